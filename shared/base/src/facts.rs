@@ -1,0 +1,116 @@
+//! What a decoded segment says about itself: found by the WAL reader, stored in the segment's object and in the index,
+//! used by the planners.
+
+use crate::{Lsn, PgMajor, PgTimestamp, SegmentName, SegmentSize, SystemId, TimelineId};
+
+/// Facts about one segment of WAL, all read from its content.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentFacts {
+    /// The file's name: timeline and number.
+    pub name: SegmentName,
+    /// The cluster that wrote it.
+    pub system_id: SystemId,
+    /// The version that wrote it.
+    pub major: PgMajor,
+    /// Its full length.
+    pub size: SegmentSize,
+    /// The WAL block size in bytes (`XLOG_BLCKSZ`).
+    pub block_size: u32,
+    /// The timeline of its first page: the parent's in the first segment of a new timeline.
+    pub first_page_timeline: TimelineId,
+    /// Bytes before the zero tail; equals the size if there is none.
+    pub content_len: u64,
+    /// Where its first record starts, if one does.
+    pub first_record: Option<Lsn>,
+    /// Where its last record starts, if one does.
+    pub last_record: Option<Lsn>,
+    /// The end of the last record that ends in it, not aligned; its start if none does.
+    pub end: Lsn,
+    /// Whether its content reaches its end: records up to the last byte, or a segment switch.
+    pub whole: bool,
+    /// Whether it ends with a segment switch.
+    pub switched: bool,
+    /// Records that start in it.
+    pub records: u32,
+    /// What its transaction-end records say; `None` if it holds none.
+    pub transactions: Option<TransactionRange>,
+    /// Whether its last record ends in a following segment and may be a commit, abort, prepare or restore point record:
+    /// its time, xid and name are then in no segment's facts, and only decoding both segments together finds them.
+    /// `false` only when that record's header is readable here and says otherwise, or when no record crosses the end.
+    pub open_transaction_end: bool,
+    /// Named restore points in it, in LSN order.
+    pub restore_points: Vec<RestorePoint>,
+}
+
+/// The commit, abort and prepared-transaction records of a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TransactionRange {
+    /// How many.
+    pub count: u32,
+    /// The earliest time in them. Times are not monotone in LSN order.
+    pub earliest: PgTimestamp,
+    /// The latest time in them.
+    pub latest: PgTimestamp,
+    /// The lowest xid that ends in them, in the circular order around the first one.
+    pub lowest_xid: u32,
+    /// The highest xid that ends in them, in the circular order around the first one.
+    pub highest_xid: u32,
+}
+
+impl TransactionRange {
+    /// Widens the range by one more record.
+    pub fn add(range: Option<Self>, time: PgTimestamp, xid: u32) -> Self {
+        let Some(r) = range else {
+            return Self { count: 1, earliest: time, latest: time, lowest_xid: xid, highest_xid: xid };
+        };
+        Self {
+            count: r.count.saturating_add(1),
+            earliest: r.earliest.min(time),
+            latest: r.latest.max(time),
+            lowest_xid: if xid_precedes(xid, r.lowest_xid) { xid } else { r.lowest_xid },
+            highest_xid: if xid_precedes(r.highest_xid, xid) { xid } else { r.highest_xid },
+        }
+    }
+
+    /// Whether `xid` lies between the lowest and the highest: it may end here. Outside, it does not.
+    pub fn may_hold(&self, xid: u32) -> bool {
+        !xid_precedes(xid, self.lowest_xid) && !xid_precedes(self.highest_xid, xid)
+    }
+}
+
+/// PostgreSQL's circular order of xids (`TransactionIdPrecedes`), for normal xids.
+pub fn xid_precedes(a: u32, b: u32) -> bool {
+    // The sign of the difference modulo 2^32, as in transam.c.
+    a.wrapping_sub(b) > u32::MAX / 2
+}
+
+/// A record written by `pg_create_restore_point`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RestorePoint {
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub time: PgTimestamp,
+    /// Where its record starts.
+    pub lsn: Lsn,
+    /// Where its record ends.
+    pub end: Lsn,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xids_wrap_around() {
+        let mut range = None;
+        for (time, xid) in [(5, u32::MAX - 1), (3, 7), (9, u32::MAX)] {
+            range = Some(TransactionRange::add(range, PgTimestamp(time), xid));
+        }
+        let range = range.unwrap();
+        assert_eq!((range.count, range.earliest, range.latest), (3, PgTimestamp(3), PgTimestamp(9)));
+        assert_eq!((range.lowest_xid, range.highest_xid), (u32::MAX - 1, 7));
+        assert!(range.may_hold(u32::MAX) && range.may_hold(3) && range.may_hold(7));
+        assert!(!range.may_hold(8) && !range.may_hold(u32::MAX - 2));
+    }
+}

@@ -1,0 +1,60 @@
+//! Walpoint's vocabulary: what every other part agrees on and nothing that only one of them needs.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`lsn`] | positions in WAL, printed as PostgreSQL prints them |
+//! | [`segment`] | segment sizes, numbers and the names of files in `pg_wal` |
+//! | [`timeline`] | timeline ids, `.history` files, the path of a timeline |
+//! | [`ids`] | system identifiers, major versions, names of clusters, lineages and backups |
+//! | [`clock`] | PostgreSQL's timestamps |
+//! | [`target`] | recovery targets, as a person writes them and as PostgreSQL wants them |
+//! | [`facts`] | what a decoded segment says about itself |
+//! | [`durable`] | files that survive a power cut |
+//! | [`place`] | the data directory around a file that PostgreSQL wants |
+//! | [`secret`] | passwords and keys: where they come from, never where they show |
+//! | [`socket`] | the messages between the thin clients and their servers |
+//!
+//! Without the features `time` and `secret` nothing outside the standard library is linked into a thin client.
+
+pub mod clock;
+pub mod durable;
+pub mod facts;
+pub mod ids;
+pub mod lsn;
+pub mod place;
+#[cfg(feature = "secret")]
+pub mod secret;
+pub mod segment;
+pub mod socket;
+#[cfg(feature = "time")]
+pub mod target;
+pub mod timeline;
+
+pub use clock::PgTimestamp;
+pub use facts::SegmentFacts;
+pub use ids::{BackupId, ClusterName, LineageId, PgMajor, SystemId};
+pub use lsn::Lsn;
+pub use place::{Place, Recovery};
+#[cfg(feature = "secret")]
+pub use secret::{Secret, SecretError, SecretSource};
+pub use segment::{SegmentName, SegmentNo, SegmentSize, WalFileName};
+#[cfg(feature = "time")]
+pub use target::{RecoveryTarget, TargetTimeline};
+pub use timeline::{TimelineHistory, TimelineId};
+
+/// A text that is not what its type asks for: what was expected, and the text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not {expected}: {text:?}")]
+pub struct ParseError {
+    /// What the text should have been, in words that fit after "not".
+    pub expected: &'static str,
+    /// The text as it was given, cut to 200 characters.
+    pub text: String,
+}
+
+impl ParseError {
+    /// An error about `text`.
+    pub fn new(expected: &'static str, text: &str) -> Self {
+        Self { expected, text: text.chars().take(200).collect() }
+    }
+}

@@ -1,0 +1,497 @@
+//! The messages between the thin clients and the processes that serve them, over a Unix socket.
+//!
+//! A message is a length (u32, little-endian, at most [`MAX_MESSAGE`]) and that many bytes. The bytes begin with the
+//! protocol's version and the message's kind; integers are little-endian, texts have a u16 length before them. One
+//! request and one reply for each connection; before the reply to a fetch there may be any number of
+//! [`FetchOutcome::Working`], which tell that the server is alive and what it waits for.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+/// No message is longer.
+pub const MAX_MESSAGE: usize = 64 << 10;
+
+/// Where a standby keeps the history files it has seen, relative to `pg_wal`.
+pub const HISTORY_CACHE: &str = "walpoint-spool/history";
+
+/// A file of this name in [`HISTORY_CACHE`] says that `standby_history_outage` is `stop`: `restore-fetch` reads no
+/// configuration.
+pub const STOP_WITHOUT_HISTORY: &str = "stop-without-history";
+
+/// Changes when an old peer could misread a new one.
+const VERSION: u8 = 1;
+
+/// What the client found at the path it was given, so that both sides know that they speak of the same file although
+/// their paths may differ. Of a file that is not a segment the first three are 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FileIdentity {
+    /// The system identifier in the segment's first page.
+    pub system_id: u64,
+    /// The timeline of the first page.
+    pub page_timeline: u32,
+    /// The address of the first page.
+    pub page_address: u64,
+    /// The file's length in bytes.
+    pub size: u64,
+    /// The file's inode.
+    pub inode: u64,
+    /// Its modification time, seconds since 1970.
+    pub mtime: i64,
+    /// The nanoseconds of that.
+    pub mtime_nsec: u32,
+}
+
+impl FileIdentity {
+    /// Reads the identity of an open file from its metadata and its first page.
+    ///
+    /// The fields of a segment are taken from the long page header (`XLogLongPageHeaderData`): magic and info (u16
+    /// each), timeline (u32), page address (u64), remaining length (u32), padding, system identifier (u64).
+    pub fn of(file: &std::fs::File, is_segment: bool) -> io::Result<Self> {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        let meta = file.metadata()?;
+        let mut identity = Self {
+            size: meta.size(),
+            inode: meta.ino(),
+            mtime: meta.mtime(),
+            mtime_nsec: u32::try_from(meta.mtime_nsec()).unwrap_or_default(),
+            ..Self::default()
+        };
+        let mut header = [0; 32];
+        if is_segment && meta.size() >= 32 {
+            file.read_exact_at(&mut header, 0)?;
+            identity.page_timeline = u32::from_le_bytes(field(&header, 4));
+            identity.page_address = u64::from_le_bytes(field(&header, 8));
+            identity.system_id = u64::from_le_bytes(field(&header, 24));
+        }
+        Ok(identity)
+    }
+}
+
+fn field<const N: usize>(header: &[u8; 32], at: usize) -> [u8; N] {
+    std::array::from_fn(|i| header[at + i])
+}
+
+/// `archive-push` asks that a file of `pg_wal` be made durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PushRequest {
+    /// The file's name, without a directory.
+    pub name: String,
+    /// What the client found there.
+    pub identity: FileIdentity,
+}
+
+/// How long a client waits for the reply about a file of that many bytes before it takes the daemon for hung. The daemon
+/// gives up on a store, and says so, after half of that at the latest.
+pub fn push_patience(size: u64) -> Duration {
+    Duration::from_secs(120 + size / (512 << 10))
+}
+
+/// What became of a push.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PushReply {
+    /// Stored in every repository that has to acknowledge, or not.
+    pub outcome: PushOutcome,
+    /// The identity of the file that the daemon read.
+    pub identity: FileIdentity,
+    /// For PostgreSQL's log: empty, or what failed and what to do.
+    pub message: String,
+}
+
+/// The outcome of a push.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PushOutcome {
+    /// Durable in every repository that has to acknowledge.
+    Stored,
+    /// Not stored. The message says why.
+    Failed,
+    /// The daemon is going away: ask again.
+    Retry,
+}
+
+/// Somebody asks the daemon of `archive-push` how it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HealthRequest;
+
+/// The daemon answers, so it lives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HealthReply {
+    /// Which of its tasks fail, and why, a line each; empty if none does.
+    pub problems: String,
+}
+
+/// `restore-fetch` asks for a file of WAL.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FetchRequest {
+    /// What PostgreSQL asks for (`%f`).
+    pub name: String,
+    /// Where it wants it (`%p`), as given; for messages only.
+    pub path: String,
+    /// The system identifier in the `global/pg_control` beside that path: whose WAL it is.
+    pub system_id: u64,
+    /// The inode of the path's directory, `pg_wal`, so that both sides know that they speak of the same one although
+    /// their paths may differ.
+    pub directory: u64,
+    /// Whether a server recovers there and will ask for what follows. `pg_rewind` does not.
+    pub ahead: bool,
+}
+
+/// What became of a fetch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FetchReply {
+    /// Whether the file is there.
+    pub outcome: FetchOutcome,
+    /// When ready: the verified file, as a path relative to the directory of the requested path, or an absolute one if
+    /// the spool lies elsewhere. The client renames it.
+    pub file: String,
+    /// When ready: the file's length in bytes.
+    pub size: u64,
+    /// For PostgreSQL's log: empty, or what failed and what to do.
+    pub message: String,
+}
+
+/// The outcome of a fetch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FetchOutcome {
+    /// Verified and complete, under the path of the reply.
+    Ready,
+    /// Proven not to be in the archive: exit 1.
+    Absent,
+    /// Not to be had, and not proven absent: exit 255 so that recovery does not end.
+    Uncertain,
+    /// On a standby, not to be had at the moment: exit 1, so that the standby goes on and asks again.
+    Later,
+    /// This prefetcher serves another cluster or another data directory: nothing is known about the file.
+    Elsewhere,
+    /// No answer yet; another reply follows. The message says what is waited for, or nothing.
+    Working,
+}
+
+/// A message that can be sent.
+pub trait Message: Sized {
+    /// Tells the kinds apart.
+    const KIND: u8;
+    /// Appends the fields.
+    fn put(&self, out: &mut Vec<u8>);
+    /// Reads the fields. `None` if they are not there.
+    fn take(input: &mut Input<'_>) -> Option<Self>;
+
+    /// The message with its length before it.
+    fn encode(&self) -> io::Result<Vec<u8>> {
+        let mut out = vec![0, 0, 0, 0, VERSION, Self::KIND];
+        self.put(&mut out);
+        let length = out.len() - 4;
+        let length = u32::try_from(length).ok().filter(|_| length <= MAX_MESSAGE);
+        let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "message too long"))?;
+        for (to, from) in out.iter_mut().zip(length.to_le_bytes()) {
+            *to = from;
+        }
+        Ok(out)
+    }
+
+    /// Reads what follows the length. Any bytes give a message or an error.
+    fn decode(bytes: &[u8]) -> io::Result<Self> {
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let mut input = Input(bytes);
+        match (input.u8(), input.u8()) {
+            (Some(VERSION), Some(kind)) if kind == Self::KIND => {}
+            (Some(version), Some(kind)) => {
+                return Err(invalid(format!(
+                    "the peer speaks version {version} of the socket protocol, message {kind}; expected version {VERSION}, message {}: \
+                     are client and daemon of the same release?",
+                    Self::KIND
+                )));
+            }
+            _ => return Err(invalid("empty message".to_owned())),
+        }
+        let message = Self::take(&mut input).filter(|_| input.0.is_empty());
+        message.ok_or_else(|| invalid("a message with missing or surplus bytes".to_owned()))
+    }
+
+    /// Sends the message.
+    fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        to.write_all(&self.encode()?)?;
+        to.flush()
+    }
+
+    /// Receives a message.
+    fn read(from: &mut impl Read) -> io::Result<Self> {
+        let mut length = [0; 4];
+        from.read_exact(&mut length)?;
+        let mut bytes = vec![0; checked_length(length)?];
+        from.read_exact(&mut bytes)?;
+        Self::decode(&bytes)
+    }
+}
+
+/// The length of a message, refused if it is over [`MAX_MESSAGE`].
+pub fn checked_length(prefix: [u8; 4]) -> io::Result<usize> {
+    let length = u32::from_le_bytes(prefix) as usize;
+    if length > MAX_MESSAGE {
+        let text = format!("a message of {length} bytes: the peer does not speak this protocol");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(length)
+}
+
+/// The unread rest of a message.
+pub struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = usize::from(u16::from_le_bytes(self.array()?));
+        let (head, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        String::from_utf8(head.to_vec()).ok()
+    }
+}
+
+/// Appends a text, cut at a character boundary to what a length of 16 bits and the message can hold.
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    let mut end = text.len().min(16 << 10);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    out.extend(u16::try_from(end).unwrap_or_default().to_le_bytes());
+    out.extend(&text.as_bytes()[..end]);
+}
+
+fn put_identity(out: &mut Vec<u8>, identity: &FileIdentity) {
+    out.extend(identity.system_id.to_le_bytes());
+    out.extend(identity.page_timeline.to_le_bytes());
+    out.extend(identity.page_address.to_le_bytes());
+    out.extend(identity.size.to_le_bytes());
+    out.extend(identity.inode.to_le_bytes());
+    out.extend(identity.mtime.to_le_bytes());
+    out.extend(identity.mtime_nsec.to_le_bytes());
+}
+
+fn take_identity(input: &mut Input<'_>) -> Option<FileIdentity> {
+    Some(FileIdentity {
+        system_id: input.u64()?,
+        page_timeline: input.u32()?,
+        page_address: input.u64()?,
+        size: input.u64()?,
+        inode: input.u64()?,
+        mtime: i64::from_le_bytes(input.array()?),
+        mtime_nsec: input.u32()?,
+    })
+}
+
+impl Message for PushRequest {
+    const KIND: u8 = 1;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put_text(out, &self.name);
+        put_identity(out, &self.identity);
+    }
+
+    fn take(input: &mut Input<'_>) -> Option<Self> {
+        Some(Self { name: input.text()?, identity: take_identity(input)? })
+    }
+}
+
+impl Message for PushReply {
+    const KIND: u8 = 2;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(match self.outcome {
+            PushOutcome::Stored => 0,
+            PushOutcome::Failed => 1,
+            PushOutcome::Retry => 2,
+        });
+        put_identity(out, &self.identity);
+        put_text(out, &self.message);
+    }
+
+    fn take(input: &mut Input<'_>) -> Option<Self> {
+        let outcome = match input.u8()? {
+            0 => PushOutcome::Stored,
+            1 => PushOutcome::Failed,
+            2 => PushOutcome::Retry,
+            _ => return None,
+        };
+        Some(Self { outcome, identity: take_identity(input)?, message: input.text()? })
+    }
+}
+
+impl Message for FetchRequest {
+    const KIND: u8 = 3;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put_text(out, &self.name);
+        put_text(out, &self.path);
+        out.extend(self.system_id.to_le_bytes());
+        out.extend(self.directory.to_le_bytes());
+        out.push(self.ahead.into());
+    }
+
+    fn take(input: &mut Input<'_>) -> Option<Self> {
+        Some(Self {
+            name: input.text()?,
+            path: input.text()?,
+            system_id: input.u64()?,
+            directory: input.u64()?,
+            ahead: input.u8()? != 0,
+        })
+    }
+}
+
+impl Message for FetchReply {
+    const KIND: u8 = 4;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(match self.outcome {
+            FetchOutcome::Ready => 0,
+            FetchOutcome::Absent => 1,
+            FetchOutcome::Uncertain => 2,
+            FetchOutcome::Later => 3,
+            FetchOutcome::Working => 4,
+            FetchOutcome::Elsewhere => 5,
+        });
+        put_text(out, &self.file);
+        out.extend(self.size.to_le_bytes());
+        put_text(out, &self.message);
+    }
+
+    fn take(input: &mut Input<'_>) -> Option<Self> {
+        let outcome = match input.u8()? {
+            0 => FetchOutcome::Ready,
+            1 => FetchOutcome::Absent,
+            2 => FetchOutcome::Uncertain,
+            3 => FetchOutcome::Later,
+            4 => FetchOutcome::Working,
+            5 => FetchOutcome::Elsewhere,
+            _ => return None,
+        };
+        Some(Self { outcome, file: input.text()?, size: input.u64()?, message: input.text()? })
+    }
+}
+
+impl Message for HealthRequest {
+    const KIND: u8 = 5;
+
+    fn put(&self, _: &mut Vec<u8>) {}
+
+    fn take(_: &mut Input<'_>) -> Option<Self> {
+        Some(Self)
+    }
+}
+
+impl Message for HealthReply {
+    const KIND: u8 = 6;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put_text(out, &self.problems);
+    }
+
+    fn take(input: &mut Input<'_>) -> Option<Self> {
+        Some(Self { problems: input.text()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request() -> PushRequest {
+        let identity = FileIdentity {
+            system_id: 7,
+            page_timeline: 1,
+            page_address: 2 << 24,
+            size: 16 << 20,
+            inode: 5,
+            mtime: -1,
+            mtime_nsec: 9,
+        };
+        PushRequest { name: "000000010000000000000002".into(), identity }
+    }
+
+    #[test]
+    fn messages_arrive_as_sent() {
+        let sent = request();
+        let mut wire = Vec::new();
+        sent.write(&mut wire).unwrap();
+        assert_eq!(PushRequest::read(&mut wire.as_slice()).unwrap(), sent);
+
+        let reply =
+            PushReply { outcome: PushOutcome::Failed, identity: sent.identity, message: "é".repeat(40_000) };
+        let got = PushReply::decode(&reply.encode().unwrap()[4..]).unwrap();
+        assert_eq!((got.outcome, got.identity), (reply.outcome, reply.identity));
+        assert!(reply.message.starts_with(&got.message) && got.message.len() > 16_000);
+    }
+
+    #[test]
+    fn health_arrives_as_sent_and_is_no_push() {
+        let asked = HealthRequest.encode().unwrap();
+        assert_eq!(HealthRequest::decode(&asked[4..]).unwrap(), HealthRequest);
+        assert!(PushRequest::decode(&asked[4..]).is_err());
+        assert!(HealthRequest::decode(&request().encode().unwrap()[4..]).is_err());
+        let reply = HealthReply { problems: "main: look-ahead: no disk\n".into() };
+        assert_eq!(HealthReply::decode(&reply.encode().unwrap()[4..]).unwrap(), reply);
+    }
+
+    #[test]
+    fn fetches_arrive_as_sent() {
+        let request = FetchRequest {
+            name: "00000002.history".into(),
+            path: "pg_wal/x".into(),
+            system_id: 7,
+            directory: 9,
+            ahead: true,
+        };
+        assert_eq!(FetchRequest::decode(&request.encode().unwrap()[4..]).unwrap(), request);
+        for outcome in [
+            FetchOutcome::Ready,
+            FetchOutcome::Absent,
+            FetchOutcome::Uncertain,
+            FetchOutcome::Later,
+            FetchOutcome::Working,
+            FetchOutcome::Elsewhere,
+        ] {
+            let reply = FetchReply { outcome, file: "walpoint-spool/x".into(), size: 5, message: "m".into() };
+            assert_eq!(FetchReply::decode(&reply.encode().unwrap()[4..]).unwrap(), reply);
+        }
+    }
+
+    #[test]
+    fn a_foreign_peer_is_an_error() {
+        assert!(PushRequest::read(&mut b"GET / HTTP/1.1\r\n".as_slice()).is_err());
+        assert!(PushReply::decode(&request().encode().unwrap()[4..]).is_err());
+        let mut other = request().encode().unwrap();
+        other[4] = 9;
+        assert!(PushRequest::decode(&other[4..]).unwrap_err().to_string().contains("same release"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_message_or_an_error(mut bytes: Vec<u8>, kind in 1u8..5) {
+            for (i, b) in [VERSION, kind].into_iter().enumerate() {
+                if let Some(slot) = bytes.get_mut(i) { *slot = b; }
+            }
+            let _results = (
+                PushRequest::decode(&bytes).is_ok(), PushReply::decode(&bytes).is_ok(),
+                FetchRequest::decode(&bytes).is_ok(), FetchReply::decode(&bytes).is_ok(),
+            );
+        }
+    }
+}
