@@ -1,0 +1,29 @@
+//! What Walpoint asks of a server, as typed calls that work the same on PostgreSQL 13 to 18.
+//!
+//! | type | for |
+//! |---|---|
+//! | [`Server`] | an ordinary session: identity, settings, tablespaces, restore points, the archiver's counters |
+//! | [`BackupSession`] | a base backup by the low-level interface |
+//! | [`Walsender`] | replication commands |
+//! | [`least_privilege_sql`] | the role that may do all this and nothing else |
+//!
+//! A right that is missing comes back as [`ServerError::Rights`] with the statement that gives it.
+
+mod backup;
+mod error;
+mod identity;
+mod replication;
+mod role;
+mod session;
+mod tablespaces;
+mod wal;
+
+pub use self::backup::{BackupSession, BackupStart, BackupStop};
+pub use self::error::ServerError;
+pub(crate) use self::error::explain;
+pub use self::identity::{ArchiveSettings, ConfigFiles, Identity};
+pub use self::replication::{SystemIdentity, Walsender};
+pub use self::role::{Right, least_privilege_sql};
+pub use self::session::Server;
+pub use self::tablespaces::Tablespace;
+pub use self::wal::{ArchiverStats, ReplayState};

@@ -1,0 +1,158 @@
+//! Why WAL is refused, in words for PostgreSQL's log.
+
+use walpoint_base::{Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, SystemId};
+
+/// Why a file is not a good segment under its name.
+///
+/// The text says what is wrong, with what, and what to do; [`WalError::is_damage`] tells the one case that reading again
+/// may cure.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WalError {
+    /// Not WAL at all.
+    #[error(
+        "{name} is not a WAL segment: {what}; check that archive_command passes %p and that the file lies in pg_wal"
+    )]
+    NotWal {
+        /// The name it was given under.
+        name: SegmentName,
+        /// What its beginning looks like.
+        what: String,
+    },
+    /// WAL, but of no version that is known.
+    #[error(
+        "WAL segment {name} was written by an unknown version of PostgreSQL (page magic {magic:#06X}); \
+         Walpoint knows 13 to 18"
+    )]
+    UnknownVersion {
+        /// The segment.
+        name: SegmentName,
+        /// What its first page starts with.
+        magic: u16,
+    },
+    /// Cut short, or too long.
+    #[error(
+        "WAL segment {name} has {len} bytes instead of {expected}: it was cut short, is still being written, or does \
+         not come from this cluster; look for a full disk or an interrupted copy"
+    )]
+    WrongLength {
+        /// The segment.
+        name: SegmentName,
+        /// Bytes in the file.
+        len: u64,
+        /// Bytes of a segment of the cluster that wrote it.
+        expected: u64,
+    },
+    /// Another segment's content.
+    #[error(
+        "the file {name} holds the WAL of another segment, from {found} on: it was renamed, or recycled and never \
+         written; do not archive it under this name"
+    )]
+    OtherSegment {
+        /// The name.
+        name: SegmentName,
+        /// The position of the file's first page.
+        found: Lsn,
+    },
+    /// A page of a timeline that cannot be in this file.
+    #[error(
+        "WAL segment {name} has a page of timeline {found} at {page}, where timeline {expected} belongs: the file was \
+         renamed or comes from another server; do not archive it under this name"
+    )]
+    WrongTimeline {
+        /// The segment.
+        name: SegmentName,
+        /// The page.
+        page: Lsn,
+        /// The timeline it says.
+        found: u32,
+        /// The timeline, or the highest one, that could be there.
+        expected: u32,
+    },
+    /// Another cluster's WAL.
+    #[error(
+        "WAL segment {name} is not from this cluster: its {what} is {theirs}, this cluster's is {ours}; {hint}"
+    )]
+    Foreign {
+        /// The segment.
+        name: SegmentName,
+        /// What differs.
+        what: &'static str,
+        /// What the segment says.
+        theirs: String,
+        /// What it should say.
+        ours: String,
+        /// What that usually means.
+        hint: &'static str,
+    },
+    /// Content that PostgreSQL cannot have written so.
+    #[error(
+        "WAL segment {name} is damaged at {at}: {what}; if reading it again gives the same, look for failing storage \
+         and take a new base backup (push --accept-damaged archives it as it is, flagged)"
+    )]
+    Damaged {
+        /// The segment.
+        name: SegmentName,
+        /// The record or page that is wrong.
+        at: Lsn,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Segments were read in the wrong order, or one is missing.
+    #[error("WAL segment {name} does not follow the one read before it, which ends at {expected}")]
+    NotConsecutive {
+        /// The segment.
+        name: SegmentName,
+        /// Where the next segment should start.
+        expected: Lsn,
+    },
+}
+
+impl WalError {
+    /// Whether the content itself is wrong, so that reading the file once more may help.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. })
+    }
+}
+
+/// The cluster that a repository keeps WAL of, as far as a segment can tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The system identifier.
+    pub system_id: SystemId,
+    /// The major version.
+    pub major: PgMajor,
+    /// Bytes of a segment.
+    pub segment_size: SegmentSize,
+}
+
+impl Identity {
+    /// Refuses another cluster's segment.
+    pub fn check(&self, facts: &SegmentFacts) -> Result<(), WalError> {
+        let foreign = |what, theirs: String, ours: String, hint| {
+            Err(WalError::Foreign { name: facts.name, what, theirs, ours, hint })
+        };
+        if facts.system_id != self.system_id {
+            let hint = "two clusters archive to the same place, or this one was created anew: give it a name of its own";
+            return foreign(
+                "system identifier",
+                facts.system_id.to_string(),
+                self.system_id.to_string(),
+                hint,
+            );
+        }
+        if facts.major != self.major {
+            let hint = "after an upgrade, register the new version with archive-agent init";
+            return foreign("major version", facts.major.to_string(), self.major.to_string(), hint);
+        }
+        if facts.size != self.segment_size {
+            let hint = "pg_resetwal changed it: register the cluster again with archive-agent init";
+            return foreign(
+                "segment size",
+                format!("{:?}", facts.size),
+                format!("{:?}", self.segment_size),
+                hint,
+            );
+        }
+        Ok(())
+    }
+}

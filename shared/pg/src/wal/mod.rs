@@ -1,0 +1,38 @@
+//! The write-ahead log: pages, records, segments.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `page` | headers of pages, the magic number of each version |
+//! | `record` | headers of records, their check, where their main data lies |
+//! | `kind` | what the records mean that decide about recovery targets and archives |
+//! | `segment` | what a segment is, and which pages belong to it |
+//! | `pending` | a record that is put together from several pages |
+//! | `walk` | the walk over the records of a segment; where WAL ends and where it is damaged |
+//! | [`Inspector`] | one segment's facts, and whether it may be archived |
+//! | [`RecordReader`] | records over consecutive segments |
+//! | [`find`](mod@find) | where recovery stops |
+//!
+//! All of it is total: any bytes give facts or an error, and nothing is allocated that was not read.
+
+mod error;
+pub mod find;
+#[cfg(test)]
+mod forge;
+mod inspect;
+mod kind;
+mod page;
+mod pending;
+mod reader;
+mod record;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+pub use error::{Identity, WalError};
+pub use inspect::{Inspector, inspect, inspect_on_path};
+pub use kind::{Checkpoint, ParameterChange, RecordKind, TransactionEnd};
+pub use page::{LONG_HEADER, LongHeader, PageHeader, SHORT_HEADER, magic_of_major, major_of_magic};
+pub use reader::{RecordReader, SegmentRecords};
+pub use record::{RECORD_HEADER, RecordHeader, Rmgr, WalRecord};
+pub use walk::SegmentEnd;

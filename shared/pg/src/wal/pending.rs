@@ -1,0 +1,91 @@
+//! A record that is put together from the pages, and the segments, over which it extends.
+//!
+//! Memory: the body is kept only where it will be decoded, and never more of it than was read; the check is computed as
+//! the pieces come.
+
+use walpoint_base::{Lsn, PgMajor};
+
+use super::kind::RecordKind;
+use super::record::{RECORD_HEADER, RecordCrc, RecordHeader};
+
+/// The pieces so far. One value is used again for record after record, so that its buffer is allocated once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pending {
+    /// Where the record starts; `None` if its beginning was not read.
+    start: Option<Lsn>,
+    missing: u32,
+    raw: [u8; RECORD_HEADER],
+    have: usize,
+    crc: RecordCrc,
+    body: Vec<u8>,
+    keep: bool,
+    /// Whether the header has been found right.
+    pub(super) checked: bool,
+}
+
+impl Pending {
+    /// Begins a record that starts at `start` and is `total` bytes long.
+    pub(super) fn begin(&mut self, start: Lsn, total: u32) {
+        self.reset(Some(start), total);
+    }
+
+    /// Begins the rest of a record whose beginning was not read.
+    pub(super) fn begin_rest(&mut self, missing: u32) {
+        self.reset(None, missing);
+    }
+
+    fn reset(&mut self, start: Option<Lsn>, missing: u32) {
+        let mut body = std::mem::take(&mut self.body);
+        body.clear();
+        *self = Self { start, missing, body, ..Self::default() };
+    }
+
+    /// Where the record starts, if that was read.
+    pub(super) fn start(&self) -> Option<Lsn> {
+        self.start
+    }
+
+    /// Bytes still to come.
+    pub(super) fn missing(&self) -> u32 {
+        self.missing
+    }
+
+    /// Takes as much of the record as `bytes` holds; how much that was.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> usize {
+        let missing = usize::try_from(self.missing).unwrap_or(usize::MAX);
+        let piece = bytes.get(..missing).unwrap_or(bytes);
+        self.missing = self.missing.saturating_sub(u32::try_from(piece.len()).unwrap_or(u32::MAX));
+        if self.start.is_none() {
+            return piece.len();
+        }
+        let header_left = RECORD_HEADER.saturating_sub(self.have).min(piece.len());
+        let (head, body) = piece.split_at(header_left);
+        if let Some(place) = self.raw.get_mut(self.have..self.have + header_left) {
+            place.copy_from_slice(head);
+        }
+        self.have += header_left;
+        if header_left > 0 {
+            self.keep = self.header().is_some_and(|header| RecordKind::is_decoded(&header));
+        }
+        self.crc = self.crc.body(body);
+        if self.keep {
+            self.body.extend_from_slice(body);
+        }
+        piece.len()
+    }
+
+    /// The header, once all of it was read.
+    pub(super) fn header(&self) -> Option<RecordHeader> {
+        (self.have == RECORD_HEADER).then(|| RecordHeader::parse(&self.raw))
+    }
+
+    /// The check over all pieces.
+    pub(super) fn crc(&self) -> u32 {
+        self.crc.finish(&self.raw)
+    }
+
+    /// What the complete record means.
+    pub(super) fn kind(&self, header: &RecordHeader, major: PgMajor) -> RecordKind {
+        if self.keep { RecordKind::decode(header, &self.body, major) } else { RecordKind::Other }
+    }
+}

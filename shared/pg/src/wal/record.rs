@@ -1,0 +1,219 @@
+//! WAL records: the header, the check, and where the main data lies.
+//!
+//! Source: `src/include/access/xlogrecord.h`, `src/backend/access/transam/xlogreader.c`.
+
+use walpoint_base::{Lsn, PgMajor};
+
+use super::kind::{RecordKind, XLOG_SWITCH};
+use crate::bytes;
+
+/// Length of a record's header: `SizeOfXLogRecord`.
+pub const RECORD_HEADER: usize = 24;
+
+/// Records are shorter than this: `XLogRecordMaxSize` and, before 16, the largest allocation.
+const MAX_RECORD: u32 = 1 << 30;
+
+/// A segment switch has no data, but might name a transaction or an origin. What is longer has a wrong length, and would
+/// look like a record that was cut off.
+const MAX_SWITCH: u32 = 64;
+
+/// The resource manager that wrote a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rmgr(pub u8);
+
+impl Rmgr {
+    /// WAL itself: checkpoints, segment switches, restore points.
+    pub const XLOG: Rmgr = Rmgr(0);
+    /// Transactions.
+    pub const XACT: Rmgr = Rmgr(1);
+    /// The last of PostgreSQL's own, the same in all of 13 to 18.
+    const LAST_BUILTIN: u8 = 21;
+    /// Extensions may register their own from here on, since 15.
+    const FIRST_CUSTOM: u8 = 128;
+
+    fn exists(self, major: PgMajor) -> bool {
+        self.0 <= Self::LAST_BUILTIN || (major.get() >= 15 && self.0 >= Self::FIRST_CUSTOM)
+    }
+}
+
+/// `XLogRecord`: the header of a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordHeader {
+    /// Bytes of the record, header included, page headers not.
+    pub total: u32,
+    /// The transaction, 0 if none.
+    pub xid: u32,
+    /// Where the record before it starts.
+    pub previous: Lsn,
+    /// Flags; the meaning of the upper four bits is up to the resource manager.
+    pub info: u8,
+    /// Who wrote it.
+    pub rmgr: Rmgr,
+    /// CRC-32C of the body, then of the header up to here.
+    pub crc: u32,
+}
+
+impl RecordHeader {
+    /// Reads a header; whether it makes sense is decided by the walk.
+    pub fn parse(header: &[u8; RECORD_HEADER]) -> Self {
+        let [
+            t0,
+            t1,
+            t2,
+            t3,
+            x0,
+            x1,
+            x2,
+            x3,
+            p0,
+            p1,
+            p2,
+            p3,
+            p4,
+            p5,
+            p6,
+            p7,
+            info,
+            rmgr,
+            _,
+            _,
+            c0,
+            c1,
+            c2,
+            c3,
+        ] = *header;
+        Self {
+            total: u32::from_le_bytes([t0, t1, t2, t3]),
+            xid: u32::from_le_bytes([x0, x1, x2, x3]),
+            previous: Lsn(u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7])),
+            info,
+            rmgr: Rmgr(rmgr),
+            crc: u32::from_le_bytes([c0, c1, c2, c3]),
+        }
+    }
+
+    /// PostgreSQL's `ValidXLogRecordHeader`: `previous` is the start of the record before, if that is known. The error
+    /// says what is wrong.
+    pub(super) fn check(&self, start: Lsn, previous: Option<Lsn>, major: PgMajor) -> Result<(), String> {
+        check_total(self.total)?;
+        if self.rmgr == Rmgr::XLOG && self.info & 0xF0 == XLOG_SWITCH && self.total > MAX_SWITCH {
+            return Err(format!("a segment switch cannot be {} bytes long", self.total));
+        }
+        if !self.rmgr.exists(major) {
+            return Err(format!("the record has an unknown resource manager, {}", self.rmgr.0));
+        }
+        match previous {
+            Some(previous) if self.previous != previous => Err(format!(
+                "the record points back to {}, the one before starts at {previous}",
+                self.previous
+            )),
+            None if self.previous >= start => {
+                Err(format!("the record points back to {}, which lies ahead", self.previous))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a record can have this length; the error says what is wrong.
+pub(super) fn check_total(total: u32) -> Result<(), String> {
+    if usize::try_from(total).is_ok_and(|total| total >= RECORD_HEADER) && total < MAX_RECORD {
+        Ok(())
+    } else {
+        Err(format!("a record cannot be {total} bytes long"))
+    }
+}
+
+/// The check over a record, fed with its body in pieces.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RecordCrc(u32);
+
+impl RecordCrc {
+    /// Adds the next piece of the body.
+    pub(super) fn body(self, piece: &[u8]) -> Self {
+        Self(crc32c::crc32c_append(self.0, piece))
+    }
+
+    /// Adds the header, up to its own CRC, and gives the result.
+    pub(super) fn finish(self, header: &[u8; RECORD_HEADER]) -> u32 {
+        crc32c::crc32c_append(self.0, header.split_at(20).0)
+    }
+}
+
+/// A record, complete and with the right check.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WalRecord {
+    /// Where it starts: PostgreSQL's `ReadRecPtr`.
+    pub start: Lsn,
+    /// The first byte after it, not aligned.
+    pub end: Lsn,
+    /// Where the next record may start: PostgreSQL's `EndRecPtr`, which its functions print as the record's end. After a
+    /// segment switch that is the next segment.
+    pub next: Lsn,
+    /// Where the record before it starts, as it says.
+    pub previous: Lsn,
+    /// The transaction that wrote it, 0 if none. For the end of a prepared transaction see [`RecordKind`].
+    pub xid: u32,
+    /// Who wrote it.
+    pub rmgr: Rmgr,
+    /// The header's flags.
+    pub info: u8,
+    /// What it means, as far as recovery targets and archives are concerned.
+    pub kind: RecordKind,
+}
+
+/// The main data at the end of a record's body. `None` if there is none, if the record refers to blocks (no kind that is
+/// decoded here does), or if the body makes no sense.
+pub(super) fn main_data(body: &[u8]) -> Option<&[u8]> {
+    let (len, headers) = main_data_len(body)?;
+    // The data is the last thing in the record, right behind the headers when there are no blocks.
+    let data = body.get(headers..)?;
+    (data.len() == len).then_some(data)
+}
+
+/// The length of the main data as the record's headers state it, and the length of those headers.
+fn main_data_len(body: &[u8]) -> Option<(usize, usize)> {
+    const SHORT: u8 = 255;
+    const LONG: u8 = 254;
+    const ORIGIN: u8 = 253;
+    const TOPLEVEL_XID: u8 = 252;
+    let mut at = 0;
+    loop {
+        match *body.get(at)? {
+            SHORT => return Some((usize::from(*body.get(at + 1)?), at + 2)),
+            LONG => return Some((usize::try_from(bytes::u32(body, at + 1)?).ok()?, at + 5)),
+            ORIGIN => at += 3,
+            TOPLEVEL_XID => at += 5,
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn main_data_follows_origin_and_top_level_xid() {
+        assert_eq!(main_data(&[255, 2, 7, 8]), Some(&[7, 8][..]));
+        assert_eq!(main_data(&[253, 1, 0, 252, 9, 0, 0, 0, 254, 1, 0, 0, 0, 5]), Some(&[5][..]));
+        assert_eq!(main_data(&[255, 3, 7, 8]), None, "shorter than it says");
+        assert_eq!(main_data(&[0, 2, 7, 8]), None, "a block reference");
+        assert_eq!(main_data(&[]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_read_or_refused(body: Vec<u8>) {
+            let _data = main_data(&body);
+        }
+
+        #[test]
+        fn any_header_is_valid_or_refused(header: [u8; RECORD_HEADER], start: u64, previous: Option<u64>) {
+            let header = RecordHeader::parse(&header);
+            let _result = header.check(Lsn(start), previous.map(Lsn), PgMajor::new(16).unwrap());
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! The walk over the records of one segment, by PostgreSQL's own rules (`XLogDecodeNextRecord`): each record's check is
+//! verified, records that extend over pages are put together, and where the chain of records breaks it is decided
+//! whether the WAL ends there or is damaged.
+//!
+//! A walk may begin in the middle of things, knowing nothing of what came before, or carry on from the segment before.
+//! It is given one page after the other and keeps none; what a break in the chain means is decided by the pages behind it.
+//! It allocates nothing per record.
+
+use walpoint_base::Lsn;
+
+use super::error::WalError;
+use super::kind::{RecordKind, XLOG_SWITCH};
+use super::page::{LONG_HEADER, PageHeader};
+use super::pending::Pending;
+use super::record::{RecordCrc, RecordHeader, Rmgr, WalRecord, check_total};
+use super::segment::{Page, PageFault, Segment};
+use crate::bytes;
+
+/// How the records of a segment end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SegmentEnd {
+    /// They reach its last byte; the last one may go on in the next segment.
+    Whole,
+    /// A segment switch ends it: what follows in it is padding.
+    Switched,
+    /// The content is incomplete: from this position on there is no WAL of this segment.
+    Ended(Lsn),
+}
+
+/// What a walk needs to know of the segments before.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Carry {
+    /// Whether the segment before was read at all.
+    pub(super) known: bool,
+    /// The last page's timeline.
+    pub(super) timeline: u32,
+    /// Where the last complete record starts, if one was read.
+    pub(super) previous: Option<Lsn>,
+    /// The record that goes on, if `open`; else a buffer to use again.
+    pub(super) pending: Pending,
+    /// Whether a record goes on in the next segment.
+    pub(super) open: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    FirstPage,
+    Records,
+    /// The pending record goes on in the next page.
+    Collecting,
+    /// The chain is broken; the pages that follow decide what that means.
+    Doubt,
+    Done(SegmentEnd),
+}
+
+/// A break in the chain of records: where, and what is wrong there if it is damage.
+#[derive(Debug)]
+struct Doubt {
+    offset: usize,
+    what: String,
+    kind: DoubtKind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum DoubtKind {
+    /// A page that does not belong here: an end, unless one follows that does.
+    Page,
+    /// Something that is no right record: an end, unless a page follows that belongs here, if
+    Record {
+        /// the file was used before, and that is known to be enough,
+        if_recycled: bool,
+        /// or the record, whose header makes sense and which ends there, was cut off.
+        cut_before: Option<usize>,
+        /// What the next page says.
+        recycled: bool,
+    },
+    /// A page of a timeline that cannot be here. One among good ones is damaged; a renamed file has no good one after it.
+    Timeline { found: u32, expected: u32 },
+}
+
+/// See the module. The pages are given one after the other, each until nothing more comes of it.
+#[derive(Debug)]
+pub(super) struct Walk<'a> {
+    segment: Segment<'a>,
+    carry: Carry,
+    state: State,
+    doubt: Option<Doubt>,
+    /// Where the next record starts, or the pending one goes on; may be the start of a page. A multiple of 8.
+    position: usize,
+    /// The end of the last record that ends in this segment, not aligned.
+    end: Lsn,
+    /// Whether in the page where the pending record starts something behind it points back to it.
+    followed: bool,
+    /// If there are only zeros from here on, a segment switch ended here.
+    switch: Option<usize>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(segment: Segment<'a>, carry: Carry) -> Self {
+        let (state, end) = (State::FirstPage, segment.start);
+        Self { segment, carry, state, doubt: None, position: 0, end, followed: false, switch: None }
+    }
+
+    /// The segment that is walked over.
+    pub(super) fn segment(&self) -> &Segment<'a> {
+        &self.segment
+    }
+
+    /// Whether the pages that follow mean nothing.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.state, State::Done(_))
+    }
+
+    /// The next record that ends in this page; `None` when the next page is wanted, or [`finish`](Self::finish) after the
+    /// last one.
+    pub(super) fn next(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+        while self.position < page.end() {
+            let record = match self.state {
+                State::Done(_) => return Ok(None),
+                State::FirstPage => self.first_page(page)?,
+                State::Records => self.record(page)?,
+                State::Collecting => self.go_on(page)?,
+                State::Doubt => {
+                    self.weigh(page)?;
+                    None
+                }
+            };
+            if record.is_some() {
+                return Ok(record);
+            }
+        }
+        Ok(None)
+    }
+
+    /// How the records end, after the last page. `content_len`: bytes of the segment before its zero tail.
+    pub(super) fn finish(&mut self, content_len: usize) -> Result<SegmentEnd, WalError> {
+        let end = match (self.state, self.doubt.take()) {
+            (State::Done(end), _) => end,
+            (_, Some(doubt)) => self.decide(&doubt, content_len)?,
+            _ => SegmentEnd::Whole,
+        };
+        Ok(match (end, self.switch) {
+            (SegmentEnd::Ended(_), Some(at)) if content_len <= at => SegmentEnd::Switched,
+            _ => end,
+        })
+    }
+
+    /// The end of the last record that ended so far, not aligned; the segment's start if none did.
+    pub(super) fn end(&self) -> Lsn {
+        self.end
+    }
+
+    /// The record that goes on in the next segment, if one does.
+    pub(super) fn unfinished(&self) -> Option<&Pending> {
+        self.carry.open.then_some(&self.carry.pending)
+    }
+
+    /// What the walk over the next segment needs.
+    pub(super) fn into_carry(self) -> Carry {
+        Carry { known: true, ..self.carry }
+    }
+
+    fn first_page(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+        self.state = State::Records;
+        let header = self.enter(page).map_err(|fault| self.segment.refuse(0, fault))?;
+        self.position = header.length();
+        if header.overwrites() {
+            self.carry.open = false;
+            return Ok(None);
+        }
+        let missing = if self.carry.open { self.carry.pending.missing() } else { 0 };
+        if !header.continues() {
+            return match missing {
+                0 => Ok(None),
+                _ => {
+                    Err(self.segment.damaged(0, format!("{missing} bytes of the last record should follow")))
+                }
+            };
+        }
+        if header.remaining == 0 || (self.carry.known && header.remaining != missing) {
+            let what = format!(
+                "the page has {} bytes of the last record, {missing} should follow",
+                header.remaining
+            );
+            return Err(self.segment.damaged(0, what));
+        }
+        if !self.carry.open {
+            self.carry.pending.begin_rest(header.remaining);
+            self.carry.open = true;
+        }
+        self.collect(page)
+    }
+
+    fn record(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+        if self.position == page.offset {
+            let header = match self.enter(page) {
+                Ok(header) => header,
+                Err(fault) => return self.strange_page(page, fault),
+            };
+            if header.continues() {
+                let what = "the page continues a record, but the last one is complete".to_owned();
+                return Err(self.segment.damaged(self.position, what));
+            }
+            self.position += header.length();
+        }
+        let start = self.segment.lsn(self.position);
+        let rest = page.from(self.position);
+        let total = bytes::u32(rest, 0).unwrap_or(0);
+        if let Some((raw, after)) = rest.split_first_chunk() {
+            let header = RecordHeader::parse(raw);
+            if let Err(what) = header.check(start, self.carry.previous, self.segment.major) {
+                return self.broken_record(page, self.position, what);
+            }
+            let body =
+                usize::try_from(total).ok().and_then(|total| after.get(..total.checked_sub(raw.len())?));
+            if let Some(body) = body {
+                let crc = RecordCrc::default().body(body).finish(raw);
+                if crc != header.crc {
+                    return self.broken_record(page, self.position, wrong_crc(header.crc, crc));
+                }
+                let kind = if RecordKind::is_decoded(&header) {
+                    RecordKind::decode(&header, body, self.segment.major)
+                } else {
+                    RecordKind::Other
+                };
+                self.position += raw.len() + body.len();
+                return Ok(Some(self.complete(start, &header, kind)));
+            }
+        } else if let Err(what) = check_total(total) {
+            return self.broken_record(page, self.position, what);
+        }
+        self.followed = self.points_back_into(page, self.position + 8, start);
+        self.carry.pending.begin(start, total);
+        self.carry.open = true;
+        self.collect(page)
+    }
+
+    /// Reads the pending record from the current position to the end of the page, or its own.
+    fn collect(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+        self.position += self.carry.pending.take(page.from(self.position));
+        if let (false, Some(header), Some(start)) =
+            (self.carry.pending.checked, self.carry.pending.header(), self.carry.pending.start())
+        {
+            if let Err(what) = header.check(start, self.carry.previous, self.segment.major) {
+                return self.broken_pending(page, start, what);
+            }
+            self.carry.pending.checked = true;
+        }
+        if self.carry.pending.missing() == 0 {
+            self.state = State::Records;
+            return self.collected(page);
+        }
+        self.state = State::Collecting;
+        Ok(None)
+    }
+
+    /// The pending record should go on in this page.
+    fn go_on(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+        let header = match self.enter(page) {
+            Ok(header) => header,
+            Err(fault) => return self.strange_page(page, fault),
+        };
+        if header.overwrites() {
+            // The server crashed before it wrote the rest; recovery goes on here as if the record had never begun.
+            self.carry.open = false;
+            self.state = State::Records;
+            self.position += header.length();
+            return Ok(None);
+        }
+        let missing = self.carry.pending.missing();
+        if !header.continues() || header.remaining != missing {
+            let what = match header.continues() {
+                true => {
+                    format!(
+                        "the page has {} bytes of the last record, {missing} should follow",
+                        header.remaining
+                    )
+                }
+                false => format!("{missing} bytes of the last record should follow"),
+            };
+            return Err(self.segment.damaged(self.position, what));
+        }
+        self.position += header.length();
+        self.collect(page)
+    }
+
+    /// All of the pending record has been read.
+    fn collected(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+        self.carry.open = false;
+        let (Some(start), Some(header)) = (self.carry.pending.start(), self.carry.pending.header()) else {
+            // The rest of a record of which nothing is known.
+            self.end = self.segment.lsn(self.position);
+            self.switch = self.may_end_a_switch(page).then_some(self.position);
+            self.position = self.position.next_multiple_of(8);
+            return Ok(None);
+        };
+        let crc = self.carry.pending.crc();
+        if crc != header.crc {
+            return self.broken_pending(page, start, wrong_crc(header.crc, crc));
+        }
+        let kind = self.carry.pending.kind(&header, self.segment.major);
+        Ok(Some(self.complete(start, &header, kind)))
+    }
+
+    /// A record that ends at the current position is right.
+    fn complete(&mut self, start: Lsn, header: &RecordHeader, kind: RecordKind) -> WalRecord {
+        self.end = self.segment.lsn(self.position);
+        self.carry.previous = Some(start);
+        self.position = self.position.next_multiple_of(8);
+        if kind == RecordKind::Switch {
+            self.position = self.segment.size.as_usize();
+            self.state = State::Done(SegmentEnd::Switched);
+        }
+        WalRecord {
+            start,
+            end: self.end,
+            next: self.segment.lsn(self.position),
+            previous: header.previous,
+            xid: header.xid,
+            rmgr: header.rmgr,
+            info: header.info,
+            kind,
+        }
+    }
+
+    /// Whether the rest of a record that has just been skipped is that of a segment switch, if zeros follow: it has no body,
+    /// so at most 16 bytes of it lie here, the flags and the resource manager 8 bytes before its end.
+    fn may_end_a_switch(&self, page: Page<'_>) -> bool {
+        let len = self.position.saturating_sub(LONG_HEADER);
+        let tail = self.position.checked_sub(8).and_then(|at| bytes::array(page.from(at), 0));
+        let switch = matches!(tail, Some([info, rmgr, 0, 0, _, _, _, _])
+            if info & 0xF0 == XLOG_SWITCH && rmgr == Rmgr::XLOG.0);
+        page.offset == 0 && matches!(len, 8 | 16) && switch
+    }
+
+    /// The header of a page, if it is the right one.
+    fn enter(&mut self, page: Page<'_>) -> Result<PageHeader, PageFault> {
+        let header = self.segment.page(page, self.carry.timeline.max(1))?;
+        self.carry.timeline = header.timeline;
+        Ok(header)
+    }
+
+    /// The page is not the one that should be there. If nothing of this segment follows, it ends here: a standby that was
+    /// not sent more, a segment rebuilt from what was streamed.
+    fn strange_page(&mut self, page: Page<'_>, fault: PageFault) -> Result<Option<WalRecord>, WalError> {
+        let offset = page.offset;
+        match fault {
+            PageFault::Damaged(what) => Err(self.segment.damaged(offset, what)),
+            PageFault::Timeline { found, expected } => {
+                let what = format!("the page says it is of timeline {found}");
+                self.doubt(page, Doubt { offset, what, kind: DoubtKind::Timeline { found, expected } })
+            }
+            PageFault::Strange(what) => {
+                let open = self.carry.pending.start().filter(|_| self.carry.open);
+                let since = open.or(self.carry.previous).unwrap_or(self.segment.start);
+                // A record that only seems to extend to this page, because its length is wrong, has others behind it.
+                let begun_here = open.is_some_and(|start| start >= self.segment.start);
+                if self.points_back_into(page, offset, since) || (begun_here && self.followed) {
+                    return Err(self.segment.damaged(offset, what));
+                }
+                self.doubt(page, Doubt { offset, what, kind: DoubtKind::Page })
+            }
+        }
+    }
+
+    /// The pending record, all of whose pages are there, is wrong.
+    fn broken_pending(
+        &mut self,
+        page: Page<'_>,
+        start: Lsn,
+        what: String,
+    ) -> Result<Option<WalRecord>, WalError> {
+        let offset =
+            start.0.checked_sub(self.segment.start.0).and_then(|offset| usize::try_from(offset).ok());
+        match offset {
+            Some(offset) if offset >= page.offset => self.broken_record(page, offset, what),
+            // A page behind its start belongs here.
+            _ => Err(WalError::Damaged { name: self.segment.name, at: start, what }),
+        }
+    }
+
+    /// At `offset`, inside this page, there should be a record, and there is none or a wrong one. That is the end of the
+    /// content if only zeros follow, or what a recycled file held before, or a record that was cut off; anything else is
+    /// damage.
+    fn broken_record(
+        &mut self,
+        page: Page<'_>,
+        offset: usize,
+        what: String,
+    ) -> Result<Option<WalRecord>, WalError> {
+        if self.points_back_into(page, offset + 8, self.segment.lsn(offset)) {
+            return Err(self.segment.damaged(offset, what));
+        }
+        let rest = page.from(offset);
+        let header = rest.first_chunk().map(RecordHeader::parse);
+        let end = |header: &RecordHeader| {
+            let sound =
+                header.check(self.segment.lsn(offset), self.carry.previous, self.segment.major).is_ok();
+            let total = usize::try_from(header.total).unwrap_or(usize::MAX);
+            sound.then(|| offset.saturating_add(total))
+        };
+        // Left-overs in this page come with left-over pages after it.
+        let (if_recycled, cut_before) = match (header, self.carry.previous) {
+            (None, _) => (true, None),
+            (Some(header), Some(previous)) if header.previous == previous => (false, end(&header)),
+            // Not the record after the last one: another's bytes, unless it is that record with a wrong pointer.
+            (Some(header), Some(previous)) => {
+                (!is_record_but_for_pointer(rest, &RecordHeader { previous, ..header }), None)
+            }
+            // The first record that is read: nothing but what follows tells it from another's.
+            (Some(header), None) => (true, end(&header)),
+        };
+        let kind = DoubtKind::Record { if_recycled, cut_before, recycled: false };
+        self.doubt(page, Doubt { offset, what, kind })
+    }
+
+    /// Leaves the decision to what follows this page.
+    fn doubt(&mut self, page: Page<'_>, doubt: Doubt) -> Result<Option<WalRecord>, WalError> {
+        self.carry.open = false;
+        self.state = State::Doubt;
+        self.doubt = Some(doubt);
+        self.position = page.end();
+        Ok(None)
+    }
+
+    /// What a page after the break in the chain says about it.
+    fn weigh(&mut self, page: Page<'_>) -> Result<(), WalError> {
+        self.position = page.end();
+        let (segment, timeline) = (self.segment, self.carry.timeline);
+        let Some(doubt) = &mut self.doubt else { return Ok(()) };
+        if let DoubtKind::Timeline { found, expected } = doubt.kind {
+            return Err(match segment.page(page, 1) {
+                Ok(_) => segment.damaged(doubt.offset, std::mem::take(&mut doubt.what)),
+                Err(_) => segment.refuse(doubt.offset, PageFault::Timeline { found, expected }),
+            });
+        }
+        if segment.has(page, timeline) {
+            return Err(segment.damaged(doubt.offset, std::mem::take(&mut doubt.what)));
+        }
+        let is_next = page.offset.saturating_sub(doubt.offset) <= segment.block;
+        if let (true, DoubtKind::Record { recycled, .. }) = (is_next, &mut doubt.kind) {
+            // A page of WAL, of another position: then the file was used before.
+            *recycled = PageHeader::parse(page.bytes)
+                .is_some_and(|page| page.magic == segment.first.page.magic && page.flags_known());
+        }
+        Ok(())
+    }
+
+    /// What the break in the chain is, when no page behind it belongs here.
+    fn decide(&self, doubt: &Doubt, content_len: usize) -> Result<SegmentEnd, WalError> {
+        const SECTOR: usize = 512;
+        let offset = doubt.offset;
+        let ends = match doubt.kind {
+            DoubtKind::Page => true,
+            DoubtKind::Timeline { found, expected } => {
+                return Err(self.segment.refuse(offset, PageFault::Timeline { found, expected }));
+            }
+            DoubtKind::Record { if_recycled, cut_before, recycled } => {
+                // A record that was cut off lacks its end, which is zero from some disk sector on.
+                let cut = content_len.next_multiple_of(SECTOR);
+                let is_cut_off = cut_before.is_some_and(|end| offset < cut && cut < end);
+                content_len <= offset || (if_recycled && recycled) || is_cut_off
+            }
+        };
+        if ends {
+            Ok(SegmentEnd::Ended(self.segment.lsn(offset)))
+        } else {
+            Err(self.segment.damaged(offset, doubt.what.clone()))
+        }
+    }
+
+    /// Whether some record in the page, at or behind `offset`, points back to one at or after `since`, as only records of
+    /// this segment can: a pointer into so small a range is no chance.
+    fn points_back_into(&self, page: Page<'_>, offset: usize, since: Lsn) -> bool {
+        let offset = offset.next_multiple_of(8);
+        let places = page.from(offset);
+        // A record's pointer lies 8 bytes behind its start, and more of the record behind that.
+        let pointers = places.get(8..places.len().saturating_sub(8)).unwrap_or_default();
+        let mut reach = self.segment.lsn(offset).0.saturating_sub(since.0);
+        pointers.chunks_exact(8).any(|pointer| {
+            let pointer = bytes::u64(pointer, 0).unwrap_or(0).wrapping_sub(since.0);
+            let found = pointer < reach;
+            reach = reach.saturating_add(8);
+            found
+        })
+    }
+}
+
+/// Whether `rest` starts with a record that is right once its header is replaced by `header`.
+fn is_record_but_for_pointer(rest: &[u8], header: &RecordHeader) -> bool {
+    let total = usize::try_from(header.total).unwrap_or(usize::MAX);
+    let Some((raw, body)) = rest.get(..total).and_then(|record| record.split_first_chunk()) else {
+        return false;
+    };
+    let mut raw = *raw;
+    if let Some(place) = raw.get_mut(8..16) {
+        place.copy_from_slice(&header.previous.0.to_le_bytes());
+    }
+    RecordCrc::default().body(body).finish(&raw) == header.crc
+}
+
+fn wrong_crc(stored: u32, computed: u32) -> String {
+    format!("the record has the CRC {stored:#010X}, its content gives {computed:#010X}")
+}
