@@ -1,0 +1,280 @@
+//! The backups of a cluster: which there are, and the way to each of them.
+//!
+//! A backup is finished when it has a manifest, unfinished while it has only an intent, and ended when a tombstone stands
+//! where the manifest would be. Creating that object decides between finishing and ending: only one can succeed.
+
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
+use walpoint_base::{BackupId, ClusterName};
+
+use super::ending::{Intent, Tombstone};
+use super::facts::{MAX_SUMMARY, Summary};
+use super::geometry::BlockSize;
+use super::manifest::{MAX_TOMBSTONE, Manifest};
+use super::progress::Progress;
+use super::read::BackupReader;
+use super::write::{BackupWriter, WriteOptions, cannot_write};
+use crate::error::{RepoError, Result, found};
+use crate::layout::{ClusterPaths, Key};
+use crate::object::{Codec, OBJECT_HEADER, ObjectHeader, ObjectKind, ObjectReader, Sealer, open_frame};
+use crate::store::{Creation, Store};
+
+/// The longest reason in a tombstone, in bytes.
+const MAX_REASON: usize = 500;
+/// What is read of a manifest to see its summary: enough for most.
+const GLANCE: u64 = 32 << 10;
+
+/// The base backups of one cluster in one repository. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Backups {
+    store: Store,
+    sealer: Sealer,
+    paths: ClusterPaths,
+}
+
+/// What a listing says about a backup.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// Which one.
+    pub id: BackupId,
+    /// When its intent was stored; `None` if it has none (it was being deleted).
+    pub begun: Option<Timestamp>,
+    /// How many progress objects it has.
+    pub progress: u32,
+    /// How far it came.
+    pub state: ListedState,
+}
+
+/// How far a backup came, as far as a listing shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ListedState {
+    /// It has no manifest: it is running, or died.
+    Unfinished,
+    /// It has a manifest, stored at that time.
+    Finished(Timestamp),
+    /// It has a tombstone, stored at that time.
+    Ended(Timestamp),
+}
+
+/// What stands under the name of a backup's manifest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// Nothing: the backup is running, or died.
+    Unfinished,
+    /// A manifest.
+    Finished(Box<Summary>),
+    /// A tombstone.
+    Ended(Tombstone),
+}
+
+impl Backups {
+    /// Of `cluster` in `repository`.
+    pub fn of(repository: &crate::Repository, cluster: &ClusterName) -> Self {
+        Self::new(repository.store(), repository.sealer(), cluster)
+    }
+
+    /// Of `cluster` in a store.
+    pub fn new(store: &Store, sealer: &Sealer, cluster: &ClusterName) -> Self {
+        Self { store: store.clone(), sealer: sealer.clone(), paths: ClusterPaths::new(cluster) }
+    }
+
+    /// The store they are in.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(super) fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
+    /// The keys of its cluster.
+    pub fn paths(&self) -> &ClusterPaths {
+        &self.paths
+    }
+
+    /// Every backup, oldest first. One listing, and one small read for each tombstone.
+    pub async fn list(&self) -> Result<Vec<Listed>> {
+        let prefix = self.paths.backups();
+        let mut listing = self.store.list(&prefix, None);
+        let mut backups: Vec<Listed> = Vec::new();
+        while let Some(entry) = listing.try_next().await? {
+            let Some((id, name)) = entry.key.below(&prefix).and_then(|name| name.split_once('/')) else {
+                continue;
+            };
+            let Ok(id) = id.parse::<BackupId>() else { continue };
+            if backups.last().is_none_or(|last| last.id != id) {
+                backups.push(Listed { id, begun: None, progress: 0, state: ListedState::Unfinished });
+            }
+            let Some(backup) = backups.last_mut() else { continue };
+            match name {
+                "intent" => backup.begun = Some(entry.modified),
+                "manifest" if entry.size > MAX_TOMBSTONE => {
+                    backup.state = ListedState::Finished(entry.modified)
+                }
+                "manifest" => {
+                    backup.state = match self.standing(id).await {
+                        Ok(Standing::Unfinished) => ListedState::Unfinished,
+                        Ok(Standing::Ended(_)) => ListedState::Ended(entry.modified),
+                        // Whoever opens a damaged one is told.
+                        Ok(Standing::Finished(_)) | Err(RepoError::Corrupt { .. }) => {
+                            ListedState::Finished(entry.modified)
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                _ if name.starts_with("progress-") => backup.progress += 1,
+                _ => {}
+            }
+        }
+        backups.sort_by_key(|backup| backup.id);
+        Ok(backups)
+    }
+
+    /// What became of a backup. One or two small requests.
+    pub async fn standing(&self, id: BackupId) -> Result<Standing> {
+        let key = self.paths.manifest(id);
+        let Some(glance) = found(self.store.get_range(&key, 0..GLANCE).await)? else {
+            return Ok(Standing::Unfinished);
+        };
+        let (header, keys) = ObjectHeader::parse(&self.sealer, &key, &glance.bytes)
+            .map_err(|e| RepoError::corrupt(&key, e))?;
+        let begin = u64::try_from(OBJECT_HEADER).unwrap_or(u64::MAX);
+        let end = begin + u64::from(header.meta_len);
+        if header.object_len != glance.size || end > header.object_len {
+            return Err(RepoError::corrupt(&key, "its header does not fit its length"));
+        }
+        let mut bytes = glance.bytes;
+        if end > GLANCE {
+            // Compressed or not, a summary is never longer than this; what is longer is a lie.
+            let longest = begin + u64::try_from(MAX_SUMMARY).unwrap_or(0) + 128;
+            if end > longest {
+                return Err(RepoError::corrupt(&key, "its description is too long"));
+            }
+            bytes = self.store.get_range(&key, 0..end).await?.bytes;
+        }
+        let frame = bytes.get(OBJECT_HEADER..).unwrap_or_default();
+        let mut meta = Vec::new();
+        open_frame(&keys, 0, frame, &mut Codec::take(), &mut meta)
+            .map_err(|e| RepoError::corrupt(&key, e))?;
+        match header.kind {
+            ObjectKind::Manifest => {
+                let summary = Summary::from_json(&meta).map_err(|e| RepoError::corrupt(&key, e))?;
+                if summary.id != id {
+                    return Err(RepoError::corrupt(&key, format!("it describes backup {}", summary.id)));
+                }
+                Ok(Standing::Finished(Box::new(summary)))
+            }
+            ObjectKind::Tombstone => {
+                Ok(Standing::Ended(Tombstone::read(&meta, id).map_err(|e| RepoError::corrupt(&key, e))?))
+            }
+            other => Err(RepoError::corrupt(&key, format!("it is an object of kind {other:?}"))),
+        }
+    }
+
+    /// The summary of a finished backup. An error for any other.
+    pub async fn summary(&self, id: BackupId) -> Result<Summary> {
+        match self.standing(id).await? {
+            Standing::Finished(summary) => Ok(*summary),
+            Standing::Unfinished => Err(self.no_manifest(id)),
+            Standing::Ended(tombstone) => Err(self.ended(id, &tombstone)),
+        }
+    }
+
+    /// What a backup said when it began; `None` if it has no intent.
+    pub async fn intent(&self, id: BackupId) -> Result<Option<Intent>> {
+        let key = self.paths.intent(id);
+        let Some(bytes) = found(self.store.get(&key).await)? else { return Ok(None) };
+        let reader = ObjectReader::open(&self.sealer, &[ObjectKind::Intent], &key, bytes);
+        let reader = reader.map_err(|e| RepoError::corrupt(&key, e))?;
+        Intent::read(reader, id).map(Some).map_err(|e| RepoError::corrupt(&key, e))
+    }
+
+    /// What an unfinished backup said it had stored, in its progress object `n`, counted from 0; `None` if it has none of
+    /// that number.
+    pub async fn progress(&self, id: BackupId, n: u32, block_size: BlockSize) -> Result<Option<Progress>> {
+        let key = self.paths.progress(id, n);
+        let Some(bytes) = found(self.store.get(&key).await)? else { return Ok(None) };
+        let sealer = self.sealer.clone();
+        crate::cpu::run(move || {
+            let reader = ObjectReader::open(&sealer, &[ObjectKind::Progress], &key, bytes);
+            let reader = reader.map_err(|e| RepoError::corrupt(&key, e))?;
+            let progress = Progress::read(reader, id, block_size);
+            progress.map(Some).map_err(|e| RepoError::corrupt(&key, e))
+        })
+        .await?
+    }
+
+    /// Begins a backup: creates its intent. `block_size` is the cluster's (`BLCKSZ`).
+    pub async fn begin(
+        &self,
+        intent: Intent,
+        block_size: BlockSize,
+        options: &WriteOptions,
+    ) -> Result<BackupWriter> {
+        BackupWriter::begin(self, intent, block_size, options).await
+    }
+
+    pub(super) async fn create_intent(&self, intent: &Intent) -> Result<()> {
+        let key = self.paths.intent(intent.id);
+        let object = intent.seal(&self.sealer, &key).map_err(|e| cannot_write(&key, &e))?;
+        match self.store.create_once(&object).await? {
+            Creation::New => Ok(()),
+            Creation::Same => {
+                Err(RepoError::Refused { key, what: "a backup of this id has begun already".to_owned() })
+            }
+        }
+    }
+
+    /// Reads a finished backup's manifest.
+    pub async fn open(&self, id: BackupId) -> Result<BackupReader> {
+        let key = self.paths.manifest(id);
+        let bytes = match found(self.store.get(&key).await)? {
+            Some(bytes) => bytes,
+            None => return Err(self.no_manifest(id)),
+        };
+        let sealer = self.sealer.clone();
+        let at = key.clone();
+        let manifest = crate::cpu::run(move || {
+            let corrupt = |e: &dyn std::fmt::Display| RepoError::corrupt(&at, e);
+            let kinds = [ObjectKind::Manifest, ObjectKind::Tombstone];
+            let reader = ObjectReader::open(&sealer, &kinds, &at, bytes).map_err(|e| corrupt(&e))?;
+            if reader.header().kind == ObjectKind::Tombstone {
+                return Tombstone::read(reader.meta(), id).map(Err).map_err(|e| corrupt(&e));
+            }
+            Manifest::read(reader, id).map(Ok).map_err(|e| corrupt(&e))
+        })
+        .await??;
+        match manifest {
+            Ok(manifest) => BackupReader::new(self, manifest).map_err(|e| RepoError::corrupt(&key, e)),
+            Err(tombstone) => Err(self.ended(id, &tombstone)),
+        }
+    }
+
+    /// Ends an unfinished backup for good: nobody can write its manifest any more. Again: success. Fails with
+    /// [`RepoError::Conflict`] if it has a manifest.
+    pub async fn bury(&self, id: BackupId, reason: &str) -> Result<()> {
+        let key = self.paths.manifest(id);
+        let mut reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        while reason.len() > MAX_REASON {
+            reason.pop();
+        }
+        let tombstone = Tombstone { id, ended: Timestamp::now(), reason };
+        let object = tombstone.seal(&self.sealer, &key).map_err(|e| cannot_write(&key, &e))?;
+        self.store.create_once(&object).await.map(drop)
+    }
+
+    fn no_manifest(&self, id: BackupId) -> RepoError {
+        RepoError::NotFound { key: self.paths.manifest(id), store: self.store.name().to_owned() }
+    }
+
+    fn ended(&self, id: BackupId, tombstone: &Tombstone) -> RepoError {
+        let Tombstone { ended, reason, .. } = tombstone;
+        let what = format!("the backup never finished, it was ended at {ended}: {reason}");
+        RepoError::Refused { key: self.paths.manifest(id), what }
+    }
+
+    /// The key of a pack, for messages.
+    pub fn pack_key(&self, id: BackupId, pack: super::location::PackNo) -> Key {
+        self.paths.pack(id, pack.0)
+    }
+}

@@ -1,0 +1,213 @@
+//! What must not be built on any more: packs and backups that `expire` is about to delete, or that `verify` found damaged.
+//!
+//! Whoever writes a backup reads all of it twice, after its intent and before its manifest; what is condemned counts as
+//! absent and is stored again. Condemned objects are a numbered sequence while they exist, and are deleted by whoever
+//! finished the work they announce. A crash leaves one that names what is still there: that costs some storing again.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
+
+use super::catalog::Backups;
+use super::json::{text, texts, timeline};
+use super::location::PackNo;
+use super::manifest::EncodeError;
+use super::wire::Malformed;
+use super::write::cannot_write;
+use crate::error::{RepoError, Result, found};
+use crate::layout::Key;
+use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
+use crate::store::Claim;
+
+/// No condemned object has more plain bytes: about 60,000 stretches of packs. What is more goes into several.
+const MAX_CONDEMNED: usize = 8 << 20;
+/// Condemned objects that are read at the same time.
+const AT_ONCE: usize = 8;
+
+/// Why something is condemned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CondemnedReason {
+    /// Nothing that is kept needs it: it will be deleted after the grace period, if that still holds then.
+    Expired,
+    /// It is not what was written: backups that use it stay as they are, new ones do without it.
+    Damaged,
+}
+
+/// Consecutive packs of one backup.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct CondemnedPacks {
+    /// The backup that wrote them.
+    #[serde(with = "text")]
+    pub backup: BackupId,
+    /// The number of the first one.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl CondemnedPacks {
+    /// All packs of a backup, however many there are.
+    pub fn all_of(backup: BackupId) -> Self {
+        Self { backup, first: 0, count: u32::MAX }
+    }
+
+    /// Whether that pack is one of them.
+    pub fn names(&self, backup: BackupId, pack: PackNo) -> bool {
+        self.backup == backup && pack.0.checked_sub(self.first).is_some_and(|n| n < self.count)
+    }
+}
+
+/// One announcement.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Condemned {
+    /// When it was written, by the clock of who wrote it. How long it has been there tells the store's.
+    pub written: Timestamp,
+    /// On which machine.
+    pub host: String,
+    /// The version of Walpoint.
+    pub agent: String,
+    /// Why.
+    pub reason: CondemnedReason,
+    /// Backups whose intent, progress and manifest are condemned: none of them is a parent, or adopted, any more. Their
+    /// packs are condemned only where `packs` names them.
+    #[serde(with = "texts")]
+    pub backups: Vec<BackupId>,
+    /// Packs.
+    pub packs: Vec<CondemnedPacks>,
+    /// Segments, and all that goes with them.
+    #[serde(default)]
+    pub wal: Vec<CondemnedWal>,
+}
+
+/// Consecutive segments of a timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CondemnedWal {
+    /// The lineage.
+    #[serde(with = "text")]
+    pub lineage: LineageId,
+    /// The timeline in their names.
+    #[serde(with = "timeline")]
+    pub timeline: TimelineId,
+    /// The number of the first one.
+    pub first: u64,
+    /// The number of the last one.
+    pub last: u64,
+}
+
+impl CondemnedWal {
+    /// The first and the last segment.
+    pub fn segments(&self) -> (SegmentNo, SegmentNo) {
+        (SegmentNo(self.first), SegmentNo(self.last))
+    }
+}
+
+impl Condemned {
+    fn seal(&self, sealer: &Sealer, key: &Key) -> Result<SealedObject, EncodeError> {
+        let json = serde_json::to_vec(self).map_err(|e| Malformed(format!("it cannot be written: {e}")))?;
+        if json.len() > MAX_CONDEMNED {
+            return Err(Malformed(format!("{} bytes are too many: divide it", json.len())).into());
+        }
+        let mut writer = ObjectWriter::new(sealer, ObjectKind::Condemned, key)?;
+        writer.frames(&json, 1 << 20)?;
+        Ok(writer.finish()?)
+    }
+
+    fn read(reader: ObjectReader) -> Result<Self, Malformed> {
+        let mut json = Vec::new();
+        reader.read_all(MAX_CONDEMNED, &mut json).map_err(|e| Malformed(e.to_string()))?;
+        serde_json::from_slice(&json).map_err(|e| Malformed(format!("it cannot be read: {e}")))
+    }
+}
+
+/// A condemned object, and what the listing said of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NumberedCondemned {
+    /// Its number.
+    pub n: u64,
+    /// When it was stored, by the store's clock: the grace period counts from then.
+    pub stored: Timestamp,
+    /// What it says.
+    pub condemned: Condemned,
+}
+
+/// Everything that is condemned, for looking up.
+#[derive(Clone, Default, Debug)]
+pub struct CondemnedSet {
+    backups: Vec<BackupId>,
+    /// Sorted.
+    packs: Vec<CondemnedPacks>,
+}
+
+impl CondemnedSet {
+    /// What these say together.
+    pub fn new<'a>(all: impl IntoIterator<Item = &'a Condemned>) -> Self {
+        let mut set = Self::default();
+        for condemned in all {
+            set.backups.extend_from_slice(&condemned.backups);
+            set.packs.extend_from_slice(&condemned.packs);
+        }
+        set.packs.sort_unstable();
+        set
+    }
+
+    /// Whether a backup may no longer be a parent, or adopted.
+    pub fn has_backup(&self, id: BackupId) -> bool {
+        self.backups.contains(&id)
+    }
+
+    /// Whether a pack counts as absent.
+    pub fn has_pack(&self, id: BackupId, pack: PackNo) -> bool {
+        let begin = self.packs.partition_point(|packs| packs.backup < id);
+        let of_it = self.packs.get(begin..).unwrap_or_default().iter().take_while(|p| p.backup == id);
+        of_it.into_iter().any(|packs| packs.names(id, pack))
+    }
+}
+
+impl Backups {
+    /// Everything that is condemned now, in the order of numbers. One listing, and a request for each.
+    pub async fn condemned(&self) -> Result<Vec<NumberedCondemned>> {
+        let prefix = self.paths().sequence("condemned").map_err(|e| RepoError::Internal(e.to_string()))?;
+        let mut listed = Vec::new();
+        for entry in self.store().list_all(&prefix).await? {
+            let n = entry.key.below(&prefix).filter(|n| n.len() == 12).and_then(|n| n.parse::<u64>().ok());
+            listed.extend(n.map(|n| (n, entry.modified)));
+        }
+        listed.sort_unstable();
+        let read = stream::iter(listed).map(|(n, stored)| async move {
+            // Deleted since the listing: nothing of it is left to be feared.
+            let condemned = self.read_condemned(n).await?;
+            Ok::<_, RepoError>(condemned.map(|condemned| NumberedCondemned { n, stored, condemned }))
+        });
+        let read: Vec<_> = read.buffered(AT_ONCE).try_collect().await?;
+        Ok(read.into_iter().flatten().collect())
+    }
+
+    async fn read_condemned(&self, n: u64) -> Result<Option<Condemned>> {
+        let key = self.paths().condemned(n);
+        let Some(bytes) = found(self.store().get(&key).await)? else { return Ok(None) };
+        let reader = ObjectReader::open(self.sealer(), &[ObjectKind::Condemned], &key, bytes);
+        let reader = reader.map_err(|e| RepoError::corrupt(&key, e))?;
+        Condemned::read(reader).map(Some).map_err(|e| RepoError::corrupt(&key, e))
+    }
+
+    /// Announces, under the next number, which is returned. At most about 60,000 stretches of packs in one.
+    pub async fn condemn(&self, condemned: &Condemned) -> Result<u64> {
+        let known = self.condemned().await?;
+        let mut n = known.last().map_or(0, |last| last.n + 1);
+        loop {
+            let key = self.paths().condemned(n);
+            let object = condemned.seal(self.sealer(), &key).map_err(|e| cannot_write(&key, &e))?;
+            match self.store().claim(&object).await? {
+                Claim::Won => return Ok(n),
+                Claim::Lost => n += 1,
+            }
+        }
+    }
+
+    /// Takes an announcement back: what it named is deleted, or was spared. One that is not there is no error.
+    pub async fn absolve(&self, n: u64) -> Result<()> {
+        self.store().delete(&self.paths().condemned(n)).await
+    }
+}

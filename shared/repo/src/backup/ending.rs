@@ -1,0 +1,87 @@
+//! The first and the last word of a backup that has no manifest: intent and tombstone.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use walpoint_base::{BackupId, LineageId};
+
+use super::facts::{from_json, to_json};
+use super::json::{text, texts};
+use super::manifest::EncodeError;
+use super::wire::Malformed;
+use crate::layout::Key;
+use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
+
+/// Created before anything else of a backup, and before a parent is read: as long as it has no manifest beside it, what
+/// it names is needed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Intent {
+    /// The backup that begins.
+    #[serde(with = "text")]
+    pub id: BackupId,
+    /// Of which life of the cluster.
+    #[serde(with = "text")]
+    pub lineage: LineageId,
+    /// When.
+    pub started: Timestamp,
+    /// On which machine.
+    pub host: String,
+    /// The version of Walpoint.
+    pub agent: String,
+    /// The label the backup will have.
+    pub label: String,
+    /// Finished backups whose blocks it may use.
+    #[serde(with = "texts")]
+    pub parents: Vec<BackupId>,
+    /// Unfinished backups whose blocks it may use.
+    #[serde(with = "texts")]
+    pub adopted: Vec<BackupId>,
+}
+
+/// Stands where a manifest would, once nobody may write it any more.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The backup that ended.
+    #[serde(with = "text")]
+    pub id: BackupId,
+    /// When.
+    pub ended: Timestamp,
+    /// Why, in words.
+    pub reason: String,
+}
+
+impl Intent {
+    pub(super) fn seal(&self, sealer: &Sealer, key: &Key) -> Result<SealedObject, EncodeError> {
+        // Content, not a description: two intents of one name would be a conflict.
+        let mut writer = ObjectWriter::new(sealer, ObjectKind::Intent, key)?;
+        writer.frame(&to_json(self)?)?;
+        Ok(writer.finish()?)
+    }
+
+    pub(super) fn read(reader: ObjectReader, id: BackupId) -> Result<Self, EncodeError> {
+        let mut json = Vec::new();
+        let limit = super::facts::MAX_SUMMARY;
+        reader.read_all(limit, &mut json).map_err(|e| Malformed(e.to_string()))?;
+        let intent: Self = from_json(&json)?;
+        same_id(intent.id, id)?;
+        Ok(intent)
+    }
+}
+
+impl Tombstone {
+    pub(super) fn seal(&self, sealer: &Sealer, key: &Key) -> Result<SealedObject, EncodeError> {
+        // No content: two tombstones of one backup are the same, whoever came first.
+        let mut writer = ObjectWriter::new(sealer, ObjectKind::Tombstone, key)?;
+        writer.meta(&to_json(self)?)?;
+        Ok(writer.finish()?)
+    }
+
+    pub(super) fn read(meta: &[u8], id: BackupId) -> Result<Self, EncodeError> {
+        let tombstone: Self = from_json(meta)?;
+        same_id(tombstone.id, id)?;
+        Ok(tombstone)
+    }
+}
+
+fn same_id(is: BackupId, expected: BackupId) -> Result<(), Malformed> {
+    if is == expected { Ok(()) } else { Err(Malformed(format!("it describes backup {is}"))) }
+}

@@ -1,0 +1,358 @@
+//! What a new backup builds on: its parent, which is finished, and unfinished backups whose work it goes on with.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `choice` | which backups these are |
+//! | `table` | the parent's file table, on disk |
+//! | `stretches` | what unfinished backups stored, on disk |
+//! | `file` | what both have of a file, block by block |
+//! | `lookup` | files of the parent by their content |
+//! | `frames` | reading leaves in few requests |
+//! | `ledger` | which packs may be used |
+//!
+//! What always holds: everything here is opened after the intent was created, which names it all. What is condemned, not
+//! found with its size, or damaged, counts as absent: it is stored again, and a note says so. Blocks are compared by hash at
+//! the same path and number, so it does not matter from which timeline, server or major version a parent comes.
+
+mod choice;
+mod file;
+mod frames;
+mod ledger;
+mod lookup;
+mod stretches;
+mod table;
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use walpoint_base::BackupId;
+
+pub use self::choice::Foundation;
+use self::file::Leaves;
+pub(super) use self::file::{KnownBlock, KnownFile, KnownLeaf};
+use self::frames::Frames;
+pub(super) use self::ledger::Ledger;
+use self::stretches::{CachedChunk, Stretches, StretchesBuilder};
+use self::table::CachedPage;
+pub(super) use self::table::ParentTable;
+use super::catalog::Backups;
+use super::condemned::CondemnedSet;
+use super::ending::Intent;
+use super::entry::FileContent;
+use super::geometry::BlockSize;
+use super::location::{BackupRef, FrameRef, PackNo};
+use super::pack::FrameKind;
+use super::pack_table::PackUse;
+use super::path::TablePath;
+use super::read::BackupReader;
+use super::wire::Malformed;
+use super::write::{Live, count, count_blocks, pack_no};
+use crate::error::{RepoError, Result};
+use crate::object::ContentHash;
+
+/// Listings at the same time.
+const LISTINGS: usize = 8;
+/// Notes that are kept.
+const MAX_NOTES: usize = 20;
+
+/// What a new backup builds on.
+#[derive(Debug)]
+pub(super) struct Parents {
+    /// Every backup that blocks may be in; the first is the one that is written.
+    pub(super) backups: Vec<BackupId>,
+    /// Their packs.
+    pub(super) ledger: Ledger,
+    /// The finished one.
+    parent: Option<(BackupId, ParentTable)>,
+    stretches: Option<Stretches>,
+    frames: Frames,
+    block_size: BlockSize,
+    notes: Mutex<Vec<String>>,
+}
+
+/// What one thread looked at last.
+#[derive(Default, Debug)]
+pub(super) struct Cached {
+    page: CachedPage,
+    chunk: CachedChunk,
+}
+
+/// Collects what is found out on the way to [`Parents`].
+struct Opening<'a> {
+    backups: &'a Backups,
+    condemned: CondemnedSet,
+    block_size: BlockSize,
+    known: Vec<BackupId>,
+    packs: Vec<PackUse>,
+    notes: Vec<String>,
+}
+
+impl Parents {
+    /// Opens what the intent names, which has been created.
+    pub(super) async fn open(
+        backups: &Backups,
+        intent: &Intent,
+        block_size: BlockSize,
+        scratch: &Path,
+    ) -> Result<Self> {
+        let mut opening = Opening {
+            backups,
+            condemned: CondemnedSet::default(),
+            block_size,
+            known: vec![intent.id],
+            packs: Vec::new(),
+            notes: Vec::new(),
+        };
+        let (mut parent, mut stretches) = (None, None);
+        if !intent.parents.is_empty() || !intent.adopted.is_empty() {
+            let condemned = backups.condemned().await?;
+            opening.condemned = CondemnedSet::new(condemned.iter().map(|one| &one.condemned));
+            parent = opening.parent(&intent.parents, scratch).await?;
+            let mut builder = StretchesBuilder::new(scratch);
+            for (id, age) in intent.adopted.iter().rev().zip(0u16..) {
+                opening.adopt(*id, age, &mut builder).await?;
+            }
+            stretches = builder.finish(block_size)?;
+        }
+        let parent_packs = parent.as_ref().map_or(&[][..], |(_, _, packs)| packs.as_slice());
+        let ledger = opening.ledger(parent_packs).await?;
+        let Opening { known, notes, .. } = opening;
+        Ok(Self {
+            backups: known,
+            ledger,
+            parent: parent.map(|(id, table, _)| (id, table)),
+            stretches,
+            frames: Frames::new(backups),
+            block_size,
+            notes: Mutex::new(notes),
+        })
+    }
+
+    /// The finished backup whose blocks are used.
+    pub(super) fn parent(&self) -> Option<BackupId> {
+        self.parent.as_ref().map(|(id, _)| *id)
+    }
+
+    /// Its file table.
+    pub(super) fn table(&self) -> Option<&ParentTable> {
+        self.parent.as_ref().map(|(_, table)| table)
+    }
+
+    /// What could not be used since the last call, and why.
+    pub(super) fn take_notes(&self) -> Vec<String> {
+        std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note(&self, what: String) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.len() < MAX_NOTES && !notes.contains(&what) {
+            notes.push(what);
+        }
+    }
+
+    /// What is known of a file; `None` if nothing can be.
+    pub(super) fn file(&self, path: &TablePath, cached: &mut Cached) -> Result<Option<KnownFile>> {
+        let parent = match self.table() {
+            Some(table) => table.find(path, &self.backups, &mut cached.page)?,
+            None if self.stretches.is_none() => return Ok(None),
+            None => None,
+        };
+        Ok(Some(KnownFile::new(path.clone(), parent)))
+    }
+
+    /// Whether the parent has no file at that path, but one of that length somewhere.
+    pub(super) fn may_be_elsewhere(
+        &self,
+        path: &TablePath,
+        length: u64,
+        cached: &mut Cached,
+    ) -> Result<bool> {
+        let Some(table) = self.table() else { return Ok(false) };
+        Ok(table.has_length(length)? && table.find(path, &self.backups, &mut cached.page)?.is_none())
+    }
+
+    /// The content of a file of the parent with that length and hash, all of which may be used, how much of which pack it
+    /// uses, and how many blocks are stored.
+    pub(super) fn same_content(
+        &self,
+        length: u64,
+        hash: &ContentHash,
+        cached: &mut Cached,
+    ) -> Result<Option<(FileContent, Live, u64)>> {
+        let Some(table) = self.table() else { return Ok(None) };
+        let Some(file) = table.find_content(length, hash, &self.backups, &mut cached.page)? else {
+            return Ok(None);
+        };
+        let (mut of_lists, mut of_frames, mut stored) = (Live::default(), Live::default(), 0u64);
+        let list = |list: &super::BlockList| {
+            count_blocks(&mut of_lists, list);
+            stored += u64::try_from(list.hashes().len()).unwrap_or(0);
+            list.runs().all(|(run, _)| match run.place {
+                super::Place::Zero => true,
+                super::Place::At(at) => self.ledger.may_use(at.frame),
+            })
+        };
+        let frame = |at: FrameRef| {
+            count(&mut of_frames, at, 1);
+            self.ledger.may_use(at)
+        };
+        let inline = matches!(file.blocks, super::Blocks::Inline(_));
+        let usable = Leaves::new(file.clone()).every(self, list, frame)?;
+        // Who adds an entry counts what it lists itself.
+        let mut live = if inline { Live::default() } else { of_lists };
+        for (pack, units) in of_frames {
+            *live.entry(pack).or_default() += units;
+        }
+        Ok(usable.then_some((file, live, stored)))
+    }
+
+    /// The plain content of a table frame; `None` if it may not or cannot be used.
+    fn frame(&self, kind: FrameKind, at: FrameRef) -> Result<Option<Vec<u8>>> {
+        let id = self.backups.get(usize::from(at.backup.0)).copied();
+        let Some((id, size)) = id.zip(self.ledger.size_of(at)) else { return Ok(None) };
+        match self.frames.read(kind, at, id, size) {
+            Ok(plain) => Ok(Some(plain)),
+            Err(error) if error.is_transient() => Err(error),
+            Err(error) => {
+                self.note(format!("{error}; what depends on it is stored again"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// What could be read, or a note.
+    fn sound<T>(&self, read: Result<T, Malformed>) -> Option<T> {
+        read.map_err(|error| {
+            self.note(format!("a list of the parent is damaged ({error}), what it lists is stored again"))
+        })
+        .ok()
+    }
+}
+
+impl Opening<'_> {
+    /// The place of a backup among those that are known.
+    fn number(&mut self, id: BackupId) -> Result<BackupRef> {
+        let at = self.known.iter().position(|known| *known == id).unwrap_or_else(|| {
+            self.known.push(id);
+            self.known.len() - 1
+        });
+        let at = u16::try_from(at).ok().filter(|at| *at < u16::MAX);
+        at.map(BackupRef).ok_or_else(|| RepoError::Internal("it builds on too many backups".to_owned()))
+    }
+
+    /// The first of these that can be used, with its packs.
+    async fn parent(
+        &mut self,
+        candidates: &[BackupId],
+        scratch: &Path,
+    ) -> Result<Option<(BackupId, ParentTable, Vec<PackUse>)>> {
+        for &id in candidates {
+            if self.condemned.has_backup(id) {
+                self.notes.push(format!("backup {id} is about to be deleted, so nothing builds on it"));
+                continue;
+            }
+            match self.open_parent(id, scratch).await {
+                Ok(Some((table, packs))) => return Ok(Some((id, table, packs))),
+                Ok(None) => {
+                    self.notes
+                        .push(format!("backup {id} has blocks of another size, so nothing builds on it"));
+                }
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => self.notes.push(format!("nothing builds on backup {id}: {error}")),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn open_parent(
+        &mut self,
+        id: BackupId,
+        scratch: &Path,
+    ) -> Result<Option<(ParentTable, Vec<PackUse>)>> {
+        let reader: BackupReader = self.backups.open(id).await?;
+        if reader.block_size() != self.block_size {
+            return Ok(None);
+        }
+        let manifest = reader.manifest();
+        let map: Vec<BackupRef> =
+            manifest.backups.iter().map(|id| self.number(*id)).collect::<Result<_>>()?;
+        let table = ParentTable::copy(&reader, &self.known, &map, scratch).await?;
+        let packs: Vec<PackUse> = manifest.packs.packs().iter().filter_map(|p| renumbered(p, &map)).collect();
+        self.packs.extend_from_slice(&packs);
+        Ok(Some((table, packs)))
+    }
+
+    /// Takes over what an unfinished backup said it stored.
+    async fn adopt(&mut self, id: BackupId, age: u16, stretches: &mut StretchesBuilder) -> Result<()> {
+        if self.condemned.has_backup(id) {
+            return Ok(());
+        }
+        for n in 0.. {
+            let progress = match self.backups.progress(id, n, self.block_size).await {
+                Ok(Some(progress)) => progress,
+                Ok(None) => return Ok(()),
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => {
+                    self.notes.push(format!("what backup {id} had stored is stored again: {error}"));
+                    return Ok(());
+                }
+            };
+            let map: Vec<BackupRef> =
+                progress.backups.iter().map(|id| self.number(*id)).collect::<Result<_>>()?;
+            self.packs.extend(progress.packs.packs().iter().filter_map(|pack| renumbered(pack, &map)));
+            for mut stretch in progress.stretches {
+                stretch.blocks.renumber(|backup| map.get(usize::from(backup.0)).copied());
+                stretches.add(&stretch, age)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks which of the packs are there. One listing for each backup.
+    async fn ledger(&mut self, parent: &[PackUse]) -> Result<Ledger> {
+        let mut wanted: Vec<BackupRef> = self.packs.iter().map(|pack| pack.backup).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let (known, backups) = (&self.known, self.backups);
+        let list = |backup: BackupRef| {
+            let id = known.get(usize::from(backup.0)).copied();
+            async move {
+                let Some(id) = id else { return Ok(Vec::new()) };
+                let entries = backups.store().list(&backups.paths().data(id), None);
+                let named = entries.map_ok(|entry| Some(((backup, pack_no(&entry.key)?), entry.size)));
+                let named: Vec<_> = named.try_collect().await?;
+                Ok::<_, RepoError>(named.into_iter().flatten().collect::<Vec<_>>())
+            }
+        };
+        let found: Vec<Vec<((BackupRef, PackNo), u64)>> =
+            stream::iter(wanted).map(list).buffered(LISTINGS).try_collect().await?;
+        let mut found: Vec<_> = found.into_iter().flatten().collect();
+        found.sort_unstable();
+        let there = |pack: &PackUse| {
+            let at = found.binary_search(&((pack.backup, pack.pack), u64::from(pack.size)));
+            let id = self.known.get(usize::from(pack.backup.0));
+            at.is_ok() && id.is_some_and(|id| !self.condemned.has_pack(*id, pack.pack))
+        };
+        let missing = self.packs.iter().filter(|pack| !there(pack)).count();
+        let block = self.block_size.bytes();
+        let ledger = Ledger::new(self.packs.iter().copied(), parent, block, there);
+        if missing > 0 {
+            self.notes.push(format!(
+                "{missing} packs of earlier backups are missing, damaged or about to be deleted: what was in them is stored \
+                 again. HINT: earlier backups may be incomplete, run \"archive-agent verify\""
+            ));
+        }
+        Ok(ledger)
+    }
+}
+
+/// The same pack in another table of backups.
+fn renumbered(pack: &PackUse, map: &[BackupRef]) -> Option<PackUse> {
+    let backup = *map.get(usize::from(pack.backup.0))?;
+    Some(PackUse { backup, ..*pack })
+}
+
+fn scratch_error(source: std::io::Error) -> RepoError {
+    RepoError::Io { what: "a scratch file of the backup".to_owned(), source }
+}

@@ -1,0 +1,89 @@
+//! The entries of a backup in the order of their paths, page by page, proven to form trees.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::super::entry::Entry;
+use super::super::location::FrameRef;
+use super::super::manifest::{Manifest, PageRef};
+use super::super::pack::FrameKind;
+use super::super::page::decode_page;
+use super::super::path::{Root, TreeCheck};
+use super::super::wire::Malformed;
+use super::BackupReader;
+use crate::error::{RepoError, Result};
+
+/// Pages that are read at once.
+const AHEAD: usize = 64;
+
+/// Hands out a backup's entries. Every one was checked: its path stays below its root, its parent is a directory that
+/// came before it, and no path comes twice.
+#[derive(Debug)]
+pub struct Entries {
+    reader: BackupReader,
+    tree: TreeCheck,
+    next_page: usize,
+    ready: VecDeque<Entry>,
+}
+
+impl Entries {
+    pub(super) fn new(reader: &BackupReader) -> Self {
+        Self { reader: reader.clone(), tree: TreeCheck::default(), next_page: 0, ready: VecDeque::new() }
+    }
+
+    /// The next entry; `None` after the last one.
+    pub async fn next(&mut self) -> Result<Option<Entry>> {
+        if self.ready.is_empty() {
+            self.read_pages().await?;
+        }
+        let Some(entry) = self.ready.pop_front() else { return Ok(None) };
+        let manifest = &self.reader.manifest;
+        let known_root = match entry.path.root {
+            Root::Data => true,
+            Root::Extra(n) => usize::from(n) < manifest.summary.facts.extra_paths.len(),
+        };
+        let checked = self.tree.next(&entry.path, entry.content.is_directory());
+        let checked = checked.and_then(|()| {
+            let unknown = || Malformed(format!("{} is relative to a path that is not listed", entry.path));
+            known_root.then_some(()).ok_or_else(unknown)
+        });
+        checked.map_err(|e| self.reader.corrupt(&e))?;
+        Ok(Some(entry))
+    }
+
+    async fn read_pages(&mut self) -> Result<()> {
+        let manifest = Arc::clone(&self.reader.manifest);
+        let rest = manifest.pages.get(self.next_page..).unwrap_or_default();
+        let pages = rest.get(..AHEAD).unwrap_or(rest);
+        self.next_page += pages.len();
+        for entries in self.reader.pages(pages).await? {
+            self.ready.extend(entries);
+        }
+        Ok(())
+    }
+}
+
+impl BackupReader {
+    /// The entries of some pages, in their order.
+    pub(super) async fn pages(&self, pages: &[PageRef]) -> Result<Vec<Vec<Entry>>> {
+        let places: Vec<FrameRef> = pages.iter().map(|page| page.at).collect();
+        let mut decoded: Vec<Vec<Entry>> = pages.iter().map(|_| Vec::new()).collect();
+        let Manifest { backups, .. } = &*self.manifest;
+        let take = |n: usize, plain: &[u8]| {
+            let entries = decode_page(plain, backups, self.block_size).and_then(|entries| {
+                let page = pages.get(n).filter(|page| {
+                    u32::try_from(entries.len()) == Ok(page.entries)
+                        && entries.first().is_some_and(|first| first.path == page.first)
+                });
+                let stranger = || Malformed::new("a page of the file table is not the one that is meant");
+                page.map(|_| entries).ok_or_else(stranger)
+            });
+            let entries = entries.map_err(|e| self.corrupt(&e))?;
+            let slot = decoded.get_mut(n);
+            *slot.ok_or_else(|| RepoError::Internal("a page too many was read".to_owned()))? = entries;
+            Ok(())
+        };
+        self.packs.tables(FrameKind::Page, &places, take).await?;
+        Ok(decoded)
+    }
+}

@@ -1,0 +1,232 @@
+//! Reading frames out of packs: ranged requests, as few as the frames' places allow, each checked by the directory that
+//! the pack itself carries.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::OnceCell;
+
+use super::super::catalog::Backups;
+use super::super::location::{BackupRef, FrameRef, PackNo};
+use super::super::manifest::Manifest;
+use super::super::pack::{FrameKind, PackDirectory, PackFrame};
+use crate::error::{RepoError, Result};
+use crate::layout::Key;
+use crate::object::{Codec, OBJECT_HEADER, ObjectHeader, ObjectKeys, ObjectKind, open_frame};
+
+/// What is read of a pack to see its directory: enough for most.
+const FRONT: u64 = 64 << 10;
+/// The longest frame of a directory: what a pack of 16,384 frames can have, and room.
+const MAX_FRONT: u64 = 2 << 20;
+/// Directories held: each up to a megabyte, mostly less than a tenth of it.
+const HELD: usize = 8;
+/// Frames that lie closer are read with one request: what lies between costs less than another request.
+const GAP: u64 = 256 << 10;
+/// The most bytes of one request: buffers of this size are used again by the allocator, longer ones hardly.
+const STRETCH: u64 = 4 << 20;
+/// Requests at the same time for one pack.
+const AT_ONCE: usize = 4;
+
+/// A pack of which the front was read.
+#[derive(Debug)]
+pub(in crate::backup) struct OpenPack {
+    pub(super) key: Key,
+    pub(super) keys: ObjectKeys,
+    pub(in crate::backup) directory: PackDirectory,
+}
+
+impl OpenPack {
+    /// Reads the front of a pack. `bytes` may be cut anywhere behind the directory; `None` if it is cut before: the
+    /// number of bytes needed is given.
+    fn parse(backups: &Backups, key: &Key, bytes: &[u8], size: u32) -> Result<Result<Self, u64>> {
+        let corrupt = |what: &dyn std::fmt::Display| RepoError::corrupt(key, what);
+        let (header, keys) = ObjectHeader::parse(backups.sealer(), key, bytes).map_err(|e| corrupt(&e))?;
+        if header.kind != ObjectKind::Pack || header.object_len != u64::from(size) {
+            return Err(corrupt(&"it is not the pack that the manifest names"));
+        }
+        let front = OBJECT_HEADER as u64 + u64::from(header.meta_len);
+        if front > MAX_FRONT {
+            return Err(corrupt(&"its directory is too long"));
+        }
+        if (bytes.len() as u64) < front {
+            return Ok(Err(front));
+        }
+        let mut meta = Vec::new();
+        let frame = bytes.get(OBJECT_HEADER..).unwrap_or_default();
+        open_frame(&keys, 0, frame, &mut Codec::take(), &mut meta).map_err(|e| corrupt(&e))?;
+        let directory = PackDirectory::decode(&meta, &header).map_err(|e| corrupt(&e))?;
+        Ok(Ok(Self { key: key.clone(), keys, directory }))
+    }
+
+    /// Reads the front of a pack that has `size` bytes.
+    pub(in crate::backup) async fn read(backups: &Backups, key: &Key, size: u32) -> Result<Arc<Self>> {
+        let front = backups.store().get_range(key, 0..FRONT).await?;
+        if front.size != u64::from(size) {
+            let is = front.size;
+            return Err(RepoError::corrupt(key, format!("it has {is} bytes, the manifest says {size}")));
+        }
+        let pack = match Self::parse(backups, key, &front.bytes, size)? {
+            Ok(pack) => pack,
+            Err(needs) => {
+                let front = backups.store().get_range(key, 0..needs).await?.bytes;
+                let pack = Self::parse(backups, key, &front, size)?;
+                pack.map_err(|_| RepoError::corrupt(key, "it ends within its directory"))?
+            }
+        };
+        Ok(Arc::new(pack))
+    }
+
+    /// The directory's row for a frame that should be of that kind.
+    pub(in crate::backup) fn frame(&self, index: u16, kind: FrameKind) -> Result<&PackFrame> {
+        let frame = self.directory.frame(index).filter(|frame| frame.kind == kind);
+        frame.ok_or_else(|| RepoError::corrupt(&self.key, format!("it has no {kind:?} frame {index}")))
+    }
+
+    /// Opens a frame that `bytes` starts with.
+    pub(in crate::backup) fn open(
+        &self,
+        index: u16,
+        bytes: &[u8],
+        codec: &mut Codec,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let opened = open_frame(&self.keys, u32::from(index), bytes, codec, out);
+        opened.map(drop).map_err(|e| RepoError::corrupt(&self.key, e))
+    }
+}
+
+/// Stretches of a pack.
+#[derive(Debug)]
+pub(super) struct Stretches(Vec<(u64, Bytes)>);
+
+impl Stretches {
+    /// The bytes of a range that was asked for.
+    pub(super) fn get(&self, range: &Range<u64>) -> Option<&[u8]> {
+        let after = self.0.partition_point(|(start, _)| *start <= range.start);
+        let (start, bytes) = self.0.get(after.checked_sub(1)?)?;
+        let begin = usize::try_from(range.start - start).ok()?;
+        let end = usize::try_from(range.end - start).ok()?;
+        bytes.get(begin..end)
+    }
+}
+
+/// Which pack, and its front once somebody has read it: others who want it meanwhile wait for that.
+type Named = ((BackupRef, PackNo), Arc<OnceCell<Arc<OpenPack>>>);
+
+/// Reads from the packs of one manifest.
+#[derive(Debug)]
+pub(super) struct Packs {
+    backups: Backups,
+    manifest: Arc<Manifest>,
+    /// The most recently used ones, latest last.
+    open: Mutex<Vec<Named>>,
+}
+
+impl Packs {
+    pub(super) fn new(backups: &Backups, manifest: &Arc<Manifest>) -> Self {
+        Self { backups: backups.clone(), manifest: Arc::clone(manifest), open: Mutex::default() }
+    }
+
+    fn key(&self, at: FrameRef) -> Result<(Key, u32)> {
+        let manifest_key = || self.backups.paths().manifest(self.manifest.summary.id);
+        let id = self.manifest.backups.get(usize::from(at.backup.0));
+        let pack = self.manifest.packs.get(at);
+        let (Some(id), Some(pack)) = (id, pack) else {
+            let what = format!(
+                "it refers to pack {} of a backup, which its table of packs does not list",
+                at.pack.0
+            );
+            return Err(RepoError::corrupt(&manifest_key(), what));
+        };
+        Ok((self.backups.paths().pack(*id, at.pack.0), pack.size))
+    }
+
+    /// The front of the pack that holds a frame.
+    pub(super) async fn open(&self, at: FrameRef) -> Result<Arc<OpenPack>> {
+        let cell = self.cell((at.backup, at.pack));
+        cell.get_or_try_init(|| self.read_front(at)).await.cloned()
+    }
+
+    /// Makes it the most recently used one.
+    fn cell(&self, name: (BackupRef, PackNo)) -> Arc<OnceCell<Arc<OpenPack>>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = match open.iter().position(|(held, _)| *held == name) {
+            Some(at) => open.remove(at),
+            None => (name, Arc::default()),
+        };
+        if open.len() >= HELD {
+            open.remove(0);
+        }
+        let cell = Arc::clone(&named.1);
+        open.push(named);
+        cell
+    }
+
+    async fn read_front(&self, at: FrameRef) -> Result<Arc<OpenPack>> {
+        let (key, size) = self.key(at)?;
+        OpenPack::read(&self.backups, &key, size).await
+    }
+
+    /// Reads some ranges of a pack, in order; those that lie close together with one request.
+    pub(super) async fn stretches(&self, pack: &OpenPack, ranges: &[Range<u64>]) -> Result<Stretches> {
+        let mut joined: Vec<Range<u64>> = Vec::new();
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last)
+                    if range.start <= last.end.saturating_add(GAP)
+                        && range.end.saturating_sub(last.start) <= STRETCH =>
+                {
+                    last.end = last.end.max(range.end);
+                }
+                _ => joined.push(range.clone()),
+            }
+        }
+        let get = |range: Range<u64>| async move {
+            let start = range.start;
+            Ok::<_, RepoError>((start, self.backups.store().get_range(&pack.key, range).await?.bytes))
+        };
+        let stretches = futures_util::stream::iter(joined).map(get).buffered(AT_ONCE);
+        Ok(Stretches(stretches.try_collect().await?))
+    }
+
+    /// Reads table frames of one kind, and gives the plain content of each to `take` with its place in `frames`. They are
+    /// read in the order in which they lie in packs, not that of `frames`.
+    pub(super) async fn tables(
+        &self,
+        kind: FrameKind,
+        frames: &[FrameRef],
+        mut take: impl FnMut(usize, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut order: Vec<usize> = (0..frames.len()).collect();
+        order.sort_by_key(|&n| frames.get(n));
+        let at = |n: &usize| frames.get(*n).copied();
+        let mut plain = Vec::new();
+        for same_pack in
+            order.chunk_by(|a, b| at(a).map(|f| (f.backup, f.pack)) == at(b).map(|f| (f.backup, f.pack)))
+        {
+            let Some(first) = same_pack.first().and_then(at) else { continue };
+            let pack = self.open(first).await?;
+            // In portions, so that what is held does not grow with what is asked for.
+            for portion in same_pack.chunks(64) {
+                let mut rows = Vec::with_capacity(portion.len());
+                for n in portion {
+                    let Some(at) = at(n) else { continue };
+                    let frame = pack.frame(at.frame, kind)?;
+                    rows.push((*n, at.frame, pack.directory.range(frame)));
+                }
+                let ranges: Vec<_> = rows.iter().map(|(_, _, range)| range.clone()).collect();
+                let stretches = self.stretches(&pack, &ranges).await?;
+                for (n, index, range) in rows {
+                    let cut = || RepoError::corrupt(&pack.key, "it is shorter than its directory says");
+                    let bytes = stretches.get(&range).ok_or_else(cut)?;
+                    plain.clear();
+                    pack.open(index, bytes, &mut Codec::take(), &mut plain)?;
+                    take(n, &plain)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

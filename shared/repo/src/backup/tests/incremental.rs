@@ -1,0 +1,413 @@
+//! Backups that build on others: what is stored, what is shared, and that each restores by itself.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Blocks of the clusters here.
+const BLOCK: u32 = 1024;
+
+fn building_on(id: BackupId, parents: &[BackupId], adopted: &[BackupId]) -> Intent {
+    Intent { parents: parents.to_vec(), adopted: adopted.to_vec(), ..intent(id) }
+}
+
+async fn begin(scene: &Scene, intent: Intent) -> BackupWriter {
+    let size = BlockSize::new(BLOCK).unwrap();
+    scene.backups.begin(intent, size, &small_packs()).await.unwrap()
+}
+
+/// A whole backup on top of others.
+async fn backup(scene: &Scene, intent: Intent, tree: &Tree) -> Summary {
+    let writer = begin(scene, intent).await;
+    fill(&writer, tree, 10_000).await;
+    let draft = writer.finish(facts(BLOCK)).await.unwrap();
+    let wal = wal(&draft);
+    draft.publish(wal).await.unwrap()
+}
+
+/// What a backup stored, in packs.
+fn stored(summary: &Summary) -> u64 {
+    summary.totals.stored
+}
+
+async fn check(scene: &Scene, id: BackupId, tree: &Tree) {
+    let reader = scene.backups.open(id).await.unwrap();
+    equals(&reader, tree, WindowLimits::default()).await;
+    check_live_counts(&reader).await;
+    let Manifest { backups, packs, summary, .. } = reader.manifest();
+    assert_eq!(backups[1..], summary.parents[..]);
+    for (n, id) in backups.iter().enumerate().skip(1) {
+        assert!(packs.packs().iter().any(|pack| usize::from(pack.backup.0) == n), "{id} is not used");
+    }
+}
+
+fn large() -> Tree {
+    Tree::new([
+        (b"base/1".to_vec(), vec![Piece::Noise(1, 5_000_000)]),
+        (b"base/2".to_vec(), vec![Piece::Noise(2, 3_000_000), Piece::Hole(9_000_000), Piece::Noise(3, 777)]),
+        (b"base/3".to_vec(), vec![Piece::Noise(4, 10_000)]),
+        (b"empty".to_vec(), vec![]),
+    ])
+}
+
+#[test]
+fn nothing_that_did_not_change_is_stored_again() {
+    runtime().block_on(async {
+        for sealer in sealers() {
+            let scene = scene(&sealer);
+            let mut tree = large();
+            let full = backup(&scene, intent(id(1)), &tree).await;
+            // The blocks at the edges of the hole hold zeros, too.
+            let all = full.totals.new_bytes;
+            assert!(full.totals.reused_bytes == 0 && (8_010_777..8_010_777 + 2048).contains(&all));
+            let idle = backup(&scene, building_on(id(2), &[id(1)], &[]), &tree).await;
+            assert_eq!((stored(&idle), idle.totals.new_bytes), (0, 0), "{idle:?}");
+            assert_eq!(idle.totals.reused_bytes, all);
+            assert_eq!(idle.parents, [id(1)]);
+            assert_eq!(idle.totals.blocks, full.totals.blocks);
+            let reader = scene.backups.open(id(2)).await.unwrap();
+            assert_eq!(reader.manifest().packs.packs().len(), full_packs(&scene, id(1)).await);
+
+            // One block in the middle of a file of several leaves, and the page of the table.
+            tree.files.insert(b"base/1".to_vec(), vec![Piece::Noise(1, 3_000_000)]);
+            let cut = backup(&scene, building_on(id(3), &[id(2)], &[]), &tree).await;
+            assert_eq!(cut.totals.new_bytes, 3_000_000 % 1024, "the last block became shorter");
+            let mut pieces = tree.files[&b"base/1"[..]].clone();
+            pieces.push(Piece::Same(7, 5000));
+            tree.files.insert(b"base/1".to_vec(), pieces);
+            let grown = backup(&scene, building_on(id(4), &[id(3)], &[]), &tree).await;
+            assert_eq!(grown.totals.new_bytes, (3_000_000 % 1024) + 5000);
+            assert!(stored(&grown) < 30_000, "{grown:?}");
+            check(&scene, id(4), &tree).await;
+            check(&scene, id(2), &large()).await;
+        }
+    });
+}
+
+async fn full_packs(scene: &Scene, id: BackupId) -> usize {
+    scene.backups.open(id).await.unwrap().manifest().packs.packs().len()
+}
+
+#[test]
+fn an_unfinished_backup_is_gone_on_with() {
+    runtime().block_on(async {
+        for sealer in sealers() {
+            let scene = scene(&sealer);
+            let tree = large();
+            // Dies in the middle of the longest file, and once more.
+            for n in 1..=2u32 {
+                let adopted: Vec<BackupId> = (1..n).map(id).collect();
+                let writer = begin(&scene, building_on(id(n), &[], &adopted)).await;
+                let mut lane = writer.lane();
+                let lane = tokio::task::spawn_blocking(move || {
+                    write_file(&mut lane, b"base/3", &[Piece::Noise(4, 10_000)], 5000);
+                    let mut file = lane.file(TablePath::data("base/1").unwrap());
+                    let noise = Piece::Noise(1, 5_000_000).bytes();
+                    let most = if n == 1 { 2_500_000 } else { 4_500_000 };
+                    file.write(&noise[..most]).unwrap();
+                    drop(file);
+                    lane.finish().unwrap();
+                });
+                lane.await.unwrap();
+                writer.progress().await.unwrap();
+            }
+            let whole = backup(&scene, building_on(id(3), &[], &[id(1), id(2)]), &tree).await;
+            // Two leaves of 2 MiB and the small file are there.
+            assert_eq!(whole.totals.reused_bytes, (4 << 20) + 10_000, "{whole:?}");
+            let new = 8_010_777 - whole.totals.reused_bytes;
+            assert!((new..new + 2048).contains(&whole.totals.new_bytes), "{whole:?}");
+            assert_eq!(whole.parents, [id(2), id(1)]);
+            check(&scene, id(3), &tree).await;
+
+            // One of its packs is gone: it is noticed before it is believed, and stored again.
+            let pack = scene.backups.pack_key(id(1), PackNo(1));
+            scene.store.delete(&pack).await.unwrap();
+            let again = begin(&scene, building_on(id(4), &[], &[id(1), id(2)])).await;
+            let notes = again.take_notes();
+            assert!(notes[0].contains("stored again"), "{notes:?}");
+            fill(&again, &tree, 10_000).await;
+            let draft = again.finish(facts(BLOCK)).await.unwrap();
+            let wal = wal(&draft);
+            let again = draft.publish(wal).await.unwrap();
+            assert!(again.totals.reused_bytes < whole.totals.reused_bytes);
+            assert!(again.totals.reused_bytes > 0);
+            check(&scene, id(4), &tree).await;
+        }
+    });
+}
+
+#[test]
+fn what_is_condemned_or_missing_is_stored_again() {
+    runtime().block_on(async {
+        let scene = scene(&sealers()[1]);
+        let tree = large();
+        let full = backup(&scene, intent(id(1)), &tree).await;
+        let condemn = |backups: Vec<BackupId>, packs: Vec<CondemnedPacks>| Condemned {
+            written: facts(BLOCK).ended,
+            host: "db1".to_owned(),
+            agent: "0.1.0".to_owned(),
+            reason: CondemnedReason::Damaged,
+            backups,
+            packs,
+            wal: Vec::new(),
+        };
+        let some = CondemnedPacks { backup: id(1), first: 2, count: 3 };
+        let n = scene.backups.condemn(&condemn(vec![], vec![some])).await.unwrap();
+        let healed = backup(&scene, building_on(id(2), &[id(1)], &[]), &tree).await;
+        assert!(healed.totals.new_bytes > 600_000 && healed.totals.reused_bytes > 5_000_000, "{healed:?}");
+        let reader = scene.backups.open(id(2)).await.unwrap();
+        let used = reader.manifest().packs.packs().iter().filter(|p| p.backup != BackupRef::OWN);
+        assert!(used.clone().count() > 10 && !used.clone().any(|p| (2..5).contains(&p.pack.0)));
+        check(&scene, id(2), &tree).await;
+
+        // Condemned while it is being written.
+        let writer = begin(&scene, building_on(id(3), &[id(2)], &[])).await;
+        fill(&writer, &tree, 10_000).await;
+        let draft = writer.finish(facts(BLOCK)).await.unwrap();
+        let late = CondemnedPacks { backup: id(1), first: 9, count: 1 };
+        let later = scene.backups.condemn(&condemn(vec![], vec![late])).await.unwrap();
+        let stored = wal(&draft);
+        let error = draft.publish(stored).await.unwrap_err();
+        assert!(error.to_string().contains("condemned while the backup ran"), "{error}");
+
+        // The parent itself is condemned: the next one counts. Of its packs none is, or it could be one with tables, which
+        // nobody reads from a condemned pack.
+        scene.backups.absolve(n).await.unwrap();
+        scene.backups.absolve(later).await.unwrap();
+        scene.backups.condemn(&condemn(vec![id(2)], vec![])).await.unwrap();
+        let next = backup(&scene, building_on(id(4), &[id(2), id(1)], &[]), &tree).await;
+        assert_eq!(next.parents, [id(1)]);
+        assert!(next.totals.new_bytes < 400_000, "{next:?}");
+        // Another block size: nothing builds on it.
+        let size = BlockSize::new(2048).unwrap();
+        let other =
+            scene.backups.begin(building_on(id(5), &[id(1)], &[]), size, &small_packs()).await.unwrap();
+        assert_eq!(other.parent(), None);
+        let notes = other.take_notes();
+        assert!(notes[0].contains("another size"), "{notes:?}");
+        // A damaged file table: the parent before it counts.
+        let reader = scene.backups.open(id(1)).await.unwrap();
+        let page = reader.manifest().pages[0].at;
+        let key = scene.backups.pack_key(id(1), page.pack);
+        let mut bytes = scene.store.get(&key).await.unwrap().to_vec();
+        let size = bytes.len();
+        bytes[size / 2..].fill(0);
+        replace(&scene, &key, &bytes).await;
+        let last = begin(&scene, building_on(id(6), &[id(1)], &[])).await;
+        assert_eq!(last.parent(), None);
+        assert!(full.totals.stored > 0);
+    });
+}
+
+#[test]
+fn a_file_new_at_its_path_is_found_by_its_content() {
+    runtime().block_on(async {
+        let scene = scene(&sealers()[1]);
+        let mut tree = large();
+        backup(&scene, intent(id(1)), &tree).await;
+        tree = Tree::new(tree.files);
+        for name in ["1", "2", "3"] {
+            let pieces = tree.files[format!("base/{name}").as_bytes()].clone();
+            tree.files.insert(format!("copied/{name}").into_bytes(), pieces);
+        }
+        tree.files.insert(b"copied/4".to_vec(), vec![Piece::Noise(99, 10_000)]);
+        tree = Tree::new(tree.files);
+        let writer = begin(&scene, building_on(id(2), &[id(1)], &[])).await;
+        let (mut lane, all) = (writer.lane(), tree.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            let mut found = Vec::new();
+            for (path, pieces) in &all.files {
+                let table_path = TablePath::data(path.clone()).unwrap();
+                let bytes: Vec<u8> = pieces.iter().flat_map(Piece::bytes).collect();
+                let length = u64::try_from(bytes.len()).unwrap();
+                if lane.may_be_elsewhere(&table_path, length).unwrap() {
+                    let mut hasher = lane.hasher();
+                    hasher.update(&bytes);
+                    if lane.same_file(&table_path, hasher.finish(), attributes(path)).unwrap() {
+                        found.push(String::from_utf8(path.clone()).unwrap());
+                        continue;
+                    }
+                }
+                write_file(&mut lane, path, pieces, 10_000);
+            }
+            for path in &all.directories {
+                lane.directory(TablePath::data(path.clone()).unwrap(), attributes(path)).unwrap();
+            }
+            lane.finish().unwrap();
+            found
+        });
+        assert_eq!(found.await.unwrap(), ["copied/1", "copied/2", "copied/3"]);
+        let draft = writer.finish(facts(BLOCK)).await.unwrap();
+        let stored = wal(&draft);
+        let summary = draft.publish(stored).await.unwrap();
+        assert_eq!(summary.totals.new_bytes, 10_000);
+        // Blocks that two files share are counted for both, but a pack is never more than fully used.
+        let reader = scene.backups.open(id(2)).await.unwrap();
+        equals(&reader, &tree, WindowLimits::default()).await;
+    });
+}
+
+#[test]
+fn packs_that_are_mostly_dead_are_emptied() {
+    runtime().block_on(async {
+        let scene = scene(&sealers()[1]);
+        let files = |changed: u32| {
+            Tree::new((0..40u32).map(|n| {
+                let seed = if n < changed { 1000 * changed + n } else { n };
+                (format!("base/{n:02}").into_bytes(), vec![Piece::Noise(seed, 100_000)])
+            }))
+        };
+        backup(&scene, intent(id(1)), &files(0)).await;
+        let mut old = Vec::new();
+        for n in 2..12u32 {
+            let tree = files(n * 3);
+            let summary = backup(&scene, building_on(id(n), &[id(n - 1)], &[]), &tree).await;
+            let Totals { new_bytes, reused_bytes, .. } = summary.totals;
+            assert_eq!(new_bytes + reused_bytes, 4_000_000);
+            let changed = u64::from(n) * 300_000;
+            assert!(new_bytes <= changed + changed / 5 + 1024, "{n}: {new_bytes}");
+            check(&scene, id(n), &tree).await;
+            let reader = scene.backups.open(id(n)).await.unwrap();
+            old.push(reader.manifest().packs.packs().iter().filter(|p| p.live * 2 < p.units).count());
+        }
+        assert!(old.iter().all(|sparse| *sparse <= 4), "{old:?}");
+    });
+}
+
+/// What happens to a tree between two backups.
+#[derive(Clone, Debug)]
+enum Change {
+    Write(usize, u32, usize),
+    Grow(usize, u32, usize),
+    Cut(usize, usize),
+    Punch(usize, usize),
+    Drop(usize),
+    Create(usize, u32, usize),
+    Swap(usize, usize),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let (file, seed, place) = (0usize..12, 0u32..50, 0usize..2_500_000);
+    prop_oneof![
+        (file.clone(), seed.clone(), place.clone()).prop_map(|(f, s, p)| Change::Write(f, s, p)),
+        (file.clone(), seed.clone(), 0usize..9000).prop_map(|(f, s, p)| Change::Grow(f, s, p)),
+        (file.clone(), place.clone()).prop_map(|(f, p)| Change::Cut(f, p)),
+        (file.clone(), place.clone()).prop_map(|(f, p)| Change::Punch(f, p)),
+        file.clone().prop_map(Change::Drop),
+        (file.clone(), seed, place).prop_map(|(f, s, p)| Change::Create(f, s, p)),
+        (file.clone(), file).prop_map(|(a, b)| Change::Swap(a, b)),
+    ]
+}
+
+/// Files as bytes: the model.
+type Files = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn apply(files: &mut Files, change: &Change) {
+    let name = |n: usize| format!("base/{}/{n}", n % 3).into_bytes();
+    let noise = |seed: u32, len: usize| Piece::Noise(seed, len).bytes();
+    match *change {
+        Change::Create(n, seed, len) => drop(files.insert(name(n), noise(seed, len))),
+        Change::Drop(n) => drop(files.remove(&name(n))),
+        Change::Swap(a, b) => {
+            let (one, two) = (files.remove(&name(a)), files.remove(&name(b)));
+            files.extend(one.map(|bytes| (name(b), bytes)));
+            if a != b {
+                files.extend(two.map(|bytes| (name(a), bytes)));
+            }
+        }
+        Change::Write(n, seed, at) => {
+            if let Some(bytes) = files.get_mut(&name(n)) {
+                let end = bytes.len().min(at + 3000);
+                let noise = noise(seed, 3000);
+                let begin = at.min(end);
+                bytes[begin..end].copy_from_slice(&noise[..end - begin]);
+            }
+        }
+        Change::Grow(n, seed, len) => {
+            if let Some(bytes) = files.get_mut(&name(n)) {
+                bytes.extend(noise(seed, len));
+            }
+        }
+        Change::Cut(n, len) => {
+            if let Some(bytes) = files.get_mut(&name(n)) {
+                bytes.truncate(len);
+            }
+        }
+        Change::Punch(n, at) => {
+            if let Some(bytes) = files.get_mut(&name(n)) {
+                let end = bytes.len().min(at + 50_000);
+                bytes[at.min(end)..end].fill(0);
+            }
+        }
+    }
+}
+
+/// Writes the model by one lane; `most`: dies after that many files.
+async fn write_model(writer: &BackupWriter, files: &Files, most: usize) {
+    let (mut lane, files) = (writer.lane(), files.clone());
+    let work = tokio::task::spawn_blocking(move || {
+        for path in ["", "base", "base/0", "base/1", "base/2"] {
+            lane.directory(TablePath::data(path).unwrap(), attributes(path.as_bytes())).unwrap();
+        }
+        for (path, bytes) in files.iter().take(most) {
+            let table_path = TablePath::data(path.clone()).unwrap();
+            let length = u64::try_from(bytes.len()).unwrap();
+            if lane.may_be_elsewhere(&table_path, length).unwrap() {
+                let mut hasher = lane.hasher();
+                hasher.update(bytes);
+                if lane.same_file(&table_path, hasher.finish(), attributes(path)).unwrap() {
+                    continue;
+                }
+            }
+            let mut file = lane.file(table_path);
+            file.write(bytes).unwrap();
+            file.finish(attributes(path)).unwrap();
+        }
+        lane.finish().unwrap();
+    });
+    work.await.unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    /// Random histories: every backup, however deep, restores to what the cluster was, also after others died.
+    #[test]
+    fn every_backup_of_a_random_history_restores(
+        steps in proptest::collection::vec((proptest::collection::vec(change(), 0..7), any::<bool>(), 0usize..12), 2..7),
+        encrypted: bool,
+    ) {
+        runtime().block_on(async {
+            let scene = scene(&sealers()[usize::from(encrypted)]);
+            let mut files = Files::new();
+            for n in 0..8 {
+                apply(&mut files, &Change::Create(n, 100 + u32::try_from(n).unwrap(), n * n * 40_000));
+            }
+            let (mut made, mut dead): (Vec<(BackupId, Files)>, Vec<BackupId>) = Default::default();
+            for (n, (changes, dies, most)) in (1u32..).zip(&steps) {
+                changes.iter().for_each(|change| apply(&mut files, change));
+                let parents: Vec<BackupId> = made.last().map(|(id, _)| *id).into_iter().collect();
+                let writer = begin(&scene, building_on(id(n), &parents, &dead)).await;
+                if *dies {
+                    write_model(&writer, &files, *most).await;
+                    writer.progress().await.unwrap();
+                    dead.push(id(n));
+                    continue;
+                }
+                write_model(&writer, &files, usize::MAX).await;
+                assert_eq!(writer.take_notes(), Vec::<String>::new());
+                let draft = writer.finish(facts(BLOCK)).await.unwrap();
+                let stored = wal(&draft);
+                draft.publish(stored).await.unwrap();
+                made.push((id(n), files.clone()));
+                dead.clear();
+            }
+            for (id, files) in &made {
+                let reader = scene.backups.open(*id).await.unwrap();
+                let restored = restore(&reader, WindowLimits { blocks: 700, entries: 5 }).await.unwrap();
+                assert!(restored == *files, "{id} restores to something else");
+                check_live_counts(&reader).await;
+            }
+        });
+    }
+}

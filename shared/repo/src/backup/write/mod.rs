@@ -1,0 +1,47 @@
+//! Writing a backup: lanes fill packs and the file table, the writer ends it, the draft publishes it.
+//!
+//! What always holds: an intent is there before anything else, and a manifest only after every pack it names was found
+//! with its size. A crash in the middle leaves an intent and packs that nothing names; `expire` removes them.
+
+mod lane;
+mod publish;
+mod sink;
+mod table;
+mod writer;
+
+use std::sync::{Arc, Mutex};
+
+pub use self::lane::{FileSummary, FileWriter, Lane};
+pub(super) use self::publish::cannot_write;
+pub(super) use self::publish::pack_no;
+pub use self::publish::{Draft, WalStored};
+pub use self::sink::PackLimits;
+use self::sink::PackSink;
+use self::table::Table;
+pub(super) use self::table::{Live, count};
+pub use self::writer::{BackupWriter, WriteOptions};
+use super::blocks::{BlockList, Place};
+use super::geometry::BlockSize;
+use super::hash::Hashing;
+use super::parent::Parents;
+
+/// What the lanes of one backup share.
+#[derive(Debug)]
+struct Shared {
+    hashing: Hashing,
+    block_size: BlockSize,
+    /// What it builds on, and every backup that blocks may be in; the first of these is the one that is written.
+    parents: Parents,
+    sink: Arc<PackSink>,
+    /// `None` once the backup is finished.
+    table: Mutex<Option<Table>>,
+}
+
+/// Counts the blocks of a list as used in their packs.
+pub(super) fn count_blocks(live: &mut Live, list: &BlockList) {
+    for (run, _) in list.runs() {
+        if let Place::At(at) = run.place {
+            count(live, at.frame, u32::from(run.blocks));
+        }
+    }
+}

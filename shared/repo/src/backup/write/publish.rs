@@ -1,0 +1,155 @@
+//! The last step of a backup: proving that everything is there, then creating the manifest.
+
+use futures_util::TryStreamExt;
+use walpoint_base::{BackupId, SegmentName};
+
+use super::super::catalog::Backups;
+use super::super::condemned::CondemnedSet;
+use super::super::facts::Summary;
+use super::super::location::PackNo;
+use super::super::manifest::{EncodeError, Manifest};
+use super::super::pack_table::PackUse;
+use crate::error::{RepoError, Result};
+use crate::layout::Key;
+
+/// What the caller found stored in the lineage: every WAL segment from `first` to `last`, along the timelines from the
+/// backup's start to its stop. Only whoever looked can say so; [`Draft::publish`] checks that it is what is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WalStored {
+    /// The segment that holds the start position.
+    pub first: SegmentName,
+    /// The segment that holds the last byte before the stop position.
+    pub last: SegmentName,
+}
+
+/// A backup whose packs are stored and whose manifest is not. Dropped, it leaves an intent and packs without a manifest.
+#[derive(Debug)]
+pub struct Draft {
+    backups: Backups,
+    manifest: Manifest,
+    parent: Option<BackupId>,
+    notes: Vec<String>,
+}
+
+impl Draft {
+    pub(super) fn new(
+        backups: Backups,
+        manifest: Manifest,
+        parent: Option<BackupId>,
+        notes: Vec<String>,
+    ) -> Self {
+        Self { backups, manifest, parent, notes }
+    }
+
+    /// The finished backup that it was compared with; `None` if there was none.
+    pub fn parent(&self) -> Option<BackupId> {
+        self.parent
+    }
+
+    /// What of earlier backups could not be used, and why, as far as nobody has taken it from the writer.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What the manifest will say.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The WAL segments, first and last, that have to be stored before [`Self::publish`].
+    pub fn needs_wal(&self) -> Result<(SegmentName, SegmentName)> {
+        self.manifest.summary.facts.wal().map_err(|e| RepoError::Internal(e.to_string()))
+    }
+
+    /// Finds every pack with its size, then creates the manifest: afterwards the backup exists. Fails with
+    /// [`RepoError::Conflict`] if somebody ended the backup with a tombstone meanwhile.
+    pub async fn publish(self, wal: WalStored) -> Result<Summary> {
+        let (first, last) = self.needs_wal()?;
+        if (wal.first, wal.last) != (first, last) {
+            let WalStored { first: has, last: to } = wal;
+            return Err(RepoError::Internal(format!(
+                "the backup needs WAL from {first} to {last}, stored are {has} to {to}"
+            )));
+        }
+        self.prove_packs().await?;
+        self.prove_nothing_condemned().await?;
+        let key = self.backups.paths().manifest(self.manifest.summary.id);
+        let sealer = self.backups.sealer().clone();
+        let (manifest, object) = crate::cpu::run(move || {
+            let object = self.manifest.seal(&sealer, &key).map_err(|e| cannot_write(&key, &e));
+            (self, object)
+        })
+        .await?;
+        manifest.backups.store().create_once(&object?).await?;
+        Ok(manifest.manifest.summary)
+    }
+
+    /// What was condemned after the backup began is not built on either. The next backup adopts this one, and stores again
+    /// what was condemned.
+    async fn prove_nothing_condemned(&self) -> Result<()> {
+        if self.manifest.backups.len() < 2 {
+            return Ok(());
+        }
+        let condemned = self.backups.condemned().await?;
+        let condemned = CondemnedSet::new(condemned.iter().map(|one| &one.condemned));
+        for pack in self.manifest.packs.packs() {
+            let id = self.manifest.backups.get(usize::from(pack.backup.0));
+            if let Some(id) = id.filter(|id| condemned.has_pack(**id, pack.pack)) {
+                let key = self.backups.paths().manifest(self.manifest.summary.id);
+                let what = format!(
+                    "it builds on pack {} of backup {id}, which was condemned while the backup ran. HINT: run the backup \
+                     again, it stores what is missing and uses the rest",
+                    pack.pack.0
+                );
+                return Err(RepoError::Refused { key, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// One listing for each backup whose packs are used.
+    async fn prove_packs(&self) -> Result<()> {
+        let packs = self.manifest.packs.packs();
+        for used in packs.chunk_by(|a, b| a.backup == b.backup) {
+            let Some(first) = used.first() else { continue };
+            let Some(id) = self.manifest.backups.get(usize::from(first.backup.0)) else {
+                return Err(RepoError::Internal("a pack of a backup that is not listed is used".to_owned()));
+            };
+            let mut missing: Vec<&PackUse> = used.iter().collect();
+            let mut found = vec![false; used.len()];
+            let mut listing = self.backups.store().list(&self.backups.paths().data(*id), None);
+            while let Some(entry) = listing.try_next().await? {
+                let Some(no) = pack_no(&entry.key) else { continue };
+                let Ok(at) = used.binary_search_by_key(&no, |pack| pack.pack) else { continue };
+                let (Some(pack), Some(found)) = (used.get(at), found.get_mut(at)) else { continue };
+                if entry.size != u64::from(pack.size) {
+                    let (is, should) = (entry.size, pack.size);
+                    return Err(RepoError::corrupt(
+                        &entry.key,
+                        format!("it has {is} bytes, {should} were stored"),
+                    ));
+                }
+                *found = true;
+            }
+            let mut found = found.iter();
+            missing.retain(|_| found.next() != Some(&true));
+            if let Some(pack) = missing.first() {
+                let key = self.backups.paths().pack(*id, pack.pack.0);
+                return Err(RepoError::NotFound { key, store: self.backups.store().name().to_owned() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The number in a pack's key.
+pub(in crate::backup) fn pack_no(key: &Key) -> Option<PackNo> {
+    key.file_name().strip_suffix(".pack")?.parse().ok().map(PackNo)
+}
+
+pub(in crate::backup) fn cannot_write(key: &Key, error: &EncodeError) -> RepoError {
+    match error {
+        EncodeError::Malformed(what) => RepoError::Refused { key: key.clone(), what: what.to_string() },
+        EncodeError::Seal(error) => RepoError::Internal(format!("{key} cannot be sealed: {error}")),
+    }
+}

@@ -1,0 +1,244 @@
+//! The file table while it grows: rows in any order from any thread, and what is counted over them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::blocks::BlockList;
+use super::super::entry::{Blocks, Content, Entry};
+use super::super::facts::Totals;
+use super::super::findings::{Finding, MAX_FINDINGS};
+use super::super::geometry::BlockSize;
+use super::super::location::{BackupRef, FrameRef, PackNo, RefWriter};
+use super::super::manifest::PageRef;
+use super::super::pack::FrameKind;
+use super::super::page::{PAGE_BYTES, PageBuilder};
+use super::super::parent::{ParentTable, Parents};
+use super::super::path::{TablePath, TreeCheck};
+use super::super::progress::encode_stretch;
+use super::super::sorter::{ByPath, Sorter};
+use super::super::wire::{Input, Malformed};
+use super::sink::PackSink;
+use crate::error::{RepoError, Result};
+use crate::object::Codec;
+
+/// How much of each pack is used.
+pub(in crate::backup) type Live = BTreeMap<(BackupRef, PackNo), u32>;
+
+/// Counts `units` more of the pack that holds a frame.
+pub(in crate::backup) fn count(live: &mut Live, at: FrameRef, units: u32) {
+    let used = live.entry((at.backup, at.pack)).or_default();
+    *used = used.saturating_add(units);
+}
+
+/// Rows that were added, and what they add up to.
+#[derive(Debug)]
+pub(super) struct Table {
+    sorter: Sorter<ByPath>,
+    /// What backups the rows' indexes stand for, one table for all of them.
+    refs: RefWriter,
+    live: Live,
+    totals: Totals,
+    findings: Vec<Finding>,
+    /// Stretches that no progress object names, up to [`FRESH`] bytes, and what backups their indexes stand for.
+    fresh: Vec<FreshStretch>,
+    fresh_len: usize,
+    fresh_refs: RefWriter,
+}
+
+/// What of the stretches since the last progress object is remembered. The next backup reads what a dead one stored; what
+/// is not remembered it stores again.
+const FRESH: usize = 4 << 20;
+
+/// A stretch that this backup stored something of.
+#[derive(Debug)]
+struct FreshStretch {
+    /// The highest of its packs.
+    newest: PackNo,
+    row: Vec<u8>,
+}
+
+/// Stretches for a progress object.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    pub(super) stretches: Vec<Vec<u8>>,
+    pub(super) refs: RefWriter,
+}
+
+/// What the blocks of a file add up to.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Counted {
+    /// Blocks that are not all zero.
+    pub(super) stored: u64,
+    /// Bytes of those that this backup stored.
+    pub(super) new_bytes: u64,
+    /// Bytes of those that another backup has.
+    pub(super) reused_bytes: u64,
+}
+
+/// A finished file table.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) pages: Vec<PageRef>,
+    pub(super) live: Live,
+    pub(super) totals: Totals,
+    pub(super) findings: Vec<Finding>,
+}
+
+impl Table {
+    pub(super) fn new(scratch: &Path) -> Self {
+        Self {
+            sorter: Sorter::new(scratch),
+            refs: RefWriter::default(),
+            live: Live::default(),
+            totals: Totals::default(),
+            findings: Vec::new(),
+            fresh: Vec::new(),
+            fresh_len: 0,
+            fresh_refs: RefWriter::default(),
+        }
+    }
+
+    /// Remembers a stretch for a progress object, if something of it is in a pack of this backup.
+    pub(super) fn note(&mut self, path: &TablePath, leaf: u64, bytes: u64, blocks: &BlockList) {
+        let numbers = (u32::try_from(leaf), u32::try_from(bytes));
+        let (Some(newest), (Ok(leaf), Ok(bytes))) = (blocks.highest_pack(BackupRef::OWN), numbers) else {
+            return;
+        };
+        if self.fresh_len >= FRESH {
+            return;
+        }
+        let mut row = Vec::new();
+        encode_stretch(path, leaf, bytes, blocks, &mut row, &mut self.fresh_refs);
+        self.fresh_len += row.len();
+        self.fresh.push(FreshStretch { newest, row });
+    }
+
+    /// The stretches since the last call that lie in packs below that number.
+    pub(super) fn take_fresh(&mut self, below: PackNo) -> Fresh {
+        let (now, later) = std::mem::take(&mut self.fresh).into_iter().partition(|s| s.newest < below);
+        self.fresh = later;
+        let stretches: Vec<_> = Vec::into_iter(now).map(|stretch: FreshStretch| stretch.row).collect();
+        self.fresh_len -= stretches.iter().map(Vec::len).sum::<usize>();
+        Fresh { stretches, refs: self.fresh_refs.clone() }
+    }
+
+    /// Adds a row. `live` counts the packs that its leaves and blocks are in; inline blocks are counted here.
+    pub(super) fn add(&mut self, entry: &Entry, live: &Live, findings: Vec<Finding>) -> Result<()> {
+        for (pack, units) in live {
+            let used = self.live.entry(*pack).or_default();
+            *used = used.saturating_add(*units);
+        }
+        match &entry.content {
+            Content::File(file) => {
+                self.totals.files += 1;
+                self.totals.bytes += file.length;
+                self.totals.bad_pages += u64::from(file.bad_pages);
+                if let Blocks::Inline(list) = &file.blocks {
+                    super::count_blocks(&mut self.live, list);
+                }
+            }
+            _ => self.totals.others += 1,
+        }
+        let room = MAX_FINDINGS.saturating_sub(self.findings.len());
+        self.findings.extend(findings.into_iter().take(room));
+        let mut row = Vec::new();
+        entry.encode(&mut row, &mut self.refs);
+        self.sorter.push(row).map_err(scratch_error)
+    }
+
+    /// Counts blocks of some file.
+    pub(super) fn count_blocks(&mut self, counted: Counted) {
+        self.totals.blocks += counted.stored;
+        self.totals.new_bytes += counted.new_bytes;
+        self.totals.reused_bytes += counted.reused_bytes;
+    }
+
+    /// Sorts the rows, proves that they form trees, and stores them as pages. Blocks the thread.
+    pub(super) fn finish(
+        mut self,
+        sink: &Arc<PackSink>,
+        parents: &Parents,
+        block_size: BlockSize,
+    ) -> Result<Finished> {
+        let mut rows = self.sorter.into_sorted().map_err(scratch_error)?;
+        let mut writer = PageWriter {
+            sink,
+            parents,
+            parent: parents.table(),
+            page: PageBuilder::default(),
+            first: None,
+            pages: Vec::new(),
+        };
+        let (mut tree, mut codec) = (TreeCheck::default(), Codec::take());
+        while let Some(row) = rows.next().map_err(scratch_error)? {
+            let entry = Entry::decode(&mut Input::new(&row), self.refs.used(), block_size);
+            let entry = entry.map_err(|e| broken(&e))?;
+            tree.next(&entry.path, entry.content.is_directory()).map_err(|e| broken(&e))?;
+            writer.push(&entry, &mut codec, &mut self.live)?;
+        }
+        writer.close(&mut codec, &mut self.live)?;
+        self.findings.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
+        let Self { live, totals, findings, .. } = self;
+        Ok(Finished { pages: writer.pages, live, totals, findings })
+    }
+}
+
+/// Cuts rows into pages, and where the parent cut if that is sensible: so a page in which nothing changed is the parent's.
+struct PageWriter<'a> {
+    sink: &'a Arc<PackSink>,
+    parents: &'a Parents,
+    parent: Option<&'a ParentTable>,
+    page: PageBuilder,
+    first: Option<TablePath>,
+    pages: Vec<PageRef>,
+}
+
+impl PageWriter<'_> {
+    fn push(&mut self, entry: &Entry, codec: &mut Codec, live: &mut Live) -> Result<()> {
+        // Without a look at the parent one more file would shift all that follows; and a page that shrank is joined to
+        // the next one before it is too short to be worth one.
+        if self.parent.is_some_and(|parent| parent.begins_page(&entry.path))
+            && (self.page.len() >= PAGE_BYTES / 4 || self.is_the_parents()?)
+        {
+            self.close(codec, live)?;
+        }
+        self.page.push(entry);
+        self.first.get_or_insert_with(|| entry.path.clone());
+        let limit = if self.parent.is_some() { 3 * PAGE_BYTES } else { PAGE_BYTES };
+        if self.page.len() >= limit { self.close(codec, live) } else { Ok(()) }
+    }
+
+    /// Whether the open page is one of the parent's. Asked of short pages only.
+    fn is_the_parents(&self) -> Result<bool> {
+        let (Some(first), Some(parent)) = (&self.first, self.parent) else { return Ok(false) };
+        if !parent.begins_page(first) {
+            return Ok(false);
+        }
+        let plain = self.page.encode(&self.parents.backups).map_err(|e| broken(&e))?;
+        Ok(parent.same_page(first, self.page.entries(), &plain).is_some())
+    }
+
+    fn close(&mut self, codec: &mut Codec, live: &mut Live) -> Result<()> {
+        let Some(first) = self.first.take() else { return Ok(()) };
+        let entries = self.page.entries();
+        let plain = self.page.finish(&self.parents.backups).map_err(|e| broken(&e))?;
+        let same = self.parent.and_then(|parent| parent.same_page(&first, entries, &plain));
+        let at = match same.filter(|at| self.parents.ledger.may_use(*at)) {
+            Some(at) => at,
+            None => self.sink.append(FrameKind::Page, &plain, &[], codec)?,
+        };
+        count(live, at, 1);
+        self.pages.push(PageRef { at, entries, first });
+        Ok(())
+    }
+}
+
+fn scratch_error(source: std::io::Error) -> RepoError {
+    RepoError::Io { what: "the scratch file that sorts the file table".to_owned(), source }
+}
+
+/// The caller gave rows that cannot be a file table.
+fn broken(error: &Malformed) -> RepoError {
+    RepoError::Internal(format!("the file table of the backup cannot be written: {error}"))
+}

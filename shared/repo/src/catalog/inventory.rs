@@ -1,0 +1,155 @@
+//! Which segments of a timeline are there and what is in them: the index for what is sealed, a listing for the tail.
+//!
+//! The index may lag: a segment that arrived late is in the store before it is in the index. So every hole in the sealed
+//! part is listed before anybody is told of it. A segment that was stored though damaged counts as missing, because
+//! recovery ends there.
+
+use std::collections::BTreeMap;
+
+use walpoint_base::{SegmentNo, TimelineId};
+
+use super::runs::{Run, Runs};
+use crate::error::Result;
+use crate::index::gather::{self, Listed};
+use crate::index::{GroupSummary, SegmentEntry, TimelineIndex, first_of, group_of, last_of};
+use crate::wal::WalArchive;
+
+/// Holes that are listed again, the newest first. Older ones are believed.
+const HOLES: usize = 64;
+
+/// The WAL of one timeline.
+#[derive(Debug)]
+pub struct TimelineWal {
+    archive: WalArchive,
+    index: TimelineIndex,
+    /// Segments that a listing found: the tail, and what the index does not have yet.
+    listed: Listed,
+    /// What the headers of listed segments said, as far as they were read.
+    headers: BTreeMap<SegmentNo, SegmentEntry>,
+    /// Segments that are there and cannot be replayed.
+    damaged: Vec<SegmentNo>,
+    runs: Runs,
+}
+
+impl TimelineWal {
+    /// Reads what is there: the index, a listing of the tail, a group for each one that has holes.
+    pub async fn load(archive: &WalArchive, timeline: TimelineId) -> Result<Self> {
+        let mut index = TimelineIndex::load(archive, timeline).await?;
+        let (listed, _) =
+            gather::list(archive, timeline, index.first_unsealed(), SegmentNo(u64::MAX), usize::MAX).await?;
+        let mut runs = Runs::default();
+        let mut damaged = Vec::new();
+        for (&number, &stored) in &listed {
+            runs.insert(number, stored);
+        }
+        let mut uneven = Vec::new();
+        for (n, summary) in index.sealed() {
+            if summary.is_plain_run() {
+                runs.add(Run { first: summary.first, last: summary.last, stored: summary.stored });
+            } else {
+                uneven.push(n);
+            }
+        }
+        for n in uneven {
+            for (number, entry) in index.group(n).await?.iter() {
+                if entry.damaged {
+                    damaged.push(number);
+                } else {
+                    runs.insert(number, entry.stored);
+                }
+            }
+        }
+        let archive = archive.clone();
+        let mut wal = Self { archive, index, listed, headers: BTreeMap::new(), damaged, runs };
+        wal.look_into_holes().await?;
+        wal.note_open_groups();
+        Ok(wal)
+    }
+
+    /// The segments that can be replayed.
+    pub fn runs(&self) -> &Runs {
+        &self.runs
+    }
+
+    /// Takes a segment out: the store does not have it, whatever the index says.
+    pub(crate) fn forget(&mut self, number: SegmentNo) {
+        self.runs.remove(number);
+    }
+
+    /// Segments that were stored though damaged, as far as the index knows.
+    pub fn damaged(&self) -> &[SegmentNo] {
+        &self.damaged
+    }
+
+    /// Index objects that could not be read, for people.
+    pub fn problems(&self) -> &[String] {
+        self.index.problems()
+    }
+
+    /// What is known of all of a group without reading anything; `None` if that is not enough.
+    pub fn summary(&self, n: u64) -> Option<GroupSummary> {
+        let within = || self.listed.range(first_of(n)..=last_of(n));
+        if let Some(summary) = self.index.summary(n) {
+            return within().next().is_none().then_some(*summary);
+        }
+        let known = within().map(|(number, _)| Some((*number, self.headers.get(number)?)));
+        let known: Option<Vec<_>> = known.collect();
+        GroupSummary::of(0, known?.into_iter())
+    }
+
+    /// What the segments from `first` to `last`, which are of one group, say about themselves. Reads the group, and the
+    /// headers of what the index does not have.
+    pub async fn entries(
+        &mut self,
+        first: SegmentNo,
+        last: SegmentNo,
+    ) -> Result<BTreeMap<SegmentNo, SegmentEntry>> {
+        let group = self.index.group(group_of(first)).await?;
+        let indexed = group.iter().filter(|(n, _)| (first..=last).contains(n));
+        let mut entries: BTreeMap<SegmentNo, SegmentEntry> = indexed.map(|(n, e)| (n, *e)).collect();
+        let unread = self.listed.range(first..=last).filter(|(n, _)| !self.headers.contains_key(n));
+        let unread: Vec<(SegmentNo, u64)> = unread.map(|(n, stored)| (*n, *stored)).collect();
+        let read = gather::entries(&self.archive, self.index.timeline(), unread).await?;
+        self.headers.extend(read);
+        entries.extend(self.headers.range(first..=last).map(|(n, e)| (*n, *e)));
+        entries.retain(|number, _| self.runs.contains(*number));
+        Ok(entries)
+    }
+
+    /// What arrived late is in the store though the index does not have it.
+    async fn look_into_holes(&mut self) -> Result<()> {
+        let runs: Vec<Run> = self.runs.iter().copied().collect();
+        let holes = runs.windows(2).filter_map(|pair| match pair {
+            [before, after] => Some((before.last.next(), SegmentNo(after.first.0.saturating_sub(1)))),
+            _ => None,
+        });
+        let sealed = self.index.first_unsealed();
+        let holes: Vec<_> = holes.filter(|(first, _)| *first < sealed).collect();
+        for (first, last) in holes.into_iter().rev().take(HOLES) {
+            let timeline = self.index.timeline();
+            let (listed, _) = gather::list(&self.archive, timeline, first, last, usize::MAX).await?;
+            for (number, stored) in listed {
+                if !self.damaged.contains(&number) && !self.listed.contains_key(&number) {
+                    self.listed.insert(number, stored);
+                    self.runs.insert(number, stored);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what the open groups say about listed segments.
+    fn note_open_groups(&mut self) {
+        let mut damaged = Vec::new();
+        for group in self.index.open_groups() {
+            for (number, entry) in group.iter().filter(|(n, _)| self.listed.contains_key(n)) {
+                self.headers.insert(number, *entry);
+                damaged.extend(entry.damaged.then_some(number));
+            }
+        }
+        for number in damaged {
+            self.runs.remove(number);
+            self.damaged.push(number);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! One lineage of a cluster, and the answers to a planner's questions about it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures_util::TryStreamExt;
+use walpoint_base::{BackupId, LineageId, PgTimestamp, SegmentNo, TimelineId, WalFileName};
+
+use super::graph::TimelineGraph;
+use super::inventory::TimelineWal;
+use crate::backup::{Backups, Listed, ListedState, Standing, Summary};
+use crate::error::{RepoError, Result};
+use crate::layout::WalEntry;
+use crate::lineage::Lineage;
+use crate::plan::{
+    Answer, Asking, BackupFacts, BackupState, Extent, Facts, Question, Search, SegmentDecoder, SegmentRange,
+};
+use crate::reach::WalNeed;
+use crate::wal::WalArchive;
+
+/// A lineage, as far as it was asked about.
+#[derive(Debug)]
+pub struct LineageCatalog {
+    archive: WalArchive,
+    backups: Backups,
+    facts: Facts,
+    wal: BTreeMap<TimelineId, TimelineWal>,
+    /// What retention promises, if it was told: what is missing elsewhere is gone on purpose.
+    promised: Option<WalNeed>,
+    problems: Vec<String>,
+}
+
+impl LineageCatalog {
+    /// Lists the timelines, and reads as many histories as the graph has branches.
+    pub(crate) async fn load(archive: WalArchive, backups: &Backups, listed: &[Listed]) -> Result<Self> {
+        let mut problems = Vec::new();
+        let mut graph = TimelineGraph::default();
+        for timeline in archive.histories().await?.into_iter().rev() {
+            // A descendant's history told it already.
+            if graph.contains(timeline) {
+                continue;
+            }
+            match archive.history(timeline).await {
+                Ok(Some(history)) => graph.add(history),
+                Ok(None) => {}
+                Err(error @ RepoError::Corrupt { .. }) => problems.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        for timeline in archive.timelines().await? {
+            graph.add_known(timeline);
+        }
+        let lineage = archive.lineage();
+        let ids = listed.iter().map(|b| b.id).collect();
+        let mut facts = Facts::new(lineage.id, lineage.major, lineage.segment_size, graph, ids);
+        // The listing tells all there is to know about these.
+        for backup in listed {
+            if let Some(why) = unusable(backup.state) {
+                let answer = Answer::Backup(BackupState::Unusable(why.to_owned()));
+                facts.answer(Question::Backup(backup.id), answer);
+            }
+        }
+        Ok(Self { archive, backups: backups.clone(), facts, wal: BTreeMap::new(), promised: None, problems })
+    }
+
+    /// The lineage.
+    pub fn lineage(&self) -> &Lineage {
+        self.archive.lineage()
+    }
+
+    /// Which one.
+    pub fn id(&self) -> LineageId {
+        self.archive.lineage().id
+    }
+
+    /// Its WAL in the repository.
+    pub fn archive(&self) -> &WalArchive {
+        &self.archive
+    }
+
+    /// What is known so far.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Answers a question before it is asked.
+    #[cfg(test)]
+    pub(crate) fn presume(&mut self, question: Question, answer: Answer) {
+        self.facts.answer(question, answer);
+    }
+
+    /// Tells what retention promises: what is missing elsewhere is no gap.
+    pub fn promise(&mut self, need: WalNeed) {
+        self.promised = Some(need);
+    }
+
+    /// Whether any of these segments should be there.
+    pub(super) fn is_promised(&self, range: &SegmentRange) -> bool {
+        let needs = |need: &WalNeed| need.needs_any(range.timeline, range.first, range.last);
+        self.promised.as_ref().is_none_or(needs)
+    }
+
+    /// The WAL of a timeline, if a planner asked for it already.
+    pub fn wal(&self, timeline: TimelineId) -> Option<&TimelineWal> {
+        self.wal.get(&timeline)
+    }
+
+    /// Histories and index objects that could not be read, for people.
+    pub fn problems(&self) -> Vec<String> {
+        let indexes = self.wal.values().flat_map(|wal| wal.problems().iter());
+        self.problems.iter().chain(indexes).cloned().collect()
+    }
+
+    /// Runs a pure planner, answering what it asks, until it has what it needs. Without a decoder, questions about where
+    /// recovery stops fail, and the ends of windows are known less exactly.
+    pub async fn ask<T>(
+        &mut self,
+        decoder: Option<&Arc<dyn SegmentDecoder>>,
+        planner: impl Fn(&Facts) -> Asking<T>,
+    ) -> Result<T> {
+        loop {
+            let question = match planner(&self.facts) {
+                Ok(result) => return Ok(result),
+                Err(question) => question,
+            };
+            let answer = self.answer(&question, decoder).await?;
+            self.facts.answer(question, answer);
+        }
+    }
+
+    /// Whether the store itself has all these segments. Those that it has not are no longer believed to be there.
+    pub async fn confirm(&mut self, ranges: &[SegmentRange]) -> Result<bool> {
+        let size = self.facts.segment_size;
+        let mut complete = true;
+        for range in ranges {
+            let mut missing: BTreeSet<SegmentNo> = (range.first.0..=range.last.0).map(SegmentNo).collect();
+            let mut entries = self.archive.list(range.timeline, Some(range.first.name(range.timeline, size)));
+            while !missing.is_empty()
+                && let Some((entry, _)) = entries.try_next().await?
+            {
+                let number = match entry {
+                    WalEntry::File(WalFileName::Segment(name)) => name.number(size),
+                    _ => None,
+                };
+                if let Some(number) = number {
+                    missing.remove(&number);
+                }
+                if number > Some(range.last) {
+                    break;
+                }
+            }
+            drop(entries);
+            for number in missing {
+                let name = number.name(range.timeline, size);
+                // Not every store lists in the order of names: each is asked for before it counts as missing.
+                if self.archive.header(name).await?.is_none() {
+                    complete = false;
+                    self.problems.push(format!(
+                        "{name} is in the index of WAL but not in the store: was it deleted by hand?"
+                    ));
+                    self.forget(range.timeline, number);
+                }
+            }
+        }
+        Ok(complete)
+    }
+
+    /// Takes a segment out of what is known to be there.
+    fn forget(&mut self, timeline: TimelineId, number: SegmentNo) {
+        let Some(wal) = self.wal.get_mut(&timeline) else { return };
+        wal.forget(number);
+        self.facts.answer(Question::Wal(timeline), Answer::Wal(wal.runs().clone()));
+    }
+
+    async fn answer(
+        &mut self,
+        question: &Question,
+        decoder: Option<&Arc<dyn SegmentDecoder>>,
+    ) -> Result<Answer> {
+        Ok(match question {
+            Question::Wal(timeline) => {
+                let wal = TimelineWal::load(&self.archive, *timeline).await?;
+                let runs = wal.runs().clone();
+                self.wal.insert(*timeline, wal);
+                Answer::Wal(runs)
+            }
+            Question::Backup(id) => Answer::Backup(self.backup(*id).await?),
+            Question::Stop(question) => {
+                let Some(decoder) = decoder else {
+                    let what = "WAL would have to be decoded, and this program cannot".to_owned();
+                    return Err(RepoError::Internal(what));
+                };
+                let mut search = Search::new(&self.archive, &mut self.wal, Some(decoder));
+                Answer::Stop(search.stop(&self.facts, question).await?)
+            }
+            Question::Extent(question) => {
+                let mut search = Search::new(&self.archive, &mut self.wal, decoder);
+                match search.extent(&self.facts, question).await {
+                    Ok(extent) => Answer::Extent(extent),
+                    // What cannot be read limits what is offered, it does not keep anybody from the rest.
+                    Err(error @ RepoError::Corrupt { .. }) => {
+                        self.problems.push(error.to_string());
+                        Answer::Extent(Extent::default())
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Question::Points(name) => {
+                let points = self.archive.points_named(name).await?;
+                Answer::Points(points.into_iter().map(|p| (p.timeline, p.lsn)).collect())
+            }
+        })
+    }
+
+    async fn backup(&mut self, id: BackupId) -> Result<BackupState> {
+        let why = match self.backups.standing(id).await {
+            Ok(Standing::Finished(summary)) => return Ok(state(&summary, self.id())),
+            Ok(Standing::Unfinished) => "was deleted",
+            Ok(Standing::Ended(_)) => GIVEN_UP,
+            Err(error @ RepoError::Corrupt { .. }) => {
+                self.problems.push(error.to_string());
+                "has a damaged manifest"
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(BackupState::Unusable(why.to_owned()))
+    }
+}
+
+const GIVEN_UP: &str = "was given up before it was finished";
+
+/// Why a backup cannot be restored, if a listing shows that.
+fn unusable(state: ListedState) -> Option<&'static str> {
+    match state {
+        ListedState::Unfinished => Some("is not finished"),
+        ListedState::Ended(_) => Some(GIVEN_UP),
+        ListedState::Finished(_) => None,
+    }
+}
+
+/// What a manifest's summary means for planning in a lineage.
+fn state(summary: &Summary, lineage: LineageId) -> BackupState {
+    let facts = &summary.facts;
+    if facts.lineage != lineage {
+        return BackupState::OtherLineage(facts.lineage);
+    }
+    if (facts.start_timeline, facts.start_lsn) != (summary.id.timeline(), summary.id.start()) {
+        return BackupState::Unusable("has a manifest that contradicts its name".to_owned());
+    }
+    BackupState::Complete(Box::new(BackupFacts {
+        id: summary.id,
+        lineage: facts.lineage,
+        end: facts.stop_lsn,
+        end_timeline: facts.stop_timeline,
+        started: PgTimestamp::from_time(facts.started),
+        ended: PgTimestamp::from_time(facts.ended),
+        label: facts.label.clone(),
+        bytes: summary.totals.bytes,
+        block_bytes: summary.totals.blocks.saturating_mul(u64::from(facts.block_size)),
+        damaged_pages: summary.totals.bad_pages,
+    }))
+}

@@ -1,0 +1,91 @@
+//! What a cluster has in a repository: lineages with their timelines and WAL, and backups.
+//!
+//! Reads only, and only what is asked for: [`Catalog::load`] takes a handful of listings, the WAL of a timeline and the
+//! manifest of a backup are read when a planner asks for them. Nothing is kept between two loads, so an answer is as
+//! fresh as the catalog.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `graph` | the timelines and how they hang together |
+//! | `runs` | sets of segments |
+//! | `inventory` | the WAL of a timeline: index and tail |
+//! | `lineage` | one lineage, and the answers to a planner's questions about it |
+//! | [`status`], `draw` | all of it as data and for a person |
+
+mod draw;
+mod graph;
+mod inventory;
+mod lineage;
+mod runs;
+pub mod status;
+
+use jiff::Timestamp;
+use walpoint_base::ClusterName;
+
+pub use graph::TimelineGraph;
+pub use inventory::TimelineWal;
+pub use lineage::LineageCatalog;
+pub use runs::{Run, Runs};
+
+use crate::Repository;
+use crate::backup::{Backups, Listed};
+use crate::error::Result;
+
+/// A cluster in a repository.
+#[derive(Debug)]
+pub struct Catalog {
+    repository: Repository,
+    cluster: ClusterName,
+    backups: Vec<Listed>,
+    lineages: Vec<LineageCatalog>,
+    loaded: Timestamp,
+}
+
+impl Catalog {
+    /// Lists what a cluster has: its lineages, their timelines, its backups. A cluster that is not there has none.
+    pub async fn load(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
+        let reader = Backups::of(repository, cluster);
+        let backups = reader.list().await?;
+        let mut lineages = Vec::new();
+        for lineage in repository.lineages(cluster).await? {
+            lineages.push(LineageCatalog::load(repository.wal(&lineage), &reader, &backups).await?);
+        }
+        Ok(Self {
+            repository: repository.clone(),
+            cluster: cluster.clone(),
+            backups,
+            lineages,
+            loaded: Timestamp::now(),
+        })
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// Every backup listed, finished or not, of all lineages, oldest first.
+    pub fn backups(&self) -> &[Listed] {
+        &self.backups
+    }
+
+    /// The lineages, oldest first.
+    pub fn lineages(&self) -> &[LineageCatalog] {
+        &self.lineages
+    }
+
+    /// The lineages, to ask them.
+    pub fn lineages_mut(&mut self) -> &mut [LineageCatalog] {
+        &mut self.lineages
+    }
+
+    /// When it was loaded, by this machine's clock.
+    pub fn loaded(&self) -> Timestamp {
+        self.loaded
+    }
+}

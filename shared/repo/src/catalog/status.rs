@@ -1,0 +1,230 @@
+//! What a cluster has, as data: what `archive-agent status --json` prints. Stable: members are added, never renamed or
+//! removed. Times are RFC 3339 in UTC, positions and names as PostgreSQL writes them, sizes in bytes.
+
+use serde::Serialize;
+use walpoint_base::{PgTimestamp, SegmentNo, TimelineId};
+
+use super::{Catalog, LineageCatalog};
+use crate::backup::{Listed, ListedState};
+use crate::error::Result;
+use crate::plan::report::{SegmentsDocument, time};
+use crate::plan::windows::{self, Window};
+use crate::plan::{Facts, SegmentRange};
+
+/// A cluster in a repository.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ClusterStatus {
+    /// The cluster.
+    pub cluster: String,
+    /// What the configuration calls the repository.
+    pub repository: String,
+    /// Where it is, without secrets.
+    pub store: String,
+    /// When the listings were taken.
+    pub taken: String,
+    /// Its lineages, oldest first.
+    pub lineages: Vec<LineageStatus>,
+    /// Every backup listed, of all lineages, oldest first.
+    pub backups: Vec<BackupStatus>,
+}
+
+/// One life of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct LineageStatus {
+    /// Its id.
+    pub lineage: String,
+    /// PostgreSQL's major version.
+    pub postgresql: u8,
+    /// Bytes of a segment.
+    pub segment_size: u64,
+    /// Its timelines, lowest id first.
+    pub timelines: Vec<TimelineStatus>,
+    /// What could not be read.
+    pub problems: Vec<String>,
+}
+
+/// A timeline.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct TimelineStatus {
+    /// Its id.
+    pub timeline: u32,
+    /// Where it comes from; absent for one without a parent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ForkStatus>,
+    /// The first segment in the archive; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_segment: Option<String>,
+    /// The last segment in the archive; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_segment: Option<String>,
+    /// How many segments can be replayed.
+    pub segments: u64,
+    /// Bytes that they take in the repository.
+    pub stored_bytes: u64,
+    /// What can be recovered, oldest first.
+    pub windows: Vec<WindowStatus>,
+    /// Segments missing between those that are there, or that cannot be replayed.
+    pub gaps: Vec<SegmentsDocument>,
+    /// Segments that are there and damaged; they are in `gaps` too.
+    pub damaged: Vec<String>,
+}
+
+/// A fork.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ForkStatus {
+    /// The parent.
+    pub timeline: u32,
+    /// Where it was left.
+    pub lsn: String,
+    /// PostgreSQL's reason.
+    pub reason: String,
+}
+
+/// A stretch in which every moment can be recovered.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct WindowStatus {
+    /// Where it begins.
+    pub from_lsn: String,
+    /// The time there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_time: Option<String>,
+    /// Where it ends.
+    pub until_lsn: String,
+    /// The latest transaction in it; target times must lie before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until_time: Option<String>,
+    /// Whether it goes on from the parent timeline and begins at the fork.
+    pub continued: bool,
+    /// The backup that it begins with.
+    pub oldest_backup: String,
+    /// Backups in it.
+    pub backups: usize,
+}
+
+/// A backup, as far as a listing tells.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct BackupStatus {
+    /// Its id.
+    pub id: String,
+    /// The timeline it started on.
+    pub timeline: u32,
+    /// Where recovery from it begins.
+    pub start_lsn: String,
+    /// When it started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started: Option<String>,
+    /// `finished`, `unfinished` or `ended`.
+    pub state: &'static str,
+}
+
+/// The parts that a status is made of, and that the drawing needs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TimelineParts {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// What can be recovered.
+    pub windows: Vec<Window>,
+    /// What is missing.
+    pub gaps: Vec<SegmentRange>,
+}
+
+impl Catalog {
+    /// Reads the index and the tail of every timeline and draws up what can be recovered.
+    pub async fn status(&mut self) -> Result<ClusterStatus> {
+        let mut lineages = Vec::new();
+        for lineage in self.lineages_mut() {
+            lineages.push(lineage.status().await?);
+        }
+        Ok(ClusterStatus {
+            cluster: self.cluster().to_string(),
+            repository: self.repository().name().to_owned(),
+            store: self.repository().store().name().to_owned(),
+            taken: self.loaded().to_string(),
+            lineages,
+            backups: self.backups().iter().map(BackupStatus::of).collect(),
+        })
+    }
+}
+
+impl LineageCatalog {
+    /// The windows and gaps of every timeline, lowest id first.
+    pub async fn parts(&mut self) -> Result<Vec<TimelineParts>> {
+        let timelines: Vec<TimelineId> = self.facts().graph.ids().collect();
+        let mut parts = Vec::new();
+        for timeline in timelines {
+            let of = |facts: &Facts| {
+                let windows = windows::of_timeline(facts, timeline)?;
+                Ok(TimelineParts { timeline, windows, gaps: windows::gaps(facts, timeline)? })
+            };
+            let mut part = self.ask(None, of).await?;
+            part.gaps.retain(|gap| self.is_promised(gap));
+            parts.push(part);
+        }
+        Ok(parts)
+    }
+
+    async fn status(&mut self) -> Result<LineageStatus> {
+        let parts = self.parts().await?;
+        let timelines = parts.iter().map(|parts| self.timeline_status(parts)).collect();
+        Ok(LineageStatus {
+            lineage: self.id().to_string(),
+            postgresql: self.lineage().major.get(),
+            segment_size: self.lineage().segment_size.bytes(),
+            timelines,
+            problems: self.problems(),
+        })
+    }
+
+    fn timeline_status(&self, parts: &TimelineParts) -> TimelineStatus {
+        let size = self.lineage().segment_size;
+        let wal = self.wal(parts.timeline);
+        let name = |number: SegmentNo| number.name(parts.timeline, size).to_string();
+        let parent = self.facts().graph.history(parts.timeline).and_then(|h| h.parent());
+        TimelineStatus {
+            timeline: parts.timeline.get(),
+            parent: parent.map(|p| ForkStatus {
+                timeline: p.parent.get(),
+                lsn: p.switch.to_string(),
+                reason: p.reason.clone(),
+            }),
+            first_segment: wal.and_then(|w| w.runs().first()).map(name),
+            last_segment: wal.and_then(|w| w.runs().last()).map(name),
+            segments: wal.map_or(0, |w| w.runs().count()),
+            stored_bytes: wal.map_or(0, |w| w.runs().stored()),
+            windows: parts.windows.iter().map(WindowStatus::of).collect(),
+            gaps: parts.gaps.iter().map(|range| SegmentsDocument::of(range, size)).collect(),
+            damaged: wal.map_or_else(Vec::new, |w| w.damaged().iter().map(|n| name(*n)).collect()),
+        }
+    }
+}
+
+impl WindowStatus {
+    fn of(window: &Window) -> Self {
+        let text = |at: Option<PgTimestamp>| at.map(time);
+        Self {
+            from_lsn: window.from.to_string(),
+            from_time: text(window.from_time),
+            until_lsn: window.until.to_string(),
+            until_time: text(window.until_time),
+            continued: window.continued,
+            oldest_backup: window.oldest.to_string(),
+            backups: window.backups,
+        }
+    }
+}
+
+impl BackupStatus {
+    fn of(listed: &Listed) -> Self {
+        Self {
+            id: listed.id.to_string(),
+            timeline: listed.id.timeline().get(),
+            start_lsn: listed.id.start().to_string(),
+            started: listed.id.started().map(|t| t.to_string()),
+            state: match listed.state {
+                ListedState::Finished(_) => "finished",
+                ListedState::Unfinished => "unfinished",
+                ListedState::Ended(_) => "ended",
+            },
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What can go wrong with a repository, split by what a caller does about it.
+//!
+//! Rules: every variant names the object or setting it is about and carries its source; nothing here is logged, errors
+//! are returned. Absence ([`RepoError::NotFound`]) is only ever said of an object, never of a bucket, a directory or a
+//! repository: those have [`RepoError::NoRepository`], so that nobody takes a lost mount for the end of WAL.
+
+use std::fmt;
+
+use crate::layout::Key;
+use crate::object::ContentHash;
+
+/// The error beneath: from the object store library or the operating system.
+pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// What every fallible function of this crate returns.
+pub type Result<T, E = RepoError> = std::result::Result<T, E>;
+
+/// Why something with a repository failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RepoError {
+    /// The store answered that there is no such object. Proof of absence only together with a descriptor read in the
+    /// same attempt ([`crate::Repository::read_descriptor_again`]).
+    #[error("{key} is not in {store}")]
+    NotFound {
+        /// Which object.
+        key: Key,
+        /// Where it was looked for.
+        store: String,
+    },
+    /// Another content is already stored under this name. Nothing was changed.
+    #[error(
+        "{key} is already stored with different content (stored: {theirs}, offered: {ours}); nothing was changed"
+    )]
+    Conflict {
+        /// Which object.
+        key: Key,
+        /// The hash of the content that was offered.
+        ours: ContentHash,
+        /// The hash of the content that is stored.
+        theirs: ContentHash,
+    },
+    /// The store refused the credentials, or the credentials may not do this.
+    #[error("access to {what} in {store} was denied: check the credentials and what they are allowed to do")]
+    Denied {
+        /// The object or operation.
+        what: String,
+        /// Which store.
+        store: String,
+        /// The store's answer.
+        source: Source,
+    },
+    /// The store cannot be reached, is overloaded or failed. Trying again later may help.
+    #[error("{store} did not answer for {what}")]
+    Unavailable {
+        /// The object or operation.
+        what: String,
+        /// Which store.
+        store: String,
+        /// The last failure.
+        source: Source,
+    },
+    /// The store understood and refused: trying again will not help.
+    #[error("{store} refused {what}")]
+    Rejected {
+        /// The object or operation.
+        what: String,
+        /// Which store.
+        store: String,
+        /// The store's answer.
+        source: Source,
+    },
+    /// The object is there, but its bytes are not what was written.
+    #[error("{key} is damaged: {what}")]
+    Corrupt {
+        /// Which object.
+        key: Key,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The bucket or directory is missing, or holds no repository.
+    #[error("there is no repository in {store}: {what}")]
+    NoRepository {
+        /// Which store.
+        store: String,
+        /// What was found instead, and what to do.
+        what: String,
+    },
+    /// The repository is of a newer format, or another one than expected.
+    #[error("the repository in {store} cannot be used: {what}")]
+    Format {
+        /// Which store.
+        store: String,
+        /// What does not fit, and what to do.
+        what: String,
+    },
+    /// The repository is encrypted, and there is no key, a wrong one, or one that cannot be read.
+    #[error("the repository in {store} cannot be opened: {what}")]
+    Locked {
+        /// Which store.
+        store: String,
+        /// What is wrong with the key, and what to do.
+        what: String,
+    },
+    /// What was offered does not belong where it was to be stored.
+    #[error("{key} is not stored: {what}")]
+    Refused {
+        /// Which object.
+        key: Key,
+        /// What does not fit.
+        what: String,
+    },
+    /// A setting is missing, wrong or contradicts another.
+    #[error("{setting}: {what}")]
+    Settings {
+        /// The setting's name.
+        setting: &'static str,
+        /// What is wrong with it, and what to do.
+        what: String,
+    },
+    /// A local file that was to be read or written failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was done with which file.
+        what: String,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// A fault in Walpoint itself: a worker ended before its work.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl RepoError {
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+
+    /// Whether the store answered that there is no such object.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+
+    /// An error about damaged bytes.
+    pub fn corrupt(key: &Key, what: impl fmt::Display) -> Self {
+        Self::Corrupt { key: key.clone(), what: what.to_string() }
+    }
+
+    /// The cryptographic library failed.
+    pub(crate) fn sealing(error: crate::object::SealError) -> Self {
+        Self::Internal(error.to_string())
+    }
+
+    /// An error about a secret that cannot be had, on the way to a key.
+    pub(crate) fn locked_by(error: walpoint_base::SecretError) -> Self {
+        Self::settings("key", error)
+    }
+
+    /// An error about a setting.
+    pub fn settings(setting: &'static str, what: impl fmt::Display) -> Self {
+        Self::Settings { setting, what: what.to_string() }
+    }
+}
+
+/// Turns "no such object" into `None`.
+pub fn found<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}

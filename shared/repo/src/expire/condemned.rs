@@ -1,0 +1,113 @@
+//! What earlier runs announced: what is named, and for how long.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use walpoint_base::{BackupId, LineageId, TimelineId};
+
+use crate::backup::{Backups, Condemned, CondemnedReason, CondemnedSet, NumberedCondemned, PackNo};
+use crate::catalog::{Run, Runs};
+use crate::error::Result;
+use crate::layout::ClusterObject;
+use crate::reach::Roots;
+
+/// Every announcement there is.
+#[derive(Debug)]
+pub(super) struct Announced(Vec<NumberedCondemned>);
+
+/// What some of them name.
+#[derive(Default, Debug)]
+pub(super) struct Named {
+    /// Their numbers.
+    numbers: Vec<u64>,
+    backups: BTreeSet<BackupId>,
+    packs_of: BTreeSet<BackupId>,
+    set: CondemnedSet,
+    wal: BTreeMap<(LineageId, TimelineId), Runs>,
+}
+
+impl Announced {
+    pub(super) async fn read(backups: &Backups) -> Result<Self> {
+        Ok(Self(backups.condemned().await?))
+    }
+
+    /// What is named to be deleted.
+    pub(super) fn all(&self) -> Named {
+        self.ripe(Timestamp::MAX)
+    }
+
+    /// What is named to be deleted by announcements that the store has had since `until` or longer.
+    pub(super) fn ripe(&self, until: Timestamp) -> Named {
+        let expired = |one: &&NumberedCondemned| one.condemned.reason == CondemnedReason::Expired;
+        Named::of(self.0.iter().filter(expired).filter(|one| one.stored <= until))
+    }
+
+    /// Announcements of damage: number, and what they say.
+    pub(super) fn damaged(&self) -> impl Iterator<Item = (u64, &Condemned)> {
+        let damaged = self.0.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+        damaged.map(|one| (one.n, &one.condemned))
+    }
+
+    /// The announcements with these numbers, one by one.
+    pub(super) fn each<'a>(&'a self, numbers: &'a [u64]) -> impl Iterator<Item = (u64, Named)> + 'a {
+        self.0.iter().filter(|one| numbers.contains(&one.n)).map(|one| (one.n, Named::of([one])))
+    }
+}
+
+impl Named {
+    fn of<'a>(all: impl IntoIterator<Item = &'a NumberedCondemned>) -> Self {
+        let all: Vec<&NumberedCondemned> = all.into_iter().collect();
+        let mut named =
+            Self { set: CondemnedSet::new(all.iter().map(|one| &one.condemned)), ..Self::default() };
+        for one in all {
+            named.numbers.push(one.n);
+            named.backups.extend(&one.condemned.backups);
+            named.packs_of.extend(one.condemned.packs.iter().map(|packs| packs.backup));
+            for wal in &one.condemned.wal {
+                let (first, last) = wal.segments();
+                let runs = named.wal.entry((wal.lineage, wal.timeline)).or_default();
+                runs.add(Run { first, last, stored: 0 });
+            }
+        }
+        named
+    }
+
+    /// Whether they name nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    /// The announcements' numbers.
+    pub(super) fn numbers(&self) -> &[u64] {
+        &self.numbers
+    }
+
+    /// Backups that are named.
+    pub(super) fn backups(&self) -> &BTreeSet<BackupId> {
+        &self.backups
+    }
+
+    /// Backups some of whose packs are named.
+    pub(super) fn packs_of(&self) -> &BTreeSet<BackupId> {
+        &self.packs_of
+    }
+
+    /// Segments that are named.
+    pub(super) fn wal(&self) -> &BTreeMap<(LineageId, TimelineId), Runs> {
+        &self.wal
+    }
+
+    /// Whether they name an object.
+    pub(super) fn names(&self, object: &ClusterObject, roots: &Roots) -> bool {
+        match *object {
+            ClusterObject::Intent(id) | ClusterObject::Progress(id) | ClusterObject::Manifest(id) => {
+                self.backups.contains(&id)
+            }
+            ClusterObject::Pack(id, n) => self.packs_of.contains(&id) && self.set.has_pack(id, PackNo(n)),
+            _ => roots.stretch(object).is_some_and(|stretch| {
+                let runs = self.wal.get(&(stretch.lineage, stretch.timeline));
+                runs.and_then(|runs| runs.from(stretch.first)).is_some_and(|run| run.first <= stretch.last)
+            }),
+        }
+    }
+}

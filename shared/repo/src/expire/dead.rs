@@ -1,0 +1,51 @@
+//! Unfinished backups that nobody will finish. They are ended by a tombstone, which stands where the manifest would: if
+//! the backup is alive after all, whoever creates that object first decides.
+
+use jiff::{SignedDuration, Timestamp};
+use walpoint_base::BackupId;
+
+use super::gather::Gathered;
+use super::report::Expired;
+use crate::backup::Backups;
+use crate::error::{RepoError, Result};
+
+/// One that stored nothing for so long is dead if a later one was finished: that had its chance to take over what it stored.
+const OVERTAKEN: SignedDuration = SignedDuration::from_hours(24);
+
+/// One that stored nothing for so long is dead.
+const SILENT: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// Those that are dead at `now`, by the store's clock.
+pub(super) fn of(gathered: &Gathered, now: Timestamp) -> Vec<BackupId> {
+    let newest = gathered.facts.backups.iter().map(|backup| backup.id).max();
+    let dead = gathered.unfinished.iter().filter(|unfinished| {
+        let silent = now.duration_since(unfinished.seen);
+        silent > SILENT || (silent > OVERTAKEN && newest.is_some_and(|newest| newest > unfinished.id))
+    });
+    dead.map(|unfinished| unfinished.id).collect()
+}
+
+/// Ends one.
+pub(super) async fn bury(
+    backups: &Backups,
+    gathered: &mut Gathered,
+    id: BackupId,
+    dry_run: bool,
+    report: &mut Expired,
+) -> Result<()> {
+    if !dry_run {
+        match backups.bury(id, "it stored nothing for a long time; expire ended it").await {
+            Ok(()) => {}
+            // It was finished at this very moment.
+            Err(RepoError::Conflict { .. }) => {
+                report.notes.push(format!("backup {id} was finished just now"));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    report.ended.push(id.to_string());
+    gathered.unfinished.retain(|unfinished| unfinished.id != id);
+    gathered.ended.push((id, Timestamp::now()));
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! The facts that retention and reachability depend on, read anew for each step.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::{SignedDuration, Timestamp};
+use walpoint_base::{BackupId, ClusterName, TimelineId, WalFileName};
+
+use crate::Repository;
+use crate::backup::{Backups, Intent, Listed, ListedState, Standing, Summary};
+use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
+use crate::error::{RepoError, Result};
+use crate::holds::Holds;
+use crate::layout::WalEntry;
+use crate::lineage::Lineage;
+use crate::retention::{Candidate, Life, RetentionFacts, TimelineLife};
+use crate::wal::WalArchive;
+
+/// Manifests that are looked at at the same time.
+const AT_ONCE: usize = 16;
+
+/// A lineage that goes on archiving this long after another was registered is in use beside it.
+const BESIDE: SignedDuration = SignedDuration::from_hours(24);
+
+/// What a cluster has, as far as it matters here.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    /// For [`crate::retention`].
+    pub(super) facts: RetentionFacts,
+    /// The lineages.
+    pub(super) lineages: Vec<LineageFacts>,
+    /// Backups without a manifest.
+    pub(super) unfinished: Vec<Unfinished>,
+    /// Backups that were given up, and when.
+    pub(super) ended: Vec<(BackupId, Timestamp)>,
+    /// Finished backups whose manifest cannot be read.
+    pub(super) unreadable: Vec<BackupId>,
+    /// What somebody should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// A lineage, and whether what hangs together in it is known.
+#[derive(Debug)]
+pub(super) struct LineageFacts {
+    pub(super) lineage: Lineage,
+    pub(super) graph: TimelineGraph,
+    /// Whether every history could be read.
+    pub(super) known: bool,
+}
+
+/// A backup without a manifest.
+#[derive(Clone, Debug)]
+pub(super) struct Unfinished {
+    pub(super) id: BackupId,
+    /// What it said when it began; `None` if that cannot be read.
+    pub(super) intent: Option<Intent>,
+    /// When it last stored anything, by the store's clock.
+    pub(super) seen: Timestamp,
+}
+
+impl Gathered {
+    /// Reads it. `now` is the store's time.
+    pub(super) async fn read(repository: &Repository, cluster: &ClusterName, now: Timestamp) -> Result<Self> {
+        let backups = Backups::of(repository, cluster);
+        // Holds first: one that is placed while a backup is looked at belongs to the next run.
+        let holds = Holds::of(repository, cluster).list().await?;
+        let catalog = Catalog::load(repository, cluster).await?;
+        let mut gathered = Self {
+            facts: RetentionFacts {
+                holds: holds.iter().filter_map(crate::holds::Hold::held).collect(),
+                ..RetentionFacts::default()
+            },
+            lineages: Vec::new(),
+            unfinished: Vec::new(),
+            ended: Vec::new(),
+            unreadable: Vec::new(),
+            notes: Vec::new(),
+        };
+        for held in gathered.facts.holds.iter().filter(|h| h.until.is_none_or(|until| now < until)) {
+            let known = catalog.backups().iter().any(|listed| Some(listed.id) == held.backup);
+            if let Some(id) = held.backup.filter(|_| !known) {
+                gathered.notes.push(format!("hold {} is on backup {id}, which is not here", held.number));
+            }
+        }
+        gathered.sort_backups(&backups, catalog.backups()).await?;
+        let all = catalog.lineages();
+        for (at, lineage) in all.iter().enumerate() {
+            let next = all.get(at + 1).map(|next| next.lineage().created);
+            gathered.add_lineage(lineage, next).await?;
+        }
+        Ok(gathered)
+    }
+
+    /// Whether there is a backup of which nobody knows what it needs.
+    pub(super) fn has_unreadable(&self) -> bool {
+        !self.unreadable.is_empty()
+    }
+
+    async fn sort_backups(&mut self, backups: &Backups, listed: &[Listed]) -> Result<()> {
+        let mut finished = Vec::new();
+        for one in listed {
+            match (one.state, one.begun) {
+                (ListedState::Finished(_), _) => finished.push(one.id),
+                (ListedState::Ended(at), _) => self.ended.push((one.id, at)),
+                (ListedState::Unfinished, Some(begun)) => {
+                    let intent = match backups.intent(one.id).await {
+                        Ok(intent) => intent,
+                        Err(error @ RepoError::Corrupt { .. }) => {
+                            self.notes.push(format!(
+                                "{error}: as nobody knows what the backup may use, nothing older than it is deleted"
+                            ));
+                            None
+                        }
+                        Err(error) => return Err(error),
+                    };
+                    let seen = last_sign(backups, one.id, begun).await?;
+                    self.unfinished.push(Unfinished { id: one.id, intent, seen });
+                }
+                // Its intent is gone already: what is left of a backup that is being deleted.
+                (ListedState::Unfinished, None) => {}
+            }
+        }
+        let read = stream::iter(finished).map(|id| async move { (id, backups.standing(id).await) });
+        let mut read = read.buffered(AT_ONCE);
+        while let Some((id, standing)) = read.next().await {
+            match standing {
+                Ok(Standing::Finished(summary)) => self.facts.backups.push(candidate(&summary)),
+                Ok(Standing::Unfinished) => {}
+                Ok(Standing::Ended(tombstone)) => self.ended.push((id, tombstone.ended)),
+                Err(error @ RepoError::Corrupt { .. }) => {
+                    self.notes.push(format!(
+                        "{error}: as nobody knows what the backup needs, it and all packs that are older stay; delete \
+                         the manifest by hand when the backup is given up"
+                    ));
+                    self.unreadable.push(id);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_lineage(&mut self, catalog: &LineageCatalog, next: Option<Timestamp>) -> Result<()> {
+        let (lineage, archive) = (catalog.lineage().clone(), catalog.archive());
+        let mut graph = catalog.facts().graph.clone();
+        let of_it = self.facts.backups.iter().filter(|backup| backup.lineage == lineage.id);
+        of_it.flat_map(|b| [b.id.timeline(), b.stop_timeline]).for_each(|timeline| graph.add_known(timeline));
+        let problems = catalog.problems();
+        for problem in &problems {
+            self.notes.push(format!("{problem}: all WAL of lineage {} stays", lineage.id));
+        }
+        let began = histories(archive).await?;
+        let mut life = Life {
+            lineage: lineage.id,
+            graph: graph.clone(),
+            superseded: next,
+            timelines: std::collections::BTreeMap::new(),
+        };
+        for timeline in graph.ids() {
+            let superseded = began.iter().filter(|(id, _)| *id > timeline).map(|(_, at)| *at).min();
+            let written = newest(archive, timeline).await?;
+            life.timelines.insert(timeline, TimelineLife { written, superseded });
+        }
+        let written = life.timelines.values().filter_map(|life| life.written).max();
+        if next.is_some_and(|next| written.is_some_and(|written| written > next + BESIDE)) {
+            life.superseded = None;
+        }
+        self.facts.lives.push(life);
+        self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty() });
+        Ok(())
+    }
+}
+
+fn candidate(summary: &Summary) -> Candidate {
+    let facts = &summary.facts;
+    Candidate {
+        id: summary.id,
+        lineage: facts.lineage,
+        ended: facts.ended,
+        stop: facts.stop_lsn,
+        stop_timeline: facts.stop_timeline,
+        label: facts.label.clone(),
+    }
+}
+
+/// When an unfinished backup last stored anything: its progress, or a pack.
+async fn last_sign(backups: &Backups, id: BackupId, begun: Timestamp) -> Result<Timestamp> {
+    let mut last = begun;
+    for prefix in [backups.paths().backup(id), backups.paths().data(id)] {
+        let mut listing = backups.store().list(&prefix, None);
+        while let Some(entry) = listing.try_next().await? {
+            last = last.max(entry.modified);
+        }
+    }
+    Ok(last)
+}
+
+/// The timelines that have a history, and when it was stored.
+async fn histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
+    let entries = archive.repository().store().list_all(&archive.paths().histories()).await?;
+    let history = |entry: &crate::store::Entry| match archive.paths().parse(&entry.key)? {
+        WalEntry::File(WalFileName::History(timeline)) => Some((timeline, entry.modified)),
+        _ => None,
+    };
+    Ok(entries.iter().filter_map(history).collect())
+}
+
+/// When the newest WAL of a timeline was stored: two listings, of the logs and of the last one.
+async fn newest(archive: &WalArchive, timeline: TimelineId) -> Result<Option<Timestamp>> {
+    let store = archive.repository().store();
+    let logs = store.list_dirs(&archive.paths().timeline(timeline)).await?;
+    let last = logs.iter().filter_map(|log| u32::from_str_radix(log, 16).ok()).max();
+    let Some(last) = last else { return Ok(None) };
+    let mut listing = store.list(&archive.paths().log(timeline, last), None);
+    let mut newest = None;
+    while let Some(entry) = listing.try_next().await? {
+        newest = newest.max(Some(entry.modified));
+    }
+    Ok(newest)
+}

@@ -1,0 +1,160 @@
+//! `expire`: deletes what neither retention nor anything under way needs, in two steps that are a grace period apart.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `clock` | how far the store's clock is from this machine's |
+//! | `gather` | the facts: backups, lineages, holds, what is unfinished |
+//! | `roots` | what is needed, from the facts and the decisions |
+//! | `dead` | which unfinished backups nobody will finish |
+//! | `condemned` | what earlier runs announced |
+//! | `scan` | judging every object of the cluster |
+//! | `delete` | deleting what was announced and is still not needed |
+//! | `report` | what is told |
+//!
+//! What always holds: an object is deleted only if `condemned/<n>` has named it for the grace period, by the store's clock,
+//! and if it is out of reach of everything that was listed after that. So whoever began a backup before it was announced is
+//! listed with its intent, and whoever began later has read the announcement. Holds are read in every run. What is
+//! not known is reported and left alone; nothing outside `clusters/<name>` is touched. A crash leaves announcements of
+//! objects some of which are gone: the next run goes on from there. Of a backup its intent goes first and its manifest
+//! before its packs, so it is never listed and incomplete.
+
+mod clock;
+mod condemned;
+mod dead;
+mod delete;
+mod gather;
+mod report;
+mod roots;
+mod scan;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use jiff::{SignedDuration, Timestamp};
+use walpoint_base::{ClusterName, LineageId};
+
+pub use self::clock::{CLOCK_LIMIT, clock_ahead};
+use self::condemned::Announced;
+use self::delete::Deleter;
+use self::gather::Gathered;
+pub use self::report::{ClassReport, DecisionReport, Expired};
+use self::scan::Scan;
+use crate::Repository;
+use crate::backup::Backups;
+use crate::error::{RepoError, Result};
+use crate::reach::WalNeed;
+use crate::retention::{Decision, Policy, decide};
+
+/// What is asked of a run.
+#[derive(Clone, Debug)]
+pub struct ExpireOptions {
+    /// What stays.
+    pub policy: Policy,
+    /// How long something has to be condemned before it is deleted.
+    pub grace: SignedDuration,
+    /// Change nothing, and tell what would be done.
+    pub dry_run: bool,
+    /// On which machine this runs, for what is announced.
+    pub host: String,
+    /// The version of Walpoint.
+    pub agent: String,
+}
+
+/// What retention says about a cluster now.
+#[derive(Clone, Default, Debug)]
+pub struct Outlook {
+    /// A decision for each finished backup, oldest first.
+    pub decisions: Vec<Decision>,
+    /// The WAL that is kept for them, and for backups under way.
+    pub wal: Vec<(LineageId, WalNeed)>,
+    /// What somebody should know.
+    pub notes: Vec<String>,
+}
+
+/// Decides as [`expire`] would. Reads only.
+pub async fn outlook(
+    repository: &Repository,
+    cluster: &ClusterName,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<Outlook> {
+    let gathered = Gathered::read(repository, cluster, now).await?;
+    let decisions = decide(&gathered.facts, policy, now);
+    let wal = roots::wal_of_all(&gathered, &decisions);
+    Ok(Outlook { decisions, wal, notes: gathered.notes })
+}
+
+/// Expires a cluster in one repository.
+pub async fn expire(
+    repository: &Repository,
+    cluster: &ClusterName,
+    options: &ExpireOptions,
+) -> Result<Expired> {
+    let mut report = Expired::new(repository, cluster, options);
+    let ahead = if options.dry_run { None } else { clock::compare(repository.store()).await? };
+    report.clock_ahead_seconds = ahead.map(|ahead| ahead.as_secs());
+    // Stores tell whole seconds: less than two are no difference.
+    let ahead = ahead.filter(|ahead| ahead.abs() >= SignedDuration::from_secs(2)).unwrap_or_default();
+    let store_now = || Timestamp::now() + ahead;
+    let backups = Backups::of(repository, cluster);
+
+    let mut gathered = Gathered::read(repository, cluster, store_now()).await?;
+    report.notes.append(&mut gathered.notes);
+    if options.policy.drops() {
+        for id in dead::of(&gathered, store_now()) {
+            dead::bury(&backups, &mut gathered, id, options.dry_run, &mut report).await?;
+        }
+    }
+    let decisions = decide(&gathered.facts, &options.policy, store_now());
+    report.decided(&decisions);
+    if !options.policy.drops() {
+        report.notes.push("no retention is configured: nothing is deleted".to_owned());
+        return Ok(report);
+    }
+    if gathered.facts.backups.is_empty() {
+        report.notes.push("there is no finished backup that can be read: nothing is deleted".to_owned());
+        return Ok(report);
+    }
+    let roots = roots::of(&backups, &gathered, &decisions, &mut report.notes).await?;
+    let announced = Announced::read(&backups).await?;
+    let ripe_until = store_now() - options.grace;
+    let scan = Scan::of(repository, cluster, &roots, &announced, ripe_until, store_now()).await?;
+    scan.tell(&mut report);
+    if options.dry_run {
+        return Ok(report);
+    }
+    let repaired = scan.repaired();
+    let fresh = scan.into_condemned(options, store_now());
+    let wrote = !fresh.is_empty();
+    for condemned in &fresh {
+        backups.condemn(condemned).await?;
+    }
+
+    // Announced: now everything that may have begun before is listed again.
+    let announced = if wrote { Announced::read(&backups).await? } else { announced };
+    let ripe = announced.ripe(store_now() - options.grace);
+    if !ripe.is_empty() {
+        let gathered = Gathered::read(repository, cluster, store_now()).await?;
+        let decisions = decide(&gathered.facts, &options.policy, store_now());
+        let roots = roots::of(&backups, &gathered, &decisions, &mut Vec::new()).await?;
+        let mut deleter = Deleter::new(repository, cluster, &roots, &ripe);
+        let deleted = deleter.run().await;
+        deleter.tell(&mut report);
+        deleted?;
+        for n in deleter.finished(&announced) {
+            backups.absolve(n).await?;
+        }
+    }
+    for n in repaired {
+        backups.absolve(n).await?;
+    }
+    let swept = repository.store().remove_leftovers(cluster, LEFTOVER).await?;
+    report.leftovers = swept;
+    Ok(report)
+}
+
+/// A temporary file that a killed write left in a directory is removed when it is older.
+const LEFTOVER: SignedDuration = SignedDuration::from_hours(24);
+
+fn refuse(what: String) -> RepoError {
+    RepoError::settings("clock", what)
+}

@@ -1,0 +1,152 @@
+//! What is needed, from the facts and the decisions: reads the manifests of all that stays.
+
+use std::collections::BTreeSet;
+
+use futures_util::{StreamExt, stream};
+use jiff::{SignedDuration, Timestamp};
+use walpoint_base::{BackupId, LineageId};
+
+use super::gather::{Gathered, LineageFacts};
+use crate::backup::Backups;
+use crate::error::{RepoError, Result};
+use crate::reach::{Roots, WalNeed, WalRoots};
+use crate::retention::{Candidate, Decision, Verdict};
+
+/// Manifests that are read at the same time, each up to some tens of megabytes in the largest clusters.
+const AT_ONCE: usize = 2;
+
+/// A tombstone stays so long, though nothing else of its backup does: whoever was asleep finds it.
+const TOMBSTONE: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// Everything that is needed.
+pub(super) async fn of(
+    backups: &Backups,
+    gathered: &Gathered,
+    decisions: &[Decision],
+    notes: &mut Vec<String>,
+) -> Result<Roots> {
+    let mut roots = Roots::default();
+    let mut manifests: BTreeSet<BackupId> =
+        decisions.iter().filter(|decision| decision.stays()).map(|decision| decision.backup.id).collect();
+    for unfinished in &gathered.unfinished {
+        add_unfinished(gathered, unfinished.id, &mut roots, &mut manifests, notes);
+    }
+    for id in &gathered.unreadable {
+        roots.keep_backup(*id);
+        roots.keep_packs_until(*id);
+    }
+    for (id, at) in &gathered.ended {
+        if Timestamp::now().duration_since(*at) < TOMBSTONE {
+            roots.keep_manifest(*id);
+        }
+    }
+    roots.know(gathered.facts.backups.iter().map(|backup| backup.id));
+    roots.know(gathered.unfinished.iter().map(|unfinished| unfinished.id));
+    roots.know(gathered.ended.iter().map(|(id, _)| *id));
+    roots.know(gathered.unreadable.iter().copied());
+    add_manifests(backups, &manifests, &mut roots, notes).await?;
+    for facts in &gathered.lineages {
+        let need = wal(gathered, facts, decisions);
+        roots.keep_wal(facts.lineage.id, facts.lineage.segment_size, need);
+    }
+    Ok(roots)
+}
+
+/// What an unfinished backup may use: its own, its parents', and all that it adopted, with what those use.
+fn add_unfinished(
+    gathered: &Gathered,
+    id: BackupId,
+    roots: &mut Roots,
+    manifests: &mut BTreeSet<BackupId>,
+    notes: &mut Vec<String>,
+) {
+    let (mut todo, mut seen) = (vec![id], BTreeSet::new());
+    while let Some(next) = todo.pop() {
+        if !seen.insert(next) {
+            continue;
+        }
+        roots.keep_backup(next);
+        roots.keep_all_packs(next);
+        let Some(unfinished) = gathered.unfinished.iter().find(|unfinished| unfinished.id == next) else {
+            continue;
+        };
+        let Some(intent) = &unfinished.intent else {
+            roots.keep_packs_until(next);
+            manifests.extend(gathered.facts.backups.iter().map(|b| b.id).filter(|older| *older < next));
+            continue;
+        };
+        for parent in &intent.parents {
+            let finished = gathered.facts.backups.iter().any(|backup| backup.id == *parent);
+            if finished && manifests.insert(*parent) {
+                notes.push(format!(
+                    "backup {parent} stays for now: the unfinished backup {next} builds on it"
+                ));
+            }
+            roots.keep_all_packs(*parent);
+        }
+        todo.extend(&intent.adopted);
+    }
+}
+
+async fn add_manifests(
+    backups: &Backups,
+    ids: &BTreeSet<BackupId>,
+    roots: &mut Roots,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let read = stream::iter(ids).map(|id| async move { (*id, backups.open(*id).await) });
+    let mut read = read.buffer_unordered(AT_ONCE);
+    while let Some((id, reader)) = read.next().await {
+        roots.keep_backup(id);
+        match reader {
+            Ok(reader) => {
+                let manifest = reader.manifest();
+                for pack in manifest.packs.packs() {
+                    if let Some(owner) = manifest.backups.get(usize::from(pack.backup.0)) {
+                        roots.keep_pack(*owner, pack.pack.0);
+                    }
+                }
+            }
+            Err(error @ RepoError::Corrupt { .. }) => {
+                notes.push(format!("{error}: all packs that are older than it stay"));
+                roots.keep_packs_until(id);
+            }
+            // Deleted by another expire since it was listed.
+            Err(RepoError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The WAL that is needed of each lineage.
+pub(super) fn wal_of_all(gathered: &Gathered, decisions: &[Decision]) -> Vec<(LineageId, WalNeed)> {
+    gathered.lineages.iter().map(|facts| (facts.lineage.id, wal(gathered, facts, decisions))).collect()
+}
+
+fn wal(gathered: &Gathered, facts: &LineageFacts, decisions: &[Decision]) -> WalNeed {
+    let LineageFacts { lineage, graph, known } = facts;
+    // What a backup needs whose manifest cannot be read is not known, nor how timelines hang together.
+    if !known || gathered.has_unreadable() {
+        return WalNeed::everything();
+    }
+    let of = |verdict: Verdict| -> Vec<Candidate> {
+        let here = decisions.iter().filter(|d| d.verdict == verdict && d.backup.lineage == lineage.id);
+        here.map(|decision| decision.backup.clone()).collect()
+    };
+    let (mut onward, alone) = (of(Verdict::Onward), of(Verdict::Alone));
+    let running = gathered.unfinished.iter();
+    let here = running.filter(|u| u.intent.as_ref().is_none_or(|intent| intent.lineage == lineage.id));
+    let unfinished: Vec<BackupId> = here.map(|u| u.id).collect();
+    let life = gathered.facts.lives.iter().find(|life| life.lineage == lineage.id);
+    let in_use = life.is_none_or(|life| life.superseded.is_none());
+    onward.sort_by_key(|backup| backup.id);
+    WalNeed::of(&WalRoots {
+        graph,
+        size: lineage.segment_size,
+        onward: &onward,
+        alone: &alone,
+        unfinished: &unfinished,
+        in_use,
+    })
+}

@@ -1,0 +1,228 @@
+//! One listing of everything a cluster has: each object is judged, counted, and announced if it is out of reach and was
+//! not announced before. Holds no names but those of strangers, only numbers in runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::TryStreamExt;
+use jiff::{SignedDuration, Timestamp};
+use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId};
+
+use super::ExpireOptions;
+use super::condemned::{Announced, Named};
+use super::report::Expired;
+use crate::Repository;
+use crate::backup::{Condemned, CondemnedPacks, CondemnedReason, CondemnedWal, PackNo};
+use crate::catalog::{Run, Runs};
+use crate::error::Result;
+use crate::layout::{ClusterObject, ClusterPaths};
+use crate::reach::{Class, Judgement, Roots};
+
+/// Packs of a backup that nothing else is known of are only announced when they are older: it may have begun just now.
+const UNKNOWN: SignedDuration = SignedDuration::from_hours(1);
+
+/// Strangers that are named.
+const NAMED: usize = 20;
+
+/// Stretches of packs and segments in one announcement.
+const STRETCHES: usize = 30_000;
+
+/// Objects and bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Tally {
+    pub(super) objects: u64,
+    pub(super) bytes: u64,
+}
+
+/// Of one class.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Tallies {
+    /// What stays.
+    pub(super) kept: Tally,
+    /// What this run announces.
+    pub(super) condemned: Tally,
+    /// What was announced and has to wait.
+    pub(super) waiting: Tally,
+    /// What was announced long enough ago.
+    pub(super) ripe: Tally,
+}
+
+/// What a listing showed.
+#[derive(Debug)]
+pub(super) struct Scan {
+    tallies: BTreeMap<Class, Tallies>,
+    strangers: Vec<String>,
+    more_strangers: u64,
+    /// Announcements of damage of whose packs one was seen.
+    damage_seen: BTreeSet<u64>,
+    damage: Vec<u64>,
+    backups: BTreeSet<BackupId>,
+    packs: BTreeMap<BackupId, BTreeSet<u32>>,
+    wal: BTreeMap<(LineageId, TimelineId), Runs>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.objects += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
+impl Scan {
+    /// Lists and judges. What was announced before `ripe_until` has waited long enough.
+    pub(super) async fn of(
+        repository: &Repository,
+        cluster: &ClusterName,
+        roots: &Roots,
+        announced: &Announced,
+        ripe_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Self> {
+        let (paths, all, ripe) = (ClusterPaths::new(cluster), announced.all(), announced.ripe(ripe_until));
+        let mut scan = Self {
+            tallies: Class::ALL.into_iter().map(|class| (class, Tallies::default())).collect(),
+            strangers: Vec::new(),
+            more_strangers: 0,
+            damage_seen: BTreeSet::new(),
+            damage: announced.damaged().map(|(n, _)| n).collect(),
+            backups: BTreeSet::new(),
+            packs: BTreeMap::new(),
+            wal: BTreeMap::new(),
+        };
+        let mut listing = repository.store().list(&paths.all(), None);
+        while let Some(entry) = listing.try_next().await? {
+            let Some(object) = paths.parse(&entry.key) else {
+                scan.stranger(entry.key.to_string());
+                continue;
+            };
+            if let ClusterObject::Pack(id, n) = object {
+                let names = |c: &Condemned| c.packs.iter().any(|packs| packs.names(id, PackNo(n)));
+                scan.damage_seen.extend(announced.damaged().filter(|(_, c)| names(c)).map(|(n, _)| n));
+            }
+            let young = now.duration_since(entry.modified) < UNKNOWN;
+            scan.count(&object, entry.size, roots, &all, &ripe, young);
+        }
+        Ok(scan)
+    }
+
+    fn count(
+        &mut self,
+        object: &ClusterObject,
+        bytes: u64,
+        roots: &Roots,
+        all: &Named,
+        ripe: &Named,
+        young: bool,
+    ) {
+        match roots.judge(object) {
+            Judgement::Kept => {}
+            Judgement::Needed(class) => self.tallies.entry(class).or_default().kept.add(bytes),
+            Judgement::Unneeded(class) => {
+                let tallies = self.tallies.entry(class).or_default();
+                if ripe.names(object, roots) {
+                    tallies.ripe.add(bytes);
+                } else if all.names(object, roots) {
+                    tallies.waiting.add(bytes);
+                } else if young && !roots.knows(object) {
+                    tallies.kept.add(bytes);
+                } else {
+                    tallies.condemned.add(bytes);
+                    self.condemn(object, roots);
+                }
+            }
+        }
+    }
+
+    fn condemn(&mut self, object: &ClusterObject, roots: &Roots) {
+        match *object {
+            ClusterObject::Intent(id) | ClusterObject::Progress(id) | ClusterObject::Manifest(id) => {
+                self.backups.insert(id);
+            }
+            ClusterObject::Pack(id, n) => {
+                self.packs.entry(id).or_default().insert(n);
+            }
+            _ => {
+                if let Some(stretch) = roots.stretch(object) {
+                    let runs = self.wal.entry((stretch.lineage, stretch.timeline)).or_default();
+                    runs.add(Run { first: stretch.first, last: stretch.last, stored: 0 });
+                }
+            }
+        }
+    }
+
+    fn stranger(&mut self, name: String) {
+        if self.strangers.len() < NAMED {
+            self.strangers.push(name);
+        } else {
+            self.more_strangers += 1;
+        }
+    }
+
+    /// Announcements of damage that name nothing any more.
+    pub(super) fn repaired(&self) -> Vec<u64> {
+        self.damage.iter().copied().filter(|n| !self.damage_seen.contains(n)).collect()
+    }
+
+    /// Puts it into the report.
+    pub(super) fn tell(&self, report: &mut Expired) {
+        report.counted(&self.tallies);
+        report.unknown.clone_from(&self.strangers);
+        if self.more_strangers > 0 {
+            report.notes.push(format!("{} more objects are not known and left alone", self.more_strangers));
+        }
+    }
+
+    /// What is to be announced.
+    pub(super) fn into_condemned(self, options: &ExpireOptions, now: Timestamp) -> Vec<Condemned> {
+        let empty = || Condemned {
+            written: now,
+            host: options.host.clone(),
+            agent: options.agent.clone(),
+            reason: CondemnedReason::Expired,
+            backups: Vec::new(),
+            packs: Vec::new(),
+            wal: Vec::new(),
+        };
+        let mut all = vec![empty()];
+        let mut stretches = 0;
+        let mut next = |all: &mut Vec<Condemned>| {
+            stretches += 1;
+            if stretches % STRETCHES == 0 {
+                all.push(empty());
+            }
+        };
+        let mut put = |all: &mut Vec<Condemned>, act: &dyn Fn(&mut Condemned)| {
+            if let Some(last) = all.last_mut() {
+                act(last);
+            }
+            next(all);
+        };
+        for id in self.backups {
+            put(&mut all, &|one| one.backups.push(id));
+        }
+        for (backup, numbers) in self.packs {
+            for packs in runs_of(backup, &numbers) {
+                put(&mut all, &|one| one.packs.push(packs));
+            }
+        }
+        for ((lineage, timeline), runs) in self.wal {
+            for run in runs.iter() {
+                let wal = CondemnedWal { lineage, timeline, first: run.first.0, last: run.last.0 };
+                put(&mut all, &|one| one.wal.push(wal));
+            }
+        }
+        all.retain(|one| !(one.backups.is_empty() && one.packs.is_empty() && one.wal.is_empty()));
+        all
+    }
+}
+
+/// Numbers as stretches.
+fn runs_of(backup: BackupId, numbers: &BTreeSet<u32>) -> Vec<CondemnedPacks> {
+    let mut runs: Vec<CondemnedPacks> = Vec::new();
+    for &n in numbers {
+        match runs.last_mut() {
+            Some(last) if last.first.checked_add(last.count) == Some(n) => last.count += 1,
+            _ => runs.push(CondemnedPacks { backup, first: n, count: 1 }),
+        }
+    }
+    runs
+}

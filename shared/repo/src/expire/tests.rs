@@ -1,0 +1,371 @@
+//! Expiry against a repository in a directory, whose files' times are the store's clock.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use jiff::{SignedDuration, Timestamp};
+use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId, WalFileName};
+
+use super::*;
+use crate::backup::{
+    Attributes, BackupFacts, BlockSize, HexBytes, Intent, ListedState, Method, TablePath, WalStored,
+    WriteOptions,
+};
+use crate::catalog::Catalog;
+use crate::holds::{HeldOn, Holds, Placement};
+use crate::index::IndexWriter;
+use crate::index::tests::{Bed, bed};
+use crate::layout::ClusterPaths;
+use crate::retention::Rule;
+
+const FIRST: TimelineId = TimelineId::FIRST;
+const DAY: i64 = 24;
+
+pub(crate) fn cluster() -> ClusterName {
+    "main".parse().unwrap()
+}
+
+fn size() -> SegmentSize {
+    SegmentSize::new(1 << 20).unwrap()
+}
+
+fn ago(hours: i64) -> Timestamp {
+    Timestamp::now() - SignedDuration::from_hours(hours)
+}
+
+fn keep(count: u32) -> ExpireOptions {
+    let rule = Rule { count: Some(count), ..Rule::default() };
+    ExpireOptions {
+        policy: Policy { rule, ..Policy::default() },
+        grace: SignedDuration::from_hours(DAY),
+        dry_run: false,
+        host: "test".to_owned(),
+        agent: "test".to_owned(),
+    }
+}
+
+fn at_once(count: u32) -> ExpireOptions {
+    ExpireOptions { grace: SignedDuration::ZERO, ..keep(count) }
+}
+
+fn intent(bed: &Bed, id: BackupId, started: Timestamp) -> Intent {
+    Intent {
+        id,
+        lineage: bed.archive.lineage().id,
+        started,
+        host: String::new(),
+        agent: String::new(),
+        label: String::new(),
+        parents: vec![],
+        adopted: vec![],
+    }
+}
+
+fn id(segment: u64, hours: i64) -> BackupId {
+    BackupId::new(ago(hours), FIRST, SegmentNo(segment).start(size()) + 40, u32::try_from(segment).unwrap())
+}
+
+/// A backup that ended so many hours ago; it needs two segments.
+async fn backup(bed: &Bed, segment: u64, hours: i64) -> BackupId {
+    let (id, started) = (id(segment, hours), ago(hours));
+    let start = id.start();
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let block = BlockSize::new(8192).unwrap();
+    let writer = backups.begin(intent(bed, id, started), block, &WriteOptions::default()).await.unwrap();
+    let mut lane = writer.lane();
+    tokio::task::spawn_blocking(move || {
+        let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: 0 };
+        lane.directory(TablePath::data("").unwrap(), attributes).unwrap();
+        let mut file = lane.file(TablePath::data("file").unwrap());
+        file.write(&segment.to_le_bytes().repeat(4000)).unwrap();
+        file.finish(attributes).unwrap();
+        lane.finish().unwrap();
+    })
+    .await
+    .unwrap();
+    let lineage = bed.archive.lineage();
+    let facts = BackupFacts {
+        label: String::new(),
+        agent: String::new(),
+        host: String::new(),
+        started,
+        ended: started,
+        method: Method::Local,
+        from_standby: false,
+        lineage: lineage.id,
+        major: lineage.major,
+        block_size: 8192,
+        relation_segment_blocks: 131_072,
+        wal_segment_size: size().bytes(),
+        data_checksums: true,
+        start_timeline: FIRST,
+        start_lsn: start,
+        stop_timeline: FIRST,
+        stop_lsn: start + size().bytes(),
+        backup_label: HexBytes::default(),
+        tablespace_map: HexBytes::default(),
+        pgdata: HexBytes::default(),
+        tablespaces: vec![],
+        extra_paths: vec![],
+        users: vec![],
+        groups: vec![],
+    };
+    let draft = writer.finish(facts).await.unwrap();
+    let (first, last) = draft.needs_wal().unwrap();
+    draft.publish(WalStored { first, last }).await.unwrap();
+    id
+}
+
+/// Segments 0 to 99, a backup every ten segments and every day: the first ten days ago.
+pub(crate) async fn world() -> (Bed, Vec<BackupId>) {
+    let bed = bed().await;
+    bed.store(0..100).await;
+    IndexWriter::new(bed.archive.clone()).catch_up(FIRST).await.unwrap();
+    let mut ids = Vec::new();
+    for n in 0..5u64 {
+        ids.push(backup(&bed, 10 * n + 5, DAY * (10 - i64::try_from(n).unwrap())).await);
+    }
+    (bed, ids)
+}
+
+pub(crate) async fn keys(bed: &Bed) -> BTreeSet<String> {
+    let all = bed.archive.repository().store().list_all(&ClusterPaths::new(&cluster()).all()).await.unwrap();
+    all.into_iter().map(|entry| entry.key.to_string()).collect()
+}
+
+async fn segments(bed: &Bed) -> Vec<u64> {
+    let keys = keys(bed).await;
+    (0..100)
+        .filter(|n| keys.contains(bed.archive.paths().segment(SegmentNo(*n).name(FIRST, size())).as_str()))
+        .collect()
+}
+
+fn path(bed: &Bed, key: &str) -> PathBuf {
+    bed.dir.path().join(key)
+}
+
+/// As if the store had had these objects for so long.
+async fn age(bed: &Bed, part: &str, hours: u64) {
+    for key in keys(bed).await.iter().filter(|key| key.contains(part)) {
+        let file = File::open(path(bed, key)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).unwrap();
+    }
+}
+
+async fn run(bed: &Bed, options: &ExpireOptions) -> Expired {
+    expire(bed.archive.repository(), &cluster(), options).await.unwrap()
+}
+
+async fn finished(bed: &Bed) -> Vec<BackupId> {
+    let listed = Backups::of(bed.archive.repository(), &cluster()).list().await.unwrap();
+    listed.iter().filter(|l| matches!(l.state, ListedState::Finished(_))).map(|l| l.id).collect()
+}
+
+/// Every backup that stays can be read, and has its WAL to the end of the archive.
+async fn all_is_well(bed: &Bed, ids: &[BackupId]) {
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let there: BTreeSet<u64> = segments(bed).await.into_iter().collect();
+    for id in ids {
+        let reader = backups.open(*id).await.unwrap();
+        let mut windows = reader.windows(crate::backup::WindowLimits::default());
+        while let Some(window) = windows.next().await.unwrap() {
+            for unit in window.units() {
+                let fetched = reader.fetch(&unit).await.unwrap();
+                reader.scatter::<RepoError>(&unit, &fetched, |_| Ok(())).unwrap();
+            }
+        }
+        let first = SegmentNo::of(id.start(), size()).0;
+        assert!(there.contains(&first) && there.contains(&(first + 1)), "{id}");
+    }
+    let mut catalog = Catalog::load(bed.archive.repository(), &cluster()).await.unwrap();
+    let status = catalog.status().await.unwrap();
+    assert_eq!(status.lineages[0].problems, [] as [String; 0]);
+}
+
+/// K1, K2, K3: nothing goes before its time, then exactly what nobody needs, and a dry run changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn condemned_first_and_deleted_after_the_grace_period() {
+    let (bed, ids) = world().await;
+    let strange = path(&bed, "clusters/main/notes.txt");
+    let other = path(&bed, "clusters/other/backups/x");
+    for file in [&strange, &other] {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        File::create_new(file).unwrap();
+    }
+    let before = keys(&bed).await;
+
+    let dry = run(&bed, &ExpireOptions { dry_run: true, ..keep(2) }).await;
+    assert_eq!(keys(&bed).await, before);
+    let verdicts: Vec<&str> = dry.backups.iter().map(|b| b.verdict).collect();
+    assert_eq!(verdicts, ["drop", "drop", "drop", "onward", "onward"]);
+    let class =
+        |report: &Expired, name: &str| report.classes.iter().find(|c| c.class == name).unwrap().clone();
+    assert_eq!(class(&dry, "segment").condemned_objects, 35);
+    assert_eq!((class(&dry, "backup").condemned_objects, dry.freed_bytes), (6, 0));
+    assert_eq!(dry.unknown, ["clusters/main/notes.txt"]);
+
+    let first = run(&bed, &keep(2)).await;
+    assert_eq!((first.freed_bytes, class(&first, "segment").condemned_objects), (0, 35));
+    assert_eq!(keys(&bed).await.difference(&before).count(), 1, "one announcement");
+    let again = run(&bed, &keep(2)).await;
+    assert_eq!(class(&again, "segment").waiting_objects, 35);
+    assert_eq!(keys(&bed).await.difference(&before).count(), 1, "announced once");
+    assert_eq!(finished(&bed).await, ids);
+
+    age(&bed, "condemned/", 25).await;
+    let second = run(&bed, &keep(2)).await;
+    assert_eq!(class(&second, "segment").deleted_objects, 35);
+    assert!(second.freed_bytes > 0 && second.held_objects == 0);
+    assert_eq!(finished(&bed).await, ids[3..]);
+    assert_eq!(segments(&bed).await, (35..100).collect::<Vec<u64>>());
+    let now = keys(&bed).await;
+    for gone in &ids[..3] {
+        assert!(!now.iter().any(|key| key.contains(&gone.to_string())), "{gone}");
+    }
+    assert!(!now.iter().any(|key| key.contains("/condemned/")), "it is done");
+    assert!(strange.exists() && other.exists());
+    all_is_well(&bed, &ids[3..]).await;
+    let index = crate::index::TimelineIndex::load(&bed.archive, FIRST).await.unwrap();
+    assert!(index.open_groups().all(|group| group.iter().all(|(n, _)| n >= SegmentNo(35))));
+    let third = run(&bed, &keep(2)).await;
+    assert_eq!((third.freed_bytes, class(&third, "segment").condemned_objects), (0, 0));
+}
+
+/// K1: a hold placed while the grace period runs keeps what was condemned.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_spares_what_was_condemned() {
+    let (bed, ids) = world().await;
+    run(&bed, &keep(1)).await;
+    let hold = Placement {
+        on: HeldOn::Backup(ids[1]),
+        reason: "audit".to_owned(),
+        who: "dba".to_owned(),
+        at: Timestamp::now(),
+        until: None,
+    };
+    let holds = Holds::of(bed.archive.repository(), &cluster());
+    let number = holds.add(&hold).await.unwrap();
+    age(&bed, "condemned/", 25).await;
+    let report = run(&bed, &keep(1)).await;
+    assert_eq!(finished(&bed).await, [ids[1], ids[4]]);
+    assert!(report.backups[1].because.contains("hold 1 by dba"), "{}", report.backups[1].because);
+    assert_eq!(
+        segments(&bed).await,
+        [vec![15, 16], (45..100).collect()].concat(),
+        "only what makes it consistent"
+    );
+    all_is_well(&bed, &[ids[1], ids[4]]).await;
+    holds.remove(number, "dba", Timestamp::now()).await.unwrap();
+    run(&bed, &at_once(1)).await;
+    assert_eq!(finished(&bed).await, [ids[4]]);
+    assert_eq!(segments(&bed).await, (45..100).collect::<Vec<u64>>());
+}
+
+/// K3: what an unfinished backup may use stays as long as it is unfinished: its parents, what it adopted, what that used.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_under_way_keeps_what_it_builds_on() {
+    let (bed, ids) = world().await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let block = BlockSize::new(8192).unwrap();
+    let (dead, running) = (id(60, 50), id(70, 30));
+    let adopted = Intent { parents: vec![ids[0]], ..intent(&bed, dead, ago(50)) };
+    drop(backups.begin(adopted, block, &WriteOptions::default()).await.unwrap());
+    let intent = Intent { parents: vec![ids[2]], adopted: vec![dead], ..intent(&bed, running, ago(30)) };
+    drop(backups.begin(intent, block, &WriteOptions::default()).await.unwrap());
+    // It was stopped for longer than any grace period, and no later one was finished.
+    age(&bed, &running.to_string(), 40).await;
+    age(&bed, &dead.to_string(), 40).await;
+    for _ in 0..2 {
+        let report = run(&bed, &at_once(1)).await;
+        assert_eq!(report.ended, [] as [String; 0]);
+    }
+    assert_eq!(finished(&bed).await, [ids[0], ids[2], ids[4]]);
+    assert!(keys(&bed).await.contains(backups.paths().intent(dead).as_str()));
+    all_is_well(&bed, &[ids[4]]).await;
+    // Nobody came back for it within a week.
+    age(&bed, &running.to_string(), 24 * 8).await;
+    age(&bed, &dead.to_string(), 24 * 8).await;
+    let report = run(&bed, &at_once(1)).await;
+    assert_eq!(report.ended.len(), 2);
+    assert_eq!(finished(&bed).await, [ids[4]]);
+    let now = keys(&bed).await;
+    assert!(!now.contains(backups.paths().intent(running).as_str()));
+    assert!(
+        now.contains(backups.paths().manifest(running).as_str()),
+        "the tombstone stays for whoever was asleep"
+    );
+    age(&bed, "/manifest", 24 * 8).await;
+    run(&bed, &at_once(1)).await;
+    assert!(!keys(&bed).await.contains(backups.paths().manifest(running).as_str()));
+    assert_eq!(finished(&bed).await, [ids[4]]);
+}
+
+/// K3: given up at any moment, the next run finishes the work.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_expiry_is_finished_by_the_next() {
+    let (bed, ids) = world().await;
+    let (whole, other) = world().await;
+    run(&whole, &at_once(2)).await;
+    for n in 0..60u64 {
+        let limit = Duration::from_micros(300 * n);
+        let options = at_once(2);
+        tokio::time::timeout(limit, expire(bed.archive.repository(), &cluster(), &options)).await.ok();
+        let there = finished(&bed).await;
+        assert!(there.ends_with(&ids[3..]), "{there:?}");
+        all_is_well(&bed, &there).await;
+    }
+    run(&bed, &at_once(2)).await;
+    assert_eq!(finished(&bed).await, ids[3..]);
+    assert_eq!(segments(&bed).await, segments(&whole).await);
+    let left = |keys: &BTreeSet<String>| {
+        keys.iter().filter(|k| k.contains("/data/") || k.contains("/backups/")).count()
+    };
+    assert_eq!(left(&keys(&bed).await), left(&keys(&whole).await));
+    assert_eq!(finished(&whole).await, other[3..]);
+}
+
+/// What cannot be read keeps what it may need.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_manifest_keeps_everything_older() {
+    let (bed, ids) = world().await;
+    let manifest = path(&bed, ClusterPaths::new(&cluster()).manifest(ids[2]).as_str());
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    bytes[200] ^= 1;
+    std::fs::remove_file(&manifest).unwrap();
+    std::io::Write::write_all(&mut File::create_new(&manifest).unwrap(), &bytes).unwrap();
+    let packs = |keys: &BTreeSet<String>| keys.iter().filter(|key| key.contains("/data/")).count();
+    let before = packs(&keys(&bed).await);
+    let report = run(&bed, &at_once(1)).await;
+    assert!(
+        report.notes.iter().any(|note| note.contains("all packs that are older stay")),
+        "{:?}",
+        report.notes
+    );
+    let after = packs(&keys(&bed).await);
+    assert!(after < before && after > 3, "{before} {after}: what is newer than it goes");
+    assert_eq!(segments(&bed).await.len(), 100, "nobody knows which WAL it needs");
+    std::fs::remove_file(&manifest).unwrap();
+    std::fs::remove_file(path(&bed, ClusterPaths::new(&cluster()).intent(ids[2]).as_str())).unwrap();
+    run(&bed, &at_once(1)).await;
+    assert_eq!(finished(&bed).await, [ids[4]]);
+    assert_eq!(segments(&bed).await.first(), Some(&45));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_retention_or_a_backup_nothing_goes() {
+    let (bed, _) = world().await;
+    let before = keys(&bed).await;
+    let none = ExpireOptions { policy: Policy::default(), ..at_once(1) };
+    let report = run(&bed, &none).await;
+    assert!(!report.configured && report.notes[0].contains("nothing is deleted"));
+    assert_eq!(keys(&bed).await, before);
+    let empty = super::super::index::tests::bed().await;
+    empty.store(0..20).await;
+    let report = run(&empty, &at_once(1)).await;
+    assert!(report.notes[0].contains("no finished backup"), "{:?}", report.notes);
+    assert_eq!(segments(&empty).await.len(), 20);
+    let name = WalFileName::Segment(SegmentNo(3).name(FIRST, size()));
+    assert!(keys(&empty).await.contains(empty.archive.paths().file(name).as_str()));
+}

@@ -1,0 +1,299 @@
+//! Holds: who forbade to delete which backups, why, and until when.
+//!
+//! `clusters/<name>/holds/<n>` is a numbered sequence of small objects. Each places a hold on a backup or on a label, or
+//! removes an earlier one; none is ever changed, so the sequence is also the record of who did what. A crash in the middle
+//! leaves an entry or none. What cannot be read is an error and never "no hold".
+
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use walpoint_base::{BackupId, ClusterName};
+
+use crate::Repository;
+use crate::error::{RepoError, Result, found};
+use crate::layout::{ClusterPaths, Key};
+use crate::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
+use crate::retention::Held;
+use crate::store::{Claim, Store};
+
+/// No entry is longer than this many plain bytes.
+const MAX_ENTRY: usize = 64 << 10;
+
+/// How often the next number is tried when others are faster.
+const ATTEMPTS: usize = 20;
+
+/// A hold, as it was placed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placement {
+    /// What it is on.
+    pub on: HeldOn,
+    /// Why.
+    pub reason: String,
+    /// Who placed it.
+    pub who: String,
+    /// When.
+    pub at: Timestamp,
+    /// When it ends; `None`: when somebody removes it.
+    pub until: Option<Timestamp>,
+}
+
+/// What a hold is on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HeldOn {
+    /// One backup.
+    Backup(BackupId),
+    /// Every backup with that label, also those still to come.
+    Label(String),
+}
+
+/// A hold and what became of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hold {
+    /// Its number.
+    pub number: u64,
+    /// How it was placed.
+    pub placed: Placement,
+    /// Who removed it, and when.
+    pub removed: Option<(String, Timestamp)>,
+}
+
+/// The holds of one cluster in one repository.
+#[derive(Clone, Debug)]
+pub struct Holds {
+    store: Store,
+    sealer: Sealer,
+    paths: ClusterPaths,
+}
+
+/// An entry of the sequence, as JSON has it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Entry {
+    at: Timestamp,
+    who: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backup: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removes: Option<u64>,
+}
+
+/// What an entry says.
+enum Said {
+    Places(Placement),
+    Removes(u64, String, Timestamp),
+}
+
+impl Hold {
+    /// Whether it keeps anything at that time.
+    pub fn is_in_force(&self, now: Timestamp) -> bool {
+        self.removed.is_none() && self.placed.until.is_none_or(|until| now < until)
+    }
+
+    /// For [`crate::retention`]; `None` if it was removed.
+    pub fn held(&self) -> Option<Held> {
+        let Placement { on, reason, who, until, .. } = &self.placed;
+        let (backup, label) = match on {
+            HeldOn::Backup(id) => (Some(*id), None),
+            HeldOn::Label(label) => (None, Some(label.clone())),
+        };
+        let held = Held {
+            number: self.number,
+            backup,
+            label,
+            reason: reason.clone(),
+            who: who.clone(),
+            until: *until,
+        };
+        self.removed.is_none().then_some(held)
+    }
+}
+
+impl Holds {
+    /// Of `cluster` in `repository`.
+    pub fn of(repository: &Repository, cluster: &ClusterName) -> Self {
+        Self {
+            store: repository.store().clone(),
+            sealer: repository.sealer().clone(),
+            paths: ClusterPaths::new(cluster),
+        }
+    }
+
+    /// Every hold that was ever placed, by number.
+    pub async fn list(&self) -> Result<Vec<Hold>> {
+        let mut holds: Vec<Hold> = Vec::new();
+        for number in self.numbers().await? {
+            match self.read(number).await? {
+                Said::Places(placed) => holds.push(Hold { number, placed, removed: None }),
+                Said::Removes(removes, who, at) => {
+                    let hold = holds.iter_mut().find(|hold| hold.number == removes);
+                    if let Some(hold) = hold.filter(|hold| hold.removed.is_none()) {
+                        hold.removed = Some((who, at));
+                    }
+                }
+            }
+        }
+        Ok(holds)
+    }
+
+    /// Places a hold; its number.
+    pub async fn add(&self, placement: &Placement) -> Result<u64> {
+        let (backup, label) = match &placement.on {
+            HeldOn::Backup(id) => (Some(id.to_string()), None),
+            HeldOn::Label(label) => (None, Some(label.clone())),
+        };
+        let entry = Entry {
+            at: placement.at,
+            who: placement.who.clone(),
+            backup,
+            label,
+            reason: Some(placement.reason.clone()),
+            until: placement.until,
+            removes: None,
+        };
+        self.append(&entry).await
+    }
+
+    /// Removes a hold; the number of the entry that says so. That it exists is the caller's to know.
+    pub async fn remove(&self, number: u64, who: &str, at: Timestamp) -> Result<u64> {
+        let who = who.to_owned();
+        let removes = Some(number);
+        self.append(&Entry { at, who, backup: None, label: None, reason: None, until: None, removes }).await
+    }
+
+    async fn append(&self, entry: &Entry) -> Result<u64> {
+        let mut next = self.numbers().await?.last().map_or(1, |last| last.saturating_add(1));
+        for _ in 0..ATTEMPTS {
+            let key = self.paths.hold(next);
+            let internal = |what: String| RepoError::Internal(format!("{key} cannot be written: {what}"));
+            let json = serde_json::to_vec(entry).map_err(|e| internal(e.to_string()))?;
+            if json.len() > MAX_ENTRY {
+                let what = "reason, who and label are too long together".to_owned();
+                return Err(RepoError::Refused { key, what });
+            }
+            let sealed = ObjectWriter::new(&self.sealer, ObjectKind::Hold, &key).and_then(|mut writer| {
+                writer.frame(&json)?;
+                writer.finish()
+            });
+            let sealed = sealed.map_err(|e| internal(e.to_string()))?;
+            match self.store.claim(&sealed).await? {
+                Claim::Won => return Ok(next),
+                Claim::Lost => next = next.saturating_add(1),
+            }
+        }
+        Err(RepoError::Internal(format!("others placed {ATTEMPTS} holds at the same moment; try again")))
+    }
+
+    async fn numbers(&self) -> Result<Vec<u64>> {
+        let Ok(prefix) = self.paths.sequence("holds") else { return Ok(Vec::new()) };
+        let mut listing = self.store.list(&prefix, None);
+        let mut numbers = Vec::new();
+        while let Some(entry) = listing.try_next().await? {
+            let number = entry.key.below(&prefix).and_then(|name| name.parse::<u64>().ok());
+            numbers.extend(number.filter(|number| self.paths.hold(*number) == entry.key));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    async fn read(&self, number: u64) -> Result<Said> {
+        let key = self.paths.hold(number);
+        let bytes = found(self.store.get(&key).await)?;
+        let bytes = bytes.ok_or_else(|| RepoError::corrupt(&key, "it vanished; holds are never deleted"))?;
+        let mut json = Vec::new();
+        ObjectReader::open(&self.sealer, &[ObjectKind::Hold], &key, bytes)
+            .and_then(|reader| reader.read_all(MAX_ENTRY, &mut json))
+            .map_err(|e| RepoError::corrupt(&key, e))?;
+        parse(&key, &json)
+    }
+}
+
+fn parse(key: &Key, json: &[u8]) -> Result<Said> {
+    let entry: Entry = serde_json::from_slice(json).map_err(|e| RepoError::corrupt(key, e))?;
+    let strange = || RepoError::corrupt(key, "it says neither what it holds nor what it removes");
+    let Entry { at, who, backup, label, reason, until, removes } = entry;
+    if let Some(number) = removes {
+        return Ok(Said::Removes(number, who, at));
+    }
+    let on = match (backup, label) {
+        (Some(id), None) => HeldOn::Backup(id.parse().map_err(|e| RepoError::corrupt(key, e))?),
+        (None, Some(label)) => HeldOn::Label(label),
+        _ => return Err(strange()),
+    };
+    Ok(Said::Places(Placement { on, reason: reason.unwrap_or_default(), who, at, until }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::object::tests::sealers;
+
+    fn holds() -> Holds {
+        let store = Store::over("memory", Arc::new(InMemory::new()));
+        let paths = ClusterPaths::new(&"main".parse().unwrap());
+        Holds { store, sealer: sealers()[1].clone(), paths }
+    }
+
+    fn placement(on: HeldOn, until: Option<&str>) -> Placement {
+        let at = "2026-11-21T10:00:00Z".parse().unwrap();
+        let until = until.map(|text| text.parse().unwrap());
+        Placement { on, reason: "audit ä".to_owned(), who: "dba".to_owned(), at, until }
+    }
+
+    #[tokio::test]
+    async fn placed_removed_and_run_out() {
+        let holds = holds();
+        assert_eq!(holds.list().await.unwrap(), []);
+        let id = "20261121T101500Z-00000001-0000000002000028-9f3a0c11".parse().unwrap();
+        let first = placement(HeldOn::Backup(id), Some("2026-12-01T00:00:00Z"));
+        let second = placement(HeldOn::Label("pre-deploy".to_owned()), None);
+        assert_eq!(holds.add(&first).await.unwrap(), 1);
+        assert_eq!(holds.add(&second).await.unwrap(), 2);
+        let at = "2026-11-22T00:00:00Z".parse().unwrap();
+        assert_eq!(holds.remove(2, "boss", at).await.unwrap(), 3);
+        assert_eq!(holds.remove(9, "boss", at).await.unwrap(), 4, "no harm");
+        let list = holds.list().await.unwrap();
+        assert_eq!(list.iter().map(|hold| &hold.placed).collect::<Vec<_>>(), [&first, &second]);
+        assert_eq!(list[1].removed, Some(("boss".to_owned(), at)));
+        assert!(list[0].is_in_force(at) && !list[1].is_in_force(at));
+        assert!(!list[0].is_in_force("2026-12-01T00:00:00Z".parse().unwrap()));
+        assert_eq!(list[0].held().unwrap().backup, Some(id));
+        assert_eq!(list[1].held(), None);
+    }
+
+    #[tokio::test]
+    async fn many_at_once_get_numbers_of_their_own() {
+        let holds = holds();
+        let on = |n: usize| placement(HeldOn::Label(n.to_string()), None);
+        let all = futures_util::future::join_all((0..8).map(|n| {
+            let (holds, placement) = (holds.clone(), on(n));
+            async move { holds.add(&placement).await.unwrap() }
+        }));
+        let mut numbers = all.await;
+        numbers.sort_unstable();
+        assert_eq!(numbers, (1..=8).collect::<Vec<u64>>());
+        assert_eq!(holds.list().await.unwrap().len(), 8);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_never_no_hold() {
+        let holds = holds();
+        holds.add(&placement(HeldOn::Label("x".to_owned()), None)).await.unwrap();
+        let other = Holds { sealer: sealers()[0].clone(), ..holds.clone() };
+        assert!(other.list().await.is_err(), "without the key");
+        let key = holds.paths.hold(2);
+        assert!(holds.store.create_blindly(&key, bytes::Bytes::from_static(b"noise")).await.unwrap());
+        assert!(holds.list().await.is_err());
+        for json in ["{}", "{\"at\":\"2026-11-21T10:00:00Z\",\"who\":\"x\"}", "[]", "{\"removes\":1}"] {
+            assert!(parse(&key, json.as_bytes()).is_err(), "{json}");
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! What the index keeps of a segment, and of a group of segments.
+
+use walpoint_base::facts::{TransactionRange, xid_precedes};
+use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize};
+
+use crate::object::ContentHash;
+use crate::object::bytes::Fields;
+use crate::wal::WalHeader;
+
+/// Bytes of a segment's entry.
+pub const ENTRY: usize = 112;
+
+/// Bytes of a group's summary.
+pub const SUMMARY: usize = 88;
+
+const PRESENT: u32 = 1;
+const SWITCHED: u32 = 2;
+const DAMAGED: u32 = 4;
+const OPEN_TRANSACTION_END: u32 = 8;
+const KNOWN: u32 = PRESENT | SWITCHED | DAMAGED | OPEN_TRANSACTION_END;
+
+/// What the index keeps of a segment that is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentEntry {
+    /// Bytes that it takes in the repository.
+    pub stored: u64,
+    /// Bytes before the zero tail.
+    pub content_len: u64,
+    /// Where its first record starts.
+    pub first_record: Option<Lsn>,
+    /// Where its last record starts.
+    pub last_record: Option<Lsn>,
+    /// The end of the last record that ends in it; its start if none does.
+    pub end: Lsn,
+    /// Records that start in it.
+    pub records: u32,
+    /// Named restore points in it.
+    pub restore_points: u32,
+    /// Its commit, abort and prepared-transaction records.
+    pub transactions: Option<TransactionRange>,
+    /// Whether it ends with a segment switch.
+    pub switched: bool,
+    /// Whether it was stored though damaged: recovery cannot pass it.
+    pub damaged: bool,
+    /// Whether its last record ends in a following segment and may be one that a target looks for.
+    pub open_transaction_end: bool,
+    /// The hash of all its bytes; keyed in an encrypted repository.
+    pub hash: ContentHash,
+}
+
+impl SegmentEntry {
+    /// From a segment's header and the bytes it takes.
+    pub fn of(header: &WalHeader, stored: u64) -> Self {
+        Self {
+            stored,
+            content_len: header.content_len,
+            first_record: header.first_record,
+            last_record: header.last_record,
+            end: header.end,
+            records: header.records,
+            restore_points: header.restore_points,
+            transactions: header.transactions,
+            switched: header.switched,
+            damaged: header.damaged,
+            open_transaction_end: header.open_transaction_end,
+            hash: header.hash,
+        }
+    }
+
+    /// Appends [`ENTRY`] bytes; all zero for a segment that is not there.
+    pub(super) fn encode(entry: Option<&Self>, out: &mut Vec<u8>) {
+        let Some(e) = entry else {
+            out.resize(out.len() + ENTRY, 0);
+            return;
+        };
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        let flags = PRESENT
+            | flag(e.switched, SWITCHED)
+            | flag(e.damaged, DAMAGED)
+            | flag(e.open_transaction_end, OPEN_TRANSACTION_END);
+        out.extend_from_slice(&flags.to_le_bytes());
+        out.extend_from_slice(&e.records.to_le_bytes());
+        let lsn = |lsn: Option<Lsn>| lsn.unwrap_or_default().0;
+        for field in [e.stored, e.content_len, lsn(e.first_record), lsn(e.last_record), e.end.0] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        out.extend_from_slice(&e.restore_points.to_le_bytes());
+        encode_transactions(e.transactions, out);
+        out.extend_from_slice(&e.hash.0[..]);
+    }
+
+    /// Reads [`ENTRY`] bytes. The outer `None` means that no segment `number` can be so.
+    pub(super) fn decode(f: &mut Fields<'_>, number: SegmentNo, size: SegmentSize) -> Option<Option<Self>> {
+        let flags = f.u32()?;
+        let records = f.u32()?;
+        let (stored, content_len) = (f.u64()?, f.u64()?);
+        let mut lsn = || Some(Lsn(f.u64()?));
+        let (first_record, last_record, end) = (lsn()?, lsn()?, lsn()?);
+        let restore_points = f.u32()?;
+        let transactions = decode_transactions(f)?;
+        let hash = ContentHash(f.array()?);
+        if flags & PRESENT == 0 {
+            return Some(None);
+        }
+        let inside = |lsn: Lsn| number.start(size) <= lsn && lsn <= number.end(size);
+        let valid = |lsn: Lsn| Some(lsn).filter(|l| l.is_valid());
+        let sound = flags & !KNOWN == 0
+            && content_len <= size.bytes()
+            && valid(first_record).is_none_or(inside)
+            && valid(last_record).is_none_or(inside);
+        sound.then_some(Some(Self {
+            stored,
+            content_len,
+            first_record: valid(first_record),
+            last_record: valid(last_record),
+            end,
+            records,
+            restore_points,
+            transactions,
+            switched: flags & SWITCHED != 0,
+            damaged: flags & DAMAGED != 0,
+            open_transaction_end: flags & OPEN_TRANSACTION_END != 0,
+            hash,
+        }))
+    }
+}
+
+/// What a directory keeps of a group: enough to pass over it without reading it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GroupSummary {
+    /// The generation that this describes.
+    pub generation: u32,
+    /// The lowest segment that is there.
+    pub first: SegmentNo,
+    /// The highest segment that is there.
+    pub last: SegmentNo,
+    /// How many are there.
+    pub present: u32,
+    /// How many of them are damaged.
+    pub damaged: u32,
+    /// How many end in a record that may decide a target ([`SegmentEntry::open_transaction_end`]).
+    pub open_ends: u32,
+    /// How many named restore points are in them.
+    pub restore_points: u32,
+    /// Bytes that they take in the repository.
+    pub stored: u64,
+    /// Where the last record of the highest segment that has one starts.
+    pub last_record: Option<Lsn>,
+    /// The transaction ends of all of them.
+    pub transactions: Option<TransactionRange>,
+}
+
+impl GroupSummary {
+    /// Of the entries of a group, in order; `None` if nothing is there.
+    pub fn of<'a>(
+        generation: u32,
+        entries: impl Iterator<Item = (SegmentNo, &'a SegmentEntry)>,
+    ) -> Option<Self> {
+        let mut summary: Option<Self> = None;
+        for (number, entry) in entries {
+            let s = summary.get_or_insert(Self {
+                generation,
+                first: number,
+                last: number,
+                present: 0,
+                damaged: 0,
+                open_ends: 0,
+                restore_points: 0,
+                stored: 0,
+                last_record: None,
+                transactions: None,
+            });
+            s.last = number;
+            s.present += 1;
+            s.damaged += u32::from(entry.damaged);
+            s.open_ends += u32::from(entry.open_transaction_end);
+            s.restore_points = s.restore_points.saturating_add(entry.restore_points);
+            s.stored = s.stored.saturating_add(entry.stored);
+            s.last_record = entry.last_record.or(s.last_record);
+            s.transactions = join(s.transactions, entry.transactions);
+        }
+        summary
+    }
+
+    /// Whether all segments from the first to the last are there and sound: no entry has to be read to know them.
+    pub fn is_plain_run(&self) -> bool {
+        u64::from(self.present) == self.last.0 - self.first.0 + 1 && self.damaged == 0
+    }
+
+    /// Appends [`SUMMARY`] bytes; all zero for a group without segments.
+    pub(super) fn encode(summary: Option<&Self>, out: &mut Vec<u8>) {
+        let Some(s) = summary else {
+            out.resize(out.len() + SUMMARY, 0);
+            return;
+        };
+        for field in [s.generation, s.present, s.damaged, s.open_ends, s.restore_points] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        for field in [s.first.0, s.last.0, s.stored, s.last_record.unwrap_or_default().0] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        encode_transactions(s.transactions, out);
+        out.extend_from_slice(&[0; 8]);
+    }
+
+    /// Reads [`SUMMARY`] bytes. The outer `None` means that `group` cannot be so.
+    pub(super) fn decode(f: &mut Fields<'_>, group: u64) -> Option<Option<Self>> {
+        let (generation, present, damaged) = (f.u32()?, f.u32()?, f.u32()?);
+        let (open_ends, restore_points) = (f.u32()?, f.u32()?);
+        let (first, last) = (SegmentNo(f.u64()?), SegmentNo(f.u64()?));
+        let (stored, last_record) = (f.u64()?, Lsn(f.u64()?));
+        let transactions = decode_transactions(f)?;
+        f.u64()?;
+        if present == 0 {
+            return Some(None);
+        }
+        let sound = super::first_of(group) <= first
+            && first <= last
+            && last <= super::last_of(group)
+            && u64::from(present) <= last.0 - first.0 + 1;
+        sound.then_some(Some(Self {
+            generation,
+            first,
+            last,
+            present,
+            damaged,
+            open_ends,
+            restore_points,
+            stored,
+            last_record: Some(last_record).filter(|l| l.is_valid()),
+            transactions,
+        }))
+    }
+}
+
+/// 28 bytes: count, lowest xid, highest xid, earliest time, latest time.
+fn encode_transactions(range: Option<TransactionRange>, out: &mut Vec<u8>) {
+    let (count, lowest, highest, earliest, latest) =
+        range.map_or((0, 0, 0, 0, 0), |r| (r.count, r.lowest_xid, r.highest_xid, r.earliest.0, r.latest.0));
+    for field in [count, lowest, highest] {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+    for field in [earliest, latest] {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+}
+
+fn decode_transactions(f: &mut Fields<'_>) -> Option<Option<TransactionRange>> {
+    let (count, lowest_xid, highest_xid) = (f.u32()?, f.u32()?, f.u32()?);
+    let (earliest, latest) = (PgTimestamp(f.i64()?), PgTimestamp(f.i64()?));
+    let range = TransactionRange { count, earliest, latest, lowest_xid, highest_xid };
+    Some((count > 0).then_some(range))
+}
+
+/// The range of both, in the circular order of xids.
+pub fn join(a: Option<TransactionRange>, b: Option<TransactionRange>) -> Option<TransactionRange> {
+    let (Some(a), Some(b)) = (a, b) else { return a.or(b) };
+    let lower = xid_precedes(b.lowest_xid, a.lowest_xid);
+    let higher = xid_precedes(a.highest_xid, b.highest_xid);
+    Some(TransactionRange {
+        count: a.count.saturating_add(b.count),
+        earliest: a.earliest.min(b.earliest),
+        latest: a.latest.max(b.latest),
+        lowest_xid: if lower { b.lowest_xid } else { a.lowest_xid },
+        highest_xid: if higher { b.highest_xid } else { a.highest_xid },
+    })
+}

@@ -1,0 +1,70 @@
+//! Entries from the segments themselves: a listing says which are there, their headers say what is in them.
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use walpoint_base::{SegmentNo, TimelineId, WalFileName};
+
+use super::entry::SegmentEntry;
+use crate::error::Result;
+use crate::layout::WalEntry;
+use crate::wal::WalArchive;
+
+/// Headers that are read at the same time.
+const PARALLEL: usize = 16;
+
+/// Segments and the bytes that each takes in the repository, parts included.
+pub type Listed = BTreeMap<SegmentNo, u64>;
+
+/// Lists the segments of a timeline from `first` to `last`, and says whether it stopped after `limit` of them.
+pub async fn list(
+    archive: &WalArchive,
+    timeline: TimelineId,
+    first: SegmentNo,
+    last: SegmentNo,
+    limit: usize,
+) -> Result<(Listed, bool)> {
+    let size = archive.lineage().segment_size;
+    let (mut found, mut parts) = (Listed::new(), Listed::new());
+    let mut cut = false;
+    let mut entries = archive.list(timeline, Some(first.name(timeline, size)));
+    while let Some((entry, object)) = entries.try_next().await? {
+        let Some(number) = entry.segment().and_then(|name| name.number(size)) else { continue };
+        if number > last {
+            break;
+        }
+        if found.len() >= limit && !found.contains_key(&number) {
+            cut = true;
+            break;
+        }
+        match entry {
+            WalEntry::File(WalFileName::Segment(_)) => {
+                found.insert(number, object.size);
+            }
+            WalEntry::Part(_) => *parts.entry(number).or_default() += object.size,
+            _ => {}
+        }
+    }
+    for (number, stored) in &mut found {
+        *stored += parts.get(number).copied().unwrap_or_default();
+    }
+    Ok((found, cut))
+}
+
+/// Reads the headers of the segments listed. One that was deleted since is left out.
+pub async fn entries(
+    archive: &WalArchive,
+    timeline: TimelineId,
+    listed: impl IntoIterator<Item = (SegmentNo, u64)>,
+) -> Result<BTreeMap<SegmentNo, SegmentEntry>> {
+    let size = archive.lineage().segment_size;
+    let read = listed.into_iter().map(|(number, stored)| {
+        let archive = archive.clone();
+        async move {
+            let header = archive.header(number.name(timeline, size)).await?;
+            Ok(header.map(|header| (number, SegmentEntry::of(&header, stored))))
+        }
+    });
+    let read: Vec<_> = stream::iter(read).buffer_unordered(PARALLEL).try_collect().await?;
+    Ok(read.into_iter().flatten().collect())
+}

@@ -1,0 +1,296 @@
+//! The keys of one lineage's WAL: segments, what goes with them, histories, index, restore points.
+
+use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
+
+use super::{Key, Prefix, hex, point_file, unhex};
+
+/// Everything below `clusters/<name>/<lineage>`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WalPaths {
+    root: String,
+}
+
+/// What an object below `wal/` is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum WalEntry {
+    /// A whole segment, or one of PostgreSQL's other files.
+    File(WalFileName),
+    /// A complete name with content that ends early, at that position.
+    Ended(SegmentName, Lsn),
+    /// A part of a large file; it means nothing without the object that names it.
+    Part(SegmentName),
+    /// A stretch of the open segment.
+    Slice(SegmentName, Lsn, Lsn),
+}
+
+impl WalEntry {
+    /// The segment that it belongs to; `None` for a history file.
+    pub fn segment(self) -> Option<SegmentName> {
+        match self {
+            Self::File(file) => file.segment(),
+            Self::Ended(name, _) | Self::Part(name) | Self::Slice(name, ..) => Some(name),
+        }
+    }
+}
+
+impl WalPaths {
+    pub(super) fn new(root: String) -> Self {
+        Self { root }
+    }
+
+    /// A directory whose directories are the timelines that have WAL, eight hexadecimal digits each.
+    pub fn timelines(&self) -> Prefix {
+        Prefix::composed(format!("{}/wal", self.root))
+    }
+
+    /// All WAL of a timeline; names sort by position.
+    pub fn timeline(&self, timeline: TimelineId) -> Prefix {
+        Prefix::composed(format!("{}/wal/{}", self.root, timeline.hex()))
+    }
+
+    /// The WAL of one log (4 GiB) of a timeline.
+    pub fn log(&self, timeline: TimelineId, log: u32) -> Prefix {
+        Prefix::composed(format!("{}/wal/{}/{log:08X}", self.root, timeline.hex()))
+    }
+
+    /// The object of a file that PostgreSQL archives.
+    pub fn file(&self, name: WalFileName) -> Key {
+        match name {
+            WalFileName::History(timeline) => {
+                Key::composed(format!("{}/history/{}.history", self.root, timeline.hex()))
+            }
+            WalFileName::Segment(segment)
+            | WalFileName::Backup(segment, _)
+            | WalFileName::Partial(segment) => Key::composed(format!("{}/{name}", self.directory(segment))),
+        }
+    }
+
+    /// The object of a whole segment.
+    pub fn segment(&self, segment: SegmentName) -> Key {
+        self.file(WalFileName::Segment(segment))
+    }
+
+    /// A complete name whose content ends at `end`.
+    pub fn ended(&self, segment: SegmentName, end: Lsn) -> Key {
+        Key::composed(format!("{}/{segment}.ended/{:016X}", self.directory(segment), end.0))
+    }
+
+    /// Every incomplete content stored for a segment.
+    pub fn all_ended(&self, segment: SegmentName) -> Prefix {
+        Prefix::composed(format!("{}/{segment}.ended", self.directory(segment)))
+    }
+
+    /// Part `n` of a large file whose whole content has that hash. The hash in the name keeps the parts of two
+    /// different contents apart until the object that names them is created and decides between them.
+    pub fn part(&self, name: WalFileName, hash: &str, n: u32) -> Key {
+        let segment = match name {
+            WalFileName::Segment(s) | WalFileName::Backup(s, _) | WalFileName::Partial(s) => s,
+            WalFileName::History(timeline) => SegmentName { timeline, log: 0, segment: 0 },
+        };
+        Key::composed(format!("{}/{segment}.parts/{hash}-{n:04}", self.directory(segment)))
+    }
+
+    /// A stretch of the open segment, from `start` to `end`, stored by one session.
+    pub fn slice(&self, segment: SegmentName, start: Lsn, end: Lsn, session: u32) -> Key {
+        let dir = self.directory(segment);
+        Key::composed(format!("{dir}/{segment}.slices/{:016X}-{:016X}-{session:08x}", start.0, end.0))
+    }
+
+    /// Every stored stretch of a segment.
+    pub fn slices(&self, segment: SegmentName) -> Prefix {
+        Prefix::composed(format!("{}/{segment}.slices", self.directory(segment)))
+    }
+
+    /// Where a listing of the timeline starts so that it names only what lies after `segment` and all that goes with it.
+    pub fn after(&self, segment: SegmentName) -> String {
+        // '0' is the first allowed character after '.', which every name that goes with a segment continues with.
+        format!("{}/{segment}0", self.directory(segment))
+    }
+
+    /// Where a listing of the timeline starts so that it begins with `segment` itself.
+    pub fn from(&self, segment: SegmentName) -> String {
+        // '-' sorts before every digit, so this lies before the segment and after the one before it.
+        let name = segment.to_string();
+        let (head, last) = name.split_at(name.len() - 1);
+        let before = match last {
+            "0" => "-".to_owned(),
+            "A" => "9z".to_owned(),
+            digit => digit.bytes().next().map_or(String::new(), |b| format!("{}z", char::from(b - 1))),
+        };
+        format!("{}/{head}{before}", self.directory(segment))
+    }
+
+    /// A directory whose files are the histories.
+    pub fn histories(&self) -> Prefix {
+        Prefix::composed(format!("{}/history", self.root))
+    }
+
+    /// Sealed index objects of a timeline and level, `<n>.<generation>`.
+    pub fn index(&self, timeline: TimelineId, level: u8) -> Prefix {
+        Prefix::composed(format!("{}/index/{}/{level}", self.root, timeline.hex()))
+    }
+
+    /// One sealed index object.
+    pub fn index_object(&self, timeline: TimelineId, level: u8, n: u64, generation: u32) -> Key {
+        let index = self.index(timeline, level);
+        Key::composed(format!("{}/{n:012}.{generation:06}", index.as_str()))
+    }
+
+    /// A directory whose directories are the names of restore points, in hex.
+    pub fn points(&self) -> Prefix {
+        Prefix::composed(format!("{}/points", self.root))
+    }
+
+    /// Every restore point of that name.
+    pub fn points_named(&self, name: &str) -> Prefix {
+        Prefix::composed(format!("{}/points/{}", self.root, point_directory(name)))
+    }
+
+    /// One restore point; `lsn` is where its record starts.
+    pub fn point(&self, name: &str, timeline: TimelineId, lsn: Lsn) -> Key {
+        Key::composed(format!("{}/points/{}/{}", self.root, point_directory(name), point_file(timeline, lsn)))
+    }
+
+    /// The name, timeline and record start that a restore point's key says.
+    pub fn parse_point(&self, key: &Key) -> Option<(String, TimelineId, Lsn)> {
+        let (name, file) = key.below(&self.points())?.split_once('/')?;
+        let (timeline, lsn) = file.split_once('-')?;
+        let timeline = TimelineId::new(u32::from_str_radix(timeline, 16).ok()?)?;
+        let lsn = Lsn(u64::from_str_radix(lsn, 16).ok()?);
+        let name = unhex(name)?;
+        (self.point(&name, timeline, lsn) == *key).then_some((name, timeline, lsn))
+    }
+
+    /// What an object below `wal/` or `history/` is; `None` for a stranger.
+    pub fn parse(&self, key: &Key) -> Option<WalEntry> {
+        let name = key.as_str().strip_prefix(&self.root)?.strip_prefix('/')?;
+        let entry = match name.strip_prefix("history/") {
+            Some(file) => WalEntry::File(file.parse().ok()?),
+            None => parse_entry(name.strip_prefix("wal/")?)?,
+        };
+        let expected = match entry {
+            WalEntry::File(file) => self.file(file),
+            WalEntry::Ended(segment, end) => self.ended(segment, end),
+            WalEntry::Part(_) | WalEntry::Slice(..) => return Some(entry),
+        };
+        (expected == *key).then_some(entry)
+    }
+
+    fn directory(&self, segment: SegmentName) -> String {
+        format!("{}/wal/{}/{:08X}", self.root, segment.timeline.hex(), segment.log)
+    }
+}
+
+/// The directory of a restore point's name. An empty name, which no recovery target can ask for, has one of its own.
+fn point_directory(name: &str) -> String {
+    if name.is_empty() { "-".to_owned() } else { hex(name) }
+}
+
+/// `<TLI>/<LOG>/…`
+fn parse_entry(name: &str) -> Option<WalEntry> {
+    let mut parts = name.splitn(4, '/').skip(2);
+    let (file, rest) = (parts.next()?, parts.next());
+    let Some(rest) = rest else {
+        return file.parse().ok().map(WalEntry::File);
+    };
+    let (segment, kind) = file.split_once('.')?;
+    let segment: SegmentName = segment.parse().ok()?;
+    let lsn =
+        |digits: &str| (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten().map(Lsn);
+    match kind {
+        "ended" => lsn(rest).map(|end| WalEntry::Ended(segment, end)),
+        "parts" => Some(WalEntry::Part(segment)),
+        "slices" => {
+            let mut ends = rest.split('-');
+            Some(WalEntry::Slice(segment, lsn(ends.next()?)?, lsn(ends.next()?)?))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ClusterPaths;
+    use super::*;
+
+    fn paths() -> WalPaths {
+        ClusterPaths::new(&"main".parse().unwrap()).wal("7-1".parse().unwrap())
+    }
+
+    #[test]
+    fn keys_and_back() {
+        let paths = paths();
+        let segment: SegmentName = "00000002000000010000000A".parse().unwrap();
+        assert_eq!(
+            paths.segment(segment).as_str(),
+            "clusters/main/7-1/wal/00000002/00000001/00000002000000010000000A"
+        );
+        let timeline = TimelineId::new(2).unwrap();
+        for entry in [
+            WalEntry::File(WalFileName::Segment(segment)),
+            WalEntry::File(WalFileName::Backup(segment, 0x28)),
+            WalEntry::File(WalFileName::Partial(segment)),
+            WalEntry::File(WalFileName::History(timeline)),
+        ] {
+            let WalEntry::File(file) = entry else { continue };
+            assert_eq!(paths.parse(&paths.file(file)), Some(entry));
+        }
+        let ended = paths.ended(segment, Lsn(0x10A001234));
+        assert_eq!(paths.parse(&ended), Some(WalEntry::Ended(segment, Lsn(0x10A001234))));
+        let slice = paths.slice(segment, Lsn(1), Lsn(2), 3);
+        assert_eq!(paths.parse(&slice), Some(WalEntry::Slice(segment, Lsn(1), Lsn(2))));
+        let part = paths.part(WalFileName::Segment(segment), "00ff", 3);
+        assert_eq!(paths.parse(&part), Some(WalEntry::Part(segment)));
+        for stranger in [
+            "clusters/main/7-1/wal/00000001/00000001/00000002000000010000000A",
+            "clusters/main/7-1/wal/00000002/00000001/00000002000000010000000A.tmp",
+            "clusters/main/7-2/wal/00000002/00000001/00000002000000010000000A",
+            "clusters/main/7-1/history/00000002000000010000000A",
+            "clusters/main/7-1/wal/00000002.history",
+        ] {
+            assert_eq!(paths.parse(&stranger.parse().unwrap()), None, "{stranger}");
+        }
+    }
+
+    #[test]
+    fn listings_start_where_they_should() {
+        let paths = paths();
+        let timeline = TimelineId::new(1).unwrap();
+        for number in [0u32, 1, 9, 10, 11, 15, 16, 0x9F, 0xA0, 0xFF] {
+            let name = |n| SegmentName { timeline, log: 3, segment: n };
+            let this = name(number);
+            let next = paths.segment(name(number + 1));
+            let goes_with = [
+                paths.segment(this),
+                paths.ended(this, Lsn(u64::MAX)),
+                paths.file(WalFileName::Backup(this, u32::MAX)),
+                paths.file(WalFileName::Partial(this)),
+                paths.slice(this, Lsn(0), Lsn(1), 1),
+            ];
+            let (from, after) = (paths.from(this), paths.after(this));
+            for key in &goes_with {
+                assert!(
+                    from.as_str() < key.as_str() && key.as_str() < after.as_str(),
+                    "{from} {key} {after}"
+                );
+            }
+            assert!(after.as_str() < next.as_str());
+            assert!(from.parse::<Key>().is_ok() && after.parse::<Key>().is_ok());
+            if let Some(before) = number.checked_sub(1) {
+                assert!(paths.after(name(before)) < from, "{from}");
+                assert!(paths.slice(name(before), Lsn(9), Lsn(9), 9).as_str() < from.as_str());
+            }
+        }
+    }
+
+    #[test]
+    fn restore_points() {
+        let paths = paths();
+        let timeline = TimelineId::new(0x1F).unwrap();
+        for name in ["before upgrade", "ä"] {
+            let key = paths.point(name, timeline, Lsn(0x3000060));
+            assert_eq!(paths.parse_point(&key), Some((name.to_owned(), timeline, Lsn(0x3000060))));
+            assert!(key.below(&paths.points_named(name)).is_some());
+        }
+    }
+}

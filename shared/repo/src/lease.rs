@@ -1,0 +1,287 @@
+//! Leases: who is at a task of a cluster, so that two do not begin the same work (`FORMAT.md`, chapter "Condemned, and leases").
+//!
+//! Advisory. Nothing depends on a lease being right: two backups at once cost time and space, and both are whole. A lease is
+//! the highest number of its sequence; who creates the next number has it from then on. It ends when its holder deletes it,
+//! when it was not renewed in time (by the store's clock against this machine's, so a clock that is wrong makes it end early
+//! or late), or when it can be seen that its holder is dead. A crash leaves a lease that ends in one of these ways.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use walpoint_base::ClusterName;
+
+use crate::error::{RepoError, Result, found};
+use crate::layout::{ClusterPaths, Key};
+use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
+use crate::store::{Claim, Store};
+
+/// No lease is longer.
+const MAX_LEASE: usize = 16 << 10;
+/// How often a number is tried that somebody else was faster to take.
+const ATTEMPTS: u32 = 20;
+
+/// Who holds a lease, precise enough to see on the same machine whether it is still there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Holder {
+    /// The machine's name.
+    pub host: String,
+    /// The version of Walpoint.
+    pub agent: String,
+    /// Which start of the machine: the kernel's boot id. Empty if unknown.
+    pub boot: String,
+    /// The number of the process.
+    pub process: u32,
+    /// When the process was started, in the kernel's ticks since the machine's start.
+    pub process_start: u64,
+}
+
+/// A lease as it is stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Lease {
+    /// Who holds it.
+    pub holder: Holder,
+    /// Since when, by the holder's clock.
+    pub since: Timestamp,
+    /// How long it holds after it was stored, unless it is renewed.
+    pub seconds: u32,
+    /// Tells renewals apart, which would be equal otherwise.
+    pub renewal: u32,
+}
+
+/// Leases on one task of a cluster, in one repository.
+#[derive(Clone, Debug)]
+pub struct Leases {
+    store: Store,
+    sealer: Sealer,
+    paths: ClusterPaths,
+    task: String,
+}
+
+/// A lease that this process has.
+#[derive(Debug)]
+pub struct Held {
+    leases: Leases,
+    lease: Lease,
+    n: u64,
+}
+
+/// What asking for a lease came to.
+#[derive(Debug)]
+pub enum Asked {
+    /// It is held now; whose it was before, if that one was still good.
+    Held(Box<Held>, Option<Lease>),
+    /// Somebody else has it.
+    Busy(Lease),
+}
+
+/// What a renewal came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Renewed {
+    /// It goes on.
+    Yes,
+    /// Somebody took it over.
+    Lost,
+}
+
+impl Lease {
+    fn seal(&self, sealer: &Sealer, key: &Key) -> Result<SealedObject> {
+        let broken = |e: &dyn std::fmt::Display| RepoError::Internal(format!("{key} cannot be written: {e}"));
+        let json = serde_json::to_vec(self).map_err(|e| broken(&e))?;
+        let seal = || {
+            let mut writer = ObjectWriter::new(sealer, ObjectKind::Lease, key)?;
+            writer.frame(&json)?;
+            writer.finish()
+        };
+        seal().map_err(|e| broken(&e))
+    }
+
+    /// Whether it was not renewed in time. `stored` is by the store's clock.
+    fn is_over(&self, stored: Timestamp, now: Timestamp) -> bool {
+        now.duration_since(stored) > SignedDuration::from_secs(i64::from(self.seconds))
+    }
+}
+
+impl Leases {
+    /// On `task` (`[0-9A-Za-z._-]`) of a cluster.
+    pub fn of(repository: &crate::Repository, cluster: &ClusterName, task: &str) -> Self {
+        Self::new(repository.store(), repository.sealer(), cluster, task)
+    }
+
+    /// The same in a store.
+    pub fn new(store: &Store, sealer: &Sealer, cluster: &ClusterName, task: &str) -> Self {
+        let paths = ClusterPaths::new(cluster);
+        Self { store: store.clone(), sealer: sealer.clone(), paths, task: task.to_owned() }
+    }
+
+    fn key(&self, n: u64) -> Result<Key> {
+        self.paths.lease(&self.task, n).map_err(|e| RepoError::Internal(e.to_string()))
+    }
+
+    /// Asks for the lease. It is had if nobody has it, if it was not renewed in time, if `is_dead` says so of its holder, or
+    /// with `force` in any case.
+    pub async fn ask(
+        &self,
+        holder: &Holder,
+        seconds: u32,
+        force: bool,
+        is_dead: impl Fn(&Holder) -> bool,
+    ) -> Result<Asked> {
+        for _ in 0..ATTEMPTS {
+            let mut next = 0;
+            let mut before = None;
+            if let Some((n, stored)) = self.highest().await? {
+                next = n + 1;
+                // Deleted since the listing: its number may be taken again.
+                let Some(lease) = self.read(n).await? else { continue };
+                if !(lease.is_over(stored, Timestamp::now()) || is_dead(&lease.holder)) {
+                    if !force {
+                        return Ok(Asked::Busy(lease));
+                    }
+                    before = Some(lease);
+                }
+            }
+            let lease = Lease { holder: holder.clone(), since: Timestamp::now(), seconds, renewal: 0 };
+            let object = lease.seal(&self.sealer, &self.key(next)?)?;
+            if self.store.claim(&object).await? == Claim::Won {
+                if let Some(old) = next.checked_sub(1) {
+                    self.forget(old).await;
+                }
+                let held = Held { leases: self.clone(), lease, n: next };
+                return Ok(Asked::Held(Box::new(held), before));
+            }
+        }
+        Err(RepoError::Internal(format!("the lease on {} changes hands all the time", self.task)))
+    }
+
+    /// The highest number, and when the store received it.
+    async fn highest(&self) -> Result<Option<(u64, Timestamp)>> {
+        let name = format!("leases/{}", self.task);
+        let prefix = self.paths.sequence(&name).map_err(|e| RepoError::Internal(e.to_string()))?;
+        let entries = self.store.list_all(&prefix).await?;
+        let numbered = entries.iter().filter_map(|entry| {
+            let n = entry.key.below(&prefix).filter(|n| n.len() == 12)?.parse::<u64>().ok()?;
+            Some((n, entry.modified))
+        });
+        Ok(numbered.max())
+    }
+
+    async fn read(&self, n: u64) -> Result<Option<Lease>> {
+        let key = self.key(n)?;
+        let Some(bytes) = found(self.store.get(&key).await)? else { return Ok(None) };
+        let corrupt = |e: &dyn std::fmt::Display| RepoError::corrupt(&key, e);
+        let reader = ObjectReader::open(&self.sealer, &[ObjectKind::Lease], &key, bytes);
+        let mut json = Vec::new();
+        reader.and_then(|reader| reader.read_all(MAX_LEASE, &mut json)).map_err(|e| corrupt(&e))?;
+        serde_json::from_slice(&json).map(Some).map_err(|e| corrupt(&e))
+    }
+
+    /// Deletes a number that does not count any more. If that fails it only takes room.
+    async fn forget(&self, n: u64) {
+        if let Ok(key) = self.key(n) {
+            self.store.delete(&key).await.ok();
+        }
+    }
+}
+
+impl Held {
+    /// Holds it for another while.
+    pub async fn renew(&mut self) -> Result<Renewed> {
+        let (n, renewal) = (self.n + 1, self.lease.renewal.saturating_add(1));
+        let lease = Lease { renewal, ..self.lease.clone() };
+        let object = lease.seal(&self.leases.sealer, &self.leases.key(n)?)?;
+        if self.leases.store.claim(&object).await? == Claim::Lost {
+            return Ok(Renewed::Lost);
+        }
+        self.leases.forget(self.n).await;
+        (self.n, self.lease) = (n, lease);
+        Ok(Renewed::Yes)
+    }
+
+    /// Gives it back. If that fails it ends by itself.
+    pub async fn release(self) -> Result<()> {
+        self.leases.store.delete(&self.leases.key(self.n)?).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::object::tests::sealers;
+
+    fn holder(process: u32) -> Holder {
+        let (host, agent) = ("db1".to_owned(), "0.1.0".to_owned());
+        Holder { host, agent, boot: "b".to_owned(), process, process_start: 7 }
+    }
+
+    fn held(asked: Asked) -> Held {
+        match asked {
+            Asked::Held(held, _) => *held,
+            Asked::Busy(lease) => panic!("{lease:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn one_at_a_time() {
+        for sealer in sealers() {
+            let store = Store::over("memory", Arc::new(InMemory::new()));
+            let leases = Leases::new(&store, &sealer, &"main".parse().unwrap(), "backup");
+            let alive = |_: &Holder| false;
+            let mut first = held(leases.ask(&holder(1), 900, false, alive).await.unwrap());
+            let Asked::Busy(busy) = leases.ask(&holder(2), 900, false, alive).await.unwrap() else {
+                panic!("two have it");
+            };
+            assert_eq!(busy.holder, holder(1));
+            assert_eq!(first.renew().await.unwrap(), Renewed::Yes);
+            assert!(matches!(leases.ask(&holder(2), 900, false, alive).await.unwrap(), Asked::Busy(_)));
+            first.release().await.unwrap();
+            let second = held(leases.ask(&holder(2), 900, false, alive).await.unwrap());
+
+            // Its process is gone, and was seen to be.
+            drop(second);
+            let third = leases.ask(&holder(3), 900, false, |holder| holder.process == 2).await.unwrap();
+            let mut third = held(third);
+            // Taken over on purpose: the holder learns of it when it renews.
+            let Asked::Held(fourth, Some(before)) = leases.ask(&holder(4), 0, true, alive).await.unwrap()
+            else {
+                panic!("not had by force");
+            };
+            assert_eq!(before.holder, holder(3));
+            assert_eq!(third.renew().await.unwrap(), Renewed::Lost);
+            third.release().await.unwrap();
+            // Not renewed in time.
+            drop(fourth);
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            held(leases.ask(&holder(5), 900, false, alive).await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn of_many_at_the_same_moment_one_has_it() {
+        let store = Store::over("memory", Arc::new(InMemory::new()));
+        let sealer = sealers().remove(0);
+        let leases = Leases::new(&store, &sealer, &"main".parse().unwrap(), "backup");
+        let asked = (0..20).map(|n| {
+            let leases = leases.clone();
+            async move { leases.ask(&holder(n), 900, false, |_| false).await.unwrap() }
+        });
+        let asked = futures_util::future::join_all(asked).await;
+        assert_eq!(asked.iter().filter(|asked| matches!(asked, Asked::Held(..))).count(), 1);
+    }
+
+    #[test]
+    fn a_wrong_clock_ends_it_early_or_late_and_no_more() {
+        let lease = Lease { holder: holder(1), since: Timestamp::UNIX_EPOCH, seconds: 900, renewal: 0 };
+        let stored: Timestamp = "2026-11-22T10:00:00Z".parse().unwrap();
+        for (now, over) in [
+            ("2026-11-22T09:00:00Z", false),
+            ("2026-11-22T10:15:00Z", false),
+            ("2026-11-22T10:15:01Z", true),
+            ("2031-01-01T00:00:00Z", true),
+        ] {
+            assert_eq!(lease.is_over(stored, now.parse().unwrap()), over, "{now}");
+        }
+    }
+}

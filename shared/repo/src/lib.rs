@@ -1,0 +1,48 @@
+//! Walpoint's repository: stores, format, catalog and the pure planners over it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`error`] | what can go wrong, split by what a caller does about it |
+//! | [`layout`] | the names of objects |
+//! | [`object`] | what an object looks like: frames, checks, encryption (`FORMAT.md`) |
+//! | [`document`] | the few objects that are JSON |
+//! | [`store`] | where objects are: a directory, S3, Google Cloud Storage, Azure Blob |
+//! | [`repository`], [`descriptor`], [`lineage`], [`init`] | an open repository and how it is made |
+//! | [`keys`] | key slots: what opens an encrypted repository |
+//! | [`wal`] | the WAL of a lineage |
+//! | [`index`] | what the headers of a million segments say, in a few objects |
+//! | [`catalog`] | what a cluster has: timelines, WAL, backups, restore points |
+//! | [`plan`] | the pure planners: restore plans, windows, gaps |
+//! | [`retention`] | which backups stay, and why |
+//! | [`mod@expire`] | deleting what neither retention nor anything under way needs |
+//! | [`mod@verify`] | proving that what is kept is what was written |
+//! | [`reach`] | which objects somebody may still need |
+//! | [`holds`] | who forbade to delete what |
+//! | [`cpu`] | where heavy computing runs |
+
+pub mod backup;
+pub mod catalog;
+pub mod cpu;
+pub mod descriptor;
+pub mod document;
+pub mod error;
+pub mod expire;
+pub mod holds;
+pub mod index;
+pub mod init;
+pub mod keys;
+pub mod layout;
+pub mod lease;
+pub mod lineage;
+pub mod object;
+pub mod plan;
+pub mod reach;
+pub mod repository;
+pub mod retention;
+pub mod store;
+pub mod verify;
+pub mod wal;
+
+pub use error::{RepoError, Result, found};
+pub use lineage::Lineage;
+pub use repository::Repository;

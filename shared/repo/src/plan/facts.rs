@@ -1,0 +1,222 @@
+//! What the planners know, and what they ask for when they do not know enough.
+//!
+//! Planners are pure: they never fetch. Where a fact is missing they return a [`Question`]; whoever drives them answers
+//! it ([`Facts::answer`]) and calls again. So a plan over a million segments reads the few objects that it depends on,
+//! and a test answers from a table.
+
+use std::collections::BTreeMap;
+
+use walpoint_base::{BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, TimelineId};
+
+use super::stop::{Stop, StopRule};
+use crate::catalog::{Runs, TimelineGraph};
+
+/// The facts of a base backup that planning depends on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BackupFacts {
+    /// Its id; also tells the timeline and the redo position it starts at.
+    pub id: BackupId,
+    /// The lineage whose WAL it needs.
+    pub lineage: LineageId,
+    /// The position from which it is consistent: what `pg_backup_stop` returned.
+    pub end: Lsn,
+    /// The timeline that the last byte before `end` belongs to.
+    pub end_timeline: TimelineId,
+    /// When it started.
+    pub started: PgTimestamp,
+    /// When it ended, by the clock of the server.
+    pub ended: PgTimestamp,
+    /// The label given to it.
+    pub label: String,
+    /// Bytes of the cluster's files.
+    pub bytes: u64,
+    /// Bytes of blocks that are not all zero: what a restore reads, before compression.
+    pub block_bytes: u64,
+    /// Pages whose checksum was wrong when they were read.
+    pub damaged_pages: u64,
+}
+
+impl BackupFacts {
+    /// The timeline on which it started.
+    pub fn timeline(&self) -> TimelineId {
+        self.id.timeline()
+    }
+
+    /// The redo position from which recovery starts.
+    pub fn start(&self) -> Lsn {
+        self.id.start()
+    }
+}
+
+/// What became of a backup whose id is listed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BackupState {
+    /// It can be restored as far as its manifest says.
+    Complete(Box<BackupFacts>),
+    /// It belongs to another lineage of the cluster.
+    OtherLineage(LineageId),
+    /// It cannot be used; why, in words that fit after "because it": `is not finished`.
+    Unusable(String),
+}
+
+/// What a planner needs to know before it can go on.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Question {
+    /// Which segments of a timeline are there?
+    Wal(TimelineId),
+    /// What about this backup?
+    Backup(BackupId),
+    /// Where does recovery stop?
+    Stop(StopQuestion),
+    /// What lies in a stretch of WAL?
+    Extent(ExtentQuestion),
+    /// Where are the restore points of this name?
+    Points(String),
+}
+
+/// Where does recovery along the path to `path` stop, when it replays from `from` and all WAL before `until` is there?
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct StopQuestion {
+    /// The timeline whose path is followed.
+    pub path: TimelineId,
+    /// What stops it.
+    pub rule: StopRule,
+    /// The first record is sought here.
+    pub from: Lsn,
+    /// Records that end after this are not there.
+    pub until: Lsn,
+}
+
+/// What lies on the path to `path` from segment `first` to position `until`?
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ExtentQuestion {
+    /// The timeline whose path is followed.
+    pub path: TimelineId,
+    /// The first segment that counts.
+    pub first: SegmentNo,
+    /// Where the WAL that is there ends.
+    pub until: Lsn,
+}
+
+/// What the index says about a stretch of WAL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Extent {
+    /// Where the last record known to be complete starts, if that is known: the last `recovery_target_lsn` that works.
+    pub last_record: Option<Lsn>,
+    /// The latest time of a transaction's end in it: the last moment that a target time can lie before.
+    pub latest: Option<PgTimestamp>,
+}
+
+/// An answer to a [`Question`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// To [`Question::Wal`].
+    Wal(Runs),
+    /// To [`Question::Backup`].
+    Backup(BackupState),
+    /// To [`Question::Stop`]: nothing if all that is there is replayed without stopping.
+    Stop(Option<Stop>),
+    /// To [`Question::Extent`].
+    Extent(Extent),
+    /// To [`Question::Points`]: timeline and start of the record.
+    Points(Vec<(TimelineId, Lsn)>),
+}
+
+/// A planner's result, or what it has to know first.
+pub type Asking<T> = Result<T, Question>;
+
+/// What is known of one lineage: the basics, and the answers so far.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The lineage.
+    pub lineage: LineageId,
+    /// PostgreSQL's major version.
+    pub major: PgMajor,
+    /// The size of its segments.
+    pub segment_size: SegmentSize,
+    /// Its timelines.
+    pub graph: TimelineGraph,
+    /// Every backup of the cluster that is listed, oldest first; which are complete and of this lineage is asked.
+    pub backups: Vec<BackupId>,
+    answers: BTreeMap<Question, Answer>,
+}
+
+impl Facts {
+    /// Facts without answers. `backups` in any order.
+    pub fn new(
+        lineage: LineageId,
+        major: PgMajor,
+        segment_size: SegmentSize,
+        graph: TimelineGraph,
+        mut backups: Vec<BackupId>,
+    ) -> Self {
+        backups.sort_unstable();
+        backups.dedup();
+        Self { lineage, major, segment_size, graph, backups, answers: BTreeMap::new() }
+    }
+
+    /// Remembers an answer.
+    pub fn answer(&mut self, question: Question, answer: Answer) {
+        self.answers.insert(question, answer);
+    }
+
+    /// The segments of a timeline.
+    pub fn wal(&self, timeline: TimelineId) -> Asking<&Runs> {
+        match self.answers.get(&Question::Wal(timeline)) {
+            Some(Answer::Wal(runs)) => Ok(runs),
+            _ => Err(Question::Wal(timeline)),
+        }
+    }
+
+    /// What is known about a backup.
+    pub fn backup(&self, id: BackupId) -> Asking<&BackupState> {
+        match self.answers.get(&Question::Backup(id)) {
+            Some(Answer::Backup(state)) => Ok(state),
+            _ => Err(Question::Backup(id)),
+        }
+    }
+
+    /// Whether a backup is known not to be one that can be restored here. Asks nothing.
+    pub fn is_ruled_out(&self, id: BackupId) -> bool {
+        match self.answers.get(&Question::Backup(id)) {
+            Some(Answer::Backup(BackupState::Complete(facts))) => facts.lineage != self.lineage,
+            Some(_) => true,
+            None => false,
+        }
+    }
+
+    /// The backup if it is complete and of this lineage.
+    pub fn complete_backup(&self, id: BackupId) -> Asking<Option<&BackupFacts>> {
+        Ok(match self.backup(id)? {
+            BackupState::Complete(facts) if facts.lineage == self.lineage => Some(facts),
+            _ => None,
+        })
+    }
+
+    /// Where recovery stops.
+    pub fn stop(&self, question: StopQuestion) -> Asking<Option<&Stop>> {
+        let question = Question::Stop(question);
+        match self.answers.get(&question) {
+            Some(Answer::Stop(stop)) => Ok(stop.as_ref()),
+            _ => Err(question),
+        }
+    }
+
+    /// What lies in a stretch of WAL.
+    pub fn extent(&self, question: ExtentQuestion) -> Asking<Extent> {
+        let question = Question::Extent(question);
+        match self.answers.get(&question) {
+            Some(Answer::Extent(extent)) => Ok(*extent),
+            _ => Err(question),
+        }
+    }
+
+    /// The restore points of a name.
+    pub fn points(&self, name: &str) -> Asking<&[(TimelineId, Lsn)]> {
+        let question = Question::Points(name.to_owned());
+        match self.answers.get(&question) {
+            Some(Answer::Points(points)) => Ok(points),
+            _ => Err(question),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Restore planning: which backup, which WAL, which settings bring a cluster to a moment; which moments there are.
+//!
+//! Planning is pure: facts and a request in, a plan or a refusal out, no IO. A planner that needs a fact it was not given
+//! returns the [`Question`] instead of a result; its driver fetches the answer and calls again. Nothing here writes to a
+//! repository, so a crash leaves nothing behind.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`request`] | what a person asks for |
+//! | [`facts`] | what is known, and the questions |
+//! | [`path`] | which file serves which segment on the way to a timeline, and how far they reach |
+//! | [`planner`] | from facts to a plan or a refusal |
+//! | [`windows`] | the moments that can be recovered, and the gaps |
+//! | [`stop`] | PostgreSQL's stop rules, and the decoding they need |
+//! | [`settings`] | the recovery settings as data |
+//! | [`report`], [`text`] | plans and refusals as JSON and for a person |
+//! | [`driver`] | planning against a repository |
+//! | `search` | answers about the content of WAL: index first, then decoding |
+
+pub mod driver;
+pub mod estimate;
+pub mod facts;
+mod nearest;
+pub mod path;
+pub mod planner;
+pub mod report;
+pub mod request;
+pub mod restore_plan;
+mod search;
+pub mod settings;
+mod sought;
+pub mod stop;
+pub mod text;
+pub mod unreachable;
+pub mod windows;
+
+pub use estimate::{Estimate, Rates};
+pub use facts::{
+    Answer, Asking, BackupFacts, BackupState, Extent, ExtentQuestion, Facts, Question, StopQuestion,
+};
+pub use path::SegmentRange;
+pub use planner::{Verdict, plan};
+pub use report::PlanReport;
+pub use request::{Request, TargetAction};
+pub use restore_plan::{PathStep, RestorePlan};
+pub(crate) use search::Search;
+pub use settings::{Setting, Signal, quote};
+pub use stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
+pub use unreachable::{Moment, Unreachable, Why};
+pub use windows::Window;
+
+#[cfg(test)]
+mod tests;

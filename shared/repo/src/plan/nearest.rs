@@ -1,0 +1,186 @@
+//! What to offer when a target cannot be reached.
+
+use walpoint_base::{RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
+
+use super::facts::{Asking, BackupState};
+use super::path::Path;
+use super::planner::{Planner, Refusal};
+use super::unreachable::{Moment, Unreachable, Why};
+use super::windows::{self, Window};
+
+/// How many other timelines are searched for the target's moment.
+const OTHER_TIMELINES: usize = 8;
+
+/// How many backups that cannot be used are named, the newest first.
+const UNUSABLE_BACKUPS: usize = 5;
+
+impl Planner<'_> {
+    /// The refusal with everything that helps.
+    pub(super) fn explain(&self, refusal: Refusal) -> Asking<Unreachable> {
+        let windows = match refusal.path {
+            Some(timeline) => windows::on_path(self.facts, timeline)?,
+            None => Vec::new(),
+        };
+        let nearest = self.nearest(&refusal, &windows)?;
+        let hints = self.hints(&refusal)?;
+        Ok(Unreachable {
+            target: self.request.target.clone(),
+            timeline: self.request.timeline,
+            why: refusal.why,
+            missing: refusal.missing,
+            nearest,
+            hints,
+            segment_size: self.facts.segment_size,
+        })
+    }
+
+    /// The end of the last window before the target and the start of the first one after it.
+    fn nearest(&self, refusal: &Refusal, windows: &[Window]) -> Asking<Vec<Moment>> {
+        let hole = refusal.missing.first().map(|m| m.first.start(self.facts.segment_size));
+        let before = |w: &&Window| match (&self.request.target, hole) {
+            (RecoveryTarget::Time(time), _) => w.from_time.is_some_and(|t| t <= *time),
+            (RecoveryTarget::Lsn(lsn), _) => w.from <= *lsn,
+            (_, Some(hole)) => w.from <= hole,
+            _ => true,
+        };
+        let mut moments = Vec::new();
+        if let Some(window) = windows.iter().rev().find(before) {
+            moments.push(self.end_of(window)?);
+        }
+        if let Some(window) = windows.iter().find(|w| !before(w)) {
+            moments.push(start_of(window));
+        }
+        Ok(moments)
+    }
+
+    /// Everything up to the end of a window.
+    fn end_of(&self, window: &Window) -> Asking<Moment> {
+        let path = Path::to(self.facts, window.timeline);
+        let last = path.map(|p| p.last_present()).transpose()?.flatten();
+        let end = SegmentNo::before(window.until, self.facts.segment_size);
+        let mut options = timeline_options(window.timeline);
+        // The end of the archive needs no target; before a hole the last record that is there has to be named.
+        if last.is_some_and(|last| last > end)
+            && let Some(record) = window.last_record
+        {
+            options.extend(["--target-lsn".to_owned(), record.to_string()]);
+        }
+        let lsn = window.last_record.unwrap_or(window.until);
+        Ok(Moment { earlier: true, timeline: window.timeline, lsn, time: window.until_time, options })
+    }
+
+    fn hints(&self, refusal: &Refusal) -> Asking<Vec<String>> {
+        let mut hints = Vec::new();
+        match (&refusal.why, &self.request.target) {
+            (Why::UnknownTimeline(_), _) => {
+                let known: Vec<String> = self.facts.graph.ids().map(|t| t.to_string()).collect();
+                hints.push(format!("Known timelines: {}.", known.join(", ")));
+            }
+            (Why::NoBackup | Why::NoBackupOnPath { .. }, _) => {
+                // Each was asked for on the way to this refusal.
+                let asked = self.facts.backups.iter().rev().filter(|_| refusal.why == Why::NoBackup);
+                for id in asked.take(UNUSABLE_BACKUPS) {
+                    if let BackupState::Unusable(why) = self.facts.backup(*id)? {
+                        hints.push(format!("Backup {id} cannot be used because it {why}."));
+                    }
+                }
+                hints.push("Take one with \"archive-agent backup\"; WAL alone cannot be restored.".to_owned());
+            }
+            (Why::MissingWal { .. }, _) => hints.push(
+                "If a server's pg_wal, a standby or another repository still has the missing files, archive them with \
+                 \"archive-agent push\"; a .partial file is never used in place of its segment."
+                    .to_owned(),
+            ),
+            (Why::AfterEnd { .. }, RecoveryTarget::Time(time)) => {
+                if time.to_time() > self.now {
+                    hints.push("The time lies ahead of this machine's clock.".to_owned());
+                }
+                hints.push(
+                    "PostgreSQL refuses a time that no later commit or abort proves to be over. Leave the target out \
+                     to recover everything that the archive holds."
+                        .to_owned(),
+                );
+            }
+            (Why::AfterEnd { .. }, _) => {
+                hints.push("Leave the target out to recover everything that the archive holds.".to_owned());
+            }
+            (_, RecoveryTarget::Name(name)) => hints.extend(self.points_elsewhere(name, refusal.path)?),
+            _ => {}
+        }
+        if matches!(refusal.why, Why::XidNotFound | Why::NameNotFound) && !refusal.missing.is_empty() {
+            hints.push("It may be in the WAL that is missing.".to_owned());
+        }
+        if let (RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_), Some(path)) =
+            (&self.request.target, refusal.path)
+        {
+            hints.extend(self.on_other_timelines(path)?);
+        }
+        Ok(hints)
+    }
+
+    /// Restore points of that name that the path does not lead through.
+    fn points_elsewhere(&self, name: &str, path: Option<TimelineId>) -> Asking<Vec<String>> {
+        let history = path.and_then(|p| self.facts.graph.history(p));
+        let mut hints = Vec::new();
+        for &(timeline, lsn) in self.facts.points(name)? {
+            if history.is_none_or(|h| h.timeline_at(lsn) != timeline) {
+                hints.push(format!(
+                    "A restore point of that name was made on timeline {timeline} at {lsn}: add --target-timeline \
+                     {timeline}."
+                ));
+            } else {
+                hints.push(format!("It was made on timeline {timeline} at {lsn}."));
+            }
+        }
+        Ok(hints)
+    }
+
+    /// Branches that the path does not follow and that hold the moment asked for.
+    fn on_other_timelines(&self, path: TimelineId) -> Asking<Vec<String>> {
+        let Some(history) = self.facts.graph.history(path) else { return Ok(Vec::new()) };
+        if self.request.timeline == TargetTimeline::Current || self.request.backup.is_some() {
+            return Ok(Vec::new());
+        }
+        let mut hints = Vec::new();
+        let others: Vec<TimelineId> = self.facts.graph.ids().rev().filter(|&t| t != path).collect();
+        for timeline in others.into_iter().take(OTHER_TIMELINES) {
+            let abandoned = history.end_of(timeline);
+            for window in windows::of_timeline(self.facts, timeline)? {
+                // What this path shares with the other was searched already.
+                if abandoned.is_some_and(|end| window.until <= end) {
+                    continue;
+                }
+                let holds = match &self.request.target {
+                    RecoveryTarget::Time(time) => {
+                        window.from_time.is_some_and(|t| t <= *time)
+                            && window.until_time.is_some_and(|t| *time < t)
+                    }
+                    RecoveryTarget::Lsn(lsn) => {
+                        abandoned.is_none_or(|end| *lsn >= end)
+                            && window.from <= *lsn
+                            && window.last_record.is_some_and(|last| *lsn <= last)
+                    }
+                    _ => false,
+                };
+                if holds {
+                    hints.push(format!(
+                        "Timeline {timeline} has that moment: add --target-timeline {timeline}."
+                    ));
+                    break;
+                }
+            }
+        }
+        Ok(hints)
+    }
+}
+
+fn timeline_options(timeline: TimelineId) -> Vec<String> {
+    vec!["--target-timeline".to_owned(), timeline.to_string()]
+}
+
+/// The first consistent moment of a window.
+fn start_of(window: &Window) -> Moment {
+    let mut options = timeline_options(window.timeline);
+    options.extend(["--target-immediate".to_owned(), "--backup".to_owned(), window.oldest.to_string()]);
+    Moment { earlier: false, timeline: window.timeline, lsn: window.from, time: window.from_time, options }
+}

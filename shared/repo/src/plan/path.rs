@@ -1,0 +1,220 @@
+//! The way of recovery along one timeline's path: which file serves each segment, and how far what is there reaches.
+//!
+//! PostgreSQL asks for a segment under the newest timeline of the path first (`XLogFileReadAnyTLI` in xlogrecovery.c). The
+//! segment of a fork exists twice: the child's file begins with a copy of the parent's bytes up to the switch point, the
+//! parent's own file, if it was ever completed, goes on with what the path has left behind. So a segment that is read to
+//! its end has exactly one right file, that of the timeline its last byte belongs to; only where recovery stops before
+//! the switch does the parent's do as well. A `.partial` file is never read.
+
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
+
+use super::facts::{Asking, BackupFacts, Facts};
+
+/// Consecutive segments of one timeline.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct SegmentRange {
+    /// The timeline in their names.
+    pub timeline: TimelineId,
+    /// The first one.
+    pub first: SegmentNo,
+    /// The last one; never before the first.
+    pub last: SegmentNo,
+}
+
+impl SegmentRange {
+    /// How many.
+    pub fn count(&self) -> u64 {
+        self.last.0.saturating_sub(self.first.0).saturating_add(1)
+    }
+
+    /// The names of the first and the last file.
+    pub fn names(&self, size: SegmentSize) -> (SegmentName, SegmentName) {
+        (self.first.name(self.timeline, size), self.last.name(self.timeline, size))
+    }
+
+    /// For people: `00000001000000000000000A` or `00000001000000000000000A to 00000001000000000000000C (3 segments)`.
+    pub fn describe(&self, size: SegmentSize) -> String {
+        let (first, last) = self.names(size);
+        if first == last {
+            return first.to_string();
+        }
+        format!("{first} to {last} ({} segments)", self.count())
+    }
+}
+
+/// One lineage's WAL seen along the path to a timeline.
+#[derive(Clone, Copy)]
+pub struct Path<'a> {
+    facts: &'a Facts,
+    history: &'a TimelineHistory,
+}
+
+/// How far the WAL on a path reaches from a segment on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Coverage {
+    /// Every byte before this position is there.
+    pub until: Lsn,
+    /// The files that hold them, in order.
+    pub files: Vec<SegmentRange>,
+    /// The ancestor whose file PostgreSQL takes for segment `missing`, because the descendant's is not there. It holds the
+    /// path's bytes up to `until`, and then goes on with what the path left behind.
+    pub by_ancestor: Option<TimelineId>,
+    /// The first segment whose right file is not there.
+    pub missing: SegmentNo,
+    /// The next segment whose right file is there: then what lies between is a hole, else it is the end of the archive.
+    pub next: Option<SegmentNo>,
+}
+
+impl<'a> Path<'a> {
+    /// The path to `timeline`; `None` if it is not known.
+    pub fn to(facts: &'a Facts, timeline: TimelineId) -> Option<Self> {
+        Some(Self { facts, history: facts.graph.history(timeline)? })
+    }
+
+    /// The ancestors.
+    pub fn history(&self) -> &'a TimelineHistory {
+        self.history
+    }
+
+    /// The timeline that it leads to.
+    pub fn timeline(&self) -> TimelineId {
+        self.history.timeline()
+    }
+
+    fn size(&self) -> SegmentSize {
+        self.facts.segment_size
+    }
+
+    /// Whether recovery from the backup can follow the path: all of it lies on it.
+    pub fn holds(&self, backup: &BackupFacts) -> bool {
+        self.history.timeline_at(backup.start()) == backup.timeline()
+            && self.history.timeline_at(backup.end - 1) == backup.end_timeline
+    }
+
+    /// For each timeline of the path the segments whose last byte is its own, oldest first; the last one is unbounded.
+    fn portions(&self) -> impl DoubleEndedIterator<Item = SegmentRange> + '_ {
+        let size = self.size().bytes();
+        self.history.path().filter_map(move |timeline| {
+            let first = SegmentNo(self.history.begin_of(timeline)?.0 / size);
+            let last = match self.history.end_of(timeline) {
+                Some(end) => SegmentNo((end.0 / size).checked_sub(1)?),
+                None => SegmentNo(u64::MAX / size - 1),
+            };
+            (first <= last).then_some(SegmentRange { timeline, first, last })
+        })
+    }
+
+    /// How far the WAL reaches that is there from segment `from` on.
+    pub fn coverage(&self, from: SegmentNo) -> Asking<Coverage> {
+        let mut cursor = from;
+        let mut files: Vec<SegmentRange> = Vec::new();
+        let mut owner = self.timeline();
+        for portion in self.portions().filter(|p| p.last >= from) {
+            owner = portion.timeline;
+            let run = self.facts.wal(portion.timeline)?.containing(cursor);
+            let Some(run) = run else { break };
+            let last = run.last.min(portion.last);
+            files.push(SegmentRange { timeline: portion.timeline, first: cursor, last });
+            cursor = last.next();
+            if last < portion.last {
+                break;
+            }
+        }
+        let next = self.next_present(cursor)?;
+        let (mut until, mut by_ancestor) = (cursor.start(self.size()), None);
+        let read = files.last().map(|f| f.timeline);
+        if let Some((timeline, switch)) = self.ancestors_file(cursor, owner, read)? {
+            files.push(SegmentRange { timeline, first: cursor, last: cursor });
+            (until, by_ancestor) = (switch, Some(timeline));
+        }
+        Ok(Coverage { until, files, by_ancestor, missing: cursor, next: next.map(|n| n.first) })
+    }
+
+    /// The first segment at or after `from` whose right file is there.
+    pub fn next_present(&self, from: SegmentNo) -> Asking<Option<SegmentRange>> {
+        for portion in self.portions().filter(|p| p.last >= from) {
+            let run = self.facts.wal(portion.timeline)?.from(from.max(portion.first));
+            if let Some(run) = run.filter(|r| r.first <= portion.last) {
+                let first = run.first.max(portion.first).max(from);
+                return Ok(Some(SegmentRange {
+                    timeline: portion.timeline,
+                    first,
+                    last: run.last.min(portion.last),
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first segment at or after `from` of which anything is there that the path wants: its right file, or an
+    /// ancestor's up to a fork.
+    pub fn next_readable(&self, from: SegmentNo) -> Asking<Option<SegmentNo>> {
+        let right = self.next_present(from)?.map(|r| r.first);
+        for portion in self.portions().filter(|p| p.first >= from && right.is_none_or(|r| p.first < r)) {
+            let ancestor = self.ancestors_file(portion.first, portion.timeline, None)?;
+            if ancestor.is_some_and(|(_, until)| until > portion.first.start(self.size())) {
+                return Ok(Some(portion.first));
+            }
+        }
+        Ok(right)
+    }
+
+    /// The last segment of the path whose right file is there.
+    pub fn last_present(&self) -> Asking<Option<SegmentNo>> {
+        for portion in self.portions().rev() {
+            let runs = self.facts.wal(portion.timeline)?;
+            let last = runs.iter().rev().find(|r| r.first <= portion.last && r.last >= portion.first);
+            if let Some(run) = last {
+                return Ok(Some(run.last.min(portion.last)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every right file that is not there from segment `first` to `last`.
+    pub fn missing(&self, first: SegmentNo, last: SegmentNo) -> Asking<Vec<SegmentRange>> {
+        let mut missing = Vec::new();
+        for portion in self.portions() {
+            let (from, through) = (portion.first.max(first), portion.last.min(last));
+            let runs = self.facts.wal(portion.timeline)?;
+            let mut cursor = from;
+            while cursor <= through {
+                let next = runs.from(cursor);
+                let hole_end = next.map_or(through, |r| SegmentNo(r.first.0.saturating_sub(1)).min(through));
+                if next.is_none_or(|r| r.first > cursor) {
+                    missing.push(SegmentRange { timeline: portion.timeline, first: cursor, last: hole_end });
+                }
+                cursor = next.map_or(through, |r| r.last).next();
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The file that PostgreSQL takes for segment `number` when `owner`'s is not there: of the newest timeline of the path
+    /// that is not older than `read`, the timeline of the file before. And how far it holds what the path wants.
+    fn ancestors_file(
+        &self,
+        number: SegmentNo,
+        owner: TimelineId,
+        read: Option<TimelineId>,
+    ) -> Asking<Option<(TimelineId, Lsn)>> {
+        let older = self.history.path().rev().filter(|&t| t < owner && read.is_none_or(|r| t >= r));
+        for timeline in older {
+            let begin = self.history.begin_of(timeline).unwrap_or(Lsn::INVALID);
+            let Some(switch) = self.history.end_of(timeline) else { continue };
+            if SegmentNo::of(begin, self.size()) <= number && self.facts.wal(timeline)?.contains(number) {
+                return Ok(Some((timeline, switch.max(number.start(self.size())))));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Coverage {
+    /// The files that hold every byte before `until`, which must not lie after [`Coverage::until`].
+    pub fn files_until(&self, until: Lsn, size: SegmentSize) -> Vec<SegmentRange> {
+        let last = SegmentNo::before(until, size);
+        let needed = self.files.iter().filter(|r| r.first <= last);
+        needed.map(|r| SegmentRange { last: r.last.min(last), ..*r }).collect()
+    }
+}

@@ -1,0 +1,386 @@
+//! From facts and a request to a plan, or to the reason why there is none.
+//!
+//! Of the backups on the path to the target, the newest that ends before it is taken: any older one would need the same
+//! WAL and more. "Before" has to be said for each kind of target:
+//!
+//! | target | the backup ends | and recovery stops |
+//! |---|---|---|
+//! | time | at or before that time | at the first commit or abort past it, which must start at or after the backup's end |
+//! | LSN | at or before it | at the first record from there on |
+//! | xid, name | at or before the record that stops recovery | there |
+//! | immediate | | at the backup's end |
+//! | latest | | where the archive ends; a hole before that is an error |
+//!
+//! A time is never looked up in a table of commit times alone: they are not monotone in LSN order.
+
+use jiff::Timestamp;
+use walpoint_base::{
+    BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory, TimelineId,
+};
+
+use super::estimate::{Estimate, Rates};
+use super::facts::{Asking, BackupFacts, BackupState, ExtentQuestion, Facts, StopQuestion};
+use super::path::{Coverage, Path, SegmentRange};
+use super::request::Request;
+use super::restore_plan::{PathStep, RestorePlan};
+use super::settings::{LOOK_AHEAD, LOOKS_AHEAD_SINCE, Setting, Signal, StopAt, settings, without_look_ahead};
+use super::stop::{Stop, StopRule};
+use super::unreachable::{Unreachable, Why};
+
+/// What planning ends with.
+pub type Verdict = Result<RestorePlan, Box<Unreachable>>;
+
+/// Plans a restore. Pure: returns the first question whose answer is missing, to be called again with it answered.
+pub fn plan(facts: &Facts, request: &Request, now: Timestamp) -> Asking<Verdict> {
+    let planner = Planner { facts, request, now };
+    match planner.run()? {
+        Ok(plan) => Ok(Ok(plan)),
+        Err(refusal) => Ok(Err(Box::new(planner.explain(refusal)?))),
+    }
+}
+
+/// Why there is no plan, before it is explained.
+pub(super) struct Refusal {
+    pub(super) why: Why,
+    pub(super) missing: Vec<SegmentRange>,
+    /// The timeline whose path was followed, if there was one.
+    pub(super) path: Option<TimelineId>,
+}
+
+impl Refusal {
+    /// Before any path was followed.
+    fn at_once(why: Why) -> Self {
+        Self { why, missing: Vec::new(), path: None }
+    }
+
+    /// On the path to `timeline`, for another reason than missing WAL.
+    pub(super) fn on(timeline: TimelineId, why: Why) -> Self {
+        Self { why, missing: Vec::new(), path: Some(timeline) }
+    }
+}
+
+pub(super) type Attempt = Result<RestorePlan, Refusal>;
+
+pub(super) struct Planner<'a> {
+    pub(super) facts: &'a Facts,
+    pub(super) request: &'a Request,
+    pub(super) now: Timestamp,
+}
+
+impl<'a> Planner<'a> {
+    fn run(&self) -> Asking<Attempt> {
+        let refuse = |why| Ok(Err(Refusal::at_once(why)));
+        if let TargetTimeline::Id(timeline) = self.request.timeline
+            && !self.facts.graph.contains(timeline)
+        {
+            return refuse(Why::UnknownTimeline(timeline));
+        }
+        if let Some(id) = self.request.backup {
+            return self.with_backup(id);
+        }
+        if self.facts.backups.is_empty() {
+            return refuse(Why::NoBackup);
+        }
+        match self.request.timeline {
+            TargetTimeline::Id(timeline) => self.along(timeline, &self.listed_on(timeline)),
+            TargetTimeline::Latest => match self.newest_timeline()? {
+                Some(timeline) => self.along(timeline, &self.listed_on(timeline)),
+                None => refuse(Why::NoBackup),
+            },
+            TargetTimeline::Current => self.along_current(),
+        }
+    }
+
+    /// Only one backup will do.
+    fn with_backup(&self, id: BackupId) -> Asking<Attempt> {
+        let refuse = |why| Ok(Err(Refusal::at_once(why)));
+        if !self.facts.backups.contains(&id) {
+            return refuse(Why::UnknownBackup(id));
+        }
+        let backup = match self.facts.backup(id)? {
+            BackupState::Complete(backup) if backup.lineage == self.facts.lineage => backup,
+            BackupState::Complete(backup) => {
+                return refuse(Why::UnusableBackup(id, format!("belongs to lineage {}", backup.lineage)));
+            }
+            BackupState::OtherLineage(lineage) => {
+                return refuse(Why::UnusableBackup(id, format!("belongs to lineage {lineage}")));
+            }
+            BackupState::Unusable(why) => return refuse(Why::UnusableBackup(id, why.clone())),
+        };
+        let holds = |t: &TimelineId| Path::to(self.facts, *t).is_some_and(|p| p.holds(backup));
+        let timeline = match self.request.timeline {
+            TargetTimeline::Id(timeline) => timeline,
+            TargetTimeline::Current => backup.end_timeline,
+            TargetTimeline::Latest => self.facts.graph.ids().rev().find(holds).unwrap_or(backup.end_timeline),
+        };
+        if !holds(&timeline) {
+            return Ok(Err(Refusal::on(timeline, Why::BackupNotOnPath(id, timeline))));
+        }
+        self.along(timeline, &[id])
+    }
+
+    /// The backups that start on the path to `timeline`, newest first. Whether they are complete is not known.
+    fn listed_on(&self, timeline: TimelineId) -> Vec<BackupId> {
+        let Some(history) = self.facts.graph.history(timeline) else { return Vec::new() };
+        let on_path = |id: &&BackupId| history.timeline_at(id.start()) == id.timeline();
+        let mut listed: Vec<_> = self.facts.backups.iter().filter(on_path).copied().collect();
+        listed.sort_by_key(|id| std::cmp::Reverse((id.start(), *id)));
+        listed
+    }
+
+    /// The newest timeline that can be reached from any complete backup.
+    fn newest_timeline(&self) -> Asking<Option<TimelineId>> {
+        for timeline in self.facts.graph.ids().rev() {
+            let Some(path) = Path::to(self.facts, timeline) else { continue };
+            for id in self.listed_on(timeline) {
+                if self.facts.complete_backup(id)?.is_some_and(|b| path.holds(b)) {
+                    return Ok(Some(timeline));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Each backup on its own timeline: the newest one that reaches the target wins.
+    fn along_current(&self) -> Asking<Attempt> {
+        let mut first_refusal = None;
+        let mut tried = Vec::new();
+        for &id in self.facts.backups.iter().rev() {
+            let Some(backup) = self.facts.complete_backup(id)? else { continue };
+            let timeline = backup.end_timeline;
+            if tried.contains(&timeline) {
+                continue;
+            }
+            tried.push(timeline);
+            let mut own = self.listed_on(timeline);
+            own.retain(|id| id.timeline() == timeline);
+            match self.along(timeline, &own)? {
+                Ok(plan) => return Ok(Ok(plan)),
+                Err(refusal) => first_refusal = first_refusal.or(Some(refusal)),
+            }
+        }
+        Ok(Err(first_refusal.unwrap_or_else(|| Refusal::at_once(Why::NoBackup))))
+    }
+
+    /// Along the path to `timeline` from one of `listed`, which are newest first.
+    fn along(&self, timeline: TimelineId, listed: &[BackupId]) -> Asking<Attempt> {
+        let Some(path) = Path::to(self.facts, timeline) else {
+            return Ok(Err(Refusal::at_once(Why::UnknownTimeline(timeline))));
+        };
+        match &self.request.target {
+            RecoveryTarget::Xid(_) | RecoveryTarget::Name(_) => self.with_newest_that_finds(&path, listed),
+            _ => self.with_newest_before(&path, listed),
+        }
+    }
+
+    /// Time, LSN, immediate, latest: the newest backup that ends before the target is the only one to try.
+    fn with_newest_before(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
+        let mut too_late = None;
+        for &id in listed {
+            let started = id.started().map(PgTimestamp::from_time);
+            let surely_late = match self.request.target {
+                RecoveryTarget::Time(time) => started.is_some_and(|s| s > time),
+                RecoveryTarget::Lsn(lsn) => id.start() > lsn,
+                _ => false,
+            };
+            if surely_late {
+                too_late = too_late.or(Some(id));
+                continue;
+            }
+            let Some(backup) = self.facts.complete_backup(id)?.filter(|b| path.holds(b)) else { continue };
+            let late = match self.request.target {
+                RecoveryTarget::Time(time) => backup.ended > time,
+                RecoveryTarget::Lsn(lsn) => backup.end > lsn,
+                _ => false,
+            };
+            let attempt = if late { None } else { self.with_one(path, backup)? };
+            match attempt {
+                Some(attempt) => return Ok(attempt),
+                None => too_late = too_late.or(Some(id)),
+            }
+        }
+        let timeline = path.timeline();
+        let why = match (too_late, self.request.backup) {
+            (Some(id), Some(_)) => Why::BackupTooLate(id),
+            (Some(_), None) => Why::BeforeFirstBackup { timeline },
+            (None, _) => Why::NoBackupOnPath { timeline },
+        };
+        Ok(Err(Refusal::on(timeline, why)))
+    }
+
+    /// From this backup; `None` if recovery would stop before it is consistent.
+    fn with_one(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<Option<Attempt>> {
+        let size = self.facts.segment_size;
+        let coverage = path.coverage(SegmentNo::of(backup.start(), size))?;
+        if coverage.until < backup.end {
+            return Ok(Some(self.missing(path, backup, &coverage, SegmentNo::before(backup.end, size))?));
+        }
+        let Some(rule) = StopRule::of(&self.request.target, self.request.inclusive) else {
+            return Ok(Some(match self.request.target {
+                RecoveryTarget::Immediate => {
+                    Ok(self.build(path, backup, &coverage, None, backup.end, StopAt::Requested)?)
+                }
+                _ => self.to_the_end(path, backup, &coverage)?,
+            }));
+        };
+        let question =
+            StopQuestion { path: path.timeline(), rule, from: backup.start(), until: coverage.until };
+        match self.facts.stop(question)? {
+            Some(stop) if stop.record < backup.end => Ok(None),
+            Some(stop) => {
+                let until = stop.end;
+                Ok(Some(Ok(self.build(path, backup, &coverage, Some(stop), until, StopAt::Requested)?)))
+            }
+            None => Ok(Some(self.not_stopped(path, backup, &coverage)?)),
+        }
+    }
+
+    /// Everything that the archive holds.
+    fn to_the_end(&self, path: &Path<'a>, backup: &BackupFacts, coverage: &Coverage) -> Asking<Attempt> {
+        if coverage.next.is_some() {
+            let last = path.last_present()?.unwrap_or(coverage.missing);
+            return self.missing(path, backup, coverage, last);
+        }
+        // A history proves that there was WAL up to its fork. Where some of that is not there, or only as a .partial, recovery
+        // would ask for it again and again, because nobody can prove that it never was.
+        let fork = path.history().begin_of(path.timeline()).unwrap_or(Lsn::INVALID);
+        if fork > coverage.until {
+            let last = SegmentNo::before(fork, self.facts.segment_size);
+            return self.missing(path, backup, coverage, last);
+        }
+        let Some(ancestor) = coverage.by_ancestor else {
+            return Ok(Ok(self.build(path, backup, coverage, None, coverage.until, StopAt::Requested)?));
+        };
+        // The ancestor's file goes on with what the path has left behind, and recovery would replay that. So it follows
+        // the ancestor and stops where the path leaves it.
+        let fork = coverage.until;
+        let Some(path) = Path::to(self.facts, ancestor) else {
+            return Ok(Err(Refusal::at_once(Why::UnknownTimeline(ancestor))));
+        };
+        let coverage = path.coverage(SegmentNo::of(backup.start(), self.facts.segment_size))?;
+        let stop = self.facts.stop(StopQuestion {
+            path: ancestor,
+            rule: StopRule::Lsn { at: fork, inclusive: false },
+            from: fork.max(backup.start()),
+            until: coverage.until,
+        })?;
+        let at = stop.map_or(StopAt::Requested, |_| StopAt::Before(fork));
+        let until = stop.map_or(coverage.until, |s| s.end);
+        Ok(Ok(self.build(&path, backup, &coverage, stop, until, at)?))
+    }
+
+    /// All WAL that can be replayed was searched, and nothing in it stops recovery.
+    fn not_stopped(&self, path: &Path<'a>, backup: &BackupFacts, coverage: &Coverage) -> Asking<Attempt> {
+        if let Some(next) = coverage.next {
+            let last = match self.request.target {
+                RecoveryTarget::Lsn(lsn) => SegmentNo::of(lsn, self.facts.segment_size),
+                _ => SegmentNo(next.0.saturating_sub(1)),
+            };
+            return self.missing(path, backup, coverage, last.max(coverage.missing));
+        }
+        let first = SegmentNo::of(backup.start(), self.facts.segment_size);
+        let extent =
+            self.facts.extent(ExtentQuestion { path: path.timeline(), first, until: coverage.until })?;
+        let why = Why::AfterEnd { backup: backup.id, until: coverage.until, latest: extent.latest };
+        Ok(Err(Refusal::on(path.timeline(), why)))
+    }
+
+    /// Refused: the files that are missing up to segment `last`.
+    fn missing(
+        &self,
+        path: &Path<'a>,
+        backup: &BackupFacts,
+        coverage: &Coverage,
+        last: SegmentNo,
+    ) -> Asking<Attempt> {
+        let missing = path.missing(coverage.missing, last)?;
+        Ok(Err(Refusal { why: Why::MissingWal { backup: backup.id }, missing, path: Some(path.timeline()) }))
+    }
+
+    /// The plan, all of whose WAL was found.
+    pub(super) fn build(
+        &self,
+        path: &Path<'a>,
+        backup: &BackupFacts,
+        coverage: &Coverage,
+        stop: Option<&Stop>,
+        until: Lsn,
+        at: StopAt,
+    ) -> Asking<RestorePlan> {
+        let size = self.facts.segment_size;
+        let wal = coverage.files_until(until, size);
+        // Asked for under a younger name first, the segment would be missing there though later ones are not: no proof
+        // of absence, so recovery would wait. Following the ancestor it finds the only file there is.
+        let by_ancestor = coverage.by_ancestor.filter(|_| SegmentNo::before(until, size) == coverage.missing);
+        let timeline = by_ancestor.unwrap_or_else(|| path.timeline());
+        let history = self.facts.graph.history(timeline).unwrap_or_else(|| path.history());
+        let mut estimate = Estimate {
+            file_bytes: backup.bytes,
+            block_bytes: backup.block_bytes,
+            wal_segments: wal.iter().map(SegmentRange::count).sum(),
+            ..Estimate::default()
+        };
+        estimate.wal_bytes = estimate.wal_segments.saturating_mul(size.bytes());
+        for range in &wal {
+            estimate.wal_stored += self.facts.wal(range.timeline)?.stored_within(range.first, range.last);
+        }
+        Ok(RestorePlan {
+            lineage: self.facts.lineage,
+            target: self.request.target.clone(),
+            inclusive: self.request.inclusive,
+            path: steps(history),
+            timeline,
+            stop: stop.cloned(),
+            until,
+            wal,
+            histories: history.parent().map(|_| timeline).into_iter().collect(),
+            signal: if self.request.standby { Signal::Standby } else { Signal::Recovery },
+            settings: self.settings(timeline, coverage, until, &at),
+            estimate: estimate.at(Rates::default()),
+            notes: self.notes(path, backup, coverage, &at),
+            backup: backup.clone(),
+        })
+    }
+
+    fn settings(&self, timeline: TimelineId, coverage: &Coverage, until: Lsn, at: &StopAt) -> Vec<Setting> {
+        let mut all = settings(self.request, timeline, at);
+        let hole = coverage.missing.start(self.facts.segment_size);
+        let near = coverage.next.is_some() && hole.0.saturating_sub(until.0) <= LOOK_AHEAD;
+        if near && self.facts.major.get() >= LOOKS_AHEAD_SINCE {
+            all.insert(0, without_look_ahead());
+        }
+        all
+    }
+
+    fn notes(&self, path: &Path<'_>, backup: &BackupFacts, coverage: &Coverage, at: &StopAt) -> Vec<String> {
+        let mut notes = Vec::new();
+        if backup.damaged_pages > 0 {
+            let pages = backup.damaged_pages;
+            notes.push(format!(
+                "{pages} pages had wrong checksums when the backup was taken; restored as they were."
+            ));
+        }
+        if let StopAt::Before(fork) = at {
+            notes.push(format!(
+                "What was forked from timeline {} at {fork} has no whole segment in the archive yet: recovery ends there.",
+                path.timeline()
+            ));
+        } else if self.request.target == RecoveryTarget::Latest
+            && coverage.files.last().is_none_or(|f| f.timeline != path.timeline())
+        {
+            let leaf = path.timeline();
+            notes.push(format!("Timeline {leaf} has no whole segment in the archive yet."));
+        }
+        notes
+    }
+}
+
+/// The path as steps, oldest first.
+fn steps(history: &TimelineHistory) -> Vec<PathStep> {
+    let step = |timeline| PathStep {
+        timeline,
+        begin: history.begin_of(timeline).unwrap_or(Lsn::INVALID),
+        end: history.end_of(timeline),
+    };
+    history.path().map(step).collect()
+}

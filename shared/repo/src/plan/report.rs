@@ -1,0 +1,331 @@
+//! Plans and refusals as JSON: what `restore-agent plan --json` prints. Stable: members are added, never renamed or
+//! removed. Times are RFC 3339 in UTC, positions and names as PostgreSQL writes them, sizes in bytes.
+
+use serde::Serialize;
+use walpoint_base::{PgTimestamp, RecoveryTarget, SegmentSize};
+
+use super::path::SegmentRange;
+use super::restore_plan::RestorePlan;
+use super::stop::{Stop, StopRule};
+use super::unreachable::{Moment, Unreachable, Why};
+
+/// What planning ended with.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub enum PlanReport {
+    /// The target can be reached.
+    Plan(Box<PlanDocument>),
+    /// It cannot.
+    Unreachable(Box<RefusalDocument>),
+}
+
+/// A plan.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PlanDocument {
+    /// Which lineage of the cluster.
+    pub lineage: String,
+    /// What was asked for.
+    pub target: TargetDocument,
+    /// The backup to start from.
+    pub backup: BackupDocument,
+    /// The timelines on the way, oldest first.
+    pub path: Vec<PathDocument>,
+    /// The timeline that recovery follows.
+    pub timeline: u32,
+    /// The record that stops recovery; absent for the latest moment and `immediate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopDocument>,
+    /// All WAL before this is needed.
+    pub until_lsn: String,
+    /// The segments, in order.
+    pub wal: Vec<SegmentsDocument>,
+    /// Names of the history files that are needed.
+    pub histories: Vec<String>,
+    /// The signal file: `recovery.signal` or `standby.signal`.
+    pub signal_file: &'static str,
+    /// The recovery settings but `restore_command`, in the order in which they have to be written.
+    pub settings: Vec<SettingDocument>,
+    /// What it will cost, about.
+    pub estimate: EstimateDocument,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// A refusal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RefusalDocument {
+    /// What was asked for.
+    pub target: TargetDocument,
+    /// On which timeline: `latest`, `current` or a number.
+    pub timeline: String,
+    /// Why not, as a word: `missing-wal`, `after-end`, …
+    pub reason: &'static str,
+    /// Why not, as a sentence.
+    pub message: String,
+    /// Segments that would have to be there.
+    pub missing: Vec<SegmentsDocument>,
+    /// The nearest moments that can be reached.
+    pub nearest: Vec<MomentDocument>,
+    /// What to do or to look at.
+    pub hints: Vec<String>,
+}
+
+/// A target.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct TargetDocument {
+    /// `latest`, `immediate`, `time`, `lsn`, `xid` or `name`.
+    pub kind: &'static str,
+    /// Which one; absent for the first two kinds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Whether what lies exactly there is part of the result; absent where that means nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inclusive: Option<bool>,
+}
+
+/// A base backup.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct BackupDocument {
+    /// Its id.
+    pub id: String,
+    /// The label given to it.
+    pub label: String,
+    /// The timeline it started on.
+    pub timeline: u32,
+    /// Where recovery from it begins.
+    pub start_lsn: String,
+    /// From where on it is consistent.
+    pub end_lsn: String,
+    /// When it started.
+    pub started: String,
+    /// When it ended.
+    pub ended: String,
+}
+
+/// A timeline on the way.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PathDocument {
+    /// The timeline.
+    pub timeline: u32,
+    /// Where it begins.
+    pub begin_lsn: String,
+    /// Where the path leaves it; absent for the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_lsn: Option<String>,
+}
+
+/// The record that stops recovery.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct StopDocument {
+    /// The timeline it belongs to.
+    pub timeline: u32,
+    /// Where it starts.
+    pub lsn: String,
+    /// Where it ends.
+    pub end_lsn: String,
+    /// Whether it is itself replayed.
+    pub replayed: bool,
+    /// The time in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// The transaction that it ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xid: Option<u32>,
+}
+
+/// Consecutive segments.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct SegmentsDocument {
+    /// The name of the first one.
+    pub first: String,
+    /// The name of the last one.
+    pub last: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// A recovery setting.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct SettingDocument {
+    /// The parameter.
+    pub name: &'static str,
+    /// Its value, not quoted.
+    pub value: String,
+}
+
+/// What a restore will cost, about.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct EstimateDocument {
+    /// Bytes of the cluster's files before recovery.
+    pub file_bytes: u64,
+    /// Bytes of their blocks that are read, before compression.
+    pub block_bytes: u64,
+    /// Segments to replay.
+    pub wal_segments: u64,
+    /// Their bytes.
+    pub wal_bytes: u64,
+    /// Bytes that they take in the repository.
+    pub wal_stored_bytes: u64,
+    /// Seconds for all of it.
+    pub seconds: u64,
+}
+
+/// A moment that can be reached.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct MomentDocument {
+    /// Whether it lies before what was asked for.
+    pub earlier: bool,
+    /// The timeline.
+    pub timeline: u32,
+    /// The position.
+    pub lsn: String,
+    /// The time there, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// The options of `restore-agent` that reach it.
+    pub options: Vec<String>,
+}
+
+impl PlanReport {
+    /// Of a verdict.
+    pub fn of(verdict: &super::Verdict, size: SegmentSize) -> Self {
+        match verdict {
+            Ok(plan) => Self::Plan(Box::new(PlanDocument::of(plan, size))),
+            Err(refusal) => Self::Unreachable(Box::new(RefusalDocument::of(refusal))),
+        }
+    }
+}
+
+impl PlanDocument {
+    fn of(plan: &RestorePlan, size: SegmentSize) -> Self {
+        let replayed = StopRule::of(&plan.target, plan.inclusive).is_some_and(|r| r.applies_the_record());
+        let e = &plan.estimate;
+        Self {
+            lineage: plan.lineage.to_string(),
+            target: TargetDocument::of(&plan.target, Some(plan.inclusive)),
+            backup: BackupDocument {
+                id: plan.backup.id.to_string(),
+                label: plan.backup.label.clone(),
+                timeline: plan.backup.timeline().get(),
+                start_lsn: plan.backup.start().to_string(),
+                end_lsn: plan.backup.end.to_string(),
+                started: time(plan.backup.started),
+                ended: time(plan.backup.ended),
+            },
+            path: plan
+                .path
+                .iter()
+                .map(|step| PathDocument {
+                    timeline: step.timeline.get(),
+                    begin_lsn: step.begin.to_string(),
+                    end_lsn: step.end.map(|lsn| lsn.to_string()),
+                })
+                .collect(),
+            timeline: plan.timeline.get(),
+            stop: plan.stop.as_ref().map(|stop| StopDocument::of(stop, replayed)),
+            until_lsn: plan.until.to_string(),
+            wal: plan.wal.iter().map(|range| SegmentsDocument::of(range, size)).collect(),
+            histories: plan.histories.iter().map(|t| format!("{}.history", t.hex())).collect(),
+            signal_file: plan.signal.file_name(),
+            settings: plan
+                .settings
+                .iter()
+                .map(|s| SettingDocument { name: s.name, value: s.value.clone() })
+                .collect(),
+            estimate: EstimateDocument {
+                file_bytes: e.file_bytes,
+                block_bytes: e.block_bytes,
+                wal_segments: e.wal_segments,
+                wal_bytes: e.wal_bytes,
+                wal_stored_bytes: e.wal_stored,
+                seconds: e.duration.as_secs(),
+            },
+            notes: plan.notes.clone(),
+        }
+    }
+}
+
+impl RefusalDocument {
+    fn of(refusal: &Unreachable) -> Self {
+        Self {
+            target: TargetDocument::of(&refusal.target, None),
+            timeline: refusal.timeline.to_string(),
+            reason: word(&refusal.why),
+            message: refusal.to_string(),
+            missing: refusal.missing.iter().map(|r| SegmentsDocument::of(r, refusal.segment_size)).collect(),
+            nearest: refusal.nearest.iter().map(MomentDocument::of).collect(),
+            hints: refusal.hints.clone(),
+        }
+    }
+}
+
+impl TargetDocument {
+    fn of(target: &RecoveryTarget, inclusive: Option<bool>) -> Self {
+        let (kind, value, exact) = match target {
+            RecoveryTarget::Latest => ("latest", None, false),
+            RecoveryTarget::Immediate => ("immediate", None, false),
+            RecoveryTarget::Time(at) => ("time", Some(time(*at)), true),
+            RecoveryTarget::Lsn(lsn) => ("lsn", Some(lsn.to_string()), true),
+            RecoveryTarget::Xid(xid) => ("xid", Some(xid.to_string()), true),
+            RecoveryTarget::Name(name) => ("name", Some(name.clone()), false),
+        };
+        Self { kind, value, inclusive: inclusive.filter(|_| exact) }
+    }
+}
+
+impl StopDocument {
+    fn of(stop: &Stop, replayed: bool) -> Self {
+        Self {
+            timeline: stop.timeline.get(),
+            lsn: stop.record.to_string(),
+            end_lsn: stop.end.to_string(),
+            replayed,
+            time: stop.time.map(time),
+            xid: stop.xid,
+        }
+    }
+}
+
+impl SegmentsDocument {
+    /// Of a range.
+    pub fn of(range: &SegmentRange, size: SegmentSize) -> Self {
+        let (first, last) = range.names(size);
+        Self { first: first.to_string(), last: last.to_string(), count: range.count() }
+    }
+}
+
+impl MomentDocument {
+    fn of(moment: &Moment) -> Self {
+        Self {
+            earlier: moment.earlier,
+            timeline: moment.timeline.get(),
+            lsn: moment.lsn.to_string(),
+            time: moment.time.map(time),
+            options: moment.options.clone(),
+        }
+    }
+}
+
+/// A reason as a word that programs can tell apart.
+fn word(why: &Why) -> &'static str {
+    match why {
+        Why::NoCluster(_) => "no-cluster",
+        Why::NoBackup => "no-backup",
+        Why::NoBackupOnPath { .. } => "no-backup-on-path",
+        Why::BeforeFirstBackup { .. } => "before-first-backup",
+        Why::UnknownBackup(_) => "unknown-backup",
+        Why::UnusableBackup(..) => "unusable-backup",
+        Why::BackupTooLate(_) => "backup-too-late",
+        Why::BackupNotOnPath(..) => "backup-not-on-path",
+        Why::UnknownTimeline(_) => "unknown-timeline",
+        Why::MissingWal { .. } => "missing-wal",
+        Why::AfterEnd { .. } => "after-end",
+        Why::XidNotFound => "xid-not-found",
+        Why::NameNotFound => "name-not-found",
+    }
+}
+
+/// RFC 3339, UTC, to the microsecond.
+pub(crate) fn time(time: PgTimestamp) -> String {
+    time.to_time().to_string()
+}

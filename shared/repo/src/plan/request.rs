@@ -1,0 +1,57 @@
+//! What a person asks of a restore.
+
+use walpoint_base::{BackupId, RecoveryTarget, TargetTimeline};
+
+/// Where to recover to, and what PostgreSQL does there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// The moment.
+    pub target: RecoveryTarget,
+    /// On which timeline it lies.
+    pub timeline: TargetTimeline,
+    /// Whether what lies exactly at the target is part of the result (`recovery_target_inclusive`). Means nothing for
+    /// restore points, `immediate` and the latest moment.
+    pub inclusive: bool,
+    /// Only this backup will do.
+    pub backup: Option<BackupId>,
+    /// What happens at the target.
+    pub action: TargetAction,
+    /// A standby rather than a server of its own.
+    pub standby: bool,
+}
+
+impl Default for Request {
+    /// Everything that the archive holds, then a server that takes writes.
+    fn default() -> Self {
+        Self {
+            target: RecoveryTarget::Latest,
+            timeline: TargetTimeline::Latest,
+            inclusive: true,
+            backup: None,
+            action: TargetAction::Promote,
+            standby: false,
+        }
+    }
+}
+
+/// What PostgreSQL does at the target (`recovery_target_action`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TargetAction {
+    /// Waits, readable, for somebody to look and to promote.
+    Pause,
+    /// Ends recovery and takes writes on a new timeline.
+    Promote,
+    /// Shuts down.
+    Shutdown,
+}
+
+impl TargetAction {
+    /// The value of `recovery_target_action`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Promote => "promote",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}

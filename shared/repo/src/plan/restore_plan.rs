@@ -1,0 +1,61 @@
+//! A restore that was proven possible: what to fetch, what to replay, what to write into the settings.
+
+use walpoint_base::{LineageId, Lsn, RecoveryTarget, TimelineId};
+
+use super::estimate::Estimate;
+use super::facts::BackupFacts;
+use super::path::SegmentRange;
+use super::settings::{Setting, Signal};
+use super::stop::Stop;
+
+/// What a restore will do. Every file in it was in the repository when the facts were gathered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RestorePlan {
+    /// The lineage that backup and WAL belong to.
+    pub lineage: LineageId,
+    /// What was asked for.
+    pub target: RecoveryTarget,
+    /// Whether what lies exactly at the target is part of the result.
+    pub inclusive: bool,
+    /// The backup to start from: the newest that ends before the target on the path to it.
+    pub backup: BackupFacts,
+    /// The path to the target, oldest timeline first.
+    pub path: Vec<PathStep>,
+    /// The timeline that recovery follows (`recovery_target_timeline`): the last one of the path, or the ancestor that
+    /// alone has the segment in which recovery ends.
+    pub timeline: TimelineId,
+    /// The record at which recovery stops; `None` for `immediate` and the latest moment.
+    pub stop: Option<Stop>,
+    /// All WAL before this position is needed. For the latest moment this is where the archive ends.
+    pub until: Lsn,
+    /// The segments that recovery reads, in order, under the names by which it finds them.
+    pub wal: Vec<SegmentRange>,
+    /// The history files that it reads.
+    pub histories: Vec<TimelineId>,
+    /// Which signal file is made.
+    pub signal: Signal,
+    /// The recovery settings but `restore_command`, in the order in which they are to be written.
+    pub settings: Vec<Setting>,
+    /// How much and how long, about.
+    pub estimate: Estimate,
+    /// What a person should know before going on, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A timeline on the path and the part of it that belongs to the path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PathStep {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where it begins; `0/0` for a timeline without a parent.
+    pub begin: Lsn,
+    /// Where the path leaves it; `None` for the last one.
+    pub end: Option<Lsn>,
+}
+
+impl RestorePlan {
+    /// Whether recovery under this plan may ask for a segment: the prefetcher stops after the last one.
+    pub fn needs(&self, timeline: TimelineId, number: walpoint_base::SegmentNo) -> bool {
+        self.wal.iter().any(|r| r.timeline == timeline && r.first <= number && number <= r.last)
+    }
+}

@@ -1,0 +1,173 @@
+//! The recovery settings of a plan, as data: what goes into postgresql.auto.conf and which signal file is made.
+//!
+//! Two traps decide the order. PostgreSQL refuses to start when more than one recovery target is set, so targets that the
+//! user's own postgresql.conf may hold are emptied. And emptying one target forgets another that was set before it
+//! (`assign_recovery_target` and its siblings in xlogrecovery.c), so the emptied ones come first and ours last.
+
+use walpoint_base::{Lsn, RecoveryTarget, TimelineId};
+
+use super::request::{Request, TargetAction};
+
+/// One line of postgresql.auto.conf.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Setting {
+    /// The parameter.
+    pub name: &'static str,
+    /// Its value, not quoted.
+    pub value: String,
+}
+
+impl Setting {
+    fn new(name: &'static str, value: impl Into<String>) -> Self {
+        Self { name, value: value.into() }
+    }
+
+    /// As a line of a configuration file, without the newline.
+    pub fn line(&self) -> String {
+        format!("{} = {}", self.name, quote(&self.value))
+    }
+}
+
+/// A value as PostgreSQL's configuration files want it (`guc-file.l`, `GUC_scanstr`): in single quotes, with quotes,
+/// backslashes and line ends escaped.
+pub fn quote(value: &str) -> String {
+    let mut quoted = String::with_capacity(value.len() + 2);
+    quoted.push('\'');
+    for c in value.chars() {
+        match c {
+            '\'' => quoted.push_str("''"),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('\'');
+    quoted
+}
+
+/// The file whose presence makes PostgreSQL recover.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signal {
+    /// `recovery.signal`.
+    Recovery,
+    /// `standby.signal`.
+    Standby,
+}
+
+impl Signal {
+    /// Its name in the data directory.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Recovery => "recovery.signal",
+            Self::Standby => "standby.signal",
+        }
+    }
+}
+
+/// Where PostgreSQL is told to stop.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum StopAt {
+    /// What the request says.
+    Requested,
+    /// Before the first record at or after a position: where a timeline without WAL of its own was forked.
+    Before(Lsn),
+}
+
+const TARGETS: [&str; 5] = [
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+];
+
+/// Keeps recovery from reading ahead (`xlogprefetcher.c`, from version 15): it would ask for the segment behind the target,
+/// and be stopped where that is a hole.
+pub(super) fn without_look_ahead() -> Setting {
+    Setting::new("recovery_prefetch", "off")
+}
+
+/// How far recovery reads ahead at the most: the largest `wal_decode_buffer_size`.
+pub(super) const LOOK_AHEAD: u64 = 1 << 30;
+
+/// The first major version that reads ahead.
+pub(super) const LOOKS_AHEAD_SINCE: u8 = 15;
+
+/// The settings, in the order in which they are to be written. `restore_command` is not among them: the plan does not
+/// know by which program the WAL will come.
+pub(super) fn settings(request: &Request, timeline: TimelineId, stop: &StopAt) -> Vec<Setting> {
+    let target = match (stop, &request.target) {
+        (StopAt::Before(lsn), _) => Some(Setting::new("recovery_target_lsn", lsn.to_string())),
+        (_, RecoveryTarget::Latest) => None,
+        (_, RecoveryTarget::Immediate) => Some(Setting::new("recovery_target", "immediate")),
+        (_, RecoveryTarget::Time(time)) => Some(Setting::new("recovery_target_time", time.to_string())),
+        (_, RecoveryTarget::Lsn(lsn)) => Some(Setting::new("recovery_target_lsn", lsn.to_string())),
+        (_, RecoveryTarget::Xid(xid)) => Some(Setting::new("recovery_target_xid", xid.to_string())),
+        (_, RecoveryTarget::Name(name)) => Some(Setting::new("recovery_target_name", name.clone())),
+    };
+    let inclusive = request.inclusive && *stop == StopAt::Requested;
+    let used = target.as_ref().map(|t| t.name);
+    let mut settings: Vec<Setting> =
+        TARGETS.into_iter().filter(|&name| Some(name) != used).map(|name| Setting::new(name, "")).collect();
+    // A standby follows its upstream to timelines that do not exist yet; a number would keep it from that.
+    let follows = request.standby && target.is_none();
+    let timeline = if follows { "latest".to_owned() } else { timeline.to_string() };
+    settings.push(Setting::new("recovery_target_timeline", timeline));
+    settings.push(Setting::new("recovery_target_inclusive", if inclusive { "on" } else { "off" }));
+    let action = if target.is_none() { TargetAction::Promote } else { request.action };
+    settings.push(Setting::new("recovery_target_action", action.as_str()));
+    settings.extend(target);
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::PgTimestamp;
+
+    use super::*;
+
+    fn lines(request: &Request, stop: &StopAt) -> Vec<String> {
+        settings(request, TimelineId::new(26).unwrap(), stop).iter().map(Setting::line).collect()
+    }
+
+    #[test]
+    fn one_target_is_set_last_and_the_others_are_emptied_before() {
+        let time = Request {
+            target: RecoveryTarget::Time(PgTimestamp(0)),
+            inclusive: false,
+            action: TargetAction::Pause,
+            ..Request::default()
+        };
+        assert_eq!(
+            lines(&time, &StopAt::Requested),
+            [
+                "recovery_target = ''",
+                "recovery_target_lsn = ''",
+                "recovery_target_name = ''",
+                "recovery_target_xid = ''",
+                "recovery_target_timeline = '26'",
+                "recovery_target_inclusive = 'off'",
+                "recovery_target_action = 'pause'",
+                "recovery_target_time = '2000-01-01 00:00:00.000000+00'",
+            ]
+        );
+    }
+
+    #[test]
+    fn without_a_target_recovery_goes_to_the_end_of_the_archive() {
+        let latest = lines(&Request::default(), &StopAt::Requested);
+        assert_eq!(latest.iter().filter(|l| l.ends_with("= ''")).count(), 5);
+        assert!(latest.contains(&"recovery_target_timeline = '26'".to_owned()));
+        let standby = lines(&Request { standby: true, ..Request::default() }, &StopAt::Requested);
+        assert!(standby.contains(&"recovery_target_timeline = 'latest'".to_owned()));
+        let fork = lines(&Request::default(), &StopAt::Before(Lsn(0x5000060)));
+        assert!(fork.contains(&"recovery_target_inclusive = 'off'".to_owned()));
+        assert_eq!(fork.last().unwrap(), "recovery_target_lsn = '0/5000060'");
+    }
+
+    #[test]
+    fn values_are_quoted_for_a_configuration_file() {
+        assert_eq!(quote("it's \\ a\nname"), "'it''s \\\\ a\\nname'");
+    }
+}

@@ -1,0 +1,116 @@
+//! Targets that have to be found before it is known which backup they need: transactions and restore points.
+//!
+//! Both may occur more than once: xids wrap around, names can be given again. PostgreSQL stops at the first one after the
+//! backup's start, so the newest backup that finds one reaches the latest. Asking every backup would be a search each;
+//! instead the newest that finds one is found by doubling and halving.
+
+use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo};
+
+use super::facts::{Asking, StopQuestion};
+use super::path::{Coverage, Path, SegmentRange};
+use super::planner::{Attempt, Planner, Refusal};
+use super::settings::StopAt;
+use super::stop::{Stop, StopRule};
+use super::unreachable::Why;
+
+/// Backups from which recovery replays the same WAL up to the same hole or end, newest first.
+struct Stretch {
+    until: Lsn,
+    backups: Vec<BackupId>,
+}
+
+impl<'a> Planner<'a> {
+    /// From the newest of `listed` (newest first) from which recovery stops at the target.
+    pub(super) fn with_newest_that_finds(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
+        let timeline = path.timeline();
+        let mut found = false;
+        for stretch in self.stretches(path, listed)? {
+            let Some(newest) = self.newest_with_target(path, &stretch)? else { continue };
+            found = true;
+            // One that is not complete, or is not consistent in time, leaves it to the next older one.
+            for &id in stretch.backups.iter().skip(newest) {
+                let Some(backup) = self.facts.complete_backup(id)?.filter(|b| path.holds(b)) else {
+                    continue;
+                };
+                if let Some(stop) = self.stop_from(path, &stretch, id)?.filter(|s| s.record >= backup.end) {
+                    let coverage = self.coverage_from(path, id)?;
+                    let plan =
+                        self.build(path, backup, &coverage, Some(stop), stop.end, StopAt::Requested)?;
+                    return Ok(Ok(plan));
+                }
+            }
+        }
+        let why = match (&self.request.target, self.request.backup) {
+            _ if listed.is_empty() => Why::NoBackupOnPath { timeline },
+            (_, Some(id)) if found => Why::BackupTooLate(id),
+            _ if found => Why::BeforeFirstBackup { timeline },
+            (RecoveryTarget::Xid(_), _) => Why::XidNotFound,
+            _ => Why::NameNotFound,
+        };
+        let missing = self.holes(path, listed)?;
+        Ok(Err(Refusal { why, missing, path: Some(timeline) }))
+    }
+
+    /// The WAL that is missing on the path and may hold the target, oldest first.
+    fn holes(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Vec<SegmentRange>> {
+        let mut holes = Vec::new();
+        for &id in listed {
+            let coverage = self.coverage_from(path, id)?;
+            let Some(next) = coverage.next else { continue };
+            for hole in path.missing(coverage.missing, SegmentNo(next.0.saturating_sub(1)))? {
+                if !holes.contains(&hole) {
+                    holes.push(hole);
+                }
+            }
+        }
+        holes.sort_by_key(|hole| (hole.first, hole.timeline));
+        Ok(holes)
+    }
+
+    /// The backups by unbroken stretch. One whose first segment is missing belongs to none.
+    fn stretches(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Vec<Stretch>> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for &id in listed {
+            let until = self.coverage_from(path, id)?.until;
+            match stretches.last_mut() {
+                _ if until <= id.start() => {}
+                Some(last) if last.until == until => last.backups.push(id),
+                _ => stretches.push(Stretch { until, backups: vec![id] }),
+            }
+        }
+        Ok(stretches)
+    }
+
+    /// The index of the newest backup of a stretch after whose start the target occurs. The older a backup, the more
+    /// it replays, so the answers change once: twice as far back each time, then halving what is left.
+    fn newest_with_target(&self, path: &Path<'a>, stretch: &Stretch) -> Asking<Option<usize>> {
+        let occurs = |index: usize| -> Asking<bool> {
+            let id = stretch.backups.get(index);
+            id.map_or(Ok(false), |&id| Ok(self.stop_from(path, stretch, id)?.is_some()))
+        };
+        let last = stretch.backups.len().saturating_sub(1);
+        let (mut without, mut with) = (0, 0);
+        while !occurs(with)? {
+            if with == last {
+                return Ok(None);
+            }
+            without = with + 1;
+            with = (2 * with + 1).min(last);
+        }
+        while without < with {
+            let middle = without + (with - without) / 2;
+            if occurs(middle)? { with = middle } else { without = middle + 1 }
+        }
+        Ok(Some(with))
+    }
+
+    fn coverage_from(&self, path: &Path<'a>, id: BackupId) -> Asking<Coverage> {
+        path.coverage(SegmentNo::of(id.start(), self.facts.segment_size))
+    }
+
+    fn stop_from(&self, path: &Path<'a>, stretch: &Stretch, id: BackupId) -> Asking<Option<&'a Stop>> {
+        let Some(rule) = StopRule::of(&self.request.target, self.request.inclusive) else { return Ok(None) };
+        let (path, from, until) = (path.timeline(), id.start(), stretch.until);
+        self.facts.stop(StopQuestion { path, rule, from, until })
+    }
+}

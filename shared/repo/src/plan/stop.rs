@@ -1,0 +1,96 @@
+//! Where recovery stops: PostgreSQL's rule as data, and the decoding that finds the place.
+//!
+//! Source: `recoveryStopsBefore` and `recoveryStopsAfter` in `src/backend/access/transam/xlogrecovery.c` of PostgreSQL.
+//! The rule is applied to every record from the redo position on, in LSN order; the index only says which segments need
+//! not be decoded.
+
+use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName, TimelineId};
+
+/// What makes recovery stop.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum StopRule {
+    /// Before the first commit or abort (of prepared transactions too) later than `at`, or not earlier if exclusive.
+    Time {
+        /// The target.
+        at: PgTimestamp,
+        /// Whether commits exactly at the target are replayed.
+        inclusive: bool,
+    },
+    /// At the first record that starts at or after `at`: after it, or before it if exclusive.
+    Lsn {
+        /// The target.
+        at: Lsn,
+        /// Whether that record is replayed.
+        inclusive: bool,
+    },
+    /// At the commit or abort of this transaction (of a prepared one too): after it, or before it if exclusive.
+    Xid {
+        /// The target.
+        xid: u32,
+        /// Whether its end is replayed.
+        inclusive: bool,
+    },
+    /// After the first restore point of this name.
+    Name(String),
+}
+
+impl StopRule {
+    /// The rule for a target; `None` for those that are not found by a record's content.
+    pub fn of(target: &RecoveryTarget, inclusive: bool) -> Option<Self> {
+        match target {
+            RecoveryTarget::Latest | RecoveryTarget::Immediate => None,
+            RecoveryTarget::Time(at) => Some(Self::Time { at: *at, inclusive }),
+            RecoveryTarget::Lsn(at) => Some(Self::Lsn { at: *at, inclusive }),
+            RecoveryTarget::Xid(xid) => Some(Self::Xid { xid: *xid, inclusive }),
+            RecoveryTarget::Name(name) => Some(Self::Name(name.clone())),
+        }
+    }
+
+    /// Whether the record that decides is itself replayed.
+    pub fn applies_the_record(&self) -> bool {
+        match self {
+            Self::Time { .. } => false,
+            Self::Lsn { inclusive, .. } | Self::Xid { inclusive, .. } => *inclusive,
+            Self::Name(_) => true,
+        }
+    }
+}
+
+/// The record at which recovery stops.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stop {
+    /// The timeline that the record belongs to.
+    pub timeline: TimelineId,
+    /// Where it starts.
+    pub record: Lsn,
+    /// Where it ends: all WAL before this is needed, even if the record is not replayed.
+    pub end: Lsn,
+    /// The time in it, if it has one.
+    pub time: Option<PgTimestamp>,
+    /// The transaction that it ends, if it does.
+    pub xid: Option<u32>,
+}
+
+/// Finds the record that decides. Implemented by whoever can decode WAL; the repository cannot.
+pub trait SegmentDecoder: Send + Sync {
+    /// A search for the first record that starts at or after `from`, ends at or before `until`, and decides by `rule`.
+    /// A commit record is attributed to the timeline of the page it starts on.
+    fn search(&self, rule: &StopRule, from: Lsn, until: Lsn) -> Box<dyn StopSearch>;
+}
+
+/// One search, fed with consecutive segments in LSN order, beginning anywhere.
+pub trait StopSearch: Send {
+    /// Takes the next whole segment. The error says what is wrong with its content.
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String>;
+}
+
+/// What a search knows after a segment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// This record decides.
+    Stop(Stop),
+    /// No record that starts in the segments fed so far decides.
+    Nothing,
+    /// A record that starts in the segments fed so far ends in the next one and may decide.
+    More,
+}

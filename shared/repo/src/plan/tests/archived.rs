@@ -1,0 +1,178 @@
+//! The driver against real repositories: random clusters are archived, some of their WAL indexed, and every plan must be
+//! the one that the pure planner makes of the cluster's own records.
+
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, WalFileName};
+
+use super::decoder::{Decoder, content, facts};
+use super::oracle::{random_request, random_world};
+use super::world::*;
+use crate::backup::{Backups, Listed, ListedState};
+use crate::catalog::LineageCatalog;
+use crate::index::IndexWriter;
+use crate::index::tests::{Bed, bed};
+use crate::plan::*;
+use crate::wal::WalFlags;
+
+pub(super) async fn archive(world: &World, bed: &Bed, rng: &mut StdRng) {
+    let archive = &bed.archive;
+    for timeline in world.graph.ids() {
+        let entries = world.history(timeline).entries();
+        if !entries.is_empty() {
+            let text: String =
+                entries.iter().map(|e| format!("{}\t{}\t{}\n", e.parent, e.switch, e.reason)).collect();
+            archive.put_file(WalFileName::History(timeline), text.into_bytes()).await.unwrap();
+        }
+    }
+    let mut writer = IndexWriter::new(archive.clone());
+    for (count, &(timeline, number)) in world.files.iter().enumerate() {
+        let name = number.name(timeline, size());
+        let content = content(world, timeline, number);
+        let facts = facts(archive.lineage().system_id(), name, &content);
+        archive.put_segment(&facts, content, WalFlags::default()).await.unwrap();
+        if count % 9 == 0 && rng.random_ratio(1, 2) {
+            writer.catch_up(timeline).await.unwrap();
+        }
+    }
+}
+
+pub(super) async fn open(world: &World, bed: &Bed) -> LineageCatalog {
+    let backups = Backups::of(bed.archive.repository(), &bed.archive.lineage().cluster);
+    let state = ListedState::Finished(at(0).to_time());
+    let listed: Vec<Listed> =
+        world.backups.iter().map(|b| Listed { id: b.id, begun: None, progress: 0, state }).collect();
+    let mut catalog = LineageCatalog::load(bed.archive.clone(), &backups, &listed).await.unwrap();
+    for backup in &world.backups {
+        let facts = BackupFacts { lineage: catalog.id(), ..backup.clone() };
+        let answer = Answer::Backup(BackupState::Complete(Box::new(facts)));
+        catalog.presume(Question::Backup(backup.id), answer);
+    }
+    catalog
+}
+
+/// A restore point whose record crosses the end of a segment has no object, and only the newest such are searched for.
+/// Records of an invented cluster cross a thousand times as often as real ones.
+fn keep_points_from_crossing(world: &mut World) {
+    for record in world.records.values_mut().flatten() {
+        let crosses = SegmentNo::of(record.start, size()) != SegmentNo::before(record.end, size());
+        if crosses && matches!(record.kind, Kind::Point(_)) {
+            record.kind = Kind::Other;
+        }
+    }
+}
+
+#[tokio::test]
+async fn plans_from_a_repository_are_those_from_the_records() {
+    let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
+    let now = at(1_000_000).to_time();
+    let (mut plans, mut refusals) = (0, 0);
+    for seed in 0..12 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut world = random_world(&mut rng);
+        keep_points_from_crossing(&mut world);
+        let bed = bed().await;
+        archive(&world, &bed, &mut rng).await;
+        let mut catalog = open(&world, &bed).await;
+        for timeline in world.graph.ids() {
+            // A timeline that left nothing in the archive but its descendants' histories may be unknown.
+            assert_eq!(catalog.facts().graph.history(timeline), Some(world.history(timeline)), "seed {seed}");
+        }
+        for _ in 0..60 {
+            let request = random_request(&mut rng, &world);
+            let ours = catalog.ask(Some(&decoder), |facts| plan(facts, &request, now)).await.unwrap();
+            let context = || format!("seed {seed} {request:?}\n{world:#?}");
+            match (ours, world.plan(&request)) {
+                (Ok(ours), Ok(theirs)) => {
+                    plans += 1;
+                    assert_eq!((&ours.stop, &ours.wal), (&theirs.stop, &theirs.wal), "{}", context());
+                    assert_eq!(
+                        (ours.until, ours.backup.id),
+                        (theirs.until, theirs.backup.id),
+                        "{}",
+                        context()
+                    );
+                    assert_eq!((ours.settings, ours.path), (theirs.settings, theirs.path), "{}", context());
+                }
+                (Err(ours), Err(theirs)) => {
+                    refusals += 1;
+                    let kind = |why: &Why| std::mem::discriminant(why);
+                    assert_eq!(kind(&ours.why), kind(&theirs.why), "{}", context());
+                    assert_eq!(ours.missing, theirs.missing, "{}", context());
+                    let near =
+                        |u: &Unreachable| u.nearest.iter().map(|m| (m.lsn, m.earlier)).collect::<Vec<_>>();
+                    assert_eq!(near(&ours), near(&theirs), "{}", context());
+                }
+                (ours, theirs) => panic!("{ours:?}\n instead of {theirs:?}\n{}", context()),
+            }
+        }
+    }
+    assert!(plans > 100 && refusals > 100, "{plans} plans, {refusals} refusals");
+}
+
+/// Records that end in the segment after the one they start in: the index knows nothing of what is in them.
+#[tokio::test]
+async fn records_across_the_end_of_a_segment_are_found() {
+    let mut world = World::default();
+    world.graph.add_known(tli(1));
+    let kinds = [
+        Kind::Other,
+        Kind::Commit { time: at(100), xid: 700 },
+        Kind::Commit { time: at(4000), xid: 701 },
+        Kind::Other,
+        Kind::Point("across".to_owned()),
+        Kind::Other,
+        Kind::Commit { time: at(5000), xid: 702 },
+        Kind::Commit { time: at(6000), xid: 703 },
+    ];
+    // Each begins in the middle of a segment and ends in the middle of the next.
+    let records = (1..).zip(kinds).map(|(n, kind)| {
+        let middle = |n: u64| Lsn(n * SIZE + SIZE / 2);
+        Record { timeline: tli(1), start: middle(n), end: middle(n + 1), kind }
+    });
+    world.records.insert(tli(1), records.collect());
+    world.files.extend((1..=9).map(|n| (tli(1), SegmentNo(n))));
+    world.backup(1, SIZE + SIZE / 2, 2 * SIZE + SIZE / 2, 40, 60);
+    let bed = bed().await;
+    archive(&world, &bed, &mut StdRng::seed_from_u64(1)).await;
+    let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
+    let mut catalog = open(&world, &bed).await;
+    for target in [
+        RecoveryTarget::Time(at(3999)),
+        RecoveryTarget::Time(at(90)),
+        RecoveryTarget::Time(at(5500)),
+        RecoveryTarget::Name("across".to_owned()),
+        RecoveryTarget::Lsn(Lsn(6 * SIZE)),
+    ] {
+        let request = Request { target, ..Request::default() };
+        let now = at(9000).to_time();
+        let ours = catalog.ask(Some(&decoder), |facts| plan(facts, &request, now)).await.unwrap().unwrap();
+        assert_eq!(ours.stop, world.plan(&request).unwrap().stop, "{request:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_segment_that_arrives_late_is_no_gap() {
+    let bed = bed().await;
+    bed.store((0..1100).filter(|n| *n != 500)).await;
+    IndexWriter::new(bed.archive.clone()).catch_up(tli(1)).await.unwrap();
+    let gaps = async || {
+        let mut catalog = open(&World::default(), &bed).await;
+        catalog.ask(None, |facts| windows::gaps(facts, tli(1))).await.unwrap()
+    };
+    assert_eq!(
+        gaps().await,
+        [SegmentRange { timeline: tli(1), first: SegmentNo(500), last: SegmentNo(500) }]
+    );
+    bed.store([500]).await;
+    assert_eq!(gaps().await, [], "the index does not have it yet, the store does");
+    let mut damaged = crate::index::tests::header(bed.archive.lineage().id, tli(1), 1100);
+    damaged.damaged = true;
+    bed.store_header(damaged).await;
+    bed.store(1101..1120).await;
+    IndexWriter::new(bed.archive.clone()).catch_up(tli(1)).await.unwrap();
+    let hole = SegmentRange { timeline: tli(1), first: SegmentNo(1100), last: SegmentNo(1100) };
+    assert_eq!(gaps().await, [hole], "recovery cannot pass a damaged segment");
+}

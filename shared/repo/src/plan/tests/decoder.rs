@@ -1,0 +1,126 @@
+//! Segments of an invented format, and the decoder that stands in for the real one: the records that a segment holds any
+//! byte of, as text.
+
+use walpoint_base::facts::{RestorePoint, TransactionRange};
+use walpoint_base::{Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SystemId, TimelineId};
+
+use super::world::{Kind, Record, World, decides, size};
+use crate::plan::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
+
+/// The content of a timeline's segment.
+pub(super) fn content(world: &World, timeline: TimelineId, number: SegmentNo) -> Vec<u8> {
+    let (start, end) = (number.start(size()), number.end(size()));
+    let mut text = String::new();
+    for r in world.path_records(timeline).into_iter().filter(|r| r.end > start && r.start < end) {
+        let kind = match &r.kind {
+            Kind::Commit { time, xid } => format!("commit {} {xid}", time.0),
+            Kind::Point(name) => format!("point {name} 0"),
+            Kind::Other => "other 0 0".to_owned(),
+        };
+        text.push_str(&format!("{} {} {} {kind}\n", r.timeline, r.start.0, r.end.0));
+    }
+    let mut bytes = text.into_bytes();
+    bytes.resize(size().as_usize(), 0);
+    bytes
+}
+
+fn records(content: &[u8]) -> Vec<Record> {
+    let text = content.split(|b| *b == 0).next().unwrap();
+    let line = |line: &str| {
+        let f: Vec<&str> = line.split(' ').collect();
+        let kind = match f[3] {
+            "commit" => Kind::Commit { time: PgTimestamp(f[4].parse().unwrap()), xid: f[5].parse().unwrap() },
+            "point" => Kind::Point(f[4].to_owned()),
+            _ => Kind::Other,
+        };
+        let lsn = |field: &str| Lsn(field.parse().unwrap());
+        Record { timeline: f[0].parse().unwrap(), start: lsn(f[1]), end: lsn(f[2]), kind }
+    };
+    std::str::from_utf8(text).unwrap().lines().map(line).collect()
+}
+
+/// What the WAL reader would say about a segment: nothing about a record that ends in the next one.
+pub(super) fn facts(system_id: SystemId, name: SegmentName, content: &[u8]) -> SegmentFacts {
+    let number = name.number(size()).unwrap();
+    let (start, end) = (number.start(size()), number.end(size()));
+    let all = records(content);
+    let inside: Vec<&Record> = all.iter().filter(|r| r.start >= start).collect();
+    let complete: Vec<&&Record> = inside.iter().filter(|r| r.end <= end).collect();
+    let transactions = complete.iter().fold(None, |range, r| match r.kind {
+        Kind::Commit { time, xid } => Some(TransactionRange::add(range, time, xid)),
+        _ => range,
+    });
+    let points = complete.iter().filter_map(|r| match &r.kind {
+        Kind::Point(name) => {
+            Some(RestorePoint { name: name.clone(), time: PgTimestamp(0), lsn: r.start, end: r.end })
+        }
+        _ => None,
+    });
+    SegmentFacts {
+        name,
+        system_id,
+        major: PgMajor::new(17).unwrap(),
+        size: size(),
+        block_size: 8192,
+        first_page_timeline: name.timeline,
+        content_len: size().bytes(),
+        first_record: inside.first().map(|r| r.start),
+        last_record: inside.last().map(|r| r.start),
+        end: all.iter().map(|r| r.end).filter(|e| *e <= end).max().unwrap_or(start),
+        whole: true,
+        switched: false,
+        records: u32::try_from(inside.len()).unwrap(),
+        transactions,
+        open_transaction_end: inside.last().is_some_and(|r| r.end > end && r.kind != Kind::Other),
+        restore_points: points.collect(),
+    }
+}
+
+/// Decodes the invented format.
+#[derive(Debug)]
+pub(super) struct Decoder;
+
+struct Search {
+    rule: StopRule,
+    from: Lsn,
+    until: Lsn,
+    open: Option<Record>,
+}
+
+impl SegmentDecoder for Decoder {
+    fn search(&self, rule: &StopRule, from: Lsn, until: Lsn) -> Box<dyn StopSearch> {
+        Box::new(Search { rule: rule.clone(), from, until, open: None })
+    }
+}
+
+impl StopSearch for Search {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String> {
+        let number = name.number(size()).unwrap();
+        let (start, end) = (number.start(size()), number.end(size()));
+        let open = self.open.take();
+        for record in records(content) {
+            // Its beginning was not seen unless the segment before was fed.
+            if record.start < start && open.as_ref() != Some(&record) {
+                continue;
+            }
+            let counts = record.start >= self.from && record.end <= self.until;
+            let may = counts && decides(&self.rule, &record);
+            if record.end > end {
+                // Only the header is readable here.
+                let lsn = matches!(self.rule, StopRule::Lsn { .. });
+                if counts && if lsn { may } else { record.kind != Kind::Other } {
+                    self.open = Some(record);
+                    return Ok(Found::More);
+                }
+            } else if may {
+                let (time, xid) = match record.kind {
+                    Kind::Commit { time, xid } => (Some(time), Some(xid)),
+                    _ => (None, None),
+                };
+                let Record { timeline, start, end, .. } = record;
+                return Ok(Found::Stop(Stop { timeline, record: start, end, time, xid }));
+            }
+        }
+        Ok(Found::Nothing)
+    }
+}

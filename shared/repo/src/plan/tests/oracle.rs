@@ -1,0 +1,343 @@
+//! The planner against brute force on random clusters: forks of forks, forks at segment boundaries, abandoned branches
+//! that go on, files missing anywhere, commit times that go backwards.
+//!
+//! Two questions are put to every plan. Would PostgreSQL, with these settings and this archive, replay exactly what the
+//! path holds up to the stop? And was there no newer backup that would have done, or, if refused, none at all?
+
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory, TimelineId};
+
+use super::world::*;
+use crate::plan::windows;
+use crate::plan::*;
+
+/// Writes `count` records on a timeline from `from` on, sometimes up to the end of a segment.
+fn write_records(
+    rng: &mut StdRng,
+    timeline: TimelineId,
+    from: Lsn,
+    count: usize,
+    clock: &mut i64,
+    xid: &mut u32,
+) -> Vec<Record> {
+    let mut start = from;
+    let mut records = Vec::new();
+    for _ in 0..count {
+        let mut end = start + 8 * rng.random_range(4..90_000);
+        if rng.random_ratio(1, 8) {
+            end = SegmentNo::of(start, size()).end(size());
+        }
+        *clock += rng.random_range(0..4);
+        let kind = match rng.random_range(0..10) {
+            0..6 => {
+                *xid += 1;
+                let late = if rng.random_ratio(1, 6) { rng.random_range(0..12) } else { 0 };
+                Kind::Commit { time: at(*clock - late), xid: *xid - u32::from(rng.random_ratio(1, 12)) }
+            }
+            6 => Kind::Point(format!("p{}", rng.random_range(0..4))),
+            _ => Kind::Other,
+        };
+        records.push(Record { timeline, start, end, kind });
+        start = end;
+    }
+    records
+}
+
+pub(super) fn random_world(rng: &mut StdRng) -> World {
+    let mut world = World::default();
+    let (mut clock, mut xid) = (100, 700);
+    let first = Lsn(SIZE + 40);
+    let count = rng.random_range(8..40);
+    world.graph.add_known(tli(1));
+    world.records.insert(tli(1), write_records(rng, tli(1), first, count, &mut clock, &mut xid));
+    for id in 2..2 + rng.random_range(0..4) {
+        // Timelines without a record of their own cannot be forked from.
+        let parents: Vec<TimelineId> =
+            world.records.iter().filter(|(_, r)| !r.is_empty()).map(|(t, _)| *t).collect();
+        let parent = parents[rng.random_range(0..parents.len())];
+        let own = &world.records[&parent];
+        let switch = own[rng.random_range(0..own.len())].start;
+        let mut lines: String = world
+            .history(parent)
+            .entries()
+            .iter()
+            .map(|e| format!("{}\t{}\tx\n", e.parent, e.switch))
+            .collect();
+        lines.push_str(&format!("{parent}\t{switch}\tx\n"));
+        world.graph.add(TimelineHistory::parse(tli(id), lines.as_bytes()).unwrap());
+        let count = if rng.random_ratio(1, 5) { 0 } else { rng.random_range(1..25) };
+        clock += 20;
+        world.records.insert(tli(id), write_records(rng, tli(id), switch, count, &mut clock, &mut xid));
+    }
+    for (&timeline, records) in &world.records {
+        let begin = world.graph.history(timeline).unwrap().begin_of(timeline).unwrap().max(first);
+        let Some(end) = records.last().map(|r| r.end) else { continue };
+        let last = SegmentNo::of(end, size());
+        let keep = if rng.random_ratio(1, 3) { 100 } else { rng.random_range(70..100) };
+        for number in SegmentNo::of(begin, size()).0..=last.0 {
+            // The last segment is there only if it was switched.
+            if (number < last.0 || rng.random_ratio(1, 2)) && rng.random_ratio(keep, 100) {
+                world.files.insert((timeline, SegmentNo(number)));
+            }
+        }
+    }
+    for _ in 0..rng.random_range(0..6) {
+        let timelines: Vec<TimelineId> = world.records.keys().copied().collect();
+        let timeline = timelines[rng.random_range(0..timelines.len())];
+        let own = world.records[&timeline].clone();
+        if own.len() < 2 {
+            continue;
+        }
+        let start = rng.random_range(0..own.len() - 1);
+        let end = rng.random_range(start..own.len().min(start + 5));
+        let time = |r: &Record| match r.kind {
+            Kind::Commit { time, .. } => Some(time.0 / 1_000_000),
+            _ => None,
+        };
+        let started = own[..=start].iter().rev().find_map(time).unwrap_or(100);
+        let ended = own[..=end].iter().rev().find_map(time).unwrap_or(100).max(started);
+        world.backup(
+            timeline.get(),
+            own[start].start.0,
+            own[end].end.0,
+            started,
+            ended + rng.random_range(0..3),
+        );
+    }
+    world
+}
+
+pub(super) fn random_request(rng: &mut StdRng, world: &World) -> Request {
+    let all: Vec<&Record> = world.records.values().flatten().collect();
+    let some = all[rng.random_range(0..all.len())].clone();
+    let time = all.iter().rev().find_map(|r| match r.kind {
+        Kind::Commit { time, .. } if rng.random_ratio(1, 5) => Some(time),
+        _ => None,
+    });
+    let target = match rng.random_range(0..8) {
+        0 => RecoveryTarget::Latest,
+        1 => RecoveryTarget::Immediate,
+        2 => RecoveryTarget::Lsn(Lsn(some.start.0 + rng.random_range(0..2) * 8)),
+        3 => RecoveryTarget::Xid(rng.random_range(700..760)),
+        4 => RecoveryTarget::Name(format!("p{}", rng.random_range(0..4))),
+        _ => RecoveryTarget::Time(time.unwrap_or(at(rng.random_range(90..300)))),
+    };
+    let newest = u32::try_from(world.graph.len()).unwrap();
+    let timeline = match rng.random_range(0..3) {
+        0 => TargetTimeline::Latest,
+        _ => TargetTimeline::Id(tli(rng.random_range(1..=newest))),
+    };
+    let chosen = !world.backups.is_empty() && rng.random_ratio(1, 5);
+    let backup = chosen.then(|| world.backups[rng.random_range(0..world.backups.len())].id);
+    Request { target, timeline, inclusive: rng.random(), backup, ..Request::default() }
+}
+
+/// How many bytes from `from` on the archive has, on the path to `leaf`, byte by byte as it were: a file serves as far
+/// as its own path agrees with the leaf's.
+fn readable_until(world: &World, leaf: TimelineId, from: Lsn) -> Lsn {
+    let path = world.history(leaf);
+    let mut number = SegmentNo::of(from, size());
+    loop {
+        let (start, end) = (number.start(size()), number.end(size()));
+        let agrees_until = |t: TimelineId| {
+            let forks = path.entries().iter().map(|e| e.switch).filter(|s| *s > start && *s < end);
+            let mut probes: Vec<Lsn> = std::iter::once(start).chain(forks).collect();
+            probes.push(end);
+            let other = world.history(t);
+            let agreed = probes.windows(2).take_while(|p| other.timeline_at(p[0]) == path.timeline_at(p[0]));
+            agreed.last().map_or(start, |p| p[1])
+        };
+        let files = path.path().filter(|&t| world.files.contains(&(t, number)));
+        let until = files.map(agrees_until).max().unwrap_or(start);
+        if until < end {
+            return until;
+        }
+        number = number.next();
+    }
+}
+
+/// The last right file on the path: nothing after it is there.
+fn last_right_file(world: &World, leaf: TimelineId) -> Option<SegmentNo> {
+    let path = world.history(leaf);
+    let right = |(t, n): &&(TimelineId, SegmentNo)| path.timeline_at(n.end(size()) - 1) == *t;
+    world.files.iter().filter(right).map(|(_, n)| *n).max()
+}
+
+fn on_path(world: &World, leaf: TimelineId, backup: &BackupFacts) -> bool {
+    let path = world.history(leaf);
+    path.timeline_at(backup.start()) == backup.timeline()
+        && path.timeline_at(backup.end - 1) == backup.timeline()
+}
+
+/// The timeline that the request means.
+fn leaf_of(world: &World, request: &Request) -> Option<TimelineId> {
+    if let TargetTimeline::Id(timeline) = request.timeline {
+        return Some(timeline);
+    }
+    let usable = |t: &TimelineId| {
+        world.backups.iter().any(|b| request.backup.is_none_or(|id| id == b.id) && on_path(world, *t, b))
+    };
+    world.graph.ids().rev().find(usable)
+}
+
+/// The newest backup that does, by trying them all.
+fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<BackupFacts> {
+    let mut backups: Vec<&BackupFacts> = world
+        .backups
+        .iter()
+        .filter(|b| on_path(world, leaf, b) && request.backup.is_none_or(|id| id == b.id))
+        .collect();
+    backups.sort_by_key(|b| std::cmp::Reverse((b.start(), b.id)));
+    let rule = StopRule::of(&request.target, request.inclusive);
+    for backup in backups {
+        let until = readable_until(world, leaf, backup.start());
+        let early = match request.target {
+            RecoveryTarget::Time(time) => backup.ended <= time,
+            RecoveryTarget::Lsn(lsn) => backup.end <= lsn,
+            _ => true,
+        };
+        if !early {
+            continue;
+        }
+        let stop = rule.as_ref().map(|rule| world.stop(leaf, rule, backup.start(), until));
+        let reached = match &stop {
+            Some(stop) => stop.as_ref().is_some_and(|s| s.record >= backup.end),
+            None => until >= backup.end,
+        };
+        match (&request.target, stop) {
+            (RecoveryTarget::Xid(_) | RecoveryTarget::Name(_), _) if reached => return Some(backup.clone()),
+            (RecoveryTarget::Xid(_) | RecoveryTarget::Name(_), _) => {}
+            (RecoveryTarget::Time(_), Some(Some(stop)))
+                if until >= backup.end && stop.record < backup.end => {}
+            (RecoveryTarget::Latest, _) => {
+                let whole = last_right_file(world, leaf).is_none_or(|last| last.start(size()) < until);
+                // Without WAL up to the last fork recovery asks for the segment of the fork for ever.
+                let forked = world.history(leaf).begin_of(leaf).is_none_or(|begin| until >= begin);
+                return (reached && whole && forked).then(|| backup.clone());
+            }
+            _ => return (reached && until >= backup.end).then(|| backup.clone()),
+        }
+    }
+    None
+}
+
+/// Follows a plan as PostgreSQL would and compares what is replayed with what the path holds.
+fn follow(world: &World, leaf: TimelineId, plan: &RestorePlan) {
+    let set = |name: &str| plan.settings.iter().find(|s| s.name == name).unwrap().value.clone();
+    let timeline = set("recovery_target_timeline").parse().unwrap();
+    let inclusive = set("recovery_target_inclusive") == "on";
+    let targets =
+        ["recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid"];
+    let used: Vec<&str> = targets.into_iter().filter(|t| !set(t).is_empty()).collect();
+    assert!(used.len() <= 1);
+    let rule = match used.first() {
+        None if plan.target == RecoveryTarget::Immediate => {
+            // Stops as soon as the backup is consistent.
+            let last = world.path_records(leaf).into_iter().find(|r| r.end >= plan.backup.end).unwrap();
+            Some(StopRule::Lsn { at: last.start, inclusive: true })
+        }
+        None => None,
+        Some(&"recovery_target_lsn") => {
+            Some(StopRule::Lsn { at: set("recovery_target_lsn").parse().unwrap(), inclusive })
+        }
+        Some(_) => StopRule::of(&plan.target, inclusive),
+    };
+    let (read, stopped) = world.recover(timeline, plan.backup.start(), rule.as_ref());
+    assert_eq!(stopped, rule.is_some(), "recovery ends before its target, or has none");
+    let consistent = read.iter().any(|r| r.end >= plan.backup.end);
+    assert!(consistent, "recovery stops before the backup is consistent");
+    if let Some(stop) = &plan.stop {
+        assert!(stop.record >= plan.backup.end);
+        assert_eq!((stop.record, stop.end), (read.last().unwrap().start, read.last().unwrap().end));
+        assert_eq!(stop.end, plan.until);
+    }
+    // All that is replayed, in the order of the path, nothing left out and nothing of another branch.
+    let applied = match &rule {
+        Some(rule) if !rule.applies_the_record() => &read[..read.len() - 1],
+        _ => &read[..],
+    };
+    let wanted: Vec<&Record> =
+        world.path_records(leaf).into_iter().filter(|r| r.start >= plan.backup.start()).collect();
+    for (got, want) in applied.iter().zip(&wanted) {
+        assert_eq!(&got, want);
+    }
+    assert!(
+        applied.len() <= wanted.len(),
+        "recovery goes on on a branch that the path has left: {plan:#?} {world:#?}"
+    );
+    if plan.target == RecoveryTarget::Latest {
+        let until = readable_until(world, leaf, plan.backup.start());
+        let complete = wanted.iter().take_while(|r| r.end <= until).count();
+        assert_eq!(applied.len(), complete, "not all that is there was replayed");
+    }
+    for range in &plan.wal {
+        for number in range.first.0..=range.last.0 {
+            assert!(world.files.contains(&(range.timeline, SegmentNo(number))), "a planned file is missing");
+        }
+    }
+    let covered = plan.wal.iter().map(SegmentRange::count).sum::<u64>();
+    let span = SegmentNo::before(plan.until, size()).0 - SegmentNo::of(plan.backup.start(), size()).0 + 1;
+    assert_eq!(covered, span, "every segment once");
+}
+
+fn check(seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let world = random_world(&mut rng);
+    for _ in 0..12 {
+        let request = random_request(&mut rng, &world);
+        let verdict = world.plan(&request);
+        let leaf = leaf_of(&world, &request);
+        let expected = leaf.and_then(|leaf| expected(&world, &request, leaf));
+        match (&verdict, expected) {
+            (Ok(plan), Some(backup)) => {
+                assert_eq!(plan.backup.id, backup.id, "{request:?}\n{world:#?}");
+                follow(&world, leaf.unwrap(), plan);
+            }
+            (Err(refusal), None) => {
+                for range in &refusal.missing {
+                    for number in range.first.0..=range.last.0 {
+                        assert!(!world.files.contains(&(range.timeline, SegmentNo(number))));
+                    }
+                }
+                if matches!(refusal.why, Why::MissingWal { .. }) {
+                    assert!(!refusal.missing.is_empty(), "{request:?} {refusal:?}\n{world:#?}");
+                }
+            }
+            (verdict, expected) => {
+                panic!("{request:?}\n gives {verdict:?}\n instead of {expected:?}\n in {world:#?}")
+            }
+        }
+    }
+    for timeline in world.graph.ids() {
+        check_windows(&world, timeline);
+    }
+}
+
+/// Both ends of every window can be planned, and what lies outside cannot.
+fn check_windows(world: &World, timeline: TimelineId) {
+    let found = world.ask(|facts| windows::on_path(facts, timeline));
+    let reaches = |lsn: Lsn| {
+        let target = RecoveryTarget::Lsn(lsn);
+        world.plan(&Request { target, timeline: TargetTimeline::Id(timeline), ..Request::default() }).is_ok()
+    };
+    for window in &found {
+        if let Some(last) = window.last_record.filter(|last| *last >= window.from) {
+            assert!(reaches(window.from) && reaches(last), "{window:?}\n{world:#?}");
+        }
+    }
+    for record in world.path_records(timeline) {
+        let inside = found.iter().any(|w| w.from <= record.start && record.end <= w.until);
+        assert_eq!(reaches(record.start), inside, "{record:?} {found:?}\n{world:#?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 0, ..ProptestConfig::default() })]
+
+    #[test]
+    fn plans_are_what_brute_force_finds(seed: u64) {
+        check(seed);
+    }
+}

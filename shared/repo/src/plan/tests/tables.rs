@@ -1,0 +1,276 @@
+//! Cases written by hand: one timeline that forked twice, three backups, and what is asked of them.
+
+use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory};
+
+use super::world::*;
+use crate::plan::windows;
+use crate::plan::*;
+
+/// Megabytes of WAL: segment `n` begins at `mb(n)`.
+fn mb(n: u64) -> u64 {
+    n * SIZE
+}
+
+/// A commit every half segment, at second 100 × segment (+ 50 for the second half).
+///
+/// ```text
+/// timeline 1: segments 1 … 20        backups at 2.0-2.5 and 8.0-8.5
+/// timeline 2: from 1 at 10.5, 10 … 14   backup at 11.0-11.5
+/// timeline 3: from 1 at 6.5, 6 … 9
+/// ```
+pub(super) fn world() -> (World, [BackupId; 3]) {
+    let mut world = World::default();
+    world.graph.add_known(tli(1));
+    for (id, switch) in [(2, mb(10) + SIZE / 2), (3, mb(6) + SIZE / 2)] {
+        let line = format!("1\t{}\tx\n", Lsn(switch));
+        world.graph.add(TimelineHistory::parse(tli(id), line.as_bytes()).unwrap());
+    }
+    for (id, first, last, later) in [(1, 2u32, 41, 0), (2, 21, 29, 10_000), (3, 13, 19, 20_000)] {
+        let record = |half: u32| Record {
+            timeline: tli(id),
+            start: Lsn(u64::from(half) * SIZE / 2),
+            end: Lsn(u64::from(half + 1) * SIZE / 2),
+            kind: match half {
+                6 => Kind::Point("early".to_owned()),
+                33 => Kind::Point("late".to_owned()),
+                _ => Kind::Commit { time: at(later + i64::from(half) * 50), xid: 1000 * id + half },
+            },
+        };
+        world.records.insert(tli(id), (first..=last).map(record).collect());
+        for number in first / 2..=last / 2 {
+            world.files.insert((tli(id), SegmentNo(u64::from(number))));
+        }
+    }
+    let first = world.backup(1, mb(2), mb(2) + SIZE / 2, 200, 260);
+    let second = world.backup(1, mb(8), mb(8) + SIZE / 2, 800, 860);
+    let third = world.backup(2, mb(11), mb(11) + SIZE / 2, 11_100, 11_160);
+    (world, [first, second, third])
+}
+
+pub(super) fn on(timeline: u32, target: RecoveryTarget) -> Request {
+    Request { target, timeline: TargetTimeline::Id(tli(timeline)), ..Request::default() }
+}
+
+#[test]
+fn the_newest_backup_that_ends_before_the_target_on_the_path() {
+    let (world, [first, second, third]) = world();
+    let time = |seconds| RecoveryTarget::Time(at(seconds));
+    for (request, backup, until) in [
+        (on(1, time(300)), first, Some(mb(3) + SIZE)),
+        (on(1, time(860)), second, Some(mb(9) + SIZE / 2)),
+        (on(1, time(859)), first, Some(mb(9) + SIZE / 2)),
+        (on(2, time(11_150)), second, Some(mb(12) + SIZE / 2)),
+        (on(2, time(11_160)), third, Some(mb(12) + SIZE / 2)),
+        // Timeline 3 forked before the second backup ended.
+        (on(3, time(20_700)), first, Some(mb(8))),
+        (on(1, RecoveryTarget::Lsn(Lsn(mb(8) + SIZE / 2))), second, Some(mb(9))),
+        (on(1, RecoveryTarget::Lsn(Lsn(mb(8)))), first, Some(mb(8) + SIZE / 2)),
+        (on(1, RecoveryTarget::Xid(1020)), second, Some(mb(10) + SIZE / 2)),
+        (on(2, RecoveryTarget::Xid(2022)), second, Some(mb(11) + SIZE / 2)),
+        (on(2, RecoveryTarget::Xid(2023)), third, Some(mb(12))),
+        (on(1, RecoveryTarget::Name("early".into())), first, Some(mb(3) + SIZE / 2)),
+        (on(1, RecoveryTarget::Name("late".into())), second, Some(mb(17))),
+        (on(1, RecoveryTarget::Immediate), second, Some(mb(8) + SIZE / 2)),
+        (on(1, RecoveryTarget::Latest), second, Some(mb(21))),
+        (on(2, RecoveryTarget::Latest), third, Some(mb(15))),
+        (on(3, RecoveryTarget::Latest), first, Some(mb(10))),
+        // The newest timeline is 3, and only the first backup lies on its path.
+        (Request::default(), first, Some(mb(10))),
+        (Request { timeline: TargetTimeline::Current, ..Request::default() }, third, Some(mb(15))),
+        (Request { backup: Some(second), ..Request::default() }, second, Some(mb(15))),
+        (
+            Request { timeline: TargetTimeline::Current, backup: Some(second), ..Request::default() },
+            second,
+            Some(mb(21)),
+        ),
+    ] {
+        let plan = world.plan(&request).unwrap_or_else(|e| panic!("{request:?}: {e:?}"));
+        assert_eq!((plan.backup.id, Some(plan.until.0)), (backup, until), "{request:?}");
+    }
+}
+
+#[test]
+fn what_lies_exactly_at_the_target_is_in_or_out() {
+    let (world, _) = world();
+    let stop = |inclusive, target| {
+        world.plan(&Request { inclusive, ..on(1, target) }).unwrap().stop.unwrap().record.0
+    };
+    assert_eq!(stop(true, RecoveryTarget::Time(at(900))), mb(9) + SIZE / 2, "the commit at 900 is replayed");
+    assert_eq!(stop(false, RecoveryTarget::Time(at(900))), mb(9), "recovery stops before it");
+    for inclusive in [true, false] {
+        assert_eq!(
+            stop(inclusive, RecoveryTarget::Lsn(Lsn(mb(9)))),
+            mb(9),
+            "the record is needed either way"
+        );
+        let plan = world.plan(&Request { inclusive, ..on(1, RecoveryTarget::Xid(1018)) }).unwrap();
+        let value = if inclusive { "on" } else { "off" };
+        assert!(plan.settings.iter().any(|s| s.name == "recovery_target_inclusive" && s.value == value));
+    }
+}
+
+#[test]
+fn wal_is_sought_under_the_names_of_the_path() {
+    let (world, [_, second, _]) = world();
+    let plan = world.plan(&Request { backup: Some(second), ..on(2, RecoveryTarget::Latest) }).unwrap();
+    let names: Vec<String> = plan.wal.iter().map(|r| r.describe(size())).collect();
+    assert_eq!(
+        names,
+        [
+            "000000010000000000000008 to 000000010000000000000009 (2 segments)",
+            "00000002000000000000000A to 00000002000000000000000E (5 segments)",
+        ],
+        "the segment of the fork is the child's"
+    );
+    assert_eq!(plan.histories, [tli(2)]);
+    assert_eq!(plan.estimate.wal_segments, 7);
+}
+
+#[test]
+fn the_parents_file_does_when_recovery_stops_before_the_fork() {
+    let (mut world, [_, second, _]) = world();
+    world.files.remove(&(tli(2), SegmentNo(10)));
+    let before = on(2, RecoveryTarget::Lsn(Lsn(mb(10))));
+    let plan = world.plan(&before).unwrap();
+    assert_eq!(
+        (plan.backup.id, plan.timeline),
+        (second, tli(1)),
+        "recovery must not ask for timeline 2's file"
+    );
+    let after = world.plan(&on(2, RecoveryTarget::Lsn(Lsn(mb(10) + SIZE / 2)))).unwrap_err();
+    assert_eq!(after.missing, [SegmentRange { timeline: tli(2), first: SegmentNo(10), last: SegmentNo(10) }]);
+}
+
+#[test]
+fn a_timeline_without_wal_ends_where_it_was_forked() {
+    let (mut world, _) = world();
+    world.files.retain(|(timeline, _)| *timeline != tli(2));
+    world.records.insert(tli(2), Vec::new());
+    world.backups.pop();
+    let plan = world.plan(&on(2, RecoveryTarget::Latest)).unwrap();
+    let set = |name: &str| plan.settings.iter().find(|s| s.name == name).unwrap().value.clone();
+    assert_eq!(set("recovery_target_lsn"), Lsn(mb(10) + SIZE / 2).to_string());
+    assert_eq!(
+        (set("recovery_target_inclusive"), set("recovery_target_timeline")),
+        ("off".into(), "1".into())
+    );
+    assert_eq!(plan.notes.len(), 1);
+}
+
+/// A promoted server died before it archived a segment, and of the parent's last one there is only a `.partial`, which
+/// recovery never reads: it would ask for the segment for ever.
+#[test]
+fn wal_up_to_the_fork_that_is_not_there_is_missing() {
+    let (mut world, _) = world();
+    world.files.retain(|(timeline, number)| *timeline != tli(2) && *number < SegmentNo(10));
+    world.records.insert(tli(2), Vec::new());
+    world.backups.pop();
+    let refusal = world.plan(&on(2, RecoveryTarget::Latest)).unwrap_err();
+    let fork =
+        SegmentRange { timeline: refusal.missing[0].timeline, first: SegmentNo(10), last: SegmentNo(10) };
+    assert_eq!(refusal.missing, [fork]);
+    let nearest = refusal.nearest.first().unwrap();
+    assert!(world.plan(&on(1, RecoveryTarget::Lsn(nearest.lsn))).is_ok(), "{refusal:?}");
+}
+
+#[test]
+fn refusals_say_what_is_missing_and_what_is_near() {
+    let (mut world, [first, second, _]) = world();
+    world.files.remove(&(tli(1), SegmentNo(5)));
+    world.files.remove(&(tli(1), SegmentNo(6)));
+    let hole = [SegmentRange { timeline: tli(1), first: SegmentNo(5), last: SegmentNo(6) }];
+
+    let refusal = world.plan(&on(1, RecoveryTarget::Time(at(700)))).unwrap_err();
+    assert_eq!(refusal.why, Why::MissingWal { backup: first });
+    assert_eq!(refusal.missing, hole);
+    let near: Vec<_> = refusal.nearest.iter().map(|m| (m.earlier, m.lsn.0)).collect();
+    assert_eq!(near, [(true, mb(4) + SIZE / 2), (false, mb(8) + SIZE / 2)]);
+    assert_eq!(
+        refusal.nearest[0].options,
+        ["--target-timeline", "1", "--target-lsn", &Lsn(mb(4) + SIZE / 2).to_string()]
+    );
+    assert!(refusal.nearest[1].options.contains(&second.to_string()));
+    // What is offered can be had.
+    let offered = on(1, RecoveryTarget::Lsn(refusal.nearest[0].lsn));
+    let plan = world.plan(&offered).unwrap();
+    assert_eq!(plan.backup.id, first);
+    // Reading ahead, recovery would ask for what is missing.
+    let careful = |plan: &RestorePlan| plan.settings.iter().any(|s| s.line() == "recovery_prefetch = 'off'");
+    assert!(careful(&plan));
+    let after_the_hole = Request { backup: Some(second), ..on(1, RecoveryTarget::Immediate) };
+    let plan = world.plan(&after_the_hole).unwrap();
+    assert_eq!(plan.backup.id, second);
+    assert!(!careful(&plan));
+
+    let refusal = world.plan(&Request { backup: Some(first), ..on(1, RecoveryTarget::Latest) }).unwrap_err();
+    assert_eq!((refusal.why, refusal.missing), (Why::MissingWal { backup: first }, hole.to_vec()));
+}
+
+#[test]
+fn a_time_after_the_last_commit_is_refused_with_the_last_moment() {
+    let (world, [_, second, _]) = world();
+    let refusal = world.plan(&on(1, RecoveryTarget::Time(at(3000)))).unwrap_err();
+    let last = at(41 * 50);
+    let until = Lsn(mb(21));
+    assert_eq!(refusal.why, Why::AfterEnd { backup: second, until, latest: Some(last) });
+    assert_eq!((refusal.nearest[0].time, refusal.nearest[0].options.len()), (Some(last), 2));
+    // Exactly at the last commit nothing later proves that the time is over.
+    assert!(world.plan(&on(1, RecoveryTarget::Time(last))).is_err());
+    assert!(world.plan(&Request { inclusive: false, ..on(1, RecoveryTarget::Time(last)) }).is_ok());
+}
+
+#[test]
+fn refusals_of_wrong_requests() {
+    let (world, [first, _, third]) = world();
+    let why = |request: &Request| world.plan(request).unwrap_err().why;
+    let unknown: BackupId = "20261121T101500Z-00000001-0000000002000028-9f3a0c11".parse().unwrap();
+    let with = |backup, request| Request { backup: Some(backup), ..request };
+    assert_eq!(why(&on(9, RecoveryTarget::Latest)), Why::UnknownTimeline(tli(9)));
+    assert_eq!(why(&with(unknown, Request::default())), Why::UnknownBackup(unknown));
+    assert_eq!(why(&with(third, on(1, RecoveryTarget::Latest))), Why::BackupNotOnPath(third, tli(1)));
+    assert_eq!(why(&with(first, on(1, RecoveryTarget::Time(at(210))))), Why::BackupTooLate(first));
+    assert_eq!(why(&on(1, RecoveryTarget::Time(at(210)))), Why::BeforeFirstBackup { timeline: tli(1) });
+    assert_eq!(why(&on(1, RecoveryTarget::Xid(77))), Why::XidNotFound);
+    let elsewhere = world.plan(&on(3, RecoveryTarget::Name("late".into()))).unwrap_err();
+    assert_eq!(elsewhere.why, Why::NameNotFound);
+    assert!(elsewhere.hints[0].contains("--target-timeline 1"), "{:?}", elsewhere.hints);
+    let branch = world.plan(&on(3, RecoveryTarget::Time(at(30_000)))).unwrap_err();
+    assert!(!branch.hints.iter().any(|h| h.contains("has that moment")));
+    let abandoned = world.plan(&on(3, RecoveryTarget::Lsn(Lsn(mb(12))))).unwrap_err();
+    assert!(abandoned.hints.iter().any(|h| h.contains("--target-timeline 2")), "{:?}", abandoned.hints);
+
+    let empty = World { backups: Vec::new(), ..world };
+    assert_eq!(empty.plan(&Request::default()).unwrap_err().why, Why::NoBackup);
+}
+
+#[test]
+fn commit_times_that_go_backwards_are_met_in_lsn_order() {
+    let (mut world, [first, ..]) = world();
+    // One commit carries a time far ahead: recovery to any earlier time stops there, not at later, earlier ones.
+    let records = world.records.get_mut(&tli(1)).unwrap();
+    let ahead = records.iter_mut().find(|r| r.start == Lsn(mb(5))).unwrap();
+    ahead.kind = Kind::Commit { time: at(700), xid: 1010 };
+    let plan = world.plan(&on(1, RecoveryTarget::Time(at(650)))).unwrap();
+    assert_eq!((plan.backup.id, plan.stop.unwrap().record), (first, Lsn(mb(5))));
+}
+
+#[test]
+fn windows_and_gaps_of_each_timeline() {
+    let (mut world, [first, second, _]) = world();
+    world.files.remove(&(tli(1), SegmentNo(13)));
+    world.files.remove(&(tli(2), SegmentNo(10)));
+    let windows = |id| {
+        let found = world.ask(|facts| windows::of_timeline(facts, tli(id)));
+        found.iter().map(|w| (w.from.0, w.until.0, w.backups, w.continued)).collect::<Vec<_>>()
+    };
+    let gaps = |id| world.ask(|facts| windows::gaps(facts, tli(id)));
+    assert_eq!(windows(1), [(mb(2) + SIZE / 2, mb(13), 2, false)], "nothing after the gap has a backup");
+    assert_eq!(gaps(1), [SegmentRange { timeline: tli(1), first: SegmentNo(13), last: SegmentNo(13) }]);
+    assert_eq!(windows(2), [(mb(11) + SIZE / 2, mb(15), 1, false)], "the fork's segment is missing");
+    assert_eq!(gaps(2), [SegmentRange { timeline: tli(2), first: SegmentNo(10), last: SegmentNo(10) }]);
+    assert_eq!(windows(3), [(mb(6) + SIZE / 2, mb(10), 1, true)], "carried on from timeline 1");
+    assert_eq!(gaps(3), []);
+    let whole = world.ask(|facts| windows::on_path(facts, tli(1)));
+    assert_eq!((whole[0].oldest, whole[0].from_time), (first, Some(at(260))));
+    assert!(second > first);
+}

@@ -1,0 +1,243 @@
+//! An invented cluster: timelines with records, files in an archive, backups. It answers the planner's questions from
+//! its records, and plays PostgreSQL's recovery file by file.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use walpoint_base::{
+    BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineHistory,
+    TimelineId,
+};
+
+use crate::catalog::{Runs, TimelineGraph};
+use crate::plan::*;
+
+/// Segments of 1 MiB: the smallest that PostgreSQL has.
+pub(super) const SIZE: u64 = 1 << 20;
+
+pub(super) fn size() -> SegmentSize {
+    SegmentSize::new(SIZE).unwrap()
+}
+
+pub(super) fn tli(id: u32) -> TimelineId {
+    TimelineId::new(id).unwrap()
+}
+
+/// Seconds after 2000-01-01.
+pub(super) fn at(seconds: i64) -> PgTimestamp {
+    PgTimestamp(seconds * 1_000_000)
+}
+
+pub(super) fn lineage() -> LineageId {
+    LineageId { system_id: SystemId(7), n: 1 }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Commit { time: PgTimestamp, xid: u32 },
+    Point(String),
+    Other,
+}
+
+/// A record; it belongs to the timeline it was written on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) timeline: TimelineId,
+    pub(super) start: Lsn,
+    pub(super) end: Lsn,
+    pub(super) kind: Kind,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct World {
+    pub(super) graph: TimelineGraph,
+    /// What was written on each timeline, also past the forks of its children.
+    pub(super) records: BTreeMap<TimelineId, Vec<Record>>,
+    pub(super) files: BTreeSet<(TimelineId, SegmentNo)>,
+    pub(super) backups: Vec<BackupFacts>,
+}
+
+impl World {
+    pub(super) fn history(&self, timeline: TimelineId) -> &TimelineHistory {
+        self.graph.history(timeline).unwrap()
+    }
+
+    /// Every record on the path to `timeline`, in order.
+    pub(super) fn path_records(&self, timeline: TimelineId) -> Vec<&Record> {
+        let history = self.history(timeline);
+        let own = |r: &&Record| history.timeline_at(r.start) == r.timeline;
+        history.path().flat_map(|t| self.records.get(&t).into_iter().flatten()).filter(own).collect()
+    }
+
+    pub(super) fn backup(
+        &mut self,
+        timeline: u32,
+        start: u64,
+        end: u64,
+        started: i64,
+        ended: i64,
+    ) -> BackupId {
+        let time = at(started).to_time();
+        let id = BackupId::new(time, tli(timeline), Lsn(start), u32::try_from(self.backups.len()).unwrap());
+        self.backups.push(BackupFacts {
+            id,
+            lineage: lineage(),
+            end: Lsn(end),
+            end_timeline: tli(timeline),
+            started: at(started),
+            ended: at(ended),
+            label: String::new(),
+            bytes: 1000,
+            block_bytes: 500,
+            damaged_pages: 0,
+        });
+        id
+    }
+
+    pub(super) fn facts(&self) -> Facts {
+        let ids = self.backups.iter().map(|b| b.id).collect();
+        Facts::new(lineage(), PgMajor::new(17).unwrap(), size(), self.graph.clone(), ids)
+    }
+
+    pub(super) fn answer(&self, question: &Question) -> Answer {
+        match question {
+            Question::Wal(timeline) => {
+                let mut runs = Runs::default();
+                for (_, number) in self.files.iter().filter(|(t, _)| t == timeline) {
+                    runs.insert(*number, 100);
+                }
+                Answer::Wal(runs)
+            }
+            Question::Backup(id) => {
+                let backup = self.backups.iter().find(|b| b.id == *id).unwrap();
+                Answer::Backup(BackupState::Complete(Box::new(backup.clone())))
+            }
+            Question::Stop(q) => Answer::Stop(self.stop(q.path, &q.rule, q.from, q.until)),
+            Question::Extent(q) => {
+                let first = q.first.start(size());
+                let records: Vec<_> = self.path_records(q.path);
+                let inside = records.iter().filter(|r| r.start >= first && r.end <= q.until);
+                let latest = inside.clone().filter_map(|r| match r.kind {
+                    Kind::Commit { time, .. } => Some(time),
+                    _ => None,
+                });
+                Answer::Extent(Extent {
+                    last_record: inside.clone().map(|r| r.start).max(),
+                    latest: latest.max(),
+                })
+            }
+            Question::Points(name) => {
+                let all = self.records.values().flatten();
+                let named = all.filter(|r| r.kind == Kind::Point(name.clone()));
+                Answer::Points(named.map(|r| (r.timeline, r.start)).collect())
+            }
+        }
+    }
+
+    /// The first record by the rule among those that are there.
+    pub(super) fn stop(&self, path: TimelineId, rule: &StopRule, from: Lsn, until: Lsn) -> Option<Stop> {
+        let records = self.path_records(path);
+        let record = records.into_iter().find(|r| r.start >= from && r.end <= until && decides(rule, r))?;
+        let (time, xid) = match record.kind {
+            Kind::Commit { time, xid } => (Some(time), Some(xid)),
+            _ => (None, None),
+        };
+        Some(Stop { timeline: record.timeline, record: record.start, end: record.end, time, xid })
+    }
+
+    /// Runs the planner to its end, answering what it asks.
+    pub(super) fn plan(&self, request: &Request) -> Verdict {
+        let mut facts = self.facts();
+        for _ in 0..10_000 {
+            match plan(&facts, request, at(1_000_000).to_time()) {
+                Ok(verdict) => return verdict,
+                Err(question) => {
+                    let answer = self.answer(&question);
+                    facts.answer(question, answer);
+                }
+            }
+        }
+        panic!("the planner asks for ever");
+    }
+
+    /// Runs any other pure question to its end.
+    pub(super) fn ask<T>(&self, pure: impl Fn(&Facts) -> Asking<T>) -> T {
+        let mut facts = self.facts();
+        loop {
+            match pure(&facts) {
+                Ok(value) => return value,
+                Err(question) => {
+                    let answer = self.answer(&question);
+                    facts.answer(question, answer);
+                }
+            }
+        }
+    }
+
+    /// PostgreSQL's recovery towards `timeline` from `from`, reading what the archive has: the records it reads, in
+    /// order, up to and including the one that stops it, and whether one did.
+    pub(super) fn recover(
+        &self,
+        timeline: TimelineId,
+        from: Lsn,
+        rule: Option<&StopRule>,
+    ) -> (Vec<Record>, bool) {
+        let path: Vec<TimelineId> = self.history(timeline).path().collect();
+        let mut read: Vec<Record> = Vec::new();
+        let mut current = None;
+        let mut number = SegmentNo::of(from, size());
+        // A record that began in the segment before and has to go on here.
+        let mut open: Option<Record> = None;
+        loop {
+            // XLogFileReadAnyTLI: newest first, not older than what was read last, not begun after this segment.
+            let file = path.iter().rev().copied().find(|&t| {
+                let begin = self.history(timeline).begin_of(t).unwrap();
+                current.is_none_or(|c| t >= c)
+                    && SegmentNo::of(begin, size()) <= number
+                    && self.files.contains(&(t, number))
+            });
+            let Some(file) = file else { return (read, false) };
+            current = Some(file);
+            let content = self.path_records(file);
+            if let Some(record) = open.take() {
+                if !content.contains(&&record) {
+                    return (read, false);
+                }
+                let stops = rule.is_some_and(|r| decides(r, &record));
+                read.push(record);
+                if stops {
+                    return (read, true);
+                }
+            }
+            let here = |r: &&&Record| SegmentNo::of(r.start, size()) == number && r.start >= from;
+            for &record in content.iter().filter(here) {
+                // The record's back link must point to the one before it.
+                let at = content.iter().position(|r| *r == record).unwrap();
+                let before = at.checked_sub(1).map(|b| content[b]);
+                if read.last().is_some_and(|last| Some(last) != before) {
+                    return (read, false);
+                }
+                if record.end > number.end(size()) {
+                    open = Some(record.clone());
+                    break;
+                }
+                read.push(record.clone());
+                if rule.is_some_and(|r| decides(r, record)) {
+                    return (read, true);
+                }
+            }
+            number = number.next();
+        }
+    }
+}
+
+/// PostgreSQL's stop rule for one record.
+pub(super) fn decides(rule: &StopRule, record: &Record) -> bool {
+    match (rule, &record.kind) {
+        (StopRule::Time { at, inclusive: true }, Kind::Commit { time, .. }) => time > at,
+        (StopRule::Time { at, inclusive: false }, Kind::Commit { time, .. }) => time >= at,
+        (StopRule::Lsn { at, .. }, _) => record.start >= *at,
+        (StopRule::Xid { xid, .. }, Kind::Commit { xid: own, .. }) => own == xid,
+        (StopRule::Name(name), Kind::Point(own)) => own == name,
+        _ => false,
+    }
+}

@@ -1,0 +1,149 @@
+//! Plans and refusals for a person.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use walpoint_base::{RecoveryTarget, SegmentSize};
+
+use super::restore_plan::RestorePlan;
+use super::stop::StopRule;
+use super::unreachable::Unreachable;
+
+/// A plan, in lines that end with a newline.
+pub fn plan(plan: &RestorePlan, size: SegmentSize) -> String {
+    let mut text = Lines::default();
+    text.row("Restore to", &format!("{}, on timeline {}", plan.target, plan.timeline));
+    let backup = &plan.backup;
+    let label = if backup.label.is_empty() { String::new() } else { format!("  \"{}\"", backup.label) };
+    text.row("Backup", &format!("{}{label}", backup.id));
+    text.row("", &format!("ended {} at {}, {} in files", backup.ended, backup.end, bytes(backup.bytes)));
+    let path: Vec<String> = plan
+        .path
+        .iter()
+        .map(|step| match step.end {
+            Some(end) => format!("timeline {} up to {end}", step.timeline),
+            None => format!("timeline {}", step.timeline),
+        })
+        .collect();
+    if path.len() > 1 {
+        text.row("Path", &path.join(", then "));
+    }
+    let e = &plan.estimate;
+    let count =
+        if e.wal_segments == 1 { "1 segment".to_owned() } else { format!("{} segments", e.wal_segments) };
+    text.row("WAL", &format!("{count}, {}, from {} to {}", bytes(e.wal_bytes), backup.start(), plan.until));
+    for range in &plan.wal {
+        text.row("", &range.describe(size));
+    }
+    text.row("Ends", &end(plan));
+    text.row("Takes", &format!("about {}", duration(e.duration)));
+    text.row("Settings", &format!("{}, and in postgresql.auto.conf:", plan.signal.file_name()));
+    for setting in &plan.settings {
+        text.row("", &setting.line());
+    }
+    for note in &plan.notes {
+        text.row("Note", note);
+    }
+    text.0
+}
+
+/// Where and how recovery ends.
+fn end(plan: &RestorePlan) -> String {
+    let Some(stop) = &plan.stop else {
+        return match plan.target {
+            RecoveryTarget::Immediate => {
+                format!("at {}, where the backup is consistent", plan.backup.end)
+            }
+            _ => format!("where the archive ends, at {}", plan.until),
+        };
+    };
+    let replayed = StopRule::of(&plan.target, plan.inclusive).is_some_and(|r| r.applies_the_record());
+    let side = if replayed { "after" } else { "before" };
+    let what = match (&plan.target, stop.xid) {
+        (_, Some(xid)) => format!("the end of transaction {xid}"),
+        (RecoveryTarget::Name(_), _) => "the restore point".to_owned(),
+        _ => "the record".to_owned(),
+    };
+    let time = stop.time.map(|t| format!(" of {t}")).unwrap_or_default();
+    format!("{side} {what}{time} at {}", stop.record)
+}
+
+/// A refusal, in lines that end with a newline.
+pub fn unreachable(refusal: &Unreachable) -> String {
+    let mut text = Lines::default();
+    text.0.push_str(&format!("Cannot restore to {} on timeline {}:\n", refusal.target, refusal.timeline));
+    text.0.push_str(&format!("{}.\n", refusal.why));
+    for range in &refusal.missing {
+        text.row("Missing", &range.describe(refusal.segment_size));
+    }
+    for moment in &refusal.nearest {
+        let side = if moment.earlier { "Before" } else { "After" };
+        let time = moment.time.map(|t| format!("{t}, ")).unwrap_or_default();
+        text.row(side, &format!("{time}{} on timeline {}", moment.lsn, moment.timeline));
+        if !moment.options.is_empty() {
+            text.row("", &format!("reached by {}", moment.options.join(" ")));
+        }
+    }
+    for hint in &refusal.hints {
+        text.row("Hint", hint);
+    }
+    text.0
+}
+
+/// Rows of a word and a text beside it.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn row(&mut self, word: &str, text: &str) {
+        // Writing to a String cannot fail.
+        writeln!(self.0, "{word:<11} {text}").ok();
+    }
+}
+
+/// Bytes for a person: `12.3 GiB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let (mut whole, mut unit) = (bytes, "B");
+    let mut tenths = 0;
+    for next in units {
+        if whole < 1024 {
+            break;
+        }
+        (tenths, whole, unit) = (whole % 1024 * 10 / 1024, whole / 1024, next);
+    }
+    format!("{whole}.{tenths} {unit}")
+}
+
+/// A span for a person, to the minute from one minute on.
+fn duration(span: Duration) -> String {
+    match span.as_secs() {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds @ 60..3600 => format!("{} min", seconds.div_ceil(60)),
+        seconds => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_spans() {
+        for (n, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (16 << 20, "16.0 MiB"),
+            (u64::MAX, "16383.9 PiB"),
+        ] {
+            assert_eq!(bytes(n), text);
+        }
+        for (seconds, text) in [(5, "5 s"), (61, "2 min"), (7300, "2 h 1 min")] {
+            assert_eq!(duration(Duration::from_secs(seconds)), text);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Why a target cannot be reached, and what can be reached instead.
+
+use std::fmt;
+
+use walpoint_base::{BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentSize, TargetTimeline, TimelineId};
+
+use super::path::SegmentRange;
+
+/// A refusal: nothing was touched.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unreachable {
+    /// What was asked for.
+    pub target: RecoveryTarget,
+    /// On which timeline.
+    pub timeline: TargetTimeline,
+    /// Why it cannot be.
+    pub why: Why,
+    /// WAL that would have to be there, under the names that recovery asks for.
+    pub missing: Vec<SegmentRange>,
+    /// The nearest moments that can be reached, earlier ones first.
+    pub nearest: Vec<Moment>,
+    /// What to do or to look at, one sentence each.
+    pub hints: Vec<String>,
+    /// The size of the lineage's segments, for the names of those missing.
+    pub segment_size: SegmentSize,
+}
+
+/// Why a target cannot be reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// The repository has no cluster of that name.
+    NoCluster(String),
+    /// The cluster has no usable backup at all.
+    NoBackup,
+    /// No usable backup lies on the path to the timeline.
+    NoBackupOnPath {
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// Every backup on the path ends after the target.
+    BeforeFirstBackup {
+        /// The timeline whose path was looked at.
+        timeline: TimelineId,
+    },
+    /// There is no such backup.
+    UnknownBackup(BackupId),
+    /// The chosen backup cannot be used at all.
+    UnusableBackup(BackupId, String),
+    /// The chosen backup ends after the target, or recovery from it stops before it is consistent.
+    BackupTooLate(BackupId),
+    /// The chosen backup does not lie on the path to the timeline.
+    BackupNotOnPath(BackupId, TimelineId),
+    /// There is no such timeline.
+    UnknownTimeline(TimelineId),
+    /// WAL between the backup and the target is not there.
+    MissingWal {
+        /// The backup that recovery would start from.
+        backup: BackupId,
+    },
+    /// The archive ends before the target.
+    AfterEnd {
+        /// The backup that recovery would start from.
+        backup: BackupId,
+        /// Every byte before this is there.
+        until: Lsn,
+        /// The latest transaction's end known in it.
+        latest: Option<PgTimestamp>,
+    },
+    /// No commit or abort of the transaction is in any WAL that a backup on the path can replay.
+    XidNotFound,
+    /// No restore point of the name is in any WAL that a backup on the path can replay.
+    NameNotFound,
+}
+
+/// A moment that can be reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Moment {
+    /// Whether it lies before what was asked for.
+    pub earlier: bool,
+    /// The timeline on whose path it lies.
+    pub timeline: TimelineId,
+    /// The position.
+    pub lsn: Lsn,
+    /// The time there, if known.
+    pub time: Option<PgTimestamp>,
+    /// The options of `restore-agent` that reach it.
+    pub options: Vec<String>,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCluster(name) => write!(f, "the repository has no cluster {name}"),
+            Self::NoBackup => write!(f, "the cluster has no complete backup"),
+            Self::NoBackupOnPath { timeline } => {
+                write!(f, "no complete backup lies on the path to timeline {timeline}")
+            }
+            Self::BeforeFirstBackup { timeline } => {
+                write!(f, "every complete backup on the path to timeline {timeline} ends after it")
+            }
+            Self::UnknownBackup(id) => write!(f, "there is no backup {id}"),
+            Self::UnusableBackup(id, why) => write!(f, "backup {id} cannot be restored because it {why}"),
+            Self::BackupTooLate(id) => write!(f, "backup {id} is not yet consistent there"),
+            Self::BackupNotOnPath(id, timeline) => {
+                write!(f, "backup {id} does not lie on the path to timeline {timeline}")
+            }
+            Self::UnknownTimeline(timeline) => write!(f, "the archive knows no timeline {timeline}"),
+            Self::MissingWal { backup } => write!(f, "WAL is missing between backup {backup} and the target"),
+            Self::AfterEnd { until, latest: Some(latest), .. } => {
+                write!(
+                    f,
+                    "the archive ends before it, at {until}; the latest transaction in it ended at {latest}"
+                )
+            }
+            Self::AfterEnd { until, .. } => write!(f, "the archive ends before it, at {until}"),
+            Self::XidNotFound => write!(f, "its end is in no WAL that a backup can replay"),
+            Self::NameNotFound => write!(f, "it is in no WAL that a backup can replay"),
+        }
+    }
+}
+
+impl fmt::Display for Unreachable {
+    /// One line for an error chain; [`super::text::unreachable`] is for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (timeline {}) cannot be reached: {}", self.target, self.timeline, self.why)
+    }
+}
+
+impl std::error::Error for Unreachable {}

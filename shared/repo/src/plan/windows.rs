@@ -1,0 +1,135 @@
+//! Which moments can be recovered: windows, and the gaps between them.
+//!
+//! A window begins where a backup is consistent and reaches as far as the WAL after it has no hole. Older backups in the
+//! same unbroken stretch make it longer, so only the oldest usable one of each stretch is looked at.
+
+use walpoint_base::{BackupId, Lsn, PgTimestamp, SegmentNo, TimelineId};
+
+use super::facts::{Asking, BackupFacts, ExtentQuestion, Facts};
+use super::path::{Coverage, Path, SegmentRange};
+
+/// A stretch of WAL every moment of which can be recovered on the path to a timeline.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// The timeline whose path it lies on.
+    pub timeline: TimelineId,
+    /// Where it begins: the end of `oldest`, or, for a timeline's own part, the fork.
+    pub from: Lsn,
+    /// The time there: when the backup ended, or the latest transaction before the fork.
+    pub from_time: Option<PgTimestamp>,
+    /// Every byte before this is there.
+    pub until: Lsn,
+    /// Where the last complete record starts, if known: the last `recovery_target_lsn` in the window.
+    pub last_record: Option<Lsn>,
+    /// The latest time of a transaction's end in it: a target time must lie before it.
+    pub until_time: Option<PgTimestamp>,
+    /// The backup that it begins with.
+    pub oldest: BackupId,
+    /// How many listed backups start in the stretch on this path, `oldest` included, but for those known to be useless.
+    pub backups: usize,
+    /// Whether it comes from the parent timeline: it begins at the fork and not at a backup.
+    pub continued: bool,
+}
+
+/// The windows on the whole path to `timeline`, oldest first. Nothing for an unknown timeline.
+pub fn on_path(facts: &Facts, timeline: TimelineId) -> Asking<Vec<Window>> {
+    reaching_past(facts, timeline, Lsn::INVALID)
+}
+
+/// The windows on the path to `timeline` that reach past `begin`.
+fn reaching_past(facts: &Facts, timeline: TimelineId, begin: Lsn) -> Asking<Vec<Window>> {
+    let Some(path) = Path::to(facts, timeline) else { return Ok(Vec::new()) };
+    let mut windows = Vec::new();
+    for stretch in stretches(&path)?.into_iter().filter(|(_, coverage)| coverage.until > begin) {
+        windows.extend(window_in(facts, &path, &stretch)?);
+    }
+    Ok(windows)
+}
+
+/// The windows in a timeline's own part, from its fork on, also past the forks of its children.
+pub fn of_timeline(facts: &Facts, timeline: TimelineId) -> Asking<Vec<Window>> {
+    let begin = facts.graph.history(timeline).and_then(|h| h.begin_of(timeline)).unwrap_or(Lsn::INVALID);
+    let mut windows = reaching_past(facts, timeline, begin)?;
+    for window in windows.iter_mut().filter(|w| w.from < begin) {
+        let first = SegmentNo::of(window.oldest.start(), facts.segment_size);
+        let before = facts.extent(ExtentQuestion { path: timeline, first, until: begin })?;
+        window.from_time = before.latest.max(window.from_time);
+        window.from = begin;
+        window.continued = true;
+    }
+    Ok(windows)
+}
+
+/// The segments that are missing between a timeline's first and its last one: nothing after them can be reached from
+/// before. The segment of the fork is missing too if only the parent has it.
+pub fn gaps(facts: &Facts, timeline: TimelineId) -> Asking<Vec<SegmentRange>> {
+    let Some(path) = Path::to(facts, timeline) else { return Ok(Vec::new()) };
+    let runs = facts.wal(timeline)?;
+    let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(Vec::new()) };
+    let fork = path.history().begin_of(timeline).filter(|l| l.is_valid());
+    let first = fork.map_or(first, |lsn| SegmentNo(lsn.0 / facts.segment_size.bytes()));
+    path.missing(first, last)
+}
+
+/// The segments without which a backup does not become consistent and that are missing.
+pub fn missing_for(facts: &Facts, backup: &BackupFacts) -> Asking<Vec<SegmentRange>> {
+    let Some(path) = Path::to(facts, backup.end_timeline) else { return Ok(Vec::new()) };
+    let size = facts.segment_size;
+    path.missing(SegmentNo::of(backup.start(), size), SegmentNo::before(backup.end, size))
+}
+
+/// The unbroken stretches of a path.
+fn stretches(path: &Path<'_>) -> Asking<Vec<(SegmentNo, Coverage)>> {
+    let mut stretches = Vec::new();
+    let mut from = path.next_readable(SegmentNo(0))?;
+    while let Some(first) = from {
+        let coverage = path.coverage(first)?;
+        let read = coverage.by_ancestor.is_some();
+        from = path.next_readable(if read { coverage.missing.next() } else { coverage.missing })?;
+        stretches.push((first, coverage));
+    }
+    Ok(stretches)
+}
+
+/// The window of a stretch: it begins with the oldest backup all of whose WAL lies in it.
+fn window_in(facts: &Facts, path: &Path<'_>, stretch: &(SegmentNo, Coverage)) -> Asking<Option<Window>> {
+    let size = facts.segment_size;
+    let (first, coverage) = stretch;
+    let here = |id: &&BackupId| {
+        let on_path = path.history().timeline_at(id.start()) == id.timeline();
+        on_path && SegmentNo::of(id.start(), size) >= *first && id.start() < coverage.until
+    };
+    let mut listed: Vec<BackupId> = facts.backups.iter().filter(here).copied().collect();
+    listed.sort_by_key(|id| id.start());
+    let mut oldest: Option<&BackupFacts> = None;
+    for &id in &listed {
+        // One that starts later may still end earlier.
+        if oldest.is_some_and(|o| id.start() >= o.end) {
+            break;
+        }
+        if let Some(backup) = facts.complete_backup(id)?
+            && path.holds(backup)
+            && backup.end <= coverage.until
+            && oldest.is_none_or(|o| backup.end < o.end)
+        {
+            oldest = Some(backup);
+        }
+    }
+    let Some(oldest) = oldest else { return Ok(None) };
+    let extent = facts.extent(ExtentQuestion {
+        path: path.timeline(),
+        first: SegmentNo::of(oldest.start(), size),
+        until: coverage.until,
+    })?;
+    Ok(Some(Window {
+        timeline: path.timeline(),
+        from: oldest.end,
+        from_time: Some(oldest.ended),
+        until: coverage.until,
+        last_record: extent.last_record,
+        until_time: extent.latest,
+        oldest: oldest.id,
+        backups: listed.iter().filter(|id| id.start() >= oldest.start() && !facts.is_ruled_out(**id)).count(),
+        continued: false,
+    }))
+}

@@ -1,0 +1,260 @@
+//! An open repository: its store, how its objects are sealed, and its clusters' lineages.
+
+use std::sync::Arc;
+
+use futures_util::TryStreamExt;
+use walpoint_base::{ClusterName, LineageId, PgMajor, SegmentSize, SystemId};
+
+use crate::descriptor::{Descriptor, now};
+use crate::document;
+use crate::error::{RepoError, Result, found};
+use crate::init::{self, Initialised, NewRepository};
+use crate::keys::unlock::{Unlocked, unlock};
+use crate::keys::{KeySlots, KeySource};
+use crate::layout::{self, ClusterPaths};
+use crate::lineage::{AckMember, Lineage, LineageDocument};
+use crate::object::{MasterKey, RepositoryId, Sealer};
+use crate::store::{Creation, Store, StoreSettings};
+use crate::wal::WalArchive;
+
+/// A repository whose descriptor was read and fits. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    store: Store,
+    descriptor: Descriptor,
+    sealer: Sealer,
+    /// What opened it, unless its key was given.
+    key: Option<(KeySource, u32)>,
+}
+
+/// What a new lineage is created with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewLineage {
+    /// The cluster's system identifier.
+    pub system_id: SystemId,
+    /// Its version.
+    pub major: PgMajor,
+    /// Bytes of a WAL segment.
+    pub segment_size: SegmentSize,
+    /// Bytes of a WAL page.
+    pub wal_block_size: u32,
+    /// Bytes of a page of relations.
+    pub block_size: u32,
+    /// Pages of a file of a relation.
+    pub relation_segment_blocks: u32,
+    /// Every repository that must have what is acknowledged, this one included.
+    pub ack: Vec<AckMember>,
+}
+
+impl Repository {
+    /// Opens the repository that `name` calls in the configuration: reads and checks its descriptor, and if it is encrypted
+    /// takes its key from the slot that the settings, or else the environment, open.
+    pub async fn open(name: &str, settings: &StoreSettings) -> Result<Self> {
+        let store = Store::open(settings).await?;
+        let descriptor = read_descriptor(&store).await?;
+        Self::open_described(name, settings, store, descriptor).await
+    }
+
+    /// The repository with that descriptor in a store that is open.
+    pub(crate) async fn open_described(
+        name: &str,
+        settings: &StoreSettings,
+        store: Store,
+        descriptor: Descriptor,
+    ) -> Result<Self> {
+        match unlock(&store, &descriptor, settings).await? {
+            None => Self::assemble(name, store, descriptor, None, None),
+            Some(Unlocked { source, opened }) => {
+                let key = Some((source, opened.slot));
+                Self::assemble(name, store, descriptor, Some(opened.master), key)
+            }
+        }
+    }
+
+    /// As [`Self::open`], but with the key of an encrypted repository, whatever its slots are.
+    pub async fn open_with_key(
+        name: &str,
+        settings: &StoreSettings,
+        master: Option<MasterKey>,
+    ) -> Result<Self> {
+        Self::over(name, Store::open(settings).await?, master).await
+    }
+
+    /// The repository in a store that is open.
+    pub async fn over(name: &str, store: Store, master: Option<MasterKey>) -> Result<Self> {
+        let descriptor = read_descriptor(&store).await?;
+        Self::assemble(name, store, descriptor, master, None)
+    }
+
+    /// Creates an encrypted repository with a key slot for what the settings name, or opens the one that is there. Otherwise
+    /// as [`Self::init`].
+    pub async fn init_encrypted(name: &str, settings: &StoreSettings, comment: &str) -> Result<Initialised> {
+        init::init(name, settings, NewRepository::Encrypted { comment }).await
+    }
+
+    /// Creates a repository, encrypted if a key is given, or opens the one that is there. Probes the store first and refuses
+    /// one that would replace objects.
+    pub async fn init(
+        name: &str,
+        settings: &StoreSettings,
+        master: Option<MasterKey>,
+    ) -> Result<Initialised> {
+        init::init(name, settings, master.map_or(NewRepository::Plain, NewRepository::WithKey)).await
+    }
+
+    pub(crate) fn assemble(
+        name: &str,
+        store: Store,
+        descriptor: Descriptor,
+        master: Option<MasterKey>,
+        key: Option<(KeySource, u32)>,
+    ) -> Result<Self> {
+        let sealer = descriptor.sealer(store.name(), master)?;
+        Ok(Self { inner: Arc::new(Inner { name: name.to_owned(), store, descriptor, sealer, key }) })
+    }
+
+    /// What the configuration calls it.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// How its objects are sealed.
+    pub fn sealer(&self) -> &Sealer {
+        &self.inner.sealer
+    }
+
+    /// Where the secret came from that opened it, and the slot; `None` if it is not encrypted or its key was given.
+    pub fn opened_by(&self) -> Option<(&KeySource, u32)> {
+        self.inner.key.as_ref().map(|(source, slot)| (source, *slot))
+    }
+
+    /// Its key slots.
+    pub fn key_slots(&self) -> KeySlots {
+        KeySlots::new(self.inner.store.clone(), self.inner.descriptor.clone())
+    }
+
+    /// Which repository it is.
+    pub fn id(&self) -> RepositoryId {
+        self.inner.descriptor.id
+    }
+
+    /// Its descriptor, as it was when it was opened.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.inner.descriptor
+    }
+
+    /// The same repository through a store with other bounds.
+    pub fn with_limits(&self, limits: crate::store::Limits) -> Self {
+        let Inner { name, store, descriptor, sealer, key } = &*self.inner;
+        Self {
+            inner: Arc::new(Inner {
+                name: name.clone(),
+                store: store.with_limits(limits),
+                descriptor: descriptor.clone(),
+                sealer: sealer.clone(),
+                key: key.clone(),
+            }),
+        }
+    }
+
+    /// Reads the descriptor again and compares: only then, in the same attempt, does "not found" prove absence.
+    pub async fn read_descriptor_again(&self) -> Result<()> {
+        let descriptor = read_descriptor(self.store()).await?;
+        if descriptor != self.inner.descriptor {
+            let what =
+                format!("it was repository {} when it was opened and is {} now", self.id(), descriptor.id);
+            return Err(RepoError::Format { store: self.store().name().to_owned(), what });
+        }
+        Ok(())
+    }
+
+    /// The clusters that have anything here, sorted.
+    pub async fn clusters(&self) -> Result<Vec<ClusterName>> {
+        let names = self.store().list_dirs(&layout::clusters()).await?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// The lineages of a cluster, oldest first. Empty if the cluster is not here.
+    pub async fn lineages(&self, cluster: &ClusterName) -> Result<Vec<Lineage>> {
+        let paths = ClusterPaths::new(cluster);
+        let prefix = paths.lineages();
+        let mut lineages = Vec::new();
+        let mut entries = self.store().list(&prefix, None);
+        while let Some(entry) = entries.try_next().await? {
+            let id: Option<LineageId> = entry.key.below(&prefix).and_then(|name| name.parse().ok());
+            if let Some(id) = id {
+                // One that was deleted since it was listed is no lineage.
+                lineages.extend(self.read_lineage(cluster, id).await?);
+            }
+        }
+        lineages.sort_unstable_by_key(|l| (l.created, l.id));
+        Ok(lineages)
+    }
+
+    /// A lineage's facts, read from the store; `None` if there is no such lineage.
+    pub async fn read_lineage(&self, cluster: &ClusterName, id: LineageId) -> Result<Option<Lineage>> {
+        let key = ClusterPaths::new(cluster).lineage(id);
+        let Some(bytes) = found(self.store().get(&key).await)? else { return Ok(None) };
+        let document: LineageDocument = document::open(Some(self.sealer()), &key, &bytes)?;
+        document.into_lineage(&key).map(Some)
+    }
+
+    /// The newest lineage of the cluster with that system identifier: the one it archives to. `None` if there is none.
+    pub async fn lineage_for(&self, cluster: &ClusterName, system_id: SystemId) -> Result<Option<Lineage>> {
+        let prefix = ClusterPaths::new(cluster).lineages();
+        let entries = self.store().list_all(&prefix).await?;
+        let ids = entries.iter().filter_map(|e| e.key.below(&prefix)?.parse::<LineageId>().ok());
+        match ids.filter(|id| id.system_id == system_id).max_by_key(|id| id.n) {
+            Some(id) => self.read_lineage(cluster, id).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Creates the next lineage of a cluster: number 1 for a system identifier that is new here. When somebody else
+    /// creates it at the same moment, one of the two fails with a conflict.
+    pub async fn create_lineage(&self, cluster: &ClusterName, new: NewLineage) -> Result<Lineage> {
+        let last = self.lineage_for(cluster, new.system_id).await?.map_or(0, |l| l.id.n);
+        let lineage = Lineage {
+            cluster: cluster.clone(),
+            id: LineageId { system_id: new.system_id, n: last.saturating_add(1) },
+            major: new.major,
+            segment_size: new.segment_size,
+            wal_block_size: new.wal_block_size,
+            block_size: new.block_size,
+            relation_segment_blocks: new.relation_segment_blocks,
+            created: now(),
+            ack: new.ack,
+        };
+        let document = document::seal(Some(self.sealer()), &lineage.key(), &LineageDocument::from(&lineage))?;
+        match self.store().create_document(&document).await? {
+            Creation::New | Creation::Same => Ok(lineage),
+        }
+    }
+
+    /// The WAL of a lineage.
+    pub fn wal(&self, lineage: &Lineage) -> WalArchive {
+        WalArchive::new(self.clone(), lineage.clone())
+    }
+}
+
+/// Reads a store's descriptor. That there is none is never "not found": there is no repository then.
+pub(crate) async fn read_descriptor(store: &Store) -> Result<Descriptor> {
+    let bytes = found(store.get(&layout::descriptor()).await)?.ok_or_else(|| RepoError::NoRepository {
+        store: store.name().to_owned(),
+        what: "it has no walpoint.json; check the URL, that the directory is mounted and the bucket the right one, or \
+               create a repository with archive-agent init"
+            .to_owned(),
+    })?;
+    Descriptor::parse(store.name(), &bytes)
+}

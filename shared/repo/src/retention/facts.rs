@@ -1,0 +1,105 @@
+//! What deciding depends on.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use walpoint_base::{BackupId, LineageId, Lsn, TimelineId};
+
+use crate::catalog::TimelineGraph;
+
+/// A finished backup.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// Its id; also tells the timeline and the redo position it starts at.
+    pub id: BackupId,
+    /// The lineage whose WAL it needs.
+    pub lineage: LineageId,
+    /// When it was complete: what its age is counted from.
+    pub ended: Timestamp,
+    /// From where on it is consistent.
+    pub stop: Lsn,
+    /// The timeline of the byte before that.
+    pub stop_timeline: TimelineId,
+    /// Its label; may be empty.
+    pub label: String,
+}
+
+/// A lineage, as far as retention looks at it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Life {
+    /// Which one.
+    pub lineage: LineageId,
+    /// Its timelines.
+    pub graph: TimelineGraph,
+    /// When the cluster went on in another lineage; `None` for the one it is in now.
+    pub superseded: Option<Timestamp>,
+    /// When its timelines were in use.
+    pub timelines: BTreeMap<TimelineId, TimelineLife>,
+}
+
+/// When a timeline was in use.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct TimelineLife {
+    /// When its newest WAL was stored.
+    pub written: Option<Timestamp>,
+    /// When a newer timeline of the lineage began; `None` for the newest one.
+    pub superseded: Option<Timestamp>,
+}
+
+/// A hold that is in force or has run out; never one that was removed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// Its number.
+    pub number: u64,
+    /// The backup it is on; `None` for one on a label.
+    pub backup: Option<BackupId>,
+    /// The label it is on.
+    pub label: Option<String>,
+    /// Why.
+    pub reason: String,
+    /// Who placed it.
+    pub who: String,
+    /// When it ends; `None`: when somebody removes it.
+    pub until: Option<Timestamp>,
+}
+
+impl Held {
+    /// Whether it keeps a backup at that time.
+    pub fn keeps(&self, backup: &Candidate, now: Timestamp) -> bool {
+        let in_force = self.until.is_none_or(|until| now < until);
+        let by_label = self.label.as_ref().is_some_and(|label| *label == backup.label);
+        in_force && (self.backup == Some(backup.id) || by_label)
+    }
+}
+
+/// All of it, in any order.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct RetentionFacts {
+    /// The finished backups of the cluster.
+    pub backups: Vec<Candidate>,
+    /// Its lineages.
+    pub lives: Vec<Life>,
+    /// Its holds.
+    pub holds: Vec<Held>,
+}
+
+impl Life {
+    /// The timelines that were in use after `moment`: a moment after it may have to be recovered on them.
+    pub(super) fn in_use_after(&self, moment: Timestamp) -> impl Iterator<Item = TimelineId> + '_ {
+        let after = move |time: Option<Timestamp>| time.is_none_or(|time| time >= moment);
+        let lives = after(self.superseded);
+        self.graph.ids().filter(move |id| {
+            let life = self.timelines.get(id).copied().unwrap_or_default();
+            life.written.is_some_and(|at| at >= moment) || (lives && after(life.superseded))
+        })
+    }
+
+    /// Whether recovery from the backup can follow the path to `timeline`.
+    pub(super) fn leads_from(&self, backup: &Candidate, timeline: TimelineId) -> bool {
+        backup.lineage == self.lineage
+            && self.graph.history(timeline).is_some_and(|path| {
+                path.timeline_at(backup.id.start()) == backup.id.timeline()
+                    && path.timeline_at(backup.stop - 1) == backup.stop_timeline
+            })
+    }
+}

@@ -1,0 +1,26 @@
+//! Retention: which backups stay, and how much WAL with each of them.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `policy` | what a configuration asks for |
+//! | `facts` | what deciding depends on |
+//! | `window` | which backups a recovery window needs, over lineages and the timeline graph |
+//! | `decide` | a decision for each backup |
+//! | `reason` | the sentences that explain it |
+//!
+//! All of it is pure: facts, a policy and the time in, decisions out. What always holds: at least [`Policy::minimum`] backups
+//! stay, the newest ones; a backup under a hold stays; without a policy everything stays; and as time passes, what was
+//! dropped is never wanted again. Which objects go with a decision is [`crate::reach`]'s to say.
+
+mod decide;
+mod facts;
+mod policy;
+mod reason;
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub use self::decide::{Decision, Verdict, decide};
+pub use self::facts::{Candidate, Held, Life, RetentionFacts, TimelineLife};
+pub use self::policy::{Policy, Rule, since};
+pub use self::reason::{Period, Reason};

@@ -1,0 +1,113 @@
+//! The sentences that explain a decision.
+
+use std::fmt;
+
+use jiff::{Span, Timestamp};
+use walpoint_base::TimelineId;
+
+/// A stretch of the calendar.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Period {
+    /// A day of UTC.
+    Day,
+    /// A week from Monday to Sunday.
+    Week,
+    /// A month.
+    Month,
+    /// A year.
+    Year,
+}
+
+/// Why a backup stays or goes. Prints as a sentence without a subject: "it" is the backup.
+#[derive(Clone, Debug)]
+pub enum Reason {
+    /// Nothing says that anything is dropped.
+    NoPolicy,
+    /// There is a policy, and no rule in it is about such backups.
+    NoRule,
+    /// One of the newest.
+    Count(u32),
+    /// Young enough.
+    Age(Span),
+    /// It lies in the recovery window.
+    Window(Span),
+    /// The recovery window of a timeline begins with it.
+    WindowBegin(Span, TimelineId),
+    /// The last one of its stretch of the calendar; how many are kept, and which one this is.
+    Calendar(Period, u32, String),
+    /// One of the newest that stay in any case.
+    Minimum(u32),
+    /// A hold: number, reason, who, until when.
+    Hold(u64, String, String, Option<Timestamp>),
+    /// A rule of its label keeps it.
+    Label(String, Box<Reason>),
+    /// No rule keeps it.
+    Unwanted,
+    /// It is older than anything may be.
+    TooOld(Span),
+}
+
+impl Reason {
+    /// Whether the backup is kept for all that came after it, and not only for itself. Beyond a recovery window, only the
+    /// window's reasons are of this sort.
+    pub(super) fn leads_onward(&self, windowed: bool) -> bool {
+        match self {
+            Self::Window(_) | Self::WindowBegin(..) | Self::NoPolicy => true,
+            Self::Count(_) | Self::Age(_) | Self::Minimum(_) | Self::NoRule => !windowed,
+            _ => false,
+        }
+    }
+}
+
+impl Period {
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Day => "daily",
+            Self::Week => "weekly",
+            Self::Month => "monthly",
+            Self::Year => "yearly",
+        }
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+            Self::Year => "year",
+        })
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPolicy => write!(f, "no retention is configured"),
+            Self::NoRule => write!(f, "no rule is about it"),
+            Self::Count(1) => write!(f, "it is the newest one (count = 1)"),
+            Self::Count(n) => write!(f, "it is one of the newest {n} (count = {n})"),
+            Self::Age(span) => write!(f, "it is not older than {span:#} (age)"),
+            Self::Window(span) => write!(f, "it lies in the recovery window of {span:#} (window)"),
+            Self::WindowBegin(span, timeline) => {
+                write!(f, "the recovery window of {span:#} begins with it on timeline {timeline} (window)")
+            }
+            Self::Calendar(period, n, which) => {
+                write!(f, "it is the last one of {period} {which} ({} = {n})", period.setting())
+            }
+            Self::Minimum(1) => write!(f, "the last backup is never dropped (minimum = 1)"),
+            Self::Minimum(n) => write!(f, "the newest {n} are never dropped (minimum = {n})"),
+            Self::Hold(number, reason, who, until) => {
+                write!(f, "hold {number} by {who} keeps it ")?;
+                match until {
+                    Some(until) => write!(f, "until {until}: {reason}"),
+                    None => write!(f, "until it is removed: {reason}"),
+                }
+            }
+            Self::Label(label, reason) => write!(f, "label \"{label}\": {reason}"),
+            Self::Unwanted => write!(f, "no rule keeps it"),
+            Self::TooOld(span) => write!(f, "it is older than {span:#} (max_age)"),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Tables and properties of retention.
+
+mod properties;
+mod tables;
+mod world;

@@ -1,0 +1,183 @@
+//! K1: what each rule keeps, and what is said about it.
+
+use jiff::Span;
+
+use super::super::{Policy, RetentionFacts, Rule, decide};
+use super::world::*;
+
+fn days(n: i64) -> Option<Span> {
+    Some(Span::new().days(n))
+}
+
+/// One backup a day, from the 1st to the 20th of November, numbered by the day.
+fn daily() -> RetentionFacts {
+    facts((1..=20).map(|day| backup(&format!("2026-11-{day:02}T03:00:00Z"), 1, day)).collect())
+}
+
+fn keep(facts: &RetentionFacts, policy: &Policy, now: &str) -> String {
+    kept(&decide(facts, policy, at(now)))
+}
+
+const NOW: &str = "2026-11-20T12:00:00Z";
+
+#[test]
+fn rules_by_number_and_date() {
+    let rule = |rule: Rule| Policy { rule, ..Policy::default() };
+    for (policy, expected) in [
+        (rule(Rule { count: Some(3), ..Rule::default() }), "18+ 19+ 20+"),
+        (rule(Rule { count: Some(1), ..Rule::default() }), "20+"),
+        (rule(Rule { age: days(2), ..Rule::default() }), "19+ 20+"),
+        (rule(Rule { daily: 3, ..Rule::default() }), "18 19 20+"),
+        // 2026-11-20 is a Friday; weeks end on the 15th and the 8th.
+        (rule(Rule { weekly: 3, ..Rule::default() }), "8 15 20+"),
+        (rule(Rule { daily: 2, weekly: 2, monthly: 12, yearly: 7, ..Rule::default() }), "15 19 20+"),
+        (Policy { window: days(3), ..Policy::default() }, "17+ 18+ 19+ 20+"),
+        (Policy { minimum: 3, ..rule(Rule { count: Some(1), ..Rule::default() }) }, "18+ 19+ 20+"),
+        (
+            Policy { window: days(1), ..rule(Rule { count: Some(4), weekly: 2, ..Rule::default() }) },
+            "15 17 18 19+ 20+",
+        ),
+    ] {
+        assert_eq!(keep(&daily(), &policy, NOW), expected, "{policy:?}");
+    }
+}
+
+#[test]
+fn without_a_policy_nothing_goes() {
+    let decisions = decide(&daily(), &Policy::default(), at(NOW));
+    assert_eq!(decisions.iter().filter(|d| d.stays()).count(), 20);
+    assert_eq!(decisions[0].because(), "no retention is configured");
+    // A rule for a label is none for others.
+    let labels = [("pre-deploy".to_owned(), Rule { count: Some(1), ..Rule::default() })].into();
+    let decisions = decide(&daily(), &Policy { labels, ..Policy::default() }, at(NOW));
+    assert_eq!(decisions.iter().filter(|d| d.stays()).count(), 20);
+    assert_eq!(decisions[0].because(), "no rule is about it");
+}
+
+#[test]
+fn the_last_backup_never_goes() {
+    let policy = Policy {
+        rule: Rule { age: days(1), ..Rule::default() },
+        max_age: days(30),
+        window: days(1),
+        ..Policy::default()
+    };
+    let decisions = decide(&daily(), &policy, at("2028-01-01T00:00:00Z"));
+    assert_eq!(kept(&decisions), "20+");
+    assert!(decisions[19].exceeds_max_age, "and it is told that it is too old");
+    assert_eq!(decisions[19].because(), "the last backup is never dropped (minimum = 1)");
+    assert_eq!(decisions[0].because(), "it is older than 30d (max_age)");
+}
+
+#[test]
+fn max_age_is_a_ceiling_that_only_holds_break() {
+    let mut facts = daily();
+    facts.holds = vec![hold(7, &facts.backups[1], Some("2027-01-01T00:00:00Z"))];
+    let policy = Policy {
+        rule: Rule { daily: 30, ..Rule::default() },
+        max_age: Some(Span::new().days(5)),
+        ..Policy::default()
+    };
+    let decisions = decide(&facts, &policy, at(NOW));
+    assert_eq!(kept(&decisions), "2 16 17 18 19 20+");
+    assert!(decisions[1].exceeds_max_age);
+    assert_eq!(decisions[1].because(), "hold 7 by dba keeps it until 2027-01-01T00:00:00Z: audit");
+    // The hold runs out.
+    assert!(!keep(&facts, &policy, "2027-01-01T00:00:00Z").contains("2 "));
+}
+
+#[test]
+fn labels_have_rules_of_their_own() {
+    let mut facts = daily();
+    for day in [2, 4, 19] {
+        facts.backups[day - 1].label = "pre-deploy".to_owned();
+    }
+    facts.backups[2].label = "other".to_owned();
+    let own = Rule { count: Some(2), ..Rule::default() };
+    let policy = Policy {
+        rule: Rule { count: Some(2), ..Rule::default() },
+        labels: [("pre-deploy".to_owned(), own)].into(),
+        ..Policy::default()
+    };
+    let decisions = decide(&facts, &policy, at(NOW));
+    assert_eq!(kept(&decisions), "4 18+ 19 20+", "labelled ones do not count for the general rule");
+    assert_eq!(decisions[3].because(), "label \"pre-deploy\": it is one of the newest 2 (count = 2)");
+    let mut held = facts.clone();
+    held.holds = vec![hold(1, &facts.backups[0], None)];
+    held.holds[0].backup = None;
+    held.holds[0].label = Some("other".to_owned());
+    assert_eq!(keep(&held, &policy, NOW), "3 4 18+ 19 20+");
+}
+
+#[test]
+fn a_labelled_backup_stays_where_the_window_has_no_other() {
+    let mut facts = daily();
+    facts.backups.truncate(3);
+    facts.backups[0].label = "first".to_owned();
+    facts.backups[1].label = "first".to_owned();
+    let own = Rule { age: Some(Span::new().hours(1)), ..Rule::default() };
+    let labels: std::collections::BTreeMap<_, _> = [("first".to_owned(), own)].into();
+    let policy = Policy { window: days(7), labels, ..Policy::default() };
+    assert_eq!(keep(&facts, &policy, "2026-11-05T00:00:00Z"), "1+ 2+ 3+", "they make the window longer");
+    assert_eq!(keep(&facts, &policy, "2026-11-09T12:00:00Z"), "2+ 3+", "one begins it");
+    assert_eq!(keep(&facts, &policy, "2026-11-11T00:00:00Z"), "3+", "nobody needs it any more");
+}
+
+/// K3: each branch that was in use in the window has a backup to begin with, others have not.
+#[test]
+fn windows_lie_on_every_branch_that_was_in_use() {
+    let mut facts = daily();
+    // On the 15th the cluster was restored to the 12th: what came after on timeline 1 is an abandoned branch.
+    fork(&mut facts.lives[0], 2, 1, 13, "2026-11-15T12:00:00Z");
+    for day in [16, 17, 18, 19, 20] {
+        facts.backups[day - 1] = backup(&format!("2026-11-{day}T03:00:00Z"), 2, day as u64);
+    }
+    let keep = |window: i64| {
+        let policy = Policy { window: days(window), ..Policy::default() };
+        let decisions = decide(&facts, &policy, at(NOW));
+        (kept(&decisions), decisions)
+    };
+    // The abandoned branch was left before the window: it needs nothing.
+    assert_eq!(keep(3).0, "17+ 18+ 19+ 20+");
+    // A window that reaches behind the restore wants both: 12 begins it on the branch in use, 15 on the one left.
+    let (stay, decisions) = keep(5);
+    assert_eq!(stay, "12+ 15+ 16+ 17+ 18+ 19+ 20+");
+    assert!(decisions[14].because().contains("begins with it on timeline 1"), "{}", decisions[14].because());
+    // As long as nothing newer begins, an idle timeline is in use, however old its WAL is.
+    facts.lives[0].timelines.values_mut().for_each(|life| life.written = Some(at("2026-11-16T00:00:00Z")));
+    let policy = Policy { window: days(3), ..Policy::default() };
+    assert_eq!(kept(&decide(&facts, &policy, at("2026-12-24T00:00:00Z"))), "20+");
+}
+
+/// K3: after pg_upgrade the old lineage's last moments stay as long as they lie in the window.
+#[test]
+fn an_upgrade_leaves_the_old_lineage_its_window() {
+    let mut facts = daily();
+    facts.lives[0].superseded = Some(at("2026-11-18T12:00:00Z"));
+    facts.lives.push(super::super::Life { lineage: lineage(2), ..life() });
+    for day in [19, 20] {
+        facts.backups[day - 1].lineage = lineage(2);
+    }
+    let keep =
+        |window: i64, now: &str| keep(&facts, &Policy { window: days(window), ..Policy::default() }, now);
+    assert_eq!(keep(3, NOW), "17+ 18+ 19+ 20+");
+    assert_eq!(keep(1, NOW), "19+ 20+", "the upgrade is older than the window");
+    assert_eq!(keep(3, "2026-11-21T13:00:00Z"), "19+ 20+");
+}
+
+#[test]
+fn months_and_years_are_told_by_name() {
+    let years = [(2023, "12-31"), (2024, "06-01"), (2024, "12-31"), (2026, "11-01"), (2026, "11-02")];
+    let backups =
+        years.iter().zip(1..).map(|((year, day), n)| backup(&format!("{year}-{day}T00:00:00Z"), 1, n));
+    let facts = facts(backups.collect());
+    let policy = Policy { rule: Rule { monthly: 2, yearly: 3, ..Rule::default() }, ..Policy::default() };
+    let decisions = decide(&facts, &policy, at(NOW));
+    assert_eq!(kept(&decisions), "1 3 5+");
+    assert_eq!(decisions[0].because(), "it is the last one of year 2023 (yearly = 3)");
+    assert_eq!(
+        decisions[2].because(),
+        "it is the last one of month 2024-12 (monthly = 2); it is the last one of year 2024 (yearly = 3)"
+    );
+    assert_eq!(decisions[1].because(), "no rule keeps it");
+}

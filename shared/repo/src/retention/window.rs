@@ -1,0 +1,54 @@
+//! Which backups a recovery window needs.
+//!
+//! A moment on a timeline is recovered from a backup that ended before it on the path to that timeline. So for every
+//! timeline that was in use in the window, the newest backup that ended before the window begins it, and all that ended in
+//! it belong to it. Backups whose label has a rule of its own follow that rule; only where no other backup reaches as far
+//! back are they needed too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use walpoint_base::{BackupId, TimelineId};
+
+use super::facts::{Candidate, Life};
+
+/// What the window wants.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct Wanted {
+    /// Backups in the window.
+    pub(super) within: BTreeSet<BackupId>,
+    /// Backups with which it begins on a timeline.
+    pub(super) begins: BTreeMap<BackupId, TimelineId>,
+}
+
+/// Goes through the timelines in use since `begin`. `labelled` says whether a backup follows a rule of its label's.
+pub(super) fn wanted(
+    lives: &[Life],
+    backups: &[Candidate],
+    begin: Timestamp,
+    labelled: impl Fn(&Candidate) -> bool,
+) -> Wanted {
+    let mut wanted = Wanted::default();
+    for life in lives {
+        for timeline in life.in_use_after(begin) {
+            let mut path: Vec<&Candidate> =
+                backups.iter().filter(|backup| life.leads_from(backup, timeline)).collect();
+            path.sort_by_key(|backup| (backup.ended, backup.id));
+            let (before, within): (Vec<&Candidate>, Vec<&Candidate>) =
+                path.into_iter().partition(|backup| backup.ended <= begin);
+            let general = |backup: &&&Candidate| !labelled(backup);
+            wanted.within.extend(within.iter().filter(general).map(|backup| backup.id));
+            let base = before.iter().rev().find(general);
+            if let Some(base) = base.or(before.last()) {
+                wanted.begins.entry(base.id).or_insert(timeline);
+            }
+            if base.is_none() {
+                // Whatever is older than the first general one reaches where that does not.
+                let first = within.iter().find(general).map(|backup| backup.ended);
+                let older = within.iter().take_while(|b| first.is_none_or(|first| b.ended < first));
+                wanted.within.extend(older.map(|backup| backup.id));
+            }
+        }
+    }
+    wanted
+}

@@ -1,0 +1,176 @@
+//! Creating an object once: the only way anything gets into a repository.
+//!
+//! A create that times out may have landed; a create repeated after a 5xx may find its own bytes; S3 answers 409 though
+//! nothing landed. So a refusal or an unanswered create says nothing by itself: the object is looked at, and the content
+//! hash in its header decides. Absent: again. Equal: it is stored, whoever did it. Different: a conflict, nothing changed.
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::failure::{Failure, FailureKind};
+use super::limits::Limits;
+use super::{Backend, Store, counts};
+use crate::document::{MAX_DOCUMENT, SealedDocument, written_check};
+use crate::error::{RepoError, Result};
+use crate::layout::Key;
+use crate::object::{ContentHash, OBJECT_HEADER, ObjectHeader, Salt, SealedObject};
+
+/// What creating an object did, if it did not fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Creation {
+    /// It was not there and is now.
+    New,
+    /// The same content was there already.
+    Same,
+}
+
+/// What claiming a number in a sequence did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// The object is this one.
+    Won,
+    /// Somebody was faster: read theirs and decide again.
+    Lost,
+}
+
+/// What is stored under a name, as far as it matters here.
+struct Found {
+    content: ContentHash,
+    /// The salt tells our own bytes from equal ones. Documents have none.
+    salt: Option<Salt>,
+}
+
+impl Store {
+    /// Stores an object unless there is one of that name. Different content there is a [`RepoError::Conflict`].
+    pub async fn create_once(&self, object: &SealedObject) -> Result<Creation> {
+        let ours = object.content();
+        match self.create_and_look(&object.key, &object.pieces, || self.look(object).boxed()).await? {
+            None => Ok(Creation::New),
+            Some(found) if found.content != ours => {
+                Err(RepoError::Conflict { key: object.key.clone(), ours, theirs: found.content })
+            }
+            Some(found) if found.salt == Some(object.header.salt) => Ok(Creation::New),
+            Some(_) => Ok(Creation::Same),
+        }
+    }
+
+    /// Stores an object that claims its name, as the next number of a sequence: equal content by somebody else is a loss
+    /// like any other.
+    pub async fn claim(&self, object: &SealedObject) -> Result<Claim> {
+        match self.create_and_look(&object.key, &object.pieces, || self.look(object).boxed()).await? {
+            Some(found) if found.salt != Some(object.header.salt) => Ok(Claim::Lost),
+            _ => Ok(Claim::Won),
+        }
+    }
+
+    /// Stores a document unless there is one of that name.
+    pub async fn create_document(&self, document: &SealedDocument) -> Result<Creation> {
+        let key = &document.key;
+        let look = || self.look_at_document(key).boxed();
+        match self.create_and_look(key, std::slice::from_ref(&document.bytes), look).await? {
+            None => Ok(Creation::New),
+            Some(found) if found.content == document.check => Ok(Creation::Same),
+            Some(found) => {
+                Err(RepoError::Conflict { key: key.clone(), ours: document.check, theirs: found.content })
+            }
+        }
+    }
+
+    /// One create, without looking: what `init` and `check` find out about a store with. `false`: refused, because
+    /// something is there.
+    pub(crate) async fn create_blindly(&self, key: &Key, bytes: Bytes) -> Result<bool> {
+        match self.try_create(key, &[bytes]).await {
+            Ok(()) => Ok(true),
+            Err(failure) if failure.kind == FailureKind::Exists => Ok(false),
+            Err(failure) => Err(failure.about(key, self.name())),
+        }
+    }
+
+    /// `None`: the create itself succeeded. Otherwise what was found under the name.
+    async fn create_and_look<'a>(
+        &self,
+        key: &Key,
+        pieces: &[Bytes],
+        look: impl Fn() -> BoxFuture<'a, Result<Option<Found>>>,
+    ) -> Result<Option<Found>> {
+        let mut attempts = self.inner.limits.attempts();
+        loop {
+            let failure = match self.try_create(key, pieces).await {
+                Ok(()) => return Ok(None),
+                Err(failure) => failure,
+            };
+            match failure.kind {
+                FailureKind::Exists => {}
+                // The local store's failures are certain, and what it says exists it has synced; only creating again
+                // gives that certainty.
+                FailureKind::Transient if matches!(self.inner.backend, Backend::Local(_)) => {
+                    if attempts.another().await {
+                        continue;
+                    }
+                    return Err(failure.about(key, self.name()));
+                }
+                FailureKind::Transient => {}
+                // A 404 to a PUT is about the bucket.
+                FailureKind::NotFound => {
+                    let failure = Failure { kind: FailureKind::NoStore, ..failure };
+                    return Err(failure.about(key, self.name()));
+                }
+                _ => return Err(failure.about(key, self.name())),
+            }
+            match look().await {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                // Nothing is known about the object; the reason why it could not be created is the one to tell.
+                Err(error) if error.is_transient() && failure.kind == FailureKind::Transient => {}
+                Err(error) => return Err(error),
+            }
+            if !attempts.another().await {
+                // A conflict that never shows an object is a store that is busy with the name.
+                let kind = FailureKind::Transient;
+                return Err(Failure { kind, ..failure }.about(key, self.name()));
+            }
+        }
+    }
+
+    async fn try_create(&self, key: &Key, pieces: &[Bytes]) -> Result<(), Failure> {
+        let length = pieces.iter().map(|p| p.len() as u64).sum();
+        counts::add(&self.inner.counts.put, 1);
+        counts::add(&self.inner.counts.bytes_out, length);
+        let limit = self.inner.limits.sending(length);
+        match &self.inner.backend {
+            Backend::Local(local) => Limits::within(limit, local.create(key.as_str(), pieces)).await,
+            Backend::Remote(remote) => Limits::within(limit, remote.create(key.as_str(), pieces)).await,
+        }
+    }
+
+    async fn look_at_document(&self, key: &Key) -> Result<Option<Found>> {
+        let Some(found) = crate::found(self.get_range(key, 0..MAX_DOCUMENT as u64).await)? else {
+            return Ok(None);
+        };
+        let theirs = std::str::from_utf8(&found.bytes).ok().and_then(written_check);
+        let content = theirs.ok_or_else(|| RepoError::corrupt(key, "it does not end with a check"))?;
+        Ok(Some(Found { content, salt: None }))
+    }
+
+    async fn look(&self, object: &SealedObject) -> Result<Option<Found>> {
+        let Some(found) = crate::found(self.get_range(&object.key, 0..OBJECT_HEADER as u64).await)? else {
+            return Ok(None);
+        };
+        let corrupt = |what: String| {
+            RepoError::corrupt(
+                &object.key,
+                format!("{what}; it is in the way of what was to be stored there"),
+            )
+        };
+        let (header, _) = ObjectHeader::parse(object.sealer(), &object.key, &found.bytes)
+            .map_err(|error| corrupt(error.to_string()))?;
+        if header.object_len != found.size {
+            return Err(corrupt(format!(
+                "it has {} bytes, its header says {}",
+                found.size, header.object_len
+            )));
+        }
+        Ok(Some(Found { content: header.content, salt: Some(header.salt) }))
+    }
+}

@@ -1,0 +1,350 @@
+//! A directory as a store.
+//!
+//! An object is written under a temporary name in its directory, synced, hard-linked to its name, and the directory is
+//! synced: a reader sees all of it or nothing, and no create ever replaces. What is acknowledged survives a power cut:
+//! before an object counts as stored, every directory on the way to it is synced too, also directories and names that
+//! another process made a moment ago and may not have synced yet (the library's own local store leaves those out, which
+//! is why creating is done here). A crash leaves at most a file whose name begins with
+//! [`TEMPORARY_PREFIX`](durable::TEMPORARY_PREFIX); it is never listed.
+//!
+//! The root is remembered by device and inode: a filesystem that is unmounted, or mounted over it, is an error and never
+//! an empty store.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use walpoint_base::durable;
+
+use super::failure::{Failure, FailureKind};
+use super::{Entry, Meta, Ranged};
+use crate::layout::Key;
+use crate::object::MAX_OBJECT;
+
+/// Owner and group may read: a restoring user is often another one than the archiving one.
+const FILE_MODE: u32 = 0o640;
+const DIRECTORY_MODE: u32 = 0o750;
+
+/// Directories remembered as synced; then the memory is emptied and filled anew.
+const REMEMBERED: usize = 1024;
+
+/// A directory that holds a repository. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Local(Arc<Root>);
+
+#[derive(Debug)]
+struct Root {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    /// Directories below the root whose own names, up to the root, were synced by this process.
+    synced: Mutex<HashSet<PathBuf>>,
+}
+
+impl Local {
+    /// The directory must exist: a store that creates its root would hide a lost mount.
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        let no_store = |what: String| Failure::new(FailureKind::NoStore, what);
+        let meta = fs::metadata(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                no_store(format!("the directory {} does not exist: create it, or mount it", path.display()))
+            }
+            _ => error.into(),
+        })?;
+        if !meta.is_dir() {
+            return Err(no_store(format!("{} is not a directory", path.display())));
+        }
+        let synced = Mutex::new(HashSet::new());
+        Ok(Self(Arc::new(Root { path: path.to_owned(), device: meta.dev(), inode: meta.ino(), synced })))
+    }
+
+    /// Where a name lies.
+    pub(super) fn path_of(&self, name: &str) -> PathBuf {
+        self.0.path.join(name)
+    }
+
+    pub(super) async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Ranged, Failure> {
+        let path = self.0.path.join(name);
+        self.run(move |_| read(&path, range)).await
+    }
+
+    pub(super) async fn head(&self, name: &str) -> Result<Meta, Failure> {
+        let path = self.0.path.join(name);
+        self.run(move |_| {
+            let meta = fs::metadata(&path)?;
+            if !meta.is_file() {
+                return Err(io::Error::from(ErrorKind::IsADirectory).into());
+            }
+            Ok(Meta { size: meta.len(), modified: modified(&meta) })
+        })
+        .await
+    }
+
+    pub(super) async fn create(&self, name: &str, pieces: &[Bytes]) -> Result<(), Failure> {
+        let (path, pieces) = (self.0.path.join(name), pieces.to_vec());
+        self.run(move |root| root.create(&path, &pieces)).await
+    }
+
+    pub(super) async fn delete(&self, name: &str) -> Result<(), Failure> {
+        let path = self.0.path.join(name);
+        self.run(move |root| root.delete(&path)).await
+    }
+
+    pub(super) async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, Failure> {
+        let path = self.0.path.join(prefix);
+        self.run(move |_| {
+            let mut names = Vec::new();
+            for item in read_directory(&path)? {
+                if let Item::Directory { name, .. } = item {
+                    names.push(name);
+                }
+            }
+            names.sort_unstable();
+            Ok(names)
+        })
+        .await
+    }
+
+    /// Everything below `prefix` in the order of the keys, a directory at a time; subtrees that lie wholly at or before
+    /// `start_after` are not entered.
+    pub(super) fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+    ) -> BoxStream<'static, Result<Entry, Failure>> {
+        let first = Pending::Directory(prefix.to_owned());
+        let state = (self.clone(), vec![first], start_after.unwrap_or_default().to_owned());
+        stream::try_unfold(state, |(local, mut pending, after)| async move {
+            loop {
+                match pending.pop() {
+                    None => return Ok(None),
+                    Some(Pending::File(entry)) => return Ok(Some((entry, (local, pending, after)))),
+                    Some(Pending::Directory(name)) => {
+                        let begin = after.clone();
+                        let children = local.run(move |root| root.children(&name, &begin)).await?;
+                        pending.extend(children);
+                    }
+                }
+            }
+        })
+        .boxed()
+    }
+
+    /// On a blocking thread. Before and after it looks whether the root is still the directory that was opened.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Root) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let root = Arc::clone(&self.0);
+        let work = move || {
+            root.check()?;
+            match work(&root) {
+                // Absence counts only in the store that was opened.
+                Err(failure) => root.check().and(Err(failure)),
+                done => done,
+            }
+        };
+        let ended =
+            |_| Failure::new(FailureKind::Transient, "a worker thread ended before its work was done");
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ended(error)))
+    }
+}
+
+enum Pending {
+    Directory(String),
+    File(Entry),
+}
+
+impl Root {
+    fn check(&self) -> Result<(), Failure> {
+        let gone = |what: &str| {
+            let what = format!("{} {what}; is its filesystem mounted?", self.path.display());
+            Err(Failure::new(FailureKind::NoStore, what))
+        };
+        match fs::metadata(&self.path) {
+            Ok(meta) if (meta.dev(), meta.ino()) == (self.device, self.inode) => Ok(()),
+            Ok(_) => gone("is another directory than when it was opened"),
+            Err(error) if error.kind() == ErrorKind::NotFound => gone("is gone"),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn create(&self, path: &Path, pieces: &[Bytes]) -> Result<(), Failure> {
+        let directory = path.parent().unwrap_or(&self.path);
+        self.make_directory(directory)?;
+        let temporary = match write_temporary(path, pieces) {
+            // Somebody deleted the last object in this directory, and the directory with it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.forget(directory);
+                self.make_directory(directory)?;
+                write_temporary(path, pieces)?
+            }
+            written => written?,
+        };
+        let linked = fs::hard_link(&temporary, path);
+        // Left over at worst; the name decides.
+        fs::remove_file(&temporary).ok();
+        match linked {
+            Ok(()) => durable::sync_directory(directory).map_err(|error| {
+                // Not known to survive a power cut, so it must not be found and taken for stored.
+                fs::remove_file(path).ok();
+                error.into()
+            }),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                // Whoever made it may not have synced it yet, and the caller may acknowledge it as stored.
+                File::open(path).and_then(|f| f.sync_all())?;
+                durable::sync_directory(directory)?;
+                Err(error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes the directory and what is missing above it, and syncs every name up to the root once per process: that a
+    /// directory is there does not say that whoever made it has synced it.
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        if path == self.path || self.synced.lock().is_ok_and(|s| s.contains(path)) {
+            return Ok(());
+        }
+        let parent = path.parent().unwrap_or(&self.path);
+        self.make_directory(parent)?;
+        let made = fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path);
+        made.or_else(|e| if e.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })?;
+        durable::sync_directory(parent)?;
+        if let Ok(mut synced) = self.synced.lock() {
+            if synced.len() >= REMEMBERED {
+                synced.clear();
+            }
+            synced.insert(path.to_owned());
+        }
+        Ok(())
+    }
+
+    fn forget(&self, path: &Path) {
+        if let Ok(mut synced) = self.synced.lock() {
+            synced.retain(|known| !path.starts_with(known));
+        }
+    }
+
+    /// Removes the object, then the directories that are empty without it, as object stores have none.
+    fn delete(&self, path: &Path) -> Result<(), Failure> {
+        durable::remove(path)?;
+        for directory in path.ancestors().skip(1).take_while(|d| *d != self.path) {
+            // Somebody may be using it again; then it is not empty.
+            if fs::remove_dir(directory).is_err() {
+                break;
+            }
+            self.forget(directory);
+        }
+        Ok(())
+    }
+
+    /// What lies directly in the directory and sorts after `after`, last one first.
+    fn children(&self, directory: &str, after: &str) -> Result<Vec<Pending>, Failure> {
+        let path = self.path.join(directory);
+        let mut children = Vec::new();
+        for item in read_directory(&path)? {
+            let join = |name: &str| {
+                if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+            };
+            match item {
+                Item::Directory { name } => {
+                    // With its slash, because that is how the keys in it compare with their neighbours.
+                    let name = format!("{}/", join(&name));
+                    if name.as_str() > after || after.starts_with(&name) {
+                        children
+                            .push((name.clone(), Pending::Directory(name.trim_end_matches('/').to_owned())));
+                    }
+                }
+                Item::File { name, meta } => {
+                    let name = join(&name);
+                    let Ok(key) = name.parse::<Key>() else { continue };
+                    if name.as_str() > after {
+                        let entry = Entry { key, size: meta.len(), modified: modified(&meta) };
+                        children.push((name, Pending::File(entry)));
+                    }
+                }
+            }
+        }
+        children.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        Ok(children.into_iter().map(|(_, child)| child).collect())
+    }
+}
+
+enum Item {
+    Directory { name: String },
+    File { name: String, meta: fs::Metadata },
+}
+
+/// The directories and files in a directory; nothing if there is none. Temporary files and strangers are left out.
+fn read_directory(path: &Path) -> Result<Vec<Item>, Failure> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        entries => entries?,
+    };
+    let mut items = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if name.starts_with(durable::TEMPORARY_PREFIX) || name.parse::<Key>().is_err() {
+            continue;
+        }
+        // Follows links; one that was deleted meanwhile is not listed.
+        match fs::metadata(entry.path()) {
+            Ok(meta) if meta.is_dir() => items.push(Item::Directory { name }),
+            Ok(meta) if meta.is_file() => items.push(Item::File { name, meta }),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(items)
+}
+
+fn read(path: &Path, range: Option<Range<u64>>) -> Result<Ranged, Failure> {
+    let mut file = File::open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::from(ErrorKind::IsADirectory).into());
+    }
+    let size = meta.len();
+    let range = range.unwrap_or(0..size);
+    let (start, end) = (range.start.min(size), range.end.min(size));
+    let length = end.saturating_sub(start);
+    let expected = usize::try_from(length).ok().filter(|_| length <= MAX_OBJECT).ok_or_else(|| {
+        Failure::new(FailureKind::TooLong, format!("it has {length} bytes, more than any object"))
+    })?;
+    // Into memory that nobody filled with zeros first: that would cost as much as the reading.
+    let mut bytes = Vec::with_capacity(expected);
+    file.seek(SeekFrom::Start(start))?;
+    file.take(length).read_to_end(&mut bytes)?;
+    if bytes.len() != expected {
+        return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
+    }
+    Ok(Ranged { bytes: bytes.into(), size })
+}
+
+fn write_temporary(path: &Path, pieces: &[Bytes]) -> io::Result<PathBuf> {
+    let temporary = durable::temporary_beside(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&temporary)?;
+    let written = pieces.iter().try_for_each(|piece| file.write_all(piece)).and_then(|()| file.sync_all());
+    written.inspect_err(|_| {
+        // The write's own error is the one to report.
+        fs::remove_file(&temporary).ok();
+    })?;
+    Ok(temporary)
+}
+
+fn modified(meta: &fs::Metadata) -> jiff::Timestamp {
+    let nanos = i32::try_from(meta.mtime_nsec()).unwrap_or_default();
+    jiff::Timestamp::new(meta.mtime(), nanos).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+}

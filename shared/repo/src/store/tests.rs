@@ -1,0 +1,407 @@
+//! The local store against the suite, and creating once against a store that fails on purpose.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
+
+use super::*;
+use crate::layout::Key;
+use crate::object::{ObjectKind, ObjectWriter, RepositoryId, SealedObject, Sealer};
+
+async fn local() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&StoreSettings::at(dir.path().to_str().unwrap())).await.unwrap();
+    (dir, store)
+}
+
+fn sealed(name: &str, content: &[u8]) -> SealedObject {
+    let key: Key = name.parse().unwrap();
+    let mut writer =
+        ObjectWriter::new(&Sealer::plain(RepositoryId([3; 16])), ObjectKind::Probe, &key).unwrap();
+    writer.frame(content).unwrap();
+    writer.finish().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_does_what_a_store_must() {
+    let (dir, store) = local().await;
+    conformance::all(&store).await;
+    assert!(store.requests().put > 1100 && store.requests().total() > store.requests().put);
+    let left: Vec<_> = walk(dir.path()).into_iter().filter(|p| p.contains("walpoint-tmp")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_library_in_memory_does_what_a_store_must() {
+    let store = Store::over("memory", Arc::new(InMemory::new()));
+    conformance::all(&store).await;
+}
+
+fn walk(path: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        found.push(path.display().to_string());
+        if path.is_dir() {
+            found.extend(walk(&path));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn what_a_crash_left_and_strangers_are_not_listed() {
+    let (dir, store) = local().await;
+    store.create_once(&sealed("a/one", b"x")).await.unwrap();
+    std::fs::copy(dir.path().join("a/one"), dir.path().join("a/.walpoint-tmp-one-1-2-3")).unwrap();
+    std::fs::copy(dir.path().join("a/one"), dir.path().join("a/with blank")).unwrap();
+    std::os::unix::fs::symlink("nowhere", dir.path().join("a/broken")).unwrap();
+    let listed = store.list_all(&Prefix::root()).await.unwrap();
+    assert_eq!(listed.iter().map(|e| e.key.as_str()).collect::<Vec<_>>(), ["a/one"]);
+}
+
+#[tokio::test]
+async fn no_directory_is_left_without_an_object() {
+    let (dir, store) = local().await;
+    let (one, two) = (sealed("a/b/one", b"x"), sealed("a/two", b"x"));
+    store.create_once(&one).await.unwrap();
+    store.create_once(&two).await.unwrap();
+    store.delete(&one.key).await.unwrap();
+    assert!(!dir.path().join("a/b").exists() && dir.path().join("a").exists());
+    store.delete(&two.key).await.unwrap();
+    assert!(!dir.path().join("a").exists() && dir.path().exists());
+    assert_eq!(store.create_once(&one).await.unwrap(), Creation::New);
+}
+
+#[tokio::test]
+async fn files_are_for_owner_and_group() {
+    let (dir, store) = local().await;
+    store.create_once(&sealed("a/one", b"x")).await.unwrap();
+    let mode = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777;
+    // Whatever the umask takes away, others get nothing.
+    assert_eq!((mode("a") & 0o707, mode("a/one") & 0o707), (0o700, 0o600));
+}
+
+#[tokio::test]
+async fn a_directory_that_is_not_there_is_no_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing");
+    let error = Store::open(&StoreSettings::at(missing.to_str().unwrap())).await.unwrap_err();
+    assert!(
+        matches!(&error, RepoError::NoRepository { what, .. } if what.contains("does not exist")),
+        "{error}"
+    );
+    assert!(!missing.exists());
+}
+
+/// As when its filesystem is unmounted, or another one is mounted over it.
+#[tokio::test]
+async fn a_directory_that_is_exchanged_is_never_an_empty_store() {
+    let (dir, store) = local().await;
+    let object = sealed("a/one", b"x");
+    store.create_once(&object).await.unwrap();
+    let aside = dir.path().with_extension("aside");
+    walpoint_base::durable::rename(dir.path(), &aside).unwrap();
+    let lost = |error: RepoError| assert!(matches!(error, RepoError::NoRepository { .. }), "{error}");
+    let everything_is_lost = async || {
+        lost(store.get(&object.key).await.unwrap_err());
+        lost(store.head(&object.key).await.unwrap_err());
+        lost(store.list_all(&Prefix::root()).await.unwrap_err());
+        lost(store.list_dirs(&Prefix::root()).await.unwrap_err());
+        lost(store.create_once(&sealed("a/two", b"x")).await.unwrap_err());
+        lost(store.delete(&object.key).await.unwrap_err());
+    };
+    everything_is_lost().await;
+    std::fs::create_dir(dir.path()).unwrap();
+    everything_is_lost().await;
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "nothing was written to the wrong directory"
+    );
+    std::fs::remove_dir(dir.path()).unwrap();
+    walpoint_base::durable::rename(&aside, dir.path()).unwrap();
+    assert!(store.head(&object.key).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_damaged_object_is_in_the_way_and_named() {
+    let (dir, store) = local().await;
+    let object = sealed("a/one", b"content");
+    store.create_once(&object).await.unwrap();
+    for damage in [&b"short"[..], &object.to_bytes()[..130], &[7; 500]] {
+        walpoint_base::durable::replace(&dir.path().join("a/one"), damage, 0o600).unwrap();
+        let error = store.create_once(&object).await.unwrap_err();
+        assert!(matches!(&error, RepoError::Corrupt { key, .. } if *key == object.key), "{error}");
+    }
+}
+
+/// What the store does with the next creates; then it is in order.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Trouble {
+    /// Stores it, then the answer is lost.
+    LandsUnanswered,
+    /// Does not store it, and answers 503.
+    Unavailable,
+    /// Does not store it, and answers 409.
+    ConflictForNothing,
+    /// Never answers and does not store it.
+    Hangs,
+    /// Never answers, but stores it.
+    LandsAndHangs,
+    /// Refuses the credentials.
+    Denied,
+    /// Takes the condition and overwrites all the same.
+    Overwrites,
+}
+
+#[derive(Debug)]
+struct Troubled {
+    inner: InMemory,
+    creates: Mutex<VecDeque<Trouble>>,
+    looks: Mutex<VecDeque<Trouble>>,
+}
+
+impl fmt::Display for Troubled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Troubled")
+    }
+}
+
+fn unavailable() -> object_store::Error {
+    let source = "Server returned non-2xx status code: 503 Service Unavailable: SlowDown".into();
+    object_store::Error::Generic { store: "S3", source }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Troubled {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        let trouble = self.creates.lock().unwrap().pop_front();
+        if matches!(trouble, None | Some(Trouble::LandsUnanswered | Trouble::LandsAndHangs)) {
+            let result = self.inner.put_opts(at, payload.clone(), opts).await;
+            if trouble.is_none() {
+                return result;
+            }
+        }
+        let source = "Server returned non-2xx status code: 409 Conflict".into();
+        match trouble {
+            Some(Trouble::Overwrites) => {
+                self.inner.put_opts(at, payload, object_store::PutMode::Overwrite.into()).await
+            }
+            Some(Trouble::ConflictForNothing) => {
+                Err(object_store::Error::AlreadyExists { path: at.to_string(), source })
+            }
+            Some(Trouble::Denied) => {
+                Err(object_store::Error::PermissionDenied { path: at.to_string(), source })
+            }
+            Some(Trouble::Hangs | Trouble::LandsAndHangs) => std::future::pending().await,
+            _ => Err(unavailable()),
+        }
+    }
+
+    async fn get_opts(&self, at: &Path, opts: GetOptions) -> object_store::Result<GetResult> {
+        let trouble = self.looks.lock().unwrap().pop_front();
+        match trouble {
+            None => self.inner.get_opts(at, opts).await,
+            Some(Trouble::Hangs) => std::future::pending().await,
+            Some(Trouble::Denied) => {
+                let source = "Server returned non-2xx status code: 403 Forbidden".into();
+                Err(object_store::Error::PermissionDenied { path: at.to_string(), source })
+            }
+            Some(_) => Err(unavailable()),
+        }
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        opts: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(at, opts).await
+    }
+
+    async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> object_store::Result<Vec<Bytes>> {
+        self.inner.get_ranges(at, ranges).await
+    }
+
+    fn delete_stream(
+        &self,
+        at: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        self.inner.delete_stream(at)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, opts: CopyOptions) -> object_store::Result<()> {
+        self.inner.copy_opts(from, to, opts).await
+    }
+}
+
+fn troubled_later() -> (Store, Arc<Troubled>) {
+    let none = || Mutex::new(VecDeque::new());
+    let backend = Arc::new(Troubled { inner: InMemory::new(), creates: none(), looks: none() });
+    let store = Store::over("troubled", Arc::clone(&backend) as Arc<dyn ObjectStore>);
+    (store.with_limits(Limits { read_timeout: Duration::from_millis(100), ..Limits::default() }), backend)
+}
+
+fn troubled(creates: &[Trouble], looks: &[Trouble]) -> Store {
+    let (store, backend) = troubled_later();
+    backend.creates.lock().unwrap().extend(creates);
+    backend.looks.lock().unwrap().extend(looks);
+    store
+}
+
+#[tokio::test]
+async fn whatever_the_network_does_it_is_stored_once_and_known_to_be() {
+    use Trouble::*;
+    let mut cases = Vec::new();
+    for trouble in [LandsUnanswered, Unavailable, ConflictForNothing, Hangs, LandsAndHangs] {
+        for troubles in [vec![trouble], vec![Unavailable, trouble], vec![trouble, ConflictForNothing]] {
+            for looks in [vec![], vec![Unavailable]] {
+                cases.push((troubles.clone(), looks));
+            }
+        }
+    }
+    // All at once, as each waits a little.
+    let runs = cases.into_iter().map(|(troubles, looks)| async move {
+        let object = sealed("a/one", b"x");
+        let store = troubled(&troubles, &looks);
+        let created = store.create_once(&object).await;
+        assert_eq!(created.unwrap(), Creation::New, "{troubles:?} {looks:?}");
+        assert_eq!(store.get(&object.key).await.unwrap(), object.to_bytes());
+    });
+    futures_util::future::join_all(runs).await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_does_not_hide_a_conflict() {
+    let (theirs, ours) = (sealed("a/one", b"theirs"), sealed("a/one", b"ours"));
+    for trouble in [Trouble::Unavailable, Trouble::Hangs, Trouble::ConflictForNothing] {
+        let (store, backend) = troubled_later();
+        store.create_once(&theirs).await.unwrap();
+        backend.creates.lock().unwrap().push_back(trouble);
+        let error = store.create_once(&ours).await.unwrap_err();
+        assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
+        backend.creates.lock().unwrap().push_back(trouble);
+        assert_eq!(store.claim(&ours).await.unwrap(), Claim::Lost);
+        assert_eq!(store.get(&theirs.key).await.unwrap(), theirs.to_bytes());
+    }
+}
+
+#[tokio::test]
+async fn waiting_is_bounded_and_the_reason_is_told() {
+    let object = sealed("a/one", b"x");
+    let store = troubled(&[Trouble::Unavailable; 50], &[]);
+    let begun = std::time::Instant::now();
+    let error = store.create_once(&object).await.unwrap_err();
+    assert!(error.is_transient() && crate::init::error_chain(&error).contains("503"), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert_eq!(store.requests().put, 4);
+
+    let store = troubled(&[], &[Trouble::Hangs; 50]);
+    let error = store.get(&object.key).await.unwrap_err();
+    assert!(error.is_transient() && crate::init::error_chain(&error).contains("no answer"), "{error:?}");
+    assert_eq!(store.requests().get, 4);
+    let once = store.with_limits(store.limits().once());
+    assert!(once.get(&object.key).await.unwrap_err().is_transient());
+    assert_eq!(store.requests().get, 5, "clones count together");
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_repeated() {
+    let object = sealed("a/one", b"x");
+    let store = troubled(&[Trouble::Denied], &[]);
+    assert!(matches!(store.create_once(&object).await.unwrap_err(), RepoError::Denied { .. }));
+    assert_eq!(store.requests().put, 1);
+    // Stored or not, nobody may look: not a success.
+    let store = troubled(&[Trouble::LandsUnanswered], &[Trouble::Denied]);
+    assert!(matches!(store.create_once(&object).await.unwrap_err(), RepoError::Denied { .. }));
+}
+
+/// K5: the probe tells a store that overwrites, and what looking first makes of it.
+#[tokio::test]
+async fn a_store_that_overwrites_is_found_out() {
+    let probe = crate::init::Probe::of(&troubled(&[], &[])).await.unwrap();
+    assert!(probe.findings().iter().all(|(_, finding)| finding.is_good()), "{probe:?}");
+    let probe = crate::init::Probe::of(&troubled(&[Trouble::Overwrites; 2], &[])).await.unwrap();
+    let told = |finding: &crate::init::Finding| format!("{finding:?}");
+    assert!(told(&probe.never_replaces).contains("overwrote"), "{probe:?}");
+    assert!([probe.absence, probe.reading, probe.listing, probe.deleting].iter().all(|f| f.is_good()));
+
+    let (_, backend) = troubled_later();
+    backend.creates.lock().unwrap().extend([Trouble::Overwrites; 9]);
+    let backend: Arc<dyn ObjectStore> = backend;
+    let careful = remote::Remote::new(backend, "prefix").look_first(true);
+    let store = Store::new("careful".into(), Backend::Remote(careful), Limits::default());
+    let probe = crate::init::Probe::of(&store).await.unwrap();
+    assert!(probe.findings().iter().all(|(_, finding)| finding.is_good()), "{probe:?}");
+    let (one, other) = (sealed("a/one", b"x"), sealed("a/one", b"y"));
+    assert_eq!(store.create_once(&one).await.unwrap(), Creation::New);
+    assert!(matches!(store.create_once(&other).await.unwrap_err(), RepoError::Conflict { .. }));
+    assert_eq!(store.list_all(&Prefix::root()).await.unwrap()[0].key, one.key, "without the prefix");
+}
+
+#[tokio::test]
+async fn missing_credentials_are_told_quickly() {
+    // A test must not depend on whose environment it runs in.
+    if std::env::vars().any(|(name, _)| name.starts_with("AWS_") || name.starts_with("GOOGLE_")) {
+        return;
+    }
+    for url in ["s3://bucket/prefix", "gs://bucket"] {
+        let begun = std::time::Instant::now();
+        let error = Store::open(&StoreSettings::at(url)).await.unwrap_err();
+        assert!(matches!(error, RepoError::Settings { .. }), "{url}: {error}");
+        assert!(error.to_string().contains("no credentials"), "{url}: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(3));
+    }
+}
+
+#[tokio::test]
+async fn a_plain_endpoint_must_be_allowed() {
+    let settings =
+        StoreSettings { endpoint: Some("http://127.0.0.1:1".into()), ..StoreSettings::at("s3://bucket") };
+    let error = Store::open(&settings).await.unwrap_err();
+    assert!(error.to_string().contains("allow_http"), "{error}");
+}
+
+/// Every call can run in a task of its own.
+#[test]
+fn futures_can_be_sent() {
+    fn sendable<T: Send>(_: T) {}
+    let store = Store::over("memory", Arc::new(InMemory::new()));
+    let object = sealed("a/one", b"x");
+    sendable(store.get(&object.key));
+    sendable(store.head(&object.key));
+    sendable(store.create_once(&object));
+    sendable(store.claim(&object));
+    sendable(store.delete(&object.key));
+    sendable(store.list_dirs(&Prefix::root()));
+    sendable(store.list_all(&Prefix::root()));
+    sendable(Store::open(&StoreSettings::at("/tmp")));
+    sendable(crate::Repository::open("main", &StoreSettings::at("/tmp")));
+    sendable(crate::Repository::init("main", &StoreSettings::at("/tmp"), None));
+}

@@ -1,0 +1,220 @@
+//! Everything that the manifests and the promised windows refer to exists, with its size: manifests are read as a whole,
+//! the rest is listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::TryStreamExt;
+use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
+
+use super::Run;
+use super::report::VerifyFinding;
+use crate::backup::ListedState;
+use crate::catalog::{Catalog, LineageCatalog, Runs};
+use crate::error::{RepoError, Result};
+use crate::layout::{ClusterObject, ClusterPaths};
+use crate::lineage::Lineage;
+use crate::plan::{Facts, SegmentRange, windows};
+use crate::reach::{WalNeed, WalRoots};
+use crate::retention::{Candidate, Decision, Verdict};
+
+/// The segments of a lineage that are needed and there, by timeline.
+pub(super) struct NeededWal {
+    pub(super) lineage: Lineage,
+    pub(super) timelines: BTreeMap<TimelineId, Runs>,
+}
+
+impl Run<'_> {
+    /// Looks at everything by name and size; the WAL that is to be read by whoever reads more.
+    pub(super) async fn light(&mut self, decisions: &[Decision]) -> Result<Vec<NeededWal>> {
+        let mut catalog = Catalog::load(self.repository, self.cluster).await?;
+        let finished = catalog.backups().iter().filter(|b| matches!(b.state, ListedState::Finished(_)));
+        let wanted = |id: &BackupId| self.options.backup.is_none_or(|only| only == *id);
+        let ids: Vec<BackupId> = finished.map(|listed| listed.id).filter(wanted).collect();
+        if let Some(id) = self.options.backup
+            && ids.is_empty()
+        {
+            let (key, store) = (ClusterPaths::new(self.cluster).manifest(id), self.repository.store().name());
+            return Err(RepoError::NotFound { key, store: store.to_owned() });
+        }
+        self.manifests(ids).await?;
+        self.pack_sizes().await?;
+        let mut needed = Vec::new();
+        for lineage in catalog.lineages_mut() {
+            needed.push(self.promised(lineage, decisions).await?);
+        }
+        Ok(needed)
+    }
+
+    async fn manifests(&mut self, ids: Vec<BackupId>) -> Result<()> {
+        for id in ids {
+            match self.backups.open(id).await {
+                Ok(reader) => {
+                    let user = u16::try_from(self.ids.len()).unwrap_or(u16::MAX);
+                    let manifest = reader.manifest();
+                    for pack in manifest.packs.packs() {
+                        let Some(owner) = manifest.backups.get(usize::from(pack.backup.0)) else { continue };
+                        let known = self.packs.entry((*owner, pack.pack.0));
+                        known.or_insert_with(|| (pack.size, Vec::new())).1.push(user);
+                    }
+                    self.ids.push(id);
+                }
+                Err(error @ RepoError::Corrupt { .. }) => {
+                    let key = ClusterPaths::new(self.cluster).manifest(id);
+                    self.report.finding(VerifyFinding {
+                        kind: "damaged",
+                        object: key.to_string(),
+                        what: error.to_string(),
+                        backups: vec![id.to_string()],
+                        moments: None,
+                        remedy: "take a backup; this one is lost here: restore from another one, or from another repository"
+                            .to_owned(),
+                    });
+                }
+                // Expired since it was listed.
+                Err(RepoError::NotFound { .. } | RepoError::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        (self.report.backups, self.report.packs) = (count(self.ids.len()), count(self.packs.len()));
+        Ok(())
+    }
+
+    async fn pack_sizes(&mut self) -> Result<()> {
+        let owners: BTreeSet<BackupId> = self.packs.keys().map(|(owner, _)| *owner).collect();
+        let paths = ClusterPaths::new(self.cluster);
+        for owner in owners {
+            let mut there: BTreeMap<u32, u64> = BTreeMap::new();
+            let mut listing = self.repository.store().list(&paths.data(owner), None);
+            while let Some(entry) = listing.try_next().await? {
+                if let Some(ClusterObject::Pack(_, n)) = paths.parse(&entry.key) {
+                    there.insert(n, entry.size);
+                }
+            }
+            let of_it = self.packs.range((owner, 0)..=(owner, u32::MAX));
+            let wrong = of_it.filter_map(|((_, n), (size, _))| match there.get(n) {
+                None => Some((*n, "missing", "it is not there".to_owned())),
+                Some(is) if *is != u64::from(*size) => {
+                    Some((*n, "size", format!("it has {is} bytes, the manifests say {size}")))
+                }
+                Some(_) => None,
+            });
+            let wrong: Vec<_> = wrong.collect();
+            for (n, kind, what) in wrong {
+                self.bad_pack(owner, n, kind, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the WAL that is there against what backups and windows need.
+    async fn promised(&mut self, catalog: &mut LineageCatalog, decisions: &[Decision]) -> Result<NeededWal> {
+        let (lineage, size) = (catalog.lineage().clone(), catalog.lineage().segment_size);
+        let here = |decision: &&Decision| {
+            decision.backup.lineage == lineage.id && self.ids.contains(&decision.backup.id)
+        };
+        let of = |verdicts: &[Verdict]| -> Vec<Candidate> {
+            let some = decisions.iter().filter(here).filter(|d| verdicts.contains(&d.verdict));
+            some.map(|decision| decision.backup.clone()).collect()
+        };
+        let one = self.options.backup.is_some();
+        let (onward, alone) = match one {
+            true => (Vec::new(), of(&[Verdict::Onward, Verdict::Alone, Verdict::Drop])),
+            false => (of(&[Verdict::Onward]), of(&[Verdict::Alone, Verdict::Drop])),
+        };
+        let need = WalNeed::of(&WalRoots {
+            graph: &catalog.facts().graph,
+            size,
+            onward: &onward,
+            alone: &alone,
+            unfinished: &[],
+            in_use: false,
+        });
+        for backup in onward.iter().chain(&alone) {
+            self.consistent(catalog, backup).await?;
+        }
+        let timelines: Vec<TimelineId> = catalog.facts().graph.ids().collect();
+        let mut there = BTreeMap::new();
+        for timeline in timelines {
+            let gaps = catalog.ask(None, |facts: &Facts| windows::gaps(facts, timeline)).await?;
+            for gap in gaps {
+                self.gap(lineage.id, size, &gap, &need, &onward);
+            }
+            let runs = catalog.ask(None, |facts: &Facts| facts.wal(timeline).cloned()).await?;
+            let mut wanted = Runs::default();
+            for run in runs.iter() {
+                for n in (run.first.0..=run.last.0).map(SegmentNo).filter(|n| need.needs(timeline, *n)) {
+                    wanted.insert(n, 0);
+                }
+            }
+            self.report.segments = self.report.segments.saturating_add(wanted.count());
+            there.insert(timeline, wanted);
+        }
+        for problem in catalog.problems() {
+            self.report.finding(VerifyFinding {
+                kind: "damaged",
+                object: format!("lineage {}", lineage.id),
+                what: problem,
+                backups: Vec::new(),
+                moments: None,
+                remedy: "an object of the index may be deleted, it is made again from the segments; a history file has to be \
+                         archived again, from pg_wal or another repository"
+                    .to_owned(),
+            });
+        }
+        Ok(NeededWal { lineage, timelines: there })
+    }
+
+    /// Whether a backup has the WAL without which it is not consistent.
+    async fn consistent(&mut self, catalog: &mut LineageCatalog, backup: &Candidate) -> Result<()> {
+        let id = backup.id;
+        let missing = catalog
+            .ask(None, |facts: &Facts| match facts.complete_backup(id)? {
+                Some(backup) => windows::missing_for(facts, backup),
+                None => Ok(Vec::new()),
+            })
+            .await?;
+        let (paths, size) = (catalog.archive().paths().clone(), catalog.lineage().segment_size);
+        for range in missing {
+            self.report.finding(VerifyFinding {
+                kind: "missing",
+                object: paths.segment(range.names(size).0).to_string(),
+                what: format!("{} is not there or was stored though damaged", range.describe(size)),
+                backups: vec![id.to_string()],
+                moments: Some("the backup does not become consistent without it".to_owned()),
+                remedy: RESUPPLY.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// A hole, if anything that is promised lies behind it.
+    fn gap(
+        &mut self,
+        lineage: LineageId,
+        size: walpoint_base::SegmentSize,
+        gap: &SegmentRange,
+        need: &WalNeed,
+        onward: &[Candidate],
+    ) {
+        if !need.needs_any(gap.timeline, gap.first, gap.last) {
+            return;
+        }
+        let (from, until) = (gap.first.start(size), gap.last.end(size));
+        let next = onward.iter().filter(|b| b.id.timeline() == gap.timeline && b.id.start() >= until);
+        let next = next.min_by_key(|backup| backup.id.start()).map(|backup| backup.id);
+        let before = onward.iter().filter(|b| b.id.timeline() <= gap.timeline && b.stop <= from);
+        let upto = next.map_or("the end of the archive".to_owned(), |id| format!("backup {id}"));
+        self.report.finding(VerifyFinding {
+            kind: "gap",
+            object: format!("{lineage}: {}", gap.describe(size)),
+            what: format!("missing on timeline {} from {from} to {until}", gap.timeline),
+            backups: before.map(|backup| backup.id.to_string()).collect(),
+            moments: Some(format!("from {from} up to {upto} on timeline {}", gap.timeline)),
+            remedy: format!("{RESUPPLY}; a new backup begins a window behind the gap"),
+        });
+    }
+}
+
+/// What to do about WAL.
+pub(super) const RESUPPLY: &str = "if PostgreSQL or another repository still has it, remove what is damaged here and archive it again (archive-agent push)";

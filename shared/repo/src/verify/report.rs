@@ -1,0 +1,96 @@
+//! What a verification tells: what `archive-agent verify --json` prints. Stable: members are added, never renamed or
+//! removed.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use walpoint_base::ClusterName;
+
+use super::{Depth, VerifyOptions};
+use crate::Repository;
+
+/// Findings that are told; more of the same run are only counted.
+const MOST: usize = 1000;
+
+/// What a run found in one repository.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Verified {
+    /// The cluster.
+    pub cluster: String,
+    /// What the configuration calls the repository.
+    pub repository: String,
+    /// `light`, `full`, `sample` or `budget`.
+    pub depth: &'static str,
+    /// When it began.
+    pub taken: Timestamp,
+    /// Finished backups that were looked at.
+    pub backups: u64,
+    /// Packs that they use.
+    pub packs: u64,
+    /// Segments that are needed.
+    pub segments: u64,
+    /// Objects that were read as a whole.
+    pub read_objects: u64,
+    /// Bytes of files and WAL that were verified, before compression.
+    pub verified_bytes: u64,
+    /// Pages whose checksum was found wrong when the backup was made, and still is.
+    pub known_bad_pages: u64,
+    /// How many findings there are.
+    pub found: u64,
+    /// The first of them.
+    pub findings: Vec<VerifyFinding>,
+    /// What somebody should know, one sentence each.
+    pub notes: Vec<String>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct VerifyFinding {
+    /// `missing`, `size`, `damaged`, `page`, `records` or `gap`.
+    pub kind: &'static str,
+    /// The object it is about.
+    pub object: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// Backups that cannot be restored whole because of it.
+    pub backups: Vec<String>,
+    /// Moments that cannot be recovered because of it, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moments: Option<String>,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Verified {
+    pub(super) fn new(repository: &Repository, cluster: &ClusterName, options: &VerifyOptions) -> Self {
+        Self {
+            cluster: cluster.to_string(),
+            repository: repository.name().to_owned(),
+            depth: match options.depth {
+                Depth::Light => "light",
+                Depth::Full => "full",
+                Depth::Sample(_) => "sample",
+                Depth::Budget(_) => "budget",
+            },
+            taken: Timestamp::now(),
+            backups: 0,
+            packs: 0,
+            segments: 0,
+            read_objects: 0,
+            verified_bytes: 0,
+            known_bad_pages: 0,
+            found: 0,
+            findings: Vec::new(),
+            notes: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+
+    pub(super) fn finding(&mut self, finding: VerifyFinding) {
+        self.found += 1;
+        if self.findings.len() < MOST {
+            self.findings.push(finding);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! K4: damage done to a repository in a directory is found and named. Its segments have real headers and no real content:
+//! whoever reads them finds that out.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use walpoint_base::{SegmentNo, SegmentSize, TimelineId};
+
+use super::*;
+use crate::expire::outlook;
+use crate::expire::tests::{cluster, keys, world};
+use crate::index::tests::Bed;
+use crate::layout::ClusterPaths;
+use crate::retention::Policy;
+
+struct Anything;
+
+impl ContentCheck for Anything {
+    fn pages(&self, _: &BackupFacts, _: &TablePath, _: u64, _: &[u8], _: &mut dyn FnMut(u64, u16, u16)) {}
+
+    fn wal(&self) -> Box<dyn WalCheck> {
+        Box::new(Anything)
+    }
+}
+
+impl WalCheck for Anything {
+    fn segment(&mut self, _: SegmentName, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// A page check that finds the second block of every file wrong.
+struct SecondBlock;
+
+impl ContentCheck for SecondBlock {
+    fn pages(
+        &self,
+        _: &BackupFacts,
+        _: &TablePath,
+        offset: u64,
+        bytes: &[u8],
+        bad: &mut dyn FnMut(u64, u16, u16),
+    ) {
+        let blocks = u64::try_from(bytes.len().div_ceil(8192)).unwrap();
+        (offset / 8192..offset / 8192 + blocks)
+            .filter(|block| *block == 1)
+            .for_each(|block| bad(block, 1, 2));
+    }
+
+    fn wal(&self) -> Box<dyn WalCheck> {
+        Box::new(Anything)
+    }
+}
+
+async fn run_with(
+    bed: &Bed,
+    depth: Depth,
+    backup: Option<BackupId>,
+    check: Arc<dyn ContentCheck>,
+) -> Verified {
+    let options = VerifyOptions { backup, depth, host: String::new(), agent: String::new() };
+    let repository = bed.archive.repository();
+    let outlook = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
+    verify(repository, &cluster(), &outlook.decisions, check, &options).await.unwrap()
+}
+
+async fn run(bed: &Bed, depth: Depth) -> Verified {
+    run_with(bed, depth, None, Arc::new(Anything)).await
+}
+
+fn path(bed: &Bed, key: &str) -> PathBuf {
+    bed.dir.path().join(key)
+}
+
+fn replace(path: &PathBuf, bytes: &[u8]) {
+    std::fs::remove_file(path).unwrap();
+    std::fs::File::create_new(path).unwrap().write_all(bytes).unwrap();
+}
+
+fn of_packs(report: &Verified) -> Vec<(&'static str, String)> {
+    let packs = report.findings.iter().filter(|finding| finding.object.ends_with(".pack"));
+    packs.map(|finding| (finding.kind, finding.object.clone())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_gone_or_cut_is_seen_by_name_and_size() {
+    let (bed, ids) = world().await;
+    let clean = run(&bed, Depth::Light).await;
+    assert_eq!((clean.found, clean.backups, clean.segments), (0, 5, 95));
+    let paths = ClusterPaths::new(&cluster());
+    let pack = paths.pack(ids[1], 0);
+    let file = path(&bed, pack.as_str());
+    let whole = std::fs::read(&file).unwrap();
+
+    replace(&file, &whole[..whole.len() - 1]);
+    let report = run(&bed, Depth::Light).await;
+    assert_eq!(of_packs(&report), [("size", pack.to_string())]);
+    assert_eq!(report.findings[0].backups, [ids[1].to_string()]);
+    std::fs::remove_file(&file).unwrap();
+    let report = run(&bed, Depth::Light).await;
+    assert_eq!(of_packs(&report), [("missing", pack.to_string())]);
+    let condemned = keys(&bed).await.into_iter().filter(|key| key.contains("/condemned/")).count();
+    assert_eq!(condemned, 1, "announced once: the next backup does not build on it");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::File::create_new(&file).unwrap().write_all(&whole).unwrap();
+
+    let segment = |n: u64| {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        bed.archive.paths().segment(SegmentNo(n).name(TimelineId::FIRST, size)).to_string()
+    };
+    std::fs::remove_file(path(&bed, &segment(15))).unwrap();
+    std::fs::remove_file(path(&bed, &segment(50))).unwrap();
+    let report = run(&bed, Depth::Light).await;
+    let kinds: Vec<&str> = report.findings.iter().map(|finding| finding.kind).collect();
+    assert_eq!(kinds, ["missing", "gap", "gap"], "{report:#?}");
+    assert_eq!(
+        (report.findings[0].object.clone(), report.findings[0].backups.clone()),
+        (segment(15), vec![ids[1].to_string()])
+    );
+    assert!(report.findings[1].moments.as_ref().unwrap().contains(&ids[2].to_string()), "{report:#?}");
+    assert!(report.findings[2].moments.as_ref().unwrap().contains("the end of the archive"), "{report:#?}");
+    assert_eq!(run_with(&bed, Depth::Light, Some(ids[3]), Arc::new(Anything)).await.found, 0);
+
+    let manifest = path(&bed, paths.manifest(ids[3]).as_str());
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    let last = bytes.len() - 10;
+    bytes[last] ^= 1;
+    replace(&manifest, &bytes);
+    let report = run(&bed, Depth::Light).await;
+    assert!(
+        report.findings.iter().any(|f| f.kind == "damaged" && f.backups == [ids[3].to_string()]),
+        "{report:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bit_is_read() {
+    let (bed, ids) = world().await;
+    let clean = run(&bed, Depth::Full).await;
+    assert_eq!(of_packs(&clean), []);
+    assert_eq!(clean.verified_bytes, 5 * 32_000);
+    assert_eq!(clean.found, 95, "segments without the content that their headers describe");
+    assert!(
+        clean.findings.iter().all(|finding| finding.kind == "damaged" && finding.object.contains("/wal/"))
+    );
+
+    let pages = run_with(&bed, Depth::Full, Some(ids[0]), Arc::new(SecondBlock)).await;
+    let wrong: Vec<&VerifyFinding> = pages.findings.iter().filter(|finding| finding.kind == "page").collect();
+    assert_eq!(wrong.len(), 1);
+    assert!(
+        wrong[0].object.starts_with("file block 1") || wrong[0].object.contains("block 1 in"),
+        "{wrong:?}"
+    );
+
+    for key in keys(&bed).await.into_iter().filter(|key| key.ends_with(".pack")) {
+        let file = path(&bed, &key);
+        let whole = std::fs::read(&file).unwrap();
+        let mut bytes = whole.clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        replace(&file, &bytes);
+        assert_eq!(run(&bed, Depth::Light).await.found, 0, "{key}");
+        let report = run(&bed, Depth::Full).await;
+        assert_eq!(of_packs(&report), [("damaged", key.clone())]);
+        replace(&file, &whole);
+    }
+    let condemned =
+        bed.archive.repository().store().list_all(&ClusterPaths::new(&cluster()).all()).await.unwrap();
+    assert!(condemned.iter().any(|entry| entry.key.as_str().contains("/condemned/")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn samples_go_on_where_the_last_one_stopped() {
+    let (bed, _) = world().await;
+    let packs = keys(&bed).await.iter().filter(|key| key.ends_with(".pack")).count();
+    let mut seen = BTreeSet::new();
+    for _ in 0..4 {
+        let report = run(&bed, Depth::Sample(0.25)).await;
+        for finding in &report.findings {
+            assert!(seen.insert(finding.object.clone()), "read twice: {finding:?}");
+        }
+        let leases = keys(&bed).await.into_iter().filter(|key| key.contains("/leases/verify/")).count();
+        assert_eq!(leases, 1);
+    }
+    assert!(seen.len() >= 94, "{} segments of 95, after {packs} packs", seen.len());
+    let report = run(&bed, Depth::Budget(Duration::from_secs(60))).await;
+    assert_eq!(report.found, 95);
+}

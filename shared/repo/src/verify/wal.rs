@@ -1,0 +1,173 @@
+//! Every segment that is needed, read and decoded in order: hashes, the chain of records, and the records that go on from
+//! one segment in the next, over the forks of timelines too.
+
+use futures_util::{StreamExt, stream};
+use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
+
+use super::light::{NeededWal, RESUPPLY};
+use super::report::VerifyFinding;
+use super::{Run, WalCheck};
+use crate::catalog::TimelineGraph;
+use crate::error::{RepoError, Result};
+use crate::wal::{WalArchive, WalFile};
+
+/// Segments that are read ahead.
+const AHEAD: usize = 2;
+
+/// Longer segments are only checked by their hashes: decoding wants them whole in memory.
+const LONGEST: u64 = 16 << 20;
+
+impl Run<'_> {
+    /// Reads what is needed of each lineage.
+    pub(super) async fn wal(&mut self, needed: &[NeededWal]) -> Result<()> {
+        for NeededWal { lineage, timelines } in needed {
+            let archive = self.repository.wal(lineage);
+            let graph = graph(&archive).await?;
+            for (timeline, runs) in timelines {
+                for run in runs.iter() {
+                    let numbers = (run.first.0..=run.last.0).map(SegmentNo);
+                    let size = lineage.segment_size;
+                    // The record that crosses a fork begins in the parent's last segment.
+                    let parent = graph
+                        .history(*timeline)
+                        .and_then(|history| history.parent())
+                        .filter(|parent| SegmentNo::of(parent.switch, size) == run.first && run.first.0 > 0);
+                    let before = parent.map(|parent| SegmentNo(run.first.0 - 1).name(parent.parent, size));
+                    let names = before.into_iter().map(|name| (name, true));
+                    let names = names.chain(numbers.map(|number| (number.name(*timeline, size), false)));
+                    self.stretch(&archive, names.collect()).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Consecutive segments; one that is only `before` them may be missing.
+    async fn stretch(&mut self, archive: &WalArchive, names: Vec<(SegmentName, bool)>) -> Result<()> {
+        let long = archive.lineage().segment_size.bytes() > LONGEST;
+        let read = stream::iter(names).map(|(name, before)| async move {
+            let file = if long {
+                hashed(archive, name).await
+            } else {
+                archive.get(WalFileName::Segment(name)).await
+            };
+            (name, before, file)
+        });
+        let mut read = read.buffered(AHEAD);
+        let mut reader = Some(self.check.wal());
+        while let Some((name, before, file)) = read.next().await {
+            let size = archive.lineage().segment_size.bytes();
+            match file {
+                Ok(Some(file)) => {
+                    self.report.read_objects += 1;
+                    self.report.verified_bytes += size;
+                    let check = reader.take().unwrap_or_else(|| self.check.wal());
+                    let damaged = file.header.as_ref().is_some_and(|header| header.damaged);
+                    reader = self.decoded(archive, name, file, check, long, before || damaged).await?;
+                    if damaged && !before {
+                        self.bad_segment(archive, name, "records", "it was stored though damaged".to_owned());
+                    }
+                }
+                Ok(None) => {
+                    reader = None;
+                    if !before {
+                        self.bad_segment(
+                            archive,
+                            name,
+                            "missing",
+                            "it is in the index and not there".to_owned(),
+                        );
+                    }
+                }
+                Err(error @ RepoError::Corrupt { .. }) => {
+                    reader = None;
+                    if !before {
+                        self.bad_segment(archive, name, "damaged", error.to_string());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn decoded(
+        &mut self,
+        archive: &WalArchive,
+        name: SegmentName,
+        file: WalFile,
+        mut check: Box<dyn WalCheck>,
+        long: bool,
+        quiet: bool,
+    ) -> Result<Option<Box<dyn WalCheck>>> {
+        if long {
+            return Ok(None);
+        }
+        let (check, result) = crate::cpu::run(move || {
+            let result = check.segment(name, &file.content);
+            (check, result)
+        })
+        .await?;
+        match result {
+            Ok(()) => Ok(Some(check)),
+            Err(what) => {
+                if !quiet {
+                    self.bad_segment(archive, name, "records", what);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// A segment that recovery cannot pass.
+    pub(super) fn bad_segment(
+        &mut self,
+        archive: &WalArchive,
+        name: SegmentName,
+        kind: &'static str,
+        what: String,
+    ) {
+        let size = archive.lineage().segment_size;
+        let start = name.number(size).map(|number| number.start(size)).unwrap_or_default();
+        let next = self
+            .ids
+            .iter()
+            .filter(|id| id.timeline() == name.timeline && id.start() > start)
+            .min_by_key(|id| id.start());
+        let upto = next.map_or("the end of the archive".to_owned(), |id| format!("backup {id}"));
+        let before = self.ids.iter().filter(|id| id.timeline() <= name.timeline && id.start() <= start);
+        let last = before.max_by_key(|id| id.start()).map(|id| id.to_string());
+        self.report.finding(VerifyFinding {
+            kind,
+            object: archive.paths().segment(name).to_string(),
+            what,
+            backups: last.into_iter().collect(),
+            moments: Some(format!("from {start} up to {upto} on timeline {}", name.timeline)),
+            remedy: format!("{RESUPPLY}; a new backup begins a window behind it"),
+        });
+    }
+}
+
+/// Reads a long segment a part at a time.
+async fn hashed(archive: &WalArchive, name: SegmentName) -> Result<Option<WalFile>> {
+    let Some(mut reader) = archive.read(WalFileName::Segment(name)).await? else { return Ok(None) };
+    let mut buffer = Vec::new();
+    while !reader.is_done() {
+        buffer = reader.next_part(buffer).await?;
+    }
+    Ok(Some(WalFile { header: reader.header().cloned(), content: Vec::new() }))
+}
+
+async fn graph(archive: &WalArchive) -> Result<TimelineGraph> {
+    let mut graph = TimelineGraph::default();
+    let timelines: Vec<TimelineId> = archive.histories().await?;
+    for timeline in timelines {
+        match archive.history(timeline).await {
+            Ok(history) => history.into_iter().for_each(|history| graph.add(history)),
+            // It was told with the catalog's problems.
+            Err(RepoError::Corrupt { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(graph)
+}

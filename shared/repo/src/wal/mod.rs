@@ -1,0 +1,141 @@
+//! The WAL of one lineage: segments with what they say about themselves, PostgreSQL's other files, restore points.
+//!
+//! What always holds: an object under a segment's own name is whole, or flagged as accepted though damaged; it never
+//! changes. A crash while storing leaves at most restore points and parts that nothing names yet; the segment was not
+//! acknowledged, so it comes again.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `put`, `get` | storing and reading back |
+//! | [`seal`] | sealing a segment while it is read |
+//! | [`header`] | what an object says about its segment |
+//! | `parts` | segments too large for one object |
+//! | `points` | named restore points |
+//! | [`content`] | bytes to be stored, in memory or in a file |
+
+pub mod content;
+mod get;
+pub mod header;
+mod parts;
+mod points;
+mod put;
+pub mod seal;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::sync::Arc;
+
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
+use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
+
+pub use self::content::Content;
+pub use self::get::{WalFile, WalReader};
+pub use self::header::{WalFlags, WalHeader};
+pub use self::points::PointRef;
+pub use self::put::Stored;
+pub use self::seal::{Place, SealedSegment, SegmentSealer};
+use crate::error::Result;
+use crate::layout::{WalEntry, WalPaths};
+use crate::lineage::Lineage;
+use crate::object::Sealer;
+use crate::repository::Repository;
+use crate::store::{Entry, Store};
+
+/// Plain bytes of a frame of WAL.
+const FRAME: usize = 1 << 20;
+
+/// The WAL of a lineage in a repository. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct WalArchive {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    repository: Repository,
+    lineage: Lineage,
+    paths: WalPaths,
+}
+
+impl WalArchive {
+    pub(crate) fn new(repository: Repository, lineage: Lineage) -> Self {
+        let paths = lineage.wal_paths();
+        Self { inner: Arc::new(Inner { repository, lineage, paths }) }
+    }
+
+    /// The repository it is in.
+    pub fn repository(&self) -> &Repository {
+        &self.inner.repository
+    }
+
+    /// Whose WAL it is.
+    pub fn lineage(&self) -> &Lineage {
+        &self.inner.lineage
+    }
+
+    /// Its keys.
+    pub fn paths(&self) -> &WalPaths {
+        &self.inner.paths
+    }
+
+    fn store(&self) -> &Store {
+        self.inner.repository.store()
+    }
+
+    fn sealer(&self) -> &Sealer {
+        self.inner.repository.sealer()
+    }
+
+    /// The timelines that have WAL here, sorted. One whose WAL is all gone may still be named on a filesystem.
+    pub async fn timelines(&self) -> Result<Vec<TimelineId>> {
+        let names = self.store().list_dirs(&self.paths().timelines()).await?;
+        let timeline = |name: &String| {
+            let id = u32::from_str_radix(name, 16).ok().and_then(TimelineId::new)?;
+            (id.hex() == *name).then_some(id)
+        };
+        Ok(names.iter().filter_map(timeline).collect())
+    }
+
+    /// The timelines that have a history file here, sorted.
+    pub async fn histories(&self) -> Result<Vec<TimelineId>> {
+        let entries = self.store().list_all(&self.paths().histories()).await?;
+        let timeline = |entry: &Entry| match self.paths().parse(&entry.key)? {
+            WalEntry::File(WalFileName::History(timeline)) => Some(timeline),
+            _ => None,
+        };
+        let mut timelines: Vec<_> = entries.iter().filter_map(timeline).collect();
+        timelines.sort_unstable();
+        Ok(timelines)
+    }
+
+    /// What the store has of a timeline's WAL, by position, from a segment on. A listing: for tails, not for a million
+    /// segments.
+    pub fn list(
+        &self,
+        timeline: TimelineId,
+        from: Option<SegmentName>,
+    ) -> BoxStream<'static, Result<(WalEntry, Entry)>> {
+        let from = from.map(|segment| self.paths().from(segment));
+        let entries = self.store().list(&self.paths().timeline(timeline), from.as_deref());
+        let paths = self.paths().clone();
+        entries
+            .try_filter_map(move |entry| {
+                let parsed = paths.parse(&entry.key);
+                std::future::ready(Ok(parsed.map(|parsed| (parsed, entry))))
+            })
+            .boxed()
+    }
+
+    /// Where the incomplete contents of a complete name end, in order.
+    pub async fn ended(&self, segment: SegmentName) -> Result<Vec<Lsn>> {
+        let entries = self.store().list_all(&self.paths().all_ended(segment)).await?;
+        let end = |entry: &Entry| match self.paths().parse(&entry.key)? {
+            WalEntry::Ended(_, end) => Some(end),
+            _ => None,
+        };
+        let mut ends: Vec<_> = entries.iter().filter_map(end).collect();
+        ends.sort_unstable();
+        Ok(ends)
+    }
+}

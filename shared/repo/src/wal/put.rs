@@ -1,0 +1,252 @@
+//! Storing what PostgreSQL archives.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use walpoint_base::{Lsn, SegmentFacts, SegmentName, SegmentNo, WalFileName};
+
+use super::content::Content;
+use super::header::WalFlags;
+use super::parts::{PartTable, Survey};
+use super::seal::{PieceSealer, Place, Sealed, SealedSegment, SegmentSealer, failed};
+use super::{FRAME, WalArchive};
+use crate::cpu;
+use crate::error::{RepoError, Result};
+use crate::layout::Key;
+use crate::object::{Codec, MAX_CONTENT, ObjectKind, ObjectWriter, SealError, SealedObject, Sealer, pack};
+use crate::store::Creation;
+
+/// What storing a file did. In every case it is durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stored {
+    /// It was not there and is now.
+    New,
+    /// The same content was there already.
+    Same,
+    /// Its name is complete and its content ends early, at that position: it is kept beside, and never served as the
+    /// segment of that name.
+    Ended(Lsn),
+}
+
+impl WalArchive {
+    /// Stores a segment whose content `facts` were read from, and the restore points in it. An incomplete one is stored
+    /// as [`Stored::Ended`]. Different content under the same name is a [`RepoError::Conflict`] with both hashes.
+    pub async fn put_segment(
+        &self,
+        facts: &SegmentFacts,
+        content: impl Into<Content>,
+        flags: WalFlags,
+    ) -> Result<Stored> {
+        let (content, facts) = (content.into(), Arc::new(facts.clone()));
+        let place = Place::of(&facts, flags);
+        let key = self.segment_key(facts.name, place);
+        self.check_facts(&key, &facts, content.len())?;
+        let (archive, source) = (self.clone(), content.clone());
+        let sealed = cpu::run(move || {
+            let archive = std::slice::from_ref(&archive);
+            let mut sealer = SegmentSealer::new(archive, facts.name, facts.size, place)?;
+            pieces(&key, &source, 0..source.len(), |piece| sealer.add(piece))?;
+            sealer.finish(&facts, flags)
+        });
+        match sealed.await??.pop() {
+            Some(sealed) => self.put_sealed(sealed, &content).await,
+            None => Err(RepoError::Internal("one archive gave no sealed segment".to_owned())),
+        }
+    }
+
+    /// Stores a segment that was sealed for this archive, and the restore points in it, as [`Self::put_segment`] does.
+    /// `content`, what was sealed, is read again only for a segment in parts, and must then be the same.
+    pub async fn put_sealed(&self, sealed: SealedSegment, content: &Content) -> Result<Stored> {
+        let SealedSegment { facts, place, sealed } = sealed;
+        self.put_points(&facts).await?;
+        let creation = match sealed {
+            Sealed::Object(object) => self.store().create_once(&object).await?,
+            Sealed::Parts(table, meta) => {
+                let key = self.segment_key(facts.name, place);
+                let name = WalFileName::Segment(facts.name);
+                self.put_parts(place.kind(), name, &key, content, &table, &meta).await?
+            }
+        };
+        Ok(stored(place, creation))
+    }
+
+    /// Before the segment: once that is acknowledged, nobody comes back for them.
+    async fn put_points(&self, facts: &SegmentFacts) -> Result<()> {
+        for point in &facts.restore_points {
+            self.put_point(facts.name.timeline, point).await?;
+        }
+        Ok(())
+    }
+
+    /// The name of a segment's object.
+    pub(super) fn segment_key(&self, name: SegmentName, place: Place) -> Key {
+        match place {
+            Place::Whole => self.paths().segment(name),
+            Place::Ended(end) => self.paths().ended(name, end),
+        }
+    }
+
+    /// Stores a `.history`, `.backup` or `.partial` file. Segments are refused: they are stored with their facts.
+    pub async fn put_file(&self, name: WalFileName, content: impl Into<Content>) -> Result<Stored> {
+        let key = self.paths().file(name);
+        let kind = match name {
+            WalFileName::History(_) => ObjectKind::History,
+            WalFileName::Backup(..) => ObjectKind::BackupHistory,
+            WalFileName::Partial(_) => ObjectKind::Partial,
+            WalFileName::Segment(_) => {
+                return Err(RepoError::Refused {
+                    key,
+                    what: "a segment is stored after it was decoded".to_owned(),
+                });
+            }
+        };
+        let content = content.into();
+        let creation = if content.len() > MAX_CONTENT as u64 {
+            let table = self.survey(&key, &content).await?;
+            self.put_parts(kind, name, &key, &content, &table, &[]).await?
+        } else {
+            let (sealer, key) = (self.sealer().clone(), key.clone());
+            let sealed = cpu::run(move || seal(&sealer, kind, &key, &content, 0..content.len())).await??;
+            self.store().create_once(&sealed).await?
+        };
+        Ok(stored(Place::Whole, creation))
+    }
+
+    /// Facts of another cluster, or of another segment size, are refused.
+    pub(super) fn check_facts(&self, key: &Key, facts: &SegmentFacts, length: u64) -> Result<SegmentNo> {
+        let lineage = self.lineage();
+        let refused = |what: String| Err(RepoError::Refused { key: key.clone(), what });
+        if facts.system_id != lineage.system_id() {
+            return refused(format!(
+                "it is WAL of the cluster with system identifier {}, this is the archive of {}",
+                facts.system_id,
+                lineage.system_id()
+            ));
+        }
+        if facts.major != lineage.major {
+            return refused(format!(
+                "it was written by {:?}, this is the archive of {:?}",
+                facts.major, lineage.major
+            ));
+        }
+        if facts.size != lineage.segment_size || length != facts.size.bytes() {
+            return refused(format!(
+                "it has {length} bytes and says that segments have {}, in this cluster they have {}",
+                facts.size.bytes(),
+                lineage.segment_size.bytes()
+            ));
+        }
+        match facts.name.number(facts.size) {
+            Some(number) => Ok(number),
+            None => refused("no cluster with that segment size writes such a name".to_owned()),
+        }
+    }
+
+    /// Creates the parts of a file that is too large for one object, and then the object that names them.
+    async fn put_parts(
+        &self,
+        kind: ObjectKind,
+        name: WalFileName,
+        key: &Key,
+        content: &Content,
+        table: &PartTable,
+        meta: &[u8],
+    ) -> Result<Creation> {
+        let hex = table.hash.to_string();
+        let stem = hex.get(..32).unwrap_or(&hex);
+        let mut offset = 0;
+        for (n, &(length, hash)) in table.parts.iter().enumerate() {
+            let part = self.paths().part(name, stem, u32::try_from(n).unwrap_or(u32::MAX));
+            let (sealer, content) = (self.sealer().clone(), content.clone());
+            let range = offset..offset + u64::from(length);
+            offset = range.end;
+            let sealed = cpu::run(move || seal(&sealer, ObjectKind::Part, &part, &content, range)).await??;
+            if sealed.content() != hash {
+                let what = "the file changed while it was read".to_owned();
+                return Err(RepoError::Refused { key: key.clone(), what });
+            }
+            self.store().create_once(&sealed).await?;
+        }
+        let sealed = self.seal_table(kind, key, meta, table).map_err(|e| failed(key, e))?;
+        match self.store().create_once(&sealed).await {
+            // The table's hash tells nobody anything: name the contents'.
+            Err(RepoError::Conflict { key, .. }) => {
+                let theirs = self.table(&key, kind).await?.map_or(table.hash, |t| t.hash);
+                Err(RepoError::Conflict { key, ours: table.hash, theirs })
+            }
+            created => created,
+        }
+    }
+
+    fn seal_table(
+        &self,
+        kind: ObjectKind,
+        key: &Key,
+        meta: &[u8],
+        table: &PartTable,
+    ) -> std::result::Result<SealedObject, SealError> {
+        let mut writer = ObjectWriter::new(self.sealer(), kind, key)?;
+        if !meta.is_empty() {
+            writer.meta(meta)?;
+        }
+        writer.in_parts();
+        writer.frame(&table.encode())?;
+        writer.finish()
+    }
+
+    /// Reads a large file once, for the hashes that the names of its parts need.
+    async fn survey(&self, key: &Key, content: &Content) -> Result<PartTable> {
+        let (sealer, content, key) = (self.sealer().clone(), content.clone(), key.clone());
+        cpu::run(move || {
+            let mut survey = Survey::new(&sealer);
+            pieces(&key, &content, 0..content.len(), |piece| {
+                survey.add(piece);
+                Ok(())
+            })?;
+            Ok(survey.finish())
+        })
+        .await?
+    }
+}
+
+/// Reads the pieces of a range of the content, in order, into one buffer that is used again.
+fn pieces(
+    key: &Key,
+    content: &Content,
+    range: Range<u64>,
+    mut each: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let (mut buffer, mut offset) = (Vec::new(), range.start);
+    while offset < range.end {
+        let length = usize::try_from(range.end - offset).unwrap_or(usize::MAX).min(FRAME);
+        let piece = content.piece(offset, length, &mut buffer).map_err(|source| RepoError::Io {
+            what: format!("the file to be stored as {key} cannot be read"),
+            source,
+        })?;
+        each(piece)?;
+        offset += length as u64;
+    }
+    Ok(())
+}
+
+/// Seals a range of the content as an object that describes nothing.
+fn seal(
+    sealer: &Sealer,
+    kind: ObjectKind,
+    key: &Key,
+    content: &Content,
+    range: Range<u64>,
+) -> Result<SealedObject> {
+    let mut sealing = PieceSealer::new(sealer, kind, key, range.end - range.start)?;
+    let mut codec = Codec::take();
+    pieces(key, content, range, |piece| sealing.add(pack(piece, &mut codec)))?;
+    sealing.finish(&[])
+}
+
+fn stored(place: Place, creation: Creation) -> Stored {
+    match (place, creation) {
+        (Place::Ended(end), _) => Stored::Ended(end),
+        (Place::Whole, Creation::New) => Stored::New,
+        (Place::Whole, Creation::Same) => Stored::Same,
+    }
+}

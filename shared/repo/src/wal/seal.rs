@@ -1,0 +1,211 @@
+//! Sealing while reading: a file comes in pieces, each is compressed, hashed and sealed at once, and none is kept.
+//!
+//! What always holds: an object made here contains exactly the pieces that were given, so whoever checks each piece and
+//! gives the same bytes has checked what is stored. In memory is what is sealed, and nothing of what was read.
+
+use std::sync::Arc;
+
+use walpoint_base::{Lsn, SegmentFacts, SegmentName, SegmentSize};
+
+use super::header::{WalFlags, WalHeader};
+use super::parts::{PART, PartTable, Survey};
+use super::{FRAME, WalArchive};
+use crate::error::{RepoError, Result};
+use crate::layout::Key;
+use crate::object::codec::PooledCodec;
+use crate::object::{
+    Codec, ContentHash, MAX_CONTENT, ObjectKind, ObjectWriter, Packed, SealError, SealedObject, Sealer, pack,
+};
+
+/// Where a segment's content belongs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Under its name.
+    Whole,
+    /// Beside, as a complete name whose content ends there.
+    Ended(Lsn),
+}
+
+impl Place {
+    /// Where a segment with these facts belongs.
+    pub fn of(facts: &SegmentFacts, flags: WalFlags) -> Self {
+        if facts.whole || flags.damaged { Self::Whole } else { Self::Ended(facts.end) }
+    }
+
+    pub(super) fn kind(self) -> ObjectKind {
+        match self {
+            Self::Whole => ObjectKind::Segment,
+            Self::Ended(_) => ObjectKind::Ended,
+        }
+    }
+}
+
+/// Seals one segment for one or more archives while it is read. CPU work: run it where blocking is allowed.
+///
+/// A segment too large for one object is only surveyed: its parts are sealed one by one when they are stored, from a second
+/// reading, which has to find the same.
+#[derive(Debug)]
+pub struct SegmentSealer {
+    codec: PooledCodec,
+    sealing: Vec<(WalArchive, Sealing)>,
+    name: SegmentName,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Sealing {
+    Object(Box<PieceSealer>),
+    Parts(Box<Survey>),
+}
+
+/// A segment that is sealed, or surveyed if it is to be stored in parts, and not yet stored.
+#[derive(Clone, Debug)]
+pub struct SealedSegment {
+    pub(super) facts: Arc<SegmentFacts>,
+    pub(super) place: Place,
+    pub(super) sealed: Sealed,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Sealed {
+    Object(SealedObject),
+    /// With what the object that names the parts says about the segment.
+    Parts(PartTable, Vec<u8>),
+}
+
+impl SegmentSealer {
+    /// Bytes of each piece but the last.
+    pub const PIECE: usize = FRAME;
+
+    /// The most plain bytes that a segment of that size keeps in memory, sealed, for each archive until it is stored.
+    pub fn room(size: SegmentSize) -> usize {
+        if fits(size) { size.as_usize() } else { PART }
+    }
+
+    /// Begins a segment of that name and size, which is expected to belong into `place`.
+    pub fn new(archives: &[WalArchive], name: SegmentName, size: SegmentSize, place: Place) -> Result<Self> {
+        let begin = |archive: &WalArchive| {
+            let sealing = if fits(size) {
+                let key = archive.segment_key(name, place);
+                let sealer = PieceSealer::new(archive.sealer(), place.kind(), &key, size.bytes())?;
+                Sealing::Object(Box::new(sealer))
+            } else {
+                Sealing::Parts(Box::new(Survey::new(archive.sealer())))
+            };
+            Ok((archive.clone(), sealing))
+        };
+        let sealing = archives.iter().map(begin).collect::<Result<_>>()?;
+        Ok(Self { codec: Codec::take(), sealing, name, place })
+    }
+
+    /// Takes the next piece: [`Self::PIECE`] bytes, or what is left at the end.
+    pub fn add(&mut self, piece: &[u8]) -> Result<()> {
+        // Compressed once, for whoever wants it.
+        let wanted = self.sealing.iter().any(|(_, sealing)| matches!(sealing, Sealing::Object(_)));
+        let packed = wanted.then(|| pack(piece, &mut self.codec));
+        for (_, sealing) in &mut self.sealing {
+            match (sealing, packed) {
+                (Sealing::Object(sealer), Some(packed)) => sealer.add(packed)?,
+                (Sealing::Parts(survey), _) => survey.add(piece),
+                (Sealing::Object(_), None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The sealed segment for each archive, in their order, after the last piece. Facts of another cluster, or such as
+    /// belong into another place than was expected, are refused.
+    pub fn finish(self, facts: &Arc<SegmentFacts>, flags: WalFlags) -> Result<Vec<SealedSegment>> {
+        let (name, place) = (self.name, self.place);
+        let finish = |(archive, sealing): (WalArchive, Sealing)| {
+            let key = archive.segment_key(name, place);
+            let length = match &sealing {
+                Sealing::Object(sealer) => sealer.given,
+                Sealing::Parts(survey) => survey.length(),
+            };
+            let number = archive.check_facts(&key, facts, length)?;
+            if facts.name != name || Place::of(facts, flags) != place {
+                let what = format!("its content belongs to {} and into another place than this", facts.name);
+                return Err(RepoError::Refused { key, what });
+            }
+            let describe = |hash| WalHeader::new(archive.lineage().id, facts, number, flags, hash).encode();
+            let sealed = match sealing {
+                Sealing::Object(sealer) => {
+                    let meta = describe(sealer.hash());
+                    Sealed::Object(sealer.finish(&meta)?)
+                }
+                Sealing::Parts(survey) => {
+                    let table = survey.finish();
+                    let meta = describe(table.hash).to_vec();
+                    Sealed::Parts(table, meta)
+                }
+            };
+            Ok(SealedSegment { facts: Arc::clone(facts), place, sealed })
+        };
+        self.sealing.into_iter().map(finish).collect()
+    }
+}
+
+fn fits(size: SegmentSize) -> bool {
+    size.as_usize() <= MAX_CONTENT
+}
+
+impl SealedSegment {
+    /// How many bytes it keeps in memory until it is stored; of one in parts, those of the largest part that may come.
+    pub fn held(&self) -> u64 {
+        match &self.sealed {
+            Sealed::Object(object) => object.len(),
+            Sealed::Parts(..) => PART as u64,
+        }
+    }
+}
+
+/// One object, sealed piece by piece; its description comes at the end, because it holds the hash.
+#[derive(Debug)]
+pub(super) struct PieceSealer {
+    key: Key,
+    writer: ObjectWriter,
+    /// Bytes to come, and bytes that came.
+    left: u64,
+    given: u64,
+}
+
+impl PieceSealer {
+    /// Begins an object for `length` bytes of content.
+    pub(super) fn new(sealer: &Sealer, kind: ObjectKind, key: &Key, length: u64) -> Result<Self> {
+        let begun = ObjectWriter::new(sealer, kind, key).and_then(|mut writer| {
+            if matches!(kind, ObjectKind::Segment | ObjectKind::Ended) {
+                writer.meta_later()?;
+            }
+            Ok(writer)
+        });
+        let writer = begun.map_err(|error| failed(key, error))?;
+        Ok(Self { key: key.clone(), writer, left: length, given: 0 })
+    }
+
+    /// Adds the next piece.
+    pub(super) fn add(&mut self, piece: Packed<'_>) -> Result<()> {
+        let length = piece.plain().len() as u64;
+        self.given += length;
+        self.left = self.left.checked_sub(length).ok_or_else(|| failed(&self.key, SealError))?;
+        self.writer.packed(piece, self.left == 0).map(drop).map_err(|error| failed(&self.key, error))
+    }
+
+    /// The hash of what was added.
+    pub(super) fn hash(&self) -> ContentHash {
+        self.writer.content_hash()
+    }
+
+    /// The object, described by `meta` if it is of a kind that is. Fails unless all of the content came.
+    pub(super) fn finish(self, meta: &[u8]) -> Result<SealedObject> {
+        if self.left > 0 {
+            return Err(failed(&self.key, SealError));
+        }
+        let sealed = if meta.is_empty() { self.writer.finish() } else { self.writer.finish_with_meta(meta) };
+        sealed.map_err(|error| failed(&self.key, error))
+    }
+}
+
+pub(super) fn failed(key: &Key, error: SealError) -> RepoError {
+    RepoError::Internal(format!("{key} could not be sealed: {error}"))
+}
