@@ -1,0 +1,29 @@
+//! What both agents run on: configuration, logs, shutdown, patience, progress.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`args`] | the options that every command takes, and which cluster and repositories they select |
+//! | [`backoff`] | how long to wait before trying again, and when to give up |
+//! | [`config`] | the TOML file |
+//! | [`exit`] | exit statuses, and how an error is told to a person |
+//! | [`logs`] | tracing to standard error, as text or JSON |
+//! | [`output`] | what commands print |
+//! | [`memory`] | memory that is given back |
+//! | [`owner`] | running as PostgreSQL's user |
+//! | [`pages`] | shell completions and manual pages |
+//! | [`progress`] | bars on a terminal |
+//! | [`retention`] | the tables of the TOML file that say which backups stay |
+//! | [`shutdown`] | signals and the service manager |
+
+pub mod args;
+pub mod backoff;
+pub mod config;
+pub mod exit;
+pub mod logs;
+pub mod memory;
+pub mod output;
+pub mod owner;
+pub mod pages;
+pub mod progress;
+pub mod retention;
+pub mod shutdown;

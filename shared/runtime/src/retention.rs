@@ -1,0 +1,163 @@
+//! The tables `[cluster.NAME.retention]` and `[cluster.NAME.retention.label.LABEL]`: which backups `expire` keeps.
+//!
+//! Only what is written in the file is here; what it means is decided by the repository crate.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Span, Timestamp, tz::TimeZone};
+use serde::Deserialize;
+
+/// Which backups stay. A backup stays if one of the keys keeps it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionSettings {
+    /// The newest so many backups stay.
+    pub count: Option<u32>,
+    /// Backups stay this long.
+    pub age: Option<Span>,
+    /// Every moment of this span before now can be recovered: the backups and all WAL for it stay.
+    pub window: Option<Span>,
+    /// The last backup of each of the newest so many days that have one stays.
+    pub daily: u32,
+    /// The same of weeks.
+    pub weekly: u32,
+    /// The same of months.
+    pub monthly: u32,
+    /// The same of years.
+    pub yearly: u32,
+    /// So many backups stay in any case, the newest ones.
+    pub minimum: u32,
+    /// Nothing older stays but what is held, and `minimum`: a ceiling for personal data.
+    pub max_age: Option<Span>,
+    /// How long what is condemned waits before it is deleted.
+    pub grace: SignedDuration,
+    /// Rules for the backups with a label, in place of the ones above.
+    pub label: BTreeMap<String, LabelSettings>,
+}
+
+/// Which backups with a label stay.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LabelSettings {
+    /// The newest so many of them.
+    pub count: Option<u32>,
+    /// Those that are not older.
+    pub age: Option<Span>,
+    /// The last one of each of the newest so many days that have one.
+    pub daily: u32,
+    /// The same of weeks.
+    pub weekly: u32,
+    /// The same of months.
+    pub monthly: u32,
+    /// The same of years.
+    pub yearly: u32,
+}
+
+impl Default for RetentionSettings {
+    fn default() -> Self {
+        Self {
+            count: None,
+            age: None,
+            window: None,
+            daily: 0,
+            weekly: 0,
+            monthly: 0,
+            yearly: 0,
+            minimum: 1,
+            max_age: None,
+            grace: SignedDuration::from_hours(24),
+            label: BTreeMap::new(),
+        }
+    }
+}
+
+impl RetentionSettings {
+    /// What contradicts itself.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let says = |key: &str, what: &str| Err(format!("retention: {key} {what}"));
+        if self.minimum == 0 {
+            return says("minimum", "must be at least 1: the last backup is never dropped");
+        }
+        if self.grace.is_negative() {
+            return says("grace", "must not be negative");
+        }
+        let spans = [("age", self.age), ("window", self.window), ("max_age", self.max_age)];
+        for (key, span) in spans {
+            if span.is_some_and(|span| before(span).is_none()) {
+                return says(key, "must be a span of time above zero, such as \"7d\" or \"1y\"");
+            }
+        }
+        if self.count == Some(0) {
+            return says("count", "must be at least 1");
+        }
+        if let (Some(window), Some(max)) = (self.window.and_then(before), self.max_age.and_then(before))
+            && max > window
+        {
+            return says(
+                "max_age",
+                "must not be shorter than window: what the window needs would be dropped",
+            );
+        }
+        for (label, rule) in &self.label {
+            let LabelSettings { count, age, daily, weekly, monthly, yearly } = rule;
+            let calendar = [daily, weekly, monthly, yearly].iter().any(|n| **n > 0);
+            if *count == Some(0) || age.is_some_and(|span| before(span).is_none()) {
+                return says(&format!("label {label}"), "has a count or an age that is not above zero");
+            }
+            if count.is_none() && age.is_none() && !calendar {
+                return says(&format!("label {label}"), "says nothing: none of its backups would stay");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The moment that lies the span before a certain day; `None` if it does not lie before it.
+fn before(span: Span) -> Option<Timestamp> {
+    let day = Timestamp::UNIX_EPOCH.to_zoned(TimeZone::UTC);
+    let earlier = day.checked_sub(span).ok()?;
+    (earlier < day).then(|| earlier.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<RetentionSettings, String> {
+        let settings: RetentionSettings = toml::from_str(text).map_err(|e| e.to_string())?;
+        settings.check().map(|()| settings)
+    }
+
+    #[test]
+    fn the_usual_is_accepted() {
+        let settings = read(
+            "count = 5\nwindow = \"7d\"\ndaily = 7\nweekly = 4\nmonthly = 12\nyearly = 7\nminimum = 2\n\
+             max_age = \"10y\"\ngrace = \"36h\"\n[label.pre-deploy]\nage = \"2 weeks\"\n",
+        )
+        .unwrap();
+        assert_eq!((settings.count, settings.daily, settings.yearly), (Some(5), 7, 7));
+        assert_eq!(settings.grace, SignedDuration::from_hours(36));
+        assert!(settings.label["pre-deploy"].age.is_some());
+        let nothing = read("").unwrap();
+        assert_eq!((nothing.minimum, nothing.grace), (1, SignedDuration::from_hours(24)));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for (text, told) in [
+            ("minimum = 0", "at least 1"),
+            ("count = 0", "at least 1"),
+            ("age = \"0d\"", "above zero"),
+            ("window = \"7d ago\"", "above zero"),
+            ("window = \"yesterday\"", "window"),
+            ("window = \"8d\"\nmax_age = \"7d\"", "shorter than window"),
+            ("grace = \"-1h\"", "negative"),
+            ("[label.x]\n", "says nothing"),
+            ("[label.x]\ncount = 0", "above zero"),
+            ("dayly = 7", "dayly"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(told), "{text}: {error}");
+        }
+    }
+}
