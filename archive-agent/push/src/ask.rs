@@ -1,0 +1,197 @@
+//! The conversation with the daemon: one request, one reply, on a connection of its own.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use walpoint_base::socket::{Message, PushOutcome, PushReply, PushRequest, push_patience};
+
+use crate::file::WalFile;
+
+/// How a push ended.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Durable in every repository that has to acknowledge.
+    Stored,
+    /// The daemon says why not.
+    Failed(String),
+    /// No daemon answered, and why: nothing is known about the file.
+    Unanswered(String),
+}
+
+/// A daemon that went away in mid-request is given this long to come back.
+const RESTART: Duration = Duration::from_secs(5);
+
+/// Why there is no reply.
+enum Silence {
+    /// Nobody listens there.
+    Absent(String),
+    /// The daemon went away, or said that it is about to.
+    Leaving(String),
+    /// It is there and cannot be talked to.
+    Useless(String),
+}
+
+/// Asks until there is an answer or no hope for one.
+pub(crate) fn ask(socket: &Path, file: &WalFile) -> Answer {
+    let mut left_at: Option<Instant> = None;
+    loop {
+        let (reason, wait) = match attempt(socket, file) {
+            Ok(reply) => return judge(reply, file),
+            // The first attempt: there is no daemon. Later: it is not back yet.
+            Err(Silence::Absent(reason)) => (reason, left_at.is_some()),
+            Err(Silence::Leaving(reason)) => (reason, true),
+            Err(Silence::Useless(reason)) => (reason, false),
+        };
+        let left = *left_at.get_or_insert_with(Instant::now);
+        if !wait || left.elapsed() > RESTART {
+            return Answer::Unanswered(reason);
+        }
+        sleep(Duration::from_millis(100));
+    }
+}
+
+fn judge(reply: PushReply, file: &WalFile) -> Answer {
+    match reply.outcome {
+        PushOutcome::Stored if reply.identity == file.identity => Answer::Stored,
+        PushOutcome::Stored => Answer::Failed(format!(
+            "the daemon archived another file of that name (inode {}, PostgreSQL's is {}); HINT: pgdata of this cluster in \
+             the daemon's configuration must be this server's data directory",
+            reply.identity.inode, file.identity.inode
+        )),
+        PushOutcome::Failed | PushOutcome::Retry => Answer::Failed(reply.message),
+    }
+}
+
+fn attempt(socket: &Path, file: &WalFile) -> Result<PushReply, Silence> {
+    let shown = socket.display();
+    let absent = |error: io::Error| Silence::Absent(format!("no daemon at {shown}: {error}"));
+    // Anybody may listen in a directory like /tmp; only these two may say "stored".
+    let owner = std::fs::metadata(socket).map_err(absent)?.uid();
+    if owner != 0 && owner != file.owner {
+        return Err(Silence::Useless(format!(
+            "the socket {shown} belongs to uid {owner}, neither to root nor to the owner of the file (uid {})",
+            file.owner
+        )));
+    }
+    let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => absent(error),
+        _ => Silence::Useless(format!("cannot connect to {shown}: {error}")),
+    })?;
+    let lost = |error: io::Error| Silence::Leaving(format!("the daemon went away: {error}"));
+    let limit = push_patience(file.identity.size);
+    stream.set_write_timeout(Some(limit)).map_err(lost)?;
+    stream.set_read_timeout(Some(limit)).map_err(lost)?;
+
+    let request = PushRequest { name: file.name.to_string(), identity: file.identity };
+    let reply = request.write(&mut stream).and_then(|()| PushReply::read(&mut stream));
+    match reply {
+        Ok(PushReply { outcome: PushOutcome::Retry, message, .. }) => Err(Silence::Leaving(message)),
+        Ok(reply) => Ok(reply),
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Silence::Useless(format!(
+                "the daemon at {shown} has not answered within {} s",
+                limit.as_secs()
+            )),
+            io::ErrorKind::InvalidData => {
+                Silence::Useless(format!("the answer from {shown} is not one: {error}"))
+            }
+            _ => lost(error),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+    use std::thread::JoinHandle;
+
+    use walpoint_base::socket::FileIdentity;
+
+    use super::*;
+
+    /// A daemon that gives one reply for each connection, `None` meaning that it hangs up, and then goes away.
+    fn daemon(path: PathBuf, replies: Vec<Option<PushReply>>) -> JoinHandle<()> {
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            for reply in replies {
+                let (mut stream, _) = listener.accept().unwrap();
+                let request = PushRequest::read(&mut stream).unwrap();
+                assert_eq!(request.name, "000000010000000000000001");
+                if let Some(reply) = reply {
+                    reply.write(&mut stream).unwrap();
+                }
+            }
+            std::fs::remove_file(path).unwrap();
+        })
+    }
+
+    fn file(dir: &Path) -> WalFile {
+        let owner = dir.metadata().unwrap().uid();
+        let identity = FileIdentity { inode: 7, size: 1 << 20, ..FileIdentity::default() };
+        WalFile { name: "000000010000000000000001".parse().unwrap(), identity, owner }
+    }
+
+    fn reply(outcome: PushOutcome, file: &WalFile, message: &str) -> PushReply {
+        PushReply { outcome, identity: file.identity, message: message.to_owned() }
+    }
+
+    fn asked(replies: impl FnOnce(&WalFile) -> Vec<Option<PushReply>>) -> Answer {
+        let dir = std::env::temp_dir().join(format!(
+            "archive-push-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (socket, file) = (dir.join("push"), file(&dir));
+        let daemon = daemon(socket.clone(), replies(&file));
+        let answer = ask(&socket, &file);
+        daemon.join().unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+        answer
+    }
+
+    #[test]
+    fn stored_counts_only_for_the_same_file() {
+        assert!(matches!(asked(|f| vec![Some(reply(PushOutcome::Stored, f, ""))]), Answer::Stored));
+        let other = asked(|f| {
+            let mut other = reply(PushOutcome::Stored, f, "");
+            other.identity.inode += 1;
+            vec![Some(other)]
+        });
+        assert!(matches!(other, Answer::Failed(text) if text.contains("another file")));
+    }
+
+    #[test]
+    fn a_failure_carries_the_daemons_words() {
+        let failed = asked(|f| vec![Some(reply(PushOutcome::Failed, f, "the store is on fire"))]);
+        assert!(matches!(failed, Answer::Failed(text) if text == "the store is on fire"));
+    }
+
+    #[test]
+    fn a_daemon_that_leaves_is_asked_again() {
+        let answer = asked(|f| {
+            vec![None, Some(reply(PushOutcome::Retry, f, "")), Some(reply(PushOutcome::Stored, f, ""))]
+        });
+        assert!(matches!(answer, Answer::Stored));
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_come_back_is_given_up() {
+        let begun = Instant::now();
+        assert!(matches!(asked(|_| vec![None]), Answer::Unanswered(_)));
+        assert!(begun.elapsed() >= RESTART);
+    }
+
+    #[test]
+    fn no_daemon_is_known_at_once() {
+        let begun = Instant::now();
+        let answer = ask(Path::new("/nowhere/main.push"), &file(Path::new("/")));
+        assert!(matches!(answer, Answer::Unanswered(text) if text.contains("/nowhere/main.push")));
+        assert!(begun.elapsed() < RESTART);
+    }
+}

@@ -1,0 +1,70 @@
+//! `archive_command`: asks the daemon to make one WAL file durable, and exits 0 only if it is.
+//!
+//! PostgreSQL counts a failure only when the exit status is at most 125, so nothing here ends above that: 0 stored, 1 not
+//! stored, 2 wrong usage, panics included. Killed at any moment this program leaves nothing behind; the daemon may go on
+//! storing the file, which does no harm.
+
+mod arguments;
+mod ask;
+mod direct;
+mod file;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use arguments::{Arguments, Parsed};
+use ask::Answer;
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|info| {
+        say(&format!("ERROR: internal error, the file was not archived: {info}"))
+    }));
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    std::panic::catch_unwind(|| run(arguments)).unwrap_or(ExitCode::FAILURE)
+}
+
+fn run(arguments: Vec<OsString>) -> ExitCode {
+    match arguments::parse(arguments) {
+        Ok(Parsed::Push(arguments)) => push(&arguments),
+        Ok(Parsed::Print(text)) => match std::io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(problem) => {
+            say(&format!("ERROR: {problem}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn push(arguments: &Arguments) -> ExitCode {
+    let file = match file::look(&arguments.path) {
+        Ok(file) => file,
+        Err(problem) => {
+            say(&format!("ERROR: {problem}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match ask::ask(&arguments.socket, &file) {
+        Answer::Stored => ExitCode::SUCCESS,
+        Answer::Failed(message) => {
+            say(&format!("ERROR: could not archive \"{}\": {message}", file.name));
+            ExitCode::FAILURE
+        }
+        Answer::Unanswered(reason) => {
+            say(&format!("WARNING: archiving \"{}\" without the daemon: {reason}", file.name));
+            // Returns only if the program could not be started.
+            let problem = direct::exec(arguments);
+            say(&format!("ERROR: could not archive \"{}\": {problem}", file.name));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line for PostgreSQL's log. Written at once so that lines of several processes do not mix; a closed log is no reason
+/// to fail.
+fn say(text: &str) {
+    let line = format!("archive-push: {}\n", text.replace('\n', " "));
+    std::io::stderr().write_all(line.as_bytes()).ok();
+}

@@ -1,0 +1,116 @@
+//! The copying between start and stop: one thread walks, several read, and the session that holds the backup is watched.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use walpoint_pg::server::BackupSession;
+use walpoint_repo::backup::BackupWriter;
+
+use super::copies::{Failures, Lanes};
+use super::reader::{Reader, Shared};
+use super::walk::{Found, Ground};
+
+/// Paths that wait for a reader.
+const QUEUE: usize = 256;
+/// How often the backup's session is asked whether it still lives.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How often is looked whether so much was stored that it is worth a note, so that the next backup need not store it again
+/// if this one dies.
+pub(crate) const NOTE_PROGRESS: Duration = Duration::from_millis(500);
+
+/// Copies everything but `pg_control`. Ends early, with an error, when the session is lost, when nothing can be stored any
+/// more, or when [`Shared::stop`] is cancelled.
+pub(crate) async fn copy(
+    ground: &Ground,
+    shared: &Arc<Shared>,
+    writers: &[BackupWriter],
+    failures: &Arc<Failures>,
+    readers: usize,
+    session: &mut BackupSession,
+) -> anyhow::Result<()> {
+    let (sender, receiver) = sync_channel(QUEUE);
+    let receiver = Arc::new(Mutex::new(receiver));
+    let mut threads = JoinSet::new();
+    for _ in 0..readers.max(1) {
+        let (shared, receiver) = (Arc::clone(shared), Arc::clone(&receiver));
+        let lanes = Lanes::new(writers, failures);
+        threads.spawn_blocking(move || read_all(&shared, lanes, &receiver));
+    }
+    drop(receiver);
+    let (walker, walked) = (ground.clone(), Arc::clone(shared));
+    threads.spawn_blocking(move || walk(&walker, &walked, &sender));
+    let result = watch(&mut threads, writers, failures, session).await;
+    if result.is_err() {
+        // A thread that waits for a store ends when the store's patience does; nothing it does counts any more.
+        shared.stop.cancel();
+        tokio::time::timeout(Duration::from_secs(5), async { while threads.join_next().await.is_some() {} })
+            .await
+            .ok();
+    }
+    result
+}
+
+/// Waits for all threads, and for anything that makes their work useless.
+async fn watch(
+    threads: &mut JoinSet<anyhow::Result<()>>,
+    writers: &[BackupWriter],
+    failures: &Failures,
+    session: &mut BackupSession,
+) -> anyhow::Result<()> {
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut note = interval(NOTE_PROGRESS);
+    note.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            ended = threads.join_next() => match ended {
+                None => return Ok(()),
+                Some(ended) => ended.context("a thread of the backup panicked")??,
+            },
+            _ = heartbeat.tick() => session.check().await.context("the backup's session on the server is lost")?,
+            _ = note.tick() => note_progress(writers, failures, false).await,
+        }
+    }
+}
+
+/// Notes what is stored by now, where that is due; with `last` everything, as the backup ends early. Nothing depends on it
+/// but how much the next backup stores again.
+pub(crate) async fn note_progress(writers: &[BackupWriter], failures: &Failures, last: bool) {
+    for (copy, writer) in writers.iter().enumerate() {
+        if failures.has(copy) || !(last || writer.progress_is_due()) {
+            continue;
+        }
+        let noted = if last { writer.progress().await } else { writer.note_progress().await };
+        if let Err(error) = noted {
+            tracing::warn!(
+                "what the backup stored so far was not noted: {}",
+                walpoint_repo::init::error_chain(&error)
+            );
+        }
+    }
+}
+
+fn walk(ground: &Ground, shared: &Shared, sender: &SyncSender<Found>) -> anyhow::Result<()> {
+    ground.walk(&mut |found| {
+        if shared.stop.is_cancelled() {
+            return Err(anyhow!("the backup was stopped"));
+        }
+        sender.send(found).map_err(|_| anyhow!("all readers of the backup have ended"))
+    })
+}
+
+fn read_all(shared: &Arc<Shared>, lanes: Lanes, receiver: &Mutex<Receiver<Found>>) -> anyhow::Result<()> {
+    let mut reader = Reader::new(shared, lanes);
+    loop {
+        // Released before the file is read.
+        let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match next {
+            Ok(found) => reader.take(&found)?,
+            Err(_) => return reader.finish(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! `archive-agent backup`: a base backup of a running cluster, read from its data directory, or sent by its server.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`preflight`] | proving beforehand that it can succeed |
+//! | [`mod@run`] | the way from start to manifest |
+//! | [`lease`] | one backup of the cluster at a time |
+//! | [`walk`] | what belongs into a backup |
+//! | [`copy`], [`reader`], [`pages`] | reading it, in parallel, verified |
+//! | [`remote`] | the other reader: `BASE_BACKUP` |
+//! | [`copies`] | storing it in every repository |
+//! | [`publish`], [`needed_wal`], [`needed_history`] | announcing it once the WAL it needs is there |
+//! | [`owners`], [`outcome`] | whose files they are; what is told at the end |
+//!
+//! What always holds: the manifest is created last, after every segment of WAL that the backup needs was found in the
+//! repository. Whatever ends the command before, there is no backup: an intent stays behind, which says what the next
+//! backup may use and `expire` removes.
+
+mod copies;
+mod copy;
+mod lease;
+mod needed_history;
+mod needed_wal;
+mod outcome;
+mod owners;
+mod pages;
+mod preflight;
+mod publish;
+mod reader;
+mod remote;
+mod run;
+pub(crate) mod walk;
+
+use std::time::Instant;
+
+use anyhow::anyhow;
+use clap::Args;
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::{output, shutdown};
+
+use self::run::Run;
+use crate::check::remote::why_remote;
+
+/// Options of `backup`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BackupArgs {
+    /// A label of your own, one line.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    label: String,
+    /// Store every block, also those that an earlier backup holds. Without it only what changed since the last backup is
+    /// stored; either way a restore needs no other backup to be replayed.
+    #[arg(long)]
+    full: bool,
+    /// Let the server send the cluster (BASE_BACKUP) instead of reading its data directory. The default where the data
+    /// directory is not visible here.
+    #[arg(long)]
+    remote: bool,
+    /// Begin even if another backup of the cluster seems to be running.
+    #[arg(long)]
+    force: bool,
+    /// Make no backup, and fail, if a page is damaged.
+    #[arg(long)]
+    strict: bool,
+    /// Begin with a checkpoint at full speed (the default).
+    #[arg(long)]
+    fast: bool,
+    /// Begin with a checkpoint that spares the disks and may take minutes.
+    #[arg(long, conflicts_with = "fast")]
+    spread: bool,
+    /// Store the backup only in this repository of the cluster. Can be repeated [default: in all of them].
+    #[arg(long = "repository", value_name = "NAME")]
+    repositories: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Failure> {
+    let began = Instant::now();
+    let stop = shutdown::on_signal()?;
+    let mut selection = common.select::<StoreSettings>()?;
+    let chosen = preflight::choose(&mut selection, &args.repositories)?;
+    let run = Run {
+        label: args.label.clone(),
+        fast: !args.spread,
+        full: args.full,
+        force: args.force,
+        strict: args.strict,
+        selection: &selection,
+        stop: &stop,
+        show_progress: common.show_progress(),
+    };
+    let interrupted = || Failure::from(anyhow!(run::INTERRUPTED));
+    let mut outcome = match why_remote(args.remote, &selection) {
+        None => {
+            let examined = tokio::select! {
+                examined = preflight::prove(&selection, &chosen) => examined?,
+                () = stop.cancelled() => return Err(interrupted()),
+            };
+            run.make(examined, &chosen).await?
+        }
+        Some(why) => {
+            tracing::info!("the server sends the cluster (BASE_BACKUP), {why}");
+            let examined = tokio::select! {
+                examined = preflight::prove_remote(&selection, &chosen) => examined?,
+                () = stop.cancelled() => return Err(interrupted()),
+            };
+            run.make_remote(examined, &chosen).await?
+        }
+    };
+    outcome.seconds = began.elapsed().as_secs_f64();
+    if common.json {
+        output::json(&outcome)?;
+    } else {
+        output::text(&outcome.text())?;
+    }
+    match outcome.failed.is_empty() {
+        true => Ok(()),
+        false => {
+            let (backup, failed) = (&outcome.backup, outcome.failed.join("; "));
+            Err(anyhow!("backup {backup} is not in every repository: {failed}").into())
+        }
+    }
+}

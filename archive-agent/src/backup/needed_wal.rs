@@ -1,0 +1,146 @@
+//! Waiting until the WAL that a backup needs is in a repository. Before that the backup is nothing that can be restored, so
+//! it is not announced.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use futures_util::{StreamExt, stream};
+use tokio::sync::Mutex;
+use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory};
+use walpoint_pg::server::Server;
+use walpoint_repo::backup::{BackupFacts, WalStored};
+use walpoint_repo::wal::WalArchive;
+use walpoint_runtime::progress::human_duration;
+
+use crate::check::archiving::why_not_archived;
+
+/// Segments that are looked for at the same time.
+const AT_ONCE: usize = 16;
+/// How long nothing may arrive before that is worth a word, and then another.
+const QUIET: Duration = Duration::from_secs(15);
+/// The longest pause between two looks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The segments from a backup's start to its stop.
+#[derive(Debug)]
+pub(crate) struct NeededWal {
+    size: SegmentSize,
+    first: SegmentNo,
+    last: SegmentNo,
+    stored: WalStored,
+    history: TimelineHistory,
+}
+
+impl NeededWal {
+    /// What a backup with these facts needs; `history` is that of the timeline on which it stopped.
+    pub(crate) fn new(facts: &BackupFacts, history: TimelineHistory) -> anyhow::Result<Self> {
+        let size = SegmentSize::new(facts.wal_segment_size).context("no cluster has such segments")?;
+        let (first, last) = facts.wal()?;
+        Ok(Self {
+            size,
+            first: SegmentNo::of(facts.start_lsn, size),
+            last: SegmentNo::before(facts.stop_lsn, size),
+            stored: WalStored { first, last },
+            history,
+        })
+    }
+
+    /// The first and the last segment.
+    pub(crate) fn stored(&self) -> WalStored {
+        self.stored
+    }
+
+    /// The names that a segment may be stored under: one, but where the timeline changed within it.
+    fn names(&self, segment: SegmentNo) -> Vec<SegmentName> {
+        match segment {
+            _ if segment == self.first => vec![self.stored.first],
+            _ if segment == self.last => vec![self.stored.last],
+            _ => self.history.candidates(segment, self.size).map(|t| segment.name(t, self.size)).collect(),
+        }
+    }
+
+    /// The first segment, from `from` on, that is not in the archive; `None` if all are there.
+    async fn first_missing(
+        &self,
+        archive: &WalArchive,
+        from: SegmentNo,
+    ) -> anyhow::Result<Option<SegmentNo>> {
+        let numbers = (from.0..=self.last.0).map(SegmentNo);
+        let looks = numbers.map(|segment| async move { (segment, self.is_there(archive, segment).await) });
+        let mut looks = stream::iter(looks).buffered(AT_ONCE);
+        while let Some((segment, there)) = looks.next().await {
+            if !there? {
+                return Ok(Some(segment));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn is_there(&self, archive: &WalArchive, segment: SegmentNo) -> anyhow::Result<bool> {
+        for name in self.names(segment) {
+            let Some(header) = archive.header(name).await? else { continue };
+            if header.damaged {
+                bail!(
+                    "segment {name}, which the backup needs, was stored though it is damaged (push --accept-damaged): \
+                     recovery would end in it"
+                );
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Waits until all are in the archive, `limit` at the most. What keeps them away is logged meanwhile, and in the error.
+    pub(crate) async fn wait(
+        &self,
+        archive: &WalArchive,
+        limit: Duration,
+        server: &Mutex<Server>,
+        pgdata: Option<&Path>,
+    ) -> anyhow::Result<()> {
+        let (began, mut moved, mut told) = (Instant::now(), Instant::now(), Instant::now());
+        let (mut next, mut pause) = (self.first, Duration::from_millis(50));
+        let repository = archive.repository().name();
+        loop {
+            let missing = match self.first_missing(archive, next).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(missing)) => missing,
+                Err(error) if is_transient(&error) => {
+                    tracing::warn!(repository, "looking for WAL failed, trying again: {error:#}");
+                    next
+                }
+                Err(error) => return Err(error),
+            };
+            if missing != next {
+                (next, moved, pause) = (missing, Instant::now(), Duration::from_millis(50));
+            }
+            let timed_out = began.elapsed() >= limit;
+            if timed_out || (moved.elapsed() >= QUIET && told.elapsed() >= QUIET) {
+                let name = self.names(missing).first().map_or_else(String::new, SegmentName::to_string);
+                let segment = self.names(missing).first().copied().unwrap_or(self.stored.first);
+                let why = why_not_archived(&mut *server.lock().await, pgdata, segment).await;
+                let left = self.last.0.saturating_sub(missing.0) + 1;
+                let what = format!(
+                    "the backup needs WAL up to {}; segment {name} is the first of {left} not in repository {repository}: {why}",
+                    self.stored.last
+                );
+                if timed_out {
+                    bail!(
+                        "no backup was made: {what}. Gave up after {} (backup_wal_timeout); mend archiving and run the backup \
+                         again",
+                        human_duration(began.elapsed())
+                    );
+                }
+                tracing::warn!("waiting: {what}");
+                told = Instant::now();
+            }
+            tokio::time::sleep(pause.min(limit.saturating_sub(began.elapsed()))).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+fn is_transient(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<walpoint_repo::RepoError>().is_some_and(walpoint_repo::RepoError::is_transient)
+}

@@ -1,0 +1,119 @@
+//! The end of a backup: its WAL has arrived, then its manifest is created, in each repository by itself. One that fails has no
+//! copy; the others have theirs all the same.
+
+use std::path::Path;
+
+use anyhow::bail;
+use futures_util::future::join_all;
+use tokio::sync::Mutex;
+use walpoint_base::BackupId;
+use walpoint_pg::server::Server;
+use walpoint_repo::backup::{Draft, Finding, Summary};
+use walpoint_runtime::config::duration;
+
+use super::copies::Failures;
+use super::needed_history::Histories;
+use super::needed_wal::NeededWal;
+use super::run::Run;
+use crate::check::repository::Destination;
+use crate::check::source;
+
+/// Bad pages that an error names.
+const NAMED: usize = 10;
+
+/// A copy that exists.
+#[derive(Debug)]
+pub(crate) struct Published {
+    /// The repository's name.
+    pub(crate) repository: String,
+    /// What the manifest says.
+    pub(crate) summary: Summary,
+    /// The finished backup that it was compared with.
+    pub(crate) parent: Option<BackupId>,
+    /// The bad pages that it names.
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// What it takes to announce a backup.
+pub(crate) struct Publishing<'a> {
+    pub(crate) run: &'a Run<'a>,
+    pub(crate) needed: &'a NeededWal,
+    /// The repositories of the cluster.
+    pub(crate) destinations: &'a [Destination],
+    /// The data directory, where it is visible.
+    pub(crate) pgdata: Option<&'a Path>,
+    /// Where the copies are.
+    pub(crate) copies: &'a [Destination],
+    /// Which of them failed.
+    pub(crate) failures: &'a Failures,
+}
+
+impl Publishing<'_> {
+    /// Waits for the WAL and creates the manifests. `drafts` are in the order of the copies. An error means that there is no
+    /// backup in any repository.
+    pub(crate) async fn publish(&self, drafts: Vec<Option<Draft>>) -> anyhow::Result<Vec<Published>> {
+        let server = Mutex::new(source::connect(&self.run.selection.settings).await?);
+        // A backup counts on every repository that has to acknowledge WAL, also on those that get no copy.
+        let others = self.destinations.iter().filter(|destination| destination.acknowledges);
+        let others = others.filter(|other| !self.copies.iter().any(|copy| copy.name() == other.name()));
+        let others = join_all(others.map(|other| self.wal(other, &server))).await;
+        others.into_iter().collect::<anyhow::Result<()>>()?;
+
+        let drafts = drafts.into_iter().zip(self.copies).enumerate();
+        let drafts = drafts.filter_map(|(copy, (draft, to))| Some((copy, draft?, to)));
+        let attempts = drafts.map(|(copy, draft, to)| {
+            let server = &server;
+            async move {
+                let published = self.copy(draft, to, server).await;
+                published.map_err(|error| self.failures.note(copy, error)).ok()
+            }
+        });
+        let published = join_all(attempts).await.into_iter().flatten().collect();
+        self.failures.any_left()?;
+        Ok(published)
+    }
+
+    async fn copy(
+        &self,
+        draft: Draft,
+        to: &Destination,
+        server: &Mutex<Server>,
+    ) -> anyhow::Result<Published> {
+        self.wal(to, server).await?;
+        let (findings, parent) = (draft.manifest().findings.clone(), draft.parent());
+        draft.notes().iter().for_each(|note| tracing::warn!(repository = to.name(), "{note}"));
+        let summary = draft.publish(self.needed.stored()).await?;
+        Ok(Published { repository: to.name().to_owned(), summary, parent, findings })
+    }
+
+    /// Waits until a repository has the WAL that the backup needs.
+    async fn wal(&self, destination: &Destination, server: &Mutex<Server>) -> anyhow::Result<()> {
+        let (archive, settings) = (destination.archive(), &self.run.selection.settings);
+        let limit = duration(settings.backup_wal_timeout);
+        let histories = Histories { pgdata: self.pgdata, settings };
+        let stored = self.needed.stored();
+        let arrived = async {
+            for timeline in [stored.first.timeline, stored.last.timeline] {
+                histories.store(&archive, timeline).await?;
+            }
+            self.needed.wait(&archive, limit, server, self.pgdata).await
+        };
+        self.run.unless_stopped(arrived).await
+    }
+}
+
+/// With `--strict` a damaged page means that there is no backup, and never will be one of this id.
+pub(crate) async fn refuse_damage(drafts: &[Option<Draft>], copies: &[Destination]) -> anyhow::Result<()> {
+    let Some(manifest) =
+        drafts.iter().flatten().map(Draft::manifest).find(|m| m.summary.totals.bad_pages > 0)
+    else {
+        return Ok(());
+    };
+    let bad = manifest.summary.totals.bad_pages;
+    let named = manifest.findings.iter().take(NAMED).map(|f| format!("{} block {}", f.path, f.block));
+    let reason = format!("{bad} damaged pages: {}", named.collect::<Vec<_>>().join(", "));
+    for destination in copies {
+        destination.backups().bury(manifest.summary.id, &reason).await?;
+    }
+    bail!("no backup was made, because of --strict: {reason}")
+}

@@ -1,0 +1,24 @@
+//! The other reader: the server sends the cluster (`BASE_BACKUP`), and needs no process beside it.
+//!
+//! ```text
+//! socket -> pump (async) -> unpack (one thread: tar, CRC-32C, manifest) -> store (threads: pages, hashes, zstd) -> packs
+//! ```
+//!
+//! | module | owns |
+//! |---|---|
+//! | `run` | the way from `BASE_BACKUP` to the manifest of the backup |
+//! | `pump` | the socket, and everything that ends the copying early |
+//! | `unpack` | the server's archives as files, and the comparison with the server's manifest |
+//! | `deal` | which thread stores which file |
+//! | `store` | one of these threads |
+//!
+//! What always holds: the same files with the same content as from the other reader. Each queue is bounded, so a slow store
+//! slows the server down and memory stays. Nothing counts before the server said that everything was sent, and all of it had
+//! the size and the checksum of the server's manifest. A crash leaves an intent and packs; on the server the session's end
+//! ends the backup.
+
+mod deal;
+mod pump;
+mod run;
+mod store;
+mod unpack;

@@ -1,0 +1,164 @@
+//! The way from `BASE_BACKUP` to the manifest of the backup.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, bail};
+use jiff::Timestamp;
+use walpoint_base::{BackupId, TimelineHistory};
+use walpoint_pg::base_backup::{BaseBackup, Command, End, Start};
+use walpoint_repo::backup::{BackupWriter, Method};
+use walpoint_runtime::progress::{Progress, human_bytes};
+
+use super::pump::receive;
+use super::unpack::{Announced, Delivered};
+use crate::backup::copies::Failures;
+use crate::backup::needed_history::Histories;
+use crate::backup::outcome::Outcome;
+use crate::backup::owners::Owners;
+use crate::backup::reader::{Counts, Shared};
+use crate::backup::run::{Copied, DEFAULT_LABEL, Run, Said, copies};
+use crate::check::remote::RemoteSource;
+use crate::check::repository::Destination;
+use crate::check::source;
+
+/// The mode of a data directory that the server does not tell.
+const DEFAULT_MODE: u16 = 0o700;
+
+impl Run<'_> {
+    /// Makes the backup from what the server sends, with a copy in each of the chosen repositories that does not fail
+    /// meanwhile.
+    pub(crate) async fn make_remote(
+        &self,
+        examined: RemoteSource,
+        chosen: &[String],
+    ) -> anyhow::Result<Outcome> {
+        let copies = copies(&examined.destinations, chosen);
+        self.alone(&copies, |forced| self.make_remote_copies(examined, chosen, &copies, forced)).await
+    }
+
+    async fn make_remote_copies(
+        &self,
+        mut examined: RemoteSource,
+        chosen: &[String],
+        copies: &[Destination],
+        forced: bool,
+    ) -> anyhow::Result<Outcome> {
+        let failures = Failures::new(chosen.to_vec());
+        let mode = examined.server.setting("data_directory_mode").await?;
+        let mode = mode.and_then(|mode| u16::from_str_radix(&mode, 8).ok()).unwrap_or(DEFAULT_MODE);
+        let waiting = Progress::waiting("waiting for PostgreSQL's checkpoint", self.show_progress);
+        let walsender = source::walsender(&self.selection.settings).await?;
+        let label = if self.label.is_empty() { DEFAULT_LABEL } else { &self.label };
+        let started = Timestamp::now();
+        let command = Command { label, fast: self.fast };
+        let stream = self.unless_stopped(BaseBackup::start(walsender, &command)).await;
+        waiting.end();
+        let stream = stream?;
+        let start = stream.started();
+        let id = BackupId::new(started, start.timeline, start.lsn, rand::random());
+        let bytes = stream.spaces().iter().map(|space| space.bytes).fold(0, u64::saturating_add);
+        tracing::info!(backup = %id, size = human_bytes(bytes), "copying");
+
+        let writers = self.writers(copies, (id, started), examined.identity.block_size, forced).await?;
+        let progress = Progress::bytes("copying", bytes, self.show_progress);
+        let copied = self
+            .received(stream, &writers, &failures, &examined, progress.clone(), (id, started, mode))
+            .await;
+        progress.end();
+        let copied = self.or_noted(copied, &writers, &failures).await?;
+        let whereabouts = (examined.destinations.as_slice(), examined.pgdata.as_deref());
+        self.announce(copied, writers, copies, &failures, whereabouts).await
+    }
+
+    /// Stores what the server sends, and looks at whether it is what was asked for.
+    async fn received(
+        &self,
+        stream: BaseBackup,
+        writers: &[BackupWriter],
+        failures: &Arc<Failures>,
+        examined: &RemoteSource,
+        progress: Progress,
+        (id, started, mode): (BackupId, Timestamp, u16),
+    ) -> anyhow::Result<Copied> {
+        let RemoteSource { identity, destinations, pgdata, .. } = examined;
+        let start = stream.started();
+        let shared = Arc::new(Shared {
+            block_size: usize::try_from(identity.block_size)?,
+            pages: self.page_check(identity, start.lsn).await,
+            stop: self.stop.child_token(),
+            progress,
+            owners: Mutex::new(Owners::default()),
+            counts: Counts::default(),
+        });
+        let spaces = stream.spaces().to_vec();
+        let announced = Announced { spaces, data_directory: identity.data_directory.clone(), mode };
+        let damaged = Arc::new(AtomicU64::new(0));
+        let delivered =
+            receive(stream, announced, &shared, writers, failures, self.readers(writers.len()), &damaged)
+                .await?;
+        let ended = Timestamp::now();
+        let Delivered { label, tablespace_map, control, manifest, end } = delivered;
+        if control.system_id != identity.system_id
+            || manifest.system_id.is_some_and(|system| system != identity.system_id)
+        {
+            bail!("the server sent the cluster {}, not {}", control.system_id, identity.system_id);
+        }
+        covers(&manifest.wal, start, &end)?;
+        self.damage(&end, damaged.load(Ordering::Relaxed))?;
+        self.label(&label, id)?;
+        let history = match end.timeline == start.timeline {
+            true => TimelineHistory::root(start.timeline),
+            false => {
+                let histories = Histories { pgdata: pgdata.as_deref(), settings: &self.selection.settings };
+                histories.find(end.timeline, destinations).await?
+            }
+        };
+        // Numbers of users are those of the server's machine, which may have other names than this one.
+        let unknown = Mutex::default();
+        let facts = self.said(Said {
+            method: Method::Remote,
+            identity,
+            times: (started, ended),
+            label,
+            tablespace_map,
+            stop: end.lsn,
+            history: &history,
+            pgdata: Path::new(&identity.data_directory),
+            extra_paths: &[],
+            owners: if pgdata.is_some() { &shared.owners } else { &unknown },
+            destinations,
+        })?;
+        Ok(Copied { facts, history, shared })
+    }
+
+    /// What the server says at the end about damaged pages, of which so many are known.
+    fn damage(&self, end: &End, known: u64) -> anyhow::Result<()> {
+        match &end.damage {
+            Some(text) if known == 0 && self.strict => {
+                bail!(
+                    "no backup was made, because of --strict: the server says \"{text}\"; its log names the pages"
+                )
+            }
+            Some(text) if known == 0 => {
+                tracing::warn!(
+                    "the server says \"{text}\", about pages of files that are no relation's: its log names them"
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The manifest has to name the same WAL as the results before and after the copy.
+fn covers(
+    wal: &[(walpoint_base::TimelineId, walpoint_base::Lsn, walpoint_base::Lsn)],
+    start: Start,
+    end: &End,
+) -> anyhow::Result<()> {
+    let starts = wal.iter().any(|(timeline, from, _)| (*timeline, *from) == (start.timeline, start.lsn));
+    let ends = wal.iter().any(|(timeline, _, to)| (*timeline, *to) == (end.timeline, end.lsn));
+    (starts && ends).then_some(()).context("the server's manifest names other WAL than the server does")
+}

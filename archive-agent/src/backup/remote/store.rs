@@ -1,0 +1,102 @@
+//! One thread that stores what the server sent: hashing, compressing, and verifying pages on the way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+
+use anyhow::bail;
+use walpoint_pg::base_backup::ReportedPage;
+use walpoint_repo::backup::{Attributes, PageFault, TablePath};
+
+use crate::backup::copies::{FileCopies, Lanes};
+use crate::backup::reader::Shared;
+
+/// What a thread is given to do.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// A directory.
+    Directory(TablePath, Attributes),
+    /// A tablespace's link and directory, and where it leads.
+    LinkedDirectory(TablePath, Attributes, Vec<u8>),
+    /// Any other link, and where it leads.
+    Link(TablePath, Attributes, Vec<u8>),
+    /// A file begins: what follows is its content, to its end.
+    File(TablePath, Attributes),
+    /// The next bytes of that file. They begin at a whole block.
+    Data(Vec<u8>),
+    /// The server complains about a page of that file.
+    Reported(ReportedPage),
+    /// That file is complete.
+    FileEnd,
+}
+
+/// Takes jobs until there are no more. `load` is how many bytes wait. `damaged` counts bad pages.
+pub(super) fn store(
+    shared: &Arc<Shared>,
+    mut lanes: Lanes,
+    jobs: &Receiver<Job>,
+    load: &AtomicU64,
+    damaged: &AtomicU64,
+) -> anyhow::Result<()> {
+    while let Ok(job) = jobs.recv() {
+        match job {
+            Job::Directory(path, attributes) => {
+                lanes.each(|lane| lane.directory(path.clone(), attributes))?
+            }
+            Job::LinkedDirectory(path, attributes, target) => {
+                lanes.each(|lane| lane.linked_directory(path.clone(), attributes, &target))?;
+            }
+            Job::Link(path, attributes, target) => {
+                lanes.each(|lane| lane.link(path.clone(), attributes, &target))?;
+            }
+            Job::File(path, attributes) => {
+                let mut copies = lanes.file(&path);
+                content(shared, &path, &mut copies, jobs, load, damaged)?;
+                copies.finish(attributes)?;
+            }
+            Job::Data(_) | Job::Reported(_) | Job::FileEnd => bail!("content of no file"),
+        }
+    }
+    lanes.finish()
+}
+
+/// Takes the content of one file.
+fn content(
+    shared: &Shared,
+    path: &TablePath,
+    copies: &mut FileCopies<'_>,
+    jobs: &Receiver<Job>,
+    load: &AtomicU64,
+    damaged: &AtomicU64,
+) -> anyhow::Result<()> {
+    let verified =
+        shared.pages.as_ref().and_then(|pages| Some((pages, pages.relation(path.path.as_path())?)));
+    let mut at = 0;
+    loop {
+        match jobs.recv() {
+            Ok(Job::Data(bytes)) => {
+                if let Some((pages, relation)) = verified {
+                    pages.verify_received(relation, at, &bytes, |bad| {
+                        damaged.fetch_add(1, Ordering::Relaxed);
+                        let fault = PageFault::Checksum { stored: bad.stored, computed: bad.computed };
+                        copies.bad_page(bad.block, fault);
+                    });
+                }
+                copies.write(&bytes)?;
+                let length = u64::try_from(bytes.len()).unwrap_or(0);
+                at += length;
+                load.fetch_sub(length, Ordering::Relaxed);
+            }
+            // What this program verifies itself it found itself, and all of it: the server stops after a few.
+            Ok(Job::Reported(_)) if verified.is_some() => {}
+            Ok(Job::Reported(page)) => {
+                damaged.fetch_add(1, Ordering::Relaxed);
+                let fault = PageFault::Checksum { stored: page.stored, computed: page.computed };
+                copies.bad_page(page.block, fault);
+            }
+            Ok(Job::FileEnd) => return Ok(()),
+            Ok(_) => bail!("{path} does not end before the next file begins"),
+            Err(_) => bail!("{path} does not end"),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The thread between the socket and the threads that store: archives become files, and everything is compared with the
+//! server's manifest.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use bytes::{Buf, Bytes};
+use tokio::sync::mpsc::Receiver;
+use walpoint_pg::base_backup::{
+    End, Event, Ledger, Manifest, Part, ReportedPage, Space, Status, Unpacked, Unpacker, check,
+};
+use walpoint_pg::control::ControlFile;
+
+use super::deal::{Dealer, Gone};
+
+/// What came besides the files.
+#[derive(Debug)]
+pub(super) struct Delivered {
+    /// `backup_label`.
+    pub(super) label: Vec<u8>,
+    /// `tablespace_map`; empty if there is none.
+    pub(super) tablespace_map: Vec<u8>,
+    /// `global/pg_control`.
+    pub(super) control: ControlFile,
+    /// The server's manifest, which agrees with what was received.
+    pub(super) manifest: Manifest,
+    /// Where the backup stopped.
+    pub(super) end: End,
+}
+
+/// What is known before the first archive.
+#[derive(Debug)]
+pub(super) struct Announced {
+    /// What will be sent.
+    pub(super) spaces: Vec<Space>,
+    /// The data directory on the server.
+    pub(super) data_directory: PathBuf,
+    /// Its mode, which is in no archive.
+    pub(super) mode: u16,
+}
+
+/// Takes everything that the server sends. Blocks. `None` if the threads that store have ended; one of them says why.
+pub(super) fn unpack(
+    parts: Receiver<Part>,
+    announced: &Announced,
+    mut dealer: Dealer,
+) -> anyhow::Result<Option<Delivered>> {
+    let mut parts = Parts { parts, data: Bytes::new(), end: None };
+    let unpacked = match archives(&mut parts, announced, &mut dealer) {
+        Err(error) if error.is::<Gone>() => return Ok(None),
+        unpacked => unpacked?,
+    };
+    // Whoever stores may finish while the manifest is compared.
+    drop(dealer);
+    let Unpacked { label, tablespace_map, control, ledger, .. } = unpacked;
+    let manifest = check(&mut parts, ledger)?;
+    let Some(end) = parts.end.take() else { bail!(ENDED_EARLY) };
+    let control = ControlFile::parse(&control).context(
+        "the server sent a pg_control that it was just writing; this is rare: run the backup again",
+    )?;
+    Ok(Some(Delivered { label, tablespace_map, control, manifest, end }))
+}
+
+const ENDED_EARLY: &str = "the server stopped sending before the backup was complete";
+
+/// Everything up to the manifest.
+fn archives(parts: &mut Parts, announced: &Announced, dealer: &mut Dealer) -> anyhow::Result<Unpacked> {
+    let scratch =
+        tempfile::tempfile().context("a scratch file cannot be made in the directory of temporary files")?;
+    let Announced { spaces, data_directory, mode } = announced;
+    let mut unpacker = Unpacker::new(spaces, data_directory, Ledger::new(scratch));
+    loop {
+        match parts.parts.blocking_recv() {
+            Some(Part::Archive(archive)) => unpacker.archive(archive)?,
+            Some(Part::Data(bytes)) => unpacker.data(&bytes, &mut |event| dealer.take(event))?,
+            Some(Part::Notice(notice)) => match ReportedPage::read(&notice) {
+                Some(page) => dealer.reported(page)?,
+                None => tracing::debug!("the server says: {notice}"),
+            },
+            Some(Part::Manifest) => break,
+            Some(Part::End(_)) | None => bail!(ENDED_EARLY),
+        }
+    }
+    let unpacked = unpacker.finish()?;
+    dealer.take(Event::Directory { path: b"", status: Status { mode: *mode, ..unpacked.root } })?;
+    Ok(unpacked)
+}
+
+/// The bytes of the manifest, up to whatever else comes.
+struct Parts {
+    parts: Receiver<Part>,
+    data: Bytes,
+    end: Option<End>,
+}
+
+impl Read for &mut Parts {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.data.is_empty() {
+            match self.parts.blocking_recv() {
+                Some(Part::Data(bytes)) => self.data = bytes,
+                Some(Part::Notice(notice)) => tracing::debug!("the server says: {notice}"),
+                Some(Part::End(end)) => {
+                    self.end = Some(end);
+                    return Ok(0);
+                }
+                None if self.end.is_some() => return Ok(0),
+                Some(Part::Archive(_) | Part::Manifest) | None => {
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, ENDED_EARLY));
+                }
+            }
+        }
+        let n = self.data.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..n), self.data.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        self.data.advance(n);
+        Ok(n)
+    }
+}

@@ -1,0 +1,484 @@
+//! The way from `pg_backup_start` to the manifest.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use walpoint_base::{BackupId, Lsn, TimelineHistory};
+use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+use walpoint_pg::label::{BackupLabel, TablespaceMap};
+use walpoint_pg::server::{BackupSession, BackupStart, BackupStop, Identity};
+use walpoint_repo::backup::{
+    BackupFacts, BackupWriter, BlockSize, Draft, Foundation, HexBytes, Intent, Method, PackLimits, TablePath,
+    Tablespace, WriteOptions,
+};
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::Selection;
+use walpoint_runtime::progress::{Progress, human_bytes};
+
+use super::copies::{Failures, Lanes};
+use super::copy::{copy, note_progress};
+use super::lease::BackupLeases;
+use super::needed_history::Histories;
+use super::needed_wal::NeededWal;
+use super::outcome::Outcome;
+use super::owners::Owners;
+use super::pages::{Newest, PageCheck};
+use super::publish::{self, Published, Publishing};
+use super::reader::{BUFFER, Counts, Shared};
+use super::walk::attributes;
+use crate::check::repository::Destination;
+use crate::check::{Examined, source};
+
+/// What an interrupted backup says.
+pub(crate) const INTERRUPTED: &str = "interrupted by a signal: no backup was made";
+
+/// The version that made a backup.
+const AGENT: &str = env!("CARGO_PKG_VERSION");
+/// PostgreSQL wants a label.
+pub(super) const DEFAULT_LABEL: &str = "walpoint";
+
+/// Memory for buffers, whatever the size of the cluster: readers, their lanes, and packs on their way.
+const MEMORY: u64 = 72 << 20;
+/// What one lane holds.
+const LANE: u64 = 5 << 19;
+/// Readers, unless the configuration asks for more: beyond that the store is the limit.
+const MAX_READERS: usize = 8;
+/// Packs on their way have at least this much memory, however many readers there are.
+const LEAST_IN_FLIGHT: u64 = 16 << 20;
+/// How long an interrupted backup may take to note what it stored.
+const LAST_NOTE: Duration = Duration::from_secs(10);
+
+/// What is wanted.
+pub(crate) struct Run<'a> {
+    /// A person's label.
+    pub(crate) label: String,
+    /// Whether the first checkpoint is done at full speed.
+    pub(crate) fast: bool,
+    /// Whether earlier backups are left alone.
+    pub(crate) full: bool,
+    /// Whether to begin though another backup seems to be running.
+    pub(crate) force: bool,
+    /// Whether a damaged page means that there is no backup.
+    pub(crate) strict: bool,
+    /// The cluster.
+    pub(crate) selection: &'a Selection<StoreSettings>,
+    /// Cancelled by a signal.
+    pub(crate) stop: &'a CancellationToken,
+    /// Whether somebody watches.
+    pub(crate) show_progress: bool,
+}
+
+/// A backup that was copied and stopped.
+pub(super) struct Copied {
+    /// What its manifest will say.
+    pub(super) facts: BackupFacts,
+    /// The history of the timeline on which it stopped.
+    pub(super) history: TimelineHistory,
+    /// What was counted on the way.
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What the server said about a backup that is complete.
+pub(super) struct Said<'a> {
+    pub(super) method: Method,
+    pub(super) identity: &'a Identity,
+    /// When it began and stopped.
+    pub(super) times: (Timestamp, Timestamp),
+    pub(super) label: Vec<u8>,
+    pub(super) tablespace_map: Vec<u8>,
+    pub(super) stop: Lsn,
+    pub(super) history: &'a TimelineHistory,
+    /// The data directory on the server.
+    pub(super) pgdata: &'a Path,
+    pub(super) extra_paths: &'a [PathBuf],
+    pub(super) owners: &'a Mutex<Owners>,
+    pub(super) destinations: &'a [Destination],
+}
+
+impl Run<'_> {
+    /// Makes the backup, with a copy in each of the chosen repositories that does not fail meanwhile.
+    pub(crate) async fn make(&self, examined: Examined, chosen: &[String]) -> anyhow::Result<Outcome> {
+        let copies = copies(&examined.destinations, chosen);
+        self.alone(&copies, |forced| self.make_copies(examined, chosen, &copies, forced)).await
+    }
+
+    /// Does the work of a backup while nobody else makes one. It is told whether somebody's lease was taken by force: that
+    /// backup may still be running.
+    pub(super) async fn alone<W: Future<Output = anyhow::Result<Outcome>>>(
+        &self,
+        copies: &[Destination],
+        work: impl FnOnce(bool) -> W,
+    ) -> anyhow::Result<Outcome> {
+        let cluster = &self.selection.cluster;
+        let mut leases = self.unless_stopped(BackupLeases::take(cluster, copies, AGENT, self.force)).await?;
+        let work = work(leases.forced);
+        let made = tokio::select! {
+            made = work => made,
+            () = leases.keep() => Err(anyhow!("the leases ended")),
+        };
+        tokio::time::timeout(LAST_NOTE, leases.release()).await.ok();
+        made
+    }
+
+    async fn make_copies(
+        &self,
+        examined: Examined,
+        chosen: &[String],
+        copies: &[Destination],
+        forced: bool,
+    ) -> anyhow::Result<Outcome> {
+        let failures = Failures::new(chosen.to_vec());
+        let waiting = Progress::waiting("waiting for PostgreSQL's checkpoint", self.show_progress);
+        let server = source::connect(&self.selection.settings).await?;
+        let label = if self.label.is_empty() { DEFAULT_LABEL } else { &self.label };
+        let started = Timestamp::now();
+        let session = self.unless_stopped(BackupSession::start(server, label, self.fast)).await;
+        waiting.end();
+        let session = session?;
+        let start = session.started().clone();
+        let id = BackupId::new(started, start.timeline, start.lsn, rand::random());
+        tracing::info!(backup = %id, size = human_bytes(examined.measure.bytes), "copying");
+
+        let writers = self.writers(copies, (id, started), examined.control.block_size, forced).await?;
+        let copied = self.copy(session, &writers, &failures, &examined, id, started).await;
+        let copied = self.or_noted(copied, &writers, &failures).await?;
+        let whereabouts = (examined.destinations.as_slice(), Some(examined.pgdata.as_path()));
+        self.announce(copied, writers, copies, &failures, whereabouts).await
+    }
+
+    /// Begins to write the backup in each repository that gets a copy; `forced`: beside another that may still be running.
+    pub(super) async fn writers(
+        &self,
+        copies: &[Destination],
+        (id, started): (BackupId, Timestamp),
+        block_size: u32,
+        forced: bool,
+    ) -> anyhow::Result<Vec<BackupWriter>> {
+        let options = self.options(copies.len());
+        let block_size = BlockSize::new(block_size).context("no cluster has such blocks")?;
+        let mut writers = Vec::new();
+        for destination in copies {
+            let intent = self.intent(id, started, destination, forced).await?;
+            let writer = destination.backups().begin(intent, block_size, &options).await?;
+            self.tell_foundation(destination.name(), &writer);
+            writers.push(writer);
+        }
+        Ok(writers)
+    }
+
+    /// What was copied; if the copying failed, what is stored so far is noted for the next backup.
+    pub(super) async fn or_noted<T>(
+        &self,
+        copied: anyhow::Result<T>,
+        writers: &[BackupWriter],
+        failures: &Failures,
+    ) -> anyhow::Result<T> {
+        match copied {
+            Ok(copied) => Ok(copied),
+            Err(error) => {
+                tokio::time::timeout(LAST_NOTE, note_progress(writers, failures, true)).await.ok();
+                Err(if self.stop.is_cancelled() { anyhow!(INTERRUPTED) } else { error })
+            }
+        }
+    }
+
+    /// Everything was copied: waits for the WAL and creates the manifests. `whereabouts` are the repositories of the cluster,
+    /// and the data directory where it is visible.
+    pub(super) async fn announce(
+        &self,
+        copied: Copied,
+        writers: Vec<BackupWriter>,
+        copies: &[Destination],
+        failures: &Failures,
+        (destinations, pgdata): (&[Destination], Option<&Path>),
+    ) -> anyhow::Result<Outcome> {
+        let Copied { facts, history, shared } = copied;
+        let adopted: Vec<_> = writers.iter().map(|writer| writer.adopted().to_vec()).collect();
+        let drafts = self.unless_stopped(drafts(writers, copies, &facts, failures)).await?;
+        if self.strict {
+            publish::refuse_damage(&drafts, copies).await?;
+        }
+        let needed = NeededWal::new(&facts, history)?;
+        let stopped = Instant::now();
+        let publishing = Publishing { run: self, needed: &needed, destinations, pgdata, copies, failures };
+        let waiting = Progress::waiting("waiting for the WAL that the backup needs", self.show_progress);
+        let published = publishing.publish(drafts).await;
+        waiting.end();
+        let published = published?;
+        end_adopted(copies, &adopted, &published).await;
+        let cluster = self.selection.cluster.as_str();
+        let mut outcome = Outcome::of(cluster, &published, needed.stored())?;
+        outcome.count(&shared.counts);
+        outcome.failed = failures.all();
+        outcome.wal_seconds = stopped.elapsed().as_secs_f64();
+        Ok(outcome)
+    }
+
+    /// A future that ends with a signal.
+    pub(crate) async fn unless_stopped<T, E: Into<anyhow::Error>>(
+        &self,
+        future: impl Future<Output = Result<T, E>>,
+    ) -> anyhow::Result<T> {
+        tokio::select! {
+            result = future => result.map_err(Into::into),
+            () = self.stop.cancelled() => Err(anyhow!(INTERRUPTED)),
+        }
+    }
+
+    /// As many as the configuration asks for, but no more than memory allows.
+    pub(super) fn readers(&self, copies: usize) -> usize {
+        let copies = u64::try_from(copies).unwrap_or(1);
+        let settings = &self.selection.settings;
+        let wanted =
+            settings.workers.map_or_else(|| settings.workers().min(MAX_READERS), |_| settings.workers());
+        let buffer = u64::try_from(BUFFER).unwrap_or(0);
+        let room = MEMORY.saturating_sub(LEAST_IN_FLIGHT) / (LANE * copies.max(1) + buffer);
+        wanted.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1)
+    }
+
+    fn options(&self, copies: usize) -> WriteOptions {
+        let readers = self.readers(copies);
+        let copies = u64::try_from(copies).unwrap_or(1).max(1);
+        let readers = u64::try_from(readers).unwrap_or(1);
+        let buffer = u64::try_from(BUFFER).unwrap_or(0);
+        let left = MEMORY.saturating_sub(readers * (LANE * copies + buffer)).max(LEAST_IN_FLIGHT);
+        let default = PackLimits::default();
+        let in_flight = (left / copies).min(default.in_flight);
+        let packs = PackLimits { pack: default.pack.min(in_flight / 2), in_flight };
+        WriteOptions { packs, ..WriteOptions::default() }
+    }
+
+    /// What the backup announces in a repository: also what of that repository it builds on.
+    async fn intent(
+        &self,
+        id: BackupId,
+        started: Timestamp,
+        destination: &Destination,
+        forced: bool,
+    ) -> anyhow::Result<Intent> {
+        let Foundation { parents, mut adopted } = match self.full {
+            true => Foundation::default(),
+            false => Foundation::choose(&destination.backups().list().await?),
+        };
+        if forced {
+            // One of them may still be running: it is neither gone on with nor ended.
+            adopted.clear();
+        }
+        let lineage = destination.lineage.id;
+        let (host, agent, label) = (host(), AGENT.to_owned(), self.label.clone());
+        Ok(Intent { id, lineage, started, host, agent, label, parents, adopted })
+    }
+
+    fn tell_foundation(&self, repository: &str, writer: &BackupWriter) {
+        writer.take_notes().iter().for_each(|note| tracing::warn!(repository, "{note}"));
+        match writer.parent() {
+            Some(parent) => tracing::info!(repository, "comparing with backup {parent}"),
+            None => tracing::info!(repository, "storing everything: there is no backup to compare with"),
+        }
+    }
+
+    /// Copies everything, `pg_control` last, and stops the backup.
+    async fn copy(
+        &self,
+        mut session: BackupSession,
+        writers: &[BackupWriter],
+        failures: &Arc<Failures>,
+        examined: &Examined,
+        id: BackupId,
+        started: Timestamp,
+    ) -> anyhow::Result<Copied> {
+        let start = session.started().clone();
+        let progress = Progress::bytes("copying", examined.measure.bytes, self.show_progress);
+        let shared = Arc::new(Shared {
+            block_size: usize::try_from(examined.control.block_size)?,
+            pages: self.page_check(&examined.identity, start.lsn).await,
+            stop: self.stop.child_token(),
+            progress: progress.clone(),
+            owners: Mutex::new(Owners::default()),
+            counts: Counts::default(),
+        });
+        let readers = self.readers(writers.len());
+        let copied = copy(&examined.ground, &shared, writers, failures, readers, &mut session).await;
+        progress.end();
+        copied?;
+        // After everything else: on a standby it says how far recovery has to go before the copy is consistent.
+        let (pgdata, lanes) = (examined.pgdata.clone(), Lanes::new(writers, failures));
+        let control = tokio::task::spawn_blocking(move || copy_control(&pgdata, lanes)).await??;
+        if control.system_id != examined.control.system_id {
+            bail!("{} became another cluster while it was copied", examined.pgdata.display());
+        }
+        let stop = self.unless_stopped(session.stop()).await?;
+        let ended = Timestamp::now();
+        let (facts, history) = self.facts(examined, &shared, &start, stop, (id, started, ended)).await?;
+        Ok(Copied { facts, history, shared })
+    }
+
+    /// How pages are verified, if they carry checksums.
+    pub(super) async fn page_check(&self, identity: &Identity, start: Lsn) -> Option<PageCheck> {
+        if !identity.data_checksums {
+            return None;
+        }
+        let server = source::connect(&self.selection.settings).await.ok().map(tokio::sync::Mutex::new);
+        let runtime = tokio::runtime::Handle::current();
+        // The readers are threads that may block.
+        let newest = Newest::new(move || {
+            let server = server.as_ref()?;
+            runtime.block_on(async { server.lock().await.position().await.ok().flatten() })
+        });
+        Some(PageCheck {
+            block_size: usize::try_from(identity.block_size).ok()?,
+            segment_blocks: identity.relation_segment_blocks,
+            start,
+            newest,
+        })
+    }
+
+    async fn facts(
+        &self,
+        examined: &Examined,
+        shared: &Shared,
+        start: &BackupStart,
+        stop: BackupStop,
+        (id, started, ended): (BackupId, Timestamp, Timestamp),
+    ) -> anyhow::Result<(BackupFacts, TimelineHistory)> {
+        let Examined { pgdata, identity, destinations, .. } = examined;
+        let timeline = self.label(&stop.label, id)?.timeline;
+        let history = match start.in_recovery {
+            false => TimelineHistory::root(timeline),
+            true => {
+                let mut server = source::connect(&self.selection.settings).await?;
+                let histories = Histories { pgdata: Some(pgdata), settings: &self.selection.settings };
+                histories.of_the_stop(&mut server, timeline, stop.lsn, destinations).await?
+            }
+        };
+        let said = Said {
+            method: Method::Local,
+            identity,
+            times: (started, ended),
+            label: stop.label,
+            tablespace_map: stop.tablespace_map.unwrap_or_default(),
+            stop: stop.lsn,
+            history: &history,
+            pgdata,
+            extra_paths: &self.selection.settings.extra_paths,
+            owners: &shared.owners,
+            destinations,
+        };
+        Ok((self.said(said)?, history))
+    }
+
+    /// PostgreSQL's label, which has to be that of this backup.
+    pub(super) fn label(&self, label: &[u8], id: BackupId) -> anyhow::Result<BackupLabel> {
+        let label = BackupLabel::parse(label).context("PostgreSQL's backup label cannot be used")?;
+        if (label.start, label.timeline) != (id.start(), id.timeline()) {
+            bail!(
+                "the server changed to timeline {} while the backup began (it was {}): run the backup again",
+                label.timeline,
+                id.timeline()
+            );
+        }
+        Ok(label)
+    }
+
+    /// What the manifest will say.
+    pub(super) fn said(&self, said: Said<'_>) -> anyhow::Result<BackupFacts> {
+        let Said { identity, tablespace_map, .. } = said;
+        let label = BackupLabel::parse(&said.label).context("PostgreSQL's backup label cannot be used")?;
+        let tablespaces =
+            TablespaceMap::parse(&tablespace_map, identity.major).context("PostgreSQL's tablespace map")?;
+        let tablespaces = tablespaces.tablespaces.into_iter();
+        let owners = said.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = |path: &Path| HexBytes(path.as_os_str().as_bytes().to_vec());
+        Ok(BackupFacts {
+            label: self.label.clone(),
+            agent: AGENT.to_owned(),
+            host: host(),
+            started: said.times.0,
+            ended: said.times.1,
+            method: said.method,
+            from_standby: label.from_standby,
+            lineage: said.destinations.first().context("no repository is left")?.lineage.id,
+            major: identity.major,
+            block_size: identity.block_size,
+            relation_segment_blocks: identity.relation_segment_blocks,
+            wal_segment_size: identity.segment_size.bytes(),
+            data_checksums: identity.data_checksums,
+            start_timeline: label.timeline,
+            start_lsn: label.start,
+            stop_timeline: said.history.timeline(),
+            stop_lsn: said.stop,
+            backup_label: HexBytes(said.label),
+            tablespace_map: HexBytes(tablespace_map),
+            pgdata: path(said.pgdata),
+            tablespaces: tablespaces.map(|t| Tablespace { oid: t.oid, path: HexBytes(t.path) }).collect(),
+            extra_paths: said.extra_paths.iter().map(|extra| path(extra)).collect(),
+            users: owners.users(),
+            groups: owners.groups(),
+        })
+    }
+}
+
+/// The repositories that get a copy.
+pub(super) fn copies(destinations: &[Destination], chosen: &[String]) -> Vec<Destination> {
+    let chosen = |d: &&Destination| chosen.iter().any(|name| name == d.name());
+    destinations.iter().filter(chosen).cloned().collect()
+}
+
+/// Ends the writing of each copy.
+async fn drafts(
+    writers: Vec<BackupWriter>,
+    copies: &[Destination],
+    facts: &BackupFacts,
+    failures: &Failures,
+) -> anyhow::Result<Vec<Option<Draft>>> {
+    let ended = writers.into_iter().zip(copies).enumerate().map(|(copy, (writer, destination))| async move {
+        if failures.has(copy) {
+            return None;
+        }
+        let facts = BackupFacts { lineage: destination.lineage.id, ..facts.clone() };
+        writer.finish(facts).await.map_err(|error| failures.note(copy, error)).ok()
+    });
+    let drafts = join_all(ended).await;
+    failures.any_left()?;
+    Ok(drafts)
+}
+
+/// Ends the unfinished backups that were gone on with, where the new one exists: nobody needs them any more.
+async fn end_adopted(copies: &[Destination], adopted: &[Vec<BackupId>], published: &[Published]) {
+    for (destination, adopted) in copies.iter().zip(adopted) {
+        let copy = published.iter().find(|copy| copy.repository == destination.name());
+        let Some(id) = copy.map(|copy| copy.summary.id) else { continue };
+        for dead in adopted {
+            match destination.backups().bury(*dead, &format!("backup {id} went on with it")).await {
+                // It was finished after all.
+                Ok(()) | Err(walpoint_repo::RepoError::Conflict { .. }) => {}
+                Err(error) => tracing::warn!(
+                    repository = destination.name(),
+                    "the unfinished backup {dead} was not ended, \"archive-agent expire\" will do that: {error}"
+                ),
+            }
+        }
+    }
+}
+
+/// Copies `pg_control` in a state that PostgreSQL wrote as a whole. Blocks.
+fn copy_control(pgdata: &Path, mut lanes: Lanes) -> anyhow::Result<ControlFile> {
+    let (bytes, control) = source::read_control(pgdata)?;
+    let meta = std::fs::metadata(pgdata.join(CONTROL_FILE)).context("pg_control vanished")?;
+    let mut file = lanes.file(&TablePath::data(CONTROL_FILE)?);
+    file.write(&bytes)?;
+    file.finish(attributes(&meta))?;
+    lanes.finish()?;
+    Ok(control)
+}
+
+/// The name of this machine.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

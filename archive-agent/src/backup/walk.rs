@@ -1,0 +1,504 @@
+//! What belongs into a backup: a walk over the data directory, its tablespaces and the paths outside it.
+//!
+//! PostgreSQL goes on while this looks, so anything may vanish between two looks; that is normal and left out. What is held
+//! for each file is its name, while its directory is walked through.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use rustix::fs::Access;
+use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+use walpoint_pg::files::{self, Action, Unlogged};
+use walpoint_repo::backup::{Attributes, RelativePath, Root, TablePath};
+
+/// Deeper nesting can only be links that lead in a circle.
+const MAX_DEPTH: usize = 100;
+
+/// Something that belongs into the backup.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// Its name in the backup.
+    pub(crate) path: TablePath,
+    /// Where it is.
+    pub(crate) place: PathBuf,
+    /// What it is.
+    pub(crate) kind: Kind,
+    /// Owner, mode and time.
+    pub(crate) attributes: Attributes,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A regular file, and how many bytes of disk it occupies at most.
+    File(u64),
+    /// A directory.
+    Directory,
+    /// A directory behind a link: a tablespace, `pg_wal`, or a part of the data directory that was moved elsewhere.
+    LinkedDirectory(Vec<u8>),
+    /// Any other link, and where it leads.
+    Link(Vec<u8>),
+}
+
+/// What is walked over.
+#[derive(Debug, Clone)]
+pub(crate) struct Ground {
+    pgdata: PathBuf,
+    extra_paths: Vec<PathBuf>,
+    /// The directory of this version in a tablespace.
+    version_directory: String,
+}
+
+/// Owner, mode and time of a file.
+pub(crate) fn attributes(meta: &Metadata) -> Attributes {
+    let nanoseconds = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+    Attributes {
+        mode: u16::try_from(meta.mode() & 0o7777).unwrap_or(0),
+        uid: meta.uid(),
+        gid: meta.gid(),
+        mtime: i64::try_from(nanoseconds).unwrap_or(0),
+    }
+}
+
+/// Bytes that are read of a file: its length, or what it occupies if it has holes.
+pub(crate) fn occupied(meta: &Metadata) -> u64 {
+    meta.len().min(meta.blocks().saturating_mul(512))
+}
+
+/// What a walk adds up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Measure {
+    /// Regular files.
+    pub(crate) files: u64,
+    /// Bytes to be read.
+    pub(crate) bytes: u64,
+}
+
+impl Ground {
+    /// The data directory with that `pg_control`, and paths outside it.
+    pub(crate) fn new(pgdata: &Path, control: &ControlFile, extra_paths: &[PathBuf]) -> Self {
+        Self {
+            pgdata: pgdata.to_owned(),
+            extra_paths: extra_paths.to_vec(),
+            version_directory: files::tablespace_version_directory(control.major, control.catalog_version),
+        }
+    }
+
+    /// Visits everything, `pg_control` excepted, each directory before what is in it. Blocks; ends with the visitor's first
+    /// error.
+    pub(crate) fn walk(&self, visit: &mut dyn FnMut(Found) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let mut walk = Walk { ground: self, visit, spaces: self.spaces()? };
+        let root = TablePath { root: Root::Data, path: RelativePath::default() };
+        // The data directory itself may be reached through a link.
+        let meta = fs::metadata(&self.pgdata).with_context(|| cannot_read(&self.pgdata))?;
+        walk.visit(&root, &self.pgdata, Kind::Directory, &meta)?;
+        walk.data_directory(&root, &self.pgdata, 0)?;
+        for (n, extra) in (0u16..).zip(&self.extra_paths) {
+            let root = TablePath { root: Root::Extra(n), path: RelativePath::default() };
+            let meta = fs::metadata(extra)
+                .with_context(|| format!("{} of extra_paths cannot be read", extra.display()))?;
+            walk.extra(&root, extra, &meta, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Adds everything up, and finds what this process may not read.
+    pub(crate) fn measure(&self) -> anyhow::Result<Measure> {
+        let mut measure = Measure::default();
+        let ours = rustix::process::geteuid().as_raw();
+        self.walk(&mut |found| {
+            let Kind::File(bytes) = found.kind else { return Ok(()) };
+            measure.files += 1;
+            measure.bytes = measure.bytes.saturating_add(bytes);
+            let plain = found.attributes.uid == ours && found.attributes.mode & 0o400 != 0;
+            if !plain && rustix::fs::access(&found.place, Access::READ_OK) == Err(rustix::io::Errno::ACCESS) {
+                bail!(
+                    "{} belongs to uid {} and this process (uid {ours}) may not read it: give it to PostgreSQL's user, or \
+                     move it out of what is backed up",
+                    found.place.display(),
+                    found.attributes.uid
+                );
+            }
+            Ok(())
+        })?;
+        Ok(measure)
+    }
+
+    /// The directories of tablespaces, by device and inode. One that lies inside the data directory is seen once only.
+    fn spaces(&self) -> anyhow::Result<HashSet<(u64, u64)>> {
+        let mut spaces = HashSet::new();
+        let directory = self.pgdata.join("pg_tblspc");
+        for entry in fs::read_dir(&directory).with_context(|| cannot_read(&directory))? {
+            let path = entry.with_context(|| cannot_read(&directory))?.path();
+            if path.is_symlink()
+                && let Ok(meta) = fs::metadata(&path)
+            {
+                spaces.insert((meta.dev(), meta.ino()));
+            }
+        }
+        Ok(spaces)
+    }
+}
+
+/// One walk.
+struct Walk<'a> {
+    ground: &'a Ground,
+    visit: &'a mut dyn FnMut(Found) -> anyhow::Result<()>,
+    spaces: HashSet<(u64, u64)>,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, path: &TablePath, place: &Path, kind: Kind, meta: &Metadata) -> anyhow::Result<()> {
+        let attributes = attributes(meta);
+        (self.visit)(Found { path: path.clone(), place: place.to_owned(), kind, attributes })
+    }
+
+    /// What is in a directory of the data directory.
+    fn data_directory(&mut self, path: &TablePath, place: &Path, depth: usize) -> anyhow::Result<()> {
+        if depth > MAX_DEPTH {
+            bail!("{} is nested too deep: do links lead in a circle?", place.display());
+        }
+        let Some(names) = Names::of(place)? else { return Ok(()) };
+        let mut unlogged = Unlogged::default();
+        if files::is_relation_directory(path.path.as_path()) {
+            names.iter().for_each(|name| unlogged.note(name));
+        }
+        names
+            .iter()
+            .try_for_each(|name| self.data_entry(child(path, name)?, place.join(name), &unlogged, depth))
+    }
+
+    fn data_entry(
+        &mut self,
+        path: TablePath,
+        place: PathBuf,
+        unlogged: &Unlogged,
+        depth: usize,
+    ) -> anyhow::Result<()> {
+        if self.of_another_version(path.path.as_path()) {
+            return Ok(());
+        }
+        let Some(meta) = present(fs::symlink_metadata(&place), &place)? else { return Ok(()) };
+        if meta.is_dir() {
+            self.directory(&path, &place, &meta, depth)
+        } else if meta.is_symlink() {
+            self.data_link(&path, &place, &meta, depth)
+        } else if meta.is_file()
+            && path.path.as_path() != Path::new(CONTROL_FILE)
+            && files::file(path.path.as_path(), unlogged) == Action::Keep
+        {
+            self.visit(&path, &place, Kind::File(occupied(&meta)), &meta)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn directory(
+        &mut self,
+        path: &TablePath,
+        place: &Path,
+        meta: &Metadata,
+        depth: usize,
+    ) -> anyhow::Result<()> {
+        let relative = path.path.as_path();
+        if self.spaces.contains(&(meta.dev(), meta.ino())) {
+            return Ok(());
+        }
+        match files::directory(relative) {
+            Action::LeaveOut => Ok(()),
+            Action::KeepEmpty => self.visit(path, place, Kind::Directory, meta),
+            Action::Keep => {
+                self.visit(path, place, Kind::Directory, meta)?;
+                self.data_directory(path, place, depth + 1)
+            }
+        }
+    }
+
+    /// Whether this lies in a tablespace and beside the directory of this version: another version's, or nobody's.
+    fn of_another_version(&self, relative: &Path) -> bool {
+        let in_space = relative.starts_with("pg_tblspc") && relative.components().count() == 3;
+        in_space && relative.file_name() != Some(self.ground.version_directory.as_ref())
+    }
+
+    /// A link in the data directory.
+    fn data_link(
+        &mut self,
+        path: &TablePath,
+        place: &Path,
+        meta: &Metadata,
+        depth: usize,
+    ) -> anyhow::Result<()> {
+        let relative = path.path.as_path();
+        let Some(target) = present(fs::read_link(place), place)? else { return Ok(()) };
+        let target = target.as_os_str().as_bytes().to_vec();
+        let action = files::directory(relative);
+        let behind = match fs::metadata(place) {
+            Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::LOOP) => {
+                return Err(error)
+                    .with_context(|| format!("{}: do links lead in a circle?", place.display()));
+            }
+            behind => behind.ok().filter(Metadata::is_dir),
+        };
+        if behind.is_none() && relative.starts_with("pg_tblspc") {
+            // A tablespace that was dropped just now, or left behind by one.
+            return Ok(());
+        }
+        let Some(behind) = behind.filter(|_| action != Action::LeaveOut && is_the_servers(relative)) else {
+            return match action {
+                Action::LeaveOut => Ok(()),
+                _ => self.visit(path, place, Kind::Link(target), meta),
+            };
+        };
+        if action == Action::KeepEmpty && relative != Path::new("pg_wal") {
+            // As BASE_BACKUP does: what is empty needs no place elsewhere.
+            return self.visit(path, place, Kind::Directory, &behind);
+        }
+        self.visit(path, place, Kind::LinkedDirectory(target), &behind)?;
+        if action == Action::Keep { self.data_directory(path, place, depth + 1) } else { Ok(()) }
+    }
+
+    /// A file or directory outside the data directory, with everything in it.
+    fn extra(&mut self, path: &TablePath, place: &Path, meta: &Metadata, depth: usize) -> anyhow::Result<()> {
+        if meta.is_file() {
+            return self.visit(path, place, Kind::File(occupied(meta)), meta);
+        }
+        if meta.is_symlink() {
+            let Some(target) = present(fs::read_link(place), place)? else { return Ok(()) };
+            let target = target.as_os_str().as_bytes().to_vec();
+            return self.visit(path, place, Kind::Link(target), meta);
+        }
+        if !meta.is_dir() || depth > MAX_DEPTH {
+            return Ok(());
+        }
+        self.visit(path, place, Kind::Directory, meta)?;
+        let Some(names) = Names::of(place)? else { return Ok(()) };
+        names.iter().try_for_each(|name| {
+            let (path, place) = (child(path, name)?, place.join(name));
+            match present(fs::symlink_metadata(&place), &place)? {
+                Some(meta) => self.extra(&path, &place, &meta, depth + 1),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+/// Whether PostgreSQL itself keeps something at this path that a cluster cannot do without; a `log` that is a link
+/// somewhere is none of that.
+fn is_the_servers(relative: &Path) -> bool {
+    let first = relative.components().next().map(|first| first.as_os_str().as_bytes().to_vec());
+    first.is_some_and(|first| {
+        first == b"base" || first == b"global" || (first.starts_with(b"pg_") && first != b"pg_log")
+    })
+}
+
+fn child(path: &TablePath, name: &OsStr) -> anyhow::Result<TablePath> {
+    let joined = path.path.join(name.as_bytes());
+    Ok(TablePath { root: path.root, path: joined.context("a file has a name that cannot be backed up")? })
+}
+
+/// The names in a directory, sorted as the file table is: what lies together in a backup is restored together, and compared
+/// with the parent's table page by page. A million names are some 20 MB.
+struct Names {
+    bytes: Vec<u8>,
+    /// Where each begins and ends in `bytes`.
+    ranges: Vec<(u32, u32)>,
+}
+
+impl Names {
+    /// `None` if the directory vanished.
+    fn of(place: &Path) -> anyhow::Result<Option<Self>> {
+        let Some(entries) = present(fs::read_dir(place), place)? else { return Ok(None) };
+        let (mut bytes, mut ranges) = (Vec::new(), Vec::new());
+        for entry in entries {
+            let name = entry.with_context(|| cannot_read(place))?.file_name();
+            let begin = bytes.len();
+            bytes.extend_from_slice(name.as_bytes());
+            let range = u32::try_from(begin).ok().zip(u32::try_from(bytes.len()).ok());
+            ranges.push(range.with_context(|| format!("{} has too many files", place.display()))?);
+        }
+        ranges.sort_unstable_by(|a, b| name_at(&bytes, *a).cmp(name_at(&bytes, *b)));
+        Ok(Some(Self { bytes, ranges }))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &OsStr> {
+        self.ranges.iter().map(|range| OsStr::from_bytes(name_at(&self.bytes, *range)))
+    }
+}
+
+fn name_at(bytes: &[u8], (begin, end): (u32, u32)) -> &[u8] {
+    let range = usize::try_from(begin).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX);
+    bytes.get(range).unwrap_or_default()
+}
+
+/// What vanished is no error.
+fn present<T>(result: io::Result<T>, place: &Path) -> anyhow::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| cannot_read(place)),
+    }
+}
+
+fn cannot_read(place: &Path) -> String {
+    format!("{} cannot be read", place.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const VERSION: &str = "PG_17_202406281";
+
+    fn file(place: &Path) {
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        walpoint_base::durable::create(place, b"x").unwrap();
+    }
+
+    fn walk(ground: &Ground) -> BTreeMap<String, Kind> {
+        let mut all = BTreeMap::new();
+        ground
+            .walk(&mut |found| {
+                let twice = all.insert(found.path.to_string(), found.kind);
+                assert_eq!(twice, None, "{}", found.path);
+                Ok(())
+            })
+            .unwrap();
+        all
+    }
+
+    fn ground(pgdata: &Path, extra_paths: &[PathBuf]) -> Ground {
+        Ground {
+            pgdata: pgdata.to_owned(),
+            extra_paths: extra_paths.to_vec(),
+            version_directory: VERSION.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_data_directory_with_everything_that_is_odd() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        for name in [
+            "PG_VERSION",
+            "global/pg_control",
+            "global/1262",
+            "base/5/16384",
+            "base/5/16384_fsm",
+            "base/5/16390",
+            "base/5/16390_init",
+            "base/5/t3_1",
+            "base/pgsql_tmp/pgsql_tmp1.0",
+            "pg_wal/000000010000000000000001",
+            "pg_wal/archive_status/x.ready",
+            "pg_replslot/slot/state",
+            "log/server.log",
+            "postmaster.pid",
+            "inside/PG_17_202406281/5/77",
+        ] {
+            file(&data.join(name));
+        }
+        fs::create_dir(data.join("pg_tblspc")).unwrap();
+        let space = dir.path().join("space");
+        file(&space.join(VERSION).join("5/16400"));
+        file(&space.join("PG_16_202307071/5/16400"));
+        symlink(&space, data.join("pg_tblspc/16399")).unwrap();
+        symlink(data.join("inside"), data.join("pg_tblspc/16500")).unwrap();
+        symlink(dir.path().join("gone"), data.join("pg_tblspc/16501")).unwrap();
+        let stat = dir.path().join("stat");
+        file(&stat.join("x"));
+        symlink(&stat, data.join("pg_stat_tmp")).unwrap();
+        let moved = dir.path().join("moved");
+        file(&moved.join("2619"));
+        symlink(&moved, data.join("base/6")).unwrap();
+        symlink("/etc/elsewhere.conf", data.join("postgresql.conf")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(data.join("socket")).unwrap();
+
+        let all = walk(&ground(&data, &[]));
+        let names: Vec<&str> = all.keys().map(String::as_str).collect();
+        let expected = [
+            "",
+            "PG_VERSION",
+            "base",
+            "base/5",
+            "base/5/16384",
+            "base/5/16384_fsm",
+            "base/5/16390_init",
+            "base/6",
+            "base/6/2619",
+            "global",
+            "global/1262",
+            "log",
+            "log/server.log",
+            "pg_replslot",
+            "pg_stat_tmp",
+            "pg_tblspc",
+            "pg_tblspc/16399",
+            "pg_tblspc/16399/PG_17_202406281",
+            "pg_tblspc/16399/PG_17_202406281/5",
+            "pg_tblspc/16399/PG_17_202406281/5/16400",
+            "pg_tblspc/16500",
+            "pg_tblspc/16500/PG_17_202406281",
+            "pg_tblspc/16500/PG_17_202406281/5",
+            "pg_tblspc/16500/PG_17_202406281/5/77",
+            "pg_wal",
+            "postgresql.conf",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(all["pg_tblspc/16399"], Kind::LinkedDirectory(space.as_os_str().as_bytes().to_vec()));
+        assert!(matches!(all["base/6"], Kind::LinkedDirectory(_)));
+        assert_eq!(all["postgresql.conf"], Kind::Link(b"/etc/elsewhere.conf".to_vec()));
+        assert_eq!(all["pg_stat_tmp"], Kind::Directory);
+        assert!(matches!(all["base/5/16384"], Kind::File(_)));
+    }
+
+    #[test]
+    fn a_wal_directory_elsewhere_stays_empty_and_extra_paths_are_taken_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+        let wal = dir.path().join("wal");
+        file(&wal.join("000000010000000000000001"));
+        symlink(&wal, data.join("pg_wal")).unwrap();
+        let etc = dir.path().join("etc");
+        file(&etc.join("conf.d/a.conf"));
+        file(&etc.join("backup_label"));
+        symlink("conf.d/a.conf", etc.join("b.conf")).unwrap();
+        let single = dir.path().join("single");
+        file(&single);
+        let all = walk(&ground(&data, &[etc, single.clone()]));
+        assert_eq!(all["pg_wal"], Kind::LinkedDirectory(wal.as_os_str().as_bytes().to_vec()));
+        assert!(!all.keys().any(|name| name.starts_with("pg_wal/")));
+        let names: Vec<&str> = all.keys().map(String::as_str).filter(|name| name.contains("extra")).collect();
+        let expected = [
+            "(extra path 0)/",
+            "(extra path 0)/b.conf",
+            "(extra path 0)/backup_label",
+            "(extra path 0)/conf.d",
+            "(extra path 0)/conf.d/a.conf",
+            "(extra path 1)/",
+        ];
+        assert_eq!(names, expected);
+        assert!(matches!(all["(extra path 1)/"], Kind::File(_)));
+        let missing = ground(&data, &[dir.path().join("nothing")]).measure().unwrap_err();
+        assert!(missing.to_string().contains("nothing of extra_paths"), "{missing}");
+    }
+
+    #[test]
+    fn links_in_a_circle_end() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("base")).unwrap();
+        fs::create_dir(dir.path().join("pg_tblspc")).unwrap();
+        symlink(".", dir.path().join("base/5")).unwrap();
+        let error = ground(dir.path(), &[]).measure().unwrap_err();
+        assert!(error.to_string().contains("circle"), "{error:#}");
+    }
+}

@@ -1,0 +1,168 @@
+//! Archiving: that PostgreSQL is set up for it, that its last attempt succeeded, and that what it archives arrives.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use walpoint_base::{SegmentName, SegmentNo};
+use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
+
+use super::report::Report;
+use super::repository::Destination;
+
+/// PostgreSQL tries a failed file again at least this often.
+const ARCHIVER_PAUSE: Duration = Duration::from_secs(65);
+
+/// The settings of archiving; whether they make PostgreSQL archive.
+pub(crate) async fn settings(report: &mut Report, server: &mut Server, identity: &Identity) -> bool {
+    let what = "archive settings";
+    let Some(settings) = report.take(what, server.archive_settings().await.map_err(Into::into)) else {
+        return false;
+    };
+    if settings.wal_level == "minimal" {
+        report.failed(what, "wal_level is minimal", "set wal_level = replica and restart PostgreSQL");
+        return false;
+    }
+    if identity.in_recovery && settings.archive_mode != "always" {
+        let found = format!(
+            "archive_mode = {}: on a standby the WAL comes from the primary alone",
+            settings.archive_mode
+        );
+        report.ok(what, found);
+        return false;
+    }
+    if settings.archive_mode == "off" {
+        report.failed(what, "archive_mode is off", "set archive_mode = on and restart PostgreSQL");
+        return false;
+    }
+    if settings.archive_command.is_empty() && settings.archive_library.is_empty() {
+        let advice = "set archive_command as archive-agent init prints it, and reload PostgreSQL";
+        report.failed(what, "archive_command is empty", advice);
+        return false;
+    }
+    let found = format!("archive_mode = {}, {}", settings.archive_mode, means(&settings));
+    if !means(&settings).contains("archive-push") && !means(&settings).contains("archive-agent") {
+        report.warning(what, found, "this does not look like Walpoint: does it archive somewhere else?");
+    } else {
+        report.ok(what, found);
+    }
+    true
+}
+
+fn means(settings: &ArchiveSettings) -> String {
+    match settings.archive_library.as_str() {
+        "" => format!("archive_command = '{}'", settings.archive_command),
+        library => format!("archive_library = '{library}'"),
+    }
+}
+
+/// Whether the archiver's last attempt succeeded. One that failed gets as long as PostgreSQL needs to try again, at most
+/// `patience`.
+pub(crate) async fn archiver(report: &mut Report, server: &mut Server, patience: Duration) -> bool {
+    let what = "archiver";
+    let deadline = Instant::now() + patience.min(ARCHIVER_PAUSE);
+    loop {
+        let Some(stats) = report.take(what, server.archiver_stats().await.map_err(Into::into)) else {
+            return false;
+        };
+        if !stats.is_failing() {
+            let last = stats.last_archived_wal.as_deref();
+            report.ok(
+                what,
+                last.map_or("nothing archived so far".to_owned(), |last| format!("archived {last}")),
+            );
+            return true;
+        }
+        if Instant::now() >= deadline {
+            let advice = "the server's log says what archive_command printed; mend that first, or pg_wal fills the disk";
+            report.failed(what, describe(&stats), advice);
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// What `pg_stat_archiver` says, in words.
+pub(crate) fn describe(stats: &ArchiverStats) -> String {
+    let archived = match (&stats.last_archived_wal, stats.last_archived_time) {
+        (Some(wal), Some(time)) => format!("the last file it archived is {wal} at {time}"),
+        _ => "it archived nothing so far".to_owned(),
+    };
+    match (&stats.last_failed_wal, stats.last_failed_time) {
+        (Some(wal), Some(time)) if stats.is_failing() => {
+            format!(
+                "the archiver fails: the last attempt, {wal} at {time}, was failure {}; {archived}",
+                stats.failed_count
+            )
+        }
+        _ => format!("the archiver reports no failure; {archived}"),
+    }
+}
+
+/// Switches to a new segment and waits until the old one is in every repository that acknowledges.
+pub(crate) async fn arrival(
+    server: &mut Server,
+    identity: &Identity,
+    destinations: &[Destination],
+    pgdata: Option<&Path>,
+    limit: Duration,
+) -> anyhow::Result<(SegmentName, Duration)> {
+    let began = Instant::now();
+    // Something to archive: an empty segment is not switched.
+    let sql = "SELECT pg_catalog.pg_logical_emit_message(false, 'walpoint', 'check')";
+    server.connection().query(sql).await.context("writing a message to WAL failed")?;
+    let end = server.switch_wal().await?;
+    let segment =
+        SegmentNo::before(end, identity.segment_size).name(identity.timeline, identity.segment_size);
+    for destination in destinations.iter().filter(|destination| destination.acknowledges) {
+        let archive = destination.archive();
+        while archive.header(segment).await?.is_none() {
+            if began.elapsed() >= limit {
+                bail!(
+                    "segment {segment} did not arrive in repository {} within {} s: {}",
+                    destination.name(),
+                    limit.as_secs(),
+                    why_not_archived(server, pgdata, segment).await
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    Ok((segment, began.elapsed()))
+}
+
+/// Why a segment is not in the repository, as far as PostgreSQL tells, and its `archive_status` where that is visible.
+pub(crate) async fn why_not_archived(
+    server: &mut Server,
+    pgdata: Option<&Path>,
+    segment: SegmentName,
+) -> String {
+    let mut reasons: Vec<String> =
+        pgdata.map(|pgdata| state_in_pg_wal(pgdata, segment)).into_iter().collect();
+    match server.archiver_stats().await {
+        Ok(stats) => reasons.push(describe(&stats)),
+        Err(error) => reasons.push(error.to_string()),
+    }
+    match server.archive_settings().await {
+        Ok(settings) => {
+            reasons.push(format!("archive_mode = {}, {}", settings.archive_mode, means(&settings)))
+        }
+        Err(error) => reasons.push(error.to_string()),
+    }
+    reasons.join("; ")
+}
+
+/// What `pg_wal` tells of a segment.
+fn state_in_pg_wal(pgdata: &Path, segment: SegmentName) -> String {
+    let status = pgdata.join("pg_wal/archive_status");
+    let state = if status.join(format!("{segment}.done")).exists() {
+        "PostgreSQL was told that it is archived, so archive_command stores it somewhere else"
+    } else if status.join(format!("{segment}.ready")).exists() {
+        "it waits in pg_wal to be archived"
+    } else if pgdata.join("pg_wal").join(segment.to_string()).exists() {
+        "PostgreSQL has not finished writing it, or does not archive it on this server"
+    } else {
+        "it is not in pg_wal"
+    };
+    state.to_owned()
+}

@@ -1,0 +1,228 @@
+//! `archive-agent check`: whether everything that archiving and backups need works, tried and not assumed. A backup begins
+//! with the same look.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`report`] | a line for each thing, with what to do |
+//! | [`source`] | the data directory and its server |
+//! | [`remote`] | a server whose data directory is not read |
+//! | [`repository`] | the repositories |
+//! | [`archiving`] | whether what PostgreSQL archives arrives |
+
+pub(crate) mod archiving;
+pub(crate) mod remote;
+pub(crate) mod report;
+pub(crate) mod repository;
+pub(crate) mod source;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use walpoint_pg::control::ControlFile;
+use walpoint_pg::server::{Identity, Server};
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::exit::{FINDINGS, Failure};
+use walpoint_runtime::output;
+use walpoint_runtime::progress::{Progress, human_bytes, human_duration};
+
+use self::remote::{RemoteSource, examine_remote, why_remote};
+use self::report::{Grade, Line, Report};
+use self::repository::Destination;
+use crate::backup::walk::{Ground, Measure};
+use crate::daemon::pgdata;
+
+/// Options of `check`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CheckArgs {
+    /// How long a switched segment may take to arrive in the repositories, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+    /// Do not switch to a new WAL segment, and so do not see one arrive.
+    #[arg(long)]
+    no_switch: bool,
+    /// Look at what a backup sent by the server (backup --remote) needs. The default where the data directory is not visible
+    /// here.
+    #[arg(long)]
+    remote: bool,
+}
+
+/// What `check --json` prints.
+#[derive(Debug, Serialize)]
+struct Found<'a> {
+    cluster: &'a str,
+    failed: usize,
+    warnings: usize,
+    lines: &'a [Line],
+}
+
+/// A cluster and its repositories, after a look at each.
+#[derive(Debug)]
+pub(crate) struct Examined {
+    /// The data directory.
+    pub(crate) pgdata: PathBuf,
+    /// Its `pg_control`.
+    pub(crate) control: ControlFile,
+    /// A session on its server.
+    pub(crate) server: Server,
+    /// What the server says about itself.
+    pub(crate) identity: Identity,
+    /// The repositories that are fine.
+    pub(crate) destinations: Vec<Destination>,
+    /// What a backup reads.
+    pub(crate) ground: Ground,
+    /// How much that is.
+    pub(crate) measure: Measure,
+    /// Whether PostgreSQL is set up to archive, and its last attempt did not fail.
+    pub(crate) archives: bool,
+}
+
+/// Looks at everything that a backup needs and that can be looked at without one. `None` if something is so wrong that the
+/// rest cannot be looked at; what is wrong is in the report either way.
+pub(crate) async fn examine(
+    report: &mut Report,
+    selection: &Selection<StoreSettings>,
+    patience: Duration,
+) -> Result<Option<Examined>, Failure> {
+    let settings = &selection.settings;
+    let pgdata = pgdata(selection)?.to_owned();
+    let control = source::data_directory(report, &pgdata);
+    let Some(control) = control else { return Ok(None) };
+    let ground = Ground::new(&pgdata, &control, &settings.extra_paths);
+    let measure = measure(report, &ground, &pgdata, &settings.extra_paths).await;
+    let connected = source::server(report, settings, &pgdata, &control).await;
+    let destinations = repository::destinations(report, selection, (&control).into()).await;
+    places(report, &destinations, &pgdata);
+    for destination in &destinations {
+        repository::space(report, destination, measure.map_or(0, |measure| measure.bytes)).await;
+    }
+    let Some((mut server, identity)) = connected else { return Ok(None) };
+    source::rights(report, &mut server, identity.in_recovery).await;
+    source::configuration(report, &mut server, &identity, &pgdata, settings).await;
+    if !identity.data_checksums {
+        let advice = "enable them with pg_checksums while the server is down, if you can";
+        report.warning("page checksums", "the cluster has none: a backup cannot tell damaged pages", advice);
+    }
+    let archives = archiving::settings(report, &mut server, &identity).await
+        && archiving::archiver(report, &mut server, patience).await;
+    let Some(measure) = measure else { return Ok(None) };
+    Ok(Some(Examined { pgdata, control, server, identity, destinations, ground, measure, archives }))
+}
+
+/// That all of it can be read, and how much it is.
+async fn measure(
+    report: &mut Report,
+    ground: &Ground,
+    pgdata: &Path,
+    extra_paths: &[PathBuf],
+) -> Option<Measure> {
+    let what = "files";
+    for extra in extra_paths {
+        if !extra.is_absolute() || inside(extra, pgdata) {
+            let found = format!("{} of extra_paths is relative, or in the data directory", extra.display());
+            report.failed(what, found, "extra_paths are absolute paths of what lies outside pgdata");
+            return None;
+        }
+    }
+    let walked = ground.clone();
+    let measured = tokio::task::spawn_blocking(move || walked.measure()).await;
+    let measure = report.take(what, measured.map_err(anyhow::Error::from).and_then(|measured| measured))?;
+    report.ok(what, format!("{} files, {}, may all be read", measure.files, human_bytes(measure.bytes)));
+    Some(measure)
+}
+
+/// A repository inside the data directory would be in its own backups, and lost with it.
+pub(crate) fn places(report: &mut Report, destinations: &[Destination], pgdata: &Path) {
+    for destination in destinations {
+        if destination.directory.as_ref().is_some_and(|directory| inside(directory, pgdata)) {
+            let found = format!("it lies inside the data directory {}", pgdata.display());
+            report.failed(
+                format!("repository {}", destination.name()),
+                found,
+                "put it elsewhere, best on another machine",
+            );
+        }
+    }
+}
+
+/// Whether a path lies in a directory, links resolved.
+pub(crate) fn inside(path: &Path, directory: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    real(path).starts_with(real(directory))
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Failure> {
+    let selection = common.select::<StoreSettings>()?;
+    let waiting = Progress::waiting("checking", common.show_progress());
+    let mut report = Report::default();
+    let limit = Duration::from_secs(args.timeout);
+    if let Some(why) = why_remote(args.remote, &selection) {
+        tracing::info!("looking at the server alone, {why}");
+        if let Some(mut examined) = examine_remote(&mut report, &selection, limit).await {
+            arrives(&mut report, &mut examined, args, limit).await;
+        }
+    } else if let Some(examined) = examine(&mut report, &selection, limit).await? {
+        daemon(&mut report, &selection);
+        let Examined { server, identity, destinations, pgdata, archives, .. } = examined;
+        let mut examined = RemoteSource { server, identity, destinations, pgdata: Some(pgdata), archives };
+        arrives(&mut report, &mut examined, args, limit).await;
+    }
+    waiting.end();
+    let (failed, warnings) = (report.count(Grade::Failed), report.count(Grade::Warning));
+    if common.json {
+        output::json(&Found {
+            cluster: selection.cluster.as_str(),
+            failed,
+            warnings,
+            lines: report.lines(),
+        })?;
+    } else {
+        output::text(&report.text())?;
+    }
+    match failed {
+        0 => Ok(()),
+        _ => Err(Failure {
+            status: FINDINGS,
+            error: anyhow::anyhow!("{failed} of {} checks failed", report.lines().len()),
+        }),
+    }
+}
+
+/// Whether a daemon answers. Archiving goes on without one, only slower.
+fn daemon(report: &mut Report, selection: &Selection<StoreSettings>) {
+    let socket = selection.settings.push_socket(&selection.cluster);
+    match std::os::unix::net::UnixStream::connect(&socket) {
+        Ok(_) => report.ok("daemon", format!("answers on {}", socket.display())),
+        Err(error) => report.warning(
+            "daemon",
+            format!("nobody answers on {}: {error}", socket.display()),
+            "start archive-agent run; without it each segment is archived by a process of its own",
+        ),
+    }
+}
+
+/// Switches a segment and sees it arrive.
+async fn arrives(report: &mut Report, examined: &mut RemoteSource, args: &CheckArgs, limit: Duration) {
+    let what = "archiving";
+    if args.no_switch {
+        return;
+    }
+    if examined.identity.in_recovery {
+        return report.warning(
+            what,
+            "not tried: a standby cannot switch segments",
+            "run check on the primary too",
+        );
+    }
+    if !examined.archives || !examined.destinations.iter().any(|destination| destination.acknowledges) {
+        return report.warning(what, "not tried", "mend what failed above first");
+    }
+    let RemoteSource { server, identity, destinations, pgdata, .. } = examined;
+    let arrival = archiving::arrival(server, identity, destinations, pgdata.as_deref(), limit).await;
+    if let Some((segment, took)) = report.take(what, arrival) {
+        report.ok(what, format!("segment {segment} was switched and stored in {}", human_duration(took)));
+    }
+}

@@ -1,0 +1,130 @@
+//! What was found: one line for each thing that was looked at, with what to do where something is wrong.
+
+use serde::Serialize;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Grade {
+    /// As it should be.
+    Ok,
+    /// It works, but somebody should know.
+    Warning,
+    /// It does not work.
+    Failed,
+}
+
+impl Grade {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Line {
+    /// What, such as `connection` or `repository main: lineage`.
+    pub(crate) what: String,
+    /// How bad it is.
+    pub(crate) grade: Grade,
+    /// What was found.
+    pub(crate) found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) advice: Option<String>,
+}
+
+/// Everything that was looked at, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    lines: Vec<Line>,
+}
+
+impl Report {
+    /// As it should be.
+    pub(crate) fn ok(&mut self, what: impl Into<String>, found: impl Into<String>) {
+        self.add(what.into(), Grade::Ok, found.into(), None);
+    }
+
+    /// It works, but somebody should know.
+    pub(crate) fn warning(&mut self, what: impl Into<String>, found: impl Into<String>, advice: &str) {
+        self.add(what.into(), Grade::Warning, found.into(), Some(advice));
+    }
+
+    /// It does not work.
+    pub(crate) fn failed(&mut self, what: impl Into<String>, found: impl Into<String>, advice: &str) {
+        self.add(what.into(), Grade::Failed, found.into(), Some(advice));
+    }
+
+    /// It does not work, and the error says itself what to do.
+    pub(crate) fn error(&mut self, what: impl Into<String>, error: &anyhow::Error) {
+        self.add(what.into(), Grade::Failed, walpoint_runtime::exit::told(error), None);
+    }
+
+    /// Adds what a fallible look found; its value if it went well.
+    pub(crate) fn take<T>(&mut self, what: &str, result: anyhow::Result<T>) -> Option<T> {
+        result.inspect_err(|error| self.error(what, error)).ok()
+    }
+
+    fn add(&mut self, what: String, grade: Grade, found: String, advice: Option<&str>) {
+        let advice = advice.filter(|advice| !advice.is_empty()).map(str::to_owned);
+        self.lines.push(Line { what, grade, found, advice });
+    }
+
+    /// All lines.
+    pub(crate) fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// How many lines are of that grade.
+    pub(crate) fn count(&self, grade: Grade) -> usize {
+        self.lines.iter().filter(|line| line.grade == grade).count()
+    }
+
+    /// The lines of that grade in one text, for an error message.
+    pub(crate) fn told(&self, grade: Grade) -> String {
+        let told = |line: &Line| match &line.advice {
+            Some(advice) => format!("{}: {}; {advice}", line.what, line.found),
+            None => format!("{}: {}", line.what, line.found),
+        };
+        let lines: Vec<String> = self.lines.iter().filter(|line| line.grade == grade).map(told).collect();
+        lines.join("\n")
+    }
+
+    /// For a person.
+    pub(crate) fn text(&self) -> String {
+        let width = self.lines.iter().map(|line| line.what.len()).max().unwrap_or(0);
+        let mut text = String::new();
+        for line in &self.lines {
+            text.push_str(&format!("{:<7}  {:<width$}  {}\n", line.grade.name(), line.what, line.found));
+            if let Some(advice) = &line.advice {
+                text.push_str(&format!("{:9}{:width$}  {advice}\n", "", ""));
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_told_with_their_advice() {
+        let mut report = Report::default();
+        report.ok("connection", "PostgreSQL 17.5");
+        report.failed("archive_mode", "it is off", "set archive_mode = on and restart PostgreSQL");
+        report.warning("extra_paths", "/etc/x is not covered", "");
+        assert_eq!(report.take::<()>("disk", Err(anyhow::anyhow!("full"))), None);
+        assert_eq!((report.count(Grade::Failed), report.count(Grade::Warning)), (2, 1));
+        let told = report.told(Grade::Failed);
+        assert_eq!(told, "archive_mode: it is off; set archive_mode = on and restart PostgreSQL\ndisk: full");
+        let text = report.text();
+        assert!(text.contains("failed   archive_mode  it is off\n"), "{text}");
+        assert!(text.contains("\n                       set archive_mode = on"), "{text}");
+    }
+}

@@ -1,0 +1,327 @@
+//! The repositories of a cluster: reachable, behaving, and registered for this cluster and no other.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use walpoint_base::{ClusterName, PgMajor, SegmentSize, SystemId};
+use walpoint_pg::control::ControlFile;
+use walpoint_pg::server::Identity;
+use walpoint_repo::backup::Backups;
+use walpoint_repo::init::{Finding, Probe};
+use walpoint_repo::object::RepositoryId;
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::store::settings::{ConditionalWrites, Location};
+use walpoint_repo::wal::WalArchive;
+use walpoint_repo::{Lineage, Repository};
+use walpoint_runtime::args::Selection;
+use walpoint_runtime::progress::human_bytes;
+
+use super::report::Report;
+
+/// `expire` refuses to work when the clocks differ by more.
+const CLOCK_LIMIT_SECONDS: i64 = 300;
+/// A difference that is worth a word.
+const CLOCK_WARNING_SECONDS: i64 = 60;
+
+/// A repository of the cluster, open, with the cluster's lineage in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Destination {
+    /// The repository.
+    pub(crate) repository: Repository,
+    /// The life of the cluster that it archives to.
+    pub(crate) lineage: Lineage,
+    /// Whether an acknowledgement of WAL waits for it.
+    pub(crate) acknowledges: bool,
+    /// The directory, if it is one.
+    pub(crate) directory: Option<PathBuf>,
+}
+
+impl Destination {
+    /// What the configuration calls the repository.
+    pub(crate) fn name(&self) -> &str {
+        self.repository.name()
+    }
+
+    /// The cluster's WAL in it.
+    pub(crate) fn archive(&self) -> WalArchive {
+        self.repository.wal(&self.lineage)
+    }
+
+    /// The cluster's backups in it.
+    pub(crate) fn backups(&self) -> Backups {
+        Backups::of(&self.repository, &self.lineage.cluster)
+    }
+}
+
+/// What never changes in a cluster's life, as `pg_control` says it or the server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Nature {
+    system_id: SystemId,
+    major: PgMajor,
+    wal_segment_size: SegmentSize,
+    wal_block_size: u32,
+    block_size: u32,
+    relation_segment_blocks: u32,
+}
+
+impl From<&ControlFile> for Nature {
+    fn from(control: &ControlFile) -> Self {
+        Self {
+            system_id: control.system_id,
+            major: control.major,
+            wal_segment_size: control.wal_segment_size,
+            wal_block_size: control.wal_block_size,
+            block_size: control.block_size,
+            relation_segment_blocks: control.relation_segment_blocks,
+        }
+    }
+}
+
+impl From<&Identity> for Nature {
+    fn from(identity: &Identity) -> Self {
+        Self {
+            system_id: identity.system_id,
+            major: identity.major,
+            wal_segment_size: identity.segment_size,
+            wal_block_size: identity.wal_block_size,
+            block_size: identity.block_size,
+            relation_segment_blocks: identity.relation_segment_blocks,
+        }
+    }
+}
+
+/// Opens the selected repositories and looks at what they do; those that are fine.
+pub(crate) async fn destinations(
+    report: &mut Report,
+    selection: &Selection<StoreSettings>,
+    nature: Nature,
+) -> Vec<Destination> {
+    let mut found = Vec::new();
+    for (name, settings) in &selection.repositories {
+        let what = format!("repository {name}");
+        let opened = Repository::open(name, settings).await.map_err(Into::into);
+        let Some(repository) = report.take(&what, opened) else { continue };
+        key(report, &what, &repository).await;
+        let probed = Probe::of(repository.store()).await;
+        let probed = probed.with_context(|| format!("{} cannot be written to", repository.store().name()));
+        let Some(probe) = report.take(&what, probed) else { continue };
+        let behaves = judge(report, &what, repository.store().name(), settings, &probe);
+        let what = format!("{what}: lineage");
+        let lineage = registered(&repository, &selection.cluster, nature).await;
+        let Some(lineage) = report.take(&what, lineage) else { continue };
+        report.ok(what, format!("{} of cluster {}", lineage.id, selection.cluster));
+        if behaves {
+            let acknowledges = selection.settings.ack_set().contains(name);
+            let directory = match settings.location() {
+                Ok(Location::Directory(directory)) => Some(directory),
+                _ => None,
+            };
+            found.push(Destination { repository, lineage, acknowledges, directory });
+        }
+    }
+    if found.len() == selection.repositories.len() {
+        acknowledging(report, &found);
+    }
+    found
+}
+
+/// Whether the repositories that acknowledge are those that the lineage was registered with: readers go by the lineage.
+fn acknowledging(report: &mut Report, destinations: &[Destination]) {
+    let configured: BTreeSet<RepositoryId> =
+        destinations.iter().filter(|d| d.acknowledges).map(|d| d.repository.id()).collect();
+    for destination in destinations {
+        let registered = &destination.lineage.ack;
+        if registered.iter().map(|member| member.repository).collect::<BTreeSet<_>>() == configured {
+            continue;
+        }
+        let names: Vec<&str> = registered.iter().map(|member| member.name.as_str()).collect();
+        report.warning(
+            format!("repository {}: ack", destination.name()),
+            format!(
+                "lineage {} was registered with {} to acknowledge WAL, and the configuration says otherwise",
+                destination.lineage.id,
+                if names.is_empty() { "no repository".to_owned() } else { names.join(", ") }
+            ),
+            "readers without this configuration go by the lineage when they decide where WAL ends: set ack as it was, or begin a \
+             new lineage",
+        );
+    }
+}
+
+/// What opened the repository, and whether anything else would.
+async fn key(report: &mut Report, what: &str, repository: &Repository) {
+    let Some((source, slot)) = repository.opened_by() else { return };
+    let what = format!("{what}: key");
+    let listed = repository.key_slots().list().await.map_err(anyhow::Error::from);
+    let Some(listed) = report.take(&what, listed) else { return };
+    let sound =
+        listed.iter().filter(|listed| listed.slot.as_ref().is_ok_and(|s| s.repository == repository.id()));
+    let found = format!("the {source} opens slot {slot}");
+    match sound.count() {
+        0 | 1 => report.ok(what, format!("{found}, the only one: keep a copy of it elsewhere")),
+        slots => report.ok(what, format!("{found} of {slots}")),
+    }
+}
+
+/// Puts into words what a probe found; whether the store may be written to.
+pub(crate) fn judge(
+    report: &mut Report,
+    what: &str,
+    store: &str,
+    settings: &StoreSettings,
+    probe: &Probe,
+) -> bool {
+    let before = report.lines().len();
+    let mut behaves = true;
+    for (name, finding) in probe.findings() {
+        let Finding::Bad(found) = finding else { continue };
+        let what = format!("{what}: {name}");
+        let look_first = settings.conditional_writes == ConditionalWrites::LookFirst;
+        match name {
+            "never replaces" if look_first => report.warning(
+                what,
+                found,
+                "conditional_writes = \"look-first\" accepts this: never let two hosts archive the same cluster",
+            ),
+            "never replaces" => {
+                behaves = false;
+                report.failed(
+                    what,
+                    found,
+                    "use another store, or, knowing the risk, set conditional_writes = \"look-first\"",
+                );
+            }
+            "absence" => report.failed(
+                what,
+                found,
+                "let the credentials list the bucket (s3:ListBucket): otherwise recovery cannot tell the end of WAL from a \
+                 failure, and stops",
+            ),
+            "deleting" => report.warning(
+                what,
+                found,
+                "what is no longer needed stays: let the credentials of whoever runs expire delete objects",
+            ),
+            _ => {
+                behaves = false;
+                report.failed(what, found, "the store does not keep what it is given; use another one");
+            }
+        }
+    }
+    clock(report, what, probe);
+    if report.lines().len() == before {
+        report.ok(what, format!("{store}: creates, reads, lists and deletes, and never replaces"));
+    }
+    behaves
+}
+
+fn clock(report: &mut Report, what: &str, probe: &Probe) {
+    let Some(ahead) = probe.clock_ahead else { return };
+    let seconds = ahead.as_secs();
+    let what = format!("{what}: clock");
+    let found =
+        format!("the store's clock is {} s {}", seconds.abs(), if seconds > 0 { "ahead" } else { "behind" });
+    match seconds.abs() {
+        CLOCK_LIMIT_SECONDS.. => {
+            report.failed(what, found, "set the clocks: expire refuses to delete anything until they agree");
+        }
+        CLOCK_WARNING_SECONDS.. => report.warning(what, found, "set the clocks"),
+        _ => {}
+    }
+}
+
+/// The lineage that this cluster archives to.
+async fn registered(
+    repository: &Repository,
+    cluster: &ClusterName,
+    nature: Nature,
+) -> anyhow::Result<Lineage> {
+    if let Some(lineage) = repository.lineage_for(cluster, nature.system_id).await? {
+        same_facts(&lineage, nature)?;
+        return Ok(lineage);
+    }
+    let others = repository.lineages(cluster).await?;
+    if others.is_empty() {
+        bail!("cluster {cluster} is not registered in this repository; run archive-agent init");
+    }
+    let ids: Vec<String> = others.iter().map(|lineage| lineage.id.to_string()).collect();
+    bail!(
+        "cluster {cluster} is registered with the lineages {}, and this one has the system identifier {}: it \
+         belongs to another cluster, or came from pg_upgrade or initdb since. If it is the same cluster's new life, run \
+         archive-agent init --new-lineage",
+        ids.join(", "),
+        nature.system_id
+    )
+}
+
+/// What never changes in a cluster's life has to be as it was registered.
+pub(crate) fn same_facts(lineage: &Lineage, nature: Nature) -> anyhow::Result<()> {
+    let same = lineage.major == nature.major
+        && lineage.segment_size == nature.wal_segment_size
+        && lineage.wal_block_size == nature.wal_block_size
+        && lineage.block_size == nature.block_size
+        && lineage.relation_segment_blocks == nature.relation_segment_blocks;
+    if !same {
+        bail!(
+            "lineage {} was registered as PostgreSQL {} with segments of {:?} and blocks of {} bytes, and the cluster says \
+             PostgreSQL {}, {:?}, {} bytes: run archive-agent init --new-lineage if this is the same cluster",
+            lineage.id,
+            lineage.major,
+            lineage.segment_size,
+            lineage.block_size,
+            nature.major,
+            nature.wal_segment_size,
+            nature.block_size
+        );
+    }
+    Ok(())
+}
+
+/// Whether a local repository has room for one more backup of a cluster of that many bytes. How well the cluster compresses
+/// is known from its last backup, and guessed before the first.
+pub(crate) async fn space(report: &mut Report, destination: &Destination, bytes: u64) {
+    let Some(directory) = &destination.directory else { return };
+    let what = format!("repository {}: space", destination.name());
+    let free = match free_bytes(directory) {
+        Ok(free) => free,
+        Err(error) => return report.error(what, &error),
+    };
+    let (needed, from) = match last_ratio(destination).await {
+        Some(ratio) => (scaled(bytes, ratio), "as the last one was compressed"),
+        None => (bytes / 4, "at a quarter of the cluster's size"),
+    };
+    let found = format!(
+        "{} free in {}, a full backup takes about {} ({from})",
+        human_bytes(free),
+        directory.display(),
+        human_bytes(needed)
+    );
+    match free {
+        _ if free < needed => report.failed(what, found, "make room: a full disk would stop archiving too"),
+        _ if free < needed.saturating_mul(2) => report.warning(what, found, "make room"),
+        _ => report.ok(what, found),
+    }
+}
+
+/// What the filesystem has left for this user.
+pub(crate) fn free_bytes(directory: &Path) -> anyhow::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)
+        .with_context(|| format!("the free space of {} cannot be read", directory.display()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Stored bytes in a thousand bytes of the newest finished backup that stored everything itself.
+async fn last_ratio(destination: &Destination) -> Option<u64> {
+    let backups = destination.backups();
+    let listed = backups.list().await.ok()?;
+    let finished = |state| matches!(state, walpoint_repo::backup::ListedState::Finished(_));
+    let newest = listed.iter().rev().find(|backup| finished(backup.state))?;
+    let summary = backups.summary(newest.id).await.ok()?;
+    let full = summary.parents.is_empty() && summary.totals.bytes > 0;
+    full.then(|| summary.totals.stored.saturating_mul(1000) / summary.totals.bytes)
+}
+
+fn scaled(bytes: u64, thousandths: u64) -> u64 {
+    u64::try_from(u128::from(bytes) * u128::from(thousandths) / 1000).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,240 @@
+//! The cluster itself: its data directory, its `pg_control`, and whether the server that answers is that of this directory.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use walpoint_pg::connect::ConnInfo;
+use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+use walpoint_pg::server::{Identity, Right, Server, Walsender};
+use walpoint_runtime::config::ClusterSettings;
+use walpoint_runtime::owner;
+
+use super::report::Report;
+
+/// How often `pg_control` is read until its CRC is right: PostgreSQL writes it while it runs.
+const CONTROL_TRIES: u32 = 50;
+
+/// Seconds between the postmaster's two notes of when it started.
+const START_TOLERANCE: i64 = 60;
+
+/// Reads `pg_control` as a state that PostgreSQL wrote as a whole. Blocks.
+pub(crate) fn read_control(pgdata: &Path) -> anyhow::Result<(Vec<u8>, ControlFile)> {
+    let path = pgdata.join(CONTROL_FILE);
+    let mut tries = 1;
+    loop {
+        let bytes = std::fs::read(&path).with_context(|| {
+            format!("{} cannot be read: is this the data directory of a cluster?", path.display())
+        })?;
+        match ControlFile::parse(&bytes) {
+            Ok(control) => return Ok((bytes, control)),
+            Err(error) if tries == CONTROL_TRIES => {
+                return Err(error).with_context(|| format!("{} cannot be used", path.display()));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+        tries += 1;
+    }
+}
+
+/// The data directory: there, ours, and with a sound `pg_control`.
+pub(crate) fn data_directory(report: &mut Report, pgdata: &Path) -> Option<ControlFile> {
+    let what = "data directory";
+    report.take(what, owner::require(pgdata))?;
+    let (_, control) = report.take(what, read_control(pgdata))?;
+    report.ok(
+        what,
+        format!(
+            "{}: PostgreSQL {}, system identifier {}, timeline {}",
+            pgdata.display(),
+            control.major,
+            control.system_id,
+            control.checkpoint.timeline
+        ),
+    );
+    Some(control)
+}
+
+/// How the server is reached.
+pub(crate) fn conninfo(settings: &ClusterSettings) -> anyhow::Result<ConnInfo> {
+    let text = settings.conninfo.as_deref().unwrap_or_default();
+    ConnInfo::parse(text).context("the connection string (conninfo) cannot be used")
+}
+
+/// A session on the server.
+pub(crate) async fn connect(settings: &ClusterSettings) -> anyhow::Result<Server> {
+    let info = conninfo(settings)?;
+    Ok(Server::connect(&info).await?)
+}
+
+/// A session for replication commands on the server.
+pub(crate) async fn walsender(settings: &ClusterSettings) -> anyhow::Result<Walsender> {
+    let info = conninfo(settings)?;
+    Ok(Walsender::connect(&info).await?)
+}
+
+/// The server: that it answers, and that it is the one of this data directory.
+pub(crate) async fn server(
+    report: &mut Report,
+    settings: &ClusterSettings,
+    pgdata: &Path,
+    control: &ControlFile,
+) -> Option<(Server, Identity)> {
+    let (mut server, identity) = answers(report, settings).await?;
+    let what = "server and data directory";
+    report.take(what, same_cluster(&mut server, &identity, pgdata, control).await)?;
+    report.ok(what, format!("the server that answers is that of {}", pgdata.display()));
+    Some((server, identity))
+}
+
+/// The server: that it answers, and what it says about itself.
+pub(crate) async fn answers(report: &mut Report, settings: &ClusterSettings) -> Option<(Server, Identity)> {
+    let what = "connection";
+    let mut server = report.take(what, connect(settings).await)?;
+    let identity = report.take(what, server.identity().await.map_err(Into::into))?;
+    let role = server.connection().user().to_owned();
+    let kind = if identity.in_recovery { "standby" } else { "primary" };
+    report.ok(what, format!("PostgreSQL {}, {kind}, as role \"{role}\"", identity.version));
+    Some((server, identity))
+}
+
+/// Proves that the server runs on this data directory, not on another or a copy.
+pub(crate) async fn same_cluster(
+    server: &mut Server,
+    identity: &Identity,
+    pgdata: &Path,
+    control: &ControlFile,
+) -> anyhow::Result<()> {
+    if identity.system_id != control.system_id {
+        bail!(
+            "the server that answers has the system identifier {}, but {} is of {}: conninfo or pgdata leads to \
+             another cluster",
+            identity.system_id,
+            pgdata.display(),
+            control.system_id
+        );
+    }
+    let another = || {
+        anyhow!(
+            "the server that answers runs on {}, and {} is another directory of the same system identifier (a standby, or \
+             a copy): conninfo or pgdata is wrong",
+            identity.data_directory.display(),
+            pgdata.display()
+        )
+    };
+    if let (Ok(theirs), Ok(ours)) = (std::fs::metadata(&identity.data_directory), std::fs::metadata(pgdata)) {
+        if (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()) {
+            return Ok(());
+        }
+        if identity.data_directory.join(CONTROL_FILE).exists() {
+            return Err(another());
+        }
+    }
+    // In another container the same directory has another name. What the postmaster wrote into it when it started has to
+    // fit what the server says.
+    let sql = "SELECT pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())::pg_catalog.int8 AS start";
+    let started: i64 = server.connection().query(sql).await?.one()?.get("start")?;
+    let noted = postmaster_start(&pgdata.join("postmaster.pid"))?;
+    if (started - noted).abs() <= START_TOLERANCE { Ok(()) } else { Err(another()) }
+}
+
+/// When the postmaster started, in seconds since 1970, as its lock file says.
+fn postmaster_start(lock_file: &Path) -> anyhow::Result<i64> {
+    let text = std::fs::read_to_string(lock_file)
+        .with_context(|| format!("{}: no server runs on this data directory", lock_file.display()))?;
+    let line = text.lines().nth(2).and_then(|line| line.trim().parse().ok());
+    line.ok_or_else(|| anyhow!("{} does not say when the server started", lock_file.display()))
+}
+
+/// Files of the server's configuration that neither the data directory nor `extra_paths` holds.
+pub(crate) async fn configuration_outside(
+    server: &mut Server,
+    identity: &Identity,
+    pgdata: &Path,
+    extra_paths: &[PathBuf],
+) -> anyhow::Result<Vec<PathBuf>> {
+    let files = server.config_files().await?;
+    let all =
+        [files.config_file, files.hba_file, files.ident_file].into_iter().flatten().chain(files.sources);
+    let covered = |file: &Path| {
+        let inside = |directory: &Path| {
+            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            file.starts_with(directory) || real(file).starts_with(real(directory))
+        };
+        inside(&identity.data_directory) || inside(pgdata) || extra_paths.iter().any(|path| inside(path))
+    };
+    let mut outside: Vec<PathBuf> = all.filter(|file| !covered(file)).collect();
+    outside.sort();
+    outside.dedup();
+    Ok(outside)
+}
+
+/// Configuration outside the data directory: a backup that should bring it back has to be told.
+pub(crate) async fn configuration(
+    report: &mut Report,
+    server: &mut Server,
+    identity: &Identity,
+    pgdata: &Path,
+    settings: &ClusterSettings,
+) {
+    let what = "configuration files";
+    let found = configuration_outside(server, identity, pgdata, &settings.extra_paths).await;
+    match report.take(what, found) {
+        None => {}
+        Some(outside) if outside.is_empty() => {
+            report.ok(what, "all are in the data directory or in extra_paths");
+        }
+        Some(outside) => {
+            let names: Vec<String> = outside.iter().map(|path| path.display().to_string()).collect();
+            let found = format!("a backup does not hold {}", names.join(", "));
+            let mut places: Vec<String> =
+                outside.iter().filter_map(|path| Some(format!("{:?}", path.parent()?))).collect();
+            places.dedup();
+            let advice = format!("to back it up too, set extra_paths = [{}]", places.join(", "));
+            report.warning(what, found, &advice);
+        }
+    }
+}
+
+/// The rights of the role: what a backup calls.
+pub(crate) async fn rights(report: &mut Report, server: &mut Server, in_recovery: bool) {
+    let what = "rights";
+    let major = server.major();
+    let (start, stop) = match major.get() {
+        ..15 => ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)"),
+        _ => ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"),
+    };
+    let mut wanted = vec![(start, Right::StartBackup(major)), (stop, Right::StopBackup(major))];
+    if !in_recovery {
+        wanted.push(("pg_switch_wal()", Right::SwitchWal));
+    }
+    let role = server.connection().user().to_owned();
+    let mut missing = Vec::new();
+    for (function, right) in wanted {
+        let sql = format!(
+            "SELECT pg_catalog.has_function_privilege('pg_catalog.{function}', 'EXECUTE') AS granted"
+        );
+        match granted(server, &sql).await {
+            Ok(true) => {}
+            Ok(false) => missing.push(right.grant(&role)),
+            Err(error) => return report.error(what, &error),
+        }
+    }
+    match missing.is_empty() {
+        true => report.ok(what, format!("role \"{role}\" may start and stop backups")),
+        false => report.failed(
+            what,
+            format!("role \"{role}\" may not start and stop backups"),
+            &format!(
+                "as a superuser in database \"{}\", run: {}",
+                server.connection().database(),
+                missing.join(" ")
+            ),
+        ),
+    }
+}
+
+async fn granted(server: &mut Server, sql: &str) -> anyhow::Result<bool> {
+    Ok(server.connection().query(sql).await?.one()?.get("granted")?)
+}

@@ -1,0 +1,93 @@
+//! The command line of `archive-agent`.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::pages::{Page, Shell};
+
+use crate::backup::BackupArgs;
+use crate::check::CheckArgs;
+use crate::expire::ExpireArgs;
+use crate::hold::HoldCommand;
+use crate::init::InitArgs;
+use crate::key::KeyCommand;
+use crate::verify::VerifyArgs;
+
+/// The manual page of the thin client, which does not describe itself.
+pub(crate) const CLIENT_PAGE: Page =
+    Page { name: "archive-push.1", text: include_str!("../push/archive-push.1") };
+
+/// Archives the WAL and the base backups of PostgreSQL clusters to object storage.
+#[derive(Debug, Parser)]
+#[command(name = "archive-agent", version = env!("WALPOINT_VERSION"), about, long_about = None)]
+pub(crate) struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What `archive-agent` can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the daemon: answer archive-push and upload WAL ahead of PostgreSQL's questions.
+    Run {
+        /// Archive what is ready, then end.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Make or join a repository, register the cluster in it, and write a configuration that works.
+    Init(Box<InitArgs>),
+    /// Make a base backup of the running cluster, in every repository of the cluster.
+    Backup(BackupArgs),
+    /// Try whether archiving and backups work; exits 3 if something does not.
+    Check(CheckArgs),
+    /// Show what is archived, what waits, and what can be recovered.
+    Status,
+    /// Show and change what opens an encrypted repository.
+    Key {
+        /// What to do.
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Ask the daemon whether it lives; exits 1 if it does not answer. For health checks of containers.
+    ///
+    /// Asks at the push socket of each cluster. A store or a server that cannot be reached is told and is no failure of the
+    /// daemon: a restart would not help.
+    Health,
+    /// Copy archive-push and restore-fetch into a directory: for PostgreSQL's container, which needs nothing else.
+    InstallClients {
+        /// The directory, which PostgreSQL's container shares.
+        directory: PathBuf,
+    },
+    /// Prove that what is kept is there and is what was written; exits 3 if something is not.
+    Verify(VerifyArgs),
+    /// Delete what the configured retention no longer wants, a grace period after it was condemned.
+    Expire(ExpireArgs),
+    /// Forbid to delete backups, see what is forbidden, allow it again.
+    #[command(subcommand)]
+    Hold(HoldCommand),
+    /// Archive one WAL file, without a daemon; exits 0 only if it is durable.
+    Push {
+        /// Store a segment even though its content is damaged, flagged as such. Recovery stops where the damage is.
+        #[arg(long)]
+        accept_damaged: bool,
+        /// The file, as in pg_wal (%p).
+        path: PathBuf,
+    },
+    /// Print completions for a shell.
+    #[command(hide = true)]
+    Completions {
+        /// Which one.
+        shell: Shell,
+    },
+    /// Write the manual pages of this program and of archive-push into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory, such as /usr/local/share/man/man1.
+        directory: PathBuf,
+    },
+}

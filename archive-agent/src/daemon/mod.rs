@@ -1,0 +1,154 @@
+//! The daemon: one process for one or more clusters.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`cluster`] | the tasks of one cluster |
+//! | [`task`] | restarting a task that fails |
+//! | [`health`] | what each task says about itself |
+//!
+//! It keeps nothing on disk but sockets and their locks: killed at any moment it loses nothing, and the next one starts
+//! from `archive_status` and the repositories.
+
+mod cluster;
+mod health;
+mod task;
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::config::{DaemonSettings, duration};
+use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::{owner, shutdown};
+
+use self::cluster::{ClusterTasks, PUSH_SOCKET};
+use self::health::{Board, State};
+
+/// The service manager is told "ready" once every push socket answers or is known to be faulty, or after this.
+const READY_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the configuration asks of the daemon.
+struct Settings {
+    clusters: Vec<Selection<StoreSettings>>,
+    daemon: DaemonSettings,
+}
+
+impl Settings {
+    /// Reads and checks everything that can be checked without a repository.
+    fn read(common: &CommonArgs) -> Result<Self, Failure> {
+        let clusters = selections(common)?;
+        for cluster in &clusters {
+            owner::require(pgdata(cluster)?)?;
+        }
+        let config = common.read_config::<StoreSettings>()?;
+        Ok(Self { clusters, daemon: config.map(|c| c.daemon).unwrap_or_default() })
+    }
+}
+
+/// The clusters that the options name: one, or all of the configuration.
+pub(crate) fn selections(common: &CommonArgs) -> Result<Vec<Selection<StoreSettings>>, Failure> {
+    let config = common.read_config::<StoreSettings>()?;
+    match config {
+        Some(config) if common.cluster.is_none() && common.repo.is_none() && !config.cluster.is_empty() => {
+            let one = |name: &_| CommonArgs { cluster: Some(Clone::clone(name)), ..common.clone() }.select();
+            config.cluster.keys().map(one).collect()
+        }
+        _ => Ok(vec![common.select()?]),
+    }
+}
+
+/// The data directory of a cluster, which archiving cannot do without.
+pub(crate) fn pgdata(selection: &Selection<StoreSettings>) -> Result<&std::path::Path, Failure> {
+    selection.settings.pgdata.as_deref().ok_or_else(|| {
+        Failure::usage(anyhow::anyhow!(
+            "[cluster.{}] has no pgdata: archiving reads PostgreSQL's data directory, so say where it is",
+            selection.cluster
+        ))
+    })
+}
+
+/// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration again; a wrong one changes nothing.
+pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
+    let stop = shutdown::on_signal()?;
+    let mut reloads = shutdown::reloads()?;
+    let mut settings = Settings::read(common)?;
+    let board = Board::default();
+    let mut first = true;
+    loop {
+        let generation = stop.child_token();
+        let mut clusters = start(&settings, &board, &generation)?;
+        all_spoke(&board).await;
+        tracing::info!(clusters = settings.clusters.len(), version = env!("WALPOINT_VERSION"), "ready");
+        if first {
+            shutdown::notify_ready()
+        } else {
+            shutdown::notify_reloaded()
+        }
+        first = false;
+
+        let next = loop {
+            tokio::select! {
+                () = stop.cancelled() => break None,
+                _ = reloads.recv() => match Settings::read(common) {
+                    Ok(settings) => break Some(settings),
+                    Err(failure) => tracing::error!("not reloaded, the old configuration stays: {failure}"),
+                },
+            }
+        };
+        if next.is_none() {
+            shutdown::notify_stopping();
+        }
+        generation.cancel();
+        while let Some(ended) = clusters.join_next().await {
+            ended?;
+        }
+        match next {
+            Some(changed) => settings = changed,
+            None => {
+                tracing::info!("stopped");
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn start(settings: &Settings, board: &Board, stop: &CancellationToken) -> Result<JoinSet<()>, Failure> {
+    let drain = duration(settings.daemon.drain_timeout);
+    let mut running = JoinSet::new();
+    for selection in &settings.clusters {
+        let tasks = ClusterTasks::new(selection, pgdata(selection)?, drain)?;
+        running.spawn(tasks.run(board.clone(), stop.clone()));
+    }
+    Ok(running)
+}
+
+/// Waits until every push socket answers, or has said why not. What needs a repository may take longer.
+async fn all_spoke(board: &Board) {
+    let starting = |board: &Board| {
+        let mut sockets = board.all().into_iter().filter(|(name, _)| name.ends_with(PUSH_SOCKET)).peekable();
+        sockets.peek().is_none() || sockets.any(|(_, state)| state == State::Starting)
+    };
+    let silent = async {
+        while starting(board) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(READY_LIMIT, silent).await.is_err() {
+        tracing::warn!("some push sockets do not answer yet: {:?}", board.all());
+    }
+}
+
+/// Archives everything that is ready in every cluster, then ends; an error names how many files are left.
+pub(crate) async fn once(common: &CommonArgs) -> Result<(), Failure> {
+    let settings = Settings::read(common)?;
+    let mut problems = Vec::new();
+    for selection in &settings.clusters {
+        let tasks = ClusterTasks::new(selection, pgdata(selection)?, Duration::ZERO)?;
+        if let Err(error) = tasks.archive_what_is_ready().await {
+            problems.push(format!("cluster {}: {}", selection.cluster, told(&error)));
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(problems.join("; ")).into()) }
+}

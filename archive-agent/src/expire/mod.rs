@@ -1,0 +1,131 @@
+//! `archive-agent expire`: deletes what retention no longer wants, in every repository of the cluster.
+//!
+//! The work is done by [`walpoint_repo::expire`]; here are the policy from the configuration and what is told. A repository
+//! that fails does not keep the others from being expired; the command fails then.
+
+mod text;
+
+use anyhow::anyhow;
+use clap::Args;
+use jiff::SignedDuration;
+use serde::Serialize;
+use walpoint_repo::Repository;
+use walpoint_repo::expire::{ExpireOptions, Expired, expire};
+use walpoint_repo::retention::{Policy, Rule};
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::output;
+use walpoint_runtime::progress::Progress;
+use walpoint_runtime::retention::RetentionSettings;
+
+/// Options of `expire`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ExpireArgs {
+    /// Change nothing; tell what would be deleted, how much that frees, and why each backup stays or goes.
+    #[arg(long)]
+    dry_run: bool,
+    /// Only in this repository of the cluster. Can be repeated [default: in all of them].
+    #[arg(long = "repository", value_name = "NAME")]
+    repositories: Vec<String>,
+}
+
+/// What `expire --json` prints; `docs/json.md` describes it.
+#[derive(Debug, Serialize)]
+struct Document {
+    cluster: String,
+    repositories: Vec<Expired>,
+    failed: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Failure> {
+    let selection = common.select::<StoreSettings>()?;
+    let options = options(&selection, args.dry_run);
+    let mut document =
+        Document { cluster: selection.cluster.to_string(), repositories: Vec::new(), failed: Vec::new() };
+    for (name, settings) in crate::hold::named(&selection, &args.repositories)? {
+        let waiting = Progress::waiting(&format!("expiring in repository {name}"), common.show_progress());
+        let expired = one(&selection, name, settings, &options).await;
+        waiting.end();
+        match expired {
+            Ok(expired) => document.repositories.push(expired),
+            Err(error) => document.failed.push(format!("repository {name}: {}", told(&error))),
+        }
+    }
+    if common.json {
+        output::json(&document)?;
+    } else {
+        for expired in &document.repositories {
+            output::text(&text::of(expired))?;
+        }
+    }
+    match document.failed.is_empty() {
+        true => Ok(()),
+        false => Err(anyhow!("expire did not finish; run it again: {}", document.failed.join("; ")).into()),
+    }
+}
+
+async fn one(
+    selection: &Selection<StoreSettings>,
+    name: &str,
+    settings: &StoreSettings,
+    options: &ExpireOptions,
+) -> anyhow::Result<Expired> {
+    let repository = Repository::open(name, settings).await?;
+    Ok(expire(&repository, &selection.cluster, options).await?)
+}
+
+fn options(selection: &Selection<StoreSettings>, dry_run: bool) -> ExpireOptions {
+    let retention = selection.settings.retention.as_ref();
+    ExpireOptions {
+        policy: policy(retention),
+        grace: retention.map_or(SignedDuration::from_hours(24), |retention| retention.grace),
+        dry_run,
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        agent: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// What the configuration asks for; nothing if there is no table.
+pub(crate) fn policy(settings: Option<&RetentionSettings>) -> Policy {
+    let Some(settings) = settings else { return Policy::default() };
+    let RetentionSettings {
+        count,
+        age,
+        window,
+        daily,
+        weekly,
+        monthly,
+        yearly,
+        minimum,
+        max_age,
+        grace: _,
+        label,
+    } = settings;
+    let labels = label.iter().map(|(label, own)| {
+        let rule = Rule {
+            count: own.count,
+            age: own.age,
+            daily: own.daily,
+            weekly: own.weekly,
+            monthly: own.monthly,
+            yearly: own.yearly,
+        };
+        (label.clone(), rule)
+    });
+    Policy {
+        rule: Rule {
+            count: *count,
+            age: *age,
+            daily: *daily,
+            weekly: *weekly,
+            monthly: *monthly,
+            yearly: *yearly,
+        },
+        labels: labels.collect(),
+        window: *window,
+        minimum: *minimum,
+        max_age: *max_age,
+    }
+}

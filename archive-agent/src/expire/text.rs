@@ -1,0 +1,84 @@
+//! What `expire` tells a person.
+
+use std::fmt::Write as _;
+
+use walpoint_repo::expire::{ClassReport, Expired};
+use walpoint_runtime::progress::human_bytes;
+
+/// Everything that was decided and done.
+pub(super) fn of(expired: &Expired) -> String {
+    let what = if expired.dry_run { "What expire would do with" } else { "Expired" };
+    let mut text = format!("{what} cluster {} in {}\n", expired.cluster, expired.repository);
+    // Writing to a String cannot fail.
+    if !expired.backups.is_empty() {
+        text.push_str("\nBackups\n");
+    }
+    for backup in &expired.backups {
+        let verdict = match backup.verdict {
+            "drop" => "drop",
+            _ => "keep",
+        };
+        let label = if backup.label.is_empty() { String::new() } else { format!(" \"{}\"", backup.label) };
+        writeln!(text, "  {verdict}  {}{label}: {}", backup.id, backup.because).ok();
+        if backup.verdict != "drop" && backup.exceeds_max_age {
+            writeln!(text, "        it exceeds max_age").ok();
+        }
+    }
+    for id in &expired.ended {
+        let how = if expired.dry_run { "would be ended" } else { "was ended" };
+        writeln!(text, "  end   {id}: it was never finished, has stored nothing for a long time, and {how}")
+            .ok();
+    }
+    let doomed = if expired.dry_run { "to delete" } else { "deleted" };
+    let fresh = if expired.dry_run { "to condemn" } else { "condemned" };
+    if expired.classes.iter().any(moves) {
+        writeln!(text, "\n{:<16}{:>22}{:>22}{:>22}{:>22}", "Objects", "kept", fresh, "in grace", doomed).ok();
+    }
+    for class in expired.classes.iter().filter(|class| moves(class)) {
+        let cell = |objects: u64, bytes: u64| match objects {
+            0 => "-".to_owned(),
+            _ => format!("{objects}, {}", human_bytes(bytes)),
+        };
+        writeln!(
+            text,
+            "  {:<14}{:>22}{:>22}{:>22}{:>22}",
+            class.class,
+            cell(class.kept_objects, class.kept_bytes),
+            cell(class.condemned_objects, class.condemned_bytes),
+            cell(class.waiting_objects, class.waiting_bytes),
+            cell(class.deleted_objects, class.deleted_bytes),
+        )
+        .ok();
+    }
+    let frees = if expired.dry_run { "would free" } else { "freed" };
+    writeln!(text, "\n{frees} {}", human_bytes(expired.freed_bytes)).ok();
+    if expired.held_objects > 0 {
+        let n = expired.held_objects;
+        writeln!(
+            text,
+            "held: {n} objects cannot be deleted (a lock, or missing rights); tried again next time"
+        )
+        .ok();
+        for key in &expired.held {
+            writeln!(text, "  {key}").ok();
+        }
+    }
+    if !expired.unknown.is_empty() {
+        text.push_str("not Walpoint's, or of a newer version; left alone:\n");
+        for key in &expired.unknown {
+            writeln!(text, "  {key}").ok();
+        }
+    }
+    if expired.leftovers > 0 {
+        writeln!(text, "{} temporary files of killed writes were removed", expired.leftovers).ok();
+    }
+    for note in &expired.notes {
+        writeln!(text, "note: {note}").ok();
+    }
+    text
+}
+
+/// Whether there is anything of a class.
+fn moves(class: &ClassReport) -> bool {
+    class.kept_objects + class.condemned_objects + class.waiting_objects + class.deleted_objects > 0
+}

@@ -1,0 +1,122 @@
+//! What `hold` prints, as data and for a person.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use walpoint_repo::holds::{HeldOn, Hold};
+
+/// What `hold --json` prints; `docs/json.md` describes it.
+#[derive(Debug, Serialize)]
+pub(super) struct Document {
+    cluster: String,
+    repositories: Vec<Holding>,
+}
+
+/// The holds of one repository.
+#[derive(Debug, Serialize)]
+struct Holding {
+    repository: String,
+    holds: Vec<Held>,
+}
+
+/// A hold. Its JSON is stable.
+#[derive(Debug, Serialize)]
+pub(crate) struct Held {
+    /// Its number in its repository.
+    number: u64,
+    /// The backup that it is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backup: Option<String>,
+    /// The label that it is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<String>,
+    /// Why.
+    reason: String,
+    /// Who placed it.
+    who: String,
+    /// When.
+    placed: Timestamp,
+    /// When it ends; absent: when somebody removes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
+    /// `in-force`, `ended` or `removed`.
+    state: &'static str,
+    /// Who removed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed_by: Option<String>,
+    /// When it was removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed: Option<Timestamp>,
+}
+
+impl Held {
+    /// A hold as it is now.
+    pub(crate) fn of(hold: &Hold, now: Timestamp) -> Self {
+        let placed = &hold.placed;
+        let (backup, label) = match &placed.on {
+            HeldOn::Backup(id) => (Some(id.to_string()), None),
+            HeldOn::Label(label) => (None, Some(label.clone())),
+        };
+        let state = match &hold.removed {
+            Some(_) => "removed",
+            None if hold.is_in_force(now) => "in-force",
+            None => "ended",
+        };
+        Self {
+            number: hold.number,
+            backup,
+            label,
+            reason: placed.reason.clone(),
+            who: placed.who.clone(),
+            placed: placed.at,
+            until: placed.until,
+            state,
+            removed_by: hold.removed.as_ref().map(|(who, _)| who.clone()),
+            removed: hold.removed.as_ref().map(|(_, at)| *at),
+        }
+    }
+
+    /// For a person, in one line.
+    pub(crate) fn line(&self) -> String {
+        let on = match (&self.backup, &self.label) {
+            (Some(id), _) => format!("backup {id}"),
+            (None, label) => format!("label \"{}\"", label.as_deref().unwrap_or_default()),
+        };
+        let until = self.until.map_or("until it is removed".to_owned(), |until| format!("until {until}"));
+        let state = match (self.state, &self.removed_by, self.removed) {
+            ("removed", Some(who), Some(at)) => format!("; removed by {who} at {at}"),
+            ("ended", ..) => "; it has run out".to_owned(),
+            _ => String::new(),
+        };
+        format!("{:>4}  {on}, {until}, by {}: {}{state}", self.number, self.who, self.reason)
+    }
+}
+
+impl Document {
+    /// Of no repository yet.
+    pub(super) fn new(cluster: &str) -> Self {
+        Self { cluster: cluster.to_owned(), repositories: Vec::new() }
+    }
+
+    /// Adds a repository's.
+    pub(super) fn add(&mut self, repository: &str, holds: Vec<Held>) {
+        self.repositories.push(Holding { repository: repository.to_owned(), holds });
+    }
+
+    /// For a person.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        for Holding { repository, holds } in &self.repositories {
+            // Writing to a String cannot fail.
+            writeln!(text, "Holds of cluster {} in {repository}", self.cluster).ok();
+            if holds.is_empty() {
+                text.push_str("  none\n");
+            }
+            for hold in holds {
+                writeln!(text, "{}", hold.line()).ok();
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,261 @@
+//! `archive-agent hold`: what must not be deleted, why, and until when.
+//!
+//! A hold is placed in every repository of the cluster, or in those that are named. Nothing is ever taken back: removing a
+//! hold is an entry of its own ([`walpoint_repo::holds`]). A crash in the middle leaves the hold in some repositories; the
+//! same command again places it in the others too, twice at worst, which does no harm.
+
+mod document;
+
+use anyhow::{anyhow, bail};
+use clap::{Args, Subcommand};
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp};
+use walpoint_base::{BackupId, target};
+use walpoint_repo::Repository;
+use walpoint_repo::backup::{Backups, Standing};
+use walpoint_repo::holds::{HeldOn, Hold, Holds, Placement};
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::output;
+
+use self::document::Document;
+pub(crate) use self::document::Held;
+
+/// What `hold` can do.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum HoldCommand {
+    /// Forbid to delete a backup, or every backup with a label, whatever retention says.
+    Add(AddArgs),
+    /// Show the holds in force; with --all also those that ran out or were removed.
+    List {
+        /// Show all that were ever placed.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Remove a hold. What only it kept goes with the next expire.
+    Remove(RemoveArgs),
+}
+
+/// Options of `hold add`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AddArgs {
+    /// The backup.
+    #[arg(long, value_name = "ID", required_unless_present = "label", conflicts_with = "label")]
+    backup: Option<BackupId>,
+    /// Every backup with this label, also those still to come.
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+    /// Why.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// When it ends: a date or time ("2027-12-31", "2027-12-31 18:00:00+01"), a span from now ("90d"), or "never".
+    #[arg(long, value_name = "TIME")]
+    until: String,
+    /// Who wants it [default: the user that runs this].
+    #[arg(long, value_name = "NAME")]
+    who: Option<String>,
+    /// Only in this repository of the cluster. Can be repeated [default: in all of them].
+    #[arg(long = "repository", value_name = "NAME")]
+    repositories: Vec<String>,
+}
+
+/// Options of `hold remove`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RemoveArgs {
+    /// Its number, as hold list shows it.
+    number: u64,
+    /// Who removes it [default: the user that runs this].
+    #[arg(long, value_name = "NAME")]
+    who: Option<String>,
+    /// The repository that the number is of, and only there [default: the first one, and the same hold in the others].
+    #[arg(long, value_name = "NAME")]
+    repository: Option<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, command: &HoldCommand) -> Result<(), Failure> {
+    let selection = common.select::<StoreSettings>()?;
+    match command {
+        HoldCommand::Add(args) => add(common, &selection, args).await,
+        HoldCommand::List { all } => list(common, &selection, *all).await,
+        HoldCommand::Remove(args) => remove(common, &selection, args).await,
+    }
+}
+
+async fn add(
+    common: &CommonArgs,
+    selection: &Selection<StoreSettings>,
+    args: &AddArgs,
+) -> Result<(), Failure> {
+    let at = Timestamp::now();
+    let until = end(&args.until, at).map_err(Failure::usage)?;
+    if args.reason.trim().is_empty() {
+        return Err(Failure::usage(anyhow!(
+            "--reason is empty: whoever finds the hold later needs to know why"
+        )));
+    }
+    let on = match (args.backup, &args.label) {
+        (Some(id), _) => HeldOn::Backup(id),
+        (None, Some(label)) => HeldOn::Label(label.clone()),
+        (None, None) => return Err(Failure::usage(anyhow!("give --backup or --label"))),
+    };
+    let who = args.who.clone().unwrap_or_else(user);
+    let placement = Placement { on, reason: args.reason.clone(), who, at, until };
+    let mut document = Document::new(selection.cluster.as_str());
+    let mut failed = Vec::new();
+    for (name, settings) in named(selection, &args.repositories)? {
+        match place(selection, name, settings, &placement).await {
+            Ok(hold) => document.add(name, vec![Held::of(&hold, at)]),
+            Err(error) => failed.push(format!("repository {name}: {}", told(&error))),
+        }
+    }
+    print(common, &document)?;
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(anyhow!("the hold was not placed everywhere: {}", failed.join("; ")).into()),
+    }
+}
+
+async fn place(
+    selection: &Selection<StoreSettings>,
+    name: &str,
+    settings: &StoreSettings,
+    placement: &Placement,
+) -> anyhow::Result<Hold> {
+    let repository = Repository::open(name, settings).await?;
+    if let HeldOn::Backup(id) = placement.on {
+        match Backups::of(&repository, &selection.cluster).standing(id).await? {
+            Standing::Finished(_) => {}
+            Standing::Unfinished => bail!("it has no finished backup {id}; archive-agent status lists them"),
+            Standing::Ended(_) => bail!("backup {id} was given up before it was finished"),
+        }
+    }
+    let number = Holds::of(&repository, &selection.cluster).add(placement).await?;
+    Ok(Hold { number, placed: placement.clone(), removed: None })
+}
+
+async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bool) -> Result<(), Failure> {
+    let now = Timestamp::now();
+    let mut document = Document::new(selection.cluster.as_str());
+    for (name, settings) in &selection.repositories {
+        let repository = Repository::open(name, settings).await?;
+        let holds = Holds::of(&repository, &selection.cluster).list().await?;
+        let shown = holds.iter().filter(|hold| all || hold.is_in_force(now));
+        document.add(name, shown.map(|hold| Held::of(hold, now)).collect());
+    }
+    print(common, &document)
+}
+
+async fn remove(
+    common: &CommonArgs,
+    selection: &Selection<StoreSettings>,
+    args: &RemoveArgs,
+) -> Result<(), Failure> {
+    let at = Timestamp::now();
+    let who = args.who.clone().unwrap_or_else(user);
+    let only: Vec<String> = args.repository.iter().cloned().collect();
+    let mut document = Document::new(selection.cluster.as_str());
+    let mut meant: Option<Placement> = None;
+    for (name, settings) in named(selection, &only)? {
+        let repository = Repository::open(name, settings).await?;
+        let holds = Holds::of(&repository, &selection.cluster);
+        let placed = holds.list().await?;
+        let same = |hold: &&Hold| match &meant {
+            None => hold.number == args.number,
+            Some(placement) => hold.placed == *placement,
+        };
+        let Some(hold) = placed.iter().find(same) else {
+            if meant.is_some() {
+                continue;
+            }
+            return Err(anyhow!(
+                "repository {name} has no hold {}; archive-agent hold list shows them",
+                args.number
+            )
+            .into());
+        };
+        meant.get_or_insert_with(|| hold.placed.clone());
+        let mut hold = hold.clone();
+        if hold.removed.is_none() {
+            holds.remove(hold.number, &who, at).await?;
+            hold.removed = Some((who.clone(), at));
+        }
+        document.add(name, vec![Held::of(&hold, at)]);
+    }
+    print(common, &document)
+}
+
+fn print(common: &CommonArgs, document: &Document) -> Result<(), Failure> {
+    match common.json {
+        true => output::json(document),
+        false => output::text(&document.text()),
+    }
+}
+
+/// The repositories of those names; all if none is named.
+pub(crate) fn named<'a>(
+    selection: &'a Selection<StoreSettings>,
+    names: &[String],
+) -> Result<Vec<(&'a str, &'a StoreSettings)>, Failure> {
+    let known = || selection.repositories.iter().map(|(name, settings)| (name.as_str(), settings));
+    if let Some(unknown) = names.iter().find(|name| !known().any(|(known, _)| known == *name)) {
+        let known = known().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+        let cluster = &selection.cluster;
+        return Err(Failure::usage(anyhow!(
+            "cluster {cluster} has no repository {unknown}; it has: {known}"
+        )));
+    }
+    Ok(known().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name)).collect())
+}
+
+/// When a hold ends: `None` for never. Without a zone a date is one of UTC, and its last moment counts.
+fn end(text: &str, now: Timestamp) -> anyhow::Result<Option<Timestamp>> {
+    let text = text.trim();
+    if text == "never" {
+        return Ok(None);
+    }
+    let day = text.parse::<jiff::civil::Date>().ok().filter(|_| text.len() == "2027-12-31".len());
+    let end = if let Some(day) = day {
+        day.tomorrow()?.to_zoned(TimeZone::UTC)?.timestamp()
+    } else if let Ok(span) = text.parse::<Span>() {
+        now.to_zoned(TimeZone::UTC).checked_add(span)?.timestamp()
+    } else {
+        target::parse_time(text, now)?.to_time()
+    };
+    if end <= now {
+        bail!("--until {text} lies in the past: such a hold keeps nothing");
+    }
+    Ok(Some(end))
+}
+
+/// Who runs this: the user's name, behind `sudo` too, and the machine's.
+fn user() -> String {
+    let name = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    let name = name.filter(|name| !name.is_empty());
+    let name = name.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+    format!("{name}@{}", rustix::system::uname().nodename().to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_as_people_write_them() {
+        let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        for (text, expected) in [
+            ("never", None),
+            ("2026-12-31", Some("2027-01-01T00:00:00Z")),
+            ("90d", Some("2027-02-19T12:00:00Z")),
+            ("1y", Some("2027-11-21T12:00:00Z")),
+            ("2026-12-31 18:00:00+01", Some("2026-12-31T17:00:00Z")),
+        ] {
+            let expected = expected.map(|text| text.parse().unwrap());
+            assert_eq!(end(text, now).unwrap(), expected, "{text}");
+        }
+        for bad in ["", "soon", "2026-11-20", "3 days ago", "2026-12-31 18:00:00", "-1d"] {
+            assert!(end(bad, now).is_err(), "{bad:?}");
+        }
+    }
+}

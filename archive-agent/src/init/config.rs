@@ -1,0 +1,445 @@
+//! The configuration file that `init` writes, or what has to be changed in one that is there.
+//!
+//! A file is never rewritten: tables are added at its end if they are new, and only if the result is read back as meant. What
+//! stands there otherwise is left alone and told.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use serde::Deserialize;
+use walpoint_base::ClusterName;
+use walpoint_base::durable::{self, Created};
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::store::settings::Location;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::config::{ClusterSettings, Config, DEFAULT_PATH};
+use walpoint_runtime::exit::Failure;
+
+use super::{InitArgs, StoreArgs};
+use crate::key::args::SecretArgs;
+
+const HEADER: &str =
+    "# Walpoint's configuration; unknown keys are errors. archive-agent init wrote the first tables.\n";
+
+/// What the file shall say.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// The cluster.
+    pub(crate) cluster: ClusterName,
+    /// Its settings.
+    pub(crate) settings: ClusterSettings,
+    /// Its repositories.
+    pub(crate) repositories: Vec<(String, StoreSettings)>,
+    /// Tables to be added; empty if there is nothing to add.
+    addition: String,
+    /// What only a person can change.
+    pub(crate) by_hand: Option<String>,
+}
+
+/// What happened to the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// There was none.
+    Written,
+    /// Tables were added.
+    Extended,
+    /// It says everything already.
+    Unchanged,
+    /// It says something else.
+    Refused,
+}
+
+impl Change {
+    /// In a word.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Written => "written",
+            Self::Extended => "extended",
+            Self::Unchanged => "unchanged",
+            Self::Refused => "not changed",
+        }
+    }
+}
+
+/// What the arguments and the file that is there ask for.
+pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<Plan, Failure> {
+    let path = common.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
+    let path = std::path::absolute(&path).context("--config")?;
+    let existing = match path.exists() {
+        true => Some(Config::<StoreSettings>::read(&path).map_err(Failure::usage)?),
+        false => None,
+    };
+    match &common.repo {
+        Some(url) => new_repository(common, args, path, existing, url),
+        None if existing.is_some() => of_the_file(common, args, path),
+        None => Err(Failure::usage(anyhow!(
+            "say where the repository shall be, with --repo URL (file:///directory, s3://bucket/prefix, gs://…, az://…); the \
+             configuration {} does not exist",
+            path.display()
+        ))),
+    }
+}
+
+/// Everything is in the file already.
+fn of_the_file(common: &CommonArgs, args: &InitArgs, path: PathBuf) -> Result<Plan, Failure> {
+    if !args.secret.is_empty() {
+        return Err(Failure::usage(anyhow!(
+            "what opens a repository that {} describes stands there: put it into its table, as key_file, say",
+            path.display()
+        )));
+    }
+    let common = CommonArgs { config: Some(path.clone()), ..common.clone() };
+    let Selection { cluster, settings, repositories, .. } = common.select::<StoreSettings>()?;
+    let differences = differences(&settings, args);
+    let by_hand = (!differences.is_empty()).then(|| cluster_table(&cluster, &differences));
+    Ok(Plan { path, cluster, settings, repositories, addition: String::new(), by_hand })
+}
+
+/// A repository by its URL, in a file that may or may not be there.
+fn new_repository(
+    common: &CommonArgs,
+    args: &InitArgs,
+    path: PathBuf,
+    existing: Option<Config<StoreSettings>>,
+    url: &str,
+) -> Result<Plan, Failure> {
+    let cluster = common.cluster.clone().ok_or_else(|| {
+        Failure::usage(anyhow!(
+            "name the cluster: --cluster NAME (such as main; it is a directory in the repository)"
+        ))
+    })?;
+    let mut table = store_table(url, &args.store)?;
+    table.extend(secret_table(args, &path, &table)?);
+    let store = StoreSettings::deserialize(table.clone())
+        .map_err(|e| Failure::usage(anyhow!("the options of the store cannot be used: {e}")))?;
+    store.location().map_err(Failure::usage)?;
+
+    let (mut addition, mut by_hand) = (String::new(), String::new());
+    let known = existing.as_ref().map(|config| &config.repository);
+    let same = known.and_then(|known| known.iter().find(|(_, settings)| **settings == store));
+    let name = match (same, known.and_then(|known| known.get(&args.repository))) {
+        (Some((name, _)), _) => name.clone(),
+        (None, Some(other)) => {
+            return Err(Failure::usage(anyhow!(
+                "{} has a [repository.{}] already, at {} and with settings of its own; choose another name with --repository",
+                path.display(),
+                args.repository,
+                other.url
+            )));
+        }
+        (None, None) => {
+            addition += &table_text(&format!("repository.{}", key(&args.repository)), &table)?;
+            args.repository.clone()
+        }
+    };
+    let described = existing.as_ref().and_then(|config| config.cluster.get(&cluster));
+    let settings = match described {
+        None => {
+            let keys = cluster_keys(&name, args)?;
+            addition += &cluster_table(&cluster, &keys);
+            let mut settings = ClusterSettings::with_repositories(vec![name.clone()]);
+            settings.pgdata.clone_from(&args.pgdata);
+            settings.conninfo.clone_from(&args.conninfo);
+            settings.push_socket.clone_from(&args.push_socket);
+            settings
+        }
+        Some(settings) => {
+            let mut keys = differences(settings, args);
+            if !settings.repositories.contains(&name) {
+                let mut all = settings.repositories.clone();
+                all.push(name.clone());
+                keys.push(("repositories".to_owned(), toml::Value::from(all)));
+            }
+            if !keys.is_empty() {
+                by_hand = std::mem::take(&mut addition) + &cluster_table(&cluster, &keys);
+            }
+            settings.clone()
+        }
+    };
+    // Whatever the file says of other repositories of the cluster: this call is about one.
+    let mut settings = settings;
+    settings.repositories = vec![name.clone()];
+    settings.ack = None;
+    let by_hand = Some(by_hand).filter(|text| !text.is_empty());
+    Ok(Plan { path, cluster, settings, repositories: vec![(name, store)], addition, by_hand })
+}
+
+/// Keys of the cluster's table that the arguments want otherwise.
+fn differences(settings: &ClusterSettings, args: &InitArgs) -> Vec<(String, toml::Value)> {
+    let mut keys = Vec::new();
+    let mut differs = |key: &str, wanted: Option<String>, is: Option<String>| {
+        if let Some(wanted) = wanted.filter(|wanted| is.as_ref() != Some(wanted)) {
+            keys.push((key.to_owned(), toml::Value::from(wanted)));
+        }
+    };
+    let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
+    let absolute = args.pgdata.as_ref().and_then(|path| std::path::absolute(path).ok());
+    differs("pgdata", text(&absolute), text(&settings.pgdata));
+    differs("conninfo", args.conninfo.clone(), settings.conninfo.clone());
+    differs("push_socket", text(&args.push_socket), text(&settings.push_socket));
+    keys
+}
+
+fn cluster_keys(repository: &str, args: &InitArgs) -> Result<Vec<(String, toml::Value)>, Failure> {
+    let pgdata = args
+        .pgdata
+        .as_ref()
+        .ok_or_else(|| Failure::usage(anyhow!("say where PostgreSQL's data directory is: --pgdata DIR")))?;
+    let pgdata = std::path::absolute(pgdata).context("--pgdata")?;
+    let mut keys = vec![
+        ("repositories".to_owned(), toml::Value::from(vec![repository.to_owned()])),
+        ("pgdata".to_owned(), toml::Value::from(utf8(&pgdata)?)),
+    ];
+    if let Some(conninfo) = &args.conninfo {
+        keys.push(("conninfo".to_owned(), toml::Value::from(conninfo.as_str())));
+    }
+    if let Some(socket) = &args.push_socket {
+        let socket = std::path::absolute(socket).context("--push-socket")?;
+        keys.push(("push_socket".to_owned(), toml::Value::from(utf8(&socket)?)));
+    }
+    Ok(keys)
+}
+
+fn utf8(path: &Path) -> Result<&str, Failure> {
+    path.to_str().ok_or_else(|| {
+        Failure::usage(anyhow!("{} is not UTF-8, which a TOML file has to be", path.display()))
+    })
+}
+
+fn cluster_table(cluster: &ClusterName, keys: &[(String, toml::Value)]) -> String {
+    let mut text = format!("\n[cluster.{}]\n", key(cluster.as_str()));
+    keys.iter().for_each(|(key, value)| text += &format!("{key} = {value}\n"));
+    text
+}
+
+/// A name as TOML has it: bare where that is allowed.
+fn key(name: &str) -> String {
+    let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if bare { name.to_owned() } else { toml::Value::from(name).to_string() }
+}
+
+fn table_text(name: &str, table: &toml::Table) -> Result<String, Failure> {
+    let body = toml::to_string(table).context("the repository's table")?;
+    Ok(format!("\n[{name}]\n{body}"))
+}
+
+/// What names the secret of an encrypted repository: as the options say, or a new key file beside the configuration.
+fn secret_table(args: &InitArgs, config: &Path, store: &toml::Table) -> Result<toml::Table, Failure> {
+    let secret = args.secret.table();
+    let named = ["key_", "passphrase_", "unwrap_"];
+    let elsewhere = store.keys().any(|key| named.iter().any(|prefix| key.starts_with(prefix)));
+    if !args.encrypt || elsewhere || !secret.is_empty() {
+        return Ok(secret);
+    }
+    let beside = config.parent().unwrap_or(Path::new("/")).join(format!("{}.key", args.repository));
+    let key_file = SecretArgs { key_file: Some(beside), ..SecretArgs::default() };
+    Ok(key_file.table())
+}
+
+/// The body of `[repository.NAME]`.
+fn store_table(url: &str, args: &StoreArgs) -> Result<toml::Table, Failure> {
+    let mut table = toml::Table::new();
+    table.insert("url".to_owned(), url.into());
+    let texts = [
+        ("endpoint", &args.endpoint),
+        ("region", &args.region),
+        ("ca_file", &args.ca_file),
+        ("access_key_id", &args.access_key_id),
+        ("access_key_id_file", &args.access_key_id_file),
+        ("secret_access_key_file", &args.secret_access_key_file),
+    ];
+    for (key, value) in texts {
+        if let Some(value) = value {
+            table.insert(key.to_owned(), value.as_str().into());
+        }
+    }
+    for (key, value) in [("path_style", args.path_style), ("allow_http", args.allow_http)] {
+        if value {
+            table.insert(key.to_owned(), true.into());
+        }
+    }
+    for option in &args.options {
+        let wrong = || Failure::usage(anyhow!("--store-option {option}: is not KEY=VALUE"));
+        let (key, value) = option.split_once('=').ok_or_else(wrong)?;
+        let value = match (value, value.parse::<i64>()) {
+            ("true", _) => true.into(),
+            ("false", _) => false.into(),
+            (_, Ok(number)) => number.into(),
+            _ => toml::Value::from(value),
+        };
+        table.insert(key.to_owned(), value);
+    }
+    Ok(table)
+}
+
+/// Makes the directory of a local repository, in a directory that exists: a typo further up is found out, and a filesystem
+/// that is not mounted is not hidden by a new tree.
+pub(crate) fn make_directory(directory: &Path) -> anyhow::Result<()> {
+    let parent = directory.parent();
+    if directory.exists() || !parent.is_some_and(Path::is_dir) {
+        return Ok(());
+    }
+    durable::create_directories(directory)
+        .with_context(|| format!("the directory {} cannot be made", directory.display()))
+}
+
+impl Plan {
+    /// The data directory.
+    pub(crate) fn pgdata(&self) -> Result<&Path, Failure> {
+        self.settings.pgdata.as_deref().ok_or_else(|| {
+            Failure::usage(anyhow!(
+                "say where PostgreSQL's data directory is: pgdata in [cluster.{}]",
+                self.cluster
+            ))
+        })
+    }
+
+    /// The directories of local repositories.
+    pub(crate) fn directories(&self) -> Vec<PathBuf> {
+        let directory = |(_, settings): &(String, StoreSettings)| match settings.location() {
+            Ok(Location::Directory(directory)) => Some(directory),
+            _ => None,
+        };
+        self.repositories.iter().filter_map(directory).collect()
+    }
+
+    /// Writes the file, all or nothing.
+    pub(crate) fn write(&self) -> anyhow::Result<Change> {
+        if self.by_hand.is_some() {
+            return Ok(Change::Refused);
+        }
+        if self.addition.is_empty() {
+            return Ok(Change::Unchanged);
+        }
+        let failed = || {
+            let directory = self.path.parent().unwrap_or(Path::new("/")).display();
+            format!(
+                "the configuration {} cannot be written; make {directory} writable for PostgreSQL's user, or choose another \
+                 place with --config",
+                self.path.display()
+            )
+        };
+        if !self.path.exists() {
+            if let Some(directory) = self.path.parent() {
+                durable::create_directories(directory).with_context(failed)?;
+            }
+            let text = format!("{HEADER}{}", self.addition);
+            parse(&text)?;
+            return match durable::create(&self.path, text.as_bytes()).with_context(failed)? {
+                Created::New => Ok(Change::Written),
+                Created::Exists => Err(anyhow!("{} was made by somebody else just now", self.path.display())),
+            };
+        }
+        // A link leads to the file that is meant.
+        let path = self.path.canonicalize().with_context(failed)?;
+        let mode = std::fs::metadata(&path).with_context(failed)?.permissions().mode() & 0o7777;
+        let mut text = std::fs::read_to_string(&path).with_context(failed)?;
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text += &self.addition;
+        parse(&text)?;
+        durable::replace(&path, text.as_bytes(), mode).with_context(failed)?;
+        Ok(Change::Extended)
+    }
+}
+
+/// Proves that a text is a configuration before it is written.
+fn parse(text: &str) -> anyhow::Result<()> {
+    toml::from_str::<Config<StoreSettings>>(text).map(drop).context("the configuration would not be readable")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(pgdata: &str) -> InitArgs {
+        InitArgs {
+            pgdata: Some(pgdata.into()),
+            conninfo: Some("host=/tmp user='a b'".to_owned()),
+            push_socket: Some("/run/x.push".into()),
+            repository: "main".to_owned(),
+            new_lineage: false,
+            encrypt: false,
+            secret: SecretArgs::default(),
+            store: StoreArgs::default(),
+        }
+    }
+
+    fn common(config: &Path, url: Option<&str>, cluster: &str) -> CommonArgs {
+        CommonArgs {
+            config: Some(config.to_owned()),
+            repo: url.map(str::to_owned),
+            cluster: Some(cluster.parse().unwrap()),
+            ..CommonArgs::default()
+        }
+    }
+
+    #[test]
+    fn a_file_is_written_once_extended_by_what_is_new_and_never_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sub/walpoint.toml");
+        let first = plan(&common(&path, Some("file:///r"), "a.b"), &args("/data")).unwrap();
+        assert_eq!(first.write().unwrap(), Change::Written);
+        let selection = common(&path, None, "a.b").select::<StoreSettings>().unwrap();
+        assert_eq!(selection.settings.pgdata.unwrap(), Path::new("/data"));
+        assert_eq!(selection.settings.conninfo.unwrap(), "host=/tmp user='a b'");
+        assert_eq!(selection.repositories, [("main".to_owned(), StoreSettings::at("file:///r"))]);
+
+        let again = plan(&common(&path, Some("file:///r"), "a.b"), &args("/data")).unwrap();
+        assert_eq!((again.write().unwrap(), again.by_hand), (Change::Unchanged, None));
+        let without = plan(&common(&path, None, "a.b"), &args("/data")).unwrap();
+        assert_eq!(without.write().unwrap(), Change::Unchanged);
+
+        let mut second = args("/data2");
+        second.push_socket = Some("/run/y.push".into());
+        let other = plan(&common(&path, Some("file:///r"), "b"), &second).unwrap();
+        assert_eq!(other.write().unwrap(), Change::Extended);
+        let config = Config::<StoreSettings>::read(&path).unwrap();
+        assert_eq!((config.cluster.len(), config.repository.len()), (2, 1));
+
+        let before = std::fs::read_to_string(&path).unwrap();
+        let changed = plan(&common(&path, Some("file:///r"), "b"), &args("/elsewhere")).unwrap();
+        assert_eq!(changed.write().unwrap(), Change::Refused);
+        assert!(changed.by_hand.as_ref().unwrap().contains("pgdata = \"/elsewhere\""), "{changed:?}");
+        let mut offsite = args("/data2");
+        offsite.push_socket = None;
+        offsite.repository = "offsite".to_owned();
+        let moved = plan(&common(&path, Some("file:///other"), "b"), &offsite).unwrap();
+        assert_eq!(moved.write().unwrap(), Change::Refused);
+        let text = moved.by_hand.unwrap();
+        assert!(text.contains("[repository.offsite]") && text.contains("[\"main\", \"offsite\"]"), "{text}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+        let taken = plan(&common(&path, Some("file:///other"), "c"), &args("/c")).unwrap_err();
+        assert!(taken.to_string().contains("--repository"), "{taken}");
+    }
+
+    #[test]
+    fn options_of_the_store_are_checked_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("walpoint.toml");
+        let mut args = args("/data");
+        args.store.path_style = true;
+        args.store.endpoint = Some("http://127.0.0.1:9".to_owned());
+        args.store.options =
+            vec!["retries=7".to_owned(), "checksum=none".to_owned(), "payload_signing=true".to_owned()];
+        let first = plan(&common(&path, Some("s3://bucket/x"), "a"), &args).unwrap();
+        first.write().unwrap();
+        let settings = &common(&path, None, "a").select::<StoreSettings>().unwrap().repositories[0].1.clone();
+        assert_eq!(
+            (settings.retries, settings.path_style, settings.payload_signing),
+            (Some(7), Some(true), Some(true))
+        );
+        for (option, told) in
+            [("regoin=x", "regoin"), ("nothing", "KEY=VALUE"), ("secret_access_key=x", "secret_access_key")]
+        {
+            args.store.options = vec![option.to_owned()];
+            let error = plan(&common(&path, Some("s3://bucket/x"), "a"), &args).unwrap_err();
+            assert_eq!(error.status, 2);
+            assert!(error.to_string().contains(told), "{error}");
+        }
+    }
+}

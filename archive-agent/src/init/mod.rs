@@ -1,0 +1,251 @@
+//! `archive-agent init`: makes or joins a repository, registers the cluster in it, and writes what the other programs need:
+//! a configuration file, the lines for `postgresql.conf`, the SQL of a role.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`config`] | what the configuration file says, or has to |
+//! | [`register`] | repositories and lineages |
+//! | [`postgresql`] | what PostgreSQL has to be told |
+//!
+//! Everything it makes is created once, so running it again changes nothing and says so; a crash in the middle is mended by
+//! running it again. The configuration file is written last.
+
+mod config;
+mod postgresql;
+mod register;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use serde::Serialize;
+use walpoint_pg::connect::{ConnInfo, Environment};
+use walpoint_pg::control::ControlFile;
+use walpoint_pg::server::Server;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::{output, owner};
+
+use self::config::{Change, Plan};
+use self::postgresql::Advice;
+use self::register::Registered;
+use crate::check::report::{Grade, Line, Report};
+use crate::check::{inside, source};
+use crate::key::args::SecretArgs;
+
+/// Options of `init`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct InitArgs {
+    /// PostgreSQL's data directory [default: pgdata of the configuration].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pgdata: Option<PathBuf>,
+    /// How to reach PostgreSQL: a connection string or URI without a password.
+    #[arg(long, value_name = "CONNINFO")]
+    pub(crate) conninfo: Option<String>,
+    /// The socket between archive-push and the daemon [default: /run/walpoint/CLUSTER.push].
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) push_socket: Option<PathBuf>,
+    /// What the configuration calls the repository.
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub(crate) repository: String,
+    /// Begin a new lineage: for a copy that goes its own way, or for the same cluster after pg_upgrade.
+    #[arg(long)]
+    pub(crate) new_lineage: bool,
+    /// Encrypt the repository, if it is made now. Without another option its key is a new file beside the configuration.
+    #[arg(long)]
+    pub(crate) encrypt: bool,
+    #[command(flatten)]
+    pub(crate) secret: SecretArgs,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// How a store is reached. Secrets are never arguments: they come from files, commands or the environment.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct StoreArgs {
+    /// The address of an S3-compatible store, or of an emulator.
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    /// The S3 region.
+    #[arg(long)]
+    pub(crate) region: Option<String>,
+    /// Put the bucket into the path of requests, not into the host name.
+    #[arg(long)]
+    pub(crate) path_style: bool,
+    /// Accept an endpoint without TLS.
+    #[arg(long)]
+    pub(crate) allow_http: bool,
+    /// A file with certificates (PEM) to trust besides the system's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<String>,
+    /// The access key's name, which is no secret.
+    #[arg(long, value_name = "ID")]
+    pub(crate) access_key_id: Option<String>,
+    /// A file that holds the access key's name.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) access_key_id_file: Option<String>,
+    /// A file that holds the secret key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_access_key_file: Option<String>,
+    /// Any other key of a [repository.NAME] table. Can be repeated.
+    #[arg(long = "store-option", value_name = "KEY=VALUE")]
+    pub(crate) options: Vec<String>,
+}
+
+/// What `init --json` prints.
+#[derive(Debug, Serialize)]
+struct Outcome<'a> {
+    cluster: &'a str,
+    config: String,
+    config_change: &'static str,
+    /// What has to be added to the configuration by hand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to_add: Option<&'a str>,
+    repositories: &'a [Registered],
+    postgresql_conf: &'a [postgresql::Setting],
+    role_sql: &'a str,
+    notes: Vec<&'a Line>,
+}
+
+/// What everybody has to know who encrypts.
+const KEEP_THE_KEY: &str = "
+KEEP WHAT OPENS THE REPOSITORY. Put a copy of it where neither the loss of this machine nor that of the repository takes
+it along. Without it nothing in the repository can be restored, by nobody: there is no other way in. A second way in, kept
+elsewhere, is made with archive-agent key add; every machine that shall restore needs one of them.
+";
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, args: &InitArgs) -> Result<(), Failure> {
+    no_password(args.conninfo.as_deref())?;
+    let plan = config::plan(common, args)?;
+    let pgdata = plan.pgdata()?.to_owned();
+    owner::require(&pgdata)?;
+    let (_, control) = source::read_control(&pgdata)?;
+    let mut report = Report::default();
+    let mut server = server(&mut report, &plan, &control).await?;
+    for directory in plan.directories() {
+        if inside(&directory, &pgdata) {
+            let (directory, pgdata) = (directory.display(), pgdata.display());
+            return Err(Failure::usage(anyhow!(
+                "the repository {directory} would lie inside the data directory {pgdata}, be part of its own backups and be \
+                 lost with it"
+            )));
+        }
+        config::make_directory(&directory)?;
+    }
+    let registered = register::register(&mut report, &plan, &control, args).await?;
+    let change = plan.write()?;
+    let advice = Advice::new(&mut report, &plan, &control, server.as_mut()).await?;
+    tell(common, &plan, &registered, change, &advice, &report)?;
+    match &plan.by_hand {
+        None => Ok(()),
+        Some(_) => Err(anyhow!(
+            "{} describes this cluster or repository otherwise and was not changed; change it as shown, then run this again",
+            plan.path.display()
+        )
+        .into()),
+    }
+}
+
+/// A password in the configuration would be a secret in a file that is not meant to hold one, and one on a command line is
+/// everybody's.
+fn no_password(conninfo: Option<&str>) -> Result<(), Failure> {
+    let Some(text) = conninfo else { return Ok(()) };
+    let environment = Environment::empty().with_os_user("walpoint");
+    let info = ConnInfo::parse_in(text, &environment).context("--conninfo").map_err(Failure::usage)?;
+    match info.has_password() {
+        false => Ok(()),
+        true => Err(Failure::usage(anyhow!(
+            "--conninfo holds a password; put it into a password file (~/.pgpass, or passfile=… in the connection string)"
+        ))),
+    }
+}
+
+/// A session, if the server runs. One on another cluster is an error; none at all is not.
+async fn server(report: &mut Report, plan: &Plan, control: &ControlFile) -> Result<Option<Server>, Failure> {
+    let pgdata = plan.pgdata()?;
+    let connected = source::connect(&plan.settings).await;
+    let mut server = match connected {
+        Ok(server) => server,
+        Err(error) => {
+            let found = walpoint_runtime::exit::told(&error);
+            report.warning(
+                "connection",
+                found,
+                "archiving needs none, a backup does: see conninfo in the configuration",
+            );
+            return Ok(None);
+        }
+    };
+    match server.identity().await {
+        Ok(identity) => source::same_cluster(&mut server, &identity, pgdata, control).await?,
+        Err(error) => {
+            report.warning(
+                "connection",
+                error.to_string(),
+                "the SQL below gives a role the rights that Walpoint needs",
+            );
+            return Ok(Some(server));
+        }
+    }
+    Ok(Some(server))
+}
+
+fn tell(
+    common: &CommonArgs,
+    plan: &Plan,
+    registered: &[Registered],
+    change: Change,
+    advice: &Advice,
+    report: &Report,
+) -> Result<(), Failure> {
+    if common.json {
+        return output::json(&Outcome {
+            cluster: plan.cluster.as_str(),
+            config: plan.path.display().to_string(),
+            config_change: change.name(),
+            to_add: plan.by_hand.as_deref(),
+            repositories: registered,
+            postgresql_conf: &advice.settings,
+            role_sql: &advice.role_sql,
+            notes: report.lines().iter().filter(|line| line.grade != Grade::Ok).collect(),
+        });
+    }
+    let mut text = String::new();
+    for one in registered {
+        let (made, begun) = (made(one.repository_created), made(one.lineage_created));
+        text += &format!("repository {}: {} in {}, {}\n", one.repository, made, one.url, one.id);
+        text += &format!("lineage {} of cluster {}: {begun}\n", one.lineage, plan.cluster);
+        if let (Some(slot), Some(with)) = (one.key_slot, &one.opens_with) {
+            text += &format!("encrypted: key slot {slot} opens with the {with}\n");
+        }
+    }
+    text += &format!("configuration {}: {}\n", plan.path.display(), change.name());
+    if let Some(by_hand) = &plan.by_hand {
+        text += &format!("\nTo be changed in it by hand:\n\n{}\n", indented(by_hand));
+    }
+    if registered.iter().any(|one| one.key_slot.is_some()) {
+        text += KEEP_THE_KEY;
+    }
+    text += "\nFor postgresql.conf:\n\n";
+    for setting in &advice.settings {
+        text += &format!("    {}\n", setting.line());
+    }
+    text += &format!("\n{}\n", advice.next_step());
+    text += &format!("\nA role with no more rights than Walpoint needs:\n\n{}", indented(&advice.role_sql));
+    let notes = report.told(Grade::Warning);
+    if !notes.is_empty() {
+        text += &format!("\nTo be looked at:\n\n{}", indented(&notes));
+    }
+    text += "\nThen start the daemon (archive-agent run) and try everything: archive-agent check\n";
+    output::text(&text)
+}
+
+fn made(created: bool) -> &'static str {
+    if created { "created" } else { "already there" }
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}").trim_end().to_owned() + "\n").collect()
+}

@@ -1,0 +1,197 @@
+//! Making repositories and registering the cluster in them.
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+use walpoint_pg::control::ControlFile;
+use walpoint_repo::init::Initialised;
+use walpoint_repo::keys::KeySlots;
+use walpoint_repo::lineage::AckMember;
+use walpoint_repo::repository::NewLineage;
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::{Lineage, RepoError, Repository};
+
+use super::InitArgs;
+use super::config::Plan;
+use crate::check::report::{Grade, Report};
+use crate::check::repository::{judge, same_facts};
+use crate::key::args::make_key_file;
+
+/// The cluster in one repository.
+#[derive(Debug, Serialize)]
+pub(crate) struct Registered {
+    /// What the configuration calls the repository.
+    pub(crate) repository: String,
+    /// Where it is.
+    pub(crate) url: String,
+    /// Which one it is.
+    pub(crate) id: String,
+    /// Whether it was made now.
+    pub(crate) repository_created: bool,
+    /// The cluster's lineage in it.
+    pub(crate) lineage: String,
+    /// Whether it was begun now.
+    pub(crate) lineage_created: bool,
+    /// The slot that the configured secret opens, if the repository is encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key_slot: Option<u32>,
+    /// Where that secret is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) opens_with: Option<String>,
+}
+
+/// Makes or joins each repository of the plan, then registers the cluster in all of them.
+pub(crate) async fn register(
+    report: &mut Report,
+    plan: &Plan,
+    control: &ControlFile,
+    args: &InitArgs,
+) -> anyhow::Result<Vec<Registered>> {
+    let mut opened = Vec::new();
+    for (name, settings) in &plan.repositories {
+        let made = make(name, settings, args.encrypt).await;
+        let made = made.with_context(|| format!("repository {name} ({})", settings.url))?;
+        let what = format!("repository {name}");
+        judge(report, &what, made.repository.store().name(), settings, &made.probe);
+        if report.count(Grade::Failed) > 0 {
+            bail!("{}", report.told(Grade::Failed));
+        }
+        opened.push((made.repository, settings.url.clone(), !made.existed));
+    }
+    let required = plan.settings.ack_set();
+    let ack: Vec<AckMember> = opened
+        .iter()
+        .filter(|(repository, ..)| required.iter().any(|name| name == repository.name()))
+        .map(|(repository, ..)| AckMember { name: repository.name().to_owned(), repository: repository.id() })
+        .collect();
+    let mut registered = Vec::new();
+    for (repository, url, repository_created) in opened {
+        if args.new_lineage {
+            living(report, &repository, plan, control).await?;
+        }
+        let (lineage, lineage_created) = lineage(&repository, plan, control, &ack, args.new_lineage)
+            .await
+            .with_context(|| format!("repository {}", repository.name()))?;
+        if ids(&lineage.ack) != ids(&ack) {
+            report.warning(
+                format!("repository {}: lineage", repository.name()),
+                format!("{} was begun when other repositories had to acknowledge WAL", lineage.id),
+                "readers without this configuration believe an absence proven by fewer repositories",
+            );
+        }
+        registered.push(Registered {
+            repository: repository.name().to_owned(),
+            url,
+            id: repository.id().to_string(),
+            repository_created,
+            lineage: lineage.id.to_string(),
+            lineage_created,
+            key_slot: repository.opened_by().map(|(_, slot)| slot),
+            opens_with: repository.opened_by().map(|(source, _)| source.to_string()),
+        });
+    }
+    Ok(registered)
+}
+
+/// Warns of an original that may still archive under the same name and with the same system identifier: it takes the newest
+/// lineage too.
+async fn living(
+    report: &mut Report,
+    repository: &Repository,
+    plan: &Plan,
+    control: &ControlFile,
+) -> anyhow::Result<()> {
+    if let Some(original) = repository.lineage_for(&plan.cluster, control.system_id).await? {
+        report.warning(
+            format!("repository {}: lineage", repository.name()),
+            format!(
+                "{} is of the same system identifier: if its server still archives as cluster {}, it will write into the new \
+                 lineage as soon as its daemon is restarted, and the two would refuse each other's WAL",
+                original.id, plan.cluster
+            ),
+            "stop the original's archiving for good, or register the copy under a name of its own: --cluster NAME",
+        );
+    }
+    Ok(())
+}
+
+/// Makes or opens a repository.
+async fn make(name: &str, settings: &StoreSettings, encrypt: bool) -> anyhow::Result<Initialised> {
+    if !encrypt {
+        return Repository::init(name, settings, None).await.map_err(hint);
+    }
+    if let Some(path) = &settings.key_file {
+        match KeySlots::at(settings).await {
+            // A new key would not open it.
+            Ok(_) => {}
+            Err(RepoError::NoRepository { .. }) => drop(make_key_file(path)?),
+            Err(error) => return Err(hint(error)),
+        }
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Repository::init_encrypted(name, settings, &format!("made by init on {host}")).await.map_err(hint)
+}
+
+fn ids(ack: &[AckMember]) -> Vec<String> {
+    let mut ids: Vec<String> = ack.iter().map(|member| member.repository.to_string()).collect();
+    ids.sort();
+    ids
+}
+
+/// S3 answers 403 for an object that is missing to whoever may not list the bucket; then nothing can ever be proven absent.
+fn hint(error: RepoError) -> anyhow::Error {
+    let denied = matches!(error, RepoError::Denied { .. });
+    let error = anyhow::Error::from(error);
+    match denied {
+        false => error,
+        true => error.context(
+            "the store denies access where it should say that there is no such object: if the credentials are right, they \
+             may not list the bucket (s3:ListBucket), and without that recovery could not tell the end of WAL from a failure",
+        ),
+    }
+}
+
+/// The cluster's lineage in a repository, and whether it was begun now.
+async fn lineage(
+    repository: &Repository,
+    plan: &Plan,
+    control: &ControlFile,
+    ack: &[AckMember],
+    new_lineage: bool,
+) -> anyhow::Result<(Lineage, bool)> {
+    let cluster = &plan.cluster;
+    let existing = repository.lineage_for(cluster, control.system_id).await?;
+    if let Some(lineage) = existing.filter(|_| !new_lineage) {
+        same_facts(&lineage, control.into())?;
+        return Ok((lineage, false));
+    }
+    let others = repository.lineages(cluster).await?;
+    if !others.is_empty() && !new_lineage {
+        let others: Vec<String> = others.iter().map(|lineage| lineage.id.to_string()).collect();
+        bail!(
+            "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier {}: choose \
+             another name with --cluster; or, if this is the same cluster after pg_upgrade or a rebuild, add --new-lineage",
+            others.join(", "),
+            control.system_id
+        );
+    }
+    let facts = NewLineage {
+        system_id: control.system_id,
+        major: control.major,
+        segment_size: control.wal_segment_size,
+        wal_block_size: control.wal_block_size,
+        block_size: control.block_size,
+        relation_segment_blocks: control.relation_segment_blocks,
+        ack: ack.to_vec(),
+    };
+    match repository.create_lineage(cluster, facts).await {
+        Ok(lineage) => Ok((lineage, true)),
+        // Somebody registered the same cluster at the same moment.
+        Err(error @ RepoError::Conflict { .. }) => {
+            match repository.lineage_for(cluster, control.system_id).await? {
+                Some(lineage) => same_facts(&lineage, control.into()).map(|()| (lineage, false)),
+                None => Err(error.into()),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,26 @@
+//! `key add`: one more secret that opens the repository.
+
+use walpoint_repo::keys::KeySlots;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+
+use super::{Changed, New, Open, tell};
+
+/// Runs the command.
+pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
+    let open = Open::of(common, &new.which).await?;
+    let source = new.secret.new_source()?;
+    let slots: &KeySlots = &open.slots;
+    // Opened anew: what is remembered in this process proves nothing about the slot.
+    let opened = slots.open(&open.source).await?;
+    let added = slots.add(&opened.master, &source, &new.comment).await?;
+    let changed = Changed {
+        repository: open.name,
+        added: Some(added),
+        opens_with: Some(source.to_string()),
+        settings: Some(new.secret.lines()),
+        removed: None,
+        remaining: Some(opened.slot),
+    };
+    tell(common, &changed)
+}

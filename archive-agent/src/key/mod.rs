@@ -1,0 +1,182 @@
+//! `archive-agent key`: what opens an encrypted repository.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`args`] | the options that name a secret, and new key files |
+//! | [`list`] | what slots there are, and which open |
+//! | [`add`], [`rotate`] | making slots |
+//! | [`remove`] | removing one, never the last by accident |
+//!
+//! No data is read or written. Each command does one thing to one slot and can be run again; a crash while two things are done
+//! (`rotate`) leaves both the old and the new slot.
+
+mod add;
+pub(crate) mod args;
+mod list;
+mod remove;
+mod rotate;
+
+use anyhow::anyhow;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use walpoint_repo::Repository;
+use walpoint_repo::keys::{KeySlots, KeySource};
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::output;
+
+use self::args::SecretArgs;
+
+/// What `key` can do.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Show the key slots, and which of them the configured secret opens.
+    List(Which),
+    /// Make a slot for one more secret.
+    Add(New),
+    /// Make a slot for a new secret and remove the one that the configured secret opens. Data is not touched.
+    Rotate(New),
+    /// Remove a slot, if another one is proven to open: by the configured secret, or by the one given here.
+    Remove(Remove),
+}
+
+/// Which repository.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Which {
+    /// The repository; needed only when the cluster has several.
+    #[arg(long, value_name = "NAME")]
+    repository: Option<String>,
+}
+
+/// A slot that is to be made.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct New {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// A note beside the slot, such as where its secret is kept. It is no secret itself.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    comment: String,
+}
+
+/// A slot that is to go.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Remove {
+    /// Its number, as key list shows it.
+    slot: u32,
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// Remove it though no other slot is proven to open. What that means has to be confirmed in words, on standard input.
+    #[arg(long)]
+    force_last: bool,
+}
+
+/// What changing commands print with `--json`.
+#[derive(Debug, Serialize)]
+struct Changed {
+    /// What the configuration calls the repository.
+    repository: String,
+    /// The slot that was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    added: Option<u32>,
+    /// What opens it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opens_with: Option<String>,
+    /// Lines for the repository's table that take the place of what names the secret there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settings: Option<String>,
+    /// The slot that was removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed: Option<u32>,
+    /// A slot that is proven to open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remaining: Option<u32>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, command: &KeyCommand) -> Result<(), Failure> {
+    match command {
+        KeyCommand::List(which) => list::run(common, which).await,
+        KeyCommand::Add(new) => add::run(common, new).await,
+        KeyCommand::Rotate(new) => rotate::run(common, new).await,
+        KeyCommand::Remove(remove) => remove::run(common, remove).await,
+    }
+}
+
+impl Which {
+    /// The repository of the selected cluster that is meant.
+    fn select(&self, common: &CommonArgs) -> Result<(String, StoreSettings), Failure> {
+        let selection = common.select::<StoreSettings>()?;
+        let names: Vec<&str> = selection.repositories.iter().map(|(name, _)| name.as_str()).collect();
+        let known = names.join(", ");
+        let wanted = match (&self.repository, &names[..]) {
+            (Some(name), _) => name.clone(),
+            (None, [only]) => (*only).to_owned(),
+            (None, _) => {
+                return Err(Failure::usage(anyhow!(
+                    "cluster {} has several repositories, each with slots of its own; choose one with --repository: {known}",
+                    selection.cluster
+                )));
+            }
+        };
+        let found = selection.repositories.into_iter().find(|(name, _)| *name == wanted);
+        found.ok_or_else(|| {
+            Failure::usage(anyhow!(
+                "cluster {} has no repository {wanted} (it has: {known})",
+                selection.cluster
+            ))
+        })
+    }
+}
+
+/// A repository that the configured secret opened.
+struct Open {
+    name: String,
+    slots: KeySlots,
+    /// What opened it.
+    source: KeySource,
+}
+
+impl Open {
+    async fn of(common: &CommonArgs, which: &Which) -> Result<Self, Failure> {
+        let (name, settings) = which.select(common)?;
+        let repository = Repository::open(&name, &settings).await?;
+        match repository.opened_by() {
+            Some((source, _)) => Ok(Self { source: source.clone(), slots: repository.key_slots(), name }),
+            None => Err(not_encrypted(&name)),
+        }
+    }
+}
+
+fn not_encrypted(name: &str) -> Failure {
+    anyhow!("repository {name} is not encrypted and has no key slots; that is chosen at init").into()
+}
+
+/// Prints what was done.
+fn tell(common: &CommonArgs, changed: &Changed) -> Result<(), Failure> {
+    if common.json {
+        return output::json(changed);
+    }
+    let mut text = String::new();
+    if let (Some(slot), Some(with)) = (changed.added, &changed.opens_with) {
+        text += &format!("repository {}: slot {slot} added; it opens with the {with}\n", changed.repository);
+        text += "Keep what opens it where neither this machine's loss nor the repository's takes it along.\n";
+    }
+    if let Some(slot) = changed.removed {
+        text += &format!("repository {}: slot {slot} removed", changed.repository);
+        text += &changed.remaining.map_or(String::new(), |left| format!("; slot {left} was proven to open"));
+        text += "\n";
+    }
+    if let Some(settings) = changed.settings.as_ref().filter(|_| changed.removed.is_some()) {
+        text += &format!(
+            "\nOn every machine that uses it, in [repository.{}], in place of what names the old secret:\n\n{settings}\n\
+             Then restart the daemons: they know the key until they end.\n",
+            changed.repository
+        );
+    }
+    output::text(&text)
+}

@@ -1,0 +1,89 @@
+//! `key remove`: a secret that shall open nothing any more. Never the last one by accident.
+
+use std::io::{self, BufRead};
+
+use anyhow::{Context, anyhow, bail};
+use walpoint_repo::keys::{KeySlots, KeySource, Removal};
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+
+use super::{Changed, Remove, tell};
+
+/// Runs the command.
+pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failure> {
+    let (name, settings) = args.which.select(common)?;
+    let slots = KeySlots::at(&settings).await?.ok_or_else(|| super::not_encrypted(&name))?;
+    let listed = slots.list().await?;
+    if !listed.iter().any(|slot| slot.number == args.slot) {
+        let numbers: Vec<String> = listed.iter().map(|slot| slot.number.to_string()).collect();
+        return Err(
+            anyhow!("repository {name} has no slot {} (it has: {})", args.slot, numbers.join(", ")).into()
+        );
+    }
+    let sources: Vec<KeySource> =
+        args.secret.source()?.into_iter().chain(KeySource::configured(&settings)?).collect();
+    let remaining = remaining(&slots, args.slot, &sources).await?;
+    if remaining.is_none() {
+        if !args.force_last {
+            return Err(anyhow!(
+                "slot {} was not removed: no other slot of repository {name} is proven to open, and without one nothing in it \
+                 can ever be restored; prove another one with the secret that opens it (--key-file, --passphrase-file, \
+                 --unwrap-command), or make one first: archive-agent key add",
+                args.slot
+            )
+            .into());
+        }
+        let (number, id) = (args.slot, slots.repository().to_string());
+        let name = name.clone();
+        tokio::task::spawn_blocking(move || confirm(number, &name, &id)).await??;
+    }
+    match slots.remove(args.slot, remaining).await? {
+        Removal::Removed => {}
+        Removal::PutBack => {
+            return Err(anyhow!(
+                "the slot that was to remain was removed by somebody else at this moment; slot {} was put back",
+                args.slot
+            )
+            .into());
+        }
+    }
+    let changed = Changed {
+        repository: name,
+        added: None,
+        opens_with: None,
+        settings: None,
+        removed: Some(args.slot),
+        remaining,
+    };
+    tell(common, &changed)
+}
+
+/// Another slot that one of the secrets opens now.
+async fn remaining(slots: &KeySlots, leaving: u32, sources: &[KeySource]) -> Result<Option<u32>, Failure> {
+    for listed in slots.list().await?.iter().filter(|listed| listed.number != leaving && listed.slot.is_ok())
+    {
+        for source in sources {
+            match slots.proves(listed.number, source).await {
+                Ok(true) => return Ok(Some(listed.number)),
+                Ok(false) => {}
+                Err(error) => tracing::warn!("slot {} is not proven by the {source}: {error}", listed.number),
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Has it written out what is about to be lost.
+fn confirm(slot: u32, repository: &str, id: &str) -> anyhow::Result<()> {
+    let wanted = format!("destroy {id}");
+    tracing::warn!(
+        "no slot but {slot} is known to open repository {repository}. Without it every backup and all WAL in it are lost for \
+         everybody and for ever, whatever copies of it there are. To go on, type: {wanted}"
+    );
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).context("the confirmation cannot be read")?;
+    if line.trim_end_matches(['\r', '\n']) != wanted {
+        bail!("slot {slot} was not removed: the confirmation was not given");
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! `key rotate`: a new secret in the place of the configured one.
+//!
+//! The new slot is made and proven before the old one goes. The master key stays, so no data is touched, and whoever had the
+//! old secret and a copy of its slot can still have it: see `docs/security.md`.
+
+use anyhow::anyhow;
+use walpoint_repo::keys::Removal;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+
+use super::{Changed, New, Open, tell};
+
+/// Runs the command.
+pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
+    let open = Open::of(common, &new.which).await?;
+    if new.secret.source()?.as_ref() == Some(&open.source) {
+        return Err(Failure::usage(anyhow!(
+            "the {} is what the configuration names already: keep the new secret in another place than the old one",
+            open.source
+        )));
+    }
+    let source = new.secret.new_source()?;
+    let old = open.slots.open(&open.source).await?;
+    if open.slots.proves(old.slot, &source).await.unwrap_or(false) {
+        return Err(anyhow!("the new secret is the old one: it opens slot {} already", old.slot).into());
+    }
+    let added = open.slots.add(&old.master, &source, &new.comment).await?;
+    let removed = match open.slots.remove(old.slot, Some(added)).await? {
+        Removal::Removed => Some(old.slot),
+        Removal::PutBack => {
+            return Err(anyhow!(
+                "slot {added} was removed by somebody else at this moment; slot {} was put back",
+                old.slot
+            )
+            .into());
+        }
+    };
+    let changed = Changed {
+        repository: open.name,
+        added: Some(added),
+        opens_with: Some(source.to_string()),
+        settings: Some(new.secret.lines()),
+        removed,
+        remaining: Some(added),
+    };
+    tell(common, &changed)
+}

@@ -1,0 +1,64 @@
+//! The daemon and everything that writes to a Walpoint repository.
+
+mod backup;
+mod check;
+mod cli;
+mod clients;
+mod daemon;
+mod expire;
+mod health;
+mod hold;
+mod init;
+mod key;
+mod status;
+mod verify;
+mod wal;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use walpoint_runtime::exit::{self, Failure};
+use walpoint_runtime::{logs, memory, pages};
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if matches!(cli.command, Command::Run { .. }) {
+        memory::give_back();
+    }
+    let mut logging = cli.common.clone();
+    // What a push prints goes to PostgreSQL's log, for every segment: success is not worth a line there.
+    logging.quiet |= matches!(cli.command, Command::Push { .. }) && logging.verbose == 0;
+    logs::start(&logging);
+    exit::report(start(&cli))
+}
+
+fn start(cli: &Cli) -> Result<(), Failure> {
+    // Two workers keep the network busy; what is bound by the processor runs on blocking threads.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(run(cli));
+    // What is still under way belongs to nobody: the repositories take a file whole or not at all.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Run { once: false } => daemon::run(&cli.common).await,
+        Command::Run { once: true } => daemon::once(&cli.common).await,
+        Command::Push { accept_damaged, path } => wal::push::push(&cli.common, path, *accept_damaged).await,
+        Command::Init(args) => init::run(&cli.common, args).await,
+        Command::Backup(args) => backup::run(&cli.common, args).await,
+        Command::Check(args) => check::run(&cli.common, args).await,
+        Command::Key { command } => key::run(&cli.common, command).await,
+        Command::Expire(args) => expire::run(&cli.common, args).await,
+        Command::Verify(args) => verify::run(&cli.common, args).await,
+        Command::Hold(command) => hold::run(&cli.common, command).await,
+        Command::Status => status::run(&cli.common).await,
+        Command::Health => health::run(&cli.common).await,
+        Command::InstallClients { directory } => clients::install(directory),
+        Command::Completions { shell } => pages::completions(Cli::command(), *shell),
+        Command::Man { directory } => pages::manual(Cli::command(), &[cli::CLIENT_PAGE], directory),
+    }
+}

@@ -1,0 +1,117 @@
+//! `archive-agent status`: what is archived, what waits, what can be recovered. Reads only.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`server`] | the archiver of the running server |
+//! | [`repository`] | one repository: all it says, or why it says nothing |
+//! | [`retention`] | holds, what expire drops next, what is too old |
+//! | [`listing`] | what an encrypted repository shows without its key |
+//!
+//! What always holds: whatever cannot be read is told with its reason and keeps nobody from the rest.
+
+mod listing;
+mod repository;
+mod retention;
+mod server;
+
+use std::fmt::Write;
+
+use anyhow::anyhow;
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use serde::Serialize;
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::output;
+
+use self::repository::RepositoryState;
+use self::server::ServerState;
+use crate::daemon::selections;
+use crate::expire;
+
+/// What `status --json` prints; `docs/json.md` describes it.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    taken: Timestamp,
+    clusters: &'a [ClusterState],
+}
+
+/// A cluster of the configuration.
+#[derive(Debug, Serialize)]
+struct ClusterState {
+    cluster: String,
+    /// The server, if it was asked and answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<ServerState>,
+    /// Why it could not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_problem: Option<String>,
+    repositories: Vec<RepositoryState>,
+}
+
+/// Prints the state of the clusters that the options name. Fails if there is one of which no repository could be read.
+pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
+    let selections = selections(common)?;
+    let clusters = join_all(selections.iter().map(ClusterState::of)).await;
+    let taken = Timestamp::now();
+    if common.json {
+        output::json(&Document { taken, clusters: &clusters })?;
+    } else {
+        let texts: Vec<String> = clusters.iter().map(|cluster| cluster.text(taken)).collect();
+        output::text(&texts.join("\n"))?;
+    }
+    let dark: Vec<&str> = clusters.iter().filter(|c| !c.is_known()).map(|c| c.cluster.as_str()).collect();
+    match dark.is_empty() {
+        true => Ok(()),
+        false => Err(anyhow!("no repository of cluster {} could be read", dark.join(", ")).into()),
+    }
+}
+
+impl ClusterState {
+    async fn of(selection: &Selection<StoreSettings>) -> Self {
+        let named = selection.repositories.iter();
+        let policy = expire::policy(selection.settings.retention.as_ref());
+        let repositories =
+            named.map(|(name, store)| RepositoryState::of(name, store, &selection.cluster, &policy));
+        let (server, mut repositories) = tokio::join!(ask(selection), join_all(repositories));
+        let (server, server_problem) = match server {
+            Ok(server) => (server, None),
+            Err(error) => (None, Some(told(&error))),
+        };
+        if let Some(server) = &server {
+            repositories.iter_mut().for_each(|repository| repository.compare(server));
+        }
+        Self { cluster: selection.cluster.to_string(), server, server_problem, repositories }
+    }
+
+    fn is_known(&self) -> bool {
+        self.repositories.iter().any(RepositoryState::is_known)
+    }
+
+    fn text(&self, now: Timestamp) -> String {
+        let mut text = format!("Server of cluster {}\n", self.cluster);
+        let mut line = |what: &str, said: &str| {
+            // Writing to a String cannot fail.
+            writeln!(text, "  {what:<9} {said}").ok();
+        };
+        match (&self.server, &self.server_problem) {
+            (Some(server), _) => server.lines(now).iter().for_each(|(what, said)| line(what, said)),
+            (None, Some(problem)) => line("server", &format!("cannot be asked: {problem}")),
+            (None, None) => line("server", "was not asked: no configuration says how"),
+        }
+        for repository in &self.repositories {
+            text.push('\n');
+            text.push_str(&repository.text(&self.cluster));
+        }
+        text
+    }
+}
+
+/// The server's state; nothing if no configuration says where it is.
+async fn ask(selection: &Selection<StoreSettings>) -> anyhow::Result<Option<ServerState>> {
+    match selection.config {
+        Some(_) => ServerState::of(selection).await.map(Some),
+        None => Ok(None),
+    }
+}

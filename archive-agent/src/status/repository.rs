@@ -1,0 +1,163 @@
+//! One repository of a cluster: all it says, or why it says nothing.
+
+use std::fmt::Write;
+
+use jiff::SignedDuration;
+use serde::Serialize;
+use walpoint_base::ClusterName;
+use walpoint_repo::catalog::Catalog;
+use walpoint_repo::catalog::status::ClusterStatus;
+use walpoint_repo::retention::Policy;
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::{RepoError, Repository};
+use walpoint_runtime::exit::told;
+
+use super::listing::Listing;
+use super::retention::RetentionState;
+use super::server::ServerState;
+
+/// How long a store may be silent.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
+
+/// How often a request is repeated.
+const RETRIES: u32 = 1;
+
+/// What a repository has of a cluster.
+#[derive(Debug, Serialize)]
+pub(super) struct RepositoryState {
+    /// What the configuration calls it.
+    repository: String,
+    /// Its URL.
+    store: String,
+    /// Why it could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+    /// All that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<ClusterStatus>,
+    /// What retention says about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retention: Option<RetentionState>,
+    /// What its names tell, where the key to read more is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listing: Option<Listing>,
+    /// What somebody should know, one sentence each.
+    notes: Vec<String>,
+    /// `status` for a person.
+    #[serde(skip)]
+    drawing: String,
+}
+
+impl RepositoryState {
+    /// Reads a repository.
+    pub(super) async fn of(
+        name: &str,
+        settings: &StoreSettings,
+        cluster: &ClusterName,
+        policy: &Policy,
+    ) -> Self {
+        let mut state = Self {
+            repository: name.to_owned(),
+            store: settings.url.clone(),
+            problem: None,
+            status: None,
+            retention: None,
+            listing: None,
+            notes: Vec::new(),
+            drawing: String::new(),
+        };
+        let settings = impatient(settings);
+        if let Err(error) = state.read(&settings, cluster, policy).await {
+            if matches!(error, RepoError::Locked { .. }) {
+                // Names can be read by whoever may list the store.
+                match Listing::of(&settings, cluster).await {
+                    Ok(listing) => state.listing = listing,
+                    Err(error) => tracing::debug!(repository = name, "no listing either: {error}"),
+                }
+            }
+            state.problem = Some(told(&error.into()));
+        }
+        state
+    }
+
+    async fn read(
+        &mut self,
+        settings: &StoreSettings,
+        cluster: &ClusterName,
+        policy: &Policy,
+    ) -> Result<(), RepoError> {
+        let repository = Repository::open(&self.repository, settings).await?;
+        let mut catalog = Catalog::load(&repository, cluster).await?;
+        // What cannot be decided about retention keeps nobody from the rest.
+        match RetentionState::of(&repository, cluster, policy, &mut catalog).await {
+            Ok(retention) => self.retention = Some(retention),
+            Err(error) => {
+                self.notes.push(format!("what expire would do cannot be told: {}", told(&error.into())));
+            }
+        }
+        self.drawing = catalog.status_text().await?;
+        let status = catalog.status().await?;
+        if status.lineages.is_empty() {
+            self.notes.push(nothing(&repository, cluster).await?);
+        }
+        self.status = Some(status);
+        Ok(())
+    }
+
+    /// Whether anything is known of it.
+    pub(super) fn is_known(&self) -> bool {
+        self.status.is_some() || self.listing.is_some()
+    }
+
+    /// Notes it when the server is not the one whose WAL is here.
+    pub(super) fn compare(&mut self, server: &ServerState) {
+        let Some(status) = self.status.as_ref().filter(|status| !status.lineages.is_empty()) else { return };
+        let system_id = server.system_identifier();
+        let ours = |lineage: &str| lineage.rsplit_once('-').is_some_and(|(id, _)| id == system_id);
+        if !status.lineages.iter().any(|lineage| ours(&lineage.lineage)) {
+            self.notes.push(format!(
+                "the server has system identifier {system_id}, and nothing here is of that cluster: conninfo leads to \
+                 another server, or archive-agent init has to be run for this one"
+            ));
+        }
+    }
+
+    /// For a person.
+    pub(super) fn text(&self, cluster: &str) -> String {
+        let mut text = self.drawing.clone();
+        if self.status.is_none() {
+            writeln!(text, "Cluster {cluster} in {} ({})", self.repository, self.store).ok();
+        }
+        if let Some(problem) = &self.problem {
+            writeln!(text, "  cannot be read: {problem}").ok();
+        }
+        if let Some(retention) = &self.retention {
+            text.push_str(&retention.text());
+        }
+        if let Some(listing) = &self.listing {
+            text.push_str(&listing.text());
+        }
+        for note in &self.notes {
+            writeln!(text, "  note: {note}").ok();
+        }
+        text
+    }
+}
+
+/// The same store for somebody who waits: the other repositories are worth showing soon.
+fn impatient(settings: &StoreSettings) -> StoreSettings {
+    StoreSettings {
+        retries: Some(settings.retries.unwrap_or(RETRIES).min(RETRIES)),
+        read_timeout: Some(settings.read_timeout.unwrap_or(PATIENCE).min(PATIENCE)),
+        ..settings.clone()
+    }
+}
+
+/// Why a repository that can be read has nothing of a cluster.
+async fn nothing(repository: &Repository, cluster: &ClusterName) -> Result<String, RepoError> {
+    let known: Vec<String> = repository.clusters().await?.iter().map(ClusterName::to_string).collect();
+    Ok(match known.is_empty() {
+        true => format!("the repository is empty; archive-agent init registers cluster {cluster}"),
+        false => format!("the repository does not know cluster {cluster}; it has: {}", known.join(", ")),
+    })
+}

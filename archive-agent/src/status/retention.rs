@@ -1,0 +1,92 @@
+//! What is held, what the next expire drops, and what is older than it may be.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use walpoint_base::ClusterName;
+use walpoint_repo::catalog::Catalog;
+use walpoint_repo::expire::{DecisionReport, Outlook, outlook};
+use walpoint_repo::holds::Holds;
+use walpoint_repo::retention::Policy;
+use walpoint_repo::{RepoError, Repository};
+
+use crate::hold::Held;
+
+/// Backups that are named in the text; the JSON names all.
+const NAMED: usize = 10;
+
+/// What retention says of a cluster in a repository.
+#[derive(Debug, Serialize)]
+pub(super) struct RetentionState {
+    /// Whether a retention is configured that can drop anything.
+    configured: bool,
+    /// The holds in force.
+    holds: Vec<Held>,
+    /// Backups that the next expire condemns, oldest first.
+    next_dropped: Vec<DecisionReport>,
+    /// Backups that stay though they are older than `max_age`, oldest first.
+    exceeding: Vec<DecisionReport>,
+}
+
+impl RetentionState {
+    /// Decides as expire would, and changes nothing; tells the catalog which WAL is gone on purpose.
+    pub(super) async fn of(
+        repository: &Repository,
+        cluster: &ClusterName,
+        policy: &Policy,
+        catalog: &mut Catalog,
+    ) -> Result<Self, RepoError> {
+        let now = Timestamp::now();
+        let holds = Holds::of(repository, cluster).list().await?;
+        // Without a retention nothing goes, and no manifest has to be read to say so.
+        let Outlook { decisions, mut wal, .. } = match policy.drops() {
+            true => outlook(repository, cluster, policy, now).await?,
+            false => Outlook::default(),
+        };
+        for lineage in catalog.lineages_mut() {
+            if let Some(at) = wal.iter().position(|(id, _)| *id == lineage.id()) {
+                lineage.promise(wal.swap_remove(at).1);
+            }
+        }
+        let dropped = decisions.iter().filter(|decision| !decision.stays());
+        let exceeding = decisions.iter().filter(|decision| decision.stays() && decision.exceeds_max_age);
+        Ok(Self {
+            configured: policy.drops(),
+            holds: holds
+                .iter()
+                .filter(|hold| hold.is_in_force(now))
+                .map(|hold| Held::of(hold, now))
+                .collect(),
+            next_dropped: dropped.map(DecisionReport::from).collect(),
+            exceeding: exceeding.map(DecisionReport::from).collect(),
+        })
+    }
+
+    /// For a person; nothing if there is nothing to say.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        let mut list = |heading: &str, decisions: &[DecisionReport]| {
+            if decisions.is_empty() {
+                return;
+            }
+            // Writing to a String cannot fail.
+            writeln!(text, "\n{heading}").ok();
+            for decision in decisions.iter().take(NAMED) {
+                writeln!(text, "  {}  {}", decision.id, decision.because).ok();
+            }
+            if decisions.len() > NAMED {
+                writeln!(text, "  and {} more", decisions.len() - NAMED).ok();
+            }
+        };
+        list("Older than max_age", &self.exceeding);
+        list("Dropped by the next expire", &self.next_dropped);
+        if !self.holds.is_empty() {
+            text.push_str("\nHolds\n");
+        }
+        for hold in &self.holds {
+            writeln!(text, "{}", hold.line()).ok();
+        }
+        text
+    }
+}

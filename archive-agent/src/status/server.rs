@@ -1,0 +1,253 @@
+//! What the server and its data directory say about archiving: who it is, what was archived last, what waits.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use walpoint_base::{Lsn, PgTimestamp, SegmentName};
+use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::Selection;
+use walpoint_runtime::progress::{human_bytes, human_duration};
+
+use crate::check::source;
+use crate::wal::ready;
+
+/// Somebody waits for an answer: a server that does not give one within this time counts as unreachable.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The archiving of a server.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct ServerState {
+    version: String,
+    system_identifier: String,
+    in_recovery: bool,
+    timeline: u32,
+    /// Where WAL ends: the insert position, or in recovery what was replayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lsn: Option<String>,
+    archive_mode: String,
+    archive_command: String,
+    archive_library: String,
+    archived_count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_archived_wal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_archived_time: Option<jiff::Timestamp>,
+    failed_count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failed_wal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failed_time: Option<jiff::Timestamp>,
+    /// Whether the latest attempt failed.
+    failing: bool,
+    /// Files that wait for being archived; nothing if that cannot be seen from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting: Option<usize>,
+    /// Bytes of WAL written since the end of the last segment archived; what a loss of the server would cost now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unarchived_bytes: Option<u64>,
+}
+
+impl ServerState {
+    /// Asks the server of a cluster.
+    pub(super) async fn of(selection: &Selection<StoreSettings>) -> anyhow::Result<Self> {
+        let asked = tokio::time::timeout(PATIENCE, ask(selection)).await;
+        asked.with_context(|| format!("the server did not answer within {} s", PATIENCE.as_secs()))?
+    }
+
+    /// Whose WAL it writes.
+    pub(super) fn system_identifier(&self) -> &str {
+        &self.system_identifier
+    }
+
+    /// For a person, one line each.
+    pub(super) fn lines(&self, now: jiff::Timestamp) -> Vec<(&'static str, String)> {
+        let kind = if self.in_recovery { "standby" } else { "primary" };
+        let at = self.lsn.as_ref().map(|lsn| format!(", at {lsn}")).unwrap_or_default();
+        let server = format!("PostgreSQL {}, {kind}, timeline {}{at}", self.version, self.timeline);
+        vec![("server", server), ("archiver", self.archiver(now))]
+    }
+
+    fn archiver(&self, now: jiff::Timestamp) -> String {
+        if self.archive_mode == "off" {
+            return "archive_mode is off: nothing is archived".to_owned();
+        }
+        if self.in_recovery && self.archive_mode != "always" {
+            return "a standby archives nothing until it is promoted".to_owned();
+        }
+        let mut parts = Vec::new();
+        if self.failing {
+            let since = self.last_failed_time.map(|t| format!(", {}", ago(t, now))).unwrap_or_default();
+            let wal = self.last_failed_wal.as_deref().unwrap_or("a file");
+            let more = "the server's log says why";
+            parts.push(format!("FAILING: {wal} was refused{since} (failure {}); {more}", self.failed_count));
+        }
+        parts.push(match (&self.last_archived_wal, self.last_archived_time) {
+            (Some(wal), Some(time)) => format!("{wal} was archived {}", ago(time, now)),
+            _ => "nothing was archived so far".to_owned(),
+        });
+        parts.extend(self.unarchived_bytes.map(|bytes| format!("{} of WAL since", human_bytes(bytes))));
+        parts.push(match self.waiting {
+            None => "how many files wait cannot be seen from here".to_owned(),
+            Some(0) => "no file waits".to_owned(),
+            Some(1) => "1 file waits".to_owned(),
+            Some(n) => format!("{n} files wait"),
+        });
+        parts.join("; ")
+    }
+
+    fn new(
+        identity: &Identity,
+        settings: ArchiveSettings,
+        stats: ArchiverStats,
+        position: Option<Lsn>,
+        waiting: Option<usize>,
+    ) -> Self {
+        Self {
+            version: identity.version.clone(),
+            system_identifier: identity.system_id.to_string(),
+            in_recovery: identity.in_recovery,
+            timeline: identity.timeline.get(),
+            lsn: position.map(|lsn| lsn.to_string()),
+            archive_mode: settings.archive_mode,
+            archive_command: settings.archive_command,
+            archive_library: settings.archive_library,
+            failing: stats.is_failing(),
+            waiting,
+            unarchived_bytes: unarchived(identity, &stats, position),
+            archived_count: stats.archived_count,
+            last_archived_wal: stats.last_archived_wal,
+            last_archived_time: stats.last_archived_time.map(PgTimestamp::to_time),
+            failed_count: stats.failed_count,
+            last_failed_wal: stats.last_failed_wal,
+            last_failed_time: stats.last_failed_time.map(PgTimestamp::to_time),
+        }
+    }
+}
+
+async fn ask(selection: &Selection<StoreSettings>) -> anyhow::Result<ServerState> {
+    let mut server = source::connect(&selection.settings).await?;
+    let state = look(&mut server, selection.settings.pgdata.as_deref()).await;
+    server.close().await;
+    state
+}
+
+async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<ServerState> {
+    let identity = server.identity().await?;
+    let settings = server.archive_settings().await?;
+    let stats = server.archiver_stats().await?;
+    let position = server.position().await?;
+    let status = pgdata.unwrap_or(&identity.data_directory).join("pg_wal/archive_status");
+    // On another machine, or as another user, the directory cannot be read: that is no failure of the server.
+    let waiting = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await?;
+    let waiting = waiting.ok().map(|scan| scan.count);
+    Ok(ServerState::new(&identity, settings, stats, position, waiting))
+}
+
+/// Bytes of WAL after the last segment archived. The last file archived need not be a segment; then nobody knows.
+fn unarchived(identity: &Identity, stats: &ArchiverStats, position: Option<Lsn>) -> Option<u64> {
+    let last: SegmentName = stats.last_archived_wal.as_ref()?.parse().ok()?;
+    let size = identity.segment_size;
+    let end = last.number(size)?.end(size);
+    position.filter(|_| last.timeline == identity.timeline).map(|position| position.0.saturating_sub(end.0))
+}
+
+/// How long ago a moment was, for a person.
+fn ago(time: jiff::Timestamp, now: jiff::Timestamp) -> String {
+    match Duration::try_from(now.duration_since(time)).unwrap_or_default().as_secs() {
+        0 => "just now".to_owned(),
+        seconds @ 1..60 => format!("{seconds} s ago"),
+        seconds => format!("{} ago", human_duration(Duration::from_secs(seconds))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::{PgMajor, SegmentSize, SystemId, TimelineId};
+
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            version: "17.5".into(),
+            major: PgMajor::new(17).unwrap(),
+            system_id: SystemId(7),
+            data_directory: "/data".into(),
+            in_recovery: false,
+            timeline: TimelineId::FIRST,
+            segment_size: SegmentSize::DEFAULT,
+            wal_block_size: 8192,
+            block_size: 8192,
+            relation_segment_blocks: 131_072,
+            data_checksums: true,
+        }
+    }
+
+    fn settings(mode: &str) -> ArchiveSettings {
+        ArchiveSettings {
+            wal_level: "replica".into(),
+            archive_mode: mode.into(),
+            archive_command: "archive-push %p".into(),
+            archive_library: String::new(),
+            archive_timeout: 0,
+            restore_command: String::new(),
+        }
+    }
+
+    fn stats() -> ArchiverStats {
+        let minute = |n: i64| Some(PgTimestamp(n * 60_000_000));
+        ArchiverStats {
+            archived_count: 3,
+            last_archived_wal: Some("000000010000000000000004".into()),
+            last_archived_time: minute(10),
+            failed_count: 2,
+            last_failed_wal: Some("000000010000000000000005".into()),
+            last_failed_time: minute(12),
+            stats_reset: None,
+        }
+    }
+
+    fn told(state: &ServerState) -> String {
+        let now = PgTimestamp(15 * 60_000_000).to_time();
+        state.lines(now).into_iter().map(|(what, text)| format!("{what}: {text}\n")).collect()
+    }
+
+    #[test]
+    fn a_failing_archiver_is_told_first() {
+        let state = ServerState::new(&identity(), settings("on"), stats(), Some(Lsn(0x580_0000)), Some(2));
+        let text = told(&state);
+        assert!(
+            text.contains("archiver: FAILING: 000000010000000000000005 was refused, 3 min 00 s ago"),
+            "{text}"
+        );
+        assert!(
+            text.contains("000000010000000000000004 was archived 5 min 00 s ago; 8.00 MiB of WAL since"),
+            "{text}"
+        );
+        assert!(
+            text.contains("2 files wait") && text.contains("primary, timeline 1, at 0/5800000"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_guessed() {
+        let nothing = ArchiverStats { last_archived_wal: None, last_failed_time: None, ..stats() };
+        let state = ServerState::new(&identity(), settings("on"), nothing, None, None);
+        let text = told(&state);
+        assert!(text.contains("nothing was archived so far; how many files wait cannot be seen"), "{text}");
+        let other = ArchiverStats { last_archived_wal: Some("00000002.history".into()), ..stats() };
+        assert_eq!(unarchived(&identity(), &other, Some(Lsn(5))), None);
+    }
+
+    #[test]
+    fn who_archives_nothing_says_so() {
+        let standby = Identity { in_recovery: true, ..identity() };
+        let state = ServerState::new(&standby, settings("on"), stats(), None, Some(0));
+        assert!(told(&state).contains("a standby archives nothing until it is promoted"));
+        let off = ServerState::new(&identity(), settings("off"), stats(), None, Some(0));
+        assert!(told(&off).contains("archive_mode is off"));
+    }
+}

@@ -1,0 +1,140 @@
+//! `archive-agent verify`: proves that what is kept is there and is what was written; exits 3 if something is not.
+//!
+//! The work is done by [`walpoint_repo::verify`]; here is what knows PostgreSQL's pages and WAL, and what is told.
+
+mod content;
+mod text;
+
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use clap::Args;
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use walpoint_base::BackupId;
+use walpoint_repo::Repository;
+use walpoint_repo::expire::{Outlook, outlook};
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify};
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::config::duration;
+use walpoint_runtime::exit::{FINDINGS, Failure, told};
+use walpoint_runtime::output;
+use walpoint_runtime::progress::Progress;
+
+use self::content::PgContent;
+
+/// Options of `verify`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct VerifyArgs {
+    /// Verify only this backup, and the WAL that makes it consistent.
+    #[arg(long, value_name = "ID")]
+    backup: Option<BackupId>,
+    /// Look only at what is there and how long it is.
+    #[arg(long, group = "depth")]
+    light: bool,
+    /// Read every byte (the default).
+    #[arg(long, group = "depth")]
+    full: bool,
+    /// Read this share of all objects, such as 10%; the next run goes on where this one stops.
+    #[arg(long, value_name = "SHARE", group = "depth", value_parser = share)]
+    sample: Option<f64>,
+    /// Read objects for this long, such as 30m; the next run goes on where this one stops.
+    #[arg(long, value_name = "TIME", group = "depth")]
+    budget: Option<SignedDuration>,
+    /// Only in this repository of the cluster. Can be repeated [default: in all of them].
+    #[arg(long = "repository", value_name = "NAME")]
+    repositories: Vec<String>,
+}
+
+/// What `verify --json` prints; `docs/json.md` describes it.
+#[derive(Debug, Serialize)]
+struct Document {
+    cluster: String,
+    repositories: Vec<Verified>,
+    failed: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Failure> {
+    let selection = common.select::<StoreSettings>()?;
+    let options = VerifyOptions {
+        backup: args.backup,
+        depth: match (args.light, args.sample, args.budget) {
+            _ if args.full => Depth::Full,
+            (true, ..) => Depth::Light,
+            (_, Some(share), _) => Depth::Sample(share),
+            (_, _, Some(span)) => Depth::Budget(duration(span)),
+            _ => Depth::Full,
+        },
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        agent: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let mut document =
+        Document { cluster: selection.cluster.to_string(), repositories: Vec::new(), failed: Vec::new() };
+    for (name, settings) in crate::hold::named(&selection, &args.repositories)? {
+        let waiting = Progress::waiting(&format!("verifying repository {name}"), common.show_progress());
+        let verified = one(&selection, name, settings, &options).await;
+        waiting.end();
+        match verified {
+            Ok(verified) => document.repositories.push(verified),
+            Err(error) => document.failed.push(format!("repository {name}: {}", told(&error))),
+        }
+    }
+    if common.json {
+        output::json(&document)?;
+    } else {
+        for verified in &document.repositories {
+            output::text(&text::of(verified))?;
+        }
+    }
+    let found: u64 = document.repositories.iter().map(|verified| verified.found).sum();
+    match (document.failed.is_empty(), found) {
+        (true, 0) => Ok(()),
+        (true, found) => {
+            Err(Failure { status: FINDINGS, error: anyhow!("verify found {found} things that are wrong") })
+        }
+        (false, _) => Err(anyhow!("verify could not finish: {}", document.failed.join("; ")).into()),
+    }
+}
+
+async fn one(
+    selection: &Selection<StoreSettings>,
+    name: &str,
+    settings: &StoreSettings,
+    options: &VerifyOptions,
+) -> anyhow::Result<Verified> {
+    let repository = Repository::open(name, settings).await?;
+    let policy = crate::expire::policy(selection.settings.retention.as_ref());
+    let Outlook { decisions, .. } =
+        outlook(&repository, &selection.cluster, &policy, Timestamp::now()).await?;
+    Ok(verify(&repository, &selection.cluster, &decisions, Arc::new(PgContent), options).await?)
+}
+
+/// `10%` or `0.1`.
+fn share(text: &str) -> Result<f64, String> {
+    let (number, of) = match text.strip_suffix('%') {
+        Some(percent) => (percent, 100.0),
+        None => (text, 1.0),
+    };
+    let share = number.trim().parse::<f64>().map(|number| number / of);
+    share
+        .ok()
+        .filter(|share| *share > 0.0 && *share <= 1.0)
+        .ok_or_else(|| "a share is above 0 and at most 100%, such as 10%".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_as_people_write_them() {
+        for (text, expected) in [("10%", 0.1), ("0.25", 0.25), ("100%", 1.0), ("1", 1.0)] {
+            assert!((share(text).unwrap() - expected).abs() < 1e-9, "{text}");
+        }
+        for bad in ["", "0", "-1", "101%", "2", "x", "NaN"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What `verify` tells a person.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use walpoint_repo::verify::Verified;
+use walpoint_runtime::progress::{human_bytes, human_duration};
+
+/// Findings that are told; the JSON has more.
+const NAMED: usize = 50;
+
+/// Everything that was looked at and found.
+pub(super) fn of(verified: &Verified) -> String {
+    let mut text =
+        format!("Verified cluster {} in {} ({})\n", verified.cluster, verified.repository, verified.depth);
+    // Writing to a String cannot fail.
+    let mut line = |what: &str, said: String| {
+        writeln!(text, "  {what:<9} {said}").ok();
+    };
+    line(
+        "kept",
+        format!("{} backups, {} packs, {} segments", verified.backups, verified.packs, verified.segments),
+    );
+    if verified.verified_bytes > 0 {
+        line("read", format!("{} before compression", human_bytes(verified.verified_bytes)));
+    }
+    if verified.known_bad_pages > 0 {
+        line(
+            "pages",
+            format!("{} were damaged when they were backed up, as recorded then", verified.known_bad_pages),
+        );
+    }
+    line("took", human_duration(Duration::from_secs_f64(verified.seconds)));
+    match verified.found {
+        0 => line("found", "nothing that is wrong".to_owned()),
+        n => line("FOUND", format!("{n} things that are wrong")),
+    }
+    for finding in verified.findings.iter().take(NAMED) {
+        writeln!(text, "\n  {}: {}", finding.kind, finding.object).ok();
+        writeln!(text, "    {}", finding.what).ok();
+        if !finding.backups.is_empty() {
+            writeln!(text, "    backups: {}", finding.backups.join(", ")).ok();
+        }
+        if let Some(moments) = &finding.moments {
+            writeln!(text, "    moments: {moments}").ok();
+        }
+        writeln!(text, "    to do: {}", finding.remedy).ok();
+    }
+    let shown = u64::try_from(verified.findings.len().min(NAMED)).unwrap_or(u64::MAX);
+    if verified.found > shown {
+        writeln!(text, "\n  and {} more", verified.found - shown).ok();
+    }
+    for note in &verified.notes {
+        writeln!(text, "  note: {note}").ok();
+    }
+    text
+}

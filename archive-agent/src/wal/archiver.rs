@@ -1,0 +1,299 @@
+//! Archiving the WAL of one cluster: each file is uploaded once at a time, whoever asks, and what is stored is remembered.
+//!
+//! A push and the look-ahead meet here. Whoever comes first starts the upload of a file; the other joins it. An upload goes
+//! on when the client that asked for it is gone: the next one finds it done. Nothing counts as stored before every
+//! repository that has to acknowledge holds it, and nothing here survives a crash, so a crash can only forget.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use walpoint_base::WalFileName;
+use walpoint_base::socket::{FileIdentity, PushOutcome, PushReply, PushRequest, push_patience};
+use walpoint_repo::object::Codec;
+use walpoint_runtime::backoff::Backoff;
+
+use super::postmaster::is_stopping;
+use super::stored::Stored;
+use super::upload::{Trouble, Uploader};
+
+/// After a failure a file is left alone for so long, unless PostgreSQL asks for it.
+const REST_AFTER_FAILURE: Duration = Duration::from_secs(20);
+
+/// How long a push may take while the server is stopping. What is left then stays in `pg_wal` until the next start.
+const WHILE_STOPPING: Duration = Duration::from_secs(10);
+
+/// How often to look whether nothing is being uploaded.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// How far an upload is.
+#[derive(Debug, Clone)]
+pub(crate) enum Progress {
+    /// Under way; what went wrong last, if anything did.
+    Running(Option<Arc<str>>),
+    /// Ended: the identity of the file that is durable, or why it is not.
+    Ended(Result<FileIdentity, Arc<str>>),
+}
+
+/// The archiving of one cluster.
+#[derive(Debug)]
+pub(crate) struct Archiver {
+    uploader: Uploader,
+    push_timeout: Duration,
+    stored: Mutex<Stored>,
+    /// Invariant: an entry is removed by the task that fills it, panic or not.
+    active: Mutex<HashMap<WalFileName, watch::Receiver<Progress>>>,
+    /// What failed lately, and when.
+    failed: Mutex<HashMap<WalFileName, Instant>>,
+    abandoned: CancellationToken,
+    /// Told after every acknowledged push: the window of the look-ahead moves.
+    pub(crate) acknowledged: Notify,
+}
+
+impl Archiver {
+    /// Archives with `uploader`; one push may take `push_timeout` and a little more for large segments.
+    pub(crate) fn new(uploader: Uploader, push_timeout: Duration) -> Self {
+        Self {
+            uploader,
+            push_timeout,
+            stored: Mutex::default(),
+            active: Mutex::default(),
+            failed: Mutex::default(),
+            abandoned: CancellationToken::new(),
+            acknowledged: Notify::new(),
+        }
+    }
+
+    /// Where PostgreSQL keeps its WAL.
+    pub(crate) fn wal_directory(&self) -> PathBuf {
+        self.uploader.wal_directory()
+    }
+
+    /// What uploads for it.
+    pub(crate) fn uploader(&self) -> &Uploader {
+        &self.uploader
+    }
+
+    /// Answers `archive-push`.
+    pub(crate) async fn push(self: &Arc<Self>, request: &PushRequest) -> PushReply {
+        let begun = Instant::now();
+        let failed =
+            |identity, message: String| PushReply { outcome: PushOutcome::Failed, identity, message };
+        let name: WalFileName = match request.name.parse() {
+            Ok(name) => name,
+            Err(problem) => return failed(request.identity, format!("{problem}")),
+        };
+        let result = self.make_durable(name, request.identity, begun).await;
+        match result {
+            Ok(identity) => {
+                self.acknowledged.notify_one();
+                tracing::debug!(file = %name, took_ms = begun.elapsed().as_millis(), "acknowledged");
+                PushReply { outcome: PushOutcome::Stored, identity, message: String::new() }
+            }
+            Err(message) => {
+                tracing::warn!(file = %name, took_ms = begun.elapsed().as_millis(), "not archived: {message}");
+                failed(request.identity, message)
+            }
+        }
+    }
+
+    async fn make_durable(
+        self: &Arc<Self>,
+        name: WalFileName,
+        wanted: FileIdentity,
+        begun: Instant,
+    ) -> Result<FileIdentity, String> {
+        if lock(&self.stored).holds(name, &wanted) {
+            return Ok(wanted);
+        }
+        let limit = self.patience(wanted.size);
+        loop {
+            // Before anything is uploaded: is what lies here the file that PostgreSQL means?
+            let seen = self.uploader.look(name).await.map_err(|trouble| trouble.text)?;
+            if seen != wanted {
+                return Err(self.other_file(&seen, &wanted));
+            }
+            let upload = self.start(name);
+            let identity = self.outcome(upload, begun, limit).await?;
+            if identity == wanted {
+                return Ok(identity);
+            }
+            // An upload that began before the file was what it is; what is stored under the name decides about the rest.
+            tracing::debug!(file = %name, "the file changed since its upload began: once more");
+        }
+    }
+
+    async fn outcome(
+        &self,
+        mut upload: watch::Receiver<Progress>,
+        begun: Instant,
+        limit: Duration,
+    ) -> Result<FileIdentity, String> {
+        match tokio::time::timeout_at(begun + limit, ended(&mut upload)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!(
+                "not stored within {} s{}; the daemon goes on trying",
+                limit.as_secs(),
+                match &*upload.borrow() {
+                    Progress::Running(Some(problem)) => format!(": {problem}"),
+                    _ => ": the store is slow".to_owned(),
+                }
+            )),
+        }
+    }
+
+    /// How long a push of a file of that many bytes may take: at 1 MiB/s it still succeeds. Half of the client's patience
+    /// at the most, so that the client hears why.
+    ///
+    /// A server that is stopping asks three times for the file that fails, and somebody waits for it to stop.
+    fn patience(&self, size: u64) -> Duration {
+        let limit = (self.push_timeout + Duration::from_secs(size >> 20)).min(push_patience(size) / 2);
+        if is_stopping(self.uploader.pgdata()) { limit.min(WHILE_STOPPING) } else { limit }
+    }
+
+    fn other_file(&self, seen: &FileIdentity, wanted: &FileIdentity) -> String {
+        let directory = self.wal_directory();
+        if seen.system_id != wanted.system_id {
+            return format!(
+                "the daemon serves {}, a cluster with system identifier {}, and this file comes from {}; HINT: each cluster \
+                 needs a push socket of its own, and pgdata in the daemon's configuration must be this server's",
+                directory.display(),
+                seen.system_id,
+                wanted.system_id
+            );
+        }
+        format!(
+            "the file in {} is not the one that PostgreSQL archives (inode {} and {}, {} and {} bytes); HINT: pgdata in the \
+             daemon's configuration must be this server's data directory",
+            directory.display(),
+            seen.inode,
+            wanted.inode,
+            seen.size,
+            wanted.size
+        )
+    }
+
+    /// The upload of a file: the one under way, or a new one.
+    pub(crate) fn start(self: &Arc<Self>, name: WalFileName) -> watch::Receiver<Progress> {
+        let mut active = lock(&self.active);
+        if let Some(upload) = active.get(&name) {
+            return upload.clone();
+        }
+        let (progress, upload) = watch::channel(Progress::Running(None));
+        active.insert(name, upload.clone());
+        let entry = Entry { archiver: Arc::clone(self), name };
+        tokio::spawn(async move {
+            let archiver = &entry.archiver;
+            let result = tokio::select! {
+                result = archiver.upload(name, &progress) => result,
+                () = archiver.abandoned.cancelled() => Err("the daemon is stopping".into()),
+            };
+            archiver.note(name, &result);
+            drop(entry);
+            progress.send_replace(Progress::Ended(result));
+        });
+        upload
+    }
+
+    /// Remembers how an upload ended.
+    fn note(&self, name: WalFileName, result: &Result<FileIdentity, Arc<str>>) {
+        let mut failed = lock(&self.failed);
+        failed.retain(|_, since| since.elapsed() < REST_AFTER_FAILURE);
+        match result {
+            Ok(identity) => {
+                failed.remove(&name);
+                lock(&self.stored).insert(name, *identity);
+            }
+            Err(_) => {
+                failed.insert(name, Instant::now());
+            }
+        }
+    }
+
+    /// Uploads a file ahead of PostgreSQL's question, unless it is stored, under way, or failed a moment ago.
+    pub(crate) fn start_ahead(self: &Arc<Self>, name: WalFileName) {
+        let failed_lately =
+            lock(&self.failed).get(&name).is_some_and(|since| since.elapsed() < REST_AFTER_FAILURE);
+        if !failed_lately && !lock(&self.stored).knows(name) {
+            self.start(name);
+        }
+    }
+
+    /// Tries until it is stored, it cannot be, or the patience is spent.
+    async fn upload(
+        &self,
+        name: WalFileName,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<FileIdentity, Arc<str>> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), self.push_timeout);
+        loop {
+            let problem = match self.uploader.upload(name).await {
+                Ok(identity) => return Ok(identity),
+                Err(Trouble { text, lasting: true }) => return Err(text.into()),
+                Err(Trouble { text, lasting: false }) => Arc::<str>::from(text),
+            };
+            progress.send_replace(Progress::Running(Some(Arc::clone(&problem))));
+            if !backoff.wait().await {
+                return Err(problem);
+            }
+        }
+    }
+
+    /// Uploads a file and waits for the end.
+    pub(crate) async fn finished(self: &Arc<Self>, name: WalFileName) -> Result<FileIdentity, String> {
+        ended(&mut self.start(name)).await
+    }
+
+    /// Gives memory back whenever nothing is being uploaded, until `stop`.
+    pub(crate) async fn stay_small(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(QUIET) => {}
+                () = stop.cancelled() => return,
+            }
+            if lock(&self.active).is_empty() {
+                Codec::release_spare();
+            }
+        }
+    }
+
+    /// Gives up every upload under way. What they were about to store may or may not be stored.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.cancel();
+    }
+}
+
+/// Waits for the end of an upload.
+async fn ended(upload: &mut watch::Receiver<Progress>) -> Result<FileIdentity, String> {
+    loop {
+        if let Progress::Ended(result) = &*upload.borrow_and_update() {
+            return result.clone().map_err(|problem| problem.to_string());
+        }
+        if upload.changed().await.is_err() {
+            return Err(
+                "internal error: the upload ended without a result; the daemon's log has more".to_owned()
+            );
+        }
+    }
+}
+
+/// The state behind a lock is whole between any two statements, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An entry of the uploads under way, removed when dropped.
+struct Entry {
+    archiver: Arc<Archiver>,
+    name: WalFileName,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(&self.archiver.active).remove(&self.name);
+    }
+}

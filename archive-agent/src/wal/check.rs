@@ -1,0 +1,163 @@
+//! Whether a file may be archived under its name: this cluster's, of the right timeline, and sound.
+//!
+//! What is refused here stays in `pg_wal` until somebody acts, so only what is proven wrong is refused.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use walpoint_base::{SegmentFacts, SegmentName, TimelineHistory, TimelineId, WalFileName};
+use walpoint_pg::control::ControlFile;
+use walpoint_pg::wal::{Identity, Inspector, LONG_HEADER, LongHeader, WalError, major_of_magic};
+
+use super::read::{OpenFile, ReadError};
+
+/// Why a file may not be stored. The text is for PostgreSQL's log.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckError {
+    /// It cannot be read, or has an impossible length.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It is not a good segment of this cluster.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// Another file that is not what its name says.
+    #[error("{path:?} is not what its name says: {what}")]
+    Text {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// What makes a segment this cluster's.
+pub(crate) fn identity(control: &ControlFile) -> Identity {
+    Identity { system_id: control.system_id, major: control.major, segment_size: control.wal_segment_size }
+}
+
+/// What a segment is, as far as its content was given.
+pub(crate) struct Verdict<'h> {
+    name: SegmentName,
+    inspector: Result<Inspector<'h>, WalError>,
+    /// The first bytes: whose it is.
+    beginning: Vec<u8>,
+}
+
+impl<'h> Verdict<'h> {
+    /// For a segment of that name and length. `history`: of the timeline in the name, if there is one.
+    pub(crate) fn new(name: SegmentName, length: u64, history: Option<&'h TimelineHistory>) -> Self {
+        Self { name, inspector: Ok(Inspector::new(name, length, history)), beginning: Vec::new() }
+    }
+
+    /// Takes the next bytes.
+    pub(crate) fn add(&mut self, piece: &[u8]) {
+        if self.beginning.is_empty() {
+            self.beginning = piece.get(..LONG_HEADER).unwrap_or(piece).to_vec();
+        }
+        if let Ok(inspector) = &mut self.inspector
+            && let Err(error) = inspector.feed(piece)
+        {
+            self.inspector = Err(error);
+        }
+    }
+
+    /// Whether it is known already that it is no good segment.
+    pub(crate) fn is_bad(&self) -> bool {
+        self.inspector.is_err()
+    }
+
+    /// What it says about itself, if it is a good segment of this cluster.
+    pub(crate) fn pronounce(self, cluster: &Identity) -> Result<SegmentFacts, WalError> {
+        match self.inspector.and_then(Inspector::finish) {
+            Ok(facts) => cluster.check(&facts).map(|()| facts),
+            Err(error) => {
+                // Whose it is matters more than what is wrong with it.
+                match what_the_header_says(self.name, &self.beginning) {
+                    Some(header) => cluster.check(&header).and(Err(error)),
+                    None => Err(error),
+                }
+            }
+        }
+    }
+}
+
+/// The facts of a damaged segment that is to be stored all the same. `error`: what is wrong with it.
+pub(crate) fn facts_of_damaged(
+    file: &OpenFile,
+    name: SegmentName,
+    cluster: &Identity,
+    error: WalError,
+) -> Result<SegmentFacts, CheckError> {
+    let mut beginning = [0; LONG_HEADER];
+    let length = file.beginning(&mut beginning)?;
+    let facts = what_the_header_says(name, beginning.get(..length).unwrap_or_default());
+    let facts = facts.ok_or(error)?;
+    cluster.check(&facts)?;
+    Ok(facts)
+}
+
+/// Checks a file that is no segment; its content, if it is small enough to be held. Blocks.
+pub(crate) fn check_other(
+    file: &OpenFile,
+    name: WalFileName,
+    cluster: &Identity,
+) -> Result<Option<Vec<u8>>, CheckError> {
+    if let WalFileName::Segment(segment) | WalFileName::Partial(segment) = name {
+        // It ends anywhere, even in the middle of a record; its first page says whose it is.
+        let mut beginning = [0; LONG_HEADER];
+        let length = file.beginning(&mut beginning)?;
+        let facts = what_the_header_says(segment, beginning.get(..length).unwrap_or_default());
+        let facts = facts.ok_or_else(|| text(file, "it does not start with the header of this segment"))?;
+        cluster.check(&facts)?;
+        return Ok(None);
+    }
+    let mut content = Vec::new();
+    file.read(&mut vec![0; 64 << 10], |piece| {
+        content.extend_from_slice(piece);
+        ControlFlow::Continue(())
+    })?;
+    match name {
+        WalFileName::History(timeline) => {
+            TimelineHistory::parse(timeline, &content).map_err(|error| text(file, &error.to_string()))?;
+            Ok(Some(content))
+        }
+        _ if content.starts_with(b"START WAL LOCATION: ") => Ok(Some(content)),
+        _ => Err(text(file, "it does not start with \"START WAL LOCATION: \"")),
+    }
+}
+
+fn text(file: &OpenFile, what: &str) -> CheckError {
+    CheckError::Text { path: file.path().to_owned(), what: what.to_owned() }
+}
+
+/// The history of a timeline, if PostgreSQL has its file. Without it the pages' timelines are checked among themselves.
+pub(crate) fn history_beside(segment: &Path, timeline: TimelineId) -> Option<TimelineHistory> {
+    let path = segment.with_file_name(WalFileName::History(timeline).to_string());
+    let content = std::fs::read(path).ok()?;
+    TimelineHistory::parse(timeline, &content).ok()
+}
+
+/// The facts of a segment whose records cannot be trusted: whose it is, and nothing about its transactions.
+fn what_the_header_says(name: SegmentName, content: &[u8]) -> Option<SegmentFacts> {
+    let header = LongHeader::parse(content)?;
+    let size = walpoint_base::SegmentSize::new(u64::from(header.segment_size))?;
+    let number = name.number(size).filter(|number| number.start(size) == header.page.address)?;
+    Some(SegmentFacts {
+        name,
+        system_id: header.system_id,
+        major: major_of_magic(header.page.magic)?,
+        size,
+        block_size: header.block_size,
+        first_page_timeline: TimelineId::new(header.page.timeline)?,
+        content_len: size.bytes(),
+        first_record: None,
+        last_record: None,
+        end: number.end(size),
+        whole: true,
+        switched: false,
+        records: 0,
+        transactions: None,
+        open_transaction_end: true,
+        restore_points: Vec::new(),
+    })
+}

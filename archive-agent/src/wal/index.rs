@@ -1,0 +1,85 @@
+//! Keeping the WAL index of a repository: after uploads, and for what others stored, now and then.
+//!
+//! The index may lag behind what is stored, so nothing here delays an acknowledgement, and a crash costs nothing but the
+//! next catch-up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use walpoint_repo::index::IndexWriter;
+
+use super::archiver::Archiver;
+use super::target::Target;
+use super::upload::Trouble;
+
+/// How often to look for what standbys and pushes without a daemon have stored.
+const CATCH_UP: Duration = Duration::from_secs(3600);
+
+/// Keeps the index in the repository with that number until `stop`; `working` is called after every success.
+pub(crate) async fn keep(
+    archiver: Arc<Archiver>,
+    repository: usize,
+    stop: CancellationToken,
+    working: impl Fn(),
+) -> anyhow::Result<()> {
+    // Whatever it waits for, a store that does not answer included: nothing here is worth a longer drain.
+    tokio::select! {
+        result = keep_writing(archiver, repository, working) => result,
+        () = stop.cancelled() => Ok(()),
+    }
+}
+
+async fn keep_writing(archiver: Arc<Archiver>, repository: usize, working: impl Fn()) -> anyhow::Result<()> {
+    let Some(target) = archiver.uploader().targets().get(repository) else { return Ok(()) };
+    let cluster =
+        archiver.uploader().identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
+    let mut writer = IndexWriter::new(target.archive(&cluster).await?);
+    loop {
+        catch_up(&mut writer, target, &cluster).await?;
+        working();
+        let next = tokio::time::Instant::now() + CATCH_UP;
+        loop {
+            let name = tokio::select! {
+                name = target.next_stored() => name,
+                () = tokio::time::sleep_until(next) => break,
+            };
+            if writer.note(name) {
+                let written = writer.write_due().await?;
+                tracing::debug!(repository = target.name(), groups = written.groups, "indexed");
+                working();
+            }
+        }
+    }
+}
+
+/// Indexes all that is stored and not indexed, on every timeline.
+async fn catch_up(
+    writer: &mut IndexWriter,
+    target: &Target,
+    cluster: &walpoint_pg::wal::Identity,
+) -> anyhow::Result<()> {
+    for timeline in target.archive(cluster).await?.timelines().await? {
+        let written = writer.catch_up(timeline).await?;
+        if written != walpoint_repo::index::write::Written::default() {
+            tracing::info!(repository = target.name(), %timeline, groups = written.groups, "index caught up");
+        }
+    }
+    Ok(())
+}
+
+/// Indexes what is stored in every repository, once. The files are safe without it, so a failure is only logged.
+pub(crate) async fn catch_up_once(archiver: &Archiver) {
+    for target in archiver.uploader().targets() {
+        let caught_up = async {
+            let cluster =
+                archiver.uploader().identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
+            let mut writer = IndexWriter::new(target.archive(&cluster).await?);
+            catch_up(&mut writer, target, &cluster).await
+        };
+        if let Err(error) = caught_up.await {
+            let told = walpoint_runtime::exit::told(&error);
+            tracing::warn!(repository = target.name(), "the index of WAL was not brought up to date: {told}");
+        }
+    }
+}

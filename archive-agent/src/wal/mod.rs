@@ -1,0 +1,33 @@
+//! Archiving WAL: from a file of `pg_wal` to an object in every repository, and from `archive_status` to an answer.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`order`] | the order in which PostgreSQL archives |
+//! | [`read`] | reading a file of `pg_wal` as one state of it |
+//! | [`check`] | whether a file is this cluster's and sound |
+//! | [`prepare`] | a file read, checked and sealed from the same bytes |
+//! | [`target`] | one repository of a cluster, opened when needed |
+//! | [`upload`] | one file into every repository, within the limits of memory and processors |
+//! | [`stored`] | what is known to be durable |
+//! | [`index`] | telling the repository's index what was stored |
+//! | [`archiver`] | one cluster: one upload for each file, whoever asks |
+//! | [`postmaster`] | whether PostgreSQL is stopping |
+//! | [`ready`] | looking ahead in `archive_status` |
+//! | [`socket`], [`serve`] | answering `archive-push` |
+//! | [`push`], [`once`] | archiving without a daemon: one file, everything that is ready |
+
+pub(crate) mod archiver;
+pub(crate) mod check;
+pub(crate) mod index;
+pub(crate) mod once;
+pub(crate) mod order;
+pub(crate) mod postmaster;
+pub(crate) mod prepare;
+pub(crate) mod push;
+pub(crate) mod read;
+pub(crate) mod ready;
+pub(crate) mod serve;
+pub(crate) mod socket;
+pub(crate) mod stored;
+pub(crate) mod target;
+pub(crate) mod upload;

@@ -1,0 +1,133 @@
+//! A file of `pg_wal` made ready to be stored: read, checked and sealed from the same bytes, in one pass, a piece at a time.
+//!
+//! What always holds: the bytes that were sealed are the bytes that were checked, and they are one state of the file. In
+//! memory is what was sealed. Segments too large for one object are surveyed instead: their parts are sealed from a second
+//! reading, and stored only if that finds the same.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use walpoint_base::{SegmentFacts, SegmentName, WalFileName};
+use walpoint_pg::wal::{Identity, WalError};
+use walpoint_repo::RepoError;
+use walpoint_repo::wal::{Content, Place, SealedSegment, SegmentSealer, WalArchive, WalFlags};
+
+use super::check::{self, CheckError, Verdict};
+use super::read::OpenFile;
+
+/// A file is read again when it turns out to be damaged, or to belong elsewhere than under its name. More often it only is
+/// if somebody writes to it.
+const PASSES: usize = 4;
+
+/// A file that may be stored.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// A segment, sealed for each archive in their order; nothing for files of other kinds.
+    pub(crate) sealed: Vec<SealedSegment>,
+    /// What there is to be stored of a file of another kind, and of a segment in parts.
+    pub(crate) content: Content,
+}
+
+/// Why a file is not ready to be stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    /// It may not be stored.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    /// It could not be sealed.
+    #[error(transparent)]
+    Seal(#[from] RepoError),
+}
+
+impl From<WalError> for PrepareError {
+    fn from(error: WalError) -> Self {
+        Self::Check(error.into())
+    }
+}
+
+/// Prepares a file for these archives; for none, it is only checked. Blocks, and keeps a core busy.
+pub(crate) fn prepare(
+    file: &OpenFile,
+    name: WalFileName,
+    cluster: &Identity,
+    accept_damaged: bool,
+    archives: &[WalArchive],
+    buffer: &mut [u8],
+) -> Result<Prepared, PrepareError> {
+    let content = file.content().map_err(CheckError::from)?;
+    match name {
+        WalFileName::Segment(segment) => {
+            let job = Job { file, name: segment, cluster, archives, accept_damaged };
+            Ok(Prepared { sealed: job.run(buffer)?, content })
+        }
+        _ => {
+            let held = check::check_other(file, name, cluster)?;
+            Ok(Prepared { sealed: Vec::new(), content: held.map_or(content, Content::from) })
+        }
+    }
+}
+
+struct Job<'a> {
+    file: &'a OpenFile,
+    name: SegmentName,
+    cluster: &'a Identity,
+    archives: &'a [WalArchive],
+    accept_damaged: bool,
+}
+
+impl Job<'_> {
+    fn run(&self, buffer: &mut [u8]) -> Result<Vec<SealedSegment>, PrepareError> {
+        let (mut place, mut read_again) = (Place::Whole, false);
+        for _ in 0..PASSES {
+            let (verdict, sealer) = self.pass(place, buffer)?;
+            let (facts, flags) = match verdict {
+                Ok(facts) => (facts, WalFlags { damaged: false }),
+                Err(error) if error.is_damage() && !read_again => {
+                    // Past what the kernel holds in memory: a page damaged there is not a damaged file.
+                    self.file.drop_cached();
+                    read_again = true;
+                    continue;
+                }
+                Err(error) if error.is_damage() && self.accept_damaged => {
+                    tracing::warn!(file = %self.name, "stored although damaged: {error}");
+                    let facts = check::facts_of_damaged(self.file, self.name, self.cluster, error)?;
+                    (facts, WalFlags { damaged: true })
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let belongs = Place::of(&facts, flags);
+            if belongs == place {
+                return Ok(sealer.finish(&Arc::new(facts), flags)?);
+            }
+            place = belongs;
+        }
+        self.file.unchanged().map_err(CheckError::from)?;
+        let what = format!("{} was read {PASSES} times and was never the same", self.file.path().display());
+        Err(RepoError::Internal(what).into())
+    }
+
+    /// Reads the segment once: what it is, and the sealer that was given the same bytes, all of them if it is good or
+    /// accepted as it is.
+    #[allow(clippy::type_complexity, reason = "two results of one reading")]
+    fn pass(
+        &self,
+        place: Place,
+        buffer: &mut [u8],
+    ) -> Result<(Result<SegmentFacts, WalError>, SegmentSealer), PrepareError> {
+        let history = check::history_beside(self.file.path(), self.name.timeline);
+        let mut sealer = SegmentSealer::new(self.archives, self.name, self.cluster.segment_size, place)?;
+        let mut verdict = Verdict::new(self.name, self.file.identity.size, history.as_ref());
+        let mut sealed = Ok(());
+        let read = self.file.read(buffer, |piece| {
+            verdict.add(piece);
+            if verdict.is_bad() && !self.accept_damaged {
+                return ControlFlow::Break(());
+            }
+            sealed = sealer.add(piece);
+            if sealed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        read.map_err(CheckError::from)?;
+        sealed?;
+        Ok((verdict.pronounce(self.cluster), sealer))
+    }
+}

@@ -1,0 +1,61 @@
+//! `archive-agent push`: one file, without a daemon. What `archive-push` becomes when no daemon answers.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use walpoint_base::WalFileName;
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::backoff::Backoff;
+use walpoint_runtime::config::duration;
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::owner;
+
+use super::upload::{Trouble, Uploader};
+use crate::daemon::{pgdata, selections};
+
+/// Makes a file durable in every repository that has to acknowledge, trying as long as a push may.
+pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool) -> Result<(), Failure> {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let name: WalFileName = file.parse().with_context(|| format!("cannot archive {}", path.display()))?;
+    let path = std::path::absolute(path).with_context(|| format!("cannot archive {}", path.display()))?;
+    let selection = choose(common, &path)?;
+    let pgdata = pgdata(&selection)?;
+    owner::require(pgdata)?;
+    let uploader = Uploader::new(&selection, pgdata);
+    let limit = duration(selection.settings.push_timeout);
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);
+    let deadline = tokio::time::Instant::from_std(backoff.deadline());
+    let mut last = "the store is slow".to_owned();
+    loop {
+        let attempt = uploader.upload_from(name, path.clone(), accept_damaged);
+        match tokio::time::timeout_at(deadline, attempt).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(Trouble { text, lasting: true })) => {
+                return Err(anyhow!("could not archive \"{name}\": {text}").into());
+            }
+            Ok(Err(Trouble { text, .. })) => last = text,
+            Err(_) => {}
+        }
+        if !backoff.wait().await {
+            return Err(anyhow!("could not archive \"{name}\" within {} s: {last}", limit.as_secs()).into());
+        }
+    }
+}
+
+/// The cluster that is meant: the one asked for, or else the one of several whose `pg_wal` the file lies in.
+fn choose(common: &CommonArgs, path: &Path) -> Result<Selection<StoreSettings>, Failure> {
+    let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
+    let all = selections(common)?;
+    let several = all.len() > 1;
+    let lies_in = |selection: &Selection<StoreSettings>| {
+        let wal =
+            selection.settings.pgdata.as_ref().and_then(|pgdata| pgdata.join("pg_wal").canonicalize().ok());
+        wal.is_some() && wal == directory
+    };
+    match all.into_iter().find(|selection| !several || lies_in(selection)) {
+        Some(selection) => Ok(selection),
+        None => common.select(),
+    }
+}

@@ -1,0 +1,125 @@
+//! The look-ahead: uploads what PostgreSQL is about to ask for, found in `archive_status`.
+//!
+//! A scan of the directory is the truth; file system events only make the next scan come sooner, so a lost event or a
+//! network file system costs seconds, not WAL. A failed upload is forgotten here and told when PostgreSQL asks for the file.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use walpoint_base::WalFileName;
+
+use super::archiver::Archiver;
+use super::order::FirstInOrder;
+
+/// Scans are this far apart when nothing hints at an earlier one.
+const SCAN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Names taken from one scan beyond the window, so that a long backlog is not scanned for every file. PostgreSQL takes as
+/// many.
+const NAMES_PER_SCAN: usize = 64;
+
+/// What a scan found.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    /// The first names, in PostgreSQL's order.
+    pub(crate) first: VecDeque<WalFileName>,
+    /// How many there are in all.
+    pub(crate) count: usize,
+}
+
+/// Reads which files wait for being archived, of those `after` a name if one is given: the first `limit` and the count.
+pub(crate) fn scan(status: &Path, limit: usize, after: Option<WalFileName>) -> io::Result<Scan> {
+    let mut first = FirstInOrder::new(limit, after);
+    for entry in std::fs::read_dir(status)? {
+        let file = entry?.file_name();
+        let name =
+            file.to_str().and_then(|text| text.strip_suffix(".ready")).and_then(|name| name.parse().ok());
+        if let Some(name) = name {
+            first.add(name);
+        }
+    }
+    let count = first.count();
+    Ok(Scan { first: first.into_names().collect(), count })
+}
+
+/// Where PostgreSQL says what waits for being archived.
+pub(crate) fn status_directory(archiver: &Archiver) -> PathBuf {
+    archiver.wal_directory().join("archive_status")
+}
+
+/// Uploads ahead of PostgreSQL until `stop`, never more than `window` files ahead. `working` is called after every
+/// successful scan with the number of files that wait.
+pub(crate) async fn look_ahead(
+    archiver: Arc<Archiver>,
+    window: usize,
+    stop: CancellationToken,
+    working: impl Fn(usize),
+) -> anyhow::Result<()> {
+    let status = status_directory(&archiver);
+    let hint = Arc::new(Notify::new());
+    // Held: dropping it ends the events.
+    let _watcher = watch(&status, &hint);
+    while !stop.is_cancelled() {
+        let begun = Instant::now();
+        let directory = status.clone();
+        let found =
+            tokio::task::spawn_blocking(move || scan(&directory, window + NAMES_PER_SCAN, None)).await?;
+        let Scan { mut first, count } =
+            found.map_err(|error| anyhow::anyhow!("{} cannot be read: {error}", status.display()))?;
+        working(count);
+        // A large directory takes long to read: keep scanning below a tenth of the time.
+        let earliest = Instant::now() + (begun.elapsed() * 10).max(Duration::from_millis(50));
+        let latest = begun + SCAN_INTERVAL;
+        let more = count > first.len();
+        loop {
+            advance(&archiver, &status, &mut first, window);
+            if more && first.len() < window {
+                break;
+            }
+            tokio::select! {
+                () = archiver.acknowledged.notified() => {}
+                () = hint.notified() => break,
+                () = sleep_until(latest) => break,
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+        tokio::select! {
+            () = sleep_until(earliest) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    Ok(())
+}
+
+/// Starts the uploads of the window and drops from its front what PostgreSQL has been told is stored.
+fn advance(archiver: &Arc<Archiver>, status: &Path, waiting: &mut VecDeque<WalFileName>, window: usize) {
+    while let Some(first) = waiting.front()
+        && !status.join(format!("{first}.ready")).exists()
+    {
+        waiting.pop_front();
+    }
+    waiting.iter().take(window).for_each(|&name| archiver.start_ahead(name));
+}
+
+/// Events of the directory as hints. Without them the scans alone find everything, later.
+fn watch(status: &Path, hint: &Arc<Notify>) -> Option<RecommendedWatcher> {
+    let hint = Arc::clone(hint);
+    // Only new names count. Events of reading would make each scan call for the next one.
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| event.kind.is_create() || event.need_rescan()) {
+            hint.notify_one();
+        }
+    });
+    let watched = watcher.and_then(|mut watcher| {
+        watcher.watch(status, RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    });
+    watched.inspect_err(|error| tracing::info!("{} is only scanned: {error}", status.display())).ok()
+}

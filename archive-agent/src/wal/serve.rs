@@ -1,0 +1,107 @@
+//! The push socket's conversation: one request and one reply for each connection, about a file or about the daemon's health.
+//!
+//! A connection that breaks leaves nothing behind but an upload that goes on. When the daemon stops, the socket's name goes
+//! first, then the requests under way are finished or, at the end of the drain, answered with "ask again".
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use walpoint_base::socket::{
+    HealthReply, HealthRequest, Message, PushOutcome, PushReply, PushRequest, checked_length,
+};
+
+use super::archiver::Archiver;
+use super::socket::PushSocket;
+
+/// A request is a hundred bytes: a client that needs longer for it hangs.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Connections at the same time. PostgreSQL has one archiver, a person a few shells.
+const CONNECTIONS: usize = 64;
+
+/// Answers until `stop`, then finishes what is under way within `drain`. `problems` tells what fails in the daemon.
+///
+/// `owner` is the only user beside root that is answered: anybody else could learn what is archived, and keep the daemon
+/// busy.
+pub(crate) async fn serve(
+    socket: PushSocket,
+    archiver: Arc<Archiver>,
+    owner: u32,
+    stop: CancellationToken,
+    drain: Duration,
+    problems: impl Fn() -> String + Clone + Send + 'static,
+) -> anyhow::Result<()> {
+    let leave = CancellationToken::new();
+    let conversations = TaskTracker::new();
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await?;
+        let stream = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = socket.listener.accept() => accepted?.0,
+        };
+        let (archiver, leave, problems) = (Arc::clone(&archiver), leave.clone(), problems.clone());
+        conversations.spawn(async move {
+            if let Err(error) = converse(stream, &archiver, owner, &leave, problems).await {
+                tracing::debug!("a client of the push socket went away: {error}");
+            }
+            drop(slot);
+        });
+    }
+    drop(socket);
+    conversations.close();
+    if tokio::time::timeout(drain, conversations.wait()).await.is_err() {
+        leave.cancel();
+        conversations.wait().await;
+    }
+    Ok(())
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    archiver: &Arc<Archiver>,
+    owner: u32,
+    leave: &CancellationToken,
+    problems: impl Fn() -> String,
+) -> std::io::Result<()> {
+    let request = tokio::time::timeout(REQUEST_LIMIT, receive(&mut stream)).await??;
+    let uid = stream.peer_cred()?.uid();
+    let allowed = uid == 0 || uid == owner;
+    if allowed && HealthRequest::decode(&request).is_ok() {
+        stream.write_all(&HealthReply { problems: problems() }.encode()?).await?;
+        return stream.shutdown().await;
+    }
+    let request = PushRequest::decode(&request)?;
+    let reply = if allowed {
+        tokio::select! {
+            reply = archiver.push(&request) => reply,
+            () = leave.cancelled() => answer(PushOutcome::Retry, &request, "the daemon stopped".to_owned()),
+        }
+    } else {
+        tracing::warn!(uid, "a push by another user than PostgreSQL's was refused");
+        let why =
+            format!("uid {uid} may not push to this daemon, only PostgreSQL's user (uid {owner}) and root");
+        answer(PushOutcome::Failed, &request, why)
+    };
+    stream.write_all(&reply.encode()?).await?;
+    stream.shutdown().await
+}
+
+fn answer(outcome: PushOutcome, request: &PushRequest, message: String) -> PushReply {
+    PushReply { outcome, identity: request.identity, message }
+}
+
+/// The bytes of a request.
+async fn receive(stream: &mut UnixStream) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await?;
+    let mut bytes = vec![0; checked_length(length)?];
+    stream.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}

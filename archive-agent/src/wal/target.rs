@@ -1,0 +1,225 @@
+//! One repository as the target of a cluster's WAL: opened when it is needed first, and again after it failed in a way
+//! that another opening may cure.
+//!
+//! A daemon starts, and goes on, while a repository cannot be reached. New credentials are read at the next opening.
+
+use std::collections::VecDeque;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{Mutex, Notify};
+use walpoint_base::{ClusterName, SegmentName, WalFileName};
+use walpoint_pg::wal::Identity;
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
+use walpoint_repo::{RepoError, Repository};
+
+/// Names kept for the index, at the most.
+const NOTES: usize = 4096;
+
+/// Why nothing was stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TargetError {
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepoError),
+    /// The repository does not know this cluster.
+    #[error(
+        "repository {repository} does not know cluster {cluster} with system identifier {}; register it with \
+         archive-agent init (with --new-lineage for a copy that goes its own way)", .identity.system_id
+    )]
+    Unregistered {
+        /// The repository's name.
+        repository: String,
+        /// The cluster's name.
+        cluster: ClusterName,
+        /// Whose WAL it is.
+        identity: Identity,
+    },
+    /// The cluster was registered as another one.
+    #[error("repository {repository}: {what}; register the cluster again with archive-agent init")]
+    Different {
+        /// The repository's name.
+        repository: String,
+        /// What differs.
+        what: String,
+    },
+}
+
+impl TargetError {
+    /// Whether trying again soon may help.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Repository(error) if error.is_transient())
+    }
+}
+
+/// A repository that receives a cluster's WAL.
+#[derive(Debug)]
+pub(crate) struct Target {
+    name: String,
+    cluster: ClusterName,
+    settings: StoreSettings,
+    /// Whether an acknowledgement waits for it.
+    pub(crate) acknowledges: bool,
+    opened: Mutex<Option<Opened>>,
+    /// Whole segments that were stored and not taken by the index yet.
+    stored: std::sync::Mutex<VecDeque<SegmentName>>,
+    stored_more: Notify,
+    /// Until when it is left out, if it does not have to acknowledge.
+    resting: std::sync::Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Clone)]
+struct Opened {
+    repository: Repository,
+    archive: Option<(Identity, WalArchive)>,
+}
+
+impl Target {
+    /// A repository that is not opened yet.
+    pub(crate) fn new(
+        name: &str,
+        cluster: &ClusterName,
+        settings: StoreSettings,
+        acknowledges: bool,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            cluster: cluster.clone(),
+            settings,
+            acknowledges,
+            opened: Mutex::default(),
+            stored: std::sync::Mutex::default(),
+            stored_more: Notify::new(),
+            resting: std::sync::Mutex::default(),
+        }
+    }
+
+    /// Whether it is left out at the moment.
+    pub(crate) fn rests(&self) -> bool {
+        let until = *self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Leaves it out for that long.
+    pub(crate) fn rest(&self, span: Duration) {
+        *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + span);
+    }
+
+    /// The repository's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Stores a segment that was sealed for the archive that [`Self::archive`] gave, durably. `content`: what was sealed.
+    // Boxed: the compiler cannot prove a nest of that many futures to be `Send`.
+    pub(crate) fn store_segment<'a>(
+        &'a self,
+        archive: &'a WalArchive,
+        name: SegmentName,
+        sealed: SealedSegment,
+        content: &'a Content,
+    ) -> BoxFuture<'a, Result<Stored, TargetError>> {
+        let store = async move {
+            let stored = archive.put_sealed(sealed, content).await?;
+            if !matches!(stored, Stored::Ended(_)) {
+                self.note(name);
+            }
+            Ok(stored)
+        };
+        Box::pin(self.or_start_over(store))
+    }
+
+    /// Stores a file that is no segment in the archive that [`Self::archive`] gave, durably.
+    pub(crate) fn store_other<'a>(
+        &'a self,
+        archive: &'a WalArchive,
+        name: WalFileName,
+        content: &'a Content,
+    ) -> BoxFuture<'a, Result<Stored, TargetError>> {
+        let store = async move { Ok(archive.put_file(name, content.clone()).await?) };
+        Box::pin(self.or_start_over(store))
+    }
+
+    async fn or_start_over<T>(
+        &self,
+        attempt: impl Future<Output = Result<T, TargetError>>,
+    ) -> Result<T, TargetError> {
+        let result = attempt.await;
+        if let Err(TargetError::Repository(error)) = &result
+            && !matches!(error, RepoError::Conflict { .. } | RepoError::Unavailable { .. })
+        {
+            // Credentials may have been renewed, a directory mounted: start over next time.
+            *self.opened.lock().await = None;
+        }
+        result
+    }
+
+    fn note(&self, name: SegmentName) {
+        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        // What does not fit is found by the index's next catch-up.
+        if stored.len() < NOTES {
+            stored.push_back(name);
+            self.stored_more.notify_one();
+        }
+    }
+
+    /// Waits for the next whole segment that was stored. For one listener: the index.
+    pub(crate) async fn next_stored(&self) -> SegmentName {
+        loop {
+            let next = self.stored.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            match next {
+                Some(name) => return name,
+                None => self.stored_more.notified().await,
+            }
+        }
+    }
+
+    /// The place of this cluster's WAL; opens the repository if it is not open.
+    pub(crate) async fn archive(&self, cluster: &Identity) -> Result<WalArchive, TargetError> {
+        self.or_start_over(self.find_archive(cluster)).await
+    }
+
+    async fn find_archive(&self, cluster: &Identity) -> Result<WalArchive, TargetError> {
+        // Held while opening: one opening at a time is enough.
+        let mut opened = self.opened.lock().await;
+        let open = match &mut *opened {
+            Some(open) => open,
+            closed => {
+                let repository = Repository::open(&self.name, &self.settings).await?;
+                // Whoever uploads tries again by itself, and can then say what went wrong so far.
+                let limits = repository.store().limits().once();
+                let repository = repository.with_limits(limits);
+                tracing::info!(repository = self.name, store = repository.store().name(), "opened");
+                closed.insert(Opened { repository, archive: None })
+            }
+        };
+        if let Some((identity, archive)) = &open.archive
+            && identity == cluster
+        {
+            return Ok(archive.clone());
+        }
+        let lineage = open.repository.lineage_for(&self.cluster, cluster.system_id).await?;
+        let lineage = lineage.ok_or_else(|| TargetError::Unregistered {
+            repository: self.name.clone(),
+            cluster: self.cluster.clone(),
+            identity: *cluster,
+        })?;
+        let differs = |what: &str, theirs: String, ours: String| TargetError::Different {
+            repository: self.name.clone(),
+            what: format!("cluster {} was registered with {what} {theirs} and has {ours}", self.cluster),
+        };
+        if lineage.major != cluster.major {
+            return Err(differs("major version", lineage.major.to_string(), cluster.major.to_string()));
+        }
+        if lineage.segment_size != cluster.segment_size {
+            let (theirs, ours) =
+                (format!("{:?}", lineage.segment_size), format!("{:?}", cluster.segment_size));
+            return Err(differs("segments of", theirs, ours));
+        }
+        let archive = open.repository.wal(&lineage);
+        open.archive = Some((*cluster, archive.clone()));
+        Ok(archive)
+    }
+}

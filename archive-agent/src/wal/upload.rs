@@ -1,0 +1,355 @@
+//! One file of `pg_wal` into every repository of its cluster: read, checked, sealed, stored.
+//!
+//! Bytes in flight are limited: a segment waits for its share of memory before it is read, in the order in which it was
+//! asked for, which is PostgreSQL's, and gives back what it turns out not to need. Small files wait for nothing.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use walpoint_base::WalFileName;
+use walpoint_base::socket::FileIdentity;
+use walpoint_pg::control::ControlFile;
+use walpoint_pg::wal::Identity;
+use walpoint_repo::init::error_chain;
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::wal::{SealedSegment, SegmentSealer, Stored, WalArchive};
+use walpoint_repo::{RepoError, cpu};
+use walpoint_runtime::args::Selection;
+
+use super::check::{self, CheckError};
+use super::prepare::{PrepareError, Prepared, prepare};
+use super::read::{OpenFile, ReadError};
+use super::target::Target;
+
+/// Sealed bytes in flight at the same time, of all clusters together: one segment of the largest size that is one object,
+/// even if nothing in it compresses.
+const ROOM: usize = 32 << 20;
+
+/// What is left of the room, in bytes.
+static ROOM_LEFT: Semaphore = Semaphore::const_new(ROOM);
+
+/// A file up to this length needs no share of the room.
+const SMALL: u64 = 64 << 10;
+
+/// How long an acknowledgement waits for a repository that does not have to acknowledge.
+const PATIENCE_BESIDE: Duration = Duration::from_secs(5);
+
+/// How long such a repository is left out after it failed.
+const REST_BESIDE: Duration = Duration::from_secs(60);
+
+/// Why a file is not stored.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    /// For PostgreSQL's log.
+    pub(crate) text: String,
+    /// Whether trying again at once is useless.
+    pub(crate) lasting: bool,
+}
+
+impl Trouble {
+    /// Trying again at once is useless.
+    fn lasting(error: impl ToString) -> Self {
+        Self { text: error.to_string(), lasting: true }
+    }
+}
+
+impl From<CheckError> for Trouble {
+    fn from(error: CheckError) -> Self {
+        Self::lasting(error)
+    }
+}
+
+impl From<RepoError> for Trouble {
+    fn from(error: RepoError) -> Self {
+        let lasting = !error.is_transient();
+        Self { text: error_chain(&error), lasting }
+    }
+}
+
+impl From<PrepareError> for Trouble {
+    fn from(error: PrepareError) -> Self {
+        match error {
+            PrepareError::Check(error) => error.into(),
+            PrepareError::Seal(error) => error.into(),
+        }
+    }
+}
+
+/// Stores the WAL of one cluster.
+#[derive(Debug)]
+pub(crate) struct Uploader {
+    pgdata: PathBuf,
+    targets: Vec<Target>,
+    /// Segments at the same time.
+    transfers: Semaphore,
+}
+
+impl Uploader {
+    /// For the cluster and the repositories of a selection. Nothing is opened yet.
+    pub(crate) fn new(selection: &Selection<StoreSettings>, pgdata: &Path) -> Self {
+        let settings = &selection.settings;
+        let target = |(name, store): &(String, StoreSettings)| {
+            Target::new(name, &selection.cluster, store.clone(), settings.ack_set().contains(name))
+        };
+        Self {
+            pgdata: pgdata.to_owned(),
+            targets: selection.repositories.iter().map(target).collect(),
+            transfers: Semaphore::new(settings.transfers),
+        }
+    }
+
+    /// PostgreSQL's data directory.
+    pub(crate) fn pgdata(&self) -> &Path {
+        &self.pgdata
+    }
+
+    /// Where PostgreSQL keeps its WAL.
+    pub(crate) fn wal_directory(&self) -> PathBuf {
+        self.pgdata.join("pg_wal")
+    }
+
+    /// The repositories.
+    pub(crate) fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// Whose WAL it is, as the data directory says.
+    pub(crate) async fn identity(&self) -> Result<Identity, Trouble> {
+        let pgdata = self.pgdata.clone();
+        tokio::task::spawn_blocking(move || read_control(&pgdata)).await.map_err(Trouble::lasting)?
+    }
+
+    /// The identity of a file in `pg_wal` as it is.
+    pub(crate) async fn look(&self, name: WalFileName) -> Result<FileIdentity, Trouble> {
+        let (pgdata, path) = (self.pgdata.clone(), self.wal_directory().join(name.to_string()));
+        let looked = tokio::task::spawn_blocking(move || {
+            let cluster = read_control(&pgdata)?;
+            match OpenFile::open(&path, name, cluster.segment_size.bytes()) {
+                Ok(file) => Ok(file.identity),
+                Err(ReadError::Io { path, source }) if source.kind() == ErrorKind::NotFound => {
+                    Err(Trouble::lasting(format!(
+                        "the daemon finds no {}; HINT: pgdata in its configuration must be this server's data directory",
+                        path.display()
+                    )))
+                }
+                Err(error) => Err(CheckError::from(error).into()),
+            }
+        });
+        looked.await.map_err(Trouble::lasting)?
+    }
+
+    /// Makes a file of `pg_wal` durable; one attempt.
+    pub(crate) async fn upload(&self, name: WalFileName) -> Result<FileIdentity, Trouble> {
+        let path = self.wal_directory().join(name.to_string());
+        self.upload_from(name, path, false).await
+    }
+
+    /// Makes a file that lies anywhere durable; one attempt. `accept_damaged` stores a segment that fails its checks.
+    ///
+    /// It is stored in the repositories that have to acknowledge, all at once, then in the others, whose failure is only
+    /// logged.
+    pub(crate) async fn upload_from(
+        &self,
+        name: WalFileName,
+        path: PathBuf,
+        accept_damaged: bool,
+    ) -> Result<FileIdentity, Trouble> {
+        let cluster = self.identity().await?;
+        let file = Source { name, path, accept_damaged, cluster };
+        let (required, others): (Vec<&Target>, Vec<&Target>) =
+            self.targets.iter().partition(|t| t.acknowledges);
+        let identity = self.store(&file, &required, None).await?;
+        join_all(others.into_iter().map(|target| self.store_beside(&file, target))).await;
+        Ok(identity)
+    }
+
+    /// Stores a file in these repositories, as many at once as memory allows. The identity is that of what was read. `share`
+    /// is that of the first of them, if there is one already.
+    async fn store(
+        &self,
+        file: &Source,
+        targets: &[&Target],
+        mut share: Option<Share<'_>>,
+    ) -> Result<FileIdentity, Trouble> {
+        let (unit, at_once) = self.share_of(file, targets.len());
+        let mut stored: Option<FileIdentity> = None;
+        let mut troubles: Vec<Trouble> = Vec::new();
+        for group in targets.chunks(at_once) {
+            let archives = join_all(group.iter().map(|target| target.archive(&file.cluster))).await;
+            let open: Vec<WalArchive> =
+                archives.iter().filter_map(|opened| opened.as_ref().ok().cloned()).collect();
+            let mut share = match share.take() {
+                Some(share) => share,
+                None => self.share(unit, open.len().max(1)).await?,
+            };
+            // With no repository open it is still worth knowing what is wrong with the file.
+            let (identity, prepared) = self.prepare(file, open).await?;
+            if stored.is_some_and(|before| before != identity) {
+                return Err(CheckError::from(ReadError::Changed { path: file.path.clone() }).into());
+            }
+            stored = Some(identity);
+            if !prepared.sealed.is_empty() {
+                share.keep(prepared.sealed.iter().map(SealedSegment::held).sum());
+            }
+            let mut sealed = prepared.sealed.into_iter();
+            let mut attempts = Vec::with_capacity(group.len());
+            for (target, archive) in group.iter().zip(archives) {
+                let sealed = if archive.is_ok() { sealed.next() } else { None };
+                let content = &prepared.content;
+                attempts.push(async move {
+                    let archive = archive?;
+                    match (file.name, sealed) {
+                        (WalFileName::Segment(name), Some(sealed)) => {
+                            target.store_segment(&archive, name, sealed, content).await
+                        }
+                        (name, _) => target.store_other(&archive, name, content).await,
+                    }
+                });
+            }
+            for (target, result) in group.iter().zip(join_all(attempts).await) {
+                match result {
+                    Ok(stored) => log(file.name, target, &stored),
+                    Err(error) => troubles.push(Trouble {
+                        lasting: !error.is_transient(),
+                        text: format!("repository {}: {}", target.name(), error_chain(&error)),
+                    }),
+                }
+            }
+        }
+        match (stored, together(troubles)) {
+            (_, Some(trouble)) => Err(trouble),
+            (Some(identity), None) => Ok(identity),
+            (None, None) => Err(Trouble::lasting("no repository has to acknowledge")),
+        }
+    }
+
+    /// Reads, checks and seals a file for these archives.
+    async fn prepare(
+        &self,
+        file: &Source,
+        archives: Vec<WalArchive>,
+    ) -> Result<(FileIdentity, Prepared), Trouble> {
+        let Source { name, ref path, accept_damaged, cluster } = *file;
+        let path = path.clone();
+        let prepared = cpu::run(move || {
+            let open = OpenFile::open(&path, name, cluster.segment_size.bytes()).map_err(CheckError::from)?;
+            let mut buffer = vec![0; SegmentSealer::PIECE];
+            let prepared = prepare(&open, name, &cluster, accept_damaged, &archives, &mut buffer)?;
+            Ok::<_, Trouble>((open.identity, prepared))
+        });
+        prepared.await?
+    }
+
+    /// What a file needs of the room for each repository, and for how many of them there is room at once.
+    fn share_of(&self, file: &Source, targets: usize) -> (usize, usize) {
+        let size = std::fs::metadata(&file.path).map_or(0, |meta| meta.len());
+        if size <= SMALL {
+            return (0, targets.max(1));
+        }
+        let unit = SegmentSealer::room(file.cluster.segment_size).clamp(1, ROOM);
+        (unit, ROOM / unit)
+    }
+
+    /// A share of the network, and of the memory that so many repositories need.
+    async fn share(&self, unit: usize, repositories: usize) -> Result<Share<'_>, Trouble> {
+        if unit == 0 {
+            return Ok(Share(None));
+        }
+        let transfer = self.transfers.acquire().await.map_err(Trouble::lasting)?;
+        let bytes = u32::try_from(unit.saturating_mul(repositories).min(ROOM)).map_err(Trouble::lasting)?;
+        let room = ROOM_LEFT.acquire_many(bytes).await.map_err(Trouble::lasting)?;
+        Ok(Share(Some((transfer, room))))
+    }
+
+    /// Stores in a repository that does not have to acknowledge. The acknowledgement waits for it only briefly, and after a
+    /// failure not at all for a while: that such a repository is down must never fill `pg_wal`.
+    async fn store_beside(&self, file: &Source, target: &Target) {
+        if target.rests() {
+            tracing::debug!(file = %file.name, repository = target.name(), "left out: the repository failed a moment ago");
+            return;
+        }
+        // It is not the repository's fault if there is no room: the clock starts after that.
+        let (unit, _) = self.share_of(file, 1);
+        let problem = match self.share(unit, 1).await {
+            Err(trouble) => trouble.text,
+            Ok(share) => {
+                let targets = [target];
+                let store = self.store(file, &targets, Some(share));
+                match tokio::time::timeout(PATIENCE_BESIDE, store).await {
+                    Ok(Ok(_)) => return,
+                    Ok(Err(trouble)) => trouble.text,
+                    Err(_) => format!("no answer within {} s", PATIENCE_BESIDE.as_secs()),
+                }
+            }
+        };
+        target.rest(REST_BESIDE);
+        tracing::warn!(
+            file = %file.name,
+            repository = target.name(),
+            "not stored in this repository, which does not have to acknowledge; it is left out for {} s: {problem}",
+            REST_BESIDE.as_secs()
+        );
+    }
+}
+
+/// A file that is to be stored.
+struct Source {
+    name: WalFileName,
+    path: PathBuf,
+    accept_damaged: bool,
+    cluster: Identity,
+}
+
+/// A share of the network and of the memory; nothing for a small file.
+struct Share<'a>(Option<(SemaphorePermit<'a>, SemaphorePermit<'static>)>);
+
+impl Share<'_> {
+    /// Gives back all of the memory but so many bytes.
+    fn keep(&mut self, bytes: u64) {
+        if let Some((_, room)) = &mut self.0 {
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            drop(room.split(room.num_permits().saturating_sub(bytes)));
+        }
+    }
+}
+
+/// The troubles of several repositories as one. What helps one may not help the other: as long as one may recover, it is
+/// worth trying again.
+fn together(troubles: Vec<Trouble>) -> Option<Trouble> {
+    troubles.into_iter().reduce(|first, next| Trouble {
+        text: if first.text == next.text { first.text } else { format!("{}; {}", first.text, next.text) },
+        lasting: first.lasting && next.lasting,
+    })
+}
+
+fn log(name: WalFileName, target: &Target, stored: &Stored) {
+    match stored {
+        Stored::New => tracing::info!(file = %name, repository = target.name(), "stored"),
+        Stored::Same => tracing::debug!(file = %name, repository = target.name(), "already stored"),
+        other => tracing::info!(file = %name, repository = target.name(), "stored: {other:?}"),
+    }
+}
+
+/// Reads who the cluster is. PostgreSQL writes the file while it runs, so a torn read is tried again. Blocks.
+fn read_control(pgdata: &Path) -> Result<Identity, Trouble> {
+    let path = pgdata.join("global/pg_control");
+    let mut tries = 0;
+    loop {
+        let bytes = std::fs::read(&path).map_err(|error| Trouble {
+            text: format!(
+                "{} cannot be read: {error}; is pgdata in the configuration the data directory of this server?",
+                path.display()
+            ),
+            lasting: true,
+        })?;
+        match ControlFile::parse(&bytes) {
+            Ok(control) => return Ok(check::identity(&control)),
+            Err(error) if tries == 5 => return Err(Trouble::lasting(format!("{}: {error}", path.display()))),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+        tries += 1;
+    }
+}
