@@ -1,0 +1,145 @@
+//! The command line, read by hand: this program starts once for every file of WAL.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What to fetch and whom to ask.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Arguments {
+    /// The prefetcher's socket.
+    pub(crate) socket: PathBuf,
+    /// Options for `restore-agent`, whether as prefetcher or in our place: `--config` and what selects the cluster.
+    pub(crate) options: Vec<OsString>,
+    /// The file that PostgreSQL asks for (`%f`).
+    pub(crate) name: String,
+    /// Where it wants it (`%p`), absolute or relative to the data directory.
+    pub(crate) path: PathBuf,
+}
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Parsed {
+    /// To fetch a file.
+    Fetch(Arguments),
+    /// To print this and do nothing else.
+    Print(String),
+}
+
+const USAGE: &str = "usage: restore-fetch --socket SOCKET [--config FILE] NAME PATH";
+
+const HELP: &str = "\
+Takes one WAL file from Walpoint's prefetcher; PostgreSQL's restore_command.
+
+Usage: restore-fetch --socket SOCKET [--config FILE] NAME PATH
+
+  --socket SOCKET  the prefetcher's socket; one is started when nobody answers there
+  --config FILE    configuration for \"restore-agent\", which prefetches or takes over
+  --cluster NAME   the cluster, when the configuration has several
+  --repo URL       the repository, to do without a configuration
+  --help           print this and end
+  --version        print the version and end
+  NAME             the file that PostgreSQL asks for: %f
+  PATH             where it wants it: %p
+
+In postgresql.conf:
+
+  restore_command = 'restore-fetch --socket pg_wal/walpoint-spool/socket %f %p'
+
+Exit status: 0 the file is there, verified; 1 it is proven not to be in the archive (on a standby: or cannot be had at the
+moment); 255 anything else, so that PostgreSQL stops instead of ending recovery early.
+";
+
+/// Reads the arguments after the program's name. An error is one line.
+pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Parsed, String> {
+    // Exit 0 tells PostgreSQL that the file is there: only somebody who asks for nothing else may get it for a text.
+    if let [only] = arguments.as_slice() {
+        match only.to_str() {
+            Some("--help" | "-h") => return Ok(Parsed::Print(HELP.to_owned())),
+            Some("--version" | "-V") => {
+                return Ok(Parsed::Print(format!("restore-fetch {}\n", env!("WALPOINT_VERSION"))));
+            }
+            _ => {}
+        }
+    }
+    let (mut socket, mut options, mut operands) = (None, Vec::new(), Vec::new());
+    let mut only_operands = false;
+    let mut rest = arguments.into_iter();
+    while let Some(argument) = rest.next() {
+        let text = argument.to_string_lossy().into_owned();
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name, Some(OsString::from(value))),
+            _ => (text.as_str(), None),
+        };
+        match name {
+            _ if only_operands || !name.starts_with('-') => operands.push(argument),
+            "--" => only_operands = true,
+            "--socket" | "--config" | "--cluster" | "--repo" => {
+                let value = value.or_else(|| rest.next()).filter(|value| !value.is_empty());
+                let value = value.ok_or_else(|| format!("{name} needs a value; {USAGE}"))?;
+                if name == "--socket" {
+                    socket = Some(PathBuf::from(value));
+                } else {
+                    options.extend([OsString::from(name), value]);
+                }
+            }
+            _ => return Err(format!("unknown option {text}; {USAGE}")),
+        }
+    }
+    let socket = socket.ok_or_else(|| format!("--socket is missing; {USAGE}"))?;
+    let [name, path]: [OsString; 2] =
+        operands.try_into().map_err(|_| format!("both NAME (%f) and PATH (%p) are needed; {USAGE}"))?;
+    let name = name.into_string().map_err(|name| format!("the name {name:?} is not text; {USAGE}"))?;
+    Ok(Parsed::Fetch(Arguments { socket, options, name, path: PathBuf::from(path) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Parsed, String> {
+        parse(line.split(' ').filter(|word| !word.is_empty()).map(OsString::from).collect())
+    }
+
+    #[test]
+    fn options_come_in_any_order_and_both_spellings() {
+        let expected = Parsed::Fetch(Arguments {
+            socket: "s".into(),
+            options: vec!["--config".into(), "/etc/c".into()],
+            name: "n".into(),
+            path: "pg_wal/x".into(),
+        });
+        for line in [
+            "--socket s --config /etc/c n pg_wal/x",
+            "n pg_wal/x --config=/etc/c --socket=s",
+            "--socket s --config=/etc/c -- n pg_wal/x",
+        ] {
+            assert_eq!(parsed(line).as_ref(), Ok(&expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_one_line_that_says_what_is_missing() {
+        for (line, says) in [
+            ("", "--socket is missing"),
+            ("n p", "--socket is missing"),
+            ("--socket", "--socket needs a value"),
+            ("--socket= n p", "--socket needs a value"),
+            ("--socket s n", "both NAME"),
+            ("--socket s n p q", "both NAME"),
+            ("--sokcet s n p", "unknown option --sokcet"),
+            ("--socket s n p --help", "unknown option --help"),
+        ] {
+            let problem = parsed(line).unwrap_err();
+            assert!(
+                problem.contains(says) && problem.contains("usage:") && !problem.contains('\n'),
+                "{line}: {problem}"
+            );
+        }
+    }
+
+    #[test]
+    fn help_and_version() {
+        assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("%f")));
+        assert!(matches!(parsed("--version"), Ok(Parsed::Print(text)) if text.starts_with("restore-fetch ")));
+    }
+}

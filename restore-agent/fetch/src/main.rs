@@ -1,0 +1,161 @@
+//! `restore_command`: takes one file of WAL from the prefetcher, or becomes `restore-agent fetch`.
+//!
+//! PostgreSQL takes exit statuses from 1 to 125 for "not in the archive", ends recovery there and promotes. So 1 is given
+//! only for proven absence, and whatever else goes wrong is 255, panics, usage and configuration errors included; only on
+//! a standby, which would be shut down by 255 and goes on after 1, an uncertain answer is 1 with a warning. Nothing here
+//! exits 0 unless the file is in place.
+
+mod agent;
+mod arguments;
+mod ask;
+mod take;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use walpoint_base::socket::{FetchOutcome, FetchReply, HISTORY_CACHE, STOP_WITHOUT_HISTORY};
+use walpoint_base::{Place, WalFileName};
+
+use arguments::{Arguments, Parsed};
+use ask::Answer;
+
+/// Proven not to be in the archive; on a standby also: ask again.
+const ABSENT: u8 = 1;
+/// PostgreSQL must not go on.
+const STOP: u8 = 255;
+
+/// A standby gets its answer within two seconds; the rest is for starting this program and ending it.
+const STANDBY_LIMIT: Duration = Duration::from_millis(1800);
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|info| say(&format!("ERROR: internal error: {info}"))));
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    ExitCode::from(std::panic::catch_unwind(|| run(arguments)).unwrap_or(STOP))
+}
+
+fn run(arguments: Vec<OsString>) -> u8 {
+    match arguments::parse(arguments) {
+        Ok(Parsed::Fetch(arguments)) => fetch(&arguments),
+        Ok(Parsed::Print(text)) => match std::io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => 0,
+            Err(_) => STOP,
+        },
+        Err(problem) => {
+            say(&format!("ERROR: {problem}"));
+            STOP
+        }
+    }
+}
+
+fn fetch(arguments: &Arguments) -> u8 {
+    let name = match arguments.name.parse::<WalFileName>() {
+        Ok(name) => name,
+        Err(problem) => {
+            say(&format!("ERROR: {problem}; HINT: restore_command must pass %f and then %p"));
+            return STOP;
+        }
+    };
+    let Some(place) = Place::around(&arguments.path) else {
+        // By hand, into a directory that is no pg_wal: nothing to prefetch for.
+        return instead(arguments, None, None);
+    };
+    // pg_rewind compares what lies in the data directory: nothing may be left there that comes and goes.
+    let agent = (!place.server).then(|| agent::become_fetch(arguments, None));
+    let deadline = place.is_standby().then(|| Instant::now() + STANDBY_LIMIT);
+    let mut told = String::new();
+    let mut progress = |text: &str| {
+        if !text.is_empty() && text != told {
+            say(&format!("WARNING: waiting for \"{name}\": {text}"));
+            told = text.to_owned();
+        }
+    };
+    match ask::ask(arguments, &place, deadline, &mut progress) {
+        Answer::Reply(reply) => conclude(arguments, &place, deadline, &reply),
+        Answer::Mute(reason) if place.is_standby() => on_standby(arguments, &place, name, &reason),
+        Answer::Mute(reason) | Answer::Unanswered(reason) => {
+            if let Some(problem) = agent {
+                say(&format!("ERROR: could not fetch \"{name}\": {problem}; {reason}"));
+                return STOP;
+            }
+            say(&format!("WARNING: fetching \"{name}\" without a prefetcher: {reason}"));
+            instead(arguments, Some(&place), deadline)
+        }
+    }
+}
+
+/// Acts on the prefetcher's final word.
+fn conclude(arguments: &Arguments, place: &Place, deadline: Option<Instant>, reply: &FetchReply) -> u8 {
+    let level = match reply.outcome {
+        FetchOutcome::Uncertain => "ERROR",
+        FetchOutcome::Later | FetchOutcome::Elsewhere => "WARNING",
+        FetchOutcome::Ready | FetchOutcome::Absent | FetchOutcome::Working => "LOG",
+    };
+    if !reply.message.is_empty() {
+        say(&format!("{level}: {}", reply.message));
+    }
+    match reply.outcome {
+        FetchOutcome::Ready => {
+            // An absolute path replaces the directory: the spool lies elsewhere.
+            let spooled = place.wal.join(&reply.file);
+            match take::take(&spooled, reply.size, &arguments.path) {
+                Ok(()) => 0,
+                Err(error) => {
+                    say(&format!(
+                        "WARNING: \"{}\" was prefetched but cannot be taken from {}: {error}; fetching it directly",
+                        arguments.name,
+                        spooled.display()
+                    ));
+                    instead(arguments, Some(place), deadline)
+                }
+            }
+        }
+        FetchOutcome::Absent | FetchOutcome::Later => ABSENT,
+        FetchOutcome::Elsewhere => instead(arguments, Some(place), deadline),
+        FetchOutcome::Uncertain | FetchOutcome::Working => STOP,
+    }
+}
+
+/// Becomes `restore-agent fetch`; returns only if that is impossible.
+fn instead(arguments: &Arguments, place: Option<&Place>, deadline: Option<Instant>) -> u8 {
+    let within = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+    let problem = agent::become_fetch(arguments, within);
+    match (place, arguments.name.parse()) {
+        (Some(place), Ok(name)) if place.is_standby() => on_standby(arguments, place, name, &problem),
+        _ => {
+            say(&format!("ERROR: could not fetch \"{}\": {problem}", arguments.name));
+            STOP
+        }
+    }
+}
+
+/// The answer on a standby when nothing could be found out: a history file that was seen before, or "ask again".
+fn on_standby(arguments: &Arguments, place: &Place, name: WalFileName, reason: &str) -> u8 {
+    let cache = place.wal.join(HISTORY_CACHE);
+    if let WalFileName::History(_) = name {
+        let cached = cache.join(&arguments.name);
+        let size = std::fs::metadata(&cached).map(|meta| meta.len());
+        if size.and_then(|size| take::copy(&cached, size, &arguments.path)).is_ok() {
+            say(&format!("WARNING: \"{name}\" comes from the cache of this standby: {reason}"));
+            return 0;
+        }
+        if cache.join(STOP_WITHOUT_HISTORY).exists() {
+            say(&format!(
+                "ERROR: \"{name}\" cannot be looked up, and standby_history_outage is \"stop\": {reason}"
+            ));
+            return STOP;
+        }
+    }
+    say(&format!(
+        "WARNING: \"{name}\" cannot be fetched at the moment; this standby will ask again: {reason}"
+    ));
+    ABSENT
+}
+
+/// One line for PostgreSQL's log. Written at once so that lines of several processes do not mix; a closed log is no reason
+/// to fail.
+fn say(text: &str) {
+    let line = format!("restore-fetch: {}\n", text.replace('\n', " "));
+    std::io::stderr().write_all(line.as_bytes()).ok();
+}

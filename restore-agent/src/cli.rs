@@ -1,0 +1,111 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use walpoint_base::WalFileName;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::pages::{Page, Shell};
+
+use crate::plan::PlanArgs;
+use crate::restore::RestoreArgs;
+use crate::restore::rollback::RollbackArgs;
+
+/// The manual page of the thin client, which does not describe itself.
+pub(crate) const CLIENT_PAGE: Page =
+    Page { name: "restore-fetch.1", text: include_str!("../fetch/restore-fetch.1") };
+
+/// Brings PostgreSQL clusters back from a Walpoint repository.
+#[derive(Debug, Parser)]
+#[command(name = "restore-agent", version = env!("WALPOINT_VERSION"), propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show how a moment would be recovered, or why it cannot be; writes nothing.
+    Plan(PlanArgs),
+    /// Restore a cluster that recovers to a moment; proves first that it can be reached.
+    Restore(RestoreArgs),
+    /// Put a data directory back that `restore --replace` moved aside; nothing is deleted.
+    Rollback(RollbackArgs),
+    /// Fetch one file of WAL; what restore-fetch becomes when no prefetcher answers.
+    ///
+    /// Exit status: 0 the file is there, verified; 1 it is proven not to be in the archive; 255 anything else.
+    Fetch(FetchArgs),
+    /// Fetch WAL ahead of PostgreSQL and serve it to restore-fetch; ends by itself.
+    Prefetch(PrefetchArgs),
+    /// Open what recovery will read, and write nothing: `restore` runs it as PostgreSQL's user.
+    #[command(hide = true)]
+    Probe,
+    /// Print completions for a shell.
+    #[command(hide = true)]
+    Completions {
+        /// Which one.
+        shell: Shell,
+    },
+    /// Write the manual pages of this program and of restore-fetch into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory, such as /usr/local/share/man/man1.
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// The file that PostgreSQL asks for (%f).
+    pub(crate) name: String,
+    /// Where it wants it (%p).
+    pub(crate) path: PathBuf,
+    /// What is left of a standby's patience.
+    #[arg(long, hide = true)]
+    pub(crate) within_ms: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PrefetchArgs {
+    /// The data directory [default: pgdata of the configuration].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pgdata: Option<PathBuf>,
+    /// Where restore-fetch asks [default: fetch_socket of the configuration, or inside the spool].
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Never end, and serve whatever data directory appears: for a sidecar.
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+/// Whether this command line stands, or was meant to stand, in `restore_command`: PostgreSQL takes exit statuses from 1 to
+/// 125 for the end of WAL, so nothing but proven absence may give one, not even a misspelt command.
+pub(crate) fn is_restore_command(arguments: &[OsString]) -> bool {
+    let wal_file = |text: &str| text.parse::<WalFileName>().is_ok();
+    arguments.iter().skip(1).any(|a| a.to_str().is_some_and(|text| text == "fetch" || wal_file(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_misspelt_restore_command_is_recognised() {
+        let is = |line: &str| is_restore_command(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(is("restore-agent fetch"));
+        assert!(is("restore-agent --config /c fetch x y"));
+        assert!(is("restore-agent fech 000000010000000000000001 pg_wal/RECOVERYXLOG"));
+        assert!(is("restore-agent 00000002.history pg_wal/RECOVERYHISTORY"));
+        assert!(!is("restore-agent prefetch --keep"));
+    }
+}

@@ -1,0 +1,85 @@
+//! Decoding for the planner: the repository says which segments may hold the record at which recovery stops, this says
+//! whether they do.
+
+use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
+use walpoint_pg::wal::find::StopFinder;
+use walpoint_pg::wal::{LongHeader, PageHeader, WalRecord};
+use walpoint_repo::plan::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
+
+/// PostgreSQL's WAL.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct WalDecoder;
+
+impl SegmentDecoder for WalDecoder {
+    fn search(&self, rule: &StopRule, from: Lsn, until: Lsn) -> Box<dyn StopSearch> {
+        let (target, inclusive) = match rule.clone() {
+            StopRule::Time { at, inclusive } => (RecoveryTarget::Time(at), inclusive),
+            StopRule::Lsn { at, inclusive } => (RecoveryTarget::Lsn(at), inclusive),
+            StopRule::Xid { xid, inclusive } => (RecoveryTarget::Xid(xid), inclusive),
+            StopRule::Name(name) => (RecoveryTarget::Name(name), true),
+        };
+        // Where the backup is consistent counts only for `immediate`, which no rule stands for.
+        let rule = walpoint_pg::wal::find::StopRule { target, inclusive, consistent: Lsn::INVALID };
+        Box::new(Search { finder: StopFinder::new(rule, from), until, last_page: None })
+    }
+}
+
+/// One search over consecutive segments.
+#[derive(Debug)]
+struct Search {
+    finder: StopFinder,
+    until: Lsn,
+    /// The timeline of the last page of the segment before.
+    last_page: Option<TimelineId>,
+}
+
+impl StopSearch for Search {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String> {
+        let stop = self.finder.segment(name, content).map_err(|e| e.to_string())?;
+        if let Some(stop) = stop {
+            let there = stop.record.next <= self.until || stop.record.end <= self.until;
+            return Ok(if there {
+                Found::Stop(self.stop(name, content, &stop.record))
+            } else {
+                Found::Nothing
+            });
+        }
+        self.last_page = LongHeader::parse(content)
+            .and_then(|header| header.valid_block_size())
+            .and_then(|block| page_timeline(content, content.len().checked_sub(block)?));
+        Ok(if self.finder.continues() { Found::More } else { Found::Nothing })
+    }
+}
+
+impl Search {
+    fn stop(&self, name: SegmentName, content: &[u8], record: &WalRecord) -> Stop {
+        let end = record.kind.transaction_end();
+        let time = match &record.kind {
+            walpoint_pg::wal::RecordKind::RestorePoint { time, .. } => Some(*time),
+            _ => end.map(|end| end.time),
+        };
+        Stop {
+            timeline: self.timeline_at(content, record.start).unwrap_or(name.timeline),
+            record: record.start,
+            end: record.end,
+            time,
+            xid: end.map(|end| end.xid),
+        }
+    }
+
+    /// The timeline of the page on which a record starts. One that goes on from an earlier segment is on the timeline of
+    /// that segment's last page: timelines change only where a record begins.
+    fn timeline_at(&self, content: &[u8], lsn: Lsn) -> Option<TimelineId> {
+        let header = LongHeader::parse(content)?;
+        let block = header.valid_block_size()?;
+        if lsn < header.page.address {
+            return self.last_page;
+        }
+        let offset = usize::try_from(lsn.since(header.page.address)).ok()?;
+        page_timeline(content, offset / block * block)
+    }
+}
+
+fn page_timeline(content: &[u8], offset: usize) -> Option<TimelineId> {
+    PageHeader::parse(content.get(offset..)?).and_then(|page| TimelineId::new(page.timeline))
+}

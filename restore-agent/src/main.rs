@@ -1,0 +1,99 @@
+//! Everything that reads a Walpoint repository to bring a cluster back.
+
+mod cli;
+mod decoder;
+mod plan;
+mod restore;
+mod target;
+pub mod wal;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use walpoint_runtime::{exit, logs, memory, pages};
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    guarded(cli::is_restore_command(&arguments), || run(&arguments))
+}
+
+/// The exit status of `run`. What fails in a restore_command stops PostgreSQL, a panic included: see [`wal::fetch`].
+fn guarded(restore_command: bool, run: impl FnOnce() -> ExitCode) -> ExitCode {
+    let failed = if restore_command { wal::fetch::STOP } else { exit::FAILED };
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or(ExitCode::from(failed))
+}
+
+fn run(arguments: &[OsString]) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(arguments, &error),
+    };
+    logs::start(&cli.common);
+    if matches!(cli.command, Command::Prefetch(_)) {
+        memory::give_back();
+    }
+    let fetching = matches!(cli.command, Command::Fetch(_));
+    // One file needs no threads of its own, and a machine that has none to give gets an answer all the same.
+    let runtime = if fetching {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+    };
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("the machine has no room for another process: {error}");
+            return ExitCode::from(if fetching { wal::fetch::STOP } else { exit::FAILED });
+        }
+    };
+    let status = runtime.block_on(async {
+        match &cli.command {
+            Command::Completions { shell } => exit::report(pages::completions(Cli::command(), *shell)),
+            Command::Man { directory } => {
+                exit::report(pages::manual(Cli::command(), &[cli::CLIENT_PAGE], directory))
+            }
+            Command::Fetch(args) => ExitCode::from(wal::fetch::run(&cli.common, args).await),
+            Command::Plan(args) => exit::report(plan::run(&cli.common, args).await),
+            Command::Restore(args) => exit::report(restore::run(&cli.common, args).await),
+            Command::Rollback(args) => exit::report(restore::rollback::run(&cli.common, args)),
+            Command::Probe => exit::report(plan::probe(&cli.common).await),
+            Command::Prefetch(args) => exit::report(wal::session::run(&cli.common, args).await),
+        }
+    });
+    // What still runs in the background was given up and must not delay the answer.
+    runtime.shutdown_background();
+    status
+}
+
+/// Tells how the command line is wrong, or prints the help that was asked for.
+fn usage(arguments: &[OsString], error: &clap::Error) -> ExitCode {
+    // A closed standard error is no reason to fail differently.
+    error.print().ok();
+    std::io::stdout().flush().ok();
+    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    ExitCode::from(match (asked, cli::is_restore_command(arguments)) {
+        // Exit 0 tells PostgreSQL that the file is there.
+        (true, true) if arguments.len() > 3 => wal::fetch::STOP,
+        (true, _) => exit::DONE,
+        (false, true) => wal::fetch::STOP,
+        (false, false) => exit::USAGE,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_restore_command_is_no_end_of_wal() {
+        let status = |restore_command| guarded(restore_command, || panic!("on purpose"));
+        assert_eq!(status(true), ExitCode::from(255));
+        assert_eq!(status(false), ExitCode::from(1));
+    }
+}

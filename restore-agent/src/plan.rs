@@ -1,0 +1,216 @@
+//! The command `plan`, and the plan that `restore` carries out.
+//!
+//! Repositories are asked in the order of the configuration. One that cannot be read is passed over with a warning; the
+//! first that has a plan decides, but for the end of the archive, which is where the repository that reaches furthest ends.
+//! If none has a plan, the refusal of the first that could be read is told.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use clap::Args;
+use jiff::Timestamp;
+use walpoint_base::{ClusterName, RecoveryTarget};
+use walpoint_repo::plan::{PlanReport, Request, RestorePlan, SegmentDecoder, Unreachable, driver, text};
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::{Lineage, RepoError, Repository};
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::exit::{FAILED, Failure, USAGE};
+use walpoint_runtime::output;
+
+use crate::decoder::WalDecoder;
+use crate::target::TargetArgs;
+
+/// Options of `plan`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+/// A plan and what it is about.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    /// The repository that it reads from.
+    pub(crate) repository: Repository,
+    /// The cluster.
+    pub(crate) cluster: ClusterName,
+    /// The cluster's lineage that holds backup and WAL.
+    pub(crate) lineage: Lineage,
+    /// The plan.
+    pub(crate) plan: RestorePlan,
+}
+
+/// Why there is no plan.
+#[derive(Debug)]
+pub(crate) enum NoPlan {
+    /// The target cannot be reached.
+    Unreachable(Box<Unreachable>),
+    /// It could not be found out.
+    Failed(Failure),
+}
+
+impl<E: Into<Failure>> From<E> for NoPlan {
+    fn from(failure: E) -> Self {
+        Self::Failed(failure.into())
+    }
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, args: &PlanArgs) -> Result<(), Failure> {
+    let request = args.target.request(None, false, Timestamp::now())?;
+    match make(common, &request).await {
+        Ok(planned) => print(common, &planned),
+        Err(no_plan) => refuse(common, no_plan),
+    }
+}
+
+/// Plans, or says why not.
+pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Planned, NoPlan> {
+    let selection: Selection<StoreSettings> = common.select()?;
+    let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
+    let mut refusal: Option<Box<Unreachable>> = None;
+    let mut failure: Option<RepoError> = None;
+    let mut furthest: Option<Planned> = None;
+    for (name, settings) in &selection.repositories {
+        match make_from(name, settings, &selection.cluster, request, &decoder).await {
+            Ok(Ok(planned)) if request.target != RecoveryTarget::Latest => return Ok(planned),
+            Ok(Ok(planned)) => {
+                furthest = Some(match furthest.take() {
+                    None => planned,
+                    Some(earlier) => further(earlier, planned),
+                });
+            }
+            Ok(Err(unreachable)) => {
+                refusal.get_or_insert(unreachable);
+            }
+            Err(error) => {
+                if selection.repositories.len() > 1 {
+                    tracing::warn!("repository \"{name}\" was passed over: {error}");
+                }
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    if let Some(planned) = furthest {
+        return Ok(planned);
+    }
+    match (refusal, failure) {
+        (Some(unreachable), _) => Err(NoPlan::Unreachable(unreachable)),
+        (None, Some(error)) => Err(NoPlan::Failed(failed(error))),
+        (None, None) => Err(NoPlan::Failed(Failure::usage(anyhow!("no repository is configured")))),
+    }
+}
+
+/// The one of two plans that reaches further; the first if both reach as far.
+fn further(first: Planned, second: Planned) -> Planned {
+    let reach = |planned: &Planned| (planned.plan.timeline, planned.plan.until);
+    let (kept, other) = if reach(&second) > reach(&first) { (second, first) } else { (first, second) };
+    if reach(&kept) != reach(&other) {
+        tracing::warn!(
+            "repository \"{}\" ends at {} on timeline {}; \"{}\" goes on to {} on timeline {} and is used",
+            other.repository.name(),
+            other.plan.until,
+            other.plan.timeline,
+            kept.repository.name(),
+            kept.plan.until,
+            kept.plan.timeline
+        );
+    }
+    kept
+}
+
+async fn make_from(
+    name: &str,
+    settings: &StoreSettings,
+    cluster: &ClusterName,
+    request: &Request,
+    decoder: &Arc<dyn SegmentDecoder>,
+) -> Result<Result<Planned, Box<Unreachable>>, RepoError> {
+    let repository = Repository::open(name, settings).await?;
+    let plan = match driver::prove(&repository, cluster, request, decoder, Timestamp::now()).await? {
+        Ok(plan) => plan,
+        Err(unreachable) => return Ok(Err(unreachable)),
+    };
+    let lineage = repository.read_lineage(cluster, plan.lineage).await?;
+    let lineage = lineage
+        .ok_or_else(|| RepoError::Internal(format!("lineage {} vanished while planning", plan.lineage)))?;
+    Ok(Ok(Planned { repository, cluster: cluster.clone(), lineage, plan }))
+}
+
+/// A failure to read a repository: wrong settings are the fault of the configuration.
+fn failed(error: RepoError) -> Failure {
+    let status = if matches!(error, RepoError::Settings { .. }) { USAGE } else { FAILED };
+    Failure { status, error: error.into() }
+}
+
+/// Prints the plan.
+pub(crate) fn print(common: &CommonArgs, planned: &Planned) -> Result<(), Failure> {
+    if common.json {
+        return output::json(&PlanReport::of(&Ok(planned.plan.clone()), planned.lineage.segment_size));
+    }
+    output::text(&text::plan(&planned.plan, planned.lineage.segment_size))
+}
+
+/// Tells why there is no plan, what is missing, and what can be reached.
+pub(crate) fn refuse(common: &CommonArgs, no_plan: NoPlan) -> Result<(), Failure> {
+    match no_plan {
+        NoPlan::Failed(failure) => Err(failure),
+        NoPlan::Unreachable(unreachable) => {
+            let error = anyhow!("{unreachable}; nothing was touched");
+            if common.json {
+                let size = unreachable.segment_size;
+                output::json(&PlanReport::of(&Err(unreachable), size))?;
+            } else {
+                output::text(&text::unreachable(&unreachable))?;
+            }
+            Err(Failure { status: FAILED, error })
+        }
+    }
+}
+
+/// Opens what recovery will read, and writes nothing. One repository is enough: recovery needs no more.
+pub(crate) async fn probe(common: &CommonArgs) -> Result<(), Failure> {
+    let selection: Selection<StoreSettings> = common.select()?;
+    let mut failure = None;
+    for (name, settings) in &selection.repositories {
+        match Repository::open(name, settings).await {
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    Err(failure.map_or_else(|| Failure::usage(anyhow!("no repository is configured")), failed))
+}
+
+/// The arguments of `restore-agent` that run [`probe`] with the same selection.
+pub(crate) fn probe_arguments(
+    config: Option<&Path>,
+    repo: Option<&str>,
+    cluster: &ClusterName,
+) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> =
+        ["probe", "--quiet", "--cluster", cluster.as_str()].map(OsString::from).to_vec();
+    if let Some(config) = config {
+        arguments.extend(["--config".into(), config.into()]);
+    }
+    if let Some(repo) = repo {
+        arguments.extend(["--repo".into(), repo.into()]);
+    }
+    arguments
+}
+
+/// Where recovery ends, in words.
+pub(crate) fn recovery_ends(plan: &RestorePlan) -> String {
+    let place = format!("{} on timeline {}", plan.target, plan.timeline);
+    match &plan.stop {
+        Some(stop) => {
+            let xid = stop.xid.map(|x| format!(", transaction {x}")).unwrap_or_default();
+            let time = stop.time.map(|t| format!(", {t}")).unwrap_or_default();
+            format!("{place}: the record at {}{xid}{time} decides", stop.record)
+        }
+        None => format!("{place}: at or after {}", plan.until),
+    }
+}

@@ -1,0 +1,379 @@
+//! Data directories that were moved aside for another one, and their way back.
+//!
+//! A directory goes to `<pgdata>.walpoint-old-<time>`, on the same filesystem, so that moving it is a rename and needs no
+//! space. What lies outside it and is in the new one's way (tablespaces, `pg_wal`) goes along, and its links follow, so
+//! that it stays a whole cluster. [`RECORD`] in it says where everything belongs. Nothing is ever deleted here.
+//!
+//! The record is written first, then the data directory is renamed, then the rest, one by one: a crash leaves the old
+//! directory in place, or none at all and a record of what is still to be done, which [`Record::go`] does.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use walpoint_base::durable;
+
+use super::directory;
+
+/// The file in a data directory that was moved aside.
+pub(crate) const RECORD: &str = "walpoint-aside.json";
+
+/// What its name gets, before the time.
+const SUFFIX: &str = ".walpoint-old-";
+
+/// What was moved, and where it belongs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Where the data directory belongs.
+    pub(crate) pgdata: PathBuf,
+    /// Where it lies.
+    pub(crate) aside: PathBuf,
+    /// Directories outside it that went along.
+    pub(crate) moves: Vec<Move>,
+    /// The directory that comes in its place, if one that was moved aside earlier does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) successor: Option<PathBuf>,
+}
+
+/// A directory outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Move {
+    /// Where it belongs.
+    pub(crate) from: PathBuf,
+    /// Where it lies.
+    pub(crate) to: PathBuf,
+    /// The link in the data directory that leads to it, relative; none for what the server does not know of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) link: Option<PathBuf>,
+}
+
+impl Record {
+    /// Plans to move a data directory and directories outside it, each with its link. Everything that would fail is found
+    /// out here, before anything is moved.
+    pub(crate) fn plan(
+        pgdata: &Path,
+        directories: Vec<(PathBuf, Option<PathBuf>)>,
+        successor: Option<PathBuf>,
+        now: Timestamp,
+    ) -> anyhow::Result<Self> {
+        let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let all = || directories.iter().map(|(d, _)| d.as_path()).chain([pgdata]);
+        // One name for all, also if a second replacement comes within the second.
+        let names = (0u32..).map(|n| if n == 0 { time.clone() } else { format!("{time}-{n}") });
+        let free = |name: &String| all().all(|d| fs::symlink_metadata(beside(d, name)).is_err());
+        let name = names.take(1000).find(free).context("no name is free to move the directory to")?;
+        for directory in all() {
+            movable(directory)?;
+        }
+        let moves = directories.iter().map(|(from, link)| Move {
+            from: from.clone(),
+            to: beside(from, &name),
+            link: link.clone(),
+        });
+        Ok(Self {
+            pgdata: pgdata.to_owned(),
+            aside: beside(pgdata, &name),
+            moves: moves.collect(),
+            successor,
+        })
+    }
+
+    /// Moves everything that is not moved yet.
+    pub(crate) fn go(&self) -> anyhow::Result<()> {
+        if self.is_in_place() {
+            self.write(&self.pgdata)?;
+            rename(&self.pgdata, &self.aside)?;
+        }
+        for moved in &self.moves {
+            if fs::symlink_metadata(&moved.to).is_err() && moved.from.exists() {
+                rename(&moved.from, &moved.to)?;
+            }
+            moved.lead(&self.aside, &moved.to)?;
+        }
+        Ok(())
+    }
+
+    /// Puts everything back to where it belongs; nothing may be there.
+    pub(crate) fn come_back(&self) -> anyhow::Result<()> {
+        if !self.is_in_place() {
+            for moved in &self.moves {
+                if moved.to.exists() {
+                    vacant(&moved.from)?;
+                    rename(&moved.to, &moved.from)?;
+                }
+                moved.lead(&self.aside, &moved.from)?;
+            }
+            vacant(&self.pgdata)?;
+            rename(&self.aside, &self.pgdata)?;
+        }
+        remove_abandoned(&self.pgdata)?;
+        let record = self.pgdata.join(RECORD);
+        durable::remove(&record).with_context(|| format!("{} cannot be removed", record.display()))
+    }
+
+    /// Directories that should have been moved and were not: an earlier run was interrupted.
+    pub(crate) fn pending(&self) -> impl Iterator<Item = &Path> {
+        let waits = |moved: &&Move| moved.from.exists() && fs::symlink_metadata(&moved.to).is_err();
+        self.moves.iter().filter(waits).map(|moved| moved.from.as_path())
+    }
+
+    /// Whether everything lies where it should and every link leads there.
+    pub(crate) fn is_complete(&self) -> bool {
+        let led = |moved: &Move| {
+            let link = moved.link.as_ref().map(|link| self.aside.join(link));
+            link.is_none_or(|link| leads_to(&link, &moved.to) || !link.is_symlink())
+        };
+        self.pending().next().is_none() && self.moves.iter().all(led)
+    }
+
+    /// Where a directory lay before: the name that belongs to what is called `path` now.
+    pub(crate) fn original(&self, path: &Path) -> Option<PathBuf> {
+        self.moves.iter().find(|moved| moved.to == path).map(|moved| moved.from.clone())
+    }
+
+    /// Whether the directory was not moved, or is back.
+    fn is_in_place(&self) -> bool {
+        fs::symlink_metadata(&self.aside).is_err()
+    }
+
+    fn write(&self, directory: &Path) -> anyhow::Result<()> {
+        remove_abandoned(directory)?;
+        let path = directory.join(RECORD);
+        let json = serde_json::to_vec_pretty(self)?;
+        durable::replace(&path, &json, 0o600).with_context(|| format!("{} cannot be written", path.display()))
+    }
+
+    /// The record in a directory. A damaged one counts as none.
+    fn read(directory: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(directory.join(RECORD)).ok()?).ok()
+    }
+}
+
+impl Move {
+    /// Makes the link in a data directory lead there, if it has one.
+    fn lead(&self, pgdata: &Path, target: &Path) -> anyhow::Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        let link = pgdata.join(link);
+        // Always the same name, so that an interrupted run leaves nothing that the next one does not use.
+        let name = link.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = link.with_file_name(format!("{}{name}", durable::TEMPORARY_PREFIX));
+        let led = durable::remove(&temporary).and_then(|()| {
+            if leads_to(&link, target) || !link.is_symlink() {
+                return Ok(());
+            }
+            symlink(target, &temporary).and_then(|()| durable::rename(&temporary, &link))
+        });
+        led.with_context(|| {
+            format!("the link {} cannot be made to lead to {}", link.display(), target.display())
+        })
+    }
+}
+
+/// The data directories that were moved aside from there, the latest first.
+pub(crate) fn of(pgdata: &Path) -> io::Result<Vec<Record>> {
+    let (Some(parent), Some(name)) = (pgdata.parent(), pgdata.file_name()) else { return Ok(Vec::new()) };
+    let prefix = format!("{}{SUFFIX}", name.to_string_lossy());
+    let entries = match fs::read_dir(parent) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+            continue;
+        }
+        let path = entry.path();
+        // One that somebody copied or renamed says something else of itself.
+        found.extend(Record::read(&path).filter(|record| record.aside == path && record.pgdata == pgdata));
+    }
+    found.sort_by(|a, b| b.aside.cmp(&a.aside));
+    Ok(found)
+}
+
+/// The record of a directory that is in place although a record says that it was to be moved.
+pub(crate) fn left_in(pgdata: &Path) -> Option<Record> {
+    Record::read(pgdata).filter(|record| record.pgdata == pgdata && record.is_in_place())
+}
+
+fn leads_to(link: &Path, target: &Path) -> bool {
+    fs::read_link(link).is_ok_and(|found| found == target)
+}
+
+fn beside(directory: &Path, time: &str) -> PathBuf {
+    let mut name = directory.as_os_str().to_owned();
+    name.push(format!("{SUFFIX}{time}"));
+    PathBuf::from(name)
+}
+
+/// Removes what a killed run was about to write.
+fn remove_abandoned(directory: &Path) -> anyhow::Result<()> {
+    durable::remove_abandoned(directory).map(drop).with_context(|| directory.display().to_string())
+}
+
+/// Whether a directory can be renamed within its parent.
+fn movable(directory: &Path) -> anyhow::Result<()> {
+    let shown = directory.display();
+    let Some(parent) = directory.parent() else { bail!("{shown} is the root and cannot be moved aside") };
+    let hint = "use --delta, or put the new one elsewhere; nothing was changed";
+    if fs::metadata(directory).with_context(|| shown.to_string())?.dev()
+        != fs::metadata(parent).with_context(|| parent.display().to_string())?.dev()
+    {
+        bail!("{shown} is a mount point, which cannot be moved aside; {hint}");
+    }
+    if rustix::fs::access(parent, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_err() {
+        bail!(
+            "{shown} cannot be moved aside, because nothing may be written to {}; {hint}",
+            parent.display()
+        );
+    }
+    Ok(())
+}
+
+/// Refuses a name that leads to something; an empty directory goes.
+fn vacant(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("something else lies at {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
+    durable::rename(from, to)
+        .with_context(|| format!("{} cannot be moved to {}", from.display(), to.display()))
+}
+
+/// Directories outside `pgdata` that are in the way of others, each with the link that proves whose it is; an error names
+/// one that no link leads to.
+pub(crate) fn in_the_way(
+    wanted: &[PathBuf],
+    link_to: impl Fn(&Path) -> Option<PathBuf>,
+    also_ours: impl Fn(&Path) -> bool,
+) -> Result<Vec<(PathBuf, Option<PathBuf>)>, String> {
+    let mut directories = Vec::new();
+    for directory in wanted {
+        let Err(in_use) = directory::require_empty(directory) else { continue };
+        match link_to(directory) {
+            Some(link) => directories.push((directory.clone(), Some(link))),
+            None if also_ours(directory) => directories.push((directory.clone(), None)),
+            None => return Err(in_use),
+        }
+    }
+    Ok(directories)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Bed {
+        dir: tempfile::TempDir,
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            let bed = Self { dir: tempfile::tempdir().unwrap() };
+            bed.make("the old one");
+            bed
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().canonicalize().unwrap().join(name)
+        }
+
+        /// A data directory with a tablespace outside.
+        fn make(&self, content: &str) {
+            fs::create_dir_all(self.path("data/pg_tblspc")).unwrap();
+            fs::create_dir_all(self.path("fast")).unwrap();
+            symlink(self.path("fast"), self.path("data/pg_tblspc/1")).unwrap();
+            durable::create(&self.path("data/x"), content.as_bytes()).unwrap();
+            durable::create(&self.path("fast/x"), content.as_bytes()).unwrap();
+        }
+
+        fn plan(&self, successor: Option<PathBuf>) -> Record {
+            let directories = vec![(self.path("fast"), Some("pg_tblspc/1".into()))];
+            Record::plan(&self.path("data"), directories, successor, Timestamp::now()).unwrap()
+        }
+
+        #[track_caller]
+        fn assert_whole(&self, pgdata: &Path, content: &str) {
+            assert_eq!(fs::read_to_string(pgdata.join("x")).unwrap(), content);
+            assert_eq!(fs::read_to_string(pgdata.join("pg_tblspc/1/x")).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn a_directory_goes_aside_whole_and_comes_back() {
+        let bed = Bed::new();
+        let record = bed.plan(None);
+        assert_eq!(record.pending().count(), 1);
+        record.go().unwrap();
+        assert!(!bed.path("data").exists() && !bed.path("fast").exists() && record.pending().count() == 0);
+        bed.assert_whole(&record.aside, "the old one");
+        assert_eq!(of(&bed.path("data")).unwrap(), std::slice::from_ref(&record));
+        assert_eq!(of(&bed.path("dat")).unwrap(), []);
+        bed.make("the new one");
+        assert!(record.come_back().is_err(), "something is in its place");
+        let second = bed.plan(Some(record.aside.clone()));
+        assert_ne!(second.aside, record.aside, "names differ within a second");
+        second.go().unwrap();
+        record.come_back().unwrap();
+        bed.assert_whole(&bed.path("data"), "the old one");
+        bed.assert_whole(&second.aside, "the new one");
+        assert!(!bed.path("data").join(RECORD).exists());
+        assert_eq!(of(&bed.path("data")).unwrap(), [second]);
+    }
+
+    #[test]
+    fn a_move_that_was_interrupted_anywhere_is_finished() {
+        for steps in 0..4 {
+            let bed = Bed::new();
+            let record = bed.plan(None);
+            if steps > 0 {
+                record.write(&record.pgdata).unwrap();
+                assert_eq!(left_in(&record.pgdata), Some(record.clone()));
+            }
+            if steps > 1 {
+                rename(&record.pgdata, &record.aside).unwrap();
+                assert_eq!(of(&record.pgdata).unwrap(), std::slice::from_ref(&record));
+            }
+            if steps > 2 {
+                rename(&record.moves[0].from, &record.moves[0].to).unwrap();
+            }
+            assert!(!record.is_complete());
+            record.go().unwrap();
+            assert!(record.is_complete());
+            bed.assert_whole(&record.aside, "the old one");
+            // And so is its way back.
+            if steps > 0 {
+                rename(&record.moves[0].to, &record.moves[0].from).unwrap();
+            }
+            if steps > 1 {
+                record.moves[0].lead(&record.aside, &record.moves[0].from).unwrap();
+            }
+            if steps > 2 {
+                rename(&record.aside, &record.pgdata).unwrap();
+            }
+            record.come_back().unwrap();
+            bed.assert_whole(&record.pgdata, "the old one");
+            assert!(of(&record.pgdata).unwrap().is_empty() && left_in(&record.pgdata).is_none());
+        }
+    }
+
+    #[test]
+    fn only_what_a_link_leads_to_is_moved() {
+        let bed = Bed::new();
+        let wanted = [bed.path("fast"), bed.path("missing")];
+        let link = |path: &Path| (path == bed.path("fast")).then(|| PathBuf::from("pg_tblspc/1"));
+        let moved = in_the_way(&wanted, link, |_| false).unwrap();
+        assert_eq!(moved, [(bed.path("fast"), Some("pg_tblspc/1".into()))]);
+        assert!(in_the_way(&wanted, |_| None, |_| false).unwrap_err().contains("fast"));
+        assert!(Record::plan(Path::new("/proc"), Vec::new(), None, Timestamp::now()).is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! The `restore_command` of a restored cluster.
+
+use std::path::{Path, PathBuf};
+
+/// Where `restore-fetch` finds its prefetcher, relative to the data directory, in which PostgreSQL runs the command.
+const SOCKET: &str = "pg_wal/walpoint-spool/socket";
+
+/// What the command needs to select the repository and the cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// The configuration file; absolute.
+    pub(crate) config: Option<PathBuf>,
+    /// The repository, if it was given by `--repo`.
+    pub(crate) repo: Option<String>,
+    /// The key file, if the environment names it and nothing else does.
+    pub(crate) key_file: Option<PathBuf>,
+    /// The cluster.
+    pub(crate) cluster: String,
+}
+
+/// The command, for `sh -c`, with `%f` and `%p` for PostgreSQL to fill in.
+pub(crate) fn restore_command(source: &Source) -> String {
+    // PostgreSQL's environment is not that of whoever restores.
+    let key = source.key_file.as_deref().map(|path| word(&path.to_string_lossy()));
+    let key = key.map_or(String::new(), |path| format!("WALPOINT_KEY_FILE={path} "));
+    let mut command = format!("{key}{} --socket {SOCKET}", word(&program()));
+    let mut option = |name: &str, value: &str| command.push_str(&format!(" {name} {}", word(value)));
+    if let Some(config) = &source.config {
+        option("--config", &config.to_string_lossy());
+    }
+    if let Some(repo) = &source.repo {
+        option("--repo", repo);
+    }
+    option("--cluster", &source.cluster);
+    command + " %f %p"
+}
+
+/// `restore-fetch` beside this program, or by its name if it is not there.
+fn program() -> String {
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join("restore-fetch")));
+    let found = beside.filter(|path| path.is_file());
+    found.as_deref().unwrap_or(Path::new("restore-fetch")).to_string_lossy().into_owned()
+}
+
+/// A word of the shell's language. PostgreSQL replaces `%` sequences before the shell sees the text (`BuildRestoreCommand`),
+/// so `%` is doubled.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,".contains(c);
+    let text = text.replace('%', "%%");
+    if !text.is_empty() && text.chars().all(|c| plain(c) || c == '%') {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_postgresql_and_the_shell() {
+        assert_eq!(word("/usr/bin/x-1.0"), "/usr/bin/x-1.0");
+        assert_eq!(word("/my dir/it's"), "'/my dir/it'\\''s'");
+        assert_eq!(word("50%"), "50%%");
+        assert_eq!(word(""), "''");
+    }
+
+    #[test]
+    fn a_command_names_all_that_it_needs() {
+        let mut source = Source {
+            config: Some("/etc/w p/c.toml".into()),
+            repo: None,
+            key_file: None,
+            cluster: "main".into(),
+        };
+        let command = restore_command(&source);
+        assert!(command.contains("--config '/etc/w p/c.toml' --cluster main %f %p"), "{command}");
+        assert!(command.contains("--socket pg_wal/walpoint-spool/socket"), "{command}");
+        source.key_file = Some("/my key".into());
+        let command = restore_command(&source);
+        assert!(command.starts_with("WALPOINT_KEY_FILE='/my key' "), "{command}");
+    }
+}

@@ -1,0 +1,243 @@
+//! Which blocks of files that are there are right already.
+//!
+//! Each block is read and its hash compared with the backup's; sizes and times of files say nothing. What has to be zero is
+//! made a hole. Memory is bounded by the window: 25 bytes for each block that is compared.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+use tokio::task::JoinSet;
+use walpoint_repo::backup::{BlockSize, Content, Hashing, Window};
+use walpoint_repo::cpu;
+
+use super::copy::{NOFOLLOW, Target};
+
+/// Blocks that are compared in one go.
+const PORTION: usize = 1024;
+
+/// Bytes that are read at once.
+const READ: usize = 256 << 10;
+
+/// A stored block of a file that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Block {
+    part: usize,
+    number: u64,
+    hash: u64,
+}
+
+/// The blocks of a window that need not be fetched.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Sorted.
+    blocks: Arc<Vec<Block>>,
+    right: Vec<bool>,
+    bytes: u64,
+}
+
+impl Found {
+    /// Whether a block is right.
+    pub(crate) fn has(&self, part: usize, number: u64) -> bool {
+        let at = self.blocks.binary_search_by_key(&(part, number), |block| (block.part, block.number));
+        at.is_ok_and(|at| self.right.get(at).copied().unwrap_or(false))
+    }
+
+    /// How many bytes are right.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Compares what a window's files hold with what they shall hold, and clears what shall be zero.
+pub(crate) async fn compare(
+    window: &Window,
+    targets: &Arc<Vec<Option<Target>>>,
+    hashing: &Hashing,
+    size: BlockSize,
+) -> anyhow::Result<Found> {
+    let kept = |part: usize| targets.get(part).and_then(Option::as_ref).filter(|target| target.present > 0);
+    if (0..targets.len()).all(|part| kept(part).is_none()) {
+        return Ok(Found::default());
+    }
+    let mut blocks = Vec::new();
+    // Nothing is fetched yet; this is the way to all blocks.
+    window.units_of(|part, number, hash| {
+        if kept(part).is_some_and(|target| number.saturating_mul(size.bytes()) < target.present) {
+            blocks.push(Block { part, number, hash });
+        }
+        false
+    });
+    // In the order of packs until here.
+    blocks.sort_unstable();
+    let blocks = Arc::new(blocks);
+    let mut tasks = JoinSet::new();
+    let mut right = vec![false; blocks.len()];
+    for start in (0..blocks.len()).step_by(PORTION) {
+        let (blocks, targets, hashing) = (Arc::clone(&blocks), Arc::clone(targets), hashing.clone());
+        tasks.spawn(cpu::run(move || {
+            let portion = blocks.get(start..blocks.len().min(start + PORTION)).unwrap_or_default();
+            let compared = compare_portion(portion, &targets, &hashing, size)?;
+            Ok::<_, anyhow::Error>((start, compared))
+        }));
+    }
+    let mut bytes = 0;
+    while let Some(done) = tasks.join_next().await {
+        let (start, compared) = done.context("a worker of the restore broke")???;
+        for (at, length) in (start..).zip(compared) {
+            if let (Some(slot), Some(length)) = (right.get_mut(at), length) {
+                *slot = true;
+                bytes += length;
+            }
+        }
+    }
+    let (zeros, targets) = (zeros(window, targets, &blocks, size), Arc::clone(targets));
+    tokio::task::spawn_blocking(move || {
+        for (part, ranges) in zeros {
+            let Some(target) = targets.get(part).and_then(Option::as_ref) else { continue };
+            clear(&target.path, &ranges)
+                .with_context(|| format!("{} cannot be cleared where it is empty", target.path.display()))?;
+        }
+        Ok::<_, anyhow::Error>(())
+    })
+    .await
+    .context("a worker of the restore broke")??;
+    Ok(Found { blocks, right, bytes })
+}
+
+/// For each block its length if it is right.
+fn compare_portion(
+    blocks: &[Block],
+    targets: &[Option<Target>],
+    hashing: &Hashing,
+    size: BlockSize,
+) -> anyhow::Result<Vec<Option<u64>>> {
+    let mut compared = Vec::with_capacity(blocks.len());
+    let mut buffer = vec![0; READ.max(size.as_usize())];
+    for same_file in blocks.chunk_by(|a, b| a.part == b.part) {
+        let target = same_file.first().and_then(|block| targets.get(block.part)?.as_ref());
+        let target = target.context("internal error: a block of no file is compared")?;
+        let Content::File(content) = &target.entry.content else {
+            bail!("internal error: {} is compared and is no file", target.path.display())
+        };
+        let told = || format!("{} cannot be read", target.path.display());
+        let file =
+            OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(&target.path).with_context(told)?;
+        let at_once = (buffer.len() / size.as_usize()).max(1);
+        for run in same_file.chunk_by(|a, b| a.number + 1 == b.number).flat_map(|run| run.chunks(at_once)) {
+            let lengths = run.iter().map(|block| size.block_len(content.length, block.number));
+            let length: usize = lengths.clone().sum();
+            let offset = run.first().map_or(0, |block| block.number * size.bytes());
+            let bytes = buffer.get_mut(..length).context("internal error: a run of blocks is too long")?;
+            file.read_exact_at(bytes, offset).with_context(told)?;
+            let mut rest = &*bytes;
+            for (block, length) in run.iter().zip(lengths) {
+                let (content, later) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+                rest = later;
+                compared.push((hashing.block(content) == block.hash).then_some(content.len() as u64));
+            }
+        }
+    }
+    Ok(compared)
+}
+
+/// The stretches of files that are there and shall be zero: what is between the stored blocks.
+fn zeros(
+    window: &Window,
+    targets: &[Option<Target>],
+    blocks: &[Block],
+    size: BlockSize,
+) -> Vec<(usize, Vec<(u64, u64)>)> {
+    let mut all = Vec::new();
+    for (part, (target, described)) in targets.iter().zip(window.parts()).enumerate() {
+        let Some(target) = target.as_ref().filter(|target| target.present > 0) else { continue };
+        let begin = blocks.partition_point(|block| block.part < part);
+        let end = blocks.partition_point(|block| block.part <= part);
+        let end_of_part = described.range.end.min(target.present);
+        let mut at = described.range.start;
+        let mut ranges = Vec::new();
+        for block in blocks.get(begin..end).unwrap_or_default() {
+            let start = block.number * size.bytes();
+            if start > at {
+                ranges.push((at, start));
+            }
+            at = start + size.bytes();
+        }
+        if at < end_of_part {
+            ranges.push((at, end_of_part));
+        }
+        if !ranges.is_empty() {
+            all.push((part, ranges));
+        }
+    }
+    all
+}
+
+/// Makes stretches of a file holes where they are not.
+fn clear(path: &Path, ranges: &[(u64, u64)]) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).custom_flags(NOFOLLOW).open(path)?;
+    for &(start, end) in ranges {
+        let mut at = start;
+        while at < end {
+            let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+                // Nothing but a hole up to the end of the file.
+                Err(Errno::NXIO) => break,
+                data => data?,
+            };
+            if data >= end {
+                break;
+            }
+            let hole = rustix::fs::seek(&file, SeekFrom::Hole(data))?.min(end);
+            punch(&file, data, hole - data)?;
+            at = hole;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a hole, or writes zeros where the filesystem has none.
+fn punch(file: &File, start: u64, length: u64) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(file, flags, start, length) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+        done => return Ok(done?),
+    }
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    let (mut at, end) = (start, start + length);
+    while at < end {
+        let piece = usize::try_from(end - at).unwrap_or(ZEROS.len()).min(ZEROS.len());
+        file.write_all_at(ZEROS.get(..piece).unwrap_or(&ZEROS), at)?;
+        at += piece as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use walpoint_base::durable;
+
+    use super::*;
+
+    #[test]
+    fn what_shall_be_zero_becomes_a_hole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        durable::create(&path, &vec![7; 1 << 20]).unwrap();
+        clear(&path, &[(0, 8192), (65536, 1 << 20)]).unwrap();
+        let content = std::fs::read(&path).unwrap();
+        assert_eq!(content.len(), 1 << 20);
+        let nonzero = content.iter().enumerate().filter(|(_, byte)| **byte != 0).map(|(at, _)| at as u64);
+        assert!(nonzero.eq(8192..65536));
+        assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 1 << 19, "the file is sparse");
+        clear(&path, &[(0, 1 << 20)]).unwrap();
+        clear(&path, &[(0, 1 << 21)]).unwrap();
+        assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
+    }
+}

@@ -1,0 +1,413 @@
+//! The directory that a cluster is restored into: what may be written to, and what marks an unfinished restore.
+//!
+//! While a restore is under way the directory holds [`MARKER`] and no `global/pg_control`, so PostgreSQL cannot start
+//! there. `pg_control` comes last and the marker goes after it: a crash between the two leaves a complete cluster whose
+//! marker the next run only has to remove. Over a data directory that is there the marker comes first and says so until
+//! `pg_control` is gone. Directories outside PGDATA hold a marker too while they are filled: one that has none, or another
+//! data directory's, is never emptied, whatever an interrupted restore had meant to put there.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use walpoint_base::durable;
+
+/// The file that marks an unfinished restore, in the data directory and in those outside it that belong to it.
+pub(crate) const MARKER: &str = "walpoint-restore.json";
+
+/// What an unfinished restore was about to do; a re-run has to want the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Marker {
+    /// The repository's id.
+    pub(crate) repository: String,
+    /// The cluster's name.
+    pub(crate) cluster: String,
+    /// The backup that is written.
+    pub(crate) backup: String,
+    /// The target, as a person reads it.
+    pub(crate) target: String,
+    /// Directories outside PGDATA that it writes to.
+    pub(crate) directories: Vec<PathBuf>,
+    /// Whether it repairs what was there, which is then not its own to empty.
+    #[serde(default)]
+    pub(crate) delta: bool,
+    /// Nothing was changed yet: `pg_control` is the old one.
+    #[serde(default)]
+    pub(crate) claiming: bool,
+}
+
+/// What a directory is before a restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It does not exist, or is empty.
+    Empty,
+    /// A restore was interrupted there before it could write `pg_control`.
+    Unfinished(Marker),
+    /// A restore ended there; only its marker was not removed.
+    Finished(Marker),
+    /// It holds something else, this for example.
+    Occupied(String),
+}
+
+/// Why nothing may be restored into a directory.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DirectoryError {
+    /// A server runs there.
+    #[error("{pgdata}: a PostgreSQL server (pid {pid}) is running there; stop it first: nothing was changed")]
+    Running {
+        /// The directory.
+        pgdata: PathBuf,
+        /// The server's process.
+        pid: u32,
+    },
+    /// It holds something else.
+    #[error(
+        "{pgdata} is not empty (it holds {example:?}); give an empty or a new directory, or repair what is there (--delta), or have \
+         it moved aside (--replace): nothing was changed"
+    )]
+    NotEmpty {
+        /// The directory.
+        pgdata: PathBuf,
+        /// Something in it.
+        example: String,
+    },
+    /// Another restore writes to it.
+    #[error("{0}: another restore into it is under way; nothing was changed")]
+    Busy(PathBuf),
+    /// It cannot be looked at or changed.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn error_at(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError + '_ {
+    move |source| DirectoryError::Io { path: path.to_owned(), source }
+}
+
+/// Looks at the directory without changing it. `lost+found` of a fresh filesystem does not count, nor does a marker that
+/// was about to get its name when an earlier restore was killed.
+pub(crate) fn inspect(pgdata: &Path) -> Result<State, DirectoryError> {
+    if let Some(pid) = running_server(pgdata).map_err(error_at(pgdata))? {
+        return Err(DirectoryError::Running { pgdata: pgdata.to_owned(), pid });
+    }
+    let entries = match fs::read_dir(pgdata) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(State::Empty),
+        entries => entries.map_err(error_at(pgdata))?,
+    };
+    let names = entries
+        .map(|e| e.map(|e| e.file_name()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(error_at(pgdata))?;
+    let Some(example) = names.iter().filter(|name| counts(name)).min() else {
+        return Ok(State::Empty);
+    };
+    match read_marker(pgdata)? {
+        Some(marker) if !marker.claiming && pgdata.join("global/pg_control").exists() => {
+            Ok(State::Finished(marker))
+        }
+        Some(marker) => Ok(State::Unfinished(marker)),
+        None => Ok(State::Occupied(example.to_string_lossy().into_owned())),
+    }
+}
+
+fn counts(name: &OsStr) -> bool {
+    let half_made = format!("{}{MARKER}", durable::TEMPORARY_PREFIX);
+    name != "lost+found" && !name.to_string_lossy().starts_with(&half_made)
+}
+
+/// The marker of an unfinished restore. A damaged one counts as none: then the directory is simply not empty.
+fn read_marker(pgdata: &Path) -> Result<Option<Marker>, DirectoryError> {
+    let path = pgdata.join(MARKER);
+    match fs::read(&path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(error_at(&path)(e)),
+    }
+}
+
+/// Keeps other restores out of the directory for as long as it is held.
+#[derive(Debug)]
+pub(crate) struct Held(#[expect(dead_code, reason = "its lock is what counts")] File);
+
+/// Locks the directory, which exists.
+pub(crate) fn hold(pgdata: &Path) -> Result<Held, DirectoryError> {
+    let directory = File::open(pgdata).map_err(error_at(pgdata))?;
+    match directory.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => Err(DirectoryError::Busy(pgdata.to_owned())),
+        // A filesystem without locks on directories has none for another restore either.
+        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(Held(directory)),
+    }
+}
+
+/// Gives the directory, which exists, a mode that PostgreSQL accepts and puts the marker into it, durably; from then on
+/// PostgreSQL cannot start there.
+pub(crate) fn claim(pgdata: &Path, marker: &Marker) -> Result<(), DirectoryError> {
+    let mode = fs::metadata(pgdata).map_err(error_at(pgdata))?.permissions().mode() & 0o7777;
+    // PostgreSQL starts only in a directory with one of these two modes.
+    if !matches!(mode, 0o700 | 0o750) {
+        fs::set_permissions(pgdata, fs::Permissions::from_mode(0o700)).map_err(error_at(pgdata))?;
+    }
+    durable::remove_abandoned(pgdata).map_err(error_at(pgdata))?;
+    let path = pgdata.join(MARKER);
+    let write = |claiming| {
+        let marker = Marker { claiming, ..marker.clone() };
+        let json = serde_json::to_vec_pretty(&marker).map_err(io::Error::from).map_err(error_at(&path))?;
+        durable::replace(&path, &json, 0o600).map_err(error_at(&path))
+    };
+    let control = pgdata.join("global/pg_control");
+    // With a marker that does not say so, a pg_control would be that of a finished restore.
+    let claiming = control.exists();
+    write(claiming)?;
+    if claiming {
+        durable::remove(&control).or_else(no_parent).map_err(error_at(&control))?;
+        write(false)?;
+    }
+    Ok(())
+}
+
+/// A file in a directory that does not exist is gone as well.
+fn no_parent(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// Marks a directory outside PGDATA, which exists, as one that the restore into `pgdata` fills.
+pub(crate) fn claim_other(other: &Path, pgdata: &Path) -> Result<(), DirectoryError> {
+    durable::remove_abandoned(other).map_err(error_at(other))?;
+    let path = other.join(MARKER);
+    durable::replace(&path, pgdata.as_os_str().as_encoded_bytes(), 0o600).map_err(error_at(&path))
+}
+
+/// Whether a directory outside PGDATA was claimed by an unfinished restore into `pgdata`.
+pub(crate) fn belongs_to(other: &Path, pgdata: &Path) -> bool {
+    fs::read(other.join(MARKER)).is_ok_and(|named| named == pgdata.as_os_str().as_encoded_bytes())
+}
+
+/// Ends the restore: the cluster is complete.
+pub(crate) fn release(pgdata: &Path, marker: &Marker) -> Result<(), DirectoryError> {
+    // The run that put `pg_control` into place may have been killed before it synced the name.
+    let global = pgdata.join("global");
+    durable::sync_directory(&global).map_err(error_at(&global))?;
+    let others = marker.directories.iter().filter(|other| belongs_to(other, pgdata));
+    for directory in others.map(PathBuf::as_path).chain([pgdata]) {
+        disown(directory)?;
+    }
+    Ok(())
+}
+
+/// Removes the marker of a directory.
+pub(crate) fn disown(directory: &Path) -> Result<(), DirectoryError> {
+    let path = directory.join(MARKER);
+    durable::remove(&path).map_err(error_at(&path))
+}
+
+/// `path` without links, as far as it exists.
+pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    for ancestor in path.ancestors() {
+        match fs::canonicalize(ancestor) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+            Ok(real) => {
+                let rest = path.strip_prefix(ancestor).unwrap_or(Path::new(""));
+                return Ok(if rest.as_os_str().is_empty() { real } else { real.join(rest) });
+            }
+        }
+    }
+    Ok(path)
+}
+
+/// Empties a directory that an interrupted restore had begun to fill: all but the marker. Links are removed, not followed.
+pub(crate) fn clear(pgdata: &Path) -> Result<(), DirectoryError> {
+    for entry in fs::read_dir(pgdata).map_err(error_at(pgdata))? {
+        let entry = entry.map_err(error_at(pgdata))?;
+        let path = entry.path();
+        if entry.file_name() == MARKER || entry.file_name() == "lost+found" {
+            continue;
+        }
+        let kind = entry.file_type().map_err(error_at(&path))?;
+        let removed = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(error_at(&path))?;
+    }
+    durable::sync_directory(pgdata).map_err(error_at(pgdata))
+}
+
+/// Refuses a directory outside PGDATA that holds anything.
+pub(crate) fn require_empty(directory: &Path) -> Result<(), String> {
+    let shown = directory.display();
+    let first = match fs::read_dir(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(format!("{shown}: {e}")),
+        Ok(mut entries) => entries.find(|e| e.as_ref().map_or(true, |e| counts(&e.file_name()))),
+    };
+    match first {
+        None => Ok(()),
+        Some(_) => Err(format!(
+            "{shown} is not empty; another cluster may use it. Choose another place with --tablespace OLD=NEW, --tablespace-dir, \
+             --wal-dir or --extra-dir: nothing was changed"
+        )),
+    }
+}
+
+/// The server that runs on a data directory, if one does: the first line of `postmaster.pid`, if that process lives.
+///
+/// A pid that was taken over by another user's process is no server: PostgreSQL runs as the owner of its directory.
+pub(crate) fn running_server(pgdata: &Path) -> io::Result<Option<u32>> {
+    let text = match fs::read_to_string(pgdata.join("postmaster.pid")) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        text => text?,
+    };
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else {
+        return Ok(None);
+    };
+    let Ok(process) = fs::metadata(format!("/proc/{pid}")) else {
+        return Ok(None);
+    };
+    Ok((process.uid() == fs::metadata(pgdata)?.uid()).then_some(pid))
+}
+
+/// Bytes that can still be written to the filesystem of `path`, or of the nearest parent that exists.
+pub(crate) fn free_space(path: &Path) -> io::Result<u64> {
+    let mut at = path;
+    while !at.exists() {
+        at = at.parent().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    }
+    let at = if at.as_os_str().is_empty() { Path::new(".") } else { at };
+    let stat = rustix::fs::statvfs(at)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marker() -> Marker {
+        Marker {
+            repository: "r".into(),
+            cluster: "c".into(),
+            backup: "b".into(),
+            target: "latest".into(),
+            directories: vec!["/fast".into()],
+            delta: false,
+            claiming: false,
+        }
+    }
+
+    #[test]
+    fn only_an_empty_directory_or_an_unfinished_restore_is_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let pgdata = dir.path().join("a/data");
+        assert_eq!(inspect(&pgdata).unwrap(), State::Empty);
+        // Killed while it was about to claim the directory.
+        durable::create_directories(&pgdata).unwrap();
+        drop(durable::create_locked(&durable::temporary_beside(&pgdata.join(MARKER))).unwrap());
+        assert_eq!(inspect(&pgdata).unwrap(), State::Empty);
+        claim(&pgdata, &marker()).unwrap();
+        assert_eq!(fs::read_dir(&pgdata).unwrap().count(), 1);
+        assert_eq!(inspect(&pgdata).unwrap(), State::Unfinished(marker()));
+        fs::create_dir(pgdata.join("global")).unwrap();
+        durable::create(&pgdata.join("global/pg_control"), b"x").unwrap();
+        assert_eq!(inspect(&pgdata).unwrap(), State::Finished(marker()));
+        release(&pgdata, &marker()).unwrap();
+        assert_eq!(inspect(&pgdata).unwrap(), State::Occupied("global".into()));
+    }
+
+    #[test]
+    fn a_cluster_that_is_being_claimed_is_not_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("global")).unwrap();
+        durable::create(&dir.path().join("global/pg_control"), b"old").unwrap();
+        let claiming = Marker { claiming: true, delta: true, ..marker() };
+        let json = serde_json::to_vec(&claiming).unwrap();
+        durable::create(&dir.path().join(MARKER), &json).unwrap();
+        assert_eq!(inspect(dir.path()).unwrap(), State::Unfinished(claiming.clone()));
+        claim(dir.path(), &claiming).unwrap();
+        assert!(!dir.path().join("global/pg_control").exists());
+        let claimed = Marker { claiming: false, ..claiming };
+        assert_eq!(inspect(dir.path()).unwrap(), State::Unfinished(claimed));
+    }
+
+    #[test]
+    fn claiming_takes_pg_control_away_and_clearing_keeps_the_marker() {
+        let dir = tempfile::tempdir().unwrap();
+        claim(dir.path(), &marker()).unwrap();
+        fs::create_dir(dir.path().join("global")).unwrap();
+        durable::create(&dir.path().join("global/pg_control"), b"x").unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("link")).unwrap();
+        durable::create(&outside.path().join("kept"), b"").unwrap();
+        claim(dir.path(), &marker()).unwrap();
+        assert!(!dir.path().join("global/pg_control").exists());
+        clear(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(outside.path().join("kept").exists(), "links are not followed");
+        assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn only_what_was_claimed_for_a_data_directory_belongs_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pgdata, other) = (dir.path().join("data"), dir.path().join("deep/other"));
+        durable::create_directories(&pgdata).unwrap();
+        durable::create_directories(&other).unwrap();
+        fs::create_dir(pgdata.join("global")).unwrap();
+        assert!(!belongs_to(&other, &pgdata));
+        claim_other(&other, &pgdata).unwrap();
+        assert!(belongs_to(&other, &pgdata) && !belongs_to(&other, &dir.path().join("data2")));
+        let marker = Marker { directories: vec![other.clone()], ..marker() };
+        claim(&pgdata, &marker).unwrap();
+        release(&pgdata, &marker).unwrap();
+        assert!(!belongs_to(&other, &pgdata) && !pgdata.join(MARKER).exists());
+        // Another's marker stays.
+        claim_other(&other, &dir.path().join("data2")).unwrap();
+        release(&pgdata, &marker).unwrap();
+        assert!(other.join(MARKER).exists());
+    }
+
+    #[test]
+    fn one_restore_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = hold(dir.path()).unwrap();
+        assert!(matches!(hold(dir.path()), Err(DirectoryError::Busy(_))));
+        drop(held);
+        hold(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn links_in_paths_are_seen_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
+        assert_eq!(resolve(&dir.path().join("link")).unwrap(), real);
+        assert_eq!(resolve(&dir.path().join("link/new/data")).unwrap(), real.join("new/data"));
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        require_empty(dir.path()).unwrap();
+        require_empty(&dir.path().join("missing")).unwrap();
+        durable::create(&dir.path().join("x"), b"").unwrap();
+        assert!(require_empty(dir.path()).unwrap_err().contains("--tablespace OLD=NEW"));
+    }
+
+    #[test]
+    fn a_running_server_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = std::process::id();
+        durable::create(&dir.path().join("postmaster.pid"), format!("{pid}\n/data\n").as_bytes()).unwrap();
+        assert!(inspect(dir.path()).unwrap_err().to_string().contains(&format!("pid {pid}")));
+        durable::replace(&dir.path().join("postmaster.pid"), b"999999999\n", 0o600).unwrap();
+        assert!(matches!(inspect(dir.path()), Ok(State::Occupied(_))));
+        assert!(free_space(&dir.path().join("x/y")).unwrap() > 0);
+    }
+}

@@ -1,0 +1,172 @@
+//! The data directory that lies where a cluster is to be restored: whose it is, and which directories outside belong to it.
+//!
+//! Nothing is changed here. What belongs to a data directory is proven by its own links, `pg_tblspc/<oid>` and `pg_wal`:
+//! what no link of it leads to is somebody else's, whatever a command line says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use walpoint_base::{SegmentName, SystemId};
+use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+
+use super::directory;
+use super::tablespaces::Place;
+
+/// Where tablespaces are linked.
+const TABLESPACES: &str = "pg_tblspc";
+
+/// A data directory as it was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Existing {
+    /// The cluster's identity; `None` if `pg_control` is missing or damaged.
+    pub(crate) system_id: Option<SystemId>,
+    /// Its tablespaces by oid: a link, with the directory it leads to, or a directory in the link's place.
+    pub(crate) tablespaces: BTreeMap<u32, Place>,
+    /// Where `pg_wal` leads, if it is a link.
+    pub(crate) wal: Option<PathBuf>,
+}
+
+impl Existing {
+    /// Looks at a directory; `None` if it is no data directory: `PG_VERSION` makes one.
+    pub(crate) fn look(pgdata: &Path) -> io::Result<Option<Self>> {
+        if !pgdata.join("PG_VERSION").is_file() {
+            return Ok(None);
+        }
+        let control = fs::read(pgdata.join(CONTROL_FILE)).ok();
+        let system_id = control.and_then(|bytes| ControlFile::parse(&bytes).ok()).map(|c| c.system_id);
+        let mut tablespaces = BTreeMap::new();
+        let entries = match fs::read_dir(pgdata.join(TABLESPACES)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            entries => Some(entries?),
+        };
+        for entry in entries.into_iter().flatten() {
+            let entry = entry?;
+            let Some(oid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let place = match link(&entry.path())? {
+                Some(target) => Place::Link(target),
+                None => Place::Inside,
+            };
+            tablespaces.insert(oid, place);
+        }
+        Ok(Some(Self { system_id, tablespaces, wal: link(&pgdata.join("pg_wal"))? }))
+    }
+
+    /// The link, relative to the data directory, that leads to a directory outside it. No link: it is not this cluster's.
+    pub(crate) fn link_to(&self, directory: &Path) -> Option<PathBuf> {
+        if self.wal.as_deref() == Some(directory) {
+            return Some(PathBuf::from("pg_wal"));
+        }
+        let leads = |place: &Place| matches!(place, Place::Link(target) if target == directory);
+        let (oid, _) = self.tablespaces.iter().find(|(_, place)| leads(place))?;
+        Some(Path::new(TABLESPACES).join(oid.to_string()))
+    }
+
+    /// The same with some directories under other names.
+    pub(crate) fn renamed(mut self, name: impl Fn(&Path) -> Option<PathBuf>) -> Self {
+        let links = self.tablespaces.values_mut().filter_map(|place| match place {
+            Place::Link(target) => Some(target),
+            Place::Inside => None,
+        });
+        for target in links.chain(self.wal.as_mut()) {
+            if let Some(new) = name(target) {
+                *target = new;
+            }
+        }
+        self
+    }
+}
+
+/// Where a link leads, without further links; `None` if it is none.
+fn link(path: &Path) -> io::Result<Option<PathBuf>> {
+    let target = match fs::read_link(path) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => {
+            return Ok(None);
+        }
+        target => target?,
+    };
+    // Relative to where the link lies.
+    let target = path.parent().unwrap_or(Path::new("/")).join(target);
+    directory::resolve(&target).map(Some)
+}
+
+/// Segments that wait in a data directory's `pg_wal` to be archived, in order.
+pub(crate) fn waiting_segments(pgdata: &Path) -> io::Result<Vec<SegmentName>> {
+    let entries = match fs::read_dir(pgdata.join("pg_wal/archive_status")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut waiting = BTreeSet::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        waiting.extend(name.to_str().and_then(|n| n.strip_suffix(".ready")?.parse::<SegmentName>().ok()));
+    }
+    Ok(waiting.into_iter().collect())
+}
+
+/// A server that runs on another data directory and whose links lead to one of these directories: that directory, and the
+/// server's. A copy of a data directory has the original's links.
+pub(crate) fn used_by_another_server(pgdata: &Path, directories: &[PathBuf]) -> Option<(PathBuf, PathBuf)> {
+    // A postmaster's working directory is its data directory.
+    let servers: BTreeSet<PathBuf> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|process| fs::read_link(process.path().join("cwd")).ok())
+        .filter(|cwd| cwd != pgdata && cwd.join("postmaster.pid").is_file())
+        .collect();
+    for server in servers {
+        let Ok(Some(other)) = Existing::look(&server) else { continue };
+        if let Some(directory) = directories.iter().find(|directory| other.link_to(directory).is_some()) {
+            return Some((directory.clone(), server));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use walpoint_base::durable;
+
+    use super::*;
+
+    #[test]
+    fn what_a_data_directory_links_to_belongs_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let pgdata = root.join("data");
+        fs::create_dir_all(pgdata.join("pg_tblspc")).unwrap();
+        assert_eq!(Existing::look(&pgdata).unwrap(), None);
+        durable::create(&pgdata.join("PG_VERSION"), b"17\n").unwrap();
+        fs::create_dir_all(root.join("fast")).unwrap();
+        fs::create_dir_all(pgdata.join("pg_tblspc/16401")).unwrap();
+        symlink(root.join("fast"), pgdata.join("pg_tblspc/16400")).unwrap();
+        symlink("../wal", pgdata.join("pg_wal")).unwrap();
+        let existing = Existing::look(&pgdata).unwrap().unwrap();
+        assert_eq!(existing.system_id, None);
+        assert_eq!(existing.tablespaces[&16401], Place::Inside);
+        assert_eq!(existing.link_to(&root.join("fast")), Some("pg_tblspc/16400".into()));
+        assert_eq!(existing.link_to(&root.join("other")), None);
+        let renamed = existing.renamed(|path| (path == root.join("fast")).then(|| root.join("slow")));
+        assert_eq!(renamed.link_to(&root.join("slow")), Some("pg_tblspc/16400".into()));
+        assert_eq!(renamed.link_to(&root.join("fast")), None);
+    }
+
+    #[test]
+    fn segments_that_wait_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(waiting_segments(dir.path()).unwrap().is_empty());
+        let status = dir.path().join("pg_wal/archive_status");
+        fs::create_dir_all(&status).unwrap();
+        for name in
+            ["00000002.history.ready", "000000010000000000000002.done", "000000010000000000000003.ready"]
+        {
+            durable::create(&status.join(name), b"").unwrap();
+        }
+        let waiting = waiting_segments(dir.path()).unwrap();
+        assert_eq!(waiting, ["000000010000000000000003".parse().unwrap()]);
+    }
+}

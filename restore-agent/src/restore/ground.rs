@@ -1,0 +1,192 @@
+//! What lies where a cluster is to be restored, and whether that may be repaired or moved aside.
+//!
+//! Nothing is changed here. Without `--delta` or `--replace` only an empty directory and what an interrupted restore left
+//! are written to. With them a data directory has to be one, no server may run on it, and what lies outside it has to be
+//! its own.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use futures_util::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+
+use super::aside::{self, Record};
+use super::directory::{self, DirectoryError, MARKER, State};
+use super::existing::{self, Existing};
+use super::layout::Layout;
+use crate::plan::Planned;
+
+/// What is to become of a data directory that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// There must be none.
+    New,
+    /// It is repaired.
+    Delta {
+        /// Whosever it is, and whatever is lost with it.
+        force: bool,
+    },
+    /// It is moved aside.
+    Replace,
+}
+
+/// Requests at the same time to find out what the repository has.
+const AT_ONCE: usize = 16;
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) way: Way,
+    pub(crate) state: State,
+    /// The data directory that is there, or that was before an interrupted run moved it aside.
+    pub(crate) existing: Option<Existing>,
+}
+
+impl Ground {
+    /// Looks, and refuses what may not be written to.
+    pub(crate) fn look(pgdata: &Path, way: Way) -> anyhow::Result<Self> {
+        let shown = pgdata.display();
+        let mut state = directory::inspect(pgdata)?;
+        // A server that took the label away has made the restored cluster one of its own.
+        if way != Way::New && matches!(state, State::Finished(_)) && !pgdata.join("backup_label").exists() {
+            state = State::Occupied(MARKER.to_owned());
+        }
+        let existing = match (&state, way) {
+            (State::Occupied(example), Way::New) => {
+                return Err(
+                    DirectoryError::NotEmpty { pgdata: pgdata.to_owned(), example: example.clone() }.into()
+                );
+            }
+            (State::Unfinished(marker), Way::New | Way::Replace) if marker.delta => bail!(
+                "{shown} holds an unfinished restore --delta of backup {}, which only --delta can finish; nothing was changed",
+                marker.backup
+            ),
+            (_, Way::New) | (State::Finished(_), _) => None,
+            (State::Empty | State::Unfinished(_), Way::Replace) => before(pgdata)?,
+            (_, Way::Delta { .. } | Way::Replace) => {
+                Existing::look(pgdata).with_context(|| shown.to_string())?
+            }
+        };
+        if let (State::Occupied(example), None) = (&state, &existing) {
+            bail!(
+                "{shown} is not empty (it holds {example:?}) and is no data directory of PostgreSQL: it has no PG_VERSION; give an \
+                 empty or a new directory: nothing was changed"
+            );
+        }
+        Ok(Self { way, state, existing })
+    }
+
+    /// Refuses to repair another cluster's directory, and to lose WAL with it.
+    pub(crate) async fn prove(&self, pgdata: &Path, planned: &Planned) -> anyhow::Result<()> {
+        let (State::Occupied(_), Way::Delta { force: false }, Some(existing)) =
+            (&self.state, self.way, &self.existing)
+        else {
+            return Ok(());
+        };
+        let shown = pgdata.display();
+        let wanted = planned.lineage.system_id();
+        match existing.system_id {
+            Some(found) if found == wanted => {}
+            Some(found) => bail!(
+                "{shown} is the data directory of another cluster (system identifier {found}, the backup's is {wanted}); --replace \
+                 keeps it, --delta --force overwrites it: nothing was changed"
+            ),
+            None => bail!(
+                "{shown}: whose data directory it is cannot be told, because its global/pg_control is missing or damaged; \
+                 --replace keeps it, --delta --force repairs it whosever it is: nothing was changed"
+            ),
+        }
+        let waiting = existing::waiting_segments(pgdata).with_context(|| shown.to_string())?;
+        let wal = planned.repository.wal(&planned.lineage);
+        let stored = futures_util::stream::iter(&waiting).map(|name| wal.header(*name)).buffered(AT_ONCE);
+        let stored: Vec<_> = stored.try_collect().await?;
+        let lost: Vec<_> = waiting.iter().zip(stored).filter(|(_, stored)| stored.is_none()).collect();
+        if let Some((first, _)) = lost.first() {
+            bail!(
+                "{shown}: segments of WAL in its pg_wal that are not in repository {}: {} (the first is {first}); archive them with \
+                 \"archive-agent run --once\", or keep them with --replace; --delta --force discards them: nothing was changed",
+                planned.repository.name(),
+                lost.len()
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses directories outside PGDATA that are in use. What has to be moved aside, if that is the way: each directory
+    /// with its link.
+    pub(crate) fn check_others(&self, layout: &Layout) -> anyhow::Result<Vec<(PathBuf, Option<PathBuf>)>> {
+        let pgdata = layout.pgdata();
+        let mut others = Vec::new();
+        for other in layout.others() {
+            others.push(directory::resolve(&other).with_context(|| other.display().to_string())?);
+        }
+        if self.way != Way::New
+            && let Some((directory, server)) = existing::used_by_another_server(pgdata, &others)
+        {
+            bail!(
+                "{} is in use by the server that runs on {}; choose another place with --tablespace OLD=NEW or --wal-dir: nothing \
+                 was changed",
+                directory.display(),
+                server.display()
+            );
+        }
+        others.retain(|other| !directory::belongs_to(other, pgdata));
+        let link_to = |other: &Path| match self.way {
+            Way::New => None,
+            Way::Delta { .. } | Way::Replace => self.existing.as_ref()?.link_to(other),
+        };
+        // Moving loses nothing, and an earlier restore made it by itself.
+        let beside = |other: &Path| self.way == Way::Replace && other == default_extra(pgdata);
+        aside::in_the_way(&others, link_to, beside).map_err(|e| anyhow::anyhow!(e))
+    }
+
+    /// How the data directory will be moved aside, if it will.
+    pub(crate) fn replacement(
+        &self,
+        pgdata: &Path,
+        in_the_way: Vec<(PathBuf, Option<PathBuf>)>,
+    ) -> anyhow::Result<Option<Record>> {
+        match (&self.state, self.way) {
+            (State::Occupied(_), Way::Replace) => {
+                Record::plan(pgdata, in_the_way, None, Timestamp::now()).map(Some)
+            }
+            (State::Empty | State::Unfinished(_), Way::Replace) => {
+                // An earlier run had moved the data directory and not yet all that belongs to it.
+                let record = latest(pgdata)?.filter(|record| !record.is_complete());
+                let waits = |directory: &Path| {
+                    record.as_ref().is_some_and(|record| record.pending().any(|pending| pending == directory))
+                };
+                match in_the_way.iter().find(|(directory, _)| !waits(directory)) {
+                    Some((other, _)) => {
+                        directory::require_empty(other).map_err(|e| anyhow::anyhow!(e)).map(|()| None)
+                    }
+                    None => Ok(record),
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Where what lay outside the data directory goes unless told otherwise.
+pub(crate) fn default_extra(pgdata: &Path) -> PathBuf {
+    let mut beside = pgdata.as_os_str().to_owned();
+    beside.push(".extra");
+    PathBuf::from(beside)
+}
+
+/// Where what was replaced lies.
+pub(crate) fn replaced(pgdata: &Path) -> Option<PathBuf> {
+    latest(pgdata).ok()?.map(|record| record.aside)
+}
+
+/// The data directory that an earlier run moved aside, with everything under the names it had.
+fn before(pgdata: &Path) -> anyhow::Result<Option<Existing>> {
+    let Some(record) = latest(pgdata)? else { return Ok(None) };
+    let existing = Existing::look(&record.aside).with_context(|| record.aside.display().to_string())?;
+    Ok(existing.map(|existing| existing.renamed(|path| record.original(path))))
+}
+
+fn latest(pgdata: &Path) -> anyhow::Result<Option<Record>> {
+    Ok(aside::of(pgdata).with_context(|| pgdata.display().to_string())?.into_iter().next())
+}

@@ -1,0 +1,565 @@
+//! The command `restore`: proves that the target can be reached, then writes a cluster that recovers to it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`directory`] | what may be written to, and the marker of an unfinished restore |
+//! | [`ground`], [`existing`] | whether what is there may be repaired or moved aside |
+//! | [`aside`], [`rollback`] | a data directory that was moved aside, and its way back |
+//! | [`room`] | free space |
+//! | [`tablespaces`] | where tablespaces go |
+//! | [`layout`] | where every path of the backup leads |
+//! | [`owners`] | who gets the files |
+//! | [`copy`], [`sync`] | the files, and that they are durable |
+//! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
+//! | [`settings`], [`command`] | the recovery settings |
+//! | [`finish`] | label, settings, signal, and `pg_control` last |
+//!
+//! Until the last step the directory has no `pg_control`, so a crash anywhere leaves something that PostgreSQL refuses to
+//! start; the same command begins anew and finishes.
+
+mod aside;
+mod command;
+mod compare;
+mod copy;
+mod directory;
+mod existing;
+mod finish;
+mod ground;
+mod layout;
+mod owners;
+mod prune;
+pub(crate) mod rollback;
+mod room;
+mod settings;
+mod sync;
+mod tablespaces;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use jiff::Timestamp;
+use walpoint_base::{RecoveryTarget, SecretSource};
+use walpoint_pg::label::TablespaceMap;
+use walpoint_repo::backup::{BackupReader, Backups, Summary};
+use walpoint_repo::keys::KeySource;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::progress::{Progress, human_bytes, human_duration};
+
+use crate::plan::{self, Planned};
+use crate::target::{Action, TargetArgs};
+use crate::wal::note::TargetNote;
+use crate::wal::spool;
+use aside::Record;
+use copy::{Copier, Written};
+use directory::{Held, Marker, State};
+use existing::Existing;
+use finish::Finish;
+use ground::{Ground, Way};
+use layout::Layout;
+use owners::{Owner, Owners};
+use prune::Removed;
+use sync::Filesystems;
+use tablespaces::{Mapping, Tablespace, Wishes};
+
+/// Options of `restore`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RestoreArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// The directory to restore into: new or empty, unless --delta or --replace say what is to become of what is there.
+    #[arg(long, value_name = "DIR")]
+    pgdata: PathBuf,
+    /// Repair the data directory that is there: keep what is right, write what is not, remove what the backup does not have.
+    #[arg(long, conflicts_with = "replace")]
+    delta: bool,
+    /// Move the data directory that is there aside; "restore-agent rollback" puts it back.
+    #[arg(long)]
+    replace: bool,
+    /// With --delta: also over another cluster's data directory, and over WAL that is not in the repository.
+    #[arg(long, requires = "delta")]
+    force: bool,
+    /// What PostgreSQL does at the target [default: pause; promote without a target].
+    #[arg(long, value_name = "ACTION")]
+    target_action: Option<Action>,
+    /// Restore a standby: it keeps recovering, and follows its upstream if primary_conninfo is set.
+    #[arg(long, conflicts_with = "target_action")]
+    standby: bool,
+    /// Put one tablespace elsewhere: its oid or its directory, then the new one. Can be repeated.
+    #[arg(long = "tablespace", value_name = "OLD=NEW")]
+    tablespaces: Vec<Mapping>,
+    /// Put all other tablespaces below this directory, each under its oid.
+    #[arg(long, value_name = "DIR", conflicts_with = "flatten_tablespaces")]
+    tablespace_dir: Option<PathBuf>,
+    /// Put all other tablespaces inside the data directory.
+    #[arg(long)]
+    flatten_tablespaces: bool,
+    /// Put pg_wal here, with a link in the data directory [default: inside it].
+    #[arg(long, value_name = "DIR")]
+    wal_dir: Option<PathBuf>,
+    /// Put what lay outside the data directory here [default: beside it, with the suffix .extra].
+    #[arg(long, value_name = "DIR")]
+    extra_dir: Option<PathBuf>,
+    /// Let the restored cluster archive again into the repository it came from: only if the original is gone for good.
+    #[arg(long)]
+    resume_archiving: bool,
+    /// Show the plan and write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Run this in a shell before anything is written; a failure ends the restore.
+    #[arg(long, value_name = "CMD")]
+    before: Option<String>,
+    /// Run this in a shell when the cluster is complete.
+    #[arg(long, value_name = "CMD")]
+    after: Option<String>,
+}
+
+/// What `restore --json` prints.
+#[derive(Debug, serde::Serialize)]
+struct Report {
+    pgdata: String,
+    cluster: String,
+    backup: String,
+    target: String,
+    timeline: u32,
+    recovery_ends: String,
+    files: u64,
+    bytes: u64,
+    reused_bytes: u64,
+    removed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced: Option<String>,
+    seconds: f64,
+    archiving: bool,
+    notes: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), Failure> {
+    let request = args.target.request(args.target_action, args.standby, Timestamp::now())?;
+    let pgdata = directory::resolve(&args.pgdata).context("--pgdata")?;
+    let way = match (args.delta, args.replace) {
+        (true, _) => Way::Delta { force: args.force },
+        (false, true) => Way::Replace,
+        (false, false) => Way::New,
+    };
+    let ground = Ground::look(&pgdata, way)?;
+    if let (State::Finished(marker), false) = (&ground.state, args.dry_run) {
+        return Ok(end_finished(args, &request.target, &pgdata, marker)?);
+    }
+    let planned = match plan::make(common, &request).await {
+        Ok(planned) => planned,
+        Err(no_plan) => return plan::refuse(common, no_plan),
+    };
+    if args.dry_run {
+        plan::print(common, &planned)?;
+        return Ok(());
+    }
+    let restore = Restore::prepare(common, args, planned, pgdata, ground).await?;
+    let report = restore.execute(common, args).await?;
+    print(common, &report)
+}
+
+/// Ends a restore that was killed between its last file and the removal of its marker.
+fn end_finished(
+    args: &RestoreArgs,
+    target: &RecoveryTarget,
+    pgdata: &Path,
+    marker: &Marker,
+) -> anyhow::Result<()> {
+    let shown = pgdata.display();
+    let wanted = target.to_string();
+    if marker.target != wanted {
+        bail!(
+            "{shown} holds a finished restore of backup {} that recovers to {}, not to {wanted}; start it, or give an empty \
+             directory: nothing was changed",
+            marker.backup,
+            marker.target
+        );
+    }
+    directory::release(pgdata, marker)?;
+    tracing::info!("{shown} holds the finished restore of backup {}; nothing was left to do", marker.backup);
+    hook("--after", args.after.as_deref(), pgdata)
+}
+
+/// A restore that was found possible.
+struct Restore {
+    planned: Planned,
+    reader: BackupReader,
+    layout: Arc<Layout>,
+    owners: Owners,
+    /// Who gets what the restore itself writes.
+    owner: Option<Owner>,
+    marker: Marker,
+    ground: Ground,
+    /// How what is there will be moved aside.
+    replacement: Option<Record>,
+    settings: Vec<(String, String)>,
+}
+
+/// What a restore did.
+#[derive(Debug, Default)]
+struct Done {
+    written: Written,
+    removed: Removed,
+}
+
+impl Restore {
+    /// Checks everything that can be checked before the first byte is written.
+    async fn prepare(
+        common: &CommonArgs,
+        args: &RestoreArgs,
+        planned: Planned,
+        pgdata: PathBuf,
+        ground: Ground,
+    ) -> anyhow::Result<Self> {
+        ground.prove(&pgdata, &planned).await?;
+        let backups = Backups::of(&planned.repository, &planned.cluster);
+        let reader = backups.open(planned.plan.backup.id).await?;
+        let summary = reader.manifest().summary.clone();
+        let layout = Arc::new(lay_out(args, &summary, pgdata, ground.existing.as_ref())?);
+        let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
+        let owner = owner_of_root(&reader, &owners).await?;
+        let marker = Marker {
+            repository: planned.repository.id().to_string(),
+            cluster: planned.cluster.to_string(),
+            backup: planned.plan.backup.id.to_string(),
+            target: planned.plan.target.to_string(),
+            directories: layout.others(),
+            delta: matches!(ground.way, Way::Delta { .. }),
+            claiming: false,
+        };
+        let in_the_way = check_places(&layout, &ground, &marker)?;
+        let replacement = ground.replacement(layout.pgdata(), in_the_way)?;
+        room::check(&reader, &layout, &planned.plan, &ground).await?;
+        let source = command::Source {
+            config: common.config_path().map(std::path::absolute).transpose()?,
+            repo: common.repo.clone(),
+            key_file: key_file(&planned),
+            cluster: planned.cluster.to_string(),
+        };
+        if let Some(owner) = owner {
+            owners::prove_readable(
+                owner,
+                &plan::probe_arguments(source.config.as_deref(), source.repo.as_deref(), &planned.cluster),
+            )?;
+        }
+        let mut settings = vec![("restore_command".to_owned(), command::restore_command(&source))];
+        if !args.resume_archiving {
+            settings.push(("archive_mode".to_owned(), "off".to_owned()));
+        }
+        if layout.flattened() {
+            // Without it recovery takes a directory in pg_tblspc for damage, and panics (CheckTablespaceDirectory).
+            settings.push(("allow_in_place_tablespaces".to_owned(), "on".to_owned()));
+        }
+        settings.extend(planned.plan.settings.iter().map(|s| (s.name.to_owned(), s.value.clone())));
+        Ok(Self { planned, reader, layout, owners, owner, marker, ground, replacement, settings })
+    }
+
+    async fn execute(self, common: &CommonArgs, args: &RestoreArgs) -> anyhow::Result<Report> {
+        let began = Instant::now();
+        let pgdata = self.layout.pgdata().to_owned();
+        hook("--before", args.before.as_deref(), &pgdata)?;
+        let _held = self.take_place(&pgdata)?;
+        directory::claim(&pgdata, &self.marker)?;
+        for other in &self.marker.directories {
+            owners::create_directories(other, self.owner)?;
+            directory::claim_other(other, &pgdata)?;
+        }
+        // Before the first byte: only then it is told what cannot be written.
+        let directories = self.marker.directories.iter().map(PathBuf::as_path);
+        let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata.as_path()]))?);
+        let incomplete =
+            || format!("{} is incomplete and cannot start; run the same command again", pgdata.display());
+        let removed = match self.ground.way {
+            Way::Delta { .. } => prune::prune(&self.reader, &self.layout).await.with_context(incomplete)?,
+            Way::New | Way::Replace => Removed::default(),
+        };
+        let total = self.reader.manifest().summary.totals.blocks * self.reader.block_size().bytes();
+        let progress = Progress::bytes("restoring", total, common.show_progress());
+        let copier = Copier {
+            reader: self.reader.clone(),
+            layout: Arc::clone(&self.layout),
+            owners: self.owners.clone(),
+            progress: progress.clone(),
+            delta: self.marker.delta,
+            filesystems,
+        };
+        let written = copier.copy().await;
+        progress.end();
+        let written = written.with_context(incomplete)?;
+        if let Some(extra) = self.layout.extra() {
+            walpoint_base::durable::sync_directory(extra)?;
+        }
+        self.leave_target(&pgdata)?;
+        self.finish(&pgdata)?;
+        hook("--after", args.after.as_deref(), &pgdata)?;
+        Ok(self.report(args, &Done { written, removed }, began.elapsed()))
+    }
+
+    /// Makes the directory that is written to what it has to be: there, nobody else's, and empty unless it is repaired.
+    fn take_place(&self, pgdata: &Path) -> anyhow::Result<Held> {
+        // What is there is held too until it is out of the way.
+        let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
+        // Planning takes a while, and --before may do anything: mount a filesystem, say.
+        if Ground::look(pgdata, self.ground.way)?.state != self.ground.state {
+            bail!("{} is not what it was when the restore began; nothing was changed", pgdata.display());
+        }
+        check_places(&self.layout, &self.ground, &self.marker)?;
+        if let Some(record) = &self.replacement {
+            record.go()?;
+            tracing::info!("what was in {} lies in {}", pgdata.display(), record.aside.display());
+        }
+        owners::create_directories(pgdata, self.owner)?;
+        let held = match old {
+            Some(held) if self.replacement.is_none() => held,
+            _ => directory::hold(pgdata)?,
+        };
+        if let State::Unfinished(earlier) = &self.ground.state {
+            let ours = earlier.directories.iter().filter(|other| directory::belongs_to(other, pgdata));
+            if self.marker.delta {
+                tracing::info!("an earlier restore into {} was interrupted; it goes on", pgdata.display());
+                for other in ours.filter(|other| !self.marker.directories.contains(other)) {
+                    directory::disown(other)?;
+                }
+            } else {
+                tracing::info!(
+                    "an earlier restore into {} was interrupted; it is begun anew",
+                    pgdata.display()
+                );
+                for other in ours {
+                    directory::clear(other)?;
+                    directory::disown(other)?;
+                }
+                directory::clear(pgdata)?;
+            }
+        }
+        Ok(held)
+    }
+
+    /// Leaves the target for the prefetcher, so that it does not fetch beyond it.
+    fn leave_target(&self, pgdata: &Path) -> anyhow::Result<()> {
+        let plan = &self.planned.plan;
+        let last =
+            plan.wal.last().map(|range| range.last.name(range.timeline, self.planned.lineage.segment_size));
+        // Without a stop, recovery goes on to whatever the archive holds by then.
+        let last = plan.stop.as_ref().and(last);
+        let spool = pgdata.join("pg_wal").join(spool::DIRECTORY);
+        TargetNote { lineage: plan.lineage, timeline: plan.timeline, last }.write(&spool)?;
+        if let Some(owner) = self.owner {
+            for entry in std::fs::read_dir(&spool)? {
+                owner.give(&entry?.path())?;
+            }
+            owner.give(&spool)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&self, pgdata: &Path) -> anyhow::Result<()> {
+        let facts = &self.reader.manifest().summary.facts;
+        let tablespaces = facts.tablespaces.iter().filter_map(|t| {
+            let spot = self.layout.tablespace(t.oid)?;
+            Some(walpoint_pg::label::Tablespace { oid: t.oid, path: spot.as_os_str().as_bytes().to_vec() })
+        });
+        let finish = Finish {
+            pgdata,
+            major: facts.major,
+            backup_label: &facts.backup_label.0,
+            tablespace_map: TablespaceMap { tablespaces: tablespaces.collect() },
+            settings: self.settings.clone(),
+            signal: self.planned.plan.signal,
+            owner: self.owner,
+        };
+        finish.write()?;
+        Ok(directory::release(pgdata, &self.marker)?)
+    }
+
+    fn report(&self, args: &RestoreArgs, done: &Done, took: Duration) -> Report {
+        let plan = &self.planned.plan;
+        let mut notes = plan.notes.clone();
+        notes.extend(done.removed.unlinked.iter().map(|directory| {
+            format!(
+                "{} was a tablespace that the backup does not have there; it is left as it is",
+                directory.display()
+            )
+        }));
+        let replaced = Some(self.layout.pgdata()).filter(|_| self.ground.way == Way::Replace);
+        let replaced = replaced.and_then(ground::replaced).map(|aside| aside.display().to_string());
+        if let Some(aside) = &replaced {
+            notes.push(format!(
+                "what was there lies in {aside}; \"restore-agent rollback --pgdata {}\" puts it back; delete it when nobody needs it",
+                self.layout.pgdata().display()
+            ));
+        }
+        if !args.resume_archiving {
+            notes.push(
+                "archive_mode is off, so that the copy cannot write into the archive it came from; if it replaces the original \
+                 for good, restore with --resume-archiving"
+                    .to_owned(),
+            );
+        }
+        if let Some((KeySource::Key(from) | KeySource::Passphrase(from), _)) =
+            self.planned.repository.opened_by()
+            && matches!(from, SecretSource::Environment(_))
+        {
+            notes.push(format!(
+                "the repository was opened with the {from}: PostgreSQL has to be started with it too, or recovery cannot read \
+                 its WAL"
+            ));
+        }
+        if !self.layout.pgdata().join("postgresql.conf").exists() {
+            notes.push(self.configuration_elsewhere());
+        }
+        Report {
+            pgdata: self.layout.pgdata().display().to_string(),
+            cluster: self.planned.cluster.to_string(),
+            backup: plan.backup.id.to_string(),
+            target: plan.target.to_string(),
+            timeline: plan.timeline.get(),
+            recovery_ends: plan::recovery_ends(plan),
+            files: done.written.files,
+            bytes: done.written.bytes,
+            reused_bytes: done.written.reused,
+            removed: done.removed.entries,
+            replaced,
+            seconds: took.as_secs_f64(),
+            archiving: args.resume_archiving,
+            notes,
+        }
+    }
+}
+
+impl Restore {
+    /// What to do about a configuration that lay outside the data directory, as Debian's does.
+    fn configuration_elsewhere(&self) -> String {
+        let found = match self.layout.extra() {
+            Some(extra) => format!("what was backed up with it lies in {}", extra.display()),
+            None => "the backup took no extra_paths along".to_owned(),
+        };
+        format!(
+            "the data directory has no postgresql.conf: the configuration lay elsewhere ({found}); start with \
+             -c config_file=… -c hba_file=… -c data_directory={}",
+            self.layout.pgdata().display()
+        )
+    }
+}
+
+/// The key file that the environment names, if it opened the repository.
+fn key_file(planned: &Planned) -> Option<PathBuf> {
+    let Some((KeySource::Key(SecretSource::File(path)), _)) = planned.repository.opened_by() else {
+        return None;
+    };
+    let named = std::env::var_os("WALPOINT_KEY_FILE").is_some_and(|named| path.as_os_str() == named);
+    named.then(|| path.clone())
+}
+
+fn lay_out(
+    args: &RestoreArgs,
+    summary: &Summary,
+    pgdata: PathBuf,
+    existing: Option<&Existing>,
+) -> anyhow::Result<Layout> {
+    let path = |bytes: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
+    let facts = &summary.facts;
+    let known: Vec<Tablespace> =
+        facts.tablespaces.iter().map(|t| Tablespace { oid: t.oid, location: path(&t.path.0) }).collect();
+    let absolute = |dir: &Option<PathBuf>| dir.as_deref().map(directory::resolve).transpose();
+    let wishes = Wishes {
+        mappings: args.tablespaces.clone(),
+        all: absolute(&args.tablespace_dir)?,
+        flatten: args.flatten_tablespaces,
+        existing: existing.map(|existing| existing.tablespaces.clone()).unwrap_or_default(),
+    };
+    let places = tablespaces::place(&known, &wishes, &pgdata).map_err(|e| anyhow!(e))?;
+    let extra = absolute(&args.extra_dir)?.unwrap_or_else(|| ground::default_extra(&pgdata));
+    let extra_paths = facts.extra_paths.iter().map(|p| path(&p.0)).collect();
+    let wal = absolute(&args.wal_dir)?.or_else(|| existing?.wal.clone());
+    Ok(Layout::new(pgdata, places, wal, extra, extra_paths))
+}
+
+/// The owner that the data directory itself will have, if root restores.
+async fn owner_of_root(reader: &BackupReader, owners: &Owners) -> anyhow::Result<Option<Owner>> {
+    let root = reader.entries().next().await?.context("the backup is empty: its file table has no entry")?;
+    Ok(owners.of(root.attributes.uid, root.attributes.gid))
+}
+
+/// Refuses directories that are in use or lie within each other. Those that an interrupted restore had claimed are ours.
+/// What is in the way and belongs to the data directory that is there.
+fn check_places(
+    layout: &Layout,
+    ground: &Ground,
+    marker: &Marker,
+) -> anyhow::Result<Vec<(PathBuf, Option<PathBuf>)>> {
+    if let State::Unfinished(earlier) = &ground.state
+        && (&earlier.repository, &earlier.cluster) != (&marker.repository, &marker.cluster)
+    {
+        bail!(
+            "{} holds the unfinished restore of cluster {} from another repository; empty it first",
+            layout.pgdata().display(),
+            earlier.cluster
+        );
+    }
+    let mut places = vec![layout.pgdata().to_owned()];
+    for other in layout.others() {
+        places.push(directory::resolve(&other).with_context(|| other.display().to_string())?);
+    }
+    // Sorted by components, what lies in a directory follows it.
+    places.sort();
+    for pair in places.windows(2) {
+        if let [outer, inner] = pair
+            && inner.starts_with(outer)
+        {
+            bail!(
+                "{} and {} would lie within each other; choose other places with --tablespace OLD=NEW, --wal-dir or \
+                 --extra-dir: nothing was changed",
+                outer.display(),
+                inner.display()
+            );
+        }
+    }
+    ground.check_others(layout)
+}
+
+/// Runs a command of the person who restores.
+fn hook(option: &str, command: Option<&str>, pgdata: &Path) -> anyhow::Result<()> {
+    let Some(command) = command else { return Ok(()) };
+    let status = Command::new("sh").args(["-c", command]).env("WALPOINT_PGDATA", pgdata).status();
+    let status = status.with_context(|| format!("{option} {command:?} cannot be run"))?;
+    if !status.success() {
+        bail!("{option} {command:?} failed with {status}");
+    }
+    Ok(())
+}
+
+fn print(common: &CommonArgs, report: &Report) -> Result<(), Failure> {
+    if common.json {
+        return walpoint_runtime::output::json(report);
+    }
+    let mut text = format!(
+        "restored backup {} of cluster {} into {}: {} files, {} in {}\n",
+        report.backup,
+        report.cluster,
+        report.pgdata,
+        report.files,
+        human_bytes(report.bytes),
+        human_duration(Duration::from_secs_f64(report.seconds)),
+    );
+    if report.reused_bytes > 0 || report.removed > 0 {
+        text.push_str(&format!(
+            "{} were right already; removed: {}\n",
+            human_bytes(report.reused_bytes),
+            report.removed
+        ));
+    }
+    text.push_str(&format!("recovery goes to {}\n", report.recovery_ends));
+    for note in &report.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    text.push_str(&format!("start it: pg_ctl -D {} start\n", report.pgdata));
+    walpoint_runtime::output::text(&text)
+}

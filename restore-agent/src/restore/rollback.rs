@@ -1,0 +1,116 @@
+//! The command `rollback`: puts a data directory back that `restore --replace` moved aside.
+//!
+//! What is there now goes aside in its turn, so nothing is deleted and the same command undoes this one. A crash leaves no
+//! data directory in the place until the same command was run again.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use jiff::Timestamp;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::output;
+
+use super::aside::{self, Record};
+use super::directory::{self, DirectoryError};
+use super::existing::Existing;
+
+/// Options of `rollback`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RollbackArgs {
+    /// The data directory that was replaced.
+    #[arg(long, value_name = "DIR")]
+    pgdata: PathBuf,
+}
+
+/// What `rollback --json` prints.
+#[derive(Debug, serde::Serialize)]
+struct Report {
+    pgdata: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    put_back: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    moved_aside: Option<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failure> {
+    let pgdata = directory::resolve(&args.pgdata).context("--pgdata")?;
+    let report = roll_back(&pgdata)?;
+    if common.json {
+        return output::json(&report);
+    }
+    let mut text = match &report.put_back {
+        Some(aside) => format!("{} is what it was before: it lay in {aside}\n", report.pgdata),
+        None => format!("{} is in place; there was nothing left to put back\n", report.pgdata),
+    };
+    if let Some(aside) = &report.moved_aside {
+        text.push_str(&format!(
+            "what was there lies in {aside}; the same command puts it back; delete it when nobody needs it\n"
+        ));
+    }
+    output::text(&text)
+}
+
+fn roll_back(pgdata: &Path) -> anyhow::Result<Report> {
+    let shown = pgdata.display();
+    refuse_running(pgdata)?;
+    let mut report = Report { pgdata: shown.to_string(), put_back: None, moved_aside: None };
+    // One whose successor waits was about to go when an earlier rollback was interrupted.
+    let waits = |record: &Record| record.successor.as_ref().is_some_and(|successor| successor.exists());
+    if let Some(record) = aside::left_in(pgdata).filter(|record| !waits(record)) {
+        // It came back, or never went; only this was not written down.
+        record.come_back()?;
+        return Ok(report);
+    }
+    let _held = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
+    let records = aside::of(pgdata).with_context(|| shown.to_string())?;
+    let latest = records.first().ok_or_else(|| {
+        anyhow!("no data directory that was moved aside from {shown} lies beside it; nothing was changed")
+    })?;
+    let unfinished = latest.successor.as_ref().filter(|_| !pgdata.exists());
+    let back = match unfinished {
+        Some(successor) => records.iter().find(|record| record.aside == *successor).ok_or_else(|| {
+            anyhow!(
+                "{}, which an earlier rollback was to put back, is gone; nothing was changed",
+                successor.display()
+            )
+        })?,
+        None => latest,
+    };
+    refuse_running(&back.aside)?;
+    if pgdata.exists() {
+        let record =
+            Record::plan(pgdata, in_the_way(pgdata, back)?, Some(back.aside.clone()), Timestamp::now())?;
+        record.go()?;
+        report.moved_aside = Some(record.aside.display().to_string());
+    } else if unfinished.is_some() {
+        latest.go()?;
+        report.moved_aside = Some(latest.aside.display().to_string());
+    }
+    back.come_back()?;
+    report.put_back = Some(back.aside.display().to_string());
+    Ok(report)
+}
+
+/// What belongs to the present data directory and lies where something comes back to.
+fn in_the_way(pgdata: &Path, back: &Record) -> anyhow::Result<Vec<(PathBuf, Option<PathBuf>)>> {
+    let wanted: Vec<PathBuf> = back.moves.iter().map(|moved| moved.from.clone()).collect();
+    let existing = Existing::look(pgdata).with_context(|| pgdata.display().to_string())?;
+    let link_to = |directory: &Path| existing.as_ref()?.link_to(directory);
+    // What an unfinished restore claimed has perhaps no link yet; what goes beside a data directory never has one.
+    let ours = |directory: &Path| {
+        let linkless = |moved: &aside::Move| moved.from == directory && moved.link.is_none();
+        directory::belongs_to(directory, pgdata) || back.moves.iter().any(linkless)
+    };
+    aside::in_the_way(&wanted, link_to, ours).map_err(|e| anyhow!("{e}"))
+}
+
+fn refuse_running(pgdata: &Path) -> anyhow::Result<()> {
+    let running = directory::running_server(pgdata).with_context(|| pgdata.display().to_string())?;
+    if let Some(pid) = running {
+        bail!(DirectoryError::Running { pgdata: pgdata.to_owned(), pid });
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! Whether what is to be restored fits, on each filesystem that it goes to.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use walpoint_repo::backup::{
+    BackupReader, BlockSize, Blocks, Content, Entry, FileContent, LeafRun, Root, TablePath,
+};
+use walpoint_repo::plan::RestorePlan;
+use walpoint_runtime::progress::human_bytes;
+
+use super::directory::{self, State};
+use super::ground::{Ground, Way};
+use super::layout::{Layout, Spot};
+
+/// A filesystem.
+#[derive(Debug)]
+struct Volume {
+    path: PathBuf,
+    free: u64,
+    /// Bytes of files.
+    files: u64,
+    /// Bytes of WAL that recovery holds.
+    wal: u64,
+}
+
+/// Refuses when a filesystem cannot hold what goes to it. What an interrupted restore wrote is freed first; how much of a
+/// directory that is repaired stays is not known before it was compared.
+pub(crate) async fn check(
+    reader: &BackupReader,
+    layout: &Layout,
+    plan: &RestorePlan,
+    ground: &Ground,
+) -> anyhow::Result<()> {
+    let repaired = matches!((ground.way, &ground.state), (Way::Delta { .. }, State::Occupied(_)));
+    if repaired || matches!(ground.state, State::Unfinished(_)) {
+        return Ok(());
+    }
+    let summary = &reader.manifest().summary;
+    let mut volumes = BTreeMap::new();
+    for path in std::iter::once(layout.pgdata().to_owned()).chain(layout.others()) {
+        volume_of(&mut volumes, &path)?;
+    }
+    let total = summary.totals.blocks.saturating_mul(u64::from(summary.facts.block_size));
+    let wal = TablePath::data("pg_wal").ok().map(|path| layout.spot(&path));
+    let wal = match wal {
+        Some(Spot::Elsewhere(directory)) => directory,
+        _ => layout.pgdata().to_owned(),
+    };
+    // Recovery holds the segment it replays and those that were prefetched.
+    volume_of(&mut volumes, &wal)?.wal = summary.facts.wal_segment_size.saturating_mul(4);
+    if volumes.len() == 1 {
+        volume_of(&mut volumes, layout.pgdata())?.files = total;
+    } else {
+        share_out(reader, layout, total, &mut volumes).await?;
+    }
+    for volume in volumes.values() {
+        let needed = volume.files.saturating_add(volume.wal);
+        if volume.free < needed {
+            bail!(
+                "there is not enough space: backup {} needs {} in {}, and {} are free there; nothing was changed",
+                plan.backup.id,
+                human_bytes(needed),
+                volume.path.display(),
+                human_bytes(volume.free)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The filesystem of a directory, or of the nearest parent that exists.
+fn volume_of<'a>(volumes: &'a mut BTreeMap<u64, Volume>, path: &Path) -> std::io::Result<&'a mut Volume> {
+    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let free = directory::free_space(existing)?;
+    let volume = || Volume { path: path.to_owned(), free, files: 0, wal: 0 };
+    Ok(volumes.entry(std::fs::metadata(existing)?.dev()).or_insert_with(volume))
+}
+
+/// Finds out how much of the `total` goes to which filesystem.
+async fn share_out(
+    reader: &BackupReader,
+    layout: &Layout,
+    total: u64,
+    volumes: &mut BTreeMap<u64, Volume>,
+) -> anyhow::Result<()> {
+    let (mut entries, mut sum) = (reader.entries(), 0u64);
+    // Files of one directory follow each other.
+    let mut last: Option<(PathBuf, u64)> = None;
+    while let Some(entry) = entries.next().await? {
+        let Content::File(content) = &entry.content else { continue };
+        let place = directory_of(&entry, layout);
+        let device = match &last {
+            Some((known, device)) if *known == place => *device,
+            _ => {
+                let existing = place.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+                std::fs::metadata(existing)?.dev()
+            }
+        };
+        let bytes = at_most(content, reader.block_size());
+        sum = sum.saturating_add(bytes);
+        if let Some(volume) = volumes.get_mut(&device) {
+            volume.files = volume.files.saturating_add(bytes);
+        }
+        last = Some((place, device));
+    }
+    // Of long files only the upper bound is known here, of all together the sum: what fits must not be refused.
+    if sum > total {
+        for volume in volumes.values_mut() {
+            let scaled = u128::from(volume.files) * u128::from(total) / u128::from(sum);
+            volume.files = u64::try_from(scaled).unwrap_or(volume.files);
+        }
+    }
+    Ok(())
+}
+
+/// The directory outside PGDATA in which an entry lies, or PGDATA.
+fn directory_of(entry: &Entry, layout: &Layout) -> PathBuf {
+    if entry.path.root != Root::Data {
+        return layout.extra().unwrap_or(layout.pgdata()).to_owned();
+    }
+    let mut parts = entry.path.path.as_bytes().splitn(3, |b| *b == b'/');
+    let oid = (parts.next() == Some(b"pg_tblspc")).then(|| parts.next()).flatten();
+    let oid = oid.and_then(|oid| std::str::from_utf8(oid).ok()?.parse().ok());
+    oid.and_then(|oid| layout.tablespace(oid)).unwrap_or(layout.pgdata()).to_owned()
+}
+
+/// The most bytes that a file takes.
+fn at_most(content: &FileContent, size: BlockSize) -> u64 {
+    let bytes = match &content.blocks {
+        Blocks::Inline(list) => (list.hashes().len() as u64).saturating_mul(size.bytes()),
+        Blocks::Leaves(runs) => {
+            let stored = runs.iter().filter(|run| matches!(run, LeafRun::Stored { .. })).count();
+            (stored as u64).saturating_mul(size.leaf_bytes())
+        }
+        Blocks::Nodes(_) => content.length,
+    };
+    bytes.min(content.length)
+}

@@ -1,0 +1,195 @@
+//! Where the tablespaces of a restored cluster go.
+//!
+//! A tablespace is a link `pg_tblspc/<oid>` to a directory outside PGDATA. Restored beside the cluster it came from, the
+//! same directory would be in use there: unless told otherwise a tablespace goes back to its own path, and only if that
+//! is empty.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+/// A tablespace as the backup found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tablespace {
+    /// Its oid, the name of its link.
+    pub(crate) oid: u32,
+    /// Its directory at the time of the backup.
+    pub(crate) location: PathBuf,
+}
+
+/// `--tablespace OLD=NEW`: OLD is the oid or the directory of the backup, NEW an absolute directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    old: String,
+    new: PathBuf,
+}
+
+impl FromStr for Mapping {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (old, new) = text.split_once('=').filter(|(old, new)| !old.is_empty() && !new.is_empty()).ok_or_else(|| {
+            format!("{text:?} is not OLD=NEW (OLD: the tablespace's oid or its directory; NEW: an absolute directory)")
+        })?;
+        let new = PathBuf::from(new);
+        if !plain_absolute(&new) {
+            return Err(format!("{new:?} has to be an absolute path without \"..\""));
+        }
+        Ok(Self { old: old.to_owned(), new })
+    }
+}
+
+impl Mapping {
+    fn fits(&self, tablespace: &Tablespace) -> bool {
+        let old = self.old.trim_end_matches('/');
+        old == tablespace.oid.to_string() || Path::new(old) == tablespace.location
+    }
+}
+
+/// Where one tablespace goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// `pg_tblspc/<oid>` is a link to this directory.
+    Link(PathBuf),
+    /// `pg_tblspc/<oid>` is a directory of its own.
+    Inside,
+}
+
+/// What the command line says of tablespaces.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wishes {
+    /// Single ones.
+    pub(crate) mappings: Vec<Mapping>,
+    /// A directory for all others, each under its oid.
+    pub(crate) all: Option<PathBuf>,
+    /// Puts all others inside PGDATA, without links.
+    pub(crate) flatten: bool,
+    /// Where the data directory that is repaired or replaced has them.
+    pub(crate) existing: BTreeMap<u32, Place>,
+}
+
+/// The place of each tablespace by oid. An error changes nothing and says what to do.
+pub(crate) fn place(
+    tablespaces: &[Tablespace],
+    wishes: &Wishes,
+    pgdata: &Path,
+) -> Result<BTreeMap<u32, Place>, String> {
+    for mapping in &wishes.mappings {
+        if !tablespaces.iter().any(|t| mapping.fits(t)) {
+            let known = tablespaces
+                .iter()
+                .map(|t| format!("{} ({})", t.oid, t.location.display()))
+                .collect::<Vec<_>>();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(format!(
+                "--tablespace {}=…: the backup has no such tablespace; it has: {known}",
+                mapping.old
+            ));
+        }
+    }
+    let mut places: BTreeMap<u32, Place> = BTreeMap::new();
+    for tablespace in tablespaces {
+        let mapped = wishes.mappings.iter().find(|m| m.fits(tablespace)).map(|m| m.new.clone());
+        let place = match (mapped, &wishes.all) {
+            (Some(new), _) => Place::Link(new),
+            (None, Some(all)) => Place::Link(all.join(tablespace.oid.to_string())),
+            (None, None) if wishes.flatten => Place::Inside,
+            (None, None) => match wishes.existing.get(&tablespace.oid) {
+                Some(place) => place.clone(),
+                None => Place::Link(tablespace.location.clone()),
+            },
+        };
+        if let Place::Link(directory) = &place {
+            check(tablespace, directory, pgdata, &places)?;
+        }
+        places.insert(tablespace.oid, place);
+    }
+    Ok(places)
+}
+
+fn check(
+    tablespace: &Tablespace,
+    directory: &Path,
+    pgdata: &Path,
+    others: &BTreeMap<u32, Place>,
+) -> Result<(), String> {
+    let oid = tablespace.oid;
+    let shown = directory.display();
+    if !plain_absolute(directory) {
+        return Err(format!(
+            "tablespace {oid}: {shown} is not an absolute path without \"..\"; map it with --tablespace {oid}=DIR"
+        ));
+    }
+    if directory.starts_with(pgdata) || pgdata.starts_with(directory) {
+        return Err(format!(
+            "tablespace {oid}: {shown} and PGDATA lie within each other; map it with --tablespace {oid}=DIR, or use --flatten-tablespaces"
+        ));
+    }
+    let clash = others.iter().find(|(_, place)| {
+        matches!(place, Place::Link(other) if other.starts_with(directory) || directory.starts_with(other))
+    });
+    if let Some((other, _)) = clash {
+        return Err(format!(
+            "tablespaces {other} and {oid} would lie within each other, at {shown}; map one of them elsewhere"
+        ));
+    }
+    Ok(())
+}
+
+/// Absolute, and free of `..` and `.`.
+fn plain_absolute(path: &Path) -> bool {
+    path.is_absolute() && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tablespaces() -> Vec<Tablespace> {
+        vec![
+            Tablespace { oid: 16400, location: "/ssd/fast".into() },
+            Tablespace { oid: 16401, location: "/hdd/slow".into() },
+        ]
+    }
+
+    fn placed(mappings: &[&str], all: Option<&str>, flatten: bool) -> Result<BTreeMap<u32, Place>, String> {
+        let mappings = mappings.iter().map(|m| m.parse()).collect::<Result<_, _>>()?;
+        let wishes = Wishes { mappings, all: all.map(PathBuf::from), flatten, existing: BTreeMap::new() };
+        place(&tablespaces(), &wishes, Path::new("/data"))
+    }
+
+    #[test]
+    fn those_of_a_data_directory_that_is_there_stay_where_they_are() {
+        let link = |path: &str| Place::Link(path.into());
+        let existing = BTreeMap::from([(16400, link("/moved")), (16401, Place::Inside)]);
+        let wishes = Wishes { mappings: vec!["16401=/new".parse().unwrap()], existing, ..Wishes::default() };
+        let placed = place(&tablespaces(), &wishes, Path::new("/data")).unwrap();
+        assert_eq!((&placed[&16400], &placed[&16401]), (&link("/moved"), &link("/new")));
+    }
+
+    #[test]
+    fn one_by_one_all_or_inside() {
+        let link = |path: &str| Place::Link(path.into());
+        assert_eq!(placed(&[], None, false).unwrap()[&16400], link("/ssd/fast"));
+        let both = placed(&["16400=/new/a", "/hdd/slow/=/new/b"], None, false).unwrap();
+        assert_eq!((&both[&16400], &both[&16401]), (&link("/new/a"), &link("/new/b")));
+        let rest = placed(&["/ssd/fast=/new/a"], Some("/all"), false).unwrap();
+        assert_eq!((&rest[&16400], &rest[&16401]), (&link("/new/a"), &link("/all/16401")));
+        assert_eq!(placed(&["16401=/x"], None, true).unwrap()[&16400], Place::Inside);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (mappings, told) in [
+            (vec!["99=/x"], "16400 (/ssd/fast)"),
+            (vec!["16400=/data/x"], "within each other"),
+            (vec!["16400=/x", "16401=/x/y"], "16400 and 16401"),
+            (vec!["16400=x"], "absolute"),
+            (vec!["16400=/x/../y"], "absolute"),
+            (vec!["16400"], "OLD=NEW"),
+        ] {
+            let error = placed(&mappings, None, false).unwrap_err();
+            assert!(error.contains(told), "{mappings:?}: {error}");
+        }
+    }
+}

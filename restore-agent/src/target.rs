@@ -1,0 +1,161 @@
+//! The options that say where to recover to, for every command that plans.
+
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use walpoint_base::target::parse_time;
+use walpoint_base::{BackupId, Lsn, RecoveryTarget, TargetTimeline};
+use walpoint_repo::plan::{Request, TargetAction};
+use walpoint_runtime::exit::Failure;
+
+/// Where to recover to. Without a target: to the end of the archive.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct TargetArgs {
+    /// Up to this time, with a zone: "2026-11-21 10:00:00+02", "…Z", "…[Europe/Rome]", or "5 minutes ago".
+    #[arg(long, value_name = "TIME", group = "target")]
+    target_time: Option<String>,
+    /// Up to this position in the WAL.
+    #[arg(long, value_name = "LSN", group = "target")]
+    target_lsn: Option<Lsn>,
+    /// Up to the end of this transaction, as pg_current_xact_id() printed it.
+    #[arg(long, value_name = "XID", group = "target")]
+    target_xid: Option<u64>,
+    /// Up to this restore point (pg_create_restore_point).
+    #[arg(long, value_name = "NAME", group = "target")]
+    target_name: Option<String>,
+    /// Only as far as the backup needs to be consistent.
+    #[arg(long, group = "target")]
+    target_immediate: bool,
+    /// The timeline on which the target lies: latest, current (the backup's), or a number.
+    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
+    target_timeline: TargetTimeline,
+    /// Leave out what lies exactly at the target.
+    #[arg(long)]
+    exclusive: bool,
+    /// Start from this backup [default: the newest one before the target].
+    #[arg(long, value_name = "ID")]
+    backup: Option<BackupId>,
+}
+
+/// What PostgreSQL does when it has reached the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Action {
+    /// Wait, readable, until somebody has looked and calls pg_wal_replay_resume().
+    Pause,
+    /// End recovery and take writes, on a new timeline.
+    Promote,
+    /// Shut down.
+    Shutdown,
+}
+
+impl TargetArgs {
+    /// The target itself.
+    fn target(&self, now: Timestamp) -> Result<RecoveryTarget, Failure> {
+        if let Some(time) = &self.target_time {
+            let time =
+                parse_time(time, now).map_err(|e| Failure::usage(anyhow::anyhow!("--target-time: {e}")))?;
+            return Ok(RecoveryTarget::Time(time));
+        }
+        if let Some(xid) = self.target_xid {
+            // The epoch in the upper half is not part of what WAL records hold, and PostgreSQL drops it too.
+            let xid = u32::try_from(xid & u64::from(u32::MAX)).unwrap_or_default();
+            // 0 to 2 are never given to a transaction that ends (transam.h).
+            if xid < 3 {
+                return Err(Failure::usage(anyhow::anyhow!(
+                    "--target-xid {xid}: no transaction has this id"
+                )));
+            }
+            return Ok(RecoveryTarget::Xid(xid));
+        }
+        if let Some(name) = &self.target_name {
+            // MAXFNAMELEN of PostgreSQL, with its final zero.
+            if name.is_empty() || name.len() > 63 {
+                return Err(Failure::usage(anyhow::anyhow!(
+                    "--target-name: a restore point has 1 to 63 bytes"
+                )));
+            }
+            return Ok(RecoveryTarget::Name(name.clone()));
+        }
+        Ok(match self.target_lsn {
+            Some(lsn) => RecoveryTarget::Lsn(lsn),
+            None if self.target_immediate => RecoveryTarget::Immediate,
+            None => RecoveryTarget::Latest,
+        })
+    }
+
+    /// What these options ask for. Without an action PostgreSQL pauses at a target, and promotes at the end of the archive.
+    pub(crate) fn request(
+        &self,
+        action: Option<Action>,
+        standby: bool,
+        now: Timestamp,
+    ) -> Result<Request, Failure> {
+        let target = self.target(now)?;
+        let action = match action {
+            Some(Action::Promote) => TargetAction::Promote,
+            Some(Action::Shutdown) => TargetAction::Shutdown,
+            Some(Action::Pause) => TargetAction::Pause,
+            None if target == RecoveryTarget::Latest => TargetAction::Promote,
+            None => TargetAction::Pause,
+        };
+        Ok(Request {
+            target,
+            timeline: self.target_timeline,
+            inclusive: !self.exclusive,
+            backup: self.backup,
+            action,
+            standby,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        target: TargetArgs,
+    }
+
+    fn request(line: &[&str]) -> Result<Request, String> {
+        let now = "2026-11-21T12:00:00Z".parse().unwrap();
+        let command = Command::try_parse_from([&["x"], line].concat()).map_err(|e| e.to_string())?;
+        command.target.request(None, false, now).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn one_target_at_the_most() {
+        assert_eq!(request(&[]).unwrap(), Request::default());
+        let lsn = request(&["--target-lsn", "0/2000028", "--exclusive"]).unwrap();
+        assert_eq!(
+            (lsn.target, lsn.inclusive, lsn.action),
+            (RecoveryTarget::Lsn(Lsn(0x2000028)), false, TargetAction::Pause)
+        );
+        assert_eq!(request(&["--target-xid", "4294967999"]).unwrap().target, RecoveryTarget::Xid(703));
+        let time = request(&["--target-time", "5 minutes ago"]).unwrap().target;
+        assert_eq!(time.to_string(), "time 2026-11-21 11:55:00.000000+00");
+        assert!(
+            request(&["--target-immediate", "--target-xid", "9"])
+                .unwrap_err()
+                .contains("cannot be used with")
+        );
+    }
+
+    #[test]
+    fn mistakes_are_told() {
+        for (line, told) in [
+            (["--target-time", "2026-11-21 10:00:00"], "zone"),
+            (["--target-xid", "2"], "no transaction"),
+            (["--target-lsn", "12"], "LSN"),
+            (["--target-name", ""], "1 to 63"),
+            (["--target-timeline", "newest"], "latest, current or a number"),
+            (["--backup", "yesterday"], "backup id"),
+        ] {
+            let error = request(&line).unwrap_err();
+            assert!(error.contains(told), "{line:?}: {error}");
+        }
+    }
+}

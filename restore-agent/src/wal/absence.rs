@@ -1,0 +1,172 @@
+//! When a file is proven not to be in the archive.
+//!
+//! PostgreSQL ends recovery at the first file that is "not in the archive" and promotes, so an answer that may be wrong
+//! loses what comes after. That a store answers "no such object" is not enough: the archive must be the right one
+//! (the caller has read its descriptor and the lineage in the same attempt), every repository that acknowledges must have
+//! answered, and nothing may show that the file was written once: nothing later on its timeline, no timeline that left it
+//! later, no copy of it that is merely incomplete.
+//!
+//! Pure: what the repositories showed is judged here, not read.
+
+use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+
+/// What the repositories show around a file that none of them has.
+#[derive(Debug, Default)]
+pub(crate) struct Surroundings {
+    /// Something on the file's timeline that was written after it.
+    pub(crate) later: Option<String>,
+    /// A copy of the segment that does not reach its end.
+    pub(crate) incomplete: Option<String>,
+    /// Of a segment: the histories of all timelines with a higher id.
+    pub(crate) histories: Vec<TimelineHistory>,
+    /// Of a segment: timelines with a higher id that have the same segment, whole.
+    pub(crate) heirs: Vec<TimelineId>,
+    /// Of a history: higher timelines whose histories are there.
+    pub(crate) later_timelines: Vec<TimelineId>,
+}
+
+/// Whether a segment that no repository has is proven absent; otherwise why it may have existed.
+pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surroundings) -> Result<(), String> {
+    let Some(number) = name.number(size) else {
+        return Err(format!("\"{name}\" is no name of this cluster's WAL, whose segments have {size:?}"));
+    };
+    if let Some(later) = &around.later {
+        return Err(format!("it is a hole in the archive: {later} is there"));
+    }
+    let mut inherited = false;
+    for history in &around.histories {
+        let Some(entry) = history.entries().iter().find(|entry| entry.parent == name.timeline) else {
+            continue;
+        };
+        if entry.switch <= number.start(size) {
+            continue;
+        }
+        let child = history.timeline();
+        if SegmentNo::of(entry.switch, size) > number {
+            return Err(format!(
+                "it is a hole in the archive: timeline {child} left timeline {} at {}, after this segment",
+                name.timeline, entry.switch
+            ));
+        }
+        // The timeline was left inside this segment, so it may never have been completed here; the part up to there begins
+        // the child's segment of the same number.
+        let heir = around.heirs.iter().any(|heir| *heir > name.timeline && history.contains(*heir));
+        if !heir {
+            return Err(format!(
+                "timeline {child} left timeline {} at {}, inside this segment, and has not archived its own copy",
+                name.timeline, entry.switch
+            ));
+        }
+        inherited = true;
+    }
+    match &around.incomplete {
+        Some(copy) if !inherited => Err(format!("only an incomplete copy of it is in the archive: {copy}")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether PostgreSQL asks for such a file and never writes it: the first timeline comes from nowhere, and no file says so.
+/// It asks when it ends recovery on that timeline, after it has removed its signal file, so the answer must not depend on a
+/// repository.
+pub(crate) fn is_never_written(name: WalFileName) -> bool {
+    name == WalFileName::History(TimelineId::FIRST)
+}
+
+/// Whether a history file that no repository has is proven absent; otherwise why the timeline may exist.
+pub(crate) fn of_history(timeline: TimelineId, around: &Surroundings) -> Result<(), String> {
+    if let Some(later) = &around.later {
+        return Err(format!("the timeline exists, although its history is missing: {later} is there"));
+    }
+    // Ids are given one after the other: a higher one is in use only if this one is.
+    match around.later_timelines.iter().find(|id| **id > timeline) {
+        Some(id) => {
+            Err(format!("the history of the later timeline {id} is there, so this one must have existed"))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tli(id: u32) -> TimelineId {
+        TimelineId::new(id).unwrap()
+    }
+
+    fn history(timeline: u32, text: &str) -> TimelineHistory {
+        TimelineHistory::parse(tli(timeline), text.as_bytes()).unwrap()
+    }
+
+    fn segment(around: &Surroundings) -> Result<(), String> {
+        // From 0/5000000 to 0/6000000.
+        of_segment("000000010000000000000005".parse().unwrap(), SegmentSize::DEFAULT, around)
+    }
+
+    #[test]
+    fn the_end_of_the_archive_is_absence() {
+        assert_eq!(segment(&Surroundings::default()), Ok(()));
+        // Timelines that left before it or come from another one say nothing about it.
+        for text in ["1\t0/5000000\tx\n", "1\t0/4000028\tx\n", ""] {
+            let around = Surroundings { histories: vec![history(2, text)], ..Surroundings::default() };
+            assert_eq!(segment(&around), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_must_have_existed_is_not_absent() {
+        let holes = [
+            Surroundings { later: Some("000000010000000000000007".into()), ..Surroundings::default() },
+            Surroundings { incomplete: Some("….partial".into()), ..Surroundings::default() },
+            // Left after the segment, or exactly at its end, which only a whole segment reaches.
+            Surroundings { histories: vec![history(2, "1\t0/9000060\tx\n")], ..Surroundings::default() },
+            Surroundings { histories: vec![history(2, "1\t0/6000000\tx\n")], ..Surroundings::default() },
+            // A grandchild tells as well as a child.
+            Surroundings {
+                histories: vec![history(3, "1\t0/9000060\tx\n2\t0/A000000\ty\n")],
+                ..Surroundings::default()
+            },
+            // Left inside, and nobody has the rest.
+            Surroundings { histories: vec![history(2, "1\t0/5000060\tx\n")], ..Surroundings::default() },
+        ];
+        for around in holes {
+            assert!(segment(&around).is_err(), "{around:?}");
+        }
+    }
+
+    #[test]
+    fn a_segment_left_in_the_middle_lives_on_in_the_child() {
+        let around = |heirs: &[u32]| Surroundings {
+            incomplete: Some("000000010000000000000005.partial".into()),
+            histories: vec![history(3, "1\t0/5000060\tx\n2\t0/5000090\ty\n")],
+            heirs: heirs.iter().map(|id| tli(*id)).collect(),
+            ..Surroundings::default()
+        };
+        assert_eq!(segment(&around(&[2])), Ok(()));
+        assert_eq!(segment(&around(&[3])), Ok(()));
+        assert!(segment(&around(&[4])).is_err(), "another branch");
+        assert!(segment(&around(&[])).is_err());
+    }
+
+    #[test]
+    fn a_history_is_absent_only_if_no_later_timeline_exists() {
+        let some = |later: &[u32]| Surroundings {
+            later_timelines: later.iter().map(|id| tli(*id)).collect(),
+            ..Surroundings::default()
+        };
+        assert_eq!(of_history(tli(3), &some(&[])), Ok(()));
+        assert!(of_history(tli(3), &some(&[4])).is_err());
+        let with_wal =
+            Surroundings { later: Some("000000030000000000000005".into()), ..Surroundings::default() };
+        assert!(of_history(tli(3), &with_wal).is_err());
+        assert!(
+            is_never_written(WalFileName::History(tli(1))) && !is_never_written(WalFileName::History(tli(2)))
+        );
+    }
+
+    #[test]
+    fn a_name_of_another_segment_size_is_no_absence() {
+        let name = "000000010000000000000105".parse().unwrap();
+        assert!(of_segment(name, SegmentSize::DEFAULT, &Surroundings::default()).is_err());
+    }
+}

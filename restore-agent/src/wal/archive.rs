@@ -1,0 +1,329 @@
+//! The repositories of a cluster as one archive: the first that has a file gives it.
+//!
+//! Repositories are opened when they are needed and opened anew after they failed, so that mended credentials and mounts
+//! are found. A file lands under its name only after every check has passed.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, anyhow, bail};
+use walpoint_base::{
+    ClusterName, LineageId, Place, SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName,
+};
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::wal::WalArchive;
+use walpoint_repo::{Lineage, RepoError, Repository};
+use walpoint_runtime::args::Selection;
+use walpoint_runtime::exit::told;
+
+use crate::wal::absence;
+use crate::wal::landing::{self, Durability, Landing};
+use crate::wal::note::TargetNote;
+use crate::wal::prove;
+use crate::wal::spool;
+
+/// What an attempt to have a file came to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// It is there, whole and verified.
+    Landed(Landed),
+    /// It is proven not to be in the archive, or, if no proof was wanted, no repository has it. Says so.
+    Absent(String),
+    /// Neither. Says why.
+    Uncertain(String),
+}
+
+/// A file that is there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Landed {
+    /// Its length in bytes.
+    pub(crate) size: u64,
+    /// What somebody should know: empty, or what was wrong in another repository.
+    pub(crate) note: String,
+}
+
+/// Whether "no such object" is to be proven.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Proof {
+    /// PostgreSQL will hear it.
+    Wanted,
+    /// It only ends fetching ahead.
+    NotWanted,
+}
+
+/// Whose WAL is asked for, as far as the data directory tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Identity {
+    /// From `pg_control`.
+    pub(crate) system_id: Option<SystemId>,
+    /// From the note that `restore` left.
+    pub(crate) lineage: Option<LineageId>,
+}
+
+impl Identity {
+    /// The identity of the data directory there.
+    pub(crate) fn at(place: Option<&Place>) -> Self {
+        let Some(place) = place else { return Self::default() };
+        let note = TargetNote::read(&place.wal.join(spool::DIRECTORY));
+        let lineage = note.map(|note| note.lineage).filter(|lineage| lineage.system_id == place.system_id);
+        Self { system_id: Some(place.system_id), lineage }
+    }
+}
+
+/// The archive of one cluster.
+#[derive(Debug)]
+pub(crate) struct Archive {
+    cluster: ClusterName,
+    identity: Identity,
+    sources: Vec<Source>,
+    /// Names of repositories that acknowledge, by the configuration. The lineage's own set comes on top.
+    acknowledging: Vec<String>,
+    damaged_too: bool,
+    /// Names of repositories that are gone for good.
+    without: Vec<String>,
+    /// The lineage that the first repository to answer has; the others must have the same.
+    lineage: Mutex<Option<Lineage>>,
+    histories: Mutex<HashMap<TimelineId, TimelineHistory>>,
+}
+
+/// One repository.
+#[derive(Debug)]
+pub(crate) struct Source {
+    name: String,
+    settings: StoreSettings,
+    open: Mutex<Option<WalArchive>>,
+}
+
+/// A repository in which a file was looked for.
+#[derive(Debug)]
+pub(crate) struct Missing<'a> {
+    /// What the configuration calls it.
+    pub(crate) name: &'a str,
+    /// The archive that answered "no such object".
+    pub(crate) wal: WalArchive,
+}
+
+impl Archive {
+    /// The archive of the selected cluster. Nothing is opened yet.
+    pub(crate) fn new(selection: Selection<StoreSettings>, identity: Identity) -> Self {
+        let source = |(name, settings)| Source { name, settings, open: Mutex::new(None) };
+        Self {
+            cluster: selection.cluster,
+            identity,
+            acknowledging: selection.settings.ack_set().to_vec(),
+            damaged_too: selection.settings.fetch_damaged,
+            without: selection.settings.fetch_without.clone(),
+            sources: selection.repositories.into_iter().map(source).collect(),
+            lineage: Mutex::new(None),
+            histories: Mutex::default(),
+        }
+    }
+
+    /// The lineage, once a repository has answered.
+    pub(crate) fn lineage(&self) -> Option<LineageId> {
+        lock(&self.lineage).as_ref().map(|lineage| lineage.id)
+    }
+
+    /// The segment size, once a repository has answered.
+    pub(crate) fn segment_size(&self) -> Option<SegmentSize> {
+        lock(&self.lineage).as_ref().map(|lineage| lineage.segment_size)
+    }
+
+    /// Names of the repositories that acknowledge, by the configuration.
+    pub(crate) fn acknowledging(&self) -> &[String] {
+        &self.acknowledging
+    }
+
+    /// Names of repositories that are gone for good: nobody waits for their word.
+    pub(crate) fn without(&self) -> &[String] {
+        &self.without
+    }
+
+    /// One attempt to make `path` the file `name`, from the first repository that can give it.
+    pub(crate) async fn fetch(
+        &self,
+        name: WalFileName,
+        path: &Path,
+        proof: Proof,
+        durability: Durability,
+    ) -> Outcome {
+        if absence::is_never_written(name) {
+            return Outcome::Absent(format!(
+                "\"{name}\" is not in the archive: the first timeline has no history"
+            ));
+        }
+        let (mut failures, mut missing, mut there) = (Vec::new(), Vec::new(), false);
+        for source in &self.sources {
+            match self.fetch_from(source, name, path, durability).await {
+                Ok(Found::Landed(size)) => {
+                    let note = failures.iter().map(Failed::to_string).collect::<Vec<_>>().join("; ");
+                    let note = if note.is_empty() {
+                        note
+                    } else {
+                        format!("\"{name}\" comes from repository {}, because {note}", source.name)
+                    };
+                    return Outcome::Landed(Landed { size, note });
+                }
+                Ok(Found::Missing(wal)) => missing.push(Missing { name: &source.name, wal }),
+                Ok(Found::Unusable(error)) => {
+                    there = true;
+                    failures.push(source.failed(&error));
+                }
+                Err(error) => failures.push(source.failed(&error)),
+            }
+        }
+        // Whatever the others say: one of them has it, and only cannot give it.
+        if proof == Proof::Wanted && !there {
+            return prove::absence(self, name, &missing, failures).await;
+        }
+        if failures.is_empty() {
+            return Outcome::Absent(format!("no repository has \"{name}\""));
+        }
+        Outcome::Uncertain(listed(&failures))
+    }
+
+    async fn fetch_from(
+        &self,
+        source: &Source,
+        name: WalFileName,
+        path: &Path,
+        durability: Durability,
+    ) -> anyhow::Result<Found> {
+        let wal = self.open(source).await?;
+        let reader = match wal.read(name).await {
+            Ok(Some(reader)) => reader,
+            Ok(None) => return Ok(Found::Missing(wal)),
+            Err(error @ RepoError::Corrupt { .. }) => return Ok(Found::Unusable(error.into())),
+            Err(error) => return Err(error.into()),
+        };
+        if reader.header().is_some_and(|header| header.damaged) && !self.damaged_too {
+            return Ok(Found::Unusable(anyhow!(
+                "\"{name}\" was archived though damaged (push --accept-damaged), and PostgreSQL would end recovery in it; HINT: \
+                 choose a target before it, or set fetch_damaged = true to recover up to the damage"
+            )));
+        }
+        let size = reader.length();
+        let target = path.to_owned();
+        let landing = landing::blocking(move || Landing::begin(&target)).await?;
+        let landing = match reader.write_to(landing).await {
+            Ok((landing, _)) => landing,
+            Err(error) => return Ok(Found::Unusable(error.into())),
+        };
+        landing::blocking(move || landing.finish(durability)).await?;
+        Ok(Found::Landed(size))
+    }
+
+    /// The WAL of this cluster in a repository: its descriptor was read, and its lineage fits the data directory.
+    async fn open(&self, source: &Source) -> anyhow::Result<WalArchive> {
+        if let Some(wal) = lock(&source.open).clone() {
+            return Ok(wal);
+        }
+        let repository = Repository::open(&source.name, &source.settings).await?;
+        let lineage = self.find_lineage(&repository).await?;
+        let wal = repository.wal(&lineage);
+        lock(&self.lineage).get_or_insert(lineage);
+        *lock(&source.open) = Some(wal.clone());
+        Ok(wal)
+    }
+
+    async fn find_lineage(&self, repository: &Repository) -> anyhow::Result<Lineage> {
+        let cluster = &self.cluster;
+        let known = self.lineage().or(self.identity.lineage);
+        if let Some(id) = known {
+            let found = repository.read_lineage(cluster, id).await?;
+            return found.with_context(|| format!("lineage {id} of cluster {cluster} is not in it"));
+        }
+        if let Some(system_id) = self.identity.system_id {
+            let found = repository.lineage_for(cluster, system_id).await?;
+            return found.with_context(|| {
+                format!("cluster {cluster} with system identifier {system_id} is not in it; HINT: is this the right cluster?")
+            });
+        }
+        let lineages = repository.lineages(cluster).await?;
+        let newest = lineages.last().cloned().with_context(|| format!("cluster {cluster} is not in it"))?;
+        if lineages.iter().any(|lineage| lineage.system_id() != newest.system_id()) {
+            bail!(
+                "cluster {cluster} has had several system identifiers; HINT: fetch into pg_wal of the data directory that needs it"
+            );
+        }
+        Ok(newest)
+    }
+
+    /// The history of a timeline, from any repository; `None` if all say that they have none. Histories never change, so
+    /// they are remembered.
+    pub(crate) async fn history(&self, timeline: TimelineId) -> anyhow::Result<Option<TimelineHistory>> {
+        if let Some(history) = lock(&self.histories).get(&timeline) {
+            return Ok(Some(history.clone()));
+        }
+        let mut failures = Vec::new();
+        for source in &self.sources {
+            let found = match self.open(source).await {
+                Ok(wal) => self.history_in(&wal, timeline).await,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(Some(history)) => return Ok(Some(history)),
+                Ok(None) => {}
+                Err(error) => failures.push(source.failed(&error)),
+            }
+        }
+        if failures.is_empty() { Ok(None) } else { bail!(listed(&failures)) }
+    }
+
+    /// The history of a timeline in one repository.
+    pub(crate) async fn history_in(
+        &self,
+        wal: &WalArchive,
+        timeline: TimelineId,
+    ) -> anyhow::Result<Option<TimelineHistory>> {
+        if let Some(history) = lock(&self.histories).get(&timeline) {
+            return Ok(Some(history.clone()));
+        }
+        let found = wal.history(timeline).await?;
+        if let Some(history) = &found {
+            lock(&self.histories).insert(timeline, history.clone());
+        }
+        Ok(found)
+    }
+}
+
+enum Found {
+    Landed(u64),
+    Missing(WalArchive),
+    /// It is there and cannot be handed over.
+    Unusable(anyhow::Error),
+}
+
+/// A repository that could not say whether it has a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Failed {
+    /// What the configuration calls it.
+    pub(crate) repository: String,
+    /// Why.
+    pub(crate) why: String,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "repository {}: {}", self.repository, self.why)
+    }
+}
+
+impl Source {
+    /// Notes a failure: the next attempt opens the repository anew.
+    fn failed(&self, error: &anyhow::Error) -> Failed {
+        *lock(&self.open) = None;
+        Failed { repository: self.name.clone(), why: told(error) }
+    }
+}
+
+/// All failures in one line.
+pub(crate) fn listed(failures: &[Failed]) -> String {
+    failures.iter().map(Failed::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// What is behind a lock. A panic elsewhere leaves it usable: each change is a single assignment or insertion.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

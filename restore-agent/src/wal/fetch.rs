@@ -1,0 +1,174 @@
+//! `restore-agent fetch NAME PATH`: one file of WAL, without a prefetcher.
+//!
+//! The path leads to the whole, verified file or to what was there before. Killed in the middle, this leaves a temporary
+//! file beside it, which a later fetch removes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use walpoint_base::{Place, WalFileName, durable};
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::config::{self, HistoryOutage};
+use walpoint_runtime::exit::told;
+use walpoint_runtime::owner;
+
+use crate::cli::FetchArgs;
+use crate::wal::archive::{Archive, Identity, Landed, Outcome, Proof};
+use crate::wal::histories::HistoryCache;
+use crate::wal::landing::{self, Durability};
+use crate::wal::patience::{self, STANDBY_ATTEMPT};
+
+/// The file is there.
+const DONE: u8 = 0;
+/// Proven not to be in the archive; on a standby also: ask again.
+const ABSENT: u8 = 1;
+/// PostgreSQL must stop: going on could lose data.
+pub(crate) const STOP: u8 = 255;
+
+/// Fetches one file; the exit status as `restore_command` has to give it.
+pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
+    let name = match args.name.parse::<WalFileName>() {
+        Ok(name) => name,
+        Err(error) => {
+            tracing::error!("{error}; HINT: restore_command must pass %f and then %p");
+            return STOP;
+        }
+    };
+    let place = Place::around(&args.path);
+    let standby = place.as_ref().is_some_and(Place::is_standby);
+    if let Some(directory) = args.path.parent().filter(|d| !d.as_os_str().is_empty())
+        && let Err(error) = durable::remove_abandoned(directory)
+    {
+        tracing::debug!("{} is not tidied up: {error}", directory.display());
+    }
+    if let Some(outcome) = place.as_ref().and_then(|p| from_cache(p, name, &args.path)) {
+        return conclude(name, standby, HistoryOutage::Missing, &outcome);
+    }
+    if let Some(place) = &place
+        && let Err(error) = owner::require(&place.pgdata)
+    {
+        return conclude(name, standby, HistoryOutage::Missing, &Outcome::Uncertain(told(&error)));
+    }
+    match common.select::<StoreSettings>() {
+        Ok(selection) => {
+            let policy = selection.settings.standby_history_outage;
+            let outcome = attempts(selection, name, place.as_ref(), args).await;
+            conclude(name, standby, policy, &outcome)
+        }
+        // Without a configuration there is nothing to try.
+        Err(failure) => {
+            let outcome = Outcome::Uncertain(told(&failure.error));
+            conclude(name, standby, HistoryOutage::Missing, &outcome)
+        }
+    }
+}
+
+async fn attempts(
+    selection: Selection<StoreSettings>,
+    name: WalFileName,
+    place: Option<&Place>,
+    args: &FetchArgs,
+) -> Outcome {
+    let budget = config::duration(selection.settings.fetch_budget);
+    let archive = Archive::new(selection, Identity::at(place));
+    // PostgreSQL syncs what it restores itself.
+    let durability = if place.is_some() { Durability::Readers } else { Durability::Ours };
+    let attempt = || archive.fetch(name, &args.path, Proof::Wanted, durability);
+    let Some(place) = place.filter(|place| place.is_standby()) else {
+        let tell = |why: &str| tracing::warn!("waiting for \"{name}\": {why}");
+        return patience::until_certain(budget, attempt, tell).await;
+    };
+    let within = args.within_ms.map_or(STANDBY_ATTEMPT, Duration::from_millis);
+    let outcome = patience::at_once(within, attempt()).await;
+    if let (Outcome::Landed(_), WalFileName::History(timeline), Some(lineage)) =
+        (&outcome, name, archive.lineage())
+    {
+        let kept = std::fs::read(&args.path)
+            .and_then(|content| HistoryCache::in_wal(&place.wal).put(lineage, timeline, &content));
+        if let Err(error) = kept {
+            tracing::warn!("\"{name}\" is not kept for the next outage: {error}");
+        }
+    }
+    outcome
+}
+
+/// A history that need not be asked for.
+fn from_cache(place: &Place, name: WalFileName, path: &Path) -> Option<Outcome> {
+    let WalFileName::History(timeline) = name else { return None };
+    if !place.server {
+        return None;
+    }
+    let content = HistoryCache::in_wal(&place.wal).get(place.recovery, timeline)?;
+    landing::land(path, &content, Durability::Readers).ok()?;
+    let size = u64::try_from(content.len()).unwrap_or_default();
+    Some(Outcome::Landed(Landed { size, note: String::new() }))
+}
+
+/// The exit status for an outcome, after its reason was told.
+fn conclude(name: WalFileName, standby: bool, policy: HistoryOutage, outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::Landed(landed) => {
+            if !landed.note.is_empty() {
+                tracing::warn!("{}", landed.note);
+            }
+            DONE
+        }
+        Outcome::Absent(why) => {
+            tracing::info!("{why}");
+            ABSENT
+        }
+        Outcome::Uncertain(why) if standby && later(name, policy) => {
+            tracing::warn!("\"{name}\" cannot be fetched at the moment; this standby will ask again: {why}");
+            ABSENT
+        }
+        Outcome::Uncertain(why) => {
+            tracing::error!("{}", refusal(name, why));
+            STOP
+        }
+    }
+}
+
+/// Whether a standby is told "missing" for a file that may well exist.
+pub(crate) fn later(name: WalFileName, policy: HistoryOutage) -> bool {
+    !matches!((name, policy), (WalFileName::History(_), HistoryOutage::Stop))
+}
+
+/// Why PostgreSQL is stopped.
+pub(crate) fn refusal(name: WalFileName, why: &str) -> String {
+    format!(
+        "could not fetch \"{name}\": {why}; PostgreSQL is stopped, because going on without a file that may exist would \
+         lose what comes after it. HINT: mend the cause and start PostgreSQL again: recovery continues"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_follows_the_certainty() {
+        let segment: WalFileName = "000000010000000000000002".parse().unwrap();
+        let history: WalFileName = "00000002.history".parse().unwrap();
+        let (missing, stop) = (HistoryOutage::Missing, HistoryOutage::Stop);
+        let (landed, absent) =
+            (Outcome::Landed(Landed { size: 1, note: String::new() }), Outcome::Absent("gone".into()));
+        let uncertain = Outcome::Uncertain("down".into());
+        for (name, standby, policy, outcome, status) in [
+            (segment, false, missing, &landed, 0),
+            (segment, false, missing, &absent, 1),
+            (segment, false, missing, &uncertain, 255),
+            (history, false, missing, &uncertain, 255),
+            (segment, true, stop, &absent, 1),
+            (segment, true, stop, &uncertain, 1),
+            (history, true, missing, &uncertain, 1),
+            (history, true, stop, &uncertain, 255),
+        ] {
+            assert_eq!(
+                conclude(name, standby, policy, outcome),
+                status,
+                "{name} {standby} {policy:?} {outcome:?}"
+            );
+        }
+    }
+}

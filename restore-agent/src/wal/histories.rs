@@ -1,0 +1,132 @@
+//! The history files that a standby has seen, kept across restarts and outages, and those that lie in `pg_wal`.
+//!
+//! A standby that cannot reach its archive must not be stopped, and a history file answered as missing could make it take a
+//! timeline id that is in use. Histories never change, so one that was seen once is answered from here. Losing this
+//! directory costs nothing but that.
+//!
+//! A server that leaves recovery removes its signal file first and then asks for the history of the timeline it was on,
+//! which lies in its own `pg_wal`. An outage at that moment must not break off the promotion.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use walpoint_base::socket::{HISTORY_CACHE, STOP_WITHOUT_HISTORY};
+use walpoint_base::{LineageId, Recovery, TimelineHistory, TimelineId, WalFileName, durable};
+use walpoint_runtime::config::HistoryOutage;
+
+/// Names the lineage whose histories these are.
+const LINEAGE: &str = "lineage";
+
+/// The cache of one standby.
+#[derive(Debug, Clone)]
+pub(crate) struct HistoryCache {
+    directory: PathBuf,
+    wal: PathBuf,
+}
+
+impl HistoryCache {
+    /// The cache in `pg_wal`.
+    pub(crate) fn in_wal(wal: &Path) -> Self {
+        Self { directory: wal.join(HISTORY_CACHE), wal: wal.to_owned() }
+    }
+
+    /// The history of `timeline` if a data directory in that recovery need not ask the archive for it: on a standby one
+    /// that was seen before, on a server that leaves recovery also its own.
+    pub(crate) fn get(&self, recovery: Recovery, timeline: TimelineId) -> Option<Vec<u8>> {
+        let own = self.wal.join(WalFileName::History(timeline).to_string());
+        let places = match recovery {
+            Recovery::Archive => vec![],
+            Recovery::Standby => vec![self.path(timeline)],
+            Recovery::None => vec![self.path(timeline), own],
+        };
+        let mut found = places.iter().filter_map(|path| std::fs::read(path).ok());
+        found.find(|content| TimelineHistory::parse(timeline, content).is_ok())
+    }
+
+    /// Remembers a history of `lineage`. Histories of another one are forgotten first.
+    pub(crate) fn put(&self, lineage: LineageId, timeline: TimelineId, content: &[u8]) -> io::Result<()> {
+        let marker = self.directory.join(LINEAGE);
+        let lineage = lineage.to_string();
+        if std::fs::read_to_string(&marker).is_ok_and(|known| known != lineage) {
+            std::fs::remove_dir_all(&self.directory)?;
+        }
+        durable::create_directories(&self.directory)?;
+        durable::create(&marker, lineage.as_bytes())?;
+        durable::create(&self.path(timeline), content)?;
+        Ok(())
+    }
+
+    /// Leaves word for `restore-fetch`, which reads no configuration, what to do when a history cannot be looked up.
+    pub(crate) fn leave_policy(&self, policy: HistoryOutage) -> io::Result<()> {
+        let marker = self.directory.join(STOP_WITHOUT_HISTORY);
+        match policy {
+            HistoryOutage::Stop => {
+                durable::create_directories(&self.directory)?;
+                durable::create(&marker, b"").map(drop)
+            }
+            HistoryOutage::Missing if marker.exists() => durable::remove(&marker),
+            HistoryOutage::Missing => Ok(()),
+        }
+    }
+
+    /// Forgets everything: the server is no standby any more.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, timeline: TimelineId) -> PathBuf {
+        self.directory.join(WalFileName::History(timeline).to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histories_are_kept_for_one_lineage() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = HistoryCache::in_wal(dir.path());
+        let timeline = TimelineId::new(2).unwrap();
+        let content = b"1\t0/3000000\tno recovery target specified\n";
+        assert_eq!(cache.get(Recovery::Standby, timeline), None);
+        cache.put("7-1".parse().unwrap(), timeline, content).unwrap();
+        cache.put("7-1".parse().unwrap(), timeline, content).unwrap();
+        assert_eq!(cache.get(Recovery::Standby, timeline).as_deref(), Some(content.as_slice()));
+        assert_eq!(cache.get(Recovery::Archive, timeline), None);
+        let other = TimelineId::new(3).unwrap();
+        cache.put("7-2".parse().unwrap(), other, content).unwrap();
+        assert_eq!(cache.get(Recovery::Standby, timeline), None);
+        durable::replace(&cache.path(other), b"damaged", 0o600).unwrap();
+        assert_eq!(cache.get(Recovery::Standby, other), None);
+    }
+
+    #[test]
+    fn a_server_that_leaves_recovery_has_its_own_history() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = HistoryCache::in_wal(dir.path());
+        let content = b"1\t0/3000000\tno recovery target specified\n";
+        durable::create(&dir.path().join("00000002.history"), content).unwrap();
+        let timeline = TimelineId::new(2).unwrap();
+        assert!(cache.get(Recovery::None, timeline).is_some());
+        assert_eq!(cache.get(Recovery::Standby, timeline), None);
+    }
+
+    #[test]
+    fn the_policy_is_left_for_the_client() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = HistoryCache::in_wal(dir.path());
+        let marker = dir.path().join(HISTORY_CACHE).join(STOP_WITHOUT_HISTORY);
+        cache.leave_policy(HistoryOutage::Missing).unwrap();
+        assert!(!marker.exists());
+        cache.leave_policy(HistoryOutage::Stop).unwrap();
+        assert!(marker.exists());
+        cache.leave_policy(HistoryOutage::Missing).unwrap();
+        assert!(!marker.exists());
+        cache.remove().unwrap();
+        cache.remove().unwrap();
+    }
+}

@@ -1,0 +1,34 @@
+//! WAL for PostgreSQL: `restore_command` and what fetches ahead of it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`archive`] | the repositories of a cluster as one archive |
+//! | [`absence`], [`prove`] | when a file is proven not to be in it, and reading what proves it |
+//! | [`fetch`] | one file, and the exit status |
+//! | [`patience`] | attempts, and how long they may take |
+//! | [`landing`] | files that appear whole |
+//! | [`histories`] | histories that a standby keeps |
+//! | [`route`] | what recovery asks for next |
+//! | [`prefetch`] | fetching that ahead |
+//! | [`spool`] | where it waits |
+//! | [`note`] | the target that `restore` leaves there |
+//! | [`serve`] | the socket of `restore-fetch` |
+//! | [`life`] | when a prefetcher ends |
+//! | [`session`] | the command `prefetch` |
+//!
+//! The one rule above all: PostgreSQL hears "not in the archive" only when that is proven.
+
+pub(crate) mod absence;
+pub(crate) mod archive;
+pub(crate) mod fetch;
+pub(crate) mod histories;
+pub(crate) mod landing;
+pub(crate) mod life;
+pub mod note;
+pub(crate) mod patience;
+pub(crate) mod prefetch;
+pub(crate) mod prove;
+pub(crate) mod route;
+pub(crate) mod serve;
+pub(crate) mod session;
+pub mod spool;

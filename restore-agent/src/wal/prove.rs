@@ -1,0 +1,178 @@
+//! Proving to the letter that a file is not in the archive; the rules are in [`super::absence`].
+//!
+//! A store's "no such object" counts only from the right repository. So its descriptor and the lineage are read before and
+//! after everything else that this attempt asks: a directory that was unmounted, or a bucket that was replaced, in between
+//! is noticed.
+
+use anyhow::{Context, bail};
+use futures_util::TryStreamExt;
+use walpoint_base::{SegmentName, TimelineId, WalFileName};
+use walpoint_repo::layout::WalEntry;
+use walpoint_repo::object::RepositoryId;
+use walpoint_repo::wal::WalArchive;
+use walpoint_runtime::exit::told;
+
+use crate::wal::absence::{self, Surroundings};
+use crate::wal::archive::{Archive, Failed, Missing, Outcome, listed};
+
+/// Judges whether a file is absent that the repositories in `missing` do not have, while others failed.
+pub(crate) async fn absence(
+    archive: &Archive,
+    name: WalFileName,
+    missing: &[Missing<'_>],
+    mut failures: Vec<Failed>,
+) -> Outcome {
+    let mut around = Surroundings::default();
+    let mut proven: Vec<(&str, RepositoryId)> = Vec::new();
+    for source in missing {
+        match look_around(archive, &source.wal, name, &mut around).await {
+            Ok(()) => proven.push((source.name, source.wal.repository().id())),
+            Err(error) => failures.push(Failed { repository: source.name.to_owned(), why: told(&error) }),
+        }
+    }
+    let unproven = unproven(archive, missing, &proven);
+    if !unproven.is_empty() {
+        let mut why = listed(&failures);
+        if why.is_empty() {
+            why = format!(
+                "no repository of the configuration has it, but {} must say so too and is not configured here",
+                unproven.join(", ")
+            );
+        }
+        if !proven.is_empty() {
+            why += &format!(
+                "; HINT: only if {} is gone for good, with all that it alone held, name it in fetch_without of the \
+                 cluster's configuration: recovery then ends without it",
+                unproven.join(", ")
+            );
+        }
+        return Outcome::Uncertain(why);
+    }
+    let judged = match name {
+        WalFileName::Segment(segment) => match archive.segment_size() {
+            Some(size) => absence::of_segment(segment, size, &around),
+            None => Err("no repository has said how large segments are".to_owned()),
+        },
+        WalFileName::History(timeline) => absence::of_history(timeline, &around),
+        // Nothing follows from these, and recovery asks for neither.
+        WalFileName::Backup(..) | WalFileName::Partial(_) => Ok(()),
+    };
+    match judged {
+        Ok(()) => {
+            let names: Vec<&str> = proven.iter().map(|(name, _)| *name).collect();
+            Outcome::Absent(format!("\"{name}\" is not in the archive ({})", names.join(", ")))
+        }
+        Err(why) => Outcome::Uncertain(why),
+    }
+}
+
+/// The repositories that acknowledge and have not proven that they do not have the file.
+fn unproven(archive: &Archive, missing: &[Missing<'_>], proven: &[(&str, RepositoryId)]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    let configured = archive.acknowledging().iter().filter(|name| !proven.iter().any(|(p, _)| p == name));
+    names.extend(configured.cloned());
+    let members = missing.iter().flat_map(|source| &source.wal.lineage().ack);
+    for member in members.filter(|member| !proven.iter().any(|(_, id)| *id == member.repository)) {
+        if !names.contains(&member.name) {
+            names.push(member.name.clone());
+        }
+    }
+    names.retain(|name| !archive.without().contains(name));
+    if names.is_empty() && proven.is_empty() {
+        names.push("a repository".to_owned());
+    }
+    names
+}
+
+/// Reads everything in a repository that bears on the absence of a file.
+async fn look_around(
+    archive: &Archive,
+    wal: &WalArchive,
+    name: WalFileName,
+    around: &mut Surroundings,
+) -> anyhow::Result<()> {
+    confirm(wal).await?;
+    if wal.repository().store().head(&wal.paths().file(name)).await?.is_some() {
+        bail!("\"{name}\" has just arrived");
+    }
+    match name {
+        WalFileName::Segment(segment) => around_segment(archive, wal, segment, around).await?,
+        WalFileName::History(timeline) => around_history(wal, timeline, around).await?,
+        WalFileName::Backup(..) | WalFileName::Partial(_) => {}
+    }
+    confirm(wal).await
+}
+
+/// Reads descriptor and lineage and holds them against what they were.
+async fn confirm(wal: &WalArchive) -> anyhow::Result<()> {
+    wal.repository().read_descriptor_again().await?;
+    let known = wal.lineage();
+    let found = wal.repository().read_lineage(&known.cluster, known.id).await?;
+    let found =
+        found.with_context(|| format!("lineage {} of cluster {} is gone", known.id, known.cluster))?;
+    if found != *known {
+        bail!("lineage {} of cluster {} is not what it was", known.id, known.cluster);
+    }
+    Ok(())
+}
+
+async fn around_segment(
+    archive: &Archive,
+    wal: &WalArchive,
+    name: SegmentName,
+    around: &mut Surroundings,
+) -> anyhow::Result<()> {
+    let mut entries = wal.list(name.timeline, Some(name));
+    while let Some((entry, object)) = entries.try_next().await? {
+        match entry {
+            // What an upload left that never finished was not acknowledged.
+            WalEntry::Part(_) => {}
+            WalEntry::File(WalFileName::Segment(found)) if found == name => {
+                bail!("\"{name}\" has just arrived")
+            }
+            WalEntry::File(WalFileName::Partial(found))
+            | WalEntry::Ended(found, _)
+            | WalEntry::Slice(found, ..)
+                if found == name =>
+            {
+                around.incomplete.get_or_insert_with(|| object.key.to_string());
+            }
+            WalEntry::File(_) | WalEntry::Ended(..) | WalEntry::Slice(..) => {
+                around.later.get_or_insert_with(|| object.key.file_name().to_owned());
+                return Ok(());
+            }
+        }
+    }
+    for timeline in wal.histories().await? {
+        if timeline <= name.timeline {
+            continue;
+        }
+        let history = archive.history_in(wal, timeline).await?;
+        let history =
+            history.with_context(|| format!("the history of timeline {timeline} was listed and is gone"))?;
+        let own_copy = SegmentName { timeline, ..name };
+        if history.contains(name.timeline)
+            && wal.repository().store().head(&wal.paths().segment(own_copy)).await?.is_some()
+        {
+            around.heirs.push(timeline);
+        }
+        around.histories.push(history);
+    }
+    Ok(())
+}
+
+async fn around_history(
+    wal: &WalArchive,
+    timeline: TimelineId,
+    around: &mut Surroundings,
+) -> anyhow::Result<()> {
+    around.later_timelines.extend(wal.histories().await?.into_iter().filter(|other| *other > timeline));
+    let mut entries = wal.list(timeline, None);
+    while let Some((entry, object)) = entries.try_next().await? {
+        if !matches!(entry, WalEntry::Part(_)) {
+            around.later.get_or_insert_with(|| object.key.file_name().to_owned());
+            break;
+        }
+    }
+    Ok(())
+}

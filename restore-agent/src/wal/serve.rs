@@ -1,0 +1,200 @@
+//! The prefetcher's socket: one request and its reply for each connection.
+//!
+//! Only the owner of the data directory and root are answered. While a reply takes long the client hears every second that
+//! somebody works on it, and why.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use walpoint_base::socket::{self, FetchOutcome, FetchReply, FetchRequest, Message};
+use walpoint_base::{Recovery, TimelineHistory, TimelineId, WalFileName};
+use walpoint_runtime::config::{self, ClusterSettings, HistoryOutage};
+
+use crate::wal::archive::{Landed, Outcome};
+use crate::wal::fetch;
+use crate::wal::histories::HistoryCache;
+use crate::wal::landing::{self, Durability};
+use crate::wal::patience::{self, STANDBY_ATTEMPT};
+use crate::wal::prefetch::Prefetcher;
+
+/// A client writes its request at once.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a client hears that its request is being worked on.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Answers requests with what a prefetcher has.
+#[derive(Debug)]
+pub(crate) struct Server {
+    prefetcher: Arc<Prefetcher>,
+    budget: Duration,
+    policy: HistoryOutage,
+    open: AtomicUsize,
+    last: Mutex<Instant>,
+}
+
+impl Server {
+    /// A server for one prefetcher.
+    pub(crate) fn new(prefetcher: Arc<Prefetcher>, settings: &ClusterSettings) -> Arc<Self> {
+        Arc::new(Self {
+            prefetcher,
+            budget: config::duration(settings.fetch_budget),
+            policy: settings.standby_history_outage,
+            open: AtomicUsize::new(0),
+            last: Mutex::new(Instant::now()),
+        })
+    }
+
+    /// For how long nobody has asked for anything.
+    pub(crate) fn idle(&self) -> Duration {
+        if self.open.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Accepts connections for as long as the process lives.
+    pub(crate) async fn accept(self: Arc<Self>, listener: UnixListener) {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, most likely: others give theirs back.
+                    tracing::warn!("a request could not be accepted: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let this = Arc::clone(&self);
+            this.open.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                if let Err(error) = this.converse(stream).await {
+                    tracing::debug!("a request was not answered: {error}");
+                }
+                *this.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                this.open.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    }
+
+    async fn converse(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
+        let peer = stream.peer_cred()?.uid();
+        let own = rustix::process::geteuid().as_raw();
+        if peer != own && peer != 0 {
+            return Err(io::Error::other(format!(
+                "uid {peer} asked; this prefetcher answers root and uid {own}"
+            )));
+        }
+        let request = tokio::time::timeout(REQUEST_LIMIT, read_request(&mut stream)).await??;
+        let why = Mutex::new(String::new());
+        let mut answer = std::pin::pin!(self.answer(&request, &why));
+        let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
+        let reply = loop {
+            tokio::select! {
+                reply = &mut answer => break reply,
+                _ = heartbeat.tick() => {
+                    let message = why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    stream.write_all(&reply(FetchOutcome::Working, message).encode()?).await?;
+                }
+            }
+        };
+        stream.write_all(&reply.encode()?).await
+    }
+
+    /// The final reply. `why` says at any time what is waited for.
+    async fn answer(&self, request: &FetchRequest, why: &Mutex<String>) -> FetchReply {
+        let name = match request.name.parse::<WalFileName>() {
+            Ok(name) => name,
+            Err(error) => return reply(FetchOutcome::Uncertain, error.to_string()),
+        };
+        let place = self.prefetcher.place();
+        if request.system_id != place.system_id.0 || request.directory != place.inode {
+            return reply(
+                FetchOutcome::Elsewhere,
+                format!(
+                    "the prefetcher at this socket serves {} (system identifier {}), not {}; HINT: each data directory needs \
+                     a socket of its own",
+                    place.wal.display(),
+                    place.system_id,
+                    request.path
+                ),
+            );
+        }
+        // Asked anew each time: a promotion ends it.
+        let recovery = Recovery::of(&place.pgdata);
+        let standby = recovery == Recovery::Standby && request.ahead;
+        let cached = if request.ahead { self.cached(recovery, name).await } else { None };
+        let demand = || self.prefetcher.demand(name, request.ahead);
+        let outcome = if let Some(outcome) = cached {
+            outcome
+        } else if standby {
+            patience::at_once(STANDBY_ATTEMPT, demand()).await
+        } else {
+            let tell = |text: &str| text.clone_into(&mut why.lock().unwrap_or_else(PoisonError::into_inner));
+            patience::until_certain(self.budget, demand, tell).await
+        };
+        match outcome {
+            Outcome::Landed(Landed { size, note }) => {
+                if let WalFileName::History(timeline) = name {
+                    self.learn(timeline, standby).await;
+                }
+                FetchReply {
+                    outcome: FetchOutcome::Ready,
+                    file: self.prefetcher.spool().path_for_client(name, &place.wal),
+                    size,
+                    message: note,
+                }
+            }
+            Outcome::Absent(why) => reply(FetchOutcome::Absent, why),
+            Outcome::Uncertain(why) if standby && fetch::later(name, self.policy) => {
+                let text =
+                    format!("\"{name}\" cannot be fetched at the moment; this standby will ask again: {why}");
+                reply(FetchOutcome::Later, text)
+            }
+            Outcome::Uncertain(why) => reply(FetchOutcome::Uncertain, fetch::refusal(name, &why)),
+        }
+    }
+
+    /// A history that need not be asked for, put into the spool.
+    async fn cached(&self, recovery: Recovery, name: WalFileName) -> Option<Outcome> {
+        let WalFileName::History(timeline) = name else { return None };
+        let content = HistoryCache::in_wal(&self.prefetcher.place().wal).get(recovery, timeline)?;
+        landing::land(&self.prefetcher.spool().path(name), &content, Durability::Readers).ok()?;
+        let size = u64::try_from(content.len()).ok()?;
+        let landed = Landed { size, note: String::new() };
+        self.prefetcher.place_known(name, landed.clone());
+        Some(Outcome::Landed(landed))
+    }
+
+    /// Takes from a history that is about to be handed over where recovery goes, and keeps it on a standby.
+    async fn learn(&self, timeline: TimelineId, standby: bool) {
+        let path = self.prefetcher.spool().path(WalFileName::History(timeline));
+        let Ok(content) = std::fs::read(path) else { return };
+        if let Ok(history) = TimelineHistory::parse(timeline, &content) {
+            self.prefetcher.note_history(history);
+        }
+        if let (true, Some(lineage)) = (standby, self.prefetcher.archive().lineage()) {
+            let cache = HistoryCache::in_wal(&self.prefetcher.place().wal);
+            let kept = cache.put(lineage, timeline, &content).and_then(|()| cache.leave_policy(self.policy));
+            if let Err(error) = kept {
+                tracing::warn!("the history of timeline {timeline} is not kept for the next outage: {error}");
+            }
+        }
+    }
+}
+
+fn reply(outcome: FetchOutcome, message: String) -> FetchReply {
+    FetchReply { outcome, file: String::new(), size: 0, message }
+}
+
+async fn read_request(stream: &mut UnixStream) -> io::Result<FetchRequest> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await?;
+    let mut bytes = vec![0; socket::checked_length(length)?];
+    stream.read_exact(&mut bytes).await?;
+    FetchRequest::decode(&bytes)
+}

@@ -1,0 +1,195 @@
+//! `restore-agent prefetch`: serves one data directory until nobody needs it.
+//!
+//! The socket listens before any repository is opened, so that `restore-fetch` never waits for a start. Killed at any
+//! moment, this leaves a spool and a socket's name that the next prefetcher replaces.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use walpoint_base::{Place, Recovery, durable};
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::{config, owner, shutdown};
+
+use crate::cli::PrefetchArgs;
+use crate::wal::archive::{Archive, Identity};
+use crate::wal::histories::HistoryCache;
+use crate::wal::life::{End, Life};
+use crate::wal::prefetch::Prefetcher;
+use crate::wal::serve::Server;
+use crate::wal::spool::{self, Spool};
+
+/// How often it is checked whether the prefetcher is still needed.
+const CHECK: Duration = Duration::from_millis(500);
+
+/// How long requests under way may take after the end was decided.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Runs a prefetcher; with `--keep` one after the other, for whatever data directory appears.
+pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), Failure> {
+    let selection = common.select::<StoreSettings>()?;
+    let pgdata = args.pgdata.clone().or_else(|| selection.settings.pgdata.clone());
+    let pgdata = pgdata.ok_or_else(|| {
+        Failure::usage(anyhow::anyhow!("--pgdata is missing, and the configuration of the cluster has none"))
+    })?;
+    let stop = shutdown::on_signal().context("signals cannot be handled")?;
+    loop {
+        let ended = match Place::of(&pgdata) {
+            Some(place) => {
+                owner::require(&pgdata)?;
+                serve(selection.clone(), place, args, &stop).await?
+            }
+            None if args.keep => Some(End::DirectoryGone),
+            None => {
+                return Err(anyhow::anyhow!(
+                    "{} is no data directory: it has no global/pg_control, or no pg_wal",
+                    pgdata.display()
+                )
+                .into());
+            }
+        };
+        if !args.keep || stop.is_cancelled() {
+            return Ok(());
+        }
+        tracing::debug!("serving again after {ended:?}");
+        tokio::select! {
+            () = tokio::time::sleep(CHECK) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+    }
+}
+
+/// Serves one data directory to the end; `None` if another prefetcher does so already, or after a signal.
+async fn serve(
+    selection: Selection<StoreSettings>,
+    place: Place,
+    args: &PrefetchArgs,
+    stop: &CancellationToken,
+) -> Result<Option<End>, Failure> {
+    let settings = selection.settings.clone();
+    let root = settings.spool.clone().unwrap_or_else(|| place.wal.join(spool::DIRECTORY));
+    let spool = Spool::open(&root).with_context(|| format!("the spool {} cannot be used", root.display()))?;
+    let Some(spool) = spool else {
+        tracing::info!("another prefetcher owns {}", root.display());
+        return Ok(None);
+    };
+    let socket = Socket::bind(
+        &args.socket.clone().or(settings.fetch_socket.clone()).unwrap_or_else(|| root.join(spool::SOCKET)),
+    )?;
+    tidy_up(&place, &root);
+    if place.recovery == Recovery::Standby {
+        let cache = HistoryCache::in_wal(&place.wal);
+        cache
+            .leave_policy(settings.standby_history_outage)
+            .context("standby_history_outage cannot be noted")?;
+    }
+
+    let archive = Archive::new(selection, Identity::at(Some(&place)));
+    let idle_limit = if args.keep { Duration::MAX } else { config::duration(settings.prefetch_idle) };
+    let mut life = Life::new(place.clone(), idle_limit);
+    let prefetcher = Prefetcher::new(archive, spool, place.clone(), &settings);
+    let server = Server::new(Arc::clone(&prefetcher), &settings);
+    let tasks = [
+        tokio::spawn(Arc::clone(&server).accept(socket.listener)),
+        tokio::spawn(Arc::clone(&prefetcher).run_ahead()),
+    ];
+    let end = loop {
+        tokio::select! {
+            () = tokio::time::sleep(CHECK) => {}
+            () = stop.cancelled() => break None,
+        }
+        let ours = prefetcher.spool().is_ours();
+        match life.check(server.idle()).or((!ours).then_some(End::DirectoryGone)) {
+            // A sidecar serves whatever comes next in this place.
+            Some(End::Recovered | End::ServerGone) if args.keep => {}
+            Some(end) => break Some(end),
+            None => {}
+        }
+    };
+    tracing::debug!("the prefetcher ends: {end:?}");
+    socket.name.remove();
+    let drained = async {
+        while server.idle().is_zero() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!("a request was not answered before the end");
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    let over = end.is_some_and(End::recovery_is_over);
+    if over && Recovery::of(&place.pgdata) != Recovery::Standby {
+        HistoryCache::in_wal(&place.wal)
+            .remove()
+            .context("the histories of the standby cannot be removed")?;
+    }
+    prefetcher.close(over).with_context(|| format!("the spool {} is not cleaned up", root.display()))?;
+    Ok(end)
+}
+
+/// Removes in the background what killed processes left: there may be thousands of files.
+fn tidy_up(place: &Place, root: &Path) {
+    let (wal, root) = (place.wal.clone(), root.to_owned());
+    tokio::task::spawn_blocking(move || {
+        let tidied = Spool::delete_discarded(&root).and_then(|()| durable::remove_abandoned(&wal));
+        if let Err(error) = tidied {
+            tracing::warn!("what a killed prefetcher left is not removed: {error}");
+        }
+    });
+}
+
+/// A socket that listens, and its name.
+struct Socket {
+    listener: UnixListener,
+    name: Name,
+}
+
+impl Socket {
+    /// Listens at `path`. The name that a killed prefetcher left is replaced, one at which somebody answers is not.
+    fn bind(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        if UnixStream::connect(path).is_ok() {
+            anyhow::bail!(
+                "another prefetcher answers at {shown}; HINT: each data directory needs a socket of its own"
+            );
+        }
+        durable::remove(path).with_context(|| format!("the old socket {shown} cannot be removed"))?;
+        let listener = UnixListener::bind(path).with_context(|| {
+            let long = if path.as_os_str().len() > 100 {
+                "; HINT: a socket's path holds 107 bytes, choose a shorter one (fetch_socket)"
+            } else {
+                ""
+            };
+            format!("cannot listen at {shown}{long}")
+        })?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("the mode of {shown} cannot be set"))?;
+        let inode = fs::metadata(path).with_context(|| format!("{shown} is gone"))?.ino();
+        Ok(Self { listener, name: Name { path: path.to_owned(), inode } })
+    }
+}
+
+/// The name of a socket.
+struct Name {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Name {
+    /// Removes the name, if it still leads to this process.
+    fn remove(&self) {
+        if fs::metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("the socket {} is not removed: {error}", self.path.display());
+        }
+    }
+}
