@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Two rules that the compiler does not know:
+#   banned    crates that must not be part of what we ship (see deny.toml for why)
+#   layers    base <- pg, base <- repo, base <- runtime; pg, repo and runtime do not know each other;
+#             the thin clients know base only
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+BANNED=(ring openssl openssl-sys native-tls tokio-postgres sqlx pg_walstream bincode rkyv fastcdc lz4 lz4-sys)
+CARGO=${CARGO:-cargo}
+failed=0
+
+# Names of all crates that a package, or the whole workspace, is built from.
+tree() { "$CARGO" tree --locked --offline "$@" -e normal,build --prefix none --format '{p}' 2>/dev/null ||
+    "$CARGO" tree "$@" -e normal,build --prefix none --format '{p}'; }
+
+all=$(tree --workspace | awk 'NF { print $1 }' | sort -u)
+for crate in "${BANNED[@]}"; do
+    if grep -qx "$crate" <<<"$all"; then
+        echo "error: the crate '$crate' is banned and got into the tree; find out how with: cargo tree -i $crate" >&2
+        failed=1
+    fi
+done
+
+layer() { # layer PACKAGE ALLOWED…
+    local package=$1 name found
+    shift
+    found=$(tree -p "$package" | awk 'NF { print $1 }' | grep -E '^(walpoint-|archive-|restore-)' | sort -u)
+    for name in $found; do
+        if [ "$name" != "$package" ] && [[ " $* " != *" $name "* ]]; then
+            echo "error: layers: $package must not depend on $name" >&2
+            failed=1
+        fi
+    done
+}
+layer walpoint-base
+layer walpoint-pg walpoint-base
+layer walpoint-repo walpoint-base
+layer walpoint-runtime walpoint-base
+layer archive-push walpoint-base
+layer restore-fetch walpoint-base
+layer archive-agent walpoint-base walpoint-pg walpoint-repo walpoint-runtime
+layer restore-agent walpoint-base walpoint-pg walpoint-repo walpoint-runtime
+
+[ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed"
+exit $failed

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Plants faults and shows that the tests find them: what no test finds is not tested.
+#
+#   planted-faults.sh             every fault in tests/planted
+#   planted-faults.sh NAME…       only these
+#
+# Each patch is applied to a copy of the last commit, built, and its tests are run: they have to fail, within a minute. The
+# copy and what is built from it lie in a directory of their own below the target directory, so nothing else is disturbed.
+# A patch begins with two lines: `Fault:` says what is wrong, `Tests:` names a test binary and, after it, which of its tests.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+LIMIT=${PLANTED_LIMIT:-60}
+main=$PWD
+place=$(realpath -m "${CARGO_TARGET_DIR:-target}")/planted
+tree=$place/tree
+log=$place/log
+export CARGO_TARGET_DIR=$place CARGO_PROFILE_DEV_DEBUG=0
+# A copy below the checkout must not be taken for a part of it.
+export GIT_CEILING_DIRECTORIES=$place
+
+fail() { printf 'planted: error: %s\n' "$*" >&2; exit 1; }
+field() { sed -n "s/^$2: //p" "$1" | head -n 1; }
+clock() { date +%s.%N; }
+since() { awk -v a="$1" -v b="$(clock)" 'BEGIN { printf "%.1f", b - a }'; }
+
+cargo nextest --version >/dev/null 2>&1 || fail "cargo-nextest is needed: cargo install cargo-nextest"
+patches=()
+if [ $# -eq 0 ]; then
+    patches=(tests/planted/*.patch)
+else
+    for name in "$@"; do patches+=("tests/planted/$name.patch"); done
+fi
+binaries=()
+for patch in "${patches[@]}"; do
+    [ -f "$patch" ] || fail "$patch is missing"
+    read -r binary _ <<<"$(field "$patch" Tests)"
+    [[ " ${binaries[*]} " == *" --test $binary "* ]] || binaries+=(--test "$binary")
+done
+
+mkdir -p "$place"
+exec 9>"$place/lock"
+flock -n 9 || fail "another run uses $place"
+trap 'rm -rf "$tree"' EXIT
+git diff --quiet HEAD -- || echo "planted: note: what is not committed is left out" >&2
+rm -rf "$tree"
+mkdir "$tree"
+# Fresh times, or cargo would take changed files for those it built last time.
+git archive HEAD | tar -x -m -C "$tree"
+cd "$tree"
+
+build() {
+    cargo build --workspace --bins "${binaries[@]}" >"$log" 2>&1 || { tail -n 30 "$log" >&2; return 1; }
+}
+run() { # BINARY [FILTER…]
+    local binary=$1
+    shift
+    cargo nextest run --workspace --fail-fast --no-tests fail --test "$binary" "$@" >"$log" 2>&1
+}
+tests_of() { # PATCH → words
+    local binary filter
+    read -r binary filter <<<"$(field "$main/$1" Tests)"
+    echo "$binary $filter"
+}
+
+echo "planted: without a fault all of them have to pass"
+build || fail "the last commit does not build"
+for patch in "${patches[@]}"; do
+    read -r -a tests <<<"$(tests_of "$patch")"
+    run "${tests[@]}" || { tail -n 60 "$log" >&2; fail "fails without a fault: ${tests[*]}"; }
+done
+
+missed=0
+for patch in "${patches[@]}"; do
+    name=$(basename "$patch" .patch)
+    read -r -a tests <<<"$(tests_of "$patch")"
+    git apply "$main/$patch" || fail "$patch does not fit any more: plant the fault anew"
+    # Applied or taken back, a file is newer than what was built from it.
+    sed -n 's|^+++ b/||p' "$main/$patch" | xargs touch
+    build || fail "$patch does not build: plant the fault anew"
+    start=$(clock)
+    if run "${tests[@]}"; then
+        found=
+    else
+        found=$(grep -oE 'FAIL \[.*|TIMEOUT \[.*' "$log" | head -n 1 | sed -E 's/^[A-Z]+ \[[^]]*\] *(\([^)]*\) *)?//')
+    fi
+    took=$(since "$start")
+    if [ -z "$found" ]; then
+        printf 'NOT FOUND  %-32s %6s s  %s\n' "$name" "$took" "$(field "$main/$patch" Fault)"
+        missed=1
+    elif awk -v t="$took" -v l="$LIMIT" 'BEGIN { exit !(t > l) }'; then
+        printf 'TOO LATE   %-32s %6s s  by %s\n' "$name" "$took" "$found"
+        missed=1
+    else
+        printf 'found      %-32s %6s s  by %s\n' "$name" "$took" "$found"
+    fi
+    git apply -R "$main/$patch"
+    sed -n 's|^+++ b/||p' "$main/$patch" | xargs touch
+done
+exit $missed

@@ -1,0 +1,149 @@
+//! What the tests of archiving share: a cluster that archives into a repository which knows it, and the way back.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::path::{Path, PathBuf};
+
+use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+use walpoint_repo::lineage::AckMember;
+use walpoint_repo::repository::{NewLineage, Repository};
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::wal::WalArchive;
+use walpoint_tests::agent::Agent;
+use walpoint_tests::builder::ClusterBuilder;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::store::Store;
+use walpoint_tests::user;
+
+/// A cluster with `archive_command` set, a repository that it is registered in, and the programs' configuration. Neither the
+/// cluster nor a daemon runs yet.
+pub(crate) struct Bed {
+    pub(crate) agent: Agent,
+    pub(crate) cluster: Cluster,
+    pub(crate) store: Store,
+}
+
+impl Bed {
+    /// In a local directory.
+    pub(crate) fn local(builder: ClusterBuilder) -> Bed {
+        Bed::new(builder, Store::local())
+    }
+
+    pub(crate) fn new(builder: ClusterBuilder, store: Store) -> Bed {
+        let cluster = builder.init();
+        register(&store, cluster.pgdata(), cluster.major());
+        let agent = Agent::with(&cluster, &store);
+        agent.archive_from(&cluster);
+        Bed { agent, cluster, store }
+    }
+
+    /// `archive-agent push`: without a daemon, from any directory.
+    #[track_caller]
+    pub(crate) fn direct(&self, path: &Path) -> walpoint_tests::process::Output {
+        self.agent.run(&["push", path.to_str().unwrap()])
+    }
+
+    /// The repository seen from outside.
+    pub(crate) fn archive(&self) -> Archive {
+        Archive::of(&self.store, self.cluster.pgdata())
+    }
+
+    /// A copy of a file of `pg_wal` in a directory of its own, under the same name.
+    pub(crate) fn copy(&self, name: &str, to: &str) -> PathBuf {
+        let target = self.cluster.dir().mkdir(to).join(name);
+        std::fs::copy(self.cluster.wal_dir().join(name), &target).unwrap();
+        user::give(&target);
+        target
+    }
+
+    /// Segments that `archive_status` marks as finished and not archived.
+    pub(crate) fn ready(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.cluster.wal_dir().join("archive_status")).unwrap().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut ready: Vec<String> =
+            names.filter_map(|name| name.strip_suffix(".ready").map(str::to_owned)).collect();
+        ready.sort();
+        ready
+    }
+}
+
+/// The repository of a cluster, read with the library and past the programs.
+pub(crate) struct Archive {
+    runtime: tokio::runtime::Runtime,
+    archive: WalArchive,
+}
+
+impl Archive {
+    pub(crate) fn of(store: &Store, pgdata: &Path) -> Archive {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let archive = runtime.block_on(async {
+            let repository = Repository::open("test", &settings(store)).await.unwrap();
+            let lineage = repository.lineage_for(&name(), control(pgdata).system_id).await.unwrap().unwrap();
+            repository.wal(&lineage)
+        });
+        Archive { runtime, archive }
+    }
+
+    /// The content of a file, verified; `None` if it is not there.
+    pub(crate) fn get(&self, file: &str) -> Option<Vec<u8>> {
+        let found = self.runtime.block_on(self.archive.get(file.parse().unwrap()));
+        found.unwrap_or_else(|error| panic!("{file}: {error}")).map(|file| file.content)
+    }
+}
+
+/// Makes a repository in the store if there is none, and registers the cluster of a data directory in it as `main`.
+pub(crate) fn register(store: &Store, pgdata: &Path, major: u32) {
+    register_as("main", store, pgdata, major);
+}
+
+/// [`register`] under another name.
+pub(crate) fn register_as(name: &str, store: &Store, pgdata: &Path, major: u32) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let repository = Repository::init("main", &settings(store), None).await.unwrap().repository;
+        let control = control(pgdata);
+        assert_eq!(u32::from(control.major.get()), major);
+        let lineage = NewLineage {
+            system_id: control.system_id,
+            major: control.major,
+            segment_size: control.wal_segment_size,
+            wal_block_size: control.wal_block_size,
+            block_size: control.block_size,
+            relation_segment_blocks: control.relation_segment_blocks,
+            ack: vec![AckMember { name: "main".to_owned(), repository: repository.id() }],
+        };
+        repository.create_lineage(&name.parse().unwrap(), lineage).await.unwrap();
+    });
+    if let Some(root) = store.root() {
+        user::give_tree(root);
+    }
+}
+
+fn settings(store: &Store) -> StoreSettings {
+    let mut settings = StoreSettings::at(store.url());
+    if let (Some(port), [(_, key), (_, secret)]) = (store.port(), &store.env()[..]) {
+        settings.endpoint = Some(format!("http://127.0.0.1:{port}"));
+        settings.region = Some("us-east-1".to_owned());
+        settings.path_style = Some(true);
+        settings.allow_http = true;
+        settings.access_key_id = Some(key.clone());
+        settings.secret_access_key_command = Some(format!("echo {secret}"));
+    }
+    settings
+}
+
+fn name() -> walpoint_base::ClusterName {
+    "main".parse().unwrap()
+}
+
+fn control(pgdata: &Path) -> ControlFile {
+    ControlFile::parse(&std::fs::read(pgdata.join(CONTROL_FILE)).unwrap()).unwrap()
+}
+
+/// Turns over one bit in the middle of a file.
+pub(crate) fn damage(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}

@@ -1,0 +1,426 @@
+//! A8, A9: the daemon that comes and goes, the store that fails, and who may do what.
+
+mod archive_bed;
+
+use std::time::Duration;
+
+use archive_bed::{Bed, damage, register_as};
+use walpoint_base::socket::{Message, PushOutcome, PushReply, PushRequest};
+use walpoint_tests::agent::Agent;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::faults::SmallDisk;
+use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::proxy::{Fault, Proxy};
+use walpoint_tests::seaweed::Credentials;
+use walpoint_tests::store::Store;
+use walpoint_tests::{needs_root, process, testbed, user, wait};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// Writes a segment that does not compress, and gives its name.
+fn incompressible(cluster: &Cluster) -> String {
+    cluster.switch_wal();
+    cluster.psql(
+        "create table if not exists noise (b bytea);
+         insert into noise select sha256((random() * n)::text::bytea) from generate_series(1, 5000) n",
+    );
+    cluster.switch_wal()
+}
+
+/// A8
+#[test]
+fn without_a_daemon_the_client_archives_by_itself_and_two_daemons_do_no_harm() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let alone = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&alone);
+    assert!(bed.cluster.log().contains("without the daemon"), "{}", bed.cluster.log());
+
+    let first = bed.agent.daemon();
+    let second = bed.agent.launch();
+    wait::until_true(SOON, "the second daemon waits", || second.log().contains("another daemon answers"));
+    let with_one = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&with_one);
+    first.kill();
+    wait::until_true(SOON, "the second takes over", || {
+        second.log().matches("answering archive-push").count() == 2
+    });
+    let after = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&after);
+    let archive = bed.archive();
+    for name in [alone, with_one, after] {
+        assert!(archive.get(&name).is_some(), "{name}");
+    }
+    assert_eq!(bed.cluster.archive_failures().0, 0, "{}", bed.cluster.log());
+    assert_eq!(second.stop(), 0);
+}
+
+/// A8
+#[test]
+fn a_daemon_that_restarts_in_mid_request_is_asked_again() {
+    let store = Store::s3();
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), store);
+    let proxy = Proxy::to(bed.store.port().unwrap());
+    bed.agent = Agent::new(&bed.cluster).repository_via("main", &bed.store, &proxy);
+    bed.agent.tables = "\n[daemon]\ndrain_timeout = \"300ms\"\n".to_owned();
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    for kill in [false, true] {
+        let daemon = bed.agent.daemon();
+        proxy.set(Fault::Blackhole);
+        let name = bed.cluster.switch_wal();
+        wait::until_true(SOON, "the client waits", || {
+            process::descendants(bed.cluster.pid().unwrap()).iter().any(|pid| {
+                std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|comm| comm.trim() == "archive-push")
+            })
+        });
+        if kill {
+            daemon.kill();
+        } else {
+            assert_eq!(daemon.stop(), 0);
+        }
+        proxy.heal();
+        let _again = bed.agent.daemon();
+        bed.cluster.wait_done(&name);
+        assert!(bed.archive().get(&name).is_some());
+    }
+    assert_eq!(bed.cluster.archive_failures().0, 0, "{}", bed.cluster.log());
+}
+
+/// A9: a repository that does not have to acknowledge may be down; PostgreSQL hardly waits for it.
+#[test]
+fn a_repository_beside_that_does_not_answer_holds_nobody_up() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let beside = Store::s3();
+    let proxy = Proxy::to(beside.port().unwrap());
+    proxy.set(Fault::Blackhole);
+    bed.cluster.set("archive_command", "false");
+    let agent = Agent::with(&bed.cluster, &bed.store).repository_via("beside", &beside, &proxy);
+    let agent = agent.cluster_line("ack = [\"main\"]").cluster_line("look_ahead = 0");
+    bed.cluster.start();
+    let daemon = agent.daemon();
+    let push = || {
+        let name = bed.cluster.switch_wal();
+        let pushed = agent.push(format!("pg_wal/{name}"));
+        assert!(pushed.success() && bed.archive().get(&name).is_some(), "{pushed:?}");
+        pushed.took
+    };
+    let first = push();
+    assert!(first < Duration::from_secs(15), "{first:?}");
+    let next = push();
+    assert!(next < Duration::from_secs(3), "left out for a while, and yet {next:?}");
+    assert!(daemon.log().contains("does not have to acknowledge"), "{}", daemon.log());
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// A9
+#[test]
+fn a_store_that_fails_is_told_in_time_and_recovers_without_a_restart() {
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), Store::s3());
+    let (proxy, http) = (Proxy::to(bed.store.port().unwrap()), HttpProxy::to(bed.store.port().unwrap()));
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.start();
+    let tcp = Agent::new(&bed.cluster).repository_via("main", &bed.store, &proxy);
+    let tcp = tcp.repository_line("main", "read_timeout = \"1s\"").cluster_line("push_timeout = \"2s\"");
+    let url = format!("endpoint = \"http://127.0.0.1:{}\"", bed.store.port().unwrap());
+    let through = format!("endpoint = \"http://127.0.0.1:{}\"", http.port());
+    let daemon = tcp.daemon();
+    let faults = [
+        Fault::Refuse,
+        Fault::Blackhole,
+        Fault::ResetAnswerAfter(0),
+        Fault::ResetRequestAfter(3000),
+        Fault::StallAnswerAfter(10),
+    ];
+    for fault in faults {
+        proxy.set(fault);
+        let name = incompressible(&bed.cluster);
+        let pushed = tcp.push(format!("pg_wal/{name}"));
+        println!("{fault:?}: exit {} after {:?}: {}", pushed.status, pushed.took, pushed.stderr.trim());
+        assert_eq!(pushed.status, 1, "{fault:?}: {pushed:?}");
+        assert!(pushed.took < Duration::from_secs(15), "{fault:?} took {:?}", pushed.took);
+        assert!(
+            pushed.stderr.contains("could not archive") && pushed.stderr.lines().count() == 1,
+            "{pushed:?}"
+        );
+        proxy.heal();
+        wait::until_true(SOON, "archived after the fault", || tcp.push(format!("pg_wal/{name}")).success());
+        assert!(bed.archive().get(&name).is_some());
+    }
+    proxy.set(Fault::Latency(Duration::from_millis(150)));
+    let name = bed.cluster.switch_wal();
+    tcp.push(format!("pg_wal/{name}")).expect_success();
+    proxy.heal();
+    assert_eq!(daemon.stop(), 0);
+
+    // The same by way of HTTP answers; the configuration leads to the other proxy.
+    let web = Agent::with(&bed.cluster, &bed.store).cluster_line("push_timeout = \"2s\"");
+    let rewrite = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(web.write()).unwrap();
+        std::fs::write(web.config(), text.replace(from, to)).unwrap();
+    };
+    rewrite(&url, &through);
+    let mut command = std::process::Command::new(testbed::under_test("archive-agent"));
+    command.arg("run").env("WALPOINT_CONFIG", web.config());
+    let log = web.place().join("web.log");
+    let mut daemon = process::Background::start(user::become_user(&mut command), &log);
+    wait::until_true(SOON, "the daemon answers", || web.push_socket().exists());
+    let push = |name: &str| {
+        let mut command = std::process::Command::new(testbed::under_test("archive-push"));
+        command.arg("--socket").arg(web.push_socket()).arg(bed.cluster.wal_dir().join(name));
+        process::run(user::become_user(&mut command), SOON)
+    };
+    for rule in [
+        Rule::new("PUT", "", 503, "SlowDown"),
+        Rule::new("PUT", "", 403, "AccessDenied"),
+        Rule::new("PUT", "", 500, "InternalError").after_doing_it(),
+    ] {
+        http.set(vec![rule.clone()]);
+        let name = bed.cluster.switch_wal();
+        let pushed = push(&name);
+        println!("{rule:?}: exit {} after {:?}: {}", pushed.status, pushed.took, pushed.stderr.trim());
+        // A request that was done although the store said otherwise may be found to be done.
+        assert!(pushed.status == 1 || rule.after_doing_it, "{rule:?}: {pushed:?}");
+        assert!(pushed.took < Duration::from_secs(15), "{rule:?} took {:?}", pushed.took);
+        http.set(Vec::new());
+        wait::until_true(SOON, "archived after the fault", || push(&name).success());
+        assert!(bed.archive().get(&name).is_some());
+    }
+    http.set(vec![Rule::new("PUT", "", 503, "SlowDown").times(2)]);
+    let name = bed.cluster.switch_wal();
+    push(&name).expect_success();
+    daemon.kill();
+}
+
+/// A9: credentials that are revoked, and renewed in their file.
+#[test]
+fn renewed_credentials_are_taken_up_without_a_restart() {
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), Store::s3());
+    bed.agent.cluster_lines.push("push_timeout = \"2s\"".to_owned());
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.start();
+    let write = |who: &Credentials| {
+        for (name, value) in [("access_key_id", &who.key), ("secret_access_key", &who.secret)] {
+            std::fs::write(bed.agent.place().join(format!("main.{name}")), value).unwrap();
+        }
+    };
+    for wrong in [Credentials::unknown(), Credentials::reader()] {
+        write(&wrong);
+        let daemon = bed.agent.daemon();
+        let name = bed.cluster.switch_wal();
+        let told = bed.agent.push(format!("pg_wal/{name}")).expect_status(1).stderr;
+        assert!(told.contains("denied") && told.contains("credentials"), "{told}");
+        write(&Credentials::full());
+        bed.agent.push(format!("pg_wal/{name}")).expect_success();
+        assert_eq!(daemon.stop(), 0);
+    }
+}
+
+/// A9: a full disk, and a read-only one.
+#[test]
+fn a_full_or_read_only_disk_is_named_and_left_whole() {
+    needs_root!();
+    let disk = SmallDisk::new(12);
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), Store::local_at(disk.path()));
+    bed.agent.cluster_lines.push("push_timeout = \"1s\"\nlook_ahead = 0".to_owned());
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    let check = |breaks: &dyn Fn(), heals: &dyn Fn(), says: &str| {
+        let name = incompressible(&bed.cluster);
+        breaks();
+        let told = bed.agent.push(format!("pg_wal/{name}")).expect_status(1).stderr;
+        assert!(told.contains(says), "expected {says:?}: {told}");
+        heals();
+        assert_eq!(bed.archive().get(&name), None);
+        bed.agent.push(format!("pg_wal/{name}")).expect_success();
+        assert_eq!(
+            bed.archive().get(&name).unwrap(),
+            std::fs::read(bed.cluster.wal_dir().join(&name)).unwrap()
+        );
+    };
+    check(&|| disk.fill(100 << 10), &|| disk.free(), "No space left");
+    check(&|| disk.set_read_only(true), &|| disk.set_read_only(false), "Read-only file system");
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// A9: a directory that the user may not write.
+#[test]
+fn a_directory_without_permission_is_named() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.start();
+    let name = bed.cluster.switch_wal();
+    let clusters = bed.store.root().unwrap().join("clusters/main");
+    let mode = |mode| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&clusters, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(0o500);
+    let told = bed.direct(&bed.cluster.wal_dir().join(&name)).expect_status(1).stderr;
+    mode(0o700);
+    assert!(told.contains("denied"), "{told}");
+    bed.direct(&bed.cluster.wal_dir().join(&name)).expect_success();
+}
+
+/// The agent runs as the owner of PGDATA, or refuses and names both.
+#[test]
+fn another_user_than_postgresqls_is_refused() {
+    needs_root!();
+    let bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let config = bed.agent.write();
+    let name = "000000010000000000000001";
+    let path = bed.cluster.wal_dir().join(name);
+    for arguments in [vec!["run"], vec!["run", "--once"], vec!["push", path.to_str().unwrap()]] {
+        let mut command = std::process::Command::new(testbed::under_test("archive-agent"));
+        let told = process::run(command.args(arguments).env("WALPOINT_CONFIG", &config), SOON);
+        assert!(told.status > 0 && told.status <= 125, "{told:?}");
+        let owner = format!("belongs to uid {}", user::ids().uid);
+        assert!(told.stderr.contains(&owner) && told.stderr.contains("runs as uid 0"), "{}", told.stderr);
+    }
+}
+
+/// `run --once` archives what is ready, and says what it could not.
+#[test]
+fn once_archives_what_is_ready_and_ends() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.start();
+    bed.cluster.fill_wal_mb(10);
+    let ready = bed.ready();
+    let output = bed.agent.run(&["run", "--once", "--json"]).expect_success();
+    for line in output.stderr.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
+    }
+    let archive = bed.archive();
+    assert!(ready.iter().all(|name| archive.get(name).is_some()));
+    bed.cluster.fill_wal_mb(4);
+    let bad = bed.ready()[ready.len() + 1].clone();
+    damage(&bed.cluster.wal_dir().join(&bad));
+    let told = bed.agent.run(&["run", "--once"]).expect_status(1).stderr;
+    assert!(told.contains("1 of ") && told.contains(&bad), "{told}");
+    let others: Vec<String> = bed.ready().into_iter().filter(|name| *name != bad).collect();
+    assert!(others.iter().all(|name| archive.get(name).is_some()));
+}
+
+/// A reload takes up a changed configuration, and keeps the old one if the new one is wrong.
+#[test]
+fn sighup_reloads_and_a_wrong_configuration_changes_nothing() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let daemon = bed.agent.daemon();
+    bed.cluster.start();
+    let reload = |daemon: &walpoint_tests::agent::Daemon, says: &str| {
+        let before = daemon.log().matches(says).count();
+        daemon.process.signal(rustix::process::Signal::HUP);
+        wait::until_true(SOON, says, || daemon.log().matches(says).count() > before);
+    };
+    let good = std::fs::read_to_string(bed.agent.config()).unwrap();
+    std::fs::write(bed.agent.config(), format!("{good}\nno_such_key = 1\n")).unwrap();
+    reload(&daemon, "the old configuration stays");
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    std::fs::write(bed.agent.config(), good).unwrap();
+    reload(&daemon, "ready");
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    assert!(bed.archive().get(&name).is_some());
+    assert_eq!(bed.cluster.archive_failures().0, 0, "{}", bed.cluster.log());
+    assert_eq!(daemon.stop(), 0);
+    assert!(!bed.agent.push_socket().exists(), "the socket's name goes with the daemon");
+}
+
+/// The service manager hears when the daemon is ready and when it stops.
+#[test]
+fn the_service_manager_is_told() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let path = bed.agent.place().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    user::give(&path);
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    bed.agent.env.push(("NOTIFY_SOCKET".to_owned(), path.display().to_string()));
+    let mut buffer = [0; 512];
+    let mut told = || {
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let daemon = bed.agent.daemon();
+    assert!(told().contains("READY=1"));
+    daemon.process.signal(rustix::process::Signal::HUP);
+    assert!(told().contains("RELOADING=1"));
+    assert!(told().contains("READY=1"));
+    assert_eq!(daemon.stop(), 0);
+    assert!(told().contains("STOPPING=1"));
+}
+
+/// One process for several clusters: each has its socket, and what goes to the wrong one is refused.
+#[test]
+fn one_daemon_serves_several_clusters() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let other = Cluster::builder().major(14).segment_size_mb(4).init();
+    register_as("other", &bed.store, other.pgdata(), 14);
+    let socket = bed.agent.place().join("other.push");
+    let table = format!(
+        "\n[cluster.other]\nrepositories = [\"main\"]\npgdata = \"{}\"\npush_socket = \"{}\"\n",
+        other.pgdata().display(),
+        socket.display()
+    );
+    bed.agent.tables = table;
+    let daemon = bed.agent.daemon();
+    let push = testbed::under_test("archive-push").display().to_string();
+    let command = |socket: &std::path::Path| {
+        format!("{push} --config {} --socket {} %p", bed.agent.config().display(), socket.display())
+    };
+    let mut other = other;
+    other.set("archive_mode", "on");
+    other.set("archive_command", command(&socket));
+    bed.cluster.start();
+    other.start();
+    let (one, two) = (bed.cluster.switch_wal(), other.switch_wal());
+    bed.cluster.wait_done(&one);
+    other.wait_done(&two);
+    let keys = bed.store.back_door().list("clusters");
+    assert!(keys.iter().any(|key| key.starts_with("clusters/main/") && key.ends_with(&one)), "{keys:?}");
+    assert!(keys.iter().any(|key| key.starts_with("clusters/other/") && key.ends_with(&two)), "{keys:?}");
+
+    other.set("archive_command", command(&bed.agent.push_socket()));
+    other.reload();
+    other.wait_for("show archive_command", &command(&bed.agent.push_socket()));
+    let stray = other.switch_wal();
+    wait::until_true(SOON, "the wrong socket is told", || other.log().contains("could not archive"));
+    assert!(other.log().contains("HINT: "), "{}", other.log());
+    assert!(!other.wal_dir().join(format!("archive_status/{stray}.done")).exists());
+
+    // Without a daemon the right cluster is found by where the file lies.
+    assert_eq!(daemon.stop(), 0);
+    other.set("archive_command", command(&socket));
+    other.reload();
+    other.wait_done(&stray);
+}
+
+/// Only root and PostgreSQL's user may say "stored".
+#[test]
+fn a_socket_of_somebody_else_is_not_believed() {
+    needs_root!();
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.start();
+    let name = bed.cluster.switch_wal();
+    let listener = std::os::unix::net::UnixListener::bind(bed.agent.push_socket()).unwrap();
+    std::os::unix::fs::chown(bed.agent.push_socket(), Some(65_534), None).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let request = PushRequest::read(&mut stream).unwrap();
+            let reply = PushReply {
+                outcome: PushOutcome::Stored,
+                identity: request.identity,
+                message: String::new(),
+            };
+            reply.write(&mut stream).unwrap();
+        }
+    });
+    let pushed = bed.agent.push(format!("pg_wal/{name}")).expect_success();
+    assert!(pushed.stderr.contains("belongs to uid 65534"), "{}", pushed.stderr);
+    assert!(bed.archive().get(&name).is_some(), "the client stored it itself");
+}

@@ -1,0 +1,77 @@
+//! Files that vanish, shrink and grow while they are copied: all normal, none an error.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use walpoint_repo::backup::Content;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::process::{self, Background};
+use walpoint_tests::{faults, needs_root, user, wait};
+
+use crate::bed::Bed;
+
+const FILES: usize = 60;
+
+/// A backup whose single reader stops in the middle of the first of these files for some seconds: which one it is.
+fn held(bed: &Bed, files: &[PathBuf]) -> (Background, PathBuf) {
+    let command = bed.agent.command("archive-agent", ["backup", "--json"]);
+    let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let mut command = faults::inject(&command, &["pread64:delay_enter=5s:when=1"], &paths);
+    let backup = Background::start(&mut command, &bed.agent.place().join("held.log"));
+    let mut open = None;
+    wait::until_true(wait::SOON, "the backup reads one of the files", || {
+        let pids = process::descendants(backup.pid());
+        let fds =
+            pids.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok()).flatten().flatten();
+        open = fds.filter_map(|fd| fs::read_link(fd.path()).ok()).find(|path| files.contains(path));
+        open.is_some()
+    });
+    (backup, open.unwrap())
+}
+
+/// The JSON at the end of a log.
+fn printed(log: &str) -> serde_json::Value {
+    serde_json::from_str(&log[log.find("{\n").expect("JSON")..]).unwrap()
+}
+
+/// B2: one file is cut to nothing while it is read, all others vanish between the walk and the reader.
+#[test]
+fn files_that_vanish_or_shrink_while_they_are_copied() {
+    needs_root!();
+    let bed = Bed::new(Cluster::builder(), walpoint_tests::store::Store::local(), |agent| {
+        agent.cluster_line("workers = 1")
+    });
+    let many = bed.cluster.pgdata().join("many");
+    fs::create_dir(&many).unwrap();
+    let files: Vec<PathBuf> = (0..FILES).map(|n| many.join(n.to_string())).collect();
+    files.iter().for_each(|file| fs::write(file, "0123456789").unwrap());
+    user::give_tree(&many);
+    let (mut backup, held) = held(&bed, &files);
+    fs::OpenOptions::new().write(true).open(&held).unwrap().set_len(4).unwrap();
+    files.iter().filter(|file| **file != held).for_each(|file| fs::remove_file(file).unwrap());
+    assert_eq!(backup.wait(Duration::from_secs(60)), 0, "{}", backup.log());
+    let report = printed(&backup.log());
+    assert_eq!((&report["shrunk"], &report["vanished"]), (&1.into(), &(FILES - 1).into()), "{report}");
+    let entries = bed.repository().entries(report["backup"].as_str().unwrap());
+    let left: Vec<_> = entries.iter().filter(|(path, _)| path.starts_with("many/")).collect();
+    let [(path, entry)] = left[..] else { panic!("{left:?}") };
+    assert!(held.ends_with(path));
+    assert!(matches!(&entry.content, Content::File(file) if file.length == 4), "{entry:?}");
+}
+
+/// B2: what is appended after a file was opened is not chased: a log that is written all the time ends somewhere.
+#[test]
+fn a_file_that_grows_is_taken_as_long_as_it_was() {
+    needs_root!();
+    let bed = Bed::local(Cluster::builder());
+    let log = bed.cluster.pgdata().join("grows");
+    fs::write(&log, "0123456789").unwrap();
+    user::give(&log);
+    let (mut backup, held) = held(&bed, std::slice::from_ref(&log));
+    fs::write(&held, "x".repeat(1 << 20)).unwrap();
+    assert_eq!(backup.wait(Duration::from_secs(60)), 0, "{}", backup.log());
+    let report = printed(&backup.log());
+    let entries = bed.repository().entries(report["backup"].as_str().unwrap());
+    assert!(matches!(&entries["grows"].content, Content::File(file) if file.length == 10));
+}

@@ -1,0 +1,129 @@
+//! B5: pages that are damaged on disk, and files that change while they are read.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use walpoint_repo::backup::{Content, PageFault};
+use walpoint_tests::cluster::{Cluster, Shutdown};
+
+use crate::bed::{Bed, report};
+
+/// A cluster with a table whose file it names, at rest.
+fn bed(checksums: bool) -> (Bed, PathBuf) {
+    let bed = Bed::local(Cluster::builder().checksums(checksums));
+    bed.cluster.psql(
+        "create table t as select i, repeat('x', 500) from generate_series(1, 5000) i; vacuum t; checkpoint",
+    );
+    let path = bed.cluster.psql("select pg_relation_filepath('t')");
+    (bed, path.into())
+}
+
+fn damage(bed: &Bed, path: &PathBuf, block: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(bed.cluster.pgdata().join(path)).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, block * 8192 + 5000).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], block * 8192 + 5000).unwrap();
+}
+
+/// B5: reported by file and block, recorded, and no reason to have no backup; `--strict` makes it one.
+#[test]
+fn damaged_pages_are_reported_by_file_and_block_and_recorded() {
+    let (bed, path) = bed(true);
+    for block in [3, 70] {
+        damage(&bed, &path, block);
+    }
+    let output = bed.agent.run(&["backup", "--json"]).expect_success();
+    let backup = report(&output);
+    let name = path.display().to_string();
+    assert_eq!(backup["bad_pages"], 2, "{backup}");
+    for (finding, block) in backup["findings"].as_array().unwrap().iter().zip([3, 70]) {
+        assert_eq!((finding["file"].as_str().unwrap(), &finding["block"]), (name.as_str(), &block.into()));
+    }
+    assert!(output.stderr.contains("2 damaged pages"), "{}", output.stderr);
+    let id = backup["backup"].as_str().unwrap();
+    let manifest = bed.repository().open(id).manifest().clone();
+    assert_eq!(manifest.summary.totals.bad_pages, 2);
+    assert!(manifest.findings.iter().all(
+        |finding| finding.path.to_string() == name && matches!(finding.fault, PageFault::Checksum { .. })
+    ));
+    let Content::File(file) = &bed.repository().entries(id)[&name].content else { panic!() };
+    assert_eq!(file.bad_pages, 2);
+    // The text names them too.
+    let text = bed.agent.run(&["backup"]).expect_success().stdout;
+    assert!(text.contains(&format!("{name} block 3")) && text.contains("2 DAMAGED"), "{text}");
+
+    let before = bed.repository().finished();
+    let strict = bed.agent.run(&["backup", "--strict"]).expect_status(1);
+    assert!(strict.stderr.contains(&format!("{name} block 3")), "{}", strict.stderr);
+    assert_eq!(bed.repository().finished(), before, "with --strict there is no backup");
+    bed.repository().list().iter().for_each(|listed| {
+        assert!(
+            !matches!(listed.state, walpoint_repo::backup::ListedState::Unfinished),
+            "it was ended: {listed:?}"
+        );
+    });
+}
+
+/// B5: without checksums nothing can be verified, and that is said.
+#[test]
+fn a_cluster_without_checksums_says_so() {
+    let (bed, path) = bed(false);
+    damage(&bed, &path, 3);
+    let output = bed.agent.run(&["backup", "--json"]).expect_success();
+    let backup = report(&output);
+    assert_eq!((&backup["bad_pages"], &backup["checksums_verified"]), (&0.into(), &false.into()));
+    assert!(output.stderr.contains("page checksums"), "{}", output.stderr);
+}
+
+/// B5: an LSN that is damaged so that the page looks newer than the backup does not hide it.
+#[test]
+fn a_page_newer_than_all_wal_is_damaged() {
+    let (bed, path) = bed(true);
+    let file = fs::OpenOptions::new().write(true).open(bed.cluster.pgdata().join(&path)).unwrap();
+    file.write_all_at(&[0x7F; 4], 5 * 8192).unwrap();
+    let backup = bed.backup(&[]);
+    assert_eq!((&backup["bad_pages"], &backup["findings"][0]["block"]), (&1.into(), &5.into()), "{backup}");
+}
+
+/// B5: pages that change all the time while they are read are no damage.
+#[test]
+fn pages_that_change_while_they_are_read_are_not_reported() {
+    let bed = Bed::local(Cluster::builder().conf("full_page_writes", "on").conf("shared_buffers", "1MB"));
+    bed.cluster
+        .psql("create table hot as select i, 0 as n, repeat('x', 300) as t from generate_series(1, 30000) i");
+    let mut session = bed.cluster.session();
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let writer = std::thread::spawn(move || {
+        let mut rounds = 0;
+        while receiver.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            // With so few buffers, pages are written out all the time.
+            session.run("update hot set n = n + 1 where i % 7 = 3; vacuum hot");
+            rounds += 1;
+        }
+        rounds
+    });
+    for _ in 0..3 {
+        assert_eq!(bed.backup(&[])["bad_pages"], 0);
+    }
+    sender.send(()).unwrap();
+    assert!(writer.join().unwrap() > 0);
+}
+
+/// A disk that cannot read a page gives a finding and a backup; the file is otherwise whole.
+#[test]
+fn an_unreadable_file_ends_the_backup_with_its_name() {
+    let (mut bed, path) = bed(true);
+    let own = bed.cluster.pgdata().join("not-ours");
+    fs::write(&own, "x").unwrap();
+    fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
+    if walpoint_tests::user::is_root() {
+        let output = bed.agent.run(&["backup"]).expect_status(1);
+        assert!(output.stderr.contains("not-ours") && output.stderr.contains("uid"), "{}", output.stderr);
+        assert!(bed.repository().list().is_empty(), "found out before anything began");
+    }
+    fs::remove_file(&own).unwrap();
+    bed.backup(&[]);
+    bed.cluster.stop(Shutdown::Fast);
+    assert!(bed.cluster.pgdata().join(path).exists());
+}

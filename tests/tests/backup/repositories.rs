@@ -1,0 +1,73 @@
+//! One reading, a copy in each repository; one that fails does not take the others with it.
+
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::faults::SmallDisk;
+use walpoint_tests::store::Store;
+
+use crate::bed::{Backed, Bed, noise, report};
+
+/// The same backup, by the same id, in both; each by itself is enough to restore.
+#[test]
+fn a_backup_goes_to_every_repository() {
+    let second = Store::local();
+    let bed = Bed::new(Cluster::builder(), Store::local(), |agent| agent.repository("second", &second));
+    bed.cluster.psql("create table t as select generate_series(1, 1000) i");
+    let backup = bed.backup(&[]);
+    let id = backup["backup"].as_str().unwrap();
+    assert_eq!(backup["repositories"].as_array().unwrap().len(), 2);
+    for store in [&bed.store, &second] {
+        let backed = Backed::in_store(store);
+        assert_eq!(backed.finished()[0].to_string(), id);
+        let target = backed.unpack(id, &bed.cluster);
+        assert!(target.join("global/pg_control").exists());
+    }
+    let only = bed.backup(&["--repository", "second"]);
+    assert_eq!(only["repositories"][0]["repository"], "second");
+    assert_eq!((bed.repository().finished().len(), Backed::in_store(&second).finished().len()), (1, 2));
+    let output = bed.agent.run(&["backup", "--repository", "third"]).expect_status(2);
+    assert!(output.stderr.contains("main, second"), "{}", output.stderr);
+}
+
+/// A disk that fills up while the backup is written: the other copy is finished, and the failure is told.
+#[test]
+fn a_repository_that_fails_drops_out() {
+    walpoint_tests::needs_root!();
+    let disk = SmallDisk::new(50);
+    let place = disk.path().join("repo");
+    std::fs::create_dir(&place).unwrap();
+    walpoint_tests::user::give(&place);
+    let small = Store::local_at(&place);
+    let bed = Bed::new(Cluster::builder(), Store::local(), |agent| {
+        agent.repository("small", &small).cluster_line("ack = [\"main\"]")
+    });
+    // Room for what the first backup is guessed to take, a quarter, but not for what does not compress.
+    noise(&bed.cluster.pgdata().join("noise"), 70);
+    let output = bed.agent.run(&["backup", "--json"]).expect_status(1);
+    let backup = report(&output);
+    assert_eq!(backup["repositories"].as_array().unwrap().len(), 1, "{backup}");
+    assert_eq!(backup["repositories"][0]["repository"], "main");
+    assert!(backup["failed"][0].as_str().unwrap().contains("repository small"), "{backup}");
+    assert!(output.stderr.contains("not in every repository"), "{}", output.stderr);
+    assert_eq!(bed.repository().finished().len(), 1);
+    assert_eq!(Backed::in_store(&small).finished(), []);
+}
+
+/// Free space is looked at before anything begins.
+#[test]
+fn a_disk_without_room_is_refused_before_the_backup() {
+    walpoint_tests::needs_root!();
+    let disk = SmallDisk::new(40);
+    let place = disk.path().join("repo");
+    std::fs::create_dir(&place).unwrap();
+    walpoint_tests::user::give(&place);
+    let bed = Bed::new(Cluster::builder(), Store::local_at(&place), |agent| agent);
+    bed.cluster.psql("create table t as select md5(random()::text) from generate_series(1, 100000) i");
+    disk.fill(3 << 20);
+    let output = bed.agent.run(&["backup"]).expect_status(1);
+    assert!(
+        output.stderr.contains("no backup was begun") && output.stderr.contains("free in"),
+        "{}",
+        output.stderr
+    );
+    disk.free();
+}

@@ -1,0 +1,151 @@
+//! B6: no backup is announced before its WAL is stored, and what keeps the WAL away is named.
+
+use std::time::{Duration, Instant};
+
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::store::Store;
+
+use crate::bed::Bed;
+
+/// B6: archiving fails from the backup's start on: the missing segment and the archiver's state are named, and there is no
+/// backup, however complete its data.
+#[test]
+fn a_stalled_archive_is_named_with_the_missing_segment() {
+    let bed = Bed::new(Cluster::builder(), Store::local(), |agent| {
+        agent.cluster_line("backup_wal_timeout = \"4s\"")
+    });
+    bed.cluster.psql("create table t (i int)");
+    let archived = bed.cluster.switch_wal();
+    bed.cluster.wait_archived(&archived);
+    let flag = bed.agent.place().join("stall");
+    std::fs::write(&flag, "").unwrap();
+    let command = format!("test ! -e {} && {}", flag.display(), bed.agent.archive_command());
+    bed.cluster.set("archive_command", command);
+    bed.cluster.reload();
+    bed.cluster.wait_for("select current_setting('archive_command') like 'test%'", "t");
+    // The look-ahead of a daemon would store the segment all the same, whatever archive_command answers.
+    bed.daemon.process.signal(rustix::process::Signal::STOP);
+
+    let output = bed.agent.run(&["backup"]).expect_status(1);
+    bed.daemon.process.signal(rustix::process::Signal::CONT);
+    let next: u64 = u64::from_str_radix(&archived[8..], 16).unwrap() + 1;
+    let text = &output.stderr;
+    assert!(text.contains("no backup was made") && text.contains("not in repository main"), "{text}");
+    assert!(text.contains(&format!("{next:016X}")), "the missing segment: {text}");
+    assert!(text.contains("waits in pg_wal") && text.contains("archive_command = 'test ! -e"), "{text}");
+    assert!(text.contains("the archiver fails"), "{text}");
+    assert_eq!(bed.repository().finished(), []);
+
+    // Now the archiver fails before a backup begins: nothing is begun at all.
+    let unfinished = bed.repository().list().len();
+    bed.daemon.process.signal(rustix::process::Signal::STOP);
+    let output = bed.agent.run(&["backup"]).expect_status(1);
+    bed.daemon.process.signal(rustix::process::Signal::CONT);
+    assert!(output.stderr.contains("no backup was begun"), "{}", output.stderr);
+    assert!(output.stderr.contains("the archiver fails"), "{}", output.stderr);
+    assert_eq!(bed.repository().list().len(), unfinished);
+
+    std::fs::remove_file(&flag).unwrap();
+    bed.cluster.set("archive_command", bed.agent.archive_command());
+    bed.cluster.reload();
+    bed.cluster.wait_for("select pg_stat_get_archiver() is not null and (select last_archived_time > last_failed_time from pg_stat_archiver)", "t");
+    bed.backup(&[]);
+}
+
+/// B6: an archive_command that stores somewhere else is found out before the backup begins.
+#[test]
+fn an_archive_that_goes_elsewhere_is_found_out() {
+    let bed = Bed::new(Cluster::builder(), Store::local(), |agent| {
+        agent.cluster_line("backup_wal_timeout = \"3s\"").cluster_line("look_ahead = 0")
+    });
+    bed.cluster.set("archive_command", "/bin/true");
+    bed.cluster.reload();
+    let segment = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&segment);
+    let output = bed.agent.run(&["backup"]).expect_status(1);
+    let text = &output.stderr;
+    assert!(text.contains("no backup was begun") && text.contains("did not arrive"), "{text}");
+    assert!(text.contains("somewhere else") && text.contains("/bin/true"), "{text}");
+    assert!(bed.repository().list().is_empty());
+}
+
+/// B6: settings that archive nothing are told with what to do, before anything is begun.
+#[test]
+fn settings_that_archive_nothing_are_told() {
+    let mut cluster = Cluster::builder().init();
+    let store = Store::local();
+    let agent = walpoint_tests::agent::Agent::with(&cluster, &store);
+    agent.init(&[]).expect_success();
+    cluster.start();
+    let output = agent.run(&["backup"]).expect_status(1);
+    assert!(
+        output.stderr.contains("archive_mode is off") && output.stderr.contains("restart"),
+        "{}",
+        output.stderr
+    );
+    cluster.stop(Shutdown::Fast);
+    let output = agent.run(&["backup"]).expect_status(1);
+    assert!(output.stderr.contains("connection"), "{}", output.stderr);
+}
+
+/// B2, B6: from a standby. Nobody switches a segment for it, so the backup waits until the primary has archived its end.
+#[test]
+fn a_backup_from_a_standby() {
+    let bed = Bed::local(Cluster::builder());
+    bed.cluster.psql("create table t as select generate_series(1, 1000) i");
+    let standby = bed.cluster.streaming_standby();
+    standby.wait_replayed(&bed.cluster);
+    let agent = walpoint_tests::agent::Agent::with(&standby, &bed.store);
+    let mut command = agent.command("archive-agent", ["backup", "--json"]);
+    let log = agent.place().join("backup.log");
+    let mut backup = walpoint_tests::process::Background::start(&mut command, &log);
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = backup.try_status() {
+            break status;
+        }
+        bed.cluster.psql("insert into t values (7)");
+        bed.cluster.switch_wal();
+        assert!(began.elapsed() < Duration::from_secs(120), "{}", backup.log());
+        std::thread::sleep(Duration::from_millis(300));
+    };
+    assert_eq!(status, 0, "{}", backup.log());
+    let id = bed.repository().finished()[0];
+    let facts = bed.repository().open(&id.to_string()).manifest().summary.facts.clone();
+    assert!(facts.from_standby);
+    let source = walpoint_tests::oracle::Contents::of(&bed.cluster);
+    let segment = bed.cluster.switch_wal();
+    bed.cluster.wait_archived(&segment);
+    source.assert_equal(&walpoint_tests::oracle::Contents::of(&bed.recover(&id.to_string())));
+}
+
+/// B6: a server that was promoted while it did not archive has never stored its timeline's history. Without it no recovery
+/// begins, so the backup brings it along.
+#[test]
+fn the_history_of_a_timeline_that_began_unarchived_is_stored() {
+    let mut bed = Bed::local(Cluster::builder());
+    bed.cluster.psql("create table t as select generate_series(1, 1000) i");
+    let mut promoted = bed.cluster.standby();
+    promoted.set("archive_mode", "off");
+    promoted.start();
+    promoted.wait_replayed(&bed.cluster);
+    bed.cluster.stop(Shutdown::Fast);
+    promoted.promote();
+    promoted.stop(Shutdown::Fast);
+    let agent = walpoint_tests::agent::Agent::with(&promoted, &bed.store);
+    agent.archive_from(&promoted);
+    promoted.set("archive_mode", "on");
+    promoted.start();
+    let _daemon = agent.daemon();
+    let history =
+        || bed.store.back_door().list("clusters/main").iter().any(|key| key.ends_with("/00000002.history"));
+    assert!(!history());
+    let output = agent.run(&["backup"]).expect_success();
+    assert!(history() && output.stderr.contains("00000002.history"), "{}", output.stderr);
+    promoted.psql("insert into t values (7)");
+    let source = walpoint_tests::oracle::Contents::of(&promoted);
+    let segment = promoted.switch_wal();
+    promoted.wait_archived(&segment);
+    let id = bed.repository().finished()[0];
+    source.assert_equal(&walpoint_tests::oracle::Contents::of(&bed.recover(&id.to_string())));
+}

@@ -1,0 +1,386 @@
+//! What is written for people is true: every setting and every member of the JSON is described, links and files named
+//! exist, each promise names a test that exists, and manual pages and completions cover every command.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use walpoint_tests::dir::TestDir;
+use walpoint_tests::process;
+use walpoint_tests::{testbed, user};
+
+/// The top of the source tree.
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a parent").to_owned()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = top().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Every file with that ending below a directory, but for what is built.
+fn files(below: &Path, ending: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(below).unwrap_or_else(|e| panic!("{}: {e}", below.display())) {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() && !name.starts_with('.') && name != "target" {
+            files(&path, ending, found);
+        } else if name.ends_with(ending) {
+            found.push(path);
+        }
+    }
+}
+
+fn pages() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    files(&top(), ".md", &mut found);
+    assert!(found.len() >= 8, "{found:?}");
+    found
+}
+
+/// The names of a struct's fields as its source has them; those that are not part of JSON are left out.
+fn fields(file: &str, name: &str) -> Vec<String> {
+    let source = read(file);
+    let begin =
+        source.find(&format!("struct {name}")).unwrap_or_else(|| panic!("no struct {name} in {file}"));
+    let body = &source[begin..];
+    let end = body.find("\n}").unwrap_or_else(|| panic!("struct {name} in {file} does not end"));
+    let mut skip = false;
+    let mut names = Vec::new();
+    for line in body[..end].lines().skip(1).map(str::trim) {
+        if line.starts_with("#[") {
+            skip |= line == "#[serde(skip)]";
+            continue;
+        }
+        let declared = line.strip_prefix("pub(crate) ").or(line.strip_prefix("pub ")).unwrap_or(line);
+        let field = declared.split_once(": ").map(|(name, _)| name);
+        let field = field.filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+        if let Some(field) = field.filter(|_| !line.starts_with("//")) {
+            if !skip {
+                names.push(field.to_owned());
+            }
+            skip = false;
+        }
+    }
+    assert!(!names.is_empty(), "struct {name} in {file} has no fields");
+    names
+}
+
+#[test]
+fn every_configuration_key_is_described() {
+    let page = read("docs/configuration.md");
+    let config = "shared/runtime/src/config.rs";
+    let retention = "shared/runtime/src/retention.rs";
+    let tables = [
+        (config, "ClusterSettings", "## `[cluster.NAME]`"),
+        (config, "DaemonSettings", "## `[daemon]`"),
+        (retention, "RetentionSettings", "## `[cluster.NAME.retention]`"),
+        (retention, "LabelSettings", "## `[cluster.NAME.retention.label.LABEL]`"),
+        ("shared/repo/src/store/settings.rs", "StoreSettings", "## `[repository.NAME]`"),
+    ];
+    for (file, name, heading) in tables {
+        let section = page.split(heading).nth(1).unwrap_or_else(|| panic!("no heading {heading}"));
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let described: BTreeSet<&str> =
+            section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        let known = fields(file, name);
+        let known: BTreeSet<&str> = known.iter().map(String::as_str).collect();
+        assert_eq!(described, known, "{heading} in docs/configuration.md and struct {name}");
+    }
+}
+
+#[test]
+fn every_member_of_the_json_is_described() {
+    let page = read("docs/json.md");
+    let documents: [(&str, &[&str]); 19] = [
+        ("archive-agent/src/status/mod.rs", &["Document", "ClusterState"]),
+        ("archive-agent/src/status/server.rs", &["ServerState"]),
+        ("archive-agent/src/status/repository.rs", &["RepositoryState"]),
+        ("archive-agent/src/status/retention.rs", &["RetentionState"]),
+        ("archive-agent/src/status/listing.rs", &["Listing", "LineageNames", "TimelineNames", "BackupNames"]),
+        (
+            "shared/repo/src/catalog/status.rs",
+            &[
+                "ClusterStatus",
+                "LineageStatus",
+                "TimelineStatus",
+                "ForkStatus",
+                "WindowStatus",
+                "BackupStatus",
+            ],
+        ),
+        (
+            "shared/repo/src/plan/report.rs",
+            &[
+                "PlanDocument",
+                "RefusalDocument",
+                "TargetDocument",
+                "BackupDocument",
+                "PathDocument",
+                "StopDocument",
+                "SegmentsDocument",
+                "SettingDocument",
+                "EstimateDocument",
+                "MomentDocument",
+            ],
+        ),
+        ("archive-agent/src/backup/outcome.rs", &["Outcome", "BadPage", "Copy"]),
+        ("archive-agent/src/expire/mod.rs", &["Document"]),
+        ("shared/repo/src/expire/report.rs", &["Expired", "DecisionReport", "ClassReport"]),
+        ("archive-agent/src/verify/mod.rs", &["Document"]),
+        ("shared/repo/src/verify/report.rs", &["Verified", "VerifyFinding"]),
+        ("archive-agent/src/hold/document.rs", &["Document", "Holding", "Held"]),
+        ("archive-agent/src/check/mod.rs", &["Found"]),
+        ("archive-agent/src/check/report.rs", &["Line"]),
+        ("archive-agent/src/init/mod.rs", &["Outcome"]),
+        ("archive-agent/src/init/register.rs", &["Registered"]),
+        ("archive-agent/src/key/mod.rs", &["Changed"]),
+        ("archive-agent/src/key/list.rs", &["Slots", "SlotState"]),
+    ];
+    for (file, names) in documents {
+        for field in names.iter().flat_map(|name| fields(file, name)) {
+            assert!(
+                page.contains(&format!("`{field}`")),
+                "docs/json.md does not describe `{field}` of {file}"
+            );
+        }
+    }
+    for file in ["restore-agent/src/restore/mod.rs", "restore-agent/src/restore/rollback.rs"] {
+        for field in fields(file, "Report") {
+            assert!(
+                page.contains(&format!("`{field}`")),
+                "docs/json.md does not describe `{field}` of {file}"
+            );
+        }
+    }
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let kept = heading.to_lowercase();
+    let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut seen = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).expect("a page");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") || link.contains(' ') {
+                continue;
+            }
+            let (file, fragment) = link.split_once('#').unwrap_or((link, ""));
+            let target =
+                if file.is_empty() { page.clone() } else { page.parent().expect("a parent").join(file) };
+            assert!(target.exists(), "{} links to {link}, which is not there", page.display());
+            seen += 1;
+            if !fragment.is_empty() {
+                let target = fs::read_to_string(&target).expect("a page");
+                let headings = target.lines().filter_map(|line| line.strip_prefix('#'));
+                let found = headings.map(|h| anchor(h.trim_start_matches('#').trim())).any(|a| a == fragment);
+                assert!(found, "{} links to {link}, and there is no such heading", page.display());
+            }
+        }
+    }
+    assert!(seen > 10, "{seen} links");
+}
+
+/// What stands between backquotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.starts_with("```")).flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+#[test]
+fn every_file_that_a_page_names_is_there() {
+    let roots = ["shared/", "archive-agent/", "restore-agent/", "tests/", "docs/", "docker/", "bench/"];
+    let mut seen = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).expect("a page");
+        for name in quoted(&text) {
+            let file = name.split("::").next().unwrap_or_default();
+            let ends = [".rs", ".sh", ".md", ".service", ".timer", ".toml"].iter().any(|e| file.ends_with(e));
+            if ends && roots.iter().any(|root| file.starts_with(root)) {
+                assert!(top().join(file).exists(), "{} names {file}, which is not there", page.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 50, "{seen} files");
+}
+
+/// A message that a page explains is one that some program prints, but for what stands in place of its ellipses.
+#[test]
+fn every_message_that_is_explained_exists() {
+    let mut sources = Vec::new();
+    files(&top(), ".rs", &mut sources);
+    let ours = |path: &PathBuf| !path.starts_with(top().join("tests"));
+    let mut code = String::new();
+    for path in sources.into_iter().filter(ours) {
+        let text = fs::read_to_string(&path).expect("a source file");
+        // Strings as the compiler sees them: a line's end and the next one's indent are not part of them.
+        let mut lines = text.split("\\\n");
+        code += lines.next().unwrap_or_default();
+        lines.for_each(|line| code += line.trim_start());
+    }
+    let code = code.replace("\\\"", "\"");
+    let (mut seen, mut unknown) = (0, Vec::new());
+    for page in ["docs/archiving.md", "docs/backup.md", "docs/restore.md"] {
+        let text = read(page);
+        let mut explains = false;
+        for line in text.lines() {
+            let first = line.strip_prefix("| ").and_then(|row| row.split(" | ").next());
+            let Some(first) = first else {
+                explains &= line.starts_with('|');
+                continue;
+            };
+            if first.starts_with("message") || first.starts_with("it says") || first.contains("log, after") {
+                explains = true;
+                continue;
+            }
+            let message = quoted(first).next().filter(|_| explains);
+            let parts = message.into_iter().flat_map(|message| message.split('…'));
+            // What follows a colon comes from somewhere else.
+            for part in parts.flat_map(|part| part.split(": ")).map(|part| part.trim_matches([' ', '"', ':']))
+            {
+                let long = part.len() >= 8;
+                seen += usize::from(long);
+                if long && !code.contains(part) {
+                    unknown.push(format!("{page}: {part:?}"));
+                }
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "explained, and printed by nothing: {unknown:#?}");
+    assert!(seen > 30, "{seen} messages");
+}
+
+/// Every promise and every numbered behaviour has a row in docs/promises.md, and every test named there exists.
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let page = read("docs/promises.md");
+    let mut sources = Vec::new();
+    files(&top(), ".rs", &mut sources);
+    let mut wanted: BTreeSet<String> = (1..=11).map(|n| n.to_string()).collect();
+    for (letter, last) in [('A', 13), ('F', 7), ('B', 8), ('R', 9), ('K', 6)] {
+        wanted.extend((1..=last).map(|n| format!("{letter}{n}")));
+    }
+    for line in page.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [number, _, proof] = cells[..] else { continue };
+        if !wanted.remove(number) {
+            assert!(number.starts_with('-') || number == "number", "an unknown or second row: {line}");
+            continue;
+        }
+        let mut tests = 0;
+        for (file, name) in quoted(proof).filter_map(|test| test.split_once("::")) {
+            let here = sources.iter().filter(|path| path.ends_with(file));
+            let declared = [format!("fn {name}("), format!("fn {name}<")];
+            let found = here.filter(|path| {
+                let text = fs::read_to_string(path).expect("a source file");
+                declared.iter().any(|declared| text.contains(declared))
+            });
+            assert!(found.count() > 0, "{number}: there is no test {name} in {file}");
+            tests += 1;
+        }
+        assert!(
+            tests > 0 || proof.contains("later"),
+            "{number} has neither a test nor the word \"later\": {proof}"
+        );
+    }
+    assert!(wanted.is_empty(), "docs/promises.md has no row for {wanted:?}");
+}
+
+const AGENTS: [(&str, &str, &[&str]); 2] = [
+    (
+        "archive-agent",
+        "archive-push",
+        &[
+            "run",
+            "init",
+            "backup",
+            "check",
+            "status",
+            "health",
+            "install-clients",
+            "push",
+            "key",
+            "key-list",
+            "key-add",
+            "key-rotate",
+            "key-remove",
+            "expire",
+            "verify",
+            "hold",
+            "hold-add",
+            "hold-list",
+            "hold-remove",
+        ],
+    ),
+    ("restore-agent", "restore-fetch", &["plan", "restore", "rollback", "fetch", "prefetch"]),
+];
+
+fn agent(program: &str, arguments: &[&str]) -> process::Output {
+    let mut command = Command::new(testbed::under_test(program));
+    command.args(arguments).env_remove("WALPOINT_CONFIG").current_dir("/");
+    process::run(user::become_user(&mut command), Duration::from_secs(30))
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    for (program, client, commands) in AGENTS {
+        let dir = TestDir::new();
+        let man = dir.mkdir("man1");
+        let directory = man.to_str().expect("a path");
+        agent(program, &["man", directory]).expect_success();
+        let names: BTreeSet<String> = fs::read_dir(&man)
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        let mut wanted: BTreeSet<String> = commands.iter().map(|c| format!("{program}-{c}.1")).collect();
+        wanted.extend([format!("{program}.1"), format!("{client}.1")]);
+        assert_eq!(names, wanted);
+        for name in names {
+            let text = fs::read_to_string(man.join(&name)).expect("a page");
+            assert!(text.contains(".SH NAME") && text.contains(".SH SYNOPSIS"), "{name}:\n{text}");
+        }
+        // What the client says of itself is what its page says.
+        let help = agent(client, &["--help"]).expect_success().stdout;
+        let page = fs::read_to_string(man.join(format!("{client}.1"))).expect("a page").replace('\\', "");
+        let options: Vec<&str> = help.split_whitespace().filter(|word| word.starts_with("--")).collect();
+        assert!(options.len() >= 4, "{help}");
+        for option in options {
+            let option = option.trim_end_matches([',', ']']);
+            assert!(page.contains(option), "{client}.1 does not describe {option}");
+        }
+    }
+}
+
+#[test]
+fn completions_know_every_command() {
+    for (program, _, commands) in AGENTS {
+        for shell in ["bash", "zsh", "fish"] {
+            let script = agent(program, &["completions", shell]).expect_success().stdout;
+            for command in commands.iter().flat_map(|command| command.split('-')) {
+                assert!(
+                    script.contains(command),
+                    "{program}'s completions for {shell} do not know {command}"
+                );
+            }
+            let there = Command::new(shell).arg("--version").output().is_ok();
+            assert!(there || shell != "bash", "bash is part of every machine that tests");
+            if there {
+                let run = process::run_with_input(
+                    Command::new(shell).arg("-n"),
+                    script.as_bytes(),
+                    Duration::from_secs(30),
+                );
+                run.expect_success();
+            }
+        }
+    }
+}

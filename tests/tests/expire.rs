@@ -1,0 +1,305 @@
+//! K1 to K3 and promise 11 on real clusters and stores: `archive-agent expire` and `hold`.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rustix::process::Signal;
+use serde_json::Value;
+use walpoint_tests::agent::Agent;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::faults;
+use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::process::{Background, Output};
+use walpoint_tests::rows::Ledger;
+use walpoint_tests::store::Store;
+
+#[track_caller]
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {} {}", output.stdout, output.stderr))
+}
+
+/// A cluster with 1 MiB segments whose repository keeps what `retention` says, with no grace period.
+fn bed(store: Store, retention: &str) -> Archived {
+    Archived::start_with(Cluster::builder().segment_size_mb(1), store, |mut agent| {
+        agent.tables = format!("\n[cluster.main.retention]\ngrace = \"0s\"\n{retention}\n");
+        agent
+    })
+}
+
+#[track_caller]
+fn expire(bed: &Archived, arguments: &[&str]) -> Value {
+    json(&bed.agent.run(&[&["expire", "--json"], arguments].concat()).expect_success())["repositories"][0]
+        .clone()
+}
+
+fn objects(report: &Value, class: &str, what: &str) -> u64 {
+    let classes = report["classes"].as_array().unwrap();
+    let class = classes.iter().find(|c| c["class"] == class).unwrap();
+    class[format!("{what}_objects")].as_u64().unwrap()
+}
+
+fn segments(bed: &Archived) -> usize {
+    let keys = bed.back_door().list("clusters/main");
+    keys.iter().filter(|key| key.contains("/wal/")).count()
+}
+
+/// Restores a backup as it was when it ended, and looks at what is in it.
+fn restored(bed: &Archived, ledger: &Ledger, id: &str, target: &[&str]) -> u32 {
+    let options = [&["--backup", id, "--target-action", "promote"], target].concat();
+    let copy = bed.restore_and_start("copy", &options);
+    copy.wait_promoted();
+    let highest = ledger.highest(&copy);
+    drop(copy);
+    std::fs::remove_dir_all(bed.place("copy")).unwrap();
+    highest
+}
+
+/// K1, K2, promise 11: a dry run changes nothing; a hold keeps; what goes is what nobody needs; the oldest and the newest
+/// backup that stay restore, and every row since the oldest one that leads onward is reachable.
+#[test]
+fn the_oldest_and_the_newest_backup_restore_after_an_expiry() {
+    for store in Store::all_good() {
+        let bed = bed(store, "count = 2");
+        let mut ledger = Ledger::create(&bed.cluster, "rows");
+        let (mut ids, mut marks) = (Vec::new(), Vec::new());
+        for _ in 0..4 {
+            ledger.append_many(&bed.cluster, 3);
+            ids.push(bed.backup());
+            marks.push(ledger.append(&bed.cluster));
+            bed.cluster.fill_wal_mb(2);
+            bed.settle();
+        }
+        let hold = ["hold", "add", "--backup", &ids[0], "--reason", "for the auditor", "--until", "30d"];
+        bed.agent.run(&hold).expect_success();
+        let holds = bed.agent.run(&["hold", "list"]).expect_success().stdout;
+        assert!(holds.contains("for the auditor") && holds.contains(&ids[0]), "{holds}");
+
+        let before = bed.back_door().list("");
+        let dry = expire(&bed, &["--dry-run"]);
+        let told = bed.agent.run(&["expire", "--dry-run"]).expect_success().stdout;
+        assert_eq!(bed.back_door().list(""), before, "a dry run changes nothing");
+        assert!(told.contains(&format!("drop  {}: no rule keeps it", ids[1])), "{told}");
+        let verdicts: Vec<&str> =
+            dry["backups"].as_array().unwrap().iter().map(|b| b["verdict"].as_str().unwrap()).collect();
+        assert_eq!(verdicts, ["alone", "drop", "onward", "onward"]);
+
+        let had = segments(&bed);
+        let report = expire(&bed, &[]);
+        assert!(objects(&report, "segment", "deleted") >= 2, "{report:#}");
+        assert_eq!(bed.backups(), [&*ids[0], &ids[2], &ids[3]]);
+        assert!(segments(&bed) < had);
+        let calm = expire(&bed, &[]);
+        assert_eq!((objects(&calm, "segment", "deleted"), objects(&calm, "pack", "condemned")), (0, 0));
+
+        assert_eq!(restored(&bed, &ledger, &ids[0], &["--target-immediate"]), 3);
+        assert_eq!(restored(&bed, &ledger, &ids[3], &[]), 16, "the newest, to the end of the archive");
+        // The promised stretch: from the oldest that leads onward to the end.
+        let time = &marks[2].time_after;
+        assert_eq!(restored(&bed, &ledger, &ids[2], &["--target-time", time]), 12);
+        let plan = ["plan", "--target-time", &marks[0].time_after];
+        assert_eq!(bed.agent.restore(&plan).expect_status(1).status, 1, "nobody promises what is gone");
+
+        bed.agent.run(&["hold", "remove", "1"]).expect_success();
+        expire(&bed, &[]);
+        assert_eq!(bed.backups(), [&*ids[2], &ids[3]]);
+        assert_eq!(restored(&bed, &ledger, &ids[2], &["--target-immediate"]), 11);
+    }
+}
+
+/// K3: on every branch of a forked archive what the kept backups lead to stays, and a branch nobody leads to goes.
+#[test]
+fn branches_that_no_backup_leads_to_go_and_others_stay() {
+    let mut bed = bed(Store::local(), "count = 1");
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    let first = ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    let second = bed.backup();
+    ledger.append_as(&bed.cluster, "a2");
+    bed.settle();
+    // The cluster dies and is restored to before the second backup: timeline 2 leaves timeline 1 before it.
+    bed.cluster.crash();
+    let pgdata = bed.cluster.pgdata().to_owned();
+    std::fs::rename(&pgdata, bed.place("lost")).unwrap();
+    let target = ["--target-time", &*first.time_after, "--target-action", "promote", "--resume-archiving"];
+    bed.restore(pgdata.file_name().unwrap().to_str().unwrap(), &target);
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    let on = |bed: &Archived, timeline: &str| {
+        bed.back_door()
+            .list("clusters/main")
+            .iter()
+            .filter(|k| k.contains(&format!("/wal/{timeline}/")))
+            .count()
+    };
+    // Only the second backup stays. It does not lead to timeline 2, but that is being written.
+    let before = on(&bed, "00000002");
+    expire(&bed, &[]);
+    assert_eq!(bed.backups(), [second]);
+    assert_eq!(on(&bed, "00000002"), before, "WAL that is being archived is never out of reach");
+    let third = bed.backup();
+    ledger.append_as(&bed.cluster, "b2");
+    bed.settle();
+    expire(&bed, &[]);
+    assert_eq!(bed.backups(), [&*third]);
+    assert_eq!(on(&bed, "00000001"), 0, "nothing leads to timeline 1 any more");
+    assert!(on(&bed, "00000002") < before + 20 && on(&bed, "00000002") > 0);
+    let histories = bed.back_door().list("clusters/main");
+    assert!(histories.iter().any(|key| key.ends_with("00000002.history")), "histories are never deleted");
+    let copy = bed.restore_and_start("copy", &["--target-action", "promote"]);
+    copy.wait_promoted();
+    assert_eq!(ledger.labels(&copy), "a1 b1 b2");
+}
+
+/// K3: kill -9 at random moments; the next run finishes, and whatever is listed restores at every moment.
+#[test]
+fn killed_at_random_and_finished_by_the_next() {
+    let bed = bed(Store::local(), "count = 1");
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    let mut random = faults::random();
+    let mut last = String::new();
+    for round in 0..10 {
+        ledger.append_many(&bed.cluster, 2);
+        // Full ones, so that none needs the packs of another.
+        last = bed.backup_with(&["--full"]);
+        bed.settle();
+        let mut command = bed.agent.command("archive-agent", ["expire"]);
+        let mut running = Background::start(&mut command, &bed.agent.place().join("expire.log"));
+        std::thread::sleep(Duration::from_millis(random.random_range(0..60)));
+        running.signal(Signal::KILL);
+        running.wait(Duration::from_secs(20));
+        assert_eq!(bed.backups().last(), Some(&last), "round {round}");
+        if round % 4 == 3 {
+            let listed = bed.backups();
+            assert!(restored(&bed, &ledger, &listed[0], &["--target-immediate"]) > 0);
+        }
+    }
+    expire(&bed, &[]);
+    assert_eq!(bed.backups(), [last.clone()]);
+    let keys = bed.back_door().list("clusters/main");
+    let strays = keys.iter().filter(|key| key.contains("/data/") || key.contains("/backups/"));
+    let strays: Vec<&String> = strays.filter(|key| !key.contains(&last)).collect();
+    assert!(strays.is_empty(), "{strays:?}");
+    assert!(!keys.iter().any(|key| key.contains("/condemned/")), "{keys:?}");
+    assert_eq!(restored(&bed, &ledger, &last, &[]), 20);
+}
+
+/// K3: an object that the store does not let go is reported, is no failure, and goes with a later run.
+#[test]
+fn an_object_under_lock_is_reported_and_tried_again() {
+    let store = Store::s3();
+    let proxy = HttpProxy::to(store.port().unwrap());
+    let bed = bed_via(store, proxy.port(), "count = 1");
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    ledger.append(&bed.cluster);
+    let first = bed.backup();
+    bed.settle();
+    let second = bed.backup_with(&["--full"]);
+    proxy.set(vec![
+        Rule::new("DELETE", &format!("/data/{first}/"), 403, "AccessDenied"),
+        Rule::new("POST", "delete", 403, "AccessDenied"),
+    ]);
+    let report = expire(&bed, &[]);
+    assert!(report["held_objects"].as_u64().unwrap() > 0, "{report:#}");
+    assert!(report["held"][0].as_str().unwrap().contains(&first), "{report:#}");
+    proxy.set(vec![]);
+    let report = expire(&bed, &[]);
+    assert_eq!(report["held_objects"], 0);
+    assert_eq!(bed.backups(), [second]);
+    let keys = bed.back_door().list("clusters/main");
+    assert!(!keys.iter().any(|key| key.contains(&first) || key.contains("/condemned/")), "{keys:?}");
+}
+
+fn bed_via(store: Store, port: u16, retention: &str) -> Archived {
+    let mut cluster = Cluster::builder().segment_size_mb(1).init();
+    let mut agent = Agent::new(&cluster).repository_via_port("main", &store, port);
+    agent.tables = format!("\n[cluster.main.retention]\ngrace = \"0s\"\n{retention}\n");
+    agent.archive_from(&cluster);
+    agent.init(&[]).expect_success();
+    let daemon = agent.daemon();
+    cluster.start();
+    Archived::of(daemon, cluster, agent, store)
+}
+
+/// Promise 11: nothing is deleted while this machine's clock and the store's disagree, whichever is ahead.
+#[test]
+fn clocks_that_disagree_stop_it() {
+    let store = Store::s3();
+    let proxy = HttpProxy::to(store.port().unwrap());
+    let bed = bed_via(store, proxy.port(), "count = 1");
+    let first = bed.backup();
+    bed.settle();
+    let second = bed.backup();
+    for seconds in [400, -400] {
+        proxy.shift_clock(seconds);
+        let output = bed.agent.run(&["expire"]).expect_status(1);
+        assert!(output.stderr.contains("more than 5 minutes apart"), "{output:#?}");
+        assert_eq!(bed.backups(), [&*first, &second]);
+        let keys = bed.back_door().list("clusters/main");
+        assert!(!keys.iter().any(|key| key.contains("/condemned/")), "{keys:?}");
+    }
+    proxy.shift_clock(100);
+    expire(&bed, &[]);
+    proxy.shift_clock(0);
+    expire(&bed, &[]);
+    assert_eq!(bed.backups(), [second]);
+}
+
+/// K3: a backup that is stopped for longer than the grace period beside an expiry is not touched, and is a backup in the end.
+#[test]
+fn a_backup_that_sleeps_through_the_grace_period_is_not_touched() {
+    let bed = bed(Store::local(), "count = 1");
+    bed.cluster
+        .psql("create table t as select i, md5(i::text) from generate_series(1, 200000) i; checkpoint");
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    ledger.append(&bed.cluster);
+    bed.settle();
+    let second = bed.backup();
+    let mut command = bed.agent.command("archive-agent", ["backup"]);
+    let mut sleeper = Background::start(&mut command, &bed.agent.place().join("sleeper.log"));
+    let begun = || {
+        let keys = bed.back_door().list("clusters/main/backups");
+        keys.iter().filter(|key| key.ends_with("/intent")).count() == 3
+    };
+    walpoint_tests::wait::until_true(walpoint_tests::wait::SOON, "the backup has begun", begun);
+    sleeper.signal(Signal::STOP);
+    for _ in 0..2 {
+        expire(&bed, &[]);
+    }
+    sleeper.signal(Signal::CONT);
+    assert_eq!(sleeper.wait(Duration::from_secs(120)), 0, "{}", sleeper.log());
+    let listed = bed.backups();
+    let third = listed.last().unwrap().clone();
+    assert_ne!(third, second);
+    expire(&bed, &[]);
+    assert_eq!(bed.backups(), [&*third]);
+    ledger.append(&bed.cluster);
+    bed.settle();
+    assert_eq!(restored(&bed, &ledger, &third, &[]), 2);
+}
+
+/// K1: what is said when nothing is configured, and what a wrong configuration says.
+#[test]
+fn without_a_retention_nothing_is_deleted() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let id = bed.backup();
+    let told = bed.agent.run(&["expire"]).expect_success().stdout;
+    assert!(told.contains("no retention is configured: nothing is deleted"), "{told}");
+    assert_eq!(bed.backups(), [&*id]);
+    for (arguments, says) in [
+        (vec!["hold", "add", "--reason", "x", "--until", "1d"], "--backup"),
+        (vec!["hold", "add", "--backup", &id, "--reason", "x", "--until", "yesterday"], "time"),
+        (vec!["hold", "add", "--backup", &id, "--reason", " ", "--until", "1d"], "--reason is empty"),
+        (vec!["expire", "--repository", "other"], "no repository other"),
+    ] {
+        let output = bed.agent.run(&arguments).expect_status(2);
+        assert!(output.stderr.contains(says), "{arguments:?}: {output:#?}");
+    }
+    let missing = ["hold", "remove", "7"];
+    assert!(bed.agent.run(&missing).expect_status(1).stderr.contains("has no hold 7"));
+}

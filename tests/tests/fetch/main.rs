@@ -1,0 +1,9 @@
+//! Fetching WAL for recovery: promise 4, behaviours F1 to F6.
+
+mod answers;
+mod archive;
+mod load;
+mod prefetch;
+mod recovery;
+mod standby;
+mod target;

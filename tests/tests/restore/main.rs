@@ -1,0 +1,15 @@
+//! Plan and restore on real clusters: R1 to R7 and R9 of the behaviours, F7, and promises 7 and 8: a plan before a touch,
+//! and an unfinished restore that cannot start.
+
+mod branches;
+mod hostile;
+mod interrupted;
+mod outage;
+mod owners;
+mod places;
+mod refusals;
+mod repair;
+mod replace;
+mod settings;
+mod targets;
+mod tree;

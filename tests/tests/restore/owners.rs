@@ -1,0 +1,78 @@
+//! R6: who owns what is restored. These tests are root's.
+
+use std::os::unix::fs::MetadataExt;
+
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::oracle::Contents;
+use walpoint_tests::process::Output;
+use walpoint_tests::store::Store;
+use walpoint_tests::{needs_root, process, user, wait};
+
+use crate::tree::modes;
+
+/// Runs `restore-agent restore` as root.
+fn as_root(bed: &Archived, arguments: &[&str]) -> Output {
+    use std::os::unix::process::CommandExt;
+    let mut command = bed.agent.command("restore-agent", arguments);
+    process::run(command.uid(0).gid(0), wait::SOON)
+}
+
+/// R6: root restores for PostgreSQL's user: everything is that user's, in directories that it can reach.
+#[test]
+fn root_restores_for_postgresqls_user() {
+    needs_root!();
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let primary = &bed.cluster;
+    primary.create_tablespace("fast");
+    primary.psql("create table t tablespace fast as select i from generate_series(1, 1000) i");
+    bed.backup();
+    let contents = Contents::of(primary);
+    bed.settle();
+    let ids = user::ids();
+
+    let owned = |directory: &std::path::Path| {
+        for (path, (_, uid, gid)) in modes(directory) {
+            assert_eq!((uid, gid), (ids.uid, ids.gid), "{} in {}", path.display(), directory.display());
+        }
+    };
+    // The parents do not exist either.
+    let (pgdata, wal, spaces) = (bed.place("new/pg/data"), bed.place("other/wal"), bed.place("third/spaces"));
+    let text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let (data, wal_text, spaces_text) = (text(&pgdata), text(&wal), text(&spaces));
+    let arguments = ["restore", "--pgdata", &data, "--wal-dir", &wal_text, "--tablespace-dir", &spaces_text];
+    as_root(&bed, &arguments).expect_success();
+    [&pgdata, &wal, &spaces].into_iter().for_each(|directory| owned(directory));
+    let restored = Cluster::start_restored(primary.dir(), primary.major(), &pgdata);
+    restored.wait_promoted();
+    Contents::of(&restored).assert_equal(&contents);
+    drop(restored);
+
+    // A directory that is root's so far.
+    let mine = bed.place("mine");
+    std::fs::create_dir(&mine).unwrap();
+    as_root(&bed, &["restore", "--pgdata", &text(&mine), "--flatten-tablespaces"]).expect_success();
+    owned(&mine);
+    assert_eq!(std::fs::metadata(&mine).unwrap().mode() & 0o777, 0o700);
+    let restored = Cluster::start_restored(primary.dir(), primary.major(), &mine);
+    restored.wait_promoted();
+    Contents::of(&restored).assert_equal(&contents);
+}
+
+/// R6, F1: recovery would stop at once where PostgreSQL's user cannot read the repository: found out before anything is
+/// written.
+#[test]
+fn root_proves_first_that_postgresqls_user_can_read_the_repository() {
+    needs_root!();
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.backup();
+    bed.settle();
+    let pgdata = bed.place("target").display().to_string();
+    let root = bed.store.root().unwrap();
+    std::os::unix::fs::chown(root, Some(0), Some(0)).unwrap();
+    let output = as_root(&bed, &["restore", "--pgdata", &pgdata]).expect_status(1);
+    assert!(output.stderr.contains(&format!("uid {}", user::ids().uid)), "{output:#?}");
+    assert!(!bed.place("target").exists(), "something was written");
+    user::give(root);
+    as_root(&bed, &["restore", "--pgdata", &pgdata]).expect_success();
+}

@@ -1,0 +1,165 @@
+//! K4: `archive-agent verify` reads what is kept, names what is wrong, and finds nothing where nothing is.
+
+use serde_json::Value;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::rows::Ledger;
+use walpoint_tests::store::Store;
+
+#[track_caller]
+fn verify(bed: &Archived, arguments: &[&str], status: i32) -> Value {
+    let output = bed.agent.run(&[&["verify", "--json"], arguments].concat()).expect_status(status);
+    let json: Value = serde_json::from_str(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {} {}", output.stdout, output.stderr));
+    json["repositories"][0].clone()
+}
+
+fn bed(store: Store) -> (Archived, Ledger) {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), store);
+    let ledger = Ledger::create(&bed.cluster, "rows");
+    bed.cluster.psql("create table t as select i, md5(i::text) from generate_series(1, 50000) i; checkpoint");
+    (bed, ledger)
+}
+
+fn keys(bed: &Archived, part: &str, ending: &str) -> Vec<String> {
+    let keys = bed.back_door().list("clusters/main");
+    keys.into_iter().filter(|key| key.contains(part) && key.ends_with(ending)).collect()
+}
+
+fn kinds(report: &Value) -> Vec<(String, String)> {
+    let findings = report["findings"].as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    findings.iter().map(|f| (text(&f["kind"]), text(&f["object"]))).collect()
+}
+
+/// K4: a flipped bit, a truncated and a deleted object, in packs, manifests and WAL: each is named, with what it costs.
+#[test]
+fn damage_of_every_kind_is_found_and_named() {
+    for store in Store::all_good() {
+        let (bed, mut ledger) = bed(store);
+        let first = bed.backup();
+        ledger.append(&bed.cluster);
+        bed.cluster.fill_wal_mb(3);
+        bed.settle();
+        let second = bed.backup();
+        let clean = verify(&bed, &[], 0);
+        assert_eq!((clean["found"].as_u64(), clean["backups"].as_u64()), (Some(0), Some(2)));
+        assert!(clean["verified_bytes"].as_u64().unwrap() > 10 << 20, "{clean:#}");
+
+        let door = bed.back_door();
+        let heal = |key: &str, bytes: bytes::Bytes| door.put(key, bytes);
+        let packs = keys(&bed, &format!("/data/{first}/"), ".pack");
+        // Light sees lengths and absence, full sees every bit.
+        for (key, light, flips) in [(&packs[0], 0, true), (&packs[0], 3, false)] {
+            let whole = door.get(key).unwrap();
+            match flips {
+                true => door.flip_bit(key, whole.len() / 2),
+                false => door.truncate(key, whole.len() - 1),
+            }
+            verify(&bed, &["--light"], light);
+            let report = verify(&bed, &[], 3);
+            let named = kinds(&report);
+            assert!(named.iter().any(|(_, object)| object == key), "{named:?}");
+            assert!(report["findings"][0]["backups"].to_string().contains(&first), "{report:#}");
+            assert!(
+                report["findings"][0]["remedy"].as_str().unwrap().contains("take a backup"),
+                "{report:#}"
+            );
+            assert!(!keys(&bed, "/condemned/", "").is_empty(), "the next backup does not build on it");
+            heal(key, whole);
+        }
+        assert_eq!(keys(&bed, "/condemned/", "").len(), 1, "announced once");
+
+        let segments = keys(&bed, "/wal/00000001/", "");
+        let segments: Vec<&String> =
+            segments.iter().filter(|key| key.rsplit('/').next().unwrap().len() == 24).collect();
+        let middle = segments[segments.len() - 3];
+        let whole = door.get(middle).unwrap();
+        door.flip_bit(middle, whole.len() / 2);
+        verify(&bed, &["--light"], 0);
+        let report = verify(&bed, &[], 3);
+        assert!(
+            kinds(&report).iter().any(|(kind, object)| kind == "damaged" && object == middle),
+            "{report:#}"
+        );
+        door.delete(middle);
+        let report = verify(&bed, &["--light"], 3);
+        let name = middle.rsplit('/').next().unwrap();
+        assert!(
+            kinds(&report).iter().any(|(kind, object)| kind == "gap" && object.contains(name)),
+            "{report:#}"
+        );
+        assert!(report["findings"][0]["moments"].as_str().unwrap().contains("timeline 1"), "{report:#}");
+        heal(middle, whole);
+
+        let manifest = format!("clusters/main/backups/{second}/manifest");
+        let whole = door.get(&manifest).unwrap();
+        door.flip_bit(&manifest, whole.len() - 10);
+        let report = verify(&bed, &["--light"], 3);
+        assert_eq!(kinds(&report), [("damaged".to_owned(), manifest.clone())]);
+        heal(&manifest, whole);
+        door.delete(&packs[0]);
+        let report = verify(&bed, &["--light"], 3);
+        assert_eq!(kinds(&report)[0], ("missing".to_owned(), packs[0].clone()));
+        let told = bed.agent.run(&["verify", "--light"]).expect_status(3);
+        assert!(told.stdout.contains(&packs[0]) && told.stdout.contains("to do: take a backup"), "{told:#?}");
+        // The other backup is whole where it shares nothing with what is gone.
+        bed.agent.run(&["verify", "--light", "--backup", &first]).expect_status(3);
+    }
+}
+
+/// K4: nothing is found where nothing is wrong: over the fork of a timeline, with records that go on across it.
+#[test]
+fn what_is_sound_is_found_sound_across_timelines() {
+    let (mut bed, mut ledger) = bed(Store::local());
+    bed.backup();
+    let mark = ledger.append(&bed.cluster);
+    // Without a later commit nothing proves that the time is over.
+    ledger.append(&bed.cluster);
+    bed.cluster.fill_wal_mb(2);
+    bed.settle();
+    bed.cluster.crash();
+    let pgdata = bed.cluster.pgdata().to_owned();
+    std::fs::rename(&pgdata, bed.place("lost")).unwrap();
+    let target = ["--target-time", &*mark.time_after, "--target-action", "promote", "--resume-archiving"];
+    bed.restore(pgdata.file_name().unwrap().to_str().unwrap(), &target);
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+    ledger.append(&bed.cluster);
+    bed.cluster.fill_wal_mb(3);
+    bed.settle();
+    let second = bed.backup();
+    bed.settle();
+    let report = verify(&bed, &["--full"], 0);
+    assert!(report["segments"].as_u64().unwrap() > 5, "{report:#}");
+    verify(&bed, &["--backup", &second], 0);
+    // What cannot be found out is no finding.
+    bed.agent
+        .run(&["verify", "--backup", "20200101T000000Z-00000001-0000000002000028-9f3a0c11"])
+        .expect_status(1);
+    bed.agent.run(&["verify", "--sample", "200%"]).expect_status(2);
+}
+
+/// K4: samples go on where the last one stopped, so that a damaged object is found in the end.
+#[test]
+fn a_sample_goes_on_where_the_last_one_stopped() {
+    let (bed, mut ledger) = bed(Store::local());
+    bed.backup();
+    for _ in 0..4 {
+        ledger.append(&bed.cluster);
+        bed.settle();
+    }
+    let segments = keys(&bed, "/wal/00000001/", "");
+    let last = segments.iter().rfind(|key| key.rsplit('/').next().unwrap().len() == 24).unwrap();
+    let length = bed.back_door().get(last).unwrap().len();
+    bed.back_door().flip_bit(last, length / 2);
+    let mut found = 0;
+    for _ in 0..5 {
+        let output = bed.agent.run(&["verify", "--json", "--sample", "20%"]);
+        assert!([0, 3].contains(&output.status), "{output:#?}");
+        found += usize::from(output.status == 3);
+    }
+    assert!((1..=2).contains(&found), "found in {found} of five runs over all objects");
+    verify(&bed, &["--budget", "1m"], 3);
+    assert_eq!(keys(&bed, "/leases/verify/", "").len(), 1);
+}
