@@ -1,0 +1,135 @@
+//! `walpoint-bench`: measures Walpoint beside other tools. See `contestants.toml` for who takes part.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use walpoint_bench::data::{Data, Size};
+use walpoint_bench::run::Plan;
+use walpoint_bench::work::Work;
+use walpoint_bench::{contestants, drive, machine, results, rows, run, sink};
+
+#[derive(Parser)]
+#[command(about = "Measures Walpoint beside other tools")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure, and write the results.
+    Run(RunArgs),
+    /// Print rows and contestants.
+    List(ListArgs),
+    /// One measurement; the program starts itself with this.
+    #[command(hide = true)]
+    Drive,
+    /// The server that keeps nothing; the program starts itself with this.
+    #[command(hide = true)]
+    Sink {
+        /// Its port on 127.0.0.1.
+        port: u16,
+    },
+}
+
+#[derive(Parser)]
+struct ListArgs {
+    /// Who takes part.
+    #[arg(long, default_value = "bench/contestants.toml")]
+    contestants: PathBuf,
+}
+
+#[derive(Parser)]
+struct RunArgs {
+    /// Only these rows.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these contestants.
+    #[arg(long, value_delimiter = ',')]
+    with: Vec<String>,
+    /// Counted rounds of each row, after one that warms up.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// A small data set: for a look, not for results.
+    #[arg(long)]
+    quick: bool,
+    /// Keep the data set for the next run.
+    #[arg(long)]
+    keep: bool,
+    /// Do not begin while the load average is higher than this.
+    #[arg(long)]
+    max_load: Option<f64>,
+    /// Who takes part.
+    #[arg(long, default_value = "bench/contestants.toml")]
+    contestants: PathBuf,
+    /// Where the results go.
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => measure(&args),
+        Command::List(args) => list(&args),
+        Command::Drive => {
+            drive::main();
+            Ok(())
+        }
+        Command::Sink { port } => sink::serve(port).map_err(|e| e.to_string()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("walpoint-bench: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list(args: &ListArgs) -> Result<(), String> {
+    let all = contestants::read(&args.contestants)?;
+    for row in rows::ROWS {
+        let names: Vec<&str> = all.iter().filter(|c| row.admits(c)).map(|c| c.name.as_str()).collect();
+        println!("{:16} {}: {}", row.name, row.title, names.join(", "));
+    }
+    Ok(())
+}
+
+fn measure(args: &RunArgs) -> Result<(), String> {
+    let mut taking_part = contestants::read(&args.contestants)?;
+    for name in &args.with {
+        if !taking_part.iter().any(|c| c.name == *name) {
+            return Err(format!("no contestant {name}; see walpoint-bench list"));
+        }
+    }
+    taking_part.retain(|c| args.with.is_empty() || args.with.contains(&c.name));
+    let mut chosen = rows::ROWS.to_vec();
+    for name in &args.only {
+        rows::find(name).ok_or_else(|| format!("no row {name}; see walpoint-bench list"))?;
+    }
+    chosen.retain(|row| args.only.is_empty() || args.only.iter().any(|name| name == row.name));
+    let load = machine::load();
+    if let Some(most) = args.max_load.filter(|most| load > *most) {
+        return Err(format!("the load average is {load}, above {most}: others would be measured too"));
+    }
+    let whole = args.only.is_empty() && args.with.is_empty() && !args.quick;
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let work = Work::take(&program)?;
+    let size = if args.quick { Size::QUICK } else { Size::FULL };
+    let data = Data::get(&work, size);
+    let plan = Plan { rows: chosen, contestants: taking_part, rounds: args.rounds, size };
+    let outcome = run::run(&plan, &work, &data);
+    let text = results::write(&plan, &data, &outcome, load);
+    let output = args.output.clone().unwrap_or_else(|| {
+        if whole { PathBuf::from("bench/RESULTS.md") } else { work.root().join("RESULTS-selected.md") }
+    });
+    std::fs::write(&output, &text).map_err(|e| format!("{}: {e}", output.display()))?;
+    let raw = work.root().join("measured.json");
+    let json = serde_json::to_vec(&outcome.measured).map_err(|e| e.to_string())?;
+    std::fs::write(&raw, json).map_err(|e| format!("{}: {e}", raw.display()))?;
+    println!("{text}");
+    eprintln!("results: {}; all measurements: {}", output.display(), raw.display());
+    work.finish(args.keep);
+    Ok(())
+}
