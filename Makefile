@@ -43,13 +43,16 @@ demo: build
 test-bed:
 	@tests/setup/setup.sh
 
+# A profile of .config/nextest.toml.
+PROFILE ?= default
+
 # The harness starts the programs under test from the target directory, so the whole workspace is built first.
 test: test-bed
 	@rm -f $(NOT_RUN)
 	$(CARGO) build --workspace
 	tests/setup/static-programs.sh
 ifeq ($(NEXTEST),yes)
-	$(CARGO) nextest run --workspace
+	$(CARGO) nextest run --workspace --profile $(PROFILE)
 else
 	@echo "cargo-nextest is not installed: the tests run by cargo test, slower" >&2
 	$(CARGO) test --workspace --no-fail-fast
