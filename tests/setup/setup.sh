@@ -222,7 +222,7 @@ containers() {
 
 # The comparison says itself who is missing, so that one who is not root measures the others.
 pgbackrest() {
-    command -v pgbackrest >/dev/null && return
+    type -P pgbackrest >/dev/null && return
     if is_root; then apt "the comparison" pgbackrest; else
         say "warning: pgbackrest is missing and only root can install it: the comparison leaves it out"; fi
 }

@@ -117,6 +117,10 @@ impl Archiver {
             if seen != wanted {
                 return Err(self.other_file(&seen, &wanted));
             }
+            // The look-ahead may have ended while the file was looked at.
+            if lock(&self.stored).holds(name, &wanted) {
+                return Ok(wanted);
+            }
             let upload = self.start(name);
             let identity = self.outcome(upload, begun, limit).await?;
             if identity == wanted {

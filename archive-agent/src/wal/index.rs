@@ -40,11 +40,11 @@ async fn keep_writing(archiver: Arc<Archiver>, repository: usize, working: impl 
         working();
         let next = tokio::time::Instant::now() + CATCH_UP;
         loop {
-            let name = tokio::select! {
-                name = target.next_stored() => name,
+            let (name, entry) = tokio::select! {
+                noted = target.next_stored() => noted,
                 () = tokio::time::sleep_until(next) => break,
             };
-            if writer.note(name) {
+            if writer.note(name, entry) {
                 let written = writer.write_due().await?;
                 tracing::debug!(repository = target.name(), groups = written.groups, "indexed");
                 working();

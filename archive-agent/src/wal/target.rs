@@ -11,12 +11,16 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify};
 use walpoint_base::{ClusterName, SegmentName, WalFileName};
 use walpoint_pg::wal::Identity;
+use walpoint_repo::index::SegmentEntry;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
 use walpoint_repo::{RepoError, Repository};
 
 /// Names kept for the index, at the most.
 const NOTES: usize = 4096;
+
+/// A segment that was stored, and what the index keeps of it if that is known.
+type Noted = (SegmentName, Option<SegmentEntry>);
 
 /// Why nothing was stored.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +67,8 @@ pub(crate) struct Target {
     /// Whether an acknowledgement waits for it.
     pub(crate) acknowledges: bool,
     opened: Mutex<Option<Opened>>,
-    /// Whole segments that were stored and not taken by the index yet.
-    stored: std::sync::Mutex<VecDeque<SegmentName>>,
+    /// Whole segments that were stored and not taken by the index yet, with what it keeps of those stored anew.
+    stored: std::sync::Mutex<VecDeque<Noted>>,
     stored_more: Notify,
     /// Until when it is left out, if it does not have to acknowledge.
     resting: std::sync::Mutex<Option<Instant>>,
@@ -122,9 +126,13 @@ impl Target {
         content: &'a Content,
     ) -> BoxFuture<'a, Result<Stored, TargetError>> {
         let store = async move {
+            let entry = sealed.entry();
             let stored = archive.put_sealed(sealed, content).await?;
-            if !matches!(stored, Stored::Ended(_)) {
-                self.note(name);
+            match stored {
+                Stored::New => self.note((name, entry)),
+                // Somebody else's bytes may be more or fewer.
+                Stored::Same => self.note((name, None)),
+                Stored::Ended(_) => {}
             }
             Ok(stored)
         };
@@ -156,21 +164,21 @@ impl Target {
         result
     }
 
-    fn note(&self, name: SegmentName) {
+    fn note(&self, noted: Noted) {
         let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         // What does not fit is found by the index's next catch-up.
         if stored.len() < NOTES {
-            stored.push_back(name);
+            stored.push_back(noted);
             self.stored_more.notify_one();
         }
     }
 
     /// Waits for the next whole segment that was stored. For one listener: the index.
-    pub(crate) async fn next_stored(&self) -> SegmentName {
+    pub(crate) async fn next_stored(&self) -> Noted {
         loop {
             let next = self.stored.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             match next {
-                Some(name) => return name,
+                Some(noted) => return noted,
                 None => self.stored_more.notified().await,
             }
         }

@@ -45,7 +45,7 @@ const PLACES: usize = 1024;
 
 /// An open group gets a new generation for every so many new segments: at most this many headers have to be read one by
 /// one.
-pub const STEP: usize = 16;
+pub const STEP: usize = 32;
 
 /// A group is sealed with segments missing only when the timeline is this many segments further: uploads overtake each
 /// other, and PostgreSQL hands over up to 64 files per scan.

@@ -125,6 +125,22 @@ impl TimelineIndex {
         self.listed.get(&(level, n)).map_or(1, |g| g.saturating_add(1))
     }
 
+    /// Takes over a group whose next generation was stored.
+    pub(super) fn wrote_group(&mut self, group: Group) {
+        self.listed.insert((GROUP_LEVEL, group.n), group.generation);
+        self.cache.remove(&group.n);
+        self.open.insert(group.n, Arc::new(group));
+    }
+
+    /// Takes over a directory whose next generation was stored: what it has is not open any more.
+    pub(super) fn wrote_directory(&mut self, directory: Directory) {
+        self.listed.insert((DIRECTORY_LEVEL, directory.n), directory.generation);
+        for (n, _) in directory.iter() {
+            self.open.remove(&n);
+        }
+        self.directories.insert(directory.n, directory);
+    }
+
     /// A group to be written again, with its next generation in it. A sealed one may have generations that its directory
     /// does not know yet, so they are listed.
     pub(super) async fn group_to_write(&mut self, n: u64) -> Result<Group> {

@@ -102,8 +102,8 @@ async fn groups_are_sealed_late_arrivals_are_added_and_all_can_be_rebuilt() {
     let mut writer = IndexWriter::new(bed.archive.clone());
     let stored: BTreeSet<u64> = (3..1100).filter(|&n| n != 500).collect();
     bed.store(stored.iter().copied().filter(|&n| n < 1000)).await;
-    let due = (3..19).map(|n| writer.note(SegmentNo(n).name(FIRST, SegmentSize::new(1 << 20).unwrap())));
-    assert_eq!(due.filter(|due| *due).count(), 1, "sixteen make it due");
+    let due = (3..35).map(|n| writer.note(SegmentNo(n).name(FIRST, SegmentSize::new(1 << 20).unwrap()), None));
+    assert_eq!(due.filter(|due| *due).count(), 1, "thirty-two make it due");
     assert_eq!(writer.write_due().await.unwrap(), write::Written { groups: 1, directories: 0 });
     assert_eq!(writer.write_due().await.unwrap(), write::Written::default(), "nothing noted since");
 
@@ -138,6 +138,51 @@ async fn groups_are_sealed_late_arrivals_are_added_and_all_can_be_rebuilt() {
     writer.catch_up(FIRST).await.unwrap();
     let rebuilt = bed.index().await;
     assert_eq!(rebuilt.summary(0), Some(&GroupSummary { generation: 1, ..late }));
+}
+
+/// Whoever stores everything itself asks the store for nothing: one create for each step, and a directory for each group.
+#[tokio::test]
+async fn what_is_known_is_neither_listed_nor_read_back() {
+    let bed = bed().await;
+    let name = |n: u64| SegmentNo(n).name(FIRST, SegmentSize::new(1 << 20).unwrap());
+    let mut writer = IndexWriter::new(bed.archive.clone());
+    writer.catch_up(FIRST).await.unwrap();
+    bed.store(1000..1200).await;
+    let store = bed.archive.repository().store();
+    let before = store.requests();
+    // 1010 is stored and noted much later than the others.
+    for number in (1000..1200).filter(|&n| n != 1010).chain([1010]) {
+        if writer.note(name(number), Some(entry(number))) {
+            writer.write_due().await.unwrap();
+        }
+    }
+    let after = store.requests();
+    assert_eq!((after.get - before.get, after.list - before.list), (0, 0), "{after:?}");
+    // Six steps, the first of which ends in two groups, and the directory when the hole is far behind.
+    assert_eq!(after.put - before.put, 8, "{after:?}");
+    let mut index = bed.index().await;
+    assert_eq!(index.summary(0).unwrap().present, 23);
+    assert_eq!(index.group(1).await.unwrap().iter().count(), 168);
+    // What is still noted is written with the next catch-up, which finds the same as a new writer.
+    writer.catch_up(FIRST).await.unwrap();
+    assert_eq!(bed.index().await.summary(0).unwrap().present, 24);
+    let again = IndexWriter::new(bed.archive.clone()).catch_up(FIRST).await.unwrap();
+    assert_eq!(again, write::Written::default());
+}
+
+#[tokio::test]
+async fn a_writer_that_was_overtaken_reads_again() {
+    let bed = bed().await;
+    let name = |n: u64| SegmentNo(n).name(FIRST, SegmentSize::new(1 << 20).unwrap());
+    let mut writers = [IndexWriter::new(bed.archive.clone()), IndexWriter::new(bed.archive.clone())];
+    bed.store(0..256).await;
+    for number in 0..256u64 {
+        let writer = &mut writers[usize::try_from(number % 2).unwrap()];
+        if writer.note(name(number), Some(entry(number))) {
+            writer.write_due().await.unwrap();
+        }
+    }
+    assert_eq!(bed.index().await.group(0).await.unwrap().iter().count(), 256);
 }
 
 #[tokio::test]

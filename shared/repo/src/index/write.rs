@@ -1,14 +1,18 @@
 //! Writing the index: called by the daemon after uploads, whenever [`IndexWriter::note`] says that something is due.
 //!
-//! What always holds: an object is written only from headers that were read back from the store, so nothing is indexed
-//! that is not there. Writers do not exclude each other: a generation is claimed, and who loses reads what the winner
-//! wrote and goes on from there. A crash in the middle leaves a group without its directory's next generation;
-//! the next write supplies it.
+//! What always holds: an object names only segments that this writer's process has stored or whose headers it has read
+//! back, so nothing is indexed that is not there. Writers do not exclude each other: a generation is claimed, and who loses
+//! reads what the winner wrote and goes on from there. A crash in the middle leaves a group without its directory's next
+//! generation; the next write supplies it.
+//!
+//! Whoever stores all segments itself costs the store one request for each [`STEP`] of them: the index is remembered as it
+//! was written. What others store is found by listing, in [`IndexWriter::catch_up`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{SegmentName, SegmentNo, TimelineId};
 
+use super::entry::SegmentEntry;
 use super::page::{Directory, Group};
 use super::read::TimelineIndex;
 use super::{DIRECTORY_LEVEL, FANOUT, GROUP_LEVEL, SLACK, STEP, first_of, gather, group_of, last_of};
@@ -30,11 +34,16 @@ const FORGOTTEN: usize = 32;
 /// Segments that are listed and indexed at a time: eight groups, so that memory does not grow with the archive.
 const BATCH: usize = 8192;
 
-/// Writes the index of a lineage. Holds no more than the names of what was stored since the last write.
+/// Segments that were stored, and what the index keeps of them where that is known already.
+type Noted = BTreeMap<SegmentNo, Option<SegmentEntry>>;
+
+/// Writes the index of a lineage. Holds what was stored since the last write, and the index of the timeline written last.
 #[derive(Debug)]
 pub struct IndexWriter {
     archive: WalArchive,
-    noted: BTreeMap<TimelineId, BTreeSet<SegmentNo>>,
+    noted: BTreeMap<TimelineId, Noted>,
+    /// As this writer left it. Somebody else may have written since: then the next claim is lost.
+    written: Option<TimelineIndex>,
 }
 
 /// What a write did.
@@ -49,16 +58,17 @@ pub struct Written {
 impl IndexWriter {
     /// A writer that has noted nothing yet.
     pub fn new(archive: WalArchive) -> Self {
-        Self { archive, noted: BTreeMap::new() }
+        Self { archive, noted: BTreeMap::new(), written: None }
     }
 
-    /// Remembers that a whole segment was stored; says whether [`Self::write_due`] has something to do.
-    pub fn note(&mut self, name: SegmentName) -> bool {
+    /// Remembers that a whole segment was stored; says whether [`Self::write_due`] has something to do. Without an `entry`
+    /// its header is read back.
+    pub fn note(&mut self, name: SegmentName, entry: Option<SegmentEntry>) -> bool {
         let Some(number) = name.number(self.archive.lineage().segment_size) else { return false };
         let noted = self.noted.entry(name.timeline).or_default();
         // Whoever never writes shall not fill the memory: what is dropped here is found by the next catch-up.
         if noted.len() < BATCH {
-            noted.insert(number);
+            noted.insert(number, entry);
         }
         noted.len() >= STEP
     }
@@ -68,7 +78,8 @@ impl IndexWriter {
         let mut written = Written::default();
         while let Some((&timeline, _)) = self.noted.iter().find(|(_, noted)| noted.len() >= STEP) {
             let noted = self.noted.get(&timeline).cloned().unwrap_or_default();
-            written.add(self.write(timeline, &noted).await?.0);
+            let list = noted.values().any(Option::is_none);
+            written.add(self.write(timeline, &noted, list).await?.0);
             self.noted.remove(&timeline);
         }
         Ok(written)
@@ -84,11 +95,12 @@ impl IndexWriter {
             let group = index.group(n).await?;
             let (listed, _) =
                 gather::list(&self.archive, timeline, first_of(n), last_of(n), usize::MAX).await?;
-            late.extend(listed.into_keys().filter(|&number| group.get(number).is_none()));
+            let missed = listed.into_keys().filter(|&number| group.get(number).is_none());
+            missed.for_each(|number| drop(late.entry(number).or_default()));
         }
         let mut written = Written::default();
         loop {
-            let (step, more) = self.write(timeline, &late).await?;
+            let (step, more) = self.write(timeline, &late, true).await?;
             written.add(step);
             if !more || step == Written::default() {
                 self.noted.remove(&timeline);
@@ -130,7 +142,7 @@ impl IndexWriter {
             }
             let sealed = index.sealed_through();
             let groups: Vec<u64> = changed.iter().map(|group| group.n).collect();
-            match self.store(&index, changed, |n| sealed.is_some_and(|s| n <= s)).await? {
+            match self.store(&mut index, changed, |n| sealed.is_some_and(|s| n <= s)).await? {
                 Some(step) => written.add(step),
                 None => {
                     lost += 1;
@@ -145,16 +157,27 @@ impl IndexWriter {
         }
     }
 
-    /// Indexes `late` segments and the tail, or its first [`BATCH`]; says whether there is more.
-    async fn write(&self, timeline: TimelineId, late: &BTreeSet<SegmentNo>) -> Result<(Written, bool)> {
+    /// Indexes what was noted and, if it is to `list`, the tail, or its first [`BATCH`]; says whether there is more. What was
+    /// noted without an entry lies in the tail only if that is listed.
+    async fn write(&mut self, timeline: TimelineId, noted: &Noted, list: bool) -> Result<(Written, bool)> {
         for _ in 0..ATTEMPTS {
-            let mut index = TimelineIndex::load(&self.archive, timeline).await?;
+            let remembered = self.written.take().filter(|index| !list && index.timeline() == timeline);
+            let mut index = match remembered {
+                Some(index) => index,
+                None => TimelineIndex::load(&self.archive, timeline).await?,
+            };
             let unsealed = index.first_unsealed();
-            let (mut listed, more) =
-                gather::list(&self.archive, timeline, unsealed, SegmentNo(u64::MAX), BATCH).await?;
+            let (mut listed, more) = if list {
+                gather::list(&self.archive, timeline, unsealed, SegmentNo(u64::MAX), BATCH).await?
+            } else {
+                (noted.range(unsealed..).filter_map(|(n, entry)| Some((*n, entry.as_ref()?.stored))).collect(), false)
+            };
             let highest = listed.keys().next_back().copied().unwrap_or(unsealed);
-            for &number in late.range(..unsealed) {
-                listed.extend(gather::list(&self.archive, timeline, number, number, 1).await?.0);
+            for (&number, entry) in noted.range(..unsealed) {
+                match entry {
+                    Some(entry) => drop(listed.insert(number, entry.stored)),
+                    None => listed.extend(gather::list(&self.archive, timeline, number, number, 1).await?.0),
+                }
             }
             let mut numbers: BTreeSet<u64> = listed.keys().map(|&n| group_of(n)).collect();
             numbers.extend(index.open_groups().map(|g| g.n));
@@ -165,12 +188,23 @@ impl IndexWriter {
                 let new = listed.range(first_of(n)..=last_of(n)).filter(|(at, _)| known.get(**at).is_none());
                 let new: gather::Listed = new.map(|(n, stored)| (*n, *stored)).collect();
                 let complete = is_complete(&known, &new, highest);
-                let due = if sealed { !new.is_empty() } else { complete || new.len() >= STEP };
-                if !due {
+                // What is not written now is found again by listing, or not at all.
+                let enough = if list && !sealed { STEP } else { 1 };
+                if !complete && new.len() < enough {
+                    continue;
+                }
+                if sealed && new.is_empty() {
                     continue;
                 }
                 let mut group = index.group_to_write(n).await?;
-                for (number, entry) in gather::entries(&self.archive, timeline, new).await? {
+                let mut unread = gather::Listed::new();
+                for (&number, &stored) in &new {
+                    match noted.get(&number).copied().flatten() {
+                        Some(entry) => drop(group.set(number, Some(entry))),
+                        None => drop(unread.insert(number, stored)),
+                    }
+                }
+                for (number, entry) in gather::entries(&self.archive, timeline, unread).await? {
                     group.set(number, Some(entry));
                 }
                 if sealed || complete {
@@ -178,7 +212,8 @@ impl IndexWriter {
                 }
                 changed.push(group);
             }
-            if let Some(written) = self.store(&index, changed, |n| sealing.contains(&n)).await? {
+            if let Some(written) = self.store(&mut index, changed, |n| sealing.contains(&n)).await? {
+                self.written = Some(index);
                 return Ok((written, more));
             }
         }
@@ -186,10 +221,10 @@ impl IndexWriter {
     }
 
     /// Stores groups, whose generations are already the next ones, and then the next generation of each directory that
-    /// has or gets one of them. `None` if somebody else was faster.
+    /// has or gets one of them; `index` is then as it was written. `None` if somebody else was faster.
     async fn store(
         &self,
-        index: &TimelineIndex,
+        index: &mut TimelineIndex,
         changed: Vec<Group>,
         enters: impl Fn(u64) -> bool,
     ) -> Result<Option<Written>> {
@@ -212,6 +247,7 @@ impl IndexWriter {
                     .or_insert_with(|| known().unwrap_or_else(|| Directory::empty(timeline, at)));
                 directory.set(n, group.summary());
             }
+            index.wrote_group(group);
         }
         for (at, mut directory) in directories {
             directory.generation = index.next_generation(DIRECTORY_LEVEL, at);
@@ -220,6 +256,7 @@ impl IndexWriter {
                 return Ok(None);
             }
             written.directories += 1;
+            index.wrote_directory(directory);
         }
         Ok(Some(written))
     }

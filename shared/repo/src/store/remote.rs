@@ -20,6 +20,10 @@ use super::{Entry, Meta, Ranged};
 use crate::layout::Key;
 use crate::object::MAX_OBJECT;
 
+/// What every object is said to be. Stores and proxies that compress what is sent without a type would work for nothing:
+/// it is compressed already.
+const CONTENT_TYPE: &str = "application/octet-stream";
+
 /// A store of the library's under a prefix of the user's.
 #[derive(Clone)]
 pub(super) struct Remote {
@@ -33,7 +37,8 @@ pub(super) struct Remote {
 impl Remote {
     pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
         let prefix = prefix.trim_matches('/').to_owned();
-        Self { store, prefix, attributes: Attributes::new(), look_first: false }
+        let attributes = Attributes::from_iter([(Attribute::ContentType, CONTENT_TYPE)]);
+        Self { store, prefix, attributes, look_first: false }
     }
 
     pub(super) fn with_storage_class(mut self, class: Option<&str>) -> Self {

@@ -57,14 +57,14 @@ impl WalArchive {
     /// Stores a segment that was sealed for this archive, and the restore points in it, as [`Self::put_segment`] does.
     /// `content`, what was sealed, is read again only for a segment in parts, and must then be the same.
     pub async fn put_sealed(&self, sealed: SealedSegment, content: &Content) -> Result<Stored> {
-        let SealedSegment { facts, place, sealed } = sealed;
+        let SealedSegment { facts, place, header, sealed } = sealed;
         self.put_points(&facts).await?;
         let creation = match sealed {
             Sealed::Object(object) => self.store().create_once(&object).await?,
-            Sealed::Parts(table, meta) => {
+            Sealed::Parts(table) => {
                 let key = self.segment_key(facts.name, place);
                 let name = WalFileName::Segment(facts.name);
-                self.put_parts(place.kind(), name, &key, content, &table, &meta).await?
+                self.put_parts(place.kind(), name, &key, content, &table, &header.encode()).await?
             }
         };
         Ok(stored(place, creation))

@@ -11,6 +11,7 @@ use super::header::{WalFlags, WalHeader};
 use super::parts::{PART, PartTable, Survey};
 use super::{FRAME, WalArchive};
 use crate::error::{RepoError, Result};
+use crate::index::SegmentEntry;
 use crate::layout::Key;
 use crate::object::codec::PooledCodec;
 use crate::object::{
@@ -63,14 +64,14 @@ enum Sealing {
 pub struct SealedSegment {
     pub(super) facts: Arc<SegmentFacts>,
     pub(super) place: Place,
+    pub(super) header: WalHeader,
     pub(super) sealed: Sealed,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Sealed {
     Object(SealedObject),
-    /// With what the object that names the parts says about the segment.
-    Parts(PartTable, Vec<u8>),
+    Parts(PartTable),
 }
 
 impl SegmentSealer {
@@ -128,19 +129,19 @@ impl SegmentSealer {
                 let what = format!("its content belongs to {} and into another place than this", facts.name);
                 return Err(RepoError::Refused { key, what });
             }
-            let describe = |hash| WalHeader::new(archive.lineage().id, facts, number, flags, hash).encode();
-            let sealed = match sealing {
+            let describe = |hash| WalHeader::new(archive.lineage().id, facts, number, flags, hash);
+            let (header, sealed) = match sealing {
                 Sealing::Object(sealer) => {
-                    let meta = describe(sealer.hash());
-                    Sealed::Object(sealer.finish(&meta)?)
+                    let header = describe(sealer.hash());
+                    let object = sealer.finish(&header.encode())?;
+                    (header, Sealed::Object(object))
                 }
                 Sealing::Parts(survey) => {
                     let table = survey.finish();
-                    let meta = describe(table.hash).to_vec();
-                    Sealed::Parts(table, meta)
+                    (describe(table.hash), Sealed::Parts(table))
                 }
             };
-            Ok(SealedSegment { facts: Arc::clone(facts), place, sealed })
+            Ok(SealedSegment { facts: Arc::clone(facts), place, header, sealed })
         };
         self.sealing.into_iter().map(finish).collect()
     }
@@ -151,11 +152,20 @@ fn fits(size: SegmentSize) -> bool {
 }
 
 impl SealedSegment {
+    /// What the index keeps of it if it is stored anew; `None` for a segment in parts, of which it is not known yet how many
+    /// bytes they take.
+    pub fn entry(&self) -> Option<SegmentEntry> {
+        match &self.sealed {
+            Sealed::Object(object) => Some(SegmentEntry::of(&self.header, object.len())),
+            Sealed::Parts(_) => None,
+        }
+    }
+
     /// How many bytes it keeps in memory until it is stored; of one in parts, those of the largest part that may come.
     pub fn held(&self) -> u64 {
         match &self.sealed {
             Sealed::Object(object) => object.len(),
-            Sealed::Parts(..) => PART as u64,
+            Sealed::Parts(_) => PART as u64,
         }
     }
 }
