@@ -83,7 +83,8 @@ planted: test-bed
 bench:
 	@tests/setup/setup.sh --only pg15,weed,pgbackrest,barman
 	$(CARGO) build --release --workspace
-	$(TARGET_DIR)/release/walpoint-bench run $(if $(ROWS),--only $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
+	docker/dist.sh --clients $(TARGET_DIR)/dist-clients
+	$(TARGET_DIR)/release/walpoint-bench run --released $(TARGET_DIR)/dist-clients $(if $(ROWS),--only $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
 
 lint:
 	$(CARGO) fmt --all --check

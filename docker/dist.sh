@@ -2,11 +2,17 @@
 # Builds what is released: the four programs, linked statically, so that each is one file that runs on any Linux of this
 # processor. The same commit gives the same bytes in any directory, with the same compiler and C library, which BUILD names.
 #
-#   dist.sh OUT        leaves archive-agent, archive-push, restore-agent, restore-fetch, BUILD, LICENSE and SHA256SUMS in OUT
+#   dist.sh OUT            leaves archive-agent, archive-push, restore-agent, restore-fetch, BUILD, LICENSE and SHA256SUMS in OUT
+#   dist.sh --clients OUT  leaves the two thin clients in OUT, which takes seconds
 #
 # OUT is replaced at the end, at once: an interrupted build leaves what was there.
 set -euo pipefail
-[ $# -eq 1 ] || { echo "usage: dist.sh OUT" >&2; exit 2; }
+clients=
+if [ "${1:-}" = --clients ]; then
+    clients=yes
+    shift
+fi
+[ $# -eq 1 ] || { echo "usage: dist.sh [--clients] OUT" >&2; exit 2; }
 out=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
 
@@ -39,17 +45,21 @@ export SOURCE_DATE_EPOCH
 target_dir=${CARGO_TARGET_DIR:-target}/dist-build
 build() { "$CARGO" build --locked --profile dist --target "$host" --target-dir "$target_dir" "$@"; }
 build -p archive-push -p restore-fetch
-build -p archive-agent -p restore-agent
+programs=(archive-push restore-fetch)
+if [ -z "$clients" ]; then
+    build -p archive-agent -p restore-agent
+    programs+=(archive-agent restore-agent)
+fi
 
 made=$out.made
 rm -rf "$made"
 mkdir -p "$made"
-for program in archive-agent archive-push restore-agent restore-fetch; do
+for program in "${programs[@]}"; do
     install -m 755 "$target_dir/$host/dist/$program" "$made/$program"
 done
 install -m 644 LICENSE "$made/LICENSE"
 {
-    "$made/archive-agent" --version
+    "$made/archive-push" --version
     rustc --version
     cc --version | head -n1
     ld --version | head -n1

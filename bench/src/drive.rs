@@ -84,6 +84,9 @@ pub const READY: &str = "READY";
 /// An idle daemon settles for so long before its memory is read.
 const SETTLE: Duration = Duration::from_millis(1000);
 
+/// And for so long after the work, until it has given back what it needed for that.
+const REST: Duration = Duration::from_millis(5000);
+
 /// A daemon becomes ready within this.
 const START: Duration = Duration::from_secs(30);
 
@@ -201,7 +204,7 @@ impl Driver {
                 drop(done);
                 guard.join().expect("the guard");
                 if let Some(daemon) = &self.daemon {
-                    std::thread::sleep(SETTLE);
+                    std::thread::sleep(REST);
                     report.idle = Some((idle_before, processes::resident(daemon.id())));
                 }
                 report.memory = watch.stop();

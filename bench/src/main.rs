@@ -57,6 +57,9 @@ struct RunArgs {
     /// Keep the data set for the next run.
     #[arg(long)]
     keep: bool,
+    /// A directory with programs of ours as they are released: measured instead of those beside this one.
+    #[arg(long)]
+    released: Option<PathBuf>,
     /// Do not begin while the load average is higher than this.
     #[arg(long)]
     max_load: Option<f64>,
@@ -115,7 +118,7 @@ fn measure(args: &RunArgs) -> Result<(), String> {
     }
     let whole = args.only.is_empty() && args.with.is_empty() && !args.quick;
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
-    let work = Work::take(&program)?;
+    let work = Work::take(&program, args.released.as_deref())?;
     let size = if args.quick { Size::QUICK } else { Size::FULL };
     let data = Data::get(&work, size);
     let plan = Plan { rows: chosen, contestants: taking_part, rounds: args.rounds, size };

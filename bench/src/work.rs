@@ -24,9 +24,13 @@ pub struct Work {
 const PROGRAMS: [&str; 4] = ["archive-agent", "archive-push", "restore-agent", "restore-fetch"];
 
 impl Work {
-    /// Takes the directory; an error if another run has it or the disk is too full. `program` is `walpoint-bench`.
-    pub fn take(program: &Path) -> Result<Work, String> {
+    /// Takes the directory; an error if another run has it or the disk is too full. `program` is `walpoint-bench`; programs
+    /// that are found in `released` are taken from there.
+    pub fn take(program: &Path, released: Option<&Path>) -> Result<Work, String> {
         let work = Work::at(root(), program)?;
+        if let Some(released) = released {
+            work.copy_released(released)?;
+        }
         let root = work.root();
         let stat = rustix::fs::statvfs(root).map_err(|e| format!("{}: {e}", root.display()))?;
         let free = stat.f_bavail * stat.f_frsize;
@@ -62,6 +66,16 @@ impl Work {
             fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).expect("chmod");
         }
         fs::copy(program, self.program()).expect("copy walpoint-bench");
+    }
+
+    fn copy_released(&self, released: &Path) -> Result<(), String> {
+        let there = PROGRAMS.iter().filter(|name| released.join(name).is_file());
+        let copied = there.map(|name| fs::copy(released.join(name), self.root.join("bin").join(name)));
+        match copied.collect::<Result<Vec<_>, _>>() {
+            Ok(copied) if !copied.is_empty() => Ok(()),
+            Ok(_) => Err(format!("{}: none of our programs is in it", released.display())),
+            Err(error) => Err(format!("{}: {error}", released.display())),
+        }
     }
 
     /// The copy of `walpoint-bench`, which drivers and sinks are processes of.

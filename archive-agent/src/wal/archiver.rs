@@ -28,7 +28,7 @@ const REST_AFTER_FAILURE: Duration = Duration::from_secs(20);
 const WHILE_STOPPING: Duration = Duration::from_secs(10);
 
 /// How often to look whether nothing is being uploaded.
-const QUIET: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_secs(2);
 
 /// How far an upload is.
 #[derive(Debug, Clone)]

@@ -32,11 +32,15 @@ pub(crate) async fn keep(
 
 async fn keep_writing(archiver: Arc<Archiver>, repository: usize, working: impl Fn()) -> anyhow::Result<()> {
     let Some(target) = archiver.uploader().targets().get(repository) else { return Ok(()) };
-    let cluster =
-        archiver.uploader().identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
+    let told = |Trouble { text, .. }| anyhow::anyhow!(text);
+    let cluster = archiver.uploader().identity().await.map_err(told)?;
     let mut writer = IndexWriter::new(target.archive(&cluster).await?);
     loop {
         catch_up(&mut writer, target, &cluster).await?;
+        // Now, and not when the first segments are waited for.
+        if let Some(timeline) = archiver.uploader().timeline().await.map_err(told)? {
+            writer.remember(timeline).await?;
+        }
         working();
         let next = tokio::time::Instant::now() + CATCH_UP;
         loop {

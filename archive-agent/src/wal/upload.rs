@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use walpoint_base::WalFileName;
 use walpoint_base::socket::FileIdentity;
+use walpoint_base::{TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::Identity;
 use walpoint_repo::init::error_chain;
@@ -119,14 +119,22 @@ impl Uploader {
     /// Whose WAL it is, as the data directory says.
     pub(crate) async fn identity(&self) -> Result<Identity, Trouble> {
         let pgdata = self.pgdata.clone();
-        tokio::task::spawn_blocking(move || read_control(&pgdata)).await.map_err(Trouble::lasting)?
+        let control = tokio::task::spawn_blocking(move || read_control(&pgdata));
+        Ok(check::identity(&control.await.map_err(Trouble::lasting)??))
+    }
+
+    /// The timeline of its last checkpoint, as the data directory says.
+    pub(crate) async fn timeline(&self) -> Result<Option<TimelineId>, Trouble> {
+        let pgdata = self.pgdata.clone();
+        let control = tokio::task::spawn_blocking(move || read_control(&pgdata));
+        Ok(TimelineId::new(control.await.map_err(Trouble::lasting)??.checkpoint.timeline))
     }
 
     /// The identity of a file in `pg_wal` as it is.
     pub(crate) async fn look(&self, name: WalFileName) -> Result<FileIdentity, Trouble> {
         let (pgdata, path) = (self.pgdata.clone(), self.wal_directory().join(name.to_string()));
         let looked = tokio::task::spawn_blocking(move || {
-            let cluster = read_control(&pgdata)?;
+            let cluster = check::identity(&read_control(&pgdata)?);
             match OpenFile::open(&path, name, cluster.segment_size.bytes()) {
                 Ok(file) => Ok(file.identity),
                 Err(ReadError::Io { path, source }) if source.kind() == ErrorKind::NotFound => {
@@ -334,7 +342,7 @@ fn log(name: WalFileName, target: &Target, stored: &Stored) {
 }
 
 /// Reads who the cluster is. PostgreSQL writes the file while it runs, so a torn read is tried again. Blocks.
-fn read_control(pgdata: &Path) -> Result<Identity, Trouble> {
+fn read_control(pgdata: &Path) -> Result<ControlFile, Trouble> {
     let path = pgdata.join("global/pg_control");
     let mut tries = 0;
     loop {
@@ -346,7 +354,7 @@ fn read_control(pgdata: &Path) -> Result<Identity, Trouble> {
             lasting: true,
         })?;
         match ControlFile::parse(&bytes) {
-            Ok(control) => return Ok(check::identity(&control)),
+            Ok(control) => return Ok(control),
             Err(error) if tries == 5 => return Err(Trouble::lasting(format!("{}: {error}", path.display()))),
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }

@@ -102,7 +102,8 @@ async fn groups_are_sealed_late_arrivals_are_added_and_all_can_be_rebuilt() {
     let mut writer = IndexWriter::new(bed.archive.clone());
     let stored: BTreeSet<u64> = (3..1100).filter(|&n| n != 500).collect();
     bed.store(stored.iter().copied().filter(|&n| n < 1000)).await;
-    let due = (3..35).map(|n| writer.note(SegmentNo(n).name(FIRST, SegmentSize::new(1 << 20).unwrap()), None));
+    let due =
+        (3..35).map(|n| writer.note(SegmentNo(n).name(FIRST, SegmentSize::new(1 << 20).unwrap()), None));
     assert_eq!(due.filter(|due| *due).count(), 1, "thirty-two make it due");
     assert_eq!(writer.write_due().await.unwrap(), write::Written { groups: 1, directories: 0 });
     assert_eq!(writer.write_due().await.unwrap(), write::Written::default(), "nothing noted since");

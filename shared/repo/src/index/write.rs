@@ -73,6 +73,14 @@ impl IndexWriter {
         noted.len() >= STEP
     }
 
+    /// Reads what the index says about a timeline, so that the next write on it need not.
+    pub async fn remember(&mut self, timeline: TimelineId) -> Result<()> {
+        if self.written.as_ref().is_none_or(|index| index.timeline() != timeline) {
+            self.written = Some(TimelineIndex::load(&self.archive, timeline).await?);
+        }
+        Ok(())
+    }
+
     /// Writes what is due on every timeline noted. On an error the rest stays noted: call again later.
     pub async fn write_due(&mut self) -> Result<Written> {
         let mut written = Written::default();
@@ -96,7 +104,9 @@ impl IndexWriter {
             let (listed, _) =
                 gather::list(&self.archive, timeline, first_of(n), last_of(n), usize::MAX).await?;
             let missed = listed.into_keys().filter(|&number| group.get(number).is_none());
-            missed.for_each(|number| drop(late.entry(number).or_default()));
+            for number in missed {
+                late.entry(number).or_default();
+            }
         }
         let mut written = Written::default();
         loop {
@@ -170,13 +180,20 @@ impl IndexWriter {
             let (mut listed, more) = if list {
                 gather::list(&self.archive, timeline, unsealed, SegmentNo(u64::MAX), BATCH).await?
             } else {
-                (noted.range(unsealed..).filter_map(|(n, entry)| Some((*n, entry.as_ref()?.stored))).collect(), false)
+                (
+                    noted
+                        .range(unsealed..)
+                        .filter_map(|(n, entry)| Some((*n, entry.as_ref()?.stored)))
+                        .collect(),
+                    false,
+                )
             };
             let highest = listed.keys().next_back().copied().unwrap_or(unsealed);
             for (&number, entry) in noted.range(..unsealed) {
-                match entry {
-                    Some(entry) => drop(listed.insert(number, entry.stored)),
-                    None => listed.extend(gather::list(&self.archive, timeline, number, number, 1).await?.0),
+                if let Some(entry) = entry {
+                    listed.insert(number, entry.stored);
+                } else {
+                    listed.extend(gather::list(&self.archive, timeline, number, number, 1).await?.0);
                 }
             }
             let mut numbers: BTreeSet<u64> = listed.keys().map(|&n| group_of(n)).collect();
@@ -199,9 +216,10 @@ impl IndexWriter {
                 let mut group = index.group_to_write(n).await?;
                 let mut unread = gather::Listed::new();
                 for (&number, &stored) in &new {
-                    match noted.get(&number).copied().flatten() {
-                        Some(entry) => drop(group.set(number, Some(entry))),
-                        None => drop(unread.insert(number, stored)),
+                    if let Some(entry) = noted.get(&number).copied().flatten() {
+                        group.set(number, Some(entry));
+                    } else {
+                        unread.insert(number, stored);
                     }
                 }
                 for (number, entry) in gather::entries(&self.archive, timeline, unread).await? {
