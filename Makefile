@@ -16,7 +16,7 @@ help:
 	@echo "make test    install the servers the tests need, build, run all tests"
 	@echo "make soak    the long tests too"
 	@echo "make planted plant faults and show which test finds each"
-	@echo "make bench   measure beside other tools, write bench/RESULTS.md (25 minutes; ROWS=archive-s3,fetch-s3 for some)"
+	@echo "make bench   measure beside other tools, write bench/RESULTS.md (40 minutes; ROWS=archive-s3,fetch-s3 for some)"
 	@echo "make lint    format, clippy, documentation, dependencies, layers"
 	@echo "make clean   remove everything built"
 

@@ -201,7 +201,8 @@ fn segments_from(cluster: &Cluster, first: &str) -> Vec<String> {
     names
 }
 
-fn pgbench(cluster: &Cluster, database: &str, arguments: &[&str]) {
+/// Runs pgbench in a database.
+pub(crate) fn pgbench(cluster: &Cluster, database: &str, arguments: &[&str]) {
     let mut command = cluster.tool("pgbench");
     command.args(arguments).arg(database).env("PGDATABASE", database);
     process::run(&mut command, Duration::from_secs(600)).expect_success();
@@ -228,7 +229,7 @@ fn application_rows(thousands: u32) -> String {
 }
 
 /// A stretch of work: people come, things happen, a file is loaded, profiles change, old things go.
-fn application_load(chunk: u32, thousands: u32) -> String {
+pub(crate) fn application_load(chunk: u32, thousands: u32) -> String {
     let imported = thousands * 30;
     format!(
         "{}{}insert into import select {chunk}, n, n * 1.17, 'article ' || md5(n::text) || ' ' || repeat('text ', n % 20)

@@ -38,21 +38,25 @@ pub struct Figure {
 }
 
 /// Which side of the target is good.
-#[derive(Clone, Copy)]
-enum Side {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Values that are not lower.
     AtLeast,
+    /// Values that are not higher.
     AtMost,
 }
 
 impl Side {
-    fn missed_by(self, value: f64, target: f64) -> f64 {
+    /// By how much a value misses it, as a share of the target; not positive when met.
+    pub fn missed_by(self, value: f64, target: f64) -> f64 {
         match self {
             Side::AtLeast => 1.0 - value / target,
             Side::AtMost => value / target - 1.0,
         }
     }
 
-    fn sign(self) -> &'static str {
+    /// As it is written before the target.
+    pub fn sign(self) -> &'static str {
         match self {
             Side::AtLeast => "≥",
             Side::AtMost => "≤",

@@ -24,6 +24,7 @@
 //! | [`machine`] | what it runs on, and who else uses it |
 //! | [`measured`], [`stats`] | what came out |
 //! | [`figures`], [`results`] | targets, and `RESULTS.md` |
+//! | [`keeping`] | the second table: rows in which we are compared with ourselves or a computed bound |
 //!
 //! A run that is killed leaves its working directory, which the next one clears, and servers, which end with their
 //! directory or by `--keep`'s opposite: nothing outside that directory is written.
@@ -33,6 +34,7 @@ pub mod contestants;
 pub mod data;
 pub mod drive;
 pub mod figures;
+pub mod keeping;
 pub mod long_archive;
 pub mod machine;
 pub mod measured;

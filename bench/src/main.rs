@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use walpoint_bench::data::{Data, Size};
 use walpoint_bench::run::Plan;
 use walpoint_bench::work::Work;
-use walpoint_bench::{contestants, drive, machine, results, rows, run, sink};
+use walpoint_bench::{contestants, drive, keeping, machine, results, rows, run, sink};
 
 #[derive(Parser)]
 #[command(about = "Measures Walpoint beside other tools")]
@@ -94,7 +94,11 @@ fn list(args: &ListArgs) -> Result<(), String> {
     let all = contestants::read(&args.contestants)?;
     for row in rows::ROWS {
         let names: Vec<&str> = all.iter().filter(|c| row.admits(c)).map(|c| c.name.as_str()).collect();
-        println!("{:16} {}: {}", row.name, row.title, names.join(", "));
+        println!("{:20} {}: {}", row.name, row.title, names.join(", "));
+    }
+    let ours: Vec<&str> = all.iter().filter(|c| c.is_ours()).map(|c| c.name.as_str()).collect();
+    for row in keeping::ROWS {
+        println!("{:20} {}: {}", row.name, row.title, ours.join(", "));
     }
     Ok(())
 }
@@ -107,11 +111,15 @@ fn measure(args: &RunArgs) -> Result<(), String> {
         }
     }
     taking_part.retain(|c| args.with.is_empty() || args.with.contains(&c.name));
-    let mut chosen = rows::ROWS.to_vec();
     for name in &args.only {
-        rows::find(name).ok_or_else(|| format!("no row {name}; see walpoint-bench list"))?;
+        if rows::find(name).is_none() && keeping::find(name).is_none() {
+            return Err(format!("no row {name}; see walpoint-bench list"));
+        }
     }
-    chosen.retain(|row| args.only.is_empty() || args.only.iter().any(|name| name == row.name));
+    let is_chosen = |name: &str| args.only.is_empty() || args.only.iter().any(|chosen| chosen == name);
+    let (mut chosen, mut keeping) = (rows::ROWS.to_vec(), keeping::ROWS.to_vec());
+    chosen.retain(|row| is_chosen(row.name));
+    keeping.retain(|row| is_chosen(row.name));
     let load = machine::load();
     if let Some(most) = args.max_load.filter(|most| load > *most) {
         return Err(format!("the load average is {load}, above {most}: others would be measured too"));
@@ -121,7 +129,7 @@ fn measure(args: &RunArgs) -> Result<(), String> {
     let work = Work::take(&program, args.released.as_deref())?;
     let size = if args.quick { Size::QUICK } else { Size::FULL };
     let data = Data::get(&work, size);
-    let plan = Plan { rows: chosen, contestants: taking_part, rounds: args.rounds, size };
+    let plan = Plan { rows: chosen, keeping, contestants: taking_part, rounds: args.rounds, size };
     let outcome = run::run(&plan, &work, &data);
     let text = results::write(&plan, &data, &outcome, load);
     let output = args.output.clone().unwrap_or_else(|| {

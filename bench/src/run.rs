@@ -13,6 +13,7 @@ use crate::bed::{self, Bed, Surroundings, Task};
 use crate::contestants::Contestant;
 use crate::data::{Data, SEGMENT, Size};
 use crate::drive::{self, Work as Load};
+use crate::keeping::{self, finding::Finding};
 use crate::long_archive::{self, LongCluster};
 use crate::measured::Measured;
 use crate::place::{StoreKind, Stores, bytes_below};
@@ -26,6 +27,8 @@ use crate::work::Work;
 pub struct Plan {
     /// The rows, in order.
     pub rows: Vec<Row>,
+    /// The rows of the second table, in order.
+    pub keeping: Vec<keeping::Row>,
     /// Who takes part.
     pub contestants: Vec<Contestant>,
     /// Counted rounds of each row.
@@ -45,6 +48,8 @@ pub struct Outcome {
     pub references: Vec<Reference>,
     /// What each contestant says of its version.
     pub versions: BTreeMap<String, String>,
+    /// The second table.
+    pub findings: Vec<Finding>,
 }
 
 /// Milliseconds between two looks at the memory: often while warming up, so that short lives are seen.
@@ -81,6 +86,10 @@ pub fn run(plan: &Plan, work: &Work, data: &Data) -> Outcome {
     }
     if let Some(mut cluster) = runner.cluster.take() {
         cluster.stop(Shutdown::Fast);
+    }
+    if let Some(ours) = contestants.iter().find(|c| c.is_ours()) {
+        let stores = &mut runner.stores;
+        outcome.findings = keeping::run(plan, work, data, stores, ours, &mut outcome.left_out);
     }
     outcome
 }
@@ -357,14 +366,15 @@ fn phases(data: &Data, ended: &[f64]) -> Vec<(String, f64)> {
     rates
 }
 
-fn archive_by(cluster: &Cluster, command: &str) {
+/// Has PostgreSQL's archiver use a command from now on.
+pub(crate) fn archive_by(cluster: &Cluster, command: &str) {
     let quoted = command.replace('\'', "''");
     cluster.psql(&format!("alter system set archive_command = '{quoted}'; select pg_reload_conf()"));
 }
 
 /// Waits until PostgreSQL's archiver has nothing to do: a command of one contestant must not run into the next one's time,
 /// nor outlive its own directories.
-fn wait_for_archiver(cluster: &Cluster) {
+pub(crate) fn wait_for_archiver(cluster: &Cluster) {
     let status = cluster.wal_dir().join("archive_status");
     let is_ready = |entry: fs::DirEntry| entry.path().extension().is_some_and(|ending| ending == "ready");
     let begun = Instant::now();

@@ -1,0 +1,96 @@
+//! `deep-restore`: a restore of the last of many increments, against that of a full backup of the same state; and what the
+//! repository holds when all others are expired.
+
+use super::finding::Finding;
+use super::ground::Ground;
+use super::load;
+use super::ours::{Repository, Settings};
+use super::server::Server;
+use crate::figures::{Side, number};
+use crate::place::StoreKind;
+use crate::stats::median;
+
+/// How deep.
+const DAYS: u32 = 20;
+
+pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
+    let server = Server::of_data_set(ground);
+    load::prepare_days(&server);
+    server.settle();
+    let keeps_one = Settings { keeps_one: true, ..Settings::default() };
+    let deep = Repository::of(ground, StoreKind::Local, keeps_one, server.cluster())?;
+    deep.backup(ground, server.cluster(), "full", 0)?;
+    let mut held = deep.stored(ground);
+    let mut added = Vec::new();
+    for day in 1..=DAYS {
+        load::day(&server, day, ground.size);
+        server.settle();
+        deep.backup(ground, server.cluster(), "incremental", day)?;
+        let now = deep.stored(ground);
+        added.push((now - held) as f64);
+        held = now;
+    }
+    let fresh = Repository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
+    fresh.backup(ground, server.cluster(), "full", DAYS + 1)?;
+    let live = fresh.stored(ground) as f64;
+
+    let mut times = Vec::new();
+    for round in 0..=ground.rounds {
+        let restore = |ground: &mut Ground<'_>, of_deep: bool| {
+            let (what, repository) =
+                if of_deep { ("restore, deep", &deep) } else { ("restore, fresh", &fresh) };
+            let seen = repository.restore(ground, false, what, round)?;
+            Ok::<f64, String>(seen.report.seconds)
+        };
+        let deep_first = round.is_multiple_of(2);
+        let (first, second) = (restore(ground, deep_first)?, restore(ground, !deep_first)?);
+        let (of_deep, of_fresh) = if deep_first { (first, second) } else { (second, first) };
+        if round > 0 {
+            times.push(of_deep / of_fresh);
+        }
+    }
+
+    // One run condemns, the next one deletes.
+    for run in 1..=2 {
+        deep.agent(ground, "expire", "expire", run)?;
+    }
+    let (kept, waiting) = told(&deep.printed()?)?;
+    if kept != 1 || waiting != 0 {
+        return Err(format!("{kept} backups stayed, and {waiting} objects wait to be deleted"));
+    }
+    let left = deep.stored(ground) as f64;
+    let note = format!(
+        "each increment after pgbench on random accounts and an application's day (random keys, documents, imports, a partition that \
+         comes and one that goes, VACUUM FULL now and then): {} % of what a full backup stores ({} MB) each. Before expire the \
+         repository holds {}× of it",
+        number(median(&added) / live * 100.0),
+        number(live / 1e6),
+        number(held as f64 / live)
+    );
+    deep.remove(ground);
+    fresh.remove(ground);
+    Ok(vec![
+        Finding::within("time of the restore, against a fresh full", "×", Side::AtMost, 1.3, &times)
+            .noting(note.clone()),
+        Finding::within(
+            "repository after expire, against a fresh full",
+            "×",
+            Side::AtMost,
+            1.5,
+            &[left / live],
+        )
+        .noting(note),
+    ])
+}
+
+/// How many backups stay, and how many objects are condemned and not deleted, of what `expire --json` printed.
+fn told(printed: &serde_json::Value) -> Result<(usize, u64), String> {
+    let repository = &printed["repositories"][0];
+    let (backups, classes) = (repository["backups"].as_array(), repository["classes"].as_array());
+    let (Some(backups), Some(classes)) = (backups, classes) else {
+        return Err(format!("expire printed {printed}"));
+    };
+    let kept = backups.iter().filter(|backup| backup["verdict"] != "drop").count();
+    let waiting = classes.iter().filter_map(|class| class["waiting_objects"].as_u64()).sum();
+    Ok((kept, waiting))
+}

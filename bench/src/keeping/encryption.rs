@@ -1,0 +1,54 @@
+//! `encryption`: the same work on a repository that is encrypted and on one that is not, in turn.
+
+use super::finding::Finding;
+use super::ground::Ground;
+use super::ours::{Repository, Settings};
+use super::server::Server;
+use crate::figures::Side;
+use crate::place::StoreKind;
+
+/// What is measured, in order.
+const WORK: [&str; 3] = ["archive", "backup", "restore"];
+
+pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
+    let server = Server::of_data_set(ground);
+    let mut ratios: [Vec<f64>; 3] = Default::default();
+    for round in 0..=ground.rounds {
+        // Nobody is always the first.
+        let encrypted_first = round.is_multiple_of(2);
+        let mut times = [[0.0; 3]; 2];
+        for encrypted in [encrypted_first, !encrypted_first] {
+            times[usize::from(encrypted)] = once(ground, &server, encrypted, round)?;
+        }
+        if round > 0 {
+            for (n, all) in ratios.iter_mut().enumerate() {
+                all.push(times[1][n] / times[0][n]);
+            }
+        }
+    }
+    let findings = WORK.iter().zip(&ratios).map(|(work, ratios)| {
+        Finding::within(&format!("time to {work}, against none"), "×", Side::AtMost, 1.1, ratios)
+            .noting("to a directory and from it; the key is in a file")
+    });
+    Ok(findings.collect())
+}
+
+/// Seconds of archiving, of a backup, of its restore.
+fn once(ground: &mut Ground<'_>, server: &Server, encrypted: bool, round: u32) -> Result<[f64; 3], String> {
+    let settings = Settings { encrypted, ..Settings::default() };
+    let what = |work: &str| format!("{work}{}", if encrypted { ", encrypted" } else { "" });
+    let [archive, backup, restore] = WORK.map(what);
+
+    let wal = ground.data.wal.clone();
+    let repository = Repository::make(ground, StoreKind::Local, settings, &wal, None)?;
+    let segments = ground.data.segments();
+    let archived = repository.archive(ground, segments, &archive, round)?.report.seconds;
+    repository.remove(ground);
+
+    server.settle();
+    let repository = Repository::of(ground, StoreKind::Local, settings, server.cluster())?;
+    let backed_up = repository.backup(ground, server.cluster(), &backup, round)?.report.seconds;
+    let restored = repository.restore(ground, false, &restore, round)?.report.seconds;
+    repository.remove(ground);
+    Ok([archived, backed_up, restored])
+}

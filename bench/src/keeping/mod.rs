@@ -1,0 +1,125 @@
+//! The second table: speed and size of what only we are compared with, ourselves or a computed bound. Incremental backups,
+//! very many files, restores deep in a chain, `verify`, encryption.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`ground`] | what a row is measured in |
+//! | [`ours`] | a repository of ours, and what is done with it |
+//! | [`server`] | a running cluster that a row may change |
+//! | [`load`] | what happens to it between two backups |
+//! | [`changed`] | exactly the blocks that differ between two copies, and what zstd makes of them |
+//! | [`relations`] | clusters of very many files, and of the same bytes in few |
+//! | [`damage`] | spoiled blocks |
+//! | [`finding`], [`table`] | bounds, and how they are written down |
+//! | `uniform`, `idle`, `puts`, `many`, `deep`, `delta`, `verify`, `encryption` | a row each |
+//!
+//! Variants that are compared are measured in turn in each round, another one first each time; a ratio is that of one
+//! round. What a row leaves, in whatever way it ends, goes with the working directory's `run`.
+
+pub mod changed;
+pub mod damage;
+pub mod finding;
+pub mod ground;
+pub mod load;
+pub mod ours;
+pub mod relations;
+pub mod server;
+pub mod table;
+
+mod deep;
+mod delta;
+mod encryption;
+mod idle;
+mod many;
+mod puts;
+mod uniform;
+mod verify;
+
+use self::finding::Finding;
+use self::ground::Ground;
+use crate::contestants::Contestant;
+use crate::data::Data;
+use crate::place::Stores;
+use crate::run::Plan;
+use crate::work::Work;
+
+/// A row of the second table.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// How it is called.
+    pub name: &'static str,
+    /// For people.
+    pub title: &'static str,
+    measure: fn(&mut Ground<'_>) -> Result<Vec<Finding>, String>,
+}
+
+/// All rows, in the order in which they are measured: last those that leave very many files to be removed.
+pub const ROWS: [Row; 8] = [
+    Row {
+        name: "incremental-uniform",
+        title: "Incremental backup after uniform updates of a twentieth of the blocks",
+        measure: uniform::measure,
+    },
+    Row { name: "full-puts", title: "PUTs of a full backup to S3", measure: puts::measure },
+    Row { name: "deep-restore", title: "Restore 20 increments deep", measure: deep::measure },
+    Row {
+        name: "delta-restore",
+        title: "restore --delta over a directory with one damaged block in a hundred",
+        measure: delta::measure,
+    },
+    Row { name: "verify-full", title: "Full verify of a directory", measure: verify::measure },
+    Row {
+        name: "encryption",
+        title: "Archiving, backup and restore with encryption against without",
+        measure: encryption::measure,
+    },
+    Row {
+        name: "many-files",
+        title: "Backup and restore of 200,000 relations of 8 to 64 KiB",
+        measure: many::measure,
+    },
+    Row { name: "incremental-idle", title: "Incremental backup of an idle cluster", measure: idle::measure },
+];
+
+/// The row of that name.
+pub fn find(name: &str) -> Option<Row> {
+    ROWS.into_iter().find(|row| row.name == name)
+}
+
+/// Measures the plan's rows of this table; what failed is told in `left_out`.
+pub fn run(
+    plan: &Plan,
+    work: &Work,
+    data: &Data,
+    stores: &mut Stores,
+    ours: &Contestant,
+    left_out: &mut Vec<String>,
+) -> Vec<Finding> {
+    let mut all = Vec::new();
+    for row in &plan.keeping {
+        let mut ground = Ground {
+            work,
+            data,
+            stores: &mut *stores,
+            ours,
+            rounds: plan.rounds,
+            size: plan.size,
+            row: row.name,
+            foreign: Vec::new(),
+        };
+        let begun = std::time::Instant::now();
+        match (row.measure)(&mut ground) {
+            Ok(findings) => {
+                let foreign = ground.foreign_share();
+                all.extend(findings.into_iter().map(|found| Finding { row: row.name, foreign, ..found }));
+            }
+            Err(problem) => {
+                eprintln!("{}: {problem}", row.name);
+                left_out.push(format!("{}: {problem}", row.name));
+            }
+        }
+        eprintln!("{}: {:.0} s in all", row.name, begun.elapsed().as_secs_f64());
+        work.remove("run");
+    }
+    all
+}

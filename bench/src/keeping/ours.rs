@@ -1,0 +1,219 @@
+//! A repository of ours, and what is done with it. The commands are those of `contestants.toml`, with options.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use walpoint_tests::cluster::Cluster;
+
+use super::ground::Ground;
+use crate::bed::{self, Bed, Seen, Task};
+use crate::contestants::Contestant;
+use crate::drive::Work as Load;
+use crate::place::StoreKind;
+use crate::run::{archive_by, wait_for_archiver};
+
+/// What a repository is like.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Settings {
+    /// Whether it is encrypted, with a key file.
+    pub encrypted: bool,
+    /// Whether `expire` keeps nothing but the last backup, and waits for nothing.
+    pub keeps_one: bool,
+}
+
+/// What commands with `--json` print.
+const PRINTED: &str = "{work}/printed.json";
+
+/// A repository, its configuration and directories.
+#[derive(Debug)]
+pub struct Repository {
+    bed: Bed,
+}
+
+impl Repository {
+    /// Makes an empty one for a data directory.
+    pub fn make(
+        ground: &mut Ground<'_>,
+        store: StoreKind,
+        settings: Settings,
+        pgdata: &Path,
+        cluster: Option<&Cluster>,
+    ) -> Result<Repository, String> {
+        let contestant = with(ground.ours, settings);
+        let bed = Bed::make(&contestant, store, pgdata, &mut ground.surroundings(cluster))?;
+        Ok(Repository { bed })
+    }
+
+    /// One for a running cluster.
+    pub fn of(
+        ground: &mut Ground<'_>,
+        store: StoreKind,
+        settings: Settings,
+        cluster: &Cluster,
+    ) -> Result<Repository, String> {
+        Repository::make(ground, store, settings, cluster.pgdata(), Some(cluster))
+    }
+
+    /// Takes a backup of the running cluster, beside the daemon that archives for it. The first one is a full one; each
+    /// further one is incremental.
+    pub fn backup(
+        &self,
+        ground: &mut Ground<'_>,
+        cluster: &Cluster,
+        what: &str,
+        round: u32,
+    ) -> Result<Seen, String> {
+        let archive = self.bed.with_environment(command(&self.bed.contestant().archive)?)?;
+        let ready = || {
+            archive_by(cluster, &archive);
+            cluster.psql("checkpoint");
+            Ok(())
+        };
+        let task = Task {
+            load: Load::Once,
+            command: command(&self.bed.contestant().backup)?,
+            daemon: true,
+            at: cluster.pgdata(),
+            look_ms: Ground::look_ms(round),
+        };
+        let seen = self.bed.measure(task, &mut ground.surroundings(Some(cluster)), ready);
+        wait_for_archiver(cluster);
+        archive_by(cluster, "/bin/true");
+        let seen = seen?;
+        ground.note(&format!("round {round}: {what}"), &seen);
+        Ok(seen)
+    }
+
+    /// Archives segments of the data set by PostgreSQL's protocol.
+    pub fn archive(
+        &self,
+        ground: &mut Ground<'_>,
+        segments: Vec<String>,
+        what: &str,
+        round: u32,
+    ) -> Result<Seen, String> {
+        let wal = ground.data.wal.clone();
+        crate::drive::clear_archive_status(&wal);
+        let archive = command(&self.bed.contestant().archive)?.to_owned();
+        self.measure(
+            ground,
+            Load::Archive { segments },
+            &archive,
+            &wal,
+            &format!("round {round}: {what}"),
+            round,
+        )
+    }
+
+    /// Restores the newest backup into the target, which is not there, or is repaired with `--delta`.
+    pub fn restore(
+        &self,
+        ground: &mut Ground<'_>,
+        delta: bool,
+        what: &str,
+        round: u32,
+    ) -> Result<Seen, String> {
+        let target = bed::target(ground.work);
+        ground.work.dir("run");
+        if !delta {
+            ground.put_aside().map_err(|e| format!("putting a restored directory aside: {e}"))?;
+        }
+        let restore = command(&self.bed.contestant().restore)?;
+        let restore = format!("{restore}{} --json > {PRINTED}", if delta { " --delta" } else { "" });
+        let at = target.parent().expect("a directory").to_owned();
+        self.measure(ground, Load::Once, &restore, &at, &format!("round {round}: {what}"), round)
+    }
+
+    /// Runs a command of `archive-agent` that prints JSON.
+    pub fn agent(
+        &self,
+        ground: &mut Ground<'_>,
+        arguments: &str,
+        what: &str,
+        round: u32,
+    ) -> Result<Seen, String> {
+        let command = format!("{{bin}}/archive-agent {arguments} --quiet --json > {PRINTED}");
+        let at = ground.work.dir("run");
+        self.measure(ground, Load::Once, &command, &at, &format!("round {round}: {what}"), round)
+    }
+
+    fn measure(
+        &self,
+        ground: &mut Ground<'_>,
+        load: Load,
+        command: &str,
+        at: &Path,
+        what: &str,
+        round: u32,
+    ) -> Result<Seen, String> {
+        let daemon = matches!(load, Load::Archive { .. });
+        let task = Task { load, command, daemon, at, look_ms: Ground::look_ms(round) };
+        let seen = self.bed.measure(task, &mut ground.surroundings(None), || Ok(()))?;
+        ground.note(what, &seen);
+        Ok(seen)
+    }
+
+    /// What the last command with JSON printed.
+    pub fn printed(&self) -> Result<Value, String> {
+        let path = self.bed.fill(PRINTED)?;
+        let text = fs::read(&path).map_err(|e| format!("{path}: {e}"))?;
+        serde_json::from_slice(&text).map_err(|e| format!("what was printed: {e}"))
+    }
+
+    /// The bytes of all its objects.
+    pub fn stored(&self, ground: &mut Ground<'_>) -> u64 {
+        self.bed.place().stored(ground.stores)
+    }
+
+    /// Removes it.
+    pub fn remove(self, ground: &mut Ground<'_>) {
+        self.bed.remove(ground.stores);
+    }
+}
+
+/// A command that we have as a contestant.
+fn command(of: &Option<String>) -> Result<&str, String> {
+    of.as_deref().ok_or_else(|| "we have no such command in contestants.toml".to_owned())
+}
+
+/// Us, with a repository like that.
+fn with(ours: &Contestant, settings: Settings) -> Contestant {
+    let mut ours = ours.clone();
+    if settings.encrypted {
+        for command in ours.setup.iter_mut().filter(|command| command.contains("archive-agent init")) {
+            // The key file is made by it, as the configuration names it.
+            *command += " --encrypt";
+        }
+        for values in ours.store.values_mut() {
+            if let Some(repository) = values.get_mut("repository") {
+                *repository += "\nkey_file = \"{work}/main.key\"\n";
+            }
+        }
+    }
+    if settings.keeps_one
+        && let Some(file) = ours.files.get_mut("walpoint.toml")
+    {
+        *file += "\n[cluster.main.retention]\ncount = 1\ngrace = \"0s\"\n";
+    }
+    ours
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contestants;
+
+    #[test]
+    fn what_contestants_toml_says_of_us_can_be_varied() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contestants.toml");
+        let all = contestants::read(&path).unwrap();
+        let ours = all.iter().find(|c| c.is_ours()).unwrap();
+        let varied = with(ours, Settings { encrypted: true, keeps_one: true });
+        assert!(varied.setup.iter().any(|command| command.ends_with("init --cluster main --encrypt")));
+        assert!(varied.store["local"]["repository"].contains("key_file"));
+        assert!(varied.files["walpoint.toml"].contains("[cluster.main.retention]"));
+        let plain = with(ours, Settings::default());
+        assert_eq!((plain.setup, plain.files), (ours.setup.clone(), ours.files.clone()));
+    }
+}

@@ -1,0 +1,38 @@
+//! `full-puts`: how many objects a full backup writes to S3.
+
+use super::finding::Finding;
+use super::ground::Ground;
+use super::ours::{Repository, Settings};
+use super::server::Server;
+use crate::figures::{Side, number};
+use crate::place::StoreKind;
+
+/// A pack that is worth its request.
+const PACK: f64 = 24.0 * (1u64 << 20) as f64;
+
+pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
+    let server = Server::of_data_set(ground);
+    let (mut all, mut stored) = (Vec::new(), 0);
+    // What is counted does not depend on who uses the machine.
+    for round in 1..=ground.few_rounds().min(2) {
+        server.settle();
+        let repository = Repository::of(ground, StoreKind::S3, Settings::default(), server.cluster())?;
+        let before = repository.stored(ground);
+        let seen = repository.backup(ground, server.cluster(), "full", round)?;
+        stored = repository.stored(ground) - before;
+        eprintln!(
+            "{}: round {round}: {:?}, stored {} MB",
+            ground.row,
+            seen.requests,
+            number(stored as f64 / 1e6)
+        );
+        let writes = |kind: &&str| seen.requests.get(*kind).copied().unwrap_or(0);
+        let puts: u64 = ["PUT", "POST"].iter().map(writes).sum();
+        all.push((puts as f64, stored as f64 / PACK + 20.0));
+        repository.remove(ground);
+    }
+    Ok(vec![Finding::beside("PUTs", "", Side::AtMost, all).by("stored / 24 MiB + 20").noting(format!(
+        "{} MB stored, WAL and the daemon's requests meanwhile included",
+        number(stored as f64 / 1e6)
+    ))])
+}

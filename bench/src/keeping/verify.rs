@@ -1,0 +1,38 @@
+//! `verify-full`: how fast every byte of a backup and its WAL is read, opened and checked.
+
+use super::finding::Finding;
+use super::ground::Ground;
+use super::ours::{Repository, Settings};
+use super::server::Server;
+use crate::figures::{Side, number};
+use crate::machine;
+use crate::place::StoreKind;
+
+pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
+    let server = Server::of_data_set(ground);
+    server.settle();
+    let repository = Repository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
+    repository.backup(ground, server.cluster(), "full", 0)?;
+    let cluster = crate::place::bytes_below(&server.pgdata().join("base"));
+    let (mut rates, mut covered) = (Vec::new(), 0);
+    for round in 0..=ground.rounds {
+        let seen = repository.agent(ground, "verify --full", "verify", round)?;
+        let printed = repository.printed()?;
+        let told = &printed["repositories"][0];
+        covered = told["verified_bytes"].as_u64().ok_or_else(|| format!("verify printed {printed}"))?;
+        if told["found"] != 0 || covered < cluster / 20 * 19 {
+            return Err(format!("verify found {}, and verified {covered} bytes of {cluster}", told["found"]));
+        }
+        if round > 0 {
+            rates.push(covered as f64 / 1e6 / seen.report.seconds);
+        }
+    }
+    repository.remove(ground);
+    Ok(vec![
+        Finding::within("bytes verified, before compression", "MB/s", Side::AtLeast, 700.0, &rates).noting(format!(
+            "{} MB of files and WAL from a directory that is in the page cache, on {} cores; the time is the command's",
+            number(covered as f64 / 1e6),
+            machine::cores()
+        )),
+    ])
+}
