@@ -18,18 +18,30 @@ pub fn inject(command: &Command, injections: &[&str], paths: &[&Path]) -> Comman
     let mut traced = Command::new("strace");
     traced.args(["-f", "-qq", "-o", "/dev/null"]);
     add(&mut traced, injections, paths);
-    traced.arg("--").arg(command.get_program()).args(command.get_args());
+    started_by(traced, command)
+}
+
+/// A copy of `command` that has so many bytes of address space: what it asks for beyond is refused.
+pub fn limit_memory(command: &Command, bytes: u64) -> Command {
+    let mut limited = Command::new("prlimit");
+    limited.arg(format!("--as={bytes}"));
+    started_by(limited, command)
+}
+
+/// `starter -- command`, as the servers' user, with the command's environment and directory.
+fn started_by(mut starter: Command, command: &Command) -> Command {
+    starter.arg("--").arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
-            Some(value) => traced.env(name, value),
-            None => traced.env_remove(name),
+            Some(value) => starter.env(name, value),
+            None => starter.env_remove(name),
         };
     }
     if let Some(dir) = command.get_current_dir() {
-        traced.current_dir(dir);
+        starter.current_dir(dir);
     }
-    user::become_user(&mut traced);
-    traced
+    user::become_user(&mut starter);
+    starter
 }
 
 /// Attaches to a running process and all its threads; the injections last until the guard is dropped.

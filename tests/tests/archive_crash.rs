@@ -19,7 +19,7 @@ use walpoint_tests::{faults, wait};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Kills the daemon, the client, what the client became, or several of them, at random moments under load; then compares
+/// Kills the daemon, the client, what stands in for the daemon, or several of them, at random moments under load; then compares
 /// every segment that was acknowledged with the copy that was saved right after the acknowledgement.
 fn killed_under_load(store: Store, kills: usize) {
     let mut random = faults::random();
@@ -232,6 +232,40 @@ fn a_push_that_dies_at_any_system_call_leaves_it_whole_or_absent() {
         let mut traced = faults::inject(&command, &[when], &[]);
         process::run(&mut traced, SOON).success()
     });
+}
+
+/// Promise 5: with any amount of memory that lets the client start at all, it ends with a status that PostgreSQL takes for a
+/// failed command, whatever becomes of the agent that stands in for the daemon, and with 0 only for what is stored.
+#[test]
+fn short_of_memory_the_client_never_exits_above_125() {
+    const STEP: u64 = 128 << 10;
+    let victim = Victim::new();
+    let archive = victim.bed.archive();
+    let version = victim.bed.agent.command("archive-push", ["--version"]);
+    let starts = |limit: &u64| process::run(&mut faults::limit_memory(&version, *limit), SOON).success();
+    let least = (1..1000).map(|n| n * STEP).find(starts).expect("it starts with 128 MB");
+    let push = victim.bed.agent.push_command(format!("pg_wal/{}", victim.name));
+    let (mut limit, mut ended, mut tried) = (least, 0, 0);
+    loop {
+        let output = process::run(&mut faults::limit_memory(&push, limit), SOON);
+        let shown = limit >> 10;
+        assert!(output.status <= 125, "with {shown} KiB: {output:#?}");
+        ended += u32::from(output.stderr.contains("was ended by signal"));
+        tried += 1;
+        if output.success() {
+            println!(
+                "starts with {} KiB, stores with {shown} KiB; {tried} tried, {ended} agents died",
+                least >> 10
+            );
+            break;
+        }
+        assert!(archive.get(&victim.name).is_none_or(|content| content == victim.content), "{shown} KiB");
+        assert!(limit < 16 << 30, "it is never enough: {output:#?}");
+        // In small steps where the client itself has little, then faster, where the agent has.
+        limit += STEP.max((limit - least) / 12 / STEP * STEP);
+    }
+    assert!(archive.get(&victim.name).is_some_and(|content| content == victim.content));
+    assert!(ended > 0, "no agent died for want of memory: this proves nothing");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! `archive_command`: asks the daemon to make one WAL file durable, and exits 0 only if it is.
 //!
 //! PostgreSQL counts a failure only when the exit status is at most 125, so nothing here ends above that: 0 stored, 1 not
-//! stored, 2 wrong usage, panics included. Killed at any moment this program leaves nothing behind; the daemon may go on
-//! storing the file, which does no harm.
+//! stored, 2 wrong usage, panics included. Killed at any moment this program leaves nothing behind; the daemon, or the
+//! program that stands in for it, may go on storing the file, which does no harm.
 
 mod arguments;
 mod ask;
@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use arguments::{Arguments, Parsed};
 use ask::Answer;
+use direct::Ended;
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
@@ -54,10 +55,14 @@ fn push(arguments: &Arguments) -> ExitCode {
         }
         Answer::Unanswered(reason) => {
             say(&format!("WARNING: archiving \"{}\" without the daemon: {reason}", file.name));
-            // Returns only if the program could not be started.
-            let problem = direct::exec(arguments);
-            say(&format!("ERROR: could not archive \"{}\": {problem}", file.name));
-            ExitCode::FAILURE
+            match direct::push(arguments) {
+                Ended::Stored => ExitCode::SUCCESS,
+                Ended::Failed(status) => ExitCode::from(status),
+                Ended::Broken(problem) => {
+                    say(&format!("ERROR: could not archive \"{}\": {problem}", file.name));
+                    ExitCode::FAILURE
+                }
+            }
         }
     }
 }

@@ -4,7 +4,6 @@
 use std::cell::Cell;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use walpoint_base::BackupId;
@@ -18,7 +17,7 @@ use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::process::{self, Output};
 use walpoint_tests::store::Store;
-use walpoint_tests::{needs_root, user};
+use walpoint_tests::{faults, needs_root, user};
 
 use crate::tree::snapshot;
 
@@ -106,12 +105,7 @@ impl Scene {
         let pgdata = self.bed.place("target");
         let all = [&["restore", "--backup", id, "--pgdata", pgdata.to_str().unwrap()], arguments].concat();
         let inner = self.bed.agent.command("restore-agent", all);
-        let mut command = Command::new("prlimit");
-        command.arg("--as=2000000000").arg("--").arg(inner.get_program()).args(inner.get_args());
-        command.current_dir(inner.get_current_dir().unwrap());
-        let set = inner.get_envs().filter_map(|(name, value)| Some((name, value?)));
-        command.envs(set);
-        user::become_user(&mut command);
+        let mut command = faults::limit_memory(&inner, 2_000_000_000);
         if as_root {
             command.uid(0).gid(0);
         }
