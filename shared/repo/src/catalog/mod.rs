@@ -10,6 +10,7 @@
 //! | `runs` | sets of segments |
 //! | `inventory` | the WAL of a timeline: index and tail |
 //! | `lineage` | one lineage, and the answers to a planner's questions about it |
+//! | `succession` | which backup came after which, when clocks were wrong |
 //! | [`status`], `draw` | all of it as data and for a person |
 
 mod draw;
@@ -18,6 +19,7 @@ mod inventory;
 mod lineage;
 mod runs;
 pub mod status;
+mod succession;
 
 use jiff::Timestamp;
 use walpoint_base::ClusterName;
@@ -26,6 +28,7 @@ pub use graph::TimelineGraph;
 pub use inventory::TimelineWal;
 pub use lineage::LineageCatalog;
 pub use runs::{Run, Runs};
+pub(crate) use succession::settle;
 
 use crate::Repository;
 use crate::backup::{Backups, Listed};
@@ -45,18 +48,17 @@ impl Catalog {
     /// Lists what a cluster has: its lineages, their timelines, its backups. A cluster that is not there has none.
     pub async fn load(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
         let reader = Backups::of(repository, cluster);
-        let backups = reader.list().await?;
+        let mut backups = reader.list().await?;
         let mut lineages = Vec::new();
         for lineage in repository.lineages(cluster).await? {
             lineages.push(LineageCatalog::load(repository.wal(&lineage), &reader, &backups).await?);
         }
-        Ok(Self {
-            repository: repository.clone(),
-            cluster: cluster.clone(),
-            backups,
-            lineages,
-            loaded: Timestamp::now(),
-        })
+        let loaded = Timestamp::now();
+        // Positions of several lineages cannot be compared, and a listing does not tell which one a backup is of.
+        if let [lineage] = &lineages[..] {
+            by_position(&lineage.facts().graph, &mut backups, loaded);
+        }
+        Ok(Self { repository: repository.clone(), cluster: cluster.clone(), backups, lineages, loaded })
     }
 
     /// The repository.
@@ -88,4 +90,13 @@ impl Catalog {
     pub fn loaded(&self) -> Timestamp {
         self.loaded
     }
+}
+
+/// Sorts backups of one lineage, oldest first, by their positions where clocks contradict them.
+fn by_position(graph: &TimelineGraph, backups: &mut [Listed], now: Timestamp) {
+    let mut graph = graph.clone();
+    backups.iter().for_each(|listed| graph.add_known(listed.id.timeline()));
+    let mut times = backups.iter().filter_map(|listed| Some((listed.id, listed.id.started()?))).collect();
+    settle(&graph, &mut times, now);
+    backups.sort_by_key(|listed| (times.get(&listed.id).copied(), listed.id.start(), listed.id));
 }

@@ -11,6 +11,7 @@ use super::facts::{Candidate, RetentionFacts};
 use super::policy::{Policy, Rule, since};
 use super::reason::{Period, Reason};
 use super::window::wanted;
+use crate::catalog::settle;
 
 /// What becomes of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,11 +50,11 @@ impl Decision {
     }
 }
 
-/// Decides about every backup, oldest first.
+/// Decides about every backup, oldest first. Times that contradict the positions of backups are brought in line with them:
+/// the newest backup is the one that lies furthest in the WAL, whatever a clock said.
 pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<Decision> {
-    let mut backups = facts.backups.clone();
-    backups.sort_by_key(|backup| (backup.ended, backup.id));
-    backups.dedup_by_key(|backup| backup.id);
+    let said: BTreeMap<BackupId, Timestamp> = facts.backups.iter().map(|b| (b.id, b.ended)).collect();
+    let backups = settled(facts, now);
     let mut why: BTreeMap<BackupId, Vec<Reason>> = BTreeMap::new();
     let mut keep = |id: BackupId, reason: Reason| why.entry(id).or_default().push(reason);
 
@@ -93,6 +94,8 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         if reasons.is_empty() {
             reasons.push(exceeds.map_or(Reason::Unwanted, Reason::TooOld));
         }
+        let ended = said.get(&backup.id).copied().unwrap_or(backup.ended);
+        let backup = Candidate { ended, ..backup };
         Decision { backup, verdict, reasons, exceeds_max_age: exceeds.is_some() }
     });
     let mut decisions: Vec<Decision> = decided.collect();
@@ -103,6 +106,23 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         last.verdict = Verdict::Onward;
     }
     decisions
+}
+
+/// Every backup once, oldest first, with times that agree with their positions.
+fn settled(facts: &RetentionFacts, now: Timestamp) -> Vec<Candidate> {
+    let mut backups: BTreeMap<BackupId, Candidate> =
+        facts.backups.iter().map(|backup| (backup.id, backup.clone())).collect();
+    for life in &facts.lives {
+        let own = backups.values().filter(|backup| backup.lineage == life.lineage);
+        let mut times = own.map(|backup| (backup.id, backup.ended)).collect();
+        settle(&life.graph, &mut times, now);
+        for (id, ended) in times {
+            backups.entry(id).and_modify(|backup| backup.ended = ended);
+        }
+    }
+    let mut backups: Vec<Candidate> = backups.into_values().collect();
+    backups.sort_by_key(|backup| (backup.ended, backup.id.start(), backup.id));
+    backups
 }
 
 /// What the rules by number and date keep: the general one, and those of labels.

@@ -33,7 +33,7 @@ pub(super) fn wanted(
         for timeline in life.in_use_after(begin) {
             let mut path: Vec<&Candidate> =
                 backups.iter().filter(|backup| life.leads_from(backup, timeline)).collect();
-            path.sort_by_key(|backup| (backup.ended, backup.id));
+            path.sort_by_key(|backup| (backup.ended, backup.id.start(), backup.id));
             let (before, within): (Vec<&Candidate>, Vec<&Candidate>) =
                 path.into_iter().partition(|backup| backup.ended <= begin);
             let general = |backup: &&&Candidate| !labelled(backup);

@@ -149,6 +149,36 @@ fn windows_lie_on_every_branch_that_was_in_use() {
     assert_eq!(kept(&decide(&facts, &policy, at("2026-12-24T00:00:00Z"))), "20+");
 }
 
+/// K1: a clock that was set forward or back in between makes no backup the newest that is not, and drops none that is.
+#[test]
+fn the_newest_lies_furthest_in_the_wal_whatever_a_clock_said() {
+    let ahead = |day: usize, said: &str| {
+        let mut facts = daily();
+        facts.backups[day - 1] = backup(said, 1, day as u64);
+        facts
+    };
+    let count = |n: u32| Policy { rule: Rule { count: Some(n), ..Rule::default() }, ..Policy::default() };
+    for said in ["2026-11-25T03:00:00Z", "2036-11-25T03:00:00Z"] {
+        let facts = ahead(18, said);
+        assert_eq!(keep(&facts, &count(1), NOW), "20+");
+        assert_eq!(keep(&facts, &count(3), NOW), "18+ 19+ 20+");
+        let age = Policy { rule: Rule { age: days(1), ..Rule::default() }, ..Policy::default() };
+        assert_eq!(keep(&facts, &age, NOW), "20+", "its age is that of the one after it");
+        assert_eq!(keep(&facts, &Policy { window: days(1), ..Policy::default() }, NOW), "19+ 20+");
+        assert_eq!(
+            decide(&facts, &count(1), at(NOW))[17].backup.ended,
+            at(said),
+            "what it says of itself is told as it is"
+        );
+    }
+    // The newest one by a clock that was behind, by years.
+    let facts = ahead(20, "2006-01-01T00:00:00Z");
+    assert_eq!(keep(&facts, &count(1), NOW), "20+");
+    assert_eq!(keep(&facts, &count(2), NOW), "19+ 20+");
+    let facts = ahead(10, "2006-01-01T00:00:00Z");
+    assert_eq!(keep(&facts, &Policy { window: days(12), ..Policy::default() }, NOW).split(' ').count(), 13);
+}
+
 /// K3: after pg_upgrade the old lineage's last moments stay as long as they lie in the window.
 #[test]
 fn an_upgrade_leaves_the_old_lineage_its_window() {

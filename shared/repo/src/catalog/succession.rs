@@ -1,0 +1,140 @@
+//! Which backup came after which, when clocks were wrong.
+//!
+//! A backup carries the time of the machine that made it, and that may have been set forward or back in between. Positions
+//! in the WAL only ever grow along the path to a timeline, so they tell the order there; times are only brought in line with
+//! them. Where all clocks were right nothing changes.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use walpoint_base::{BackupId, Lsn, TimelineId};
+
+use super::TimelineGraph;
+
+/// Brings the times of backups of one lineage in line with their positions: a time in the future becomes that of what came
+/// next on the path, or `now`; and nothing is older than what came before it. So a clock that was behind never makes
+/// anything older than it can be.
+pub(crate) fn settle(graph: &TimelineGraph, moments: &mut BTreeMap<BackupId, Timestamp>, now: Timestamp) {
+    let mut lines: BTreeMap<TimelineId, Vec<(Lsn, Timestamp, BackupId)>> = BTreeMap::new();
+    for (id, at) in moments.iter() {
+        lines.entry(id.timeline()).or_default().push((id.start(), *at, *id));
+    }
+    lines.values_mut().for_each(|line| line.sort_unstable());
+
+    // Children have higher ids than their parents. What comes first on a timeline, or after it if that has none.
+    let mut first: BTreeMap<TimelineId, Timestamp> = BTreeMap::new();
+    for timeline in graph.ids().rev() {
+        let children: Vec<(Timestamp, Lsn)> = graph
+            .children(timeline)
+            .into_iter()
+            .filter_map(|(child, switch)| Some((*first.get(&child)?, switch)))
+            .collect();
+        let mut next = None;
+        for (start, at, _) in lines.get_mut(&timeline).into_iter().flatten().rev() {
+            if *at > now {
+                let after = children.iter().filter(|(_, switch)| *start < *switch).map(|(at, _)| *at);
+                *at = after.chain(next).min().unwrap_or(now);
+            }
+            next = Some(*at);
+        }
+        if let Some(at) = next.or_else(|| children.iter().map(|(at, _)| *at).min()) {
+            first.insert(timeline, at);
+        }
+    }
+
+    let mut floors: BTreeMap<TimelineId, Timestamp> = BTreeMap::new();
+    for timeline in graph.ids() {
+        let parent = graph.history(timeline).and_then(|history| history.parent());
+        let mut floor = parent.and_then(|fork| {
+            let line = lines.get(&fork.parent).map_or(&[][..], Vec::as_slice);
+            let before = line.iter().rev().find(|(start, ..)| *start < fork.switch).map(|(_, at, _)| *at);
+            before.max(floors.get(&fork.parent).copied())
+        });
+        floors.extend(floor.map(|at| (timeline, at)));
+        for (_, at, id) in lines.get_mut(&timeline).into_iter().flatten() {
+            *at = floor.map_or(*at, |floor| floor.max(*at));
+            floor = Some(*at);
+            moments.insert(*id, *at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use walpoint_base::TimelineHistory;
+
+    use super::*;
+
+    fn at(hour: i64) -> Timestamp {
+        Timestamp::from_second(1_780_000_000 + hour * 3600).unwrap()
+    }
+
+    fn tli(id: u32) -> TimelineId {
+        TimelineId::new(id).unwrap()
+    }
+
+    /// A backup at a position, by its timeline; the time in its name is nobody's business.
+    fn id(timeline: u32, lsn: u64) -> BackupId {
+        BackupId::new(at(0), tli(timeline), Lsn(lsn), 0)
+    }
+
+    /// Timeline 2 leaves 1 at 30, 3 leaves 2 at 50.
+    fn graph() -> TimelineGraph {
+        let mut graph = TimelineGraph::default();
+        graph.add(TimelineHistory::parse(tli(3), b"1\t0/1E\tx\n2\t0/32\tx\n").unwrap());
+        graph
+    }
+
+    fn settled(of: &[(u32, u64, i64)], now: i64) -> Vec<i64> {
+        let mut moments = of.iter().map(|(timeline, lsn, hour)| (id(*timeline, *lsn), at(*hour))).collect();
+        settle(&graph(), &mut moments, at(now));
+        let hour = |id: BackupId| (moments[&id].as_second() - at(0).as_second()) / 3600;
+        of.iter().map(|(timeline, lsn, _)| hour(id(*timeline, *lsn))).collect()
+    }
+
+    #[test]
+    fn positions_tell_the_order_and_times_follow() {
+        // Right clocks, an abandoned branch among them.
+        let right = [(1, 10, 1), (1, 20, 2), (1, 40, 4), (2, 35, 5), (3, 60, 6)];
+        assert_eq!(settled(&right, 6), [1, 2, 4, 5, 6]);
+        // A day ahead, then back; behind, then right again.
+        assert_eq!(settled(&[(1, 10, 1), (1, 20, 26), (1, 40, 3)], 4), [1, 3, 3]);
+        assert_eq!(settled(&[(1, 10, 10), (1, 20, -14), (1, 40, 12)], 12), [10, 10, 12]);
+        // When the day is over, nobody can tell any more which of two was wrong: the later one counts as young.
+        assert_eq!(settled(&[(1, 10, 1), (1, 20, 26), (1, 40, 3)], 30), [1, 26, 26]);
+        // Across forks, and across a timeline that has no backup; what was abandoned before is not in between.
+        assert_eq!(settled(&[(1, 20, 90), (1, 40, 2), (3, 60, 3)], 5), [2, 2, 3]);
+        assert_eq!(settled(&[(1, 20, 90), (3, 60, 3)], 5), [3, 3]);
+        assert_eq!(settled(&[(1, 20, 4), (3, 60, 3)], 5), [4, 4]);
+        assert_eq!(settled(&[(1, 40, 4), (2, 35, 3)], 5), [4, 3]);
+        assert_eq!(settled(&[(1, 20, 90)], 5), [5]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_time_goes_back_along_a_path_and_none_lies_in_the_future(
+            made in prop::collection::btree_map((1u32..4, 1u64..80), 0i64..100, 0..12), now in 0i64..100,
+        ) {
+            let graph = graph();
+            let moments: BTreeMap<BackupId, Timestamp> =
+                made.iter().map(|((timeline, lsn), hour)| (id(*timeline, *lsn), at(*hour))).collect();
+            let mut settled = moments.clone();
+            settle(&graph, &mut settled, at(now));
+            prop_assert_eq!(settled.len(), moments.len());
+            for (one, time) in &settled {
+                prop_assert!(*time <= at(now));
+                prop_assert!(*time >= moments[one].min(at(now)) || moments[one] > at(now));
+                for (other, later) in &settled {
+                    let path = graph.history(other.timeline()).unwrap();
+                    if one.start() < other.start() && path.timeline_at(one.start()) == one.timeline() {
+                        prop_assert!(time <= later, "{one} {other}");
+                    }
+                }
+            }
+            let mut again = settled.clone();
+            settle(&graph, &mut again, at(now));
+            prop_assert_eq!(again, settled);
+        }
+    }
+}
