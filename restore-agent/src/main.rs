@@ -35,7 +35,7 @@ fn run(arguments: &[OsString]) -> ExitCode {
         Err(error) => return usage(arguments, &error),
     };
     logs::start(&cli.common);
-    if matches!(cli.command, Command::Prefetch(_)) {
+    if matches!(cli.command, Command::Prefetch(_) | Command::Restore(_)) {
         memory::give_back();
     }
     let fetching = matches!(cli.command, Command::Fetch(_));

@@ -129,6 +129,24 @@ impl Background {
         }
     }
 
+    /// Waits for its end and watches its memory: its exit status, and the most that was resident, in bytes.
+    #[track_caller]
+    pub fn wait_watched(&mut self, limit: Duration) -> (i32, u64) {
+        let (start, mut highest) = (Instant::now(), 0);
+        loop {
+            // The kernel keeps the peak itself; the last look before the end is what is known of it.
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let peak = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            highest = highest.max(peak.unwrap_or(0) << 10);
+            if let Some(status) = self.try_status() {
+                return (status, highest);
+            }
+            assert!(start.elapsed() < limit, "{} has not ended within {limit:?}\n{}", self.what, self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// kill -9, and waits until it is gone.
     pub fn kill(&mut self) {
         if self.try_status().is_none() {

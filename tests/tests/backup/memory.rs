@@ -42,18 +42,8 @@ fn stays_below_128_mib(bed: Bed, arguments: &[&str]) {
     user::give_tree(pgdata);
     let mut command = bed.agent.command("archive-agent", arguments);
     let mut backup = Background::start(&mut command, &bed.agent.place().join("backup.log"));
-    let mut highest = 0;
-    let status = loop {
-        let status = fs::read_to_string(format!("/proc/{}/status", backup.pid())).unwrap_or_default();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let peak = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        highest = highest.max(peak.unwrap_or(0));
-        if let Some(status) = backup.try_status() {
-            break status;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    let (status, highest) = backup.wait_watched(Duration::from_secs(240));
     assert_eq!(status, 0, "{}", backup.log());
-    println!("highest resident: {} MiB", highest >> 10);
-    assert!(highest > 0 && highest < 128 << 10, "{} MiB", highest >> 10);
+    println!("highest resident: {} MiB", highest >> 20);
+    assert!(highest > 0 && highest < 128 << 20, "{} MiB", highest >> 20);
 }
