@@ -33,15 +33,15 @@
 //! | [`store`] | `Store::{local, local_at, s3, rclone, all_good}`; `url`, `config`, `env`, `root`, `port`, `bucket`, `set_credentials(Credentials::reader())`; `back_door()` with `list`, `get`, `put`, `delete`, `flip_bit`, `truncate`, `store` |
 //! | [`seaweed`], [`s3_admin`] | the shared S3 server, its identities, buckets that can vanish; signed requests: versioning, object lock |
 //! | [`proxy`] | `Proxy::to(port)`, `set(Fault::…)`, `heal`, `cut`, `connections` |
-//! | [`http_faults`] | `HttpProxy::to(port)`, `set(vec![Rule::new("PUT", "/wal/", 503, "SlowDown").times(3)])`, `requests` |
+//! | [`http_faults`] | `HttpProxy::to(port)`, `set(vec![Rule::new("PUT", "/wal/", 503, "SlowDown").times(3)])`, `shift_clock`, `requests` |
 //! | [`agent`] | `Agent::with(&cluster, &store)` or `Agent::new(&cluster).repository(n, &s).repository_via(n, &s, &proxy)`; `cluster_line`, `repository_line`, `env`; `run(args)`, `restore(args)`, `init(args)`, `push(path)`, `fetch(name, path)`, `command(program, args)`, `daemon()`, `launch()`, `archive_from(&cluster)`, `archive_command()`, `restore_command()`; `Daemon::{log, stop, kill, memory}` |
 //! | [`archived`] | `Archived::start(builder, store)`, `start_encrypted`: a running cluster, its daemon and repository; `backup()`, `settle()`, `restore(name, args)`, `restore_and_start`, `back_door`; on a restored cluster `wait_paused`, `wait_promoted` |
-//! | [`faults`] | `inject(&command, &["fsync:error=EIO"], &paths)`, `attach(&dir, pid, …)`, `SmallDisk::new(mb)`, `random()` with a printed seed |
+//! | [`faults`] | `inject(&command, &["fsync:error=EIO"], &paths)`, `attach(&dir, pid, …)`, `limit_memory(&command, bytes)`, `SmallDisk::new(mb)`, `random()` with a printed seed |
 //! | [`waldata`] | `mixed(major, segment_mb)`, `promotion(major)`, `overwritten_contrecord(major, Lost::InACrash)` give a `WalData` (`segments()`, `archive`, `pg_wal`, `waldump_file`); `workload(&cluster)`, `workload_large` |
 //! | [`rows`] | `Ledger::create`, `append` gives a `Mark` (xid, LSNs and times around the commit), `highest` |
 //! | [`oracle`] | `Contents::of(&cluster).assert_equal(&other)`, `amcheck`, `checksums` |
 //! | [`containers`], [`compose`] | `Engine::empty()`: images and containers of the test's own, `build`, `image_of`, `up(&compose, service)`, `run`, `exec`; `Compose::read(docker/compose.yaml)` |
-//! | [`process`] | `run(&mut command, limit)` gives an `Output` (`expect_success`, `expect_status`), `Background`, `descendants`, `alive` |
+//! | [`process`] | `run(&mut command, limit)` gives an `Output` (`expect_success`, `expect_status`), `Background` (`wait`, `wait_watched` with the peak of its memory), `descendants`, `alive` |
 //! | [`testbed`], [`dir`], [`user`], [`ports`], [`wait`], [`not_run`] | where things are, temporary directories, the servers' user, leased ports, waiting |
 //!
 //! # In the environment

@@ -23,7 +23,7 @@ fn json(output: &Output) -> Value {
 /// A cluster with 1 MiB segments whose repository keeps what `retention` says, with no grace period.
 fn bed(store: Store, retention: &str) -> Archived {
     Archived::start_with(Cluster::builder().segment_size_mb(1), store, |mut agent| {
-        agent.tables = format!("\n[cluster.main.retention]\ngrace = \"0s\"\n{retention}\n");
+        agent.tables = tables(retention);
         agent
     })
 }
@@ -155,29 +155,40 @@ fn branches_that_no_backup_leads_to_go_and_others_stay() {
     assert_eq!(ledger.labels(&copy), "a1 b1 b2");
 }
 
-/// K3: kill -9 at random moments; the next run finishes, and whatever is listed restores at every moment.
-#[test]
-fn killed_at_random_and_finished_by_the_next() {
+/// Kills expiries at random moments, one after each backup. Whatever is listed in between restores and is sound; the last one
+/// finishes what all of them began, and leaves nothing that is nobody's.
+fn kill_at_random(times: u32) {
     let bed = bed(Store::local(), "count = 1");
     let mut ledger = Ledger::create(&bed.cluster, "rows");
     let mut random = faults::random();
-    let mut last = String::new();
-    for round in 0..10 {
+    let (mut last, mut killed) = (String::new(), 0);
+    ledger.append_many(&bed.cluster, 2);
+    let whole = {
+        bed.backup();
+        bed.backup_with(&["--full"]);
+        bed.agent.run(&["expire"]).expect_success().took
+    };
+    for round in 0..times {
         ledger.append_many(&bed.cluster, 2);
         // Full ones, so that none needs the packs of another.
         last = bed.backup_with(&["--full"]);
         bed.settle();
         let mut command = bed.agent.command("archive-agent", ["expire"]);
         let mut running = Background::start(&mut command, &bed.agent.place().join("expire.log"));
-        std::thread::sleep(Duration::from_millis(random.random_range(0..60)));
+        std::thread::sleep(whole.mul_f64(random.random_range(0.0..1.0)));
         running.signal(Signal::KILL);
-        running.wait(Duration::from_secs(20));
+        killed += u32::from(running.wait(Duration::from_secs(20)) == 137);
         assert_eq!(bed.backups().last(), Some(&last), "round {round}");
-        if round % 4 == 3 {
-            let listed = bed.backups();
-            assert!(restored(&bed, &ledger, &listed[0], &["--target-immediate"]) > 0);
+        bed.agent.run(&["verify", "--light"]).expect_success();
+        if round % 10 == 4 {
+            bed.agent.run(&["verify", "--full"]).expect_success();
+            for id in bed.backups() {
+                assert!(restored(&bed, &ledger, &id, &["--target-immediate"]) > 0);
+            }
         }
     }
+    println!("{killed} of {times} were killed; one takes {whole:?}");
+    assert!(killed > times / 4, "{killed} of {times} were killed");
     expire(&bed, &[]);
     assert_eq!(bed.backups(), [last.clone()]);
     let keys = bed.back_door().list("clusters/main");
@@ -185,7 +196,21 @@ fn killed_at_random_and_finished_by_the_next() {
     let strays: Vec<&String> = strays.filter(|key| !key.contains(&last)).collect();
     assert!(strays.is_empty(), "{strays:?}");
     assert!(!keys.iter().any(|key| key.contains("/condemned/")), "{keys:?}");
-    assert_eq!(restored(&bed, &ledger, &last, &[]), 20);
+    bed.agent.run(&["verify", "--full"]).expect_success();
+    assert_eq!(restored(&bed, &ledger, &last, &[]), 2 * times + 2);
+}
+
+/// K3: kill -9 at random moments; the next run finishes, and whatever is listed restores at every moment.
+#[test]
+fn killed_at_random_and_finished_by_the_next() {
+    kill_at_random(10);
+}
+
+/// K3: a hundred times.
+#[test]
+#[ignore = "takes long: make soak"]
+fn killed_a_hundred_times_and_finished_by_the_next() {
+    kill_at_random(100);
 }
 
 /// K3: an object that the store does not let go is reported, is no failure, and goes with a later run.
@@ -214,10 +239,15 @@ fn an_object_under_lock_is_reported_and_tried_again() {
     assert!(!keys.iter().any(|key| key.contains(&first) || key.contains("/condemned/")), "{keys:?}");
 }
 
+/// The tables of a configuration without a grace period.
+fn tables(retention: &str) -> String {
+    format!("\n[cluster.main.retention]\ngrace = \"0s\"\n{retention}\n")
+}
+
 fn bed_via(store: Store, port: u16, retention: &str) -> Archived {
     let mut cluster = Cluster::builder().segment_size_mb(1).init();
     let mut agent = Agent::new(&cluster).repository_via_port("main", &store, port);
-    agent.tables = format!("\n[cluster.main.retention]\ngrace = \"0s\"\n{retention}\n");
+    agent.tables = tables(retention);
     agent.archive_from(&cluster);
     agent.init(&[]).expect_success();
     let daemon = agent.daemon();

@@ -104,8 +104,8 @@ fn killed_at_the_creation_of_an_object() {
     bed.backup(&[]);
 }
 
-/// Kills backups at random moments, then makes one: it restores, as does all that is listed, and what the dead ones stored
-/// was not stored again.
+/// Kills backups at random moments, then makes one: it restores, as does all that is listed, what the dead ones stored was not
+/// stored again, and a verification of everything finds nothing.
 fn kill_at_random(times: usize) {
     use rand::Rng;
     let mut random = faults::random();
@@ -131,9 +131,14 @@ fn kill_at_random(times: usize) {
     bed.cluster.wait_archived(&segment);
     let listed = bed.repository().list();
     assert!(listed.iter().all(|listed| listed.state != ListedState::Unfinished || listed.progress == 0));
-    for id in bed.repository().finished().iter().rev().take(3) {
-        source.assert_equal(&Contents::of(&bed.recover(&id.to_string())));
+    for id in bed.repository().finished() {
+        let restored = bed.recover(&id.to_string());
+        source.assert_equal(&Contents::of(&restored));
+        let place = restored.pgdata().to_owned();
+        drop(restored);
+        std::fs::remove_dir_all(place).unwrap();
     }
+    bed.agent.run(&["verify", "--full"]).expect_success();
 }
 
 /// B4: ten of them.

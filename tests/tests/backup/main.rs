@@ -4,6 +4,7 @@
 
 mod bed;
 mod changing;
+mod clock;
 mod damage;
 mod incremental;
 mod interrupted;
@@ -13,4 +14,5 @@ mod memory;
 mod remote;
 mod remote_faults;
 mod repositories;
+mod upgrade;
 mod wal;

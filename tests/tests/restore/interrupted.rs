@@ -12,6 +12,9 @@ use walpoint_tests::process::{self, Background};
 use walpoint_tests::store::Store;
 use walpoint_tests::{faults, wait};
 
+use crate::repair::spoil;
+use crate::tree;
+
 /// A cluster with some tens of megabytes, so that a restore takes a while, and a backup of it.
 fn bed() -> (Archived, Contents) {
     let bed =
@@ -117,6 +120,67 @@ fn an_interrupted_restore_cannot_start_and_the_same_command_finishes_it() {
     Contents::of(&restored).assert_equal(&contents);
 }
 
+/// Kills restores at random moments, by turns into nothing and over a damaged data directory. The same command finishes, if
+/// only after more of them were killed, and what it leaves is what a restore in peace leaves.
+fn kill_at_random(times: u32) {
+    let (bed, contents) = bed();
+    let spaces = |name: &str| bed.place(name).display().to_string();
+    let fresh = bed.restore("fresh", &["--tablespace-dir", &spaces("fresh_spaces")]);
+    let expected = tree::contents(&fresh);
+    let (pgdata, spaces) = (bed.place("target"), spaces("spaces"));
+    let (delta, empty) = (["--delta"], ["--tablespace-dir", &*spaces]);
+    let command = |way: &[&str]| {
+        let restore = ["restore", "--quiet", "--pgdata", pgdata.to_str().unwrap()];
+        bed.agent.command("restore-agent", [&restore[..], way].concat())
+    };
+    let whole = process::run(&mut command(&empty), wait::SOON).expect_success().took;
+    let log = bed.agent.place().join("restore.log");
+    let mut random = faults::random();
+    let (mut killed, mut round, mut way, mut begins) = (0, 0, &delta[..], true);
+    while killed < times {
+        round += 1;
+        assert!(round < 10 * times, "only {killed} were killed: one takes {whole:?}");
+        if begins && way == delta {
+            spoil(&pgdata, &mut random);
+        } else if begins {
+            std::fs::remove_dir_all(&pgdata).unwrap();
+            std::fs::remove_dir_all(&spaces).unwrap();
+        }
+        let mut restore = Background::start(&mut command(way), &log);
+        std::thread::sleep(whole.mul_f64(random.random_range(0.0..0.6)));
+        restore.signal(rustix::process::Signal::KILL);
+        killed += u32::from(restore.wait(wait::SOON) == 137);
+        begins = random.random_bool(0.5) || killed == times;
+        if begins {
+            let finished = process::run(&mut command(way), wait::SOON);
+            // Into nothing: it may have been faster than its death, and then its place is taken.
+            let complete = way == empty && finished.stderr.contains("not empty");
+            assert!(finished.success() || complete, "round {round}: {finished:#?}");
+            assert!(left_over(&pgdata).is_empty(), "round {round}: {:?}", left_over(&pgdata));
+            assert_eq!(tree::contents(&pgdata), expected, "round {round}, {way:?}");
+            way = if random.random_bool(0.5) { &delta } else { &empty };
+        }
+    }
+    println!("{killed} of {round} were killed; one takes {whole:?}");
+    let restored = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), &pgdata);
+    restored.wait_promoted();
+    Contents::of(&restored).assert_equal(&contents);
+    bed.agent.run(&["verify", "--full"]).expect_success();
+}
+
+/// R5: ten times.
+#[test]
+fn restores_killed_at_random_are_finished_by_the_same_command() {
+    kill_at_random(10);
+}
+
+/// R5: a hundred times.
+#[test]
+#[ignore = "takes long: make soak"]
+fn restores_killed_a_hundred_times_are_finished_by_the_same_command() {
+    kill_at_random(100);
+}
+
 /// R5: after the last step but one the cluster is complete; a second run only takes the marker away, and touches nothing of
 /// what the server did meanwhile.
 #[test]
@@ -157,10 +221,10 @@ fn an_unfinished_restore_of_another_cluster_is_left_alone() {
     let command = other.agent.command("restore-agent", arguments);
     let mut killed = faults::inject(&command, &["pwrite64:signal=SIGKILL:when=3"], &[]);
     process::run(&mut killed, Duration::from_secs(60)).expect_status(137);
-    let before = crate::tree::snapshot(&pgdata);
+    let before = tree::snapshot(&pgdata);
     let output = bed.try_restore("target", &[]).expect_status(1);
     assert!(output.stderr.contains("unfinished"), "{output:#?}");
-    assert_eq!(crate::tree::snapshot(&pgdata), before);
+    assert_eq!(tree::snapshot(&pgdata), before);
     // The one that it belongs to finishes it, to another target too.
     process::run(
         &mut other.agent.command("restore-agent", [&arguments[..], &["--target-immediate"]].concat()),

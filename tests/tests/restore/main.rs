@@ -4,6 +4,8 @@
 mod branches;
 mod hostile;
 mod interrupted;
+mod kinds;
+mod memory;
 mod outage;
 mod owners;
 mod places;

@@ -52,7 +52,7 @@ fn data_files(pgdata: &Path) -> Vec<PathBuf> {
 }
 
 /// Spoils some pages here and there: other bytes, zeros, a file cut short, one that is too long, one that is gone.
-fn spoil(pgdata: &Path, random: &mut StdRng) {
+pub(crate) fn spoil(pgdata: &Path, random: &mut StdRng) {
     let files = data_files(pgdata);
     for _ in 0..30 {
         let path = &files[random.random_range(0..files.len())];
