@@ -159,8 +159,9 @@ async fn what_is_known_is_neither_listed_nor_read_back() {
     }
     let after = store.requests();
     assert_eq!((after.get - before.get, after.list - before.list), (0, 0), "{after:?}");
-    // Six steps, the first of which ends in two groups, and the directory when the hole is far behind.
-    assert_eq!(after.put - before.put, 8, "{after:?}");
+    // Six steps, the first of which has segments of two groups; and the first group again with its directory when the hole
+    // is far behind.
+    assert_eq!(after.put - before.put, 9, "{after:?}");
     let mut index = bed.index().await;
     assert_eq!(index.summary(0).unwrap().present, 23);
     assert_eq!(index.group(1).await.unwrap().iter().count(), 168);

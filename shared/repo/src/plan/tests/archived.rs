@@ -171,7 +171,7 @@ async fn a_segment_that_arrives_late_is_no_gap() {
     let mut damaged = crate::index::tests::header(bed.archive.lineage().id, tli(1), 1100);
     damaged.damaged = true;
     bed.store_header(damaged).await;
-    bed.store(1101..1120).await;
+    bed.store(1101..1140).await;
     IndexWriter::new(bed.archive.clone()).catch_up(tli(1)).await.unwrap();
     let hole = SegmentRange { timeline: tli(1), first: SegmentNo(1100), last: SegmentNo(1100) };
     assert_eq!(gaps().await, [hole], "recovery cannot pass a damaged segment");
