@@ -67,7 +67,12 @@ fn add_unfinished(
         }
         roots.keep_backup(next);
         roots.keep_all_packs(next);
+        let is_finished = |id: BackupId| gathered.facts.backups.iter().any(|backup| backup.id == id);
         let Some(unfinished) = gathered.unfinished.iter().find(|unfinished| unfinished.id == next) else {
+            // Finished after all, by whoever it was taken over from: as long as it is listed, it stays whole.
+            if is_finished(next) {
+                manifests.insert(next);
+            }
             continue;
         };
         let Some(intent) = &unfinished.intent else {
@@ -76,8 +81,7 @@ fn add_unfinished(
             continue;
         };
         for parent in &intent.parents {
-            let finished = gathered.facts.backups.iter().any(|backup| backup.id == *parent);
-            if finished && manifests.insert(*parent) {
+            if is_finished(*parent) && manifests.insert(*parent) {
                 notes.push(format!(
                     "backup {parent} stays for now: the unfinished backup {next} builds on it"
                 ));

@@ -10,8 +10,8 @@ use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId, WalFileName};
 
 use super::*;
 use crate::backup::{
-    Attributes, BackupFacts, BlockSize, HexBytes, Intent, ListedState, Method, TablePath, WalStored,
-    WriteOptions,
+    Attributes, BackupFacts, BackupWriter, BlockSize, HexBytes, Intent, ListedState, Method, TablePath,
+    WalStored, WriteOptions,
 };
 use crate::catalog::Catalog;
 use crate::holds::{HeldOn, Holds, Placement};
@@ -69,17 +69,26 @@ fn id(segment: u64, hours: i64) -> BackupId {
 
 /// A backup that ended so many hours ago; it needs two segments.
 async fn backup(bed: &Bed, segment: u64, hours: i64) -> BackupId {
-    let (id, started) = (id(segment, hours), ago(hours));
-    let start = id.start();
+    let writer = begin(bed, intent(bed, id(segment, hours), ago(hours))).await;
+    finish(bed, writer, segment, hours).await
+}
+
+async fn begin(bed: &Bed, intent: Intent) -> BackupWriter {
     let backups = Backups::of(bed.archive.repository(), &cluster());
     let block = BlockSize::new(8192).unwrap();
-    let writer = backups.begin(intent(bed, id, started), block, &WriteOptions::default()).await.unwrap();
+    backups.begin(intent, block, &WriteOptions::default()).await.unwrap()
+}
+
+/// Its one file holds `content` again and again.
+async fn finish(bed: &Bed, writer: BackupWriter, content: u64, hours: i64) -> BackupId {
+    let (id, started) = (writer.id(), ago(hours));
+    let start = id.start();
     let mut lane = writer.lane();
     tokio::task::spawn_blocking(move || {
         let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: 0 };
         lane.directory(TablePath::data("").unwrap(), attributes).unwrap();
         let mut file = lane.file(TablePath::data("file").unwrap());
-        file.write(&segment.to_le_bytes().repeat(4000)).unwrap();
+        file.write(&content.to_le_bytes().repeat(4000)).unwrap();
         file.finish(attributes).unwrap();
         lane.finish().unwrap();
     })
@@ -163,19 +172,24 @@ async fn finished(bed: &Bed) -> Vec<BackupId> {
     listed.iter().filter(|l| matches!(l.state, ListedState::Finished(_))).map(|l| l.id).collect()
 }
 
+/// Reads all of a backup.
+async fn read(backups: &Backups, id: BackupId) {
+    let reader = backups.open(id).await.unwrap();
+    let mut windows = reader.windows(crate::backup::WindowLimits::default());
+    while let Some(window) = windows.next().await.unwrap() {
+        for unit in window.units() {
+            let fetched = reader.fetch(&unit).await.unwrap();
+            reader.scatter::<RepoError>(&unit, &fetched, |_| Ok(())).unwrap();
+        }
+    }
+}
+
 /// Every backup that stays can be read, and has its WAL to the end of the archive.
 async fn all_is_well(bed: &Bed, ids: &[BackupId]) {
     let backups = Backups::of(bed.archive.repository(), &cluster());
     let there: BTreeSet<u64> = segments(bed).await.into_iter().collect();
     for id in ids {
-        let reader = backups.open(*id).await.unwrap();
-        let mut windows = reader.windows(crate::backup::WindowLimits::default());
-        while let Some(window) = windows.next().await.unwrap() {
-            for unit in window.units() {
-                let fetched = reader.fetch(&unit).await.unwrap();
-                reader.scatter::<RepoError>(&unit, &fetched, |_| Ok(())).unwrap();
-            }
-        }
+        read(&backups, *id).await;
         let first = SegmentNo::of(id.start(), size()).0;
         assert!(there.contains(&first) && there.contains(&(first + 1)), "{id}");
     }
@@ -300,6 +314,26 @@ async fn a_backup_under_way_keeps_what_it_builds_on() {
     run(&bed, &at_once(1)).await;
     assert!(!keys(&bed).await.contains(backups.paths().manifest(running).as_str()));
     assert_eq!(finished(&bed).await, [ids[4]]);
+}
+
+/// K3: a backup that another one took over and that was finished after all is listed, and so it stays whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_over_and_finished_all_the_same_stays_whole() {
+    let (bed, ids) = world().await;
+    let slow = Intent { parents: vec![ids[0]], ..intent(&bed, id(16, 200), ago(200)) };
+    let slow = begin(&bed, slow).await;
+    let other = Intent { adopted: vec![slow.id()], ..intent(&bed, id(70, 30), ago(30)) };
+    drop(begin(&bed, other).await);
+    // What the oldest one holds: nothing of it is stored again.
+    let slow = finish(&bed, slow, 5, 200).await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let used = backups.open(slow).await.unwrap().manifest().backups.clone();
+    assert_eq!(used, [slow, ids[0]]);
+    for _ in 0..2 {
+        run(&bed, &at_once(1)).await;
+        assert_eq!(finished(&bed).await, [slow, ids[4]]);
+        read(&backups, slow).await;
+    }
 }
 
 /// K3: given up at any moment, the next run finishes the work.
