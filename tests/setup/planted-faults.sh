@@ -7,6 +7,7 @@
 # Each patch is applied to a copy of the last commit, built, and its tests are run: they have to fail, within a minute. The
 # copy and what is built from it lie in a directory of their own below the target directory, so nothing else is disturbed.
 # A patch begins with two lines: `Fault:` says what is wrong, `Tests:` names a test binary and, after it, which of its tests.
+# `lib` in place of a binary stands for the unit tests of the libraries, and no program is built for them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -35,7 +36,7 @@ binaries=()
 for patch in "${patches[@]}"; do
     [ -f "$patch" ] || fail "$patch is missing"
     read -r binary _ <<<"$(field "$patch" Tests)"
-    [[ " ${binaries[*]} " == *" --test $binary "* ]] || binaries+=(--test "$binary")
+    [[ $binary == lib || " ${binaries[*]} " == *" --test $binary "* ]] || binaries+=(--test "$binary")
 done
 
 mkdir -p "$place"
@@ -49,13 +50,18 @@ mkdir "$tree"
 git archive HEAD | tar -x -m -C "$tree"
 cd "$tree"
 
-build() {
-    cargo build --workspace --bins "${binaries[@]}" >"$log" 2>&1 || { tail -n 30 "$log" >&2; return 1; }
+# Unit tests are built fast rather than fast themselves.
+lib=(--lib --config profile.dev.package.walpoint-repo.opt-level=0 --config profile.dev.package.walpoint-pg.opt-level=0)
+build() { # BINARY [FILTER…]
+    local what=(test --no-run "${lib[@]}")
+    [ "$1" = lib ] || what=(build --bins "${binaries[@]}")
+    cargo "${what[@]}" --workspace >"$log" 2>&1 || { tail -n 30 "$log" >&2; return 1; }
 }
 run() { # BINARY [FILTER…]
-    local binary=$1
+    local what=("${lib[@]}")
+    [ "$1" = lib ] || what=(--test "$1")
     shift
-    cargo nextest run --workspace --fail-fast --no-tests fail --test "$binary" "$@" >"$log" 2>&1
+    cargo nextest run --workspace --fail-fast --no-tests fail "${what[@]}" "$@" >"$log" 2>&1
 }
 tests_of() { # PATCH → words
     local binary filter
@@ -64,9 +70,12 @@ tests_of() { # PATCH → words
 }
 
 echo "planted: without a fault all of them have to pass"
-build || fail "the last commit does not build"
+passed=
 for patch in "${patches[@]}"; do
     read -r -a tests <<<"$(tests_of "$patch")"
+    [[ $passed != *"|${tests[*]}|"* ]] || continue
+    passed+="|${tests[*]}|"
+    build "${tests[@]}" || fail "the last commit does not build"
     run "${tests[@]}" || { tail -n 60 "$log" >&2; fail "fails without a fault: ${tests[*]}"; }
 done
 
@@ -77,7 +86,7 @@ for patch in "${patches[@]}"; do
     git apply "$main/$patch" || fail "$patch does not fit any more: plant the fault anew"
     # Applied or taken back, a file is newer than what was built from it.
     sed -n 's|^+++ b/||p' "$main/$patch" | xargs touch
-    build || fail "$patch does not build: plant the fault anew"
+    build "${tests[@]}" || fail "$patch does not build: plant the fault anew"
     start=$(clock)
     if run "${tests[@]}"; then
         found=

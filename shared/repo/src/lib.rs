@@ -34,6 +34,8 @@ pub mod keys;
 pub mod layout;
 pub mod lease;
 pub mod lineage;
+#[cfg(test)]
+mod model;
 pub mod object;
 pub mod plan;
 pub mod reach;

@@ -143,4 +143,4 @@ pub use self::write::{
 };
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ use super::*;
 use crate::Repository;
 use crate::catalog::{Run, Runs};
 use crate::layout::Key;
-use crate::object::{ContentHash, RepositoryId, Sealer};
+use crate::object::{ContentHash, MasterKey, RepositoryId, Sealer};
 use crate::repository::NewLineage;
 use crate::store::StoreSettings;
 use crate::wal::{WalArchive, WalHeader};
@@ -24,9 +24,13 @@ pub(crate) struct Bed {
 }
 
 pub(crate) async fn bed() -> Bed {
-    let dir = tempfile::tempdir().unwrap();
+    bed_in(tempfile::tempdir().unwrap(), None).await
+}
+
+/// The same in that directory, encrypted if there is a key.
+pub(crate) async fn bed_in(dir: tempfile::TempDir, master: Option<MasterKey>) -> Bed {
     let settings = StoreSettings::at(dir.path().to_str().unwrap());
-    let repository = Repository::init("main", &settings, None).await.unwrap().repository;
+    let repository = Repository::init("main", &settings, master).await.unwrap().repository;
     let new = NewLineage {
         system_id: SystemId(7400000000000000001),
         major: PgMajor::new(17).unwrap(),

@@ -25,6 +25,8 @@ mod failure;
 mod leftovers;
 mod limits;
 mod local;
+#[cfg(test)]
+pub(crate) mod mortal;
 mod open;
 mod remote;
 pub mod settings;

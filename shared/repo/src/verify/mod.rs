@@ -17,7 +17,7 @@ mod light;
 mod report;
 mod sample;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -13,7 +13,8 @@ use crate::index::tests::Bed;
 use crate::layout::ClusterPaths;
 use crate::retention::Policy;
 
-struct Anything;
+/// Finds nothing wrong with any page or record.
+pub(crate) struct Anything;
 
 impl ContentCheck for Anything {
     fn pages(&self, _: &BackupFacts, _: &TablePath, _: u64, _: &[u8], _: &mut dyn FnMut(u64, u16, u16)) {}

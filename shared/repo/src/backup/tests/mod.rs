@@ -13,7 +13,7 @@ mod lifecycle;
 mod round_trip;
 
 use super::blocks::tests::id;
-use super::facts::tests::facts;
+pub(crate) use super::facts::tests::facts;
 use super::*;
 use crate::error::RepoError;
 use crate::object::Sealer;
@@ -92,7 +92,7 @@ fn intent(id: BackupId) -> Intent {
     }
 }
 
-fn attributes(path: &[u8]) -> Attributes {
+pub(crate) fn attributes(path: &[u8]) -> Attributes {
     Attributes { mode: 0o600, uid: 26, gid: 27, mtime: i64::try_from(path.len()).unwrap() }
 }
 
@@ -151,7 +151,10 @@ fn wal(draft: &Draft) -> WalStored {
 }
 
 /// Restores into memory: path to content, links to their targets.
-async fn restore(reader: &BackupReader, limits: WindowLimits) -> crate::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+pub(crate) async fn restore(
+    reader: &BackupReader,
+    limits: WindowLimits,
+) -> crate::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut restored: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
     let mut windows = reader.windows(limits);
     let mut delivered = 0u64;

@@ -1,0 +1,142 @@
+//! Damage, and verification: what is damaged is found, nothing else is, and the next backup does without it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use jiff::Timestamp;
+use rand::Rng;
+use rand::seq::IteratorRandom;
+use walpoint_base::{BackupId, durable};
+
+use super::world::{Readable, World};
+use crate::backup::Standing;
+use crate::error::RepoError;
+use crate::expire::outlook;
+use crate::expire::tests::cluster;
+use crate::layout::{ClusterObject, Key};
+use crate::retention::Policy;
+use crate::verify::tests::Anything;
+use crate::verify::{Depth, VerifyOptions, verify};
+
+impl World {
+    /// Damages a pack or a manifest, or clears away what is left of a damaged one. Nothing in most lives.
+    pub(super) async fn damage(&mut self) {
+        if !self.suffers {
+            return;
+        }
+        let broken = self.made.iter().find(|(_, made)| made.manifest != Readable::All).map(|(id, _)| *id);
+        match (self.rng.random_range(0..6), broken) {
+            (0, None) => self.damage_manifest().await,
+            (0..3, Some(id)) => self.give_up(id),
+            _ => self.damage_pack(),
+        }
+    }
+
+    fn damage_pack(&mut self) {
+        let whole = self.packs().into_iter().filter(|pack| !self.damaged.contains(pack));
+        let Some(pack) = whole.choose(&mut self.rng) else { return };
+        let path = self.file_of(&self.paths.pack(pack.0, pack.1));
+        let modified = path.metadata().unwrap().modified().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = self.rng.random_range(0..bytes.len());
+        let what = match self.rng.random_range(0..4) {
+            0 => {
+                std::fs::remove_file(&path).unwrap();
+                "deleted"
+            }
+            1 => {
+                bytes.truncate(at);
+                "cut"
+            }
+            _ => {
+                bytes[at] ^= 1 << self.rng.random_range(0..8);
+                "damaged"
+            }
+        };
+        if path.exists() {
+            durable::replace(&path, &bytes, 0o640).unwrap();
+            std::fs::File::open(&path).unwrap().set_modified(modified).unwrap();
+        }
+        self.journal.note(format!("pack {pack:?} is {what} at {at}"));
+        self.damaged.insert(pack);
+        if what != "damaged" {
+            self.condemned.insert(pack);
+        }
+    }
+
+    async fn damage_manifest(&mut self) {
+        let Some(id) = self.made.keys().copied().choose(&mut self.rng) else { return };
+        let path = self.file_of(&self.paths.manifest(id));
+        let modified = path.metadata().unwrap().modified().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = self.rng.random_range(0..bytes.len());
+        bytes[at] ^= 1 << self.rng.random_range(0..8);
+        durable::replace(&path, &bytes, 0o640).unwrap();
+        std::fs::File::open(&path).unwrap().set_modified(modified).unwrap();
+        let state = match self.backups().await.standing(id).await {
+            Ok(Standing::Finished(_)) => Readable::Summary,
+            Ok(other) => panic!("the manifest of {id} reads as {other:?}"),
+            Err(RepoError::Corrupt { .. }) => Readable::Nothing,
+            Err(error) => panic!("{error}"),
+        };
+        self.made.get_mut(&id).unwrap().manifest = state;
+        self.journal.note(format!("the manifest of {id} is damaged at {at}: readable is {state:?}"));
+    }
+
+    /// Somebody deletes by hand what is left of a backup.
+    fn give_up(&mut self, id: BackupId) {
+        std::fs::remove_dir_all(self.bed.dir.path().join(format!("clusters/main/backups/{id}"))).unwrap();
+        self.made.remove(&id);
+        self.journal.note(format!("{id} is deleted by hand"));
+    }
+
+    /// Verifies, and compares with what restores find.
+    pub(super) async fn verify(&mut self) {
+        let depth = match self.rng.random_range(0..5) {
+            0 => Depth::Light,
+            1 => Depth::Sample(0.3),
+            _ => Depth::Full,
+        };
+        let repository = self.open().await;
+        let outlook = outlook(&repository, &cluster(), &Policy::default(), Timestamp::now())
+            .boxed_local()
+            .await
+            .unwrap();
+        let options = VerifyOptions { backup: None, depth, host: String::new(), agent: String::new() };
+        let check = Arc::new(Anything);
+        let report =
+            verify(&repository, &cluster(), &outlook.decisions, check, &options).boxed_local().await.unwrap();
+        self.journal.note(format!("verify {depth:?}: {} findings", report.found));
+        // The segments are no real ones, and holes in the WAL are what expiry leaves between backups.
+        let objects = report.findings.iter().filter(|f| f.kind != "gap" && !f.object.contains("/wal/"));
+        let (mut packs, mut manifests) = (BTreeSet::new(), BTreeSet::new());
+        for finding in objects {
+            let key: Key = finding.object.parse().unwrap();
+            match self.paths.parse(&key) {
+                Some(ClusterObject::Pack(owner, n)) => drop(packs.insert((owner, n))),
+                Some(ClusterObject::Manifest(id)) => drop(manifests.insert(id)),
+                other => panic!("{other:?}: {finding:?}"),
+            }
+        }
+        assert!(packs.is_subset(&self.damaged), "found {packs:?}, damaged are {:?}", self.damaged);
+        let broken = self.made.iter().filter(|(_, made)| made.manifest != Readable::All);
+        assert_eq!(manifests, broken.map(|(id, _)| *id).collect(), "manifests");
+        self.condemned.extend(&packs);
+        if depth == Depth::Full {
+            let ids: Vec<BackupId> = self.made.keys().copied().collect();
+            for id in ids {
+                let Some(error) = self.restore(id).boxed_local().await else { continue };
+                let (RepoError::Corrupt { key, .. } | RepoError::NotFound { key, .. }) = &error else {
+                    panic!("{error}")
+                };
+                let found = match self.paths.parse(key) {
+                    Some(ClusterObject::Pack(owner, n)) => packs.contains(&(owner, n)),
+                    Some(ClusterObject::Manifest(id)) => manifests.contains(&id),
+                    _ => false,
+                };
+                assert!(found, "{id} does not restore ({error}), and verify found {packs:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Which backups must stay and which WAL, in the plainest words: what expiry is held against.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Span, Timestamp};
+use rand::Rng;
+use rand::rngs::StdRng;
+use walpoint_base::BackupId;
+
+use crate::backup::Intent;
+use crate::retention::{Policy, Rule};
+
+/// The label that has a rule of its own.
+pub(super) const LABEL: &str = "pre-deploy";
+
+/// A retention, in numbers and in hours.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Keep {
+    pub(super) count: Option<u32>,
+    pub(super) age: Option<i64>,
+    pub(super) window: Option<i64>,
+    pub(super) labelled: Option<u32>,
+    pub(super) max_age: Option<i64>,
+    pub(super) minimum: u32,
+}
+
+/// What retention looks at of a backup.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) id: BackupId,
+    pub(super) ended: Timestamp,
+    pub(super) label: String,
+}
+
+/// What becomes of backups.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Fates {
+    /// They stay with all WAL after them.
+    pub(super) onward: BTreeSet<BackupId>,
+    /// They stay with the WAL that makes them consistent.
+    pub(super) alone: BTreeSet<BackupId>,
+}
+
+/// Backups end at whole hours; what is cut is cut between.
+fn hours(n: i64) -> Span {
+    Span::new().hours(n).minutes(30)
+}
+
+impl Keep {
+    /// Any, for backups that are up to so many hours old. Nearly always one that drops something.
+    pub(super) fn random(rng: &mut StdRng, oldest: i64) -> Self {
+        let mut some = |share: f64| rng.random_bool(share).then(|| rng.random_range(0..=oldest));
+        let (age, window, max_age) = (some(0.25), some(0.25), some(0.15));
+        let count = rng.random_bool(0.6).then(|| rng.random_range(1..4));
+        let labelled = rng.random_bool(0.3).then(|| rng.random_range(1..3));
+        Self { count, age, window, labelled, max_age, minimum: rng.random_range(0..3) }
+    }
+
+    /// As the product has it.
+    pub(super) fn policy(&self) -> Policy {
+        let label = |count| (LABEL.to_owned(), Rule { count: Some(count), ..Rule::default() });
+        Policy {
+            rule: Rule { count: self.count, age: self.age.map(hours), ..Rule::default() },
+            labels: self.labelled.map(label).into_iter().collect(),
+            window: self.window.map(hours),
+            minimum: self.minimum,
+            max_age: self.max_age.map(hours),
+        }
+    }
+
+    /// Whether it drops anything.
+    pub(super) fn drops(&self) -> bool {
+        let Self { count, labelled, age, window, max_age, .. } = self;
+        count.or(*labelled).is_some() || age.or(*window).or(*max_age).is_some()
+    }
+
+    /// Decides, on one timeline. `held` are backups under a hold.
+    pub(super) fn decide(&self, backups: &[Candidate], held: &BTreeSet<BackupId>, now: Timestamp) -> Fates {
+        // Positions tell which one is newer, whatever clocks say; and nothing is older than what came before it.
+        let mut settled = backups.to_vec();
+        settled.sort_by_key(|b| (b.id.start(), b.ended, b.id));
+        let mut last = Timestamp::MIN;
+        for backup in &mut settled {
+            last = last.max(backup.ended);
+            backup.ended = last;
+        }
+        let mut newest_first: Vec<&Candidate> = settled.iter().collect();
+        newest_first.sort_by_key(|b| std::cmp::Reverse((b.ended, b.id.start(), b.id)));
+        let after = |backup: &Candidate, span: i64| {
+            backup.ended > now - SignedDuration::from_hours(span) - SignedDuration::from_mins(30)
+        };
+        let own_rule = |backup: &Candidate| self.labelled.is_some() && backup.label == LABEL;
+        let general: Vec<&Candidate> = newest_first.iter().copied().filter(|b| !own_rule(b)).collect();
+        let take = |n: u32| usize::try_from(n).unwrap();
+
+        let (mut by_rule, mut by_label, mut by_window) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        by_rule.extend(general.iter().take(take(self.count.unwrap_or(0))).map(|b| b.id));
+        by_rule.extend(general.iter().filter(|b| self.age.is_some_and(|span| after(b, span))).map(|b| b.id));
+        if self.count.or(self.age.map(|_| 0)).or(self.window.map(|_| 0)).is_none() {
+            by_rule.extend(general.iter().map(|b| b.id));
+        }
+        let labelled = newest_first.iter().filter(|b| own_rule(b));
+        by_label.extend(labelled.take(take(self.labelled.unwrap_or(0))).map(|b| b.id));
+        if let Some(span) = self.window {
+            by_window.extend(general.iter().filter(|b| after(b, span)).map(|b| b.id));
+            if let Some(base) = general.iter().find(|b| !after(b, span)) {
+                by_window.insert(base.id);
+            } else {
+                // Nothing without a rule of its own reaches as far back: what is older than the oldest of them counts.
+                let oldest = general.last().map(|b| b.ended);
+                let older = newest_first.iter().filter(|b| oldest.is_none_or(|oldest| b.ended < oldest));
+                let (within, before): (Vec<&Candidate>, Vec<&Candidate>) =
+                    older.copied().partition(|b| after(b, span));
+                by_window.extend(within.iter().map(|b| b.id).chain(before.first().map(|b| b.id)));
+            }
+        }
+        let too_old = |id: &BackupId| {
+            let of = newest_first.iter().find(|b| b.id == *id);
+            self.max_age.is_some_and(|span| of.is_some_and(|b| !after(b, span)))
+        };
+        for ids in [&mut by_rule, &mut by_label, &mut by_window] {
+            ids.retain(|id| !too_old(id));
+        }
+        by_rule.extend(newest_first.iter().take(take(self.minimum.max(1))).map(|b| b.id));
+
+        let mut onward = if self.window.is_some() { by_window.clone() } else { by_rule.clone() };
+        if !self.drops() {
+            onward = backups.iter().map(|b| b.id).collect();
+        }
+        let all: BTreeSet<BackupId> =
+            [&by_rule, &by_label, &by_window, held, &onward].into_iter().flatten().copied().collect();
+        let mut stay = newest_first.iter().filter(|b| all.contains(&b.id));
+        if onward.is_empty() {
+            onward.extend(stay.next().map(|b| b.id));
+        }
+        let alone = newest_first.iter().map(|b| b.id).filter(|id| all.contains(id) && !onward.contains(id));
+        Fates { alone: alone.collect(), onward }
+    }
+}
+
+impl Fates {
+    /// Whether a backup stays.
+    pub(super) fn stays(&self, id: BackupId) -> bool {
+        self.onward.contains(&id) || self.alone.contains(&id)
+    }
+}
+
+/// Backups that unfinished ones may use: their parents, and what they took over.
+pub(super) fn built_on(unfinished: &BTreeMap<BackupId, Intent>) -> BTreeSet<BackupId> {
+    unfinished.values().flat_map(|intent| intent.parents.iter().chain(&intent.adopted)).copied().collect()
+}
