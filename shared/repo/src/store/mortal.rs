@@ -13,8 +13,8 @@ use futures_util::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    Attributes, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
 use super::Store;
@@ -85,6 +85,8 @@ impl fmt::Display for Mortal {
 impl ObjectStore for Mortal {
     async fn put_opts(&self, at: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let (inner, at) = (Arc::clone(&self.inner), at.clone());
+        // A directory knows no content types.
+        let opts = PutOptions { attributes: Attributes::new(), ..opts };
         self.request(async move { inner.put_opts(&at, payload, opts).await }).await
     }
 
