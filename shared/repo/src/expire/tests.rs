@@ -31,7 +31,7 @@ fn size() -> SegmentSize {
     SegmentSize::new(1 << 20).unwrap()
 }
 
-fn ago(hours: i64) -> Timestamp {
+pub(crate) fn ago(hours: i64) -> Timestamp {
     Timestamp::now() - SignedDuration::from_hours(hours)
 }
 
@@ -50,7 +50,7 @@ fn at_once(count: u32) -> ExpireOptions {
     ExpireOptions { grace: SignedDuration::ZERO, ..keep(count) }
 }
 
-fn intent(bed: &Bed, id: BackupId, started: Timestamp) -> Intent {
+pub(crate) fn intent(bed: &Bed, id: BackupId, started: Timestamp) -> Intent {
     Intent {
         id,
         lineage: bed.archive.lineage().id,
@@ -63,7 +63,7 @@ fn intent(bed: &Bed, id: BackupId, started: Timestamp) -> Intent {
     }
 }
 
-fn id(segment: u64, hours: i64) -> BackupId {
+pub(crate) fn id(segment: u64, hours: i64) -> BackupId {
     BackupId::new(ago(hours), FIRST, SegmentNo(segment).start(size()) + 40, u32::try_from(segment).unwrap())
 }
 
@@ -81,8 +81,6 @@ async fn begin(bed: &Bed, intent: Intent) -> BackupWriter {
 
 /// Its one file holds `content` again and again.
 async fn finish(bed: &Bed, writer: BackupWriter, content: u64, hours: i64) -> BackupId {
-    let (id, started) = (writer.id(), ago(hours));
-    let start = id.start();
     let mut lane = writer.lane();
     tokio::task::spawn_blocking(move || {
         let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: 0 };
@@ -94,6 +92,13 @@ async fn finish(bed: &Bed, writer: BackupWriter, content: u64, hours: i64) -> Ba
     })
     .await
     .unwrap();
+    publish(bed, writer, hours).await
+}
+
+/// Makes what was written a backup that ended so many hours ago.
+pub(crate) async fn publish(bed: &Bed, writer: BackupWriter, hours: i64) -> BackupId {
+    let (id, started) = (writer.id(), ago(hours));
+    let start = id.start();
     let lineage = bed.archive.lineage();
     let facts = BackupFacts {
         label: String::new(),
@@ -297,7 +302,12 @@ async fn a_backup_under_way_keeps_what_it_builds_on() {
     }
     assert_eq!(finished(&bed).await, [ids[0], ids[2], ids[4]]);
     assert!(keys(&bed).await.contains(backups.paths().intent(dead).as_str()));
-    all_is_well(&bed, &[ids[4]]).await;
+    all_is_well(&bed, &[ids[0], ids[2], ids[4]]).await;
+    assert_eq!(
+        segments(&bed).await,
+        [vec![5, 6], vec![25, 26], (45..100).collect()].concat(),
+        "what is listed is consistent"
+    );
     // Nobody came back for it within a week.
     age(&bed, &running.to_string(), 24 * 8).await;
     age(&bed, &dead.to_string(), 24 * 8).await;

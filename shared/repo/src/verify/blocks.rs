@@ -47,27 +47,30 @@ impl Run<'_> {
             let used =
                 manifest.packs.packs().iter().filter(|pack| pack.backup.0 == 0 && pack.live == pack.units);
             let own: Vec<(BackupId, u32)> = used.map(|pack| (id, pack.pack.0)).collect();
-            self.backup(id, &reader, &covered).await?;
-            covered.extend(own);
+            // Where its tables are damaged, some of its blocks were not read with it.
+            if self.backup(id, &reader, &covered).await? {
+                covered.extend(own);
+            }
         }
         Ok(())
     }
 
+    /// Reads what a backup refers to and is not covered; whether its tables led to all of it.
     async fn backup(
         &mut self,
         id: BackupId,
         reader: &BackupReader,
         covered: &BTreeSet<(BackupId, u32)>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let limits = WindowLimits { blocks: WINDOW, ..WindowLimits::default() };
         let mut windows = reader.windows(limits);
         let owners = &reader.manifest().backups;
         loop {
             let window = match windows.next().await {
                 Ok(Some(window)) => Arc::new(window),
-                Ok(None) => return Ok(()),
+                Ok(None) => return Ok(true),
                 // The tables themselves are damaged: where the rest of the files are is not known.
-                Err(error) => return self.unreadable(id, error),
+                Err(error) => return self.unreadable(id, error).map(|()| false),
             };
             let units = window.units_where(|_, _, _, at| {
                 let owner = owners.get(usize::from(at.frame.backup.0)).copied();

@@ -164,10 +164,12 @@ impl Run<'_> {
         });
     }
 
-    /// Announces packs that are damaged, those that were not announced before.
+    /// Announces packs that are damaged, those that were not announced as damaged before: that they are to be deleted may be
+    /// taken back.
     async fn condemn(&mut self) -> Result<()> {
         let known = self.backups.condemned().await?;
-        let known: Vec<&CondemnedPacks> = known.iter().flat_map(|one| &one.condemned.packs).collect();
+        let known = known.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+        let known: Vec<&CondemnedPacks> = known.flat_map(|one| &one.condemned.packs).collect();
         let new = self.damaged.iter().filter(|(owner, pack)| {
             !known.iter().any(|packs| packs.names(*owner, crate::backup::PackNo(*pack)))
         });

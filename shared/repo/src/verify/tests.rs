@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use walpoint_base::{SegmentNo, SegmentSize, TimelineId};
 
 use super::*;
+use crate::backup::{Attributes, BlockSize, INLINE_BLOCKS, Intent, PackLimits, WriteOptions};
 use crate::expire::outlook;
-use crate::expire::tests::{cluster, keys, world};
+use crate::expire::tests::{ago, cluster, id, intent, keys, publish, world};
 use crate::index::tests::Bed;
 use crate::layout::ClusterPaths;
 use crate::retention::Policy;
@@ -168,6 +169,104 @@ async fn every_bit_is_read() {
     let condemned =
         bed.archive.repository().store().list_all(&ClusterPaths::new(&cluster()).all()).await.unwrap();
     assert!(condemned.iter().any(|entry| entry.key.as_str().contains("/condemned/")));
+}
+
+/// A backup of files that fill some packs and whose entries differ from those of other times. The files are so short that
+/// their blocks are listed in their entries: nothing of the tables is shared.
+async fn of_noise(bed: &Bed, segment: u64, hours: i64, parents: &[BackupId]) -> BackupId {
+    let mut noise = vec![0; 1_000_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let intent = Intent { parents: parents.to_vec(), ..intent(bed, id(segment, hours), ago(hours)) };
+    let options =
+        WriteOptions { packs: PackLimits { pack: 300_000, in_flight: 700_000 }, ..WriteOptions::default() };
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let writer = backups.begin(intent, BlockSize::new(8192).unwrap(), &options).await.unwrap();
+    let mut lane = writer.lane();
+    tokio::task::spawn_blocking(move || {
+        let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: hours };
+        lane.directory(TablePath::data("").unwrap(), attributes).unwrap();
+        for (n, noise) in noise.chunks(usize::try_from(INLINE_BLOCKS).unwrap() * 8192).enumerate() {
+            let mut file = lane.file(TablePath::data(format!("noise{n}")).unwrap());
+            file.write(noise).unwrap();
+            file.finish(attributes).unwrap();
+        }
+        lane.finish().unwrap();
+    })
+    .await
+    .unwrap();
+    publish(bed, writer, hours).await
+}
+
+/// Where a backup's tables are damaged, what others share with it is read with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_tables_hide_no_damaged_block() {
+    let (bed, _) = world().await;
+    let first = of_noise(&bed, 60, 3, &[]).await;
+    let second = of_noise(&bed, 70, 2, &[first]).await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    assert_eq!(backups.open(second).await.unwrap().manifest().backups, [second, first]);
+    let packs: Vec<String> = keys(&bed)
+        .await
+        .into_iter()
+        .filter(|key| key.contains(&format!("{first}/")) && key.ends_with(".pack"))
+        .collect();
+    let flip = |key: &str| {
+        let file = path(&bed, key);
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        replace(&file, &bytes);
+    };
+    let mut tables = Vec::new();
+    for pack in &packs {
+        flip(pack);
+        let report = run(&bed, Depth::Full).await;
+        assert_eq!(of_packs(&report), [("damaged", pack.clone())]);
+        if report.notes.iter().any(|note| note.contains(&format!("the rest of backup {first}"))) {
+            tables.push(pack.clone());
+        }
+        flip(pack);
+    }
+    assert!(tables.len() == 1 && packs.len() > 2, "{tables:?} of {packs:?}");
+    flip(&tables[0]);
+    for pack in packs.iter().filter(|pack| !tables.contains(pack)) {
+        flip(pack);
+        let mut found = of_packs(&run(&bed, Depth::Full).await);
+        found.sort();
+        let mut both = [("damaged", pack.clone()), ("damaged", tables[0].clone())];
+        both.sort();
+        assert_eq!(found, both);
+        flip(pack);
+    }
+}
+
+/// That a pack is to be deleted may be taken back; that it is damaged stays known.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_deleted_is_condemned_for_its_damage_too() {
+    let (bed, ids) = world().await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let packs = vec![CondemnedPacks::all_of(ids[1])];
+    let expired = Condemned {
+        written: Timestamp::now(),
+        host: String::new(),
+        agent: String::new(),
+        reason: CondemnedReason::Expired,
+        backups: Vec::new(),
+        packs,
+        wal: Vec::new(),
+    };
+    backups.condemn(&expired).await.unwrap();
+    let file = path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str());
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes.pop();
+    replace(&file, &bytes);
+    for _ in 0..2 {
+        run(&bed, Depth::Light).await;
+        let condemned = backups.condemned().await.unwrap();
+        let damaged = condemned.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+        let named: Vec<&CondemnedPacks> = damaged.flat_map(|one| &one.condemned.packs).collect();
+        assert_eq!(named, [&CondemnedPacks { backup: ids[1], first: 0, count: 1 }]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
