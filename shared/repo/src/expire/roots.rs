@@ -26,11 +26,9 @@ pub(super) async fn of(
     notes: &mut Vec<String>,
 ) -> Result<Roots> {
     let mut roots = Roots::default();
-    let mut manifests: BTreeSet<BackupId> =
-        decisions.iter().filter(|decision| decision.stays()).map(|decision| decision.backup.id).collect();
-    for unfinished in &gathered.unfinished {
-        add_unfinished(gathered, unfinished.id, &mut roots, &mut manifests, notes);
-    }
+    let spared = spared(gathered, &mut roots, notes);
+    let mut manifests = spared.clone();
+    manifests.extend(decisions.iter().filter(|decision| decision.stays()).map(|decision| decision.backup.id));
     for id in &gathered.unreadable {
         roots.keep_backup(*id);
         roots.keep_packs_until(*id);
@@ -46,10 +44,19 @@ pub(super) async fn of(
     roots.know(gathered.unreadable.iter().copied());
     add_manifests(backups, &manifests, &mut roots, notes).await?;
     for facts in &gathered.lineages {
-        let need = wal(gathered, facts, decisions);
+        let need = wal(gathered, facts, decisions, &spared);
         roots.keep_wal(facts.lineage.id, facts.lineage.segment_size, need);
     }
     Ok(roots)
+}
+
+/// The finished backups that stay as long as unfinished ones may use them.
+fn spared(gathered: &Gathered, roots: &mut Roots, notes: &mut Vec<String>) -> BTreeSet<BackupId> {
+    let mut spared = BTreeSet::new();
+    for unfinished in &gathered.unfinished {
+        add_unfinished(gathered, unfinished.id, roots, &mut spared, notes);
+    }
+    spared
 }
 
 /// What an unfinished backup may use: its own, its parents', and all that it adopted, with what those use.
@@ -125,10 +132,17 @@ async fn add_manifests(
 
 /// The WAL that is needed of each lineage.
 pub(super) fn wal_of_all(gathered: &Gathered, decisions: &[Decision]) -> Vec<(LineageId, WalNeed)> {
-    gathered.lineages.iter().map(|facts| (facts.lineage.id, wal(gathered, facts, decisions))).collect()
+    let spared = spared(gathered, &mut Roots::default(), &mut Vec::new());
+    let wal = |facts: &LineageFacts| (facts.lineage.id, wal(gathered, facts, decisions, &spared));
+    gathered.lineages.iter().map(wal).collect()
 }
 
-fn wal(gathered: &Gathered, facts: &LineageFacts, decisions: &[Decision]) -> WalNeed {
+fn wal(
+    gathered: &Gathered,
+    facts: &LineageFacts,
+    decisions: &[Decision],
+    spared: &BTreeSet<BackupId>,
+) -> WalNeed {
     let LineageFacts { lineage, graph, known } = facts;
     // What a backup needs whose manifest cannot be read is not known, nor how timelines hang together.
     if !known || gathered.has_unreadable() {
@@ -138,7 +152,10 @@ fn wal(gathered: &Gathered, facts: &LineageFacts, decisions: &[Decision]) -> Wal
         let here = decisions.iter().filter(|d| d.verdict == verdict && d.backup.lineage == lineage.id);
         here.map(|decision| decision.backup.clone()).collect()
     };
-    let (mut onward, alone) = (of(Verdict::Onward), of(Verdict::Alone));
+    let (mut onward, mut alone) = (of(Verdict::Onward), of(Verdict::Alone));
+    // What is listed can be restored, for whatever reason it is still there.
+    let dropped = of(Verdict::Drop).into_iter();
+    alone.extend(dropped.filter(|backup| spared.contains(&backup.id)));
     let running = gathered.unfinished.iter();
     let here = running.filter(|u| u.intent.as_ref().is_none_or(|intent| intent.lineage == lineage.id));
     let unfinished: Vec<BackupId> = here.map(|u| u.id).collect();

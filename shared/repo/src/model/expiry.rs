@@ -107,6 +107,7 @@ impl World {
         let mut unfinished = self.unfinished.clone();
         unfinished.retain(|id, _| !expectation.dead.contains(id));
         let used = built_on(&unfinished);
+        let spared: BTreeSet<BackupId> = all.intersection(&used).copied().collect();
         expectation.may_go = all.into_iter().filter(|id| !fates.stays(*id) && !used.contains(id)).collect();
         if self.made.values().all(|made| made.manifest != Readable::Nothing) {
             let needed = |n: &u64| {
@@ -116,7 +117,8 @@ impl World {
                         .any(|(a, b)| (a..=b).contains(n) || onward && *n >= a)
                 };
                 let running = |id: &BackupId| *n >= SegmentNo::of(id.start(), segment_size()).0;
-                of(&fates.onward, true) || of(&fates.alone, false) || unfinished.keys().any(running)
+                let listed = of(&fates.onward, true) || of(&fates.alone, false) || of(&spared, false);
+                listed || unfinished.keys().any(running)
             };
             expectation.wal = Some(self.wal.iter().copied().filter(needed).collect());
         }
