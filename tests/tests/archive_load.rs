@@ -143,6 +143,24 @@ fn bounded(size: u32, mb: u32, store: &dyn Fn() -> Store) {
     assert_eq!(daemon.stop(), 0);
 }
 
+/// A6: what a daemon indexes from what it stored is what the headers of the stored segments say.
+#[test]
+fn the_index_says_what_the_segments_say() {
+    for store in Store::all_good() {
+        let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), store);
+        let ready = backlog(&mut bed, 80);
+        let daemon = bed.agent.daemon();
+        drain(&bed.cluster, &bed.agent.archive_command(), ready.last().unwrap());
+        let archive = bed.archive();
+        // It is written for every 32 segments, after they are acknowledged.
+        wait::until_true(LONG, "two steps are indexed", || archive.indexed().len() >= 64);
+        for (indexed, own) in archive.indexed() {
+            assert_eq!(Some(indexed), own);
+        }
+        assert_eq!(daemon.stop(), 0);
+    }
+}
+
 /// A9: a store behind a slow line, then one that drops connections.
 #[test]
 fn a_slow_or_broken_line_slows_archiving_down_and_nothing_else() {

@@ -53,7 +53,7 @@ fn judge(status: ExitStatus) -> Ended {
             _ => Ended::Broken(format!("archive-agent push ended with exit status {code}")),
         },
         (None, Some(signal)) => Ended::Broken(format!(
-            "archive-agent push was ended by signal {signal}; HINT: 6 and 9 mean that memory was short: start the daemon \
+            "archive-agent push was ended by signal {signal}; HINT: 6 and 9 often mean that memory was short: start the daemon \
              (archive-agent run), or raise the limit"
         )),
         (None, None) => Ended::Broken(format!("archive-agent push ended with {status}")),

@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use walpoint_base::{SegmentNo, TimelineId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+use walpoint_repo::index::{SegmentEntry, TimelineIndex, gather};
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::repository::{NewLineage, Repository};
 use walpoint_repo::store::StoreSettings;
@@ -88,6 +90,19 @@ impl Archive {
     pub(crate) fn get(&self, file: &str) -> Option<Vec<u8>> {
         let found = self.runtime.block_on(self.archive.get(file.parse().unwrap()));
         found.unwrap_or_else(|error| panic!("{file}: {error}")).map(|file| file.content)
+    }
+
+    /// What the index says of each segment of the first timeline that it knows, and what the segment's own header says.
+    pub(crate) fn indexed(&self) -> Vec<(SegmentEntry, Option<SegmentEntry>)> {
+        let (archive, timeline) = (&self.archive, TimelineId::FIRST);
+        self.runtime.block_on(async {
+            let index = TimelineIndex::load(archive, timeline).await.unwrap();
+            assert_eq!(index.sealed_through(), None, "only open groups are looked at here");
+            let all = gather::list(archive, timeline, SegmentNo(0), SegmentNo(u64::MAX), usize::MAX);
+            let own = gather::entries(archive, timeline, all.await.unwrap().0).await.unwrap();
+            let known = index.open_groups().flat_map(|group| group.iter());
+            known.map(|(number, entry)| (*entry, own.get(&number).copied())).collect()
+        })
     }
 }
 
