@@ -6,6 +6,7 @@
 //! | [`read`] | reading a file of `pg_wal` as one state of it |
 //! | [`check`] | whether a file is this cluster's and sound |
 //! | [`prepare`] | a file read, checked and sealed from the same bytes |
+//! | [`room`] | the memory for what is sealed |
 //! | [`target`] | one repository of a cluster, opened when needed |
 //! | [`upload`] | one file into every repository, within the limits of memory and processors |
 //! | [`stored`] | what is known to be durable |
@@ -26,6 +27,7 @@ pub(crate) mod prepare;
 pub(crate) mod push;
 pub(crate) mod read;
 pub(crate) mod ready;
+pub(crate) mod room;
 pub(crate) mod serve;
 pub(crate) mod socket;
 pub(crate) mod stored;

@@ -14,6 +14,7 @@ use walpoint_repo::wal::{Content, Place, SealedSegment, SegmentSealer, WalArchiv
 
 use super::check::{self, CheckError, Verdict};
 use super::read::OpenFile;
+use super::room::Room;
 
 /// A file is read again when it turns out to be damaged, or to belong elsewhere than under its name. More often it only is
 /// if somebody writes to it.
@@ -37,6 +38,9 @@ pub(crate) enum PrepareError {
     /// It could not be sealed.
     #[error(transparent)]
     Seal(#[from] RepoError),
+    /// It compresses less than was expected, and others use the memory.
+    #[error("there is not enough memory for it")]
+    NoRoom,
 }
 
 impl From<WalError> for PrepareError {
@@ -45,20 +49,21 @@ impl From<WalError> for PrepareError {
     }
 }
 
-/// Prepares a file for these archives; for none, it is only checked. Blocks, and keeps a core busy.
+/// Prepares a file for these archives; for none, it is only checked. What is sealed is held in `room`. Blocks, and keeps a
+/// core busy.
 pub(crate) fn prepare(
     file: &OpenFile,
     name: WalFileName,
     cluster: &Identity,
     accept_damaged: bool,
     archives: &[WalArchive],
-    buffer: &mut [u8],
+    room: &mut Room,
 ) -> Result<Prepared, PrepareError> {
     let content = file.content().map_err(CheckError::from)?;
     match name {
         WalFileName::Segment(segment) => {
             let job = Job { file, name: segment, cluster, archives, accept_damaged };
-            Ok(Prepared { sealed: job.run(buffer)?, content })
+            Ok(Prepared { sealed: job.run(&mut vec![0; SegmentSealer::PIECE], room)?, content })
         }
         _ => {
             let held = check::check_other(file, name, cluster)?;
@@ -76,10 +81,10 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn run(&self, buffer: &mut [u8]) -> Result<Vec<SealedSegment>, PrepareError> {
+    fn run(&self, buffer: &mut [u8], room: &mut Room) -> Result<Vec<SealedSegment>, PrepareError> {
         let (mut place, mut read_again) = (Place::Whole, false);
         for _ in 0..PASSES {
-            let (verdict, sealer) = self.pass(place, buffer)?;
+            let (verdict, sealer) = self.pass(place, buffer, room)?;
             let (facts, flags) = match verdict {
                 Ok(facts) => (facts, WalFlags { damaged: false }),
                 Err(error) if error.is_damage() && !read_again => {
@@ -113,6 +118,7 @@ impl Job<'_> {
         &self,
         place: Place,
         buffer: &mut [u8],
+        room: &mut Room,
     ) -> Result<(Result<SegmentFacts, WalError>, SegmentSealer), PrepareError> {
         let history = check::history_beside(self.file.path(), self.name.timeline);
         let mut sealer = SegmentSealer::new(self.archives, self.name, self.cluster.segment_size, place)?;
@@ -123,7 +129,13 @@ impl Job<'_> {
             if verdict.is_bad() && !self.accept_damaged {
                 return ControlFlow::Break(());
             }
-            sealed = sealer.add(piece);
+            // Before it is taken: a piece that does not compress stays as long as it is.
+            let most = sealer.held() + (piece.len() * self.archives.len()) as u64;
+            sealed = if room.hold(most) {
+                sealer.add(piece).map_err(Into::into)
+            } else {
+                Err(PrepareError::NoRoom)
+            };
             if sealed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         read.map_err(CheckError::from)?;

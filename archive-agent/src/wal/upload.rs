@@ -1,7 +1,7 @@
 //! One file of `pg_wal` into every repository of its cluster: read, checked, sealed, stored.
 //!
-//! Bytes in flight are limited: a segment waits for its share of memory before it is read, in the order in which it was
-//! asked for, which is PostgreSQL's, and gives back what it turns out not to need. Small files wait for nothing.
+//! Bytes in flight are limited ([`room`](super::room)): a segment waits for its share of memory before it is read, in the
+//! order in which it was asked for, which is PostgreSQL's. Small files wait for nothing.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -22,14 +22,8 @@ use walpoint_runtime::args::Selection;
 use super::check::{self, CheckError};
 use super::prepare::{PrepareError, Prepared, prepare};
 use super::read::{OpenFile, ReadError};
+use super::room::{Habit, ROOM, Room};
 use super::target::Target;
-
-/// Sealed bytes in flight at the same time, of all clusters together: one segment of the largest size that is one object,
-/// even if nothing in it compresses.
-const ROOM: usize = 32 << 20;
-
-/// What is left of the room, in bytes.
-static ROOM_LEFT: Semaphore = Semaphore::const_new(ROOM);
 
 /// A file up to this length needs no share of the room.
 const SMALL: u64 = 64 << 10;
@@ -74,6 +68,7 @@ impl From<PrepareError> for Trouble {
         match error {
             PrepareError::Check(error) => error.into(),
             PrepareError::Seal(error) => error.into(),
+            PrepareError::NoRoom => Self { text: error.to_string(), lasting: false },
         }
     }
 }
@@ -85,6 +80,8 @@ pub(crate) struct Uploader {
     targets: Vec<Target>,
     /// Segments at the same time.
     transfers: Semaphore,
+    /// What they take of the room.
+    habit: Habit,
 }
 
 impl Uploader {
@@ -98,6 +95,7 @@ impl Uploader {
             pgdata: pgdata.to_owned(),
             targets: selection.repositories.iter().map(target).collect(),
             transfers: Semaphore::new(settings.transfers),
+            habit: Habit::default(),
         }
     }
 
@@ -189,18 +187,20 @@ impl Uploader {
             let archives = join_all(group.iter().map(|target| target.archive(&file.cluster))).await;
             let open: Vec<WalArchive> =
                 archives.iter().filter_map(|opened| opened.as_ref().ok().cloned()).collect();
-            let mut share = match share.take() {
+            let share = match share.take() {
                 Some(share) => share,
-                None => self.share(unit, open.len().max(1)).await?,
+                None => self.share(file, unit, open.len().max(1)).await?,
             };
             // With no repository open it is still worth knowing what is wrong with the file.
-            let (identity, prepared) = self.prepare(file, open).await?;
+            let (identity, prepared, mut room) = self.prepare(file, open, share.room).await?;
             if stored.is_some_and(|before| before != identity) {
                 return Err(CheckError::from(ReadError::Changed { path: file.path.clone() }).into());
             }
             stored = Some(identity);
-            if !prepared.sealed.is_empty() {
-                share.keep(prepared.sealed.iter().map(SealedSegment::held).sum());
+            let held = prepared.sealed.iter().map(SealedSegment::held);
+            if let Some(most) = held.clone().max() {
+                self.habit.took(most);
+                room.keep(held.sum());
             }
             let mut sealed = prepared.sealed.into_iter();
             let mut attempts = Vec::with_capacity(group.len());
@@ -234,21 +234,39 @@ impl Uploader {
         }
     }
 
-    /// Reads, checks and seals a file for these archives.
+    /// Reads, checks and seals a file for these archives, in this share of the room or, if that cannot grow as needed, in one
+    /// that is as large as it may have to be.
     async fn prepare(
         &self,
         file: &Source,
         archives: Vec<WalArchive>,
-    ) -> Result<(FileIdentity, Prepared), Trouble> {
+        room: Room,
+    ) -> Result<(FileIdentity, Prepared, Room), Trouble> {
+        let most = room.most();
+        match Self::prepare_in(file, archives.clone(), room).await {
+            Err(PrepareError::NoRoom) => {
+                let room = Room::wait_for(most, most).await;
+                Ok(Self::prepare_in(file, archives, room).await?)
+            }
+            prepared => Ok(prepared?),
+        }
+    }
+
+    async fn prepare_in(
+        file: &Source,
+        archives: Vec<WalArchive>,
+        mut room: Room,
+    ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
         let Source { name, ref path, accept_damaged, cluster } = *file;
         let path = path.clone();
         let prepared = cpu::run(move || {
             let open = OpenFile::open(&path, name, cluster.segment_size.bytes()).map_err(CheckError::from)?;
-            let mut buffer = vec![0; SegmentSealer::PIECE];
-            let prepared = prepare(&open, name, &cluster, accept_damaged, &archives, &mut buffer)?;
-            Ok::<_, Trouble>((open.identity, prepared))
+            let prepared = prepare(&open, name, &cluster, accept_damaged, &archives, &mut room)?;
+            Ok((open.identity, prepared, room))
         });
-        prepared.await?
+        let broke =
+            |_| RepoError::Internal("a worker of the archiving broke; its panic is in the log".to_owned());
+        prepared.await.map_err(broke)?
     }
 
     /// What a file needs of the room for each repository, and for how many of them there is room at once.
@@ -261,15 +279,19 @@ impl Uploader {
         (unit, ROOM / unit)
     }
 
-    /// A share of the network, and of the memory that so many repositories need.
-    async fn share(&self, unit: usize, repositories: usize) -> Result<Share<'_>, Trouble> {
+    /// A share of the network, and of the memory that so many repositories probably need; `unit` is the most for one.
+    async fn share(&self, file: &Source, unit: usize, repositories: usize) -> Result<Share<'_>, Trouble> {
         if unit == 0 {
-            return Ok(Share(None));
+            return Ok(Share { _transfer: None, room: Room::unlimited() });
         }
         let transfer = self.transfers.acquire().await.map_err(Trouble::lasting)?;
-        let bytes = u32::try_from(unit.saturating_mul(repositories).min(ROOM)).map_err(Trouble::lasting)?;
-        let room = ROOM_LEFT.acquire_many(bytes).await.map_err(Trouble::lasting)?;
-        Ok(Share(Some((transfer, room))))
+        let expected = match file.name {
+            WalFileName::Segment(_) => self.habit.expects(unit),
+            _ => unit,
+        };
+        let room =
+            Room::wait_for(expected.saturating_mul(repositories), unit.saturating_mul(repositories)).await;
+        Ok(Share { _transfer: Some(transfer), room })
     }
 
     /// Stores in a repository that does not have to acknowledge. The acknowledgement waits for it only briefly, and after a
@@ -281,7 +303,7 @@ impl Uploader {
         }
         // It is not the repository's fault if there is no room: the clock starts after that.
         let (unit, _) = self.share_of(file, 1);
-        let problem = match self.share(unit, 1).await {
+        let problem = match self.share(file, unit, 1).await {
             Err(trouble) => trouble.text,
             Ok(share) => {
                 let targets = [target];
@@ -311,17 +333,10 @@ struct Source {
     cluster: Identity,
 }
 
-/// A share of the network and of the memory; nothing for a small file.
-struct Share<'a>(Option<(SemaphorePermit<'a>, SemaphorePermit<'static>)>);
-
-impl Share<'_> {
-    /// Gives back all of the memory but so many bytes.
-    fn keep(&mut self, bytes: u64) {
-        if let Some((_, room)) = &mut self.0 {
-            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-            drop(room.split(room.num_permits().saturating_sub(bytes)));
-        }
-    }
+/// A share of the network, unless it is for a small file, and of the memory.
+struct Share<'a> {
+    _transfer: Option<SemaphorePermit<'a>>,
+    room: Room,
 }
 
 /// The troubles of several repositories as one. What helps one may not help the other: as long as one may recover, it is

@@ -114,6 +114,15 @@ impl SegmentSealer {
         Ok(())
     }
 
+    /// How many bytes it keeps in memory so far, for all archives together.
+    pub fn held(&self) -> u64 {
+        let held = |sealing: &Sealing| match sealing {
+            Sealing::Object(sealer) => sealer.writer.object_len(),
+            Sealing::Parts(_) => 0,
+        };
+        self.sealing.iter().map(|(_, sealing)| held(sealing)).sum()
+    }
+
     /// The sealed segment for each archive, in their order, after the last piece. Facts of another cluster, or such as
     /// belong into another place than was expected, are refused.
     pub fn finish(self, facts: &Arc<SegmentFacts>, flags: WalFlags) -> Result<Vec<SealedSegment>> {
