@@ -24,7 +24,7 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if matches!(cli.command, Command::Run { .. }) {
+    if matches!(cli.command, Command::Run { .. } | Command::Backup(_)) {
         memory::give_back();
     }
     let mut logging = cli.common.clone();

@@ -12,10 +12,14 @@ use walpoint_repo::backup::BackupWriter;
 
 use super::copies::{Failures, Lanes};
 use super::reader::{Reader, Shared};
-use super::walk::{Found, Ground};
+use super::walk::{Found, Ground, Kind};
 
-/// Paths that wait for a reader.
-const QUEUE: usize = 256;
+/// Batches that wait for a reader.
+const QUEUE: usize = 8;
+/// A batch is handed on with so many paths, or with files of so many bytes: a reader is woken once for many small files, and
+/// one with a large file does not keep others waiting.
+const BATCH: usize = 64;
+const BATCH_BYTES: u64 = 1 << 20;
 /// How often the backup's session is asked whether it still lives.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often is looked whether so much was stored that it is worth a note, so that the next backup need not store it again
@@ -94,22 +98,37 @@ pub(crate) async fn note_progress(writers: &[BackupWriter], failures: &Failures,
     }
 }
 
-fn walk(ground: &Ground, shared: &Shared, sender: &SyncSender<Found>) -> anyhow::Result<()> {
+fn walk(ground: &Ground, shared: &Shared, sender: &SyncSender<Vec<Found>>) -> anyhow::Result<()> {
+    let hand_on = |batch| sender.send(batch).map_err(|_| anyhow!("all readers of the backup have ended"));
+    let (mut batch, mut bytes) = (Vec::with_capacity(BATCH), 0);
     ground.walk(&mut |found| {
         if shared.stop.is_cancelled() {
             return Err(anyhow!("the backup was stopped"));
         }
-        sender.send(found).map_err(|_| anyhow!("all readers of the backup have ended"))
-    })
+        if let Kind::File(occupied) = found.kind {
+            bytes += occupied;
+        }
+        batch.push(found);
+        if batch.len() < BATCH && bytes < BATCH_BYTES {
+            return Ok(());
+        }
+        bytes = 0;
+        hand_on(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)))
+    })?;
+    hand_on(batch)
 }
 
-fn read_all(shared: &Arc<Shared>, lanes: Lanes, receiver: &Mutex<Receiver<Found>>) -> anyhow::Result<()> {
+fn read_all(
+    shared: &Arc<Shared>,
+    lanes: Lanes,
+    receiver: &Mutex<Receiver<Vec<Found>>>,
+) -> anyhow::Result<()> {
     let mut reader = Reader::new(shared, lanes);
     loop {
-        // Released before the file is read.
+        // Released before the files are read.
         let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
         match next {
-            Ok(found) => reader.take(&found)?,
+            Ok(batch) => batch.iter().try_for_each(|found| reader.take(found))?,
             Err(_) => return reader.finish(),
         }
     }
