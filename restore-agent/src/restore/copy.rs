@@ -1,8 +1,8 @@
 //! Writing the files of a backup: windows of the file table, packs in parallel, every block checked before it is written.
 //!
-//! Memory is bounded by the window and by the bytes of packs in flight, whatever the size of the cluster. Files get their
-//! full length at once and only blocks that are not zero are written, so holes stay holes. Where files are kept, only what
-//! is wrong in them is read and written ([`compare`]). The disk begins to write at once; files are durable
+//! Memory is bounded by two windows, one that is written while the next one is prepared, and by the bytes of packs in flight,
+//! whatever the size of the cluster. Only blocks that are not zero are written, so holes stay holes. Where files are kept, only
+//! what is wrong in them is read and written ([`compare`]). The disk begins to write at once; files are durable
 //! when all windows are through ([`sync`](super::sync)). A crash leaves files of any content, which the marker of the restore
 //! declares void.
 
@@ -11,14 +11,14 @@ use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use rustix::fs::Advice;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use walpoint_pg::control::CONTROL_FILE;
-use walpoint_repo::backup::{BackupReader, Content, Entry, Part, TablePath, WindowLimits};
+use walpoint_repo::backup::{BackupReader, Content, Entry, PackUnit, Part, TablePath, Window, WindowLimits};
 use walpoint_repo::cpu;
 use walpoint_repo::plan::Signal;
 use walpoint_runtime::progress::Progress;
@@ -32,6 +32,10 @@ use super::sync::Filesystems;
 
 /// Bytes of packs that are held at the same time.
 const IN_FLIGHT: u64 = 64 << 20;
+
+/// Half a gigabyte of files: small enough that what only one thread does for a window is done while the last one is written,
+/// large enough that few packs are read for two of them.
+const WINDOW: WindowLimits = WindowLimits { blocks: 1 << 16, entries: 1 << 13 };
 
 /// The unit of the budget: a permit of the semaphore.
 const PERMIT: u64 = 4 << 10;
@@ -64,7 +68,7 @@ pub(crate) struct Copier {
     pub(crate) filesystems: Arc<Filesystems>,
 }
 
-/// A file of the current window, for the workers.
+/// A file of a window, for the workers.
 #[derive(Debug)]
 pub(crate) struct Target {
     /// Where it is.
@@ -73,17 +77,30 @@ pub(crate) struct Target {
     pub(crate) entry: Arc<Entry>,
     /// How many of its bytes were there before: any content.
     pub(crate) present: u64,
+    /// Who gets it.
+    owner: Option<Owner>,
+    /// How long it is so far; `None` before it is created. Of files that are there, or that other windows know too, the whole
+    /// length.
+    length: Mutex<Option<u64>>,
+}
+
+/// A window that is being written.
+struct Running {
+    window: Window,
+    targets: Arc<Vec<Option<Target>>>,
+    tasks: JoinSet<anyhow::Result<()>>,
 }
 
 impl Copier {
     /// Writes and syncs all files; directories are synced and get their modes at the end, innermost first.
     pub(crate) async fn copy(&self) -> anyhow::Result<Written> {
-        let mut windows = self.reader.windows(WindowLimits::default());
+        let mut windows = self.reader.windows(WINDOW);
         let budget = Arc::new(Semaphore::new(permits(IN_FLIGHT) as usize));
         let mut directories: Vec<(PathBuf, Arc<Entry>)> = Vec::new();
         let mut written = Written::default();
         // Of the file that goes on in the next window.
         let mut present = 0;
+        let mut before: Option<Running> = None;
         while let Some(window) = windows.next().await? {
             let targets = Arc::new(self.begin(window.parts(), &mut directories, present)?);
             present = targets.last().and_then(Option::as_ref).map_or(0, |target| target.present);
@@ -100,38 +117,15 @@ impl Copier {
                 while let Some(done) = tasks.try_join_next() {
                     done.context("a worker of the restore broke")??;
                 }
-                let (reader, targets, progress) =
-                    (self.reader.clone(), Arc::clone(&targets), self.progress.clone());
-                tasks.spawn(async move {
-                    let fetched = reader.fetch(&unit).await?;
-                    cpu::run(move || {
-                        let _in_flight = permit;
-                        let mut open: Option<OpenFile> = None;
-                        let scattered = reader.scatter::<anyhow::Error>(&unit, &fetched, |piece| {
-                            write(&targets, &mut open, piece.part, piece.offset, piece.bytes)?;
-                            progress.add(piece.bytes.len() as u64);
-                            Ok(())
-                        });
-                        if let Some(open) = open {
-                            open.begin_writeback();
-                        }
-                        scattered
-                    })
-                    .await?
-                });
+                tasks.spawn(self.write_unit(unit, &targets, permit));
             }
-            while let Some(done) = tasks.join_next().await {
-                done.context("a worker of the restore broke")??;
+            let running = Running { window, targets, tasks };
+            if let Some(before) = before.replace(running) {
+                written.files += self.end(before).await?;
             }
-            if !self.filesystems.at_once() {
-                self.sync_files(window.parts(), Arc::clone(&targets)).await?;
-            }
-            for (target, _) in targets.iter().zip(window.parts()).filter(|(_, part)| part.ends) {
-                let Some(target) = target else { continue };
-                written.files += 1;
-                close_off(target)
-                    .with_context(|| format!("{} cannot be completed", target.path.display()))?;
-            }
+        }
+        if let Some(last) = before {
+            written.files += self.end(last).await?;
         }
         let filesystems = Arc::clone(&self.filesystems);
         tokio::task::spawn_blocking(move || filesystems.sync())
@@ -147,7 +141,55 @@ impl Copier {
         Ok(written)
     }
 
-    /// Creates what begins in a window. The place of each part; `None` for what is not restored. `present`: of the file that
+    /// Fetches a unit and writes what is in it. Gives the permit back when it is through.
+    fn write_unit(
+        &self,
+        unit: PackUnit,
+        targets: &Arc<Vec<Option<Target>>>,
+        permit: OwnedSemaphorePermit,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        let (reader, targets, progress) = (self.reader.clone(), Arc::clone(targets), self.progress.clone());
+        async move {
+            let fetched = reader.fetch(&unit).await?;
+            cpu::run(move || {
+                let _in_flight = permit;
+                let mut open: Option<OpenFile> = None;
+                let scattered = reader.scatter::<anyhow::Error>(&unit, &fetched, |piece| {
+                    write(&targets, &mut open, piece.part, piece.offset, piece.bytes)?;
+                    progress.add(piece.bytes.len() as u64);
+                    Ok(())
+                });
+                if let Some(open) = open {
+                    open.begin_writeback();
+                }
+                scattered
+            })
+            .await?
+        }
+    }
+
+    /// Waits until a window is written and completes the files that end in it; how many these are.
+    async fn end(&self, running: Running) -> anyhow::Result<u64> {
+        let Running { window, targets, mut tasks } = running;
+        while let Some(done) = tasks.join_next().await {
+            done.context("a worker of the restore broke")??;
+        }
+        for target in targets.iter().flatten() {
+            target.lengthen().with_context(|| format!("{} cannot be completed", target.path.display()))?;
+        }
+        if !self.filesystems.at_once() {
+            self.sync_files(window.parts(), Arc::clone(&targets)).await?;
+        }
+        let mut files = 0;
+        for (target, _) in targets.iter().zip(window.parts()).filter(|(_, part)| part.ends) {
+            let Some(target) = target else { continue };
+            files += 1;
+            close_off(target).with_context(|| format!("{} cannot be completed", target.path.display()))?;
+        }
+        Ok(files)
+    }
+
+    /// Creates what begins in a window, but for files that are wholly in it: whoever writes to one first creates it. The place of each part; `None` for what is not restored. `present`: of the file that
     /// began in an earlier window.
     fn begin(
         &self,
@@ -162,6 +204,8 @@ impl Copier {
                 targets.push(None);
                 continue;
             };
+            let owner = self.owners.of(entry.attributes.uid, entry.attributes.gid);
+            let mut created = true;
             if part.begins {
                 if self.layout.is_stray(&entry.path, entry.content.is_directory()) {
                     bail!(
@@ -169,10 +213,13 @@ impl Copier {
                         entry.path
                     );
                 }
-                let owner = self.owners.of(entry.attributes.uid, entry.attributes.gid);
                 let kept = if self.delta { keep(&path, entry, owner) } else { Ok(None) };
                 present = match kept.with_context(|| format!("{} cannot be repaired", path.display()))? {
                     Some(present) => present,
+                    None if part.ends && matches!(entry.content, Content::File(_)) => {
+                        created = false;
+                        0
+                    }
                     None => create(&path, entry, &self.layout, owner)
                         .with_context(|| format!("{} cannot be created", path.display()))
                         .map(|()| 0)?,
@@ -181,8 +228,13 @@ impl Copier {
                     directories.push((path.clone(), Arc::clone(entry)));
                 }
             }
-            let file = matches!(entry.content, Content::File(_));
-            targets.push(file.then(|| Target { path, entry: Arc::clone(entry), present }));
+            targets.push(match &entry.content {
+                Content::File(content) => {
+                    let length = Mutex::new(created.then_some(content.length));
+                    Some(Target { path, entry: Arc::clone(entry), present, owner, length })
+                }
+                _ => None,
+            });
         }
         Ok(targets)
     }
@@ -249,6 +301,38 @@ fn permits(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(PERMIT)).unwrap_or(u32::MAX).max(1)
 }
 
+impl Target {
+    /// Opens it for writing; creates it if it is not there yet.
+    fn open(&self) -> anyhow::Result<File> {
+        let mut length = self.length.lock().unwrap_or_else(PoisonError::into_inner);
+        if length.is_some() {
+            return Ok(OpenOptions::new().write(true).custom_flags(NOFOLLOW).open(&self.path)?);
+        }
+        let file = create_file(&self.path, &self.entry, self.owner)?;
+        *length = Some(0);
+        Ok(file)
+    }
+
+    /// Remembers that it was written up to there.
+    fn reaches(&self, end: u64) {
+        let mut length = self.length.lock().unwrap_or_else(PoisonError::into_inner);
+        *length = (*length).max(Some(end));
+    }
+
+    /// Creates it if nothing was written to it, and makes it as long as it shall be: what is zero at its end is not written.
+    fn lengthen(&self) -> anyhow::Result<()> {
+        let Content::File(content) = &self.entry.content else { return Ok(()) };
+        let length = *self.length.lock().unwrap_or_else(PoisonError::into_inner);
+        if length.is_none_or(|length| length < content.length) {
+            let file = self.open()?;
+            if content.length > 0 {
+                file.set_len(content.length)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The file of the last piece, and what was written to it without a break.
 struct OpenFile {
     part: usize,
@@ -287,15 +371,12 @@ fn write(
             if let Some(last) = open.take() {
                 last.begin_writeback();
             }
-            let file = OpenOptions::new()
-                .write(true)
-                .custom_flags(NOFOLLOW)
-                .open(&target.path)
-                .with_context(told)?;
+            let file = target.open().with_context(told)?;
             open.insert(OpenFile { part, file, from: offset, to: offset })
         }
     };
     file.file.write_all_at(bytes, offset).with_context(told)?;
+    target.reaches(offset + bytes.len() as u64);
     if file.to != offset {
         file.begin_writeback();
         file.from = offset;
@@ -333,16 +414,10 @@ fn keep(path: &Path, entry: &Entry, owner: Option<Owner>) -> std::io::Result<Opt
 fn create(path: &Path, entry: &Entry, layout: &Layout, owner: Option<Owner>) -> anyhow::Result<()> {
     match &entry.content {
         Content::File(content) => {
-            let file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .custom_flags(NOFOLLOW)
-                .open(path)?;
+            let file = create_file(path, entry, owner)?;
             if content.length > 0 {
                 file.set_len(content.length)?;
             }
-            give(&file, entry, owner)?;
         }
         Content::Directory | Content::LinkedDirectory { .. } => match layout.spot(&entry.path) {
             Spot::Inside => make_directory(path)?,
@@ -359,6 +434,17 @@ fn create(path: &Path, entry: &Entry, layout: &Layout, owner: Option<Owner>) -> 
         Content::Link { target } => symlink(Path::new(std::ffi::OsStr::from_bytes(target)), path)?,
     }
     Ok(())
+}
+
+/// Creates an empty file where nothing is.
+fn create_file(path: &Path, entry: &Entry, owner: Option<Owner>) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(OURS).custom_flags(NOFOLLOW);
+    let file = options.open(path)?;
+    if owner.is_some() || mode(entry) | OURS != OURS {
+        give(&file, entry, owner)?;
+    }
+    Ok(file)
 }
 
 /// Creates a directory that only we can write to until it gets its own mode; a root of the layout may be there already.
