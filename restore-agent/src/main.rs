@@ -18,6 +18,10 @@ use walpoint_runtime::{exit, logs, memory, pages};
 
 use cli::{Cli, Command};
 
+/// The prefetcher's place behind PostgreSQL, as in nice(1): on a machine with few cores fetching ahead would hold up the
+/// replay. When PostgreSQL waits for a segment, its core is free.
+const GIVE_WAY: i32 = 5;
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     guarded(cli::is_restore_command(&arguments), || run(&arguments))
@@ -37,6 +41,11 @@ fn run(arguments: &[OsString]) -> ExitCode {
     logs::start(&cli.common);
     if matches!(cli.command, Command::Prefetch(_) | Command::Restore(_)) {
         memory::give_back();
+    }
+    if matches!(cli.command, Command::Prefetch(_))
+        && let Err(error) = rustix::process::setpriority_process(None, GIVE_WAY)
+    {
+        tracing::debug!("it runs beside PostgreSQL with the same priority: {error}");
     }
     let fetching = matches!(cli.command, Command::Fetch(_));
     // One file needs no threads of its own, and a machine that has none to give gets an answer all the same.
