@@ -84,7 +84,7 @@ pub const READY: &str = "READY";
 /// An idle daemon settles for so long before its memory is read.
 const SETTLE: Duration = Duration::from_millis(1000);
 
-/// And for so long after the work, until it has given back what it needed for that.
+/// And for so long after archiving, until it has given back what it needed for that.
 const REST: Duration = Duration::from_millis(5000);
 
 /// A daemon becomes ready within this.
@@ -204,7 +204,8 @@ impl Driver {
                 drop(done);
                 guard.join().expect("the guard");
                 if let Some(daemon) = &self.daemon {
-                    std::thread::sleep(REST);
+                    let archived = matches!(self.order.work, Work::Archive { .. });
+                    std::thread::sleep(if archived { REST } else { SETTLE });
                     report.idle = Some((idle_before, processes::resident(daemon.id())));
                 }
                 report.memory = watch.stop();

@@ -46,3 +46,8 @@ pub fn describe() -> String {
         kernel.trim()
     )
 }
+
+/// How the machine was prepared for measuring, if whoever did so (`bench/steady.sh`) tells.
+pub fn prepared() -> Option<String> {
+    std::env::var("WALPOINT_BENCH_PREPARED").ok().filter(|text| !text.is_empty())
+}

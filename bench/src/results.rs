@@ -57,6 +57,9 @@ fn conditions(text: &mut String, plan: &Plan, data: &Data, outcome: &Outcome, lo
         ),
     );
     put(text, format_args!("| machine | {} |\n", machine::describe()));
+    if let Some(prepared) = machine::prepared() {
+        put(text, format_args!("| prepared | {prepared} |\n"));
+    }
     let state = if load_before > 0.5 { "; **others used the machine**" } else { "" };
     put(text, format_args!("| load average before | {load_before:.2}{state} |\n"));
     let phases: Vec<String> = data
