@@ -277,6 +277,31 @@ fn two_clusters_at_full_speed_share_one_daemons_memory() {
     assert_eq!(daemon.stop(), 0);
 }
 
+/// Promise 9: a segment that compresses less than those before it takes more memory than it began with, or begins anew with
+/// all that it may take; either way it is stored, within the bounds.
+#[test]
+fn wal_that_compresses_less_than_what_came_before_it_stays_within_the_bounds() {
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(16), Store::s3());
+    bed.agent.env.push(("WALPOINT_LOG".to_owned(), "debug".to_owned()));
+    bed.cluster.set("archive_command", "false");
+    hold_wal(&bed.cluster);
+    bed.cluster.start();
+    bed.cluster.psql(
+        "do $$ begin
+           for i in 1..96 loop perform pg_logical_emit_message(false, 'x', repeat('x', 1048576)); end loop;
+         end $$",
+    );
+    bed.cluster.switch_wal();
+    noise(&bed.cluster, 160);
+    let ready = bed.ready();
+    let daemon = bed.agent.daemon();
+    let took = drain(&bed.cluster, &bed.agent.archive_command(), ready.last().unwrap());
+    within_bounds(&daemon, &format!("{} segments in {took:?}", ready.len()));
+    assert!(daemon.log().contains("begun anew with more memory"), "{}", daemon.log());
+    assert!(compare(&bed.archive(), &bed.cluster.wal_dir()) >= ready.len());
+    assert_eq!(daemon.stop(), 0);
+}
+
 /// A6: a daemon that hardly gets a core makes progress all the same.
 #[test]
 fn a_starving_core_only_makes_it_slower() {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Bytes in all: one segment of the largest size that is one object, in two repositories, even if nothing in it compresses.
+/// Bytes in all: one segment of the largest size that is one object, even if nothing in it compresses.
 pub(crate) const ROOM: usize = 32 << 20;
 
 /// What is left of them.

@@ -189,7 +189,7 @@ impl Uploader {
                 archives.iter().filter_map(|opened| opened.as_ref().ok().cloned()).collect();
             let share = match share.take() {
                 Some(share) => share,
-                None => self.share(file, unit, open.len().max(1)).await?,
+                None => self.share(unit, self.expected(file, unit), open.len().max(1)).await?,
             };
             // With no repository open it is still worth knowing what is wrong with the file.
             let (identity, prepared, mut room) = self.prepare(file, open, share.room).await?;
@@ -245,6 +245,7 @@ impl Uploader {
         let most = room.most();
         match Self::prepare_in(file, archives.clone(), room).await {
             Err(PrepareError::NoRoom) => {
+                tracing::debug!(file = %file.name, "it compresses less than those before it: begun anew with more memory");
                 let room = Room::wait_for(most, most).await;
                 Ok(Self::prepare_in(file, archives, room).await?)
             }
@@ -264,9 +265,7 @@ impl Uploader {
             let prepared = prepare(&open, name, &cluster, accept_damaged, &archives, &mut room)?;
             Ok((open.identity, prepared, room))
         });
-        let broke =
-            |_| RepoError::Internal("a worker of the archiving broke; its panic is in the log".to_owned());
-        prepared.await.map_err(broke)?
+        prepared.await?
     }
 
     /// What a file needs of the room for each repository, and for how many of them there is room at once.
@@ -279,18 +278,22 @@ impl Uploader {
         (unit, ROOM / unit)
     }
 
-    /// A share of the network, and of the memory that so many repositories probably need; `unit` is the most for one.
-    async fn share(&self, file: &Source, unit: usize, repositories: usize) -> Result<Share<'_>, Trouble> {
+    /// What a file will probably take of the `unit` that it takes at the most, in each repository.
+    fn expected(&self, file: &Source, unit: usize) -> usize {
+        match file.name {
+            WalFileName::Segment(_) => self.habit.expects(unit),
+            _ => unit,
+        }
+    }
+
+    /// A share of the network, and of the memory that so many repositories need: `expected` for each, `unit` at the most.
+    async fn share(&self, unit: usize, expected: usize, repositories: usize) -> Result<Share<'_>, Trouble> {
         if unit == 0 {
             return Ok(Share { _transfer: None, room: Room::unlimited() });
         }
         let transfer = self.transfers.acquire().await.map_err(Trouble::lasting)?;
-        let expected = match file.name {
-            WalFileName::Segment(_) => self.habit.expects(unit),
-            _ => unit,
-        };
-        let room =
-            Room::wait_for(expected.saturating_mul(repositories), unit.saturating_mul(repositories)).await;
+        let all = |bytes: usize| bytes.saturating_mul(repositories);
+        let room = Room::wait_for(all(expected), all(unit)).await;
         Ok(Share { _transfer: Some(transfer), room })
     }
 
@@ -301,9 +304,9 @@ impl Uploader {
             tracing::debug!(file = %file.name, repository = target.name(), "left out: the repository failed a moment ago");
             return;
         }
-        // It is not the repository's fault if there is no room: the clock starts after that.
+        // It is not the repository's fault if there is no room: the clock starts when there is as much as it may take.
         let (unit, _) = self.share_of(file, 1);
-        let problem = match self.share(file, unit, 1).await {
+        let problem = match self.share(unit, unit, 1).await {
             Err(trouble) => trouble.text,
             Ok(share) => {
                 let targets = [target];

@@ -189,8 +189,8 @@ impl Copier {
         Ok(files)
     }
 
-    /// Creates what begins in a window, but for files that are wholly in it: whoever writes to one first creates it. The place of each part; `None` for what is not restored. `present`: of the file that
-    /// began in an earlier window.
+    /// Creates what begins in a window, but for files that are wholly in it: whoever writes to one first creates it. The place
+    /// of each part; `None` for what is not restored. `present`: of the file that began in an earlier window.
     fn begin(
         &self,
         parts: &[Part],
