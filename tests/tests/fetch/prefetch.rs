@@ -245,6 +245,11 @@ fn memory_is_bounded() {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
         let peak: u64 = peak.trim_end_matches(" kB").trim().parse().unwrap();
         println!("{}: {} segments, peak {} MiB", store.url(), stored.len(), peak >> 10);
+        // The 17th field after the name: it comes after PostgreSQL.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let nice = stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse::<i32>().unwrap();
+        let own = rustix::process::getpriority_process(None).unwrap();
+        assert!(nice >= 5 && nice >= own, "nice {nice}, the test's own is {own}");
         assert!(stored.len() >= 12 && peak < 64 << 10, "{peak} kB over {} segments", stored.len());
     }
 }

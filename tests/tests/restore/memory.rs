@@ -1,6 +1,8 @@
 //! Promise 9: a restore's memory is bounded, whatever the size of the cluster.
 
-use std::fs;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::time::Duration;
 
 use walpoint_tests::archived::Archived;
@@ -9,8 +11,46 @@ use walpoint_tests::process::Background;
 use walpoint_tests::store::Store;
 use walpoint_tests::user;
 
-/// A cluster with more data than memory allowed and tens of thousands of files, restored into nothing and once more over what
-/// is damaged: never more than 128 MiB resident.
+/// What lies in the small files: nothing, zeros, bytes, bytes and zeros after them.
+fn small(n: u32) -> Vec<u8> {
+    match n % 4 {
+        0 => Vec::new(),
+        1 => vec![0; 9000],
+        2 => n.to_le_bytes().to_vec(),
+        _ => [vec![7; 8192], n.to_le_bytes().to_vec(), vec![0; 20_000]].concat(),
+    }
+}
+
+/// A block in a file that is a hole otherwise, every so many bytes: it spans windows of the restore.
+const APART: u64 = 16 << 20;
+
+fn block_of(n: u64) -> [u8; 8192] {
+    [u8::try_from(n % 250).unwrap() + 1; 8192]
+}
+
+/// What the restore made of the many files and of the file with the holes.
+fn compare(target: &Path, pgdata: &Path) {
+    for n in 0..20_000u32 {
+        let name = format!("many/{n}");
+        let file = target.join(&name);
+        assert!(fs::read(&file).unwrap() == small(n), "{name} differs");
+        let (mode, wanted) =
+            (fs::metadata(&file).unwrap().mode(), fs::metadata(pgdata.join(&name)).unwrap().mode());
+        assert_eq!(mode, wanted, "{name}");
+    }
+    let holes = File::open(target.join("holes")).unwrap();
+    let meta = holes.metadata().unwrap();
+    assert_eq!(meta.len(), 80 * APART);
+    assert!(meta.blocks() * 512 < 8 << 20, "{} bytes of it are there", meta.blocks() * 512);
+    for n in 0..80 {
+        let mut found = [0; 8192];
+        holes.read_exact_at(&mut found, n * APART).unwrap();
+        assert!(found == block_of(n), "block {n} differs");
+    }
+}
+
+/// A cluster with more data than memory allowed, tens of thousands of files, and one that is longer than a window, restored
+/// into nothing and once more over what is damaged: never more than 128 MiB resident, and all of it is what it was.
 fn stays_below_128_mib(store: Store) {
     let bed = Archived::start(Cluster::builder(), store);
     let pgdata = bed.cluster.pgdata();
@@ -30,7 +70,14 @@ fn stays_below_128_mib(store: Store) {
     }
     fs::create_dir(pgdata.join("many")).unwrap();
     for n in 0..20_000u32 {
-        fs::write(pgdata.join(format!("many/{n}")), n.to_le_bytes()).unwrap();
+        let file = pgdata.join(format!("many/{n}"));
+        fs::write(&file, small(n)).unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(if n % 3 == 0 { 0o640 } else { 0o600 })).unwrap();
+    }
+    let holes = File::create(pgdata.join("holes")).unwrap();
+    holes.set_len(80 * APART).unwrap();
+    for n in 0..80 {
+        holes.write_all_at(&block_of(n), n * APART).unwrap();
     }
     user::give_tree(pgdata);
     bed.backup();
@@ -46,10 +93,25 @@ fn stays_below_128_mib(store: Store) {
         assert!(highest > 0 && highest < 128 << 20, "{arguments:?}: {} MiB", highest >> 20);
     };
     watched(&[]);
+    compare(&target, pgdata);
     for n in 0..3 {
         fs::write(target.join(format!("noise{n}")), "damaged").unwrap();
     }
+    for n in 0..20_000u32 {
+        let file = target.join(format!("many/{n}"));
+        match n % 7 {
+            0 => fs::remove_file(file).unwrap(),
+            1 => fs::write(file, [9; 12_000]).unwrap(),
+            _ => {}
+        }
+    }
+    let holes = fs::OpenOptions::new().write(true).open(target.join("holes")).unwrap();
+    for n in [0, 31, 32, 33, 79] {
+        holes.write_all_at(&[0; 4096], n * APART).unwrap();
+        holes.write_all_at(&[3; 100], n * APART + 100_000).unwrap();
+    }
     watched(&["--delta"]);
+    compare(&target, pgdata);
     for n in 0..6 {
         let name = format!("noise{n}");
         assert!(
