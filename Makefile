@@ -16,7 +16,7 @@ help:
 	@echo "make test    install the servers the tests need, build, run all tests"
 	@echo "make soak    the long tests too"
 	@echo "make planted plant faults and show which test finds each"
-	@echo "make bench   measure beside other tools, write bench/RESULTS.md (40 minutes; ROWS=archive-s3,fetch-s3 for some)"
+	@echo "make bench   measure beside other tools, write bench/RESULTS.md (an hour; ROWS=archive-s3,fetch-s3 for some)"
 	@echo "make lint    format, clippy, documentation, dependencies, layers"
 	@echo "make clean   remove everything built"
 
@@ -79,12 +79,11 @@ endif
 planted: test-bed
 	tests/setup/planted-faults.sh
 
-# The peers are installed where that is possible; who is missing is named in the results.
-bench:
+# The peers are installed where that is possible; who is missing is named in the results. Ours is measured as it is released.
+bench: dist
 	@tests/setup/setup.sh --only pg15,weed,pgbackrest,barman
 	$(CARGO) build --release --workspace
-	docker/dist.sh --clients $(TARGET_DIR)/dist-clients
-	$(TARGET_DIR)/release/walpoint-bench run --released $(TARGET_DIR)/dist-clients $(if $(ROWS),--only $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
+	$(TARGET_DIR)/release/walpoint-bench run --released $(TARGET_DIR)/dist-out $(if $(ROWS),--only $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -2,17 +2,11 @@
 # Builds what is released: the four programs, linked statically, so that each is one file that runs on any Linux of this
 # processor. The same commit gives the same bytes in any directory, with the same compiler and C library, which BUILD names.
 #
-#   dist.sh OUT            leaves archive-agent, archive-push, restore-agent, restore-fetch, BUILD, LICENSE and SHA256SUMS in OUT
-#   dist.sh --clients OUT  leaves the two thin clients in OUT, which takes seconds
+#   dist.sh OUT  leaves archive-agent, archive-push, restore-agent, restore-fetch, BUILD, LICENSE and SHA256SUMS in OUT
 #
 # OUT is replaced at the end, at once: an interrupted build leaves what was there.
 set -euo pipefail
-clients=
-if [ "${1:-}" = --clients ]; then
-    clients=yes
-    shift
-fi
-[ $# -eq 1 ] || { echo "usage: dist.sh [--clients] OUT" >&2; exit 2; }
+[ $# -eq 1 ] || { echo "usage: dist.sh OUT" >&2; exit 2; }
 out=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
 
@@ -45,11 +39,8 @@ export SOURCE_DATE_EPOCH
 target_dir=${CARGO_TARGET_DIR:-target}/dist-build
 build() { "$CARGO" build --locked --profile dist --target "$host" --target-dir "$target_dir" "$@"; }
 build -p archive-push -p restore-fetch
-programs=(archive-push restore-fetch)
-if [ -z "$clients" ]; then
-    build -p archive-agent -p restore-agent
-    programs+=(archive-agent restore-agent)
-fi
+build -p archive-agent -p restore-agent
+programs=(archive-push restore-fetch archive-agent restore-agent)
 
 made=$out.made
 rm -rf "$made"
