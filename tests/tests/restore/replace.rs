@@ -13,7 +13,7 @@ use walpoint_tests::oracle::{self, Contents};
 use walpoint_tests::process;
 use walpoint_tests::store::Store;
 
-use crate::tree::contents;
+use crate::tree::{contents, differing};
 
 /// A stopped cluster with a tablespace and a pg_wal elsewhere, a backup of it, and what came after the backup.
 fn bed() -> (Archived, Contents, Contents) {
@@ -137,12 +137,16 @@ fn an_interrupted_replacement_is_finished_by_the_same_command() {
     cuts.extend((1..=8).map(|when| ("rename", when)));
     let mut interrupted = 0;
     for (call, when) in cuts {
+        interrupted += u32::from(killed(&restore, call, when) == 137);
+        let finished = || {
+            let unfinished = pgdata.join("walpoint-restore.json").exists();
+            !unfinished && pgdata.join("global/pg_control").exists() && !asides(&bed).is_empty()
+        };
         // One that was not killed in time has replaced it; another one would replace that.
-        if killed(&restore, call, when) == 137 {
-            interrupted += 1;
+        if !finished() {
             bed.agent.restore(&restore).expect_success();
         }
-        assert!(!pgdata.join("walpoint-restore.json").exists() && pgdata.join("global/pg_control").exists());
+        assert!(finished());
         let old = asides(&bed).pop().unwrap();
         let mut aside = contents(&old);
         aside.remove(Path::new("walpoint-aside.json"));
@@ -150,7 +154,7 @@ fn an_interrupted_replacement_is_finished_by_the_same_command() {
         let wal = fs::read_link(old.join("pg_wal")).unwrap();
         assert!(wal.is_dir() && wal != bed.place("wal"), "{call} {when}: {}", wal.display());
         aside.insert("pg_wal".into(), before[Path::new("pg_wal")].clone());
-        assert_eq!(aside, before, "{call} {when}");
+        assert!(aside == before, "{call} {when}: {:?}", differing(&aside, &before));
 
         let call = if call == "symlink" || call == "rename" { call } else { "fsync" };
         interrupted += u32::from(killed(&rollback, call, when) == 137);
@@ -160,7 +164,8 @@ fn an_interrupted_replacement_is_finished_by_the_same_command() {
             let told = bed.agent.restore(&rollback).expect_success().stdout;
             assert!(told.contains("is in place"), "{told}");
         }
-        assert_eq!(contents(&pgdata), before, "{call} {when}");
+        let now = contents(&pgdata);
+        assert!(now == before, "{call} {when}: {:?}", differing(&now, &before));
         for aside in asides(&bed) {
             remove_with_links(&aside);
         }

@@ -1,6 +1,6 @@
 //! What lies in a directory, for comparisons.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -62,4 +62,14 @@ pub(crate) fn contents(pgdata: &Path) -> BTreeMap<PathBuf, String> {
         }
     }
     found
+}
+
+/// What is not the same in two of them, and how.
+pub(crate) fn differing<'a>(
+    one: &'a BTreeMap<PathBuf, String>,
+    other: &'a BTreeMap<PathBuf, String>,
+) -> Vec<(&'a Path, [Option<&'a String>; 2])> {
+    let paths: BTreeSet<&PathBuf> = one.keys().chain(other.keys()).collect();
+    let both = paths.into_iter().map(|path| (path.as_path(), [one.get(path), other.get(path)]));
+    both.filter(|(_, [one, other])| one != other).collect()
 }
