@@ -9,12 +9,14 @@
 //! | `lookup` | files of the parent by their content |
 //! | `frames` | reading leaves in few requests |
 //! | `ledger` | which packs may be used |
+//! | `compaction` | which packs of the parent are emptied |
 //!
 //! What always holds: everything here is opened after the intent was created, which names it all. What is condemned, not
 //! found with its size, or damaged, counts as absent: it is stored again, and a note says so. Blocks are compared by hash at
 //! the same path and number, so it does not matter from which timeline, server or major version a parent comes.
 
 mod choice;
+mod compaction;
 mod file;
 mod frames;
 mod ledger;
@@ -22,13 +24,15 @@ mod lookup;
 mod stretches;
 mod table;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, Lsn, SegmentNo, SegmentSize};
 
 pub use self::choice::Foundation;
+use self::compaction::Changes;
 use self::file::Leaves;
 pub(super) use self::file::{KnownBlock, KnownFile, KnownLeaf};
 use self::frames::Frames;
@@ -78,6 +82,16 @@ pub(super) struct Cached {
     chunk: CachedChunk,
 }
 
+/// The finished backup that was chosen.
+struct Parent {
+    id: BackupId,
+    table: ParentTable,
+    packs: Vec<PackUse>,
+    /// Where it is consistent.
+    stop: Lsn,
+    segment_size: Option<SegmentSize>,
+}
+
 /// Collects what is found out on the way to [`Parents`].
 struct Opening<'a> {
     backups: &'a Backups,
@@ -115,13 +129,13 @@ impl Parents {
             }
             stretches = builder.finish(block_size)?;
         }
-        let parent_packs = parent.as_ref().map_or(&[][..], |(_, _, packs)| packs.as_slice());
-        let ledger = opening.ledger(parent_packs).await?;
+        let emptied = parent.as_ref().map(|parent| parent.emptied(intent.id.start(), block_size));
+        let ledger = opening.ledger(&emptied.unwrap_or_default()).await?;
         let Opening { known, notes, .. } = opening;
         Ok(Self {
             backups: known,
             ledger,
-            parent: parent.map(|(id, table, _)| (id, table)),
+            parent: parent.map(|parent| (parent.id, parent.table)),
             stretches,
             frames: Frames::new(backups),
             block_size,
@@ -230,6 +244,18 @@ impl Parents {
     }
 }
 
+impl Parent {
+    /// The packs that a backup should empty whose recovery starts at `start`.
+    fn emptied(&self, start: Lsn, block_size: BlockSize) -> BTreeSet<(BackupRef, PackNo)> {
+        // A backup ends with a switch to another segment, and the next one may begin with one: neither is a change.
+        let wal = self.segment_size.map_or(0, |size| {
+            let switched = SegmentNo::before(self.stop, size).next().end(size);
+            start.since(switched)
+        });
+        compaction::emptied(&self.packs, Changes { wal, block: block_size.bytes() })
+    }
+}
+
 impl Opening<'_> {
     /// The place of a backup among those that are known.
     fn number(&mut self, id: BackupId) -> Result<BackupRef> {
@@ -242,18 +268,14 @@ impl Opening<'_> {
     }
 
     /// The first of these that can be used, with its packs.
-    async fn parent(
-        &mut self,
-        candidates: &[BackupId],
-        scratch: &Path,
-    ) -> Result<Option<(BackupId, ParentTable, Vec<PackUse>)>> {
+    async fn parent(&mut self, candidates: &[BackupId], scratch: &Path) -> Result<Option<Parent>> {
         for &id in candidates {
             if self.condemned.has_backup(id) {
                 self.notes.push(format!("backup {id} is about to be deleted, so nothing builds on it"));
                 continue;
             }
             match self.open_parent(id, scratch).await {
-                Ok(Some((table, packs))) => return Ok(Some((id, table, packs))),
+                Ok(Some(parent)) => return Ok(Some(parent)),
                 Ok(None) => {
                     self.notes
                         .push(format!("backup {id} has blocks of another size, so nothing builds on it"));
@@ -265,11 +287,7 @@ impl Opening<'_> {
         Ok(None)
     }
 
-    async fn open_parent(
-        &mut self,
-        id: BackupId,
-        scratch: &Path,
-    ) -> Result<Option<(ParentTable, Vec<PackUse>)>> {
+    async fn open_parent(&mut self, id: BackupId, scratch: &Path) -> Result<Option<Parent>> {
         let reader: BackupReader = self.backups.open(id).await?;
         if reader.block_size() != self.block_size {
             return Ok(None);
@@ -280,7 +298,9 @@ impl Opening<'_> {
         let table = ParentTable::copy(&reader, &self.known, &map, scratch).await?;
         let packs: Vec<PackUse> = manifest.packs.packs().iter().filter_map(|p| renumbered(p, &map)).collect();
         self.packs.extend_from_slice(&packs);
-        Ok(Some((table, packs)))
+        let facts = &manifest.summary.facts;
+        let segment_size = SegmentSize::new(facts.wal_segment_size);
+        Ok(Some(Parent { id, table, packs, stop: facts.stop_lsn, segment_size }))
     }
 
     /// Takes over what an unfinished backup said it stored.
@@ -310,7 +330,7 @@ impl Opening<'_> {
     }
 
     /// Looks which of the packs are there. One listing for each backup.
-    async fn ledger(&mut self, parent: &[PackUse]) -> Result<Ledger> {
+    async fn ledger(&mut self, emptied: &BTreeSet<(BackupRef, PackNo)>) -> Result<Ledger> {
         let mut wanted: Vec<BackupRef> = self.packs.iter().map(|pack| pack.backup).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -335,8 +355,7 @@ impl Opening<'_> {
             at.is_ok() && id.is_some_and(|id| !self.condemned.has_pack(*id, pack.pack))
         };
         let missing = self.packs.iter().filter(|pack| !there(pack)).count();
-        let block = self.block_size.bytes();
-        let ledger = Ledger::new(self.packs.iter().copied(), parent, block, there);
+        let ledger = Ledger::new(self.packs.iter().copied(), emptied, there);
         if missing > 0 {
             self.notes.push(format!(
                 "{missing} packs of earlier backups are missing, damaged or about to be deleted: what was in them is stored \

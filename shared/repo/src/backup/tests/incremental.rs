@@ -247,30 +247,59 @@ fn a_file_new_at_its_path_is_found_by_its_content() {
     });
 }
 
+/// A backup that began after so many segments of WAL.
+fn at_segment(n: u32, segment: u64) -> (BackupId, BackupFacts) {
+    let start = Lsn((segment << 24) + 40);
+    let facts = BackupFacts { start_lsn: start, stop_lsn: Lsn((segment + 1) << 24), ..facts(BLOCK) };
+    (BackupId::new(facts.started, facts.start_timeline, start, n), facts)
+}
+
 #[test]
 fn packs_that_are_mostly_dead_are_emptied() {
     runtime().block_on(async {
         let scene = scene(&sealers()[1]);
-        let files = |changed: u32| {
-            Tree::new((0..40u32).map(|n| {
-                let seed = if n < changed { 1000 * changed + n } else { n };
-                (format!("base/{n:02}").into_bytes(), vec![Piece::Noise(seed, 100_000)])
+        let blocks = 4000;
+        // Blocks of all files change at random: every pack stays in use a little for long.
+        let mut seeds: Vec<u32> = (0..blocks).collect();
+        let tree = |seeds: &[u32]| {
+            Tree::new((0..40usize).map(|n| {
+                let pieces = seeds[n * 100..(n + 1) * 100].iter().map(|seed| Piece::Noise(*seed, 1024));
+                (format!("base/{n:02}").into_bytes(), pieces.collect())
             }))
         };
-        backup(&scene, intent(id(1)), &files(0)).await;
-        let mut old = Vec::new();
-        for n in 2..12u32 {
-            let tree = files(n * 3);
-            let summary = backup(&scene, building_on(id(n), &[id(n - 1)], &[]), &tree).await;
-            let Totals { new_bytes, reused_bytes, .. } = summary.totals;
-            assert_eq!(new_bytes + reused_bytes, 4_000_000);
-            let changed = u64::from(n) * 300_000;
-            assert!(new_bytes <= changed + changed / 5 + 1024, "{n}: {new_bytes}");
-            check(&scene, id(n), &tree).await;
-            let reader = scene.backups.open(id(n)).await.unwrap();
-            old.push(reader.manifest().packs.packs().iter().filter(|p| p.live * 2 < p.units).count());
+        let (mut random, mut parent, mut again) = (1u32, Vec::new(), 0);
+        for n in 0..24u32 {
+            // Every other time nothing changes.
+            let changed = if n > 0 && n.is_multiple_of(2) { 400 } else { 0 };
+            for _ in 0..changed {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let block = usize::try_from(random >> 8).unwrap() % seeds.len();
+                seeds[block] = random | 1 << 31;
+            }
+            // The parent's segment and the next one were ended early; what is between is WAL of changes.
+            let segment = if changed > 0 { 2 } else { 1 } + u64::from(n) * 3;
+            let (id, facts) = at_segment(n, segment);
+            let writer = begin(&scene, building_on(id, &parent, &[])).await;
+            let tree = tree(&seeds);
+            fill(&writer, &tree, 10_000).await;
+            let draft = writer.finish(facts).await.unwrap();
+            let wal = wal(&draft);
+            let summary = draft.publish(wal).await.unwrap();
+            parent = vec![id];
+            check(&scene, id, &tree).await;
+
+            let reader = scene.backups.open(id).await.unwrap();
+            let packs = reader.manifest().packs.packs();
+            let held: u64 = packs.iter().map(|pack| u64::from(pack.size)).sum();
+            let new_blocks = summary.totals.new_bytes / 1024;
+            match n {
+                0 => assert_eq!(new_blocks, u64::from(blocks)),
+                _ if changed == 0 => assert_eq!(summary.totals.stored, 0, "{n}: nothing changed"),
+                _ => again += new_blocks - new_blocks.min(400),
+            }
+            assert!(held < 4_096_000 * 3 / 2, "{n}: {held} bytes are held");
         }
-        assert!(old.iter().all(|sparse| *sparse <= 4), "{old:?}");
+        assert!(again > 400 && again < 2 * 11 * 400, "{again} blocks were stored again");
     });
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use object_store::memory::InMemory;
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, Lsn};
 
 mod condemned;
 mod incremental;

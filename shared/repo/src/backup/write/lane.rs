@@ -166,18 +166,10 @@ impl Lane {
         counted.stored += 1;
         let ledger = &self.shared.parents.ledger;
         let mut same = known.into_iter().flatten().filter(|k| k.hash == hash && k.length == block.len());
-        let mut changed = true;
-        let usable = same.find(|known| {
-            changed = false;
-            ledger.may_use(known.at.frame)
-        });
-        if let Some(known) = usable {
+        if let Some(known) = same.find(|known| ledger.may_use(known.at.frame)) {
             self.list.push(Place::At(known.at), hash);
             counted.reused_bytes += length;
             return Ok(());
-        }
-        if changed {
-            ledger.count_changed(block.len());
         }
         if !self.frame.fits(block.len()) {
             self.close_frame()?;

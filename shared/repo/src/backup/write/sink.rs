@@ -28,6 +28,20 @@ pub struct PackLimits {
     pub in_flight: u64,
 }
 
+/// Packs that what a backup builds on would make if all were as large as this backup's. Packs are left whole, the emptiest
+/// first: with few of them none is much emptier than the others.
+const NEIGHBOURS: u64 = 32;
+/// Smaller ones are not worth their requests.
+const SMALL_PACK: u64 = 4 << 20;
+
+impl PackLimits {
+    /// The same for a backup that builds on packs of `held` bytes in all: smaller packs if that is little.
+    pub(super) fn on_top_of(self, held: u64) -> Self {
+        let pack = if held == 0 { self.pack } else { (held / NEIGHBOURS).max(SMALL_PACK).min(self.pack) };
+        Self { pack, ..self }
+    }
+}
+
 impl Default for PackLimits {
     fn default() -> Self {
         Self { pack: PACK_BYTES, in_flight: 72 << 20 }

@@ -72,11 +72,13 @@ impl BackupWriter {
     ) -> Result<Self> {
         backups.create_intent(&intent).await?;
         let id = intent.id;
-        let sink = PackSink::new(backups.store(), backups.sealer(), backups.paths(), id, options.packs);
+        let parents = Parents::open(backups, &intent, block_size, &options.scratch).await?;
+        let packs = options.packs.on_top_of(parents.ledger.held());
+        let sink = PackSink::new(backups.store(), backups.sealer(), backups.paths(), id, packs);
         let shared = Shared {
             hashing: Hashing::new(backups.sealer()),
             block_size,
-            parents: Parents::open(backups, &intent, block_size, &options.scratch).await?,
+            parents,
             sink: Arc::new(sink),
             table: Mutex::new(Some(Table::new(&options.scratch))),
         };
