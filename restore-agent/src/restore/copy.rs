@@ -11,12 +11,13 @@ use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use rustix::fs::Advice;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use walpoint_pg::control::CONTROL_FILE;
 use walpoint_repo::backup::{BackupReader, Content, Entry, PackUnit, Part, TablePath, Window, WindowLimits};
 use walpoint_repo::cpu;
@@ -35,7 +36,10 @@ const IN_FLIGHT: u64 = 64 << 20;
 
 /// Half a gigabyte of files: small enough that what only one thread does for a window is done while the last one is written,
 /// large enough that few packs are read for two of them.
-const WINDOW: WindowLimits = WindowLimits { blocks: 1 << 16, entries: 1 << 13 };
+const WINDOW: WindowLimits = WindowLimits { blocks: 1 << 15, entries: 1 << 13 };
+
+/// Windows whose files are completed while later ones are written.
+const ENDING: usize = 2;
 
 /// The unit of the budget: a permit of the semaphore.
 const PERMIT: u64 = 4 << 10;
@@ -79,6 +83,8 @@ pub(crate) struct Target {
     pub(crate) present: u64,
     /// Who gets it.
     owner: Option<Owner>,
+    /// Bytes of this window that were written in pieces too small to make the disk begin with.
+    scattered: AtomicU64,
     /// How long it is so far; `None` before it is created. Of files that are there, or that other windows know too, the whole
     /// length.
     length: Mutex<Option<u64>>,
@@ -91,6 +97,28 @@ struct Running {
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
+/// A window all of whose pieces are written.
+struct WrittenWindow {
+    window: Window,
+    targets: Arc<Vec<Option<Target>>>,
+}
+
+impl Running {
+    /// Waits until all pieces are written.
+    async fn written(self) -> anyhow::Result<WrittenWindow> {
+        let Self { window, targets, mut tasks } = self;
+        while !tasks.is_empty() {
+            joined(tasks.join_next().await)?;
+        }
+        Ok(WrittenWindow { window, targets })
+    }
+}
+
+/// What a task gave; there is one.
+fn joined<T: Default>(task: Option<Result<anyhow::Result<T>, JoinError>>) -> anyhow::Result<T> {
+    task.map_or_else(|| Ok(T::default()), |task| task.context("a worker of the restore broke")?)
+}
+
 impl Copier {
     /// Writes and syncs all files; directories are synced and get their modes at the end, innermost first.
     pub(crate) async fn copy(&self) -> anyhow::Result<Written> {
@@ -101,6 +129,7 @@ impl Copier {
         // Of the file that goes on in the next window.
         let mut present = 0;
         let mut before: Option<Running> = None;
+        let mut ending = JoinSet::new();
         while let Some(window) = windows.next().await? {
             let targets = Arc::new(self.begin(window.parts(), &mut directories, present)?);
             present = targets.last().and_then(Option::as_ref).map_or(0, |target| target.present);
@@ -121,11 +150,18 @@ impl Copier {
             }
             let running = Running { window, targets, tasks };
             if let Some(before) = before.replace(running) {
-                written.files += self.end(before).await?;
+                let before = before.written().await?;
+                ending.spawn(self.clone().end(before));
+            }
+            while ending.len() > ENDING {
+                written.files += joined(ending.join_next().await)?;
             }
         }
         if let Some(last) = before {
-            written.files += self.end(last).await?;
+            ending.spawn(self.clone().end(last.written().await?));
+        }
+        while !ending.is_empty() {
+            written.files += joined(ending.join_next().await)?;
         }
         let filesystems = Arc::clone(&self.filesystems);
         tokio::task::spawn_blocking(move || filesystems.sync())
@@ -160,7 +196,7 @@ impl Copier {
                     Ok(())
                 });
                 if let Some(open) = open {
-                    open.begin_writeback();
+                    open.begin_writeback(&targets);
                 }
                 scattered
             })
@@ -168,23 +204,26 @@ impl Copier {
         }
     }
 
-    /// Waits until a window is written and completes the files that end in it; how many these are.
-    async fn end(&self, running: Running) -> anyhow::Result<u64> {
-        let Running { window, targets, mut tasks } = running;
-        while let Some(done) = tasks.join_next().await {
-            done.context("a worker of the restore broke")??;
-        }
-        for target in targets.iter().flatten() {
-            target.lengthen().with_context(|| format!("{} cannot be completed", target.path.display()))?;
-        }
+    /// Completes the files that end in a window which is written; how many these are.
+    async fn end(self, window: WrittenWindow) -> anyhow::Result<u64> {
+        let window = Arc::new(window);
+        let told = |target: &Target| format!("{} cannot be completed", target.path.display());
+        let of_blocking = Arc::clone(&window);
+        tokio::task::spawn_blocking(move || {
+            of_blocking.targets.iter().flatten().try_for_each(|target| {
+                target.lengthen().and_then(|()| target.begin_writeback()).with_context(|| told(target))
+            })
+        })
+        .await
+        .context("a worker of the restore broke")??;
         if !self.filesystems.at_once() {
-            self.sync_files(window.parts(), Arc::clone(&targets)).await?;
+            self.sync_files(window.window.parts(), Arc::clone(&window.targets)).await?;
         }
         let mut files = 0;
-        for (target, _) in targets.iter().zip(window.parts()).filter(|(_, part)| part.ends) {
+        for (target, _) in window.targets.iter().zip(window.window.parts()).filter(|(_, part)| part.ends) {
             let Some(target) = target else { continue };
             files += 1;
-            close_off(target).with_context(|| format!("{} cannot be completed", target.path.display()))?;
+            close_off(target).with_context(|| told(target))?;
         }
         Ok(files)
     }
@@ -231,7 +270,8 @@ impl Copier {
             targets.push(match &entry.content {
                 Content::File(content) => {
                     let length = Mutex::new(created.then_some(content.length));
-                    Some(Target { path, entry: Arc::clone(entry), present, owner, length })
+                    let (entry, scattered) = (Arc::clone(entry), AtomicU64::new(0));
+                    Some(Target { path, entry, present, owner, scattered, length })
                 }
                 _ => None,
             });
@@ -331,6 +371,14 @@ impl Target {
         }
         Ok(())
     }
+
+    /// Makes the disk begin with what came from many packs, a little from each.
+    fn begin_writeback(&self) -> anyhow::Result<()> {
+        if self.scattered.load(Ordering::Relaxed) >= WRITEBACK {
+            begin_writeback(&self.open()?, 0, 0);
+        }
+        Ok(())
+    }
 }
 
 /// The file of the last piece, and what was written to it without a break.
@@ -343,13 +391,19 @@ struct OpenFile {
 
 impl OpenFile {
     /// Makes the disk begin with what was written, instead of when memory is full of it or everything is waited for.
-    fn begin_writeback(&self) {
-        if let (true, Some(length)) = (self.to - self.from >= WRITEBACK, NonZeroU64::new(self.to - self.from))
-        {
-            // Advice: what it cannot do now is done at the end.
-            rustix::fs::fadvise(&self.file, self.from, Some(length), Advice::DontNeed).ok();
+    fn begin_writeback(&self, targets: &[Option<Target>]) {
+        let length = self.to - self.from;
+        if length >= WRITEBACK {
+            begin_writeback(&self.file, self.from, length);
+        } else if let Some(target) = targets.get(self.part).and_then(Option::as_ref) {
+            target.scattered.fetch_add(length, Ordering::Relaxed);
         }
     }
+}
+
+/// Of a file; of length 0 to its end. Advice: what the system cannot do now is done at the end.
+fn begin_writeback(file: &File, from: u64, length: u64) {
+    rustix::fs::fadvise(file, from, NonZeroU64::new(length), Advice::DontNeed).ok();
 }
 
 /// Less than this is left to the system, which puts small writes together.
@@ -369,7 +423,7 @@ fn write(
         Some(last) if last.part == part => last,
         _ => {
             if let Some(last) = open.take() {
-                last.begin_writeback();
+                last.begin_writeback(targets);
             }
             let file = target.open().with_context(told)?;
             open.insert(OpenFile { part, file, from: offset, to: offset })
@@ -378,7 +432,7 @@ fn write(
     file.file.write_all_at(bytes, offset).with_context(told)?;
     target.reaches(offset + bytes.len() as u64);
     if file.to != offset {
-        file.begin_writeback();
+        file.begin_writeback(targets);
         file.from = offset;
     }
     file.to = offset + bytes.len() as u64;
