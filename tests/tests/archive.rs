@@ -398,3 +398,51 @@ fn standbys_that_archive_too_agree_with_their_primary() {
     assert_eq!(archive.get(&open), None, "the fork's segment ends early: never served as whole");
     assert_eq!(daemon.stop(), 0);
 }
+
+/// A13: a standby is promoted whose primary died with WAL that it had not archived. PostgreSQL takes that for archived.
+#[test]
+fn a_promoted_standby_backfills_what_its_primary_never_archived() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.set("wal_keep_size", "64MB");
+    bed.cluster.start();
+    let archived = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&archived);
+    let mut standby = bed.cluster.standby();
+    let agent = Agent::with(&standby, &bed.store);
+    agent.write();
+    standby.set("archive_command", agent.archive_command());
+    standby.start();
+    standby.wait_for("select count(*) from pg_stat_wal_receiver where status = 'streaming'", "1");
+
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.reload();
+    bed.cluster.psql("create table t (n int)");
+    let lost: Vec<String> = (0..6)
+        .map(|_| {
+            bed.cluster.psql("insert into t select generate_series(1, 2000)");
+            bed.cluster.switch_wal()
+        })
+        .collect();
+    bed.cluster.psql("insert into t values (0)");
+    let fork = bed.cluster.current_segment();
+    standby.wait_replayed(&bed.cluster);
+    bed.cluster.crash();
+    let archive = bed.archive();
+    let daemon = agent.daemon();
+    // Nothing is done for a primary that may still be alive.
+    std::thread::sleep(Duration::from_secs(7));
+    assert!(lost.iter().all(|name| archive.get(name).is_none()));
+
+    standby.promote();
+    standby.psql("checkpoint");
+    wait::until_true(Duration::from_secs(60), "the gap is closed", || {
+        lost.iter().all(|name| archive.get(name).is_some())
+    });
+    assert!(daemon.log().contains("the server before the promotion had not done so"), "{}", daemon.log());
+    let next = standby.switch_wal();
+    standby.wait_done(&next);
+    assert!(next.starts_with("00000002") && archive.get("00000002.history").is_some());
+    assert!(archive.get(&format!("{fork}.partial")).is_some());
+    assert_eq!(archive.get(&fork), None, "the fork's segment ends early: never served as whole");
+    assert_eq!(daemon.stop(), 0);
+}

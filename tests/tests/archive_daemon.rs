@@ -4,7 +4,7 @@ mod archive_bed;
 
 use std::time::Duration;
 
-use archive_bed::{Bed, damage, register_as};
+use archive_bed::{Archive, Bed, damage, register, register_as};
 use walpoint_base::socket::{Message, PushOutcome, PushReply, PushRequest};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::Cluster;
@@ -111,6 +111,65 @@ fn a_repository_beside_that_does_not_answer_holds_nobody_up() {
     let next = push();
     assert!(next < Duration::from_secs(3), "left out for a while, and yet {next:?}");
     assert!(daemon.log().contains("does not have to acknowledge"), "{}", daemon.log());
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// A11: what a repository missed that does not have to acknowledge is copied to it when it is back, only what is missing,
+/// whether the daemon saw it missing or was started later.
+#[test]
+fn a_repository_that_was_down_is_caught_up() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let beside = Store::s3();
+    register(&beside, bed.cluster.pgdata(), bed.cluster.major());
+    let proxy = Proxy::to(beside.port().unwrap());
+    bed.cluster.set("archive_command", "false");
+    let agent = Agent::with(&bed.cluster, &bed.store).repository_via("beside", &beside, &proxy);
+    let agent = agent.repository_line("beside", "read_timeout = \"1s\"").cluster_line("ack = [\"main\"]");
+    let agent = agent.cluster_line("look_ahead = 0");
+    bed.cluster.start();
+    bed.cluster.psql("create table t (n int)");
+    let push = || {
+        bed.cluster.psql("insert into t select generate_series(1, 2000)");
+        let name = bed.cluster.switch_wal();
+        agent.push(format!("pg_wal/{name}")).expect_success();
+        name
+    };
+    let (main, other) = (bed.archive(), Archive::of(&beside, bed.cluster.pgdata()));
+    let daemon = agent.daemon();
+    let mut names = vec![push()];
+    wait::until_true(SOON, "the first one is in both", || other.get(&names[0]).is_some());
+
+    // Seen by the daemon.
+    proxy.set(Fault::Blackhole);
+    names.extend((0..5).map(|_| push()));
+    assert!(names[1..].iter().all(|name| main.get(name).is_some() && other.get(name).is_none()));
+    proxy.heal();
+    let caught_up = || names.iter().all(|name| other.get(name).is_some());
+    wait::until_true(SOON, "what it missed is copied", caught_up);
+    wait::until_true(SOON, "it is said", || daemon.log().contains("caught up"));
+    for name in &names {
+        let stored = format!("stored file={name} repository=\"beside\"");
+        assert!(daemon.log().matches(&stored).count() <= 1, "only what is missing: {}", daemon.log());
+    }
+    // It takes part again at once.
+    names.push(push());
+    wait::until_true(SOON, "the next one is in both", || other.get(names.last().unwrap()).is_some());
+
+    // Missed while another daemon ran.
+    proxy.set(Fault::Refuse);
+    names.extend((0..3).map(|_| push()));
+    daemon.kill();
+    proxy.heal();
+    let daemon = agent.daemon();
+    wait::until_true(SOON, "what it had missed is copied", || {
+        names.iter().all(|name| other.get(name).is_some())
+    });
+    for name in &names {
+        let kept = std::fs::read(bed.cluster.wal_dir().join(name));
+        let content = other.get(name);
+        assert!(content == main.get(name), "{name}");
+        assert!(kept.is_err() || kept.ok() == content, "{name}");
+    }
     assert_eq!(daemon.stop(), 0);
 }
 

@@ -18,7 +18,7 @@ use super::task::keep_running;
 use crate::wal::archiver::Archiver;
 use crate::wal::socket::Place;
 use crate::wal::upload::Uploader;
-use crate::wal::{index, once, ready, serve};
+use crate::wal::{backfill, catch_up, index, once, ready, serve};
 
 /// How often to look whether another daemon is gone.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -99,7 +99,30 @@ impl ClusterTasks {
                 .await;
             }
         }));
-        tokio::join!(answering, looking, indexing, self.archiver.stay_small(stop.clone()));
+        let beside = self.archiver.uploader().targets().iter().enumerate();
+        let beside = beside.filter(|(_, target)| !target.acknowledges);
+        let beside = beside.map(|(n, target)| (n, target.name().to_owned())).collect::<Vec<_>>();
+        let catching_up = join_all(beside.into_iter().map(|(n, name)| {
+            let health = Arc::new(board.add(format!("{}: catching up repository {name}", self.cluster)));
+            let (archiver, stop) = (Arc::clone(&self.archiver), stop.clone());
+            async move {
+                keep_running(&health, &stop, || {
+                    let health = Arc::clone(&health);
+                    catch_up::keep(Arc::clone(&archiver), n, stop.clone(), move || health.working())
+                })
+                .await;
+            }
+        }));
+        let backfilling = async {
+            let health = Arc::new(board.add(format!("{}: looking for promotions", self.cluster)));
+            keep_running(&health, &stop, || {
+                let health = Arc::clone(&health);
+                backfill::keep(Arc::clone(&self.archiver), stop.clone(), move || health.working())
+            })
+            .await;
+        };
+        let staying_small = self.archiver.stay_small(stop.clone());
+        tokio::join!(answering, looking, indexing, catching_up, backfilling, staying_small);
         self.archiver.abandon();
     }
 

@@ -11,6 +11,8 @@
 //! | [`upload`] | one file into every repository, within the limits of memory and processors |
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
+//! | [`catch_up`] | what a repository missed that does not have to acknowledge |
+//! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, whoever asks |
 //! | [`postmaster`] | whether PostgreSQL is stopping |
 //! | [`ready`] | looking ahead in `archive_status` |
@@ -18,6 +20,8 @@
 //! | [`push`], [`once`] | archiving without a daemon: one file, everything that is ready |
 
 pub(crate) mod archiver;
+pub(crate) mod backfill;
+pub(crate) mod catch_up;
 pub(crate) mod check;
 pub(crate) mod index;
 pub(crate) mod once;

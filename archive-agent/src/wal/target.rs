@@ -3,13 +3,13 @@
 //!
 //! A daemon starts, and goes on, while a repository cannot be reached. New credentials are read at the next opening.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify};
-use walpoint_base::{ClusterName, SegmentName, WalFileName};
+use walpoint_base::{ClusterName, SegmentName, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::index::SegmentEntry;
 use walpoint_repo::store::StoreSettings;
@@ -21,6 +21,9 @@ const NOTES: usize = 4096;
 
 /// A segment that was stored, and what the index keeps of it if that is known.
 type Noted = (SegmentName, Option<SegmentEntry>);
+
+/// The first file of each timeline that a repository missed; everything after it may be missing.
+pub(crate) type Missed = BTreeMap<TimelineId, SegmentName>;
 
 /// Why nothing was stored.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +75,9 @@ pub(crate) struct Target {
     stored_more: Notify,
     /// Until when it is left out, if it does not have to acknowledge.
     resting: std::sync::Mutex<Option<Instant>>,
+    /// What it did not get, if it does not have to acknowledge.
+    missed: std::sync::Mutex<Missed>,
+    missed_more: Notify,
 }
 
 #[derive(Debug, Clone)]
@@ -97,6 +103,8 @@ impl Target {
             stored: std::sync::Mutex::default(),
             stored_more: Notify::new(),
             resting: std::sync::Mutex::default(),
+            missed: std::sync::Mutex::default(),
+            missed_more: Notify::new(),
         }
     }
 
@@ -109,6 +117,37 @@ impl Target {
     /// Leaves it out for that long.
     pub(crate) fn rest(&self, span: Duration) {
         *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + span);
+    }
+
+    /// Lets it take part again at once.
+    pub(crate) fn rest_no_more(&self) {
+        *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Remembers that it did not get a file.
+    pub(crate) fn miss(&self, name: WalFileName) {
+        if let Some(segment) = name.segment() {
+            self.miss_again(Missed::from([(name.timeline(), segment)]));
+        }
+        self.missed_more.notify_one();
+    }
+
+    /// Remembers what was taken and not made good.
+    pub(crate) fn miss_again(&self, missed: Missed) {
+        let mut all = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        for (timeline, segment) in missed {
+            all.entry(timeline).and_modify(|first| *first = segment.min(*first)).or_insert(segment);
+        }
+    }
+
+    /// Takes what it missed, to make it good.
+    pub(crate) fn take_missed(&self) -> Missed {
+        std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until it missed something. For one listener: who catches it up.
+    pub(crate) async fn missed_something(&self) {
+        self.missed_more.notified().await;
     }
 
     /// The repository's name.

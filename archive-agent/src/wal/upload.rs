@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use walpoint_base::socket::FileIdentity;
 use walpoint_base::{TimelineId, WalFileName};
-use walpoint_pg::control::ControlFile;
+use walpoint_pg::control::{ClusterState, ControlFile};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::init::error_chain;
 use walpoint_repo::store::StoreSettings;
@@ -45,7 +45,7 @@ pub(crate) struct Trouble {
 
 impl Trouble {
     /// Trying again at once is useless.
-    fn lasting(error: impl ToString) -> Self {
+    pub(super) fn lasting(error: impl ToString) -> Self {
         Self { text: error.to_string(), lasting: true }
     }
 }
@@ -116,16 +116,25 @@ impl Uploader {
 
     /// Whose WAL it is, as the data directory says.
     pub(crate) async fn identity(&self) -> Result<Identity, Trouble> {
-        let pgdata = self.pgdata.clone();
-        let control = tokio::task::spawn_blocking(move || read_control(&pgdata));
-        Ok(check::identity(&control.await.map_err(Trouble::lasting)??))
+        Ok(check::identity(&self.control().await?))
     }
 
     /// The timeline of its last checkpoint, as the data directory says.
     pub(crate) async fn timeline(&self) -> Result<Option<TimelineId>, Trouble> {
+        Ok(TimelineId::new(self.control().await?.checkpoint.timeline))
+    }
+
+    /// The same if the server writes on it: `None` of a standby, or while it recovers.
+    pub(crate) async fn written_timeline(&self) -> Result<Option<TimelineId>, Trouble> {
+        let control = self.control().await?;
+        let writes = control.state == ClusterState::InProduction;
+        Ok(TimelineId::new(control.checkpoint.timeline).filter(|_| writes))
+    }
+
+    async fn control(&self) -> Result<ControlFile, Trouble> {
         let pgdata = self.pgdata.clone();
         let control = tokio::task::spawn_blocking(move || read_control(&pgdata));
-        Ok(TimelineId::new(control.await.map_err(Trouble::lasting)??.checkpoint.timeline))
+        control.await.map_err(Trouble::lasting)?
     }
 
     /// The identity of a file in `pg_wal` as it is.
@@ -170,6 +179,18 @@ impl Uploader {
         let identity = self.store(&file, &required, None).await?;
         join_all(others.into_iter().map(|target| self.store_beside(&file, target))).await;
         Ok(identity)
+    }
+
+    /// Makes a file that lies anywhere durable in one repository; one attempt.
+    pub(crate) async fn upload_to(
+        &self,
+        target: &Target,
+        name: WalFileName,
+        path: PathBuf,
+        accept_damaged: bool,
+    ) -> Result<FileIdentity, Trouble> {
+        let cluster = self.identity().await?;
+        self.store(&Source { name, path, accept_damaged, cluster }, &[target], None).await
     }
 
     /// Stores a file in these repositories, as many at once as memory allows. The identity is that of what was read. `share`
@@ -302,6 +323,7 @@ impl Uploader {
     async fn store_beside(&self, file: &Source, target: &Target) {
         if target.rests() {
             tracing::debug!(file = %file.name, repository = target.name(), "left out: the repository failed a moment ago");
+            target.miss(file.name);
             return;
         }
         // It is not the repository's fault if there is no room: the clock starts when there is as much as it may take.
@@ -319,10 +341,12 @@ impl Uploader {
             }
         };
         target.rest(REST_BESIDE);
+        target.miss(file.name);
         tracing::warn!(
             file = %file.name,
             repository = target.name(),
-            "not stored in this repository, which does not have to acknowledge; it is left out for {} s: {problem}",
+            "not stored in this repository, which does not have to acknowledge; it is left out for {} s, and caught up later: \
+             {problem}",
             REST_BESIDE.as_secs()
         );
     }

@@ -1,0 +1,157 @@
+//! After a promotion: the WAL of the timelines before, which the dead primary never archived, out of the promoted server's
+//! `pg_wal`.
+//!
+//! A standby marks what it receives as archived, because its primary archives it (`XLogArchiveForceDone` in
+//! src/backend/access/transam/xlogarchive.c), and a promotion does not change that. If the primary died before it did,
+//! recovery could not pass the gap. Segments before the fork are the same on both servers; the one of the fork itself is
+//! handed over by PostgreSQL as `.partial`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::TryStreamExt;
+use tokio_util::sync::CancellationToken;
+use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+use walpoint_repo::layout::WalEntry;
+
+use super::archiver::Archiver;
+use super::check::history_beside;
+use super::upload::Trouble;
+
+/// How often to look whether the server was promoted. PostgreSQL keeps what it no longer needs until a checkpoint at least.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Looks for a promotion until `stop`; `working` is called whenever all is well. A failure ends it: it is started again.
+pub(crate) async fn keep(
+    archiver: Arc<Archiver>,
+    stop: CancellationToken,
+    working: impl Fn(),
+) -> anyhow::Result<()> {
+    tokio::select! {
+        result = keep_looking(&archiver, working) => result,
+        () = stop.cancelled() => Ok(()),
+    }
+}
+
+async fn keep_looking(archiver: &Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
+    let mut seen = TimelineId::FIRST;
+    loop {
+        // A standby leaves it to its primary.
+        if let Some(timeline) = archiver.uploader().written_timeline().await.map_err(told)?
+            && timeline != seen
+        {
+            fill(archiver, timeline).await?;
+            seen = timeline;
+        }
+        working();
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+fn told(Trouble { text, .. }: Trouble) -> anyhow::Error {
+    anyhow::anyhow!(text)
+}
+
+/// Archives what lies in `pg_wal` of the timelines before this one and is missing in a repository that has to acknowledge.
+async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<()> {
+    let uploader = archiver.uploader();
+    let cluster = uploader.identity().await.map_err(told)?;
+    let directory = archiver.wal_directory();
+    let Some(history) = history_beside(&directory.join("history"), timeline) else { return Ok(()) };
+    let size = cluster.segment_size;
+    let found = tokio::task::spawn_blocking(move || before_the_fork(&directory, &history, size));
+    let (directory, found) = found.await?;
+    let found = found.with_context(|| format!("{} cannot be read", directory.display()))?;
+
+    let mut missing = BTreeSet::new();
+    for target in uploader.targets().iter().filter(|target| target.acknowledges) {
+        let archive = target.archive(&cluster).await?;
+        for of_timeline in found.chunk_by(|a, b| a.timeline == b.timeline) {
+            let Some(first) = of_timeline.first() else { continue };
+            let mut here = BTreeSet::new();
+            let mut listed = archive.list(first.timeline, Some(*first));
+            while let Some((entry, _)) = listed.try_next().await? {
+                if let WalEntry::File(WalFileName::Segment(name)) = entry {
+                    here.insert(name);
+                }
+            }
+            missing.extend(of_timeline.iter().filter(|name| !here.contains(name)));
+        }
+    }
+    for name in missing {
+        match archiver.finished(WalFileName::Segment(name)).await {
+            Ok(_) => {
+                tracing::info!(file = %name, "archived: the server before the promotion had not done so")
+            }
+            // PostgreSQL may have removed it meanwhile; another gap is worth no less.
+            Err(problem) => tracing::error!(
+                file = %name,
+                "the server before the promotion had not archived it, and it cannot be archived now: {problem}; recovery does \
+                 not pass it. HINT: make a new backup"
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// The segments of earlier timelines that end before the next one begins, by name, but for those that PostgreSQL itself is
+/// about to hand over. Later names are of files that wait to be used again.
+fn before_the_fork(
+    directory: &Path,
+    history: &TimelineHistory,
+    size: SegmentSize,
+) -> (PathBuf, std::io::Result<Vec<SegmentName>>) {
+    let read = || {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(directory)? {
+            let Some(Ok(WalFileName::Segment(name))) = entry?.file_name().to_str().map(str::parse) else {
+                continue;
+            };
+            let fork = history.end_of(name.timeline).map(|switch| SegmentNo::of(switch, size));
+            let waits = directory.join(format!("archive_status/{name}.ready")).exists();
+            if !waits && name.number(size).is_some_and(|number| fork.is_some_and(|fork| number < fork)) {
+                found.push(name);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    };
+    (directory.to_owned(), read())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_segments_before_the_fork_count() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("archive_status")).unwrap();
+        let files = [
+            "000000010000000000000003",
+            "000000010000000000000004",
+            "000000010000000000000005",
+            // Of the fork, and a file that waits to be used again.
+            "000000010000000000000006",
+            "000000010000000000000009",
+            "000000020000000000000006",
+            "00000002.history",
+            "000000010000000000000006.partial",
+            "archive_status/000000010000000000000004.ready",
+            "archive_status/000000010000000000000005.done",
+        ];
+        for file in files {
+            std::fs::File::create(directory.path().join(file)).unwrap();
+        }
+        let size = SegmentSize::new(16 << 20).unwrap();
+        let history =
+            TimelineHistory::parse(TimelineId::new(2).unwrap(), b"1\t0/6000100\tno recovery target\n")
+                .unwrap();
+        let (_, found) = before_the_fork(directory.path(), &history, size);
+        let found: Vec<String> = found.unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["000000010000000000000003", "000000010000000000000005"]);
+    }
+}
