@@ -211,7 +211,9 @@ impl Copier {
         let of_blocking = Arc::clone(&window);
         tokio::task::spawn_blocking(move || {
             of_blocking.targets.iter().flatten().try_for_each(|target| {
-                target.lengthen().and_then(|()| target.begin_writeback()).with_context(|| told(target))
+                target.lengthen().with_context(|| told(target))?;
+                target.begin_writeback();
+                Ok::<_, anyhow::Error>(())
             })
         })
         .await
@@ -373,11 +375,13 @@ impl Target {
     }
 
     /// Makes the disk begin with what came from many packs, a little from each.
-    fn begin_writeback(&self) -> anyhow::Result<()> {
+    fn begin_writeback(&self) {
         if self.scattered.load(Ordering::Relaxed) >= WRITEBACK {
-            begin_writeback(&self.open()?, 0, 0);
+            // To be read: a file that ends in a later window may be closed to writers by now.
+            if let Ok(file) = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(&self.path) {
+                begin_writeback(&file, 0, 0);
+            }
         }
-        Ok(())
     }
 }
 
