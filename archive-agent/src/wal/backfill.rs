@@ -19,10 +19,11 @@ use walpoint_repo::layout::WalEntry;
 
 use super::archiver::Archiver;
 use super::check::history_beside;
+use super::target::newest_backup;
 use super::upload::Trouble;
 
-/// How often to look whether the server was promoted. PostgreSQL keeps what it no longer needs until a checkpoint at least.
-const INTERVAL: Duration = Duration::from_secs(5);
+/// How often to look whether the server was promoted: the first checkpoint after that may remove what it no longer needs.
+const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Looks for a promotion until `stop`; `working` is called whenever all is well. A failure ends it: it is started again.
 pub(crate) async fn keep(
@@ -56,6 +57,7 @@ fn told(Trouble { text, .. }: Trouble) -> anyhow::Error {
 }
 
 /// Archives what lies in `pg_wal` of the timelines before this one and is missing in a repository that has to acknowledge.
+/// An error means that it is worth another try.
 async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<()> {
     let uploader = archiver.uploader();
     let cluster = uploader.identity().await.map_err(told)?;
@@ -66,9 +68,16 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
     let (directory, found) = found.await?;
     let found = found.with_context(|| format!("{} cannot be read", directory.display()))?;
 
+    if found.is_empty() {
+        return Ok(());
+    }
     let mut missing = BTreeSet::new();
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
         let archive = target.archive(&cluster).await?;
+        // What is older may have been expired.
+        let backup = newest_backup(&archive).await?.map(|backup| SegmentNo::of(backup.start(), size));
+        let needed = |name: &&SegmentName| name.number(size) >= backup;
+        let found: Vec<SegmentName> = found.iter().filter(needed).copied().collect();
         for of_timeline in found.chunk_by(|a, b| a.timeline == b.timeline) {
             let Some(first) = of_timeline.first() else { continue };
             let mut here = BTreeSet::new();
@@ -81,20 +90,26 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
             missing.extend(of_timeline.iter().filter(|name| !here.contains(name)));
         }
     }
+    let mut again = None;
     for name in missing {
         match archiver.finished(WalFileName::Segment(name)).await {
             Ok(_) => {
                 tracing::info!(file = %name, "archived: the server before the promotion had not done so")
             }
-            // PostgreSQL may have removed it meanwhile; another gap is worth no less.
-            Err(problem) => tracing::error!(
+            Err(problem) if directory.join(name.to_string()).exists() => {
+                again.get_or_insert(anyhow::anyhow!(
+                    "{name}, which the server before the promotion had not archived, cannot be archived: {problem}"
+                ));
+            }
+            // PostgreSQL removed it meanwhile; another gap is worth no less.
+            Err(_) => tracing::error!(
                 file = %name,
-                "the server before the promotion had not archived it, and it cannot be archived now: {problem}; recovery does \
-                 not pass it. HINT: make a new backup"
+                "the server before the promotion had not archived it, and now it is gone: recovery does not pass it. HINT: make a \
+                 new backup"
             ),
         }
     }
-    Ok(())
+    again.map_or(Ok(()), Err)
 }
 
 /// The segments of earlier timelines that end before the next one begins, by name, but for those that PostgreSQL itself is

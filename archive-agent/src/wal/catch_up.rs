@@ -7,20 +7,23 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
 use tokio_util::sync::CancellationToken;
-use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_base::{BackupId, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::backup::{Backups, ListedState};
+use walpoint_repo::RepoError;
 use walpoint_repo::layout::WalEntry;
+use walpoint_repo::store::Entry;
 use walpoint_repo::wal::WalArchive;
 
 use super::archiver::Archiver;
-use super::target::{Missed, Target};
+use super::target::{Missed, Target, newest_backup};
 use super::upload::{Trouble, Uploader};
 
 /// Catches up the repository with that number whenever it missed something, until `stop`; `working` is called after every
@@ -40,11 +43,13 @@ pub(crate) async fn keep(
 
 async fn keep_copying(uploader: &Uploader, repository: usize, working: impl Fn()) -> anyhow::Result<()> {
     let Some(target) = uploader.targets().get(repository) else { return Ok(()) };
+    // What was missed before this began is not known yet.
+    let mut known = false;
     loop {
         let missed = target.take_missed();
-        match catch_up(uploader, target, &missed).await {
+        match catch_up(uploader, target, &missed, known).await {
             Ok(copied) => {
-                target.rest_no_more();
+                known = true;
                 if copied > 0 {
                     tracing::info!(repository = target.name(), files = copied, "caught up");
                 }
@@ -59,68 +64,80 @@ async fn keep_copying(uploader: &Uploader, repository: usize, working: impl Fn()
     }
 }
 
-/// Copies what is missing from all that can be reached; how many files that were.
-async fn catch_up(uploader: &Uploader, target: &Target, missed: &Missed) -> anyhow::Result<usize> {
+/// Copies what is missing; how many files that were. `known`: nothing else is missing than what is said to be missed.
+async fn catch_up(
+    uploader: &Uploader,
+    target: &Target,
+    missed: &Missed,
+    known: bool,
+) -> anyhow::Result<usize> {
     let told = |Trouble { text, .. }| anyhow::anyhow!(text);
     let cluster = uploader.identity().await.map_err(told)?;
     let to = target.archive(&cluster).await?;
-    let ranges = Ranges::of(&to, &cluster, missed).await?;
-    let (mut copied, mut unreachable, mut sources) = (0, None, 0);
-    // Those that acknowledge hold everything.
+    let ranges = Ranges::of(&to, &cluster, missed, known).await?;
+    let (mut copied, mut problem, mut complete) = (0, None, false);
+    // Those that acknowledge hold everything. What one of them cannot give, another repository may.
     let (first, others): (Vec<_>, Vec<_>) = uploader.targets().iter().partition(|source| source.acknowledges);
     for source in first.into_iter().chain(others).filter(|source| source.name() != target.name()) {
-        match source.archive(&cluster).await {
-            Ok(from) => {
-                sources += 1;
-                copied += Copy { uploader, target, from: &from, to: &to }.missing(&ranges).await?;
+        let from = source.archive(&cluster).await.map_err(anyhow::Error::new);
+        let result = match &from {
+            Ok(from) => Copy { uploader, target, from, to: &to }.missing(&ranges, &mut copied).await,
+            Err(_) => Ok(()),
+        };
+        match from.and(result) {
+            Ok(()) => complete |= source.acknowledges,
+            Err(error) => {
+                problem.get_or_insert(error);
             }
-            Err(error) => unreachable = Some(error),
         }
     }
-    match unreachable {
-        Some(error) if sources == 0 => Err(error.into()),
+    match problem {
+        Some(problem) if !complete => Err(problem),
         _ => Ok(copied),
     }
 }
 
 /// From where on a repository should have all of a timeline.
-struct Ranges {
-    /// Where its newest backup starts.
-    backup: Option<(TimelineId, SegmentName)>,
-    /// The timelines that it has WAL of.
-    timelines: Vec<TimelineId>,
-    missed: Missed,
+enum Ranges {
+    /// Of each timeline, from what it missed.
+    Missed(Missed),
+    /// From its newest backup as well, on that timeline and later ones: what is older may have been expired.
+    SinceBackup(Missed, BackupId, SegmentSize),
+    /// From its first file: it has no backup.
+    SinceFirst(Missed, Vec<TimelineId>),
 }
 
 impl Ranges {
-    async fn of(to: &WalArchive, cluster: &Identity, missed: &Missed) -> anyhow::Result<Self> {
-        let listed = Backups::of(to.repository(), &to.lineage().cluster).list().await?;
-        let finished = listed.iter().filter_map(|backup| match backup.state {
-            ListedState::Finished(stored) => Some((stored, backup.id)),
-            _ => None,
-        });
-        let backup = finished.max().map(|(_, id)| {
-            let segment = SegmentNo::of(id.start(), cluster.segment_size);
-            (id.timeline(), segment.name(id.timeline(), cluster.segment_size))
-        });
-        Ok(Self { backup, timelines: to.timelines().await?, missed: missed.clone() })
+    async fn of(to: &WalArchive, cluster: &Identity, missed: &Missed, known: bool) -> anyhow::Result<Self> {
+        let missed = missed.clone();
+        if known {
+            return Ok(Self::Missed(missed));
+        }
+        Ok(match newest_backup(to).await? {
+            Some(backup) => Self::SinceBackup(missed, backup, cluster.segment_size),
+            None => Self::SinceFirst(missed, to.timelines().await?),
+        })
     }
 
     /// The first file that it should have; `None` if it needs nothing of that timeline.
     async fn first(&self, to: &WalArchive, timeline: TimelineId) -> anyhow::Result<Option<SegmentName>> {
-        let begin = SegmentName { timeline, log: 0, segment: 0 };
-        let known = match self.backup {
-            Some((of, segment)) if of == timeline => Some(segment),
-            Some((of, _)) => (of < timeline).then_some(begin),
-            None if self.timelines.contains(&timeline) => {
-                let first = to.list(timeline, None).try_next().await?;
-                first.and_then(|(entry, _)| entry.segment())
+        let (missed, other) = match self {
+            Self::Missed(missed) => (missed, None),
+            Self::SinceBackup(missed, backup, size) => {
+                let start = SegmentNo::of(backup.start(), *size).name(timeline, *size);
+                (missed, (timeline >= backup.timeline()).then_some(start))
             }
-            // It has nothing at all: what it holds begins with what is archived next.
-            None => self.timelines.last().filter(|last| **last < timeline).map(|_| begin),
+            Self::SinceFirst(missed, timelines) if timelines.contains(&timeline) => {
+                let first = to.list(timeline, None).try_next().await?;
+                (missed, first.and_then(|(entry, _)| entry.segment()))
+            }
+            // If it has nothing at all, what it holds begins with what is archived next.
+            Self::SinceFirst(missed, timelines) => {
+                let later = timelines.last().is_some_and(|last| *last < timeline);
+                (missed, later.then_some(SegmentName { timeline, log: 0, segment: 0 }))
+            }
         };
-        let missed = self.missed.get(&timeline).copied();
-        Ok(known.into_iter().chain(missed).min())
+        Ok(missed.get(&timeline).copied().into_iter().chain(other).min())
     }
 }
 
@@ -133,11 +150,11 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// Copies what is missing; how many files that were. One that cannot be copied does not keep the next ones from it.
-    async fn missing(&self, ranges: &Ranges) -> anyhow::Result<usize> {
+    /// Copies what is missing and counts it. One file that cannot be copied does not keep the next ones from it.
+    async fn missing(&self, ranges: &Ranges, copied: &mut usize) -> anyhow::Result<()> {
         let scratch = tempfile::Builder::new().prefix("walpoint-").tempdir();
         let scratch = scratch.context("there is no scratch directory for what is copied")?;
-        let mut done = Done::default();
+        let mut done = Done { copied, failures: 0, failed: None };
         let here: BTreeSet<TimelineId> = self.to.histories().await?.into_iter().collect();
         for timeline in self.from.histories().await?.into_iter().filter(|timeline| !here.contains(timeline)) {
             let name = WalFileName::History(timeline);
@@ -145,52 +162,56 @@ impl Copy<'_> {
         }
         for timeline in self.from.timelines().await? {
             let Some(first) = ranges.first(self.to, timeline).await? else { continue };
-            let mut here = BTreeSet::new();
-            let mut listed = self.to.list(timeline, Some(first));
-            while let Some((entry, _)) = listed.try_next().await? {
-                here.extend(file(entry));
-            }
             // The history beside a segment tells which timelines its pages may be of.
             let history = WalFileName::History(timeline);
-            let fetched = self.fetch(history, scratch.path()).await.map(|_| false);
-            done.count(history, fetched)?;
-            let mut listed = self.from.list(timeline, Some(first));
-            while let Some((entry, _)) = listed.try_next().await? {
-                if let Some(name) = file(entry).filter(|name| !here.contains(name)) {
+            let fetched = self.fetch(history, &scratch.path().join(history.to_string())).await;
+            done.count(history, fetched.map(|_| false))?;
+            // Both listings are in the order of the names.
+            let mut here = files(self.to.list(timeline, Some(first)));
+            let mut next_here = here.try_next().await?;
+            let mut there = files(self.from.list(timeline, Some(first)));
+            while let Some(name) = there.try_next().await? {
+                while next_here.as_ref().is_some_and(|here| here.to_string() < name.to_string()) {
+                    next_here = here.try_next().await?;
+                }
+                if next_here != Some(name) {
                     done.count(name, self.copy(name, scratch.path()).await)?;
                 }
             }
         }
         match done.failed {
-            None => Ok(done.copied),
+            None => Ok(()),
             Some(problem) => Err(problem.context(format!("{} files cannot be copied", done.failures))),
         }
     }
 
     /// Copies a file; `false` if there is none any more.
     async fn copy(&self, name: WalFileName, scratch: &Path) -> Result<bool, Trouble> {
-        let Some(damaged) = self.fetch(name, scratch).await? else { return Ok(false) };
-        let path = scratch.join(name.to_string());
-        self.uploader.upload_to(self.target, name, path.clone(), damaged).await?;
-        if !matches!(name, WalFileName::History(_)) {
-            tokio::fs::remove_file(&path).await.map_err(Trouble::lasting)?;
-        }
-        Ok(true)
+        let path = scratch.join(format!("{name}.copy"));
+        let copied = match self.fetch(name, &path).await {
+            Ok(Some(damaged)) => {
+                self.uploader.upload_to(self.target, name, path.clone(), damaged).await.map(|_| true)
+            }
+            Ok(None) => return Ok(false),
+            Err(trouble) => Err(trouble),
+        };
+        // Whatever became of it: it may be a gigabyte.
+        tokio::fs::remove_file(&path).await.ok();
+        copied
     }
 
-    /// Reads a file back into the scratch directory: whether it was accepted although damaged. `None` if there is none.
-    async fn fetch(&self, name: WalFileName, scratch: &Path) -> Result<Option<bool>, Trouble> {
+    /// Reads a file back: whether it was accepted although damaged. `None` if there is none.
+    async fn fetch(&self, name: WalFileName, path: &Path) -> Result<Option<bool>, Trouble> {
         let Some(reader) = self.from.read(name).await? else { return Ok(None) };
-        let file = File::create(scratch.join(name.to_string())).map_err(Trouble::lasting)?;
+        let file = File::create(path).map_err(Trouble::lasting)?;
         let (_, header) = reader.write_to(file).await?;
         Ok(Some(header.is_some_and(|header| header.damaged)))
     }
 }
 
 /// What became of the files so far.
-#[derive(Default)]
-struct Done {
-    copied: usize,
+struct Done<'a> {
+    copied: &'a mut usize,
     failures: usize,
     /// Of the first one.
     failed: Option<anyhow::Error>,
@@ -199,11 +220,11 @@ struct Done {
 /// Files that may fail before it is useless to go on.
 const FAILURES: usize = 16;
 
-impl Done {
+impl Done<'_> {
     /// Counts a file. An error means that going on is useless.
     fn count(&mut self, name: WalFileName, result: Result<bool, Trouble>) -> anyhow::Result<()> {
         match result {
-            Ok(copied) => self.copied += usize::from(copied),
+            Ok(copied) => *self.copied += usize::from(copied),
             Err(Trouble { text, lasting }) => {
                 let problem = anyhow::anyhow!("{name}: {text}");
                 self.failures += 1;
@@ -217,10 +238,13 @@ impl Done {
     }
 }
 
-/// What PostgreSQL handed over; the rest follows from it.
-fn file(entry: WalEntry) -> Option<WalFileName> {
-    match entry {
+/// What PostgreSQL handed over, of a listing.
+fn files(
+    listed: BoxStream<'static, Result<(WalEntry, Entry), RepoError>>,
+) -> BoxStream<'static, Result<WalFileName, RepoError>> {
+    let file = |entry| match entry {
         WalEntry::File(name) => Some(name),
         _ => None,
-    }
+    };
+    listed.try_filter_map(move |(entry, _)| ready(Ok(file(entry)))).boxed()
 }

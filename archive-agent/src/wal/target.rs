@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify};
-use walpoint_base::{ClusterName, SegmentName, TimelineId, WalFileName};
+use walpoint_base::{BackupId, ClusterName, SegmentName, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
+use walpoint_repo::backup::{Backups, ListedState};
 use walpoint_repo::index::SegmentEntry;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
@@ -24,6 +25,16 @@ type Noted = (SegmentName, Option<SegmentEntry>);
 
 /// The first file of each timeline that a repository missed; everything after it may be missing.
 pub(crate) type Missed = BTreeMap<TimelineId, SegmentName>;
+
+/// The newest finished backup of the cluster whose archive this is: what expires is older than its start.
+pub(crate) async fn newest_backup(archive: &WalArchive) -> Result<Option<BackupId>, RepoError> {
+    let listed = Backups::of(archive.repository(), &archive.lineage().cluster).list().await?;
+    let finished = listed.iter().filter_map(|backup| match backup.state {
+        ListedState::Finished(stored) => Some((stored, backup.id)),
+        _ => None,
+    });
+    Ok(finished.max().map(|(_, id)| id))
+}
 
 /// Why nothing was stored.
 #[derive(Debug, thiserror::Error)]
@@ -117,11 +128,6 @@ impl Target {
     /// Leaves it out for that long.
     pub(crate) fn rest(&self, span: Duration) {
         *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + span);
-    }
-
-    /// Lets it take part again at once.
-    pub(crate) fn rest_no_more(&self) {
-        *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Remembers that it did not get a file.

@@ -124,11 +124,15 @@ impl Uploader {
         Ok(TimelineId::new(self.control().await?.checkpoint.timeline))
     }
 
-    /// The same if the server writes on it: `None` of a standby, or while it recovers.
+    /// The timeline that the server writes on: `None` of a standby, or while it recovers.
+    ///
+    /// From a promotion to the checkpoint after it, only the minimum recovery point names the new one
+    /// (`CreateEndOfRecoveryRecord` in src/backend/access/transam/xlog.c).
     pub(crate) async fn written_timeline(&self) -> Result<Option<TimelineId>, Trouble> {
         let control = self.control().await?;
         let writes = control.state == ClusterState::InProduction;
-        Ok(TimelineId::new(control.checkpoint.timeline).filter(|_| writes))
+        let timeline = control.checkpoint.timeline.max(control.min_recovery_point_timeline);
+        Ok(TimelineId::new(timeline).filter(|_| writes))
     }
 
     async fn control(&self) -> Result<ControlFile, Trouble> {
@@ -181,7 +185,8 @@ impl Uploader {
         Ok(identity)
     }
 
-    /// Makes a file that lies anywhere durable in one repository; one attempt.
+    /// Makes a file that lies anywhere durable in one repository; one attempt. It takes no share of the network and the memory,
+    /// for which acknowledgements wait: so one at a time in the whole process.
     pub(crate) async fn upload_to(
         &self,
         target: &Target,
@@ -189,8 +194,11 @@ impl Uploader {
         path: PathBuf,
         accept_damaged: bool,
     ) -> Result<FileIdentity, Trouble> {
+        static ONE: Semaphore = Semaphore::const_new(1);
+        let _one = ONE.acquire().await.map_err(Trouble::lasting)?;
         let cluster = self.identity().await?;
-        self.store(&Source { name, path, accept_damaged, cluster }, &[target], None).await
+        let share = Share { _transfer: None, room: Room::unlimited() };
+        self.store(&Source { name, path, accept_damaged, cluster }, &[target], Some(share)).await
     }
 
     /// Stores a file in these repositories, as many at once as memory allows. The identity is that of what was read. `share`
