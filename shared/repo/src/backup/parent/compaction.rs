@@ -12,7 +12,8 @@ use super::super::pack_table::PackUse;
 /// What decides how much a backup stores again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Changes {
-    /// Bytes of WAL that were written since the parent: about what changed, and nothing if nothing did.
+    /// Bytes of WAL since the parent, by position: about what changed, and nothing if nothing did. Segments that
+    /// `archive_timeout` ends early count in full.
     pub(super) wal: u64,
     /// Bytes of a block.
     pub(super) block: u64,

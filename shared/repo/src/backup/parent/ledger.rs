@@ -53,11 +53,6 @@ impl Ledger {
         self.row(at.backup, at.pack).is_some_and(|row| row.there && !row.emptied)
     }
 
-    /// Bytes of all packs that are there.
-    pub(in crate::backup) fn held(&self) -> u64 {
-        self.rows.iter().filter(|row| row.there).map(|row| u64::from(row.size)).sum()
-    }
-
     /// The size of a pack that is there.
     pub(super) fn size_of(&self, at: FrameRef) -> Option<u32> {
         self.row(at.backup, at.pack).filter(|row| row.there).map(|row| row.size)

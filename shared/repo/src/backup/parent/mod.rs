@@ -69,6 +69,8 @@ pub(super) struct Parents {
     pub(super) ledger: Ledger,
     /// The finished one.
     parent: Option<(BackupId, ParentTable)>,
+    /// Bytes of the packs that it uses.
+    held: Option<u64>,
     stretches: Option<Stretches>,
     frames: Frames,
     block_size: BlockSize,
@@ -131,11 +133,13 @@ impl Parents {
         }
         let emptied = parent.as_ref().map(|parent| parent.emptied(intent.id.start(), block_size));
         let ledger = opening.ledger(&emptied.unwrap_or_default()).await?;
+        let held = parent.as_ref().map(|parent| parent.packs.iter().map(|pack| u64::from(pack.size)).sum());
         let Opening { known, notes, .. } = opening;
         Ok(Self {
             backups: known,
             ledger,
             parent: parent.map(|parent| (parent.id, parent.table)),
+            held,
             stretches,
             frames: Frames::new(backups),
             block_size,
@@ -146,6 +150,11 @@ impl Parents {
     /// The finished backup whose blocks are used.
     pub(super) fn parent(&self) -> Option<BackupId> {
         self.parent.as_ref().map(|(id, _)| *id)
+    }
+
+    /// Bytes of the packs that it uses; `None` if there is none.
+    pub(super) fn held(&self) -> Option<u64> {
+        self.held
     }
 
     /// Its file table.

@@ -35,10 +35,10 @@ const NEIGHBOURS: u64 = 32;
 const SMALL_PACK: u64 = 4 << 20;
 
 impl PackLimits {
-    /// The same for a backup that builds on packs of `held` bytes in all: smaller packs if that is little.
-    pub(super) fn on_top_of(self, held: u64) -> Self {
-        let pack = if held == 0 { self.pack } else { (held / NEIGHBOURS).max(SMALL_PACK).min(self.pack) };
-        Self { pack, ..self }
+    /// Bytes of the next pack of a backup that builds on packs of `held` bytes in all and stored so many itself: smaller packs
+    /// if both are little.
+    fn next_pack(self, held: Option<u64>, stored: u64) -> u64 {
+        held.map_or(self.pack, |held| (held.max(stored) / NEIGHBOURS).max(SMALL_PACK).min(self.pack))
     }
 }
 
@@ -87,6 +87,8 @@ pub(super) struct PackSink {
     paths: ClusterPaths,
     id: BackupId,
     limits: PackLimits,
+    /// Bytes of the packs that the backup builds on; `None` if it builds on none.
+    held: Option<u64>,
     runtime: tokio::runtime::Handle,
     state: Mutex<State>,
     /// Told of every upload that ended: threads wait on the first, tasks on the second.
@@ -102,6 +104,8 @@ struct State {
     packs: Vec<Pack>,
     uploads: usize,
     uploading: u64,
+    /// Bytes of all packs that were full.
+    filled: u64,
     failure: Option<Failure>,
 }
 
@@ -119,6 +123,7 @@ impl PackSink {
         paths: &ClusterPaths,
         id: BackupId,
         limits: PackLimits,
+        held: Option<u64>,
     ) -> Self {
         Self {
             store: store.clone(),
@@ -126,6 +131,7 @@ impl PackSink {
             paths: paths.clone(),
             id,
             limits,
+            held,
             runtime: tokio::runtime::Handle::current(),
             state: Mutex::default(),
             room: Condvar::new(),
@@ -159,10 +165,11 @@ impl PackSink {
             }
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        let next = self.limits.next_pack(self.held, state.filled);
         let State { data, tables, packs, .. } = &mut *state;
         let (open, limit) = match kind {
-            FrameKind::Data => (data, self.limits.pack),
-            _ => (tables, self.limits.pack.min(TABLE_PACK_BYTES)),
+            FrameKind::Data => (data, next),
+            _ => (tables, next.min(TABLE_PACK_BYTES)),
         };
         let full = open.take_if(|builder| builder.is_full_for(more));
         let builder = match open {
@@ -188,6 +195,7 @@ impl PackSink {
         state.set(no, PackState::Uploading(pack));
         state.uploads += 1;
         state.uploading += object.len();
+        state.filled += object.len();
         let upload = Upload { sink: Arc::clone(self), no, pack, outcome: None };
         self.runtime.spawn(upload.run(object));
         Ok(())

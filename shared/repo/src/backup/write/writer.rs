@@ -73,8 +73,8 @@ impl BackupWriter {
         backups.create_intent(&intent).await?;
         let id = intent.id;
         let parents = Parents::open(backups, &intent, block_size, &options.scratch).await?;
-        let packs = options.packs.on_top_of(parents.ledger.held());
-        let sink = PackSink::new(backups.store(), backups.sealer(), backups.paths(), id, packs);
+        let (packs, held) = (options.packs, parents.held());
+        let sink = PackSink::new(backups.store(), backups.sealer(), backups.paths(), id, packs, held);
         let shared = Shared {
             hashing: Hashing::new(backups.sealer()),
             block_size,
