@@ -1,6 +1,6 @@
 //! Writing the files of a backup: windows of the file table, packs in parallel, every block checked before it is written.
 //!
-//! Memory is bounded by two windows, one that is written while the next one is prepared, and by the bytes of packs in flight,
+//! Memory is bounded by a few windows, which are prepared, written and completed at the same time, and by the bytes of packs in flight,
 //! whatever the size of the cluster. Only blocks that are not zero are written, so holes stay holes. Where files are kept, only
 //! what is wrong in them is read and written ([`compare`]). The disk begins to write at once; files are durable
 //! when all windows are through ([`sync`](super::sync)). A crash leaves files of any content, which the marker of the restore
@@ -34,7 +34,7 @@ use super::sync::Filesystems;
 /// Bytes of packs that are held at the same time.
 const IN_FLIGHT: u64 = 64 << 20;
 
-/// Half a gigabyte of files: small enough that what only one thread does for a window is done while the last one is written,
+/// A quarter of a gigabyte of files: small enough that what only one thread does for a window is done while the last one is written,
 /// large enough that few packs are read for two of them.
 const WINDOW: WindowLimits = WindowLimits { blocks: 1 << 15, entries: 1 << 13 };
 
