@@ -34,9 +34,9 @@ use super::sync::Filesystems;
 /// Bytes of packs that are held at the same time.
 const IN_FLIGHT: u64 = 64 << 20;
 
-/// A quarter of a gigabyte of files: small enough that what only one thread does for a window is done while the last one is written,
+/// Half a gigabyte of files: small enough that what only one thread does for a window is done while the last one is written,
 /// large enough that few packs are read for two of them.
-const WINDOW: WindowLimits = WindowLimits { blocks: 1 << 15, entries: 1 << 13 };
+const WINDOW: WindowLimits = WindowLimits { blocks: 1 << 16, entries: 1 << 13 };
 
 /// Windows whose files are completed while later ones are written.
 const ENDING: usize = 2;
