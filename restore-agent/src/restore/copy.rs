@@ -1,13 +1,14 @@
 //! Writing the files of a backup: windows of the file table, packs in parallel, every block checked before it is written.
 //!
-//! Memory is bounded by a few windows, which are prepared, written and completed at the same time, and by the bytes of packs in flight,
-//! whatever the size of the cluster. Only blocks that are not zero are written, so holes stay holes. Where files are kept, only
-//! what is wrong in them is read and written ([`compare`]). The disk begins to write at once; files are durable
-//! when all windows are through ([`sync`](super::sync)). A crash leaves files of any content, which the marker of the restore
+//! Memory is bounded by a few windows, which are prepared, written and completed at the same time, and by the bytes of packs in
+//! flight, whatever the size of the cluster. Only blocks that are not zero are written, so holes stay holes. Where files are
+//! kept, only what is wrong in them is read and written ([`compare`]). The disk begins to write at once; files are durable when
+//! all windows are through ([`sync`](super::sync)). A crash leaves files of any content, which the marker of the restore
 //! declares void.
 
 use std::fs::{self, File, OpenOptions};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -210,11 +211,12 @@ impl Copier {
         let told = |target: &Target| format!("{} cannot be completed", target.path.display());
         let of_blocking = Arc::clone(&window);
         tokio::task::spawn_blocking(move || {
-            of_blocking.targets.iter().flatten().try_for_each(|target| {
+            let parts = of_blocking.targets.iter().zip(of_blocking.window.parts());
+            for (target, part) in parts.filter_map(|(target, part)| Some((target.as_ref()?, part))) {
                 target.lengthen().with_context(|| told(target))?;
-                target.begin_writeback();
-                Ok::<_, anyhow::Error>(())
-            })
+                target.begin_writeback(&part.range);
+            }
+            Ok::<_, anyhow::Error>(())
         })
         .await
         .context("a worker of the restore broke")??;
@@ -374,12 +376,13 @@ impl Target {
         Ok(())
     }
 
-    /// Makes the disk begin with what came from many packs, a little from each.
-    fn begin_writeback(&self) {
-        if self.scattered.load(Ordering::Relaxed) >= WRITEBACK {
+    /// Makes the disk begin with what came from many packs, a little from each. Not in a file that was there: what is right in
+    /// it would leave memory, too, and the next windows of it are still to be read.
+    fn begin_writeback(&self, range: &Range<u64>) {
+        if self.present == 0 && self.scattered.load(Ordering::Relaxed) >= WRITEBACK {
             // To be read: a file that ends in a later window may be closed to writers by now.
             if let Ok(file) = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(&self.path) {
-                begin_writeback(&file, 0, 0);
+                begin_writeback(&file, range.start, range.end.saturating_sub(range.start));
             }
         }
     }
@@ -405,7 +408,7 @@ impl OpenFile {
     }
 }
 
-/// Of a file; of length 0 to its end. Advice: what the system cannot do now is done at the end.
+/// Advice: what the system cannot do now is done at the end.
 fn begin_writeback(file: &File, from: u64, length: u64) {
     rustix::fs::fadvise(file, from, NonZeroU64::new(length), Advice::DontNeed).ok();
 }
