@@ -1,12 +1,13 @@
 //! The tasks of one cluster: answering `archive-push`, and looking ahead.
 
+use std::fmt::Display;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::future::join_all;
+use futures_util::future::{OptionFuture, join_all};
 use tokio_util::sync::CancellationToken;
 use walpoint_base::ClusterName;
 use walpoint_repo::store::StoreSettings;
@@ -72,58 +73,59 @@ impl ClusterTasks {
             };
             waiting.run(Arc::clone(&push), stop.clone())
         });
-        let looking = async {
-            if self.look_ahead == 0 {
-                return;
-            }
-            let health = Arc::new(board.add(format!("{}: look-ahead", self.cluster)));
-            keep_running(&health, &stop, || {
-                let health = Arc::clone(&health);
+        let (every, window) = (self.archiver.uploader().targets(), self.look_ahead);
+        let looking = OptionFuture::from((window > 0).then(|| {
+            self.keep("look-ahead", &board, &stop, |archiver, health| {
                 let working = move |waiting| {
                     tracing::trace!(task = health.name(), waiting, "scanned");
                     health.working();
                 };
-                ready::look_ahead(Arc::clone(&self.archiver), self.look_ahead, stop.clone(), working)
+                ready::look_ahead(archiver, window, working)
             })
-            .await;
-        };
-        let names = self.archiver.uploader().targets().iter().map(|target| target.name().to_owned());
-        let indexing = join_all(names.enumerate().map(|(n, name)| {
-            let health = Arc::new(board.add(format!("{}: index of repository {name}", self.cluster)));
-            let (archiver, stop) = (Arc::clone(&self.archiver), stop.clone());
-            async move {
-                keep_running(&health, &stop, || {
-                    let health = Arc::clone(&health);
-                    index::keep(Arc::clone(&archiver), n, stop.clone(), move || health.working())
-                })
-                .await;
-            }
         }));
-        let beside = self.archiver.uploader().targets().iter().enumerate();
-        let beside = beside.filter(|(_, target)| !target.acknowledges);
-        let beside = beside.map(|(n, target)| (n, target.name().to_owned())).collect::<Vec<_>>();
-        let catching_up = join_all(beside.into_iter().map(|(n, name)| {
-            let health = Arc::new(board.add(format!("{}: catching up repository {name}", self.cluster)));
-            let (archiver, stop) = (Arc::clone(&self.archiver), stop.clone());
-            async move {
-                keep_running(&health, &stop, || {
-                    let health = Arc::clone(&health);
-                    catch_up::keep(Arc::clone(&archiver), n, stop.clone(), move || health.working())
-                })
-                .await;
-            }
-        }));
-        let backfilling = async {
-            let health = Arc::new(board.add(format!("{}: looking for promotions", self.cluster)));
-            keep_running(&health, &stop, || {
-                let health = Arc::clone(&health);
-                backfill::keep(Arc::clone(&self.archiver), stop.clone(), move || health.working())
+        let indexing = join_all(every.iter().enumerate().map(|(n, target)| {
+            let what = format!("index of repository {}", target.name());
+            self.keep(what, &board, &stop, move |archiver, health| {
+                index::keep(archiver, n, move || health.working())
             })
-            .await;
-        };
+        }));
+        let beside = every.iter().enumerate().filter(|(_, target)| !target.acknowledges);
+        let catching_up = join_all(beside.map(|(n, target)| {
+            let what = format!("catching up repository {}", target.name());
+            self.keep(what, &board, &stop, move |archiver, health| {
+                catch_up::keep(archiver, n, move || health.working())
+            })
+        }));
+        let backfilling = self.keep("looking for promotions", &board, &stop, |archiver, health| {
+            backfill::keep(archiver, move || health.working())
+        });
         let staying_small = self.archiver.stay_small(stop.clone());
         tokio::join!(answering, looking, indexing, catching_up, backfilling, staying_small);
         self.archiver.abandon();
+    }
+
+    /// Keeps a task of that name running until `stop`. Whatever it waits for then, a store that does not answer included, is
+    /// not worth a longer drain.
+    async fn keep<F>(
+        &self,
+        what: impl Display,
+        board: &Board,
+        stop: &CancellationToken,
+        start: impl Fn(Arc<Archiver>, Arc<Health>) -> F,
+    ) where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let health = Arc::new(board.add(format!("{}: {what}", self.cluster)));
+        keep_running(&health, stop, || {
+            let (work, stop) = (start(Arc::clone(&self.archiver), Arc::clone(&health)), stop.clone());
+            async move {
+                tokio::select! {
+                    result = work => result,
+                    () = stop.cancelled() => Ok(()),
+                }
+            }
+        })
+        .await;
     }
 
     /// Archives everything that is ready.

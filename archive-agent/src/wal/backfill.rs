@@ -4,7 +4,7 @@
 //! A standby marks what it receives as archived, because its primary archives it (`XLogArchiveForceDone` in
 //! src/backend/access/transam/xlogarchive.c), and a promotion does not change that. If the primary died before it did,
 //! recovery could not pass the gap. Segments before the fork are the same on both servers; the one of the fork itself is
-//! handed over by PostgreSQL as `.partial`.
+//! handed over by PostgreSQL as `.partial`. A crash leaves nothing: the next daemon looks again.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,38 +13,26 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::TryStreamExt;
-use tokio_util::sync::CancellationToken;
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use walpoint_repo::layout::WalEntry;
 
 use super::archiver::Archiver;
-use super::check::history_beside;
+use super::check::history_in;
 use super::target::newest_backup;
 use super::upload::Trouble;
 
 /// How often to look whether the server was promoted: the first checkpoint after that may remove what it no longer needs.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Looks for a promotion until `stop`; `working` is called whenever all is well. A failure ends it: it is started again.
-pub(crate) async fn keep(
-    archiver: Arc<Archiver>,
-    stop: CancellationToken,
-    working: impl Fn(),
-) -> anyhow::Result<()> {
-    tokio::select! {
-        result = keep_looking(&archiver, working) => result,
-        () = stop.cancelled() => Ok(()),
-    }
-}
-
-async fn keep_looking(archiver: &Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
+/// Looks for a promotion; `working` is called whenever all is well. A failure ends it: it is started again.
+pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
     let mut seen = TimelineId::FIRST;
     loop {
         // A standby leaves it to its primary.
         if let Some(timeline) = archiver.uploader().written_timeline().await.map_err(told)?
             && timeline != seen
         {
-            fill(archiver, timeline).await?;
+            fill(&archiver, timeline).await?;
             seen = timeline;
         }
         working();
@@ -62,7 +50,14 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
     let uploader = archiver.uploader();
     let cluster = uploader.identity().await.map_err(told)?;
     let directory = archiver.wal_directory();
-    let Some(history) = history_beside(&directory.join("history"), timeline) else { return Ok(()) };
+    let Some(history) = history_in(&directory, timeline) else {
+        tracing::warn!(
+            %timeline,
+            "{} has no history of this timeline: what the server before the promotion did not archive is not looked for",
+            directory.display()
+        );
+        return Ok(());
+    };
     let size = cluster.segment_size;
     let found = tokio::task::spawn_blocking(move || before_the_fork(&directory, &history, size));
     let (directory, found) = found.await?;

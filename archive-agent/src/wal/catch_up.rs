@@ -3,7 +3,8 @@
 //! What is missing shows when listings are compared: from the first file that this process knows it missed, and from the
 //! repository's newest backup on, for what was missed before. Older gaps are left: what is expired on purpose has gaps, too.
 //! A copy goes the way of every file. It is checked as it is read back, lies in a scratch directory for a moment, and is
-//! checked again as it is sealed for the other repository.
+//! checked again as it is sealed for the other repository. A crash leaves the scratch directory; what was not copied is found
+//! missing by the next daemon.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -14,7 +15,6 @@ use std::sync::Arc;
 use anyhow::Context;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
-use tokio_util::sync::CancellationToken;
 use walpoint_base::{BackupId, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
@@ -26,22 +26,14 @@ use super::archiver::Archiver;
 use super::target::{Missed, Target, newest_backup};
 use super::upload::{Trouble, Uploader};
 
-/// Catches up the repository with that number whenever it missed something, until `stop`; `working` is called after every
-/// success. A failure ends it: it is started again.
+/// Catches up the repository with that number whenever it missed something; `working` is called after every success. A
+/// failure ends it: it is started again.
 pub(crate) async fn keep(
     archiver: Arc<Archiver>,
     repository: usize,
-    stop: CancellationToken,
     working: impl Fn(),
 ) -> anyhow::Result<()> {
-    tokio::select! {
-        result = keep_copying(archiver.uploader(), repository, working) => result,
-        // What is half copied was not announced, and is found missing again.
-        () = stop.cancelled() => Ok(()),
-    }
-}
-
-async fn keep_copying(uploader: &Uploader, repository: usize, working: impl Fn()) -> anyhow::Result<()> {
+    let uploader = archiver.uploader();
     let Some(target) = uploader.targets().get(repository) else { return Ok(()) };
     // What was missed before this began is not known yet.
     let mut known = false;

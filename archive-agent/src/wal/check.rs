@@ -130,10 +130,9 @@ fn text(file: &OpenFile, what: &str) -> CheckError {
     CheckError::Text { path: file.path().to_owned(), what: what.to_owned() }
 }
 
-/// The history of a timeline, if PostgreSQL has its file. Without it the pages' timelines are checked among themselves.
-pub(crate) fn history_beside(segment: &Path, timeline: TimelineId) -> Option<TimelineHistory> {
-    let path = segment.with_file_name(WalFileName::History(timeline).to_string());
-    let content = std::fs::read(path).ok()?;
+/// The history of a timeline, if its file is in that directory. Without it the pages' timelines are checked among themselves.
+pub(crate) fn history_in(directory: &Path, timeline: TimelineId) -> Option<TimelineHistory> {
+    let content = std::fs::read(directory.join(WalFileName::History(timeline).to_string())).ok()?;
     TimelineHistory::parse(timeline, &content).ok()
 }
 

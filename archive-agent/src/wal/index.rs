@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
 use walpoint_repo::index::IndexWriter;
 
 use super::archiver::Archiver;
@@ -16,21 +15,12 @@ use super::upload::Trouble;
 /// How often to look for what standbys and pushes without a daemon have stored.
 const CATCH_UP: Duration = Duration::from_secs(3600);
 
-/// Keeps the index in the repository with that number until `stop`; `working` is called after every success.
+/// Keeps the index in the repository with that number; `working` is called after every success.
 pub(crate) async fn keep(
     archiver: Arc<Archiver>,
     repository: usize,
-    stop: CancellationToken,
     working: impl Fn(),
 ) -> anyhow::Result<()> {
-    // Whatever it waits for, a store that does not answer included: nothing here is worth a longer drain.
-    tokio::select! {
-        result = keep_writing(archiver, repository, working) => result,
-        () = stop.cancelled() => Ok(()),
-    }
-}
-
-async fn keep_writing(archiver: Arc<Archiver>, repository: usize, working: impl Fn()) -> anyhow::Result<()> {
     let Some(target) = archiver.uploader().targets().get(repository) else { return Ok(()) };
     let told = |Trouble { text, .. }| anyhow::anyhow!(text);
     let cluster = archiver.uploader().identity().await.map_err(told)?;

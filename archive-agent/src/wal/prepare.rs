@@ -120,7 +120,8 @@ impl Job<'_> {
         buffer: &mut [u8],
         room: &mut Room,
     ) -> Result<(Result<SegmentFacts, WalError>, SegmentSealer), PrepareError> {
-        let history = check::history_beside(self.file.path(), self.name.timeline);
+        let directory = self.file.path().parent();
+        let history = directory.and_then(|directory| check::history_in(directory, self.name.timeline));
         let mut sealer = SegmentSealer::new(self.archives, self.name, self.cluster.segment_size, place)?;
         let mut verdict = Verdict::new(self.name, self.file.identity.size, history.as_ref());
         let mut sealed = Ok(());

@@ -12,7 +12,6 @@ use std::time::Duration;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 use walpoint_base::WalFileName;
 
 use super::archiver::Archiver;
@@ -54,19 +53,18 @@ pub(crate) fn status_directory(archiver: &Archiver) -> PathBuf {
     archiver.wal_directory().join("archive_status")
 }
 
-/// Uploads ahead of PostgreSQL until `stop`, never more than `window` files ahead. `working` is called after every
+/// Uploads ahead of PostgreSQL, never more than `window` files ahead. `working` is called after every
 /// successful scan with the number of files that wait.
 pub(crate) async fn look_ahead(
     archiver: Arc<Archiver>,
     window: usize,
-    stop: CancellationToken,
     working: impl Fn(usize),
 ) -> anyhow::Result<()> {
     let status = status_directory(&archiver);
     let hint = Arc::new(Notify::new());
     // Held: dropping it ends the events.
     let _watcher = watch(&status, &hint);
-    while !stop.is_cancelled() {
+    loop {
         let begun = Instant::now();
         let directory = status.clone();
         let found =
@@ -87,15 +85,10 @@ pub(crate) async fn look_ahead(
                 () = archiver.acknowledged.notified() => {}
                 () = hint.notified() => break,
                 () = sleep_until(latest) => break,
-                () = stop.cancelled() => return Ok(()),
             }
         }
-        tokio::select! {
-            () = sleep_until(earliest) => {}
-            () = stop.cancelled() => {}
-        }
+        sleep_until(earliest).await;
     }
-    Ok(())
 }
 
 /// Starts the uploads of the window and drops from its front what PostgreSQL has been told is stored.
