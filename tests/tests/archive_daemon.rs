@@ -144,6 +144,21 @@ fn a_repository_that_was_down_is_caught_up() {
     // Seen by the daemon.
     proxy.set(Fault::Blackhole);
     names.extend((0..5).map(|_| push()));
+    // Every kind of file.
+    bed.cluster.base_backup(&["-X", "fetch"]);
+    let others = std::fs::read_dir(bed.cluster.wal_dir()).unwrap().flatten();
+    let others = others.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut others: Vec<String> = others.filter(|name| name.ends_with(".backup")).collect();
+    assert_eq!(others.len(), 1);
+    others.extend(["00000002.history".to_owned(), format!("{}.partial", names[1])]);
+    let wal_dir = bed.cluster.wal_dir();
+    std::fs::write(wal_dir.join(&others[1]), "1\t0/3000000\tno recovery target specified\n").unwrap();
+    std::fs::copy(wal_dir.join(&names[1]), wal_dir.join(&others[2])).unwrap();
+    for other in &others {
+        user::give(&wal_dir.join(other));
+        agent.push(format!("pg_wal/{other}")).expect_success();
+    }
+    names.extend(others);
     assert!(names[1..].iter().all(|name| main.get(name).is_some() && other.get(name).is_none()));
     proxy.heal();
     let caught_up = || names.iter().all(|name| other.get(name).is_some());
