@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use walpoint_repo::backup::{BlockSize, Content, Hashing, Window};
 use walpoint_repo::cpu;
 
-use super::copy::{NOFOLLOW, Target};
+use super::files::{NOFOLLOW, Target};
 
 /// Blocks that are compared in one go.
 const PORTION: usize = 1024;

@@ -23,6 +23,7 @@ mod compare;
 mod copy;
 mod directory;
 mod existing;
+mod files;
 mod finish;
 mod ground;
 mod layout;
