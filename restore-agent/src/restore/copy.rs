@@ -6,6 +6,7 @@
 //! all windows are through ([`sync`](super::sync)). A crash leaves files of any content, which the marker of the restore
 //! declares void.
 
+use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -24,16 +25,27 @@ use super::compare;
 use super::directory::MARKER;
 use super::files::{self, NOFOLLOW, OpenFile, Target};
 use super::finish::UNFINISHED_CONTROL;
+use super::gather::{Buffers, Gather};
 use super::layout::Layout;
 use super::owners::Owners;
 use super::sync::Filesystems;
 
 /// Bytes of packs that are held at the same time.
-const IN_FLIGHT: u64 = 64 << 20;
+const IN_FLIGHT: u64 = 48 << 20;
 
-/// Half a gigabyte of files: small enough that what only one thread does for a window is done while the last one is written,
-/// large enough that few packs are read for two of them.
-const WINDOW: WindowLimits = WindowLimits { blocks: 1 << 16, entries: 1 << 13 };
+/// Bytes of files that wait for what lies beside them.
+const WAITING: usize = 40 << 20;
+
+/// What is written at a time: little enough that it can wait in memory for what lies beside it, and much enough that few
+/// frames are opened for two windows: the first and the last one of each pack.
+const WINDOW: WindowLimits = WindowLimits { blocks: 1 << 12, entries: 1 << 12 };
+
+/// The same where only what is wrong is written: much enough that all cores compare, little enough that what only one
+/// thread does for a window is done while another one is written.
+const WINDOW_OF_REPAIR: WindowLimits = WindowLimits { blocks: 1 << 16, entries: 1 << 13 };
+
+/// Windows that are written while the next one is prepared.
+const RUNNING: usize = 3;
 
 /// Windows whose files are completed while later ones are written.
 const ENDING: usize = 2;
@@ -72,24 +84,33 @@ pub(crate) struct Copier {
 /// A window that is being written.
 struct Running {
     window: Window,
-    targets: Arc<Vec<Option<Target>>>,
+    files: Arc<Files>,
     tasks: JoinSet<anyhow::Result<()>>,
+}
+
+/// What the workers on a window share.
+struct Files {
+    targets: Arc<Vec<Option<Target>>>,
+    gather: Gather,
 }
 
 /// A window all of whose pieces are written.
 struct WrittenWindow {
     window: Window,
-    targets: Arc<Vec<Option<Target>>>,
+    files: Arc<Files>,
 }
 
 impl Running {
     /// Waits until all pieces are written.
     async fn written(self) -> anyhow::Result<WrittenWindow> {
-        let Self { window, targets, mut tasks } = self;
+        let Self { window, files, mut tasks } = self;
         while !tasks.is_empty() {
             joined(tasks.join_next().await)?;
         }
-        Ok(WrittenWindow { window, targets })
+        if !files.gather.is_complete() {
+            bail!("internal error: not all of a window was written");
+        }
+        Ok(WrittenWindow { window, files })
     }
 }
 
@@ -101,13 +122,15 @@ fn joined<T: Default>(task: Option<Result<anyhow::Result<T>, JoinError>>) -> any
 impl Copier {
     /// Writes and syncs all files; directories are synced and get their modes at the end, innermost first.
     pub(crate) async fn copy(&self) -> anyhow::Result<Written> {
-        let mut windows = self.reader.windows(WINDOW);
+        let mut windows = self.reader.windows(if self.delta { WINDOW_OF_REPAIR } else { WINDOW });
+        let buffers = Arc::new(Buffers::new(WAITING));
         let budget = Arc::new(Semaphore::new(permits(IN_FLIGHT) as usize));
         let mut directories: Vec<(PathBuf, Arc<Entry>)> = Vec::new();
         let mut written = Written::default();
         // Of the file that goes on in the next window.
         let mut present = 0;
-        let mut before: Option<Running> = None;
+        let mut running: VecDeque<Running> = VecDeque::new();
+        let allowed = if self.delta { 1 } else { RUNNING };
         let mut ending = JoinSet::new();
         while let Some(window) = windows.next().await? {
             let targets = Arc::new(self.begin(window.parts(), &mut directories, present)?);
@@ -116,8 +139,17 @@ impl Copier {
                 compare::compare(&window, &targets, self.reader.hashing(), self.reader.block_size()).await?;
             written.reused += found.bytes();
             self.progress.add(found.bytes());
+            let mut gather = Gather::new(window.parts().iter().map(|part| &part.range), &buffers);
+            let units = window.units_of(|part, block, _| {
+                let wanted = !found.has(part, block);
+                if wanted {
+                    self.expect(&mut gather, window.parts(), part, block);
+                }
+                wanted
+            });
+            let files = Arc::new(Files { targets, gather });
             let mut tasks = JoinSet::new();
-            for unit in window.units_of(|part, block, _| !found.has(part, block)) {
+            for unit in units {
                 written.bytes += unit.bytes();
                 let permit = Arc::clone(&budget)
                     .acquire_many_owned(permits(unit.fetch_bytes().min(IN_FLIGHT)))
@@ -125,18 +157,19 @@ impl Copier {
                 while let Some(done) = tasks.try_join_next() {
                     done.context("a worker of the restore broke")??;
                 }
-                tasks.spawn(self.write_unit(unit, &targets, permit));
+                tasks.spawn(self.write_unit(unit, &files, permit));
             }
-            let running = Running { window, targets, tasks };
-            if let Some(before) = before.replace(running) {
-                let before = before.written().await?;
-                ending.spawn(self.clone().end(before));
+            running.push_back(Running { window, files, tasks });
+            if running.len() > allowed
+                && let Some(first) = running.pop_front()
+            {
+                ending.spawn(self.clone().end(first.written().await?));
             }
             while ending.len() > ENDING {
                 written.files += joined(ending.join_next().await)?;
             }
         }
-        if let Some(last) = before {
+        for last in running {
             ending.spawn(self.clone().end(last.written().await?));
         }
         while !ending.is_empty() {
@@ -156,26 +189,37 @@ impl Copier {
         Ok(written)
     }
 
+    /// Makes a window wait for a block.
+    fn expect(&self, gather: &mut Gather, parts: &[Part], part: usize, block: u64) {
+        let size = self.reader.block_size();
+        if let Some(Content::File(content)) = parts.get(part).map(|part| &part.entry.content) {
+            gather.expect(part, block.saturating_mul(size.bytes()), size.block_len(content.length, block));
+        }
+    }
+
     /// Fetches a unit and writes what is in it. Gives the permit back when it is through.
     fn write_unit(
         &self,
         unit: PackUnit,
-        targets: &Arc<Vec<Option<Target>>>,
+        files: &Arc<Files>,
         permit: OwnedSemaphorePermit,
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        let (reader, targets, progress) = (self.reader.clone(), Arc::clone(targets), self.progress.clone());
+        let (reader, of_window, progress) = (self.reader.clone(), Arc::clone(files), self.progress.clone());
         async move {
             let fetched = reader.fetch(&unit).await?;
             cpu::run(move || {
                 let _in_flight = permit;
+                let Files { targets, gather } = &*of_window;
                 let mut open: Option<OpenFile> = None;
                 let scattered = reader.scatter::<anyhow::Error>(&unit, &fetched, |piece| {
-                    files::write(&targets, &mut open, piece.part, piece.offset, piece.bytes)?;
+                    gather.take(piece.part, piece.offset, piece.bytes, |offset, bytes| {
+                        files::write(targets, &mut open, piece.part, offset, bytes)
+                    })?;
                     progress.add(piece.bytes.len() as u64);
                     Ok(())
                 });
                 if let Some(open) = open {
-                    open.begin_writeback(&targets);
+                    open.begin_writeback(targets);
                 }
                 scattered
             })
@@ -189,7 +233,7 @@ impl Copier {
         let told = |target: &Target| format!("{} cannot be completed", target.path.display());
         let of_blocking = Arc::clone(&window);
         tokio::task::spawn_blocking(move || {
-            let parts = of_blocking.targets.iter().zip(of_blocking.window.parts());
+            let parts = of_blocking.files.targets.iter().zip(of_blocking.window.parts());
             for (target, part) in parts.filter_map(|(target, part)| Some((target.as_ref()?, part))) {
                 target.lengthen().with_context(|| told(target))?;
                 target.begin_writeback(&part.range);
@@ -199,10 +243,12 @@ impl Copier {
         .await
         .context("a worker of the restore broke")??;
         if !self.filesystems.at_once() {
-            self.sync_files(window.window.parts(), Arc::clone(&window.targets)).await?;
+            self.sync_files(window.window.parts(), Arc::clone(&window.files.targets)).await?;
         }
         let mut files = 0;
-        for (target, _) in window.targets.iter().zip(window.window.parts()).filter(|(_, part)| part.ends) {
+        for (target, _) in
+            window.files.targets.iter().zip(window.window.parts()).filter(|(_, part)| part.ends)
+        {
             let Some(target) = target else { continue };
             files += 1;
             files::close_off(target).with_context(|| told(target))?;

@@ -25,6 +25,7 @@ mod directory;
 mod existing;
 mod files;
 mod finish;
+mod gather;
 mod ground;
 mod layout;
 mod owners;

@@ -78,6 +78,11 @@ impl Backups {
         Self { store: store.clone(), sealer: sealer.clone(), paths: ClusterPaths::new(cluster) }
     }
 
+    /// The same for reading packs, one after the other.
+    pub(super) fn keeping_buffers(&self, bytes: usize) -> Self {
+        Self { store: self.store.keeping_buffers(bytes), ..self.clone() }
+    }
+
     /// The store they are in.
     pub fn store(&self) -> &Store {
         &self.store

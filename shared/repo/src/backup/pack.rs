@@ -85,6 +85,11 @@ impl PackDirectory {
         range.and_then(|(start, end)| self.hashes.get(start..end)).unwrap_or_default()
     }
 
+    /// Without the blocks' hashes: a tenth of the memory, for who knows them from elsewhere.
+    pub fn without_hashes(self) -> Self {
+        Self { hashes: Vec::new(), ..self }
+    }
+
     /// Where a frame's bytes are in the object.
     pub fn range(&self, frame: &PackFrame) -> Range<u64> {
         let start = self.front + u64::from(frame.offset);

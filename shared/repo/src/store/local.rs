@@ -23,6 +23,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use walpoint_base::durable;
 
+use super::buffers::Buffers;
 use super::failure::{Failure, FailureKind};
 use super::{Entry, Meta, Ranged};
 use crate::layout::Key;
@@ -70,9 +71,14 @@ impl Local {
         self.0.path.join(name)
     }
 
-    pub(super) async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Ranged, Failure> {
-        let path = self.0.path.join(name);
-        self.run(move |_| read(&path, range)).await
+    pub(super) async fn get(
+        &self,
+        name: &str,
+        range: Option<Range<u64>>,
+        buffers: &Buffers,
+    ) -> Result<Ranged, Failure> {
+        let (path, buffers) = (self.0.path.join(name), buffers.clone());
+        self.run(move |_| read(&path, range, &buffers)).await
     }
 
     pub(super) async fn head(&self, name: &str) -> Result<Meta, Failure> {
@@ -310,7 +316,7 @@ fn read_directory(path: &Path) -> Result<Vec<Item>, Failure> {
     Ok(items)
 }
 
-fn read(path: &Path, range: Option<Range<u64>>) -> Result<Ranged, Failure> {
+fn read(path: &Path, range: Option<Range<u64>>, buffers: &Buffers) -> Result<Ranged, Failure> {
     let mut file = File::open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
@@ -324,13 +330,13 @@ fn read(path: &Path, range: Option<Range<u64>>) -> Result<Ranged, Failure> {
         Failure::new(FailureKind::TooLong, format!("it has {length} bytes, more than any object"))
     })?;
     // Into memory that nobody filled with zeros first: that would cost as much as the reading.
-    let mut bytes = Vec::with_capacity(expected);
+    let mut buffer = buffers.take(expected);
     file.seek(SeekFrom::Start(start))?;
-    file.take(length).read_to_end(&mut bytes)?;
-    if bytes.len() != expected {
+    file.take(length).read_to_end(&mut buffer.bytes)?;
+    if buffer.bytes.len() != expected {
         return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
     }
-    Ok(Ranged { bytes: bytes.into(), size })
+    Ok(Ranged { bytes: Bytes::from_owner(buffer), size })
 }
 
 fn write_temporary(path: &Path, pieces: &[Bytes]) -> io::Result<PathBuf> {

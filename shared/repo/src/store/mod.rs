@@ -14,8 +14,10 @@
 //! | `failure` | what a failed request means |
 //! | `leftovers` | what killed writes left in a directory |
 //! | `limits` | timeouts and retries |
+//! | `buffers` | memory for what is read |
 //! | `counts` | how many requests were sent |
 
+mod buffers;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod counts;
@@ -43,6 +45,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use object_store::ObjectStore;
 
+use self::buffers::Buffers;
 pub use self::counts::Requests;
 pub use self::create::{Claim, Creation};
 use self::failure::{Failure, FailureKind};
@@ -63,6 +66,7 @@ struct Inner {
     name: String,
     limits: Limits,
     counts: Arc<counts::Counts>,
+    buffers: Buffers,
 }
 
 #[derive(Clone, Debug)]
@@ -113,7 +117,7 @@ impl Store {
 
     fn new(name: String, backend: Backend, limits: Limits) -> Self {
         let counts = Arc::new(counts::Counts::default());
-        Self { inner: Arc::new(Inner { backend, name, limits, counts }) }
+        Self { inner: Arc::new(Inner { backend, name, limits, counts, buffers: Buffers::new(0) }) }
     }
 
     /// What it is called in messages: its URL, without secrets.
@@ -124,6 +128,12 @@ impl Store {
     /// The same store with other bounds.
     pub fn with_limits(&self, limits: Limits) -> Self {
         Self { inner: Arc::new(Inner { limits, ..Inner::clone(&self.inner) }) }
+    }
+
+    /// The same store for reading much from a directory: up to so many bytes of memory are kept for what is read next. Those
+    /// that are read must not be kept for long: a small part keeps the whole buffer.
+    pub fn keeping_buffers(&self, bytes: usize) -> Self {
+        Self { inner: Arc::new(Inner { buffers: Buffers::new(bytes), ..Inner::clone(&self.inner) }) }
     }
 
     /// Its bounds.
@@ -152,13 +162,15 @@ impl Store {
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<Ranged> {
-        let Inner { backend, limits, counts, name } = &*self.inner;
+        let Inner { backend, limits, counts, name, buffers } = &*self.inner;
         let attempt = || {
             counts::add(&counts.get, 1);
             let whole = limits.read_timeout * 4;
             let range = range.clone();
             match backend {
-                Backend::Local(local) => Limits::within(whole, local.get(key.as_str(), range)).boxed(),
+                Backend::Local(local) => {
+                    Limits::within(whole, local.get(key.as_str(), range, buffers)).boxed()
+                }
                 Backend::Remote(remote) => remote.get(key.as_str(), range, limits.read_timeout).boxed(),
             }
         };
@@ -169,7 +181,7 @@ impl Store {
 
     /// Size and time of an object; `None` if there is none.
     pub async fn head(&self, key: &Key) -> Result<Option<Meta>> {
-        let Inner { backend, limits, counts, name } = &*self.inner;
+        let Inner { backend, limits, counts, name, .. } = &*self.inner;
         let attempt = || {
             counts::add(&counts.head, 1);
             match backend {
@@ -209,7 +221,7 @@ impl Store {
     /// The names of the directories directly in `prefix`, sorted. Some stores, and filesystems after a
     /// crash, also name directories that are empty.
     pub async fn list_dirs(&self, prefix: &Prefix) -> Result<Vec<String>> {
-        let Inner { backend, limits, counts, name } = &*self.inner;
+        let Inner { backend, limits, counts, name, .. } = &*self.inner;
         let attempt = || {
             counts::add(&counts.list, 1);
             // Many pages may be needed, so the bound is that of a long answer.
@@ -228,7 +240,7 @@ impl Store {
 
     /// Deletes an object. One that is not there is no error; one that is held is [`RepoError::Denied`].
     pub async fn delete(&self, key: &Key) -> Result<()> {
-        let Inner { backend, limits, counts, name } = &*self.inner;
+        let Inner { backend, limits, counts, name, .. } = &*self.inner;
         let attempt = || {
             counts::add(&counts.delete, 1);
             match backend {

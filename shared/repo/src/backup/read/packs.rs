@@ -20,12 +20,14 @@ use crate::object::{Codec, OBJECT_HEADER, ObjectHeader, ObjectKeys, ObjectKind, 
 const FRONT: u64 = 64 << 10;
 /// The longest frame of a directory: what a pack of 16,384 frames can have, and room.
 const MAX_FRONT: u64 = 2 << 20;
-/// Directories held: each up to a megabyte, mostly less than a tenth of it.
-const HELD: usize = 8;
+/// Directories held: each of up to 400 kB, mostly less than a tenth of it. What many backups wrote is in as many packs.
+const HELD: usize = 48;
 /// Frames that lie closer are read with one request: what lies between costs less than another request.
 const GAP: u64 = 256 << 10;
 /// The most bytes of one request: buffers of this size are used again by the allocator, longer ones hardly.
 const STRETCH: u64 = 4 << 20;
+/// Memory that is kept for the next requests: what is held of them while they are worked on.
+const KEPT: usize = 16 << 20;
 /// Requests at the same time for one pack.
 const AT_ONCE: usize = 4;
 
@@ -56,7 +58,7 @@ impl OpenPack {
         let mut meta = Vec::new();
         let frame = bytes.get(OBJECT_HEADER..).unwrap_or_default();
         open_frame(&keys, 0, frame, &mut Codec::take(), &mut meta).map_err(|e| corrupt(&e))?;
-        let directory = PackDirectory::decode(&meta, &header).map_err(|e| corrupt(&e))?;
+        let directory = PackDirectory::decode(&meta, &header).map_err(|e| corrupt(&e))?.without_hashes();
         Ok(Ok(Self { key: key.clone(), keys, directory }))
     }
 
@@ -126,7 +128,11 @@ pub(super) struct Packs {
 
 impl Packs {
     pub(super) fn new(backups: &Backups, manifest: &Arc<Manifest>) -> Self {
-        Self { backups: backups.clone(), manifest: Arc::clone(manifest), open: Mutex::default() }
+        Self {
+            backups: backups.keeping_buffers(KEPT),
+            manifest: Arc::clone(manifest),
+            open: Mutex::default(),
+        }
     }
 
     fn key(&self, at: FrameRef) -> Result<(Key, u32)> {
