@@ -21,7 +21,7 @@ use walpoint_repo::cpu;
 use walpoint_repo::plan::Signal;
 use walpoint_runtime::progress::Progress;
 
-use super::compare;
+use super::compare::{self, Found};
 use super::directory::MARKER;
 use super::files::{self, NOFOLLOW, OpenFile, Target};
 use super::finish::UNFINISHED_CONTROL;
@@ -42,7 +42,10 @@ const WINDOW: WindowLimits = WindowLimits { blocks: 1 << 12, entries: 1 << 12 };
 
 /// The same where only what is wrong is written: much enough that all cores compare, little enough that what only one
 /// thread does for a window is done while another one is written.
-const WINDOW_OF_REPAIR: WindowLimits = WindowLimits { blocks: 1 << 16, entries: 1 << 13 };
+const WINDOW_OF_REPAIR: WindowLimits = WindowLimits { blocks: 1 << 14, entries: 1 << 13 };
+
+/// Windows that are prepared and compared with what is there before the first of them is written.
+const AHEAD: usize = 2;
 
 /// Windows that are written while the next one is prepared.
 const RUNNING: usize = 3;
@@ -81,9 +84,16 @@ pub(crate) struct Copier {
     pub(crate) filesystems: Arc<Filesystems>,
 }
 
+/// A window that is being compared with what is there.
+struct Comparing {
+    window: Arc<Window>,
+    targets: Arc<Vec<Option<Target>>>,
+    found: JoinSet<anyhow::Result<Found>>,
+}
+
 /// A window that is being written.
 struct Running {
-    window: Window,
+    window: Arc<Window>,
     files: Arc<Files>,
     tasks: JoinSet<anyhow::Result<()>>,
 }
@@ -96,7 +106,7 @@ struct Files {
 
 /// A window all of whose pieces are written.
 struct WrittenWindow {
-    window: Window,
+    window: Arc<Window>,
     files: Arc<Files>,
 }
 
@@ -129,14 +139,20 @@ impl Copier {
         let mut written = Written::default();
         // Of the file that goes on in the next window.
         let mut present = 0;
+        let mut ahead: VecDeque<Comparing> = VecDeque::new();
         let mut running: VecDeque<Running> = VecDeque::new();
         let allowed = if self.delta { 1 } else { RUNNING };
         let mut ending = JoinSet::new();
-        while let Some(window) = windows.next().await? {
-            let targets = Arc::new(self.begin(window.parts(), &mut directories, present)?);
-            present = targets.last().and_then(Option::as_ref).map_or(0, |target| target.present);
-            let found =
-                compare::compare(&window, &targets, self.reader.hashing(), self.reader.block_size()).await?;
+        loop {
+            while ahead.len() < AHEAD
+                && let Some(window) = windows.next().await?
+            {
+                let targets = self.begin(window.parts(), &mut directories, present)?;
+                present = targets.last().and_then(Option::as_ref).map_or(0, |target| target.present);
+                ahead.push_back(self.compare(window, targets));
+            }
+            let Some(Comparing { window, targets, mut found }) = ahead.pop_front() else { break };
+            let found = joined(found.join_next().await)?;
             written.reused += found.bytes();
             self.progress.add(found.bytes());
             let mut gather = Gather::new(window.parts().iter().map(|part| &part.range), &buffers);
@@ -187,6 +203,17 @@ impl Copier {
             })?;
         self.end_directories(directories).await?;
         Ok(written)
+    }
+
+    /// Begins to compare a window with what is there.
+    fn compare(&self, window: Window, targets: Vec<Option<Target>>) -> Comparing {
+        let (window, targets) = (Arc::new(window), Arc::new(targets));
+        let mut found = JoinSet::new();
+        let (reader, of_task, to) = (self.reader.clone(), Arc::clone(&window), Arc::clone(&targets));
+        found.spawn(
+            async move { compare::compare(&of_task, &to, reader.hashing(), reader.block_size()).await },
+        );
+        Comparing { window, targets, found }
     }
 
     /// Makes a window wait for a block.
