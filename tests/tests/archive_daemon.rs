@@ -190,6 +190,77 @@ fn a_repository_that_was_down_is_caught_up() {
     assert_eq!(daemon.stop(), 0);
 }
 
+/// A12: what exceeds `queue_max` while the store fails is given up, loudly and no more than that, with a daemon and without,
+/// and a new backup makes up for it.
+#[test]
+fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), Store::s3());
+    let proxy = Proxy::to(bed.store.port().unwrap());
+    let agent = Agent::new(&bed.cluster).repository_via("main", &bed.store, &proxy);
+    let agent = agent.repository_line("main", "read_timeout = \"1s\"").cluster_line("push_timeout = \"2s\"");
+    bed.agent = agent.cluster_line("queue_max = \"4MiB\"");
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.cluster.psql("create table t (n int)");
+    let segment = || {
+        bed.cluster.psql("insert into t select generate_series(1, 2000)");
+        bed.cluster.switch_wal()
+    };
+    let dropped = |name: &str| {
+        let told = format!("archive-push: WARNING: \"{name}\" was dropped and not archived: ");
+        // Without a daemon, by the program that stands in for it.
+        let alone = "dropped and not archived: ";
+        let mut lines = bed.cluster.log().lines().map(str::to_owned).collect::<Vec<_>>().into_iter();
+        lines.any(|line| line.contains(&told) || line.contains(alone) && line.contains(name))
+    };
+    let record = bed.cluster.wal_dir().join("walpoint-dropped.json");
+    let daemon = bed.agent.daemon();
+    let before = segment();
+    bed.cluster.wait_done(&before);
+
+    proxy.set(Fault::Refuse);
+    let names: Vec<String> = (0..10).map(|_| segment()).collect();
+    wait::until_true(SOON, "what is too much goes", || bed.ready().len() <= 4);
+    assert_eq!(bed.ready(), names[6..], "no more than that, the oldest first");
+    assert!(names[..6].iter().all(|name| dropped(name)), "{}", bed.cluster.log());
+    assert!(!names[6..].iter().any(|name| dropped(name)), "{}", bed.cluster.log());
+    let told = || bed.agent.run(&["health"]);
+    let gap = format!("6 files of WAL from {} to {} were dropped and not archived", names[0], names[5]);
+    wait::until_true(SOON, "the daemon tells", || told().stderr.contains(&gap));
+
+    // The same without a daemon.
+    daemon.kill();
+    let later: Vec<String> = (0..2).map(|_| segment()).collect();
+    wait::until_true(SOON, "what is too much goes without a daemon, too", || bed.ready().len() <= 4);
+    assert!(names[6..8].iter().all(|name| dropped(name)), "{}", bed.cluster.log());
+    let archive = bed.archive();
+    assert!(names.iter().chain(&later).all(|name| archive.get(name).is_none()));
+
+    // With the store back nothing more is lost, and what was lost is not forgotten.
+    proxy.heal();
+    let daemon = bed.agent.daemon();
+    let next = segment();
+    bed.cluster.wait_done(&next);
+    assert!(names[8..].iter().chain(&later).chain([&next]).all(|name| archive.get(name).is_some()));
+    assert!(names[..8].iter().all(|name| archive.get(name).is_none()));
+    let gap = format!("8 files of WAL from {} to {} were dropped", names[0], names[7]);
+    wait::until_true(SOON, "another daemon tells it, too", || told().stderr.contains(&gap));
+    let status = bed.agent.run(&["status"]).expect_success().stdout;
+    assert!(status.contains(&format!("DROPPED   {gap}")), "{status}");
+    let json = bed.agent.run(&["status", "--json"]).expect_success().stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["clusters"][0]["server"]["dropped"]["files"], 8);
+    assert!(record.exists());
+
+    bed.agent.run(&["backup"]).expect_success();
+    assert!(!record.exists());
+    assert!(!bed.agent.run(&["status"]).expect_success().stdout.contains("DROPPED"));
+    wait::until_true(Duration::from_secs(60), "the daemon is well again", || {
+        !told().stderr.contains("dropped")
+    });
+    assert_eq!(daemon.stop(), 0);
+}
+
 /// A9
 #[test]
 fn a_store_that_fails_is_told_in_time_and_recovers_without_a_restart() {

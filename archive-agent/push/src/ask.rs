@@ -18,6 +18,8 @@ pub(crate) enum Answer {
     Stored,
     /// The daemon says why not.
     Failed(String),
+    /// Given up: PostgreSQL shall take it for archived. What its log shall say.
+    Dropped(String),
     /// No daemon answered, and why: nothing is known about the file.
     Unanswered(String),
 }
@@ -62,7 +64,8 @@ fn judge(reply: PushReply, file: &WalFile) -> Answer {
              the daemon's configuration must be this server's data directory",
             reply.identity.inode, file.identity.inode
         )),
-        PushOutcome::Failed | PushOutcome::Retry => Answer::Failed(reply.message),
+        PushOutcome::Dropped if reply.identity == file.identity => Answer::Dropped(reply.message),
+        PushOutcome::Dropped | PushOutcome::Failed | PushOutcome::Retry => Answer::Failed(reply.message),
     }
 }
 
@@ -170,6 +173,18 @@ mod tests {
     fn a_failure_carries_the_daemons_words() {
         let failed = asked(|f| vec![Some(reply(PushOutcome::Failed, f, "the store is on fire"))]);
         assert!(matches!(failed, Answer::Failed(text) if text == "the store is on fire"));
+    }
+
+    #[test]
+    fn what_is_given_up_is_said_for_the_same_file_only() {
+        let dropped = asked(|f| vec![Some(reply(PushOutcome::Dropped, f, "too much waits"))]);
+        assert!(matches!(dropped, Answer::Dropped(text) if text == "too much waits"));
+        let other = asked(|f| {
+            let mut other = reply(PushOutcome::Dropped, f, "too much waits");
+            other.identity.inode += 1;
+            vec![Some(other)]
+        });
+        assert!(matches!(other, Answer::Failed(_)));
     }
 
     #[test]

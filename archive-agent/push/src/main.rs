@@ -1,7 +1,7 @@
 //! `archive_command`: asks the daemon to make one WAL file durable, and exits 0 only if it is.
 //!
 //! PostgreSQL counts a failure only when the exit status is at most 125, so nothing here ends above that: 0 stored, 1 not
-//! stored, 2 wrong usage, panics included. Killed at any moment this program leaves nothing behind; the daemon, or the
+//! stored, 2 wrong usage, panics included. 0 as well for what the daemon gave up, and says so (`queue_max`). Killed at any moment this program leaves nothing behind; the daemon, or the
 //! program that stands in for it, may go on storing the file, which does no harm.
 
 mod arguments;
@@ -52,6 +52,10 @@ fn push(arguments: &Arguments) -> ExitCode {
         Answer::Failed(message) => {
             say(&format!("ERROR: could not archive \"{}\": {message}", file.name));
             ExitCode::FAILURE
+        }
+        Answer::Dropped(message) => {
+            say(&format!("WARNING: \"{}\" was {message}", file.name));
+            ExitCode::SUCCESS
         }
         Answer::Unanswered(reason) => {
             say(&format!("WARNING: archiving \"{}\" without the daemon: {reason}", file.name));

@@ -19,7 +19,7 @@ use super::task::keep_running;
 use crate::wal::archiver::Archiver;
 use crate::wal::socket::Place;
 use crate::wal::upload::Uploader;
-use crate::wal::{backfill, catch_up, index, once, ready, serve};
+use crate::wal::{backfill, catch_up, index, once, queue, ready, serve};
 
 /// How often to look whether another daemon is gone.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -48,7 +48,10 @@ impl ClusterTasks {
         let settings = &selection.settings;
         let owner =
             std::fs::metadata(pgdata).with_context(|| format!("{} cannot be read", pgdata.display()))?.uid();
-        let archiver = Archiver::new(Uploader::new(selection, pgdata), duration(settings.push_timeout));
+        let archiver = {
+            let queue_max = settings.queue_max.map(|max| max.as_u64());
+            Archiver::new(Uploader::new(selection, pgdata), duration(settings.push_timeout), queue_max)
+        };
         Ok(Self {
             cluster: selection.cluster.clone(),
             archiver: Arc::new(archiver),
@@ -99,8 +102,13 @@ impl ClusterTasks {
         let backfilling = self.keep("looking for promotions", &board, &stop, |archiver, health| {
             backfill::keep(archiver, move || health.working())
         });
+        let telling = OptionFuture::from(self.archiver.queue().is_limited().then(|| {
+            self.keep("queue", &board, &stop, |archiver, health| {
+                queue::tell(archiver, move || health.working())
+            })
+        }));
         let staying_small = self.archiver.stay_small(stop.clone());
-        tokio::join!(answering, looking, indexing, catching_up, backfilling, staying_small);
+        tokio::join!(answering, looking, indexing, catching_up, backfilling, telling, staying_small);
         self.archiver.abandon();
     }
 

@@ -12,6 +12,7 @@ use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::{human_bytes, human_duration};
 
 use crate::check::source;
+use crate::wal::dropped::Gap;
 use crate::wal::ready;
 
 /// Somebody waits for an answer: a server that does not give one within this time counts as unreachable.
@@ -48,6 +49,9 @@ pub(super) struct ServerState {
     /// Bytes of WAL written since the end of the last segment archived; what a loss of the server would cost now.
     #[serde(skip_serializing_if = "Option::is_none")]
     unarchived_bytes: Option<u64>,
+    /// WAL that was given up and that no backup makes up for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropped: Option<Gap>,
 }
 
 impl ServerState {
@@ -67,7 +71,8 @@ impl ServerState {
         let kind = if self.in_recovery { "standby" } else { "primary" };
         let at = self.lsn.as_ref().map(|lsn| format!(", at {lsn}")).unwrap_or_default();
         let server = format!("PostgreSQL {}, {kind}, timeline {}{at}", self.version, self.timeline);
-        vec![("server", server), ("archiver", self.archiver(now))]
+        let dropped = self.dropped.as_ref().map(|gap| ("DROPPED", gap.to_string()));
+        [("server", server), ("archiver", self.archiver(now))].into_iter().chain(dropped).collect()
     }
 
     fn archiver(&self, now: jiff::Timestamp) -> String {
@@ -116,6 +121,7 @@ impl ServerState {
             archive_library: settings.archive_library,
             failing: stats.is_failing(),
             waiting,
+            dropped: None,
             unarchived_bytes: unarchived(identity, &stats, position),
             archived_count: stats.archived_count,
             last_archived_wal: stats.last_archived_wal,
@@ -139,11 +145,16 @@ async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<Serv
     let settings = server.archive_settings().await?;
     let stats = server.archiver_stats().await?;
     let position = server.position().await?;
-    let status = pgdata.unwrap_or(&identity.data_directory).join("pg_wal/archive_status");
+    let wal = pgdata.unwrap_or(&identity.data_directory).join("pg_wal");
+    let status = wal.join("archive_status");
     // On another machine, or as another user, the directory cannot be read: that is no failure of the server.
     let waiting = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await?;
     let waiting = waiting.ok().map(|scan| scan.count);
-    Ok(ServerState::new(&identity, settings, stats, position, waiting))
+    let mut state = ServerState::new(&identity, settings, stats, position, waiting);
+    if state.waiting.is_some() {
+        state.dropped = tokio::task::spawn_blocking(move || Gap::read(&wal)).await??;
+    }
+    Ok(state)
 }
 
 /// Bytes of WAL after the last segment archived. The last file archived need not be a segment; then nobody knows.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use walpoint_repo::object::Codec;
 use walpoint_runtime::backoff::Backoff;
 
 use super::postmaster::is_stopping;
+use super::queue::{Overflow, Queue};
 use super::stored::Stored;
 use super::upload::{Trouble, Uploader};
 
@@ -44,6 +46,7 @@ pub(crate) enum Progress {
 pub(crate) struct Archiver {
     uploader: Uploader,
     push_timeout: Duration,
+    queue: Queue,
     stored: Mutex<Stored>,
     /// Invariant: an entry is removed by the task that fills it, panic or not.
     active: Mutex<HashMap<WalFileName, watch::Receiver<Progress>>>,
@@ -55,9 +58,11 @@ pub(crate) struct Archiver {
 }
 
 impl Archiver {
-    /// Archives with `uploader`; one push may take `push_timeout` and a little more for large segments.
-    pub(crate) fn new(uploader: Uploader, push_timeout: Duration) -> Self {
+    /// Archives with `uploader`; one push may take `push_timeout` and a little more for large segments. No more than `queue_max`
+    /// bytes of WAL may wait, if anything is said.
+    pub(crate) fn new(uploader: Uploader, push_timeout: Duration, queue_max: Option<u64>) -> Self {
         Self {
+            queue: Queue::new(&uploader.wal_directory(), queue_max),
             uploader,
             push_timeout,
             stored: Mutex::default(),
@@ -78,6 +83,11 @@ impl Archiver {
         &self.uploader
     }
 
+    /// What waits for it.
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
     /// Answers `archive-push`.
     pub(crate) async fn push(self: &Arc<Self>, request: &PushRequest) -> PushReply {
         let begun = Instant::now();
@@ -87,16 +97,57 @@ impl Archiver {
             Ok(name) => name,
             Err(problem) => return failed(request.identity, format!("{problem}")),
         };
-        let result = self.make_durable(name, request.identity, begun).await;
-        match result {
-            Ok(identity) => {
+        let ended = if self.queue.is_limited() {
+            self.store_or_give_up(name, request.identity, begun).await
+        } else {
+            (self.make_durable(name, request.identity, begun).await, None)
+        };
+        let (result, overflow) = ended;
+        match (result, overflow) {
+            (Ok(identity), _) => {
                 self.acknowledged.notify_one();
                 tracing::debug!(file = %name, took_ms = begun.elapsed().as_millis(), "acknowledged");
                 PushReply { outcome: PushOutcome::Stored, identity, message: String::new() }
             }
-            Err(message) => {
+            (Err(problem), Some(overflow)) => {
+                let message = self.queue.give_up(name, &overflow, &problem).await;
+                self.acknowledged.notify_one();
+                PushReply { outcome: PushOutcome::Dropped, identity: request.identity, message }
+            }
+            (Err(message), None) => {
                 tracing::warn!(file = %name, took_ms = begun.elapsed().as_millis(), "not archived: {message}");
                 failed(request.identity, message)
+            }
+        }
+    }
+
+    /// Makes a file durable unless too much waits and it cannot be stored at once: then with what is too much.
+    async fn store_or_give_up(
+        self: &Arc<Self>,
+        name: WalFileName,
+        wanted: FileIdentity,
+        begun: Instant,
+    ) -> (Result<FileIdentity, String>, Option<Overflow>) {
+        let segment = match self.uploader.identity().await {
+            Ok(cluster) => cluster.segment_size.bytes(),
+            Err(Trouble { text, .. }) => return (Err(text), None),
+        };
+        // Another server's file is not given up, whatever waits here.
+        match self.uploader.look(name).await {
+            Ok(seen) if seen == wanted => {}
+            Ok(seen) => return (Err(self.other_file(&seen, &wanted)), None),
+            Err(Trouble { text, .. }) => return (Err(text), None),
+        }
+        let mut storing = pin!(self.make_durable(name, wanted, begun));
+        loop {
+            let overflow = self.queue.overflow(segment).await;
+            let patience = self.queue.patience(overflow.as_ref());
+            match tokio::time::timeout(patience, &mut storing).await {
+                Ok(result) => return (result, overflow),
+                Err(_) if overflow.is_some() => {
+                    return (Err(format!("not stored within {} ms", patience.as_millis())), overflow);
+                }
+                Err(_) => {}
             }
         }
     }
@@ -209,6 +260,7 @@ impl Archiver {
         failed.retain(|_, since| since.elapsed() < REST_AFTER_FAILURE);
         match result {
             Ok(identity) => {
+                self.queue.stored();
                 failed.remove(&name);
                 lock(&self.stored).insert(name, *identity);
             }

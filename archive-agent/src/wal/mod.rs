@@ -12,6 +12,7 @@
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
+//! | [`queue`], [`dropped`] | how much may wait, and what was given up beyond that |
 //! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, whoever asks |
 //! | [`postmaster`] | whether PostgreSQL is stopping |
@@ -23,12 +24,14 @@ pub(crate) mod archiver;
 pub(crate) mod backfill;
 pub(crate) mod catch_up;
 pub(crate) mod check;
+pub(crate) mod dropped;
 pub(crate) mod index;
 pub(crate) mod once;
 pub(crate) mod order;
 pub(crate) mod postmaster;
 pub(crate) mod prepare;
 pub(crate) mod push;
+pub(crate) mod queue;
 pub(crate) mod read;
 pub(crate) mod ready;
 pub(crate) mod room;

@@ -12,6 +12,7 @@ use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::owner;
 
+use super::queue::{Overflow, Queue};
 use super::upload::{Trouble, Uploader};
 use crate::daemon::{pgdata, selections};
 
@@ -25,23 +26,41 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     owner::require(pgdata)?;
     let uploader = Uploader::new(&selection, pgdata);
     let limit = duration(selection.settings.push_timeout);
+    let queue = Queue::new(&uploader.wal_directory(), selection.settings.queue_max.map(|max| max.as_u64()));
+    let overflow = overflow(&uploader, &queue, &path).await;
+    let limit = overflow.map_or(limit, |overflow| limit.min(queue.patience(Some(&overflow))));
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);
     let deadline = tokio::time::Instant::from_std(backoff.deadline());
     let mut last = "the store is slow".to_owned();
-    loop {
+    let problem = loop {
         let attempt = uploader.upload_from(name, path.clone(), accept_damaged);
         match tokio::time::timeout_at(deadline, attempt).await {
             Ok(Ok(_)) => return Ok(()),
-            Ok(Err(Trouble { text, lasting: true })) => {
-                return Err(anyhow!("could not archive \"{name}\": {text}").into());
-            }
+            Ok(Err(Trouble { text, lasting: true })) => break text,
             Ok(Err(Trouble { text, .. })) => last = text,
             Err(_) => {}
         }
         if !backoff.wait().await {
-            return Err(anyhow!("could not archive \"{name}\" within {} s: {last}", limit.as_secs()).into());
+            break format!("not stored within {} s: {last}", limit.as_secs());
         }
+    };
+    match overflow {
+        Some(overflow) => {
+            queue.give_up(name, &overflow, &problem).await;
+            Ok(())
+        }
+        None => Err(anyhow!("could not archive \"{name}\": {problem}").into()),
     }
+}
+
+/// What is too much of what waits, if PostgreSQL asks: what a person pushes does not wait.
+async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path) -> Option<Overflow> {
+    let (directory, name) = (path.parent()?.canonicalize().ok()?, path.file_name()?.to_str()?);
+    let waits = directory.join(format!("archive_status/{name}.ready")).exists();
+    if !queue.is_limited() || !waits || directory != uploader.wal_directory().canonicalize().ok()? {
+        return None;
+    }
+    queue.overflow(uploader.identity().await.ok()?.segment_size.bytes()).await
 }
 
 /// The cluster that is meant: the one asked for, or else the one of several whose `pg_wal` the file lies in.

@@ -106,6 +106,8 @@ pub enum PushOutcome {
     Failed,
     /// The daemon is going away: ask again.
     Retry,
+    /// Not stored and given up, because too much waits (`queue_max`). The message says so.
+    Dropped,
 }
 
 /// Somebody asks the daemon of `archive-push` how it is.
@@ -316,6 +318,7 @@ impl Message for PushReply {
             PushOutcome::Stored => 0,
             PushOutcome::Failed => 1,
             PushOutcome::Retry => 2,
+            PushOutcome::Dropped => 3,
         });
         put_identity(out, &self.identity);
         put_text(out, &self.message);
@@ -326,6 +329,7 @@ impl Message for PushReply {
             0 => PushOutcome::Stored,
             1 => PushOutcome::Failed,
             2 => PushOutcome::Retry,
+            3 => PushOutcome::Dropped,
             _ => return None,
         };
         Some(Self { outcome, identity: take_identity(input)?, message: input.text()? })

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use jiff::SignedDuration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -110,6 +111,10 @@ pub struct ClusterSettings {
     /// How long one `archive-push` may try before it fails and PostgreSQL asks again.
     #[serde(default = "defaults::push_timeout")]
     pub push_timeout: SignedDuration,
+    /// More WAL than this does not wait for being archived: the oldest files are given up, and PostgreSQL removes them. Nothing is
+    /// given up if unset.
+    #[serde(default)]
+    pub queue_max: Option<ByteSize>,
     /// How long archive recovery tries to read from a store that fails, before it stops with 255.
     #[serde(default = "defaults::fetch_budget")]
     pub fetch_budget: SignedDuration,
@@ -203,6 +208,7 @@ impl ClusterSettings {
             workers: None,
             compression_level: defaults::compression_level(),
             push_timeout: defaults::push_timeout(),
+            queue_max: None,
             fetch_budget: defaults::fetch_budget(),
             standby_history_outage: HistoryOutage::default(),
             fetch_damaged: false,

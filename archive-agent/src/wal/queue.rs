@@ -1,0 +1,129 @@
+//! How much WAL may wait for being archived, where that is limited (`queue_max`).
+//!
+//! Beyond the limit a full disk is worse than a gap in the archive: PostgreSQL hears of the oldest files that they were
+//! archived, and removes them. Only what exceeds the limit is given up, and only what cannot be stored at once. The record
+//! of it ([`dropped`]) is written before PostgreSQL hears.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::bail;
+use tokio::sync::Notify;
+use walpoint_base::WalFileName;
+use walpoint_runtime::progress::human_bytes;
+
+use super::archiver::Archiver;
+use super::dropped::{self, Gap};
+use super::ready;
+
+/// How long a file of a queue that is too long is tried before it is given up.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The same after one was given up and nothing was stored since.
+const NO_HOPE: Duration = Duration::from_millis(100);
+
+/// How often to look whether the queue became too long.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The files of a cluster that wait.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    wal: PathBuf,
+    /// In bytes.
+    max: Option<u64>,
+    /// Whether a file was given up and none was stored since.
+    dropping: AtomicBool,
+    /// Told after every file that was given up.
+    pub(crate) dropped: Notify,
+}
+
+/// A queue that is longer than it may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Overflow {
+    files: usize,
+    bytes: u64,
+    max: u64,
+}
+
+impl fmt::Display for Overflow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { files, bytes, max } = *self;
+        let (bytes, max) = (human_bytes(bytes), human_bytes(max));
+        write!(f, "{files} files ({bytes}) wait for being archived, more than queue_max ({max})")
+    }
+}
+
+impl Queue {
+    /// What waits in a directory of WAL, at most so many bytes if they are limited.
+    pub(crate) fn new(wal: &Path, max: Option<u64>) -> Self {
+        Self { wal: wal.to_owned(), max, dropping: AtomicBool::new(false), dropped: Notify::new() }
+    }
+
+    /// Whether anything is ever given up.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.max.is_some()
+    }
+
+    /// What is too much, if it is; `segment`: bytes of one, which each file that waits is reckoned as.
+    pub(crate) async fn overflow(&self, segment: u64) -> Option<Overflow> {
+        let max = self.max?;
+        let status = self.wal.join("archive_status");
+        let scanned = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await;
+        let files = match scanned.map_err(std::io::Error::other).and_then(|scan| scan) {
+            Ok(scan) => scan.count,
+            Err(error) => {
+                tracing::warn!("how much WAL waits cannot be seen, so nothing is dropped: {error}");
+                return None;
+            }
+        };
+        let bytes = segment.saturating_mul(files as u64);
+        (bytes > max).then_some(Overflow { files, bytes, max })
+    }
+
+    /// How long a file may be tried before the queue is looked at again, or, if that is too long, before it is given up.
+    pub(crate) fn patience(&self, overflow: Option<&Overflow>) -> Duration {
+        match overflow {
+            None => INTERVAL,
+            Some(_) if self.dropping.load(Ordering::Relaxed) => NO_HOPE,
+            Some(_) => PATIENCE,
+        }
+    }
+
+    /// There is hope again.
+    pub(crate) fn stored(&self) {
+        self.dropping.store(false, Ordering::Relaxed);
+    }
+
+    /// Gives up a file. What PostgreSQL's log shall say about it.
+    pub(crate) async fn give_up(&self, name: WalFileName, overflow: &Overflow, problem: &str) -> String {
+        self.dropping.store(true, Ordering::Relaxed);
+        let wal = self.wal.clone();
+        let recorded = tokio::task::spawn_blocking(move || Gap::record(&wal, name)).await;
+        if let Err(error) = recorded.map_err(anyhow::Error::new).and_then(|recorded| recorded) {
+            // A disk that is full already gets room only if the file goes.
+            tracing::error!(file = %name, "that it is dropped cannot be recorded: {error:#}");
+        }
+        self.dropped.notify_one();
+        let told = format!(
+            "dropped and not archived: {overflow}: {problem}; recovery cannot pass this file. HINT: mend the store, then make a \
+             new backup"
+        );
+        tracing::error!(file = %name, "{told}");
+        told
+    }
+}
+
+/// Looks whether anything was given up that no backup makes up for; `working` is called whenever nothing was. An error names
+/// it: it is started again.
+pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
+    loop {
+        if let Some(gap) = dropped::settle(archiver.uploader()).await? {
+            bail!("{gap}");
+        }
+        working();
+        archiver.queue().dropped.notified().await;
+    }
+}
