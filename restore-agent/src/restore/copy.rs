@@ -31,10 +31,10 @@ use super::owners::Owners;
 use super::sync::Filesystems;
 
 /// Bytes of packs that are held at the same time.
-const IN_FLIGHT: u64 = 48 << 20;
+const IN_FLIGHT: u64 = 40 << 20;
 
 /// Bytes of files that wait for what lies beside them.
-const WAITING: usize = 40 << 20;
+const WAITING: usize = 24 << 20;
 
 /// What is written at a time: little enough that it can wait in memory for what lies beside it, and much enough that few
 /// frames are opened for two windows: the first and the last one of each pack.
@@ -155,7 +155,7 @@ impl Copier {
             let found = joined(found.join_next().await)?;
             written.reused += found.bytes();
             self.progress.add(found.bytes());
-            let mut gather = Gather::new(window.parts().iter().map(|part| &part.range), &buffers);
+            let mut gather = Gather::new(&buffers);
             let units = window.units_of(|part, block, _| {
                 let wanted = !found.has(part, block);
                 if wanted {

@@ -5,6 +5,7 @@
 //! So a stretch that comes in pieces waits in memory until it is complete. How much may wait is bounded; beyond that, pieces
 //! are written as they come.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,13 +46,11 @@ impl Buffers {
     }
 }
 
-/// The stretches of the files of one window.
+/// The stretches of the files of one window of which anything is expected, by the part and their number in its file.
 #[derive(Debug)]
 pub(crate) struct Gather {
     buffers: Arc<Buffers>,
-    /// Of each part: the number of its first stretch in its file, and which of `stretches` that is.
-    parts: Vec<(u64, usize)>,
-    stretches: Vec<Mutex<Stretch>>,
+    stretches: HashMap<(usize, u64), Mutex<Stretch>>,
 }
 
 #[derive(Debug, Default)]
@@ -70,28 +69,15 @@ struct Waiting {
 }
 
 impl Gather {
-    /// For the parts of a window: what each holds of its file. Nothing is expected yet.
-    pub(crate) fn new<'a>(ranges: impl Iterator<Item = &'a Range<u64>>, buffers: &Arc<Buffers>) -> Self {
-        let (mut firsts, mut count) = (Vec::new(), 0);
-        for range in ranges {
-            let (first, _) = place(range.start);
-            firsts.push((first, count));
-            if !range.is_empty() {
-                count += usize::try_from(place(range.end - 1).0 - first).unwrap_or(0) + 1;
-            }
-        }
-        let mut stretches = Vec::new();
-        stretches.resize_with(count, Mutex::default);
-        Self { buffers: Arc::clone(buffers), parts: firsts, stretches }
+    /// For a window of which nothing is expected yet.
+    pub(crate) fn new(buffers: &Arc<Buffers>) -> Self {
+        Self { buffers: Arc::clone(buffers), stretches: HashMap::new() }
     }
 
     /// Expects bytes of a part, which do not reach over the end of a stretch.
     pub(crate) fn expect(&mut self, part: usize, offset: u64, length: usize) {
-        if let Some(at) = self.stretch(part, place(offset).0)
-            && let Some(stretch) = self.stretches.get_mut(at)
-        {
-            stretch.get_mut().unwrap_or_else(PoisonError::into_inner).missing += length;
-        }
+        let stretch = self.stretches.entry((part, place(offset).0)).or_default();
+        stretch.get_mut().unwrap_or_else(PoisonError::into_inner).missing += length;
     }
 
     /// Takes a piece of a part. What can be written now goes to `write`, with its offset in the file.
@@ -110,7 +96,7 @@ impl Gather {
         while !rest.is_empty() {
             let (number, within) = place(offset);
             let (piece, later) = rest.split_at(rest.len().min(STRETCH - within));
-            match self.stretch(part, number).and_then(|at| self.stretches.get(at)) {
+            match self.stretches.get(&(part, number)) {
                 Some(stretch) => {
                     let mut stretch = stretch.lock().unwrap_or_else(PoisonError::into_inner);
                     stretch.missing = stretch.missing.saturating_sub(piece.len());
@@ -141,16 +127,7 @@ impl Gather {
         let waits = |stretch: &Mutex<Stretch>| {
             stretch.lock().unwrap_or_else(PoisonError::into_inner).waiting.is_some()
         };
-        !self.stretches.iter().any(waits)
-    }
-
-    /// Which of the stretches the one with that number in the file of a part is.
-    fn stretch(&self, part: usize, number: u64) -> Option<usize> {
-        let (first, at) = self.parts.get(part)?;
-        let at = at + usize::try_from(number.checked_sub(*first)?).ok()?;
-        // Not one of the next part.
-        let end = self.parts.get(part + 1).map_or(self.stretches.len(), |(_, next)| *next);
-        (at < end).then_some(at)
+        !self.stretches.values().any(waits)
     }
 }
 
@@ -200,7 +177,7 @@ mod tests {
     /// written. The first part is a piece of a longer file and ends in half a block; every fifth block of it is not expected.
     fn scattered(room: usize) -> (Vec<Vec<u8>>, usize) {
         let ranges = [(1 << 20) + 65536..(2 << 20) - 4096, 0..0, 0..24576_u64];
-        let mut gather = Gather::new(ranges.iter(), &Arc::new(Buffers::new(room)));
+        let mut gather = Gather::new(&Arc::new(Buffers::new(room)));
         let mut blocks = Vec::new();
         for (part, range) in ranges.iter().enumerate() {
             for offset in range.clone().step_by(BLOCK).filter(|offset| part > 0 || (offset / 8192) % 5 > 0) {
@@ -248,8 +225,7 @@ mod tests {
 
     #[test]
     fn what_is_long_or_a_whole_file_is_written_as_it_comes() {
-        let ranges = [0..3 << 17, 0..BLOCK as u64];
-        let mut gather = Gather::new(ranges.iter(), &Arc::new(Buffers::new(1 << 20)));
+        let mut gather = Gather::new(&Arc::new(Buffers::new(1 << 20)));
         gather.expect(0, 0, STRETCH);
         gather.expect(0, 1 << 17, STRETCH);
         gather.expect(0, 2 << 17, STRETCH);

@@ -24,6 +24,9 @@ fn small(n: u32) -> Vec<u8> {
 /// A block in a file that is a hole otherwise, every so many bytes: it spans windows of the restore.
 const APART: u64 = 16 << 20;
 
+/// The length of a file that is nothing but a hole.
+const TERABYTE: u64 = 1 << 40;
+
 fn block_of(n: u64) -> [u8; 8192] {
     [u8::try_from(n % 250).unwrap() + 1; 8192]
 }
@@ -38,6 +41,8 @@ fn compare(target: &Path, pgdata: &Path) {
             (fs::metadata(&file).unwrap().mode(), fs::metadata(pgdata.join(&name)).unwrap().mode());
         assert_eq!(mode, wanted, "{name}");
     }
+    let nothing = fs::metadata(target.join("terabyte")).unwrap();
+    assert_eq!((nothing.len(), nothing.blocks()), (TERABYTE, 0));
     let holes = File::open(target.join("holes")).unwrap();
     let meta = holes.metadata().unwrap();
     assert_eq!(meta.len(), 80 * APART);
@@ -55,18 +60,18 @@ fn stays_below_128_mib(store: Store) {
     let bed = Archived::start(Cluster::builder(), store);
     let pgdata = bed.cluster.pgdata();
     let mut seed = 1u64;
-    for n in 0..6 {
-        // Bytes that do not compress.
-        let noise: Vec<u8> = std::iter::repeat_with(|| {
+    // Bytes that do not compress.
+    let mut noise = |bytes: usize| -> Vec<u8> {
+        let next = || {
             seed ^= seed << 13;
             seed ^= seed >> 7;
             seed ^= seed << 17;
             seed.to_le_bytes()
-        })
-        .take(8 << 20)
-        .flatten()
-        .collect();
-        fs::write(pgdata.join(format!("noise{n}")), noise).unwrap();
+        };
+        std::iter::repeat_with(next).take(bytes / 8).flatten().collect()
+    };
+    for n in 0..6 {
+        fs::write(pgdata.join(format!("noise{n}")), noise(64 << 20)).unwrap();
     }
     fs::create_dir(pgdata.join("many")).unwrap();
     for n in 0..20_000u32 {
@@ -79,8 +84,19 @@ fn stays_below_128_mib(store: Store) {
     for n in 0..80 {
         holes.write_all_at(&block_of(n), n * APART).unwrap();
     }
+    File::create(pgdata.join("terabyte")).unwrap().set_len(TERABYTE).unwrap();
     user::give_tree(pgdata);
     bed.backup();
+    // From now on neighbours come from different backups.
+    for round in 1..4 {
+        for n in 0..3 {
+            let file = fs::OpenOptions::new().write(true).open(pgdata.join(format!("noise{n}"))).unwrap();
+            for block in (round..8192).step_by(4) {
+                file.write_all_at(&noise(8192), block * 8192).unwrap();
+            }
+        }
+        bed.backup();
+    }
     bed.settle();
     let target = bed.place("target");
     let watched = |arguments: &[&str]| {

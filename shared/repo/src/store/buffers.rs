@@ -33,7 +33,9 @@ impl Buffers {
     pub(super) fn take(&self, room: usize) -> Buffer {
         let mut free = self.0.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = (0..free.len()).filter_map(|n| Some((free.get(n)?.capacity(), n)));
-        let smallest = fits.filter(|(capacity, _)| room >= SHORT && *capacity >= room).min();
+        // Not much more than is needed: who asks reckons with what it asked for.
+        let smallest =
+            fits.filter(|(capacity, _)| room >= SHORT && (room..=room * 2).contains(capacity)).min();
         let bytes = match smallest {
             Some((_, n)) => free.swap_remove(n),
             None if room < SHORT || self.0.limit == 0 => Vec::with_capacity(room),

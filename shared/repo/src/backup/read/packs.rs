@@ -21,13 +21,13 @@ const FRONT: u64 = 64 << 10;
 /// The longest frame of a directory: what a pack of 16,384 frames can have, and room.
 const MAX_FRONT: u64 = 2 << 20;
 /// Directories held: each of up to 400 kB, mostly less than a tenth of it. What many backups wrote is in as many packs.
-const HELD: usize = 48;
+const HELD: usize = 32;
 /// Frames that lie closer are read with one request: what lies between costs less than another request.
 const GAP: u64 = 256 << 10;
-/// The most bytes of one request: buffers of this size are used again by the allocator, longer ones hardly.
+/// The most bytes of one request.
 const STRETCH: u64 = 4 << 20;
 /// Memory that is kept for the next requests: what is held of them while they are worked on.
-const KEPT: usize = 16 << 20;
+const KEPT: usize = 8 << 20;
 /// Requests at the same time for one pack.
 const AT_ONCE: usize = 4;
 
