@@ -1,7 +1,8 @@
-//! `archive_command`: asks the daemon to make one WAL file durable, and exits 0 only if it is.
+//! `archive_command`: asks the daemon to make one WAL file durable, and exits 0 only if it is, or if it is on record that it was
+//! given up (`queue_max`).
 //!
 //! PostgreSQL counts a failure only when the exit status is at most 125, so nothing here ends above that: 0 stored, 1 not
-//! stored, 2 wrong usage, panics included. 0 as well for what the daemon gave up, and says so (`queue_max`). Killed at any moment this program leaves nothing behind; the daemon, or the
+//! stored, 2 wrong usage, panics included. Killed at any moment this program leaves nothing behind; the daemon, or the
 //! program that stands in for it, may go on storing the file, which does no harm.
 
 mod arguments;
@@ -10,12 +11,15 @@ mod direct;
 mod file;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use arguments::{Arguments, Parsed};
 use ask::Answer;
 use direct::Ended;
+use file::WalFile;
+use walpoint_base::dropped;
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
@@ -53,10 +57,7 @@ fn push(arguments: &Arguments) -> ExitCode {
             say(&format!("ERROR: could not archive \"{}\": {message}", file.name));
             ExitCode::FAILURE
         }
-        Answer::Dropped(message) => {
-            say(&format!("WARNING: \"{}\" was {message}", file.name));
-            ExitCode::SUCCESS
-        }
+        Answer::Dropped(message) => give_up(arguments, &file, &message),
         Answer::Unanswered(reason) => {
             say(&format!("WARNING: archiving \"{}\" without the daemon: {reason}", file.name));
             match direct::push(arguments) {
@@ -69,6 +70,27 @@ fn push(arguments: &Arguments) -> ExitCode {
             }
         }
     }
+}
+
+/// Takes a file for archived that was given up, once that is on record.
+fn give_up(arguments: &Arguments, file: &WalFile, message: &str) -> ExitCode {
+    let directory = arguments.path.parent().unwrap_or(Path::new("."));
+    match dropped::record(directory, file.name) {
+        Ok(()) => say(&format!("WARNING: \"{}\" was {message}", file.name)),
+        // There is no room until it goes.
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            say(&format!("WARNING: \"{}\" was {message}; not on record, as the disk is full", file.name));
+        }
+        Err(error) => {
+            say(&format!(
+                "ERROR: could not archive \"{}\", and it is not dropped, because that cannot be noted in {}: {error}; it was to be {message}",
+                file.name,
+                directory.join(dropped::FILE).display()
+            ));
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// One line for PostgreSQL's log. Written at once so that lines of several processes do not mix; a closed log is no reason

@@ -36,14 +36,12 @@ use std::time::Instant;
 use anyhow::anyhow;
 use clap::Args;
 use walpoint_repo::store::StoreSettings;
-use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{output, shutdown};
 
 use self::run::Run;
 use crate::check::remote::why_remote;
-use crate::wal::dropped;
-use crate::wal::upload::Uploader;
 
 /// Options of `backup`.
 #[derive(Debug, Clone, Args)]
@@ -74,16 +72,6 @@ pub(crate) struct BackupArgs {
     /// Store the backup only in this repository of the cluster. Can be repeated [default: in all of them].
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
-}
-
-/// A backup makes up for WAL that was given up before it began. If that cannot be seen now, the daemon sees it.
-async fn make_up_for_dropped_wal(selection: &Selection<StoreSettings>) {
-    let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|pgdata| pgdata.exists()) else { return };
-    match dropped::settle(&Uploader::new(selection, pgdata)).await {
-        Ok(None) => {}
-        Ok(Some(gap)) => tracing::warn!("{gap}"),
-        Err(error) => tracing::warn!("{error:#}"),
-    }
 }
 
 /// Runs the command.
@@ -120,7 +108,6 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
             run.make_remote(examined, &chosen).await?
         }
     };
-    make_up_for_dropped_wal(&selection).await;
     outcome.seconds = began.elapsed().as_secs_f64();
     if common.json {
         output::json(&outcome)?;

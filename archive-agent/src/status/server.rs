@@ -12,8 +12,9 @@ use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::{human_bytes, human_duration};
 
 use crate::check::source;
-use crate::wal::dropped::Gap;
+use crate::wal::dropped::{self, Gap};
 use crate::wal::ready;
+use crate::wal::upload::Uploader;
 
 /// Somebody waits for an answer: a server that does not give one within this time counts as unreachable.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -137,7 +138,14 @@ async fn ask(selection: &Selection<StoreSettings>) -> anyhow::Result<ServerState
     let mut server = source::connect(&selection.settings).await?;
     let state = look(&mut server, selection.settings.pgdata.as_deref()).await;
     server.close().await;
-    state
+    let mut state = state?;
+    if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.waiting.is_some()) {
+        state.dropped = dropped::gap(&Uploader::new(selection, pgdata)).await.unwrap_or_else(|problem| {
+            tracing::warn!("{problem:#}");
+            None
+        });
+    }
+    Ok(state)
 }
 
 async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<ServerState> {
@@ -145,16 +153,11 @@ async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<Serv
     let settings = server.archive_settings().await?;
     let stats = server.archiver_stats().await?;
     let position = server.position().await?;
-    let wal = pgdata.unwrap_or(&identity.data_directory).join("pg_wal");
-    let status = wal.join("archive_status");
+    let status = pgdata.unwrap_or(&identity.data_directory).join("pg_wal/archive_status");
     // On another machine, or as another user, the directory cannot be read: that is no failure of the server.
     let waiting = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await?;
     let waiting = waiting.ok().map(|scan| scan.count);
-    let mut state = ServerState::new(&identity, settings, stats, position, waiting);
-    if state.waiting.is_some() {
-        state.dropped = tokio::task::spawn_blocking(move || Gap::read(&wal)).await??;
-    }
-    Ok(state)
+    Ok(ServerState::new(&identity, settings, stats, position, waiting))
 }
 
 /// Bytes of WAL after the last segment archived. The last file archived need not be a segment; then nobody knows.

@@ -19,7 +19,7 @@ use walpoint_repo::object::Codec;
 use walpoint_runtime::backoff::Backoff;
 
 use super::postmaster::is_stopping;
-use super::queue::{Overflow, Queue};
+use super::queue::{AT_ONCE, Overflow, Queue};
 use super::stored::Stored;
 use super::upload::{Trouble, Uploader};
 
@@ -39,6 +39,15 @@ pub(crate) enum Progress {
     Running(Option<Arc<str>>),
     /// Ended: the identity of the file that is durable, or why it is not.
     Ended(Result<FileIdentity, Arc<str>>),
+}
+
+/// Why a file was not stored, for PostgreSQL's log.
+#[derive(Debug)]
+enum NotStored {
+    /// What lies there is not known to be the file that PostgreSQL means.
+    OtherFile(String),
+    /// It could not be stored.
+    Failed(String),
 }
 
 /// The archiving of one cluster.
@@ -97,58 +106,53 @@ impl Archiver {
             Ok(name) => name,
             Err(problem) => return failed(request.identity, format!("{problem}")),
         };
-        let ended = if self.queue.is_limited() {
-            self.store_or_give_up(name, request.identity, begun).await
-        } else {
-            (self.make_durable(name, request.identity, begun).await, None)
+        let (result, overflow) = match self.queue.is_limited() && self.queue.holds(name) {
+            true => self.store_or_give_up(name, request.identity, begun).await,
+            false => (self.make_durable(name, request.identity, begun).await, None),
         };
-        let (result, overflow) = ended;
         match (result, overflow) {
             (Ok(identity), _) => {
                 self.acknowledged.notify_one();
                 tracing::debug!(file = %name, took_ms = begun.elapsed().as_millis(), "acknowledged");
                 PushReply { outcome: PushOutcome::Stored, identity, message: String::new() }
             }
-            (Err(problem), Some(overflow)) => {
-                let message = self.queue.give_up(name, &overflow, &problem).await;
+            (Err(NotStored::Failed(problem)), Some(overflow)) => {
+                let message = self.queue.give_up(name, &overflow, &problem);
                 self.acknowledged.notify_one();
                 PushReply { outcome: PushOutcome::Dropped, identity: request.identity, message }
             }
-            (Err(message), None) => {
+            (Err(NotStored::Failed(message) | NotStored::OtherFile(message)), _) => {
                 tracing::warn!(file = %name, took_ms = begun.elapsed().as_millis(), "not archived: {message}");
                 failed(request.identity, message)
             }
         }
     }
 
-    /// Makes a file durable unless too much waits and it cannot be stored at once: then with what is too much.
+    /// Makes a file durable, or tells how much too much waits if that did not succeed in a while.
     async fn store_or_give_up(
         self: &Arc<Self>,
         name: WalFileName,
         wanted: FileIdentity,
         begun: Instant,
-    ) -> (Result<FileIdentity, String>, Option<Overflow>) {
+    ) -> (Result<FileIdentity, NotStored>, Option<Overflow>) {
         let segment = match self.uploader.identity().await {
             Ok(cluster) => cluster.segment_size.bytes(),
-            Err(Trouble { text, .. }) => return (Err(text), None),
+            Err(Trouble { text, .. }) => return (Err(NotStored::OtherFile(text)), None),
         };
-        // Another server's file is not given up, whatever waits here.
-        match self.uploader.look(name).await {
-            Ok(seen) if seen == wanted => {}
-            Ok(seen) => return (Err(self.other_file(&seen, &wanted)), None),
-            Err(Trouble { text, .. }) => return (Err(text), None),
-        }
         let mut storing = pin!(self.make_durable(name, wanted, begun));
+        let (mut overflow, mut patience) = (None, AT_ONCE);
         loop {
-            let overflow = self.queue.overflow(segment).await;
-            let patience = self.queue.patience(overflow.as_ref());
             match tokio::time::timeout(patience, &mut storing).await {
-                Ok(result) => return (result, overflow),
+                Ok(Ok(identity)) => return (Ok(identity), None),
+                Ok(Err(problem)) => return (Err(problem), self.queue.overflow(segment).await),
                 Err(_) if overflow.is_some() => {
-                    return (Err(format!("not stored within {} ms", patience.as_millis())), overflow);
+                    let problem = format!("not stored within {} s", patience.as_secs());
+                    return (Err(NotStored::Failed(problem)), overflow);
                 }
                 Err(_) => {}
             }
+            overflow = self.queue.overflow(segment).await;
+            patience = self.queue.patience(wanted.size, overflow.as_ref());
         }
     }
 
@@ -157,23 +161,24 @@ impl Archiver {
         name: WalFileName,
         wanted: FileIdentity,
         begun: Instant,
-    ) -> Result<FileIdentity, String> {
+    ) -> Result<FileIdentity, NotStored> {
         if lock(&self.stored).holds(name, &wanted) {
             return Ok(wanted);
         }
         let limit = self.patience(wanted.size);
         loop {
             // Before anything is uploaded: is what lies here the file that PostgreSQL means?
-            let seen = self.uploader.look(name).await.map_err(|trouble| trouble.text)?;
+            let seen =
+                self.uploader.look(name).await.map_err(|trouble| NotStored::OtherFile(trouble.text))?;
             if seen != wanted {
-                return Err(self.other_file(&seen, &wanted));
+                return Err(NotStored::OtherFile(self.other_file(&seen, &wanted)));
             }
             // The look-ahead may have ended while the file was looked at.
             if lock(&self.stored).holds(name, &wanted) {
                 return Ok(wanted);
             }
             let upload = self.start(name);
-            let identity = self.outcome(upload, begun, limit).await?;
+            let identity = self.outcome(upload, begun, limit).await.map_err(NotStored::Failed)?;
             if identity == wanted {
                 return Ok(identity);
             }

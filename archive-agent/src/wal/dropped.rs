@@ -1,31 +1,25 @@
-//! The record of WAL that was given up (`queue_max`): a file in `pg_wal`, where it stays when the daemon and the machine
-//! start anew, until a backup that begins behind the gap is in every repository that has to acknowledge.
-//!
-//! It is replaced as a whole: a crash leaves the old record or the new one.
+//! What was given up (`queue_max`) and matters still: what no backup makes up for that begins behind it and is in every
+//! repository that has to acknowledge.
 
 use std::fmt;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use walpoint_base::{BackupId, SegmentSize, WalFileName, durable};
+use serde::Serialize;
+use walpoint_base::dropped::{self, Dropped};
+use walpoint_base::{BackupId, SegmentSize};
 
 use super::target::newest_backup;
 use super::upload::{Trouble, Uploader};
 
-/// Its name in `pg_wal`.
-const FILE: &str = "walpoint-dropped.json";
-
-/// What was given up and matters still.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A gap in the archive that was made on purpose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Gap {
     /// How many files.
-    files: u64,
+    files: usize,
     /// The first one.
     first: String,
-    /// The one that ends last.
+    /// The last one.
     last: String,
     /// When the first one was given up.
     since: Timestamp,
@@ -35,7 +29,7 @@ impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { files, first, last, since } = self;
         match files {
-            1 => write!(f, "{first} was dropped and not archived {since:.0}")?,
+            1 => write!(f, "{first} was dropped and not archived, {since:.0}")?,
             _ => write!(
                 f,
                 "{files} files of WAL from {first} to {last} were dropped and not archived since {since:.0}"
@@ -46,143 +40,91 @@ impl fmt::Display for Gap {
 }
 
 impl Gap {
-    /// The record in a directory of WAL, if there is one.
-    pub(crate) fn read(wal: &Path) -> anyhow::Result<Option<Self>> {
-        let path = wal.join(FILE);
-        let told = || format!("the record of dropped WAL, {}, cannot be read", path.display());
-        match std::fs::read(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(told),
-            Ok(content) => serde_json::from_slice(&content).map(Some).with_context(told),
-        }
-    }
-
-    /// Adds a file to the record. Blocks.
-    pub(super) fn record(wal: &Path, name: WalFileName) -> anyhow::Result<()> {
-        // What cannot be read is no reason to lose what happens now.
-        let before = Self::read(wal).unwrap_or_else(|problem| {
-            tracing::error!("{problem:#}; it begins anew");
-            None
-        });
-        let gap = match before {
-            None => {
-                Self { files: 1, first: name.to_string(), last: name.to_string(), since: Timestamp::now() }
-            }
-            Some(gap) => gap.with(name),
-        };
-        let path = wal.join(FILE);
-        let content = serde_json::to_vec_pretty(&gap)?;
-        durable::replace(&path, &content, 0o600)
-            .with_context(|| format!("{} cannot be written", path.display()))
-    }
-
-    fn with(self, name: WalFileName) -> Self {
-        let place = |name: WalFileName| name.segment().map(|s| (s.log, s.segment, s.timeline));
-        let last = self.last.parse().ok().filter(|last| place(*last) > place(name));
-        Self { files: self.files + 1, last: last.unwrap_or(name).to_string(), ..self }
-    }
-
-    /// Whether recovery from that backup does not need what was given up.
-    fn is_before(&self, backup: BackupId, size: SegmentSize) -> anyhow::Result<bool> {
-        let last: WalFileName =
-            self.last.parse().context("the record of dropped WAL names no file of WAL")?;
-        let behind = match last.segment().map(|segment| segment.number(size)) {
-            Some(number) => backup.start() >= number.context("the last one is no segment")?.end(size),
-            // A history: a backup on its timeline has seen to it.
-            None => true,
-        };
-        Ok(behind && backup.timeline() >= last.timeline())
+    fn of(dropped: &[Dropped]) -> Option<Self> {
+        let (first, last) = (dropped.first()?, dropped.last()?);
+        let since = Timestamp::from_second(first.at).unwrap_or(Timestamp::UNIX_EPOCH);
+        Some(Self { files: dropped.len(), first: first.name.to_string(), last: last.name.to_string(), since })
     }
 }
 
-/// Removes the record if a newer backup makes up for what it names; what it names, if not.
-pub(crate) async fn settle(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
+/// The gap that recovery from the newest backups cannot pass. While a repository cannot be read, all that was ever given up
+/// counts.
+pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     let wal = uploader.wal_directory();
-    let Some(gap) = read(&wal).await? else { return Ok(None) };
-    let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
-    for target in uploader.targets().iter().filter(|target| target.acknowledges) {
-        let newest = match target.archive(&cluster).await {
-            Ok(archive) => newest_backup(&archive).await,
-            // The store that failed may fail still: then there is no new backup either.
-            Err(_) => return Ok(Some(gap)),
-        };
-        match newest {
-            Ok(Some(backup)) if gap.is_before(backup, cluster.segment_size)? => {}
-            Ok(_) | Err(_) => return Ok(Some(gap)),
-        }
+    let read = tokio::task::spawn_blocking(move || {
+        dropped::read(&wal).with_context(|| {
+            format!("the record of dropped WAL, {}, cannot be read", wal.join(dropped::FILE).display())
+        })
+    });
+    let dropped = read.await??;
+    if dropped.is_empty() {
+        return Ok(None);
     }
-    let path = wal.join(FILE);
-    tokio::task::spawn_blocking(move || {
-        durable::remove(&path).with_context(|| format!("{} cannot be removed", path.display()))
-    })
-    .await??;
-    tracing::info!("a backup begins behind the WAL that was dropped: {} files from {}", gap.files, gap.first);
-    Ok(None)
+    let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
+    let mut newest = Vec::new();
+    for target in uploader.targets().iter().filter(|target| target.acknowledges) {
+        let backup = match target.archive(&cluster).await {
+            Ok(archive) => newest_backup(&archive).await.ok().flatten(),
+            Err(_) => None,
+        };
+        newest.push(backup);
+    }
+    let matters = |dropped: &Dropped| {
+        let made_up_for = |backup: &Option<BackupId>| {
+            backup.is_some_and(|backup| makes_up_for(backup, dropped, cluster.segment_size))
+        };
+        newest.is_empty() || !newest.iter().all(made_up_for)
+    };
+    let matter: Vec<Dropped> = dropped.into_iter().filter(matters).collect();
+    Ok(Gap::of(&matter))
 }
 
-async fn read(wal: &Path) -> anyhow::Result<Option<Gap>> {
-    let wal: PathBuf = wal.to_owned();
-    tokio::task::spawn_blocking(move || Gap::read(&wal)).await?
+/// Whether recovery from that backup does not need a file.
+fn makes_up_for(backup: BackupId, dropped: &Dropped, size: SegmentSize) -> bool {
+    let name = dropped.name;
+    let behind = match name.segment().and_then(|segment| segment.number(size)) {
+        Some(number) => backup.start() >= number.end(size),
+        // A history: a backup on its timeline has seen to it.
+        None => name.segment().is_none(),
+    };
+    behind && backup.timeline() >= name.timeline()
 }
 
 #[cfg(test)]
 mod tests {
-    use walpoint_base::{Lsn, TimelineId};
-
     use super::*;
 
-    fn name(text: &str) -> WalFileName {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn the_record_grows_and_survives() {
-        let wal = tempfile::tempdir().unwrap();
-        assert_eq!(Gap::read(wal.path()).unwrap(), None);
-        for file in [
-            "000000010000000000000005",
-            "000000010000000000000007",
-            "000000010000000000000006",
-            "00000002.history",
-        ] {
-            Gap::record(wal.path(), name(file)).unwrap();
-        }
-        let gap = Gap::read(wal.path()).unwrap().unwrap();
-        assert_eq!((gap.files, gap.first.as_str()), (4, "000000010000000000000005"));
-        assert_eq!(gap.last, "000000010000000000000007");
-        assert!(
-            gap.to_string()
-                .starts_with("4 files of WAL from 000000010000000000000005 to 000000010000000000000007")
-        );
-        durable::replace(&wal.path().join(FILE), b"{", 0o600).unwrap();
-        assert!(Gap::read(wal.path()).unwrap_err().to_string().contains("walpoint-dropped.json"));
-        Gap::record(wal.path(), name("000000010000000000000008")).unwrap();
-        assert_eq!(Gap::read(wal.path()).unwrap().unwrap().files, 1, "what cannot be read begins anew");
+    fn dropped(name: &str) -> Dropped {
+        Dropped { name: name.parse().unwrap(), at: 7 }
     }
 
     #[test]
     fn only_a_backup_that_begins_behind_it_makes_up_for_it() {
         let size = SegmentSize::new(16 << 20).unwrap();
-        let gap = |last: &str| Gap {
-            files: 1,
-            first: last.into(),
-            last: last.into(),
-            since: Timestamp::UNIX_EPOCH,
+        let makes_up = |timeline: u32, start: u64, name: &str| {
+            let id = format!("20261122T000000Z-{timeline:08X}-{start:016X}-00000000");
+            makes_up_for(id.parse().unwrap(), &dropped(name), size)
         };
-        let backup = |timeline, start| {
-            let id = format!("20261122T000000Z-{timeline:08X}-{:016X}-00000000", Lsn(start).0);
-            id.parse::<BackupId>().unwrap()
-        };
-        let segment = gap("000000010000000000000005");
-        assert!(!segment.is_before(backup(1, 0x5ff_ff28), size).unwrap());
-        assert!(segment.is_before(backup(1, 0x600_0028), size).unwrap());
-        assert!(segment.is_before(backup(2, 0x600_0028), size).unwrap());
-        let later = gap("000000020000000000000005");
-        assert!(!later.is_before(backup(1, 0x600_0028), size).unwrap());
-        let history = gap("00000002.history");
-        assert!(history.is_before(backup(2, 0x100_0028), size).unwrap());
-        assert!(!history.is_before(backup(1, 0x900_0028), size).unwrap());
-        assert!(gap("else").is_before(backup(1, 0x900_0028), size).is_err());
-        assert_eq!(backup(2, 1).timeline(), TimelineId::new(2).unwrap());
+        let segment = "000000010000000000000005";
+        assert!(!makes_up(1, 0x5ff_ff28, segment));
+        assert!(makes_up(1, 0x600_0028, segment) && makes_up(2, 0x600_0028, segment));
+        assert!(!makes_up(1, 0x600_0028, "000000020000000000000005"));
+        assert!(makes_up(2, 0x100_0028, "00000002.history"));
+        assert!(!makes_up(1, 0x900_0028, "00000002.history"));
+    }
+
+    #[test]
+    fn a_gap_names_its_ends() {
+        assert_eq!(Gap::of(&[]), None);
+        let one = Gap::of(&[dropped("000000010000000000000005")]).unwrap();
+        assert!(
+            one.to_string()
+                .starts_with("000000010000000000000005 was dropped and not archived, 1970-01-01T00:00:07Z")
+        );
+        let two =
+            Gap::of(&[dropped("000000010000000000000005"), dropped("000000010000000000000006")]).unwrap();
+        assert!(two.to_string().starts_with(
+            "2 files of WAL from 000000010000000000000005 to 000000010000000000000006 were dropped and not archived since 1970"
+        ));
     }
 }

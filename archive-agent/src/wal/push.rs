@@ -1,10 +1,11 @@
 //! `archive-agent push`: one file, without a daemon. What `archive-push` becomes when no daemon answers.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use walpoint_base::WalFileName;
+use walpoint_base::{WalFileName, dropped};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::backoff::Backoff;
@@ -27,8 +28,9 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let uploader = Uploader::new(&selection, pgdata);
     let limit = duration(selection.settings.push_timeout);
     let queue = Queue::new(&uploader.wal_directory(), selection.settings.queue_max.map(|max| max.as_u64()));
-    let overflow = overflow(&uploader, &queue, &path).await;
-    let limit = overflow.map_or(limit, |overflow| limit.min(queue.patience(Some(&overflow))));
+    let overflow = overflow(&uploader, &queue, &path, name).await;
+    let size = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+    let limit = overflow.map_or(limit, |overflow| limit.min(queue.patience(size, Some(&overflow))));
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);
     let deadline = tokio::time::Instant::from_std(backoff.deadline());
     let mut last = "the store is slow".to_owned();
@@ -44,20 +46,30 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
             break format!("not stored within {} s: {last}", limit.as_secs());
         }
     };
-    match overflow {
-        Some(overflow) => {
-            queue.give_up(name, &overflow, &problem).await;
+    let Some(overflow) = overflow else {
+        return Err(anyhow!("could not archive \"{name}\": {problem}").into());
+    };
+    // On record before PostgreSQL hears; but if the disk is full, there is no room until it goes.
+    match dropped::record(&uploader.wal_directory(), name) {
+        Err(error) if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            let record = uploader.wal_directory().join(dropped::FILE);
+            Err(anyhow!(
+                "could not archive \"{name}\", and it is not dropped, because that cannot be noted in {}: {error}; {problem}",
+                record.display()
+            )
+            .into())
+        }
+        _ => {
+            queue.give_up(name, &overflow, &problem);
             Ok(())
         }
-        None => Err(anyhow!("could not archive \"{name}\": {problem}").into()),
     }
 }
 
-/// What is too much of what waits, if PostgreSQL asks: what a person pushes does not wait.
-async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path) -> Option<Overflow> {
-    let (directory, name) = (path.parent()?.canonicalize().ok()?, path.file_name()?.to_str()?);
-    let waits = directory.join(format!("archive_status/{name}.ready")).exists();
-    if !queue.is_limited() || !waits || directory != uploader.wal_directory().canonicalize().ok()? {
+/// What is too much of what waits, if the file is one that waits.
+async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> Option<Overflow> {
+    let directory = path.parent()?.canonicalize().ok()?;
+    if !queue.holds(name) || directory != uploader.wal_directory().canonicalize().ok()? {
         return None;
     }
     queue.overflow(uploader.identity().await.ok()?.segment_size.bytes()).await

@@ -1,8 +1,8 @@
 //! How much WAL may wait for being archived, where that is limited (`queue_max`).
 //!
 //! Beyond the limit a full disk is worse than a gap in the archive: PostgreSQL hears of the oldest files that they were
-//! archived, and removes them. Only what exceeds the limit is given up, and only what cannot be stored at once. The record
-//! of it ([`dropped`]) is written before PostgreSQL hears.
+//! archived, and removes them. Only what exceeds the limit is given up, and only what cannot be stored in a while. The command
+//! that PostgreSQL runs puts it on record first ([`walpoint_base::dropped`]).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,17 +16,25 @@ use walpoint_base::WalFileName;
 use walpoint_runtime::progress::human_bytes;
 
 use super::archiver::Archiver;
-use super::dropped::{self, Gap};
+use super::dropped;
 use super::ready;
 
-/// How long a file of a queue that is too long is tried before it is given up.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a file of a queue that is too long is tried before it is given up, and for each MiB of it a little longer. Longer
+/// than an upload rests after a failure.
+const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE_PER_MIB: Duration = Duration::from_millis(125);
 
 /// The same after one was given up and nothing was stored since.
-const NO_HOPE: Duration = Duration::from_millis(100);
+const NO_HOPE: Duration = Duration::from_secs(1);
+
+/// A file that is stored at once is not worth a look at the queue.
+pub(crate) const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// How often to look whether the queue became too long.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often to look whether a command without a daemon gave up anything.
+const RECORD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The files of a cluster that wait.
 #[derive(Debug)]
@@ -83,12 +91,18 @@ impl Queue {
         (bytes > max).then_some(Overflow { files, bytes, max })
     }
 
-    /// How long a file may be tried before the queue is looked at again, or, if that is too long, before it is given up.
-    pub(crate) fn patience(&self, overflow: Option<&Overflow>) -> Duration {
+    /// Whether PostgreSQL waits for a file. What a person pushes by hand before or after that is not given up.
+    pub(crate) fn holds(&self, name: WalFileName) -> bool {
+        self.wal.join(format!("archive_status/{name}.ready")).exists()
+    }
+
+    /// How long a file of that many bytes may be tried before the queue is looked at again, or, if that is too long, before it
+    /// is given up.
+    pub(crate) fn patience(&self, bytes: u64, overflow: Option<&Overflow>) -> Duration {
         match overflow {
             None => INTERVAL,
             Some(_) if self.dropping.load(Ordering::Relaxed) => NO_HOPE,
-            Some(_) => PATIENCE,
+            Some(_) => PATIENCE + PATIENCE_PER_MIB * u32::try_from(bytes >> 20).unwrap_or(u32::MAX),
         }
     }
 
@@ -98,14 +112,8 @@ impl Queue {
     }
 
     /// Gives up a file. What PostgreSQL's log shall say about it.
-    pub(crate) async fn give_up(&self, name: WalFileName, overflow: &Overflow, problem: &str) -> String {
+    pub(crate) fn give_up(&self, name: WalFileName, overflow: &Overflow, problem: &str) -> String {
         self.dropping.store(true, Ordering::Relaxed);
-        let wal = self.wal.clone();
-        let recorded = tokio::task::spawn_blocking(move || Gap::record(&wal, name)).await;
-        if let Err(error) = recorded.map_err(anyhow::Error::new).and_then(|recorded| recorded) {
-            // A disk that is full already gets room only if the file goes.
-            tracing::error!(file = %name, "that it is dropped cannot be recorded: {error:#}");
-        }
         self.dropped.notify_one();
         let told = format!(
             "dropped and not archived: {overflow}: {problem}; recovery cannot pass this file. HINT: mend the store, then make a \
@@ -120,10 +128,14 @@ impl Queue {
 /// it: it is started again.
 pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
     loop {
-        if let Some(gap) = dropped::settle(archiver.uploader()).await? {
+        if let Some(gap) = dropped::gap(archiver.uploader()).await? {
             bail!("{gap}");
         }
         working();
-        archiver.queue().dropped.notified().await;
+        let told = archiver.queue().dropped.notified();
+        if tokio::time::timeout(RECORD_INTERVAL, told).await.is_ok() {
+            // The command puts it on record when it has heard of it.
+            tokio::time::sleep(INTERVAL).await;
+        }
     }
 }

@@ -17,6 +17,7 @@
 //! Without the features `time` and `secret` nothing outside the standard library is linked into a thin client.
 
 pub mod clock;
+pub mod dropped;
 pub mod durable;
 pub mod facts;
 pub mod ids;

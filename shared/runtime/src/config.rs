@@ -286,6 +286,12 @@ impl<R: DeserializeOwned> Config<R> {
         if cluster.transfers == 0 || cluster.workers == Some(0) {
             return Err("transfers and workers must be at least 1".to_owned());
         }
+        if let Some(max) = cluster.queue_max.filter(|max| max.as_u64() < 1 << 20) {
+            return Err(format!(
+                "queue_max is {} bytes, less than the smallest segment; is the unit missing, as in \"50GiB\"?",
+                max.as_u64()
+            ));
+        }
         if cluster.pgdata.as_ref().is_some_and(|p| !p.is_absolute()) {
             return Err("pgdata must be an absolute path".to_owned());
         }
@@ -356,6 +362,7 @@ mod tests {
             ("ack = []", "ack is empty"),
             ("compression_level = 0", "1 to 19"),
             ("transfers = 0", "at least 1"),
+            ("queue_max = 50", "is the unit missing"),
             ("pgdata = \"data\"", "absolute"),
             ("spool = \"spool\"", "absolute"),
             ("[cluster.Prod]\nrepositories = [\"main\"]", "cluster name"),
