@@ -1,7 +1,7 @@
 //! The files, directories and links of a restore: made, written to piece by piece, given to their owners, completed.
 //!
 //! Nothing is written through a link. The disk begins with what was written when enough of it lies together, instead of when
-//! memory is full of it or everything is waited for.
+//! memory is full of it or everything is waited for. A crash leaves files of any content and length: see [`copy`](super::copy).
 
 use std::fs::{self, File, OpenOptions};
 use std::num::NonZeroU64;
