@@ -122,12 +122,12 @@ impl Gather {
         Ok(())
     }
 
-    /// Whether everything that was taken was written.
+    /// Whether everything that was expected came and was written.
     pub(crate) fn is_complete(&self) -> bool {
-        let waits = |stretch: &Mutex<Stretch>| {
-            stretch.lock().unwrap_or_else(PoisonError::into_inner).waiting.is_some()
-        };
-        !self.stretches.values().any(waits)
+        self.stretches.values().all(|stretch| {
+            let stretch = stretch.lock().unwrap_or_else(PoisonError::into_inner);
+            stretch.missing == 0 && stretch.waiting.is_none()
+        })
     }
 }
 
@@ -245,6 +245,7 @@ mod tests {
         take(0, LONG, STRETCH);
         take(0, STRETCH + LONG + LONG / 2, LONG / 2);
         take(0, 2 << 17, STRETCH);
+        assert!(!gather.is_complete(), "a file is still to come");
         take(1, 0, BLOCK);
         let (long, stretch) = (LONG as u64, STRETCH as u64);
         assert_eq!(
