@@ -9,7 +9,7 @@ use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::Identity;
 use walpoint_repo::backup::Backups;
 use walpoint_repo::init::{Finding, Probe};
-use walpoint_repo::object::RepositoryId;
+use walpoint_repo::object::{Level, RepositoryId};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::store::settings::{ConditionalWrites, Location};
 use walpoint_repo::wal::WalArchive;
@@ -97,10 +97,12 @@ pub(crate) async fn destinations(
     selection: &Selection<StoreSettings>,
     nature: Nature,
 ) -> Vec<Destination> {
+    let level = Level::nearest(selection.settings.compression_level);
     let mut found = Vec::new();
     for (name, settings) in &selection.repositories {
         let what = format!("repository {name}");
-        let opened = Repository::open(name, settings).await.map_err(Into::into);
+        let opened = Repository::open(name, settings).await;
+        let opened = opened.map(|repository| repository.compressing_at(level)).map_err(Into::into);
         let Some(repository) = report.take(&what, opened) else { continue };
         key(report, &what, &repository).await;
         let probed = Probe::of(repository.store()).await;

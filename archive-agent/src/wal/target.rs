@@ -13,6 +13,7 @@ use walpoint_base::{BackupId, ClusterName, SegmentName, TimelineId, WalFileName}
 use walpoint_pg::wal::Identity;
 use walpoint_repo::backup::{Backups, ListedState};
 use walpoint_repo::index::SegmentEntry;
+use walpoint_repo::object::Level;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
 use walpoint_repo::{RepoError, Repository};
@@ -78,6 +79,7 @@ pub(crate) struct Target {
     name: String,
     cluster: ClusterName,
     settings: StoreSettings,
+    level: Level,
     /// Whether an acknowledgement waits for it.
     pub(crate) acknowledges: bool,
     opened: Mutex<Option<Opened>>,
@@ -98,17 +100,19 @@ struct Opened {
 }
 
 impl Target {
-    /// A repository that is not opened yet.
+    /// A repository that is not opened yet, for what is to be compressed at that level.
     pub(crate) fn new(
         name: &str,
         cluster: &ClusterName,
         settings: StoreSettings,
+        level: Level,
         acknowledges: bool,
     ) -> Self {
         Self {
             name: name.to_owned(),
             cluster: cluster.clone(),
             settings,
+            level,
             acknowledges,
             opened: Mutex::default(),
             stored: std::sync::Mutex::default(),
@@ -243,7 +247,7 @@ impl Target {
                 let repository = Repository::open(&self.name, &self.settings).await?;
                 // Whoever uploads tries again by itself, and can then say what went wrong so far.
                 let limits = repository.store().limits().once();
-                let repository = repository.with_limits(limits);
+                let repository = repository.with_limits(limits).compressing_at(self.level);
                 tracing::info!(repository = self.name, store = repository.store().name(), "opened");
                 closed.insert(Opened { repository, archive: None })
             }

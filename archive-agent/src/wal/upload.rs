@@ -14,6 +14,7 @@ use walpoint_base::{TimelineId, WalFileName};
 use walpoint_pg::control::{ClusterState, ControlFile};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::init::error_chain;
+use walpoint_repo::object::Level;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{SealedSegment, SegmentSealer, Stored, WalArchive};
 use walpoint_repo::{RepoError, cpu};
@@ -88,8 +89,9 @@ impl Uploader {
     /// For the cluster and the repositories of a selection. Nothing is opened yet.
     pub(crate) fn new(selection: &Selection<StoreSettings>, pgdata: &Path) -> Self {
         let settings = &selection.settings;
+        let level = Level::nearest(settings.compression_level);
         let target = |(name, store): &(String, StoreSettings)| {
-            Target::new(name, &selection.cluster, store.clone(), settings.ack_set().contains(name))
+            Target::new(name, &selection.cluster, store.clone(), level, settings.ack_set().contains(name))
         };
         Self {
             pgdata: pgdata.to_owned(),

@@ -13,7 +13,7 @@ use crate::keys::unlock::{Unlocked, unlock};
 use crate::keys::{KeySlots, KeySource};
 use crate::layout::{self, ClusterPaths};
 use crate::lineage::{AckMember, Lineage, LineageDocument};
-use crate::object::{MasterKey, RepositoryId, Sealer};
+use crate::object::{Level, MasterKey, RepositoryId, Sealer};
 use crate::store::{Creation, Store, StoreSettings};
 use crate::wal::WalArchive;
 
@@ -23,7 +23,7 @@ pub struct Repository {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     name: String,
     store: Store,
@@ -156,16 +156,14 @@ impl Repository {
 
     /// The same repository through a store with other bounds.
     pub fn with_limits(&self, limits: crate::store::Limits) -> Self {
-        let Inner { name, store, descriptor, sealer, key } = &*self.inner;
-        Self {
-            inner: Arc::new(Inner {
-                name: name.clone(),
-                store: store.with_limits(limits),
-                descriptor: descriptor.clone(),
-                sealer: sealer.clone(),
-                key: key.clone(),
-            }),
-        }
+        let inner = Inner::clone(&self.inner);
+        Self { inner: Arc::new(Inner { store: inner.store.with_limits(limits), ..inner }) }
+    }
+
+    /// The same repository, where what is stored is compressed at another level.
+    pub fn compressing_at(&self, level: Level) -> Self {
+        let inner = Inner::clone(&self.inner);
+        Self { inner: Arc::new(Inner { sealer: inner.sealer.at(level), ..inner }) }
     }
 
     /// Reads the descriptor again and compares: only then, in the same attempt, does "not found" prove absence.

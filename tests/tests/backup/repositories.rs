@@ -71,3 +71,25 @@ fn a_disk_without_room_is_refused_before_the_backup() {
     );
     disk.free();
 }
+
+/// What is stored is compressed as the configuration says, WAL and backup alike, and read whatever it says.
+#[test]
+fn the_compression_level_is_that_of_the_configuration() {
+    let [light, heavy] = ["compression_level = 1", "compression_level = 16"].map(|level| {
+        let bed = Bed::new(Cluster::builder(), Store::local(), |agent| agent.cluster_line(level));
+        bed.cluster.psql(
+            "create table words as select i, 'the quick brown fox ' || i * 7919 || ' jumps over ' || i % 101 as t
+             from generate_series(1, 200000) i; checkpoint",
+        );
+        bed.cluster.wait_archived(&bed.cluster.switch_wal());
+        let backup = bed.backup(&["--full"]);
+        let stored = bed.store.back_door();
+        let wal = stored.list("").into_iter().filter(|key| key.contains("/wal/"));
+        let wal: usize = wal.map(|key| stored.get(&key).unwrap().len()).sum();
+        let restored = bed.restore(backup["backup"].as_str().unwrap());
+        assert_eq!(restored.psql("select count(*) from words"), "200000");
+        (backup["repositories"][0]["stored_bytes"].as_u64().unwrap(), wal)
+    });
+    println!("backup and WAL: {light:?} bytes at level 1, {heavy:?} at level 16");
+    assert!(heavy.0 * 10 < light.0 * 9 && heavy.1 * 10 < light.1 * 9, "{light:?} and {heavy:?}");
+}

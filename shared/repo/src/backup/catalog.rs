@@ -159,7 +159,7 @@ impl Backups {
         }
         let frame = bytes.get(OBJECT_HEADER..).unwrap_or_default();
         let mut meta = Vec::new();
-        open_frame(&keys, 0, frame, &mut Codec::take(), &mut meta)
+        open_frame(&keys, 0, frame, &mut Codec::for_opening(), &mut meta)
             .map_err(|e| RepoError::corrupt(&key, e))?;
         match header.kind {
             ObjectKind::Manifest => {

@@ -3,18 +3,39 @@
 use std::io::Cursor;
 use std::sync::Mutex;
 
-use super::frame::MAX_FRAME;
+use zstd::zstd_safe::compress_bound;
 
-/// zstd's level: higher ones are half as fast on WAL and no smaller.
-const LEVEL: i32 = 1;
+use super::frame::MAX_FRAME;
 
 /// Spare codecs are kept up to this many; each holds about 2 MiB after use.
 const SPARE: usize = 4;
 
 static POOL: Mutex<Vec<Codec>> = Mutex::new(Vec::new());
 
+/// How much work goes into compressing: zstd's level, 1 to 19.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Level(i32);
+
+impl Level {
+    /// The level of that number, or the nearest one that there is.
+    pub fn nearest(number: i32) -> Self {
+        Self(number.clamp(1, 19))
+    }
+
+    fn compressor(self) -> std::io::Result<zstd::bulk::Compressor<'static>> {
+        zstd::bulk::Compressor::new(self.0)
+    }
+}
+
+impl Default for Level {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
 /// A compressor, a decompressor and room for what they make. One per thread that works at a time.
 pub struct Codec {
+    level: Level,
     compressor: Option<zstd::bulk::Compressor<'static>>,
     decompressor: Option<zstd::bulk::Decompressor<'static>>,
     /// For compressed bytes on their way out.
@@ -24,10 +45,19 @@ pub struct Codec {
 }
 
 impl Codec {
-    /// One from the pool of spare ones, or a new one; given back when dropped.
-    pub fn take() -> PooledCodec {
-        let spare = POOL.lock().ok().and_then(|mut pool| pool.pop());
-        PooledCodec(Some(spare.unwrap_or_default()))
+    /// One for opening what is stored: from the pool of spare ones, or a new one; given back when dropped. What is to be
+    /// stored is compressed by [`Sealer::codec`](super::Sealer::codec).
+    pub fn for_opening() -> PooledCodec {
+        Self::take(Level::default())
+    }
+
+    /// One for compressing at a level, and for opening.
+    pub(super) fn take(level: Level) -> PooledCodec {
+        let spare = POOL.lock().ok().and_then(|mut pool| {
+            let place = pool.iter().rposition(|codec| codec.level == level)?;
+            Some(pool.swap_remove(place))
+        });
+        PooledCodec(Some(spare.unwrap_or_else(|| Self::at(level))))
     }
 
     /// Frees the spare ones: for a process that has nothing to compress for a while.
@@ -37,19 +67,24 @@ impl Codec {
         }
     }
 
-    /// A new one, outside the pool.
+    /// A new one, outside the pool, at the default level.
     pub fn new() -> Self {
-        Self { compressor: None, decompressor: None, packed: Vec::new(), opened: Vec::new() }
+        Self::at(Level::default())
+    }
+
+    /// A new one, outside the pool.
+    fn at(level: Level) -> Self {
+        Self { level, compressor: None, decompressor: None, packed: Vec::new(), opened: Vec::new() }
     }
 
     /// Compresses into [`Self::packed`]; `false` where that gains nothing.
     pub(super) fn compress(&mut self, plain: &[u8]) -> bool {
         if self.compressor.is_none() {
-            self.compressor = zstd::bulk::Compressor::new(LEVEL).ok();
+            self.compressor = self.level.compressor().ok();
         }
         let Some(compressor) = &mut self.compressor else { return false };
         self.packed.clear();
-        self.packed.reserve(zstd::zstd_safe::compress_bound(plain.len().min(MAX_FRAME)));
+        self.packed.reserve(compress_bound(plain.len().min(MAX_FRAME)));
         let packed = compressor.compress_to_buffer(plain, &mut self.packed);
         packed.is_ok_and(|length| length < plain.len())
     }
@@ -117,9 +152,11 @@ impl std::ops::DerefMut for PooledCodec {
 
 impl Drop for PooledCodec {
     fn drop(&mut self) {
-        if let (Some(codec), Ok(mut pool)) = (self.0.take(), POOL.lock())
-            && pool.len() < SPARE
-        {
+        if let (Some(codec), Ok(mut pool)) = (self.0.take(), POOL.lock()) {
+            // Levels that nobody uses any more make room for those in use.
+            if pool.len() >= SPARE {
+                pool.remove(0);
+            }
             pool.push(codec);
         }
     }

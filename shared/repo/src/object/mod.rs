@@ -21,7 +21,7 @@ pub mod reader;
 pub mod sealer;
 pub mod writer;
 
-pub use self::codec::Codec;
+pub use self::codec::{Codec, Level};
 pub use self::frame::{
     FRAME_HEADER, FrameError, FrameHeader, FramePosition, MAX_FRAME, Packed, open_frame, pack,
     parse_frame_header, seal_frame, seal_packed,

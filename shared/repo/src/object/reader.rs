@@ -38,7 +38,7 @@ impl ObjectReader {
         let mut reader = Self {
             header,
             keys,
-            codec: Codec::take(),
+            codec: Codec::for_opening(),
             bytes,
             offset: OBJECT_HEADER,
             next: 0,

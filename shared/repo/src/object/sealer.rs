@@ -14,7 +14,8 @@ use aws_lc_rs::hkdf;
 use walpoint_base::ParseError;
 use zeroize::Zeroizing;
 
-use super::ObjectKind;
+use super::codec::PooledCodec;
+use super::{Codec, Level, ObjectKind};
 use crate::layout::Key;
 
 /// A random name that tells repositories apart: 32 hexadecimal digits.
@@ -129,6 +130,8 @@ pub struct Sealer {
     content: Option<Arc<Zeroizing<[u8; 32]>>>,
     /// The key of block hashes.
     block: Arc<Zeroizing<[u8; 32]>>,
+    /// How it compresses; nothing that reads depends on it.
+    level: Level,
 }
 
 impl Sealer {
@@ -136,7 +139,13 @@ impl Sealer {
     pub fn plain(repository: RepositoryId) -> Self {
         // Block hashes are short, so they are keyed even here: nobody without the repository can make two blocks collide.
         let block = blake3::derive_key("walpoint 1 block", &repository.0);
-        Self { repository, master: None, content: None, block: Arc::new(Zeroizing::new(block)) }
+        Self {
+            repository,
+            master: None,
+            content: None,
+            block: Arc::new(Zeroizing::new(block)),
+            level: Level::default(),
+        }
     }
 
     /// AES-256-GCM under keys derived from `master`.
@@ -144,7 +153,17 @@ impl Sealer {
         let derive =
             |info: &[u8]| derive(&master, &repository.0, &[info]).map(|k| Arc::new(Zeroizing::new(k)));
         let (content, block) = (derive(b"walpoint 1 content")?, derive(b"walpoint 1 block")?);
-        Ok(Self { repository, content: Some(content), block, master: Some(master) })
+        Ok(Self { repository, content: Some(content), block, master: Some(master), level: Level::default() })
+    }
+
+    /// The same, compressing at another level.
+    pub fn at(self, level: Level) -> Self {
+        Self { level, ..self }
+    }
+
+    /// One that compresses for it.
+    pub fn codec(&self) -> PooledCodec {
+        Codec::take(self.level)
     }
 
     /// The repository whose objects it seals.

@@ -4,7 +4,6 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::codec::Codec;
 use super::frame::{FramePosition, Packed, seal_frame, seal_packed};
 use super::header::{OBJECT_HEADER, ObjectHeader};
 use super::sealer::{ContentHash, ObjectKeys, Salt, SealError};
@@ -211,7 +210,8 @@ impl ObjectWriter {
         }
         let mut frame = Vec::with_capacity(meta.len().min(PIECE) + 64);
         let at = FramePosition { index: 0, meta: true, last: false };
-        let length = seal_frame(&self.keys, at, meta, &mut Codec::take(), &mut frame)?;
+        let mut codec = self.sealer.codec();
+        let length = seal_frame(&self.keys, at, meta, &mut codec, &mut frame)?;
         self.meta_len = u32::try_from(length).map_err(|_| SealError)?;
         self.object_len += length as u64;
         self.pieces.insert(0, frame.into());
@@ -267,7 +267,8 @@ impl ObjectWriter {
 
     fn seal(&mut self, meta: bool, last: bool, plain: &[u8]) -> Result<FramePlace, SealError> {
         let at = FramePosition { index: self.frames, meta, last };
-        self.place(at, plain.len(), |keys, out| seal_frame(keys, at, plain, &mut Codec::take(), out))
+        let mut codec = self.sealer.codec();
+        self.place(at, plain.len(), |keys, out| seal_frame(keys, at, plain, &mut codec, out))
     }
 
     fn place(

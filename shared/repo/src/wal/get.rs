@@ -154,7 +154,7 @@ impl WalArchive {
         }
         let frame = found.bytes.get(crate::object::OBJECT_HEADER..).unwrap_or_default();
         let mut meta = Vec::new();
-        open_frame(&keys, 0, frame, &mut Codec::take(), &mut meta).map_err(|e| corrupt(e.into()))?;
+        open_frame(&keys, 0, frame, &mut Codec::for_opening(), &mut meta).map_err(|e| corrupt(e.into()))?;
         self.check_header(key, name, &meta).map(Some)
     }
 

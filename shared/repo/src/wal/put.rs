@@ -13,7 +13,7 @@ use super::{FRAME, WalArchive};
 use crate::cpu;
 use crate::error::{RepoError, Result};
 use crate::layout::Key;
-use crate::object::{Codec, MAX_CONTENT, ObjectKind, ObjectWriter, SealError, SealedObject, Sealer, pack};
+use crate::object::{MAX_CONTENT, ObjectKind, ObjectWriter, SealError, SealedObject, Sealer, pack};
 use crate::store::Creation;
 
 /// What storing a file did. In every case it is durable.
@@ -238,7 +238,7 @@ fn seal(
     range: Range<u64>,
 ) -> Result<SealedObject> {
     let mut sealing = PieceSealer::new(sealer, kind, key, range.end - range.start)?;
-    let mut codec = Codec::take();
+    let mut codec = sealer.codec();
     pieces(key, content, range, |piece| sealing.add(pack(piece, &mut codec)))?;
     sealing.finish(&[])
 }

@@ -83,7 +83,8 @@ impl SegmentSealer {
         if fits(size) { size.as_usize() } else { PART }
     }
 
-    /// Begins a segment of that name and size, which is expected to belong into `place`.
+    /// Begins a segment of that name and size, which is expected to belong into `place`. It is compressed once, at the level of
+    /// the first archive.
     pub fn new(archives: &[WalArchive], name: SegmentName, size: SegmentSize, place: Place) -> Result<Self> {
         let begin = |archive: &WalArchive| {
             let sealing = if fits(size) {
@@ -96,7 +97,9 @@ impl SegmentSealer {
             Ok((archive.clone(), sealing))
         };
         let sealing = archives.iter().map(begin).collect::<Result<_>>()?;
-        Ok(Self { codec: Codec::take(), sealing, name, place })
+        // Nobody's content is compressed where there is no archive.
+        let codec = archives.first().map_or_else(Codec::for_opening, |archive| archive.sealer().codec());
+        Ok(Self { codec, sealing, name, place })
     }
 
     /// Takes the next piece: [`Self::PIECE`] bytes, or what is left at the end.

@@ -97,7 +97,7 @@ impl Frames {
                 next = end;
             }
             let mut plain = Vec::new();
-            pack.open(at.frame, &bytes, &mut Codec::take(), &mut plain)?;
+            pack.open(at.frame, &bytes, &mut Codec::for_opening(), &mut plain)?;
             Ok(plain)
         })
     }

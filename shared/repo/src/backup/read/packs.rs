@@ -57,7 +57,7 @@ impl OpenPack {
         }
         let mut meta = Vec::new();
         let frame = bytes.get(OBJECT_HEADER..).unwrap_or_default();
-        open_frame(&keys, 0, frame, &mut Codec::take(), &mut meta).map_err(|e| corrupt(&e))?;
+        open_frame(&keys, 0, frame, &mut Codec::for_opening(), &mut meta).map_err(|e| corrupt(&e))?;
         let directory = PackDirectory::decode(&meta, &header).map_err(|e| corrupt(&e))?.without_hashes();
         Ok(Ok(Self { key: key.clone(), keys, directory }))
     }
@@ -228,7 +228,7 @@ impl Packs {
                     let cut = || RepoError::corrupt(&pack.key, "it is shorter than its directory says");
                     let bytes = stretches.get(&range).ok_or_else(cut)?;
                     plain.clear();
-                    pack.open(index, bytes, &mut Codec::take(), &mut plain)?;
+                    pack.open(index, bytes, &mut Codec::for_opening(), &mut plain)?;
                     take(n, &plain)?;
                 }
             }

@@ -145,7 +145,7 @@ impl BackupReader {
         fetched: &FetchedUnit,
         mut place: impl FnMut(Piece<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (pack, mut codec) = (&fetched.pack, Codec::take());
+        let (pack, mut codec) = (&fetched.pack, Codec::for_opening());
         let mut plain = Vec::with_capacity(MAX_FRAME);
         for same_frame in unit.extents.chunk_by(|a, b| a.at.frame == b.at.frame) {
             let Some(first) = same_frame.first() else { continue };

@@ -25,8 +25,8 @@ use super::sink::PackSink;
 use super::table::{Counted, Live, Table, count};
 use super::{Shared, count_blocks};
 use crate::error::{RepoError, Result};
+use crate::object::ContentHash;
 use crate::object::codec::PooledCodec;
-use crate::object::{Codec, ContentHash};
 
 /// Where blocks of the open frame are until it has a place. No frame has index 0.
 const OPEN: FrameRef = FrameRef { backup: BackupRef::OWN, pack: PackNo(u32::MAX), frame: 0 };
@@ -65,9 +65,10 @@ pub struct FileSummary {
 
 impl Lane {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let codec = shared.sink.codec();
         Self {
             shared,
-            codec: Codec::take(),
+            codec,
             frame: FrameBuilder::new(),
             waiting: Vec::new(),
             list: BlockList::default(),

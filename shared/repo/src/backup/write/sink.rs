@@ -13,6 +13,7 @@ use super::super::location::{BackupRef, FrameRef, PackNo};
 use super::super::pack::{FrameKind, PACK_BYTES, PackBuilder};
 use crate::error::{RepoError, Result};
 use crate::layout::ClusterPaths;
+use crate::object::codec::PooledCodec;
 use crate::object::{Codec, SealedObject, Sealer, pack};
 use crate::store::Store;
 
@@ -142,6 +143,11 @@ impl PackSink {
     /// Nothing that panics runs under the lock; if something did, the numbers in it are still whole.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What compresses frames for [`Self::append`].
+    pub(super) fn codec(&self) -> PooledCodec {
+        self.sealer.codec()
     }
 
     /// Adds a frame and says where it is. Compresses on this thread; waits while too many bytes are in flight. To be

@@ -170,7 +170,7 @@ impl Table {
             first: None,
             pages: Vec::new(),
         };
-        let (mut tree, mut codec) = (TreeCheck::default(), Codec::take());
+        let (mut tree, mut codec) = (TreeCheck::default(), sink.codec());
         while let Some(row) = rows.next().map_err(scratch_error)? {
             let entry = Entry::decode(&mut Input::new(&row), self.refs.used(), block_size);
             let entry = entry.map_err(|e| broken(&e))?;
