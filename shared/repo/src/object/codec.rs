@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use zstd::zstd_safe::{CParameter, compress_bound};
 
 use super::frame::MAX_FRAME;
+use super::pieces::Pieces;
 
 /// Spare codecs are kept up to this many; each holds about 2 MiB after use.
 const SPARE: usize = 4;
@@ -68,8 +69,9 @@ impl Codec {
         PooledCodec(Some(spare.unwrap_or_else(|| Self::at(level))))
     }
 
-    /// Frees the spare ones: for a process that has nothing to compress for a while.
+    /// Frees the spare ones, and the memory of objects that were made: for a process that has nothing to compress for a while.
     pub fn release_spare() {
+        Pieces::release_spare();
         if let Ok(mut pool) = POOL.lock() {
             pool.clear();
         }

@@ -126,15 +126,16 @@ pub fn seal_frame(
     codec: &mut Codec,
     out: &mut Vec<u8>,
 ) -> Result<usize, SealError> {
-    seal_packed(keys, at, pack(plain, codec), out)
+    seal_packed(keys, at, pack(plain, codec), &mut Vec::new(), |bytes| out.extend_from_slice(bytes))
 }
 
-/// [`seal_frame`] for bytes that are compressed already.
-pub fn seal_packed(
+/// [`seal_frame`] for bytes that are compressed already: gives the frame to `out`, part by part. Encrypts in `scratch`.
+pub(super) fn seal_packed(
     keys: &ObjectKeys,
     at: FramePosition,
     packed: Packed<'_>,
-    out: &mut Vec<u8>,
+    scratch: &mut Vec<u8>,
+    mut out: impl FnMut(&[u8]),
 ) -> Result<usize, SealError> {
     let Packed { plain, compression, body } = packed;
     let plain_len = u32::try_from(plain.len()).ok().filter(|_| plain.len() <= MAX_FRAME).ok_or(SealError)?;
@@ -150,12 +151,9 @@ pub fn seal_packed(
     let check: [u8; 8] = keys.header_check(&header[..CHECKED]);
     header[CHECKED..].copy_from_slice(&check);
 
-    let begin = out.len();
-    out.reserve(FRAME_HEADER + body.len() + keys.check_len());
-    out.extend_from_slice(&header);
-    out.extend_from_slice(body);
-    keys.seal_body(at.index, &header, out, begin + FRAME_HEADER)?;
-    Ok(out.len() - begin)
+    out(&header);
+    keys.seal_body(at.index, &header, body, scratch, out)?;
+    Ok(FRAME_HEADER + body.len() + keys.check_len())
 }
 
 /// Reads and checks the header of frame `index`. `bytes` starts with it and may be cut anywhere behind it.

@@ -8,6 +8,7 @@
 //! | [`header`] | the header of an object |
 //! | [`writer`], [`reader`] | a whole object in memory |
 //! | [`codec`] | compression contexts that are used again |
+//! | `pieces` | the memory of an object that is being made |
 //! | [`bytes`] | reading fixed fields |
 //!
 //! Every parser is total: any bytes give a value or an error, and no more is allocated than lengths that were checked.
@@ -17,6 +18,7 @@ pub mod codec;
 pub mod frame;
 pub mod header;
 pub mod kind;
+mod pieces;
 pub mod reader;
 pub mod sealer;
 pub mod writer;
@@ -24,7 +26,7 @@ pub mod writer;
 pub use self::codec::{Codec, Level};
 pub use self::frame::{
     FRAME_HEADER, FrameError, FrameHeader, FramePosition, MAX_FRAME, Packed, open_frame, pack,
-    parse_frame_header, seal_frame, seal_packed,
+    parse_frame_header, seal_frame,
 };
 pub use self::header::{FORMAT_VERSION, OBJECT_HEADER, ObjectHeader};
 pub use self::kind::ObjectKind;

@@ -295,24 +295,27 @@ impl ObjectKeys {
         check
     }
 
-    /// Seals the body that starts at `start` of `out`, encrypting it in place, and appends its check.
+    /// Gives `out` the sealed body, encrypted in `scratch` where that is needed, and its check.
     pub(super) fn seal_body(
         &self,
         index: u32,
         header: &[u8],
-        out: &mut Vec<u8>,
-        start: usize,
+        body: &[u8],
+        scratch: &mut Vec<u8>,
+        mut out: impl FnMut(&[u8]),
     ) -> Result<(), SealError> {
-        let body = out.get_mut(start..).ok_or(SealError)?;
         match &self.secret {
             None => {
-                let crc = crc(header, body);
-                out.extend_from_slice(&crc.to_le_bytes());
+                out(body);
+                out(&crc(header, body).to_le_bytes());
             }
             Some(secret) => {
+                scratch.clear();
+                scratch.extend_from_slice(body);
                 let aad = Aad::from(self.aad(header));
-                let tag = secret.0.seal_in_place_separate_tag(nonce(index), aad, body);
-                out.extend_from_slice(tag.map_err(|_| SealError)?.as_ref());
+                let tag = secret.0.seal_in_place_separate_tag(nonce(index), aad, scratch);
+                out(scratch);
+                out(tag.map_err(|_| SealError)?.as_ref());
             }
         }
         Ok(())

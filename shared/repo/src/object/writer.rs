@@ -4,14 +4,12 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::frame::{FramePosition, Packed, seal_frame, seal_packed};
+use super::frame::{FramePosition, Packed, pack, seal_frame, seal_packed};
 use super::header::{OBJECT_HEADER, ObjectHeader};
+use super::pieces::Pieces;
 use super::sealer::{ContentHash, ObjectKeys, Salt, SealError};
 use super::{MAX_OBJECT, ObjectKind, Sealer};
 use crate::layout::Key;
-
-/// Finished bytes are cut into pieces of about this size, so that no buffer ever grows by copying.
-const PIECE: usize = 1 << 20;
 
 /// An object that is complete and not yet stored.
 #[derive(Clone)]
@@ -77,8 +75,9 @@ pub struct ObjectWriter {
     held: Option<(bool, Vec<u8>)>,
     /// Plain buffers to be used again for `held`.
     spare: Vec<u8>,
-    pieces: Vec<Bytes>,
-    current: Vec<u8>,
+    /// Where frames are encrypted.
+    scratch: Vec<u8>,
+    pieces: Pieces,
 }
 
 /// Where a frame came to lie: what a ranged request needs.
@@ -108,8 +107,8 @@ impl ObjectWriter {
             object_len: OBJECT_HEADER as u64,
             held: None,
             spare: Vec::new(),
-            pieces: Vec::new(),
-            current: Vec::new(),
+            scratch: Vec::new(),
+            pieces: Pieces::default(),
         })
     }
 
@@ -163,7 +162,7 @@ impl ObjectWriter {
         self.add(packed.plain())?;
         self.flush(false)?;
         let at = FramePosition { index: self.frames, meta: false, last };
-        let place = self.place(at, packed.plain().len(), |keys, out| seal_packed(keys, at, packed, out))?;
+        let place = self.place(at, packed)?;
         self.complete = last;
         Ok(place)
     }
@@ -208,27 +207,28 @@ impl ObjectWriter {
         if self.meta_len > 0 || self.frames == 0 {
             return Err(SealError);
         }
-        let mut frame = Vec::with_capacity(meta.len().min(PIECE) + 64);
+        let mut frame = Vec::new();
         let at = FramePosition { index: 0, meta: true, last: false };
         let mut codec = self.sealer.codec();
         let length = seal_frame(&self.keys, at, meta, &mut codec, &mut frame)?;
         self.meta_len = u32::try_from(length).map_err(|_| SealError)?;
         self.object_len += length as u64;
-        self.pieces.insert(0, frame.into());
-        self.finish()
+        self.complete(Some(frame.into()))
     }
 
     /// The finished object. One without frames gets an empty one. Fails if it is longer than [`MAX_OBJECT`].
-    pub fn finish(mut self) -> Result<SealedObject, SealError> {
+    pub fn finish(self) -> Result<SealedObject, SealError> {
+        self.complete(None)
+    }
+
+    /// `first` is the frame that comes before all others, if it was made last.
+    fn complete(mut self, first: Option<Bytes>) -> Result<SealedObject, SealError> {
         if !self.complete && self.held.as_ref().is_none_or(|(meta, _)| *meta) {
             self.frame(&[])?;
         }
         self.flush(true)?;
         if self.object_len > MAX_OBJECT {
             return Err(SealError);
-        }
-        if !self.current.is_empty() {
-            self.pieces.push(std::mem::take(&mut self.current).into());
         }
         let header = ObjectHeader {
             kind: self.keys.kind(),
@@ -240,9 +240,9 @@ impl ObjectWriter {
             frames: self.frames,
             meta_len: self.meta_len,
         };
-        let mut pieces = Vec::with_capacity(self.pieces.len() + 1);
-        pieces.push(Bytes::copy_from_slice(&header.encode(&self.keys)));
-        pieces.append(&mut self.pieces);
+        let mut pieces = vec![Bytes::copy_from_slice(&header.encode(&self.keys))];
+        pieces.extend(first);
+        pieces.append(&mut self.pieces.finish());
         Ok(SealedObject { key: self.keys.key().clone(), header, pieces, sealer: self.sealer })
     }
 
@@ -268,25 +268,15 @@ impl ObjectWriter {
     fn seal(&mut self, meta: bool, last: bool, plain: &[u8]) -> Result<FramePlace, SealError> {
         let at = FramePosition { index: self.frames, meta, last };
         let mut codec = self.sealer.codec();
-        self.place(at, plain.len(), |keys, out| seal_frame(keys, at, plain, &mut codec, out))
+        self.place(at, pack(plain, &mut codec))
     }
 
-    fn place(
-        &mut self,
-        at: FramePosition,
-        plain_len: usize,
-        seal: impl FnOnce(&ObjectKeys, &mut Vec<u8>) -> Result<usize, SealError>,
-    ) -> Result<FramePlace, SealError> {
-        if self.current.capacity() == 0 {
-            self.current.reserve(PIECE.min(plain_len + 256));
-        }
+    fn place(&mut self, at: FramePosition, packed: Packed<'_>) -> Result<FramePlace, SealError> {
         let offset = self.object_len;
-        let length = seal(&self.keys, &mut self.current)?;
+        let pieces = &mut self.pieces;
+        let length = seal_packed(&self.keys, at, packed, &mut self.scratch, |bytes| pieces.add(bytes))?;
         self.object_len += length as u64;
         self.frames = self.frames.checked_add(1).ok_or(SealError)?;
-        if self.current.len() >= PIECE / 2 {
-            self.pieces.push(std::mem::take(&mut self.current).into());
-        }
         Ok(FramePlace { index: at.index, offset, length: u32::try_from(length).map_err(|_| SealError)? })
     }
 }
