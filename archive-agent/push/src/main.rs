@@ -11,7 +11,7 @@ mod direct;
 mod file;
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -19,7 +19,7 @@ use arguments::{Arguments, Parsed};
 use ask::Answer;
 use direct::Ended;
 use file::WalFile;
-use walpoint_base::dropped;
+use walpoint_base::dropped::{self, Recorded};
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
@@ -76,9 +76,8 @@ fn push(arguments: &Arguments) -> ExitCode {
 fn give_up(arguments: &Arguments, file: &WalFile, message: &str) -> ExitCode {
     let directory = arguments.path.parent().unwrap_or(Path::new("."));
     match dropped::record(directory, file.name) {
-        Ok(()) => say(&format!("WARNING: \"{}\" was {message}", file.name)),
-        // There is no room until it goes.
-        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+        Ok(Recorded::Yes) => say(&format!("WARNING: \"{}\" was {message}", file.name)),
+        Ok(Recorded::DiskFull) => {
             say(&format!("WARNING: \"{}\" was {message}; not on record, as the disk is full", file.name));
         }
         Err(error) => {

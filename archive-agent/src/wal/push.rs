@@ -1,11 +1,11 @@
 //! `archive-agent push`: one file, without a daemon. What `archive-push` becomes when no daemon answers.
 
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use walpoint_base::{WalFileName, dropped};
+use walpoint_base::WalFileName;
+use walpoint_base::dropped::{self, Recorded};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::backoff::Backoff;
@@ -49,9 +49,9 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let Some(overflow) = overflow else {
         return Err(anyhow!("could not archive \"{name}\": {problem}").into());
     };
-    // On record before PostgreSQL hears; but if the disk is full, there is no room until it goes.
+    // On record before PostgreSQL hears.
     match dropped::record(&uploader.wal_directory(), name) {
-        Err(error) if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+        Err(error) => {
             let record = uploader.wal_directory().join(dropped::FILE);
             Err(anyhow!(
                 "could not archive \"{name}\", and it is not dropped, because that cannot be noted in {}: {error}; {problem}",
@@ -59,7 +59,10 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
             )
             .into())
         }
-        _ => {
+        Ok(recorded) => {
+            if recorded == Recorded::DiskFull {
+                tracing::warn!(file = %name, "not on record as given up: the disk is full");
+            }
             queue.give_up(name, &overflow, &problem);
             Ok(())
         }

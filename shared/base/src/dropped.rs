@@ -23,8 +23,27 @@ pub struct Dropped {
     pub at: i64,
 }
 
-/// Adds a file to the record in that directory, durably.
-pub fn record(directory: &Path, name: WalFileName) -> io::Result<()> {
+/// What may be done with a file that is given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Recorded {
+    /// It is on record, durably.
+    Yes,
+    /// The disk is full, and there is no room for a record until the file goes. It may go all the same.
+    DiskFull,
+}
+
+/// Adds a file to the record in that directory. After an error it must not go.
+pub fn record(directory: &Path, name: WalFileName) -> io::Result<Recorded> {
+    match append(directory, name) {
+        Ok(()) => Ok(Recorded::Yes),
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            Ok(Recorded::DiskFull)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn append(directory: &Path, name: WalFileName) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut file = OpenOptions::new().append(true).create(true).open(directory.join(FILE))?;
     // On a line of its own, also after one that was cut off; at once, so that those of two processes do not mix.
@@ -66,5 +85,13 @@ mod tests {
         let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
         assert!(read.iter().all(|dropped| (now - 60..=now).contains(&dropped.at)));
         assert!(record(&dir.path().join("nowhere"), names[0].parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_what_forbids_the_record() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(FILE)).unwrap();
+        let name = "000000010000000000000005".parse().unwrap();
+        assert_eq!(record(dir.path(), name).unwrap(), Recorded::DiskFull);
     }
 }
