@@ -240,9 +240,9 @@ impl Repository {
         }
     }
 
-    /// The WAL of a lineage.
+    /// The WAL of a lineage. It is not compressed harder than keeps up with a server that waits for it.
     pub fn wal(&self, lineage: &Lineage) -> WalArchive {
-        WalArchive::new(self.clone(), lineage.clone())
+        WalArchive::new(self.compressing_at(self.sealer().level().for_wal()), lineage.clone())
     }
 }
 

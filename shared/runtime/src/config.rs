@@ -105,7 +105,7 @@ pub struct ClusterSettings {
     /// Readers of a backup and writers of a restore; one for each core if unset.
     #[serde(default)]
     pub workers: Option<usize>,
-    /// zstd level of what is stored, 1 to 19.
+    /// zstd level of backups, 1 to 19, and of WAL up to 6.
     #[serde(default = "defaults::compression_level")]
     pub compression_level: i32,
     /// How long one `archive-push` may try before it fails and PostgreSQL asks again.

@@ -72,7 +72,7 @@ fn a_disk_without_room_is_refused_before_the_backup() {
     disk.free();
 }
 
-/// What is stored is compressed as the configuration says, WAL and backup alike, and read whatever it says.
+/// What is stored is compressed as the configuration says, WAL no harder than keeps up, and read whatever it says.
 #[test]
 fn the_compression_level_is_that_of_the_configuration() {
     let [light, heavy] = ["compression_level = 1", "compression_level = 16"].map(|level| {
@@ -91,5 +91,5 @@ fn the_compression_level_is_that_of_the_configuration() {
         (backup["repositories"][0]["stored_bytes"].as_u64().unwrap(), wal)
     });
     println!("backup and WAL: {light:?} bytes at level 1, {heavy:?} at level 16");
-    assert!(heavy.0 * 10 < light.0 * 9 && heavy.1 * 10 < light.1 * 9, "{light:?} and {heavy:?}");
+    assert!(heavy.0 * 10 < light.0 * 9 && heavy.1 * 1000 < light.1 * 998, "{light:?} and {heavy:?}");
 }

@@ -15,7 +15,7 @@ static POOL: Mutex<Vec<Codec>> = Mutex::new(Vec::new());
 
 /// How much work goes into compressing: zstd's level, 1 to 19.
 ///
-/// Level 1 is zstd's but for two of its parameters: matches may be as short as 5 bytes, which stores pages in 5 to 10 % fewer
+/// Level 1 is zstd's but for two of its parameters: matches may be as short as 5 bytes, which stores pages in about 5 % fewer
 /// bytes, and its hash table is small enough for a core's first cache, which makes up for the time that takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Level(i32);
@@ -26,9 +26,15 @@ impl Level {
         Self(number.clamp(1, 19))
     }
 
+    /// The same up to 6: beyond that a core compresses less WAL in a second than a busy server writes, and each codec takes
+    /// many times the memory.
+    pub fn for_wal(self) -> Self {
+        Self(self.0.min(6))
+    }
+
     fn compressor(self) -> std::io::Result<zstd::bulk::Compressor<'static>> {
         let mut compressor = zstd::bulk::Compressor::new(self.0)?;
-        if self == Self::default() {
+        if self.0 == 1 {
             compressor.set_parameter(CParameter::MinMatch(5))?;
             compressor.set_parameter(CParameter::HashLog(12))?;
         }
@@ -57,7 +63,8 @@ impl Codec {
     /// One for opening what is stored: from the pool of spare ones, or a new one; given back when dropped. What is to be
     /// stored is compressed by [`Sealer::codec`](super::Sealer::codec).
     pub fn for_opening() -> PooledCodec {
-        Self::take(Level::default())
+        let spare = POOL.lock().ok().and_then(|mut pool| pool.pop());
+        PooledCodec(Some(spare.unwrap_or_default()))
     }
 
     /// One for compressing at a level, and for opening.

@@ -126,7 +126,9 @@ pub fn seal_frame(
     codec: &mut Codec,
     out: &mut Vec<u8>,
 ) -> Result<usize, SealError> {
-    seal_packed(keys, at, pack(plain, codec), &mut Vec::new(), |bytes| out.extend_from_slice(bytes))
+    let packed = pack(plain, codec);
+    out.reserve(FRAME_HEADER + packed.body.len() + keys.check_len());
+    seal_packed(keys, at, packed, &mut Vec::new(), |bytes| out.extend_from_slice(bytes))
 }
 
 /// [`seal_frame`] for bytes that are compressed already: gives the frame to `out`, part by part. Encrypts in `scratch`.

@@ -63,7 +63,8 @@ impl Pieces {
 
     /// Gives the pieces that nobody uses back to the system.
     pub(super) fn release_spare() {
-        SPARE.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let spare = std::mem::take(&mut *SPARE.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(spare);
     }
 }
 

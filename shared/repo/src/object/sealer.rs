@@ -161,6 +161,11 @@ impl Sealer {
         Self { level, ..self }
     }
 
+    /// The level at which it compresses.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
     /// One that compresses for it.
     pub fn codec(&self) -> PooledCodec {
         Codec::take(self.level)
@@ -314,8 +319,9 @@ impl ObjectKeys {
                 scratch.extend_from_slice(body);
                 let aad = Aad::from(self.aad(header));
                 let tag = secret.0.seal_in_place_separate_tag(nonce(index), aad, scratch);
+                let tag = tag.map_err(|_| SealError)?;
                 out(scratch);
-                out(tag.map_err(|_| SealError)?.as_ref());
+                out(tag.as_ref());
             }
         }
         Ok(())

@@ -136,6 +136,45 @@ fn the_last_frame_may_be_said_to_be_the_last() {
     }
 }
 
+/// Frames lie across the pieces that an object is put together from, and objects made at the same time do not mix.
+#[test]
+fn objects_of_many_pieces_hold_what_was_added() {
+    let noise = |seed: u8| -> Vec<u8> {
+        let mut noise = vec![0; 300_001];
+        blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut noise);
+        noise
+    };
+    // The second round is made in memory that the first one used.
+    for round in 0..2 {
+        let mut begun: Vec<_> = sealers()
+            .into_iter()
+            .chain(sealers())
+            .map(|sealer| {
+                let mut writer = ObjectWriter::new(&sealer, ObjectKind::History, &key()).unwrap();
+                writer.meta_later().unwrap();
+                (sealer, writer, Vec::new())
+            })
+            .collect();
+        for frame in 0..3 {
+            for (n, (_, writer, added)) in begun.iter_mut().enumerate() {
+                let content = noise(round * 100 + frame * 10 + u8::try_from(n).unwrap());
+                writer.frame_now(&content).unwrap();
+                added.extend_from_slice(&content);
+            }
+        }
+        drop(begun.remove(1));
+        for (sealer, mut writer, mut added) in begun {
+            writer.frame(b"end").unwrap();
+            added.extend_from_slice(b"end");
+            let sealed = writer.finish_with_meta(b"described").unwrap();
+            let bytes = sealed.to_bytes();
+            assert_eq!(bytes.len() as u64, sealed.len());
+            let (meta, content) = read(&sealer, bytes).unwrap();
+            assert!(meta == b"described" && content == added);
+        }
+    }
+}
+
 #[test]
 fn a_meta_frame_may_come_last_and_lies_first() {
     for sealer in sealers() {
