@@ -24,7 +24,7 @@ const BATCH_BYTES: u64 = 1 << 20;
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often is looked whether so much was stored that it is worth a note, so that the next backup need not store it again
 /// if this one dies.
-pub(crate) const NOTE_PROGRESS: Duration = Duration::from_millis(500);
+pub(crate) const NOTE_PROGRESS: Duration = Duration::from_millis(100);
 
 /// Copies everything but `pg_control`. Ends early, with an error, when the session is lost, when nothing can be stored any
 /// more, or when [`Shared::stop`] is cancelled.
