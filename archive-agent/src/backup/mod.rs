@@ -18,6 +18,7 @@
 
 mod copies;
 mod copy;
+mod directory;
 mod lease;
 mod needed_history;
 mod needed_wal;

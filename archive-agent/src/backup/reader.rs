@@ -20,9 +20,10 @@ use walpoint_repo::backup::{PageFault, Root};
 use walpoint_runtime::progress::Progress;
 
 use super::copies::{FileCopies, Lanes};
+use super::directory::Seen;
 use super::owners::Owners;
 use super::pages::PageCheck;
-use super::walk::{Found, Kind, attributes, occupied};
+use super::walk::{Found, Kind};
 
 /// Bytes read at a time: whole pages, and long enough that the disk reads ahead.
 pub(crate) const BUFFER: usize = 1 << 20;
@@ -109,8 +110,8 @@ impl Reader {
             }
             Err(error) => return Err(error).with_context(cannot_read),
         };
-        let meta = file.metadata().with_context(cannot_read)?;
-        if !meta.is_file() {
+        let seen = Seen::from(&file.metadata().with_context(cannot_read)?);
+        if !seen.is_file() {
             return Ok(());
         }
         let Self { shared, lanes, buffer } = self;
@@ -118,16 +119,16 @@ impl Reader {
             Root::Data => shared.pages.as_ref().and_then(|pages| pages.relation(found.path.path.as_path())),
             Root::Extra(_) => None,
         };
-        let length = meta.len();
+        let length = seen.length;
         let have = match lanes.may_be_elsewhere(&found.path, length)? {
-            true => shared.known_content(&file, &meta, found, lanes, buffer).with_context(cannot_read)?,
+            true => shared.known_content(&file, &seen, found, lanes, buffer).with_context(cannot_read)?,
             false => Vec::new(),
         };
         if !have.is_empty() && have.iter().all(|has| *has) {
             return Ok(());
         }
         let mut copies = lanes.file_but(&found.path, &have);
-        let mut holes = (occupied(&meta) < length).then(|| Holes::new(&file, shared.block_size));
+        let mut holes = (seen.occupied < length).then(|| Holes::new(&file, shared.block_size));
         let mut at = 0;
         while at < length {
             if shared.stop.is_cancelled() {
@@ -157,7 +158,7 @@ impl Reader {
             }
         }
         // Owner and mode as they are when the content is: a file that PostgreSQL writes anew gets another name first.
-        copies.finish(attributes(&meta))
+        copies.finish(seen.attributes)
     }
 }
 
@@ -167,18 +168,18 @@ impl Shared {
     fn known_content(
         &self,
         file: &File,
-        meta: &std::fs::Metadata,
+        seen: &Seen,
         found: &Found,
         lanes: &mut Lanes,
         buffer: &mut [u8],
     ) -> anyhow::Result<Vec<bool>> {
         let mut hashers: Vec<_> = (0..lanes.count()).map(|copy| lanes.hasher(copy)).collect();
         let mut at = 0;
-        while at < meta.len() {
+        while at < seen.length {
             if self.stop.is_cancelled() {
                 bail!("the backup was stopped");
             }
-            let want = usize::try_from(meta.len() - at).unwrap_or(BUFFER).min(buffer.len());
+            let want = usize::try_from(seen.length - at).unwrap_or(BUFFER).min(buffer.len());
             let piece = buffer.get_mut(..want).unwrap_or_default();
             // Cut meanwhile, or unreadable: then it is not what the parent has.
             let Ok(there) = fill(file, at, piece) else { return Ok(Vec::new()) };
@@ -190,9 +191,9 @@ impl Shared {
             self.counts.read.fetch_add(u64::try_from(there).unwrap_or(0), Ordering::Relaxed);
         }
         let hashes: Vec<_> = hashers.into_iter().map(|hasher| hasher.map(|h| h.finish())).collect();
-        let have = lanes.same_file(&found.path, &hashes, attributes(meta))?;
+        let have = lanes.same_file(&found.path, &hashes, seen.attributes)?;
         if have.iter().all(|has| *has) {
-            self.progress.add(meta.len());
+            self.progress.add(seen.length);
         }
         Ok(have)
     }

@@ -23,6 +23,7 @@ use walpoint_runtime::progress::{Progress, human_bytes};
 
 use super::copies::{Failures, Lanes};
 use super::copy::{copy, note_progress};
+use super::directory::Seen;
 use super::lease::BackupLeases;
 use super::needed_history::Histories;
 use super::needed_wal::NeededWal;
@@ -31,7 +32,6 @@ use super::owners::Owners;
 use super::pages::{Newest, PageCheck};
 use super::publish::{self, Published, Publishing};
 use super::reader::{BUFFER, Counts, Shared};
-use super::walk::attributes;
 use crate::check::repository::Destination;
 use crate::check::{Examined, source};
 
@@ -480,7 +480,7 @@ fn copy_control(pgdata: &Path, mut lanes: Lanes) -> anyhow::Result<ControlFile> 
     let meta = std::fs::metadata(pgdata.join(CONTROL_FILE)).context("pg_control vanished")?;
     let mut file = lanes.file(&TablePath::data(CONTROL_FILE)?);
     file.write(&bytes)?;
-    file.finish(attributes(&meta))?;
+    file.finish(Seen::from(&meta).attributes)?;
     lanes.finish()?;
     Ok(control)
 }

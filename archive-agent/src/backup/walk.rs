@@ -5,10 +5,8 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs::{self, Metadata};
-use std::io;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -16,6 +14,8 @@ use rustix::fs::Access;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::files::{self, Action, Unlogged};
 use walpoint_repo::backup::{Attributes, RelativePath, Root, TablePath};
+
+use super::directory::{Directory, Seen, cannot_read, present};
 
 /// Deeper nesting can only be links that lead in a circle.
 const MAX_DEPTH: usize = 100;
@@ -55,22 +55,6 @@ pub(crate) struct Ground {
     version_directory: String,
 }
 
-/// Owner, mode and time of a file.
-pub(crate) fn attributes(meta: &Metadata) -> Attributes {
-    let nanoseconds = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
-    Attributes {
-        mode: u16::try_from(meta.mode() & 0o7777).unwrap_or(0),
-        uid: meta.uid(),
-        gid: meta.gid(),
-        mtime: i64::try_from(nanoseconds).unwrap_or(0),
-    }
-}
-
-/// Bytes that are read of a file: its length, or what it occupies if it has holes.
-pub(crate) fn occupied(meta: &Metadata) -> u64 {
-    meta.len().min(meta.blocks().saturating_mul(512))
-}
-
 /// What a walk adds up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Measure {
@@ -97,13 +81,13 @@ impl Ground {
         let root = TablePath { root: Root::Data, path: RelativePath::default() };
         // The data directory itself may be reached through a link.
         let meta = fs::metadata(&self.pgdata).with_context(|| cannot_read(&self.pgdata))?;
-        walk.visit(&root, &self.pgdata, Kind::Directory, &meta)?;
+        walk.visit(&root, &self.pgdata, Kind::Directory, &Seen::from(&meta))?;
         walk.data_directory(&root, &self.pgdata, 0)?;
         for (n, extra) in (0u16..).zip(&self.extra_paths) {
             let root = TablePath { root: Root::Extra(n), path: RelativePath::default() };
             let meta = fs::metadata(extra)
                 .with_context(|| format!("{} of extra_paths cannot be read", extra.display()))?;
-            walk.extra(&root, extra, &meta, 0)?;
+            walk.extra(&root, extra, &Seen::from(&meta), 0)?;
         }
         Ok(())
     }
@@ -139,7 +123,7 @@ impl Ground {
             if path.is_symlink()
                 && let Ok(meta) = fs::metadata(&path)
             {
-                spaces.insert((meta.dev(), meta.ino()));
+                spaces.insert(Seen::from(&meta).identity);
             }
         }
         Ok(spaces)
@@ -154,8 +138,8 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn visit(&mut self, path: &TablePath, place: &Path, kind: Kind, meta: &Metadata) -> anyhow::Result<()> {
-        let attributes = attributes(meta);
+    fn visit(&mut self, path: &TablePath, place: &Path, kind: Kind, seen: &Seen) -> anyhow::Result<()> {
+        let attributes = seen.attributes;
         (self.visit)(Found { path: path.clone(), place: place.to_owned(), kind, attributes })
     }
 
@@ -164,57 +148,51 @@ impl Walk<'_> {
         if depth > MAX_DEPTH {
             bail!("{} is nested too deep: do links lead in a circle?", place.display());
         }
-        let Some(names) = Names::of(place)? else { return Ok(()) };
+        let Some(directory) = Directory::open(place)? else { return Ok(()) };
         let mut unlogged = Unlogged::default();
         if files::is_relation_directory(path.path.as_path()) {
-            names.iter().for_each(|name| unlogged.note(name));
+            directory.names().for_each(|name| unlogged.note(name));
         }
-        names
-            .iter()
-            .try_for_each(|name| self.data_entry(child(path, name)?, place.join(name), &unlogged, depth))
+        directory.each(place, |name, seen| {
+            self.data_entry(&child(path, name)?, &place.join(name), seen, &unlogged, depth)
+        })
     }
 
     fn data_entry(
         &mut self,
-        path: TablePath,
-        place: PathBuf,
+        path: &TablePath,
+        place: &Path,
+        seen: &Seen,
         unlogged: &Unlogged,
         depth: usize,
     ) -> anyhow::Result<()> {
         if self.of_another_version(path.path.as_path()) {
             return Ok(());
         }
-        let Some(meta) = present(fs::symlink_metadata(&place), &place)? else { return Ok(()) };
-        if meta.is_dir() {
-            self.directory(&path, &place, &meta, depth)
-        } else if meta.is_symlink() {
-            self.data_link(&path, &place, &meta, depth)
-        } else if meta.is_file()
+        if seen.is_directory() {
+            self.directory(path, place, seen, depth)
+        } else if seen.is_link() {
+            self.data_link(path, place, seen, depth)
+        } else if seen.is_file()
             && path.path.as_path() != Path::new(CONTROL_FILE)
             && files::file(path.path.as_path(), unlogged) == Action::Keep
         {
-            self.visit(&path, &place, Kind::File(occupied(&meta)), &meta)
+            self.visit(path, place, Kind::File(seen.occupied), seen)
         } else {
             Ok(())
         }
     }
 
-    fn directory(
-        &mut self,
-        path: &TablePath,
-        place: &Path,
-        meta: &Metadata,
-        depth: usize,
-    ) -> anyhow::Result<()> {
+    fn directory(&mut self, path: &TablePath, place: &Path, seen: &Seen, depth: usize) -> anyhow::Result<()> {
         let relative = path.path.as_path();
-        if self.spaces.contains(&(meta.dev(), meta.ino())) {
+        if self.spaces.contains(&seen.identity) {
             return Ok(());
         }
         match files::directory(relative) {
             Action::LeaveOut => Ok(()),
-            Action::KeepEmpty => self.visit(path, place, Kind::Directory, meta),
+            Action::KeepEmpty => self.visit(path, place, Kind::Directory, seen),
             Action::Keep => {
-                self.visit(path, place, Kind::Directory, meta)?;
+                self.visit(path, place, Kind::Directory, seen)?;
                 self.data_directory(path, place, depth + 1)
             }
         }
@@ -227,13 +205,7 @@ impl Walk<'_> {
     }
 
     /// A link in the data directory.
-    fn data_link(
-        &mut self,
-        path: &TablePath,
-        place: &Path,
-        meta: &Metadata,
-        depth: usize,
-    ) -> anyhow::Result<()> {
+    fn data_link(&mut self, path: &TablePath, place: &Path, seen: &Seen, depth: usize) -> anyhow::Result<()> {
         let relative = path.path.as_path();
         let Some(target) = present(fs::read_link(place), place)? else { return Ok(()) };
         let target = target.as_os_str().as_bytes().to_vec();
@@ -243,7 +215,7 @@ impl Walk<'_> {
                 return Err(error)
                     .with_context(|| format!("{}: do links lead in a circle?", place.display()));
             }
-            behind => behind.ok().filter(Metadata::is_dir),
+            behind => behind.ok().map(|meta| Seen::from(&meta)).filter(Seen::is_directory),
         };
         if behind.is_none() && relative.starts_with("pg_tblspc") {
             // A tablespace that was dropped just now, or left behind by one.
@@ -252,7 +224,7 @@ impl Walk<'_> {
         let Some(behind) = behind.filter(|_| action != Action::LeaveOut && is_the_servers(relative)) else {
             return match action {
                 Action::LeaveOut => Ok(()),
-                _ => self.visit(path, place, Kind::Link(target), meta),
+                _ => self.visit(path, place, Kind::Link(target), seen),
             };
         };
         if action == Action::KeepEmpty && relative != Path::new("pg_wal") {
@@ -264,27 +236,22 @@ impl Walk<'_> {
     }
 
     /// A file or directory outside the data directory, with everything in it.
-    fn extra(&mut self, path: &TablePath, place: &Path, meta: &Metadata, depth: usize) -> anyhow::Result<()> {
-        if meta.is_file() {
-            return self.visit(path, place, Kind::File(occupied(meta)), meta);
+    fn extra(&mut self, path: &TablePath, place: &Path, seen: &Seen, depth: usize) -> anyhow::Result<()> {
+        if seen.is_file() {
+            return self.visit(path, place, Kind::File(seen.occupied), seen);
         }
-        if meta.is_symlink() {
+        if seen.is_link() {
             let Some(target) = present(fs::read_link(place), place)? else { return Ok(()) };
             let target = target.as_os_str().as_bytes().to_vec();
-            return self.visit(path, place, Kind::Link(target), meta);
+            return self.visit(path, place, Kind::Link(target), seen);
         }
-        if !meta.is_dir() || depth > MAX_DEPTH {
+        if !seen.is_directory() || depth > MAX_DEPTH {
             return Ok(());
         }
-        self.visit(path, place, Kind::Directory, meta)?;
-        let Some(names) = Names::of(place)? else { return Ok(()) };
-        names.iter().try_for_each(|name| {
-            let (path, place) = (child(path, name)?, place.join(name));
-            match present(fs::symlink_metadata(&place), &place)? {
-                Some(meta) => self.extra(&path, &place, &meta, depth + 1),
-                None => Ok(()),
-            }
-        })
+        self.visit(path, place, Kind::Directory, seen)?;
+        let Some(directory) = Directory::open(place)? else { return Ok(()) };
+        directory
+            .each(place, |name, seen| self.extra(&child(path, name)?, &place.join(name), seen, depth + 1))
     }
 }
 
@@ -300,53 +267,6 @@ fn is_the_servers(relative: &Path) -> bool {
 fn child(path: &TablePath, name: &OsStr) -> anyhow::Result<TablePath> {
     let joined = path.path.join(name.as_bytes());
     Ok(TablePath { root: path.root, path: joined.context("a file has a name that cannot be backed up")? })
-}
-
-/// The names in a directory, sorted as the file table is: what lies together in a backup is restored together, and compared
-/// with the parent's table page by page. A million names are some 20 MB.
-struct Names {
-    bytes: Vec<u8>,
-    /// Where each begins and ends in `bytes`.
-    ranges: Vec<(u32, u32)>,
-}
-
-impl Names {
-    /// `None` if the directory vanished.
-    fn of(place: &Path) -> anyhow::Result<Option<Self>> {
-        let Some(entries) = present(fs::read_dir(place), place)? else { return Ok(None) };
-        let (mut bytes, mut ranges) = (Vec::new(), Vec::new());
-        for entry in entries {
-            let name = entry.with_context(|| cannot_read(place))?.file_name();
-            let begin = bytes.len();
-            bytes.extend_from_slice(name.as_bytes());
-            let range = u32::try_from(begin).ok().zip(u32::try_from(bytes.len()).ok());
-            ranges.push(range.with_context(|| format!("{} has too many files", place.display()))?);
-        }
-        ranges.sort_unstable_by(|a, b| name_at(&bytes, *a).cmp(name_at(&bytes, *b)));
-        Ok(Some(Self { bytes, ranges }))
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &OsStr> {
-        self.ranges.iter().map(|range| OsStr::from_bytes(name_at(&self.bytes, *range)))
-    }
-}
-
-fn name_at(bytes: &[u8], (begin, end): (u32, u32)) -> &[u8] {
-    let range = usize::try_from(begin).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX);
-    bytes.get(range).unwrap_or_default()
-}
-
-/// What vanished is no error.
-fn present<T>(result: io::Result<T>, place: &Path) -> anyhow::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| cannot_read(place)),
-    }
-}
-
-fn cannot_read(place: &Path) -> String {
-    format!("{} cannot be read", place.display())
 }
 
 #[cfg(test)]
