@@ -7,7 +7,7 @@
 //! declares void.
 
 use std::collections::VecDeque;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -130,7 +130,7 @@ fn joined<T: Default>(task: Option<Result<anyhow::Result<T>, JoinError>>) -> any
 }
 
 impl Copier {
-    /// Writes and syncs all files; directories are synced and get their modes at the end, innermost first.
+    /// Writes and syncs all files; directories get their modes at the end, innermost first, and are synced.
     pub(crate) async fn copy(&self) -> anyhow::Result<Written> {
         let mut windows = self.reader.windows(if self.delta { WINDOW_OF_REPAIR } else { WINDOW });
         let buffers = Arc::new(Buffers::new(WAITING));
@@ -191,6 +191,7 @@ impl Copier {
         while !ending.is_empty() {
             written.files += joined(ending.join_next().await)?;
         }
+        self.end_directories(directories).await?;
         let filesystems = Arc::clone(&self.filesystems);
         tokio::task::spawn_blocking(move || filesystems.sync())
             .await
@@ -201,7 +202,6 @@ impl Copier {
                     path.display()
                 )
             })?;
-        self.end_directories(directories).await?;
         Ok(written)
     }
 
@@ -365,12 +365,18 @@ impl Copier {
         Ok(())
     }
 
+    /// Gives the directories their owners and modes; syncs them unless that is done for all at once.
     async fn end_directories(&self, directories: Vec<(PathBuf, Arc<Entry>)>) -> anyhow::Result<()> {
-        let owners = self.owners.clone();
+        let (owners, one_by_one) = (self.owners.clone(), !self.filesystems.at_once());
         tokio::task::spawn_blocking(move || {
             for (path, entry) in directories.iter().rev() {
-                files::finish_directory(path, entry, &owners)
-                    .with_context(|| format!("the directory {} cannot be completed", path.display()))?;
+                let finished = files::finish_directory(path, entry, &owners).and_then(|()| {
+                    if one_by_one {
+                        File::open(path)?.sync_all()?;
+                    }
+                    Ok(())
+                });
+                finished.with_context(|| format!("the directory {} cannot be completed", path.display()))?;
             }
             Ok(())
         })

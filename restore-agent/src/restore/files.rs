@@ -7,7 +7,9 @@ use std::fs::{self, File, OpenOptions};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, lchown, symlink};
+use std::os::unix::fs::{
+    DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink,
+};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -167,11 +169,16 @@ pub(crate) fn keep(path: &Path, entry: &Entry, owner: Option<Owner>) -> std::io:
         }
         file => file?,
     };
-    let length = file.metadata()?.len();
+    let found = file.metadata()?;
+    let length = found.len();
     if length != content.length {
         file.set_len(content.length)?;
     }
-    give(&file, entry, owner)?;
+    // Even the mode that it has already would be written to the disk once more.
+    let owned = owner.is_none_or(|owner| (found.uid(), found.gid()) == (owner.uid, owner.gid));
+    if !owned || found.mode() & 0o7777 != mode(entry) | OURS {
+        give(&file, entry, owner)?;
+    }
     Ok(Some(length.min(content.length)))
 }
 
@@ -253,6 +260,7 @@ pub(crate) fn close_off(target: &Target) -> std::io::Result<()> {
     file.sync_all()
 }
 
+/// Gives a directory its owner and mode.
 pub(crate) fn finish_directory(path: &Path, entry: &Entry, owners: &Owners) -> anyhow::Result<()> {
     let attributes = &entry.attributes;
     if let Some(owner) = owners.of(attributes.uid, attributes.gid) {
@@ -265,6 +273,5 @@ pub(crate) fn finish_directory(path: &Path, entry: &Entry, owners: &Owners) -> a
     let mask = if entry.path.path.is_root() { 0o750 } else { 0o777 };
     let mode = u32::from(attributes.mode) & mask;
     fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o700))?;
-    File::open(path)?.sync_all()?;
     Ok(())
 }
