@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use walpoint_tests::ports::Lease;
 use walpoint_tests::process::{self, Background};
-use walpoint_tests::seaweed::Credentials;
+use walpoint_tests::seaweed::{self, Credentials};
 use walpoint_tests::testbed;
 
 /// A server that ends with this value.
@@ -49,7 +49,7 @@ impl Weed {
         let ports: [Lease; 6] = std::array::from_fn(|_| Lease::new());
         let port = |n: usize| ports[n].port();
         let mut command = Command::new(testbed::program("weed"));
-        command.arg("server").arg("-dir=data").current_dir(dir);
+        command.arg("server").arg("-dir=data").current_dir(dir).env("TMPDIR", dir);
         command.args(["-filer", "-s3", "-s3.config=s3.json", "-master.telemetry=false", "-volume.max=2000"]);
         command.args(["-master.volumeSizeLimitMB=1024", "-volume.minFreeSpace=1"]);
         command.args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
@@ -109,6 +109,15 @@ impl Weed {
     pub fn requests(&self, bucket: &str) -> BTreeMap<String, u64> {
         let (_, text) = http(self.ports[METRICS].port(), "GET", "/metrics").expect("the metrics");
         requests_in(&text, bucket)
+    }
+}
+
+impl Drop for Weed {
+    fn drop(&mut self) {
+        self.process.kill();
+        for socket in seaweed::sockets(self.ports.each_ref().map(Lease::port)) {
+            drop(fs::remove_file(socket));
+        }
     }
 }
 

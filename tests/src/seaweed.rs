@@ -61,9 +61,9 @@ const IDENTITIES: &str = r#"{"identities": [
    "actions": ["Read", "Write"]}
 ]}"#;
 
-/// Runs the server (arguments 3 and on) until it ends or nobody needs it any more.
+/// Runs the server (arguments 4 and on) until it ends or nobody needs it any more.
 const WATCHER: &str = r#"
-dir=$1 log=$2; shift 2
+dir=$1 log=$2 sockets=$3; shift 3
 exec </dev/null >>"$log" 2>&1
 "$@" &
 server=$!
@@ -81,11 +81,12 @@ while kill -0 $server 2>/dev/null; do
         rm -f "$dir/ports"
         kill -9 $server
         wait $server
-        rm -rf "$dir/data"
+        rm -rf "$dir/data" $sockets
         exit
     fi
     exec 8>&-
 done
+rm -f $sockets
 "#;
 
 /// The shared server, as one of its users sees it. Lives as long as the test process.
@@ -147,6 +148,7 @@ fn launch(dir: &Path) -> (u16, u16) {
     let log = dir.join("log");
     let mut command = Command::new("setsid");
     command.args(["bash", "-c", WATCHER, "walpoint-seaweed"]).arg(dir).arg(&log);
+    command.arg(sockets([master, volume, filer, s3]).join(" "));
     command.arg(testbed::program("weed")).arg("server").arg(format!("-dir={}", data.display()));
     command.args([
         "-filer",
@@ -159,6 +161,9 @@ fn launch(dir: &Path) -> (u16, u16) {
     command.arg("-volume.minFreeSpace=1").arg(format!("-s3.config={}", config.display()));
     command.arg(format!("-master.port={master}")).arg(format!("-volume.port={volume}"));
     command.arg(format!("-filer.port={filer}")).arg(format!("-s3.port={s3}")).current_dir(dir);
+    let logs = dir.join("logs");
+    fs::create_dir_all(&logs).expect("a directory for the server's own logs");
+    command.env("TMPDIR", logs);
     fs::write(&log, "").expect("write the log");
     let watcher = Background::start(&mut command, &log);
     let start = Instant::now();
@@ -170,6 +175,20 @@ fn launch(dir: &Path) -> (u16, u16) {
     // It outlives this test; the watcher ends it.
     std::mem::forget(watcher);
     (s3, filer)
+}
+
+/// The Unix sockets that a server with those ports leaves in `/tmp` when it is killed; no option moves them. Beside each port
+/// it has another for gRPC.
+pub fn sockets(ports: impl IntoIterator<Item = u16>) -> Vec<String> {
+    let parts = ["master", "volume", "filer", "s3"];
+    let of = |port: u16| {
+        parts.iter().flat_map(move |part| {
+            [format!("/tmp/seaweedfs-{part}-{port}.sock"), {
+                format!("/tmp/seaweedfs-{part}-grpc-{}.sock", u32::from(port) + 10_000)
+            }]
+        })
+    };
+    ports.into_iter().flat_map(of).collect()
 }
 
 impl SeaweedFs {
