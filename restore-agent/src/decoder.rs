@@ -2,9 +2,9 @@
 //! whether they do.
 
 use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
-use walpoint_pg::wal::find::StopFinder;
-use walpoint_pg::wal::{LongHeader, PageHeader, WalRecord};
-use walpoint_repo::plan::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
+use walpoint_pg::wal::find::{self, StopFinder};
+use walpoint_pg::wal::{LongHeader, PageHeader, RelationLock};
+use walpoint_repo::plan::{Found, HeldLock, SegmentDecoder, Stop, StopRule, StopSearch};
 
 /// PostgreSQL's WAL.
 #[derive(Debug, Clone, Copy, Default)]
@@ -19,7 +19,7 @@ impl SegmentDecoder for WalDecoder {
             StopRule::Name(name) => (RecoveryTarget::Name(name), true),
         };
         // Where the backup is consistent counts only for `immediate`, which no rule stands for.
-        let rule = walpoint_pg::wal::find::StopRule { target, inclusive, consistent: Lsn::INVALID };
+        let rule = find::StopRule { target, inclusive, consistent: Lsn::INVALID };
         Box::new(Search { finder: StopFinder::new(rule, from), until, last_page: None })
     }
 }
@@ -38,11 +38,7 @@ impl StopSearch for Search {
         let stop = self.finder.segment(name, content).map_err(|e| e.to_string())?;
         if let Some(stop) = stop {
             let there = stop.record.next <= self.until || stop.record.end <= self.until;
-            return Ok(if there {
-                Found::Stop(self.stop(name, content, &stop.record))
-            } else {
-                Found::Nothing
-            });
+            return Ok(if there { Found::Stop(self.stop(name, content, &stop)) } else { Found::Nothing });
         }
         self.last_page = LongHeader::parse(content)
             .and_then(|header| header.valid_block_size())
@@ -52,7 +48,8 @@ impl StopSearch for Search {
 }
 
 impl Search {
-    fn stop(&self, name: SegmentName, content: &[u8], record: &WalRecord) -> Stop {
+    fn stop(&self, name: SegmentName, content: &[u8], stop: &find::Stop) -> Stop {
+        let find::Stop { record, locks, .. } = stop;
         let end = record.kind.transaction_end();
         let time = match &record.kind {
             walpoint_pg::wal::RecordKind::RestorePoint { time, .. } => Some(*time),
@@ -64,6 +61,17 @@ impl Search {
             end: record.end,
             time,
             xid: end.map(|end| end.xid),
+            locks: locks
+                .held
+                .iter()
+                .map(|&(since, RelationLock { xid, database, relation })| HeldLock {
+                    since,
+                    xid,
+                    database,
+                    relation,
+                })
+                .collect(),
+            locked_since_last_end: locks.held.first().is_some_and(|(since, _)| locks.last_end < Some(*since)),
         }
     }
 

@@ -254,3 +254,51 @@ fn at_the_target_the_server_pauses_promotes_shuts_down_or_follows() {
     standby.wait_for("select count(*) from rows", "3");
     assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
 }
+
+/// R1: where nothing else was committed between the target and the accident, recovery pauses at the end of the accident, whose
+/// locks it holds. The plan says so, and names two ways to read what was dropped.
+#[test]
+fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
+    let bed = Archived::start(builder().conf("autovacuum", "off"), Store::local());
+    let primary = &bed.cluster;
+    primary.psql("create table t (n int)");
+    bed.backup();
+    primary.psql("insert into t values (1), (2)");
+    let oid = primary.psql("select 't'::regclass::oid");
+    primary.psql("select pg_sleep(1)");
+    let utc = "to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || 'Z'";
+    let moment = primary.psql(&format!("select {utc}"));
+    primary.psql("begin; savepoint s; drop table t; release s; commit");
+    primary.psql("create table later ()");
+    bed.settle();
+
+    let output = bed.agent.restore(&["--json", "plan", "--target-time", &moment]).expect_success();
+    let paused: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    let locks = paused["stop"]["locks"].as_array().expect("locks");
+    assert_eq!(locks[0]["relation"].to_string(), oid, "{paused}");
+    let since = locks[0]["since_lsn"].as_str().unwrap();
+    let note = paused["notes"][0].as_str().expect("a note");
+    let advice = format!(
+        "--target-lsn {since} --exclusive, which stops before they were locked, after the same transactions"
+    );
+    assert!(
+        note.contains(&oid) && note.contains("pg_wal_replay_resume()") && note.contains(&advice),
+        "{note}"
+    );
+    let promoted = ["--target-time", &moment, "--target-action", "promote"];
+    let output = bed.try_restore("promoted", &promoted).expect_success();
+    assert!(!output.stdout.contains("locked") && !output.stderr.contains("locked"), "{output:#?}");
+
+    let read = "set statement_timeout = '2s'; select sum(n) from t";
+    let restored = bed.restore_and_start("time", &["--target-time", &moment]);
+    restored.wait_paused();
+    let error = restored.try_psql(read).unwrap_err();
+    assert!(error.contains("statement timeout"), "{error}");
+    restored.psql("select pg_wal_replay_resume()");
+    restored.wait_promoted();
+    assert_eq!(restored.psql(read), "3");
+    drop(restored);
+    let restored = bed.restore_and_start("lsn", &["--target-lsn", since, "--exclusive"]);
+    restored.wait_paused();
+    assert_eq!(restored.psql(read), "3");
+}

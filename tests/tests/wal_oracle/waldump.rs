@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use walpoint_base::{Lsn, PgTimestamp, SegmentFacts};
-use walpoint_pg::wal::{PageHeader, RecordKind, Rmgr, WalRecord, inspect};
+use walpoint_pg::wal::{PageHeader, RecordKind, RelationLock, Rmgr, WalRecord, inspect};
 use walpoint_tests::waldata::WalData;
 
 use crate::{name_of, read};
@@ -85,6 +85,11 @@ fn description(kind: &RecordKind) -> Option<String> {
             p.max_prepared_transactions,
             p.max_locks_per_transaction
         ),
+        RecordKind::Locks(locks) => {
+            let lock =
+                |lock: &RelationLock| format!("xid {} db {} rel {}", lock.xid, lock.database, lock.relation);
+            format!("LOCK {}", locks.iter().map(lock).collect::<Vec<_>>().join(" "))
+        }
         RecordKind::Other => return None,
     })
 }
@@ -123,6 +128,7 @@ pub(crate) fn compare(wal: &WalData, segments: &[PathBuf]) -> Vec<WalRecord> {
         let rmgr = match one.rmgr {
             Rmgr::XLOG => Some("XLOG"),
             Rmgr::XACT => Some("Transaction"),
+            Rmgr::STANDBY => Some("Standby"),
             _ => None,
         };
         match rmgr {

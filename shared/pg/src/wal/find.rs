@@ -7,7 +7,7 @@
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName};
 
 use super::error::WalError;
-use super::kind::RecordKind;
+use super::kind::{RecordKind, RelationLock};
 use super::reader::RecordReader;
 use super::record::WalRecord;
 use super::walk::SegmentEnd;
@@ -58,6 +58,39 @@ pub struct Stop {
     pub record: WalRecord,
     /// Whether that record is still replayed.
     pub replayed: bool,
+    /// What a paused recovery does not let anybody read there. Only what was locked in the segments that the search read.
+    pub locks: HeldLocks,
+}
+
+/// Locks of transactions that have not ended. A hot standby holds them until recovery goes on, or ends.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HeldLocks {
+    /// Each with the start of the record that says so first, in order.
+    pub held: Vec<(Lsn, RelationLock)>,
+    /// Where the last end of a transaction starts.
+    pub last_end: Option<Lsn>,
+}
+
+impl HeldLocks {
+    fn replay(&mut self, record: &WalRecord) {
+        match &record.kind {
+            RecordKind::Locks(locks) => {
+                for lock in locks {
+                    if self.held.iter().all(|(_, held)| held != lock) {
+                        self.held.push((record.start, *lock));
+                    }
+                }
+            }
+            RecordKind::Commit(end) | RecordKind::Abort(end) => {
+                let ends = |xid: u32| xid == end.xid || end.subtransactions.contains(&xid);
+                self.held.retain(|(_, lock)| !ends(lock.xid));
+                self.last_end = Some(record.start);
+            }
+            // No transaction survives its server.
+            RecordKind::CheckpointShutdown(_) => self.held.clear(),
+            _ => {}
+        }
+    }
 }
 
 impl Stop {
@@ -88,12 +121,14 @@ pub struct StopFinder {
     from: Lsn,
     reader: RecordReader,
     progress: Progress,
+    locks: HeldLocks,
 }
 
 impl StopFinder {
     /// A search that looks at records from `from` (the backup's redo position) on.
     pub fn new(rule: StopRule, from: Lsn) -> Self {
-        Self { rule, from, reader: RecordReader::new(), progress: Progress::default() }
+        let (progress, locks) = (Progress::default(), HeldLocks::default());
+        Self { rule, from, reader: RecordReader::new(), progress, locks }
     }
 
     /// Reads the next segment. The stop, if it is in it.
@@ -102,17 +137,21 @@ impl StopFinder {
         for record in records.by_ref() {
             let record = record?;
             if record.start < self.from {
+                self.locks.replay(&record);
                 continue;
             }
             if self.rule.stops_before(&record) {
-                return Ok(Some(Stop { record, replayed: false }));
+                let locks = std::mem::take(&mut self.locks);
+                return Ok(Some(Stop { record, replayed: false, locks }));
             }
+            self.locks.replay(&record);
             self.progress.last_record = Some(record.start);
             if let Some(end) = record.kind.transaction_end() {
                 self.progress.last_time = Some(end.time);
             }
             if self.rule.stops_after(&record) {
-                return Ok(Some(Stop { record, replayed: true }));
+                let locks = std::mem::take(&mut self.locks);
+                return Ok(Some(Stop { record, replayed: true, locks }));
             }
         }
         if let Some(SegmentEnd::Ended(at)) = records.outcome() {

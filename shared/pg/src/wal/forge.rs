@@ -155,6 +155,18 @@ impl Forge {
         self.record(1, 0x80 | 0x30, 0, &short_data(&data))
     }
 
+    /// A relation that a transaction locks.
+    pub(super) fn lock(&mut self, xid: u32, relation: u32) -> Lsn {
+        let data: Vec<u8> = [1, xid, 5, relation].into_iter().flat_map(u32::to_le_bytes).collect();
+        self.record(8, 0x00, xid, &short_data(&data))
+    }
+
+    pub(super) fn commit_with(&mut self, xid: u32, subtransaction: u32, time: i64) -> Lsn {
+        let mut data = time.to_le_bytes().to_vec();
+        data.extend([1u32 << 1, 1, subtransaction].into_iter().flat_map(u32::to_le_bytes));
+        self.record(1, 0x80, xid, &short_data(&data))
+    }
+
     pub(super) fn restore_point(&mut self, name: &str, time: i64) -> Lsn {
         let mut data = time.to_le_bytes().to_vec();
         data.extend(name.as_bytes());

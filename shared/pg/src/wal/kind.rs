@@ -2,7 +2,7 @@
 //! what an archive holds.
 //!
 //! Sources: `src/include/access/xact.h`, `src/backend/access/rmgrdesc/xactdesc.c`, `src/include/catalog/pg_control.h`,
-//! `src/include/access/xlog_internal.h`. Layouts are those of 13 to 18; where they differ the code says so.
+//! `src/include/access/xlog_internal.h`, `src/include/storage/standbydefs.h`. Layouts are those of 13 to 18; where they differ the code says so.
 //!
 //! A record of these kinds whose body does not make sense counts as [`RecordKind::Other`]: its CRC says that PostgreSQL
 //! wrote it so, and to refuse it would only fill `pg_wal`.
@@ -64,12 +64,25 @@ pub enum RecordKind {
         /// When.
         time: PgTimestamp,
     },
+    /// Transactions hold locks that a hot standby has to hold for them.
+    Locks(Vec<RelationLock>),
     /// Any other.
     Other,
 }
 
-/// The end of a transaction, prepared or not.
+/// A relation that nobody else may read until a transaction ends (`ACCESS EXCLUSIVE`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RelationLock {
+    /// The transaction, or one within it.
+    pub xid: u32,
+    /// The OID of the relation's database; 0 of one that all share.
+    pub database: u32,
+    /// The OID of the relation.
+    pub relation: u32,
+}
+
+/// The end of a transaction, prepared or not.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TransactionEnd {
     /// The transaction that ends: of a prepared one, its own, not that of the session that ended it.
     pub xid: u32,
@@ -77,6 +90,8 @@ pub struct TransactionEnd {
     pub time: PgTimestamp,
     /// Whether it was ended by `COMMIT PREPARED` or `ROLLBACK PREPARED`.
     pub prepared: bool,
+    /// The transactions within it that end with it.
+    pub subtransactions: Vec<u32>,
 }
 
 /// A checkpoint.
@@ -109,9 +124,9 @@ pub struct ParameterChange {
 
 impl RecordKind {
     /// The end of a transaction that this is.
-    pub fn transaction_end(&self) -> Option<TransactionEnd> {
+    pub fn transaction_end(&self) -> Option<&TransactionEnd> {
         match self {
-            Self::Commit(end) | Self::Abort(end) => Some(*end),
+            Self::Commit(end) | Self::Abort(end) => Some(end),
             _ => None,
         }
     }
@@ -123,6 +138,7 @@ impl RecordKind {
             // A switch has no data at all.
             Rmgr::XLOG if header.info & RMGR_INFO == XLOG_SWITCH => Some(Self::Switch),
             Rmgr::XLOG => main_data(body).and_then(|data| xlog(header, data)),
+            Rmgr::STANDBY => main_data(body).and_then(|data| standby(header, data)),
             _ => None,
         };
         kind.unwrap_or(Self::Other)
@@ -132,6 +148,7 @@ impl RecordKind {
     pub(super) fn is_decoded(header: &RecordHeader) -> bool {
         match header.rmgr {
             Rmgr::XACT => true,
+            Rmgr::STANDBY => header.info & RMGR_INFO == STANDBY_LOCK,
             // Page images are the bulk of this resource manager's records.
             Rmgr::XLOG => !matches!(header.info & RMGR_INFO, XLOG_FPI | XLOG_FPI_FOR_HINT),
             _ => false,
@@ -204,6 +221,23 @@ fn xlog(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {
     })
 }
 
+/// `XLOG_STANDBY_LOCK`.
+const STANDBY_LOCK: u8 = 0x00;
+
+/// `xl_standby_locks`: how many, then for each the transaction, the database and the relation.
+fn standby(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {
+    if header.info & RMGR_INFO != STANDBY_LOCK {
+        return None;
+    }
+    let count = usize::try_from(bytes::u32(data, 0)?).ok()?;
+    let locks = data.get(4..)?.get(..count.checked_mul(12)?)?;
+    let lock = |lock: &[u8]| {
+        let (xid, database) = (bytes::u32(lock, 0)?, bytes::u32(lock, 4)?);
+        Some(RelationLock { xid, database, relation: bytes::u32(lock, 8)? })
+    };
+    locks.chunks_exact(12).map(lock).collect::<Option<Vec<_>>>().map(RecordKind::Locks)
+}
+
 /// `XLOG_XACT_OPMASK`.
 const XACT_OP: u8 = 0x70;
 const COMMIT: u8 = 0x00;
@@ -216,8 +250,10 @@ const HAS_INFO: u8 = 0x80;
 
 fn xact(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind> {
     let end = |prepared| {
-        let xid = if prepared { prepared_xid(header.info, data, major)? } else { header.xid };
-        Some(TransactionEnd { xid, time: PgTimestamp(bytes::i64(data, 0)?), prepared })
+        let carried = carried(header.info, data, major);
+        let xid = if prepared { carried.as_ref()?.prepared? } else { header.xid };
+        let subtransactions = carried.map(|carried| carried.subtransactions).unwrap_or_default();
+        Some(TransactionEnd { xid, time: PgTimestamp(bytes::i64(data, 0)?), prepared, subtransactions })
     };
     Some(match header.info & XACT_OP {
         COMMIT => RecordKind::Commit(end(false)?),
@@ -232,9 +268,16 @@ fn xact(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind
     })
 }
 
-/// The xid of the prepared transaction that a `COMMIT PREPARED` or `ROLLBACK PREPARED` record ends. It lies behind
-/// everything else that the transaction carried: `ParseCommitRecord`, `ParseAbortRecord`.
-fn prepared_xid(info: u8, data: &[u8], major: PgMajor) -> Option<u32> {
+/// What the end of a transaction says beside its time.
+#[derive(Default)]
+struct Carried {
+    subtransactions: Vec<u32>,
+    /// The prepared transaction that a `COMMIT PREPARED` or `ROLLBACK PREPARED` ends. It lies behind everything else.
+    prepared: Option<u32>,
+}
+
+/// `ParseCommitRecord`, `ParseAbortRecord`. `None` if it makes no sense.
+fn carried(info: u8, data: &[u8], major: PgMajor) -> Option<Carried> {
     const HAS_DATABASE: u32 = 1 << 0;
     const HAS_TWOPHASE: u32 = 1 << 4;
     /// Lists: their flags, in the order in which they lie there, and the size of an element.
@@ -244,8 +287,9 @@ fn prepared_xid(info: u8, data: &[u8], major: PgMajor) -> Option<u32> {
     // From 15. The object's id has 64 bits from 18.
     let dropped_statistics = (1 << 8, if major.get() >= 18 { 16 } else { 12 });
 
+    let mut carried = Carried::default();
     if info & HAS_INFO == 0 {
-        return None;
+        return Some(carried);
     }
     let flags = bytes::u32(data, 8)?;
     let mut at = 12;
@@ -255,10 +299,18 @@ fn prepared_xid(info: u8, data: &[u8], major: PgMajor) -> Option<u32> {
     for (flag, element) in [SUBTRANSACTIONS, RELATIONS, dropped_statistics, INVALIDATIONS] {
         if flags & flag != 0 {
             let count = usize::try_from(bytes::u32(data, at)?).ok()?;
-            at = at.checked_add(4)?.checked_add(count.checked_mul(element)?)?;
+            let begin = at.checked_add(4)?;
+            at = begin.checked_add(count.checked_mul(element)?)?;
+            if flag == SUBTRANSACTIONS.0 {
+                let xids = data.get(begin..at)?.chunks_exact(4);
+                carried.subtransactions = xids.filter_map(|xid| bytes::u32(xid, 0)).collect();
+            }
         }
     }
-    (flags & HAS_TWOPHASE != 0).then(|| bytes::u32(data, at)).flatten()
+    if flags & HAS_TWOPHASE != 0 {
+        carried.prepared = Some(bytes::u32(data, at)?);
+    }
+    Some(carried)
 }
 
 #[cfg(test)]
@@ -296,7 +348,8 @@ mod tests {
                 &with_prefix(&data),
                 major,
             );
-            let end = TransactionEnd { xid: 777, time: PgTimestamp(7), prepared: true };
+            let subtransactions = vec![50, 51];
+            let end = TransactionEnd { xid: 777, time: PgTimestamp(7), prepared: true, subtransactions };
             assert_eq!(kind, RecordKind::Commit(end), "{major}");
         }
     }
@@ -308,15 +361,33 @@ mod tests {
         let kind = RecordKind::decode(&header(Rmgr::XACT, COMMIT, 42), &body, major);
         assert_eq!(
             kind.transaction_end(),
-            Some(TransactionEnd { xid: 42, time: PgTimestamp(1), prepared: false })
+            Some(&TransactionEnd {
+                xid: 42,
+                time: PgTimestamp(1),
+                prepared: false,
+                subtransactions: Vec::new()
+            })
         );
         let short = RecordKind::decode(&header(Rmgr::XACT, COMMIT, 42), &[255, 4, 1, 0, 0, 0], major);
         assert_eq!(short, RecordKind::Other);
     }
 
+    #[test]
+    fn locks_are_read_and_what_makes_no_sense_is_not() {
+        let decode = |info, data: &[u32]| {
+            let body = with_prefix(&words(data));
+            RecordKind::decode(&header(Rmgr::STANDBY, info, 740), &body, PgMajor::new(17).unwrap())
+        };
+        let lock = |xid, relation| RelationLock { xid, database: 5, relation };
+        let locks = RecordKind::Locks(vec![lock(740, 16384), lock(739, 16387)]);
+        assert_eq!(decode(0x00, &[2, 740, 5, 16384, 739, 5, 16387]), locks);
+        assert_eq!(decode(0x00, &[2, 740, 5, 16384]), RecordKind::Other, "fewer than it says");
+        assert_eq!(decode(0x10, &[0, 740, 5, 16384]), RecordKind::Other, "running transactions");
+    }
+
     proptest! {
         #[test]
-        fn any_body_has_a_kind(rmgr in 0u8..2, info: u8, xid: u32, data: Vec<u8>, raw: Vec<u8>, major in 13u32..=18) {
+        fn any_body_has_a_kind(rmgr in prop::sample::select(vec![0u8, 1, 8]), info: u8, xid: u32, data: Vec<u8>, raw: Vec<u8>, major in 13u32..=18) {
             let (header, major) = (header(Rmgr(rmgr), info, xid), PgMajor::new(major).unwrap());
             for body in [with_prefix(&data), raw] {
                 let _kind = RecordKind::decode(&header, &body, major);

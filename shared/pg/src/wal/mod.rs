@@ -31,7 +31,7 @@ mod walk;
 
 pub use error::{Identity, WalError};
 pub use inspect::{Inspector, inspect, inspect_on_path};
-pub use kind::{Checkpoint, ParameterChange, RecordKind, TransactionEnd};
+pub use kind::{Checkpoint, ParameterChange, RecordKind, RelationLock, TransactionEnd};
 pub use page::{LONG_HEADER, LongHeader, PageHeader, SHORT_HEADER, magic_of_major, major_of_magic};
 pub use reader::{RecordReader, SegmentRecords};
 pub use record::{RECORD_HEADER, RecordHeader, Rmgr, WalRecord};

@@ -26,6 +26,8 @@ impl Rmgr {
     pub const XLOG: Rmgr = Rmgr(0);
     /// Transactions.
     pub const XACT: Rmgr = Rmgr(1);
+    /// What a hot standby has to know.
+    pub const STANDBY: Rmgr = Rmgr(8);
     /// The last of PostgreSQL's own, the same in all of 13 to 18.
     const LAST_BUILTIN: u8 = 21;
     /// Extensions may register their own from here on, since 15.

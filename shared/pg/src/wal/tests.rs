@@ -68,7 +68,8 @@ fn every_split_of_a_record_between_segments_is_read() {
             kinds
                 .extend(records.map(|record| record.unwrap().kind).filter(|kind| *kind != RecordKind::Other));
         }
-        let end = TransactionEnd { xid: 4242, time: PgTimestamp(5), prepared: true };
+        let (xid, time) = (4242, PgTimestamp(5));
+        let end = TransactionEnd { xid, time, prepared: true, subtransactions: Vec::new() };
         let point = RecordKind::RestorePoint { name: "split".to_owned(), time: PgTimestamp(6) };
         assert_eq!(kinds, [RecordKind::Commit(end), point], "{left}");
     }
@@ -442,4 +443,32 @@ proptest! {
         let in_pieces = fed.and_then(|()| inspector.finish());
         prop_assert_eq!(in_pieces, inspect(name, &content));
     }
+}
+
+#[test]
+fn what_is_locked_at_the_stop_is_known() {
+    let mut forge = Forge::new(17, 1);
+    forge.lock(90, 1);
+    forge.commit(80, 100);
+    forge.lock(91, 2);
+    forge.commit_with(90, 91, 200);
+    let since = forge.lock(92, 3);
+    forge.lock(92, 3);
+    forge.lock(93, 4);
+    let last_end = forge.abort(93, 250);
+    forge.commit(92, 300);
+    forge.filler(100);
+    let stop = |xid, inclusive| {
+        let rule = StopRule { target: RecoveryTarget::Xid(xid), inclusive, consistent: Lsn(0) };
+        find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks
+    };
+    let held = |locks: &find::HeldLocks| -> Vec<(u32, u32)> {
+        locks.held.iter().map(|(_, lock)| (lock.xid, lock.relation)).collect()
+    };
+    assert_eq!(held(&stop(80, true)), [(90, 1)]);
+    assert_eq!(held(&stop(90, false)), [(90, 1), (91, 2)]);
+    assert_eq!(held(&stop(90, true)), [], "a transaction within it ended with it");
+    let locks = stop(92, false);
+    assert_eq!((held(&locks), locks.held[0].0, locks.last_end), (vec![(92, 3)], since, Some(last_end)));
+    assert_eq!(held(&stop(92, true)), []);
 }

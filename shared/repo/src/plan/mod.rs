@@ -45,7 +45,7 @@ pub use request::{Request, TargetAction};
 pub use restore_plan::{PathStep, RestorePlan};
 pub(crate) use search::Search;
 pub use settings::{Setting, Signal, quote};
-pub use stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
+pub use stop::{Found, HeldLock, SegmentDecoder, Stop, StopRule, StopSearch};
 pub use unreachable::{Moment, Unreachable, Why};
 pub use windows::Window;
 

@@ -13,6 +13,8 @@
 //!
 //! A time is never looked up in a table of commit times alone: they are not monotone in LSN order.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use walpoint_base::{
     BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory, TimelineId,
@@ -21,7 +23,7 @@ use walpoint_base::{
 use super::estimate::{Estimate, Rates};
 use super::facts::{Asking, BackupFacts, BackupState, ExtentQuestion, Facts, StopQuestion};
 use super::path::{Coverage, Path, SegmentRange};
-use super::request::Request;
+use super::request::{Request, TargetAction};
 use super::restore_plan::{PathStep, RestorePlan};
 use super::settings::{LOOK_AHEAD, LOOKS_AHEAD_SINCE, Setting, Signal, StopAt, settings, without_look_ahead};
 use super::stop::{Stop, StopRule};
@@ -337,7 +339,7 @@ impl<'a> Planner<'a> {
             signal: if self.request.standby { Signal::Standby } else { Signal::Recovery },
             settings: self.settings(timeline, coverage, until, &at),
             estimate: estimate.at(Rates::default()),
-            notes: self.notes(path, backup, coverage, &at),
+            notes: self.notes(path, backup, coverage, &at, stop),
             backup: backup.clone(),
         })
     }
@@ -352,7 +354,14 @@ impl<'a> Planner<'a> {
         all
     }
 
-    fn notes(&self, path: &Path<'_>, backup: &BackupFacts, coverage: &Coverage, at: &StopAt) -> Vec<String> {
+    fn notes(
+        &self,
+        path: &Path<'_>,
+        backup: &BackupFacts,
+        coverage: &Coverage,
+        at: &StopAt,
+        stop: Option<&Stop>,
+    ) -> Vec<String> {
         let mut notes = Vec::new();
         if backup.damaged_pages > 0 {
             let pages = backup.damaged_pages;
@@ -371,9 +380,43 @@ impl<'a> Planner<'a> {
             let leaf = path.timeline();
             notes.push(format!("Timeline {leaf} has no whole segment in the archive yet."));
         }
+        if self.request.action == TargetAction::Pause {
+            notes.extend(stop.and_then(|stop| locked(stop, backup)));
+        }
         notes
     }
 }
+
+/// What a paused recovery does not let anybody read, and how to read it all the same. PostgreSQL stops at the end of a
+/// transaction; where nothing else was committed meanwhile that is the end of the accident itself, whose locks are held by then.
+fn locked(stop: &Stop, backup: &BackupFacts) -> Option<String> {
+    let first = stop.locks.first()?;
+    let relations: BTreeSet<u32> = stop.locks.iter().map(|lock| lock.relation).collect();
+    let mut names: Vec<String> = relations.iter().take(NAMED).map(u32::to_string).collect();
+    if relations.len() > NAMED {
+        names.push(format!("{} more", relations.len() - NAMED));
+    }
+    let mut note = format!(
+        "Transaction {} has not ended there and keeps the relations with the OIDs {} locked, as DROP and TRUNCATE do: whoever \
+         reads them while recovery is paused waits, until select pg_wal_replay_resume() ends recovery.",
+        first.xid,
+        names.join(", ")
+    );
+    if first.since > backup.end {
+        let same = match stop.locked_since_last_end {
+            true => "after the same transactions",
+            false => "though also before transactions that ended meanwhile",
+        };
+        note.push_str(&format!(
+            " To read them while it is paused: --target-lsn {} --exclusive, which stops before they were locked, {same}.",
+            first.since
+        ));
+    }
+    Some(note)
+}
+
+/// Relations that a note lists.
+const NAMED: usize = 5;
 
 /// The path as steps, oldest first.
 fn steps(history: &TimelineHistory) -> Vec<PathStep> {

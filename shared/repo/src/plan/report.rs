@@ -131,6 +131,22 @@ pub struct StopDocument {
     /// The transaction that it ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xid: Option<u32>,
+    /// Relations that a paused recovery lets nobody read there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<LockDocument>,
+}
+
+/// A relation that a transaction keeps locked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct LockDocument {
+    /// The transaction, or one within it.
+    pub xid: u32,
+    /// The OID of the database; 0 for what all databases share.
+    pub database: u32,
+    /// The OID of the relation.
+    pub relation: u32,
+    /// Where it was locked.
+    pub since_lsn: String,
 }
 
 /// Consecutive segments.
@@ -282,6 +298,16 @@ impl StopDocument {
             replayed,
             time: stop.time.map(time),
             xid: stop.xid,
+            locks: stop
+                .locks
+                .iter()
+                .map(|lock| LockDocument {
+                    xid: lock.xid,
+                    database: lock.database,
+                    relation: lock.relation,
+                    since_lsn: lock.since.to_string(),
+                })
+                .collect(),
         }
     }
 }

@@ -69,6 +69,24 @@ pub struct Stop {
     pub time: Option<PgTimestamp>,
     /// The transaction that it ends, if it does.
     pub xid: Option<u32>,
+    /// Relations that nobody can read while recovery is paused there: transactions that have not ended hold them, as DROP and
+    /// TRUNCATE do. In the order in which they were locked; only those that the search came by.
+    pub locks: Vec<HeldLock>,
+    /// Whether no transaction ended since the first of these was locked.
+    pub locked_since_last_end: bool,
+}
+
+/// A relation that a transaction holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HeldLock {
+    /// Where the record starts that says so.
+    pub since: Lsn,
+    /// The transaction, or one within it.
+    pub xid: u32,
+    /// The OID of the relation's database; 0 of one that all share.
+    pub database: u32,
+    /// The OID of the relation.
+    pub relation: u32,
 }
 
 /// Finds the record that decides. Implemented by whoever can decode WAL; the repository cannot.

@@ -118,7 +118,15 @@ impl StopSearch for Search {
                     _ => (None, None),
                 };
                 let Record { timeline, start, end, .. } = record;
-                return Ok(Found::Stop(Stop { timeline, record: start, end, time, xid }));
+                return Ok(Found::Stop(Stop {
+                    timeline,
+                    record: start,
+                    end,
+                    time,
+                    xid,
+                    locks: Vec::new(),
+                    locked_since_last_end: false,
+                }));
             }
         }
         Ok(Found::Nothing)

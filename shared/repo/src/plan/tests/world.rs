@@ -141,7 +141,15 @@ impl World {
             Kind::Commit { time, xid } => (Some(time), Some(xid)),
             _ => (None, None),
         };
-        Some(Stop { timeline: record.timeline, record: record.start, end: record.end, time, xid })
+        Some(Stop {
+            timeline: record.timeline,
+            record: record.start,
+            end: record.end,
+            time,
+            xid,
+            locks: Vec::new(),
+            locked_since_last_end: false,
+        })
     }
 
     /// Runs the planner to its end, answering what it asks.
