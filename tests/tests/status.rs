@@ -133,7 +133,7 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
     let root = store.root().expect("a directory").to_owned();
     std::fs::rename(&root, root.with_extension("gone")).expect("unmount");
     let dark = impatient.run(&["status"]).expect_status(1);
-    assert!(dark.stdout.contains("does not exist: create it, or mount it"), "{dark:#?}");
+    assert!(dark.stdout.contains("does not exist: is its filesystem mounted?"), "{dark:#?}");
     assert!(dark.stderr.contains("no repository of cluster main could be read"), "{dark:#?}");
     let dark = json(&impatient.run(&["status", "--json"]).expect_status(1));
     let repositories = &dark["clusters"][0]["repositories"];
@@ -181,8 +181,9 @@ fn an_empty_repository_is_no_failure_and_no_repository_is_one() {
     agent.init(&[]).expect_success();
     let empty = bare(&["--repo", &url, "--cluster", "main"], &[]).expect_success().stdout;
     assert!(empty.contains("No backup."), "{empty}");
-    let other = bare(&["--repo", &url, "--cluster", "mian"], &[]).expect_success().stdout;
+    let other = bare(&["--repo", &url, "--cluster", "mian"], &[]).expect_status(1).stdout;
     assert!(other.contains("does not know cluster mian; it has: main"), "{other}");
+    assert!(!other.contains("No backup."), "{other}");
     // The server of the configuration does not run: that is said, and no failure.
     let asked = agent.run(&["status"]).expect_success().stdout;
     assert!(asked.contains("cannot be asked: "), "{asked}");

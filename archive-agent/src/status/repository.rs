@@ -95,11 +95,21 @@ impl RepositoryState {
                 self.notes.push(format!("what expire would do cannot be told: {}", told(&error.into())));
             }
         }
-        self.drawing = catalog.status_text().await?;
         let status = catalog.status().await?;
         if status.lineages.is_empty() {
-            self.notes.push(nothing(&repository, cluster).await?);
+            let known: Vec<String> =
+                repository.clusters().await?.iter().map(ClusterName::to_string).collect();
+            if !known.is_empty() {
+                // Most likely its name is mistyped: "no backup" would be a fright.
+                let has = known.join(", ");
+                self.problem = Some(format!("the repository does not know cluster {cluster}; it has: {has}"));
+                self.retention = None;
+                return Ok(());
+            }
+            self.notes
+                .push(format!("the repository is empty; archive-agent init registers cluster {cluster}"));
         }
+        self.drawing = catalog.status_text().await?;
         self.status = Some(status);
         Ok(())
     }
@@ -151,13 +161,4 @@ fn impatient(settings: &StoreSettings) -> StoreSettings {
         read_timeout: Some(settings.read_timeout.unwrap_or(PATIENCE).min(PATIENCE)),
         ..settings.clone()
     }
-}
-
-/// Why a repository that can be read has nothing of a cluster.
-async fn nothing(repository: &Repository, cluster: &ClusterName) -> Result<String, RepoError> {
-    let known: Vec<String> = repository.clusters().await?.iter().map(ClusterName::to_string).collect();
-    Ok(match known.is_empty() {
-        true => format!("the repository is empty; archive-agent init registers cluster {cluster}"),
-        false => format!("the repository does not know cluster {cluster}; it has: {}", known.join(", ")),
-    })
 }

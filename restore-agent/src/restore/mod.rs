@@ -47,6 +47,7 @@ use clap::Args;
 use jiff::Timestamp;
 use walpoint_base::{RecoveryTarget, SecretSource};
 use walpoint_pg::label::TablespaceMap;
+use walpoint_repo::RepoError;
 use walpoint_repo::backup::{BackupReader, Backups, Summary};
 use walpoint_repo::keys::KeySource;
 use walpoint_runtime::args::CommonArgs;
@@ -276,10 +277,9 @@ impl Restore {
         // Before the first byte: only then it is told what cannot be written.
         let directories = self.marker.directories.iter().map(PathBuf::as_path);
         let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata.as_path()]))?);
-        let incomplete =
-            || format!("{} is incomplete and cannot start; run the same command again", pgdata.display());
+        let incomplete = |error| incomplete(&pgdata, error);
         let removed = match self.ground.way {
-            Way::Delta { .. } => prune::prune(&self.reader, &self.layout).await.with_context(incomplete)?,
+            Way::Delta { .. } => prune::prune(&self.reader, &self.layout).await.map_err(incomplete)?,
             Way::New | Way::Replace => Removed::default(),
         };
         let total = self.reader.manifest().summary.totals.blocks * self.reader.block_size().bytes();
@@ -294,7 +294,7 @@ impl Restore {
         };
         let written = copier.copy().await;
         progress.end();
-        let written = written.with_context(incomplete)?;
+        let written = written.map_err(incomplete)?;
         if let Some(extra) = self.layout.extra() {
             walpoint_base::durable::sync_directory(extra)?;
         }
@@ -449,6 +449,20 @@ impl Restore {
             self.layout.pgdata().display()
         )
     }
+}
+
+/// Says what an interrupted restore left, and what to do about it.
+fn incomplete(pgdata: &Path, error: anyhow::Error) -> anyhow::Error {
+    let damaged = |cause: &RepoError| matches!(cause, RepoError::Corrupt { .. } | RepoError::NotFound { .. });
+    let for_good = error.chain().filter_map(|cause| cause.downcast_ref()).any(damaged);
+    let next = match for_good {
+        true => {
+            "the same command would end there again: restore from another backup (--backup) or another repository, and let \
+             archive-agent verify tell what else is affected"
+        }
+        false => "run the same command again",
+    };
+    error.context(format!("{} is incomplete and cannot start; {next}", pgdata.display()))
 }
 
 /// The key file that the environment names, if it opened the repository.

@@ -40,7 +40,7 @@ pub enum RepoError {
         theirs: ContentHash,
     },
     /// The store refused the credentials, or the credentials may not do this.
-    #[error("access to {what} in {store} was denied: check the credentials and what they are allowed to do")]
+    #[error("access to {what} in {store} was denied: check {}", allowed_by(store))]
     Denied {
         /// The object or operation.
         what: String,
@@ -168,5 +168,13 @@ pub fn found<T>(result: Result<T>) -> Result<Option<T>> {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Where it is decided what may be done in a store.
+fn allowed_by(store: &str) -> &'static str {
+    match store.starts_with("file:") {
+        true => "who owns the directory and what is in it, and as whom this runs",
+        false => "the credentials and what they are allowed to do",
     }
 }

@@ -115,6 +115,7 @@ fn a_damaged_pack_is_named_and_never_becomes_a_cluster() {
         door.put(&pack, damaged);
         let output = bed.try_restore("target", &[]).expect_status(1);
         assert!(output.stderr.contains(&pack), "{output:#?}");
+        assert!(output.stderr.contains("the same command would end there again"), "{output:#?}");
         unfinished(&bed, &pgdata);
     }
     door.put(&pack, bytes);

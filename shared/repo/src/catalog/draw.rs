@@ -119,7 +119,7 @@ fn details(status: &super::status::LineageStatus, size: SegmentSize) -> String {
             _ => writeln!(text, ": no whole segment in the archive").ok(),
         };
         for w in &timeline.windows {
-            let known = |time: &Option<String>| time.clone().unwrap_or_else(|| "?".to_owned());
+            let known = |time: &Option<String>| time.clone().unwrap_or_else(|| "no commit yet".to_owned());
             let start = if w.continued { "fork" } else { "backup" };
             writeln!(
                 text,

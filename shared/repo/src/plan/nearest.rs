@@ -100,9 +100,11 @@ impl Planner<'_> {
                      to recover everything that the archive holds."
                         .to_owned(),
                 );
+                hints.push(ARCHIVE_MORE.to_owned());
             }
             (Why::AfterEnd { .. }, _) => {
                 hints.push("Leave the target out to recover everything that the archive holds.".to_owned());
+                hints.push(ARCHIVE_MORE.to_owned());
             }
             (_, RecoveryTarget::Name(name)) => hints.extend(self.points_elsewhere(name, refusal.path)?),
             _ => {}
@@ -173,6 +175,10 @@ impl Planner<'_> {
         Ok(hints)
     }
 }
+
+/// What the server has written since need not be lost.
+const ARCHIVE_MORE: &str = "If the server still runs, select pg_switch_wal() there has the rest archived; if only its pg_wal is \
+     left, \"archive-agent run --once\" does.";
 
 fn timeline_options(timeline: TimelineId) -> Vec<String> {
     vec!["--target-timeline".to_owned(), timeline.to_string()]

@@ -81,7 +81,10 @@ pub fn unreachable(refusal: &Unreachable) -> String {
         let time = moment.time.map(|t| format!("{t}, ")).unwrap_or_default();
         text.row(side, &format!("{time}{} on timeline {}", moment.lsn, moment.timeline));
         if !moment.options.is_empty() {
-            text.row("", &format!("reached by {}", moment.options.join(" ")));
+            let all = !moment.options.iter().any(|o| o.starts_with("--target-") && o != "--target-timeline");
+            let rest =
+                if all { " and no target: all that is archived; then the server takes writes" } else { "" };
+            text.row("", &format!("reached by {}{rest}", moment.options.join(" ")));
         }
     }
     for hint in &refusal.hints {

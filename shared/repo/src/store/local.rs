@@ -54,9 +54,10 @@ impl Local {
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         let no_store = |what: String| Failure::new(FailureKind::NoStore, what);
         let meta = fs::metadata(path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => {
-                no_store(format!("the directory {} does not exist: create it, or mount it", path.display()))
-            }
+            ErrorKind::NotFound => no_store(format!(
+                "the directory {} does not exist: is its filesystem mounted?",
+                path.display()
+            )),
             _ => error.into(),
         })?;
         if !meta.is_dir() {
