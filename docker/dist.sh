@@ -52,9 +52,9 @@ install -m 644 LICENSE "$made/LICENSE"
 {
     "$made/archive-push" --version
     rustc --version
-    cc --version | head -n1
-    ld --version | head -n1
-    ldd --version 2>&1 | head -n1
+    cc --version | sed -n 1p
+    ld --version | sed -n 1p
+    ldd --version 2>&1 | sed -n 1p
 } >"$made/BUILD"
 (cd "$made" && sha256sum -- * >SHA256SUMS)
 rm -rf "$out"

@@ -21,7 +21,7 @@ export CARGO_TARGET_DIR=$place CARGO_PROFILE_DEV_DEBUG=0
 export GIT_CEILING_DIRECTORIES=$place
 
 fail() { printf 'planted: error: %s\n' "$*" >&2; exit 1; }
-field() { sed -n "s/^$2: //p" "$1" | head -n 1; }
+field() { sed -n "s/^$2: //p" "$1" | sed -n 1p; }
 clock() { date +%s.%N; }
 since() { awk -v a="$1" -v b="$(clock)" 'BEGIN { printf "%.1f", b - a }'; }
 
@@ -91,7 +91,7 @@ for patch in "${patches[@]}"; do
     if run "${tests[@]}"; then
         found=
     else
-        found=$(grep -oE 'FAIL \[.*|TIMEOUT \[.*' "$log" | head -n 1 | sed -E 's/^[A-Z]+ \[[^]]*\] *(\([^)]*\) *)?//')
+        found=$(grep -oE 'FAIL \[.*|TIMEOUT \[.*' "$log" | sed -n 1p | sed -E 's/^[A-Z]+ \[[^]]*\] *(\([^)]*\) *)?//')
     fi
     took=$(since "$start")
     if [ -z "$found" ]; then
