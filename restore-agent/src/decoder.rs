@@ -50,6 +50,10 @@ impl StopSearch for Search {
 impl Search {
     fn stop(&self, name: SegmentName, content: &[u8], stop: &find::Stop) -> Stop {
         let find::Stop { record, locks, .. } = stop;
+        let last_end = locks.last_end();
+        let held =
+            |(since, RelationLock { xid, database, relation })| HeldLock { since, xid, database, relation };
+        let locks: Vec<HeldLock> = locks.all().into_iter().map(held).collect();
         let end = record.kind.transaction_end();
         let time = match &record.kind {
             walpoint_pg::wal::RecordKind::RestorePoint { time, .. } => Some(*time),
@@ -61,17 +65,8 @@ impl Search {
             end: record.end,
             time,
             xid: end.map(|end| end.xid),
-            locks: locks
-                .held
-                .iter()
-                .map(|&(since, RelationLock { xid, database, relation })| HeldLock {
-                    since,
-                    xid,
-                    database,
-                    relation,
-                })
-                .collect(),
-            locked_since_last_end: locks.held.first().is_some_and(|(since, _)| locks.last_end < Some(*since)),
+            locked_since_last_end: locks.first().is_some_and(|lock| last_end < Some(lock.since)),
+            locks,
         }
     }
 

@@ -162,6 +162,9 @@ fn no_password(conninfo: Option<&str>) -> Result<(), Failure> {
     }
 }
 
+/// Variables of libpq that lead to another server than the one of this machine's standard port.
+const PLACES: [&str; 4] = ["PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE"];
+
 /// A session, if the server runs. One on another cluster is an error; none at all is not.
 async fn server(report: &mut Report, plan: &Plan, control: &ControlFile) -> Result<Option<Server>, Failure> {
     let pgdata = plan.pgdata()?;
@@ -178,6 +181,20 @@ async fn server(report: &mut Report, plan: &Plan, control: &ControlFile) -> Resu
             return Ok(None);
         }
     };
+    let of_this_shell: Vec<&str> = match plan.settings.conninfo {
+        Some(_) => Vec::new(),
+        None => PLACES.into_iter().filter(|name| std::env::var_os(name).is_some()).collect(),
+    };
+    if !of_this_shell.is_empty() {
+        report.warning(
+            "connection",
+            format!(
+                "made with {} of this environment, which a daemon or a timer does not have",
+                of_this_shell.join(", ")
+            ),
+            "say where the server is by --conninfo, or by conninfo in the configuration",
+        );
+    }
     match server.identity().await {
         Ok(identity) => source::same_cluster(&mut server, &identity, pgdata, control).await?,
         Err(error) => {

@@ -30,6 +30,9 @@ pub(super) fn of(verified: &Verified) -> String {
             format!("{} were damaged when they were backed up, as recorded then", verified.known_bad_pages),
         );
     }
+    if verified.backups == 0 {
+        line("NO BACKUP", "nothing can be restored: take one with archive-agent backup".to_owned());
+    }
     line("took", human_duration(Duration::from_secs_f64(verified.seconds)));
     match verified.found {
         0 => line("found", "nothing that is wrong".to_owned()),

@@ -89,15 +89,29 @@ pub fn parse_time(text: &str, now: Timestamp) -> Result<PgTimestamp, ParseError>
     }
     let zoned = trimmed.parse::<Zoned>().map(|z| z.timestamp());
     let time = zoned.or_else(|_| trimmed.parse::<Timestamp>()).map_err(|_| {
-        let local = trimmed.parse::<jiff::civil::DateTime>().is_ok();
-        let expected = if local {
+        let is_local = |text: &str| text.trim_end().parse::<jiff::civil::DateTime>().is_ok();
+        let expected = if is_local(trimmed) {
             "a time with a zone (add an offset: \"2026-11-21 10:00:00+02\", \"…Z\" or \"…[Europe/Rome]\")"
+        } else if is_local(trimmed.trim_end_matches(|c: char| c.is_ascii_alphabetic())) {
+            "a time with a zone that means the same everywhere, as CET and EST do not (\"…+01\" or \"…[Europe/Rome]\")"
+        } else if names_no_day(trimmed) {
+            "a time: there is no such day in the calendar"
         } else {
             "a time (such as \"2026-11-21 10:00:00+02\", \"2026-11-21T08:00:00Z\" or \"5 minutes ago\")"
         };
         ParseError::new(expected, text)
     })?;
     Ok(PgTimestamp::from_time(time))
+}
+
+/// Whether it begins as a date does that does not exist.
+fn names_no_day(text: &str) -> bool {
+    let is_date = |date: &&str| {
+        let expected = "0000-00-00".chars().zip(date.chars());
+        expected
+            .fold(true, |so_far, (like, c)| so_far && if like == '0' { c.is_ascii_digit() } else { c == '-' })
+    };
+    text.get(..10).filter(is_date).is_some_and(|date| date.parse::<jiff::civil::Date>().is_err())
 }
 
 /// How long ago `time` was at `now`; zero if it lies ahead.
@@ -132,6 +146,8 @@ mod tests {
     #[test]
     fn a_time_without_a_zone_is_refused_with_a_hint() {
         assert!(at("2026-11-21 10:00:00").unwrap_err().to_string().contains("with a zone"));
+        assert!(at("2026-11-21 10:00:00 CET").unwrap_err().to_string().contains("as CET and EST do not"));
+        assert!(at("2026-02-30 10:00:00Z").unwrap_err().to_string().contains("no such day"));
         for bad in ["", "ago", "yesterday", "10:00", "2026-13-01 00:00:00Z", "5 parsecs ago"] {
             assert!(at(bad).is_err(), "{bad:?}");
         }

@@ -4,6 +4,8 @@
 //! and 14). A record is looked at before it is replayed and after. Commit times are not monotone, so only reading the
 //! records in order tells where a time target stops.
 
+use std::collections::BTreeMap;
+
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName};
 
 use super::error::WalError;
@@ -65,25 +67,42 @@ pub struct Stop {
 /// Locks of transactions that have not ended. A hot standby holds them until recovery goes on, or ends.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HeldLocks {
-    /// Each with the start of the record that says so first, in order.
-    pub held: Vec<(Lsn, RelationLock)>,
-    /// Where the last end of a transaction starts.
-    pub last_end: Option<Lsn>,
+    /// By transaction, then by database and relation: where the record starts that says so first.
+    held: BTreeMap<u32, BTreeMap<(u32, u32), Lsn>>,
+    last_end: Option<Lsn>,
 }
 
 impl HeldLocks {
+    /// All of them, in the order in which they were taken.
+    pub fn all(&self) -> Vec<(Lsn, RelationLock)> {
+        let of = |(&xid, relations)| {
+            let relations: &BTreeMap<(u32, u32), Lsn> = relations;
+            let lock =
+                move |(&(database, relation), &since)| (since, RelationLock { xid, database, relation });
+            relations.iter().map(lock)
+        };
+        let mut all: Vec<_> = self.held.iter().flat_map(of).collect();
+        all.sort_by_key(|(since, _)| *since);
+        all
+    }
+
+    /// Where the last end of a transaction starts.
+    pub fn last_end(&self) -> Option<Lsn> {
+        self.last_end
+    }
+
     fn replay(&mut self, record: &WalRecord) {
         match &record.kind {
             RecordKind::Locks(locks) => {
-                for lock in locks {
-                    if self.held.iter().all(|(_, held)| held != lock) {
-                        self.held.push((record.start, *lock));
-                    }
+                for &RelationLock { xid, database, relation } in locks {
+                    let of_transaction = self.held.entry(xid).or_default();
+                    of_transaction.entry((database, relation)).or_insert(record.start);
                 }
             }
             RecordKind::Commit(end) | RecordKind::Abort(end) => {
-                let ends = |xid: u32| xid == end.xid || end.subtransactions.contains(&xid);
-                self.held.retain(|(_, lock)| !ends(lock.xid));
+                for xid in end.subtransactions.iter().chain([&end.xid]) {
+                    self.held.remove(xid);
+                }
                 self.last_end = Some(record.start);
             }
             // No transaction survives its server.

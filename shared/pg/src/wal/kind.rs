@@ -148,7 +148,7 @@ impl RecordKind {
     pub(super) fn is_decoded(header: &RecordHeader) -> bool {
         match header.rmgr {
             Rmgr::XACT => true,
-            Rmgr::STANDBY => header.info & RMGR_INFO == STANDBY_LOCK,
+            Rmgr::STANDBY => header.info & RMGR_INFO == STANDBY_LOCK && header.total <= MAX_LOCKS,
             // Page images are the bulk of this resource manager's records.
             Rmgr::XLOG => !matches!(header.info & RMGR_INFO, XLOG_FPI | XLOG_FPI_FOR_HINT),
             _ => false,
@@ -223,6 +223,9 @@ fn xlog(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {
 
 /// `XLOG_STANDBY_LOCK`.
 const STANDBY_LOCK: u8 = 0x00;
+
+/// A record of more locks than fit into this is passed over: they are for a note to a person, and nobody's memory.
+const MAX_LOCKS: u32 = 1 << 20;
 
 /// `xl_standby_locks`: how many, then for each the transaction, the database and the relation.
 fn standby(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {

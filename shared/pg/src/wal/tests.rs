@@ -463,12 +463,12 @@ fn what_is_locked_at_the_stop_is_known() {
         find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks
     };
     let held = |locks: &find::HeldLocks| -> Vec<(u32, u32)> {
-        locks.held.iter().map(|(_, lock)| (lock.xid, lock.relation)).collect()
+        locks.all().iter().map(|(_, lock)| (lock.xid, lock.relation)).collect()
     };
     assert_eq!(held(&stop(80, true)), [(90, 1)]);
     assert_eq!(held(&stop(90, false)), [(90, 1), (91, 2)]);
     assert_eq!(held(&stop(90, true)), [], "a transaction within it ended with it");
     let locks = stop(92, false);
-    assert_eq!((held(&locks), locks.held[0].0, locks.last_end), (vec![(92, 3)], since, Some(last_end)));
+    assert_eq!((held(&locks), locks.all()[0].0, locks.last_end()), (vec![(92, 3)], since, Some(last_end)));
     assert_eq!(held(&stop(92, true)), []);
 }

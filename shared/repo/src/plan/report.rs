@@ -131,7 +131,7 @@ pub struct StopDocument {
     /// The transaction that it ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xid: Option<u32>,
-    /// Relations that a paused recovery lets nobody read there.
+    /// Relations that a paused recovery lets nobody read there, the first hundred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<LockDocument>,
 }
@@ -301,6 +301,7 @@ impl StopDocument {
             locks: stop
                 .locks
                 .iter()
+                .take(LOCKS)
                 .map(|lock| LockDocument {
                     xid: lock.xid,
                     database: lock.database,
@@ -331,6 +332,9 @@ impl MomentDocument {
         }
     }
 }
+
+/// Locks that are listed: a transaction may drop any number of relations.
+const LOCKS: usize = 100;
 
 /// A reason as a word that programs can tell apart.
 fn word(why: &Why) -> &'static str {
