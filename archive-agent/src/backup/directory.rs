@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
 
@@ -144,27 +145,27 @@ impl Directory {
         Ok(())
     }
 
+    /// What each of them is, in their order.
     fn look(&self, batch: &[(u32, u32)]) -> Vec<rustix::io::Result<Seen>> {
-        let mut all = vec![Err(Errno::NOENT); batch.len()];
-        let look = |ranges: &[(u32, u32)], all: &mut [rustix::io::Result<Seen>]| {
-            for (range, seen) in ranges.iter().zip(all) {
-                let stat = statat(&self.open, self.name(*range), AtFlags::SYMLINK_NOFOLLOW);
-                *seen = stat.map(|stat| Seen::from(&stat));
-            }
+        let look = |ranges: &[(u32, u32)]| -> Vec<_> {
+            let stat = |range| statat(&self.open, self.name(range), AtFlags::SYMLINK_NOFOLLOW);
+            ranges.iter().map(|range| stat(*range).map(|stat| Seen::from(&stat))).collect()
         };
-        let share = batch.len().div_ceil(LOOKERS).max(WORTH_A_THREAD);
-        if let Some((first, others)) = batch.split_at_checked(share) {
-            let (of_first, of_others) = all.split_at_mut(share);
-            thread::scope(|scope| {
-                for (ranges, seen) in others.chunks(share).zip(of_others.chunks_mut(share)) {
-                    scope.spawn(move || look(ranges, seen));
-                }
-                look(first, of_first);
-            });
-        } else {
-            look(batch, &mut all);
-        }
-        all
+        let mut shares = batch.chunks(batch.len().div_ceil(LOOKERS).max(WORTH_A_THREAD));
+        let first = shares.next().unwrap_or_default();
+        thread::scope(|scope| {
+            let spawn = |ranges| (ranges, thread::Builder::new().spawn_scoped(scope, move || look(ranges)));
+            let others: Vec<_> = shares.map(spawn).collect();
+            let mut all = look(first);
+            for (ranges, thread) in others {
+                all.extend(match thread {
+                    Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                    // No more threads are to be had: this one does it.
+                    Err(_) => look(ranges),
+                });
+            }
+            all
+        })
     }
 
     fn name(&self, range: (u32, u32)) -> &OsStr {
