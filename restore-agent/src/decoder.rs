@@ -2,7 +2,7 @@
 //! whether they do.
 
 use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
-use walpoint_pg::wal::find::{self, StopFinder};
+use walpoint_pg::wal::find::{self, StopFinder, Taken};
 use walpoint_pg::wal::{LongHeader, PageHeader, RelationLock};
 use walpoint_repo::plan::{Found, HeldLock, SegmentDecoder, Stop, StopRule, StopSearch};
 
@@ -51,8 +51,13 @@ impl Search {
     fn stop(&self, name: SegmentName, content: &[u8], stop: &find::Stop) -> Stop {
         let find::Stop { record, locks, .. } = stop;
         let last_end = locks.last_end();
-        let held =
-            |(since, RelationLock { xid, database, relation })| HeldLock { since, xid, database, relation };
+        let held = |(taken, RelationLock { xid, database, relation })| {
+            let since = match taken {
+                Taken::At(lsn) => Some(lsn),
+                Taken::Before(_) => None,
+            };
+            HeldLock { since, xid, database, relation }
+        };
         let locks: Vec<HeldLock> = locks.all().into_iter().map(held).collect();
         let end = record.kind.transaction_end();
         let time = match &record.kind {
@@ -65,7 +70,9 @@ impl Search {
             end: record.end,
             time,
             xid: end.map(|end| end.xid),
-            locked_since_last_end: locks.first().is_some_and(|lock| last_end < Some(lock.since)),
+            locked_since_last_end: locks
+                .first()
+                .is_some_and(|lock| lock.since.is_some() && last_end < lock.since),
             locks,
         }
     }

@@ -4,7 +4,7 @@
 //! and 14). A record is looked at before it is replayed and after. Commit times are not monotone, so only reading the
 //! records in order tells where a time target stops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName};
 
@@ -67,22 +67,31 @@ pub struct Stop {
 /// Locks of transactions that have not ended. A hot standby holds them until recovery goes on, or ends.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HeldLocks {
-    /// By transaction, then by database and relation: where the record starts that says so first.
-    held: BTreeMap<u32, BTreeMap<(u32, u32), Lsn>>,
+    /// By transaction, then by database and relation.
+    held: BTreeMap<u32, BTreeMap<(u32, u32), Taken>>,
+    prepared: BTreeSet<u32>,
     last_end: Option<Lsn>,
 }
 
+/// When a lock was taken.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Taken {
+    /// Before this record, which repeats what is locked: checkpoints do.
+    Before(Lsn),
+    /// By this record.
+    At(Lsn),
+}
+
 impl HeldLocks {
-    /// All of them, in the order in which they were taken.
-    pub fn all(&self) -> Vec<(Lsn, RelationLock)> {
-        let of = |(&xid, relations)| {
-            let relations: &BTreeMap<(u32, u32), Lsn> = relations;
-            let lock =
-                move |(&(database, relation), &since)| (since, RelationLock { xid, database, relation });
-            relations.iter().map(lock)
-        };
-        let mut all: Vec<_> = self.held.iter().flat_map(of).collect();
-        all.sort_by_key(|(since, _)| *since);
+    /// All of them: first those taken at a time that is not known, then the others in the order in which they were taken.
+    pub fn all(&self) -> Vec<(Taken, RelationLock)> {
+        let locks = self.held.iter().flat_map(|(&xid, relations)| {
+            relations
+                .iter()
+                .map(move |(&(database, relation), &taken)| (taken, RelationLock { xid, database, relation }))
+        });
+        let mut all: Vec<_> = locks.collect();
+        all.sort_by_key(|(taken, _)| *taken);
         all
     }
 
@@ -94,19 +103,25 @@ impl HeldLocks {
     fn replay(&mut self, record: &WalRecord) {
         match &record.kind {
             RecordKind::Locks(locks) => {
+                // Who takes a lock has a transaction; who repeats all locks has none.
+                let taken = if record.xid == 0 { Taken::Before } else { Taken::At };
                 for &RelationLock { xid, database, relation } in locks {
                     let of_transaction = self.held.entry(xid).or_default();
-                    of_transaction.entry((database, relation)).or_insert(record.start);
+                    of_transaction.entry((database, relation)).or_insert(taken(record.start));
                 }
+            }
+            RecordKind::Prepare { xid, .. } => {
+                self.prepared.insert(*xid);
             }
             RecordKind::Commit(end) | RecordKind::Abort(end) => {
                 for xid in end.subtransactions.iter().chain([&end.xid]) {
                     self.held.remove(xid);
                 }
+                self.prepared.remove(&end.xid);
                 self.last_end = Some(record.start);
             }
-            // No transaction survives its server.
-            RecordKind::CheckpointShutdown(_) => self.held.clear(),
+            // Only prepared transactions survive their server.
+            RecordKind::CheckpointShutdown(_) => self.held.retain(|xid, _| self.prepared.contains(xid)),
             _ => {}
         }
     }

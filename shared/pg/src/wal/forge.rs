@@ -157,8 +157,17 @@ impl Forge {
 
     /// A relation that a transaction locks.
     pub(super) fn lock(&mut self, xid: u32, relation: u32) -> Lsn {
+        self.locks(xid, xid, relation)
+    }
+
+    /// The same as a checkpoint says it, which is no transaction's.
+    pub(super) fn repeat_lock(&mut self, xid: u32, relation: u32) -> Lsn {
+        self.locks(0, xid, relation)
+    }
+
+    fn locks(&mut self, by: u32, xid: u32, relation: u32) -> Lsn {
         let data: Vec<u8> = [1, xid, 5, relation].into_iter().flat_map(u32::to_le_bytes).collect();
-        self.record(8, 0x00, xid, &short_data(&data))
+        self.record(8, 0x00, by, &short_data(&data))
     }
 
     pub(super) fn commit_with(&mut self, xid: u32, subtransaction: u32, time: i64) -> Lsn {

@@ -2,7 +2,8 @@
 //! what an archive holds.
 //!
 //! Sources: `src/include/access/xact.h`, `src/backend/access/rmgrdesc/xactdesc.c`, `src/include/catalog/pg_control.h`,
-//! `src/include/access/xlog_internal.h`, `src/include/storage/standbydefs.h`. Layouts are those of 13 to 18; where they differ the code says so.
+//! `src/include/access/xlog_internal.h`, `src/include/storage/standbydefs.h`. Layouts are those of 13 to 18; where they
+//! differ the code says so.
 //!
 //! A record of these kinds whose body does not make sense counts as [`RecordKind::Other`]: its CRC says that PostgreSQL
 //! wrote it so, and to refuse it would only fill `pg_wal`.
@@ -90,7 +91,7 @@ pub struct TransactionEnd {
     pub time: PgTimestamp,
     /// Whether it was ended by `COMMIT PREPARED` or `ROLLBACK PREPARED`.
     pub prepared: bool,
-    /// The transactions within it that end with it.
+    /// The transactions within it that end with it; none are told if they are very many.
     pub subtransactions: Vec<u32>,
 }
 
@@ -271,6 +272,9 @@ fn xact(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind
     })
 }
 
+/// Transactions within one that are told. They are for a note to a person: what archives reads the same records.
+const MAX_SUBTRANSACTIONS: usize = 1 << 16;
+
 /// What the end of a transaction says beside its time.
 #[derive(Default)]
 struct Carried {
@@ -304,7 +308,7 @@ fn carried(info: u8, data: &[u8], major: PgMajor) -> Option<Carried> {
             let count = usize::try_from(bytes::u32(data, at)?).ok()?;
             let begin = at.checked_add(4)?;
             at = begin.checked_add(count.checked_mul(element)?)?;
-            if flag == SUBTRANSACTIONS.0 {
+            if flag == SUBTRANSACTIONS.0 && count <= MAX_SUBTRANSACTIONS {
                 let xids = data.get(begin..at)?.chunks_exact(4);
                 carried.subtransactions = xids.filter_map(|xid| bytes::u32(xid, 0)).collect();
             }
@@ -390,7 +394,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_body_has_a_kind(rmgr in prop::sample::select(vec![0u8, 1, 8]), info: u8, xid: u32, data: Vec<u8>, raw: Vec<u8>, major in 13u32..=18) {
+        fn any_body_has_a_kind(
+            rmgr in prop::sample::select(vec![0u8, 1, 8]),
+            info: u8,
+            xid: u32,
+            data: Vec<u8>,
+            raw: Vec<u8>,
+            major in 13u32..=18,
+        ) {
             let (header, major) = (header(Rmgr(rmgr), info, xid), PgMajor::new(major).unwrap());
             for body in [with_prefix(&data), raw] {
                 let _kind = RecordKind::decode(&header, &body, major);

@@ -5,7 +5,7 @@ use walpoint_base::{
     Lsn, PgTimestamp, RecoveryTarget, SegmentFacts, SegmentName, TimelineHistory, TimelineId,
 };
 
-use super::find::{StopFinder, StopRule, find};
+use super::find::{HeldLocks, StopFinder, StopRule, Taken, find};
 use super::forge::{BLOCK, FIRST, Forge};
 use super::*;
 
@@ -462,13 +462,29 @@ fn what_is_locked_at_the_stop_is_known() {
         let rule = StopRule { target: RecoveryTarget::Xid(xid), inclusive, consistent: Lsn(0) };
         find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks
     };
-    let held = |locks: &find::HeldLocks| -> Vec<(u32, u32)> {
+    let held = |locks: &HeldLocks| -> Vec<(u32, u32)> {
         locks.all().iter().map(|(_, lock)| (lock.xid, lock.relation)).collect()
     };
     assert_eq!(held(&stop(80, true)), [(90, 1)]);
     assert_eq!(held(&stop(90, false)), [(90, 1), (91, 2)]);
     assert_eq!(held(&stop(90, true)), [], "a transaction within it ended with it");
     let locks = stop(92, false);
-    assert_eq!((held(&locks), locks.all()[0].0, locks.last_end()), (vec![(92, 3)], since, Some(last_end)));
+    assert_eq!(
+        (held(&locks), locks.all()[0].0, locks.last_end()),
+        (vec![(92, 3)], Taken::At(since), Some(last_end))
+    );
     assert_eq!(held(&stop(92, true)), []);
+}
+
+#[test]
+fn a_lock_that_a_checkpoint_repeats_was_taken_before() {
+    let mut forge = Forge::new(17, 1);
+    let repeated = forge.repeat_lock(90, 1);
+    let taken = forge.lock(90, 2);
+    forge.repeat_lock(90, 2);
+    forge.commit(90, 100);
+    let rule = StopRule { target: RecoveryTarget::Xid(90), inclusive: false, consistent: Lsn(0) };
+    let locks = find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks.all();
+    let locks: Vec<_> = locks.into_iter().map(|(taken, lock)| (taken, lock.relation)).collect();
+    assert_eq!(locks, [(Taken::Before(repeated), 1), (Taken::At(taken), 2)]);
 }

@@ -402,14 +402,13 @@ fn locked(stop: &Stop, backup: &BackupFacts) -> Option<String> {
         first.xid,
         names.join(", ")
     );
-    if first.since > backup.end {
+    if let Some(since) = first.since.filter(|since| *since > backup.end) {
         let same = match stop.locked_since_last_end {
             true => "after the same transactions",
             false => "though also before transactions that ended meanwhile",
         };
         note.push_str(&format!(
-            " To read them while it is paused: --target-lsn {} --exclusive, which stops before they were locked, {same}.",
-            first.since
+            " To read them while it is paused: --target-lsn {since} --exclusive, which stops before they were locked, {same}."
         ));
     }
     Some(note)

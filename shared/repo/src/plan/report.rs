@@ -145,8 +145,9 @@ pub struct LockDocument {
     pub database: u32,
     /// The OID of the relation.
     pub relation: u32,
-    /// Where it was locked.
-    pub since_lsn: String,
+    /// Where it was locked, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_lsn: Option<String>,
 }
 
 /// Consecutive segments.
@@ -306,7 +307,7 @@ impl StopDocument {
                     xid: lock.xid,
                     database: lock.database,
                     relation: lock.relation,
-                    since_lsn: lock.since.to_string(),
+                    since_lsn: lock.since.map(|lsn| lsn.to_string()),
                 })
                 .collect(),
         }

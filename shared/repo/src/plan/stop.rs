@@ -70,17 +70,18 @@ pub struct Stop {
     /// The transaction that it ends, if it does.
     pub xid: Option<u32>,
     /// Relations that nobody can read while recovery is paused there: transactions that have not ended hold them, as DROP and
-    /// TRUNCATE do. In the order in which they were locked; only those that the search came by.
+    /// TRUNCATE do. In the order in which they were locked, those first of which that is not known; only those that the search
+    /// came by.
     pub locks: Vec<HeldLock>,
-    /// Whether no transaction ended since the first of these was locked.
+    /// Whether it is known that no transaction ended since the first of these was locked.
     pub locked_since_last_end: bool,
 }
 
 /// A relation that a transaction holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HeldLock {
-    /// Where the record starts that says so.
-    pub since: Lsn,
+    /// Where the record starts that locked it; `None` if that lies before what the search read.
+    pub since: Option<Lsn>,
     /// The transaction, or one within it.
     pub xid: u32,
     /// The OID of the relation's database; 0 of one that all share.
