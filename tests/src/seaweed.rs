@@ -81,7 +81,7 @@ while kill -0 $server 2>/dev/null; do
         rm -f "$dir/ports"
         kill -9 $server
         wait $server
-        rm -rf "$dir/data" $sockets
+        rm -rf "$dir/data" "$dir/logs" $sockets
         exit
     fi
     exec 8>&-
@@ -183,9 +183,8 @@ pub fn sockets(ports: impl IntoIterator<Item = u16>) -> Vec<String> {
     let parts = ["master", "volume", "filer", "s3"];
     let of = |port: u16| {
         parts.iter().flat_map(move |part| {
-            [format!("/tmp/seaweedfs-{part}-{port}.sock"), {
-                format!("/tmp/seaweedfs-{part}-grpc-{}.sock", u32::from(port) + 10_000)
-            }]
+            let grpc = u32::from(port) + 10_000;
+            [format!("/tmp/seaweedfs-{part}-{port}.sock"), format!("/tmp/seaweedfs-{part}-grpc-{grpc}.sock")]
         })
     };
     ports.into_iter().flat_map(of).collect()

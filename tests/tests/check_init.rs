@@ -321,6 +321,32 @@ fn an_existing_configuration_is_extended_or_left_alone() {
     assert!(output.stderr.contains("look_ahed") && output.stderr.contains("line"), "{}", output.stderr);
 }
 
+/// A server to which only this shell's environment leads is not the daemon's: that is told, unless `conninfo` says where it is.
+#[test]
+fn a_server_found_by_the_environment_alone_is_told() {
+    let mut bed = Bed::new();
+    bed.cluster.start();
+    let repo = format!("file://{}", bed.agent.place().join("r").display());
+    let (pgdata, conninfo) = (bed.cluster.pgdata().display().to_string(), bed.cluster.conninfo());
+    let init = |config: &str, more: &[&str]| {
+        let config = bed.agent.place().join(config).display().to_string();
+        let all = ["init", "--cluster", "main", "--repo", &repo, "--pgdata", &pgdata, "--config", &config];
+        let mut command = bed.agent.command("archive-agent", [&all, more].concat());
+        command.env("PGHOST", bed.cluster.socket_dir()).env("PGPORT", bed.cluster.port().to_string());
+        process::run(command.env("PGUSER", "postgres"), LIMIT).expect_success()
+    };
+    for (config, more, told) in
+        [("shell.toml", vec!["--json"], true), ("own.toml", vec!["--json", "--conninfo", &conninfo], false)]
+    {
+        let output = init(config, &more);
+        assert_eq!(
+            output.stdout.contains("made with PGHOST, PGPORT of this environment"),
+            told,
+            "{output:#?}"
+        );
+    }
+}
+
 /// Another cluster under a name that is taken is refused; `--new-lineage` begins a path of its own.
 #[test]
 fn a_name_belongs_to_one_cluster() {

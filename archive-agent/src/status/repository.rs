@@ -88,26 +88,27 @@ impl RepositoryState {
     ) -> Result<(), RepoError> {
         let repository = Repository::open(&self.repository, settings).await?;
         let mut catalog = Catalog::load(&repository, cluster).await?;
-        // What cannot be decided about retention keeps nobody from the rest.
-        match RetentionState::of(&repository, cluster, policy, &mut catalog).await {
-            Ok(retention) => self.retention = Some(retention),
-            Err(error) => {
-                self.notes.push(format!("what expire would do cannot be told: {}", told(&error.into())));
-            }
-        }
         let status = catalog.status().await?;
         if status.lineages.is_empty() {
             let known: Vec<String> =
                 repository.clusters().await?.iter().map(ClusterName::to_string).collect();
             if !known.is_empty() {
                 // Most likely its name is mistyped: "no backup" would be a fright.
-                let has = known.join(", ");
-                self.problem = Some(format!("the repository does not know cluster {cluster}; it has: {has}"));
-                self.retention = None;
+                self.problem = Some(format!(
+                    "the repository does not know cluster {cluster}; it has: {}; archive-agent init registers a new one",
+                    known.join(", ")
+                ));
                 return Ok(());
             }
             self.notes
                 .push(format!("the repository is empty; archive-agent init registers cluster {cluster}"));
+        }
+        // What cannot be decided about retention keeps nobody from the rest.
+        match RetentionState::of(&repository, cluster, policy, &mut catalog).await {
+            Ok(retention) => self.retention = Some(retention),
+            Err(error) => {
+                self.notes.push(format!("what expire would do cannot be told: {}", told(&error.into())));
+            }
         }
         self.drawing = catalog.status_text().await?;
         self.status = Some(status);

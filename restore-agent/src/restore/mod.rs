@@ -457,7 +457,7 @@ fn incomplete(pgdata: &Path, error: anyhow::Error) -> anyhow::Error {
     let for_good = error.chain().filter_map(|cause| cause.downcast_ref()).any(damaged);
     let next = match for_good {
         true => {
-            "the same command would end there again: restore from another backup (--backup) or another repository, and let \
+            "the same command would end there again: restore from another backup (--backup) or another repository (--repo), and let \
              archive-agent verify tell what else is affected"
         }
         false => "run the same command again",

@@ -107,9 +107,8 @@ pub fn parse_time(text: &str, now: Timestamp) -> Result<PgTimestamp, ParseError>
 /// Whether it begins as a date does that does not exist.
 fn names_no_day(text: &str) -> bool {
     let is_date = |date: &&str| {
-        let expected = "0000-00-00".chars().zip(date.chars());
-        expected
-            .fold(true, |so_far, (like, c)| so_far && if like == '0' { c.is_ascii_digit() } else { c == '-' })
+        let mut places = "0000-00-00".chars().zip(date.chars());
+        places.all(|(like, c)| if like == '0' { c.is_ascii_digit() } else { c == like })
     };
     text.get(..10).filter(is_date).is_some_and(|date| date.parse::<jiff::civil::Date>().is_err())
 }
