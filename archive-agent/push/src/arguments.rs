@@ -1,7 +1,10 @@
-//! The command line, read by hand: this program starts once for every segment.
+//! The command line, read without a framework: this program starts once for every segment.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+use lexopt::Arg::{Long, Value};
+use lexopt::Parser;
 
 /// What to push and whom to ask.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,40 +49,44 @@ Exit status: 0 the file is durable, 1 it is not, 2 wrong usage; never above 125.
 
 /// Reads the arguments after the program's name. An error is one line.
 pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Parsed, String> {
-    let (mut socket, mut config, mut path) = (None, None, None);
-    let mut only_paths = false;
-    let mut rest = arguments.into_iter();
-    while let Some(argument) = rest.next() {
-        let text = argument.to_string_lossy().into_owned();
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) if name.starts_with("--") => (name, Some(OsString::from(value))),
-            _ => (text.as_str(), None),
-        };
-        let slot = match name {
-            _ if only_paths || !name.starts_with('-') => {
-                if let Some(first) = path.replace(PathBuf::from(&argument)) {
-                    return Err(format!("more than one path: {} and {text}; {USAGE}", first.display()));
-                }
-                continue;
-            }
-            "--help" | "-h" => return Ok(Parsed::Print(HELP.to_owned())),
-            "--version" | "-V" => {
+    // Exit 0 tells PostgreSQL that the file is safe: only somebody who asks for nothing else may get it for a text.
+    if let [only] = arguments.as_slice() {
+        match only.to_str() {
+            Some("--help" | "-h") => return Ok(Parsed::Print(HELP.to_owned())),
+            Some("--version" | "-V") => {
                 return Ok(Parsed::Print(format!("archive-push {}\n", env!("WALPOINT_VERSION"))));
             }
-            "--" => {
-                only_paths = true;
-                continue;
-            }
-            "--socket" => &mut socket,
-            "--config" => &mut config,
-            _ => return Err(format!("unknown option {text}; {USAGE}")),
-        };
-        let value = value.or_else(|| rest.next()).filter(|value| !value.is_empty());
-        *slot = Some(PathBuf::from(value.ok_or_else(|| format!("{name} needs a value; {USAGE}"))?));
+            _ => {}
+        }
     }
-    let socket = socket.ok_or_else(|| format!("--socket is missing; {USAGE}"))?;
-    let path = path.ok_or_else(|| format!("the path of the file is missing (%p); {USAGE}"))?;
-    Ok(Parsed::Push(Arguments { socket, config, path }))
+    read(Parser::from_args(arguments)).map(Parsed::Push).map_err(|problem| format!("{problem}; {USAGE}"))
+}
+
+fn read(mut parser: Parser) -> Result<Arguments, lexopt::Error> {
+    let (mut socket, mut config, mut path) = (None, None, None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("socket") => socket = Some(PathBuf::from(value(&mut parser, "--socket")?)),
+            Long("config") => config = Some(PathBuf::from(value(&mut parser, "--config")?)),
+            Value(other) => {
+                if let Some(first) = path.replace(PathBuf::from(&other)) {
+                    return Err(format!("more than one path: {first:?} and {other:?}").into());
+                }
+            }
+            _ => return Err(argument.unexpected()),
+        }
+    }
+    Ok(Arguments {
+        socket: socket.ok_or("--socket is missing")?,
+        config,
+        path: path.ok_or("the path of the file is missing (%p)")?,
+    })
+}
+
+/// An option's value. An empty one is a variable of the shell that was not set.
+fn value(parser: &mut Parser, option: &str) -> Result<OsString, lexopt::Error> {
+    let value = parser.value()?;
+    if value.is_empty() { Err(format!("{option} needs a value").into()) } else { Ok(value) }
 }
 
 #[cfg(test)]
@@ -110,11 +117,11 @@ mod tests {
     fn wrong_usage_is_one_line_that_says_what_is_missing() {
         for (line, says) in [
             ("", "--socket is missing"),
-            ("--socket", "--socket needs a value"),
+            ("--socket", "missing argument for option '--socket'"),
             ("--socket= x", "--socket needs a value"),
             ("--socket s", "path of the file is missing"),
             ("--socket s a b", "more than one path"),
-            ("--sokcet s a", "unknown option --sokcet"),
+            ("--sokcet s a", "invalid option '--sokcet'"),
         ] {
             let problem = parsed(line).unwrap_err();
             assert!(
@@ -125,10 +132,11 @@ mod tests {
     }
 
     #[test]
-    fn help_and_version() {
+    fn help_and_version_are_not_taken_for_an_archived_file() {
         assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("%p")));
-        assert!(
-            matches!(parsed("--socket s --version x"), Ok(Parsed::Print(text)) if text.starts_with("archive-push "))
-        );
+        assert!(matches!(parsed("-V"), Ok(Parsed::Print(text)) if text.starts_with("archive-push ")));
+        for line in ["--help --socket s p", "--socket s --version p", "-h p"] {
+            assert!(parsed(line).is_err(), "{line}");
+        }
     }
 }

@@ -1,7 +1,10 @@
-//! The command line, read by hand: this program starts once for every file of WAL.
+//! The command line, read without a framework: this program starts once for every file of WAL.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+use lexopt::Arg::{Long, Value};
+use lexopt::Parser;
 
 /// What to fetch and whom to ask.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,35 +64,34 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Parsed, String> {
             _ => {}
         }
     }
+    read(Parser::from_args(arguments)).map(Parsed::Fetch).map_err(|problem| format!("{problem}; {USAGE}"))
+}
+
+fn read(mut parser: Parser) -> Result<Arguments, lexopt::Error> {
     let (mut socket, mut options, mut operands) = (None, Vec::new(), Vec::new());
-    let mut only_operands = false;
-    let mut rest = arguments.into_iter();
-    while let Some(argument) = rest.next() {
-        let text = argument.to_string_lossy().into_owned();
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) if name.starts_with("--") => (name, Some(OsString::from(value))),
-            _ => (text.as_str(), None),
-        };
-        match name {
-            _ if only_operands || !name.starts_with('-') => operands.push(argument),
-            "--" => only_operands = true,
-            "--socket" | "--config" | "--cluster" | "--repo" => {
-                let value = value.or_else(|| rest.next()).filter(|value| !value.is_empty());
-                let value = value.ok_or_else(|| format!("{name} needs a value; {USAGE}"))?;
-                if name == "--socket" {
-                    socket = Some(PathBuf::from(value));
-                } else {
-                    options.extend([OsString::from(name), value]);
-                }
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("socket") => socket = Some(PathBuf::from(value(&mut parser, "--socket")?)),
+            Long(name @ ("config" | "cluster" | "repo")) => {
+                let name = format!("--{name}");
+                let value = value(&mut parser, &name)?;
+                options.extend([OsString::from(name), value]);
             }
-            _ => return Err(format!("unknown option {text}; {USAGE}")),
+            Value(operand) => operands.push(operand),
+            _ => return Err(argument.unexpected()),
         }
     }
-    let socket = socket.ok_or_else(|| format!("--socket is missing; {USAGE}"))?;
+    let socket = socket.ok_or("--socket is missing")?;
     let [name, path]: [OsString; 2] =
-        operands.try_into().map_err(|_| format!("both NAME (%f) and PATH (%p) are needed; {USAGE}"))?;
-    let name = name.into_string().map_err(|name| format!("the name {name:?} is not text; {USAGE}"))?;
-    Ok(Parsed::Fetch(Arguments { socket, options, name, path: PathBuf::from(path) }))
+        operands.try_into().map_err(|_| "both NAME (%f) and PATH (%p) are needed")?;
+    let name = name.into_string().map_err(|name| format!("the name {name:?} is not text"))?;
+    Ok(Arguments { socket, options, name, path: PathBuf::from(path) })
+}
+
+/// An option's value. An empty one is a variable of the shell that was not set.
+fn value(parser: &mut Parser, option: &str) -> Result<OsString, lexopt::Error> {
+    let value = parser.value()?;
+    if value.is_empty() { Err(format!("{option} needs a value").into()) } else { Ok(value) }
 }
 
 #[cfg(test)]
@@ -122,12 +124,12 @@ mod tests {
         for (line, says) in [
             ("", "--socket is missing"),
             ("n p", "--socket is missing"),
-            ("--socket", "--socket needs a value"),
+            ("--socket", "missing argument for option '--socket'"),
             ("--socket= n p", "--socket needs a value"),
             ("--socket s n", "both NAME"),
             ("--socket s n p q", "both NAME"),
-            ("--sokcet s n p", "unknown option --sokcet"),
-            ("--socket s n p --help", "unknown option --help"),
+            ("--sokcet s n p", "invalid option '--sokcet'"),
+            ("--socket s n p --help", "invalid option '--help'"),
         ] {
             let problem = parsed(line).unwrap_err();
             assert!(
