@@ -10,6 +10,7 @@ use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use walpoint_repo::store::StoreSettings;
 
 use crate::dir::TestDir;
 use crate::ports::Lease;
@@ -167,6 +168,25 @@ impl Store {
                 ("AWS_SECRET_ACCESS_KEY".to_owned(), self.credentials.secret.clone()),
             ],
         }
+    }
+
+    /// The same for the library.
+    pub fn settings(&self) -> StoreSettings {
+        self.settings_through(self.port())
+    }
+
+    /// The same, reaching the server at `port`: through a proxy.
+    pub fn settings_through(&self, port: Option<u16>) -> StoreSettings {
+        let mut settings = StoreSettings::at(self.url());
+        if let Kind::S3 { port: own, .. } = self.kind {
+            settings.endpoint = Some(format!("http://127.0.0.1:{}", port.unwrap_or(own)));
+            settings.region = Some("us-east-1".to_owned());
+            settings.path_style = Some(true);
+            settings.allow_http = true;
+            settings.access_key_id = Some(self.credentials.key.clone());
+            settings.secret_access_key_command = Some(format!("echo {}", self.credentials.secret));
+        }
+        settings
     }
 
     /// The test's own way to the objects, past everything under test; keys are relative to the repository.

@@ -21,10 +21,8 @@ use walpoint_tests::store::Store as Place;
 
 /// Settings for a store of the test bed, reached through `port` where one is given.
 fn settings(place: &Place, port: Option<u16>, who: &Credentials) -> StoreSettings {
-    let mut settings = StoreSettings::at(place.url());
-    if let Some(own) = place.port() {
-        settings.endpoint = Some(format!("http://127.0.0.1:{}", port.unwrap_or(own)));
-        settings.allow_http = true;
+    let mut settings = place.settings_through(port);
+    if place.port().is_some() {
         settings.access_key_id = Some(who.key.clone());
         settings.secret_access_key_command = Some(format!("echo {}", who.secret));
     }

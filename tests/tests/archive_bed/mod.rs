@@ -8,7 +8,6 @@ use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_repo::index::{SegmentEntry, TimelineIndex, gather};
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::repository::{NewLineage, Repository};
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::builder::ClusterBuilder;
@@ -79,7 +78,7 @@ impl Archive {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let archive = runtime.block_on(async {
-            let repository = Repository::open("test", &settings(store)).await.unwrap();
+            let repository = Repository::open("test", &store.settings()).await.unwrap();
             let lineage = repository.lineage_for(&name(), control(pgdata).system_id).await.unwrap().unwrap();
             repository.wal(&lineage)
         });
@@ -115,7 +114,7 @@ pub(crate) fn register(store: &Store, pgdata: &Path, major: u32) {
 pub(crate) fn register_as(name: &str, store: &Store, pgdata: &Path, major: u32) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        let repository = Repository::init("main", &settings(store), None).await.unwrap().repository;
+        let repository = Repository::init("main", &store.settings(), None).await.unwrap().repository;
         let control = control(pgdata);
         assert_eq!(u32::from(control.major.get()), major);
         let lineage = NewLineage {
@@ -132,19 +131,6 @@ pub(crate) fn register_as(name: &str, store: &Store, pgdata: &Path, major: u32) 
     if let Some(root) = store.root() {
         user::give_tree(root);
     }
-}
-
-fn settings(store: &Store) -> StoreSettings {
-    let mut settings = StoreSettings::at(store.url());
-    if let (Some(port), [(_, key), (_, secret)]) = (store.port(), &store.env()[..]) {
-        settings.endpoint = Some(format!("http://127.0.0.1:{port}"));
-        settings.region = Some("us-east-1".to_owned());
-        settings.path_style = Some(true);
-        settings.allow_http = true;
-        settings.access_key_id = Some(key.clone());
-        settings.secret_access_key_command = Some(format!("echo {secret}"));
-    }
-    settings
 }
 
 fn name() -> walpoint_base::ClusterName {

@@ -5,16 +5,17 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use walpoint_base::BackupId;
 use walpoint_repo::backup::{BackupReader, Backups, Content, Entry, Listed, ListedState, Root, WindowLimits};
-use walpoint_repo::store::{Store as Opened, StoreSettings};
+use walpoint_repo::store::Store as Opened;
 use walpoint_repo::{RepoError, Repository};
 use walpoint_tests::agent::{Agent, Daemon};
 use walpoint_tests::builder::ClusterBuilder;
 use walpoint_tests::cluster::Cluster;
-use walpoint_tests::process::Output;
+use walpoint_tests::process::{Background, Output};
 use walpoint_tests::store::Store;
 use walpoint_tests::user;
 
@@ -85,6 +86,22 @@ impl Bed {
         restored
     }
 
+    /// Waits for a standby's backup to succeed: nobody switches a segment for it, so the primary goes on writing.
+    #[track_caller]
+    pub(crate) fn let_standby_end(&self, backup: &mut Background) {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = backup.try_status() {
+                break status;
+            }
+            self.cluster.psql("insert into t values (7)");
+            self.cluster.switch_wal();
+            assert!(began.elapsed() < Duration::from_secs(120), "{}", backup.log());
+            std::thread::sleep(Duration::from_millis(300));
+        };
+        assert_eq!(status, 0, "{}", backup.log());
+    }
+
     fn restored_agent(&self, target: &Path) -> Agent {
         let agent = Agent::at(self.cluster.dir(), target, "host=/nowhere").repository("main", &self.store);
         agent.write();
@@ -133,7 +150,7 @@ impl Backed {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let backups = runtime.block_on(async {
-            let opened = Opened::open(&StoreSettings::at(store.url())).await.unwrap();
+            let opened = Opened::open(&store.settings()).await.unwrap();
             let repository = Repository::over("test", opened, None).await.unwrap();
             Backups::of(&repository, &"main".parse().unwrap())
         });

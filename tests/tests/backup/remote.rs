@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
-use std::time::{Duration, Instant};
 
 use walpoint_repo::backup::{Content, Entry, Method};
 use walpoint_tests::agent::Agent;
@@ -129,17 +128,7 @@ fn a_remote_backup_from_a_standby() {
         let agent = Agent::with(&standby, &bed.store);
         let mut command = agent.command("archive-agent", ["backup", "--remote"]);
         let mut backup = Background::start(&mut command, &agent.place().join("backup.log"));
-        let began = Instant::now();
-        let status = loop {
-            if let Some(status) = backup.try_status() {
-                break status;
-            }
-            bed.cluster.psql("insert into t values (7)");
-            bed.cluster.switch_wal();
-            assert!(began.elapsed() < Duration::from_secs(120), "{}", backup.log());
-            std::thread::sleep(Duration::from_millis(300));
-        };
-        assert_eq!(status, 0, "{}", backup.log());
+        bed.let_standby_end(&mut backup);
         let id = bed.repository().finished()[0].to_string();
         let facts = bed.repository().open(&id).manifest().summary.facts.clone();
         assert!(facts.from_standby && facts.method == Method::Remote);

@@ -1,7 +1,5 @@
 //! B6: no backup is announced before its WAL is stored, and what keeps the WAL away is named.
 
-use std::time::{Duration, Instant};
-
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::store::Store;
 
@@ -99,17 +97,7 @@ fn a_backup_from_a_standby() {
     let mut command = agent.command("archive-agent", ["backup", "--json"]);
     let log = agent.place().join("backup.log");
     let mut backup = walpoint_tests::process::Background::start(&mut command, &log);
-    let began = Instant::now();
-    let status = loop {
-        if let Some(status) = backup.try_status() {
-            break status;
-        }
-        bed.cluster.psql("insert into t values (7)");
-        bed.cluster.switch_wal();
-        assert!(began.elapsed() < Duration::from_secs(120), "{}", backup.log());
-        std::thread::sleep(Duration::from_millis(300));
-    };
-    assert_eq!(status, 0, "{}", backup.log());
+    bed.let_standby_end(&mut backup);
     let id = bed.repository().finished()[0];
     let facts = bed.repository().open(&id.to_string()).manifest().summary.facts.clone();
     assert!(facts.from_standby);

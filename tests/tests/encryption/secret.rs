@@ -6,7 +6,6 @@ use walpoint_repo::Repository;
 use walpoint_repo::store::StoreSettings;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
-use walpoint_tests::store::Store;
 use walpoint_tests::user;
 
 pub(crate) const PASSPHRASE: &str = "correct horse battery staple";
@@ -49,13 +48,8 @@ pub(crate) fn other_agent(bed: &Archived, lines: &[&str]) -> Agent {
 /// The repository of the bed, opened with its key file by the library.
 pub(crate) fn open(runtime: &tokio::runtime::Runtime, bed: &Archived) -> Repository {
     let settings =
-        StoreSettings { key_file: Some(bed.agent.place().join("main.key")), ..settings(&bed.store) };
+        StoreSettings { key_file: Some(bed.agent.place().join("main.key")), ..bed.store.settings() };
     runtime.block_on(Repository::open("test", &settings)).unwrap()
-}
-
-fn settings(store: &Store) -> StoreSettings {
-    assert!(store.root().is_some(), "a local one");
-    StoreSettings::at(store.url())
 }
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {

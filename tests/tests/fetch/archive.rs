@@ -7,7 +7,6 @@ use walpoint_base::WalFileName;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::repository::{NewLineage, Repository};
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{WalArchive, WalFlags};
 use walpoint_tests::store::Store;
 use walpoint_tests::user;
@@ -28,7 +27,7 @@ impl<'a> Archive<'a> {
         let copies = runtime.block_on(async {
             let mut repositories = Vec::new();
             for (name, store) in stores {
-                let made = Repository::init(name, &settings(store), None).await.unwrap();
+                let made = Repository::init(name, &store.settings(), None).await.unwrap();
                 repositories.push((*store, made.repository));
             }
             let ack: Vec<AckMember> = repositories
@@ -108,17 +107,4 @@ impl<'a> Archive<'a> {
             }
         }
     }
-}
-
-fn settings(store: &Store) -> StoreSettings {
-    let mut settings = StoreSettings::at(store.url());
-    if let (Some(port), [(_, key), (_, secret)]) = (store.port(), &store.env()[..]) {
-        settings.endpoint = Some(format!("http://127.0.0.1:{port}"));
-        settings.region = Some("us-east-1".to_owned());
-        settings.path_style = Some(true);
-        settings.allow_http = true;
-        settings.access_key_id = Some(key.clone());
-        settings.secret_access_key_command = Some(format!("echo {secret}"));
-    }
-    settings
 }

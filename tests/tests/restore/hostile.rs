@@ -12,7 +12,6 @@ use walpoint_repo::backup::{
     Attributes, BackupFacts, Backups, Content, Entry, HexBytes, Intent, Lane, Root, TablePath, Tablespace,
     WriteOptions, forge,
 };
-use walpoint_repo::store::StoreSettings;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::process::{self, Output};
@@ -62,8 +61,7 @@ impl Scene {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let id = runtime.block_on(async {
-            let repository =
-                Repository::open("test", &StoreSettings::at(self.bed.store.url())).await.unwrap();
+            let repository = Repository::open("test", &self.bed.store.settings()).await.unwrap();
             let backups = Backups::of(&repository, &"main".parse().unwrap());
             let mut facts = backups.open(self.honest).await.unwrap().manifest().summary.facts.clone();
             let size = facts.blocks().unwrap();

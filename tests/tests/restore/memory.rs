@@ -150,3 +150,39 @@ fn a_restore_stays_below_128_mib() {
 fn a_restore_from_s3_stays_below_128_mib() {
     stays_below_128_mib(Store::s3());
 }
+
+/// B8: a million small files, backed up, backed up again and restored: never more than 128 MiB resident, and all are right.
+#[test]
+#[ignore = "gigabytes of small files: make soak"]
+fn a_million_small_files_stay_below_128_mib() {
+    let bed = Archived::start(Cluster::builder(), Store::local());
+    let pgdata = bed.cluster.pgdata();
+    for n in 0..1_000_000u32 {
+        if n % 1000 == 0 {
+            fs::create_dir_all(pgdata.join(format!("many/{}", n / 1000))).unwrap();
+        }
+        fs::write(pgdata.join(format!("many/{}/{n}", n / 1000)), n.to_le_bytes()).unwrap();
+    }
+    user::give_tree(&pgdata.join("many"));
+    let watched = |program: &str, arguments: &[&str]| {
+        let log = bed.agent.place().join("watched.log");
+        let mut running = Background::start(&mut bed.agent.command(program, arguments), &log);
+        let (status, highest) = running.wait_watched(Duration::from_secs(900));
+        assert_eq!(status, 0, "{}", running.log());
+        println!("{arguments:?}: highest resident: {} MiB", highest >> 20);
+        assert!(highest > 0 && highest < 128 << 20, "{arguments:?}: {} MiB", highest >> 20);
+    };
+    watched("archive-agent", &["backup"]);
+    let changed = 777_777u32;
+    fs::write(pgdata.join("many/777/777777"), (!changed).to_le_bytes()).unwrap();
+    watched("archive-agent", &["backup"]);
+    watched("archive-agent", &["verify", "--full", "--quiet"]);
+    bed.settle();
+    let target = bed.place("target");
+    watched("restore-agent", &["restore", "--quiet", "--pgdata", target.to_str().unwrap()]);
+    for n in 0..1_000_000u32 {
+        let found = fs::read(target.join(format!("many/{}/{n}", n / 1000))).unwrap();
+        let wanted = if n == changed { !n } else { n };
+        assert!(found == wanted.to_le_bytes(), "many/{}/{n} differs: {found:?}", n / 1000);
+    }
+}

@@ -13,7 +13,6 @@ mod agreement;
 mod ended;
 mod recovery;
 mod server;
-mod speed;
 mod waldump;
 
 fn name_of(path: &Path) -> SegmentName {
