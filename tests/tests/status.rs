@@ -9,7 +9,6 @@ use walpoint_base::{Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, System
 use walpoint_repo::Repository;
 use walpoint_repo::object::MasterKey;
 use walpoint_repo::repository::NewLineage;
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalFlags;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
@@ -52,8 +51,10 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
     cluster.start();
     let settle = |cluster: &Cluster| cluster.wait_archived(&cluster.switch_wal());
     cluster.psql("create table t as select generate_series(1, 20000)");
+    cluster.psql("select pg_create_restore_point('too early')");
     agent.run(&["backup", "--label", "first"]).expect_success();
     cluster.psql("insert into t select generate_series(1, 20000)");
+    cluster.psql("select pg_create_restore_point('before upgrade')");
     settle(&cluster);
     cluster.psql("insert into t select generate_series(1, 20000)");
     settle(&cluster);
@@ -70,6 +71,7 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
         "was archived",
         "no file waits",
         "window",
+        "    before upgrade  20",
         backup.as_str(),
     ] {
         assert!(text.contains(told), "{told} is not in:\n{text}");
@@ -92,8 +94,20 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
         assert_eq!(timeline["timeline"], 1);
         assert_eq!(timeline["windows"][0]["oldest_backup"], backup.as_str());
         assert_eq!(timeline["gaps"], Value::Array(vec![]));
+        let points = &repository["status"]["lineages"][0]["restore_points"];
+        assert_eq!(
+            (&points[0]["name"], points[1].is_null()),
+            (&Value::from("before upgrade"), true),
+            "{points}"
+        );
+        assert!(points[0]["time"].is_string() && points[0]["lsn"].is_string(), "{points}");
         assert_eq!(repository["status"]["backups"][0]["state"], "finished");
     }
+
+    // Whoever mistypes the name of a restore point is told those that there are.
+    let mistyped = agent.restore(&["plan", "--target-name", "before upgarde"]).expect_status(1);
+    let points = "restore points, the newest first: before upgrade, too early";
+    assert!(mistyped.stdout.contains(points) || mistyped.stderr.contains(points), "{mistyped:#?}");
 
     // A hole in the WAL shows as a gap.
     let keys = store.back_door().list("clusters/main");
@@ -223,21 +237,8 @@ fn system_id() -> SystemId {
 
 /// Makes an encrypted repository with one segment.
 async fn fill(store: &Store) {
-    let (access_key, secret) = match store.env().as_slice() {
-        [key, secret] => (Some(key.1.clone()), Some(secret.1.clone())),
-        _ => (None, None),
-    };
-    let dir = TestDir::new();
-    let secret = secret.map(|secret| dir.write("secret", secret));
-    let settings = StoreSettings {
-        endpoint: store.port().map(|port| format!("http://127.0.0.1:{port}")),
-        allow_http: store.port().is_some(),
-        access_key_id: access_key,
-        secret_access_key_file: secret,
-        ..StoreSettings::at(store.url())
-    };
     let master = MasterKey::new([7; 32]);
-    let made = Repository::init("main", &settings, Some(master)).await.expect("a repository");
+    let made = Repository::init("main", &store.settings(), Some(master)).await.expect("a repository");
     let (name, size): (SegmentName, _) =
         (NAME.parse().expect("a name"), SegmentSize::new(1 << 20).expect("a size"));
     let facts = SegmentFacts {

@@ -110,7 +110,7 @@ impl RepositoryState {
                 self.notes.push(format!("what expire would do cannot be told: {}", told(&error.into())));
             }
         }
-        self.drawing = catalog.status_text().await?;
+        self.drawing = catalog.status_text(&status).await?;
         self.status = Some(status);
         Ok(())
     }

@@ -26,9 +26,8 @@ const BACKUPS: usize = 20;
 type Mark = (Lsn, Lsn, char);
 
 impl Catalog {
-    /// The status for a person: graph, windows, gaps, backups. Lines end with a newline.
-    pub async fn status_text(&mut self) -> Result<String> {
-        let status = self.status().await?;
+    /// The status for a person: graph, windows, gaps, restore points, backups. Lines end with a newline.
+    pub async fn status_text(&mut self, status: &ClusterStatus) -> Result<String> {
         let mut text = format!("Cluster {} in {} ({})\n", status.cluster, status.repository, status.store);
         let backups: Vec<BackupId> = self.backups().iter().map(|b| b.id).collect();
         for (lineage, said) in self.lineages_mut().iter_mut().zip(&status.lineages) {
@@ -39,7 +38,7 @@ impl Catalog {
         if status.lineages.is_empty() {
             text.push_str("\nNothing was archived yet.\n");
         }
-        text.push_str(&backup_lines(&status));
+        text.push_str(&backup_lines(status));
         Ok(text)
     }
 }
@@ -141,6 +140,13 @@ fn details(status: &super::status::LineageStatus, size: SegmentSize) -> String {
         for name in &timeline.damaged {
             writeln!(text, "    damaged {name}").ok();
         }
+    }
+    if !status.restore_points.is_empty() {
+        text.push_str("\n  Restore points\n");
+    }
+    for point in &status.restore_points {
+        let made = point.time.as_deref().unwrap_or("time unknown");
+        writeln!(text, "    {}  {made}  timeline {}, {}", point.name, point.timeline, point.lsn).ok();
     }
     for problem in &status.problems {
         writeln!(text, "  problem   {problem}").ok();

@@ -111,6 +111,13 @@ impl LineageCatalog {
         self.problems.iter().chain(indexes).cloned().collect()
     }
 
+    /// Remembers what could not be read and keeps nobody from the rest.
+    pub(super) fn add_problem(&mut self, problem: String) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
     /// Runs a pure planner, answering what it asks, until it has what it needs. Without a decoder, questions about where
     /// recovery stops fail, and the ends of windows are known less exactly.
     pub async fn ask<T>(
@@ -205,10 +212,7 @@ impl LineageCatalog {
                     Err(error) => return Err(error),
                 }
             }
-            Question::Points(name) => {
-                let points = self.archive.points_named(name).await?;
-                Answer::Points(points.into_iter().map(|p| (p.timeline, p.lsn)).collect())
-            }
+            Question::Points => Answer::Points(self.archive.points().await?),
         })
     }
 

@@ -10,6 +10,7 @@
 //! | `runs` | sets of segments |
 //! | `inventory` | the WAL of a timeline: index and tail |
 //! | `lineage` | one lineage, and the answers to a planner's questions about it |
+//! | `points` | the named restore points that recovery can stop at |
 //! | `succession` | which backup came after which, when clocks were wrong |
 //! | [`status`], `draw` | all of it as data and for a person |
 
@@ -17,6 +18,7 @@ mod draw;
 mod graph;
 mod inventory;
 mod lineage;
+mod points;
 mod runs;
 pub mod status;
 mod succession;

@@ -4,6 +4,7 @@
 use serde::Serialize;
 use walpoint_base::{PgTimestamp, SegmentNo, TimelineId};
 
+use super::points::RestorePointStatus;
 use super::{Catalog, LineageCatalog};
 use crate::backup::{Listed, ListedState};
 use crate::error::Result;
@@ -39,6 +40,8 @@ pub struct LineageStatus {
     pub segment_size: u64,
     /// Its timelines, lowest id first.
     pub timelines: Vec<TimelineStatus>,
+    /// The newest named restore points that lie in a window, oldest first.
+    pub restore_points: Vec<RestorePointStatus>,
     /// What could not be read.
     pub problems: Vec<String>,
 }
@@ -165,12 +168,14 @@ impl LineageCatalog {
 
     async fn status(&mut self) -> Result<LineageStatus> {
         let parts = self.parts().await?;
+        let restore_points = self.restore_points(&parts).await?;
         let timelines = parts.iter().map(|parts| self.timeline_status(parts)).collect();
         Ok(LineageStatus {
             lineage: self.id().to_string(),
             postgresql: self.lineage().major.get(),
             segment_size: self.lineage().segment_size.bytes(),
             timelines,
+            restore_points,
             problems: self.problems(),
         })
     }

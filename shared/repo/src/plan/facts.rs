@@ -10,6 +10,7 @@ use walpoint_base::{BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, S
 
 use super::stop::{Stop, StopRule};
 use crate::catalog::{Runs, TimelineGraph};
+use crate::wal::PointRef;
 
 /// The facts of a base backup that planning depends on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,8 +71,8 @@ pub enum Question {
     Stop(StopQuestion),
     /// What lies in a stretch of WAL?
     Extent(ExtentQuestion),
-    /// Where are the restore points of this name?
-    Points(String),
+    /// Which restore points are there?
+    Points,
 }
 
 /// Where does recovery along the path to `path` stop, when it replays from `from` and all WAL before `until` is there?
@@ -118,8 +119,8 @@ pub enum Answer {
     Stop(Option<Stop>),
     /// To [`Question::Extent`].
     Extent(Extent),
-    /// To [`Question::Points`]: timeline and start of the record.
-    Points(Vec<(TimelineId, Lsn)>),
+    /// To [`Question::Points`].
+    Points(Vec<PointRef>),
 }
 
 /// A planner's result, or what it has to know first.
@@ -211,12 +212,11 @@ impl Facts {
         }
     }
 
-    /// The restore points of a name.
-    pub fn points(&self, name: &str) -> Asking<&[(TimelineId, Lsn)]> {
-        let question = Question::Points(name.to_owned());
-        match self.answers.get(&question) {
+    /// The restore points of all names and timelines.
+    pub fn points(&self) -> Asking<&[PointRef]> {
+        match self.answers.get(&Question::Points) {
             Some(Answer::Points(points)) => Ok(points),
-            _ => Err(question),
+            _ => Err(Question::Points),
         }
     }
 }

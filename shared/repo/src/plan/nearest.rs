@@ -1,5 +1,7 @@
 //! What to offer when a target cannot be reached.
 
+use std::cmp::Reverse;
+
 use walpoint_base::{RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
 use super::facts::{Asking, BackupState};
@@ -7,9 +9,13 @@ use super::path::Path;
 use super::planner::{Planner, Refusal};
 use super::unreachable::{Moment, Unreachable, Why};
 use super::windows::{self, Window};
+use crate::wal::PointRef;
 
 /// How many other timelines are searched for the target's moment.
 const OTHER_TIMELINES: usize = 8;
+
+/// How many restore points are named, the newest ones.
+const KNOWN_POINTS: usize = 20;
 
 /// How many backups that cannot be used are named, the newest first.
 const UNUSABLE_BACKUPS: usize = 5;
@@ -120,11 +126,12 @@ impl Planner<'_> {
         Ok(hints)
     }
 
-    /// Restore points of that name that the path does not lead through.
+    /// Restore points of that name that the path does not lead through; those that there are if none bears it.
     fn points_elsewhere(&self, name: &str, path: Option<TimelineId>) -> Asking<Vec<String>> {
         let history = path.and_then(|p| self.facts.graph.history(p));
         let mut hints = Vec::new();
-        for &(timeline, lsn) in self.facts.points(name)? {
+        let points = self.facts.points()?;
+        for &PointRef { timeline, lsn, .. } in points.iter().filter(|point| point.name == name) {
             if history.is_none_or(|h| h.timeline_at(lsn) != timeline) {
                 hints.push(format!(
                     "A restore point of that name was made on timeline {timeline} at {lsn}: add --target-timeline \
@@ -133,6 +140,9 @@ impl Planner<'_> {
             } else {
                 hints.push(format!("It was made on timeline {timeline} at {lsn}."));
             }
+        }
+        if hints.is_empty() {
+            hints.push(known_points(points));
         }
         Ok(hints)
     }
@@ -185,6 +195,22 @@ fn timeline_options(timeline: TimelineId) -> Vec<String> {
 }
 
 /// The first consistent moment of a window.
+/// The names that might have been meant, the newest first.
+fn known_points(points: &[PointRef]) -> String {
+    let mut newest: Vec<&PointRef> = points.iter().collect();
+    newest.sort_by_key(|point| Reverse(point.lsn));
+    let mut names: Vec<&str> = Vec::new();
+    for point in newest {
+        if !names.contains(&point.name.as_str()) && names.len() < KNOWN_POINTS {
+            names.push(&point.name);
+        }
+    }
+    match names.is_empty() {
+        true => "The archive knows no restore point; pg_create_restore_point makes one.".to_owned(),
+        false => format!("The archive's restore points, the newest first: {}.", names.join(", ")),
+    }
+}
+
 fn start_of(window: &Window) -> Moment {
     let mut options = timeline_options(window.timeline);
     options.extend(["--target-immediate".to_owned(), "--backup".to_owned(), window.oldest.to_string()]);

@@ -151,20 +151,22 @@ async fn status_shows_windows_gaps_and_forks() {
     // No backup is really there, so all that a repository can tell is WAL.
     let (repository, cluster) = (bed.archive.repository(), bed.archive.lineage().cluster.clone());
     let mut catalog = Catalog::load(repository, &cluster).await.unwrap();
-    let status = serde_json::to_value(catalog.status().await.unwrap()).unwrap();
+    let known = catalog.status().await.unwrap();
+    let status = serde_json::to_value(&known).unwrap();
     let timeline = &status["lineages"][0]["timelines"][1];
     assert_eq!(timeline["parent"], serde_json::json!({ "timeline": 1, "lsn": "0/A80000", "reason": "x" }));
     assert_eq!(timeline["first_segment"], "00000002000000000000000A");
     assert_eq!(timeline["segments"], 5);
-    let text = catalog.status_text().await.unwrap();
+    let text = catalog.status_text(&known).await.unwrap();
     assert!(
         text.contains("    gap     00000001000000000000000D to 00000001000000000000000D (1 segments)\n"),
         "{text}"
     );
     assert!(text.contains("  timeline 2 ") && text.contains("nothing can be recovered"), "{text}");
 
-    let nobody =
-        Catalog::load(repository, &"nobody".parse().unwrap()).await.unwrap().status_text().await.unwrap();
+    let mut unknown = Catalog::load(repository, &"nobody".parse().unwrap()).await.unwrap();
+    let nothing = unknown.status().await.unwrap();
+    let nobody = unknown.status_text(&nothing).await.unwrap();
     assert!(nobody.contains("Nothing was archived yet."), "{nobody}");
     let (nobody, request) = ("nobody".parse().unwrap(), Request::default());
     let refused = driver::plan(repository, &nobody, &request, &decoder, at(0).to_time()).await.unwrap();

@@ -141,5 +141,5 @@ fn futures_can_be_spawned(
     let mut gone = crate::catalog::Runs::default();
     gone.insert(SegmentNo(0), 0);
     spawned(writer.forget(FIRST, &gone));
-    spawned(catalog.status_text());
+    spawned(catalog.status());
 }

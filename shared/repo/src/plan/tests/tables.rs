@@ -234,6 +234,9 @@ fn refusals_of_wrong_requests() {
     let elsewhere = world.plan(&on(3, RecoveryTarget::Name("late".into()))).unwrap_err();
     assert_eq!(elsewhere.why, Why::NameNotFound);
     assert!(elsewhere.hints[0].contains("--target-timeline 1"), "{:?}", elsewhere.hints);
+    let mistyped = world.plan(&on(3, RecoveryTarget::Name("leat".into()))).unwrap_err();
+    assert_eq!(mistyped.why, Why::NameNotFound);
+    assert!(mistyped.hints[0].contains("late"), "{:?}", mistyped.hints);
     let branch = world.plan(&on(3, RecoveryTarget::Time(at(30_000)))).unwrap_err();
     assert!(!branch.hints.iter().any(|h| h.contains("has that moment")));
     let abandoned = world.plan(&on(3, RecoveryTarget::Lsn(Lsn(mb(12))))).unwrap_err();

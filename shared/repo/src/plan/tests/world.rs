@@ -10,6 +10,7 @@ use walpoint_base::{
 
 use crate::catalog::{Runs, TimelineGraph};
 use crate::plan::*;
+use crate::wal::PointRef;
 
 /// Segments of 1 MiB: the smallest that PostgreSQL has.
 pub(super) const SIZE: u64 = 1 << 20;
@@ -125,10 +126,14 @@ impl World {
                     latest: latest.max(),
                 })
             }
-            Question::Points(name) => {
-                let all = self.records.values().flatten();
-                let named = all.filter(|r| r.kind == Kind::Point(name.clone()));
-                Answer::Points(named.map(|r| (r.timeline, r.start)).collect())
+            Question::Points => {
+                let points = self.records.values().flatten().filter_map(|r| match &r.kind {
+                    Kind::Point(name) => {
+                        Some(PointRef { name: name.clone(), timeline: r.timeline, lsn: r.start })
+                    }
+                    _ => None,
+                });
+                Answer::Points(points.collect())
             }
         }
     }

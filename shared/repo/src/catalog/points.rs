@@ -1,0 +1,69 @@
+//! The named restore points that recovery can stop at.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+
+use super::LineageCatalog;
+use super::status::TimelineParts;
+use crate::error::{RepoError, Result};
+use crate::plan::report::time;
+use crate::wal::PointRef;
+
+/// Restore points that are told, the newest ones: each costs a request.
+const TOLD: usize = 20;
+
+/// Requests under way at once.
+const CONCURRENT: usize = 8;
+
+/// A restore point in a window.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RestorePointStatus {
+    /// What `--target-name` takes.
+    pub name: String,
+    /// The timeline it was made on.
+    pub timeline: u32,
+    /// Where its record starts.
+    pub lsn: String,
+    /// When it was made, if that can be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+}
+
+impl LineageCatalog {
+    /// The newest restore points that lie in a window, oldest first.
+    pub(super) async fn restore_points(
+        &mut self,
+        parts: &[TimelineParts],
+    ) -> Result<Vec<RestorePointStatus>> {
+        let reachable = |point: &PointRef| {
+            let own = parts.iter().filter(|part| part.timeline == point.timeline);
+            own.flat_map(|part| &part.windows).any(|w| w.from <= point.lsn && point.lsn < w.until)
+        };
+        let mut points = self.archive().points().await?;
+        points.retain(reachable);
+        points.sort_by_key(|point| (point.lsn, point.timeline));
+        let newest = points.split_off(points.len().saturating_sub(TOLD));
+        let archive = self.archive();
+        let read: Vec<_> = stream::iter(newest)
+            .map(|point| async move {
+                match archive.point(&point).await {
+                    Ok(stored) => Ok((point, Ok(stored.map(|stored| time(stored.time))))),
+                    // Its name tells all that recovery needs.
+                    Err(error @ RepoError::Corrupt { .. }) => Ok((point, Err(error.to_string()))),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffered(CONCURRENT)
+            .try_collect()
+            .await?;
+        let mut told = Vec::with_capacity(read.len());
+        for (PointRef { name, timeline, lsn }, time) in read {
+            let time = time.unwrap_or_else(|problem| {
+                self.add_problem(problem);
+                None
+            });
+            told.push(RestorePointStatus { name, timeline: timeline.get(), lsn: lsn.to_string(), time });
+        }
+        Ok(told)
+    }
+}
