@@ -89,11 +89,6 @@ impl Layout {
         in_space && direct.is_some_and(|name| !is_directory || !name.starts_with(b"PG_"))
     }
 
-    /// Whether a tablespace lies inside the data directory.
-    pub(crate) fn flattened(&self) -> bool {
-        self.tablespaces.values().any(|place| *place == Place::Inside)
-    }
-
     /// The place of a file. Tablespaces are reached through their links, which are created before what is in them.
     pub(crate) fn path(&self, path: &TablePath) -> PathBuf {
         let root = match path.root {

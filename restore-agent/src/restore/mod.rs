@@ -36,6 +36,7 @@ mod settings;
 mod sync;
 mod tablespaces;
 
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -256,10 +257,6 @@ impl Restore {
         if !args.resume_archiving {
             settings.push(("archive_mode".to_owned(), "off".to_owned()));
         }
-        if layout.flattened() {
-            // Without it recovery takes a directory in pg_tblspc for damage, and panics (CheckTablespaceDirectory).
-            settings.push(("allow_in_place_tablespaces".to_owned(), "on".to_owned()));
-        }
         settings.extend(planned.plan.settings.iter().map(|s| (s.name.to_owned(), s.value.clone())));
         Ok(Self { planned, reader, layout, owners, owner, marker, ground, replacement, settings })
     }
@@ -368,12 +365,20 @@ impl Restore {
             let spot = self.layout.tablespace(t.oid)?;
             Some(walpoint_pg::label::Tablespace { oid: t.oid, path: spot.as_os_str().as_bytes().to_vec() })
         });
+        let mut settings = self.settings.clone();
+        // Some were inside when the backup was made, whatever the command line says.
+        if holds_tablespaces(pgdata)
+            .with_context(|| format!("{}/pg_tblspc cannot be read", pgdata.display()))?
+        {
+            // Without it recovery takes a directory in pg_tblspc for damage, and panics (CheckTablespaceDirectory).
+            settings.push(("allow_in_place_tablespaces".to_owned(), "on".to_owned()));
+        }
         let finish = Finish {
             pgdata,
             major: facts.major,
             backup_label: &facts.backup_label.0,
             tablespace_map: TablespaceMap { tablespaces: tablespaces.collect() },
-            settings: self.settings.clone(),
+            settings,
             signal: self.planned.plan.signal,
             owner: self.owner,
         };
@@ -502,6 +507,16 @@ fn lay_out(
 async fn owner_of_root(reader: &BackupReader, owners: &Owners) -> anyhow::Result<Option<Owner>> {
     let root = reader.entries().next().await?.context("the backup is empty: its file table has no entry")?;
     Ok(owners.of(root.attributes.uid, root.attributes.gid))
+}
+
+/// Whether a tablespace is a directory in `pg_tblspc` and no link.
+fn holds_tablespaces(pgdata: &Path) -> io::Result<bool> {
+    for entry in std::fs::read_dir(pgdata.join("pg_tblspc"))? {
+        if entry?.file_type()?.is_dir() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Refuses directories that are in use or lie within each other. Those that an interrupted restore had claimed are ours.

@@ -6,6 +6,7 @@ mod bed;
 mod changing;
 mod clock;
 mod damage;
+mod in_place;
 mod incremental;
 mod interrupted;
 mod layout;

@@ -50,7 +50,8 @@ async fn a_backup_session_on_every_version() {
         let backup = BackupSession::start(server(&cluster).await, "it's a \\label", true).await.unwrap();
         let started = backup.started().clone();
         assert_eq!((started.timeline.get(), started.in_recovery), (1, false));
-        let [space] = started.tablespaces.as_slice() else { panic!("{:?}", started.tablespaces) };
+        let tablespaces = server(&cluster).await.tablespaces().await.unwrap();
+        let [space] = tablespaces.as_slice() else { panic!("{tablespaces:?}") };
         assert_eq!((space.name.as_str(), space.location.as_path()), ("söme where", place.as_path()));
         cluster.fill_wal_mb(2);
         let stop = backup.stop().await.unwrap();

@@ -1,5 +1,7 @@
 //! The way from `BASE_BACKUP` to the manifest of the backup.
 
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use walpoint_base::{BackupId, TimelineHistory};
-use walpoint_pg::base_backup::{BaseBackup, Command, End, Start};
+use walpoint_pg::base_backup::{Archive, BaseBackup, Command, End, Space, Start};
+use walpoint_pg::label::{self, TablespaceMap};
+use walpoint_pg::server::{Server, Tablespace};
 use walpoint_repo::backup::{BackupWriter, Method};
 use walpoint_runtime::progress::{Progress, human_bytes};
 
@@ -52,7 +56,10 @@ impl Run<'_> {
         let walsender = source::walsender(&self.selection.settings).await?;
         let label = if self.label.is_empty() { DEFAULT_LABEL } else { &self.label };
         let started = Timestamp::now();
-        let command = Command { label, fast: self.fast };
+        let expected = examined.server.tablespaces().await?;
+        let inside = expected.iter().any(|tablespace| tablespace.location.is_relative());
+        let map = Command::can_map(examined.identity.major, inside);
+        let command = Command { label, fast: self.fast, map };
         let stream = self.unless_stopped(BaseBackup::start(walsender, &command)).await;
         waiting.end();
         let stream = stream?;
@@ -64,7 +71,14 @@ impl Run<'_> {
         let writers = self.writers(copies, (id, started), examined.identity.block_size, forced).await?;
         let progress = Progress::bytes("copying", bytes, self.show_progress);
         let copied = self
-            .received(stream, &writers, &failures, &examined, progress.clone(), (id, started, mode))
+            .received(
+                stream,
+                &writers,
+                &failures,
+                (&mut examined, &expected),
+                progress.clone(),
+                (id, started, mode),
+            )
             .await;
         progress.end();
         let copied = self.or_noted(copied, &writers, &failures).await?;
@@ -78,11 +92,11 @@ impl Run<'_> {
         stream: BaseBackup,
         writers: &[BackupWriter],
         failures: &Arc<Failures>,
-        examined: &RemoteSource,
+        (examined, expected): (&mut RemoteSource, &[Tablespace]),
         progress: Progress,
         (id, started, mode): (BackupId, Timestamp, u16),
     ) -> anyhow::Result<Copied> {
-        let RemoteSource { identity, destinations, pgdata, .. } = examined;
+        let RemoteSource { server, identity, destinations, pgdata, .. } = examined;
         let start = stream.started();
         let shared = Arc::new(Shared {
             block_size: usize::try_from(identity.block_size)?,
@@ -93,13 +107,16 @@ impl Run<'_> {
             counts: Counts::default(),
         });
         let spaces = stream.spaces().to_vec();
+        let map = map_of(&spaces).to_bytes(identity.major);
         let announced = Announced { spaces, data_directory: identity.data_directory.clone(), mode };
         let damaged = Arc::new(AtomicU64::new(0));
         let delivered =
             receive(stream, announced, &shared, writers, failures, self.readers(writers.len()), &damaged)
                 .await?;
         let ended = Timestamp::now();
-        let Delivered { label, tablespace_map, control, manifest, end } = delivered;
+        let Delivered { label, tablespace_map, tablespaces, control, manifest, end } = delivered;
+        all_came(server, expected, &tablespaces).await?;
+        let tablespace_map = if tablespace_map.is_empty() { map } else { tablespace_map };
         if control.system_id != identity.system_id
             || manifest.system_id.is_some_and(|system| system != identity.system_id)
         {
@@ -150,6 +167,39 @@ impl Run<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// The map that a server writes of these.
+fn map_of(spaces: &[Space]) -> TablespaceMap {
+    let linked = spaces.iter().filter_map(|space| match space.archive {
+        Archive::Tablespace(oid) if space.location.is_absolute() => {
+            Some(label::Tablespace { oid, path: space.location.as_os_str().as_bytes().to_vec() })
+        }
+        _ => None,
+    });
+    TablespaceMap { tablespaces: linked.collect() }
+}
+
+/// Whether every tablespace that was there at the beginning was sent, or dropped meanwhile. The server's own manifest lacks
+/// what the server left out.
+async fn all_came(server: &mut Server, expected: &[Tablespace], came: &BTreeSet<u32>) -> anyhow::Result<()> {
+    let mut left_out = expected.iter().filter(|tablespace| !came.contains(&tablespace.oid)).peekable();
+    if left_out.peek().is_none() {
+        return Ok(());
+    }
+    let left = server
+        .tablespaces()
+        .await
+        .context("whether tablespaces that the server did not send were dropped")?;
+    if let Some(Tablespace { oid, name, .. }) =
+        left_out.find(|tablespace| left.iter().any(|l| l.oid == tablespace.oid))
+    {
+        bail!(
+            "the server did not send tablespace {name:?} (pg_tblspc/{oid}), so there would be no backup of it; its log says \
+             why, if there is a link that leads nowhere; without --remote it is read from the data directory"
+        )
+    }
+    Ok(())
 }
 
 /// The manifest has to name the same WAL as the results before and after the copy.

@@ -1,6 +1,7 @@
 //! The thread between the socket and the threads that store: archives become files, and everything is compared with the
 //! server's manifest.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
@@ -21,6 +22,8 @@ pub(super) struct Delivered {
     pub(super) label: Vec<u8>,
     /// `tablespace_map`; empty if there is none.
     pub(super) tablespace_map: Vec<u8>,
+    /// The tablespaces that came, by OID.
+    pub(super) tablespaces: BTreeSet<u32>,
     /// `global/pg_control`.
     pub(super) control: ControlFile,
     /// The server's manifest, which agrees with what was received.
@@ -53,13 +56,13 @@ pub(super) fn unpack(
     };
     // Whoever stores may finish while the manifest is compared.
     drop(dealer);
-    let Unpacked { label, tablespace_map, control, ledger, .. } = unpacked;
+    let Unpacked { label, tablespace_map, tablespaces, control, ledger, .. } = unpacked;
     let manifest = check(&mut parts, ledger)?;
     let Some(end) = parts.end.take() else { bail!(ENDED_EARLY) };
     let control = ControlFile::parse(&control).context(
         "the server sent a pg_control that it was just writing; this is rare: run the backup again",
     )?;
-    Ok(Some(Delivered { label, tablespace_map, control, manifest, end }))
+    Ok(Some(Delivered { label, tablespace_map, tablespaces, control, manifest, end }))
 }
 
 const ENDED_EARLY: &str = "the server stopped sending before the backup was complete";

@@ -5,17 +5,26 @@ use walpoint_base::PgMajor;
 /// PostgreSQL's limit for a label, in bytes (MAXPGPATH).
 const MAX_LABEL: usize = 1024;
 
-/// What is asked for. Always: no WAL in the stream and no waiting for the archive, which whoever stores the backup does; a
-/// map instead of links; page checksums verified by the server; a manifest with a CRC-32C for each file.
+/// What is asked for. Always: no WAL in the stream and no waiting for the archive, which whoever stores the backup does;
+/// page checksums verified by the server; a manifest with a CRC-32C for each file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Command<'a> {
     /// The label, one line.
     pub label: &'a str,
     /// Whether the first checkpoint is done at full speed.
     pub fast: bool,
+    /// Whether the server writes a map of the tablespaces instead of links to them, which may be 100 bytes long at most. Before
+    /// 16 a server that writes one leaves out tablespaces that lie inside the data directory ([`Command::can_map`]).
+    pub map: bool,
 }
 
 impl Command<'_> {
+    /// Whether a server of that version sends all tablespaces beside a map. `inside`: whether one is a directory in
+    /// `pg_tblspc` and no link.
+    pub fn can_map(major: PgMajor, inside: bool) -> bool {
+        major.get() >= 16 || !inside
+    }
+
     /// The text for a server of that version; an error if the label cannot be one.
     pub fn text(&self, major: PgMajor) -> Result<String, String> {
         if self.label.len() > MAX_LABEL || self.label.contains(['\n', '\r', '\0']) {
@@ -24,13 +33,15 @@ impl Command<'_> {
         let label = literal(self.label);
         Ok(if major.get() < 15 {
             let fast = if self.fast { " FAST" } else { "" };
+            let map = if self.map { " TABLESPACE_MAP" } else { "" };
             format!(
-                "BASE_BACKUP LABEL {label} PROGRESS{fast} NOWAIT TABLESPACE_MAP MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
+                "BASE_BACKUP LABEL {label} PROGRESS{fast} NOWAIT{map} MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
             )
         } else {
             let checkpoint = if self.fast { "fast" } else { "spread" };
+            let map = if self.map { "TABLESPACE_MAP, " } else { "" };
             format!(
-                "BASE_BACKUP (LABEL {label}, PROGRESS, CHECKPOINT '{checkpoint}', WAIT false, TABLESPACE_MAP, MANIFEST 'yes', \
+                "BASE_BACKUP (LABEL {label}, PROGRESS, CHECKPOINT '{checkpoint}', WAIT false, {map}MANIFEST 'yes', \
                  MANIFEST_CHECKSUMS 'CRC32C')"
             )
         })
@@ -49,21 +60,26 @@ mod tests {
     #[test]
     fn each_version_has_its_own_dialect() {
         for major in PgMajor::ALL {
-            let text = Command { label: "it's", fast: true }.text(major).unwrap();
+            let text = Command { label: "it's", fast: true, map: true }.text(major).unwrap();
             assert!(text.contains("LABEL 'it''s'"), "{text}");
             assert_eq!(text.contains("CHECKPOINT 'fast'"), major.get() >= 15, "{text}");
             assert_eq!(text.contains(" FAST NOWAIT "), major.get() < 15, "{text}");
-            let text = Command { label: "", fast: false }.text(major).unwrap();
-            assert!(!text.to_lowercase().contains("fast"), "{text}");
+            assert!(text.contains(" TABLESPACE_MAP"), "{text}");
+            let text = Command { label: "", fast: false, map: false }.text(major).unwrap();
+            assert!(!text.to_lowercase().contains("fast") && !text.contains("TABLESPACE_MAP"), "{text}");
+            assert_eq!(
+                (Command::can_map(major, true), Command::can_map(major, false)),
+                (major.get() >= 16, true)
+            );
         }
     }
 
     #[test]
     fn a_label_is_one_line_and_taken_as_it_is() {
-        let major = PgMajor::ALL[3];
-        assert!(Command { label: "a\nb", fast: true }.text(major).is_err());
-        assert!(Command { label: &"x".repeat(1025), fast: true }.text(major).is_err());
-        let text = Command { label: "C:\\x'", fast: true }.text(major).unwrap();
+        let (major, plain) = (PgMajor::ALL[3], Command { label: "", fast: true, map: true });
+        assert!(Command { label: "a\nb", ..plain }.text(major).is_err());
+        assert!(Command { label: &"x".repeat(1025), ..plain }.text(major).is_err());
+        let text = Command { label: "C:\\x'", ..plain }.text(major).unwrap();
         assert!(text.contains("LABEL 'C:\\x'''"), "{text}");
     }
 }

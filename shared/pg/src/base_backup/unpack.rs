@@ -4,6 +4,7 @@
 //! directory, so that both find the same. What stays out is checked against the manifest all the same. Label and map are
 //! given at the end and never as files.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -85,6 +86,8 @@ pub struct Unpacked {
     pub label: Vec<u8>,
     /// `tablespace_map`; empty if there is none.
     pub tablespace_map: Vec<u8>,
+    /// The tablespaces that came, by OID: those with an archive of their own, and those inside the data directory.
+    pub tablespaces: BTreeSet<u32>,
     /// `global/pg_control`, which was also given as a file.
     pub control: Vec<u8>,
     /// Owner, mode and time of the data directory, as far as those of `base` tell.
@@ -131,6 +134,7 @@ struct Tree {
     map: Vec<u8>,
     control: Vec<u8>,
     found: [bool; REQUIRED.len()],
+    tablespaces: BTreeSet<u32>,
     root: Status,
     ledger: Ledger,
 }
@@ -151,6 +155,7 @@ impl Unpacker {
             map: Vec::new(),
             control: Vec::new(),
             found: [false; REQUIRED.len()],
+            tablespaces: BTreeSet::new(),
             root: Status::default(),
             ledger,
         };
@@ -179,7 +184,7 @@ impl Unpacker {
     /// All archives were taken: nothing that a cluster needs may be missing.
     pub fn finish(self) -> Result<Unpacked, BaseBackupError> {
         self.tar.finish()?;
-        let Tree { label, map, control, found, root, ledger, .. } = self.tree;
+        let Tree { label, map, control, found, tablespaces, root, ledger, .. } = self.tree;
         if let Some((missing, _)) = REQUIRED.iter().zip(found).find(|(_, found)| !found) {
             return Err(BaseBackupError::LeftOut(missing));
         }
@@ -188,7 +193,7 @@ impl Unpacker {
                 return Err(BaseBackupError::malformed(format!("it holds no {name}")));
             }
         }
-        Ok(Unpacked { label, tablespace_map: map, control, root, ledger })
+        Ok(Unpacked { label, tablespace_map: map, tablespaces, control, root, ledger })
     }
 }
 
@@ -245,6 +250,7 @@ impl Tree {
             Archive::Tablespace(oid) => {
                 let link = format!("{SPACES}/{oid}").into_bytes();
                 if !self.begun {
+                    self.tablespaces.insert(oid);
                     self.space(oid, &link, status, act)?;
                 }
                 [link.as_slice(), b"/", path].concat()
@@ -257,6 +263,9 @@ impl Tree {
                     self.note_directory(&path, status);
                 }
                 if self.has(&path) && files::directory(as_path(&path)) != Action::LeaveOut {
+                    if archive == Archive::Data {
+                        self.tablespaces.extend(tablespace(&path));
+                    }
                     act(Event::Directory { path: &path, status })?;
                 }
                 Ok(())
@@ -323,10 +332,7 @@ impl Tree {
         let below = as_path(path);
         let announced = |oid: u32| self.spaces.iter().any(|space| space.archive == Archive::Tablespace(oid));
         // In the data directory's archive: what stands for a tablespace that has an archive of its own.
-        if self.archive == Some(Archive::Data)
-            && below.parent() == Some(Path::new(SPACES))
-            && below.file_name().and_then(|oid| oid.to_str()?.parse().ok()).is_some_and(announced)
-        {
+        if self.archive == Some(Archive::Data) && tablespace(path).is_some_and(announced) {
             return false;
         }
         let mut ancestors = below.ancestors().skip(1).filter(|ancestor| !ancestor.as_os_str().is_empty());
@@ -334,6 +340,12 @@ impl Tree {
         ancestors.all(|ancestor| files::directory(ancestor) == Action::Keep)
             && !self.inside.iter().any(within)
     }
+}
+
+/// The OID of the tablespace whose place in the data directory this is.
+fn tablespace(path: &[u8]) -> Option<u32> {
+    let path = as_path(path);
+    path.file_name().filter(|_| path.parent() == Some(Path::new(SPACES)))?.to_str()?.parse().ok()
 }
 
 fn as_path(path: &[u8]) -> &Path {

@@ -11,7 +11,6 @@ use walpoint_base::{Lsn, PgMajor, TimelineId};
 use super::error::ServerError;
 use super::role::Right;
 use super::session::Server;
-use super::tablespaces::Tablespace;
 
 /// How long a start without `fast` may wait for the next checkpoint, and one with it for its own.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(2 * 3600);
@@ -39,8 +38,6 @@ pub struct BackupStart {
     pub timeline: TimelineId,
     /// Whether the server was in recovery. Then no segment is switched at the end, and pg_control must be copied last.
     pub in_recovery: bool,
-    /// The tablespaces to copy.
-    pub tablespaces: Vec<Tablespace>,
 }
 
 /// What a finished backup needs besides the files.
@@ -82,9 +79,8 @@ impl BackupSession {
         let read = server
             .one(action, Right::Connect, sql, |row| Ok((row.get("timeline_id")?, row.get("in_recovery")?)));
         let (timeline, in_recovery) = read.await?;
-        let tablespaces = server.tablespaces().await?;
         server.connection.set_limit(Some(STOP_LIMIT));
-        Ok(Self { server, start: BackupStart { lsn, timeline, in_recovery, tablespaces } })
+        Ok(Self { server, start: BackupStart { lsn, timeline, in_recovery } })
     }
 
     /// How it began.
