@@ -87,6 +87,10 @@ fn the_oldest_and_the_newest_backup_restore_after_an_expiry() {
 
         let had = segments(&bed);
         let report = expire(&bed, &[]);
+        // What retention made is no gap.
+        let status = json(&bed.agent.run(&["status", "--json"]).expect_success());
+        let lineage = &status["clusters"][0]["repositories"][0]["status"]["lineages"][0];
+        assert_eq!(lineage["timelines"][0]["gaps"], Value::Array(vec![]), "{lineage:#}");
         assert!(objects(&report, "segment", "deleted") >= 2, "{report:#}");
         assert_eq!(bed.backups(), [&*ids[0], &ids[2], &ids[3]]);
         assert!(segments(&bed) < had);
@@ -311,6 +315,45 @@ fn a_backup_that_sleeps_through_the_grace_period_is_not_touched() {
     ledger.append(&bed.cluster);
     bed.settle();
     assert_eq!(restored(&bed, &ledger, &third, &[]), 2);
+}
+
+/// K1, K2: nothing is deleted while nobody knows what a damaged hold holds; the rest is shown, verify names it, and whoever
+/// answers for it removes it.
+#[test]
+fn a_damaged_hold_stops_deletion_and_nothing_else() {
+    let bed = bed(Store::local(), "count = 1");
+    let label = ["hold", "add", "--label", "audit", "--reason", "for the auditor", "--until", "30d"];
+    let added = bed.agent.run(&label).expect_success();
+    assert!(
+        added.stderr.contains("has the label \"audit\": the hold keeps those still to come"),
+        "{added:#?}"
+    );
+    let backup = || {
+        let id = bed.backup();
+        bed.cluster.fill_wal_mb(1);
+        bed.settle();
+        id
+    };
+    let ids = [backup(), backup()];
+    let hold = "clusters/main/holds/000000000001";
+    bed.back_door().truncate(hold, 3);
+    let remove = "archive-agent hold remove 1";
+    let refused = bed.agent.run(&["expire"]).expect_status(1);
+    assert!(refused.stderr.contains(hold) && refused.stderr.contains(remove), "{refused:#?}");
+    assert_eq!(bed.backups(), ids);
+    let verified = bed.agent.run(&["verify", "--light", "--json"]).expect_status(3);
+    let report = &json(&verified)["repositories"][0];
+    assert_eq!((&report["found"], &report["findings"][0]["object"]), (&1.into(), &hold.into()), "{report:#}");
+    assert!(bed.agent.run(&["status"]).expect_success().stdout.contains(remove));
+    assert!(bed.agent.run(&["hold", "list"]).expect_status(1).stderr.contains(remove));
+
+    bed.agent.run(&label).expect_success();
+    bed.agent.run(&["hold", "remove", "1"]).expect_success();
+    let held = bed.agent.run(&["hold", "list"]).expect_success().stdout;
+    assert!(held.contains("for the auditor"), "{held}");
+    expire(&bed, &[]);
+    assert_eq!(bed.backups(), ids[1..]);
+    bed.agent.run(&["verify", "--light"]).expect_success();
 }
 
 /// K1: what is said when nothing is configured, and what a wrong configuration says.

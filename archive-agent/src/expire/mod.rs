@@ -62,7 +62,11 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     }
     match document.failed.is_empty() {
         true => Ok(()),
-        false => Err(anyhow!("expire did not finish; run it again: {}", document.failed.join("; ")).into()),
+        false => Err(anyhow!(
+            "expire did not finish; run again, it goes on where it ended: {}",
+            document.failed.join("; ")
+        )
+        .into()),
     }
 }
 

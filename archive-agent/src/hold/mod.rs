@@ -10,11 +10,11 @@ use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
-use walpoint_base::{BackupId, target};
-use walpoint_repo::Repository;
+use walpoint_base::{BackupId, ClusterName, target};
 use walpoint_repo::backup::{Backups, Standing};
-use walpoint_repo::holds::{HeldOn, Hold, Holds, Placement};
+use walpoint_repo::holds::{HeldOn, Hold, Holds, Placement, Read};
 use walpoint_repo::store::StoreSettings;
+use walpoint_repo::{RepoError, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{Failure, told};
 use walpoint_runtime::output;
@@ -131,20 +131,47 @@ async fn place(
             Standing::Ended(_) => bail!("backup {id} was given up before it was finished"),
         }
     }
+    if let HeldOn::Label(label) = &placement.on
+        && !is_labelled(&repository, &selection.cluster, label).await?
+    {
+        tracing::warn!(
+            "no finished backup of cluster {} in repository {name} has the label {label:?}: the hold keeps those still to come",
+            selection.cluster
+        );
+    }
     let number = Holds::of(&repository, &selection.cluster).add(placement).await?;
     Ok(Hold { number, placed: placement.clone(), removed: None })
+}
+
+/// Whether a finished backup has this label. One that cannot be read has none.
+async fn is_labelled(repository: &Repository, cluster: &ClusterName, label: &str) -> anyhow::Result<bool> {
+    let backups = Backups::of(repository, cluster);
+    for listed in backups.list().await?.iter().rev() {
+        match backups.standing(listed.id).await {
+            Ok(Standing::Finished(summary)) if summary.facts.label == label => return Ok(true),
+            Ok(_) | Err(RepoError::Corrupt { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(false)
 }
 
 async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bool) -> Result<(), Failure> {
     let now = Timestamp::now();
     let mut document = Document::new(selection.cluster.as_str());
+    let mut unreadable = Vec::new();
     for (name, settings) in &selection.repositories {
         let repository = Repository::open(name, settings).await?;
-        let holds = Holds::of(&repository, &selection.cluster).list().await?;
+        let Read { holds, damaged } = Holds::of(&repository, &selection.cluster).look().await?;
         let shown = holds.iter().filter(|hold| all || hold.is_in_force(now));
         document.add(name, shown.map(|hold| Held::of(hold, now)).collect());
+        unreadable.extend(damaged.iter().map(|damaged| format!("repository {name}: {}", damaged.error())));
     }
-    print(common, &document)
+    print(common, &document)?;
+    match unreadable.is_empty() {
+        true => Ok(()),
+        false => Err(anyhow!("{}", unreadable.join("; ")).into()),
+    }
 }
 
 async fn remove(
@@ -160,7 +187,13 @@ async fn remove(
     for (name, settings) in named(selection, &only)? {
         let repository = Repository::open(name, settings).await?;
         let holds = Holds::of(&repository, &selection.cluster);
-        let placed = holds.list().await?;
+        let Read { holds: placed, damaged } = holds.look().await?;
+        // What it held, and whether it is in other repositories, nobody knows.
+        if meant.is_none() && damaged.iter().any(|damaged| damaged.number == args.number) {
+            holds.remove(args.number, &who, at).await?;
+            tracing::warn!("hold {} of repository {name} cannot be read; it counts as removed", args.number);
+            return print(common, &document);
+        }
         let same = |hold: &&Hold| match &meant {
             None => hold.number == args.number,
             Some(placement) => hold.placed == *placement,
@@ -221,7 +254,13 @@ fn end(text: &str, now: Timestamp) -> anyhow::Result<Option<Timestamp>> {
     } else if let Ok(span) = text.parse::<Span>() {
         now.to_zoned(TimeZone::UTC).checked_add(span)?.timestamp()
     } else {
-        target::parse_time(text, now)?.to_time()
+        let parsed = target::parse_time(text, now).map_err(|_| {
+            anyhow!(
+                "--until {text}: a date (\"2027-12-31\"), a time with its zone (\"2027-12-31 18:00:00+01\"), a span from now \
+                 (\"90d\") or \"never\" is wanted"
+            )
+        });
+        parsed?.to_time()
     };
     if end <= now {
         bail!("--until {text} lies in the past: such a hold keeps nothing");

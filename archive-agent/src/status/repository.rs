@@ -88,8 +88,7 @@ impl RepositoryState {
     ) -> Result<(), RepoError> {
         let repository = Repository::open(&self.repository, settings).await?;
         let mut catalog = Catalog::load(&repository, cluster).await?;
-        let status = catalog.status().await?;
-        if status.lineages.is_empty() {
+        if catalog.lineages().is_empty() {
             let known: Vec<String> =
                 repository.clusters().await?.iter().map(ClusterName::to_string).collect();
             if !known.is_empty() {
@@ -105,11 +104,15 @@ impl RepositoryState {
         }
         // What cannot be decided about retention keeps nobody from the rest.
         match RetentionState::of(&repository, cluster, policy, &mut catalog).await {
-            Ok(retention) => self.retention = Some(retention),
+            Ok(mut retention) => {
+                self.notes.append(&mut retention.take_notes());
+                self.retention = Some(retention);
+            }
             Err(error) => {
                 self.notes.push(format!("what expire would do cannot be told: {}", told(&error.into())));
             }
         }
+        let status = catalog.status().await?;
         self.drawing = catalog.status_text(&status).await?;
         self.status = Some(status);
         Ok(())

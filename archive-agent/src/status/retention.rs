@@ -7,7 +7,7 @@ use serde::Serialize;
 use walpoint_base::ClusterName;
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::expire::{DecisionReport, Outlook, outlook};
-use walpoint_repo::holds::Holds;
+use walpoint_repo::holds::{Holds, Read};
 use walpoint_repo::retention::Policy;
 use walpoint_repo::{RepoError, Repository};
 
@@ -27,6 +27,9 @@ pub(super) struct RetentionState {
     next_dropped: Vec<DecisionReport>,
     /// Backups that stay though they are older than `max_age`, oldest first.
     exceeding: Vec<DecisionReport>,
+    /// What is wrong with holds that cannot be read.
+    #[serde(skip)]
+    damaged: Vec<String>,
 }
 
 impl RetentionState {
@@ -38,7 +41,7 @@ impl RetentionState {
         catalog: &mut Catalog,
     ) -> Result<Self, RepoError> {
         let now = Timestamp::now();
-        let holds = Holds::of(repository, cluster).list().await?;
+        let Read { holds, damaged } = Holds::of(repository, cluster).look().await?;
         // Without a retention nothing goes, and no manifest has to be read to say so.
         let Outlook { decisions, mut wal, .. } = match policy.drops() {
             true => outlook(repository, cluster, policy, now).await?,
@@ -60,7 +63,13 @@ impl RetentionState {
                 .collect(),
             next_dropped: dropped.map(DecisionReport::from).collect(),
             exceeding: exceeding.map(DecisionReport::from).collect(),
+            damaged: damaged.iter().map(|damaged| damaged.error().to_string()).collect(),
         })
+    }
+
+    /// What somebody should know, one sentence each.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.damaged)
     }
 
     /// For a person; nothing if there is nothing to say.

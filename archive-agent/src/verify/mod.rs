@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use walpoint_base::BackupId;
 use walpoint_repo::Repository;
-use walpoint_repo::expire::{Outlook, outlook};
+use walpoint_repo::expire::outlook;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify};
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -106,9 +106,8 @@ async fn one(
 ) -> anyhow::Result<Verified> {
     let repository = Repository::open(name, settings).await?;
     let policy = crate::expire::policy(selection.settings.retention.as_ref());
-    let Outlook { decisions, .. } =
-        outlook(&repository, &selection.cluster, &policy, Timestamp::now()).await?;
-    Ok(verify(&repository, &selection.cluster, &decisions, Arc::new(PgContent), options).await?)
+    let outlook = outlook(&repository, &selection.cluster, &policy, Timestamp::now()).await?;
+    Ok(verify(&repository, &selection.cluster, &outlook, Arc::new(PgContent), options).await?)
 }
 
 /// `10%` or `0.1`.

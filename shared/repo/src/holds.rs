@@ -2,7 +2,7 @@
 //!
 //! `clusters/<name>/holds/<n>` is a numbered sequence of small objects. Each places a hold on a backup or on a label, or
 //! removes an earlier one; none is ever changed, so the sequence is also the record of who did what. A crash in the middle
-//! leaves an entry or none. What cannot be read is an error and never "no hold".
+//! leaves an entry or none. What cannot be read is an error and never "no hold", until somebody removes it by its number.
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
@@ -55,6 +55,42 @@ pub struct Hold {
     pub placed: Placement,
     /// Who removed it, and when.
     pub removed: Option<(String, Timestamp)>,
+}
+
+/// What can be read of the holds.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// Every hold that was ever placed, by number.
+    pub holds: Vec<Hold>,
+    /// Entries that are damaged and that nobody removed, by number.
+    pub damaged: Vec<DamagedHold>,
+}
+
+/// An entry that cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DamagedHold {
+    /// Its number.
+    pub number: u64,
+    /// The object.
+    pub key: Key,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl DamagedHold {
+    /// What to do.
+    pub fn remedy(&self) -> String {
+        format!(
+            "nothing is deleted while nobody knows what it holds: place anew what it may have held, then run archive-agent hold \
+             remove {}",
+            self.number
+        )
+    }
+
+    /// The same as an error.
+    pub fn error(&self) -> RepoError {
+        RepoError::corrupt(&self.key, format!("{}; {}", self.what, self.remedy()))
+    }
 }
 
 /// The holds of one cluster in one repository.
@@ -123,21 +159,32 @@ impl Holds {
         }
     }
 
-    /// Every hold that was ever placed, by number.
+    /// Every hold that was ever placed, by number; an error if one cannot be read.
     pub async fn list(&self) -> Result<Vec<Hold>> {
-        let mut holds: Vec<Hold> = Vec::new();
+        let Read { holds, damaged } = self.look().await?;
+        damaged.into_iter().next().map_or(Ok(holds), |damaged| Err(damaged.error()))
+    }
+
+    /// The holds that can be read, and the entries that cannot.
+    pub async fn look(&self) -> Result<Read> {
+        let mut read = Read::default();
         for number in self.numbers().await? {
-            match self.read(number).await? {
-                Said::Places(placed) => holds.push(Hold { number, placed, removed: None }),
-                Said::Removes(removes, who, at) => {
-                    let hold = holds.iter_mut().find(|hold| hold.number == removes);
+            match self.read(number).await {
+                Ok(Said::Places(placed)) => read.holds.push(Hold { number, placed, removed: None }),
+                Ok(Said::Removes(removes, who, at)) => {
+                    read.damaged.retain(|damaged| damaged.number != removes);
+                    let hold = read.holds.iter_mut().find(|hold| hold.number == removes);
                     if let Some(hold) = hold.filter(|hold| hold.removed.is_none()) {
                         hold.removed = Some((who, at));
                     }
                 }
+                Err(RepoError::Corrupt { key, what }) => {
+                    read.damaged.push(DamagedHold { number, key, what });
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(holds)
+        Ok(read)
     }
 
     /// Places a hold; its number.
@@ -291,7 +338,14 @@ mod tests {
         assert!(other.list().await.is_err(), "without the key");
         let key = holds.paths.hold(2);
         assert!(holds.store.create_blindly(&key, bytes::Bytes::from_static(b"noise")).await.unwrap());
-        assert!(holds.list().await.is_err());
+        holds.add(&placement(HeldOn::Label("y".to_owned()), None)).await.unwrap();
+        let told = holds.list().await.unwrap_err().to_string();
+        assert!(told.contains("archive-agent hold remove 2"), "{told}");
+        let read = holds.look().await.unwrap();
+        assert_eq!(read.holds.iter().map(|hold| hold.number).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(read.damaged.len(), 1);
+        holds.remove(2, "boss", "2026-11-22T00:00:00Z".parse().unwrap()).await.unwrap();
+        assert_eq!(holds.list().await.unwrap().len(), 2, "somebody answers for it");
         for json in ["{}", "{\"at\":\"2026-11-21T10:00:00Z\",\"who\":\"x\"}", "[]", "{\"removes\":1}"] {
             assert!(parse(&key, json.as_bytes()).is_err(), "{json}");
         }

@@ -8,7 +8,7 @@ use crate::Repository;
 use crate::backup::{Backups, Intent, Listed, ListedState, Standing, Summary};
 use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
 use crate::error::{RepoError, Result};
-use crate::holds::Holds;
+use crate::holds::{DamagedHold, Holds, Read};
 use crate::layout::WalEntry;
 use crate::lineage::Lineage;
 use crate::retention::{Candidate, Life, RetentionFacts, TimelineLife};
@@ -33,6 +33,8 @@ pub(super) struct Gathered {
     pub(super) ended: Vec<(BackupId, Timestamp)>,
     /// Finished backups whose manifest cannot be read.
     pub(super) unreadable: Vec<BackupId>,
+    /// Holds that cannot be read: then nothing may be deleted.
+    pub(super) damaged_holds: Vec<DamagedHold>,
     /// What somebody should know.
     pub(super) notes: Vec<String>,
 }
@@ -61,7 +63,7 @@ impl Gathered {
     pub(super) async fn read(repository: &Repository, cluster: &ClusterName, now: Timestamp) -> Result<Self> {
         let backups = Backups::of(repository, cluster);
         // Holds first: one that is placed while a backup is looked at belongs to the next run.
-        let holds = Holds::of(repository, cluster).list().await?;
+        let Read { holds, damaged } = Holds::of(repository, cluster).look().await?;
         let catalog = Catalog::load(repository, cluster).await?;
         let mut gathered = Self {
             facts: RetentionFacts {
@@ -72,6 +74,7 @@ impl Gathered {
             unfinished: Vec::new(),
             ended: Vec::new(),
             unreadable: Vec::new(),
+            damaged_holds: damaged,
             notes: Vec::new(),
         };
         for held in gathered.facts.holds.iter().filter(|h| h.until.is_none_or(|until| now < until)) {
@@ -87,6 +90,19 @@ impl Gathered {
             gathered.add_lineage(lineage, next).await?;
         }
         Ok(gathered)
+    }
+
+    /// The same, if every hold can be read.
+    pub(super) async fn read_for_deletion(
+        repository: &Repository,
+        cluster: &ClusterName,
+        now: Timestamp,
+    ) -> Result<Self> {
+        let mut gathered = Self::read(repository, cluster, now).await?;
+        match gathered.damaged_holds.pop() {
+            Some(damaged) => Err(damaged.error()),
+            None => Ok(gathered),
+        }
     }
 
     /// Whether there is a backup of which nobody knows what it needs.

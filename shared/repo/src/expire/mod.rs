@@ -41,6 +41,7 @@ use self::scan::Scan;
 use crate::Repository;
 use crate::backup::Backups;
 use crate::error::{RepoError, Result};
+use crate::holds::DamagedHold;
 use crate::reach::WalNeed;
 use crate::retention::{Decision, Policy, decide};
 
@@ -60,12 +61,14 @@ pub struct ExpireOptions {
 }
 
 /// What retention says about a cluster now.
-#[derive(Clone, Default, Debug)]
+#[derive(Default, Debug)]
 pub struct Outlook {
     /// A decision for each finished backup, oldest first.
     pub decisions: Vec<Decision>,
     /// The WAL that is kept for them, and for backups under way.
     pub wal: Vec<(LineageId, WalNeed)>,
+    /// Holds that cannot be read. The decisions do without them.
+    pub damaged_holds: Vec<DamagedHold>,
     /// What somebody should know.
     pub notes: Vec<String>,
 }
@@ -80,7 +83,7 @@ pub async fn outlook(
     let gathered = Gathered::read(repository, cluster, now).await?;
     let decisions = decide(&gathered.facts, policy, now);
     let wal = roots::wal_of_all(&gathered, &decisions);
-    Ok(Outlook { decisions, wal, notes: gathered.notes })
+    Ok(Outlook { decisions, wal, damaged_holds: gathered.damaged_holds, notes: gathered.notes })
 }
 
 /// Expires a cluster in one repository.
@@ -97,7 +100,7 @@ pub async fn expire(
     let store_now = || Timestamp::now() + ahead;
     let backups = Backups::of(repository, cluster);
 
-    let mut gathered = Gathered::read(repository, cluster, store_now()).await?;
+    let mut gathered = Gathered::read_for_deletion(repository, cluster, store_now()).await?;
     report.notes.append(&mut gathered.notes);
     if options.policy.drops() {
         for id in dead::of(&gathered, store_now()) {
@@ -117,7 +120,10 @@ pub async fn expire(
     let roots = roots::of(&backups, &gathered, &decisions, &mut report.notes).await?;
     let announced = Announced::read(&backups).await?;
     let ripe_until = store_now() - options.grace;
-    let scan = Scan::of(repository, cluster, &roots, &announced, ripe_until, store_now()).await?;
+    let mut scan = Scan::of(repository, cluster, &roots, &announced, ripe_until, store_now()).await?;
+    if options.dry_run && options.grace.is_zero() {
+        scan.ripen();
+    }
     scan.tell(&mut report);
     if options.dry_run {
         return Ok(report);
@@ -133,7 +139,7 @@ pub async fn expire(
     let announced = if wrote { Announced::read(&backups).await? } else { announced };
     let ripe = announced.ripe(store_now() - options.grace);
     if !ripe.is_empty() {
-        let gathered = Gathered::read(repository, cluster, store_now()).await?;
+        let gathered = Gathered::read_for_deletion(repository, cluster, store_now()).await?;
         let decisions = decide(&gathered.facts, &options.policy, store_now());
         let roots = roots::of(&backups, &gathered, &decisions, &mut Vec::new()).await?;
         let mut deleter = Deleter::new(repository, cluster, &roots, &ripe);

@@ -162,6 +162,14 @@ impl Scan {
         self.damage.iter().copied().filter(|n| !self.damage_seen.contains(n)).collect()
     }
 
+    /// What is to be announced counts as announced long enough ago: without a grace period the same run deletes it.
+    pub(super) fn ripen(&mut self) {
+        for tallies in self.tallies.values_mut() {
+            tallies.ripe.objects += tallies.condemned.objects;
+            tallies.ripe.bytes = tallies.ripe.bytes.saturating_add(tallies.condemned.bytes);
+        }
+    }
+
     /// Puts it into the report.
     pub(super) fn tell(&self, report: &mut Expired) {
         report.counted(&self.tallies);

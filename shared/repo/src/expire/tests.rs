@@ -254,6 +254,18 @@ async fn condemned_first_and_deleted_after_the_grace_period() {
 
 /// K1: a hold placed while the grace period runs keeps what was condemned.
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_grace_period_a_dry_run_tells_what_the_same_run_deletes() {
+    let (bed, _) = world().await;
+    let told = run(&bed, &ExpireOptions { dry_run: true, ..at_once(2) }).await;
+    let done = run(&bed, &at_once(2)).await;
+    let deleted = |report: &Expired| -> Vec<(u64, u64)> {
+        report.classes.iter().map(|class| (class.deleted_objects, class.deleted_bytes)).collect()
+    };
+    assert_eq!((deleted(&told), told.freed_bytes), (deleted(&done), done.freed_bytes));
+    assert!(done.freed_bytes > 0);
+}
+
+#[tokio::test]
 async fn a_hold_spares_what_was_condemned() {
     let (bed, ids) = world().await;
     run(&bed, &keep(1)).await;

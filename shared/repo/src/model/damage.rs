@@ -105,8 +105,7 @@ impl World {
             .unwrap();
         let options = VerifyOptions { backup: None, depth, host: String::new(), agent: String::new() };
         let check = Arc::new(Anything);
-        let report =
-            verify(&repository, &cluster(), &outlook.decisions, check, &options).boxed_local().await.unwrap();
+        let report = verify(&repository, &cluster(), &outlook, check, &options).boxed_local().await.unwrap();
         self.journal.note(format!("verify {depth:?}: {} findings", report.found));
         // The segments are no real ones, and holes in the WAL are what expiry leaves between backups.
         let objects = report.findings.iter().filter(|f| f.kind != "gap" && !f.object.contains("/wal/"));

@@ -11,6 +11,7 @@ use super::report::VerifyFinding;
 use crate::backup::ListedState;
 use crate::catalog::{Catalog, LineageCatalog, Runs};
 use crate::error::{RepoError, Result};
+use crate::expire::Outlook;
 use crate::layout::{ClusterObject, ClusterPaths};
 use crate::lineage::Lineage;
 use crate::plan::{Facts, SegmentRange, windows};
@@ -25,7 +26,7 @@ pub(super) struct NeededWal {
 
 impl Run<'_> {
     /// Looks at everything by name and size; the WAL that is to be read by whoever reads more.
-    pub(super) async fn light(&mut self, decisions: &[Decision]) -> Result<Vec<NeededWal>> {
+    pub(super) async fn light(&mut self, outlook: &Outlook) -> Result<Vec<NeededWal>> {
         let mut catalog = Catalog::load(self.repository, self.cluster).await?;
         let finished = catalog.backups().iter().filter(|b| matches!(b.state, ListedState::Finished(_)));
         let wanted = |id: &BackupId| self.options.backup.is_none_or(|only| only == *id);
@@ -36,11 +37,21 @@ impl Run<'_> {
             let (key, store) = (ClusterPaths::new(self.cluster).manifest(id), self.repository.store().name());
             return Err(RepoError::NotFound { key, store: store.to_owned() });
         }
+        for damaged in &outlook.damaged_holds {
+            self.report.finding(VerifyFinding {
+                kind: "damaged",
+                object: damaged.key.to_string(),
+                what: damaged.what.clone(),
+                backups: Vec::new(),
+                moments: None,
+                remedy: damaged.remedy(),
+            });
+        }
         self.manifests(ids).await?;
         self.pack_sizes().await?;
         let mut needed = Vec::new();
         for lineage in catalog.lineages_mut() {
-            needed.push(self.promised(lineage, decisions).await?);
+            needed.push(self.promised(lineage, &outlook.decisions).await?);
         }
         Ok(needed)
     }

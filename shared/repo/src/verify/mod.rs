@@ -31,7 +31,7 @@ pub use self::report::{Verified, VerifyFinding};
 use crate::Repository;
 use crate::backup::{BackupFacts, Backups, Condemned, CondemnedPacks, CondemnedReason, TablePath};
 use crate::error::Result;
-use crate::retention::Decision;
+use crate::expire::Outlook;
 
 /// How much is read.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -104,7 +104,7 @@ struct Run<'a> {
 pub async fn verify(
     repository: &Repository,
     cluster: &ClusterName,
-    decisions: &[Decision],
+    outlook: &Outlook,
     check: Arc<dyn ContentCheck>,
     options: &VerifyOptions,
 ) -> Result<Verified> {
@@ -120,7 +120,7 @@ pub async fn verify(
         damaged: BTreeSet::new(),
         report: Verified::new(repository, cluster, options),
     };
-    let needed = run.light(decisions).await?;
+    let needed = run.light(outlook).await?;
     match options.depth {
         Depth::Light => {}
         Depth::Full => {

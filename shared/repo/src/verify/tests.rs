@@ -63,7 +63,7 @@ async fn run_with(
     let options = VerifyOptions { backup, depth, host: String::new(), agent: String::new() };
     let repository = bed.archive.repository();
     let outlook = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
-    verify(repository, &cluster(), &outlook.decisions, check, &options).await.unwrap()
+    verify(repository, &cluster(), &outlook, check, &options).await.unwrap()
 }
 
 async fn run(bed: &Bed, depth: Depth) -> Verified {
