@@ -222,6 +222,10 @@ fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
     std::fs::create_dir(&record).unwrap();
     proxy.set(Fault::Refuse);
     let mut names: Vec<String> = (0..9).map(|_| segment()).collect();
+    let saved = bed.agent.place().join("saved");
+    std::fs::create_dir(&saved).unwrap();
+    std::fs::copy(bed.cluster.wal_dir().join(&names[0]), saved.join(&names[0])).unwrap();
+    user::give_tree(&saved);
     wait::until_true(SOON, "it is refused", || {
         bed.cluster.log().contains("it is not dropped, because that cannot be noted")
     });
@@ -258,6 +262,15 @@ fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
     let json = bed.agent.run(&["status", "--json"]).expect_success().stdout;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["clusters"][0]["server"]["dropped"]["files"], 8);
+
+    // What is archived after all is none of it.
+    std::fs::copy(saved.join(&names[0]), bed.cluster.wal_dir().join(&names[0])).unwrap();
+    user::give(&bed.cluster.wal_dir().join(&names[0]));
+    bed.agent.push(format!("pg_wal/{}", names[0])).expect_success();
+    let gap = format!("7 files of WAL from {} to {} were dropped", names[1], names[7]);
+    wait::until_true(SOON, "the gap is smaller", || {
+        bed.agent.run(&["status"]).expect_success().stdout.contains(&gap)
+    });
 
     bed.agent.run(&["backup"]).expect_success();
     assert!(!bed.agent.run(&["status"]).expect_success().stdout.contains("DROPPED"));

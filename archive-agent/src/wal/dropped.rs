@@ -1,5 +1,5 @@
 //! What was given up (`queue_max`) and matters still: what no backup makes up for that begins behind it and is in every
-//! repository that has to acknowledge.
+//! repository that has to acknowledge, or was archived after all.
 
 use std::fmt;
 
@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::dropped::{self, Dropped};
 use walpoint_base::{BackupId, SegmentSize};
+use walpoint_repo::wal::WalArchive;
 
 use super::target::newest_backup;
 use super::upload::{Trouble, Uploader};
@@ -61,13 +62,14 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
         return Ok(None);
     }
     let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
-    let mut newest = Vec::new();
+    let (mut newest, mut archives) = (Vec::new(), Vec::new());
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
-        let backup = match target.archive(&cluster).await {
-            Ok(archive) => newest_backup(&archive).await.ok().flatten(),
-            Err(_) => None,
-        };
-        newest.push(backup);
+        let archive = target.archive(&cluster).await.ok();
+        newest.push(match &archive {
+            Some(archive) => newest_backup(archive).await.ok().flatten(),
+            None => None,
+        });
+        archives.push(archive);
     }
     let matters = |dropped: &Dropped| {
         let made_up_for = |backup: &Option<BackupId>| {
@@ -75,8 +77,24 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
         };
         newest.is_empty() || !newest.iter().all(made_up_for)
     };
-    let matter: Vec<Dropped> = dropped.into_iter().filter(matters).collect();
+    let mut matter: Vec<Dropped> = dropped.into_iter().filter(matters).collect();
+    if let Some(archives) = archives.into_iter().collect::<Option<Vec<_>>>() {
+        matter.drain(..archived_after_all(&archives, &matter).await);
+    }
     Ok(Gap::of(&matter))
+}
+
+/// How many of the first are in every archive by now: PostgreSQL had not removed them when the store was back.
+async fn archived_after_all(archives: &[WalArchive], dropped: &[Dropped]) -> usize {
+    for (n, name) in dropped.iter().map(|dropped| dropped.name).enumerate() {
+        let Some(segment) = name.segment() else { return n };
+        for archive in archives {
+            if !matches!(archive.header(segment).await, Ok(Some(_))) {
+                return n;
+            }
+        }
+    }
+    dropped.len()
 }
 
 /// Whether recovery from that backup does not need a file.
