@@ -11,7 +11,8 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use clap::Args;
 use jiff::Timestamp;
-use walpoint_base::{ClusterName, RecoveryTarget};
+use walpoint_base::{BackupId, ClusterName, RecoveryTarget};
+use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason};
 use walpoint_repo::plan::{PlanReport, Request, RestorePlan, SegmentDecoder, Unreachable, driver, text};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -129,14 +130,49 @@ async fn make_from(
     decoder: &Arc<dyn SegmentDecoder>,
 ) -> Result<Result<Planned, Box<Unreachable>>, RepoError> {
     let repository = Repository::open(name, settings).await?;
-    let plan = match driver::prove(&repository, cluster, request, decoder, Timestamp::now()).await? {
+    let mut plan = match driver::prove(&repository, cluster, request, decoder, Timestamp::now()).await? {
         Ok(plan) => plan,
         Err(unreachable) => return Ok(Err(unreachable)),
     };
+    match known_damage(&repository, cluster, plan.backup.id).await {
+        Ok(note) => plan.notes.extend(note),
+        // What verify found is no condition of a restore.
+        Err(error) => tracing::debug!("what verify found cannot be read: {error}"),
+    }
     let lineage = repository.read_lineage(cluster, plan.lineage).await?;
     let lineage = lineage
         .ok_or_else(|| RepoError::Internal(format!("lineage {} vanished while planning", plan.lineage)))?;
     Ok(Ok(Planned { repository, cluster: cluster.clone(), lineage, plan }))
+}
+
+/// What `verify` or a backup found damaged of what the backup needs, and what to do.
+async fn known_damage(
+    repository: &Repository,
+    cluster: &ClusterName,
+    backup: BackupId,
+) -> Result<Option<String>, RepoError> {
+    let backups = Backups::of(repository, cluster);
+    let mut condemned = backups.condemned().await?;
+    condemned.retain(|one| one.condemned.reason == CondemnedReason::Damaged);
+    if condemned.is_empty() {
+        return Ok(None);
+    }
+    let reader = backups.open(backup).await?;
+    let manifest = reader.manifest();
+    let needs = |packs: &CondemnedPacks| {
+        manifest.packs.packs().iter().any(|pack| {
+            let owner = manifest.backups.get(usize::from(pack.backup.0));
+            owner.is_some_and(|owner| packs.names(*owner, pack.pack))
+        })
+    };
+    let found = condemned.iter().find(|one| one.condemned.packs.iter().any(needs));
+    Ok(found.map(|found| {
+        format!(
+            "on {:.0} a pack was found damaged that backup {backup} needs, so restoring it may fail: archive-agent verify says \
+             more, --backup takes another one (archive-agent status lists them)",
+            found.condemned.written
+        )
+    }))
 }
 
 /// A failure to read a repository: wrong settings are the fault of the configuration.

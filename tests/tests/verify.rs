@@ -103,6 +103,8 @@ fn damage_of_every_kind_is_found_and_named() {
         assert_eq!(kinds(&report)[0], ("missing".to_owned(), packs[0].clone()));
         let told = bed.agent.run(&["verify", "--light"]).expect_status(3);
         assert!(told.stdout.contains(&packs[0]) && told.stdout.contains("to do: take a backup"), "{told:#?}");
+        let planned = bed.agent.restore(&["plan"]).expect_success().stdout;
+        assert!(planned.contains(&format!("was found damaged that backup {second} needs")), "{planned}");
         // The other backup is whole where it shares nothing with what is gone.
         bed.agent.run(&["verify", "--light", "--backup", &first]).expect_status(3);
     }
