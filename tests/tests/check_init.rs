@@ -64,6 +64,7 @@ fn store_arguments(store: &Store, place: &Path) -> Vec<String> {
         for ((_, value), key) in store.env().iter().zip(["access-key-id", "secret-access-key"]) {
             let file = place.join(key);
             fs::write(&file, value).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
             user::give(&file);
             all.extend([format!("--{key}-file"), file.display().to_string()]);
         }
@@ -125,6 +126,12 @@ fn what_init_prints_works_on_every_store() {
         }
         assert_eq!(grade(&report, "daemon"), "warning");
         assert_eq!(report["failed"], 0);
+        if store.port().is_some() {
+            let secret = bed.agent.place().join("secret-access-key");
+            fs::set_permissions(&secret, fs::Permissions::from_mode(0o604)).unwrap();
+            let report = json(&bed.run(&["check", "--json"]).expect_success());
+            assert_eq!(grade(&report, "repository main: secrets"), "warning", "{report:#}");
+        }
 
         // Once more: nothing changes, and the server's settings are recognised.
         let before = fs::read(&bed.config).unwrap();
@@ -353,6 +360,8 @@ fn a_name_belongs_to_one_cluster() {
     let bed = Bed::new();
     let repo = format!("file://{}", bed.agent.place().join("r").display());
     bed.init(&["--repo", &repo]).expect_success();
+    let mode = fs::metadata(bed.agent.place().join("r")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o750, "a group may restore");
     let other = Bed::new();
     let output = other.init(&["--repo", &repo]).expect_status(1);
     assert!(

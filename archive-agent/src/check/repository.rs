@@ -1,6 +1,7 @@
 //! The repositories of a cluster: reachable, behaving, and registered for this cluster and no other.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -105,6 +106,7 @@ pub(crate) async fn destinations(
         let opened = opened.map(|repository| repository.compressing_at(level)).map_err(Into::into);
         let Some(repository) = report.take(&what, opened) else { continue };
         key(report, &what, &repository).await;
+        secrets(report, &what, settings);
         let probed = Probe::of(repository.store()).await;
         let probed = probed.with_context(|| format!("{} cannot be written to", repository.store().name()));
         let Some(probe) = report.take(&what, probed) else { continue };
@@ -126,6 +128,17 @@ pub(crate) async fn destinations(
         acknowledging(report, &found);
     }
     found
+}
+
+/// Secrets are nobody else's.
+fn secrets(report: &mut Report, what: &str, settings: &StoreSettings) {
+    for file in settings.secret_files() {
+        let open = std::fs::metadata(file).is_ok_and(|meta| meta.permissions().mode() & 0o007 != 0);
+        if open {
+            let found = format!("{} is open to every user of this machine", file.display());
+            report.warning(format!("{what}: secrets"), found, &format!("chmod o= {}", file.display()));
+        }
+    }
 }
 
 /// Whether the repositories that acknowledge are those that the lineage was registered with: readers go by the lineage.

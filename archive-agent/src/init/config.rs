@@ -3,15 +3,15 @@
 //! A file is never rewritten: tables are added at its end if they are new, and only if the result is read back as meant. What
 //! stands there otherwise is left alone and told.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use serde::Deserialize;
 use walpoint_base::ClusterName;
 use walpoint_base::durable::{self, Created};
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::store::settings::Location;
+use walpoint_repo::store::{DIRECTORY_MODE, StoreSettings};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{ClusterSettings, Config, DEFAULT_PATH};
 use walpoint_runtime::exit::Failure;
@@ -282,7 +282,8 @@ pub(crate) fn make_directory(directory: &Path) -> anyhow::Result<()> {
     if directory.exists() || !parent.is_some_and(Path::is_dir) {
         return Ok(());
     }
-    durable::create_directories(directory)
+    let made = std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(directory);
+    made.and_then(|()| durable::sync_parent(directory))
         .with_context(|| format!("the directory {} cannot be made", directory.display()))
 }
 

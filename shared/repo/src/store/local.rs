@@ -31,7 +31,9 @@ use crate::object::MAX_OBJECT;
 
 /// Owner and group may read: a restoring user is often another one than the archiving one.
 const FILE_MODE: u32 = 0o640;
-const DIRECTORY_MODE: u32 = 0o750;
+
+/// The mode of a repository's directories, for the same reason.
+pub const DIRECTORY_MODE: u32 = 0o750;
 
 /// Directories remembered as synced; then the memory is emptied and filled anew.
 const REMEMBERED: usize = 1024;

@@ -50,6 +50,7 @@ pub use self::counts::Requests;
 pub use self::create::{Claim, Creation};
 use self::failure::{Failure, FailureKind};
 pub use self::limits::Limits;
+pub use self::local::DIRECTORY_MODE;
 pub use self::settings::StoreSettings;
 use crate::error::{RepoError, Result};
 use crate::layout::{Key, Prefix};

@@ -147,6 +147,21 @@ pub enum Location {
 }
 
 impl StoreSettings {
+    /// The files that hold secrets.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let files = [
+            &self.secret_access_key_file,
+            &self.session_token_file,
+            &self.service_account_file,
+            &self.account_key_file,
+            &self.sas_token_file,
+            &self.client_secret_file,
+            &self.key_file,
+            &self.passphrase_file,
+        ];
+        files.into_iter().flatten().map(PathBuf::as_path)
+    }
+
     /// Settings that name a store and leave everything else at its default.
     pub fn at(url: impl Into<String>) -> Self {
         Self { url: url.into(), ..Self::default() }
