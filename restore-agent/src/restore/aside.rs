@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
 use super::directory;
+use super::owners::Owner;
 
 /// The file in a data directory that was moved aside.
 pub(crate) const RECORD: &str = "walpoint-aside.json";
@@ -144,12 +145,41 @@ impl Record {
         remove_abandoned(directory)?;
         let path = directory.join(RECORD);
         let json = serde_json::to_vec_pretty(self)?;
-        durable::replace(&path, &json, 0o600).with_context(|| format!("{} cannot be written", path.display()))
+        let written = durable::replace(&path, &json, 0o600).and_then(|()| {
+            if !rustix::process::geteuid().is_root() {
+                return Ok(());
+            }
+            // Whoever owns the directory may want it back, and is not root.
+            let meta = fs::metadata(directory)?;
+            Owner { uid: meta.uid(), gid: meta.gid() }.give(&path)
+        });
+        written.with_context(|| format!("{} cannot be written", path.display()))
     }
 
-    /// The record in a directory. A damaged one counts as none.
-    fn read(directory: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(directory.join(RECORD)).ok()?).ok()
+    /// The record in a directory, if there is one. One that does not say what it should is not passed over: an older one
+    /// would be taken for the latest.
+    fn read(directory: &Path) -> anyhow::Result<Option<Self>> {
+        let path = directory.join(RECORD);
+        let bytes = match fs::read(&path) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            bytes => bytes.with_context(|| {
+                format!(
+                    "{}, which says where that directory and its tablespaces belong, cannot be read; give the file to the \
+                     directory's owner, or run this as root: nothing was changed",
+                    path.display()
+                )
+            })?,
+        };
+        let record = serde_json::from_slice(&bytes).with_context(|| {
+            format!(
+                "{}, which says where that directory and its tablespaces belong, is damaged: they can only be put there by \
+                 hand; to put an older one back, rename that directory first: nothing was changed",
+                path.display()
+            )
+        });
+        record.map(Some)
     }
 }
 
@@ -173,31 +203,40 @@ impl Move {
     }
 }
 
-/// The data directories that were moved aside from there, the latest first.
-pub(crate) fn of(pgdata: &Path) -> io::Result<Vec<Record>> {
+/// The data directory that was moved aside from there last.
+pub(crate) fn latest(pgdata: &Path) -> anyhow::Result<Option<Record>> {
+    let candidates = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
+    for aside in candidates {
+        if let Some(record) = at(&aside, pgdata)? {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
+}
+
+/// What could be data directories that were moved aside from there, the latest first.
+fn candidates(pgdata: &Path) -> io::Result<Vec<PathBuf>> {
     let (Some(parent), Some(name)) = (pgdata.parent(), pgdata.file_name()) else { return Ok(Vec::new()) };
     let prefix = format!("{}{SUFFIX}", name.to_string_lossy());
     let entries = match fs::read_dir(parent) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
+        entries => entries?.collect::<io::Result<Vec<_>>>()?,
     };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
-            continue;
-        }
-        let path = entry.path();
-        // One that somebody copied or renamed says something else of itself.
-        found.extend(Record::read(&path).filter(|record| record.aside == path && record.pgdata == pgdata));
-    }
-    found.sort_by(|a, b| b.aside.cmp(&a.aside));
+    let named = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    let mut found: Vec<PathBuf> = named.map(fs::DirEntry::path).collect();
+    found.sort_by(|a, b| b.cmp(a));
     Ok(found)
 }
 
+/// The record of the data directory that was moved aside to there.
+pub(crate) fn at(aside: &Path, pgdata: &Path) -> anyhow::Result<Option<Record>> {
+    // One that somebody copied or renamed says something else of itself.
+    Ok(Record::read(aside)?.filter(|record| record.aside == aside && record.pgdata == pgdata))
+}
+
 /// The record of a directory that is in place although a record says that it was to be moved.
-pub(crate) fn left_in(pgdata: &Path) -> Option<Record> {
-    Record::read(pgdata).filter(|record| record.pgdata == pgdata && record.is_in_place())
+pub(crate) fn left_in(pgdata: &Path) -> anyhow::Result<Option<Record>> {
+    Ok(Record::read(pgdata)?.filter(|record| record.pgdata == pgdata && record.is_in_place()))
 }
 
 fn leads_to(link: &Path, target: &Path) -> bool {
@@ -316,8 +355,8 @@ mod tests {
         record.go().unwrap();
         assert!(!bed.path("data").exists() && !bed.path("fast").exists() && record.pending().count() == 0);
         bed.assert_whole(&record.aside, "the old one");
-        assert_eq!(of(&bed.path("data")).unwrap(), std::slice::from_ref(&record));
-        assert_eq!(of(&bed.path("dat")).unwrap(), []);
+        assert_eq!(latest(&bed.path("data")).unwrap(), Some(record.clone()));
+        assert_eq!(latest(&bed.path("dat")).unwrap(), None);
         bed.make("the new one");
         assert!(record.come_back().is_err(), "something is in its place");
         let second = bed.plan(Some(record.aside.clone()));
@@ -327,7 +366,31 @@ mod tests {
         bed.assert_whole(&bed.path("data"), "the old one");
         bed.assert_whole(&second.aside, "the new one");
         assert!(!bed.path("data").join(RECORD).exists());
-        assert_eq!(of(&bed.path("data")).unwrap(), [second]);
+        assert_eq!(latest(&bed.path("data")).unwrap(), Some(second));
+        assert_eq!(at(&record.aside, &bed.path("data")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_passed_over() {
+        let bed = Bed::new();
+        let older = bed.plan(None);
+        older.go().unwrap();
+        bed.make("the new one");
+        let newer = bed.plan(None);
+        newer.go().unwrap();
+        let path = newer.aside.join(RECORD);
+        durable::replace(&path, b"{", 0o600).unwrap();
+        let damaged = latest(&newer.pgdata).unwrap_err();
+        assert!(damaged.to_string().contains(path.to_str().unwrap()), "{damaged:#}");
+        assert!(left_in(&newer.aside).is_err());
+        // Not even root reads a directory as a file.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let unreadable = latest(&newer.pgdata).unwrap_err();
+        assert!(unreadable.to_string().contains("cannot be read"), "{unreadable:#}");
+        // Under another name it is nobody's.
+        rename(&newer.aside, &bed.path("elsewhere")).unwrap();
+        assert_eq!(latest(&newer.pgdata).unwrap(), Some(older));
     }
 
     #[test]
@@ -337,11 +400,11 @@ mod tests {
             let record = bed.plan(None);
             if steps > 0 {
                 record.write(&record.pgdata).unwrap();
-                assert_eq!(left_in(&record.pgdata), Some(record.clone()));
+                assert_eq!(left_in(&record.pgdata).unwrap(), Some(record.clone()));
             }
             if steps > 1 {
                 rename(&record.pgdata, &record.aside).unwrap();
-                assert_eq!(of(&record.pgdata).unwrap(), std::slice::from_ref(&record));
+                assert_eq!(latest(&record.pgdata).unwrap(), Some(record.clone()));
             }
             if steps > 2 {
                 rename(&record.moves[0].from, &record.moves[0].to).unwrap();
@@ -362,7 +425,7 @@ mod tests {
             }
             record.come_back().unwrap();
             bed.assert_whole(&record.pgdata, "the old one");
-            assert!(of(&record.pgdata).unwrap().is_empty() && left_in(&record.pgdata).is_none());
+            assert_eq!((latest(&record.pgdata).unwrap(), left_in(&record.pgdata).unwrap()), (None, None));
         }
     }
 

@@ -152,7 +152,7 @@ impl Ground {
             }
             (State::Empty | State::Unfinished(_), Way::Replace) => {
                 // An earlier run had moved the data directory and not yet all that belongs to it.
-                let record = latest(pgdata)?.filter(|record| !record.is_complete());
+                let record = aside::latest(pgdata)?.filter(|record| !record.is_complete());
                 let waits = |directory: &Path| {
                     record.as_ref().is_some_and(|record| record.pending().any(|pending| pending == directory))
                 };
@@ -177,16 +177,12 @@ pub(crate) fn default_extra(pgdata: &Path) -> PathBuf {
 
 /// Where what was replaced lies.
 pub(crate) fn replaced(pgdata: &Path) -> Option<PathBuf> {
-    latest(pgdata).ok()?.map(|record| record.aside)
+    aside::latest(pgdata).ok()?.map(|record| record.aside)
 }
 
 /// The data directory that an earlier run moved aside, with everything under the names it had.
 fn before(pgdata: &Path) -> anyhow::Result<Option<Existing>> {
-    let Some(record) = latest(pgdata)? else { return Ok(None) };
+    let Some(record) = aside::latest(pgdata)? else { return Ok(None) };
     let existing = Existing::look(&record.aside).with_context(|| record.aside.display().to_string())?;
     Ok(existing.map(|existing| existing.renamed(|path| record.original(path))))
-}
-
-fn latest(pgdata: &Path) -> anyhow::Result<Option<Record>> {
-    Ok(aside::of(pgdata).with_context(|| pgdata.display().to_string())?.into_iter().next())
 }

@@ -59,25 +59,24 @@ fn roll_back(pgdata: &Path) -> anyhow::Result<Report> {
     let mut report = Report { pgdata: shown.to_string(), put_back: None, moved_aside: None };
     // One whose successor waits was about to go when an earlier rollback was interrupted.
     let waits = |record: &Record| record.successor.as_ref().is_some_and(|successor| successor.exists());
-    if let Some(record) = aside::left_in(pgdata).filter(|record| !waits(record)) {
+    if let Some(record) = aside::left_in(pgdata)?.filter(|record| !waits(record)) {
         // It came back, or never went; only this was not written down.
         record.come_back()?;
         return Ok(report);
     }
     let _held = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
-    let records = aside::of(pgdata).with_context(|| shown.to_string())?;
-    let latest = records.first().ok_or_else(|| {
-        anyhow!("no data directory that was moved aside from {shown} lies beside it; nothing was changed")
+    let latest = aside::latest(pgdata)?.with_context(|| {
+        format!("no data directory that was moved aside from {shown} lies beside it; nothing was changed")
     })?;
     let unfinished = latest.successor.as_ref().filter(|_| !pgdata.exists());
     let back = match unfinished {
-        Some(successor) => records.iter().find(|record| record.aside == *successor).ok_or_else(|| {
-            anyhow!(
+        Some(successor) => &aside::at(successor, pgdata)?.with_context(|| {
+            format!(
                 "{}, which an earlier rollback was to put back, is gone; nothing was changed",
                 successor.display()
             )
         })?,
-        None => latest,
+        None => &latest,
     };
     refuse_running(&back.aside)?;
     if pgdata.exists() {

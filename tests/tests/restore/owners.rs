@@ -3,13 +3,13 @@
 use std::os::unix::fs::MetadataExt;
 
 use walpoint_tests::archived::Archived;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::oracle::Contents;
 use walpoint_tests::process::Output;
 use walpoint_tests::store::Store;
 use walpoint_tests::{needs_root, process, user, wait};
 
-use crate::tree::modes;
+use crate::tree::{contents, modes};
 
 /// Runs `restore-agent restore` as root.
 fn as_root(bed: &Archived, arguments: &[&str]) -> Output {
@@ -75,4 +75,52 @@ fn root_proves_first_that_postgresqls_user_can_read_the_repository() {
     assert!(!bed.place("target").exists(), "something was written");
     user::give(root);
     as_root(&bed, &["restore", "--pgdata", &pgdata]).expect_success();
+}
+
+/// R4, R6: what root moved aside PostgreSQL's user can put back; a record that it cannot read is no missing one.
+#[test]
+fn what_root_moved_aside_postgresqls_user_puts_back() {
+    needs_root!();
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.cluster.create_tablespace("fast");
+    bed.cluster.psql("create table t tablespace fast as select 1 as i");
+    let space = bed.cluster.tablespaces()[0].1.clone();
+    bed.backup();
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    let pgdata = bed.cluster.pgdata().to_str().unwrap().to_owned();
+    let replace = || {
+        let output = as_root(&bed, &["--json", "restore", "--replace", "--pgdata", &pgdata]).expect_success();
+        let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+        std::path::PathBuf::from(report["replaced"].as_str().unwrap())
+    };
+    let rollback = || bed.agent.restore(&["rollback", "--pgdata", &pgdata]);
+    replace();
+    let latest = replace();
+    let record = latest.join("walpoint-aside.json");
+    let meta = std::fs::metadata(&record).unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (user::ids().uid, user::ids().gid));
+
+    std::os::unix::fs::chown(&record, Some(0), Some(0)).unwrap();
+    let before = contents(bed.cluster.pgdata());
+    for arguments in [&["rollback", "--pgdata", &pgdata][..], &["restore", "--replace", "--pgdata", &pgdata]]
+    {
+        // A restore asks only where no data directory is in the place.
+        if arguments[0] == "restore" {
+            std::fs::rename(&pgdata, bed.place("away")).unwrap();
+        }
+        let output = bed.agent.restore(arguments).expect_status(1);
+        assert!(output.stderr.contains(record.to_str().unwrap()), "{output:#?}");
+    }
+    std::fs::rename(bed.place("away"), &pgdata).unwrap();
+    assert!(contents(bed.cluster.pgdata()) == before, "something was touched");
+    user::give(&record);
+    let told = rollback().expect_success().stdout;
+    assert!(told.contains(latest.to_str().unwrap()), "{told}");
+    // And what root puts back, once more.
+    as_root(&bed, &["rollback", "--pgdata", &pgdata]).expect_success();
+    rollback().expect_success();
+    assert!(space.is_dir());
+    bed.cluster.start();
+    assert_eq!(bed.cluster.psql("select i from t"), "1");
 }
