@@ -131,6 +131,13 @@ impl Record {
         self.pending().next().is_none() && self.moves.iter().all(led)
     }
 
+    /// Where everything lies that was moved, for a person who may want to delete it.
+    pub(crate) fn places(&self) -> String {
+        let moved = self.moves.iter().map(|moved| &moved.to).filter(|to| to.exists());
+        let places = std::iter::once(&self.aside).chain(moved).map(|place| place.display().to_string());
+        places.collect::<Vec<_>>().join(" and ")
+    }
+
     /// Where a directory lay before: the name that belongs to what is called `path` now.
     pub(crate) fn original(&self, path: &Path) -> Option<PathBuf> {
         self.moves.iter().find(|moved| moved.to == path).map(|moved| moved.from.clone())

@@ -175,9 +175,9 @@ pub(crate) fn default_extra(pgdata: &Path) -> PathBuf {
     PathBuf::from(beside)
 }
 
-/// Where what was replaced lies.
-pub(crate) fn replaced(pgdata: &Path) -> Option<PathBuf> {
-    aside::latest(pgdata).ok()?.map(|record| record.aside)
+/// What was replaced.
+pub(crate) fn replaced(pgdata: &Path) -> Option<Record> {
+    aside::latest(pgdata).ok()?
 }
 
 /// The data directory that an earlier run moved aside, with everything under the names it had.

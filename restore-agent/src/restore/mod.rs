@@ -396,10 +396,11 @@ impl Restore {
             )
         }));
         let replaced = Some(self.layout.pgdata()).filter(|_| self.ground.way == Way::Replace);
-        let replaced = replaced.and_then(ground::replaced).map(|aside| aside.display().to_string());
-        if let Some(aside) = &replaced {
+        let replaced = replaced.and_then(ground::replaced);
+        if let Some(record) = &replaced {
             notes.push(format!(
-                "what was there lies in {aside}; \"restore-agent rollback --pgdata {}\" puts it back; delete it when nobody needs it",
+                "what was there lies in {}; \"restore-agent rollback --pgdata {}\" puts it back; delete it when nobody needs it",
+                record.places(),
                 self.layout.pgdata().display()
             ));
         }
@@ -433,7 +434,7 @@ impl Restore {
             bytes: done.written.bytes,
             reused_bytes: done.written.reused,
             removed: done.removed.entries,
-            replaced,
+            replaced: replaced.map(|record| record.aside.display().to_string()),
             seconds: took.as_secs_f64(),
             archiving: args.resume_archiving,
             notes,

@@ -32,6 +32,9 @@ struct Report {
     put_back: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     moved_aside: Option<String>,
+    /// The same with the directories outside it.
+    #[serde(skip)]
+    places: String,
 }
 
 /// Runs the command.
@@ -45,9 +48,10 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
         Some(aside) => format!("{} is what it was before: it lay in {aside}\n", report.pgdata),
         None => format!("{} is in place; there was nothing left to put back\n", report.pgdata),
     };
-    if let Some(aside) = &report.moved_aside {
+    if report.moved_aside.is_some() {
         text.push_str(&format!(
-            "what was there lies in {aside}; the same command puts it back; delete it when nobody needs it\n"
+            "what was there lies in {}; the same command puts it back; delete it when nobody needs it\n",
+            report.places
         ));
     }
     output::text(&text)
@@ -56,7 +60,8 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
 fn roll_back(pgdata: &Path) -> anyhow::Result<Report> {
     let shown = pgdata.display();
     refuse_running(pgdata)?;
-    let mut report = Report { pgdata: shown.to_string(), put_back: None, moved_aside: None };
+    let mut report =
+        Report { pgdata: shown.to_string(), put_back: None, moved_aside: None, places: String::new() };
     // One whose successor waits was about to go when an earlier rollback was interrupted.
     let waits = |record: &Record| record.successor.as_ref().is_some_and(|successor| successor.exists());
     if let Some(record) = aside::left_in(pgdata)?.filter(|record| !waits(record)) {
@@ -83,10 +88,10 @@ fn roll_back(pgdata: &Path) -> anyhow::Result<Report> {
         let record =
             Record::plan(pgdata, in_the_way(pgdata, back)?, Some(back.aside.clone()), Timestamp::now())?;
         record.go()?;
-        report.moved_aside = Some(record.aside.display().to_string());
+        (report.moved_aside, report.places) = (Some(record.aside.display().to_string()), record.places());
     } else if unfinished.is_some() {
         latest.go()?;
-        report.moved_aside = Some(latest.aside.display().to_string());
+        (report.moved_aside, report.places) = (Some(latest.aside.display().to_string()), latest.places());
     }
     back.come_back()?;
     report.put_back = Some(back.aside.display().to_string());

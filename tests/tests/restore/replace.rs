@@ -69,6 +69,13 @@ fn a_replaced_data_directory_is_kept_and_comes_back() {
     let report: Value = serde_json::from_str(&output.expect_success().stdout).unwrap();
     let [aside] = &asides(&bed)[..] else { panic!("{:?}", asides(&bed)) };
     assert_eq!(report["replaced"].as_str(), aside.to_str());
+    // Whoever deletes it has to know of all of it.
+    let outside = |pgdata: &Path| {
+        let space = fs::read_dir(pgdata.join("pg_tblspc")).unwrap().next().unwrap().unwrap().path();
+        [space, pgdata.join("pg_wal")].map(|link| fs::read_link(link).unwrap().display().to_string())
+    };
+    let notes = report["notes"].to_string();
+    assert!(outside(aside).iter().all(|directory| notes.contains(directory)), "{notes}");
     assert_eq!(
         fs::read_link(pgdata.join("pg_wal")).unwrap(),
         bed.place("wal"),
@@ -83,6 +90,7 @@ fn a_replaced_data_directory_is_kept_and_comes_back() {
     check(&bed, &pgdata, &bad);
     let [undone] = &asides(&bed)[..] else { panic!("{:?}", asides(&bed)) };
     assert!(told.contains(undone.to_str().unwrap()), "{told}");
+    assert!(outside(undone).iter().all(|directory| told.contains(directory)), "{told}");
     check(&bed, undone, &good);
     rollback().expect_success();
     check(&bed, &pgdata, &good);
