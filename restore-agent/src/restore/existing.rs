@@ -105,6 +105,12 @@ pub(crate) fn waiting_segments(pgdata: &Path) -> io::Result<Vec<SegmentName>> {
     Ok(waiting.into_iter().collect())
 }
 
+/// The data directory within which a place lies, other than itself.
+pub(crate) fn around(place: &Path) -> Option<&Path> {
+    let is_data = |at: &&Path| at.join("PG_VERSION").is_file() && at.join("global").is_dir();
+    place.ancestors().skip(1).find(is_data)
+}
+
 /// A server that runs on another data directory and whose links lead to one of these directories: that directory, and the
 /// server's. A copy of a data directory has the original's links.
 pub(crate) fn used_by_another_server(pgdata: &Path, directories: &[PathBuf]) -> Option<(PathBuf, PathBuf)> {
@@ -153,6 +159,17 @@ mod tests {
         let renamed = existing.renamed(|path| (path == root.join("fast")).then(|| root.join("slow")));
         assert_eq!(renamed.link_to(&root.join("slow")), Some("pg_tblspc/16400".into()));
         assert_eq!(renamed.link_to(&root.join("fast")), None);
+    }
+
+    #[test]
+    fn what_lies_within_a_data_directory_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let pgdata = dir.path().join("data");
+        fs::create_dir_all(pgdata.join("global")).unwrap();
+        assert_eq!(around(&pgdata.join("new/data")), None);
+        durable::create(&pgdata.join("PG_VERSION"), b"17\n").unwrap();
+        assert_eq!(around(&pgdata.join("new/data")), Some(pgdata.as_path()));
+        assert_eq!(around(&pgdata), None);
     }
 
     #[test]

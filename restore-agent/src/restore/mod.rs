@@ -51,7 +51,8 @@ use walpoint_pg::label::TablespaceMap;
 use walpoint_repo::RepoError;
 use walpoint_repo::backup::{BackupReader, Backups, Summary};
 use walpoint_repo::keys::KeySource;
-use walpoint_runtime::args::CommonArgs;
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::{Progress, human_bytes, human_duration};
 
@@ -203,6 +204,8 @@ struct Restore {
     ground: Ground,
     /// How what is there will be moved aside.
     replacement: Option<Record>,
+    /// Where the configured repositories are that are directories.
+    repositories: Vec<PathBuf>,
     settings: Vec<(String, String)>,
 }
 
@@ -238,7 +241,9 @@ impl Restore {
             delta: matches!(ground.way, Way::Delta { .. }),
             claiming: false,
         };
-        let in_the_way = check_places(&layout, &ground, &marker)?;
+        let repositories = local_repositories(common)?;
+        let places = check_places(&layout, &ground, &marker, &repositories)?;
+        let in_the_way = ground.check_others(&layout)?;
         let replacement = ground.replacement(layout.pgdata(), in_the_way)?;
         room::check(&reader, &layout, &planned.plan, &ground).await?;
         let source = command::Source {
@@ -258,7 +263,18 @@ impl Restore {
             settings.push(("archive_mode".to_owned(), "off".to_owned()));
         }
         settings.extend(planned.plan.settings.iter().map(|s| (s.name.to_owned(), s.value.clone())));
-        Ok(Self { planned, reader, layout, owners, owner, marker, ground, replacement, settings })
+        Ok(Self {
+            planned,
+            reader,
+            layout,
+            owners,
+            owner,
+            marker,
+            ground,
+            replacement,
+            repositories,
+            settings,
+        })
     }
 
     async fn execute(self, common: &CommonArgs, args: &RestoreArgs) -> anyhow::Result<Report> {
@@ -309,7 +325,8 @@ impl Restore {
         if Ground::look(pgdata, self.ground.way)?.state != self.ground.state {
             bail!("{} is not what it was when the restore began; nothing was changed", pgdata.display());
         }
-        check_places(&self.layout, &self.ground, &self.marker)?;
+        check_places(&self.layout, &self.ground, &self.marker, &self.repositories)?;
+        self.ground.check_others(&self.layout)?;
         if let Some(record) = &self.replacement {
             record.go()?;
             tracing::info!("what was in {} lies in {}", pgdata.display(), record.aside.display());
@@ -520,13 +537,21 @@ fn holds_tablespaces(pgdata: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Refuses directories that are in use or lie within each other. Those that an interrupted restore had claimed are ours.
-/// What is in the way and belongs to the data directory that is there.
+/// The repositories of this command line that are directories.
+fn local_repositories(common: &CommonArgs) -> anyhow::Result<Vec<PathBuf>> {
+    let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
+    let directories = selection.repositories.iter().filter_map(|(_, settings)| settings.directory());
+    // One that cannot be looked at is passed over in planning too.
+    Ok(directories.filter_map(|directory| directory::resolve(&directory).ok()).collect())
+}
+
+/// Refuses directories that lie within each other, or within what is somebody else's; all of them.
 fn check_places(
     layout: &Layout,
     ground: &Ground,
     marker: &Marker,
-) -> anyhow::Result<Vec<(PathBuf, Option<PathBuf>)>> {
+    repositories: &[PathBuf],
+) -> anyhow::Result<Vec<PathBuf>> {
     if let State::Unfinished(earlier) = &ground.state
         && (&earlier.repository, &earlier.cluster) != (&marker.repository, &marker.cluster)
     {
@@ -554,7 +579,16 @@ fn check_places(
             );
         }
     }
-    ground.check_others(layout)
+    for place in &places {
+        let (shown, hint) = (place.display(), "choose another place: nothing was changed");
+        if let Some(repository) = repositories.iter().find(|r| r.starts_with(place) || place.starts_with(r)) {
+            bail!("{shown} and the repository {} lie within each other; {hint}", repository.display());
+        }
+        if let Some(other) = existing::around(place) {
+            bail!("{shown} lies within {}, which is a data directory of its own; {hint}", other.display());
+        }
+    }
+    Ok(places)
 }
 
 /// Runs a command of the person who restores.

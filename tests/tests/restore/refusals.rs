@@ -1,8 +1,10 @@
 //! R3 and R4: what cannot be reached, and where nothing may be written, is refused before anything is touched.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 use walpoint_tests::archived::Archived;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::process::Output;
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
@@ -211,6 +213,58 @@ fn nothing_is_written_where_something_lives() {
     drop(restored);
     let again = bed.try_restore("empty", &["--tablespace", &elsewhere]).expect_status(1);
     assert!(again.stderr.contains("not empty"), "{again:#?}");
+}
+
+/// R4: neither a repository nor another cluster's data directory gets a cluster, a tablespace or a pg_wal inside.
+#[test]
+fn nothing_is_restored_into_a_repository_or_a_data_directory() {
+    let second = Store::local();
+    let mut bed = Archived::start_with(Cluster::builder().segment_size_mb(1), Store::local(), |agent| {
+        agent.repository("second", &second)
+    });
+    bed.cluster.create_tablespace("fast");
+    bed.cluster.psql("create table t tablespace fast as select 1");
+    let (oid, _) = bed.cluster.tablespaces()[0];
+    bed.backup();
+    bed.settle();
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let mapped = |place: &str| format!("{oid}={place}");
+    let (good, spaces) = (text(bed.place("good/data")), mapped(&text(bed.place("good/fast"))));
+    for stopped in [false, true] {
+        if stopped {
+            bed.cluster.stop(Shutdown::Fast);
+        }
+        let own = bed.store.root().unwrap().to_owned();
+        let outer =
+            [own.join("clusters"), second.root().unwrap().to_owned(), bed.cluster.pgdata().join("base")];
+        for outer in outer {
+            let inner = text(outer.join("pg"));
+            for options in [
+                ["--pgdata", &inner, "--tablespace", &spaces, "--wal-dir", &text(bed.place("good/wal"))],
+                [
+                    "--pgdata",
+                    &good,
+                    "--tablespace",
+                    &mapped(&inner),
+                    "--wal-dir",
+                    &text(bed.place("good/wal")),
+                ],
+                ["--pgdata", &good, "--tablespace", &spaces, "--wal-dir", &inner],
+            ] {
+                let output = bed.agent.restore(&[&["restore"], &options[..]].concat()).expect_status(1);
+                let told = output.stderr.contains(&inner) && output.stderr.contains("nothing was changed");
+                assert!(told && output.stderr.contains("within"), "{options:?}: {output:#?}");
+            }
+            assert!(!outer.join("pg").exists() && !bed.place("good").exists());
+        }
+    }
+    // A cluster that would take the repository along is not moved or emptied either.
+    let around = bed.store.root().unwrap().parent().unwrap().to_owned();
+    std::fs::write(around.join("PG_VERSION"), "17\n").unwrap();
+    let output =
+        bed.agent.restore(&["restore", "--replace", "--pgdata", &text(around), "--tablespace", &spaces]);
+    assert!(output.expect_status(1).stderr.contains("lie within each other"));
+    bed.agent.restore(&["restore", "--pgdata", &good, "--tablespace", &spaces]).expect_success();
 }
 
 /// R2: of two repositories the one that reaches further gives the plan, whichever is asked first.

@@ -209,6 +209,14 @@ impl StoreSettings {
         }
     }
 
+    /// The directory, if it is one.
+    pub fn directory(&self) -> Option<PathBuf> {
+        match self.location() {
+            Ok(Location::Directory(path)) => Some(path),
+            _ => None,
+        }
+    }
+
     /// The bounds that the settings ask for.
     pub fn limits(&self) -> Result<Limits> {
         let defaults = Limits::default();
