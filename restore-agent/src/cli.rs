@@ -8,7 +8,7 @@ use walpoint_base::WalFileName;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::pages::{Page, Shell};
 
-use crate::plan::PlanArgs;
+use crate::plan::{PlanArgs, ProbeArgs};
 use crate::restore::RestoreArgs;
 use crate::restore::rollback::RollbackArgs;
 
@@ -42,7 +42,7 @@ pub(crate) enum Command {
     Prefetch(PrefetchArgs),
     /// Open what recovery will read, and write nothing: `restore` runs it as PostgreSQL's user.
     #[command(hide = true)]
-    Probe,
+    Probe(ProbeArgs),
     /// Print completions for a shell.
     #[command(hide = true)]
     Completions {

@@ -71,7 +71,7 @@ fn run(arguments: &[OsString]) -> ExitCode {
             Command::Plan(args) => exit::report(plan::run(&cli.common, args).await),
             Command::Restore(args) => exit::report(restore::run(&cli.common, args).await),
             Command::Rollback(args) => exit::report(restore::rollback::run(&cli.common, args)),
-            Command::Probe => exit::report(plan::probe(&cli.common).await),
+            Command::Probe(args) => exit::report(plan::probe(&cli.common, args).await),
             Command::Prefetch(args) => exit::report(wal::session::run(&cli.common, args).await),
         }
     });

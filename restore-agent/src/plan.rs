@@ -5,7 +5,7 @@
 //! If none has a plan, the refusal of the first that could be read is told.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -206,8 +206,19 @@ pub(crate) fn refuse(common: &CommonArgs, no_plan: NoPlan) -> Result<(), Failure
     }
 }
 
+/// Options of `probe`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProbeArgs {
+    /// A directory that has to be entered. Can be repeated.
+    #[arg(long = "enter", value_name = "DIR")]
+    enter: Vec<PathBuf>,
+}
+
 /// Opens what recovery will read, and writes nothing. One repository is enough: recovery needs no more.
-pub(crate) async fn probe(common: &CommonArgs) -> Result<(), Failure> {
+pub(crate) async fn probe(common: &CommonArgs, args: &ProbeArgs) -> Result<(), Failure> {
+    for directory in &args.enter {
+        enter(directory)?;
+    }
     let selection: Selection<StoreSettings> = common.select()?;
     let mut failure = None;
     for (name, settings) in &selection.repositories {
@@ -221,11 +232,28 @@ pub(crate) async fn probe(common: &CommonArgs) -> Result<(), Failure> {
     Err(failure.map_or_else(|| Failure::usage(anyhow!("no repository is configured")), failed))
 }
 
-/// The arguments of `restore-agent` that run [`probe`] with the same selection.
-pub(crate) fn probe_arguments(
+/// Fails if this user cannot get into a directory; names the outermost one that keeps him out.
+fn enter(directory: &Path) -> anyhow::Result<()> {
+    let mut outermost_first: Vec<&Path> = directory.ancestors().collect();
+    outermost_first.reverse();
+    for at in outermost_first {
+        rustix::fs::access(at, rustix::fs::Access::EXEC_OK).map_err(|error| {
+            anyhow!(
+                "{} cannot be entered ({error}), and something would be restored below it: let that user in, or choose another \
+                 place",
+                at.display()
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// The arguments of `restore-agent` that run [`probe`] with the same selection, and enter these directories.
+pub(crate) fn probe_arguments<'a>(
     config: Option<&Path>,
     repo: Option<&str>,
     cluster: &ClusterName,
+    enter: impl Iterator<Item = &'a Path>,
 ) -> Vec<OsString> {
     let mut arguments: Vec<OsString> =
         ["probe", "--quiet", "--cluster", cluster.as_str()].map(OsString::from).to_vec();
@@ -234,6 +262,9 @@ pub(crate) fn probe_arguments(
     }
     if let Some(repo) = repo {
         arguments.extend(["--repo".into(), repo.into()]);
+    }
+    for directory in enter {
+        arguments.extend(["--enter".into(), directory.into()]);
     }
     arguments
 }

@@ -142,6 +142,8 @@ struct Report {
     seconds: f64,
     archiving: bool,
     notes: Vec<String>,
+    #[serde(skip)]
+    start: String,
 }
 
 /// Runs the command.
@@ -253,9 +255,16 @@ impl Restore {
             cluster: planned.cluster.to_string(),
         };
         if let Some(owner) = owner {
-            owners::prove_readable(
+            // What is missing will be made for that user.
+            let parents = places.iter().filter_map(|place| place.ancestors().skip(1).find(|a| a.exists()));
+            owners::prove_usable(
                 owner,
-                &plan::probe_arguments(source.config.as_deref(), source.repo.as_deref(), &planned.cluster),
+                &plan::probe_arguments(
+                    source.config.as_deref(),
+                    source.repo.as_deref(),
+                    &planned.cluster,
+                    parents,
+                ),
             )?;
         }
         let mut settings = vec![("restore_command".to_owned(), command::restore_command(&source))];
@@ -455,11 +464,22 @@ impl Restore {
             seconds: took.as_secs_f64(),
             archiving: args.resume_archiving,
             notes,
+            start: self.start_command(),
         }
     }
 }
 
 impl Restore {
+    /// How to start the server. `pg_ctl` refuses to run as root.
+    fn start_command(&self) -> String {
+        let command = format!("pg_ctl -D {} start", self.layout.pgdata().display());
+        let Some(owner) = self.owner else { return command };
+        match owners::name_of_user(owner.uid) {
+            Some(name) => format!("runuser -u {name} -- {command}"),
+            None => format!("{command}, as uid {}", owner.uid),
+        }
+    }
+
     /// What to do about a configuration that lay outside the data directory, as Debian's does.
     fn configuration_elsewhere(&self) -> String {
         let found = match self.layout.extra() {
@@ -626,6 +646,6 @@ fn print(common: &CommonArgs, report: &Report) -> Result<(), Failure> {
     for note in &report.notes {
         text.push_str(&format!("note: {note}\n"));
     }
-    text.push_str(&format!("start it: pg_ctl -D {} start\n", report.pgdata));
+    text.push_str(&format!("start it: {}\n", report.start));
     walpoint_runtime::output::text(&text)
 }

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, bail};
 use rustix::fs::{Mode, OFlags};
@@ -80,14 +80,25 @@ pub(crate) fn create_directories(path: &Path, owner: Option<Owner>) -> io::Resul
     Ok(())
 }
 
-/// The number of a name on this machine. A name that is not known here keeps the number it had.
-fn number(database: &str, owner: &OwnerName) -> anyhow::Result<u32> {
-    // getent asks whatever directory services the machine uses, which the files in /etc would not show.
-    let answer = Command::new("getent")
-        .args([database, "--", &owner.name])
+/// The name of a user on this machine.
+pub(crate) fn name_of_user(uid: u32) -> Option<String> {
+    let answer = getent("passwd", &uid.to_string()).ok().filter(|answer| answer.status.success())?;
+    let line = String::from_utf8(answer.stdout).ok()?;
+    line.split(':').next().filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+/// Asks whatever directory services the machine uses, which the files in /etc would not show.
+fn getent(database: &str, key: &str) -> anyhow::Result<Output> {
+    Command::new("getent")
+        .args([database, "--", key])
         .stderr(Stdio::null())
         .output()
-        .context("getent, which finds the users of this machine, cannot be run")?;
+        .context("getent, which finds the users of this machine, cannot be run")
+}
+
+/// The number of a name on this machine. A name that is not known here keeps the number it had.
+fn number(database: &str, owner: &OwnerName) -> anyhow::Result<u32> {
+    let answer = getent(database, &owner.name)?;
     if !answer.status.success() {
         tracing::warn!(
             "{} \"{}\" is not known on this machine; its files keep the number {}",
@@ -102,9 +113,9 @@ fn number(database: &str, owner: &OwnerName) -> anyhow::Result<u32> {
     id.with_context(|| format!("getent {database} {} answered {line:?}, which has no number", owner.name))
 }
 
-/// Proves, as the user who will run PostgreSQL, that configuration, secrets and repository can be read: `arguments` are
-/// those of a `restore-agent` command that reads them and writes nothing.
-pub(crate) fn prove_readable(owner: Owner, arguments: &[OsString]) -> anyhow::Result<()> {
+/// Proves, as the user who will run PostgreSQL, that configuration, secrets and repository can be read and that directories
+/// can be entered: `arguments` are those of a `restore-agent` command that does so and writes nothing.
+pub(crate) fn prove_usable(owner: Owner, arguments: &[OsString]) -> anyhow::Result<()> {
     if owner.uid == 0 {
         bail!(
             "the files of the backup belong to root, and PostgreSQL does not run as root; restore as PostgreSQL's user"
@@ -129,7 +140,7 @@ pub(crate) fn prove_readable(owner: Owner, arguments: &[OsString]) -> anyhow::Re
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr);
         bail!(
-            "uid {} cannot read what recovery will need, so it would stop at once (nothing was written): {}",
+            "uid {} cannot use what PostgreSQL will need, so it would stop at once (nothing was written): {}",
             owner.uid,
             reason.trim()
         );
@@ -154,6 +165,7 @@ mod tests {
         } else {
             assert_eq!(owners.of(4711, 4712), None);
         }
-        assert!(prove_readable(Owner { uid: 0, gid: 0 }, &[]).unwrap_err().to_string().contains("root"));
+        assert_eq!(name_of_user(0).as_deref(), Some("root"));
+        assert!(prove_usable(Owner { uid: 0, gid: 0 }, &[]).unwrap_err().to_string().contains("root"));
     }
 }

@@ -1,6 +1,6 @@
 //! R6: who owns what is restored. These tests are root's.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
@@ -41,7 +41,10 @@ fn root_restores_for_postgresqls_user() {
     let text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
     let (data, wal_text, spaces_text) = (text(&pgdata), text(&wal), text(&spaces));
     let arguments = ["restore", "--pgdata", &data, "--wal-dir", &wal_text, "--tablespace-dir", &spaces_text];
-    as_root(&bed, &arguments).expect_success();
+    let told = as_root(&bed, &arguments).expect_success().stdout;
+    // Root cannot run pg_ctl.
+    let start = format!("start it: runuser -u {} -- pg_ctl -D {data} start", user::name());
+    assert!(told.contains(&start), "{told}");
     [&pgdata, &wal, &spaces].into_iter().for_each(|directory| owned(directory));
     let restored = Cluster::start_restored(primary.dir(), primary.major(), &pgdata);
     restored.wait_promoted();
@@ -75,6 +78,34 @@ fn root_proves_first_that_postgresqls_user_can_read_the_repository() {
     assert!(!bed.place("target").exists(), "something was written");
     user::give(root);
     as_root(&bed, &["restore", "--pgdata", &pgdata]).expect_success();
+}
+
+/// R6: nor can a server start below a directory that its user cannot enter.
+#[test]
+fn root_proves_first_that_postgresqls_user_can_enter_the_place() {
+    needs_root!();
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.backup();
+    bed.settle();
+    let closed = bed.place("closed");
+    std::fs::create_dir_all(closed.join("open")).unwrap();
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    let (below, good) = (text(closed.join("open/new/data")), text(bed.place("good")));
+    for options in [["--pgdata", &below, "--wal-dir", &good], ["--pgdata", &good, "--wal-dir", &below]] {
+        let output = as_root(&bed, &[&["restore"], &options[..]].concat()).expect_status(1);
+        let told = format!("{} cannot be entered", closed.display());
+        assert!(
+            output.stderr.contains(&told) && output.stderr.contains("nothing was written"),
+            "{output:#?}"
+        );
+        assert!(!closed.join("open/new").exists() && !bed.place("good").exists(), "something was written");
+    }
+    // A directory that is root's and closed will be that user's.
+    let mine = bed.place("mine");
+    std::fs::create_dir(&mine).unwrap();
+    std::fs::set_permissions(&mine, std::fs::Permissions::from_mode(0o700)).unwrap();
+    as_root(&bed, &["restore", "--pgdata", &text(mine)]).expect_success();
 }
 
 /// R4, R6: what root moved aside PostgreSQL's user can put back; a record that it cannot read is no missing one.
