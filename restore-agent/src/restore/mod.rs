@@ -46,7 +46,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use jiff::Timestamp;
-use walpoint_base::{RecoveryTarget, SecretSource};
+use walpoint_base::{BackupId, RecoveryTarget, SecretSource};
 use walpoint_pg::label::TablespaceMap;
 use walpoint_repo::RepoError;
 use walpoint_repo::backup::{BackupReader, Backups, Summary};
@@ -229,11 +229,12 @@ impl Restore {
     ) -> anyhow::Result<Self> {
         ground.prove(&pgdata, &planned).await?;
         let backups = Backups::of(&planned.repository, &planned.cluster);
-        let reader = backups.open(planned.plan.backup.id).await?;
+        let unread = |error| unread(planned.plan.backup.id, error);
+        let reader = backups.open(planned.plan.backup.id).await.map_err(|e| unread(e.into()))?;
         let summary = reader.manifest().summary.clone();
         let layout = Arc::new(lay_out(args, &summary, pgdata, ground.existing.as_ref())?);
         let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
-        let owner = owner_of_root(&reader, &owners).await?;
+        let owner = owner_of_root(&reader, &owners).await.map_err(unread)?;
         let marker = Marker {
             repository: planned.repository.id().to_string(),
             cluster: planned.cluster.to_string(),
@@ -247,7 +248,7 @@ impl Restore {
         let places = check_places(&layout, &ground, &marker, &repositories)?;
         let in_the_way = ground.check_others(&layout)?;
         let replacement = ground.replacement(layout.pgdata(), in_the_way)?;
-        room::check(&reader, &layout, &planned.plan, &ground).await?;
+        room::check(&reader, &layout, &planned.plan, &ground).await.map_err(unread)?;
         let source = command::Source {
             config: common.config_path().map(std::path::absolute).transpose()?,
             repo: common.repo.clone(),
@@ -494,18 +495,28 @@ impl Restore {
     }
 }
 
+/// What to do when the backup is not what was stored.
+const ANOTHER: &str = "the same command would end there again: restore from another backup (--backup, archive-agent status lists \
+                       them) or another repository (--repo), and let archive-agent verify tell what else is affected";
+
 /// Says what an interrupted restore left, and what to do about it.
 fn incomplete(pgdata: &Path, error: anyhow::Error) -> anyhow::Error {
-    let damaged = |cause: &RepoError| matches!(cause, RepoError::Corrupt { .. } | RepoError::NotFound { .. });
-    let for_good = error.chain().filter_map(|cause| cause.downcast_ref()).any(damaged);
-    let next = match for_good {
-        true => {
-            "the same command would end there again: restore from another backup (--backup) or another repository (--repo), and let \
-             archive-agent verify tell what else is affected"
-        }
-        false => "run the same command again",
-    };
+    let next = if is_damaged(&error) { ANOTHER } else { "run the same command again" };
     error.context(format!("{} is incomplete and cannot start; {next}", pgdata.display()))
+}
+
+/// Says what to do about a backup that cannot be read, before anything was written.
+fn unread(backup: BackupId, error: anyhow::Error) -> anyhow::Error {
+    if !is_damaged(&error) {
+        return error;
+    }
+    error.context(format!("nothing was changed, because backup {backup} cannot be read; {ANOTHER}"))
+}
+
+/// Whether an object of the repository is damaged or missing, which no second attempt mends.
+fn is_damaged(error: &anyhow::Error) -> bool {
+    let damaged = |cause: &RepoError| matches!(cause, RepoError::Corrupt { .. } | RepoError::NotFound { .. });
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(damaged)
 }
 
 /// The key file that the environment names, if it opened the repository.

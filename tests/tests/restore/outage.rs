@@ -121,6 +121,22 @@ fn a_damaged_pack_is_named_and_never_becomes_a_cluster() {
     door.put(&pack, bytes);
     bed.restore("target", &[]);
     finished(&bed, &pgdata, &contents);
+    // One that is missing, whether it holds files or says which files there are.
+    for pack in door.list("clusters/main/data").into_iter().filter(|key| key.ends_with(".pack")) {
+        let bytes = door.get(&pack).unwrap();
+        door.delete(&pack);
+        let output = bed.try_restore("another", &[]).expect_status(1);
+        for says in [&pack, "the same command would end there again", "archive-agent status"] {
+            assert!(output.stderr.contains(says), "{says}: {output:#?}");
+        }
+        let begun = bed.place("another").exists();
+        assert_eq!(output.stderr.contains("nothing was changed"), !begun, "{output:#?}");
+        if begun {
+            unfinished(&bed, &bed.place("another"));
+            std::fs::remove_dir_all(bed.place("another")).unwrap();
+        }
+        door.put(&pack, bytes);
+    }
 }
 
 fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
