@@ -29,7 +29,7 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
     target_timeline: TargetTimeline,
     /// Leave out what lies exactly at the target.
-    #[arg(long)]
+    #[arg(long, requires = "target")]
     exclusive: bool,
     /// Start from this backup [default: the newest one before the target].
     #[arg(long, value_name = "ID")]
@@ -153,6 +153,7 @@ mod tests {
             (["--target-name", ""], "1 to 63"),
             (["--target-timeline", "newest"], "latest, current or a number"),
             (["--backup", "yesterday"], "backup id"),
+            (["--exclusive", "--target-timeline=2"], "--target-time <TIME>"),
         ] {
             let error = request(&line).unwrap_err();
             assert!(error.contains(told), "{line:?}: {error}");

@@ -74,6 +74,11 @@ pub(crate) enum DirectoryError {
         /// Something in it.
         example: String,
     },
+    /// It is a file, or lies below one.
+    #[error(
+        "{0} is no directory, and nothing can be restored there; give an empty or a new directory: nothing was changed"
+    )]
+    NoDirectory(PathBuf),
     /// Another restore writes to it.
     #[error("{0}: another restore into it is under way; nothing was changed")]
     Busy(PathBuf),
@@ -99,6 +104,9 @@ pub(crate) fn inspect(pgdata: &Path) -> Result<State, DirectoryError> {
     }
     let entries = match fs::read_dir(pgdata) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(State::Empty),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            return Err(DirectoryError::NoDirectory(pgdata.to_owned()));
+        }
         entries => entries.map_err(error_at(pgdata))?,
     };
     let names = entries
@@ -208,14 +216,17 @@ pub(crate) fn disown(directory: &Path) -> Result<(), DirectoryError> {
 }
 
 /// `path` without links, as far as it exists.
-pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
-    let path = std::path::absolute(path)?;
+pub(crate) fn resolve(path: &Path) -> Result<PathBuf, DirectoryError> {
+    let path = std::path::absolute(path).map_err(error_at(path))?;
     for ancestor in path.ancestors() {
         match fs::canonicalize(ancestor) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(e) => return Err(error_at(ancestor)(e)),
             Ok(real) => {
                 let rest = path.strip_prefix(ancestor).unwrap_or(Path::new(""));
+                if !rest.as_os_str().is_empty() && !real.is_dir() {
+                    return Err(DirectoryError::NoDirectory(ancestor.to_owned()));
+                }
                 return Ok(if rest.as_os_str().is_empty() { real } else { real.join(rest) });
             }
         }
@@ -243,6 +254,9 @@ pub(crate) fn require_empty(directory: &Path) -> Result<(), String> {
     let shown = directory.display();
     let first = match fs::read_dir(directory) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            return Err(DirectoryError::NoDirectory(directory.to_owned()).to_string());
+        }
         Err(e) => return Err(format!("{shown}: {e}")),
         Ok(mut entries) => entries.find(|e| e.as_ref().map_or(true, |e| counts(&e.file_name()))),
     };
@@ -389,6 +403,18 @@ mod tests {
         std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
         assert_eq!(resolve(&dir.path().join("link")).unwrap(), real);
         assert_eq!(resolve(&dir.path().join("link/new/data")).unwrap(), real.join("new/data"));
+    }
+
+    #[test]
+    fn a_file_is_no_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().canonicalize().unwrap().join("file");
+        durable::create(&file, b"").unwrap();
+        for path in [file.clone(), file.join("new/data")] {
+            let error = resolve(&path).and_then(|path| inspect(&path)).unwrap_err();
+            assert!(matches!(&error, DirectoryError::NoDirectory(path) if *path == file), "{error}");
+        }
+        assert!(require_empty(&file).unwrap_err().contains("no directory"));
     }
 
     #[test]

@@ -88,7 +88,7 @@ fn link(path: &Path) -> io::Result<Option<PathBuf>> {
     };
     // Relative to where the link lies.
     let target = path.parent().unwrap_or(Path::new("/")).join(target);
-    directory::resolve(&target).map(Some)
+    directory::resolve(&target).map(Some).map_err(io::Error::other)
 }
 
 /// Segments that wait in a data directory's `pg_wal` to be archived, in order.

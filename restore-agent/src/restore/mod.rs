@@ -149,7 +149,7 @@ struct Report {
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), Failure> {
     let request = args.target.request(args.target_action, args.standby, Timestamp::now())?;
-    let pgdata = directory::resolve(&args.pgdata).context("--pgdata")?;
+    let pgdata = directory::resolve(&args.pgdata)?;
     let way = match (args.delta, args.replace) {
         (true, _) => Way::Delta { force: args.force },
         (false, true) => Way::Replace,

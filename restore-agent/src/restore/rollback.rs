@@ -39,7 +39,7 @@ struct Report {
 
 /// Runs the command.
 pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failure> {
-    let pgdata = directory::resolve(&args.pgdata).context("--pgdata")?;
+    let pgdata = directory::resolve(&args.pgdata)?;
     let report = roll_back(&pgdata)?;
     if common.json {
         return output::json(&report);

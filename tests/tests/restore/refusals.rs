@@ -35,6 +35,8 @@ fn what_cannot_be_reached_is_refused_with_what_is_missing_and_what_can_be() {
     let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
     let primary = &bed.cluster;
     let mut ledger = Ledger::create(primary, "rows");
+    // What lies exactly at a target can be left out only if there is one.
+    bed.agent.restore(&["plan", "--exclusive"]).expect_status(2);
     // Without a backup WAL is worth nothing.
     let output = refused(&bed, &[]);
     assert!(output.stderr.contains("no complete backup") && output.stdout.contains("archive-agent backup"));
@@ -194,8 +196,11 @@ fn nothing_is_written_where_something_lives() {
 
     // A file is no directory.
     primary.dir().write("file", "data");
-    let output = bed.try_restore("file", &["--tablespace", &elsewhere]);
-    assert!(output.status == 1 && output.stderr.contains("/file"), "{output:#?}");
+    for name in ["file", "file/new/data"] {
+        let output = bed.try_restore(name, &["--tablespace", &elsewhere]);
+        let told = format!("{} is no directory", bed.place("file").display());
+        assert!(output.status == 1 && output.stderr.contains(&told), "{output:#?}");
+    }
     // An empty directory is fine, also with a mode that PostgreSQL would refuse; and a dry run writes nothing at all.
     let empty = primary.dir().mkdir("empty");
     std::fs::set_permissions(&empty, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
