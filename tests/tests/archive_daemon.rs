@@ -27,6 +27,16 @@ fn incompressible(cluster: &Cluster) -> String {
     cluster.switch_wal()
 }
 
+/// Waits until PostgreSQL has asked for a file.
+fn client_waits(cluster: &Cluster) {
+    wait::until_true(SOON, "the client waits", || {
+        process::descendants(cluster.pid().unwrap()).iter().any(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|comm| comm.trim() == "archive-push")
+        })
+    });
+}
+
 /// A8
 #[test]
 fn without_a_daemon_the_client_archives_by_itself_and_two_daemons_do_no_harm() {
@@ -69,12 +79,7 @@ fn a_daemon_that_restarts_in_mid_request_is_asked_again() {
         let daemon = bed.agent.daemon();
         proxy.set(Fault::Blackhole);
         let name = bed.cluster.switch_wal();
-        wait::until_true(SOON, "the client waits", || {
-            process::descendants(bed.cluster.pid().unwrap()).iter().any(|pid| {
-                std::fs::read_to_string(format!("/proc/{pid}/comm"))
-                    .is_ok_and(|comm| comm.trim() == "archive-push")
-            })
-        });
+        client_waits(&bed.cluster);
         if kill {
             daemon.kill();
         } else {
@@ -495,6 +500,59 @@ fn sighup_reloads_and_a_wrong_configuration_changes_nothing() {
     assert_eq!(bed.cluster.archive_failures().0, 0, "{}", bed.cluster.log());
     assert_eq!(daemon.stop(), 0);
     assert!(!bed.agent.push_socket().exists(), "the socket's name goes with the daemon");
+}
+
+/// A8: a reload while a push waits for a store that does not answer: somebody answers at every moment, no other daemon takes over,
+/// the push is told to ask again, and archiving goes on.
+#[test]
+fn sighup_never_takes_the_socket_away() {
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), Store::s3());
+    let proxy = Proxy::to(bed.store.port().unwrap());
+    bed.agent = Agent::new(&bed.cluster).repository_via("main", &bed.store, &proxy);
+    bed.agent.tables = "\n[daemon]\ndrain_timeout = \"4s\"\n".to_owned();
+    bed.agent.archive_from(&bed.cluster);
+    let daemon = bed.agent.daemon();
+    let second = bed.agent.launch();
+    let healthy = || bed.agent.run(&["health"]).expect_success();
+    wait::until_true(SOON, "the second daemon waits", || second.log().contains("another daemon answers"));
+    proxy.set(Fault::Blackhole);
+    bed.cluster.start();
+    let name = bed.cluster.switch_wal();
+    client_waits(&bed.cluster);
+    let ready = daemon.log().matches(" ready ").count();
+    daemon.process.signal(rustix::process::Signal::HUP);
+    let reloaded = std::time::Instant::now();
+    // Longer than the drain.
+    while reloaded.elapsed() < Duration::from_secs(6) {
+        healthy();
+    }
+    let log = daemon.log();
+    assert!(log.contains("SIGHUP: reading the configuration again"), "{log}");
+    assert_eq!(log.matches(" ready ").count(), ready + 1, "{log}");
+    // Both daemons write the same log.
+    assert_eq!(log.matches("answering archive-push").count(), 1, "{log}");
+    assert_eq!(bed.cluster.archive_failures().0, 0, "{}", bed.cluster.log());
+    proxy.heal();
+    bed.cluster.wait_done(&name);
+    assert!(bed.archive().get(&name).is_some());
+    assert_eq!(bed.cluster.archive_failures().0, 0, "{}", bed.cluster.log());
+    // Another reload in the middle of one.
+    proxy.set(Fault::Blackhole);
+    let name = bed.cluster.switch_wal();
+    client_waits(&bed.cluster);
+    for _ in 0..2 {
+        daemon.process.signal(rustix::process::Signal::HUP);
+        std::thread::sleep(Duration::from_secs(1));
+        healthy();
+    }
+    proxy.heal();
+    bed.cluster.wait_done(&name);
+    assert_eq!(daemon.stop(), 0);
+    wait::until_true(SOON, "the second takes over", || {
+        second.log().matches("answering archive-push").count() == 2
+    });
+    healthy();
+    assert_eq!(second.stop(), 0);
 }
 
 /// The service manager hears when the daemon is ready and when it stops.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::future::{OptionFuture, join_all};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use walpoint_base::ClusterName;
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
@@ -17,7 +18,7 @@ use walpoint_runtime::config::duration;
 use super::health::{Board, Health};
 use super::task::keep_running;
 use crate::wal::archiver::Archiver;
-use crate::wal::socket::Place;
+use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
 use crate::wal::{backfill, catch_up, index, once, queue, ready, serve};
 
@@ -64,11 +65,21 @@ impl ClusterTasks {
     }
 
     /// Runs until `stop`, then finishes the pushes under way within the drain.
-    pub(super) async fn run(self, board: Board, stop: CancellationToken) {
+    ///
+    /// `before` are the tasks that these replace. Pushes are answered beside them, and everything else begins when they have
+    /// ended: what they still store, or miss, has to be there when the repositories are compared, which is done once.
+    pub(super) async fn run(
+        self,
+        board: Board,
+        sockets: Sockets,
+        stop: CancellationToken,
+        before: TaskTracker,
+    ) {
         let push = Arc::new(board.add(format!("{}: {PUSH_SOCKET}", self.cluster)));
         let answering = keep_running(&push, &stop, || {
             let waiting = Answering {
                 socket: self.socket.clone(),
+                sockets: sockets.clone(),
                 archiver: Arc::clone(&self.archiver),
                 owner: self.owner,
                 drain: self.drain,
@@ -78,7 +89,7 @@ impl ClusterTasks {
         });
         let (every, window) = (self.archiver.uploader().targets(), self.look_ahead);
         let looking = OptionFuture::from((window > 0).then(|| {
-            self.keep("look-ahead", &board, &stop, |archiver, health| {
+            self.keep("look-ahead", &board, &stop, &before, |archiver, health| {
                 let working = move |waiting| {
                     tracing::trace!(task = health.name(), waiting, "scanned");
                     health.working();
@@ -88,42 +99,49 @@ impl ClusterTasks {
         }));
         let indexing = join_all(every.iter().enumerate().map(|(n, target)| {
             let what = format!("index of repository {}", target.name());
-            self.keep(what, &board, &stop, move |archiver, health| {
+            self.keep(what, &board, &stop, &before, move |archiver, health| {
                 index::keep(archiver, n, move || health.working())
             })
         }));
         let beside = every.iter().enumerate().filter(|(_, target)| !target.acknowledges);
         let catching_up = join_all(beside.map(|(n, target)| {
             let what = format!("catching up repository {}", target.name());
-            self.keep(what, &board, &stop, move |archiver, health| {
+            self.keep(what, &board, &stop, &before, move |archiver, health| {
                 catch_up::keep(archiver, n, move || health.working())
             })
         }));
-        let backfilling = self.keep("looking for promotions", &board, &stop, |archiver, health| {
+        let backfilling = self.keep("looking for promotions", &board, &stop, &before, |archiver, health| {
             backfill::keep(archiver, move || health.working())
         });
         let telling = OptionFuture::from(self.archiver.queue().is_limited().then(|| {
-            self.keep("queue", &board, &stop, |archiver, health| {
+            self.keep("queue", &board, &stop, &before, |archiver, health| {
                 queue::tell(archiver, move || health.working())
             })
         }));
         let staying_small = self.archiver.stay_small(stop.clone());
         tokio::join!(answering, looking, indexing, catching_up, backfilling, telling, staying_small);
         self.archiver.abandon();
+        // Whoever waits for these tasks waits for all before them.
+        before.wait().await;
     }
 
-    /// Keeps a task of that name running until `stop`. Whatever it waits for then, a store that does not answer included, is
-    /// not worth a longer drain.
+    /// Keeps a task of that name running from the end of `before` until `stop`. Whatever it waits for then, a store that does
+    /// not answer included, is not worth a longer drain.
     async fn keep<F>(
         &self,
         what: impl Display,
         board: &Board,
         stop: &CancellationToken,
+        before: &TaskTracker,
         start: impl Fn(Arc<Archiver>, Arc<Health>) -> F,
     ) where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let health = Arc::new(board.add(format!("{}: {what}", self.cluster)));
+        tokio::select! {
+            () = before.wait() => {}
+            () = stop.cancelled() => return,
+        }
         keep_running(&health, stop, || {
             let (work, stop) = (start(Arc::clone(&self.archiver), Arc::clone(&health)), stop.clone());
             async move {
@@ -145,6 +163,7 @@ impl ClusterTasks {
 /// What answering `archive-push` needs.
 struct Answering {
     socket: PathBuf,
+    sockets: Sockets,
     archiver: Arc<Archiver>,
     owner: u32,
     drain: Duration,
@@ -154,9 +173,9 @@ struct Answering {
 impl Answering {
     /// Takes the socket, as soon as no other daemon has it, and answers.
     async fn run(self, health: Arc<Health>, stop: CancellationToken) -> anyhow::Result<()> {
-        let place = loop {
-            if let Some(place) = Place::take(&self.socket, self.owner)? {
-                break place;
+        let socket = loop {
+            if let Some(socket) = self.sockets.listen(&self.socket, self.owner)? {
+                break socket;
             }
             health.waiting(&format!(
                 "another daemon answers on {}; this one takes over when it ends",
@@ -167,8 +186,6 @@ impl Answering {
                 () = stop.cancelled() => return Ok(()),
             }
         };
-        let socket = place.listen()?;
-        tracing::info!(socket = %self.socket.display(), "answering archive-push");
         health.working();
         let board = self.board;
         serve::serve(socket, self.archiver, self.owner, stop, self.drain, move || board.problems()).await

@@ -15,8 +15,8 @@ mod task;
 
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{DaemonSettings, duration};
@@ -25,6 +25,7 @@ use walpoint_runtime::{owner, shutdown};
 
 use self::cluster::{ClusterTasks, PUSH_SOCKET};
 use self::health::{Board, State};
+use crate::wal::socket::Sockets;
 
 /// The service manager is told "ready" once every push socket answers or is known to be faulty, or after this.
 const READY_LIMIT: Duration = Duration::from_secs(5);
@@ -44,6 +45,36 @@ impl Settings {
         }
         let config = common.read_config::<StoreSettings>()?;
         Ok(Self { clusters, daemon: config.map(|c| c.daemon).unwrap_or_default() })
+    }
+
+    /// The tasks of each cluster.
+    fn tasks(&self) -> Result<Vec<ClusterTasks>, Failure> {
+        let drain = duration(self.daemon.drain_timeout);
+        let tasks = |selection: &_| Ok(ClusterTasks::new(selection, pgdata(selection)?, drain)?);
+        self.clusters.iter().map(tasks).collect()
+    }
+}
+
+/// What runs by one reading of the configuration.
+#[derive(Default)]
+struct Generation {
+    board: Board,
+    stop: CancellationToken,
+    clusters: TaskTracker,
+}
+
+impl Generation {
+    /// Starts the tasks, in place of those that run. What these have under way they finish beside it; `stop` ends both.
+    fn replace(&mut self, tasks: Vec<ClusterTasks>, sockets: &Sockets, stop: &CancellationToken) {
+        let next = Self { board: Board::default(), stop: stop.child_token(), clusters: TaskTracker::new() };
+        self.stop.cancel();
+        for cluster in tasks {
+            let before = self.clusters.clone();
+            let run = cluster.run(next.board.clone(), sockets.clone(), next.stop.clone(), before);
+            next.clusters.spawn(run);
+        }
+        next.clusters.close();
+        *self = next;
     }
 }
 
@@ -73,14 +104,19 @@ pub(crate) fn pgdata(selection: &Selection<StoreSettings>) -> Result<&std::path:
 pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
     let stop = shutdown::on_signal()?;
     let mut reloads = shutdown::reloads()?;
-    let mut settings = Settings::read(common)?;
-    let board = Board::default();
+    let sockets = Sockets::default();
+    let mut tasks = Settings::read(common)?.tasks()?;
+    let mut current = Generation::default();
+    current.clusters.close();
     let mut first = true;
     loop {
-        let generation = stop.child_token();
-        let mut clusters = start(&settings, &board, &generation)?;
-        all_spoke(&board).await;
-        tracing::info!(clusters = settings.clusters.len(), version = env!("WALPOINT_VERSION"), "ready");
+        // Whoever asks meanwhile waits for the next generation, and no other daemon takes the place.
+        let kept = sockets.all();
+        let clusters = tasks.len();
+        current.replace(tasks, &sockets, &stop);
+        all_spoke(&current.board).await;
+        drop(kept);
+        tracing::info!(clusters, version = env!("WALPOINT_VERSION"), "ready");
         if first {
             shutdown::notify_ready()
         } else {
@@ -88,40 +124,24 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
         }
         first = false;
 
-        let next = loop {
+        tasks = loop {
             tokio::select! {
-                () = stop.cancelled() => break None,
-                _ = reloads.recv() => match Settings::read(common) {
-                    Ok(settings) => break Some(settings),
-                    Err(failure) => tracing::error!("not reloaded, the old configuration stays: {failure}"),
-                },
+                () = stop.cancelled() => {
+                    shutdown::notify_stopping();
+                    current.clusters.wait().await;
+                    tracing::info!("stopped");
+                    return Ok(());
+                }
+                _ = reloads.recv() => {
+                    tracing::info!("SIGHUP: reading the configuration again");
+                    match Settings::read(common).and_then(|settings| settings.tasks()) {
+                        Ok(tasks) => break tasks,
+                        Err(failure) => tracing::error!("not reloaded, the old configuration stays: {failure}"),
+                    }
+                }
             }
         };
-        if next.is_none() {
-            shutdown::notify_stopping();
-        }
-        generation.cancel();
-        while let Some(ended) = clusters.join_next().await {
-            ended?;
-        }
-        match next {
-            Some(changed) => settings = changed,
-            None => {
-                tracing::info!("stopped");
-                return Ok(());
-            }
-        }
     }
-}
-
-fn start(settings: &Settings, board: &Board, stop: &CancellationToken) -> Result<JoinSet<()>, Failure> {
-    let drain = duration(settings.daemon.drain_timeout);
-    let mut running = JoinSet::new();
-    for selection in &settings.clusters {
-        let tasks = ClusterTasks::new(selection, pgdata(selection)?, drain)?;
-        running.spawn(tasks.run(board.clone(), stop.clone()));
-    }
-    Ok(running)
 }
 
 /// Waits until every push socket answers, or has said why not. What needs a repository may take longer.

@@ -1,7 +1,8 @@
 //! The push socket's conversation: one request and one reply for each connection, about a file or about the daemon's health.
 //!
 //! A connection that breaks leaves nothing behind but an upload that goes on. When the daemon stops, the socket's name goes
-//! first, then the requests under way are finished or, at the end of the drain, answered with "ask again".
+//! first, unless somebody else in the process answers on it from now on; then the requests under way are finished or, at the
+//! end of the drain, answered with "ask again".
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ const CONNECTIONS: usize = 64;
 /// `owner` is the only user beside root that is answered: anybody else could learn what is archived, and keep the daemon
 /// busy.
 pub(crate) async fn serve(
-    socket: PushSocket,
+    socket: Arc<PushSocket>,
     archiver: Arc<Archiver>,
     owner: u32,
     stop: CancellationToken,

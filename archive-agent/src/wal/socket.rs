@@ -1,12 +1,15 @@
 //! The push socket in the file system: who may put it there, and which of two daemons owns it.
 //!
 //! `<socket>.lock` is locked for as long as a daemon listens, so a socket without a locked file is a dead daemon's and is
-//! replaced. A daemon that is killed leaves both files; the kernel drops the lock.
+//! replaced. A daemon that is killed leaves both files; the kernel drops the lock. A daemon that reads its configuration again
+//! goes on with the sockets that it has.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyhow::{Context, bail};
 use tokio::net::UnixListener;
@@ -18,8 +21,41 @@ pub(crate) struct PushSocket {
     /// Where connections come in.
     pub(crate) listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of the name, to know it again.
+    name: (u64, u64),
     // Held, not read: released after the name is gone.
     _lock: File,
+}
+
+/// The sockets that this process listens on, by their paths. Each stays as long as somebody holds it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sockets(Arc<Mutex<HashMap<PathBuf, Weak<PushSocket>>>>);
+
+impl Sockets {
+    /// The socket at that path: the one that this process has, or a new one. `None` while another daemon has the place. For
+    /// `owner` see [`Place::take`].
+    pub(crate) fn listen(&self, path: &Path, owner: u32) -> anyhow::Result<Option<Arc<PushSocket>>> {
+        let mut sockets = self.lock();
+        let known = sockets.get(path).and_then(Weak::upgrade);
+        // Nobody finds one whose name was removed.
+        if let Some(socket) = known.filter(|socket| socket.has_its_name()) {
+            return Ok(Some(socket));
+        }
+        let Some(place) = Place::take(path, owner)? else { return Ok(None) };
+        let socket = Arc::new(place.listen()?);
+        tracing::info!(socket = %path.display(), "answering archive-push");
+        sockets.insert(path.to_owned(), Arc::downgrade(&socket));
+        Ok(Some(socket))
+    }
+
+    /// All of them, to keep them.
+    pub(crate) fn all(&self) -> Vec<Arc<PushSocket>> {
+        self.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Weak<PushSocket>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The lock of a socket's place, held by the daemon that listens there.
@@ -74,12 +110,24 @@ impl Place {
         // Peers are checked by their uid as well; this keeps others from even connecting.
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))
             .with_context(|| format!("the mode of {shown} cannot be set"))?;
-        Ok(PushSocket { listener, path: self.path, _lock: self.lock })
+        let name = fs::symlink_metadata(&self.path).with_context(|| format!("{shown} cannot be read"))?;
+        Ok(PushSocket { listener, name: (name.dev(), name.ino()), path: self.path, _lock: self.lock })
+    }
+}
+
+impl PushSocket {
+    /// Whether its path still leads to it.
+    fn has_its_name(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.name)
     }
 }
 
 impl Drop for PushSocket {
     fn drop(&mut self) {
+        // By now the name may be another's, if somebody removed the directory and made it anew.
+        if !self.has_its_name() {
+            return;
+        }
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!("the socket {} was not removed: {error}", self.path.display());
         }
@@ -135,6 +183,29 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(UnixStream::connect(&path).is_err());
         let _second = Place::take(&path, uid()).unwrap().unwrap().listen().unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_socket_stays_while_it_is_held_and_is_not_gone_on_with_without_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/main.push");
+        let sockets = Sockets::default();
+        let first = sockets.listen(&path, uid()).unwrap().unwrap();
+        let kept = sockets.all();
+        drop(first);
+        assert!(Place::take(&path, uid()).unwrap().is_none(), "no other daemon takes over");
+        let again = sockets.listen(&path, uid()).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&again, &kept[0]));
+        drop(kept);
+        UnixStream::connect(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(sockets.listen(&path, uid()).unwrap().is_none(), "the place is still taken");
+        drop(again);
+        let nameless = sockets.listen(&path, uid()).unwrap().unwrap();
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let _new = sockets.listen(&path, uid()).unwrap().unwrap();
+        drop(nameless);
         UnixStream::connect(&path).unwrap();
     }
 
