@@ -5,13 +5,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use walpoint_repo::Result as RepoResult;
 use walpoint_repo::backup::{
     Attributes, BackupWriter, ContentHasher, FileWriter, Lane, PageFault, TablePath,
 };
 use walpoint_repo::object::ContentHash;
 use walpoint_runtime::exit::told;
+
+use super::preflight::Chosen;
 
 /// Why the copies that failed did.
 #[derive(Debug)]
@@ -21,10 +23,15 @@ pub(crate) struct Failures {
 }
 
 impl Failures {
-    /// For repositories of those names; none has failed.
-    pub(crate) fn new(names: Vec<String>) -> Arc<Self> {
-        let why = Mutex::new(names.iter().map(|_| None).collect());
-        Arc::new(Self { names, why })
+    /// For the repositories that get a copy, in that order; behind them come those that were left out.
+    pub(crate) fn new(chosen: &Chosen) -> Arc<Self> {
+        let Chosen { names, left_out, .. } = chosen;
+        let out = left_out.iter().map(|(name, _)| name);
+        let why = left_out.iter().map(|(_, why)| Some(anyhow!("{why}")));
+        Arc::new(Self {
+            names: names.iter().chain(out).cloned().collect(),
+            why: Mutex::new(names.iter().map(|_| None).chain(why).collect()),
+        })
     }
 
     /// The copy in the repository with that number has failed. Only the first reason counts.

@@ -70,7 +70,8 @@ pub(crate) struct BackupArgs {
     /// Begin with a checkpoint that spares the disks and may take minutes.
     #[arg(long, conflicts_with = "fast")]
     spread: bool,
-    /// Store the backup only in this repository of the cluster. Can be repeated [default: in all of them].
+    /// Store the backup only in this repository of the cluster, and make none if that cannot be used. Can be repeated
+    /// [default: in all of them that can be used].
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
 }
@@ -80,7 +81,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
     let began = Instant::now();
     let stop = shutdown::on_signal()?;
     let mut selection = common.select::<StoreSettings>()?;
-    let chosen = preflight::choose(&mut selection, &args.repositories)?;
+    let mut chosen = preflight::choose(&mut selection, &args.repositories)?;
     let run = Run {
         label: args.label.clone(),
         fast: !args.spread,
@@ -95,7 +96,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
     let mut outcome = match why_remote(args.remote, &selection) {
         None => {
             let examined = tokio::select! {
-                examined = preflight::prove(&selection, &chosen) => examined?,
+                examined = preflight::prove(&selection, &mut chosen) => examined?,
                 () = stop.cancelled() => return Err(interrupted()),
             };
             run.make(examined, &chosen).await?
@@ -103,7 +104,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
         Some(why) => {
             tracing::info!("the server sends the cluster (BASE_BACKUP), {why}");
             let examined = tokio::select! {
-                examined = preflight::prove_remote(&selection, &chosen) => examined?,
+                examined = preflight::prove_remote(&selection, &mut chosen) => examined?,
                 () = stop.cancelled() => return Err(interrupted()),
             };
             run.make_remote(examined, &chosen).await?

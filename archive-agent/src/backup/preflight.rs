@@ -20,12 +20,36 @@ use crate::check::{Examined, archiving, examine};
 /// How long a segment may take to arrive that is switched because nothing shows that archiving works.
 const ARRIVAL: Duration = Duration::from_secs(60);
 
+/// The repositories that a backup is for.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    /// Those that get a copy.
+    pub(crate) names: Vec<String>,
+    /// Whether a person named them.
+    named: bool,
+    /// Those that should get one and cannot be used, with the reason.
+    pub(crate) left_out: Vec<(String, String)>,
+}
+
+impl Chosen {
+    /// Leaves out the repositories that fail, but for those without which there is no backup: those named by a person, and
+    /// those without which no WAL is archived. What fails in the others is no longer in the report.
+    fn leave_out(&mut self, report: &mut Report, acknowledging: &[String]) {
+        if self.named {
+            return;
+        }
+        let left_out = &mut self.left_out;
+        self.names.retain(|name| {
+            let failures = if acknowledging.contains(name) { None } else { report.take_failures_of(name) };
+            left_out.extend(failures.iter().map(|why| (name.clone(), why.clone())));
+            failures.is_none()
+        });
+    }
+}
+
 /// The repositories that get a copy: those asked for, or all of the cluster's. The selection keeps these, and those that
 /// have to acknowledge WAL.
-pub(crate) fn choose(
-    selection: &mut Selection<StoreSettings>,
-    wanted: &[String],
-) -> Result<Vec<String>, Failure> {
+pub(crate) fn choose(selection: &mut Selection<StoreSettings>, wanted: &[String]) -> Result<Chosen, Failure> {
     let known: Vec<String> = selection.repositories.iter().map(|(name, _)| name.clone()).collect();
     if let Some(unknown) = wanted.iter().find(|name| !known.contains(name)) {
         let (cluster, known) = (&selection.cluster, known.join(", "));
@@ -33,28 +57,24 @@ pub(crate) fn choose(
             "--repository {unknown}: cluster {cluster} has no such repository (it has: {known})"
         )));
     }
-    let chosen: Vec<String> =
+    let names: Vec<String> =
         known.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect();
     let ack = selection.settings.ack_set().to_vec();
-    selection.repositories.retain(|(name, _)| chosen.contains(name) || ack.contains(name));
-    Ok(chosen)
+    selection.repositories.retain(|(name, _)| names.contains(name) || ack.contains(name));
+    Ok(Chosen { names, named: !wanted.is_empty(), left_out: Vec::new() })
 }
 
 /// Looks at everything; an error names all that stands in the way.
 pub(crate) async fn prove(
     selection: &Selection<StoreSettings>,
-    chosen: &[String],
+    chosen: &mut Chosen,
 ) -> Result<Examined, Failure> {
     let mut report = Report::default();
     let limit = duration(selection.settings.backup_wal_timeout);
     let examined = examine(&mut report, selection, limit).await?;
-    tell(&report);
-    let mut examined = match examined {
-        Some(examined) if report.count(Grade::Failed) == 0 => examined,
-        _ => return Err(refused(&report.told(Grade::Failed)).into()),
-    };
-    debug_assert!(chosen.iter().all(|name| examined.destinations.iter().any(|found| found.name() == name)));
+    let mut examined = usable(&mut report, selection, chosen, examined)?;
     let Examined { server, identity, destinations, pgdata, .. } = &mut examined;
+    drop_left_out(destinations, chosen);
     let works = archiving_works(server, identity, destinations, Some(pgdata), limit.min(ARRIVAL)).await;
     works.map_err(|e| refused(&format!("{e:#}")))?;
     Ok(examined)
@@ -63,21 +83,44 @@ pub(crate) async fn prove(
 /// The same for a backup that is read with `BASE_BACKUP`.
 pub(crate) async fn prove_remote(
     selection: &Selection<StoreSettings>,
-    chosen: &[String],
+    chosen: &mut Chosen,
 ) -> Result<RemoteSource, Failure> {
     let mut report = Report::default();
     let limit = duration(selection.settings.backup_wal_timeout);
     let examined = examine_remote(&mut report, selection, limit).await;
-    tell(&report);
-    let mut examined = match examined {
-        Some(examined) if report.count(Grade::Failed) == 0 => examined,
-        _ => return Err(refused(&report.told(Grade::Failed)).into()),
-    };
-    debug_assert!(chosen.iter().all(|name| examined.destinations.iter().any(|found| found.name() == name)));
+    let mut examined = usable(&mut report, selection, chosen, examined)?;
     let RemoteSource { server, identity, destinations, pgdata, .. } = &mut examined;
+    drop_left_out(destinations, chosen);
     let works = archiving_works(server, identity, destinations, pgdata.as_deref(), limit.min(ARRIVAL)).await;
     works.map_err(|e| refused(&format!("{e:#}")))?;
     Ok(examined)
+}
+
+/// What was examined, if a backup can be made of it, be it without some of the repositories.
+fn usable<T>(
+    report: &mut Report,
+    selection: &Selection<StoreSettings>,
+    chosen: &mut Chosen,
+    examined: Option<T>,
+) -> anyhow::Result<T> {
+    tell(report);
+    let told = report.told(Grade::Failed);
+    chosen.leave_out(report, selection.settings.ack_set());
+    match examined {
+        Some(examined) if report.count(Grade::Failed) == 0 && !chosen.names.is_empty() => {
+            for (repository, why) in &chosen.left_out {
+                tracing::error!(repository, "it cannot be used and gets no copy of this backup: {why}");
+            }
+            Ok(examined)
+        }
+        _ => Err(refused(&told)),
+    }
+}
+
+/// Keeps only the repositories that were not left out.
+fn drop_left_out(destinations: &mut Vec<Destination>, chosen: &Chosen) {
+    destinations.retain(|found| chosen.left_out.iter().all(|(name, _)| name != found.name()));
+    debug_assert!(chosen.names.iter().all(|name| destinations.iter().any(|found| found.name() == name)));
 }
 
 /// Logs what was found.

@@ -30,6 +30,7 @@ use super::needed_wal::NeededWal;
 use super::outcome::Outcome;
 use super::owners::Owners;
 use super::pages::{Newest, PageCheck};
+use super::preflight::Chosen;
 use super::publish::{self, Published, Publishing};
 use super::reader::{BUFFER, Counts, Shared};
 use crate::check::repository::Destination;
@@ -106,7 +107,7 @@ pub(super) struct Said<'a> {
 
 impl Run<'_> {
     /// Makes the backup, with a copy in each of the chosen repositories that does not fail meanwhile.
-    pub(crate) async fn make(&self, examined: Examined, chosen: &[String]) -> anyhow::Result<Outcome> {
+    pub(crate) async fn make(&self, examined: Examined, chosen: &Chosen) -> anyhow::Result<Outcome> {
         let copies = copies(&examined.destinations, chosen);
         self.alone(&copies, |forced| self.make_copies(examined, chosen, &copies, forced)).await
     }
@@ -132,11 +133,11 @@ impl Run<'_> {
     async fn make_copies(
         &self,
         examined: Examined,
-        chosen: &[String],
+        chosen: &Chosen,
         copies: &[Destination],
         forced: bool,
     ) -> anyhow::Result<Outcome> {
-        let failures = Failures::new(chosen.to_vec());
+        let failures = Failures::new(chosen);
         let waiting = Progress::waiting("waiting for PostgreSQL's checkpoint", self.show_progress);
         let server = source::connect(&self.selection.settings).await?;
         let label = if self.label.is_empty() { DEFAULT_LABEL } else { &self.label };
@@ -432,8 +433,8 @@ impl Run<'_> {
 }
 
 /// The repositories that get a copy.
-pub(super) fn copies(destinations: &[Destination], chosen: &[String]) -> Vec<Destination> {
-    let chosen = |d: &&Destination| chosen.iter().any(|name| name == d.name());
+pub(super) fn copies(destinations: &[Destination], chosen: &Chosen) -> Vec<Destination> {
+    let chosen = |d: &&Destination| chosen.names.iter().any(|name| name == d.name());
     destinations.iter().filter(chosen).cloned().collect()
 }
 

@@ -38,6 +38,21 @@ pub(crate) struct Line {
     pub(crate) advice: Option<String>,
 }
 
+impl Line {
+    /// Which part of a repository it is about, if it is about that one: none is all of it.
+    fn part_of(&self, repository: &str) -> Option<&str> {
+        let part = self.what.strip_prefix("repository ")?.strip_prefix(repository)?;
+        if part.is_empty() { Some(part) } else { part.strip_prefix(": ") }
+    }
+
+    /// What was found and what to do, for an error message.
+    fn told(&self, what: &str) -> String {
+        let advice = self.advice.iter().map(|advice| format!("; {advice}"));
+        let what = if what.is_empty() { String::new() } else { format!("{what}: ") };
+        format!("{what}{}{}", self.found, advice.collect::<String>())
+    }
+}
+
 /// Everything that was looked at, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
@@ -87,12 +102,16 @@ impl Report {
 
     /// The lines of that grade in one text, for an error message.
     pub(crate) fn told(&self, grade: Grade) -> String {
-        let told = |line: &Line| match &line.advice {
-            Some(advice) => format!("{}: {}; {advice}", line.what, line.found),
-            None => format!("{}: {}", line.what, line.found),
-        };
-        let lines: Vec<String> = self.lines.iter().filter(|line| line.grade == grade).map(told).collect();
-        lines.join("\n")
+        let lines = self.lines.iter().filter(|line| line.grade == grade);
+        lines.map(|line| line.told(&line.what)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Takes out what does not work in a repository; `None` if all of it does.
+    pub(crate) fn take_failures_of(&mut self, repository: &str) -> Option<String> {
+        let fails = |line: &mut Line| line.grade == Grade::Failed && line.part_of(repository).is_some();
+        let taken = self.lines.extract_if(.., fails);
+        let told = taken.map(|line| line.told(line.part_of(repository).unwrap_or_default()));
+        Some(told.collect::<Vec<_>>().join("; ")).filter(|told| !told.is_empty())
     }
 
     /// For a person.
@@ -126,5 +145,21 @@ mod tests {
         let text = report.text();
         assert!(text.contains("failed   archive_mode  it is off\n"), "{text}");
         assert!(text.contains("\n                       set archive_mode = on"), "{text}");
+    }
+
+    #[test]
+    fn what_fails_in_a_repository_is_told_apart() {
+        let mut report = Report::default();
+        report.ok("repository far: lineage", "1 of cluster main");
+        report.failed("repository far", "it does not answer", "");
+        report.failed("repository far: space", "none", "make room");
+        report.failed("repository farther", "it is gone", "");
+        assert_eq!(report.take_failures_of("main"), None);
+        assert_eq!(
+            report.take_failures_of("far").as_deref(),
+            Some("it does not answer; space: none; make room")
+        );
+        assert_eq!((report.take_failures_of("far"), report.lines().len()), (None, 2));
+        assert_eq!(report.told(Grade::Failed), "repository farther: it is gone");
     }
 }

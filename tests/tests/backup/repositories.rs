@@ -52,6 +52,45 @@ fn a_repository_that_fails_drops_out() {
     assert_eq!(Backed::in_store(&small).finished(), []);
 }
 
+/// A repository beside that cannot be used from the beginning: the others get the backup, and the failure is told. One that is
+/// named, and one without which no WAL is archived, is not done without.
+#[test]
+fn a_repository_that_is_gone_is_left_out() {
+    let [gone, second] = [Store::local(), Store::local()];
+    let bed = Bed::new(Cluster::builder(), Store::local(), |agent| {
+        let agent = agent.repository("gone", &gone).repository("second", &second);
+        agent.cluster_line("ack = [\"main\"]")
+    });
+    let away = |store: &Store| {
+        let root = store.root().unwrap();
+        std::fs::rename(root, root.with_extension("away")).unwrap();
+    };
+    away(&gone);
+    for arguments in [&["backup", "--json"][..], &["backup", "--json", "--remote"]] {
+        let output = bed.agent.run(arguments).expect_status(1);
+        let backup = report(&output);
+        let names: Vec<_> =
+            backup["repositories"].as_array().unwrap().iter().map(|r| &r["repository"]).collect();
+        assert_eq!(names, ["main", "second"], "{backup}");
+        assert_eq!(backup["failed"].as_array().unwrap().len(), 1, "{backup}");
+        assert!(
+            backup["failed"][0].as_str().unwrap().starts_with("repository gone: there is no repository"),
+            "{backup}"
+        );
+        assert!(output.stderr.contains("gets no copy of this backup"), "{}", output.stderr);
+        assert!(output.stderr.contains("not in every repository"), "{}", output.stderr);
+    }
+    assert_eq!((bed.repository().finished().len(), Backed::in_store(&second).finished().len()), (2, 2));
+    let refused = |arguments: &[&str]| {
+        let output = bed.agent.run(arguments).expect_status(1);
+        assert!(output.stderr.contains("no backup was begun:\nrepository "), "{}", output.stderr);
+    };
+    refused(&["backup", "--repository", "gone", "--repository", "main"]);
+    bed.agent.run(&["backup", "--repository", "main", "--repository", "second"]).expect_success();
+    away(&bed.store);
+    refused(&["backup"]);
+}
+
 /// Free space is looked at before anything begins.
 #[test]
 fn a_disk_without_room_is_refused_before_the_backup() {

@@ -21,6 +21,7 @@ use crate::backup::copies::Failures;
 use crate::backup::needed_history::Histories;
 use crate::backup::outcome::Outcome;
 use crate::backup::owners::Owners;
+use crate::backup::preflight::Chosen;
 use crate::backup::reader::{Counts, Shared};
 use crate::backup::run::{Copied, DEFAULT_LABEL, Run, Said, copies};
 use crate::check::remote::RemoteSource;
@@ -36,7 +37,7 @@ impl Run<'_> {
     pub(crate) async fn make_remote(
         &self,
         examined: RemoteSource,
-        chosen: &[String],
+        chosen: &Chosen,
     ) -> anyhow::Result<Outcome> {
         let copies = copies(&examined.destinations, chosen);
         self.alone(&copies, |forced| self.make_remote_copies(examined, chosen, &copies, forced)).await
@@ -45,11 +46,11 @@ impl Run<'_> {
     async fn make_remote_copies(
         &self,
         mut examined: RemoteSource,
-        chosen: &[String],
+        chosen: &Chosen,
         copies: &[Destination],
         forced: bool,
     ) -> anyhow::Result<Outcome> {
-        let failures = Failures::new(chosen.to_vec());
+        let failures = Failures::new(chosen);
         let mode = examined.server.setting("data_directory_mode").await?;
         let mode = mode.and_then(|mode| u16::from_str_radix(&mode, 8).ok()).unwrap_or(DEFAULT_MODE);
         let waiting = Progress::waiting("waiting for PostgreSQL's checkpoint", self.show_progress);
