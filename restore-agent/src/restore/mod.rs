@@ -431,7 +431,13 @@ impl Restore {
                 self.layout.pgdata().display()
             ));
         }
-        if !args.resume_archiving {
+        if !args.resume_archiving && args.standby {
+            notes.push(
+                "archive_mode is off, also after a promotion; a standby that is to take over from its primary is restored with \
+                 --standby --resume-archiving, or gets archive_mode = on, and a restart, before it is promoted"
+                    .to_owned(),
+            );
+        } else if !args.resume_archiving {
             notes.push(
                 "archive_mode is off, so that the copy cannot write into the archive it came from; if it replaces the original \
                  for good, restore with --resume-archiving"

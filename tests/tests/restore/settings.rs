@@ -180,6 +180,18 @@ fn a_restored_copy_does_not_archive_unless_it_was_told_to() {
     drop(copy);
     assert_eq!(objects(), before, "a copy wrote into the archive");
 
+    // A standby neither, but one that is to take over is ready for it.
+    let output = bed.try_restore("follows", &["--standby"]).expect_success();
+    assert!(output.stdout.contains("--standby --resume-archiving"), "{output:#?}");
+    let standby = bed.restore_and_start("takes-over", &["--standby", "--resume-archiving"]);
+    assert_eq!(
+        (standby.psql("show archive_mode"), standby.psql("select pg_is_in_recovery()")),
+        ("on".into(), "t".into())
+    );
+    assert_eq!(standby.psql("show archive_command"), primary.psql("show archive_command"));
+    drop(standby);
+    assert_eq!(objects(), before, "a standby wrote into the archive");
+
     // The original goes on undisturbed.
     primary.psql("create table more as select 1 as one");
     bed.settle();
