@@ -214,9 +214,15 @@ fn the_usual_mistakes_in_archive_command_get_a_hint() {
     let mut elsewhere = bed.agent.push_command(format!("pg_wal/{name}"));
     let told = process::run(elsewhere.current_dir("/"), SOON).expect_status(1).stderr;
     assert!(told.contains("must not change it") && told.contains("working directory is /"), "{told}");
+    let told = bed.agent.push("pg_wal/0000000100000000000000FE").expect_status(1).stderr;
+    assert!(told.contains("has no such file in pg_wal") && !told.contains("must not change it"), "{told}");
     let told = bed.agent.push("pg_wal/archive_status").expect_status(1).stderr;
     assert!(told.contains("not a WAL file name"), "{told}");
     process::run(&mut bed.agent.command("archive-push", [&name]), SOON).expect_status(2);
+    // The configuration that is read when there is no daemon.
+    let mut wrong = bed.agent.command("archive-push", ["--socket", "nobody", "--config", "nothing"]);
+    let told = process::run(wrong.arg(bed.cluster.wal_dir().join(&name)), SOON).expect_status(2).stderr;
+    assert!(told.contains("without the daemon") && told.contains("nothing"), "{told}");
     // Absolute and relative paths both work, without a daemon and with one.
     bed.agent.push(format!("pg_wal/{name}")).expect_success();
     let _daemon = bed.agent.daemon();

@@ -438,8 +438,10 @@ fn check_names_what_is_wrong() {
     bed.cluster.reload();
     let segment = bed.cluster.switch_wal();
     bed.cluster.wait_for("select last_failed_wal is not null from pg_stat_archiver", "t");
-    let text = bed.run(&["check", "--timeout", "2"]).expect_status(3).stdout;
+    let output = bed.run(&["check", "--timeout", "2"]).expect_status(3);
+    let text = &output.stdout;
     assert!(text.contains("failed   archiver") && text.contains(&segment), "{text}");
+    assert!(output.stderr.contains("to archive it after all, for at most 2 s"), "{}", output.stderr);
 
     // The connection leads to another cluster, and to a copy of this one.
     let standby = bed.cluster.streaming_standby();

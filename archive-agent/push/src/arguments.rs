@@ -44,7 +44,7 @@ In postgresql.conf:
   archive_mode = on
   archive_command = 'archive-push --socket /run/walpoint/main.push %p'
 
-Exit status: 0 the file is durable, 1 it is not, 2 wrong usage; never above 125.
+Exit status: 0 the file is durable, 1 it is not, 2 wrong usage or configuration; never above 125.
 ";
 
 /// Reads the arguments after the program's name. An error is one line.

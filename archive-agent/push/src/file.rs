@@ -42,12 +42,18 @@ fn hint(path: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound if path.is_absolute() => String::new(),
         io::ErrorKind::NotFound => {
-            let here =
-                std::env::current_dir().map_or_else(|_| "unknown".to_owned(), |d| d.display().to_string());
+            let directory = std::env::current_dir().ok();
+            let here = directory.as_ref().map_or_else(|| "unknown".to_owned(), |d| d.display().to_string());
             let only_a_name = path.parent().is_none_or(|parent| parent.as_os_str().is_empty());
             if only_a_name {
                 format!(
                     "; HINT: archive_command must pass %p (the path), not %f (the name); working directory: {here}"
+                )
+            } else if directory.is_some_and(|directory| directory.join("PG_VERSION").exists()) {
+                let place = path.parent().unwrap_or(path).display();
+                format!(
+                    "; HINT: the data directory {here} has no such file in {place}: is it archived and removed, or not \
+                     written yet?"
                 )
             } else {
                 format!(

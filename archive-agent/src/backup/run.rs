@@ -287,6 +287,7 @@ impl Run<'_> {
         writer.take_notes().iter().for_each(|note| tracing::warn!(repository, "{note}"));
         match writer.parent() {
             Some(parent) => tracing::info!(repository, "comparing with backup {parent}"),
+            None if self.full => tracing::info!(repository, "storing everything, as --full asks"),
             None => tracing::info!(repository, "storing everything: there is no backup to compare with"),
         }
     }

@@ -13,6 +13,9 @@ use super::repository::Destination;
 /// PostgreSQL tries a failed file again at least this often.
 const ARCHIVER_PAUSE: Duration = Duration::from_secs(65);
 
+/// A segment that arrives sooner is not worth a word.
+const QUIET: Duration = Duration::from_secs(3);
+
 /// The settings of archiving; whether they make PostgreSQL archive.
 pub(crate) async fn settings(report: &mut Report, server: &mut Server, identity: &Identity) -> bool {
     let what = "archive settings";
@@ -60,7 +63,8 @@ fn means(settings: &ArchiveSettings) -> String {
 /// `patience`.
 pub(crate) async fn archiver(report: &mut Report, server: &mut Server, patience: Duration) -> bool {
     let what = "archiver";
-    let deadline = Instant::now() + patience.min(ARCHIVER_PAUSE);
+    let patience = patience.min(ARCHIVER_PAUSE);
+    let (deadline, mut told) = (Instant::now() + patience, false);
     loop {
         let Some(stats) = report.take(what, server.archiver_stats().await.map_err(Into::into)) else {
             return false;
@@ -77,6 +81,10 @@ pub(crate) async fn archiver(report: &mut Report, server: &mut Server, patience:
             let advice = "the server's log says what archive_command printed; mend that first, or pg_wal fills the disk";
             report.failed(what, describe(&stats), advice);
             return false;
+        }
+        if !std::mem::replace(&mut told, true) {
+            let (found, limit) = (describe(&stats), patience.as_secs());
+            tracing::info!("waiting for PostgreSQL to archive it after all, for at most {limit} s: {found}");
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -107,7 +115,7 @@ pub(crate) async fn arrival(
     pgdata: Option<&Path>,
     limit: Duration,
 ) -> anyhow::Result<(SegmentName, Duration)> {
-    let began = Instant::now();
+    let (began, mut told) = (Instant::now(), false);
     // Something to archive: an empty segment is not switched.
     let sql = "SELECT pg_catalog.pg_logical_emit_message(false, 'walpoint', 'check')";
     server.connection().query(sql).await.context("writing a message to WAL failed")?;
@@ -123,6 +131,13 @@ pub(crate) async fn arrival(
                     destination.name(),
                     limit.as_secs(),
                     why_not_archived(server, pgdata, segment).await
+                );
+            }
+            if began.elapsed() >= QUIET && !std::mem::replace(&mut told, true) {
+                let (repository, limit) = (destination.name(), limit.as_secs());
+                tracing::info!(
+                    repository,
+                    "waiting for PostgreSQL to archive segment {segment}, for at most {limit} s"
                 );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

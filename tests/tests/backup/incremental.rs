@@ -183,7 +183,9 @@ fn packs_deleted_by_hand_are_noticed() {
     assert!(new > 20 << 20 && reused > 50 << 20, "{healed}");
     let source = end_of_archive(&bed);
     source.assert_equal(&Contents::of(&bed.recover(id(&healed))));
-    let whole = bed.backup(&["--full"]);
+    let output = bed.agent.run(&["backup", "--json", "--full"]).expect_success();
+    assert!(output.stderr.contains("storing everything, as --full asks"), "{}", output.stderr);
+    let whole = crate::bed::report(&output);
     assert_eq!((parent(&whole), copy(&whole, "reused_bytes")), (None, 0));
 }
 
