@@ -345,6 +345,15 @@ fn a_damaged_hold_stops_deletion_and_nothing_else() {
     let report = &json(&verified)["repositories"][0];
     assert_eq!((&report["found"], &report["findings"][0]["object"]), (&1.into(), &hold.into()), "{report:#}");
     assert!(bed.agent.run(&["status"]).expect_success().stdout.contains(remove));
+    // Numbers are each repository's own: the sound hold of that number in another one is left alone.
+    let beside = Store::local();
+    let both = Agent::with(&bed.cluster, &bed.store).repository("beside", &beside);
+    both.init(&[]).expect_success();
+    let only = ["--label", "x", "--reason", "y", "--until", "never", "--repository", "beside"];
+    both.run(&[&["hold", "add"], &only[..]].concat()).expect_success();
+    let unclear = both.run(&["hold", "remove", "1"]).expect_status(2);
+    assert!(unclear.stderr.contains("add --repository main"), "{unclear:#?}");
+    both.run(&["hold", "remove", "1", "--repository", "beside"]).expect_success();
     assert!(bed.agent.run(&["hold", "list"]).expect_status(1).stderr.contains(remove));
 
     bed.agent.run(&label).expect_success();

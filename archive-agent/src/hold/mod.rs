@@ -8,11 +8,12 @@ mod document;
 
 use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand};
+use futures_util::{StreamExt, stream};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use walpoint_base::{BackupId, ClusterName, target};
 use walpoint_repo::backup::{Backups, Standing};
-use walpoint_repo::holds::{HeldOn, Hold, Holds, Placement, Read};
+use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::{RepoError, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -21,6 +22,9 @@ use walpoint_runtime::output;
 
 use self::document::Document;
 pub(crate) use self::document::Held;
+
+/// Manifests that are read at once.
+const AT_ONCE: usize = 8;
 
 /// What `hold` can do.
 #[derive(Debug, Clone, Subcommand)]
@@ -131,26 +135,33 @@ async fn place(
             Standing::Ended(_) => bail!("backup {id} was given up before it was finished"),
         }
     }
-    if let HeldOn::Label(label) = &placement.on
-        && !is_labelled(&repository, &selection.cluster, label).await?
-    {
-        tracing::warn!(
-            "no finished backup of cluster {} in repository {name} has the label {label:?}: the hold keeps those still to come",
-            selection.cluster
-        );
-    }
     let number = Holds::of(&repository, &selection.cluster).add(placement).await?;
+    if let HeldOn::Label(label) = &placement.on {
+        match is_labelled(&repository, &selection.cluster, label).await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                "no finished backup of cluster {} in repository {name} has the label {label:?}: the hold keeps those still to come",
+                selection.cluster
+            ),
+            // The hold is placed.
+            Err(error) => tracing::debug!("whether a backup has the label cannot be told: {error}"),
+        }
+    }
     Ok(Hold { number, placed: placement.clone(), removed: None })
 }
 
 /// Whether a finished backup has this label. One that cannot be read has none.
-async fn is_labelled(repository: &Repository, cluster: &ClusterName, label: &str) -> anyhow::Result<bool> {
-    let backups = Backups::of(repository, cluster);
-    for listed in backups.list().await?.iter().rev() {
-        match backups.standing(listed.id).await {
+async fn is_labelled(repository: &Repository, cluster: &ClusterName, label: &str) -> Result<bool, RepoError> {
+    let backups = &Backups::of(repository, cluster);
+    let listed = backups.list().await?;
+    let mut standings = stream::iter(listed.iter().rev().map(|listed| listed.id))
+        .map(|id| async move { backups.standing(id).await })
+        .buffered(AT_ONCE);
+    while let Some(standing) = standings.next().await {
+        match standing {
             Ok(Standing::Finished(summary)) if summary.facts.label == label => return Ok(true),
             Ok(_) | Err(RepoError::Corrupt { .. }) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
     Ok(false)
@@ -162,7 +173,7 @@ async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bo
     let mut unreadable = Vec::new();
     for (name, settings) in &selection.repositories {
         let repository = Repository::open(name, settings).await?;
-        let Read { holds, damaged } = Holds::of(&repository, &selection.cluster).look().await?;
+        let Holdings { holds, damaged } = Holds::of(&repository, &selection.cluster).look().await?;
         let shown = holds.iter().filter(|hold| all || hold.is_in_force(now));
         document.add(name, shown.map(|hold| Held::of(hold, now)).collect());
         unreadable.extend(damaged.iter().map(|damaged| format!("repository {name}: {}", damaged.error())));
@@ -184,16 +195,30 @@ async fn remove(
     let only: Vec<String> = args.repository.iter().cloned().collect();
     let mut document = Document::new(selection.cluster.as_str());
     let mut meant: Option<Placement> = None;
+    let mut all = Vec::new();
     for (name, settings) in named(selection, &only)? {
-        let repository = Repository::open(name, settings).await?;
-        let holds = Holds::of(&repository, &selection.cluster);
-        let Read { holds: placed, damaged } = holds.look().await?;
-        // What it held, and whether it is in other repositories, nobody knows.
-        if meant.is_none() && damaged.iter().any(|damaged| damaged.number == args.number) {
+        let holds = Holds::of(&Repository::open(name, settings).await?, &selection.cluster);
+        let known = holds.look().await?;
+        let damaged = known.damaged.iter().any(|damaged| damaged.number == args.number);
+        if damaged && args.repository.is_none() && selection.repositories.len() > 1 {
+            return Err(Failure::usage(anyhow!(
+                "hold {0} of repository {name} cannot be read, and numbers are each repository's own: is that one meant, add \
+                 --repository {name}, else that of the other",
+                args.number
+            )));
+        }
+        if damaged {
+            // What it held, and whether it is in other repositories, nobody knows.
             holds.remove(args.number, &who, at).await?;
-            tracing::warn!("hold {} of repository {name} cannot be read; it counts as removed", args.number);
+            tracing::warn!(
+                "hold {} of repository {name} could not be read; it counts as removed",
+                args.number
+            );
             return print(common, &document);
         }
+        all.push((name, holds, known.holds));
+    }
+    for (name, holds, placed) in all {
         let same = |hold: &&Hold| match &meant {
             None => hold.number == args.number,
             Some(placement) => hold.placed == *placement,

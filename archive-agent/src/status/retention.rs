@@ -7,7 +7,7 @@ use serde::Serialize;
 use walpoint_base::ClusterName;
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::expire::{DecisionReport, Outlook, outlook};
-use walpoint_repo::holds::{Holds, Read};
+use walpoint_repo::holds::{Holdings, Holds};
 use walpoint_repo::retention::Policy;
 use walpoint_repo::{RepoError, Repository};
 
@@ -41,7 +41,7 @@ impl RetentionState {
         catalog: &mut Catalog,
     ) -> Result<Self, RepoError> {
         let now = Timestamp::now();
-        let Read { holds, damaged } = Holds::of(repository, cluster).look().await?;
+        let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
         // Without a retention nothing goes, and no manifest has to be read to say so.
         let Outlook { decisions, mut wal, .. } = match policy.drops() {
             true => outlook(repository, cluster, policy, now).await?,

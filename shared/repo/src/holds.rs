@@ -59,7 +59,7 @@ pub struct Hold {
 
 /// What can be read of the holds.
 #[derive(Debug, Default)]
-pub struct Read {
+pub struct Holdings {
     /// Every hold that was ever placed, by number.
     pub holds: Vec<Hold>,
     /// Entries that are damaged and that nobody removed, by number.
@@ -69,6 +69,8 @@ pub struct Read {
 /// An entry that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DamagedHold {
+    /// What the configuration calls the repository.
+    pub repository: String,
     /// Its number.
     pub number: u64,
     /// The object.
@@ -82,8 +84,8 @@ impl DamagedHold {
     pub fn remedy(&self) -> String {
         format!(
             "nothing is deleted while nobody knows what it holds: place anew what it may have held, then run archive-agent hold \
-             remove {}",
-            self.number
+             remove {} --repository {}",
+            self.number, self.repository
         )
     }
 
@@ -96,6 +98,7 @@ impl DamagedHold {
 /// The holds of one cluster in one repository.
 #[derive(Clone, Debug)]
 pub struct Holds {
+    repository: String,
     store: Store,
     sealer: Sealer,
     paths: ClusterPaths,
@@ -153,6 +156,7 @@ impl Holds {
     /// Of `cluster` in `repository`.
     pub fn of(repository: &Repository, cluster: &ClusterName) -> Self {
         Self {
+            repository: repository.name().to_owned(),
             store: repository.store().clone(),
             sealer: repository.sealer().clone(),
             paths: ClusterPaths::new(cluster),
@@ -161,13 +165,13 @@ impl Holds {
 
     /// Every hold that was ever placed, by number; an error if one cannot be read.
     pub async fn list(&self) -> Result<Vec<Hold>> {
-        let Read { holds, damaged } = self.look().await?;
+        let Holdings { holds, damaged } = self.look().await?;
         damaged.into_iter().next().map_or(Ok(holds), |damaged| Err(damaged.error()))
     }
 
     /// The holds that can be read, and the entries that cannot.
-    pub async fn look(&self) -> Result<Read> {
-        let mut read = Read::default();
+    pub async fn look(&self) -> Result<Holdings> {
+        let mut read = Holdings::default();
         for number in self.numbers().await? {
             match self.read(number).await {
                 Ok(Said::Places(placed)) => read.holds.push(Hold { number, placed, removed: None }),
@@ -179,7 +183,7 @@ impl Holds {
                     }
                 }
                 Err(RepoError::Corrupt { key, what }) => {
-                    read.damaged.push(DamagedHold { number, key, what });
+                    read.damaged.push(DamagedHold { repository: self.repository.clone(), number, key, what });
                 }
                 Err(error) => return Err(error),
             }
@@ -286,7 +290,7 @@ mod tests {
     fn holds() -> Holds {
         let store = Store::over("memory", Arc::new(InMemory::new()));
         let paths = ClusterPaths::new(&"main".parse().unwrap());
-        Holds { store, sealer: sealers()[1].clone(), paths }
+        Holds { repository: "main".to_owned(), store, sealer: sealers()[1].clone(), paths }
     }
 
     fn placement(on: HeldOn, until: Option<&str>) -> Placement {
@@ -340,7 +344,7 @@ mod tests {
         assert!(holds.store.create_blindly(&key, bytes::Bytes::from_static(b"noise")).await.unwrap());
         holds.add(&placement(HeldOn::Label("y".to_owned()), None)).await.unwrap();
         let told = holds.list().await.unwrap_err().to_string();
-        assert!(told.contains("archive-agent hold remove 2"), "{told}");
+        assert!(told.contains("archive-agent hold remove 2 --repository main"), "{told}");
         let read = holds.look().await.unwrap();
         assert_eq!(read.holds.iter().map(|hold| hold.number).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(read.damaged.len(), 1);

@@ -8,7 +8,7 @@ use crate::Repository;
 use crate::backup::{Backups, Intent, Listed, ListedState, Standing, Summary};
 use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
 use crate::error::{RepoError, Result};
-use crate::holds::{DamagedHold, Holds, Read};
+use crate::holds::{DamagedHold, Holdings, Holds};
 use crate::layout::WalEntry;
 use crate::lineage::Lineage;
 use crate::retention::{Candidate, Life, RetentionFacts, TimelineLife};
@@ -63,7 +63,7 @@ impl Gathered {
     pub(super) async fn read(repository: &Repository, cluster: &ClusterName, now: Timestamp) -> Result<Self> {
         let backups = Backups::of(repository, cluster);
         // Holds first: one that is placed while a backup is looked at belongs to the next run.
-        let Read { holds, damaged } = Holds::of(repository, cluster).look().await?;
+        let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
         let catalog = Catalog::load(repository, cluster).await?;
         let mut gathered = Self {
             facts: RetentionFacts {
