@@ -229,7 +229,7 @@ fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
     let mut names: Vec<String> = (0..9).map(|_| segment()).collect();
     let saved = bed.agent.place().join("saved");
     std::fs::create_dir(&saved).unwrap();
-    std::fs::copy(bed.cluster.wal_dir().join(&names[0]), saved.join(&names[0])).unwrap();
+    std::fs::copy(bed.cluster.wal_dir().join(&names[5]), saved.join(&names[5])).unwrap();
     user::give_tree(&saved);
     wait::until_true(SOON, "it is refused", || {
         bed.cluster.log().contains("it is not dropped, because that cannot be noted")
@@ -269,10 +269,10 @@ fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
     assert_eq!(json["clusters"][0]["server"]["dropped"]["files"], 8);
 
     // What is archived after all is none of it.
-    std::fs::copy(saved.join(&names[0]), bed.cluster.wal_dir().join(&names[0])).unwrap();
-    user::give(&bed.cluster.wal_dir().join(&names[0]));
-    bed.agent.push(format!("pg_wal/{}", names[0])).expect_success();
-    let gap = format!("7 files of WAL from {} to {} were dropped", names[1], names[7]);
+    std::fs::copy(saved.join(&names[5]), bed.cluster.wal_dir().join(&names[5])).unwrap();
+    user::give(&bed.cluster.wal_dir().join(&names[5]));
+    bed.agent.push(format!("pg_wal/{}", names[5])).expect_success();
+    let gap = format!("7 files of WAL from {} to {} were dropped", names[0], names[7]);
     wait::until_true(SOON, "the gap is smaller", || {
         bed.agent.run(&["status"]).expect_success().stdout.contains(&gap)
     });
@@ -540,9 +540,11 @@ fn sighup_never_takes_the_socket_away() {
     proxy.set(Fault::Blackhole);
     let name = bed.cluster.switch_wal();
     client_waits(&bed.cluster);
-    for _ in 0..2 {
+    for more in 2..4 {
         daemon.process.signal(rustix::process::Signal::HUP);
-        std::thread::sleep(Duration::from_secs(1));
+        wait::until_true(SOON, "it reads it again", || {
+            daemon.log().matches(" ready ").count() == ready + more
+        });
         healthy();
     }
     proxy.heal();

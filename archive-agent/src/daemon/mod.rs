@@ -64,6 +64,13 @@ struct Generation {
 }
 
 impl Generation {
+    /// What runs at the beginning.
+    fn of_nothing() -> Self {
+        let nothing = Self::default();
+        nothing.clusters.close();
+        nothing
+    }
+
     /// Starts the tasks, in place of those that run. What these have under way they finish beside it; `stop` ends both.
     fn replace(&mut self, tasks: Vec<ClusterTasks>, sockets: &Sockets, stop: &CancellationToken) {
         let next = Self { board: Board::default(), stop: stop.child_token(), clusters: TaskTracker::new() };
@@ -106,15 +113,14 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
     let mut reloads = shutdown::reloads()?;
     let sockets = Sockets::default();
     let mut tasks = Settings::read(common)?.tasks()?;
-    let mut current = Generation::default();
-    current.clusters.close();
+    let mut current = Generation::of_nothing();
     let mut first = true;
     loop {
         // Whoever asks meanwhile waits for the next generation, and no other daemon takes the place.
         let kept = sockets.all();
         let clusters = tasks.len();
         current.replace(tasks, &sockets, &stop);
-        all_spoke(&current.board).await;
+        all_spoke(&current.board, clusters).await;
         drop(kept);
         tracing::info!(clusters, version = env!("WALPOINT_VERSION"), "ready");
         if first {
@@ -145,10 +151,10 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
 }
 
 /// Waits until every push socket answers, or has said why not. What needs a repository may take longer.
-async fn all_spoke(board: &Board) {
+async fn all_spoke(board: &Board, clusters: usize) {
     let starting = |board: &Board| {
-        let mut sockets = board.all().into_iter().filter(|(name, _)| name.ends_with(PUSH_SOCKET)).peekable();
-        sockets.peek().is_none() || sockets.any(|(_, state)| state == State::Starting)
+        let sockets = board.all().into_iter().filter(|(name, _)| name.ends_with(PUSH_SOCKET));
+        sockets.filter(|(_, state)| *state != State::Starting).count() < clusters
     };
     let silent = async {
         while starting(board) {

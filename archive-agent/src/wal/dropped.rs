@@ -4,14 +4,21 @@
 use std::fmt;
 
 use anyhow::Context;
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::dropped::{self, Dropped};
-use walpoint_base::{BackupId, SegmentSize};
+use walpoint_base::{BackupId, SegmentSize, WalFileName};
 use walpoint_repo::wal::WalArchive;
 
 use super::target::newest_backup;
 use super::upload::{Trouble, Uploader};
+
+/// Dropped files that are looked for in the archive, the newest ones.
+const LOOKED_FOR: usize = 200;
+
+/// Requests under way at once.
+const AT_ONCE: usize = 8;
 
 /// A gap in the archive that was made on purpose.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -79,22 +86,27 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     };
     let mut matter: Vec<Dropped> = dropped.into_iter().filter(matters).collect();
     if let Some(archives) = archives.into_iter().collect::<Option<Vec<_>>>() {
-        matter.drain(..archived_after_all(&archives, &matter).await);
+        matter = not_archived(&archives, matter).await;
     }
     Ok(Gap::of(&matter))
 }
 
-/// How many of the first are in every archive by now: PostgreSQL had not removed them when the store was back.
-async fn archived_after_all(archives: &[WalArchive], dropped: &[Dropped]) -> usize {
-    for (n, name) in dropped.iter().map(|dropped| dropped.name).enumerate() {
-        let Some(segment) = name.segment() else { return n };
-        for archive in archives {
-            if !matches!(archive.header(segment).await, Ok(Some(_))) {
-                return n;
+/// Those that are not in every archive by now: PostgreSQL had not removed the newest when the store was back.
+async fn not_archived(archives: &[WalArchive], mut dropped: Vec<Dropped>) -> Vec<Dropped> {
+    let newest = dropped.split_off(dropped.len().saturating_sub(LOOKED_FOR));
+    let looked = stream::iter(newest)
+        .map(|dropped| async move {
+            let WalFileName::Segment(name) = dropped.name else { return Some(dropped) };
+            for archive in archives {
+                if !matches!(archive.header(name).await, Ok(Some(_))) {
+                    return Some(dropped);
+                }
             }
-        }
-    }
-    dropped.len()
+            None
+        })
+        .buffered(AT_ONCE);
+    dropped.extend(looked.filter_map(std::future::ready).collect::<Vec<_>>().await);
+    dropped
 }
 
 /// Whether recovery from that backup does not need a file.

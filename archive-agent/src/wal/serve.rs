@@ -41,11 +41,14 @@ pub(crate) async fn serve(
     let conversations = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await?;
-        let stream = tokio::select! {
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await?;
+            anyhow::Ok((slot, socket.listener.accept().await?.0))
+        };
+        let (slot, stream) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            accepted = socket.listener.accept() => accepted?.0,
+            next = next => next?,
         };
         let (archiver, leave, problems) = (Arc::clone(&archiver), leave.clone(), problems.clone());
         conversations.spawn(async move {
