@@ -103,9 +103,9 @@ impl HeldLocks {
     fn replay(&mut self, record: &WalRecord) {
         match &record.kind {
             RecordKind::Locks(locks) => {
-                // Who takes a lock has a transaction; who repeats all locks has none.
-                let taken = if record.xid == 0 { Taken::Before } else { Taken::At };
                 for &RelationLock { xid, database, relation } in locks {
+                    // Whoever takes a lock says so itself; a checkpoint, or pg_log_standby_snapshot(), repeats others'.
+                    let taken = if record.xid == xid { Taken::At } else { Taken::Before };
                     let of_transaction = self.held.entry(xid).or_default();
                     of_transaction.entry((database, relation)).or_insert(taken(record.start));
                 }
