@@ -64,6 +64,12 @@ impl Run<'_> {
         let stream = self.unless_stopped(BaseBackup::start(walsender, &command)).await;
         waiting.end();
         let stream = stream?;
+        let inside = examined.server.tablespaces().await?.iter().any(|t| t.location.is_relative());
+        if map && !Command::can_map(examined.identity.major, inside) {
+            bail!(
+                "a tablespace inside the data directory was created while the backup began: run the backup again"
+            );
+        }
         let start = stream.started();
         let id = BackupId::new(started, start.timeline, start.lsn, rand::random());
         let bytes = stream.spaces().iter().map(|space| space.bytes).fold(0, u64::saturating_add);
@@ -197,7 +203,8 @@ async fn all_came(server: &mut Server, expected: &[Tablespace], came: &BTreeSet<
     {
         bail!(
             "the server did not send tablespace {name:?} (pg_tblspc/{oid}), so there would be no backup of it; its log says \
-             why, if there is a link that leads nowhere; without --remote it is read from the data directory"
+             why, if there is a link that leads nowhere; a backup without --remote, on the server's machine, reads the directory \
+             itself"
         )
     }
     Ok(())
