@@ -41,6 +41,8 @@ pub(crate) struct Planned {
     pub(crate) lineage: Lineage,
     /// The plan.
     pub(crate) plan: RestorePlan,
+    /// What is known to be damaged of what the backup needs, and what to do.
+    pub(crate) damage: Option<String>,
 }
 
 /// Why there is no plan.
@@ -130,19 +132,23 @@ async fn make_from(
     decoder: &Arc<dyn SegmentDecoder>,
 ) -> Result<Result<Planned, Box<Unreachable>>, RepoError> {
     let repository = Repository::open(name, settings).await?;
-    let mut plan = match driver::prove(&repository, cluster, request, decoder, Timestamp::now()).await? {
+    let plan = match driver::prove(&repository, cluster, request, decoder, Timestamp::now()).await? {
         Ok(plan) => plan,
         Err(unreachable) => return Ok(Err(unreachable)),
     };
-    match known_damage(&repository, cluster, plan.backup.id).await {
-        Ok(note) => plan.notes.extend(note),
+    let damage = match known_damage(&repository, cluster, plan.backup.id).await {
+        Ok(damage) => damage,
+        Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => Some(error.to_string()),
         // What verify found is no condition of a restore.
-        Err(error) => tracing::debug!("what verify found cannot be read: {error}"),
-    }
+        Err(error) => {
+            tracing::debug!("what verify found cannot be read: {error}");
+            None
+        }
+    };
     let lineage = repository.read_lineage(cluster, plan.lineage).await?;
     let lineage = lineage
         .ok_or_else(|| RepoError::Internal(format!("lineage {} vanished while planning", plan.lineage)))?;
-    Ok(Ok(Planned { repository, cluster: cluster.clone(), lineage, plan }))
+    Ok(Ok(Planned { repository, cluster: cluster.clone(), lineage, plan, damage }))
 }
 
 /// What `verify` or a backup found damaged of what the backup needs, and what to do.
@@ -183,10 +189,12 @@ fn failed(error: RepoError) -> Failure {
 
 /// Prints the plan.
 pub(crate) fn print(common: &CommonArgs, planned: &Planned) -> Result<(), Failure> {
+    let mut plan = planned.plan.clone();
+    plan.notes.extend(planned.damage.clone());
     if common.json {
-        return output::json(&PlanReport::of(&Ok(planned.plan.clone()), planned.lineage.segment_size));
+        return output::json(&PlanReport::of(&Ok(plan), planned.lineage.segment_size));
     }
-    output::text(&text::plan(&planned.plan, planned.lineage.segment_size))
+    output::text(&text::plan(&plan, planned.lineage.segment_size))
 }
 
 /// Tells why there is no plan, what is missing, and what can be reached.

@@ -104,7 +104,10 @@ fn damage_of_every_kind_is_found_and_named() {
         let told = bed.agent.run(&["verify", "--light"]).expect_status(3);
         assert!(told.stdout.contains(&packs[0]) && told.stdout.contains("to do: take a backup"), "{told:#?}");
         let planned = bed.agent.restore(&["plan"]).expect_success().stdout;
-        assert!(planned.contains(&format!("was found damaged that backup {second} needs")), "{planned}");
+        let damage = format!("was found damaged that backup {second} needs");
+        assert!(planned.contains(&damage), "{planned}");
+        let restored = bed.try_restore("damaged", &[]).expect_status(1);
+        assert!(restored.stderr.contains(&damage), "it is told beforehand: {restored:#?}");
         // The other backup is whole where it shares nothing with what is gone.
         bed.agent.run(&["verify", "--light", "--backup", &first]).expect_status(3);
     }

@@ -42,13 +42,17 @@ fn program() -> String {
     found.as_deref().unwrap_or(Path::new("restore-fetch")).to_string_lossy().into_owned()
 }
 
-/// A word of the shell's language. PostgreSQL replaces `%` sequences before the shell sees the text (`BuildRestoreCommand`),
-/// so `%` is doubled.
+/// A word of a setting: PostgreSQL replaces `%` sequences before the shell sees the text (`BuildRestoreCommand`), so `%` is
+/// doubled.
 fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,".contains(c);
-    let text = text.replace('%', "%%");
-    if !text.is_empty() && text.chars().all(|c| plain(c) || c == '%') {
-        return text;
+    shell_word(&text.replace('%', "%%"))
+}
+
+/// A word of the shell's language.
+pub(crate) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
     }
     format!("'{}'", text.replace('\'', "'\\''"))
 }

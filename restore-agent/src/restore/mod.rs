@@ -227,6 +227,9 @@ impl Restore {
         pgdata: PathBuf,
         ground: Ground,
     ) -> anyhow::Result<Self> {
+        if let Some(damage) = &planned.damage {
+            tracing::warn!("{damage}");
+        }
         ground.prove(&pgdata, &planned).await?;
         let backups = Backups::of(&planned.repository, &planned.cluster);
         let unread = |error| unread(planned.plan.backup.id, error);
@@ -479,7 +482,8 @@ impl Restore {
 impl Restore {
     /// How to start the server. `pg_ctl` refuses to run as root.
     fn start_command(&self) -> String {
-        let command = format!("pg_ctl -D {} start", self.layout.pgdata().display());
+        let pgdata = self.layout.pgdata().to_string_lossy();
+        let command = format!("pg_ctl -D {} start", command::shell_word(&pgdata));
         let Some(owner) = self.owner else { return command };
         match owners::name_of_user(owner.uid) {
             Some(name) => format!("runuser -u {name} -- {command}"),
@@ -582,7 +586,7 @@ fn local_repositories(common: &CommonArgs) -> anyhow::Result<Vec<PathBuf>> {
     Ok(directories.filter_map(|directory| directory::resolve(&directory).ok()).collect())
 }
 
-/// Refuses directories that lie within each other, or within what is somebody else's; all of them.
+/// Every directory that will be written to. Refuses them if they lie within each other, or within what is somebody else's.
 fn check_places(
     layout: &Layout,
     ground: &Ground,

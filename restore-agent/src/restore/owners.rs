@@ -122,22 +122,28 @@ pub(crate) fn prove_usable(owner: Owner, arguments: &[OsString]) -> anyhow::Resu
         );
     }
     let program = std::env::current_exe().context("the path of this program is not known")?;
-    let mut command = Command::new(&program);
-    command
-        .args(arguments)
-        .uid(owner.uid)
-        .gid(owner.gid)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .current_dir(Path::new("/"));
-    let output = command.output().with_context(|| {
+    let run = |command: &mut Command| {
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .current_dir(Path::new("/"))
+            .output()
+    };
+    let output = run(Command::new(&program).uid(owner.uid).gid(owner.gid));
+    let output = output.with_context(|| {
         format!(
             "{} cannot be run as uid {}, which PostgreSQL will do to fetch WAL",
             program.display(),
             owner.uid
         )
     })?;
-    if !output.status.success() {
+    // PostgreSQL will have all of the user's groups, too, which runuser gives.
+    let with_groups = |name: String| {
+        let output = run(Command::new("runuser").args(["-u", &name, "--"]).arg(&program));
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !output.status.success() && !name_of_user(owner.uid).is_some_and(with_groups) {
         let reason = String::from_utf8_lossy(&output.stderr);
         bail!(
             "uid {} cannot use what PostgreSQL will need, so it would stop at once (nothing was written): {}",
