@@ -2,8 +2,8 @@
 //! given up (`queue_max`).
 //!
 //! PostgreSQL counts a failure only when the exit status is at most 125, so nothing here ends above that: 0 stored, 1 not
-//! stored, 2 wrong usage or configuration, panics included. Killed at any moment this program leaves nothing behind; the daemon, or the
-//! program that stands in for it, may go on storing the file, which does no harm.
+//! stored, 2 wrong usage or configuration, panics included. Killed at any moment this program leaves nothing behind; the
+//! daemon, or the program that stands in for it, may go on storing the file, which does no harm.
 
 mod arguments;
 mod ask;

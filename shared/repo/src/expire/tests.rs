@@ -252,7 +252,7 @@ async fn condemned_first_and_deleted_after_the_grace_period() {
     assert_eq!((third.freed_bytes, class(&third, "segment").condemned_objects), (0, 0));
 }
 
-/// K1: a hold placed while the grace period runs keeps what was condemned.
+/// K1
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_grace_period_a_dry_run_tells_what_the_same_run_deletes() {
     let (bed, _) = world().await;
@@ -265,7 +265,8 @@ async fn without_a_grace_period_a_dry_run_tells_what_the_same_run_deletes() {
     assert!(done.freed_bytes > 0);
 }
 
-#[tokio::test]
+/// K1: a hold placed while the grace period runs keeps what was condemned.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hold_spares_what_was_condemned() {
     let (bed, ids) = world().await;
     run(&bed, &keep(1)).await;

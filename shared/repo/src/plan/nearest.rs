@@ -194,7 +194,6 @@ fn timeline_options(timeline: TimelineId) -> Vec<String> {
     vec!["--target-timeline".to_owned(), timeline.to_string()]
 }
 
-/// The first consistent moment of a window.
 /// The names that might have been meant, the newest first.
 fn known_points(points: &[PointRef]) -> String {
     let mut newest: Vec<&PointRef> = points.iter().collect();
@@ -211,6 +210,7 @@ fn known_points(points: &[PointRef]) -> String {
     }
 }
 
+/// The first consistent moment of a window.
 fn start_of(window: &Window) -> Moment {
     let mut options = timeline_options(window.timeline);
     options.extend(["--target-immediate".to_owned(), "--backup".to_owned(), window.oldest.to_string()]);
