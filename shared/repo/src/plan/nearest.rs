@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use walpoint_base::{RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
+use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
 use super::facts::{Asking, BackupState};
 use super::path::Path;
@@ -121,7 +121,11 @@ impl Planner<'_> {
         if let (RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_), Some(path)) =
             (&self.request.target, refusal.path)
         {
-            hints.extend(self.on_other_timelines(path)?);
+            let others = self.on_other_timelines(path, None)?.into_iter();
+            hints
+                .extend(others.map(|other| {
+                    format!("Timeline {other} has that moment: add --target-timeline {other}.")
+                }));
         }
         Ok(hints)
     }
@@ -147,16 +151,25 @@ impl Planner<'_> {
         Ok(hints)
     }
 
-    /// Branches that the path does not follow and that hold the moment asked for.
-    fn on_other_timelines(&self, path: TimelineId) -> Asking<Vec<String>> {
+    /// Branches that the path does not follow and that hold the moment asked for. With `reached`, where recovery along the path
+    /// stops, only those that parted from it before.
+    pub(super) fn on_other_timelines(
+        &self,
+        path: TimelineId,
+        reached: Option<Lsn>,
+    ) -> Asking<Vec<TimelineId>> {
         let Some(history) = self.facts.graph.history(path) else { return Ok(Vec::new()) };
         if self.request.timeline == TargetTimeline::Current || self.request.backup.is_some() {
             return Ok(Vec::new());
         }
-        let mut hints = Vec::new();
+        let mut found = Vec::new();
         let others: Vec<TimelineId> = self.facts.graph.ids().rev().filter(|&t| t != path).collect();
         for timeline in others.into_iter().take(OTHER_TIMELINES) {
             let abandoned = history.end_of(timeline);
+            let begin = || self.facts.graph.history(timeline).and_then(|other| other.begin_of(timeline));
+            if reached < abandoned.or_else(begin).filter(|_| reached.is_some()) {
+                continue;
+            }
             for window in windows::of_timeline(self.facts, timeline)? {
                 // What this path shares with the other was searched already.
                 if abandoned.is_some_and(|end| window.until <= end) {
@@ -175,14 +188,12 @@ impl Planner<'_> {
                     _ => false,
                 };
                 if holds {
-                    hints.push(format!(
-                        "Timeline {timeline} has that moment: add --target-timeline {timeline}."
-                    ));
+                    found.push(timeline);
                     break;
                 }
             }
         }
-        Ok(hints)
+        Ok(found)
     }
 }
 

@@ -339,7 +339,7 @@ impl<'a> Planner<'a> {
             signal: if self.request.standby { Signal::Standby } else { Signal::Recovery },
             settings: self.settings(timeline, coverage, until, &at),
             estimate: estimate.at(Rates::default()),
-            notes: self.notes(path, backup, coverage, &at, stop),
+            notes: self.notes(path, backup, coverage, &at, stop)?,
             backup: backup.clone(),
         })
     }
@@ -361,7 +361,7 @@ impl<'a> Planner<'a> {
         coverage: &Coverage,
         at: &StopAt,
         stop: Option<&Stop>,
-    ) -> Vec<String> {
+    ) -> Asking<Vec<String>> {
         let mut notes = Vec::new();
         if backup.damaged_pages > 0 {
             let pages = backup.damaged_pages;
@@ -380,10 +380,18 @@ impl<'a> Planner<'a> {
             let leaf = path.timeline();
             notes.push(format!("Timeline {leaf} has no whole segment in the archive yet."));
         }
+        if let (RecoveryTarget::Time(_), TargetTimeline::Latest, Some(stop)) =
+            (&self.request.target, self.request.timeline, stop)
+        {
+            let others = self.on_other_timelines(path.timeline(), Some(stop.record))?.into_iter();
+            notes.extend(others.map(|other| {
+                format!("Timeline {other} has that moment, too: --target-timeline {other} recovers it there.")
+            }));
+        }
         if self.request.action == TargetAction::Pause {
             notes.extend(stop.and_then(|stop| locked(stop, backup)));
         }
-        notes
+        Ok(notes)
     }
 }
 

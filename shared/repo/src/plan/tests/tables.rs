@@ -246,6 +246,22 @@ fn refusals_of_wrong_requests() {
     assert_eq!(empty.plan(&Request::default()).unwrap_err().why, Why::NoBackup);
 }
 
+/// Timeline 1 went on for a while after timeline 3 left it: a time from then is reached on 3 where it begins, and on 1.
+#[test]
+fn a_moment_that_an_abandoned_branch_has_too_is_noted() {
+    let (world, _) = world();
+    let notes = |seconds, timeline| {
+        let request = Request { target: RecoveryTarget::Time(at(seconds)), timeline, ..Request::default() };
+        let plan = world.plan(&request).unwrap();
+        (plan.timeline, plan.notes)
+    };
+    let (timeline, told) = notes(900, TargetTimeline::Latest);
+    let expected = "Timeline 1 has that moment, too: --target-timeline 1 recovers it there.".to_owned();
+    assert_eq!((timeline, told), (tli(3), vec![expected]));
+    assert_eq!(notes(400, TargetTimeline::Latest).1, Vec::<String>::new(), "before they parted");
+    assert_eq!(notes(900, TargetTimeline::Id(tli(1))).1, Vec::<String>::new(), "asked for");
+}
+
 #[test]
 fn commit_times_that_go_backwards_are_met_in_lsn_order() {
     let (mut world, [first, ..]) = world();
