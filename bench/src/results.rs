@@ -81,7 +81,8 @@ fn conditions(text: &mut String, plan: &Plan, data: &Data, outcome: &Outcome, lo
 }
 
 fn targets(text: &mut String, figures: &[Figure]) {
-    *text += "## Targets\n\nMedians; a ratio is the median of the rounds' ratios with the fastest setting of pgBackRest.\n\n";
+    *text += "## Targets\n\nMedians; a ratio is the median of the rounds' ratios with the fastest setting of pgBackRest. For what is missed,\n\
+        [ARCHITECTURE.md](../ARCHITECTURE.md#where-the-time-goes) has the profile and what bounds it.\n\n";
     *text += "| work | ours | compared with | ratio | target | |\n|---|---|---|---|---|---|\n";
     for figure in figures {
         let ratio = figure.ratio.map_or_else(String::new, |ratio| format!("{}×", number(ratio)));
