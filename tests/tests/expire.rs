@@ -13,6 +13,7 @@ use walpoint_tests::http_faults::{HttpProxy, Rule};
 use walpoint_tests::process::{Background, Output};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
+use walpoint_tests::wait;
 
 #[track_caller]
 fn json(output: &Output) -> Value {
@@ -52,7 +53,12 @@ fn restored(bed: &Archived, ledger: &Ledger, id: &str, target: &[&str]) -> u32 {
     copy.wait_promoted();
     let highest = ledger.highest(&copy);
     drop(copy);
-    std::fs::remove_dir_all(bed.place("copy")).unwrap();
+    // Its prefetcher may still be ending.
+    let place = bed.place("copy");
+    wait::until_true(Duration::from_secs(30), "the copy is removed", || {
+        drop(std::fs::remove_dir_all(&place));
+        !place.exists()
+    });
     highest
 }
 
@@ -300,7 +306,7 @@ fn a_backup_that_sleeps_through_the_grace_period_is_not_touched() {
         let keys = bed.back_door().list("clusters/main/backups");
         keys.iter().filter(|key| key.ends_with("/intent")).count() == 3
     };
-    walpoint_tests::wait::until_true(walpoint_tests::wait::SOON, "the backup has begun", begun);
+    wait::until_true(wait::SOON, "the backup has begun", begun);
     sleeper.signal(Signal::STOP);
     for _ in 0..2 {
         expire(&bed, &[]);
