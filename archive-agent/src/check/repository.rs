@@ -12,7 +12,7 @@ use walpoint_repo::backup::Backups;
 use walpoint_repo::init::{Finding, Probe};
 use walpoint_repo::object::{Level, RepositoryId};
 use walpoint_repo::store::StoreSettings;
-use walpoint_repo::store::settings::{ConditionalWrites, Location};
+use walpoint_repo::store::settings::ConditionalWrites;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
@@ -117,11 +117,7 @@ pub(crate) async fn destinations(
         report.ok(what, format!("{} of cluster {}", lineage.id, selection.cluster));
         if behaves {
             let acknowledges = selection.settings.ack_set().contains(name);
-            let directory = match settings.location() {
-                Ok(Location::Directory(directory)) => Some(directory),
-                _ => None,
-            };
-            found.push(Destination { repository, lineage, acknowledges, directory });
+            found.push(Destination { repository, lineage, acknowledges, directory: settings.directory() });
         }
     }
     if found.len() == selection.repositories.len() {

@@ -10,7 +10,6 @@ use anyhow::{Context, anyhow};
 use serde::Deserialize;
 use walpoint_base::ClusterName;
 use walpoint_base::durable::{self, Created};
-use walpoint_repo::store::settings::Location;
 use walpoint_repo::store::{DIRECTORY_MODE, StoreSettings};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{ClusterSettings, Config, DEFAULT_PATH};
@@ -300,11 +299,7 @@ impl Plan {
 
     /// The directories of local repositories.
     pub(crate) fn directories(&self) -> Vec<PathBuf> {
-        let directory = |(_, settings): &(String, StoreSettings)| match settings.location() {
-            Ok(Location::Directory(directory)) => Some(directory),
-            _ => None,
-        };
-        self.repositories.iter().filter_map(directory).collect()
+        self.repositories.iter().filter_map(|(_, settings)| settings.directory()).collect()
     }
 
     /// Writes the file, all or nothing.

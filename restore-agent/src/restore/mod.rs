@@ -7,12 +7,13 @@
 //! | [`aside`], [`rollback`] | a data directory that was moved aside, and its way back |
 //! | [`room`] | free space |
 //! | [`tablespaces`] | where tablespaces go |
-//! | [`layout`] | where every path of the backup leads |
+//! | [`layout`], [`places`] | where every path of the backup leads, and that nothing else lies there |
 //! | [`owners`] | who gets the files |
 //! | [`copy`], [`sync`] | the files, and that they are durable |
 //! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
 //! | [`settings`], [`command`] | the recovery settings |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
+//! | [`failure`] | what a restore that failed leaves, and what to do about it |
 //!
 //! Until the last step the directory has no `pg_control`, so a crash anywhere leaves something that PostgreSQL refuses to
 //! start; the same command begins anew and finishes.
@@ -23,12 +24,14 @@ mod compare;
 mod copy;
 mod directory;
 mod existing;
+mod failure;
 mod files;
 mod finish;
 mod gather;
 mod ground;
 mod layout;
 mod owners;
+mod places;
 mod prune;
 pub(crate) mod rollback;
 mod room;
@@ -36,7 +39,6 @@ mod settings;
 mod sync;
 mod tablespaces;
 
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,13 +48,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use jiff::Timestamp;
-use walpoint_base::{BackupId, RecoveryTarget, SecretSource};
+use walpoint_base::{RecoveryTarget, SecretSource};
 use walpoint_pg::label::TablespaceMap;
-use walpoint_repo::RepoError;
 use walpoint_repo::backup::{BackupReader, Backups, Summary};
 use walpoint_repo::keys::KeySource;
-use walpoint_repo::store::StoreSettings;
-use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::{Progress, human_bytes, human_duration};
 
@@ -232,7 +232,7 @@ impl Restore {
         }
         ground.prove(&pgdata, &planned).await?;
         let backups = Backups::of(&planned.repository, &planned.cluster);
-        let unread = |error| unread(planned.plan.backup.id, error);
+        let unread = |error| failure::unread(planned.plan.backup.id, error);
         let reader = backups.open(planned.plan.backup.id).await.map_err(|e| unread(e.into()))?;
         let summary = reader.manifest().summary.clone();
         let layout = Arc::new(lay_out(args, &summary, pgdata, ground.existing.as_ref())?);
@@ -247,8 +247,8 @@ impl Restore {
             delta: matches!(ground.way, Way::Delta { .. }),
             claiming: false,
         };
-        let repositories = local_repositories(common)?;
-        let places = check_places(&layout, &ground, &marker, &repositories)?;
+        let repositories = places::local_repositories(common)?;
+        let places = places::check(&layout, &ground, &marker, &repositories)?;
         let in_the_way = ground.check_others(&layout)?;
         let replacement = ground.replacement(layout.pgdata(), in_the_way)?;
         room::check(&reader, &layout, &planned.plan, &ground).await.map_err(unread)?;
@@ -303,7 +303,7 @@ impl Restore {
         // Before the first byte: only then it is told what cannot be written.
         let directories = self.marker.directories.iter().map(PathBuf::as_path);
         let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata.as_path()]))?);
-        let incomplete = |error| incomplete(&pgdata, error);
+        let incomplete = |error| failure::incomplete(&pgdata, error);
         let removed = match self.ground.way {
             Way::Delta { .. } => prune::prune(&self.reader, &self.layout).await.map_err(incomplete)?,
             Way::New | Way::Replace => Removed::default(),
@@ -338,7 +338,7 @@ impl Restore {
         if Ground::look(pgdata, self.ground.way)?.state != self.ground.state {
             bail!("{} is not what it was when the restore began; nothing was changed", pgdata.display());
         }
-        check_places(&self.layout, &self.ground, &self.marker, &self.repositories)?;
+        places::check(&self.layout, &self.ground, &self.marker, &self.repositories)?;
         self.ground.check_others(&self.layout)?;
         if let Some(record) = &self.replacement {
             record.go()?;
@@ -397,7 +397,7 @@ impl Restore {
         });
         let mut settings = self.settings.clone();
         // Some were inside when the backup was made, whatever the command line says.
-        if holds_tablespaces(pgdata)
+        if tablespaces::lie_inside(pgdata)
             .with_context(|| format!("{}/pg_tblspc cannot be read", pgdata.display()))?
         {
             // Without it recovery takes a directory in pg_tblspc for damage, and panics (CheckTablespaceDirectory).
@@ -505,30 +505,6 @@ impl Restore {
     }
 }
 
-/// What to do when the backup is not what was stored.
-const ANOTHER: &str = "the same command would end there again: restore from another backup (--backup, archive-agent status lists \
-                       them) or another repository (--repo), and let archive-agent verify tell what else is affected";
-
-/// Says what an interrupted restore left, and what to do about it.
-fn incomplete(pgdata: &Path, error: anyhow::Error) -> anyhow::Error {
-    let next = if is_damaged(&error) { ANOTHER } else { "run the same command again" };
-    error.context(format!("{} is incomplete and cannot start; {next}", pgdata.display()))
-}
-
-/// Says what to do about a backup that cannot be read, before anything was written.
-fn unread(backup: BackupId, error: anyhow::Error) -> anyhow::Error {
-    if !is_damaged(&error) {
-        return error;
-    }
-    error.context(format!("nothing was changed, because backup {backup} cannot be read; {ANOTHER}"))
-}
-
-/// Whether an object of the repository is damaged or missing, which no second attempt mends.
-fn is_damaged(error: &anyhow::Error) -> bool {
-    let damaged = |cause: &RepoError| matches!(cause, RepoError::Corrupt { .. } | RepoError::NotFound { .. });
-    error.chain().filter_map(|cause| cause.downcast_ref()).any(damaged)
-}
-
 /// The key file that the environment names, if it opened the repository.
 fn key_file(planned: &Planned) -> Option<PathBuf> {
     let Some((KeySource::Key(SecretSource::File(path)), _)) = planned.repository.opened_by() else {
@@ -566,70 +542,6 @@ fn lay_out(
 async fn owner_of_root(reader: &BackupReader, owners: &Owners) -> anyhow::Result<Option<Owner>> {
     let root = reader.entries().next().await?.context("the backup is empty: its file table has no entry")?;
     Ok(owners.of(root.attributes.uid, root.attributes.gid))
-}
-
-/// Whether a tablespace is a directory in `pg_tblspc` and no link.
-fn holds_tablespaces(pgdata: &Path) -> io::Result<bool> {
-    for entry in std::fs::read_dir(pgdata.join("pg_tblspc"))? {
-        if entry?.file_type()?.is_dir() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// The repositories of this command line that are directories.
-fn local_repositories(common: &CommonArgs) -> anyhow::Result<Vec<PathBuf>> {
-    let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
-    let directories = selection.repositories.iter().filter_map(|(_, settings)| settings.directory());
-    // One that cannot be looked at is passed over in planning too.
-    Ok(directories.filter_map(|directory| directory::resolve(&directory).ok()).collect())
-}
-
-/// Every directory that will be written to. Refuses them if they lie within each other, or within what is somebody else's.
-fn check_places(
-    layout: &Layout,
-    ground: &Ground,
-    marker: &Marker,
-    repositories: &[PathBuf],
-) -> anyhow::Result<Vec<PathBuf>> {
-    if let State::Unfinished(earlier) = &ground.state
-        && (&earlier.repository, &earlier.cluster) != (&marker.repository, &marker.cluster)
-    {
-        bail!(
-            "{} holds the unfinished restore of cluster {} from another repository; empty it first",
-            layout.pgdata().display(),
-            earlier.cluster
-        );
-    }
-    let mut places = vec![layout.pgdata().to_owned()];
-    for other in layout.others() {
-        places.push(directory::resolve(&other).with_context(|| other.display().to_string())?);
-    }
-    // Sorted by components, what lies in a directory follows it.
-    places.sort();
-    for pair in places.windows(2) {
-        if let [outer, inner] = pair
-            && inner.starts_with(outer)
-        {
-            bail!(
-                "{} and {} would lie within each other; choose other places with --tablespace OLD=NEW, --wal-dir or \
-                 --extra-dir: nothing was changed",
-                outer.display(),
-                inner.display()
-            );
-        }
-    }
-    for place in &places {
-        let (shown, hint) = (place.display(), "choose another place: nothing was changed");
-        if let Some(repository) = repositories.iter().find(|r| r.starts_with(place) || place.starts_with(r)) {
-            bail!("{shown} and the repository {} lie within each other; {hint}", repository.display());
-        }
-        if let Some(other) = existing::around(place) {
-            bail!("{shown} lies within {}, which is a data directory of its own; {hint}", other.display());
-        }
-    }
-    Ok(places)
 }
 
 /// Runs a command of the person who restores.

@@ -5,6 +5,7 @@
 //! is empty.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
@@ -66,6 +67,16 @@ pub(crate) struct Wishes {
     pub(crate) flatten: bool,
     /// Where the data directory that is repaired or replaced has them.
     pub(crate) existing: BTreeMap<u32, Place>,
+}
+
+/// Whether a tablespace is a directory in `pg_tblspc` and no link.
+pub(crate) fn lie_inside(pgdata: &Path) -> io::Result<bool> {
+    for entry in std::fs::read_dir(pgdata.join("pg_tblspc"))? {
+        if entry?.file_type()?.is_dir() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The place of each tablespace by oid. An error changes nothing and says what to do.
