@@ -126,7 +126,7 @@ async fn around_segment(
     while let Some((entry, object)) = entries.try_next().await? {
         match entry {
             // What an upload left that never finished was not acknowledged.
-            WalEntry::Part(_) => {}
+            WalEntry::Part(_) | WalEntry::RefusedHistory(..) => {}
             WalEntry::File(WalFileName::Segment(found)) if found == name => {
                 bail!("\"{name}\" has just arrived")
             }

@@ -3,6 +3,7 @@
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::{Key, Prefix, hex, point_file, unhex};
+use crate::object::ContentHash;
 
 /// Everything below `clusters/<name>/<lineage>`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,6 +22,8 @@ pub enum WalEntry {
     Part(SegmentName),
     /// A stretch of the open segment.
     Slice(SegmentName, Lsn, Lsn),
+    /// A history that differs from the one stored for its timeline, by the hash of its content.
+    RefusedHistory(TimelineId, ContentHash),
 }
 
 impl WalEntry {
@@ -29,6 +32,7 @@ impl WalEntry {
         match self {
             Self::File(file) => file.segment(),
             Self::Ended(name, _) | Self::Part(name) | Self::Slice(name, ..) => Some(name),
+            Self::RefusedHistory(..) => None,
         }
     }
 }
@@ -120,7 +124,12 @@ impl WalPaths {
         format!("{}/{head}{before}", self.directory(segment))
     }
 
-    /// A directory whose files are the histories.
+    /// A history that differs from the one stored for its timeline.
+    pub fn refused_history(&self, timeline: TimelineId, hash: ContentHash) -> Key {
+        Key::composed(format!("{}/history/{}.history.refused/{hash}", self.root, timeline.hex()))
+    }
+
+    /// A directory whose files are the histories; refused ones lie in directories below it.
     pub fn histories(&self) -> Prefix {
         Prefix::composed(format!("{}/history", self.root))
     }
@@ -165,12 +174,13 @@ impl WalPaths {
     pub fn parse(&self, key: &Key) -> Option<WalEntry> {
         let name = key.as_str().strip_prefix(&self.root)?.strip_prefix('/')?;
         let entry = match name.strip_prefix("history/") {
-            Some(file) => WalEntry::File(file.parse().ok()?),
+            Some(file) => parse_history(file)?,
             None => parse_entry(name.strip_prefix("wal/")?)?,
         };
         let expected = match entry {
             WalEntry::File(file) => self.file(file),
             WalEntry::Ended(segment, end) => self.ended(segment, end),
+            WalEntry::RefusedHistory(timeline, hash) => self.refused_history(timeline, hash),
             WalEntry::Part(_) | WalEntry::Slice(..) => return Some(entry),
         };
         (expected == *key).then_some(entry)
@@ -184,6 +194,15 @@ impl WalPaths {
 /// The directory of a restore point's name. An empty name, which no recovery target can ask for, has one of its own.
 fn point_directory(name: &str) -> String {
     if name.is_empty() { "-".to_owned() } else { hex(name) }
+}
+
+/// `<TLI>.history` or `<TLI>.history.refused/<hash>`
+fn parse_history(name: &str) -> Option<WalEntry> {
+    let Some((file, hash)) = name.split_once('/') else { return Some(WalEntry::File(name.parse().ok()?)) };
+    match file.strip_suffix(".refused")?.parse().ok()? {
+        WalFileName::History(timeline) => Some(WalEntry::RefusedHistory(timeline, hash.parse().ok()?)),
+        _ => None,
+    }
 }
 
 /// `<TLI>/<LOG>/…`
@@ -239,6 +258,9 @@ mod tests {
         assert_eq!(paths.parse(&ended), Some(WalEntry::Ended(segment, Lsn(0x10A001234))));
         let slice = paths.slice(segment, Lsn(1), Lsn(2), 3);
         assert_eq!(paths.parse(&slice), Some(WalEntry::Slice(segment, Lsn(1), Lsn(2))));
+        let refused = paths.refused_history(timeline, ContentHash([0x1F; 32]));
+        assert!(refused.as_str().contains("/history/00000002.history.refused/1f1f"), "{refused}");
+        assert_eq!(paths.parse(&refused), Some(WalEntry::RefusedHistory(timeline, ContentHash([0x1F; 32]))));
         let part = paths.part(WalFileName::Segment(segment), "00ff", 3);
         assert_eq!(paths.parse(&part), Some(WalEntry::Part(segment)));
         for stranger in [
@@ -247,6 +269,8 @@ mod tests {
             "clusters/main/7-2/wal/00000002/00000001/00000002000000010000000A",
             "clusters/main/7-1/history/00000002000000010000000A",
             "clusters/main/7-1/wal/00000002.history",
+            "clusters/main/7-1/history/00000002.history.refused/1f",
+            "clusters/main/7-1/history/00000002000000010000000A.refused/1f",
         ] {
             assert_eq!(paths.parse(&stranger.parse().unwrap()), None, "{stranger}");
         }

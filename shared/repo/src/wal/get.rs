@@ -110,6 +110,21 @@ impl WalArchive {
         TimelineHistory::parse(timeline, &file.content).map(Some).map_err(|e| RepoError::corrupt(&key, e))
     }
 
+    /// A history that was refused because its timeline has another one; `None` if there is none of that hash.
+    pub async fn refused_history(&self, timeline: TimelineId, hash: ContentHash) -> Result<Option<Vec<u8>>> {
+        let key = self.paths().refused_history(timeline, hash);
+        let Some(mut reader) =
+            self.open(ObjectKind::History, WalFileName::History(timeline), key.clone()).await?
+        else {
+            return Ok(None);
+        };
+        let content = reader.next_part(Vec::new()).await?;
+        if self.sealer().content_hash(&content) != hash {
+            return Err(RepoError::corrupt(&key, "its content is another one than its name says"));
+        }
+        Ok(Some(content))
+    }
+
     async fn open(&self, kind: ObjectKind, name: WalFileName, key: Key) -> Result<Option<WalReader>> {
         let Some(bytes) = found(self.store().get(&key).await)? else { return Ok(None) };
         let (object, header, meta) = {

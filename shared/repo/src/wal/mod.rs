@@ -38,12 +38,22 @@ pub use self::seal::{Place, SealedSegment, SegmentSealer};
 use crate::error::Result;
 use crate::layout::{WalEntry, WalPaths};
 use crate::lineage::Lineage;
-use crate::object::Sealer;
+use crate::object::{ContentHash, Sealer};
 use crate::repository::Repository;
 use crate::store::{Entry, Store};
 
 /// Plain bytes of a frame of WAL.
 const FRAME: usize = 1 << 20;
+
+/// The histories that a lineage has.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ListedHistories {
+    /// The timelines that have one, sorted.
+    pub stored: Vec<TimelineId>,
+    /// The histories that a second server wanted to store for a timeline that has another one already, sorted. They are kept
+    /// so that readers elsewhere know that two servers claim the timeline.
+    pub refused: Vec<(TimelineId, ContentHash)>,
+}
 
 /// The WAL of a lineage in a repository. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -99,14 +109,22 @@ impl WalArchive {
 
     /// The timelines that have a history file here, sorted.
     pub async fn histories(&self) -> Result<Vec<TimelineId>> {
-        let entries = self.store().list_all(&self.paths().histories()).await?;
-        let timeline = |entry: &Entry| match self.paths().parse(&entry.key)? {
-            WalEntry::File(WalFileName::History(timeline)) => Some(timeline),
-            _ => None,
-        };
-        let mut timelines: Vec<_> = entries.iter().filter_map(timeline).collect();
-        timelines.sort_unstable();
-        Ok(timelines)
+        Ok(self.all_histories().await?.stored)
+    }
+
+    /// The timelines that have a history here, and the histories that were refused. One listing.
+    pub async fn all_histories(&self) -> Result<ListedHistories> {
+        let mut listed = ListedHistories::default();
+        for entry in self.store().list_all(&self.paths().histories()).await? {
+            match self.paths().parse(&entry.key) {
+                Some(WalEntry::File(WalFileName::History(timeline))) => listed.stored.push(timeline),
+                Some(WalEntry::RefusedHistory(timeline, hash)) => listed.refused.push((timeline, hash)),
+                _ => {}
+            }
+        }
+        listed.stored.sort_unstable();
+        listed.refused.sort_unstable();
+        Ok(listed)
     }
 
     /// What the store has of a timeline's WAL, by position, from a segment on. A listing: for tails, not for a million

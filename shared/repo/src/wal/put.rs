@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use walpoint_base::{Lsn, SegmentFacts, SegmentName, SegmentNo, WalFileName};
+use walpoint_base::{Lsn, SegmentFacts, SegmentName, SegmentNo, TimelineId, WalFileName};
 
 use super::content::Content;
 use super::header::WalFlags;
@@ -13,7 +13,9 @@ use super::{FRAME, WalArchive};
 use crate::cpu;
 use crate::error::{RepoError, Result};
 use crate::layout::Key;
-use crate::object::{MAX_CONTENT, ObjectKind, ObjectWriter, SealError, SealedObject, Sealer, pack};
+use crate::object::{
+    ContentHash, MAX_CONTENT, ObjectKind, ObjectWriter, SealError, SealedObject, Sealer, pack,
+};
 use crate::store::Creation;
 
 /// What storing a file did. In every case it is durable.
@@ -110,6 +112,30 @@ impl WalArchive {
             self.store().create_once(&sealed).await?
         };
         Ok(stored(Place::Whole, creation))
+    }
+
+    /// Stores a history beside the one that its timeline has already; the hash that names it.
+    pub async fn put_refused_history(
+        &self,
+        timeline: TimelineId,
+        content: impl Into<Content>,
+    ) -> Result<ContentHash> {
+        let content = content.into();
+        let archive = self.clone();
+        let sealed = cpu::run(move || {
+            let file = archive.paths().file(WalFileName::History(timeline));
+            let mut hasher = archive.sealer().content_hasher();
+            pieces(&file, &content, 0..content.len(), |piece| {
+                hasher.update(piece);
+                Ok(())
+            })?;
+            let hash = ContentHash(*hasher.finalize().as_bytes());
+            let key = archive.paths().refused_history(timeline, hash);
+            seal(archive.sealer(), ObjectKind::History, &key, &content, 0..content.len())
+        });
+        let sealed = sealed.await??;
+        self.store().create_once(&sealed).await?;
+        Ok(sealed.content())
     }
 
     /// Facts of another cluster, or of another segment size, are refused.

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use walpoint_base::facts::{RestorePoint, TransactionRange};
 use walpoint_base::{
-    LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentNo, SegmentSize, SystemId, TimelineId,
-    WalFileName,
+    LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentNo, SegmentSize, SystemId, TimelineHistory,
+    TimelineId, WalFileName,
 };
 
 use super::*;
@@ -231,6 +231,26 @@ async fn the_other_files_are_kept_apart_and_protected() {
         let history = archive.history(timeline).await.unwrap().unwrap();
         assert_eq!(history.parent().unwrap().switch, Lsn(0x3000000));
         assert_eq!(archive.history(TimelineId::FIRST).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_history_is_kept_beside_and_an_empty_one_has_no_ancestors() {
+    for bed in beds(16).await {
+        let archive = &bed.archive;
+        let (two, three) = (TimelineId::new(2).unwrap(), TimelineId::new(3).unwrap());
+        let ours = b"1\t0/3000000\tno recovery target specified\n".to_vec();
+        let theirs = b"1\t0/4000000\tno recovery target specified\n".to_vec();
+        archive.put_file(WalFileName::History(two), ours.clone()).await.unwrap();
+        archive.put_file(WalFileName::History(three), Vec::new()).await.unwrap();
+        assert_eq!(archive.history(three).await.unwrap(), Some(TimelineHistory::root(three)));
+        let hash = archive.put_refused_history(two, theirs.clone()).await.unwrap();
+        assert_eq!(archive.put_refused_history(two, theirs.clone()).await.unwrap(), hash, "once is enough");
+        let listed = archive.all_histories().await.unwrap();
+        assert_eq!((listed.stored, listed.refused), (vec![two, three], vec![(two, hash)]));
+        assert_eq!(archive.refused_history(two, hash).await.unwrap(), Some(theirs));
+        assert_eq!(archive.refused_history(three, hash).await.unwrap(), None);
+        assert_eq!(archive.get(WalFileName::History(two)).await.unwrap().unwrap().content, ours);
     }
 }
 
