@@ -57,10 +57,20 @@ fn fetch(arguments: &Arguments) -> u8 {
             return STOP;
         }
     };
+    if name.is_never_written() {
+        say(&format!("LOG: \"{name}\" is not in the archive: the first timeline has no history"));
+        return ABSENT;
+    }
     let Some(place) = Place::around(&arguments.path) else {
         // By hand, into a directory that is no pg_wal: nothing to prefetch for.
         return instead(arguments, None, None);
     };
+    if place.has_own_history(name) {
+        say(&format!(
+            "LOG: \"{name}\" is this server's own: it is in pg_wal, and no repository is asked for it"
+        ));
+        return ABSENT;
+    }
     // pg_rewind compares what lies in the data directory: nothing may be left there that comes and goes.
     let agent = (!place.server).then(|| agent::become_fetch(arguments, None));
     let deadline = place.is_standby().then(|| Instant::now() + STANDBY_LIMIT);

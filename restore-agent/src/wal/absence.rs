@@ -8,7 +8,7 @@
 //!
 //! Pure: what the repositories showed is judged here, not read.
 
-use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 /// What the repositories show around a file that none of them has.
 #[derive(Debug, Default)]
@@ -63,13 +63,6 @@ pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surround
         Some(copy) if !inherited => Err(format!("only an incomplete copy of it is in the archive: {copy}")),
         _ => Ok(()),
     }
-}
-
-/// Whether PostgreSQL asks for such a file and never writes it: the first timeline comes from nowhere, and no file says so.
-/// It asks when it ends recovery on that timeline, after it has removed its signal file, so the answer must not depend on a
-/// repository.
-pub(crate) fn is_never_written(name: WalFileName) -> bool {
-    name == WalFileName::History(TimelineId::FIRST)
 }
 
 /// Whether a history file that no repository has is proven absent; otherwise why the timeline may exist.
@@ -159,9 +152,6 @@ mod tests {
         let with_wal =
             Surroundings { later: Some("000000030000000000000005".into()), ..Surroundings::default() };
         assert!(of_history(tli(3), &with_wal).is_err());
-        assert!(
-            is_never_written(WalFileName::History(tli(1))) && !is_never_written(WalFileName::History(tli(2)))
-        );
     }
 
     #[test]

@@ -17,7 +17,6 @@ use walpoint_repo::{Lineage, RepoError, Repository};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::exit::told;
 
-use crate::wal::absence;
 use crate::wal::landing::{self, Durability, Landing};
 use crate::wal::note::TargetNote;
 use crate::wal::prove;
@@ -148,7 +147,7 @@ impl Archive {
         proof: Proof,
         durability: Durability,
     ) -> Outcome {
-        if absence::is_never_written(name) {
+        if name.is_never_written() {
             return Outcome::Absent(format!(
                 "\"{name}\" is not in the archive: the first timeline has no history"
             ));

@@ -37,6 +37,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     };
     let place = Place::around(&args.path);
     let standby = place.as_ref().is_some_and(Place::is_standby);
+    if place.as_ref().is_some_and(|place| place.has_own_history(name)) {
+        tracing::info!("\"{name}\" is this server's own: it is in pg_wal, and no repository is asked for it");
+        return ABSENT;
+    }
     if let Some(directory) = args.path.parent().filter(|d| !d.as_os_str().is_empty())
         && let Err(error) = durable::remove_abandoned(directory)
     {

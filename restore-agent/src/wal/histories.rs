@@ -1,11 +1,9 @@
-//! The history files that a standby has seen, kept across restarts and outages, and those that lie in `pg_wal`.
+//! The history files that a repository gave to a standby, kept across restarts and outages.
 //!
 //! A standby that cannot reach its archive must not be stopped, and a history file answered as missing could make it take a
 //! timeline id that is in use. Histories never change, so one that was seen once is answered from here. Losing this
-//! directory costs nothing but that.
-//!
-//! A server that leaves recovery removes its signal file first and then asks for the history of the timeline it was on,
-//! which lies in its own `pg_wal`. An outage at that moment must not break off the promotion.
+//! directory costs nothing but that. Nothing gets here from the server's own `pg_wal`: PostgreSQL takes what it is given for
+//! archived.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,26 +19,22 @@ const LINEAGE: &str = "lineage";
 #[derive(Debug, Clone)]
 pub(crate) struct HistoryCache {
     directory: PathBuf,
-    wal: PathBuf,
 }
 
 impl HistoryCache {
     /// The cache in `pg_wal`.
     pub(crate) fn in_wal(wal: &Path) -> Self {
-        Self { directory: wal.join(HISTORY_CACHE), wal: wal.to_owned() }
+        Self { directory: wal.join(HISTORY_CACHE) }
     }
 
-    /// The history of `timeline` if a data directory in that recovery need not ask the archive for it: on a standby one
-    /// that was seen before, on a server that leaves recovery also its own.
+    /// The history of `timeline` if a data directory in that recovery need not ask the archive for it: a standby, also one
+    /// that has just been promoted and removed its signal file, has seen it before.
     pub(crate) fn get(&self, recovery: Recovery, timeline: TimelineId) -> Option<Vec<u8>> {
-        let own = self.wal.join(WalFileName::History(timeline).to_string());
-        let places = match recovery {
-            Recovery::Archive => vec![],
-            Recovery::Standby => vec![self.path(timeline)],
-            Recovery::None => vec![self.path(timeline), own],
-        };
-        let mut found = places.iter().filter_map(|path| std::fs::read(path).ok());
-        found.find(|content| TimelineHistory::parse(timeline, content).is_ok())
+        if recovery == Recovery::Archive {
+            return None;
+        }
+        let content = std::fs::read(self.path(timeline)).ok()?;
+        TimelineHistory::parse(timeline, &content).is_ok().then_some(content)
     }
 
     /// Remembers a history of `lineage`. Histories of another one are forgotten first.
@@ -105,14 +99,15 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_leaves_recovery_has_its_own_history() {
+    fn what_lies_in_pg_wal_is_never_given() {
         let dir = tempfile::tempdir().unwrap();
         let cache = HistoryCache::in_wal(dir.path());
         let content = b"1\t0/3000000\tno recovery target specified\n";
         durable::create(&dir.path().join("00000002.history"), content).unwrap();
         let timeline = TimelineId::new(2).unwrap();
-        assert!(cache.get(Recovery::None, timeline).is_some());
-        assert_eq!(cache.get(Recovery::Standby, timeline), None);
+        for recovery in [Recovery::None, Recovery::Standby, Recovery::Archive] {
+            assert_eq!(cache.get(recovery, timeline), None, "{recovery:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::SystemId;
+use crate::{SystemId, WalFileName};
 
 /// The data directory around the requested path.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,6 +79,15 @@ impl Place {
     pub fn is_standby(&self) -> bool {
         self.server && self.recovery == Recovery::Standby
     }
+
+    /// Whether a server that ends recovery asks for a history of its own `pg_wal`. With transactions that are prepared
+    /// PostgreSQL 16 and later do so for the timeline they have just begun (`XlogReadTwoPhaseData`). The answer is "not in
+    /// the archive", whereupon PostgreSQL reads its own file: what it is given it takes for archived, and any other answer
+    /// would stop it without its signal file, to start again on the old timeline.
+    pub fn has_own_history(&self, name: WalFileName) -> bool {
+        let ends_recovery = self.server && self.recovery == Recovery::None;
+        ends_recovery && matches!(name, WalFileName::History(_)) && self.wal.join(name.to_string()).is_file()
+    }
 }
 
 /// The directory of a path, in its text; of a bare name it is `.`.
@@ -113,5 +122,24 @@ mod tests {
         durable::create(&dir.join("postmaster.pid"), b"").unwrap();
         assert!(Place::around(&dir.join("pg_wal/RECOVERYXLOG")).unwrap().is_standby());
         assert!(Place::of(dir).is_some() && Place::of(&dir.join("global")).is_none());
+    }
+
+    #[test]
+    fn only_a_server_that_ends_recovery_has_an_own_history() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path();
+        fs::create_dir_all(dir.join("global")).unwrap();
+        fs::create_dir_all(dir.join("pg_wal")).unwrap();
+        durable::create(&dir.join("global/pg_control"), &7u64.to_ne_bytes()).unwrap();
+        let segment = "000000020000000000000003";
+        for name in ["00000002.history", segment] {
+            durable::create(&dir.join("pg_wal").join(name), b"").unwrap();
+        }
+        let has = |name: &str| Place::of(dir).unwrap().has_own_history(name.parse().unwrap());
+        assert!(!has("00000002.history"), "no server asks");
+        durable::create(&dir.join("postmaster.pid"), b"").unwrap();
+        assert!(has("00000002.history") && !has("00000003.history") && !has(segment));
+        durable::create(&dir.join("recovery.signal"), b"").unwrap();
+        assert!(!has("00000002.history"), "it recovers");
     }
 }

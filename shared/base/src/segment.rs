@@ -155,6 +155,13 @@ impl WalFileName {
             Self::History(_) => None,
         }
     }
+
+    /// Whether PostgreSQL asks for such a file and never writes it: the first timeline comes from nowhere, and no file says
+    /// so. It asks when it ends recovery on that timeline, after it has removed its signal file, so the answer must not
+    /// depend on a repository.
+    pub fn is_never_written(self) -> bool {
+        self == Self::History(TimelineId::FIRST)
+    }
 }
 
 impl fmt::Display for WalFileName {
@@ -206,6 +213,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn only_the_first_timeline_has_no_history() {
+        let never = |name: &str| name.parse::<WalFileName>().unwrap().is_never_written();
+        assert!(never("00000001.history"));
+        assert!(!never("00000002.history") && !never("000000010000000000000001"));
+    }
 
     #[test]
     fn names_follow_the_segment_size() {

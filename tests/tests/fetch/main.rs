@@ -4,6 +4,7 @@ mod answers;
 mod archive;
 mod load;
 mod prefetch;
+mod promotion;
 mod recovery;
 mod standby;
 mod target;
