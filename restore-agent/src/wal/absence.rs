@@ -49,8 +49,12 @@ pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surround
             ));
         }
         // The timeline was left inside this segment, so it may never have been completed here; the part up to there begins
-        // the child's segment of the same number.
-        let heir = around.heirs.iter().any(|heir| *heir > name.timeline && history.contains(*heir));
+        // the child's segment of the same number, and that of each descendant that left the line no earlier.
+        let heir = around.heirs.iter().any(|heir| {
+            let between = |parent| name.timeline < parent && parent < *heir;
+            let mut forks = history.entries().iter().filter(|fork| between(fork.parent));
+            *heir > name.timeline && history.contains(*heir) && forks.all(|fork| fork.switch >= entry.switch)
+        });
         if !heir {
             return Err(format!(
                 "timeline {child} left timeline {} at {}, inside this segment, and has not archived its own copy",
@@ -138,6 +142,12 @@ mod tests {
         assert_eq!(segment(&around(&[2])), Ok(()));
         assert_eq!(segment(&around(&[3])), Ok(()));
         assert!(segment(&around(&[4])).is_err(), "another branch");
+        let passed_through = Surroundings {
+            histories: vec![history(3, "1\t0/5000060\tx\n2\t0/5000030\ty\n")],
+            ..around(&[3])
+        };
+        assert!(segment(&passed_through).is_err(), "timeline 3 took over less");
+        assert_eq!(segment(&Surroundings { heirs: vec![tli(2)], ..passed_through }), Ok(()));
         assert!(segment(&around(&[])).is_err());
     }
 

@@ -17,9 +17,8 @@ impl TimelineGraph {
     /// Adds a timeline and every ancestor that its history names. A history given for an ancestor itself wins over what
     /// a descendant's says about it, whichever comes first.
     pub fn add(&mut self, history: TimelineHistory) {
-        for (at, entry) in history.entries().iter().enumerate() {
-            let before = history.entries().get(..at).unwrap_or_default();
-            self.histories.entry(entry.parent).or_insert_with(|| prefix(entry.parent, before));
+        for ancestor in history.entries().iter().filter_map(|entry| history.of_ancestor(entry.parent)) {
+            self.histories.entry(ancestor.timeline()).or_insert(ancestor);
         }
         self.histories.insert(history.timeline(), history);
     }
@@ -50,7 +49,8 @@ impl TimelineGraph {
         self.histories.values().filter(|h| h.parent().is_none()).map(TimelineHistory::timeline)
     }
 
-    /// The timelines forked from `timeline` and where, in the order of the forks.
+    /// The timelines whose own bytes follow on `timeline`'s and where, in the order of the forks. One that a history names
+    /// as parent, but only passes through, is not followed.
     pub fn children(&self, timeline: TimelineId) -> Vec<(TimelineId, Lsn)> {
         let fork = |h: &TimelineHistory| {
             h.parent().filter(|p| p.parent == timeline).map(|p| (h.timeline(), p.switch))
@@ -69,14 +69,6 @@ impl TimelineGraph {
     pub fn is_empty(&self) -> bool {
         self.histories.is_empty()
     }
-}
-
-/// The history of an ancestor: the lines before the one that leaves it.
-fn prefix(timeline: TimelineId, entries: &[walpoint_base::timeline::HistoryEntry]) -> TimelineHistory {
-    let text: String =
-        entries.iter().map(|e| format!("{}\t{}\t{}\n", e.parent, e.switch, e.reason)).collect();
-    // The lines come from a history that was accepted and keep their order, so this always parses.
-    TimelineHistory::parse(timeline, text.as_bytes()).unwrap_or_else(|_| TimelineHistory::root(timeline))
 }
 
 #[cfg(test)]
@@ -99,6 +91,16 @@ mod tests {
         assert_eq!(graph.history(tli(2)), Some(&second));
         assert_eq!(graph.children(tli(1)), [(tli(3), Lsn(0x3000000)), (tli(2), Lsn(0x5000060))]);
         assert_eq!(graph.roots().collect::<Vec<_>>(), [tli(1)]);
+    }
+
+    #[test]
+    fn a_timeline_passed_through_has_no_child_there() {
+        let mut graph = TimelineGraph::default();
+        graph.add(TimelineHistory::parse(tli(3), b"1\t0/5000060\tx\n2\t0/3000000\ty\n").unwrap());
+        assert_eq!(graph.children(tli(1)), [(tli(3), Lsn(0x3000000)), (tli(2), Lsn(0x5000060))]);
+        assert!(graph.children(tli(2)).is_empty());
+        let second = TimelineHistory::parse(tli(2), b"1\t0/5000060\tx\n").unwrap();
+        assert_eq!(graph.history(tli(2)), Some(&second));
     }
 
     #[test]

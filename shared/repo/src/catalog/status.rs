@@ -190,7 +190,7 @@ impl LineageCatalog {
             parent: parent.map(|p| ForkStatus {
                 timeline: p.parent.get(),
                 lsn: p.switch.to_string(),
-                reason: p.reason.clone(),
+                reason: p.reason,
             }),
             first_segment: wal.and_then(|w| w.runs().first()).map(name),
             last_segment: wal.and_then(|w| w.runs().last()).map(name),

@@ -200,10 +200,11 @@ impl<'a> Path<'a> {
     ) -> Asking<Option<(TimelineId, Lsn)>> {
         let older = self.history.path().rev().filter(|&t| t < owner && read.is_none_or(|r| t >= r));
         for timeline in older {
-            let begin = self.history.begin_of(timeline).unwrap_or(Lsn::INVALID);
-            let Some(switch) = self.history.end_of(timeline) else { continue };
-            if SegmentNo::of(begin, self.size()) <= number && self.facts.wal(timeline)?.contains(number) {
-                return Ok(Some((timeline, switch.max(number.start(self.size())))));
+            if self.history.may_be_asked(timeline, number, self.size())
+                && self.facts.wal(timeline)?.contains(number)
+            {
+                let until = self.history.served_until(timeline, number, self.size());
+                return Ok(Some((timeline, until.unwrap_or(number.start(self.size())))));
             }
         }
         Ok(None)

@@ -425,12 +425,11 @@ fn locked(stop: &Stop, backup: &BackupFacts) -> Option<String> {
 /// Relations that a note lists.
 const NAMED: usize = 5;
 
-/// The path as steps, oldest first.
+/// The path as steps, oldest first, without timelines of which it has no byte.
 fn steps(history: &TimelineHistory) -> Vec<PathStep> {
-    let step = |timeline| PathStep {
-        timeline,
-        begin: history.begin_of(timeline).unwrap_or(Lsn::INVALID),
-        end: history.end_of(timeline),
+    let step = |timeline| {
+        let begin = history.begin_of(timeline)?;
+        Some(PathStep { timeline, begin, end: history.end_of(timeline) })
     };
-    history.path().map(step).collect()
+    history.path().filter_map(step).collect()
 }

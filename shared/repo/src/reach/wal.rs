@@ -107,9 +107,8 @@ impl WalNeed {
         };
         for path in graph.ids().filter_map(|id| graph.history(id)).filter(holds) {
             for timeline in path.path().filter(|timeline| *timeline >= start) {
-                let begin = SegmentNo::of(path.begin_of(timeline).unwrap_or_default(), size);
-                let end = path.end_of(timeline).map_or(last, |end| SegmentNo::before(end, size));
-                let (first, last) = (first.max(begin), last.min(end));
+                let Some((begin, end)) = path.files_of(timeline, size) else { continue };
+                let (first, last) = (first.max(begin), end.map_or(last, |end| last.min(end)));
                 if first <= last {
                     self.add(timeline, first, last);
                 }

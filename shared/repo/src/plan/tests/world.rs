@@ -203,9 +203,8 @@ impl World {
         loop {
             // XLogFileReadAnyTLI: newest first, not older than what was read last, not begun after this segment.
             let file = path.iter().rev().copied().find(|&t| {
-                let begin = self.history(timeline).begin_of(t).unwrap();
                 current.is_none_or(|c| t >= c)
-                    && SegmentNo::of(begin, size()) <= number
+                    && self.history(timeline).may_be_asked(t, number, size())
                     && self.files.contains(&(t, number))
             });
             let Some(file) = file else { return (read, false) };
