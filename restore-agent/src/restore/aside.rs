@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
 use super::directory;
+use super::identity;
 use super::owners::Owner;
 
 /// The file in a data directory that was moved aside.
@@ -140,7 +141,7 @@ impl Record {
 
     /// Where a directory lay before: the name that belongs to what is called `path` now.
     pub(crate) fn original(&self, path: &Path) -> Option<PathBuf> {
-        self.moves.iter().find(|moved| moved.to == path).map(|moved| moved.from.clone())
+        self.moves.iter().find(|moved| identity::same(&moved.to, path)).map(|moved| moved.from.clone())
     }
 
     /// Whether the directory was not moved, or is back.

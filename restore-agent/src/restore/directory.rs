@@ -9,11 +9,13 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
+
+use super::running::{self, LockFile, Reason, Server};
 
 /// The file that marks an unfinished restore, in the data directory and in those outside it that belong to it.
 pub(crate) const MARKER: &str = "walpoint-restore.json";
@@ -55,13 +57,19 @@ pub(crate) enum State {
 /// Why nothing may be restored into a directory.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DirectoryError {
-    /// A server runs there.
-    #[error("{pgdata}: a PostgreSQL server (pid {pid}) is running there; stop it first: nothing was changed")]
+    /// A server runs there, or may.
+    #[error(
+        "{pgdata}: a PostgreSQL server {} running there: its postmaster.pid is present ({file}), and {reason}: nothing was \
+         changed",
+        if matches!(reason, Reason::Works(_)) { "is" } else { "may be" }
+    )]
     Running {
         /// The directory.
         pgdata: PathBuf,
-        /// The server's process.
-        pid: u32,
+        /// What the server wrote.
+        file: LockFile,
+        /// Why it is believed.
+        reason: Reason,
     },
     /// It holds something else.
     #[error(
@@ -99,9 +107,6 @@ fn error_at(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError + '_ {
 /// Looks at the directory without changing it. `lost+found` of a fresh filesystem does not count, nor does a marker that
 /// was about to get its name when an earlier restore was killed.
 pub(crate) fn inspect(pgdata: &Path) -> Result<State, DirectoryError> {
-    if let Some(pid) = running_server(pgdata).map_err(error_at(pgdata))? {
-        return Err(DirectoryError::Running { pgdata: pgdata.to_owned(), pid });
-    }
     let entries = match fs::read_dir(pgdata) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(State::Empty),
         Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
@@ -269,23 +274,16 @@ pub(crate) fn require_empty(directory: &Path) -> Result<(), String> {
     }
 }
 
-/// The server that runs on a data directory, if one does: the first line of `postmaster.pid`, if that process lives.
-///
-/// A pid that was taken over by another user's process is no server: PostgreSQL runs as the owner of its directory.
-pub(crate) fn running_server(pgdata: &Path) -> io::Result<Option<u32>> {
-    let text = match fs::read_to_string(pgdata.join("postmaster.pid")) {
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
+/// Refuses a directory on which a server runs, or may be running; `vouched`: the person who restores says that none does.
+/// What a crashed server left there.
+pub(crate) fn require_down(pgdata: &Path, vouched: bool) -> Result<Option<LockFile>, DirectoryError> {
+    match running::find(pgdata, vouched).map_err(error_at(pgdata))? {
+        Server::None => Ok(None),
+        Server::Crashed(file) => Ok(Some(file)),
+        Server::Running(file, reason) => {
+            Err(DirectoryError::Running { pgdata: pgdata.to_owned(), file, reason })
         }
-        text => text?,
-    };
-    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else {
-        return Ok(None);
-    };
-    let Ok(process) = fs::metadata(format!("/proc/{pid}")) else {
-        return Ok(None);
-    };
-    Ok((process.uid() == fs::metadata(pgdata)?.uid()).then_some(pid))
+    }
 }
 
 /// Bytes that can still be written to the filesystem of `path`, or of the nearest parent that exists.
@@ -427,13 +425,8 @@ mod tests {
     }
 
     #[test]
-    fn a_running_server_is_refused() {
+    fn free_space_is_that_of_the_nearest_parent() {
         let dir = tempfile::tempdir().unwrap();
-        let pid = std::process::id();
-        durable::create(&dir.path().join("postmaster.pid"), format!("{pid}\n/data\n").as_bytes()).unwrap();
-        assert!(inspect(dir.path()).unwrap_err().to_string().contains(&format!("pid {pid}")));
-        durable::replace(&dir.path().join("postmaster.pid"), b"999999999\n", 0o600).unwrap();
-        assert!(matches!(inspect(dir.path()), Ok(State::Occupied(_))));
         assert!(free_space(&dir.path().join("x/y")).unwrap() > 0);
     }
 }

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use walpoint_base::{SegmentName, SystemId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 
-use super::directory;
-use super::tablespaces::Place;
+use super::identity::{self, Identity};
+use super::tablespaces::{self, Place};
+use super::{directory, running};
 
 /// Where tablespaces are linked.
 const TABLESPACES: &str = "pg_tblspc";
@@ -55,10 +56,10 @@ impl Existing {
 
     /// The link, relative to the data directory, that leads to a directory outside it. No link: it is not this cluster's.
     pub(crate) fn link_to(&self, directory: &Path) -> Option<PathBuf> {
-        if self.wal.as_deref() == Some(directory) {
+        if self.wal.as_deref().is_some_and(|wal| identity::same(wal, directory)) {
             return Some(PathBuf::from("pg_wal"));
         }
-        let leads = |place: &Place| matches!(place, Place::Link(target) if target == directory);
+        let leads = |place: &Place| matches!(place, Place::Link(target) if identity::same(target, directory));
         let (oid, _) = self.tablespaces.iter().find(|(_, place)| leads(place))?;
         Some(Path::new(TABLESPACES).join(oid.to_string()))
     }
@@ -78,7 +79,8 @@ impl Existing {
     }
 }
 
-/// Where a link leads, without further links; `None` if it is none.
+/// Where a link leads; `None` if it is none. The administrator's own spelling is kept: a directory may get its name from a
+/// link further up.
 fn link(path: &Path) -> io::Result<Option<PathBuf>> {
     let target = match fs::read_link(path) {
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => {
@@ -86,6 +88,9 @@ fn link(path: &Path) -> io::Result<Option<PathBuf>> {
         }
         target => target?,
     };
+    if tablespaces::plain_absolute(&target) {
+        return Ok(Some(target));
+    }
     // Relative to where the link lies.
     let target = path.parent().unwrap_or(Path::new("/")).join(target);
     directory::resolve(&target).map(Some).map_err(io::Error::other)
@@ -114,21 +119,42 @@ pub(crate) fn around(place: &Path) -> Option<&Path> {
 /// A server that runs on another data directory and whose links lead to one of these directories: that directory, and the
 /// server's. A copy of a data directory has the original's links.
 pub(crate) fn used_by_another_server(pgdata: &Path, directories: &[PathBuf]) -> Option<(PathBuf, PathBuf)> {
-    // A postmaster's working directory is its data directory.
-    let servers: BTreeSet<PathBuf> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|process| fs::read_link(process.path().join("cwd")).ok())
-        .filter(|cwd| cwd != pgdata && cwd.join("postmaster.pid").is_file())
-        .collect();
-    for server in servers {
-        let Ok(Some(other)) = Existing::look(&server) else { continue };
-        if let Some(directory) = directories.iter().find(|directory| other.link_to(directory).is_some()) {
-            return Some((directory.clone(), server));
+    let own = Identity::of(pgdata);
+    let wanted: Vec<(Identity, &PathBuf)> =
+        directories.iter().filter_map(|directory| Some((Identity::of(directory)?, directory))).collect();
+    let mut seen = BTreeSet::new();
+    for process in running::all_processes() {
+        // A postmaster's working directory is its data directory. It may be called otherwise where the server runs.
+        let cwd = process.join("cwd");
+        let Some(server) = Identity::of(&cwd).filter(|server| Some(*server) != own && seen.insert(*server))
+        else {
+            continue;
+        };
+        if !cwd.join("postmaster.pid").is_file() {
+            continue;
+        }
+        let used = linked(&cwd, &process.join("root"));
+        if let Some((_, directory)) =
+            wanted.iter().find(|(identity, _)| *identity == server || used.contains(identity))
+        {
+            return Some(((*directory).clone(), fs::read_link(&cwd).unwrap_or(cwd)));
         }
     }
     None
+}
+
+/// The directories that the links of a data directory lead to, in the mounts of the process whose root that is and in ours.
+fn linked(pgdata: &Path, root: &Path) -> BTreeSet<Identity> {
+    let spaces = fs::read_dir(pgdata.join(TABLESPACES)).into_iter().flatten().flatten();
+    let links = spaces.map(|entry| entry.path()).chain([pgdata.join("pg_wal")]);
+    let mut found = BTreeSet::new();
+    for link in links {
+        let Ok(target) = fs::read_link(&link) else { continue };
+        let there = target.strip_prefix("/").map(|target| root.join(target));
+        found.extend(there.ok().and_then(|there| Identity::of(&there)));
+        found.extend(Identity::of(&link));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -148,16 +174,18 @@ mod tests {
         assert_eq!(Existing::look(&pgdata).unwrap(), None);
         durable::create(&pgdata.join("PG_VERSION"), b"17\n").unwrap();
         fs::create_dir_all(root.join("fast")).unwrap();
+        symlink(root.join("fast"), root.join("alias")).unwrap();
+        symlink(root.join("alias"), pgdata.join("pg_tblspc/16402")).unwrap();
         fs::create_dir_all(pgdata.join("pg_tblspc/16401")).unwrap();
-        symlink(root.join("fast"), pgdata.join("pg_tblspc/16400")).unwrap();
         symlink("../wal", pgdata.join("pg_wal")).unwrap();
         let existing = Existing::look(&pgdata).unwrap().unwrap();
         assert_eq!(existing.system_id, None);
         assert_eq!(existing.tablespaces[&16401], Place::Inside);
-        assert_eq!(existing.link_to(&root.join("fast")), Some("pg_tblspc/16400".into()));
+        assert_eq!(existing.tablespaces[&16402], Place::Link(root.join("alias")), "the spelling is kept");
+        assert_eq!(existing.link_to(&root.join("fast")), Some("pg_tblspc/16402".into()));
         assert_eq!(existing.link_to(&root.join("other")), None);
-        let renamed = existing.renamed(|path| (path == root.join("fast")).then(|| root.join("slow")));
-        assert_eq!(renamed.link_to(&root.join("slow")), Some("pg_tblspc/16400".into()));
+        let renamed = existing.renamed(|path| (path == root.join("alias")).then(|| root.join("slow")));
+        assert_eq!(renamed.link_to(&root.join("slow")), Some("pg_tblspc/16402".into()));
         assert_eq!(renamed.link_to(&root.join("fast")), None);
     }
 

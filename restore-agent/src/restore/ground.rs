@@ -14,6 +14,7 @@ use super::aside::{self, Record};
 use super::directory::{self, DirectoryError, MARKER, State};
 use super::existing::{self, Existing};
 use super::layout::Layout;
+use super::running::LockFile;
 use crate::plan::Planned;
 
 /// What is to become of a data directory that is there.
@@ -37,15 +38,20 @@ const AT_ONCE: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Ground {
     pub(crate) way: Way,
+    /// Whether the person who restores says that no server runs there.
+    vouched: bool,
     pub(crate) state: State,
     /// The data directory that is there, or that was before an interrupted run moved it aside.
     pub(crate) existing: Option<Existing>,
+    /// What a server that does not run any more left there.
+    crashed: Option<LockFile>,
 }
 
 impl Ground {
-    /// Looks, and refuses what may not be written to.
-    pub(crate) fn look(pgdata: &Path, way: Way) -> anyhow::Result<Self> {
+    /// Looks, and refuses what may not be written to. `vouched`: the person who restores says that no server runs there.
+    pub(crate) fn look(pgdata: &Path, way: Way, vouched: bool) -> anyhow::Result<Self> {
         let shown = pgdata.display();
+        let crashed = directory::require_down(pgdata, vouched)?;
         let mut state = directory::inspect(pgdata)?;
         // A server that took the label away has made the restored cluster one of its own.
         if way != Way::New && matches!(state, State::Finished(_)) && !pgdata.join("backup_label").exists() {
@@ -73,7 +79,23 @@ impl Ground {
                  empty or a new directory: nothing was changed"
             );
         }
-        Ok(Self { way, state, existing })
+        Ok(Self { way, vouched, state, existing, crashed })
+    }
+
+    /// Looks again, later.
+    pub(crate) fn look_again(&self, pgdata: &Path) -> anyhow::Result<Self> {
+        Self::look(pgdata, self.way, self.vouched)
+    }
+
+    /// Logs whose word was taken for it that the server is down.
+    pub(crate) fn log_crashed(&self, pgdata: &Path) {
+        if let Some(file) = &self.crashed {
+            let why = if self.vouched { "--server-is-down says so" } else { "no process works there" };
+            tracing::warn!(
+                "{}: its postmaster.pid is present ({file}); the server is taken for crashed, because {why}",
+                pgdata.display()
+            );
+        }
     }
 
     /// Refuses to repair another cluster's directory, and to lose WAL with it.

@@ -1,11 +1,11 @@
 //! Where the paths of a backup lead on this machine.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use walpoint_repo::backup::{Root, TablePath};
+use walpoint_repo::backup::{RelativePath, Root, TablePath};
 
 use super::tablespaces::Place;
 
@@ -70,6 +70,18 @@ impl Layout {
         links.chain(self.wal.clone()).chain(self.extra().map(Path::to_owned)).collect()
     }
 
+    /// The names of the links in a directory of the data directory.
+    pub(crate) fn links_in(&self, directory: &RelativePath) -> Vec<OsString> {
+        match directory.as_bytes() {
+            b"" => self.wal.iter().map(|_| OsString::from("pg_wal")).collect(),
+            b"pg_tblspc" => {
+                let links = self.tablespaces.iter().filter(|(_, place)| matches!(place, Place::Link(_)));
+                links.map(|(oid, _)| OsString::from(oid.to_string())).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether a path lies in the data directory.
     pub(crate) fn is_data(&self, path: &TablePath) -> bool {
         path.root == Root::Data
@@ -89,13 +101,31 @@ impl Layout {
         in_space && direct.is_some_and(|name| !is_directory || !name.starts_with(b"PG_"))
     }
 
-    /// The place of a file. Tablespaces are reached through their links, which are created before what is in them.
+    /// The place of a file. What lies below a link of the layout is reached by the directory's own name: the link itself may
+    /// lead elsewhere by then.
     pub(crate) fn path(&self, path: &TablePath) -> PathBuf {
         let root = match path.root {
             Root::Data => self.pgdata.clone(),
             Root::Extra(n) => self.extra_root(n),
         };
-        if path.path.is_root() { root } else { root.join(path.path.as_path()) }
+        if path.path.is_root() {
+            return root;
+        }
+        let below = (path.root == Root::Data).then(|| self.below_link(path.path.as_bytes())).flatten();
+        below.unwrap_or_else(|| root.join(path.path.as_path()))
+    }
+
+    /// The place of what lies below a link of the data directory; `None` of everything else, the links included.
+    fn below_link(&self, path: &[u8]) -> Option<PathBuf> {
+        let (directory, rest) = match path.strip_prefix(b"pg_tblspc/") {
+            Some(path) => {
+                let slash = path.iter().position(|b| *b == b'/')?;
+                let (oid, rest) = path.split_at_checked(slash)?;
+                (self.tablespace(std::str::from_utf8(oid).ok()?.parse().ok()?)?, rest.get(1..)?)
+            }
+            None => (self.wal.as_deref()?, path.strip_prefix(b"pg_wal/")?),
+        };
+        Some(directory.join(OsStr::from_bytes(rest)))
     }
 
     /// The side directory of an extra path: its number and its last component, so that two of one name do not collide.
@@ -145,6 +175,12 @@ mod tests {
         let layout = layout();
         assert_eq!(layout.path(&TablePath::data(*b"base/1/2").unwrap()), Path::new("/data/base/1/2"));
         assert_eq!(layout.path(&TablePath::data(*b"").unwrap()), Path::new("/data"));
+        let below = layout.path(&TablePath::data(*b"pg_tblspc/16400/PG_17_1/5/6").unwrap());
+        assert_eq!(below, Path::new("/fast/PG_17_1/5/6"));
+        assert_eq!(layout.path(&TablePath::data(*b"pg_wal/x").unwrap()), Path::new("/wal/x"));
+        for own in ["pg_tblspc/16400", "pg_tblspc/16401/PG_17_1/5", "pg_wal"] {
+            assert_eq!(layout.path(&TablePath::data(own).unwrap()), Path::new("/data").join(own));
+        }
         let extra = TablePath { root: Root::Extra(0), ..TablePath::data(*b"main/pg_hba.conf").unwrap() };
         assert_eq!(layout.path(&extra), Path::new("/extra/0-postgresql/main/pg_hba.conf"));
         assert_eq!(layout.others(), [Path::new("/fast"), Path::new("/wal"), Path::new("/extra")]);

@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`directory`] | what may be written to, and the marker of an unfinished restore |
+//! | [`running`], [`identity`] | whether a server runs there; which directory a path leads to |
 //! | [`ground`], [`existing`] | whether what is there may be repaired or moved aside |
 //! | [`aside`], [`rollback`] | a data directory that was moved aside, and its way back |
 //! | [`room`] | free space |
@@ -29,12 +30,14 @@ mod files;
 mod finish;
 mod gather;
 mod ground;
+mod identity;
 mod layout;
 mod owners;
 mod places;
 mod prune;
 pub(crate) mod rollback;
 mod room;
+mod running;
 mod settings;
 mod sync;
 mod tablespaces;
@@ -89,6 +92,10 @@ pub(crate) struct RestoreArgs {
     /// With --delta: also over another cluster's data directory, and over WAL that is not in the repository.
     #[arg(long, requires = "delta")]
     force: bool,
+    /// Take the server for stopped although its postmaster.pid is present, as after a crash in a container. A server that
+    /// can be seen to run is refused all the same.
+    #[arg(long)]
+    server_is_down: bool,
     /// What PostgreSQL does at the target [default: pause; promote without a target].
     #[arg(long, value_name = "ACTION")]
     target_action: Option<Action>,
@@ -155,7 +162,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         (false, true) => Way::Replace,
         (false, false) => Way::New,
     };
-    let ground = Ground::look(&pgdata, way)?;
+    let ground = Ground::look(&pgdata, way, args.server_is_down)?;
+    ground.log_crashed(&pgdata);
     if let (State::Finished(marker), false) = (&ground.state, args.dry_run) {
         return Ok(end_finished(args, &request.target, &pgdata, marker)?);
     }
@@ -335,7 +343,7 @@ impl Restore {
         // What is there is held too until it is out of the way.
         let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
         // Planning takes a while, and --before may do anything: mount a filesystem, say.
-        if Ground::look(pgdata, self.ground.way)?.state != self.ground.state {
+        if self.ground.look_again(pgdata)?.state != self.ground.state {
             bail!("{} is not what it was when the restore began; nothing was changed", pgdata.display());
         }
         places::check(&self.layout, &self.ground, &self.marker, &self.repositories)?;

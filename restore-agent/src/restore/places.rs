@@ -1,5 +1,6 @@
 //! The directories that a restore writes to: apart from each other, from every repository and from other data directories.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -9,6 +10,7 @@ use walpoint_runtime::args::{CommonArgs, Selection};
 use super::directory::{self, Marker, State};
 use super::existing;
 use super::ground::Ground;
+use super::identity::{self, Identity};
 use super::layout::Layout;
 
 /// The repositories of this command line that are directories.
@@ -41,21 +43,24 @@ pub(super) fn check(
     }
     // Sorted by components, what lies in a directory follows it.
     places.sort();
-    for pair in places.windows(2) {
-        if let [outer, inner] = pair
-            && inner.starts_with(outer)
-        {
-            bail!(
-                "{} and {} would lie within each other; choose other places with --tablespace OLD=NEW, --wal-dir or \
-                 --extra-dir: nothing was changed",
-                outer.display(),
-                inner.display()
-            );
-        }
+    let by_name = places.windows(2).find_map(|pair| match pair {
+        [outer, inner] if inner.starts_with(outer) => Some((outer, inner)),
+        _ => None,
+    });
+    if let Some((outer, inner)) = by_name.or_else(|| by_identity(&places)) {
+        bail!(
+            "{} and {} would lie within each other; choose other places with --tablespace OLD=NEW, --wal-dir or \
+             --extra-dir: nothing was changed",
+            outer.display(),
+            inner.display()
+        );
     }
     for place in &places {
         let (shown, hint) = (place.display(), "choose another place: nothing was changed");
-        if let Some(repository) = repositories.iter().find(|r| r.starts_with(place) || place.starts_with(r)) {
+        let overlaps = |repository: &&PathBuf| {
+            identity::lies_within(repository, place) || identity::lies_within(place, repository)
+        };
+        if let Some(repository) = repositories.iter().find(overlaps) {
             bail!("{shown} and the repository {} lie within each other; {hint}", repository.display());
         }
         if let Some(other) = existing::around(place) {
@@ -63,4 +68,41 @@ pub(super) fn check(
         }
     }
     Ok(places)
+}
+
+/// Two places one of which is, or lies within, the other one by another name, as a bind mount gives it.
+fn by_identity(places: &[PathBuf]) -> Option<(&PathBuf, &PathBuf)> {
+    let mut known = BTreeMap::new();
+    for place in places {
+        if let Some(twin) = Identity::of(place).and_then(|identity| known.insert(identity, place)) {
+            return Some((twin, place));
+        }
+    }
+    places.iter().find_map(|place| {
+        let outer = place.ancestors().skip(1).find_map(|ancestor| known.get(&Identity::of(ancestor)?));
+        outer.map(|outer| (*outer, place))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn one_directory_under_two_names_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir_all(path("a/inner")).unwrap();
+        fs::create_dir_all(path("b")).unwrap();
+        symlink(path("a"), path("alias")).unwrap();
+        assert_eq!(by_identity(&[path("a"), path("b")]), None);
+        assert_eq!(by_identity(&[path("a"), path("alias")]), Some((&path("a"), &path("alias"))));
+        assert_eq!(
+            by_identity(&[path("alias/inner/new"), path("a")]),
+            Some((&path("a"), &path("alias/inner/new")))
+        );
+    }
 }

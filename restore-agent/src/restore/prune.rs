@@ -1,9 +1,10 @@
 //! Removing what a backup does not have, before a data directory is repaired.
 //!
 //! The directory and the file table are walked side by side in the same order, so memory does not grow with either. A file
-//! stays if the backup has one at its path; what is in it is compared later. Links are never followed but for those that
-//! the restore itself would make, to directories that were found to be this cluster's; in a tablespace everything but the
-//! versions' directories that the backup has is left alone, because another cluster may have its own there. What goes is
+//! stays if the backup has one at its path; what is in it is compared later. Links are never followed. The directories that
+//! the layout has outside PGDATA, which were found to be this cluster's, are walked whatever the link in the data directory
+//! is: a file that stayed there because of a link's spelling would be taken for the cluster's own. In a tablespace everything
+//! but the versions' directories that the backup has is left alone, because another cluster may have its own there. What goes is
 //! gone for good when the directory it was in has been synced, which happens to all of them at the end of the restore.
 
 use std::cmp::Ordering;
@@ -18,6 +19,7 @@ use walpoint_repo::backup::{BackupReader, Content, Entries, Entry, RelativePath,
 
 use super::copy;
 use super::directory::{self, MARKER};
+use super::identity;
 use super::layout::{Layout, Spot};
 
 /// What was removed.
@@ -33,28 +35,46 @@ pub(crate) struct Removed {
 pub(crate) async fn prune(reader: &BackupReader, layout: &Layout) -> anyhow::Result<Removed> {
     let mut table = Table { entries: reader.entries(), next: None, ended: false };
     let mut removed = Removed::default();
-    let mut walk = vec![children(&RelativePath::default(), layout.pgdata())?];
+    let mut walk = vec![children(&RelativePath::default(), layout.pgdata(), layout)?];
     while let Some(names) = walk.last_mut() {
         let Some(path) = names.pop() else {
             walk.pop();
             continue;
         };
-        let place = layout.pgdata().join(path.as_path());
-        let Ok(meta) = fs::symlink_metadata(&place) else { continue };
-        match table.at(&path).await? {
+        let table_path = TablePath { root: Root::Data, path: path.clone() };
+        let place = layout.path(&table_path);
+        let meta = fs::symlink_metadata(&place).ok();
+        let entry = table.at(&path).await?;
+        let Some(meta) = meta else {
+            // An interrupted run took the link away: its directory is walked all the same.
+            if let (Some(_), Spot::Elsewhere(directory)) = (entry, layout.spot(&table_path)) {
+                walk.push(children(&path, &directory, layout)?);
+            }
+            continue;
+        };
+        match entry {
             _ if is_ours(&path, layout) => {}
             None if lies_in_tablespace(&path, layout) => {}
             Some(entry) if stays(entry, &place, &meta, layout) => {
                 if entry.content.is_directory() {
-                    walk.push(children(&path, &place)?);
+                    let spot = layout.spot(&table_path);
+                    let directory = if let Spot::Elsewhere(directory) = &spot { directory } else { &place };
+                    walk.push(children(&path, directory, layout)?);
                 }
             }
-            _ => {
+            entry => {
+                let is_directory = entry.is_some_and(|entry| entry.content.is_directory());
                 if meta.is_symlink() && split(&path).0 == b"pg_tblspc" {
                     removed.unlinked.extend(abandoned(&place, layout));
                 }
                 remove(&place, &meta)?;
                 removed.entries += 1;
+                // Its link will be made; what lies there already is this cluster's, and perhaps not the backup's.
+                if let Spot::Elsewhere(directory) = layout.spot(&table_path)
+                    && is_directory
+                {
+                    walk.push(children(&path, &directory, layout)?);
+                }
             }
         }
     }
@@ -96,7 +116,7 @@ fn stays(entry: &Entry, place: &Path, meta: &Metadata, layout: &Layout) -> bool 
         Content::File(_) => meta.is_file() && meta.nlink() == 1,
         Content::Directory | Content::LinkedDirectory { .. } => match layout.spot(&entry.path) {
             Spot::Inside => meta.is_dir(),
-            Spot::Elsewhere(directory) => leads_to(&directory),
+            Spot::Elsewhere(directory) => meta.is_symlink() && identity::same(place, &directory),
         },
         Content::Link { target } => leads_to(Path::new(OsStr::from_bytes(target))),
     }
@@ -131,13 +151,12 @@ fn lies_in_tablespace(path: &RelativePath, layout: &Layout) -> bool {
 /// The directory to which the link of a tablespace leads, unless the restore uses it too.
 fn abandoned(link: &Path, layout: &Layout) -> Option<PathBuf> {
     let target = directory::resolve(&fs::read_link(link).ok()?).ok()?;
-    let used =
-        layout.others().iter().any(|other| directory::resolve(other).is_ok_and(|other| other == target));
+    let used = layout.others().iter().any(|other| identity::same(other, &target));
     (!used && target.exists()).then_some(target)
 }
 
-/// The paths of what lies in a directory, last one first.
-fn children(path: &RelativePath, directory: &Path) -> anyhow::Result<Vec<RelativePath>> {
+/// The paths of what lies in a directory, and of the links that the layout has there, last one first.
+fn children(path: &RelativePath, directory: &Path, layout: &Layout) -> anyhow::Result<Vec<RelativePath>> {
     let told = || format!("{} cannot be read", directory.display());
     let mut names = Vec::new();
     match fs::read_dir(directory) {
@@ -149,9 +168,11 @@ fn children(path: &RelativePath, directory: &Path) -> anyhow::Result<Vec<Relativ
             }
         }
     }
+    names.extend(layout.links_in(path));
     let join = |name: OsString| path.join(&name.into_vec());
     let mut paths = names.into_iter().map(join).collect::<Result<Vec<_>, _>>().with_context(told)?;
     paths.sort_unstable_by(|a, b| b.cmp(a));
+    paths.dedup();
     Ok(paths)
 }
 

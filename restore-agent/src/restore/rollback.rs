@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use clap::Args;
 use jiff::Timestamp;
 use walpoint_runtime::args::CommonArgs;
@@ -13,7 +13,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
 
 use super::aside::{self, Record};
-use super::directory::{self, DirectoryError};
+use super::directory;
 use super::existing::Existing;
 
 /// Options of `rollback`.
@@ -22,6 +22,9 @@ pub(crate) struct RollbackArgs {
     /// The data directory that was replaced.
     #[arg(long, value_name = "DIR")]
     pgdata: PathBuf,
+    /// Take the server for stopped although its postmaster.pid is present, as after a crash in a container.
+    #[arg(long)]
+    server_is_down: bool,
 }
 
 /// What `rollback --json` prints.
@@ -40,7 +43,7 @@ struct Report {
 /// Runs the command.
 pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failure> {
     let pgdata = directory::resolve(&args.pgdata)?;
-    let report = roll_back(&pgdata)?;
+    let report = roll_back(&pgdata, args.server_is_down)?;
     if common.json {
         return output::json(&report);
     }
@@ -57,9 +60,9 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
     output::text(&text)
 }
 
-fn roll_back(pgdata: &Path) -> anyhow::Result<Report> {
+fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
     let shown = pgdata.display();
-    refuse_running(pgdata)?;
+    refuse_running(pgdata, vouched)?;
     let mut report =
         Report { pgdata: shown.to_string(), put_back: None, moved_aside: None, places: String::new() };
     // One whose successor waits was about to go when an earlier rollback was interrupted.
@@ -83,7 +86,7 @@ fn roll_back(pgdata: &Path) -> anyhow::Result<Report> {
         })?,
         None => &latest,
     };
-    refuse_running(&back.aside)?;
+    refuse_running(&back.aside, vouched)?;
     if pgdata.exists() {
         let record =
             Record::plan(pgdata, in_the_way(pgdata, back)?, Some(back.aside.clone()), Timestamp::now())?;
@@ -111,10 +114,12 @@ fn in_the_way(pgdata: &Path, back: &Record) -> anyhow::Result<Vec<(PathBuf, Opti
     aside::in_the_way(&wanted, link_to, ours).map_err(|e| anyhow!("{e}"))
 }
 
-fn refuse_running(pgdata: &Path) -> anyhow::Result<()> {
-    let running = directory::running_server(pgdata).with_context(|| pgdata.display().to_string())?;
-    if let Some(pid) = running {
-        bail!(DirectoryError::Running { pgdata: pgdata.to_owned(), pid });
+fn refuse_running(pgdata: &Path, vouched: bool) -> anyhow::Result<()> {
+    if let Some(file) = directory::require_down(pgdata, vouched)? {
+        tracing::warn!(
+            "{}: its postmaster.pid is present ({file}); the server is taken for crashed",
+            pgdata.display()
+        );
     }
     Ok(())
 }

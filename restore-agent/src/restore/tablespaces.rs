@@ -148,7 +148,7 @@ fn check(
 }
 
 /// Absolute, and free of `..` and `.`.
-fn plain_absolute(path: &Path) -> bool {
+pub(crate) fn plain_absolute(path: &Path) -> bool {
     path.is_absolute() && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
 }
 

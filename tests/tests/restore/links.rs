@@ -1,0 +1,136 @@
+//! R4 where directories have several names: a directory is compared by what it is and not by how its path is spelled.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::Arc;
+
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::dir::TestDir;
+use walpoint_tests::store::Store;
+use walpoint_tests::user;
+
+use crate::tree::{contents, differing};
+
+/// A directory `real` with the other name `alias`.
+fn alias(dir: &TestDir) {
+    dir.mkdir("real");
+    symlink(dir.join("real"), dir.join("alias")).unwrap();
+}
+
+/// R4: `--delta` and `--replace` where a tablespace's location and `pg_wal` run through a link. What the backup does not have
+/// there goes: a visibility map that stayed would make rows visible that were deleted.
+#[test]
+fn a_location_that_runs_through_a_link_is_repaired_and_replaced() {
+    let dir = Arc::new(TestDir::new());
+    alias(&dir);
+    fs::create_dir(dir.join("real/fast")).unwrap();
+    user::give_tree(&dir.join("real"));
+    let builder = Cluster::builder()
+        .in_dir(&dir)
+        .segment_size_mb(1)
+        .conf("autovacuum", "off")
+        .wal_dir(dir.join("alias/wal"));
+    let mut bed = Archived::start(builder, Store::local());
+    bed.cluster.psql(&format!("create tablespace fast location '{}'", dir.join("alias/fast").display()));
+    bed.cluster.psql("create table t (i int primary key using index tablespace fast) tablespace fast");
+    bed.cluster.psql("insert into t select generate_series(1, 5000)");
+    bed.backup();
+    bed.cluster.psql("delete from t where i > 1000");
+    bed.cluster.psql("select pg_create_restore_point('good')");
+    bed.cluster.psql("insert into t select generate_series(1001, 5000)");
+    bed.cluster.psql("vacuum t");
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let stray = fs::read_dir(pgdata.join("pg_tblspc")).unwrap().next().unwrap().unwrap().path();
+    let stray = fs::read_dir(stray).unwrap().next().unwrap().unwrap().path().join("stray");
+    fs::write(&stray, "of nobody").unwrap();
+    fs::write(pgdata.join("pg_wal/0000000100000000000000FF"), vec![1; 1 << 20]).unwrap();
+
+    let target = ["--target-name", "good", "--target-action", "promote"];
+    let spaces = bed.place("spaces").display().to_string();
+    let fresh = bed.restore("fresh", &[&["--tablespace-dir", &spaces], &target[..]].concat());
+    bed.restore("data", &[&["--delta"], &target[..]].concat());
+    assert!(!stray.exists() && !pgdata.join("pg_wal/0000000100000000000000FF").exists());
+    assert_same(&pgdata, &fresh);
+    check(&bed, &pgdata);
+
+    // What is there once more goes along when it is moved aside, and comes back.
+    bed.restore("data", &[&["--replace"], &target[..]].concat());
+    check(&bed, &pgdata);
+    bed.agent.restore(&["rollback", "--pgdata", pgdata.to_str().unwrap()]).expect_success();
+    check(&bed, &pgdata);
+}
+
+/// The same files with the same content, wherever `pg_wal` is.
+#[track_caller]
+fn assert_same(one: &Path, other: &Path) {
+    let [one, other] = [one, other].map(|pgdata| {
+        let mut contents = contents(pgdata);
+        contents.retain(|path, _| !path.starts_with("pg_wal"));
+        contents
+    });
+    assert!(differing(&one, &other).is_empty(), "{:#?}", differing(&one, &other));
+}
+
+/// Both ways to count see the same.
+#[track_caller]
+fn check(bed: &Archived, pgdata: &Path) {
+    let mut server = Cluster::adopt(bed.cluster.dir().clone(), bed.cluster.major(), pgdata.to_owned(), None);
+    server.start();
+    server.wait_promoted();
+    let count = |with: &str| {
+        server.psql(&format!(
+            "set enable_seqscan = {with}; set enable_bitmapscan = off; select count(*) from t where i > 0"
+        ))
+    };
+    assert_eq!((count("on").as_str(), count("off").as_str()), ("1000", "1000"));
+    server.stop(Shutdown::Fast);
+}
+
+/// R4: tablespaces that change places, and a link that leads to another directory than the restore is to write to: nothing
+/// that lay in either directory stays.
+#[test]
+fn tablespaces_that_change_places_leave_nothing_behind() {
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.cluster.create_tablespace("fast");
+    bed.cluster.create_tablespace("slow");
+    bed.cluster.psql("create table f tablespace fast as select i from generate_series(1, 1000) i");
+    bed.cluster.psql("create table s tablespace slow as select i from generate_series(1, 2000) i");
+    bed.backup();
+    bed.cluster.psql("create table late tablespace fast as select 1 as i");
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    let [(fast, fast_place), (slow, slow_place)] = &links(bed.cluster.pgdata())[..] else { panic!() };
+    let swapped = [format!("{fast}={}", slow_place.display()), format!("{slow}={}", fast_place.display())];
+    let swapped = ["--tablespace", &swapped[0], "--tablespace", &swapped[1]];
+    bed.restore("data", &[&["--delta", "--target-immediate"], &swapped[..]].concat());
+    let spaces = bed.place("spaces").display().to_string();
+    let fresh = bed.restore("fresh", &["--target-immediate", "--tablespace-dir", &spaces]);
+    assert_same(bed.cluster.pgdata(), &fresh);
+
+    // A directory that holds something and that no link leads to is not this cluster's.
+    let stranger = bed.place("stranger");
+    fs::create_dir(&stranger).unwrap();
+    fs::write(stranger.join("file"), "of somebody else").unwrap();
+    user::give_tree(&stranger);
+    let mapped = format!("{fast}={}", stranger.display());
+    let refused = bed.try_restore("data", &["--delta", "--tablespace", &mapped]).expect_status(1);
+    assert!(refused.stderr.contains("is not empty") && refused.stderr.contains("nothing was changed"));
+    assert!(stranger.join("file").exists());
+}
+
+/// The tablespaces of a data directory, by oid.
+fn links(pgdata: &Path) -> Vec<(u32, std::path::PathBuf)> {
+    let entries = fs::read_dir(pgdata.join("pg_tblspc")).unwrap().flatten();
+    let mut links: Vec<_> = entries
+        .map(|entry| {
+            let oid = entry.file_name().to_str().unwrap().parse().unwrap();
+            (oid, fs::read_link(entry.path()).unwrap())
+        })
+        .collect();
+    links.sort();
+    links
+}
