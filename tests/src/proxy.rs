@@ -44,7 +44,8 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    target: u16,
+    /// Each connection goes to the next one.
+    targets: Vec<u16>,
     fault: Mutex<Fault>,
     open: Mutex<HashMap<u64, Arc<AtomicBool>>>,
     accepted: AtomicU64,
@@ -54,9 +55,14 @@ struct Shared {
 impl Proxy {
     /// Starts a proxy in front of a port of 127.0.0.1.
     pub fn to(target: u16) -> Proxy {
+        Proxy::between(&[target])
+    }
+
+    /// Starts one that leads each new connection to the next of several ports, as a load balancer does.
+    pub fn between(targets: &[u16]) -> Proxy {
         let lease = Lease::new();
         let shared = Arc::new(Shared {
-            target,
+            targets: targets.to_vec(),
             fault: Mutex::new(Fault::None),
             open: Mutex::new(HashMap::new()),
             accepted: AtomicU64::new(0),
@@ -134,7 +140,8 @@ fn accept(port: u16, listener: TcpListener, shared: &Arc<Shared>) {
             shared.open.lock().expect("lock").insert(id, Arc::clone(&dead));
             let shared = Arc::clone(shared);
             std::thread::spawn(move || {
-                connection(&client, &shared, &dead);
+                let target = shared.targets[id as usize % shared.targets.len()];
+                connection(&client, target, &shared, &dead);
                 shared.open.lock().expect("lock").remove(&id);
             });
             continue;
@@ -145,8 +152,8 @@ fn accept(port: u16, listener: TcpListener, shared: &Arc<Shared>) {
 
 /// Forwards both directions. A connection that is declared dead is reset: with a linger time of zero the kernel sends a
 /// reset instead of an orderly end when its only handle goes, which is when this returns.
-fn connection(client: &TcpStream, shared: &Shared, dead: &AtomicBool) {
-    if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.target)) {
+fn connection(client: &TcpStream, target: u16, shared: &Shared, dead: &AtomicBool) {
+    if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)) {
         for stream in [client, &server] {
             drop(stream.set_nodelay(true));
             drop(stream.set_read_timeout(Some(Duration::from_millis(20))));

@@ -446,9 +446,7 @@ fn check_names_what_is_wrong() {
     // The connection leads to another cluster, and to a copy of this one.
     let standby = bed.cluster.streaming_standby();
     let other = Cluster::builder().start();
-    for (wrong, told) in
-        [(&other, "another cluster"), (&standby, "another directory of the same system identifier")]
-    {
+    for (wrong, told) in [(&other, "another cluster"), (&standby, "another server than that of")] {
         let text = fs::read_to_string(&bed.config).unwrap();
         fs::write(&bed.config, text.replace(&bed.cluster.conninfo(), &wrong.conninfo())).unwrap();
         let found = bed.run(&["check"]).expect_status(3).stdout;

@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
+use walpoint_base::Lsn;
 use walpoint_pg::server::BackupSession;
 use walpoint_repo::backup::BackupWriter;
 
 use super::copies::{Failures, Lanes};
+use super::pages::Newest;
 use super::reader::{Reader, Shared};
 use super::walk::{Found, Ground, Kind};
 
@@ -21,10 +24,25 @@ const QUEUE: usize = 8;
 const BATCH: usize = 64;
 const BATCH_BYTES: u64 = 1 << 20;
 /// How often the backup's session is asked whether it still lives.
-const HEARTBEAT: Duration = Duration::from_secs(30);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often is looked whether so much was stored that it is worth a note, so that the next backup need not store it again
 /// if this one dies.
 pub(crate) const NOTE_PROGRESS: Duration = Duration::from_millis(100);
+
+/// Threads that ask where WAL ends, and wait for the answer of the backup's session.
+pub(crate) type Positions = mpsc::Receiver<oneshot::Sender<Option<Lsn>>>;
+
+/// A way to ask where WAL ends while the copying goes on. Without an answer it is not known.
+pub(crate) fn positions() -> (Newest, Positions) {
+    let (ask, positions) = mpsc::channel::<oneshot::Sender<Option<Lsn>>>(1);
+    // The readers are threads that may block.
+    let newest = Newest::new(move || {
+        let (answer, answered) = oneshot::channel();
+        ask.blocking_send(answer).ok()?;
+        answered.blocking_recv().ok().flatten()
+    });
+    (newest, positions)
+}
 
 /// Copies everything but `pg_control`. Ends early, with an error, when the session is lost, when nothing can be stored any
 /// more, or when [`Shared::stop`] is cancelled.
@@ -34,7 +52,7 @@ pub(crate) async fn copy(
     writers: &[BackupWriter],
     failures: &Arc<Failures>,
     readers: usize,
-    session: &mut BackupSession,
+    session: (&mut BackupSession, Positions),
 ) -> anyhow::Result<()> {
     let (sender, receiver) = sync_channel(QUEUE);
     let receiver = Arc::new(Mutex::new(receiver));
@@ -63,7 +81,7 @@ async fn watch(
     threads: &mut JoinSet<anyhow::Result<()>>,
     writers: &[BackupWriter],
     failures: &Failures,
-    session: &mut BackupSession,
+    (session, mut positions): (&mut BackupSession, Positions),
 ) -> anyhow::Result<()> {
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -77,6 +95,9 @@ async fn watch(
             },
             _ = heartbeat.tick() => session.check().await.context("the backup's session on the server is lost")?,
             _ = note.tick() => note_progress(writers, failures, false).await,
+            Some(asks) = positions.recv() => {
+                asks.send(session.position().await.ok().flatten()).ok();
+            }
         }
     }
 }

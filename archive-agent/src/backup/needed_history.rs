@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use tokio::sync::Mutex;
 use walpoint_base::{Lsn, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::server::Server;
 use walpoint_repo::wal::WalArchive;
@@ -26,6 +27,8 @@ pub(crate) struct Histories<'a> {
     pub(crate) pgdata: Option<&'a Path>,
     /// How the server is reached.
     pub(crate) settings: &'a ClusterSettings,
+    /// A session on the backup's server.
+    pub(crate) server: &'a Mutex<Server>,
 }
 
 impl Histories<'_> {
@@ -60,12 +63,11 @@ impl Histories<'_> {
     /// The history of the timeline on which a standby stopped the backup.
     pub(crate) async fn of_the_stop(
         &self,
-        server: &mut Server,
         start: TimelineId,
         stop: Lsn,
         destinations: &[Destination],
     ) -> anyhow::Result<TimelineHistory> {
-        let now = server.identity().await?.timeline;
+        let now = self.server.lock().await.identity().await?.timeline;
         if now == start {
             return Ok(TimelineHistory::root(start));
         }
@@ -98,7 +100,7 @@ impl Histories<'_> {
     /// What the server has in `pg_wal`; `None` if it has none.
     async fn content(&self, timeline: TimelineId) -> anyhow::Result<Option<Vec<u8>>> {
         let Some(pgdata) = self.pgdata else {
-            let mut walsender = source::walsender(self.settings).await?;
+            let mut walsender = source::walsender(self.settings, &mut *self.server.lock().await).await?;
             return match walsender.timeline_history(timeline).await {
                 Ok(history) => Ok(history.map(|(content, _)| content)),
                 Err(error) if error.sqlstate() == Some(UNDEFINED_FILE) => Ok(None),

@@ -15,7 +15,7 @@ use walpoint_runtime::exit::Failure;
 use crate::check::remote::{RemoteSource, examine_remote};
 use crate::check::report::{Grade, Report};
 use crate::check::repository::Destination;
-use crate::check::{Examined, archiving, examine};
+use crate::check::{Examined, LocalSource, archiving, examine};
 
 /// How long a segment may take to arrive that is switched because nothing shows that archiving works.
 const ARRIVAL: Duration = Duration::from_secs(60);
@@ -73,7 +73,7 @@ pub(crate) async fn prove(
     let limit = duration(selection.settings.backup_wal_timeout);
     let examined = examine(&mut report, selection, limit).await?;
     let mut examined = usable(&mut report, selection, chosen, examined)?;
-    let Examined { server, identity, destinations, pgdata, .. } = &mut examined;
+    let Examined { server, source: LocalSource { identity, destinations, pgdata, .. } } = &mut examined;
     drop_left_out(destinations, chosen);
     let works = archiving_works(server, identity, destinations, Some(pgdata), limit.min(ARRIVAL)).await;
     works.map_err(|e| refused(&format!("{e:#}")))?;

@@ -16,7 +16,6 @@ use super::needed_history::Histories;
 use super::needed_wal::NeededWal;
 use super::run::Run;
 use crate::check::repository::Destination;
-use crate::check::source;
 
 /// Bad pages that an error names.
 const NAMED: usize = 10;
@@ -38,6 +37,8 @@ pub(crate) struct Published {
 pub(crate) struct Publishing<'a> {
     pub(crate) run: &'a Run<'a>,
     pub(crate) needed: &'a NeededWal,
+    /// A session on the backup's server.
+    pub(crate) server: &'a Mutex<Server>,
     /// The repositories of the cluster.
     pub(crate) destinations: &'a [Destination],
     /// The data directory, where it is visible.
@@ -52,34 +53,25 @@ impl Publishing<'_> {
     /// Waits for the WAL and creates the manifests. `drafts` are in the order of the copies. An error means that there is no
     /// backup in any repository.
     pub(crate) async fn publish(&self, drafts: Vec<Option<Draft>>) -> anyhow::Result<Vec<Published>> {
-        let server = Mutex::new(source::connect(&self.run.selection.settings).await?);
         // A backup counts on every repository that has to acknowledge WAL, also on those that get no copy.
         let others = self.destinations.iter().filter(|destination| destination.acknowledges);
         let others = others.filter(|other| !self.copies.iter().any(|copy| copy.name() == other.name()));
-        let others = join_all(others.map(|other| self.wal(other, &server))).await;
+        let others = join_all(others.map(|other| self.wal(other))).await;
         others.into_iter().collect::<anyhow::Result<()>>()?;
 
         let drafts = drafts.into_iter().zip(self.copies).enumerate();
         let drafts = drafts.filter_map(|(copy, (draft, to))| Some((copy, draft?, to)));
-        let attempts = drafts.map(|(copy, draft, to)| {
-            let server = &server;
-            async move {
-                let published = self.copy(draft, to, server).await;
-                published.map_err(|error| self.failures.note(copy, error)).ok()
-            }
+        let attempts = drafts.map(|(copy, draft, to)| async move {
+            let published = self.copy(draft, to).await;
+            published.map_err(|error| self.failures.note(copy, error)).ok()
         });
         let published = join_all(attempts).await.into_iter().flatten().collect();
         self.failures.any_left()?;
         Ok(published)
     }
 
-    async fn copy(
-        &self,
-        draft: Draft,
-        to: &Destination,
-        server: &Mutex<Server>,
-    ) -> anyhow::Result<Published> {
-        self.wal(to, server).await?;
+    async fn copy(&self, draft: Draft, to: &Destination) -> anyhow::Result<Published> {
+        self.wal(to).await?;
         let (findings, parent) = (draft.manifest().findings.clone(), draft.parent());
         draft.notes().iter().for_each(|note| tracing::warn!(repository = to.name(), "{note}"));
         let summary = draft.publish(self.needed.stored()).await?;
@@ -87,16 +79,16 @@ impl Publishing<'_> {
     }
 
     /// Waits until a repository has the WAL that the backup needs.
-    async fn wal(&self, destination: &Destination, server: &Mutex<Server>) -> anyhow::Result<()> {
+    async fn wal(&self, destination: &Destination) -> anyhow::Result<()> {
         let (archive, settings) = (destination.archive(), &self.run.selection.settings);
         let limit = duration(settings.backup_wal_timeout);
-        let histories = Histories { pgdata: self.pgdata, settings };
+        let histories = Histories { pgdata: self.pgdata, settings, server: self.server };
         let stored = self.needed.stored();
         let arrived = async {
             for timeline in [stored.first.timeline, stored.last.timeline] {
                 histories.store(&archive, timeline).await?;
             }
-            self.needed.wait(&archive, limit, server, self.pgdata).await
+            self.needed.wait(&archive, limit, self.server, self.pgdata).await
         };
         self.run.unless_stopped(arrived).await
     }

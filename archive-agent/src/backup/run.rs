@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use walpoint_base::{BackupId, Lsn, TimelineHistory};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::label::{BackupLabel, TablespaceMap};
-use walpoint_pg::server::{BackupSession, BackupStart, BackupStop, Identity};
+use walpoint_pg::server::{BackupSession, BackupStart, BackupStop, Identity, Server};
 use walpoint_repo::backup::{
     BackupFacts, BackupWriter, BlockSize, Draft, Foundation, HexBytes, Intent, Method, PackLimits, TablePath,
     Tablespace, WriteOptions,
@@ -22,7 +22,7 @@ use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::{Progress, human_bytes};
 
 use super::copies::{Failures, Lanes};
-use super::copy::{copy, note_progress};
+use super::copy::{copy, note_progress, positions};
 use super::directory::Seen;
 use super::lease::BackupLeases;
 use super::needed_history::Histories;
@@ -34,7 +34,7 @@ use super::preflight::Chosen;
 use super::publish::{self, Published, Publishing};
 use super::reader::{BUFFER, Counts, Shared};
 use crate::check::repository::Destination;
-use crate::check::{Examined, source};
+use crate::check::{Examined, LocalSource, source, whose_files};
 
 /// What an interrupted backup says.
 pub(crate) const INTERRUPTED: &str = "interrupted by a signal: no backup was made";
@@ -57,6 +57,9 @@ const MAX_READERS: usize = 8;
 const LEAST_IN_FLIGHT: u64 = 16 << 20;
 /// How long an interrupted backup may take to note what it stored.
 const LAST_NOTE: Duration = Duration::from_secs(10);
+
+/// A session on the backup's server that several tasks ask.
+pub(super) type SharedServer = Arc<tokio::sync::Mutex<Server>>;
 
 /// What is wanted.
 pub(crate) struct Run<'a> {
@@ -108,7 +111,7 @@ pub(super) struct Said<'a> {
 impl Run<'_> {
     /// Makes the backup, with a copy in each of the chosen repositories that does not fail meanwhile.
     pub(crate) async fn make(&self, examined: Examined, chosen: &Chosen) -> anyhow::Result<Outcome> {
-        let copies = copies(&examined.destinations, chosen);
+        let copies = copies(&examined.source.destinations, chosen);
         self.alone(&copies, |forced| self.make_copies(examined, chosen, &copies, forced)).await
     }
 
@@ -139,20 +142,24 @@ impl Run<'_> {
     ) -> anyhow::Result<Outcome> {
         let failures = Failures::new(chosen);
         let waiting = Progress::waiting("waiting for PostgreSQL's checkpoint", self.show_progress);
-        let server = source::connect(&self.selection.settings).await?;
+        let Examined { mut server, source: examined } = examined;
+        // All that is asked of the server from here on is asked in this session: another connection may lead elsewhere.
+        let proven = self.unless_stopped(whose_files::prove(&mut server, &examined.pgdata)).await?;
         let label = if self.label.is_empty() { DEFAULT_LABEL } else { &self.label };
         let started = Timestamp::now();
         let session = self.unless_stopped(BackupSession::start(server, label, self.fast)).await;
         waiting.end();
         let session = session?;
         let start = session.started().clone();
+        whose_files::same_process(proven, start.process)?;
         let id = BackupId::new(started, start.timeline, start.lsn, rand::random());
         tracing::info!(backup = %id, size = human_bytes(examined.measure.bytes), "copying");
 
         let writers = self.writers(copies, (id, started), examined.control.block_size, forced).await?;
         let copied = self.copy(session, &writers, &failures, &examined, id, started).await;
-        let copied = self.or_noted(copied, &writers, &failures).await?;
-        let whereabouts = (examined.destinations.as_slice(), Some(examined.pgdata.as_path()));
+        let (copied, server) = self.or_noted(copied, &writers, &failures).await?;
+        let server = Arc::new(tokio::sync::Mutex::new(server));
+        let whereabouts = (server, examined.destinations.as_slice(), Some(examined.pgdata.as_path()));
         self.announce(copied, writers, copies, &failures, whereabouts).await
     }
 
@@ -192,15 +199,15 @@ impl Run<'_> {
         }
     }
 
-    /// Everything was copied: waits for the WAL and creates the manifests. `whereabouts` are the repositories of the cluster,
-    /// and the data directory where it is visible.
+    /// Everything was copied: waits for the WAL and creates the manifests. `whereabouts` are a session on the server, the
+    /// repositories of the cluster, and the data directory where it is visible.
     pub(super) async fn announce(
         &self,
         copied: Copied,
         writers: Vec<BackupWriter>,
         copies: &[Destination],
         failures: &Failures,
-        (destinations, pgdata): (&[Destination], Option<&Path>),
+        (server, destinations, pgdata): (SharedServer, &[Destination], Option<&Path>),
     ) -> anyhow::Result<Outcome> {
         let Copied { facts, history, shared } = copied;
         let adopted: Vec<_> = writers.iter().map(|writer| writer.adopted().to_vec()).collect();
@@ -210,7 +217,15 @@ impl Run<'_> {
         }
         let needed = NeededWal::new(&facts, history)?;
         let stopped = Instant::now();
-        let publishing = Publishing { run: self, needed: &needed, destinations, pgdata, copies, failures };
+        let publishing = Publishing {
+            run: self,
+            needed: &needed,
+            server: &server,
+            destinations,
+            pgdata,
+            copies,
+            failures,
+        };
         let waiting = Progress::waiting("waiting for the WAL that the backup needs", self.show_progress);
         let published = publishing.publish(drafts).await;
         waiting.end();
@@ -298,22 +313,24 @@ impl Run<'_> {
         mut session: BackupSession,
         writers: &[BackupWriter],
         failures: &Arc<Failures>,
-        examined: &Examined,
+        examined: &LocalSource,
         id: BackupId,
         started: Timestamp,
-    ) -> anyhow::Result<Copied> {
+    ) -> anyhow::Result<(Copied, Server)> {
         let start = session.started().clone();
+        let (newest, positions) = positions();
         let progress = Progress::bytes("copying", examined.measure.bytes, self.show_progress);
         let shared = Arc::new(Shared {
             block_size: usize::try_from(examined.control.block_size)?,
-            pages: self.page_check(&examined.identity, start.lsn).await,
+            pages: page_check(&examined.identity, start.lsn, newest),
             stop: self.stop.child_token(),
             progress: progress.clone(),
             owners: Mutex::new(Owners::default()),
             counts: Counts::default(),
         });
         let readers = self.readers(writers.len());
-        let copied = copy(&examined.ground, &shared, writers, failures, readers, &mut session).await;
+        let copied =
+            copy(&examined.ground, &shared, writers, failures, readers, (&mut session, positions)).await;
         progress.end();
         copied?;
         // After everything else: on a standby it says how far recovery has to go before the copy is consistent.
@@ -322,48 +339,35 @@ impl Run<'_> {
         if control.system_id != examined.control.system_id {
             bail!("{} became another cluster while it was copied", examined.pgdata.display());
         }
-        let stop = self.unless_stopped(session.stop()).await?;
+        let (stop, mut server) = self.unless_stopped(session.stop()).await?;
         let ended = Timestamp::now();
-        let (facts, history) = self.facts(examined, &shared, &start, stop, (id, started, ended)).await?;
-        Ok(Copied { facts, history, shared })
-    }
-
-    /// How pages are verified, if they carry checksums.
-    pub(super) async fn page_check(&self, identity: &Identity, start: Lsn) -> Option<PageCheck> {
-        if !identity.data_checksums {
-            return None;
-        }
-        let server = source::connect(&self.selection.settings).await.ok().map(tokio::sync::Mutex::new);
-        let runtime = tokio::runtime::Handle::current();
-        // The readers are threads that may block.
-        let newest = Newest::new(move || {
-            let server = server.as_ref()?;
-            runtime.block_on(async { server.lock().await.position().await.ok().flatten() })
-        });
-        Some(PageCheck {
-            block_size: usize::try_from(identity.block_size).ok()?,
-            segment_blocks: identity.relation_segment_blocks,
-            start,
-            newest,
-        })
+        // Once more: another directory may have been mounted there meanwhile.
+        let proven = self.unless_stopped(whose_files::prove(&mut server, &examined.pgdata)).await?;
+        whose_files::same_process(start.process, stop.process)?;
+        whose_files::same_process(stop.process, proven)?;
+        let server = tokio::sync::Mutex::new(server);
+        let times = (id, started, ended);
+        let (facts, history) = self.facts(examined, &shared, &start, stop, times, &server).await?;
+        Ok((Copied { facts, history, shared }, server.into_inner()))
     }
 
     async fn facts(
         &self,
-        examined: &Examined,
+        examined: &LocalSource,
         shared: &Shared,
         start: &BackupStart,
         stop: BackupStop,
         (id, started, ended): (BackupId, Timestamp, Timestamp),
+        server: &tokio::sync::Mutex<Server>,
     ) -> anyhow::Result<(BackupFacts, TimelineHistory)> {
-        let Examined { pgdata, identity, destinations, .. } = examined;
+        let LocalSource { pgdata, identity, destinations, .. } = examined;
         let timeline = self.label(&stop.label, id)?.timeline;
         let history = match start.in_recovery {
             false => TimelineHistory::root(timeline),
             true => {
-                let mut server = source::connect(&self.selection.settings).await?;
-                let histories = Histories { pgdata: Some(pgdata), settings: &self.selection.settings };
-                histories.of_the_stop(&mut server, timeline, stop.lsn, destinations).await?
+                let settings = &self.selection.settings;
+                let histories = Histories { pgdata: Some(pgdata), settings, server };
+                histories.of_the_stop(timeline, stop.lsn, destinations).await?
             }
         };
         let said = Said {
@@ -474,6 +478,12 @@ async fn end_adopted(copies: &[Destination], adopted: &[Vec<BackupId>], publishe
             }
         }
     }
+}
+
+/// How pages are verified, if they carry checksums.
+pub(super) fn page_check(identity: &Identity, start: Lsn, newest: Newest) -> Option<PageCheck> {
+    let block_size = usize::try_from(identity.block_size).ok().filter(|_| identity.data_checksums)?;
+    Some(PageCheck { block_size, segment_blocks: identity.relation_segment_blocks, start, newest })
 }
 
 /// Copies `pg_control` in a state that PostgreSQL wrote as a whole. Blocks.

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`report`] | a line for each thing, with what to do |
 //! | [`source`] | the data directory and its server |
+//! | [`whose_files`] | the proof that they belong together |
 //! | [`remote`] | a server whose data directory is not read |
 //! | [`repository`] | the repositories |
 //! | [`archiving`] | whether what PostgreSQL archives arrives |
@@ -14,6 +15,7 @@ pub(crate) mod remote;
 pub(crate) mod report;
 pub(crate) mod repository;
 pub(crate) mod source;
+pub(crate) mod whose_files;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,12 +63,19 @@ struct Found<'a> {
 /// A cluster and its repositories, after a look at each.
 #[derive(Debug)]
 pub(crate) struct Examined {
+    /// A session on the server of the data directory.
+    pub(crate) server: Server,
+    /// Everything else.
+    pub(crate) source: LocalSource,
+}
+
+/// A cluster whose data directory is read, and its repositories.
+#[derive(Debug)]
+pub(crate) struct LocalSource {
     /// The data directory.
     pub(crate) pgdata: PathBuf,
     /// Its `pg_control`.
     pub(crate) control: ControlFile,
-    /// A session on its server.
-    pub(crate) server: Server,
     /// What the server says about itself.
     pub(crate) identity: Identity,
     /// The repositories that are fine.
@@ -108,7 +117,8 @@ pub(crate) async fn examine(
     let archives = archiving::settings(report, &mut server, &identity).await
         && archiving::archiver(report, &mut server, patience).await;
     let Some(measure) = measure else { return Ok(None) };
-    Ok(Some(Examined { pgdata, control, server, identity, destinations, ground, measure, archives }))
+    let source = LocalSource { pgdata, control, identity, destinations, ground, measure, archives };
+    Ok(Some(Examined { server, source }))
 }
 
 /// That all of it can be read, and how much it is.
@@ -166,7 +176,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
         }
     } else if let Some(examined) = examine(&mut report, &selection, limit).await? {
         daemon(&mut report, &selection);
-        let Examined { server, identity, destinations, pgdata, archives, .. } = examined;
+        let Examined { server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
+            examined;
         let mut examined = RemoteSource { server, identity, destinations, pgdata: Some(pgdata), archives };
         arrives(&mut report, &mut examined, args, limit).await;
     }

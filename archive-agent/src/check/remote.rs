@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use walpoint_pg::server::{Identity, Server, ServerError};
+use walpoint_pg::server::{Identity, Server, ServerError, Walsender};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::ClusterSettings;
@@ -12,7 +12,7 @@ use walpoint_runtime::progress::human_bytes;
 
 use super::report::Report;
 use super::repository::{self, Destination};
-use super::{archiving, places, source};
+use super::{archiving, places, source, whose_files};
 
 /// SQLSTATE of a server that has no connection left.
 const TOO_MANY_CONNECTIONS: &str = "53300";
@@ -59,7 +59,7 @@ pub(crate) async fn examine_remote(
     let (mut server, identity) = source::answers(report, settings).await?;
     replication(report, &mut server, &identity, settings).await;
     let destinations = repository::destinations(report, selection, (&identity).into()).await;
-    let pgdata = settings.pgdata.clone().filter(|pgdata| pgdata.exists());
+    let pgdata = own_directory(&mut server, settings).await;
     if let Some(pgdata) = &pgdata {
         places(report, &destinations, pgdata);
     }
@@ -78,6 +78,22 @@ pub(crate) async fn examine_remote(
     Some(RemoteSource { server, identity, destinations, pgdata, archives })
 }
 
+/// The data directory, if it is visible here and that of the server.
+async fn own_directory(server: &mut Server, settings: &ClusterSettings) -> Option<PathBuf> {
+    let pgdata = settings.pgdata.clone().filter(|pgdata| pgdata.exists())?;
+    match whose_files::examine(server, &pgdata).await {
+        Ok(Some(_)) => Some(pgdata),
+        Ok(None) => {
+            tracing::info!("{} is not the data directory of the server, and is left alone", pgdata.display());
+            None
+        }
+        Err(error) => {
+            tracing::debug!("{} is left alone: {error:#}", pgdata.display());
+            None
+        }
+    }
+}
+
 /// Whether the server lets this role in for replication: tried, since role, `pg_hba.conf` and free places decide together.
 async fn replication(
     report: &mut Report,
@@ -86,7 +102,7 @@ async fn replication(
     settings: &ClusterSettings,
 ) {
     let what = "replication";
-    let tried = identify(identity, settings).await;
+    let tried = identify(server, identity, settings).await;
     let error = match tried {
         Ok(role) => {
             return report.ok(what, format!("role \"{role}\" is let in, and the server is the same cluster"));
@@ -113,8 +129,20 @@ async fn replication(
 }
 
 /// Connects for replication; the role.
-async fn identify(identity: &Identity, settings: &ClusterSettings) -> anyhow::Result<String> {
-    let mut walsender = source::walsender(settings).await?;
+async fn identify(
+    server: &mut Server,
+    identity: &Identity,
+    settings: &ClusterSettings,
+) -> anyhow::Result<String> {
+    let mut walsender = source::walsender(settings, server).await?;
+    is_the_server(&mut walsender, identity).await?;
+    let role = walsender.connection().user().to_owned();
+    walsender.close().await;
+    Ok(role)
+}
+
+/// Proves that a session for replication is on the cluster and the timeline that were looked at.
+pub(crate) async fn is_the_server(walsender: &mut Walsender, identity: &Identity) -> anyhow::Result<()> {
     let found = walsender.identify_system().await?;
     if found.system_id != identity.system_id {
         bail!(
@@ -123,9 +151,15 @@ async fn identify(identity: &Identity, settings: &ClusterSettings) -> anyhow::Re
             found.system_id
         );
     }
-    let role = walsender.connection().user().to_owned();
-    walsender.close().await;
-    Ok(role)
+    // What a standby says of its timeline may lag behind.
+    if !identity.in_recovery && found.timeline != identity.timeline {
+        bail!(
+            "the server is on timeline {} and was on {} a moment ago: run the command again",
+            found.timeline,
+            identity.timeline
+        );
+    }
+    Ok(())
 }
 
 /// Bytes of all databases that the role may look at.

@@ -1,23 +1,20 @@
 //! The cluster itself: its data directory, its `pg_control`, and whether the server that answers is that of this directory.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use walpoint_pg::connect::ConnInfo;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
-use walpoint_pg::server::{Identity, Right, Server, Walsender};
+use walpoint_pg::server::{Identity, Right, Server, SessionName, Walsender};
 use walpoint_runtime::config::ClusterSettings;
 use walpoint_runtime::owner;
 
 use super::report::Report;
+use super::whose_files;
 
 /// How often `pg_control` is read until its CRC is right: PostgreSQL writes it while it runs.
 const CONTROL_TRIES: u32 = 50;
-
-/// Seconds between the postmaster's two notes of when it started.
-const START_TOLERANCE: i64 = 60;
 
 /// Reads `pg_control` as a state that PostgreSQL wrote as a whole. Blocks.
 pub(crate) fn read_control(pgdata: &Path) -> anyhow::Result<(Vec<u8>, ControlFile)> {
@@ -68,10 +65,19 @@ pub(crate) async fn connect(settings: &ClusterSettings) -> anyhow::Result<Server
     Ok(Server::connect(&info).await?)
 }
 
-/// A session for replication commands on the server.
-pub(crate) async fn walsender(settings: &ClusterSettings) -> anyhow::Result<Walsender> {
+/// A session for replication commands, on the server of another session.
+pub(crate) async fn walsender(settings: &ClusterSettings, beside: &mut Server) -> anyhow::Result<Walsender> {
     let info = conninfo(settings)?;
-    Ok(Walsender::connect(&info).await?)
+    let name = SessionName::new(&info, rand::random());
+    let walsender = Walsender::connect(&name.of(&info)).await?;
+    if !beside.confirms(&name).await? {
+        bail!(
+            "conninfo leads to one server for queries ({}) and to another for replication. HINT: Name one host in conninfo, and no \
+             load balancer.",
+            beside.connection().host()
+        );
+    }
+    Ok(walsender)
 }
 
 /// The server: that it answers, and that it is the one of this data directory.
@@ -115,36 +121,7 @@ pub(crate) async fn same_cluster(
             control.system_id
         );
     }
-    let another = || {
-        anyhow!(
-            "the server that answers runs on {}, and {} is another directory of the same system identifier (a standby, or \
-             a copy): conninfo or pgdata is wrong",
-            identity.data_directory.display(),
-            pgdata.display()
-        )
-    };
-    if let (Ok(theirs), Ok(ours)) = (std::fs::metadata(&identity.data_directory), std::fs::metadata(pgdata)) {
-        if (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()) {
-            return Ok(());
-        }
-        if identity.data_directory.join(CONTROL_FILE).exists() {
-            return Err(another());
-        }
-    }
-    // In another container the same directory has another name. What the postmaster wrote into it when it started has to
-    // fit what the server says.
-    let sql = "SELECT pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())::pg_catalog.int8 AS start";
-    let started: i64 = server.connection().query(sql).await?.one()?.get("start")?;
-    let noted = postmaster_start(&pgdata.join("postmaster.pid"))?;
-    if (started - noted).abs() <= START_TOLERANCE { Ok(()) } else { Err(another()) }
-}
-
-/// When the postmaster started, in seconds since 1970, as its lock file says.
-fn postmaster_start(lock_file: &Path) -> anyhow::Result<i64> {
-    let text = std::fs::read_to_string(lock_file)
-        .with_context(|| format!("{}: no server runs on this data directory", lock_file.display()))?;
-    let line = text.lines().nth(2).and_then(|line| line.trim().parse().ok());
-    line.ok_or_else(|| anyhow!("{} does not say when the server started", lock_file.display()))
+    whose_files::prove(server, pgdata).await.map(drop)
 }
 
 /// Files of the server's configuration that neither the data directory nor `extra_paths` holds.

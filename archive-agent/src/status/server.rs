@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Serialize;
 use walpoint_base::{Lsn, PgTimestamp, SegmentName};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
@@ -11,7 +11,7 @@ use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::{human_bytes, human_duration};
 
-use crate::check::source;
+use crate::check::{source, whose_files};
 use crate::wal::dropped::{self, Gap};
 use crate::wal::ready;
 use crate::wal::upload::Uploader;
@@ -136,7 +136,18 @@ impl ServerState {
 
 async fn ask(selection: &Selection<StoreSettings>) -> anyhow::Result<ServerState> {
     let mut server = source::connect(&selection.settings).await?;
-    let state = look(&mut server, selection.settings.pgdata.as_deref()).await;
+    let pgdata = selection.settings.pgdata.as_deref();
+    if let Some(pgdata) = pgdata.filter(|pgdata| pgdata.exists()) {
+        // Where the directory may not be read, nothing of it is shown either.
+        let own = whose_files::examine(&mut server, pgdata).await;
+        if let Ok(None) = own {
+            bail!(
+                "conninfo leads to another server than that of {} (archive-agent check says more)",
+                pgdata.display()
+            );
+        }
+    }
+    let state = look(&mut server, pgdata).await;
     server.close().await;
     let mut state = state?;
     if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.waiting.is_some()) {

@@ -17,3 +17,4 @@ mod remote_faults;
 mod repositories;
 mod upgrade;
 mod wal;
+mod whose_files;

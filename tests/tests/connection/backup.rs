@@ -54,7 +54,7 @@ async fn a_backup_session_on_every_version() {
         let [space] = tablespaces.as_slice() else { panic!("{tablespaces:?}") };
         assert_eq!((space.name.as_str(), space.location.as_path()), ("söme where", place.as_path()));
         cluster.fill_wal_mb(2);
-        let stop = backup.stop().await.unwrap();
+        let stop = backup.stop().await.unwrap().0;
         assert!(stop.lsn > started.lsn + (1 << 20), "{} {}", stop.lsn, started.lsn);
         let label = String::from_utf8(stop.label).unwrap();
         assert!(label.starts_with(&format!("START WAL LOCATION: {} ", started.lsn)), "{label}");
@@ -70,7 +70,7 @@ async fn a_backup_session_on_every_version() {
         // Without tablespaces there is no map, and what is no label is refused.
         cluster.psql("drop tablespace \"söme where\"");
         let stop =
-            BackupSession::start(server(&cluster).await, "", true).await.unwrap().stop().await.unwrap();
+            BackupSession::start(server(&cluster).await, "", true).await.unwrap().stop().await.unwrap().0;
         assert_eq!(stop.tablespace_map, None);
         let error = BackupSession::start(server(&cluster).await, "two\nlines", true).await.unwrap_err();
         assert!(matches!(error, ServerError::State { .. }), "{error}");
@@ -83,7 +83,7 @@ async fn a_stalled_archive_does_not_stop_the_end_of_a_backup() {
     let cluster = Cluster::builder().archive_command("false").start();
     let backup = BackupSession::start(server(&cluster).await, "l", true).await.unwrap();
     let stop =
-        tokio::time::timeout(Duration::from_secs(20), backup.stop()).await.expect("no waiting").unwrap();
+        tokio::time::timeout(Duration::from_secs(20), backup.stop()).await.expect("no waiting").unwrap().0;
     assert!(stop.lsn.is_valid());
 }
 
@@ -123,7 +123,7 @@ async fn a_backup_session_on_a_standby_and_positions() {
         let backup = BackupSession::start(server, "from the standby", true).await.unwrap();
         let started = backup.started().clone();
         assert!(started.in_recovery);
-        let stop = backup.stop().await.unwrap();
+        let stop = backup.stop().await.unwrap().0;
         assert!(
             stop.lsn >= started.lsn && String::from_utf8_lossy(&stop.label).contains("BACKUP FROM: standby")
         );

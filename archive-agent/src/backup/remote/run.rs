@@ -1,30 +1,34 @@
 //! The way from `BASE_BACKUP` to the manifest of the backup.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
+use tokio::sync::Mutex;
 use walpoint_base::{BackupId, TimelineHistory};
 use walpoint_pg::base_backup::{Archive, BaseBackup, Command, End, Space, Start};
 use walpoint_pg::label::{self, TablespaceMap};
-use walpoint_pg::server::{Server, Tablespace};
+use walpoint_pg::server::{Identity, Server, Tablespace};
 use walpoint_repo::backup::{BackupWriter, Method};
 use walpoint_runtime::progress::{Progress, human_bytes};
 
 use super::pump::receive;
 use super::unpack::{Announced, Delivered};
 use crate::backup::copies::Failures;
+use crate::backup::copy::HEARTBEAT;
 use crate::backup::needed_history::Histories;
 use crate::backup::outcome::Outcome;
 use crate::backup::owners::Owners;
+use crate::backup::pages::Newest;
 use crate::backup::preflight::Chosen;
 use crate::backup::reader::{Counts, Shared};
-use crate::backup::run::{Copied, DEFAULT_LABEL, Run, Said, copies};
-use crate::check::remote::RemoteSource;
+use crate::backup::run::{Copied, DEFAULT_LABEL, Run, Said, SharedServer, copies, page_check};
+use crate::check::remote::{RemoteSource, is_the_server};
 use crate::check::repository::Destination;
 use crate::check::source;
 
@@ -54,7 +58,8 @@ impl Run<'_> {
         let mode = examined.server.setting("data_directory_mode").await?;
         let mode = mode.and_then(|mode| u16::from_str_radix(&mode, 8).ok()).unwrap_or(DEFAULT_MODE);
         let waiting = Progress::waiting("waiting for PostgreSQL's checkpoint", self.show_progress);
-        let walsender = source::walsender(&self.selection.settings).await?;
+        let mut walsender = source::walsender(&self.selection.settings, &mut examined.server).await?;
+        is_the_server(&mut walsender, &examined.identity).await?;
         let label = if self.label.is_empty() { DEFAULT_LABEL } else { &self.label };
         let started = Timestamp::now();
         let expected = examined.server.tablespaces().await?;
@@ -77,19 +82,22 @@ impl Run<'_> {
 
         let writers = self.writers(copies, (id, started), examined.identity.block_size, forced).await?;
         let progress = Progress::bytes("copying", bytes, self.show_progress);
+        let RemoteSource { server, identity, destinations, pgdata, .. } = examined;
+        let server = Arc::new(Mutex::new(server));
         let copied = self
             .received(
                 stream,
                 &writers,
                 &failures,
-                (&mut examined, &expected),
+                (&server, &identity, &destinations, pgdata.as_deref()),
+                &expected,
                 progress.clone(),
                 (id, started, mode),
             )
             .await;
         progress.end();
         let copied = self.or_noted(copied, &writers, &failures).await?;
-        let whereabouts = (examined.destinations.as_slice(), examined.pgdata.as_deref());
+        let whereabouts = (server, destinations.as_slice(), pgdata.as_deref());
         self.announce(copied, writers, copies, &failures, whereabouts).await
     }
 
@@ -99,30 +107,32 @@ impl Run<'_> {
         stream: BaseBackup,
         writers: &[BackupWriter],
         failures: &Arc<Failures>,
-        (examined, expected): (&mut RemoteSource, &[Tablespace]),
+        (server, identity, destinations, pgdata): (&SharedServer, &Identity, &[Destination], Option<&Path>),
+        expected: &[Tablespace],
         progress: Progress,
         (id, started, mode): (BackupId, Timestamp, u16),
     ) -> anyhow::Result<Copied> {
-        let RemoteSource { server, identity, destinations, pgdata, .. } = examined;
         let start = stream.started();
         let shared = Arc::new(Shared {
             block_size: usize::try_from(identity.block_size)?,
-            pages: self.page_check(identity, start.lsn).await,
+            pages: page_check(identity, start.lsn, newest(server)),
             stop: self.stop.child_token(),
             progress,
-            owners: Mutex::new(Owners::default()),
+            owners: std::sync::Mutex::new(Owners::default()),
             counts: Counts::default(),
         });
         let spaces = stream.spaces().to_vec();
         let map = map_of(&spaces).to_bytes(identity.major);
         let announced = Announced { spaces, data_directory: identity.data_directory.clone(), mode };
         let damaged = Arc::new(AtomicU64::new(0));
-        let delivered =
-            receive(stream, announced, &shared, writers, failures, self.readers(writers.len()), &damaged)
-                .await?;
+        let readers = self.readers(writers.len());
+        let delivered = tokio::select! {
+            delivered = receive(stream, announced, &shared, writers, failures, readers, &damaged) => delivered?,
+            never = keep(server) => match never {},
+        };
         let ended = Timestamp::now();
         let Delivered { label, tablespace_map, tablespaces, control, manifest, end } = delivered;
-        all_came(server, expected, &tablespaces).await?;
+        all_came(&mut *server.lock().await, expected, &tablespaces).await?;
         let tablespace_map = if tablespace_map.is_empty() { map } else { tablespace_map };
         if control.system_id != identity.system_id
             || manifest.system_id.is_some_and(|system| system != identity.system_id)
@@ -135,12 +145,12 @@ impl Run<'_> {
         let history = match end.timeline == start.timeline {
             true => TimelineHistory::root(start.timeline),
             false => {
-                let histories = Histories { pgdata: pgdata.as_deref(), settings: &self.selection.settings };
+                let histories = Histories { pgdata, settings: &self.selection.settings, server };
                 histories.find(end.timeline, destinations).await?
             }
         };
         // Numbers of users are those of the server's machine, which may have other names than this one.
-        let unknown = Mutex::default();
+        let unknown = std::sync::Mutex::default();
         let facts = self.said(Said {
             method: Method::Remote,
             identity,
@@ -172,6 +182,23 @@ impl Run<'_> {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Where WAL ends, asked in the session beside the backup.
+fn newest(server: &SharedServer) -> Newest {
+    let (server, runtime) = (Arc::clone(server), tokio::runtime::Handle::current());
+    // The readers are threads that may block.
+    Newest::new(move || runtime.block_on(async { server.lock().await.position().await.ok().flatten() }))
+}
+
+/// Keeps the session beside the backup alive, which has nothing to do for hours.
+async fn keep(server: &SharedServer) -> Infallible {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        if let Err(error) = server.lock().await.position().await {
+            tracing::debug!("the session beside the backup does not answer: {error}");
         }
     }
 }

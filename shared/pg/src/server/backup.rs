@@ -11,6 +11,7 @@ use walpoint_base::{Lsn, PgMajor, TimelineId};
 use super::error::ServerError;
 use super::role::Right;
 use super::session::Server;
+use crate::connect::Row;
 
 /// How long a start without `fast` may wait for the next checkpoint, and one with it for its own.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(2 * 3600);
@@ -38,6 +39,8 @@ pub struct BackupStart {
     pub timeline: TimelineId,
     /// Whether the server was in recovery. Then no segment is switched at the end, and pg_control must be copied last.
     pub in_recovery: bool,
+    /// The server process of the session.
+    pub process: i32,
 }
 
 /// What a finished backup needs besides the files.
@@ -49,6 +52,8 @@ pub struct BackupStop {
     pub label: Vec<u8>,
     /// The content of `tablespace_map`, likewise; `None` if no such file must be written.
     pub tablespace_map: Option<Vec<u8>>,
+    /// The server process that ended it.
+    pub process: i32,
 }
 
 impl BackupSession {
@@ -72,15 +77,19 @@ impl BackupSession {
         let literal = postgres_protocol::escape::escape_literal(label);
         let (name, exclusive) =
             if major.get() < 15 { ("pg_start_backup", ", false") } else { ("pg_backup_start", "") };
-        let sql = format!("SELECT pg_catalog.{name}({}, {fast}{exclusive}) AS lsn", literal.trim());
-        let lsn = server.one(action, Right::StartBackup(major), &sql, |row| row.get("lsn")).await?;
+        let sql = format!(
+            "SELECT pg_catalog.{name}({}, {fast}{exclusive}) AS lsn, pg_catalog.pg_backend_pid() AS process",
+            literal.trim()
+        );
+        let read = |row: &Row| Ok((row.get("lsn")?, row.get("process")?));
+        let (lsn, process) = server.one(action, Right::StartBackup(major), &sql, read).await?;
         let sql = "SELECT timeline_id, pg_catalog.pg_is_in_recovery() AS in_recovery \
             FROM pg_catalog.pg_control_checkpoint()";
         let read = server
             .one(action, Right::Connect, sql, |row| Ok((row.get("timeline_id")?, row.get("in_recovery")?)));
         let (timeline, in_recovery) = read.await?;
         server.connection.set_limit(Some(STOP_LIMIT));
-        Ok(Self { server, start: BackupStart { lsn, timeline, in_recovery } })
+        Ok(Self { server, start: BackupStart { lsn, timeline, in_recovery, process } })
     }
 
     /// How it began.
@@ -99,22 +108,29 @@ impl BackupSession {
         self.server.query("keeping the backup's session", Right::Connect, "SELECT 1").await.map(drop)
     }
 
+    /// Where WAL ends now, as [`Server::position`].
+    pub async fn position(&mut self) -> Result<Option<Lsn>, ServerError> {
+        self.server.position().await
+    }
+
     /// Ends the backup without waiting for the archive: whoever stores it waits for the WAL up to [`BackupStop::lsn`].
-    /// On a primary the segment that holds it is switched. An error means that what was copied is no backup.
-    pub async fn stop(mut self) -> Result<BackupStop, ServerError> {
+    /// On a primary the segment that holds it is switched. An error means that what was copied is no backup. Gives the
+    /// session back, for what else is asked of this very server.
+    pub async fn stop(mut self) -> Result<(BackupStop, Server), ServerError> {
         let action = "ending the backup";
         let major = self.server.major;
         let call = if major.get() < 15 { "pg_stop_backup(false, false)" } else { "pg_backup_stop(false)" };
-        let sql = format!("SELECT lsn, labelfile, spcmapfile FROM pg_catalog.{call}");
+        let sql = format!(
+            "SELECT lsn, labelfile, spcmapfile, pg_catalog.pg_backend_pid() AS process FROM pg_catalog.{call}"
+        );
         let read = self.server.one(action, Right::StopBackup(major), &sql, |row| {
             let content =
                 |column| Ok(row.bytes(column)?.filter(|bytes| !bytes.is_empty()).map(<[u8]>::to_vec));
-            Ok((row.get("lsn")?, content("labelfile")?, content("spcmapfile")?))
+            Ok((row.get("lsn")?, content("labelfile")?, content("spcmapfile")?, row.get("process")?))
         });
-        let (lsn, label, tablespace_map) = read.await?;
+        let (lsn, label, tablespace_map, process) = read.await?;
         let label = label
             .ok_or_else(|| ServerError::State { action, why: "the server gave no backup label".into() })?;
-        self.server.close().await;
-        Ok(BackupStop { lsn, label, tablespace_map })
+        Ok((BackupStop { lsn, label, tablespace_map, process }, self.server))
     }
 }

@@ -7,6 +7,9 @@
 //! | [`Walsender`] | replication commands |
 //! | [`least_privilege_sql`] | the role that may do all this and nothing else |
 //!
+//! [`Server::export_snapshots`] proves on which data directory a session's server runs, [`Server::confirms`] that two sessions are
+//! on one server.
+//!
 //! A right that is missing comes back as [`ServerError::Rights`] with the statement that gives it.
 
 mod backup;
@@ -14,7 +17,9 @@ mod error;
 mod identity;
 mod replication;
 mod role;
+mod same;
 mod session;
+mod snapshot;
 mod tablespaces;
 mod wal;
 
@@ -24,6 +29,8 @@ pub(crate) use self::error::explain;
 pub use self::identity::{ArchiveSettings, ConfigFiles, Identity};
 pub use self::replication::{SystemIdentity, Walsender};
 pub use self::role::{Right, least_privilege_sql};
+pub use self::same::SessionName;
 pub use self::session::Server;
+pub use self::snapshot::{ExportedSnapshots, SNAPSHOTS};
 pub use self::tablespaces::Tablespace;
 pub use self::wal::{ArchiverStats, ReplayState};

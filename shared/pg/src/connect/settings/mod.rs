@@ -190,6 +190,11 @@ impl ConnInfo {
         self
     }
 
+    /// The name in `pg_stat_activity`.
+    pub fn application_name(&self) -> &str {
+        &self.application_name
+    }
+
     /// The servers to try, in order.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
