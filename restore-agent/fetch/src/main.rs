@@ -12,11 +12,12 @@ mod take;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use walpoint_base::socket::{FetchOutcome, FetchReply, HISTORY_CACHE, STOP_WITHOUT_HISTORY};
-use walpoint_base::{Place, WalFileName};
+use walpoint_base::{Place, RECOVERY_ORIGIN, TimelineHistory, WalFileName};
 
 use arguments::{Arguments, Parsed};
 use ask::Answer;
@@ -57,15 +58,20 @@ fn fetch(arguments: &Arguments) -> u8 {
             return STOP;
         }
     };
+    let place = Place::around(&arguments.path);
     if name.is_never_written() {
+        if let Some(place) = place.filter(Place::leaves_recovery) {
+            forget_origin(&place);
+        }
         say(&format!("LOG: \"{name}\" is not in the archive: the first timeline has no history"));
         return ABSENT;
     }
-    let Some(place) = Place::around(&arguments.path) else {
+    let Some(place) = place else {
         // By hand, into a directory that is no pg_wal: nothing to prefetch for.
         return instead(arguments, None, None);
     };
     if place.has_own_history(name) {
+        forget_origin(&place);
         say(&format!(
             "LOG: \"{name}\" is this server's own: it is in pg_wal, and no repository is asked for it"
         ));
@@ -93,6 +99,12 @@ fn fetch(arguments: &Arguments) -> u8 {
             instead(arguments, Some(&place), deadline)
         }
     }
+}
+
+/// The recovery is over: what it began with binds no later one.
+fn forget_origin(place: &Place) {
+    // What stays costs a later recovery a question to a person, never data.
+    std::fs::remove_file(place.wal.join(RECOVERY_ORIGIN)).ok();
 }
 
 /// Acts on the prefetcher's final word.
@@ -144,9 +156,7 @@ fn instead(arguments: &Arguments, place: Option<&Place>, deadline: Option<Instan
 fn on_standby(arguments: &Arguments, place: &Place, name: WalFileName, reason: &str) -> u8 {
     let cache = place.wal.join(HISTORY_CACHE);
     if let WalFileName::History(_) = name {
-        let cached = cache.join(&arguments.name);
-        let size = std::fs::metadata(&cached).map(|meta| meta.len());
-        if size.and_then(|size| take::copy(&cached, size, &arguments.path)).is_ok() {
+        if copy_cached(&cache, name, place, &arguments.path) {
             say(&format!("WARNING: \"{name}\" comes from the cache of this standby: {reason}"));
             return 0;
         }
@@ -161,6 +171,16 @@ fn on_standby(arguments: &Arguments, place: &Place, name: WalFileName, reason: &
         "WARNING: \"{name}\" cannot be fetched at the moment; this standby will ask again: {reason}"
     ));
     ABSENT
+}
+
+/// Copies a history that this standby has seen in this recovery, if it is whole.
+fn copy_cached(cache: &Path, name: WalFileName, place: &Place, to: &Path) -> bool {
+    let cached = cache.join(name.to_string());
+    let Ok(content) = std::fs::read(&cached) else { return false };
+    let size = u64::try_from(content.len()).unwrap_or_default();
+    place.wal.join(RECOVERY_ORIGIN).exists()
+        && TimelineHistory::parse(name.timeline(), &content).is_ok()
+        && take::copy(&cached, size, to).is_ok()
 }
 
 /// One line for PostgreSQL's log. Written at once so that lines of several processes do not mix; a closed log is no reason

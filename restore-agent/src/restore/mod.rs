@@ -13,6 +13,7 @@
 //! | [`copy`], [`sync`] | the files, and that they are durable |
 //! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
 //! | [`settings`], [`command`] | the recovery settings |
+//! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`failure`] | what a restore that failed leaves, and what to do about it |
 //!
@@ -32,6 +33,7 @@ mod gather;
 mod ground;
 mod identity;
 mod layout;
+mod origin;
 mod owners;
 mod places;
 mod prune;
@@ -62,6 +64,7 @@ use walpoint_runtime::progress::{Progress, human_bytes, human_duration};
 use crate::plan::{self, Planned};
 use crate::target::{Action, TargetArgs};
 use crate::wal::note::TargetNote;
+use crate::wal::origin::Origin;
 use crate::wal::spool;
 use aside::Record;
 use copy::{Copier, Written};
@@ -205,6 +208,8 @@ fn end_finished(
 /// A restore that was found possible.
 struct Restore {
     planned: Planned,
+    /// What the recovery will begin with.
+    origin: Origin,
     reader: BackupReader,
     layout: Arc<Layout>,
     owners: Owners,
@@ -239,6 +244,7 @@ impl Restore {
             tracing::warn!("{damage}");
         }
         ground.prove(&pgdata, &planned).await?;
+        let origin = origin::read(common, &planned).await?;
         let backups = Backups::of(&planned.repository, &planned.cluster);
         let unread = |error| failure::unread(planned.plan.backup.id, error);
         let reader = backups.open(planned.plan.backup.id).await.map_err(|e| unread(e.into()))?;
@@ -286,6 +292,7 @@ impl Restore {
         settings.extend(planned.plan.settings.iter().map(|s| (s.name.to_owned(), s.value.clone())));
         Ok(Self {
             planned,
+            origin,
             reader,
             layout,
             owners,
@@ -387,7 +394,8 @@ impl Restore {
         // Without a stop, recovery goes on to whatever the archive holds by then.
         let last = plan.stop.as_ref().and(last);
         let spool = pgdata.join("pg_wal").join(spool::DIRECTORY);
-        TargetNote { lineage: plan.lineage, timeline: plan.timeline, last }.write(&spool)?;
+        TargetNote { timeline: plan.timeline, last }.write(&spool)?;
+        origin::leave(&self.origin, pgdata, self.owner)?;
         if let Some(owner) = self.owner {
             for entry in std::fs::read_dir(&spool)? {
                 owner.give(&entry?.path())?;

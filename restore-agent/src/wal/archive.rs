@@ -8,9 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
-use walpoint_base::{
-    ClusterName, LineageId, Place, SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName,
-};
+use walpoint_base::{ClusterName, Place, SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -18,9 +16,8 @@ use walpoint_runtime::args::Selection;
 use walpoint_runtime::exit::told;
 
 use crate::wal::landing::{self, Durability, Landing};
-use crate::wal::note::TargetNote;
+use crate::wal::origin::OriginKeeper;
 use crate::wal::prove;
-use crate::wal::spool;
 
 /// What an attempt to have a file came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,30 +48,14 @@ pub(crate) enum Proof {
     NotWanted,
 }
 
-/// Whose WAL is asked for, as far as the data directory tells.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Identity {
-    /// From `pg_control`.
-    pub(crate) system_id: Option<SystemId>,
-    /// From the note that `restore` left.
-    pub(crate) lineage: Option<LineageId>,
-}
-
-impl Identity {
-    /// The identity of the data directory there.
-    pub(crate) fn at(place: Option<&Place>) -> Self {
-        let Some(place) = place else { return Self::default() };
-        let note = TargetNote::read(&place.wal.join(spool::DIRECTORY));
-        let lineage = note.map(|note| note.lineage).filter(|lineage| lineage.system_id == place.system_id);
-        Self { system_id: Some(place.system_id), lineage }
-    }
-}
-
 /// The archive of one cluster.
 #[derive(Debug)]
 pub(crate) struct Archive {
     cluster: ClusterName,
-    identity: Identity,
+    /// Whose WAL is asked for, from `pg_control`.
+    system_id: Option<SystemId>,
+    /// What the recovery began with.
+    origin: OriginKeeper,
     sources: Vec<Source>,
     /// Names of repositories that acknowledge, by the configuration. The lineage's own set comes on top.
     acknowledging: Vec<String>,
@@ -105,11 +86,12 @@ pub(crate) struct Missing<'a> {
 
 impl Archive {
     /// The archive of the selected cluster. Nothing is opened yet.
-    pub(crate) fn new(selection: Selection<StoreSettings>, identity: Identity) -> Self {
+    pub(crate) fn new(selection: Selection<StoreSettings>, place: Option<&Place>) -> Self {
         let source = |(name, settings)| Source { name, settings, open: Mutex::new(None) };
         Self {
             cluster: selection.cluster,
-            identity,
+            system_id: place.map(|place| place.system_id),
+            origin: OriginKeeper::new(place),
             acknowledging: selection.settings.ack_set().to_vec(),
             damaged_too: selection.settings.fetch_damaged,
             without: selection.settings.fetch_without.clone(),
@@ -119,9 +101,9 @@ impl Archive {
         }
     }
 
-    /// The lineage, once a repository has answered.
-    pub(crate) fn lineage(&self) -> Option<LineageId> {
-        lock(&self.lineage).as_ref().map(|lineage| lineage.id)
+    /// What the recovery began with.
+    pub(crate) fn origin(&self) -> &OriginKeeper {
+        &self.origin
     }
 
     /// The segment size, once a repository has answered.
@@ -210,16 +192,22 @@ impl Archive {
             Err(error) => return Ok(Found::Unusable(error.into())),
         };
         landing::blocking(move || landing.finish(durability)).await?;
+        if let WalFileName::Segment(segment) = name {
+            self.origin.seen(wal.repository().id(), segment);
+        }
         Ok(Found::Landed(size))
     }
 
-    /// The WAL of this cluster in a repository: its descriptor was read, and its lineage fits the data directory.
+    /// The WAL of this cluster in a repository: its descriptor was read, its lineage fits the data directory, and both are
+    /// what the recovery began with.
     async fn open(&self, source: &Source) -> anyhow::Result<WalArchive> {
         if let Some(wal) = lock(&source.open).clone() {
             return Ok(wal);
         }
         let repository = Repository::open(&source.name, &source.settings).await?;
         let lineage = self.find_lineage(&repository).await?;
+        let acknowledges = self.acknowledging.contains(&source.name);
+        self.origin.admit(&source.name, repository.id(), &lineage, acknowledges)?;
         let wal = repository.wal(&lineage);
         lock(&self.lineage).get_or_insert(lineage);
         *lock(&source.open) = Some(wal.clone());
@@ -228,12 +216,13 @@ impl Archive {
 
     async fn find_lineage(&self, repository: &Repository) -> anyhow::Result<Lineage> {
         let cluster = &self.cluster;
-        let known = self.lineage().or(self.identity.lineage);
+        let known = lock(&self.lineage).as_ref().map(|lineage| lineage.id);
+        let known = if known.is_some() { known } else { self.origin.lineage()? };
         if let Some(id) = known {
             let found = repository.read_lineage(cluster, id).await?;
             return found.with_context(|| format!("lineage {id} of cluster {cluster} is not in it"));
         }
-        if let Some(system_id) = self.identity.system_id {
+        if let Some(system_id) = self.system_id {
             let found = repository.lineage_for(cluster, system_id).await?;
             return found.with_context(|| {
                 format!("cluster {cluster} with system identifier {system_id} is not in it; HINT: is this the right cluster?")

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use walpoint_base::{Place, WalFileName, durable};
+use walpoint_base::{Place, RECOVERY_ORIGIN, WalFileName, durable};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
@@ -14,7 +14,7 @@ use walpoint_runtime::exit::told;
 use walpoint_runtime::owner;
 
 use crate::cli::FetchArgs;
-use crate::wal::archive::{Archive, Identity, Landed, Outcome, Proof};
+use crate::wal::archive::{Archive, Landed, Outcome, Proof};
 use crate::wal::histories::HistoryCache;
 use crate::wal::landing::{self, Durability};
 use crate::wal::patience::{self, STANDBY_ATTEMPT};
@@ -37,7 +37,11 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     };
     let place = Place::around(&args.path);
     let standby = place.as_ref().is_some_and(Place::is_standby);
-    if place.as_ref().is_some_and(|place| place.has_own_history(name)) {
+    if let Some(place) = place.as_ref().filter(|place| place.has_own_history(name)) {
+        // The recovery is over: what it began with binds no later one.
+        if let Err(error) = durable::remove(&place.wal.join(RECOVERY_ORIGIN)) {
+            tracing::debug!("what the recovery began with is not forgotten: {error}");
+        }
         tracing::info!("\"{name}\" is this server's own: it is in pg_wal, and no repository is asked for it");
         return ABSENT;
     }
@@ -75,7 +79,7 @@ async fn attempts(
     args: &FetchArgs,
 ) -> Outcome {
     let budget = config::duration(selection.settings.fetch_budget);
-    let archive = Archive::new(selection, Identity::at(place));
+    let archive = Archive::new(selection, place);
     // PostgreSQL syncs what it restores itself.
     let durability = if place.is_some() { Durability::Readers } else { Durability::Ours };
     let attempt = || archive.fetch(name, &args.path, Proof::Wanted, durability);
@@ -85,11 +89,9 @@ async fn attempts(
     };
     let within = args.within_ms.map_or(STANDBY_ATTEMPT, Duration::from_millis);
     let outcome = patience::at_once(within, attempt()).await;
-    if let (Outcome::Landed(_), WalFileName::History(timeline), Some(lineage)) =
-        (&outcome, name, archive.lineage())
-    {
+    if let (Outcome::Landed(_), WalFileName::History(timeline)) = (&outcome, name) {
         let kept = std::fs::read(&args.path)
-            .and_then(|content| HistoryCache::in_wal(&place.wal).put(lineage, timeline, &content));
+            .and_then(|content| HistoryCache::in_wal(&place.wal).put(timeline, &content));
         if let Err(error) = kept {
             tracing::warn!("\"{name}\" is not kept for the next outage: {error}");
         }

@@ -6,6 +6,7 @@
 //! | [`absence`], [`prove`] | when a file is proven not to be in it, and reading what proves it |
 //! | [`fetch`] | one file, and the exit status |
 //! | [`patience`] | attempts, and how long they may take |
+//! | [`origin`] | what the recovery began with, without which no end is believed |
 //! | [`landing`] | files that appear whole |
 //! | [`histories`] | histories that a standby keeps |
 //! | [`route`] | what recovery asks for next |
@@ -25,6 +26,7 @@ pub(crate) mod histories;
 pub(crate) mod landing;
 pub(crate) mod life;
 pub mod note;
+pub(crate) mod origin;
 pub(crate) mod patience;
 pub(crate) mod prefetch;
 pub(crate) mod prove;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use walpoint_base::{LineageId, SegmentName, TimelineId, durable};
+use walpoint_base::{SegmentName, TimelineId, durable};
 
 /// Its name in the spool.
 const FILE: &str = "target";
@@ -15,8 +15,6 @@ const FILE: &str = "target";
 /// Where recovery goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TargetNote {
-    /// The lineage that was restored.
-    pub lineage: LineageId,
     /// The timeline of the target.
     pub timeline: TimelineId,
     /// The last segment that recovery needs; `None` for "to the end of the archive".
@@ -27,7 +25,6 @@ pub struct TargetNote {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
-    lineage: String,
     timeline: u32,
     last: Option<String>,
 }
@@ -35,11 +32,7 @@ struct Content {
 impl TargetNote {
     /// Writes the note into a spool, which is created if need be.
     pub fn write(&self, spool: &Path) -> anyhow::Result<()> {
-        let content = Content {
-            lineage: self.lineage.to_string(),
-            timeline: self.timeline.get(),
-            last: self.last.map(|name| name.to_string()),
-        };
+        let content = Content { timeline: self.timeline.get(), last: self.last.map(|name| name.to_string()) };
         let path = spool.join(FILE);
         durable::create_directories(spool)
             .and_then(|()| durable::replace(&path, &serde_json::to_vec(&content)?, 0o600))
@@ -50,7 +43,6 @@ impl TargetNote {
     pub fn read(spool: &Path) -> Option<Self> {
         let content: Content = serde_json::from_slice(&std::fs::read(spool.join(FILE)).ok()?).ok()?;
         Some(Self {
-            lineage: content.lineage.parse().ok()?,
             timeline: TimelineId::new(content.timeline)?,
             last: content.last.map(|name| name.parse()).transpose().ok()?,
         })
@@ -72,7 +64,6 @@ mod tests {
         let spool = dir.path().join("spool");
         assert_eq!(TargetNote::read(&spool), None);
         let note = TargetNote {
-            lineage: "7-1".parse().unwrap(),
             timeline: TimelineId::new(3).unwrap(),
             last: Some("000000030000000100000000".parse().unwrap()),
         };
@@ -80,7 +71,7 @@ mod tests {
         assert_eq!(TargetNote::read(&spool), Some(note));
         TargetNote { last: None, ..note }.write(&spool).unwrap();
         assert_eq!(TargetNote::read(&spool).unwrap().last, None);
-        durable::replace(&spool.join(FILE), b"{\"lineage\":\"x\"", 0o600).unwrap();
+        durable::replace(&spool.join(FILE), b"{\"timeline\":\"x\"", 0o600).unwrap();
         assert_eq!(TargetNote::read(&spool), None);
         TargetNote::remove(&spool).unwrap();
         TargetNote::remove(&spool).unwrap();

@@ -2,7 +2,8 @@
 //!
 //! A store's "no such object" counts only from the right repository. So its descriptor and the lineage are read before and
 //! after everything else that this attempt asks: a directory that was unmounted, or a bucket that was replaced, in between
-//! is noticed.
+//! is noticed. They are what the recovery began with, or the repository would not have been opened ([`super::origin`]), and
+//! what it was seen to hold has to be there still: an older copy of it, at the same place, proves nothing.
 
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
@@ -77,6 +78,13 @@ fn unproven(archive: &Archive, missing: &[Missing<'_>], proven: &[(&str, Reposit
             names.push(member.name.clone());
         }
     }
+    for (name, _) in
+        archive.origin().acknowledging().into_iter().filter(|(_, id)| !proven.iter().any(|(_, p)| p == id))
+    {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     names.retain(|name| !archive.without().contains(name));
     if names.is_empty() && proven.is_empty() {
         names.push("a repository".to_owned());
@@ -92,6 +100,7 @@ async fn look_around(
     around: &mut Surroundings,
 ) -> anyhow::Result<()> {
     confirm(wal).await?;
+    confirm_newest(archive, wal).await?;
     if wal.repository().store().head(&wal.paths().file(name)).await?.is_some() {
         bail!("\"{name}\" has just arrived");
     }
@@ -114,6 +123,29 @@ async fn confirm(wal: &WalArchive) -> anyhow::Result<()> {
         bail!("lineage {} of cluster {} is not what it was", known.id, known.cluster);
     }
     Ok(())
+}
+
+/// Looks for the newest segment that the repository was seen to hold, or what shows that it went on from there: something
+/// later on that timeline, or a timeline that left it later, after `expire` has removed the segment itself.
+async fn confirm_newest(archive: &Archive, wal: &WalArchive) -> anyhow::Result<()> {
+    let Some(newest) = archive.origin().newest(wal.repository().id()) else { return Ok(()) };
+    let mut entries = wal.list(newest.timeline, Some(newest));
+    while let Some((entry, _)) = entries.try_next().await? {
+        if !matches!(entry, WalEntry::Part(_)) {
+            return Ok(());
+        }
+    }
+    let start = newest.number(wal.lineage().segment_size).map(|n| n.start(wal.lineage().segment_size));
+    for timeline in wal.histories().await?.into_iter().filter(|timeline| *timeline > newest.timeline) {
+        let history = archive.history_in(wal, timeline).await?;
+        if history.and_then(|history| history.end_of(newest.timeline)) >= start {
+            return Ok(());
+        }
+    }
+    bail!(
+        "\"{newest}\", which it held in the course of this recovery, is gone, and so is all WAL after it: this is an older copy \
+         of the repository, or one that lost WAL; HINT: Is everything mounted?"
+    )
 }
 
 async fn around_segment(

@@ -124,6 +124,15 @@ impl Server {
                 ),
             );
         }
+        if !self.prefetcher.archive().origin().is_current() {
+            return reply(
+                FetchOutcome::Elsewhere,
+                format!(
+                    "the prefetcher at this socket served an earlier recovery in {}",
+                    place.wal.display()
+                ),
+            );
+        }
         // Asked anew each time: a promotion ends it.
         let recovery = Recovery::of(&place.pgdata);
         let standby = recovery == Recovery::Standby && request.ahead;
@@ -177,9 +186,9 @@ impl Server {
         if let Ok(history) = TimelineHistory::parse(timeline, &content) {
             self.prefetcher.note_history(history);
         }
-        if let (true, Some(lineage)) = (standby, self.prefetcher.archive().lineage()) {
+        if standby {
             let cache = HistoryCache::in_wal(&self.prefetcher.place().wal);
-            let kept = cache.put(lineage, timeline, &content).and_then(|()| cache.leave_policy(self.policy));
+            let kept = cache.put(timeline, &content).and_then(|()| cache.leave_policy(self.policy));
             if let Err(error) = kept {
                 tracing::warn!("the history of timeline {timeline} is not kept for the next outage: {error}");
             }

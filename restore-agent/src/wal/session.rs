@@ -13,14 +13,14 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
-use walpoint_base::{Place, Recovery, durable};
+use walpoint_base::{Place, RECOVERY_ORIGIN, Recovery, durable};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{config, owner, shutdown};
 
 use crate::cli::PrefetchArgs;
-use crate::wal::archive::{Archive, Identity};
+use crate::wal::archive::Archive;
 use crate::wal::histories::HistoryCache;
 use crate::wal::life::{End, Life};
 use crate::wal::prefetch::Prefetcher;
@@ -92,7 +92,7 @@ async fn serve(
             .context("standby_history_outage cannot be noted")?;
     }
 
-    let archive = Archive::new(selection, Identity::at(Some(&place)));
+    let archive = Archive::new(selection, Some(&place));
     let idle_limit = if args.keep { Duration::MAX } else { config::duration(settings.prefetch_idle) };
     let mut life = Life::new(place.clone(), idle_limit);
     let prefetcher = Prefetcher::new(archive, spool, place.clone(), &settings);
@@ -106,7 +106,7 @@ async fn serve(
             () = tokio::time::sleep(CHECK) => {}
             () = stop.cancelled() => break None,
         }
-        let ours = prefetcher.spool().is_ours();
+        let ours = prefetcher.spool().is_ours() && prefetcher.archive().origin().is_current();
         match life.check(server.idle()).or((!ours).then_some(End::DirectoryGone)) {
             // A sidecar serves whatever comes next in this place.
             Some(End::Recovered | End::ServerGone) if args.keep => {}
@@ -130,6 +130,10 @@ async fn serve(
         HistoryCache::in_wal(&place.wal)
             .remove()
             .context("the histories of the standby cannot be removed")?;
+    }
+    if over {
+        durable::remove(&place.wal.join(RECOVERY_ORIGIN))
+            .context("what the recovery began with cannot be forgotten")?;
     }
     prefetcher.close(over).with_context(|| format!("the spool {} is not cleaned up", root.display()))?;
     Ok(end)

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 
 use crate::{SystemId, WalFileName};
 
+/// The file in `pg_wal` that says what a recovery began with. While it is there, so are the histories that a standby has
+/// seen in this recovery.
+pub const RECOVERY_ORIGIN: &str = "walpoint-origin";
+
 /// The data directory around the requested path.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
@@ -80,13 +84,19 @@ impl Place {
         self.server && self.recovery == Recovery::Standby
     }
 
+    /// Whether a server without a signal file asks: it is about to leave recovery, or has left it.
+    pub fn leaves_recovery(&self) -> bool {
+        self.server && self.recovery == Recovery::None
+    }
+
     /// Whether a server that ends recovery asks for a history of its own `pg_wal`. With transactions that are prepared
     /// PostgreSQL 16 and later do so for the timeline they have just begun (`XlogReadTwoPhaseData`). The answer is "not in
     /// the archive", whereupon PostgreSQL reads its own file: what it is given it takes for archived, and any other answer
     /// would stop it without its signal file, to start again on the old timeline.
     pub fn has_own_history(&self, name: WalFileName) -> bool {
-        let ends_recovery = self.server && self.recovery == Recovery::None;
-        ends_recovery && matches!(name, WalFileName::History(_)) && self.wal.join(name.to_string()).is_file()
+        self.leaves_recovery()
+            && matches!(name, WalFileName::History(_))
+            && self.wal.join(name.to_string()).is_file()
     }
 }
 

@@ -1,13 +1,18 @@
 //! Lineages: the lives of a cluster in a repository, each with the facts that never change about it.
 //!
-//! `clusters/<name>/lineages/<lineage>` is a document, created once by `init`. A crash in the middle leaves it or not.
+//! `clusters/<name>/lineages/<lineage>` is a document, created once by `init`. A crash in the middle leaves it or not. Its
+//! random id tells it from a lineage of the same name that is made after this one was deleted.
+
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use walpoint_base::{ClusterName, LineageId, PgMajor, SegmentSize, SystemId};
+use walpoint_base::{ClusterName, LineageId, ParseError, PgMajor, SegmentSize, SystemId};
 
 use crate::error::{RepoError, Result};
 use crate::layout::{ClusterPaths, Key, WalPaths};
 use crate::object::RepositoryId;
+use crate::object::sealer::parse_hex;
 
 /// A lineage's facts.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,6 +21,8 @@ pub struct Lineage {
     pub cluster: ClusterName,
     /// Its name.
     pub id: LineageId,
+    /// Tells it from every other lineage, also from one of that name.
+    pub uid: LineageUid,
     /// The version that writes it. A `pg_upgrade` begins another lineage, as the system identifier changes.
     pub major: PgMajor,
     /// Bytes of a WAL segment.
@@ -31,6 +38,38 @@ pub struct Lineage {
     /// Every repository that must have a segment before it is acknowledged. Absence is proven only when all of them say
     /// so, also to a reader whose configuration names fewer.
     pub ack: Vec<AckMember>,
+}
+
+/// A random name that tells lineages apart: 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LineageUid(pub [u8; 16]);
+
+impl LineageUid {
+    /// A new one.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for LineageUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for LineageUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for LineageUid {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, ParseError> {
+        let error = || ParseError::new("the random id of a lineage (32 hexadecimal digits)", text);
+        parse_hex(text).map(Self).ok_or_else(error)
+    }
 }
 
 /// A repository that must have what is acknowledged.
@@ -73,6 +112,8 @@ pub(crate) struct LineageDocument {
     cluster: Cluster,
     #[serde(with = "as_text")]
     lineage: LineageId,
+    #[serde(with = "as_text")]
+    id: LineageUid,
     postgresql: u32,
     wal_segment_size: u64,
     wal_block_size: u32,
@@ -90,6 +131,7 @@ impl From<&Lineage> for LineageDocument {
             format: crate::object::FORMAT_VERSION,
             cluster: lineage.cluster.clone(),
             lineage: lineage.id,
+            id: lineage.uid,
             postgresql: u32::from(lineage.major.get()),
             wal_segment_size: lineage.segment_size.bytes(),
             wal_block_size: lineage.wal_block_size,
@@ -115,6 +157,7 @@ impl LineageDocument {
         let lineage = Lineage {
             cluster: self.cluster,
             id: self.lineage,
+            uid: self.id,
             major: PgMajor::new(self.postgresql).ok_or_else(|| {
                 corrupt(
                     "it is of a version of PostgreSQL that this program does not know: use a newer Walpoint",

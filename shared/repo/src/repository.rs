@@ -12,7 +12,7 @@ use crate::init::{self, Initialised, NewRepository};
 use crate::keys::unlock::{Unlocked, unlock};
 use crate::keys::{KeySlots, KeySource};
 use crate::layout::{self, ClusterPaths};
-use crate::lineage::{AckMember, Lineage, LineageDocument};
+use crate::lineage::{AckMember, Lineage, LineageDocument, LineageUid};
 use crate::object::{Level, MasterKey, RepositoryId, Sealer};
 use crate::store::{Creation, Store, StoreSettings};
 use crate::wal::WalArchive;
@@ -226,6 +226,7 @@ impl Repository {
         let lineage = Lineage {
             cluster: cluster.clone(),
             id: LineageId { system_id: new.system_id, n: last.saturating_add(1) },
+            uid: LineageUid::random(),
             major: new.major,
             segment_size: new.segment_size,
             wal_block_size: new.wal_block_size,

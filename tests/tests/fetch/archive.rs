@@ -93,12 +93,6 @@ impl<'a> Archive<'a> {
         wal.paths().file(name.parse().unwrap()).to_string()
     }
 
-    /// The lineage's name.
-    pub(crate) fn lineage(&self) -> String {
-        let (_, wal) = &self.copies[0];
-        wal.lineage().id.to_string()
-    }
-
     /// What root stored in a local directory is the servers' user's.
     fn give(&self) {
         for (store, _) in &self.copies {

@@ -3,6 +3,7 @@
 mod answers;
 mod archive;
 mod load;
+mod origin;
 mod prefetch;
 mod promotion;
 mod recovery;

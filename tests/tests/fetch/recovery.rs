@@ -197,6 +197,51 @@ fn an_unmounted_repository_in_the_middle_never_promotes() {
     assert!(!target.wal_dir().join("walpoint-spool").exists());
 }
 
+/// F2: another repository at the same place: made anew, as by an init that found an empty directory, or an older copy below
+/// a mount that is gone. Neither has the WAL that comes next, and neither is believed.
+#[test]
+fn another_repository_in_the_middle_never_promotes() {
+    let mut source = Source::new(17);
+    source.fill(40);
+    source.settle();
+    let store = Store::local();
+    let archive = Archive::create(source.cluster.pgdata(), &[("main", &store)]);
+    let root = store.root().unwrap();
+    let [aside, older] = ["aside", "older"].map(|name| root.with_extension(name));
+    let turn = nth_segment(&source, 12);
+    archive.put_all(&source.archive, |name| name < turn.as_str());
+    process::run(Command::new("cp").arg("-a").args([root, &older]), wait::SOON).expect_success();
+    archive.put_all(&source.archive, |_| true);
+    for made_anew in [true, false] {
+        let (mut target, agent) =
+            restored(&source, |agent| agent.repository("main", &store).cluster_line("fetch_budget = \"1s\""));
+        let gate = Gate::before(&turn, &target, &agent);
+        let put_back = || {
+            fs::rename(root, root.with_extension(format!("gone-{made_anew}"))).unwrap();
+            fs::rename(&aside, root).unwrap();
+        };
+        let wal = target.wal_dir();
+        let replace = {
+            let agent = &agent;
+            let (root, aside, older, source, store) = (&root, &aside, &older, &source, &store);
+            move || {
+                fs::rename(root, aside).unwrap();
+                if made_anew {
+                    fs::create_dir(root).unwrap();
+                    drop(Archive::create(source.cluster.pgdata(), &[("main", store)]));
+                } else {
+                    fs::rename(older, root).unwrap();
+                }
+                // What is asked next finds neither a prefetcher nor a spool.
+                kill_prefetchers(agent);
+                drop(fs::remove_dir_all(wal.join("walpoint-spool")));
+            }
+        };
+        stops_and_goes_on(&mut target, &source, &gate, replace, put_back);
+        assert!(!target.wal_dir().join("walpoint-origin").exists(), "recovery is over");
+    }
+}
+
 /// F4 under load: a store that is far, narrow and drops connections in turns slows a recovery down and does not end it.
 #[test]
 fn recovery_through_bad_days_replays_everything() {

@@ -1,0 +1,99 @@
+//! What the recovery will begin with, left for `restore-fetch`: the repositories by their random ids, and how far they reach.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use walpoint_base::{RECOVERY_ORIGIN, SegmentName};
+use walpoint_repo::repository::Repository;
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::{CommonArgs, Selection};
+
+use super::owners::Owner;
+use crate::plan::Planned;
+use crate::wal::origin::{Origin, OriginRepository};
+
+/// How long a repository is asked that the plan does not need. One that does not answer is met by the recovery itself.
+const OTHERS: Duration = Duration::from_secs(10);
+
+/// Reads what the configured repositories are, as far as they can be reached.
+pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Origin> {
+    let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
+    let acknowledging = selection.settings.ack_set().to_vec();
+    let last = planned.plan.wal.last();
+    let last = last.map(|range| range.last.name(range.timeline, planned.lineage.segment_size));
+    let mut origin = Origin::new(planned.lineage.id);
+    let mut add = |found: OriginRepository| {
+        if !origin.repositories.iter().any(|known| known.id == found.id) {
+            origin.repositories.push(found);
+        }
+    };
+    add(OriginRepository {
+        name: planned.repository.name().to_owned(),
+        id: planned.repository.id(),
+        lineage: Some(planned.lineage.uid),
+        acknowledges: true,
+        newest: last,
+    });
+    for (name, settings) in &selection.repositories {
+        if name == planned.repository.name() {
+            continue;
+        }
+        match tokio::time::timeout(OTHERS, other(name, settings, planned, last)).await {
+            Ok(Ok(found)) => {
+                add(OriginRepository {
+                    acknowledges: found.acknowledges || acknowledging.contains(name),
+                    ..found
+                });
+            }
+            Ok(Err(error)) => tracing::debug!("repository \"{name}\" is not read: {error:#}"),
+            Err(_) => tracing::debug!("repository \"{name}\" does not answer"),
+        }
+    }
+    for member in &planned.lineage.ack {
+        add(OriginRepository {
+            name: member.name.clone(),
+            id: member.repository,
+            lineage: None,
+            acknowledges: true,
+            newest: None,
+        });
+    }
+    Ok(origin)
+}
+
+async fn other(
+    name: &str,
+    settings: &StoreSettings,
+    planned: &Planned,
+    last: Option<SegmentName>,
+) -> anyhow::Result<OriginRepository> {
+    let repository = Repository::open(name, settings).await?;
+    let lineage = repository.read_lineage(&planned.cluster, planned.lineage.id).await?;
+    let lineage = lineage.with_context(|| format!("lineage {} is not in it", planned.lineage.id))?;
+    let newest = match last {
+        Some(last) => {
+            let key = repository.wal(&lineage).paths().segment(last);
+            repository.store().head(&key).await?.map(|_| last)
+        }
+        None => None,
+    };
+    let acknowledges = planned.lineage.ack.iter().any(|member| member.repository == repository.id());
+    Ok(OriginRepository {
+        name: name.to_owned(),
+        id: repository.id(),
+        lineage: Some(lineage.uid),
+        acknowledges,
+        newest,
+    })
+}
+
+/// Leaves it in a data directory.
+pub(crate) fn leave(origin: &Origin, pgdata: &Path, owner: Option<Owner>) -> anyhow::Result<()> {
+    let wal = pgdata.join("pg_wal");
+    origin.write(&wal)?;
+    if let Some(owner) = owner {
+        owner.give(&wal.join(RECOVERY_ORIGIN))?;
+    }
+    Ok(())
+}
