@@ -8,7 +8,11 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
-use walpoint_base::{ClusterName, Place, SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
+use futures_util::{StreamExt, TryStreamExt};
+use walpoint_base::{
+    ClusterName, Place, SegmentName, SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName,
+};
+use walpoint_repo::layout::WalEntry;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -18,6 +22,9 @@ use walpoint_runtime::exit::told;
 use crate::wal::landing::{self, Durability, Landing};
 use crate::wal::origin::OriginKeeper;
 use crate::wal::prove;
+
+/// Objects that a store lists at once.
+const PAGE: usize = 1000;
 
 /// What an attempt to have a file came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -193,7 +200,9 @@ impl Archive {
         };
         landing::blocking(move || landing.finish(durability)).await?;
         if let WalFileName::Segment(segment) = name {
-            self.origin.seen(wal.repository().id(), segment);
+            let newest =
+                if self.origin.is_new(wal.repository().id()) { reach(&wal, segment).await } else { segment };
+            self.origin.seen(wal.repository().id(), newest);
         }
         Ok(Found::Landed(size))
     }
@@ -274,6 +283,19 @@ impl Archive {
         }
         Ok(found)
     }
+}
+
+/// The newest segment from `segment` on that one page of a listing shows.
+async fn reach(wal: &WalArchive, segment: SegmentName) -> SegmentName {
+    let mut entries = wal.list(segment.timeline, Some(segment)).take(PAGE);
+    let mut newest = segment;
+    // What cannot be listed is not known to be there.
+    while let Ok(Some((entry, _))) = entries.try_next().await {
+        if let WalEntry::File(WalFileName::Segment(found)) = entry {
+            newest = newest.max(found);
+        }
+    }
+    newest
 }
 
 enum Found {

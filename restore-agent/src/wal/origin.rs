@@ -5,6 +5,9 @@
 //! exists. So the first to read a repository for a recovery notes its random id, the lineage's random id, and the newest
 //! segment that it was seen to hold: `restore`, or, where PostgreSQL was set up by hand, the first question of a server.
 //!
+//! That segment is the last one of the plan, or the last one that a listing shows from the first segment that is given, and
+//! then whatever is given or fetched ahead.
+//!
 //! The file lies beside the spool, which anybody may remove, and in `pg_wal`, which no base backup takes along. It is
 //! replaced durably before anything is answered from what it describes, under a lock on the directory, and removed when the
 //! server leaves recovery. Only the newest segment may lag behind by a second: it proves a little less then. A crash leaves
@@ -282,6 +285,13 @@ impl OriginKeeper {
         if let Err(error) = written {
             tracing::debug!("the newest segment is not noted: {error:#}");
         }
+    }
+
+    /// Whether nothing is known yet of what a repository holds.
+    pub(crate) fn is_new(&self, id: RepositoryId) -> bool {
+        let state = self.state();
+        let mut known = state.origin.iter().flat_map(|origin| &origin.repositories);
+        known.any(|known| known.id == id && known.newest.is_none())
     }
 
     /// The newest segment that a repository was seen to hold.
