@@ -37,11 +37,15 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     };
     let place = Place::around(&args.path);
     let standby = place.as_ref().is_some_and(Place::is_standby);
-    if let Some(place) = place.as_ref().filter(|place| place.has_own_history(name)) {
-        // The recovery is over: what it began with binds no later one.
-        if let Err(error) = durable::remove(&place.wal.join(RECOVERY_ORIGIN)) {
-            tracing::debug!("what the recovery began with is not forgotten: {error}");
-        }
+    let own = place.as_ref().is_some_and(|place| place.has_own_history(name));
+    let leaving = place.as_ref().filter(|place| own || (place.leaves_recovery() && name.is_never_written()));
+    // The recovery is over: what it began with binds no later one.
+    if let Some(place) = leaving
+        && let Err(error) = durable::remove(&place.wal.join(RECOVERY_ORIGIN))
+    {
+        tracing::debug!("what the recovery began with is not forgotten: {error}");
+    }
+    if own {
         tracing::info!("\"{name}\" is this server's own: it is in pg_wal, and no repository is asked for it");
         return ABSENT;
     }

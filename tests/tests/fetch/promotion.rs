@@ -107,7 +107,10 @@ fn a_promoted_standby_archives_its_history(major: u32, away: Away) {
     if away == Away::StoreAndAgent {
         // The client alone, which finds no program to start.
         let lone = agent.place().join("restore-fetch");
-        fs::copy(walpoint_tests::testbed::under_test("restore-fetch"), &lone).unwrap();
+        // By a process of its own: a program that this one had open for writing would be busy.
+        let mut copy = std::process::Command::new("cp");
+        copy.arg(walpoint_tests::testbed::under_test("restore-fetch")).arg(&lone);
+        walpoint_tests::process::run(&mut copy, wait::SOON).expect_success();
         walpoint_tests::user::give(&lone);
         let command = agent.restore_command();
         let (_, arguments) = command.split_once(' ').unwrap();
@@ -154,6 +157,7 @@ fn only_a_server_that_leaves_recovery_is_referred_to_its_own_history() {
     let target = Target::like(wal.pg_wal.parent().unwrap()).configure(|a| a.repository("main", &store));
     let own = target.pgdata.join("pg_wal").join(NEW_HISTORY);
     fs::write(&own, "1\t0/1\tof its own\n").unwrap();
+    let origin = target.pgdata.join("pg_wal/walpoint-origin");
     let given = fs::read(wal.archive.join(NEW_HISTORY)).unwrap();
     let answers = |status: i32, what: &str| {
         for output in [target.fetch_directly(NEW_HISTORY), target.fetch(NEW_HISTORY)] {
@@ -166,7 +170,15 @@ fn only_a_server_that_leaves_recovery_is_referred_to_its_own_history() {
     answers(0, "in recovery");
     let signal = target.pgdata.join("recovery.signal");
     fs::remove_file(&signal).unwrap();
+    assert!(origin.exists(), "the recovery is noted");
     answers(1, "it leaves recovery");
+    assert!(!origin.exists(), "the recovery is over");
+    for first in [true, false] {
+        fs::write(&origin, "").unwrap();
+        let end = "00000001.history";
+        let output = if first { target.fetch(end) } else { target.fetch_directly(end) };
+        assert_eq!((output.status, origin.exists()), (1, false), "{output:#?}");
+    }
     let root = store.root().unwrap();
     let aside = root.with_extension("aside");
     fs::rename(root, &aside).unwrap();

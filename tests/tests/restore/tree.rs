@@ -38,7 +38,7 @@ fn walk(root: &Path, at: &Path, seen: &mut dyn FnMut(&Path, &fs::Metadata)) {
 }
 
 /// What every file below a directory holds and where every link leads, links to tablespaces followed. Left out is what
-/// differs between two restores of the same: where tablespaces are.
+/// differs between two restores of the same: where tablespaces are, and the random id of the recovery that begins.
 pub(crate) fn contents(pgdata: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut pending = vec![PathBuf::new()];
@@ -53,7 +53,7 @@ pub(crate) fn contents(pgdata: &Path) -> BTreeMap<PathBuf, String> {
             found.insert(path, "directory".to_owned());
         } else if meta.is_symlink() {
             found.insert(path, format!("link to {}", fs::read_link(&at).unwrap().display()));
-        } else if path != Path::new("tablespace_map") {
+        } else if path != Path::new("tablespace_map") && path != Path::new("pg_wal/walpoint-origin") {
             let content = fs::read(&at).unwrap();
             let mut hasher = std::hash::DefaultHasher::new();
             std::hash::Hash::hash(&content, &mut hasher);
