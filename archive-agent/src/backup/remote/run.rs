@@ -35,6 +35,16 @@ use crate::check::source;
 /// The mode of a data directory that the server does not tell.
 const DEFAULT_MODE: u16 = 0o700;
 
+/// The server that sends a backup, and what was learned about it beforehand.
+struct Sender<'a> {
+    server: &'a SharedServer,
+    identity: &'a Identity,
+    destinations: &'a [Destination],
+    pgdata: Option<&'a Path>,
+    /// The tablespaces of the catalog, all of which have to come.
+    expected: &'a [Tablespace],
+}
+
 impl Run<'_> {
     /// Makes the backup from what the server sends, with a copy in each of the chosen repositories that does not fail
     /// meanwhile.
@@ -84,17 +94,15 @@ impl Run<'_> {
         let progress = Progress::bytes("copying", bytes, self.show_progress);
         let RemoteSource { server, identity, destinations, pgdata, .. } = examined;
         let server = Arc::new(Mutex::new(server));
-        let copied = self
-            .received(
-                stream,
-                &writers,
-                &failures,
-                (&server, &identity, &destinations, pgdata.as_deref()),
-                &expected,
-                progress.clone(),
-                (id, started, mode),
-            )
-            .await;
+        let sender = Sender {
+            server: &server,
+            identity: &identity,
+            destinations: &destinations,
+            pgdata: pgdata.as_deref(),
+            expected: &expected,
+        };
+        let times = (id, started, mode);
+        let copied = self.received(stream, &writers, &failures, sender, progress.clone(), times).await;
         progress.end();
         let copied = self.or_noted(copied, &writers, &failures).await?;
         let whereabouts = (server, destinations.as_slice(), pgdata.as_deref());
@@ -107,11 +115,11 @@ impl Run<'_> {
         stream: BaseBackup,
         writers: &[BackupWriter],
         failures: &Arc<Failures>,
-        (server, identity, destinations, pgdata): (&SharedServer, &Identity, &[Destination], Option<&Path>),
-        expected: &[Tablespace],
+        sender: Sender<'_>,
         progress: Progress,
         (id, started, mode): (BackupId, Timestamp, u16),
     ) -> anyhow::Result<Copied> {
+        let Sender { server, identity, destinations, pgdata, expected } = sender;
         let start = stream.started();
         let shared = Arc::new(Shared {
             block_size: usize::try_from(identity.block_size)?,
