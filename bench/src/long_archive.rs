@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use walpoint_base::facts::TransactionRange;
+use walpoint_base::chain::ChainFacts;
+use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{BackupId, ClusterName, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, TimelineId};
 use walpoint_pg::wal::inspect;
 use walpoint_repo::index::{FANOUT, IndexWriter, SegmentEntry, forge};
@@ -152,6 +153,9 @@ pub fn header(archive: &WalArchive, number: u64, commit: PgTimestamp) -> WalHead
         switched: false,
         damaged: false,
         open_transaction_end: false,
+        chain: ChainFacts::default(),
+        marks: SegmentMarks::default(),
+        history: HistoryHash::NONE,
         stored: commit.to_time(),
     }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
+use walpoint_base::chain::ChainFacts;
+use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, SystemId};
 use walpoint_repo::Repository;
 use walpoint_repo::object::MasterKey;
@@ -257,6 +259,8 @@ async fn fill(store: &Store) {
         records: 10,
         transactions: None,
         open_transaction_end: false,
+        chain: ChainFacts::default(),
+        marks: SegmentMarks::default(),
         restore_points: vec![],
     };
     let new = NewLineage {

@@ -4,6 +4,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use walpoint_base::chain::ChainFacts;
+use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{
     Lsn, PgMajor, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId, WalFileName,
 };
@@ -61,6 +63,8 @@ fn facts() -> SegmentFacts {
         records: 10,
         transactions: None,
         open_transaction_end: false,
+        chain: ChainFacts::default(),
+        marks: SegmentMarks::default(),
         restore_points: vec![],
     }
 }

@@ -50,7 +50,7 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
     let uploader = archiver.uploader();
     let cluster = uploader.identity().await.map_err(told)?;
     let directory = archiver.wal_directory();
-    let Some(history) = history_in(&directory, timeline) else {
+    let Some((history, _)) = history_in(&directory, timeline) else {
         tracing::warn!(
             %timeline,
             "{} has no history of this timeline: what the server before the promotion did not archive is not looked for",

@@ -5,9 +5,13 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use walpoint_base::chain::ChainFacts;
+use walpoint_base::facts::{HistoryHash, SegmentMarks};
 use walpoint_base::{SegmentFacts, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::{Identity, Inspector, LONG_HEADER, LongHeader, WalError, major_of_magic};
+
+use walpoint_repo::wal::history_hash;
 
 use super::read::{OpenFile, ReadError};
 
@@ -130,10 +134,11 @@ fn text(file: &OpenFile, what: &str) -> CheckError {
     CheckError::Text { path: file.path().to_owned(), what: what.to_owned() }
 }
 
-/// The history of a timeline, if its file is in that directory. Without it the pages' timelines are checked among themselves.
-pub(crate) fn history_in(directory: &Path, timeline: TimelineId) -> Option<TimelineHistory> {
+/// The history of a timeline and what it is remembered by, if its file is in that directory. Without it the pages' timelines
+/// are checked among themselves.
+pub(crate) fn history_in(directory: &Path, timeline: TimelineId) -> Option<(TimelineHistory, HistoryHash)> {
     let content = std::fs::read(directory.join(WalFileName::History(timeline).to_string())).ok()?;
-    TimelineHistory::parse(timeline, &content).ok()
+    TimelineHistory::parse(timeline, &content).ok().map(|history| (history, history_hash(&content)))
 }
 
 /// The facts of a segment whose records cannot be trusted: whose it is, and nothing about its transactions.
@@ -157,6 +162,8 @@ fn what_the_header_says(name: SegmentName, content: &[u8]) -> Option<SegmentFact
         records: 0,
         transactions: None,
         open_transaction_end: true,
+        chain: ChainFacts::default(),
+        marks: SegmentMarks::ALL,
         restore_points: Vec::new(),
     })
 }

@@ -7,7 +7,8 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use walpoint_base::{SegmentFacts, SegmentName, WalFileName};
+use walpoint_base::facts::HistoryHash;
+use walpoint_base::{SegmentFacts, SegmentName, TimelineHistory, WalFileName};
 use walpoint_pg::wal::{Identity, WalError};
 use walpoint_repo::RepoError;
 use walpoint_repo::wal::{Content, Place, SealedSegment, SegmentSealer, WalArchive, WalFlags};
@@ -84,9 +85,14 @@ impl Job<'_> {
     fn run(&self, buffer: &mut [u8], room: &mut Room) -> Result<Vec<SealedSegment>, PrepareError> {
         let (mut place, mut read_again) = (Place::Whole, false);
         for _ in 0..PASSES {
-            let (verdict, sealer) = self.pass(place, buffer, room)?;
+            // Read anew for each pass: PostgreSQL may have got it from an archive meanwhile.
+            let directory = self.file.path().parent();
+            let history = directory.and_then(|directory| check::history_in(directory, self.name.timeline));
+            let hash = history.as_ref().map_or(HistoryHash::NONE, |(_, hash)| *hash);
+            let (verdict, sealer) =
+                self.pass(place, history.as_ref().map(|(history, _)| history), buffer, room)?;
             let (facts, flags) = match verdict {
-                Ok(facts) => (facts, WalFlags { damaged: false }),
+                Ok(facts) => (facts, WalFlags { damaged: false, history: hash }),
                 Err(error) if error.is_damage() && !read_again => {
                     // Past what the kernel holds in memory: a page damaged there is not a damaged file.
                     self.file.drop_cached();
@@ -96,7 +102,7 @@ impl Job<'_> {
                 Err(error) if error.is_damage() && self.accept_damaged => {
                     tracing::warn!(file = %self.name, "stored although damaged: {error}");
                     let facts = check::facts_of_damaged(self.file, self.name, self.cluster, error)?;
-                    (facts, WalFlags { damaged: true })
+                    (facts, WalFlags { damaged: true, history: hash })
                 }
                 Err(error) => return Err(error.into()),
             };
@@ -117,13 +123,12 @@ impl Job<'_> {
     fn pass(
         &self,
         place: Place,
+        history: Option<&TimelineHistory>,
         buffer: &mut [u8],
         room: &mut Room,
     ) -> Result<(Result<SegmentFacts, WalError>, SegmentSealer), PrepareError> {
-        let directory = self.file.path().parent();
-        let history = directory.and_then(|directory| check::history_in(directory, self.name.timeline));
         let mut sealer = SegmentSealer::new(self.archives, self.name, self.cluster.segment_size, place)?;
-        let mut verdict = Verdict::new(self.name, self.file.identity.size, history.as_ref());
+        let mut verdict = Verdict::new(self.name, self.file.identity.size, history);
         let mut sealed = Ok(());
         let read = self.file.read(buffer, |piece| {
             verdict.add(piece);

@@ -1,6 +1,7 @@
 //! What a decoded segment says about itself: found by the WAL reader, stored in the segment's object and in the index,
 //! used by the planners.
 
+use crate::chain::ChainFacts;
 use crate::{Lsn, PgMajor, PgTimestamp, SegmentName, SegmentSize, SystemId, TimelineId};
 
 /// Facts about one segment of WAL, all read from its content.
@@ -38,8 +39,54 @@ pub struct SegmentFacts {
     /// its time, xid and name are then in no segment's facts, and only decoding both segments together finds them.
     /// `false` only when that record's header is readable here and says otherwise, or when no record crosses the end.
     pub open_transaction_end: bool,
+    /// What its edges say about its neighbors.
+    pub chain: ChainFacts,
+    /// Records in it that a restore has to know of.
+    pub marks: SegmentMarks,
     /// Named restore points in it, in LSN order.
     pub restore_points: Vec<RestorePoint>,
+}
+
+/// Whether a segment has records that a restore has to know of before it replays them. A record counts where it starts; if
+/// the end of the segment cuts its header, in the next segment. So its text is found by decoding the segment together with
+/// the ones before and behind it. What cannot be told is marked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SegmentMarks {
+    /// `CREATE TABLESPACE`: replay uses the location in the record.
+    pub tablespace: bool,
+    /// A change of the settings that a standby must follow.
+    pub parameters: bool,
+    /// Such a change that sets `wal_level = minimal`, or whose values were not read.
+    pub minimal: bool,
+}
+
+impl SegmentMarks {
+    /// What cannot be decoded may hold anything.
+    pub const ALL: Self = Self { tablespace: true, parameters: true, minimal: true };
+
+    /// Marked where one of both is.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            tablespace: self.tablespace || other.tablespace,
+            parameters: self.parameters || other.parameters,
+            minimal: self.minimal || other.minimal,
+        }
+    }
+}
+
+/// The first half of the BLAKE3 of a timeline's history file; all zero for timeline 1, and where none is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HistoryHash(pub [u8; 16]);
+
+impl HistoryHash {
+    /// Of timeline 1, and where none is known.
+    pub const NONE: Self = Self([0; 16]);
+
+    /// Whether both are known and differ: then they are the histories of two servers.
+    pub fn contradicts(self, other: Self) -> bool {
+        self != Self::NONE && other != Self::NONE && self != other
+    }
 }
 
 /// The commit, abort and prepared-transaction records of a segment.

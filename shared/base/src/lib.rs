@@ -9,6 +9,7 @@
 //! | [`clock`] | PostgreSQL's timestamps |
 //! | [`target`] | recovery targets, as a person writes them and as PostgreSQL wants them |
 //! | [`facts`] | what a decoded segment says about itself |
+//! | [`chain`] | whether one segment continues another |
 //! | [`durable`] | files that survive a power cut |
 //! | [`place`] | the data directory around a file that PostgreSQL wants |
 //! | [`secret`] | passwords and keys: where they come from, never where they show |
@@ -16,6 +17,7 @@
 //!
 //! Without the features `time` and `secret` nothing outside the standard library is linked into a thin client.
 
+pub mod chain;
 pub mod clock;
 pub mod dropped;
 pub mod durable;

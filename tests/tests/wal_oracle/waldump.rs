@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use walpoint_base::chain::{ChainEnd, Link};
+use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, PgTimestamp, SegmentFacts};
 use walpoint_pg::wal::{PageHeader, RecordKind, RelationLock, Rmgr, WalRecord, inspect};
 use walpoint_tests::waldata::WalData;
@@ -85,6 +87,9 @@ fn description(kind: &RecordKind) -> Option<String> {
             p.max_prepared_transactions,
             p.max_locks_per_transaction
         ),
+        RecordKind::TablespaceCreate { oid, location } => {
+            format!("CREATE {oid} \"{}\"", String::from_utf8_lossy(location))
+        }
         RecordKind::Locks(locks) => {
             let lock =
                 |lock: &RelationLock| format!("xid {} db {} rel {}", lock.xid, lock.database, lock.relation);
@@ -129,6 +134,7 @@ pub(crate) fn compare(wal: &WalData, segments: &[PathBuf]) -> Vec<WalRecord> {
             Rmgr::XLOG => Some("XLOG"),
             Rmgr::XACT => Some("Transaction"),
             Rmgr::STANDBY => Some("Standby"),
+            Rmgr::TBLSPC => Some("Tablespace"),
             _ => None,
         };
         match rmgr {
@@ -145,6 +151,7 @@ pub(crate) fn compare(wal: &WalData, segments: &[PathBuf]) -> Vec<WalRecord> {
             "BACKUP_END",
             "PARAM",
             "OVERW",
+            "CREATE ",
         ];
         match description(&one.kind) {
             Some(expected) => assert!(normal(&two.what).starts_with(&expected), "{one:?} and {two:?}"),
@@ -174,6 +181,7 @@ pub(crate) fn consistent(wal: &WalData, segments: &[PathBuf], records: &[WalReco
 fn facts_agree(wal: &WalData, segments: &[PathBuf], records: &[WalRecord]) {
     let starts: BTreeSet<Lsn> = records.iter().map(|record| record.start).collect();
     let contents: Vec<Vec<u8>> = segments.iter().map(|path| fs::read(path).unwrap()).collect();
+    let mut end = ChainEnd::UNKNOWN;
     for (index, (path, content)) in segments.iter().zip(&contents).enumerate() {
         let facts = inspect(name_of(path), content).unwrap();
         assert_eq!((u32::from(facts.major.get()), facts.system_id.0), (wal.major, wal.system_id));
@@ -203,7 +211,22 @@ fn facts_agree(wal: &WalData, segments: &[PathBuf], records: &[WalRecord]) {
             assert!(starts.contains(&next), "nothing starts at {next}: {facts:?}");
         }
         transactions_agree(&facts, &here, to);
+        assert_eq!(end.link(&facts.chain), Link::Continues, "{facts:?} after {end:?}");
+        end = end.after(&facts.chain);
+        let is_first = index == 0 || facts.records == 0;
+        if let (Some(first), false) = (here.first(), is_first && here.is_empty()) {
+            assert_eq!(facts.chain.begin.previous, Some(first.previous), "{facts:?}");
+        }
+        marks_agree(&facts, &here);
     }
+}
+
+/// A record whose header is cut by the end of the segment counts in the next one.
+fn marks_agree(facts: &SegmentFacts, here: &[&WalRecord]) {
+    let tablespace = here.iter().any(|r| matches!(r.kind, RecordKind::TablespaceCreate { .. }));
+    let parameters = here.iter().any(|r| matches!(r.kind, RecordKind::ParameterChange(_)));
+    let minimal = here.iter().any(|r| matches!(r.kind, RecordKind::ParameterChange(p) if p.wal_level == 0));
+    assert_eq!(facts.marks, SegmentMarks { tablespace, parameters, minimal }, "{facts:?}");
 }
 
 fn transactions_agree(facts: &SegmentFacts, here: &[&WalRecord], to: Lsn) {

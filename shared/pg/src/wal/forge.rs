@@ -48,7 +48,7 @@ impl Forge {
         self.start() + self.bytes.len() as u64
     }
 
-    fn left_in_segment(&self) -> usize {
+    pub(super) fn left_in_segment(&self) -> usize {
         self.size.as_usize() - self.bytes.len() % self.size.as_usize()
     }
 
@@ -103,6 +103,11 @@ impl Forge {
             bytes = &bytes[take..];
         }
         self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+    }
+
+    /// A record's body with no more than this data.
+    pub(super) fn data(data: &[u8]) -> Vec<u8> {
+        short_data(data)
     }
 
     /// A record; where it starts.

@@ -17,9 +17,11 @@
 //! Content that ends early is told from damage by what follows: zeros, or pages that a recycled file held before, are an
 //! end; a page or record of this segment after the break proves damage.
 
-use walpoint_base::facts::{RestorePoint, TransactionRange};
+use walpoint_base::chain::ChainFacts;
+use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{Lsn, SegmentFacts, SegmentName, TimelineHistory, TimelineId};
 
+use super::edges;
 use super::error::WalError;
 use super::kind::RecordKind;
 use super::page::LONG_HEADER;
@@ -87,6 +89,8 @@ struct Walking<'h> {
     /// Where the next page begins.
     offset: usize,
     facts: SegmentFacts,
+    /// Where the first record that starts here points back to.
+    previous: Option<Lsn>,
 }
 
 impl<'h> Inspector<'h> {
@@ -196,15 +200,20 @@ impl<'h> Walking<'h> {
             records: 0,
             transactions: None,
             open_transaction_end: false,
+            chain: ChainFacts::default(),
+            marks: SegmentMarks::default(),
             restore_points: Vec::new(),
         };
-        Self { walk: Walk::new(segment, Carry::default()), offset: 0, facts }
+        Self { walk: Walk::new(segment, Carry::default()), offset: 0, facts, previous: None }
     }
 
     fn page(&mut self, bytes: &[u8]) -> Result<(), WalError> {
         let page = Page { offset: self.offset, bytes };
         self.offset = page.end();
         while let Some(record) = self.walk.next(page)? {
+            if self.facts.records == 0 {
+                self.previous = Some(record.previous);
+            }
             starts(&mut self.facts, record.start);
             note(&mut self.facts, record);
         }
@@ -212,15 +221,24 @@ impl<'h> Walking<'h> {
     }
 
     fn finish(self, content_len: usize) -> Result<SegmentFacts, WalError> {
-        let Self { mut walk, mut facts, .. } = self;
+        let Self { mut walk, mut facts, mut previous, .. } = self;
         let outcome = walk.finish(content_len)?;
+        let complete = facts.last_record;
+        facts.chain.end = edges::closed_end(complete);
         if let Some(pending) = walk.unfinished() {
             if let Some(start) = pending.start() {
+                if facts.records == 0 {
+                    previous = pending.previous();
+                }
                 starts(&mut facts, start);
             }
+            let (end, marks) = edges::open_end(pending, complete);
+            (facts.chain.end, facts.marks) = (end, facts.marks.or(marks));
             facts.open_transaction_end =
                 pending.header().is_none_or(|header| RecordKind::is_indexed(&header));
         }
+        let (begin, marks) = edges::begin(&walk.carried(), previous);
+        (facts.chain.begin, facts.marks) = (begin, facts.marks.or(marks));
         facts.content_len = u64::try_from(content_len).unwrap_or(u64::MAX);
         facts.end = walk.end();
         facts.whole = !matches!(outcome, SegmentEnd::Ended(_));
@@ -236,6 +254,7 @@ fn starts(facts: &mut SegmentFacts, start: Lsn) {
 }
 
 fn note(facts: &mut SegmentFacts, record: WalRecord) {
+    facts.marks = facts.marks.or(edges::marks(&record));
     if let Some(end) = record.kind.transaction_end() {
         facts.transactions = Some(TransactionRange::add(facts.transactions, end.time, end.xid));
     } else if let RecordKind::RestorePoint { name, time } = record.kind {

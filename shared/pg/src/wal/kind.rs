@@ -8,6 +8,7 @@
 //! A record of these kinds whose body does not make sense counts as [`RecordKind::Other`]: its CRC says that PostgreSQL
 //! wrote it so, and to refuse it would only fill `pg_wal`.
 
+use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, PgMajor, PgTimestamp};
 
 use super::record::{RecordHeader, Rmgr, main_data};
@@ -64,6 +65,13 @@ pub enum RecordKind {
         overwritten: Lsn,
         /// When.
         time: PgTimestamp,
+    },
+    /// `CREATE TABLESPACE`. Replay uses this location on the machine where it runs.
+    TablespaceCreate {
+        /// Its OID.
+        oid: u32,
+        /// Its location, as bytes; empty if it is in place, below `pg_tblspc`.
+        location: Vec<u8>,
     },
     /// Transactions hold locks that a hot standby has to hold for them.
     Locks(Vec<RelationLock>),
@@ -139,6 +147,7 @@ impl RecordKind {
             // A switch has no data at all.
             Rmgr::XLOG if header.info & RMGR_INFO == XLOG_SWITCH => Some(Self::Switch),
             Rmgr::XLOG => main_data(body).and_then(|data| xlog(header, data)),
+            Rmgr::TBLSPC => main_data(body).and_then(|data| tablespace(header, data)),
             Rmgr::STANDBY => main_data(body).and_then(|data| standby(header, data)),
             _ => None,
         };
@@ -149,6 +158,7 @@ impl RecordKind {
     pub(super) fn is_decoded(header: &RecordHeader) -> bool {
         match header.rmgr {
             Rmgr::XACT => true,
+            Rmgr::TBLSPC => header.info & RMGR_INFO == TBLSPC_CREATE && header.total <= MAX_TABLESPACE,
             Rmgr::STANDBY => header.info & RMGR_INFO == STANDBY_LOCK && header.total <= MAX_LOCKS,
             // Page images are the bulk of this resource manager's records.
             Rmgr::XLOG => !matches!(header.info & RMGR_INFO, XLOG_FPI | XLOG_FPI_FOR_HINT),
@@ -165,6 +175,17 @@ impl RecordKind {
             }
             Rmgr::XLOG => header.info & RMGR_INFO == XLOG_RESTORE_POINT,
             _ => false,
+        }
+    }
+
+    /// What a record with this header may be that a restore has to know of. Its body is not known.
+    pub(super) fn may_mark(header: &RecordHeader) -> SegmentMarks {
+        let operation = header.info & RMGR_INFO;
+        let parameters = header.rmgr == Rmgr::XLOG && operation == XLOG_PARAMETER_CHANGE;
+        SegmentMarks {
+            tablespace: header.rmgr == Rmgr::TBLSPC && operation == TBLSPC_CREATE,
+            parameters,
+            minimal: parameters,
         }
     }
 }
@@ -220,6 +241,21 @@ fn xlog(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {
         XLOG_OVERWRITE_CONTRECORD => RecordKind::OverwriteContrecord { overwritten: lsn(0)?, time: time(8)? },
         _ => return None,
     })
+}
+
+/// `XLOG_TBLSPC_CREATE`.
+const TBLSPC_CREATE: u8 = 0x00;
+
+/// A location is shorter than `MAXPGPATH`, 1,024 bytes.
+const MAX_TABLESPACE: u32 = 1 << 12;
+
+/// `xl_tblspc_create_rec`: the OID, then the location, a string.
+fn tablespace(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {
+    if header.info & RMGR_INFO != TBLSPC_CREATE {
+        return None;
+    }
+    let location = data.get(4..)?.split(|&b| b == 0).next().unwrap_or_default().to_vec();
+    Some(RecordKind::TablespaceCreate { oid: bytes::u32(data, 0)?, location })
 }
 
 /// `XLOG_STANDBY_LOCK`.
@@ -395,7 +431,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_body_has_a_kind(
-            rmgr in prop::sample::select(vec![0u8, 1, 8]),
+            rmgr in prop::sample::select(vec![0u8, 1, 5, 8]),
             info: u8,
             xid: u32,
             data: Vec<u8>,

@@ -7,6 +7,7 @@
 //! | `kind` | what the records mean that decide about recovery targets and archives |
 //! | `segment` | what a segment is, and which pages belong to it |
 //! | `pending` | a record that is put together from several pages |
+//! | `edges` | what the beginning and the end of a segment say about its neighbors |
 //! | `walk` | the walk over the records of a segment; where WAL ends and where it is damaged |
 //! | [`Inspector`] | one segment's facts, and whether it may be archived |
 //! | [`RecordReader`] | records over consecutive segments |
@@ -14,6 +15,9 @@
 //!
 //! All of it is total: any bytes give facts or an error, and nothing is allocated that was not read.
 
+mod edges;
+#[cfg(test)]
+mod edges_tests;
 mod error;
 pub mod find;
 #[cfg(test)]

@@ -5,8 +5,10 @@
 
 use walpoint_base::{Lsn, PgMajor};
 
+use super::edges::HEADER_REST;
 use super::kind::RecordKind;
 use super::record::{RECORD_HEADER, RecordCrc, RecordHeader};
+use crate::bytes;
 
 /// The pieces so far. One value is used again for record after record, so that its buffer is allocated once.
 #[derive(Clone, Debug, Default)]
@@ -15,7 +17,11 @@ pub(super) struct Pending {
     start: Option<Lsn>,
     missing: u32,
     raw: [u8; RECORD_HEADER],
+    /// Bytes in `raw`: of the header, or the first ones of a rest.
     have: usize,
+    /// Bytes taken.
+    taken: usize,
+    /// Over the body so far; of a rest, over all of it.
     crc: RecordCrc,
     body: Vec<u8>,
     keep: bool,
@@ -55,15 +61,18 @@ impl Pending {
         let missing = usize::try_from(self.missing).unwrap_or(usize::MAX);
         let piece = bytes.get(..missing).unwrap_or(bytes);
         self.missing = self.missing.saturating_sub(u32::try_from(piece.len()).unwrap_or(u32::MAX));
-        if self.start.is_none() {
-            return piece.len();
-        }
-        let header_left = RECORD_HEADER.saturating_sub(self.have).min(piece.len());
+        self.taken = self.taken.saturating_add(piece.len());
+        let head_length = if self.start.is_some() { RECORD_HEADER } else { HEADER_REST };
+        let header_left = head_length.saturating_sub(self.have).min(piece.len());
         let (head, body) = piece.split_at(header_left);
         if let Some(place) = self.raw.get_mut(self.have..self.have + header_left) {
             place.copy_from_slice(head);
         }
         self.have += header_left;
+        if self.start.is_none() {
+            self.crc = self.crc.body(piece);
+            return piece.len();
+        }
         if header_left > 0 {
             self.keep = self.header().is_some_and(|header| RecordKind::is_decoded(&header));
         }
@@ -74,9 +83,27 @@ impl Pending {
         piece.len()
     }
 
+    /// What was taken of a record whose beginning was not read: its CRC, its length, its first bytes.
+    pub(super) fn rest(&self) -> (u32, usize, [u8; HEADER_REST]) {
+        let mut head = [0; HEADER_REST];
+        head.iter_mut().zip(self.raw).for_each(|(to, from)| *to = from);
+        (self.crc.so_far(), self.taken, head)
+    }
+
+    /// What was read of a record from its beginning: its header, as much as there is, and the CRC of its body.
+    pub(super) fn read(&self) -> (&[u8], u32) {
+        (self.raw.get(..self.have).unwrap_or(&self.raw), self.crc.so_far())
+    }
+
     /// The header, once all of it was read.
     pub(super) fn header(&self) -> Option<RecordHeader> {
         (self.have == RECORD_HEADER).then(|| RecordHeader::parse(&self.raw))
+    }
+
+    /// Where the record points back to, once that was read.
+    pub(super) fn previous(&self) -> Option<Lsn> {
+        let read = self.start.is_some() && self.have >= 16;
+        read.then(|| bytes::u64(&self.raw, 8).map(Lsn)).flatten()
     }
 
     /// The check over all pieces.

@@ -10,6 +10,9 @@ use crate::bytes;
 /// Length of a record's header: `SizeOfXLogRecord`.
 pub const RECORD_HEADER: usize = 24;
 
+/// Where in the header its CRC lies: what is before it is covered.
+pub(super) const CRC_AT: usize = 20;
+
 /// Records are shorter than this: `XLogRecordMaxSize` and, before 16, the largest allocation.
 const MAX_RECORD: u32 = 1 << 30;
 
@@ -26,6 +29,8 @@ impl Rmgr {
     pub const XLOG: Rmgr = Rmgr(0);
     /// Transactions.
     pub const XACT: Rmgr = Rmgr(1);
+    /// Tablespaces.
+    pub const TBLSPC: Rmgr = Rmgr(5);
     /// What a hot standby has to know.
     pub const STANDBY: Rmgr = Rmgr(8);
     /// The last of PostgreSQL's own, the same in all of 13 to 18.
@@ -136,9 +141,14 @@ impl RecordCrc {
         Self(crc32c::crc32c_append(self.0, piece))
     }
 
+    /// Of the pieces so far.
+    pub(super) fn so_far(self) -> u32 {
+        self.0
+    }
+
     /// Adds the header, up to its own CRC, and gives the result.
     pub(super) fn finish(self, header: &[u8; RECORD_HEADER]) -> u32 {
-        crc32c::crc32c_append(self.0, header.split_at(20).0)
+        crc32c::crc32c_append(self.0, header.split_at(CRC_AT).0)
     }
 }
 

@@ -488,3 +488,55 @@ fn a_lock_that_a_checkpoint_repeats_was_taken_before() {
     let locks: Vec<_> = locks.into_iter().map(|(taken, lock)| (taken, lock.relation)).collect();
     assert_eq!(locks, [(Taken::Before(repeated), 1), (Taken::At(taken), 2)]);
 }
+
+/// A recycled file that held a small segment: what is left of it ends in the page in which the new content ends.
+#[test]
+fn leftovers_that_end_in_the_same_page_are_an_end() {
+    // Both as a quiet server writes them: a few records, then a switch, then zeros. Pages are counted from 0.
+    for pages in [0, 1, 2] {
+        for old_pages in [pages, pages + 1] {
+            let mut old = Forge::at(16, 16, 2);
+            old.filler(old_pages * BLOCK + 2000);
+            (0..8).for_each(|n| drop(old.commit(30 + n, 500)));
+            old.filler(777);
+            old.switch();
+            let (_, stale) = only(&old);
+            let mut new = Forge::at(16, 16, 5);
+            new.filler(pages * BLOCK + 600);
+            (0..40).for_each(|n| drop(new.commit(60 + n, 900)));
+            let (name, mut content) = only(&new);
+            let records: Vec<_> =
+                RecordReader::new().segment(name, &content).unwrap().map(Result::unwrap).collect();
+            for record in &records {
+                let cut = usize::try_from(record.next.0 - new.start().0).unwrap();
+                content[cut..].copy_from_slice(&stale[cut..]);
+                let found = inspect(name, &content);
+                let found = found.unwrap_or_else(|error| panic!("{pages} {old_pages} {cut}: {error}"));
+                assert_eq!((found.whole, found.end), (false, record.end), "{pages} {old_pages}");
+                let (_, fresh) = only(&new);
+                content.copy_from_slice(&fresh);
+            }
+        }
+    }
+}
+
+/// In the last page of a segment nothing follows that could say what is behind the end.
+#[test]
+fn leftovers_in_the_last_page_are_an_end() {
+    let mut old = Forge::at(17, 1, 1);
+    old.filler(64);
+    old.fill_segment_but(0);
+    let (_, stale) = only(&old);
+    for left in [4096, 2048, 96, 24, 16, 8] {
+        let mut new = Forge::new(17, 1);
+        new.fill_segment_but(left);
+        let end = new.position();
+        let (name, mut content) = only(&new);
+        let cut = content.len() - left;
+        content[cut..].copy_from_slice(&stale[cut..]);
+        let found = inspect(name, &content).unwrap_or_else(|error| panic!("{left}: {error}"));
+        // What fits into no header may be the beginning of a record that goes on in the next segment.
+        assert!(!found.whole || left < 24, "{left}: {found:?}");
+        assert_eq!(found.end, end, "{left}");
+    }
+}

@@ -8,6 +8,7 @@
 
 use walpoint_base::Lsn;
 
+use super::edges::{Carried, Rest};
 use super::error::WalError;
 use super::kind::{RecordKind, XLOG_SWITCH};
 use super::page::{LONG_HEADER, PageHeader};
@@ -67,12 +68,15 @@ enum DoubtKind {
     Page,
     /// Something that is no right record: an end, unless a page follows that belongs here, if
     Record {
-        /// the file was used before, and that is known to be enough,
+        /// the file was used before, and that is known to be enough: what it held goes on in the next page, or ended in
+        /// this one and only zeros follow,
         if_recycled: bool,
         /// or the record, whose header makes sense and which ends there, was cut off.
         cut_before: Option<usize>,
         /// What the next page says.
         recycled: bool,
+        /// Where this page ends.
+        page_end: usize,
     },
     /// A page of a timeline that cannot be here. One among good ones is damaged; a renamed file has no good one after it.
     Timeline { found: u32, expected: u32 },
@@ -93,12 +97,15 @@ pub(super) struct Walk<'a> {
     followed: bool,
     /// If there are only zeros from here on, a segment switch ended here.
     switch: Option<usize>,
+    /// What the segment begins with.
+    carried: Carried,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(segment: Segment<'a>, carry: Carry) -> Self {
         let (state, end) = (State::FirstPage, segment.start);
-        Self { segment, carry, state, doubt: None, position: 0, end, followed: false, switch: None }
+        let carried = Carried::default();
+        Self { segment, carry, state, doubt: None, position: 0, end, followed: false, switch: None, carried }
     }
 
     /// The segment that is walked over.
@@ -155,6 +162,12 @@ impl<'a> Walk<'a> {
         self.carry.open.then_some(&self.carry.pending)
     }
 
+    /// What the segment begins with, after the last page.
+    pub(super) fn carried(&self) -> Carried {
+        let goes_on = self.unfinished().filter(|pending| pending.start().is_none());
+        Carried { rest: goes_on.map(Rest::of).or(self.carried.rest), ..self.carried }
+    }
+
     /// What the walk over the next segment needs.
     pub(super) fn into_carry(self) -> Carry {
         Carry { known: true, ..self.carry }
@@ -165,6 +178,7 @@ impl<'a> Walk<'a> {
         let header = self.enter(page).map_err(|fault| self.segment.refuse(0, fault))?;
         self.position = header.length();
         if header.overwrites() {
+            self.carried.overwritten = true;
             self.carry.open = false;
             return Ok(None);
         }
@@ -184,6 +198,7 @@ impl<'a> Walk<'a> {
             );
             return Err(self.segment.damaged(0, what));
         }
+        self.carried.length = header.remaining;
         if !self.carry.open {
             self.carry.pending.begin_rest(header.remaining);
             self.carry.open = true;
@@ -226,7 +241,7 @@ impl<'a> Walk<'a> {
                 self.position += raw.len() + body.len();
                 return Ok(Some(self.complete(start, &header, kind)));
             }
-        } else if let Err(what) = check_total(total) {
+        } else if let Err(what) = check_cut_header(rest, total, self.carry.previous) {
             return self.broken_record(page, self.position, what);
         }
         self.followed = self.points_back_into(page, self.position + 8, start);
@@ -262,6 +277,7 @@ impl<'a> Walk<'a> {
         };
         if header.overwrites() {
             // The server crashed before it wrote the rest; recovery goes on here as if the record had never begun.
+            self.carried.overwritten |= self.carry.pending.start().is_none();
             self.carry.open = false;
             self.state = State::Records;
             self.position += header.length();
@@ -289,6 +305,7 @@ impl<'a> Walk<'a> {
         self.carry.open = false;
         let (Some(start), Some(header)) = (self.carry.pending.start(), self.carry.pending.header()) else {
             // The rest of a record of which nothing is known.
+            self.carried.rest = Some(Rest::of(&self.carry.pending));
             self.end = self.segment.lsn(self.position);
             self.switch = self.may_end_a_switch(page).then_some(self.position);
             self.position = self.position.next_multiple_of(8);
@@ -399,7 +416,8 @@ impl<'a> Walk<'a> {
             let total = usize::try_from(header.total).unwrap_or(usize::MAX);
             sound.then(|| offset.saturating_add(total))
         };
-        // Left-overs in this page come with left-over pages after it.
+        // Left-overs in this page come with left-over pages after it, or end in it: a small segment that was switched, or the
+        // last one of a timeline, was recycled.
         let (if_recycled, cut_before) = match (header, self.carry.previous) {
             (None, _) => (true, None),
             (Some(header), Some(previous)) if header.previous == previous => (false, end(&header)),
@@ -410,7 +428,7 @@ impl<'a> Walk<'a> {
             // The first record that is read: nothing but what follows tells it from another's.
             (Some(header), None) => (true, end(&header)),
         };
-        let kind = DoubtKind::Record { if_recycled, cut_before, recycled: false };
+        let kind = DoubtKind::Record { if_recycled, cut_before, recycled: false, page_end: page.end() };
         self.doubt(page, Doubt { offset, what, kind })
     }
 
@@ -455,11 +473,11 @@ impl<'a> Walk<'a> {
             DoubtKind::Timeline { found, expected } => {
                 return Err(self.segment.refuse(offset, PageFault::Timeline { found, expected }));
             }
-            DoubtKind::Record { if_recycled, cut_before, recycled } => {
+            DoubtKind::Record { if_recycled, cut_before, recycled, page_end } => {
                 // A record that was cut off lacks its end, which is zero from some disk sector on.
                 let cut = content_len.next_multiple_of(SECTOR);
                 let is_cut_off = cut_before.is_some_and(|end| offset < cut && cut < end);
-                content_len <= offset || (if_recycled && recycled) || is_cut_off
+                content_len <= offset || (if_recycled && (recycled || content_len <= page_end)) || is_cut_off
             }
         };
         if ends {
@@ -483,6 +501,17 @@ impl<'a> Walk<'a> {
             reach = reach.saturating_add(8);
             found
         })
+    }
+}
+
+/// Whether a header of which the page holds only `rest` can be one; the error says what is wrong.
+fn check_cut_header(rest: &[u8], total: u32, previous: Option<Lsn>) -> Result<(), String> {
+    check_total(total)?;
+    match (bytes::u64(rest, 8).map(Lsn), previous) {
+        (Some(found), Some(previous)) if found != previous => {
+            Err(format!("the record points back to {found}, the one before starts at {previous}"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,23 +1,27 @@
 //! What the index keeps of a segment, and of a group of segments.
 
-use walpoint_base::facts::{TransactionRange, xid_precedes};
-use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize};
+use walpoint_base::chain::{ChainEnd, ChainFacts};
+use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange, xid_precedes};
+use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize, TimelineId};
 
+use super::chain::ChainWalk;
 use crate::object::ContentHash;
 use crate::object::bytes::Fields;
-use crate::wal::WalHeader;
+use crate::wal::{
+    EDGE_FLAGS, EDGES, MARK_FLAGS, WalHeader, decode_edges, edge_flags, encode_edges, mark_flags, marks,
+};
 
 /// Bytes of a segment's entry.
-pub const ENTRY: usize = 112;
+pub const ENTRY: usize = 128 + EDGES;
 
 /// Bytes of a group's summary.
-pub const SUMMARY: usize = 88;
+pub const SUMMARY: usize = 116 + EDGES;
 
 const PRESENT: u32 = 1;
 const SWITCHED: u32 = 2;
 const DAMAGED: u32 = 4;
 const OPEN_TRANSACTION_END: u32 = 8;
-const KNOWN: u32 = PRESENT | SWITCHED | DAMAGED | OPEN_TRANSACTION_END;
+const KNOWN: u32 = PRESENT | SWITCHED | DAMAGED | OPEN_TRANSACTION_END | EDGE_FLAGS | MARK_FLAGS;
 
 /// What the index keeps of a segment that is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +48,12 @@ pub struct SegmentEntry {
     pub damaged: bool,
     /// Whether its last record ends in a following segment and may be one that a target looks for.
     pub open_transaction_end: bool,
+    /// What its edges say about its neighbors.
+    pub chain: ChainFacts,
+    /// Records in it that a restore has to know of.
+    pub marks: SegmentMarks,
+    /// The history of its timeline under which it was stored.
+    pub history: HistoryHash,
     /// The hash of all its bytes; keyed in an encrypted repository.
     pub hash: ContentHash,
 }
@@ -63,6 +73,9 @@ impl SegmentEntry {
             switched: header.switched,
             damaged: header.damaged,
             open_transaction_end: header.open_transaction_end,
+            chain: header.chain,
+            marks: header.marks,
+            history: header.history,
             hash: header.hash,
         }
     }
@@ -77,7 +90,9 @@ impl SegmentEntry {
         let flags = PRESENT
             | flag(e.switched, SWITCHED)
             | flag(e.damaged, DAMAGED)
-            | flag(e.open_transaction_end, OPEN_TRANSACTION_END);
+            | flag(e.open_transaction_end, OPEN_TRANSACTION_END)
+            | mark_flags(e.marks)
+            | edge_flags(&e.chain);
         out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&e.records.to_le_bytes());
         let lsn = |lsn: Option<Lsn>| lsn.unwrap_or_default().0;
@@ -87,6 +102,8 @@ impl SegmentEntry {
         out.extend_from_slice(&e.restore_points.to_le_bytes());
         encode_transactions(e.transactions, out);
         out.extend_from_slice(&e.hash.0[..]);
+        out.extend_from_slice(&e.history.0);
+        encode_edges(&e.chain, out);
     }
 
     /// Reads [`ENTRY`] bytes. The outer `None` means that no segment `number` can be so.
@@ -99,6 +116,8 @@ impl SegmentEntry {
         let restore_points = f.u32()?;
         let transactions = decode_transactions(f)?;
         let hash = ContentHash(f.array()?);
+        let history = HistoryHash(f.array()?);
+        let chain = decode_edges(f, flags, Some(last_record).filter(|lsn| lsn.is_valid()))?;
         if flags & PRESENT == 0 {
             return Some(None);
         }
@@ -120,6 +139,9 @@ impl SegmentEntry {
             switched: flags & SWITCHED != 0,
             damaged: flags & DAMAGED != 0,
             open_transaction_end: flags & OPEN_TRANSACTION_END != 0,
+            chain,
+            marks: marks(flags),
+            history,
             hash,
         }))
     }
@@ -140,6 +162,10 @@ pub struct GroupSummary {
     pub damaged: u32,
     /// How many end in a record that may decide a target ([`SegmentEntry::open_transaction_end`]).
     pub open_ends: u32,
+    /// How many have records that a restore has to know of: each kind by itself.
+    pub marks: MarkCounts,
+    /// How many do not continue the segment before them in the group ([`ChainWalk`]).
+    pub breaks: u32,
     /// How many named restore points are in them.
     pub restore_points: u32,
     /// Bytes that they take in the repository.
@@ -148,6 +174,29 @@ pub struct GroupSummary {
     pub last_record: Option<Lsn>,
     /// The transaction ends of all of them.
     pub transactions: Option<TransactionRange>,
+    /// The beginning of the first one and, if all are there and sound, the end of all of them.
+    pub chain: ChainFacts,
+    /// The history under which the last one was stored of which that is known.
+    pub history: HistoryHash,
+}
+
+/// How many segments have records that a restore has to know of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MarkCounts {
+    /// [`SegmentMarks::tablespace`].
+    pub tablespace: u32,
+    /// [`SegmentMarks::parameters`].
+    pub parameters: u32,
+    /// [`SegmentMarks::minimal`].
+    pub minimal: u32,
+}
+
+impl MarkCounts {
+    fn add(&mut self, marks: SegmentMarks) {
+        self.tablespace += u32::from(marks.tablespace);
+        self.parameters += u32::from(marks.parameters);
+        self.minimal += u32::from(marks.minimal);
+    }
 }
 
 impl GroupSummary {
@@ -156,7 +205,7 @@ impl GroupSummary {
         generation: u32,
         entries: impl Iterator<Item = (SegmentNo, &'a SegmentEntry)>,
     ) -> Option<Self> {
-        let mut summary: Option<Self> = None;
+        let (mut summary, mut walk): (Option<Self>, _) = (None, ChainWalk::new());
         for (number, entry) in entries {
             let s = summary.get_or_insert(Self {
                 generation,
@@ -165,10 +214,14 @@ impl GroupSummary {
                 present: 0,
                 damaged: 0,
                 open_ends: 0,
+                marks: MarkCounts::default(),
+                breaks: 0,
                 restore_points: 0,
                 stored: 0,
                 last_record: None,
                 transactions: None,
+                chain: ChainFacts { begin: entry.chain.begin, ..ChainFacts::default() },
+                history: HistoryHash::NONE,
             });
             s.last = number;
             s.present += 1;
@@ -178,6 +231,17 @@ impl GroupSummary {
             s.stored = s.stored.saturating_add(entry.stored);
             s.last_record = entry.last_record.or(s.last_record);
             s.transactions = join(s.transactions, entry.transactions);
+            s.marks.add(entry.marks);
+            // Which timeline it is makes no difference: all are of one.
+            s.breaks += u32::from(walk.segment(TimelineId::FIRST, number, entry).is_some());
+            s.chain.end = walk.end();
+            if entry.history != HistoryHash::NONE {
+                s.history = entry.history;
+            }
+        }
+        // Behind a gap nothing is passed on.
+        if let Some(s) = summary.as_mut().filter(|s| !s.is_plain_run()) {
+            s.chain.end = ChainEnd::UNKNOWN;
         }
         summary
     }
@@ -193,28 +257,47 @@ impl GroupSummary {
             out.resize(out.len() + SUMMARY, 0);
             return;
         };
-        for field in [s.generation, s.present, s.damaged, s.open_ends, s.restore_points] {
+        let MarkCounts { tablespace, parameters, minimal } = s.marks;
+        let flags = edge_flags(&s.chain);
+        for field in [
+            s.generation,
+            s.present,
+            s.damaged,
+            s.open_ends,
+            s.restore_points,
+            tablespace,
+            parameters,
+            minimal,
+            s.breaks,
+            flags,
+        ] {
             out.extend_from_slice(&field.to_le_bytes());
         }
         for field in [s.first.0, s.last.0, s.stored, s.last_record.unwrap_or_default().0] {
             out.extend_from_slice(&field.to_le_bytes());
         }
         encode_transactions(s.transactions, out);
-        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&s.history.0);
+        encode_edges(&s.chain, out);
     }
 
     /// Reads [`SUMMARY`] bytes. The outer `None` means that `group` cannot be so.
     pub(super) fn decode(f: &mut Fields<'_>, group: u64) -> Option<Option<Self>> {
         let (generation, present, damaged) = (f.u32()?, f.u32()?, f.u32()?);
         let (open_ends, restore_points) = (f.u32()?, f.u32()?);
+        let marks = MarkCounts { tablespace: f.u32()?, parameters: f.u32()?, minimal: f.u32()? };
+        let (breaks, flags) = (f.u32()?, f.u32()?);
         let (first, last) = (SegmentNo(f.u64()?), SegmentNo(f.u64()?));
         let (stored, last_record) = (f.u64()?, Lsn(f.u64()?));
         let transactions = decode_transactions(f)?;
-        f.u64()?;
+        let history = HistoryHash(f.array()?);
+        let last_record = Some(last_record).filter(|l| l.is_valid());
+        let chain = decode_edges(f, flags, last_record)?;
         if present == 0 {
             return Some(None);
         }
-        let sound = super::first_of(group) <= first
+        let sound = flags & !EDGE_FLAGS == 0
+            && super::first_of(group) <= first
             && first <= last
             && last <= super::last_of(group)
             && u64::from(present) <= last.0 - first.0 + 1;
@@ -225,10 +308,14 @@ impl GroupSummary {
             present,
             damaged,
             open_ends,
+            marks,
+            breaks,
             restore_points,
             stored,
-            last_record: Some(last_record).filter(|l| l.is_valid()),
+            last_record,
             transactions,
+            chain,
+            history,
         }))
     }
 }

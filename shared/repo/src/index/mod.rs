@@ -15,11 +15,13 @@
 //! | module | owns |
 //! |---|---|
 //! | [`entry`] | what is kept of a segment, and of a group |
+//! | [`chain`] | where consecutive segments do not continue each other |
 //! | [`page`] | the two kinds of objects as bytes |
 //! | [`read`] | the newest generations of a timeline |
 //! | [`gather`] | entries from listings and headers |
 //! | [`mod@write`] | sealing, late arrivals, forgetting |
 
+pub mod chain;
 pub mod entry;
 #[cfg(any(test, feature = "conformance"))]
 pub mod forge;
@@ -30,7 +32,8 @@ pub mod read;
 pub(crate) mod tests;
 pub mod write;
 
-pub use entry::{GroupSummary, SegmentEntry};
+pub use chain::{ChainFault, ChainWalk};
+pub use entry::{GroupSummary, MarkCounts, SegmentEntry};
 pub use page::{Directory, Group};
 pub use read::TimelineIndex;
 pub use write::IndexWriter;

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use walpoint_base::facts::TransactionRange;
+use walpoint_base::chain::ChainFacts;
+use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{LineageId, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineId};
 
 use super::page::{Directory, Group};
@@ -68,6 +69,9 @@ pub(crate) fn header(lineage: LineageId, timeline: TimelineId, number: u64) -> W
         switched: false,
         damaged: false,
         open_transaction_end: false,
+        chain: ChainFacts::default(),
+        marks: SegmentMarks::default(),
+        history: HistoryHash::NONE,
         stored: "2026-11-21T10:00:00Z".parse().unwrap(),
     }
 }

@@ -1,16 +1,20 @@
 //! What a segment's object says about the segment: its meta frame, of fixed size, so that one ranged request gets it.
 
-use walpoint_base::facts::TransactionRange;
+use walpoint_base::chain::ChainFacts;
+use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{
     LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId,
     TimelineId,
 };
 
+use super::edges::{
+    EDGE_FLAGS, EDGES, MARK_FLAGS, decode_edges, edge_flags, encode_edges, mark_flags, marks,
+};
 use crate::object::bytes::Fields;
 use crate::object::{ContentHash, FRAME_HEADER, OBJECT_HEADER};
 
 /// Length of the meta frame's plain bytes.
-pub const WAL_HEADER: usize = 160;
+pub const WAL_HEADER: usize = 168 + EDGES;
 
 /// This many bytes from an object's beginning hold its header and the segment's, encrypted or not.
 pub const WAL_HEADER_RANGE: u64 = (OBJECT_HEADER + FRAME_HEADER + WAL_HEADER + 16) as u64;
@@ -25,6 +29,15 @@ const OPEN_TRANSACTION_END: u32 = 8;
 pub struct WalFlags {
     /// It is stored as it is though it is damaged, because somebody said so (`push --accept-damaged`).
     pub damaged: bool,
+    /// The history of its timeline under which it is stored ([`history_hash`]).
+    pub history: HistoryHash,
+}
+
+/// What a history file's content is remembered by.
+pub fn history_hash(content: &[u8]) -> HistoryHash {
+    let mut hash = HistoryHash::NONE;
+    hash.0.iter_mut().zip(blake3::hash(content).as_bytes()).for_each(|(to, from)| *to = *from);
+    hash
 }
 
 /// What is stored about a segment.
@@ -68,6 +81,12 @@ pub struct WalHeader {
     pub damaged: bool,
     /// Whether its last record ends in a following segment and may be one that a target looks for.
     pub open_transaction_end: bool,
+    /// What its edges say about its neighbors.
+    pub chain: ChainFacts,
+    /// Records in it that a restore has to know of.
+    pub marks: SegmentMarks,
+    /// The history of its timeline under which it was stored.
+    pub history: HistoryHash,
     /// When it was stored, by the archiving machine's clock.
     pub stored: jiff::Timestamp,
 }
@@ -100,6 +119,9 @@ impl WalHeader {
             switched: facts.switched,
             damaged: flags.damaged,
             open_transaction_end: facts.open_transaction_end,
+            chain: facts.chain,
+            marks: facts.marks,
+            history: flags.history,
             stored: jiff::Timestamp::now(),
         }
     }
@@ -115,7 +137,9 @@ impl WalHeader {
         let flags = flag(self.whole, WHOLE)
             | flag(self.switched, SWITCHED)
             | flag(self.damaged, DAMAGED)
-            | flag(self.open_transaction_end, OPEN_TRANSACTION_END);
+            | flag(self.open_transaction_end, OPEN_TRANSACTION_END)
+            | mark_flags(self.marks)
+            | edge_flags(&self.chain);
         let size = u32::try_from(self.size.bytes()).unwrap_or(u32::MAX);
         let lsn = |lsn: Option<Lsn>| lsn.unwrap_or_default().0;
         let (count, earliest, latest, lowest, highest) = self
@@ -143,8 +167,9 @@ impl WalHeader {
             bytes.extend_from_slice(&field.to_le_bytes());
         }
         bytes.extend_from_slice(&self.stored.as_microsecond().to_le_bytes());
-        bytes.extend_from_slice(&[0; 8]);
         bytes.extend_from_slice(&self.hash.0);
+        bytes.extend_from_slice(&self.history.0);
+        encode_edges(&self.chain, &mut bytes);
         let mut fixed = [0; WAL_HEADER];
         for (to, from) in fixed.iter_mut().zip(bytes) {
             *to = from;
@@ -171,9 +196,12 @@ impl WalHeader {
         let (lowest_xid, highest_xid, restore_points) = (f.u32()?, f.u32()?, f.u32()?);
         let major = PgMajor::new(f.u32()?)?;
         let stored = jiff::Timestamp::from_microsecond(f.i64()?).ok()?;
-        f.u64()?;
         let hash = ContentHash(f.array()?);
-        let known = flags & !(WHOLE | SWITCHED | DAMAGED | OPEN_TRANSACTION_END) == 0;
+        let history = HistoryHash(f.array()?);
+        let last_record = Some(last_record).filter(|lsn| lsn.is_valid());
+        let chain = decode_edges(&mut f, flags, last_record)?;
+        let known = WHOLE | SWITCHED | DAMAGED | OPEN_TRANSACTION_END | EDGE_FLAGS | MARK_FLAGS;
+        let known = flags & !known == 0;
         let sound = known && lineage.n > 0 && content_len <= size.bytes();
         sound.then_some(Self {
             lineage,
@@ -186,7 +214,7 @@ impl WalHeader {
             content_len,
             hash,
             first_record: Some(first_record).filter(|lsn| lsn.is_valid()),
-            last_record: Some(last_record).filter(|lsn| lsn.is_valid()),
+            last_record,
             end,
             records,
             transactions: (count > 0).then_some(TransactionRange {
@@ -201,6 +229,9 @@ impl WalHeader {
             switched: flags & SWITCHED != 0,
             damaged: flags & DAMAGED != 0,
             open_transaction_end: flags & OPEN_TRANSACTION_END != 0,
+            chain,
+            marks: marks(flags),
+            history,
             stored,
         })
     }
@@ -219,8 +250,13 @@ mod tests {
         let number = facts.name.number(facts.size).unwrap();
         let lineage = LineageId { system_id: facts.system_id, n: 2 };
         for damaged in [false, true] {
-            let mut header =
-                WalHeader::new(lineage, &facts, number, WalFlags { damaged }, ContentHash([5; 32]));
+            let mut header = WalHeader::new(
+                lineage,
+                &facts,
+                number,
+                WalFlags { damaged, history: HistoryHash([7; 16]) },
+                ContentHash([5; 32]),
+            );
             header.stored = "2026-11-21T10:00:00.123456Z".parse().unwrap();
             let bytes = header.encode();
             assert_eq!(WalHeader::parse(&bytes).as_ref(), Some(&header));
@@ -231,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_header_or_nothing(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_a_header_or_nothing(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             if let Some(header) = WalHeader::parse(&bytes) {
                 prop_assert_eq!(WalHeader::parse(&header.encode()), Some(header));
             }

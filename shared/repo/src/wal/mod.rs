@@ -9,11 +9,13 @@
 //! | `put`, `get` | storing and reading back |
 //! | [`seal`] | sealing a segment while it is read |
 //! | [`header`] | what an object says about its segment |
+//! | `edges` | what it says about its neighbors, as bytes |
 //! | `parts` | segments too large for one object |
 //! | `points` | named restore points |
 //! | [`content`] | bytes to be stored, in memory or in a file |
 
 pub mod content;
+mod edges;
 mod get;
 pub mod header;
 mod parts;
@@ -30,8 +32,11 @@ use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 
 pub use self::content::Content;
+pub(crate) use self::edges::{
+    EDGE_FLAGS, EDGES, MARK_FLAGS, decode_edges, edge_flags, encode_edges, mark_flags, marks,
+};
 pub use self::get::{WalFile, WalReader};
-pub use self::header::{WalFlags, WalHeader};
+pub use self::header::{WalFlags, WalHeader, history_hash};
 pub use self::points::PointRef;
 pub use self::put::Stored;
 pub use self::seal::{Place, SealedSegment, SegmentSealer};

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use walpoint_base::facts::{RestorePoint, TransactionRange};
+use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts, Cut, Due};
+use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{
     LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentNo, SegmentSize, SystemId, TimelineHistory,
     TimelineId, WalFileName,
@@ -41,6 +42,21 @@ pub(crate) fn facts_of_size(name: &str, whole: bool, size: SegmentSize) -> Segme
         records: 12,
         transactions: Some(TransactionRange::add(None, PgTimestamp(8_000_000), 731)),
         open_transaction_end: true,
+        chain: ChainFacts {
+            begin: ChainBegin {
+                previous: Some(start - 48),
+                carried: 0,
+                overwritten: false,
+                rest: Some([1, 2, 3]),
+            },
+            end: ChainEnd {
+                last: Some(end - 80),
+                complete: Some(end - 160),
+                carried: Some(40),
+                due: Some(Due { cut: Cut::At16, sum: 9 }),
+            },
+        },
+        marks: SegmentMarks { tablespace: true, parameters: true, minimal: false },
         restore_points: vec![RestorePoint {
             name: "before upgrade".to_owned(),
             time: PgTimestamp(7_999_999),
@@ -178,7 +194,10 @@ async fn what_was_accepted_though_damaged_says_so() {
     for Bed { archive, .. } in beds(1).await {
         let size = archive.lineage().segment_size;
         let facts = facts_of_size(NAME, false, size);
-        let stored = archive.put_segment(&facts, segment(size, 1), WalFlags { damaged: true }).await.unwrap();
+        let stored = archive
+            .put_segment(&facts, segment(size, 1), WalFlags { damaged: true, ..WalFlags::default() })
+            .await
+            .unwrap();
         assert_eq!(stored, Stored::New);
         assert!(archive.header(facts.name).await.unwrap().unwrap().damaged);
     }

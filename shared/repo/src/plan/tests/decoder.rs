@@ -1,7 +1,8 @@
 //! Segments of an invented format, and the decoder that stands in for the real one: the records that a segment holds any
 //! byte of, as text.
 
-use walpoint_base::facts::{RestorePoint, TransactionRange};
+use walpoint_base::chain::ChainFacts;
+use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SystemId, TimelineId};
 
 use super::world::{Kind, Record, World, decides, size};
@@ -71,6 +72,8 @@ pub(super) fn facts(system_id: SystemId, name: SegmentName, content: &[u8]) -> S
         switched: false,
         records: u32::try_from(inside.len()).unwrap(),
         transactions,
+        chain: ChainFacts::default(),
+        marks: SegmentMarks::default(),
         open_transaction_end: inside.last().is_some_and(|r| r.end > end && r.kind != Kind::Other),
         restore_points: points.collect(),
     }
