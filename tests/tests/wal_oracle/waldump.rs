@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::facts::SegmentMarks;
-use walpoint_base::{Lsn, PgTimestamp, SegmentFacts};
+use walpoint_base::{Lsn, PgTimestamp, SegmentFacts, SegmentNo};
 use walpoint_pg::wal::{PageHeader, RecordKind, RelationLock, Rmgr, WalRecord, inspect};
 use walpoint_tests::waldata::WalData;
 
@@ -211,7 +211,9 @@ fn facts_agree(wal: &WalData, segments: &[PathBuf], records: &[WalRecord]) {
             assert!(starts.contains(&next), "nothing starts at {next}: {facts:?}");
         }
         transactions_agree(&facts, &here, to);
-        assert_eq!(end.link(&facts.chain), Link::Continues, "{facts:?} after {end:?}");
+        // What initdb wrote points back to nothing.
+        let expected = if first_of_all(&facts) { Link::Reset } else { Link::Continues };
+        assert_eq!(end.link(&facts.chain), expected, "{facts:?} after {end:?}");
         end = end.after(&facts.chain);
         let is_first = index == 0 || facts.records == 0;
         if let (Some(first), false) = (here.first(), is_first && here.is_empty()) {
@@ -219,6 +221,11 @@ fn facts_agree(wal: &WalData, segments: &[PathBuf], records: &[WalRecord]) {
         }
         marks_agree(&facts, &here);
     }
+}
+
+/// Whether nothing precedes a segment, because `initdb` wrote it.
+fn first_of_all(facts: &SegmentFacts) -> bool {
+    facts.name.number(facts.size) == Some(SegmentNo(1))
 }
 
 /// A record whose header is cut by the end of the segment counts in the next one.

@@ -11,11 +11,14 @@ use walpoint_base::facts::SegmentMarks;
 
 use super::kind::RecordKind;
 use super::pending::Pending;
-use super::record::{CRC_AT, RECORD_HEADER, RecordHeader, WalRecord};
+use super::record::{CRC_AT, RECORD_HEADER, RecordHeader, WalRecord, main_data_len};
 use crate::bytes;
 
 /// Bytes of a header that may follow in the next segment, at most.
-pub(super) const HEADER_REST: usize = 16;
+const HEADER_REST: usize = 16;
+
+/// Bytes of a rest that are kept: these, and as many of the body behind them as its own headers can have.
+pub(super) const HEAD: usize = HEADER_REST + 16;
 
 /// What a segment begins with, as far as it was read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,7 +39,7 @@ pub(super) struct Rest {
     crc: u32,
     /// How many there are, and the first of them.
     len: usize,
-    head: [u8; HEADER_REST],
+    head: [u8; HEAD],
 }
 
 impl Rest {
@@ -66,8 +69,8 @@ impl Rest {
         }
     }
 
-    /// What the record is, if these bytes begin with the end of its header. That they do is unlikely to be a chance: the
-    /// resource manager, the operation and the zeros behind them have to be right.
+    /// What the record is, if these bytes begin with the end of its header. That they do is no chance: the resource manager,
+    /// the operation, the zeros behind them and the length of the data have to be right.
     fn marks(&self) -> SegmentMarks {
         let total = u32::try_from(self.len).unwrap_or(u32::MAX).saturating_add(self.missing);
         let mark = |have: usize| {
@@ -79,8 +82,11 @@ impl Rest {
             place.copy_from_slice(left);
             let total = total.saturating_add(u32::try_from(have).unwrap_or(u32::MAX));
             let header = RecordHeader { total, ..RecordHeader::parse(&raw) };
+            let body = self.head.get(left.len()..)?;
+            let (data, headers) = main_data_len(body)?;
+            let as_long = usize::try_from(total).ok()? == RECORD_HEADER + headers + data;
             let padding = bytes::u16(&raw, CRC_AT - 2)?;
-            (padding == 0).then(|| RecordKind::may_mark(&header))
+            (padding == 0 && as_long).then(|| RecordKind::may_mark(&header))
         };
         mark(8).unwrap_or_default().or(mark(16).unwrap_or_default())
     }

@@ -5,7 +5,7 @@
 
 use walpoint_base::{Lsn, PgMajor};
 
-use super::edges::HEADER_REST;
+use super::edges::HEAD;
 use super::kind::RecordKind;
 use super::record::{RECORD_HEADER, RecordCrc, RecordHeader};
 use crate::bytes;
@@ -17,9 +17,10 @@ pub(super) struct Pending {
     start: Option<Lsn>,
     missing: u32,
     raw: [u8; RECORD_HEADER],
-    /// Bytes in `raw`: of the header, or the first ones of a rest.
     have: usize,
-    /// Bytes taken.
+    /// The first bytes of a rest.
+    head: [u8; HEAD],
+    /// Bytes taken of a rest.
     taken: usize,
     /// Over the body so far; of a rest, over all of it.
     crc: RecordCrc,
@@ -61,18 +62,19 @@ impl Pending {
         let missing = usize::try_from(self.missing).unwrap_or(usize::MAX);
         let piece = bytes.get(..missing).unwrap_or(bytes);
         self.missing = self.missing.saturating_sub(u32::try_from(piece.len()).unwrap_or(u32::MAX));
-        self.taken = self.taken.saturating_add(piece.len());
-        let head_length = if self.start.is_some() { RECORD_HEADER } else { HEADER_REST };
-        let header_left = head_length.saturating_sub(self.have).min(piece.len());
+        if self.start.is_none() {
+            let places = self.head.iter_mut().skip(self.taken);
+            places.zip(piece).for_each(|(to, from)| *to = *from);
+            self.taken = self.taken.saturating_add(piece.len());
+            self.crc = self.crc.body(piece);
+            return piece.len();
+        }
+        let header_left = RECORD_HEADER.saturating_sub(self.have).min(piece.len());
         let (head, body) = piece.split_at(header_left);
         if let Some(place) = self.raw.get_mut(self.have..self.have + header_left) {
             place.copy_from_slice(head);
         }
         self.have += header_left;
-        if self.start.is_none() {
-            self.crc = self.crc.body(piece);
-            return piece.len();
-        }
         if header_left > 0 {
             self.keep = self.header().is_some_and(|header| RecordKind::is_decoded(&header));
         }
@@ -84,10 +86,8 @@ impl Pending {
     }
 
     /// What was taken of a record whose beginning was not read: its CRC, its length, its first bytes.
-    pub(super) fn rest(&self) -> (u32, usize, [u8; HEADER_REST]) {
-        let mut head = [0; HEADER_REST];
-        head.iter_mut().zip(self.raw).for_each(|(to, from)| *to = from);
-        (self.crc.so_far(), self.taken, head)
+    pub(super) fn rest(&self) -> (u32, usize, [u8; HEAD]) {
+        (self.crc.so_far(), self.taken, self.head)
     }
 
     /// What was read of a record from its beginning: its header, as much as there is, and the CRC of its body.

@@ -184,7 +184,7 @@ pub(super) fn main_data(body: &[u8]) -> Option<&[u8]> {
 }
 
 /// The length of the main data as the record's headers state it, and the length of those headers.
-fn main_data_len(body: &[u8]) -> Option<(usize, usize)> {
+pub(super) fn main_data_len(body: &[u8]) -> Option<(usize, usize)> {
     const SHORT: u8 = 255;
     const LONG: u8 = 254;
     const ORIGIN: u8 = 253;
