@@ -497,13 +497,17 @@ fn leftovers_that_end_in_the_same_page_are_an_end() {
         for old_pages in [pages, pages + 1] {
             let mut old = Forge::at(16, 16, 2);
             old.filler(old_pages * BLOCK + 2000);
-            (0..8).for_each(|n| drop(old.commit(30 + n, 500)));
+            for n in 0..8 {
+                old.commit(30 + n, 500);
+            }
             old.filler(777);
             old.switch();
             let (_, stale) = only(&old);
             let mut new = Forge::at(16, 16, 5);
             new.filler(pages * BLOCK + 600);
-            (0..40).for_each(|n| drop(new.commit(60 + n, 900)));
+            for n in 0..40 {
+                new.commit(60 + n, 900);
+            }
             let (name, mut content) = only(&new);
             let records: Vec<_> =
                 RecordReader::new().segment(name, &content).unwrap().map(Result::unwrap).collect();
