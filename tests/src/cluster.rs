@@ -125,6 +125,13 @@ impl Cluster {
         conf.write_all(line(name, &value.to_string()).as_bytes()).expect("write postgresql.conf");
     }
 
+    /// Adds a setting to `postgresql.auto.conf`, which PostgreSQL reads last.
+    pub fn set_last(&self, name: &str, value: impl ToString) {
+        let conf = self.pgdata.join("postgresql.auto.conf");
+        let mut conf = OpenOptions::new().append(true).open(conf).expect("postgresql.auto.conf");
+        conf.write_all(line(name, &value.to_string()).as_bytes()).expect("write postgresql.auto.conf");
+    }
+
     /// SIGHUP.
     pub fn reload(&self) {
         self.server.as_ref().expect("a running server").signal(Signal::HUP);

@@ -40,6 +40,7 @@
 //! | [`waldata`] | `mixed(major, segment_mb)`, `promotion(major)`, `overwritten_contrecord(major, Lost::InACrash)` give a `WalData` (`segments()`, `archive`, `pg_wal`, `waldump_file`); `workload(&cluster)`, `workload_large` |
 //! | [`rows`] | `Ledger::create`, `append` gives a `Mark` (xid, LSNs and times around the commit), `highest` |
 //! | [`oracle`] | `Contents::of(&cluster).assert_equal(&other)`, `amcheck`, `checksums` |
+//! | [`histories`] | random histories of several servers on one archive, compared with a row oracle of their own: `run(seed)`, `run_chapters(seed, major, &[Chapter::Pitr, …])` |
 //! | [`containers`], [`compose`] | `Engine::empty()`: images and containers of the test's own, `build`, `image_of`, `up(&compose, service)`, `run`, `exec`; `Compose::read(docker/compose.yaml)` |
 //! | [`process`] | `run(&mut command, limit)` gives an `Output` (`expect_success`, `expect_status`), `Background` (`wait`, `wait_watched` with the peak of its memory), `descendants`, `alive` |
 //! | [`testbed`], [`dir`], [`user`], [`ports`], [`wait`], [`not_run`] | where things are, temporary directories, the servers' user, leased ports, waiting |
@@ -48,7 +49,8 @@
 //!
 //! `WALPOINT_TESTBED` (where the servers are), `WALPOINT_TMP` (short path for temporary directories; else
 //! `/dev/shm` when it is large, else `/tmp`), `WALPOINT_KEEP=1` (keep
-//! them), `WALPOINT_SEED` (repeat a random run), `WALPOINT_SOAK=1` (set by `make soak`; its tests are `#[ignore]`d otherwise).
+//! them), `WALPOINT_SEED` (repeat a random run), `WALPOINT_SOAK=1` (set by `make soak`; its tests are `#[ignore]`d otherwise),
+//! `WALPOINT_HISTORIES` (how many random histories a test runs), `WALPOINT_PROGRAMS` (a directory of other programs to test).
 
 pub mod agent;
 pub mod archived;
@@ -58,6 +60,7 @@ pub mod compose;
 pub mod containers;
 pub mod dir;
 pub mod faults;
+pub mod histories;
 pub mod http_faults;
 pub mod not_run;
 pub mod oracle;

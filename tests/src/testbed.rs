@@ -79,11 +79,13 @@ pub fn python_crypto() -> Command {
 }
 
 /// A program under test (`archive-agent`, `archive-push`, `restore-agent`, `restore-fetch`), built beforehand beside
-/// this test, and reachable by the user the servers run as.
+/// this test, and reachable by the user the servers run as. `WALPOINT_PROGRAMS` names another directory to take them from:
+/// to see what an older version does.
 #[track_caller]
 pub fn under_test(name: &str) -> PathBuf {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
-    let place = PLACE.get_or_init(|| reachable(&profile_dir()));
+    let other = || std::env::var_os("WALPOINT_PROGRAMS").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let place = PLACE.get_or_init(|| reachable(&other().unwrap_or_else(profile_dir)));
     let path = place.join(name);
     assert!(path.exists(), "{} is missing: run cargo build --workspace (make test does)", path.display());
     path
