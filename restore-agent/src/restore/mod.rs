@@ -12,6 +12,7 @@
 //! | [`owners`] | who gets the files |
 //! | [`copy`], [`sync`] | the files, and that they are durable |
 //! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
+//! | [`forks`] | what recovery reads at a fork without asking for it |
 //! | [`settings`], [`command`] | the recovery settings |
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
@@ -29,6 +30,7 @@ mod existing;
 mod failure;
 mod files;
 mod finish;
+mod forks;
 mod gather;
 mod ground;
 mod identity;
@@ -340,6 +342,8 @@ impl Restore {
             walpoint_base::durable::sync_directory(extra)?;
         }
         self.leave_target(&pgdata)?;
+        let archive = self.planned.repository.wal(&self.planned.lineage);
+        forks::write(&archive, &self.planned.plan, &pgdata, self.owner).await?;
         self.finish(&pgdata)?;
         hook("--after", args.after.as_deref(), &pgdata)?;
         Ok(self.report(args, &Done { written, removed }, began.elapsed()))

@@ -1,0 +1,86 @@
+//! What recovery reads at a fork behind the archive's back: the parent's segment, put into the new `pg_wal`.
+//!
+//! The segment in which a timeline begins holds the parent's bytes up to the switch point, and recovery takes it under the
+//! child's name. But a transaction that is prepared in it, and still open at a shutdown checkpoint or at the end of recovery
+//! before the switch point, is read again from `pg_wal`, under the name of the timeline that is being replayed
+//! (`XlogReadTwoPhaseData`). `restore_command` is not asked, and without the file recovery ends with "has already been
+//! removed". So it is there, with what belongs to the parent and zeros behind it, and marked as archived: nobody archives
+//! it, and a checkpoint removes it.
+//!
+//! Written before `pg_control`; the same restore writes it again.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::Context;
+use walpoint_base::{Lsn, SegmentName, SegmentNo, WalFileName, durable};
+use walpoint_repo::plan::RestorePlan;
+use walpoint_repo::wal::WalArchive;
+
+use super::owners::{self, Owner};
+
+/// A parent's segment that has to be there, and the one that has its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fork {
+    parent: SegmentName,
+    source: SegmentName,
+    switch: Lsn,
+}
+
+/// Writes the parents' segments of all forks that recovery passes.
+pub(crate) async fn write(
+    archive: &WalArchive,
+    plan: &RestorePlan,
+    pgdata: &Path,
+    owner: Option<Owner>,
+) -> anyhow::Result<()> {
+    let size = archive.lineage().segment_size.bytes();
+    for fork in forks(archive, plan) {
+        // Recovery says what is missing, at the place where it matters.
+        let Some(mut reader) = archive.read(WalFileName::Segment(fork.source)).await? else { continue };
+        let wal = pgdata.join("pg_wal");
+        let path = wal.join(fork.parent.to_string());
+        let context = || format!("{} cannot be written", path.display());
+        durable::remove(&path).with_context(context)?;
+        let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = options.with_context(context)?;
+        let mut left = fork.switch.0 % size;
+        let mut buffer = Vec::new();
+        while left > 0 && !reader.is_done() {
+            buffer = reader.next_part(buffer).await?;
+            let part = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            file.write_all(buffer.get(..part).unwrap_or_default()).with_context(context)?;
+            left -= u64::try_from(part).unwrap_or(left);
+        }
+        file.set_len(size).and_then(|()| file.sync_all()).with_context(context)?;
+        let status = wal.join("archive_status");
+        owners::create_directories(&status, owner).with_context(context)?;
+        let done = status.join(format!("{}.done", fork.parent));
+        durable::replace(&done, b"", 0o600).with_context(context)?;
+        durable::sync_directory(&wal).with_context(context)?;
+        if let Some(owner) = owner {
+            owner.give(&path).and_then(|()| owner.give(&done)).with_context(context)?;
+        }
+    }
+    Ok(())
+}
+
+/// The forks inside segments that recovery reads under another name than the parent's.
+fn forks(archive: &WalArchive, plan: &RestorePlan) -> Vec<Fork> {
+    let size = archive.lineage().segment_size;
+    let mut found = Vec::new();
+    for (step, switch) in plan.path.iter().filter_map(|step| Some((step, step.end?))) {
+        let number = SegmentNo::of(switch, size);
+        let inside = switch > number.start(size);
+        let read = plan.wal.iter().find(|range| range.first <= number && number <= range.last);
+        let Some(read) = read.filter(|read| inside && read.timeline != step.timeline) else { continue };
+        found.push(Fork {
+            parent: number.name(step.timeline, size),
+            source: number.name(read.timeline, size),
+            switch,
+        });
+    }
+    found
+}

@@ -1,0 +1,63 @@
+//! Random histories of several servers on one archive, compared with a row oracle of their own, and a few whose chapters
+//! are given: where committed rows were once lost.
+
+use walpoint_tests::histories::chapters::{Chapter, Follow, Prepared};
+use walpoint_tests::histories::{run_case, run_chapters};
+
+macro_rules! long_cases {
+    ($($name:ident: $case:literal;)*) => {$(
+        /// R2, F7: a quarter of five hundred random histories.
+        #[test]
+        #[ignore = "make soak: 125 random histories"]
+        fn $name() {
+            run_case($case, 125);
+        }
+    )*};
+}
+
+long_cases! {
+    many_random_0: 0;
+    many_random_1: 1;
+    many_random_2: 2;
+    many_random_3: 3;
+}
+
+/// R2: from 16 on, PostgreSQL asks for its own new history at the end of such a promotion.
+#[test]
+fn a_promotion_with_an_open_prepared_transaction() {
+    for seed in [1, 2] {
+        run_chapters(seed, 18, &[Chapter::Failover(Follow::Stream, Prepared::Open)]);
+    }
+}
+
+/// R1: such a transaction is read again from the parent's segment, which only pg_wal can give.
+#[test]
+fn a_transaction_prepared_before_a_crash_and_a_fork_in_one_segment() {
+    for major in [14, 18] {
+        run_chapters(3, major, &[Chapter::FailoverAfterCrash]);
+    }
+}
+
+/// R2: the younger timeline's fork lies behind the moment, so the new history's switch points decrease.
+#[test]
+fn a_fork_before_a_fork() {
+    run_chapters(2, 16, &[Chapter::Pitr, Chapter::PitrBeforeFork]);
+}
+
+/// F7: a snapshot of the storage archives nothing under the primary's name.
+#[test]
+fn a_snapshot_with_the_primarys_configuration() {
+    run_chapters(5, 18, &[Chapter::SnapshotSameConfiguration]);
+}
+
+/// A13, R2: a failover of a failover.
+#[test]
+fn a_cascade() {
+    run_chapters(10, 16, &[Chapter::Cascade(Prepared::AsItComes)]);
+}
+
+/// B7: what a copy did before it archived is in its own backup, and nowhere else.
+#[test]
+fn a_copy_that_archives_late() {
+    run_chapters(12, 18, &[Chapter::LateArchiver]);
+}
