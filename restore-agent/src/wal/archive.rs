@@ -10,7 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{
-    ClusterName, Place, SegmentName, SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName,
+    ClusterName, Place, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId,
+    WalFileName,
 };
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::store::StoreSettings;
@@ -200,8 +201,11 @@ impl Archive {
         };
         landing::blocking(move || landing.finish(durability)).await?;
         if let WalFileName::Segment(segment) = name {
-            let newest =
-                if self.origin.is_new(wal.repository().id()) { reach(&wal, segment).await } else { segment };
+            let mut newest = segment;
+            if self.origin.is_new(wal.repository().id()) {
+                // What cannot be listed is not known to be there.
+                newest = reach(self, &wal, segment).await.unwrap_or(segment);
+            }
             self.origin.seen(wal.repository().id(), newest);
         }
         Ok(Found::Landed(size))
@@ -285,17 +289,24 @@ impl Archive {
     }
 }
 
-/// The newest segment from `segment` on that one page of a listing shows.
-async fn reach(wal: &WalArchive, segment: SegmentName) -> SegmentName {
+/// The newest segment from `segment` on that one page of a listing shows, but for what the timeline went on to hold after a
+/// later one left it: recovery may not go there, and `expire` removes such a branch some day.
+async fn reach(archive: &Archive, wal: &WalArchive, segment: SegmentName) -> anyhow::Result<SegmentName> {
+    let size = wal.lineage().segment_size;
     let mut entries = wal.list(segment.timeline, Some(segment)).take(PAGE);
     let mut newest = segment;
-    // What cannot be listed is not known to be there.
-    while let Ok(Some((entry, _))) = entries.try_next().await {
+    while let Some((entry, _)) = entries.try_next().await? {
         if let WalEntry::File(WalFileName::Segment(found)) = entry {
             newest = newest.max(found);
         }
     }
-    newest
+    for timeline in wal.histories().await?.into_iter().filter(|timeline| *timeline > segment.timeline) {
+        let history = archive.history_in(wal, timeline).await?;
+        if let Some(left) = history.and_then(|history| history.end_of(segment.timeline)) {
+            newest = newest.min(SegmentNo::of(left, size).name(segment.timeline, size));
+        }
+    }
+    Ok(newest.max(segment))
 }
 
 enum Found {

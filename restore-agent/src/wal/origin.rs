@@ -31,6 +31,10 @@ use crate::wal::histories::HistoryCache;
 /// How often the newest segment is written down.
 const CADENCE: Duration = Duration::from_secs(1);
 
+/// How often, and after what pauses, the lock is tried: a standby waits for its answer.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// What a recovery began with.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Origin {
@@ -320,12 +324,19 @@ impl OriginKeeper {
     }
 }
 
-/// Keeps other processes from replacing the file between reading and writing. A filesystem without locks has none for
-/// anybody: then two who begin a recovery at one moment may have to begin it again.
+/// Keeps other processes from replacing the file between reading and writing. A process that hangs meanwhile holds nobody
+/// up for long, and a filesystem without locks has none for anybody: two who meet different repositories at one moment may
+/// then note only one of them, and the other when it is read again.
 fn lock(wal: &Path) -> Option<File> {
     let directory = File::open(wal).ok()?;
-    directory.lock().ok()?;
-    Some(directory)
+    for _ in 0..LOCK_ATTEMPTS {
+        match directory.try_lock() {
+            Ok(()) => return Some(directory),
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(fs::TryLockError::Error(_)) => return None,
+        }
+    }
+    None
 }
 
 #[cfg(test)]

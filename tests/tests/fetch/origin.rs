@@ -228,6 +228,34 @@ impl Other {
     }
 }
 
+/// F1: `expire` removes the timeline that a recovery has left long ago, also what it held beyond the fork: that a later
+/// timeline left it shows that the repository went on.
+#[test]
+fn a_timeline_that_expired_is_no_older_copy() {
+    let (wal, store) = (waldata::promotion(17), Store::local());
+    let archive = Archive::create(wal.pg_wal.parent().unwrap(), &[("main", &store)]);
+    archive.put_all(&wal.archive, |_| true);
+    drop(archive);
+    let first = wal.segments().into_iter().map(|p| p.file_name().unwrap().to_str().unwrap().to_owned());
+    let first = first.filter(|name| name.starts_with("00000001")).min().unwrap();
+    for policy in ["missing", "stop"] {
+        let line = format!("standby_history_outage = \"{policy}\"");
+        let target = Target::like(wal.pg_wal.parent().unwrap()).standby();
+        let target = target.configure(|agent| agent.repository("main", &store).cluster_line(&line));
+        let now = objects(&store);
+        assert_eq!(target.fetch_directly(&first).status, 0, "{first}");
+        let door = store.back_door();
+        let expired = door.list("clusters/main").into_iter().filter(|key| key.contains("/wal/00000001/"));
+        let expired: Vec<String> = expired.collect();
+        assert!(expired.len() > 2);
+        expired.iter().for_each(|key| door.delete(key));
+        for output in answers(&target, NEXT_HISTORY, 1) {
+            assert!(output.stderr.contains("is not in the archive"), "{policy}: {output:#?}");
+        }
+        replace_by(&store, &now);
+    }
+}
+
 /// F4: a prefetcher that served an earlier recovery in the same directory serves none that a restore has begun since.
 #[test]
 fn a_prefetcher_of_an_earlier_recovery_is_not_believed() {

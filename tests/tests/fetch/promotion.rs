@@ -147,6 +147,40 @@ fn standbys_of_other_versions_promoted_with_a_prepared_transaction_archive_their
     }
 }
 
+/// Promise 4: a standby that follows the archive alone, on a timeline that has a history, is promoted while its archive is
+/// away: the history that its own begins with is the one in `pg_wal`.
+#[test]
+fn a_standby_of_a_later_timeline_is_promoted_without_its_archive() {
+    let (mut bed, mut ledger) = bed(17);
+    bed.settle();
+    bed.cluster.crash();
+    let pgdata = bed.cluster.pgdata().to_owned();
+    fs::rename(&pgdata, bed.place("lost")).unwrap();
+    bed.restore(pgdata.file_name().unwrap().to_str().unwrap(), &["--resume-archiving"]);
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+    let last = ledger.append(&bed.cluster).n;
+    bed.cluster.psql(PREPARE);
+    bed.settle();
+    let standby = bed.restore_and_start("standby", &["--standby"]);
+    wait::until_true(wait::SOON, "the standby has the last row", || {
+        standby.try_psql("select max(n) from rows").is_ok_and(|n| n == last.to_string())
+    });
+    bed.cluster.crash();
+    let root = bed.store.root().unwrap().to_owned();
+    let aside = root.with_extension("aside");
+    fs::rename(&root, &aside).unwrap();
+    standby.promote();
+    fs::rename(&aside, &root).unwrap();
+    assert!(standby.current_segment().starts_with("00000003"), "{}", standby.log());
+    assert_eq!(ledger.highest(&standby), last);
+    assert_eq!(standby.psql("select gid from pg_prepared_xacts"), "open");
+    let history = fs::read_to_string(standby.wal_dir().join("00000003.history")).unwrap();
+    let parents: Vec<&str> =
+        history.lines().filter_map(|line| line.split_once('\t')).map(|(p, _)| p).collect();
+    assert_eq!(parents, ["1", "2"], "{history}");
+}
+
 /// Promise 4: the answer is "not in the archive", at once, from both programs, for a server without a signal file and for nobody
 /// else; what a repository holds is given to all others.
 #[test]
