@@ -228,8 +228,9 @@ impl World {
     /// Waits until a standby has replayed what a server wrote.
     fn caught_up(&mut self, standby: &mut Server, of: usize) -> Outcome<()> {
         // Behind a switch only a page's header is new, which no standby replays.
-        self.servers[of].sql("select pg_logical_emit_message(true, 'walpoint', 'caught up')");
-        let lsn = self.servers[of].sql("select pg_current_wal_insert_lsn()");
+        let source = &mut self.servers[of];
+        load::flush(source, &mut self.branches[source.branch]);
+        let lsn = source.sql("select pg_current_wal_insert_lsn()");
         let sql = format!("select pg_last_wal_replay_lsn() >= '{lsn}'");
         let begun = std::time::Instant::now();
         while standby.cluster.try_psql(&sql) != Ok("t".to_owned()) {

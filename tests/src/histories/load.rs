@@ -86,6 +86,12 @@ pub fn resolve(rng: &mut StdRng, server: &mut Server, branch: &mut Branch) {
     }
 }
 
+/// Commits something, so that all before it survives a crash: restore points and rollbacks are not flushed by themselves.
+pub fn flush(server: &mut Server, branch: &mut Branch) {
+    let sql = "select length(pg_logical_emit_message(true, 'walpoint', 'flush')::text)";
+    happen(server, branch, sql, Effect::Ended);
+}
+
 /// One of the things that a busy server does.
 pub fn step(rng: &mut StdRng, server: &mut Server, branch: &mut Branch, next: &mut i64) {
     *next += 1;

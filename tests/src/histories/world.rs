@@ -118,6 +118,7 @@ impl World {
         let branch = &mut self.branches[server.branch];
         let from = branch.events.len();
         load::run(&mut self.rng, server, branch, &mut self.next, steps);
+        load::flush(server, branch);
         let (name, timeline) = (server.name(), branch.timeline);
         let what = branch.events[from..].iter().map(|event| match &event.effect {
             Effect::Commit { added, removed } if removed.is_empty() => format!("commit {}", added.0),
@@ -334,6 +335,12 @@ impl World {
         }
         all.iter().for_each(|pid| process::kill_pid(*pid, rustix::process::Signal::CONT));
         drop(std::fs::remove_file(copy.cluster.pgdata().join("postmaster.pid")));
+        // Where the original was recovered to is none of the copy's business.
+        let auto = copy.cluster.pgdata().join("postgresql.auto.conf");
+        let text = std::fs::read_to_string(&auto).expect("postgresql.auto.conf");
+        let kept = text.lines().filter(|line| !line.starts_with("recovery_target"));
+        let kept = kept.fold(String::new(), |text, line| text + line + "\n");
+        self.dir.write(auto.strip_prefix(self.dir.path()).expect("inside"), kept);
         copy.branch = server.branch;
         let (name, copied) = (server.name(), copy.name());
         self.note(format!("{copied} is a snapshot of {name}'s storage"));
