@@ -47,7 +47,9 @@ fn a_fork_before_a_fork() {
 /// F7: a snapshot of the storage archives nothing under the primary's name.
 #[test]
 fn a_snapshot_with_the_primarys_configuration() {
-    run_chapters(5, 18, &[Chapter::SnapshotSameConfiguration]);
+    for promoted in [false, true] {
+        run_chapters(5, 18, &[Chapter::SnapshotSameConfiguration { promoted }]);
+    }
 }
 
 /// A13, R2: a failover of a failover.

@@ -46,8 +46,11 @@ pub enum Chapter {
     CopyBeside,
     /// The same, to the latest moment, after a tablespace was created that the backup does not have.
     CopyBesideTablespace,
-    /// A snapshot of the storage starts with the primary's own configuration.
-    SnapshotSameConfiguration,
+    /// A snapshot of the storage starts with the primary's own configuration: on the same timeline, or promoted.
+    SnapshotSameConfiguration {
+        /// Whether it is promoted.
+        promoted: bool,
+    },
     /// The primary dies; two snapshots of its storage are promoted and both archive.
     TwinsPromoted,
     /// A copy with the primary's settings but no `archive_command` is promoted beside it; then the primary fails over.
@@ -85,7 +88,7 @@ impl Chapter {
             58..68 => Chapter::PitrBeforeFork,
             68..74 => Chapter::CopyBeside,
             74..80 => Chapter::CopyBesideTablespace,
-            80..85 => Chapter::SnapshotSameConfiguration,
+            80..85 => Chapter::SnapshotSameConfiguration { promoted: rng.random_bool(0.5) },
             85..91 => Chapter::TwinsPromoted,
             91..94 => Chapter::SilentCopy,
             94..97 => Chapter::LateArchiver,
@@ -125,7 +128,7 @@ impl Chapter {
                 world.tablespace(false)?;
                 world.copy_beside()
             }
-            Chapter::SnapshotSameConfiguration => world.snapshot_same_configuration(),
+            Chapter::SnapshotSameConfiguration { promoted } => world.snapshot_same_configuration(promoted),
             Chapter::TwinsPromoted => world.twins(),
             Chapter::SilentCopy => world.silent_copy(),
             Chapter::LateArchiver => world.late_archiver(),
@@ -464,10 +467,9 @@ impl World {
         Ok(())
     }
 
-    fn snapshot_same_configuration(&mut self) -> Outcome<()> {
+    fn snapshot_same_configuration(&mut self, promoted: bool) -> Outcome<()> {
         self.drain()?;
         let mut copy = self.snapshot(self.primary, "snapshot");
-        let promoted = self.rng.random_bool(0.5);
         let branch = copy.branch;
         if promoted {
             self.dir.write(
@@ -490,6 +492,9 @@ impl World {
         );
         self.load(5);
         let drained = self.drain();
+        // The copy asks again for what the primary now has under the same names.
+        copy.sql("select pg_switch_wal()");
+        std::thread::sleep(std::time::Duration::from_millis(2500));
         self.compare_acknowledged(&copy, branch)?;
         copy.stop();
         drained

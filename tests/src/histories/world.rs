@@ -22,7 +22,7 @@ use super::template;
 pub const SEGMENT: u64 = 1 << 20;
 
 /// How long a server may take to archive what waits, or to recover.
-pub const LIMIT: Duration = Duration::from_secs(40);
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// What the histories find.
 pub type Outcome<T> = Result<T, String>;
