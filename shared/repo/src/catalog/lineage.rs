@@ -105,6 +105,10 @@ impl LineageCatalog {
         self.wal.get(&timeline)
     }
 
+    pub(super) fn wal_mut(&mut self, timeline: TimelineId) -> Option<&mut TimelineWal> {
+        self.wal.get_mut(&timeline)
+    }
+
     /// Histories and index objects that could not be read, for people.
     pub fn problems(&self) -> Vec<String> {
         let indexes = self.wal.values().flat_map(|wal| wal.problems().iter());

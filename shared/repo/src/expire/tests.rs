@@ -16,9 +16,10 @@ use crate::backup::{
 use crate::catalog::Catalog;
 use crate::holds::{HeldOn, Holds, Placement};
 use crate::index::IndexWriter;
-use crate::index::tests::{Bed, bed};
+use crate::index::tests::{Bed, bed, header};
 use crate::layout::ClusterPaths;
 use crate::retention::Rule;
+use crate::wal::WalHeader;
 
 const FIRST: TimelineId = TimelineId::FIRST;
 const DAY: i64 = 24;
@@ -134,8 +135,17 @@ pub(crate) async fn publish(bed: &Bed, writer: BackupWriter, hours: i64) -> Back
 
 /// Segments 0 to 99, a backup every ten segments and every day: the first ten days ago.
 pub(crate) async fn world() -> (Bed, Vec<BackupId>) {
+    world_of(|_| {}).await
+}
+
+/// The same, with headers that were changed before they were stored.
+pub(crate) async fn world_of(change: impl Fn(&mut WalHeader)) -> (Bed, Vec<BackupId>) {
     let bed = bed().await;
-    bed.store(0..100).await;
+    for number in 0..100 {
+        let mut header = header(bed.archive.lineage().id, FIRST, number);
+        change(&mut header);
+        bed.store_header(header).await;
+    }
     IndexWriter::new(bed.archive.clone()).catch_up(FIRST).await.unwrap();
     let mut ids = Vec::new();
     for n in 0..5u64 {

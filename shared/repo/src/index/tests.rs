@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use walpoint_base::chain::ChainFacts;
+use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts};
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
-use walpoint_base::{LineageId, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineId};
+use walpoint_base::{LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineId};
 
 use super::page::{Directory, Group};
 use super::*;
@@ -69,10 +69,20 @@ pub(crate) fn header(lineage: LineageId, timeline: TimelineId, number: u64) -> W
         switched: false,
         damaged: false,
         open_transaction_end: false,
-        chain: ChainFacts::default(),
+        chain: chain_of(number, start, size),
         marks: SegmentMarks::default(),
         history: HistoryHash::NONE,
         stored: "2026-11-21T10:00:00Z".parse().unwrap(),
+    }
+}
+
+/// Each segment continues the one before it.
+fn chain_of(number: u64, start: Lsn, size: SegmentSize) -> ChainFacts {
+    let last = Some(start + size.bytes() - 48);
+    let previous = (number > 0).then(|| start - 48);
+    ChainFacts {
+        begin: ChainBegin { previous, ..ChainBegin::default() },
+        end: ChainEnd { last, complete: last, carried: Some(0), due: None },
     }
 }
 

@@ -7,10 +7,11 @@ use walpoint_base::{ClusterName, SegmentSize};
 
 use super::planner::{Verdict, plan as plan_in};
 use super::request::Request;
+use super::restore_plan::RestorePlan;
 use super::stop::SegmentDecoder;
 use super::unreachable::{Unreachable, Why};
 use crate::Repository;
-use crate::catalog::Catalog;
+use crate::catalog::{BrokenChain, Catalog, LineageCatalog};
 use crate::error::Result;
 
 /// Plans a restore of a cluster. Reads tens of objects, whatever the size of the archive, and writes nothing.
@@ -61,7 +62,13 @@ pub async fn plan_from(
     let mut refusal: Option<Box<Unreachable>> = None;
     for lineage in catalog.lineages_mut().iter_mut().rev() {
         match lineage.ask(Some(decoder), |facts| plan_in(facts, request, now)).await? {
-            Ok(plan) => return Ok(Ok(plan)),
+            Ok(plan) => {
+                let broken = lineage.broken_chain(&plan.wal).await?;
+                return Ok(match broken.into_iter().next() {
+                    Some(broken) => Err(Box::new(not_continued(&plan, request, lineage, broken))),
+                    None => Ok(plan),
+                });
+            }
             Err(unreachable) => {
                 let final_word = !may_be_older(&unreachable.why);
                 let unreachable = refusal.take().unwrap_or(unreachable);
@@ -90,7 +97,35 @@ fn may_be_older(why: &Why) -> bool {
         | Why::BackupTooLate(_)
         | Why::MissingWal { .. }
         | Why::AfterEnd { .. }
+        | Why::BrokenChain { .. }
         | Why::NoCluster(_) => false,
+    }
+}
+
+/// The segments are all there, and recovery cannot pass from one to the next.
+fn not_continued(
+    plan: &RestorePlan,
+    request: &Request,
+    lineage: &LineageCatalog,
+    broken: BrokenChain,
+) -> Unreachable {
+    let BrokenChain { segment, fault } = broken;
+    let size = lineage.lineage().segment_size;
+    let start = segment.number(size).map(|number| number.start(size)).unwrap_or_default();
+    let mut hints = vec![format!(
+        "What lies before {start} can be recovered: give an earlier target, or \"--target-lsn\" with a position before it."
+    )];
+    if fault.is_split_brain() {
+        hints.push("\"archive-agent verify\" lists every such place.".to_owned());
+    }
+    Unreachable {
+        target: plan.target.clone(),
+        timeline: request.timeline,
+        why: Why::BrokenChain { backup: plan.backup.id, segment, fault },
+        missing: Vec::new(),
+        nearest: Vec::new(),
+        hints,
+        segment_size: size,
     }
 }
 

@@ -341,6 +341,7 @@ const LOCKS: usize = 100;
 fn word(why: &Why) -> &'static str {
     match why {
         Why::NoCluster(_) => "no-cluster",
+        Why::BrokenChain { .. } => "broken-chain",
         Why::NoBackup => "no-backup",
         Why::NoBackupOnPath { .. } => "no-backup-on-path",
         Why::BeforeFirstBackup { .. } => "before-first-backup",

@@ -2,9 +2,12 @@
 
 use std::fmt;
 
-use walpoint_base::{BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentSize, TargetTimeline, TimelineId};
+use walpoint_base::{
+    BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline, TimelineId,
+};
 
 use super::path::SegmentRange;
+use crate::index::ChainFault;
 
 /// A refusal: nothing was touched.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,6 +69,15 @@ pub enum Why {
         /// The latest transaction's end known in it.
         latest: Option<PgTimestamp>,
     },
+    /// A segment does not continue the one before it.
+    BrokenChain {
+        /// The backup that recovery would start from.
+        backup: BackupId,
+        /// The segment.
+        segment: SegmentName,
+        /// What is wrong with it.
+        fault: ChainFault,
+    },
     /// No commit or abort of the transaction is in any WAL that a backup on the path can replay.
     XidNotFound,
     /// No restore point of the name is in any WAL that a backup on the path can replay.
@@ -113,6 +125,15 @@ impl fmt::Display for Why {
                 )
             }
             Self::AfterEnd { until, .. } => write!(f, "the archive ends before it, at {until}"),
+            Self::BrokenChain { segment, fault, .. } if fault.is_split_brain() => {
+                write!(
+                    f,
+                    "the archive holds WAL of two servers: \"{segment}\" does not continue the segment before it: {fault}"
+                )
+            }
+            Self::BrokenChain { segment, fault, .. } => {
+                write!(f, "recovery ends before \"{segment}\": {fault}")
+            }
             Self::XidNotFound => write!(f, "its end is in no WAL that a backup can replay"),
             Self::NameNotFound => write!(f, "it is in no WAL that a backup can replay"),
         }

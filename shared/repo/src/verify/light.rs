@@ -173,6 +173,7 @@ impl Run<'_> {
                     .to_owned(),
             });
         }
+        self.chain(catalog, &there).await?;
         Ok(NeededWal { lineage, timelines: there })
     }
 

@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `light` | everything that the manifests and the promised windows refer to exists, with its size |
+//! | `chain` | whether neighboring segments continue each other |
 //! | `blocks` | every block of every backup: frame check, hash, page checksum |
 //! | `wal` | every segment that is needed: hashes, and records across segments |
 //! | `sample` | a share of the objects, or as many as a time allows, going on where the last run stopped |
@@ -13,6 +14,7 @@
 //! the caller's ([`ContentCheck`]). Memory: some units of a few megabytes, or two segments of WAL, at a time.
 
 mod blocks;
+mod chain;
 mod light;
 mod report;
 mod sample;

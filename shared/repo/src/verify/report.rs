@@ -47,7 +47,7 @@ pub struct Verified {
 /// Something that is not as it should be.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct VerifyFinding {
-    /// `missing`, `size`, `damaged`, `page`, `records` or `gap`.
+    /// `missing`, `size`, `damaged`, `page`, `records`, `chain` or `gap`.
     pub kind: &'static str,
     /// The object it is about.
     pub object: String,

@@ -4,12 +4,13 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use walpoint_base::{SegmentNo, SegmentSize, TimelineId};
+use walpoint_base::facts::HistoryHash;
+use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 
 use super::*;
 use crate::backup::{Attributes, BlockSize, INLINE_BLOCKS, Intent, PackLimits, WriteOptions};
 use crate::expire::outlook;
-use crate::expire::tests::{ago, cluster, id, intent, keys, publish, world};
+use crate::expire::tests::{ago, cluster, id, intent, keys, publish, world, world_of};
 use crate::index::tests::Bed;
 use crate::layout::ClusterPaths;
 use crate::retention::Policy;
@@ -133,6 +134,41 @@ async fn what_is_gone_or_cut_is_seen_by_name_and_size() {
         report.findings.iter().any(|f| f.kind == "damaged" && f.backups == [ids[3].to_string()]),
         "{report:#?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_of_two_servers_under_one_timeline_are_a_finding() {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let paths = |bed: &Bed, n: u64| {
+        bed.archive.paths().segment(SegmentNo(n).name(TimelineId::FIRST, size)).to_string()
+    };
+    // From 50 on, and at 70 by its history.
+    let (bed, ids) = world_of(|header| {
+        if header.segment.0 == 50 {
+            header.chain.begin.previous = Some(header.segment.start(size) - 96);
+        }
+        header.history = HistoryHash([u8::try_from(header.segment.0 / 70).unwrap() + 1; 16]);
+    })
+    .await;
+    let report = run(&bed, Depth::Light).await;
+    let found: Vec<_> = report.findings.iter().map(|f| (f.kind, f.object.clone())).collect();
+    assert_eq!(found, [("chain", paths(&bed, 50)), ("chain", paths(&bed, 70))], "{report:#?}");
+    let first = &report.findings[0];
+    assert!(first.what.starts_with("split brain: ") && first.what.contains("0/31FFFA0"), "{first:#?}");
+    assert!(first.remedy.contains("--new-lineage"), "{first:#?}");
+    assert_eq!(first.backups, [ids[4].to_string()], "the last one that cannot pass it");
+
+    // pg_resetwal is no second server, but recovery does not pass it either.
+    let (bed, _) = world_of(|header| {
+        if header.segment.0 == 50 {
+            header.chain.begin.previous = Some(Lsn(0));
+        }
+    })
+    .await;
+    let report = run(&bed, Depth::Light).await;
+    let found: Vec<_> = report.findings.iter().map(|f| (f.kind, f.object.clone())).collect();
+    assert_eq!(found, [("chain", paths(&bed, 50))], "{report:#?}");
+    assert!(report.findings[0].what.contains("pg_resetwal"), "{report:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -143,3 +143,35 @@ fn futures_can_be_spawned(
     spawned(writer.forget(FIRST, &gone));
     spawned(catalog.status());
 }
+
+#[tokio::test]
+async fn a_plan_does_not_lead_through_the_wal_of_two_servers() {
+    // In a group that is sealed, and in the open one.
+    for broken in [600, 1150] {
+        let bed = bed().await;
+        let archive = &bed.archive;
+        backup(&bed, 100).await;
+        for number in 100..1200 {
+            let mut header = header(archive.lineage().id, FIRST, number);
+            if number == broken {
+                header.chain.begin.previous = Some(header.segment.start(size()) - 96);
+            }
+            bed.store_header(header).await;
+        }
+        IndexWriter::new(archive.clone()).catch_up(FIRST).await.unwrap();
+        let cluster = archive.lineage().cluster.clone();
+        let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
+        let now = commit_time(1300).to_time();
+        let plan = async |target| {
+            let request = Request { target, ..Request::default() };
+            driver::plan(archive.repository(), &cluster, &request, &decoder, now).await.unwrap()
+        };
+        let refusal = plan(RecoveryTarget::Latest).await.unwrap_err();
+        let named = SegmentNo(broken).name(FIRST, size());
+        assert!(matches!(refusal.why, Why::BrokenChain { segment, .. } if segment == named), "{refusal:?}");
+        assert!(refusal.to_string().contains("WAL of two servers"), "{refusal}");
+        let reachable = plan(RecoveryTarget::Immediate).await;
+        assert!(reachable.is_ok(), "{reachable:?}");
+        assert!(refusal.hints[0].contains(&SegmentNo(broken).start(size()).to_string()), "{refusal:?}");
+    }
+}

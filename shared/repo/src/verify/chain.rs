@@ -1,0 +1,62 @@
+//! Whether neighboring segments continue each other: two servers that archived under one timeline number show here, though
+//! each segment by itself is sound.
+
+use std::collections::BTreeMap;
+
+use walpoint_base::{SegmentNo, TimelineId};
+
+use super::Run;
+use super::report::VerifyFinding;
+use crate::catalog::{BrokenChain, LineageCatalog, Runs};
+use crate::error::Result;
+use crate::plan::SegmentRange;
+
+/// What to do about segments of two servers.
+const SPLIT_BRAIN: &str = "find out which server wrote which of both; take a backup of the one that goes on, and give the other one a \
+                           lineage of its own (archive-agent init --new-lineage)";
+
+/// What to do behind pg_resetwal.
+const RESET: &str = "take a backup: recovery from an earlier one ends before this segment";
+
+impl Run<'_> {
+    /// Compares the segments that are needed, each run with the segment before it, which may lie on another timeline.
+    pub(super) async fn chain(
+        &mut self,
+        catalog: &mut LineageCatalog,
+        needed: &BTreeMap<TimelineId, Runs>,
+    ) -> Result<()> {
+        let size = catalog.lineage().segment_size;
+        for (&timeline, runs) in needed {
+            for run in runs.iter() {
+                let start = run.first.start(size);
+                let history = catalog.facts().graph.history(timeline);
+                let parent =
+                    history.filter(|_| run.first.0 > 0).map(|history| history.timeline_at(start - 1));
+                let before = parent.filter(|parent| *parent != timeline).map(|timeline| {
+                    let number = SegmentNo(run.first.0 - 1);
+                    SegmentRange { timeline, first: number, last: number }
+                });
+                let here = SegmentRange { timeline, first: run.first, last: run.last };
+                let ranges: Vec<SegmentRange> = before.into_iter().chain([here]).collect();
+                for broken in catalog.broken_chain(&ranges).await? {
+                    self.broken(catalog, &broken);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn broken(&mut self, catalog: &LineageCatalog, broken: &BrokenChain) {
+        let BrokenChain { segment, fault } = broken;
+        let (what, remedy) = match fault.is_split_brain() {
+            true => {
+                (format!("split brain: it does not continue the segment before it: {fault}"), SPLIT_BRAIN)
+            }
+            false => (fault.to_string(), RESET),
+        };
+        self.bad_segment(catalog.archive(), *segment, "chain", what);
+        if let Some(finding) = self.report.findings.last_mut().filter(|finding| finding.kind == "chain") {
+            remedy.clone_into(&mut finding.remedy);
+        }
+    }
+}
