@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use walpoint_base::{SegmentNo, TimelineId};
 
 use super::Run;
-use super::report::VerifyFinding;
 use crate::catalog::{BrokenChain, LineageCatalog, Runs};
 use crate::error::Result;
 use crate::plan::SegmentRange;
