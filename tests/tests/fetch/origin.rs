@@ -269,7 +269,9 @@ fn a_prefetcher_of_an_earlier_recovery_is_not_believed() {
     assert_eq!(later.fetch_directly(&second[0]).status, 0);
     let origin = |target: &Target| target.pgdata.join("pg_wal/walpoint-origin");
     fs::copy(origin(&later), origin(&target)).unwrap();
-    assert_eq!(target.fetch(&second[1]).status, 0);
+    let output = target.fetch(&second[1]);
+    assert_eq!(output.status, 0, "{output:#?}");
+    assert!(output.stderr.contains("served an earlier recovery"), "{output:#?}");
     wait::until_true(wait::SOON, "it ends", || !prefetchers(&target.agent).contains(&earlier[0]));
 }
 
