@@ -34,6 +34,10 @@ pub(crate) struct TargetArgs {
     /// Start from this backup [default: the newest one before the target].
     #[arg(long, value_name = "ID")]
     backup: Option<BackupId>,
+    /// Recover to the end of a timeline that a failover left in the middle of a segment, though the archive has that
+    /// segment only as .partial, or as the first one of the next timeline.
+    #[arg(long, conflicts_with = "target")]
+    use_partial: bool,
 }
 
 /// What PostgreSQL does when it has reached the target.
@@ -104,6 +108,7 @@ impl TargetArgs {
             backup: self.backup,
             action,
             standby,
+            use_partial: self.use_partial,
         })
     }
 }

@@ -396,9 +396,9 @@ impl Restore {
         let last =
             plan.wal.last().map(|range| range.last.name(range.timeline, self.planned.lineage.segment_size));
         // Without a stop, recovery goes on to whatever the archive holds by then.
-        let last = plan.stop.as_ref().and(last);
+        let last = plan.stop.as_ref().and(plan.fork.map(|fork| fork.name).or(last));
         let spool = pgdata.join("pg_wal").join(spool::DIRECTORY);
-        TargetNote { timeline: plan.timeline, last }.write(&spool)?;
+        TargetNote { timeline: plan.timeline, last, fork: plan.fork }.write(&spool)?;
         origin::leave(&self.origin, pgdata, self.owner)?;
         if let Some(owner) = self.owner {
             for entry in std::fs::read_dir(&spool)? {

@@ -49,12 +49,17 @@ pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surround
             ));
         }
         // The timeline was left inside this segment, so it may never have been completed here; the part up to there begins
-        // the child's segment of the same number, and that of each descendant that left the line no earlier.
-        let heir = around.heirs.iter().any(|heir| {
-            let between = |parent| name.timeline < parent && parent < *heir;
-            let mut forks = history.entries().iter().filter(|fork| between(fork.parent));
-            *heir > name.timeline && history.contains(*heir) && forks.all(|fork| fork.switch >= entry.switch)
-        });
+        // the child's segment of the same number, and that of every other timeline that took over as much.
+        let last = entry.switch - 1;
+        let owner = history.of_ancestor(name.timeline).map(|own| own.timeline_at(last));
+        let took_over = |heir: TimelineId, path: &TimelineHistory| {
+            let own = if path.timeline() == heir { Some(path.clone()) } else { path.of_ancestor(heir) };
+            own.is_some_and(|own| Some(own.timeline_at(last)) == owner)
+        };
+        let heir = around
+            .heirs
+            .iter()
+            .any(|heir| *heir > name.timeline && around.histories.iter().any(|path| took_over(*heir, path)));
         if !heir {
             return Err(format!(
                 "timeline {child} left timeline {} at {}, inside this segment, and has not archived its own copy",

@@ -14,15 +14,19 @@ use walpoint_base::{
     WalFileName,
 };
 use walpoint_repo::layout::WalEntry;
+use walpoint_repo::plan::ForkSegment;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, RepoError, Repository};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::exit::told;
 
+use crate::wal::cut::CutFile;
 use crate::wal::landing::{self, Durability, Landing};
+use crate::wal::note::TargetNote;
 use crate::wal::origin::OriginKeeper;
 use crate::wal::prove;
+use crate::wal::spool;
 
 /// Objects that a store lists at once.
 const PAGE: usize = 1000;
@@ -64,6 +68,8 @@ pub(crate) struct Archive {
     system_id: Option<SystemId>,
     /// What the recovery began with.
     origin: OriginKeeper,
+    /// The segment that is built, by the note that `restore` left.
+    fork: Option<ForkSegment>,
     sources: Vec<Source>,
     /// Names of repositories that acknowledge, by the configuration. The lineage's own set comes on top.
     acknowledging: Vec<String>,
@@ -96,10 +102,12 @@ impl Archive {
     /// The archive of the selected cluster. Nothing is opened yet.
     pub(crate) fn new(selection: Selection<StoreSettings>, place: Option<&Place>) -> Self {
         let source = |(name, settings)| Source { name, settings, open: Mutex::new(None) };
+        let note = place.and_then(|place| TargetNote::read(&place.wal.join(spool::DIRECTORY)));
         Self {
             cluster: selection.cluster,
             system_id: place.map(|place| place.system_id),
             origin: OriginKeeper::new(place),
+            fork: note.and_then(|note| note.fork),
             acknowledging: selection.settings.ack_set().to_vec(),
             damaged_too: selection.settings.fetch_damaged,
             without: selection.settings.fetch_without.clone(),
@@ -180,9 +188,18 @@ impl Archive {
         durability: Durability,
     ) -> anyhow::Result<Found> {
         let wal = self.open(source).await?;
-        let reader = match wal.read(name).await {
+        let fork = self.fork.filter(|fork| WalFileName::Segment(fork.name) == name);
+        let stored = fork.map_or(name, |fork| fork.source_name());
+        let reader = match wal.read(stored).await {
             Ok(Some(reader)) => reader,
-            Ok(None) => return Ok(Found::Missing(wal)),
+            Ok(None) => match fork {
+                None => return Ok(Found::Missing(wal)),
+                Some(_) => {
+                    return Ok(Found::Unusable(anyhow!(
+                        "\"{name}\" is built from \"{stored}\", which is not in it"
+                    )));
+                }
+            },
             Err(error @ RepoError::Corrupt { .. }) => return Ok(Found::Unusable(error.into())),
             Err(error) => return Err(error.into()),
         };
@@ -192,15 +209,18 @@ impl Archive {
                  choose a target before it, or set fetch_damaged = true to recover up to the damage"
             )));
         }
-        let size = reader.length();
+        let size = fork.map_or(reader.length(), |_| wal.lineage().segment_size.bytes());
         let target = path.to_owned();
         let landing = landing::blocking(move || Landing::begin(&target)).await?;
-        let landing = match reader.write_to(landing).await {
-            Ok((landing, _)) => landing,
+        let segment_size = wal.lineage().segment_size;
+        let start = |fork: &ForkSegment| SegmentNo::before(fork.cut, segment_size).start(segment_size);
+        let keep = fork.map_or(size, |fork| fork.cut.since(start(&fork)));
+        let landing = match reader.write_to(CutFile::new(landing, keep, size)).await {
+            Ok((cut, _)) => landing::blocking(move || cut.finish()).await?,
             Err(error) => return Ok(Found::Unusable(error.into())),
         };
         landing::blocking(move || landing.finish(durability)).await?;
-        if let WalFileName::Segment(segment) = name {
+        if let WalFileName::Segment(segment) = stored {
             let mut newest = segment;
             if self.origin.is_new(wal.repository().id()) {
                 // What cannot be listed is not known to be there.

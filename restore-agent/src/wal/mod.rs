@@ -8,6 +8,7 @@
 //! | [`patience`] | attempts, and how long they may take |
 //! | [`origin`] | what the recovery began with, without which no end is believed |
 //! | [`landing`] | files that appear whole |
+//! | [`cut`] | a segment as its timeline left it |
 //! | [`histories`] | histories that a standby keeps |
 //! | [`route`] | what recovery asks for next |
 //! | [`prefetch`] | fetching that ahead |
@@ -21,6 +22,7 @@
 
 pub(crate) mod absence;
 pub(crate) mod archive;
+pub(crate) mod cut;
 pub(crate) mod fetch;
 pub(crate) mod histories;
 pub(crate) mod landing;

@@ -1,13 +1,15 @@
-//! The note that `restore` leaves in the spool: where recovery goes, so that nothing is fetched beyond it.
+//! The note that `restore` leaves in the spool: where recovery goes, so that nothing is fetched beyond it, and which segment
+//! has to be built on the way.
 //!
-//! The note steers only what is fetched ahead of PostgreSQL's requests. Missing, damaged or stale it costs time, never
-//! data: what PostgreSQL asks for is looked up whatever the note says.
+//! Missing, damaged or stale the note costs time, never data: what PostgreSQL asks for is looked up whatever the note says,
+//! and a segment that would have to be built is then neither handed out nor proven absent.
 
 use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use walpoint_base::{SegmentName, TimelineId, durable};
+use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName, durable};
+use walpoint_repo::plan::{ForkSegment, ForkSource};
 
 /// Its name in the spool.
 const FILE: &str = "target";
@@ -19,6 +21,8 @@ pub struct TargetNote {
     pub timeline: TimelineId,
     /// The last segment that recovery needs; `None` for "to the end of the archive".
     pub last: Option<SegmentName>,
+    /// The segment that has to be built when PostgreSQL asks for it.
+    pub fork: Option<ForkSegment>,
 }
 
 /// The file's content.
@@ -27,12 +31,48 @@ pub struct TargetNote {
 struct Content {
     timeline: u32,
     last: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fork: Option<ForkContent>,
+}
+
+/// A segment that is built.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForkContent {
+    segment: String,
+    from: String,
+    until: String,
+}
+
+impl ForkContent {
+    fn of(fork: &ForkSegment) -> Self {
+        Self {
+            segment: fork.name.to_string(),
+            from: fork.source_name().to_string(),
+            until: fork.cut.to_string(),
+        }
+    }
+
+    fn parse(&self) -> Option<ForkSegment> {
+        let (name, cut): (SegmentName, Lsn) = (self.segment.parse().ok()?, self.until.parse().ok()?);
+        let source = match self.from.parse().ok()? {
+            WalFileName::Segment(from) => ForkSource::Segment(from.timeline),
+            WalFileName::Partial(from) => ForkSource::Partial(from.timeline),
+            WalFileName::History(_) | WalFileName::Backup(..) => return None,
+        };
+        let fork = ForkSegment { name, cut, source };
+        (fork.source_name().to_string() == self.from).then_some(fork)
+    }
 }
 
 impl TargetNote {
     /// Writes the note into a spool, which is created if need be.
     pub fn write(&self, spool: &Path) -> anyhow::Result<()> {
-        let content = Content { timeline: self.timeline.get(), last: self.last.map(|name| name.to_string()) };
+        let content = Content {
+            timeline: self.timeline.get(),
+            last: self.last.map(|name| name.to_string()),
+            fork: self.fork.as_ref().map(ForkContent::of),
+        };
         let path = spool.join(FILE);
         durable::create_directories(spool)
             .and_then(|()| durable::replace(&path, &serde_json::to_vec(&content)?, 0o600))
@@ -45,6 +85,10 @@ impl TargetNote {
         Some(Self {
             timeline: TimelineId::new(content.timeline)?,
             last: content.last.map(|name| name.parse()).transpose().ok()?,
+            fork: match content.fork {
+                Some(fork) => Some(fork.parse()?),
+                None => None,
+            },
         })
     }
 
@@ -66,11 +110,18 @@ mod tests {
         let note = TargetNote {
             timeline: TimelineId::new(3).unwrap(),
             last: Some("000000030000000100000000".parse().unwrap()),
+            fork: None,
         };
         note.write(&spool).unwrap();
         assert_eq!(TargetNote::read(&spool), Some(note));
         TargetNote { last: None, ..note }.write(&spool).unwrap();
         assert_eq!(TargetNote::read(&spool).unwrap().last, None);
+        let name = note.last.unwrap();
+        for source in [ForkSource::Segment(TimelineId::new(4).unwrap()), ForkSource::Partial(note.timeline)] {
+            let fork = Some(ForkSegment { name, cut: Lsn(0x1_0000_1000), source });
+            TargetNote { fork, ..note }.write(&spool).unwrap();
+            assert_eq!(TargetNote::read(&spool).unwrap().fork, fork);
+        }
         durable::replace(&spool.join(FILE), b"{\"timeline\":\"x\"", 0o600).unwrap();
         assert_eq!(TargetNote::read(&spool), None);
         TargetNote::remove(&spool).unwrap();

@@ -2,6 +2,7 @@
 //! and an unfinished restore that cannot start.
 
 mod branches;
+mod forks;
 mod hostile;
 mod interrupted;
 mod kinds;

@@ -60,6 +60,13 @@ impl TimelineGraph {
         children
     }
 
+    /// Whether the byte at `lsn` is the same one on the paths to both timelines. A file is named after the timeline that wrote
+    /// it, and begins with what that took over from its ancestors.
+    pub fn share(&self, one: TimelineId, other: TimelineId, lsn: Lsn) -> bool {
+        let owner = |timeline| self.history(timeline).map(|history| history.timeline_at(lsn));
+        owner(one).is_some() && owner(one) == owner(other)
+    }
+
     /// How many timelines there are.
     pub fn len(&self) -> usize {
         self.histories.len()

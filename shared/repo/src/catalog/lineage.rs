@@ -13,7 +13,8 @@ use crate::error::{RepoError, Result};
 use crate::layout::WalEntry;
 use crate::lineage::Lineage;
 use crate::plan::{
-    Answer, Asking, BackupFacts, BackupState, Extent, Facts, Question, Search, SegmentDecoder, SegmentRange,
+    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Question, Search, SegmentDecoder,
+    SegmentRange,
 };
 use crate::reach::WalNeed;
 use crate::wal::WalArchive;
@@ -35,7 +36,9 @@ impl LineageCatalog {
     pub(crate) async fn load(archive: WalArchive, backups: &Backups, listed: &[Listed]) -> Result<Self> {
         let mut problems = Vec::new();
         let mut graph = TimelineGraph::default();
-        for timeline in archive.histories().await?.into_iter().rev() {
+        let mut doubts = BTreeMap::new();
+        let listed_histories = archive.all_histories().await?;
+        for timeline in listed_histories.stored.into_iter().rev() {
             // A descendant's history told it already.
             if graph.contains(timeline) {
                 continue;
@@ -43,16 +46,31 @@ impl LineageCatalog {
             match archive.history(timeline).await {
                 Ok(Some(history)) => graph.add(history),
                 Ok(None) => {}
-                Err(error @ RepoError::Corrupt { .. }) => problems.push(error.to_string()),
+                Err(error @ RepoError::Corrupt { .. }) => {
+                    problems.push(error.to_string());
+                    doubts.insert(timeline, Doubt::Damaged(error.to_string()));
+                }
                 Err(error) => return Err(error),
             }
         }
         for timeline in archive.timelines().await? {
+            if timeline > TimelineId::FIRST && !graph.contains(timeline) {
+                doubts.entry(timeline).or_insert(Doubt::Missing);
+            }
             graph.add_known(timeline);
         }
+        for (timeline, _) in listed_histories.refused {
+            doubts.insert(timeline, Doubt::Refused);
+        }
+        let told = |(timeline, doubt): (&TimelineId, &Doubt)| match doubt {
+            Doubt::Damaged(_) => None,
+            Doubt::Missing | Doubt::Refused => Some(format!("timeline {timeline}: {doubt}")),
+        };
+        problems.extend(doubts.iter().filter_map(told));
         let lineage = archive.lineage();
         let ids = listed.iter().map(|b| b.id).collect();
         let mut facts = Facts::new(lineage.id, lineage.major, lineage.segment_size, graph, ids);
+        facts.doubts = doubts;
         // The listing tells all there is to know about these.
         for backup in listed {
             if let Some(why) = unusable(backup.state) {
@@ -212,6 +230,18 @@ impl LineageCatalog {
                     Err(error @ RepoError::Corrupt { .. }) => {
                         self.problems.push(error.to_string());
                         Answer::Extent(Extent::default())
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Question::Partial(name) => {
+                let search = Search::new(&self.archive, &mut self.wal, decoder);
+                match search.partial(*name).await {
+                    Ok(until) => Answer::Partial(until),
+                    // Damaged, it is as good as none.
+                    Err(error @ RepoError::Corrupt { .. }) => {
+                        self.problems.push(error.to_string());
+                        Answer::Partial(None)
                     }
                     Err(error) => return Err(error),
                 }

@@ -96,6 +96,8 @@ fn may_be_older(why: &Why) -> bool {
         Why::UnknownBackup(_)
         | Why::BackupTooLate(_)
         | Why::MissingWal { .. }
+        | Why::EndsInFork { .. }
+        | Why::DoubtfulTimeline { .. }
         | Why::AfterEnd { .. }
         | Why::BrokenChain { .. }
         | Why::NoCluster(_) => false,

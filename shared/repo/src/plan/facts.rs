@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use walpoint_base::{BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, TimelineId};
+use walpoint_base::{
+    BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentName, SegmentNo, SegmentSize, TimelineId,
+};
 
 use super::stop::{Stop, StopRule};
 use crate::catalog::{Runs, TimelineGraph};
@@ -60,6 +62,27 @@ pub enum BackupState {
     Unusable(String),
 }
 
+/// Why it is not known where a timeline comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Doubt {
+    /// Its history cannot be read.
+    Damaged(String),
+    /// It has WAL and no history.
+    Missing,
+    /// A second server claimed it, with another history.
+    Refused,
+}
+
+impl std::fmt::Display for Doubt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Damaged(why) => write!(f, "its history cannot be read: {why}"),
+            Self::Missing => write!(f, "its WAL is there and its history is not"),
+            Self::Refused => write!(f, "two servers claim it, with different histories"),
+        }
+    }
+}
+
 /// What a planner needs to know before it can go on.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Question {
@@ -73,6 +96,8 @@ pub enum Question {
     Extent(ExtentQuestion),
     /// Which restore points are there?
     Points,
+    /// How far does the `.partial` file of this segment hold complete records?
+    Partial(SegmentName),
 }
 
 /// Where does recovery along the path to `path` stop, when it replays from `from` and all WAL before `until` is there?
@@ -121,6 +146,8 @@ pub enum Answer {
     Extent(Extent),
     /// To [`Question::Points`].
     Points(Vec<PointRef>),
+    /// To [`Question::Partial`]: where the last complete record in it ends; `None` if there is no such file, or no record.
+    Partial(Option<Lsn>),
 }
 
 /// A planner's result, or what it has to know first.
@@ -139,6 +166,8 @@ pub struct Facts {
     pub graph: TimelineGraph,
     /// Every backup of the cluster that is listed, oldest first; which are complete and of this lineage is asked.
     pub backups: Vec<BackupId>,
+    /// Timelines of which it is not known where they come from.
+    pub doubts: BTreeMap<TimelineId, Doubt>,
     answers: BTreeMap<Question, Answer>,
 }
 
@@ -153,7 +182,15 @@ impl Facts {
     ) -> Self {
         backups.sort_unstable();
         backups.dedup();
-        Self { lineage, major, segment_size, graph, backups, answers: BTreeMap::new() }
+        Self {
+            lineage,
+            major,
+            segment_size,
+            graph,
+            backups,
+            doubts: BTreeMap::new(),
+            answers: BTreeMap::new(),
+        }
     }
 
     /// Remembers an answer.
@@ -209,6 +246,14 @@ impl Facts {
         match self.answers.get(&question) {
             Some(Answer::Extent(extent)) => Ok(*extent),
             _ => Err(question),
+        }
+    }
+
+    /// How far the `.partial` file of a segment holds complete records.
+    pub fn partial(&self, name: SegmentName) -> Asking<Option<Lsn>> {
+        match self.answers.get(&Question::Partial(name)) {
+            Some(Answer::Partial(until)) => Ok(*until),
+            _ => Err(Question::Partial(name)),
         }
     }
 

@@ -9,18 +9,22 @@
 //! | [`request`] | what a person asks for |
 //! | [`facts`] | what is known, and the questions |
 //! | [`path`] | which file serves which segment on the way to a timeline, and how far they reach |
+//! | `ending` | on which timeline recovery ends, and the segment that has to be built for it |
 //! | [`planner`] | from facts to a plan or a refusal |
 //! | [`windows`] | the moments that can be recovered, and the gaps |
 //! | [`stop`] | PostgreSQL's stop rules, and the decoding they need |
 //! | [`settings`] | the recovery settings as data |
 //! | [`report`], [`text`] | plans and refusals as JSON and for a person |
 //! | [`driver`] | planning against a repository |
+//! | `partial` | what a `.partial` file holds before a fork |
 //! | `search` | answers about the content of WAL: index first, then decoding |
 
 pub mod driver;
+mod ending;
 pub mod estimate;
 pub mod facts;
 mod nearest;
+mod partial;
 pub mod path;
 pub mod planner;
 pub mod report;
@@ -36,13 +40,13 @@ pub mod windows;
 
 pub use estimate::{Estimate, Rates};
 pub use facts::{
-    Answer, Asking, BackupFacts, BackupState, Extent, ExtentQuestion, Facts, Question, StopQuestion,
+    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, Question, StopQuestion,
 };
 pub use path::SegmentRange;
 pub use planner::{Verdict, plan};
 pub use report::PlanReport;
 pub use request::{Request, TargetAction};
-pub use restore_plan::{PathStep, RestorePlan};
+pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan};
 pub(crate) use search::Search;
 pub use settings::{Setting, Signal, quote};
 pub use stop::{Found, HeldLock, SegmentDecoder, Stop, StopRule, StopSearch};

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
-use super::facts::{Asking, BackupState};
+use super::facts::{Asking, BackupState, Doubt};
 use super::path::Path;
 use super::planner::{Planner, Refusal};
 use super::unreachable::{Moment, Unreachable, Why};
@@ -51,7 +51,9 @@ impl Planner<'_> {
         };
         let mut moments = Vec::new();
         if let Some(window) = windows.iter().rev().find(before) {
-            moments.push(self.end_of(window)?);
+            // The end of the archive was asked for and cannot be reached without naming what is there.
+            let refused = matches!(refusal.why, Why::MissingWal { .. } | Why::EndsInFork { .. });
+            moments.push(self.end_of(window, refused)?);
         }
         if let Some(window) = windows.iter().find(|w| !before(w)) {
             moments.push(start_of(window));
@@ -60,13 +62,13 @@ impl Planner<'_> {
     }
 
     /// Everything up to the end of a window.
-    fn end_of(&self, window: &Window) -> Asking<Moment> {
+    fn end_of(&self, window: &Window, named: bool) -> Asking<Moment> {
         let path = Path::to(self.facts, window.timeline);
         let last = path.map(|p| p.last_present()).transpose()?.flatten();
         let end = SegmentNo::before(window.until, self.facts.segment_size);
         let mut options = timeline_options(window.timeline);
         // The end of the archive needs no target; before a hole the last record that is there has to be named.
-        if last.is_some_and(|last| last > end)
+        if (named || last.is_some_and(|last| last > end))
             && let Some(record) = window.last_record
         {
             options.extend(["--target-lsn".to_owned(), record.to_string()]);
@@ -97,6 +99,31 @@ impl Planner<'_> {
                  \"archive-agent push\"; a .partial file is never used in place of its segment."
                     .to_owned(),
             ),
+            (Why::EndsInFork { .. }, _) => {
+                hints.push(
+                    "Add --use-partial to recover to that end: restore-fetch then builds the segment from what there is. \
+                     A target before it needs no option."
+                        .to_owned(),
+                );
+                hints.push(ARCHIVE_MORE.to_owned());
+            }
+            (Why::DoubtfulTimeline { timeline, doubt, instead }, _) => {
+                hints.push(match doubt {
+                    Doubt::Refused => format!(
+                        "See \"archive-agent status\". To restore what the repository holds of one of the two, name its timeline: \
+                         --target-timeline {instead}."
+                    ),
+                    Doubt::Damaged(_) | Doubt::Missing => format!(
+                        "Look for {}.history in pg_wal of the server or of a standby, or in another repository, and archive it \
+                         with \"archive-agent push\".",
+                        timeline.hex()
+                    ),
+                });
+                hints.push(format!(
+                    "To recover without timeline {timeline}: --target-timeline {instead}, and everything that was written on \
+                     {timeline} is left out."
+                ));
+            }
             (Why::AfterEnd { .. }, RecoveryTarget::Time(time)) => {
                 if time.to_time() > self.now {
                     hints.push("The time lies ahead of this machine's clock.".to_owned());
@@ -132,11 +159,10 @@ impl Planner<'_> {
 
     /// Restore points of that name that the path does not lead through; those that there are if none bears it.
     fn points_elsewhere(&self, name: &str, path: Option<TimelineId>) -> Asking<Vec<String>> {
-        let history = path.and_then(|p| self.facts.graph.history(p));
         let mut hints = Vec::new();
         let points = self.facts.points()?;
         for &PointRef { timeline, lsn, .. } in points.iter().filter(|point| point.name == name) {
-            if history.is_none_or(|h| h.timeline_at(lsn) != timeline) {
+            if !path.is_some_and(|path| self.facts.graph.share(path, timeline, lsn)) {
                 hints.push(format!(
                     "A restore point of that name was made on timeline {timeline} at {lsn}: add --target-timeline \
                      {timeline}."

@@ -4,7 +4,8 @@
 //! segment of a fork exists twice: the child's file begins with a copy of the parent's bytes up to the switch point, the
 //! parent's own file, if it was ever completed, goes on with what the path has left behind. So a segment that is read to
 //! its end has exactly one right file, that of the timeline its last byte belongs to; only where recovery stops before
-//! the switch does the parent's do as well. A `.partial` file is never read.
+//! the switch does the parent's do as well. PostgreSQL never reads a `.partial` file: `restore-fetch` builds a segment from
+//! it where the plan says so.
 
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
@@ -59,6 +60,8 @@ pub struct Coverage {
     /// The ancestor whose file PostgreSQL takes for segment `missing`, because the descendant's is not there. It holds the
     /// path's bytes up to `until`, and then goes on with what the path left behind.
     pub by_ancestor: Option<TimelineId>,
+    /// The timeline whose `.partial` file of segment `missing` alone holds the path's bytes up to `until`.
+    pub by_partial: Option<TimelineId>,
     /// The first segment whose right file is not there.
     pub missing: SegmentNo,
     /// The next segment whose right file is there: then what lies between is a hole, else it is the end of the archive.
@@ -121,13 +124,37 @@ impl<'a> Path<'a> {
             }
         }
         let next = self.next_present(cursor)?;
-        let (mut until, mut by_ancestor) = (cursor.start(self.size()), None);
+        let (mut until, mut by_ancestor, mut by_partial) = (cursor.start(self.size()), None, None);
         let read = files.last().map(|f| f.timeline);
-        if let Some((timeline, switch)) = self.ancestors_file(cursor, owner, read)? {
+        let ancestor = self.ancestors_file(cursor, owner, read)?;
+        let partial = if cursor > from { self.partial(cursor)? } else { None };
+        if let Some((timeline, end)) =
+            partial.filter(|(_, end)| ancestor.is_none_or(|(_, other)| other < *end))
+        {
+            (until, by_partial) = (end, Some(timeline));
+        } else if let Some((timeline, switch)) = ancestor {
             files.push(SegmentRange { timeline, first: cursor, last: cursor });
             (until, by_ancestor) = (switch, Some(timeline));
         }
-        Ok(Coverage { until, files, by_ancestor, missing: cursor, next: next.map(|n| n.first) })
+        Ok(Coverage { until, files, by_ancestor, by_partial, missing: cursor, next: next.map(|n| n.first) })
+    }
+
+    /// The `.partial` file of segment `number` that holds most of what the path wants, and how far.
+    fn partial(&self, number: SegmentNo) -> Asking<Option<(TimelineId, Lsn)>> {
+        let size = self.size();
+        let mut best: Option<(TimelineId, Lsn)> = None;
+        for timeline in self.history.candidates(number, size).filter(|t| *t != self.timeline()) {
+            let Some(served) = self.history.served_until(timeline, number, size) else { continue };
+            if served == number.end(size) {
+                continue;
+            }
+            let Some(held) = self.facts.partial(number.name(timeline, size))? else { continue };
+            let until = held.min(served);
+            if best.is_none_or(|(_, other)| other < until) && until > number.start(size) {
+                best = Some((timeline, until));
+            }
+        }
+        Ok(best)
     }
 
     /// The first segment at or after `from` whose right file is there.

@@ -20,8 +20,9 @@ use walpoint_base::{
     BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory, TimelineId,
 };
 
+use super::ending::Ending;
 use super::estimate::{Estimate, Rates};
-use super::facts::{Asking, BackupFacts, BackupState, ExtentQuestion, Facts, StopQuestion};
+use super::facts::{Asking, BackupFacts, BackupState, Doubt, ExtentQuestion, Facts, StopQuestion};
 use super::path::{Coverage, Path, SegmentRange};
 use super::request::{Request, TargetAction};
 use super::restore_plan::{PathStep, RestorePlan};
@@ -51,7 +52,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     /// Before any path was followed.
-    fn at_once(why: Why) -> Self {
+    pub(super) fn at_once(why: Why) -> Self {
         Self { why, missing: Vec::new(), path: None }
     }
 
@@ -86,7 +87,10 @@ impl<'a> Planner<'a> {
         match self.request.timeline {
             TargetTimeline::Id(timeline) => self.along(timeline, &self.listed_on(timeline)),
             TargetTimeline::Latest => match self.newest_timeline()? {
-                Some(timeline) => self.along(timeline, &self.listed_on(timeline)),
+                Some(timeline) => match self.doubt_about(timeline) {
+                    Some(why) => Ok(Err(Refusal::on(timeline, why))),
+                    None => self.along(timeline, &self.listed_on(timeline)),
+                },
                 None => refuse(Why::NoBackup),
             },
             TargetTimeline::Current => self.along_current(),
@@ -118,6 +122,11 @@ impl<'a> Planner<'a> {
         if !holds(&timeline) {
             return Ok(Err(Refusal::on(timeline, Why::BackupNotOnPath(id, timeline))));
         }
+        if self.request.timeline == TargetTimeline::Latest
+            && let Some(why) = self.doubt_about(timeline)
+        {
+            return Ok(Err(Refusal::on(timeline, why)));
+        }
         self.along(timeline, &[id])
     }
 
@@ -141,6 +150,15 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// Why `timeline` may not be the latest: a younger one is there, and it is not known where it comes from.
+    fn doubt_about(&self, timeline: TimelineId) -> Option<Why> {
+        let mut doubts = self.facts.doubts.iter().rev();
+        // A damaged history keeps recovery from its own timeline, too, and of two histories either may be the right one.
+        let (of, doubt) =
+            doubts.find(|(of, doubt)| **of > timeline || **of == timeline && **doubt != Doubt::Missing)?;
+        Some(Why::DoubtfulTimeline { timeline: *of, doubt: doubt.clone(), instead: timeline })
     }
 
     /// Each backup on its own timeline: the newest one that reaches the target wins.
@@ -220,7 +238,8 @@ impl<'a> Planner<'a> {
         let Some(rule) = StopRule::of(&self.request.target, self.request.inclusive) else {
             return Ok(Some(match self.request.target {
                 RecoveryTarget::Immediate => {
-                    Ok(self.build(path, backup, &coverage, None, backup.end, StopAt::Requested)?)
+                    let ending = self.ending(path, backup, &coverage, backup.end)?;
+                    Ok(self.build(path, backup, &ending, None, backup.end, StopAt::Requested)?)
                 }
                 _ => self.to_the_end(path, backup, &coverage)?,
             }));
@@ -230,45 +249,11 @@ impl<'a> Planner<'a> {
         match self.facts.stop(question)? {
             Some(stop) if stop.record < backup.end => Ok(None),
             Some(stop) => {
-                let until = stop.end;
-                Ok(Some(Ok(self.build(path, backup, &coverage, Some(stop), until, StopAt::Requested)?)))
+                let ending = self.ending(path, backup, &coverage, stop.end)?;
+                Ok(Some(Ok(self.build(path, backup, &ending, Some(stop), stop.end, StopAt::Requested)?)))
             }
             None => Ok(Some(self.not_stopped(path, backup, &coverage)?)),
         }
-    }
-
-    /// Everything that the archive holds.
-    fn to_the_end(&self, path: &Path<'a>, backup: &BackupFacts, coverage: &Coverage) -> Asking<Attempt> {
-        if coverage.next.is_some() {
-            let last = path.last_present()?.unwrap_or(coverage.missing);
-            return self.missing(path, backup, coverage, last);
-        }
-        // A history proves that there was WAL up to its fork. Where some of that is not there, or only as a .partial, recovery
-        // would ask for it again and again, because nobody can prove that it never was.
-        let fork = path.history().begin_of(path.timeline()).unwrap_or(Lsn::INVALID);
-        if fork > coverage.until {
-            let last = SegmentNo::before(fork, self.facts.segment_size);
-            return self.missing(path, backup, coverage, last);
-        }
-        let Some(ancestor) = coverage.by_ancestor else {
-            return Ok(Ok(self.build(path, backup, coverage, None, coverage.until, StopAt::Requested)?));
-        };
-        // The ancestor's file goes on with what the path has left behind, and recovery would replay that. So it follows
-        // the ancestor and stops where the path leaves it.
-        let fork = coverage.until;
-        let Some(path) = Path::to(self.facts, ancestor) else {
-            return Ok(Err(Refusal::at_once(Why::UnknownTimeline(ancestor))));
-        };
-        let coverage = path.coverage(SegmentNo::of(backup.start(), self.facts.segment_size))?;
-        let stop = self.facts.stop(StopQuestion {
-            path: ancestor,
-            rule: StopRule::Lsn { at: fork, inclusive: false },
-            from: fork.max(backup.start()),
-            until: coverage.until,
-        })?;
-        let at = stop.map_or(StopAt::Requested, |_| StopAt::Before(fork));
-        let until = stop.map_or(coverage.until, |s| s.end);
-        Ok(Ok(self.build(&path, backup, &coverage, stop, until, at)?))
     }
 
     /// All WAL that can be replayed was searched, and nothing in it stops recovery.
@@ -288,7 +273,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Refused: the files that are missing up to segment `last`.
-    fn missing(
+    pub(super) fn missing(
         &self,
         path: &Path<'a>,
         backup: &BackupFacts,
@@ -304,26 +289,23 @@ impl<'a> Planner<'a> {
         &self,
         path: &Path<'a>,
         backup: &BackupFacts,
-        coverage: &Coverage,
+        ending: &Ending,
         stop: Option<&Stop>,
         until: Lsn,
         at: StopAt,
     ) -> Asking<RestorePlan> {
         let size = self.facts.segment_size;
-        let wal = coverage.files_until(until, size);
-        // Asked for under a younger name first, the segment would be missing there though later ones are not: no proof
-        // of absence, so recovery would wait. Following the ancestor it finds the only file there is.
-        let by_ancestor = coverage.by_ancestor.filter(|_| SegmentNo::before(until, size) == coverage.missing);
-        let timeline = by_ancestor.unwrap_or_else(|| path.timeline());
+        let Ending { timeline, wal, .. } = ending;
+        let timeline = *timeline;
         let history = self.facts.graph.history(timeline).unwrap_or_else(|| path.history());
         let mut estimate = Estimate {
             file_bytes: backup.bytes,
             block_bytes: backup.block_bytes,
-            wal_segments: wal.iter().map(SegmentRange::count).sum(),
+            wal_segments: wal.iter().map(SegmentRange::count).sum::<u64>() + ending.partials(),
             ..Estimate::default()
         };
         estimate.wal_bytes = estimate.wal_segments.saturating_mul(size.bytes());
-        for range in &wal {
+        for range in wal {
             estimate.wal_stored += self.facts.wal(range.timeline)?.stored_within(range.first, range.last);
         }
         Ok(RestorePlan {
@@ -334,21 +316,26 @@ impl<'a> Planner<'a> {
             timeline,
             stop: stop.cloned(),
             until,
-            wal,
+            wal: wal.clone(),
+            fork: ending.fork,
             histories: history.parent().map(|_| timeline).into_iter().collect(),
             signal: if self.request.standby { Signal::Standby } else { Signal::Recovery },
-            settings: self.settings(timeline, coverage, until, &at),
+            settings: self.settings(ending, until, &at),
             estimate: estimate.at(Rates::default()),
-            notes: self.notes(path, backup, coverage, &at, stop)?,
+            notes: self.notes(path, backup, ending, &at, stop)?,
             backup: backup.clone(),
         })
     }
 
-    fn settings(&self, timeline: TimelineId, coverage: &Coverage, until: Lsn, at: &StopAt) -> Vec<Setting> {
-        let mut all = settings(self.request, timeline, at);
-        let hole = coverage.missing.start(self.facts.segment_size);
-        let near = coverage.next.is_some() && hole.0.saturating_sub(until.0) <= LOOK_AHEAD;
-        if near && self.facts.major.get() >= LOOKS_AHEAD_SINCE {
+    fn settings(&self, ending: &Ending, until: Lsn, at: &StopAt) -> Vec<Setting> {
+        let newest = self.facts.graph.ids().next_back() == Some(ending.timeline);
+        let mut all = settings(self.request, ending.timeline, newest, at);
+        let hole = ending.missing.start(self.facts.segment_size);
+        let near = hole.0.saturating_sub(until.0) <= LOOK_AHEAD;
+        // What a child left later was written once, so its absence is not proven, even if nothing follows on the timeline.
+        let children = || self.facts.graph.children(ending.timeline);
+        let written = ending.fork.is_none() && children().iter().any(|(_, fork)| *fork > hole);
+        if near && (ending.before_a_gap || written) && self.facts.major.get() >= LOOKS_AHEAD_SINCE {
             all.insert(0, without_look_ahead());
         }
         all
@@ -358,7 +345,7 @@ impl<'a> Planner<'a> {
         &self,
         path: &Path<'_>,
         backup: &BackupFacts,
-        coverage: &Coverage,
+        ending: &Ending,
         at: &StopAt,
         stop: Option<&Stop>,
     ) -> Asking<Vec<String>> {
@@ -375,10 +362,25 @@ impl<'a> Planner<'a> {
                 path.timeline()
             ));
         } else if self.request.target == RecoveryTarget::Latest
-            && coverage.files.last().is_none_or(|f| f.timeline != path.timeline())
+            && ending.wal.last().is_none_or(|f| f.timeline != path.timeline())
         {
             let leaf = path.timeline();
             notes.push(format!("Timeline {leaf} has no whole segment in the archive yet."));
+        }
+        if let Some(fork) = &ending.fork {
+            notes.push(format!(
+                "{} is not in the archive; restore-fetch builds it from {}, up to {}, where timeline {} was left.",
+                fork.name,
+                fork.source_name(),
+                fork.cut,
+                fork.name.timeline
+            ));
+        }
+        if let Some(cut) = ending.more_until {
+            notes.push(format!(
+                "A younger timeline left timeline {} at {cut} and has what comes before: --use-partial recovers up to there.",
+                ending.timeline
+            ));
         }
         if let (RecoveryTarget::Time(_), TargetTimeline::Latest, Some(stop)) =
             (&self.request.target, self.request.timeline, stop)

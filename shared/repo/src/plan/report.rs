@@ -39,6 +39,9 @@ pub struct PlanDocument {
     pub until_lsn: String,
     /// The segments, in order.
     pub wal: Vec<SegmentsDocument>,
+    /// The segment that has to be built, because the archive has it under no name that recovery asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fork: Option<ForkDocument>,
     /// Names of the history files that are needed.
     pub histories: Vec<String>,
     /// The signal file: `recovery.signal` or `standby.signal`.
@@ -49,6 +52,17 @@ pub struct PlanDocument {
     pub estimate: EstimateDocument,
     /// What a person should know.
     pub notes: Vec<String>,
+}
+
+/// A segment that a timeline left in the middle, built for recovery on that timeline.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ForkDocument {
+    /// The name by which recovery asks for it.
+    pub segment: String,
+    /// The file of the archive that it is built from.
+    pub from: String,
+    /// Its bytes are taken up to here; behind are zeros.
+    pub until_lsn: String,
 }
 
 /// A refusal.
@@ -242,6 +256,11 @@ impl PlanDocument {
             stop: plan.stop.as_ref().map(|stop| StopDocument::of(stop, replayed)),
             until_lsn: plan.until.to_string(),
             wal: plan.wal.iter().map(|range| SegmentsDocument::of(range, size)).collect(),
+            fork: plan.fork.as_ref().map(|fork| ForkDocument {
+                segment: fork.name.to_string(),
+                from: fork.source_name().to_string(),
+                until_lsn: fork.cut.to_string(),
+            }),
             histories: plan.histories.iter().map(|t| format!("{}.history", t.hex())).collect(),
             signal_file: plan.signal.file_name(),
             settings: plan
@@ -352,6 +371,8 @@ fn word(why: &Why) -> &'static str {
         Why::UnknownTimeline(_) => "unknown-timeline",
         Why::MissingWal { .. } => "missing-wal",
         Why::AfterEnd { .. } => "after-end",
+        Why::EndsInFork { .. } => "ends-in-fork",
+        Why::DoubtfulTimeline { .. } => "doubtful-timeline",
         Why::XidNotFound => "xid-not-found",
         Why::NameNotFound => "name-not-found",
     }

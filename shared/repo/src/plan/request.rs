@@ -18,6 +18,9 @@ pub struct Request {
     pub action: TargetAction,
     /// A standby rather than a server of its own.
     pub standby: bool,
+    /// Recover to the end of a timeline also where its last segment has to be built from a `.partial` or a later timeline's
+    /// first segment. Recovery to a target before the fork needs no leave for that.
+    pub use_partial: bool,
 }
 
 impl Default for Request {
@@ -30,6 +33,7 @@ impl Default for Request {
             backup: None,
             action: TargetAction::Promote,
             standby: false,
+            use_partial: false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A restore that was proven possible: what to fetch, what to replay, what to write into the settings.
 
-use walpoint_base::{LineageId, Lsn, RecoveryTarget, TimelineId};
+use walpoint_base::{LineageId, Lsn, RecoveryTarget, SegmentName, TimelineId, WalFileName};
 
 use super::estimate::Estimate;
 use super::facts::BackupFacts;
@@ -21,15 +21,18 @@ pub struct RestorePlan {
     pub backup: BackupFacts,
     /// The path to the target, oldest timeline first.
     pub path: Vec<PathStep>,
-    /// The timeline that recovery follows (`recovery_target_timeline`): the last one of the path, or the ancestor that
-    /// alone has the segment in which recovery ends.
+    /// The timeline that recovery follows (`recovery_target_timeline`): the one that the last byte it replays belongs to.
+    /// PostgreSQL makes it the parent of the next timeline.
     pub timeline: TimelineId,
     /// The record at which recovery stops; `None` for `immediate` and the latest moment.
     pub stop: Option<Stop>,
     /// All WAL before this position is needed. For the latest moment this is where the archive ends.
     pub until: Lsn,
-    /// The segments that recovery reads, in order, under the names by which it finds them.
+    /// The segments that recovery reads, in order, under the names by which the repository has them: the names by which
+    /// recovery asks, but for that of [`Self::fork`].
     pub wal: Vec<SegmentRange>,
+    /// The segment that no repository has under the name by which recovery asks for it, and of what it is built.
+    pub fork: Option<ForkSegment>,
     /// The history files that it reads.
     pub histories: Vec<TimelineId>,
     /// Which signal file is made.
@@ -40,6 +43,37 @@ pub struct RestorePlan {
     pub estimate: Estimate,
     /// What a person should know before going on, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// A segment that a timeline left in the middle, rebuilt for a recovery that ends on that timeline. After a failover by
+/// crash it was never archived whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ForkSegment {
+    /// Its name, by which recovery asks for it.
+    pub name: SegmentName,
+    /// Where the timeline was left: what lies behind is zero.
+    pub cut: Lsn,
+    /// What has its bytes up to there.
+    pub source: ForkSource,
+}
+
+/// What has the bytes of a segment up to a fork.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ForkSource {
+    /// The segment of the same number of this timeline, which took them over.
+    Segment(TimelineId),
+    /// The `.partial` file of the same number of this timeline.
+    Partial(TimelineId),
+}
+
+impl ForkSegment {
+    /// What it is built from.
+    pub fn source_name(&self) -> WalFileName {
+        match self.source {
+            ForkSource::Segment(timeline) => WalFileName::Segment(SegmentName { timeline, ..self.name }),
+            ForkSource::Partial(timeline) => WalFileName::Partial(SegmentName { timeline, ..self.name }),
+        }
+    }
 }
 
 /// A timeline on the path and the part of it that belongs to the path.

@@ -13,6 +13,7 @@ use walpoint_base::facts::{TransactionRange, xid_precedes};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
 
 use super::facts::{Extent, ExtentQuestion, Facts, StopQuestion};
+use super::partial::PartialEnd;
 use super::path::{Path, SegmentRange};
 use super::stop::{Found, SegmentDecoder, Stop, StopRule};
 use crate::catalog::TimelineWal;
@@ -31,9 +32,9 @@ const SUSPECTS: usize = 4;
 
 /// Answers the planner's questions about the content of WAL.
 pub(crate) struct Search<'a> {
-    archive: &'a WalArchive,
+    pub(super) archive: &'a WalArchive,
     wal: &'a mut BTreeMap<TimelineId, TimelineWal>,
-    decoder: Option<&'a Arc<dyn SegmentDecoder>>,
+    pub(super) decoder: Option<&'a Arc<dyn SegmentDecoder>>,
 }
 
 /// A segment among the files of a stretch: which range, and its number.
@@ -64,7 +65,7 @@ impl<'a> Search<'a> {
     /// The record that stops recovery.
     pub(crate) async fn stop(&mut self, facts: &Facts, question: &StopQuestion) -> Result<Option<Stop>> {
         let first = SegmentNo::of(question.from, facts.segment_size);
-        let files = files(facts, question.path, first, question.until)?;
+        let (files, partial) = files(facts, question.path, first, question.until)?;
         let found = match &question.rule {
             StopRule::Name(name) => self.among_points(facts, question, &files, name).await?,
             _ => self.in_order(question, &files).await?,
@@ -77,12 +78,16 @@ impl<'a> Search<'a> {
             StopRule::Name(_) => self.newest_marked(&files).await?,
             _ => Vec::new(),
         };
-        self.decode_each(question, &files, suspects).await
+        let found = self.decode_each(question, &files, suspects).await?;
+        match partial {
+            Some(partial) if found.is_none() => self.stop_in_partial(question, &files, partial).await,
+            _ => Ok(found),
+        }
     }
 
     /// What lies in a stretch.
     pub(crate) async fn extent(&mut self, facts: &Facts, question: &ExtentQuestion) -> Result<Extent> {
-        let files = files(facts, question.path, question.first, question.until)?;
+        let (files, partial) = files(facts, question.path, question.first, question.until)?;
         let mut extent = Extent::default();
         for range in &files {
             for (n, first, last) in groups(*range) {
@@ -104,7 +109,14 @@ impl<'a> Search<'a> {
                 extent.latest = extent.latest.max(latest);
             }
         }
-        extent.last_record = self.last_complete(facts, question, &files).await?;
+        let in_partial = match partial {
+            Some(partial) => self.last_in_partial(partial).await?,
+            None => None,
+        };
+        extent.last_record = match in_partial {
+            Some(record) => Some(record),
+            None => self.last_complete(facts, question, &files).await?,
+        };
         Ok(extent)
     }
 
@@ -224,10 +236,9 @@ impl<'a> Search<'a> {
         files: &[SegmentRange],
         name: &str,
     ) -> Result<Option<Stop>> {
-        let history = facts.graph.history(question.path);
         let mut places = Vec::new();
         for point in self.archive.points_named(name).await? {
-            let on_path = history.is_some_and(|h| h.timeline_at(point.lsn) == point.timeline);
+            let on_path = facts.graph.share(question.path, point.timeline, point.lsn);
             let number = SegmentNo::of(point.lsn, facts.segment_size);
             let range = files.iter().position(|r| r.first <= number && number <= r.last);
             if let (true, true, Some(range)) = (on_path, point.lsn >= question.from, range) {
@@ -358,12 +369,18 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The files of the path from a segment up to a position.
-fn files(facts: &Facts, path: TimelineId, first: SegmentNo, until: Lsn) -> Result<Vec<SegmentRange>> {
+/// The files of the path from a segment up to a position, and the `.partial` file that goes on behind them.
+fn files(
+    facts: &Facts,
+    path: TimelineId,
+    first: SegmentNo,
+    until: Lsn,
+) -> Result<(Vec<SegmentRange>, Option<PartialEnd>)> {
     let unknown = || RepoError::Internal(format!("the path to timeline {path} was not looked at yet"));
     let path = Path::to(facts, path).ok_or_else(unknown)?;
     let coverage = path.coverage(first).map_err(|_| unknown())?;
-    Ok(coverage.files_until(until, facts.segment_size))
+    let partial = PartialEnd::of(&coverage, until, facts.segment_size);
+    Ok((coverage.files_until(until, facts.segment_size), partial))
 }
 
 fn timeline(wal: &mut BTreeMap<TimelineId, TimelineWal>, timeline: TimelineId) -> Result<&mut TimelineWal> {
@@ -428,7 +445,7 @@ fn may(rule: &StopRule, transactions: Option<&TransactionRange>, last_record: Op
 }
 
 /// Where the last record that ends at or before `until` starts, by asking for the first record from ever later positions.
-fn last_start(
+pub(super) fn last_start(
     decoder: &dyn SegmentDecoder,
     name: SegmentName,
     content: &[u8],

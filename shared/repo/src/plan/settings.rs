@@ -4,7 +4,7 @@
 //! user's own postgresql.conf may hold are emptied. And emptying one target forgets another that was set before it
 //! (`assign_recovery_target` and its siblings in xlogrecovery.c), so the emptied ones come first and ours last.
 
-use walpoint_base::{Lsn, RecoveryTarget, TimelineId};
+use walpoint_base::{Lsn, RecoveryTarget, TargetTimeline, TimelineId};
 
 use super::request::{Request, TargetAction};
 
@@ -96,7 +96,9 @@ pub(super) const LOOKS_AHEAD_SINCE: u8 = 15;
 
 /// The settings, in the order in which they are to be written. `restore_command` is not among them: the plan does not
 /// know by which program the WAL will come.
-pub(super) fn settings(request: &Request, timeline: TimelineId, stop: &StopAt) -> Vec<Setting> {
+///
+/// `newest`: no younger timeline is known.
+pub(super) fn settings(request: &Request, timeline: TimelineId, newest: bool, stop: &StopAt) -> Vec<Setting> {
     let target = match (stop, &request.target) {
         (StopAt::Before(lsn), _) => Some(Setting::new("recovery_target_lsn", lsn.to_string())),
         (_, RecoveryTarget::Latest) => None,
@@ -110,8 +112,9 @@ pub(super) fn settings(request: &Request, timeline: TimelineId, stop: &StopAt) -
     let used = target.as_ref().map(|t| t.name);
     let mut settings: Vec<Setting> =
         TARGETS.into_iter().filter(|&name| Some(name) != used).map(|name| Setting::new(name, "")).collect();
-    // A standby follows its upstream to timelines that do not exist yet; a number would keep it from that.
-    let follows = request.standby && target.is_none();
+    // A standby follows its upstream to timelines that do not exist yet; a number would keep it from that. Where a timeline
+    // was asked for, or the backup does not lead to the newest one, "latest" would leave the plan's.
+    let follows = request.standby && target.is_none() && newest && request.timeline == TargetTimeline::Latest;
     let timeline = if follows { "latest".to_owned() } else { timeline.to_string() };
     settings.push(Setting::new("recovery_target_timeline", timeline));
     settings.push(Setting::new("recovery_target_inclusive", if inclusive { "on" } else { "off" }));
@@ -128,7 +131,7 @@ mod tests {
     use super::*;
 
     fn lines(request: &Request, stop: &StopAt) -> Vec<String> {
-        settings(request, TimelineId::new(26).unwrap(), stop).iter().map(Setting::line).collect()
+        settings(request, TimelineId::new(26).unwrap(), true, stop).iter().map(Setting::line).collect()
     }
 
     #[test]
@@ -161,6 +164,12 @@ mod tests {
         assert!(latest.contains(&"recovery_target_timeline = '26'".to_owned()));
         let standby = lines(&Request { standby: true, ..Request::default() }, &StopAt::Requested);
         assert!(standby.contains(&"recovery_target_timeline = 'latest'".to_owned()));
+        let number = TargetTimeline::Id(TimelineId::new(26).unwrap());
+        let standby = Request { standby: true, timeline: number, ..Request::default() };
+        assert!(lines(&standby, &StopAt::Requested).contains(&"recovery_target_timeline = '26'".to_owned()));
+        let standby = Request { standby: true, ..Request::default() };
+        let older = settings(&standby, TimelineId::new(26).unwrap(), false, &StopAt::Requested);
+        assert!(older.iter().any(|s| s.line() == "recovery_target_timeline = '26'"));
         let fork = lines(&Request::default(), &StopAt::Before(Lsn(0x5000060)));
         assert!(fork.contains(&"recovery_target_inclusive = 'off'".to_owned()));
         assert_eq!(fork.last().unwrap(), "recovery_target_lsn = '0/5000060'");

@@ -34,8 +34,8 @@ impl<'a> Planner<'a> {
                 };
                 if let Some(stop) = self.stop_from(path, &stretch, id)?.filter(|s| s.record >= backup.end) {
                     let coverage = self.coverage_from(path, id)?;
-                    let plan =
-                        self.build(path, backup, &coverage, Some(stop), stop.end, StopAt::Requested)?;
+                    let ending = self.ending(path, backup, &coverage, stop.end)?;
+                    let plan = self.build(path, backup, &ending, Some(stop), stop.end, StopAt::Requested)?;
                     return Ok(Ok(plan));
                 }
             }

@@ -35,6 +35,9 @@ pub fn plan(plan: &RestorePlan, size: SegmentSize) -> String {
     for range in &plan.wal {
         text.row("", &range.describe(size));
     }
+    if let Some(fork) = &plan.fork {
+        text.row("", &format!("{} (built from {} up to {})", fork.name, fork.source_name(), fork.cut));
+    }
     text.row("Ends", &end(plan));
     text.row("Takes", &format!("about {}", duration(e.duration)));
     text.row("Settings", &format!("{}, and in postgresql.auto.conf:", plan.signal.file_name()));

@@ -6,6 +6,7 @@ use walpoint_base::{
     BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline, TimelineId,
 };
 
+use super::facts::Doubt;
 use super::path::SegmentRange;
 use crate::index::ChainFault;
 
@@ -78,6 +79,22 @@ pub enum Why {
         /// What is wrong with it.
         fault: ChainFault,
     },
+    /// The timeline's last bytes, up to where a younger one left it, are in no whole segment of its own.
+    EndsInFork {
+        /// The timeline.
+        timeline: TimelineId,
+        /// Where its bytes end.
+        until: Lsn,
+    },
+    /// "Latest" would mean an older timeline, because nobody knows where a younger one comes from.
+    DoubtfulTimeline {
+        /// The younger one.
+        timeline: TimelineId,
+        /// What is wrong with it.
+        doubt: Doubt,
+        /// The timeline that would be taken.
+        instead: TimelineId,
+    },
     /// No commit or abort of the transaction is in any WAL that a backup on the path can replay.
     XidNotFound,
     /// No restore point of the name is in any WAL that a backup on the path can replay.
@@ -133,6 +150,17 @@ impl fmt::Display for Why {
             }
             Self::BrokenChain { segment, fault, .. } => {
                 write!(f, "recovery ends before \"{segment}\": {fault}")
+            }
+            Self::EndsInFork { timeline, until } => write!(
+                f,
+                "the younger timeline has no segment in the archive yet, and the end of timeline {timeline}, up to {until}, is \
+                 only in a .partial file or in another timeline's first segment"
+            ),
+            Self::DoubtfulTimeline { timeline, doubt, instead } => {
+                write!(
+                    f,
+                    "the latest timeline is in doubt: {doubt} (timeline {timeline}; without it, {instead} is the latest)"
+                )
             }
             Self::XidNotFound => write!(f, "its end is in no WAL that a backup can replay"),
             Self::NameNotFound => write!(f, "it is in no WAL that a backup can replay"),

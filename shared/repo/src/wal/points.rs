@@ -19,7 +19,7 @@ const MAX_NAME: usize = 63;
 pub struct PointRef {
     /// Its name.
     pub name: String,
-    /// The timeline it was made on.
+    /// The timeline in the name of its segment: the one it was made on, or one that took its bytes over.
     pub timeline: TimelineId,
     /// Where its record starts.
     pub lsn: Lsn,

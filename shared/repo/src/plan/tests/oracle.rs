@@ -57,7 +57,11 @@ pub(super) fn random_world(rng: &mut StdRng) -> World {
         let parents: Vec<TimelineId> =
             world.records.iter().filter(|(_, r)| !r.is_empty()).map(|(t, _)| *t).collect();
         let parent = parents[rng.random_range(0..parents.len())];
-        let own = &world.records[&parent];
+        let own: Vec<&Record> = match rng.random_ratio(1, 4) {
+            // Recovery that followed the parent and stopped before the parent begins: switch points decrease.
+            true => world.path_records(parent),
+            false => world.records[&parent].iter().collect(),
+        };
         let switch = own[rng.random_range(0..own.len())].start;
         let mut lines: String = world
             .history(parent)
@@ -81,6 +85,20 @@ pub(super) fn random_world(rng: &mut StdRng) -> World {
             if (number < last.0 || rng.random_ratio(1, 2)) && rng.random_ratio(keep, 100) {
                 world.files.insert((timeline, SegmentNo(number)));
             }
+        }
+    }
+    for timeline in world.graph.ids().collect::<Vec<_>>() {
+        for (_, switch) in world.graph.children(timeline) {
+            let number = SegmentNo::before(switch, size());
+            if world.files.contains(&(timeline, number)) || rng.random_ratio(1, 2) {
+                continue;
+            }
+            // What the promoted server had received, up to the fork or beyond.
+            let received = world.path_records(timeline).into_iter().map(|r| r.end);
+            let most = received.filter(|end| *end <= number.end(size())).max().unwrap_or(switch).max(switch);
+            let held = if rng.random() { switch } else { most };
+            let known = world.partials.entry((timeline, number)).or_insert(held);
+            *known = held.max(*known);
         }
     }
     for _ in 0..rng.random_range(0..6) {
@@ -131,11 +149,12 @@ pub(super) fn random_request(rng: &mut StdRng, world: &World) -> Request {
     };
     let chosen = !world.backups.is_empty() && rng.random_ratio(1, 5);
     let backup = chosen.then(|| world.backups[rng.random_range(0..world.backups.len())].id);
-    Request { target, timeline, inclusive: rng.random(), backup, ..Request::default() }
+    let use_partial = target == RecoveryTarget::Latest && rng.random();
+    Request { target, timeline, inclusive: rng.random(), backup, use_partial, ..Request::default() }
 }
 
 /// How many bytes from `from` on the archive has, on the path to `leaf`, byte by byte as it were: a file serves as far
-/// as its own path agrees with the leaf's.
+/// as its own path agrees with the leaf's. A `.partial` serves where the path leaves its timeline, though not to begin with.
 fn readable_until(world: &World, leaf: TimelineId, from: Lsn) -> Lsn {
     let path = world.history(leaf);
     let mut number = SegmentNo::of(from, size());
@@ -150,11 +169,48 @@ fn readable_until(world: &World, leaf: TimelineId, from: Lsn) -> Lsn {
             agreed.last().map_or(start, |p| p[1])
         };
         let files = path.path().filter(|&t| world.files.contains(&(t, number)));
-        let until = files.map(agrees_until).max().unwrap_or(start);
+        let partials = path.path().filter(|t| *t != leaf && number > SegmentNo::of(from, size()));
+        let partials = partials.filter_map(|t| {
+            let held = *world.partials.get(&(t, number))?;
+            (agrees_until(t) < end).then(|| agrees_until(t).min(held))
+        });
+        let until = files.map(agrees_until).chain(partials).max().unwrap_or(start);
         if until < end {
             return until;
         }
         number = number.next();
+    }
+}
+
+/// Where recovery to the latest moment ends; `None` if that is refused.
+fn latest_end(world: &World, leaf: TimelineId, from: Lsn, use_partial: bool) -> Option<Lsn> {
+    let until = readable_until(world, leaf, from);
+    let path = world.history(leaf);
+    if last_right_file(world, leaf).is_some_and(|last| last.start(size()) >= until) {
+        return None;
+    }
+    // Without WAL up to the last fork recovery asks for the segment of the fork for ever.
+    if path.begin_of(leaf).is_some_and(|begin| until < begin) {
+        return None;
+    }
+    let number = SegmentNo::of(until, size());
+    if until > number.start(size()) {
+        // The segment of the fork, from its own timeline or else built.
+        let owner = path.timeline_at(until - 1);
+        return (use_partial || world.files.contains(&(owner, number))).then_some(until);
+    }
+    let inside = |(_, fork): (TimelineId, Lsn)| Some(fork).filter(|f| until < *f && *f < number.end(size()));
+    let Some(left) = world.graph.children(leaf).into_iter().filter_map(inside).max() else {
+        return Some(until);
+    };
+    let takes_over = |(t, n): &&(TimelineId, SegmentNo)| {
+        *t > leaf && *n == number && world.history(*t).timeline_at(left - 1) == path.timeline_at(left - 1)
+    };
+    let heir = world.files.iter().any(|file| takes_over(&file));
+    let partial = world.partials.get(&(leaf, number)).is_some_and(|held| *held >= left);
+    match use_partial {
+        true => (heir || partial).then_some(left),
+        false => heir.then_some(until),
     }
 }
 
@@ -212,10 +268,8 @@ fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<Backup
             (RecoveryTarget::Time(_), Some(Some(stop)))
                 if until >= backup.end && stop.record < backup.end => {}
             (RecoveryTarget::Latest, _) => {
-                let whole = last_right_file(world, leaf).is_none_or(|last| last.start(size()) < until);
-                // Without WAL up to the last fork recovery asks for the segment of the fork for ever.
-                let forked = world.history(leaf).begin_of(leaf).is_none_or(|begin| until >= begin);
-                return (reached && whole && forked).then(|| backup.clone());
+                let end = latest_end(world, leaf, backup.start(), request.use_partial);
+                return (reached && end.is_some()).then(|| backup.clone());
             }
             _ => return (reached && until >= backup.end).then(|| backup.clone()),
         }
@@ -224,7 +278,7 @@ fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<Backup
 }
 
 /// Follows a plan as PostgreSQL would and compares what is replayed with what the path holds.
-fn follow(world: &World, leaf: TimelineId, plan: &RestorePlan) {
+fn follow(world: &World, leaf: TimelineId, plan: &RestorePlan, use_partial: bool) {
     let set = |name: &str| plan.settings.iter().find(|s| s.name == name).unwrap().value.clone();
     let timeline = set("recovery_target_timeline").parse().unwrap();
     let inclusive = set("recovery_target_inclusive") == "on";
@@ -244,7 +298,7 @@ fn follow(world: &World, leaf: TimelineId, plan: &RestorePlan) {
         }
         Some(_) => StopRule::of(&plan.target, inclusive),
     };
-    let (read, stopped) = world.recover(timeline, plan.backup.start(), rule.as_ref());
+    let (read, stopped) = world.recover(timeline, plan.backup.start(), rule.as_ref(), plan.fork.as_ref());
     assert_eq!(stopped, rule.is_some(), "recovery ends before its target, or has none");
     let consistent = read.iter().any(|r| r.end >= plan.backup.end);
     assert!(consistent, "recovery stops before the backup is consistent");
@@ -268,7 +322,7 @@ fn follow(world: &World, leaf: TimelineId, plan: &RestorePlan) {
         "recovery goes on on a branch that the path has left: {plan:#?} {world:#?}"
     );
     if plan.target == RecoveryTarget::Latest {
-        let until = readable_until(world, leaf, plan.backup.start());
+        let until = latest_end(world, leaf, plan.backup.start(), use_partial).unwrap();
         let complete = wanted.iter().take_while(|r| r.end <= until).count();
         assert_eq!(applied.len(), complete, "not all that is there was replayed");
     }
@@ -277,7 +331,13 @@ fn follow(world: &World, leaf: TimelineId, plan: &RestorePlan) {
             assert!(world.files.contains(&(range.timeline, SegmentNo(number))), "a planned file is missing");
         }
     }
-    let covered = plan.wal.iter().map(SegmentRange::count).sum::<u64>();
+    // The next history: the timeline that is followed is left where recovery ends, and that is not before it begins.
+    if let Some(last) = applied.last() {
+        let begin = world.history(timeline).begin_of(timeline).unwrap();
+        assert!(begin <= last.end, "switch points decrease: {plan:#?}\n{world:#?}");
+    }
+    let partial = plan.fork.is_some_and(|fork| matches!(fork.source, ForkSource::Partial(_)));
+    let covered = plan.wal.iter().map(SegmentRange::count).sum::<u64>() + u64::from(partial);
     let span = SegmentNo::before(plan.until, size()).0 - SegmentNo::of(plan.backup.start(), size()).0 + 1;
     assert_eq!(covered, span, "every segment once");
 }
@@ -293,7 +353,7 @@ fn check(seed: u64) {
         match (&verdict, expected) {
             (Ok(plan), Some(backup)) => {
                 assert_eq!(plan.backup.id, backup.id, "{request:?}\n{world:#?}");
-                follow(&world, leaf.unwrap(), plan);
+                follow(&world, leaf.unwrap(), plan, request.use_partial);
             }
             (Err(refusal), None) => {
                 for range in &refusal.missing {

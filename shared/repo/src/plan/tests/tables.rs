@@ -293,3 +293,47 @@ fn windows_and_gaps_of_each_timeline() {
     assert_eq!((whole[0].oldest, whole[0].from_time), (first, Some(at(260))));
     assert!(second > first);
 }
+
+#[test]
+fn latest_is_refused_while_it_is_not_known_where_a_younger_timeline_comes_from() {
+    let (world, [first, ..]) = world();
+    let damaged = || Doubt::Damaged("torn".to_owned());
+    // Timeline 3 is the newest that a backup leads to.
+    for (timeline, doubt, refused) in [
+        (4, Doubt::Missing, true),
+        (4, damaged(), true),
+        (4, Doubt::Refused, true),
+        (3, damaged(), true),
+        (3, Doubt::Refused, true),
+        (3, Doubt::Missing, false),
+        (2, Doubt::Refused, false),
+        (2, damaged(), false),
+    ] {
+        let plan = |request: &Request| {
+            let mut facts = world.facts();
+            facts.doubts.insert(tli(timeline), doubt.clone());
+            world.plan_with(facts, request)
+        };
+        let time = RecoveryTarget::Time(at(300));
+        for request in [
+            Request::default(),
+            Request { target: time.clone(), ..Request::default() },
+            Request { backup: Some(first), ..Request::default() },
+        ] {
+            match plan(&request) {
+                Err(refusal) if refused => {
+                    assert!(
+                        matches!(refusal.why, Why::DoubtfulTimeline { timeline: of, .. } if of == tli(timeline))
+                    );
+                    assert!(
+                        refusal.hints.iter().any(|hint| hint.contains("--target-timeline 3")),
+                        "{refusal:?}"
+                    );
+                }
+                verdict => assert!(verdict.is_ok() && !refused, "{timeline} {doubt:?}: {verdict:?}"),
+            }
+        }
+        assert!(plan(&on(3, RecoveryTarget::Latest)).is_ok(), "asked for by number");
+        assert!(plan(&on(1, time)).is_ok(), "asked for by number");
+    }
+}

@@ -54,6 +54,8 @@ pub(super) struct World {
     /// What was written on each timeline, also past the forks of its children.
     pub(super) records: BTreeMap<TimelineId, Vec<Record>>,
     pub(super) files: BTreeSet<(TimelineId, SegmentNo)>,
+    /// `.partial` files, and where the last record in each ends.
+    pub(super) partials: BTreeMap<(TimelineId, SegmentNo), Lsn>,
     pub(super) backups: Vec<BackupFacts>,
 }
 
@@ -112,6 +114,10 @@ impl World {
                 let backup = self.backups.iter().find(|b| b.id == *id).unwrap();
                 Answer::Backup(BackupState::Complete(Box::new(backup.clone())))
             }
+            Question::Partial(name) => {
+                let number = name.number(size()).unwrap();
+                Answer::Partial(self.partials.get(&(name.timeline, number)).copied())
+            }
             Question::Stop(q) => Answer::Stop(self.stop(q.path, &q.rule, q.from, q.until)),
             Question::Extent(q) => {
                 let first = q.first.start(size());
@@ -159,7 +165,10 @@ impl World {
 
     /// Runs the planner to its end, answering what it asks.
     pub(super) fn plan(&self, request: &Request) -> Verdict {
-        let mut facts = self.facts();
+        self.plan_with(self.facts(), request)
+    }
+
+    pub(super) fn plan_with(&self, mut facts: Facts, request: &Request) -> Verdict {
         for _ in 0..10_000 {
             match plan(&facts, request, at(1_000_000).to_time()) {
                 Ok(verdict) => return verdict,
@@ -186,6 +195,19 @@ impl World {
         }
     }
 
+    /// The records of a segment that restore-fetch builds, and those before it: the source's up to the cut.
+    fn built(&self, fork: &ForkSegment, number: SegmentNo) -> Vec<&Record> {
+        let (source, held) = match fork.source {
+            ForkSource::Segment(timeline) => {
+                assert!(self.files.contains(&(timeline, number)), "the source is not there");
+                (timeline, number.end(size()))
+            }
+            ForkSource::Partial(timeline) => (timeline, self.partials[&(timeline, number)]),
+        };
+        assert!(fork.cut <= held, "the source ends before the cut");
+        self.path_records(source).into_iter().filter(|r| r.end <= fork.cut).collect()
+    }
+
     /// PostgreSQL's recovery towards `timeline` from `from`, reading what the archive has: the records it reads, in
     /// order, up to and including the one that stops it, and whether one did.
     pub(super) fn recover(
@@ -193,6 +215,7 @@ impl World {
         timeline: TimelineId,
         from: Lsn,
         rule: Option<&StopRule>,
+        fork: Option<&ForkSegment>,
     ) -> (Vec<Record>, bool) {
         let path: Vec<TimelineId> = self.history(timeline).path().collect();
         let mut read: Vec<Record> = Vec::new();
@@ -203,13 +226,18 @@ impl World {
         loop {
             // XLogFileReadAnyTLI: newest first, not older than what was read last, not begun after this segment.
             let file = path.iter().rev().copied().find(|&t| {
+                let built = fork.is_some_and(|fork| fork.name == number.name(t, size()));
                 current.is_none_or(|c| t >= c)
                     && self.history(timeline).may_be_asked(t, number, size())
-                    && self.files.contains(&(t, number))
+                    && (built || self.files.contains(&(t, number)))
             });
             let Some(file) = file else { return (read, false) };
             current = Some(file);
-            let content = self.path_records(file);
+            let built = fork.filter(|fork| fork.name == number.name(file, size()));
+            let content = match built {
+                None => self.path_records(file),
+                Some(fork) => self.built(fork, number),
+            };
             if let Some(record) = open.take() {
                 if !content.contains(&&record) {
                     return (read, false);
@@ -226,6 +254,9 @@ impl World {
                 let at = content.iter().position(|r| *r == record).unwrap();
                 let before = at.checked_sub(1).map(|b| content[b]);
                 if read.last().is_some_and(|last| Some(last) != before) {
+                    return (read, false);
+                }
+                if built.is_some_and(|fork| record.end > fork.cut) {
                     return (read, false);
                 }
                 if record.end > number.end(size()) {

@@ -1,0 +1,78 @@
+//! A segment as its timeline left it: another file's bytes up to the fork, zeros behind.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+
+/// Passes on the first bytes that are written, and replaces the rest by zeros.
+#[derive(Debug)]
+pub(crate) struct CutFile<W> {
+    inner: W,
+    /// Bytes that are still passed on as they are.
+    keep: u64,
+    /// Bytes that are still missing from the length.
+    left: u64,
+}
+
+/// Zeros are written in pieces of this size.
+const ZEROS: [u8; 8192] = [0; 8192];
+
+impl<W: Write> CutFile<W> {
+    /// A file of `length` bytes, of which `keep` are those that will be written.
+    pub(crate) fn new(inner: W, keep: u64, length: u64) -> Self {
+        Self { inner, keep: keep.min(length), left: length }
+    }
+
+    /// Fills up with zeros. A source that ends before the fork is an error.
+    pub(crate) fn finish(mut self) -> anyhow::Result<W> {
+        anyhow::ensure!(self.keep == 0, "it ends {} bytes before the fork", self.keep);
+        while self.left > 0 {
+            let piece = usize::try_from(self.left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            let written =
+                self.inner.write(ZEROS.get(..piece).unwrap_or(&ZEROS)).context("it cannot be written out")?;
+            self.left = self.left.saturating_sub(written as u64);
+        }
+        Ok(self.inner)
+    }
+}
+
+impl<W: Write> Write for CutFile<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.keep == 0 {
+            // Behind the cut: counted by `finish`.
+            return Ok(bytes.len());
+        }
+        let most = usize::try_from(self.keep).map_or(bytes.len(), |keep| keep.min(bytes.len()));
+        let written = self.inner.write(bytes.get(..most).unwrap_or(bytes))?;
+        self.keep = self.keep.saturating_sub(written as u64);
+        self.left = self.left.saturating_sub(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_behind_the_cut_is_zero() {
+        for (written, keep, expected) in [
+            ("abcdef", 3, Some("abc\0\0\0")),
+            ("abcdef", 6, Some("abcdef")),
+            ("abcd", 4, Some("abcd\0\0")),
+            ("abcd", 3, Some("abc\0\0\0")),
+            ("abcd", 5, None),
+        ] {
+            let mut cut = CutFile::new(Vec::new(), keep, 6);
+            for piece in written.as_bytes().chunks(2) {
+                cut.write_all(piece).unwrap();
+            }
+            let content = cut.finish().ok().map(|content| String::from_utf8(content).unwrap());
+            assert_eq!(content.as_deref(), expected, "{written} {keep}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Where a recovery ends, and what it follows there: the timeline that the last byte it replays belongs to.
+//!
+//! After a failover by crash that timeline's last segment may be in the archive only as `.partial`, or as the beginning of the
+//! next timeline's first segment. Then the plan names a segment that `restore-fetch` builds from it: for a target before the
+//! fork by itself, for the end of the old timeline only where the request allows it.
+
+use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
+
+use super::facts::{Asking, BackupFacts, StopQuestion};
+use super::path::{Coverage, Path, SegmentRange};
+use super::planner::{Attempt, Planner, Refusal};
+use super::restore_plan::{ForkSegment, ForkSource};
+use super::settings::StopAt;
+use super::stop::StopRule;
+use super::unreachable::Why;
+
+/// What recovery follows at its end, and what it finds there.
+pub(super) struct Ending {
+    /// The timeline that it follows.
+    pub(super) timeline: TimelineId,
+    /// The files that it reads, by the names that they have in the repository.
+    pub(super) wal: Vec<SegmentRange>,
+    /// The segment that has to be built.
+    pub(super) fork: Option<ForkSegment>,
+    /// The first segment that is not there.
+    pub(super) missing: SegmentNo,
+    /// Whether later ones are.
+    pub(super) before_a_gap: bool,
+    /// A younger timeline has bytes of the one followed up to here, which recovery does not replay.
+    pub(super) more_until: Option<Lsn>,
+}
+
+impl Ending {
+    /// Along the path as it is. Where an ancestor alone has the last segment, recovery follows that: asked for under a
+    /// younger name first, the segment would be missing there though later ones are not.
+    fn of(path: &Path<'_>, coverage: &Coverage, until: Lsn, size: SegmentSize) -> Self {
+        let by_ancestor = coverage.by_ancestor.filter(|_| SegmentNo::before(until, size) == coverage.missing);
+        Self {
+            timeline: by_ancestor.unwrap_or_else(|| path.timeline()),
+            wal: coverage.files_until(until, size),
+            fork: None,
+            missing: coverage.missing,
+            before_a_gap: coverage.next.is_some(),
+            more_until: None,
+        }
+    }
+
+    /// Segments that are read and are no segments in the repository.
+    pub(super) fn partials(&self) -> u64 {
+        u64::from(self.fork.is_some_and(|fork| matches!(fork.source, ForkSource::Partial(_))))
+    }
+}
+
+impl<'a> Planner<'a> {
+    /// Everything that the archive holds.
+    pub(super) fn to_the_end(
+        &self,
+        path: &Path<'a>,
+        backup: &BackupFacts,
+        coverage: &Coverage,
+    ) -> Asking<Attempt> {
+        if coverage.next.is_some() {
+            let last = path.last_present()?.unwrap_or(coverage.missing);
+            return self.missing(path, backup, coverage, last);
+        }
+        // A history proves that there was WAL up to its fork. Where some of that is not there, recovery would ask for it again
+        // and again, because nobody can prove that it never was.
+        let fork = path.history().begin_of(path.timeline()).unwrap_or(Lsn::INVALID);
+        if fork > coverage.until {
+            let last = SegmentNo::before(fork, self.facts.segment_size);
+            return self.missing(path, backup, coverage, last);
+        }
+        let owner = path.history().timeline_at(coverage.until - 1);
+        let ancestor = match coverage.by_ancestor {
+            Some(_) if self.facts.wal(owner)?.contains(coverage.missing) => owner,
+            None if coverage.by_partial.is_none() => return self.to_the_tip(path, backup, coverage),
+            // The segment of the fork has to be built, and recovery ends where its bytes end.
+            _ if self.request.use_partial => {
+                let ending = self.ending(path, backup, coverage, coverage.until)?;
+                let at = StopAt::Requested;
+                return Ok(Ok(self.build(path, backup, &ending, None, coverage.until, at)?));
+            }
+            _ => {
+                return Ok(Err(Refusal::on(
+                    path.timeline(),
+                    Why::EndsInFork { timeline: owner, until: coverage.until },
+                )));
+            }
+        };
+        // The ancestor's file goes on with what the path has left behind, and recovery would replay that. So it follows
+        // the ancestor and stops where the path leaves it.
+        let fork = coverage.until;
+        let Some(path) = Path::to(self.facts, ancestor) else {
+            return Ok(Err(Refusal::at_once(Why::UnknownTimeline(ancestor))));
+        };
+        let coverage = path.coverage(SegmentNo::of(backup.start(), self.facts.segment_size))?;
+        let stop = self.facts.stop(StopQuestion {
+            path: ancestor,
+            rule: StopRule::Lsn { at: fork, inclusive: false },
+            from: fork.max(backup.start()),
+            until: coverage.until,
+        })?;
+        let at = stop.map_or(StopAt::Requested, |_| StopAt::Before(fork));
+        let until = stop.map_or(coverage.until, |s| s.end);
+        let ending = Ending::of(&path, &coverage, until, self.facts.segment_size);
+        Ok(Ok(self.build(&path, backup, &ending, stop, until, at)?))
+    }
+
+    /// To the end of what the path's own timeline has. Where a younger timeline left it in the next segment, that may go on
+    /// in the younger one's file, or in a `.partial`.
+    fn to_the_tip(&self, path: &Path<'a>, backup: &BackupFacts, coverage: &Coverage) -> Asking<Attempt> {
+        let size = self.facts.segment_size;
+        let mut ending = Ending::of(path, coverage, coverage.until, size);
+        let mut until = coverage.until;
+        if let Some((cut, source)) = self.left_behind(path.timeline(), coverage)? {
+            let name = coverage.missing.name(path.timeline(), size);
+            match (self.request.use_partial, source) {
+                (true, Some(source)) => {
+                    until = cut;
+                    if let ForkSource::Segment(timeline) = source {
+                        let number = coverage.missing;
+                        ending.wal.push(SegmentRange { timeline, first: number, last: number });
+                    }
+                    ending.fork = Some(ForkSegment { name, cut, source });
+                }
+                // The younger timeline has the rest, so nothing after this segment's begin is proven to belong here.
+                (false, Some(ForkSource::Segment(_))) => ending.more_until = Some(cut),
+                (false, Some(ForkSource::Partial(_))) => {
+                    let why = Why::EndsInFork { timeline: path.timeline(), until: cut };
+                    return Ok(Err(Refusal::on(path.timeline(), why)));
+                }
+                (_, None) => return self.missing(path, backup, coverage, coverage.missing),
+            }
+        }
+        Ok(Ok(self.build(path, backup, &ending, None, until, StopAt::Requested)?))
+    }
+
+    /// Where the last child left `timeline` within the segment that is missing, and what has the bytes up to there.
+    fn left_behind(
+        &self,
+        timeline: TimelineId,
+        coverage: &Coverage,
+    ) -> Asking<Option<(Lsn, Option<ForkSource>)>> {
+        let size = self.facts.segment_size;
+        let (number, name) = (coverage.missing, coverage.missing.name(timeline, size));
+        let inside = |fork: Lsn| number.start(size) < fork && fork < number.end(size);
+        let forks = self.facts.graph.children(timeline).into_iter().map(|(_, fork)| fork);
+        let Some(last) = forks.filter(|fork| inside(*fork)).max() else { return Ok(None) };
+        let graph = &self.facts.graph;
+        for heir in graph.ids().filter(|&t| t > timeline && graph.share(t, timeline, last - 1)) {
+            if self.facts.wal(heir)?.contains(number) {
+                return Ok(Some((last, Some(ForkSource::Segment(heir)))));
+            }
+        }
+        let partial = self.facts.partial(name)?.filter(|held| *held >= last);
+        Ok(Some((last, partial.map(|_| ForkSource::Partial(timeline)))))
+    }
+
+    /// What recovery follows to replay the path up to `until`: the timeline that the last byte belongs to. Following a
+    /// younger one, it would replay the same, and PostgreSQL would write a history in which that timeline is left before it
+    /// begins; with a prepared transaction in the segment of the fork, the end of recovery would fail.
+    pub(super) fn ending(
+        &self,
+        path: &Path<'a>,
+        backup: &BackupFacts,
+        coverage: &Coverage,
+        until: Lsn,
+    ) -> Asking<Ending> {
+        let size = self.facts.segment_size;
+        let as_it_is = Ending::of(path, coverage, until, size);
+        let owner = path.history().timeline_at(until - 1);
+        let Some(own) = Path::to(self.facts, owner).filter(|_| owner != path.timeline()) else {
+            return Ok(as_it_is);
+        };
+        // A history that contradicts the descendant's leads elsewhere.
+        if path.history().of_ancestor(owner).as_ref() != Some(own.history()) {
+            return Ok(as_it_is);
+        }
+        let reach = own.coverage(SegmentNo::of(backup.start(), size))?;
+        if reach.until >= until && reach.by_partial.is_none() {
+            return Ok(Ending::of(&own, &reach, until, size));
+        }
+        let number = SegmentNo::before(until, size);
+        let file = coverage.files.iter().find(|file| file.first <= number && number <= file.last);
+        let source = match (file, coverage.by_partial) {
+            (Some(file), _) => ForkSource::Segment(file.timeline),
+            (None, Some(timeline)) => ForkSource::Partial(timeline),
+            (None, None) => return Ok(as_it_is),
+        };
+        let cut = path.history().end_of(owner).unwrap_or(until).min(number.end(size));
+        let cut = if coverage.by_partial.is_some() { cut.min(coverage.until) } else { cut };
+        let fork = ForkSegment { name: number.name(owner, size), cut, source };
+        Ok(Ending { timeline: owner, fork: Some(fork), ..as_it_is })
+    }
+}

@@ -1,0 +1,113 @@
+//! What a `.partial` file holds, for recovery to a moment before the fork at which its timeline was left.
+//!
+//! After a failover by crash the fork's segment may exist on the old timeline only as `.partial`: what lies behind the
+//! switch point in it belongs to nobody. So only its bytes up to a position are ever looked at, with zeros behind, as
+//! PostgreSQL will see them.
+
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, WalFileName};
+
+use super::facts::StopQuestion;
+use super::path::{Coverage, SegmentRange};
+use super::search::{Search, last_start};
+use super::stop::{Found, Stop, StopRule};
+use crate::cpu;
+use crate::error::{RepoError, Result};
+
+/// The `.partial` file that ends a path, and how far it counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PartialEnd {
+    /// Of which segment.
+    pub(super) name: SegmentName,
+    /// The number of that segment.
+    pub(super) number: SegmentNo,
+    /// Its bytes count up to here.
+    pub(super) until: Lsn,
+}
+
+impl PartialEnd {
+    /// The one that a question about everything before `until` looks into.
+    pub(super) fn of(coverage: &Coverage, until: Lsn, size: SegmentSize) -> Option<Self> {
+        let number = coverage.missing;
+        let name = number.name(coverage.by_partial?, size);
+        let until = until.min(coverage.until);
+        (until > number.start(size)).then_some(Self { name, number, until })
+    }
+}
+
+impl Search<'_> {
+    /// Where the last complete record of a `.partial` file ends; `None` if there is no such file, no record in it, or
+    /// nothing that decodes it.
+    pub(crate) async fn partial(&self, name: SegmentName) -> Result<Option<Lsn>> {
+        let size = self.archive.lineage().segment_size;
+        let (Some(number), Some(decoder)) = (name.number(size), self.decoder.cloned()) else {
+            return Ok(None);
+        };
+        let Some(file) = self.archive.get(WalFileName::Partial(name)).await? else { return Ok(None) };
+        let (start, end) = (number.start(size), number.end(size));
+        cpu::run(move || {
+            let last = last_start(&*decoder, name, &file.content, start, end)?;
+            let rule = StopRule::Lsn { at: last, inclusive: true };
+            match decoder.search(&rule, start, end).feed(name, &file.content) {
+                Ok(Found::Stop(stop)) => Some(stop.end.align()),
+                _ => None,
+            }
+        })
+        .await
+    }
+
+    /// The record that decides in a `.partial` file, of those that end in it.
+    pub(super) async fn stop_in_partial(
+        &self,
+        question: &StopQuestion,
+        files: &[SegmentRange],
+        partial: PartialEnd,
+    ) -> Result<Option<Stop>> {
+        let Some(decoder) = self.decoder else { return Ok(None) };
+        let size = self.archive.lineage().segment_size;
+        let mut search = decoder.search(&question.rule, question.from, partial.until.min(question.until));
+        // A record may begin in the segment before.
+        let before = files.last().filter(|range| range.last.next() == partial.number);
+        let before = before.map(|range| WalFileName::Segment(range.last.name(range.timeline, size)));
+        for file in before.into_iter().chain([WalFileName::Partial(partial.name)]) {
+            let key = self.archive.paths().file(file);
+            let Some(read) = self.archive.get(file).await? else {
+                let store = self.archive.repository().store().name().to_owned();
+                return Err(RepoError::NotFound { key, store });
+            };
+            let name = file.segment().unwrap_or(partial.name);
+            let mut content = read.content;
+            if name == partial.name {
+                cut(&mut content, partial.until.since(partial.number.start(size)));
+            }
+            let (returned, found) = cpu::run(move || {
+                let found = search.feed(name, &content);
+                (search, found)
+            })
+            .await?;
+            search = returned;
+            if let Found::Stop(stop) = found.map_err(|what| RepoError::corrupt(&key, what))? {
+                return Ok(Some(stop));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the last record starts that ends in a `.partial` file before its end counts.
+    pub(super) async fn last_in_partial(&self, partial: PartialEnd) -> Result<Option<Lsn>> {
+        let Some(decoder) = self.decoder.cloned() else { return Ok(None) };
+        let Some(file) = self.archive.get(WalFileName::Partial(partial.name)).await? else { return Ok(None) };
+        let start = partial.number.start(self.archive.lineage().segment_size);
+        let mut content = file.content;
+        cpu::run(move || {
+            cut(&mut content, partial.until.since(start));
+            last_start(&*decoder, partial.name, &content, start, partial.until)
+        })
+        .await
+    }
+}
+
+/// Zeros from `length` on.
+fn cut(content: &mut [u8], length: u64) {
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    content.iter_mut().skip(length).for_each(|byte| *byte = 0);
+}

@@ -1,0 +1,317 @@
+//! Recovery that ends near a fork: on the timeline on which it stops, through a segment that only a `.partial` or a younger
+//! timeline's first segment holds, and over histories whose switch points decrease.
+
+use std::fs;
+use std::io::Write;
+
+use serde_json::Value;
+use walpoint_tests::agent::{Agent, Daemon};
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::rows::{Ledger, Mark};
+use walpoint_tests::store::Store;
+use walpoint_tests::wait;
+
+/// Left open, it makes the end of a recovery in its segment read that segment once more.
+const PREPARE: &str =
+    "create table prepared (n int); begin; insert into prepared values (1); prepare transaction 'open'";
+
+fn bed(major: u32) -> (Archived, Ledger) {
+    let bed = Archived::start(Cluster::builder().major(major).segment_size_mb(1), Store::local());
+    let ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    bed.settle();
+    (bed, ledger)
+}
+
+/// The cluster dies, and what takes its place is restored to a target. `setting`: a line that somebody adds.
+fn lose_and_restore(bed: &mut Archived, lost: &str, target: &[&str], setting: Option<&str>) {
+    bed.settle();
+    bed.cluster.crash();
+    let pgdata = bed.cluster.pgdata().to_owned();
+    fs::rename(&pgdata, bed.place(lost)).unwrap();
+    let options = [target, &["--target-action", "promote", "--resume-archiving"]].concat();
+    bed.restore(pgdata.file_name().unwrap().to_str().unwrap(), &options);
+    if let Some(setting) = setting {
+        let path = pgdata.join("postgresql.auto.conf");
+        let mut settings = fs::OpenOptions::new().append(true).open(path).unwrap();
+        writeln!(settings, "{setting}").unwrap();
+    }
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+}
+
+#[track_caller]
+fn plan(bed: &Archived, options: &[&str]) -> Value {
+    let output = bed.agent.restore(&[&["--json", "plan"], options].concat());
+    serde_json::from_str(&output.expect_success().stdout).unwrap()
+}
+
+#[track_caller]
+fn refused(bed: &Archived, options: &[&str]) -> Value {
+    let output = bed.agent.restore(&[&["--json", "plan"], options].concat());
+    serde_json::from_str(&output.expect_status(1).stdout).unwrap()
+}
+
+/// The timelines that a server's history names, oldest first.
+fn ancestors(server: &Cluster) -> Vec<u32> {
+    let name = format!("{:08X}.history", server.timeline());
+    let content = fs::read_to_string(server.wal_dir().join(name)).unwrap();
+    let lines = content.lines().filter(|line| !line.trim().is_empty());
+    lines.map(|line| line.split('\t').next().unwrap().parse().unwrap()).collect()
+}
+
+/// Restored and promoted there; the timelines of the new history, and the rows.
+#[track_caller]
+fn recovered(bed: &Archived, ledger: &Ledger, options: &[&str]) -> (Vec<u32>, String) {
+    let server = bed.restore_and_start("again", &[options, &["--target-action", "promote"]].concat());
+    server.wait_promoted();
+    assert_eq!(server.psql("select gid from pg_prepared_xacts"), "open", "{options:?}");
+    let found = (ancestors(&server), ledger.labels(&server));
+    drop(server);
+    fs::remove_dir_all(bed.place("again")).unwrap();
+    found
+}
+
+/// Promise 3, 12: recovery to a moment before an earlier fork follows the timeline on which it stops.
+#[track_caller]
+fn a_second_recovery_follows_the_timeline_it_stops_on(major: u32) {
+    let (mut bed, mut ledger) = bed(major);
+    bed.cluster.psql(PREPARE);
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    let second = ledger.append_as(&bed.cluster, "a2").xid.to_string();
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &second], None);
+    ledger.append_as(&bed.cluster, "b1");
+    assert_eq!(plan(&bed, &["--target-xid", &first])["timeline"], 1);
+    lose_and_restore(&mut bed, "lost2", &["--target-xid", &first], None);
+    assert_eq!(ancestors(&bed.cluster), [1], "PostgreSQL {major}");
+    assert_eq!(bed.cluster.psql("select gid from pg_prepared_xacts"), "open");
+    ledger.append_as(&bed.cluster, "c1");
+    bed.settle();
+    // On the way past the fork PostgreSQL reads the prepared transaction once more, under the old timeline's name.
+    assert_eq!(recovered(&bed, &ledger, &[]), (vec![1, 3], "a1 c1".to_owned()), "PostgreSQL {major}");
+}
+
+#[test]
+fn a_second_recovery_to_before_a_fork_follows_the_timeline_it_stops_on() {
+    a_second_recovery_follows_the_timeline_it_stops_on(17);
+}
+
+#[test]
+fn second_recoveries_of_other_versions_follow_the_timeline_they_stop_on() {
+    for major in [15, 16, 18] {
+        a_second_recovery_follows_the_timeline_it_stops_on(major);
+    }
+}
+
+/// Promise 3: PostgreSQL accepts a history whose switch points decrease, so it is archived, and planned with.
+#[test]
+fn a_history_with_decreasing_switch_points_is_archived_and_recovered_along() {
+    let (mut bed, mut ledger) = bed(17);
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    let second = ledger.append_as(&bed.cluster, "a2").xid.to_string();
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &second], None);
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    let follows = Some("recovery_target_timeline = '2'");
+    lose_and_restore(&mut bed, "lost2", &["--target-xid", &first], follows);
+    assert_eq!(ancestors(&bed.cluster), [1, 2], "timeline 2 is passed through");
+    bed.cluster.psql(PREPARE);
+    let c1 = ledger.append_as(&bed.cluster, "c1").xid.to_string();
+    bed.settle();
+    let path = &plan(&bed, &[])["path"];
+    let timelines: Vec<&Value> = path.as_array().unwrap().iter().map(|step| &step["timeline"]).collect();
+    assert_eq!(timelines, [1, 3], "{path:#}");
+    for options in [&[][..], &["--target-xid", &c1]] {
+        assert_eq!(recovered(&bed, &ledger, options), (vec![1, 2, 3], "a1 c1".to_owned()));
+    }
+    bed.agent.run(&["verify"]).expect_success();
+}
+
+/// A failover by crash: the fork's segment is on timeline 1 only as `.partial`.
+struct Failover {
+    bed: Archived,
+    standby: Cluster,
+    _daemon: Daemon,
+    ledger: Ledger,
+    /// In the fork's segment, before a restore point "spot".
+    before: Mark,
+}
+
+fn fail_over(major: u32) -> Failover {
+    let (mut bed, mut ledger) = bed(major);
+    let mut standby = bed.cluster.standby();
+    let agent = Agent::with(&standby, &bed.store);
+    agent.write();
+    standby.set("archive_command", agent.archive_command());
+    standby.start();
+    standby.wait_for("select count(*) from pg_stat_wal_receiver where status = 'streaming'", "1");
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    bed.cluster.psql(PREPARE);
+    let before = ledger.append_as(&bed.cluster, "a2");
+    bed.cluster.psql("select pg_create_restore_point('spot')");
+    ledger.append_as(&bed.cluster, "a3");
+    standby.wait_replayed(&bed.cluster);
+    bed.cluster.crash();
+    let daemon = agent.daemon();
+    standby.promote();
+    let failover = Failover { bed, standby, _daemon: daemon, ledger, before };
+    wait::until_true(wait::SOON, "history and .partial are archived", || {
+        failover.has(".partial") && failover.has("00000002.history")
+    });
+    failover
+}
+
+impl Failover {
+    fn has(&self, part: &str) -> bool {
+        self.bed.back_door().list("clusters/main").iter().any(|key| key.contains(part))
+    }
+
+    /// Every target in the fork's segment lands on its rows, and the old timeline is the parent of the next.
+    #[track_caller]
+    fn targets_before_the_fork(&self, from: &str) {
+        let xid = self.before.xid.to_string();
+        for (options, rows) in [
+            (["--target-xid", &xid], "a1 a2"),
+            (["--target-lsn", &self.before.before], "a1"),
+            (["--target-time", &self.before.time_after], "a1 a2"),
+            (["--target-name", "spot"], "a1 a2"),
+        ] {
+            let plan = plan(&self.bed, &options);
+            assert_eq!(plan["timeline"], 1, "{options:?}: {plan:#}");
+            let built = plan["fork"]["from"].as_str().unwrap_or_default().to_owned();
+            assert!(built.contains(from), "{options:?}: {plan:#}");
+            let exclusive = if options[0] == "--target-lsn" { &["--exclusive"][..] } else { &[] };
+            let found = recovered(&self.bed, &self.ledger, &[&options, exclusive].concat());
+            assert_eq!(found, (vec![1], rows.to_owned()), "{options:?}");
+        }
+    }
+}
+
+/// Promise 4, 7: right after a failover, with nothing of the new timeline archived but its history.
+#[track_caller]
+fn right_after_a_failover(major: u32) {
+    let failover = fail_over(major);
+    let bed = &failover.bed;
+    for options in [&[][..], &["--target-timeline", "1"]] {
+        let refusal = refused(bed, options);
+        assert_eq!(refusal["reason"], "ends-in-fork", "{options:?}: {refusal:#}");
+        let hints = refusal["hints"].to_string();
+        assert!(hints.contains("--use-partial"), "{hints}");
+        // What the refusal advises works.
+        let moment = refusal["nearest"][0]["options"].as_array().unwrap();
+        let moment: Vec<&str> = moment.iter().map(|option| option.as_str().unwrap()).collect();
+        plan(bed, &moment);
+        let rows = recovered(bed, &failover.ledger, &[options, &["--use-partial"]].concat());
+        assert_eq!(rows, (vec![1], "a1 a2 a3".to_owned()), "{options:?}");
+    }
+    failover.targets_before_the_fork(".partial");
+}
+
+#[test]
+fn right_after_a_failover_the_partial_brings_back_every_row_on_request() {
+    right_after_a_failover(17);
+}
+
+#[test]
+fn right_after_failovers_of_other_versions_the_partial_brings_back_every_row() {
+    for major in [14, 16, 18] {
+        right_after_a_failover(major);
+    }
+}
+
+/// Promise 3, 4: the new timeline's first segment is archived, the old one's last is not: moments before the fork are
+/// recovered on the old timeline, and restore points in that segment are found.
+#[track_caller]
+fn before_a_failover(major: u32) {
+    let mut failover = fail_over(major);
+    failover.ledger.append_as(&failover.standby, "b1");
+    let segment = failover.standby.switch_wal();
+    failover.standby.wait_archived(&segment);
+    failover.targets_before_the_fork("00000002");
+    let (bed, ledger) = (&failover.bed, &failover.ledger);
+    assert_eq!(recovered(bed, ledger, &[]), (vec![1, 2], "a1 a2 a3 b1".to_owned()));
+    // The old timeline's end is younger by the fork's segment, on request.
+    let end = recovered(bed, ledger, &["--target-timeline", "1", "--use-partial"]);
+    assert_eq!(end, (vec![1], "a1 a2 a3".to_owned()));
+    assert_eq!(recovered_without(bed, ledger), "a1");
+}
+
+/// What `--target-timeline 1` alone brings back, which the plan notes.
+#[track_caller]
+fn recovered_without(bed: &Archived, ledger: &Ledger) -> String {
+    let notes = plan(bed, &["--target-timeline", "1"])["notes"].to_string();
+    assert!(notes.contains("--use-partial"), "{notes}");
+    let server = bed.restore_and_start("again", &["--target-timeline", "1"]);
+    server.wait_promoted();
+    let rows = ledger.labels(&server);
+    drop(server);
+    fs::remove_dir_all(bed.place("again")).unwrap();
+    rows
+}
+
+#[test]
+fn moments_before_a_failover_are_recovered_on_the_old_timeline() {
+    before_a_failover(17);
+}
+
+#[test]
+fn moments_before_failovers_of_other_versions_are_recovered_on_the_old_timeline() {
+    for major in [15, 16, 18] {
+        before_a_failover(major);
+    }
+}
+
+/// Promise 7: "latest" never silently means an older timeline, because the history of a younger one cannot be read.
+#[test]
+fn a_timeline_whose_history_cannot_be_read_is_not_forgotten_by_latest() {
+    let (mut bed, mut ledger) = bed(17);
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    let keys = bed.back_door().list("clusters/main");
+    let history = keys.iter().find(|key| key.ends_with("00000002.history")).unwrap();
+    let content = bed.back_door().get(history).unwrap();
+    for (damage, says) in [("flipped", "cannot be read"), ("gone", "its history is not")] {
+        match damage {
+            "flipped" => bed.back_door().flip_bit(history, content.len() - 3),
+            _ => bed.back_door().delete(history),
+        }
+        for options in [&[][..], &["--target-xid", &first]] {
+            let refusal = refused(&bed, options);
+            assert_eq!(refusal["reason"], "doubtful-timeline", "{damage} {options:?}: {refusal:#}");
+            assert!(refusal["message"].to_string().contains(says), "{damage}: {refusal:#}");
+            assert!(refusal["hints"].to_string().contains("--target-timeline 1"), "{damage}: {refusal:#}");
+        }
+        assert_eq!(plan(&bed, &["--target-timeline", "1"])["timeline"], 1, "{damage}");
+        let status = bed.agent.run(&["status"]).stdout;
+        assert!(status.contains("imeline 2") || status.contains("00000002.history"), "{damage}: {status}");
+    }
+    bed.back_door().put(history, content);
+    assert_eq!(plan(&bed, &[])["timeline"], 2);
+}
+
+/// Promise 7: a standby goes where it was sent: to the timeline, or to that of the backup.
+#[test]
+fn a_standby_keeps_to_the_timeline_and_the_backup_that_were_asked_for() {
+    let (mut bed, mut ledger) = bed(17);
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    ledger.append_as(&bed.cluster, "a2");
+    let backup = bed.backup();
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    for options in [&["--target-timeline", "1"][..], &["--backup", &backup]] {
+        let standby = bed.restore_and_start("again", &[&["--standby"], options].concat());
+        assert_eq!(standby.psql("show recovery_target_timeline"), "1", "{options:?}");
+        standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 a2");
+        assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
+        drop(standby);
+        fs::remove_dir_all(bed.place("again")).unwrap();
+    }
+    let standby = bed.restore_and_start("again", &["--standby"]);
+    assert_eq!(standby.psql("show recovery_target_timeline"), "latest");
+    standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 b1");
+}
