@@ -38,7 +38,7 @@ fn a_transaction_prepared_before_a_crash_and_a_fork_in_one_segment() {
     }
 }
 
-/// R2: the younger timeline's fork lies behind the moment, so the new history's switch points decrease.
+/// R2: the moment lies before an earlier fork, on the path that leads to the newest timeline.
 #[test]
 fn a_fork_before_a_fork() {
     run_chapters(2, 16, &[Chapter::Pitr, Chapter::PitrBeforeFork]);
