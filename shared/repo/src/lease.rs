@@ -125,35 +125,69 @@ impl Leases {
         force: bool,
         is_dead: impl Fn(&Holder) -> bool,
     ) -> Result<Asked> {
+        let is_over =
+            |lease: &Lease, stored| lease.is_over(stored, Timestamp::now()) || is_dead(&lease.holder);
         for _ in 0..ATTEMPTS {
             let mut next = 0;
-            let mut before = None;
+            let (mut judged, mut alive) = (None, false);
             if let Some((n, stored)) = self.highest().await? {
                 next = n + 1;
                 // Deleted since the listing: its number may be taken again.
                 let Some(lease) = self.read(n).await? else { continue };
-                if !(lease.is_over(stored, Timestamp::now()) || is_dead(&lease.holder)) {
-                    if !force {
-                        return Ok(Asked::Busy(lease));
-                    }
-                    before = Some(lease);
+                alive = !is_over(&lease, stored);
+                if alive && !force {
+                    return Ok(Asked::Busy(lease));
                 }
+                judged = Some(lease);
             }
             let lease = Lease { holder: holder.clone(), since: Timestamp::now(), seconds, renewal: 0 };
             let object = lease.seal(&self.sealer, &self.key(next)?)?;
             if self.store.claim(&object).await? == Claim::Won {
-                if let Some(old) = next.checked_sub(1) {
-                    self.forget(old).await;
+                let Some(older) = self.nobody_else(next, judged.as_ref(), is_over).await? else {
+                    self.forget(next).await;
+                    continue;
+                };
+                for n in older {
+                    self.forget(n).await;
                 }
                 let held = Held { leases: self.clone(), lease, n: next };
-                return Ok(Asked::Held(Box::new(held), before));
+                return Ok(Asked::Held(Box::new(held), judged.filter(|_| alive)));
             }
         }
         Err(RepoError::Internal(format!("the lease on {} changes hands all the time", self.task)))
     }
 
+    /// Every number below `own`, if nobody has the lease by another one. A number is free again once its holder renewed or
+    /// gave it back, so who claims one may have looked too long ago.
+    async fn nobody_else(
+        &self,
+        own: u64,
+        judged: Option<&Lease>,
+        is_over: impl Fn(&Lease, Timestamp) -> bool,
+    ) -> Result<Option<Vec<u64>>> {
+        let mut older = Vec::new();
+        for (n, stored) in self.numbers().await? {
+            if n == own {
+                continue;
+            }
+            let Some(lease) = self.read(n).await? else { continue };
+            // What its holder left when it died in mid-renewal is judged with the rest.
+            let judged = judged.is_some_and(|judged| judged.holder == lease.holder);
+            if n > own || !(judged || is_over(&lease, stored)) {
+                return Ok(None);
+            }
+            older.push(n);
+        }
+        Ok(Some(older))
+    }
+
     /// The highest number, and when the store received it.
     async fn highest(&self) -> Result<Option<(u64, Timestamp)>> {
+        Ok(self.numbers().await?.into_iter().max())
+    }
+
+    /// Every number, and when the store received it.
+    async fn numbers(&self) -> Result<Vec<(u64, Timestamp)>> {
         let name = format!("leases/{}", self.task);
         let prefix = self.paths.sequence(&name).map_err(|e| RepoError::Internal(e.to_string()))?;
         let entries = self.store.list_all(&prefix).await?;
@@ -161,7 +195,7 @@ impl Leases {
             let n = entry.key.below(&prefix).filter(|n| n.len() == 12)?.parse::<u64>().ok()?;
             Some((n, entry.modified))
         });
-        Ok(numbered.max())
+        Ok(numbered.collect())
     }
 
     async fn read(&self, n: u64) -> Result<Option<Lease>> {

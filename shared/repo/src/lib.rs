@@ -44,6 +44,8 @@ pub mod retention;
 pub mod store;
 pub mod verify;
 pub mod wal;
+#[cfg(test)]
+mod worlds;
 
 pub use error::{RepoError, Result, found};
 pub use lineage::Lineage;

@@ -12,6 +12,9 @@ use super::failure::{Failure, FailureKind};
 /// A connection slower than this is as good as none.
 const SLOWEST: u64 = 64 << 10;
 
+/// No pause between attempts is longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 /// Bounds for the requests of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
@@ -21,11 +24,18 @@ pub struct Limits {
     pub attempts: u32,
     /// No further attempt is begun after this long.
     pub retry_timeout: Duration,
+    /// The longest pause before the second attempt; it doubles with each one, up to 5 s.
+    pub pause: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { read_timeout: Duration::from_secs(30), attempts: 4, retry_timeout: Duration::from_secs(60) }
+        Self {
+            read_timeout: Duration::from_secs(30),
+            attempts: 4,
+            retry_timeout: Duration::from_secs(60),
+            pause: Duration::from_millis(100),
+        }
     }
 }
 
@@ -33,6 +43,12 @@ impl Limits {
     /// One attempt, for a caller that retries by itself or must answer soon.
     pub fn once(self) -> Self {
         Self { attempts: 1, ..self }
+    }
+
+    /// Without a pause between attempts, for a store in memory.
+    #[cfg(test)]
+    pub(crate) fn without_pauses(self) -> Self {
+        Self { pause: Duration::ZERO, ..self }
     }
 
     /// How long a request may take that sends that many bytes.
@@ -78,14 +94,14 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// Waits a moment and says yes, or says no at once. The wait doubles from 0.1 s to 5 s, and half of it is random so
-    /// that many agents do not come back together.
+    /// Waits a moment and says yes, or says no at once. Half of the pause is random so that many agents do not come back
+    /// together.
     pub(super) async fn another(&mut self) -> bool {
         if self.made >= self.limits.attempts {
             return false;
         }
-        let doubled = 100u64.saturating_mul(1 << (self.made - 1).min(10)).min(5_000);
-        let wait = Duration::from_millis(doubled / 2 + rand::random_range(0..=doubled / 2));
+        let doubled = self.limits.pause.saturating_mul(1 << (self.made - 1).min(10)).min(LONGEST_PAUSE);
+        let wait = doubled / 2 + rand::random_range(Duration::ZERO..=doubled / 2);
         if self.began.elapsed() + wait >= self.limits.retry_timeout {
             return false;
         }

@@ -228,6 +228,7 @@ impl StoreSettings {
             read_timeout: duration("read_timeout", self.read_timeout, defaults.read_timeout)?,
             attempts: self.retries.map_or(defaults.attempts, |r| r.saturating_add(1)),
             retry_timeout,
+            ..defaults
         })
     }
 
