@@ -75,6 +75,10 @@ pub(crate) enum Command {
         /// Store a segment even though its content is damaged, flagged as such. Recovery stops where the damage is.
         #[arg(long)]
         accept_damaged: bool,
+        /// Store an empty history for a timeline whose history is lost or never existed (after pg_resetwal): recovery then knows no
+        /// timeline before it. PATH names the history (00000005.history); the file need not exist.
+        #[arg(long, conflicts_with = "accept_damaged")]
+        no_ancestors: bool,
         /// The file, as in pg_wal (%p).
         path: PathBuf,
     },

@@ -30,7 +30,8 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
     }
 }
 
-fn ask(socket: &Path) -> anyhow::Result<HealthReply> {
+/// What the daemon at a socket says.
+pub(crate) fn ask(socket: &Path) -> anyhow::Result<HealthReply> {
     let shown = socket.display();
     let mut stream = UnixStream::connect(socket).with_context(|| format!("nobody listens at {shown}"))?;
     let silent = || format!("the daemon at {shown} gave no answer");

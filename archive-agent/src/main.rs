@@ -1,6 +1,7 @@
 //! The daemon and everything that writes to a Walpoint repository.
 
 mod backup;
+mod binding;
 mod check;
 mod cli;
 mod clients;
@@ -47,7 +48,10 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Run { once: false } => daemon::run(&cli.common).await,
         Command::Run { once: true } => daemon::once(&cli.common).await,
-        Command::Push { accept_damaged, path } => wal::push::push(&cli.common, path, *accept_damaged).await,
+        Command::Push { accept_damaged, no_ancestors: false, path } => {
+            wal::push::push(&cli.common, path, *accept_damaged).await
+        }
+        Command::Push { path, .. } => wal::push::push_without_ancestors(&cli.common, path).await,
         Command::Init(args) => init::run(&cli.common, args).await,
         Command::Backup(args) => backup::run(&cli.common, args).await,
         Command::Check(args) => check::run(&cli.common, args).await,

@@ -244,6 +244,8 @@ fn a_backlog_is_uploaded_ahead_and_a_failed_look_ahead_is_told_when_its_turn_com
     damage(&bad);
     let daemon = bed.agent.daemon();
     let archive = bed.archive();
+    // The daemon begins with a question.
+    bed.agent.push(format!("pg_wal/{}", ready[0])).expect_success();
     let last = ready[ready.len().min(64) - 1].clone();
     wait::until_true(SOON, "the backlog is stored before PostgreSQL asks", || archive.get(&last).is_some());
     assert_eq!(archive.get(&ready[20]), None);

@@ -16,6 +16,7 @@ use walpoint_runtime::config::ClusterSettings;
 
 use crate::check::repository::Destination;
 use crate::check::source;
+use crate::wal::identity::{SplitBrain, other_history};
 
 /// SQLSTATE of a file that the server does not have.
 const UNDEFINED_FILE: &str = "58P01";
@@ -34,21 +35,30 @@ pub(crate) struct Histories<'a> {
 impl Histories<'_> {
     /// Makes sure that the history of `timeline` is in the archive.
     pub(crate) async fn store(&self, archive: &WalArchive, timeline: TimelineId) -> anyhow::Result<()> {
-        if timeline == TimelineId::FIRST || archive.history(timeline).await?.is_some() {
+        if timeline == TimelineId::FIRST {
             return Ok(());
         }
         let name = WalFileName::History(timeline);
+        let (stored, own) = (archive.get(name).await?, self.content(timeline).await?);
         let repository = archive.repository().name();
-        let Some(content) = self.content(timeline).await? else {
-            bail!(
+        let content = match (stored, own) {
+            (Some(stored), Some(own)) if stored.content != own => {
+                let what = other_history(archive, timeline, &own, &stored.content);
+                archive.put_refused_history(timeline, own).await?;
+                bail!("no backup was made: {}", SplitBrain::new(archive, timeline, what));
+            }
+            (Some(_), _) => return Ok(()),
+            (None, Some(own)) => own,
+            (None, None) => bail!(
                 "no backup was made: {name} is neither in repository {repository} nor in {}, and without it recovery on \
                  timeline {timeline} does not begin. HINT: look for it on a standby or on the server that was promoted, and \
-                 store it with \"archive-agent push\"",
+                 store it with \"archive-agent push\"; if there never was one (pg_resetwal), run \"archive-agent push \
+                 --no-ancestors {name}\"",
                 self.pgdata.map_or("the server's pg_wal".to_owned(), |pgdata| pgdata
                     .join("pg_wal")
                     .display()
                     .to_string())
-            )
+            ),
         };
         TimelineHistory::parse(timeline, &content)
             .with_context(|| format!("{name} of the server is no history of timeline {timeline}"))?;

@@ -6,9 +6,10 @@ use std::path::Path;
 use anyhow::bail;
 use futures_util::future::join_all;
 use tokio::sync::Mutex;
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, TimelineId};
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{Draft, Finding, Summary};
+use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::config::duration;
 
 use super::copies::Failures;
@@ -16,6 +17,9 @@ use super::needed_history::Histories;
 use super::needed_wal::NeededWal;
 use super::run::Run;
 use crate::check::repository::Destination;
+use crate::check::source;
+use crate::wal::check;
+use crate::wal::identity::{self, Evidence};
 
 /// Bad pages that an error names.
 const NAMED: usize = 10;
@@ -88,9 +92,26 @@ impl Publishing<'_> {
             for timeline in [stored.first.timeline, stored.last.timeline] {
                 histories.store(&archive, timeline).await?;
             }
-            self.needed.wait(&archive, limit, self.server, self.pgdata).await
+            self.needed.wait(&archive, limit, self.server, self.pgdata).await?;
+            // What arrived under these names may be another server's.
+            match self.pgdata {
+                Some(pgdata) => refuse_split_brain(&archive, pgdata).await,
+                None => Ok(()),
+            }
         };
         self.run.unless_stopped(arrived).await
+    }
+}
+
+/// There is no backup where another server's WAL is.
+async fn refuse_split_brain(archive: &WalArchive, pgdata: &Path) -> anyhow::Result<()> {
+    let (_, control) = source::read_control(pgdata)?;
+    let timeline = TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline));
+    let Some(timeline) = timeline else { return Ok(()) };
+    let (cluster, wal) = (check::identity(&control), pgdata.join("pg_wal"));
+    match identity::compare(archive, &cluster, &wal, timeline).await? {
+        Evidence::Other(split) => bail!("no backup was made: {split}"),
+        Evidence::Same(..) | Evidence::Nothing => Ok(()),
     }
 }
 

@@ -35,6 +35,8 @@ use self::report::{Grade, Line, Report};
 use self::repository::Destination;
 use crate::backup::walk::{Ground, Measure};
 use crate::daemon::pgdata;
+use crate::health;
+use crate::wal::identity::SPLIT_BRAIN;
 
 /// Options of `check`.
 #[derive(Debug, Clone, Args)]
@@ -104,6 +106,7 @@ pub(crate) async fn examine(
     let connected = source::server(report, settings, &pgdata, &control).await;
     let destinations = repository::destinations(report, selection, (&control).into()).await;
     places(report, &destinations, &pgdata);
+    repository::identity(report, &destinations, &pgdata, &control).await;
     for destination in &destinations {
         repository::space(report, destination, measure.map_or(0, |measure| measure.bytes)).await;
     }
@@ -206,7 +209,14 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
 fn daemon(report: &mut Report, selection: &Selection<StoreSettings>) {
     let socket = selection.settings.push_socket(&selection.cluster);
     match std::os::unix::net::UnixStream::connect(&socket) {
-        Ok(_) => report.ok("daemon", format!("answers on {}", socket.display())),
+        Ok(_) => {
+            report.ok("daemon", format!("answers on {}", socket.display()));
+            let problems =
+                health::ask(&socket).map_or_else(|error| format!("{error:#}"), |reply| reply.problems);
+            for problem in problems.lines().filter(|problem| problem.contains(SPLIT_BRAIN)) {
+                report.failed("daemon", problem, "");
+            }
+        }
         Err(error) => report.warning(
             "daemon",
             format!("nobody answers on {}: {error}", socket.display()),

@@ -5,11 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use walpoint_base::{ClusterName, PgMajor, SegmentSize, SystemId};
+use walpoint_base::{ClusterName, PgMajor, SegmentSize, SystemId, TimelineId};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::Identity;
 use walpoint_repo::backup::Backups;
 use walpoint_repo::init::{Finding, Probe};
+use walpoint_repo::lineage::BINDING;
 use walpoint_repo::object::{Level, RepositoryId};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::store::settings::ConditionalWrites;
@@ -19,6 +20,8 @@ use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::human_bytes;
 
 use super::report::Report;
+use crate::binding;
+use crate::wal::identity::{self, Evidence};
 
 /// `expire` refuses to work when the clocks differ by more.
 const CLOCK_LIMIT_SECONDS: i64 = 300;
@@ -112,7 +115,8 @@ pub(crate) async fn destinations(
         let Some(probe) = report.take(&what, probed) else { continue };
         let behaves = judge(report, &what, repository.store().name(), settings, &probe);
         let what = format!("{what}: lineage");
-        let lineage = registered(&repository, &selection.cluster, nature).await;
+        let pgdata = selection.settings.pgdata.as_deref();
+        let lineage = registered(&repository, &selection.cluster, nature, pgdata).await;
         let Some(lineage) = report.take(&what, lineage) else { continue };
         report.ok(what, format!("{} of cluster {}", lineage.id, selection.cluster));
         if behaves {
@@ -124,6 +128,32 @@ pub(crate) async fn destinations(
         acknowledging(report, &found);
     }
     found
+}
+
+/// Whether the repositories hold this server's WAL, or another one's under the same names.
+pub(crate) async fn identity(
+    report: &mut Report,
+    destinations: &[Destination],
+    pgdata: &Path,
+    control: &ControlFile,
+) {
+    let timeline = TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline));
+    let Some(timeline) = timeline else { return };
+    let (cluster, wal) = (crate::wal::check::identity(control), pgdata.join("pg_wal"));
+    for destination in destinations {
+        let what = format!("repository {}: identity", destination.name());
+        match identity::compare(&destination.archive(), &cluster, &wal, timeline).await {
+            Ok(Evidence::Other(split)) => report.failed(what, split.found(), &split.advice()),
+            Ok(Evidence::Same(timeline, lsn)) => {
+                report.ok(
+                    what,
+                    format!("it holds this server's WAL, compared up to {lsn} on timeline {timeline}"),
+                );
+            }
+            Ok(Evidence::Nothing) => {}
+            Err(error) => report.error(what, &error.into()),
+        }
+    }
 }
 
 /// Secrets are nobody else's.
@@ -247,8 +277,15 @@ async fn registered(
     repository: &Repository,
     cluster: &ClusterName,
     nature: Nature,
+    pgdata: Option<&Path>,
 ) -> anyhow::Result<Lineage> {
-    if let Some(lineage) = repository.lineage_for(cluster, nature.system_id).await? {
+    let bound = match pgdata {
+        Some(pgdata) => binding::read(pgdata, repository.id())
+            .await
+            .with_context(|| format!("{} cannot be read", pgdata.join(BINDING).display()))?,
+        None => None,
+    };
+    if let Some(lineage) = repository.lineage_of(cluster, nature.system_id, bound).await? {
         same_facts(&lineage, nature)?;
         return Ok(lineage);
     }

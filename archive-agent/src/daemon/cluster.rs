@@ -20,7 +20,7 @@ use super::task::keep_running;
 use crate::wal::archiver::Archiver;
 use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
-use crate::wal::{backfill, catch_up, index, once, queue, ready, serve};
+use crate::wal::{backfill, catch_up, identity, index, once, queue, ready, serve};
 
 /// How often to look whether another daemon is gone.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -113,13 +113,25 @@ impl ClusterTasks {
         let backfilling = self.keep("looking for promotions", &board, &stop, &before, |archiver, health| {
             backfill::keep(archiver, move || health.working())
         });
+        let comparing = self.keep("identity", &board, &stop, &before, |archiver, health| {
+            identity::keep(archiver, move || health.working())
+        });
         let telling = OptionFuture::from(self.archiver.queue().is_limited().then(|| {
             self.keep("queue", &board, &stop, &before, |archiver, health| {
                 queue::tell(archiver, move || health.working())
             })
         }));
         let staying_small = self.archiver.stay_small(stop.clone());
-        tokio::join!(answering, looking, indexing, catching_up, backfilling, telling, staying_small);
+        tokio::join!(
+            answering,
+            looking,
+            indexing,
+            catching_up,
+            backfilling,
+            comparing,
+            telling,
+            staying_small
+        );
         self.archiver.abandon();
         // Whoever waits for these tasks waits for all before them.
         before.wait().await;

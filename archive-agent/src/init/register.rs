@@ -2,19 +2,22 @@
 
 use anyhow::{Context, bail};
 use serde::Serialize;
+use walpoint_base::TimelineId;
 use walpoint_pg::control::ControlFile;
 use walpoint_repo::init::Initialised;
 use walpoint_repo::keys::KeySlots;
-use walpoint_repo::lineage::AckMember;
+use walpoint_repo::lineage::{AckMember, BINDING, ParentLineage};
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::{Lineage, RepoError, Repository};
 
 use super::InitArgs;
 use super::config::Plan;
+use crate::binding;
 use crate::check::report::{Grade, Report};
 use crate::check::repository::{judge, same_facts};
 use crate::key::args::make_key_file;
+use crate::wal::{check, identity};
 
 /// The cluster in one repository.
 #[derive(Debug, Serialize)]
@@ -63,14 +66,13 @@ pub(crate) async fn register(
         .filter(|(repository, ..)| required.iter().any(|name| name == repository.name()))
         .map(|(repository, ..)| AckMember { name: repository.name().to_owned(), repository: repository.id() })
         .collect();
-    let mut registered = Vec::new();
+    let (mut registered, mut lineages, mut split) = (Vec::new(), Vec::new(), false);
     for (repository, url, repository_created) in opened {
-        if args.new_lineage {
-            living(report, &repository, plan, control).await?;
-        }
         let (lineage, lineage_created) = lineage(&repository, plan, control, &ack, args.new_lineage)
             .await
             .with_context(|| format!("repository {}", repository.name()))?;
+        lineages.push((repository.id(), lineage.id));
+        split |= lineage_created && lineage.parent.is_some();
         if ids(&lineage.ack) != ids(&ack) {
             report.warning(
                 format!("repository {}: lineage", repository.name()),
@@ -89,29 +91,42 @@ pub(crate) async fn register(
             opens_with: repository.opened_by().map(|(source, _)| source.to_string()),
         });
     }
+    if split {
+        let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+        binding::write(pgdata, lineages)
+            .with_context(|| format!("{} cannot be written", pgdata.join(BINDING).display()))?;
+        report.warning(
+            "lineage",
+            format!(
+                "{} archives into a lineage of its own from now on, which begins without a backup",
+                pgdata.display()
+            ),
+            "back it up (archive-agent backup); a daemon that runs goes on in it by itself",
+        );
+    }
     Ok(registered)
 }
 
-/// Warns of an original that may still archive under the same name and with the same system identifier: it takes the newest
-/// lineage too.
-async fn living(
-    report: &mut Report,
+/// What a lineage is split off from: the one that the data directory archived to so far, up to the newest WAL that both have.
+async fn parent(
     repository: &Repository,
     plan: &Plan,
     control: &ControlFile,
-) -> anyhow::Result<()> {
-    if let Some(original) = repository.lineage_for(&plan.cluster, control.system_id).await? {
-        report.warning(
-            format!("repository {}: lineage", repository.name()),
-            format!(
-                "{} is of the same system identifier: if its server still archives as cluster {}, it will write into the new \
-                 lineage as soon as its daemon is restarted, and the two would refuse each other's WAL",
-                original.id, plan.cluster
-            ),
-            "stop the original's archiving for good, or register the copy under a name of its own: --cluster NAME",
-        );
-    }
-    Ok(())
+) -> anyhow::Result<Option<ParentLineage>> {
+    let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+    let bound = binding::read(pgdata, repository.id())
+        .await
+        .with_context(|| pgdata.join(BINDING).display().to_string())?;
+    let Some(lineage) = repository.lineage_of(&plan.cluster, control.system_id, bound).await? else {
+        return Ok(None);
+    };
+    let timeline = TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline));
+    let (archive, wal) = (repository.wal(&lineage), pgdata.join("pg_wal"));
+    let fork = match timeline {
+        Some(timeline) => identity::fork(&archive, &check::identity(control), &wal, timeline).await?,
+        None => None,
+    };
+    Ok(Some(ParentLineage { lineage: lineage.id, fork }))
 }
 
 /// Makes or opens a repository.
@@ -159,7 +174,11 @@ async fn lineage(
     new_lineage: bool,
 ) -> anyhow::Result<(Lineage, bool)> {
     let cluster = &plan.cluster;
-    let existing = repository.lineage_for(cluster, control.system_id).await?;
+    let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+    let bound = binding::read(pgdata, repository.id())
+        .await
+        .with_context(|| pgdata.join(BINDING).display().to_string())?;
+    let existing = repository.lineage_of(cluster, control.system_id, bound).await?;
     if let Some(lineage) = existing.filter(|_| !new_lineage) {
         same_facts(&lineage, control.into())?;
         return Ok((lineage, false));
@@ -183,7 +202,8 @@ async fn lineage(
         relation_segment_blocks: control.relation_segment_blocks,
         ack: ack.to_vec(),
     };
-    match repository.create_lineage(cluster, facts).await {
+    let parent = parent(repository, plan, control).await?;
+    match repository.split_lineage(cluster, facts, parent).await {
         Ok(lineage) => Ok((lineage, true)),
         // Somebody registered the same cluster at the same moment.
         Err(error @ RepoError::Conflict { .. }) => {

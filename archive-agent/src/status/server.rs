@@ -13,8 +13,8 @@ use walpoint_runtime::progress::{human_bytes, human_duration};
 
 use crate::check::{source, whose_files};
 use crate::wal::dropped::{self, Gap};
-use crate::wal::ready;
 use crate::wal::upload::Uploader;
+use crate::wal::{identity, ready};
 
 /// Somebody waits for an answer: a server that does not give one within this time counts as unreachable.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -53,6 +53,9 @@ pub(super) struct ServerState {
     /// WAL that was given up and that no backup makes up for.
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<Gap>,
+    /// Where another server's WAL stands under this one's names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    split_brain: Vec<String>,
 }
 
 impl ServerState {
@@ -73,7 +76,9 @@ impl ServerState {
         let at = self.lsn.as_ref().map(|lsn| format!(", at {lsn}")).unwrap_or_default();
         let server = format!("PostgreSQL {}, {kind}, timeline {}{at}", self.version, self.timeline);
         let dropped = self.dropped.as_ref().map(|gap| ("DROPPED", gap.to_string()));
-        [("server", server), ("archiver", self.archiver(now))].into_iter().chain(dropped).collect()
+        let split = self.split_brain.iter().map(|split| ("IDENTITY", split.clone()));
+        let archiver = ("archiver", self.archiver(now));
+        [("server", server), archiver].into_iter().chain(dropped).chain(split).collect()
     }
 
     fn archiver(&self, now: jiff::Timestamp) -> String {
@@ -123,6 +128,7 @@ impl ServerState {
             failing: stats.is_failing(),
             waiting,
             dropped: None,
+            split_brain: Vec::new(),
             unarchived_bytes: unarchived(identity, &stats, position),
             archived_count: stats.archived_count,
             last_archived_wal: stats.last_archived_wal,
@@ -151,10 +157,18 @@ async fn ask(selection: &Selection<StoreSettings>) -> anyhow::Result<ServerState
     server.close().await;
     let mut state = state?;
     if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.waiting.is_some()) {
-        state.dropped = dropped::gap(&Uploader::new(selection, pgdata)).await.unwrap_or_else(|problem| {
+        let uploader = Uploader::new(selection, pgdata);
+        state.dropped = dropped::gap(&uploader).await.unwrap_or_else(|problem| {
             tracing::warn!("{problem:#}");
             None
         });
+        state.split_brain = match identity::split_brains(&uploader).await {
+            Ok(found) => found.iter().map(ToString::to_string).collect(),
+            Err(problem) => {
+                tracing::warn!("{problem:#}");
+                Vec::new()
+            }
+        };
     }
     Ok(state)
 }

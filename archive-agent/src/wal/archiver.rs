@@ -18,6 +18,7 @@ use walpoint_base::socket::{FileIdentity, PushOutcome, PushReply, PushRequest, p
 use walpoint_repo::object::Codec;
 use walpoint_runtime::backoff::Backoff;
 
+use super::asking::Asking;
 use super::postmaster::is_stopping;
 use super::queue::{AT_ONCE, Overflow, Queue};
 use super::stored::Stored;
@@ -56,6 +57,7 @@ pub(crate) struct Archiver {
     uploader: Uploader,
     push_timeout: Duration,
     queue: Queue,
+    asking: Asking,
     stored: Mutex<Stored>,
     /// Invariant: an entry is removed by the task that fills it, panic or not.
     active: Mutex<HashMap<WalFileName, watch::Receiver<Progress>>>,
@@ -72,6 +74,7 @@ impl Archiver {
     pub(crate) fn new(uploader: Uploader, push_timeout: Duration, queue_max: Option<u64>) -> Self {
         Self {
             queue: Queue::new(&uploader.wal_directory(), queue_max),
+            asking: Asking::new(uploader.pgdata()),
             uploader,
             push_timeout,
             stored: Mutex::default(),
@@ -97,9 +100,15 @@ impl Archiver {
         &self.queue
     }
 
+    /// Whether PostgreSQL asks for its WAL to be archived.
+    pub(crate) fn asking(&self) -> &Asking {
+        &self.asking
+    }
+
     /// Answers `archive-push`.
     pub(crate) async fn push(self: &Arc<Self>, request: &PushRequest) -> PushReply {
         let begun = Instant::now();
+        let _question = self.asking.ask();
         let failed =
             |identity, message: String| PushReply { outcome: PushOutcome::Failed, identity, message };
         let name: WalFileName = match request.name.parse() {

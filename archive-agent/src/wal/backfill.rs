@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+use walpoint_pg::wal::Identity;
 use walpoint_repo::layout::WalEntry;
 
 use super::archiver::Archiver;
@@ -28,15 +29,16 @@ const INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
     let mut seen = TimelineId::FIRST;
     loop {
-        // A standby leaves it to its primary.
-        if let Some(timeline) = archiver.uploader().written_timeline().await.map_err(told)?
+        // A standby leaves it to its primary, and a server that does not ask for archiving gets nothing archived.
+        if archiver.asking().asks()
+            && let Some(timeline) = archiver.uploader().written_timeline().await.map_err(told)?
             && timeline != seen
         {
             fill(&archiver, timeline).await?;
             seen = timeline;
         }
         working();
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::timeout(INTERVAL, archiver.asking().backfill.notified()).await.ok();
     }
 }
 
@@ -59,6 +61,7 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
         return Ok(());
     };
     let size = cluster.segment_size;
+    store_histories(archiver, &cluster, &history, &directory).await?;
     let found = tokio::task::spawn_blocking(move || before_the_fork(&directory, &history, size));
     let (directory, found) = found.await?;
     let found = found.with_context(|| format!("{} cannot be read", directory.display()))?;
@@ -105,6 +108,32 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
         }
     }
     again.map_or(Ok(()), Err)
+}
+
+/// Archives the histories on the path that are missing: the servers between the first one and this one may have archived
+/// nothing, and PostgreSQL hands only its own over.
+async fn store_histories(
+    archiver: &Archiver,
+    cluster: &Identity,
+    history: &TimelineHistory,
+    directory: &Path,
+) -> anyhow::Result<()> {
+    let uploader = archiver.uploader();
+    for timeline in history.path().filter(|timeline| *timeline != TimelineId::FIRST) {
+        let name = WalFileName::History(timeline);
+        let path = directory.join(name.to_string());
+        if !path.exists() {
+            continue;
+        }
+        for target in uploader.targets().iter().filter(|target| target.acknowledges) {
+            if target.archive(cluster).await?.get(name).await?.is_some() {
+                continue;
+            }
+            uploader.upload_to(target, name, path.clone(), false).await.map_err(told)?;
+            tracing::info!(file = %name, repository = target.name(), "archived: the server before the promotion had not done so");
+        }
+    }
+    Ok(())
 }
 
 /// The segments of earlier timelines that end before the next one begins, by name, but for those that PostgreSQL itself is

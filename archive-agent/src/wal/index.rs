@@ -9,7 +9,6 @@ use std::time::Duration;
 use walpoint_repo::index::IndexWriter;
 
 use super::archiver::Archiver;
-use super::target::Target;
 use super::upload::Trouble;
 
 /// How often to look for what standbys and pushes without a daemon have stored.
@@ -24,9 +23,11 @@ pub(crate) async fn keep(
     let Some(target) = archiver.uploader().targets().get(repository) else { return Ok(()) };
     let told = |Trouble { text, .. }| anyhow::anyhow!(text);
     let cluster = archiver.uploader().identity().await.map_err(told)?;
-    let mut writer = IndexWriter::new(target.archive(&cluster).await?);
     loop {
-        catch_up(&mut writer, target, &cluster).await?;
+        let archive = target.archive(&cluster).await?;
+        let lineage = archive.lineage().id;
+        let mut writer = IndexWriter::new(archive);
+        catch_up(&mut writer).await?;
         // Now, and not when the first segments are waited for.
         if let Some(timeline) = archiver.uploader().timeline().await.map_err(told)? {
             writer.remember(timeline).await?;
@@ -34,11 +35,15 @@ pub(crate) async fn keep(
         working();
         let next = tokio::time::Instant::now() + CATCH_UP;
         loop {
-            let (name, entry) = tokio::select! {
+            let noted = tokio::select! {
                 noted = target.next_stored() => noted,
                 () = tokio::time::sleep_until(next) => break,
             };
-            if writer.note(name, entry) {
+            if noted.lineage != lineage {
+                // The data directory was bound to another one; catching up finds this segment there.
+                break;
+            }
+            if writer.note(noted.name, noted.entry) {
                 let written = writer.write_due().await?;
                 tracing::debug!(repository = target.name(), groups = written.groups, "indexed");
                 working();
@@ -48,15 +53,12 @@ pub(crate) async fn keep(
 }
 
 /// Indexes all that is stored and not indexed, on every timeline.
-async fn catch_up(
-    writer: &mut IndexWriter,
-    target: &Target,
-    cluster: &walpoint_pg::wal::Identity,
-) -> anyhow::Result<()> {
-    for timeline in target.archive(cluster).await?.timelines().await? {
+async fn catch_up(writer: &mut IndexWriter) -> anyhow::Result<()> {
+    for timeline in writer.archive().timelines().await? {
         let written = writer.catch_up(timeline).await?;
         if written != walpoint_repo::index::write::Written::default() {
-            tracing::info!(repository = target.name(), %timeline, groups = written.groups, "index caught up");
+            let repository = writer.archive().repository().name();
+            tracing::info!(repository, %timeline, groups = written.groups, "index caught up");
         }
     }
     Ok(())
@@ -69,7 +71,7 @@ pub(crate) async fn catch_up_once(archiver: &Archiver) {
             let cluster =
                 archiver.uploader().identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
             let mut writer = IndexWriter::new(target.archive(&cluster).await?);
-            catch_up(&mut writer, target, &cluster).await
+            catch_up(&mut writer).await
         };
         if let Err(error) = caught_up.await {
             let told = walpoint_runtime::exit::told(&error);

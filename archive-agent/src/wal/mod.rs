@@ -8,6 +8,9 @@
 //! | [`prepare`] | a file read, checked and sealed from the same bytes |
 //! | [`room`] | the memory for what is sealed |
 //! | [`target`] | one repository of a cluster, opened when needed |
+//! | [`identity`] | whether an archive holds this server's WAL or another's |
+//! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
+//! | [`known`] | what this process knows of a lineage |
 //! | [`upload`] | one file into every repository, within the limits of memory and processors |
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
@@ -15,17 +18,23 @@
 //! | [`queue`], [`dropped`] | how much may wait, and what was given up beyond that |
 //! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, whoever asks |
-//! | [`postmaster`] | whether PostgreSQL is stopping |
+//! | [`asking`] | whether PostgreSQL asks for its WAL to be archived |
+//! | [`postmaster`] | which start of PostgreSQL this is, and whether it is stopping |
 //! | [`ready`] | looking ahead in `archive_status` |
 //! | [`socket`], [`serve`] | answering `archive-push` |
 //! | [`push`], [`once`] | archiving without a daemon: one file, everything that is ready |
 
 pub(crate) mod archiver;
+pub(crate) mod asking;
 pub(crate) mod backfill;
 pub(crate) mod catch_up;
 pub(crate) mod check;
 pub(crate) mod dropped;
+mod history;
+pub(crate) mod identity;
 pub(crate) mod index;
+mod known;
+mod neighbors;
 pub(crate) mod once;
 pub(crate) mod order;
 pub(crate) mod postmaster;

@@ -1,8 +1,28 @@
-//! Whether PostgreSQL is shutting down: it waits for its archiver then, and a person waits for PostgreSQL.
+//! What `postmaster.pid` says: which start of the server this is, and whether it is shutting down. It waits for its archiver
+//! then, and a person waits for PostgreSQL.
 //!
-//! Source: line 8 of `postmaster.pid`, `LOCK_FILE_LINE_PM_STATUS` in `src/include/utils/pidfile.h`.
+//! Source: lines 1, 3 and 8 of `postmaster.pid` (`LOCK_FILE_LINE_PID`, `LOCK_FILE_LINE_START_TIME`,
+//! `LOCK_FILE_LINE_PM_STATUS` in `src/include/utils/pidfile.h`).
 
 use std::path::Path;
+
+/// One start of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ServerStart {
+    /// Of its postmaster; in a container of its own it is the same each time.
+    pub(crate) pid: u32,
+    /// When it was started, in seconds since 1970.
+    pub(crate) start: u64,
+}
+
+/// The start of the server that runs on a data directory, as the file there says; `None` if it says nothing.
+pub(crate) fn started(pgdata: &Path) -> Option<ServerStart> {
+    let text = std::fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
+    let mut lines = text.lines();
+    let pid = lines.next()?.trim().parse().ok()?;
+    let start = lines.nth(1)?.trim().parse().ok()?;
+    Some(ServerStart { pid, start })
+}
 
 /// Whether the server of a data directory says that it is stopping. Anything unreadable counts as no.
 pub(crate) fn is_stopping(pgdata: &Path) -> bool {
@@ -19,11 +39,12 @@ mod tests {
     #[test]
     fn only_the_status_line_counts() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(!is_stopping(dir.path()));
+        assert!(!is_stopping(dir.path()) && started(dir.path()).is_none());
         for (status, expected) in [("stopping", true), ("ready   ", false), ("", false)] {
             let text = format!("1\n/data\n1700000000\n5432\nstopping\n\n  1  2\n{status}\n");
             durable::replace(&dir.path().join("postmaster.pid"), text.as_bytes(), 0o600).unwrap();
             assert_eq!(is_stopping(dir.path()), expected, "{status:?}");
+            assert_eq!(started(dir.path()), Some(ServerStart { pid: 1, start: 1_700_000_000 }));
         }
     }
 }

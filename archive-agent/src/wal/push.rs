@@ -69,6 +69,45 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     }
 }
 
+/// Stores an empty history in every repository that has none of that timeline: PostgreSQL's own meaning of a timeline without
+/// ancestors.
+pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> Result<(), Failure> {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let name: WalFileName = file.parse().with_context(|| format!("cannot archive {}", path.display()))?;
+    let WalFileName::History(timeline) = name else {
+        return Err(Failure::usage(anyhow!(
+            "--no-ancestors: \"{name}\" is not the name of a history (00000005.history)"
+        )));
+    };
+    let selection = common.select::<StoreSettings>()?;
+    let pgdata = pgdata(&selection)?;
+    owner::require(pgdata)?;
+    let uploader = Uploader::new(&selection, pgdata);
+    let own = uploader.wal_directory().join(name.to_string());
+    if own.exists() {
+        return Err(anyhow!(
+            "could not store an empty history for timeline {timeline}: {} exists; archive that one (archive-agent push)",
+            own.display()
+        )
+        .into());
+    }
+    let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow!(text))?;
+    for target in uploader.targets() {
+        let archive = target.archive(&cluster).await.map_err(anyhow::Error::from)?;
+        archive.put_file(name, Vec::new()).await.map_err(anyhow::Error::from).with_context(|| {
+            format!(
+                "could not store an empty history for timeline {timeline} in repository {}",
+                target.name()
+            )
+        })?;
+        tracing::warn!(
+            repository = target.name(),
+            "timeline {timeline} has an empty history: recovery knows none before it"
+        );
+    }
+    Ok(())
+}
+
 /// What is too much of what waits, if the file is one that waits.
 async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> Option<Overflow> {
     let directory = path.parent()?.canonicalize().ok()?;

@@ -66,7 +66,8 @@ impl OpenFile {
                     "but this cluster's segments have {segment_size}: it is cut short, or another cluster's"
                 )
             }
-            WalFileName::History(_) | WalFileName::Backup(..) if size == 0 => "so it says nothing".to_owned(),
+            // An empty history is a timeline without ancestors, to PostgreSQL too.
+            WalFileName::Backup(..) if size == 0 => "so it says nothing".to_owned(),
             WalFileName::History(_) | WalFileName::Backup(..) if size > MAX_TEXT => {
                 "too many for a file of that kind".to_owned()
             }
@@ -156,7 +157,7 @@ mod tests {
             ("000000010000000000000001", 0, "0 bytes"),
             ("000000010000000000000001", (1 << 20) - 1, "cut short"),
             ("000000010000000000000001.partial", 1 << 24, "1048576"),
-            ("00000002.history", 0, "says nothing"),
+            ("000000010000000000000001.00000028.backup", 0, "says nothing"),
             ("00000002.history", 2 << 20, "too many"),
         ] {
             let error = open(name, &vec![0; length]).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 //!
 //! A scan of the directory is the truth; file system events only make the next scan come sooner, so a lost event or a
 //! network file system costs seconds, not WAL. A failed upload is forgotten here and told when PostgreSQL asks for the file.
+//! A server that does not ask gets nothing uploaded ([`asking`](super::asking)).
 
 use std::collections::VecDeque;
 use std::io;
@@ -64,6 +65,7 @@ pub(crate) async fn look_ahead(
     let hint = Arc::new(Notify::new());
     // Held: dropping it ends the events.
     let _watcher = watch(&status, &hint);
+    let mut asked = false;
     loop {
         let begun = Instant::now();
         let directory = status.clone();
@@ -72,17 +74,29 @@ pub(crate) async fn look_ahead(
         let Scan { mut first, count } =
             found.map_err(|error| anyhow::anyhow!("{} cannot be read: {error}", status.display()))?;
         working(count);
+        archiver.asking().see(count > 0);
+        let asks = archiver.asking().asks();
+        if asks != std::mem::replace(&mut asked, asks) && !asks {
+            tracing::warn!(
+                waiting = count,
+                "nothing more is archived ahead of PostgreSQL, which no longer asks for its WAL to be archived: it was \
+                 restarted, or archive_command was switched off"
+            );
+        }
         // A large directory takes long to read: keep scanning below a tenth of the time.
         let earliest = Instant::now() + (begun.elapsed() * 10).max(Duration::from_millis(50));
         let latest = begun + SCAN_INTERVAL;
         let more = count > first.len();
         loop {
-            advance(&archiver, &status, &mut first, window);
-            if more && first.len() < window {
-                break;
+            if asks {
+                advance(&archiver, &status, &mut first, window);
+                if more && first.len() < window {
+                    break;
+                }
             }
             tokio::select! {
                 () = archiver.acknowledged.notified() => {}
+                () = archiver.asking().look_ahead.notified() => break,
                 () = hint.notified() => break,
                 () = sleep_until(latest) => break,
             }

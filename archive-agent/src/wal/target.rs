@@ -4,25 +4,39 @@
 //! A daemon starts, and goes on, while a repository cannot be reached. New credentials are read at the next opening.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify};
-use walpoint_base::{BackupId, ClusterName, SegmentName, TimelineId, WalFileName};
+use walpoint_base::timeline::HistoryError;
+use walpoint_base::{BackupId, ClusterName, LineageId, SegmentName, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::backup::{Backups, ListedState};
 use walpoint_repo::index::SegmentEntry;
+use walpoint_repo::init::error_chain;
+use walpoint_repo::lineage::BINDING;
 use walpoint_repo::object::Level;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
 use walpoint_repo::{RepoError, Repository};
 
+use super::identity::SplitBrain;
+use super::known::Known;
+use crate::binding;
+
 /// Names kept for the index, at the most.
 const NOTES: usize = 4096;
 
-/// A segment that was stored, and what the index keeps of it if that is known.
-type Noted = (SegmentName, Option<SegmentEntry>);
+/// A segment that was stored, in which lineage, and what the index keeps of it if that is known.
+#[derive(Debug)]
+pub(crate) struct Noted {
+    pub(crate) lineage: LineageId,
+    pub(crate) name: SegmentName,
+    pub(crate) entry: Option<SegmentEntry>,
+}
 
 /// The first file of each timeline that a repository missed; everything after it may be missing.
 pub(crate) type Missed = BTreeMap<TimelineId, SegmentName>;
@@ -64,6 +78,38 @@ pub(crate) enum TargetError {
         /// What differs.
         what: String,
     },
+    /// Another server's WAL is there.
+    #[error("{0}")]
+    SplitBrain(Box<SplitBrain>),
+    /// A history cannot be used.
+    #[error(transparent)]
+    History(HistoryError),
+    /// WAL cannot be stored before its timeline's history, which is nowhere.
+    #[error(
+        "{name} is neither in pg_wal nor in a repository, so no WAL of timeline {} is stored in repository {repository}: recovery \
+         could not find its way there; HINT: copy it into pg_wal from a standby or from the server that was promoted; if there \
+         never was one (pg_resetwal), run \"archive-agent push --no-ancestors {name}\"", .name.timeline()
+    )]
+    NoHistory {
+        /// The history.
+        name: WalFileName,
+        /// The repository's name.
+        repository: String,
+    },
+    /// Something beside the WAL cannot be read.
+    #[error("{} cannot be read: {source}", .path.display())]
+    Local {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl From<SplitBrain> for TargetError {
+    fn from(split: SplitBrain) -> Self {
+        Self::SplitBrain(Box::new(split))
+    }
 }
 
 impl TargetError {
@@ -78,6 +124,7 @@ impl TargetError {
 pub(crate) struct Target {
     name: String,
     cluster: ClusterName,
+    pgdata: PathBuf,
     settings: StoreSettings,
     level: Level,
     /// Whether an acknowledgement waits for it.
@@ -91,19 +138,32 @@ pub(crate) struct Target {
     /// What it did not get, if it does not have to acknowledge.
     missed: std::sync::Mutex<Missed>,
     missed_more: Notify,
+    known: std::sync::Mutex<Known>,
+    /// Told when a segment is no longer being stored.
+    landed: Notify,
 }
 
 #[derive(Debug, Clone)]
 struct Opened {
     repository: Repository,
-    archive: Option<(Identity, WalArchive)>,
+    archive: Option<(Identity, Option<LineageId>, WalArchive)>,
+}
+
+/// A segment that is being stored, until dropped.
+pub(crate) struct UnderWay<'a>(&'a Target, SegmentName);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner).end(self.1);
+        self.0.landed.notify_waiters();
+    }
 }
 
 impl Target {
-    /// A repository that is not opened yet, for what is to be compressed at that level.
+    /// A repository that is not opened yet, for the WAL of a data directory, to be compressed at that level.
     pub(crate) fn new(
         name: &str,
-        cluster: &ClusterName,
+        (cluster, pgdata): (&ClusterName, &Path),
         settings: StoreSettings,
         level: Level,
         acknowledges: bool,
@@ -111,6 +171,7 @@ impl Target {
         Self {
             name: name.to_owned(),
             cluster: cluster.clone(),
+            pgdata: pgdata.to_owned(),
             settings,
             level,
             acknowledges,
@@ -120,6 +181,40 @@ impl Target {
             resting: std::sync::Mutex::default(),
             missed: std::sync::Mutex::default(),
             missed_more: Notify::new(),
+            known: std::sync::Mutex::default(),
+            landed: Notify::new(),
+        }
+    }
+
+    /// Looks at what is known of a lineage, or changes it.
+    pub(super) fn known<T>(&self, lineage: LineageId, look: impl FnOnce(&mut Known) -> T) -> T {
+        look(self.known.lock().unwrap_or_else(PoisonError::into_inner).of(lineage))
+    }
+
+    /// What was refused as another server's WAL.
+    pub(crate) fn split_brains(&self) -> Vec<SplitBrain> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).refused()
+    }
+
+    /// Remembers what was refused as another server's WAL.
+    pub(super) fn refuse(&self, split: &SplitBrain) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).refuse(split.clone());
+    }
+
+    /// Begins to store a segment, when the one before it is no longer being stored or shows nothing.
+    pub(super) async fn begin(
+        &self,
+        lineage: LineageId,
+        name: SegmentName,
+        before: Option<SegmentName>,
+    ) -> UnderWay<'_> {
+        loop {
+            let landed = self.landed.notified();
+            if self.known(lineage, |known| known.begin(name, before)) {
+                return UnderWay(self, name);
+            }
+            // The one before may have landed since.
+            tokio::time::timeout(Duration::from_millis(200), landed).await.ok();
         }
     }
 
@@ -175,14 +270,21 @@ impl Target {
         content: &'a Content,
     ) -> BoxFuture<'a, Result<Stored, TargetError>> {
         let store = async move {
-            let entry = sealed.entry();
-            let stored = archive.put_sealed(sealed, content).await?;
+            let (entry, lineage) = (sealed.entry(), archive.lineage().id);
+            let stored = match archive.put_sealed(sealed, content).await {
+                Ok(stored) => stored,
+                Err(error @ RepoError::Conflict { .. }) => {
+                    return Err(SplitBrain::new(archive, name.timeline, error_chain(&error)).into());
+                }
+                Err(error) => return Err(error.into()),
+            };
             match stored {
-                Stored::New => self.note((name, entry)),
+                Stored::New => self.note(Noted { lineage, name, entry }),
                 // Somebody else's bytes may be more or fewer.
-                Stored::Same => self.note((name, None)),
-                Stored::Ended(_) => {}
+                Stored::Same => self.note(Noted { lineage, name, entry: None }),
+                Stored::Ended(_) => return Ok(stored),
             }
+            self.known(lineage, |known| known.add(name));
             Ok(stored)
         };
         Box::pin(self.or_start_over(store))
@@ -252,12 +354,14 @@ impl Target {
                 closed.insert(Opened { repository, archive: None })
             }
         };
-        if let Some((identity, archive)) = &open.archive
-            && identity == cluster
+        let bound = binding::read(&self.pgdata, open.repository.id()).await;
+        let bound = bound.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
+        if let Some((identity, to, archive)) = &open.archive
+            && (identity, to) == (cluster, &bound)
         {
             return Ok(archive.clone());
         }
-        let lineage = open.repository.lineage_for(&self.cluster, cluster.system_id).await?;
+        let lineage = open.repository.lineage_of(&self.cluster, cluster.system_id, bound).await?;
         let lineage = lineage.ok_or_else(|| TargetError::Unregistered {
             repository: self.name.clone(),
             cluster: self.cluster.clone(),
@@ -276,7 +380,10 @@ impl Target {
             return Err(differs("segments of", theirs, ours));
         }
         let archive = open.repository.wal(&lineage);
-        open.archive = Some((*cluster, archive.clone()));
+        if open.archive.as_ref().is_some_and(|(_, _, before)| before.lineage().id != lineage.id) {
+            tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
+        }
+        open.archive = Some((*cluster, bound, archive.clone()));
         Ok(archive)
     }
 }

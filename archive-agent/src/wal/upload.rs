@@ -5,12 +5,13 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use walpoint_base::socket::FileIdentity;
-use walpoint_base::{TimelineId, WalFileName};
+use walpoint_base::{TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::control::{ClusterState, ControlFile};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::init::error_chain;
@@ -24,7 +25,8 @@ use super::check::{self, CheckError};
 use super::prepare::{PrepareError, Prepared, prepare};
 use super::read::{OpenFile, ReadError};
 use super::room::{Habit, ROOM, Room};
-use super::target::Target;
+use super::target::{Target, TargetError, UnderWay};
+use super::{history, identity, neighbors};
 
 /// A file up to this length needs no share of the room.
 const SMALL: u64 = 64 << 10;
@@ -83,6 +85,8 @@ pub(crate) struct Uploader {
     transfers: Semaphore,
     /// What they take of the room.
     habit: Habit,
+    /// Told when something is refused as another server's.
+    pub(crate) refused: Notify,
 }
 
 impl Uploader {
@@ -91,13 +95,20 @@ impl Uploader {
         let settings = &selection.settings;
         let level = Level::nearest(settings.compression_level);
         let target = |(name, store): &(String, StoreSettings)| {
-            Target::new(name, &selection.cluster, store.clone(), level, settings.ack_set().contains(name))
+            Target::new(
+                name,
+                (&selection.cluster, pgdata),
+                store.clone(),
+                level,
+                settings.ack_set().contains(name),
+            )
         };
         Self {
             pgdata: pgdata.to_owned(),
             targets: selection.repositories.iter().map(target).collect(),
             transfers: Semaphore::new(settings.transfers),
             habit: Habit::default(),
+            refused: Notify::new(),
         }
     }
 
@@ -124,6 +135,12 @@ impl Uploader {
     /// The timeline of its last checkpoint, as the data directory says.
     pub(crate) async fn timeline(&self) -> Result<Option<TimelineId>, Trouble> {
         Ok(TimelineId::new(self.control().await?.checkpoint.timeline))
+    }
+
+    /// The newest timeline that it is known to have reached, as the data directory says.
+    pub(crate) async fn newest_timeline(&self) -> Result<Option<TimelineId>, Trouble> {
+        let control = self.control().await?;
+        Ok(TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline)))
     }
 
     /// The timeline that the server writes on: `None` of a standby, or while it recovers.
@@ -215,9 +232,11 @@ impl Uploader {
         let mut stored: Option<FileIdentity> = None;
         let mut troubles: Vec<Trouble> = Vec::new();
         for group in targets.chunks(at_once) {
-            let archives = join_all(group.iter().map(|target| target.archive(&file.cluster))).await;
-            let open: Vec<WalArchive> =
-                archives.iter().filter_map(|opened| opened.as_ref().ok().cloned()).collect();
+            let admitted = join_all(group.iter().map(|target| self.admit(file, target))).await;
+            let open: Vec<WalArchive> = admitted
+                .iter()
+                .filter_map(|admitted| Some(admitted.as_ref().ok()?.archive.clone()))
+                .collect();
             let share = match share.take() {
                 Some(share) => share,
                 None => self.share(unit, self.expected(file, unit), open.len().max(1)).await?,
@@ -235,13 +254,18 @@ impl Uploader {
             }
             let mut sealed = prepared.sealed.into_iter();
             let mut attempts = Vec::with_capacity(group.len());
-            for (target, archive) in group.iter().zip(archives) {
-                let sealed = if archive.is_ok() { sealed.next() } else { None };
+            for (target, admitted) in group.iter().zip(admitted) {
+                let sealed = if admitted.is_ok() { sealed.next() } else { None };
                 let content = &prepared.content;
                 attempts.push(async move {
-                    let archive = archive?;
+                    let Admitted { archive, history, under_way: _under_way } = admitted?;
                     match (file.name, sealed) {
                         (WalFileName::Segment(name), Some(sealed)) => {
+                            let directory = file.path.parent().unwrap_or(&file.path);
+                            let sound = sealed.facts().whole && !sealed.is_damaged();
+                            let (cluster, facts) = (&file.cluster, (sealed.facts(), sound));
+                            let history = history.as_deref();
+                            neighbors::admit(target, &archive, cluster, facts, history, directory).await?;
                             target.store_segment(&archive, name, sealed, content).await
                         }
                         (name, _) => target.store_other(&archive, name, content).await,
@@ -249,6 +273,10 @@ impl Uploader {
                 });
             }
             for (target, result) in group.iter().zip(join_all(attempts).await) {
+                if let Err(TargetError::SplitBrain(split)) = &result {
+                    target.refuse(split);
+                    self.refused.notify_one();
+                }
                 match result {
                     Ok(stored) => log(file.name, target, &stored),
                     Err(error) => troubles.push(Trouble {
@@ -263,6 +291,24 @@ impl Uploader {
             (Some(identity), None) => Ok(identity),
             (None, None) => Err(Trouble::lasting("no repository has to acknowledge")),
         }
+    }
+
+    /// Opens a repository for a file and makes sure that the history of its timeline is there. A segment then counts as being
+    /// stored.
+    async fn admit<'a>(&'a self, file: &Source, target: &'a Target) -> Result<Admitted<'a>, TargetError> {
+        let archive = target.archive(&file.cluster).await?;
+        let wal = self.wal_directory();
+        let places = identity::places_of_history(&file.path, file.name, &wal);
+        let timeline = file.name.timeline();
+        let around = (wal.as_path(), self.targets.as_slice());
+        let history =
+            history::store_first(target, &archive, &file.cluster, timeline, &places, around).await?;
+        let WalFileName::Segment(name) = file.name else {
+            return Ok(Admitted { archive, history, under_way: None });
+        };
+        let before = neighbors::before(name, history.as_deref(), file.cluster.segment_size);
+        let under_way = Some(target.begin(archive.lineage().id, name, before).await);
+        Ok(Admitted { archive, history, under_way })
     }
 
     /// Reads, checks and seals a file for these archives, in this share of the room or, if that cannot grow as needed, in one
@@ -368,6 +414,15 @@ struct Source {
     path: PathBuf,
     accept_damaged: bool,
     cluster: Identity,
+}
+
+/// A repository that a file may go to.
+struct Admitted<'a> {
+    archive: WalArchive,
+    /// Of its timeline.
+    history: Option<Arc<TimelineHistory>>,
+    /// Of a segment, until it is stored.
+    under_way: Option<UnderWay<'a>>,
 }
 
 /// A share of the network, unless it is for a small file, and of the memory.

@@ -2,12 +2,15 @@
 //!
 //! `clusters/<name>/lineages/<lineage>` is a document, created once by `init`. A crash in the middle leaves it or not. Its
 //! random id tells it from a lineage of the same name that is made after this one was deleted.
+//!
+//! A data directory that archives into a lineage of its own, beside that of the server it was copied from, says so in a file
+//! ([`BINDING`]). The file travels with the data: a copy of the directory, a backup, a standby have it too.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use walpoint_base::{ClusterName, LineageId, ParseError, PgMajor, SegmentSize, SystemId};
+use walpoint_base::{ClusterName, LineageId, Lsn, ParseError, PgMajor, SegmentSize, SystemId, TimelineId};
 
 use crate::error::{RepoError, Result};
 use crate::layout::{ClusterPaths, Key, WalPaths};
@@ -38,6 +41,56 @@ pub struct Lineage {
     /// Every repository that must have a segment before it is acknowledged. Absence is proven only when all of them say
     /// so, also to a reader whose configuration names fewer.
     pub ack: Vec<AckMember>,
+    /// Where it comes from, if it was split off from another lineage. Only a data directory that is bound to it archives into it.
+    pub parent: Option<ParentLineage>,
+}
+
+/// The lineage that another one was split off from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ParentLineage {
+    /// Which one.
+    #[serde(with = "as_text")]
+    pub lineage: LineageId,
+    /// The timeline of the last WAL that both have, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<Fork>,
+}
+
+/// Up to where the WAL of two lineages is the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fork {
+    /// On this timeline.
+    #[serde(with = "as_text")]
+    pub timeline: TimelineId,
+    /// The first position that is not known to be the same.
+    #[serde(with = "as_text")]
+    pub lsn: Lsn,
+}
+
+/// The file in a data directory that binds it to a lineage of each repository: a line for each, the repository's id and the
+/// lineage.
+pub const BINDING: &str = "walpoint.lineage";
+
+/// The lineage that a binding names for a repository; `None` if it names none.
+pub fn bound_lineage(
+    binding: &str,
+    repository: RepositoryId,
+) -> std::result::Result<Option<LineageId>, ParseError> {
+    let mut found = None;
+    for line in binding.lines().filter(|line| !line.trim().is_empty()) {
+        let error = || ParseError::new("a repository's id and a lineage", line);
+        let (id, lineage) = line.trim().split_once(' ').ok_or_else(error)?;
+        let (id, lineage): (RepositoryId, LineageId) = (id.parse()?, lineage.trim().parse()?);
+        if id == repository {
+            found = Some(lineage);
+        }
+    }
+    Ok(found)
+}
+
+/// A binding to these lineages.
+pub fn binding(lineages: impl IntoIterator<Item = (RepositoryId, LineageId)>) -> String {
+    lineages.into_iter().map(|(repository, lineage)| format!("{repository} {lineage}\n")).collect()
 }
 
 /// A random name that tells lineages apart: 32 hexadecimal digits.
@@ -121,6 +174,8 @@ pub(crate) struct LineageDocument {
     relation_segment_blocks: u32,
     created: jiff::Timestamp,
     ack: Vec<AckMember>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<ParentLineage>,
 }
 
 type Cluster = ClusterName;
@@ -139,6 +194,7 @@ impl From<&Lineage> for LineageDocument {
             relation_segment_blocks: lineage.relation_segment_blocks,
             created: lineage.created,
             ack: lineage.ack.clone(),
+            parent: lineage.parent,
         }
     }
 }
@@ -170,6 +226,7 @@ impl LineageDocument {
             relation_segment_blocks: self.relation_segment_blocks,
             created: self.created,
             ack: self.ack,
+            parent: self.parent,
         };
         if lineage.key() != *key {
             return Err(corrupt("it is another lineage's"));
@@ -196,5 +253,24 @@ pub(crate) mod as_text {
     {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binding_names_a_lineage_for_each_repository() {
+        let (one, two) = (RepositoryId([1; 16]), RepositoryId([2; 16]));
+        let lineage = |n| LineageId { system_id: SystemId(7), n };
+        let text = binding([(one, lineage(2)), (two, lineage(3))]);
+        assert_eq!(bound_lineage(&text, one), Ok(Some(lineage(2))));
+        assert_eq!(bound_lineage(&text, two), Ok(Some(lineage(3))));
+        assert_eq!(bound_lineage(&text, RepositoryId([3; 16])), Ok(None));
+        assert_eq!(bound_lineage("", one), Ok(None));
+        for bad in ["x", "x 7-1", &format!("{one}"), &format!("{one} 7")] {
+            assert!(bound_lineage(bad, one).is_err(), "{bad:?}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::init::{self, Initialised, NewRepository};
 use crate::keys::unlock::{Unlocked, unlock};
 use crate::keys::{KeySlots, KeySource};
 use crate::layout::{self, ClusterPaths};
-use crate::lineage::{AckMember, Lineage, LineageDocument, LineageUid};
+use crate::lineage::{AckMember, Lineage, LineageDocument, LineageUid, ParentLineage};
 use crate::object::{Level, MasterKey, RepositoryId, Sealer};
 use crate::store::{Creation, Store, StoreSettings};
 use crate::wal::WalArchive;
@@ -208,21 +208,56 @@ impl Repository {
         document.into_lineage(&key).map(Some)
     }
 
-    /// The newest lineage of the cluster with that system identifier: the one it archives to. `None` if there is none.
+    /// The lineage that a data directory archives to: the one that it is bound to, or else [`Self::lineage_for`].
+    pub async fn lineage_of(
+        &self,
+        cluster: &ClusterName,
+        system_id: SystemId,
+        bound: Option<LineageId>,
+    ) -> Result<Option<Lineage>> {
+        match bound.filter(|bound| bound.system_id == system_id) {
+            Some(bound) => self.read_lineage(cluster, bound).await,
+            None => self.lineage_for(cluster, system_id).await,
+        }
+    }
+
+    /// The newest lineage of the cluster with that system identifier that was not split off from another one: the one that it
+    /// archives to unless its data directory is bound to another. `None` if there is none.
     pub async fn lineage_for(&self, cluster: &ClusterName, system_id: SystemId) -> Result<Option<Lineage>> {
+        for id in self.lineage_ids(cluster, system_id).await? {
+            if let Some(lineage) = self.read_lineage(cluster, id).await?
+                && lineage.parent.is_none()
+            {
+                return Ok(Some(lineage));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The lineages of the cluster with that system identifier, newest first.
+    async fn lineage_ids(&self, cluster: &ClusterName, system_id: SystemId) -> Result<Vec<LineageId>> {
         let prefix = ClusterPaths::new(cluster).lineages();
         let entries = self.store().list_all(&prefix).await?;
         let ids = entries.iter().filter_map(|e| e.key.below(&prefix)?.parse::<LineageId>().ok());
-        match ids.filter(|id| id.system_id == system_id).max_by_key(|id| id.n) {
-            Some(id) => self.read_lineage(cluster, id).await,
-            None => Ok(None),
-        }
+        let mut ids: Vec<LineageId> = ids.filter(|id| id.system_id == system_id).collect();
+        ids.sort_unstable_by_key(|id| std::cmp::Reverse(id.n));
+        Ok(ids)
     }
 
     /// Creates the next lineage of a cluster: number 1 for a system identifier that is new here. When somebody else
     /// creates it at the same moment, one of the two fails with a conflict.
     pub async fn create_lineage(&self, cluster: &ClusterName, new: NewLineage) -> Result<Lineage> {
-        let last = self.lineage_for(cluster, new.system_id).await?.map_or(0, |l| l.id.n);
+        self.split_lineage(cluster, new, None).await
+    }
+
+    /// As [`Self::create_lineage`], split off from another lineage if one is named.
+    pub async fn split_lineage(
+        &self,
+        cluster: &ClusterName,
+        new: NewLineage,
+        parent: Option<ParentLineage>,
+    ) -> Result<Lineage> {
+        let last = self.lineage_ids(cluster, new.system_id).await?.first().map_or(0, |id| id.n);
         let lineage = Lineage {
             cluster: cluster.clone(),
             id: LineageId { system_id: new.system_id, n: last.saturating_add(1) },
@@ -234,6 +269,7 @@ impl Repository {
             relation_segment_blocks: new.relation_segment_blocks,
             created: now(),
             ack: new.ack,
+            parent,
         };
         let document = document::seal(Some(self.sealer()), &lineage.key(), &LineageDocument::from(&lineage))?;
         match self.store().create_document(&document).await? {

@@ -91,6 +91,19 @@ impl Archive {
         found.unwrap_or_else(|error| panic!("{file}: {error}")).map(|file| file.content)
     }
 
+    /// The timelines that have a history, and those that were refused with their content.
+    pub(crate) fn histories(&self) -> (Vec<TimelineId>, Vec<(TimelineId, Vec<u8>)>) {
+        self.runtime.block_on(async {
+            let listed = self.archive.all_histories().await.unwrap();
+            let mut refused = Vec::new();
+            for (timeline, hash) in listed.refused {
+                let content = self.archive.refused_history(timeline, hash).await.unwrap().unwrap();
+                refused.push((timeline, content));
+            }
+            (listed.stored, refused)
+        })
+    }
+
     /// What the index says of each segment of the first timeline that it knows, and what the segment's own header says.
     pub(crate) fn indexed(&self) -> Vec<(SegmentEntry, Option<SegmentEntry>)> {
         let (archive, timeline) = (&self.archive, TimelineId::FIRST);

@@ -86,7 +86,9 @@ impl Gathered {
         gathered.sort_backups(&backups, catalog.backups()).await?;
         let all = catalog.lineages();
         for (at, lineage) in all.iter().enumerate() {
-            let next = all.get(at + 1).map(|next| next.lineage().created);
+            // What was split off is another server's: this one goes on.
+            let later = all.iter().skip(at + 1).map(LineageCatalog::lineage);
+            let next = later.filter(|later| later.parent.is_none()).map(|next| next.created).next();
             gathered.add_lineage(lineage, next).await?;
         }
         Ok(gathered)

@@ -61,6 +61,11 @@ impl IndexWriter {
         Self { archive, noted: BTreeMap::new(), written: None }
     }
 
+    /// The WAL that it indexes.
+    pub fn archive(&self) -> &WalArchive {
+        &self.archive
+    }
+
     /// Remembers that a whole segment was stored; says whether [`Self::write_due`] has something to do. Without an `entry`
     /// its header is read back.
     pub fn note(&mut self, name: SegmentName, entry: Option<SegmentEntry>) -> bool {

@@ -164,6 +164,16 @@ fn fits(size: SegmentSize) -> bool {
 }
 
 impl SealedSegment {
+    /// What was read of it.
+    pub fn facts(&self) -> &SegmentFacts {
+        &self.facts
+    }
+
+    /// Whether it is stored though damaged: what was read of it shows nothing.
+    pub fn is_damaged(&self) -> bool {
+        self.header.damaged
+    }
+
     /// What the index keeps of it if it is stored anew; `None` for a segment in parts, of which it is not known yet how many
     /// bytes they take.
     pub fn entry(&self) -> Option<SegmentEntry> {

@@ -1,0 +1,30 @@
+//! The lineage that a data directory is bound to, in a file of its own there ([`BINDING`]). Most have none.
+//!
+//! It is replaced as a whole, so a crash leaves the old one or the new one.
+
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use walpoint_base::{LineageId, durable};
+use walpoint_repo::lineage::{BINDING, binding, bound_lineage};
+use walpoint_repo::object::RepositoryId;
+
+/// The lineage of a repository that a data directory is bound to, if it is.
+pub(crate) async fn read(pgdata: &Path, repository: RepositoryId) -> io::Result<Option<LineageId>> {
+    let text = match tokio::fs::read_to_string(pgdata.join(BINDING)).await {
+        Ok(text) => text,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    bound_lineage(&text, repository).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+}
+
+/// Binds a data directory to these lineages, and to no other.
+pub(crate) fn write(
+    pgdata: &Path,
+    lineages: impl IntoIterator<Item = (RepositoryId, LineageId)>,
+) -> io::Result<()> {
+    durable::replace(&pgdata.join(BINDING), binding(lineages).as_bytes(), 0o644)
+}

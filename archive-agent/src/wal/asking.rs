@@ -1,0 +1,158 @@
+//! Whether PostgreSQL asks for its WAL to be archived.
+//!
+//! A data directory can be a copy beside production, with production's configuration and with archiving switched off. What
+//! such a server writes does not belong into the archive, so nothing is stored ahead of its questions: not before it has asked
+//! once since it and the daemon started, and not after it stopped asking. Nothing here survives the process; the archiver asks
+//! again soon, at the latest a minute after a file is ready.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::postmaster::{ServerStart, started};
+
+/// A file that waits for so long without a question means that the server stopped asking: its archiver asks again every
+/// minute.
+const SILENCE: Duration = Duration::from_secs(180);
+
+/// The questions of one server.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    pgdata: PathBuf,
+    state: Mutex<State>,
+    /// Told after every question that follows silence. For one listener each.
+    pub(crate) look_ahead: Notify,
+    pub(crate) backfill: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The server that asked last.
+    server: Option<ServerStart>,
+    /// Questions that wait for their answer.
+    open: usize,
+    /// Since when files wait and no question came.
+    unasked: Option<Instant>,
+}
+
+impl State {
+    fn ask(&mut self, server: Option<ServerStart>) {
+        self.server = server;
+        self.unasked = None;
+        self.open += 1;
+    }
+
+    fn answer(&mut self) {
+        self.open = self.open.saturating_sub(1);
+        self.unasked = None;
+    }
+
+    /// Files wait, or none does.
+    fn see(&mut self, waiting: bool, now: Instant) {
+        match waiting {
+            true => drop(self.unasked.get_or_insert(now)),
+            false => self.unasked = None,
+        }
+    }
+
+    fn asks(&self, running: Option<ServerStart>, now: Instant) -> bool {
+        let silent = self.unasked.is_some_and(|since| now.duration_since(since) > SILENCE);
+        running.is_some() && running == self.server && (self.open > 0 || !silent)
+    }
+}
+
+/// A question that waits for its answer, until dropped.
+pub(crate) struct Question<'a>(&'a Asking);
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.0.with(State::answer);
+    }
+}
+
+impl Asking {
+    /// Of the server of a data directory, which has not asked yet.
+    pub(crate) fn new(pgdata: &Path) -> Self {
+        Self {
+            pgdata: pgdata.to_owned(),
+            state: Mutex::default(),
+            look_ahead: Notify::new(),
+            backfill: Notify::new(),
+        }
+    }
+
+    /// A question came.
+    pub(crate) fn ask(&self) -> Question<'_> {
+        let (server, now) = (started(&self.pgdata), Instant::now());
+        let asked = self.with(|state| {
+            let asked = state.asks(server, now);
+            state.ask(server);
+            asked
+        });
+        if !asked {
+            self.look_ahead.notify_one();
+            self.backfill.notify_one();
+        }
+        Question(self)
+    }
+
+    /// Whether files wait for being asked for.
+    pub(crate) fn see(&self, waiting: bool) {
+        self.with(|state| state.see(waiting, Instant::now()));
+    }
+
+    /// Whether the server asks.
+    pub(crate) fn asks(&self) -> bool {
+        let server = started(&self.pgdata);
+        self.with(|state| state.asks(server, Instant::now()))
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        // Whole between any two statements, so a panic elsewhere does not spoil it.
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(start: u64) -> Option<ServerStart> {
+        Some(ServerStart { pid: 7, start })
+    }
+
+    #[test]
+    fn a_server_asks_from_its_first_question_to_its_end() {
+        let (mut state, now) = (State::default(), Instant::now());
+        assert!(!state.asks(server(1), now), "it has not asked yet");
+        state.ask(server(1));
+        assert!(state.asks(server(1), now));
+        state.answer();
+        assert!(state.asks(server(1), now + SILENCE * 9), "nothing waits");
+        assert!(!state.asks(None, now), "it ended");
+        assert!(!state.asks(server(2), now), "another start has not asked yet");
+    }
+
+    #[test]
+    fn files_that_wait_without_a_question_mean_that_it_stopped_asking() {
+        let (mut state, now) = (State::default(), Instant::now());
+        state.ask(server(1));
+        state.see(true, now);
+        assert!(state.asks(server(1), now + SILENCE * 9), "a question waits for its answer");
+        state.answer();
+        state.see(true, now);
+        state.see(true, now + SILENCE);
+        assert!(state.asks(server(1), now + SILENCE));
+        let late = now + SILENCE + Duration::from_secs(1);
+        assert!(!state.asks(server(1), late), "archive_command was switched off");
+        state.ask(server(1));
+        state.answer();
+        assert!(state.asks(server(1), late), "it asks again");
+        state.see(true, late);
+        state.see(false, late + SILENCE);
+        assert!(state.asks(server(1), late + SILENCE * 2), "what waited was archived or removed");
+    }
+}

@@ -1,0 +1,322 @@
+//! Whose history an archive holds: one server's. Another one that writes under the same timeline number is a split brain,
+//! and nothing of it is stored.
+//!
+//! Equal histories prove little: two standbys promoted at one position write the same file. So contents decide: the newest
+//! segments that lie both in `pg_wal` and in the repository have to be the same. What is not finished, not sound or not there
+//! proves nothing.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use walpoint_base::{
+    ClusterName, LineageId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId,
+    WalFileName,
+};
+use walpoint_pg::wal::Identity;
+use walpoint_repo::RepoError;
+use walpoint_repo::lineage::Fork;
+use walpoint_repo::object::{ContentHash, Sealer};
+use walpoint_repo::wal::WalArchive;
+
+use super::archiver::Archiver;
+use super::check::{Verdict, history_in};
+use super::read::OpenFile;
+use super::upload::{Trouble, Uploader};
+
+/// Segments that have to be the same on both sides.
+const ENOUGH: usize = 2;
+
+/// The newest segments of `pg_wal` that are looked for in the repository.
+const LOOKED_FOR: usize = 12;
+
+/// How often to look again whether all is well.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// How every message begins that tells of one.
+pub(crate) const SPLIT_BRAIN: &str = "split brain";
+
+/// Another server's WAL is where this one's would go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SplitBrain {
+    repository: String,
+    cluster: ClusterName,
+    lineage: LineageId,
+    timeline: TimelineId,
+    what: String,
+}
+
+impl SplitBrain {
+    /// Of a timeline in an archive; `what` shows it.
+    pub(crate) fn new(archive: &WalArchive, timeline: TimelineId, what: String) -> Self {
+        Self {
+            repository: archive.repository().name().to_owned(),
+            cluster: archive.lineage().cluster.clone(),
+            lineage: archive.lineage().id,
+            timeline,
+            what,
+        }
+    }
+
+    /// The timeline that both claim.
+    pub(crate) fn timeline(&self) -> TimelineId {
+        self.timeline
+    }
+
+    /// What there is to do.
+    pub(crate) fn advice(&self) -> String {
+        format!(
+            "if this server is the one to archive from now on, run \"archive-agent init --new-lineage --cluster {}\" on it and \
+             then back it up; if it is a copy, set archive_mode = off on it",
+            self.cluster
+        )
+    }
+
+    /// What was found, without the advice.
+    pub(crate) fn found(&self) -> String {
+        let Self { repository, lineage, timeline, what, .. } = self;
+        format!(
+            "{SPLIT_BRAIN}: lineage {lineage} in repository {repository} holds timeline {timeline} of another server, so nothing \
+             of this server's timeline {timeline} is stored there: {what}"
+        )
+    }
+}
+
+impl fmt::Display for SplitBrain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; HINT: {}", self.found(), self.advice())
+    }
+}
+
+/// What a comparison of a server's WAL with an archive showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Evidence {
+    /// Nothing lies in both.
+    Nothing,
+    /// The same WAL up to this position, on this timeline.
+    Same(TimelineId, Lsn),
+    /// Another server's.
+    Other(SplitBrain),
+}
+
+/// Compares the history of a timeline, and the newest finished segments on its path in a directory of WAL, with an archive.
+pub(crate) async fn compare(
+    archive: &WalArchive,
+    cluster: &Identity,
+    wal: &Path,
+    timeline: TimelineId,
+) -> Result<Evidence, RepoError> {
+    let mut history = TimelineHistory::root(timeline);
+    if timeline != TimelineId::FIRST {
+        let name = WalFileName::History(timeline);
+        let ours = tokio::fs::read(wal.join(name.to_string())).await.ok();
+        let theirs = archive.get(name).await?.map(|file| file.content);
+        if let (Some(ours), Some(theirs)) = (&ours, &theirs)
+            && ours != theirs
+        {
+            let what = other_history(archive, timeline, ours, theirs);
+            return Ok(Evidence::Other(SplitBrain::new(archive, timeline, what)));
+        }
+        if let Some(parsed) = ours.or(theirs).and_then(|text| TimelineHistory::parse(timeline, &text).ok()) {
+            history = parsed;
+        }
+    }
+    let (directory, size) = (wal.to_owned(), cluster.segment_size);
+    let finished = tokio::task::spawn_blocking(move || finished(&directory, &history, size)).await;
+    let (mut same, mut newest) = (0, Evidence::Nothing);
+    for name in finished.unwrap_or_default().into_iter().take(LOOKED_FOR) {
+        match segment(archive, cluster, wal, name).await? {
+            Comparison::Unknown => {}
+            Comparison::Same => {
+                if let (Evidence::Nothing, Some(number)) = (&newest, name.number(size)) {
+                    newest = Evidence::Same(name.timeline, number.end(size));
+                }
+                same += 1;
+                if same == ENOUGH {
+                    break;
+                }
+            }
+            Comparison::Other(what) => {
+                return Ok(Evidence::Other(SplitBrain::new(archive, name.timeline, what)));
+            }
+        }
+    }
+    Ok(newest)
+}
+
+/// The end of the newest finished segment that is the same in a directory of WAL and in an archive, of the path to a timeline.
+pub(crate) async fn fork(
+    archive: &WalArchive,
+    cluster: &Identity,
+    wal: &Path,
+    timeline: TimelineId,
+) -> Result<Option<Fork>, RepoError> {
+    let history =
+        history_in(wal, timeline).map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
+    let (directory, size) = (wal.to_owned(), cluster.segment_size);
+    let finished = tokio::task::spawn_blocking(move || finished(&directory, &history, size)).await;
+    for name in finished.unwrap_or_default() {
+        if segment(archive, cluster, wal, name).await? == Comparison::Same
+            && let Some(number) = name.number(size)
+        {
+            return Ok(Some(Fork { timeline: name.timeline, lsn: number.end(size) }));
+        }
+    }
+    Ok(None)
+}
+
+/// What shows that a history is another server's.
+pub(crate) fn other_history(archive: &WalArchive, timeline: TimelineId, ours: &[u8], theirs: &[u8]) -> String {
+    let hash = |content| archive.repository().sealer().content_hash(content);
+    let (name, ours, theirs) = (WalFileName::History(timeline), hash(ours), hash(theirs));
+    format!("{name} is stored with different content (stored: {theirs}, offered: {ours})")
+}
+
+/// How a segment of a directory compares with the one of the same name in an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Comparison {
+    /// It is missing on a side, or one of them proves nothing.
+    Unknown,
+    /// The same content.
+    Same,
+    /// Another content; what shows it.
+    Other(String),
+}
+
+/// Compares a segment with the one that is stored.
+pub(super) async fn segment(
+    archive: &WalArchive,
+    cluster: &Identity,
+    wal: &Path,
+    name: SegmentName,
+) -> Result<Comparison, RepoError> {
+    let Some(header) = archive.header(name).await? else { return Ok(Comparison::Unknown) };
+    if header.damaged {
+        return Ok(Comparison::Unknown);
+    }
+    Ok(content(archive, cluster, wal, name, header.hash).await)
+}
+
+/// Compares the content of a segment with a stored one's hash.
+pub(super) async fn content(
+    archive: &WalArchive,
+    cluster: &Identity,
+    wal: &Path,
+    name: SegmentName,
+    theirs: ContentHash,
+) -> Comparison {
+    let (sealer, path) = (archive.repository().sealer().clone(), wal.join(name.to_string()));
+    let hashed = tokio::task::spawn_blocking(move || hash(&sealer, &path)).await;
+    let Ok(Ok(ours)) = hashed else { return Comparison::Unknown };
+    if ours == theirs {
+        return Comparison::Same;
+    }
+    let (path, cluster) = (wal.join(name.to_string()), *cluster);
+    match tokio::task::spawn_blocking(move || is_sound(&path, name, &cluster)).await {
+        Ok(true) => Comparison::Other(format!(
+            "segment {name} has content {ours} here, and other content, {theirs}, is stored"
+        )),
+        _ => Comparison::Unknown,
+    }
+}
+
+/// Whether PostgreSQL marked a segment of a directory as finished. In a directory that is not its own all are.
+pub(super) fn is_finished(wal: &Path, name: SegmentName) -> bool {
+    let status = wal.join("archive_status");
+    let marked = |mark: &str| status.join(format!("{name}.{mark}")).exists();
+    wal.join(name.to_string()).exists() && (marked("done") || marked("ready") || !status.exists())
+}
+
+/// The finished segments of a directory that lie on a path, newest first. What lies behind a fork on the timeline that was
+/// left there may be another server's.
+fn finished(wal: &Path, history: &TimelineHistory, size: SegmentSize) -> Vec<SegmentName> {
+    let mut found: Vec<(SegmentNo, SegmentName)> = Vec::new();
+    let Ok(entries) = std::fs::read_dir(wal.join("archive_status")) else { return Vec::new() };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let name = file.to_str().and_then(|file| file.rsplit_once('.'));
+        let Some(Ok(name)) = name.map(|(name, _)| name.parse::<SegmentName>()) else { continue };
+        let Some(number) = name.number(size) else { continue };
+        let on_path = name.timeline == history.timeline()
+            || history.end_of(name.timeline).is_some_and(|end| number < SegmentNo::of(end, size));
+        if on_path && is_finished(wal, name) {
+            found.push((number, name));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found.into_iter().rev().map(|(_, name)| name).collect()
+}
+
+fn hash(sealer: &Sealer, path: &Path) -> io::Result<ContentHash> {
+    let (mut file, mut hasher) = (std::fs::File::open(path)?, sealer.content_hasher());
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(ContentHash(*hasher.finalize().as_bytes())),
+            read => drop(hasher.update(buffer.get(..read).unwrap_or_default())),
+        }
+    }
+}
+
+/// Whether a file is a whole segment of that cluster and name.
+fn is_sound(path: &Path, name: SegmentName, cluster: &Identity) -> bool {
+    let history = path.parent().and_then(|directory| history_in(directory, name.timeline));
+    let Ok(file) = OpenFile::open(path, WalFileName::Segment(name), cluster.segment_size.bytes()) else {
+        return false;
+    };
+    let mut verdict = Verdict::new(name, file.identity.size, history.as_ref().map(|(history, _)| history));
+    let read = file.read(&mut vec![0; 1 << 20], |piece| {
+        verdict.add(piece);
+        ControlFlow::Continue(())
+    });
+    read.is_ok() && verdict.pronounce(cluster).is_ok_and(|facts| facts.whole)
+}
+
+/// Compares a server with each of its repositories that can be read.
+pub(crate) async fn split_brains(uploader: &Uploader) -> anyhow::Result<Vec<SplitBrain>> {
+    let told = |Trouble { text, .. }| anyhow::anyhow!(text);
+    let cluster = uploader.identity().await.map_err(told)?;
+    let Some(timeline) = uploader.newest_timeline().await.map_err(told)? else { return Ok(Vec::new()) };
+    let wal = uploader.wal_directory();
+    let mut found = Vec::new();
+    for target in uploader.targets() {
+        // That a repository cannot be read is told elsewhere.
+        let Ok(archive) = target.archive(&cluster).await else { continue };
+        if let Ok(Evidence::Other(split)) = compare(&archive, &cluster, &wal, timeline).await {
+            found.push(split);
+        }
+    }
+    Ok(found)
+}
+
+/// Compares at the start, then looks whether anything was refused as another server's; `working` is called whenever nothing
+/// was. An error names what was: it is started again.
+pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
+    let uploader = archiver.uploader();
+    let mut found = split_brains(uploader).await?;
+    loop {
+        found.extend(uploader.targets().iter().flat_map(|target| target.split_brains()));
+        if !found.is_empty() {
+            let mut all: Vec<String> = found.iter().map(ToString::to_string).collect();
+            all.dedup();
+            bail!("{}", all.join("; "));
+        }
+        working();
+        tokio::time::timeout(INTERVAL, uploader.refused.notified()).await.ok();
+    }
+}
+
+/// Where the history of a timeline may lie beside a file: in its own directory, then in `pg_wal`.
+pub(super) fn places_of_history(file: &Path, name: WalFileName, wal: &Path) -> Vec<PathBuf> {
+    let history = WalFileName::History(name.timeline());
+    if name == history {
+        return vec![file.to_owned()];
+    }
+    let beside = file.parent().map(|directory| directory.join(history.to_string()));
+    beside.into_iter().chain([wal.join(history.to_string())]).collect()
+}
