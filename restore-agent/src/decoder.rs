@@ -1,10 +1,11 @@
 //! Decoding for the planner: the repository says which segments may hold the record at which recovery stops, this says
 //! whether they do.
 
+use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
 use walpoint_pg::wal::find::{self, StopFinder, Taken};
 use walpoint_pg::wal::{LongHeader, PageHeader, RelationLock};
-use walpoint_repo::plan::{Found, HeldLock, SegmentDecoder, Stop, StopRule, StopSearch};
+use walpoint_repo::plan::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
 
 /// PostgreSQL's WAL.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,6 +46,10 @@ impl StopSearch for Search {
             .and_then(|block| page_timeline(content, content.len().checked_sub(block)?));
         Ok(if self.finder.continues() { Found::More } else { Found::Nothing })
     }
+
+    fn next_xid(&self) -> Option<FullXid> {
+        self.finder.progress().next_xid
+    }
 }
 
 impl Search {
@@ -59,6 +64,10 @@ impl Search {
             HeldLock { since, xid, database, relation }
         };
         let locks: Vec<HeldLock> = locks.all().into_iter().map(held).collect();
+        let prepared =
+            stop.locks.prepared().map(|find::PreparedTransaction { xid, gid, subtransactions }| {
+                PreparedTransaction { xid: *xid, gid: gid.clone(), subtransactions: subtransactions.clone() }
+            });
         let end = record.kind.transaction_end();
         let time = match &record.kind {
             walpoint_pg::wal::RecordKind::RestorePoint { time, .. } => Some(*time),
@@ -70,10 +79,12 @@ impl Search {
             end: record.end,
             time,
             xid: end.map(|end| end.xid),
+            full_xid: None,
             locked_since_last_end: locks
                 .first()
                 .is_some_and(|lock| lock.since.is_some() && last_end < lock.since),
             locks,
+            prepared: prepared.collect(),
         }
     }
 

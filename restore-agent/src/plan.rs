@@ -1,8 +1,8 @@
 //! The command `plan`, and the plan that `restore` carries out.
 //!
-//! Repositories are asked in the order of the configuration. One that cannot be read is passed over with a warning; the
-//! first that has a plan decides, but for the end of the archive, which is where the repository that reaches furthest ends.
-//! If none has a plan, the refusal of the first that could be read is told.
+//! All repositories are asked at the same time, because one may lag behind another: it lacks the newest backup, timeline or
+//! restore point, and would give an older answer as if it were the only one. `choice` says which answer counts. A repository
+//! that cannot be read is skipped with a warning.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use clap::Args;
+use futures_util::future::join_all;
 use jiff::Timestamp;
-use walpoint_base::{BackupId, ClusterName, RecoveryTarget};
+use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason};
 use walpoint_repo::plan::{PlanReport, Request, RestorePlan, SegmentDecoder, Unreachable, driver, text};
 use walpoint_repo::store::StoreSettings;
@@ -20,6 +21,7 @@ use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FAILED, Failure, USAGE};
 use walpoint_runtime::output;
 
+use crate::choice;
 use crate::decoder::WalDecoder;
 use crate::target::TargetArgs;
 
@@ -62,7 +64,7 @@ impl<E: Into<Failure>> From<E> for NoPlan {
 
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &PlanArgs) -> Result<(), Failure> {
-    let request = args.target.request(None, false, Timestamp::now())?;
+    let request = args.target.request(None, false, Timestamp::now(), None)?;
     match make(common, &request).await {
         Ok(planned) => print(common, &planned),
         Err(no_plan) => refuse(common, no_plan),
@@ -73,21 +75,17 @@ pub(crate) async fn run(common: &CommonArgs, args: &PlanArgs) -> Result<(), Fail
 pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Planned, NoPlan> {
     let selection: Selection<StoreSettings> = common.select()?;
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
-    let mut refusal: Option<Box<Unreachable>> = None;
+    let ask = |(name, settings)| make_from(name, settings, &selection.cluster, request, &decoder);
+    let answers =
+        join_all(selection.repositories.iter().map(|(name, settings)| (name.as_str(), settings)).map(ask))
+            .await;
+    let mut refusals: Vec<Box<Unreachable>> = Vec::new();
     let mut failure: Option<RepoError> = None;
-    let mut furthest: Option<Planned> = None;
-    for (name, settings) in &selection.repositories {
-        match make_from(name, settings, &selection.cluster, request, &decoder).await {
-            Ok(Ok(planned)) if request.target != RecoveryTarget::Latest => return Ok(planned),
-            Ok(Ok(planned)) => {
-                furthest = Some(match furthest.take() {
-                    None => planned,
-                    Some(earlier) => further(earlier, planned),
-                });
-            }
-            Ok(Err(unreachable)) => {
-                refusal.get_or_insert(unreachable);
-            }
+    let mut plans: Vec<Planned> = Vec::new();
+    for ((name, _), answer) in selection.repositories.iter().zip(answers) {
+        match answer {
+            Ok(Ok(planned)) => plans.push(planned),
+            Ok(Err(unreachable)) => refusals.push(unreachable),
             Err(error) => {
                 if selection.repositories.len() > 1 {
                     tracing::warn!("repository \"{name}\" was passed over: {error}");
@@ -96,32 +94,18 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
             }
         }
     }
-    if let Some(planned) = furthest {
+    // The answer to a question that has several is not to be had from a repository that knows only one of them.
+    if let Some(several) = choice::ambiguous(&mut refusals) {
+        return Err(NoPlan::Unreachable(several));
+    }
+    if let Some(planned) = choice::best(plans) {
         return Ok(planned);
     }
-    match (refusal, failure) {
+    match (choice::telling(refusals), failure) {
         (Some(unreachable), _) => Err(NoPlan::Unreachable(unreachable)),
         (None, Some(error)) => Err(NoPlan::Failed(failed(error))),
         (None, None) => Err(NoPlan::Failed(Failure::usage(anyhow!("no repository is configured")))),
     }
-}
-
-/// The one of two plans that reaches further; the first if both reach as far.
-fn further(first: Planned, second: Planned) -> Planned {
-    let reach = |planned: &Planned| (planned.plan.timeline, planned.plan.until);
-    let (kept, other) = if reach(&second) > reach(&first) { (second, first) } else { (first, second) };
-    if reach(&kept) != reach(&other) {
-        tracing::warn!(
-            "repository \"{}\" ends at {} on timeline {}; \"{}\" goes on to {} on timeline {} and is used",
-            other.repository.name(),
-            other.plan.until,
-            other.plan.timeline,
-            kept.repository.name(),
-            kept.plan.until,
-            kept.plan.timeline
-        );
-    }
-    kept
 }
 
 async fn make_from(

@@ -2,8 +2,8 @@
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
-use walpoint_base::target::parse_time;
-use walpoint_base::{BackupId, Lsn, RecoveryTarget, TargetTimeline};
+use walpoint_base::target::{is_relative, parse_time, parse_xid};
+use walpoint_base::{BackupId, Lsn, PgTimestamp, RecoveryTarget, TargetTimeline};
 use walpoint_repo::plan::{Request, TargetAction};
 use walpoint_runtime::exit::Failure;
 
@@ -16,9 +16,9 @@ pub(crate) struct TargetArgs {
     /// Up to this position in the WAL.
     #[arg(long, value_name = "LSN", group = "target")]
     target_lsn: Option<Lsn>,
-    /// Up to the end of this transaction, as pg_current_xact_id() printed it.
+    /// Up to the end of this transaction, as pg_current_xact_id() printed it, or with its epoch: "1:703".
     #[arg(long, value_name = "XID", group = "target")]
-    target_xid: Option<u64>,
+    target_xid: Option<String>,
     /// Up to this restore point (pg_create_restore_point).
     #[arg(long, value_name = "NAME", group = "target")]
     target_name: Option<String>,
@@ -53,22 +53,17 @@ pub(crate) enum Action {
 
 impl TargetArgs {
     /// The target itself.
-    fn target(&self, now: Timestamp) -> Result<RecoveryTarget, Failure> {
+    fn target(&self, now: Timestamp, resolved: Option<PgTimestamp>) -> Result<RecoveryTarget, Failure> {
         if let Some(time) = &self.target_time {
+            if let Some(time) = resolved {
+                return Ok(RecoveryTarget::Time(time));
+            }
             let time =
                 parse_time(time, now).map_err(|e| Failure::usage(anyhow::anyhow!("--target-time: {e}")))?;
             return Ok(RecoveryTarget::Time(time));
         }
-        if let Some(xid) = self.target_xid {
-            // The epoch in the upper half is not part of what WAL records hold, and PostgreSQL drops it too.
-            let xid = u32::try_from(xid & u64::from(u32::MAX)).unwrap_or_default();
-            // 0 to 2 are never given to a transaction that ends (transam.h).
-            if xid < 3 {
-                return Err(Failure::usage(anyhow::anyhow!(
-                    "--target-xid {xid}: no transaction has this id"
-                )));
-            }
-            return Ok(RecoveryTarget::Xid(xid));
+        if let Some(xid) = &self.target_xid {
+            return parse_xid(xid).map_err(|e| Failure::usage(anyhow::anyhow!("--target-xid: {e}")));
         }
         if let Some(name) = &self.target_name {
             // MAXFNAMELEN of PostgreSQL, with its final zero.
@@ -86,14 +81,21 @@ impl TargetArgs {
         })
     }
 
+    /// The target time as it was written, if it is another moment each time it is read: "5 minutes ago".
+    pub(crate) fn relative(&self) -> Option<&str> {
+        self.target_time.as_deref().map(str::trim).filter(|time| is_relative(time))
+    }
+
     /// What these options ask for. Without an action PostgreSQL pauses at a target, and promotes at the end of the archive.
+    /// `resolved` is what a relative time meant when an interrupted restore first read it.
     pub(crate) fn request(
         &self,
         action: Option<Action>,
         standby: bool,
         now: Timestamp,
+        resolved: Option<PgTimestamp>,
     ) -> Result<Request, Failure> {
-        let target = self.target(now)?;
+        let target = self.target(now, resolved)?;
         let action = match action {
             Some(Action::Promote) => TargetAction::Promote,
             Some(Action::Shutdown) => TargetAction::Shutdown,
@@ -128,7 +130,7 @@ mod tests {
     fn request(line: &[&str]) -> Result<Request, String> {
         let now = "2026-11-21T12:00:00Z".parse().unwrap();
         let command = Command::try_parse_from([&["x"], line].concat()).map_err(|e| e.to_string())?;
-        command.target.request(None, false, now).map_err(|e| e.to_string())
+        command.target.request(None, false, now, None).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -139,7 +141,8 @@ mod tests {
             (lsn.target, lsn.inclusive, lsn.action),
             (RecoveryTarget::Lsn(Lsn(0x2000028)), false, TargetAction::Pause)
         );
-        assert_eq!(request(&["--target-xid", "4294967999"]).unwrap().target, RecoveryTarget::Xid(703));
+        let full = RecoveryTarget::FullXid(4294967999);
+        assert_eq!(request(&["--target-xid", "4294967999"]).unwrap().target, full);
         let time = request(&["--target-time", "5 minutes ago"]).unwrap().target;
         assert_eq!(time.to_string(), "time 2026-11-21 11:55:00.000000+00");
         assert!(
@@ -153,7 +156,8 @@ mod tests {
     fn mistakes_are_told() {
         for (line, told) in [
             (["--target-time", "2026-11-21 10:00:00"], "zone"),
-            (["--target-xid", "2"], "no transaction"),
+            (["--target-xid", "2"], "none has one of the numbers 0 to 2"),
+            (["--target-time", "2026-10-25 02:30:00[Europe/Rome]"], "2026-10-25 02:30:00+01:00"),
             (["--target-lsn", "12"], "LSN"),
             (["--target-name", ""], "1 to 63"),
             (["--target-timeline", "newest"], "latest, current or a number"),

@@ -121,6 +121,7 @@ fn every_member_of_the_json_is_described() {
                 "BackupDocument",
                 "PathDocument",
                 "StopDocument",
+                "PreparedDocument",
                 "SegmentsDocument",
                 "SettingDocument",
                 "EstimateDocument",

@@ -11,7 +11,8 @@ use clap::{Args, Subcommand};
 use futures_util::{StreamExt, stream};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
-use walpoint_base::{BackupId, ClusterName, target};
+use walpoint_base::target::{self, TimeError};
+use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::backup::{Backups, Standing};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
 use walpoint_repo::store::StoreSettings;
@@ -279,11 +280,12 @@ fn end(text: &str, now: Timestamp) -> anyhow::Result<Option<Timestamp>> {
     } else if let Ok(span) = text.parse::<Span>() {
         now.to_zoned(TimeZone::UTC).checked_add(span)?.timestamp()
     } else {
-        let parsed = target::parse_time(text, now).map_err(|_| {
-            anyhow!(
+        let parsed = target::parse_time(text, now).map_err(|error| match error {
+            TimeError::Unreadable(_) => anyhow!(
                 "--until {text}: a date (\"2027-12-31\"), a time with its zone (\"2027-12-31 18:00:00+01\"), a span from now \
                  (\"90d\") or \"never\" is wanted"
-            )
+            ),
+            TimeError::Twice { .. } | TimeError::Never { .. } => anyhow!("--until: {error}"),
         });
         parsed?.to_time()
     };
@@ -321,5 +323,8 @@ mod tests {
         for bad in ["", "soon", "2026-11-20", "3 days ago", "2026-12-31 18:00:00", "-1d"] {
             assert!(end(bad, now).is_err(), "{bad:?}");
         }
+        // The day on which clocks are turned back has that time twice.
+        let twice = end("2027-10-31 02:30:00[Europe/Rome]", now).unwrap_err().to_string();
+        assert!(twice.contains("2027-10-31 02:30:00+02:00") && twice.contains("+01:00"), "{twice}");
     }
 }

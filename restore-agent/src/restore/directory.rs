@@ -31,6 +31,9 @@ pub(crate) struct Marker {
     pub(crate) backup: String,
     /// The target, as a person reads it.
     pub(crate) target: String,
+    /// A target time that is another moment each time it is read ("5 minutes ago"), and the moment it meant.
+    #[serde(default)]
+    pub(crate) relative: Option<RelativeTime>,
     /// Directories outside PGDATA that it writes to.
     pub(crate) directories: Vec<PathBuf>,
     /// Whether it repairs what was there, which is then not its own to empty.
@@ -39,6 +42,15 @@ pub(crate) struct Marker {
     /// Nothing was changed yet: `pg_control` is the old one.
     #[serde(default)]
     pub(crate) claiming: bool,
+}
+
+/// A time relative to now, and what it meant when the restore began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RelativeTime {
+    /// As it was written.
+    pub(crate) text: String,
+    /// In microseconds since 2000-01-01 UTC.
+    pub(crate) meant: i64,
 }
 
 /// What a directory is before a restore.
@@ -307,6 +319,7 @@ mod tests {
             cluster: "c".into(),
             backup: "b".into(),
             target: "latest".into(),
+            relative: None,
             directories: vec!["/fast".into()],
             delta: false,
             claiming: false,

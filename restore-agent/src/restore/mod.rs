@@ -55,7 +55,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use jiff::Timestamp;
-use walpoint_base::{RecoveryTarget, SecretSource};
+use walpoint_base::{PgTimestamp, RecoveryTarget, SecretSource};
 use walpoint_pg::label::TablespaceMap;
 use walpoint_repo::backup::{BackupReader, Backups, Summary};
 use walpoint_repo::keys::KeySource;
@@ -70,7 +70,7 @@ use crate::wal::origin::Origin;
 use crate::wal::spool;
 use aside::Record;
 use copy::{Copier, Written};
-use directory::{Held, Marker, State};
+use directory::{Held, Marker, RelativeTime, State};
 use existing::Existing;
 use finish::Finish;
 use ground::{Ground, Way};
@@ -160,7 +160,8 @@ struct Report {
 
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), Failure> {
-    let request = args.target.request(args.target_action, args.standby, Timestamp::now())?;
+    // What is wrong with the options is said before the directory is looked at.
+    args.target.request(args.target_action, args.standby, Timestamp::now(), None)?;
     let pgdata = directory::resolve(&args.pgdata)?;
     let way = match (args.delta, args.replace) {
         (true, _) => Way::Delta { force: args.force },
@@ -169,6 +170,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     };
     let ground = Ground::look(&pgdata, way, args.server_is_down)?;
     ground.log_crashed(&pgdata);
+    let resolved = resolved_before(&args.target, &ground.state);
+    let request = args.target.request(args.target_action, args.standby, Timestamp::now(), resolved)?;
     if let (State::Finished(marker), false) = (&ground.state, args.dry_run) {
         return Ok(end_finished(args, &request.target, &pgdata, marker)?);
     }
@@ -183,6 +186,19 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     let restore = Restore::prepare(common, args, planned, pgdata, ground).await?;
     let report = restore.execute(common, args).await?;
     print(common, &report)
+}
+
+/// What a relative target time meant to the interrupted restore that the same command began here.
+fn resolved_before(target: &TargetArgs, state: &State) -> Option<PgTimestamp> {
+    let (State::Unfinished(marker) | State::Finished(marker)) = state else { return None };
+    let before = marker.relative.as_ref().filter(|before| Some(before.text.as_str()) == target.relative())?;
+    let meant = PgTimestamp(before.meant);
+    tracing::warn!(
+        "\"{}\" was {meant} when the interrupted restore began, and is taken for that moment again; for another one give it as \
+         --target-time \"…\"",
+        before.text
+    );
+    Some(meant)
 }
 
 /// Ends a restore that was killed between its last file and the removal of its marker.
@@ -259,6 +275,12 @@ impl Restore {
             cluster: planned.cluster.to_string(),
             backup: planned.plan.backup.id.to_string(),
             target: planned.plan.target.to_string(),
+            relative: match (args.target.relative(), &planned.plan.target) {
+                (Some(text), RecoveryTarget::Time(meant)) => {
+                    Some(RelativeTime { text: text.to_owned(), meant: meant.0 })
+                }
+                _ => None,
+            },
             directories: layout.others(),
             delta: matches!(ground.way, Way::Delta { .. }),
             claiming: false,

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use jiff::{SignedDuration, Span, Timestamp, Zoned, tz::TimeZone};
+use jiff::fmt::temporal::DateTimeParser;
+use jiff::tz::{Disambiguation, TimeZone};
+use jiff::{SignedDuration, Span, Timestamp, Zoned};
 
 use crate::{Lsn, ParseError, PgTimestamp, TimelineId};
 
@@ -18,8 +20,10 @@ pub enum RecoveryTarget {
     Time(PgTimestamp),
     /// The record that starts at or after this position.
     Lsn(Lsn),
-    /// The end of this transaction.
+    /// The end of the transaction with this id in WAL, whatever its epoch: ids repeat after 2^32 transactions.
     Xid(u32),
+    /// The end of this transaction: its epoch in the upper half, as `pg_current_xact_id()` counts.
+    FullXid(u64),
     /// A restore point made by `pg_create_restore_point`.
     Name(String),
 }
@@ -32,9 +36,69 @@ impl fmt::Display for RecoveryTarget {
             Self::Time(time) => write!(f, "time {time}"),
             Self::Lsn(lsn) => write!(f, "LSN {lsn}"),
             Self::Xid(xid) => write!(f, "transaction {xid}"),
+            Self::FullXid(full) => write!(f, "transaction {}", FullXid(*full)),
             Self::Name(name) => write!(f, "restore point \"{name}\""),
         }
     }
+}
+
+/// A transaction id with its epoch, as `1:703`; PostgreSQL's functions print it as one number, 4294967999.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct FullXid(pub u64);
+
+impl FullXid {
+    /// How often the ids had begun again before it.
+    pub fn epoch(self) -> u64 {
+        self.0 >> 32
+    }
+
+    /// The id that its WAL records carry.
+    pub fn xid(self) -> u32 {
+        u32::try_from(self.0 & u64::from(u32::MAX)).unwrap_or_default()
+    }
+
+    /// The transaction of this id that is nearest to this one: ids compare modulo 2^32.
+    pub fn nearest(self, xid: u32) -> Self {
+        // The sign of the difference modulo 2^32, as in transam.c.
+        let distance = xid.wrapping_sub(self.xid()).cast_signed();
+        Self(self.0.saturating_add_signed(i64::from(distance)))
+    }
+}
+
+impl fmt::Display for FullXid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.epoch(), self.xid())
+    }
+}
+
+/// Reads a transaction id: `703` as in WAL and in logs, `4294967999` as `pg_current_xact_id()` prints one of a later epoch,
+/// or `1:703`.
+pub fn parse_xid(text: &str) -> Result<RecoveryTarget, ParseError> {
+    let error = |expected| ParseError::new(expected, text);
+    let number = |text: &str| {
+        // What Rust takes for a number besides digits would not be one to PostgreSQL.
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse::<u64>().ok().filter(|_| digits)
+    };
+    let trimmed = text.trim();
+    let full = match trimmed.split_once(':') {
+        Some((epoch, xid)) => {
+            let half = |text| number(text).filter(|n| *n <= u64::from(u32::MAX));
+            let (epoch, xid) = (half(epoch), half(xid));
+            epoch.zip(xid).map(|(epoch, xid)| epoch << 32 | xid)
+        }
+        None => number(trimmed),
+    };
+    let full = full.ok_or_else(|| {
+        error("a transaction id (a number as pg_current_xact_id() prints it, or the epoch and the number in WAL: \"1:703\")")
+    })?;
+    let xid = FullXid(full).xid();
+    // 0 to 2 are never given to a transaction that ends (transam.h).
+    if xid < 3 {
+        return Err(error("the id of a transaction: none has one of the numbers 0 to 2, in any epoch"));
+    }
+    let bare = !trimmed.contains(':') && full == u64::from(xid);
+    Ok(if bare { RecoveryTarget::Xid(xid) } else { RecoveryTarget::FullXid(full) })
 }
 
 /// On which timeline the target lies.
@@ -74,34 +138,98 @@ impl FromStr for TargetTimeline {
     }
 }
 
+/// Why a text is no point in time.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TimeError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] ParseError),
+    /// Clocks are turned back there, and show it twice.
+    #[error(
+        "{text:?} happens twice, because clocks in that zone are turned back: write \"{first}\" or \"{second}\""
+    )]
+    Twice {
+        /// The text as it was given.
+        text: String,
+        /// The first of the two moments, with its offset.
+        first: String,
+        /// The second one.
+        second: String,
+    },
+    /// Clocks are put forward there, and never show it.
+    #[error(
+        "{text:?} never happens, because clocks in that zone are put forward: write \"{before}\" or \"{after}\", as far \
+         before or after the change"
+    )]
+    Never {
+        /// The text as it was given.
+        text: String,
+        /// The moment as long before the change as the text lies before its end, with its offset.
+        before: String,
+        /// The moment as long after the change as the text lies after its begin.
+        after: String,
+    },
+}
+
 /// Reads a point in time as a person writes it, relative to `now`: `2026-11-21 10:00:00+02`, `…Z`, `…[Europe/Rome]`,
-/// `5 minutes ago`, `now`. A local time without a zone is refused: on the day it matters nobody should have to guess.
-pub fn parse_time(text: &str, now: Timestamp) -> Result<PgTimestamp, ParseError> {
+/// `5 minutes ago`, `now`. A local time without a zone is refused, and so is one that its zone's clocks show twice or never:
+/// on the day it matters nobody should have to guess.
+pub fn parse_time(text: &str, now: Timestamp) -> Result<PgTimestamp, TimeError> {
     let trimmed = text.trim();
     if trimmed.eq_ignore_ascii_case("now") {
         return Ok(PgTimestamp::from_time(now));
     }
-    if let Some(amount) = trimmed.strip_suffix("ago") {
+    if let Some(amount) = span_ago(trimmed) {
         let error = || ParseError::new("a span of time before now (such as \"5 minutes ago\")", text);
-        let span: Span = amount.trim().parse().map_err(|_| error())?;
+        let span: Span = amount.parse().map_err(|_| error())?;
         let earlier = Zoned::new(now, TimeZone::UTC).checked_sub(span.abs()).map_err(|_| error())?;
         return Ok(PgTimestamp::from_time(earlier.timestamp()));
     }
-    let zoned = trimmed.parse::<Zoned>().map(|z| z.timestamp());
-    let time = zoned.or_else(|_| trimmed.parse::<Timestamp>()).map_err(|_| {
-        let is_local = |text: &str| text.trim_end().parse::<jiff::civil::DateTime>().is_ok();
-        let expected = if is_local(trimmed) {
-            "a time with a zone (add an offset: \"2026-11-21 10:00:00+02\", \"…Z\" or \"…[Europe/Rome]\")"
-        } else if is_local(trimmed.trim_end_matches(|c: char| c.is_ascii_alphabetic())) {
-            "a time with a zone that means the same everywhere, as CET and EST do not (\"…+01\" or \"…[Europe/Rome]\")"
-        } else if names_no_day(trimmed) {
-            "a time: there is no such day in the calendar"
-        } else {
-            "a time (such as \"2026-11-21 10:00:00+02\", \"2026-11-21T08:00:00Z\" or \"5 minutes ago\")"
-        };
-        ParseError::new(expected, text)
-    })?;
+    let as_if = |way| DateTimeParser::new().disambiguation(way).parse_zoned(trimmed);
+    if let Ok(zoned) = as_if(Disambiguation::Reject) {
+        return Ok(PgTimestamp::from_time(zoned.timestamp()));
+    }
+    if let (Ok(earlier), Ok(later)) = (as_if(Disambiguation::Earlier), as_if(Disambiguation::Later)) {
+        return Err(unclear(text, &earlier, &later));
+    }
+    let time = trimmed.parse::<Timestamp>().map_err(|_| unreadable(text))?;
     Ok(PgTimestamp::from_time(time))
+}
+
+/// Whether it is a span before now: another moment each time it is read.
+pub fn is_relative(text: &str) -> bool {
+    let trimmed = text.trim();
+    trimmed.eq_ignore_ascii_case("now") || span_ago(trimmed).is_some()
+}
+
+fn span_ago(text: &str) -> Option<&str> {
+    text.strip_suffix("ago").map(str::trim)
+}
+
+/// A local time that could be either of two moments.
+fn unclear(text: &str, earlier: &Zoned, later: &Zoned) -> TimeError {
+    let write = |time: &Zoned| time.strftime("%Y-%m-%d %H:%M:%S%.f%:z").to_string();
+    let (text, first, second) = (text.chars().take(200).collect(), write(earlier), write(later));
+    // Read either way, a time that is shown twice is still the time on the clock.
+    if earlier.datetime() == later.datetime() {
+        return TimeError::Twice { text, first, second };
+    }
+    TimeError::Never { text, before: first, after: second }
+}
+
+fn unreadable(text: &str) -> ParseError {
+    let trimmed = text.trim();
+    let is_local = |text: &str| text.trim_end().parse::<jiff::civil::DateTime>().is_ok();
+    let expected = if is_local(trimmed) {
+        "a time with a zone (add an offset: \"2026-11-21 10:00:00+02\", \"…Z\" or \"…[Europe/Rome]\")"
+    } else if is_local(trimmed.trim_end_matches(|c: char| c.is_ascii_alphabetic())) {
+        "a time with a zone that means the same everywhere, as CET and EST do not (\"…+01\" or \"…[Europe/Rome]\")"
+    } else if names_no_day(trimmed) {
+        "a time: there is no such day in the calendar"
+    } else {
+        "a time (such as \"2026-11-21 10:00:00+02\", \"2026-11-21T08:00:00Z\" or \"5 minutes ago\")"
+    };
+    ParseError::new(expected, text)
 }
 
 /// Whether it begins as a date does that does not exist.
@@ -122,7 +250,7 @@ pub fn age(time: PgTimestamp, now: Timestamp) -> SignedDuration {
 mod tests {
     use super::*;
 
-    fn at(text: &str) -> Result<String, ParseError> {
+    fn at(text: &str) -> Result<String, TimeError> {
         parse_time(text, "2026-11-21T12:00:00Z".parse().unwrap()).map(|t| t.to_string())
     }
 
@@ -150,6 +278,83 @@ mod tests {
         for bad in ["", "ago", "yesterday", "10:00", "2026-13-01 00:00:00Z", "5 parsecs ago"] {
             assert!(at(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_time_that_clocks_show_twice_or_never_is_refused_with_both_moments() {
+        for (text, first, second) in [
+            ("2026-10-25 02:30:00[Europe/Rome]", "2026-10-25 02:30:00+02:00", "2026-10-25 02:30:00+01:00"),
+            (
+                "2026-10-25T02:00:00.5[Europe/Rome]",
+                "2026-10-25 02:00:00.5+02:00",
+                "2026-10-25 02:00:00.5+01:00",
+            ),
+            (
+                "2026-04-05 01:45:00[Australia/Lord_Howe]",
+                "2026-04-05 01:45:00+11:00",
+                "2026-04-05 01:45:00+10:30",
+            ),
+        ] {
+            let told = at(text).unwrap_err();
+            assert!(
+                matches!(&told, TimeError::Twice { first: a, second: b, .. } if a == first && b == second),
+                "{told}"
+            );
+            assert!(at(first).unwrap() < at(second).unwrap());
+        }
+        let never = at("2026-03-29 02:30:00[Europe/Rome]").unwrap_err();
+        let TimeError::Never { before, after, .. } = &never else { panic!("{never}") };
+        assert_eq!((&**before, &**after), ("2026-03-29 01:30:00+01:00", "2026-03-29 03:30:00+02:00"));
+        assert!(never.to_string().contains(before) && never.to_string().contains(after));
+        // With the offset, and at the edges, there is but one.
+        for (text, utc) in [
+            ("2026-10-25 02:30:00+01[Europe/Rome]", "2026-10-25 01:30:00.000000+00"),
+            ("2026-10-25 02:30:00+02[Europe/Rome]", "2026-10-25 00:30:00.000000+00"),
+            ("2026-10-25 01:59:59[Europe/Rome]", "2026-10-24 23:59:59.000000+00"),
+            ("2026-10-25 03:00:00[Europe/Rome]", "2026-10-25 02:00:00.000000+00"),
+            ("2026-03-29 03:00:00[Europe/Rome]", "2026-03-29 01:00:00.000000+00"),
+        ] {
+            assert_eq!(at(text).as_deref(), Ok(utc), "{text}");
+        }
+    }
+
+    #[test]
+    fn spans_before_now_are_another_moment_each_time() {
+        assert!(is_relative("5 minutes ago") && is_relative(" now ") && is_relative("1h ago"));
+        assert!(!is_relative("2026-11-21 10:00:00+02"));
+    }
+
+    #[test]
+    fn transactions_as_people_write_them() {
+        for (text, target) in [
+            ("703", RecoveryTarget::Xid(703)),
+            ("4294967295", RecoveryTarget::Xid(u32::MAX)),
+            ("4294967999", RecoveryTarget::FullXid(1 << 32 | 703)),
+            (" 1:703 ", RecoveryTarget::FullXid(1 << 32 | 703)),
+            ("0:703", RecoveryTarget::FullXid(703)),
+        ] {
+            assert_eq!(parse_xid(text), Ok(target), "{text}");
+        }
+        for bad in [
+            "",
+            "2",
+            "1:2",
+            "4294967296",
+            "1:4294967296",
+            "4294967296:9",
+            "1:",
+            ":9",
+            "-5",
+            "+5",
+            "0x2bf",
+            "1:2:3",
+        ] {
+            assert!(parse_xid(bad).is_err(), "{bad:?}");
+        }
+        let last = FullXid(3 << 32 | 0xFFFF_FFFE);
+        assert_eq!(last.nearest(5), FullXid(4 << 32 | 5));
+        assert_eq!(FullXid(4 << 32 | 5).nearest(0xFFFF_FFFE), last);
+        assert_eq!(FullXid(5).nearest(9).to_string(), "0:9");
     }
 
     #[test]

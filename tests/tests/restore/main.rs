@@ -2,6 +2,7 @@
 //! and an unfinished restore that cannot start.
 
 mod branches;
+mod choices;
 mod forks;
 mod hostile;
 mod interrupted;

@@ -57,7 +57,7 @@ fn description(kind: &RecordKind) -> Option<String> {
         RecordKind::Abort(end) if end.prepared => format!("ABORT_PREPARED {}: {}", end.xid, utc(&end.time)),
         RecordKind::Commit(end) => format!("COMMIT {}", utc(&end.time)),
         RecordKind::Abort(end) => format!("ABORT {}", utc(&end.time)),
-        RecordKind::Prepare { .. } => "PREPARE gid ".to_owned(),
+        RecordKind::Prepare { gid, .. } => format!("PREPARE gid {gid}: "),
         RecordKind::RestorePoint { name, .. } => format!("RESTORE_POINT {name}"),
         RecordKind::Switch => "SWITCH".to_owned(),
         RecordKind::CheckpointShutdown(c) | RecordKind::CheckpointOnline(c) => {

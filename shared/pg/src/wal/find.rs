@@ -4,8 +4,9 @@
 //! and 14). A record is looked at before it is replayed and after. Commit times are not monotone, so only reading the
 //! records in order tells where a time target stops.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName};
 
 use super::error::WalError;
@@ -31,7 +32,7 @@ impl StopRule {
         let end = record.kind.transaction_end();
         match (&self.target, self.inclusive, end) {
             (RecoveryTarget::Lsn(lsn), false, _) => record.start >= *lsn,
-            (RecoveryTarget::Xid(xid), false, Some(end)) => end.xid == *xid,
+            (target, false, Some(end)) if xid_of(target).is_some() => xid_of(target) == Some(end.xid),
             // Several transactions may share a time: inclusive stops behind the last of them, exclusive before the first.
             (RecoveryTarget::Time(time), true, Some(end)) => end.time > *time,
             (RecoveryTarget::Time(time), false, Some(end)) => end.time >= *time,
@@ -44,12 +45,21 @@ impl StopRule {
         match (&self.target, &record.kind) {
             (RecoveryTarget::Name(wanted), RecordKind::RestorePoint { name, .. }) => name == wanted,
             (RecoveryTarget::Lsn(lsn), _) => self.inclusive && record.start >= *lsn,
-            (RecoveryTarget::Xid(xid), kind) => {
-                self.inclusive && kind.transaction_end().is_some_and(|end| end.xid == *xid)
+            (target, kind) if xid_of(target).is_some() => {
+                self.inclusive && kind.transaction_end().map(|end| end.xid) == xid_of(target)
             }
             (RecoveryTarget::Immediate, _) => record.next >= self.consistent,
             _ => false,
         }
+    }
+}
+
+/// The transaction that a target names, as WAL records name it.
+fn xid_of(target: &RecoveryTarget) -> Option<u32> {
+    match target {
+        RecoveryTarget::Xid(xid) => Some(*xid),
+        RecoveryTarget::FullXid(full) => Some(FullXid(*full).xid()),
+        _ => None,
     }
 }
 
@@ -69,8 +79,20 @@ pub struct Stop {
 pub struct HeldLocks {
     /// By transaction, then by database and relation.
     held: BTreeMap<u32, BTreeMap<(u32, u32), Taken>>,
-    prepared: BTreeSet<u32>,
+    /// Prepared transactions that have not ended, those within them too: each leads to the one that was prepared.
+    prepared: BTreeMap<u32, PreparedTransaction>,
     last_end: Option<Lsn>,
+}
+
+/// A transaction that was prepared and has not ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PreparedTransaction {
+    /// The transaction.
+    pub xid: u32,
+    /// What `COMMIT PREPARED` calls it.
+    pub gid: String,
+    /// The transactions within it.
+    pub subtransactions: Vec<u32>,
 }
 
 /// When a lock was taken.
@@ -100,6 +122,15 @@ impl HeldLocks {
         self.last_end
     }
 
+    /// The prepared transactions that have not ended, of those prepared in what was read.
+    pub fn prepared(&self) -> impl Iterator<Item = &PreparedTransaction> {
+        self.prepared.values()
+    }
+
+    fn is_prepared(&self, xid: u32) -> bool {
+        self.prepared.contains_key(&xid) || self.prepared.values().any(|p| p.subtransactions.contains(&xid))
+    }
+
     fn replay(&mut self, record: &WalRecord) {
         match &record.kind {
             RecordKind::Locks(locks) => {
@@ -110,8 +141,9 @@ impl HeldLocks {
                     of_transaction.entry((database, relation)).or_insert(taken(record.start));
                 }
             }
-            RecordKind::Prepare { xid, .. } => {
-                self.prepared.insert(*xid);
+            RecordKind::Prepare { xid, gid, subtransactions, .. } => {
+                let (xid, gid, subtransactions) = (*xid, gid.clone(), subtransactions.clone());
+                self.prepared.insert(xid, PreparedTransaction { xid, gid, subtransactions });
             }
             RecordKind::Commit(end) | RecordKind::Abort(end) => {
                 for xid in end.subtransactions.iter().chain([&end.xid]) {
@@ -121,7 +153,11 @@ impl HeldLocks {
                 self.last_end = Some(record.start);
             }
             // Only prepared transactions survive their server.
-            RecordKind::CheckpointShutdown(_) => self.held.retain(|xid, _| self.prepared.contains(xid)),
+            RecordKind::CheckpointShutdown(_) => {
+                let mut held = std::mem::take(&mut self.held);
+                held.retain(|xid, _| self.is_prepared(*xid));
+                self.held = held;
+            }
             _ => {}
         }
     }
@@ -143,6 +179,8 @@ pub struct Progress {
     pub last_time: Option<PgTimestamp>,
     /// Where the WAL ended early, if it did: no later segment can follow.
     pub ended: Option<Lsn>,
+    /// The next transaction's id by the last checkpoint that was looked at.
+    pub next_xid: Option<FullXid>,
 }
 
 /// Looks for the stop in one segment after the other.
@@ -170,6 +208,11 @@ impl StopFinder {
         let mut records = self.reader.segment(name, content)?;
         for record in records.by_ref() {
             let record = record?;
+            if let RecordKind::CheckpointOnline(checkpoint) | RecordKind::CheckpointShutdown(checkpoint) =
+                &record.kind
+            {
+                self.progress.next_xid = Some(checkpoint.next_xid);
+            }
             if record.start < self.from {
                 self.locks.replay(&record);
                 continue;

@@ -9,6 +9,7 @@
 //! wrote it so, and to refuse it would only fill `pg_wal`.
 
 use walpoint_base::facts::SegmentMarks;
+use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgMajor, PgTimestamp};
 
 use super::record::{RecordHeader, Rmgr, main_data};
@@ -27,6 +28,10 @@ pub enum RecordKind {
         xid: u32,
         /// When.
         time: PgTimestamp,
+        /// What `COMMIT PREPARED` calls it; empty if that cannot be read.
+        gid: String,
+        /// The transactions within it.
+        subtransactions: Vec<u32>,
     },
     /// `pg_create_restore_point`.
     RestorePoint {
@@ -112,6 +117,8 @@ pub struct Checkpoint {
     pub timeline: u32,
     /// The timeline before, different only in the first checkpoint after a promotion.
     pub previous_timeline: u32,
+    /// The id of the next transaction.
+    pub next_xid: FullXid,
 }
 
 /// Settings of the server that wrote the WAL; a hot standby needs at least as much.
@@ -213,7 +220,8 @@ fn xlog(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {
     let time = |at| bytes::i64(data, at).map(PgTimestamp);
     let checkpoint = || {
         let (timeline, previous_timeline) = (bytes::u32(data, 8)?, bytes::u32(data, 12)?);
-        Some(Checkpoint { redo: lsn(0)?, timeline, previous_timeline })
+        let next_xid = FullXid(bytes::u64(data, 24)?);
+        Some(Checkpoint { redo: lsn(0)?, timeline, previous_timeline, next_xid })
     };
     Some(match header.info & RMGR_INFO {
         XLOG_CHECKPOINT_SHUTDOWN => RecordKind::CheckpointShutdown(checkpoint()?),
@@ -302,7 +310,9 @@ fn xact(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind
         ABORT_PREPARED => RecordKind::Abort(end(true)?),
         // xl_xact_prepare: magic, total length, xid, database, time.
         PREPARE => {
-            RecordKind::Prepare { xid: bytes::u32(data, 8)?, time: PgTimestamp(bytes::i64(data, 16)?) }
+            let (gid, subtransactions) = prepared(data, major).unwrap_or_default();
+            let time = PgTimestamp(bytes::i64(data, 16)?);
+            RecordKind::Prepare { xid: bytes::u32(data, 8)?, time, gid, subtransactions }
         }
         _ => return None,
     })
@@ -310,6 +320,23 @@ fn xact(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind
 
 /// Transactions within one that are told. They are for a note to a person: what archives reads the same records.
 const MAX_SUBTRANSACTIONS: usize = 1 << 16;
+
+/// The name of a prepared transaction and the transactions within it: `xl_xact_prepare` and what follows it, each part
+/// padded to eight bytes (`save_state_data` in twophase.c).
+fn prepared(data: &[u8], major: PgMajor) -> Option<(String, Vec<u32>)> {
+    // Two counts of dropped statistics came with 15.
+    let more = if major.get() >= 15 { 8 } else { 0 };
+    let (count, length) = (bytes::u32(data, 28)?, bytes::u16(data, 46 + more)?);
+    let (count, length) = (usize::try_from(count).ok()?, usize::from(length));
+    let name_at = 64 + more;
+    let name = data.get(name_at..name_at.checked_add(length)?)?;
+    let name = name.split(|&b| b == 0).next().unwrap_or_default();
+    let at = name_at + length.next_multiple_of(8);
+    let count = count.min(MAX_SUBTRANSACTIONS);
+    let xids = data.get(at..at.checked_add(count.checked_mul(4)?)?)?.chunks_exact(4);
+    let xids = xids.filter_map(|xid| bytes::u32(xid, 0)).collect();
+    Some((String::from_utf8_lossy(name).into_owned(), xids))
+}
 
 /// What the end of a transaction says beside its time.
 #[derive(Default)]

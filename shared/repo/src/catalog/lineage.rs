@@ -247,6 +247,7 @@ impl LineageCatalog {
                 }
             }
             Question::Points => Answer::Points(self.archive.points().await?),
+            Question::PointsNamed(name) => Answer::PointsNamed(self.points_named(name).await?),
         })
     }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::LineageCatalog;
 use super::status::TimelineParts;
 use crate::error::{RepoError, Result};
+use crate::plan::NamedPoint;
 use crate::plan::report::time;
 use crate::wal::PointRef;
 
@@ -30,6 +31,30 @@ pub struct RestorePointStatus {
 }
 
 impl LineageCatalog {
+    /// The restore points of one name by position, with the times of the newest.
+    pub(super) async fn points_named(&mut self, name: &str) -> Result<Vec<NamedPoint>> {
+        let mut points = self.archive().points_named(name).await?;
+        points.sort_by_key(|point| (point.lsn, point.timeline));
+        let newest = points.split_off(points.len().saturating_sub(TOLD));
+        let archive = self.archive();
+        let read: Vec<_> = stream::iter(newest)
+            .map(|point| async move {
+                let time = match archive.point(&point).await {
+                    Ok(stored) => stored.map(|stored| stored.time),
+                    // Its name tells all that recovery needs.
+                    Err(RepoError::Corrupt { .. }) => None,
+                    Err(error) => return Err(error),
+                };
+                Ok(NamedPoint { timeline: point.timeline, lsn: point.lsn, time })
+            })
+            .buffered(CONCURRENT)
+            .try_collect()
+            .await?;
+        let older =
+            points.into_iter().map(|PointRef { timeline, lsn, .. }| NamedPoint { timeline, lsn, time: None });
+        Ok(older.chain(read).collect())
+    }
+
     /// The newest restore points that lie in a window, oldest first.
     pub(super) async fn restore_points(
         &mut self,

@@ -92,6 +92,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::BackupNotOnPath(..)
         | Why::UnknownTimeline(_)
         | Why::XidNotFound
+        | Why::XidOfOtherEpoch(_)
         | Why::NameNotFound => true,
         Why::UnknownBackup(_)
         | Why::BackupTooLate(_)
@@ -100,6 +101,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::DoubtfulTimeline { .. }
         | Why::AfterEnd { .. }
         | Why::BrokenChain { .. }
+        | Why::SeveralPoints(_)
         | Why::NoCluster(_) => false,
     }
 }

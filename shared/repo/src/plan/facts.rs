@@ -98,6 +98,27 @@ pub enum Question {
     Points,
     /// How far does the `.partial` file of this segment hold complete records?
     Partial(SegmentName),
+    /// Which restore points of this name are there, and when were they made?
+    PointsNamed(String),
+}
+
+/// A restore point of a name that was asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedPoint {
+    /// The timeline it was made on.
+    pub timeline: TimelineId,
+    /// Where its record starts.
+    pub lsn: Lsn,
+    /// When it was made, if that can be read.
+    pub time: Option<PgTimestamp>,
+}
+
+impl NamedPoint {
+    /// When and where, for people.
+    pub fn describe(&self) -> String {
+        let time = self.time.map(|time| format!("{time}, ")).unwrap_or_default();
+        format!("{time}at {}", self.lsn)
+    }
 }
 
 /// Where does recovery along the path to `path` stop, when it replays from `from` and all WAL before `until` is there?
@@ -148,6 +169,8 @@ pub enum Answer {
     Points(Vec<PointRef>),
     /// To [`Question::Partial`]: where the last complete record in it ends; `None` if there is no such file, or no record.
     Partial(Option<Lsn>),
+    /// To [`Question::PointsNamed`], by position.
+    PointsNamed(Vec<NamedPoint>),
 }
 
 /// A planner's result, or what it has to know first.
@@ -254,6 +277,15 @@ impl Facts {
         match self.answers.get(&Question::Partial(name)) {
             Some(Answer::Partial(until)) => Ok(*until),
             _ => Err(Question::Partial(name)),
+        }
+    }
+
+    /// The restore points of one name, on all timelines.
+    pub fn points_named(&self, name: &str) -> Asking<&[NamedPoint]> {
+        let question = Question::PointsNamed(name.to_owned());
+        match self.answers.get(&question) {
+            Some(Answer::PointsNamed(points)) => Ok(points),
+            _ => Err(question),
         }
     }
 

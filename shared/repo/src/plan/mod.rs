@@ -11,22 +11,27 @@
 //! | [`path`] | which file serves which segment on the way to a timeline, and how far they reach |
 //! | `ending` | on which timeline recovery ends, and the segment that has to be built for it |
 //! | [`planner`] | from facts to a plan or a refusal |
+//! | `locks` | what is locked at the target, in words |
 //! | [`windows`] | the moments that can be recovered, and the gaps |
 //! | [`stop`] | PostgreSQL's stop rules, and the decoding they need |
 //! | [`settings`] | the recovery settings as data |
 //! | [`report`], [`text`] | plans and refusals as JSON and for a person |
 //! | [`driver`] | planning against a repository |
 //! | `partial` | what a `.partial` file holds before a fork |
-//! | `search` | answers about the content of WAL: index first, then decoding |
+//! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
+//! | `search`, `epoch` | answers about the content of WAL: index first, then decoding |
 
 pub mod driver;
 mod ending;
+mod epoch;
 pub mod estimate;
 pub mod facts;
+mod locks;
 mod nearest;
 mod partial;
 pub mod path;
 pub mod planner;
+mod points;
 pub mod report;
 pub mod request;
 pub mod restore_plan;
@@ -40,7 +45,8 @@ pub mod windows;
 
 pub use estimate::{Estimate, Rates};
 pub use facts::{
-    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, Question, StopQuestion,
+    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint, Question,
+    StopQuestion,
 };
 pub use path::SegmentRange;
 pub use planner::{Verdict, plan};
@@ -49,7 +55,7 @@ pub use request::{Request, TargetAction};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan};
 pub(crate) use search::Search;
 pub use settings::{Setting, Signal, quote};
-pub use stop::{Found, HeldLock, SegmentDecoder, Stop, StopRule, StopSearch};
+pub use stop::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
 pub use unreachable::{Moment, Unreachable, Why};
 pub use windows::Window;
 

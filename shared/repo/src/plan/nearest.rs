@@ -7,6 +7,7 @@ use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 use super::facts::{Asking, BackupState, Doubt};
 use super::path::Path;
 use super::planner::{Planner, Refusal};
+use super::points;
 use super::unreachable::{Moment, Unreachable, Why};
 use super::windows::{self, Window};
 use crate::wal::PointRef;
@@ -42,6 +43,10 @@ impl Planner<'_> {
 
     /// The end of the last window before the target and the start of the first one after it.
     fn nearest(&self, refusal: &Refusal, windows: &[Window]) -> Asking<Vec<Moment>> {
+        // The target can be reached, only which one is not said.
+        if let Why::SeveralPoints(_) = refusal.why {
+            return Ok(Vec::new());
+        }
         let hole = refusal.missing.first().map(|m| m.first.start(self.facts.segment_size));
         let before = |w: &&Window| match (&self.request.target, hole) {
             (RecoveryTarget::Time(time), _) => w.from_time.is_some_and(|t| t <= *time),
@@ -139,6 +144,12 @@ impl Planner<'_> {
                 hints.push("Leave the target out to recover everything that the archive holds.".to_owned());
                 hints.push(ARCHIVE_MORE.to_owned());
             }
+            (Why::SeveralPoints(points), _) => hints.extend(points::choices(points)),
+            (Why::XidOfOtherEpoch(_), _) => hints.push(
+                "WAL carries the lower half of a transaction's id; the epoch is told from the checkpoint before it. Check the \
+                 number: select pg_current_xact_id() shows it with the epoch, logs and xmin without."
+                    .to_owned(),
+            ),
             (_, RecoveryTarget::Name(name)) => hints.extend(self.points_elsewhere(name, refusal.path)?),
             _ => {}
         }

@@ -13,8 +13,6 @@
 //!
 //! A time is never looked up in a table of commit times alone: they are not monotone in LSN order.
 
-use std::collections::BTreeSet;
-
 use jiff::Timestamp;
 use walpoint_base::{
     BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory, TimelineId,
@@ -23,8 +21,9 @@ use walpoint_base::{
 use super::ending::Ending;
 use super::estimate::{Estimate, Rates};
 use super::facts::{Asking, BackupFacts, BackupState, Doubt, ExtentQuestion, Facts, StopQuestion};
+use super::locks;
 use super::path::{Coverage, Path, SegmentRange};
-use super::request::{Request, TargetAction};
+use super::request::Request;
 use super::restore_plan::{PathStep, RestorePlan};
 use super::settings::{LOOK_AHEAD, LOOKS_AHEAD_SINCE, Setting, Signal, StopAt, settings, without_look_ahead};
 use super::stop::{Stop, StopRule};
@@ -188,13 +187,14 @@ impl<'a> Planner<'a> {
             return Ok(Err(Refusal::at_once(Why::UnknownTimeline(timeline))));
         };
         match &self.request.target {
-            RecoveryTarget::Xid(_) | RecoveryTarget::Name(_) => self.with_newest_that_finds(&path, listed),
+            RecoveryTarget::Xid(_) | RecoveryTarget::FullXid(_) => self.with_newest_that_finds(&path, listed),
+            RecoveryTarget::Name(name) => self.with_point(&path, listed, name),
             _ => self.with_newest_before(&path, listed),
         }
     }
 
     /// Time, LSN, immediate, latest: the newest backup that ends before the target is the only one to try.
-    fn with_newest_before(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
+    pub(super) fn with_newest_before(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
         let mut too_late = None;
         for &id in listed {
             let started = id.started().map(PgTimestamp::from_time);
@@ -390,42 +390,24 @@ impl<'a> Planner<'a> {
                 format!("Timeline {other} has that moment, too: --target-timeline {other} recovers it there.")
             }));
         }
-        if self.request.action == TargetAction::Pause {
-            notes.extend(stop.and_then(|stop| locked(stop, backup)));
+        if let (RecoveryTarget::Xid(_), Some(full)) = (&self.request.target, stop.and_then(|s| s.full_xid))
+            && full.epoch() > 0
+        {
+            notes.push(format!(
+                "Transaction ids repeat: {} is taken for {full} (pg_current_xact_id() printed {}), the newest of that number that \
+                 can be reached. For one of another epoch: --target-xid EPOCH:{}.",
+                full.xid(),
+                full.0,
+                full.xid()
+            ));
+        }
+        notes.extend(self.points_on_other_timelines(path)?);
+        if let Some(stop) = stop {
+            notes.extend(locks::notes(stop, backup, self.request.action));
         }
         Ok(notes)
     }
 }
-
-/// What a paused recovery does not let anybody read, and how to read it all the same. PostgreSQL stops at the end of a
-/// transaction; where nothing else was committed meanwhile that is the end of the accident itself, whose locks are held by then.
-fn locked(stop: &Stop, backup: &BackupFacts) -> Option<String> {
-    let first = stop.locks.first()?;
-    let relations: BTreeSet<u32> = stop.locks.iter().map(|lock| lock.relation).collect();
-    let mut names: Vec<String> = relations.iter().take(NAMED).map(u32::to_string).collect();
-    if relations.len() > NAMED {
-        names.push(format!("{} more", relations.len() - NAMED));
-    }
-    let mut note = format!(
-        "Transaction {} has not ended there and keeps the relations with the OIDs {} locked, as DROP and TRUNCATE do: whoever \
-         reads them while recovery is paused waits, until select pg_wal_replay_resume() ends recovery.",
-        first.xid,
-        names.join(", ")
-    );
-    if let Some(since) = first.since.filter(|since| *since > backup.end) {
-        let same = match stop.locked_since_last_end {
-            true => "after the same transactions",
-            false => "though also before transactions that ended meanwhile",
-        };
-        note.push_str(&format!(
-            " To read them while it is paused: --target-lsn {since} --exclusive, which stops before they were locked, {same}."
-        ));
-    }
-    Some(note)
-}
-
-/// Relations that a note lists.
-const NAMED: usize = 5;
 
 /// The path as steps, oldest first, without timelines of which it has no byte.
 fn steps(history: &TimelineHistory) -> Vec<PathStep> {

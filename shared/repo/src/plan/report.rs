@@ -26,6 +26,8 @@ pub struct PlanDocument {
     pub lineage: String,
     /// What was asked for.
     pub target: TargetDocument,
+    /// The options of `restore-agent` that ask for exactly this again.
+    pub options: Vec<String>,
     /// The backup to start from.
     pub backup: BackupDocument,
     /// The timelines on the way, oldest first.
@@ -145,9 +147,24 @@ pub struct StopDocument {
     /// The transaction that it ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xid: Option<u32>,
+    /// The same with its epoch, as `pg_current_xact_id()` printed it, where a transaction was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_xid: Option<u64>,
     /// Relations that a paused recovery lets nobody read there, the first hundred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<LockDocument>,
+    /// Prepared transactions that are known to be open there, the first hundred: they outlive recovery with their locks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prepared: Vec<PreparedDocument>,
+}
+
+/// A transaction that was prepared and has not ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PreparedDocument {
+    /// The transaction.
+    pub xid: u32,
+    /// What `COMMIT PREPARED` calls it.
+    pub gid: String,
 }
 
 /// A relation that a transaction keeps locked.
@@ -234,6 +251,7 @@ impl PlanDocument {
         Self {
             lineage: plan.lineage.to_string(),
             target: TargetDocument::of(&plan.target, Some(plan.inclusive)),
+            options: plan.options(),
             backup: BackupDocument {
                 id: plan.backup.id.to_string(),
                 label: plan.backup.label.clone(),
@@ -303,6 +321,7 @@ impl TargetDocument {
             RecoveryTarget::Time(at) => ("time", Some(time(*at)), true),
             RecoveryTarget::Lsn(lsn) => ("lsn", Some(lsn.to_string()), true),
             RecoveryTarget::Xid(xid) => ("xid", Some(xid.to_string()), true),
+            RecoveryTarget::FullXid(full) => ("xid", Some(full.to_string()), true),
             RecoveryTarget::Name(name) => ("name", Some(name.clone()), false),
         };
         Self { kind, value, inclusive: inclusive.filter(|_| exact) }
@@ -318,6 +337,13 @@ impl StopDocument {
             replayed,
             time: stop.time.map(time),
             xid: stop.xid,
+            full_xid: stop.full_xid.map(|full| full.0),
+            prepared: stop
+                .prepared
+                .iter()
+                .take(LOCKS)
+                .map(|prepared| PreparedDocument { xid: prepared.xid, gid: prepared.gid.clone() })
+                .collect(),
             locks: stop
                 .locks
                 .iter()
@@ -353,7 +379,7 @@ impl MomentDocument {
     }
 }
 
-/// Locks that are listed: a transaction may drop any number of relations.
+/// Locks and prepared transactions that are listed: a transaction may drop any number of relations.
 const LOCKS: usize = 100;
 
 /// A reason as a word that programs can tell apart.
@@ -374,7 +400,9 @@ fn word(why: &Why) -> &'static str {
         Why::EndsInFork { .. } => "ends-in-fork",
         Why::DoubtfulTimeline { .. } => "doubtful-timeline",
         Why::XidNotFound => "xid-not-found",
+        Why::XidOfOtherEpoch(_) => "xid-of-other-epoch",
         Why::NameNotFound => "name-not-found",
+        Why::SeveralPoints(_) => "several-points",
     }
 }
 

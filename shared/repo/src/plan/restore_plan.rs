@@ -1,12 +1,13 @@
 //! A restore that was proven possible: what to fetch, what to replay, what to write into the settings.
 
+use walpoint_base::target::FullXid;
 use walpoint_base::{LineageId, Lsn, RecoveryTarget, SegmentName, TimelineId, WalFileName};
 
 use super::estimate::Estimate;
 use super::facts::BackupFacts;
 use super::path::SegmentRange;
 use super::settings::{Setting, Signal};
-use super::stop::Stop;
+use super::stop::{Stop, StopRule};
 
 /// What a restore will do. Every file in it was in the repository when the facts were gathered.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -88,6 +89,32 @@ pub struct PathStep {
 }
 
 impl RestorePlan {
+    /// The options of `restore-agent` that ask for exactly this again, whatever is archived meanwhile: a time as the moment it
+    /// means, the timeline and the backup by name.
+    pub fn options(&self) -> Vec<String> {
+        let mut options: Vec<String> = match &self.target {
+            RecoveryTarget::Latest => Vec::new(),
+            RecoveryTarget::Immediate => vec!["--target-immediate".to_owned()],
+            RecoveryTarget::Time(time) => vec!["--target-time".to_owned(), time.to_string()],
+            RecoveryTarget::Lsn(lsn) => vec!["--target-lsn".to_owned(), lsn.to_string()],
+            RecoveryTarget::Xid(xid) => {
+                let full = self.stop.as_ref().and_then(|stop| stop.full_xid);
+                vec!["--target-xid".to_owned(), full.map_or(xid.to_string(), |full| full.to_string())]
+            }
+            RecoveryTarget::FullXid(full) => vec!["--target-xid".to_owned(), FullXid(*full).to_string()],
+            RecoveryTarget::Name(name) => vec!["--target-name".to_owned(), name.clone()],
+        };
+        let exact = StopRule::of(&self.target, self.inclusive).is_some()
+            && !matches!(self.target, RecoveryTarget::Name(_));
+        if exact && !self.inclusive {
+            options.push("--exclusive".to_owned());
+        }
+        let leaf = self.path.last().map_or(self.timeline, |step| step.timeline);
+        options.extend(["--target-timeline".to_owned(), leaf.to_string()]);
+        options.extend(["--backup".to_owned(), self.backup.id.to_string()]);
+        options
+    }
+
     /// Whether recovery under this plan may ask for a segment: the prefetcher stops after the last one.
     pub fn needs(&self, timeline: TimelineId, number: walpoint_base::SegmentNo) -> bool {
         self.wal.iter().any(|r| r.timeline == timeline && r.first <= number && number <= r.last)

@@ -10,12 +10,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use walpoint_base::facts::{TransactionRange, xid_precedes};
-use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_base::target::FullXid;
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 
 use super::facts::{Extent, ExtentQuestion, Facts, StopQuestion};
 use super::partial::PartialEnd;
 use super::path::{Path, SegmentRange};
-use super::stop::{Found, SegmentDecoder, Stop, StopRule};
+use super::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
 use crate::catalog::TimelineWal;
 use crate::cpu;
 use crate::error::{RepoError, Result};
@@ -39,9 +40,9 @@ pub(crate) struct Search<'a> {
 
 /// A segment among the files of a stretch: which range, and its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Place {
-    range: usize,
-    number: SegmentNo,
+pub(super) struct Place {
+    pub(super) range: usize,
+    pub(super) number: SegmentNo,
 }
 
 /// The part of a group that is on the path.
@@ -66,23 +67,25 @@ impl<'a> Search<'a> {
     pub(crate) async fn stop(&mut self, facts: &Facts, question: &StopQuestion) -> Result<Option<Stop>> {
         let first = SegmentNo::of(question.from, facts.segment_size);
         let (files, partial) = files(facts, question.path, first, question.until)?;
-        let found = match &question.rule {
+        let mut found = match &question.rule {
             StopRule::Name(name) => self.among_points(facts, question, &files, name).await?,
             _ => self.in_order(question, &files).await?,
         };
-        if found.is_some() {
-            return Ok(found);
+        if found.is_none() {
+            let suspects = match &question.rule {
+                StopRule::Xid { xid, .. } => self.marked_around(&files, *xid).await?,
+                StopRule::Name(_) => self.newest_marked(&files).await?,
+                _ => Vec::new(),
+            };
+            found = self.decode_each(question, &files, suspects).await?;
         }
-        let suspects = match &question.rule {
-            StopRule::Xid { xid, .. } => self.marked_around(&files, *xid).await?,
-            StopRule::Name(_) => self.newest_marked(&files).await?,
-            _ => Vec::new(),
-        };
-        let found = self.decode_each(question, &files, suspects).await?;
-        match partial {
-            Some(partial) if found.is_none() => self.stop_in_partial(question, &files, partial).await,
-            _ => Ok(found),
+        if let (None, Some(partial)) = (&found, partial) {
+            found = self.stop_in_partial(question, &files, partial).await?;
         }
+        if let (StopRule::Xid { .. }, Some(stop)) = (&question.rule, &mut found) {
+            stop.full_xid = self.full_xid(question, &files, stop).await?;
+        }
+        Ok(found)
     }
 
     /// What lies in a stretch.
@@ -337,35 +340,79 @@ impl<'a> Search<'a> {
         files: &[SegmentRange],
         place: Place,
     ) -> Result<Option<Stop>> {
-        let size = self.archive.lineage().segment_size;
         let Some(decoder) = self.decoder else { return Ok(None) };
         let mut search = decoder.search(&question.rule, question.from, question.until);
         let mut buffer = Vec::new();
         let mut at = Some(place);
         while let Some(place) = at {
-            let Some(file) = files.get(place.range) else { break };
-            let name = place.number.name(file.timeline, size);
-            let key = self.archive.paths().segment(name);
-            let Some(read) = self.archive.get_into(WalFileName::Segment(name), buffer).await? else {
-                return Err(RepoError::NotFound {
-                    key,
-                    store: self.archive.repository().store().name().to_owned(),
-                });
-            };
-            let content = read.content;
-            let (returned, used, found) = cpu::run(move || {
-                let found = search.feed(name, &content);
-                (search, content, found)
-            })
-            .await?;
-            (search, buffer) = (returned, used);
-            match found.map_err(|what| RepoError::corrupt(&key, what))? {
-                Found::Stop(stop) => return Ok(Some(stop)),
-                Found::Nothing => return Ok(None),
-                Found::More => at = next(files, place),
+            let found;
+            (search, buffer, found) = self.feed(search, files, place, buffer).await?;
+            match found {
+                Some(Found::Stop(stop)) => return Ok(Some(stop)),
+                Some(Found::Nothing) | None => return Ok(None),
+                Some(Found::More) => at = next(files, place),
             }
         }
         Ok(None)
+    }
+
+    /// Reads a segment into `buffer` and feeds it to a search. Nothing is found beyond the last file.
+    async fn feed(
+        &self,
+        mut search: Box<dyn StopSearch>,
+        files: &[SegmentRange],
+        place: Place,
+        buffer: Vec<u8>,
+    ) -> Result<(Box<dyn StopSearch>, Vec<u8>, Option<Found>)> {
+        let Some(file) = files.get(place.range) else { return Ok((search, buffer, None)) };
+        let name = place.number.name(file.timeline, self.archive.lineage().segment_size);
+        let key = self.archive.paths().segment(name);
+        let Some(read) = self.archive.get_into(WalFileName::Segment(name), buffer).await? else {
+            let store = self.archive.repository().store().name().to_owned();
+            return Err(RepoError::NotFound { key, store });
+        };
+        let content = read.content;
+        let (search, content, found) = cpu::run(move || {
+            let found = search.feed(name, &content);
+            (search, content, found)
+        })
+        .await?;
+        Ok((search, content, Some(found.map_err(|what| RepoError::corrupt(&key, what))?)))
+    }
+
+    /// The next transaction's id by the first checkpoint after `from`: that of the backup which recovery starts from.
+    pub(super) async fn next_xid(
+        &self,
+        question: &StopQuestion,
+        files: &[SegmentRange],
+    ) -> Result<Option<FullXid>> {
+        let Some(decoder) = self.decoder else { return Ok(None) };
+        // No record starts there, so it looks at all of them.
+        let rule = StopRule::Lsn { at: Lsn(u64::MAX), inclusive: true };
+        let mut search = decoder.search(&rule, question.from, question.until);
+        let mut buffer = Vec::new();
+        let mut at = files.first().map(|range| Place { range: 0, number: range.first });
+        while let Some(place) = at {
+            (search, buffer, _) = match self.feed(search, files, place, buffer).await {
+                // The epoch is for people; that this is missing shows where the plan is proven.
+                Err(RepoError::NotFound { .. } | RepoError::Corrupt { .. }) => return Ok(None),
+                fed => fed?,
+            };
+            if let Some(next) = search.next_xid() {
+                return Ok(Some(next));
+            }
+            at = next(files, place);
+        }
+        Ok(None)
+    }
+
+    pub(super) fn segment_size(&self) -> SegmentSize {
+        self.archive.lineage().segment_size
+    }
+
+    /// The WAL of a timeline that was looked at.
+    pub(super) fn timeline(&mut self, of: TimelineId) -> Result<&mut TimelineWal> {
+        timeline(self.wal, of)
     }
 }
 
@@ -389,7 +436,7 @@ fn timeline(wal: &mut BTreeMap<TimelineId, TimelineWal>, timeline: TimelineId) -
 }
 
 /// The groups that a range touches, with the part of it in each.
-fn groups(range: SegmentRange) -> impl DoubleEndedIterator<Item = (u64, SegmentNo, SegmentNo)> {
+pub(super) fn groups(range: SegmentRange) -> impl DoubleEndedIterator<Item = (u64, SegmentNo, SegmentNo)> {
     let of = group_of(range.first)..=group_of(range.last);
     of.map(move |n| (n, first_of(n).max(range.first), last_of(n).min(range.last)))
 }

@@ -4,6 +4,7 @@
 //! user's own postgresql.conf may hold are emptied. And emptying one target forgets another that was set before it
 //! (`assign_recovery_target` and its siblings in xlogrecovery.c), so the emptied ones come first and ours last.
 
+use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, RecoveryTarget, TargetTimeline, TimelineId};
 
 use super::request::{Request, TargetAction};
@@ -106,6 +107,9 @@ pub(super) fn settings(request: &Request, timeline: TimelineId, newest: bool, st
         (_, RecoveryTarget::Time(time)) => Some(Setting::new("recovery_target_time", time.to_string())),
         (_, RecoveryTarget::Lsn(lsn)) => Some(Setting::new("recovery_target_lsn", lsn.to_string())),
         (_, RecoveryTarget::Xid(xid)) => Some(Setting::new("recovery_target_xid", xid.to_string())),
+        (_, RecoveryTarget::FullXid(full)) => {
+            Some(Setting::new("recovery_target_xid", FullXid(*full).xid().to_string()))
+        }
         (_, RecoveryTarget::Name(name)) => Some(Setting::new("recovery_target_name", name.clone())),
     };
     let inclusive = request.inclusive && *stop == StopAt::Requested;

@@ -4,6 +4,7 @@
 //! backup's start, so the newest backup that finds one reaches the latest. Asking every backup would be a search each;
 //! instead the newest that finds one is found by doubling and halving.
 
+use walpoint_base::target::FullXid;
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo};
 
 use super::facts::{Asking, StopQuestion};
@@ -24,15 +25,17 @@ impl<'a> Planner<'a> {
     pub(super) fn with_newest_that_finds(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
         let timeline = path.timeline();
         let mut found = false;
-        for stretch in self.stretches(path, listed)? {
-            let Some(newest) = self.newest_with_target(path, &stretch)? else { continue };
+        let stretches = self.stretches(path, listed)?;
+        for stretch in &stretches {
+            let Some(newest) = self.newest_with_target(path, stretch)? else { continue };
             found = true;
             // One that is not complete, or is not consistent in time, leaves it to the next older one.
             for &id in stretch.backups.iter().skip(newest) {
                 let Some(backup) = self.facts.complete_backup(id)?.filter(|b| path.holds(b)) else {
                     continue;
                 };
-                if let Some(stop) = self.stop_from(path, &stretch, id)?.filter(|s| s.record >= backup.end) {
+                let stop = self.stop_from(path, stretch, id)?.filter(|s| s.record >= backup.end);
+                if let Some(stop) = stop.filter(|stop| self.is_of_epoch(stop)) {
                     let coverage = self.coverage_from(path, id)?;
                     let ending = self.ending(path, backup, &coverage, stop.end)?;
                     let plan = self.build(path, backup, &ending, Some(stop), stop.end, StopAt::Requested)?;
@@ -40,11 +43,13 @@ impl<'a> Planner<'a> {
                 }
             }
         }
+        let others = self.of_other_epochs(path, &stretches)?;
         let why = match (&self.request.target, self.request.backup) {
             _ if listed.is_empty() => Why::NoBackupOnPath { timeline },
+            _ if !others.is_empty() => Why::XidOfOtherEpoch(others),
             (_, Some(id)) if found => Why::BackupTooLate(id),
             _ if found => Why::BeforeFirstBackup { timeline },
-            (RecoveryTarget::Xid(_), _) => Why::XidNotFound,
+            (RecoveryTarget::Xid(_) | RecoveryTarget::FullXid(_), _) => Why::XidNotFound,
             _ => Why::NameNotFound,
         };
         let missing = self.holes(path, listed)?;
@@ -85,8 +90,11 @@ impl<'a> Planner<'a> {
     /// it replays, so the answers change once: twice as far back each time, then halving what is left.
     fn newest_with_target(&self, path: &Path<'a>, stretch: &Stretch) -> Asking<Option<usize>> {
         let occurs = |index: usize| -> Asking<bool> {
-            let id = stretch.backups.get(index);
-            id.map_or(Ok(false), |&id| Ok(self.stop_from(path, stretch, id)?.is_some()))
+            let Some(&id) = stretch.backups.get(index) else { return Ok(false) };
+            // The older a backup, the older the epoch of the first transaction of that number: a newer one is not it yet.
+            let wanted = self.wanted_epoch();
+            let early = |stop: &Stop| wanted.zip(stop.full_xid).is_none_or(|(wanted, full)| full <= wanted);
+            Ok(self.stop_from(path, stretch, id)?.is_some_and(early))
         };
         let last = stretch.backups.len().saturating_sub(1);
         let (mut without, mut with) = (0, 0);
@@ -104,7 +112,37 @@ impl<'a> Planner<'a> {
         Ok(Some(with))
     }
 
-    fn coverage_from(&self, path: &Path<'a>, id: BackupId) -> Asking<Coverage> {
+    /// The transaction with its epoch, if one was asked for.
+    fn wanted_epoch(&self) -> Option<FullXid> {
+        match self.request.target {
+            RecoveryTarget::FullXid(full) => Some(FullXid(full)),
+            _ => None,
+        }
+    }
+
+    /// Whether a stop is not known to be of another epoch than was asked for.
+    fn is_of_epoch(&self, stop: &Stop) -> bool {
+        self.wanted_epoch().zip(stop.full_xid).is_none_or(|(wanted, full)| full == wanted)
+    }
+
+    /// The transactions of the number asked for that recovery from the oldest backups would stop at, of other epochs.
+    fn of_other_epochs(&self, path: &Path<'a>, stretches: &[Stretch]) -> Asking<Vec<FullXid>> {
+        let mut others = Vec::new();
+        if self.wanted_epoch().is_none() {
+            return Ok(others);
+        }
+        for stretch in stretches {
+            for &id in stretch.backups.first().into_iter().chain(stretch.backups.last()) {
+                let stop = self.stop_from(path, stretch, id)?.filter(|stop| !self.is_of_epoch(stop));
+                others.extend(stop.and_then(|stop| stop.full_xid));
+            }
+        }
+        others.sort_unstable();
+        others.dedup();
+        Ok(others)
+    }
+
+    pub(super) fn coverage_from(&self, path: &Path<'a>, id: BackupId) -> Asking<Coverage> {
         path.coverage(SegmentNo::of(id.start(), self.facts.segment_size))
     }
 

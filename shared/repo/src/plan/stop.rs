@@ -4,6 +4,7 @@
 //! The rule is applied to every record from the redo position on, in LSN order; the index only says which segments need
 //! not be decoded.
 
+use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName, TimelineId};
 
 /// What makes recovery stop.
@@ -42,6 +43,8 @@ impl StopRule {
             RecoveryTarget::Time(at) => Some(Self::Time { at: *at, inclusive }),
             RecoveryTarget::Lsn(at) => Some(Self::Lsn { at: *at, inclusive }),
             RecoveryTarget::Xid(xid) => Some(Self::Xid { xid: *xid, inclusive }),
+            // WAL records carry the lower half only, and PostgreSQL compares no more.
+            RecoveryTarget::FullXid(full) => Some(Self::Xid { xid: FullXid(*full).xid(), inclusive }),
             RecoveryTarget::Name(name) => Some(Self::Name(name.clone())),
         }
     }
@@ -69,12 +72,34 @@ pub struct Stop {
     pub time: Option<PgTimestamp>,
     /// The transaction that it ends, if it does.
     pub xid: Option<u32>,
+    /// The same with its epoch, where a transaction was looked for and its epoch can be known.
+    pub full_xid: Option<FullXid>,
     /// Relations that nobody can read while recovery is paused there: transactions that have not ended hold them, as DROP and
     /// TRUNCATE do. In the order in which they were locked, those first of which that is not known; only those that the search
     /// came by.
     pub locks: Vec<HeldLock>,
     /// Whether it is known that no transaction ended since the first of these was locked.
     pub locked_since_last_end: bool,
+    /// Prepared transactions that are open there, by xid; only those that the search came by.
+    pub prepared: Vec<PreparedTransaction>,
+}
+
+/// A transaction that was prepared and has not ended: it outlives recovery, with its locks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PreparedTransaction {
+    /// The transaction.
+    pub xid: u32,
+    /// What `COMMIT PREPARED` calls it.
+    pub gid: String,
+    /// The transactions within it.
+    pub subtransactions: Vec<u32>,
+}
+
+impl PreparedTransaction {
+    /// Whether a transaction is this one or one within it.
+    pub fn holds(&self, xid: u32) -> bool {
+        self.xid == xid || self.subtransactions.contains(&xid)
+    }
 }
 
 /// A relation that a transaction holds.
@@ -101,6 +126,9 @@ pub trait SegmentDecoder: Send + Sync {
 pub trait StopSearch: Send {
     /// Takes the next whole segment. The error says what is wrong with its content.
     fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String>;
+
+    /// The next transaction's id by the last checkpoint in what was fed so far, if one was.
+    fn next_xid(&self) -> Option<FullXid>;
 }
 
 /// What a search knows after a segment.

@@ -44,10 +44,21 @@ pub fn plan(plan: &RestorePlan, size: SegmentSize) -> String {
     for setting in &plan.settings {
         text.row("", &setting.line());
     }
+    let options: Vec<String> = plan.options().iter().map(|option| word(option)).collect();
+    text.row("Again by", &options.join(" "));
     for note in &plan.notes {
         text.row("Note", note);
     }
     text.0
+}
+
+/// A word of the shell's language.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// Where and how recovery ends.

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
+use walpoint_base::target::FullXid;
 use walpoint_base::{
     BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline, TimelineId,
 };
 
-use super::facts::Doubt;
+use super::facts::{Doubt, NamedPoint};
 use super::path::SegmentRange;
 use crate::index::ChainFault;
 
@@ -97,8 +98,12 @@ pub enum Why {
     },
     /// No commit or abort of the transaction is in any WAL that a backup on the path can replay.
     XidNotFound,
+    /// Only transactions of the same number but of other epochs ended in WAL that a backup on the path can replay: these.
+    XidOfOtherEpoch(Vec<FullXid>),
     /// No restore point of the name is in any WAL that a backup on the path can replay.
     NameNotFound,
+    /// Several restore points of the name can be reached, these, by position.
+    SeveralPoints(Vec<NamedPoint>),
 }
 
 /// A moment that can be reached.
@@ -163,7 +168,16 @@ impl fmt::Display for Why {
                 )
             }
             Self::XidNotFound => write!(f, "its end is in no WAL that a backup can replay"),
+            Self::XidOfOtherEpoch(found) => {
+                let found: Vec<String> = found.iter().map(|full| format!("{full} ({})", full.0)).collect();
+                write!(
+                    f,
+                    "the transaction of that number that a backup can replay is of another epoch: {}",
+                    found.join(", ")
+                )
+            }
             Self::NameNotFound => write!(f, "it is in no WAL that a backup can replay"),
+            Self::SeveralPoints(points) => write!(f, "there are {} of that name", points.len()),
         }
     }
 }
@@ -171,7 +185,11 @@ impl fmt::Display for Why {
 impl fmt::Display for Unreachable {
     /// One line for an error chain; [`super::text::unreachable`] is for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (timeline {}) cannot be reached: {}", self.target, self.timeline, self.why)
+        let verdict = match self.why {
+            Why::SeveralPoints(_) => "means several moments",
+            _ => "cannot be reached",
+        };
+        write!(f, "{} (timeline {}) {verdict}: {}", self.target, self.timeline, self.why)
     }
 }
 

@@ -97,6 +97,10 @@ impl SegmentDecoder for Decoder {
 }
 
 impl StopSearch for Search {
+    fn next_xid(&self) -> Option<walpoint_base::target::FullXid> {
+        None
+    }
+
     fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String> {
         let number = name.number(size()).unwrap();
         let (start, end) = (number.start(size()), number.end(size()));
@@ -127,8 +131,10 @@ impl StopSearch for Search {
                     end,
                     time,
                     xid,
+                    full_xid: None,
                     locks: Vec::new(),
                     locked_since_last_end: false,
+                    prepared: Vec::new(),
                 }));
             }
         }

@@ -238,6 +238,18 @@ fn leaf_of(world: &World, request: &Request) -> Option<TimelineId> {
     world.graph.ids().rev().find(usable)
 }
 
+/// How many restore points of the name asked for lie where some backup is consistent and all WAL is there.
+fn reachable_points(world: &World, request: &Request, leaf: TimelineId) -> usize {
+    let RecoveryTarget::Name(name) = &request.target else { return 0 };
+    let chosen = |b: &&BackupFacts| on_path(world, leaf, b) && request.backup.is_none_or(|id| id == b.id);
+    let backups: Vec<&BackupFacts> = world.backups.iter().filter(chosen).collect();
+    let named = |r: &&Record| matches!(&r.kind, Kind::Point(own) if own == name);
+    let reached = |r: &&Record| {
+        backups.iter().any(|b| b.end <= r.start && readable_until(world, leaf, b.start()) > r.start)
+    };
+    world.path_records(leaf).into_iter().filter(named).filter(reached).count()
+}
+
 /// The newest backup that does, by trying them all.
 fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<BackupFacts> {
     let mut backups: Vec<&BackupFacts> = world
@@ -246,6 +258,15 @@ fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<Backup
         .filter(|b| on_path(world, leaf, b) && request.backup.is_none_or(|id| id == b.id))
         .collect();
     backups.sort_by_key(|b| std::cmp::Reverse((b.start(), b.id)));
+    if let RecoveryTarget::Name(name) = &request.target
+        && reachable_points(world, request, leaf) == 1
+    {
+        let named = |r: &&Record| matches!(&r.kind, Kind::Point(own) if own == name);
+        let reached =
+            |r: &Record, b: &BackupFacts| b.end <= r.start && readable_until(world, leaf, b.start()) >= r.end;
+        let points: Vec<&Record> = world.path_records(leaf).into_iter().filter(named).collect();
+        return backups.into_iter().find(|b| points.iter().any(|r| reached(r, b))).cloned();
+    }
     let rule = StopRule::of(&request.target, request.inclusive);
     for backup in backups {
         let until = readable_until(world, leaf, backup.start());
@@ -350,8 +371,16 @@ fn check(seed: u64) {
         let verdict = world.plan(&request);
         let leaf = leaf_of(&world, &request);
         let expected = leaf.and_then(|leaf| expected(&world, &request, leaf));
+        if let (Err(refusal), Some(leaf)) = (&verdict, leaf)
+            && let Why::SeveralPoints(points) = &refusal.why
+        {
+            assert!(points.len() > 1, "{request:?}\n{world:#?}");
+            assert_eq!(points.len(), reachable_points(&world, &request, leaf), "{request:?}\n{world:#?}");
+            continue;
+        }
         match (&verdict, expected) {
             (Ok(plan), Some(backup)) => {
+                assert!(reachable_points(&world, &request, leaf.unwrap()) < 2, "{request:?}\n{world:#?}");
                 assert_eq!(plan.backup.id, backup.id, "{request:?}\n{world:#?}");
                 follow(&world, leaf.unwrap(), plan, request.use_partial);
             }

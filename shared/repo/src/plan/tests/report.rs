@@ -32,6 +32,10 @@ fn a_plan_as_json_and_as_text() {
         "result": "plan",
         "lineage": "7-1",
         "target": { "kind": "time", "value": "2000-01-01T03:06:40Z", "inclusive": false },
+        "options": [
+            "--target-time", "2000-01-01 03:06:40.000000+00", "--exclusive", "--target-timeline", "2", "--backup",
+            second.to_string(),
+        ],
         "backup": {
             "id": second.to_string(),
             "label": "",
@@ -93,6 +97,10 @@ fn a_plan_as_json_and_as_text() {
     ] {
         assert!(text.contains(line), "{line:?} is not in\n{text}");
     }
+    let again = format!(
+        "Again by    --target-time '2000-01-01 03:06:40.000000+00' --exclusive --target-timeline 2 --backup {second}\n"
+    );
+    assert!(text.contains(&again), "{text}");
 }
 
 #[test]

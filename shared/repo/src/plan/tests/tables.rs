@@ -1,5 +1,6 @@
 //! Cases written by hand: one timeline that forked twice, three backups, and what is asked of them.
 
+use walpoint_base::target::FullXid;
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory};
 
 use super::world::*;
@@ -244,6 +245,68 @@ fn refusals_of_wrong_requests() {
 
     let empty = World { backups: Vec::new(), ..world };
     assert_eq!(empty.plan(&Request::default()).unwrap_err().why, Why::NoBackup);
+}
+
+/// PostgreSQL stops at the first restore point of a name that it replays. Which one that is hangs on the backup, so it is not
+/// left to chance which one is meant.
+#[test]
+fn restore_points_of_one_name_are_told_apart() {
+    let (mut world, [first, second, third]) = world();
+    let mut name = |half: u64| {
+        let lsn = Lsn(half * SIZE / 2);
+        let records = world.records.get_mut(&tli(1)).unwrap();
+        records.iter_mut().find(|r| r.start == lsn).unwrap().kind = Kind::Point("late".to_owned());
+        lsn
+    };
+    // One before the first backup ends, which no recovery can stop at; then one more besides that of segment 16.
+    let (unreachable, other, late) = (name(4), name(24), Lsn(33 * SIZE / 2));
+    let request = on(1, RecoveryTarget::Name("late".into()));
+    let refusal = world.plan(&request).unwrap_err();
+    let Why::SeveralPoints(points) = &refusal.why else { panic!("{refusal:?}") };
+    assert_eq!(points.iter().map(|p| p.lsn).collect::<Vec<_>>(), [other, late]);
+    assert!(refusal.nearest.is_empty() && refusal.hints.len() == 2, "{refusal:?}");
+    for (hint, lsn) in refusal.hints.iter().zip([other, late]) {
+        assert!(hint.contains(&format!("--target-timeline 1 --target-lsn {lsn} ")), "{hint}");
+        let stop = world.plan(&on(1, RecoveryTarget::Lsn(lsn))).unwrap().stop.unwrap();
+        assert_eq!(stop.record, lsn, "what is advised recovers to exactly there");
+    }
+    // A branch that left before both has none within reach, and says where they are.
+    let elsewhere = world.plan(&on(3, RecoveryTarget::Name("late".into()))).unwrap_err();
+    assert!(elsewhere.hints.iter().any(|h| h.contains("--target-timeline 1")), "{:?}", elsewhere.hints);
+
+    // Only one is within reach, but recovery comes by the other one first, before it is consistent: by position it works.
+    let records = world.records.get_mut(&tli(1)).unwrap();
+    records.iter_mut().find(|r| r.start == other).unwrap().kind = Kind::Other;
+    let plan = world.plan(&Request { backup: Some(first), ..request }).unwrap();
+    assert_eq!((plan.backup.id, plan.stop.as_ref().unwrap().record), (first, late));
+    assert_eq!(plan.target, RecoveryTarget::Lsn(late), "{unreachable} comes first");
+    assert!(plan.notes.iter().any(|note| note.contains("\"late\"")), "{:?}", plan.notes);
+    assert!(plan.settings.iter().any(|s| s.name == "recovery_target_name" && s.value.is_empty()));
+    assert!(second < third);
+}
+
+/// Ids of transactions repeat. With the epoch the right one is found, or none.
+#[test]
+fn a_transaction_of_another_epoch_is_not_taken_for_the_one_asked_for() {
+    let (mut world, [first, second, _]) = world();
+    // The transaction of segment 4 occurs again in segment 12, an epoch later.
+    let records = world.records.get_mut(&tli(1)).unwrap();
+    let again = records.iter_mut().find(|r| r.start == Lsn(mb(12))).unwrap();
+    again.kind = Kind::Commit { time: at(1200), xid: 1008 };
+    world.wraps.push(Lsn(mb(10)));
+    let found = |target| {
+        let plan = world.plan(&on(1, target)).unwrap();
+        (plan.backup.id, plan.stop.unwrap().record.0, plan.notes.len())
+    };
+    assert_eq!(found(RecoveryTarget::FullXid(1008)), (first, mb(4), 0));
+    assert_eq!(found(RecoveryTarget::FullXid(1 << 32 | 1008)), (second, mb(12), 0));
+    assert_eq!(found(RecoveryTarget::Xid(1008)), (second, mb(12), 1), "the newest, and the note says so");
+    let refusal = world.plan(&on(1, RecoveryTarget::FullXid(2 << 32 | 1008))).unwrap_err();
+    let known = vec![FullXid(1008), FullXid(1 << 32 | 1008)];
+    assert_eq!(refusal.why, Why::XidOfOtherEpoch(known));
+    assert_eq!(world.plan(&on(1, RecoveryTarget::FullXid(1 << 32 | 77))).unwrap_err().why, Why::XidNotFound);
+    let settings = world.plan(&on(1, RecoveryTarget::FullXid(1 << 32 | 1008))).unwrap().settings;
+    assert!(settings.iter().any(|s| s.line() == "recovery_target_xid = '1008'"), "{settings:?}");
 }
 
 /// Timeline 1 went on for a while after timeline 3 left it: a time from then is reached on 3 where it begins, and on 1.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use walpoint_base::target::FullXid;
 use walpoint_base::{
     BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineHistory,
     TimelineId,
@@ -57,6 +58,8 @@ pub(super) struct World {
     /// `.partial` files, and where the last record in each ends.
     pub(super) partials: BTreeMap<(TimelineId, SegmentNo), Lsn>,
     pub(super) backups: Vec<BackupFacts>,
+    /// Where ids of transactions begin again; without it epochs are not known.
+    pub(super) wraps: Vec<Lsn>,
 }
 
 impl World {
@@ -132,6 +135,17 @@ impl World {
                     latest: latest.max(),
                 })
             }
+            Question::PointsNamed(name) => {
+                let mut points: Vec<NamedPoint> = self
+                    .records
+                    .values()
+                    .flatten()
+                    .filter(|r| matches!(&r.kind, Kind::Point(own) if own == name))
+                    .map(|r| NamedPoint { timeline: r.timeline, lsn: r.start, time: None })
+                    .collect();
+                points.sort_by_key(|point| (point.lsn, point.timeline));
+                Answer::PointsNamed(points)
+            }
             Question::Points => {
                 let points = self.records.values().flatten().filter_map(|r| match &r.kind {
                     Kind::Point(name) => {
@@ -158,8 +172,13 @@ impl World {
             end: record.end,
             time,
             xid,
+            full_xid: xid.filter(|_| !self.wraps.is_empty()).map(|xid| {
+                let epoch = self.wraps.iter().filter(|wrap| **wrap <= record.start).count() as u64;
+                FullXid(epoch << 32 | u64::from(xid))
+            }),
             locks: Vec::new(),
             locked_since_last_end: false,
+            prepared: Vec::new(),
         })
     }
 

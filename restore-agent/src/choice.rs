@@ -1,0 +1,92 @@
+//! Which of several repositories' answers counts, when one of them lags behind another.
+
+use std::cmp::Ordering;
+
+use walpoint_base::RecoveryTarget;
+use walpoint_repo::plan::{Unreachable, Why};
+
+use crate::plan::Planned;
+
+/// The plan that recovers the newest of what the target may mean: of the newest lineage and timeline, furthest in the WAL.
+/// Between equals one from which nothing is known to be damaged, then the one that has least to replay, then the first.
+pub(crate) fn best(plans: Vec<Planned>) -> Option<Planned> {
+    let mut plans = plans.into_iter();
+    let mut best = plans.next()?;
+    for other in plans {
+        let (kept, left) = if rank(&other, &best).is_gt() { (other, best) } else { (best, other) };
+        explain(&kept, &left);
+        best = kept;
+    }
+    Some(best)
+}
+
+/// Which of two plans goes further.
+fn reach(one: &Planned, other: &Planned) -> Ordering {
+    // Each repository has its own moment at which a lineage was created there.
+    let lineages = match one.lineage.id == other.lineage.id {
+        true => Ordering::Equal,
+        false => one.lineage.created.cmp(&other.lineage.created),
+    };
+    let position = |planned: &Planned| {
+        let plan = &planned.plan;
+        (plan.path.last().map_or(plan.timeline, |step| step.timeline), plan.until)
+    };
+    lineages.then_with(|| position(one).cmp(&position(other)))
+}
+
+fn rank(one: &Planned, other: &Planned) -> Ordering {
+    let sound = |planned: &Planned| (planned.damage.is_none(), planned.plan.backup.start());
+    reach(one, other).then_with(|| sound(one).cmp(&sound(other)))
+}
+
+/// Says why a repository was left out, if its answer was another one.
+fn explain(kept: &Planned, left: &Planned) {
+    let (name, other) = (kept.repository.name(), left.repository.name());
+    let (plan, left_plan) = (&kept.plan, &left.plan);
+    if reach(kept, left).is_eq() {
+        if plan.backup.id != left_plan.backup.id {
+            tracing::info!(
+                "repository \"{other}\" would begin with backup {}; \"{name}\" has {} and is used",
+                left_plan.backup.id,
+                plan.backup.id
+            );
+        }
+        return;
+    }
+    match plan.target {
+        RecoveryTarget::Latest => tracing::warn!(
+            "repository \"{other}\" ends at {} on timeline {}; \"{name}\" goes on to {} on timeline {} and is used",
+            left_plan.until,
+            left_plan.timeline,
+            plan.until,
+            plan.timeline
+        ),
+        _ => tracing::warn!(
+            "repository \"{other}\" lags behind: it would recover to {} on timeline {}; \"{name}\" recovers to {} on timeline {} \
+             and is used",
+            left_plan.until,
+            left_plan.timeline,
+            plan.until,
+            plan.timeline
+        ),
+    }
+}
+
+/// A refusal because the target may mean several moments, taken out of the others.
+pub(crate) fn ambiguous(refusals: &mut Vec<Box<Unreachable>>) -> Option<Box<Unreachable>> {
+    let count = |refusal: &Unreachable| match &refusal.why {
+        Why::SeveralPoints(points) => points.len(),
+        _ => 0,
+    };
+    let (at, most) =
+        refusals.iter().map(|refusal| count(refusal)).enumerate().max_by_key(|(_, count)| *count)?;
+    (most > 0).then(|| refusals.swap_remove(at))
+}
+
+/// The refusal that offers the furthest moment; the first of several.
+pub(crate) fn telling(refusals: Vec<Box<Unreachable>>) -> Option<Box<Unreachable>> {
+    let offers =
+        |refusal: &Unreachable| refusal.nearest.iter().map(|moment| (moment.timeline, moment.lsn)).max();
+    // Of equal ones `max_by_key` would take the last.
+    refusals.into_iter().rev().max_by_key(|refusal| offers(refusal))
+}

@@ -1,0 +1,112 @@
+//! Restore points as targets. A name can be given again, and PostgreSQL stops at the first one that it replays: which one that is
+//! depends on where the backup begins. So a name that may mean several moments is refused with all of them, and one that
+//! recovery would meet too early is reached by its position, at which it lies alone.
+
+use walpoint_base::{BackupId, Lsn, RecoveryTarget, TargetTimeline};
+
+use super::facts::{Asking, NamedPoint};
+use super::path::Path;
+use super::planner::{Attempt, Planner, Refusal};
+use super::request::Request;
+use super::unreachable::Why;
+
+/// Restore points of one name that are listed, the newest ones.
+pub(super) const LISTED: usize = 20;
+
+impl<'a> Planner<'a> {
+    /// From the newest of `listed` (newest first) from which the only reachable restore point of that name is reached.
+    pub(super) fn with_point(&self, path: &Path<'a>, listed: &[BackupId], name: &str) -> Asking<Attempt> {
+        let mut reachable = Vec::new();
+        for point in self.points_on(path, name)? {
+            if self.can_reach(path, listed, point.lsn)? {
+                reachable.push(point);
+            }
+        }
+        let only = match &reachable[..] {
+            [] => return self.with_newest_that_finds(path, listed),
+            [only] => *only,
+            _ => {
+                let points = reachable.into_iter().cloned().collect();
+                return Ok(Err(Refusal::on(path.timeline(), Why::SeveralPoints(points))));
+            }
+        };
+        let attempt = self.with_newest_that_finds(path, listed)?;
+        if attempt.as_ref().is_ok_and(|plan| plan.stop.as_ref().is_some_and(|s| s.record == only.lsn)) {
+            return Ok(attempt);
+        }
+        // Another one of that name comes first, where no backup is consistent yet.
+        let request =
+            Request { target: RecoveryTarget::Lsn(only.lsn), inclusive: true, ..self.request.clone() };
+        let planner = Planner { request: &request, ..*self };
+        Ok(planner.with_newest_before(path, listed)?.map(|mut plan| {
+            plan.notes.push(format!(
+                "The restore point \"{name}\" is at {}; recovery goes by its position, because it would come by another one of \
+                 that name before.",
+                only.lsn
+            ));
+            plan
+        }))
+    }
+
+    /// The restore points of that name on the path, by position.
+    fn points_on(&self, path: &Path<'a>, name: &str) -> Asking<Vec<&'a NamedPoint>> {
+        let mut points: Vec<_> = self.facts.points_named(name)?.iter().collect();
+        points.retain(|point| path.history().timeline_at(point.lsn) == point.timeline);
+        points.sort_by_key(|point| point.lsn);
+        Ok(points)
+    }
+
+    /// Whether a backup is consistent before a position from which all WAL up to there is present.
+    fn can_reach(&self, path: &Path<'a>, listed: &[BackupId], lsn: Lsn) -> Asking<bool> {
+        for &id in listed.iter().rev().filter(|id| id.start() < lsn) {
+            if self.coverage_from(path, id)?.until <= lsn {
+                continue;
+            }
+            if self.facts.complete_backup(id)?.is_some_and(|b| b.end <= lsn && path.holds(b)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Notes about restore points of the name asked for that the path does not lead to.
+    pub(super) fn points_on_other_timelines(&self, path: &Path<'_>) -> Asking<Vec<String>> {
+        let (RecoveryTarget::Name(name), TargetTimeline::Latest) =
+            (&self.request.target, self.request.timeline)
+        else {
+            return Ok(Vec::new());
+        };
+        let elsewhere = |point: &&NamedPoint| path.history().timeline_at(point.lsn) != point.timeline;
+        let others = self.facts.points_named(name)?.iter().rev().filter(elsewhere).take(LISTED);
+        let note = |point: &NamedPoint| {
+            format!(
+                "Timeline {} has a restore point of that name, too: {}; --target-timeline {} recovers it there.",
+                point.timeline,
+                point.describe(),
+                point.timeline
+            )
+        };
+        Ok(others.map(note).collect())
+    }
+}
+
+/// How to reach each of several restore points of one name, oldest first.
+pub(super) fn choices(points: &[NamedPoint]) -> Vec<String> {
+    let newest = &points[points.len().saturating_sub(LISTED)..];
+    let mut choices: Vec<String> = newest
+        .iter()
+        .map(|point| {
+            format!(
+                "One was made {} on timeline {}: --target-timeline {} --target-lsn {} recovers to exactly there.",
+                point.describe(),
+                point.timeline,
+                point.timeline,
+                point.lsn
+            )
+        })
+        .collect();
+    if points.len() > newest.len() {
+        choices.push(format!("{} more are older.", points.len() - newest.len()));
+    }
+    choices
+}

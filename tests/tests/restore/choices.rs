@@ -1,0 +1,240 @@
+//! R1 and R2: targets that may mean more than one moment, and repositories that do not all know the same.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use walpoint_tests::agent::Agent;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::builder::ClusterBuilder;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::rows::Ledger;
+use walpoint_tests::store::Store;
+use walpoint_tests::{faults, process, wait};
+
+fn builder() -> ClusterBuilder {
+    Cluster::builder().segment_size_mb(1).conf("wal_retrieve_retry_interval", "200ms")
+}
+
+fn plan(bed: &Archived, options: &[&str]) -> Value {
+    let output = bed.agent.restore(&[&["--json", "plan"], options].concat());
+    serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:#?}"))
+}
+
+/// The highest row at a target.
+#[track_caller]
+fn row(bed: &Archived, ledger: &Ledger, options: &[&str]) -> u32 {
+    let restored = bed.restore_and_start("target", options);
+    restored.wait_paused();
+    let highest = ledger.highest(&restored);
+    let pgdata = restored.pgdata().to_owned();
+    drop(restored);
+    std::fs::remove_dir_all(pgdata).unwrap();
+    highest
+}
+
+/// R1: PostgreSQL stops at the first restore point of a name that it replays. Where a backup can reach several, the plan names
+/// each with the option that leads there; where it can reach only one, recovery ends at that one.
+#[test]
+fn of_restore_points_with_one_name_none_is_chosen_silently() {
+    let bed = Archived::start(builder(), Store::local());
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    let first = bed.backup();
+    let point = || primary.psql("select pg_create_restore_point('nightly')");
+    ledger.append(primary);
+    point();
+    ledger.append(primary);
+    let second = bed.backup();
+    ledger.append(primary);
+    point();
+    ledger.append(primary);
+    bed.settle();
+
+    let refused = plan(&bed, &["--target-name", "nightly"]);
+    assert_eq!((&refused["result"], &refused["reason"]), (&"unreachable".into(), &"several-points".into()));
+    let hints: Vec<&str> = refused["hints"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(hints.len(), 2, "{refused}");
+    let year = primary.psql("select to_char(now(), 'YYYY-')");
+    for (hint, expected) in hints.iter().zip([1, 3]) {
+        assert!(hint.contains(&year), "a time is missing: {hint}");
+        let (_, options) = hint.split_once(": --target-timeline").expect("options");
+        let (options, _) = options.split_once(" recovers").expect("a sentence");
+        let options = format!("--target-timeline{options}");
+        let options: Vec<&str> = options.split(' ').collect();
+        assert_eq!(row(&bed, &ledger, &options), expected, "{hint}");
+    }
+    let output = bed.try_restore("refused", &["--target-name", "nightly"]).expect_status(1);
+    assert!(!bed.place("refused").exists(), "{output:#?}");
+    assert_eq!(plan(&bed, &["--target-name", "nightly", "--backup", &first])["reason"], "several-points");
+    // From the second backup only one of them can be reached.
+    assert_eq!(row(&bed, &ledger, &["--target-name", "nightly", "--backup", &second]), 3);
+}
+
+/// R1: after a wrap-around of ids a number means several transactions. With its epoch it means one, and a transaction of another
+/// epoch is not taken for it.
+#[test]
+fn a_transaction_is_found_by_its_epoch() {
+    let mut cluster = builder().init();
+    let mut reset = cluster.tool("pg_resetwal");
+    process::run(reset.args(["--epoch", "3"]).arg(cluster.pgdata()), wait::SOON).expect_success();
+    let store = Store::local();
+    let agent = Agent::with(&cluster, &store);
+    agent.archive_from(&cluster);
+    agent.init(&[]).expect_success();
+    let daemon = agent.daemon();
+    cluster.start();
+    let bed = Archived::of(daemon, cluster, agent, store);
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    bed.backup();
+    ledger.append(primary);
+    let mark = ledger.append(primary);
+    ledger.append(primary);
+    let next: u64 = primary.psql("select txid_current()").trim().parse().unwrap();
+    bed.settle();
+
+    let xid = u64::from(mark.xid);
+    let full = 3 << 32 | xid;
+    assert_eq!(next >> 32, 3, "{next}");
+    let with_epoch = format!("3:{xid}");
+    for target in [&full.to_string(), &with_epoch] {
+        assert_eq!(row(&bed, &ledger, &["--target-xid", target]), mark.n, "{target}");
+    }
+    let bare = plan(&bed, &["--target-xid", &xid.to_string()]);
+    assert_eq!(bare["stop"]["full_xid"], full, "{bare}");
+    assert!(bare["notes"].to_string().contains(&with_epoch), "{bare}");
+    assert!(bare["options"].to_string().contains(&with_epoch), "{bare}");
+    for other in [format!("0:{xid}"), format!("2:{xid}"), format!("4:{xid}"), (full + (1 << 32)).to_string()]
+    {
+        let refused = plan(&bed, &["--target-xid", &other]);
+        assert_eq!(refused["reason"], "xid-of-other-epoch", "{other}: {refused}");
+        assert!(refused["message"].as_str().unwrap().contains(&with_epoch), "{refused}");
+    }
+    assert_eq!(plan(&bed, &["--target-xid", &format!("3:{}", xid + 5000)])["reason"], "xid-not-found");
+}
+
+/// R1: ending recovery rolls back what has not ended, but not what was prepared: its locks stay. The plan names it.
+#[test]
+fn prepared_transactions_keep_their_locks_after_recovery() {
+    let bed = Archived::start(builder().conf("max_prepared_transactions", "5"), Store::local());
+    let primary = &bed.cluster;
+    primary.psql("create table t as select 1 as n; create table u as select 1 as n");
+    bed.backup();
+    primary.psql("begin; savepoint s; lock table t in access exclusive mode; release s; prepare transaction 'it''s open'");
+    let xid =
+        primary.psql("begin; insert into u values (2); select txid_current(); commit").trim().to_owned();
+    bed.settle();
+
+    let planned = plan(&bed, &["--target-xid", &xid]);
+    assert_eq!(planned["stop"]["prepared"][0]["gid"], "it's open", "{planned}");
+    let notes = planned["notes"].to_string();
+    assert!(notes.contains("('it''s open')") && notes.contains("ROLLBACK PREPARED"), "{notes}");
+    assert!(!notes.contains("releases its locks"), "{notes}");
+    let restored = bed.restore_and_start("target", &["--target-xid", &xid]);
+    restored.wait_paused();
+    let read = "set statement_timeout = '2s'; select sum(n) from t";
+    restored.try_psql(read).unwrap_err();
+    restored.psql("select pg_wal_replay_resume()");
+    restored.wait_promoted();
+    let error = restored.try_psql(read).unwrap_err();
+    assert!(error.contains("statement timeout"), "{error}");
+    restored.psql("rollback prepared 'it''s open'");
+    assert_eq!(restored.psql(read), "1");
+}
+
+/// R5: "5 minutes ago" is another moment each time it is read. The same command finishes what was interrupted, so it means the
+/// moment that it meant at first.
+#[test]
+fn a_relative_time_stays_the_moment_that_it_was() {
+    let bed = Archived::start(builder(), Store::local());
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    bed.backup();
+    ledger.append(primary);
+    primary.psql("select pg_sleep(8)");
+    let moment = primary.psql("select extract(epoch from clock_timestamp())::numeric(20, 6)");
+    primary.psql("select pg_sleep(8)");
+    ledger.append(primary);
+    ledger.append(primary);
+    bed.settle();
+
+    let ago = primary.psql(&format!("select (extract(epoch from clock_timestamp()) - {moment})::int"));
+    let ago = format!("{} seconds ago", ago.trim());
+    let pgdata = bed.place("target");
+    let command = || -> Command {
+        bed.agent.command(
+            "restore-agent",
+            ["restore", "--pgdata", pgdata.to_str().unwrap(), "--target-time", &ago],
+        )
+    };
+    let injection = "pwrite64:signal=SIGKILL:when=1";
+    process::run(&mut faults::inject(&command(), &[injection], &[]), Duration::from_secs(60));
+    assert!(pgdata.join("walpoint-restore.json").exists() && !pgdata.join("global/pg_control").exists());
+    std::thread::sleep(Duration::from_secs(10));
+    let output = process::run(&mut command(), Duration::from_secs(60)).expect_success();
+    assert!(output.stderr.replace('\\', "").contains(&format!("\"{ago}\" was 20")), "{output:#?}");
+    let restored = Cluster::start_restored(primary.dir(), primary.major(), &pgdata);
+    restored.wait_paused();
+    assert_eq!(ledger.highest(&restored), 1);
+}
+
+/// R2: a repository that lags behind lacks restore points and backups. The one that has them answers, whichever is asked first.
+#[test]
+fn a_repository_that_lags_behind_does_not_answer_for_the_other() {
+    let second = Store::local();
+    let bed = Archived::start_with(builder(), Store::local(), |agent| agent.repository("second", &second));
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    let early = bed.backup();
+    let row_one = ledger.append(primary);
+    primary.psql("select pg_create_restore_point('twice')");
+    let late = bed.backup();
+    let row_two = ledger.append(primary);
+    primary.psql("select pg_create_restore_point('twice'); select pg_create_restore_point('once')");
+    ledger.append(primary);
+    bed.settle();
+    let (main, other) = (bed.back_door(), second.back_door());
+    let objects = |door: &walpoint_tests::store::BackDoor| {
+        let keys = door.list("clusters/main");
+        keys.into_iter().filter(|k| !k.contains("/leases/") && !k.contains("/index/")).count()
+    };
+    wait::until_true(wait::SOON, "both have everything", || objects(&main) == objects(&other));
+
+    // The repository asked first lags: it knows neither the second backup nor the WAL after it.
+    let segment = &row_two.segment;
+    let lacking = main.list("clusters/main").into_iter().filter(|key| {
+        let wal = key.rsplit('/').next().is_some_and(|name| name.len() == 24 && name >= segment.as_str());
+        let manifest = key.contains("/backups/") && key.contains(&late) && key.ends_with("/manifest");
+        wal || manifest || key.contains("/index/")
+    });
+    let lacking: Vec<String> = lacking.collect();
+    let points = main.list("clusters/main").into_iter().filter(|key| key.contains("/points/"));
+    // Of "twice" the older one stays.
+    let twice: Vec<String> = points.collect();
+    let newest = |name: &str| {
+        let hex: String = name.bytes().map(|b| format!("{b:02x}")).collect();
+        twice.iter().filter(|key| key.contains(&hex)).max().expect("a point").clone()
+    };
+    for key in lacking.iter().chain([&newest("twice"), &newest("once")]) {
+        main.delete(key);
+    }
+
+    let immediate = plan(&bed, &["--target-immediate"]);
+    assert_eq!(immediate["backup"]["id"], late.as_str(), "{immediate}");
+    let once = plan(&bed, &["--target-name", "once"]);
+    assert_eq!(once["result"], "plan", "{once}");
+    let several = plan(&bed, &["--target-name", "twice"]);
+    assert_eq!(several["reason"], "several-points", "{several}");
+    let chosen = plan(&bed, &["--target-immediate", "--backup", &early]);
+    assert_eq!(chosen["backup"]["id"], early.as_str());
+    // A moment that both have is reached from the newer backup.
+    let moment = plan(&bed, &["--target-lsn", &row_one.after, "--backup", &early]);
+    assert_eq!(moment["result"], "plan");
+    let beyond = plan(&bed, &["--target-lsn", "7/0"]);
+    let end = beyond["nearest"][0]["lsn"].as_str().unwrap().to_owned();
+    let alone = plan(&bed, &["--target-lsn", &end]);
+    assert_eq!(alone["result"], "plan", "the furthest moment is offered: {beyond} {alone}");
+    assert_eq!(row(&bed, &ledger, &["--target-immediate"]), 1);
+    assert_eq!(row(&bed, &ledger, &["--target-name", "once"]), 2);
+}
