@@ -8,7 +8,7 @@ use walpoint_base::{
 };
 use walpoint_bench::long_archive::{SEGMENTS, header};
 use walpoint_repo::index::{FANOUT, SegmentEntry, TimelineIndex, forge};
-use walpoint_repo::plan::{Request, SegmentDecoder, StopRule, StopSearch, driver};
+use walpoint_repo::plan::{Request, SegmentDecoder, StopRule, StopSearch, TablespaceSearch, driver};
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
@@ -24,6 +24,10 @@ struct NoDecoder;
 impl SegmentDecoder for NoDecoder {
     fn search(&self, _: &StopRule, _: Lsn, _: Lsn) -> Box<dyn StopSearch> {
         unreachable!("the latest moment needs no decoding")
+    }
+
+    fn tablespaces(&self) -> Box<dyn TablespaceSearch> {
+        unreachable!("no segment is marked")
     }
 }
 

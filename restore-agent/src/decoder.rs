@@ -4,8 +4,11 @@
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
 use walpoint_pg::wal::find::{self, StopFinder, Taken};
-use walpoint_pg::wal::{LongHeader, PageHeader, RelationLock};
-use walpoint_repo::plan::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
+use walpoint_pg::wal::{LongHeader, PageHeader, RecordKind, RecordReader, RelationLock};
+use walpoint_repo::plan::{
+    CreatedTablespace, Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch,
+    TablespaceSearch,
+};
 
 /// PostgreSQL's WAL.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,6 +25,26 @@ impl SegmentDecoder for WalDecoder {
         // Where the backup is consistent counts only for `immediate`, which no rule stands for.
         let rule = find::StopRule { target, inclusive, consistent: Lsn::INVALID };
         Box::new(Search { finder: StopFinder::new(rule, from), until, last_page: None })
+    }
+
+    fn tablespaces(&self) -> Box<dyn TablespaceSearch> {
+        Box::new(Tablespaces(RecordReader::new()))
+    }
+}
+
+/// One search for tablespaces over consecutive segments.
+struct Tablespaces(RecordReader);
+
+impl TablespaceSearch for Tablespaces {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Vec<CreatedTablespace>, String> {
+        let mut found = Vec::new();
+        for record in self.0.segment(name, content).map_err(|e| e.to_string())? {
+            let record = record.map_err(|e| e.to_string())?;
+            if let RecordKind::TablespaceCreate { oid, location } = record.kind {
+                found.push(CreatedTablespace { record: record.start, oid, location });
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -70,7 +93,7 @@ impl Search {
             });
         let end = record.kind.transaction_end();
         let time = match &record.kind {
-            walpoint_pg::wal::RecordKind::RestorePoint { time, .. } => Some(*time),
+            RecordKind::RestorePoint { time, .. } => Some(*time),
             _ => end.map(|end| end.time),
         };
         Stop {

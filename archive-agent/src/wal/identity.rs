@@ -170,7 +170,12 @@ pub(crate) async fn fork(
 }
 
 /// What shows that a history is another server's.
-pub(crate) fn other_history(archive: &WalArchive, timeline: TimelineId, ours: &[u8], theirs: &[u8]) -> String {
+pub(crate) fn other_history(
+    archive: &WalArchive,
+    timeline: TimelineId,
+    ours: &[u8],
+    theirs: &[u8],
+) -> String {
     let hash = |content| archive.repository().sealer().content_hash(content);
     let (name, ours, theirs) = (WalFileName::History(timeline), hash(ours), hash(theirs));
     format!("{name} is stored with different content (stored: {theirs}, offered: {ours})")

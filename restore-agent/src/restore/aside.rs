@@ -25,7 +25,7 @@ use super::owners::Owner;
 pub(crate) const RECORD: &str = "walpoint-aside.json";
 
 /// What its name gets, before the time.
-const SUFFIX: &str = ".walpoint-old-";
+pub(super) const SUFFIX: &str = ".walpoint-old-";
 
 /// What was moved, and where it belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

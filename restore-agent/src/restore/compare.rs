@@ -3,10 +3,9 @@
 //! Each block is read and its hash compared with the backup's; sizes and times of files say nothing. What has to be zero is
 //! made a hole. Memory is bounded by the window: 25 bytes for each block that is compared.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -16,7 +15,7 @@ use tokio::task::JoinSet;
 use walpoint_repo::backup::{BlockSize, Content, Hashing, Window};
 use walpoint_repo::cpu;
 
-use super::files::{NOFOLLOW, Target};
+use super::files::Target;
 
 /// Blocks that are compared in one go.
 const PORTION: usize = 1024;
@@ -100,7 +99,9 @@ pub(crate) async fn compare(
     tokio::task::spawn_blocking(move || {
         for (part, ranges) in zeros {
             let Some(target) = targets.get(part).and_then(Option::as_ref) else { continue };
-            clear(&target.path, &ranges)
+            target
+                .change()
+                .and_then(|file| clear(&file, &ranges))
                 .with_context(|| format!("{} cannot be cleared where it is empty", target.path.display()))?;
         }
         Ok::<_, anyhow::Error>(())
@@ -126,8 +127,7 @@ fn compare_portion(
             bail!("internal error: {} is compared and is no file", target.path.display())
         };
         let told = || format!("{} cannot be read", target.path.display());
-        let file =
-            OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(&target.path).with_context(told)?;
+        let file = target.read().with_context(told)?;
         let at_once = (buffer.len() / size.as_usize()).max(1);
         for run in same_file.chunk_by(|a, b| a.number + 1 == b.number).flat_map(|run| run.chunks(at_once)) {
             let lengths = run.iter().map(|block| size.block_len(content.length, block.number));
@@ -179,12 +179,11 @@ fn zeros(
 }
 
 /// Makes stretches of a file holes where they are not.
-fn clear(path: &Path, ranges: &[(u64, u64)]) -> io::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).custom_flags(NOFOLLOW).open(path)?;
+fn clear(file: &File, ranges: &[(u64, u64)]) -> io::Result<()> {
     for &(start, end) in ranges {
         let mut at = start;
         while at < end {
-            let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+            let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
                 // Nothing but a hole up to the end of the file.
                 Err(Errno::NXIO) => break,
                 data => data?,
@@ -192,8 +191,8 @@ fn clear(path: &Path, ranges: &[(u64, u64)]) -> io::Result<()> {
             if data >= end {
                 break;
             }
-            let hole = rustix::fs::seek(&file, SeekFrom::Hole(data))?.min(end);
-            punch(&file, data, hole - data)?;
+            let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?.min(end);
+            punch(file, data, hole - data)?;
             at = hole;
         }
     }
@@ -230,14 +229,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         durable::create(&path, &vec![7; 1 << 20]).unwrap();
-        clear(&path, &[(0, 8192), (65536, 1 << 20)]).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        clear(&file, &[(0, 8192), (65536, 1 << 20)]).unwrap();
         let content = std::fs::read(&path).unwrap();
         assert_eq!(content.len(), 1 << 20);
         let nonzero = content.iter().enumerate().filter(|(_, byte)| **byte != 0).map(|(at, _)| at as u64);
         assert!(nonzero.eq(8192..65536));
         assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 1 << 19, "the file is sparse");
-        clear(&path, &[(0, 1 << 20)]).unwrap();
-        clear(&path, &[(0, 1 << 21)]).unwrap();
+        clear(&file, &[(0, 1 << 20)]).unwrap();
+        clear(&file, &[(0, 1 << 21)]).unwrap();
         assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
     }
 }

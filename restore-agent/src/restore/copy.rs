@@ -7,8 +7,6 @@
 //! declares void.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,9 +19,10 @@ use walpoint_repo::cpu;
 use walpoint_repo::plan::Signal;
 use walpoint_runtime::progress::Progress;
 
+use super::beneath::Roots;
 use super::compare::{self, Found};
 use super::directory::MARKER;
-use super::files::{self, NOFOLLOW, OpenFile, Target};
+use super::files::{self, OpenFile, Target};
 use super::finish::UNFINISHED_CONTROL;
 use super::gather::{Buffers, Gather};
 use super::layout::Layout;
@@ -80,6 +79,8 @@ pub(crate) struct Copier {
     pub(crate) progress: Progress,
     /// Whether files that are there are kept, as far as they are right.
     pub(crate) delta: bool,
+    /// From where its paths are reached.
+    pub(crate) roots: Arc<Roots>,
     /// Where it writes to.
     pub(crate) filesystems: Arc<Filesystems>,
 }
@@ -307,14 +308,14 @@ impl Copier {
                         entry.path
                     );
                 }
-                let kept = if self.delta { files::keep(&path, entry, owner) } else { Ok(None) };
+                let kept = if self.delta { files::keep(&self.roots, &path, entry, owner) } else { Ok(None) };
                 present = match kept.with_context(|| format!("{} cannot be repaired", path.display()))? {
                     Some(present) => present,
                     None if part.ends && matches!(entry.content, Content::File(_)) => {
                         created = false;
                         0
                     }
-                    None => files::create(&path, entry, &self.layout, owner)
+                    None => files::create(&self.roots, &path, entry, &self.layout, owner)
                         .with_context(|| format!("{} cannot be created", path.display()))
                         .map(|()| 0)?,
                 };
@@ -325,7 +326,8 @@ impl Copier {
             targets.push(match &entry.content {
                 Content::File(content) => {
                     let created = created.then_some(content.length);
-                    Some(Target::new(path, Arc::clone(entry), present, owner, created))
+                    let (roots, entry) = (Arc::clone(&self.roots), Arc::clone(entry));
+                    Some(Target::new(path, roots, entry, present, owner, created))
                 }
                 _ => None,
             });
@@ -352,8 +354,9 @@ impl Copier {
             let (share, targets) = (share.to_vec(), Arc::clone(&targets));
             tasks.spawn_blocking(move || -> anyhow::Result<()> {
                 for target in share.iter().filter_map(|&n| targets.get(n)?.as_ref()) {
-                    let file = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(&target.path);
-                    file.and_then(|file| file.sync_all())
+                    target
+                        .read()
+                        .and_then(|file| file.sync_all())
                         .with_context(|| format!("{} cannot be completed", target.path.display()))?;
                 }
                 Ok(())
@@ -365,18 +368,19 @@ impl Copier {
         Ok(())
     }
 
-    /// Gives the directories their owners and modes; syncs them unless that is done for all at once.
+    /// Gives the directories their owners and modes; syncs them unless that is done for all at once. The data directory itself and
+    /// `pg_wal` are handed over when everything else is complete.
     async fn end_directories(&self, directories: Vec<(PathBuf, Arc<Entry>)>) -> anyhow::Result<()> {
-        let (owners, one_by_one) = (self.owners.clone(), !self.filesystems.at_once());
+        let copier = self.clone();
         tokio::task::spawn_blocking(move || {
-            for (path, entry) in directories.iter().rev() {
-                let finished = files::finish_directory(path, entry, &owners).and_then(|()| {
-                    if one_by_one {
-                        File::open(path)?.sync_all()?;
-                    }
-                    Ok(())
-                });
-                finished.with_context(|| format!("the directory {} cannot be completed", path.display()))?;
+            let Self { roots, layout, owners, .. } = &copier;
+            let last = |entry: &Entry| {
+                layout.is_data(&entry.path) && (entry.path.path.is_root() || layout.is_wal(&entry.path))
+            };
+            let one_by_one = !copier.filesystems.at_once();
+            for (path, entry) in directories.iter().rev().filter(|(_, entry)| !last(entry)) {
+                files::finish_directory(roots, layout, path, entry, owners, one_by_one)
+                    .with_context(|| format!("the directory {} cannot be completed", path.display()))?;
             }
             Ok(())
         })

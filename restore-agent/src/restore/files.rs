@@ -1,31 +1,32 @@
 //! The files, directories and links of a restore: made, written to piece by piece, given to their owners, completed.
 //!
-//! Nothing is written through a link. The disk begins with what was written when enough of it lies together, instead of when
+//! Everything is reached from the open roots of the restore ([`beneath`](super::beneath)), never through a link. The disk begins with what was written when enough of it lies together, instead of when
 //! memory is full of it or everything is waited for. A crash leaves files of any content and length: see [`copy`](super::copy).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{
-    DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink,
-};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
-use rustix::fs::Advice;
+use rustix::fs::{Advice, FileType, OFlags};
 use walpoint_repo::backup::{Content, Entry};
 
+use super::beneath::Roots;
 use super::layout::{Layout, Spot};
-use super::owners::{self, Owner, Owners};
+use super::owners::{Owner, Owners};
 
 /// A file of a window, for the workers.
 #[derive(Debug)]
 pub(crate) struct Target {
     /// Where it is.
     pub(crate) path: PathBuf,
+    /// From where it is reached.
+    roots: Arc<Roots>,
     /// What it shall be.
     pub(crate) entry: Arc<Entry>,
     /// How many of its bytes were there before: any content.
@@ -43,23 +44,34 @@ impl Target {
     /// `created`: how long it was made, if it is there already.
     pub(crate) fn new(
         path: PathBuf,
+        roots: Arc<Roots>,
         entry: Arc<Entry>,
         present: u64,
         owner: Option<Owner>,
         created: Option<u64>,
     ) -> Self {
-        Self { path, entry, present, owner, scattered: AtomicU64::new(0), length: Mutex::new(created) }
+        Self { path, roots, entry, present, owner, scattered: AtomicU64::new(0), length: Mutex::new(created) }
     }
 
     /// Opens it for writing; creates it if it is not there yet.
     fn open(&self) -> anyhow::Result<File> {
         let mut length = self.length.lock().unwrap_or_else(PoisonError::into_inner);
         if length.is_some() {
-            return Ok(OpenOptions::new().write(true).custom_flags(NOFOLLOW).open(&self.path)?);
+            return Ok(self.roots.file(&self.path, OFlags::WRONLY, 0)?);
         }
-        let file = create_file(&self.path, &self.entry, self.owner)?;
+        let file = create_file(&self.roots, &self.path, &self.entry, self.owner)?;
         *length = Some(0);
         Ok(file)
+    }
+
+    /// Opens it to be read.
+    pub(crate) fn read(&self) -> std::io::Result<File> {
+        self.roots.read(&self.path)
+    }
+
+    /// Opens it, which is there, to be read and changed.
+    pub(crate) fn change(&self) -> std::io::Result<File> {
+        self.roots.file(&self.path, OFlags::RDWR, 0)
     }
 
     /// Remembers that it was written up to there.
@@ -86,7 +98,7 @@ impl Target {
     pub(crate) fn begin_writeback(&self, range: &Range<u64>) {
         if self.present == 0 && self.scattered.load(Ordering::Relaxed) >= WRITEBACK {
             // To be read: a file that ends in a later window may be closed to writers by now.
-            if let Ok(file) = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(&self.path) {
+            if let Ok(file) = self.read() {
                 begin_writeback(&file, range.start, range.end.saturating_sub(range.start));
             }
         }
@@ -151,21 +163,26 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// `O_NOFOLLOW`: nothing is written through a link.
-pub(crate) const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-
 /// Makes a file that is there as long as it shall be and gives how many of its bytes were there before; what else is there
 /// was found to be right. `None` if nothing is there.
-pub(crate) fn keep(path: &Path, entry: &Entry, owner: Option<Owner>) -> std::io::Result<Option<u64>> {
+pub(crate) fn keep(
+    roots: &Roots,
+    path: &Path,
+    entry: &Entry,
+    owner: Option<Owner>,
+) -> std::io::Result<Option<u64>> {
     let Content::File(content) = &entry.content else {
+        if roots.is_root(path) {
+            return Ok(None);
+        }
         // A directory is entered as it is; a link was removed unless it leads to the right place.
-        return Ok(path.is_symlink().then_some(0));
+        return Ok((roots.kind(path)? == Some(FileType::Symlink)).then_some(0));
     };
-    let file = match OpenOptions::new().write(true).custom_flags(NOFOLLOW).open(path) {
+    let file = match roots.file(path, OFlags::WRONLY, 0) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         // As a key file is that nobody may write to: it is made anew.
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-            return fs::remove_file(path).map(|()| None);
+            return roots.remove(path).map(|()| None);
         }
         file => file?,
     };
@@ -183,6 +200,7 @@ pub(crate) fn keep(path: &Path, entry: &Entry, owner: Option<Owner>) -> std::io:
 }
 
 pub(crate) fn create(
+    roots: &Roots,
     path: &Path,
     entry: &Entry,
     layout: &Layout,
@@ -190,33 +208,29 @@ pub(crate) fn create(
 ) -> anyhow::Result<()> {
     match &entry.content {
         Content::File(content) => {
-            let file = create_file(path, entry, owner)?;
+            let file = create_file(roots, path, entry, owner)?;
             if content.length > 0 {
                 file.set_len(content.length)?;
             }
         }
         Content::Directory | Content::LinkedDirectory { .. } => match layout.spot(&entry.path) {
-            Spot::Inside => make_directory(path)?,
-            Spot::Elsewhere(directory) => {
-                owners::create_directories(&directory, owner)?;
-                symlink(&directory, path)?;
-            }
+            Spot::Inside => make_directory(roots, path)?,
+            // The directory itself was made when it was claimed.
+            Spot::Elsewhere(directory) => roots.link(&directory, path)?,
         },
         Content::Link { .. } if layout.is_wal(&entry.path) => {
             anyhow::bail!(
                 "the backup has a link in its place, which it cannot be: the backup is not what it should be"
             )
         }
-        Content::Link { target } => symlink(Path::new(std::ffi::OsStr::from_bytes(target)), path)?,
+        Content::Link { target } => roots.link(Path::new(std::ffi::OsStr::from_bytes(target)), path)?,
     }
     Ok(())
 }
 
 /// Creates an empty file where nothing is.
-fn create_file(path: &Path, entry: &Entry, owner: Option<Owner>) -> std::io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(OURS).custom_flags(NOFOLLOW);
-    let file = options.open(path)?;
+fn create_file(roots: &Roots, path: &Path, entry: &Entry, owner: Option<Owner>) -> std::io::Result<File> {
+    let file = roots.file(path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, OURS)?;
     if owner.is_some() || mode(entry) | OURS != OURS {
         give(&file, entry, owner)?;
     }
@@ -224,9 +238,15 @@ fn create_file(path: &Path, entry: &Entry, owner: Option<Owner>) -> std::io::Res
 }
 
 /// Creates a directory that only we can write to until it gets its own mode; a root of the layout may be there already.
-fn make_directory(path: &Path) -> std::io::Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && fs::symlink_metadata(path)?.is_dir() => {
+fn make_directory(roots: &Roots, path: &Path) -> std::io::Result<()> {
+    if roots.is_root(path) {
+        return Ok(());
+    }
+    match roots.make_directory(path) {
+        Err(e)
+            if e.kind() == std::io::ErrorKind::AlreadyExists
+                && roots.kind(path)? == Some(FileType::Directory) =>
+        {
             Ok(())
         }
         made => made,
@@ -254,24 +274,41 @@ pub(crate) fn close_off(target: &Target) -> std::io::Result<()> {
     if mode & OURS == OURS {
         return Ok(());
     }
-    let file = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(&target.path)?;
+    let file = target.read()?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     // Hardly any file is like this.
     file.sync_all()
 }
 
-/// Gives a directory its owner and mode.
-pub(crate) fn finish_directory(path: &Path, entry: &Entry, owners: &Owners) -> anyhow::Result<()> {
+/// Gives a directory its owner and mode, and its link, if it has one, its owner.
+pub(crate) fn finish_directory(
+    roots: &Roots,
+    layout: &Layout,
+    path: &Path,
+    entry: &Entry,
+    owners: &Owners,
+    sync: bool,
+) -> std::io::Result<()> {
     let attributes = &entry.attributes;
-    if let Some(owner) = owners.of(attributes.uid, attributes.gid) {
-        lchown(path, Some(owner.uid), Some(owner.gid))?;
-        if fs::symlink_metadata(path)?.is_symlink() {
-            std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))?;
+    let owner = owners.of(attributes.uid, attributes.gid);
+    let spot = layout.spot(&entry.path);
+    let directory = match &spot {
+        Spot::Elsewhere(directory) => {
+            if let Some(owner) = owner {
+                roots.give_link(path, owner)?;
+            }
+            directory
         }
-    }
+        Spot::Inside => path,
+    };
+    let anchor = roots.anchor(directory)?;
+    anchor.give(owner, directory_mode(entry))?;
+    if sync { anchor.sync() } else { Ok(()) }
+}
+
+/// The mode that a directory of the backup gets.
+pub(crate) fn directory_mode(entry: &Entry) -> u32 {
     // PostgreSQL refuses to start in a data directory that others can write to, whatever the backup says.
     let mask = if entry.path.path.is_root() { 0o750 } else { 0o777 };
-    let mode = u32::from(attributes.mode) & mask;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o700))?;
-    Ok(())
+    u32::from(entry.attributes.mode) & mask | 0o700
 }

@@ -3,6 +3,7 @@
 //! Order matters. Everything but `pg_control` is on disk before `pg_control` appears under its name: up to that rename
 //! PostgreSQL refuses to start, after it the cluster is complete.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,6 @@ use super::settings;
 pub(crate) const UNFINISHED_CONTROL: &str = "global/.walpoint-tmp-pg_control";
 
 /// What is written beside the files of the backup.
-#[derive(Debug)]
 pub(crate) struct Finish<'a> {
     /// The data directory.
     pub(crate) pgdata: &'a Path,
@@ -35,6 +35,14 @@ pub(crate) struct Finish<'a> {
     pub(crate) signal: Signal,
     /// Who owns what is written, if not this process's user.
     pub(crate) owner: Option<Owner>,
+    /// Gives the data directory itself its owner and mode: until then nobody else can change what lies directly in it.
+    pub(crate) hand_over: &'a dyn Fn() -> io::Result<()>,
+}
+
+impl fmt::Debug for Finish<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Finish").field("pgdata", &self.pgdata).finish_non_exhaustive()
+    }
 }
 
 impl Finish<'_> {
@@ -59,6 +67,8 @@ impl Finish<'_> {
             }
         }
         self.file(self.signal.file_name(), b"")?;
+        (self.hand_over)()
+            .with_context(|| format!("{} cannot be handed over to its owner", self.pgdata.display()))?;
         let control = self.pgdata.join(walpoint_pg::control::CONTROL_FILE);
         durable::rename(&self.pgdata.join(UNFINISHED_CONTROL), &control)
             .with_context(|| format!("{}, the last file, cannot be put in place", control.display()))
@@ -107,6 +117,7 @@ mod tests {
             settings: vec![("archive_mode".into(), "off".into())],
             signal: Signal::Recovery,
             owner: None,
+            hand_over: &|| Ok(()),
         };
         finish.write().unwrap();
         assert_eq!(fs::read(pgdata.join("global/pg_control")).unwrap(), b"control");

@@ -61,6 +61,11 @@ impl Layout {
         (!self.extra_paths.is_empty()).then_some(self.extra.as_path())
     }
 
+    /// The directory of `pg_wal`, if it is not inside PGDATA.
+    pub(crate) fn wal(&self) -> Option<&Path> {
+        self.wal.as_deref()
+    }
+
     /// The directories outside PGDATA that are written to.
     pub(crate) fn others(&self) -> Vec<PathBuf> {
         let links = self.tablespaces.values().filter_map(|place| match place {

@@ -10,21 +10,27 @@
 //! | [`tablespaces`] | where tablespaces go |
 //! | [`layout`], [`places`] | where every path of the backup leads, and that nothing else lies there |
 //! | [`owners`] | who gets the files |
+//! | [`beneath`] | reaching everything below the places without following a link |
 //! | [`copy`], [`sync`] | the files, and that they are durable |
 //! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
 //! | [`forks`] | what recovery reads at a fork without asking for it |
 //! | [`settings`], [`command`] | the recovery settings |
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
+//! | [`created`] | tablespaces that replay creates |
+//! | [`unarchived`], [`kept`] | WAL that no archive has; what a repair keeps |
+//! | [`report`] | what is printed at the end |
 //! | [`failure`] | what a restore that failed leaves, and what to do about it |
 //!
 //! Until the last step the directory has no `pg_control`, so a crash anywhere leaves something that PostgreSQL refuses to
 //! start; the same command begins anew and finishes.
 
 mod aside;
+mod beneath;
 mod command;
 mod compare;
 mod copy;
+mod created;
 mod directory;
 mod existing;
 mod failure;
@@ -34,34 +40,38 @@ mod forks;
 mod gather;
 mod ground;
 mod identity;
+mod kept;
 mod layout;
 mod origin;
 mod owners;
 mod places;
 mod prune;
+mod report;
 pub(crate) mod rollback;
 mod room;
 mod running;
 mod settings;
 mod sync;
 mod tablespaces;
+mod unarchived;
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use jiff::Timestamp;
+use rustix::fs::FileType;
 use walpoint_base::{PgTimestamp, RecoveryTarget, SecretSource};
 use walpoint_pg::label::TablespaceMap;
 use walpoint_repo::backup::{BackupReader, Backups, Summary};
 use walpoint_repo::keys::KeySource;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::progress::{Progress, human_bytes, human_duration};
+use walpoint_runtime::progress::Progress;
 
 use crate::plan::{self, Planned};
 use crate::target::{Action, TargetArgs};
@@ -69,14 +79,18 @@ use crate::wal::note::TargetNote;
 use crate::wal::origin::Origin;
 use crate::wal::spool;
 use aside::Record;
+use beneath::Roots;
 use copy::{Copier, Written};
+use created::{Created, Found};
 use directory::{Held, Marker, RelativeTime, State};
 use existing::Existing;
 use finish::Finish;
 use ground::{Ground, Way};
+use kept::Kept;
 use layout::Layout;
 use owners::{Owner, Owners};
 use prune::Removed;
+use report::Report;
 use sync::Filesystems;
 use tablespaces::{Mapping, Tablespace, Wishes};
 
@@ -136,28 +150,6 @@ pub(crate) struct RestoreArgs {
     after: Option<String>,
 }
 
-/// What `restore --json` prints.
-#[derive(Debug, serde::Serialize)]
-struct Report {
-    pgdata: String,
-    cluster: String,
-    backup: String,
-    target: String,
-    timeline: u32,
-    recovery_ends: String,
-    files: u64,
-    bytes: u64,
-    reused_bytes: u64,
-    removed: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    replaced: Option<String>,
-    seconds: f64,
-    archiving: bool,
-    notes: Vec<String>,
-    #[serde(skip)]
-    start: String,
-}
-
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), Failure> {
     // What is wrong with the options is said before the directory is looked at.
@@ -185,7 +177,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     }
     let restore = Restore::prepare(common, args, planned, pgdata, ground).await?;
     let report = restore.execute(common, args).await?;
-    print(common, &report)
+    report::print(common, &report)
 }
 
 /// What a relative target time meant to the interrupted restore that the same command began here.
@@ -233,10 +225,16 @@ struct Restore {
     owners: Owners,
     /// Who gets what the restore itself writes.
     owner: Option<Owner>,
+    /// The mode that the data directory gets.
+    root_mode: u32,
     marker: Marker,
     ground: Ground,
     /// How what is there will be moved aside.
     replacement: Option<Record>,
+    /// Tablespaces that replay creates.
+    created: Created,
+    /// What lies at their locations.
+    found: Found,
     /// Where the configured repositories are that are directories.
     repositories: Vec<PathBuf>,
     settings: Vec<(String, String)>,
@@ -247,6 +245,7 @@ struct Restore {
 struct Done {
     written: Written,
     removed: Removed,
+    kept: Option<Kept>,
 }
 
 impl Restore {
@@ -269,7 +268,7 @@ impl Restore {
         let summary = reader.manifest().summary.clone();
         let layout = Arc::new(lay_out(args, &summary, pgdata, ground.existing.as_ref())?);
         let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
-        let owner = owner_of_root(&reader, &owners).await.map_err(unread)?;
+        let (owner, root_mode) = owner_of_root(&reader, &owners).await.map_err(unread)?;
         let marker = Marker {
             repository: planned.repository.id().to_string(),
             cluster: planned.cluster.to_string(),
@@ -287,7 +286,13 @@ impl Restore {
         };
         let repositories = places::local_repositories(common)?;
         let places = places::check(&layout, &ground, &marker, &repositories)?;
-        let in_the_way = ground.check_others(&layout)?;
+        let mut in_the_way = ground.check_others(&layout)?;
+        let created = Created::read(&planned, summary.facts.major).await?;
+        let found = created.look(&layout, ground.existing.as_ref())?;
+        found.missing.iter().for_each(|missing| tracing::warn!("{missing}"));
+        if ground.way == Way::Replace {
+            in_the_way.extend(found.ours.iter().map(|directory| (directory.clone(), None)));
+        }
         let replacement = ground.replacement(layout.pgdata(), in_the_way)?;
         room::check(&reader, &layout, &planned.plan, &ground).await.map_err(unread)?;
         let source = command::Source {
@@ -321,9 +326,12 @@ impl Restore {
             layout,
             owners,
             owner,
+            root_mode,
             marker,
             ground,
             replacement,
+            created,
+            found,
             repositories,
             settings,
         })
@@ -334,17 +342,22 @@ impl Restore {
         let pgdata = self.layout.pgdata().to_owned();
         hook("--before", args.before.as_deref(), &pgdata)?;
         let _held = self.take_place(&pgdata)?;
-        directory::claim(&pgdata, &self.marker)?;
-        for other in &self.marker.directories {
-            owners::create_directories(other, self.owner)?;
-            directory::claim_other(other, &pgdata)?;
-        }
+        let roots = Arc::new(self.claim(&pgdata)?);
+        let kept = match self.ground.way {
+            Way::Delta { .. } => {
+                let wal = unarchived::find(&pgdata, &self.planned).await?;
+                Kept::keep(&pgdata, &wal, &self.found.ours, Timestamp::now())?
+            }
+            Way::New | Way::Replace => None,
+        };
         // Before the first byte: only then it is told what cannot be written.
         let directories = self.marker.directories.iter().map(PathBuf::as_path);
         let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata.as_path()]))?);
         let incomplete = |error| failure::incomplete(&pgdata, error);
         let removed = match self.ground.way {
-            Way::Delta { .. } => prune::prune(&self.reader, &self.layout).await.map_err(incomplete)?,
+            Way::Delta { .. } => {
+                prune::prune(&self.reader, &self.layout, &roots).await.map_err(incomplete)?
+            }
             Way::New | Way::Replace => Removed::default(),
         };
         let total = self.reader.manifest().summary.totals.blocks * self.reader.block_size().bytes();
@@ -355,6 +368,7 @@ impl Restore {
             owners: self.owners.clone(),
             progress: progress.clone(),
             delta: self.marker.delta,
+            roots: Arc::clone(&roots),
             filesystems,
         };
         let written = copier.copy().await;
@@ -363,12 +377,14 @@ impl Restore {
         if let Some(extra) = self.layout.extra() {
             walpoint_base::durable::sync_directory(extra)?;
         }
-        self.leave_target(&pgdata)?;
+        self.leave_target(&roots)?;
+        let anchor = roots.anchor(&pgdata).with_context(|| pgdata.display().to_string())?;
+        origin::leave(&self.origin, anchor.path(), self.owner)?;
         let archive = self.planned.repository.wal(&self.planned.lineage);
-        forks::write(&archive, &self.planned.plan, &pgdata, self.owner).await?;
-        self.finish(&pgdata)?;
+        forks::write(&archive, &self.planned.plan, anchor.path(), self.owner).await?;
+        self.finish(&pgdata, &roots)?;
         hook("--after", args.after.as_deref(), &pgdata)?;
-        Ok(self.report(args, &Done { written, removed }, began.elapsed()))
+        Ok(self.report(args, &Done { written, removed, kept }, began.elapsed()))
     }
 
     /// Makes the directory that is written to what it has to be: there, nobody else's, and empty unless it is repaired.
@@ -381,6 +397,11 @@ impl Restore {
         }
         places::check(&self.layout, &self.ground, &self.marker, &self.repositories)?;
         self.ground.check_others(&self.layout)?;
+        if self.created.look(&self.layout, self.ground.existing.as_ref())? != self.found {
+            bail!(
+                "where replay creates tablespaces something else lies than when the restore began; nothing was changed"
+            );
+        }
         if let Some(record) = &self.replacement {
             record.go()?;
             tracing::info!("what was in {} lies in {}", pgdata.display(), record.aside.display());
@@ -412,26 +433,74 @@ impl Restore {
         Ok(held)
     }
 
+    /// Marks the directories as this restore's and opens them: from then on everything is reached from there. As root, the
+    /// data directory and `pg_wal` are taken from their owner until the end, so that nobody changes what lies directly in them.
+    fn claim(&self, pgdata: &Path) -> anyhow::Result<Roots> {
+        let shown = |path: &Path| path.display().to_string();
+        let own = Roots::open([pgdata]).with_context(|| shown(pgdata))?.anchor(pgdata)?;
+        own.require_ours(self.owner).with_context(|| shown(pgdata))?;
+        if self.owner.is_some() {
+            own.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(pgdata))?;
+        }
+        directory::claim(own.path(), &self.marker)?;
+        for other in &self.marker.directories {
+            owners::create_directories(other, self.owner).with_context(|| shown(other))?;
+        }
+        let others = self.marker.directories.iter().map(PathBuf::as_path);
+        let roots = Roots::open(others.chain([pgdata]))?;
+        for other in &self.marker.directories {
+            let anchor = roots.anchor(other).with_context(|| shown(other))?;
+            anchor.require_ours(self.owner).with_context(|| shown(other))?;
+            directory::claim_other(anchor.path(), pgdata)?;
+        }
+        let wal = self.wal_directory();
+        if self.owner.is_some() && (roots.is_root(&wal) || roots.kind(&wal)? == Some(FileType::Directory)) {
+            roots.anchor(&wal)?.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(&wal))?;
+        }
+        Ok(roots)
+    }
+
+    /// Where `pg_wal` lies.
+    fn wal_directory(&self) -> PathBuf {
+        self.layout.wal().map_or_else(|| self.layout.pgdata().join("pg_wal"), Path::to_owned)
+    }
+
     /// Leaves the target for the prefetcher, so that it does not fetch beyond it.
-    fn leave_target(&self, pgdata: &Path) -> anyhow::Result<()> {
+    fn leave_target(&self, roots: &Roots) -> anyhow::Result<()> {
         let plan = &self.planned.plan;
         let last =
             plan.wal.last().map(|range| range.last.name(range.timeline, self.planned.lineage.segment_size));
         // Without a stop, recovery goes on to whatever the archive holds by then.
         let last = plan.stop.as_ref().and(plan.fork.map(|fork| fork.name).or(last));
-        let spool = pgdata.join("pg_wal").join(spool::DIRECTORY);
-        TargetNote { timeline: plan.timeline, last, fork: plan.fork }.write(&spool)?;
-        origin::leave(&self.origin, pgdata, self.owner)?;
+        let spool = self.wal_directory().join(spool::DIRECTORY);
+        let told = || format!("{} cannot be made", spool.display());
+        // One that is there is perhaps not ours.
+        if roots.kind(&spool).with_context(told)?.is_some() {
+            roots.remove(&spool).with_context(told)?;
+        }
+        roots.make_directory(&spool).with_context(told)?;
+        let anchor = roots.anchor(&spool).with_context(told)?;
+        TargetNote { timeline: plan.timeline, last, fork: plan.fork }.write(anchor.path())?;
         if let Some(owner) = self.owner {
-            for entry in std::fs::read_dir(&spool)? {
+            for entry in std::fs::read_dir(anchor.path())? {
                 owner.give(&entry?.path())?;
             }
-            owner.give(&spool)?;
         }
-        Ok(())
+        anchor.give(self.owner, 0o700).and_then(|()| anchor.sync()).with_context(told)
     }
 
-    fn finish(&self, pgdata: &Path) -> anyhow::Result<()> {
+    fn finish(&self, pgdata: &Path, roots: &Roots) -> anyhow::Result<()> {
+        let anchor = roots.anchor(pgdata).with_context(|| pgdata.display().to_string())?;
+        let hand_over = || {
+            if let (Some(owner), Some(_)) = (self.owner, self.layout.wal()) {
+                roots.give_link(&pgdata.join("pg_wal"), owner)?;
+            }
+            for directory in [&roots.anchor(&self.wal_directory())?, &anchor] {
+                directory.give(self.owner, self.root_mode)?;
+                directory.sync()?;
+            }
+            Ok(())
+        };
         let facts = &self.reader.manifest().summary.facts;
         let tablespaces = facts.tablespaces.iter().filter_map(|t| {
             let spot = self.layout.tablespace(t.oid)?;
@@ -446,104 +515,17 @@ impl Restore {
             settings.push(("allow_in_place_tablespaces".to_owned(), "on".to_owned()));
         }
         let finish = Finish {
-            pgdata,
+            pgdata: anchor.path(),
             major: facts.major,
             backup_label: &facts.backup_label.0,
             tablespace_map: TablespaceMap { tablespaces: tablespaces.collect() },
             settings,
             signal: self.planned.plan.signal,
             owner: self.owner,
+            hand_over: &hand_over,
         };
         finish.write()?;
         Ok(directory::release(pgdata, &self.marker)?)
-    }
-
-    fn report(&self, args: &RestoreArgs, done: &Done, took: Duration) -> Report {
-        let plan = &self.planned.plan;
-        let mut notes = plan.notes.clone();
-        notes.extend(done.removed.unlinked.iter().map(|directory| {
-            format!(
-                "{} was a tablespace that the backup does not have there; it is left as it is",
-                directory.display()
-            )
-        }));
-        let replaced = Some(self.layout.pgdata()).filter(|_| self.ground.way == Way::Replace);
-        let replaced = replaced.and_then(ground::replaced);
-        if let Some(record) = &replaced {
-            notes.push(format!(
-                "what was there lies in {}; \"restore-agent rollback --pgdata {}\" puts it back; delete it when nobody needs it",
-                record.places(),
-                self.layout.pgdata().display()
-            ));
-        }
-        if !args.resume_archiving && args.standby {
-            notes.push(
-                "archive_mode is off, also after a promotion; a standby that is to take over from its primary is restored with \
-                 --standby --resume-archiving, or gets archive_mode = on, and a restart, before it is promoted"
-                    .to_owned(),
-            );
-        } else if !args.resume_archiving {
-            notes.push(
-                "archive_mode is off, so that the copy cannot write into the archive it came from; if it replaces the original \
-                 for good, restore with --resume-archiving"
-                    .to_owned(),
-            );
-        }
-        if let Some((KeySource::Key(from) | KeySource::Passphrase(from), _)) =
-            self.planned.repository.opened_by()
-            && matches!(from, SecretSource::Environment(_))
-        {
-            notes.push(format!(
-                "the repository was opened with the {from}: PostgreSQL has to be started with it too, or recovery cannot read \
-                 its WAL"
-            ));
-        }
-        if !self.layout.pgdata().join("postgresql.conf").exists() {
-            notes.push(self.configuration_elsewhere());
-        }
-        Report {
-            pgdata: self.layout.pgdata().display().to_string(),
-            cluster: self.planned.cluster.to_string(),
-            backup: plan.backup.id.to_string(),
-            target: plan.target.to_string(),
-            timeline: plan.timeline.get(),
-            recovery_ends: plan::recovery_ends(plan),
-            files: done.written.files,
-            bytes: done.written.bytes,
-            reused_bytes: done.written.reused,
-            removed: done.removed.entries,
-            replaced: replaced.map(|record| record.aside.display().to_string()),
-            seconds: took.as_secs_f64(),
-            archiving: args.resume_archiving,
-            notes,
-            start: self.start_command(),
-        }
-    }
-}
-
-impl Restore {
-    /// How to start the server. `pg_ctl` refuses to run as root.
-    fn start_command(&self) -> String {
-        let pgdata = self.layout.pgdata().to_string_lossy();
-        let command = format!("pg_ctl -D {} start", command::shell_word(&pgdata));
-        let Some(owner) = self.owner else { return command };
-        match owners::name_of_user(owner.uid) {
-            Some(name) => format!("runuser -u {name} -- {command}"),
-            None => format!("{command}, as uid {}", owner.uid),
-        }
-    }
-
-    /// What to do about a configuration that lay outside the data directory, as Debian's does.
-    fn configuration_elsewhere(&self) -> String {
-        let found = match self.layout.extra() {
-            Some(extra) => format!("what was backed up with it lies in {}", extra.display()),
-            None => "the backup took no extra_paths along".to_owned(),
-        };
-        format!(
-            "the data directory has no postgresql.conf: the configuration lay elsewhere ({found}); start with \
-             -c config_file=… -c hba_file=… -c data_directory={}",
-            self.layout.pgdata().display()
-        )
     }
 }
 
@@ -580,10 +562,10 @@ fn lay_out(
     Ok(Layout::new(pgdata, places, wal, extra, extra_paths))
 }
 
-/// The owner that the data directory itself will have, if root restores.
-async fn owner_of_root(reader: &BackupReader, owners: &Owners) -> anyhow::Result<Option<Owner>> {
+/// The owner that the data directory itself will have, if root restores, and its mode.
+async fn owner_of_root(reader: &BackupReader, owners: &Owners) -> anyhow::Result<(Option<Owner>, u32)> {
     let root = reader.entries().next().await?.context("the backup is empty: its file table has no entry")?;
-    Ok(owners.of(root.attributes.uid, root.attributes.gid))
+    Ok((owners.of(root.attributes.uid, root.attributes.gid), files::directory_mode(&root)))
 }
 
 /// Runs a command of the person who restores.
@@ -595,32 +577,4 @@ fn hook(option: &str, command: Option<&str>, pgdata: &Path) -> anyhow::Result<()
         bail!("{option} {command:?} failed with {status}");
     }
     Ok(())
-}
-
-fn print(common: &CommonArgs, report: &Report) -> Result<(), Failure> {
-    if common.json {
-        return walpoint_runtime::output::json(report);
-    }
-    let mut text = format!(
-        "restored backup {} of cluster {} into {}: {} files, {} in {}\n",
-        report.backup,
-        report.cluster,
-        report.pgdata,
-        report.files,
-        human_bytes(report.bytes),
-        human_duration(Duration::from_secs_f64(report.seconds)),
-    );
-    if report.reused_bytes > 0 || report.removed > 0 {
-        text.push_str(&format!(
-            "{} were right already; removed: {}\n",
-            human_bytes(report.reused_bytes),
-            report.removed
-        ));
-    }
-    text.push_str(&format!("recovery goes to {}\n", report.recovery_ends));
-    for note in &report.notes {
-        text.push_str(&format!("note: {note}\n"));
-    }
-    text.push_str(&format!("start it: {}\n", report.start));
-    walpoint_runtime::output::text(&text)
 }

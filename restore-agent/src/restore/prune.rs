@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use walpoint_repo::backup::{BackupReader, Content, Entries, Entry, RelativePath, Root, TablePath};
 
+use super::beneath::Roots;
 use super::copy;
 use super::directory::{self, MARKER};
 use super::identity;
@@ -32,7 +33,7 @@ pub(crate) struct Removed {
 }
 
 /// Removes from the data directory, and from what belongs to it outside, all that the backup does not have.
-pub(crate) async fn prune(reader: &BackupReader, layout: &Layout) -> anyhow::Result<Removed> {
+pub(crate) async fn prune(reader: &BackupReader, layout: &Layout, roots: &Roots) -> anyhow::Result<Removed> {
     let mut table = Table { entries: reader.entries(), next: None, ended: false };
     let mut removed = Removed::default();
     let mut walk = vec![children(&RelativePath::default(), layout.pgdata(), layout)?];
@@ -67,7 +68,7 @@ pub(crate) async fn prune(reader: &BackupReader, layout: &Layout) -> anyhow::Res
                 if meta.is_symlink() && split(&path).0 == b"pg_tblspc" {
                     removed.unlinked.extend(abandoned(&place, layout));
                 }
-                remove(&place, &meta)?;
+                remove(roots, &place)?;
                 removed.entries += 1;
                 // Its link will be made; what lies there already is this cluster's, and perhaps not the backup's.
                 if let Spot::Elsewhere(directory) = layout.spot(&table_path)
@@ -176,8 +177,8 @@ fn children(path: &RelativePath, directory: &Path, layout: &Layout) -> anyhow::R
     Ok(paths)
 }
 
-fn remove(place: &Path, meta: &Metadata) -> anyhow::Result<()> {
-    let removed = if meta.is_dir() { fs::remove_dir_all(place) } else { fs::remove_file(place) };
-    removed
+fn remove(roots: &Roots, place: &Path) -> anyhow::Result<()> {
+    roots
+        .remove(place)
         .with_context(|| format!("{} does not belong to the backup and cannot be removed", place.display()))
 }

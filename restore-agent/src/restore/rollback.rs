@@ -15,6 +15,7 @@ use walpoint_runtime::output;
 use super::aside::{self, Record};
 use super::directory;
 use super::existing::Existing;
+use super::kept::{self, Kept};
 
 /// Options of `rollback`.
 #[derive(Debug, Clone, Args)]
@@ -35,6 +36,9 @@ struct Report {
     put_back: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     moved_aside: Option<String>,
+    /// What repairs of the data directory kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<String>,
     /// The same with the directories outside it.
     #[serde(skip)]
     places: String,
@@ -57,14 +61,22 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
             report.places
         ));
     }
+    for kept in &report.kept {
+        text.push_str(&format!("restore --delta kept {kept}\n"));
+    }
     output::text(&text)
 }
 
 fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
     let shown = pgdata.display();
     refuse_running(pgdata, vouched)?;
-    let mut report =
-        Report { pgdata: shown.to_string(), put_back: None, moved_aside: None, places: String::new() };
+    let mut report = Report {
+        pgdata: shown.to_string(),
+        put_back: None,
+        moved_aside: None,
+        kept: Vec::new(),
+        places: String::new(),
+    };
     // One whose successor waits was about to go when an earlier rollback was interrupted.
     let waits = |record: &Record| record.successor.as_ref().is_some_and(|successor| successor.exists());
     if let Some(record) = aside::left_in(pgdata)?.filter(|record| !waits(record)) {
@@ -73,9 +85,17 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
         return Ok(report);
     }
     let _held = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
+    let kept = kept::all(pgdata);
     let latest = aside::latest(pgdata)?.with_context(|| {
-        format!("no data directory that was moved aside from {shown} lies beside it; nothing was changed")
+        let kept: String = kept
+            .iter()
+            .map(|kept| format!("; restore --delta repaired it and kept {}", kept.text()))
+            .collect();
+        format!(
+            "no data directory that was moved aside from {shown} lies beside it; nothing was changed{kept}"
+        )
     })?;
+    report.kept = kept.iter().map(Kept::text).collect();
     let unfinished = latest.successor.as_ref().filter(|_| !pgdata.exists());
     let back = match unfinished {
         Some(successor) => &aside::at(successor, pgdata)?.with_context(|| {

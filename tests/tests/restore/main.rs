@@ -3,6 +3,7 @@
 
 mod branches;
 mod choices;
+mod created;
 mod forks;
 mod hostile;
 mod interrupted;
@@ -17,5 +18,7 @@ mod repair;
 mod replace;
 mod running;
 mod settings;
+mod swapped;
 mod targets;
 mod tree;
+mod unarchived;

@@ -18,9 +18,11 @@
 //! | [`report`], [`text`] | plans and refusals as JSON and for a person |
 //! | [`driver`] | planning against a repository |
 //! | `partial` | what a `.partial` file holds before a fork |
+//! | [`created`] | the tablespaces that replay creates |
 //! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
 //! | `search`, `epoch` | answers about the content of WAL: index first, then decoding |
 
+pub mod created;
 pub mod driver;
 mod ending;
 mod epoch;
@@ -43,6 +45,7 @@ pub mod text;
 pub mod unreachable;
 pub mod windows;
 
+pub use created::{CreatedTablespace, TablespaceSearch, created_tablespaces};
 pub use estimate::{Estimate, Rates};
 pub use facts::{
     Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint, Question,

@@ -7,6 +7,8 @@
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName, TimelineId};
 
+use super::created::TablespaceSearch;
+
 /// What makes recovery stop.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum StopRule {
@@ -120,6 +122,9 @@ pub trait SegmentDecoder: Send + Sync {
     /// A search for the first record that starts at or after `from`, ends at or before `until`, and decides by `rule`.
     /// A commit record is attributed to the timeline of the page it starts on.
     fn search(&self, rule: &StopRule, from: Lsn, until: Lsn) -> Box<dyn StopSearch>;
+
+    /// A search for the tablespaces that replay creates.
+    fn tablespaces(&self) -> Box<dyn TablespaceSearch>;
 }
 
 /// One search, fed with consecutive segments in LSN order, beginning anywhere.

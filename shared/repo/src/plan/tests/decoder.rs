@@ -6,6 +6,7 @@ use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SystemId, TimelineId};
 
 use super::world::{Kind, Record, World, decides, size};
+use crate::plan::created::TablespaceSearch;
 use crate::plan::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
 
 /// The content of a timeline's segment.
@@ -93,6 +94,10 @@ struct Search {
 impl SegmentDecoder for Decoder {
     fn search(&self, rule: &StopRule, from: Lsn, until: Lsn) -> Box<dyn StopSearch> {
         Box::new(Search { rule: rule.clone(), from, until, open: None })
+    }
+
+    fn tablespaces(&self) -> Box<dyn TablespaceSearch> {
+        unreachable!("the invented format has no tablespaces")
     }
 }
 

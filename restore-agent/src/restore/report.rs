@@ -1,0 +1,162 @@
+//! What a restore reports when it is done.
+
+use std::time::Duration;
+
+use walpoint_base::SecretSource;
+use walpoint_repo::keys::KeySource;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::progress::{human_bytes, human_duration};
+
+use super::ground::{self, Way};
+use super::{Done, Restore, RestoreArgs, command, owners};
+use crate::plan;
+
+/// What `restore --json` prints.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct Report {
+    pgdata: String,
+    cluster: String,
+    backup: String,
+    target: String,
+    timeline: u32,
+    recovery_ends: String,
+    files: u64,
+    bytes: u64,
+    reused_bytes: u64,
+    removed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced: Option<String>,
+    seconds: f64,
+    archiving: bool,
+    notes: Vec<String>,
+    #[serde(skip)]
+    start: String,
+}
+
+impl Restore {
+    /// What was done, and what a person should know.
+    pub(super) fn report(&self, args: &RestoreArgs, done: &Done, took: Duration) -> Report {
+        let plan = &self.planned.plan;
+        let mut notes = plan.notes.clone();
+        notes.extend(done.removed.unlinked.iter().map(|directory| {
+            format!(
+                "{} was a tablespace that the backup does not have there; it is left as it is",
+                directory.display()
+            )
+        }));
+        notes.extend(self.found.missing.iter().cloned());
+        notes.extend(done.kept.iter().map(|kept| {
+            format!(
+                "kept of the data directory that was repaired: {}; delete it when you no longer need it",
+                kept.text()
+            )
+        }));
+        let replaced = Some(self.layout.pgdata()).filter(|_| self.ground.way == Way::Replace);
+        let replaced = replaced.and_then(ground::replaced);
+        if let Some(record) = &replaced {
+            notes.push(format!(
+                "what was there lies in {}; \"restore-agent rollback --pgdata {}\" puts it back; delete it when nobody needs it",
+                record.places(),
+                self.layout.pgdata().display()
+            ));
+        }
+        if !args.resume_archiving && args.standby {
+            notes.push(
+                "archive_mode is off, also after a promotion; a standby that is to take over from its primary is restored with \
+                 --standby --resume-archiving, or gets archive_mode = on, and a restart, before it is promoted"
+                    .to_owned(),
+            );
+        } else if !args.resume_archiving {
+            notes.push(
+                "archive_mode is off, so that the copy cannot write into the archive it came from; if it replaces the original \
+                 for good, restore with --resume-archiving"
+                    .to_owned(),
+            );
+        }
+        if let Some((KeySource::Key(from) | KeySource::Passphrase(from), _)) =
+            self.planned.repository.opened_by()
+            && matches!(from, SecretSource::Environment(_))
+        {
+            notes.push(format!(
+                "the repository was opened with the {from}: PostgreSQL has to be started with it too, or recovery cannot read \
+                 its WAL"
+            ));
+        }
+        if !self.layout.pgdata().join("postgresql.conf").exists() {
+            notes.push(self.configuration_elsewhere());
+        }
+        Report {
+            pgdata: self.layout.pgdata().display().to_string(),
+            cluster: self.planned.cluster.to_string(),
+            backup: plan.backup.id.to_string(),
+            target: plan.target.to_string(),
+            timeline: plan.timeline.get(),
+            recovery_ends: plan::recovery_ends(plan),
+            files: done.written.files,
+            bytes: done.written.bytes,
+            reused_bytes: done.written.reused,
+            removed: done.removed.entries,
+            replaced: replaced.map(|record| record.aside.display().to_string()),
+            seconds: took.as_secs_f64(),
+            archiving: args.resume_archiving,
+            notes,
+            start: self.start_command(),
+        }
+    }
+}
+
+impl Restore {
+    /// How to start the server. `pg_ctl` refuses to run as root.
+    fn start_command(&self) -> String {
+        let pgdata = self.layout.pgdata().to_string_lossy();
+        let command = format!("pg_ctl -D {} start", command::shell_word(&pgdata));
+        let Some(owner) = self.owner else { return command };
+        match owners::name_of_user(owner.uid) {
+            Some(name) => format!("runuser -u {name} -- {command}"),
+            None => format!("{command}, as uid {}", owner.uid),
+        }
+    }
+
+    /// What to do about a configuration that lay outside the data directory, as Debian's does.
+    fn configuration_elsewhere(&self) -> String {
+        let found = match self.layout.extra() {
+            Some(extra) => format!("what was backed up with it lies in {}", extra.display()),
+            None => "the backup took no extra_paths along".to_owned(),
+        };
+        format!(
+            "the data directory has no postgresql.conf: the configuration lay elsewhere ({found}); start with \
+             -c config_file=… -c hba_file=… -c data_directory={}",
+            self.layout.pgdata().display()
+        )
+    }
+}
+
+/// Prints it.
+pub(super) fn print(common: &CommonArgs, report: &Report) -> Result<(), Failure> {
+    if common.json {
+        return walpoint_runtime::output::json(report);
+    }
+    let mut text = format!(
+        "restored backup {} of cluster {} into {}: {} files, {} in {}\n",
+        report.backup,
+        report.cluster,
+        report.pgdata,
+        report.files,
+        human_bytes(report.bytes),
+        human_duration(Duration::from_secs_f64(report.seconds)),
+    );
+    if report.reused_bytes > 0 || report.removed > 0 {
+        text.push_str(&format!(
+            "{} were right already; removed: {}\n",
+            human_bytes(report.reused_bytes),
+            report.removed
+        ));
+    }
+    text.push_str(&format!("recovery goes to {}\n", report.recovery_ends));
+    for note in &report.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    text.push_str(&format!("start it: {}\n", report.start));
+    walpoint_runtime::output::text(&text)
+}

@@ -1,0 +1,121 @@
+//! Tablespaces that recovery under a plan creates. Replay of `CREATE TABLESPACE` uses the location in the record, whatever
+//! lies there on the machine where it runs: a restore has to know of it beforehand.
+//!
+//! The index says which segments hold such a record; decoding says where. A record counts where it starts and may begin in
+//! the segment before, if that cut its header, or end in the one behind: both are decoded too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
+
+use super::path::SegmentRange;
+use super::restore_plan::RestorePlan;
+use super::stop::{SegmentDecoder, StopRule};
+use crate::catalog::TimelineWal;
+use crate::cpu;
+use crate::error::{RepoError, Result};
+use crate::index::{first_of, group_of, last_of};
+use crate::wal::WalArchive;
+
+/// A tablespace that replay creates.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CreatedTablespace {
+    /// Where the record starts.
+    pub record: Lsn,
+    /// The tablespace's OID.
+    pub oid: u32,
+    /// Its location, as bytes; empty if it is in place, below `pg_tblspc`.
+    pub location: Vec<u8>,
+}
+
+/// Looks for such records, fed with consecutive segments in LSN order, beginning anywhere.
+pub trait TablespaceSearch: Send {
+    /// The records that end in the next whole segment. The error says what is wrong with its content.
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Vec<CreatedTablespace>, String>;
+}
+
+/// What recovery under a plan creates, in LSN order. `from`: where replay begins.
+pub async fn created_tablespaces(
+    archive: &WalArchive,
+    plan: &RestorePlan,
+    from: Lsn,
+    decoder: &Arc<dyn SegmentDecoder>,
+) -> Result<Vec<CreatedTablespace>> {
+    let mut timelines: BTreeMap<TimelineId, TimelineWal> = BTreeMap::new();
+    let (mut wanted, mut needed) = (BTreeSet::new(), BTreeSet::new());
+    for (at, range) in plan.wal.iter().enumerate() {
+        let wal = match timelines.entry(range.timeline) {
+            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::btree_map::Entry::Vacant(new) => {
+                new.insert(TimelineWal::load(archive, range.timeline).await?)
+            }
+        };
+        for number in marked(wal, *range).await? {
+            needed.insert((at, number));
+            wanted.insert((at, number));
+            wanted.extend(before(&plan.wal, at, number));
+            wanted.extend(behind(&plan.wal, at, number));
+        }
+    }
+    let size = archive.lineage().segment_size;
+    let mut found = Vec::new();
+    let mut running: Option<((usize, SegmentNo), Box<dyn TablespaceSearch>)> = None;
+    for (at, number) in wanted {
+        let follows = |last: &(usize, SegmentNo)| behind(&plan.wal, last.0, last.1) == Some((at, number));
+        let search = match running.take() {
+            Some((last, search)) if follows(&last) => search,
+            _ => decoder.tablespaces(),
+        };
+        let Some(range) = plan.wal.get(at) else { continue };
+        let name = number.name(range.timeline, size);
+        let Some(file) = archive.get(WalFileName::Segment(name)).await? else {
+            if needed.contains(&(at, number)) {
+                return Err(RepoError::Internal(format!("{name} vanished while planning")));
+            }
+            // Its neighbor is built from what else there is.
+            continue;
+        };
+        let mut search = search;
+        let (records, search) = cpu::run(move || (search.feed(name, &file.content), search)).await?;
+        found.extend(
+            records.map_err(|reason| RepoError::Internal(format!("{name} cannot be decoded: {reason}")))?,
+        );
+        running = Some(((at, number), search));
+    }
+    let replayed = StopRule::of(&plan.target, plan.inclusive).is_none_or(|rule| rule.applies_the_record());
+    let until = plan.stop.as_ref().filter(|_| !replayed).map_or(plan.until, |stop| stop.record);
+    found.retain(|created| from <= created.record && created.record < until);
+    Ok(found)
+}
+
+/// The segments of a range that are marked.
+async fn marked(wal: &mut TimelineWal, range: SegmentRange) -> Result<Vec<SegmentNo>> {
+    let mut marked = Vec::new();
+    for group in group_of(range.first)..=group_of(range.last) {
+        if wal.summary(group).is_some_and(|summary| summary.marks.tablespace == 0) {
+            continue;
+        }
+        let (first, last) = (first_of(group).max(range.first), last_of(group).min(range.last));
+        let entries = wal.entries(first, last).await?;
+        marked.extend(entries.iter().filter(|(_, entry)| entry.marks.tablespace).map(|(number, _)| *number));
+    }
+    Ok(marked)
+}
+
+/// The segment before one of a path.
+fn before(path: &[SegmentRange], at: usize, number: SegmentNo) -> Option<(usize, SegmentNo)> {
+    if path.get(at)?.first < number {
+        return Some((at, SegmentNo(number.0 - 1)));
+    }
+    let at = at.checked_sub(1)?;
+    path.get(at).map(|range| (at, range.last))
+}
+
+/// The segment behind one of a path.
+fn behind(path: &[SegmentRange], at: usize, number: SegmentNo) -> Option<(usize, SegmentNo)> {
+    if number < path.get(at)?.last {
+        return Some((at, number.next()));
+    }
+    path.get(at + 1).map(|range| (at + 1, range.first))
+}
