@@ -73,20 +73,19 @@ fn explain(kept: &Planned, left: &Planned) {
 }
 
 /// A refusal because the target may mean several moments, taken out of the others.
-pub(crate) fn ambiguous(refusals: &mut Vec<Box<Unreachable>>) -> Option<Box<Unreachable>> {
+pub(crate) fn ambiguous(refusals: &mut Vec<Unreachable>) -> Option<Unreachable> {
     let count = |refusal: &Unreachable| match &refusal.why {
         Why::SeveralPoints(points) => points.len(),
         _ => 0,
     };
-    let (at, most) =
-        refusals.iter().map(|refusal| count(refusal)).enumerate().max_by_key(|(_, count)| *count)?;
+    let (at, most) = refusals.iter().map(count).enumerate().max_by_key(|(_, count)| *count)?;
     (most > 0).then(|| refusals.swap_remove(at))
 }
 
 /// The refusal that offers the furthest moment; the first of several.
-pub(crate) fn telling(refusals: Vec<Box<Unreachable>>) -> Option<Box<Unreachable>> {
+pub(crate) fn telling(refusals: Vec<Unreachable>) -> Option<Unreachable> {
     let offers =
         |refusal: &Unreachable| refusal.nearest.iter().map(|moment| (moment.timeline, moment.lsn)).max();
     // Of equal ones `max_by_key` would take the last.
-    refusals.into_iter().rev().max_by_key(|refusal| offers(refusal))
+    refusals.into_iter().rev().max_by_key(offers)
 }

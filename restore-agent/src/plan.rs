@@ -79,13 +79,13 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     let answers =
         join_all(selection.repositories.iter().map(|(name, settings)| (name.as_str(), settings)).map(ask))
             .await;
-    let mut refusals: Vec<Box<Unreachable>> = Vec::new();
+    let mut refusals: Vec<Unreachable> = Vec::new();
     let mut failure: Option<RepoError> = None;
     let mut plans: Vec<Planned> = Vec::new();
     for ((name, _), answer) in selection.repositories.iter().zip(answers) {
         match answer {
             Ok(Ok(planned)) => plans.push(planned),
-            Ok(Err(unreachable)) => refusals.push(unreachable),
+            Ok(Err(unreachable)) => refusals.push(*unreachable),
             Err(error) => {
                 if selection.repositories.len() > 1 {
                     tracing::warn!("repository \"{name}\" was passed over: {error}");
@@ -96,13 +96,13 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     }
     // The answer to a question that has several is not to be had from a repository that knows only one of them.
     if let Some(several) = choice::ambiguous(&mut refusals) {
-        return Err(NoPlan::Unreachable(several));
+        return Err(NoPlan::Unreachable(Box::new(several)));
     }
     if let Some(planned) = choice::best(plans) {
         return Ok(planned);
     }
     match (choice::telling(refusals), failure) {
-        (Some(unreachable), _) => Err(NoPlan::Unreachable(unreachable)),
+        (Some(unreachable), _) => Err(NoPlan::Unreachable(Box::new(unreachable))),
         (None, Some(error)) => Err(NoPlan::Failed(failed(error))),
         (None, None) => Err(NoPlan::Failed(Failure::usage(anyhow!("no repository is configured")))),
     }

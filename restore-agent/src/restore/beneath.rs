@@ -224,8 +224,7 @@ fn remove_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         removed => return Ok(removed?),
     }
     let directory = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
-    let mut entries = Dir::read_from(&directory)?;
-    while let Some(entry) = entries.next() {
+    for entry in Dir::read_from(&directory)? {
         let entry = entry?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
         if name != "." && name != ".." {
