@@ -236,6 +236,7 @@ fn files(
 ) -> BoxStream<'static, Result<WalFileName, RepoError>> {
     let file = |entry| match entry {
         WalEntry::File(name) => Some(name),
+        WalEntry::Partial(segment, _) => Some(WalFileName::Partial(segment)),
         _ => None,
     };
     listed.try_filter_map(move |(entry, _)| ready(Ok(file(entry)))).boxed()

@@ -11,7 +11,7 @@ use walpoint_base::{SegmentFacts, SegmentName, TimelineHistory, TimelineId, WalF
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::{Identity, Inspector, LONG_HEADER, LongHeader, WalError, major_of_magic};
 
-use walpoint_repo::wal::history_hash;
+use walpoint_repo::wal::{Place, history_hash};
 
 use super::read::{OpenFile, ReadError};
 
@@ -128,6 +128,19 @@ pub(crate) fn check_other(
         _ if content.starts_with(b"START WAL LOCATION: ") => Ok(Some(content)),
         _ => Err(text(file, "it does not start with \"START WAL LOCATION: \"")),
     }
+}
+
+/// How many bytes of a `.partial` file count: behind its last record lies what a recycled file held before, another in every
+/// copy. `None` if that cannot be told; then all of it counts. Blocks.
+pub(crate) fn valid_length(file: &OpenFile, name: SegmentName) -> Result<Option<u64>, CheckError> {
+    let mut verdict = Verdict::new(name, file.identity.size, None);
+    file.read(&mut vec![0; 64 << 10], |piece| {
+        verdict.add(piece);
+        if verdict.is_bad() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    let facts = verdict.inspector.and_then(Inspector::finish);
+    let ended = facts.ok().filter(|facts| !facts.whole);
+    Ok(ended.map(|facts| Place::Ended(facts.end).valid(name, facts.size)))
 }
 
 fn text(file: &OpenFile, what: &str) -> CheckError {

@@ -68,7 +68,14 @@ pub(crate) fn prepare(
         }
         _ => {
             let held = check::check_other(file, name, cluster)?;
-            Ok(Prepared { sealed: Vec::new(), content: held.map_or(content, Content::from) })
+            let content = match name {
+                WalFileName::Partial(segment) => match check::valid_length(file, segment)? {
+                    Some(valid) => content.with_zeros_from(valid),
+                    None => content,
+                },
+                _ => held.map_or(content, Content::from),
+            };
+            Ok(Prepared { sealed: Vec::new(), content })
         }
     }
 }

@@ -162,14 +162,12 @@ async fn around_segment(
             WalEntry::File(WalFileName::Segment(found)) if found == name => {
                 bail!("\"{name}\" has just arrived")
             }
-            WalEntry::File(WalFileName::Partial(found))
-            | WalEntry::Ended(found, _)
-            | WalEntry::Slice(found, ..)
+            WalEntry::Partial(found, _) | WalEntry::Ended(found, ..) | WalEntry::Slice(found, ..)
                 if found == name =>
             {
                 around.incomplete.get_or_insert_with(|| object.key.to_string());
             }
-            WalEntry::File(_) | WalEntry::Ended(..) | WalEntry::Slice(..) => {
+            WalEntry::File(_) | WalEntry::Partial(..) | WalEntry::Ended(..) | WalEntry::Slice(..) => {
                 around.later.get_or_insert_with(|| object.key.file_name().to_owned());
                 return Ok(());
             }

@@ -1,5 +1,7 @@
 //! The keys of one lineage's WAL: segments, what goes with them, histories, index, restore points.
 
+use std::fmt;
+
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::{Key, Prefix, hex, point_file, unhex};
@@ -11,13 +13,40 @@ pub struct WalPaths {
     root: String,
 }
 
+/// The first half of a content hash, as it stands in names: 32 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct NameHash(pub [u8; 16]);
+
+impl NameHash {
+    /// Of a content.
+    pub fn of(hash: &ContentHash) -> Self {
+        let mut half = [0; 16];
+        half.iter_mut().zip(hash.0).for_each(|(to, from)| *to = from);
+        Self(half)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let number = u128::from_str_radix(text, 16).ok()?;
+        let hash = Self(number.to_be_bytes());
+        (hash.to_string() == text).then_some(hash)
+    }
+}
+
+impl fmt::Display for NameHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
 /// What an object below `wal/` is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum WalEntry {
     /// A whole segment, or one of PostgreSQL's other files.
     File(WalFileName),
     /// A complete name with content that ends early, at that position.
-    Ended(SegmentName, Lsn),
+    Ended(SegmentName, Lsn, NameHash),
+    /// A `.partial` file.
+    Partial(SegmentName, NameHash),
     /// A part of a large file; it means nothing without the object that names it.
     Part(SegmentName),
     /// A stretch of the open segment.
@@ -31,7 +60,9 @@ impl WalEntry {
     pub fn segment(self) -> Option<SegmentName> {
         match self {
             Self::File(file) => file.segment(),
-            Self::Ended(name, _) | Self::Part(name) | Self::Slice(name, ..) => Some(name),
+            Self::Ended(name, ..) | Self::Partial(name, _) | Self::Part(name) | Self::Slice(name, ..) => {
+                Some(name)
+            }
             Self::RefusedHistory(..) => None,
         }
     }
@@ -75,8 +106,18 @@ impl WalPaths {
     }
 
     /// A complete name whose content ends at `end`.
-    pub fn ended(&self, segment: SegmentName, end: Lsn) -> Key {
-        Key::composed(format!("{}/{segment}.ended/{:016X}", self.directory(segment), end.0))
+    pub fn ended(&self, segment: SegmentName, end: Lsn, hash: NameHash) -> Key {
+        Key::composed(format!("{}/{segment}.ended/{:016X}-{hash}", self.directory(segment), end.0))
+    }
+
+    /// A `.partial` file with that content.
+    pub fn partial(&self, segment: SegmentName, hash: NameHash) -> Key {
+        Key::composed(format!("{}/{segment}.partial/{hash}", self.directory(segment)))
+    }
+
+    /// Every `.partial` file stored for a segment.
+    pub fn all_partials(&self, segment: SegmentName) -> Prefix {
+        Prefix::composed(format!("{}/{segment}.partial", self.directory(segment)))
     }
 
     /// Every incomplete content stored for a segment.
@@ -179,7 +220,8 @@ impl WalPaths {
         };
         let expected = match entry {
             WalEntry::File(file) => self.file(file),
-            WalEntry::Ended(segment, end) => self.ended(segment, end),
+            WalEntry::Ended(segment, end, hash) => self.ended(segment, end, hash),
+            WalEntry::Partial(segment, hash) => self.partial(segment, hash),
             WalEntry::RefusedHistory(timeline, hash) => self.refused_history(timeline, hash),
             WalEntry::Part(_) | WalEntry::Slice(..) => return Some(entry),
         };
@@ -210,14 +252,20 @@ fn parse_entry(name: &str) -> Option<WalEntry> {
     let mut parts = name.splitn(4, '/').skip(2);
     let (file, rest) = (parts.next()?, parts.next());
     let Some(rest) = rest else {
-        return file.parse().ok().map(WalEntry::File);
+        // The name of a `.partial` is that of a directory.
+        let file = file.parse().ok().filter(|file| !matches!(file, WalFileName::Partial(_)));
+        return file.map(WalEntry::File);
     };
     let (segment, kind) = file.split_once('.')?;
     let segment: SegmentName = segment.parse().ok()?;
     let lsn =
         |digits: &str| (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten().map(Lsn);
     match kind {
-        "ended" => lsn(rest).map(|end| WalEntry::Ended(segment, end)),
+        "ended" => {
+            let (end, hash) = rest.split_once('-')?;
+            Some(WalEntry::Ended(segment, lsn(end)?, NameHash::parse(hash)?))
+        }
+        "partial" => NameHash::parse(rest).map(|hash| WalEntry::Partial(segment, hash)),
         "parts" => Some(WalEntry::Part(segment)),
         "slices" => {
             let mut ends = rest.split('-');
@@ -248,14 +296,20 @@ mod tests {
         for entry in [
             WalEntry::File(WalFileName::Segment(segment)),
             WalEntry::File(WalFileName::Backup(segment, 0x28)),
-            WalEntry::File(WalFileName::Partial(segment)),
             WalEntry::File(WalFileName::History(timeline)),
         ] {
             let WalEntry::File(file) = entry else { continue };
             assert_eq!(paths.parse(&paths.file(file)), Some(entry));
         }
-        let ended = paths.ended(segment, Lsn(0x10A001234));
-        assert_eq!(paths.parse(&ended), Some(WalEntry::Ended(segment, Lsn(0x10A001234))));
+        let hash = NameHash([0xA0; 16]);
+        let ended = paths.ended(segment, Lsn(0x10A001234), hash);
+        assert!(
+            ended.as_str().ends_with(".ended/000000010A001234-a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0"),
+            "{ended}"
+        );
+        assert_eq!(paths.parse(&ended), Some(WalEntry::Ended(segment, Lsn(0x10A001234), hash)));
+        let partial = paths.partial(segment, hash);
+        assert_eq!(paths.parse(&partial), Some(WalEntry::Partial(segment, hash)));
         let slice = paths.slice(segment, Lsn(1), Lsn(2), 3);
         assert_eq!(paths.parse(&slice), Some(WalEntry::Slice(segment, Lsn(1), Lsn(2))));
         let refused = paths.refused_history(timeline, ContentHash([0x1F; 32]));
@@ -286,9 +340,9 @@ mod tests {
             let next = paths.segment(name(number + 1));
             let goes_with = [
                 paths.segment(this),
-                paths.ended(this, Lsn(u64::MAX)),
+                paths.ended(this, Lsn(u64::MAX), NameHash([0xFF; 16])),
                 paths.file(WalFileName::Backup(this, u32::MAX)),
-                paths.file(WalFileName::Partial(this)),
+                paths.partial(this, NameHash([0xFF; 16])),
                 paths.slice(this, Lsn(0), Lsn(1), 1),
             ];
             let (from, after) = (paths.from(this), paths.after(this));

@@ -7,7 +7,7 @@ use walpoint_base::{
 
 use super::*;
 use crate::catalog::TimelineGraph;
-use crate::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
+use crate::layout::{ClusterObject, ClusterPaths, Key, NameHash, WalEntry};
 use crate::retention::Candidate;
 
 const MIB: u64 = 1 << 20;
@@ -140,9 +140,9 @@ fn objects_are_judged_by_what_they_are() {
         (paths.pack(ids[2], 77), Judgement::Needed(Class::Pack)),
         (wal.segment(gone), Judgement::Unneeded(Class::Segment)),
         (wal.segment(kept), Judgement::Needed(Class::Segment)),
-        (wal.ended(gone, Lsn(5)), Judgement::Unneeded(Class::Segment)),
+        (wal.ended(gone, Lsn(5), NameHash([1; 16])), Judgement::Unneeded(Class::Segment)),
         (wal.slice(gone, Lsn(5), Lsn(6), 7), Judgement::Unneeded(Class::Segment)),
-        (wal.file(WalFileName::Partial(gone)), Judgement::Unneeded(Class::Segment)),
+        (wal.partial(gone, NameHash([1; 16])), Judgement::Unneeded(Class::Segment)),
         (wal.part(WalFileName::Segment(gone), "00ff", 0), Judgement::Unneeded(Class::Segment)),
         (wal.file(WalFileName::Backup(gone, 1)), Judgement::Unneeded(Class::BackupHistory)),
         (wal.file(WalFileName::Backup(kept, 1)), Judgement::Needed(Class::BackupHistory)),

@@ -9,7 +9,11 @@ use bytes::Bytes;
 
 /// What a file to be archived holds. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Content(Kind);
+pub struct Content {
+    kind: Kind,
+    /// Bytes from here on count as zero.
+    valid: u64,
+}
 
 #[derive(Clone, Debug)]
 enum Kind {
@@ -21,15 +25,22 @@ impl Content {
     /// A file of the length it has now. It must not change until it is stored; if it does, storing fails.
     pub fn file(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        Ok(Self(Kind::File(Arc::new(file), length)))
+        Ok(Self { kind: Kind::File(Arc::new(file), length), valid: u64::MAX })
     }
 
     /// Its length in bytes.
     pub fn len(&self) -> u64 {
-        match &self.0 {
+        match &self.kind {
             Kind::Memory(bytes) => bytes.len() as u64,
             Kind::File(_, length) => *length,
         }
+    }
+
+    /// The same as if there were zeros from `valid` on, whatever is there: what a recycled file held before says nothing.
+    #[must_use]
+    pub fn with_zeros_from(mut self, valid: u64) -> Self {
+        self.valid = self.valid.min(valid);
+        self
     }
 
     /// Whether there is nothing in it.
@@ -44,25 +55,34 @@ impl Content {
         length: usize,
         buffer: &'a mut Vec<u8>,
     ) -> io::Result<&'a [u8]> {
-        match &self.0 {
+        let kept = usize::try_from(self.valid.saturating_sub(offset)).unwrap_or(usize::MAX);
+        match &self.kind {
             Kind::Memory(bytes) => {
                 let begin = usize::try_from(offset).unwrap_or(usize::MAX);
                 let end = begin.saturating_add(length);
-                bytes.get(begin..end).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+                let piece = bytes.get(begin..end).ok_or(io::ErrorKind::UnexpectedEof)?;
+                if kept >= length {
+                    return Ok(piece);
+                }
+                buffer.clear();
+                buffer.extend_from_slice(piece);
             }
             Kind::File(file, _) => {
                 // A buffer that had this length before costs nothing.
                 buffer.resize(length, 0);
                 file.read_exact_at(buffer, offset)?;
-                Ok(buffer)
             }
         }
+        if let Some(behind) = buffer.get_mut(kept..) {
+            behind.fill(0);
+        }
+        Ok(buffer)
     }
 }
 
 impl From<Bytes> for Content {
     fn from(bytes: Bytes) -> Self {
-        Self(Kind::Memory(bytes))
+        Self { kind: Kind::Memory(bytes), valid: u64::MAX }
     }
 }
 

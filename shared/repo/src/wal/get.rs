@@ -11,7 +11,7 @@ use super::header::{WAL_HEADER_RANGE, WalHeader};
 use super::parts::{MAX_TABLE, PartTable};
 use crate::cpu;
 use crate::error::{RepoError, Result, found};
-use crate::layout::Key;
+use crate::layout::{Key, NameHash};
 use crate::object::{Codec, ContentHash, MAX_CONTENT, ObjectHeader, ObjectKind, ObjectReader, open_frame};
 
 /// A file that was read back and checked as a whole.
@@ -75,7 +75,14 @@ impl WalArchive {
     }
 
     /// Opens a file of that name to be read a part at a time; `None` if the store has none.
+    /// Of several `.partial` files the last one by name: for one of them see [`Self::read_partial`].
     pub async fn read(&self, name: WalFileName) -> Result<Option<WalReader>> {
+        if let WalFileName::Partial(segment) = name {
+            return match self.partials(segment).await?.pop() {
+                Some(hash) => self.read_partial(segment, hash).await,
+                None => Ok(None),
+            };
+        }
         let kind = match name {
             WalFileName::Segment(_) => ObjectKind::Segment,
             WalFileName::History(_) => ObjectKind::History,
@@ -85,10 +92,16 @@ impl WalArchive {
         self.open(kind, name, self.paths().file(name)).await
     }
 
+    /// A `.partial` file with that content; `None` if there is none.
+    pub async fn read_partial(&self, segment: SegmentName, hash: NameHash) -> Result<Option<WalReader>> {
+        let (name, key) = (WalFileName::Partial(segment), self.paths().partial(segment, hash));
+        self.open(ObjectKind::Partial, name, key).await
+    }
+
     /// The incomplete content of a complete name that ends at `end`; `None` if there is none.
-    pub async fn read_ended(&self, name: SegmentName, end: Lsn) -> Result<Option<WalReader>> {
+    pub async fn read_ended(&self, name: SegmentName, end: Lsn, hash: NameHash) -> Result<Option<WalReader>> {
         let file = WalFileName::Segment(name);
-        self.open(ObjectKind::Ended, file, self.paths().ended(name, end)).await
+        self.open(ObjectKind::Ended, file, self.paths().ended(name, end, hash)).await
     }
 
     /// What is stored about a segment, by one ranged request; `None` if there is no such segment.
@@ -98,8 +111,13 @@ impl WalArchive {
     }
 
     /// What is stored about the incomplete content of a name that ends at `end`.
-    pub async fn ended_header(&self, name: SegmentName, end: Lsn) -> Result<Option<WalHeader>> {
-        let key = self.paths().ended(name, end);
+    pub async fn ended_header(
+        &self,
+        name: SegmentName,
+        end: Lsn,
+        hash: NameHash,
+    ) -> Result<Option<WalHeader>> {
+        let key = self.paths().ended(name, end, hash);
         self.read_header(ObjectKind::Ended, &key, name).await
     }
 

@@ -41,7 +41,8 @@ pub use self::points::PointRef;
 pub use self::put::Stored;
 pub use self::seal::{Place, SealedSegment, SegmentSealer};
 use crate::error::Result;
-use crate::layout::{WalEntry, WalPaths};
+pub use crate::layout::NameHash;
+use crate::layout::{NameHash, WalEntry, WalPaths};
 use crate::lineage::Lineage;
 use crate::object::{ContentHash, Sealer};
 use crate::repository::Repository;
@@ -150,11 +151,23 @@ impl WalArchive {
             .boxed()
     }
 
-    /// Where the incomplete contents of a complete name end, in order.
-    pub async fn ended(&self, segment: SegmentName) -> Result<Vec<Lsn>> {
+    /// The `.partial` files of a segment: those of several promotions differ.
+    pub async fn partials(&self, segment: SegmentName) -> Result<Vec<NameHash>> {
+        let entries = self.store().list_all(&self.paths().all_partials(segment)).await?;
+        let hash = |entry: &Entry| match self.paths().parse(&entry.key)? {
+            WalEntry::Partial(_, hash) => Some(hash),
+            _ => None,
+        };
+        let mut hashes: Vec<_> = entries.iter().filter_map(hash).collect();
+        hashes.sort_unstable();
+        Ok(hashes)
+    }
+
+    /// Where the incomplete contents of a complete name end, with their hashes, in order.
+    pub async fn ended(&self, segment: SegmentName) -> Result<Vec<(Lsn, NameHash)>> {
         let entries = self.store().list_all(&self.paths().all_ended(segment)).await?;
         let end = |entry: &Entry| match self.paths().parse(&entry.key)? {
-            WalEntry::Ended(_, end) => Some(end),
+            WalEntry::Ended(_, end, hash) => Some((end, hash)),
             _ => None,
         };
         let mut ends: Vec<_> = entries.iter().filter_map(end).collect();

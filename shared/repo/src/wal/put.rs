@@ -12,7 +12,7 @@ use super::seal::{PieceSealer, Place, Sealed, SealedSegment, SegmentSealer, fail
 use super::{FRAME, WalArchive};
 use crate::cpu;
 use crate::error::{RepoError, Result};
-use crate::layout::Key;
+use crate::layout::{Key, NameHash};
 use crate::object::{
     ContentHash, MAX_CONTENT, ObjectKind, ObjectWriter, SealError, SealedObject, Sealer, pack,
 };
@@ -41,7 +41,7 @@ impl WalArchive {
     ) -> Result<Stored> {
         let (content, facts) = (content.into(), Arc::new(facts.clone()));
         let place = Place::of(&facts, flags);
-        let key = self.segment_key(facts.name, place);
+        let key = self.paths().segment(facts.name);
         self.check_facts(&key, &facts, content.len())?;
         let (archive, source) = (self.clone(), content.clone());
         let sealed = cpu::run(move || {
@@ -64,9 +64,13 @@ impl WalArchive {
         let creation = match sealed {
             Sealed::Object(object) => self.store().create_once(&object).await?,
             Sealed::Parts(table) => {
-                let key = self.segment_key(facts.name, place);
                 let name = WalFileName::Segment(facts.name);
-                self.put_parts(place.kind(), name, &key, content, &table, &header.encode()).await?
+                let key = match place {
+                    Place::Whole => self.paths().segment(facts.name),
+                    Place::Ended(end) => self.paths().ended(facts.name, end, NameHash::of(&table.hash)),
+                };
+                let content = content.clone().with_zeros_from(place.valid(facts.name, facts.size));
+                self.put_surveyed(place.kind(), name, &key, &content, &table, &header.encode()).await?
             }
         };
         Ok(stored(place, creation))
@@ -80,35 +84,57 @@ impl WalArchive {
         Ok(())
     }
 
-    /// The name of a segment's object.
-    pub(super) fn segment_key(&self, name: SegmentName, place: Place) -> Key {
-        match place {
-            Place::Whole => self.paths().segment(name),
-            Place::Ended(end) => self.paths().ended(name, end),
+    /// Stores what was surveyed before, in one object where it fits. Found to differ now, it is refused.
+    async fn put_surveyed(
+        &self,
+        kind: ObjectKind,
+        name: WalFileName,
+        key: &Key,
+        content: &Content,
+        table: &PartTable,
+        meta: &[u8],
+    ) -> Result<Creation> {
+        if content.len() > MAX_CONTENT as u64 {
+            return self.put_parts(kind, name, key, content, table, meta).await;
         }
+        let (sealer, source, meta, at) = (self.sealer().clone(), content.clone(), meta.to_vec(), key.clone());
+        let sealed = cpu::run(move || seal(&sealer, kind, &at, &source, 0..source.len(), &meta)).await??;
+        if sealed.content() != table.hash {
+            let what = "the file changed while it was read".to_owned();
+            return Err(RepoError::Refused { key: key.clone(), what });
+        }
+        self.store().create_once(&sealed).await
     }
 
-    /// Stores a `.history`, `.backup` or `.partial` file. Segments are refused: they are stored with their facts.
+    /// Stores a `.history`, `.backup` or `.partial` file. Segments are refused: they are stored with their facts. A `.partial` is
+    /// named by its hash, so that those of several promotions are kept side by side: what counts of it is for the caller to
+    /// say ([`Content::with_zeros_from`]).
     pub async fn put_file(&self, name: WalFileName, content: impl Into<Content>) -> Result<Stored> {
+        let content = content.into();
+        if let WalFileName::Partial(segment) = name {
+            let table = self.survey(&self.paths().segment(segment), &content).await?;
+            let key = self.paths().partial(segment, NameHash::of(&table.hash));
+            let creation = self.put_surveyed(ObjectKind::Partial, name, &key, &content, &table, &[]).await?;
+            return Ok(stored(Place::Whole, creation));
+        }
         let key = self.paths().file(name);
         let kind = match name {
             WalFileName::History(_) => ObjectKind::History,
             WalFileName::Backup(..) => ObjectKind::BackupHistory,
-            WalFileName::Partial(_) => ObjectKind::Partial,
-            WalFileName::Segment(_) => {
+            WalFileName::Segment(_) | WalFileName::Partial(_) => {
                 return Err(RepoError::Refused {
                     key,
                     what: "a segment is stored after it was decoded".to_owned(),
                 });
             }
         };
-        let content = content.into();
         let creation = if content.len() > MAX_CONTENT as u64 {
             let table = self.survey(&key, &content).await?;
             self.put_parts(kind, name, &key, &content, &table, &[]).await?
         } else {
             let (sealer, key) = (self.sealer().clone(), key.clone());
-            let sealed = cpu::run(move || seal(&sealer, kind, &key, &content, 0..content.len())).await??;
+            let sealed =
+                cpu::run(move || seal(&sealer, kind, &key, &content, 0..content.len(), &[])).await??;
             self.store().create_once(&sealed).await?
         };
         Ok(stored(Place::Whole, creation))
@@ -186,7 +212,8 @@ impl WalArchive {
             let (sealer, content) = (self.sealer().clone(), content.clone());
             let range = offset..offset + u64::from(length);
             offset = range.end;
-            let sealed = cpu::run(move || seal(&sealer, ObjectKind::Part, &part, &content, range)).await??;
+            let sealed =
+                cpu::run(move || seal(&sealer, ObjectKind::Part, &part, &content, range, &[])).await??;
             if sealed.content() != hash {
                 let what = "the file changed while it was read".to_owned();
                 return Err(RepoError::Refused { key: key.clone(), what });
@@ -255,18 +282,19 @@ fn pieces(
     Ok(())
 }
 
-/// Seals a range of the content as an object that describes nothing.
+/// Seals a range of the content as an object, described by `meta` if it is of a kind that is.
 fn seal(
     sealer: &Sealer,
     kind: ObjectKind,
     key: &Key,
     content: &Content,
     range: Range<u64>,
+    meta: &[u8],
 ) -> Result<SealedObject> {
     let mut sealing = PieceSealer::new(sealer, kind, key, range.end - range.start)?;
     let mut codec = sealer.codec();
     pieces(key, content, range, |piece| sealing.add(pack(piece, &mut codec)))?;
-    sealing.finish(&[])
+    sealing.finish(meta)
 }
 
 fn stored(place: Place, creation: Creation) -> Stored {

@@ -18,12 +18,15 @@ use crate::object::{
     Codec, ContentHash, MAX_CONTENT, ObjectKind, ObjectWriter, Packed, SealError, SealedObject, Sealer, pack,
 };
 
+/// Length of the header of a segment's first page.
+const PAGE_HEADER: u64 = 40;
+
 /// Where a segment's content belongs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
     /// Under its name.
     Whole,
-    /// Beside, as a complete name whose content ends there.
+    /// Beside, as a complete name whose content ends there: it is kept with zeros behind that, and named by its hash too.
     Ended(Lsn),
 }
 
@@ -31,6 +34,16 @@ impl Place {
     /// Where a segment with these facts belongs.
     pub fn of(facts: &SegmentFacts, flags: WalFlags) -> Self {
         if facts.whole || flags.damaged { Self::Whole } else { Self::Ended(facts.end) }
+    }
+
+    /// Bytes of a segment of that name that count.
+    pub fn valid(self, name: SegmentName, size: SegmentSize) -> u64 {
+        let start = name.number(size).map(|number| number.start(size));
+        match (self, start) {
+            // The header of the first page says whose it is.
+            (Self::Ended(end), Some(start)) => end.since(start).max(PAGE_HEADER),
+            _ => u64::MAX,
+        }
     }
 
     pub(super) fn kind(self) -> ObjectKind {
@@ -51,6 +64,9 @@ pub struct SegmentSealer {
     sealing: Vec<(WalArchive, Sealing)>,
     name: SegmentName,
     place: Place,
+    /// Bytes that came, and bytes of the segment that count.
+    given: u64,
+    valid: u64,
 }
 
 #[derive(Debug)]
@@ -87,8 +103,9 @@ impl SegmentSealer {
     /// the first archive.
     pub fn new(archives: &[WalArchive], name: SegmentName, size: SegmentSize, place: Place) -> Result<Self> {
         let begin = |archive: &WalArchive| {
-            let sealing = if fits(size) {
-                let key = archive.segment_key(name, place);
+            // What ends early is named by its hash: it is sealed when that is known.
+            let sealing = if fits(size) && place == Place::Whole {
+                let key = archive.paths().segment(name);
                 let sealer = PieceSealer::new(archive.sealer(), place.kind(), &key, size.bytes())?;
                 Sealing::Object(Box::new(sealer))
             } else {
@@ -99,12 +116,21 @@ impl SegmentSealer {
         let sealing = archives.iter().map(begin).collect::<Result<_>>()?;
         // Nobody's content is compressed where there is no archive.
         let codec = archives.first().map_or_else(Codec::for_opening, |archive| archive.sealer().codec());
-        Ok(Self { codec, sealing, name, place })
+        let valid = place.valid(name, size);
+        Ok(Self { codec, sealing, name, place, given: 0, valid })
     }
 
     /// Takes the next piece: [`Self::PIECE`] bytes, or what is left at the end.
     pub fn add(&mut self, piece: &[u8]) -> Result<()> {
         // Compressed once, for whoever wants it.
+        let kept = usize::try_from(self.valid.saturating_sub(self.given)).unwrap_or(usize::MAX);
+        self.given = self.given.saturating_add(piece.len() as u64);
+        let zeroed = (kept < piece.len()).then(|| {
+            let mut zeroed = piece.to_vec();
+            zeroed.iter_mut().skip(kept).for_each(|byte| *byte = 0);
+            zeroed
+        });
+        let piece = zeroed.as_deref().unwrap_or(piece);
         let wanted = self.sealing.iter().any(|(_, sealing)| matches!(sealing, Sealing::Object(_)));
         let packed = wanted.then(|| pack(piece, &mut self.codec));
         for (_, sealing) in &mut self.sealing {
@@ -129,9 +155,9 @@ impl SegmentSealer {
     /// The sealed segment for each archive, in their order, after the last piece. Facts of another cluster, or such as
     /// belong into another place than was expected, are refused.
     pub fn finish(self, facts: &Arc<SegmentFacts>, flags: WalFlags) -> Result<Vec<SealedSegment>> {
-        let (name, place) = (self.name, self.place);
+        let (name, place, valid) = (self.name, self.place, self.valid);
         let finish = |(archive, sealing): (WalArchive, Sealing)| {
-            let key = archive.segment_key(name, place);
+            let key = archive.paths().segment(name);
             let length = match &sealing {
                 Sealing::Object(sealer) => sealer.given,
                 Sealing::Parts(survey) => survey.length(),
@@ -141,7 +167,11 @@ impl SegmentSealer {
                 let what = format!("its content belongs to {} and into another place than this", facts.name);
                 return Err(RepoError::Refused { key, what });
             }
-            let describe = |hash| WalHeader::new(archive.lineage().id, facts, number, flags, hash);
+            let describe = |hash| {
+                let mut header = WalHeader::new(archive.lineage().id, facts, number, flags, hash);
+                header.content_len = header.content_len.min(valid);
+                header
+            };
             let (header, sealed) = match sealing {
                 Sealing::Object(sealer) => {
                     let header = describe(sealer.hash());

@@ -172,11 +172,30 @@ async fn an_incomplete_segment_never_stands_in_for_the_whole_one() {
         assert_eq!(stored, Stored::Ended(short.end));
         let name = WalFileName::Segment(short.name);
         assert_eq!(archive.get(name).await.unwrap(), None);
-        assert_eq!(archive.ended(short.name).await.unwrap(), [short.end]);
-        let header = archive.ended_header(short.name, short.end).await.unwrap().unwrap();
+        let ended = archive.ended(short.name).await.unwrap();
+        let [(end, hash)] = ended[..] else { panic!("{ended:?}") };
+        assert_eq!(end, short.end);
+        let header = archive.ended_header(short.name, end, hash).await.unwrap().unwrap();
         assert!(!header.whole && header.end == short.end);
-        let mut reader = archive.read_ended(short.name, short.end).await.unwrap().unwrap();
-        assert!(reader.next_part(Vec::new()).await.unwrap() == content);
+        let valid = usize::try_from(short.end.since(short.name.number(size).unwrap().start(size))).unwrap();
+        let zeroed = [&content[..valid], &vec![0; content.len() - valid]].concat();
+        let mut reader = archive.read_ended(short.name, end, hash).await.unwrap().unwrap();
+        let mut read = Vec::new();
+        while !reader.is_done() {
+            read.extend(reader.next_part(Vec::new()).await.unwrap());
+        }
+        assert!(read == zeroed, "what a recycled file held before is not kept");
+
+        // Another copy of the file, which held something else before; and another content that ends there.
+        let mut copy = content.clone();
+        copy[valid + 8..].fill(77);
+        let again = archive.put_segment(&short, copy, WalFlags::default()).await.unwrap();
+        assert_eq!(again, Stored::Ended(short.end));
+        assert_eq!(archive.ended(short.name).await.unwrap().len(), 1);
+        let mut other = content.clone();
+        other[valid - 8] ^= 1;
+        archive.put_segment(&short, other, WalFlags::default()).await.unwrap();
+        assert_eq!(archive.ended(short.name).await.unwrap().len(), 2);
 
         let longer = segment(size, 9);
         assert_eq!(
@@ -235,7 +254,6 @@ async fn the_other_files_are_kept_apart_and_protected() {
         for (name, content) in [
             (WalFileName::History(timeline), b"1\t0/3000000\tno recovery target specified\n".to_vec()),
             (WalFileName::Backup(segment_name, 0x28), b"START WAL LOCATION".to_vec()),
-            (WalFileName::Partial(segment_name), segment(size, 3)),
         ] {
             assert_eq!(archive.get(name).await.unwrap(), None);
             assert_eq!(archive.put_file(name, content.clone()).await.unwrap(), Stored::New);
@@ -245,6 +263,20 @@ async fn the_other_files_are_kept_apart_and_protected() {
             let file = archive.get(name).await.unwrap().unwrap();
             assert!(file.content == content && file.header.is_none());
         }
+        let partial = WalFileName::Partial(segment_name);
+        assert_eq!(archive.get(partial).await.unwrap(), None);
+        let (one, other) = (segment(size, 3), segment(size, 4));
+        let copy = [&one[..5000], &vec![9; one.len() - 5000]].concat();
+        let put = async |content: &[u8]| {
+            let content = Content::from(content.to_vec()).with_zeros_from(5000);
+            archive.put_file(partial, content).await.unwrap()
+        };
+        assert_eq!(put(&one).await, Stored::New);
+        assert_eq!(put(&copy).await, Stored::Same, "what is behind the end says nothing");
+        let read = archive.get(partial).await.unwrap().unwrap().content;
+        assert!(read[..5000] == one[..5000] && read[5000..].iter().all(|byte| *byte == 0));
+        assert_eq!(put(&other).await, Stored::New, "of another promotion");
+        assert_eq!(archive.partials(segment_name).await.unwrap().len(), 2);
         assert_eq!(archive.get(WalFileName::Segment(segment_name)).await.unwrap(), None);
         assert_eq!(archive.histories().await.unwrap(), [timeline]);
         let history = archive.history(timeline).await.unwrap().unwrap();
