@@ -42,7 +42,7 @@ pub use self::put::Stored;
 pub use self::seal::{Place, SealedSegment, SegmentSealer};
 use crate::error::Result;
 pub use crate::layout::NameHash;
-use crate::layout::{NameHash, WalEntry, WalPaths};
+use crate::layout::{WalEntry, WalPaths};
 use crate::lineage::Lineage;
 use crate::object::{ContentHash, Sealer};
 use crate::repository::Repository;

@@ -157,7 +157,7 @@ impl WalArchive {
             })?;
             let hash = ContentHash(*hasher.finalize().as_bytes());
             let key = archive.paths().refused_history(timeline, hash);
-            seal(archive.sealer(), ObjectKind::History, &key, &content, 0..content.len())
+            seal(archive.sealer(), ObjectKind::History, &key, &content, 0..content.len(), &[])
         });
         let sealed = sealed.await??;
         self.store().create_once(&sealed).await?;
