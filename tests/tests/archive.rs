@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use archive_bed::{Bed, damage, register};
+use walpoint_base::Lsn;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::store::Store;
@@ -179,6 +180,75 @@ fn odd_but_valid_wal_and_the_other_files_are_accepted_and_come_back() {
             }
         }
     }
+}
+
+/// A segment whose records end before `end`, in a file that was another segment before: it keeps that one's later pages.
+fn recycled(content: &[u8], end: usize, before: &[u8]) -> Vec<u8> {
+    let page = end.next_multiple_of(8192);
+    assert!(page < content.len());
+    [&content[..page], &before[page..]].concat()
+}
+
+/// Servers whose recycled files held something else hand over the same incomplete segment, and the same `.partial`; one that
+/// was promoted earlier hands over less. Recovery never reads what is left over, and nobody stops over it.
+#[test]
+fn what_is_left_over_in_a_recycled_file_makes_no_conflict() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.start();
+    bed.cluster.psql("create table t (n int)");
+    let fill = || {
+        // Full up to near its end.
+        let name = bed.cluster.current_segment();
+        while bed.cluster.current_segment() == name {
+            bed.cluster.psql("insert into t select generate_series(1, 1000)");
+        }
+        std::fs::read(bed.cluster.wal_dir().join(&name)).unwrap()
+    };
+    let (one, other) = (fill(), fill());
+    bed.cluster.switch_wal();
+    bed.cluster.psql("insert into t values (1)");
+    let name = bed.cluster.current_segment();
+    let read = || {
+        let end: Lsn = bed.cluster.psql("select pg_current_wal_flush_lsn()").parse().unwrap();
+        (
+            std::fs::read(bed.cluster.wal_dir().join(&name)).unwrap(),
+            usize::try_from(end.0).unwrap() % (1 << 20),
+        )
+    };
+    let (early, early_end) = read();
+    bed.cluster.psql("insert into t select generate_series(1, 1000)");
+    let (late, late_end) = read();
+    assert_eq!(bed.cluster.current_segment(), name);
+    assert!(early_end < late_end && one[late_end..] != other[late_end..]);
+    let new = vec![0; 1 << 20];
+    let contents = [
+        recycled(&early, early_end, &new),
+        recycled(&early, early_end, &one),
+        recycled(&late, late_end, &new),
+        recycled(&late, late_end, &one),
+        recycled(&late, late_end, &other),
+    ];
+    for (suffix, kept) in [("", ".ended/"), (".partial", ".partial/")] {
+        for (server, content) in contents.iter().enumerate() {
+            let directory = format!("server{server}{suffix}");
+            bed.cluster.dir().mkdir(&directory);
+            let path = bed.cluster.dir().write(&format!("{directory}/{name}{suffix}"), content);
+            bed.direct(&path).expect_success();
+        }
+        let keys = bed.store.back_door().list("clusters");
+        let found = keys.iter().filter(|key| key.contains(&format!("{name}{kept}"))).count();
+        assert_eq!(found, 2, "as many as have different records: {keys:?}");
+    }
+    assert_eq!(bed.archive().get(&name), None, "none is served as whole");
+    let most = bed.archive().get(&format!("{name}.partial")).unwrap();
+    let filled = most.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    assert!(filled > early_end, "the one that holds most is read");
+    assert!(most[..filled] == late[..filled]);
+
+    bed.cluster.switch_wal();
+    bed.direct(&bed.cluster.wal_dir().join(&name)).expect_success();
+    assert!(bed.archive().get(&name).is_some(), "the whole one is accepted after them");
 }
 
 /// A3: a full name with less inside is kept apart, and the whole one is accepted after it.

@@ -18,7 +18,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{BackupId, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
-use walpoint_repo::layout::WalEntry;
+use walpoint_repo::layout::{NameHash, WalEntry};
 use walpoint_repo::store::Entry;
 use walpoint_repo::wal::WalArchive;
 
@@ -150,24 +150,25 @@ impl Copy<'_> {
         let here: BTreeSet<TimelineId> = self.to.histories().await?.into_iter().collect();
         for timeline in self.from.histories().await?.into_iter().filter(|timeline| !here.contains(timeline)) {
             let name = WalFileName::History(timeline);
-            done.count(name, self.copy(name, scratch.path()).await)?;
+            done.count(name, self.copy(Handed { file: name, partial: None }, scratch.path()).await)?;
         }
         for timeline in self.from.timelines().await? {
             let Some(first) = ranges.first(self.to, timeline).await? else { continue };
             // The history beside a segment tells which timelines its pages may be of.
             let history = WalFileName::History(timeline);
-            let fetched = self.fetch(history, &scratch.path().join(history.to_string())).await;
+            let path = scratch.path().join(history.to_string());
+            let fetched = self.fetch(Handed { file: history, partial: None }, &path).await;
             done.count(history, fetched.map(|_| false))?;
             // Both listings are in the order of the names.
             let mut here = files(self.to.list(timeline, Some(first)));
             let mut next_here = here.try_next().await?;
             let mut there = files(self.from.list(timeline, Some(first)));
             while let Some(name) = there.try_next().await? {
-                while next_here.as_ref().is_some_and(|here| here.to_string() < name.to_string()) {
+                while next_here.as_ref().is_some_and(|here| here.order() < name.order()) {
                     next_here = here.try_next().await?;
                 }
                 if next_here != Some(name) {
-                    done.count(name, self.copy(name, scratch.path()).await)?;
+                    done.count(name.file, self.copy(name, scratch.path()).await)?;
                 }
             }
         }
@@ -178,11 +179,11 @@ impl Copy<'_> {
     }
 
     /// Copies a file; `false` if there is none any more.
-    async fn copy(&self, name: WalFileName, scratch: &Path) -> Result<bool, Trouble> {
-        let path = scratch.join(format!("{name}.copy"));
+    async fn copy(&self, name: Handed, scratch: &Path) -> Result<bool, Trouble> {
+        let path = scratch.join(format!("{}.copy", name.file));
         let copied = match self.fetch(name, &path).await {
             Ok(Some(damaged)) => {
-                self.uploader.upload_to(self.target, name, path.clone(), damaged).await.map(|_| true)
+                self.uploader.upload_to(self.target, name.file, path.clone(), damaged).await.map(|_| true)
             }
             Ok(None) => return Ok(false),
             Err(trouble) => Err(trouble),
@@ -193,8 +194,12 @@ impl Copy<'_> {
     }
 
     /// Reads a file back: whether it was accepted although damaged. `None` if there is none.
-    async fn fetch(&self, name: WalFileName, path: &Path) -> Result<Option<bool>, Trouble> {
-        let Some(reader) = self.from.read(name).await? else { return Ok(None) };
+    async fn fetch(&self, name: Handed, path: &Path) -> Result<Option<bool>, Trouble> {
+        let reader = match (name.partial, name.file.segment()) {
+            (Some(hash), Some(segment)) => self.from.read_partial(segment, hash).await?,
+            _ => self.from.read(name.file).await?,
+        };
+        let Some(reader) = reader else { return Ok(None) };
         let file = File::create(path).map_err(Trouble::lasting)?;
         let (_, header) = reader.write_to(file).await?;
         Ok(Some(header.is_some_and(|header| header.damaged)))
@@ -230,13 +235,31 @@ impl Done<'_> {
     }
 }
 
+/// A file that PostgreSQL handed over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Handed {
+    file: WalFileName,
+    /// Of a `.partial`, of which several may exist: which one. In an encrypted repository hashes are its own, so there such a
+    /// file is copied once more whenever its segment is compared, and found to be there.
+    partial: Option<NameHash>,
+}
+
+impl Handed {
+    /// Its place in a listing.
+    fn order(&self) -> (String, Option<NameHash>) {
+        (self.file.to_string(), self.partial)
+    }
+}
+
 /// What PostgreSQL handed over, of a listing.
 fn files(
     listed: BoxStream<'static, Result<(WalEntry, Entry), RepoError>>,
-) -> BoxStream<'static, Result<WalFileName, RepoError>> {
+) -> BoxStream<'static, Result<Handed, RepoError>> {
     let file = |entry| match entry {
-        WalEntry::File(name) => Some(name),
-        WalEntry::Partial(segment, _) => Some(WalFileName::Partial(segment)),
+        WalEntry::File(file) => Some(Handed { file, partial: None }),
+        WalEntry::Partial(segment, hash) => {
+            Some(Handed { file: WalFileName::Partial(segment), partial: Some(hash) })
+        }
         _ => None,
     };
     listed.try_filter_map(move |(entry, _)| ready(Ok(file(entry)))).boxed()

@@ -115,7 +115,7 @@ fn what_cannot_be_reached_is_refused_with_what_is_missing_and_what_can_be() {
     // A `.partial` never stands in.
     let bytes = door.get(&key).unwrap();
     door.delete(&key);
-    door.put(&format!("{key}.partial"), bytes);
+    door.put(&format!("{key}.partial/{:032x}", 7), bytes);
     refused(&bed, &["--target-xid", &fifth]);
 }
 

@@ -75,13 +75,10 @@ impl WalArchive {
     }
 
     /// Opens a file of that name to be read a part at a time; `None` if the store has none.
-    /// Of several `.partial` files the last one by name: for one of them see [`Self::read_partial`].
+    /// Of several `.partial` files the one that holds most: for another see [`Self::read_partial`].
     pub async fn read(&self, name: WalFileName) -> Result<Option<WalReader>> {
         if let WalFileName::Partial(segment) = name {
-            return match self.partials(segment).await?.pop() {
-                Some(hash) => self.read_partial(segment, hash).await,
-                None => Ok(None),
-            };
+            return self.longest_partial(segment).await;
         }
         let kind = match name {
             WalFileName::Segment(_) => ObjectKind::Segment,

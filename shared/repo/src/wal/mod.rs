@@ -10,6 +10,7 @@
 //! | [`seal`] | sealing a segment while it is read |
 //! | [`header`] | what an object says about its segment |
 //! | `edges` | what it says about its neighbors, as bytes |
+//! | `partials` | which of several `.partial` files is read |
 //! | `parts` | segments too large for one object |
 //! | `points` | named restore points |
 //! | [`content`] | bytes to be stored, in memory or in a file |
@@ -18,6 +19,7 @@ pub mod content;
 mod edges;
 mod get;
 pub mod header;
+mod partials;
 mod parts;
 mod points;
 mod put;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use walpoint_base::{Lsn, SegmentFacts, SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_base::{Lsn, SegmentFacts, SegmentNo, TimelineId, WalFileName};
 
 use super::content::Content;
 use super::header::WalFlags;

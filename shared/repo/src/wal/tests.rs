@@ -275,8 +275,16 @@ async fn the_other_files_are_kept_apart_and_protected() {
         assert_eq!(put(&copy).await, Stored::Same, "what is behind the end says nothing");
         let read = archive.get(partial).await.unwrap().unwrap().content;
         assert!(read[..5000] == one[..5000] && read[5000..].iter().all(|byte| *byte == 0));
-        assert_eq!(put(&other).await, Stored::New, "of another promotion");
-        assert_eq!(archive.partials(segment_name).await.unwrap().len(), 2);
+        let longer = Content::from(one.clone()).with_zeros_from(7000);
+        assert_eq!(archive.put_file(partial, longer).await.unwrap(), Stored::New, "of another promotion");
+        let shorter = Content::from(one.clone()).with_zeros_from(3000);
+        assert_eq!(archive.put_file(partial, shorter).await.unwrap(), Stored::New);
+        assert_eq!(archive.partials(segment_name).await.unwrap().len(), 3);
+        let read = archive.get(partial).await.unwrap().unwrap().content;
+        assert!(read[..7000] == one[..7000], "the one that holds most");
+        assert_eq!(put(&other).await, Stored::New, "of another server");
+        let told = archive.get(partial).await.unwrap_err().to_string();
+        assert!(told.contains("two servers wrote this timeline"), "{told}");
         assert_eq!(archive.get(WalFileName::Segment(segment_name)).await.unwrap(), None);
         assert_eq!(archive.histories().await.unwrap(), [timeline]);
         let history = archive.history(timeline).await.unwrap().unwrap();
