@@ -149,7 +149,7 @@ fn every_member_of_the_json_is_described() {
             );
         }
     }
-    for file in ["restore-agent/src/restore/mod.rs", "restore-agent/src/restore/rollback.rs"] {
+    for file in ["restore-agent/src/restore/report.rs", "restore-agent/src/restore/rollback.rs"] {
         for field in fields(file, "Report") {
             assert!(
                 page.contains(&format!("`{field}`")),
