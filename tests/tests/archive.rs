@@ -233,7 +233,7 @@ fn what_is_left_over_in_a_recycled_file_makes_no_conflict() {
         for (server, content) in contents.iter().enumerate() {
             let directory = format!("server{server}{suffix}");
             bed.cluster.dir().mkdir(&directory);
-            let path = bed.cluster.dir().write(&format!("{directory}/{name}{suffix}"), content);
+            let path = bed.cluster.dir().write(format!("{directory}/{name}{suffix}"), content);
             bed.direct(&path).expect_success();
         }
         let keys = bed.store.back_door().list("clusters");

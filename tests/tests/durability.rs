@@ -13,7 +13,7 @@ use walpoint_tests::store::Store;
 use walpoint_tests::{process, user};
 
 /// The calls that make names, fill files, and make both durable.
-const CALLS: &str = "openat,creat,mkdir,mkdirat,link,linkat,symlink,symlinkat,rename,renameat,renameat2,unlink,unlinkat,fsync,fdatasync,syncfs,exit_group";
+const CALLS: &str = "openat,openat2,creat,mkdir,mkdirat,link,linkat,symlink,symlinkat,rename,renameat,renameat2,unlink,unlinkat,fsync,fdatasync,syncfs,exit_group";
 
 /// One system call that succeeded, in the order in which they ended.
 #[derive(Debug)]
@@ -27,9 +27,14 @@ struct Call {
 }
 
 impl Call {
-    /// The quoted paths of the arguments; relative ones are not expected.
+    /// The quoted paths of the arguments, those that are relative to a descriptor joined to where it leads.
     fn paths(&self) -> Vec<PathBuf> {
-        self.text.split('"').skip(1).step_by(2).map(PathBuf::from).collect()
+        let pieces: Vec<&str> = self.text.split('"').collect();
+        let path = |pair: &[&str]| {
+            let directory = pair[0].strip_suffix(">, ").and_then(|before| before.rsplit_once('<'));
+            directory.map_or(PathBuf::new(), |(_, directory)| PathBuf::from(directory)).join(pair[1])
+        };
+        pieces.chunks_exact(2).map(path).collect()
     }
 
     /// The path of the descriptor.
@@ -118,7 +123,7 @@ impl Ledger {
                         call.descriptor().is_some_and(|path| here.is_some() && device(&path) == here);
                     whole.extend(of_this.then_some(call.began));
                 }
-                "openat" if call.text.contains("O_CREAT") => {
+                "openat" | "openat2" if call.text.contains("O_CREAT") => {
                     made.insert(paths[0].clone(), call.ended);
                     written.insert(paths[0].clone(), call.ended);
                 }

@@ -159,7 +159,7 @@ fn a_disk_that_fails_ends_the_restore_and_the_same_command_finishes_it() {
         ("ftruncate:error=EFBIG", "too large"),
         ("fsync:error=EIO:when=10+", "Input/output error"),
         ("syncfs:error=EIO", "cannot be made durable"),
-        ("mkdir:error=EACCES:when=5+", "Permission denied"),
+        ("mkdirat:error=EACCES:when=5+", "Permission denied"),
         ("rename:error=EIO:when=2+", "Input/output error"),
     ] {
         let output =

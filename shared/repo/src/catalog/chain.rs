@@ -4,7 +4,7 @@
 use walpoint_base::{SegmentName, SegmentNo};
 
 use super::LineageCatalog;
-use crate::error::Result;
+use crate::error::{RepoError, Result};
 use crate::index::{ChainFault, ChainWalk, first_of, group_of, last_of};
 use crate::plan::SegmentRange;
 
@@ -38,8 +38,27 @@ impl LineageCatalog {
                     note(summary.first, walk.group(range.timeline, &summary));
                     continue;
                 }
-                for (number, entry) in wal.entries(first, last).await? {
-                    note(number, walk.segment(range.timeline, number, &entry));
+                match wal.entries(first, last).await {
+                    Ok(entries) => {
+                        for (number, entry) in entries {
+                            note(number, walk.segment(range.timeline, number, &entry));
+                        }
+                    }
+                    // A segment without a readable header is a damaged neighbor, with which nothing is compared.
+                    Err(RepoError::Corrupt { .. }) => {
+                        for number in (first.0..=last.0).map(SegmentNo) {
+                            match wal.entries(number, number).await {
+                                Ok(entries) => {
+                                    for (number, entry) in entries {
+                                        note(number, walk.segment(range.timeline, number, &entry));
+                                    }
+                                }
+                                Err(RepoError::Corrupt { .. }) => walk = ChainWalk::new(),
+                                Err(error) => return Err(error),
+                            }
+                        }
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }

@@ -11,7 +11,7 @@ use futures_util::future::LocalBoxFuture;
 use object_store::memory::InMemory;
 use tokio::task::JoinSet;
 
-use super::store::{Kind, PROBE, Request, Scheduled, Shared, Status, Verdict};
+use super::store::{Kind, PROBE, Request, Scheduled, Shared, State, Status, Verdict};
 
 /// An actor: from its store to how it ended.
 pub(super) type Program = Arc<dyn Fn(Scheduled, Shared) -> LocalBoxFuture<'static, String>>;
@@ -157,13 +157,9 @@ async fn play(world: &World, shared: &Shared, path: &mut Vec<Node>, known: &mut 
                 lost -= usize::from(verdict == Verdict::AnswerLost);
                 let began = Instant::now();
                 loop {
-                    let mut state = shared.lock();
-                    let wanted = |p: &super::store::Pending| p.actor == actor && p.request == request;
-                    if let Some(at) = state.pending.iter().position(wanted) {
-                        state.perform(at, verdict);
+                    if performed(&mut shared.lock(), actor, &request, verdict) {
                         break;
                     }
-                    drop(state);
                     if began.elapsed() > PATIENCE {
                         return Ended::Wrong(format!("actor {actor} does not ask again for {request:?}"));
                     }
@@ -172,6 +168,15 @@ async fn play(world: &World, shared: &Shared, path: &mut Vec<Node>, known: &mut 
             }
         }
     }
+}
+
+/// Carries out a request of an actor, if the actor asks for it.
+fn performed(state: &mut State, actor: usize, request: &Request, verdict: Verdict) -> bool {
+    let asked = state.pending.iter().position(|asked| asked.actor == actor && asked.request == *request);
+    if let Some(at) = asked {
+        state.perform(at, verdict);
+    }
+    asked.is_some()
 }
 
 /// Waits until every actor waits for the store, or has ended.
