@@ -2,7 +2,30 @@
 //! are given: where committed rows were once lost.
 
 use walpoint_tests::histories::chapters::{Chapter, Follow, Prepared};
-use walpoint_tests::histories::{run_case, run_chapters};
+use walpoint_tests::histories::{run_case, run_chapters, run_chapters_with_damage};
+
+macro_rules! cases {
+    ($($name:ident: $case:literal;)*) => {$(
+        /// R2, F7: two random histories.
+        #[test]
+        fn $name() {
+            run_case($case, 2);
+        }
+    )*};
+}
+
+cases! {
+    random_0: 0;
+    random_1: 1;
+    random_2: 2;
+    random_3: 3;
+    random_4: 4;
+    random_5: 5;
+    random_6: 6;
+    random_7: 7;
+    random_8: 8;
+    random_9: 9;
+}
 
 macro_rules! long_cases {
     ($($name:ident: $case:literal;)*) => {$(
@@ -62,4 +85,30 @@ fn a_cascade() {
 #[test]
 fn a_copy_that_archives_late() {
     run_chapters(12, 18, &[Chapter::LateArchiver]);
+}
+
+/// A2: two servers of one timeline, promoted at the same position, write equal histories and different WAL.
+#[test]
+fn twins_are_not_mixed() {
+    run_chapters(4, 14, &[Chapter::TwinsPromoted]);
+}
+
+/// R6: replay creates a tablespace at the place in the record, which is the primary's.
+#[test]
+fn a_copy_beside_the_primary_leaves_its_tablespaces_alone() {
+    run_chapters(8, 16, &[Chapter::CopyBesideTablespace]);
+}
+
+/// F7: a copy that asks for nothing archives nothing, so the primary's own failover can.
+#[test]
+fn a_silent_copy_archives_nothing() {
+    run_chapters(9, 14, &[Chapter::SilentCopy]);
+}
+
+/// R2, R3: a history that cannot be read, and one that is gone, are no reason to recover along an older timeline.
+#[test]
+fn a_damaged_history_is_no_way_around() {
+    for seed in [1, 2, 3, 4] {
+        run_chapters_with_damage(seed, 16, &[Chapter::Failover(Follow::Stream, Prepared::AsItComes)]);
+    }
 }
