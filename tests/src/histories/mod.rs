@@ -81,12 +81,13 @@ fn all(world: &mut World, chapters: &[Chapter], damage: bool) -> Outcome<()> {
     if damage && world.owners.len() > 1 { world.damaged_history() } else { Ok(()) }
 }
 
-/// Runs the histories of several seeds. `WALPOINT_SEED` names the first, in all cases of the first `case`;
-/// `WALPOINT_HISTORIES` changes how many a case runs.
+/// Runs the histories of several seeds. `WALPOINT_HISTORIES` changes how many a case runs, `WALPOINT_SEED` names the first of
+/// the first case; those of the next case follow.
 #[track_caller]
 pub fn run_case(case: u64, count: u64) {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let count = number("WALPOINT_HISTORIES").unwrap_or(count);
     let first =
         number("WALPOINT_SEED").map_or_else(|| u64::from(rand::random::<u32>()), |seed| seed + case * count);
-    (0..number("WALPOINT_HISTORIES").unwrap_or(count)).for_each(|more| run(first + more));
+    (first..first + count).for_each(run);
 }

@@ -162,7 +162,10 @@ impl World {
             ));
         }
         copy.stop();
-        drop(std::fs::remove_dir_all(copy.cluster.pgdata()));
+        // The next copy takes the same name.
+        for gone in [copy.cluster.pgdata().to_owned(), self.dir.join(format!("spaces-{}", copy.name()))] {
+            drop(std::fs::remove_dir_all(gone));
+        }
         Ok(())
     }
 
