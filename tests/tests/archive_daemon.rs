@@ -566,6 +566,7 @@ fn the_service_manager_is_told() {
     user::give(&path);
     manager.set_read_timeout(Some(SOON)).unwrap();
     bed.agent.env.push(("NOTIFY_SOCKET".to_owned(), path.display().to_string()));
+    bed.agent.env.push(("WATCHDOG_USEC".to_owned(), "3000000".to_owned()));
     let mut buffer = [0; 512];
     let mut told = || {
         let length = manager.recv(&mut buffer).unwrap();
@@ -573,6 +574,24 @@ fn the_service_manager_is_told() {
     };
     let daemon = bed.agent.daemon();
     assert!(told().contains("READY=1"));
+    for _ in 0..2 {
+        assert!(told().contains("WATCHDOG=1"));
+    }
+    // A daemon that hangs says nothing.
+    daemon.process.signal(rustix::process::Signal::STOP);
+    std::thread::sleep(Duration::from_secs(2));
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 512]).is_ok() {}
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(manager.recv(&mut [0; 512]).is_err(), "a daemon that hangs says that it lives");
+    manager.set_nonblocking(false).unwrap();
+    daemon.process.signal(rustix::process::Signal::CONT);
+    let mut told = || loop {
+        let told = told();
+        if !told.contains("WATCHDOG=1") {
+            return told;
+        }
+    };
     daemon.process.signal(rustix::process::Signal::HUP);
     assert!(told().contains("RELOADING=1"));
     assert!(told().contains("READY=1"));

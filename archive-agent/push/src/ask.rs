@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use walpoint_base::socket::{Message, PushOutcome, PushReply, PushRequest, push_patience};
+use walpoint_base::socket::{Message, PUSH_SILENCE, PushOutcome, PushReply, PushRequest, push_patience};
 
 use crate::file::WalFile;
 
@@ -65,7 +65,9 @@ fn judge(reply: PushReply, file: &WalFile) -> Answer {
             reply.identity.inode, file.identity.inode
         )),
         PushOutcome::Dropped if reply.identity == file.identity => Answer::Dropped(reply.message),
-        PushOutcome::Dropped | PushOutcome::Failed | PushOutcome::Retry => Answer::Failed(reply.message),
+        PushOutcome::Dropped | PushOutcome::Failed | PushOutcome::Retry | PushOutcome::Working => {
+            Answer::Failed(reply.message)
+        }
     }
 }
 
@@ -85,19 +87,26 @@ fn attempt(socket: &Path, file: &WalFile) -> Result<PushReply, Silence> {
         _ => Silence::Useless(format!("cannot connect to {shown}: {error}")),
     })?;
     let lost = |error: io::Error| Silence::Leaving(format!("the daemon went away: {error}"));
-    let limit = push_patience(file.identity.size);
-    stream.set_write_timeout(Some(limit)).map_err(lost)?;
-    stream.set_read_timeout(Some(limit)).map_err(lost)?;
+    stream.set_write_timeout(Some(PUSH_SILENCE)).map_err(lost)?;
+    stream.set_read_timeout(Some(PUSH_SILENCE)).map_err(lost)?;
 
+    let (asked, limit) = (Instant::now(), push_patience(file.identity.size));
     let request = PushRequest { name: file.name.to_string(), identity: file.identity };
-    let reply = request.write(&mut stream).and_then(|()| PushReply::read(&mut stream));
+    let mut reply = request.write(&mut stream).and_then(|()| PushReply::read(&mut stream));
+    while matches!(reply, Ok(PushReply { outcome: PushOutcome::Working, .. })) {
+        if asked.elapsed() > limit {
+            let limit = limit.as_secs();
+            return Err(Silence::Useless(format!("the daemon at {shown} is not done within {limit} s")));
+        }
+        reply = PushReply::read(&mut stream);
+    }
     match reply {
         Ok(PushReply { outcome: PushOutcome::Retry, message, .. }) => Err(Silence::Leaving(message)),
         Ok(reply) => Ok(reply),
         Err(error) => Err(match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Silence::Useless(format!(
-                "the daemon at {shown} has not answered within {} s",
-                limit.as_secs()
+                "the daemon at {shown} hangs: it has said nothing for {} s; HINT: restart it",
+                PUSH_SILENCE.as_secs()
             )),
             io::ErrorKind::InvalidData => {
                 Silence::Useless(format!("the answer from {shown} is not one: {error}"))

@@ -208,19 +208,23 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
 /// Whether a daemon answers. Archiving goes on without one, only slower.
 fn daemon(report: &mut Report, selection: &Selection<StoreSettings>) {
     let socket = selection.settings.push_socket(&selection.cluster);
-    match std::os::unix::net::UnixStream::connect(&socket) {
-        Ok(_) => {
-            report.ok("daemon", format!("answers on {}", socket.display()));
-            let problems =
-                health::ask(&socket).map_or_else(|error| format!("{error:#}"), |reply| reply.problems);
-            for problem in problems.lines().filter(|problem| problem.contains(SPLIT_BRAIN)) {
+    let shown = socket.display();
+    match health::ask(&socket) {
+        Ok(reply) => {
+            report.ok("daemon", format!("answers on {shown}"));
+            for problem in reply.problems.lines().filter(|problem| problem.contains(SPLIT_BRAIN)) {
                 report.failed("daemon", problem, "");
             }
         }
-        Err(error) => report.warning(
+        Err(health::NoAnswer::Absent(error)) => report.warning(
             "daemon",
-            format!("nobody answers on {}: {error}", socket.display()),
+            format!("no process listens on {shown}: {error}"),
             "start archive-agent run; without it each segment is archived by a process of its own",
+        ),
+        Err(error @ health::NoAnswer::Silent { .. }) => report.failed(
+            "daemon",
+            format!("{error:#}"),
+            "restart archive-agent run; until then each segment waits for it before a process of its own archives it",
         ),
     }
 }

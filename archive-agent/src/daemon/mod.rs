@@ -124,7 +124,8 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
         drop(kept);
         tracing::info!(clusters, version = env!("WALPOINT_VERSION"), "ready");
         if first {
-            shutdown::notify_ready()
+            shutdown::notify_ready();
+            tokio::spawn(shutdown::watchdog());
         } else {
             shutdown::notify_reloaded()
         }

@@ -1,19 +1,22 @@
 //! The push socket's conversation: one request and one reply for each connection, about a file or about the daemon's health.
+//! Before a reply that takes long come others, which say that the daemon is at work.
 //!
 //! A connection that breaks leaves nothing behind but an upload that goes on. When the daemon stops, the socket's name goes
 //! first, unless somebody else in the process answers on it from now on; then the requests under way are finished or, at the
 //! end of the drain, answered with "ask again".
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use walpoint_base::socket::{
-    HealthReply, HealthRequest, Message, PushOutcome, PushReply, PushRequest, checked_length,
+    HealthReply, HealthRequest, Message, PUSH_ALIVE, PushOutcome, PushReply, PushRequest, checked_length,
 };
 
 use super::archiver::Archiver;
@@ -83,9 +86,16 @@ async fn converse(
     }
     let request = PushRequest::decode(&request)?;
     let reply = if allowed {
-        tokio::select! {
-            reply = archiver.push(&request) => reply,
-            () = leave.cancelled() => answer(PushOutcome::Retry, &request, "the daemon stopped".to_owned()),
+        let mut push = pin!(archiver.push(&request));
+        let mut alive = tokio::time::interval_at(Instant::now() + PUSH_ALIVE, PUSH_ALIVE);
+        loop {
+            tokio::select! {
+                reply = &mut push => break reply,
+                () = leave.cancelled() => break answer(PushOutcome::Retry, &request, "the daemon stopped".to_owned()),
+                _ = alive.tick() => {
+                    stream.write_all(&answer(PushOutcome::Working, &request, String::new()).encode()?).await?;
+                }
+            }
         }
     } else {
         tracing::warn!(uid, "a push by another user than PostgreSQL's was refused");

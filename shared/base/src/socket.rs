@@ -80,11 +80,17 @@ pub struct PushRequest {
     pub identity: FileIdentity,
 }
 
-/// How long a client waits for the reply about a file of that many bytes before it takes the daemon for hung. The daemon
-/// gives up on a store, and says so, after half of that at the latest.
+/// How long a client waits for the reply about a file of that many bytes from a daemon that says now and then that it is at
+/// work. The daemon gives up on a store, and says so, after half of that at the latest.
 pub fn push_patience(size: u64) -> Duration {
     Duration::from_secs(120 + size / (512 << 10))
 }
+
+/// How often the daemon says that a push is under way, until its reply.
+pub const PUSH_ALIVE: Duration = Duration::from_secs(4);
+
+/// A daemon that has said nothing about a push for so long hangs: whoever asked goes round it.
+pub const PUSH_SILENCE: Duration = Duration::from_secs(15);
 
 /// What became of a push.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -106,8 +112,10 @@ pub enum PushOutcome {
     Failed,
     /// The daemon is going away: ask again.
     Retry,
-    /// Not stored and given up, because too much waits (`queue_max`). The message says so.
+    /// Not stored and given up: too much waits (`queue_max`), or an operator skipped it. The message says so.
     Dropped,
+    /// No answer yet; another reply follows.
+    Working,
 }
 
 /// Somebody asks the daemon of `archive-push` how it is.
@@ -319,6 +327,7 @@ impl Message for PushReply {
             PushOutcome::Failed => 1,
             PushOutcome::Retry => 2,
             PushOutcome::Dropped => 3,
+            PushOutcome::Working => 4,
         });
         put_identity(out, &self.identity);
         put_text(out, &self.message);
@@ -330,6 +339,7 @@ impl Message for PushReply {
             1 => PushOutcome::Failed,
             2 => PushOutcome::Retry,
             3 => PushOutcome::Dropped,
+            4 => PushOutcome::Working,
             _ => return None,
         };
         Some(Self { outcome, identity: take_identity(input)?, message: input.text()? })

@@ -47,6 +47,16 @@ pub fn notify_stopping() {
     notify(&[sd_notify::NotifyState::Stopping]);
 }
 
+/// Tells the service manager now and then that the daemon lives, if it wants to know (`WatchdogSec=`); else it ends at once.
+/// Runs among the daemon's other tasks, so a daemon whose tasks do not get their turn is silent.
+pub async fn watchdog() {
+    let Some(within) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        notify(&[sd_notify::NotifyState::Watchdog]);
+        tokio::time::sleep(within / 3).await;
+    }
+}
+
 /// Without a service manager there is nobody to tell; with one that does not listen there is nothing to do.
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
