@@ -79,6 +79,10 @@ pub(crate) enum Command {
         /// timeline before it. PATH names the history (00000005.history); the file need not exist.
         #[arg(long, conflicts_with = "accept_damaged")]
         no_ancestors: bool,
+        /// Go on without a file that waits in pg_wal and cannot be stored: it is put on record as a gap, which recovery cannot pass, and
+        /// PostgreSQL hears at its next question that it was archived. status and health warn until there is a backup behind it.
+        #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors"])]
+        skip: bool,
         /// The file, as in pg_wal (%p).
         path: PathBuf,
     },

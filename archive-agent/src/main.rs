@@ -48,9 +48,10 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Run { once: false } => daemon::run(&cli.common).await,
         Command::Run { once: true } => daemon::once(&cli.common).await,
-        Command::Push { accept_damaged, no_ancestors: false, path } => {
+        Command::Push { accept_damaged, no_ancestors: false, skip: false, path } => {
             wal::push::push(&cli.common, path, *accept_damaged).await
         }
+        Command::Push { skip: true, path, .. } => wal::push::skip(&cli.common, path).await,
         Command::Push { path, .. } => wal::push::push_without_ancestors(&cli.common, path).await,
         Command::Init(args) => init::run(&cli.common, args).await,
         Command::Backup(args) => backup::run(&cli.common, args).await,

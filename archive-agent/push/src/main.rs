@@ -1,5 +1,5 @@
 //! `archive_command`: asks the daemon to make one WAL file durable, and exits 0 only if it is, or if it is on record that it was
-//! given up (`queue_max`).
+//! given up (`queue_max`, `archive-agent push --skip`).
 //!
 //! PostgreSQL counts a failure only when the exit status is at most 125, so nothing here ends above that: 0 stored, 1 not
 //! stored, 2 wrong usage or configuration, panics included. Killed at any moment this program leaves nothing behind; the
@@ -19,7 +19,7 @@ use arguments::{Arguments, Parsed};
 use ask::Answer;
 use direct::Ended;
 use file::WalFile;
-use walpoint_base::dropped::{self, Recorded};
+use walpoint_base::dropped::{self, Reason, Recorded};
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
@@ -75,7 +75,7 @@ fn push(arguments: &Arguments) -> ExitCode {
 /// Takes a file for archived that was given up, once that is on record.
 fn give_up(arguments: &Arguments, file: &WalFile, message: &str) -> ExitCode {
     let directory = arguments.path.parent().unwrap_or(Path::new("."));
-    match dropped::record(directory, file.name) {
+    match dropped::record(directory, file.name, Reason::QueueMax) {
         Ok(Recorded::Yes) => say(&format!("WARNING: \"{}\" was {message}", file.name)),
         Ok(Recorded::DiskFull) => {
             say(&format!("WARNING: \"{}\" was {message}; not on record, as the disk is full", file.name));

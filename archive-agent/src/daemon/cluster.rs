@@ -116,11 +116,12 @@ impl ClusterTasks {
         let comparing = self.keep("identity", &board, &stop, &before, |archiver, health| {
             identity::keep(archiver, move || health.working())
         });
-        let telling = OptionFuture::from(self.archiver.queue().is_limited().then(|| {
-            self.keep("queue", &board, &stop, &before, |archiver, health| {
-                queue::tell(archiver, move || health.working())
-            })
-        }));
+        let archiving = self.keep("archiving", &board, &stop, &before, |archiver, health| {
+            archiver.tell_refusals(move || health.working())
+        });
+        let telling = self.keep("queue", &board, &stop, &before, |archiver, health| {
+            queue::tell(archiver, move || health.working())
+        });
         let staying_small = self.archiver.stay_small(stop.clone());
         tokio::join!(
             answering,
@@ -129,6 +130,7 @@ impl ClusterTasks {
             catching_up,
             backfilling,
             comparing,
+            archiving,
             telling,
             staying_small
         );

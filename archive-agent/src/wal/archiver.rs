@@ -5,11 +5,13 @@
 //! repository that has to acknowledge holds it, and nothing here survives a crash, so a crash can only forget.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::bail;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +31,9 @@ const REST_AFTER_FAILURE: Duration = Duration::from_secs(20);
 
 /// How long a push may take while the server is stopping. What is left then stays in `pg_wal` until the next start.
 const WHILE_STOPPING: Duration = Duration::from_secs(10);
+
+/// Before a file is tried again that is given up unless it can be stored.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// How often to look whether nothing is being uploaded.
 const QUIET: Duration = Duration::from_secs(2);
@@ -63,6 +68,8 @@ pub(crate) struct Archiver {
     active: Mutex<HashMap<WalFileName, watch::Receiver<Progress>>>,
     /// What failed lately, and when.
     failed: Mutex<HashMap<WalFileName, Instant>>,
+    /// The file that PostgreSQL heard last could not be archived, and why; nothing after one was.
+    refused: watch::Sender<Option<(WalFileName, Arc<str>)>>,
     abandoned: CancellationToken,
     /// Told after every acknowledged push: the window of the look-ahead moves.
     pub(crate) acknowledged: Notify,
@@ -80,6 +87,7 @@ impl Archiver {
             stored: Mutex::default(),
             active: Mutex::default(),
             failed: Mutex::default(),
+            refused: watch::Sender::default(),
             abandoned: CancellationToken::new(),
             acknowledged: Notify::new(),
         }
@@ -121,6 +129,7 @@ impl Archiver {
         };
         match (result, overflow) {
             (Ok(identity), _) => {
+                self.refused.send_replace(None);
                 self.acknowledged.notify_one();
                 tracing::debug!(file = %name, took_ms = begun.elapsed().as_millis(), "acknowledged");
                 PushReply { outcome: PushOutcome::Stored, identity, message: String::new() }
@@ -130,11 +139,30 @@ impl Archiver {
                 self.acknowledged.notify_one();
                 PushReply { outcome: PushOutcome::Dropped, identity: request.identity, message }
             }
+            (Err(NotStored::Failed(problem) | NotStored::OtherFile(problem)), None)
+                if self.is_skipped(name, request.identity).await =>
+            {
+                let message = self.queue.skip(name, &problem);
+                self.acknowledged.notify_one();
+                PushReply { outcome: PushOutcome::Dropped, identity: request.identity, message }
+            }
             (Err(NotStored::Failed(message) | NotStored::OtherFile(message)), _) => {
                 tracing::warn!(file = %name, took_ms = begun.elapsed().as_millis(), "not archived: {message}");
+                self.refused.send_replace(Some((name, message.as_str().into())));
                 failed(request.identity, message)
             }
         }
+    }
+
+    /// Whether the very file that is asked for is one that an operator skipped.
+    async fn is_skipped(self: &Arc<Self>, name: WalFileName, wanted: FileIdentity) -> bool {
+        let archiver = Arc::clone(self);
+        let looked = tokio::task::spawn_blocking(move || {
+            // The client of another server, whose names are the same, may have come to this socket.
+            let own = std::fs::metadata(archiver.wal_directory().join(name.to_string()));
+            own.is_ok_and(|own| own.ino() == wanted.inode) && archiver.queue.is_skipped(name)
+        });
+        looked.await.unwrap_or(false)
     }
 
     /// Makes a file durable, or tells how much too much waits if that did not succeed in a while.
@@ -149,19 +177,34 @@ impl Archiver {
             Err(Trouble { text, .. }) => return (Err(NotStored::OtherFile(text)), None),
         };
         let mut storing = pin!(self.make_durable(name, wanted, begun));
-        let (mut overflow, mut patience) = (None, AT_ONCE);
+        let (mut overflow, mut until) = (None, None::<Instant>);
+        let mut patience = AT_ONCE;
         loop {
-            match tokio::time::timeout(patience, &mut storing).await {
+            let failed = match tokio::time::timeout(patience, &mut storing).await {
                 Ok(Ok(identity)) => return (Ok(identity), None),
-                Ok(Err(problem)) => return (Err(problem), self.queue.overflow(segment).await),
-                Err(_) if overflow.is_some() => {
-                    let problem = format!("not stored within {} s", patience.as_secs());
+                Ok(Err(NotStored::OtherFile(problem))) => return (Err(NotStored::OtherFile(problem)), None),
+                Ok(Err(problem)) => Some(problem),
+                Err(_) if until.is_some_and(|until| Instant::now() >= until) => {
+                    let problem = format!("not stored within {} s", begun.elapsed().as_secs());
                     return (Err(NotStored::Failed(problem)), overflow);
                 }
-                Err(_) => {}
-            }
+                Err(_) => None,
+            };
             overflow = self.queue.overflow(segment).await;
             patience = self.queue.patience(wanted.size, overflow.as_ref());
+            until = overflow.map(|_| until.unwrap_or_else(|| Instant::now() + patience));
+            if let Some(until) = until {
+                patience = until.saturating_duration_since(Instant::now());
+            }
+            match (failed, until) {
+                (None, _) => {}
+                // What is refused for good now may be taken in a moment: keys are renewed, directories mounted.
+                (Some(_), Some(_)) if patience > PAUSE => {
+                    tokio::time::sleep(PAUSE).await;
+                    storing.set(self.make_durable(name, wanted, Instant::now()));
+                }
+                (Some(problem), _) => return (Err(problem), overflow),
+            }
         }
     }
 
@@ -316,6 +359,21 @@ impl Archiver {
     /// Uploads a file and waits for the end.
     pub(crate) async fn finished(self: &Arc<Self>, name: WalFileName) -> Result<FileIdentity, String> {
         ended(&mut self.start(name)).await
+    }
+
+    /// Looks whether PostgreSQL is told that its WAL cannot be archived; `working` is called whenever it is not. An error names the
+    /// file and the reason: it is started again.
+    pub(crate) async fn tell_refusals(self: Arc<Self>, working: impl Fn()) -> anyhow::Result<()> {
+        let mut refused = self.refused.subscribe();
+        loop {
+            let last = refused.borrow_and_update().clone();
+            match last {
+                // What nobody waits for any more was pushed by hand, or given up.
+                Some((name, problem)) if self.queue.holds(name) => bail!("\"{name}\": {problem}"),
+                _ => working(),
+            }
+            refused.changed().await?;
+        }
     }
 
     /// Gives memory back whenever nothing is being uploaded, until `stop`.

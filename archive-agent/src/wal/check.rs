@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use walpoint_base::chain::ChainFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks};
-use walpoint_base::{SegmentFacts, SegmentName, TimelineHistory, TimelineId, WalFileName};
+use walpoint_base::{Lsn, SegmentFacts, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::{Identity, Inspector, LONG_HEADER, LongHeader, WalError, major_of_magic};
 
@@ -24,6 +24,17 @@ pub(crate) enum CheckError {
     /// It is not a good segment of this cluster.
     #[error(transparent)]
     Wal(#[from] WalError),
+    /// The server finished it, and what it holds ends early.
+    #[error(
+        "{path:?} is damaged: its records end at {end}, and the server that writes this timeline finished it, so the rest was lost on \
+         disk; look for failing storage, take a base backup, then archive-agent push --accept-damaged"
+    )]
+    TailLost {
+        /// Which file.
+        path: PathBuf,
+        /// Where its last record ends.
+        end: Lsn,
+    },
     /// Another file that is not what its name says.
     #[error("{path:?} is not what its name says: {what}")]
     Text {
@@ -32,6 +43,17 @@ pub(crate) enum CheckError {
         /// What is wrong with it.
         what: String,
     },
+}
+
+impl CheckError {
+    /// Whether the content itself is wrong, so that reading the file once more may help.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Wal(error) => error.is_damage(),
+            Self::TailLost { .. } => true,
+            Self::Read(_) | Self::Text { .. } => false,
+        }
+    }
 }
 
 /// What makes a segment this cluster's.
@@ -90,7 +112,7 @@ pub(crate) fn facts_of_damaged(
     file: &OpenFile,
     name: SegmentName,
     cluster: &Identity,
-    error: WalError,
+    error: CheckError,
 ) -> Result<SegmentFacts, CheckError> {
     let mut beginning = [0; LONG_HEADER];
     let length = file.beginning(&mut beginning)?;

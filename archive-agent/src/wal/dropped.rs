@@ -1,4 +1,4 @@
-//! What was given up (`queue_max`) and matters still: what no backup makes up for that begins behind it and is in every
+//! What was given up (`queue_max`, `push --skip`) and matters still: what no backup makes up for that begins behind it and is in every
 //! repository that has to acknowledge, or was archived after all.
 
 use std::fmt;
@@ -7,7 +7,7 @@ use anyhow::Context;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
-use walpoint_base::dropped::{self, Dropped};
+use walpoint_base::dropped::{self, Dropped, Reason};
 use walpoint_base::{BackupId, SegmentSize, WalFileName};
 use walpoint_repo::wal::WalArchive;
 
@@ -31,11 +31,13 @@ pub(crate) struct Gap {
     last: String,
     /// When the first one was given up.
     since: Timestamp,
+    /// How many of them an operator skipped.
+    skipped: usize,
 }
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { files, first, last, since } = self;
+        let Self { files, first, last, since, skipped } = self;
         match files {
             1 => write!(f, "{first} was dropped and not archived, {since:.0}")?,
             _ => write!(
@@ -43,7 +45,12 @@ impl fmt::Display for Gap {
                 "{files} files of WAL from {first} to {last} were dropped and not archived since {since:.0}"
             )?,
         }
-        write!(f, ", because more than queue_max waited: recovery cannot pass them. HINT: make a new backup")
+        let why = match skipped {
+            0 => "because more than queue_max waited",
+            all if all == files => "as push --skip asked for",
+            _ => "because more than queue_max waited, or as push --skip asked for",
+        };
+        write!(f, ", {why}: recovery cannot pass them. HINT: make a new backup")
     }
 }
 
@@ -51,7 +58,14 @@ impl Gap {
     fn of(dropped: &[Dropped]) -> Option<Self> {
         let (first, last) = (dropped.first()?, dropped.last()?);
         let since = Timestamp::from_second(first.at).unwrap_or(Timestamp::UNIX_EPOCH);
-        Some(Self { files: dropped.len(), first: first.name.to_string(), last: last.name.to_string(), since })
+        let skipped = dropped.iter().filter(|dropped| dropped.reason == Reason::Skipped).count();
+        Some(Self {
+            skipped,
+            files: dropped.len(),
+            first: first.name.to_string(),
+            last: last.name.to_string(),
+            since,
+        })
     }
 }
 
@@ -125,7 +139,7 @@ mod tests {
     use super::*;
 
     fn dropped(name: &str) -> Dropped {
-        Dropped { name: name.parse().unwrap(), at: 7 }
+        Dropped { name: name.parse().unwrap(), at: 7, reason: Reason::QueueMax }
     }
 
     #[test]
@@ -151,6 +165,9 @@ mod tests {
             one.to_string()
                 .starts_with("000000010000000000000005 was dropped and not archived, 1970-01-01T00:00:07Z")
         );
+        assert!(one.to_string().contains("queue_max"));
+        let skipped = Dropped { reason: Reason::Skipped, ..dropped("000000010000000000000005") };
+        assert!(Gap::of(&[skipped]).unwrap().to_string().contains("as push --skip asked for"));
         let two =
             Gap::of(&[dropped("000000010000000000000005"), dropped("000000010000000000000006")]).unwrap();
         assert!(two.to_string().starts_with(

@@ -50,20 +50,29 @@ impl From<WalError> for PrepareError {
     }
 }
 
+/// What is accepted of a segment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rules {
+    /// Also one that fails its checks, flagged.
+    pub(crate) accept_damaged: bool,
+    /// Only one whose records reach its end or a switch: its server finished it, so whatever is missing was lost.
+    pub(crate) whole_only: bool,
+}
+
 /// Prepares a file for these archives; for none, it is only checked. What is sealed is held in `room`. Blocks, and keeps a
 /// core busy.
 pub(crate) fn prepare(
     file: &OpenFile,
     name: WalFileName,
     cluster: &Identity,
-    accept_damaged: bool,
+    rules: Rules,
     archives: &[WalArchive],
     room: &mut Room,
 ) -> Result<Prepared, PrepareError> {
     let content = file.content().map_err(CheckError::from)?;
     match name {
         WalFileName::Segment(segment) => {
-            let job = Job { file, name: segment, cluster, archives, accept_damaged };
+            let job = Job { file, name: segment, cluster, archives, rules };
             Ok(Prepared { sealed: job.run(&mut vec![0; SegmentSealer::PIECE], room)?, content })
         }
         _ => {
@@ -85,7 +94,7 @@ struct Job<'a> {
     name: SegmentName,
     cluster: &'a Identity,
     archives: &'a [WalArchive],
-    accept_damaged: bool,
+    rules: Rules,
 }
 
 impl Job<'_> {
@@ -98,6 +107,12 @@ impl Job<'_> {
             let hash = history.as_ref().map_or(HistoryHash::NONE, |(_, hash)| *hash);
             let (verdict, sealer) =
                 self.pass(place, history.as_ref().map(|(history, _)| history), buffer, room)?;
+            let verdict = match verdict {
+                Ok(facts) if self.rules.whole_only && !facts.whole => {
+                    Err(CheckError::TailLost { path: self.file.path().to_owned(), end: facts.end })
+                }
+                verdict => verdict.map_err(CheckError::from),
+            };
             let (facts, flags) = match verdict {
                 Ok(facts) => (facts, WalFlags { damaged: false, history: hash }),
                 Err(error) if error.is_damage() && !read_again => {
@@ -106,7 +121,7 @@ impl Job<'_> {
                     read_again = true;
                     continue;
                 }
-                Err(error) if error.is_damage() && self.accept_damaged => {
+                Err(error) if error.is_damage() && self.rules.accept_damaged => {
                     tracing::warn!(file = %self.name, "stored although damaged: {error}");
                     let facts = check::facts_of_damaged(self.file, self.name, self.cluster, error)?;
                     (facts, WalFlags { damaged: true, history: hash })
@@ -139,7 +154,7 @@ impl Job<'_> {
         let mut sealed = Ok(());
         let read = self.file.read(buffer, |piece| {
             verdict.add(piece);
-            if verdict.is_bad() && !self.accept_damaged {
+            if verdict.is_bad() && !self.rules.accept_damaged {
                 return ControlFlow::Break(());
             }
             // Before it is taken: a piece that does not compress stays as long as it is.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use walpoint_base::WalFileName;
-use walpoint_base::dropped::{self, Recorded};
+use walpoint_base::dropped::{self, Reason, Recorded};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::backoff::Backoff;
@@ -30,7 +30,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let queue = Queue::new(&uploader.wal_directory(), selection.settings.queue_max.map(|max| max.as_u64()));
     let overflow = overflow(&uploader, &queue, &path, name).await;
     let size = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-    let limit = overflow.map_or(limit, |overflow| limit.min(queue.patience(size, Some(&overflow))));
+    let limit = overflow.map_or(limit, |overflow| queue.patience(size, Some(&overflow)));
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);
     let deadline = tokio::time::Instant::from_std(backoff.deadline());
     let mut last = "the store is slow".to_owned();
@@ -38,7 +38,8 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         let attempt = uploader.upload_from(name, path.clone(), accept_damaged);
         match tokio::time::timeout_at(deadline, attempt).await {
             Ok(Ok(_)) => return Ok(()),
-            Ok(Err(Trouble { text, lasting: true })) => break text,
+            // What is refused for good now may be taken in a moment, so nothing is given up for that at once.
+            Ok(Err(Trouble { text, lasting: true })) if overflow.is_none() => break text,
             Ok(Err(Trouble { text, .. })) => last = text,
             Err(_) => {}
         }
@@ -47,10 +48,14 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         }
     };
     let Some(overflow) = overflow else {
+        if waits_here(&uploader, &queue, &path, name) && queue.is_skipped(name) {
+            queue.skip(name, &problem);
+            return Ok(());
+        }
         return Err(anyhow!("could not archive \"{name}\": {problem}").into());
     };
     // On record before PostgreSQL hears.
-    match dropped::record(&uploader.wal_directory(), name) {
+    match dropped::record(&uploader.wal_directory(), name, Reason::QueueMax) {
         Err(error) => {
             let record = uploader.wal_directory().join(dropped::FILE);
             Err(anyhow!(
@@ -110,11 +115,54 @@ pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> 
 
 /// What is too much of what waits, if the file is one that waits.
 async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> Option<Overflow> {
-    let directory = path.parent()?.canonicalize().ok()?;
-    if !queue.holds(name) || directory != uploader.wal_directory().canonicalize().ok()? {
+    if !waits_here(uploader, queue, path, name) {
         return None;
     }
     queue.overflow(uploader.identity().await.ok()?.segment_size.bytes()).await
+}
+
+/// Whether a path is that of a file in the cluster's `pg_wal` that PostgreSQL waits for.
+fn waits_here(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> bool {
+    let directory = path.parent().and_then(|directory| directory.canonicalize().ok());
+    queue.holds(name) && directory.is_some() && directory == uploader.wal_directory().canonicalize().ok()
+}
+
+/// Puts a file on record that archiving shall go on without. PostgreSQL hears at its next question that it was archived, unless
+/// it can be stored by then.
+pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure> {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let name: WalFileName = file.parse().with_context(|| format!("cannot skip {}", path.display()))?;
+    let path = std::path::absolute(path).with_context(|| format!("cannot skip {}", path.display()))?;
+    let selection = choose(common, &path)?;
+    let pgdata = pgdata(&selection)?;
+    owner::require(pgdata)?;
+    let uploader = Uploader::new(&selection, pgdata);
+    let wal = uploader.wal_directory();
+    if !waits_here(&uploader, &Queue::new(&wal, None), &path, name) {
+        return Err(anyhow!(
+            "\"{name}\" does not wait for being archived in {}: there is no archive_status/{name}.ready; nothing was changed. HINT: \
+             archive-agent status names the file that archiving is stuck at",
+            wal.display()
+        )
+        .into());
+    }
+    let recorded = dropped::record(&wal, name, Reason::Skipped);
+    match recorded
+        .with_context(|| format!("\"{name}\" cannot be noted in {}", wal.join(dropped::FILE).display()))?
+    {
+        Recorded::Yes => {
+            tracing::warn!(
+                "PostgreSQL will hear at its next question that \"{name}\" was archived, unless it can be stored: recovery cannot pass this \
+                 file. HINT: make a new backup now (archive-agent backup)"
+            );
+            Ok(())
+        }
+        Recorded::DiskFull => Err(anyhow!(
+            "\"{name}\" is not skipped: the disk is full, so it cannot be noted in {}",
+            wal.display()
+        )
+        .into()),
+    }
 }
 
 /// The cluster that is meant: the one asked for, or else the one of several whose `pg_wal` the file lies in.

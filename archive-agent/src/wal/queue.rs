@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::sync::Notify;
 use walpoint_base::WalFileName;
+use walpoint_base::dropped::Reason;
 use walpoint_runtime::progress::human_bytes;
 
 use super::archiver::Archiver;
@@ -94,6 +95,23 @@ impl Queue {
     /// Whether PostgreSQL waits for a file. What a person pushes by hand before or after that is not given up.
     pub(crate) fn holds(&self, name: WalFileName) -> bool {
         self.wal.join(format!("archive_status/{name}.ready")).exists()
+    }
+
+    /// Whether an operator asked to go on without a file: PostgreSQL hears that it was archived, unless it can be stored. A
+    /// record that cannot be read says nothing. Blocks.
+    pub(crate) fn is_skipped(&self, name: WalFileName) -> bool {
+        let record = walpoint_base::dropped::read(&self.wal).unwrap_or_default();
+        record.iter().any(|dropped| dropped.name == name && dropped.reason == Reason::Skipped)
+    }
+
+    /// Goes on without a file that an operator skipped. What PostgreSQL's log shall say about it.
+    pub(crate) fn skip(&self, name: WalFileName, problem: &str) -> String {
+        self.dropped.notify_one();
+        let says = format!(
+            "dropped and not archived, as push --skip asked for: {problem}; recovery cannot pass this file. HINT: make a new backup"
+        );
+        tracing::error!(file = %name, "{says}");
+        says
     }
 
     /// How long a file of that many bytes may be tried before the queue is looked at again, or, if that is too long, before it

@@ -22,7 +22,7 @@ use walpoint_repo::{RepoError, cpu};
 use walpoint_runtime::args::Selection;
 
 use super::check::{self, CheckError};
-use super::prepare::{PrepareError, Prepared, prepare};
+use super::prepare::{PrepareError, Prepared, Rules, prepare};
 use super::read::{OpenFile, ReadError};
 use super::room::{Habit, ROOM, Room};
 use super::target::{Target, TargetError, UnderWay};
@@ -144,14 +144,8 @@ impl Uploader {
     }
 
     /// The timeline that the server writes on: `None` of a standby, or while it recovers.
-    ///
-    /// From a promotion to the checkpoint after it, only the minimum recovery point names the new one
-    /// (`CreateEndOfRecoveryRecord` in src/backend/access/transam/xlog.c).
     pub(crate) async fn written_timeline(&self) -> Result<Option<TimelineId>, Trouble> {
-        let control = self.control().await?;
-        let writes = control.state == ClusterState::InProduction;
-        let timeline = control.checkpoint.timeline.max(control.min_recovery_point_timeline);
-        Ok(TimelineId::new(timeline).filter(|_| writes))
+        Ok(written(&self.control().await?))
     }
 
     async fn control(&self) -> Result<ControlFile, Trouble> {
@@ -195,8 +189,7 @@ impl Uploader {
         path: PathBuf,
         accept_damaged: bool,
     ) -> Result<FileIdentity, Trouble> {
-        let cluster = self.identity().await?;
-        let file = Source { name, path, accept_damaged, cluster };
+        let file = self.source(name, path, accept_damaged).await?;
         let (required, others): (Vec<&Target>, Vec<&Target>) =
             self.targets.iter().partition(|t| t.acknowledges);
         let identity = self.store(&file, &required, None).await?;
@@ -215,9 +208,33 @@ impl Uploader {
     ) -> Result<FileIdentity, Trouble> {
         static ONE: Semaphore = Semaphore::const_new(1);
         let _one = ONE.acquire().await.map_err(Trouble::lasting)?;
-        let cluster = self.identity().await?;
+        let file = self.source(name, path, accept_damaged).await?;
         let share = Share { _transfer: None, room: Room::unlimited() };
-        self.store(&Source { name, path, accept_damaged, cluster }, &[target], Some(share)).await
+        self.store(&file, &[target], Some(share)).await
+    }
+
+    /// A file to be stored, and what is accepted of it: of a segment that this server finished on the timeline that it writes, as
+    /// PostgreSQL's status file says, all of it.
+    async fn source(
+        &self,
+        name: WalFileName,
+        path: PathBuf,
+        accept_damaged: bool,
+    ) -> Result<Source, Trouble> {
+        let control = self.control().await?;
+        let wal = self.wal_directory();
+        let finished = move |path: &Path| {
+            let own = path.parent().is_some_and(|parent| {
+                parent == wal
+                    || matches!((parent.canonicalize(), wal.canonicalize()), (Ok(a), Ok(b)) if a == b)
+            });
+            own && wal.join(format!("archive_status/{name}.ready")).exists()
+        };
+        let whole_only = matches!(name, WalFileName::Segment(_))
+            && written(&control) == Some(name.timeline())
+            && finished(&path);
+        let rules = Rules { accept_damaged, whole_only };
+        Ok(Source { name, path, rules, cluster: check::identity(&control) })
     }
 
     /// Stores a file in these repositories, as many at once as memory allows. The identity is that of what was read. `share`
@@ -242,7 +259,18 @@ impl Uploader {
                 None => self.share(unit, self.expected(file, unit), open.len().max(1)).await?,
             };
             // With no repository open it is still worth knowing what is wrong with the file.
-            let (identity, prepared, mut room) = self.prepare(file, open, share.room).await?;
+            let all_open = open.len() == group.len();
+            let prepared = match self.prepare(file, open.clone(), share.room, file.rules).await {
+                Err(PrepareError::Check(error))
+                    if error.is_damage() && all_open && accepted(file.name, &open).await? =>
+                {
+                    let most = unit.saturating_mul(open.len());
+                    let room = Room::wait_for(most, most).await;
+                    self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
+                }
+                prepared => prepared?,
+            };
+            let (identity, prepared, mut room) = prepared;
             if stored.is_some_and(|before| before != identity) {
                 return Err(CheckError::from(ReadError::Changed { path: file.path.clone() }).into());
             }
@@ -318,15 +346,16 @@ impl Uploader {
         file: &Source,
         archives: Vec<WalArchive>,
         room: Room,
-    ) -> Result<(FileIdentity, Prepared, Room), Trouble> {
+        rules: Rules,
+    ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
         let most = room.most();
-        match Self::prepare_in(file, archives.clone(), room).await {
+        match Self::prepare_in(file, archives.clone(), room, rules).await {
             Err(PrepareError::NoRoom) => {
                 tracing::debug!(file = %file.name, "it compresses less than those before it: begun anew with more memory");
                 let room = Room::wait_for(most, most).await;
-                Ok(Self::prepare_in(file, archives, room).await?)
+                Self::prepare_in(file, archives, room, rules).await
             }
-            prepared => Ok(prepared?),
+            prepared => prepared,
         }
     }
 
@@ -334,12 +363,13 @@ impl Uploader {
         file: &Source,
         archives: Vec<WalArchive>,
         mut room: Room,
+        rules: Rules,
     ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
-        let Source { name, ref path, accept_damaged, cluster } = *file;
+        let Source { name, ref path, cluster, .. } = *file;
         let path = path.clone();
         let prepared = cpu::run(move || {
             let open = OpenFile::open(&path, name, cluster.segment_size.bytes()).map_err(CheckError::from)?;
-            let prepared = prepare(&open, name, &cluster, accept_damaged, &archives, &mut room)?;
+            let prepared = prepare(&open, name, &cluster, rules, &archives, &mut room)?;
             Ok((open.identity, prepared, room))
         });
         prepared.await?
@@ -408,11 +438,21 @@ impl Uploader {
     }
 }
 
+/// The timeline that a server writes on: `None` of a standby, or while it recovers.
+///
+/// From a promotion to the checkpoint after it, only the minimum recovery point names the new one
+/// (`CreateEndOfRecoveryRecord` in src/backend/access/transam/xlog.c).
+fn written(control: &ControlFile) -> Option<TimelineId> {
+    let writes = control.state == ClusterState::InProduction;
+    let timeline = control.checkpoint.timeline.max(control.min_recovery_point_timeline);
+    TimelineId::new(timeline).filter(|_| writes)
+}
+
 /// A file that is to be stored.
 struct Source {
     name: WalFileName,
     path: PathBuf,
-    accept_damaged: bool,
+    rules: Rules,
     cluster: Identity,
 }
 
@@ -423,6 +463,18 @@ struct Admitted<'a> {
     history: Option<Arc<TimelineHistory>>,
     /// Of a segment, until it is stored.
     under_way: Option<UnderWay<'a>>,
+}
+
+/// Whether each of these archives holds a segment of that name that was stored though damaged. Then it is not judged again:
+/// equal content is stored already, other content is a conflict.
+async fn accepted(name: WalFileName, archives: &[WalArchive]) -> Result<bool, RepoError> {
+    let WalFileName::Segment(name) = name else { return Ok(false) };
+    for archive in archives {
+        if !archive.header(name).await?.is_some_and(|header| header.damaged) {
+            return Ok(false);
+        }
+    }
+    Ok(!archives.is_empty())
 }
 
 /// A share of the network, unless it is for a small file, and of the memory.

@@ -1,9 +1,11 @@
-//! The record of WAL that was given up (`queue_max`): a file in `pg_wal`, written by the command that PostgreSQL runs, because
-//! the daemon may see the data directory only to read it.
+//! The record of WAL that was given up: a file in `pg_wal`, written by the command that PostgreSQL runs (`queue_max`) or by an
+//! operator's command (`push --skip`), because the daemon may see the data directory only to read it.
 //!
-//! A line for each file: its name, and when it was given up in seconds since 1970. Lines are only added; those that a newer
-//! backup makes up for mean nothing any more. A crash leaves a line or none, or the beginning of one, which is passed over.
+//! A line for each file: its name, when it was given up in seconds since 1970, and `skip` if an operator decided so. Lines are
+//! only added; those that a newer backup makes up for mean nothing any more. A crash leaves a line or none, or the beginning
+//! of one, which is passed over.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -14,6 +16,9 @@ use crate::segment::WalFileName;
 /// Its name in `pg_wal`.
 pub const FILE: &str = "walpoint-dropped";
 
+/// What a line ends with if an operator decided.
+const SKIP: &str = "skip";
+
 /// A file that was given up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Dropped {
@@ -21,6 +26,17 @@ pub struct Dropped {
     pub name: WalFileName,
     /// When, in seconds since 1970.
     pub at: i64,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a file was given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// More than `queue_max` waited, and it could not be stored.
+    QueueMax,
+    /// An operator asked for it.
+    Skipped,
 }
 
 /// What may be done with a file that is given up.
@@ -33,8 +49,8 @@ pub enum Recorded {
 }
 
 /// Adds a file to the record in that directory. After an error it must not go.
-pub fn record(directory: &Path, name: WalFileName) -> io::Result<Recorded> {
-    match append(directory, name) {
+pub fn record(directory: &Path, name: WalFileName, reason: Reason) -> io::Result<Recorded> {
+    match append(directory, name, reason) {
         Ok(()) => Ok(Recorded::Yes),
         Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             Ok(Recorded::DiskFull)
@@ -43,27 +59,49 @@ pub fn record(directory: &Path, name: WalFileName) -> io::Result<Recorded> {
     }
 }
 
-fn append(directory: &Path, name: WalFileName) -> io::Result<()> {
+fn append(directory: &Path, name: WalFileName, reason: Reason) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut file = OpenOptions::new().append(true).create(true).open(directory.join(FILE))?;
     // On a line of its own, also after one that was cut off; at once, so that those of two processes do not mix.
-    file.write_all(format!("\n{name} {now}\n").as_bytes())?;
+    let line = match reason {
+        Reason::QueueMax => format!("\n{name} {now}\n"),
+        Reason::Skipped => format!("\n{name} {now} {SKIP}\n"),
+    };
+    file.write_all(line.as_bytes())?;
     file.sync_all()?;
     std::fs::File::open(directory)?.sync_all()
 }
 
-/// What stands in the record of that directory, oldest first; nothing if there is none.
+/// What stands in the record of that directory, oldest first; nothing if there is none. A file that is there several times is
+/// given once, with its first time; skipped, if one of its lines says so.
 pub fn read(directory: &Path) -> io::Result<Vec<Dropped>> {
     let content = match std::fs::read(directory.join(FILE)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         content => content?,
     };
     let text = String::from_utf8_lossy(&content);
-    let line = |line: &str| {
-        let (name, at) = line.split_once(' ')?;
-        Some(Dropped { name: name.parse().ok()?, at: at.parse().ok()? })
+    let mut all: Vec<Dropped> = Vec::new();
+    let mut known: HashMap<WalFileName, usize> = HashMap::new();
+    for dropped in text.lines().filter_map(parse) {
+        let at = *known.entry(dropped.name).or_insert(all.len());
+        match all.get_mut(at) {
+            Some(before) if dropped.reason == Reason::Skipped => before.reason = Reason::Skipped,
+            Some(_) => {}
+            None => all.push(dropped),
+        }
+    }
+    Ok(all)
+}
+
+fn parse(line: &str) -> Option<Dropped> {
+    let mut fields = line.split(' ');
+    let (name, at) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    let reason = match fields.next() {
+        None => Reason::QueueMax,
+        Some(SKIP) => Reason::Skipped,
+        Some(_) => return None,
     };
-    Ok(text.lines().filter_map(line).collect())
+    Some(Dropped { name, at, reason })
 }
 
 #[cfg(test)]
@@ -76,7 +114,7 @@ mod tests {
         assert_eq!(read(dir.path()).unwrap(), []);
         let names = ["000000010000000000000005", "00000002.history", "000000020000000000000006"];
         for name in names {
-            record(dir.path(), name.parse().unwrap()).unwrap();
+            record(dir.path(), name.parse().unwrap(), Reason::QueueMax).unwrap();
             let mut file = OpenOptions::new().append(true).open(dir.path().join(FILE)).unwrap();
             file.write_all(b"00000001000000").unwrap();
         }
@@ -84,7 +122,22 @@ mod tests {
         assert_eq!(read.iter().map(|dropped| dropped.name.to_string()).collect::<Vec<_>>(), names);
         let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
         assert!(read.iter().all(|dropped| (now - 60..=now).contains(&dropped.at)));
-        assert!(record(&dir.path().join("nowhere"), names[0].parse().unwrap()).is_err());
+        assert!(record(&dir.path().join("nowhere"), names[0].parse().unwrap(), Reason::QueueMax).is_err());
+    }
+
+    #[test]
+    fn a_file_counts_once_and_is_skipped_if_that_was_decided() {
+        let dir = tempfile::tempdir().unwrap();
+        let names =
+            ["000000010000000000000005", "000000010000000000000006"].map(|name| name.parse().unwrap());
+        let lines =
+            [(0, Reason::QueueMax), (1, Reason::Skipped), (0, Reason::Skipped), (1, Reason::QueueMax)];
+        lines.iter().for_each(|(n, reason)| {
+            assert_eq!(record(dir.path(), names[*n], *reason).unwrap(), Recorded::Yes)
+        });
+        let read = read(dir.path()).unwrap();
+        assert_eq!(read.iter().map(|dropped| dropped.name).collect::<Vec<_>>(), names);
+        assert!(read.iter().all(|dropped| dropped.reason == Reason::Skipped), "{read:?}");
     }
 
     #[test]
@@ -92,6 +145,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/dev/full", dir.path().join(FILE)).unwrap();
         let name = "000000010000000000000005".parse().unwrap();
-        assert_eq!(record(dir.path(), name).unwrap(), Recorded::DiskFull);
+        assert_eq!(record(dir.path(), name, Reason::QueueMax).unwrap(), Recorded::DiskFull);
     }
 }

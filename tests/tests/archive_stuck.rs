@@ -1,0 +1,199 @@
+//! A3, A8, A12: a file that cannot be archived as it is, and the two ways past it; a daemon that hangs.
+
+mod archive_bed;
+
+use std::time::Duration;
+
+use archive_bed::Bed;
+use rustix::process::Signal;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::seaweed::Credentials;
+use walpoint_tests::store::Store;
+use walpoint_tests::wait;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A cluster with a daemon whose archiver is stuck at a segment that was changed on disk; behind it another one waits.
+fn stuck(change: impl FnOnce(&std::path::Path)) -> (Bed, [String; 2]) {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    bed.cluster.psql("create table t (n int)");
+    bed.agent.run(&["backup"]).expect_success();
+    let command = bed.cluster.psql("show archive_command");
+    // Without a command PostgreSQL neither archives nor counts failures, after three of which it would rest for a minute.
+    bed.cluster.set("archive_command", "");
+    bed.cluster.reload();
+    let names = [(); 2].map(|()| {
+        bed.cluster.psql("insert into t select generate_series(1, 5000)");
+        bed.cluster.switch_wal()
+    });
+    change(&bed.cluster.wal_dir().join(&names[0]));
+    bed.cluster.set("archive_command", command);
+    bed.cluster.reload();
+    (bed, names)
+}
+
+fn refused_at(bed: &Bed, name: &str, says: &str) {
+    let refused = format!("could not archive \"{name}\"");
+    wait::until_true(SOON, "the segment is refused", || {
+        let log = bed.cluster.log();
+        log.lines().any(|line| line.contains(&refused) && line.contains(says))
+    });
+    assert!(bed.ready().contains(&name.to_owned()));
+}
+
+/// A3: what was accepted though damaged is archived for PostgreSQL, too, by the daemon and without one.
+#[test]
+fn an_accepted_segment_no_longer_blocks_the_archive() {
+    for with_daemon in [true, false] {
+        let (bed, names) = stuck(|path| {
+            let mut content = std::fs::read(path).unwrap();
+            content[100_000] ^= 1;
+            std::fs::write(path, content).unwrap();
+        });
+        let daemon = with_daemon.then(|| bed.agent.daemon());
+        refused_at(&bed, &names[0], "is damaged at");
+        let health = || bed.agent.run(&["health"]);
+        if with_daemon {
+            let says = format!("\"{}\"", names[0]);
+            wait::until_true(SOON, "the daemon says so", || health().stderr.contains(&says));
+        }
+        let path = bed.cluster.wal_dir().join(&names[0]);
+        // A copy that was changed once more is not the file that was accepted.
+        let changed = bed.copy(&names[0], "changed");
+        bed.agent.run(&["push", "--accept-damaged", path.to_str().unwrap()]).expect_success();
+        let mut content = std::fs::read(&changed).unwrap();
+        content[700_000] ^= 1;
+        std::fs::write(&changed, content).unwrap();
+        let conflict = bed.direct(&changed).expect_status(1);
+        assert!(conflict.stderr.contains("already stored with different content"), "{conflict:#?}");
+        // A new segment wakes the archiver.
+        let next = bed.cluster.switch_wal();
+        bed.cluster.wait_done(&next);
+        assert!(bed.ready().is_empty(), "with a daemon: {with_daemon}: {:?}", bed.ready());
+        assert_eq!(bed.archive().get(&names[0]).unwrap(), std::fs::read(&path).unwrap());
+        assert!(bed.archive().get(&names[1]).is_some());
+        if with_daemon {
+            wait::until_true(SOON, "nothing is refused any more", || health().stderr.is_empty());
+        }
+        drop(daemon);
+    }
+}
+
+/// A3: the second half of a segment that the server finished is zeros on its disk: it is refused, not taken for one that ended.
+#[test]
+fn a_tail_that_was_lost_on_disk_is_damage() {
+    let (bed, names) = stuck(|path| {
+        let mut content = std::fs::read(path).unwrap();
+        content[98_304..].fill(0);
+        std::fs::write(path, content).unwrap();
+    });
+    let daemon = bed.agent.daemon();
+    refused_at(&bed, &names[0], "is damaged: its records end at");
+    let path = bed.cluster.wal_dir().join(&names[0]);
+    // What lies elsewhere says nothing about when it was finished.
+    bed.direct(&bed.copy(&names[0], "elsewhere")).expect_success();
+    assert!(bed.archive().get(&names[0]).is_none());
+    bed.direct(&path).expect_status(1);
+    bed.agent.run(&["push", "--accept-damaged", path.to_str().unwrap()]).expect_success();
+    let next = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&next);
+    assert!(bed.ready().is_empty(), "{:?}", bed.ready());
+    drop(daemon);
+}
+
+/// A12: a file that cannot be stored at all is skipped on request: on record, with a warning until the next backup.
+#[test]
+fn a_skipped_segment_is_a_gap_until_the_next_backup() {
+    for with_daemon in [true, false] {
+        let (bed, names) = stuck(|path| {
+            let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.set_len(300_000).unwrap();
+        });
+        let daemon = with_daemon.then(|| bed.agent.daemon());
+        refused_at(&bed, &names[0], "300000 bytes");
+        let place = |name: &str| bed.cluster.wal_dir().join(name).display().to_string();
+        // Only what PostgreSQL waits for.
+        let copy = bed.copy(&names[0], "elsewhere").display().to_string();
+        for path in [copy, place("0000000100000000000000F0")] {
+            let refused = bed.agent.run(&["push", "--skip", &path]).expect_status(1);
+            assert!(refused.stderr.contains("does not wait for being archived"), "{refused:#?}");
+        }
+        let skipped = bed.agent.run(&["push", "--skip", &place(&names[0])]).expect_success();
+        assert!(skipped.stderr.contains("recovery cannot pass"), "{skipped:#?}");
+        let next = bed.cluster.switch_wal();
+        bed.cluster.wait_done(&next);
+        assert!(bed.ready().is_empty(), "with a daemon: {with_daemon}: {:?}", bed.ready());
+        assert!(bed.archive().get(&names[0]).is_none() && bed.archive().get(&names[1]).is_some());
+        let gap = format!("{} was dropped and not archived", names[0]);
+        let status = bed.agent.run(&["status"]).expect_success().stdout;
+        assert!(status.contains(&gap) && status.contains("push --skip"), "{status}");
+        if with_daemon {
+            let health = || bed.agent.run(&["health"]);
+            wait::until_true(SOON, "the daemon says so", || health().stderr.contains(&gap));
+            bed.agent.run(&["backup"]).expect_success();
+            wait::until_true(SOON * 2, "a backup makes up for it", || health().success());
+        }
+        drop(daemon);
+    }
+}
+
+/// A12: what is refused for good and accepted three seconds later is not given up, by the daemon or without one.
+#[test]
+fn a_refusal_of_three_seconds_drops_nothing() {
+    for with_daemon in [true, false] {
+        let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), Store::s3());
+        bed.agent.cluster_lines.push("push_timeout = \"2s\"".to_owned());
+        bed.agent.cluster_lines.push("queue_max = \"2MiB\"".to_owned());
+        bed.agent.archive_from(&bed.cluster);
+        bed.cluster.start();
+        let command = bed.cluster.psql("show archive_command");
+        bed.cluster.set("archive_command", "");
+        bed.cluster.reload();
+        let names = [(); 8].map(|()| {
+            bed.cluster.psql("create table if not exists t (n int); insert into t values (1)");
+            bed.cluster.switch_wal()
+        });
+        let write = |who: &Credentials| {
+            for (name, value) in [("access_key_id", &who.key), ("secret_access_key", &who.secret)] {
+                std::fs::write(bed.agent.place().join(format!("main.{name}")), value).unwrap();
+            }
+        };
+        write(&Credentials::unknown());
+        let daemon = with_daemon.then(|| bed.agent.daemon());
+        bed.cluster.set("archive_command", command);
+        bed.cluster.reload();
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(bed.ready(), names);
+        write(&Credentials::full());
+        bed.cluster.wait_done(&names[7]);
+        let log = bed.cluster.log();
+        assert!(!log.contains("dropped"), "with a daemon: {with_daemon}: {log}");
+        assert!(names.iter().all(|name| bed.archive().get(name).is_some()));
+        drop(daemon);
+    }
+}
+
+/// A8: a daemon that hangs is gone round, and `check` and `health` say so.
+#[test]
+fn a_daemon_that_hangs_holds_nothing_up() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    daemon.process.signal(Signal::STOP);
+    let begun = std::time::Instant::now();
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(bed.cluster.log().contains("hangs: it has said nothing"), "{}", bed.cluster.log());
+    let checked = bed.agent.run(&["check", "--no-switch"]).expect_status(3);
+    assert!(checked.stdout.contains("gave no answer"), "{checked:#?}");
+    let health = bed.agent.run(&["health"]).expect_status(1);
+    assert!(health.stderr.contains("gave no answer"), "{health:#?}");
+    daemon.process.signal(Signal::CONT);
+    bed.agent.run(&["health"]).expect_success();
+    assert!(bed.archive().get(&name).is_some());
+}
