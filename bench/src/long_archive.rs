@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::chain::ChainFacts;
+use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{BackupId, ClusterName, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, TimelineId};
 use walpoint_pg::wal::inspect;
@@ -152,7 +153,7 @@ pub fn header(archive: &WalArchive, number: u64, commit: PgTimestamp) -> WalHead
         whole: true,
         switched: false,
         damaged: false,
-        open_transaction_end: false,
+        crossing: CrossingFacts::default(),
         chain: ChainFacts::default(),
         marks: SegmentMarks::default(),
         history: HistoryHash::NONE,

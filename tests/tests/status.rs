@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use walpoint_base::chain::ChainFacts;
+use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, SystemId};
 use walpoint_repo::Repository;
@@ -258,7 +259,7 @@ async fn fill(store: &Store) {
         switched: false,
         records: 10,
         transactions: None,
-        open_transaction_end: false,
+        crossing: CrossingFacts::default(),
         chain: ChainFacts::default(),
         marks: SegmentMarks::default(),
         restore_points: vec![],

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use walpoint_base::chain::ChainFacts;
+use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{
     Lsn, PgMajor, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId, WalFileName,
@@ -62,7 +63,7 @@ fn facts() -> SegmentFacts {
         switched: true,
         records: 10,
         transactions: None,
-        open_transaction_end: false,
+        crossing: CrossingFacts::default(),
         chain: ChainFacts::default(),
         marks: SegmentMarks::default(),
         restore_points: vec![],

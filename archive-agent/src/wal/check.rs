@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use walpoint_base::chain::ChainFacts;
+use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks};
 use walpoint_base::{Lsn, SegmentFacts, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
@@ -196,7 +197,7 @@ fn what_the_header_says(name: SegmentName, content: &[u8]) -> Option<SegmentFact
         switched: false,
         records: 0,
         transactions: None,
-        open_transaction_end: true,
+        crossing: CrossingFacts::UNKNOWN,
         chain: ChainFacts::default(),
         marks: SegmentMarks::ALL,
         restore_points: Vec::new(),

@@ -2,6 +2,7 @@
 //! used by the planners.
 
 use crate::chain::ChainFacts;
+use crate::crossing::CrossingFacts;
 use crate::{Lsn, PgMajor, PgTimestamp, SegmentName, SegmentSize, SystemId, TimelineId};
 
 /// Facts about one segment of WAL, all read from its content.
@@ -33,12 +34,10 @@ pub struct SegmentFacts {
     pub switched: bool,
     /// Records that start in it.
     pub records: u32,
-    /// What its transaction-end records say; `None` if it holds none.
+    /// What its transaction-end records say, but for one that ends in a following segment; `None` if it holds none.
     pub transactions: Option<TransactionRange>,
-    /// Whether its last record ends in a following segment and may be a commit, abort, prepare or restore point record:
-    /// its time, xid and name are then in no segment's facts, and only decoding both segments together finds them.
-    /// `false` only when that record's header is readable here and says otherwise, or when no record crosses the end.
-    pub open_transaction_end: bool,
+    /// What it keeps of the records that cross its edges.
+    pub crossing: CrossingFacts,
     /// What its edges say about its neighbors.
     pub chain: ChainFacts,
     /// Records in it that a restore has to know of.

@@ -10,6 +10,7 @@
 //! | [`target`] | recovery targets, as a person writes them and as PostgreSQL wants them |
 //! | [`facts`] | what a decoded segment says about itself |
 //! | [`chain`] | whether one segment continues another |
+//! | [`crossing`] | what two segments know together of the record between them |
 //! | [`durable`] | files that survive a power cut |
 //! | [`place`] | the data directory around a file that PostgreSQL wants |
 //! | [`secret`] | passwords and keys: where they come from, never where they show |
@@ -19,6 +20,7 @@
 
 pub mod chain;
 pub mod clock;
+pub mod crossing;
 pub mod dropped;
 pub mod durable;
 pub mod facts;

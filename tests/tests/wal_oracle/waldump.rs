@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use walpoint_base::chain::{ChainEnd, Link};
+use walpoint_base::crossing::Crossing;
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, PgTimestamp, SegmentFacts, SegmentNo};
 use walpoint_pg::wal::{PageHeader, RecordKind, RelationLock, Rmgr, WalRecord, inspect};
@@ -182,6 +183,7 @@ fn facts_agree(wal: &WalData, segments: &[PathBuf], records: &[WalRecord]) {
     let starts: BTreeSet<Lsn> = records.iter().map(|record| record.start).collect();
     let contents: Vec<Vec<u8>> = segments.iter().map(|path| fs::read(path).unwrap()).collect();
     let mut end = ChainEnd::UNKNOWN;
+    let mut open = None;
     for (index, (path, content)) in segments.iter().zip(&contents).enumerate() {
         let facts = inspect(name_of(path), content).unwrap();
         assert_eq!((u32::from(facts.major.get()), facts.system_id.0), (wal.major, wal.system_id));
@@ -211,6 +213,12 @@ fn facts_agree(wal: &WalData, segments: &[PathBuf], records: &[WalRecord]) {
             assert!(starts.contains(&next), "nothing starts at {next}: {facts:?}");
         }
         transactions_agree(&facts, &here, to);
+        let before = std::mem::replace(&mut open, facts.crossing.open);
+        if index > 0 {
+            let crossing = Crossing::between(before.as_ref(), &facts.crossing, &facts.chain.begin);
+            let record = records.iter().find(|r| r.start < from && from < r.end);
+            crossing_agrees(&crossing, record, facts.chain.begin.overwritten);
+        }
         // What initdb wrote points back to nothing.
         let expected = if first_of_all(&facts) { Link::Reset } else { Link::Continues };
         assert_eq!(end.link(&facts.chain), expected, "{facts:?} after {end:?}");
@@ -236,6 +244,27 @@ fn marks_agree(facts: &SegmentFacts, here: &[&WalRecord]) {
     assert_eq!(facts.marks, SegmentMarks { tablespace, parameters, minimal }, "{facts:?}");
 }
 
+/// What two neighbors know of the record between them is what it is.
+fn crossing_agrees(crossing: &Crossing, record: Option<&WalRecord>, abandoned: bool) {
+    let kind = record.filter(|_| !abandoned).map(|record| &record.kind);
+    match (crossing, kind) {
+        (Crossing::End { time, xid }, Some(RecordKind::Commit(end) | RecordKind::Abort(end))) => {
+            assert_eq!(*time, end.time, "{record:?}");
+            assert!(xid.is_none_or(|xid| xid == end.xid), "{crossing:?} {record:?}");
+        }
+        (Crossing::Point(_), Some(RecordKind::RestorePoint { name, .. })) => {
+            assert!(crossing.may_be_named(name), "{crossing:?} {record:?}");
+        }
+        (Crossing::Nothing, kind) => {
+            let looked_for = kind.is_some_and(|kind| {
+                kind.transaction_end().is_some() || matches!(kind, RecordKind::RestorePoint { .. })
+            });
+            assert!(!looked_for, "{record:?}");
+        }
+        other => panic!("{other:?} {record:?}"),
+    }
+}
+
 fn transactions_agree(facts: &SegmentFacts, here: &[&WalRecord], to: Lsn) {
     let ends: Vec<_> =
         here.iter().filter(|r| r.end <= to).filter_map(|record| record.kind.transaction_end()).collect();
@@ -246,7 +275,7 @@ fn transactions_agree(facts: &SegmentFacts, here: &[&WalRecord], to: Lsn) {
     assert!(ends.iter().all(|end| range.is_some_and(|range| range.may_hold(end.xid))));
     let open = here.last().filter(|record| record.end > to);
     if open.is_some_and(|record| record.kind.transaction_end().is_some()) {
-        assert!(facts.open_transaction_end);
+        assert!(facts.crossing.open.is_some());
     }
     let points: Vec<_> = here
         .iter()

@@ -7,18 +7,16 @@
 
 use walpoint_base::Lsn;
 use walpoint_base::chain::{ChainBegin, ChainEnd, Cut, Due};
+use walpoint_base::crossing::{self, Piece};
 use walpoint_base::facts::SegmentMarks;
 
 use super::kind::RecordKind;
 use super::pending::Pending;
-use super::record::{CRC_AT, RECORD_HEADER, RecordHeader, WalRecord, main_data_len};
+use super::record::{CRC_AT, RECORD_HEADER, RecordHeader, WalRecord};
 use crate::bytes;
 
 /// Bytes of a header that may follow in the next segment, at most.
 const HEADER_REST: usize = 16;
-
-/// Bytes of a rest that are kept: these, and as many of the body behind them as its own headers can have.
-pub(super) const HEAD: usize = HEADER_REST + 16;
 
 /// What a segment begins with, as far as it was read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,7 +37,7 @@ pub(super) struct Rest {
     crc: u32,
     /// How many there are, and the first of them.
     len: usize,
-    head: [u8; HEAD],
+    head: Piece,
 }
 
 impl Rest {
@@ -56,7 +54,7 @@ impl Rest {
 
     /// What they contribute if the first `header` of them are the end of the record's header.
     fn sum(&self, header: usize) -> u32 {
-        let Some(head) = self.head.get(..header).filter(|_| self.len >= header) else { return 0 };
+        let Some(head) = self.head.bytes().get(..header) else { return 0 };
         // The body's CRC, without what is before it.
         let body = self.crc ^ shift(crc32c::crc32c(head), self.len - header);
         let body = shift(body, bytes_of(self.missing) + CRC_AT);
@@ -75,15 +73,12 @@ impl Rest {
         let total = u32::try_from(self.len).unwrap_or(u32::MAX).saturating_add(self.missing);
         let mark = |have: usize| {
             let mut raw = [0; RECORD_HEADER];
-            let (left, place) = (self.head.get(..RECORD_HEADER - have)?, raw.get_mut(have..)?);
-            if self.len < left.len() {
-                return None;
-            }
+            let (left, place) = (self.head.bytes().get(..RECORD_HEADER - have)?, raw.get_mut(have..)?);
             place.copy_from_slice(left);
             let total = total.saturating_add(u32::try_from(have).unwrap_or(u32::MAX));
             let header = RecordHeader { total, ..RecordHeader::parse(&raw) };
-            let body = self.head.get(left.len()..)?;
-            let (data, headers) = main_data_len(body)?;
+            let body = self.head.bytes().get(left.len()..)?;
+            let (data, headers) = crossing::main_data(body)?;
             let as_long = usize::try_from(total).ok()? == RECORD_HEADER + headers + data;
             let padding = bytes::u16(&raw, CRC_AT - 2)?;
             (padding == 0 && as_long).then(|| RecordKind::may_mark(&header))
@@ -103,6 +98,17 @@ pub(super) fn begin(carried: &Carried, previous: Option<Lsn>) -> (ChainBegin, Se
     // An abandoned record is never replayed.
     let marks = carried.rest.filter(|_| !carried.overwritten).map(|rest| rest.marks());
     (begin, marks.unwrap_or_default())
+}
+
+/// What a segment keeps of the record that it begins with the rest of.
+pub(super) fn rest(carried: &Carried) -> Piece {
+    carried.rest.filter(|_| !carried.overwritten).map(|rest| rest.head).unwrap_or_default()
+}
+
+/// What it keeps of its last record, `pending`, which goes on in the next one, if a target may look for that.
+pub(super) fn open(pending: &Pending) -> Option<Piece> {
+    let may_count = pending.header().is_none_or(|header| RecordKind::is_indexed(&header));
+    (pending.start().is_some() && may_count).then(|| pending.first_bytes())
 }
 
 /// The end of a segment whose last record is complete. `last`: where it starts, if that is in this segment.

@@ -18,6 +18,7 @@
 //! end; a page or record of this segment after the break proves damage.
 
 use walpoint_base::chain::ChainFacts;
+use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{Lsn, SegmentFacts, SegmentName, TimelineHistory, TimelineId};
 
@@ -58,8 +59,8 @@ fn inspect_whole(
 /// Decodes a segment file piece by piece and checks it against its name. Which cluster it should come from is
 /// [`Identity::check`](super::Identity::check)'s to say.
 ///
-/// A transaction's end or a restore point whose record goes on in the next segment is in neither segment's facts but for
-/// `open_transaction_end`: [`RecordReader`](super::RecordReader) over both finds it.
+/// Of a transaction's end or a restore point whose record goes on in the next segment each segment's facts have a piece
+/// ([`walpoint_base::crossing`]); [`RecordReader`](super::RecordReader) over both decodes it.
 #[derive(Debug)]
 pub struct Inspector<'h> {
     name: SegmentName,
@@ -199,7 +200,7 @@ impl<'h> Walking<'h> {
             switched: false,
             records: 0,
             transactions: None,
-            open_transaction_end: false,
+            crossing: CrossingFacts::default(),
             chain: ChainFacts::default(),
             marks: SegmentMarks::default(),
             restore_points: Vec::new(),
@@ -234,10 +235,11 @@ impl<'h> Walking<'h> {
             }
             let (end, marks) = edges::open_end(pending, complete);
             (facts.chain.end, facts.marks) = (end, facts.marks.or(marks));
-            facts.open_transaction_end =
-                pending.header().is_none_or(|header| RecordKind::is_indexed(&header));
+            facts.crossing.open = edges::open(pending);
         }
-        let (begin, marks) = edges::begin(&walk.carried(), previous);
+        let carried = walk.carried();
+        facts.crossing.rest = edges::rest(&carried);
+        let (begin, marks) = edges::begin(&carried, previous);
         (facts.chain.begin, facts.marks) = (begin, facts.marks.or(marks));
         facts.content_len = u64::try_from(content_len).unwrap_or(u64::MAX);
         facts.end = walk.end();

@@ -3,9 +3,9 @@
 //! Memory: the body is kept only where it will be decoded, and never more of it than was read; the check is computed as
 //! the pieces come.
 
+use walpoint_base::crossing::Piece;
 use walpoint_base::{Lsn, PgMajor};
 
-use super::edges::HEAD;
 use super::kind::RecordKind;
 use super::record::{RECORD_HEADER, RecordCrc, RecordHeader};
 use crate::bytes;
@@ -19,7 +19,7 @@ pub(super) struct Pending {
     raw: [u8; RECORD_HEADER],
     have: usize,
     /// The first bytes of a rest.
-    head: [u8; HEAD],
+    head: Piece,
     /// Bytes taken of a rest.
     taken: usize,
     /// Over the body so far; of a rest, over all of it.
@@ -63,8 +63,7 @@ impl Pending {
         let piece = bytes.get(..missing).unwrap_or(bytes);
         self.missing = self.missing.saturating_sub(u32::try_from(piece.len()).unwrap_or(u32::MAX));
         if self.start.is_none() {
-            let places = self.head.iter_mut().skip(self.taken);
-            places.zip(piece).for_each(|(to, from)| *to = *from);
+            self.head.extend(piece);
             self.taken = self.taken.saturating_add(piece.len());
             self.crc = self.crc.body(piece);
             return piece.len();
@@ -86,13 +85,20 @@ impl Pending {
     }
 
     /// What was taken of a record whose beginning was not read: its CRC, its length, its first bytes.
-    pub(super) fn rest(&self) -> (u32, usize, [u8; HEAD]) {
+    pub(super) fn rest(&self) -> (u32, usize, Piece) {
         (self.crc.so_far(), self.taken, self.head)
     }
 
     /// What was read of a record from its beginning: its header, as much as there is, and the CRC of its body.
     pub(super) fn read(&self) -> (&[u8], u32) {
         (self.raw.get(..self.have).unwrap_or(&self.raw), self.crc.so_far())
+    }
+
+    /// The first bytes of a record that was read from its beginning; of one whose kind is not decoded, those of its header.
+    pub(super) fn first_bytes(&self) -> Piece {
+        let mut first = Piece::of(self.raw.get(..self.have).unwrap_or(&self.raw));
+        first.extend(&self.body);
+        first
     }
 
     /// The header, once all of it was read.

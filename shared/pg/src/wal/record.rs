@@ -2,10 +2,9 @@
 //!
 //! Source: `src/include/access/xlogrecord.h`, `src/backend/access/transam/xlogreader.c`.
 
-use walpoint_base::{Lsn, PgMajor};
+use walpoint_base::{Lsn, PgMajor, crossing};
 
 use super::kind::{RecordKind, XLOG_SWITCH};
-use crate::bytes;
 
 /// Length of a record's header: `SizeOfXLogRecord`.
 pub const RECORD_HEADER: usize = 24;
@@ -177,28 +176,10 @@ pub struct WalRecord {
 /// The main data at the end of a record's body. `None` if there is none, if the record refers to blocks (no kind that is
 /// decoded here does), or if the body makes no sense.
 pub(super) fn main_data(body: &[u8]) -> Option<&[u8]> {
-    let (len, headers) = main_data_len(body)?;
+    let (len, headers) = crossing::main_data(body)?;
     // The data is the last thing in the record, right behind the headers when there are no blocks.
     let data = body.get(headers..)?;
     (data.len() == len).then_some(data)
-}
-
-/// The length of the main data as the record's headers state it, and the length of those headers.
-pub(super) fn main_data_len(body: &[u8]) -> Option<(usize, usize)> {
-    const SHORT: u8 = 255;
-    const LONG: u8 = 254;
-    const ORIGIN: u8 = 253;
-    const TOPLEVEL_XID: u8 = 252;
-    let mut at = 0;
-    loop {
-        match *body.get(at)? {
-            SHORT => return Some((usize::from(*body.get(at + 1)?), at + 2)),
-            LONG => return Some((usize::try_from(bytes::u32(body, at + 1)?).ok()?, at + 5)),
-            ORIGIN => at += 3,
-            TOPLEVEL_XID => at += 5,
-            _ => return None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Valid though odd, ended early, damaged: each told from the others.
 
 use proptest::prelude::*;
+use walpoint_base::crossing::Crossing;
 use walpoint_base::{
     Lsn, PgTimestamp, RecoveryTarget, SegmentFacts, SegmentName, TimelineHistory, TimelineId,
 };
@@ -81,7 +82,7 @@ fn a_record_that_may_end_a_transaction_in_the_next_segment_is_flagged() {
         let mut forge = Forge::new(16, 1);
         forge.fill_segment_but(left);
         last(&mut forge);
-        facts(&forge)[0].open_transaction_end
+        facts(&forge)[0].crossing.open.is_some()
     };
     for left in [8, 16, 24, 32] {
         assert!(open(left, &|forge| forge.commit(7, 7)), "{left}");
@@ -93,6 +94,36 @@ fn a_record_that_may_end_a_transaction_in_the_next_segment_is_flagged() {
         );
     }
     assert!(!open(64, &|forge| forge.commit(7, 7)), "it ends here");
+}
+
+#[test]
+fn both_pieces_of_a_crossing_record_say_what_it_is() {
+    let end = |xid| Crossing::End { time: PgTimestamp(-5_000), xid: Some(xid) };
+    for left in (8..=64).step_by(8) {
+        let crossing = |last: &dyn Fn(&mut Forge) -> Lsn| {
+            let mut forge = Forge::new(16, 1);
+            forge.fill_segment_but(left);
+            last(&mut forge);
+            forge.filler(64);
+            let found = facts(&forge);
+            found.get(1).map(|next| {
+                let open = found[0].crossing.open.as_ref();
+                Crossing::between(open, &next.crossing, &next.chain.begin)
+            })
+        };
+        let commit = crossing(&|forge| forge.commit(7, -5_000));
+        assert_eq!(commit, Some(if left < 40 { end(7) } else { Crossing::Nothing }), "{left}");
+        let abort = crossing(&|forge| forge.abort(8, -5_000));
+        assert_eq!(abort, commit.map(|c| if c == end(7) { end(8) } else { c }), "{left}");
+        let prepared = crossing(&|forge| forge.commit_prepared(9, -5_000));
+        assert_eq!(prepared, Some(if left < 48 { end(9) } else { Crossing::Nothing }), "{left}");
+        let with_more = crossing(&|forge| forge.commit_with(10, 11, -5_000));
+        assert_eq!(with_more, Some(if left < 48 { end(10) } else { Crossing::Nothing }), "{left}");
+        let point = crossing(&|forge| forge.restore_point("p", 7)).unwrap();
+        assert!(point.may_be_named("p") && !point.may_be_named("q"), "{left} {point:?}");
+        let filler = crossing(&|forge| forge.filler(200));
+        assert_eq!(filler, Some(Crossing::Nothing), "{left}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the index keeps of a segment, and of a group of segments.
 
 use walpoint_base::chain::{ChainEnd, ChainFacts};
+use walpoint_base::crossing::{Crossing, CrossingFacts, Piece};
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange, xid_precedes};
 use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize, TimelineId};
 
@@ -8,20 +9,20 @@ use super::chain::ChainWalk;
 use crate::object::ContentHash;
 use crate::object::bytes::Fields;
 use crate::wal::{
-    EDGE_FLAGS, EDGES, MARK_FLAGS, WalHeader, decode_edges, edge_flags, encode_edges, mark_flags, marks,
+    CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, WalHeader, decode_crossing, decode_edges, edge_flags,
+    encode_crossing, encode_edges, mark_flags, marks,
 };
 
 /// Bytes of a segment's entry.
-pub const ENTRY: usize = 128 + EDGES;
+pub const ENTRY: usize = 128 + EDGES + CROSSING;
 
 /// Bytes of a group's summary.
-pub const SUMMARY: usize = 116 + EDGES;
+pub const SUMMARY: usize = 124 + EDGES + CROSSING;
 
 const PRESENT: u32 = 1;
 const SWITCHED: u32 = 2;
 const DAMAGED: u32 = 4;
-const OPEN_TRANSACTION_END: u32 = 8;
-const KNOWN: u32 = PRESENT | SWITCHED | DAMAGED | OPEN_TRANSACTION_END | EDGE_FLAGS | MARK_FLAGS;
+const KNOWN: u32 = PRESENT | SWITCHED | DAMAGED | EDGE_FLAGS | MARK_FLAGS;
 
 /// What the index keeps of a segment that is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,8 +47,8 @@ pub struct SegmentEntry {
     pub switched: bool,
     /// Whether it was stored though damaged: recovery cannot pass it.
     pub damaged: bool,
-    /// Whether its last record ends in a following segment and may be one that a target looks for.
-    pub open_transaction_end: bool,
+    /// What it keeps of the records that cross its edges.
+    pub crossing: CrossingFacts,
     /// What its edges say about its neighbors.
     pub chain: ChainFacts,
     /// Records in it that a restore has to know of.
@@ -72,7 +73,7 @@ impl SegmentEntry {
             transactions: header.transactions,
             switched: header.switched,
             damaged: header.damaged,
-            open_transaction_end: header.open_transaction_end,
+            crossing: header.crossing,
             chain: header.chain,
             marks: header.marks,
             history: header.history,
@@ -90,7 +91,6 @@ impl SegmentEntry {
         let flags = PRESENT
             | flag(e.switched, SWITCHED)
             | flag(e.damaged, DAMAGED)
-            | flag(e.open_transaction_end, OPEN_TRANSACTION_END)
             | mark_flags(e.marks)
             | edge_flags(&e.chain);
         out.extend_from_slice(&flags.to_le_bytes());
@@ -104,6 +104,7 @@ impl SegmentEntry {
         out.extend_from_slice(&e.hash.0[..]);
         out.extend_from_slice(&e.history.0);
         encode_edges(&e.chain, out);
+        encode_crossing(&e.crossing, out);
     }
 
     /// Reads [`ENTRY`] bytes. The outer `None` means that no segment `number` can be so.
@@ -118,6 +119,7 @@ impl SegmentEntry {
         let hash = ContentHash(f.array()?);
         let history = HistoryHash(f.array()?);
         let chain = decode_edges(f, flags, Some(last_record).filter(|lsn| lsn.is_valid()))?;
+        let crossing = decode_crossing(f)?;
         if flags & PRESENT == 0 {
             return Some(None);
         }
@@ -138,7 +140,7 @@ impl SegmentEntry {
             transactions,
             switched: flags & SWITCHED != 0,
             damaged: flags & DAMAGED != 0,
-            open_transaction_end: flags & OPEN_TRANSACTION_END != 0,
+            crossing,
             chain,
             marks: marks(flags),
             history,
@@ -160,8 +162,8 @@ pub struct GroupSummary {
     pub present: u32,
     /// How many of them are damaged.
     pub damaged: u32,
-    /// How many end in a record that may decide a target ([`SegmentEntry::open_transaction_end`]).
-    pub open_ends: u32,
+    /// Records that cross from one of them to the next, of which `transactions` does not say all.
+    pub untold: Untold,
     /// How many have records that a restore has to know of: each kind by itself.
     pub marks: MarkCounts,
     /// How many do not continue the segment before them in the group ([`ChainWalk`]).
@@ -172,8 +174,10 @@ pub struct GroupSummary {
     pub stored: u64,
     /// Where the last record of the highest segment that has one starts.
     pub last_record: Option<Lsn>,
-    /// The transaction ends of all of them.
+    /// The transaction ends of all of them, those included that cross from one of them to the next.
     pub transactions: Option<TransactionRange>,
+    /// What the first and the last one keep of the records that cross the edges of the group.
+    pub crossing: CrossingFacts,
     /// The beginning of the first one and, if all are there and sound, the end of all of them.
     pub chain: ChainFacts,
     /// The history under which the last one was stored of which that is known.
@@ -191,6 +195,68 @@ pub struct MarkCounts {
     pub minimal: u32,
 }
 
+/// Records that cross from one segment of a group to the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Untold {
+    /// Restore points.
+    pub points: u32,
+    /// Transaction ends whose transaction is not known.
+    pub xids: u32,
+    /// Those of which nothing is known.
+    pub unknown: u32,
+}
+
+/// The crossing records of a group.
+#[derive(Default)]
+struct Crossings {
+    untold: Untold,
+    /// What the last segment keeps of its last record.
+    open: Option<Piece>,
+    /// The times of transaction ends whose transaction is not known.
+    times: Option<(PgTimestamp, PgTimestamp)>,
+}
+
+impl Crossings {
+    /// The next segment, and the transactions before it.
+    fn segment(
+        &mut self,
+        entry: &SegmentEntry,
+        transactions: Option<TransactionRange>,
+    ) -> Option<TransactionRange> {
+        let open = std::mem::replace(&mut self.open, entry.crossing.open);
+        match Crossing::between(open.as_ref(), &entry.crossing, &entry.chain.begin) {
+            Crossing::Nothing => {}
+            Crossing::End { time, xid: Some(xid) } => {
+                return Some(TransactionRange::add(transactions, time, xid));
+            }
+            Crossing::End { time, xid: None } => {
+                self.untold.xids += 1;
+                let (earliest, latest) = self.times.unwrap_or((time, time));
+                self.times = Some((earliest.min(time), latest.max(time)));
+            }
+            Crossing::Point(_) => self.untold.points += 1,
+            Crossing::Unknown => self.untold.unknown += 1,
+        }
+        transactions
+    }
+
+    /// The transactions with all times. Without any transaction that is known nothing has a time.
+    fn finish(&mut self, transactions: Option<TransactionRange>) -> Option<TransactionRange> {
+        match (transactions, self.times) {
+            (Some(range), Some((earliest, latest))) => Some(TransactionRange {
+                earliest: range.earliest.min(earliest),
+                latest: range.latest.max(latest),
+                ..range
+            }),
+            (None, Some(_)) => {
+                self.untold.unknown += self.untold.xids;
+                None
+            }
+            (range, None) => range,
+        }
+    }
+}
+
 impl MarkCounts {
     fn add(&mut self, marks: SegmentMarks) {
         self.tablespace += u32::from(marks.tablespace);
@@ -206,6 +272,7 @@ impl GroupSummary {
         entries: impl Iterator<Item = (SegmentNo, &'a SegmentEntry)>,
     ) -> Option<Self> {
         let (mut summary, mut walk): (Option<Self>, _) = (None, ChainWalk::new());
+        let mut crossings = Crossings::default();
         for (number, entry) in entries {
             let s = summary.get_or_insert(Self {
                 generation,
@@ -213,7 +280,8 @@ impl GroupSummary {
                 last: number,
                 present: 0,
                 damaged: 0,
-                open_ends: 0,
+                untold: Untold::default(),
+                crossing: entry.crossing,
                 marks: MarkCounts::default(),
                 breaks: 0,
                 restore_points: 0,
@@ -223,14 +291,16 @@ impl GroupSummary {
                 chain: ChainFacts { begin: entry.chain.begin, ..ChainFacts::default() },
                 history: HistoryHash::NONE,
             });
+            if s.last.next() != number {
+                crossings.open = None;
+            }
             s.last = number;
             s.present += 1;
             s.damaged += u32::from(entry.damaged);
-            s.open_ends += u32::from(entry.open_transaction_end);
             s.restore_points = s.restore_points.saturating_add(entry.restore_points);
             s.stored = s.stored.saturating_add(entry.stored);
             s.last_record = entry.last_record.or(s.last_record);
-            s.transactions = join(s.transactions, entry.transactions);
+            s.transactions = join(crossings.segment(entry, s.transactions), entry.transactions);
             s.marks.add(entry.marks);
             // Which timeline it is makes no difference: all are of one.
             s.breaks += u32::from(walk.segment(TimelineId::FIRST, number, entry).is_some());
@@ -238,6 +308,10 @@ impl GroupSummary {
             if entry.history != HistoryHash::NONE {
                 s.history = entry.history;
             }
+        }
+        if let Some(s) = &mut summary {
+            s.transactions = crossings.finish(s.transactions);
+            (s.crossing.open, s.untold) = (crossings.open, crossings.untold);
         }
         // Behind a gap nothing is passed on.
         if let Some(s) = summary.as_mut().filter(|s| !s.is_plain_run()) {
@@ -258,18 +332,21 @@ impl GroupSummary {
             return;
         };
         let MarkCounts { tablespace, parameters, minimal } = s.marks;
+        let Untold { points, xids, unknown } = s.untold;
         let flags = edge_flags(&s.chain);
         for field in [
             s.generation,
             s.present,
             s.damaged,
-            s.open_ends,
             s.restore_points,
             tablespace,
             parameters,
             minimal,
             s.breaks,
             flags,
+            points,
+            xids,
+            unknown,
         ] {
             out.extend_from_slice(&field.to_le_bytes());
         }
@@ -279,20 +356,23 @@ impl GroupSummary {
         encode_transactions(s.transactions, out);
         out.extend_from_slice(&s.history.0);
         encode_edges(&s.chain, out);
+        encode_crossing(&s.crossing, out);
     }
 
     /// Reads [`SUMMARY`] bytes. The outer `None` means that `group` cannot be so.
     pub(super) fn decode(f: &mut Fields<'_>, group: u64) -> Option<Option<Self>> {
         let (generation, present, damaged) = (f.u32()?, f.u32()?, f.u32()?);
-        let (open_ends, restore_points) = (f.u32()?, f.u32()?);
+        let restore_points = f.u32()?;
         let marks = MarkCounts { tablespace: f.u32()?, parameters: f.u32()?, minimal: f.u32()? };
         let (breaks, flags) = (f.u32()?, f.u32()?);
+        let untold = Untold { points: f.u32()?, xids: f.u32()?, unknown: f.u32()? };
         let (first, last) = (SegmentNo(f.u64()?), SegmentNo(f.u64()?));
         let (stored, last_record) = (f.u64()?, Lsn(f.u64()?));
         let transactions = decode_transactions(f)?;
         let history = HistoryHash(f.array()?);
         let last_record = Some(last_record).filter(|l| l.is_valid());
         let chain = decode_edges(f, flags, last_record)?;
+        let crossing = decode_crossing(f)?;
         if present == 0 {
             return Some(None);
         }
@@ -307,7 +387,8 @@ impl GroupSummary {
             last,
             present,
             damaged,
-            open_ends,
+            untold,
+            crossing,
             marks,
             breaks,
             restore_points,

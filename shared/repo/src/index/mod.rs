@@ -33,7 +33,7 @@ pub(crate) mod tests;
 pub mod write;
 
 pub use chain::{ChainFault, ChainWalk};
-pub use entry::{GroupSummary, MarkCounts, SegmentEntry};
+pub use entry::{GroupSummary, MarkCounts, SegmentEntry, Untold};
 pub use page::{Directory, Group};
 pub use read::TimelineIndex;
 pub use write::IndexWriter;

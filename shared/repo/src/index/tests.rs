@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts};
+use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineId};
 
@@ -68,7 +69,7 @@ pub(crate) fn header(lineage: LineageId, timeline: TimelineId, number: u64) -> W
         whole: true,
         switched: false,
         damaged: false,
-        open_transaction_end: false,
+        crossing: CrossingFacts::default(),
         chain: chain_of(number, start, size),
         marks: SegmentMarks::default(),
         history: HistoryHash::NONE,

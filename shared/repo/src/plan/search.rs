@@ -1,17 +1,17 @@
 //! Where recovery stops, and what lies in a stretch of WAL: the index says what need not be read, decoding decides.
 //!
-//! A time is looked for in LSN order: the first segment with a transaction's end past it is decoded, then the next one,
-//! until a record decides. What a segment says about itself leaves out one record, that which ends in the next segment; if
-//! that may be a transaction's end the index marks the segment. Such segments are decoded too where the decision is near:
-//! from the last transaction known to be before the target on, and, because commit times go back and forth a little, as
-//! far back as [`SKEW`].
+//! Segments are taken in LSN order: each that may decide, by what the index says of it, is decoded, until one does. What a
+//! segment says about itself leaves out the record that ends in the next one; the index keeps a piece of that record in both
+//! ([`walpoint_base::crossing`]), and where the pieces may decide, or do not tell, both segments are decoded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use walpoint_base::facts::{TransactionRange, xid_precedes};
+use walpoint_base::chain::ChainBegin;
+use walpoint_base::crossing::{Crossing, CrossingFacts, Piece};
+use walpoint_base::facts::TransactionRange;
 use walpoint_base::target::FullXid;
-use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_base::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 
 use super::facts::{Extent, ExtentQuestion, Facts, StopQuestion};
 use super::partial::PartialEnd;
@@ -20,16 +20,8 @@ use super::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
 use crate::catalog::TimelineWal;
 use crate::cpu;
 use crate::error::{RepoError, Result};
-use crate::index::entry::join;
-use crate::index::{GroupSummary, SegmentEntry, first_of, group_of, last_of};
+use crate::index::{GroupSummary, SegmentEntry, Untold, first_of, group_of, last_of};
 use crate::wal::WalArchive;
-
-/// How much earlier than a predecessor a commit's time may be without our missing that predecessor, in microseconds.
-const SKEW: i64 = 60_000_000;
-
-/// Marked segments that are decoded for a restore point that no object names: its record would have to cross the end of
-/// a segment, and one in 100,000 does.
-const SUSPECTS: usize = 4;
 
 /// Answers the planner's questions about the content of WAL.
 pub(crate) struct Search<'a> {
@@ -45,13 +37,8 @@ pub(super) struct Place {
     pub(super) number: SegmentNo,
 }
 
-/// The part of a group that is on the path.
-#[derive(Clone, Copy)]
-struct Passed {
-    range: usize,
-    first: SegmentNo,
-    last: SegmentNo,
-}
+/// The segment before the one that is looked at, and what is kept of the record that crosses its end.
+type Before = Option<(Place, Option<Piece>)>;
 
 impl<'a> Search<'a> {
     /// Over the WAL that was looked at so far. Without a decoder only [`Self::extent`] works.
@@ -67,18 +54,11 @@ impl<'a> Search<'a> {
     pub(crate) async fn stop(&mut self, facts: &Facts, question: &StopQuestion) -> Result<Option<Stop>> {
         let first = SegmentNo::of(question.from, facts.segment_size);
         let (files, partial) = files(facts, question.path, first, question.until)?;
-        let mut found = match &question.rule {
-            StopRule::Name(name) => self.among_points(facts, question, &files, name).await?,
-            _ => self.in_order(question, &files).await?,
+        let named = match &question.rule {
+            StopRule::Name(name) => self.places_named(facts, question, &files, name).await?,
+            _ => BTreeSet::new(),
         };
-        if found.is_none() {
-            let suspects = match &question.rule {
-                StopRule::Xid { xid, .. } => self.marked_around(&files, *xid).await?,
-                StopRule::Name(_) => self.newest_marked(&files).await?,
-                _ => Vec::new(),
-            };
-            found = self.decode_each(question, &files, suspects).await?;
-        }
+        let mut found = self.in_order(question, &files, &named).await?;
         if let (None, Some(partial)) = (&found, partial) {
             found = self.stop_in_partial(question, &files, partial).await?;
         }
@@ -91,27 +71,7 @@ impl<'a> Search<'a> {
     /// What lies in a stretch.
     pub(crate) async fn extent(&mut self, facts: &Facts, question: &ExtentQuestion) -> Result<Extent> {
         let (files, partial) = files(facts, question.path, question.first, question.until)?;
-        let mut extent = Extent::default();
-        for range in &files {
-            for (n, first, last) in groups(*range) {
-                let wal = timeline(self.wal, range.timeline)?;
-                // A file that is read up to a fork only goes on with times of another branch.
-                let last =
-                    if last.end(facts.segment_size) <= question.until { last } else { SegmentNo(last.0 - 1) };
-                if last < first {
-                    continue;
-                }
-                let whole = wal.summary(n).filter(|s| first <= s.first && s.last <= last);
-                let latest = match whole {
-                    Some(summary) => summary.transactions.map(|t| t.latest),
-                    None => {
-                        let entries = wal.entries(first, last).await?;
-                        entries.values().filter_map(|e| Some(e.transactions?.latest)).max()
-                    }
-                };
-                extent.latest = extent.latest.max(latest);
-            }
-        }
+        let mut extent = Extent { latest: self.latest(facts, question, &files).await?, last_record: None };
         let in_partial = match partial {
             Some(partial) => self.last_in_partial(partial).await?,
             None => None,
@@ -121,6 +81,41 @@ impl<'a> Search<'a> {
             None => self.last_complete(facts, question, &files).await?,
         };
         Ok(extent)
+    }
+
+    /// The latest time of a transaction's end.
+    async fn latest(
+        &mut self,
+        facts: &Facts,
+        question: &ExtentQuestion,
+        files: &[SegmentRange],
+    ) -> Result<Option<PgTimestamp>> {
+        let mut latest = None;
+        let mut open: Option<Piece> = None;
+        for range in files {
+            for (n, first, last) in groups(*range) {
+                let wal = timeline(self.wal, range.timeline)?;
+                // A file that is read up to a fork only goes on with times of another branch.
+                let last =
+                    if last.end(facts.segment_size) <= question.until { last } else { SegmentNo(last.0 - 1) };
+                if last < first {
+                    continue;
+                }
+                let mut more = |transactions: Option<TransactionRange>, crossing, begin| {
+                    let across = Crossing::between(open.as_ref(), crossing, begin).time();
+                    latest = latest.max(across).max(transactions.map(|t| t.latest));
+                    open = crossing.open;
+                };
+                match wal.summary(n).filter(|s| is_within(s, first, last) && s.untold.unknown == 0) {
+                    Some(s) => more(s.transactions, &s.crossing, &s.chain.begin),
+                    None => {
+                        let entries = wal.entries(first, last).await?;
+                        entries.values().for_each(|e| more(e.transactions, &e.crossing, &e.chain.begin));
+                    }
+                }
+            }
+        }
+        Ok(latest)
     }
 
     /// Where the last record that ends at or before `until` starts. The last one known may end beyond what is there: then
@@ -164,159 +159,66 @@ impl<'a> Search<'a> {
         Ok(timeline(self.wal, of)?.entries(number, number).await?.remove(&number))
     }
 
-    /// Times, LSNs and xids: segment after segment, those left out that the index rules out.
-    async fn in_order(&mut self, question: &StopQuestion, files: &[SegmentRange]) -> Result<Option<Stop>> {
+    /// Segment after segment, those left out that the index rules out. `named`: where restore points are known to be that may
+    /// decide.
+    async fn in_order(
+        &mut self,
+        question: &StopQuestion,
+        files: &[SegmentRange],
+        named: &BTreeSet<Place>,
+    ) -> Result<Option<Stop>> {
         let rule = &question.rule;
-        let crossing_counts = !matches!(rule, StopRule::Lsn { .. });
-        // Marked segments behind the last one with transactions, and groups passed over that may hold such.
-        let mut marked: Vec<Place> = Vec::new();
-        let mut passed: Vec<Passed> = Vec::new();
+        let mut before: Before = None;
         for (range, file) in files.iter().enumerate() {
             for (n, first, last) in groups(*file) {
                 let wal = timeline(self.wal, file.timeline)?;
-                if let Some(summary) =
-                    wal.summary(n).filter(|s| !group_may(rule, s) && !is_near(rule, s.transactions))
-                {
-                    if summary.transactions.is_some() {
-                        marked.clear();
-                        passed.clear();
+                let here = Place { range, number: first }..=Place { range, number: last };
+                let summary = wal.summary(n).filter(|s| {
+                    is_within(s, first, last) && !group_may(rule, s) && named.range(here).next().is_none()
+                });
+                if let Some(s) = summary {
+                    let crossing = crossing_place(rule, before, &s.crossing, &s.chain.begin);
+                    if let Some(stop) = self.decode_each(question, files, crossing).await? {
+                        return Ok(Some(stop));
                     }
-                    if summary.open_ends > 0 {
-                        passed.push(Passed { range, first, last });
-                    }
+                    before = Some((Place { range, number: s.last }, s.crossing.open));
                     continue;
                 }
                 for (number, entry) in wal.entries(first, last).await? {
                     let place = Place { range, number };
-                    if !segment_may(rule, &entry) {
-                        if entry.transactions.is_some() && !is_near(rule, entry.transactions) {
-                            marked.clear();
-                            passed.clear();
-                        }
-                        if crossing_counts && entry.open_transaction_end {
-                            marked.push(place);
-                        }
-                        continue;
-                    }
-                    let passed = std::mem::take(&mut passed);
-                    let mut near =
-                        if crossing_counts { self.marked_in(files, passed).await? } else { Vec::new() };
-                    near.append(&mut marked);
-                    near.push(place);
-                    if let Some(stop) = self.decode_each(question, files, near).await? {
+                    let crossing = crossing_place(rule, before, &entry.crossing, &entry.chain.begin);
+                    let this = segment_may(rule, &entry) || named.contains(&place);
+                    let places = crossing.into_iter().chain(this.then_some(place));
+                    if let Some(stop) = self.decode_each(question, files, places).await? {
                         return Ok(Some(stop));
                     }
+                    // Decoding it went on to the end of its last record.
+                    before = Some((place, entry.crossing.open.filter(|_| !this)));
                 }
             }
         }
-        let mut near = if crossing_counts { self.marked_in(files, passed).await? } else { Vec::new() };
-        near.append(&mut marked);
-        self.decode_each(question, files, near).await
+        Ok(None)
     }
 
-    /// The marked segments in groups that were passed over, from the last one with transactions on.
-    async fn marked_in(&mut self, files: &[SegmentRange], passed: Vec<Passed>) -> Result<Vec<Place>> {
-        let mut marked = Vec::new();
-        for Passed { range, first, last } in passed {
-            let Some(file) = files.get(range) else { continue };
-            for (number, entry) in timeline(self.wal, file.timeline)?.entries(first, last).await? {
-                if entry.transactions.is_some() {
-                    marked.clear();
-                }
-                if entry.open_transaction_end {
-                    marked.push(Place { range, number });
-                }
-            }
-        }
-        Ok(marked)
-    }
-
-    /// Restore points are objects of their own; the segments they name are decoded.
-    async fn among_points(
+    /// Restore points are objects of their own, but for those whose record crosses the end of a segment: where on the path
+    /// the objects say that those of a name are.
+    async fn places_named(
         &mut self,
         facts: &Facts,
         question: &StopQuestion,
         files: &[SegmentRange],
         name: &str,
-    ) -> Result<Option<Stop>> {
-        let mut places = Vec::new();
+    ) -> Result<BTreeSet<Place>> {
+        let mut places = BTreeSet::new();
         for point in self.archive.points_named(name).await? {
             let on_path = facts.graph.share(question.path, point.timeline, point.lsn);
             let number = SegmentNo::of(point.lsn, facts.segment_size);
             let range = files.iter().position(|r| r.first <= number && number <= r.last);
             if let (true, true, Some(range)) = (on_path, point.lsn >= question.from, range) {
-                places.push(Place { range, number });
+                places.insert(Place { range, number });
             }
         }
-        places.sort_unstable_by_key(|place| place.number);
-        places.dedup();
-        self.decode_each(question, files, places).await
-    }
-
-    /// Marked segments where `xid` may lie between the transactions before their end and after it.
-    async fn marked_around(&mut self, files: &[SegmentRange], xid: u32) -> Result<Vec<Place>> {
-        let mut all = Vec::new();
-        for (range, file) in files.iter().enumerate() {
-            for (n, first, last) in groups(*file) {
-                let wal = timeline(self.wal, file.timeline)?;
-                let (transactions, open) = match wal.summary(n) {
-                    Some(summary) => (summary.transactions, summary.open_ends > 0),
-                    None => {
-                        let entries = wal.entries(first, last).await?;
-                        let transactions = entries.values().fold(None, |r, e| join(r, e.transactions));
-                        (transactions, entries.values().any(|e| e.open_transaction_end))
-                    }
-                };
-                all.push((Passed { range, first, last }, file.timeline, transactions, open));
-            }
-        }
-        let mut marked = Vec::new();
-        let mut before: Option<TransactionRange> = None;
-        for (at, &(Passed { range, first, last }, of, transactions, open)) in all.iter().enumerate() {
-            let after = all.iter().skip(at + 1).find_map(|next| next.2);
-            if !open || !lies_between(before, after, transactions, xid) {
-                before = transactions.or(before);
-                continue;
-            }
-            // Marked segments behind which no transaction was seen yet, and the transactions before each.
-            let mut open: Vec<(Place, Option<TransactionRange>)> = Vec::new();
-            for (number, entry) in timeline(self.wal, of)?.entries(first, last).await? {
-                if entry.transactions.is_some() {
-                    let around =
-                        open.drain(..).filter(|(_, b)| lies_between(*b, entry.transactions, None, xid));
-                    marked.extend(around.map(|(place, _)| place));
-                    before = entry.transactions;
-                }
-                if entry.open_transaction_end {
-                    open.push((Place { range, number }, before));
-                }
-            }
-            let around = open.into_iter().filter(|(_, b)| lies_between(*b, after, None, xid));
-            marked.extend(around.map(|(place, _)| place));
-        }
-        Ok(marked)
-    }
-
-    /// The newest marked segments, in order.
-    async fn newest_marked(&mut self, files: &[SegmentRange]) -> Result<Vec<Place>> {
-        let mut marked = Vec::new();
-        for (range, file) in files.iter().enumerate().rev() {
-            for (n, first, last) in groups(*file).rev() {
-                let wal = timeline(self.wal, file.timeline)?;
-                if wal.summary(n).is_some_and(|s| s.open_ends == 0) {
-                    continue;
-                }
-                let entries = wal.entries(first, last).await?;
-                let open = entries.into_iter().rev().filter(|(_, entry)| entry.open_transaction_end);
-                marked.extend(open.map(|(number, _)| Place { range, number }).take(SUSPECTS - marked.len()));
-                if marked.len() >= SUSPECTS {
-                    marked.reverse();
-                    return Ok(marked);
-                }
-            }
-        }
-        marked.reverse();
-        Ok(marked)
+        Ok(places)
     }
 
     /// Decodes from each place on until a record decides or none does.
@@ -324,7 +226,7 @@ impl<'a> Search<'a> {
         &mut self,
         question: &StopQuestion,
         files: &[SegmentRange],
-        places: Vec<Place>,
+        places: impl IntoIterator<Item = Place>,
     ) -> Result<Option<Stop>> {
         for place in places {
             if let Some(stop) = self.decode(question, files, place).await? {
@@ -334,26 +236,38 @@ impl<'a> Search<'a> {
         Ok(None)
     }
 
-    async fn decode(
+    /// Decodes a segment, and those behind it up to the end of its last record.
+    pub(super) async fn decode(
         &mut self,
         question: &StopQuestion,
         files: &[SegmentRange],
-        place: Place,
+        first: Place,
     ) -> Result<Option<Stop>> {
         let Some(decoder) = self.decoder else { return Ok(None) };
         let mut search = decoder.search(&question.rule, question.from, question.until);
         let mut buffer = Vec::new();
-        let mut at = Some(place);
+        let mut at = Some(first);
         while let Some(place) = at {
             let found;
             (search, buffer, found) = self.feed(search, files, place, buffer).await?;
             match found {
                 Some(Found::Stop(stop)) => return Ok(Some(stop)),
                 Some(Found::Nothing) | None => return Ok(None),
-                Some(Found::More) => at = next(files, place),
+                Some(Found::More) if first == place || self.is_passed_through(files, place).await? => {
+                    at = next(files, place);
+                }
+                // The record that went on from the first one has ended; what begins later is looked at for itself.
+                Some(Found::More) => return Ok(None),
             }
         }
         Ok(None)
+    }
+
+    /// Whether no record starts in a segment.
+    async fn is_passed_through(&mut self, files: &[SegmentRange], place: Place) -> Result<bool> {
+        let Some(file) = files.get(place.range) else { return Ok(false) };
+        let entry = self.entry(file.timeline, place.number).await?;
+        Ok(entry.is_none_or(|entry| entry.first_record.is_none()))
     }
 
     /// Reads a segment into `buffer` and feeds it to a search. Nothing is found beyond the last file.
@@ -449,9 +363,21 @@ fn next(files: &[SegmentRange], place: Place) -> Option<Place> {
     Some(Place { range, number: files.get(range)?.first })
 }
 
-/// Whether a record of the group may decide, as far as its summary shows.
+/// Whether a group's summary is about segments from `first` to `last` only.
+fn is_within(summary: &GroupSummary, first: SegmentNo, last: SegmentNo) -> bool {
+    first <= summary.first && summary.last <= last
+}
+
+/// Whether a record of the group may decide, as far as its summary shows: the one aside that goes on in the next group.
 fn group_may(rule: &StopRule, summary: &GroupSummary) -> bool {
-    may(rule, summary.transactions.as_ref(), summary.last_record)
+    let Untold { points, xids, unknown } = summary.untold;
+    let untold = match rule {
+        StopRule::Time { .. } => unknown > 0,
+        StopRule::Xid { .. } => unknown > 0 || xids > 0,
+        StopRule::Name(_) => unknown > 0 || points > 0,
+        StopRule::Lsn { .. } | StopRule::Minimal => false,
+    };
+    untold || may(rule, summary.transactions.as_ref(), summary.last_record)
 }
 
 /// Whether a record of the segment may decide, the one that ends in the next segment aside.
@@ -459,26 +385,25 @@ fn segment_may(rule: &StopRule, entry: &SegmentEntry) -> bool {
     may(rule, entry.transactions.as_ref(), entry.last_record)
 }
 
-/// Whether a transaction that ended between others may be `xid`. Where nothing came before or after, nothing is ruled out
-/// on that side.
-fn lies_between(
-    before: Option<TransactionRange>,
-    after: Option<TransactionRange>,
-    among: Option<TransactionRange>,
-    xid: u32,
-) -> bool {
-    let Some(known) = join(join(before, among), after) else { return true };
-    let low = before.is_none() || !xid_precedes(xid, known.lowest_xid);
-    let high = after.is_none() || !xid_precedes(known.highest_xid, xid);
-    low && high
-}
-
-/// Whether times of transactions are so close to a target time that their neighbours may be past it.
-fn is_near(rule: &StopRule, transactions: Option<TransactionRange>) -> bool {
-    match rule {
-        StopRule::Time { at, .. } => transactions.is_some_and(|t| t.latest.0 >= at.0.saturating_sub(SKEW)),
-        _ => false,
-    }
+/// The segment before, if the record that goes on from it may decide. A position is where a record starts, so that one is
+/// among the segment's own.
+fn crossing_place(
+    rule: &StopRule,
+    before: Before,
+    next: &CrossingFacts,
+    begin: &ChainBegin,
+) -> Option<Place> {
+    let (place, open) = before?;
+    let may = match (rule, Crossing::between(open.as_ref(), next, begin)) {
+        (StopRule::Lsn { .. } | StopRule::Minimal, _) | (_, Crossing::Nothing) => false,
+        (StopRule::Name(name), crossing) => crossing.may_be_named(name),
+        (_, Crossing::Unknown) => true,
+        (_, Crossing::Point(_)) => false,
+        (StopRule::Time { at, inclusive: true }, Crossing::End { time, .. }) => time > *at,
+        (StopRule::Time { at, inclusive: false }, Crossing::End { time, .. }) => time >= *at,
+        (StopRule::Xid { xid, .. }, Crossing::End { xid: known, .. }) => known.is_none_or(|k| k == *xid),
+    };
+    may.then_some(place)
 }
 
 fn may(rule: &StopRule, transactions: Option<&TransactionRange>, last_record: Option<Lsn>) -> bool {
@@ -487,7 +412,7 @@ fn may(rule: &StopRule, transactions: Option<&TransactionRange>, last_record: Op
         StopRule::Time { at, inclusive: false } => transactions.is_some_and(|t| t.latest >= *at),
         StopRule::Lsn { at, .. } => last_record.is_some_and(|last| last >= *at),
         StopRule::Xid { xid, .. } => transactions.is_some_and(|t| t.may_hold(*xid)),
-        StopRule::Name(_) => false,
+        StopRule::Name(_) | StopRule::Minimal => false,
     }
 }
 

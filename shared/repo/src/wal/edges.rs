@@ -3,12 +3,16 @@
 
 use walpoint_base::Lsn;
 use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts, Cut, Due};
+use walpoint_base::crossing::{CrossingFacts, PIECE, Piece};
 use walpoint_base::facts::SegmentMarks;
 
 use crate::object::bytes::Fields;
 
 /// Bytes of both edges.
 pub(crate) const EDGES: usize = 40;
+
+/// Bytes of what is kept of the records that cross both edges.
+pub(crate) const CROSSING: usize = 2 * (1 + PIECE);
 
 const TABLESPACE: u32 = 16;
 const PARAMETERS: u32 = 32;
@@ -101,4 +105,35 @@ pub(crate) fn decode_edges(f: &mut Fields<'_>, flags: u32, last: Option<Lsn>) ->
             due: cut.map(|cut| Due { cut, sum }),
         },
     })
+}
+
+/// Appends [`CROSSING`] bytes: for each edge a length and that many bytes, filled up with zeros. The first length is one more
+/// than there are bytes, and 0 where there is no record.
+pub(crate) fn encode_crossing(crossing: &CrossingFacts, out: &mut Vec<u8>) {
+    let CrossingFacts { open, rest } = crossing;
+    let open = open.as_ref().map(Piece::bytes);
+    for (length, bytes) in [
+        (open.map_or(0, |bytes| bytes.len() + 1), open.unwrap_or_default()),
+        (rest.bytes().len(), rest.bytes()),
+    ] {
+        let end = out.len() + 1 + PIECE;
+        out.push(u8::try_from(length).unwrap_or(u8::MAX));
+        out.extend_from_slice(bytes);
+        out.resize(end, 0);
+    }
+}
+
+/// Reads [`CROSSING`] bytes. `None` if no pieces can be so.
+pub(crate) fn decode_crossing(f: &mut Fields<'_>) -> Option<CrossingFacts> {
+    let mut piece = || {
+        let [length, bytes @ ..] = f.array::<{ 1 + PIECE }>()?;
+        Some((usize::from(length), bytes))
+    };
+    let (open_length, open) = piece()?;
+    let (rest_length, rest) = piece()?;
+    let open = match open_length.checked_sub(1) {
+        Some(length) => Some(Piece::of(open.get(..length)?)),
+        None => None,
+    };
+    Some(CrossingFacts { open, rest: Piece::of(rest.get(..rest_length)?) })
 }

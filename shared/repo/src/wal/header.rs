@@ -1,6 +1,7 @@
 //! What a segment's object says about the segment: its meta frame, of fixed size, so that one ranged request gets it.
 
 use walpoint_base::chain::ChainFacts;
+use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{
     LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId,
@@ -8,13 +9,14 @@ use walpoint_base::{
 };
 
 use super::edges::{
-    EDGE_FLAGS, EDGES, MARK_FLAGS, decode_edges, edge_flags, encode_edges, mark_flags, marks,
+    CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, decode_crossing, decode_edges, edge_flags, encode_crossing,
+    encode_edges, mark_flags, marks,
 };
 use crate::object::bytes::Fields;
 use crate::object::{ContentHash, FRAME_HEADER, OBJECT_HEADER};
 
 /// Length of the meta frame's plain bytes.
-pub const WAL_HEADER: usize = 168 + EDGES;
+pub const WAL_HEADER: usize = 168 + EDGES + CROSSING;
 
 /// This many bytes from an object's beginning hold its header and the segment's, encrypted or not.
 pub const WAL_HEADER_RANGE: u64 = (OBJECT_HEADER + FRAME_HEADER + WAL_HEADER + 16) as u64;
@@ -22,7 +24,6 @@ pub const WAL_HEADER_RANGE: u64 = (OBJECT_HEADER + FRAME_HEADER + WAL_HEADER + 1
 const WHOLE: u32 = 1;
 const SWITCHED: u32 = 2;
 const DAMAGED: u32 = 4;
-const OPEN_TRANSACTION_END: u32 = 8;
 
 /// What is to be remembered about a segment besides its facts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -79,8 +80,8 @@ pub struct WalHeader {
     pub switched: bool,
     /// Whether it was stored though damaged.
     pub damaged: bool,
-    /// Whether its last record ends in a following segment and may be one that a target looks for.
-    pub open_transaction_end: bool,
+    /// What it keeps of the records that cross its edges.
+    pub crossing: CrossingFacts,
     /// What its edges say about its neighbors.
     pub chain: ChainFacts,
     /// Records in it that a restore has to know of.
@@ -118,7 +119,7 @@ impl WalHeader {
             whole: facts.whole,
             switched: facts.switched,
             damaged: flags.damaged,
-            open_transaction_end: facts.open_transaction_end,
+            crossing: facts.crossing,
             chain: facts.chain,
             marks: facts.marks,
             history: flags.history,
@@ -137,7 +138,6 @@ impl WalHeader {
         let flags = flag(self.whole, WHOLE)
             | flag(self.switched, SWITCHED)
             | flag(self.damaged, DAMAGED)
-            | flag(self.open_transaction_end, OPEN_TRANSACTION_END)
             | mark_flags(self.marks)
             | edge_flags(&self.chain);
         let size = u32::try_from(self.size.bytes()).unwrap_or(u32::MAX);
@@ -170,6 +170,7 @@ impl WalHeader {
         bytes.extend_from_slice(&self.hash.0);
         bytes.extend_from_slice(&self.history.0);
         encode_edges(&self.chain, &mut bytes);
+        encode_crossing(&self.crossing, &mut bytes);
         let mut fixed = [0; WAL_HEADER];
         for (to, from) in fixed.iter_mut().zip(bytes) {
             *to = from;
@@ -200,7 +201,8 @@ impl WalHeader {
         let history = HistoryHash(f.array()?);
         let last_record = Some(last_record).filter(|lsn| lsn.is_valid());
         let chain = decode_edges(&mut f, flags, last_record)?;
-        let known = WHOLE | SWITCHED | DAMAGED | OPEN_TRANSACTION_END | EDGE_FLAGS | MARK_FLAGS;
+        let crossing = decode_crossing(&mut f)?;
+        let known = WHOLE | SWITCHED | DAMAGED | EDGE_FLAGS | MARK_FLAGS;
         let known = flags & !known == 0;
         let sound = known && lineage.n > 0 && content_len <= size.bytes();
         sound.then_some(Self {
@@ -228,7 +230,7 @@ impl WalHeader {
             whole: flags & WHOLE != 0,
             switched: flags & SWITCHED != 0,
             damaged: flags & DAMAGED != 0,
-            open_transaction_end: flags & OPEN_TRANSACTION_END != 0,
+            crossing,
             chain,
             marks: marks(flags),
             history,
@@ -267,7 +269,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_header_or_nothing(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_a_header_or_nothing(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             if let Some(header) = WalHeader::parse(&bytes) {
                 prop_assert_eq!(WalHeader::parse(&header.encode()), Some(header));
             }

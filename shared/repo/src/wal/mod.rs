@@ -35,7 +35,8 @@ use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 
 pub use self::content::Content;
 pub(crate) use self::edges::{
-    EDGE_FLAGS, EDGES, MARK_FLAGS, decode_edges, edge_flags, encode_edges, mark_flags, marks,
+    CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, decode_crossing, decode_edges, edge_flags, encode_crossing,
+    encode_edges, mark_flags, marks,
 };
 pub use self::get::{WalFile, WalReader};
 pub use self::header::{WalFlags, WalHeader, history_hash};

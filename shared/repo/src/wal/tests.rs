@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts, Cut, Due};
+use walpoint_base::crossing::{CrossingFacts, Piece};
 use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{
     LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentNo, SegmentSize, SystemId, TimelineHistory,
@@ -41,7 +42,7 @@ pub(crate) fn facts_of_size(name: &str, whole: bool, size: SegmentSize) -> Segme
         switched: false,
         records: 12,
         transactions: Some(TransactionRange::add(None, PgTimestamp(8_000_000), 731)),
-        open_transaction_end: true,
+        crossing: CrossingFacts { open: Some(Piece::of(b"beginning")), rest: Piece::of(b"end") },
         chain: ChainFacts {
             begin: ChainBegin {
                 previous: Some(start - 48),

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, WalFileName};
 
-use super::decoder::{Decoder, content, facts};
+use super::decoder::{Counting, Decoder, content, facts};
 use super::oracle::{random_request, random_world};
 use super::world::*;
 use crate::backup::{Backups, Listed, ListedState};
@@ -53,8 +53,8 @@ pub(super) async fn open(world: &World, bed: &Bed) -> LineageCatalog {
     catalog
 }
 
-/// A restore point whose record crosses the end of a segment has no object, and only the newest such are searched for.
-/// Records of an invented cluster cross a thousand times as often as real ones.
+/// A restore point whose record crosses the end of a segment has no object, so no list has it. Records of an invented cluster
+/// cross a thousand times as often as real ones.
 fn keep_points_from_crossing(world: &mut World) {
     for record in world.records.values_mut().flatten() {
         let crosses = SegmentNo::of(record.start, size()) != SegmentNo::before(record.end, size());
@@ -150,6 +150,63 @@ async fn records_across_the_end_of_a_segment_are_found() {
         let now = at(9000).to_time();
         let ours = catalog.ask(Some(&decoder), |facts| plan(facts, &request, now)).await.unwrap().unwrap();
         assert_eq!(ours.stop, world.plan(&request).unwrap().stop, "{request:?}");
+    }
+}
+
+/// The clock is ahead for a moment, and the one commit of that moment crosses the end of a segment: recovery to a time before
+/// it stops there, however many commits of an earlier time follow. Likewise an old restore point behind which many others cross.
+/// No more is decoded than what decides.
+#[tokio::test]
+async fn a_crossing_record_counts_however_far_back_it_lies() {
+    // The end of one group and the beginning of the next.
+    let segments = 990..=1090;
+    let mut world = World::default();
+    world.graph.add_known(tli(1));
+    let kind = |n: u64| match n {
+        995 => Kind::Commit { time: at(80_000), xid: 720 },
+        1023 => Kind::Commit { time: at(90_000), xid: 50 },
+        1001 => Kind::Point("old".to_owned()),
+        1047 => Kind::Point("edge".to_owned()),
+        n if n % 10 == 0 => Kind::Point(format!("p{n}")),
+        n => {
+            let (time, xid) = (at(i64::try_from(n).unwrap() * 10), 700 + u32::try_from(n).unwrap());
+            Kind::Commit { time, xid }
+        }
+    };
+    // Each ends in the segment after the one it begins in.
+    let records = segments.clone().skip(1).map(|n| {
+        let start = SegmentNo(n - 1).end(size()) - 8 * (1 + n % 6);
+        Record { timeline: tli(1), start, end: Lsn(n * SIZE + SIZE / 2), kind: kind(n - 1) }
+    });
+    world.records.insert(tli(1), records.collect());
+    world.files.extend(segments.map(|n| (tli(1), SegmentNo(n))));
+    let first = world.records[&tli(1)][0].clone();
+    world.backup(1, first.start.0, first.end.0, 9_000, 9_005);
+    let bed = bed().await;
+    archive(&world, &bed, &mut StdRng::seed_from_u64(1)).await;
+    IndexWriter::new(bed.archive.clone()).catch_up(tli(1)).await.unwrap();
+    let counting = Arc::new(Counting::default());
+    let decoder: Arc<dyn SegmentDecoder> = counting.clone();
+    let mut catalog = open(&world, &bed).await;
+    for target in [
+        RecoveryTarget::Time(at(85_000)),
+        RecoveryTarget::Time(at(70_000)),
+        RecoveryTarget::Time(at(10_895)),
+        RecoveryTarget::Time(at(9_925)),
+        RecoveryTarget::Name("old".to_owned()),
+        RecoveryTarget::Name("edge".to_owned()),
+        RecoveryTarget::Name("p1050".to_owned()),
+        RecoveryTarget::Xid(50),
+        RecoveryTarget::Xid(720),
+        RecoveryTarget::Xid(1755),
+    ] {
+        let request = Request { target, ..Request::default() };
+        let now = at(100_000).to_time();
+        let before = counting.count();
+        let ours = catalog.ask(Some(&decoder), |facts| plan(facts, &request, now)).await.unwrap().unwrap();
+        assert_eq!(ours.stop, world.plan(&request).unwrap().stop, "{request:?}");
+        let decoded = counting.count() - before;
+        assert!(decoded <= 6, "{decoded} segments were decoded for {request:?}");
     }
 }
 

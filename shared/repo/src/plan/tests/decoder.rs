@@ -1,7 +1,11 @@
 //! Segments of an invented format, and the decoder that stands in for the real one: the records that a segment holds any
 //! byte of, as text.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use walpoint_base::chain::ChainFacts;
+use walpoint_base::crossing::{CrossingFacts, Piece};
 use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SystemId, TimelineId};
 
@@ -17,6 +21,7 @@ pub(super) fn content(world: &World, timeline: TimelineId, number: SegmentNo) ->
         let kind = match &r.kind {
             Kind::Commit { time, xid } => format!("commit {} {xid}", time.0),
             Kind::Point(name) => format!("point {name} 0"),
+            Kind::Minimal => "minimal 0 0".to_owned(),
             Kind::Other => "other 0 0".to_owned(),
         };
         text.push_str(&format!("{} {} {} {kind}\n", r.timeline, r.start.0, r.end.0));
@@ -33,6 +38,7 @@ fn records(content: &[u8]) -> Vec<Record> {
         let kind = match f[3] {
             "commit" => Kind::Commit { time: PgTimestamp(f[4].parse().unwrap()), xid: f[5].parse().unwrap() },
             "point" => Kind::Point(f[4].to_owned()),
+            "minimal" => Kind::Minimal,
             _ => Kind::Other,
         };
         let lsn = |field: &str| Lsn(field.parse().unwrap());
@@ -41,7 +47,26 @@ fn records(content: &[u8]) -> Vec<Record> {
     std::str::from_utf8(text).unwrap().lines().map(line).collect()
 }
 
-/// What the WAL reader would say about a segment: nothing about a record that ends in the next one.
+/// The bytes of a record from a position on, up to the end of the segment, as PostgreSQL would write them.
+fn piece(record: &Record, from: Lsn) -> Piece {
+    let (rmgr, info, xid, data) = match &record.kind {
+        Kind::Commit { time, xid } => (1, 0x00, *xid, time.0.to_le_bytes().to_vec()),
+        Kind::Point(name) => (0, 0x70, 0, [&[0; 8], name.as_bytes(), &[0]].concat()),
+        Kind::Minimal => (0, 0x60, 0, vec![0; 24]),
+        Kind::Other => (10, 0x00, 9, Vec::new()),
+    };
+    let mut bytes = vec![0; 24];
+    bytes[4..8].copy_from_slice(&xid.to_le_bytes());
+    (bytes[16], bytes[17]) = (info, rmgr);
+    bytes.extend([255, u8::try_from(data.len()).unwrap()]);
+    bytes.extend(data);
+    bytes.resize(128.max(bytes.len()), 0);
+    let offset = |lsn: Lsn| usize::try_from(lsn.since(record.start)).unwrap().min(bytes.len());
+    let end = SegmentNo::of(from, size()).end(size()).min(record.end);
+    Piece::of(&bytes[offset(from)..offset(end)])
+}
+
+/// What the WAL reader would say about a segment: of a record that ends in the next one no more than a piece.
 pub(super) fn facts(system_id: SystemId, name: SegmentName, content: &[u8]) -> SegmentFacts {
     let number = name.number(size()).unwrap();
     let (start, end) = (number.start(size()), number.end(size()));
@@ -58,6 +83,8 @@ pub(super) fn facts(system_id: SystemId, name: SegmentName, content: &[u8]) -> S
         }
         _ => None,
     });
+    let open = inside.last().filter(|r| r.end > end && r.kind != Kind::Other);
+    let rest = all.iter().find(|r| r.start < start).map(|r| piece(r, start)).unwrap_or_default();
     SegmentFacts {
         name,
         system_id,
@@ -75,7 +102,7 @@ pub(super) fn facts(system_id: SystemId, name: SegmentName, content: &[u8]) -> S
         transactions,
         chain: ChainFacts::default(),
         marks: SegmentMarks::default(),
-        open_transaction_end: inside.last().is_some_and(|r| r.end > end && r.kind != Kind::Other),
+        crossing: CrossingFacts { open: open.map(|r| piece(r, r.start)), rest },
         restore_points: points.collect(),
     }
 }
@@ -144,5 +171,43 @@ impl StopSearch for Search {
             }
         }
         Ok(Found::Nothing)
+    }
+}
+
+/// Decodes the invented format, and counts segments.
+#[derive(Debug, Default)]
+pub(super) struct Counting(Arc<AtomicUsize>);
+
+impl Counting {
+    /// Segments that were decoded.
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+struct Counted(Box<dyn StopSearch>, Arc<AtomicUsize>);
+
+impl SegmentDecoder for Counting {
+    fn search(&self, rule: &StopRule, from: Lsn, until: Lsn) -> Box<dyn StopSearch> {
+        // The search for an epoch's checkpoint reads on until there is one, and here there is none.
+        match rule {
+            StopRule::Lsn { at, .. } if at.0 == u64::MAX => Decoder.search(rule, from, until),
+            _ => Box::new(Counted(Decoder.search(rule, from, until), self.0.clone())),
+        }
+    }
+
+    fn tablespaces(&self) -> Box<dyn TablespaceSearch> {
+        Decoder.tablespaces()
+    }
+}
+
+impl StopSearch for Counted {
+    fn next_xid(&self) -> Option<walpoint_base::target::FullXid> {
+        self.0.next_xid()
+    }
+
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.feed(name, content)
     }
 }

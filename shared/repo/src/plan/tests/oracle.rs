@@ -30,6 +30,10 @@ fn write_records(
             end = SegmentNo::of(start, size()).end(size());
         }
         *clock += rng.random_range(0..4);
+        if rng.random_ratio(1, 12) {
+            // The clock is set.
+            *clock = (*clock + rng.random_range(-150..150)).max(100);
+        }
         let kind = match rng.random_range(0..10) {
             0..6 => {
                 *xid += 1;
