@@ -21,6 +21,9 @@ impl SegmentDecoder for WalDecoder {
             StopRule::Lsn { at, inclusive } => (RecoveryTarget::Lsn(at), inclusive),
             StopRule::Xid { xid, inclusive } => (RecoveryTarget::Xid(xid), inclusive),
             StopRule::Name(name) => (RecoveryTarget::Name(name), true),
+            StopRule::Minimal => {
+                return Box::new(MinimalSearch { reader: RecordReader::new(), from, until });
+            }
         };
         // Where the backup is consistent counts only for `immediate`, which no rule stands for.
         let rule = find::StopRule { target, inclusive, consistent: Lsn::INVALID };
@@ -31,6 +34,45 @@ impl SegmentDecoder for WalDecoder {
         Box::new(Tablespaces(RecordReader::new()))
     }
 }
+
+/// A search for the first change to `wal_level = minimal`.
+#[derive(Debug)]
+struct MinimalSearch {
+    reader: RecordReader,
+    from: Lsn,
+    until: Lsn,
+}
+
+impl StopSearch for MinimalSearch {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String> {
+        for record in self.reader.segment(name, content).map_err(|e| e.to_string())? {
+            let record = record.map_err(|e| e.to_string())?;
+            let minimal =
+                matches!(&record.kind, RecordKind::ParameterChange(change) if change.wal_level == MINIMAL);
+            if minimal && record.start >= self.from && record.end <= self.until {
+                return Ok(Found::Stop(Stop {
+                    timeline: name.timeline,
+                    record: record.start,
+                    end: record.end,
+                    time: None,
+                    xid: None,
+                    full_xid: None,
+                    locks: Vec::new(),
+                    locked_since_last_end: false,
+                    prepared: Vec::new(),
+                }));
+            }
+        }
+        Ok(if self.reader.continues() { Found::More } else { Found::Nothing })
+    }
+
+    fn next_xid(&self) -> Option<FullXid> {
+        None
+    }
+}
+
+/// `WAL_LEVEL_MINIMAL`.
+const MINIMAL: i32 = 0;
 
 /// One search for tablespaces over consecutive segments.
 struct Tablespaces(RecordReader);

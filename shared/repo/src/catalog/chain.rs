@@ -20,10 +20,17 @@ pub struct BrokenChain {
 impl LineageCatalog {
     /// Where segments do not continue each other, along ranges in the order of a path. What is not there is not compared.
     pub async fn broken_chain(&mut self, ranges: &[SegmentRange]) -> Result<Vec<BrokenChain>> {
+        for range in ranges {
+            self.ask(None, |facts| facts.wal(range.timeline).cloned()).await?;
+        }
+        self.broken_in(ranges).await
+    }
+
+    /// The same, along ranges of timelines whose WAL was looked at.
+    pub(super) async fn broken_in(&mut self, ranges: &[SegmentRange]) -> Result<Vec<BrokenChain>> {
         let size = self.lineage().segment_size;
         let (mut walk, mut broken) = (ChainWalk::new(), Vec::new());
         for range in ranges {
-            self.ask(None, |facts| facts.wal(range.timeline).cloned()).await?;
             let Some(wal) = self.wal_mut(range.timeline) else { continue };
             for n in group_of(range.first)..=group_of(range.last) {
                 let (first, last) = (first_of(n).max(range.first), last_of(n).min(range.last));

@@ -13,7 +13,7 @@ use crate::error::{RepoError, Result};
 use crate::layout::WalEntry;
 use crate::lineage::Lineage;
 use crate::plan::{
-    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Question, Search, SegmentDecoder,
+    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Path, Question, Search, SegmentDecoder,
     SegmentRange,
 };
 use crate::reach::WalNeed;
@@ -245,6 +245,18 @@ impl LineageCatalog {
                     }
                     Err(error) => return Err(error),
                 }
+            }
+            Question::Minimal(path) => {
+                let mut search = Search::new(&self.archive, &mut self.wal, decoder);
+                Answer::Minimal(search.minimal(&self.facts, *path).await?)
+            }
+            Question::Breaks(path) => {
+                let ranges = Path::to(&self.facts, *path).map(|path| path.present());
+                let ranges = ranges.and_then(|present| present.ok()).unwrap_or_default();
+                let size = self.lineage().segment_size;
+                let broken = self.broken_in(&ranges).await?;
+                let starts = broken.iter().filter_map(|b| Some(b.segment.number(size)?.start(size)));
+                Answer::Breaks(starts.collect())
             }
             Question::Points => Answer::Points(self.archive.points().await?),
             Question::PointsNamed(name) => Answer::PointsNamed(self.points_named(name).await?),

@@ -97,6 +97,7 @@ fn may_be_older(why: &Why) -> bool {
         Why::UnknownBackup(_)
         | Why::BackupTooLate(_)
         | Why::MissingWal { .. }
+        | Why::MinimalWal { .. }
         | Why::EndsInFork { .. }
         | Why::DoubtfulTimeline { .. }
         | Why::AfterEnd { .. }

@@ -94,6 +94,10 @@ pub enum Question {
     Stop(StopQuestion),
     /// What lies in a stretch of WAL?
     Extent(ExtentQuestion),
+    /// Where on the path to a timeline was the server set to `wal_level = minimal`?
+    Minimal(TimelineId),
+    /// Where on the path to a timeline does a segment not continue the one before it?
+    Breaks(TimelineId),
     /// Which restore points are there?
     Points,
     /// How far does the `.partial` file of this segment hold complete records?
@@ -165,6 +169,10 @@ pub enum Answer {
     Stop(Option<Stop>),
     /// To [`Question::Extent`].
     Extent(Extent),
+    /// To [`Question::Minimal`]: where the records start, in order.
+    Minimal(Vec<Lsn>),
+    /// To [`Question::Breaks`]: where the segments start, in order.
+    Breaks(Vec<Lsn>),
     /// To [`Question::Points`].
     Points(Vec<PointRef>),
     /// To [`Question::Partial`]: where the last complete record in it ends; `None` if there is no such file, or no record.
@@ -277,6 +285,22 @@ impl Facts {
         match self.answers.get(&Question::Partial(name)) {
             Some(Answer::Partial(until)) => Ok(*until),
             _ => Err(Question::Partial(name)),
+        }
+    }
+
+    /// Where on the path to a timeline the server was set to `wal_level = minimal`, if that was asked before.
+    pub(super) fn minimal(&self, path: TimelineId) -> Option<&[Lsn]> {
+        match self.answers.get(&Question::Minimal(path)) {
+            Some(Answer::Minimal(at)) => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Where on the path to a timeline a segment does not continue the one before it, if that was asked before.
+    pub(super) fn breaks(&self, path: TimelineId) -> Option<&[Lsn]> {
+        match self.answers.get(&Question::Breaks(path)) {
+            Some(Answer::Breaks(at)) => Some(at),
+            _ => None,
         }
     }
 

@@ -12,6 +12,7 @@
 //! | `ending` | on which timeline recovery ends, and the segment that has to be built for it |
 //! | [`planner`] | from facts to a plan or a refusal |
 //! | `locks` | what is locked at the target, in words |
+//! | `minimal` | what recovery cannot pass although all WAL is there |
 //! | [`windows`] | the moments that can be recovered, and the gaps |
 //! | [`stop`] | PostgreSQL's stop rules, and the decoding they need |
 //! | [`settings`] | the recovery settings as data |
@@ -29,6 +30,7 @@ mod epoch;
 pub mod estimate;
 pub mod facts;
 mod locks;
+mod minimal;
 mod nearest;
 mod partial;
 pub mod path;
@@ -51,6 +53,7 @@ pub use facts::{
     Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint, Question,
     StopQuestion,
 };
+pub(crate) use path::Path;
 pub use path::SegmentRange;
 pub use planner::{Verdict, plan};
 pub use report::PlanReport;

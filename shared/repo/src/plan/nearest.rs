@@ -47,7 +47,10 @@ impl Planner<'_> {
         if let Why::SeveralPoints(_) = refusal.why {
             return Ok(Vec::new());
         }
-        let hole = refusal.missing.first().map(|m| m.first.start(self.facts.segment_size));
+        let hole = match refusal.why {
+            Why::MinimalWal { at, .. } => Some(at),
+            _ => refusal.missing.first().map(|m| m.first.start(self.facts.segment_size)),
+        };
         let before = |w: &&Window| match (&self.request.target, hole) {
             (RecoveryTarget::Time(time), _) => w.from_time.is_some_and(|t| t <= *time),
             (RecoveryTarget::Lsn(lsn), _) => w.from <= *lsn,
@@ -57,7 +60,10 @@ impl Planner<'_> {
         let mut moments = Vec::new();
         if let Some(window) = windows.iter().rev().find(before) {
             // The end of the archive was asked for and cannot be reached without naming what is there.
-            let refused = matches!(refusal.why, Why::MissingWal { .. } | Why::EndsInFork { .. });
+            let refused = matches!(
+                refusal.why,
+                Why::MissingWal { .. } | Why::MinimalWal { .. } | Why::EndsInFork { .. }
+            );
             moments.push(self.end_of(window, refused)?);
         }
         if let Some(window) = windows.iter().find(|w| !before(w)) {
@@ -83,6 +89,33 @@ impl Planner<'_> {
     }
 
     fn hints(&self, refusal: &Refusal) -> Asking<Vec<String>> {
+        let mut hints = self.remedies(refusal)?;
+        if matches!(refusal.why, Why::XidNotFound | Why::NameNotFound) && !refusal.missing.is_empty() {
+            hints.push("It may be in the WAL that is missing.".to_owned());
+        }
+        if let (Why::XidNotFound | Why::NameNotFound, Some(path)) = (&refusal.why, refusal.path)
+            && let Some(path) = Path::to(self.facts, path)
+            && let Some(at) = path.minimal()?.last()
+        {
+            hints.push(format!(
+                "It may lie behind {at}, where the server was set to wal_level = minimal: recovery cannot pass that, so what came \
+                 later needs a backup taken after it."
+            ));
+        }
+        if let (RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_), Some(path)) =
+            (&self.request.target, refusal.path)
+        {
+            let others = self.on_other_timelines(path, None)?.into_iter();
+            hints
+                .extend(others.map(|other| {
+                    format!("Timeline {other} has that moment: add --target-timeline {other}.")
+                }));
+        }
+        Ok(hints)
+    }
+
+    /// What helps against the reason by itself.
+    fn remedies(&self, refusal: &Refusal) -> Asking<Vec<String>> {
         let mut hints = Vec::new();
         match (&refusal.why, &self.request.target) {
             (Why::UnknownTimeline(_), _) => {
@@ -102,6 +135,11 @@ impl Planner<'_> {
             (Why::MissingWal { .. }, _) => hints.push(
                 "If a server's pg_wal, a standby or another repository still has the missing files, archive them with \
                  \"archive-agent push\"; a .partial file is never used in place of its segment."
+                    .to_owned(),
+            ),
+            (Why::MinimalWal { .. }, _) => hints.push(
+                "With wal_level = minimal not everything is written to WAL, so PostgreSQL ends recovery there. What was done \
+                 later can be recovered from a backup taken after it; take one now if there is none."
                     .to_owned(),
             ),
             (Why::EndsInFork { .. }, _) => {
@@ -152,18 +190,6 @@ impl Planner<'_> {
             ),
             (_, RecoveryTarget::Name(name)) => hints.extend(self.points_elsewhere(name, refusal.path)?),
             _ => {}
-        }
-        if matches!(refusal.why, Why::XidNotFound | Why::NameNotFound) && !refusal.missing.is_empty() {
-            hints.push("It may be in the WAL that is missing.".to_owned());
-        }
-        if let (RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_), Some(path)) =
-            (&self.request.target, refusal.path)
-        {
-            let others = self.on_other_timelines(path, None)?.into_iter();
-            hints
-                .extend(others.map(|other| {
-                    format!("Timeline {other} has that moment: add --target-timeline {other}.")
-                }));
         }
         Ok(hints)
     }

@@ -64,6 +64,8 @@ pub struct Coverage {
     pub by_partial: Option<TimelineId>,
     /// The first segment whose right file is not there.
     pub missing: SegmentNo,
+    /// Where the server was set to `wal_level = minimal`, if that is what ends it ([`Path::replayable`]).
+    pub minimal: Option<Lsn>,
     /// The next segment whose right file is there: then what lies between is a hole, else it is the end of the archive.
     pub next: Option<SegmentNo>,
 }
@@ -72,6 +74,10 @@ impl<'a> Path<'a> {
     /// The path to `timeline`; `None` if it is not known.
     pub fn to(facts: &'a Facts, timeline: TimelineId) -> Option<Self> {
         Some(Self { facts, history: facts.graph.history(timeline)? })
+    }
+
+    pub(super) fn facts(&self) -> &'a Facts {
+        self.facts
     }
 
     /// The ancestors.
@@ -136,7 +142,15 @@ impl<'a> Path<'a> {
             files.push(SegmentRange { timeline, first: cursor, last: cursor });
             (until, by_ancestor) = (switch, Some(timeline));
         }
-        Ok(Coverage { until, files, by_ancestor, by_partial, missing: cursor, next: next.map(|n| n.first) })
+        Ok(Coverage {
+            until,
+            files,
+            by_ancestor,
+            by_partial,
+            missing: cursor,
+            minimal: None,
+            next: next.map(|n| n.first),
+        })
     }
 
     /// The `.partial` file of segment `number` that holds most of what the path wants, and how far.
@@ -184,6 +198,20 @@ impl<'a> Path<'a> {
             }
         }
         Ok(right)
+    }
+
+    /// Every right file that is there, in order.
+    pub fn present(&self) -> Asking<Vec<SegmentRange>> {
+        let mut present = Vec::new();
+        for portion in self.portions() {
+            for run in self.facts.wal(portion.timeline)?.iter() {
+                let (first, last) = (run.first.max(portion.first), run.last.min(portion.last));
+                if first <= last {
+                    present.push(SegmentRange { timeline: portion.timeline, first, last });
+                }
+            }
+        }
+        Ok(present)
     }
 
     /// The last segment of the path whose right file is there.

@@ -396,6 +396,7 @@ fn word(why: &Why) -> &'static str {
         Why::BackupNotOnPath(..) => "backup-not-on-path",
         Why::UnknownTimeline(_) => "unknown-timeline",
         Why::MissingWal { .. } => "missing-wal",
+        Why::MinimalWal { .. } => "minimal-wal",
         Why::AfterEnd { .. } => "after-end",
         Why::EndsInFork { .. } => "ends-in-fork",
         Why::DoubtfulTimeline { .. } => "doubtful-timeline",

@@ -143,7 +143,7 @@ impl<'a> Planner<'a> {
     }
 
     pub(super) fn coverage_from(&self, path: &Path<'a>, id: BackupId) -> Asking<Coverage> {
-        path.coverage(SegmentNo::of(id.start(), self.facts.segment_size))
+        path.replayable(id.start())
     }
 
     fn stop_from(&self, path: &Path<'a>, stretch: &Stretch, id: BackupId) -> Asking<Option<&'a Stop>> {

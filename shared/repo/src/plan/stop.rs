@@ -35,6 +35,8 @@ pub enum StopRule {
     },
     /// After the first restore point of this name.
     Name(String),
+    /// Before the first record that sets `wal_level = minimal`. No target: recovery cannot pass it.
+    Minimal,
 }
 
 impl StopRule {
@@ -54,7 +56,7 @@ impl StopRule {
     /// Whether the record that decides is itself replayed.
     pub fn applies_the_record(&self) -> bool {
         match self {
-            Self::Time { .. } => false,
+            Self::Time { .. } | Self::Minimal => false,
             Self::Lsn { inclusive, .. } | Self::Xid { inclusive, .. } => *inclusive,
             Self::Name(_) => true,
         }

@@ -62,6 +62,13 @@ pub enum Why {
         /// The backup that recovery would start from.
         backup: BackupId,
     },
+    /// The server was set to `wal_level = minimal` between the backup and the target.
+    MinimalWal {
+        /// The backup that recovery would start from.
+        backup: BackupId,
+        /// Where the record starts that recovery cannot pass.
+        at: Lsn,
+    },
     /// The archive ends before the target.
     AfterEnd {
         /// The backup that recovery would start from.
@@ -140,6 +147,11 @@ impl fmt::Display for Why {
             }
             Self::UnknownTimeline(timeline) => write!(f, "the archive knows no timeline {timeline}"),
             Self::MissingWal { backup } => write!(f, "WAL is missing between backup {backup} and the target"),
+            Self::MinimalWal { backup, at } => write!(
+                f,
+                "between backup {backup} and the target, at {at}, the server was set to wal_level = minimal, and recovery cannot \
+                 pass that"
+            ),
             Self::AfterEnd { until, latest: Some(latest), .. } => {
                 write!(
                     f,

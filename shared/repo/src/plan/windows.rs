@@ -1,7 +1,10 @@
 //! Which moments can be recovered: windows, and the gaps between them.
 //!
-//! A window begins where a backup is consistent and reaches as far as the WAL after it has no hole. Older backups in the
+//! A window begins where a backup is consistent and reaches as far as the WAL after it has no hole, and nothing that recovery
+//! cannot pass: a segment that does not continue the one before it, a spell of `wal_level = minimal`. Older backups in the
 //! same unbroken stretch make it longer, so only the oldest usable one of each stretch is looked at.
+
+use std::collections::BTreeSet;
 
 use walpoint_base::{BackupId, Lsn, PgTimestamp, SegmentNo, TimelineId};
 
@@ -31,6 +34,12 @@ pub struct Window {
     pub continued: bool,
 }
 
+/// A part of a path that recovery can replay without a break.
+struct Stretch {
+    from: Lsn,
+    until: Lsn,
+}
+
 /// The windows on the whole path to `timeline`, oldest first. Nothing for an unknown timeline.
 pub fn on_path(facts: &Facts, timeline: TimelineId) -> Asking<Vec<Window>> {
     reaching_past(facts, timeline, Lsn::INVALID)
@@ -40,8 +49,16 @@ pub fn on_path(facts: &Facts, timeline: TimelineId) -> Asking<Vec<Window>> {
 fn reaching_past(facts: &Facts, timeline: TimelineId, begin: Lsn) -> Asking<Vec<Window>> {
     let Some(path) = Path::to(facts, timeline) else { return Ok(Vec::new()) };
     let mut windows = Vec::new();
-    for stretch in stretches(&path)?.into_iter().filter(|(_, coverage)| coverage.until > begin) {
-        windows.extend(window_in(facts, &path, &stretch)?);
+    // What recovery cannot pass divides what is there.
+    let bars: BTreeSet<Lsn> = path.minimal()?.iter().chain(path.breaks()?).copied().collect();
+    for (first, coverage) in stretches(&path)?.into_iter().filter(|(_, coverage)| coverage.until > begin) {
+        let mut from = first.start(facts.segment_size);
+        let inside = bars.range(from + 1..coverage.until.max(from + 1)).copied();
+        for until in inside.chain([coverage.until]) {
+            let stretch = Stretch { from, until };
+            windows.extend(window_in(facts, &path, &stretch)?.filter(|window| window.until > begin));
+            from = until + 1;
+        }
     }
     Ok(windows)
 }
@@ -92,12 +109,11 @@ fn stretches(path: &Path<'_>) -> Asking<Vec<(SegmentNo, Coverage)>> {
 }
 
 /// The window of a stretch: it begins with the oldest backup all of whose WAL lies in it.
-fn window_in(facts: &Facts, path: &Path<'_>, stretch: &(SegmentNo, Coverage)) -> Asking<Option<Window>> {
+fn window_in(facts: &Facts, path: &Path<'_>, stretch: &Stretch) -> Asking<Option<Window>> {
     let size = facts.segment_size;
-    let (first, coverage) = stretch;
     let here = |id: &&BackupId| {
         let on_path = path.history().timeline_at(id.start()) == id.timeline();
-        on_path && SegmentNo::of(id.start(), size) >= *first && id.start() < coverage.until
+        on_path && id.start() >= stretch.from && id.start() < stretch.until
     };
     let mut listed: Vec<BackupId> = facts.backups.iter().filter(here).copied().collect();
     listed.sort_by_key(|id| id.start());
@@ -109,7 +125,7 @@ fn window_in(facts: &Facts, path: &Path<'_>, stretch: &(SegmentNo, Coverage)) ->
         }
         if let Some(backup) = facts.complete_backup(id)?
             && path.holds(backup)
-            && backup.end <= coverage.until
+            && backup.end <= stretch.until
             && oldest.is_none_or(|o| backup.end < o.end)
         {
             oldest = Some(backup);
@@ -119,13 +135,13 @@ fn window_in(facts: &Facts, path: &Path<'_>, stretch: &(SegmentNo, Coverage)) ->
     let extent = facts.extent(ExtentQuestion {
         path: path.timeline(),
         first: SegmentNo::of(oldest.start(), size),
-        until: coverage.until,
+        until: stretch.until,
     })?;
     Ok(Some(Window {
         timeline: path.timeline(),
         from: oldest.end,
         from_time: Some(oldest.ended),
-        until: coverage.until,
+        until: stretch.until,
         last_record: extent.last_record,
         until_time: extent.latest,
         oldest: oldest.id,

@@ -173,5 +173,13 @@ async fn a_plan_does_not_lead_through_the_wal_of_two_servers() {
         let reachable = plan(RecoveryTarget::Immediate).await;
         assert!(reachable.is_ok(), "{reachable:?}");
         assert!(refusal.hints[0].contains(&SegmentNo(broken).start(size()).to_string()), "{refusal:?}");
+        // What is offered ends there, too, and begins anew with a backup behind it.
+        backup(&bed, broken + 5).await;
+        let mut catalog = Catalog::load(archive.repository(), &cluster).await.unwrap();
+        let lineage = &mut catalog.lineages_mut()[0];
+        let windows = lineage.ask(None, |facts| windows::of_timeline(facts, FIRST)).await.unwrap();
+        let ends: Vec<_> = windows.iter().map(|w| (SegmentNo::of(w.from, size()).0, w.until)).collect();
+        let start = |number| SegmentNo(number).start(size());
+        assert_eq!(ends, [(102, start(broken)), (broken + 7, start(1200))]);
     }
 }

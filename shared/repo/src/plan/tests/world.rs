@@ -37,6 +37,7 @@ pub(super) fn lineage() -> LineageId {
 pub(super) enum Kind {
     Commit { time: PgTimestamp, xid: u32 },
     Point(String),
+    Minimal,
     Other,
 }
 
@@ -135,6 +136,11 @@ impl World {
                     latest: latest.max(),
                 })
             }
+            Question::Minimal(path) => {
+                let records = self.path_records(*path).into_iter();
+                Answer::Minimal(records.filter(|r| r.kind == Kind::Minimal).map(|r| r.start).collect())
+            }
+            Question::Breaks(_) => Answer::Breaks(Vec::new()),
             Question::PointsNamed(name) => {
                 let mut points: Vec<NamedPoint> = self
                     .records
@@ -300,6 +306,7 @@ pub(super) fn decides(rule: &StopRule, record: &Record) -> bool {
         (StopRule::Lsn { at, .. }, _) => record.start >= *at,
         (StopRule::Xid { xid, .. }, Kind::Commit { xid: own, .. }) => own == xid,
         (StopRule::Name(name), Kind::Point(own)) => own == name,
+        (StopRule::Minimal, Kind::Minimal) => true,
         _ => false,
     }
 }
