@@ -2,15 +2,17 @@
 //!
 //! All repositories are asked at the same time, because one may lag behind another: it lacks the newest backup, timeline or
 //! restore point, and would give an older answer as if it were the only one. `choice` says which answer counts. A repository
-//! that cannot be read is skipped with a warning.
+//! that cannot be read is skipped with a warning, and so is one that has not answered [`PATIENCE`] after another one gave a plan.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason};
@@ -24,6 +26,9 @@ use walpoint_runtime::output;
 use crate::choice;
 use crate::decoder::WalDecoder;
 use crate::target::TargetArgs;
+
+/// How long a plan that one repository gave waits for the answers of the others. A store that hangs answers after minutes.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Options of `plan`.
 #[derive(Debug, Clone, Args)]
@@ -75,14 +80,19 @@ pub(crate) async fn run(common: &CommonArgs, args: &PlanArgs) -> Result<(), Fail
 pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Planned, NoPlan> {
     let selection: Selection<StoreSettings> = common.select()?;
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
-    let ask = |(name, settings)| make_from(name, settings, &selection.cluster, request, &decoder);
-    let answers =
-        join_all(selection.repositories.iter().map(|(name, settings)| (name.as_str(), settings)).map(ask))
-            .await;
+    let answers = ask_all(&selection, request, &decoder).await;
     let mut refusals: Vec<Unreachable> = Vec::new();
     let mut failure: Option<RepoError> = None;
     let mut plans: Vec<Planned> = Vec::new();
     for ((name, _), answer) in selection.repositories.iter().zip(answers) {
+        let Some(answer) = answer else {
+            tracing::warn!(
+                "repository \"{name}\" was passed over: {} s after another one gave a plan it has not answered; what only it has \
+                 is not in the plan",
+                PATIENCE.as_secs()
+            );
+            continue;
+        };
         match answer {
             Ok(Ok(planned)) => plans.push(planned),
             Ok(Err(unreachable)) => refusals.push(*unreachable),
@@ -108,13 +118,43 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     }
 }
 
+/// What one repository says.
+type Answer = Result<Result<Planned, Box<Unreachable>>, RepoError>;
+
+/// The repositories' answers, in the order of the configuration; nothing from those that hang while another one has a plan.
+async fn ask_all(
+    selection: &Selection<StoreSettings>,
+    request: &Request,
+    decoder: &Arc<dyn SegmentDecoder>,
+) -> Vec<Option<Answer>> {
+    let asked = selection.repositories.iter().enumerate().map(|(at, (name, settings))| async move {
+        (at, make_from(name, settings, &selection.cluster, request, decoder).await)
+    });
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    let mut answers: Vec<Option<Answer>> = selection.repositories.iter().map(|_| None).collect();
+    let mut deadline: Option<tokio::time::Instant> = None;
+    loop {
+        let next = match deadline {
+            None => asked.next().await,
+            Some(deadline) => tokio::time::timeout_at(deadline, asked.next()).await.unwrap_or(None),
+        };
+        let Some((at, answer)) = next else { return answers };
+        if matches!(answer, Ok(Ok(_))) {
+            deadline.get_or_insert_with(|| tokio::time::Instant::now() + PATIENCE);
+        }
+        if let Some(place) = answers.get_mut(at) {
+            *place = Some(answer);
+        }
+    }
+}
+
 async fn make_from(
     name: &str,
     settings: &StoreSettings,
     cluster: &ClusterName,
     request: &Request,
     decoder: &Arc<dyn SegmentDecoder>,
-) -> Result<Result<Planned, Box<Unreachable>>, RepoError> {
+) -> Answer {
     let repository = Repository::open(name, settings).await?;
     let plan = match driver::prove(&repository, cluster, request, decoder, Timestamp::now()).await? {
         Ok(plan) => plan,
