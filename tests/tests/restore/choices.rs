@@ -1,13 +1,14 @@
 //! R1 and R2: targets that may mean more than one moment, and repositories that do not all know the same.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::builder::ClusterBuilder;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
 use walpoint_tests::{faults, process, wait};
@@ -143,6 +144,50 @@ fn prepared_transactions_keep_their_locks_after_recovery() {
     assert_eq!(restored.psql(read), "1");
 }
 
+/// R3: WAL of a server that was set to wal_level = minimal for a moment is all there, if that lay inside a segment. PostgreSQL
+/// ends recovery at it, so the plan does not lead across.
+#[test]
+fn recovery_across_a_spell_of_minimal_wal_is_refused() {
+    let mut bed = Archived::start(builder(), Store::local());
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.cluster.switch_wal();
+    let first = bed.backup();
+    bed.cluster.switch_wal();
+    ledger.append(&bed.cluster);
+    let before = bed.cluster.psql("select pg_current_wal_insert_lsn()");
+    let file = "select pg_walfile_name(pg_current_wal_insert_lsn())";
+    let mut with = |settings: [(&str, &str); 3]| {
+        settings.iter().for_each(|(name, value)| bed.cluster.set(name, value));
+        bed.cluster.stop(Shutdown::Fast);
+        bed.cluster.start();
+        let mark = ledger.append(&bed.cluster);
+        (mark, bed.cluster.psql(file))
+    };
+    let (_, began) = with([("wal_level", "minimal"), ("archive_mode", "off"), ("max_wal_senders", "0")]);
+    let (after, ended) = with([("wal_level", "replica"), ("archive_mode", "on"), ("max_wal_senders", "10")]);
+    assert_eq!(began, ended, "the spell lies inside a segment");
+    ledger.append(&bed.cluster);
+    bed.settle();
+
+    for target in [&["--target-time", &after.time_after][..], &["--target-lsn", &after.after], &[]] {
+        let refused = plan(&bed, target);
+        assert_eq!(refused["reason"], "minimal-wal", "{target:?}: {refused}");
+        let options: Vec<&str> =
+            refused["nearest"][0]["options"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!(row(&bed, &ledger, &options), 1, "{refused}");
+    }
+    assert_eq!(row(&bed, &ledger, &["--target-lsn", &before]), 1);
+    let status: Value =
+        serde_json::from_str(&bed.agent.run(&["status", "--json"]).expect_success().stdout).unwrap();
+    assert!(status.to_string().contains(&first), "{status}");
+    bed.backup();
+    ledger.append(&bed.cluster);
+    bed.settle();
+    let restored = bed.restore_and_start("latest", &[]);
+    restored.wait_promoted();
+    assert_eq!(ledger.highest(&restored), 5);
+}
+
 /// R5: "5 minutes ago" is another moment each time it is read. The same command finishes what was interrupted, so it means the
 /// moment that it meant at first.
 #[test]
@@ -177,6 +222,28 @@ fn a_relative_time_stays_the_moment_that_it_was() {
     let restored = Cluster::start_restored(primary.dir(), primary.major(), &pgdata);
     restored.wait_paused();
     assert_eq!(ledger.highest(&restored), 1);
+}
+
+/// R3: a store that neither answers nor refuses. The plan of the other repository does not wait for it longer than half a minute.
+#[test]
+fn a_repository_that_hangs_does_not_hold_up_the_plan() {
+    let second = Store::s3();
+    let proxy = Proxy::to(second.port().unwrap());
+    let bed = Archived::start_with(builder(), Store::local(), |agent| {
+        agent.repository_via_port("second", &second, proxy.port())
+    });
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    ledger.append(&bed.cluster);
+    bed.settle();
+    proxy.set(Fault::Blackhole);
+    let began = Instant::now();
+    let output = bed.agent.restore(&["--json", "plan"]);
+    let took = began.elapsed();
+    let answer: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:#?}"));
+    assert_eq!(answer["result"], "plan", "{output:#?}");
+    assert!(output.stderr.contains("repository \"second\" was passed over"), "{output:#?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
 }
 
 /// R2: a repository that lags behind lacks restore points and backups. The one that has them answers, whichever is asked first.

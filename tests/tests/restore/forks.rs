@@ -315,3 +315,25 @@ fn a_standby_keeps_to_the_timeline_and_the_backup_that_were_asked_for() {
     assert_eq!(standby.psql("show recovery_target_timeline"), "latest");
     standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 b1");
 }
+
+/// Promise 4: the fork's segment is there on timeline 1 only, where it goes on with what was left behind. A standby replays
+/// none of that, waits at the fork, and follows once timeline 2 is archived.
+#[test]
+fn a_standby_waits_at_a_fork_whose_segment_only_the_parent_has() {
+    let (mut bed, mut ledger) = bed(17);
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    ledger.append_as(&bed.cluster, "a2");
+    bed.settle();
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
+    let keys = bed.back_door().list("clusters/main");
+    assert!(!keys.iter().any(|key| key.contains("/wal/00000002/")), "timeline 2 has a segment: {keys:?}");
+    assert_eq!(plan(&bed, &[])["timeline"], 1, "a server of its own stops at the fork");
+    let standby = bed.restore_and_start("again", &["--standby"]);
+    standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1");
+    assert_eq!(standby.psql("show recovery_target_timeline"), "latest");
+    assert_eq!(standby.psql("show recovery_target_lsn"), "");
+    assert_eq!(standby.psql("select pg_is_in_recovery(), pg_is_wal_replay_paused()"), "t|f");
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 b1");
+}

@@ -59,6 +59,9 @@ impl<'a> Planner<'a> {
         backup: &BackupFacts,
         coverage: &Coverage,
     ) -> Asking<Attempt> {
+        if let Some(refused) = self.not_past_minimal(path, backup.id, coverage) {
+            return Ok(refused);
+        }
         if coverage.next.is_some() {
             let last = path.last_present()?.unwrap_or(coverage.missing);
             return self.missing(path, backup, coverage, last);
@@ -88,8 +91,15 @@ impl<'a> Planner<'a> {
             }
         };
         // The ancestor's file goes on with what the path has left behind, and recovery would replay that. So it follows
-        // the ancestor and stops where the path leaves it.
+        // the ancestor and stops where the path leaves it. A standby must not stop: it gets no more of the file.
         let fork = coverage.until;
+        if self.request.standby {
+            let name = coverage.missing.name(ancestor, self.facts.segment_size);
+            let part = ForkSegment { name, cut: fork, source: ForkSource::Segment(ancestor) };
+            let as_it_is = Ending::of(path, coverage, fork, self.facts.segment_size);
+            let ending = Ending { timeline: path.timeline(), fork: Some(part), ..as_it_is };
+            return Ok(Ok(self.build(path, backup, &ending, None, fork, StopAt::Requested)?));
+        }
         let Some(path) = Path::to(self.facts, ancestor) else {
             return Ok(Err(Refusal::at_once(Why::UnknownTimeline(ancestor))));
         };

@@ -231,8 +231,11 @@ impl<'a> Planner<'a> {
     /// From this backup; `None` if recovery would stop before it is consistent.
     fn with_one(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<Option<Attempt>> {
         let size = self.facts.segment_size;
-        let coverage = path.coverage(SegmentNo::of(backup.start(), size))?;
+        let coverage = path.replayable(backup.start())?;
         if coverage.until < backup.end {
+            if let Some(refused) = self.not_past_minimal(path, backup.id, &coverage) {
+                return Ok(Some(refused));
+            }
             return Ok(Some(self.missing(path, backup, &coverage, SegmentNo::before(backup.end, size))?));
         }
         let Some(rule) = StopRule::of(&self.request.target, self.request.inclusive) else {
@@ -258,6 +261,9 @@ impl<'a> Planner<'a> {
 
     /// All WAL that can be replayed was searched, and nothing in it stops recovery.
     fn not_stopped(&self, path: &Path<'a>, backup: &BackupFacts, coverage: &Coverage) -> Asking<Attempt> {
+        if let Some(refused) = self.not_past_minimal(path, backup.id, coverage) {
+            return Ok(refused);
+        }
         if let Some(next) = coverage.next {
             let last = match self.request.target {
                 RecoveryTarget::Lsn(lsn) => SegmentNo::of(lsn, self.facts.segment_size),
@@ -367,7 +373,12 @@ impl<'a> Planner<'a> {
             let leaf = path.timeline();
             notes.push(format!("Timeline {leaf} has no whole segment in the archive yet."));
         }
-        if let Some(fork) = &ending.fork {
+        if let Some(fork) = ending.fork.as_ref().filter(|fork| fork.is_of_itself()) {
+            notes.push(format!(
+                "Of {} restore-fetch hands out what lies before {}, where timeline {} was left.",
+                fork.name, fork.cut, fork.name.timeline
+            ));
+        } else if let Some(fork) = &ending.fork {
             notes.push(format!(
                 "{} is not in the archive; restore-fetch builds it from {}, up to {}, where timeline {} was left.",
                 fork.name,

@@ -68,6 +68,11 @@ pub enum ForkSource {
 }
 
 impl ForkSegment {
+    /// Whether it is in the archive under its own name, and goes on behind the cut with what the path has left.
+    pub fn is_of_itself(&self) -> bool {
+        self.source == ForkSource::Segment(self.name.timeline)
+    }
+
     /// What it is built from.
     pub fn source_name(&self) -> WalFileName {
         match self.source {

@@ -309,6 +309,59 @@ fn a_transaction_of_another_epoch_is_not_taken_for_the_one_asked_for() {
     assert!(settings.iter().any(|s| s.line() == "recovery_target_xid = '1008'"), "{settings:?}");
 }
 
+/// A target would stop a standby. So where its timeline has no segment yet, it gets the parent's up to the fork, and no target.
+#[test]
+fn a_standby_waits_at_a_fork_behind_which_there_is_nothing_yet() {
+    let (mut world, [first, ..]) = world();
+    world.files.retain(|(timeline, _)| *timeline != tli(3));
+    let latest = Request { backup: Some(first), ..Request::default() };
+    let settings = |plan: &RestorePlan| plan.settings.iter().map(Setting::line).collect::<Vec<_>>();
+    let fork = Lsn(mb(6) + SIZE / 2);
+    let alone = world.plan(&latest).unwrap();
+    assert!(settings(&alone).contains(&format!("recovery_target_lsn = '{fork}'")), "{alone:?}");
+    let standby = world.plan(&Request { standby: true, ..latest }).unwrap();
+    let lines = settings(&standby);
+    assert!(lines.contains(&"recovery_target_timeline = 'latest'".to_owned()), "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line.ends_with("= ''")).count(), 5, "{lines:?}");
+    assert_eq!((standby.timeline, standby.until), (tli(3), fork));
+    let name = SegmentNo(6).name(tli(1), size());
+    assert_eq!(standby.fork, Some(ForkSegment { name, cut: fork, source: ForkSource::Segment(tli(1)) }));
+    assert_eq!(standby.wal.last().unwrap().names(size()).1, name);
+}
+
+/// The WAL is all there, and PostgreSQL ends recovery where the server was set to `wal_level = minimal`.
+#[test]
+fn no_plan_passes_a_change_to_minimal_wal() {
+    let (mut world, [first, second, _]) = world();
+    let at_minimal = Lsn(mb(5));
+    let records = world.records.get_mut(&tli(1)).unwrap();
+    records.iter_mut().find(|r| r.start == at_minimal).unwrap().kind = Kind::Minimal;
+    let refused = |request: &Request| world.plan(request).unwrap_err();
+    let time = refused(&on(1, RecoveryTarget::Time(at(700))));
+    assert_eq!(time.why, Why::MinimalWal { backup: first, at: at_minimal });
+    let near: Vec<_> = time.nearest.iter().map(|m| (m.earlier, m.lsn.0)).collect();
+    assert_eq!(near, [(true, mb(4) + SIZE / 2), (false, mb(8) + SIZE / 2)]);
+    assert_eq!(time.nearest[0].options[2..], ["--target-lsn", &Lsn(mb(4) + SIZE / 2).to_string()]);
+    assert!(time.hints.iter().any(|hint| hint.contains("from a backup taken after it")), "{:?}", time.hints);
+    // What is offered can be had; the record itself cannot.
+    assert!(world.plan(&on(1, RecoveryTarget::Lsn(time.nearest[0].lsn))).is_ok());
+    assert!(world.plan(&Request { backup: Some(second), ..on(1, RecoveryTarget::Immediate) }).is_ok());
+    for target in [RecoveryTarget::Lsn(at_minimal), RecoveryTarget::Lsn(Lsn(mb(7)))] {
+        assert!(matches!(refused(&on(1, target)).why, Why::MinimalWal { .. }));
+    }
+    let latest = refused(&Request { backup: Some(first), ..on(1, RecoveryTarget::Latest) });
+    assert!(matches!(latest.why, Why::MinimalWal { .. }));
+    assert_eq!(latest.nearest[0].lsn, time.nearest[0].lsn);
+    let xid = refused(&Request { backup: Some(first), ..on(1, RecoveryTarget::Xid(1013)) });
+    assert_eq!(xid.why, Why::XidNotFound);
+    assert!(xid.hints.iter().any(|hint| hint.contains("wal_level = minimal")), "{:?}", xid.hints);
+    // From a backup after it everything is as ever.
+    assert_eq!(world.plan(&on(1, RecoveryTarget::Latest)).unwrap().backup.id, second);
+    let windows = world.ask(|facts| windows::of_timeline(facts, tli(1)));
+    let windows: Vec<_> = windows.iter().map(|w| (w.from.0, w.until.0)).collect();
+    assert_eq!(windows, [(mb(2) + SIZE / 2, mb(5)), (mb(8) + SIZE / 2, mb(21))]);
+}
+
 /// Timeline 1 went on for a while after timeline 3 left it: a time from then is reached on 3 where it begins, and on 1.
 #[test]
 fn a_moment_that_an_abandoned_branch_has_too_is_noted() {
