@@ -5,7 +5,7 @@
 //! spell leaves a gap if it is longer than a segment, because nothing is archived meanwhile. A short one lies inside a segment
 //! that is completed and archived later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{Lsn, SegmentNo, TimelineId};
 
@@ -15,7 +15,9 @@ use super::planner::{Attempt, Planner, Refusal};
 use super::search::{Place, Search, groups};
 use super::stop::StopRule;
 use super::unreachable::Why;
+use crate::catalog::TimelineWal;
 use crate::error::{RepoError, Result};
+use crate::index::SegmentEntry;
 
 impl<'a> Path<'a> {
     /// Where on the path the server was set to `wal_level = minimal`: where each such record starts, in order.
@@ -77,7 +79,7 @@ impl Search<'_> {
                         before = Some(Place { range, number: last });
                         continue;
                     }
-                    for (number, entry) in wal.entries(first, last).await? {
+                    for (number, entry) in readable(wal, first, last).await? {
                         let place = Place { range, number };
                         let earlier = before.replace(place);
                         if entry.marks.minimal {
@@ -124,4 +126,25 @@ impl Search<'_> {
             }
         }
     }
+}
+
+/// What the segments of a group say about themselves, those left out that cannot be read: recovery ends there in any case.
+async fn readable(
+    wal: &mut TimelineWal,
+    first: SegmentNo,
+    last: SegmentNo,
+) -> Result<BTreeMap<SegmentNo, SegmentEntry>> {
+    match wal.entries(first, last).await {
+        Err(RepoError::Corrupt { .. }) => {}
+        entries => return entries,
+    }
+    let mut readable = BTreeMap::new();
+    for number in (first.0..=last.0).map(SegmentNo) {
+        match wal.entries(number, number).await {
+            Ok(entries) => readable.extend(entries),
+            Err(RepoError::Corrupt { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(readable)
 }

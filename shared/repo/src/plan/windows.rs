@@ -38,6 +38,8 @@ pub struct Window {
 struct Stretch {
     from: Lsn,
     until: Lsn,
+    /// Where backups may start: recovery cannot begin in a `.partial` file.
+    begins_before: Lsn,
 }
 
 /// The windows on the whole path to `timeline`, oldest first. Nothing for an unknown timeline.
@@ -55,7 +57,9 @@ fn reaching_past(facts: &Facts, timeline: TimelineId, begin: Lsn) -> Asking<Vec<
         let mut from = first.start(facts.segment_size);
         let inside = bars.range(from + 1..coverage.until.max(from + 1)).copied();
         for until in inside.chain([coverage.until]) {
-            let stretch = Stretch { from, until };
+            let partial = coverage.by_partial.map(|_| coverage.missing.start(facts.segment_size));
+            let begins_before = partial.unwrap_or(until).min(until);
+            let stretch = Stretch { from, until, begins_before };
             windows.extend(window_in(facts, &path, &stretch)?.filter(|window| window.until > begin));
             from = until + 1;
         }
@@ -113,7 +117,7 @@ fn window_in(facts: &Facts, path: &Path<'_>, stretch: &Stretch) -> Asking<Option
     let size = facts.segment_size;
     let here = |id: &&BackupId| {
         let on_path = path.history().timeline_at(id.start()) == id.timeline();
-        on_path && id.start() >= stretch.from && id.start() < stretch.until
+        on_path && id.start() >= stretch.from && id.start() < stretch.begins_before
     };
     let mut listed: Vec<BackupId> = facts.backups.iter().filter(here).copied().collect();
     listed.sort_by_key(|id| id.start());

@@ -426,6 +426,12 @@ fn check_windows(world: &World, timeline: TimelineId) {
     }
 }
 
+/// The only backup begins in a segment that is there as `.partial` alone: recovery cannot begin in it, so no window does.
+#[test]
+fn no_window_begins_in_a_partial_segment() {
+    check(17_157_956_424_488_078_457);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 0, ..ProptestConfig::default() })]
 
