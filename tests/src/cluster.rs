@@ -41,6 +41,7 @@ pub struct Cluster {
     sockets: PathBuf,
     log: PathBuf,
     tcp: Option<Lease>,
+    preload: Option<PathBuf>,
     dir: Arc<TestDir>,
 }
 
@@ -56,7 +57,7 @@ impl Cluster {
         dir.mkdir(sockets.file_name().expect("a name"));
         let log = free_name(&dir, "log");
         dir.write(log.file_name().expect("a name"), "");
-        Cluster { server: None, major, pgdata, sockets, log, tcp, dir }
+        Cluster { server: None, major, pgdata, sockets, log, tcp, preload: None, dir }
     }
 
     /// Starts a restored data directory, which recovers as its files say. Socket and port are given on the command
@@ -66,6 +67,11 @@ impl Cluster {
         let mut cluster = Cluster::adopt(Arc::clone(dir), major, pgdata.into(), None);
         cluster.start();
         cluster
+    }
+
+    /// A library that the server is started with from now on (`LD_PRELOAD`).
+    pub fn preload(&mut self, library: PathBuf) {
+        self.preload = Some(library);
     }
 
     /// The major version.
@@ -179,6 +185,9 @@ impl Cluster {
             "-c",
             &quoted("listen_addresses", listen),
         ]);
+        if let Some(library) = &self.preload {
+            command.env("LD_PRELOAD", library);
+        }
         command.args(["-c", "logging_collector=off", "-c", "log_destination=stderr"]);
         self.server = Some(Background::start(user::become_user(&mut command), &self.log));
     }

@@ -33,6 +33,7 @@
 //! | [`store`] | `Store::{local, local_at, s3, rclone, all_good}`; `url`, `config`, `env`, `root`, `port`, `bucket`, `set_credentials(Credentials::reader())`; `back_door()` with `list`, `get`, `put`, `delete`, `flip_bit`, `truncate`, `store` |
 //! | [`seaweed`], [`s3_admin`] | the shared S3 server, its identities, buckets that can vanish; signed requests: versioning, object lock |
 //! | [`proxy`] | `Proxy::to(port)`, `Proxy::between(ports)`, `set(Fault::…)`, `heal`, `cut`, `connections` |
+//! | [`clock`] | `Clock::of(&mut cluster)`, `ahead(3600)`: a server whose clock jumps |
 //! | [`http_faults`] | `HttpProxy::to(port)`, `set(vec![Rule::new("PUT", "/wal/", 503, "SlowDown").times(3)])`, `shift_clock`, `requests` |
 //! | [`agent`] | `Agent::with(&cluster, &store)` or `Agent::new(&cluster).repository(n, &s).repository_via(n, &s, &proxy)`; `cluster_line`, `repository_line`, `env`; `run(args)`, `restore(args)`, `init(args)`, `push(path)`, `fetch(name, path)`, `command(program, args)`, `daemon()`, `launch()`, `archive_from(&cluster)`, `archive_command()`, `restore_command()`; `Daemon::{log, stop, kill, memory}` |
 //! | [`archived`] | `Archived::start(builder, store)`, `start_encrypted`: a running cluster, its daemon and repository; `backup()`, `settle()`, `restore(name, args)`, `restore_and_start`, `back_door`; on a restored cluster `wait_paused`, `wait_promoted` |
@@ -55,6 +56,7 @@
 pub mod agent;
 pub mod archived;
 pub mod builder;
+pub mod clock;
 pub mod cluster;
 pub mod compose;
 pub mod containers;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::builder::ClusterBuilder;
+use walpoint_tests::clock::Clock;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::rows::Ledger;
@@ -113,6 +114,60 @@ fn a_transaction_is_found_by_its_epoch() {
         assert!(refused["message"].as_str().unwrap().contains(&with_epoch), "{refused}");
     }
     assert_eq!(plan(&bed, &["--target-xid", &format!("3:{}", xid + 5000)])["reason"], "xid-not-found");
+}
+
+/// R1: the clock is an hour ahead while one transaction commits, and that record crosses the end of a segment: no segment by itself
+/// says when it was. PostgreSQL stops at it, so the plan does, whatever times follow.
+#[test]
+fn a_commit_of_a_clock_that_jumped_decides_across_the_end_of_a_segment() {
+    let mut cluster = builder().conf("autovacuum", "off").init();
+    let clock = Clock::of(&mut cluster);
+    let store = Store::local();
+    let agent = Agent::with(&cluster, &store);
+    agent.archive_from(&cluster);
+    agent.init(&[]).expect_success();
+    let daemon = agent.daemon();
+    cluster.start();
+    let bed = Archived::of(daemon, cluster, agent, store);
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    bed.backup();
+    ledger.append_many(primary, 2);
+    // Leaves 24 bytes of the segment to the commit's record, unless another process writes a record meanwhile.
+    let commit = "do $$ declare room int; begin
+           insert into rows values (1000);
+           loop
+             room := 1048576 - ((pg_current_wal_insert_lsn() - '0/0')::bigint % 1048576)::int - 24;
+             exit when room = 0;
+             perform pg_logical_emit_message(false, '', repeat('x', case
+               when room > 8192 then least(room - 8192, 4000) when room > 280 then 149
+               when room >= 56 then room - 51 else 4000 end));
+           end loop;
+         end $$";
+    let offset = "select (pg_current_wal_insert_lsn() - '0/0')::bigint % 1048576";
+    let hours = (1..=5).find(|hours| {
+        clock.ahead(hours * 3600);
+        primary.psql(commit);
+        // The header of the segment's first page, and the rest of the record.
+        let crossed = primary.psql(offset) == "56";
+        clock.ahead(0);
+        primary.psql("delete from rows where n = 1000");
+        crossed
+    });
+    let hours = hours.expect("a commit that crosses the end of a segment");
+    for _ in 0..4 {
+        ledger.append(primary);
+        primary.switch_wal();
+    }
+    bed.settle();
+    let time = format!(
+        "select to_char(now() at time zone 'UTC' + interval '{hours} h' - interval '2 min', \
+                        'YYYY-MM-DD HH24:MI:SS') || 'Z'"
+    );
+    let time = primary.psql(&time);
+    let planned = plan(&bed, &["--target-time", &time]);
+    assert_eq!(planned["result"], "plan", "{planned:#}");
+    assert_eq!(row(&bed, &ledger, &["--target-time", &time]), 2, "{planned:#}");
 }
 
 /// R1: ending recovery rolls back what has not ended, but not what was prepared: its locks stay. The plan names it.

@@ -173,10 +173,15 @@ async fn a_crossing_record_counts_however_far_back_it_lies() {
             Kind::Commit { time, xid }
         }
     };
-    // Each ends in the segment after the one it begins in.
-    let records = segments.clone().skip(1).map(|n| {
-        let start = SegmentNo(n - 1).end(size()) - 8 * (1 + n % 6);
-        Record { timeline: tli(1), start, end: Lsn(n * SIZE + SIZE / 2), kind: kind(n - 1) }
+    // One ends in the segment after the one it begins in, the next one lies inside that segment, and is of an earlier time.
+    let across = |n: u64| SegmentNo(n).end(size()) - 8 * (2 + n % 6);
+    let records = segments.clone().skip(1).flat_map(|n| {
+        let middle = Lsn(n * SIZE + SIZE / 2);
+        let (time, xid) = (at(i64::try_from(n).unwrap() * 10 + 1), 5000 + u32::try_from(n).unwrap());
+        [
+            Record { timeline: tli(1), start: across(n - 1), end: middle, kind: kind(n - 1) },
+            Record { timeline: tli(1), start: middle, end: across(n), kind: Kind::Commit { time, xid } },
+        ]
     });
     world.records.insert(tli(1), records.collect());
     world.files.extend(segments.map(|n| (tli(1), SegmentNo(n))));
