@@ -72,10 +72,11 @@ fn explain(kept: &Planned, left: &Planned) {
     }
 }
 
-/// A refusal because the target may mean several moments, taken out of the others.
+/// A refusal because the target may mean several moments, of one lineage or of several, taken out of the others.
 pub(crate) fn ambiguous(refusals: &mut Vec<Unreachable>) -> Option<Unreachable> {
     let count = |refusal: &Unreachable| match &refusal.why {
         Why::SeveralPoints(points) => points.len(),
+        Why::SeveralLineages(lineages) => lineages.len(),
         _ => 0,
     };
     let (at, most) = refusals.iter().map(count).enumerate().max_by_key(|(_, count)| *count)?;

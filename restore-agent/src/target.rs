@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use walpoint_base::target::{is_relative, parse_time, parse_xid};
-use walpoint_base::{BackupId, Lsn, PgTimestamp, RecoveryTarget, TargetTimeline};
+use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, TargetTimeline};
 use walpoint_repo::plan::{Request, TargetAction};
 use walpoint_runtime::exit::Failure;
 
@@ -28,6 +28,10 @@ pub(crate) struct TargetArgs {
     /// The timeline on which the target lies: latest, current (the backup's), or a number.
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
     target_timeline: TargetTimeline,
+    /// Recover in this lineage: needed where a copy that went its own way has the target too. "archive-agent status" lists
+    /// them.
+    #[arg(long, value_name = "LINEAGE")]
+    lineage: Option<LineageId>,
     /// Leave out what lies exactly at the target.
     #[arg(long, requires = "target")]
     exclusive: bool,
@@ -107,6 +111,7 @@ impl TargetArgs {
             target,
             timeline: self.target_timeline,
             inclusive: !self.exclusive,
+            lineage: self.lineage,
             backup: self.backup,
             action,
             standby,

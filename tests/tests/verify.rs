@@ -1,6 +1,7 @@
 //! K4: `archive-agent verify` reads what is kept, names what is wrong, and finds nothing where nothing is.
 
 use serde_json::Value;
+use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::rows::Ledger;
@@ -167,4 +168,50 @@ fn a_sample_goes_on_where_the_last_one_stopped() {
     assert!((1..=2).contains(&found), "found in {found} of five runs over all objects");
     verify(&bed, &["--budget", "1m"], 3);
     assert_eq!(keys(&bed, "/leases/verify/", "").len(), 1);
+}
+
+/// K4: a history that is gone while segments of its timeline are there is found, also where a later timeline's history tells the
+/// same; `status` shows it, and no plan ends on that timeline.
+#[test]
+fn a_history_that_was_deleted_is_found() {
+    let (mut bed, mut ledger) = bed(Store::local());
+    bed.backup();
+    ledger.append(&bed.cluster);
+    bed.settle();
+    let mut heirs = Vec::new();
+    for _ in 0..2 {
+        let from: &Cluster = heirs.last().map_or(&bed.cluster, |(heir, ..): &(Cluster, _, _)| heir);
+        let mut heir = from.standby();
+        let agent = Agent::with(&heir, &bed.store);
+        agent.archive_from(&heir);
+        heir.start();
+        heir.wait_replayed(from);
+        heir.promote();
+        let daemon = agent.daemon();
+        ledger.append(&heir);
+        let segment = heir.switch_wal();
+        heir.wait_archived(&segment);
+        heirs.push((heir, agent, daemon));
+    }
+    verify(&bed, &[], 0);
+    let door = bed.back_door();
+    for (timeline, known_from_a_descendant) in [("00000002", true), ("00000003", false)] {
+        let key = keys(&bed, "/history/", &format!("{timeline}.history")).remove(0);
+        let whole = door.get(&key).unwrap();
+        door.delete(&key);
+        let report = verify(&bed, &["--light"], 3);
+        let wanted = format!("timeline {}", &timeline[7..]);
+        assert!(report.to_string().contains(&wanted), "{report:#}");
+        let status = bed.agent.run(&["status"]).expect_success().stdout;
+        assert!(status.contains(&format!("{wanted}: its WAL is there and its history is not")), "{status}");
+        if known_from_a_descendant {
+            let target = ["plan", "--target-timeline", &timeline[7..]];
+            let refused = bed.agent.restore(&target).expect_status(1);
+            assert!(refused.stdout.contains("would not start to recover"), "{}", refused.stdout);
+            bed.agent.restore(&["plan"]).expect_success();
+        }
+        door.put(&key, whole);
+        verify(&bed, &["--light"], 0);
+    }
+    bed.stop_daemon();
 }

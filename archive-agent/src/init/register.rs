@@ -66,13 +66,13 @@ pub(crate) async fn register(
         .filter(|(repository, ..)| required.iter().any(|name| name == repository.name()))
         .map(|(repository, ..)| AckMember { name: repository.name().to_owned(), repository: repository.id() })
         .collect();
-    let (mut registered, mut lineages, mut split) = (Vec::new(), Vec::new(), false);
+    let (mut registered, mut lineages, mut split) = (Vec::new(), Vec::new(), None);
     for (repository, url, repository_created) in opened {
         let (lineage, lineage_created) = lineage(&repository, plan, control, &ack, args.new_lineage)
             .await
             .with_context(|| format!("repository {}", repository.name()))?;
         lineages.push((repository.id(), lineage.id));
-        split |= lineage_created && lineage.parent.is_some();
+        split = split.or(lineage.parent.filter(|_| lineage_created));
         if ids(&lineage.ack) != ids(&ack) {
             report.warning(
                 format!("repository {}: lineage", repository.name()),
@@ -91,20 +91,33 @@ pub(crate) async fn register(
             opens_with: repository.opened_by().map(|(source, _)| source.to_string()),
         });
     }
-    if split {
+    if let Some(parent) = split {
         let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
         binding::write(pgdata, lineages)
             .with_context(|| format!("{} cannot be written", pgdata.join(BINDING).display()))?;
         report.warning(
             "lineage",
-            format!(
-                "{} archives into a lineage of its own from now on, which begins without a backup",
-                pgdata.display()
-            ),
-            "back it up (archive-agent backup); a daemon that runs goes on in it by itself",
+            format!("{} archives into a lineage of its own from now on. {}", pgdata.display(), begins(&parent)),
+            "TAKE A BACKUP NOW (archive-agent backup); a running daemon uses the new lineage without a restart",
         );
     }
     Ok(registered)
+}
+
+/// What a new lineage can be restored from until it has a backup of its own.
+fn begins(parent: &ParentLineage) -> String {
+    let lineage = parent.lineage;
+    match parent.fork {
+        Some(fork) => format!(
+            "It has no backup of its own: a restore begins with a backup of lineage {lineage} from before {} on timeline {}, if \
+             there is one",
+            fork.lsn, fork.timeline
+        ),
+        None => format!(
+            "Nothing in pg_wal is also in lineage {lineage}, so the new lineage has nothing of it, and nothing can be restored \
+             before its first backup"
+        ),
+    }
 }
 
 /// What a lineage is split off from: the one that the data directory archived to so far, up to the newest WAL that both have.

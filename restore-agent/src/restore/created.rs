@@ -44,7 +44,7 @@ pub(super) struct Found {
 impl Created {
     /// Reads which tablespaces recovery under the plan creates.
     pub(super) async fn read(planned: &Planned, major: PgMajor) -> anyhow::Result<Self> {
-        let archive = planned.repository.wal(&planned.lineage);
+        let archive = planned.repository.wal_to_read(&planned.lineage).await?;
         let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
         let from = planned.plan.backup.id.start();
         let records = created_tablespaces(&archive, &planned.plan, from, &decoder).await?;

@@ -119,7 +119,7 @@ impl Ground {
             ),
         }
         let waiting = existing::waiting_segments(pgdata).with_context(|| shown.to_string())?;
-        let wal = planned.repository.wal(&planned.lineage);
+        let wal = planned.repository.wal_to_read(&planned.lineage).await?;
         let stored = futures_util::stream::iter(&waiting).map(|name| wal.header(*name)).buffered(AT_ONCE);
         let stored: Vec<_> = stored.try_collect().await?;
         let lost: Vec<_> = waiting.iter().zip(stored).filter(|(_, stored)| stored.is_none()).collect();

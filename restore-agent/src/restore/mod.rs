@@ -380,7 +380,8 @@ impl Restore {
         self.leave_target(&roots)?;
         let anchor = roots.anchor(&pgdata).with_context(|| pgdata.display().to_string())?;
         origin::leave(&self.origin, anchor.path(), self.owner)?;
-        let archive = self.planned.repository.wal(&self.planned.lineage);
+        origin::bind(&self.origin, &self.planned.lineage, anchor.path(), self.owner)?;
+        let archive = self.planned.repository.wal_to_read(&self.planned.lineage).await?;
         forks::write(&archive, &self.planned.plan, anchor.path(), self.owner).await?;
         self.finish(&pgdata, &roots)?;
         hook("--after", args.after.as_deref(), &pgdata)?;

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use walpoint_base::{RECOVERY_ORIGIN, SegmentName};
+use walpoint_base::{RECOVERY_ORIGIN, SegmentName, durable};
+use walpoint_repo::Lineage;
+use walpoint_repo::lineage::{BINDING, binding};
 use walpoint_repo::repository::Repository;
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -22,6 +24,9 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
     let acknowledging = selection.settings.ack_set().to_vec();
     let last = planned.plan.wal.last();
     let last = last.map(|range| range.last.name(range.timeline, planned.lineage.segment_size));
+    // What is inherited is no sign of the lineage itself.
+    let archive = planned.repository.wal_to_read(&planned.lineage).await?;
+    let last = last.filter(|last| !archive.inherits(*last));
     let mut origin = Origin::new(planned.lineage.id);
     let mut add = |found: OriginRepository| {
         if !origin.repositories.iter().any(|known| known.id == found.id) {
@@ -86,6 +91,28 @@ async fn other(
         acknowledges,
         newest,
     })
+}
+
+/// Binds a data directory that is restored in a lineage which was split off from another one: its backup may be from before
+/// the fork, and what it archives, should it ever, belongs to the lineage that was chosen.
+pub(crate) fn bind(
+    origin: &Origin,
+    lineage: &Lineage,
+    pgdata: &Path,
+    owner: Option<Owner>,
+) -> anyhow::Result<()> {
+    if lineage.parent.is_none() {
+        return Ok(());
+    }
+    let path = pgdata.join(BINDING);
+    let known = origin.repositories.iter().filter(|known| known.lineage.is_some());
+    let text = binding(known.map(|known| (known.id, lineage.id)));
+    durable::replace(&path, text.as_bytes(), 0o644)
+        .with_context(|| format!("{} cannot be written", path.display()))?;
+    if let Some(owner) = owner {
+        owner.give(&path)?;
+    }
+    Ok(())
 }
 
 /// Leaves it in a data directory.

@@ -20,7 +20,7 @@ const AT_ONCE: usize = 16;
 pub(super) async fn find(pgdata: &Path, planned: &Planned) -> anyhow::Result<Vec<String>> {
     let wal = pgdata.join("pg_wal");
     let present = present(&wal).with_context(|| wal.display().to_string())?;
-    let archive = planned.repository.wal(&planned.lineage);
+    let archive = planned.repository.wal_to_read(&planned.lineage).await?;
     let own = planned.lineage.system_id();
     let missing = futures_util::stream::iter(present).map(|(name, system_id)| {
         let archive = &archive;

@@ -4,16 +4,18 @@
 //! are found. A file lands under its name only after every check has passed.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{
-    ClusterName, Place, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId,
-    WalFileName,
+    ClusterName, LineageId, Place, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineHistory,
+    TimelineId, WalFileName,
 };
 use walpoint_repo::layout::WalEntry;
+use walpoint_repo::lineage::{BINDING, bound_lineage};
 use walpoint_repo::plan::ForkSegment;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
@@ -66,6 +68,8 @@ pub(crate) struct Archive {
     cluster: ClusterName,
     /// Whose WAL is asked for, from `pg_control`.
     system_id: Option<SystemId>,
+    /// Who asks; `None` where a person fetches a file by hand.
+    pgdata: Option<PathBuf>,
     /// What the recovery began with.
     origin: OriginKeeper,
     /// The segment that is built, by the note that `restore` left.
@@ -106,6 +110,7 @@ impl Archive {
         Self {
             cluster: selection.cluster,
             system_id: place.map(|place| place.system_id),
+            pgdata: place.map(|place| place.pgdata.clone()),
             origin: OriginKeeper::new(place),
             fork: note.and_then(|note| note.fork),
             acknowledging: selection.settings.ack_set().to_vec(),
@@ -220,7 +225,10 @@ impl Archive {
             Err(error) => return Ok(Found::Unusable(error.into())),
         };
         landing::blocking(move || landing.finish(durability)).await?;
-        if let WalFileName::Segment(segment) = stored {
+        // What is inherited is no sign of the lineage itself.
+        if let WalFileName::Segment(segment) = stored
+            && !wal.inherits(segment)
+        {
             let mut newest = segment;
             if self.origin.is_new(wal.repository().id()) {
                 // What cannot be listed is not known to be there.
@@ -241,7 +249,7 @@ impl Archive {
         let lineage = self.find_lineage(&repository).await?;
         let acknowledges = self.acknowledging.contains(&source.name);
         self.origin.admit(&source.name, repository.id(), &lineage, acknowledges)?;
-        let wal = repository.wal(&lineage);
+        let wal = repository.wal_to_read(&lineage).await?;
         lock(&self.lineage).get_or_insert(lineage);
         *lock(&source.open) = Some(wal.clone());
         Ok(wal)
@@ -256,19 +264,38 @@ impl Archive {
             return found.with_context(|| format!("lineage {id} of cluster {cluster} is not in it"));
         }
         if let Some(system_id) = self.system_id {
-            let found = repository.lineage_for(cluster, system_id).await?;
+            let found = repository.lineage_of(cluster, system_id, self.bound(repository)?).await?;
             return found.with_context(|| {
                 format!("cluster {cluster} with system identifier {system_id} is not in it; HINT: is this the right cluster?")
             });
         }
         let lineages = repository.lineages(cluster).await?;
-        let newest = lineages.last().cloned().with_context(|| format!("cluster {cluster} is not in it"))?;
+        // One that was split off is asked for from its own data directory.
+        let newest = lineages.iter().rev().find(|lineage| lineage.parent.is_none()).or(lineages.last());
+        let newest = newest.cloned().with_context(|| format!("cluster {cluster} is not in it"))?;
         if lineages.iter().any(|lineage| lineage.system_id() != newest.system_id()) {
             bail!(
                 "cluster {cluster} has had several system identifiers; HINT: fetch into pg_wal of the data directory that needs it"
             );
         }
         Ok(newest)
+    }
+
+    /// The lineage of a repository that the data directory is bound to.
+    fn bound(&self, repository: &Repository) -> anyhow::Result<Option<LineageId>> {
+        let Some(pgdata) = &self.pgdata else { return Ok(None) };
+        let path = pgdata.join(BINDING);
+        let read = match std::fs::read_to_string(&path) {
+            Ok(text) => bound_lineage(&text, repository.id()).map_err(anyhow::Error::from),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        read.with_context(|| {
+            format!(
+                "{} cannot be read: which lineage this data directory belongs to is not known",
+                path.display()
+            )
+        })
     }
 
     /// The history of a timeline, from any repository; `None` if all say that they have none. Histories never change, so

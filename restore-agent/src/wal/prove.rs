@@ -131,7 +131,7 @@ async fn confirm_newest(archive: &Archive, wal: &WalArchive) -> anyhow::Result<(
     let Some(newest) = archive.origin().newest(wal.repository().id()) else { return Ok(()) };
     let mut entries = wal.list(newest.timeline, Some(newest));
     while let Some((entry, _)) = entries.try_next().await? {
-        if !matches!(entry, WalEntry::Part(_)) {
+        if !matches!(entry, WalEntry::Part(_) | WalEntry::Gap(_)) {
             return Ok(());
         }
     }
@@ -154,11 +154,17 @@ async fn around_segment(
     name: SegmentName,
     around: &mut Surroundings,
 ) -> anyhow::Result<()> {
+    if wal.inherits(name) {
+        bail!(
+            "\"{name}\" lies before the fork from the parent of lineage {}, which should have it",
+            wal.lineage().id
+        );
+    }
     let mut entries = wal.list(name.timeline, Some(name));
     while let Some((entry, object)) = entries.try_next().await? {
         match entry {
             // What an upload left that never finished was not acknowledged.
-            WalEntry::Part(_) | WalEntry::RefusedHistory(..) => {}
+            WalEntry::Part(_) | WalEntry::Gap(_) | WalEntry::RefusedHistory(..) => {}
             WalEntry::File(WalFileName::Segment(found)) if found == name => {
                 bail!("\"{name}\" has just arrived")
             }
@@ -199,7 +205,7 @@ async fn around_history(
     around.later_timelines.extend(wal.histories().await?.into_iter().filter(|other| *other > timeline));
     let mut entries = wal.list(timeline, None);
     while let Some((entry, object)) = entries.try_next().await? {
-        if !matches!(entry, WalEntry::Part(_)) {
+        if !matches!(entry, WalEntry::Part(_) | WalEntry::Gap(_)) {
             around.later.get_or_insert_with(|| object.key.file_name().to_owned());
             break;
         }

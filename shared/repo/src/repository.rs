@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use walpoint_base::{ClusterName, LineageId, PgMajor, SegmentSize, SystemId};
+use walpoint_base::{ClusterName, LineageId, PgMajor, SegmentSize, SystemId, TimelineHistory, TimelineId};
 
 use crate::descriptor::{Descriptor, now};
 use crate::document;
@@ -12,10 +12,10 @@ use crate::init::{self, Initialised, NewRepository};
 use crate::keys::unlock::{Unlocked, unlock};
 use crate::keys::{KeySlots, KeySource};
 use crate::layout::{self, ClusterPaths};
-use crate::lineage::{AckMember, Lineage, LineageDocument, LineageUid, ParentLineage};
+use crate::lineage::{AckMember, Fork, Lineage, LineageDocument, LineageUid, ParentLineage};
 use crate::object::{Level, MasterKey, RepositoryId, Sealer};
 use crate::store::{Creation, Store, StoreSettings};
-use crate::wal::WalArchive;
+use crate::wal::{Inherited, WalArchive};
 
 /// A repository whose descriptor was read and fits. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -275,6 +275,38 @@ impl Repository {
         match self.store().create_document(&document).await? {
             Creation::New | Creation::Same => Ok(lineage),
         }
+    }
+
+    /// The WAL of a lineage to be read: with what it has in common with the lineage that it was split off from, up to the
+    /// fork. A parent that is gone, or of which it is not known where the fork is, has nothing in common with it.
+    pub async fn wal_to_read(&self, lineage: &Lineage) -> Result<WalArchive> {
+        let mut forks: Vec<(Lineage, Fork)> = Vec::new();
+        let mut at = lineage.clone();
+        while let Some(ParentLineage { lineage: parent, fork: Some(fork) }) = at.parent {
+            let Some(parent) = self.read_lineage(&lineage.cluster, parent).await? else { break };
+            let odd = parent.system_id() != at.system_id() || parent.segment_size != at.segment_size;
+            // A lineage descends from one with a lower number.
+            if odd || parent.id.n >= at.id.n {
+                break;
+            }
+            forks.push((std::mem::replace(&mut at, parent), fork));
+        }
+        let mut archive = self.wal(&at);
+        for (child, fork) in forks.into_iter().rev() {
+            let history = match fork.timeline {
+                TimelineId::FIRST => None,
+                timeline => match archive.history(timeline).await {
+                    Ok(history) => history,
+                    // What is known to be common without it: the fork's own timeline.
+                    Err(RepoError::Corrupt { .. }) => None,
+                    Err(error) => return Err(error),
+                },
+            };
+            let history = history.unwrap_or_else(|| TimelineHistory::root(fork.timeline));
+            let inherited = Inherited::new(archive, fork, history);
+            archive = WalArchive::inheriting(self.wal(&child).repository().clone(), child, Some(inherited));
+        }
+        Ok(archive)
     }
 
     /// The WAL of a lineage. It is not compressed harder than keeps up with a server that waits for it.

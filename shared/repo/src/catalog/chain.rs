@@ -1,7 +1,7 @@
 //! Whether the segments of a path continue each other, from the index: one entry of a directory for each group that is
 //! sealed, all there and unbroken, the entries of the others.
 
-use walpoint_base::{SegmentName, SegmentNo};
+use walpoint_base::{SegmentName, SegmentNo, TimelineId};
 
 use super::LineageCatalog;
 use crate::error::{RepoError, Result};
@@ -15,6 +15,15 @@ pub struct BrokenChain {
     pub segment: SegmentName,
     /// What is wrong.
     pub fault: ChainFault,
+    /// Whether the archiver put on record that one server wrote both.
+    pub recorded: bool,
+}
+
+impl BrokenChain {
+    /// Whether it says that two servers wrote the WAL of one timeline.
+    pub fn is_split_brain(&self) -> bool {
+        self.fault.is_split_brain() && !self.recorded
+    }
 }
 
 impl LineageCatalog {
@@ -39,7 +48,7 @@ impl LineageCatalog {
                     .filter(|s| first <= s.first && s.last <= last && s.is_plain_run() && s.breaks == 0);
                 let mut note = |number: SegmentNo, fault: Option<ChainFault>| {
                     let segment = number.name(range.timeline, size);
-                    broken.extend(fault.map(|fault| BrokenChain { segment, fault }));
+                    broken.extend(fault.map(|fault| BrokenChain { segment, fault, recorded: false }));
                 };
                 if let Some(summary) = whole {
                     note(summary.first, walk.group(range.timeline, &summary));
@@ -68,6 +77,32 @@ impl LineageCatalog {
                     Err(error) => return Err(error),
                 }
             }
+        }
+        for one in broken.iter_mut().filter(|one| one.fault.is_split_brain()) {
+            one.recorded = match self.archive().recorded_gap(one.segment).await {
+                Ok(gap) => gap.is_some(),
+                Err(RepoError::Corrupt { .. }) => false,
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(broken)
+    }
+
+    /// Every place of a timeline where a segment does not continue the one before it, which may lie on another timeline.
+    pub(super) async fn breaks(&mut self, timeline: TimelineId) -> Result<Vec<BrokenChain>> {
+        let runs = self.ask(None, |facts| facts.wal(timeline).cloned()).await?;
+        let mut broken = Vec::new();
+        for run in runs.iter() {
+            let history = self.facts().graph.history(timeline).filter(|_| run.first.0 > 0);
+            let parent =
+                history.map(|history| history.timeline_at(run.first.start(self.lineage().segment_size) - 1));
+            let before = parent.filter(|parent| *parent != timeline).map(|timeline| {
+                let number = SegmentNo(run.first.0 - 1);
+                SegmentRange { timeline, first: number, last: number }
+            });
+            let here = SegmentRange { timeline, first: run.first, last: run.last };
+            let ranges: Vec<SegmentRange> = before.into_iter().chain([here]).collect();
+            broken.extend(self.broken_chain(&ranges).await?);
         }
         Ok(broken)
     }

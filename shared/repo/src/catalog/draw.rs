@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 use walpoint_base::{BackupId, Lsn, SegmentSize, TimelineId};
 
-use super::status::ClusterStatus;
+use super::status::{ClusterStatus, LineageStatus};
 use super::{Catalog, LineageCatalog};
 use crate::error::Result;
 use crate::plan::text::bytes;
@@ -32,6 +32,7 @@ impl Catalog {
         let backups: Vec<BackupId> = self.backups().iter().map(|b| b.id).collect();
         for (lineage, said) in self.lineages_mut().iter_mut().zip(&status.lineages) {
             writeln!(text, "\nLineage {}, PostgreSQL {}", said.lineage, said.postgresql).ok();
+            text.push_str(&split_off(said));
             text.push_str(&lineage.drawing(&backups).await?);
             text.push_str(&details(said, lineage.lineage().segment_size));
         }
@@ -71,6 +72,24 @@ impl LineageCatalog {
     }
 }
 
+/// Where a lineage comes from that was split off, and what it still lacks.
+fn split_off(status: &LineageStatus) -> String {
+    let Some(parent) = &status.parent else { return String::new() };
+    let mut text = format!("  split off from lineage {}", parent.lineage);
+    match (parent.timeline, &parent.lsn) {
+        (Some(timeline), Some(lsn)) => writeln!(text, " at {lsn} on timeline {timeline}").ok(),
+        _ => writeln!(text, ", with which no common WAL is known").ok(),
+    };
+    if !parent.own_backup {
+        let lacks = match parent.lsn {
+            Some(_) => "until then a restore needs a backup of the parent, from before the fork",
+            None => "until then nothing in it can be restored",
+        };
+        writeln!(text, "  NO BACKUP of its own: take one now (archive-agent backup); {lacks}").ok();
+    }
+    text
+}
+
 /// Rows on one axis. Later marks are drawn over earlier ones.
 fn draw(rows: &[(TimelineId, Vec<Mark>)]) -> String {
     let all = || rows.iter().flat_map(|(_, marks)| marks);
@@ -99,7 +118,7 @@ fn draw(rows: &[(TimelineId, Vec<Mark>)]) -> String {
 }
 
 /// Windows and gaps in words.
-fn details(status: &super::status::LineageStatus, size: SegmentSize) -> String {
+fn details(status: &LineageStatus, size: SegmentSize) -> String {
     let mut text = String::new();
     for timeline in &status.timelines {
         write!(text, "\n  Timeline {}", timeline.timeline).ok();
@@ -136,6 +155,15 @@ fn details(status: &super::status::LineageStatus, size: SegmentSize) -> String {
         }
         for gap in &timeline.gaps {
             writeln!(text, "    gap     {} to {} ({} segments)", gap.first, gap.last, gap.count).ok();
+        }
+        for broken in &timeline.breaks {
+            let what = if broken.split_brain { "SPLIT BRAIN" } else { "gap" };
+            let advice = match (broken.split_brain, broken.passed) {
+                (true, _) => "archive-agent verify says more",
+                (false, false) => "TAKE A BACKUP NOW: recovery cannot pass it",
+                (false, true) => "a backup was taken behind it",
+            };
+            writeln!(text, "    {what:<7} before {}: {}; {advice}", broken.segment, broken.what).ok();
         }
         for name in &timeline.damaged {
             writeln!(text, "    damaged {name}").ok();

@@ -2,7 +2,7 @@
 //!
 //! The index may lag: a segment that arrived late is in the store before it is in the index. So every hole in the sealed
 //! part is listed before anybody is told of it. A segment that was stored though damaged counts as missing, because
-//! recovery ends there.
+//! recovery ends there. What a lineage inherits is read from its parent's index.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,10 @@ pub struct TimelineWal {
     headers: BTreeMap<SegmentNo, SegmentEntry>,
     /// Segments that are there and cannot be replayed.
     damaged: Vec<SegmentNo>,
+    /// What is there, inherited segments included.
     runs: Runs,
+    /// The parent's, and the last segment that is inherited from it.
+    inherited: Option<(Box<TimelineWal>, SegmentNo)>,
 }
 
 impl TimelineWal {
@@ -59,11 +62,34 @@ impl TimelineWal {
                 }
             }
         }
-        let archive = archive.clone();
-        let mut wal = Self { archive, index, listed, headers: BTreeMap::new(), damaged, runs };
+        let mut wal = Self {
+            archive: archive.clone(),
+            index,
+            listed,
+            headers: BTreeMap::new(),
+            damaged,
+            runs,
+            inherited: None,
+        };
         wal.look_into_holes().await?;
         wal.note_open_groups();
+        wal.inherit(timeline).await?;
         Ok(wal)
+    }
+
+    /// Adds what the lineage has in common with its parent.
+    async fn inherit(&mut self, timeline: TimelineId) -> Result<()> {
+        let Some(inherited) = self.archive.inherited() else { return Ok(()) };
+        let Some(last) = inherited.last_of(timeline) else { return Ok(()) };
+        let parents = Box::pin(Self::load(inherited.archive(), timeline)).await?;
+        for run in parents.runs.iter().filter(|run| run.first <= last) {
+            let upto = run.last.min(last);
+            let stored = parents.runs.stored_within(run.first, upto);
+            self.runs.add(Run { first: run.first, last: upto, stored });
+        }
+        self.damaged.extend(parents.damaged.iter().filter(|number| **number <= last));
+        self.inherited = Some((Box::new(parents), last));
+        Ok(())
     }
 
     /// The segments that can be replayed.
@@ -82,13 +108,20 @@ impl TimelineWal {
     }
 
     /// Index objects that could not be read, for people.
-    pub fn problems(&self) -> &[String] {
-        self.index.problems()
+    pub fn problems(&self) -> Vec<String> {
+        let parents = self.inherited.as_ref().map(|(parents, _)| parents.problems()).unwrap_or_default();
+        [self.index.problems(), &parents].concat()
     }
 
     /// What is known of all of a group without reading anything; `None` if that is not enough.
     pub fn summary(&self, n: u64) -> Option<GroupSummary> {
         let within = || self.listed.range(first_of(n)..=last_of(n));
+        if let Some((parents, last)) = &self.inherited
+            && first_of(n) <= *last
+        {
+            let own = self.index.summary(n).is_some() || within().next().is_some();
+            return parents.summary(n).filter(|_| !own && last_of(n) <= *last);
+        }
         if let Some(summary) = self.index.summary(n) {
             return within().next().is_none().then_some(*summary);
         }
@@ -106,7 +139,13 @@ impl TimelineWal {
     ) -> Result<BTreeMap<SegmentNo, SegmentEntry>> {
         let group = self.index.group(group_of(first)).await?;
         let indexed = group.iter().filter(|(n, _)| (first..=last).contains(n));
-        let mut entries: BTreeMap<SegmentNo, SegmentEntry> = indexed.map(|(n, e)| (n, *e)).collect();
+        let mut entries = match &mut self.inherited {
+            Some((parents, common)) if first <= *common => {
+                Box::pin(parents.entries(first, last.min(*common))).await?
+            }
+            _ => BTreeMap::new(),
+        };
+        entries.extend(indexed.map(|(n, e)| (n, *e)));
         let unread = self.listed.range(first..=last).filter(|(n, _)| !self.headers.contains_key(n));
         let unread: Vec<(SegmentNo, u64)> = unread.map(|(n, stored)| (*n, *stored)).collect();
         let read = gather::entries(&self.archive, self.index.timeline(), unread).await?;

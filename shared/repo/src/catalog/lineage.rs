@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use walpoint_base::{BackupId, LineageId, PgTimestamp, SegmentNo, TimelineId, WalFileName};
+use walpoint_base::{BackupId, LineageId, PgTimestamp, SegmentName, SegmentNo, TimelineId, WalFileName};
 
 use super::graph::TimelineGraph;
 use super::inventory::TimelineWal;
@@ -37,7 +37,9 @@ impl LineageCatalog {
         let mut problems = Vec::new();
         let mut graph = TimelineGraph::default();
         let mut doubts = BTreeMap::new();
+        let mut without_history = BTreeSet::new();
         let listed_histories = archive.all_histories().await?;
+        let stored: BTreeSet<TimelineId> = listed_histories.stored.iter().copied().collect();
         for timeline in listed_histories.stored.into_iter().rev() {
             // A descendant's history told it already.
             if graph.contains(timeline) {
@@ -54,8 +56,14 @@ impl LineageCatalog {
             }
         }
         for timeline in archive.timelines().await? {
-            if timeline > TimelineId::FIRST && !graph.contains(timeline) {
-                doubts.entry(timeline).or_insert(Doubt::Missing);
+            if timeline > TimelineId::FIRST && !stored.contains(&timeline) {
+                // A descendant's history tells where it comes from. Recovery to it would read its own all the same.
+                if graph.contains(timeline) {
+                    without_history.insert(timeline);
+                    problems.push(format!("timeline {timeline}: {}", Doubt::Missing));
+                } else {
+                    doubts.entry(timeline).or_insert(Doubt::Missing);
+                }
             }
             graph.add_known(timeline);
         }
@@ -71,6 +79,7 @@ impl LineageCatalog {
         let ids = listed.iter().map(|b| b.id).collect();
         let mut facts = Facts::new(lineage.id, lineage.major, lineage.segment_size, graph, ids);
         facts.doubts = doubts;
+        facts.without_history = without_history;
         // The listing tells all there is to know about these.
         for backup in listed {
             if let Some(why) = unusable(backup.state) {
@@ -94,6 +103,11 @@ impl LineageCatalog {
     /// Its WAL in the repository.
     pub fn archive(&self) -> &WalArchive {
         &self.archive
+    }
+
+    /// Tells where segments do not continue each other: no window reaches across.
+    pub(super) fn set_breaks(&mut self, breaks: BTreeSet<(TimelineId, SegmentNo)>) {
+        self.facts.breaks = breaks;
     }
 
     /// What is known so far.
@@ -129,8 +143,8 @@ impl LineageCatalog {
 
     /// Histories and index objects that could not be read, for people.
     pub fn problems(&self) -> Vec<String> {
-        let indexes = self.wal.values().flat_map(|wal| wal.problems().iter());
-        self.problems.iter().chain(indexes).cloned().collect()
+        let indexes = self.wal.values().flat_map(TimelineWal::problems);
+        self.problems.iter().cloned().chain(indexes).collect()
     }
 
     /// Remembers what could not be read and keeps nobody from the rest.
@@ -163,6 +177,7 @@ impl LineageCatalog {
         let mut complete = true;
         for range in ranges {
             let mut missing: BTreeSet<SegmentNo> = (range.first.0..=range.last.0).map(SegmentNo).collect();
+            self.take_inherited(range, &mut missing).await?;
             let mut entries = self.archive.list(range.timeline, Some(range.first.name(range.timeline, size)));
             while !missing.is_empty()
                 && let Some((entry, _)) = entries.try_next().await?
@@ -192,6 +207,33 @@ impl LineageCatalog {
             }
         }
         Ok(complete)
+    }
+
+    /// Takes out of what is looked for what a listing of the ancestors shows.
+    async fn take_inherited(&self, range: &SegmentRange, missing: &mut BTreeSet<SegmentNo>) -> Result<()> {
+        let size = self.facts.segment_size;
+        let mut inherited = self.archive.inherited();
+        while let Some(from) = inherited {
+            inherited = from.archive().inherited();
+            let Some(last) = from.last_of(range.timeline).filter(|last| range.first <= *last) else {
+                continue;
+            };
+            let first = range.first.name(range.timeline, size);
+            let mut entries = from.archive().list(range.timeline, Some(first));
+            while let Some((entry, _)) = entries.try_next().await? {
+                let number = match entry {
+                    WalEntry::File(WalFileName::Segment(name)) => name.number(size),
+                    _ => None,
+                };
+                if number > Some(last.min(range.last)) {
+                    break;
+                }
+                if let Some(number) = number {
+                    missing.remove(&number);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes a segment out of what is known to be there.
@@ -263,9 +305,34 @@ impl LineageCatalog {
         })
     }
 
+    /// Whether recovery from a backup begins behind where a segment starts, on a timeline that comes from there.
+    pub(crate) fn begins_behind(&self, backup: BackupId, segment: SegmentName) -> bool {
+        let start =
+            segment.number(self.facts.segment_size).map(|number| number.start(self.facts.segment_size));
+        let Some(start) = start.filter(|start| backup.start() >= *start) else { return false };
+        let history = self.facts.graph.history(backup.timeline());
+        history.is_some_and(|history| history.timeline_at(start) == segment.timeline)
+    }
+
+    /// Whether there is a finished backup of this lineage itself, not of one that it was split off from.
+    pub(super) async fn has_own_backup(&mut self) -> Result<bool> {
+        let ids = self.facts.backups.clone();
+        for id in ids.into_iter().rev() {
+            let complete = self.ask(None, |facts| Ok(facts.complete_backup(id)?.cloned())).await?;
+            let inherited = |backup: &BackupFacts| {
+                let inherited = self.archive.inherited();
+                inherited.is_some_and(|from| from.holds_before(backup.end_timeline, backup.end))
+            };
+            if complete.is_some_and(|backup| !inherited(&backup)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     async fn backup(&mut self, id: BackupId) -> Result<BackupState> {
         let why = match self.backups.standing(id).await {
-            Ok(Standing::Finished(summary)) => return Ok(state(&summary, self.id())),
+            Ok(Standing::Finished(summary)) => return Ok(state(&summary, &self.archive)),
             Ok(Standing::Unfinished) => "was deleted",
             Ok(Standing::Ended(_)) => GIVEN_UP,
             Err(error @ RepoError::Corrupt { .. }) => {
@@ -290,9 +357,11 @@ fn unusable(state: ListedState) -> Option<&'static str> {
 }
 
 /// What a manifest's summary means for planning in a lineage.
-fn state(summary: &Summary, lineage: LineageId) -> BackupState {
-    let facts = &summary.facts;
-    if facts.lineage != lineage {
+///
+/// A backup of the lineage that this one was split off from is as good as an own one if it was consistent before the fork.
+fn state(summary: &Summary, archive: &WalArchive) -> BackupState {
+    let (facts, lineage) = (&summary.facts, archive.lineage().id);
+    if facts.lineage != lineage && !archive.shares(facts.lineage, facts.stop_timeline, facts.stop_lsn) {
         return BackupState::OtherLineage(facts.lineage);
     }
     if (facts.start_timeline, facts.start_lsn) != (summary.id.timeline(), summary.id.start()) {
@@ -300,7 +369,7 @@ fn state(summary: &Summary, lineage: LineageId) -> BackupState {
     }
     BackupState::Complete(Box::new(BackupFacts {
         id: summary.id,
-        lineage: facts.lineage,
+        lineage,
         end: facts.stop_lsn,
         end_timeline: facts.stop_timeline,
         started: PgTimestamp::from_time(facts.started),

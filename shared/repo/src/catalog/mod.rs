@@ -56,7 +56,9 @@ impl Catalog {
         let mut backups = reader.list().await?;
         let mut lineages = Vec::new();
         for lineage in repository.lineages(cluster).await? {
-            lineages.push(LineageCatalog::load(repository.wal(&lineage), &reader, &backups).await?);
+            lineages.push(
+                LineageCatalog::load(repository.wal_to_read(&lineage).await?, &reader, &backups).await?,
+            );
         }
         let loaded = Timestamp::now();
         // Positions of several lineages cannot be compared, and a listing does not tell which one a backup is of.

@@ -1,11 +1,13 @@
 //! What a cluster has, as data: what `archive-agent status --json` prints. Stable: members are added, never renamed or
 //! removed. Times are RFC 3339 in UTC, positions and names as PostgreSQL writes them, sizes in bytes.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use walpoint_base::{PgTimestamp, SegmentNo, TimelineId};
 
 use super::points::RestorePointStatus;
-use super::{Catalog, LineageCatalog};
+use super::{BrokenChain, Catalog, LineageCatalog};
 use crate::backup::{Listed, ListedState};
 use crate::error::Result;
 use crate::plan::report::{SegmentsDocument, time};
@@ -34,6 +36,9 @@ pub struct ClusterStatus {
 pub struct LineageStatus {
     /// Its id.
     pub lineage: String,
+    /// The lineage that it was split off from; absent for one that was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ParentStatus>,
     /// PostgreSQL's major version.
     pub postgresql: u8,
     /// Bytes of a segment.
@@ -44,6 +49,21 @@ pub struct LineageStatus {
     pub restore_points: Vec<RestorePointStatus>,
     /// What could not be read.
     pub problems: Vec<String>,
+}
+
+/// The lineage that another one was split off from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ParentStatus {
+    /// Its id.
+    pub lineage: String,
+    /// The timeline of the fork; absent where no common WAL is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// All WAL before this is common to both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lsn: Option<String>,
+    /// Whether the lineage has a finished backup of its own. Until it has, it depends on one of its parent's.
+    pub own_backup: bool,
 }
 
 /// A timeline.
@@ -68,8 +88,23 @@ pub struct TimelineStatus {
     pub windows: Vec<WindowStatus>,
     /// Segments missing between those that are there, or that cannot be replayed.
     pub gaps: Vec<SegmentsDocument>,
+    /// Segments that do not continue the one before them: recovery cannot pass.
+    pub breaks: Vec<BreakStatus>,
     /// Segments that are there and damaged; they are in `gaps` too.
     pub damaged: Vec<String>,
+}
+
+/// A segment that does not continue the one before it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct BreakStatus {
+    /// The segment.
+    pub segment: String,
+    /// What does not fit, as a sentence without its subject.
+    pub what: String,
+    /// Whether it says that two servers wrote the timeline's WAL.
+    pub split_brain: bool,
+    /// Whether a backup was taken since from which recovery begins behind it.
+    pub passed: bool,
 }
 
 /// A fork.
@@ -129,6 +164,8 @@ pub struct TimelineParts {
     pub windows: Vec<Window>,
     /// What is missing.
     pub gaps: Vec<SegmentRange>,
+    /// Where segments do not continue each other.
+    pub breaks: Vec<BrokenChain>,
 }
 
 impl Catalog {
@@ -153,14 +190,27 @@ impl LineageCatalog {
     /// The windows and gaps of every timeline, lowest id first.
     pub async fn parts(&mut self) -> Result<Vec<TimelineParts>> {
         let timelines: Vec<TimelineId> = self.facts().graph.ids().collect();
+        let mut breaks = BTreeMap::new();
+        for timeline in &timelines {
+            breaks.insert(*timeline, self.breaks(*timeline).await?);
+        }
+        let size = self.lineage().segment_size;
+        let place = |broken: &BrokenChain| Some((broken.segment.timeline, broken.segment.number(size)?));
+        self.set_breaks(breaks.values().flatten().filter_map(place).collect());
         let mut parts = Vec::new();
         for timeline in timelines {
             let of = |facts: &Facts| {
                 let windows = windows::of_timeline(facts, timeline)?;
-                Ok(TimelineParts { timeline, windows, gaps: windows::gaps(facts, timeline)? })
+                Ok(TimelineParts {
+                    timeline,
+                    windows,
+                    gaps: windows::gaps(facts, timeline)?,
+                    breaks: Vec::new(),
+                })
             };
             let mut part = self.ask(None, of).await?;
             part.gaps.retain(|gap| self.is_promised(gap));
+            part.breaks = breaks.remove(&timeline).unwrap_or_default();
             parts.push(part);
         }
         Ok(parts)
@@ -170,14 +220,27 @@ impl LineageCatalog {
         let parts = self.parts().await?;
         let restore_points = self.restore_points(&parts).await?;
         let timelines = parts.iter().map(|parts| self.timeline_status(parts)).collect();
+        let parent = self.parent_status().await?;
         Ok(LineageStatus {
             lineage: self.id().to_string(),
+            parent,
             postgresql: self.lineage().major.get(),
             segment_size: self.lineage().segment_size.bytes(),
             timelines,
             restore_points,
             problems: self.problems(),
         })
+    }
+
+    async fn parent_status(&mut self) -> Result<Option<ParentStatus>> {
+        let Some(parent) = self.lineage().parent else { return Ok(None) };
+        let own_backup = self.has_own_backup().await?;
+        Ok(Some(ParentStatus {
+            lineage: parent.lineage.to_string(),
+            timeline: parent.fork.map(|fork| fork.timeline.get()),
+            lsn: parent.fork.map(|fork| fork.lsn.to_string()),
+            own_backup,
+        }))
     }
 
     fn timeline_status(&self, parts: &TimelineParts) -> TimelineStatus {
@@ -198,7 +261,21 @@ impl LineageCatalog {
             stored_bytes: wal.map_or(0, |w| w.runs().stored()),
             windows: parts.windows.iter().map(WindowStatus::of).collect(),
             gaps: parts.gaps.iter().map(|range| SegmentsDocument::of(range, size)).collect(),
+            breaks: parts.breaks.iter().map(|broken| self.break_status(broken)).collect(),
             damaged: wal.map_or_else(Vec::new, |w| w.damaged().iter().map(|n| name(*n)).collect()),
+        }
+    }
+}
+
+impl LineageCatalog {
+    fn break_status(&self, broken: &BrokenChain) -> BreakStatus {
+        let mut backups = self.facts().backups.iter();
+        BreakStatus {
+            segment: broken.segment.to_string(),
+            what: broken.fault.to_string(),
+            split_brain: broken.is_split_brain(),
+            passed: backups
+                .any(|id| !self.facts().is_ruled_out(*id) && self.begins_behind(*id, broken.segment)),
         }
     }
 }

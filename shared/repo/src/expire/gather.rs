@@ -1,8 +1,10 @@
 //! The facts that retention and reachability depend on, read anew for each step.
 
+use std::collections::BTreeSet;
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
-use walpoint_base::{BackupId, ClusterName, TimelineId, WalFileName};
+use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
 
 use crate::Repository;
 use crate::backup::{Backups, Intent, Listed, ListedState, Standing, Summary};
@@ -12,7 +14,7 @@ use crate::holds::{DamagedHold, Holdings, Holds};
 use crate::layout::WalEntry;
 use crate::lineage::Lineage;
 use crate::retention::{Candidate, Life, RetentionFacts, TimelineLife};
-use crate::wal::WalArchive;
+use crate::wal::{Inherited, WalArchive};
 
 /// Manifests that are looked at at the same time.
 const AT_ONCE: usize = 16;
@@ -37,6 +39,8 @@ pub(super) struct Gathered {
     pub(super) damaged_holds: Vec<DamagedHold>,
     /// What somebody should know.
     pub(super) notes: Vec<String>,
+    /// Lineages whose WAL leads from a backup of another one to one that has none.
+    on_the_way: BTreeSet<LineageId>,
 }
 
 /// A lineage, and whether what hangs together in it is known.
@@ -46,6 +50,8 @@ pub(super) struct LineageFacts {
     pub(super) graph: TimelineGraph,
     /// Whether every history could be read.
     pub(super) known: bool,
+    /// Whether all of its WAL is needed: it leads from a backup of another lineage to one that has none.
+    pub(super) everything: bool,
 }
 
 /// A backup without a manifest.
@@ -76,6 +82,7 @@ impl Gathered {
             unreadable: Vec::new(),
             damaged_holds: damaged,
             notes: Vec::new(),
+            on_the_way: BTreeSet::new(),
         };
         for held in gathered.facts.holds.iter().filter(|h| h.until.is_none_or(|until| now < until)) {
             let known = catalog.backups().iter().any(|listed| Some(listed.id) == held.backup);
@@ -84,6 +91,7 @@ impl Gathered {
             }
         }
         gathered.sort_backups(&backups, catalog.backups()).await?;
+        gathered.find_bases(&catalog);
         let all = catalog.lineages();
         for (at, lineage) in all.iter().enumerate() {
             // What was split off is another server's: this one goes on.
@@ -156,6 +164,25 @@ impl Gathered {
         Ok(())
     }
 
+    /// Finds the backups that lineages begin with which were split off and have none of their own.
+    fn find_bases(&mut self, catalog: &Catalog) {
+        for lineage in catalog.lineages() {
+            let (id, archive) = (lineage.id(), lineage.archive());
+            if self.facts.backups.iter().any(|backup| backup.lineage == id) {
+                continue;
+            }
+            let shared = |b: &&Candidate| archive.shares(b.lineage, b.stop_timeline, b.stop);
+            let newest = self.facts.backups.iter().filter(shared).max_by_key(|backup| backup.id.start());
+            let Some((base, of)) = newest.map(|base| (base.id, base.lineage)) else { continue };
+            self.facts.bases.entry(base).or_default().insert(id);
+            let mut at = Some(archive);
+            while let Some(archive) = at.filter(|archive| archive.lineage().id != of) {
+                self.on_the_way.insert(archive.lineage().id);
+                at = archive.inherited().map(Inherited::archive);
+            }
+        }
+    }
+
     async fn add_lineage(&mut self, catalog: &LineageCatalog, next: Option<Timestamp>) -> Result<()> {
         let (lineage, archive) = (catalog.lineage().clone(), catalog.archive());
         let mut graph = catalog.facts().graph.clone();
@@ -182,7 +209,8 @@ impl Gathered {
             life.superseded = None;
         }
         self.facts.lives.push(life);
-        self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty() });
+        let everything = self.on_the_way.contains(&lineage.id);
+        self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty(), everything });
         Ok(())
     }
 }

@@ -143,9 +143,9 @@ fn wal(
     decisions: &[Decision],
     spared: &BTreeSet<BackupId>,
 ) -> WalNeed {
-    let LineageFacts { lineage, graph, known } = facts;
+    let LineageFacts { lineage, graph, known, everything } = facts;
     // What a backup needs whose manifest cannot be read is not known, nor how timelines hang together.
-    if !known || gathered.has_unreadable() {
+    if !known || *everything || gathered.has_unreadable() {
         return WalNeed::everything();
     }
     let of = |verdict: Verdict| -> Vec<Candidate> {

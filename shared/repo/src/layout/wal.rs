@@ -47,6 +47,8 @@ pub enum WalEntry {
     Ended(SegmentName, Lsn, NameHash),
     /// A `.partial` file.
     Partial(SegmentName, NameHash),
+    /// The record that a segment does not continue the one before it.
+    Gap(SegmentName),
     /// A part of a large file; it means nothing without the object that names it.
     Part(SegmentName),
     /// A stretch of the open segment.
@@ -60,9 +62,11 @@ impl WalEntry {
     pub fn segment(self) -> Option<SegmentName> {
         match self {
             Self::File(file) => file.segment(),
-            Self::Ended(name, ..) | Self::Partial(name, _) | Self::Part(name) | Self::Slice(name, ..) => {
-                Some(name)
-            }
+            Self::Ended(name, ..)
+            | Self::Partial(name, _)
+            | Self::Gap(name)
+            | Self::Part(name)
+            | Self::Slice(name, ..) => Some(name),
             Self::RefusedHistory(..) => None,
         }
     }
@@ -113,6 +117,11 @@ impl WalPaths {
     /// A `.partial` file with that content.
     pub fn partial(&self, segment: SegmentName, hash: NameHash) -> Key {
         Key::composed(format!("{}/{segment}.partial/{hash}", self.directory(segment)))
+    }
+
+    /// The record that a segment does not continue the one before it, though both are one server's.
+    pub fn gap(&self, segment: SegmentName) -> Key {
+        Key::composed(format!("{}/{segment}.gap", self.directory(segment)))
     }
 
     /// Every `.partial` file stored for a segment.
@@ -222,6 +231,7 @@ impl WalPaths {
             WalEntry::File(file) => self.file(file),
             WalEntry::Ended(segment, end, hash) => self.ended(segment, end, hash),
             WalEntry::Partial(segment, hash) => self.partial(segment, hash),
+            WalEntry::Gap(segment) => self.gap(segment),
             WalEntry::RefusedHistory(timeline, hash) => self.refused_history(timeline, hash),
             WalEntry::Part(_) | WalEntry::Slice(..) => return Some(entry),
         };
@@ -252,6 +262,9 @@ fn parse_entry(name: &str) -> Option<WalEntry> {
     let mut parts = name.splitn(4, '/').skip(2);
     let (file, rest) = (parts.next()?, parts.next());
     let Some(rest) = rest else {
+        if let Some(segment) = file.strip_suffix(".gap") {
+            return segment.parse().ok().map(WalEntry::Gap);
+        }
         // The name of a `.partial` is that of a directory.
         let file = file.parse().ok().filter(|file| !matches!(file, WalFileName::Partial(_)));
         return file.map(WalEntry::File);
@@ -310,6 +323,7 @@ mod tests {
         assert_eq!(paths.parse(&ended), Some(WalEntry::Ended(segment, Lsn(0x10A001234), hash)));
         let partial = paths.partial(segment, hash);
         assert_eq!(paths.parse(&partial), Some(WalEntry::Partial(segment, hash)));
+        assert_eq!(paths.parse(&paths.gap(segment)), Some(WalEntry::Gap(segment)));
         let slice = paths.slice(segment, Lsn(1), Lsn(2), 3);
         assert_eq!(paths.parse(&slice), Some(WalEntry::Slice(segment, Lsn(1), Lsn(2))));
         let refused = paths.refused_history(timeline, ContentHash([0x1F; 32]));

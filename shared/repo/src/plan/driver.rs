@@ -1,15 +1,16 @@
 //! Planning against a repository: answers the planner's questions until there is a plan or a refusal.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use walpoint_base::{ClusterName, SegmentSize};
+use walpoint_base::{ClusterName, LineageId, SegmentSize};
 
 use super::planner::{Verdict, plan as plan_in};
 use super::request::Request;
 use super::restore_plan::RestorePlan;
 use super::stop::SegmentDecoder;
-use super::unreachable::{Unreachable, Why};
+use super::unreachable::{LineageMoment, Unreachable, Why};
 use crate::Repository;
 use crate::catalog::{BrokenChain, Catalog, LineageCatalog};
 use crate::error::Result;
@@ -51,8 +52,12 @@ pub async fn prove(
     }
 }
 
-/// Plans with a catalog that is loaded. The newest lineage is tried first; an older one only for what the newest cannot
-/// have: a moment before it began, a backup of the older one.
+/// Plans with a catalog that is loaded.
+///
+/// Lineages that were split off from one another are a family: several servers went on from what they have in common. Which
+/// of them is meant only a person knows, so where two members have the target with different content the plan is refused.
+/// The newest family is tried first; an older one only for what the newest cannot have: a moment before it began, a backup
+/// of the older one.
 pub async fn plan_from(
     catalog: &mut Catalog,
     request: &Request,
@@ -60,26 +65,121 @@ pub async fn plan_from(
     now: Timestamp,
 ) -> Result<Verdict> {
     let mut refusal: Option<Box<Unreachable>> = None;
-    for lineage in catalog.lineages_mut().iter_mut().rev() {
-        match lineage.ask(Some(decoder), |facts| plan_in(facts, request, now)).await? {
-            Ok(plan) => {
-                let broken = lineage.broken_chain(&plan.wal).await?;
-                return Ok(match broken.into_iter().next() {
-                    Some(broken) => Err(Box::new(not_continued(&plan, request, lineage, broken))),
-                    None => Ok(plan),
-                });
-            }
-            Err(unreachable) => {
-                let final_word = !may_be_older(&unreachable.why);
-                let unreachable = refusal.take().unwrap_or(unreachable);
-                if final_word {
-                    return Ok(Err(unreachable));
-                }
-                refusal = Some(unreachable);
+    for family in families(catalog.lineages(), request.lineage) {
+        let (mut plans, mut refused): (Vec<RestorePlan>, Option<Box<Unreachable>>) = (Vec::new(), None);
+        for at in family {
+            let Some(lineage) = catalog.lineages_mut().get_mut(at) else { continue };
+            match plan_in_lineage(lineage, request, decoder, now).await? {
+                // Before the fork it is what the one has that it was split off from.
+                Ok(plan) if !plans.is_empty() && has_nothing_own(lineage, &plan) => {}
+                Ok(plan) => plans.push(plan),
+                Err(unreachable) => drop(refused.get_or_insert(unreachable)),
             }
         }
+        if plans.len() > 1 {
+            return Ok(Err(Box::new(several_lineages(catalog, request, &plans))));
+        }
+        if let Some(mut plan) = plans.pop() {
+            plan.notes.extend(split_off_note(catalog, &plan));
+            return Ok(Ok(plan));
+        }
+        let Some(unreachable) = refused else { continue };
+        let final_word = !may_be_older(&unreachable.why);
+        let unreachable = refusal.take().unwrap_or(unreachable);
+        if final_word {
+            return Ok(Err(unreachable));
+        }
+        refusal = Some(unreachable);
     }
     Ok(Err(refusal.unwrap_or_else(|| Box::new(no_lineage(catalog, request)))))
+}
+
+/// The lineages that come from one another, as places in a list that is in the order in which they were created: the newest
+/// family first, in each the one first that was not split off. Only `only`, if one is named.
+fn families(lineages: &[LineageCatalog], only: Option<LineageId>) -> Vec<Vec<usize>> {
+    let place = |id: LineageId| lineages.iter().position(|lineage| lineage.id() == id);
+    if let Some(id) = only {
+        return place(id).map(|at| vec![at]).into_iter().collect();
+    }
+    let root = |mut at: usize| {
+        // No more steps than there are lineages: a parent that is its own descendant is nobody's.
+        for _ in 0..lineages.len() {
+            let parent = lineages.get(at).and_then(|lineage| lineage.lineage().parent);
+            let Some(parent) = parent.and_then(|parent| place(parent.lineage)) else { break };
+            at = parent;
+        }
+        at
+    };
+    let mut families: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for at in 0..lineages.len() {
+        families.entry(root(at)).or_default().push(at);
+    }
+    families.into_values().rev().collect()
+}
+
+async fn plan_in_lineage(
+    lineage: &mut LineageCatalog,
+    request: &Request,
+    decoder: &Arc<dyn SegmentDecoder>,
+    now: Timestamp,
+) -> Result<Verdict> {
+    let plan = match lineage.ask(Some(decoder), |facts| plan_in(facts, request, now)).await? {
+        Ok(plan) => plan,
+        refused => return Ok(refused),
+    };
+    let broken = lineage.broken_chain(&plan.wal).await?;
+    Ok(match broken.into_iter().next() {
+        Some(broken) => Err(Box::new(not_continued(&plan, request, lineage, broken))),
+        None => Ok(plan),
+    })
+}
+
+/// Whether a plan reads nothing but what the lineage has in common with the one that it was split off from. Names and positions
+/// tell nothing: two servers that go on from one write the same ones.
+fn has_nothing_own(lineage: &LineageCatalog, plan: &RestorePlan) -> bool {
+    let (archive, size) = (lineage.archive(), lineage.lineage().segment_size);
+    let forked = plan.fork.and_then(|fork| fork.source_name().segment());
+    let last = plan.wal.iter().map(|range| range.last.name(range.timeline, size));
+    let mut read = last.chain(forked).peekable();
+    read.peek().is_some() && read.all(|segment| archive.inherits(segment))
+}
+
+/// What a person has to know of a lineage that alone has the target and was split off.
+fn split_off_note(catalog: &Catalog, plan: &RestorePlan) -> Option<String> {
+    let lineage = catalog.lineages().iter().find(|lineage| lineage.id() == plan.lineage)?.lineage();
+    let parent = lineage.parent?.lineage;
+    Some(format!(
+        "Lineage {} was split off from lineage {parent}, which does not have the target.",
+        lineage.id
+    ))
+}
+
+/// Several members of a family have the target, each with another content.
+fn several_lineages(catalog: &Catalog, request: &Request, plans: &[RestorePlan]) -> Unreachable {
+    let lineage = |id: LineageId| catalog.lineages().iter().find(|lineage| lineage.id() == id);
+    let moment = |plan: &RestorePlan| LineageMoment {
+        lineage: plan.lineage,
+        parent: lineage(plan.lineage)
+            .and_then(|lineage| lineage.lineage().parent)
+            .map(|parent| parent.lineage),
+        timeline: plan.timeline,
+        until: plan.until,
+        time: plan.stop.as_ref().and_then(|stop| stop.time),
+    };
+    let size =
+        plans.first().and_then(|plan| lineage(plan.lineage)).map(|lineage| lineage.lineage().segment_size);
+    Unreachable {
+        target: request.target.clone(),
+        timeline: request.timeline,
+        why: Why::SeveralLineages(plans.iter().map(moment).collect()),
+        missing: Vec::new(),
+        nearest: Vec::new(),
+        hints: vec![
+            "Choose the server whose data you want with \"--lineage\"; \"archive-agent status\" draws the timelines of each."
+                .to_owned(),
+        ],
+        segment_size: size.unwrap_or(SegmentSize::DEFAULT),
+    }
 }
 
 /// Whether an older lineage may have what this one has not.
@@ -103,6 +203,9 @@ fn may_be_older(why: &Why) -> bool {
         | Why::AfterEnd { .. }
         | Why::BrokenChain { .. }
         | Why::SeveralPoints(_)
+        | Why::NoHistory(_)
+        | Why::UnknownLineage(_)
+        | Why::SeveralLineages(_)
         | Why::NoCluster(_) => false,
     }
 }
@@ -114,19 +217,24 @@ fn not_continued(
     lineage: &LineageCatalog,
     broken: BrokenChain,
 ) -> Unreachable {
-    let BrokenChain { segment, fault } = broken;
+    let split_brain = broken.is_split_brain();
+    let BrokenChain { segment, fault, recorded } = broken;
     let size = lineage.lineage().segment_size;
     let start = segment.number(size).map(|number| number.start(size)).unwrap_or_default();
     let mut hints = vec![format!(
         "What lies before {start} can be recovered: give an earlier target, or \"--target-lsn\" with a position before it."
     )];
-    if fault.is_split_brain() {
+    if !split_brain {
+        hints.push(
+            "What lies behind it can be recovered from a backup that begins there: take one.".to_owned(),
+        );
+    } else {
         hints.push("\"archive-agent verify\" lists every such place.".to_owned());
     }
     Unreachable {
         target: plan.target.clone(),
         timeline: request.timeline,
-        why: Why::BrokenChain { backup: plan.backup.id, segment, fault },
+        why: Why::BrokenChain { backup: plan.backup.id, segment, fault, recorded },
         missing: Vec::new(),
         nearest: Vec::new(),
         hints,
@@ -135,16 +243,24 @@ fn not_continued(
 }
 
 fn no_lineage(catalog: &Catalog, request: &Request) -> Unreachable {
+    let known: Vec<String> = catalog.lineages().iter().map(|lineage| lineage.id().to_string()).collect();
+    let (why, hint) = match request.lineage.filter(|_| !known.is_empty()) {
+        Some(id) => (Why::UnknownLineage(id), format!("The cluster has: {}.", known.join(", "))),
+        None => (
+            Why::NoCluster(catalog.cluster().to_string()),
+            format!(
+                "Check the name of the cluster and that {} is the right repository.",
+                catalog.repository().store().name()
+            ),
+        ),
+    };
     Unreachable {
         target: request.target.clone(),
         timeline: request.timeline,
-        why: Why::NoCluster(catalog.cluster().to_string()),
+        why,
         missing: Vec::new(),
         nearest: Vec::new(),
-        hints: vec![format!(
-            "Check the name of the cluster and that {} is the right repository.",
-            catalog.repository().store().name()
-        )],
+        hints: vec![hint],
         segment_size: SegmentSize::DEFAULT,
     }
 }

@@ -4,7 +4,7 @@
 //! it ([`Facts::answer`]) and calls again. So a plan over a million segments reads the few objects that it depends on,
 //! and a test answers from a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{
     BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentName, SegmentNo, SegmentSize, TimelineId,
@@ -19,7 +19,7 @@ use crate::wal::PointRef;
 pub struct BackupFacts {
     /// Its id; also tells the timeline and the redo position it starts at.
     pub id: BackupId,
-    /// The lineage whose WAL it needs.
+    /// The lineage with whose WAL it is restored: its own, or one that was split off from that behind it.
     pub lineage: LineageId,
     /// The position from which it is consistent: what `pg_backup_stop` returned.
     pub end: Lsn,
@@ -199,6 +199,10 @@ pub struct Facts {
     pub backups: Vec<BackupId>,
     /// Timelines of which it is not known where they come from.
     pub doubts: BTreeMap<TimelineId, Doubt>,
+    /// Timelines known from a descendant's history whose own is not stored: recovery can pass them and not end on them.
+    pub without_history: BTreeSet<TimelineId>,
+    /// Segments that do not continue the one before them, as far as anybody looked.
+    pub breaks: BTreeSet<(TimelineId, SegmentNo)>,
     answers: BTreeMap<Question, Answer>,
 }
 
@@ -220,6 +224,8 @@ impl Facts {
             graph,
             backups,
             doubts: BTreeMap::new(),
+            without_history: BTreeSet::new(),
+            breaks: BTreeSet::new(),
             answers: BTreeMap::new(),
         }
     }

@@ -76,6 +76,7 @@ impl<'a> Path<'a> {
         Some(Self { facts, history: facts.graph.history(timeline)? })
     }
 
+    /// What it is seen with.
     pub(super) fn facts(&self) -> &'a Facts {
         self.facts
     }

@@ -36,6 +36,10 @@ pub type Verdict = Result<RestorePlan, Box<Unreachable>>;
 pub fn plan(facts: &Facts, request: &Request, now: Timestamp) -> Asking<Verdict> {
     let planner = Planner { facts, request, now };
     match planner.run()? {
+        Ok(plan) if facts.without_history.contains(&plan.timeline) => {
+            let refusal = Refusal::on(plan.timeline, Why::NoHistory(plan.timeline));
+            Ok(Err(Box::new(planner.explain(refusal)?)))
+        }
         Ok(plan) => Ok(Ok(plan)),
         Err(refusal) => Ok(Err(Box::new(planner.explain(refusal)?))),
     }

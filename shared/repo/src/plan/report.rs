@@ -387,6 +387,8 @@ fn word(why: &Why) -> &'static str {
     match why {
         Why::NoCluster(_) => "no-cluster",
         Why::BrokenChain { .. } => "broken-chain",
+        Why::UnknownLineage(_) => "unknown-lineage",
+        Why::SeveralLineages(_) => "several-lineages",
         Why::NoBackup => "no-backup",
         Why::NoBackupOnPath { .. } => "no-backup-on-path",
         Why::BeforeFirstBackup { .. } => "before-first-backup",
@@ -400,6 +402,7 @@ fn word(why: &Why) -> &'static str {
         Why::AfterEnd { .. } => "after-end",
         Why::EndsInFork { .. } => "ends-in-fork",
         Why::DoubtfulTimeline { .. } => "doubtful-timeline",
+        Why::NoHistory(_) => "no-history",
         Why::XidNotFound => "xid-not-found",
         Why::XidOfOtherEpoch(_) => "xid-of-other-epoch",
         Why::NameNotFound => "name-not-found",

@@ -1,6 +1,6 @@
 //! What a person asks of a restore.
 
-use walpoint_base::{BackupId, RecoveryTarget, TargetTimeline};
+use walpoint_base::{BackupId, LineageId, RecoveryTarget, TargetTimeline};
 
 /// Where to recover to, and what PostgreSQL does there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -12,6 +12,8 @@ pub struct Request {
     /// Whether what lies exactly at the target is part of the result (`recovery_target_inclusive`). Means nothing for
     /// restore points, `immediate` and the latest moment.
     pub inclusive: bool,
+    /// Only this lineage will do.
+    pub lineage: Option<LineageId>,
     /// Only this backup will do.
     pub backup: Option<BackupId>,
     /// What happens at the target.
@@ -30,6 +32,7 @@ impl Default for Request {
             target: RecoveryTarget::Latest,
             timeline: TargetTimeline::Latest,
             inclusive: true,
+            lineage: None,
             backup: None,
             action: TargetAction::Promote,
             standby: false,

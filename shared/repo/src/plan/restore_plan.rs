@@ -115,6 +115,7 @@ impl RestorePlan {
             options.push("--exclusive".to_owned());
         }
         let leaf = self.path.last().map_or(self.timeline, |step| step.timeline);
+        options.extend(["--lineage".to_owned(), self.lineage.to_string()]);
         options.extend(["--target-timeline".to_owned(), leaf.to_string()]);
         options.extend(["--backup".to_owned(), self.backup.id.to_string()]);
         options

@@ -14,6 +14,7 @@ pub fn plan(plan: &RestorePlan, size: SegmentSize) -> String {
     let mut text = Lines::default();
     text.row("Restore to", &format!("{}, on timeline {}", plan.target, plan.timeline));
     let backup = &plan.backup;
+    text.row("Lineage", &plan.lineage.to_string());
     let label = if backup.label.is_empty() { String::new() } else { format!("  \"{}\"", backup.label) };
     text.row("Backup", &format!("{}{label}", backup.id));
     text.row("", &format!("ended {} at {}, {} in files", backup.ended, backup.end, bytes(backup.bytes)));

@@ -4,7 +4,8 @@ use std::fmt;
 
 use walpoint_base::target::FullXid;
 use walpoint_base::{
-    BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline, TimelineId,
+    BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline,
+    TimelineId,
 };
 
 use super::facts::{Doubt, NamedPoint};
@@ -35,6 +36,10 @@ pub struct Unreachable {
 pub enum Why {
     /// The repository has no cluster of that name.
     NoCluster(String),
+    /// There is no such lineage.
+    UnknownLineage(LineageId),
+    /// Several servers went on from one lineage, and each of them has what was asked for: another content for each.
+    SeveralLineages(Vec<LineageMoment>),
     /// The cluster has no usable backup at all.
     NoBackup,
     /// No usable backup lies on the path to the timeline.
@@ -86,6 +91,8 @@ pub enum Why {
         segment: SegmentName,
         /// What is wrong with it.
         fault: ChainFault,
+        /// Whether the archiver put on record that one server wrote both.
+        recorded: bool,
     },
     /// The timeline's last bytes, up to where a younger one left it, are in no whole segment of its own.
     EndsInFork {
@@ -103,6 +110,8 @@ pub enum Why {
         /// The timeline that would be taken.
         instead: TimelineId,
     },
+    /// The history of the timeline on which recovery would end is not there, though a descendant's tells where it comes from.
+    NoHistory(TimelineId),
     /// No commit or abort of the transaction is in any WAL that a backup on the path can replay.
     XidNotFound,
     /// Only transactions of the same number but of other epochs ended in WAL that a backup on the path can replay: these.
@@ -111,6 +120,33 @@ pub enum Why {
     NameNotFound,
     /// Several restore points of the name can be reached, these, by position.
     SeveralPoints(Vec<NamedPoint>),
+}
+
+/// Where recovery would end in one of several lineages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LineageMoment {
+    /// The lineage.
+    pub lineage: LineageId,
+    /// The one that it was split off from, if it was.
+    pub parent: Option<LineageId>,
+    /// The timeline on which recovery would end.
+    pub timeline: TimelineId,
+    /// All WAL before this would be replayed.
+    pub until: Lsn,
+    /// The time of the record that would end recovery, if one would.
+    pub time: Option<PgTimestamp>,
+}
+
+impl fmt::Display for LineageMoment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lineage, parent, timeline, until, time } = self;
+        write!(f, "{lineage}")?;
+        if let Some(parent) = parent {
+            write!(f, " (split off from {parent})")?;
+        }
+        write!(f, " up to {until} on timeline {timeline}")?;
+        time.map_or(Ok(()), |time| write!(f, ", {time}"))
+    }
 }
 
 /// A moment that can be reached.
@@ -132,6 +168,11 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCluster(name) => write!(f, "the repository has no cluster {name}"),
+            Self::UnknownLineage(id) => write!(f, "the cluster has no lineage {id}"),
+            Self::SeveralLineages(all) => {
+                let all: Vec<String> = all.iter().map(LineageMoment::to_string).collect();
+                write!(f, "several lineages of the cluster have it: {}", all.join("; "))
+            }
             Self::NoBackup => write!(f, "the cluster has no complete backup"),
             Self::NoBackupOnPath { timeline } => {
                 write!(f, "no complete backup lies on the path to timeline {timeline}")
@@ -159,14 +200,14 @@ impl fmt::Display for Why {
                 )
             }
             Self::AfterEnd { until, .. } => write!(f, "the archive ends before it, at {until}"),
-            Self::BrokenChain { segment, fault, .. } if fault.is_split_brain() => {
+            Self::BrokenChain { segment, fault, recorded: false, .. } if fault.is_split_brain() => {
                 write!(
                     f,
                     "the archive holds WAL of two servers: \"{segment}\" does not continue the segment before it: {fault}"
                 )
             }
             Self::BrokenChain { segment, fault, .. } => {
-                write!(f, "recovery ends before \"{segment}\": {fault}")
+                write!(f, "there is a gap, and recovery ends before \"{segment}\": {fault}")
             }
             Self::EndsInFork { timeline, until } => write!(
                 f,
@@ -179,6 +220,10 @@ impl fmt::Display for Why {
                     "the latest timeline is in doubt: {doubt} (timeline {timeline}; without it, {instead} is the latest)"
                 )
             }
+            Self::NoHistory(timeline) => write!(
+                f,
+                "its WAL is there and the history of timeline {timeline} is not: PostgreSQL would not start to recover to it"
+            ),
             Self::XidNotFound => write!(f, "its end is in no WAL that a backup can replay"),
             Self::XidOfOtherEpoch(found) => {
                 let found: Vec<String> = found.iter().map(|full| format!("{full} ({})", full.0)).collect();
@@ -198,7 +243,7 @@ impl fmt::Display for Unreachable {
     /// One line for an error chain; [`super::text::unreachable`] is for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = match self.why {
-            Why::SeveralPoints(_) => "means several moments",
+            Why::SeveralPoints(_) | Why::SeveralLineages(_) => "means several moments",
             _ => "cannot be reached",
         };
         write!(f, "{} (timeline {}) {verdict}: {}", self.target, self.timeline, self.why)

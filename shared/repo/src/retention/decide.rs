@@ -85,6 +85,8 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         }
         let held = facts.holds.iter().filter(|hold| hold.keeps(&backup, now));
         reasons.extend(held.map(|h| Reason::Hold(h.number, h.reason.clone(), h.who.clone(), h.until)));
+        let bases = facts.bases.get(&backup.id).into_iter().flatten();
+        reasons.extend(bases.map(|lineage| Reason::Base(*lineage)));
         let onward = reasons.iter().any(|reason| reason.leads_onward(policy.window.is_some()));
         let verdict = match reasons.is_empty() {
             true => Verdict::Drop,

@@ -1,6 +1,6 @@
 //! What deciding depends on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, Lsn, TimelineId};
@@ -81,6 +81,8 @@ pub struct RetentionFacts {
     pub lives: Vec<Life>,
     /// Its holds.
     pub holds: Vec<Held>,
+    /// Backups that a lineage begins with which was split off behind them and has none of its own.
+    pub bases: BTreeMap<BackupId, BTreeSet<LineageId>>,
 }
 
 impl Life {

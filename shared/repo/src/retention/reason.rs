@@ -3,7 +3,7 @@
 use std::fmt;
 
 use jiff::{Span, Timestamp};
-use walpoint_base::TimelineId;
+use walpoint_base::{LineageId, TimelineId};
 
 /// A stretch of the calendar.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +39,8 @@ pub enum Reason {
     Minimum(u32),
     /// A hold: number, reason, who, until when.
     Hold(u64, String, String, Option<Timestamp>),
+    /// A lineage that was split off behind it has no backup of its own.
+    Base(LineageId),
     /// A rule of its label keeps it.
     Label(String, Box<Reason>),
     /// No rule keeps it.
@@ -52,7 +54,7 @@ impl Reason {
     /// window's reasons are of this sort.
     pub(super) fn leads_onward(&self, windowed: bool) -> bool {
         match self {
-            Self::Window(_) | Self::WindowBegin(..) | Self::NoPolicy => true,
+            Self::Window(_) | Self::WindowBegin(..) | Self::NoPolicy | Self::Base(_) => true,
             Self::Count(_) | Self::Age(_) | Self::Minimum(_) | Self::NoRule => !windowed,
             _ => false,
         }
@@ -104,6 +106,9 @@ impl fmt::Display for Reason {
                     Some(until) => write!(f, "until {until}: {reason}"),
                     None => write!(f, "until it is removed: {reason}"),
                 }
+            }
+            Self::Base(lineage) => {
+                write!(f, "lineage {lineage}, which was split off behind it, has no backup of its own yet")
             }
             Self::Label(label, reason) => write!(f, "label \"{label}\": {reason}"),
             Self::Unwanted => write!(f, "no rule keeps it"),

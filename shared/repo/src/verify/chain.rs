@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use walpoint_base::{SegmentNo, TimelineId};
+use walpoint_base::{SegmentName, SegmentNo, TimelineId};
 
 use super::Run;
 use crate::catalog::{BrokenChain, LineageCatalog, Runs};
@@ -13,6 +13,9 @@ use crate::plan::SegmentRange;
 /// What to do about segments of two servers.
 const SPLIT_BRAIN: &str = "find out which server wrote which of both; take a backup of the one that goes on, and give the other one a \
                            lineage of its own (archive-agent init --new-lineage)";
+
+/// What to do about a gap between segments of one server.
+const GAP: &str = "take a backup: recovery from an earlier one ends before this segment";
 
 /// What to do behind pg_resetwal.
 const RESET: &str = "take a backup: recovery from an earlier one ends before this segment";
@@ -45,16 +48,31 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Whether a backup was taken since from which recovery begins behind the segment.
+    fn begins_behind(&self, catalog: &LineageCatalog, segment: SegmentName) -> bool {
+        self.ids.iter().any(|id| catalog.begins_behind(*id, segment))
+    }
+
     fn broken(&mut self, catalog: &LineageCatalog, broken: &BrokenChain) {
-        let BrokenChain { segment, fault } = broken;
-        let (what, remedy) = match fault.is_split_brain() {
-            true => {
-                (format!("split brain: it does not continue the segment before it: {fault}"), SPLIT_BRAIN)
-            }
-            false => (fault.to_string(), RESET),
+        let BrokenChain { segment, fault, recorded } = broken;
+        if *recorded && self.begins_behind(catalog, *segment) {
+            return;
+        }
+        let (kind, what, remedy) = match (fault.is_split_brain(), recorded) {
+            (true, true) => (
+                "gap",
+                format!("it does not continue the segment before it, though one server wrote both: {fault}"),
+                GAP,
+            ),
+            (true, false) => (
+                "chain",
+                format!("split brain: it does not continue the segment before it: {fault}"),
+                SPLIT_BRAIN,
+            ),
+            (false, _) => ("chain", fault.to_string(), RESET),
         };
-        self.bad_segment(catalog.archive(), *segment, "chain", what);
-        if let Some(finding) = self.report.findings.last_mut().filter(|finding| finding.kind == "chain") {
+        self.bad_segment(catalog.archive(), *segment, kind, what);
+        if let Some(finding) = self.report.findings.last_mut().filter(|finding| finding.kind == kind) {
             remedy.clone_into(&mut finding.remedy);
         }
     }

@@ -16,7 +16,7 @@ use crate::layout::{ClusterObject, ClusterPaths};
 use crate::lineage::Lineage;
 use crate::plan::{Facts, SegmentRange, windows};
 use crate::reach::{WalNeed, WalRoots};
-use crate::retention::{Candidate, Decision, Verdict};
+use crate::retention::{Candidate, Decision, Reason, Verdict};
 
 /// The segments of a lineage that are needed and there, by timeline.
 pub(super) struct NeededWal {
@@ -122,7 +122,9 @@ impl Run<'_> {
     async fn promised(&mut self, catalog: &mut LineageCatalog, decisions: &[Decision]) -> Result<NeededWal> {
         let (lineage, size) = (catalog.lineage().clone(), catalog.lineage().segment_size);
         let here = |decision: &&Decision| {
-            decision.backup.lineage == lineage.id && self.ids.contains(&decision.backup.id)
+            let base =
+                decision.reasons.iter().any(|why| matches!(why, Reason::Base(of) if *of == lineage.id));
+            (decision.backup.lineage == lineage.id || base) && self.ids.contains(&decision.backup.id)
         };
         let of = |verdicts: &[Verdict]| -> Vec<Candidate> {
             let some = decisions.iter().filter(here).filter(|d| verdicts.contains(&d.verdict));
@@ -154,7 +156,11 @@ impl Run<'_> {
             let runs = catalog.ask(None, |facts: &Facts| facts.wal(timeline).cloned()).await?;
             let mut wanted = Runs::default();
             for run in runs.iter() {
-                for n in (run.first.0..=run.last.0).map(SegmentNo).filter(|n| need.needs(timeline, *n)) {
+                for n in (run.first.0..=run.last.0).map(SegmentNo) {
+                    // What is inherited is verified with the parent.
+                    if !need.needs(timeline, n) || catalog.archive().inherits(n.name(timeline, size)) {
+                        continue;
+                    }
                     wanted.insert(n, 0);
                 }
             }

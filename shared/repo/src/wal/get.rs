@@ -77,16 +77,20 @@ impl WalArchive {
     /// Opens a file of that name to be read a part at a time; `None` if the store has none.
     /// Of several `.partial` files the one that holds most: for another see [`Self::read_partial`].
     pub async fn read(&self, name: WalFileName) -> Result<Option<WalReader>> {
-        if let WalFileName::Partial(segment) = name {
-            return self.longest_partial(segment).await;
-        }
         let kind = match name {
             WalFileName::Segment(_) => ObjectKind::Segment,
             WalFileName::History(_) => ObjectKind::History,
             WalFileName::Backup(..) => ObjectKind::BackupHistory,
             WalFileName::Partial(_) => ObjectKind::Partial,
         };
-        self.open(kind, name, self.paths().file(name)).await
+        let own = match name {
+            WalFileName::Partial(segment) => self.longest_partial(segment).await?,
+            _ => self.open(kind, name, self.paths().file(name)).await?,
+        };
+        match (own, self.parent_of(name)) {
+            (None, Some(parent)) => Box::pin(parent.read(name)).await,
+            (own, _) => Ok(own),
+        }
     }
 
     /// A `.partial` file with that content; `None` if there is none.
@@ -104,7 +108,11 @@ impl WalArchive {
     /// What is stored about a segment, by one ranged request; `None` if there is no such segment.
     pub async fn header(&self, name: SegmentName) -> Result<Option<WalHeader>> {
         let key = self.paths().segment(name);
-        self.read_header(ObjectKind::Segment, &key, name).await
+        let own = self.read_header(ObjectKind::Segment, &key, name).await?;
+        match (own, self.parent_of(WalFileName::Segment(name))) {
+            (None, Some(parent)) => Box::pin(parent.header(name)).await,
+            (own, _) => Ok(own),
+        }
     }
 
     /// What is stored about the incomplete content of a name that ends at `end`.
@@ -226,7 +234,7 @@ impl WalArchive {
         while let Some(entry) = entries.try_next().await? {
             match self.paths().parse(&entry.key) {
                 // Parts that nothing names are what an upload left that never finished.
-                None | Some(crate::layout::WalEntry::Part(_)) => {}
+                None | Some(crate::layout::WalEntry::Part(_) | crate::layout::WalEntry::Gap(_)) => {}
                 Some(_) => return Ok(Some(entry.key)),
             }
         }

@@ -8,17 +8,21 @@
 //! |---|---|
 //! | `put`, `get` | storing and reading back |
 //! | [`seal`] | sealing a segment while it is read |
+//! | [`gaps`] | where one server's segments do not continue each other |
 //! | [`header`] | what an object says about its segment |
 //! | `edges` | what it says about its neighbors, as bytes |
 //! | `partials` | which of several `.partial` files is read |
+//! | [`inherited`] | what a lineage has in common with its parent |
 //! | `parts` | segments too large for one object |
 //! | `points` | named restore points |
 //! | [`content`] | bytes to be stored, in memory or in a file |
 
 pub mod content;
 mod edges;
+pub mod gaps;
 mod get;
 pub mod header;
+pub mod inherited;
 mod partials;
 mod parts;
 mod points;
@@ -38,8 +42,10 @@ pub(crate) use self::edges::{
     CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, decode_crossing, decode_edges, edge_flags, encode_crossing,
     encode_edges, mark_flags, marks,
 };
+pub use self::gaps::RecordedGap;
 pub use self::get::{WalFile, WalReader};
 pub use self::header::{WalFlags, WalHeader, history_hash};
+pub use self::inherited::Inherited;
 pub use self::points::PointRef;
 pub use self::put::Stored;
 pub use self::seal::{Place, SealedSegment, SegmentSealer};
@@ -75,12 +81,17 @@ struct Inner {
     repository: Repository,
     lineage: Lineage,
     paths: WalPaths,
+    inherited: Option<Inherited>,
 }
 
 impl WalArchive {
     pub(crate) fn new(repository: Repository, lineage: Lineage) -> Self {
+        Self::inheriting(repository, lineage, None)
+    }
+
+    pub(crate) fn inheriting(repository: Repository, lineage: Lineage, inherited: Option<Inherited>) -> Self {
         let paths = lineage.wal_paths();
-        Self { inner: Arc::new(Inner { repository, lineage, paths }) }
+        Self { inner: Arc::new(Inner { repository, lineage, paths, inherited }) }
     }
 
     /// The repository it is in.
@@ -113,7 +124,14 @@ impl WalArchive {
             let id = u32::from_str_radix(name, 16).ok().and_then(TimelineId::new)?;
             (id.hex() == *name).then_some(id)
         };
-        Ok(names.iter().filter_map(timeline).collect())
+        let mut timelines: Vec<TimelineId> = names.iter().filter_map(timeline).collect();
+        if let Some(inherited) = self.inherited() {
+            let parents = Box::pin(inherited.archive().timelines()).await?;
+            timelines.extend(parents.into_iter().filter(|timeline| inherited.last_of(*timeline).is_some()));
+            timelines.sort_unstable();
+            timelines.dedup();
+        }
+        Ok(timelines)
     }
 
     /// The timelines that have a history file here, sorted.
@@ -131,13 +149,18 @@ impl WalArchive {
                 _ => {}
             }
         }
+        if let Some(inherited) = self.inherited() {
+            let parents = Box::pin(inherited.archive().all_histories()).await?.stored;
+            listed.stored.extend(parents.into_iter().filter(|timeline| inherited.covers_history(*timeline)));
+        }
         listed.stored.sort_unstable();
+        listed.stored.dedup();
         listed.refused.sort_unstable();
         Ok(listed)
     }
 
-    /// What the store has of a timeline's WAL, by position, from a segment on. A listing: for tails, not for a million
-    /// segments.
+    /// What the store has of a timeline's WAL, by position, from a segment on, but for what is inherited. A listing: for
+    /// tails, not for a million segments.
     pub fn list(
         &self,
         timeline: TimelineId,

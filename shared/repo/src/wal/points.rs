@@ -4,7 +4,7 @@ use futures_util::TryStreamExt;
 use walpoint_base::facts::RestorePoint;
 use walpoint_base::{Lsn, PgTimestamp, TimelineId};
 
-use super::WalArchive;
+use super::{Inherited, WalArchive};
 use crate::error::{RepoError, Result, found};
 use crate::layout::{Key, Prefix};
 use crate::object::bytes::Fields;
@@ -50,18 +50,27 @@ impl WalArchive {
 
     /// Every restore point of that name, on all timelines, by position.
     pub async fn points_named(&self, name: &str) -> Result<Vec<PointRef>> {
-        self.list_points(&self.paths().points_named(name)).await
+        let own = self.list_points(&self.paths().points_named(name)).await?;
+        let Some(inherited) = self.inherited() else { return Ok(own) };
+        Ok(inherited.add_points(own, Box::pin(inherited.archive().points_named(name)).await?))
     }
 
     /// Every restore point, by name.
     pub async fn points(&self) -> Result<Vec<PointRef>> {
-        self.list_points(&self.paths().points()).await
+        let own = self.list_points(&self.paths().points()).await?;
+        let Some(inherited) = self.inherited() else { return Ok(own) };
+        Ok(inherited.add_points(own, Box::pin(inherited.archive().points()).await?))
     }
 
     /// What is stored about a restore point; `None` if there is none.
     pub async fn point(&self, point: &PointRef) -> Result<Option<RestorePoint>> {
         let key = self.paths().point(&point.name, point.timeline, point.lsn);
-        let Some(bytes) = found(self.store().get(&key).await)? else { return Ok(None) };
+        let Some(bytes) = found(self.store().get(&key).await)? else {
+            return match self.inherited().filter(|inherited| inherited.holds_point(point)) {
+                Some(inherited) => Box::pin(inherited.archive().point(point)).await,
+                None => Ok(None),
+            };
+        };
         let reader = ObjectReader::open(self.sealer(), &[ObjectKind::RestorePoint], &key, bytes);
         let mut content = Vec::new();
         reader
@@ -79,6 +88,20 @@ impl WalArchive {
         }
         points.sort_unstable();
         Ok(points)
+    }
+}
+
+impl Inherited {
+    fn holds_point(&self, point: &PointRef) -> bool {
+        self.holds_before(point.timeline, Lsn(point.lsn.0.saturating_add(1)))
+    }
+
+    /// A lineage's own restore points, and those of its parent from before the fork.
+    fn add_points(&self, mut own: Vec<PointRef>, parents: Vec<PointRef>) -> Vec<PointRef> {
+        own.extend(parents.into_iter().filter(|point| self.holds_point(point)));
+        own.sort_unstable();
+        own.dedup();
+        own
     }
 }
 

@@ -33,7 +33,8 @@ fn a_plan_as_json_and_as_text() {
         "lineage": "7-1",
         "target": { "kind": "time", "value": "2000-01-01T03:06:40Z", "inclusive": false },
         "options": [
-            "--target-time", "2000-01-01 03:06:40.000000+00", "--exclusive", "--target-timeline", "2", "--backup",
+            "--target-time", "2000-01-01 03:06:40.000000+00", "--exclusive", "--lineage", "7-1", "--target-timeline", "2",
+            "--backup",
             second.to_string(),
         ],
         "backup": {
@@ -98,7 +99,7 @@ fn a_plan_as_json_and_as_text() {
         assert!(text.contains(line), "{line:?} is not in\n{text}");
     }
     let again = format!(
-        "Again by    --target-time '2000-01-01 03:06:40.000000+00' --exclusive --target-timeline 2 --backup {second}\n"
+        "Again by    --target-time '2000-01-01 03:06:40.000000+00' --exclusive --lineage 7-1 --target-timeline 2 --backup {second}\n"
     );
     assert!(text.contains(&again), "{text}");
 }

@@ -71,8 +71,12 @@ fn world() -> impl Strategy<Value = RetentionFacts> {
                 made.id = BackupId::new(hour(*hour_of), tli(timeline), made.id.start(), n);
                 Some(if *own { labelled(made, "own") } else { made })
             });
-            let mut facts =
-                RetentionFacts { backups: backups.collect(), lives: vec![life], holds: Vec::new() };
+            let mut facts = RetentionFacts {
+                backups: backups.collect(),
+                lives: vec![life],
+                holds: Vec::new(),
+                ..RetentionFacts::default()
+            };
             for (number, (which, until)) in (1u64..).zip(holds) {
                 if let Some(on) = facts.backups.get(which) {
                     let mut hold = hold(number, on, None);

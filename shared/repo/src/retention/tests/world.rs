@@ -66,7 +66,7 @@ pub(super) fn hold(number: u64, on: &Candidate, until: Option<&str>) -> Held {
 }
 
 pub(super) fn facts(backups: Vec<Candidate>) -> RetentionFacts {
-    RetentionFacts { backups, lives: vec![life()], holds: Vec::new() }
+    RetentionFacts { backups, lives: vec![life()], holds: Vec::new(), ..RetentionFacts::default() }
 }
 
 /// What stays, by the number of its position; `+` for those that lead onward.

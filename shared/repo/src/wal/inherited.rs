@@ -1,0 +1,96 @@
+//! What a lineage has in common with the one that it was split off from: the parent's WAL up to the fork, histories and
+//! restore points included. A reader finds it as if it were the lineage's own; what the lineage stored itself comes first.
+//!
+//! Nothing behind the fork is inherited, and no timeline that does not lead there: that is the other server's.
+
+use walpoint_base::{LineageId, Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
+
+use super::WalArchive;
+use crate::lineage::Fork;
+
+/// The WAL of a parent, up to a fork.
+#[derive(Clone, Debug)]
+pub struct Inherited {
+    archive: WalArchive,
+    fork: Fork,
+    /// Of the timeline of the fork.
+    history: TimelineHistory,
+}
+
+impl Inherited {
+    /// Of the WAL in `archive` what leads to `fork`; `history` is that of the fork's timeline.
+    pub(crate) fn new(archive: WalArchive, fork: Fork, history: TimelineHistory) -> Self {
+        Self { archive, fork, history }
+    }
+
+    /// The parent's WAL, with what that inherited in its turn.
+    pub fn archive(&self) -> &WalArchive {
+        &self.archive
+    }
+
+    /// Up to which position a timeline leads to the fork; `None` for one that does not.
+    fn limit(&self, timeline: TimelineId) -> Option<Lsn> {
+        let Fork { timeline: of, lsn } = self.fork;
+        if timeline == of { Some(lsn) } else { self.history.end_of(timeline).map(|end| end.min(lsn)) }
+    }
+
+    /// Whether the byte before a position of a timeline lies before the fork and leads there.
+    pub fn holds_before(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+        self.limit(timeline).is_some_and(|limit| lsn <= limit)
+    }
+
+    /// The last segment of a timeline that is inherited, if any is.
+    pub fn last_of(&self, timeline: TimelineId) -> Option<SegmentNo> {
+        let size = self.archive.lineage().segment_size;
+        let limit = self.limit(timeline).filter(|limit| limit.is_valid())?;
+        // Up to the fork only whole segments are the same.
+        let whole = SegmentNo((self.fork.lsn.0 / size.bytes()).checked_sub(1)?);
+        Some(SegmentNo::before(limit, size).min(whole))
+    }
+
+    /// Whether a segment is inherited, if the parent has it.
+    pub fn covers(&self, name: SegmentName) -> bool {
+        let size = self.archive.lineage().segment_size;
+        name.number(size).is_some_and(|number| Some(number) <= self.last_of(name.timeline))
+    }
+
+    /// Whether the history of a timeline is inherited, if the parent has it.
+    pub fn covers_history(&self, timeline: TimelineId) -> bool {
+        self.limit(timeline).is_some()
+    }
+
+    fn covers_file(&self, name: WalFileName) -> bool {
+        match name {
+            WalFileName::History(timeline) => self.covers_history(timeline),
+            WalFileName::Segment(segment)
+            | WalFileName::Backup(segment, _)
+            | WalFileName::Partial(segment) => self.covers(segment),
+        }
+    }
+}
+
+impl WalArchive {
+    /// What this lineage has in common with its parent; `None` if it has none, the fork is not known, or this archive was
+    /// opened for writing.
+    pub fn inherited(&self) -> Option<&Inherited> {
+        self.inner.inherited.as_ref()
+    }
+
+    /// Whether a segment lies before the fork from a parent lineage: whoever stored it, it is the parent's.
+    pub fn inherits(&self, name: SegmentName) -> bool {
+        self.inherited().is_some_and(|inherited| inherited.covers(name))
+    }
+
+    /// Whether the WAL of another lineage up to a position of a timeline is this one's too.
+    pub fn shares(&self, lineage: LineageId, timeline: TimelineId, lsn: Lsn) -> bool {
+        self.inherited().filter(|inherited| inherited.holds_before(timeline, lsn)).is_some_and(|inherited| {
+            let archive = inherited.archive();
+            archive.lineage().id == lineage || archive.shares(lineage, timeline, lsn)
+        })
+    }
+
+    /// The parent's archive, where a file that this one does not have may lie.
+    pub(super) fn parent_of(&self, name: WalFileName) -> Option<&WalArchive> {
+        self.inherited().filter(|inherited| inherited.covers_file(name)).map(Inherited::archive)
+    }
+}

@@ -1,0 +1,217 @@
+//! Several lineages of one cluster: which one a restore takes, and what one that was split off has of its parent.
+
+mod archive_bed;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use archive_bed::Bed;
+use serde_json::Value;
+use walpoint_tests::agent::{Agent, Daemon};
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::process::Output;
+use walpoint_tests::wait;
+
+const SOON: Duration = Duration::from_secs(120);
+
+/// Two servers that go on from one, on the same timeline number: production, and a copy with a lineage of its own.
+struct Two {
+    bed: Bed,
+    production: Cluster,
+    production_agent: Agent,
+    copy: Cluster,
+    copy_agent: Agent,
+    /// The backup that both come from.
+    backup: String,
+    /// A position behind it that both have.
+    common: String,
+    /// A segment before the fork.
+    common_segment: String,
+    /// A moment behind the fork that both have.
+    moment: String,
+    _daemons: Vec<Daemon>,
+}
+
+fn segment(cluster: &Cluster, who: &str) -> String {
+    cluster.psql(&format!("insert into t select '{who}' from generate_series(1, 100)"));
+    cluster.switch_wal()
+}
+
+#[track_caller]
+fn archived(cluster: &Cluster, name: &str) {
+    let status = cluster.wal_dir().join("archive_status");
+    wait::until_true(SOON, &format!("{name} is archived\n{}", cluster.log()), || {
+        status.join(format!("{name}.done")).exists() || !cluster.wal_dir().join(name).exists()
+    });
+}
+
+#[track_caller]
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {} {}", output.stdout, output.stderr))
+}
+
+impl Two {
+    fn start() -> Two {
+        let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+        bed.cluster.start();
+        let daemon = bed.agent.daemon();
+        bed.cluster.psql("create table t (who text)");
+        bed.agent.run(&["backup"]).expect_success();
+        let backup = json(&bed.agent.run(&["status", "--json"]))["clusters"][0]["repositories"][0]["status"]
+            ["backups"][0]["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let common_segment = segment(&bed.cluster, "both");
+        let common = bed.cluster.lsn();
+        archived(&bed.cluster, &segment(&bed.cluster, "both"));
+        let standby = |bed: &Bed| {
+            let standby = bed.cluster.standby();
+            let agent = Agent::with(&standby, &bed.store);
+            agent.archive_from(&standby);
+            standby.set("archive_command", "false");
+            (standby, agent)
+        };
+        let [(mut production, production_agent), (mut copy, copy_agent)] = [standby(&bed), standby(&bed)];
+        for one in [&mut production, &mut copy] {
+            one.set("wal_keep_size", "64MB");
+            one.start();
+            one.wait_replayed(&bed.cluster);
+        }
+        // More that both stream and the archive has.
+        archived(&bed.cluster, &segment(&bed.cluster, "both"));
+        for one in [&production, &copy] {
+            one.wait_replayed(&bed.cluster);
+        }
+        bed.cluster.stop(Shutdown::Fast);
+        assert_eq!(daemon.stop(), 0);
+        production.promote();
+        copy.promote();
+        let ask = |cluster: &Cluster, agent: &Agent| {
+            cluster.set("archive_command", agent.archive_command());
+            cluster.reload();
+        };
+        let first = production_agent.daemon();
+        ask(&production, &production_agent);
+        archived(&production, &segment(&production, "production"));
+        copy_agent.init(&["--new-lineage"]).expect_success();
+        let second = copy_agent.daemon();
+        ask(&copy, &copy_agent);
+        archived(&copy, &segment(&copy, "copy"));
+        let moment = copy.psql("select clock_timestamp()");
+        archived(&production, &segment(&production, "production"));
+        archived(&copy, &segment(&copy, "copy"));
+        Two {
+            bed,
+            production,
+            production_agent,
+            copy,
+            copy_agent,
+            backup,
+            common,
+            common_segment,
+            moment,
+            _daemons: vec![first, second],
+        }
+    }
+
+    fn lineage(&self, n: u32) -> String {
+        format!("{}-{n}", self.production.system_id())
+    }
+
+    fn restored(&self, name: &str, arguments: &[&str]) -> (PathBuf, Cluster) {
+        let place = self.bed.cluster.dir().join(name);
+        let all = [&["restore", "--pgdata", place.to_str().unwrap()], arguments].concat();
+        self.production_agent.restore(&all).expect_success();
+        let cluster =
+            Cluster::start_restored(self.bed.cluster.dir(), self.bed.cluster.major(), place.clone());
+        (place, cluster)
+    }
+}
+
+fn rows(cluster: &Cluster) -> String {
+    cluster.psql("select string_agg(who || ' ' || n, ', ' order by who) from (select who, count(*) n from t group by who) x")
+}
+
+/// What was split off begins with a backup of its parent, whose WAL leads to the fork; where both have the target, a person
+/// chooses; and nothing that one of them needs expires.
+#[test]
+fn a_lineage_that_was_split_off_is_restored_from_its_parents_backup_and_never_by_itself() {
+    let two = Two::start();
+    let status = two.copy_agent.run(&["status"]).expect_success().stdout;
+    assert!(status.contains(&format!("split off from lineage {} at ", two.lineage(1))), "{status}");
+    assert!(status.contains("NO BACKUP of its own: take one now"), "{status}");
+
+    for target in [&[][..], &["--target-time", &two.moment]] {
+        let refused =
+            json(&two.production_agent.restore(&[&["plan", "--json"], target].concat()).expect_status(1));
+        assert_eq!(refused["reason"], "several-lineages", "{refused:#}");
+        let message = refused["message"].as_str().unwrap();
+        assert!(message.contains(&two.lineage(1)) && message.contains(&two.lineage(2)), "{message}");
+    }
+    // What lies before the fork is the same in both: nothing to choose.
+    let common = json(
+        &two.production_agent.restore(&["plan", "--json", "--target-lsn", &two.common]).expect_success(),
+    );
+    assert_eq!(common["lineage"], two.lineage(1), "{common:#}");
+
+    let plan = json(
+        &two.production_agent.restore(&["plan", "--json", "--lineage", &two.lineage(2)]).expect_success(),
+    );
+    assert_eq!(
+        (&plan["lineage"], &plan["backup"]["id"]),
+        (&two.lineage(2).into(), &two.backup.clone().into())
+    );
+    let (place, copy) = two.restored("copy", &["--lineage", &two.lineage(2)]);
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), "both 300, copy 200");
+    let binding = std::fs::read_to_string(place.join("walpoint.lineage")).unwrap();
+    assert!(binding.trim().ends_with(&two.lineage(2)), "{binding}");
+    let (place, production) = two.restored("production", &["--lineage", &two.lineage(1)]);
+    production.wait_promoted();
+    assert_eq!(rows(&production), "both 300, production 200");
+    assert!(!place.join("walpoint.lineage").exists());
+
+    // Production's backups do not push the copy's only one out.
+    let mut keep = Agent::with(&two.production, &two.bed.store);
+    keep.tables = "\n[cluster.main.retention]\ngrace = \"0s\"\ncount = 1\n".to_owned();
+    two.production_agent.run(&["backup"]).expect_success();
+    two.production_agent.run(&["backup"]).expect_success();
+    let expired = keep.run(&["expire"]).expect_success().stdout;
+    assert!(
+        expired.contains(&format!("lineage {}, which was split off behind it", two.lineage(2))),
+        "{expired}"
+    );
+    two.production_agent.restore(&["plan", "--lineage", &two.lineage(2)]).expect_success();
+    two.production_agent.run(&["verify"]).expect_success();
+
+    // A backup of its own ends that.
+    two.copy_agent.run(&["backup"]).expect_success();
+    let status = two.copy_agent.run(&["status"]).expect_success().stdout;
+    assert!(!status.contains("NO BACKUP"), "{status}");
+    keep.run(&["expire"]).expect_success();
+    let gone = two.production_agent.restore(&["plan", "--backup", &two.backup]).expect_status(1);
+    assert!(gone.stdout.contains("no backup"), "{}", gone.stdout);
+    two.production_agent.restore(&["plan", "--lineage", &two.lineage(2)]).expect_success();
+    two.production_agent.run(&["verify"]).expect_success();
+    assert!(two.copy.timeline() >= 1);
+}
+
+/// A standby of the copy reads the copy's WAL and not production's, and a server fetches what lies before the fork.
+#[test]
+fn restore_fetch_reads_the_lineage_that_the_data_directory_is_bound_to() {
+    let two = Two::start();
+    let segment = segment(&two.copy, "copy");
+    archived(&two.copy, &segment);
+    let fetched = |agent: &Agent, name: &str| {
+        // As PostgreSQL asks: into its own pg_wal.
+        agent.fetch(name, "pg_wal/RECOVERYXLOG")
+    };
+    let got = fetched(&two.copy_agent, &segment);
+    assert!(got.success(), "{got:?}");
+    let read = std::fs::read(two.copy.wal_dir().join("RECOVERYXLOG")).unwrap();
+    assert_eq!(read, std::fs::read(two.copy.wal_dir().join(&segment)).unwrap());
+    let got = fetched(&two.copy_agent, &two.common_segment);
+    assert!(got.success(), "what lies before the fork is in the parent: {got:?}");
+}
