@@ -21,6 +21,21 @@ pub(crate) async fn read(pgdata: &Path, repository: RepositoryId) -> io::Result<
     bound_lineage(&text, repository).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
 }
 
+/// Binds a data directory to a lineage of one repository; what it is bound to elsewhere stays.
+pub(crate) fn add(pgdata: &Path, repository: RepositoryId, lineage: LineageId) -> io::Result<()> {
+    let path = pgdata.join(BINDING);
+    let mut text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error),
+    };
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text += &binding([(repository, lineage)]);
+    durable::replace(&path, text.as_bytes(), 0o644)
+}
+
 /// Binds a data directory to these lineages, and to no other.
 pub(crate) fn write(
     pgdata: &Path,

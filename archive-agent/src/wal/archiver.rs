@@ -214,7 +214,7 @@ impl Archiver {
         wanted: FileIdentity,
         begun: Instant,
     ) -> Result<FileIdentity, NotStored> {
-        if lock(&self.stored).holds(name, &wanted) {
+        if self.remembered().holds(name, &wanted) {
             return Ok(wanted);
         }
         let limit = self.patience(wanted.size);
@@ -226,7 +226,7 @@ impl Archiver {
                 return Err(NotStored::OtherFile(self.other_file(&seen, &wanted)));
             }
             // The look-ahead may have ended while the file was looked at.
-            if lock(&self.stored).holds(name, &wanted) {
+            if self.remembered().holds(name, &wanted) {
                 return Ok(wanted);
             }
             let upload = self.start(name);
@@ -300,26 +300,38 @@ impl Archiver {
         let entry = Entry { archiver: Arc::clone(self), name };
         tokio::spawn(async move {
             let archiver = &entry.archiver;
+            let epoch = archiver.uploader.epoch();
             let result = tokio::select! {
                 result = archiver.upload(name, &progress) => result,
                 () = archiver.abandoned.cancelled() => Err("the daemon is stopping".into()),
             };
-            archiver.note(name, &result);
+            archiver.note(name, epoch, &result);
             drop(entry);
             progress.send_replace(Progress::Ended(result));
         });
         upload
     }
 
+    /// What is known to be stored in the lineages that the data directory is bound to now.
+    fn remembered(&self) -> MutexGuard<'_, Stored> {
+        let mut stored = lock(&self.stored);
+        stored.begin(self.uploader.epoch());
+        stored
+    }
+
     /// Remembers how an upload ended.
-    fn note(&self, name: WalFileName, result: &Result<FileIdentity, Arc<str>>) {
+    fn note(&self, name: WalFileName, epoch: u64, result: &Result<FileIdentity, Arc<str>>) {
         let mut failed = lock(&self.failed);
         failed.retain(|_, since| since.elapsed() < REST_AFTER_FAILURE);
         match result {
             Ok(identity) => {
                 self.queue.stored();
                 failed.remove(&name);
-                lock(&self.stored).insert(name, *identity);
+                // Begun in a lineage that was left since, it may be there and not here.
+                let mut stored = self.remembered();
+                if epoch == self.uploader.epoch() {
+                    stored.insert(name, *identity);
+                }
             }
             Err(_) => {
                 failed.insert(name, Instant::now());
@@ -331,7 +343,7 @@ impl Archiver {
     pub(crate) fn start_ahead(self: &Arc<Self>, name: WalFileName) {
         let failed_lately =
             lock(&self.failed).get(&name).is_some_and(|since| since.elapsed() < REST_AFTER_FAILURE);
-        if !failed_lately && !lock(&self.stored).knows(name) {
+        if !failed_lately && !self.remembered().knows(name) {
             self.start(name);
         }
     }

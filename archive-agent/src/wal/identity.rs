@@ -148,7 +148,8 @@ pub(crate) async fn compare(
     Ok(newest)
 }
 
-/// The end of the newest finished segment that is the same in a directory of WAL and in an archive, of the path to a timeline.
+/// Up to where the WAL of a directory and of an archive is the same on the path to a timeline: the end of the newest finished
+/// segment that is, and before which none differs.
 pub(crate) async fn fork(
     archive: &WalArchive,
     cluster: &Identity,
@@ -159,11 +160,48 @@ pub(crate) async fn fork(
         history_in(wal, timeline).map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
     let (directory, size) = (wal.to_owned(), cluster.segment_size);
     let finished = tokio::task::spawn_blocking(move || finished(&directory, &history, size)).await;
+    let (mut fork, mut same) = (None, 0);
     for name in finished.unwrap_or_default() {
-        if segment(archive, cluster, wal, name).await? == Comparison::Same
-            && let Some(number) = name.number(size)
-        {
-            return Ok(Some(Fork { timeline: name.timeline, lsn: number.end(size) }));
+        match segment(archive, cluster, wal, name).await? {
+            Comparison::Unknown => {}
+            Comparison::Same => {
+                fork = fork.or(name
+                    .number(size)
+                    .map(|number| Fork { timeline: name.timeline, lsn: number.end(size) }));
+                same += 1;
+                if same == LOOKED_FOR {
+                    break;
+                }
+            }
+            // What is the same behind it was stored before the two servers met.
+            Comparison::Other(_) => (fork, same) = (None, 0),
+        }
+    }
+    Ok(fork)
+}
+
+/// The lineage whose WAL a directory has: the only one that has one of its newest finished segments with the same content.
+/// `None` where nothing shows it.
+pub(crate) async fn owner(
+    archives: &[WalArchive],
+    cluster: &Identity,
+    wal: &Path,
+) -> Result<Option<LineageId>, RepoError> {
+    let (directory, size) = (wal.to_owned(), cluster.segment_size);
+    let finished = tokio::task::spawn_blocking(move || {
+        let mut found = marked(&directory, size);
+        found.retain(|(_, name)| is_finished(&directory, *name));
+        found
+    });
+    for (_, name) in finished.await.unwrap_or_default().into_iter().rev().take(LOOKED_FOR) {
+        let mut owners = Vec::new();
+        for archive in archives {
+            if segment(archive, cluster, wal, name).await? == Comparison::Same {
+                owners.push(archive.lineage().id);
+            }
+        }
+        if let [only] = owners[..] {
+            return Ok(Some(only));
         }
     }
     Ok(None)
@@ -239,22 +277,27 @@ pub(super) fn is_finished(wal: &Path, name: SegmentName) -> bool {
 /// The finished segments of a directory that lie on a path, newest first. What lies behind a fork on the timeline that was
 /// left there may be another server's.
 fn finished(wal: &Path, history: &TimelineHistory, size: SegmentSize) -> Vec<SegmentName> {
+    let on_path = |(number, name): &(SegmentNo, SegmentName)| {
+        name.timeline == history.timeline()
+            || history.end_of(name.timeline).is_some_and(|end| *number < SegmentNo::of(end, size))
+    };
+    let found = marked(wal, size).into_iter().rev();
+    found.filter(|one| on_path(one) && is_finished(wal, one.1)).map(|(_, name)| name).collect()
+}
+
+/// The segments that have a mark in a directory's `archive_status`, by position.
+fn marked(wal: &Path, size: SegmentSize) -> Vec<(SegmentNo, SegmentName)> {
     let mut found: Vec<(SegmentNo, SegmentName)> = Vec::new();
     let Ok(entries) = std::fs::read_dir(wal.join("archive_status")) else { return Vec::new() };
     for entry in entries.flatten() {
         let file = entry.file_name();
         let name = file.to_str().and_then(|file| file.rsplit_once('.'));
         let Some(Ok(name)) = name.map(|(name, _)| name.parse::<SegmentName>()) else { continue };
-        let Some(number) = name.number(size) else { continue };
-        let on_path = name.timeline == history.timeline()
-            || history.end_of(name.timeline).is_some_and(|end| number < SegmentNo::of(end, size));
-        if on_path && is_finished(wal, name) {
-            found.push((number, name));
-        }
+        found.extend(name.number(size).map(|number| (number, name)));
     }
     found.sort_unstable();
     found.dedup();
-    found.into_iter().rev().map(|(_, name)| name).collect()
+    found
 }
 
 fn hash(sealer: &Sealer, path: &Path) -> io::Result<ContentHash> {

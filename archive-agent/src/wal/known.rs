@@ -25,7 +25,8 @@ pub(super) struct Known {
     under_way: Vec<SegmentName>,
     /// Timelines of which this process stored a segment, or found it stored with the same content.
     claimed: BTreeSet<TimelineId>,
-    refused: BTreeMap<TimelineId, SplitBrain>,
+    /// With the first segment that was refused, if it was one.
+    refused: BTreeMap<TimelineId, (SplitBrain, Option<SegmentName>)>,
 }
 
 impl Known {
@@ -60,6 +61,11 @@ impl Known {
             || (self.claimed.contains(&name.timeline) && self.under_way.contains(&name))
     }
 
+    /// Whether a segment of the timeline is known to be this server's.
+    pub(super) fn has_claimed(&self, timeline: TimelineId) -> bool {
+        self.claimed.contains(&timeline)
+    }
+
     /// A segment begins to be stored, unless it has to wait for the one before it: while nothing shows whose the timeline is,
     /// one after the other.
     pub(super) fn begin(&mut self, name: SegmentName, before: Option<SegmentName>) -> bool {
@@ -89,15 +95,28 @@ impl Known {
     }
 
     /// Something was refused as another server's.
-    pub(super) fn refuse(&mut self, split: SplitBrain) {
+    pub(super) fn refuse(&mut self, split: SplitBrain, segment: Option<SegmentName>) {
         self.claimed.remove(&split.timeline());
         self.stored.retain(|name| name.timeline != split.timeline());
-        self.refused.insert(split.timeline(), split);
+        let before = self.refused.get(&split.timeline()).and_then(|(_, first)| *first);
+        let first = before.into_iter().chain(segment).min();
+        self.refused.insert(split.timeline(), (split, first));
+    }
+
+    /// What was refused of a timeline before a segment: which segment, and why.
+    pub(super) fn refused_before(&self, name: SegmentName) -> Option<(SegmentName, SplitBrain)> {
+        let (split, first) = self.refused.get(&name.timeline)?;
+        first.filter(|first| *first < name).map(|first| (first, split.clone()))
+    }
+
+    /// What was refused no longer waits.
+    pub(super) fn forget_refusal(&mut self, timeline: TimelineId) {
+        self.refused.remove(&timeline);
     }
 
     /// What was refused, and nothing of its timeline stored since.
     pub(super) fn refused(&self) -> Vec<SplitBrain> {
-        self.refused.values().cloned().collect()
+        self.refused.values().map(|(split, _)| split.clone()).collect()
     }
 }
 

@@ -19,9 +19,17 @@ const LIMIT: usize = 1024;
 pub(crate) struct Stored {
     files: HashMap<WalFileName, FileIdentity>,
     order: VecDeque<WalFileName>,
+    epoch: u64,
 }
 
 impl Stored {
+    /// Forgets all that was stored in another epoch: it went into other lineages.
+    pub(crate) fn begin(&mut self, epoch: u64) {
+        if self.epoch != epoch {
+            *self = Self { epoch, ..Self::default() };
+        }
+    }
+
     /// Remembers a file, in place of what was known under its name.
     pub(crate) fn insert(&mut self, name: WalFileName, identity: FileIdentity) {
         if self.files.insert(name, identity).is_some() {

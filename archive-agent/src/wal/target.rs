@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -23,7 +24,7 @@ use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
 use walpoint_repo::{RepoError, Repository};
 
-use super::identity::SplitBrain;
+use super::identity::{self, SplitBrain};
 use super::known::Known;
 use crate::binding;
 
@@ -141,6 +142,8 @@ pub(crate) struct Target {
     known: std::sync::Mutex<Known>,
     /// Told when a segment is no longer being stored.
     landed: Notify,
+    /// How often the data directory was bound to another lineage.
+    lineages_left: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
@@ -183,6 +186,7 @@ impl Target {
             missed_more: Notify::new(),
             known: std::sync::Mutex::default(),
             landed: Notify::new(),
+            lineages_left: AtomicU64::new(0),
         }
     }
 
@@ -191,14 +195,19 @@ impl Target {
         look(self.known.lock().unwrap_or_else(PoisonError::into_inner).of(lineage))
     }
 
+    /// Changes whenever what was stored before may not count any more: it went into another lineage.
+    pub(crate) fn lineages_left(&self) -> u64 {
+        self.lineages_left.load(Ordering::Acquire)
+    }
+
     /// What was refused as another server's WAL.
     pub(crate) fn split_brains(&self) -> Vec<SplitBrain> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).refused()
     }
 
     /// Remembers what was refused as another server's WAL.
-    pub(super) fn refuse(&self, split: &SplitBrain) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).refuse(split.clone());
+    pub(super) fn refuse(&self, split: &SplitBrain, segment: Option<SegmentName>) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).refuse(split.clone(), segment);
     }
 
     /// Begins to store a segment, when the one before it is no longer being stored or shows nothing.
@@ -260,7 +269,8 @@ impl Target {
         &self.name
     }
 
-    /// Stores a segment that was sealed for the archive that [`Self::archive`] gave, durably. `content`: what was sealed.
+    /// Stores a segment that was sealed for the archive that [`Self::archive`] gave, durably. `content`: what was sealed. That it
+    /// is stored does not yet show whose the timeline is.
     // Boxed: the compiler cannot prove a nest of that many futures to be `Send`.
     pub(crate) fn store_segment<'a>(
         &'a self,
@@ -284,7 +294,6 @@ impl Target {
                 Stored::Same => self.note(Noted { lineage, name, entry: None }),
                 Stored::Ended(_) => return Ok(stored),
             }
-            self.known(lineage, |known| known.add(name));
             Ok(stored)
         };
         Box::pin(self.or_start_over(store))
@@ -340,6 +349,37 @@ impl Target {
         self.or_start_over(self.find_archive(cluster)).await
     }
 
+    /// The lineage that was split off and has this directory's WAL, which is then bound to it: a standby that was made before
+    /// the lineage was, for one.
+    async fn shown_by_wal(
+        &self,
+        repository: &Repository,
+        cluster: &Identity,
+    ) -> Result<Option<LineageId>, TargetError> {
+        let mut lineages = repository.lineages(&self.cluster).await?;
+        lineages.retain(|lineage| lineage.system_id() == cluster.system_id);
+        if lineages.iter().all(|lineage| lineage.parent.is_none()) {
+            return Ok(None);
+        }
+        let archives: Vec<WalArchive> = lineages.iter().map(|lineage| repository.wal(lineage)).collect();
+        let shown = identity::owner(&archives, cluster, &self.pgdata.join("pg_wal")).await?;
+        let Some(lineage) = lineages.iter().find(|lineage| Some(lineage.id) == shown) else {
+            return Ok(None);
+        };
+        if lineage.parent.is_none() {
+            return Ok(None);
+        }
+        let written = binding::add(&self.pgdata, repository.id(), lineage.id);
+        written.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
+        tracing::warn!(
+            repository = self.name,
+            lineage = %lineage.id,
+            "the WAL of {} is in this lineage and in no other: the data directory is bound to it from now on",
+            self.pgdata.display()
+        );
+        Ok(Some(lineage.id))
+    }
+
     async fn find_archive(&self, cluster: &Identity) -> Result<WalArchive, TargetError> {
         // Held while opening: one opening at a time is enough.
         let mut opened = self.opened.lock().await;
@@ -361,6 +401,11 @@ impl Target {
         {
             return Ok(archive.clone());
         }
+        let shown = match bound {
+            None => self.shown_by_wal(&open.repository, cluster).await?,
+            Some(_) => None,
+        };
+        let bound = shown.or(bound);
         let lineage = open.repository.lineage_of(&self.cluster, cluster.system_id, bound).await?;
         let lineage = lineage.ok_or_else(|| TargetError::Unregistered {
             repository: self.name.clone(),
@@ -382,6 +427,7 @@ impl Target {
         let archive = open.repository.wal(&lineage);
         if open.archive.as_ref().is_some_and(|(_, _, before)| before.lineage().id != lineage.id) {
             tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
+            self.lineages_left.fetch_add(1, Ordering::AcqRel);
         }
         open.archive = Some((*cluster, bound, archive.clone()));
         Ok(archive)

@@ -11,22 +11,23 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use walpoint_base::socket::FileIdentity;
-use walpoint_base::{TimelineHistory, TimelineId, WalFileName};
+use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::control::{ClusterState, ControlFile};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::init::error_chain;
 use walpoint_repo::object::Level;
 use walpoint_repo::store::StoreSettings;
-use walpoint_repo::wal::{SealedSegment, SegmentSealer, Stored, WalArchive};
+use walpoint_repo::wal::{Content, SealedSegment, SegmentSealer, Stored, WalArchive};
 use walpoint_repo::{RepoError, cpu};
 use walpoint_runtime::args::Selection;
 
 use super::check::{self, CheckError};
+use super::neighbors::{self, Newcomer};
 use super::prepare::{PrepareError, Prepared, Rules, prepare};
 use super::read::{OpenFile, ReadError};
 use super::room::{Habit, ROOM, Room};
 use super::target::{Target, TargetError, UnderWay};
-use super::{history, identity, neighbors};
+use super::{history, identity};
 
 /// A file up to this length needs no share of the room.
 const SMALL: u64 = 64 << 10;
@@ -110,6 +111,11 @@ impl Uploader {
             habit: Habit::default(),
             refused: Notify::new(),
         }
+    }
+
+    /// Changes whenever what was stored before may not count any more ([`Target::lineages_left`]).
+    pub(crate) fn epoch(&self) -> u64 {
+        self.targets.iter().map(Target::lineages_left).sum()
     }
 
     /// PostgreSQL's data directory.
@@ -289,12 +295,8 @@ impl Uploader {
                     let Admitted { archive, history, under_way: _under_way } = admitted?;
                     match (file.name, sealed) {
                         (WalFileName::Segment(name), Some(sealed)) => {
-                            let directory = file.path.parent().unwrap_or(&file.path);
-                            let sound = sealed.facts().whole && !sealed.is_damaged();
-                            let (cluster, facts) = (&file.cluster, (sealed.facts(), sound));
-                            let history = history.as_deref();
-                            neighbors::admit(target, &archive, cluster, facts, history, directory).await?;
-                            target.store_segment(&archive, name, sealed, content).await
+                            let to = (*target, &archive, history.as_deref());
+                            store_segment(file, to, name, sealed, content).await
                         }
                         (name, _) => target.store_other(&archive, name, content).await,
                     }
@@ -302,7 +304,7 @@ impl Uploader {
             }
             for (target, result) in group.iter().zip(join_all(attempts).await) {
                 if let Err(TargetError::SplitBrain(split)) = &result {
-                    target.refuse(split);
+                    target.refuse(split, file.name.segment());
                     self.refused.notify_one();
                 }
                 match result {
@@ -334,9 +336,30 @@ impl Uploader {
         let WalFileName::Segment(name) = file.name else {
             return Ok(Admitted { archive, history, under_way: None });
         };
+        self.not_behind_a_refusal(target, &archive, name)?;
         let before = neighbors::before(name, history.as_deref(), file.cluster.segment_size);
         let under_way = Some(target.begin(archive.lineage().id, name, before).await);
         Ok(Admitted { archive, history, under_way })
+    }
+
+    /// Refuses what follows a segment that was refused as another server's and waits still: nothing behind it can be this
+    /// server's there.
+    fn not_behind_a_refusal(
+        &self,
+        target: &Target,
+        archive: &WalArchive,
+        name: SegmentName,
+    ) -> Result<(), TargetError> {
+        let lineage = archive.lineage().id;
+        let Some((first, split)) = target.known(lineage, |known| known.refused_before(name)) else {
+            return Ok(());
+        };
+        let status = self.wal_directory().join("archive_status");
+        if status.join(format!("{first}.ready")).exists() {
+            return Err(split.into());
+        }
+        target.known(lineage, |known| known.forget_refusal(name.timeline));
+        Ok(())
     }
 
     /// Reads, checks and seals a file for these archives, in this share of the room or, if that cannot grow as needed, in one
@@ -481,6 +504,33 @@ async fn accepted(name: WalFileName, archives: &[WalArchive]) -> Result<bool, Re
 struct Share<'a> {
     _transfer: Option<SemaphorePermit<'a>>,
     room: Room,
+}
+
+/// Stores a segment if it belongs there, and says that it is stored only if nothing of another server came in between.
+async fn store_segment(
+    file: &Source,
+    (target, archive, history): (&Target, &WalArchive, Option<&TimelineHistory>),
+    name: SegmentName,
+    sealed: SealedSegment,
+    content: &Content,
+) -> Result<Stored, TargetError> {
+    let facts = sealed.facts().clone();
+    let newcomer = Newcomer {
+        target,
+        archive,
+        cluster: &file.cluster,
+        facts: &facts,
+        sound: facts.whole && !sealed.is_damaged(),
+        history,
+        wal: file.path.parent().unwrap_or(&file.path),
+    };
+    newcomer.admit().await?;
+    let stored = target.store_segment(archive, name, sealed, content).await?;
+    if matches!(stored, Stored::New | Stored::Same) {
+        newcomer.confirm().await?;
+        target.known(archive.lineage().id, |known| known.add(name));
+    }
+    Ok(stored)
 }
 
 /// The troubles of several repositories as one. What helps one may not help the other: as long as one may recover, it is
