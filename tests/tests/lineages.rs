@@ -163,12 +163,12 @@ fn a_lineage_that_was_split_off_is_restored_from_its_parents_backup_and_never_by
         (&plan["lineage"], &plan["backup"]["id"]),
         (&two.lineage(2).into(), &two.backup.clone().into())
     );
-    let (place, copy) = two.restored("copy", &["--lineage", &two.lineage(2)]);
+    let (place, copy) = two.restored("again-copy", &["--lineage", &two.lineage(2)]);
     copy.wait_promoted();
     assert_eq!(rows(&copy), "both 300, copy 200");
     let binding = std::fs::read_to_string(place.join("walpoint.lineage")).unwrap();
     assert!(binding.trim().ends_with(&two.lineage(2)), "{binding}");
-    let (place, production) = two.restored("production", &["--lineage", &two.lineage(1)]);
+    let (place, production) = two.restored("again-production", &["--lineage", &two.lineage(1)]);
     production.wait_promoted();
     assert_eq!(rows(&production), "both 300, production 200");
     assert!(!place.join("walpoint.lineage").exists());

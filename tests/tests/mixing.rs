@@ -193,7 +193,7 @@ fn a_gap_in_one_servers_wal_is_on_record_until_a_backup_begins_behind_it() {
     bed.cluster.start();
     let ours = segments(&bed.cluster, "ours", 2);
     all_done(&bed.cluster, &ours);
-    segments(&copy, "another", 1);
+    let mut divergent = segments(&copy, "another", 1);
     copy.psql("insert into t select repeat('x', n % 7) from generate_series(1, 777) n");
     let theirs = segments(&copy, "another", 2);
     bed.cluster.set("archive_command", "false");
@@ -232,11 +232,19 @@ fn a_gap_in_one_servers_wal_is_on_record_until_a_backup_begins_behind_it() {
     );
     assert!(!found.to_string().contains("split brain"), "{found:#}");
 
-    // The copy goes on and is backed up: its backup begins behind the gap.
+    // The server goes on behind the gap and is backed up. What lies before it is what is stored.
+    divergent.push(theirs[0].clone());
+    assert_eq!(divergent, ours);
+    copy.stop(Shutdown::Fast);
+    for name in &divergent {
+        put(&bed.cluster, name, &copy.wal_dir());
+        let status = copy.wal_dir().join("archive_status");
+        std::fs::rename(status.join(format!("{name}.ready")), status.join(format!("{name}.done"))).unwrap();
+    }
     let agent = Agent::with(&copy, &bed.store);
     agent.archive_from(&copy);
-    copy.reload();
     let _daemon = agent.daemon();
+    copy.start();
     agent.run(&["backup"]).expect_success();
     let status = agent.run(&["status"]).expect_success().stdout;
     assert!(

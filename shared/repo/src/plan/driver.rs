@@ -67,13 +67,23 @@ pub async fn plan_from(
     let mut refusal: Option<Box<Unreachable>> = None;
     for family in families(catalog.lineages(), request.lineage) {
         let (mut plans, mut refused): (Vec<RestorePlan>, Option<Box<Unreachable>>) = (Vec::new(), None);
+        let named = family.len() > 1 || request.lineage.is_some();
         for at in family {
             let Some(lineage) = catalog.lineages_mut().get_mut(at) else { continue };
             match plan_in_lineage(lineage, request, decoder, now).await? {
                 // Before the fork it is what the one has that it was split off from.
                 Ok(plan) if !plans.is_empty() && has_nothing_own(lineage, &plan) => {}
                 Ok(plan) => plans.push(plan),
-                Err(unreachable) => drop(refused.get_or_insert(unreachable)),
+                Err(mut unreachable) => {
+                    // What is offered leads there only with the lineage by name.
+                    for moment in
+                        unreachable.nearest.iter_mut().filter(|moment| named && !moment.options.is_empty())
+                    {
+                        let lineage = ["--lineage".to_owned(), lineage.id().to_string()];
+                        moment.options.splice(0..0, lineage);
+                    }
+                    refused.get_or_insert(unreachable);
+                }
             }
         }
         if plans.len() > 1 {
