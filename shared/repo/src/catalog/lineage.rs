@@ -105,11 +105,6 @@ impl LineageCatalog {
         &self.archive
     }
 
-    /// Tells where segments do not continue each other: no window reaches across.
-    pub(super) fn set_breaks(&mut self, breaks: BTreeSet<(TimelineId, SegmentNo)>) {
-        self.facts.breaks = breaks;
-    }
-
     /// What is known so far.
     pub fn facts(&self) -> &Facts {
         &self.facts

@@ -194,9 +194,6 @@ impl LineageCatalog {
         for timeline in &timelines {
             breaks.insert(*timeline, self.breaks(*timeline).await?);
         }
-        let size = self.lineage().segment_size;
-        let place = |broken: &BrokenChain| Some((broken.segment.timeline, broken.segment.number(size)?));
-        self.set_breaks(breaks.values().flatten().filter_map(place).collect());
         let mut parts = Vec::new();
         for timeline in timelines {
             let of = |facts: &Facts| {

@@ -201,8 +201,6 @@ pub struct Facts {
     pub doubts: BTreeMap<TimelineId, Doubt>,
     /// Timelines known from a descendant's history whose own is not stored: recovery can pass them and not end on them.
     pub without_history: BTreeSet<TimelineId>,
-    /// Segments that do not continue the one before them, as far as anybody looked.
-    pub breaks: BTreeSet<(TimelineId, SegmentNo)>,
     answers: BTreeMap<Question, Answer>,
 }
 
@@ -225,7 +223,6 @@ impl Facts {
             backups,
             doubts: BTreeMap::new(),
             without_history: BTreeSet::new(),
-            breaks: BTreeSet::new(),
             answers: BTreeMap::new(),
         }
     }

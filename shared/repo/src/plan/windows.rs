@@ -107,38 +107,9 @@ fn stretches(path: &Path<'_>) -> Asking<Vec<(SegmentNo, Coverage)>> {
         let coverage = path.coverage(first)?;
         let read = coverage.by_ancestor.is_some();
         from = path.next_readable(if read { coverage.missing.next() } else { coverage.missing })?;
-        stretches.extend(unbroken(path, first, coverage));
+        stretches.push((first, coverage));
     }
     Ok(stretches)
-}
-
-/// The parts of a stretch between which recovery cannot pass.
-fn unbroken(path: &Path<'_>, first: SegmentNo, coverage: Coverage) -> Vec<(SegmentNo, Coverage)> {
-    let here = |(timeline, number): &&(TimelineId, SegmentNo)| {
-        let holds = |file: &SegmentRange| {
-            file.timeline == *timeline && file.first <= *number && *number <= file.last && first < *number
-        };
-        coverage.files.iter().any(holds)
-    };
-    let mut breaks: Vec<SegmentNo> =
-        path.facts().breaks.iter().filter(here).map(|(_, number)| *number).collect();
-    breaks.sort_unstable();
-    let (mut parts, mut from) = (Vec::new(), first);
-    for number in breaks {
-        let until = number.start(path.facts().segment_size);
-        let files = coverage.files_until(until, path.facts().segment_size);
-        let part = Coverage {
-            until,
-            files,
-            by_ancestor: None,
-            by_partial: None,
-            missing: number,
-            next: Some(number),
-        };
-        parts.push((std::mem::replace(&mut from, number), part));
-    }
-    parts.push((from, coverage));
-    parts
 }
 
 /// The window of a stretch: it begins with the oldest backup all of whose WAL lies in it.
