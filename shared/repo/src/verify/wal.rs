@@ -110,10 +110,30 @@ impl Run<'_> {
         .await?;
         match result {
             Ok(()) => Ok(Some(check)),
+            Err(_) if is_behind_a_gap(archive, name).await? => self.alone(archive, name).await,
             Err(what) => {
                 if !quiet {
                     self.bad_segment(archive, name, "records", what);
                 }
+                Ok(None)
+            }
+        }
+    }
+
+    /// A segment behind a gap that is on record: its records by themselves. That it does not continue the one before it is told
+    /// with the chain.
+    async fn alone(&mut self, archive: &WalArchive, name: SegmentName) -> Result<Option<Box<dyn WalCheck>>> {
+        let Some(file) = archive.get(WalFileName::Segment(name)).await? else { return Ok(None) };
+        let mut check = self.check.wal();
+        let (check, result) = crate::cpu::run(move || {
+            let result = check.segment(name, &file.content);
+            (check, result)
+        })
+        .await?;
+        match result {
+            Ok(()) => Ok(Some(check)),
+            Err(what) => {
+                self.bad_segment(archive, name, "records", what);
                 Ok(None)
             }
         }
@@ -145,6 +165,14 @@ impl Run<'_> {
             moments: Some(format!("from {start} up to {upto} on timeline {}", name.timeline)),
             remedy: format!("{RESUPPLY}; a new backup begins a window behind it"),
         });
+    }
+}
+
+async fn is_behind_a_gap(archive: &WalArchive, name: SegmentName) -> Result<bool> {
+    match archive.recorded_gap(name).await {
+        Ok(gap) => Ok(gap.is_some()),
+        Err(RepoError::Corrupt { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
