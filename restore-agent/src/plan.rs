@@ -16,7 +16,9 @@ use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason};
-use walpoint_repo::plan::{PlanReport, Request, RestorePlan, SegmentDecoder, Unreachable, driver, text};
+use walpoint_repo::plan::{
+    PlanReport, Request, RestorePlan, SegmentDecoder, TablespaceDocument, Unreachable, driver, text,
+};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::{Lineage, RepoError, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -71,7 +73,7 @@ impl<E: Into<Failure>> From<E> for NoPlan {
 pub(crate) async fn run(common: &CommonArgs, args: &PlanArgs) -> Result<(), Failure> {
     let request = args.target.request(None, false, Timestamp::now(), None)?;
     match make(common, &request).await {
-        Ok(planned) => print(common, &planned),
+        Ok(planned) => print(common, &planned, &[]),
         Err(no_plan) => refuse(common, no_plan),
     }
 }
@@ -211,14 +213,20 @@ fn failed(error: RepoError) -> Failure {
     Failure { status, error: error.into() }
 }
 
-/// Prints the plan.
-pub(crate) fn print(common: &CommonArgs, planned: &Planned) -> Result<(), Failure> {
+/// Prints the plan, and the tablespaces that replay creates, if it is known what lies there.
+pub(crate) fn print(
+    common: &CommonArgs,
+    planned: &Planned,
+    tablespaces: &[TablespaceDocument],
+) -> Result<(), Failure> {
     let mut plan = planned.plan.clone();
     plan.notes.extend(planned.damage.clone());
     if common.json {
-        return output::json(&PlanReport::of(&Ok(plan), planned.lineage.segment_size));
+        let report = PlanReport::of(&Ok(plan), planned.lineage.segment_size);
+        return output::json(&report.with_tablespaces(tablespaces));
     }
-    output::text(&text::plan(&plan, planned.lineage.segment_size))
+    let text = text::plan(&plan, planned.lineage.segment_size);
+    output::text(&(text + &text::tablespaces(tablespaces)))
 }
 
 /// Tells why there is no plan, what is missing, and what can be reached.

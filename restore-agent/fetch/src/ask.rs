@@ -196,7 +196,13 @@ mod tests {
     }
 
     fn reply(outcome: FetchOutcome, message: &str) -> FetchReply {
-        FetchReply { outcome, file: String::new(), size: 0, message: message.to_owned() }
+        FetchReply {
+            outcome,
+            file: String::new(),
+            size: 0,
+            message: message.to_owned(),
+            tablespaces: Vec::new(),
+        }
     }
 
     /// Asks a prefetcher that gives these replies, then hangs up or stays silent.

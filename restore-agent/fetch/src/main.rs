@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use walpoint_base::socket::{FetchOutcome, FetchReply, HISTORY_CACHE, STOP_WITHOUT_HISTORY};
-use walpoint_base::{Place, RECOVERY_ORIGIN, TimelineHistory, WalFileName};
+use walpoint_base::{Place, RECOVERY_ORIGIN, TimelineHistory, WalFileName, tablespace};
 
 use arguments::{Arguments, Parsed};
 use ask::Answer;
@@ -119,6 +119,14 @@ fn conclude(arguments: &Arguments, place: &Place, deadline: Option<Instant>, rep
     }
     match reply.outcome {
         FetchOutcome::Ready => {
+            match tablespace::permit(&place.pgdata, &reply.tablespaces) {
+                Ok(missing) => missing.iter().for_each(|text| say(&format!("WARNING: {text}"))),
+                // On a standby too: told to ask again, it would stream the same record from its upstream and replay it.
+                Err(refusal) => {
+                    say(&format!("ERROR: \"{}\" is withheld: {refusal}", arguments.name));
+                    return STOP;
+                }
+            }
             // An absolute path replaces the directory: the spool lies elsewhere.
             let spooled = place.wal.join(&reply.file);
             match take::take(&spooled, reply.size, &arguments.path) {

@@ -6,16 +6,12 @@
 //! it is moved aside. Nothing is changed here.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use walpoint_base::{Lsn, PgMajor};
-use walpoint_repo::plan::{SegmentDecoder, created_tablespaces};
+use walpoint_base::{CreatedTablespace, Lsn, PgMajor, tablespace};
+use walpoint_repo::plan::{SegmentDecoder, TablespaceDocument, created_tablespaces};
 
 use super::existing::{self, Existing};
 use super::layout::Layout;
@@ -24,12 +20,12 @@ use crate::decoder::WalDecoder;
 use crate::plan::Planned;
 
 /// Where replay will create tablespaces.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Created {
     /// The records, by location.
     locations: BTreeMap<PathBuf, (Lsn, u32)>,
-    /// How the directories of this version begin.
-    version: String,
+    /// The version that will run.
+    major: u8,
 }
 
 /// What lies at these locations.
@@ -48,97 +44,132 @@ impl Created {
         let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
         let from = planned.plan.backup.id.start();
         let records = created_tablespaces(&archive, &planned.plan, from, &decoder).await?;
-        let mut locations = BTreeMap::new();
+        Ok(Self { locations: BTreeMap::new(), major: major.get() }.with(&records))
+    }
+
+    /// The same with more records.
+    pub(super) fn with(&self, records: &[CreatedTablespace]) -> Self {
+        let mut locations = self.locations.clone();
         // One in place has no location of its own.
-        for record in records.into_iter().filter(|record| !record.location.is_empty()) {
-            let location = PathBuf::from(OsStr::from_bytes(&record.location));
-            locations.entry(location).or_insert((record.record, record.oid));
+        for (record, location) in records.iter().filter_map(|record| Some((record, record.path()?))) {
+            locations.entry(location.to_owned()).or_insert((record.record, record.oid));
         }
-        Ok(Self { locations, version: format!("PG_{}_", major.get()) })
+        Self { locations, major: self.major }
+    }
+
+    /// Whether replay creates none that has a location.
+    pub(super) fn is_empty(&self) -> bool {
+        self.locations.is_empty()
     }
 
     /// Looks at the locations; refuses what is another cluster's. `existing`: the data directory that is repaired or
     /// replaced.
     pub(super) fn look(&self, layout: &Layout, existing: Option<&Existing>) -> anyhow::Result<Found> {
-        let pgdata = layout.pgdata();
         let mut found = Found::default();
-        for (location, (lsn, oid)) in &self.locations {
-            let shown = location.display();
-            let versions = versions(location, &self.version).with_context(|| shown.to_string())?;
-            let Some(versions) = versions else {
-                if !layout.others().iter().any(|other| identity::same(other, location)) {
-                    found.missing.push(format!(
-                        "at {lsn} replay creates tablespace {oid} in {shown}, which does not exist: it would stop there; \
-                         create the directory, empty, for PostgreSQL's user"
-                    ));
+        for (location, record) in &self.locations {
+            match self.lies_there(location, layout, existing)? {
+                There::Free => {}
+                There::Missing => found.missing.push(missing(location, *record)),
+                There::Ours(versions) => found.ours.extend(versions),
+                There::Foreign { versions, server } => {
+                    bail!(overwrites(location, *record, &versions, server))
                 }
-                continue;
-            };
-            if versions.is_empty() || directory::belongs_to(location, pgdata) {
-                continue;
-            }
-            let link = existing.and_then(|existing| existing.link_to(location));
-            let used = existing::used_by_another_server(pgdata, std::slice::from_ref(location));
-            if link.is_none_or(|link| link == Path::new("pg_wal")) || used.is_some() {
-                let user =
-                    used.map(|(_, server)| format!(", used by the server that runs on {}", server.display()));
-                bail!(
-                    "at {lsn} replay creates tablespace {oid} in {shown} and would overwrite what lies there ({}{}): nothing was \
-                     changed; recover to a moment before it (--target-lsn {lsn} --exclusive), or restore on a machine or in \
-                     a container where that directory is another one",
-                    versions
-                        .iter()
-                        .filter_map(|v| Some(v.file_name()?.to_string_lossy()))
-                        .collect::<Vec<_>>()
-                        .join(", "),
-                    user.unwrap_or_default()
-                );
-            }
-            // What the restore itself repairs or moves is taken care of.
-            if !layout.others().iter().any(|other| identity::same(other, location)) {
-                found.ours.extend(versions);
             }
         }
         Ok(found)
     }
+
+    /// What `restore --dry-run` says about the locations, and why the restore would refuse, if it would.
+    pub(super) fn describe(
+        &self,
+        layout: &Layout,
+        existing: Option<&Existing>,
+    ) -> anyhow::Result<(Vec<TablespaceDocument>, Option<String>)> {
+        let (mut tablespaces, mut refusal) = (Vec::new(), None);
+        for (location, record) in &self.locations {
+            let (state, note) = match self.lies_there(location, layout, existing)? {
+                There::Free => ("free", None),
+                There::Missing => ("missing", Some(missing(location, *record))),
+                There::Ours(_) => ("own", None),
+                There::Foreign { versions, server } => {
+                    let text = overwrites(location, *record, &versions, server);
+                    refusal.get_or_insert_with(|| text.clone());
+                    ("foreign", Some(text))
+                }
+            };
+            let (lsn, oid) = record;
+            tablespaces.push(TablespaceDocument {
+                lsn: lsn.to_string(),
+                oid: *oid,
+                location: location.display().to_string(),
+                state,
+                note,
+            });
+        }
+        tablespaces.sort_by_key(|one| one.lsn.parse::<Lsn>().unwrap_or_default());
+        Ok((tablespaces, refusal))
+    }
+
+    fn lies_there(
+        &self,
+        location: &Path,
+        layout: &Layout,
+        existing: Option<&Existing>,
+    ) -> anyhow::Result<There> {
+        let pgdata = layout.pgdata();
+        // What the restore itself makes, repairs or moves is taken care of.
+        let restored = layout.others().iter().any(|other| identity::same(other, location));
+        let versions = tablespace::version_directories(location, self.major)
+            .with_context(|| location.display().to_string())?;
+        let Some(versions) = versions else {
+            return Ok(if restored { There::Free } else { There::Missing });
+        };
+        if versions.is_empty() || directory::belongs_to(location, pgdata) {
+            return Ok(There::Free);
+        }
+        let link = existing.and_then(|existing| existing.link_to(location));
+        let used = existing::used_by_another_server(pgdata, &[location.to_owned()]);
+        if link.is_none_or(|link| link == Path::new("pg_wal")) || used.is_some() {
+            return Ok(There::Foreign { versions, server: used.map(|(_, server)| server) });
+        }
+        Ok(if restored { There::Free } else { There::Ours(versions) })
+    }
 }
 
-/// The directories of one version of PostgreSQL in a tablespace; `None` if there is no such tablespace.
-fn versions(location: &Path, version: &str) -> io::Result<Option<Vec<PathBuf>>> {
-    let entries = match fs::read_dir(location) {
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        entries => entries?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        let aside = name.to_string_lossy().contains(super::aside::SUFFIX);
-        if name.as_bytes().starts_with(version.as_bytes()) && !aside {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(Some(found))
+/// What lies at one location.
+enum There {
+    /// Nothing of this version, or what the restore takes care of.
+    Free,
+    /// There is no such directory.
+    Missing,
+    /// These directories of the data directory that is repaired or replaced.
+    Ours(Vec<PathBuf>),
+    /// Directories of another one, and the data directory of the server that uses them, if it was found.
+    Foreign { versions: Vec<PathBuf>, server: Option<PathBuf> },
 }
 
-#[cfg(test)]
-mod tests {
-    use walpoint_base::durable;
+fn missing(location: &Path, (lsn, oid): (Lsn, u32)) -> String {
+    format!(
+        "at {lsn} replay creates tablespace {oid} in {}, which does not exist: it would stop there; create the directory, empty, \
+         for PostgreSQL's user",
+        location.display()
+    )
+}
 
-    use super::*;
-
-    #[test]
-    fn only_directories_of_this_version_are_in_the_way() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["PG_16_202307071", "PG_17_202406281", "PG_17_202406281.walpoint-old-20260101T000000Z"] {
-            fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        durable::create(&dir.path().join("other"), b"").unwrap();
-        let found = versions(dir.path(), "PG_17_").unwrap().unwrap();
-        assert_eq!(found, [dir.path().join("PG_17_202406281")]);
-        assert_eq!(versions(&dir.path().join("missing"), "PG_17_").unwrap(), None);
-    }
+fn overwrites(
+    location: &Path,
+    (lsn, oid): (Lsn, u32),
+    versions: &[PathBuf],
+    server: Option<PathBuf>,
+) -> String {
+    let names: Vec<_> = versions.iter().filter_map(|v| Some(v.file_name()?.to_string_lossy())).collect();
+    let user = server.map(|server| format!(", used by the server that runs on {}", server.display()));
+    format!(
+        "at {lsn} replay creates tablespace {oid} in {} and would overwrite what lies there ({}{}): nothing was changed; \
+         recover to a moment before it (--target-lsn {lsn} --exclusive), or restore on a machine or in a container where that \
+         directory is another one",
+        location.display(),
+        names.join(", "),
+        user.unwrap_or_default()
+    )
 }

@@ -50,7 +50,7 @@ mod report;
 pub(crate) mod rollback;
 mod room;
 mod running;
-mod settings;
+pub(crate) mod settings;
 mod sync;
 mod tablespaces;
 mod unarchived;
@@ -93,6 +93,7 @@ use prune::Removed;
 use report::Report;
 use sync::Filesystems;
 use tablespaces::{Mapping, Tablespace, Wishes};
+use unarchived::Unarchived;
 
 /// Options of `restore`.
 #[derive(Debug, Clone, Args)]
@@ -172,12 +173,34 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         Err(no_plan) => return plan::refuse(common, no_plan),
     };
     if args.dry_run {
-        plan::print(common, &planned)?;
-        return Ok(());
+        return dry_run(common, args, &planned, pgdata, &ground).await;
     }
     let restore = Restore::prepare(common, args, planned, pgdata, ground).await?;
     let report = restore.execute(common, args).await?;
     report::print(common, &report)
+}
+
+/// Prints the plan and what lies where replay creates tablespaces; fails if the restore would refuse because of that.
+async fn dry_run(
+    common: &CommonArgs,
+    args: &RestoreArgs,
+    planned: &Planned,
+    pgdata: PathBuf,
+    ground: &Ground,
+) -> Result<(), Failure> {
+    let id = planned.plan.backup.id;
+    let reader = Backups::of(&planned.repository, &planned.cluster).open(id).await;
+    let reader = reader.map_err(|e| failure::unread(id, e.into()))?;
+    let summary = &reader.manifest().summary;
+    let created = Created::read(planned, summary.facts.major).await?;
+    let (tablespaces, refusal) = if created.is_empty() {
+        (Vec::new(), None)
+    } else {
+        let layout = lay_out(args, summary, pgdata, ground.existing.as_ref())?;
+        created.describe(&layout, ground.existing.as_ref())?
+    };
+    plan::print(common, planned, &tablespaces)?;
+    refusal.map_or(Ok(()), |refusal| Err(anyhow!(refusal).into()))
 }
 
 /// What a relative target time meant to the interrupted restore that the same command began here.
@@ -235,6 +258,8 @@ struct Restore {
     created: Created,
     /// What lies at their locations.
     found: Found,
+    /// WAL of the data directory that is repaired, and in no archive.
+    unarchived: Unarchived,
     /// Where the configured repositories are that are directories.
     repositories: Vec<PathBuf>,
     settings: Vec<(String, String)>,
@@ -287,8 +312,18 @@ impl Restore {
         let repositories = places::local_repositories(common)?;
         let places = places::check(&layout, &ground, &marker, &repositories)?;
         let mut in_the_way = ground.check_others(&layout)?;
-        let created = Created::read(&planned, summary.facts.major).await?;
-        let found = created.look(&layout, ground.existing.as_ref())?;
+        let mut created = Created::read(&planned, summary.facts.major).await?;
+        let mut found = created.look(&layout, ground.existing.as_ref())?;
+        let mut unarchived = Unarchived::default();
+        if let Way::Delta { .. } = ground.way {
+            let earlier = kept_before(layout.pgdata(), &ground.state);
+            unarchived = Unarchived::find(common, layout.pgdata(), &planned, &earlier).await?;
+            let more = created.with(&unarchived.creates);
+            match more.look(&layout, ground.existing.as_ref()) {
+                Ok(look) => (created, found) = (more, look),
+                Err(error) => unarchived.leave(error.to_string()),
+            }
+        }
         found.missing.iter().for_each(|missing| tracing::warn!("{missing}"));
         if ground.way == Way::Replace {
             in_the_way.extend(found.ours.iter().map(|directory| (directory.clone(), None)));
@@ -332,6 +367,7 @@ impl Restore {
             replacement,
             created,
             found,
+            unarchived,
             repositories,
             settings,
         })
@@ -345,8 +381,7 @@ impl Restore {
         let roots = Arc::new(self.claim(&pgdata)?);
         let kept = match self.ground.way {
             Way::Delta { .. } => {
-                let wal = unarchived::find(&pgdata, &self.planned).await?;
-                Kept::keep(&pgdata, &wal, &self.found.ours, Timestamp::now())?
+                Kept::keep(&pgdata, &self.unarchived.names, &self.found.ours, Timestamp::now())?
             }
             Way::New | Way::Replace => None,
         };
@@ -383,6 +418,8 @@ impl Restore {
         origin::bind(&self.origin, &self.planned.lineage, anchor.path(), self.owner)?;
         let archive = self.planned.repository.wal_to_read(&self.planned.lineage).await?;
         forks::write(&archive, &self.planned.plan, anchor.path(), self.owner).await?;
+        let (wal, size) = (anchor.path().join("pg_wal"), self.planned.lineage.segment_size);
+        self.unarchived.put(kept.as_ref(), &wal, self.owner, size, args.resume_archiving)?;
         self.finish(&pgdata, &roots)?;
         hook("--after", args.after.as_deref(), &pgdata)?;
         Ok(self.report(args, &Done { written, removed, kept }, began.elapsed()))
@@ -461,6 +498,11 @@ impl Restore {
         Ok(roots)
     }
 
+    /// The version that will run.
+    fn major(&self) -> u8 {
+        self.reader.manifest().summary.facts.major.get()
+    }
+
     /// Where `pg_wal` lies.
     fn wal_directory(&self) -> PathBuf {
         self.layout.wal().map_or_else(|| self.layout.pgdata().join("pg_wal"), Path::to_owned)
@@ -481,7 +523,14 @@ impl Restore {
         }
         roots.make_directory(&spool).with_context(told)?;
         let anchor = roots.anchor(&spool).with_context(told)?;
-        TargetNote { timeline: plan.timeline, last, fork: plan.fork }.write(anchor.path())?;
+        let note = TargetNote {
+            timeline: plan.timeline,
+            last,
+            fork: plan.fork,
+            until: (plan.target != RecoveryTarget::Latest).then(|| plan.replayed_until()),
+            settings: settings::targets(&settings::rewrite("", &self.settings, self.major())),
+        };
+        note.write(anchor.path())?;
         if let Some(owner) = self.owner {
             for entry in std::fs::read_dir(anchor.path())? {
                 owner.give(&entry?.path())?;
@@ -528,6 +577,11 @@ impl Restore {
         finish.write()?;
         Ok(directory::release(pgdata, &self.marker)?)
     }
+}
+
+/// What interrupted runs of this restore may have kept of the data directory, oldest first.
+fn kept_before(pgdata: &Path, state: &State) -> Vec<Kept> {
+    if matches!(state, State::Unfinished(_)) { kept::all(pgdata) } else { Vec::new() }
 }
 
 /// The key file that the environment names, if it opened the repository.

@@ -29,6 +29,8 @@ pub(super) struct Report {
     replaced: Option<String>,
     seconds: f64,
     archiving: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    replayed_unarchived: Vec<String>,
     notes: Vec<String>,
     #[serde(skip)]
     start: String,
@@ -52,6 +54,7 @@ impl Restore {
                 kept.text()
             )
         }));
+        notes.extend(self.unarchived.notes());
         let replaced = Some(self.layout.pgdata()).filter(|_| self.ground.way == Way::Replace);
         let replaced = replaced.and_then(ground::replaced);
         if let Some(record) = &replaced {
@@ -100,6 +103,7 @@ impl Restore {
             replaced: replaced.map(|record| record.aside.display().to_string()),
             seconds: took.as_secs_f64(),
             archiving: args.resume_archiving,
+            replayed_unarchived: self.unarchived.replayed.iter().map(|one| one.name.to_string()).collect(),
             notes,
             start: self.start_command(),
         }

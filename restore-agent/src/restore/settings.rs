@@ -4,6 +4,8 @@
 //! recovery are neutralised, the user's own are kept. Lines that are taken out stay as comments, so that nothing that
 //! somebody wrote is lost.
 
+use std::collections::BTreeMap;
+
 use walpoint_repo::plan::quote;
 
 /// Parameters that steer a recovery. Each is set here, if only to its default: a value left over from an earlier
@@ -74,6 +76,25 @@ fn push(text: &mut String, name: &str, value: &str) {
     text.push_str(&format!("{name} = {}\n", quote(value)));
 }
 
+/// The settings in a `postgresql.auto.conf` that say where recovery stops, each as it is written: of several the last one
+/// counts, and empty ones are left out.
+pub(crate) fn targets(text: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for line in text.lines() {
+        let Some(name) = parameter(line).map(str::to_ascii_lowercase) else { continue };
+        if name.starts_with("recovery_target") && name != "recovery_target_action" {
+            let value = line.trim_start().split_at(name.len()).1.trim_start();
+            let value = value.strip_prefix('=').unwrap_or(value).trim().to_owned();
+            if value == "''" {
+                found.remove(&name)
+            } else {
+                found.insert(name, value)
+            };
+        }
+    }
+    found
+}
+
 /// The parameter that a line of a configuration file sets. Source of the syntax: `guc-file.l` of PostgreSQL.
 fn parameter(line: &str) -> Option<&str> {
     let line = line.trim_start();
@@ -132,6 +153,22 @@ mod tests {
     fn parameters_that_a_version_does_not_know_are_left_out() {
         assert!(rewrite("", &[], 15).contains("promote_trigger_file"));
         assert!(!rewrite("", &[], 16).contains("promote_trigger_file"));
+    }
+
+    #[test]
+    fn the_targets_are_those_that_count() {
+        let text = rewrite("", &settings(&[("recovery_target_name", "it's"), ("archive_mode", "off")]), 17);
+        let mut expected = BTreeMap::from([
+            ("recovery_target_inclusive".to_owned(), "'on'".to_owned()),
+            ("recovery_target_name".to_owned(), "'it''s'".to_owned()),
+            ("recovery_target_timeline".to_owned(), "'latest'".to_owned()),
+        ]);
+        assert_eq!(targets(&text), expected);
+        expected.insert("recovery_target_inclusive".to_owned(), "off".to_owned());
+        assert_eq!(
+            targets(&(text + "Recovery_Target_Inclusive=off\nrecovery_target_action = promote\n")),
+            expected
+        );
     }
 
     #[test]

@@ -1,42 +1,301 @@
-//! Segments in a data directory's `pg_wal` that no archive has: what a crashed server had written last.
+//! WAL in the `pg_wal` of a data directory that is repaired, and in no archive. A server that crashed leaves at least its last
+//! segment so: it was never complete, so it was never archived, and its rows are nowhere else.
 //!
-//! A repair removes them from there, so they are kept first ([`kept`](super::kept)). Nothing is changed here.
+//! All of it is kept ([`super::kept`]). What continues the archive is put into the new `pg_wal` too, for a recovery to the end of
+//! its timeline: PostgreSQL reads its own `pg_wal` when the archive says that it has no such segment, so the archive still
+//! counts first. Only what is proven to continue the archive's last segment is put there, up to its last valid record, with
+//! zeros behind.
+//!
+//! PostgreSQL archives the last one as `.partial` when it is promoted, because its status is not known; complete ones are
+//! marked as waiting, if the restored server archives, and as archived otherwise.
 
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt};
-use walpoint_base::{SegmentName, SegmentSize, SystemId};
-use walpoint_pg::wal::{LONG_HEADER, LongHeader};
+use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
+use walpoint_base::{
+    CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId,
+    TimelineHistory, WalFileName, durable,
+};
+use walpoint_pg::wal::{Identity, Inspector, LONG_HEADER, LongHeader};
+use walpoint_repo::Repository;
+use walpoint_repo::layout::WalEntry;
+use walpoint_repo::plan::{SegmentDecoder, SegmentRange, Signal};
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::wal::WalArchive;
+use walpoint_runtime::args::{CommonArgs, Selection};
 
+use super::kept::Kept;
+use super::owners::{self, Owner};
+use crate::decoder::WalDecoder;
 use crate::plan::Planned;
 
-/// Requests at the same time to find out what the repository has.
+/// Requests at the same time to find out what a repository has.
 const AT_ONCE: usize = 16;
 
-/// Names of the segments that the plan's repository does not have, in order.
-pub(super) async fn find(pgdata: &Path, planned: &Planned) -> anyhow::Result<Vec<String>> {
-    let wal = pgdata.join("pg_wal");
-    let present = present(&wal).with_context(|| wal.display().to_string())?;
-    let archive = planned.repository.wal_to_read(&planned.lineage).await?;
-    let own = planned.lineage.system_id();
-    let missing = futures_util::stream::iter(present).map(|(name, system_id)| {
-        let archive = &archive;
-        async move {
-            // Another cluster's of the same name is not this one.
-            let stored = system_id == own && archive.header(name).await?.is_some();
-            Ok::<_, anyhow::Error>((!stored).then(|| name.to_string()))
-        }
-    });
-    let found: Vec<Option<String>> = missing.buffered(AT_ONCE).try_collect().await?;
-    Ok(found.into_iter().flatten().collect())
+/// How long a repository is waited for that the plan does not need. What one that does not answer may have is kept.
+const OTHERS: Duration = Duration::from_secs(10);
+
+/// So many segments are looked back to find the last record that starts in one.
+const LOOK_BACK: u64 = 256;
+
+/// A segment is read in pieces of this length.
+const PIECE: usize = 1 << 20;
+
+/// What no archive has.
+#[derive(Debug, Default)]
+pub(super) struct Unarchived {
+    /// Names of files in `pg_wal`, in order.
+    pub(super) names: Vec<String>,
+    /// Those that recovery will replay, in order; by then they are among what was kept.
+    pub(super) replayed: Vec<Replayed>,
+    /// Tablespaces that their replay creates.
+    pub(super) creates: Vec<CreatedTablespace>,
+    /// Why others are not replayed.
+    pub(super) left: Option<String>,
 }
 
-/// The segments that were written under their names, each with its cluster. A file that waits to be used again holds an
-/// older segment.
-fn present(wal: &Path) -> io::Result<Vec<(SegmentName, SystemId)>> {
+/// A segment that recovery will replay from `pg_wal`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Replayed {
+    pub(super) name: SegmentName,
+    /// Where its last valid record ends.
+    pub(super) end: Lsn,
+    whole: bool,
+    /// The file, if an interrupted run kept it; else this one does.
+    kept: Option<PathBuf>,
+}
+
+/// A segment that no archive has, and what its content says.
+struct Candidate {
+    facts: SegmentFacts,
+    path: PathBuf,
+}
+
+impl Unarchived {
+    /// Looks for it. `earlier`: what interrupted runs of the same restore kept, whereupon it is gone from `pg_wal`.
+    pub(super) async fn find(
+        common: &CommonArgs,
+        pgdata: &Path,
+        planned: &Planned,
+        earlier: &[Kept],
+    ) -> anyhow::Result<Self> {
+        let wal = pgdata.join("pg_wal");
+        let archives = archives(common, planned).await?;
+        let own = planned.lineage.system_id();
+        let present = present(&wal).with_context(|| wal.display().to_string())?;
+        let missing = futures_util::stream::iter(present).map(|(name, system_id)| {
+            let (archives, wal) = (&archives, &wal);
+            async move {
+                // Another cluster's of the same name is not this one.
+                let ours = system_id.is_none_or(|found| found == own);
+                let stored = ours && is_stored(archives, wal, name).await?;
+                Ok::<_, anyhow::Error>((!stored).then_some(name))
+            }
+        });
+        let missing: Vec<Option<WalFileName>> = missing.buffered(AT_ONCE).try_collect().await?;
+        let missing: Vec<WalFileName> = missing.into_iter().flatten().collect();
+        let mut candidates: BTreeMap<SegmentName, PathBuf> = BTreeMap::new();
+        for earlier in earlier {
+            let names = earlier.wal.iter().filter_map(|name| name.parse::<SegmentName>().ok());
+            candidates.extend(names.map(|name| (name, earlier.directory.join(name.to_string()))));
+        }
+        candidates.extend(missing.iter().filter_map(|name| match name {
+            WalFileName::Segment(name) => Some((*name, wal.join(name.to_string()))),
+            _ => None,
+        }));
+        let mut found = Self { names: missing.iter().map(ToString::to_string).collect(), ..Self::default() };
+        if !candidates.is_empty() {
+            found.continue_archive(&archives, planned, &wal, &candidates).await?;
+        }
+        Ok(found)
+    }
+
+    /// Finds out which segments continue the archive, and why others do not.
+    async fn continue_archive(
+        &mut self,
+        archives: &[WalArchive],
+        planned: &Planned,
+        wal: &Path,
+        candidates: &BTreeMap<SegmentName, PathBuf>,
+    ) -> anyhow::Result<()> {
+        let plan = &planned.plan;
+        if plan.target != RecoveryTarget::Latest || plan.signal != Signal::Recovery {
+            self.left = Some("only a recovery to the end of the archive goes on to it".to_owned());
+            return Ok(());
+        }
+        let range = plan.wal.last().filter(|range| range.timeline == plan.timeline && plan.fork.is_none());
+        let Some(range) = range else {
+            self.left = Some(format!("the archive has no segment of timeline {} before it", plan.timeline));
+            return Ok(());
+        };
+        let archive = planned.repository.wal(&planned.lineage);
+        let (size, history) = (planned.lineage.segment_size, archive.history(plan.timeline).await?);
+        let mut end = end_of(&archive, *range).await?;
+        let (mut number, mut content) = (range.last.next(), Vec::new());
+        while let Some(path) = candidates.get(&number.name(plan.timeline, size)) {
+            let name = number.name(plan.timeline, size);
+            match judge(archives, planned, name, path, history.as_ref(), &end).await? {
+                Ok(facts) => {
+                    end = end.after(&facts.chain);
+                    number = number.next();
+                    let kept = Some(path).filter(|path| !path.starts_with(wal)).cloned();
+                    self.replayed.push(Replayed { name, end: facts.end, whole: facts.whole, kept });
+                    let ended = !facts.whole;
+                    content.push(Candidate { facts, path: path.clone() });
+                    if ended {
+                        break;
+                    }
+                }
+                Err(why) => {
+                    self.left = Some(why);
+                    break;
+                }
+            }
+        }
+        self.creates = creates(&archive, *range, content).await?;
+        let replayed = |name: &SegmentName| self.replayed.iter().any(|one| one.name == *name);
+        if self.left.is_none()
+            && let Some(other) = candidates.keys().find(|name| !replayed(name))
+        {
+            self.left = Some(match other.timeline == plan.timeline {
+                true => format!(
+                    "\"{other}\" does not follow the last segment of the archive, {}",
+                    range.last.name(range.timeline, size)
+                ),
+                false => format!("\"{other}\" is not of timeline {}, on which recovery ends", plan.timeline),
+            });
+        }
+        Ok(())
+    }
+
+    /// Replays none of it after all.
+    pub(super) fn leave(&mut self, why: String) {
+        self.replayed.clear();
+        self.creates.clear();
+        self.left = Some(why);
+    }
+
+    /// Puts what recovery will replay into `pg_wal`. `now`: what this run kept; `archiving`: whether the restored server
+    /// archives.
+    pub(super) fn put(
+        &self,
+        now: Option<&Kept>,
+        wal: &Path,
+        owner: Option<Owner>,
+        size: SegmentSize,
+        archiving: bool,
+    ) -> anyhow::Result<()> {
+        for Replayed { name, end, whole, kept } in &self.replayed {
+            let path = wal.join(name.to_string());
+            let context = || format!("could not write \"{}\"", path.display());
+            durable::remove(&path).with_context(context)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .with_context(context)?;
+            let start = name.number(size).map_or(*end, |number| number.start(size));
+            let keep = if *whole { size.bytes() } else { end.since(start) };
+            let here = now.map(|now| now.directory.join(name.to_string()));
+            let source = kept.clone().or(here).with_context(|| format!("\"{name}\" was not kept"))?;
+            let source = File::open(source).with_context(context)?;
+            let copied = io::copy(&mut source.take(keep), &mut file).with_context(context)?;
+            anyhow::ensure!(copied == keep, "\"{name}\" is shorter than it was when the restore began");
+            file.set_len(size.bytes()).and_then(|()| file.sync_all()).with_context(context)?;
+            let mut made = vec![path.clone()];
+            if *whole {
+                let status = wal.join("archive_status");
+                owners::create_directories(&status, owner).with_context(context)?;
+                let suffix = if archiving { "ready" } else { "done" };
+                let status = status.join(format!("{name}.{suffix}"));
+                durable::replace(&status, b"", 0o600).with_context(context)?;
+                made.push(status);
+            }
+            if let Some(owner) = owner {
+                made.iter().try_for_each(|path| owner.give(path)).with_context(context)?;
+            }
+        }
+        if !self.replayed.is_empty() {
+            durable::sync_directory(wal).with_context(|| wal.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    /// What becomes of it, for a person.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let (Some(first), Some(last)) = (self.replayed.first(), self.replayed.last()) {
+            let names = if first == last {
+                first.name.to_string()
+            } else {
+                format!("{} to {}", first.name, last.name)
+            };
+            notes.push(format!(
+                "recovery replays WAL that no archive has after the archive's end: {names}, up to {}, from the pg_wal of the \
+                 data directory that was repaired",
+                last.end
+            ));
+        }
+        if let Some(why) = &self.left {
+            notes.push(format!("recovery does not replay WAL that was kept: {why}"));
+        }
+        notes
+    }
+}
+
+/// The cluster's WAL in every repository that can be read, the plan's first.
+async fn archives(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Vec<WalArchive>> {
+    let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
+    let mut archives = vec![planned.repository.wal(&planned.lineage)];
+    for (name, settings) in &selection.repositories {
+        if name == planned.repository.name() {
+            continue;
+        }
+        let open = async {
+            let repository = Repository::open(name, settings).await?;
+            let lineage = repository.read_lineage(&planned.cluster, planned.lineage.id).await?;
+            Ok::<_, walpoint_repo::RepoError>(lineage.map(|lineage| repository.wal(&lineage)))
+        };
+        match tokio::time::timeout(OTHERS, open).await {
+            Ok(Ok(archive)) => archives.extend(archive),
+            Ok(Err(error)) => tracing::warn!("what repository \"{name}\" has is not known: {error}"),
+            Err(_) => tracing::warn!("what repository \"{name}\" has is not known: it does not answer"),
+        }
+    }
+    Ok(archives)
+}
+
+/// Whether an archive has a file of `pg_wal`. Of a `.partial` there may be several, so one that waits to be archived counts as
+/// missing, as does a history.
+async fn is_stored(archives: &[WalArchive], wal: &Path, name: WalFileName) -> anyhow::Result<bool> {
+    if !matches!(name, WalFileName::Segment(_))
+        && wal.join("archive_status").join(format!("{name}.ready")).exists()
+    {
+        return Ok(false);
+    }
+    for archive in archives {
+        let stored = match name {
+            WalFileName::Segment(name) => archive.header(name).await?.is_some(),
+            name => archive.read(name).await?.is_some(),
+        };
+        if stored {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The files that were written under their names: segments, each with its cluster, histories and `.partial` files. A file that
+/// waits to be used again holds an older segment.
+fn present(wal: &Path) -> io::Result<Vec<(WalFileName, Option<SystemId>)>> {
     let entries = match fs::read_dir(wal) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -44,19 +303,168 @@ fn present(wal: &Path) -> io::Result<Vec<(SegmentName, SystemId)>> {
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry?;
-        let name = entry.file_name().to_str().and_then(|name| name.parse::<SegmentName>().ok());
+        let name = entry.file_name().to_str().and_then(|name| name.parse::<WalFileName>().ok());
         let Some(name) = name.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) else {
             continue;
+        };
+        let segment = match name {
+            WalFileName::Segment(segment) => segment,
+            WalFileName::History(_) | WalFileName::Partial(_) => {
+                found.push((name, None));
+                continue;
+            }
+            WalFileName::Backup(..) => continue,
         };
         let mut page = Vec::new();
         File::open(entry.path())?.take(LONG_HEADER as u64).read_to_end(&mut page)?;
         let Some(header) = LongHeader::parse(&page) else { continue };
         let size = SegmentSize::new(u64::from(header.segment_size));
-        let start = size.and_then(|size| Some(name.number(size)?.start(size)));
+        let start = size.and_then(|size| Some(segment.number(size)?.start(size)));
         if start == Some(header.page.address) {
-            found.push((name, header.system_id));
+            found.push((name, Some(header.system_id)));
         }
     }
-    found.sort_unstable();
+    found.sort_by_key(|(name, _)| name.to_string());
     Ok(found)
+}
+
+/// What is known at the end of the archive's last segment.
+async fn end_of(archive: &WalArchive, range: SegmentRange) -> anyhow::Result<ChainEnd> {
+    let size = archive.lineage().segment_size;
+    let mut chain: Vec<ChainFacts> = Vec::new();
+    let first = range.first.0.max(range.last.0.saturating_sub(LOOK_BACK));
+    for number in (first..=range.last.0).rev().map(SegmentNo) {
+        let header = archive.header(number.name(range.timeline, size)).await?;
+        let Some(header) = header.filter(|header| !header.damaged) else { break };
+        chain.push(header.chain);
+        if header.chain.end.last.is_some() {
+            break;
+        }
+    }
+    Ok(chain.iter().rev().fold(ChainEnd::UNKNOWN, |end, next| end.after(next)))
+}
+
+/// Whether a segment continues what ends there, and what it says; else why it is not replayed.
+async fn judge(
+    archives: &[WalArchive],
+    planned: &Planned,
+    name: SegmentName,
+    path: &Path,
+    history: Option<&TimelineHistory>,
+    end: &ChainEnd,
+) -> anyhow::Result<Result<SegmentFacts, String>> {
+    for archive in archives {
+        if let Some(copy) = incomplete(archive, name).await? {
+            return Ok(Err(format!(
+                "of \"{name}\" the archive has an incomplete copy, {copy}, which counts first"
+            )));
+        }
+    }
+    let (file, history) = (path.to_owned(), history.cloned());
+    let inspected = tokio::task::spawn_blocking(move || inspect(name, &file, history.as_ref())).await??;
+    let facts = match inspected {
+        Ok(facts) => facts,
+        Err(why) => return Ok(Err(why)),
+    };
+    let lineage = &planned.lineage;
+    let identity =
+        Identity { system_id: lineage.system_id(), major: lineage.major, segment_size: lineage.segment_size };
+    if let Err(foreign) = identity.check(&facts) {
+        return Ok(Err(foreign.to_string()));
+    }
+    Ok(match end.link(&facts.chain) {
+        Link::Broken(fault) => Err(format!("\"{name}\" does not continue the archive: {fault}")),
+        Link::Reset => Err(format!("\"{name}\" was written by pg_resetwal")),
+        Link::Continues if facts.end == start(name, lineage.segment_size) => {
+            Err(format!("no record ends in \"{name}\""))
+        }
+        Link::Continues if !is_proven(end, &facts.chain) => {
+            Err(format!("that \"{name}\" continues the archive is not proven"))
+        }
+        Link::Continues => Ok(facts),
+    })
+}
+
+fn start(name: SegmentName, size: SegmentSize) -> Lsn {
+    name.number(size).map_or(Lsn::INVALID, |number| number.start(size))
+}
+
+/// Whether something of both edges was compared.
+fn is_proven(end: &ChainEnd, next: &ChainFacts) -> bool {
+    let begin = &next.begin;
+    let crossing = begin.carried > 0 && end.carried == Some(begin.carried);
+    end.last.is_some() && (begin.previous.is_some() || crossing)
+}
+
+/// A copy of a segment that does not reach its end.
+async fn incomplete(archive: &WalArchive, name: SegmentName) -> anyhow::Result<Option<String>> {
+    let mut entries = archive.list(name.timeline, Some(name));
+    while let Some((entry, object)) = entries.try_next().await? {
+        match entry {
+            WalEntry::Partial(found, _) | WalEntry::Ended(found, ..) | WalEntry::Slice(found, ..)
+                if found == name =>
+            {
+                return Ok(Some(object.key.to_string()));
+            }
+            WalEntry::File(WalFileName::Segment(found)) if found > name => return Ok(None),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// What a segment's content says; else why it is no sound segment.
+fn inspect(
+    name: SegmentName,
+    path: &Path,
+    history: Option<&TimelineHistory>,
+) -> anyhow::Result<Result<SegmentFacts, String>> {
+    let context = || format!("could not read \"{}\"", path.display());
+    let mut file = File::open(path).with_context(context)?;
+    let length = file.metadata().with_context(context)?.len();
+    let mut inspector = Inspector::new(name, length, history);
+    let mut piece = vec![0; PIECE];
+    loop {
+        let read = file.read(&mut piece).with_context(context)?;
+        if read == 0 {
+            return Ok(inspector.finish().map_err(|error| error.to_string()));
+        }
+        if let Err(error) = inspector.feed(piece.get(..read).unwrap_or_default()) {
+            return Ok(Err(error.to_string()));
+        }
+    }
+}
+
+/// Tablespaces that replay of these segments creates, which follow the archive's last one.
+async fn creates(
+    archive: &WalArchive,
+    range: SegmentRange,
+    segments: Vec<Candidate>,
+) -> anyhow::Result<Vec<CreatedTablespace>> {
+    let size = archive.lineage().segment_size;
+    let last = range.last.name(range.timeline, size);
+    let crosses = archive.header(last).await?.is_some_and(|header| header.marks.tablespace);
+    if segments.is_empty() || (!crosses && segments.iter().all(|one| !one.facts.marks.tablespace)) {
+        return Ok(Vec::new());
+    }
+    let before = archive.get(WalFileName::Segment(last)).await?;
+    let work = move || {
+        let undecodable = |what: String| anyhow::anyhow!("WAL after \"{last}\" cannot be decoded: {what}");
+        let mut search = WalDecoder.tablespaces();
+        if let Some(file) = before {
+            search.feed(last, &file.content).map_err(undecodable)?;
+        }
+        let mut found = Vec::new();
+        for Candidate { facts, path } in segments {
+            let mut content = fs::read(&path).with_context(|| path.display().to_string())?;
+            if !facts.whole {
+                let keep = facts.end.since(start(facts.name, size));
+                content.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
+                content.resize(usize::try_from(size.bytes())?, 0);
+            }
+            found.extend(search.feed(facts.name, &content).map_err(undecodable)?);
+        }
+        Ok(found)
+    };
+    tokio::task::spawn_blocking(work).await?
 }

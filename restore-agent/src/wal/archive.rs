@@ -11,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{
-    ClusterName, LineageId, Place, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineHistory,
+    ClusterName, CreatedTablespace, LineageId, Place, SegmentName, SegmentNo, SegmentSize, SystemId,
+    TimelineHistory,
     TimelineId, WalFileName,
 };
 use walpoint_repo::layout::WalEntry;
@@ -23,6 +24,7 @@ use walpoint_repo::{Lineage, RepoError, Repository};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::exit::told;
 
+use crate::wal::creates::{self, Marked};
 use crate::wal::cut::CutFile;
 use crate::wal::landing::{self, Durability, Landing};
 use crate::wal::note::TargetNote;
@@ -51,6 +53,15 @@ pub(crate) struct Landed {
     pub(crate) size: u64,
     /// What somebody should know: empty, or what was wrong in another repository.
     pub(crate) note: String,
+    /// Tablespaces that replay of it creates.
+    pub(crate) creates: Vec<CreatedTablespace>,
+}
+
+impl Landed {
+    /// A file that nobody has to know anything about.
+    pub(crate) fn of(size: u64) -> Self {
+        Self { size, note: String::new(), creates: Vec::new() }
+    }
 }
 
 /// Whether "no such object" is to be proven.
@@ -83,6 +94,8 @@ pub(crate) struct Archive {
     /// The lineage that the first repository to answer has; the others must have the same.
     lineage: Mutex<Option<Lineage>>,
     histories: Mutex<HashMap<TimelineId, TimelineHistory>>,
+    /// Which of the segments read lately are marked for a tablespace.
+    marked: Mutex<Marked>,
 }
 
 /// One repository.
@@ -119,12 +132,18 @@ impl Archive {
             sources: selection.repositories.into_iter().map(source).collect(),
             lineage: Mutex::new(None),
             histories: Mutex::default(),
+            marked: Mutex::default(),
         }
     }
 
     /// What the recovery began with.
     pub(crate) fn origin(&self) -> &OriginKeeper {
         &self.origin
+    }
+
+    /// Which of the segments read lately are marked for a tablespace.
+    pub(crate) fn marked(&self) -> MutexGuard<'_, Marked> {
+        lock(&self.marked)
     }
 
     /// The segment size, once a repository has answered.
@@ -158,14 +177,14 @@ impl Archive {
         let (mut failures, mut missing, mut there) = (Vec::new(), Vec::new(), false);
         for source in &self.sources {
             match self.fetch_from(source, name, path, durability).await {
-                Ok(Found::Landed(size)) => {
+                Ok(Found::Landed(size, creates)) => {
                     let note = failures.iter().map(Failed::to_string).collect::<Vec<_>>().join("; ");
                     let note = if note.is_empty() {
                         note
                     } else {
                         format!("\"{name}\" comes from repository {}, because {note}", source.name)
                     };
-                    return Outcome::Landed(Landed { size, note });
+                    return Outcome::Landed(Landed { size, note, creates });
                 }
                 Ok(Found::Missing(wal)) => missing.push(Missing { name: &source.name, wal }),
                 Ok(Found::Unusable(error)) => {
@@ -214,6 +233,12 @@ impl Archive {
                  choose a target before it, or set fetch_damaged = true to recover up to the damage"
             )));
         }
+        let creates = match name {
+            WalFileName::Segment(segment) => {
+                creates::by_segment(self, &wal, segment, reader.header(), fork).await?
+            }
+            _ => Vec::new(),
+        };
         let size = fork.map_or(reader.length(), |_| wal.lineage().segment_size.bytes());
         let target = path.to_owned();
         let landing = landing::blocking(move || Landing::begin(&target)).await?;
@@ -236,7 +261,7 @@ impl Archive {
             }
             self.origin.seen(wal.repository().id(), newest);
         }
-        Ok(Found::Landed(size))
+        Ok(Found::Landed(size, creates))
     }
 
     /// The WAL of this cluster in a repository: its descriptor was read, its lineage fits the data directory, and both are
@@ -357,7 +382,8 @@ async fn reach(archive: &Archive, wal: &WalArchive, segment: SegmentName) -> any
 }
 
 enum Found {
-    Landed(u64),
+    /// Its length, and the tablespaces that replay of it creates.
+    Landed(u64, Vec<CreatedTablespace>),
     Missing(WalArchive),
     /// It is there and cannot be handed over.
     Unusable(anyhow::Error),

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use walpoint_base::{Place, RECOVERY_ORIGIN, WalFileName, durable};
+use walpoint_base::{Place, RECOVERY_ORIGIN, WalFileName, durable, tablespace};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
@@ -15,6 +15,7 @@ use walpoint_runtime::owner;
 
 use crate::cli::FetchArgs;
 use crate::wal::archive::{Archive, Landed, Outcome, Proof};
+use crate::wal::creates;
 use crate::wal::histories::HistoryCache;
 use crate::wal::landing::{self, Durability};
 use crate::wal::patience::{self, STANDBY_ATTEMPT};
@@ -66,6 +67,15 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
         Ok(selection) => {
             let policy = selection.settings.standby_history_outage;
             let outcome = attempts(selection, name, place.as_ref(), args).await;
+            if let (Some(place), Outcome::Landed(landed)) = (&place, &outcome)
+                && let Err(refusal) = permit(place, landed)
+            {
+                tracing::error!("\"{name}\" is withheld: {refusal}");
+                if let Err(error) = durable::remove(&args.path) {
+                    tracing::debug!("{} stays: {error}", args.path.display());
+                }
+                return STOP;
+            }
             conclude(name, standby, policy, &outcome)
         }
         // Without a configuration there is nothing to try.
@@ -74,6 +84,17 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
             conclude(name, standby, HistoryOutage::Missing, &outcome)
         }
     }
+}
+
+/// Whether a server may replay a file; the error says why not. A standby is refused too: if it asked again, it would stream
+/// the same record from its upstream and replay it.
+fn permit(place: &Place, landed: &Landed) -> Result<(), String> {
+    if !place.server {
+        return Ok(());
+    }
+    let missing = tablespace::permit(&place.pgdata, &creates::replayed(place, landed.creates.clone()))?;
+    missing.iter().for_each(|text| tracing::warn!("{text}"));
+    Ok(())
 }
 
 async fn attempts(
@@ -112,7 +133,7 @@ fn from_cache(place: &Place, name: WalFileName, path: &Path) -> Option<Outcome> 
     let content = HistoryCache::in_wal(&place.wal).get(place.recovery, timeline)?;
     landing::land(path, &content, Durability::Readers).ok()?;
     let size = u64::try_from(content.len()).unwrap_or_default();
-    Some(Outcome::Landed(Landed { size, note: String::new() }))
+    Some(Outcome::Landed(Landed::of(size)))
 }
 
 /// The exit status for an outcome, after its reason was told.
@@ -161,8 +182,7 @@ mod tests {
         let segment: WalFileName = "000000010000000000000002".parse().unwrap();
         let history: WalFileName = "00000002.history".parse().unwrap();
         let (missing, stop) = (HistoryOutage::Missing, HistoryOutage::Stop);
-        let (landed, absent) =
-            (Outcome::Landed(Landed { size: 1, note: String::new() }), Outcome::Absent("gone".into()));
+        let (landed, absent) = (Outcome::Landed(Landed::of(1)), Outcome::Absent("gone".into()));
         let uncertain = Outcome::Uncertain("down".into());
         for (name, standby, policy, outcome, status) in [
             (segment, false, missing, &landed, 0),

@@ -9,6 +9,7 @@
 //! | [`origin`] | what the recovery began with, without which no end is believed |
 //! | [`landing`] | files that appear whole |
 //! | [`cut`] | a segment as its timeline left it |
+//! | [`creates`] | tablespaces that replay of a segment creates |
 //! | [`histories`] | histories that a standby keeps |
 //! | [`route`] | what recovery asks for next |
 //! | [`prefetch`] | fetching that ahead |
@@ -22,6 +23,7 @@
 
 pub(crate) mod absence;
 pub(crate) mod archive;
+pub(crate) mod creates;
 pub(crate) mod cut;
 pub(crate) mod fetch;
 pub(crate) mod histories;

@@ -1,9 +1,10 @@
-//! The note that `restore` leaves in the spool: where recovery goes, so that nothing is fetched beyond it, and which segment
-//! has to be built on the way.
+//! The note that `restore` leaves in the spool: where recovery goes, so that nothing is fetched beyond it, which segment has
+//! to be built on the way, and up to where records are replayed.
 //!
 //! Missing, damaged or stale the note costs time, never data: what PostgreSQL asks for is looked up whatever the note says,
-//! and a segment that would have to be built is then neither handed out nor proven absent.
+//! a segment that would have to be built is then neither handed out nor proven absent, and any record may be replayed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
@@ -11,11 +12,14 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName, durable};
 use walpoint_repo::plan::{ForkSegment, ForkSource};
 
+#[cfg(doc)]
+use crate::restore::settings;
+
 /// Its name in the spool.
 const FILE: &str = "target";
 
 /// Where recovery goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TargetNote {
     /// The timeline of the target.
     pub timeline: TimelineId,
@@ -23,6 +27,10 @@ pub struct TargetNote {
     pub last: Option<SegmentName>,
     /// The segment that has to be built when PostgreSQL asks for it.
     pub fork: Option<ForkSegment>,
+    /// No record that starts here or later is replayed under these settings; `None` if there is no such position.
+    pub until: Option<Lsn>,
+    /// The settings that say where recovery stops ([`settings::targets`]).
+    pub settings: BTreeMap<String, String>,
 }
 
 /// The file's content.
@@ -33,6 +41,10 @@ struct Content {
     last: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fork: Option<ForkContent>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    settings: BTreeMap<String, String>,
 }
 
 /// A segment that is built.
@@ -72,6 +84,8 @@ impl TargetNote {
             timeline: self.timeline.get(),
             last: self.last.map(|name| name.to_string()),
             fork: self.fork.as_ref().map(ForkContent::of),
+            until: self.until.map(|until| until.to_string()),
+            settings: self.settings.clone(),
         };
         let path = spool.join(FILE);
         durable::create_directories(spool)
@@ -89,6 +103,8 @@ impl TargetNote {
                 Some(fork) => Some(fork.parse()?),
                 None => None,
             },
+            until: content.until.map(|until| until.parse()).transpose().ok()?,
+            settings: content.settings,
         })
     }
 
@@ -111,15 +127,17 @@ mod tests {
             timeline: TimelineId::new(3).unwrap(),
             last: Some("000000030000000100000000".parse().unwrap()),
             fork: None,
+            until: Some(Lsn(0x1_0000_2000)),
+            settings: BTreeMap::from([("recovery_target_lsn".to_owned(), "'1/2000'".to_owned())]),
         };
         note.write(&spool).unwrap();
-        assert_eq!(TargetNote::read(&spool), Some(note));
-        TargetNote { last: None, ..note }.write(&spool).unwrap();
+        assert_eq!(TargetNote::read(&spool), Some(note.clone()));
+        TargetNote { last: None, ..note.clone() }.write(&spool).unwrap();
         assert_eq!(TargetNote::read(&spool).unwrap().last, None);
         let name = note.last.unwrap();
         for source in [ForkSource::Segment(TimelineId::new(4).unwrap()), ForkSource::Partial(note.timeline)] {
             let fork = Some(ForkSegment { name, cut: Lsn(0x1_0000_1000), source });
-            TargetNote { fork, ..note }.write(&spool).unwrap();
+            TargetNote { fork, ..note.clone() }.write(&spool).unwrap();
             assert_eq!(TargetNote::read(&spool).unwrap().fork, fork);
         }
         durable::replace(&spool.join(FILE), b"{\"timeline\":\"x\"", 0o600).unwrap();

@@ -45,7 +45,7 @@ mod tests {
     use crate::wal::archive::Landed;
 
     fn landed() -> Outcome {
-        Outcome::Landed(Landed { size: 5, note: String::new() })
+        Outcome::Landed(Landed::of(5))
     }
 
     #[tokio::test(start_paused = true)]

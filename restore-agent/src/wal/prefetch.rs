@@ -282,12 +282,12 @@ impl Prefetcher {
 
     /// The way that recovery takes from `position`, as far as can be known.
     async fn route(&self, position: SegmentName, size: SegmentSize) -> Option<Route> {
-        let last = self.note.and_then(|note| note.last).and_then(|last| last.number(size));
+        let last = self.note.as_ref().and_then(|note| note.last).and_then(|last| last.number(size));
         let goal = self.state().goal.clone();
         if let Some(goal) = goal.filter(|goal| goal.contains(position.timeline)) {
             return Some(Route::new(goal, size, last));
         }
-        let noted = self.note.map(|note| note.timeline).filter(|noted| *noted > position.timeline);
+        let noted = self.note.as_ref().map(|note| note.timeline).filter(|noted| *noted > position.timeline);
         for timeline in noted.into_iter().chain([position.timeline]) {
             let history = self.history(timeline).await?;
             if history.contains(position.timeline) {

@@ -15,11 +15,11 @@ use walpoint_base::{Recovery, TimelineHistory, TimelineId, WalFileName};
 use walpoint_runtime::config::{self, ClusterSettings, HistoryOutage};
 
 use crate::wal::archive::{Landed, Outcome};
-use crate::wal::fetch;
 use crate::wal::histories::HistoryCache;
 use crate::wal::landing::{self, Durability};
 use crate::wal::patience::{self, STANDBY_ATTEMPT};
 use crate::wal::prefetch::Prefetcher;
+use crate::wal::{creates, fetch};
 
 /// A client writes its request at once.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -147,7 +147,7 @@ impl Server {
             patience::until_certain(self.budget, demand, tell).await
         };
         match outcome {
-            Outcome::Landed(Landed { size, note }) => {
+            Outcome::Landed(Landed { size, note, creates }) => {
                 if let WalFileName::History(timeline) = name {
                     self.learn(timeline, standby).await;
                 }
@@ -156,6 +156,7 @@ impl Server {
                     file: self.prefetcher.spool().path_for_client(name, &place.wal),
                     size,
                     message: note,
+                    tablespaces: if request.ahead { creates::replayed(place, creates) } else { Vec::new() },
                 }
             }
             Outcome::Absent(why) => reply(FetchOutcome::Absent, why),
@@ -174,7 +175,7 @@ impl Server {
         let content = HistoryCache::in_wal(&self.prefetcher.place().wal).get(recovery, timeline)?;
         landing::land(&self.prefetcher.spool().path(name), &content, Durability::Readers).ok()?;
         let size = u64::try_from(content.len()).ok()?;
-        let landed = Landed { size, note: String::new() };
+        let landed = Landed::of(size);
         self.prefetcher.place_known(name, landed.clone());
         Some(Outcome::Landed(landed))
     }
@@ -197,7 +198,7 @@ impl Server {
 }
 
 fn reply(outcome: FetchOutcome, message: String) -> FetchReply {
-    FetchReply { outcome, file: String::new(), size: 0, message }
+    FetchReply { outcome, file: String::new(), size: 0, message, tablespaces: Vec::new() }
 }
 
 async fn read_request(stream: &mut UnixStream) -> io::Result<FetchRequest> {

@@ -14,6 +14,7 @@
 //! | [`durable`] | files that survive a power cut |
 //! | [`place`] | the data directory around a file that PostgreSQL wants |
 //! | [`secret`] | passwords and keys: where they come from, never where they show |
+//! | [`tablespace`] | what lies where replay creates tablespaces |
 //! | [`socket`] | the messages between the thin clients and their servers |
 //!
 //! Without the features `time` and `secret` nothing outside the standard library is linked into a thin client.
@@ -31,6 +32,7 @@ pub mod place;
 pub mod secret;
 pub mod segment;
 pub mod socket;
+pub mod tablespace;
 #[cfg(feature = "time")]
 pub mod target;
 pub mod timeline;
@@ -43,6 +45,7 @@ pub use place::{Place, RECOVERY_ORIGIN, Recovery};
 #[cfg(feature = "secret")]
 pub use secret::{Secret, SecretError, SecretSource};
 pub use segment::{SegmentName, SegmentNo, SegmentSize, WalFileName};
+pub use tablespace::CreatedTablespace;
 #[cfg(feature = "time")]
 pub use target::{RecoveryTarget, TargetTimeline};
 pub use timeline::{TimelineHistory, TimelineId};

@@ -8,6 +8,8 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
+use crate::{CreatedTablespace, Lsn};
+
 /// No message is longer.
 pub const MAX_MESSAGE: usize = 64 << 10;
 
@@ -157,6 +159,9 @@ pub struct FetchReply {
     pub size: u64,
     /// For PostgreSQL's log: empty, or what failed and what to do.
     pub message: String,
+    /// When ready: the tablespaces that replay of the file creates. The client judges whether it may: it sees the same files
+    /// as PostgreSQL.
+    pub tablespaces: Vec<CreatedTablespace>,
 }
 
 /// The outcome of a fetch.
@@ -265,11 +270,15 @@ impl Input<'_> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn text(&mut self) -> Option<String> {
-        let length = usize::from(u16::from_le_bytes(self.array()?));
+    fn bytes(&mut self, length: usize) -> Option<&[u8]> {
         let (head, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
-        String::from_utf8(head.to_vec()).ok()
+        Some(head)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = usize::from(u16::from_le_bytes(self.array()?));
+        String::from_utf8(self.bytes(length)?.to_vec()).ok()
     }
 }
 
@@ -383,6 +392,13 @@ impl Message for FetchReply {
         put_text(out, &self.file);
         out.extend(self.size.to_le_bytes());
         put_text(out, &self.message);
+        out.extend(u32::try_from(self.tablespaces.len()).unwrap_or(u32::MAX).to_le_bytes());
+        for tablespace in &self.tablespaces {
+            out.extend(tablespace.record.0.to_le_bytes());
+            out.extend(tablespace.oid.to_le_bytes());
+            out.extend(u32::try_from(tablespace.location.len()).unwrap_or(u32::MAX).to_le_bytes());
+            out.extend(&tablespace.location);
+        }
     }
 
     fn take(input: &mut Input<'_>) -> Option<Self> {
@@ -395,7 +411,16 @@ impl Message for FetchReply {
             5 => FetchOutcome::Elsewhere,
             _ => return None,
         };
-        Some(Self { outcome, file: input.text()?, size: input.u64()?, message: input.text()? })
+        let (file, size, message) = (input.text()?, input.u64()?, input.text()?);
+        // Each is longer than a byte, so a count that is not true soon finds the end.
+        let mut tablespaces = Vec::new();
+        for _ in 0..input.u32()? {
+            let (record, oid) = (Lsn(input.u64()?), input.u32()?);
+            let length = usize::try_from(input.u32()?).ok()?;
+            let location = input.bytes(length)?.to_vec();
+            tablespaces.push(CreatedTablespace { record, oid, location });
+        }
+        Some(Self { outcome, file, size, message, tablespaces })
     }
 }
 
@@ -482,7 +507,14 @@ mod tests {
             FetchOutcome::Working,
             FetchOutcome::Elsewhere,
         ] {
-            let reply = FetchReply { outcome, file: "walpoint-spool/x".into(), size: 5, message: "m".into() };
+            let one = CreatedTablespace { record: Lsn(40), oid: 16400, location: b"/x\xFF".to_vec() };
+            let reply = FetchReply {
+                outcome,
+                file: "walpoint-spool/x".into(),
+                size: 5,
+                message: "m".into(),
+                tablespaces: vec![one.clone(), CreatedTablespace { location: Vec::new(), ..one }],
+            };
             assert_eq!(FetchReply::decode(&reply.encode().unwrap()[4..]).unwrap(), reply);
         }
     }

@@ -2,25 +2,40 @@
 //! is the original's.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use serde_json::Value;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::store::Store;
 use walpoint_tests::user;
+use walpoint_tests::wait::{self, SOON};
 
 /// A server with a backup, and a tablespace with a table that came after it.
 fn bed(major: u32) -> (Archived, PathBuf) {
+    let bed = backed_up(major);
+    bed.cluster.psql("select pg_create_restore_point('before')");
+    let place = create_late(&bed);
+    (bed, place)
+}
+
+fn backed_up(major: u32) -> Archived {
     let bed = Archived::start(Cluster::builder().major(major).segment_size_mb(1), Store::local());
     bed.cluster.psql("create table t as select i from generate_series(1, 1000) i");
     bed.backup();
-    bed.cluster.psql("select pg_create_restore_point('before')");
-    bed.cluster.create_tablespace("late");
+    bed.settle();
+    bed
+}
+
+/// Makes the tablespace and archives its record; where it is.
+fn create_late(bed: &Archived) -> PathBuf {
+    let place = bed.cluster.create_tablespace("late");
     bed.cluster
         .psql("create table u tablespace late as select i from generate_series(1, 2000) i; checkpoint");
     bed.settle();
-    let (_, place) = bed.cluster.tablespaces().pop().unwrap();
-    (bed, place)
+    place
 }
 
 /// The directories of PostgreSQL's versions in a tablespace.
@@ -139,4 +154,136 @@ fn the_originals_own_tablespace_is_kept_when_it_is_repaired_or_replaced() {
     assert_eq!(versions(&place).len(), before + 1, "{:?}", versions(&place));
     let told = rollback().expect_success().stdout;
     assert!(told.contains("restore --delta kept") && told.contains(place.to_str().unwrap()), "{told}");
+}
+
+/// Starts a server and waits until it has ended by itself or answers the question with `there`; whether it ended.
+fn ends_or(server: &mut Cluster, question: &str, there: &str) -> bool {
+    server.launch();
+    wait::until(SOON * 3, "the server ends or arrives", || {
+        if !server.is_running() {
+            return Some(true);
+        }
+        server.try_psql(question).is_ok_and(|answer| answer == there).then_some(false)
+    })
+}
+
+/// The original keeps its table, also when it has to read its files again.
+#[track_caller]
+fn the_original_is_whole(bed: &mut Archived) {
+    bed.cluster.stop(Shutdown::Fast);
+    bed.cluster.start();
+    assert_eq!(bed.cluster.psql("select count(*) from u"), "3000");
+}
+
+/// What only the original's files hold.
+fn write_more(bed: &Archived) {
+    bed.cluster.psql("insert into u select generate_series(2001, 3000); checkpoint");
+}
+
+fn refused_by_fetch(server: &Cluster, place: &Path) -> String {
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains("is withheld")).unwrap_or_else(|| panic!("{log}"));
+    for says in [place.to_str().unwrap(), "would overwrite", "HINT", "If no server uses it, rename"] {
+        assert!(line.contains(says), "{says}: {line}");
+    }
+    line.to_owned()
+}
+
+/// A copy that was planned before the tablespace existed recovers to the end of the archive, which holds it by then.
+fn archived_after_planning(major: u32) {
+    let mut bed = backed_up(major);
+    let pgdata = bed.restore("copy", &[]);
+    let place = create_late(&bed);
+    write_more(&bed);
+    let mut copy = Cluster::adopt(Arc::clone(bed.cluster.dir()), major, pgdata.clone(), None);
+    let ended = ends_or(&mut copy, "select pg_is_in_recovery()", "f");
+    the_original_is_whole(&mut bed);
+    assert!(ended, "PostgreSQL {major}");
+    let line = refused_by_fetch(&copy, &place);
+
+    // As the message says: up to the record.
+    let (_, lsn) = line.split_once("recovery_target_lsn = '").unwrap();
+    let (lsn, _) = lsn.split_once('\'').unwrap();
+    let path = pgdata.join("postgresql.auto.conf");
+    let mut settings = fs::OpenOptions::new().append(true).open(path).unwrap();
+    writeln!(
+        settings,
+        "recovery_target_lsn = '{lsn}'\nrecovery_target_inclusive = off\nrecovery_target_action = promote"
+    )
+    .unwrap();
+    drop(settings);
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.psql("select count(*) from t"), "1000");
+    drop(copy);
+    the_original_is_whole(&mut bed);
+}
+
+/// Promise 7 and 4a, "tablespaces": WAL that was archived after the restore had planned is not replayed over the original.
+#[test]
+fn wal_archived_after_planning_does_not_overwrite_the_originals_tablespace() {
+    archived_after_planning(17);
+}
+
+/// The same on the oldest and the newest version.
+#[test]
+fn wal_archived_after_planning_does_not_on_the_oldest_and_the_newest_version_either() {
+    archived_after_planning(13);
+    archived_after_planning(18);
+}
+
+/// A standby beside the original stops at the record instead; one on a machine where the location is empty goes on, and
+/// recovers the record once more after a crash.
+#[test]
+fn a_standby_stops_beside_the_original_and_goes_on_elsewhere() {
+    let mut bed = backed_up(17);
+    let pgdata = bed.restore("standby", &["--standby"]);
+    let place = create_late(&bed);
+    write_more(&bed);
+    let mut standby = Cluster::adopt(Arc::clone(bed.cluster.dir()), 17, pgdata, None);
+    let there = "select count(*) from pg_class where relname = 'u'";
+    let ended = ends_or(&mut standby, there, "1");
+    the_original_is_whole(&mut bed);
+    assert!(ended);
+    refused_by_fetch(&standby, &place);
+
+    // Another machine: the original's directory is not there.
+    bed.cluster.stop(Shutdown::Fast);
+    fs::rename(&place, bed.place("the-originals")).unwrap();
+    fs::create_dir(&place).unwrap();
+    user::give(&place);
+    standby.start();
+    standby.wait_for("select count(*) from u", "2000");
+    standby.crash();
+    standby.start();
+    standby.wait_for("select count(*) from u", "2000");
+}
+
+/// `restore --dry-run` lists the tablespaces that replay creates, and what lies there; it fails where the restore would.
+#[test]
+fn a_dry_run_reports_tablespaces_that_replay_creates() {
+    let (mut bed, place) = bed(17);
+    let shown = place.to_str().unwrap();
+    let dry_run = |bed: &Archived, more: &[&str]| {
+        let pgdata = bed.place("copy");
+        bed.agent.restore(&[more, &["restore", "--dry-run", "--pgdata", pgdata.to_str().unwrap()]].concat())
+    };
+    let first = |output: &str| {
+        let report: Value = serde_json::from_str(output).unwrap();
+        report["tablespaces"][0].clone()
+    };
+    let refused = dry_run(&bed, &[]).expect_status(1);
+    assert!(refused.stdout.contains("Tablespace") && refused.stdout.contains(shown), "{refused:#?}");
+    assert!(refused.stderr.contains("would overwrite"), "{refused:#?}");
+    let one = first(&dry_run(&bed, &["--json"]).expect_status(1).stdout);
+    assert_eq!((&one["state"], &one["location"]), (&"foreign".into(), &shown.into()), "{one:#}");
+    assert!(!bed.place("copy").exists());
+
+    bed.cluster.stop(Shutdown::Fast);
+    fs::remove_dir_all(&place).unwrap();
+    let one = first(&dry_run(&bed, &["--json"]).expect_success().stdout);
+    assert_eq!(one["state"], "missing", "{one:#}");
+    fs::create_dir(&place).unwrap();
+    let free = dry_run(&bed, &[]).expect_success().stdout;
+    assert!(free.contains(&format!("{shown}: free")), "{free}");
 }

@@ -1,37 +1,168 @@
 //! R4: WAL of a crashed server that no archive has is not lost when its directory is repaired.
 
 use std::fs;
+use std::path::PathBuf;
 
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
+use walpoint_tests::process::{self, Output};
 use walpoint_tests::store::Store;
+use walpoint_tests::{faults, wait};
 
-/// R4: the segment that was being written when the server crashed is kept beside the directory, whole, and named by the
-/// restore and by `rollback`.
-#[test]
-fn the_last_segment_of_a_crashed_server_is_kept() {
-    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+/// A server that crashed with rows in its last segment, which was never archived. The segment's name.
+fn crashed(major: u32) -> (Archived, String) {
+    let mut bed = Archived::start(Cluster::builder().major(major).segment_size_mb(1), Store::local());
     bed.cluster.psql("create table t as select i from generate_series(1, 1000) i");
     bed.backup();
+    bed.cluster.psql("select pg_create_restore_point('before')");
     bed.settle();
     bed.cluster.psql("insert into t select generate_series(1001, 2000)");
     let open = bed.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
     bed.cluster.crash();
-    let pgdata = bed.cluster.pgdata().to_owned();
-    let content = fs::read(pgdata.join("pg_wal").join(&open)).unwrap();
-    let restored = bed.try_restore("data", &["--delta", "--server-is-down"]).expect_success();
-    let kept: Vec<_> = fs::read_dir(bed.cluster.dir().path())
-        .unwrap()
-        .flatten()
+    (bed, open)
+}
+
+#[track_caller]
+fn repair(bed: &Archived, options: &[&str]) -> Output {
+    bed.try_restore("data", &[&["--delta", "--server-is-down"], options].concat()).expect_success()
+}
+
+/// Directories of what a repair kept.
+fn kept(bed: &Archived) -> Vec<PathBuf> {
+    let entries = fs::read_dir(bed.cluster.dir().path()).unwrap().flatten();
+    entries
         .filter(|entry| entry.file_name().to_str().unwrap().contains(".walpoint-kept-"))
-        .collect();
-    let [kept] = &kept[..] else { panic!("{kept:?}") };
-    assert_eq!(fs::read(kept.path().join(&open)).unwrap(), content);
-    assert_eq!(fs::read_dir(kept.path()).unwrap().count(), 2, "what the archive has is not kept");
-    assert!(restored.stdout.contains(&open), "{restored:#?}");
-    let told = bed.agent.restore(&["rollback", "--pgdata", pgdata.to_str().unwrap()]).expect_status(1).stderr;
-    assert!(told.contains(&open) && told.contains(kept.path().to_str().unwrap()), "{told}");
+        .map(|entry| entry.path())
+        .collect()
+}
+
+#[track_caller]
+fn rows_after_recovery(bed: &mut Archived) -> String {
     bed.cluster.start();
     bed.cluster.wait_promoted();
-    assert_eq!(bed.cluster.psql("select count(*) from t"), "1000");
+    bed.cluster.psql("select count(*) from t")
+}
+
+/// R4: the segment that was being written when the server crashed is kept beside the directory, whole, named by the restore
+/// and by `rollback`, and replayed: no row that was committed is missing.
+#[test]
+fn the_last_segment_of_a_crashed_server_is_kept_and_replayed() {
+    the_last_segment_is_replayed(17);
+}
+
+/// The same on the oldest and the newest version.
+#[test]
+fn the_last_segment_is_replayed_by_the_oldest_and_the_newest_version() {
+    the_last_segment_is_replayed(13);
+    the_last_segment_is_replayed(18);
+}
+
+fn the_last_segment_is_replayed(major: u32) {
+    let (mut bed, open) = crashed(major);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let content = fs::read(pgdata.join("pg_wal").join(&open)).unwrap();
+    let restored = repair(&bed, &[]);
+    let [kept] = &kept(&bed)[..] else { panic!("{:?}", kept(&bed)) };
+    assert_eq!(fs::read(kept.join(&open)).unwrap(), content);
+    assert_eq!(fs::read_dir(kept).unwrap().count(), 2, "what the archive has is not kept");
+    assert!(restored.stdout.contains("recovery replays WAL that no archive has"), "{restored:#?}");
+    let told = bed.agent.restore(&["rollback", "--pgdata", pgdata.to_str().unwrap()]).expect_status(1).stderr;
+    assert!(told.contains(&open) && told.contains(kept.to_str().unwrap()), "{told}");
+    assert_eq!(rows_after_recovery(&mut bed), "2000", "PostgreSQL {major}");
+    assert_eq!(fs::read(kept.join(&open)).unwrap(), content, "PostgreSQL wrote to what was kept");
+}
+
+/// What was replayed so is in the archive afterwards, if the restored server archives.
+#[test]
+fn what_was_replayed_is_archived_by_the_server_that_goes_on() {
+    let (mut bed, open) = crashed(17);
+    repair(&bed, &["--resume-archiving"]);
+    assert_eq!(rows_after_recovery(&mut bed), "2000");
+    bed.cluster.psql("insert into t select generate_series(2001, 3000)");
+    bed.settle();
+    let partial = format!("/{open}.partial/");
+    let stored = || bed.back_door().list("clusters").iter().any(|key| key.contains(&partial));
+    wait::until_true(wait::SOON, "the old timeline's last segment is archived", stored);
+    let copy = bed.restore_and_start("copy", &[]);
+    copy.wait_promoted();
+    assert_eq!(copy.psql("select count(*) from t"), "3000");
+    bed.agent.run(&["verify"]).expect_success();
+}
+
+/// Only a recovery to the end goes on to it; the restore says so.
+#[test]
+fn a_recovery_to_a_target_does_not_replay_it() {
+    let (mut bed, open) = crashed(17);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let options = ["--target-name", "before", "--target-action", "promote"];
+    let restored = repair(&bed, &options);
+    assert!(restored.stdout.contains("only a recovery to the end of the archive"), "{restored:#?}");
+    assert!(kept(&bed)[0].join(&open).exists() && !pgdata.join("pg_wal").join(&open).exists());
+    assert_eq!(rows_after_recovery(&mut bed), "1000");
+}
+
+/// A segment whose records do not continue the archive's, or that is damaged, is kept and not replayed.
+#[test]
+fn what_does_not_continue_the_archive_is_not_replayed() {
+    let (mut bed, open) = crashed(17);
+    let segment = bed.cluster.pgdata().join("pg_wal").join(&open);
+    let mut content = fs::read(&segment).unwrap();
+    // The first record follows the long header of 40 bytes; its pointer to the one before lies 8 bytes behind its start. The
+    // record is right but for that.
+    content[48..56].copy_from_slice(&0x10_0028u64.to_le_bytes());
+    let total = u32::from_le_bytes(content[40..44].try_into().unwrap()) as usize;
+    let body = crc32c(&content[64..40 + total], 0);
+    let crc = crc32c(&content[40..60], body);
+    content[60..64].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&segment, &content).unwrap();
+    let restored = repair(&bed, &[]);
+    assert!(restored.stdout.contains("does not continue the archive"), "{restored:#?}");
+    assert_eq!(fs::read(kept(&bed)[0].join(&open)).unwrap(), content);
+    assert_eq!(rows_after_recovery(&mut bed), "1000");
+}
+
+/// CRC-32C, a bit at a time; `before`: of what precedes.
+fn crc32c(bytes: &[u8], before: u32) -> u32 {
+    let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0x82F6_3B78 } else { crc >> 1 };
+    !bytes.iter().fold(!before, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
+}
+
+/// A torn record and what follows it are not replayed: behind the last valid record there are zeros.
+#[test]
+fn a_torn_end_is_cut_off() {
+    let (mut bed, open) = crashed(17);
+    let segment = bed.cluster.pgdata().join("pg_wal").join(&open);
+    let content = fs::read(&segment).unwrap();
+    // In the midst of the rows, whose commit follows.
+    let torn = 20_000;
+    let mut damaged = content.clone();
+    damaged[torn] ^= 0xFF;
+    // Nothing behind it, as after a power cut.
+    damaged[torn + 100..].fill(0);
+    fs::write(&segment, &damaged).unwrap();
+    repair(&bed, &[]);
+    let placed = fs::read(bed.cluster.pgdata().join("pg_wal").join(&open)).unwrap();
+    let end = placed.iter().rposition(|byte| *byte != 0).unwrap();
+    assert!(0 < end && end < torn && placed[..=end] == content[..=end], "{end} {torn}");
+    assert_eq!(rows_after_recovery(&mut bed), "1000");
+}
+
+/// R5: killed in the middle, the same command still finds what it kept.
+#[test]
+fn an_interrupted_repair_replays_it_too() {
+    let (mut bed, open) = crashed(17);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let options = ["restore", "--delta", "--server-is-down", "--pgdata", pgdata.to_str().unwrap()];
+    let command = bed.agent.command("restore-agent", options);
+    let gone = || !pgdata.join("pg_wal").join(&open).exists();
+    let mut lost = false;
+    for when in 1..=6 {
+        let injection = format!("rename:signal=SIGKILL:when={when}");
+        process::run(&mut faults::inject(&command, &[&injection], &[]), wait::SOON * 2);
+        assert!(!pgdata.join("global/pg_control").exists() || !lost, "it finished at {when}");
+        lost |= gone();
+    }
+    assert!(lost, "it was never interrupted after pg_wal was emptied");
+    repair(&bed, &[]);
+    assert_eq!(rows_after_recovery(&mut bed), "2000");
 }

@@ -7,27 +7,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_base::{CreatedTablespace, Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
 
 use super::path::SegmentRange;
 use super::restore_plan::RestorePlan;
-use super::stop::{SegmentDecoder, StopRule};
+use super::stop::SegmentDecoder;
 use crate::catalog::TimelineWal;
 use crate::cpu;
 use crate::error::{RepoError, Result};
 use crate::index::{first_of, group_of, last_of};
 use crate::wal::WalArchive;
-
-/// A tablespace that replay creates.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CreatedTablespace {
-    /// Where the record starts.
-    pub record: Lsn,
-    /// The tablespace's OID.
-    pub oid: u32,
-    /// Its location, as bytes; empty if it is in place, below `pg_tblspc`.
-    pub location: Vec<u8>,
-}
 
 /// Looks for such records, fed with consecutive segments in LSN order, beginning anywhere.
 pub trait TablespaceSearch: Send {
@@ -83,8 +72,7 @@ pub async fn created_tablespaces(
         );
         running = Some(((at, number), search));
     }
-    let replayed = StopRule::of(&plan.target, plan.inclusive).is_none_or(|rule| rule.applies_the_record());
-    let until = plan.stop.as_ref().filter(|_| !replayed).map_or(plan.until, |stop| stop.record);
+    let until = plan.replayed_until();
     found.retain(|created| from <= created.record && created.record < until);
     Ok(found)
 }

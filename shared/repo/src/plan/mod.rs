@@ -47,7 +47,7 @@ pub mod text;
 pub mod unreachable;
 pub mod windows;
 
-pub use created::{CreatedTablespace, TablespaceSearch, created_tablespaces};
+pub use created::{TablespaceSearch, created_tablespaces};
 pub use estimate::{Estimate, Rates};
 pub use facts::{
     Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint, Question,
@@ -56,13 +56,14 @@ pub use facts::{
 pub(crate) use path::Path;
 pub use path::SegmentRange;
 pub use planner::{Verdict, plan};
-pub use report::PlanReport;
+pub use report::{PlanReport, TablespaceDocument};
 pub use request::{Request, TargetAction};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan};
 pub(crate) use search::Search;
 pub use settings::{Setting, Signal, quote};
 pub use stop::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
 pub use unreachable::{LineageMoment, Moment, Unreachable, Why};
+pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;
 
 #[cfg(test)]

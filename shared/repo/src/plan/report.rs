@@ -54,6 +54,25 @@ pub struct PlanDocument {
     pub estimate: EstimateDocument,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// Of `restore --dry-run`: the tablespaces outside the data directory that replay creates, in LSN order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tablespaces: Vec<TablespaceDocument>,
+}
+
+/// A tablespace that replay creates, and what lies at its location on this machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct TablespaceDocument {
+    /// Where the record starts.
+    pub lsn: String,
+    /// The tablespace's OID.
+    pub oid: u32,
+    /// Its location.
+    pub location: String,
+    /// `free`, `missing`, `own` (it is kept under another name) or `foreign` (the restore refuses).
+    pub state: &'static str,
+    /// What to do about it, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// A segment that a timeline left in the middle, built for recovery on that timeline.
@@ -242,6 +261,15 @@ impl PlanReport {
             Err(refusal) => Self::Unreachable(Box::new(RefusalDocument::of(refusal))),
         }
     }
+
+    /// The same with the tablespaces that replay creates.
+    #[must_use]
+    pub fn with_tablespaces(mut self, tablespaces: &[TablespaceDocument]) -> Self {
+        if let Self::Plan(plan) = &mut self {
+            plan.tablespaces = tablespaces.to_vec();
+        }
+        self
+    }
 }
 
 impl PlanDocument {
@@ -295,6 +323,7 @@ impl PlanDocument {
                 seconds: e.duration.as_secs(),
             },
             notes: plan.notes.clone(),
+            tablespaces: Vec::new(),
         }
     }
 }

@@ -121,6 +121,13 @@ impl RestorePlan {
         options
     }
 
+    /// No record that starts here or later is replayed by a recovery that stops as planned.
+    pub fn replayed_until(&self) -> Lsn {
+        let replayed =
+            StopRule::of(&self.target, self.inclusive).is_none_or(|rule| rule.applies_the_record());
+        self.stop.as_ref().filter(|_| !replayed).map_or(self.until, |stop| stop.record)
+    }
+
     /// Whether recovery under this plan may ask for a segment: the prefetcher stops after the last one.
     pub fn needs(&self, timeline: TimelineId, number: walpoint_base::SegmentNo) -> bool {
         self.wal.iter().any(|r| r.timeline == timeline && r.first <= number && number <= r.last)

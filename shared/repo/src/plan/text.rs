@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use walpoint_base::{RecoveryTarget, SegmentSize};
 
+use super::report::TablespaceDocument;
 use super::restore_plan::RestorePlan;
 use super::stop::StopRule;
 use super::unreachable::Unreachable;
@@ -49,6 +50,16 @@ pub fn plan(plan: &RestorePlan, size: SegmentSize) -> String {
     text.row("Again by", &options.join(" "));
     for note in &plan.notes {
         text.row("Note", note);
+    }
+    text.0
+}
+
+/// Tablespaces that replay creates, in lines that end with a newline.
+pub fn tablespaces(created: &[TablespaceDocument]) -> String {
+    let mut text = Lines::default();
+    for TablespaceDocument { lsn, oid, location, state, note } in created {
+        let known = format!("at {lsn} replay creates tablespace {oid} in {location}: {state}");
+        text.row("Tablespace", note.as_ref().unwrap_or(&known));
     }
     text.0
 }
