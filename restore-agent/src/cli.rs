@@ -73,7 +73,7 @@ pub(crate) struct PrefetchArgs {
     /// The data directory [default: pgdata of the configuration].
     #[arg(long, value_name = "DIR")]
     pub(crate) pgdata: Option<PathBuf>,
-    /// Where restore-fetch asks [default: fetch_socket of the configuration, or inside the spool].
+    /// Where restore-fetch asks [default: fetch_socket of the configuration, or pg_dynshmem/walpoint-fetch in the data directory].
     #[arg(long, value_name = "SOCKET")]
     pub(crate) socket: Option<PathBuf>,
     /// Never end, and serve whatever data directory appears: for a sidecar.

@@ -46,7 +46,7 @@ Usage: restore-fetch --socket SOCKET [--config FILE] NAME PATH
 
 In postgresql.conf:
 
-  restore_command = 'restore-fetch --socket pg_wal/walpoint-spool/socket %f %p'
+  restore_command = 'restore-fetch --socket pg_dynshmem/walpoint-fetch %f %p'
 
 Exit status: 0 the file is there, verified; 1 it is proven not to be in the archive (on a standby: or cannot be had at the
 moment); 255 anything else, so that PostgreSQL stops instead of ending recovery early.

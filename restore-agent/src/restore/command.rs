@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where `restore-fetch` finds its prefetcher, relative to the data directory, in which PostgreSQL runs the command.
-const SOCKET: &str = "pg_wal/walpoint-spool/socket";
+use walpoint_base::socket::FETCH_SOCKET;
 
 /// What the command needs to select the repository and the cluster.
 #[derive(Debug, Clone)]
@@ -20,10 +19,11 @@ pub(crate) struct Source {
 
 /// The command, for `sh -c`, with `%f` and `%p` for PostgreSQL to fill in.
 pub(crate) fn restore_command(source: &Source) -> String {
-    // PostgreSQL's environment is not that of whoever restores.
+    // PostgreSQL runs the command in the data directory.
+    // Its environment is not that of whoever restores.
     let key = source.key_file.as_deref().map(|path| word(&path.to_string_lossy()));
     let key = key.map_or(String::new(), |path| format!("WALPOINT_KEY_FILE={path} "));
-    let mut command = format!("{key}{} --socket {SOCKET}", word(&program()));
+    let mut command = format!("{key}{} --socket {FETCH_SOCKET}", word(&program()));
     let mut option = |name: &str, value: &str| command.push_str(&format!(" {name} {}", word(value)));
     if let Some(config) = &source.config {
         option("--config", &config.to_string_lossy());
@@ -79,7 +79,7 @@ mod tests {
         };
         let command = restore_command(&source);
         assert!(command.contains("--config '/etc/w p/c.toml' --cluster main %f %p"), "{command}");
-        assert!(command.contains("--socket pg_wal/walpoint-spool/socket"), "{command}");
+        assert!(command.contains("--socket pg_dynshmem/walpoint-fetch"), "{command}");
         source.key_file = Some("/my key".into());
         let command = restore_command(&source);
         assert!(command.starts_with("WALPOINT_KEY_FILE='/my key' "), "{command}");

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
+use walpoint_base::socket::FETCH_SOCKET;
 use walpoint_base::{Place, RECOVERY_ORIGIN, Recovery, durable};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -82,7 +83,11 @@ async fn serve(
         return Ok(None);
     };
     let socket = Socket::bind(
-        &args.socket.clone().or(settings.fetch_socket.clone()).unwrap_or_else(|| root.join(spool::SOCKET)),
+        &args
+            .socket
+            .clone()
+            .or(settings.fetch_socket.clone())
+            .unwrap_or_else(|| place.pgdata.join(FETCH_SOCKET)),
     )?;
     tidy_up(&place, &root);
     if place.recovery == Recovery::Standby {

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! lock       locked by the prefetcher that owns the spool
-//! socket     where restore-fetch asks, unless configured elsewhere
 //! target     the note that `restore` left
 //! ready/     verified files under the names that PostgreSQL asks for
 //! history/   what a standby keeps of the histories it has seen
@@ -23,9 +22,6 @@ use crate::wal::note::TargetNote;
 
 /// The spool's name in `pg_wal`.
 pub const DIRECTORY: &str = "walpoint-spool";
-
-/// The socket's name in the spool.
-pub const SOCKET: &str = "socket";
 
 const READY: &str = "ready";
 const LOCK: &str = "lock";
@@ -103,7 +99,7 @@ impl Spool {
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
-    /// Cleans up: everything but the socket, which its owner removes, and a standby's histories goes. The note stays while
+    /// Cleans up: everything but a standby's histories goes. The note stays while
     /// recovery may go on.
     pub(crate) fn close(&self, recovery_is_over: bool) -> io::Result<()> {
         if !self.is_ours() {

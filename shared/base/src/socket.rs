@@ -16,6 +16,11 @@ pub const MAX_MESSAGE: usize = 64 << 10;
 /// Where a standby keeps the history files it has seen, relative to `pg_wal`.
 pub const HISTORY_CACHE: &str = "walpoint-spool/history";
 
+/// Where the prefetcher's socket is unless the configuration says otherwise, relative to the data directory. `pg_rewind` and
+/// `pg_basebackup` leave out what they find in this directory, which every data directory has; in `pg_wal` the first would try
+/// to read the socket, and fail. PostgreSQL removes only files that begin with `mmap.` from it.
+pub const FETCH_SOCKET: &str = "pg_dynshmem/walpoint-fetch";
+
 /// A file of this name in [`HISTORY_CACHE`] says that `standby_history_outage` is `stop`: `restore-fetch` reads no
 /// configuration.
 pub const STOP_WITHOUT_HISTORY: &str = "stop-without-history";

@@ -90,7 +90,7 @@ pub struct ClusterSettings {
     /// The socket of `archive-push`; `/run/walpoint/<cluster>.push` if unset.
     #[serde(default)]
     pub push_socket: Option<PathBuf>,
-    /// The socket of `restore-fetch`; inside the spool if unset.
+    /// The socket of `restore-fetch`; `pg_dynshmem/walpoint-fetch` in the data directory if unset.
     #[serde(default)]
     pub fetch_socket: Option<PathBuf>,
     /// Files and directories outside PGDATA that a backup takes along, such as Debian's configuration.

@@ -16,6 +16,7 @@ mod places;
 mod refusals;
 mod repair;
 mod replace;
+mod rewound;
 mod running;
 mod settings;
 mod swapped;

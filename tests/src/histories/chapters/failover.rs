@@ -137,9 +137,6 @@ impl World {
         // The old primary's unarchived end is what has to be rewound.
         let new = self.primary;
         self.servers[new].sql("checkpoint");
-        // A prefetcher that still ends leaves a socket in the source's pg_wal, which pg_rewind cannot copy.
-        let spool = self.servers[new].cluster.wal_dir().join("walpoint-spool");
-        crate::wait::until_true(LIMIT, "the promoted server's prefetcher ends", || !spool.exists());
         let mut command = self.servers[old].cluster.tool("pg_rewind");
         let (source, target) =
             (self.servers[new].cluster.conninfo(), self.servers[old].cluster.pgdata().to_owned());
