@@ -15,10 +15,10 @@ use walpoint_runtime::owner;
 
 use crate::cli::FetchArgs;
 use crate::wal::archive::{Archive, Landed, Outcome, Proof};
-use crate::wal::creates;
 use crate::wal::histories::HistoryCache;
 use crate::wal::landing::{self, Durability};
 use crate::wal::patience::{self, STANDBY_ATTEMPT};
+use crate::wal::{creates, parents};
 
 /// The file is there.
 const DONE: u8 = 0;
@@ -108,12 +108,20 @@ async fn attempts(
     // PostgreSQL syncs what it restores itself.
     let durability = if place.is_some() { Durability::Readers } else { Durability::Ours };
     let attempt = || archive.fetch(name, &args.path, Proof::Wanted, durability);
-    let Some(place) = place.filter(|place| place.is_standby()) else {
+    let standby = place.filter(|place| place.is_standby());
+    let outcome = if standby.is_some() {
+        let within = args.within_ms.map_or(STANDBY_ATTEMPT, Duration::from_millis);
+        patience::at_once(within, attempt()).await
+    } else {
         let tell = |why: &str| tracing::warn!("waiting for \"{name}\": {why}");
-        return patience::until_certain(budget, attempt, tell).await;
+        patience::until_certain(budget, attempt, tell).await
     };
-    let within = args.within_ms.map_or(STANDBY_ATTEMPT, Duration::from_millis);
-    let outcome = patience::at_once(within, attempt()).await;
+    if let (Some(place), Outcome::Landed(_), WalFileName::Segment(segment)) =
+        (place.filter(|place| place.server), &outcome, name)
+    {
+        parents::put(&archive, place, segment, &args.path).await;
+    }
+    let Some(place) = standby else { return outcome };
     if let (Outcome::Landed(_), WalFileName::History(timeline)) = (&outcome, name) {
         let kept = std::fs::read(&args.path)
             .and_then(|content| HistoryCache::in_wal(&place.wal).put(timeline, &content));

@@ -11,6 +11,7 @@
 //! | [`cut`] | a segment as its timeline left it |
 //! | [`creates`] | tablespaces that replay of a segment creates |
 //! | [`histories`] | histories that a standby keeps |
+//! | [`parents`] | what PostgreSQL reads at a fork from `pg_wal` |
 //! | [`route`] | what recovery asks for next |
 //! | [`prefetch`] | fetching that ahead |
 //! | [`spool`] | where it waits |
@@ -31,6 +32,7 @@ pub(crate) mod landing;
 pub(crate) mod life;
 pub mod note;
 pub(crate) mod origin;
+pub(crate) mod parents;
 pub(crate) mod patience;
 pub(crate) mod prefetch;
 pub(crate) mod prove;

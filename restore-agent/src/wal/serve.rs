@@ -19,7 +19,7 @@ use crate::wal::histories::HistoryCache;
 use crate::wal::landing::{self, Durability};
 use crate::wal::patience::{self, STANDBY_ATTEMPT};
 use crate::wal::prefetch::Prefetcher;
-use crate::wal::{creates, fetch};
+use crate::wal::{creates, fetch, parents};
 
 /// A client writes its request at once.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -148,8 +148,13 @@ impl Server {
         };
         match outcome {
             Outcome::Landed(Landed { size, note, creates }) => {
-                if let WalFileName::History(timeline) = name {
-                    self.learn(timeline, standby).await;
+                match name {
+                    WalFileName::History(timeline) => self.learn(timeline, standby).await,
+                    WalFileName::Segment(segment) if request.ahead => {
+                        let path = self.prefetcher.spool().path(name);
+                        parents::put(self.prefetcher.archive(), place, segment, &path).await;
+                    }
+                    _ => {}
                 }
                 FetchReply {
                     outcome: FetchOutcome::Ready,

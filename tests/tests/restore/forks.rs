@@ -138,8 +138,20 @@ struct Failover {
     before: Mark,
 }
 
+/// A primary with a row, and its standby, which will archive.
+struct Pair {
+    bed: Archived,
+    standby: Cluster,
+    agent: Agent,
+    ledger: Ledger,
+}
+
 fn fail_over(major: u32) -> Failover {
-    let (mut bed, mut ledger) = bed(major);
+    crash_and_promote(pair(major))
+}
+
+fn pair(major: u32) -> Pair {
+    let (bed, mut ledger) = bed(major);
     let mut standby = bed.cluster.standby();
     let agent = Agent::with(&standby, &bed.store);
     agent.write();
@@ -148,6 +160,11 @@ fn fail_over(major: u32) -> Failover {
     standby.wait_for("select count(*) from pg_stat_wal_receiver where status = 'streaming'", "1");
     ledger.append_as(&bed.cluster, "a1");
     bed.settle();
+    Pair { bed, standby, agent, ledger }
+}
+
+fn crash_and_promote(pair: Pair) -> Failover {
+    let Pair { mut bed, standby, agent, mut ledger } = pair;
     bed.cluster.psql(PREPARE);
     let before = ledger.append_as(&bed.cluster, "a2");
     bed.cluster.psql("select pg_create_restore_point('spot')");
@@ -336,4 +353,77 @@ fn a_standby_waits_at_a_fork_whose_segment_only_the_parent_has() {
     ledger.append_as(&bed.cluster, "b1");
     bed.settle();
     standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 b1");
+}
+
+/// Promise 3: a standby that follows through the archive past a failover is promoted in its turn, although a transaction is
+/// open that was prepared in the fork's segment, which the archive has under the new timeline's name only.
+#[track_caller]
+fn a_follower_past_a_failover_is_promoted(major: u32) {
+    let pair = pair(major);
+    let follower = pair.bed.restore_and_start("follower", &["--standby"]);
+    let rows = "select string_agg(label, ' ' order by n) from rows";
+    follower.wait_for(rows, "a1");
+    let mut failover = crash_and_promote(pair);
+    failover.ledger.append_as(&failover.standby, "b1");
+    let segment = failover.standby.switch_wal();
+    failover.standby.wait_archived(&segment);
+    follower.wait_for(rows, "a1 a2 a3 b1");
+    follower.promote();
+    assert_eq!(follower.psql("select gid from pg_prepared_xacts"), "open", "PostgreSQL {major}");
+    follower.psql("commit prepared 'open'");
+    assert_eq!(follower.psql("select count(*) from prepared"), "1");
+    assert_eq!(failover.ledger.labels(&follower), "a1 a2 a3 b1");
+}
+
+#[test]
+fn a_standby_that_follows_past_a_failover_is_promoted_with_a_prepared_transaction() {
+    a_follower_past_a_failover_is_promoted(17);
+}
+
+#[test]
+fn standbys_of_other_versions_that_follow_past_a_failover_are_promoted() {
+    for major in [13, 16, 18] {
+        a_follower_past_a_failover_is_promoted(major);
+    }
+}
+
+/// Promise 3: the primary crashes, is repaired with all that it had committed and goes on archiving on a timeline that begins
+/// in the midst of its last segment, with a checkpoint. A standby that follows goes on with it, although a transaction was
+/// prepared before.
+#[track_caller]
+fn a_follower_goes_on_with_the_repaired_primary(major: u32) {
+    let (mut bed, mut ledger) = bed(major);
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    let mut follower = bed.restore_and_start("follower", &["--standby"]);
+    let rows = "select string_agg(label, ' ' order by n) from rows";
+    follower.wait_for(rows, "a1");
+    bed.cluster.psql(PREPARE);
+    ledger.append_as(&bed.cluster, "a2");
+    bed.cluster.crash();
+    bed.try_restore("data", &["--delta", "--server-is-down", "--resume-archiving"]).expect_success();
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+    assert_eq!(ledger.labels(&bed.cluster), "a1 a2");
+    assert_eq!(bed.cluster.psql("select gid from pg_prepared_xacts"), "open");
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    wait::until_true(wait::SOON, "the standby goes on or ends", || {
+        !follower.is_running() || follower.try_psql(rows).is_ok_and(|found| found == "a1 a2 b1")
+    });
+    assert!(follower.is_running(), "PostgreSQL {major}: {}", follower.log());
+    follower.promote();
+    assert_eq!(follower.psql("select gid from pg_prepared_xacts"), "open");
+}
+
+#[test]
+fn a_standby_goes_on_with_a_primary_that_was_repaired_with_a_prepared_transaction() {
+    a_follower_goes_on_with_the_repaired_primary(17);
+}
+
+#[test]
+fn standbys_of_other_versions_go_on_with_a_primary_that_was_repaired() {
+    for major in [13, 16, 18] {
+        a_follower_goes_on_with_the_repaired_primary(major);
+    }
 }
