@@ -253,10 +253,10 @@ fn a_standby_stops_beside_the_original_and_goes_on_elsewhere() {
     fs::create_dir(&place).unwrap();
     user::give(&place);
     standby.start();
-    standby.wait_for("select count(*) from u", "2000");
+    standby.wait_for("select count(*) from u", "3000");
     standby.crash();
     standby.start();
-    standby.wait_for("select count(*) from u", "2000");
+    standby.wait_for("select count(*) from u", "3000");
 }
 
 /// `restore --dry-run` lists the tablespaces that replay creates, and what lies there; it fails where the restore would.
