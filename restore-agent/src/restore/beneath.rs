@@ -16,8 +16,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::directory::MARKER;
-use super::owners::Owner;
+use super::directory::{self, MARKER};
+use super::owners::{self, Owner};
 
 /// A directory is opened to be entered, synced, and given away.
 const DIRECTORY: OFlags =
@@ -32,15 +32,64 @@ pub(crate) struct Roots(Vec<(PathBuf, OwnedFd)>);
 pub(crate) struct Anchor {
     directory: File,
     path: PathBuf,
+    /// What a person calls it.
+    shown: PathBuf,
+}
+
+/// A directory by the name that it has in a plan, and by one without links, looked up when the plan was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    pub(crate) path: PathBuf,
+    real: PathBuf,
+}
+
+impl Resolved {
+    /// Looks up where a path leads at this moment.
+    pub(crate) fn look_up(path: &Path) -> Result<Self, directory::DirectoryError> {
+        Ok(Self { path: path.to_owned(), real: directory::resolve(path)? })
+    }
+
+    /// Makes the directory with its missing parents, each for that owner. As root no link is followed.
+    pub(crate) fn create(&self, owner: Option<Owner>) -> io::Result<()> {
+        let Some(owner) = owner else { return owners::create_directories(&self.path, None) };
+        let mut at = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
+        for name in self.real.components().filter_map(|component| match component {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        }) {
+            let next = match rustix::fs::openat(&at, name, DIRECTORY, Mode::empty()) {
+                Err(Errno::NOENT) => {
+                    rustix::fs::mkdirat(&at, name, Mode::RWXU)?;
+                    let made = File::from(rustix::fs::openat(&at, name, DIRECTORY, Mode::empty())?);
+                    fchown(&made, Some(owner.uid), Some(owner.gid))?;
+                    made.sync_all()?;
+                    rustix::fs::fsync(&at)?;
+                    OwnedFd::from(made)
+                }
+                opened => opened?,
+            };
+            at = next;
+        }
+        Ok(())
+    }
+}
+
+/// Opens a directory whose path has no link in it.
+fn open_real(real: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if !rustix::process::geteuid().is_root() {
+        return Ok(rustix::fs::open(real, flags, Mode::empty())?);
+    }
+    let top = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
+    open_beneath(top.as_fd(), real.strip_prefix("/").unwrap_or(real), flags, Mode::empty())
 }
 
 impl Roots {
-    /// Opens directories that exist. Links in the way to them are the administrator's own and were resolved before.
-    pub(crate) fn open<'a>(directories: impl IntoIterator<Item = &'a Path>) -> io::Result<Self> {
+    /// Opens directories that exist. Links in the way to them were resolved before: what became one since is refused.
+    pub(crate) fn open<'a>(directories: impl IntoIterator<Item = &'a Resolved>) -> io::Result<Self> {
         let mut roots = Vec::new();
-        for path in directories {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            roots.push((path.to_owned(), rustix::fs::open(path, flags, Mode::empty())?));
+        for Resolved { path, real } in directories {
+            roots.push((path.to_owned(), open_real(real)?));
         }
         Ok(Self(roots))
     }
@@ -115,12 +164,12 @@ impl Roots {
     /// Holds a directory under a name of its own: what lies directly in it can be reached by that, whatever becomes of the
     /// path. Only root needs that.
     pub(crate) fn anchor(&self, path: &Path) -> io::Result<Anchor> {
-        let directory = self.directory(path)?;
+        let (directory, shown) = (self.directory(path)?, path.to_owned());
         let path = match rustix::process::geteuid().is_root() {
             true => PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())),
             false => path.to_owned(),
         };
-        Ok(Anchor { directory, path })
+        Ok(Anchor { directory, path, shown })
     }
 
     /// The directory in which a path lies, and the name there.
@@ -136,6 +185,23 @@ impl Anchor {
     /// Its name.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// An error about what lies in it, with the name that a person knows.
+    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let (text, own) = (format!("{error:#}"), self.path.to_string_lossy());
+        // A longer number is another directory's.
+        let is_own = |rest: &&str| !rest.starts_with(|next: char| next.is_ascii_digit());
+        let mut parts = text.split(&*own);
+        let mut explained = parts.next().unwrap_or_default().to_owned();
+        let mut changed = false;
+        for rest in parts {
+            let known = is_own(&rest);
+            changed |= known;
+            explained += &if known { self.shown.to_string_lossy() } else { own.clone() };
+            explained += rest;
+        }
+        if changed && self.path != self.shown { anyhow::Error::msg(explained) } else { error }
     }
 
     /// Gives the directory an owner and a mode.
@@ -250,8 +316,8 @@ mod tests {
         walpoint_base::durable::create(&path("outside/file"), b"kept").unwrap();
         symlink(path("outside"), path("root/link")).unwrap();
         symlink(path("outside/file"), path("root/inner/file")).unwrap();
-        let root = path("root");
-        let roots = Roots::open([root.as_path()]).unwrap();
+        let root = Resolved { path: path("root"), real: path("root").canonicalize().unwrap() };
+        let roots = Roots::open([&root]).unwrap();
         let write = OFlags::WRONLY | OFlags::CREATE;
         for name in
             ["root/link/file", "root/link/new", "root/inner/file", "root/../outside/file", "elsewhere"]
@@ -270,6 +336,17 @@ mod tests {
             assert!(!path(name).exists(), "{name}");
         }
         assert_eq!(fs::read(path("outside/file")).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn errors_name_what_a_person_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = File::open(dir.path()).unwrap();
+        let anchor = Anchor { directory, path: "/proc/self/fd/1".into(), shown: "/data".into() };
+        let explain = |text: &str| format!("{:#}", anchor.explain(anyhow::Error::msg(text.to_owned())));
+        assert_eq!(explain("/proc/self/fd/1/x and /proc/self/fd/12/x"), "/data/x and /proc/self/fd/12/x");
+        assert_eq!(explain("could not write /proc/self/fd/1: full"), "could not write /data: full");
+        assert_eq!(explain("another"), "another");
     }
 
     #[test]

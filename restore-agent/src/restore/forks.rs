@@ -29,18 +29,17 @@ struct Fork {
     switch: Lsn,
 }
 
-/// Writes the parents' segments of all forks that recovery passes.
+/// Writes the parents' segments of all forks that recovery passes, into that `pg_wal`.
 pub(crate) async fn write(
     archive: &WalArchive,
     plan: &RestorePlan,
-    pgdata: &Path,
+    wal: &Path,
     owner: Option<Owner>,
 ) -> anyhow::Result<()> {
     let size = archive.lineage().segment_size.bytes();
     for fork in forks(archive, plan) {
         // Recovery says what is missing, at the place where it matters.
         let Some(mut reader) = archive.read(WalFileName::Segment(fork.source)).await? else { continue };
-        let wal = pgdata.join("pg_wal");
         let path = wal.join(fork.parent.to_string());
         let context = || format!("{} cannot be written", path.display());
         durable::remove(&path).with_context(context)?;
@@ -59,7 +58,7 @@ pub(crate) async fn write(
         owners::create_directories(&status, owner).with_context(context)?;
         let done = status.join(format!("{}.done", fork.parent));
         durable::replace(&done, b"", 0o600).with_context(context)?;
-        durable::sync_directory(&wal).with_context(context)?;
+        durable::sync_directory(wal).with_context(context)?;
         if let Some(owner) = owner {
             owner.give(&path).and_then(|()| owner.give(&done)).with_context(context)?;
         }

@@ -79,7 +79,7 @@ use crate::wal::note::TargetNote;
 use crate::wal::origin::Origin;
 use crate::wal::spool;
 use aside::Record;
-use beneath::Roots;
+use beneath::{Resolved, Roots};
 use copy::{Copier, Written};
 use created::{Created, Found};
 use directory::{Held, Marker, RelativeTime, State};
@@ -251,6 +251,8 @@ struct Restore {
     /// The mode that the data directory gets.
     root_mode: u32,
     marker: Marker,
+    /// The data directory and those outside it, as they were found.
+    resolved: Vec<Resolved>,
     ground: Ground,
     /// How what is there will be moved aside.
     replacement: Option<Record>,
@@ -309,6 +311,8 @@ impl Restore {
             delta: matches!(ground.way, Way::Delta { .. }),
             claiming: false,
         };
+        let directories = marker.directories.iter().map(PathBuf::as_path).chain([layout.pgdata()]);
+        let resolved = directories.map(Resolved::look_up).collect::<Result<_, _>>()?;
         let repositories = places::local_repositories(common)?;
         let places = places::check(&layout, &ground, &marker, &repositories)?;
         let mut in_the_way = ground.check_others(&layout)?;
@@ -363,6 +367,7 @@ impl Restore {
             owner,
             root_mode,
             marker,
+            resolved,
             ground,
             replacement,
             created,
@@ -413,13 +418,19 @@ impl Restore {
             walpoint_base::durable::sync_directory(extra)?;
         }
         self.leave_target(&roots)?;
-        let anchor = roots.anchor(&pgdata).with_context(|| pgdata.display().to_string())?;
-        origin::leave(&self.origin, anchor.path(), self.owner)?;
-        origin::bind(&self.origin, &self.planned.lineage, anchor.path(), self.owner)?;
+        let wal = self.wal_directory();
+        let anchor = roots.anchor(&wal).with_context(|| wal.display().to_string())?;
+        let explain = |error| anchor.explain(error);
+        origin::leave(&self.origin, anchor.path(), self.owner).map_err(explain)?;
+        let data = roots.anchor(&pgdata).with_context(|| pgdata.display().to_string())?;
+        origin::bind(&self.origin, &self.planned.lineage, data.path(), self.owner)
+            .map_err(|error| data.explain(error))?;
         let archive = self.planned.repository.wal_to_read(&self.planned.lineage).await?;
-        forks::write(&archive, &self.planned.plan, anchor.path(), self.owner).await?;
-        let (wal, size) = (anchor.path().join("pg_wal"), self.planned.lineage.segment_size);
-        self.unarchived.put(kept.as_ref(), &wal, self.owner, size, args.resume_archiving)?;
+        forks::write(&archive, &self.planned.plan, anchor.path(), self.owner).await.map_err(explain)?;
+        let size = self.planned.lineage.segment_size;
+        self.unarchived
+            .put(kept.as_ref(), anchor.path(), self.owner, size, args.resume_archiving)
+            .map_err(explain)?;
         self.finish(&pgdata, &roots)?;
         hook("--after", args.after.as_deref(), &pgdata)?;
         Ok(self.report(args, &Done { written, removed, kept }, began.elapsed()))
@@ -444,7 +455,7 @@ impl Restore {
             record.go()?;
             tracing::info!("what was in {} lies in {}", pgdata.display(), record.aside.display());
         }
-        owners::create_directories(pgdata, self.owner)?;
+        self.resolved(pgdata)?.create(self.owner).with_context(|| pgdata.display().to_string())?;
         let held = match old {
             Some(held) if self.replacement.is_none() => held,
             _ => directory::hold(pgdata)?,
@@ -475,27 +486,33 @@ impl Restore {
     /// data directory and `pg_wal` are taken from their owner until the end, so that nobody changes what lies directly in them.
     fn claim(&self, pgdata: &Path) -> anyhow::Result<Roots> {
         let shown = |path: &Path| path.display().to_string();
-        let own = Roots::open([pgdata]).with_context(|| shown(pgdata))?.anchor(pgdata)?;
+        let place = self.resolved(pgdata)?;
+        let own = Roots::open([place]).with_context(|| shown(pgdata))?.anchor(pgdata)?;
         own.require_ours(self.owner).with_context(|| shown(pgdata))?;
         if self.owner.is_some() {
             own.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(pgdata))?;
         }
-        directory::claim(own.path(), &self.marker)?;
-        for other in &self.marker.directories {
-            owners::create_directories(other, self.owner).with_context(|| shown(other))?;
+        directory::claim(own.path(), &self.marker).map_err(|error| own.explain(error.into()))?;
+        for other in &self.resolved {
+            other.create(self.owner).with_context(|| shown(&other.path))?;
         }
-        let others = self.marker.directories.iter().map(PathBuf::as_path);
-        let roots = Roots::open(others.chain([pgdata]))?;
+        let roots = Roots::open(&self.resolved).context("a directory of the restore became another one")?;
         for other in &self.marker.directories {
             let anchor = roots.anchor(other).with_context(|| shown(other))?;
             anchor.require_ours(self.owner).with_context(|| shown(other))?;
-            directory::claim_other(anchor.path(), pgdata)?;
+            directory::claim_other(anchor.path(), pgdata).map_err(|error| anchor.explain(error.into()))?;
         }
         let wal = self.wal_directory();
         if self.owner.is_some() && (roots.is_root(&wal) || roots.kind(&wal)? == Some(FileType::Directory)) {
             roots.anchor(&wal)?.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(&wal))?;
         }
         Ok(roots)
+    }
+
+    /// Where a directory of the restore led when it was planned.
+    fn resolved(&self, path: &Path) -> anyhow::Result<&Resolved> {
+        let found = self.resolved.iter().find(|resolved| resolved.path == path);
+        found.with_context(|| format!("internal error: {} is no directory of the restore", path.display()))
     }
 
     /// The version that will run.
@@ -530,7 +547,7 @@ impl Restore {
             until: (plan.target != RecoveryTarget::Latest).then(|| plan.replayed_until()),
             settings: settings::targets(&settings::rewrite("", &self.settings, self.major())),
         };
-        note.write(anchor.path())?;
+        note.write(anchor.path()).map_err(|error| anchor.explain(error))?;
         if let Some(owner) = self.owner {
             for entry in std::fs::read_dir(anchor.path())? {
                 owner.give(&entry?.path())?;
@@ -574,7 +591,7 @@ impl Restore {
             owner: self.owner,
             hand_over: &hand_over,
         };
-        finish.write()?;
+        finish.write().map_err(|error| anchor.explain(error))?;
         Ok(directory::release(pgdata, &self.marker)?)
     }
 }

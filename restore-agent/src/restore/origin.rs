@@ -115,10 +115,9 @@ pub(crate) fn bind(
     Ok(())
 }
 
-/// Leaves it in a data directory.
-pub(crate) fn leave(origin: &Origin, pgdata: &Path, owner: Option<Owner>) -> anyhow::Result<()> {
-    let wal = pgdata.join("pg_wal");
-    origin.write(&wal)?;
+/// Leaves it in a `pg_wal`.
+pub(crate) fn leave(origin: &Origin, wal: &Path, owner: Option<Owner>) -> anyhow::Result<()> {
+    origin.write(wal)?;
     if let Some(owner) = owner {
         owner.give(&wal.join(RECOVERY_ORIGIN))?;
     }

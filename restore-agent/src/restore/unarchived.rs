@@ -18,12 +18,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt};
+use rustix::fs::{Mode, OFlags};
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
 use walpoint_base::{
     CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId,
     TimelineHistory, WalFileName, durable,
 };
-use walpoint_pg::wal::{Identity, Inspector, LONG_HEADER, LongHeader};
+use walpoint_pg::wal::{Identity, Inspector, LONG_HEADER, LongHeader, WalError};
 use walpoint_repo::Repository;
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::plan::{SegmentDecoder, SegmentRange, Signal};
@@ -135,14 +136,15 @@ impl Unarchived {
             self.left = Some(format!("the archive has no segment of timeline {} before it", plan.timeline));
             return Ok(());
         };
-        let archive = planned.repository.wal(&planned.lineage);
+        let archive = planned.repository.wal_to_read(&planned.lineage).await?;
         let (size, history) = (planned.lineage.segment_size, archive.history(plan.timeline).await?);
         let mut end = end_of(&archive, *range).await?;
         let (mut number, mut content) = (range.last.next(), Vec::new());
         while let Some(path) = candidates.get(&number.name(plan.timeline, size)) {
             let name = number.name(plan.timeline, size);
             match judge(archives, planned, name, path, history.as_ref(), &end).await? {
-                Ok(facts) => {
+                Ok((facts, damage)) => {
+                    self.left = damage;
                     end = end.after(&facts.chain);
                     number = number.next();
                     let kept = Some(path).filter(|path| !path.starts_with(wal)).cloned();
@@ -206,7 +208,9 @@ impl Unarchived {
             let keep = if *whole { size.bytes() } else { end.since(start) };
             let here = now.map(|now| now.directory.join(name.to_string()));
             let source = kept.clone().or(here).with_context(|| format!("\"{name}\" was not kept"))?;
-            let source = File::open(source).with_context(context)?;
+            // What was kept may lie where another user can change it.
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let source = File::from(rustix::fs::open(source, flags, Mode::empty()).with_context(context)?);
             let copied = io::copy(&mut source.take(keep), &mut file).with_context(context)?;
             anyhow::ensure!(copied == keep, "\"{name}\" is shorter than it was when the restore began");
             file.set_len(size.bytes()).and_then(|()| file.sync_all()).with_context(context)?;
@@ -254,7 +258,7 @@ impl Unarchived {
 /// The cluster's WAL in every repository that can be read, the plan's first.
 async fn archives(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Vec<WalArchive>> {
     let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
-    let mut archives = vec![planned.repository.wal(&planned.lineage)];
+    let mut archives = vec![planned.repository.wal_to_read(&planned.lineage).await?];
     for (name, settings) in &selection.repositories {
         if name == planned.repository.name() {
             continue;
@@ -262,7 +266,8 @@ async fn archives(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Vec<
         let open = async {
             let repository = Repository::open(name, settings).await?;
             let lineage = repository.read_lineage(&planned.cluster, planned.lineage.id).await?;
-            Ok::<_, walpoint_repo::RepoError>(lineage.map(|lineage| repository.wal(&lineage)))
+            let Some(lineage) = lineage else { return Ok(None) };
+            repository.wal_to_read(&lineage).await.map(Some)
         };
         match tokio::time::timeout(OTHERS, open).await {
             Ok(Ok(archive)) => archives.extend(archive),
@@ -344,7 +349,8 @@ async fn end_of(archive: &WalArchive, range: SegmentRange) -> anyhow::Result<Cha
     Ok(chain.iter().rev().fold(ChainEnd::UNKNOWN, |end, next| end.after(next)))
 }
 
-/// Whether a segment continues what ends there, and what it says; else why it is not replayed.
+/// Whether a segment continues what ends there: what it says, and what is wrong behind its last valid record; else why it is
+/// not replayed.
 async fn judge(
     archives: &[WalArchive],
     planned: &Planned,
@@ -352,7 +358,7 @@ async fn judge(
     path: &Path,
     history: Option<&TimelineHistory>,
     end: &ChainEnd,
-) -> anyhow::Result<Result<SegmentFacts, String>> {
+) -> anyhow::Result<Result<(SegmentFacts, Option<String>), String>> {
     for archive in archives {
         if let Some(copy) = incomplete(archive, name).await? {
             return Ok(Err(format!(
@@ -362,8 +368,8 @@ async fn judge(
     }
     let (file, history) = (path.to_owned(), history.cloned());
     let inspected = tokio::task::spawn_blocking(move || inspect(name, &file, history.as_ref())).await??;
-    let facts = match inspected {
-        Ok(facts) => facts,
+    let (facts, damage) = match inspected {
+        Ok(found) => found,
         Err(why) => return Ok(Err(why)),
     };
     let lineage = &planned.lineage;
@@ -381,7 +387,7 @@ async fn judge(
         Link::Continues if !is_proven(end, &facts.chain) => {
             Err(format!("that \"{name}\" continues the archive is not proven"))
         }
-        Link::Continues => Ok(facts),
+        Link::Continues => Ok((facts, damage)),
     })
 }
 
@@ -413,24 +419,48 @@ async fn incomplete(archive: &WalArchive, name: SegmentName) -> anyhow::Result<O
     Ok(None)
 }
 
-/// What a segment's content says; else why it is no sound segment.
+/// What a segment's content says up to its last valid record, and what is wrong behind that, if anything is: PostgreSQL takes
+/// a record that was torn for the end of WAL. The error says why it is no segment.
 fn inspect(
     name: SegmentName,
     path: &Path,
     history: Option<&TimelineHistory>,
-) -> anyhow::Result<Result<SegmentFacts, String>> {
+) -> anyhow::Result<Result<(SegmentFacts, Option<String>), String>> {
     let context = || format!("could not read \"{}\"", path.display());
-    let mut file = File::open(path).with_context(context)?;
-    let length = file.metadata().with_context(context)?.len();
-    let mut inspector = Inspector::new(name, length, history);
-    let mut piece = vec![0; PIECE];
-    loop {
-        let read = file.read(&mut piece).with_context(context)?;
-        if read == 0 {
-            return Ok(inspector.finish().map_err(|error| error.to_string()));
+    Ok(match read(name, path, history, None).with_context(context)? {
+        Ok(facts) => Ok((facts, None)),
+        Err(error @ WalError::Damaged { at, .. }) => {
+            let cut = read(name, path, history, Some(at)).with_context(context)?;
+            cut.map(|facts| (facts, Some(error.to_string()))).map_err(|error| error.to_string())
         }
-        if let Err(error) = inspector.feed(piece.get(..read).unwrap_or_default()) {
-            return Ok(Err(error.to_string()));
+        Err(error) => Err(error.to_string()),
+    })
+}
+
+/// The same of a file that is taken for zeros from a position on.
+fn read(
+    name: SegmentName,
+    path: &Path,
+    history: Option<&TimelineHistory>,
+    until: Option<Lsn>,
+) -> io::Result<Result<SegmentFacts, WalError>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let start = SegmentSize::new(length).map_or(Lsn::INVALID, |size| start(name, size));
+    let keep = until.map_or(length, |until| until.since(start));
+    let mut inspector = Inspector::new(name, length, history);
+    let (mut piece, mut at) = (vec![0; PIECE], 0);
+    loop {
+        let read = file.read(&mut piece)?;
+        if read == 0 {
+            return Ok(inspector.finish());
+        }
+        let piece = piece.get_mut(..read).unwrap_or_default();
+        let kept = usize::try_from(keep.saturating_sub(at)).map_or(read, |kept| kept.min(read));
+        piece.iter_mut().skip(kept).for_each(|byte| *byte = 0);
+        at = at.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
+        if let Err(error) = inspector.feed(piece) {
+            return Ok(Err(error));
         }
     }
 }

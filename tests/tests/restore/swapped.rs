@@ -109,3 +109,39 @@ fn remove(places: &[&str]) {
         }
     }
 }
+
+/// R9: the parent of the place of `pg_wal` becomes a link after root has looked at it.
+#[test]
+fn root_follows_no_link_that_a_parent_became() {
+    needs_root!();
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.cluster.psql("create table t as select i from generate_series(1, 1000) i");
+    bed.backup();
+    bed.settle();
+    let outside = bed.cluster.dir().mkdir("outside");
+    fs::create_dir(outside.join("inner")).unwrap();
+    for path in [&outside, &outside.join("inner")] {
+        chown(path, Some(0), Some(0)).unwrap();
+    }
+    let before = snapshot(&outside);
+    let target = bed.place("target").display().to_string();
+    let parent = bed.place("parent").display().to_string();
+    let swap = format!("mv -T {parent} {parent}.x && ln -s {} {parent}", outside.display());
+    for wal in ["new", "deep/new", "inner"].map(|name| format!("{parent}/{name}")) {
+        fs::create_dir(&parent).unwrap();
+        user::give(Path::new(&parent));
+        let restore = ["restore", "--pgdata", &target, "--wal-dir", &wal, "--before", &swap];
+        let output = as_root(&bed, &restore).expect_status(1);
+        let after = snapshot(&outside);
+        assert!(after == before, "{wal}: {output:#?}\n{after:#?}\n{before:#?}");
+        assert!(output.stderr.contains(&wal) && !output.stderr.contains("/proc/self/fd"), "{output:#?}");
+        remove(&[&target, &parent]);
+    }
+    fs::create_dir(&parent).unwrap();
+    user::give(Path::new(&parent));
+    let wal = format!("{parent}/deep/new");
+    as_root(&bed, &["restore", "--pgdata", &target, "--wal-dir", &wal]).expect_success();
+    let restored = Cluster::start_restored(bed.cluster.dir(), 17, &target);
+    restored.wait_promoted();
+    assert_eq!(restored.psql("select count(*) from t"), "1000");
+}
