@@ -70,8 +70,9 @@ fn write(
     size: SegmentSize,
     content: &Path,
 ) -> anyhow::Result<()> {
-    let path = wal.join(parent.to_string());
-    if path.exists() {
+    let (path, status) = (wal.join(parent.to_string()), wal.join("archive_status"));
+    // Without that directory no PostgreSQL has started here.
+    if path.exists() || !status.is_dir() {
         return Ok(());
     }
     let keep = switch.0 % size.bytes();
@@ -79,7 +80,7 @@ fn write(
     let mut source = File::open(content)?.take(keep);
     io::copy(&mut source, &mut cut).with_context(|| path.display().to_string())?;
     let landing = cut.finish()?;
-    durable::replace(&wal.join("archive_status").join(format!("{parent}.done")), b"", 0o600)?;
+    durable::replace(&status.join(format!("{parent}.done")), b"", 0o600)?;
     landing.finish(Durability::Ours)
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
@@ -78,6 +79,8 @@ fn root_gives_nothing_away_whatever_is_swapped_for_a_link() {
                 }
             }
             drop(swap);
+            // A command of the shell that was killed may still be under way.
+            std::thread::sleep(Duration::from_millis(300));
             remove(&[&target, &spaces]);
             if way.is_empty() {
                 // For the repair that comes next.
