@@ -12,8 +12,7 @@ use anyhow::{Context, anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{
     ClusterName, CreatedTablespace, LineageId, Place, SegmentName, SegmentNo, SegmentSize, SystemId,
-    TimelineHistory,
-    TimelineId, WalFileName,
+    TimelineHistory, TimelineId, WalFileName,
 };
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::lineage::{BINDING, bound_lineage};
