@@ -8,18 +8,21 @@
 //! directory in place, or none at all and a record of what is still to be done, which [`Record::go`] does.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
+use super::beneath::Roots;
 use super::directory;
 use super::identity;
 use super::owners::Owner;
+use super::reach;
 
 /// The file in a data directory that was moved aside.
 pub(crate) const RECORD: &str = "walpoint-aside.json";
@@ -39,6 +42,9 @@ pub(crate) struct Record {
     /// The directory that comes in its place, if one that was moved aside earlier does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) successor: Option<PathBuf>,
+    /// Whether it is this run's own word, or root's: of another user's, root does only what that user could do.
+    #[serde(skip)]
+    trusted: bool,
 }
 
 /// A directory outside the data directory.
@@ -81,40 +87,121 @@ impl Record {
             aside: beside(pgdata, &name),
             moves: moves.collect(),
             successor,
+            trusted: true,
         })
     }
 
     /// Moves everything that is not moved yet.
     pub(crate) fn go(&self) -> anyhow::Result<()> {
+        let user = self.user();
+        self.check(user)?;
         if self.is_in_place() {
-            self.write(&self.pgdata)?;
-            rename(&self.pgdata, &self.aside)?;
+            self.write(user)?;
+            self.rename(&self.pgdata, &self.aside, user)?;
         }
+        let data = self.data(&self.aside, user)?;
         for moved in &self.moves {
             if fs::symlink_metadata(&moved.to).is_err() && moved.from.exists() {
-                rename(&moved.from, &moved.to)?;
+                self.rename(&moved.from, &moved.to, user)?;
             }
-            moved.lead(&self.aside, &moved.to)?;
+            moved.lead(&data, &self.aside, &moved.to)?;
         }
         Ok(())
     }
 
     /// Puts everything back to where it belongs; nothing may be there.
     pub(crate) fn come_back(&self) -> anyhow::Result<()> {
+        let user = self.user();
+        self.check(user)?;
         if !self.is_in_place() {
+            let data = self.data(&self.aside, user)?;
             for moved in &self.moves {
                 if moved.to.exists() {
-                    vacant(&moved.from)?;
-                    rename(&moved.to, &moved.from)?;
+                    self.vacant(&moved.from, user)?;
+                    self.rename(&moved.to, &moved.from, user)?;
                 }
-                moved.lead(&self.aside, &moved.from)?;
+                moved.lead(&data, &self.aside, &moved.from)?;
             }
-            vacant(&self.pgdata)?;
-            rename(&self.aside, &self.pgdata)?;
+            self.vacant(&self.pgdata, user)?;
+            self.rename(&self.aside, &self.pgdata, user)?;
         }
-        remove_abandoned(&self.pgdata)?;
-        let record = self.pgdata.join(RECORD);
+        let data = self.data(&self.pgdata, user)?;
+        let anchor = data.anchor(&self.pgdata).with_context(|| self.pgdata.display().to_string())?;
+        remove_abandoned(anchor.path())?;
+        let record = anchor.path().join(RECORD);
         durable::remove(&record).with_context(|| format!("{} cannot be removed", record.display()))
+    }
+
+    /// Refuses, before anything is moved, a record that must not be followed.
+    pub(crate) fn prove(&self) -> anyhow::Result<()> {
+        self.check(self.user())
+    }
+
+    /// For whom root moves things: the owner of the data directory.
+    fn user(&self) -> Option<Owner> {
+        reach::owner_of(if self.is_in_place() { &self.pgdata } else { &self.aside })
+    }
+
+    /// Refuses, before anything is moved, a record that says what no restore wrote, and one of another user's that wants
+    /// root to move what that user could not move by himself.
+    fn check(&self, user: Option<Owner>) -> anyhow::Result<()> {
+        let refused =
+            "that directory and its tablespaces can be put to their places by hand; nothing was changed";
+        let shown = self.aside.display();
+        let link = |link: &PathBuf| {
+            let oid = link.strip_prefix("pg_tblspc").ok().and_then(Path::to_str);
+            link == Path::new("pg_wal") || oid.is_some_and(|oid| oid.parse::<u32>().is_ok())
+        };
+        let name = |directory: &Path| Some(format!("{}{SUFFIX}", directory.file_name()?.to_string_lossy()));
+        let time = || self.aside.file_name()?.to_str()?.strip_prefix(&name(&self.pgdata)?);
+        let planned = time().is_some_and(|time| {
+            let beside = |from: &Path, to: &Path| beside(from, time) == to;
+            beside(&self.pgdata, &self.aside)
+                && self.moves.iter().all(|m| beside(&m.from, &m.to) && m.link.as_ref().is_none_or(link))
+        });
+        if !planned {
+            bail!("the record {RECORD} of {shown} is not what a restore writes: {refused}");
+        }
+        for moved in &self.moves {
+            match reach::parent(&moved.from, self.trusted, user) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                parent => drop(parent.with_context(|| {
+                    format!(
+                        "the record {RECORD} of {shown} says that {} belongs to {}; if that is so, give the record to root; \
+                         nothing was changed",
+                        moved.to.display(),
+                        moved.from.display()
+                    )
+                })?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the data directory where it lies. No link is followed to it.
+    fn data(&self, directory: &Path, user: Option<Owner>) -> anyhow::Result<Roots> {
+        let open = || {
+            let (parent, name) = reach::parent(directory, true, user)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            Ok(Roots::of(vec![(
+                directory.to_owned(),
+                rustix::fs::openat(&parent, name, flags, Mode::empty())?,
+            )]))
+        };
+        open().map_err(|error: io::Error| anyhow!(error)).with_context(|| directory.display().to_string())
+    }
+
+    /// Renames one of the directories. The data directory is named by the command line, whatever the record is.
+    fn rename(&self, from: &Path, to: &Path, user: Option<Owner>) -> anyhow::Result<()> {
+        let trusted = self.trusted || [from, to].contains(&self.pgdata.as_path());
+        reach::rename(from, to, trusted, user)
+            .with_context(|| format!("{} cannot be moved to {}", from.display(), to.display()))
+    }
+
+    /// Refuses a name that leads to something; an empty directory goes.
+    fn vacant(&self, path: &Path, user: Option<Owner>) -> anyhow::Result<()> {
+        reach::vacate(path, self.trusted || path == self.pgdata, user)
+            .with_context(|| format!("something else lies at {}", path.display()))
     }
 
     /// Directories that should have been moved and were not: an earlier run was interrupted.
@@ -149,30 +236,37 @@ impl Record {
         fs::symlink_metadata(&self.aside).is_err()
     }
 
-    fn write(&self, directory: &Path) -> anyhow::Result<()> {
-        remove_abandoned(directory)?;
-        let path = directory.join(RECORD);
+    /// Writes it into the data directory, which is in place. Root's stays root's: so its word counts when root puts things
+    /// back. The directory's owner, who may want that too, can read it.
+    fn write(&self, user: Option<Owner>) -> anyhow::Result<()> {
+        let data = self.data(&self.pgdata, user)?;
+        let anchor = data.anchor(&self.pgdata).with_context(|| self.pgdata.display().to_string())?;
+        remove_abandoned(anchor.path())?;
+        let path = anchor.path().join(RECORD);
         let json = serde_json::to_vec_pretty(self)?;
-        let written = durable::replace(&path, &json, 0o600).and_then(|()| {
-            if !rustix::process::geteuid().is_root() {
-                return Ok(());
-            }
-            // Whoever owns the directory may want it back, and is not root.
-            let meta = fs::metadata(directory)?;
-            Owner { uid: meta.uid(), gid: meta.gid() }.give(&path)
+        let mode = if user.is_some() && self.trusted { 0o644 } else { 0o600 };
+        let written = durable::replace(&path, &json, mode).and_then(|()| match user {
+            // Written by hand is what its owner wrote.
+            Some(user) if !self.trusted => user.give(&path),
+            _ => Ok(()),
         });
-        written.with_context(|| format!("{} cannot be written", path.display()))
+        written.with_context(|| format!("{} cannot be written", self.pgdata.join(RECORD).display()))
     }
 
     /// The record in a directory, if there is one. One that does not say what it should is not passed over: an older one
     /// would be taken for the latest.
     fn read(directory: &Path) -> anyhow::Result<Option<Self>> {
         let path = directory.join(RECORD);
-        let bytes = match fs::read(&path) {
+        let mut bytes = Vec::new();
+        let read = reach::plain(&path).and_then(|mut file| {
+            file.read_to_end(&mut bytes)?;
+            file.metadata()
+        });
+        let meta = match read {
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
-            bytes => bytes.with_context(|| {
+            meta => meta.with_context(|| {
                 format!(
                     "{}, which says where that directory and its tablespaces belong, cannot be read; give the file to the \
                      directory's owner, or run this as root: nothing was changed",
@@ -180,6 +274,7 @@ impl Record {
                 )
             })?,
         };
+        let trusted = !rustix::process::geteuid().is_root() || meta.uid() == 0;
         let record = serde_json::from_slice(&bytes).with_context(|| {
             format!(
                 "{}, which says where that directory and its tablespaces belong, is damaged: they can only be put there by \
@@ -187,25 +282,31 @@ impl Record {
                 path.display()
             )
         });
-        record.map(Some)
+        record.map(|record: Self| Some(Self { trusted, ..record }))
     }
 }
 
 impl Move {
-    /// Makes the link in a data directory lead there, if it has one.
-    fn lead(&self, pgdata: &Path, target: &Path) -> anyhow::Result<()> {
+    /// Makes the link in a data directory, which is open, lead there, if it has one.
+    fn lead(&self, data: &Roots, pgdata: &Path, target: &Path) -> anyhow::Result<()> {
         let Some(link) = &self.link else { return Ok(()) };
         let link = pgdata.join(link);
-        // Always the same name, so that an interrupted run leaves nothing that the next one does not use.
-        let name = link.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = link.with_file_name(format!("{}{name}", durable::TEMPORARY_PREFIX));
-        let led = durable::remove(&temporary).and_then(|()| {
+        let name = link.file_name().unwrap_or_default();
+        let lead = || {
+            let anchor = match data.anchor(link.parent().unwrap_or(pgdata)) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                anchor => anchor?,
+            };
+            // Always the same name, so that an interrupted run leaves nothing that the next one does not use.
+            let temporary = format!("{}{}", durable::TEMPORARY_PREFIX, name.to_string_lossy());
+            let (temporary, link) = (anchor.path().join(temporary), anchor.path().join(name));
+            durable::remove(&temporary)?;
             if leads_to(&link, target) || !link.is_symlink() {
                 return Ok(());
             }
             symlink(target, &temporary).and_then(|()| durable::rename(&temporary, &link))
-        });
-        led.with_context(|| {
+        };
+        lead().map_err(|error: io::Error| anyhow!(error)).with_context(|| {
             format!("the link {} cannot be made to lead to {}", link.display(), target.display())
         })
     }
@@ -279,21 +380,6 @@ fn movable(directory: &Path) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-/// Refuses a name that leads to something; an empty directory goes.
-fn vacant(path: &Path) -> anyhow::Result<()> {
-    match fs::remove_dir(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("something else lies at {}", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
-    durable::rename(from, to)
-        .with_context(|| format!("{} cannot be moved to {}", from.display(), to.display()))
 }
 
 /// Directories outside `pgdata` that are in the way of others, each with the link that proves whose it is; an error names
@@ -397,7 +483,7 @@ mod tests {
         let unreadable = latest(&newer.pgdata).unwrap_err();
         assert!(unreadable.to_string().contains("cannot be read"), "{unreadable:#}");
         // Under another name it is nobody's.
-        rename(&newer.aside, &bed.path("elsewhere")).unwrap();
+        durable::rename(&newer.aside, &bed.path("elsewhere")).unwrap();
         assert_eq!(latest(&newer.pgdata).unwrap(), Some(older));
     }
 
@@ -407,15 +493,15 @@ mod tests {
             let bed = Bed::new();
             let record = bed.plan(None);
             if steps > 0 {
-                record.write(&record.pgdata).unwrap();
+                record.write(record.user()).unwrap();
                 assert_eq!(left_in(&record.pgdata).unwrap(), Some(record.clone()));
             }
             if steps > 1 {
-                rename(&record.pgdata, &record.aside).unwrap();
+                durable::rename(&record.pgdata, &record.aside).unwrap();
                 assert_eq!(latest(&record.pgdata).unwrap(), Some(record.clone()));
             }
             if steps > 2 {
-                rename(&record.moves[0].from, &record.moves[0].to).unwrap();
+                durable::rename(&record.moves[0].from, &record.moves[0].to).unwrap();
             }
             assert!(!record.is_complete());
             record.go().unwrap();
@@ -423,17 +509,37 @@ mod tests {
             bed.assert_whole(&record.aside, "the old one");
             // And so is its way back.
             if steps > 0 {
-                rename(&record.moves[0].to, &record.moves[0].from).unwrap();
+                durable::rename(&record.moves[0].to, &record.moves[0].from).unwrap();
             }
             if steps > 1 {
-                record.moves[0].lead(&record.aside, &record.moves[0].from).unwrap();
+                let data = record.data(&record.aside, record.user()).unwrap();
+                record.moves[0].lead(&data, &record.aside, &record.moves[0].from).unwrap();
             }
             if steps > 2 {
-                rename(&record.aside, &record.pgdata).unwrap();
+                durable::rename(&record.aside, &record.pgdata).unwrap();
             }
             record.come_back().unwrap();
             bed.assert_whole(&record.pgdata, "the old one");
             assert_eq!((latest(&record.pgdata).unwrap(), left_in(&record.pgdata).unwrap()), (None, None));
+        }
+    }
+
+    #[test]
+    fn a_record_that_no_restore_wrote_moves_nothing() {
+        let edits: [fn(&mut Record); 4] = [
+            |record| record.moves[0].to = "/etc".into(),
+            |record| record.moves[0].from.push("deeper"),
+            |record| record.moves[0].link = Some("pg_tblspc/../../../etc/link".into()),
+            |record| record.moves[0].link = Some("base".into()),
+        ];
+        for edit in edits {
+            let bed = Bed::new();
+            let mut record = bed.plan(None);
+            edit(&mut record);
+            for error in [record.go().unwrap_err(), record.come_back().unwrap_err()] {
+                assert!(error.to_string().contains("nothing was changed"), "{error:#}");
+            }
+            assert!(bed.path("data").exists() && !record.aside.exists());
         }
     }
 

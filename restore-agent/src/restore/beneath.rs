@@ -16,8 +16,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::directory::{self, MARKER};
-use super::owners::{self, Owner};
+use super::directory::MARKER;
+use super::owners::Owner;
 
 /// A directory is opened to be entered, synced, and given away.
 const DIRECTORY: OFlags =
@@ -36,62 +36,10 @@ pub(crate) struct Anchor {
     shown: PathBuf,
 }
 
-/// A directory by the name that it has in a plan, and by one without links, looked up when the plan was made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Resolved {
-    pub(crate) path: PathBuf,
-    real: PathBuf,
-}
-
-impl Resolved {
-    /// Looks up where a path leads at this moment.
-    pub(crate) fn look_up(path: &Path) -> Result<Self, directory::DirectoryError> {
-        Ok(Self { path: path.to_owned(), real: directory::resolve(path)? })
-    }
-
-    /// Makes the directory with its missing parents, each for that owner. As root no link is followed.
-    pub(crate) fn create(&self, owner: Option<Owner>) -> io::Result<()> {
-        let Some(owner) = owner else { return owners::create_directories(&self.path, None) };
-        let mut at = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
-        for name in self.real.components().filter_map(|component| match component {
-            Component::Normal(name) => Some(name),
-            _ => None,
-        }) {
-            let next = match rustix::fs::openat(&at, name, DIRECTORY, Mode::empty()) {
-                Err(Errno::NOENT) => {
-                    rustix::fs::mkdirat(&at, name, Mode::RWXU)?;
-                    let made = File::from(rustix::fs::openat(&at, name, DIRECTORY, Mode::empty())?);
-                    fchown(&made, Some(owner.uid), Some(owner.gid))?;
-                    made.sync_all()?;
-                    rustix::fs::fsync(&at)?;
-                    OwnedFd::from(made)
-                }
-                opened => opened?,
-            };
-            at = next;
-        }
-        Ok(())
-    }
-}
-
-/// Opens a directory whose path has no link in it.
-fn open_real(real: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    if !rustix::process::geteuid().is_root() {
-        return Ok(rustix::fs::open(real, flags, Mode::empty())?);
-    }
-    let top = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
-    open_beneath(top.as_fd(), real.strip_prefix("/").unwrap_or(real), flags, Mode::empty())
-}
-
 impl Roots {
-    /// Opens directories that exist. Links in the way to them were resolved before: what became one since is refused.
-    pub(crate) fn open<'a>(directories: impl IntoIterator<Item = &'a Resolved>) -> io::Result<Self> {
-        let mut roots = Vec::new();
-        for Resolved { path, real } in directories {
-            roots.push((path.to_owned(), open_real(real)?));
-        }
-        Ok(Self(roots))
+    /// Directories that are open already.
+    pub(crate) fn of(directories: Vec<(PathBuf, OwnedFd)>) -> Self {
+        Self(directories)
     }
 
     /// The open directory that holds a path, and the rest of the path.
@@ -164,12 +112,7 @@ impl Roots {
     /// Holds a directory under a name of its own: what lies directly in it can be reached by that, whatever becomes of the
     /// path. Only root needs that.
     pub(crate) fn anchor(&self, path: &Path) -> io::Result<Anchor> {
-        let (directory, shown) = (self.directory(path)?, path.to_owned());
-        let path = match rustix::process::geteuid().is_root() {
-            true => PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())),
-            false => path.to_owned(),
-        };
-        Ok(Anchor { directory, path, shown })
+        Ok(Anchor::of(self.directory(path)?, path))
     }
 
     /// The directory in which a path lies, and the name there.
@@ -182,6 +125,46 @@ impl Roots {
 }
 
 impl Anchor {
+    /// Opens a directory. Links on the way to it are followed: what is open has to be judged.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self::of(File::from(rustix::fs::open(path, flags, Mode::empty())?), path))
+    }
+
+    /// Of a directory that is open already.
+    pub(crate) fn of(directory: File, path: &Path) -> Self {
+        let shown = path.to_owned();
+        let path = match rustix::process::geteuid().is_root() {
+            true => PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())),
+            false => path.to_owned(),
+        };
+        Self { directory, path, shown }
+    }
+
+    /// The open directory.
+    pub(crate) fn directory(&self) -> &File {
+        &self.directory
+    }
+
+    /// The open directory, without the name.
+    pub(crate) fn into_directory(self) -> File {
+        self.directory
+    }
+
+    /// Removes all that is in the directory but some names. Links are removed, not followed.
+    pub(crate) fn clear(&self, but: &[&str]) -> io::Result<()> {
+        // The entries have an offset of their own.
+        let listing = rustix::fs::openat(&self.directory, ".", DIRECTORY, Mode::empty())?;
+        for entry in Dir::read_from(&listing)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." && !but.iter().any(|kept| name == *kept) {
+                remove_at(self.directory.as_fd(), name)?;
+            }
+        }
+        self.directory.sync_all()
+    }
+
     /// Its name.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -316,8 +299,8 @@ mod tests {
         walpoint_base::durable::create(&path("outside/file"), b"kept").unwrap();
         symlink(path("outside"), path("root/link")).unwrap();
         symlink(path("outside/file"), path("root/inner/file")).unwrap();
-        let root = Resolved { path: path("root"), real: path("root").canonicalize().unwrap() };
-        let roots = Roots::open([&root]).unwrap();
+        let root = rustix::fs::open(path("root"), DIRECTORY, Mode::empty()).unwrap();
+        let roots = Roots::of(vec![(path("root"), root)]);
         let write = OFlags::WRONLY | OFlags::CREATE;
         for name in
             ["root/link/file", "root/link/new", "root/inner/file", "root/../outside/file", "elsewhere"]

@@ -13,7 +13,8 @@ use anyhow::{Context, bail};
 use walpoint_base::{CreatedTablespace, Lsn, PgMajor, tablespace};
 use walpoint_repo::plan::{SegmentDecoder, TablespaceDocument, created_tablespaces};
 
-use super::existing::{self, Existing};
+use super::existing;
+use super::ground::Ground;
 use super::layout::Layout;
 use super::{directory, identity};
 use crate::decoder::WalDecoder;
@@ -62,12 +63,11 @@ impl Created {
         self.locations.is_empty()
     }
 
-    /// Looks at the locations; refuses what is another cluster's. `existing`: the data directory that is repaired or
-    /// replaced.
-    pub(super) fn look(&self, layout: &Layout, existing: Option<&Existing>) -> anyhow::Result<Found> {
+    /// Looks at the locations; refuses what is another cluster's.
+    pub(super) fn look(&self, layout: &Layout, ground: &Ground) -> anyhow::Result<Found> {
         let mut found = Found::default();
         for (location, record) in &self.locations {
-            match self.lies_there(location, layout, existing)? {
+            match self.lies_there(location, layout, ground)? {
                 There::Free => {}
                 There::Missing => found.missing.push(missing(location, *record)),
                 There::Ours(versions) => found.ours.extend(versions),
@@ -83,11 +83,11 @@ impl Created {
     pub(super) fn describe(
         &self,
         layout: &Layout,
-        existing: Option<&Existing>,
+        ground: &Ground,
     ) -> anyhow::Result<(Vec<TablespaceDocument>, Option<String>)> {
         let (mut tablespaces, mut refusal) = (Vec::new(), None);
         for (location, record) in &self.locations {
-            let (state, note) = match self.lies_there(location, layout, existing)? {
+            let (state, note) = match self.lies_there(location, layout, ground)? {
                 There::Free => ("free", None),
                 There::Missing => ("missing", Some(missing(location, *record))),
                 There::Ours(_) => ("own", None),
@@ -110,12 +110,7 @@ impl Created {
         Ok((tablespaces, refusal))
     }
 
-    fn lies_there(
-        &self,
-        location: &Path,
-        layout: &Layout,
-        existing: Option<&Existing>,
-    ) -> anyhow::Result<There> {
+    fn lies_there(&self, location: &Path, layout: &Layout, ground: &Ground) -> anyhow::Result<There> {
         let pgdata = layout.pgdata();
         // What the restore itself makes, repairs or moves is taken care of.
         let restored = layout.others().iter().any(|other| identity::same(other, location));
@@ -124,14 +119,15 @@ impl Created {
         let Some(versions) = versions else {
             return Ok(if restored { There::Free } else { There::Missing });
         };
-        if versions.is_empty() || directory::belongs_to(location, pgdata) {
+        if versions.is_empty() || directory::belongs_to(location, pgdata, ground.user) {
             return Ok(There::Free);
         }
-        let link = existing.and_then(|existing| existing.link_to(location));
+        let link = ground.existing.as_ref().and_then(|existing| existing.link_to(location));
         let used = existing::used_by_another_server(pgdata, &[location.to_owned()]);
         if link.is_none_or(|link| link == Path::new("pg_wal")) || used.is_some() {
             return Ok(There::Foreign { versions, server: used.map(|(_, server)| server) });
         }
+        ground.require_visible(location)?;
         Ok(if restored { There::Free } else { There::Ours(versions) })
     }
 }

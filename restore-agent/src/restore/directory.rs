@@ -5,16 +5,22 @@
 //! marker the next run only has to remove. Over a data directory that is there the marker comes first and says so until
 //! `pg_control` is gone. Directories outside PGDATA hold a marker too while they are filled: one that has none, or another
 //! data directory's, is never emptied, whatever an interrupted restore had meant to put there.
+//!
+//! Root believes a marker only where no other user could have put it, or in a directory of the user's own: there it does
+//! nothing that this user could not do by himself.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
+use super::beneath::Anchor;
+use super::owners::Owner;
+use super::reach;
 use super::running::{self, LockFile, Reason, Server};
 
 /// The file that marks an unfinished restore, in the data directory and in those outside it that belong to it.
@@ -71,15 +77,18 @@ pub(crate) enum State {
 pub(crate) enum DirectoryError {
     /// A server runs there, or may.
     #[error(
-        "{pgdata}: a PostgreSQL server {} running there: its postmaster.pid is present ({file}), and {reason}: nothing was \
-         changed",
-        if matches!(reason, Reason::Works(_)) { "is" } else { "may be" }
+        "{pgdata}: a PostgreSQL server {} running there: {}, and {reason}: nothing was changed",
+        if matches!(reason, Reason::Works(_)) { "is" } else { "may be" },
+        match file {
+            Some(file) => format!("its postmaster.pid is present ({file})"),
+            None => "its postmaster.pid is missing".to_owned(),
+        }
     )]
     Running {
         /// The directory.
         pgdata: PathBuf,
-        /// What the server wrote.
-        file: LockFile,
+        /// What the server wrote, if it is still there.
+        file: Option<LockFile>,
         /// Why it is believed.
         reason: Reason,
     },
@@ -147,14 +156,43 @@ fn counts(name: &OsStr) -> bool {
     name != "lost+found" && !name.to_string_lossy().starts_with(&half_made)
 }
 
-/// The marker of an unfinished restore. A damaged one counts as none: then the directory is simply not empty.
+/// The marker of an unfinished restore. A damaged one counts as none, as does one that is not to be believed: then the
+/// directory is simply not empty.
 fn read_marker(pgdata: &Path) -> Result<Option<Marker>, DirectoryError> {
     let path = pgdata.join(MARKER);
-    match fs::read(&path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(error_at(&path)(e)),
+    let read = || {
+        let anchor = Anchor::open(pgdata)?;
+        let Some(mut file) = open_marker(&anchor)? else { return Ok(None) };
+        let meta = anchor.directory().metadata()?;
+        let owner = Some(Owner { uid: meta.uid(), gid: meta.gid() }).filter(|owner| owner.uid != 0);
+        if !is_believed(&anchor, &file, owner)? {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(serde_json::from_slice(&bytes).ok())
+    };
+    read().map_err(error_at(&path))
+}
+
+/// Opens the marker in a directory, if it has one. What is no regular file is none.
+fn open_marker(anchor: &Anchor) -> io::Result<Option<File>> {
+    match reach::plain_at(anchor.directory(), Path::new(MARKER)) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(e),
+        file => Ok(file.ok()),
     }
+}
+
+/// Whether a marker counts. For root it does in the directory of the user for whom it acts, and in one of its own to which
+/// nobody else can write, if the marker is its own too.
+fn is_believed(anchor: &Anchor, marker: &File, user: Option<Owner>) -> io::Result<bool> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(true);
+    }
+    let (directory, marker) = (anchor.directory().metadata()?, marker.metadata()?);
+    let own = directory.uid() == 0 && directory.mode() & 0o022 == 0 && marker.uid() == 0;
+    let theirs = |user: Owner| directory.uid() == user.uid && [0, user.uid].contains(&marker.uid());
+    Ok(own || user.is_some_and(theirs))
 }
 
 /// Keeps other restores out of the directory for as long as it is held.
@@ -163,7 +201,7 @@ pub(crate) struct Held(#[expect(dead_code, reason = "its lock is what counts")] 
 
 /// Locks the directory, which exists.
 pub(crate) fn hold(pgdata: &Path) -> Result<Held, DirectoryError> {
-    let directory = File::open(pgdata).map_err(error_at(pgdata))?;
+    let directory = Anchor::open(pgdata).map_err(error_at(pgdata))?.into_directory();
     match directory.try_lock() {
         Err(fs::TryLockError::WouldBlock) => Err(DirectoryError::Busy(pgdata.to_owned())),
         // A filesystem without locks on directories has none for another restore either.
@@ -209,26 +247,46 @@ pub(crate) fn claim_other(other: &Path, pgdata: &Path) -> Result<(), DirectoryEr
     durable::replace(&path, pgdata.as_os_str().as_encoded_bytes(), 0o600).map_err(error_at(&path))
 }
 
+/// Opens a directory outside PGDATA that an unfinished restore into `pgdata` claimed; `None` if none did. `user`: for whom
+/// root acts.
+pub(crate) fn claimed(other: &Path, pgdata: &Path, user: Option<Owner>) -> Option<Anchor> {
+    let anchor = Anchor::open(other).ok()?;
+    is_claimed(&anchor, pgdata, user).is_ok_and(|claimed| claimed).then_some(anchor)
+}
+
+/// Whether an open directory was claimed by an unfinished restore into `pgdata`.
+pub(crate) fn is_claimed(anchor: &Anchor, pgdata: &Path, user: Option<Owner>) -> io::Result<bool> {
+    let Some(marker) = open_marker(anchor)? else { return Ok(false) };
+    if !is_believed(anchor, &marker, user)? {
+        return Ok(false);
+    }
+    let wanted = pgdata.as_os_str().as_encoded_bytes();
+    let mut named = Vec::new();
+    marker.take(wanted.len() as u64 + 1).read_to_end(&mut named)?;
+    Ok(named == wanted)
+}
+
 /// Whether a directory outside PGDATA was claimed by an unfinished restore into `pgdata`.
-pub(crate) fn belongs_to(other: &Path, pgdata: &Path) -> bool {
-    fs::read(other.join(MARKER)).is_ok_and(|named| named == pgdata.as_os_str().as_encoded_bytes())
+pub(crate) fn belongs_to(other: &Path, pgdata: &Path, user: Option<Owner>) -> bool {
+    claimed(other, pgdata, user).is_some()
 }
 
 /// Ends the restore: the cluster is complete.
-pub(crate) fn release(pgdata: &Path, marker: &Marker) -> Result<(), DirectoryError> {
+pub(crate) fn release(pgdata: &Path, marker: &Marker, user: Option<Owner>) -> Result<(), DirectoryError> {
     // The run that put `pg_control` into place may have been killed before it synced the name.
     let global = pgdata.join("global");
     durable::sync_directory(&global).map_err(error_at(&global))?;
-    let others = marker.directories.iter().filter(|other| belongs_to(other, pgdata));
-    for directory in others.map(PathBuf::as_path).chain([pgdata]) {
-        disown(directory)?;
+    for other in &marker.directories {
+        if let Some(anchor) = claimed(other, pgdata, user) {
+            disown(&anchor)?;
+        }
     }
-    Ok(())
+    disown(&Anchor::open(pgdata).map_err(error_at(pgdata))?)
 }
 
 /// Removes the marker of a directory.
-pub(crate) fn disown(directory: &Path) -> Result<(), DirectoryError> {
-    let path = directory.join(MARKER);
+pub(crate) fn disown(directory: &Anchor) -> Result<(), DirectoryError> {
+    let path = directory.path().join(MARKER);
     durable::remove(&path).map_err(error_at(&path))
 }
 
@@ -252,18 +310,8 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, DirectoryError> {
 }
 
 /// Empties a directory that an interrupted restore had begun to fill: all but the marker. Links are removed, not followed.
-pub(crate) fn clear(pgdata: &Path) -> Result<(), DirectoryError> {
-    for entry in fs::read_dir(pgdata).map_err(error_at(pgdata))? {
-        let entry = entry.map_err(error_at(pgdata))?;
-        let path = entry.path();
-        if entry.file_name() == MARKER || entry.file_name() == "lost+found" {
-            continue;
-        }
-        let kind = entry.file_type().map_err(error_at(&path))?;
-        let removed = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(error_at(&path))?;
-    }
-    durable::sync_directory(pgdata).map_err(error_at(pgdata))
+pub(crate) fn clear(directory: &Anchor) -> Result<(), DirectoryError> {
+    directory.clear(&[MARKER, "lost+found"]).map_err(error_at(directory.path()))
 }
 
 /// Refuses a directory outside PGDATA that holds anything.
@@ -341,7 +389,7 @@ mod tests {
         fs::create_dir(pgdata.join("global")).unwrap();
         durable::create(&pgdata.join("global/pg_control"), b"x").unwrap();
         assert_eq!(inspect(&pgdata).unwrap(), State::Finished(marker()));
-        release(&pgdata, &marker()).unwrap();
+        release(&pgdata, &marker(), None).unwrap();
         assert_eq!(inspect(&pgdata).unwrap(), State::Occupied("global".into()));
     }
 
@@ -371,7 +419,7 @@ mod tests {
         durable::create(&outside.path().join("kept"), b"").unwrap();
         claim(dir.path(), &marker()).unwrap();
         assert!(!dir.path().join("global/pg_control").exists());
-        clear(dir.path()).unwrap();
+        clear(&Anchor::open(dir.path()).unwrap()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(outside.path().join("kept").exists(), "links are not followed");
         assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
@@ -384,16 +432,16 @@ mod tests {
         durable::create_directories(&pgdata).unwrap();
         durable::create_directories(&other).unwrap();
         fs::create_dir(pgdata.join("global")).unwrap();
-        assert!(!belongs_to(&other, &pgdata));
+        assert!(!belongs_to(&other, &pgdata, None));
         claim_other(&other, &pgdata).unwrap();
-        assert!(belongs_to(&other, &pgdata) && !belongs_to(&other, &dir.path().join("data2")));
+        assert!(belongs_to(&other, &pgdata, None) && !belongs_to(&other, &dir.path().join("data2"), None));
         let marker = Marker { directories: vec![other.clone()], ..marker() };
         claim(&pgdata, &marker).unwrap();
-        release(&pgdata, &marker).unwrap();
-        assert!(!belongs_to(&other, &pgdata) && !pgdata.join(MARKER).exists());
+        release(&pgdata, &marker, None).unwrap();
+        assert!(!belongs_to(&other, &pgdata, None) && !pgdata.join(MARKER).exists());
         // Another's marker stays.
         claim_other(&other, &dir.path().join("data2")).unwrap();
-        release(&pgdata, &marker).unwrap();
+        release(&pgdata, &marker, None).unwrap();
         assert!(other.join(MARKER).exists());
     }
 

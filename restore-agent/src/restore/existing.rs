@@ -5,15 +5,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use walpoint_base::{SegmentName, SystemId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 
 use super::identity::{self, Identity};
+use super::owners::Owner;
 use super::tablespaces::{self, Place};
-use super::{directory, running};
+use super::{directory, reach, running};
+
+/// Bytes of a `pg_control` that are read; PostgreSQL's has 8 KiB.
+const LONGEST_CONTROL: u64 = 64 << 10;
 
 /// Where tablespaces are linked.
 const TABLESPACES: &str = "pg_tblspc";
@@ -27,6 +32,10 @@ pub(crate) struct Existing {
     pub(crate) tablespaces: BTreeMap<u32, Place>,
     /// Where `pg_wal` leads, if it is a link.
     pub(crate) wal: Option<PathBuf>,
+    /// The user id of the directory's owner, who makes its links.
+    pub(crate) uid: u32,
+    /// For whom root acts: only what belongs to this user is proven by links.
+    pub(crate) user: Option<Owner>,
 }
 
 impl Existing {
@@ -35,8 +44,10 @@ impl Existing {
         if !pgdata.join("PG_VERSION").is_file() {
             return Ok(None);
         }
-        let control = fs::read(pgdata.join(CONTROL_FILE)).ok();
-        let system_id = control.and_then(|bytes| ControlFile::parse(&bytes).ok()).map(|c| c.system_id);
+        let mut control = Vec::new();
+        let read = reach::plain(&pgdata.join(CONTROL_FILE))
+            .and_then(|file| file.take(LONGEST_CONTROL).read_to_end(&mut control));
+        let system_id = read.ok().and_then(|_| ControlFile::parse(&control).ok()).map(|c| c.system_id);
         let mut tablespaces = BTreeMap::new();
         let entries = match fs::read_dir(pgdata.join(TABLESPACES)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -51,11 +62,19 @@ impl Existing {
             };
             tablespaces.insert(oid, place);
         }
-        Ok(Some(Self { system_id, tablespaces, wal: link(&pgdata.join("pg_wal"))? }))
+        let (wal, uid) = (link(&pgdata.join("pg_wal"))?, fs::metadata(pgdata)?.uid());
+        Ok(Some(Self { system_id, tablespaces, wal, uid, user: None }))
     }
 
-    /// The link, relative to the data directory, that leads to a directory outside it. No link: it is not this cluster's.
+    /// The link, relative to the data directory, that leads to a directory outside it. No link: it is not this cluster's. For
+    /// root a link proves nothing about a directory that is not its maker's own.
     pub(crate) fn link_to(&self, directory: &Path) -> Option<PathBuf> {
+        if let Some(user) = self.user
+            && !([0, user.uid].contains(&self.uid)
+                && fs::metadata(directory).is_ok_and(|meta| meta.uid() == user.uid))
+        {
+            return None;
+        }
         if self.wal.as_deref().is_some_and(|wal| identity::same(wal, directory)) {
             return Some(PathBuf::from("pg_wal"));
         }

@@ -14,7 +14,10 @@ use super::aside::{self, Record};
 use super::directory::{self, DirectoryError, MARKER, State};
 use super::existing::{self, Existing};
 use super::layout::Layout;
-use super::running::LockFile;
+use super::named::Named;
+use super::owners::Owner;
+use super::reach;
+use super::running::{self, LockFile};
 use crate::plan::Planned;
 
 /// What is to become of a data directory that is there.
@@ -31,6 +34,9 @@ pub(crate) enum Way {
     Replace,
 }
 
+/// What a server writes when it starts; no backup has it.
+const SERVER_OPTIONS: &str = "postmaster.opts";
+
 /// Requests at the same time to find out what the repository has.
 const AT_ONCE: usize = 16;
 
@@ -45,6 +51,8 @@ pub(crate) struct Ground {
     pub(crate) existing: Option<Existing>,
     /// What a server that does not run any more left there.
     crashed: Option<LockFile>,
+    /// For whom root acts.
+    pub(crate) user: Option<Owner>,
 }
 
 impl Ground {
@@ -53,9 +61,16 @@ impl Ground {
         let shown = pgdata.display();
         let crashed = directory::require_down(pgdata, vouched)?;
         let mut state = directory::inspect(pgdata)?;
-        // A server that took the label away has made the restored cluster one of its own.
-        if way != Way::New && matches!(state, State::Finished(_)) && !pgdata.join("backup_label").exists() {
-            state = State::Occupied(MARKER.to_owned());
+        // A server that started there has made the restored cluster one of its own; it takes the label away. A repair leaves
+        // an earlier server's file until it removes what the backup does not have.
+        let started = pgdata.join(SERVER_OPTIONS).exists();
+        let used = match &state {
+            State::Finished(_) => started || !pgdata.join("backup_label").exists(),
+            State::Unfinished(marker) => started && !marker.delta,
+            State::Empty | State::Occupied(_) => false,
+        };
+        if used {
+            state = State::Occupied(if started { SERVER_OPTIONS } else { MARKER }.to_owned());
         }
         let existing = match (&state, way) {
             (State::Occupied(example), Way::New) => {
@@ -79,7 +94,31 @@ impl Ground {
                  empty or a new directory: nothing was changed"
             );
         }
-        Ok(Self { way, vouched, state, existing, crashed })
+        Ok(Self { way, vouched, state, existing, crashed, user: None })
+    }
+
+    /// Says for whom root acts.
+    pub(crate) fn act_for(&mut self, user: Option<Owner>) {
+        self.user = user;
+        if let Some(existing) = &mut self.existing {
+            existing.user = user;
+        }
+    }
+
+    /// Refuses a directory that only a link proves to belong to the data directory, where a server could hide: the data
+    /// directory may be a copy, whose links lead to the original's directories.
+    pub(crate) fn require_visible(&self, directory: &Path) -> anyhow::Result<()> {
+        if self.vouched {
+            return Ok(());
+        }
+        match running::hidden(directory).with_context(|| directory.display().to_string())? {
+            None => Ok(()),
+            Some(reason) => bail!(
+                "{}: a PostgreSQL server may be using it, if the data directory whose link leads there is a copy, and {reason}: \
+                 nothing was changed",
+                directory.display()
+            ),
+        }
     }
 
     /// Looks again, later.
@@ -136,10 +175,17 @@ impl Ground {
 
     /// Refuses directories outside PGDATA that are in use. What has to be moved aside, if that is the way: each directory
     /// with its link.
-    pub(crate) fn check_others(&self, layout: &Layout) -> anyhow::Result<Vec<(PathBuf, Option<PathBuf>)>> {
+    pub(crate) fn check_others(
+        &self,
+        layout: &Layout,
+        named: &Named,
+    ) -> anyhow::Result<Vec<(PathBuf, Option<PathBuf>)>> {
         let pgdata = layout.pgdata();
         let mut others = Vec::new();
         for other in layout.others() {
+            if !directory::belongs_to(&other, pgdata, self.user) {
+                reach::check(&other, named.has(&other), self.user).map_err(|e| anyhow::anyhow!(e))?;
+            }
             others.push(directory::resolve(&other).with_context(|| other.display().to_string())?);
         }
         if self.way != Way::New
@@ -152,14 +198,20 @@ impl Ground {
                 server.display()
             );
         }
-        others.retain(|other| !directory::belongs_to(other, pgdata));
+        others.retain(|other| !directory::belongs_to(other, pgdata, self.user));
         let link_to = |other: &Path| match self.way {
             Way::New => None,
             Way::Delta { .. } | Way::Replace => self.existing.as_ref()?.link_to(other),
         };
         // Moving loses nothing, and an earlier restore made it by itself.
         let beside = |other: &Path| self.way == Way::Replace && other == default_extra(pgdata);
-        aside::in_the_way(&others, link_to, beside).map_err(|e| anyhow::anyhow!(e))
+        let in_the_way = aside::in_the_way(&others, link_to, beside).map_err(|e| anyhow::anyhow!(e))?;
+        for (directory, link) in &in_the_way {
+            if link.is_some() {
+                self.require_visible(directory)?;
+            }
+        }
+        Ok(in_the_way)
     }
 
     /// How the data directory will be moved aside, if it will.

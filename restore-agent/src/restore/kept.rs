@@ -3,27 +3,34 @@
 //!
 //! WAL goes to `<pgdata>.walpoint-kept-<time>`, a directory with a record, [`RECORD`], of what was kept; a tablespace's
 //! directory gets another name where it is. The record is durable before anything is moved or removed, so a crash leaves
-//! everything under the old name or under the one in the record. Nothing is ever deleted here. `rollback` names what it
+//! everything under the old name or under the one in the record. It is written before the repair takes `pg_control` away, so a
+//! failure leaves the data directory as it was; directories are renamed afterwards. Nothing is ever deleted here. `rollback` names what it
 //! finds.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use jiff::Timestamp;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
-use walpoint_base::durable;
 
 use super::aside;
+use super::beneath::Anchor;
 use super::owners::Owner;
+use super::reach;
 
 /// The file in a directory of what was kept.
 const RECORD: &str = "walpoint-kept.json";
 
 /// What the name of the directory gets, before the time.
 const SUFFIX: &str = ".walpoint-kept-";
+
+/// Bytes of a record that are read.
+const LONGEST: u64 = 64 << 20;
 
 /// What was kept of a data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,12 +46,14 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Keeps files of `pg_wal`, and directories, of a data directory. `None` if there is nothing to keep.
+    /// Keeps files of `pg_wal` of a data directory, and notes directories that [`Kept::rename`] will rename. `None` if there
+    /// is nothing to keep. Nothing is changed in the data directory. `user`: for whom root acts.
     pub(crate) fn keep(
         pgdata: &Path,
         wal: &[String],
         directories: &[PathBuf],
         now: Timestamp,
+        user: Option<Owner>,
     ) -> anyhow::Result<Option<Self>> {
         if wal.is_empty() && directories.is_empty() {
             return Ok(None);
@@ -68,40 +77,45 @@ impl Kept {
             wal: wal.to_vec(),
             renamed: directories.iter().map(|d| (d.clone(), beside(d, aside::SUFFIX, &name))).collect(),
         };
-        kept.write().with_context(|| format!("{} cannot be written", kept.directory.display()))?;
-        for (from, to) in &kept.renamed {
-            durable::rename(from, to)
-                .with_context(|| format!("{} cannot be renamed to {}", from.display(), to.display()))?;
+        for (from, _) in &kept.renamed {
+            reach::parent(from, true, user)
+                .with_context(|| format!("{} cannot be renamed: nothing was changed", from.display()))?;
         }
+        kept.write(user).with_context(|| {
+            format!("{} cannot be written: nothing was changed", kept.directory.display())
+        })?;
         Ok(Some(kept))
     }
 
-    fn write(&self) -> io::Result<()> {
-        durable::create_directories(&self.directory)?;
-        let mut copied = Vec::new();
+    /// Gives the directories their other names.
+    pub(crate) fn rename(&self, user: Option<Owner>) -> anyhow::Result<()> {
+        for (from, to) in &self.renamed {
+            reach::rename(from, to, true, user)
+                .with_context(|| format!("{} cannot be renamed to {}", from.display(), to.display()))?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, user: Option<Owner>) -> io::Result<()> {
+        let (parent, name) = reach::parent(&self.directory, true, user)?;
+        rustix::fs::mkdirat(&parent, name, Mode::RWXU)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = File::from(rustix::fs::openat(&parent, name, flags, Mode::empty())?);
+        // Who owns the parent may have put another directory in its place.
+        if directory.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::other("another user replaced it"));
+        }
+        let wal = Anchor::open(&self.pgdata.join("pg_wal"))?;
         for name in &self.wal {
-            let from = self.pgdata.join("pg_wal").join(name);
-            let to = self.directory.join(name);
-            // A second name costs nothing; across filesystems it takes a copy.
-            if fs::hard_link(&from, &to).is_err() {
-                fs::copy(&from, &to)?;
-                copied.push(to.clone());
-            }
-            File::open(&to)?.sync_all()?;
+            keep_file(wal.directory(), &directory, name, user)?;
         }
         let json = serde_json::to_vec_pretty(self).map_err(io::Error::from)?;
-        let record = self.directory.join(RECORD);
-        durable::replace(&record, &json, 0o600)?;
-        if rustix::process::geteuid().is_root() {
-            // Whoever owns the data directory may want it back, and is not root.
-            let meta = fs::metadata(&self.pgdata)?;
-            let owner = Owner { uid: meta.uid(), gid: meta.gid() };
-            // A second name of a file has the file's owner already.
-            for made in copied.iter().chain([&record, &self.directory]) {
-                owner.give(made)?;
-            }
-        }
-        durable::sync_directory(&self.directory)
+        let mut record = new_file(&directory, RECORD)?;
+        record.write_all(&json)?;
+        give(&record, user)?;
+        give(&directory, user)?;
+        rustix::fs::fsync(&parent)?;
+        Ok(())
     }
 
     /// What and where, for a person.
@@ -118,6 +132,52 @@ impl Kept {
     }
 }
 
+/// Gives a file of WAL a second name in a directory that only we can write to, or copies it there.
+fn keep_file(wal: &File, directory: &File, name: &str, user: Option<Owner>) -> io::Result<()> {
+    let mut source = reach::plain_at(wal, Path::new(name))?;
+    let meta = source.metadata()?;
+    // An interrupted restore leaves files of root's, in a directory that root took from its owner.
+    let ours = meta.uid() == 0 && wal.metadata()?.uid() == 0;
+    if user.is_some_and(|user| meta.uid() != user.uid) {
+        if !ours {
+            return Err(io::Error::other(format!("\"{name}\" in pg_wal belongs to uid {}", meta.uid())));
+        }
+        give(&source, user)?;
+    }
+    // A second name costs nothing; across filesystems it takes a copy. The name may lead elsewhere by then: what is open is
+    // linked.
+    let open = format!("/proc/self/fd/{}", source.as_raw_fd());
+    if rustix::fs::linkat(CWD, open, directory, name, AtFlags::SYMLINK_FOLLOW).is_ok() {
+        return source.sync_all();
+    }
+    let mut copy = new_file(directory, name)?;
+    io::copy(&mut source, &mut copy)?;
+    give(&copy, user)
+}
+
+fn new_file(directory: &File, name: &str) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?))
+}
+
+/// Syncs what is open. The data directory's owner, for whom root acts, may want it back, and is not root.
+fn give(file: &File, user: Option<Owner>) -> io::Result<()> {
+    if let Some(user) = user {
+        fchown(file, Some(user.uid), Some(user.gid))?;
+    }
+    file.sync_all()
+}
+
+/// Opens a file of WAL that was kept, to be read. `user`: for whom root acts; what belongs to neither is not read for him.
+pub(crate) fn open(path: &Path, user: Option<Owner>) -> io::Result<File> {
+    let file = reach::plain(path)?;
+    let uid = file.metadata()?.uid();
+    if user.is_some_and(|user| uid != user.uid) {
+        return Err(io::Error::other(format!("it belongs to uid {uid}")));
+    }
+    Ok(file)
+}
+
 /// All that was kept of a data directory, oldest first. Records that cannot be read are left out: nothing depends on them.
 pub(crate) fn all(pgdata: &Path) -> Vec<Kept> {
     let (Some(parent), Some(name)) = (pgdata.parent(), pgdata.file_name()) else { return Vec::new() };
@@ -125,15 +185,23 @@ pub(crate) fn all(pgdata: &Path) -> Vec<Kept> {
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     let mut found: Vec<Kept> = named
-        .filter_map(|entry| serde_json::from_slice(&fs::read(entry.path().join(RECORD)).ok()?).ok())
+        .filter_map(|entry| read(&entry.path().join(RECORD)))
         .filter(|kept: &Kept| kept.pgdata == pgdata)
         .collect();
     found.sort_by(|a, b| a.directory.cmp(&b.directory));
     found
 }
 
+fn read(record: &Path) -> Option<Kept> {
+    let mut json = Vec::new();
+    reach::plain(record).ok()?.take(LONGEST).read_to_end(&mut json).ok()?;
+    serde_json::from_slice(&json).ok()
+}
+
 #[cfg(test)]
 mod tests {
+    use walpoint_base::durable;
+
     use super::*;
 
     #[test]
@@ -144,9 +212,12 @@ mod tests {
         fs::create_dir_all(pgdata.join("pg_wal")).unwrap();
         fs::create_dir_all(&space).unwrap();
         durable::create(&pgdata.join("pg_wal/a"), b"wal").unwrap();
-        assert_eq!(Kept::keep(&pgdata, &[], &[], Timestamp::now()).unwrap(), None);
+        assert_eq!(Kept::keep(&pgdata, &[], &[], Timestamp::now(), None).unwrap(), None);
         let now = Timestamp::now();
-        let kept = Kept::keep(&pgdata, &["a".into()], std::slice::from_ref(&space), now).unwrap().unwrap();
+        let kept =
+            Kept::keep(&pgdata, &["a".into()], std::slice::from_ref(&space), now, None).unwrap().unwrap();
+        assert!(space.exists(), "it is not renamed yet");
+        kept.rename(None).unwrap();
         fs::remove_dir_all(&pgdata).unwrap();
         assert_eq!(fs::read(kept.directory.join("a")).unwrap(), b"wal");
         assert!(!space.exists() && kept.renamed[0].1.is_dir());

@@ -10,6 +10,7 @@
 //! | [`tablespaces`] | where tablespaces go |
 //! | [`layout`], [`places`] | where every path of the backup leads, and that nothing else lies there |
 //! | [`owners`] | who gets the files |
+//! | [`reach`], [`named`] | what root may write to for another user, and what the command line names |
 //! | [`beneath`] | reaching everything below the places without following a link |
 //! | [`copy`], [`sync`] | the files, and that they are durable |
 //! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
@@ -42,10 +43,12 @@ mod ground;
 mod identity;
 mod kept;
 mod layout;
+mod named;
 mod origin;
 mod owners;
 mod places;
 mod prune;
+mod reach;
 mod report;
 pub(crate) mod rollback;
 mod room;
@@ -55,6 +58,7 @@ mod sync;
 mod tablespaces;
 mod unarchived;
 
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,7 +83,7 @@ use crate::wal::note::TargetNote;
 use crate::wal::origin::Origin;
 use crate::wal::spool;
 use aside::Record;
-use beneath::{Resolved, Roots};
+use beneath::{Anchor, Roots};
 use copy::{Copier, Written};
 use created::{Created, Found};
 use directory::{Held, Marker, RelativeTime, State};
@@ -88,6 +92,7 @@ use finish::Finish;
 use ground::{Ground, Way};
 use kept::Kept;
 use layout::Layout;
+use named::Named;
 use owners::{Owner, Owners};
 use prune::Removed;
 use report::Report;
@@ -173,34 +178,44 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         Err(no_plan) => return plan::refuse(common, no_plan),
     };
     if args.dry_run {
-        return dry_run(common, args, &planned, pgdata, &ground).await;
+        return dry_run(common, args, planned, pgdata, ground).await;
     }
     let restore = Restore::prepare(common, args, planned, pgdata, ground).await?;
     let report = restore.execute(common, args).await?;
     report::print(common, &report)
 }
 
-/// Prints the plan and what lies where replay creates tablespaces; fails if the restore would refuse because of that.
+/// Prints the plan and what lies where replay creates tablespaces; fails if the restore would refuse.
 async fn dry_run(
     common: &CommonArgs,
     args: &RestoreArgs,
-    planned: &Planned,
+    planned: Planned,
     pgdata: PathBuf,
-    ground: &Ground,
+    mut ground: Ground,
 ) -> Result<(), Failure> {
     let id = planned.plan.backup.id;
     let reader = Backups::of(&planned.repository, &planned.cluster).open(id).await;
     let reader = reader.map_err(|e| failure::unread(id, e.into()))?;
-    let summary = &reader.manifest().summary;
-    let created = Created::read(planned, summary.facts.major).await?;
+    let summary = reader.manifest().summary.clone();
+    let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
+    let owner = owner_of_root(&reader, &owners).await.map_err(|e| failure::unread(id, e))?.0;
+    ground.act_for(owner);
+    let created = Created::read(&planned, summary.facts.major).await?;
     let (tablespaces, refusal) = if created.is_empty() {
         (Vec::new(), None)
     } else {
-        let layout = lay_out(args, summary, pgdata, ground.existing.as_ref())?;
-        created.describe(&layout, ground.existing.as_ref())?
+        let layout = lay_out(args, &summary, pgdata.clone(), ground.existing.as_ref())?;
+        created.describe(&layout, &ground)?
     };
-    plan::print(common, planned, &tablespaces)?;
-    refusal.map_or(Ok(()), |refusal| Err(anyhow!(refusal).into()))
+    plan::print(common, &planned, &tablespaces)?;
+    if let Some(refusal) = refusal {
+        return Err(anyhow!(refusal).into());
+    }
+    // Over a finished restore there is nothing to prepare.
+    if !matches!(ground.state, State::Finished(_)) {
+        Restore::prepare(common, args, planned, pgdata, ground).await?;
+    }
+    Ok(())
 }
 
 /// What a relative target time meant to the interrupted restore that the same command began here.
@@ -233,7 +248,7 @@ fn end_finished(
             marker.target
         );
     }
-    directory::release(pgdata, marker)?;
+    directory::release(pgdata, marker, reach::owner_of(pgdata))?;
     tracing::info!("{shown} holds the finished restore of backup {}; nothing was left to do", marker.backup);
     hook("--after", args.after.as_deref(), pgdata)
 }
@@ -251,9 +266,8 @@ struct Restore {
     /// The mode that the data directory gets.
     root_mode: u32,
     marker: Marker,
-    /// The data directory and those outside it, as they were found.
-    resolved: Vec<Resolved>,
     ground: Ground,
+    named: Named,
     /// How what is there will be moved aside.
     replacement: Option<Record>,
     /// Tablespaces that replay creates.
@@ -282,7 +296,7 @@ impl Restore {
         args: &RestoreArgs,
         planned: Planned,
         pgdata: PathBuf,
-        ground: Ground,
+        mut ground: Ground,
     ) -> anyhow::Result<Self> {
         if let Some(damage) = &planned.damage {
             tracing::warn!("{damage}");
@@ -293,9 +307,11 @@ impl Restore {
         let unread = |error| failure::unread(planned.plan.backup.id, error);
         let reader = backups.open(planned.plan.backup.id).await.map_err(|e| unread(e.into()))?;
         let summary = reader.manifest().summary.clone();
-        let layout = Arc::new(lay_out(args, &summary, pgdata, ground.existing.as_ref())?);
         let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
         let (owner, root_mode) = owner_of_root(&reader, &owners).await.map_err(unread)?;
+        ground.act_for(owner);
+        let named = Named::by(args, &pgdata);
+        let layout = Arc::new(lay_out(args, &summary, pgdata, ground.existing.as_ref())?);
         let marker = Marker {
             repository: planned.repository.id().to_string(),
             cluster: planned.cluster.to_string(),
@@ -311,19 +327,20 @@ impl Restore {
             delta: matches!(ground.way, Way::Delta { .. }),
             claiming: false,
         };
-        let directories = marker.directories.iter().map(PathBuf::as_path).chain([layout.pgdata()]);
-        let resolved = directories.map(Resolved::look_up).collect::<Result<_, _>>()?;
         let repositories = places::local_repositories(common)?;
         let places = places::check(&layout, &ground, &marker, &repositories)?;
-        let mut in_the_way = ground.check_others(&layout)?;
+        let mut in_the_way = ground.check_others(&layout, &named)?;
+        if !matches!(ground.state, State::Unfinished(_)) {
+            reach::check(layout.pgdata(), named.pgdata, owner).map_err(|e| anyhow!(e))?;
+        }
         let mut created = Created::read(&planned, summary.facts.major).await?;
-        let mut found = created.look(&layout, ground.existing.as_ref())?;
+        let mut found = created.look(&layout, &ground)?;
         let mut unarchived = Unarchived::default();
         if let Way::Delta { .. } = ground.way {
             let earlier = kept_before(layout.pgdata(), &ground.state);
             unarchived = Unarchived::find(common, layout.pgdata(), &planned, &earlier).await?;
             let more = created.with(&unarchived.creates);
-            match more.look(&layout, ground.existing.as_ref()) {
+            match more.look(&layout, &ground) {
                 Ok(look) => (created, found) = (more, look),
                 Err(error) => unarchived.leave(error.to_string()),
             }
@@ -367,8 +384,8 @@ impl Restore {
             owner,
             root_mode,
             marker,
-            resolved,
             ground,
+            named,
             replacement,
             created,
             found,
@@ -383,13 +400,15 @@ impl Restore {
         let pgdata = self.layout.pgdata().to_owned();
         hook("--before", args.before.as_deref(), &pgdata)?;
         let _held = self.take_place(&pgdata)?;
-        let roots = Arc::new(self.claim(&pgdata)?);
         let kept = match self.ground.way {
             Way::Delta { .. } => {
-                Kept::keep(&pgdata, &self.unarchived.names, &self.found.ours, Timestamp::now())?
+                let now = Timestamp::now();
+                Kept::keep(&pgdata, &self.unarchived.names, &self.found.ours, now, self.owner)?
             }
             Way::New | Way::Replace => None,
         };
+        let roots = Arc::new(self.claim(&pgdata)?);
+        kept.iter().try_for_each(|kept| kept.rename(self.owner))?;
         // Before the first byte: only then it is told what cannot be written.
         let directories = self.marker.directories.iter().map(PathBuf::as_path);
         let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata.as_path()]))?);
@@ -445,8 +464,8 @@ impl Restore {
             bail!("{} is not what it was when the restore began; nothing was changed", pgdata.display());
         }
         places::check(&self.layout, &self.ground, &self.marker, &self.repositories)?;
-        self.ground.check_others(&self.layout)?;
-        if self.created.look(&self.layout, self.ground.existing.as_ref())? != self.found {
+        self.ground.check_others(&self.layout, &self.named)?;
+        if self.created.look(&self.layout, &self.ground)? != self.found {
             bail!(
                 "where replay creates tablespaces something else lies than when the restore began; nothing was changed"
             );
@@ -455,28 +474,32 @@ impl Restore {
             record.go()?;
             tracing::info!("what was in {} lies in {}", pgdata.display(), record.aside.display());
         }
-        self.resolved(pgdata)?.create(self.owner).with_context(|| pgdata.display().to_string())?;
+        self.open_data(pgdata)?;
         let held = match old {
             Some(held) if self.replacement.is_none() => held,
             _ => directory::hold(pgdata)?,
         };
         if let State::Unfinished(earlier) = &self.ground.state {
-            let ours = earlier.directories.iter().filter(|other| directory::belongs_to(other, pgdata));
+            let claimed =
+                |other: &PathBuf| Some((other.clone(), directory::claimed(other, pgdata, self.owner)?));
+            let ours = earlier.directories.iter().filter_map(claimed);
             if self.marker.delta {
                 tracing::info!("an earlier restore into {} was interrupted; it goes on", pgdata.display());
-                for other in ours.filter(|other| !self.marker.directories.contains(other)) {
-                    directory::disown(other)?;
+                for (_, anchor) in ours.filter(|(other, _)| !self.marker.directories.contains(other)) {
+                    directory::disown(&anchor)?;
                 }
             } else {
                 tracing::info!(
                     "an earlier restore into {} was interrupted; it is begun anew",
                     pgdata.display()
                 );
-                for other in ours {
-                    directory::clear(other)?;
-                    directory::disown(other)?;
+                for (_, anchor) in ours {
+                    directory::clear(&anchor)?;
+                    directory::disown(&anchor)?;
                 }
-                directory::clear(pgdata)?;
+                let own = Anchor::open(pgdata).with_context(|| pgdata.display().to_string())?;
+                own.require_ours(self.owner).with_context(|| pgdata.display().to_string())?;
+                directory::clear(&own)?;
             }
         }
         Ok(held)
@@ -486,17 +509,22 @@ impl Restore {
     /// data directory and `pg_wal` are taken from their owner until the end, so that nobody changes what lies directly in them.
     fn claim(&self, pgdata: &Path) -> anyhow::Result<Roots> {
         let shown = |path: &Path| path.display().to_string();
-        let place = self.resolved(pgdata)?;
-        let own = Roots::open([place]).with_context(|| shown(pgdata))?.anchor(pgdata)?;
+        let own = self.open_data(pgdata)?;
         own.require_ours(self.owner).with_context(|| shown(pgdata))?;
+        let mut open = vec![(pgdata.to_owned(), own.directory().try_clone()?.into())];
+        for other in &self.marker.directories {
+            let ours = |directory: &File| {
+                let anchor = directory.try_clone().map(|directory| Anchor::of(directory, other));
+                anchor.is_ok_and(|a| directory::is_claimed(&a, pgdata, self.owner).is_ok_and(|ours| ours))
+            };
+            let made = reach::make(other, self.named.has(other), self.owner, ours);
+            open.push((other.clone(), made.with_context(|| shown(other))?));
+        }
+        let roots = Roots::of(open);
         if self.owner.is_some() {
             own.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(pgdata))?;
         }
         directory::claim(own.path(), &self.marker).map_err(|error| own.explain(error.into()))?;
-        for other in &self.resolved {
-            other.create(self.owner).with_context(|| shown(&other.path))?;
-        }
-        let roots = Roots::open(&self.resolved).context("a directory of the restore became another one")?;
         for other in &self.marker.directories {
             let anchor = roots.anchor(other).with_context(|| shown(other))?;
             anchor.require_ours(self.owner).with_context(|| shown(other))?;
@@ -509,10 +537,12 @@ impl Restore {
         Ok(roots)
     }
 
-    /// Where a directory of the restore led when it was planned.
-    fn resolved(&self, path: &Path) -> anyhow::Result<&Resolved> {
-        let found = self.resolved.iter().find(|resolved| resolved.path == path);
-        found.with_context(|| format!("internal error: {} is no directory of the restore", path.display()))
+    /// Opens the data directory, and makes it if it is missing.
+    fn open_data(&self, pgdata: &Path) -> anyhow::Result<Anchor> {
+        // One that an interrupted restore took from its owner is root's.
+        let ours = |_: &File| matches!(self.ground.state, State::Unfinished(_));
+        let open = reach::make(pgdata, self.named.pgdata, self.owner, ours);
+        Ok(Anchor::of(open.with_context(|| pgdata.display().to_string())?.into(), pgdata))
     }
 
     /// The version that will run.
@@ -592,7 +622,7 @@ impl Restore {
             hand_over: &hand_over,
         };
         finish.write().map_err(|error| anchor.explain(error))?;
-        Ok(directory::release(pgdata, &self.marker)?)
+        Ok(directory::release(pgdata, &self.marker, self.owner)?)
     }
 }
 
@@ -620,17 +650,18 @@ fn lay_out(
     let facts = &summary.facts;
     let known: Vec<Tablespace> =
         facts.tablespaces.iter().map(|t| Tablespace { oid: t.oid, location: path(&t.path.0) }).collect();
-    let absolute = |dir: &Option<PathBuf>| dir.as_deref().map(directory::resolve).transpose();
+    // Links in them are seen through when they are opened.
+    let absolute = |dir: &Option<PathBuf>| dir.as_ref().map(named::absolute);
     let wishes = Wishes {
         mappings: args.tablespaces.clone(),
-        all: absolute(&args.tablespace_dir)?,
+        all: absolute(&args.tablespace_dir),
         flatten: args.flatten_tablespaces,
         existing: existing.map(|existing| existing.tablespaces.clone()).unwrap_or_default(),
     };
     let places = tablespaces::place(&known, &wishes, &pgdata).map_err(|e| anyhow!(e))?;
-    let extra = absolute(&args.extra_dir)?.unwrap_or_else(|| ground::default_extra(&pgdata));
+    let extra = absolute(&args.extra_dir).unwrap_or_else(|| ground::default_extra(&pgdata));
     let extra_paths = facts.extra_paths.iter().map(|p| path(&p.0)).collect();
-    let wal = absolute(&args.wal_dir)?.or_else(|| existing?.wal.clone());
+    let wal = absolute(&args.wal_dir).or_else(|| existing?.wal.clone());
     Ok(Layout::new(pgdata, places, wal, extra, extra_paths))
 }
 

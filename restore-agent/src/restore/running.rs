@@ -5,12 +5,13 @@
 //! hide a server: this is the host's initial PID namespace, every process that could be the server shows where it works,
 //! the filesystem belongs to this machine alone, and no process works in the directory. Or the person who restores vouches
 //! for it (`--server-is-down`), and no process that is visible contradicts. A postmaster and all its children work in
-//! their data directory. Nothing is changed here.
+//! their data directory; one that is seen there runs, whether its file is there or not. Where a server could hide, it could
+//! also use directories to which the links of a copy of its data directory lead. Nothing is changed here.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,12 +19,19 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::identity::Identity;
+use super::reach;
 
 /// The inode of the initial PID namespace, `PROC_PID_INIT_INO` in Linux's `include/linux/proc_ns.h`.
 const INITIAL_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// How long a crashed server's children, and a prefetcher, may take to notice that the server is gone.
 const AFTERMATH: Duration = Duration::from_secs(5);
+
+/// How the names of PostgreSQL's processes begin, as `/proc/<pid>/comm` gives them.
+const SERVERS: [&str; 2] = ["postgres", "postmaster"];
+
+/// Bytes of a `postmaster.pid` that are read; a server's has some hundred.
+const LONGEST: u64 = 64 << 10;
 
 /// Types of filesystems that no other machine can be writing to, as `statfs` gives them.
 const LOCAL: [(u32, &str); 10] = [
@@ -86,25 +94,76 @@ pub(crate) enum Server {
     None,
     /// None runs, although the file is there.
     Crashed(LockFile),
-    /// One runs, or may be running.
-    Running(LockFile, Reason),
+    /// One runs, or may be running; its file may be gone.
+    Running(Option<LockFile>, Reason),
 }
 
 /// Finds out whether a server runs on a directory; `vouched`: the person who restores says that none does.
 pub(crate) fn find(pgdata: &Path, vouched: bool) -> io::Result<Server> {
-    let Some(file) = LockFile::read(pgdata)? else { return Ok(Server::None) };
+    let mut file = LockFile::read(pgdata)?;
+    let pid = file.as_ref().and_then(|file| file.pid);
     let until = Instant::now() + AFTERMATH;
     loop {
-        let reason = reason(pgdata, &file, vouched, Path::new("/proc"))?;
-        return Ok(match reason {
-            None => Server::Crashed(file),
+        let reason = match &file {
+            Some(file) => reason(pgdata, file, vouched, Path::new("/proc"))?,
+            // The file may have been removed under the server.
+            None => server_in(pgdata, Path::new("/proc"))?.map(Reason::Works),
+        };
+        return Ok(match (reason, file) {
+            (None, None) => Server::None,
+            (None, Some(file)) => Server::Crashed(file),
             // The server that wrote the file does not end by itself; what it left does.
-            Some(Reason::Works(process)) if Some(process.pid) != file.pid && Instant::now() < until => {
+            (Some(Reason::Works(process)), left) if Some(process.pid) != pid && Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(100));
+                file = left;
                 continue;
             }
-            Some(reason) => Server::Running(file, reason),
+            (Some(reason), file) => Server::Running(file, reason),
         });
+    }
+}
+
+/// A process of PostgreSQL that works in a directory. Other programs may: a shell, for example.
+fn server_in(pgdata: &Path, proc: &Path) -> io::Result<Option<Process>> {
+    let Some(here) = Identity::of(pgdata) else { return Ok(None) };
+    for (pid, directory) in processes(proc)? {
+        if Identity::of(&directory.join("cwd")) == Some(here) {
+            let process = Process::at(pid, &directory);
+            if SERVERS.iter().any(|name| process.name.starts_with(name)) {
+                return Ok(Some(process));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Why a server could be running that uses a directory and shows itself nowhere; `None` if none can.
+pub(crate) fn hidden(directory: &Path) -> io::Result<Option<Reason>> {
+    let proc = Path::new("/proc");
+    let mut unseen = None;
+    for (pid, process) in processes(proc)? {
+        let denied = fs::metadata(process.join("cwd"))
+            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        // Another user's server of this namespace could not use a directory of this user's.
+        if denied && !is_of_this_namespace(&process) {
+            unseen = Some(Process::at(pid, &process));
+        }
+    }
+    Ok(hiding(directory, unseen, proc)?.map(Reason::Hidden))
+}
+
+/// Where a server that uses a directory could hide. `unseen`: a process that does not show where it works.
+fn hiding(directory: &Path, unseen: Option<Process>, proc: &Path) -> io::Result<Option<Hiding>> {
+    let namespace = fs::metadata(proc.join("self/ns/pid")).map(|meta| meta.ino());
+    if !namespace.is_ok_and(|inode| inode == INITIAL_NAMESPACE) {
+        Ok(Some(Hiding::Namespace))
+    } else if fs::read(proc.join("1/status")).is_err() {
+        // A mount of /proc with hidepid shows a user only his own processes.
+        Ok(Some(Hiding::Proc))
+    } else if let Some(process) = unseen {
+        Ok(Some(Hiding::Unseen(process)))
+    } else {
+        Ok(shared_filesystem(directory)?.map(Hiding::Filesystem))
     }
 }
 
@@ -124,7 +183,10 @@ fn reason(pgdata: &Path, file: &LockFile, vouched: bool, proc: &Path) -> io::Res
             Ok(meta) if Identity::from(&meta) == here => {
                 return Ok(Some(Reason::Works(Process::at(pid, &directory))));
             }
-            Ok(_) if fs::read(cwd.join("postmaster.pid")).is_ok_and(|content| content == file.content) => {
+            Ok(_)
+                if LockFile::read(&cwd)
+                    .is_ok_and(|other| other.is_some_and(|o| o.content == file.content)) =>
+            {
                 same = Some(Process::at(pid, &directory));
             }
             Ok(_) => {}
@@ -143,18 +205,7 @@ fn reason(pgdata: &Path, file: &LockFile, vouched: bool, proc: &Path) -> io::Res
     if let Some(process) = same {
         return Ok(Some(Reason::SameFile(process)));
     }
-    let namespace = fs::metadata(proc.join("self/ns/pid")).map(|meta| meta.ino());
-    let hiding = if !namespace.is_ok_and(|inode| inode == INITIAL_NAMESPACE) {
-        Some(Hiding::Namespace)
-    } else if fs::read(proc.join("1/status")).is_err() {
-        // A mount of /proc with hidepid shows a user only his own processes.
-        Some(Hiding::Proc)
-    } else if let Some(process) = unseen {
-        Some(Hiding::Unseen(process))
-    } else {
-        shared_filesystem(pgdata)?.map(Hiding::Filesystem)
-    };
-    Ok(hiding.map(Reason::Hidden))
+    Ok(hiding(pgdata, unseen, proc)?.map(Reason::Hidden))
 }
 
 /// All processes but this one, each with its directory in `/proc`.
@@ -194,12 +245,15 @@ impl LockFile {
     ///
     /// Source: `CreateLockFile` in `src/backend/utils/init/miscinit.c`; the pid of a single-user server is negative.
     fn read(pgdata: &Path) -> io::Result<Option<Self>> {
-        let content = match fs::read(pgdata.join("postmaster.pid")) {
+        let mut content = Vec::new();
+        match reach::plain(&pgdata.join("postmaster.pid")) {
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
-            content => content?,
-        };
+            // A link or a FIFO is no server's: none can start over it, and one that runs is seen at work.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
+            file => drop(file?.take(LONGEST).read_to_end(&mut content)?),
+        }
         let text = String::from_utf8_lossy(&content);
         let mut lines = text.lines().map(str::trim);
         let pid = lines.next().and_then(|pid| pid.trim_start_matches('-').parse().ok());

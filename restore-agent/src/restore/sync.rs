@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+
 /// Filesystems whose `syncfs` waits for the disk and reports its errors, by the type that `statfs` gives: ext4, XFS, Btrfs,
 /// and memory, which has no disk. On network filesystems and FUSE it may return before the server has anything.
 const KNOWN: [i64; 4] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994];
@@ -32,7 +34,9 @@ impl Filesystems {
         }
         let (mut open, mut devices) = (Vec::new(), BTreeSet::new());
         for path in directories {
-            let directory = File::open(path)?;
+            // What is no directory by now is not waited for.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory = File::from(rustix::fs::open(path, flags, Mode::empty())?);
             if !devices.insert(directory.metadata()?.dev()) {
                 continue;
             }

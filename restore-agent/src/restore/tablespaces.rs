@@ -41,6 +41,11 @@ impl FromStr for Mapping {
 }
 
 impl Mapping {
+    /// NEW.
+    pub(crate) fn new_place(&self) -> &Path {
+        &self.new
+    }
+
     fn fits(&self, tablespace: &Tablespace) -> bool {
         let old = self.old.trim_end_matches('/');
         old == tablespace.oid.to_string() || Path::new(old) == tablespace.location

@@ -10,7 +10,7 @@
 //! marked as waiting, if the restored server archives, and as archived otherwise.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt};
-use rustix::fs::{Mode, OFlags};
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
 use walpoint_base::{
     CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId,
@@ -32,8 +31,9 @@ use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::args::{CommonArgs, Selection};
 
-use super::kept::Kept;
+use super::kept::{self, Kept};
 use super::owners::{self, Owner};
+use super::reach;
 use crate::decoder::WalDecoder;
 use crate::plan::Planned;
 
@@ -208,9 +208,8 @@ impl Unarchived {
             let keep = if *whole { size.bytes() } else { end.since(start) };
             let here = now.map(|now| now.directory.join(name.to_string()));
             let source = kept.clone().or(here).with_context(|| format!("\"{name}\" was not kept"))?;
-            // What was kept may lie where another user can change it.
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let source = File::from(rustix::fs::open(source, flags, Mode::empty()).with_context(context)?);
+            let source = kept::open(&source, owner)
+                .with_context(|| format!("could not read \"{}\"", source.display()))?;
             let copied = io::copy(&mut source.take(keep), &mut file).with_context(context)?;
             anyhow::ensure!(copied == keep, "\"{name}\" is shorter than it was when the restore began");
             file.set_len(size.bytes()).and_then(|()| file.sync_all()).with_context(context)?;
@@ -321,7 +320,7 @@ fn present(wal: &Path) -> io::Result<Vec<(WalFileName, Option<SystemId>)>> {
             WalFileName::Backup(..) => continue,
         };
         let mut page = Vec::new();
-        File::open(entry.path())?.take(LONG_HEADER as u64).read_to_end(&mut page)?;
+        reach::plain(&entry.path())?.take(LONG_HEADER as u64).read_to_end(&mut page)?;
         let Some(header) = LongHeader::parse(&page) else { continue };
         let size = SegmentSize::new(u64::from(header.segment_size));
         let start = size.and_then(|size| Some(segment.number(size)?.start(size)));
@@ -444,7 +443,7 @@ fn read(
     history: Option<&TimelineHistory>,
     until: Option<Lsn>,
 ) -> io::Result<Result<SegmentFacts, WalError>> {
-    let mut file = File::open(path)?;
+    let mut file = reach::plain(path)?;
     let length = file.metadata()?.len();
     let start = SegmentSize::new(length).map_or(Lsn::INVALID, |size| start(name, size));
     let keep = until.map_or(length, |until| until.since(start));
@@ -486,7 +485,9 @@ async fn creates(
         }
         let mut found = Vec::new();
         for Candidate { facts, path } in segments {
-            let mut content = fs::read(&path).with_context(|| path.display().to_string())?;
+            let mut content = Vec::new();
+            let read = reach::plain(&path).and_then(|mut file| file.read_to_end(&mut content));
+            read.with_context(|| path.display().to_string())?;
             if !facts.whole {
                 let keep = facts.end.since(start(facts.name, size));
                 content.truncate(usize::try_from(keep).unwrap_or(usize::MAX));

@@ -235,3 +235,35 @@ fn an_unfinished_restore_of_another_cluster_is_left_alone() {
     restored.wait_paused();
     assert_eq!(restored.system_id(), other.cluster.system_id());
 }
+
+/// R5: a restore was killed before it could remove its marker, and the cluster was started and used. The marker says nothing
+/// any more: the same command neither calls it done nor empties the directory.
+#[test]
+fn a_marker_that_a_server_has_outlived_counts_for_nothing() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.cluster.psql("create table t as select 1 as i");
+    bed.backup();
+    bed.settle();
+    let pgdata = bed.place("target");
+    let marker = pgdata.join("walpoint-restore.json");
+    let command = bed.agent.command("restore-agent", ["restore", "--pgdata", pgdata.to_str().unwrap()]);
+    process::run(&mut faults::inject(&command, &["unlink:signal=SIGKILL:when=1"], &[&marker]), wait::SOON);
+    assert!(marker.exists() && pgdata.join("global/pg_control").exists(), "it was not killed in time");
+    let mut server = Cluster::adopt(bed.cluster.dir().clone(), bed.cluster.major(), pgdata.clone(), None);
+    server.start();
+    server.wait_promoted();
+    server.psql("drop table t; create table mine as select 1");
+    server.stop(walpoint_tests::cluster::Shutdown::Fast);
+    let before = tree::snapshot(&pgdata);
+    let again = || bed.try_restore("target", &[]).expect_status(1);
+    let output = again();
+    assert!(output.stderr.contains("not empty") && output.stderr.contains("--replace"), "{output:#?}");
+    assert_eq!(tree::snapshot(&pgdata), before);
+    let control = pgdata.join("global/pg_control");
+    std::fs::rename(&control, bed.place("control")).unwrap();
+    let output = again();
+    assert!(output.stderr.contains("not empty"), "{output:#?}");
+    std::fs::rename(bed.place("control"), &control).unwrap();
+    server.start();
+    assert_eq!(server.psql("select count(*) from mine"), "1");
+}

@@ -13,6 +13,7 @@ mod memory;
 mod outage;
 mod owners;
 mod places;
+mod planted;
 mod refusals;
 mod repair;
 mod replace;

@@ -176,6 +176,9 @@ fn nothing_is_written_where_something_lives() {
     let taken = format!("{oid}={}", full.display());
     let output = bed.try_restore("new", &["--tablespace", &taken]).expect_status(1);
     assert!(output.stderr.contains(full.to_str().unwrap()), "{output:#?}");
+    // A dry run refuses what the restore would refuse.
+    let dry = bed.try_restore("new", &["--tablespace", &taken, "--dry-run"]).expect_status(1);
+    assert!(dry.stderr.contains(full.to_str().unwrap()), "{dry:#?}");
     for option in ["--wal-dir", "--tablespace-dir"] {
         let parent = bed.place("parent");
         let place = if option == "--wal-dir" { full.clone() } else { parent.clone() };

@@ -142,3 +142,48 @@ fn a_crashed_servers_directory_is_repaired() {
     bed.cluster.wait_promoted();
     assert_eq!(bed.cluster.psql("select count(*) from t"), "2000");
 }
+
+/// R4: a copy of a data directory has the original's links, and no `postmaster.pid`. Where the original's server could hide,
+/// its tablespaces are neither repaired nor moved; where it is in view, it is named.
+#[test]
+fn a_copys_links_prove_nothing_where_a_server_could_hide() {
+    needs_root!();
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let space = bed.cluster.create_tablespace("fast");
+    bed.cluster.psql("create table t tablespace fast as select i from generate_series(1, 100) i");
+    bed.backup();
+    bed.settle();
+    bed.cluster.psql("insert into t select generate_series(101, 2102); checkpoint");
+    let copy = bed.place("copy");
+    process::run(Command::new("cp").arg("-a").arg(bed.cluster.pgdata()).arg(&copy), wait::SOON);
+    fs::remove_file(copy.join("postmaster.pid")).unwrap();
+    let copy = copy.to_str().unwrap();
+    for way in ["--delta", "--replace"] {
+        let command = ["restore", way, "--target-immediate", "--pgdata", copy];
+        let output = in_container(&bed, &command).expect_status(1);
+        for says in [space.to_str().unwrap(), "may be using it", "--server-is-down", "nothing was changed"] {
+            assert!(output.stderr.contains(says), "{way}: {output:#?}");
+        }
+        let output = bed.agent.restore(&command).expect_status(1);
+        let says = if on_a_host() { "in use by the server that runs on" } else { "may be using it" };
+        assert!(output.stderr.contains(says), "{way}: {output:#?}");
+    }
+    bed.cluster.psql("checkpoint; discard all");
+    assert_eq!(bed.cluster.psql("select count(*), sum(i) from t"), "2102|2210253");
+}
+
+/// R4: a server whose `postmaster.pid` was removed runs all the same.
+#[test]
+fn a_server_without_its_file_is_running() {
+    let mut bed = bed();
+    fs::remove_file(bed.cluster.pgdata().join("postmaster.pid")).unwrap();
+    let pgdata = bed.cluster.pgdata().to_str().unwrap().to_owned();
+    for way in [&["--delta"][..], &["--delta", "--server-is-down"], &["--replace"]] {
+        let output = bed.agent.restore(&[&["restore", "--pgdata", &pgdata], way].concat()).expect_status(1);
+        for says in ["is running there", "postmaster.pid is missing", "nothing was changed"] {
+            assert!(output.stderr.contains(says), "{way:?}: {output:#?}");
+        }
+    }
+    assert_eq!(bed.cluster.psql("select count(*) from t"), "2000");
+    bed.cluster.crash();
+}

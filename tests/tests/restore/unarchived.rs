@@ -165,3 +165,23 @@ fn an_interrupted_repair_replays_it_too() {
     repair(&bed, &[]);
     assert_eq!(rows_after_recovery(&mut bed), "2000");
 }
+
+/// R4: where what is only there cannot be kept, the repair ends before it changes anything.
+#[test]
+fn a_repair_that_cannot_keep_wal_changes_nothing() {
+    let (mut bed, _) = crashed(17);
+    let parent = bed.cluster.dir().path().to_owned();
+    let before = crate::tree::contents(bed.cluster.pgdata());
+    let mode =
+        |mode| fs::set_permissions(&parent, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    mode(0o555);
+    let output = bed.try_restore("data", &["--delta", "--server-is-down"]);
+    mode(0o755);
+    let output = output.expect_status(1);
+    for says in [".walpoint-kept-", "nothing was changed"] {
+        assert!(output.stderr.contains(says), "{output:#?}");
+    }
+    assert_eq!(crate::tree::contents(bed.cluster.pgdata()), before);
+    bed.cluster.start();
+    assert_eq!(bed.cluster.psql("select count(*) from t"), "2000");
+}
