@@ -18,8 +18,8 @@ use walpoint_pg::wal::Identity;
 use walpoint_repo::layout::WalEntry;
 
 use super::archiver::Archiver;
+use super::base::oldest_backup;
 use super::check::history_in;
-use super::target::newest_backup;
 use super::upload::Trouble;
 
 /// How often to look whether the server was promoted: the first checkpoint after that may remove what it no longer needs.
@@ -62,7 +62,8 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
     };
     let size = cluster.segment_size;
     store_histories(archiver, &cluster, &history, &directory).await?;
-    let found = tokio::task::spawn_blocking(move || before_the_fork(&directory, &history, size));
+    let path = history.clone();
+    let found = tokio::task::spawn_blocking(move || before_the_fork(&directory, &path, size));
     let (directory, found) = found.await?;
     let found = found.with_context(|| format!("{} cannot be read", directory.display()))?;
 
@@ -73,7 +74,8 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
         let archive = target.archive(&cluster).await?;
         // What is older may have been expired.
-        let backup = newest_backup(&archive).await?.map(|backup| SegmentNo::of(backup.start(), size));
+        let backup =
+            oldest_backup(&archive, &history).await?.map(|backup| SegmentNo::of(backup.start(), size));
         let needed = |name: &&SegmentName| name.number(size) >= backup;
         let found: Vec<SegmentName> = found.iter().filter(needed).copied().collect();
         for of_timeline in found.chunk_by(|a, b| a.timeline == b.timeline) {

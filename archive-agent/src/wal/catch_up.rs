@@ -23,7 +23,8 @@ use walpoint_repo::store::Entry;
 use walpoint_repo::wal::WalArchive;
 
 use super::archiver::Archiver;
-use super::target::{Missed, Target, newest_backup};
+use super::base;
+use super::target::{Missed, Target};
 use super::upload::{Trouble, Uploader};
 
 /// Catches up the repository with that number whenever it missed something; `working` is called after every success. A
@@ -66,7 +67,7 @@ async fn catch_up(
     let told = |Trouble { text, .. }| anyhow::anyhow!(text);
     let cluster = uploader.identity().await.map_err(told)?;
     let to = target.archive(&cluster).await?;
-    let ranges = Ranges::of(&to, &cluster, missed, known).await?;
+    let ranges = Ranges::of(uploader, &to, &cluster, missed, known).await?;
     let (mut copied, mut problem, mut complete) = (0, None, false);
     // Those that acknowledge hold everything. What one of them cannot give, another repository may.
     let (first, others): (Vec<_>, Vec<_>) = uploader.targets().iter().partition(|source| source.acknowledges);
@@ -100,12 +101,22 @@ enum Ranges {
 }
 
 impl Ranges {
-    async fn of(to: &WalArchive, cluster: &Identity, missed: &Missed, known: bool) -> anyhow::Result<Self> {
+    async fn of(
+        uploader: &Uploader,
+        to: &WalArchive,
+        cluster: &Identity,
+        missed: &Missed,
+        known: bool,
+    ) -> anyhow::Result<Self> {
         let missed = missed.clone();
         if known {
             return Ok(Self::Missed(missed));
         }
-        Ok(match newest_backup(to).await? {
+        let newest = match base::path(uploader, to).await? {
+            Some(path) => base::newest_backup(to, &path).await?,
+            None => None,
+        };
+        Ok(match newest {
             Some(backup) => Self::SinceBackup(missed, backup, cluster.segment_size),
             None => Self::SinceFirst(missed, to.timelines().await?),
         })

@@ -11,7 +11,7 @@ use walpoint_base::dropped::{self, Dropped, Reason};
 use walpoint_base::{BackupId, SegmentSize, WalFileName};
 use walpoint_repo::wal::WalArchive;
 
-use super::target::newest_backup;
+use super::base;
 use super::upload::{Trouble, Uploader};
 
 /// Dropped files that are looked for in the archive, the newest ones.
@@ -87,7 +87,7 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
         let archive = target.archive(&cluster).await.ok();
         newest.push(match &archive {
-            Some(archive) => newest_backup(archive).await.ok().flatten(),
+            Some(archive) => newest_backup(uploader, archive).await.ok().flatten(),
             None => None,
         });
         archives.push(archive);
@@ -103,6 +103,14 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
         matter = not_archived(&archives, matter).await;
     }
     Ok(Gap::of(&matter))
+}
+
+/// The newest backup that this server can be recovered from.
+async fn newest_backup(uploader: &Uploader, archive: &WalArchive) -> anyhow::Result<Option<BackupId>> {
+    match base::path(uploader, archive).await? {
+        Some(path) => Ok(base::newest_backup(archive, &path).await?),
+        None => Ok(None),
+    }
 }
 
 /// Those that are not in every archive by now: PostgreSQL had not removed the newest when the store was back.

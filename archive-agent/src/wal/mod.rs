@@ -27,6 +27,7 @@
 pub(crate) mod archiver;
 pub(crate) mod asking;
 pub(crate) mod backfill;
+mod base;
 pub(crate) mod catch_up;
 pub(crate) mod check;
 pub(crate) mod dropped;

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify};
 use walpoint_base::timeline::HistoryError;
-use walpoint_base::{BackupId, ClusterName, LineageId, SegmentName, TimelineId, WalFileName};
+use walpoint_base::{ClusterName, LineageId, SegmentName, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::backup::{Backups, ListedState};
 use walpoint_repo::index::SegmentEntry;
 use walpoint_repo::init::error_chain;
 use walpoint_repo::lineage::BINDING;
@@ -41,16 +40,6 @@ pub(crate) struct Noted {
 
 /// The first file of each timeline that a repository missed; everything after it may be missing.
 pub(crate) type Missed = BTreeMap<TimelineId, SegmentName>;
-
-/// The newest finished backup of the cluster whose archive this is: what expires is older than its start.
-pub(crate) async fn newest_backup(archive: &WalArchive) -> Result<Option<BackupId>, RepoError> {
-    let listed = Backups::of(archive.repository(), &archive.lineage().cluster).list().await?;
-    let finished = listed.iter().filter_map(|backup| match backup.state {
-        ListedState::Finished(stored) => Some((stored, backup.id)),
-        _ => None,
-    });
-    Ok(finished.max().map(|(_, id)| id))
-}
 
 /// Why nothing was stored.
 #[derive(Debug, thiserror::Error)]
