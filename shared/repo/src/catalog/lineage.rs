@@ -29,6 +29,8 @@ pub struct LineageCatalog {
     /// What retention promises, if it was told: what is missing elsewhere is gone on purpose.
     promised: Option<WalNeed>,
     problems: Vec<String>,
+    /// Timelines that two servers claim. What is stored of them is one server's.
+    disputed: Vec<String>,
 }
 
 impl LineageCatalog {
@@ -70,11 +72,14 @@ impl LineageCatalog {
         for (timeline, _) in listed_histories.refused {
             doubts.insert(timeline, Doubt::Refused);
         }
-        let told = |(timeline, doubt): (&TimelineId, &Doubt)| match doubt {
-            Doubt::Damaged(_) => None,
-            Doubt::Missing | Doubt::Refused => Some(format!("timeline {timeline}: {doubt}")),
-        };
-        problems.extend(doubts.iter().filter_map(told));
+        let mut disputed = Vec::new();
+        for (timeline, doubt) in &doubts {
+            match doubt {
+                Doubt::Damaged(_) => {}
+                Doubt::Missing => problems.push(format!("timeline {timeline}: {doubt}")),
+                Doubt::Refused => disputed.push(format!("timeline {timeline}: {doubt}")),
+            }
+        }
         let lineage = archive.lineage();
         let ids = listed.iter().map(|b| b.id).collect();
         let mut facts = Facts::new(lineage.id, lineage.major, lineage.segment_size, graph, ids);
@@ -87,7 +92,15 @@ impl LineageCatalog {
                 facts.answer(Question::Backup(backup.id), answer);
             }
         }
-        Ok(Self { archive, backups: backups.clone(), facts, wal: BTreeMap::new(), promised: None, problems })
+        Ok(Self {
+            archive,
+            backups: backups.clone(),
+            facts,
+            wal: BTreeMap::new(),
+            promised: None,
+            problems,
+            disputed,
+        })
     }
 
     /// The lineage.
@@ -136,10 +149,21 @@ impl LineageCatalog {
         self.wal.get_mut(&timeline)
     }
 
-    /// Histories and index objects that could not be read, for people.
+    /// What is wrong with histories and index objects, for people: those that could not be read, and timelines that two servers
+    /// claim.
     pub fn problems(&self) -> Vec<String> {
+        self.unread().into_iter().chain(self.disputed.iter().cloned()).collect()
+    }
+
+    /// Histories and index objects that could not be read: how the stored WAL hangs together is not known.
+    pub fn unread(&self) -> Vec<String> {
         let indexes = self.wal.values().flat_map(TimelineWal::problems);
         self.problems.iter().cloned().chain(indexes).collect()
+    }
+
+    /// Timelines that two servers claim. Nothing of the second one is stored, so what is stored hangs together as it says.
+    pub fn disputed(&self) -> &[String] {
+        &self.disputed
     }
 
     /// Remembers what could not be read and keeps nobody from the rest.

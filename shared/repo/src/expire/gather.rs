@@ -1,26 +1,23 @@
 //! The facts that retention and reachability depend on, read anew for each step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
 
 use crate::Repository;
-use crate::backup::{Backups, Intent, Listed, ListedState, Standing, Summary};
+use crate::backup::{Backups, CondemnedReason, CondemnedSet, Intent, Listed, ListedState, Standing, Summary};
 use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
 use crate::error::{RepoError, Result};
 use crate::holds::{DamagedHold, Holdings, Holds};
 use crate::layout::WalEntry;
 use crate::lineage::Lineage;
-use crate::retention::{Candidate, Life, RetentionFacts, TimelineLife};
+use crate::retention::{self, Candidate, Damage, Life, Registered, RetentionFacts, TimelineLife, standings};
 use crate::wal::{Inherited, WalArchive};
 
 /// Manifests that are looked at at the same time.
 const AT_ONCE: usize = 16;
-
-/// A lineage that goes on archiving this long after another was registered is in use beside it.
-const BESIDE: SignedDuration = SignedDuration::from_hours(24);
 
 /// What a cluster has, as far as it matters here.
 #[derive(Debug)]
@@ -92,13 +89,10 @@ impl Gathered {
         }
         gathered.sort_backups(&backups, catalog.backups()).await?;
         gathered.find_bases(&catalog);
-        let all = catalog.lineages();
-        for (at, lineage) in all.iter().enumerate() {
-            // What was split off is another server's: this one goes on.
-            let later = all.iter().skip(at + 1).map(LineageCatalog::lineage);
-            let next = later.filter(|later| later.parent.is_none()).map(|next| next.created).next();
-            gathered.add_lineage(lineage, next).await?;
+        for lineage in catalog.lineages() {
+            gathered.add_lineage(lineage).await?;
         }
+        gathered.find_successors();
         Ok(gathered)
     }
 
@@ -121,7 +115,7 @@ impl Gathered {
     }
 
     async fn sort_backups(&mut self, backups: &Backups, listed: &[Listed]) -> Result<()> {
-        let mut finished = Vec::new();
+        let (mut finished, mut uses) = (Vec::new(), BTreeMap::new());
         for one in listed {
             match (one.state, one.begun) {
                 (ListedState::Finished(_), _) => finished.push(one.id),
@@ -148,7 +142,10 @@ impl Gathered {
         let mut read = read.buffered(AT_ONCE);
         while let Some((id, standing)) = read.next().await {
             match standing {
-                Ok(Standing::Finished(summary)) => self.facts.backups.push(candidate(&summary)),
+                Ok(Standing::Finished(summary)) => {
+                    self.facts.backups.push(candidate(&summary));
+                    uses.insert(id, summary.parents);
+                }
                 Ok(Standing::Unfinished) => {}
                 Ok(Standing::Ended(tombstone)) => self.ended.push((id, tombstone.ended)),
                 Err(error @ RepoError::Corrupt { .. }) => {
@@ -161,7 +158,8 @@ impl Gathered {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        drop(read);
+        self.find_damage(backups, &uses).await
     }
 
     /// Finds the backups that lineages begin with which were split off and have none of their own.
@@ -183,34 +181,91 @@ impl Gathered {
         }
     }
 
-    async fn add_lineage(&mut self, catalog: &LineageCatalog, next: Option<Timestamp>) -> Result<()> {
+    async fn add_lineage(&mut self, catalog: &LineageCatalog) -> Result<()> {
         let (lineage, archive) = (catalog.lineage().clone(), catalog.archive());
         let mut graph = catalog.facts().graph.clone();
         let of_it = self.facts.backups.iter().filter(|backup| backup.lineage == lineage.id);
         of_it.flat_map(|b| [b.id.timeline(), b.stop_timeline]).for_each(|timeline| graph.add_known(timeline));
-        let problems = catalog.problems();
+        let problems = catalog.unread();
         for problem in &problems {
             self.notes.push(format!("{problem}: all WAL of lineage {} stays", lineage.id));
+        }
+        for dispute in catalog.disputed() {
+            self.notes.push(format!("{dispute}: in lineage {} the stored one counts", lineage.id));
         }
         let began = histories(archive).await?;
         let mut life = Life {
             lineage: lineage.id,
             graph: graph.clone(),
-            superseded: next,
-            timelines: std::collections::BTreeMap::new(),
+            succeeds: None,
+            superseded: None,
+            timelines: BTreeMap::new(),
         };
         for timeline in graph.ids() {
             let superseded = began.iter().filter(|(id, _)| *id > timeline).map(|(_, at)| *at).min();
             let written = newest(archive, timeline).await?;
             life.timelines.insert(timeline, TimelineLife { written, superseded });
         }
-        let written = life.timelines.values().filter_map(|life| life.written).max();
-        if next.is_some_and(|next| written.is_some_and(|written| written > next + BESIDE)) {
-            life.superseded = None;
-        }
         self.facts.lives.push(life);
         let everything = self.on_the_way.contains(&lineage.id);
         self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty(), everything });
+        Ok(())
+    }
+
+    /// Finds which lineage goes on from which.
+    fn find_successors(&mut self) {
+        let registered: Vec<Registered> =
+            self.lineages.iter().map(|facts| self.registered(&facts.lineage)).collect();
+        let standings = standings(&registered);
+        for life in &mut self.facts.lives {
+            let retention::Standing { succeeds, superseded } =
+                standings.get(&life.lineage).copied().unwrap_or_default();
+            (life.succeeds, life.superseded) = (succeeds, superseded);
+        }
+    }
+
+    fn registered(&self, lineage: &Lineage) -> Registered {
+        let lives = self.facts.lives.iter().filter(|life| life.lineage == lineage.id);
+        let backups = self.facts.backups.iter().filter(|backup| backup.lineage == lineage.id);
+        Registered {
+            lineage: lineage.id,
+            created: lineage.created,
+            split_off: lineage.parent.is_some(),
+            written: lives.flat_map(|life| life.timelines.values()).filter_map(|life| life.written).max(),
+            first_backup: backups.map(|backup| backup.ended).min(),
+        }
+    }
+
+    /// Finds the backups with blocks in packs that were found damaged. `uses`: whose packs each backup refers to.
+    async fn find_damage(
+        &mut self,
+        backups: &Backups,
+        uses: &BTreeMap<BackupId, Vec<BackupId>>,
+    ) -> Result<()> {
+        let condemned = backups.condemned().await?;
+        let damaged =
+            condemned.iter().map(|one| &one.condemned).filter(|c| c.reason == CondemnedReason::Damaged);
+        let owners: BTreeSet<BackupId> =
+            damaged.clone().flat_map(|c| &c.packs).map(|packs| packs.backup).collect();
+        let set = CondemnedSet::new(damaged);
+        for candidate in &mut self.facts.backups {
+            let parents = uses.get(&candidate.id).into_iter().flatten();
+            if !parents.chain([&candidate.id]).any(|id| owners.contains(id)) {
+                continue;
+            }
+            let manifest = match backups.open(candidate.id).await {
+                Ok(reader) => reader,
+                // Whoever reads it for its packs is told; or another expire deleted it since.
+                Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let manifest = manifest.manifest();
+            let packs = manifest.packs.packs().iter().filter(|pack| {
+                let owner = manifest.backups.get(usize::from(pack.backup.0));
+                owner.is_some_and(|owner| set.has_pack(*owner, pack.pack))
+            });
+            candidate.damage.packs = u64::try_from(packs.count()).unwrap_or(u64::MAX);
+        }
         Ok(())
     }
 }
@@ -224,6 +279,7 @@ fn candidate(summary: &Summary) -> Candidate {
         stop: facts.stop_lsn,
         stop_timeline: facts.stop_timeline,
         label: facts.label.clone(),
+        damage: Damage { pages: summary.totals.bad_pages, packs: 0 },
     }
 }
 

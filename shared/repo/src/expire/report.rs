@@ -65,6 +65,9 @@ pub struct DecisionReport {
     pub because: String,
     /// Whether it is older than `max_age`.
     pub exceeds_max_age: bool,
+    /// What is known to be wrong with it, as a phrase; absent for a sound one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
 }
 
 /// Objects of one class: numbers and bytes.
@@ -105,6 +108,7 @@ impl From<&Decision> for DecisionReport {
             },
             because: decision.because(),
             exceeds_max_age: decision.exceeds_max_age,
+            damage: (!backup.is_sound()).then(|| backup.damage.to_string()),
         }
     }
 }

@@ -10,8 +10,8 @@ use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId, WalFileName};
 
 use super::*;
 use crate::backup::{
-    Attributes, BackupFacts, BackupWriter, BlockSize, HexBytes, Intent, ListedState, Method, TablePath,
-    WalStored, WriteOptions,
+    Attributes, BackupFacts, BackupWriter, BlockSize, Condemned, CondemnedPacks, CondemnedReason, HexBytes,
+    Intent, ListedState, Method, TablePath, WalStored, WriteOptions,
 };
 use crate::catalog::Catalog;
 use crate::holds::{HeldOn, Holds, Placement};
@@ -416,6 +416,47 @@ async fn a_damaged_manifest_keeps_everything_older() {
     std::fs::remove_file(&manifest).unwrap();
     std::fs::remove_file(path(&bed, ClusterPaths::new(&cluster()).intent(ids[2]).as_str())).unwrap();
     run(&bed, &at_once(1)).await;
+    assert_eq!(finished(&bed).await, [ids[4]]);
+    assert_eq!(segments(&bed).await.first(), Some(&45));
+}
+
+/// A backup with a pack that was found damaged takes the place of no sound one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_with_a_damaged_pack_pushes_no_sound_one_out() {
+    let (bed, ids) = world().await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let condemned = Condemned {
+        written: Timestamp::now(),
+        host: String::new(),
+        agent: String::new(),
+        reason: CondemnedReason::Damaged,
+        backups: Vec::new(),
+        packs: vec![CondemnedPacks { backup: ids[4], first: 0, count: 1 }],
+        wal: Vec::new(),
+    };
+    backups.condemn(&condemned).await.unwrap();
+    let report = run(&bed, &at_once(1)).await;
+    assert_eq!(finished(&bed).await, [ids[3], ids[4]]);
+    let damage: Vec<Option<&str>> = report.backups.iter().map(|b| b.damage.as_deref()).collect();
+    assert_eq!(damage, [None, None, None, None, Some("1 damaged packs")]);
+}
+
+/// Of a timeline that two servers claim, what is stored is one server's: it hangs together, and the rest goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_history_keeps_no_wal() {
+    let (bed, ids) = world().await;
+    let two = TimelineId::new(2).unwrap();
+    let stored = b"1\t0/6300000\tno recovery target specified\n".to_vec();
+    bed.archive.put_file(WalFileName::History(two), stored).await.unwrap();
+    let refused = b"1\t0/6200000\tno recovery target specified\n".to_vec();
+    bed.archive.put_refused_history(two, refused).await.unwrap();
+    let report = run(&bed, &at_once(1)).await;
+    let told = "timeline 2: two servers claim it, with different histories: in lineage ";
+    assert!(
+        report.notes.iter().any(|note| note.starts_with(told) && note.ends_with("the stored one counts")),
+        "{:?}",
+        report.notes
+    );
     assert_eq!(finished(&bed).await, [ids[4]]);
     assert_eq!(segments(&bed).await.first(), Some(&45));
 }

@@ -8,7 +8,7 @@ use walpoint_base::{
 use super::*;
 use crate::catalog::TimelineGraph;
 use crate::layout::{ClusterObject, ClusterPaths, Key, NameHash, WalEntry};
-use crate::retention::Candidate;
+use crate::retention::{Candidate, Damage};
 
 const MIB: u64 = 1 << 20;
 
@@ -31,6 +31,7 @@ fn backup(n: u32, start: (u32, u64), stop: (u32, u64)) -> Candidate {
         stop: lsn(stop.1),
         stop_timeline: tli(stop.0),
         label: String::new(),
+        damage: Damage::default(),
     }
 }
 

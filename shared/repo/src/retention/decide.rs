@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, LineageId};
 
 use super::facts::{Candidate, RetentionFacts};
+use super::family::families;
 use super::policy::{Policy, Rule, since};
 use super::reason::{Period, Reason};
 use super::window::wanted;
@@ -52,18 +53,20 @@ impl Decision {
 
 /// Decides about every backup, oldest first. Times that contradict the positions of backups are brought in line with them:
 /// the newest backup is the one that lies furthest in the WAL, whatever a clock said.
+///
+/// Rules by number and date, and the minimum, are about the backups of one family of lineages: another server's make none of
+/// them old. They keep so many sound ones, if there are, as if the damaged ones were not there; and of the damaged ones
+/// those that they would keep if nothing were known of damage.
 pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<Decision> {
     let said: BTreeMap<BackupId, Timestamp> = facts.backups.iter().map(|b| (b.id, b.ended)).collect();
     let backups = settled(facts, now);
     let mut why: BTreeMap<BackupId, Vec<Reason>> = BTreeMap::new();
     let mut keep = |id: BackupId, reason: Reason| why.entry(id).or_default().push(reason);
 
-    let newest: BTreeSet<BackupId> = {
-        let minimum = usize::try_from(policy.minimum.max(1)).unwrap_or(usize::MAX);
-        backups.iter().rev().take(minimum).map(|backup| backup.id).collect()
-    };
+    let lines = lines(facts, &backups);
+    let newest: BTreeSet<BackupId> = lines.values().flat_map(|line| newest(line, policy.minimum)).collect();
     if policy.drops() {
-        by_rules(&backups, policy, now, &mut keep);
+        lines.values().for_each(|line| by_rules(line, policy, now, &mut keep));
         if let Some(span) = policy.window {
             let labelled = |backup: &Candidate| policy.rule_for(&backup.label).1;
             let wanted = wanted(&facts.lives, &backups, since(now, span), labelled);
@@ -101,13 +104,39 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         Decision { backup, verdict, reasons, exceeds_max_age: exceeds.is_some() }
     });
     let mut decisions: Vec<Decision> = decided.collect();
-    // Whatever is decided, the newest one that stays can be followed to the end of the archive.
-    if !decisions.iter().any(|decision| decision.verdict == Verdict::Onward)
-        && let Some(last) = decisions.iter_mut().rev().find(|decision| decision.stays())
-    {
-        last.verdict = Verdict::Onward;
+    // Whatever is decided, the newest one of a family that stays can be followed to the end of the archive.
+    for line in lines.values() {
+        let of_it = |decision: &Decision| line.iter().any(|backup| backup.id == decision.backup.id);
+        if decisions.iter().any(|decision| decision.verdict == Verdict::Onward && of_it(decision)) {
+            continue;
+        }
+        let newest = |sound: bool| {
+            let fits = |d: &Decision| d.stays() && of_it(d) && (d.backup.is_sound() || !sound);
+            decisions.iter().rposition(fits)
+        };
+        if let Some(last) = newest(true).or(newest(false)).and_then(|at| decisions.get_mut(at)) {
+            last.verdict = Verdict::Onward;
+        }
     }
     decisions
+}
+
+/// The backups of each family of lineages, oldest first.
+fn lines(facts: &RetentionFacts, backups: &[Candidate]) -> BTreeMap<LineageId, Vec<Candidate>> {
+    let families = families(&facts.lives);
+    let mut lines: BTreeMap<LineageId, Vec<Candidate>> = BTreeMap::new();
+    for backup in backups {
+        let family = families.get(&backup.lineage).copied().unwrap_or(backup.lineage);
+        lines.entry(family).or_default().push(backup.clone());
+    }
+    lines
+}
+
+/// The newest so many of a family, and so many sound ones.
+fn newest(line: &[Candidate], minimum: u32) -> BTreeSet<BackupId> {
+    let minimum = usize::try_from(minimum.max(1)).unwrap_or(usize::MAX);
+    let sound = line.iter().rev().filter(|backup| backup.is_sound()).take(minimum);
+    sound.chain(line.iter().rev().take(minimum)).map(|backup| backup.id).collect()
 }
 
 /// Every backup once, oldest first, with times that agree with their positions.
@@ -127,7 +156,7 @@ fn settled(facts: &RetentionFacts, now: Timestamp) -> Vec<Candidate> {
     backups
 }
 
-/// What the rules by number and date keep: the general one, and those of labels.
+/// What the rules by number and date keep of a family: the general one, and those of labels.
 fn by_rules(backups: &[Candidate], policy: &Policy, now: Timestamp, keep: &mut impl FnMut(BackupId, Reason)) {
     let general = backups.iter().filter(|backup| !policy.rule_for(&backup.label).1);
     let general: Vec<&Candidate> = general.collect();
@@ -141,8 +170,23 @@ fn by_rules(backups: &[Candidate], policy: &Policy, now: Timestamp, keep: &mut i
     }
 }
 
-/// What one rule keeps of the backups that it is about, which come oldest first.
+/// What one rule keeps of the backups that it is about, which come oldest first: of the sound ones, and of the others those
+/// that it would keep if they were sound.
 fn by_rule(backups: &[&Candidate], rule: &Rule, now: Timestamp, keep: &mut impl FnMut(BackupId, Reason)) {
+    let sound: Vec<&Candidate> = backups.iter().copied().filter(|backup| backup.is_sound()).collect();
+    by_rank(&sound, rule, now, keep);
+    if sound.len() < backups.len() {
+        let damaged: BTreeSet<BackupId> = backups.iter().filter(|b| !b.is_sound()).map(|b| b.id).collect();
+        by_rank(backups, rule, now, &mut |id, why| {
+            if damaged.contains(&id) {
+                keep(id, why);
+            }
+        });
+    }
+}
+
+/// What one rule keeps of backups that come oldest first.
+fn by_rank(backups: &[&Candidate], rule: &Rule, now: Timestamp, keep: &mut impl FnMut(BackupId, Reason)) {
     if let Some(count) = rule.count {
         let newest = usize::try_from(count).unwrap_or(usize::MAX);
         backups.iter().rev().take(newest).for_each(|backup| keep(backup.id, Reason::Count(count)));

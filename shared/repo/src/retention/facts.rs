@@ -1,6 +1,7 @@
 //! What deciding depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, Lsn, TimelineId};
@@ -22,6 +23,35 @@ pub struct Candidate {
     pub stop_timeline: TimelineId,
     /// Its label; may be empty.
     pub label: String,
+    /// What is known to be wrong with it.
+    pub damage: Damage,
+}
+
+impl Candidate {
+    /// Whether nothing is known to be wrong with it.
+    pub fn is_sound(&self) -> bool {
+        self.damage == Damage::default()
+    }
+}
+
+/// What is known to be wrong with a backup. Prints as a phrase: "3 damaged pages".
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Damage {
+    /// Pages whose checksum was wrong when they were read from the cluster.
+    pub pages: u64,
+    /// Packs with blocks of it that were found damaged or missing in the repository.
+    pub packs: u64,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pages, self.packs) {
+            (0, 0) => write!(f, "no damage"),
+            (pages, 0) => write!(f, "{pages} damaged pages"),
+            (0, packs) => write!(f, "{packs} damaged packs"),
+            (pages, packs) => write!(f, "{pages} damaged pages and {packs} damaged packs"),
+        }
+    }
 }
 
 /// A lineage, as far as retention looks at it.
@@ -31,7 +61,9 @@ pub struct Life {
     pub lineage: LineageId,
     /// Its timelines.
     pub graph: TimelineGraph,
-    /// When the cluster went on in another lineage; `None` for the one it is in now.
+    /// The lineage that it goes on from; `None` for the first one of a family.
+    pub succeeds: Option<LineageId>,
+    /// When the cluster went on in another lineage; `None` for one that is in use.
     pub superseded: Option<Timestamp>,
     /// When its timelines were in use.
     pub timelines: BTreeMap<TimelineId, TimelineLife>,

@@ -4,16 +4,18 @@
 //! |---|---|
 //! | `policy` | what a configuration asks for |
 //! | `facts` | what deciding depends on |
+//! | `family` | which lineages are one cluster's lives, one after the other |
 //! | `window` | which backups a recovery window needs, over lineages and the timeline graph |
 //! | `decide` | a decision for each backup |
 //! | `reason` | the sentences that explain it |
 //!
-//! All of it is pure: facts, a policy and the time in, decisions out. What always holds: at least [`Policy::minimum`] backups
-//! stay, the newest ones; a backup under a hold stays; without a policy everything stays; and as time passes, what was
+//! All of it is pure: facts, a policy and the time in, decisions out. What always holds: of each family at least
+//! [`Policy::minimum`] backups stay, the newest ones, and so many sound ones if it has them; a backup under a hold stays; without a policy everything stays; and as time passes, what was
 //! dropped is never wanted again. Which objects go with a decision is [`crate::reach`]'s to say.
 
 mod decide;
 mod facts;
+mod family;
 mod policy;
 mod reason;
 #[cfg(test)]
@@ -21,6 +23,7 @@ mod tests;
 mod window;
 
 pub use self::decide::{Decision, Verdict, decide};
-pub use self::facts::{Candidate, Held, Life, RetentionFacts, TimelineLife};
+pub use self::facts::{Candidate, Damage, Held, Life, RetentionFacts, TimelineLife};
+pub use self::family::{Registered, Standing, standings};
 pub use self::policy::{Policy, Rule, since};
 pub use self::reason::{Period, Reason};

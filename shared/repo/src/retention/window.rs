@@ -3,7 +3,8 @@
 //! A moment on a timeline is recovered from a backup that ended before it on the path to that timeline. So for every
 //! timeline that was in use in the window, the newest backup that ended before the window begins it, and all that ended in
 //! it belong to it. Backups whose label has a rule of its own follow that rule; only where no other backup reaches as far
-//! back are they needed too.
+//! back are they needed too. Where the one that begins the window is known to be damaged, the newest sound one before it begins
+//! it as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,9 +39,12 @@ pub(super) fn wanted(
                 path.into_iter().partition(|backup| backup.ended <= begin);
             let general = |backup: &&&Candidate| !labelled(backup);
             wanted.within.extend(within.iter().filter(general).map(|backup| backup.id));
-            let base = before.iter().rev().find(general);
-            if let Some(base) = base.or(before.last()) {
-                wanted.begins.entry(base.id).or_insert(timeline);
+            let sound = |backup: &&&Candidate| backup.is_sound();
+            let newest = || before.iter().rev();
+            let base = newest().find(general);
+            let intact = newest().filter(sound).find(general).or(newest().find(sound));
+            for begin in base.or(before.last()).into_iter().chain(intact) {
+                wanted.begins.entry(begin.id).or_insert(timeline);
             }
             if base.is_none() {
                 // Whatever is older than the first general one reaches where that does not.

@@ -2,7 +2,7 @@
 
 use jiff::Span;
 
-use super::super::{Policy, RetentionFacts, Rule, decide};
+use super::super::{Damage, Life, Policy, RetentionFacts, Rule, decide};
 use super::world::*;
 
 fn days(n: i64) -> Option<Span> {
@@ -184,7 +184,7 @@ fn the_newest_lies_furthest_in_the_wal_whatever_a_clock_said() {
 fn an_upgrade_leaves_the_old_lineage_its_window() {
     let mut facts = daily();
     facts.lives[0].superseded = Some(at("2026-11-18T12:00:00Z"));
-    facts.lives.push(super::super::Life { lineage: lineage(2), ..life() });
+    facts.lives.push(Life { lineage: lineage(2), succeeds: Some(lineage(1)), ..life() });
     for day in [19, 20] {
         facts.backups[day - 1].lineage = lineage(2);
     }
@@ -210,4 +210,75 @@ fn months_and_years_are_told_by_name() {
         "it is the last one of month 2024-12 (monthly = 2); it is the last one of year 2024 (yearly = 3)"
     );
     assert_eq!(decisions[1].because(), "no rule keeps it");
+}
+
+/// K1: a copy that was given a lineage of its own pushes nothing of production out, whatever the rule; an upgrade does.
+#[test]
+fn backups_of_a_lineage_that_was_split_off_count_for_themselves() {
+    let rule = |rule: Rule| Policy { rule, ..Policy::default() };
+    let beside = |succeeds| {
+        let mut facts = daily();
+        facts.lives.push(Life { lineage: lineage(2), succeeds, ..life() });
+        // From the 16th on only the second one makes backups, two of them on the last day.
+        facts.backups[15..].iter_mut().for_each(|backup| backup.lineage = lineage(2));
+        facts
+    };
+    let (copy, upgrade) = (beside(None), beside(Some(lineage(1))));
+    for (policy, apart, together) in [
+        (rule(Rule { count: Some(2), ..Rule::default() }), "14+ 15+ 19+ 20+", "19+ 20+"),
+        (rule(Rule { daily: 2, ..Rule::default() }), "14 15+ 19 20+", "19 20+"),
+        (rule(Rule { weekly: 1, ..Rule::default() }), "15+ 20+", "20+"),
+        (rule(Rule { monthly: 1, ..Rule::default() }), "15+ 20+", "20+"),
+        (rule(Rule { yearly: 1, ..Rule::default() }), "15+ 20+", "20+"),
+        (
+            Policy { minimum: 3, ..rule(Rule { age: days(1), ..Rule::default() }) },
+            "13+ 14+ 15+ 18+ 19+ 20+",
+            "18+ 19+ 20+",
+        ),
+        (Policy { window: days(1), ..Policy::default() }, "15+ 19+ 20+", "15+ 19+ 20+"),
+    ] {
+        assert_eq!(keep(&copy, &policy, NOW), apart, "{policy:?}");
+        assert_eq!(keep(&upgrade, &policy, NOW), together, "{policy:?}");
+    }
+    let labels = [("pre-deploy".to_owned(), Rule { count: Some(1), ..Rule::default() })].into();
+    let mut labelled = copy;
+    labelled.backups.iter_mut().for_each(|backup| backup.label = "pre-deploy".to_owned());
+    let policy = Policy { labels, ..Policy::default() };
+    assert_eq!(keep(&labelled, &policy, NOW), "15+ 20+");
+}
+
+/// K1, promise 11: what is known to be damaged never takes the place of something sound.
+#[test]
+fn a_damaged_backup_takes_the_place_of_no_sound_one() {
+    let rule = |rule: Rule| Policy { rule, ..Policy::default() };
+    let damaged = |days: &[usize], damage: Damage| {
+        let mut facts = daily();
+        days.iter().for_each(|day| facts.backups[day - 1].damage = damage);
+        facts
+    };
+    let (pages, packs) = (Damage { pages: 1, packs: 0 }, Damage { pages: 0, packs: 1 });
+    for damage in [pages, packs] {
+        let last_three = damaged(&[18, 19, 20], damage);
+        for (policy, expected) in [
+            (rule(Rule { count: Some(2), ..Rule::default() }), "16+ 17+ 19+ 20+"),
+            (rule(Rule { age: days(2), ..Rule::default() }), "17+ 19+ 20+"),
+            (rule(Rule { daily: 1, ..Rule::default() }), "17+ 20+"),
+            (rule(Rule { weekly: 1, ..Rule::default() }), "17+ 20+"),
+            (Policy { minimum: 2, ..rule(Rule { count: Some(1), ..Rule::default() }) }, "16+ 17+ 19+ 20+"),
+            (Policy { window: days(1), ..Policy::default() }, "17+ 19+ 20+"),
+            (Policy { max_age: days(1), ..Policy::default() }, "17+ 20+"),
+        ] {
+            assert_eq!(keep(&last_three, &policy, NOW), expected, "{policy:?}");
+        }
+    }
+    // Where nothing is sound the newest is the best there is.
+    let all: Vec<usize> = (1..=20).collect();
+    let count = rule(Rule { count: Some(2), ..Rule::default() });
+    assert_eq!(keep(&damaged(&all, pages), &count, NOW), "19+ 20+");
+    // Sound ones make up for older damaged ones.
+    assert_eq!(keep(&damaged(&[17, 18], pages), &count, NOW), "19+ 20+");
+    assert_eq!(
+        [Damage::default(), pages, packs, Damage { pages: 2, packs: 3 }].map(|damage| damage.to_string()),
+        ["no damage", "1 damaged pages", "1 damaged packs", "2 damaged pages and 3 damaged packs"]
+    );
 }

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId, Lsn, TimelineHistory, TimelineId};
 
-use super::super::{Candidate, Decision, Held, Life, RetentionFacts, TimelineLife};
+use super::super::{Candidate, Damage, Decision, Held, Life, RetentionFacts, TimelineLife};
 use crate::catalog::TimelineGraph;
 
 pub(super) fn at(text: &str) -> Timestamp {
@@ -29,6 +29,7 @@ pub(super) fn backup(ended: &str, timeline: u32, mib: u64) -> Candidate {
         stop: start + 100,
         stop_timeline: tli(timeline),
         label: String::new(),
+        damage: Damage::default(),
     }
 }
 
@@ -42,7 +43,7 @@ pub(super) fn life() -> Life {
     let mut graph = TimelineGraph::default();
     graph.add_known(tli(1));
     let timelines = [(tli(1), TimelineLife::default())].into();
-    Life { lineage: lineage(1), graph, superseded: None, timelines }
+    Life { lineage: lineage(1), graph, succeeds: None, superseded: None, timelines }
 }
 
 /// Adds a timeline that left `parent` at that position and that time.
