@@ -193,7 +193,13 @@ fn backup_lines(status: &ClusterStatus) -> String {
     }
     for backup in status.backups.iter().skip(older) {
         let started = backup.started.clone().unwrap_or_default();
-        writeln!(text, "  {}  {started}  timeline {}  {}", backup.id, backup.timeline, backup.state).ok();
+        write!(text, "  {}  {started}  timeline {}  {}", backup.id, backup.timeline, backup.state).ok();
+        match backup.damaged_pages {
+            None | Some(0) => text.push('\n'),
+            Some(pages) => {
+                writeln!(text, ", DAMAGED: {pages} pages were when it was taken").unwrap_or_default()
+            }
+        }
     }
     text
 }

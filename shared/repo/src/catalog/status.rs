@@ -3,16 +3,23 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::{StreamExt, stream};
 use serde::Serialize;
-use walpoint_base::{PgTimestamp, SegmentNo, TimelineId};
+use walpoint_base::{BackupId, PgTimestamp, SegmentNo, TimelineId};
 
 use super::points::RestorePointStatus;
 use super::{BrokenChain, Catalog, LineageCatalog};
-use crate::backup::{Listed, ListedState};
-use crate::error::Result;
+use crate::backup::{Backups, Listed, ListedState, Standing};
+use crate::error::{RepoError, Result};
 use crate::plan::report::{SegmentsDocument, time};
 use crate::plan::windows::{self, Window};
 use crate::plan::{Facts, SegmentRange};
+
+/// The newest finished backups that are looked into: as many as are shown to a person.
+pub(super) const LOOKED_INTO: usize = 20;
+
+/// Backups that are looked into at the same time.
+const AT_ONCE: usize = 8;
 
 /// A cluster in a repository.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -153,6 +160,9 @@ pub struct BackupStatus {
     pub started: Option<String>,
     /// `finished`, `unfinished` or `ended`.
     pub state: &'static str,
+    /// Pages that failed their checksum when it was taken; absent where that was not read: of all but the newest finished ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damaged_pages: Option<u64>,
 }
 
 /// The parts that a status is made of, and that the drawing needs.
@@ -175,14 +185,42 @@ impl Catalog {
         for lineage in self.lineages_mut() {
             lineages.push(lineage.status().await?);
         }
+        let mut backups: Vec<BackupStatus> = self.backups().iter().map(BackupStatus::of).collect();
+        let damaged = self.damaged_pages().await?;
+        for (backup, listed) in backups.iter_mut().zip(self.backups()) {
+            backup.damaged_pages = damaged.get(&listed.id).copied();
+        }
         Ok(ClusterStatus {
             cluster: self.cluster().to_string(),
             repository: self.repository().name().to_owned(),
             store: self.repository().store().name().to_owned(),
             taken: self.loaded().to_string(),
             lineages,
-            backups: self.backups().iter().map(BackupStatus::of).collect(),
+            backups,
         })
+    }
+
+    /// How many pages of each of the newest finished backups are damaged: a small request for each.
+    async fn damaged_pages(&self) -> Result<BTreeMap<BackupId, u64>> {
+        let reader = Backups::of(self.repository(), self.cluster());
+        let finished =
+            self.backups().iter().rev().filter(|one| matches!(one.state, ListedState::Finished(_)));
+        let newest: Vec<BackupId> = finished.take(LOOKED_INTO).map(|listed| listed.id).collect();
+        let read = stream::iter(newest).map(|id| {
+            let reader = &reader;
+            async move { (id, reader.standing(id).await) }
+        });
+        let mut read = read.buffered(AT_ONCE);
+        let mut pages = BTreeMap::new();
+        while let Some((id, standing)) = read.next().await {
+            match standing {
+                Ok(Standing::Finished(summary)) => drop(pages.insert(id, summary.totals.bad_pages)),
+                // Told where it is looked for.
+                Ok(_) | Err(RepoError::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(pages)
     }
 }
 
@@ -304,6 +342,7 @@ impl BackupStatus {
                 ListedState::Unfinished => "unfinished",
                 ListedState::Ended(_) => "ended",
             },
+            damaged_pages: None,
         }
     }
 }

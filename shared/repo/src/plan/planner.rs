@@ -197,9 +197,10 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Time, LSN, immediate, latest: the newest backup that ends before the target is the only one to try.
+    /// Time, LSN, immediate, latest: the newest backup that ends before the target is the only one to try, and one that is
+    /// known to be damaged only if no sound one before it serves.
     pub(super) fn with_newest_before(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
-        let mut too_late = None;
+        let (mut too_late, mut spare) = (None, None);
         for &id in listed {
             let started = id.started().map(PgTimestamp::from_time);
             let surely_late = match self.request.target {
@@ -217,10 +218,22 @@ impl<'a> Planner<'a> {
                 RecoveryTarget::Lsn(lsn) => backup.end > lsn,
                 _ => false,
             };
+            if !late && self.is_last_resort(backup) {
+                spare = spare.or(Some(backup));
+                continue;
+            }
             let attempt = if late { None } else { self.with_one(path, backup)? };
-            match attempt {
+            match (attempt, spare) {
+                (Some(Ok(plan)), Some(spare)) => return Ok(Ok(instead_of(spare, plan))),
+                (Some(attempt), None) => return Ok(attempt),
+                (Some(Err(_)), Some(_)) => break,
+                (None, _) => too_late = too_late.or(Some(id)),
+            }
+        }
+        if let Some(spare) = spare {
+            match self.with_one(path, spare)? {
                 Some(attempt) => return Ok(attempt),
-                None => too_late = too_late.or(Some(id)),
+                None => too_late = too_late.or(Some(spare.id)),
             }
         }
         let timeline = path.timeline();
@@ -230,6 +243,11 @@ impl<'a> Planner<'a> {
             (None, _) => Why::NoBackupOnPath { timeline },
         };
         Ok(Err(Refusal::on(timeline, why)))
+    }
+
+    /// Whether a backup is only taken if no sound one serves: it is damaged, and was not asked for.
+    pub(super) fn is_last_resort(&self, backup: &BackupFacts) -> bool {
+        backup.damaged_pages > 0 && self.request.backup.is_none()
     }
 
     /// From this backup; `None` if recovery would stop before it is consistent.
@@ -431,4 +449,14 @@ fn steps(history: &TimelineHistory) -> Vec<PathStep> {
         Some(PathStep { timeline, begin, end: history.end_of(timeline) })
     };
     history.path().filter_map(step).collect()
+}
+
+/// A plan that does without a newer backup, because that is damaged.
+pub(super) fn instead_of(damaged: &BackupFacts, mut plan: RestorePlan) -> RestorePlan {
+    let BackupFacts { id, damaged_pages, .. } = damaged;
+    plan.notes.push(format!(
+        "Backup {id} is newer, and was not chosen: {damaged_pages} of its pages had wrong checksums when it was taken. --backup \
+         {id} restores it all the same."
+    ));
+    plan
 }

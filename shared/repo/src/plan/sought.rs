@@ -7,9 +7,10 @@
 use walpoint_base::target::FullXid;
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo};
 
-use super::facts::{Asking, StopQuestion};
+use super::facts::{Asking, BackupFacts, StopQuestion};
 use super::path::{Coverage, Path, SegmentRange};
-use super::planner::{Attempt, Planner, Refusal};
+use super::planner::{Attempt, Planner, Refusal, instead_of};
+use super::restore_plan::RestorePlan;
 use super::settings::StopAt;
 use super::stop::{Stop, StopRule};
 use super::unreachable::Why;
@@ -30,6 +31,7 @@ impl<'a> Planner<'a> {
             let Some(newest) = self.newest_with_target(path, stretch)? else { continue };
             found = true;
             // One that is not complete, or is not consistent in time, leaves it to the next older one.
+            let mut spare: Option<(&BackupFacts, RestorePlan)> = None;
             for &id in stretch.backups.iter().skip(newest) {
                 let Some(backup) = self.facts.complete_backup(id)?.filter(|b| path.holds(b)) else {
                     continue;
@@ -39,8 +41,21 @@ impl<'a> Planner<'a> {
                     let coverage = self.coverage_from(path, id)?;
                     let ending = self.ending(path, backup, &coverage, stop.end)?;
                     let plan = self.build(path, backup, &ending, Some(stop), stop.end, StopAt::Requested)?;
-                    return Ok(Ok(plan));
+                    match spare {
+                        None if self.is_last_resort(backup) => spare = Some((backup, plan)),
+                        None => return Ok(Ok(plan)),
+                        Some((damaged, other)) => {
+                            let serves = !self.is_last_resort(backup) && plan.stop == other.stop;
+                            if serves {
+                                return Ok(Ok(instead_of(damaged, plan)));
+                            }
+                            spare = Some((damaged, other));
+                        }
+                    }
                 }
+            }
+            if let Some((_, plan)) = spare {
+                return Ok(Ok(plan));
             }
         }
         let others = self.of_other_epochs(path, &stretches)?;

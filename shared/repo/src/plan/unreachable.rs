@@ -218,7 +218,16 @@ impl fmt::Display for Why {
                 write!(
                     f,
                     "the latest timeline is in doubt: {doubt} (timeline {timeline}; without it, {instead} is the latest)"
-                )
+                )?;
+                match doubt {
+                    Doubt::Refused => write!(
+                        f,
+                        ". What is stored of timeline {timeline} is one server's, the one that archived first: --target-timeline \
+                         {timeline} recovers that. A server whose WAL was refused needs a lineage of its own (archive-agent init \
+                         --new-lineage)"
+                    ),
+                    _ => Ok(()),
+                }
             }
             Self::NoHistory(timeline) => write!(
                 f,

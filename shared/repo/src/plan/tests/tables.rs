@@ -453,3 +453,35 @@ fn latest_is_refused_while_it_is_not_known_where_a_younger_timeline_comes_from()
         assert!(plan(&on(1, time)).is_ok(), "asked for by number");
     }
 }
+
+/// Promise 11: a backup with damaged pages is planned only where no sound one serves, or if it was asked for.
+#[test]
+fn a_damaged_backup_is_planned_only_where_no_sound_one_serves() {
+    let (mut world, [first, second, third]) = world();
+    let before = world.plan(&on(1, RecoveryTarget::Latest)).unwrap();
+    world.backups[1].damaged_pages = 2;
+    for target in [
+        RecoveryTarget::Latest,
+        RecoveryTarget::Time(at(900)),
+        RecoveryTarget::Lsn(Lsn(mb(9))),
+        RecoveryTarget::Xid(1020),
+        RecoveryTarget::Name("late".into()),
+    ] {
+        let plan = world.plan(&on(1, target.clone())).unwrap();
+        assert_eq!(plan.backup.id, first, "{target:?}");
+        let told =
+            format!("Backup {second} is newer, and was not chosen: 2 of its pages had wrong checksums");
+        assert!(plan.notes.iter().any(|note| note.starts_with(&told)), "{target:?}: {:?}", plan.notes);
+        let asked = world.plan(&Request { backup: Some(second), ..on(1, target) }).unwrap();
+        assert_eq!(asked.backup.id, second);
+    }
+    assert_eq!(world.plan(&on(1, RecoveryTarget::Latest)).unwrap().until, before.until);
+    assert_eq!(world.plan(&on(2, RecoveryTarget::Latest)).unwrap().backup.id, third);
+    // WAL between the two is missing.
+    world.files.remove(&(tli(1), SegmentNo(5)));
+    for target in [RecoveryTarget::Latest, RecoveryTarget::Time(at(900)), RecoveryTarget::Xid(1020)] {
+        assert_eq!(world.plan(&on(1, target)).unwrap().backup.id, second);
+    }
+    let early = world.plan(&on(1, RecoveryTarget::Time(at(300)))).unwrap();
+    assert_eq!((early.backup.id, early.notes.iter().any(|note| note.contains("not chosen"))), (first, false));
+}
