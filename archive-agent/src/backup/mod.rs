@@ -10,6 +10,7 @@
 //! | [`remote`] | the other reader: `BASE_BACKUP` |
 //! | [`copies`] | storing it in every repository |
 //! | [`publish`], [`needed_wal`], [`needed_history`] | announcing it once the WAL it needs is there |
+//! | [`own_wal`] | whether that is the WAL of the server which was copied |
 //! | [`owners`], [`outcome`] | whose files they are; what is told at the end |
 //!
 //! What always holds: the manifest is created last, after every segment of WAL that the backup needs was found in the
@@ -23,6 +24,7 @@ mod lease;
 mod needed_history;
 mod needed_wal;
 mod outcome;
+mod own_wal;
 mod owners;
 mod pages;
 mod preflight;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
 use tokio::sync::Mutex;
-use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory};
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{BackupFacts, WalStored};
 use walpoint_repo::wal::WalArchive;
@@ -51,8 +51,23 @@ impl NeededWal {
         self.stored
     }
 
+    /// How long segments are.
+    pub(crate) fn size(&self) -> SegmentSize {
+        self.size
+    }
+
+    /// Whether a position lies in one of the segments.
+    pub(crate) fn holds(&self, lsn: Lsn) -> bool {
+        (self.first..=self.last).contains(&SegmentNo::of(lsn, self.size))
+    }
+
+    /// Every name, the last one first.
+    pub(crate) fn newest_first(&self) -> impl Iterator<Item = SegmentName> + '_ {
+        (self.first.0..=self.last.0).rev().flat_map(|number| self.names(SegmentNo(number)))
+    }
+
     /// The names that a segment may be stored under: one, but where the timeline changed within it.
-    fn names(&self, segment: SegmentNo) -> Vec<SegmentName> {
+    pub(crate) fn names(&self, segment: SegmentNo) -> Vec<SegmentName> {
         match segment {
             _ if segment == self.first => vec![self.stored.first],
             _ if segment == self.last => vec![self.stored.last],

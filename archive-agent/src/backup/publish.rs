@@ -15,6 +15,7 @@ use walpoint_runtime::config::duration;
 use super::copies::Failures;
 use super::needed_history::Histories;
 use super::needed_wal::NeededWal;
+use super::own_wal::{self, Checkpoints};
 use super::run::Run;
 use crate::check::repository::Destination;
 use crate::check::source;
@@ -41,6 +42,8 @@ pub(crate) struct Published {
 pub(crate) struct Publishing<'a> {
     pub(crate) run: &'a Run<'a>,
     pub(crate) needed: &'a NeededWal,
+    /// The checkpoints of the server that was copied.
+    pub(crate) checkpoints: &'a Checkpoints,
     /// A session on the backup's server.
     pub(crate) server: &'a Mutex<Server>,
     /// The repositories of the cluster.
@@ -94,8 +97,9 @@ impl Publishing<'_> {
             }
             self.needed.wait(&archive, limit, self.server, self.pgdata).await?;
             // What arrived under these names may be another server's.
+            self.checkpoints.prove(&archive, self.needed).await?;
             match self.pgdata {
-                Some(pgdata) => refuse_split_brain(&archive, pgdata).await,
+                Some(pgdata) => refuse_split_brain(&archive, pgdata, self.needed).await,
                 None => Ok(()),
             }
         };
@@ -104,11 +108,12 @@ impl Publishing<'_> {
 }
 
 /// There is no backup where another server's WAL is.
-async fn refuse_split_brain(archive: &WalArchive, pgdata: &Path) -> anyhow::Result<()> {
+async fn refuse_split_brain(archive: &WalArchive, pgdata: &Path, needed: &NeededWal) -> anyhow::Result<()> {
     let (_, control) = source::read_control(pgdata)?;
     let timeline = TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline));
     let Some(timeline) = timeline else { return Ok(()) };
     let (cluster, wal) = (check::identity(&control), pgdata.join("pg_wal"));
+    own_wal::compare(archive, &cluster, &wal, needed).await?;
     match identity::compare(archive, &cluster, &wal, timeline).await? {
         Evidence::Other(split) => bail!("no backup was made: {split}"),
         Evidence::Same(..) | Evidence::Nothing => Ok(()),

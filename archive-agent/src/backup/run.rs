@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::{BackupId, Lsn, TimelineHistory};
-use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+use walpoint_pg::control::{CONTROL_FILE, CheckpointCopy, ControlFile};
 use walpoint_pg::label::{BackupLabel, TablespaceMap};
 use walpoint_pg::server::{BackupSession, BackupStart, BackupStop, Identity, Server};
 use walpoint_repo::backup::{
@@ -28,6 +28,7 @@ use super::lease::BackupLeases;
 use super::needed_history::Histories;
 use super::needed_wal::NeededWal;
 use super::outcome::Outcome;
+use super::own_wal::Checkpoints;
 use super::owners::Owners;
 use super::pages::{Newest, PageCheck};
 use super::preflight::Chosen;
@@ -87,6 +88,8 @@ pub(super) struct Copied {
     pub(super) facts: BackupFacts,
     /// The history of the timeline on which it stopped.
     pub(super) history: TimelineHistory,
+    /// The last checkpoint by the `pg_control` that was copied.
+    pub(super) checkpoint: CheckpointCopy,
     /// What was counted on the way.
     pub(super) shared: Arc<Shared>,
 }
@@ -209,17 +212,19 @@ impl Run<'_> {
         failures: &Failures,
         (server, destinations, pgdata): (SharedServer, &[Destination], Option<&Path>),
     ) -> anyhow::Result<Outcome> {
-        let Copied { facts, history, shared } = copied;
+        let Copied { facts, history, checkpoint, shared } = copied;
         let adopted: Vec<_> = writers.iter().map(|writer| writer.adopted().to_vec()).collect();
         let drafts = self.unless_stopped(drafts(writers, copies, &facts, failures)).await?;
         if self.strict {
             publish::refuse_damage(&drafts, copies).await?;
         }
         let needed = NeededWal::new(&facts, history)?;
+        let checkpoints = Checkpoints::new(&facts, checkpoint)?;
         let stopped = Instant::now();
         let publishing = Publishing {
             run: self,
             needed: &needed,
+            checkpoints: &checkpoints,
             server: &server,
             destinations,
             pgdata,
@@ -348,7 +353,7 @@ impl Run<'_> {
         let server = tokio::sync::Mutex::new(server);
         let times = (id, started, ended);
         let (facts, history) = self.facts(examined, &shared, &start, stop, times, &server).await?;
-        Ok((Copied { facts, history, shared }, server.into_inner()))
+        Ok((Copied { facts, history, checkpoint: control.checkpoint, shared }, server.into_inner()))
     }
 
     async fn facts(

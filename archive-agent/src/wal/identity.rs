@@ -221,7 +221,7 @@ pub(crate) fn other_history(
 
 /// How a segment of a directory compares with the one of the same name in an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Comparison {
+pub(crate) enum Comparison {
     /// It is missing on a side, or one of them proves nothing.
     Unknown,
     /// The same content.
@@ -231,7 +231,7 @@ pub(super) enum Comparison {
 }
 
 /// Compares a segment with the one that is stored.
-pub(super) async fn segment(
+pub(crate) async fn segment(
     archive: &WalArchive,
     cluster: &Identity,
     wal: &Path,
@@ -268,7 +268,7 @@ pub(super) async fn content(
 }
 
 /// Whether PostgreSQL marked a segment of a directory as finished. In a directory that is not its own all are.
-pub(super) fn is_finished(wal: &Path, name: SegmentName) -> bool {
+pub(crate) fn is_finished(wal: &Path, name: SegmentName) -> bool {
     let status = wal.join("archive_status");
     let marked = |mark: &str| status.join(format!("{name}.{mark}")).exists();
     wal.join(name.to_string()).exists() && (marked("done") || marked("ready") || !status.exists())

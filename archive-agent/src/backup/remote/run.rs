@@ -172,7 +172,7 @@ impl Run<'_> {
             owners: if pgdata.is_some() { &shared.owners } else { &unknown },
             destinations,
         })?;
-        Ok(Copied { facts, history, shared })
+        Ok(Copied { facts, history, checkpoint: control.checkpoint, shared })
     }
 
     /// What the server says at the end about damaged pages, of which so many are known.

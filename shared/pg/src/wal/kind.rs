@@ -200,8 +200,8 @@ impl RecordKind {
 /// The part of `xl_info` that belongs to the resource manager: `~XLR_INFO_MASK`.
 const RMGR_INFO: u8 = 0xF0;
 
-const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
-const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
+pub(super) const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
+pub(super) const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
 pub(super) const XLOG_SWITCH: u8 = 0x40;
 const XLOG_BACKUP_END: u8 = 0x50;
 const XLOG_PARAMETER_CHANGE: u8 = 0x60;

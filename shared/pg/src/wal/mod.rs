@@ -5,6 +5,7 @@
 //! | `page` | headers of pages, the magic number of each version |
 //! | `record` | headers of records, their check, where their main data lies |
 //! | `kind` | what the records mean that decide about recovery targets and archives |
+//! | `checkpoint` | a checkpoint's record, where a label says it starts |
 //! | `segment` | what a segment is, and which pages belong to it |
 //! | `pending` | a record that is put together from several pages |
 //! | `edges` | what the beginning and the end of a segment say about its neighbors |
@@ -15,6 +16,7 @@
 //!
 //! All of it is total: any bytes give facts or an error, and nothing is allocated that was not read.
 
+mod checkpoint;
 mod edges;
 #[cfg(test)]
 mod edges_tests;
@@ -33,6 +35,7 @@ mod segment;
 mod tests;
 mod walk;
 
+pub use checkpoint::{checkpoint_at, checkpoint_window};
 pub use error::{Identity, WalError};
 pub use inspect::{Inspector, inspect, inspect_on_path};
 pub use kind::{Checkpoint, ParameterChange, RecordKind, RelationLock, TransactionEnd};

@@ -1,0 +1,192 @@
+//! Whether the WAL under the names that a backup needs is that of the server which was copied. Names prove nothing: a clone
+//! writes segments of the same names as the server it was copied from.
+//!
+//! Two things show it. The checkpoints that the backup label and the copied `pg_control` name have to be in the stored WAL, at
+//! their positions and with the same content: recovery reads the first of them before anything else. And where the
+//! data directory is visible, segments that are still in `pg_wal` have to be the stored ones.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use walpoint_base::{Lsn, SegmentNo, TimelineId, WalFileName};
+use walpoint_pg::control::CheckpointCopy;
+use walpoint_pg::label::BackupLabel;
+use walpoint_pg::wal::{Identity, checkpoint_at, checkpoint_window};
+use walpoint_repo::backup::BackupFacts;
+use walpoint_repo::wal::WalArchive;
+
+use super::needed_wal::NeededWal;
+use crate::wal::identity::{self, Comparison, SplitBrain};
+
+/// Segments of `pg_wal`, the newest ones, that have to be the stored ones; those before are proven by the chain.
+const ENOUGH: usize = 2;
+
+/// The checkpoints of the server that was copied.
+#[derive(Debug)]
+pub(crate) struct Checkpoints {
+    label: BackupLabel,
+    control: CheckpointCopy,
+    from_standby: bool,
+    stop: Lsn,
+}
+
+impl Checkpoints {
+    /// Of a backup with these facts and that `pg_control`.
+    pub(crate) fn new(facts: &BackupFacts, control: CheckpointCopy) -> anyhow::Result<Self> {
+        let label = BackupLabel::parse(&facts.backup_label.0).context("the backup label cannot be used")?;
+        Ok(Self { label, control, from_standby: facts.from_standby, stop: facts.stop_lsn })
+    }
+
+    /// An error says that the stored WAL is not that of the server which was copied. The WAL that the backup needs is there.
+    pub(crate) async fn prove(&self, archive: &WalArchive, needed: &NeededWal) -> anyhow::Result<()> {
+        let Self { label, control, .. } = self;
+        let stored = stored_checkpoint(archive, needed, label.checkpoint).await?;
+        let what = match stored {
+            Err(what) => Some(what),
+            Ok(stored) if (stored.redo, stored.timeline) != (label.start, label.timeline.get()) => {
+                Some(format!(
+                    "the checkpoint at {} has its redo at {} on timeline {}, that of the backup at {} on timeline {}",
+                    label.checkpoint, stored.redo, stored.timeline, label.start, label.timeline
+                ))
+            }
+            Ok(_) => None,
+        };
+        if let Some(what) = what {
+            return Err(self.refusal(archive, label.timeline, what));
+        }
+        // A later one may have been made meanwhile, but nothing that the backup does not need.
+        if !needed.holds(control.lsn) || control.lsn >= self.stop {
+            return Ok(());
+        }
+        let what = match stored_checkpoint(archive, needed, control.lsn).await? {
+            Err(what) => what,
+            Ok(stored) if self.is_copied(&stored) => return Ok(()),
+            Ok(stored) => format!(
+                "the checkpoint at {} was made at {} with {} as next transaction, that of the backup at {} with {}",
+                control.lsn,
+                time(stored.time),
+                stored.next_xid,
+                time(control.time),
+                control.next_xid
+            ),
+        };
+        Err(self.refusal(archive, label.timeline, what))
+    }
+
+    /// Whether `pg_control` has a copy of that checkpoint. On a standby it goes on counting transactions.
+    fn is_copied(&self, stored: &CheckpointCopy) -> bool {
+        let same = |c: &CheckpointCopy| (c.redo, c.timeline, c.previous_timeline, c.time);
+        same(stored) == same(&self.control) && (self.from_standby || stored.next_xid == self.control.next_xid)
+    }
+
+    fn refusal(&self, archive: &WalArchive, timeline: TimelineId, what: String) -> anyhow::Error {
+        anyhow::anyhow!("no backup was made: {}", SplitBrain::new(archive, timeline, what))
+    }
+}
+
+fn time(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
+}
+
+/// Refuses where a segment in `pg_wal` differs from the stored one of the same name.
+pub(crate) async fn compare(
+    archive: &WalArchive,
+    cluster: &Identity,
+    wal: &Path,
+    needed: &NeededWal,
+) -> anyhow::Result<()> {
+    let mut same = 0;
+    for name in needed.newest_first() {
+        if !identity::is_finished(wal, name) {
+            continue;
+        }
+        match identity::segment(archive, cluster, wal, name).await? {
+            Comparison::Unknown => {}
+            Comparison::Same => same += 1,
+            Comparison::Other(what) => {
+                bail!("no backup was made: {}", SplitBrain::new(archive, name.timeline, what))
+            }
+        }
+        if same == ENOUGH {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The checkpoint whose record starts at a position of stored WAL, or what is there instead.
+async fn stored_checkpoint(
+    archive: &WalArchive,
+    needed: &NeededWal,
+    lsn: Lsn,
+) -> anyhow::Result<Result<CheckpointCopy, String>> {
+    let (page, size) = (archive.lineage().wal_block_size, needed.size());
+    let begin = Lsn(lsn.0 - lsn.0 % u64::from(page.max(1)));
+    let end = begin + checkpoint_window(page);
+    let (mut wal, mut at) = (Vec::new(), begin);
+    while at < end {
+        let segment = SegmentNo::of(at, size);
+        let upto = end.min(segment.end(size));
+        let window = Window { skip: at.0 - segment.start(size).0, left: upto.0 - at.0, bytes: Vec::new() };
+        // What lies behind the record may be in no repository yet.
+        let Some(bytes) = part(archive, needed, segment, window).await? else { break };
+        wal.extend_from_slice(&bytes);
+        at = upto;
+    }
+    Ok(checkpoint_at(lsn, page, &wal))
+}
+
+async fn part(
+    archive: &WalArchive,
+    needed: &NeededWal,
+    segment: SegmentNo,
+    window: Window,
+) -> anyhow::Result<Option<Vec<u8>>> {
+    for name in needed.names(segment) {
+        if let Some(reader) = archive.read(WalFileName::Segment(name)).await? {
+            let (window, _) = reader.write_to(window).await?;
+            return Ok(Some(window.bytes));
+        }
+    }
+    Ok(None)
+}
+
+/// Keeps a part of what is written to it.
+struct Window {
+    skip: u64,
+    left: u64,
+    bytes: Vec<u8>,
+}
+
+impl Write for Window {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        let skipped = self.skip.min(length);
+        let taken = self.left.min(length - skipped);
+        let range = usize::try_from(skipped).ok().zip(usize::try_from(skipped + taken).ok());
+        let kept = range.and_then(|(from, until)| piece.get(from..until)).unwrap_or_default();
+        self.bytes.extend_from_slice(kept);
+        (self.skip, self.left) = (self.skip - skipped, self.left - taken);
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_keeps_its_part_however_it_comes() {
+        let all: Vec<u8> = (0..100).collect();
+        for step in [1, 7, 30, 100] {
+            let mut window = Window { skip: 23, left: 40, bytes: Vec::new() };
+            all.chunks(step).for_each(|piece| window.write_all(piece).unwrap());
+            assert_eq!(window.bytes, all[23..63], "{step}");
+        }
+    }
+}

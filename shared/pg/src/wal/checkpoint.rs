@@ -1,0 +1,149 @@
+//! A checkpoint's record, read where a backup label or `pg_control` says it starts.
+//!
+//! Source: `src/include/catalog/pg_control.h` (`CheckPoint`), `src/include/access/xlogrecord.h`. The record holds the very
+//! structure of which `pg_control` keeps a copy, so the two say the same if the WAL is that server's.
+
+use walpoint_base::Lsn;
+
+use super::kind::{XLOG_CHECKPOINT_ONLINE, XLOG_CHECKPOINT_SHUTDOWN};
+use super::page::PageHeader;
+use super::record::{RECORD_HEADER, RecordCrc, RecordHeader, Rmgr, main_data};
+use crate::bytes;
+use crate::control::CheckpointCopy;
+
+/// The record of a checkpoint has 114 bytes; one of a later version may have a few more.
+const LONGEST: u32 = 512;
+
+/// Bytes from the beginning of its page within which a checkpoint's record ends, whatever headers lie between.
+pub fn checkpoint_window(page_size: u32) -> u64 {
+    2 * u64::from(page_size)
+}
+
+/// The checkpoint whose record starts at `lsn`. `wal` begins with the page that holds `lsn` and goes on for
+/// [`checkpoint_window`] bytes, or as far as there is WAL. The error says what is there instead.
+pub fn checkpoint_at(lsn: Lsn, page_size: u32, wal: &[u8]) -> Result<CheckpointCopy, String> {
+    let page_size = u64::from(page_size.max(1));
+    let page = Lsn(lsn.0 - lsn.0 % page_size);
+    let header = PageHeader::parse(wal).filter(|header| header.address == page);
+    let header = header.ok_or_else(|| format!("there is no page of WAL at {page}"))?;
+    let mut cursor = Cursor { wal, page_size, at: lsn.0 - page.0 };
+    if cursor.at < u64::try_from(header.length()).unwrap_or(u64::MAX) {
+        return Err(format!("no record starts at {lsn}"));
+    }
+    let none = || format!("no checkpoint starts at {lsn}");
+    let raw = cursor.take(RECORD_HEADER).ok_or_else(none)?;
+    let raw: &[u8; RECORD_HEADER] = raw.first_chunk().ok_or_else(none)?;
+    let header = RecordHeader::parse(raw);
+    let operation = header.info & 0xF0;
+    let is_checkpoint = matches!(operation, XLOG_CHECKPOINT_SHUTDOWN | XLOG_CHECKPOINT_ONLINE);
+    if header.rmgr != Rmgr::XLOG || !is_checkpoint || header.total > LONGEST {
+        return Err(none());
+    }
+    let body = usize::try_from(header.total).ok().and_then(|total| total.checked_sub(RECORD_HEADER));
+    let body = body.and_then(|length| cursor.take(length)).ok_or_else(none)?;
+    if RecordCrc::default().body(&body).finish(raw) != header.crc {
+        return Err(none());
+    }
+    main_data(&body).and_then(|data| parse(lsn, data)).ok_or_else(none)
+}
+
+fn parse(lsn: Lsn, data: &[u8]) -> Option<CheckpointCopy> {
+    Some(CheckpointCopy {
+        lsn,
+        redo: Lsn(bytes::u64(data, 0)?),
+        timeline: bytes::u32(data, 8)?,
+        previous_timeline: bytes::u32(data, 12)?,
+        next_xid: bytes::u64(data, 24)?,
+        oldest_xid: bytes::u32(data, 44)?,
+        time: bytes::i64(data, 64)?,
+    })
+}
+
+/// Reads over the headers of pages.
+struct Cursor<'a> {
+    wal: &'a [u8],
+    page_size: u64,
+    at: u64,
+}
+
+impl Cursor<'_> {
+    /// So many bytes of records; `None` if there are fewer.
+    fn take(&mut self, length: usize) -> Option<Vec<u8>> {
+        let mut taken = Vec::new();
+        while taken.len() < length {
+            let rest = self.wal.get(usize::try_from(self.at).ok()?..)?;
+            if self.at.is_multiple_of(self.page_size) {
+                let header = PageHeader::parse(rest).filter(PageHeader::continues)?;
+                self.at += u64::try_from(header.length()).ok()?;
+                continue;
+            }
+            let left_in_page = usize::try_from(self.page_size - self.at % self.page_size).ok()?;
+            let piece = rest.get(..left_in_page.min(length - taken.len()))?;
+            taken.extend_from_slice(piece);
+            self.at += u64::try_from(piece.len()).ok()?;
+        }
+        Some(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::forge::Forge;
+    use super::*;
+
+    const PAGE: u32 = 8192;
+
+    fn checkpoint(redo: u64, time: i64) -> Vec<u8> {
+        let mut data = vec![0; 88];
+        data[..8].copy_from_slice(&redo.to_le_bytes());
+        data[8] = 3;
+        data[12] = 2;
+        data[24..32].copy_from_slice(&(5u64 << 32 | 777).to_le_bytes());
+        data[44] = 9;
+        data[64..72].copy_from_slice(&time.to_le_bytes());
+        Forge::data(&data)
+    }
+
+    fn window(forge: &Forge, lsn: Lsn) -> Vec<u8> {
+        let all: Vec<u8> = forge.segments().into_iter().flat_map(|(_, content)| content).collect();
+        let page = (lsn.0 - lsn.0 % u64::from(PAGE)) - forge.start().0;
+        let begin = usize::try_from(page).unwrap();
+        let end = begin + usize::try_from(checkpoint_window(PAGE)).unwrap();
+        all[begin..end.min(all.len())].to_vec()
+    }
+
+    #[test]
+    fn a_checkpoint_is_read_where_it_starts_and_nowhere_else() {
+        for left in [4000, 64, 24, 40, 104] {
+            let mut forge = Forge::new(17, 1);
+            // So that it ends on the next page, or in the next segment.
+            forge.fill_segment_but(left);
+            let lsn = forge.record(0, XLOG_CHECKPOINT_ONLINE, 0, &checkpoint(0x123, 42));
+            let next = forge.commit(7, 8);
+            let wal = window(&forge, lsn);
+            let found = checkpoint_at(lsn, PAGE, &wal).unwrap();
+            assert_eq!(
+                (found.lsn, found.redo, found.timeline, found.previous_timeline, found.next_xid, found.time),
+                (lsn, Lsn(0x123), 3, 2, 5 << 32 | 777, 42),
+                "{left}"
+            );
+            let told = checkpoint_at(next, PAGE, &window(&forge, next)).unwrap_err();
+            assert_eq!(told, format!("no checkpoint starts at {next}"));
+            assert!(checkpoint_at(lsn + 8, PAGE, &wal).is_err());
+            assert!(checkpoint_at(lsn, PAGE, &[]).is_err());
+            let mut flipped = wal.clone();
+            let at = usize::try_from(lsn.0 % u64::from(PAGE)).unwrap();
+            flipped[at + 21] ^= 1;
+            assert!(checkpoint_at(lsn, PAGE, &flipped).is_err(), "its check is wrong");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_checkpoint_or_none(wal: Vec<u8>, lsn in 0u64..20_000) {
+            let _result = checkpoint_at(Lsn(lsn), PAGE, &wal);
+        }
+    }
+}
