@@ -1,5 +1,6 @@
 //! Recovery targets: as a person writes them and as PostgreSQL wants them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -185,15 +186,47 @@ pub fn parse_time(text: &str, now: Timestamp) -> Result<PgTimestamp, TimeError> 
         let earlier = Zoned::new(now, TimeZone::UTC).checked_sub(span.abs()).map_err(|_| error())?;
         return Ok(PgTimestamp::from_time(earlier.timestamp()));
     }
-    let as_if = |way| DateTimeParser::new().disambiguation(way).parse_zoned(trimmed);
+    let (written, left_out) = without_second_60(trimmed);
+    let moment = |time: Timestamp| {
+        let time = time.checked_add(left_out).map_err(|_| unreadable(text))?;
+        Ok(PgTimestamp::from_time(time))
+    };
+    let as_if = |way| DateTimeParser::new().disambiguation(way).parse_zoned(written.as_ref());
     if let Ok(zoned) = as_if(Disambiguation::Reject) {
-        return Ok(PgTimestamp::from_time(zoned.timestamp()));
+        return moment(zoned.timestamp());
     }
     if let (Ok(earlier), Ok(later)) = (as_if(Disambiguation::Earlier), as_if(Disambiguation::Later)) {
         return Err(unclear(text, &earlier, &later));
     }
-    let time = trimmed.parse::<Timestamp>().map_err(|_| unreadable(text))?;
-    Ok(PgTimestamp::from_time(time))
+    moment(written.parse::<Timestamp>().map_err(|_| unreadable(text))?)
+}
+
+/// A time of day with second 59 for second 60, and what that leaves out: to PostgreSQL, second 60 is the first one of the next
+/// minute.
+fn without_second_60(text: &str) -> (Cow<'_, str>, SignedDuration) {
+    const LIKE: &[u8] = b"00:00:60";
+    let is_it = |window: &[u8]| {
+        let pairs = LIKE.iter().zip(window);
+        pairs.enumerate().all(
+            |(at, (like, byte))| if at < 5 && *like == b'0' { byte.is_ascii_digit() } else { like == byte },
+        )
+    };
+    let begins = text.as_bytes().windows(LIKE.len()).position(is_it);
+    let end = begins.map(|at| at + LIKE.len());
+    let (Some(begins), Some(rest)) = (begins, end.and_then(|end| text.get(end..))) else {
+        return (Cow::Borrowed(text), SignedDuration::ZERO);
+    };
+    let head = text.get(..begins + 6).unwrap_or_default();
+    if rest.starts_with(|c: char| c.is_ascii_digit()) || !begins_time(head) {
+        return (Cow::Borrowed(text), SignedDuration::ZERO);
+    }
+    (Cow::Owned(format!("{head}59{rest}")), SignedDuration::from_secs(1))
+}
+
+/// Whether what ends in hours and minutes has them as a time of day, and not as an offset.
+fn begins_time(head: &str) -> bool {
+    let before = head.len().checked_sub("00:00:".len()).and_then(|at| head.get(..at));
+    before.is_some_and(|before| before.ends_with([' ', 'T', 't']))
 }
 
 /// Whether it is a span before now: another moment each time it is read.
@@ -261,6 +294,9 @@ mod tests {
             ("2026-11-21T10:00:00.25Z", "2026-11-21 10:00:00.250000+00"),
             ("2026-11-21 10:00:00+05:30", "2026-11-21 04:30:00.000000+00"),
             ("2026-11-21 10:00:00[Europe/Rome]", "2026-11-21 09:00:00.000000+00"),
+            ("2026-11-21 10:00:60+02", "2026-11-21 08:01:00.000000+00"),
+            ("2026-12-31T23:59:60.25Z", "2027-01-01 00:00:00.250000+00"),
+            ("2026-11-21 10:59:60[Europe/Rome]", "2026-11-21 10:00:00.000000+00"),
             ("5 minutes ago", "2026-11-21 11:55:00.000000+00"),
             ("1h 30m ago", "2026-11-21 10:30:00.000000+00"),
             (" 2 days ago ", "2026-11-19 12:00:00.000000+00"),
@@ -275,7 +311,16 @@ mod tests {
         assert!(at("2026-11-21 10:00:00").unwrap_err().to_string().contains("with a zone"));
         assert!(at("2026-11-21 10:00:00 CET").unwrap_err().to_string().contains("as CET and EST do not"));
         assert!(at("2026-02-30 10:00:00Z").unwrap_err().to_string().contains("no such day"));
-        for bad in ["", "ago", "yesterday", "10:00", "2026-13-01 00:00:00Z", "5 parsecs ago"] {
+        for bad in [
+            "2026-11-21 10:00:61Z",
+            "2026-11-21 10:60:00Z",
+            "",
+            "ago",
+            "yesterday",
+            "10:00",
+            "2026-13-01 00:00:00Z",
+            "5 parsecs ago",
+        ] {
             assert!(at(bad).is_err(), "{bad:?}");
         }
     }
