@@ -546,7 +546,12 @@ fn log(name: WalFileName, target: &Target, stored: &Stored) {
     match stored {
         Stored::New => tracing::info!(file = %name, repository = target.name(), "stored"),
         Stored::Same => tracing::debug!(file = %name, repository = target.name(), "already stored"),
-        other => tracing::info!(file = %name, repository = target.name(), "stored: {other:?}"),
+        Stored::Ended(end) => tracing::warn!(
+            file = %name,
+            repository = target.name(),
+            "\"{name}\" is not complete: its records end at {end}. It is stored beside, as that; recovery up to there needs \
+             restore --use-partial, and the whole segment is taken when it comes"
+        ),
     }
 }
 

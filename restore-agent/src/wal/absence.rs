@@ -4,7 +4,7 @@
 //! loses what comes after. That a store answers "no such object" is not enough: the archive must be the right one
 //! (the caller has read its descriptor and the lineage in the same attempt), every repository that acknowledges must have
 //! answered, and nothing may show that the file was written once: nothing later on its timeline, no timeline that left it
-//! later, no copy of it that is merely incomplete.
+//! later, no copy of it that is merely incomplete, no index that names it or a later one.
 //!
 //! Pure: what the repositories showed is judged here, not read.
 
@@ -15,6 +15,8 @@ use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, Timeli
 pub(crate) struct Surroundings {
     /// Something on the file's timeline that was written after it.
     pub(crate) later: Option<String>,
+    /// Of a segment: it or a later one that the index names, so that it was there.
+    pub(crate) indexed: Option<SegmentName>,
     /// A copy of the segment that does not reach its end.
     pub(crate) incomplete: Option<String>,
     /// Of a segment: the histories of all timelines with a higher id.
@@ -32,6 +34,12 @@ pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surround
     };
     if let Some(later) = &around.later {
         return Err(format!("it is a hole in the archive: {later} is there"));
+    }
+    if let Some(indexed) = &around.indexed {
+        return Err(format!(
+            "it is a hole in the archive: the index names \"{indexed}\", which is not there; HINT: was WAL deleted, or the \
+             repository copied in part?"
+        ));
     }
     let mut inherited = false;
     for history in &around.histories {
@@ -120,6 +128,10 @@ mod tests {
         let holes = [
             Surroundings { later: Some("000000010000000000000007".into()), ..Surroundings::default() },
             Surroundings { incomplete: Some("….partial".into()), ..Surroundings::default() },
+            Surroundings {
+                indexed: Some("000000010000000000000005".parse().unwrap()),
+                ..Surroundings::default()
+            },
             // Left after the segment, or exactly at its end, which only a whole segment reaches.
             Surroundings { histories: vec![history(2, "1\t0/9000060\tx\n")], ..Surroundings::default() },
             Surroundings { histories: vec![history(2, "1\t0/6000000\tx\n")], ..Surroundings::default() },

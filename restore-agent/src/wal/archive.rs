@@ -229,7 +229,11 @@ impl Archive {
         let wal = self.open(source).await?;
         let fork = self.fork.filter(|fork| WalFileName::Segment(fork.name) == name);
         let stored = fork.map_or(name, |fork| fork.source_name());
-        let reader = match wal.read(stored).await {
+        let read = match stored {
+            WalFileName::Partial(copy) if fork.is_some() => wal.read_incomplete(copy).await,
+            _ => wal.read(stored).await,
+        };
+        let reader = match read {
             Ok(Some(reader)) => reader,
             Ok(None) => match fork {
                 None => return Ok(Found::Missing(wal)),
@@ -258,8 +262,9 @@ impl Archive {
         let target = path.to_owned();
         let landing = landing::blocking(move || Landing::begin(&target)).await?;
         let segment_size = wal.lineage().segment_size;
-        let start = |fork: &ForkSegment| SegmentNo::before(fork.cut, segment_size).start(segment_size);
-        let keep = fork.map_or(size, |fork| fork.cut.since(start(&fork)));
+        let start =
+            |fork: &ForkSegment| fork.name.number(segment_size).map(|number| number.start(segment_size));
+        let keep = fork.map_or(size, |fork| fork.cut.since(start(&fork).unwrap_or(fork.cut)));
         let landing = match reader.write_to(CutFile::new(landing, keep, size)).await {
             Ok((cut, _)) => landing::blocking(move || cut.finish()).await?,
             Err(error) => return Ok(Found::Unusable(error.into())),

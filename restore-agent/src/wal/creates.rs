@@ -119,11 +119,16 @@ async fn decode(
             .map_err(undecodable(before))?;
     }
     let stored = fork.map_or(WalFileName::Segment(name), |fork| fork.source_name());
-    let file = wal.get(stored).await?.with_context(|| format!("\"{stored}\" has just vanished"))?;
+    let file = match stored {
+        WalFileName::Partial(copy) => wal.get_incomplete(copy).await?,
+        _ => wal.get(stored).await?,
+    };
+    let file = file.with_context(|| format!("\"{stored}\" has just vanished"))?;
     let mut content = file.content;
     if let Some(fork) = fork {
         let size = wal.lineage().segment_size;
-        let keep = fork.cut.since(SegmentNo::before(fork.cut, size).start(size));
+        let start = fork.name.number(size).map(|number| number.start(size));
+        let keep = fork.cut.since(start.unwrap_or(fork.cut));
         content.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
         content.resize(usize::try_from(size.bytes())?, 0);
     }

@@ -8,6 +8,7 @@
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, TimelineId, WalFileName};
+use walpoint_repo::index::TimelineIndex;
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::object::RepositoryId;
 use walpoint_repo::wal::WalArchive;
@@ -178,6 +179,12 @@ async fn around_segment(
                 return Ok(());
             }
         }
+    }
+    // What the index names was stored. `expire` takes out of it what it deletes.
+    let (indexed, size) = (TimelineIndex::load(wal, name.timeline).await?.last(), wal.lineage().segment_size);
+    if let Some(indexed) = indexed.filter(|indexed| Some(*indexed) >= name.number(size)) {
+        around.indexed.get_or_insert(indexed.name(name.timeline, size));
+        return Ok(());
     }
     for timeline in wal.histories().await? {
         if timeline <= name.timeline {

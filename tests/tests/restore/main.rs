@@ -21,6 +21,7 @@ mod rewound;
 mod running;
 mod settings;
 mod swapped;
+mod tail;
 mod targets;
 mod tree;
 mod unarchived;

@@ -60,6 +60,15 @@ impl TimelineGraph {
         children
     }
 
+    /// Where younger timelines left `timeline`, each by its own history, those passed through included: WAL up to there was
+    /// written.
+    pub fn left_at(&self, timeline: TimelineId) -> impl Iterator<Item = Lsn> + '_ {
+        let younger = self.histories.values().filter(move |history| history.timeline() > timeline);
+        younger.filter_map(move |history| {
+            history.entries().iter().find(|entry| entry.parent == timeline).map(|entry| entry.switch)
+        })
+    }
+
     /// Whether the byte at `lsn` is the same one on the paths to both timelines. A file is named after the timeline that wrote
     /// it, and begins with what that took over from its ancestors.
     pub fn share(&self, one: TimelineId, other: TimelineId, lsn: Lsn) -> bool {

@@ -3,13 +3,16 @@
 //! The index may lag: a segment that arrived late is in the store before it is in the index. So every hole in the sealed
 //! part is listed before anybody is told of it. A segment that was stored though damaged counts as missing, because
 //! recovery ends there. What a lineage inherits is read from its parent's index.
+//!
+//! The index names what was stored, and `expire` takes a segment out of it before it deletes it. So what the index names and a
+//! listing does not show is lost: behind the last segment, too, it is a hole, and not the end of the archive.
 
 use std::collections::BTreeMap;
 
 use walpoint_base::{SegmentNo, TimelineId};
 
 use super::runs::{Run, Runs};
-use crate::error::Result;
+use crate::error::{RepoError, Result};
 use crate::index::gather::{self, Listed};
 use crate::index::{GroupSummary, SegmentEntry, TimelineIndex, first_of, group_of, last_of};
 use crate::wal::WalArchive;
@@ -28,6 +31,8 @@ pub struct TimelineWal {
     headers: BTreeMap<SegmentNo, SegmentEntry>,
     /// Segments that are there and cannot be replayed.
     damaged: Vec<SegmentNo>,
+    /// Segments that were stored and that recovery cannot have: those damaged, and those that the store has lost.
+    lost: Runs,
     /// What is there, inherited segments included.
     runs: Runs,
     /// The parent's, and the last segment that is inherited from it.
@@ -67,12 +72,15 @@ impl TimelineWal {
             index,
             listed,
             headers: BTreeMap::new(),
-            damaged,
+            damaged: Vec::new(),
+            lost: Runs::default(),
             runs,
             inherited: None,
         };
+        damaged.into_iter().for_each(|number| wal.note_damaged(number));
         wal.look_into_holes().await?;
         wal.note_open_groups();
+        wal.look_at_headers().await?;
         wal.inherit(timeline).await?;
         Ok(wal)
     }
@@ -88,6 +96,17 @@ impl TimelineWal {
             self.runs.add(Run { first: run.first, last: upto, stored });
         }
         self.damaged.extend(parents.damaged.iter().filter(|number| **number <= last));
+        let lost = self.lost.iter().copied().chain(
+            parents
+                .lost
+                .iter()
+                .filter(|run| run.first <= last)
+                .map(|run| Run { last: run.last.min(last), ..*run }),
+        );
+        let lost = lost.flat_map(|run| (run.first.0..=run.last.0).map(SegmentNo));
+        let lost: Vec<SegmentNo> = lost.filter(|number| !self.runs.contains(*number)).collect();
+        self.lost = Runs::default();
+        lost.into_iter().for_each(|number| self.lost.insert(number, 0));
         self.inherited = Some((Box::new(parents), last));
         Ok(())
     }
@@ -97,12 +116,18 @@ impl TimelineWal {
         &self.runs
     }
 
-    /// Takes a segment out: the store does not have it, whatever the index says.
-    pub(crate) fn forget(&mut self, number: SegmentNo) {
+    /// Takes a segment out: the store has lost it, whatever the index says.
+    pub(crate) fn lose(&mut self, number: SegmentNo) {
         self.runs.remove(number);
+        self.lost.insert(number, 0);
     }
 
-    /// Segments that were stored though damaged, as far as the index knows.
+    /// The segments that were stored and that recovery cannot have: damaged, or gone from the store.
+    pub fn lost(&self) -> &Runs {
+        &self.lost
+    }
+
+    /// Segments that were stored though damaged.
     pub fn damaged(&self) -> &[SegmentNo] {
         &self.damaged
     }
@@ -177,18 +202,57 @@ impl TimelineWal {
         Ok(())
     }
 
-    /// Takes over what the open groups say about listed segments.
+    /// Takes over what the open groups say about listed segments. What they name and the listing, which was taken after they
+    /// were read, does not show is lost.
     fn note_open_groups(&mut self) {
-        let mut damaged = Vec::new();
+        let (mut damaged, mut lost) = (Vec::new(), Vec::new());
         for group in self.index.open_groups() {
-            for (number, entry) in group.iter().filter(|(n, _)| self.listed.contains_key(n)) {
+            for (number, entry) in group.iter() {
+                if !self.listed.contains_key(&number) {
+                    lost.push(number);
+                    continue;
+                }
                 self.headers.insert(number, *entry);
                 damaged.extend(entry.damaged.then_some(number));
             }
         }
-        for number in damaged {
-            self.runs.remove(number);
-            self.damaged.push(number);
+        lost.into_iter().for_each(|number| self.lose(number));
+        damaged.into_iter().for_each(|number| self.note_damaged(number));
+    }
+
+    /// Reads the headers of listed segments that no index object has: any of them may have been stored though damaged.
+    async fn look_at_headers(&mut self) -> Result<()> {
+        let unread = self.listed.iter().filter(|(number, _)| !self.headers.contains_key(number));
+        let unread: Vec<(SegmentNo, u64)> = unread.map(|(number, stored)| (*number, *stored)).collect();
+        let timeline = self.index.timeline();
+        let read = match gather::entries(&self.archive, timeline, unread.iter().copied()).await {
+            Err(RepoError::Corrupt { .. }) => self.readable_headers(&unread).await?,
+            read => read?,
+        };
+        let damaged: Vec<SegmentNo> = read.iter().filter(|(_, e)| e.damaged).map(|(n, _)| *n).collect();
+        self.headers.extend(read);
+        damaged.into_iter().for_each(|number| self.note_damaged(number));
+        Ok(())
+    }
+
+    /// The headers that can be read. What does without one segment's header tells of it when it needs that.
+    async fn readable_headers(
+        &self,
+        unread: &[(SegmentNo, u64)],
+    ) -> Result<BTreeMap<SegmentNo, SegmentEntry>> {
+        let mut readable = BTreeMap::new();
+        for &one in unread {
+            match gather::entries(&self.archive, self.index.timeline(), [one]).await {
+                Ok(read) => readable.extend(read),
+                Err(RepoError::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(readable)
+    }
+
+    fn note_damaged(&mut self, number: SegmentNo) {
+        self.lose(number);
+        self.damaged.push(number);
     }
 }

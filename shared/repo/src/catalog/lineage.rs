@@ -190,7 +190,7 @@ impl LineageCatalog {
         }
     }
 
-    /// Whether the store itself has all these segments. Those that it has not are no longer believed to be there.
+    /// Whether the store itself has all these segments. Those that it has lost count as such from now on.
     pub async fn confirm(&mut self, ranges: &[SegmentRange]) -> Result<bool> {
         let size = self.facts.segment_size;
         let mut complete = true;
@@ -218,10 +218,7 @@ impl LineageCatalog {
                 // Not every store lists in the order of names: each is asked for before it counts as missing.
                 if self.archive.header(name).await?.is_none() {
                     complete = false;
-                    self.problems.push(format!(
-                        "{name} is in the index of WAL but not in the store: was it deleted by hand?"
-                    ));
-                    self.forget(range.timeline, number);
+                    self.lose(range.timeline, number);
                 }
             }
         }
@@ -256,9 +253,10 @@ impl LineageCatalog {
     }
 
     /// Takes a segment out of what is known to be there.
-    fn forget(&mut self, timeline: TimelineId, number: SegmentNo) {
+    fn lose(&mut self, timeline: TimelineId, number: SegmentNo) {
         let Some(wal) = self.wal.get_mut(&timeline) else { return };
-        wal.forget(number);
+        wal.lose(number);
+        self.facts.lose(timeline, wal.lost().clone());
         self.facts.answer(Question::Wal(timeline), Answer::Wal(wal.runs().clone()));
     }
 
@@ -271,6 +269,7 @@ impl LineageCatalog {
             Question::Wal(timeline) => {
                 let wal = TimelineWal::load(&self.archive, *timeline).await?;
                 let runs = wal.runs().clone();
+                self.facts.lose(*timeline, wal.lost().clone());
                 self.wal.insert(*timeline, wal);
                 Answer::Wal(runs)
             }

@@ -89,6 +89,13 @@ impl TimelineIndex {
         self.open.values()
     }
 
+    /// The highest segment that it names: one that was stored, whatever has become of it.
+    pub fn last(&self) -> Option<SegmentNo> {
+        let open = self.open.values().filter_map(|group| group.iter().next_back());
+        let sealed = self.sealed().map(|(_, summary)| summary.last);
+        open.map(|(number, _)| number).chain(sealed).max()
+    }
+
     /// The directories.
     pub(super) fn directories(&self) -> &BTreeMap<u64, Directory> {
         &self.directories

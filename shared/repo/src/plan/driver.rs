@@ -27,7 +27,7 @@ pub async fn plan(
 }
 
 /// Plans as [`plan`] does, and proves the plan: every segment that it needs is found in a listing of the store itself, not
-/// only in the index. One that somebody deleted behind the index's back counts as missing, and the plan is made anew.
+/// only in the index. One that somebody deleted behind the index's back is a hole, and the plan is made anew.
 /// One more request for each thousand segments to replay.
 pub async fn prove(
     repository: &Repository,
@@ -45,7 +45,7 @@ pub async fn prove(
             Some(lineage) => lineage.confirm(&plan.wal).await?,
             None => true,
         };
-        // Every round that is not the last one takes a segment out of what is believed to be there.
+        // Every round that is not the last one takes segments out of what is believed to be there.
         if confirmed {
             return Ok(verdict);
         }
@@ -209,6 +209,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::MissingWal { .. }
         | Why::MinimalWal { .. }
         | Why::EndsInFork { .. }
+        | Why::EndsIncomplete { .. }
         | Why::DoubtfulTimeline { .. }
         | Why::AfterEnd { .. }
         | Why::BrokenChain { .. }

@@ -2,7 +2,8 @@
 //!
 //! After a failover by crash that timeline's last segment may be in the archive only as `.partial`, or as the beginning of the
 //! next timeline's first segment. Then the plan names a segment that `restore-fetch` builds from it: for a target before the
-//! fork by itself, for the end of the old timeline only where the request allows it.
+//! fork by itself, for the end of the old timeline only where the request allows it. The same holds for the last segment of a
+//! primary that died while it was writing it, if somebody stored what there was of it.
 
 use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 
@@ -24,7 +25,7 @@ pub(super) struct Ending {
     pub(super) fork: Option<ForkSegment>,
     /// The first segment that is not there.
     pub(super) missing: SegmentNo,
-    /// Whether later ones are.
+    /// Whether that is not proven: later ones are, or were, or an incomplete copy of it is.
     pub(super) before_a_gap: bool,
     /// A younger timeline has bytes of the one followed up to here, which recovery does not replay.
     pub(super) more_until: Option<Lsn>,
@@ -34,13 +35,20 @@ impl Ending {
     /// Along the path as it is. Where an ancestor alone has the last segment, recovery follows that: asked for under a
     /// younger name first, the segment would be missing there though later ones are not.
     fn of(path: &Path<'_>, coverage: &Coverage, until: Lsn, size: SegmentSize) -> Self {
-        let by_ancestor = coverage.by_ancestor.filter(|_| SegmentNo::before(until, size) == coverage.missing);
+        let last = |_: &TimelineId| SegmentNo::before(until, size) == coverage.missing;
+        let by_ancestor = coverage.by_ancestor.filter(last);
+        let own = coverage.by_partial.filter(|t| *t == path.timeline() && last(t));
         Self {
             timeline: by_ancestor.unwrap_or_else(|| path.timeline()),
             wal: coverage.files_until(until, size),
-            fork: None,
+            fork: own.map(|timeline| ForkSegment {
+                name: coverage.missing.name(timeline, size),
+                cut: coverage.until,
+                source: ForkSource::Partial(timeline),
+            }),
             missing: coverage.missing,
-            before_a_gap: coverage.next.is_some(),
+            before_a_gap: coverage.hole().is_some()
+                || own.is_none() && coverage.by_partial == Some(path.timeline()),
             more_until: None,
         }
     }
@@ -62,8 +70,8 @@ impl<'a> Planner<'a> {
         if let Some(refused) = self.not_past_minimal(path, backup.id, coverage) {
             return Ok(refused);
         }
-        if coverage.next.is_some() {
-            let last = path.last_present()?.unwrap_or(coverage.missing);
+        if coverage.hole().is_some() {
+            let last = path.last_present()?.max(coverage.lost).unwrap_or(coverage.missing);
             return self.missing(path, backup, coverage, last);
         }
         // A history proves that there was WAL up to its fork. Where some of that is not there, recovery would ask for it again
@@ -72,6 +80,15 @@ impl<'a> Planner<'a> {
         if fork > coverage.until {
             let last = SegmentNo::before(fork, self.facts.segment_size);
             return self.missing(path, backup, coverage, last);
+        }
+        // A child that left the timeline behind the segment that is missing proves that this one was written.
+        let left = self.facts.graph.left_at(path.timeline()).max();
+        if let Some(fork) = left.filter(|fork| *fork >= coverage.missing.end(self.facts.segment_size)) {
+            let last = SegmentNo::before(fork, self.facts.segment_size);
+            return self.missing(path, backup, coverage, last);
+        }
+        if coverage.by_partial == Some(path.timeline()) {
+            return self.to_the_last_record(path, backup, coverage);
         }
         let owner = path.history().timeline_at(coverage.until - 1);
         let ancestor = match coverage.by_ancestor {
@@ -114,6 +131,31 @@ impl<'a> Planner<'a> {
         let until = stop.map_or(coverage.until, |s| s.end);
         let ending = Ending::of(&path, &coverage, until, self.facts.segment_size);
         Ok(Ok(self.build(&path, backup, &ending, stop, until, at)?))
+    }
+
+    /// To the end of the path's own last segment, of which there is only an incomplete copy: on request. Recovery without it would
+    /// ask for the segment again and again, because that was begun. A standby does so, and streams what comes.
+    fn to_the_last_record(
+        &self,
+        path: &Path<'a>,
+        backup: &BackupFacts,
+        coverage: &Coverage,
+    ) -> Asking<Attempt> {
+        let size = self.facts.segment_size;
+        let (timeline, start) = (path.timeline(), coverage.missing.start(size));
+        let name = coverage.missing.name(timeline, size);
+        let begun = path.history().begin_of(timeline).is_some_and(|begin| begin <= start);
+        if self.request.standby && begun && backup.end <= start {
+            let ending = Ending::of(path, coverage, start, size);
+            return Ok(Ok(self.build(path, backup, &ending, None, start, StopAt::Requested)?));
+        }
+        if !self.request.use_partial {
+            let why = Why::EndsIncomplete { segment: name, until: coverage.until };
+            return Ok(Err(Refusal::on(timeline, why)));
+        }
+        let part = ForkSegment { name, cut: coverage.until, source: ForkSource::Partial(timeline) };
+        let ending = Ending { fork: Some(part), ..Ending::of(path, coverage, coverage.until, size) };
+        Ok(Ok(self.build(path, backup, &ending, None, coverage.until, StopAt::Requested)?))
     }
 
     /// To the end of what the path's own timeline has. Where a younger timeline left it in the next segment, that may go on

@@ -100,7 +100,7 @@ pub enum Question {
     Breaks(TimelineId),
     /// Which restore points are there?
     Points,
-    /// How far does the `.partial` file of this segment hold complete records?
+    /// How far does an incomplete copy of this segment, a `.partial` file or one that ended early, hold complete records?
     Partial(SegmentName),
     /// Which restore points of this name are there, and when were they made?
     PointsNamed(String),
@@ -175,7 +175,8 @@ pub enum Answer {
     Breaks(Vec<Lsn>),
     /// To [`Question::Points`].
     Points(Vec<PointRef>),
-    /// To [`Question::Partial`]: where the last complete record in it ends; `None` if there is no such file, or no record.
+    /// To [`Question::Partial`]: where the last complete record in it ends, at least the segment's begin; `None` if there is no
+    /// copy.
     Partial(Option<Lsn>),
     /// To [`Question::PointsNamed`], by position.
     PointsNamed(Vec<NamedPoint>),
@@ -202,6 +203,7 @@ pub struct Facts {
     /// Timelines known from a descendant's history whose own is not stored: recovery can pass them and not end on them.
     pub without_history: BTreeSet<TimelineId>,
     answers: BTreeMap<Question, Answer>,
+    lost: BTreeMap<TimelineId, Runs>,
 }
 
 impl Facts {
@@ -224,6 +226,7 @@ impl Facts {
             doubts: BTreeMap::new(),
             without_history: BTreeSet::new(),
             answers: BTreeMap::new(),
+            lost: BTreeMap::new(),
         }
     }
 
@@ -238,6 +241,18 @@ impl Facts {
             Some(Answer::Wal(runs)) => Ok(runs),
             _ => Err(Question::Wal(timeline)),
         }
+    }
+
+    /// Says which segments of a timeline were stored and cannot be had: gone from the store, or damaged. Comes with the answer to
+    /// [`Question::Wal`].
+    pub fn lose(&mut self, timeline: TimelineId, lost: Runs) {
+        self.lost.insert(timeline, lost);
+    }
+
+    /// The segments of a timeline that were stored and cannot be had; `None` if there are none.
+    pub fn lost(&self, timeline: TimelineId) -> Asking<Option<&Runs>> {
+        self.wal(timeline)?;
+        Ok(self.lost.get(&timeline))
     }
 
     /// What is known about a backup.
@@ -283,7 +298,7 @@ impl Facts {
         }
     }
 
-    /// How far the `.partial` file of a segment holds complete records.
+    /// How far an incomplete copy of a segment holds complete records.
     pub fn partial(&self, name: SegmentName) -> Asking<Option<Lsn>> {
         match self.answers.get(&Question::Partial(name)) {
             Some(Answer::Partial(until)) => Ok(*until),

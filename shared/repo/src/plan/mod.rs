@@ -18,7 +18,7 @@
 //! | [`settings`] | the recovery settings as data |
 //! | [`report`], [`text`] | plans and refusals as JSON and for a person |
 //! | [`driver`] | planning against a repository |
-//! | `partial` | what a `.partial` file holds before a fork |
+//! | `partial` | what an incomplete copy of a segment holds |
 //! | [`created`] | the tablespaces that replay creates |
 //! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
 //! | `search`, `epoch` | answers about the content of WAL: index first, then decoding |

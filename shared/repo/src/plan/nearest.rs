@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
 use super::facts::{Asking, BackupState, Doubt};
-use super::path::Path;
+use super::path::{Path, SegmentRange};
 use super::planner::{Planner, Refusal};
 use super::points;
 use super::unreachable::{Moment, Unreachable, Why};
@@ -62,7 +62,10 @@ impl Planner<'_> {
             // The end of the archive was asked for and cannot be reached without naming what is there.
             let refused = matches!(
                 refusal.why,
-                Why::MissingWal { .. } | Why::MinimalWal { .. } | Why::EndsInFork { .. }
+                Why::MissingWal { .. }
+                    | Why::MinimalWal { .. }
+                    | Why::EndsInFork { .. }
+                    | Why::EndsIncomplete { .. }
             );
             moments.push(self.end_of(window, refused)?);
         }
@@ -132,16 +135,30 @@ impl Planner<'_> {
                 }
                 hints.push("Take one with \"archive-agent backup\"; WAL alone cannot be restored.".to_owned());
             }
-            (Why::MissingWal { .. }, _) => hints.push(
+            (Why::MissingWal { .. }, _) => {
+                hints.extend(self.was_stored(&refusal.missing)?);
+                hints.push(
                 "If a server's pg_wal, a standby or another repository still has the missing files, archive them with \
                  \"archive-agent push\"; a .partial file is never used in place of its segment."
                     .to_owned(),
-            ),
+                );
+            }
             (Why::MinimalWal { .. }, _) => hints.push(
                 "With wal_level = minimal not everything is written to WAL, so PostgreSQL ends recovery there. What was done \
                  later can be recovered from a backup taken after it; take one now if there is none."
                     .to_owned(),
             ),
+            (Why::EndsIncomplete { .. }, _) => {
+                hints.push(
+                    "If the server, a standby or another repository has the whole segment, archive it with \"archive-agent push\"."
+                        .to_owned(),
+                );
+                hints.push(
+                    "Else add --use-partial to recover to the end of the copy: restore-fetch then builds the segment from it. A \
+                     target before that end needs no option."
+                        .to_owned(),
+                );
+            }
             (Why::EndsInFork { .. }, _) => {
                 hints.push(
                     "Add --use-partial to recover to that end: restore-fetch then builds the segment from what there is. \
@@ -192,6 +209,21 @@ impl Planner<'_> {
             _ => {}
         }
         Ok(hints)
+    }
+
+    /// What is known of missing files that were stored once.
+    fn was_stored(&self, missing: &[SegmentRange]) -> Asking<Option<String>> {
+        for range in missing {
+            let lost = self.facts.lost(range.timeline)?.and_then(|lost| lost.from(range.first));
+            if let Some(run) = lost.filter(|run| run.first <= range.last) {
+                let name = run.first.max(range.first).name(range.timeline, self.facts.segment_size);
+                return Ok(Some(format!(
+                    "{name} was in the archive: the store has lost it (was it deleted, or the repository copied in part?), or it \
+                     was stored though damaged. \"archive-agent verify\" tells."
+                )));
+            }
+        }
+        Ok(None)
     }
 
     /// Restore points of that name that the path does not lead through; those that there are if none bears it.

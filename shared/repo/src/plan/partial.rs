@@ -1,6 +1,8 @@
-//! What a `.partial` file holds, for recovery to a moment before the fork at which its timeline was left.
+//! What an incomplete copy of a segment holds, for recovery to a moment before the fork at which its timeline was left, or to
+//! the end of a timeline that nothing follows.
 //!
-//! After a failover by crash the fork's segment may exist on the old timeline only as `.partial`: what lies behind the
+//! After a failover by crash the fork's segment may exist on the old timeline only as `.partial`, or under its name and ended
+//! early: what lies behind the
 //! switch point in it belongs to nobody. So only its bytes up to a position are ever looked at, with zeros behind, as
 //! PostgreSQL will see them.
 
@@ -35,21 +37,23 @@ impl PartialEnd {
 }
 
 impl Search<'_> {
-    /// Where the last complete record of a `.partial` file ends; `None` if there is no such file, no record in it, or
-    /// nothing that decodes it.
+    /// Where the last complete record of an incomplete copy ends, or the segment's begin where no record in it is complete; `None`
+    /// if there is no copy, or nothing that decodes it.
     pub(crate) async fn partial(&self, name: SegmentName) -> Result<Option<Lsn>> {
         let size = self.archive.lineage().segment_size;
         let (Some(number), Some(decoder)) = (name.number(size), self.decoder.cloned()) else {
             return Ok(None);
         };
-        let Some(file) = self.archive.get(WalFileName::Partial(name)).await? else { return Ok(None) };
+        let Some(file) = self.archive.get_incomplete(name).await? else { return Ok(None) };
         let (start, end) = (number.start(size), number.end(size));
         cpu::run(move || {
-            let last = last_start(&*decoder, name, &file.content, start, end)?;
+            let Some(last) = last_start(&*decoder, name, &file.content, start, end) else {
+                return Some(start);
+            };
             let rule = StopRule::Lsn { at: last, inclusive: true };
             match decoder.search(&rule, start, end).feed(name, &file.content) {
                 Ok(Found::Stop(stop)) => Some(stop.end.align()),
-                _ => None,
+                _ => Some(start),
             }
         })
         .await
@@ -70,7 +74,11 @@ impl Search<'_> {
         let before = before.map(|range| WalFileName::Segment(range.last.name(range.timeline, size)));
         for file in before.into_iter().chain([WalFileName::Partial(partial.name)]) {
             let key = self.archive.paths().file(file);
-            let Some(read) = self.archive.get(file).await? else {
+            let read = match file {
+                WalFileName::Partial(segment) => self.archive.get_incomplete(segment).await?,
+                _ => self.archive.get(file).await?,
+            };
+            let Some(read) = read else {
                 let store = self.archive.repository().store().name().to_owned();
                 return Err(RepoError::NotFound { key, store });
             };
@@ -95,7 +103,7 @@ impl Search<'_> {
     /// Where the last record starts that ends in a `.partial` file before its end counts.
     pub(super) async fn last_in_partial(&self, partial: PartialEnd) -> Result<Option<Lsn>> {
         let Some(decoder) = self.decoder.cloned() else { return Ok(None) };
-        let Some(file) = self.archive.get(WalFileName::Partial(partial.name)).await? else { return Ok(None) };
+        let Some(file) = self.archive.get_incomplete(partial.name).await? else { return Ok(None) };
         let start = partial.number.start(self.archive.lineage().segment_size);
         let mut content = file.content;
         cpu::run(move || {
@@ -107,7 +115,7 @@ impl Search<'_> {
 }
 
 /// Zeros from `length` on.
-fn cut(content: &mut [u8], length: u64) {
+pub(super) fn cut(content: &mut [u8], length: u64) {
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     content.iter_mut().skip(length).for_each(|byte| *byte = 0);
 }

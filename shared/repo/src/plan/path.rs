@@ -5,7 +5,7 @@
 //! parent's own file, if it was ever completed, goes on with what the path has left behind. So a segment that is read to
 //! its end has exactly one right file, that of the timeline its last byte belongs to; only where recovery stops before
 //! the switch does the parent's do as well. PostgreSQL never reads a `.partial` file: `restore-fetch` builds a segment from
-//! it where the plan says so.
+//! it where the plan says so. So it does from a segment that ended early: the one that a dead primary was writing.
 
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
@@ -60,7 +60,8 @@ pub struct Coverage {
     /// The ancestor whose file PostgreSQL takes for segment `missing`, because the descendant's is not there. It holds the
     /// path's bytes up to `until`, and then goes on with what the path left behind.
     pub by_ancestor: Option<TimelineId>,
-    /// The timeline whose `.partial` file of segment `missing` alone holds the path's bytes up to `until`.
+    /// The timeline whose incomplete copy of segment `missing` alone holds the path's bytes up to `until`: left by the path in
+    /// that segment, or the path's own, the last of which nothing more is there.
     pub by_partial: Option<TimelineId>,
     /// The first segment whose right file is not there.
     pub missing: SegmentNo,
@@ -68,6 +69,9 @@ pub struct Coverage {
     pub minimal: Option<Lsn>,
     /// The next segment whose right file is there: then what lies between is a hole, else it is the end of the archive.
     pub next: Option<SegmentNo>,
+    /// The last segment from `missing` on that was stored and cannot be had, if no right file is there any more: then, too, what
+    /// lies up to it is a hole.
+    pub lost: Option<SegmentNo>,
 }
 
 impl<'a> Path<'a> {
@@ -131,10 +135,15 @@ impl<'a> Path<'a> {
             }
         }
         let next = self.next_present(cursor)?;
+        let lost = if next.is_none() { self.last_lost(cursor)? } else { None };
         let (mut until, mut by_ancestor, mut by_partial) = (cursor.start(self.size()), None, None);
         let read = files.last().map(|f| f.timeline);
         let ancestor = self.ancestors_file(cursor, owner, read)?;
-        let partial = if cursor > from { self.partial(cursor)? } else { None };
+        let mut partial = if cursor > from { self.partial(cursor)? } else { None };
+        if cursor > from && next.is_none() && lost.is_none() {
+            let own = self.own_incomplete(cursor)?;
+            partial = own.filter(|(_, end)| partial.is_none_or(|(_, other)| other < *end)).or(partial);
+        }
         if let Some((timeline, end)) =
             partial.filter(|(_, end)| ancestor.is_none_or(|(_, other)| other < *end))
         {
@@ -151,10 +160,22 @@ impl<'a> Path<'a> {
             missing: cursor,
             minimal: None,
             next: next.map(|n| n.first),
+            lost,
         })
     }
 
-    /// The `.partial` file of segment `number` that holds most of what the path wants, and how far.
+    /// How far an incomplete copy of the path's own segment `number` goes, with its timeline: if none left that timeline later.
+    fn own_incomplete(&self, number: SegmentNo) -> Asking<Option<(TimelineId, Lsn)>> {
+        let (timeline, size) = (self.timeline(), self.size());
+        let begins = self.history.begin_of(timeline).is_some_and(|begin| begin < number.end(size));
+        let left = self.facts.graph.left_at(timeline).any(|fork| fork > number.start(size));
+        if left || !begins {
+            return Ok(None);
+        }
+        Ok(self.facts.partial(number.name(timeline, size))?.map(|held| (timeline, held)))
+    }
+
+    /// The incomplete copy that an ancestor has of segment `number` and that holds most of what the path wants, and how far.
     fn partial(&self, number: SegmentNo) -> Asking<Option<(TimelineId, Lsn)>> {
         let size = self.size();
         let mut best: Option<(TimelineId, Lsn)> = None;
@@ -227,6 +248,18 @@ impl<'a> Path<'a> {
         Ok(None)
     }
 
+    /// The last segment of the path from `from` on that was stored and cannot be had.
+    fn last_lost(&self, from: SegmentNo) -> Asking<Option<SegmentNo>> {
+        for portion in self.portions().rev().filter(|p| p.last >= from) {
+            let Some(lost) = self.facts.lost(portion.timeline)? else { continue };
+            let first = portion.first.max(from);
+            if let Some(run) = lost.iter().rev().find(|r| r.first <= portion.last && r.last >= first) {
+                return Ok(Some(run.last.min(portion.last)));
+            }
+        }
+        Ok(None)
+    }
+
     /// Every right file that is not there from segment `first` to `last`.
     pub fn missing(&self, first: SegmentNo, last: SegmentNo) -> Asking<Vec<SegmentRange>> {
         let mut missing = Vec::new();
@@ -268,6 +301,11 @@ impl<'a> Path<'a> {
 }
 
 impl Coverage {
+    /// The last segment of the hole that begins with `missing`; `None` if that is the end of the archive.
+    pub fn hole(&self) -> Option<SegmentNo> {
+        self.next.map(|next| SegmentNo(next.0.saturating_sub(1))).or(self.lost)
+    }
+
     /// The files that hold every byte before `until`, which must not lie after [`Coverage::until`].
     pub fn files_until(&self, until: Lsn, size: SegmentSize) -> Vec<SegmentRange> {
         let last = SegmentNo::before(until, size);

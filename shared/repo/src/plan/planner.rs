@@ -24,7 +24,7 @@ use super::facts::{Asking, BackupFacts, BackupState, Doubt, ExtentQuestion, Fact
 use super::locks;
 use super::path::{Coverage, Path, SegmentRange};
 use super::request::Request;
-use super::restore_plan::{PathStep, RestorePlan};
+use super::restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan};
 use super::settings::{LOOK_AHEAD, LOOKS_AHEAD_SINCE, Setting, Signal, StopAt, settings, without_look_ahead};
 use super::stop::{Stop, StopRule};
 use super::unreachable::{Unreachable, Why};
@@ -286,10 +286,10 @@ impl<'a> Planner<'a> {
         if let Some(refused) = self.not_past_minimal(path, backup.id, coverage) {
             return Ok(refused);
         }
-        if let Some(next) = coverage.next {
+        if let Some(last) = coverage.hole() {
             let last = match self.request.target {
                 RecoveryTarget::Lsn(lsn) => SegmentNo::of(lsn, self.facts.segment_size),
-                _ => SegmentNo(next.0.saturating_sub(1)),
+                _ => last,
             };
             return self.missing(path, backup, coverage, last.max(coverage.missing));
         }
@@ -400,6 +400,12 @@ impl<'a> Planner<'a> {
                 "Of {} restore-fetch hands out what lies before {}, where timeline {} was left.",
                 fork.name, fork.cut, fork.name.timeline
             ));
+        } else if let Some(fork) = ending.fork.as_ref().filter(|fork| self.is_left_in_none(fork)) {
+            notes.push(format!(
+                "{} is not whole in the archive; restore-fetch builds it from the incomplete copy, up to its last record's end, \
+                 {}.",
+                fork.name, fork.cut
+            ));
         } else if let Some(fork) = &ending.fork {
             notes.push(format!(
                 "{} is not in the archive; restore-fetch builds it from {}, up to {}, where timeline {} was left.",
@@ -439,6 +445,15 @@ impl<'a> Planner<'a> {
             notes.extend(locks::notes(stop, backup, self.request.action));
         }
         Ok(notes)
+    }
+}
+
+impl Planner<'_> {
+    /// Whether a segment that is built is a timeline's last one, which no other timeline left.
+    fn is_left_in_none(&self, fork: &ForkSegment) -> bool {
+        let timeline = fork.name.timeline;
+        fork.source == ForkSource::Partial(timeline)
+            && self.facts.graph.left_at(timeline).all(|left| left < fork.cut)
     }
 }
 

@@ -430,6 +430,7 @@ fn word(why: &Why) -> &'static str {
         Why::MinimalWal { .. } => "minimal-wal",
         Why::AfterEnd { .. } => "after-end",
         Why::EndsInFork { .. } => "ends-in-fork",
+        Why::EndsIncomplete { .. } => "ends-incomplete",
         Why::DoubtfulTimeline { .. } => "doubtful-timeline",
         Why::NoHistory(_) => "no-history",
         Why::XidNotFound => "xid-not-found",

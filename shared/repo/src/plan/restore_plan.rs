@@ -46,13 +46,13 @@ pub struct RestorePlan {
     pub notes: Vec<String>,
 }
 
-/// A segment that a timeline left in the middle, rebuilt for a recovery that ends on that timeline. After a failover by
-/// crash it was never archived whole.
+/// A segment that a timeline left in the middle, or that a dead primary did not finish, rebuilt for a recovery that ends on that
+/// timeline. It was never archived whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ForkSegment {
     /// Its name, by which recovery asks for it.
     pub name: SegmentName,
-    /// Where the timeline was left: what lies behind is zero.
+    /// Where the timeline was left, or its last record ends: what lies behind is zero.
     pub cut: Lsn,
     /// What has its bytes up to there.
     pub source: ForkSource,
@@ -63,7 +63,7 @@ pub struct ForkSegment {
 pub enum ForkSource {
     /// The segment of the same number of this timeline, which took them over.
     Segment(TimelineId),
-    /// The `.partial` file of the same number of this timeline.
+    /// The incomplete copy of the same number of this timeline that holds most: a `.partial` file, or one that ended early.
     Partial(TimelineId),
 }
 
@@ -118,6 +118,9 @@ impl RestorePlan {
         options.extend(["--lineage".to_owned(), self.lineage.to_string()]);
         options.extend(["--target-timeline".to_owned(), leaf.to_string()]);
         options.extend(["--backup".to_owned(), self.backup.id.to_string()]);
+        if self.target == RecoveryTarget::Latest && self.fork.is_some_and(|fork| !fork.is_of_itself()) {
+            options.push("--use-partial".to_owned());
+        }
         options
     }
 

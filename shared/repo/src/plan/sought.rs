@@ -5,7 +5,7 @@
 //! instead the newest that finds one is found by doubling and halving.
 
 use walpoint_base::target::FullXid;
-use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo};
+use walpoint_base::{BackupId, Lsn, RecoveryTarget};
 
 use super::facts::{Asking, BackupFacts, StopQuestion};
 use super::path::{Coverage, Path, SegmentRange};
@@ -76,8 +76,8 @@ impl<'a> Planner<'a> {
         let mut holes = Vec::new();
         for &id in listed {
             let coverage = self.coverage_from(path, id)?;
-            let Some(next) = coverage.next else { continue };
-            for hole in path.missing(coverage.missing, SegmentNo(next.0.saturating_sub(1)))? {
+            let Some(last) = coverage.hole() else { continue };
+            for hole in path.missing(coverage.missing, last)? {
                 if !holes.contains(&hole) {
                     holes.push(hole);
                 }

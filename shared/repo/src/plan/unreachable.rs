@@ -101,6 +101,13 @@ pub enum Why {
         /// Where its bytes end.
         until: Lsn,
     },
+    /// Of the timeline's last segment there is only an incomplete copy.
+    EndsIncomplete {
+        /// The segment.
+        segment: SegmentName,
+        /// Where the last complete record in the copy ends.
+        until: Lsn,
+    },
     /// "Latest" would mean an older timeline, because nobody knows where a younger one comes from.
     DoubtfulTimeline {
         /// The younger one.
@@ -213,6 +220,11 @@ impl fmt::Display for Why {
                 f,
                 "the younger timeline has no segment in the archive yet, and the end of timeline {timeline}, up to {until}, is \
                  only in a .partial file or in another timeline's first segment"
+            ),
+            Self::EndsIncomplete { segment, until } => write!(
+                f,
+                "of the last segment, \"{segment}\", only an incomplete copy is in the archive, up to {until}, and whether more \
+                 of it was written is not known"
             ),
             Self::DoubtfulTimeline { timeline, doubt, instead } => {
                 write!(

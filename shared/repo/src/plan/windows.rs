@@ -10,6 +10,7 @@ use walpoint_base::{BackupId, Lsn, PgTimestamp, SegmentNo, TimelineId};
 
 use super::facts::{Asking, BackupFacts, ExtentQuestion, Facts};
 use super::path::{Coverage, Path, SegmentRange};
+use crate::catalog::Runs;
 
 /// A stretch of WAL every moment of which can be recovered on the path to a timeline.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,12 +82,15 @@ pub fn of_timeline(facts: &Facts, timeline: TimelineId) -> Asking<Vec<Window>> {
     Ok(windows)
 }
 
-/// The segments that are missing between a timeline's first and its last one: nothing after them can be reached from
-/// before. The segment of the fork is missing too if only the parent has it.
+/// The segments that are missing between a timeline's first and its last one, those included that were stored and cannot be
+/// had: nothing after them can be reached from before. The segment of the fork is missing too if only the parent has it.
 pub fn gaps(facts: &Facts, timeline: TimelineId) -> Asking<Vec<SegmentRange>> {
     let Some(path) = Path::to(facts, timeline) else { return Ok(Vec::new()) };
     let runs = facts.wal(timeline)?;
-    let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(Vec::new()) };
+    let lost = facts.lost(timeline)?;
+    let first = runs.first().or_else(|| lost.and_then(Runs::first));
+    let last = runs.last().max(lost.and_then(Runs::last));
+    let (Some(first), Some(last)) = (first, last) else { return Ok(Vec::new()) };
     let fork = path.history().begin_of(timeline).filter(|l| l.is_valid());
     let first = fork.map_or(first, |lsn| SegmentNo(lsn.0 / facts.segment_size.bytes()));
     path.missing(first, last)

@@ -149,20 +149,17 @@ impl Run<'_> {
         let timelines: Vec<TimelineId> = catalog.facts().graph.ids().collect();
         let mut there = BTreeMap::new();
         for timeline in timelines {
+            let mut wanted = wanted(catalog, &need, timeline).await?;
+            let range =
+                |run: &crate::catalog::Run| SegmentRange { timeline, first: run.first, last: run.last };
+            let ranges: Vec<SegmentRange> = wanted.iter().map(range).collect();
+            // What the index alone has is a gap.
+            if !catalog.confirm(&ranges).await? {
+                wanted = self::wanted(catalog, &need, timeline).await?;
+            }
             let gaps = catalog.ask(None, |facts: &Facts| windows::gaps(facts, timeline)).await?;
             for gap in gaps {
                 self.gap(lineage.id, size, &gap, &need, &onward);
-            }
-            let runs = catalog.ask(None, |facts: &Facts| facts.wal(timeline).cloned()).await?;
-            let mut wanted = Runs::default();
-            for run in runs.iter() {
-                for n in (run.first.0..=run.last.0).map(SegmentNo) {
-                    // What is inherited is verified with the parent.
-                    if !need.needs(timeline, n) || catalog.archive().inherits(n.name(timeline, size)) {
-                        continue;
-                    }
-                    wanted.insert(n, 0);
-                }
             }
             self.report.segments = self.report.segments.saturating_add(wanted.count());
             there.insert(timeline, wanted);
@@ -232,6 +229,21 @@ impl Run<'_> {
             remedy: format!("{RESUPPLY}; a new backup begins a window behind the gap"),
         });
     }
+}
+
+/// The segments of a timeline that are needed and believed to be there.
+async fn wanted(catalog: &mut LineageCatalog, need: &WalNeed, timeline: TimelineId) -> Result<Runs> {
+    let runs = catalog.ask(None, |facts: &Facts| facts.wal(timeline).cloned()).await?;
+    let (mut wanted, size) = (Runs::default(), catalog.lineage().segment_size);
+    for run in runs.iter() {
+        for n in (run.first.0..=run.last.0).map(SegmentNo) {
+            // What is inherited is verified with the parent.
+            if need.needs(timeline, n) && !catalog.archive().inherits(n.name(timeline, size)) {
+                wanted.insert(n, 0);
+            }
+        }
+    }
+    Ok(wanted)
 }
 
 /// What to do about WAL.

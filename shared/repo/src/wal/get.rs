@@ -74,6 +74,17 @@ impl WalArchive {
         Ok(Some(WalFile { header: reader.header, content: read }))
     }
 
+    /// The incomplete copy of a segment that holds most, checked: a `.partial` file or one that ended early; `None` if the store
+    /// has none.
+    pub async fn get_incomplete(&self, segment: SegmentName) -> Result<Option<WalFile>> {
+        let Some(mut reader) = self.read_incomplete(segment).await? else { return Ok(None) };
+        let mut read = reader.next_part(Vec::new()).await?;
+        while !reader.is_done() {
+            read = reader.append_part(read).await?;
+        }
+        Ok(Some(WalFile { header: reader.header, content: read }))
+    }
+
     /// Opens a file of that name to be read a part at a time; `None` if the store has none.
     /// Of several `.partial` files the one that holds most: for another see [`Self::read_partial`].
     pub async fn read(&self, name: WalFileName) -> Result<Option<WalReader>> {

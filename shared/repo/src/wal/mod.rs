@@ -11,7 +11,7 @@
 //! | [`gaps`] | where one server's segments do not continue each other |
 //! | [`header`] | what an object says about its segment |
 //! | `edges` | what it says about its neighbors, as bytes |
-//! | `partials` | which of several `.partial` files is read |
+//! | `partials` | which of several incomplete copies of a segment is read |
 //! | [`inherited`] | what a lineage has in common with its parent |
 //! | `parts` | segments too large for one object |
 //! | `points` | named restore points |

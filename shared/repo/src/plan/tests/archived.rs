@@ -73,6 +73,8 @@ async fn plans_from_a_repository_are_those_from_the_records() {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut world = random_world(&mut rng);
         keep_points_from_crossing(&mut world);
+        // None is archived.
+        world.partials.clear();
         let bed = bed().await;
         archive(&world, &bed, &mut rng).await;
         let mut catalog = open(&world, &bed).await;
@@ -109,7 +111,7 @@ async fn plans_from_a_repository_are_those_from_the_records() {
             }
         }
     }
-    assert!(plans > 100 && refusals > 100, "{plans} plans, {refusals} refusals");
+    assert!(plans > 60 && refusals > 100, "{plans} plans, {refusals} refusals");
 }
 
 /// Records that end in the segment after the one they start in: the index knows nothing of what is in them.

@@ -128,6 +128,21 @@ pub(super) fn random_world(rng: &mut StdRng) -> World {
             ended + rng.random_range(0..3),
         );
     }
+    for timeline in world.graph.ids().collect::<Vec<_>>() {
+        // A server that died while it wrote its last segment, of which somebody stored what there was.
+        let Some(last) = world.records.get(&timeline).and_then(|records| records.last()) else { continue };
+        let number = SegmentNo::of(last.end, size());
+        let records = world.path_records(timeline).into_iter().map(|r| r.end);
+        let held = records.filter(|end| *end > number.start(size()) && *end < number.end(size())).max();
+        // A backup is complete only once its WAL is there.
+        let begins = |b: &BackupFacts| b.timeline() == timeline && SegmentNo::of(b.start(), size()) == number;
+        if world.backups.iter().any(begins) {
+            continue;
+        }
+        if let Some(held) = held.filter(|_| !world.files.contains(&(timeline, number)) && rng.random()) {
+            world.partials.entry((timeline, number)).or_insert(held);
+        }
+    }
     world
 }
 
@@ -178,12 +193,28 @@ fn readable_until(world: &World, leaf: TimelineId, from: Lsn) -> Lsn {
             let held = *world.partials.get(&(t, number))?;
             (agrees_until(t) < end).then(|| agrees_until(t).min(held))
         });
-        let until = files.map(agrees_until).chain(partials).max().unwrap_or(start);
+        let own = world.partials.get(&(leaf, number)).copied();
+        let own = own.filter(|_| number > SegmentNo::of(from, size()) && is_last(world, leaf, number));
+        let until = files.map(agrees_until).chain(partials).chain(own).max().unwrap_or(start);
         if until < end {
             return until;
         }
         number = number.next();
     }
+}
+
+/// Whether nothing shows that the timeline went on behind a segment, or was left in it.
+fn is_last(world: &World, leaf: TimelineId, number: SegmentNo) -> bool {
+    let path = world.history(leaf);
+    last_right_file(world, leaf).is_none_or(|last| last < number)
+        && path.begin_of(leaf).is_some_and(|begin| begin < number.end(size()))
+        && left_at(world, leaf).is_none_or(|left| left <= number.start(size()))
+}
+
+/// Where the last of the timelines that come from `leaf` left it.
+fn left_at(world: &World, leaf: TimelineId) -> Option<Lsn> {
+    let younger = world.graph.ids().filter(|id| *id > leaf).map(|id| world.history(id).entries());
+    younger.filter_map(|entries| Some(entries.iter().find(|e| e.parent == leaf)?.switch)).max()
 }
 
 /// Where recovery to the latest moment ends; `None` if that is refused.
@@ -198,6 +229,16 @@ fn latest_end(world: &World, leaf: TimelineId, from: Lsn, use_partial: bool) -> 
         return None;
     }
     let number = SegmentNo::of(until, size());
+    if left_at(world, leaf).is_some_and(|left| left >= number.end(size())) {
+        return None;
+    }
+    if until > number.start(size()) && is_last(world, leaf, number) {
+        let files = path.path().filter(|&t| world.files.contains(&(t, number)));
+        let by_file = files.filter_map(|t| path.end_of(t)).any(|end| end == until);
+        if world.partials.get(&(leaf, number)) == Some(&until) && !by_file {
+            return use_partial.then_some(until);
+        }
+    }
     if until > number.start(size()) {
         // The segment of the fork, from its own timeline or else built.
         let owner = path.timeline_at(until - 1);
