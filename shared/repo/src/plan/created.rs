@@ -2,15 +2,17 @@
 //! lies there on the machine where it runs: a restore has to know of it beforehand.
 //!
 //! The index says which segments hold such a record; decoding says where. A record counts where it starts and may begin in
-//! the segment before, if that cut its header, or end in the one behind: both are decoded too.
+//! the segment before, if that cut its header, or end in the one behind: both are decoded too. So is a segment that is built
+//! from an incomplete copy, which has no mark.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use walpoint_base::{CreatedTablespace, Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
 
+use super::partial;
 use super::path::SegmentRange;
-use super::restore_plan::RestorePlan;
+use super::restore_plan::{ForkSource, RestorePlan};
 use super::stop::SegmentDecoder;
 use crate::catalog::TimelineWal;
 use crate::cpu;
@@ -72,9 +74,50 @@ pub async fn created_tablespaces(
         );
         running = Some(((at, number), search));
     }
+    for created in in_built(archive, plan, decoder).await? {
+        if !found.iter().any(|known: &CreatedTablespace| known.record == created.record) {
+            found.push(created);
+        }
+    }
     let until = plan.replayed_until();
     found.retain(|created| from <= created.record && created.record < until);
     Ok(found)
+}
+
+/// Those in a segment that is built from an incomplete copy, up to where it is cut: no mark says what the copy holds.
+async fn in_built(
+    archive: &WalArchive,
+    plan: &RestorePlan,
+    decoder: &Arc<dyn SegmentDecoder>,
+) -> Result<Vec<CreatedTablespace>> {
+    let size = archive.lineage().segment_size;
+    let Some((fork, timeline)) = plan.fork.and_then(|fork| match fork.source {
+        ForkSource::Partial(timeline) => Some((fork, timeline)),
+        ForkSource::Segment(_) => None,
+    }) else {
+        return Ok(Vec::new());
+    };
+    let Some(number) = fork.name.number(size) else { return Ok(Vec::new()) };
+    let undecodable = |name: SegmentName| {
+        move |reason: String| RepoError::Internal(format!("{name} cannot be decoded: {reason}"))
+    };
+    let mut search = decoder.tablespaces();
+    // A record may begin in the segment before.
+    let before = plan.wal.last().filter(|range| range.last.next() == number);
+    if let Some(name) = before.map(|range| range.last.name(range.timeline, size))
+        && let Some(file) = archive.get(WalFileName::Segment(name)).await?
+    {
+        search = cpu::run(move || search.feed(name, &file.content).map(|_| search))
+            .await?
+            .map_err(undecodable(name))?;
+    }
+    let copy = SegmentName { timeline, ..fork.name };
+    let Some(file) = archive.get_incomplete(copy).await? else {
+        return Err(RepoError::Internal(format!("the incomplete copy of {copy} vanished while planning")));
+    };
+    let mut content = file.content;
+    partial::cut(&mut content, fork.cut.since(number.start(size)));
+    cpu::run(move || search.feed(copy, &content)).await?.map_err(undecodable(copy))
 }
 
 /// The segments of a range that are marked.
