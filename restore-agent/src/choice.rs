@@ -83,6 +83,25 @@ pub(crate) fn ambiguous(refusals: &mut Vec<Unreachable>) -> Option<Unreachable> 
     (most > 0).then(|| refusals.swap_remove(at))
 }
 
+/// A refusal that proves WAL behind the end of a plan to the latest moment, taken out of the others: recovery asks this
+/// repository too, so it would not end where the plan does.
+pub(crate) fn contradicting(planned: &Planned, refusals: &mut Vec<Unreachable>) -> Option<Unreachable> {
+    let plan = &planned.plan;
+    if plan.target != RecoveryTarget::Latest {
+        return None;
+    }
+    let goes_on = |refusal: &Unreachable| match &refusal.why {
+        Why::EndsIncomplete { segment, until } => segment.timeline == plan.timeline && *until > plan.until,
+        Why::EndsInFork { timeline, until } => *timeline == plan.timeline && *until > plan.until,
+        Why::MissingWal { .. } => refusal.missing.first().is_some_and(|range| {
+            range.timeline == plan.timeline && range.first.start(refusal.segment_size) >= plan.until
+        }),
+        _ => false,
+    };
+    let at = refusals.iter().position(goes_on)?;
+    Some(refusals.swap_remove(at))
+}
+
 /// The refusal that offers the furthest moment; the first of several.
 pub(crate) fn telling(refusals: Vec<Unreachable>) -> Option<Unreachable> {
     let offers =

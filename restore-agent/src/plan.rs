@@ -111,7 +111,10 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         return Err(NoPlan::Unreachable(Box::new(several)));
     }
     if let Some(planned) = choice::best(plans) {
-        return Ok(planned);
+        return match choice::contradicting(&planned, &mut refusals) {
+            Some(unreachable) => Err(NoPlan::Unreachable(Box::new(unreachable))),
+            None => Ok(planned),
+        };
     }
     match (choice::telling(refusals), failure) {
         (Some(unreachable), _) => Err(NoPlan::Unreachable(Box::new(unreachable))),
