@@ -15,6 +15,7 @@ use anyhow::Context;
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
+use walpoint_repo::RepoError;
 use walpoint_repo::layout::WalEntry;
 
 use super::archiver::Archiver;
@@ -128,8 +129,11 @@ async fn store_histories(
             continue;
         }
         for target in uploader.targets().iter().filter(|target| target.acknowledges) {
-            if target.archive(cluster).await?.get(name).await?.is_some() {
-                continue;
+            match target.archive(cluster).await?.get(name).await {
+                Ok(None) => {}
+                // One that is damaged is told of where it is needed.
+                Ok(Some(_)) | Err(RepoError::Corrupt { .. }) => continue,
+                Err(error) => return Err(error.into()),
             }
             uploader.upload_to(target, name, path.clone(), false).await.map_err(told)?;
             tracing::info!(file = %name, repository = target.name(), "archived: the server before the promotion had not done so");

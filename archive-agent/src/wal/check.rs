@@ -153,17 +153,23 @@ pub(crate) fn check_other(
     }
 }
 
-/// How many bytes of a `.partial` file count: behind its last record lies what a recycled file held before, another in every
-/// copy. `None` if that cannot be told; then all of it counts. Blocks.
-pub(crate) fn valid_length(file: &OpenFile, name: SegmentName) -> Result<Option<u64>, CheckError> {
+/// What a `.partial` file says about itself; `None` if that cannot be told. Blocks.
+pub(crate) fn facts_of_partial(
+    file: &OpenFile,
+    name: SegmentName,
+) -> Result<Option<SegmentFacts>, CheckError> {
     let mut verdict = Verdict::new(name, file.identity.size, None);
     file.read(&mut vec![0; 64 << 10], |piece| {
         verdict.add(piece);
         if verdict.is_bad() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
-    let facts = verdict.inspector.and_then(Inspector::finish);
-    let ended = facts.ok().filter(|facts| !facts.whole);
-    Ok(ended.map(|facts| Place::Ended(facts.end).valid(name, facts.size)))
+    Ok(verdict.inspector.and_then(Inspector::finish).ok())
+}
+
+/// How many bytes of a `.partial` file count: behind its last record lies what a recycled file held before, another in every
+/// copy. `None` if all of them do.
+pub(crate) fn valid_length(facts: &SegmentFacts) -> Option<u64> {
+    (!facts.whole).then(|| Place::Ended(facts.end).valid(facts.name, facts.size))
 }
 
 fn text(file: &OpenFile, what: &str) -> CheckError {

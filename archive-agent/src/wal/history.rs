@@ -12,42 +12,66 @@ use std::sync::Arc;
 use walpoint_base::{TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
+use walpoint_repo::init::error_chain;
 use walpoint_repo::wal::WalArchive;
 
 use super::identity::{self, Evidence, SplitBrain, other_history};
 use super::target::{Target, TargetError};
 
-/// Makes sure that the history of a timeline is in an archive; the history, but for the first timeline, which has none.
+/// What there is of a timeline's history.
+pub(super) enum Found {
+    /// The first timeline has none.
+    NotNeeded,
+    /// It is stored, and known to be the server's.
+    Known(Arc<TimelineHistory>),
+    /// It is stored and is the server's, as far as that can be told, which has this one beside its WAL.
+    Stored(Option<Vec<u8>>, Arc<TimelineHistory>),
+    /// It is to be stored, and has this content; beside the WAL lies this one.
+    Missing(Option<Vec<u8>>, Vec<u8>, Arc<TimelineHistory>),
+}
+
+/// Looks for the history of a timeline, and refuses one that is another server's. Stores nothing, but one that is refused.
 ///
 /// `places`: where the file may lie. `wal`: the server's `pg_wal`. `others`: where else it may be stored.
-pub(super) async fn store_first(
+pub(super) async fn find(
     target: &Target,
     archive: &WalArchive,
     cluster: &Identity,
     timeline: TimelineId,
     places: &[PathBuf],
     (wal, others): (&Path, &[Target]),
-) -> Result<Option<Arc<TimelineHistory>>, TargetError> {
+) -> Result<Found, TargetError> {
     if timeline == TimelineId::FIRST {
-        return Ok(None);
+        return Ok(Found::NotNeeded);
     }
     let beside = read_first(places).await?;
     let lineage = archive.lineage().id;
     if let Some(history) = target.known(lineage, |known| known.history(timeline, beside.as_deref())) {
-        return Ok(Some(history));
+        return Ok(Found::Known(history));
     }
     let name = WalFileName::History(timeline);
     let parse = |content: &[u8]| {
         TimelineHistory::parse(timeline, content).map(Arc::new).map_err(TargetError::History)
     };
-    let history = match archive.get(name).await? {
-        Some(stored) => match &beside {
-            Some(ours) if *ours != stored.content => {
-                return Err(refuse(target, archive, timeline, ours.clone(), &stored.content).await?.into());
-            }
-            _ => parse(&stored.content)?,
-        },
-        None => {
+    match (archive.get(name).await, beside) {
+        (Ok(Some(stored)), Some(ours)) if ours != stored.content => {
+            Err(refuse(target, archive, timeline, ours, &stored.content).await?.into())
+        }
+        (Ok(Some(stored)), beside) => Ok(Found::Stored(beside, parse(&stored.content)?)),
+        (Err(error @ RepoError::Corrupt { .. }), Some(ours)) => {
+            let history = parse(&ours)?;
+            let what = format!(
+                "{name} is damaged in repository {}: {}; archiving goes on with the one in pg_wal, and recovery cannot use the damaged \
+                 one. HINT: remove that object and restart the daemon, which then stores it again",
+                target.name(),
+                error_chain(&error)
+            );
+            tracing::error!(file = %name, repository = target.name(), "{what}");
+            target.known(lineage, |known| known.add_damaged(timeline, what));
+            Ok(Found::Stored(Some(ours), history))
+        }
+        (Err(error), _) => Err(error.into()),
+        (Ok(None), beside) => {
             let content = match &beside {
                 Some(content) => content.clone(),
                 None => elsewhere(target, others, cluster, name).await.ok_or_else(|| {
@@ -61,19 +85,37 @@ pub(super) async fn store_first(
                     SplitBrain::new(archive, timeline, format!("on the way to it, {}", split.found()));
                 return Err(split.into());
             }
+            Ok(Found::Missing(beside, content, history))
+        }
+    }
+}
+
+/// Makes sure that a history that was found is in the archive; the history, but for the first timeline, which has none.
+pub(super) async fn store(
+    target: &Target,
+    archive: &WalArchive,
+    timeline: TimelineId,
+    found: Found,
+) -> Result<Option<Arc<TimelineHistory>>, TargetError> {
+    let (beside, history) = match found {
+        Found::NotNeeded => return Ok(None),
+        Found::Known(history) => return Ok(Some(history)),
+        Found::Stored(beside, history) => (beside, history),
+        Found::Missing(beside, content, history) => {
+            let name = WalFileName::History(timeline);
             match archive.put_file(name, content.clone()).await {
                 Ok(_) => tracing::info!(file = %name, repository = target.name(), "stored before its WAL"),
                 Err(RepoError::Conflict { .. }) => {
-                    // Somebody was faster.
+                    // Another server was faster.
                     let stored = archive.get(name).await?.map(|file| file.content).unwrap_or_default();
                     return Err(refuse(target, archive, timeline, content, &stored).await?.into());
                 }
                 Err(error) => return Err(error.into()),
             }
-            history
+            (beside, history)
         }
     };
-    target.known(lineage, |known| known.add_history(beside, Arc::clone(&history)));
+    target.known(archive.lineage().id, |known| known.add_history(beside, Arc::clone(&history)));
     Ok(Some(history))
 }
 

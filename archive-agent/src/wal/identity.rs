@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
+use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::{
-    ClusterName, LineageId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId,
-    WalFileName,
+    ClusterName, LineageId, Lsn, SegmentFacts, SegmentName, SegmentNo, SegmentSize, TimelineHistory,
+    TimelineId, WalFileName,
 };
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
@@ -114,7 +115,11 @@ pub(crate) async fn compare(
     if timeline != TimelineId::FIRST {
         let name = WalFileName::History(timeline);
         let ours = tokio::fs::read(wal.join(name.to_string())).await.ok();
-        let theirs = archive.get(name).await?.map(|file| file.content);
+        let theirs = match archive.get(name).await {
+            Ok(file) => file.map(|file| file.content),
+            Err(RepoError::Corrupt { .. }) => None,
+            Err(error) => return Err(error),
+        };
         if let (Some(ours), Some(theirs)) = (&ours, &theirs)
             && ours != theirs
         {
@@ -237,11 +242,27 @@ pub(crate) async fn segment(
     wal: &Path,
     name: SegmentName,
 ) -> Result<Comparison, RepoError> {
-    let Some(header) = archive.header(name).await? else { return Ok(Comparison::Unknown) };
-    if header.damaged {
-        return Ok(Comparison::Unknown);
+    match archive.header(name).await {
+        Ok(Some(header)) if !header.damaged => Ok(content(archive, cluster, wal, name, header.hash).await),
+        // What is damaged proves nothing, and verify tells of it.
+        Ok(_) | Err(RepoError::Corrupt { .. }) => Ok(Comparison::Unknown),
+        Err(error) => Err(error),
     }
-    Ok(content(archive, cluster, wal, name, header.hash).await)
+}
+
+/// What shows that a finished segment of a directory is not the one that is stored under its name, if anything does.
+pub(crate) async fn another(
+    archive: &WalArchive,
+    wal: &Path,
+    name: SegmentName,
+) -> Result<Option<String>, RepoError> {
+    let lineage = archive.lineage();
+    let (system_id, major) = (lineage.system_id(), lineage.major);
+    let cluster = Identity { system_id, major, segment_size: lineage.segment_size };
+    match segment(archive, &cluster, wal, name).await? {
+        Comparison::Other(what) => Ok(Some(what)),
+        Comparison::Same | Comparison::Unknown => Ok(None),
+    }
 }
 
 /// Compares the content of a segment with a stored one's hash.
@@ -313,16 +334,28 @@ fn hash(sealer: &Sealer, path: &Path) -> io::Result<ContentHash> {
 
 /// Whether a file is a whole segment of that cluster and name.
 fn is_sound(path: &Path, name: SegmentName, cluster: &Identity) -> bool {
+    inspect(path, name, cluster).is_some_and(|facts| facts.whole)
+}
+
+/// The edges of a finished segment in a directory; `None` if it cannot be read or is damaged.
+pub(super) async fn edges(wal: &Path, name: SegmentName, cluster: &Identity) -> Option<ChainFacts> {
+    let (path, cluster) = (wal.join(name.to_string()), *cluster);
+    let facts = tokio::task::spawn_blocking(move || inspect(&path, name, &cluster)).await.ok()??;
+    let end = if facts.whole { facts.chain.end } else { ChainEnd::UNKNOWN };
+    Some(ChainFacts { end, ..facts.chain })
+}
+
+/// What a sound segment says about itself. Blocks.
+fn inspect(path: &Path, name: SegmentName, cluster: &Identity) -> Option<SegmentFacts> {
     let history = path.parent().and_then(|directory| history_in(directory, name.timeline));
-    let Ok(file) = OpenFile::open(path, WalFileName::Segment(name), cluster.segment_size.bytes()) else {
-        return false;
-    };
+    let file = OpenFile::open(path, WalFileName::Segment(name), cluster.segment_size.bytes()).ok()?;
     let mut verdict = Verdict::new(name, file.identity.size, history.as_ref().map(|(history, _)| history));
     let read = file.read(&mut vec![0; 1 << 20], |piece| {
         verdict.add(piece);
         ControlFlow::Continue(())
     });
-    read.is_ok() && verdict.pronounce(cluster).is_ok_and(|facts| facts.whole)
+    read.ok()?;
+    verdict.pronounce(cluster).ok()
 }
 
 /// Compares a server with each of its repositories that can be read.
@@ -346,11 +379,14 @@ pub(crate) async fn split_brains(uploader: &Uploader) -> anyhow::Result<Vec<Spli
 /// was. An error names what was: it is started again.
 pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
     let uploader = archiver.uploader();
-    let mut found = split_brains(uploader).await?;
+    let found = split_brains(uploader).await?;
+    let mut all: Vec<String> = found.iter().map(ToString::to_string).collect();
     loop {
-        found.extend(uploader.targets().iter().flat_map(|target| target.split_brains()));
-        if !found.is_empty() {
-            let mut all: Vec<String> = found.iter().map(ToString::to_string).collect();
+        for target in uploader.targets() {
+            all.extend(target.split_brains().iter().map(ToString::to_string));
+            all.extend(target.damaged_histories());
+        }
+        if !all.is_empty() {
             all.dedup();
             bail!("{}", all.join("; "));
         }

@@ -1,32 +1,55 @@
 //! What this process knows of a lineage in one repository: the histories that are there, the newest segments that it stored
 //! there itself, and what was refused as another server's.
 //!
-//! What always holds: it is all of one lineage. When the data directory is bound to another one, all of it is forgotten.
-//! Nothing here survives the process.
+//! What always holds: it is all of one lineage, and of one start of the server on one directory of WAL. When the data directory
+//! is bound to another lineage, or was put back to an earlier state, all of it is forgotten. Nothing here survives the process.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use walpoint_base::{LineageId, SegmentName, TimelineHistory, TimelineId};
 
 use super::identity::SplitBrain;
+use super::postmaster::{ServerStart, started};
 
 /// Segments remembered, the newest: more than are uploaded at once.
 const SEGMENTS: usize = 256;
+
+/// Whose WAL lies in a directory, as far as names cannot tell: of which start of the server, in which directory. Both change when
+/// a data directory is put back to an earlier state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Incarnation {
+    server: Option<ServerStart>,
+    /// Device and inode of `pg_wal`.
+    directory: Option<(u64, u64)>,
+}
+
+impl Incarnation {
+    /// Of a data directory, now. Blocks.
+    pub(super) fn of(pgdata: &Path) -> Self {
+        let directory = std::fs::metadata(pgdata.join("pg_wal")).ok();
+        Self { server: started(pgdata), directory: directory.map(|meta| (meta.dev(), meta.ino())) }
+    }
+}
 
 /// A lineage, as far as it is known.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     lineage: Option<LineageId>,
+    incarnation: Option<Incarnation>,
     /// With the file beside the WAL that was compared with what is stored, if there was one.
     histories: BTreeMap<TimelineId, (Option<Vec<u8>>, Arc<TimelineHistory>)>,
     stored: VecDeque<SegmentName>,
     /// Segments that are being stored now.
     under_way: Vec<SegmentName>,
-    /// Timelines of which this process stored a segment, or found it stored with the same content.
+    /// Timelines of which this process stored a segment that was not there.
     claimed: BTreeSet<TimelineId>,
     /// With the first segment that was refused, if it was one.
     refused: BTreeMap<TimelineId, (SplitBrain, Option<SegmentName>)>,
+    /// Histories that are stored and damaged, while this server has its own; what is wrong.
+    damaged: BTreeMap<TimelineId, String>,
 }
 
 impl Known {
@@ -38,6 +61,14 @@ impl Known {
             *self = Self { lineage: Some(lineage), under_way, ..Self::default() };
         }
         self
+    }
+
+    /// Forgets what is known of the same server before it was started anew, or of another directory.
+    pub(super) fn since(&mut self, incarnation: Incarnation) {
+        if self.incarnation != Some(incarnation) {
+            let (lineage, under_way) = (self.lineage, std::mem::take(&mut self.under_way));
+            *self = Self { lineage, incarnation: Some(incarnation), under_way, ..Self::default() };
+        }
     }
 
     /// A history that is stored, if the file beside the WAL is still the one that was compared with it.
@@ -84,10 +115,19 @@ impl Known {
         }
     }
 
-    /// A segment was stored. It shows whose the timeline is.
-    pub(super) fn add(&mut self, name: SegmentName) {
-        self.claimed.insert(name.timeline);
-        self.refused.remove(&name.timeline);
+    /// A segment was stored, `anew` if it was not there before: that shows whose the timeline is. What was stored before two
+    /// servers parted does not. Nothing is known of a segment that another incarnation read.
+    pub(super) fn add(&mut self, name: SegmentName, anew: bool, incarnation: Incarnation) {
+        if self.incarnation != Some(incarnation) {
+            return;
+        }
+        if anew {
+            self.claimed.insert(name.timeline);
+        }
+        let first = self.refused.get(&name.timeline).map(|(_, first)| *first);
+        if first.is_some_and(|first| first.is_none_or(|first| first <= name)) {
+            self.refused.remove(&name.timeline);
+        }
         self.stored.push_back(name);
         if self.stored.len() > SEGMENTS {
             self.stored.pop_front();
@@ -114,6 +154,16 @@ impl Known {
         self.refused.remove(&timeline);
     }
 
+    /// A stored history is damaged.
+    pub(super) fn add_damaged(&mut self, timeline: TimelineId, what: String) {
+        self.damaged.insert(timeline, what);
+    }
+
+    /// What is wrong with stored histories.
+    pub(super) fn damaged(&self) -> Vec<String> {
+        self.damaged.values().cloned().collect()
+    }
+
     /// What was refused, and nothing of its timeline stored since.
     pub(super) fn refused(&self) -> Vec<SplitBrain> {
         self.refused.values().map(|(split, _)| split.clone()).collect()
@@ -130,16 +180,45 @@ mod tests {
         SegmentName { timeline: TimelineId::new(timeline).unwrap(), log: 0, segment }
     }
 
+    const INCARNATION: Incarnation = Incarnation { server: None, directory: None };
+
+    fn known(n: u32) -> Known {
+        let mut known = Known::default();
+        known.of(LineageId { system_id: SystemId(7), n });
+        known.since(INCARNATION);
+        known
+    }
+
+    #[test]
+    fn another_start_or_directory_begins_with_nothing() {
+        let mut known = known(1);
+        known.add(segment(1, 4), true, INCARNATION);
+        known.since(INCARNATION);
+        assert!(known.vouches_for(segment(1, 4)) && known.has_claimed(TimelineId::FIRST));
+        for next in [
+            Incarnation { server: Some(ServerStart { pid: 1, start: 2 }), directory: None },
+            Incarnation { server: None, directory: Some((1, 2)) },
+        ] {
+            known.since(INCARNATION);
+            known.add(segment(1, 4), true, INCARNATION);
+            known.since(next);
+            assert!(!known.vouches_for(segment(1, 4)) && !known.has_claimed(TimelineId::FIRST));
+            known.add(segment(1, 5), true, INCARNATION);
+            assert!(!known.vouches_for(segment(1, 5)), "it was read before");
+        }
+    }
+
     #[test]
     fn segments_wait_for_the_one_before_until_one_is_stored() {
-        let mut known = Known::default();
-        known.of(LineageId { system_id: SystemId(7), n: 1 });
+        let mut known = known(1);
         assert!(known.begin(segment(2, 5), Some(segment(1, 4))));
         assert!(!known.begin(segment(2, 6), Some(segment(2, 5))), "5 may turn out to be another server's");
         assert!(!known.vouches_for(segment(2, 5)));
         known.end(segment(2, 5));
+        known.add(segment(2, 5), false, INCARNATION);
+        assert!(known.vouches_for(segment(2, 5)) && !known.has_claimed(segment(2, 5).timeline));
         assert!(known.begin(segment(2, 6), Some(segment(2, 5))));
-        known.add(segment(2, 6));
+        known.add(segment(2, 6), true, INCARNATION);
         assert!(known.begin(segment(2, 7), Some(segment(2, 6))), "the timeline is ours");
         assert!(known.begin(segment(2, 8), Some(segment(2, 7))) && known.vouches_for(segment(2, 8)));
     }
@@ -148,7 +227,8 @@ mod tests {
     fn another_lineage_begins_with_nothing() {
         let mut known = Known::default();
         let lineage = |n| LineageId { system_id: SystemId(7), n };
-        known.of(lineage(1)).add(segment(1, 4));
+        known.of(lineage(1)).since(INCARNATION);
+        known.of(lineage(1)).add(segment(1, 4), true, INCARNATION);
         assert!(known.of(lineage(1)).vouches_for(segment(1, 4)));
         known.begin(segment(1, 5), None);
         assert!(!known.of(lineage(2)).vouches_for(segment(1, 4)));

@@ -11,6 +11,7 @@
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
 //! | [`known`] | what this process knows of a lineage |
+//! | [`claim`] | what `pg_wal` remembers of each archive |
 //! | [`upload`] | one file into every repository, within the limits of memory and processors |
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
@@ -30,6 +31,7 @@ pub(crate) mod backfill;
 mod base;
 pub(crate) mod catch_up;
 pub(crate) mod check;
+mod claim;
 pub(crate) mod dropped;
 mod history;
 pub(crate) mod identity;

@@ -1,16 +1,22 @@
-//! Whether a segment belongs behind what is stored before it, and before what is stored behind it.
+//! Whether WAL belongs behind what is stored before it, and before what is stored behind it.
 //!
 //! A neighbor that this process stored needs no look: both came out of the same `pg_wal`. Any other is compared with the file
-//! in `pg_wal`, by hash, where there is one, and otherwise by the records on both sides of the boundary. That takes one ranged
+//! in `pg_wal`, by hash, where there is one, and otherwise by the records on both sides of the boundary. Where segments wait
+//! between the two, the first of them shows whether it continues what is stored: they are one server's. Where segments are
+//! missing in between, what the directory remembers of this archive tells ([`claim`](super::claim)). That takes one ranged
 //! request for each: after the first segment of a timeline each finds the one before it known, and asks for the one behind.
 
 use std::path::Path;
 
+use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
-use walpoint_base::{SegmentFacts, SegmentName, SegmentNo, SegmentSize, TimelineHistory};
+use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::wal::WalArchive;
+use walpoint_repo::RepoError;
+use walpoint_repo::layout::WalEntry;
+use walpoint_repo::wal::{WalArchive, WalHeader};
 
+use super::claim;
 use super::identity::{self, Comparison, SplitBrain};
 use super::target::{Target, TargetError};
 
@@ -30,32 +36,36 @@ pub(super) fn before(
 /// Segments looked through for one that shows whose the WAL is: more than are uploaded ahead of PostgreSQL.
 const LOOKED_THROUGH: usize = 64;
 
-/// A segment that is being stored, and what it is compared with.
+/// A file that is being stored, and what it is compared with.
 pub(super) struct Newcomer<'a> {
     pub(super) target: &'a Target,
     pub(super) archive: &'a WalArchive,
     /// Whose it is.
     pub(super) cluster: &'a Identity,
-    /// What was read of it.
-    pub(super) facts: &'a SegmentFacts,
-    /// Whether that is all there is, and shows what it continues.
-    pub(super) sound: bool,
+    /// Which one: what is no segment belongs to one.
+    pub(super) file: WalFileName,
+    /// That segment.
+    pub(super) name: SegmentName,
+    /// What it shows of what it continues, and of what continues it.
+    pub(super) chain: Option<ChainFacts>,
     /// Of its timeline.
     pub(super) history: Option<&'a TimelineHistory>,
     /// The directory it lies in.
     pub(super) wal: &'a Path,
+    /// Whether a running server wrote it there and writes on that timeline still: then there is no gap that it did not make.
+    pub(super) own: bool,
 }
 
-/// What is stored of a neighbor: how it compares with the file in the directory, and its edges.
-type Neighbor = Option<(Comparison, ChainFacts)>;
+/// What is stored of a neighbor: how it compares with the file in the directory, and its edges, unless it is damaged.
+type Neighbor = Option<(Comparison, Option<ChainFacts>)>;
 
 impl Newcomer<'_> {
-    /// Refuses a segment that does not belong to the server whose WAL is stored around it.
+    /// Refuses what does not belong to the server whose WAL is stored around it.
     ///
-    /// Where the segment before it is not stored and waits in the same directory, the one before that one counts, and so on,
+    /// Where the segment before it is not stored and lies in the same directory, the one before that one counts, and so on,
     /// and as long as nothing shows whose the timeline is, those behind it as well: nothing is stored that follows what was
     /// refused. Two servers that begin at the same moment see nothing of each other, so the same is asked once more when
-    /// the segment is stored and not yet acknowledged: whoever of the two looks second finds the other one's.
+    /// the segment is stored and not yet acknowledged: the one of the two that looks second finds the other one's.
     pub(super) async fn admit(&self) -> Result<(), TargetError> {
         self.look_back().await?;
         // Of a timeline that is this server's, what stands in the way of the next segment is found behind this one.
@@ -69,7 +79,7 @@ impl Newcomer<'_> {
     }
 
     fn has_claimed(&self) -> bool {
-        let timeline = self.facts.name.timeline;
+        let timeline = self.name.timeline;
         self.target.known(self.archive.lineage().id, |known| known.has_claimed(timeline))
     }
 
@@ -78,56 +88,153 @@ impl Newcomer<'_> {
     }
 
     fn split(&self, what: String) -> TargetError {
-        SplitBrain::new(self.archive, self.facts.name.timeline, what).into()
+        SplitBrain::new(self.archive, self.name.timeline, what).into()
+    }
+
+    fn size(&self) -> SegmentSize {
+        self.cluster.segment_size
+    }
+
+    /// Whether the directory has a finished segment: one that PostgreSQL marked as such, or that is older than this one on its
+    /// timeline. A server that does not archive marks none, and files that wait to be used again have later names.
+    fn is_here(&self, name: SegmentName) -> bool {
+        identity::is_finished(self.wal, name)
+            || name.timeline == self.name.timeline
+                && name < self.name
+                && self.wal.join(name.to_string()).exists()
     }
 
     async fn judge(&self, name: SegmentName) -> Result<Neighbor, TargetError> {
-        let Some(header) = self.archive.header(name).await? else { return Ok(None) };
-        if header.damaged {
-            return Ok(Some((Comparison::Unknown, ChainFacts { end: ChainEnd::UNKNOWN, ..header.chain })));
-        }
-        let compared = match identity::is_finished(self.wal, name) {
+        let header = match header(self.archive, name).await? {
+            Stored::Absent => return Ok(None),
+            Stored::Damaged => return Ok(Some((Comparison::Unknown, None))),
+            Stored::Sound(header) => header,
+        };
+        let compared = match self.is_here(name) {
             true => identity::content(self.archive, self.cluster, self.wal, name, header.hash).await,
             false => Comparison::Unknown,
         };
-        Ok(Some((compared, header.chain)))
+        Ok(Some((compared, Some(header.chain))))
     }
 
     async fn look_back(&self) -> Result<(), TargetError> {
-        let (facts, size) = (self.facts, self.facts.size);
-        let mut next = before(facts.name, self.history, size);
-        for distance in 0..LOOKED_THROUGH {
+        let first = match self.file {
+            // Of the segment itself, more may be stored.
+            WalFileName::Backup(..) => Some(self.name),
+            _ => before(self.name, self.history, self.size()),
+        };
+        let (mut next, mut waiting) = (first, Vec::new());
+        for _ in 0..LOOKED_THROUGH {
             let Some(name) = next.filter(|name| !self.known(*name)) else { break };
-            let Some((compared, chain)) = self.judge(name).await? else {
-                if !identity::is_finished(self.wal, name) {
-                    break;
+            match self.judge(name).await? {
+                Some((compared, chain)) => {
+                    let end = chain.map_or(ChainEnd::UNKNOWN, |chain| chain.end);
+                    return self.follows(name, compared, end, &waiting).await;
                 }
-                next = before(name, self.history, size);
-                continue;
-            };
-            let link =
-                if distance == 0 && self.sound { chain.end.link(&facts.chain) } else { Link::Continues };
-            match (compared, link) {
-                (Comparison::Other(what), _) => return Err(self.split(what)),
-                (Comparison::Unknown, Link::Broken(found)) => {
-                    let what =
-                        format!("segment {} does not continue {name}, which is stored: {found}", facts.name);
-                    return Err(self.split(what));
-                }
-                (Comparison::Same, Link::Broken(found)) => {
-                    self.record_gap(name, facts.name, &found.to_string()).await?;
-                }
-                _ => {}
+                None if self.is_here(name) => waiting.push(name),
+                None => return self.behind_a_gap(name).await,
             }
-            break;
+            next = before(name, self.history, self.size());
         }
         Ok(())
     }
 
+    /// Whether what waits in the directory, nearest first, and then this file continue a stored segment.
+    async fn follows(
+        &self,
+        stored: SegmentName,
+        compared: Comparison,
+        mut end: ChainEnd,
+        waiting: &[SegmentName],
+    ) -> Result<(), TargetError> {
+        match compared {
+            Comparison::Other(what) => return Err(self.split(what)),
+            Comparison::Same => {
+                let chain = self.chain.filter(|_| waiting.is_empty());
+                return match chain.map(|chain| end.link(&chain)) {
+                    Some(Link::Broken(found)) => self.record_gap(stored, self.name, &found.to_string()).await,
+                    _ => Ok(()),
+                };
+            }
+            Comparison::Unknown => {}
+        }
+        let broken = |file: String, found| {
+            self.split(format!("{file} does not continue {stored}, which is stored: {found}"))
+        };
+        for name in waiting.iter().rev() {
+            let Some(chain) = identity::edges(self.wal, *name, self.cluster).await else { return Ok(()) };
+            if let Link::Broken(found) = end.link(&chain) {
+                return Err(broken(format!("segment {name}, which is not stored,"), found));
+            }
+            if chain.begin.previous.is_some() {
+                return Ok(());
+            }
+            end = end.after(&chain);
+        }
+        match self.chain.map(|chain| end.link(&chain)) {
+            Some(Link::Broken(found)) => Err(broken(format!("segment {}", self.name), found)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what a running server wrote behind a segment that is missing here and there, while segments before that one are
+    /// stored that are not known to be this server's: it may have come from elsewhere to this place.
+    async fn behind_a_gap(&self, missing: SegmentName) -> Result<(), TargetError> {
+        let timeline = self.name.timeline;
+        if !self.own || missing.timeline != timeline {
+            return Ok(());
+        }
+        let (wal, archive) = (self.wal.to_owned(), self.archive.clone());
+        let read = move || (claim::read(&wal, &archive, timeline), claim::can_be_noted(&wal));
+        let (claim, can_be_noted) = tokio::task::spawn_blocking(read).await.unwrap_or((None, false));
+        if !can_be_noted {
+            return Ok(());
+        }
+        let claim = match claim {
+            Some(claim) => match header(self.archive, claim.segment).await? {
+                Stored::Sound(header) if header.hash != claim.hash => None,
+                // It may have expired, and what is damaged proves nothing.
+                _ => Some(claim.segment),
+            },
+            None => None,
+        };
+        let Some(other) = self.stored_between(claim, missing).await? else { return Ok(()) };
+        let own = identity::segment(self.archive, self.cluster, self.wal, self.name).await?;
+        if own == Comparison::Same {
+            return Ok(());
+        }
+        Err(self.split(format!(
+            "segment {other} is stored and {missing} is not, neither is in pg_wal, and nothing shows that this server wrote what is \
+             stored before {}",
+            self.name
+        )))
+    }
+
+    /// The first segment that is stored behind one, or first of all, and before another one.
+    async fn stored_between(
+        &self,
+        from: Option<SegmentName>,
+        to: SegmentName,
+    ) -> Result<Option<SegmentName>, RepoError> {
+        let mut entries = self.archive.list(to.timeline, from);
+        while let Some((entry, _)) = entries.try_next().await? {
+            if entry.segment().is_some_and(|segment| segment >= to) {
+                break;
+            }
+            if let WalEntry::File(WalFileName::Segment(segment)) = entry
+                && from.is_none_or(|from| segment > from)
+            {
+                return Ok(Some(segment));
+            }
+        }
+        Ok(None)
+    }
+
     async fn look_forward(&self) -> Result<(), TargetError> {
-        let (facts, size, timeline) = (self.facts, self.facts.size, self.facts.name.timeline);
-        let mut next = facts.name.number(size).map(SegmentNo::next);
+        let (size, timeline) = (self.size(), self.name.timeline);
+        let mut next = self.name.number(size).map(SegmentNo::next);
         let far = if self.has_claimed() { 1 } else { LOOKED_THROUGH };
+        let mut last = None;
         for distance in 0..far {
             let Some(number) = next.filter(|number| !self.known(number.name(timeline, size))) else { break };
             let name = number.name(timeline, size);
@@ -137,24 +244,27 @@ impl Newcomer<'_> {
                 if !waits || distance == 0 && self.archive.anything_after(timeline, number).await?.is_none() {
                     break;
                 }
-                next = Some(number.next());
+                (next, last) = (Some(number.next()), Some(name));
                 continue;
             };
-            let link =
-                if distance == 0 && self.sound { facts.chain.end.link(&chain) } else { Link::Continues };
-            match (compared, link) {
-                (Comparison::Other(what), _) => return Err(self.split(what)),
+            let before = match last {
+                Some(last) => identity::edges(self.wal, last, self.cluster).await,
+                None => self.chain,
+            };
+            let end = before.map_or(ChainEnd::UNKNOWN, |before| before.end);
+            let link = chain.map_or(Link::Continues, |chain| end.link(&chain));
+            return match (compared, link) {
+                (Comparison::Other(what), _) => Err(self.split(what)),
                 (Comparison::Unknown, Link::Broken(found)) => {
-                    let what =
-                        format!("segment {name}, which is stored, does not continue {}: {found}", facts.name);
-                    return Err(self.split(what));
+                    let last = last.unwrap_or(self.name);
+                    let what = format!("segment {name}, which is stored, does not continue {last}: {found}");
+                    Err(self.split(what))
                 }
-                (Comparison::Same, Link::Broken(found)) => {
-                    self.record_gap(facts.name, name, &found.to_string()).await?;
+                (Comparison::Same, Link::Broken(found)) if last.is_none() => {
+                    self.record_gap(self.name, name, &found.to_string()).await
                 }
-                _ => {}
-            }
-            break;
+                _ => Ok(()),
+            };
         }
         Ok(())
     }
@@ -177,6 +287,23 @@ impl Newcomer<'_> {
     }
 }
 
+/// What is stored of a segment.
+enum Stored {
+    Absent,
+    /// Its object is, or it was accepted as such: it proves nothing.
+    Damaged,
+    Sound(Box<WalHeader>),
+}
+
+async fn header(archive: &WalArchive, name: SegmentName) -> Result<Stored, RepoError> {
+    match archive.header(name).await {
+        Ok(None) => Ok(Stored::Absent),
+        Ok(Some(header)) if header.damaged => Ok(Stored::Damaged),
+        Ok(Some(header)) => Ok(Stored::Sound(Box::new(header))),
+        Err(RepoError::Corrupt { .. }) => Ok(Stored::Damaged),
+        Err(error) => Err(error),
+    }
+}
 #[cfg(test)]
 mod tests {
     use walpoint_base::TimelineId;

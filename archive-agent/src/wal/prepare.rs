@@ -7,6 +7,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{SegmentFacts, SegmentName, TimelineHistory, WalFileName};
 use walpoint_pg::wal::{Identity, WalError};
@@ -28,6 +29,8 @@ pub(crate) struct Prepared {
     pub(crate) sealed: Vec<SealedSegment>,
     /// What there is to be stored of a file of another kind, and of a segment in parts.
     pub(crate) content: Content,
+    /// What a segment, or a `.partial` file, shows of its neighbors.
+    pub(crate) chain: Option<ChainFacts>,
 }
 
 /// Why a file is not ready to be stored.
@@ -73,18 +76,25 @@ pub(crate) fn prepare(
     match name {
         WalFileName::Segment(segment) => {
             let job = Job { file, name: segment, cluster, archives, rules };
-            Ok(Prepared { sealed: job.run(&mut vec![0; SegmentSealer::PIECE], room)?, content })
+            let sealed = job.run(&mut vec![0; SegmentSealer::PIECE], room)?;
+            let sound = sealed.first().filter(|sealed| !sealed.is_damaged() && sealed.facts().whole);
+            let chain = sound.map(|sealed| sealed.facts().chain);
+            Ok(Prepared { sealed, content, chain })
+        }
+        WalFileName::Partial(segment) => {
+            check::check_other(file, name, cluster)?;
+            let facts = check::facts_of_partial(file, segment)?;
+            let content = match facts.as_ref().and_then(check::valid_length) {
+                Some(valid) => content.with_zeros_from(valid),
+                None => content,
+            };
+            // Where it ends, nothing continues it.
+            let chain = facts.map(|facts| ChainFacts { end: ChainEnd::UNKNOWN, ..facts.chain });
+            Ok(Prepared { sealed: Vec::new(), content, chain })
         }
         _ => {
             let held = check::check_other(file, name, cluster)?;
-            let content = match name {
-                WalFileName::Partial(segment) => match check::valid_length(file, segment)? {
-                    Some(valid) => content.with_zeros_from(valid),
-                    None => content,
-                },
-                _ => held.map_or(content, Content::from),
-            };
-            Ok(Prepared { sealed: Vec::new(), content })
+            Ok(Prepared { sealed: Vec::new(), content: held.map_or(content, Content::from), chain: None })
         }
     }
 }

@@ -194,6 +194,11 @@ impl Target {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).refused()
     }
 
+    /// What is wrong with histories that are stored, while this server has sound ones of its own.
+    pub(crate) fn damaged_histories(&self) -> Vec<String> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).damaged()
+    }
+
     /// Remembers what was refused as another server's WAL.
     pub(super) fn refuse(&self, split: &SplitBrain, segment: Option<SegmentName>) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).refuse(split.clone(), segment);
@@ -295,7 +300,21 @@ impl Target {
         name: WalFileName,
         content: &'a Content,
     ) -> BoxFuture<'a, Result<Stored, TargetError>> {
-        let store = async move { Ok(archive.put_file(name, content.clone()).await?) };
+        let store = async move {
+            match archive.put_file(name, content.clone()).await {
+                // For people alone: recovery never reads it, so it is nothing to stop for.
+                Err(error @ RepoError::Conflict { .. }) if matches!(name, WalFileName::Backup(..)) => {
+                    tracing::warn!(
+                        file = %name,
+                        repository = self.name,
+                        "the file about a backup that is stored differs, and stays as it is: {}",
+                        error_chain(&error)
+                    );
+                    Ok(Stored::Same)
+                }
+                stored => Ok(stored?),
+            }
+        };
         Box::pin(self.or_start_over(store))
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use walpoint_base::chain::ChainFacts;
 use walpoint_base::socket::FileIdentity;
 use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::control::{ClusterState, ControlFile};
@@ -22,12 +23,15 @@ use walpoint_repo::{RepoError, cpu};
 use walpoint_runtime::args::Selection;
 
 use super::check::{self, CheckError};
+use super::claim::{self, Claim};
+use super::history::{self, Found};
+use super::identity::{self, SplitBrain};
+use super::known::Incarnation;
 use super::neighbors::{self, Newcomer};
 use super::prepare::{PrepareError, Prepared, Rules, prepare};
 use super::read::{OpenFile, ReadError};
 use super::room::{Habit, ROOM, Room};
 use super::target::{Target, TargetError, UnderWay};
-use super::{history, identity};
 
 /// A file up to this length needs no share of the room.
 const SMALL: u64 = 64 << 10;
@@ -228,23 +232,20 @@ impl Uploader {
         accept_damaged: bool,
     ) -> Result<Source, Trouble> {
         let control = self.control().await?;
+        let incarnation = Incarnation::of(&self.pgdata);
         let wal = self.wal_directory();
-        let finished = move |path: &Path| {
-            let own = path.parent().is_some_and(|parent| {
-                parent == wal
-                    || matches!((parent.canonicalize(), wal.canonicalize()), (Ok(a), Ok(b)) if a == b)
-            });
-            own && wal.join(format!("archive_status/{name}.ready")).exists()
-        };
-        let whole_only = matches!(name, WalFileName::Segment(_))
-            && written(&control) == Some(name.timeline())
-            && finished(&path);
+        let in_wal = path.parent().is_some_and(|parent| {
+            parent == wal || matches!((parent.canonicalize(), wal.canonicalize()), (Ok(a), Ok(b)) if a == b)
+        });
+        let own = in_wal && written(&control) == Some(name.timeline());
+        let finished = || wal.join(format!("archive_status/{name}.ready")).exists();
+        let whole_only = matches!(name, WalFileName::Segment(_)) && own && finished();
         let rules = Rules { accept_damaged, whole_only };
-        Ok(Source { name, path, rules, cluster: check::identity(&control) })
+        Ok(Source { name, path, rules, cluster: check::identity(&control), incarnation, in_wal, own })
     }
 
-    /// Stores a file in these repositories, as many at once as memory allows. The identity is that of what was read. `share`
-    /// is that of the first of them, if there is one already.
+    /// Stores a file in these repositories, as many at once as memory allows, unless one of them holds another server's WAL where
+    /// it would go. The identity is that of what was read. `share` is that of the first of them, if there is one already.
     async fn store(
         &self,
         file: &Source,
@@ -254,67 +255,43 @@ impl Uploader {
         let (unit, at_once) = self.share_of(file, targets.len());
         let mut stored: Option<FileIdentity> = None;
         let mut troubles: Vec<Trouble> = Vec::new();
-        for group in targets.chunks(at_once) {
-            let admitted = join_all(group.iter().map(|target| self.admit(file, target))).await;
-            let open: Vec<WalArchive> = admitted
-                .iter()
-                .filter_map(|admitted| Some(admitted.as_ref().ok()?.archive.clone()))
-                .collect();
+        let (mut rest, mut judged) = (self.admit(file, targets).await?, false);
+        while !rest.is_empty() {
+            let mut group: Vec<Candidate<'_>> = rest.drain(..at_once.min(rest.len())).collect();
+            let open: Vec<WalArchive> = group.iter().filter_map(|one| Some(one.archive()?.clone())).collect();
+            let (opened, all_open) = (open.len(), open.len() == group.len());
             let share = match share.take() {
                 Some(share) => share,
-                None => self.share(unit, self.expected(file, unit), open.len().max(1)).await?,
+                None => self.share(unit, self.expected(file, unit), opened.max(1)).await?,
             };
             // With no repository open it is still worth knowing what is wrong with the file.
-            let all_open = open.len() == group.len();
             let prepared = match self.prepare(file, open.clone(), share.room, file.rules).await {
                 Err(PrepareError::Check(error))
                     if error.is_damage() && all_open && accepted(file.name, &open).await? =>
                 {
-                    let most = unit.saturating_mul(open.len());
+                    let most = unit.saturating_mul(opened);
                     let room = Room::wait_for(most, most).await;
                     self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
                 }
                 prepared => prepared?,
             };
-            let (identity, prepared, mut room) = prepared;
+            let (identity, Prepared { sealed, content, chain }, mut room) = prepared;
             if stored.is_some_and(|before| before != identity) {
                 return Err(CheckError::from(ReadError::Changed { path: file.path.clone() }).into());
             }
             stored = Some(identity);
-            let held = prepared.sealed.iter().map(SealedSegment::held);
+            let held = sealed.iter().map(SealedSegment::held);
             if let Some(most) = held.clone().max() {
                 self.habit.took(most);
                 room.keep(held.sum());
             }
-            let mut sealed = prepared.sealed.into_iter();
-            let mut attempts = Vec::with_capacity(group.len());
-            for (target, admitted) in group.iter().zip(admitted) {
-                let sealed = if admitted.is_ok() { sealed.next() } else { None };
-                let content = &prepared.content;
-                attempts.push(async move {
-                    let Admitted { archive, history, under_way: _under_way } = admitted?;
-                    match (file.name, sealed) {
-                        (WalFileName::Segment(name), Some(sealed)) => {
-                            let to = (*target, &archive, history.as_deref());
-                            store_segment(file, to, name, sealed, content).await
-                        }
-                        (name, _) => target.store_other(&archive, name, content).await,
-                    }
-                });
+            let mut sealed = sealed.into_iter();
+            let open = group.iter_mut().filter(|one| one.admitted.is_ok());
+            open.for_each(|one| one.sealed = sealed.next());
+            if opened > 0 && !std::mem::replace(&mut judged, true) {
+                self.judge(file, chain, group.iter_mut().chain(&mut rest).collect()).await?;
             }
-            for (target, result) in group.iter().zip(join_all(attempts).await) {
-                if let Err(TargetError::SplitBrain(split)) = &result {
-                    target.refuse(split, file.name.segment());
-                    self.refused.notify_one();
-                }
-                match result {
-                    Ok(stored) => log(file.name, target, &stored),
-                    Err(error) => troubles.push(Trouble {
-                        lasting: !error.is_transient(),
-                        text: format!("repository {}: {}", target.name(), error_chain(&error)),
-                    }),
-                }
-            }
+            troubles.extend(self.store_in(file, group, &content, chain).await);
         }
         match (stored, together(troubles)) {
             (_, Some(trouble)) => Err(trouble),
@@ -323,23 +300,125 @@ impl Uploader {
         }
     }
 
-    /// Opens a repository for a file and makes sure that the history of its timeline is there. A segment then counts as being
-    /// stored.
-    async fn admit<'a>(&'a self, file: &Source, target: &'a Target) -> Result<Admitted<'a>, TargetError> {
-        let archive = target.archive(&file.cluster).await?;
+    /// Stores a file that is prepared in some repositories; what went wrong.
+    async fn store_in(
+        &self,
+        file: &Source,
+        group: Vec<Candidate<'_>>,
+        content: &Content,
+        chain: Option<ChainFacts>,
+    ) -> Vec<Trouble> {
+        let targets: Vec<&Target> = group.iter().map(|one| one.target).collect();
+        let attempts = group.into_iter().map(|one| async move {
+            let Candidate { target, admitted, sealed } = one;
+            let admitted = admitted?;
+            match (file.name, sealed) {
+                (WalFileName::Segment(name), Some(sealed)) => {
+                    store_segment(file, target, &admitted, name, (sealed, chain), content).await
+                }
+                (name, _) => target.store_other(&admitted.archive, name, content).await,
+            }
+        });
+        let mut troubles = Vec::new();
+        for (target, result) in targets.into_iter().zip(join_all(attempts).await) {
+            if let Err(TargetError::SplitBrain(split)) = &result {
+                self.refuse(file, target, split);
+            }
+            match result {
+                Ok(stored) => log(file.name, target, &stored),
+                Err(error) => troubles.push(trouble(target, &error)),
+            }
+        }
+        troubles
+    }
+
+    /// Opens repositories for a file and makes sure that the history of its timeline is in each. A segment then counts as being
+    /// stored. Where it is refused as another server's in one of them, it goes into none, and neither does its history.
+    async fn admit<'a>(
+        &'a self,
+        file: &Source,
+        targets: &[&'a Target],
+    ) -> Result<Vec<Candidate<'a>>, Trouble> {
         let wal = self.wal_directory();
         let places = identity::places_of_history(&file.path, file.name, &wal);
-        let timeline = file.name.timeline();
-        let around = (wal.as_path(), self.targets.as_slice());
-        let history =
-            history::store_first(target, &archive, &file.cluster, timeline, &places, around).await?;
-        let WalFileName::Segment(name) = file.name else {
-            return Ok(Admitted { archive, history, under_way: None });
+        let (places, wal, timeline) = (places.as_slice(), wal.as_path(), file.name.timeline());
+        let look = |target: &'a Target| async move {
+            let archive = target.archive(&file.cluster).await?;
+            target.known(archive.lineage().id, |known| known.since(file.incarnation));
+            let around = (wal, self.targets.as_slice());
+            let found = history::find(target, &archive, &file.cluster, timeline, places, around).await?;
+            Ok((archive, found))
         };
-        self.not_behind_a_refusal(target, &archive, name)?;
-        let before = neighbors::before(name, history.as_deref(), file.cluster.segment_size);
-        let under_way = Some(target.begin(archive.lineage().id, name, before).await);
-        Ok(Admitted { archive, history, under_way })
+        let looked = join_all(targets.iter().map(|target| look(target))).await;
+        self.refused_nowhere(file, targets.iter().zip(&looked).map(|(target, looked)| (*target, looked)))?;
+        let begin = |(target, looked): (&'a Target, Result<(WalArchive, Found), TargetError>)| async move {
+            let admitted = async {
+                let (archive, found) = looked?;
+                let history = history::store(target, &archive, timeline, found).await?;
+                let WalFileName::Segment(name) = file.name else {
+                    return Ok(Admitted { archive, history, _under_way: None });
+                };
+                self.not_behind_a_refusal(target, &archive, name)?;
+                let before = neighbors::before(name, history.as_deref(), file.cluster.segment_size);
+                let under_way = target.begin(archive.lineage().id, name, before).await;
+                // The one before may have been refused meanwhile.
+                self.not_behind_a_refusal(target, &archive, name)?;
+                Ok(Admitted { archive, history, _under_way: Some(under_way) })
+            };
+            Candidate { target, admitted: admitted.await, sealed: None }
+        };
+        let candidates = join_all(targets.iter().copied().zip(looked).map(begin)).await;
+        self.refused_nowhere(file, candidates.iter().map(|one| (one.target, &one.admitted)))?;
+        Ok(candidates)
+    }
+
+    /// Compares a file with what is stored around it in each repository. Where it is refused in one, it goes into none.
+    async fn judge(
+        &self,
+        file: &Source,
+        chain: Option<ChainFacts>,
+        candidates: Vec<&mut Candidate<'_>>,
+    ) -> Result<(), Trouble> {
+        let judged = candidates.iter().map(|one| async {
+            let admitted = one.admitted.as_ref().ok()?;
+            let newcomer = newcomer(file, one.target, admitted, chain)?;
+            newcomer.admit().await.err()
+        });
+        let judged: Vec<Result<(), TargetError>> =
+            join_all(judged).await.into_iter().map(|error| error.map_or(Ok(()), Err)).collect();
+        let results = candidates.iter().map(|one| one.target).zip(&judged);
+        self.refused_nowhere(file, results)?;
+        for (one, result) in candidates.into_iter().zip(judged) {
+            if let Err(error) = result {
+                one.admitted = Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// An error, if one of these repositories holds another server's WAL.
+    fn refused_nowhere<'r, T: 'r>(
+        &self,
+        file: &Source,
+        results: impl Iterator<Item = (&'r Target, &'r Result<T, TargetError>)>,
+    ) -> Result<(), Trouble> {
+        let mut refusals = Vec::new();
+        for (target, result) in results {
+            if let Err(error @ TargetError::SplitBrain(split)) = result {
+                self.refuse(file, target, split);
+                refusals.push(trouble(target, error));
+            }
+        }
+        together(refusals).map_or(Ok(()), Err)
+    }
+
+    fn refuse(&self, file: &Source, target: &Target, split: &SplitBrain) {
+        let segment = match file.name {
+            WalFileName::Segment(name) => Some(name),
+            _ => None,
+        };
+        target.refuse(split, segment);
+        self.refused.notify_one();
     }
 
     /// Refuses what follows a segment that was refused as another server's and waits still: nothing behind it can be this
@@ -477,15 +556,34 @@ struct Source {
     path: PathBuf,
     rules: Rules,
     cluster: Identity,
+    /// As of before it was read.
+    incarnation: Incarnation,
+    /// Whether it lies in the server's `pg_wal`, and whether the server writes on its timeline besides.
+    in_wal: bool,
+    own: bool,
 }
 
 /// A repository that a file may go to.
+struct Candidate<'a> {
+    target: &'a Target,
+    admitted: Result<Admitted<'a>, TargetError>,
+    /// For it, once it is prepared, if it is a segment.
+    sealed: Option<SealedSegment>,
+}
+
+impl Candidate<'_> {
+    fn archive(&self) -> Option<&WalArchive> {
+        Some(&self.admitted.as_ref().ok()?.archive)
+    }
+}
+
+/// A repository that is open for a file.
 struct Admitted<'a> {
     archive: WalArchive,
     /// Of its timeline.
     history: Option<Arc<TimelineHistory>>,
     /// Of a segment, until it is stored.
-    under_way: Option<UnderWay<'a>>,
+    _under_way: Option<UnderWay<'a>>,
 }
 
 /// Whether each of these archives holds a segment of that name that was stored though damaged. Then it is not judged again:
@@ -506,31 +604,63 @@ struct Share<'a> {
     room: Room,
 }
 
-/// Stores a segment if it belongs there, and says that it is stored only if nothing of another server came in between.
+/// A file and what it is compared with in a repository; `None` for a history, which was compared before.
+fn newcomer<'a>(
+    file: &'a Source,
+    target: &'a Target,
+    admitted: &'a Admitted<'_>,
+    chain: Option<ChainFacts>,
+) -> Option<Newcomer<'a>> {
+    let name = match file.name {
+        WalFileName::Segment(name) | WalFileName::Partial(name) | WalFileName::Backup(name, _) => name,
+        WalFileName::History(_) => return None,
+    };
+    Some(Newcomer {
+        target,
+        archive: &admitted.archive,
+        cluster: &file.cluster,
+        file: file.name,
+        name,
+        chain,
+        history: admitted.history.as_deref(),
+        wal: file.path.parent().unwrap_or(&file.path),
+        own: file.own,
+    })
+}
+
+/// Stores a segment that belongs there, and says that it is stored only if nothing of another server came in between.
 async fn store_segment(
     file: &Source,
-    (target, archive, history): (&Target, &WalArchive, Option<&TimelineHistory>),
+    target: &Target,
+    admitted: &Admitted<'_>,
     name: SegmentName,
-    sealed: SealedSegment,
+    (sealed, chain): (SealedSegment, Option<ChainFacts>),
     content: &Content,
 ) -> Result<Stored, TargetError> {
-    let facts = sealed.facts().clone();
-    let newcomer = Newcomer {
-        target,
-        archive,
-        cluster: &file.cluster,
-        facts: &facts,
-        sound: facts.whole && !sealed.is_damaged(),
-        history,
-        wal: file.path.parent().unwrap_or(&file.path),
-    };
-    newcomer.admit().await?;
+    let (archive, hash) = (&admitted.archive, sealed.hash());
     let stored = target.store_segment(archive, name, sealed, content).await?;
     if matches!(stored, Stored::New | Stored::Same) {
-        newcomer.confirm().await?;
-        target.known(archive.lineage().id, |known| known.add(name));
+        if let Some(newcomer) = newcomer(file, target, admitted, chain) {
+            newcomer.confirm().await?;
+        }
+        let anew = stored == Stored::New;
+        target.known(archive.lineage().id, |known| known.add(name, anew, file.incarnation));
+        if file.in_wal {
+            let (wal, archive) = (file.path.parent().unwrap_or(&file.path).to_owned(), archive.clone());
+            let note = move || claim::note(&wal, &archive, Claim { segment: name, hash });
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(note).await {
+                tracing::debug!(file = %name, "not remembered in pg_wal: {error}");
+            }
+        }
     }
     Ok(stored)
+}
+
+fn trouble(target: &Target, error: &TargetError) -> Trouble {
+    Trouble {
+        lasting: !error.is_transient(),
+        text: format!("repository {}: {}", target.name(), error_chain(error)),
+    }
 }
 
 /// The troubles of several repositories as one. What helps one may not help the other: as long as one may recover, it is

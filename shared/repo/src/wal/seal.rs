@@ -199,6 +199,11 @@ impl SealedSegment {
         &self.facts
     }
 
+    /// Of the whole segment, as the repository knows it.
+    pub fn hash(&self) -> ContentHash {
+        self.header.hash
+    }
+
     /// Whether it is stored though damaged: what was read of it shows nothing.
     pub fn is_damaged(&self) -> bool {
         self.header.damaged
