@@ -9,6 +9,7 @@ use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
 
 use super::report::Report;
 use super::repository::Destination;
+use crate::wal::identity;
 
 /// PostgreSQL tries a failed file again at least this often.
 const ARCHIVER_PAUSE: Duration = Duration::from_secs(65);
@@ -110,7 +111,7 @@ pub(crate) fn describe(stats: &ArchiverStats) -> String {
 /// Switches to a new segment and waits until the old one is in every repository that acknowledges.
 pub(crate) async fn arrival(
     server: &mut Server,
-    identity: &Identity,
+    server_identity: &Identity,
     destinations: &[Destination],
     pgdata: Option<&Path>,
     limit: Duration,
@@ -120,8 +121,8 @@ pub(crate) async fn arrival(
     let sql = "SELECT pg_catalog.pg_logical_emit_message(false, 'walpoint', 'check')";
     server.connection().query(sql).await.context("writing a message to WAL failed")?;
     let end = server.switch_wal().await?;
-    let segment =
-        SegmentNo::before(end, identity.segment_size).name(identity.timeline, identity.segment_size);
+    let segment = SegmentNo::before(end, server_identity.segment_size)
+        .name(server_identity.timeline, server_identity.segment_size);
     for destination in destinations.iter().filter(|destination| destination.acknowledges) {
         let archive = destination.archive();
         while archive.header(segment).await?.is_none() {
@@ -141,6 +142,15 @@ pub(crate) async fn arrival(
                 );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // Another server's may have that name.
+        if let Some(pgdata) = pgdata
+            && let Some(what) = identity::another(&archive, &pgdata.join("pg_wal"), segment).await?
+        {
+            bail!(
+                "segment {segment} was switched, and what repository {} holds under that name is another server's: {what}",
+                destination.name()
+            );
         }
     }
     Ok((segment, began.elapsed()))

@@ -60,7 +60,6 @@ impl WalArchive {
     /// `content`, what was sealed, is read again only for a segment in parts, and must then be the same.
     pub async fn put_sealed(&self, sealed: SealedSegment, content: &Content) -> Result<Stored> {
         let SealedSegment { facts, place, header, sealed } = sealed;
-        self.put_points(&facts).await?;
         let creation = match sealed {
             Sealed::Object(object) => self.store().create_once(&object).await?,
             Sealed::Parts(table) => {
@@ -73,10 +72,11 @@ impl WalArchive {
                 self.put_surveyed(place.kind(), name, &key, &content, &table, &header.encode()).await?
             }
         };
+        self.put_points(&facts).await?;
         Ok(stored(place, creation))
     }
 
-    /// Before the segment: once that is acknowledged, nobody comes back for them.
+    /// After the segment, which may be refused as different, and before it is acknowledged: until then it comes again.
     async fn put_points(&self, facts: &SegmentFacts) -> Result<()> {
         for point in &facts.restore_points {
             self.put_point(facts.name.timeline, point).await?;
