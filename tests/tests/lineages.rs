@@ -10,6 +10,7 @@ use serde_json::Value;
 use walpoint_tests::agent::{Agent, Daemon};
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::process::Output;
+use walpoint_tests::store::Store;
 use walpoint_tests::wait;
 
 const SOON: Duration = Duration::from_secs(120);
@@ -214,4 +215,27 @@ fn restore_fetch_reads_the_lineage_that_the_data_directory_is_bound_to() {
     assert_eq!(read, std::fs::read(two.copy.wal_dir().join(&segment)).unwrap());
     let got = fetched(&two.copy_agent, &two.common_segment);
     assert!(got.success(), "what lies before the fork is in the parent: {got:?}");
+}
+
+/// A repository that is not mounted is not made anew, and neither the data directory nor the other repository changes.
+#[test]
+fn a_new_lineage_makes_no_repository() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let other = Store::local();
+    bed.agent = Agent::with(&bed.cluster, &bed.store).repository("other", &other);
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.agent.init(&[]).expect_success();
+    let (mounted, away) = (other.root().unwrap().to_owned(), other.root().unwrap().with_extension("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    let keys = bed.store.back_door().list("clusters");
+    let refused = bed.agent.init(&["--new-lineage"]);
+    assert!(!refused.success(), "{refused:#?}");
+    assert!(refused.stderr.contains("--new-lineage makes no repository"), "{refused:#?}");
+    assert!(!mounted.join("walpoint.json").exists());
+    assert!(!bed.cluster.pgdata().join("walpoint.lineage").exists());
+    assert_eq!(bed.store.back_door().list("clusters"), keys);
+    drop(std::fs::remove_dir_all(&mounted));
+    std::fs::rename(&away, &mounted).unwrap();
+    bed.agent.init(&["--new-lineage"]).expect_success();
 }

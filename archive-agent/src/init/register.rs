@@ -49,6 +49,17 @@ pub(crate) async fn register(
     control: &ControlFile,
     args: &InitArgs,
 ) -> anyhow::Result<Vec<Registered>> {
+    // A cluster that goes on in a new lineage has its repositories: where one is missing, it is not mounted.
+    for (name, settings) in plan.repositories.iter().filter(|_| args.new_lineage) {
+        let there = Repository::open(name, settings).await.map_err(hint);
+        there.with_context(|| {
+            format!(
+                "repository {name} ({}): --new-lineage makes no repository, and nothing was changed; if this one is to be new, \
+                 run init without --new-lineage for it first",
+                settings.url
+            )
+        })?;
+    }
     let mut opened = Vec::new();
     for (name, settings) in &plan.repositories {
         let made = make(name, settings, args.encrypt).await;

@@ -204,8 +204,8 @@ impl Newcomer<'_> {
             return Ok(());
         }
         Err(self.split(format!(
-            "segment {other} is stored and {missing} is not, neither is in pg_wal, and nothing shows that this server wrote what is \
-             stored before {}",
+            "segment {missing} is neither stored nor in pg_wal, {other} before it is stored, and nothing shows that this server wrote \
+             what is stored before {}",
             self.name
         )))
     }

@@ -1,8 +1,8 @@
 //! The WAL of one lineage: segments with what they say about themselves, PostgreSQL's other files, restore points.
 //!
 //! What always holds: an object under a segment's own name is whole, or flagged as accepted though damaged; it never
-//! changes. A crash while storing leaves at most parts that nothing names yet, or a segment whose restore points are missing; the
-//! segment was not acknowledged, so it comes again.
+//! changes. A crash while storing leaves at most restore points and parts that nothing names yet; the segment was not
+//! acknowledged, so it comes again.
 //!
 //! | module | owns |
 //! |---|---|

@@ -60,6 +60,7 @@ impl WalArchive {
     /// `content`, what was sealed, is read again only for a segment in parts, and must then be the same.
     pub async fn put_sealed(&self, sealed: SealedSegment, content: &Content) -> Result<Stored> {
         let SealedSegment { facts, place, header, sealed } = sealed;
+        self.put_points(&facts, header.hash).await?;
         let creation = match sealed {
             Sealed::Object(object) => self.store().create_once(&object).await?,
             Sealed::Parts(table) => {
@@ -72,12 +73,18 @@ impl WalArchive {
                 self.put_surveyed(place.kind(), name, &key, &content, &table, &header.encode()).await?
             }
         };
-        self.put_points(&facts).await?;
         Ok(stored(place, creation))
     }
 
-    /// After the segment, which may be refused as different, and before it is acknowledged: until then it comes again.
-    async fn put_points(&self, facts: &SegmentFacts) -> Result<()> {
+    /// Before the segment: once that is there, a writer that dies need not come back for them. Those of a segment that is about to
+    /// be refused, because other content is stored under its name, are another server's.
+    async fn put_points(&self, facts: &SegmentFacts, hash: ContentHash) -> Result<()> {
+        if facts.restore_points.is_empty() {
+            return Ok(());
+        }
+        if self.header(facts.name).await?.is_some_and(|stored| stored.whole && stored.hash != hash) {
+            return Ok(());
+        }
         for point in &facts.restore_points {
             self.put_point(facts.name.timeline, point).await?;
         }
