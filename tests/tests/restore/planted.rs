@@ -40,8 +40,9 @@ struct Roots {
 }
 
 impl Roots {
-    fn new() -> Self {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    /// On the cluster's filesystem, where a rename reaches it.
+    fn beside(bed: &Archived) -> Self {
+        let dir = tempfile::tempdir_in(bed.cluster.dir().path().parent().unwrap()).unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         for name in ["full", "empty"] {
             fs::create_dir(dir.path().join(name)).unwrap();
@@ -129,7 +130,7 @@ fn repository_id(bed: &Archived) -> String {
 fn a_planted_link_gives_nothing_away() {
     needs_root!();
     let (bed, space) = bed();
-    let roots = Roots::new();
+    let roots = Roots::beside(&bed);
     let pgdata = bed.cluster.pgdata().to_owned();
     let (oid, _) = bed_tablespace(&pgdata);
     let link = pgdata.join("pg_tblspc").join(oid);
@@ -142,7 +143,7 @@ fn a_planted_link_gives_nothing_away() {
     };
     for name in ["full", "empty", "missing.d"] {
         replant(&link, &roots.path(name));
-        for way in ["--delta", "--replace"] {
+        for way in ["--replace", "--delta"] {
             let output = as_root(&bed, &["restore", way, "--server-is-down", "--pgdata", &shown]);
             roots.assert_untouched(&format!("{name} {way}"), &output);
             assert!(output.stderr.contains("nothing was changed"), "{output:#?}");
@@ -155,7 +156,7 @@ fn a_planted_link_gives_nothing_away() {
     symlink(bed.place("wal"), &wal).unwrap();
     for name in ["full", "empty", "missing.d"] {
         replant(&wal, &roots.path(name));
-        for way in ["--delta", "--replace"] {
+        for way in ["--replace", "--delta"] {
             let output = as_root(
                 &bed,
                 &["restore", way, "--server-is-down", "--force", "--pgdata", &shown]
@@ -189,7 +190,7 @@ fn bed_tablespace(pgdata: &Path) -> (String, PathBuf) {
 fn a_planted_record_moves_nothing_of_others() {
     needs_root!();
     let (bed, _) = bed();
-    let roots = Roots::new();
+    let roots = Roots::beside(&bed);
     let pgdata = bed.cluster.pgdata().to_owned();
     let shown = text(&pgdata);
     bed.agent.restore(&["restore", "--replace", "--pgdata", &shown]).expect_success();
