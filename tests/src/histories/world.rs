@@ -48,6 +48,8 @@ pub struct World {
     pub dir: Arc<TestDir>,
     /// Tablespaces outside the data directories: where they were created.
     pub spaces: Vec<PathBuf>,
+    /// Whether there are tablespaces inside the data directories.
+    pub in_place: bool,
     /// Whether a second server archived, or tried to, what was not its own.
     pub contested: bool,
     /// Whether WAL before a server's first archived segment is missing on purpose.
@@ -73,6 +75,7 @@ impl World {
             store,
             dir,
             spaces: Vec::new(),
+            in_place: false,
             contested: false,
             gap: false,
             steps: Vec::new(),

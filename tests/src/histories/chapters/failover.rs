@@ -121,7 +121,8 @@ impl World {
 
     pub(super) fn rewind(&mut self) -> Outcome<()> {
         let old = self.primary;
-        if self.major < 14 || !self.spaces.is_empty() {
+        // pg_rewind takes a tablespace inside the data directory for a link on one side and a directory on the other.
+        if self.major < 14 || !self.spaces.is_empty() || self.in_place {
             return self.failover(Follow::Stream);
         }
         self.failover(Follow::Archive)?;

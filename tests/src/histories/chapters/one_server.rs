@@ -59,6 +59,7 @@ impl World {
         let number = self.number();
         let inside = maybe_inside && self.rng.random_bool(0.5);
         let location = if inside {
+            self.in_place = true;
             String::new()
         } else {
             let place = self.dir.mkdir(format!("space-{number}"));
