@@ -5,7 +5,7 @@ use serde_json::Value;
 use walpoint_base::Lsn;
 
 use super::oracle::{Effect, next_record};
-use super::world::{LIMIT, Outcome, World, difference};
+use super::world::{LIMIT, Outcome, SEGMENT, World, difference};
 
 /// Plans asked for, and restores among them that are run.
 const PLANS: usize = 8;
@@ -156,6 +156,8 @@ impl World {
         let end = if stop["replayed"] == true { &stop["end_lsn"] } else { &stop["lsn"] };
         if let Some(end) = end.as_str().and_then(|end| end.parse::<Lsn>().ok())
             && next_record(end) != next_record(fork)
+            // Behind a segment switch comes the next segment.
+            && Lsn(end.0.next_multiple_of(SEGMENT)) != fork
         {
             return Err(format!(
                 "the plan for {target:?} said that recovery ends at {end}; it ended at {fork}"

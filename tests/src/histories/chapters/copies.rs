@@ -147,6 +147,10 @@ impl World {
         for stem in ["twin-a", "twin-b"] {
             let mut twin = self.snapshot(old, stem);
             twin.archive_here();
+            if stem == "twin-b" {
+                // It sees no history of the other one's, so both take the same number, whoever is slow.
+                twin.cluster.set_last("restore_command", "");
+            }
             let signal = twin.cluster.pgdata().join("standby.signal");
             self.dir.write(signal.strip_prefix(self.dir.path()).expect("inside"), "");
             twin.start_daemon();
