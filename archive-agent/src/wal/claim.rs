@@ -67,8 +67,8 @@ fn parse(line: &str, place: &str) -> Option<Claim> {
 }
 
 fn of(text: &str, place: &str, timeline: TimelineId) -> Option<Claim> {
-    let claims = text.lines().filter_map(|line| parse(line, place));
-    claims.filter(|claim| claim.segment.timeline == timeline).last()
+    let mut claims = text.lines().filter_map(|line| parse(line, place));
+    claims.rfind(|claim| claim.segment.timeline == timeline)
 }
 
 /// The text with a claim in it; `None` if a later one of that timeline is.

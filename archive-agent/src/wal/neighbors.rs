@@ -3,7 +3,7 @@
 //! A neighbor that this process stored needs no look: both came out of the same `pg_wal`. Any other is compared with the file
 //! in `pg_wal`, by hash, where there is one, and otherwise by the records on both sides of the boundary. Where segments wait
 //! between the two, the first of them shows whether it continues what is stored: they are one server's. Where segments are
-//! missing in between, what the directory remembers of this archive tells ([`claim`](super::claim)). That takes one ranged
+//! missing in between, what the directory remembers of this archive tells ([`claim`]). That takes one ranged
 //! request for each: after the first segment of a timeline each finds the one before it known, and asks for the one behind.
 
 use std::path::Path;
