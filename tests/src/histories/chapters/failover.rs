@@ -138,6 +138,10 @@ impl World {
         // The old primary's unarchived end is what has to be rewound.
         let new = self.primary;
         self.servers[new].sql("checkpoint");
+        // The old primary's prefetcher notices within half a second that its server is gone, and takes its files away. Nothing
+        // else may write to the directory until then.
+        let lock = self.servers[old].cluster.wal_dir().join("walpoint-spool/lock");
+        crate::wait::until_true(LIMIT, "the old primary's prefetcher ends", || !lock.exists());
         let mut command = self.servers[old].cluster.tool("pg_rewind");
         let (source, target) =
             (self.servers[new].cluster.conninfo(), self.servers[old].cluster.pgdata().to_owned());
