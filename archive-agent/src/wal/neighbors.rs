@@ -186,7 +186,8 @@ impl Newcomer<'_> {
         }
         let (wal, archive) = (self.wal.to_owned(), self.archive.clone());
         let read = move || (claim::read(&wal, &archive, timeline), claim::can_be_noted(&wal));
-        let (claim, can_be_noted) = tokio::task::spawn_blocking(read).await.unwrap_or((None, false));
+        let read = tokio::task::spawn_blocking(read).await;
+        let (claim, can_be_noted) = read.map_err(|error| RepoError::Internal(error.to_string()))?;
         if !can_be_noted {
             return Ok(());
         }

@@ -231,17 +231,21 @@ impl Uploader {
         path: PathBuf,
         accept_damaged: bool,
     ) -> Result<Source, Trouble> {
-        let control = self.control().await?;
-        let incarnation = Incarnation::of(&self.pgdata);
-        let wal = self.wal_directory();
-        let in_wal = path.parent().is_some_and(|parent| {
-            parent == wal || matches!((parent.canonicalize(), wal.canonicalize()), (Ok(a), Ok(b)) if a == b)
+        let (pgdata, wal) = (self.pgdata.clone(), self.wal_directory());
+        let looked = tokio::task::spawn_blocking(move || {
+            let control = read_control(&pgdata)?;
+            let incarnation = Incarnation::of(&pgdata);
+            let in_wal = path.parent().is_some_and(|parent| {
+                parent == wal
+                    || matches!((parent.canonicalize(), wal.canonicalize()), (Ok(a), Ok(b)) if a == b)
+            });
+            let own = in_wal && written(&control) == Some(name.timeline());
+            let finished = || wal.join(format!("archive_status/{name}.ready")).exists();
+            let whole_only = matches!(name, WalFileName::Segment(_)) && own && finished();
+            let rules = Rules { accept_damaged, whole_only };
+            Ok(Source { name, path, rules, cluster: check::identity(&control), incarnation, in_wal, own })
         });
-        let own = in_wal && written(&control) == Some(name.timeline());
-        let finished = || wal.join(format!("archive_status/{name}.ready")).exists();
-        let whole_only = matches!(name, WalFileName::Segment(_)) && own && finished();
-        let rules = Rules { accept_damaged, whole_only };
-        Ok(Source { name, path, rules, cluster: check::identity(&control), incarnation, in_wal, own })
+        looked.await.map_err(Trouble::lasting)?
     }
 
     /// Stores a file in these repositories, as many at once as memory allows, unless one of them holds another server's WAL where
