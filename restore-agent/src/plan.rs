@@ -89,7 +89,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     for ((name, _), answer) in selection.repositories.iter().zip(answers) {
         let Some(answer) = answer else {
             tracing::warn!(
-                "repository \"{name}\" was passed over: {} s after another one gave a plan it has not answered; what only it has \
+                "repository \"{name}\" was skipped: {} s after another one gave a plan it has not answered; what only it has \
                  is not in the plan",
                 PATIENCE.as_secs()
             );

@@ -138,7 +138,7 @@ fn a_skipped_segment_is_a_gap_until_the_next_backup() {
     }
 }
 
-/// A12: what is refused for good and accepted three seconds later is not given up, by the daemon or without one.
+/// A12: what is refused for good and accepted three seconds later is not dropped, by the daemon or without one.
 #[test]
 fn a_refusal_of_three_seconds_drops_nothing() {
     for with_daemon in [true, false] {

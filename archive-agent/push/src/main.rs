@@ -1,5 +1,5 @@
 //! `archive_command`: asks the daemon to make one WAL file durable, and exits 0 only if it is, or if it is on record that it was
-//! given up (`queue_max`, `archive-agent push --skip`).
+//! dropped (`queue_max`, `archive-agent push --skip`).
 //!
 //! PostgreSQL counts a failure only when the exit status is at most 125, so nothing here ends above that: 0 stored, 1 not
 //! stored, 2 wrong usage or configuration, panics included. Killed at any moment this program leaves nothing behind; the

@@ -32,7 +32,7 @@ const REST_AFTER_FAILURE: Duration = Duration::from_secs(20);
 /// How long a push may take while the server is stopping. What is left then stays in `pg_wal` until the next start.
 const WHILE_STOPPING: Duration = Duration::from_secs(10);
 
-/// Before a file is tried again that is given up unless it can be stored.
+/// The pause before another try of a file that is dropped unless it can be stored.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// How often to look whether nothing is being uploaded.
@@ -380,7 +380,7 @@ impl Archiver {
         loop {
             let last = refused.borrow_and_update().clone();
             match last {
-                // What nobody waits for any more was pushed by hand, or given up.
+                // A file without `.ready` was pushed by hand, or dropped.
                 Some((name, problem)) if self.queue.holds(name) => bail!("\"{name}\": {problem}"),
                 _ => working(),
             }

@@ -1,4 +1,4 @@
-//! What was given up (`queue_max`, `push --skip`) and matters still: what no backup makes up for that begins behind it and is in every
+//! WAL that was dropped (`queue_max`, `push --skip`) and matters still: what no backup makes up for that begins behind it and is in every
 //! repository that has to acknowledge, or was archived after all.
 
 use std::fmt;

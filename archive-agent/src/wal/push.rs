@@ -38,7 +38,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         let attempt = uploader.upload_from(name, path.clone(), accept_damaged);
         match tokio::time::timeout_at(deadline, attempt).await {
             Ok(Ok(_)) => return Ok(()),
-            // What is refused for good now may be taken in a moment, so nothing is given up for that at once.
+            // What is refused for good now may be taken in a moment, so nothing is dropped for that at once.
             Ok(Err(Trouble { text, lasting: true })) if overflow.is_none() => break text,
             Ok(Err(Trouble { text, .. })) => last = text,
             Err(_) => {}

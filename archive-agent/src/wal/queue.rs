@@ -104,7 +104,7 @@ impl Queue {
         record.iter().any(|dropped| dropped.name == name && dropped.reason == Reason::Skipped)
     }
 
-    /// Goes on without a file that an operator skipped. What PostgreSQL's log shall say about it.
+    /// Drops a file that an operator skipped; returns the message for PostgreSQL's log.
     pub(crate) fn skip(&self, name: WalFileName, problem: &str) -> String {
         self.dropped.notify_one();
         let says = format!(

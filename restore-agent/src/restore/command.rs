@@ -20,7 +20,7 @@ pub(crate) struct Source {
 /// The command, for `sh -c`, with `%f` and `%p` for PostgreSQL to fill in.
 pub(crate) fn restore_command(source: &Source) -> String {
     // PostgreSQL runs the command in the data directory.
-    // Its environment is not that of whoever restores.
+    // Its environment is not that of the restore.
     let key = source.key_file.as_deref().map(|path| word(&path.to_string_lossy()));
     let key = key.map_or(String::new(), |path| format!("WALPOINT_KEY_FILE={path} "));
     let mut command = format!("{key}{} --socket {FETCH_SOCKET}", word(&program()));

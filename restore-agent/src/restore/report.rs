@@ -59,7 +59,7 @@ impl Restore {
         let replaced = replaced.and_then(ground::replaced);
         if let Some(record) = &replaced {
             notes.push(format!(
-                "what was there lies in {}; \"restore-agent rollback --pgdata {}\" puts it back; delete it when nobody needs it",
+                "what was there lies in {}; \"restore-agent rollback --pgdata {}\" puts it back; delete it when it is no longer needed",
                 record.places(),
                 self.layout.pgdata().display()
             ));

@@ -58,7 +58,7 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
     };
     if report.moved_aside.is_some() {
         text.push_str(&format!(
-            "what was there lies in {}; the same command puts it back; delete it when nobody needs it\n",
+            "what was there lies in {}; the same command puts it back; delete it when it is no longer needed\n",
             report.places
         ));
     }

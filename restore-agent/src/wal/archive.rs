@@ -57,7 +57,7 @@ pub(crate) struct Landed {
 }
 
 impl Landed {
-    /// A file that nobody has to know anything about.
+    /// A file about which nothing has to be known.
     pub(crate) fn of(size: u64) -> Self {
         Self { size, note: String::new(), creates: Vec::new() }
     }

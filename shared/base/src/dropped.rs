@@ -1,9 +1,9 @@
-//! The record of WAL that was given up: a file in `pg_wal`, written by the command that PostgreSQL runs (`queue_max`) or by an
+//! The record of WAL that was dropped: a file in `pg_wal`, written by the command that PostgreSQL runs (`queue_max`) or by an
 //! operator's command (`push --skip`), because the daemon may see the data directory only to read it.
 //!
-//! A line for each file: its name, when it was given up in seconds since 1970, and `skip` if an operator decided so. Lines are
+//! A line for each file: its name, when it was dropped in seconds since 1970, and `skip` if an operator decided so. Lines are
 //! only added; those that a newer backup makes up for mean nothing any more. A crash leaves a line or none, or the beginning
-//! of one, which is passed over.
+//! of one, which is skipped.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -30,7 +30,7 @@ pub struct Dropped {
     pub reason: Reason,
 }
 
-/// Why a file was given up.
+/// Why a file was dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
     /// More than `queue_max` waited, and it could not be stored.

@@ -96,7 +96,7 @@ pub fn push_patience(size: u64) -> Duration {
 /// How often the daemon says that a push is under way, until its reply.
 pub const PUSH_ALIVE: Duration = Duration::from_secs(4);
 
-/// A daemon that has said nothing about a push for so long hangs: whoever asked goes round it.
+/// A daemon that has said nothing about a push for so long hangs: the client archives without it.
 pub const PUSH_SILENCE: Duration = Duration::from_secs(15);
 
 /// What became of a push.
@@ -119,7 +119,7 @@ pub enum PushOutcome {
     Failed,
     /// The daemon is going away: ask again.
     Retry,
-    /// Not stored and given up: too much waits (`queue_max`), or an operator skipped it. The message says so.
+    /// Not stored and dropped: too much waits (`queue_max`), or an operator skipped it. The message says so.
     Dropped,
     /// No answer yet; another reply follows.
     Working,

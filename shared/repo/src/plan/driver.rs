@@ -27,7 +27,7 @@ pub async fn plan(
 }
 
 /// Plans as [`plan`] does, and proves the plan: every segment that it needs is found in a listing of the store itself, not
-/// only in the index. One that somebody deleted behind the index's back is a hole, and the plan is made anew.
+/// only in the index. One that was deleted without the index is a hole, and the plan is made anew.
 /// One more request for each thousand segments to replay.
 pub async fn prove(
     repository: &Repository,

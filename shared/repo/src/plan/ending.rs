@@ -3,7 +3,7 @@
 //! After a failover by crash that timeline's last segment may be in the archive only as `.partial`, or as the beginning of the
 //! next timeline's first segment. Then the plan names a segment that `restore-fetch` builds from it: for a target before the
 //! fork by itself, for the end of the old timeline only where the request allows it. The same holds for the last segment of a
-//! primary that died while it was writing it, if somebody stored what there was of it.
+//! primary that died while it was writing it, if an operator stored what there was of it.
 
 use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 

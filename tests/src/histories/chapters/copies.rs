@@ -97,7 +97,7 @@ impl World {
         if promoted {
             copy.cluster.psql("select pg_promote(true, 60)");
         }
-        // The copy writes what nobody may take for the primary's.
+        // Rows of the copy must not turn up as the primary's.
         copy.sql("insert into ledger (number, pad) select -1000000, repeat('copy', 50) from generate_series(1, 3000)");
         copy.sql("select pg_switch_wal()");
         copy.sql("insert into ledger (number, pad) select -1000001, repeat('copy', 50) from generate_series(1, 3000)");
@@ -148,7 +148,7 @@ impl World {
             let mut twin = self.snapshot(old, stem);
             twin.archive_here();
             if stem == "twin-b" {
-                // It sees no history of the other one's, so both take the same number, whoever is slow.
+                // It sees no history of the other one's, so both take the same number, however slow one is.
                 twin.cluster.set_last("restore_command", "");
             }
             let signal = twin.cluster.pgdata().join("standby.signal");

@@ -129,7 +129,7 @@ pub(super) fn random_world(rng: &mut StdRng) -> World {
         );
     }
     for timeline in world.graph.ids().collect::<Vec<_>>() {
-        // A server that died while it wrote its last segment, of which somebody stored what there was.
+        // A server that died while it wrote its last segment, of which an operator stored what there was.
         let Some(last) = world.records.get(&timeline).and_then(|records| records.last()) else { continue };
         let number = SegmentNo::of(last.end, size());
         let records = world.path_records(timeline).into_iter().map(|r| r.end);
