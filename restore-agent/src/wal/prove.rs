@@ -165,7 +165,10 @@ async fn around_segment(
     while let Some((entry, object)) = entries.try_next().await? {
         match entry {
             // What an upload left that never finished was not acknowledged.
-            WalEntry::Part(_) | WalEntry::Gap(_) | WalEntry::RefusedHistory(..) => {}
+            WalEntry::Part(_)
+            | WalEntry::Gap(_)
+            | WalEntry::RefusedHistory(..)
+            | WalEntry::SettledHistory(..) => {}
             WalEntry::File(WalFileName::Segment(found)) if found == name => {
                 bail!("\"{name}\" has just arrived")
             }

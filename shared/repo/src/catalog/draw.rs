@@ -179,6 +179,9 @@ fn details(status: &LineageStatus, size: SegmentSize) -> String {
     for problem in &status.problems {
         writeln!(text, "  problem   {problem}").ok();
     }
+    for settled in &status.settled {
+        writeln!(text, "  settled   {settled}").ok();
+    }
     text
 }
 

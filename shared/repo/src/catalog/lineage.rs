@@ -31,6 +31,8 @@ pub struct LineageCatalog {
     problems: Vec<String>,
     /// Timelines that two servers claim. What is stored of them is one server's.
     disputed: Vec<String>,
+    /// Timelines that two servers claimed, and what a person says about it.
+    settled: Vec<String>,
 }
 
 impl LineageCatalog {
@@ -69,7 +71,22 @@ impl LineageCatalog {
             }
             graph.add_known(timeline);
         }
-        for (timeline, _) in listed_histories.refused {
+        let mut settled = Vec::new();
+        for (timeline, history) in listed_histories.refused {
+            if listed_histories.settled.contains(&(timeline, history)) {
+                match archive.settlement(timeline, history).await {
+                    Ok(Some(found)) => {
+                        settled.push(format!(
+                            "timeline {timeline}: the history {history} was refused; settled by {} on {}: {}",
+                            found.who, found.settled, found.reason
+                        ));
+                        continue;
+                    }
+                    Ok(None) => {}
+                    Err(error @ RepoError::Corrupt { .. }) => problems.push(error.to_string()),
+                    Err(error) => return Err(error),
+                }
+            }
             doubts.insert(timeline, Doubt::Refused);
         }
         let mut disputed = Vec::new();
@@ -100,6 +117,7 @@ impl LineageCatalog {
             promised: None,
             problems,
             disputed,
+            settled,
         })
     }
 
@@ -164,6 +182,11 @@ impl LineageCatalog {
     /// Timelines that two servers claim. Nothing of the second one is stored, so what is stored hangs together as it says.
     pub fn disputed(&self) -> &[String] {
         &self.disputed
+    }
+
+    /// Timelines that two servers claimed, and what a person says about it.
+    pub fn settled(&self) -> &[String] {
+        &self.settled
     }
 
     /// Remembers what could not be read and keeps nobody from the rest.

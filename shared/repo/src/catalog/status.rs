@@ -56,6 +56,9 @@ pub struct LineageStatus {
     pub restore_points: Vec<RestorePointStatus>,
     /// What could not be read.
     pub problems: Vec<String>,
+    /// Timelines that two servers claimed, and what a person says about it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub settled: Vec<String>,
 }
 
 /// The lineage that another one was split off from.
@@ -264,6 +267,7 @@ impl LineageCatalog {
             timelines,
             restore_points,
             problems: self.problems(),
+            settled: self.settled().to_vec(),
         })
     }
 

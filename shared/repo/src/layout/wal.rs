@@ -55,6 +55,8 @@ pub enum WalEntry {
     Slice(SegmentName, Lsn, Lsn),
     /// A history that differs from the one stored for its timeline, by the hash of its content.
     RefusedHistory(TimelineId, ContentHash),
+    /// The record that a refused history no longer puts its timeline in doubt.
+    SettledHistory(TimelineId, ContentHash),
 }
 
 impl WalEntry {
@@ -67,7 +69,7 @@ impl WalEntry {
             | Self::Gap(name)
             | Self::Part(name)
             | Self::Slice(name, ..) => Some(name),
-            Self::RefusedHistory(..) => None,
+            Self::RefusedHistory(..) | Self::SettledHistory(..) => None,
         }
     }
 }
@@ -179,6 +181,11 @@ impl WalPaths {
         Key::composed(format!("{}/history/{}.history.refused/{hash}", self.root, timeline.hex()))
     }
 
+    /// The record that a refused history is settled.
+    pub fn settled_history(&self, timeline: TimelineId, hash: ContentHash) -> Key {
+        Key::composed(format!("{}/history/{}.history.settled/{hash}", self.root, timeline.hex()))
+    }
+
     /// A directory whose files are the histories; refused ones lie in directories below it.
     pub fn histories(&self) -> Prefix {
         Prefix::composed(format!("{}/history", self.root))
@@ -233,6 +240,7 @@ impl WalPaths {
             WalEntry::Partial(segment, hash) => self.partial(segment, hash),
             WalEntry::Gap(segment) => self.gap(segment),
             WalEntry::RefusedHistory(timeline, hash) => self.refused_history(timeline, hash),
+            WalEntry::SettledHistory(timeline, hash) => self.settled_history(timeline, hash),
             WalEntry::Part(_) | WalEntry::Slice(..) => return Some(entry),
         };
         (expected == *key).then_some(entry)
@@ -248,11 +256,15 @@ fn point_directory(name: &str) -> String {
     if name.is_empty() { "-".to_owned() } else { hex(name) }
 }
 
-/// `<TLI>.history` or `<TLI>.history.refused/<hash>`
+/// `<TLI>.history`, `<TLI>.history.refused/<hash>` or `<TLI>.history.settled/<hash>`
 fn parse_history(name: &str) -> Option<WalEntry> {
     let Some((file, hash)) = name.split_once('/') else { return Some(WalEntry::File(name.parse().ok()?)) };
-    match file.strip_suffix(".refused")?.parse().ok()? {
-        WalFileName::History(timeline) => Some(WalEntry::RefusedHistory(timeline, hash.parse().ok()?)),
+    let (name, kind) = file.rsplit_once('.')?;
+    let WalFileName::History(timeline) = name.parse().ok()? else { return None };
+    let hash = hash.parse::<ContentHash>().ok()?;
+    match kind {
+        "refused" => Some(WalEntry::RefusedHistory(timeline, hash)),
+        "settled" => Some(WalEntry::SettledHistory(timeline, hash)),
         _ => None,
     }
 }
@@ -329,6 +341,8 @@ mod tests {
         let refused = paths.refused_history(timeline, ContentHash([0x1F; 32]));
         assert!(refused.as_str().contains("/history/00000002.history.refused/1f1f"), "{refused}");
         assert_eq!(paths.parse(&refused), Some(WalEntry::RefusedHistory(timeline, ContentHash([0x1F; 32]))));
+        let settled = paths.settled_history(timeline, ContentHash([0x1F; 32]));
+        assert_eq!(paths.parse(&settled), Some(WalEntry::SettledHistory(timeline, ContentHash([0x1F; 32]))));
         let part = paths.part(WalFileName::Segment(segment), "00ff", 3);
         assert_eq!(paths.parse(&part), Some(WalEntry::Part(segment)));
         for stranger in [

@@ -9,6 +9,7 @@
 //! | `put`, `get` | storing and reading back |
 //! | [`seal`] | sealing a segment while it is read |
 //! | [`gaps`] | where one server's segments do not continue each other |
+//! | [`settled`] | refused histories that no longer put their timelines in doubt |
 //! | [`header`] | what an object says about its segment |
 //! | `edges` | what it says about its neighbors, as bytes |
 //! | `partials` | which of several incomplete copies of a segment is read |
@@ -28,6 +29,7 @@ mod parts;
 mod points;
 mod put;
 pub mod seal;
+pub mod settled;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -49,6 +51,7 @@ pub use self::inherited::Inherited;
 pub use self::points::PointRef;
 pub use self::put::Stored;
 pub use self::seal::{Place, SealedSegment, SegmentSealer};
+pub use self::settled::Settlement;
 use crate::error::Result;
 pub use crate::layout::NameHash;
 use crate::layout::{WalEntry, WalPaths};
@@ -68,6 +71,8 @@ pub struct ListedHistories {
     /// The histories that a second server wanted to store for a timeline that has another one already, sorted. They are kept
     /// so that readers elsewhere know that two servers claim the timeline.
     pub refused: Vec<(TimelineId, ContentHash)>,
+    /// Those that a person has settled, sorted.
+    pub settled: Vec<(TimelineId, ContentHash)>,
 }
 
 /// The WAL of a lineage in a repository. Cheap to clone.
@@ -146,6 +151,7 @@ impl WalArchive {
             match self.paths().parse(&entry.key) {
                 Some(WalEntry::File(WalFileName::History(timeline))) => listed.stored.push(timeline),
                 Some(WalEntry::RefusedHistory(timeline, hash)) => listed.refused.push((timeline, hash)),
+                Some(WalEntry::SettledHistory(timeline, hash)) => listed.settled.push((timeline, hash)),
                 _ => {}
             }
         }
@@ -156,6 +162,7 @@ impl WalArchive {
         listed.stored.sort_unstable();
         listed.stored.dedup();
         listed.refused.sort_unstable();
+        listed.settled.sort_unstable();
         Ok(listed)
     }
 

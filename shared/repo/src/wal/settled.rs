@@ -1,0 +1,64 @@
+//! Settlements: a person has looked at a history that was refused, and the one that is stored counts from then on.
+//!
+//! `<TLI>.history.settled/<hash>` is a document, created once, for one refused history. Another one that is refused later puts
+//! the timeline in doubt again. Nothing that is stored changes.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use walpoint_base::TimelineId;
+
+use super::WalArchive;
+use crate::descriptor::now;
+use crate::document;
+use crate::error::{RepoError, Result, found};
+use crate::lineage::as_text;
+use crate::object::ContentHash;
+
+/// Who settled what, and why.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Settlement {
+    format: u16,
+    /// The timeline that two servers claimed.
+    #[serde(with = "as_text")]
+    pub timeline: TimelineId,
+    /// The history that was refused.
+    #[serde(with = "as_text")]
+    pub history: ContentHash,
+    /// Why the stored one counts.
+    pub reason: String,
+    /// Who says so.
+    pub who: String,
+    /// When.
+    pub settled: Timestamp,
+}
+
+impl WalArchive {
+    /// Settles a refused history; what was settled before stays as it is.
+    pub async fn settle_history(
+        &self,
+        timeline: TimelineId,
+        history: ContentHash,
+        reason: &str,
+        who: &str,
+    ) -> Result<()> {
+        let (reason, who, format) = (reason.to_owned(), who.to_owned(), crate::object::FORMAT_VERSION);
+        let settlement = Settlement { format, timeline, history, reason, who, settled: now() };
+        let key = self.paths().settled_history(timeline, history);
+        let document = document::seal(Some(self.sealer()), &key, &settlement)?;
+        match self.store().create_document(&document).await {
+            Ok(_) | Err(RepoError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The settlement of a refused history, if there is one.
+    pub async fn settlement(&self, timeline: TimelineId, history: ContentHash) -> Result<Option<Settlement>> {
+        let key = self.paths().settled_history(timeline, history);
+        let Some(bytes) = found(self.store().get(&key).await)? else { return Ok(None) };
+        let settlement: Settlement = document::open(Some(self.sealer()), &key, &bytes)?;
+        if (settlement.timeline, settlement.history) != (timeline, history) {
+            return Err(RepoError::corrupt(&key, "it is about another history"));
+        }
+        Ok(Some(settlement))
+    }
+}
