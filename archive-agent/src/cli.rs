@@ -12,6 +12,7 @@ use crate::expire::ExpireArgs;
 use crate::hold::HoldCommand;
 use crate::init::InitArgs;
 use crate::key::KeyCommand;
+use crate::lineage::LineageCommand;
 use crate::verify::VerifyArgs;
 
 /// The manual page of the thin client, which does not describe itself.
@@ -70,6 +71,12 @@ pub(crate) enum Command {
     /// Forbid to delete backups, see what is forbidden, allow it again.
     #[command(subcommand)]
     Hold(HoldCommand),
+    /// Settle what two servers left behind in a lineage.
+    Lineage {
+        /// What to do.
+        #[command(subcommand)]
+        command: LineageCommand,
+    },
     /// Archive one WAL file, without a daemon; exits 0 only if it is durable.
     Push {
         /// Store a segment even though its content is damaged, flagged as such. Recovery stops where the damage is.
@@ -83,6 +90,10 @@ pub(crate) enum Command {
         /// PostgreSQL hears at its next question that it was archived. status and health warn until there is a backup behind it.
         #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors"])]
         skip: bool,
+        /// Say that this server, or a standby of it, wrote what is stored before this segment of pg_wal, where nothing here shows that any
+        /// more; then archive it.
+        #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors", "skip"])]
+        same_server: bool,
         /// The file, as in pg_wal (%p).
         path: PathBuf,
     },

@@ -11,6 +11,7 @@ mod health;
 mod hold;
 mod init;
 mod key;
+mod lineage;
 mod status;
 mod verify;
 mod wal;
@@ -48,7 +49,10 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Run { once: false } => daemon::run(&cli.common).await,
         Command::Run { once: true } => daemon::once(&cli.common).await,
-        Command::Push { accept_damaged, no_ancestors: false, skip: false, path } => {
+        Command::Push { same_server: true, path, .. } => {
+            wal::push::push_of_same_server(&cli.common, path).await
+        }
+        Command::Push { accept_damaged, no_ancestors: false, skip: false, path, .. } => {
             wal::push::push(&cli.common, path, *accept_damaged).await
         }
         Command::Push { skip: true, path, .. } => wal::push::skip(&cli.common, path).await,
@@ -60,6 +64,7 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Expire(args) => expire::run(&cli.common, args).await,
         Command::Verify(args) => verify::run(&cli.common, args).await,
         Command::Hold(command) => hold::run(&cli.common, command).await,
+        Command::Lineage { command } => lineage::run(&cli.common, command).await,
         Command::Status => status::run(&cli.common).await,
         Command::Health => health::run(&cli.common).await,
         Command::InstallClients { directory } => clients::install(directory),

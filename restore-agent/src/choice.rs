@@ -20,6 +20,18 @@ pub(crate) fn best(plans: Vec<Planned>) -> Option<Planned> {
     Some(best)
 }
 
+/// Two plans of which each reads a lineage of one name, that of another server.
+pub(crate) fn of_two_servers(plans: &[Planned]) -> Option<(&Planned, &Planned)> {
+    let (first, others) = plans.split_first()?;
+    let another = |other: &&Planned| {
+        other.lineage.id == first.lineage.id && !other.lineage.is_same_life(&first.lineage)
+    };
+    match others.iter().find(another) {
+        Some(other) => Some((first, other)),
+        None => of_two_servers(others),
+    }
+}
+
 /// Which of two plans goes further.
 fn reach(one: &Planned, other: &Planned) -> Ordering {
     // Each repository has its own moment at which a lineage was created there.

@@ -110,6 +110,16 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     if let Some(several) = choice::ambiguous(&mut refusals) {
         return Err(NoPlan::Unreachable(Box::new(several)));
     }
+    if let Some((one, other)) = choice::of_two_servers(&plans) {
+        return Err(NoPlan::Failed(Failure::from(anyhow!(
+            "lineage {} is one server's in repository \"{}\" and another server's in \"{}\". HINT: Name the repository whose server you \
+             mean: --repo URL --cluster {}.",
+            one.lineage.id,
+            one.repository.name(),
+            other.repository.name(),
+            one.cluster
+        ))));
+    }
     if let Some(planned) = choice::best(plans) {
         return match choice::contradicting(&planned, &mut refusals) {
             Some(unreachable) => Err(NoPlan::Unreachable(Box::new(unreachable))),

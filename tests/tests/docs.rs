@@ -95,7 +95,7 @@ fn every_configuration_key_is_described() {
 #[test]
 fn every_member_of_the_json_is_described() {
     let page = read("docs/json.md");
-    let documents: [(&str, &[&str]); 19] = [
+    let documents: [(&str, &[&str]); 20] = [
         ("archive-agent/src/status/mod.rs", &["Document", "ClusterState"]),
         ("archive-agent/src/status/server.rs", &["ServerState"]),
         ("archive-agent/src/status/repository.rs", &["RepositoryState"]),
@@ -134,6 +134,7 @@ fn every_member_of_the_json_is_described() {
         ("archive-agent/src/verify/mod.rs", &["Document"]),
         ("shared/repo/src/verify/report.rs", &["Verified", "VerifyFinding"]),
         ("archive-agent/src/hold/document.rs", &["Document", "Holding", "Held"]),
+        ("archive-agent/src/lineage.rs", &["Document", "Settled"]),
         ("archive-agent/src/check/mod.rs", &["Found"]),
         ("archive-agent/src/check/report.rs", &["Line"]),
         ("archive-agent/src/init/mod.rs", &["Outcome"]),
@@ -317,6 +318,8 @@ const AGENTS: [(&str, &str, &[&str]); 2] = [
             "hold-add",
             "hold-list",
             "hold-remove",
+            "lineage",
+            "lineage-settle",
         ],
     ),
     ("restore-agent", "restore-fetch", &["plan", "restore", "rollback", "fetch", "prefetch"]),

@@ -226,6 +226,36 @@ fn a_history_that_differs_is_kept_beside_and_nothing_of_its_timeline_is_stored()
     all_is_of(&archive, &heir, &ours);
     let backup = copy_agent.run(&["backup"]);
     assert!(!backup.success() && backup.stderr.contains("split brain"), "{backup:?}");
+    drop(beside);
+    copy.stop(Shutdown::Fast);
+
+    // "latest" is in doubt until a person settles it.
+    heir_agent.run(&["backup"]).expect_success();
+    let plan = heir_agent.restore(&["plan"]).expect_status(1);
+    let text = format!("{}{}", plan.stdout, plan.stderr);
+    assert!(text.contains("in doubt") && text.contains("lineage settle --timeline 2"), "{text}");
+    let none = heir_agent.run(&["lineage", "settle", "--timeline", "3", "--reason", "none"]);
+    assert!(!none.success() && none.stderr.contains("no repository holds a history"), "{none:?}");
+    let reason = "the copy was a test";
+    heir_agent
+        .run(&["lineage", "settle", "--timeline", "2", "--reason", reason, "--who", "dba"])
+        .expect_success();
+    let plan = heir_agent.restore(&["plan"]).expect_success();
+    assert!(plan.stdout.contains("timeline 2"), "{plan:?}");
+    let status = heir_agent.run(&["status"]).expect_success().stdout;
+    assert!(status.contains("settled by dba") && status.contains(reason), "{status}");
+    assert!(!status.contains("two servers claim it"), "{status}");
+    let expired = heir_agent.run(&["expire", "--dry-run"]);
+    assert!(!expired.stdout.contains("two servers claim it"), "{expired:?}");
+    heir_agent.run(&["verify"]).expect_success();
+    // It is the copy that was settled, however often it comes; a history of yet another one is a doubt of its own.
+    let other = bed.cluster.dir().mkdir("another").join("00000002.history");
+    std::fs::write(&other, "1\t0/3000000\tanother one\n").unwrap();
+    user::give(&other);
+    let refused = heir_agent.run(&["push", other.to_str().unwrap()]);
+    assert!(!refused.success() && refused.stderr.contains("split brain"), "{refused:?}");
+    let plan = heir_agent.restore(&["plan"]).expect_status(1);
+    assert!(format!("{}{}", plan.stdout, plan.stderr).contains("in doubt"), "{plan:?}");
 }
 
 /// PostgreSQL does not hand a history over again that it marked as archived: whoever stores the first segment stores it.

@@ -172,7 +172,8 @@ fn a_lineage_that_was_split_off_is_restored_from_its_parents_backup_and_never_by
     let (place, production) = two.restored("again-production", &["--lineage", &two.lineage(1)]);
     production.wait_promoted();
     assert_eq!(rows(&production), "both 300, production 200");
-    assert!(!place.join("walpoint.lineage").exists());
+    let binding = std::fs::read_to_string(place.join("walpoint.lineage")).unwrap();
+    assert!(binding.trim().ends_with(&two.lineage(1)), "{binding}");
 
     // Production's backups do not push the copy's only one out.
     let mut keep = Agent::with(&two.production, &two.bed.store);
@@ -238,4 +239,19 @@ fn a_new_lineage_makes_no_repository() {
     drop(std::fs::remove_dir_all(&mounted));
     std::fs::rename(&away, &mounted).unwrap();
     bed.agent.init(&["--new-lineage"]).expect_success();
+
+    // Once more begins no other one, unless that is asked for.
+    let keys = bed.store.back_door().list("clusters");
+    let binding = std::fs::read_to_string(bed.cluster.pgdata().join("walpoint.lineage")).unwrap();
+    let refused = bed.agent.init(&["--new-lineage"]);
+    assert!(!refused.success(), "{refused:#?}");
+    for said in ["already to lineage", "no WAL of another server", "--even-if-bound"] {
+        assert!(refused.stderr.contains(said), "{said}: {refused:#?}");
+    }
+    assert_eq!(bed.store.back_door().list("clusters"), keys);
+    assert_eq!(std::fs::read_to_string(bed.cluster.pgdata().join("walpoint.lineage")).unwrap(), binding);
+    bed.agent.init(&[]).expect_success();
+    bed.agent.init(&["--new-lineage", "--even-if-bound"]).expect_success();
+    let binding = std::fs::read_to_string(bed.cluster.pgdata().join("walpoint.lineage")).unwrap();
+    assert!(binding.lines().all(|line| line.ends_with("-3")), "{binding}");
 }

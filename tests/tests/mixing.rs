@@ -302,3 +302,112 @@ fn an_unbound_data_directory_is_bound_to_the_lineage_that_has_its_wal() {
         daemon.log()
     );
 }
+
+/// A standby whose daemon ran before its primary got a lineage of its own, and before it was promoted itself: what it found then
+/// no longer holds. Its primary's WAL is in the new lineage, and nothing of it overlaps what the other server has stored.
+#[test]
+fn a_promoted_standby_without_a_binding_is_looked_at_anew_when_it_begins_to_write() {
+    let mut bed = bed();
+    let mut two = two_with_backlogs(&mut bed, 1);
+    let _one = two[0].1.daemon();
+    ask(&two[0].0, &two[0].1);
+    all_done(&two[0].0, &two[0].2);
+
+    let mut heir = two[1].0.standby();
+    heir.set("archive_command", "false");
+    heir.set("wal_keep_size", "256MB");
+    heir.start();
+    let agent = Agent::with(&heir, &bed.store);
+    let daemon = agent.daemon();
+    agent.run(&["check", "--no-switch"]);
+    two[1].1.init(&["--new-lineage"]).expect_success();
+    let checked = two[1].1.run(&["check", "--no-switch"]);
+    let text = format!("{}{}", checked.stdout, checked.stderr);
+    assert!(
+        text.contains("streamed before") && text.contains("walpoint.lineage into the data directory"),
+        "{text}"
+    );
+
+    let other = two[1].1.daemon();
+    ask(&two[1].0, &two[1].1);
+    all_done(&two[1].0, &two[1].2);
+    all_done(&two[1].0, &segments(&two[1].0, "other", 14));
+    heir.wait_replayed(&two[1].0);
+    two[1].0.stop(Shutdown::Fast);
+    assert_eq!(other.stop(), 0);
+    assert!(!heir.pgdata().join("walpoint.lineage").exists());
+    ask(&heir, &agent);
+    heir.promote();
+    let names = segments(&heir, "heir", 2);
+    all_done(&heir, &names);
+    let binding = std::fs::read_to_string(heir.pgdata().join("walpoint.lineage")).unwrap();
+    assert!(binding.trim().ends_with("-2"), "{binding}");
+    let archive = bed.archive();
+    for name in names.iter().map(String::as_str).chain(["00000003.history"]) {
+        assert_eq!(archive.get(name), None, "{name} is in the other server's lineage: {}", daemon.log());
+    }
+}
+
+/// A promoted standby whose WAL is all from before the fork, or in no lineage yet, is refused until it is bound by hand; and
+/// production, whose WAL is not in the repository either, is known by what it noted when it archived.
+#[test]
+fn where_wal_does_not_show_the_lineage_nothing_is_stored_until_it_is_said() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let mut daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, "both", 3));
+    let [copy, mut heir] = [(); 2].map(|()| {
+        let mut standby = bed.cluster.standby();
+        standby.set("archive_command", "false");
+        standby.start();
+        standby
+    });
+    copy.wait_replayed(&bed.cluster);
+    heir.wait_replayed(&bed.cluster);
+    let copy_agent = Agent::with(&copy, &bed.store);
+    copy_agent.archive_from(&copy);
+    copy.promote();
+    copy_agent.init(&["--new-lineage"]).expect_success();
+
+    // Production has written nothing since.
+    assert_eq!(daemon.stop(), 0);
+    daemon = bed.agent.daemon();
+    let ours = segments(&bed.cluster, "production", 1);
+    all_done(&bed.cluster, &ours);
+    let binding = std::fs::read_to_string(bed.cluster.pgdata().join("walpoint.lineage")).unwrap();
+    assert!(binding.trim().ends_with("-1"), "{binding}");
+    drop(daemon);
+
+    // Of this one neither.
+    heir.stop(Shutdown::Fast);
+    std::fs::remove_file(heir.pgdata().join("standby.signal")).unwrap();
+    let signal = heir.pgdata().join("recovery.signal");
+    std::fs::write(&signal, "").unwrap();
+    user::give(&signal);
+    heir.set("restore_command", "false");
+    heir.set("recovery_target_timeline", "current");
+    let agent = Agent::with(&heir, &bed.store);
+    agent.archive_from(&heir);
+    let _daemon = agent.daemon();
+    heir.start();
+    let names = segments(&heir, "heir", 2);
+    wait::until_true(SOON, "it hears of it", || heir.log().contains("walpoint.lineage"));
+    let log = heir.log();
+    for said in ["has several lineages", "-1\"", "-2\"", "HINT: copy walpoint.lineage from the server"] {
+        assert!(log.contains(said), "{said}: {log}");
+    }
+    let keys = bed.store.back_door().list("clusters");
+    assert!(!keys.iter().any(|key| key.contains("00000002.history") || key.contains(&names[0])), "{keys:#?}");
+    let check = agent.run(&["check", "--no-switch"]);
+    assert!(format!("{}{}", check.stdout, check.stderr).contains("has several lineages"), "{check:?}");
+
+    let line = log.lines().rev().find(|line| line.contains("-2\"")).unwrap();
+    let line = line.split('"').find(|part| part.ends_with("-2") && part.contains(' ')).unwrap();
+    let place = heir.pgdata().join("walpoint.lineage");
+    std::fs::write(&place, format!("{line}\n")).unwrap();
+    user::give(&place);
+    all_done(&heir, &names);
+    let keys = bed.store.back_door().list("clusters");
+    let stored = |key: &&String| key.contains(&names[0]) && key.contains("-2/wal/");
+    assert!(keys.iter().any(|key| stored(&key)), "{keys:#?}");
+}

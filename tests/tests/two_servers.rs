@@ -4,43 +4,17 @@
 mod archive_bed;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use archive_bed::{Archive, Bed};
+use archive_bed::{
+    Archive, Bed, SCANNED, SOON, all_done, archive_again, clone, forget, refused, segments, snapshot,
+};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::store::Store;
 use walpoint_tests::{user, wait};
 
-const SOON: Duration = Duration::from_secs(150);
-
-/// Longer than the look-ahead needs to find what is ready without a hint.
-const SCANNED: Duration = Duration::from_secs(12);
-
 fn bed() -> Bed {
     Bed::local(Cluster::builder().segment_size_mb(1))
-}
-
-/// Writes `rows` rows and switches, so many times; the segments. Loads of another length end elsewhere in their segments.
-fn segments(cluster: &Cluster, count: usize, rows: usize) -> Vec<String> {
-    cluster.psql("create table if not exists t (n int, at timestamptz)");
-    let one = |_| {
-        cluster.psql(&format!("insert into t select n, clock_timestamp() from generate_series(1, {rows}) n"));
-        cluster.switch_wal()
-    };
-    (0..count).map(one).collect()
-}
-
-/// A running copy of a server on the same timeline, which does not archive, and its own configuration for the archive.
-fn clone(bed: &Bed) -> (Cluster, Agent) {
-    let place = bed.cluster.base_backup(&["-X", "stream"]);
-    let mut copy = Cluster::adopt(Arc::clone(bed.cluster.dir()), bed.cluster.major(), place, None);
-    let agent = Agent::with(&copy, &bed.store);
-    agent.archive_from(&copy);
-    copy.set("archive_mode", "off");
-    copy.start();
-    (copy, agent)
 }
 
 /// Writes on until the server is in the segment that another one is in, archiving as it goes.
@@ -56,42 +30,10 @@ fn level(cluster: &Cluster, last: &str) {
     }
 }
 
-/// Removes finished segments from `pg_wal`, as every server does in time.
-fn forget(cluster: &Cluster, name: &str) {
-    wait::until_true(SOON, &format!("{name} is recycled"), || {
-        cluster.psql("checkpoint");
-        !cluster.wal_dir().join(name).exists()
-    });
-}
-
-fn archive_again(cluster: &mut Cluster) {
-    cluster.set("archive_mode", "on");
-    cluster.stop(Shutdown::Fast);
-    cluster.start();
-}
-
-#[track_caller]
-fn refused(cluster: &Cluster) {
-    wait::until_true(SOON, &format!("it hears of it\n{}", cluster.log()), || {
-        cluster.log().contains("split brain")
-    });
-    std::thread::sleep(SCANNED);
-}
-
 fn ready(cluster: &Cluster) -> Vec<String> {
     let entries = std::fs::read_dir(cluster.wal_dir().join("archive_status")).unwrap().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| name.ends_with(".ready")).collect()
-}
-
-/// Waits until PostgreSQL archived all of these: it tries again a minute after it failed.
-#[track_caller]
-fn all_done(cluster: &Cluster, names: &[String]) {
-    let status = cluster.wal_dir().join("archive_status");
-    wait::until_true(SOON, &format!("{names:?} are archived\n{}", cluster.log()), || {
-        let done = |name: &String| status.join(format!("{name}.done")).exists();
-        names.iter().all(|name| done(name) || !cluster.wal_dir().join(name).exists())
-    });
 }
 
 #[track_caller]
@@ -181,8 +123,8 @@ fn a_data_directory_put_back_under_a_running_daemon_stores_nothing_behind_the_lo
     let daemon = bed.agent.daemon();
     all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
     bed.cluster.stop(Shutdown::Fast);
-    let (place, pgdata) = (bed.cluster.dir().join("put-back"), bed.cluster.pgdata().to_owned());
-    copy_all(&pgdata, &place);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let place = snapshot(&bed, "put-back").pgdata().to_owned();
     bed.cluster.start();
     let lost = segments(&bed.cluster, 3, 100);
     all_done(&bed.cluster, &lost);
@@ -206,11 +148,6 @@ fn a_data_directory_put_back_under_a_running_daemon_stores_nothing_behind_the_lo
         let ours = std::fs::read(bed.cluster.wal_dir().join(name)).ok();
         assert!(archive.get(name).is_none_or(|stored| Some(stored) != ours), "{name}: {}", daemon.log());
     }
-}
-
-fn copy_all(from: &Path, to: &Path) {
-    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
-    assert!(copied.unwrap().success());
 }
 
 /// Two servers promoted at one position, of which the second begins to archive far behind what the first one has archived.

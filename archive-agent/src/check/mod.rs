@@ -15,6 +15,7 @@ pub(crate) mod remote;
 pub(crate) mod report;
 pub(crate) mod repository;
 pub(crate) mod source;
+mod standbys;
 pub(crate) mod whose_files;
 
 use std::path::{Path, PathBuf};
@@ -113,6 +114,7 @@ pub(crate) async fn examine(
     let Some((mut server, identity)) = connected else { return Ok(None) };
     source::rights(report, &mut server, identity.in_recovery).await;
     source::configuration(report, &mut server, &identity, &pgdata, settings).await;
+    standbys::bindings(report, &mut server, &pgdata).await;
     if !identity.data_checksums {
         let advice = "enable them with pg_checksums while the server is down, if you can";
         report.warning("page checksums", "the cluster has none: a backup cannot tell damaged pages", advice);

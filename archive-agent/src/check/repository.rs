@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use walpoint_base::{ClusterName, PgMajor, SegmentSize, SystemId, TimelineId};
-use walpoint_pg::control::ControlFile;
+use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::Identity;
 use walpoint_repo::backup::Backups;
 use walpoint_repo::init::{Finding, Probe};
-use walpoint_repo::lineage::BINDING;
 use walpoint_repo::object::{Level, RepositoryId};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::store::settings::ConditionalWrites;
@@ -20,8 +19,8 @@ use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::human_bytes;
 
 use super::report::Report;
-use crate::binding;
 use crate::wal::identity::{self, Evidence};
+use crate::wal::lineage;
 
 /// `expire` refuses to work when the clocks differ by more.
 const CLOCK_LIMIT_SECONDS: i64 = 300;
@@ -279,13 +278,11 @@ async fn registered(
     nature: Nature,
     pgdata: Option<&Path>,
 ) -> anyhow::Result<Lineage> {
-    let bound = match pgdata {
-        Some(pgdata) => binding::read(pgdata, repository.id())
-            .await
-            .with_context(|| format!("{} cannot be read", pgdata.join(BINDING).display()))?,
-        None => None,
+    let lineage = match pgdata.filter(|pgdata| pgdata.join(CONTROL_FILE).exists()) {
+        Some(pgdata) => lineage::of_directory(repository, cluster, pgdata).await?,
+        None => repository.lineage_for(cluster, nature.system_id).await?,
     };
-    if let Some(lineage) = repository.lineage_of(cluster, nature.system_id, bound).await? {
+    if let Some(lineage) = lineage.filter(|lineage| lineage.system_id() == nature.system_id) {
         same_facts(&lineage, nature)?;
         return Ok(lineage);
     }

@@ -296,7 +296,7 @@ fn end(text: &str, now: Timestamp) -> anyhow::Result<Option<Timestamp>> {
 }
 
 /// Who runs this: the user's name, behind `sudo` too, and the machine's.
-fn user() -> String {
+pub(crate) fn user() -> String {
     let name = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
     let name = name.filter(|name| !name.is_empty());
     let name = name.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));

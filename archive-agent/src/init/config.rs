@@ -359,6 +359,7 @@ mod tests {
             push_socket: Some("/run/x.push".into()),
             repository: "main".to_owned(),
             new_lineage: false,
+            even_if_bound: false,
             encrypt: false,
             secret: SecretArgs::default(),
             store: StoreArgs::default(),

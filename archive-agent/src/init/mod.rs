@@ -51,6 +51,10 @@ pub(crate) struct InitArgs {
     /// Begin a new lineage: for a copy that goes its own way, or for the same cluster after pg_upgrade.
     #[arg(long)]
     pub(crate) new_lineage: bool,
+    /// With --new-lineage: begin another one also where walpoint.lineage binds the data directory to one in which no WAL of
+    /// another server was found.
+    #[arg(long, requires = "new_lineage")]
+    pub(crate) even_if_bound: bool,
     /// Encrypt the repository, if it is made now. Without another option its key is a new file beside the configuration.
     #[arg(long)]
     pub(crate) encrypt: bool,

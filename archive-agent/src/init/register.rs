@@ -1,12 +1,14 @@
 //! Making repositories and registering the cluster in them.
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 use serde::Serialize;
-use walpoint_base::TimelineId;
-use walpoint_pg::control::ControlFile;
+use walpoint_base::{Lsn, SegmentName, TimelineId};
+use walpoint_pg::control::{ClusterState, ControlFile};
 use walpoint_repo::init::Initialised;
 use walpoint_repo::keys::KeySlots;
-use walpoint_repo::lineage::{AckMember, BINDING, ParentLineage};
+use walpoint_repo::lineage::{AckMember, BINDING, LineageUid, ParentLineage};
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -17,7 +19,9 @@ use crate::binding;
 use crate::check::report::{Grade, Report};
 use crate::check::repository::{judge, same_facts};
 use crate::key::args::make_key_file;
-use crate::wal::{check, identity};
+use crate::wal::identity::{self, Evidence};
+use crate::wal::target::TargetError;
+use crate::wal::{check, lineage};
 
 /// The cluster in one repository.
 #[derive(Debug, Serialize)]
@@ -49,16 +53,21 @@ pub(crate) async fn register(
     control: &ControlFile,
     args: &InitArgs,
 ) -> anyhow::Result<Vec<Registered>> {
+    let mut present = Vec::new();
     // A cluster that goes on in a new lineage has its repositories: where one is missing, it is not mounted.
     for (name, settings) in plan.repositories.iter().filter(|_| args.new_lineage) {
         let there = Repository::open(name, settings).await.map_err(hint);
-        there.with_context(|| {
+        let there = there.with_context(|| {
             format!(
                 "repository {name} ({}): --new-lineage makes no repository, and nothing was changed; if this one is to be new, \
                  run init without --new-lineage for it first",
                 settings.url
             )
         })?;
+        present.push(there);
+    }
+    if !args.even_if_bound {
+        no_second(&present, plan, control).await?;
     }
     let mut opened = Vec::new();
     for (name, settings) in &plan.repositories {
@@ -78,8 +87,17 @@ pub(crate) async fn register(
         .map(|(repository, ..)| AckMember { name: repository.name().to_owned(), repository: repository.id() })
         .collect();
     let (mut registered, mut lineages, mut split) = (Vec::new(), Vec::new(), None);
+    let mut begun = None;
+    if args.new_lineage {
+        let mut after = 0;
+        for (repository, ..) in &opened {
+            after = after.max(repository.last_lineage(&plan.cluster, control.system_id).await?);
+        }
+        let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+        begun = Some(Begun { after, life: LineageUid::random(), began: began(pgdata, control) });
+    }
     for (repository, url, repository_created) in opened {
-        let (lineage, lineage_created) = lineage(&repository, plan, control, &ack, args.new_lineage)
+        let (lineage, lineage_created) = lineage(&repository, plan, control, &ack, begun.as_ref())
             .await
             .with_context(|| format!("repository {}", repository.name()))?;
         lineages.push((repository.id(), lineage.id));
@@ -115,6 +133,36 @@ pub(crate) async fn register(
     Ok(registered)
 }
 
+/// What a new lineage has in common in all repositories.
+struct Begun {
+    /// The greatest number that is taken in one of them.
+    after: u32,
+    life: LineageUid,
+    began: Option<Lsn>,
+}
+
+/// A position up to which the WAL of a data directory may be another server's as well: the end of the newest segment that it
+/// has begun. `None` of a server that follows another one still.
+fn began(pgdata: &Path, control: &ControlFile) -> Option<Lsn> {
+    let follows = ["standby.signal", "recovery.signal"].iter().any(|signal| pgdata.join(signal).exists());
+    let recovers = !matches!(control.state, ClusterState::InProduction | ClusterState::ShutDown);
+    if follows || recovers {
+        return None;
+    }
+    let (wal, size) = (pgdata.join("pg_wal"), control.wal_segment_size);
+    let mut newest = None;
+    for entry in std::fs::read_dir(&wal).ok()? {
+        let Some(Ok(name)) = entry.ok()?.file_name().to_str().map(str::parse::<SegmentName>) else {
+            continue;
+        };
+        let Some(number) = name.number(size).filter(|number| Some(*number) > newest) else { continue };
+        if identity::has_begun(&wal.join(name.to_string()), number, size) {
+            newest = Some(number);
+        }
+    }
+    newest.map(|newest| newest.end(size))
+}
+
 /// What a new lineage can be restored from until it has a backup of its own.
 fn begins(parent: &ParentLineage) -> String {
     let lineage = parent.lineage;
@@ -136,21 +184,63 @@ async fn parent(
     repository: &Repository,
     plan: &Plan,
     control: &ControlFile,
+    begun: Option<&Begun>,
 ) -> anyhow::Result<Option<ParentLineage>> {
     let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
-    let bound = binding::read(pgdata, repository.id())
-        .await
-        .with_context(|| pgdata.join(BINDING).display().to_string())?;
-    let Some(lineage) = repository.lineage_of(&plan.cluster, control.system_id, bound).await? else {
-        return Ok(None);
+    let lineage = match lineage::of_directory(repository, &plan.cluster, pgdata).await {
+        // Its WAL shows none, or another server's in each: what it has in common with the first one is looked for.
+        Err(error) if error.is::<TargetError>() => {
+            repository.lineage_for(&plan.cluster, control.system_id).await?
+        }
+        lineage => lineage?,
     };
-    let timeline = TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline));
+    let Some(lineage) = lineage else { return Ok(None) };
+    let timeline = newest(control);
     let (archive, wal) = (repository.wal(&lineage), pgdata.join("pg_wal"));
     let fork = match timeline {
         Some(timeline) => identity::fork(&archive, &check::identity(control), &wal, timeline).await?,
         None => None,
     };
-    Ok(Some(ParentLineage { lineage: lineage.id, fork }))
+    let (began, life) = (begun.and_then(|begun| begun.began), begun.map(|begun| begun.life));
+    Ok(Some(ParentLineage { lineage: lineage.id, fork, began, life }))
+}
+
+fn newest(control: &ControlFile) -> Option<TimelineId> {
+    TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline))
+}
+
+/// Refuses another new lineage for a data directory that has one already, unless another server's WAL is in one of them.
+async fn no_second(repositories: &[Repository], plan: &Plan, control: &ControlFile) -> anyhow::Result<()> {
+    let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+    let path = pgdata.join(BINDING);
+    let mut bound_to = Vec::new();
+    for repository in repositories {
+        let bound =
+            binding::read(pgdata, repository.id()).await.with_context(|| path.display().to_string())?;
+        let Some(bound) = bound.filter(|bound| bound.system_id == control.system_id) else { continue };
+        let lineage = repository.read_lineage(&plan.cluster, bound).await?;
+        let Some((lineage, timeline)) = lineage.zip(newest(control)) else { continue };
+        let (archive, wal) = (repository.wal(&lineage), pgdata.join("pg_wal"));
+        let compared = identity::compare(&archive, &check::identity(control), &wal, timeline).await?;
+        if matches!(compared, Evidence::Other(_)) {
+            return Ok(());
+        }
+        bound_to.push(format!(
+            "lineage {bound} in repository {}, made at {}",
+            repository.name(),
+            lineage.created
+        ));
+    }
+    if bound_to.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{} binds this data directory already to {}, and no WAL of another server was found there: --new-lineage would begin one \
+         more lineage, and nothing was changed. HINT: Waiting WAL is archived there by itself. If the daemon refuses it as another \
+         server's, or this directory is a copy that is to be archived by itself, add --even-if-bound.",
+        path.display(),
+        bound_to.join(" and ")
+    )
 }
 
 /// Makes or opens a repository.
@@ -195,7 +285,7 @@ async fn lineage(
     plan: &Plan,
     control: &ControlFile,
     ack: &[AckMember],
-    new_lineage: bool,
+    begun: Option<&Begun>,
 ) -> anyhow::Result<(Lineage, bool)> {
     let cluster = &plan.cluster;
     let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
@@ -203,12 +293,12 @@ async fn lineage(
         .await
         .with_context(|| pgdata.join(BINDING).display().to_string())?;
     let existing = repository.lineage_of(cluster, control.system_id, bound).await?;
-    if let Some(lineage) = existing.filter(|_| !new_lineage) {
+    if let Some(lineage) = existing.filter(|_| begun.is_none()) {
         same_facts(&lineage, control.into())?;
         return Ok((lineage, false));
     }
     let others = repository.lineages(cluster).await?;
-    if !others.is_empty() && !new_lineage {
+    if !others.is_empty() && begun.is_none() {
         let others: Vec<String> = others.iter().map(|lineage| lineage.id.to_string()).collect();
         bail!(
             "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier {}: choose \
@@ -226,8 +316,8 @@ async fn lineage(
         relation_segment_blocks: control.relation_segment_blocks,
         ack: ack.to_vec(),
     };
-    let parent = parent(repository, plan, control).await?;
-    match repository.split_lineage(cluster, facts, parent).await {
+    let parent = parent(repository, plan, control, begun).await?;
+    match repository.split_lineage(cluster, facts, parent, begun.map_or(0, |begun| begun.after)).await {
         Ok(lineage) => Ok((lineage, true)),
         // Somebody registered the same cluster at the same moment.
         Err(error @ RepoError::Conflict { .. }) => {

@@ -30,6 +30,16 @@ pub(super) enum Found {
     Missing(Option<Vec<u8>>, Vec<u8>, Arc<TimelineHistory>),
 }
 
+impl Found {
+    /// The history, but for the first timeline, which has none.
+    pub(super) fn history(self) -> Option<Arc<TimelineHistory>> {
+        match self {
+            Self::NotNeeded => None,
+            Self::Known(history) | Self::Stored(_, history) | Self::Missing(_, _, history) => Some(history),
+        }
+    }
+}
+
 /// Looks for the history of a timeline, and refuses one that is another server's. Stores nothing, but one that is refused.
 ///
 /// `places`: where the file may lie. `wal`: the server's `pg_wal`. `others`: where else it may be stored.

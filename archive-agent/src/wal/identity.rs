@@ -5,6 +5,7 @@
 //! segments that lie both in `pg_wal` and in the repository have to be the same. What is not finished, not sound or not there
 //! proves nothing.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
+use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::{
     ClusterName, LineageId, Lsn, SegmentFacts, SegmentName, SegmentNo, SegmentSize, TimelineHistory,
@@ -20,6 +22,7 @@ use walpoint_base::{
 };
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
+use walpoint_repo::layout::WalEntry;
 use walpoint_repo::lineage::Fork;
 use walpoint_repo::object::{ContentHash, Sealer};
 use walpoint_repo::wal::WalArchive;
@@ -32,7 +35,7 @@ use super::upload::{Trouble, Uploader};
 /// Segments that have to be the same on both sides.
 const ENOUGH: usize = 2;
 
-/// The newest segments of `pg_wal` that are looked for in the repository.
+/// Segments that are the same before a fork, from which on no other is looked at.
 const LOOKED_FOR: usize = 12;
 
 /// How often to look again whether all is well.
@@ -104,7 +107,7 @@ pub(crate) enum Evidence {
     Other(SplitBrain),
 }
 
-/// Compares the history of a timeline, and the newest finished segments on its path in a directory of WAL, with an archive.
+/// Compares the history of a timeline, and the newest segments on its path that a directory of WAL and an archive have.
 pub(crate) async fn compare(
     archive: &WalArchive,
     cluster: &Identity,
@@ -131,9 +134,9 @@ pub(crate) async fn compare(
         }
     }
     let (directory, size) = (wal.to_owned(), cluster.segment_size);
-    let finished = tokio::task::spawn_blocking(move || finished(&directory, &history, size)).await;
+    let found = tokio::task::spawn_blocking(move || on_path(&directory, &history, size)).await;
     let (mut same, mut newest) = (0, Evidence::Nothing);
-    for name in finished.unwrap_or_default().into_iter().take(LOOKED_FOR) {
+    for name in in_both(archive, found.unwrap_or_default()).await? {
         match segment(archive, cluster, wal, name).await? {
             Comparison::Unknown => {}
             Comparison::Same => {
@@ -164,9 +167,9 @@ pub(crate) async fn fork(
     let history =
         history_in(wal, timeline).map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
     let (directory, size) = (wal.to_owned(), cluster.segment_size);
-    let finished = tokio::task::spawn_blocking(move || finished(&directory, &history, size)).await;
+    let found = tokio::task::spawn_blocking(move || on_path(&directory, &history, size)).await;
     let (mut fork, mut same) = (None, 0);
-    for name in finished.unwrap_or_default() {
+    for name in in_both(archive, found.unwrap_or_default()).await? {
         match segment(archive, cluster, wal, name).await? {
             Comparison::Unknown => {}
             Comparison::Same => {
@@ -183,33 +186,6 @@ pub(crate) async fn fork(
         }
     }
     Ok(fork)
-}
-
-/// The lineage whose WAL a directory has: the only one that has one of its newest finished segments with the same content.
-/// `None` where nothing shows it.
-pub(crate) async fn owner(
-    archives: &[WalArchive],
-    cluster: &Identity,
-    wal: &Path,
-) -> Result<Option<LineageId>, RepoError> {
-    let (directory, size) = (wal.to_owned(), cluster.segment_size);
-    let finished = tokio::task::spawn_blocking(move || {
-        let mut found = marked(&directory, size);
-        found.retain(|(_, name)| is_finished(&directory, *name));
-        found
-    });
-    for (_, name) in finished.await.unwrap_or_default().into_iter().rev().take(LOOKED_FOR) {
-        let mut owners = Vec::new();
-        for archive in archives {
-            if segment(archive, cluster, wal, name).await? == Comparison::Same {
-                owners.push(archive.lineage().id);
-            }
-        }
-        if let [only] = owners[..] {
-            return Ok(Some(only));
-        }
-    }
-    Ok(None)
 }
 
 /// What shows that a history is another server's.
@@ -295,30 +271,54 @@ pub(crate) fn is_finished(wal: &Path, name: SegmentName) -> bool {
     wal.join(name.to_string()).exists() && (marked("done") || marked("ready") || !status.exists())
 }
 
-/// The finished segments of a directory that lie on a path, newest first. What lies behind a fork on the timeline that was
-/// left there may be another server's.
-fn finished(wal: &Path, history: &TimelineHistory, size: SegmentSize) -> Vec<SegmentName> {
-    let on_path = |(number, name): &(SegmentNo, SegmentName)| {
-        name.timeline == history.timeline()
-            || history.end_of(name.timeline).is_some_and(|end| *number < SegmentNo::of(end, size))
-    };
-    let found = marked(wal, size).into_iter().rev();
-    found.filter(|one| on_path(one) && is_finished(wal, one.1)).map(|(_, name)| name).collect()
+/// The segments of a directory that lie on a path and are not waiting to be used again, newest first; the newest one may not be
+/// finished. What lies behind a fork on the timeline that was left there may be another server's. A server that does not archive
+/// marks none as finished. Blocks.
+pub(super) fn on_path(wal: &Path, history: &TimelineHistory, size: SegmentSize) -> Vec<SegmentName> {
+    let mut found: Vec<(SegmentNo, SegmentName)> = Vec::new();
+    let Ok(entries) = std::fs::read_dir(wal) else { return Vec::new() };
+    for entry in entries.flatten() {
+        let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<SegmentName>) else { continue };
+        let Some(number) = name.number(size) else { continue };
+        let leads = name.timeline == history.timeline()
+            || history.end_of(name.timeline).is_some_and(|end| number < SegmentNo::of(end, size));
+        if leads && has_begun(&entry.path(), number, size) {
+            found.push((number, name));
+        }
+    }
+    found.sort_unstable_by(|one, other| other.cmp(one));
+    found.into_iter().map(|(_, name)| name).collect()
 }
 
-/// The segments that have a mark in a directory's `archive_status`, by position.
-fn marked(wal: &Path, size: SegmentSize) -> Vec<(SegmentNo, SegmentName)> {
-    let mut found: Vec<(SegmentNo, SegmentName)> = Vec::new();
-    let Ok(entries) = std::fs::read_dir(wal.join("archive_status")) else { return Vec::new() };
-    for entry in entries.flatten() {
-        let file = entry.file_name();
-        let name = file.to_str().and_then(|file| file.rsplit_once('.'));
-        let Some(Ok(name)) = name.map(|(name, _)| name.parse::<SegmentName>()) else { continue };
-        found.extend(name.number(size).map(|number| (number, name)));
+/// Whether the first page of a file is that of a segment: one that waits to be used again has another address or none. Blocks.
+pub(crate) fn has_begun(path: &Path, number: SegmentNo, size: SegmentSize) -> bool {
+    // xlp_magic, xlp_info and xlp_tli, then xlp_pageaddr (src/include/access/xlog_internal.h).
+    let mut header = [0; 16];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok() && header.ends_with(&number.start(size).0.to_le_bytes())
+}
+
+/// Those of a directory's segments that are stored as well, in the same order: one listing for each timeline, no further than
+/// they go.
+pub(super) async fn in_both(
+    archive: &WalArchive,
+    names: Vec<SegmentName>,
+) -> Result<Vec<SegmentName>, RepoError> {
+    let (mut stored, wanted) = (BTreeSet::new(), names.iter().copied().collect::<BTreeSet<_>>());
+    for run in names.chunk_by(|one, other| one.timeline == other.timeline) {
+        let (Some(newest), Some(oldest)) = (run.first(), run.last()) else { continue };
+        let mut listed = archive.list(oldest.timeline, Some(*oldest));
+        while let Some((entry, _)) = listed.try_next().await? {
+            match entry {
+                WalEntry::File(WalFileName::Segment(segment)) if segment > *newest => break,
+                WalEntry::File(WalFileName::Segment(segment)) if wanted.contains(&segment) => {
+                    stored.insert(segment);
+                }
+                _ => {}
+            }
+        }
     }
-    found.sort_unstable();
-    found.dedup();
-    found
+    Ok(names.into_iter().filter(|name| stored.contains(name)).collect())
 }
 
 fn hash(sealer: &Sealer, path: &Path) -> io::Result<ContentHash> {

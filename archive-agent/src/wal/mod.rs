@@ -11,6 +11,8 @@
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
 //! | [`known`] | what this process knows of a lineage |
+//! | [`control`] | who a server is and what it writes |
+//! | [`lineage`] | which lineage an unbound data directory archives to |
 //! | [`claim`] | what `pg_wal` remembers of each archive |
 //! | [`upload`] | one file into every repository, within the limits of memory and processors |
 //! | [`stored`] | what is known to be durable |
@@ -32,11 +34,13 @@ mod base;
 pub(crate) mod catch_up;
 pub(crate) mod check;
 mod claim;
+pub(crate) mod control;
 pub(crate) mod dropped;
 mod history;
 pub(crate) mod identity;
 pub(crate) mod index;
 mod known;
+pub(crate) mod lineage;
 mod neighbors;
 pub(crate) mod once;
 pub(crate) mod order;

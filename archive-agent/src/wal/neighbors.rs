@@ -10,7 +10,7 @@ use std::path::Path;
 
 use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
-use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, WalFileName};
+use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
 use walpoint_repo::layout::WalEntry;
@@ -33,8 +33,8 @@ pub(super) fn before(
     Some(before.name(timeline, size))
 }
 
-/// Segments looked through for one that shows whose the WAL is: more than are uploaded ahead of PostgreSQL.
-const LOOKED_THROUGH: usize = 64;
+/// Segments that are asked for one by one before a listing says which of them is stored.
+const ONE_BY_ONE: usize = 4;
 
 /// A file that is being stored, and what it is compared with.
 pub(super) struct Newcomer<'a> {
@@ -58,6 +58,22 @@ pub(super) struct Newcomer<'a> {
 
 /// What is stored of a neighbor: how it compares with the file in the directory, and its edges, unless it is damaged.
 type Neighbor = Option<(Comparison, Option<ChainFacts>)>;
+
+/// The newest segment that is stored before one on its timeline.
+pub(super) async fn newest_before(
+    archive: &WalArchive,
+    name: SegmentName,
+) -> Result<Option<SegmentName>, RepoError> {
+    let (mut newest, mut entries) = (None, archive.list(name.timeline, None));
+    while let Some((entry, _)) = entries.try_next().await? {
+        match entry {
+            WalEntry::File(WalFileName::Segment(segment)) if segment >= name => break,
+            WalEntry::File(WalFileName::Segment(segment)) => newest = Some(segment),
+            _ => {}
+        }
+    }
+    Ok(newest)
+}
 
 impl Newcomer<'_> {
     /// Refuses what does not belong to the server whose WAL is stored around it.
@@ -95,13 +111,12 @@ impl Newcomer<'_> {
         self.cluster.segment_size
     }
 
-    /// Whether the directory has a finished segment: one that PostgreSQL marked as such, or that is older than this one on its
-    /// timeline. A server that does not archive marks none, and files that wait to be used again have later names.
+    /// Whether the directory has a finished segment: one that PostgreSQL marked as such, or that lies before this one. A server
+    /// that does not archive marks none, and files that wait to be used again have later names.
     fn is_here(&self, name: SegmentName) -> bool {
+        let size = self.size();
         identity::is_finished(self.wal, name)
-            || name.timeline == self.name.timeline
-                && name < self.name
-                && self.wal.join(name.to_string()).exists()
+            || name.number(size) < self.name.number(size) && self.wal.join(name.to_string()).exists()
     }
 
     async fn judge(&self, name: SegmentName) -> Result<Neighbor, TargetError> {
@@ -124,8 +139,8 @@ impl Newcomer<'_> {
             _ => before(self.name, self.history, self.size()),
         };
         let (mut next, mut waiting) = (first, Vec::new());
-        for _ in 0..LOOKED_THROUGH {
-            let Some(name) = next.filter(|name| !self.known(*name)) else { break };
+        for _ in 0..ONE_BY_ONE {
+            let Some(name) = next.filter(|name| !self.known(*name)) else { return Ok(()) };
             match self.judge(name).await? {
                 Some((compared, chain)) => {
                     let end = chain.map_or(ChainEnd::UNKNOWN, |chain| chain.end);
@@ -136,7 +151,62 @@ impl Newcomer<'_> {
             }
             next = before(name, self.history, self.size());
         }
-        Ok(())
+        match next {
+            Some(next) => self.behind_a_backlog(next, waiting).await,
+            None => Ok(()),
+        }
+    }
+
+    /// [`Self::look_back`] where many segments wait in the directory, with one listing for each of their timelines.
+    async fn behind_a_backlog(
+        &self,
+        from: SegmentName,
+        mut waiting: Vec<SegmentName>,
+    ) -> Result<(), TargetError> {
+        let mut next = Some(from);
+        while let Some(name) = next.filter(|name| self.is_here(*name)) {
+            if self.known(name) {
+                return Ok(());
+            }
+            waiting.push(name);
+            next = before(name, self.history, self.size());
+        }
+        let mut end = waiting.len();
+        for run in waiting.chunk_by(|one, other| one.timeline == other.timeline) {
+            let (Some(newest), Some(oldest)) = (run.first(), run.last()) else { continue };
+            let mut found = None;
+            let mut listed = self.archive.list(oldest.timeline, Some(*oldest));
+            while let Some((entry, _)) = listed.try_next().await? {
+                match entry {
+                    WalEntry::File(WalFileName::Segment(segment)) if segment > *newest => break,
+                    WalEntry::File(WalFileName::Segment(segment)) => found = Some(segment),
+                    _ => {}
+                }
+            }
+            if found.is_some() {
+                end = waiting.iter().position(|name| Some(*name) == found).unwrap_or(end);
+                break;
+            }
+        }
+        let (behind, stored) = waiting.split_at(end);
+        match (stored.first(), next) {
+            (Some(name), _) => match self.judge(*name).await? {
+                Some((compared, chain)) => {
+                    let end = chain.map_or(ChainEnd::UNKNOWN, |chain| chain.end);
+                    self.follows(*name, compared, end, behind).await
+                }
+                // Deleted since it was listed.
+                None => Ok(()),
+            },
+            (None, Some(next)) => match self.judge(next).await? {
+                Some((compared, chain)) => {
+                    let end = chain.map_or(ChainEnd::UNKNOWN, |chain| chain.end);
+                    self.follows(next, compared, end, behind).await
+                }
+                None => self.behind_a_gap(next).await,
+            },
+            (None, None) => Ok(()),
+        }
     }
 
     /// Whether what waits in the directory, nearest first, and then this file continue a stored segment.
@@ -158,6 +228,17 @@ impl Newcomer<'_> {
             }
             Comparison::Unknown => {}
         }
+        // A server that never archived what is stored may fit behind it all the same: equal loads write records of equal lengths.
+        if end != ChainEnd::UNKNOWN
+            && self.own
+            && stored.timeline == self.name.timeline
+            && !self.has_noted(stored).await?
+        {
+            return Err(self.split(format!(
+                "segment {stored} is stored and not in pg_wal, and nothing shows that this server wrote it{}",
+                self.same_server()
+            )));
+        }
         let broken = |file: String, found| {
             self.split(format!("{file} does not continue {stored}, which is stored: {found}"))
         };
@@ -177,6 +258,30 @@ impl Newcomer<'_> {
         }
     }
 
+    /// The newest segment of a timeline that the directory remembers to have stored in this archive, if that is there with this
+    /// content still; `None` if nothing can be remembered there.
+    async fn noted(&self, timeline: TimelineId) -> Result<Option<Option<SegmentName>>, TargetError> {
+        let (wal, archive) = (self.wal.to_owned(), self.archive.clone());
+        let read = move || (claim::read(&wal, &archive, timeline), claim::can_be_noted(&wal));
+        let read = tokio::task::spawn_blocking(read).await;
+        let (claim, can_be_noted) = read.map_err(|error| RepoError::Internal(error.to_string()))?;
+        if !can_be_noted {
+            return Ok(None);
+        }
+        let Some(claim) = claim else { return Ok(Some(None)) };
+        Ok(Some(match header(self.archive, claim.segment).await? {
+            Stored::Sound(header) if header.hash != claim.hash => None,
+            // It may have expired, and what is damaged proves nothing.
+            _ => Some(claim.segment),
+        }))
+    }
+
+    /// Whether the directory remembers that it stored a segment, or one behind it on its timeline; or cannot remember anything.
+    async fn has_noted(&self, stored: SegmentName) -> Result<bool, TargetError> {
+        let noted = self.noted(stored.timeline).await?;
+        Ok(noted.is_none_or(|claim| claim.is_some_and(|claim| claim >= stored)))
+    }
+
     /// Refuses what a running server wrote behind a segment that is missing here and there, while segments before that one are
     /// stored that are not known to be this server's: it may have come from elsewhere to this place.
     async fn behind_a_gap(&self, missing: SegmentName) -> Result<(), TargetError> {
@@ -184,42 +289,39 @@ impl Newcomer<'_> {
         if !self.own || missing.timeline != timeline {
             return Ok(());
         }
-        let (wal, archive) = (self.wal.to_owned(), self.archive.clone());
-        let read = move || (claim::read(&wal, &archive, timeline), claim::can_be_noted(&wal));
-        let read = tokio::task::spawn_blocking(read).await;
-        let (claim, can_be_noted) = read.map_err(|error| RepoError::Internal(error.to_string()))?;
-        if !can_be_noted {
-            return Ok(());
-        }
-        let claim = match claim {
-            Some(claim) => match header(self.archive, claim.segment).await? {
-                Stored::Sound(header) if header.hash != claim.hash => None,
-                // It may have expired, and what is damaged proves nothing.
-                _ => Some(claim.segment),
-            },
-            None => None,
-        };
-        let Some(other) = self.stored_between(claim, missing).await? else { return Ok(()) };
+        let Some(claim) = self.noted(timeline).await? else { return Ok(()) };
+        let Some(other) = self.stored_between(claim, Some(missing), timeline).await? else { return Ok(()) };
         let own = identity::segment(self.archive, self.cluster, self.wal, self.name).await?;
         if own == Comparison::Same {
             return Ok(());
         }
         Err(self.split(format!(
             "segment {missing} is neither stored nor in pg_wal, {other} before it is stored, and nothing shows that this server wrote \
-             what is stored before {}",
-            self.name
+             what is stored before {}{}",
+            self.name,
+            self.same_server()
         )))
     }
 
-    /// The first segment that is stored behind one, or first of all, and before another one.
+    fn same_server(&self) -> String {
+        format!(
+            "; if it did, or a standby of it, and pg_wal/{} was lost or names less, run \"archive-agent push --same-server \
+             {}\", and nothing else",
+            claim::FILE,
+            self.wal.join(self.name.to_string()).display()
+        )
+    }
+
+    /// The first segment of a timeline that is stored behind one, or first of all, and before another one.
     async fn stored_between(
         &self,
         from: Option<SegmentName>,
-        to: SegmentName,
+        to: Option<SegmentName>,
+        timeline: TimelineId,
     ) -> Result<Option<SegmentName>, RepoError> {
-        let mut entries = self.archive.list(to.timeline, from);
+        let mut entries = self.archive.list(timeline, from);
         while let Some((entry, _)) = entries.try_next().await? {
-            if entry.segment().is_some_and(|segment| segment >= to) {
+            if entry.segment().is_some_and(|segment| to.is_some_and(|to| segment >= to)) {
                 break;
             }
             if let WalEntry::File(WalFileName::Segment(segment)) = entry
@@ -233,41 +335,55 @@ impl Newcomer<'_> {
 
     async fn look_forward(&self) -> Result<(), TargetError> {
         let (size, timeline) = (self.size(), self.name.timeline);
-        let mut next = self.name.number(size).map(SegmentNo::next);
-        let far = if self.has_claimed() { 1 } else { LOOKED_THROUGH };
-        let mut last = None;
-        for distance in 0..far {
-            let Some(number) = next.filter(|number| !self.known(number.name(timeline, size))) else { break };
-            let name = number.name(timeline, size);
-            let Some((compared, chain)) = self.judge(name).await? else {
-                // A backlog: one listing says whether there is anything to compare.
-                let waits = distance + 1 < far && identity::is_finished(self.wal, name);
-                if !waits || distance == 0 && self.archive.anything_after(timeline, number).await?.is_none() {
-                    break;
-                }
-                (next, last) = (Some(number.next()), Some(name));
-                continue;
-            };
-            let before = match last {
-                Some(last) => identity::edges(self.wal, last, self.cluster).await,
-                None => self.chain,
-            };
-            let end = before.map_or(ChainEnd::UNKNOWN, |before| before.end);
-            let link = chain.map_or(Link::Continues, |chain| end.link(&chain));
-            return match (compared, link) {
-                (Comparison::Other(what), _) => Err(self.split(what)),
-                (Comparison::Unknown, Link::Broken(found)) => {
-                    let last = last.unwrap_or(self.name);
-                    let what = format!("segment {name}, which is stored, does not continue {last}: {found}");
-                    Err(self.split(what))
-                }
-                (Comparison::Same, Link::Broken(found)) if last.is_none() => {
-                    self.record_gap(self.name, name, &found.to_string()).await
-                }
-                _ => Ok(()),
-            };
+        let Some(next) = self.name.number(size).map(|number| number.next().name(timeline, size)) else {
+            return Ok(());
+        };
+        if self.known(next) {
+            return Ok(());
         }
-        Ok(())
+        if let Some((compared, chain)) = self.judge(next).await? {
+            let link = self.chain.zip(chain).map_or(Link::Continues, |(own, chain)| own.end.link(&chain));
+            return self.is_followed(self.name, next, compared, link).await;
+        }
+        if self.has_claimed() || !identity::is_finished(self.wal, next) {
+            return Ok(());
+        }
+        // A backlog: one listing says whether there is anything to compare.
+        let Some(stored) = self.stored_between(Some(self.name), None, timeline).await? else { return Ok(()) };
+        let mut last = next;
+        while let Some(next) = last.number(size).map(|number| number.next().name(timeline, size))
+            && next < stored
+        {
+            if self.known(next) || !identity::is_finished(self.wal, next) {
+                return Ok(());
+            }
+            last = next;
+        }
+        let Some((compared, chain)) = self.judge(stored).await? else { return Ok(()) };
+        let edges = identity::edges(self.wal, last, self.cluster).await;
+        let link = edges.zip(chain).map_or(Link::Continues, |(last, chain)| last.end.link(&chain));
+        self.is_followed(last, stored, compared, link).await
+    }
+
+    /// Whether a stored segment continues one of this server's, which is this one or waits behind it.
+    async fn is_followed(
+        &self,
+        last: SegmentName,
+        stored: SegmentName,
+        compared: Comparison,
+        link: Link,
+    ) -> Result<(), TargetError> {
+        match (compared, link) {
+            (Comparison::Other(what), _) => Err(self.split(what)),
+            (Comparison::Unknown, Link::Broken(found)) => {
+                Err(self
+                    .split(format!("segment {stored}, which is stored, does not continue {last}: {found}")))
+            }
+            (Comparison::Same, Link::Broken(found)) if last == self.name => {
+                self.record_gap(self.name, stored, &found.to_string()).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// One server wrote both segments, and recovery cannot get from one to the other.
@@ -305,10 +421,9 @@ async fn header(archive: &WalArchive, name: SegmentName) -> Result<Stored, RepoE
         Err(error) => Err(error),
     }
 }
+
 #[cfg(test)]
 mod tests {
-    use walpoint_base::TimelineId;
-
     use super::*;
 
     #[test]

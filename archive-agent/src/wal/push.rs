@@ -13,6 +13,8 @@ use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::owner;
 
+use super::claim::{self, Claim};
+use super::neighbors;
 use super::queue::{Overflow, Queue};
 use super::upload::{Trouble, Uploader};
 use crate::daemon::{pgdata, selections};
@@ -72,6 +74,39 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
             Ok(())
         }
     }
+}
+
+/// Notes that the newest segment that is stored before one of `pg_wal`, in each repository, is this server's; then makes the
+/// segment durable.
+pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Result<(), Failure> {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let name: WalFileName = file.parse().with_context(|| format!("cannot archive {}", path.display()))?;
+    let WalFileName::Segment(segment) = name else {
+        return Err(Failure::usage(anyhow!("--same-server: \"{name}\" is not the name of a WAL segment")));
+    };
+    let absolute = std::path::absolute(path).with_context(|| format!("cannot archive {}", path.display()))?;
+    let selection = choose(common, &absolute)?;
+    let pgdata = pgdata(&selection)?;
+    owner::require(pgdata)?;
+    let uploader = Uploader::new(&selection, pgdata);
+    let wal = uploader.wal_directory();
+    if !wal.join(name.to_string()).exists() {
+        return Err(anyhow!("\"{name}\" is not in {}, and nothing was changed", wal.display()).into());
+    }
+    let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow!(text))?;
+    for target in uploader.targets() {
+        let archive = target.archive_at(&cluster, segment.timeline).await.map_err(anyhow::Error::from)?;
+        let Some(newest) = neighbors::newest_before(&archive, segment).await.map_err(anyhow::Error::from)?
+        else {
+            continue;
+        };
+        let header = archive.header(newest).await.map_err(anyhow::Error::from)?;
+        let Some(header) = header.filter(|header| !header.damaged) else { continue };
+        claim::note(&wal, &archive, Claim { segment: newest, hash: header.hash })
+            .with_context(|| format!("{} cannot be written", wal.join(claim::FILE).display()))?;
+        tracing::warn!(repository = target.name(), "noted that {newest} is this server's");
+    }
+    push(common, path, false).await
 }
 
 /// Stores an empty history in every repository that has none of that timeline: PostgreSQL's own meaning of a timeline without

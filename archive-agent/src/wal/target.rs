@@ -21,10 +21,12 @@ use walpoint_repo::lineage::BINDING;
 use walpoint_repo::object::Level;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
-use walpoint_repo::{RepoError, Repository};
+use walpoint_repo::{Lineage, RepoError, Repository};
 
-use super::identity::{self, SplitBrain};
+use super::control::Moment;
+use super::identity::SplitBrain;
 use super::known::Known;
+use super::lineage;
 use crate::binding;
 
 /// Names kept for the index, at the most.
@@ -86,6 +88,28 @@ pub(crate) enum TargetError {
         /// The repository's name.
         repository: String,
     },
+    /// The cluster has several lineages, and nothing shows which of them this server's WAL belongs to.
+    #[error(
+        "cluster {cluster} has several lineages in repository {repository}, {} is missing, and nothing in {} shows which of them this \
+         server's WAL belongs to, so none of it is stored; HINT: copy walpoint.lineage from the server that this one was made from \
+         or followed; if that has none, write one of these lines into {} by its lineage, which archive-agent status shows: {}",
+        .binding.display(), .wal.display(), .binding.display(), .lines.join(" or ")
+    )]
+    UnknownLineage {
+        /// The repository's name.
+        repository: String,
+        /// The cluster's name.
+        cluster: ClusterName,
+        /// The directory of WAL.
+        wal: PathBuf,
+        /// The file that would say it.
+        binding: PathBuf,
+        /// What it could hold.
+        lines: Vec<String>,
+    },
+    /// The data directory does not say who the server is.
+    #[error("{0}")]
+    Server(String),
     /// Something beside the WAL cannot be read.
     #[error("{} cannot be read: {source}", .path.display())]
     Local {
@@ -138,7 +162,27 @@ pub(crate) struct Target {
 #[derive(Debug, Clone)]
 struct Opened {
     repository: Repository,
-    archive: Option<(Identity, Option<LineageId>, WalArchive)>,
+    archive: Option<(Identity, By, WalArchive)>,
+}
+
+/// What a lineage was chosen by.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    /// The data directory is bound to it.
+    Binding(LineageId),
+    /// The directory is not bound: what lay in it at that moment.
+    Wal(Moment),
+}
+
+impl By {
+    /// Whether what was chosen by `before` would be chosen again.
+    fn is_as(&self, before: &Self) -> bool {
+        match (self, before) {
+            (Self::Binding(now), Self::Binding(before)) => now == before,
+            (Self::Wal(now), Self::Wal(before)) => now.is_as(before),
+            _ => false,
+        }
+    }
 }
 
 /// A segment that is being stored, until dropped.
@@ -354,41 +398,52 @@ impl Target {
 
     /// The place of this cluster's WAL; opens the repository if it is not open.
     pub(crate) async fn archive(&self, cluster: &Identity) -> Result<WalArchive, TargetError> {
-        self.or_start_over(self.find_archive(cluster)).await
+        self.archive_at(cluster, TimelineId::FIRST).await
     }
 
-    /// The lineage that was split off and has this directory's WAL, which is then bound to it: a standby that was made before
-    /// the lineage was, for one.
-    async fn shown_by_wal(
+    /// [`Self::archive`] for a file of a timeline, which the server has therefore reached.
+    pub(crate) async fn archive_at(
+        &self,
+        cluster: &Identity,
+        timeline: TimelineId,
+    ) -> Result<WalArchive, TargetError> {
+        self.or_start_over(self.find_archive(cluster, timeline)).await
+    }
+
+    /// The lineage of an unbound data directory. A server that writes is bound to it where others could be meant.
+    async fn chosen(
         &self,
         repository: &Repository,
         cluster: &Identity,
-    ) -> Result<Option<LineageId>, TargetError> {
-        let mut lineages = repository.lineages(&self.cluster).await?;
-        lineages.retain(|lineage| lineage.system_id() == cluster.system_id);
-        if lineages.iter().all(|lineage| lineage.parent.is_none()) {
-            return Ok(None);
+        moment: &Moment,
+    ) -> Result<Option<Lineage>, TargetError> {
+        let chosen = lineage::choose(repository, &self.cluster, cluster, &self.pgdata, moment).await?;
+        let Some((lineage, found_out)) = chosen else { return Ok(None) };
+        if found_out && moment.written.is_some() {
+            match binding::add(&self.pgdata, repository.id(), lineage.id) {
+                Ok(()) => tracing::warn!(
+                    repository = self.name,
+                    lineage = %lineage.id,
+                    "the WAL of {} is in this lineage and in no other: the data directory is bound to it from now on",
+                    self.pgdata.display()
+                ),
+                // It is found out again when it has to be.
+                Err(error) => tracing::warn!(
+                    repository = self.name,
+                    lineage = %lineage.id,
+                    "the WAL of {} is in this lineage and in no other, and {BINDING} cannot be written there: {error}",
+                    self.pgdata.display()
+                ),
+            }
         }
-        let archives: Vec<WalArchive> = lineages.iter().map(|lineage| repository.wal(lineage)).collect();
-        let shown = identity::owner(&archives, cluster, &self.pgdata.join("pg_wal")).await?;
-        let Some(lineage) = lineages.iter().find(|lineage| Some(lineage.id) == shown) else {
-            return Ok(None);
-        };
-        if lineage.parent.is_none() {
-            return Ok(None);
-        }
-        let written = binding::add(&self.pgdata, repository.id(), lineage.id);
-        written.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
-        tracing::warn!(
-            repository = self.name,
-            lineage = %lineage.id,
-            "the WAL of {} is in this lineage and in no other: the data directory is bound to it from now on",
-            self.pgdata.display()
-        );
-        Ok(Some(lineage.id))
+        Ok(Some(lineage))
     }
 
-    async fn find_archive(&self, cluster: &Identity) -> Result<WalArchive, TargetError> {
+    async fn find_archive(
+        &self,
+        cluster: &Identity,
+        at_least: TimelineId,
+    ) -> Result<WalArchive, TargetError> {
         // Held while opening: one opening at a time is enough.
         let mut opened = self.opened.lock().await;
         let open = match &mut *opened {
@@ -404,17 +459,26 @@ impl Target {
         };
         let bound = binding::read(&self.pgdata, open.repository.id()).await;
         let bound = bound.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
-        if let Some((identity, to, archive)) = &open.archive
-            && (identity, to) == (cluster, &bound)
+        let bound = bound.filter(|bound| bound.system_id == cluster.system_id);
+        let by = match bound {
+            Some(bound) => By::Binding(bound),
+            None => {
+                let pgdata = self.pgdata.clone();
+                let moment = tokio::task::spawn_blocking(move || Moment::of(&pgdata, at_least)).await;
+                let moment = moment.map_err(|error| RepoError::Internal(error.to_string()))?;
+                By::Wal(moment.map_err(|trouble| TargetError::Server(trouble.text))?)
+            }
+        };
+        if let Some((identity, before, archive)) = &open.archive
+            && identity == cluster
+            && by.is_as(before)
         {
             return Ok(archive.clone());
         }
-        let shown = match bound {
-            None => self.shown_by_wal(&open.repository, cluster).await?,
-            Some(_) => None,
+        let lineage = match &by {
+            By::Binding(bound) => open.repository.read_lineage(&self.cluster, *bound).await?,
+            By::Wal(moment) => self.chosen(&open.repository, cluster, moment).await?,
         };
-        let bound = shown.or(bound);
-        let lineage = open.repository.lineage_of(&self.cluster, cluster.system_id, bound).await?;
         let lineage = lineage.ok_or_else(|| TargetError::Unregistered {
             repository: self.name.clone(),
             cluster: self.cluster.clone(),
@@ -437,7 +501,7 @@ impl Target {
             tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
             self.lineages_left.fetch_add(1, Ordering::AcqRel);
         }
-        open.archive = Some((*cluster, bound, archive.clone()));
+        open.archive = Some((*cluster, by, archive.clone()));
         Ok(archive)
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use walpoint_base::chain::ChainFacts;
 use walpoint_base::socket::FileIdentity;
 use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
-use walpoint_pg::control::{ClusterState, ControlFile};
+use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::Identity;
 use walpoint_repo::init::error_chain;
 use walpoint_repo::object::Level;
@@ -24,6 +24,7 @@ use walpoint_runtime::args::Selection;
 
 use super::check::{self, CheckError};
 use super::claim::{self, Claim};
+use super::control::{newest, read_control, written};
 use super::history::{self, Found};
 use super::identity::{self, SplitBrain};
 use super::known::Incarnation;
@@ -150,7 +151,7 @@ impl Uploader {
     /// The newest timeline that it is known to have reached, as the data directory says.
     pub(crate) async fn newest_timeline(&self) -> Result<Option<TimelineId>, Trouble> {
         let control = self.control().await?;
-        Ok(TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline)))
+        Ok(newest(&control))
     }
 
     /// The timeline that the server writes on: `None` of a standby, or while it recovers.
@@ -202,7 +203,7 @@ impl Uploader {
         let file = self.source(name, path, accept_damaged).await?;
         let (required, others): (Vec<&Target>, Vec<&Target>) =
             self.targets.iter().partition(|t| t.acknowledges);
-        let identity = self.store(&file, &required, None).await?;
+        let identity = self.store(&file, (&required, &others), None).await?;
         join_all(others.into_iter().map(|target| self.store_beside(&file, target))).await;
         Ok(identity)
     }
@@ -220,7 +221,7 @@ impl Uploader {
         let _one = ONE.acquire().await.map_err(Trouble::lasting)?;
         let file = self.source(name, path, accept_damaged).await?;
         let share = Share { _transfer: None, room: Room::unlimited() };
-        self.store(&file, &[target], Some(share)).await
+        self.store(&file, (&[target], &[]), Some(share)).await
     }
 
     /// A file to be stored, and what is accepted of it: of a segment that this server finished on the timeline that it writes, as
@@ -249,13 +250,17 @@ impl Uploader {
     }
 
     /// Stores a file in these repositories, as many at once as memory allows, unless one of them holds another server's WAL where
-    /// it would go. The identity is that of what was read. `share` is that of the first of them, if there is one already.
+    /// it would go, or one of the witnesses does. The identity is that of what was read. `share` is that of the first of them, if
+    /// there is one already.
     async fn store(
         &self,
         file: &Source,
-        targets: &[&Target],
+        (targets, witnesses): (&[&Target], &[&Target]),
         mut share: Option<Share<'_>>,
     ) -> Result<FileIdentity, Trouble> {
+        if matches!(file.name, WalFileName::History(_)) {
+            self.hear(file, None, witnesses).await?;
+        }
         let (unit, at_once) = self.share_of(file, targets.len());
         let mut stored: Option<FileIdentity> = None;
         let mut troubles: Vec<Trouble> = Vec::new();
@@ -294,6 +299,7 @@ impl Uploader {
             open.for_each(|one| one.sealed = sealed.next());
             if opened > 0 && !std::mem::replace(&mut judged, true) {
                 self.judge(file, chain, group.iter_mut().chain(&mut rest).collect()).await?;
+                self.hear(file, chain, witnesses).await?;
             }
             troubles.extend(self.store_in(file, group, &content, chain).await);
         }
@@ -347,7 +353,7 @@ impl Uploader {
         let places = identity::places_of_history(&file.path, file.name, &wal);
         let (places, wal, timeline) = (places.as_slice(), wal.as_path(), file.name.timeline());
         let look = |target: &'a Target| async move {
-            let archive = target.archive(&file.cluster).await?;
+            let archive = target.archive_at(&file.cluster, timeline).await?;
             target.known(archive.lineage().id, |known| known.since(file.incarnation));
             let around = (wal, self.targets.as_slice());
             let found = history::find(target, &archive, &file.cluster, timeline, places, around).await?;
@@ -398,6 +404,57 @@ impl Uploader {
             }
         }
         Ok(())
+    }
+
+    /// Compares a file with what is stored around it in repositories that do not have to acknowledge, before it is stored in those
+    /// that have to. One that fails, rests or does not answer in time says nothing; of a timeline that is known to be this
+    /// server's there none is asked.
+    async fn hear(
+        &self,
+        file: &Source,
+        chain: Option<ChainFacts>,
+        witnesses: &[&Target],
+    ) -> Result<(), Trouble> {
+        let heard = witnesses.iter().filter(|target| !target.rests()).map(|&target| async move {
+            match tokio::time::timeout(PATIENCE_BESIDE, self.witness(file, chain, target)).await {
+                Ok(heard) => (target, heard),
+                Err(_) => {
+                    target.rest(REST_BESIDE);
+                    (target, Ok(()))
+                }
+            }
+        });
+        let heard = join_all(heard).await;
+        self.refused_nowhere(file, heard.iter().map(|(target, heard)| (*target, heard)))
+    }
+
+    /// Whether a repository holds another server's WAL where a file would go. Stores nothing but a refused history.
+    async fn witness(
+        &self,
+        file: &Source,
+        chain: Option<ChainFacts>,
+        target: &Target,
+    ) -> Result<(), TargetError> {
+        let (wal, timeline) = (self.wal_directory(), file.name.timeline());
+        let archive = target.archive_at(&file.cluster, timeline).await?;
+        let claimed = target.known(archive.lineage().id, |known| {
+            known.since(file.incarnation);
+            known.has_claimed(timeline)
+        });
+        if claimed {
+            return Ok(());
+        }
+        let places = identity::places_of_history(&file.path, file.name, &wal);
+        let around = (wal.as_path(), self.targets.as_slice());
+        let found = history::find(target, &archive, &file.cluster, timeline, &places, around).await?;
+        if let WalFileName::Segment(name) = file.name {
+            self.not_behind_a_refusal(target, &archive, name)?;
+        }
+        let admitted = Admitted { archive, history: found.history(), _under_way: None };
+        match newcomer(file, target, &admitted, chain) {
+            Some(newcomer) => newcomer.admit().await,
+            None => Ok(()),
+        }
     }
 
     /// An error, if one of these repositories holds another server's WAL.
@@ -524,7 +581,7 @@ impl Uploader {
             Err(trouble) => trouble.text,
             Ok(share) => {
                 let targets = [target];
-                let store = self.store(file, &targets, Some(share));
+                let store = self.store(file, (&targets, &[]), Some(share));
                 match tokio::time::timeout(PATIENCE_BESIDE, store).await {
                     Ok(Ok(_)) => return,
                     Ok(Err(trouble)) => trouble.text,
@@ -542,16 +599,6 @@ impl Uploader {
             REST_BESIDE.as_secs()
         );
     }
-}
-
-/// The timeline that a server writes on: `None` of a standby, or while it recovers.
-///
-/// From a promotion to the checkpoint after it, only the minimum recovery point names the new one
-/// (`CreateEndOfRecoveryRecord` in src/backend/access/transam/xlog.c).
-fn written(control: &ControlFile) -> Option<TimelineId> {
-    let writes = control.state == ClusterState::InProduction;
-    let timeline = control.checkpoint.timeline.max(control.min_recovery_point_timeline);
-    TimelineId::new(timeline).filter(|_| writes)
 }
 
 /// A file that is to be stored.
@@ -686,26 +733,5 @@ fn log(name: WalFileName, target: &Target, stored: &Stored) {
             "\"{name}\" is not complete: its records end at {end}. It is stored beside, as that; recovery up to there needs \
              restore --use-partial, and the whole segment is taken when it comes"
         ),
-    }
-}
-
-/// Reads who the cluster is. PostgreSQL writes the file while it runs, so a torn read is tried again. Blocks.
-fn read_control(pgdata: &Path) -> Result<ControlFile, Trouble> {
-    let path = pgdata.join("global/pg_control");
-    let mut tries = 0;
-    loop {
-        let bytes = std::fs::read(&path).map_err(|error| Trouble {
-            text: format!(
-                "{} cannot be read: {error}; is pgdata in the configuration the data directory of this server?",
-                path.display()
-            ),
-            lasting: true,
-        })?;
-        match ControlFile::parse(&bytes) {
-            Ok(control) => return Ok(control),
-            Err(error) if tries == 5 => return Err(Trouble::lasting(format!("{}: {error}", path.display()))),
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
-        }
-        tries += 1;
     }
 }

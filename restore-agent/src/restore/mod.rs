@@ -442,7 +442,8 @@ impl Restore {
         let explain = |error| anchor.explain(error);
         origin::leave(&self.origin, anchor.path(), self.owner).map_err(explain)?;
         let data = roots.anchor(&pgdata).with_context(|| pgdata.display().to_string())?;
-        origin::bind(&self.origin, &self.planned.lineage, data.path(), self.owner)
+        origin::bind(&self.origin, &self.planned, data.path(), self.owner)
+            .await
             .map_err(|error| data.explain(error))?;
         let archive = self.planned.repository.wal_to_read(&self.planned.lineage).await?;
         forks::write(&archive, &self.planned.plan, anchor.path(), self.owner).await.map_err(explain)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use walpoint_base::{RECOVERY_ORIGIN, SegmentName, durable};
 use walpoint_repo::Lineage;
 use walpoint_repo::lineage::{BINDING, binding};
@@ -76,6 +76,9 @@ async fn other(
     let repository = Repository::open(name, settings).await?;
     let lineage = repository.read_lineage(&planned.cluster, planned.lineage.id).await?;
     let lineage = lineage.with_context(|| format!("lineage {} is not in it", planned.lineage.id))?;
+    if !planned.lineage.is_same_life(&lineage) {
+        bail!("lineage {} is another server's in it", lineage.id);
+    }
     let newest = match last {
         Some(last) => {
             let key = repository.wal(&lineage).paths().segment(last);
@@ -93,15 +96,18 @@ async fn other(
     })
 }
 
-/// Binds a data directory that is restored in a lineage which was split off from another one: its backup may be from before
-/// the fork, and what it archives, should it ever, belongs to the lineage that was chosen.
-pub(crate) fn bind(
+/// Binds a data directory to the lineage that it is restored in, where the cluster has more than one: its backup may be from
+/// before the fork, and what it archives, should it ever, belongs to the lineage that was chosen.
+pub(crate) async fn bind(
     origin: &Origin,
-    lineage: &Lineage,
+    planned: &Planned,
     pgdata: &Path,
     owner: Option<Owner>,
 ) -> anyhow::Result<()> {
-    if lineage.parent.is_none() {
+    let lineage = &planned.lineage;
+    let lineages = planned.repository.lineages(&planned.cluster).await?;
+    let split = |other: &Lineage| other.parent.is_some() && other.system_id() == lineage.system_id();
+    if !lineages.iter().any(split) {
         return Ok(());
     }
     let path = pgdata.join(BINDING);

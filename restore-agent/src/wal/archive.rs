@@ -302,11 +302,20 @@ impl Archive {
 
     async fn find_lineage(&self, repository: &Repository) -> anyhow::Result<Lineage> {
         let cluster = &self.cluster;
-        let known = lock(&self.lineage).as_ref().map(|lineage| lineage.id);
-        let known = if known.is_some() { known } else { self.origin.lineage()? };
+        let elsewhere = lock(&self.lineage).clone();
+        let known = match &elsewhere {
+            Some(lineage) => Some(lineage.id),
+            None => self.origin.lineage()?,
+        };
         if let Some(id) = known {
             let found = repository.read_lineage(cluster, id).await?;
-            return found.with_context(|| format!("lineage {id} of cluster {cluster} is not in it"));
+            let found = found.with_context(|| format!("lineage {id} of cluster {cluster} is not in it"))?;
+            if elsewhere.is_some_and(|elsewhere| !elsewhere.is_same_life(&found)) {
+                bail!(
+                    "lineage {id} of cluster {cluster} is another server's in it than in the other repositories"
+                );
+            }
+            return Ok(found);
         }
         if let Some(system_id) = self.system_id {
             let found = repository.lineage_of(cluster, system_id, self.bound(repository)?).await?;

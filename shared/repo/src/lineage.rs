@@ -54,6 +54,13 @@ pub struct ParentLineage {
     /// The timeline of the last WAL that both have, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fork: Option<Fork>,
+    /// From here on its WAL was written when it had this lineage already, so it is no other server's; `None` if that is not
+    /// known.
+    #[serde(default, with = "as_text_or_none", skip_serializing_if = "Option::is_none")]
+    pub began: Option<Lsn>,
+    /// The same in each repository in which it was made at once: a number alone may be another server's there.
+    #[serde(default, with = "as_text_or_none", skip_serializing_if = "Option::is_none")]
+    pub life: Option<LineageUid>,
 }
 
 /// Up to where the WAL of two lineages is the same.
@@ -136,6 +143,16 @@ pub struct AckMember {
 }
 
 impl Lineage {
+    /// Whether a lineage of another repository, of the same cluster, is this one there.
+    pub fn is_same_life(&self, other: &Self) -> bool {
+        self.id == other.id
+            && match (&self.parent, &other.parent) {
+                (None, None) => true,
+                (Some(one), Some(other)) => one.life.is_some() && one.life == other.life,
+                _ => false,
+            }
+    }
+
     /// Where its facts are.
     pub fn key(&self) -> Key {
         self.cluster_paths().lineage(self.id)
@@ -253,6 +270,33 @@ pub(crate) mod as_text {
     {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(de::Error::custom)
+    }
+}
+
+/// As [`as_text`], where there may be no value.
+mod as_text_or_none {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<impl Display>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => serializer.collect_str(value),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: FromStr<Err: Display>,
+    {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(de::Error::custom)).transpose()
     }
 }
 

@@ -247,17 +247,23 @@ impl Repository {
     /// Creates the next lineage of a cluster: number 1 for a system identifier that is new here. When somebody else
     /// creates it at the same moment, one of the two fails with a conflict.
     pub async fn create_lineage(&self, cluster: &ClusterName, new: NewLineage) -> Result<Lineage> {
-        self.split_lineage(cluster, new, None).await
+        self.split_lineage(cluster, new, None, 0).await
     }
 
-    /// As [`Self::create_lineage`], split off from another lineage if one is named.
+    /// The number of the newest lineage of the cluster with that system identifier, 0 if there is none.
+    pub async fn last_lineage(&self, cluster: &ClusterName, system_id: SystemId) -> Result<u32> {
+        Ok(self.lineage_ids(cluster, system_id).await?.first().map_or(0, |id| id.n))
+    }
+
+    /// As [`Self::create_lineage`], split off from another lineage if one is named, and with a number greater than `after`.
     pub async fn split_lineage(
         &self,
         cluster: &ClusterName,
         new: NewLineage,
         parent: Option<ParentLineage>,
+        after: u32,
     ) -> Result<Lineage> {
-        let last = self.lineage_ids(cluster, new.system_id).await?.first().map_or(0, |id| id.n);
+        let last = self.last_lineage(cluster, new.system_id).await?.max(after);
         let lineage = Lineage {
             cluster: cluster.clone(),
             id: LineageId { system_id: new.system_id, n: last.saturating_add(1) },
@@ -282,7 +288,7 @@ impl Repository {
     pub async fn wal_to_read(&self, lineage: &Lineage) -> Result<WalArchive> {
         let mut forks: Vec<(Lineage, Fork)> = Vec::new();
         let mut at = lineage.clone();
-        while let Some(ParentLineage { lineage: parent, fork: Some(fork) }) = at.parent {
+        while let Some(ParentLineage { lineage: parent, fork: Some(fork), .. }) = at.parent {
             let Some(parent) = self.read_lineage(&lineage.cluster, parent).await? else { break };
             let odd = parent.system_id() != at.system_id() || parent.segment_size != at.segment_size;
             // A lineage descends from one with a lower number.

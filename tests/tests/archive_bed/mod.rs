@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use walpoint_base::{SegmentNo, TimelineId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
@@ -11,9 +13,9 @@ use walpoint_repo::repository::{NewLineage, Repository};
 use walpoint_repo::wal::WalArchive;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::builder::ClusterBuilder;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::store::Store;
-use walpoint_tests::user;
+use walpoint_tests::{user, wait};
 
 /// A cluster with `archive_command` set, a repository that it is registered in, and the programs' configuration. Neither the
 /// cluster nor a daemon runs yet.
@@ -65,6 +67,75 @@ impl Bed {
         ready.sort();
         ready
     }
+}
+
+/// PostgreSQL tries again a minute after it failed.
+pub(crate) const SOON: Duration = Duration::from_secs(150);
+
+/// Longer than the look-ahead needs to find what is ready without a hint.
+pub(crate) const SCANNED: Duration = Duration::from_secs(12);
+
+/// Writes `rows` rows and switches, so many times; the segments. Loads of another length end elsewhere in their segments.
+pub(crate) fn segments(cluster: &Cluster, count: usize, rows: usize) -> Vec<String> {
+    cluster.psql("create table if not exists t (n int, at timestamptz)");
+    let one = |_| {
+        cluster.psql(&format!("insert into t select n, clock_timestamp() from generate_series(1, {rows}) n"));
+        cluster.switch_wal()
+    };
+    (0..count).map(one).collect()
+}
+
+/// Waits until PostgreSQL archived all of these, or removed what it had archived.
+#[track_caller]
+pub(crate) fn all_done(cluster: &Cluster, names: &[String]) {
+    let status = cluster.wal_dir().join("archive_status");
+    wait::until_true(SOON, &format!("{names:?} are archived\n{}", cluster.log()), || {
+        let done = |name: &String| status.join(format!("{name}.done")).exists();
+        names.iter().all(|name| done(name) || !cluster.wal_dir().join(name).exists())
+    });
+}
+
+/// A running copy of a server on the same timeline, which does not archive, and its own configuration for the archive.
+pub(crate) fn clone(bed: &Bed) -> (Cluster, Agent) {
+    let place = bed.cluster.base_backup(&["-X", "stream"]);
+    let mut copy = Cluster::adopt(Arc::clone(bed.cluster.dir()), bed.cluster.major(), place, None);
+    let agent = Agent::with(&copy, &bed.store);
+    agent.archive_from(&copy);
+    copy.set("archive_mode", "off");
+    copy.start();
+    (copy, agent)
+}
+
+/// A copy of all files of a stopped server's data directory, `pg_wal` included.
+pub(crate) fn snapshot(bed: &Bed, name: &str) -> Cluster {
+    let place = bed.cluster.dir().join(name);
+    let copied = std::process::Command::new("cp").arg("-a").arg(bed.cluster.pgdata()).arg(&place).status();
+    assert!(copied.unwrap().success());
+    Cluster::adopt(Arc::clone(bed.cluster.dir()), bed.cluster.major(), place, None)
+}
+
+/// Starts a server anew, with archiving.
+pub(crate) fn archive_again(cluster: &mut Cluster) {
+    cluster.set("archive_mode", "on");
+    cluster.stop(Shutdown::Fast);
+    cluster.start();
+}
+
+/// Waits until a server hears of another one, and longer than anything of it would be stored ahead.
+#[track_caller]
+pub(crate) fn refused(cluster: &Cluster) {
+    wait::until_true(SOON, &format!("it hears of it\n{}", cluster.log()), || {
+        cluster.log().contains("split brain")
+    });
+    std::thread::sleep(SCANNED);
+}
+
+/// Waits until finished segments are no longer in `pg_wal`, as in every server in time.
+pub(crate) fn forget(cluster: &Cluster, name: &str) {
+    wait::until_true(SOON, &format!("{name} is recycled"), || {
+        cluster.psql("checkpoint");
+        !cluster.wal_dir().join(name).exists()
+    });
 }
 
 /// The repository of a cluster, read with the library and past the programs.

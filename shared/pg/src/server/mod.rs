@@ -33,4 +33,4 @@ pub use self::same::SessionName;
 pub use self::session::Server;
 pub use self::snapshot::{ExportedSnapshots, SNAPSHOTS};
 pub use self::tablespaces::Tablespace;
-pub use self::wal::{ArchiverStats, ReplayState};
+pub use self::wal::{ArchiverStats, Receiver, ReplayState};

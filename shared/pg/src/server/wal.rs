@@ -51,6 +51,17 @@ pub struct ReplayState {
     pub paused: bool,
 }
 
+/// A server that receives WAL from this one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Receiver {
+    /// What it calls itself; `None` where the role may not see it.
+    pub name: Option<String>,
+    /// Its address; `None` over a local socket, or where the role may not see it.
+    pub address: Option<String>,
+    /// Since when it is connected; `None` where the role may not see it.
+    pub since: Option<PgTimestamp>,
+}
+
 /// A column of microseconds since the Unix epoch, or NULL.
 macro_rules! micros {
     ($expression:literal) => {
@@ -109,6 +120,27 @@ impl Server {
             })
         })
         .await
+    }
+
+    /// The servers that receive WAL, but for base backups under way, by process.
+    pub async fn receivers(&mut self) -> Result<Vec<Receiver>, ServerError> {
+        const SQL: &str = concat!(
+            "SELECT application_name, pg_catalog.host(client_addr) AS address, ",
+            micros!("backend_start"),
+            " AS since_micros FROM pg_catalog.pg_stat_replication \
+             WHERE state IS NULL OR state OPERATOR(pg_catalog.<>) 'backup' ORDER BY pid"
+        );
+        let action = "reading pg_stat_replication";
+        let mut found = Vec::new();
+        for row in self.query(action, Right::Connect, SQL).await? {
+            let answer = |source| ServerError::Answer { action, source };
+            found.push(Receiver {
+                name: row.nullable("application_name").map_err(answer)?,
+                address: row.nullable("address").map_err(answer)?,
+                since: row.nullable("since_micros").map_err(answer)?.map(PgTimestamp::from_unix_micros),
+            });
+        }
+        Ok(found)
     }
 
     /// How far recovery is.

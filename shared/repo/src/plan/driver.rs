@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use walpoint_base::{ClusterName, LineageId, SegmentSize};
+use walpoint_base::{ClusterName, LineageId, RecoveryTarget, SegmentSize};
 
 use super::planner::{Verdict, plan as plan_in};
 use super::request::Request;
@@ -67,6 +67,7 @@ pub async fn plan_from(
     let mut refusal: Option<Box<Unreachable>> = None;
     for family in families(catalog.lineages(), request.lineage) {
         let (mut plans, mut refused): (Vec<RestorePlan>, Option<Box<Unreachable>>) = (Vec::new(), None);
+        let mut held_back: Vec<String> = Vec::new();
         let named = family.len() > 1 || request.lineage.is_some();
         for at in family {
             let Some(lineage) = catalog.lineages_mut().get_mut(at) else { continue };
@@ -75,6 +76,13 @@ pub async fn plan_from(
                 Ok(plan) if !plans.is_empty() && has_nothing_own(lineage, &plan) => {}
                 Ok(plan) => plans.push(plan),
                 Err(mut unreachable) => {
+                    if request.lineage.is_none() && may_be_meant(&unreachable.why, request) {
+                        held_back.push(format!(
+                            "Lineage {}, which may be meant as well: {}.",
+                            lineage.id(),
+                            unreachable.why
+                        ));
+                    }
                     // What is offered leads there only with the lineage by name.
                     for moment in
                         unreachable.nearest.iter_mut().filter(|moment| named && !moment.options.is_empty())
@@ -86,8 +94,10 @@ pub async fn plan_from(
                 }
             }
         }
-        if plans.len() > 1 {
-            return Ok(Err(Box::new(several_lineages(catalog, request, &plans))));
+        if plans.len() + held_back.len() > 1 && !plans.is_empty() {
+            let mut several = several_lineages(catalog, request, &plans);
+            several.hints.extend(held_back);
+            return Ok(Err(Box::new(several)));
         }
         if let Some(mut plan) = plans.pop() {
             plan.notes.extend(split_off_note(catalog, &plan));
@@ -189,6 +199,23 @@ fn several_lineages(catalog: &Catalog, request: &Request, plans: &[RestorePlan])
                 .to_owned(),
         ],
         segment_size: size.unwrap_or(SegmentSize::DEFAULT),
+    }
+}
+
+/// Whether a lineage from which a target cannot be recovered may be the one that is meant: WAL of its own leads there, or leads
+/// on.
+fn may_be_meant(why: &Why, request: &Request) -> bool {
+    match why {
+        Why::MissingWal { .. }
+        | Why::MinimalWal { .. }
+        | Why::BrokenChain { .. }
+        | Why::EndsInFork { .. }
+        | Why::EndsIncomplete { .. }
+        | Why::DoubtfulTimeline { .. } => true,
+        Why::NoBackup | Why::NoBackupOnPath { .. } | Why::UnusableBackup(..) => {
+            request.target == RecoveryTarget::Latest
+        }
+        _ => false,
     }
 }
 

@@ -236,7 +236,7 @@ impl fmt::Display for Why {
                         f,
                         ". What is stored of timeline {timeline} is one server's, the one that archived first: --target-timeline \
                          {timeline} recovers that. A server whose WAL was refused needs a lineage of its own (archive-agent init \
-                         --new-lineage)"
+                         --new-lineage). Once that is seen to, \"archive-agent lineage settle --timeline {timeline}\" ends the doubt"
                     ),
                     _ => Ok(()),
                 }

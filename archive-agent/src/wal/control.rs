@@ -1,0 +1,71 @@
+//! Who a server is, and what it writes, as `pg_control` in its data directory says.
+
+use std::path::Path;
+use std::time::Duration;
+
+use walpoint_base::TimelineId;
+use walpoint_pg::control::{ClusterState, ControlFile};
+
+use super::known::Incarnation;
+use super::upload::Trouble;
+
+/// Reads `pg_control`. PostgreSQL writes the file while it runs, so a torn read is tried again. Blocks.
+pub(crate) fn read_control(pgdata: &Path) -> Result<ControlFile, Trouble> {
+    let path = pgdata.join("global/pg_control");
+    let mut tries = 0;
+    loop {
+        let bytes = std::fs::read(&path).map_err(|error| Trouble {
+            text: format!(
+                "{} cannot be read: {error}; is pgdata in the configuration the data directory of this server?",
+                path.display()
+            ),
+            lasting: true,
+        })?;
+        match ControlFile::parse(&bytes) {
+            Ok(control) => return Ok(control),
+            Err(error) if tries == 5 => return Err(Trouble::lasting(format!("{}: {error}", path.display()))),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+        tries += 1;
+    }
+}
+
+/// The newest timeline that a server is known to have reached.
+///
+/// From a promotion to the checkpoint after it, only the minimum recovery point names the new one
+/// (`CreateEndOfRecoveryRecord` in src/backend/access/transam/xlog.c).
+pub(super) fn newest(control: &ControlFile) -> Option<TimelineId> {
+    TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline))
+}
+
+/// The timeline that a server writes on: `None` of a standby, or while it recovers.
+pub(super) fn written(control: &ControlFile) -> Option<TimelineId> {
+    newest(control).filter(|_| control.state == ClusterState::InProduction)
+}
+
+/// What a data directory is at a moment: which server wrote its WAL can be another one at the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    incarnation: Incarnation,
+    /// The timeline that it writes on, if it does.
+    pub(super) written: Option<TimelineId>,
+    /// The newest one that it has reached.
+    pub(super) newest: TimelineId,
+}
+
+impl Moment {
+    /// Of a data directory, now, where a file of timeline `at_least` is. Blocks.
+    pub(crate) fn of(pgdata: &Path, at_least: TimelineId) -> Result<Self, Trouble> {
+        let control = read_control(pgdata)?;
+        Ok(Self {
+            incarnation: Incarnation::of(pgdata),
+            written: written(&control),
+            newest: newest(&control).map_or(at_least, |newest| newest.max(at_least)),
+        })
+    }
+
+    /// Whether what was found at `before` still holds.
+    pub(super) fn is_as(&self, before: &Self) -> bool {
+        Self { newest: before.newest, ..*self } == *before && self.newest <= before.newest
+    }
+}

@@ -1,0 +1,279 @@
+//! Copies of a server that share its system identifier, its timelines and its archive: what they have in common shows nothing,
+//! and what differs is found wherever it lies.
+
+mod archive_bed;
+
+use archive_bed::{Archive, Bed, SOON, all_done, archive_again, clone, forget, refused, segments, snapshot};
+use walpoint_tests::agent::Agent;
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::store::Store;
+use walpoint_tests::{user, wait};
+
+fn bed() -> Bed {
+    Bed::local(Cluster::builder().segment_size_mb(1))
+}
+
+fn binding(cluster: &Cluster) -> String {
+    std::fs::read_to_string(cluster.pgdata().join("walpoint.lineage")).unwrap_or_default()
+}
+
+fn promote_from_standby(copy: &mut Cluster) {
+    copy.stop(Shutdown::Fast);
+    copy.set("archive_mode", "on");
+    let signal = copy.pgdata().join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    user::give(&signal);
+    copy.start();
+    copy.promote();
+}
+
+#[track_caller]
+fn none_of(archive: &Archive, cluster: &Cluster, names: &[String]) {
+    for name in names {
+        let ours = std::fs::read(cluster.wal_dir().join(name)).ok();
+        let stored = archive.get(name);
+        assert!(stored.is_none() || stored != ours, "{name} is stored");
+    }
+}
+
+/// Production did not archive for a while, and a copy of it with a lineage of its own was faster to store what both have: that
+/// does not make production's lineage the copy's.
+#[test]
+fn a_backlog_that_a_copy_stored_first_does_not_move_production() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 3, 100));
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.reload();
+    assert_eq!(daemon.stop(), 0);
+    let common = segments(&bed.cluster, 3, 100);
+    bed.cluster.crash();
+    let mut copy = snapshot(&bed, "copy");
+    let agent = Agent::with(&copy, &bed.store);
+    agent.init(&["--new-lineage"]).expect_success();
+    bed.cluster.start();
+    let _copy = agent.daemon();
+    agent.archive_from(&copy);
+    copy.start();
+    all_done(&copy, &common);
+
+    let daemon = bed.agent.daemon();
+    bed.cluster.set("archive_command", bed.agent.archive_command());
+    bed.cluster.reload();
+    let ours = segments(&bed.cluster, 2, 100);
+    all_done(&bed.cluster, &ours);
+    assert!(binding(&bed.cluster).trim().ends_with("-1"), "{} {}", binding(&bed.cluster), daemon.log());
+    let archive = bed.archive();
+    for name in common.iter().chain(&ours) {
+        assert!(archive.get(name).is_some(), "{name} is not in production's lineage: {}", daemon.log());
+    }
+}
+
+/// A clone that ran without archiving marks none of its segments as finished. When it is promoted, they show all the same that
+/// its timeline does not come from production: not even its history is stored.
+#[test]
+fn a_clone_that_is_promoted_far_from_production_stores_nothing_of_its_timeline() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let _daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let (mut copy, agent) = clone(&bed);
+    copy.set("wal_keep_size", "64MB");
+    copy.reload();
+    // Of equal length, so that no boundary tells them apart.
+    segments(&copy, 3, 100);
+    all_done(&bed.cluster, &segments(&bed.cluster, 8, 100));
+    let beside = agent.daemon();
+    promote_from_standby(&mut copy);
+    let theirs = segments(&copy, 2, 100);
+    refused(&copy);
+    let kept = bed.store.back_door().list("clusters");
+    let of_it = |key: &&String| key.ends_with("/00000002.history") || key.contains("/wal/00000002/");
+    let stored: Vec<&String> = kept.iter().filter(of_it).collect();
+    assert!(stored.is_empty(), "{stored:?}\n{}", beside.log());
+    none_of(&bed.archive(), &copy, &theirs);
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let plan = bed.agent.restore(&["plan"]);
+    assert!(!plan.stdout.contains("timeline 2"), "{plan:?}");
+}
+
+/// Of two servers promoted at one position the second one's first segment is gone from `pg_wal`, and its next one would continue
+/// the first server's: records of equal lengths do not show that the server wrote what is stored.
+#[test]
+fn a_segment_that_fits_behind_another_servers_is_refused() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let two = [(); 2].map(|()| {
+        let mut standby = bed.cluster.standby();
+        let agent = Agent::with(&standby, &bed.store);
+        agent.archive_from(&standby);
+        standby.set("archive_command", "/bin/true");
+        standby.start();
+        standby.wait_replayed(&bed.cluster);
+        (standby, agent)
+    });
+    bed.cluster.stop(Shutdown::Fast);
+    assert_eq!(daemon.stop(), 0);
+    let [(mut first, first_agent), (second, second_agent)] = two;
+    first.promote();
+    second.promote();
+    let _first = first_agent.daemon();
+    first.set("archive_command", first_agent.archive_command());
+    first.reload();
+    all_done(&first, &segments(&first, 1, 100));
+    first.stop(Shutdown::Fast);
+
+    let own = segments(&second, 1, 100);
+    forget(&second, &own[0]);
+    let beside = second_agent.daemon();
+    second.set("archive_command", second_agent.archive_command());
+    second.reload();
+    let theirs = segments(&second, 2, 100);
+    refused(&second);
+    let archive = bed.archive();
+    for name in &theirs {
+        assert_eq!(archive.get(name), None, "{name} is stored: {}", beside.log());
+    }
+    // As the message says.
+    second_agent.init(&["--new-lineage"]).expect_success();
+    all_done(&second, &theirs);
+}
+
+/// A segment far behind what another server stored, with many in between that wait: the first of these is compared.
+#[test]
+fn a_long_backlog_behind_another_servers_segment_is_refused() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let (mut copy, agent) = clone(&bed);
+    copy.set("wal_keep_size", "256MB");
+    copy.set("archive_command", "false");
+    archive_again(&mut copy);
+    let theirs = segments(&copy, 80, 1);
+    all_done(&bed.cluster, &segments(&bed.cluster, 3, 100));
+    assert_eq!(daemon.stop(), 0);
+    let pushed = agent.run(&["push", copy.wal_dir().join(theirs.last().unwrap()).to_str().unwrap()]);
+    assert!(!pushed.success() && pushed.stderr.contains("split brain"), "{pushed:?}");
+    assert_eq!(bed.archive().get(theirs.last().unwrap()), None);
+}
+
+/// A repository that does not have to acknowledge knows whose the timeline is: nothing goes into those that have to.
+#[test]
+fn a_refusal_beside_stops_what_has_to_acknowledge() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let _daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let (mut copy, _) = clone(&bed);
+    segments(&copy, 2, 150);
+    all_done(&bed.cluster, &segments(&bed.cluster, 6, 100));
+    let own = Store::local();
+    let agent = Agent::with(&copy, &own).repository("beside", &bed.store).cluster_line("ack = [\"main\"]");
+    agent.init(&[]).expect_success();
+    agent.archive_from(&copy);
+    let beside = agent.daemon();
+    archive_again(&mut copy);
+    segments(&copy, 3, 150);
+    refused(&copy);
+    let stored = own.back_door().list("clusters");
+    assert!(!stored.iter().any(|key| key.contains("/wal/")), "{stored:?}\n{}", beside.log());
+}
+
+/// Two copies get lineages of their own, one of them in both repositories: no number means one server here and another there.
+#[test]
+fn a_number_of_a_lineage_means_one_server_in_all_repositories() {
+    let mut bed = bed();
+    let other = Store::local();
+    bed.agent = Agent::with(&bed.cluster, &bed.store).repository("other", &other);
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.set("wal_keep_size", "64MB");
+    bed.cluster.start();
+    bed.agent.init(&[]).expect_success();
+    let daemon = bed.agent.daemon();
+    segments(&bed.cluster, 2, 100);
+    bed.agent.run(&["backup"]).expect_success();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    bed.cluster.stop(Shutdown::Fast);
+    assert_eq!(daemon.stop(), 0);
+    let copies = ["one", "two", "three"].map(|name| snapshot(&bed, name));
+
+    let first = Agent::with(&copies[0], &bed.store);
+    first.init(&["--new-lineage"]).expect_success();
+    let second = Agent::with(&copies[1], &other).repository("also", &bed.store);
+    second.init(&["--new-lineage"]).expect_success();
+    assert!(binding(&copies[0]).lines().all(|line| line.ends_with("-2")), "{}", binding(&copies[0]));
+    assert_eq!(binding(&copies[1]).lines().count(), 2);
+    assert!(binding(&copies[1]).lines().all(|line| line.ends_with("-3")), "{}", binding(&copies[1]));
+
+    // One that knows only the other repository cannot know the number.
+    let lonely = Store::local();
+    let main = bed.store.root().unwrap();
+    let copied = std::process::Command::new("cp")
+        .args(["-a", "-T"])
+        .arg(other.root().unwrap())
+        .arg(lonely.root().unwrap())
+        .status();
+    assert!(copied.unwrap().success());
+    for key in lonely.back_door().list("clusters") {
+        if key.ends_with("-3") {
+            std::fs::remove_file(lonely.root().unwrap().join(key)).unwrap();
+        }
+    }
+    let third = Agent::with(&copies[2], &lonely);
+    third.init(&["--new-lineage"]).expect_success();
+    let lineage = binding(&copies[2]).trim().rsplit(' ').next().unwrap().to_owned();
+    assert!(lineage.ends_with("-2"), "{lineage}");
+    let both = Agent::with(&copies[2], &lonely).repository("also", &bed.store);
+    let plan = both.restore(&["plan", "--lineage", &lineage]);
+    assert!(!plan.success(), "{plan:?} {}", main.display());
+    let text = format!("{}{}", plan.stdout, plan.stderr);
+    assert!(text.contains("is one server's in repository") && text.contains("--repo URL"), "{text}");
+}
+
+/// Production whose note in `pg_wal` is lost archives on while `pg_wal` shows that it wrote what is stored.
+#[test]
+fn production_without_its_note_archives_on() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 3, 100));
+    assert_eq!(daemon.stop(), 0);
+    std::fs::remove_file(bed.cluster.wal_dir().join("walpoint-archived")).unwrap();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    assert!(!daemon.log().contains("split brain"), "{}", daemon.log());
+    wait::until_true(SOON, "it is noted again", || bed.cluster.wal_dir().join("walpoint-archived").exists());
+}
+
+/// A standby that archives too stored what production did not, and production forgot it: that it is production's own has to be
+/// said, in one command that the message names.
+#[test]
+fn what_a_standby_stored_is_productions_once_that_is_said() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 3, 100));
+    bed.cluster.set("archive_command", "/bin/true");
+    bed.cluster.reload();
+    assert_eq!(daemon.stop(), 0);
+    let beside = segments(&bed.cluster, 2, 100);
+    for name in &beside {
+        bed.direct(&bed.copy(name, name)).expect_success();
+    }
+    forget(&bed.cluster, beside.last().unwrap());
+    let _daemon = bed.agent.daemon();
+    bed.cluster.set("archive_command", bed.agent.archive_command());
+    bed.cluster.reload();
+    let names = segments(&bed.cluster, 2, 100);
+    refused(&bed.cluster);
+    let log = bed.cluster.log();
+    assert!(log.contains("archive-agent push --same-server"), "{log}");
+    let path = bed.cluster.wal_dir().join(&names[0]);
+    bed.agent.run(&["push", "--same-server", path.to_str().unwrap()]).expect_success();
+    all_done(&bed.cluster, &names);
+    bed.agent.run(&["verify"]).expect_success();
+}
