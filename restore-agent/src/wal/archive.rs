@@ -1,4 +1,4 @@
-//! The repositories of a cluster as one archive: the first that has a file gives it.
+//! The repositories of a cluster as one archive: the first that has a file, and answers, gives it.
 //!
 //! Repositories are opened when they are needed and opened anew after they failed, so that mended credentials and mounts
 //! are found. A file lands under its name only after every check has passed.
@@ -6,10 +6,12 @@
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use walpoint_base::{
     ClusterName, CreatedTablespace, LineageId, Place, SegmentName, SegmentNo, SegmentSize, SystemId,
     TimelineHistory, TimelineId, WalFileName,
@@ -23,6 +25,7 @@ use walpoint_repo::{Lineage, RepoError, Repository};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::exit::told;
 
+use crate::wal::asking::{Asking, Began};
 use crate::wal::creates::{self, Marked};
 use crate::wal::cut::CutFile;
 use crate::wal::landing::{self, Durability, Landing};
@@ -30,6 +33,9 @@ use crate::wal::note::TargetNote;
 use crate::wal::origin::OriginKeeper;
 use crate::wal::prove;
 use crate::wal::spool;
+
+/// For how long a repository that did not answer in time is asked last.
+const LATE: Duration = Duration::from_secs(60);
 
 /// Objects that a store lists at once.
 const PAGE: usize = 1000;
@@ -103,6 +109,8 @@ pub(crate) struct Source {
     name: String,
     settings: StoreSettings,
     open: Mutex<Option<WalArchive>>,
+    /// When others were asked because this one did not begin to answer.
+    late: Mutex<Option<Instant>>,
 }
 
 /// A repository in which a file was looked for.
@@ -117,7 +125,8 @@ pub(crate) struct Missing<'a> {
 impl Archive {
     /// The archive of the selected cluster. Nothing is opened yet.
     pub(crate) fn new(selection: Selection<StoreSettings>, place: Option<&Place>) -> Self {
-        let source = |(name, settings)| Source { name, settings, open: Mutex::new(None) };
+        let source =
+            |(name, settings)| Source { name, settings, open: Mutex::new(None), late: Mutex::new(None) };
         let note = place.and_then(|place| TargetNote::read(&place.wal.join(spool::DIRECTORY)));
         Self {
             cluster: selection.cluster,
@@ -174,9 +183,13 @@ impl Archive {
             ));
         }
         let (mut failures, mut missing, mut there) = (Vec::new(), Vec::new(), false);
-        for source in &self.sources {
-            match self.fetch_from(source, name, path, durability).await {
+        let mut asking = Asking::of(&self.sources, move |source, began| {
+            self.fetch_from(source, name, path, durability, began).boxed()
+        });
+        while let Some((source, answer)) = asking.next().await {
+            match answer {
                 Ok(Found::Landed(size, creates)) => {
+                    failures.extend(asking.unanswered());
                     let note = failures.iter().map(Failed::to_string).collect::<Vec<_>>().join("; ");
                     let note = if note.is_empty() {
                         note
@@ -193,6 +206,8 @@ impl Archive {
                 Err(error) => failures.push(source.failed(&error)),
             }
         }
+        failures.extend(asking.unanswered());
+        drop(asking);
         if let WalFileName::History(timeline) = name
             && !there
             && let Some((repository, content)) = from_younger(&missing, timeline).await
@@ -225,6 +240,7 @@ impl Archive {
         name: WalFileName,
         path: &Path,
         durability: Durability,
+        began: Began,
     ) -> anyhow::Result<Found> {
         let wal = self.open(source).await?;
         let fork = self.fork.filter(|fork| WalFileName::Segment(fork.name) == name);
@@ -246,6 +262,7 @@ impl Archive {
             Err(error @ RepoError::Corrupt { .. }) => return Ok(Found::Unusable(error.into())),
             Err(error) => return Err(error.into()),
         };
+        began.store(true, Ordering::Relaxed);
         if reader.header().is_some_and(|header| header.damaged) && !self.damaged_too {
             return Ok(Found::Unusable(anyhow!(
                 "\"{name}\" was archived though damaged (push --accept-damaged), and PostgreSQL would end recovery in it; HINT: \
@@ -359,17 +376,19 @@ impl Archive {
             return Ok(Some(history.clone()));
         }
         let mut failures = Vec::new();
-        for source in &self.sources {
-            let found = match self.open(source).await {
-                Ok(wal) => self.history_in(&wal, timeline).await,
-                Err(error) => Err(error),
-            };
+        let ask = move |source, _| {
+            let found = async move { self.history_in(&self.open(source).await?, timeline).await };
+            found.boxed()
+        };
+        let mut asking = Asking::of(&self.sources, ask);
+        while let Some((source, found)) = asking.next().await {
             match found {
                 Ok(Some(history)) => return Ok(Some(history)),
                 Ok(None) => {}
                 Err(error) => failures.push(source.failed(&error)),
             }
         }
+        failures.extend(asking.unanswered());
         if failures.is_empty() { Ok(None) } else { bail!(listed(&failures)) }
     }
 
@@ -449,6 +468,21 @@ impl std::fmt::Display for Failed {
 }
 
 impl Source {
+    /// Whether it did not answer in time a while ago.
+    pub(crate) fn is_late(&self) -> bool {
+        lock(&self.late).is_some_and(|at| at.elapsed() < LATE)
+    }
+
+    /// It does not answer in time.
+    pub(crate) fn set_late(&self) {
+        *lock(&self.late) = Some(Instant::now());
+    }
+
+    /// The failure of one that has not answered.
+    pub(crate) fn unanswered(&self) -> Failed {
+        Failed { repository: self.name.clone(), why: "it has not answered yet".to_owned() }
+    }
+
     /// Notes a failure: the next attempt opens the repository anew.
     fn failed(&self, error: &anyhow::Error) -> Failed {
         *lock(&self.open) = None;

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use walpoint_base::{Place, RECOVERY_ORIGIN, WalFileName, durable, tablespace};
+use walpoint_base::{Place, RECOVERY_ORIGIN, SegmentName, WalFileName, durable, tablespace};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
@@ -15,6 +15,7 @@ use walpoint_runtime::owner;
 
 use crate::cli::FetchArgs;
 use crate::wal::archive::{Archive, Landed, Outcome, Proof};
+use crate::wal::branch::{self, Portion};
 use crate::wal::histories::HistoryCache;
 use crate::wal::landing::{self, Durability};
 use crate::wal::patience::{self, STANDBY_ATTEMPT};
@@ -116,6 +117,12 @@ async fn attempts(
         let tell = |why: &str| tracing::warn!("waiting for \"{name}\": {why}");
         patience::until_certain(budget, attempt, tell).await
     };
+    let outcome = match (outcome, name, standby) {
+        (Outcome::Landed(landed), WalFileName::Segment(segment), Some(place)) => {
+            on_the_path(&archive, place, segment, &args.path, landed)
+        }
+        (outcome, ..) => outcome,
+    };
     if let (Some(place), Outcome::Landed(_), WalFileName::Segment(segment)) =
         (place.filter(|place| place.server), &outcome, name)
     {
@@ -130,6 +137,19 @@ async fn attempts(
         }
     }
     outcome
+}
+
+/// What a standby may have of a segment: what belongs to the path that it follows.
+fn on_the_path(archive: &Archive, place: &Place, name: SegmentName, path: &Path, landed: Landed) -> Outcome {
+    let Some(size) = archive.segment_size() else { return Outcome::Landed(landed) };
+    let history = branch::followed_by_standby(place, name.timeline);
+    let portion = history.map_or(Portion::Whole, |history| branch::portion(&history, name, size));
+    if portion == Portion::Nothing
+        && let Err(error) = durable::remove(path)
+    {
+        tracing::debug!("{} stays: {error}", path.display());
+    }
+    branch::apply(name, portion, landed, |until| branch::cut(path, until, size))
 }
 
 /// A history that need not be asked for.

@@ -35,6 +35,18 @@ impl HistoryCache {
         TimelineHistory::parse(timeline, &content).is_ok().then_some(content)
     }
 
+    /// The newest history that [`Self::get`] has for that recovery.
+    pub(crate) fn newest(&self, recovery: Recovery) -> Option<TimelineHistory> {
+        let names = std::fs::read_dir(&self.directory).ok()?.flatten().filter_map(|entry| {
+            match entry.file_name().to_str()?.parse() {
+                Ok(WalFileName::History(timeline)) => Some(timeline),
+                _ => None,
+            }
+        });
+        let newest = names.max()?;
+        TimelineHistory::parse(newest, &self.get(recovery, newest)?).ok()
+    }
+
     /// Remembers a history that a repository gave.
     pub(crate) fn put(&self, timeline: TimelineId, content: &[u8]) -> io::Result<()> {
         let path = self.path(timeline);

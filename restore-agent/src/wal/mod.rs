@@ -3,12 +3,14 @@
 //! | module | owns |
 //! |---|---|
 //! | [`archive`] | the repositories of a cluster as one archive |
+//! | [`asking`] | asking several repositories, of which one may hang |
 //! | [`absence`], [`prove`] | when a file is proven not to be in it, and reading what proves it |
 //! | [`fetch`] | one file, and the exit status |
 //! | [`patience`] | attempts, and how long they may take |
 //! | [`origin`] | what the recovery began with, without which no end is believed |
 //! | [`landing`] | files that appear whole |
 //! | [`cut`] | a segment as its timeline left it |
+//! | [`branch`] | how much of a parent's segment belongs to the path |
 //! | [`creates`] | tablespaces that replay of a segment creates |
 //! | [`histories`] | histories that a standby keeps |
 //! | [`parents`] | what PostgreSQL reads at a fork from `pg_wal` |
@@ -24,6 +26,8 @@
 
 pub(crate) mod absence;
 pub(crate) mod archive;
+pub(crate) mod asking;
+pub(crate) mod branch;
 pub(crate) mod creates;
 pub(crate) mod cut;
 pub(crate) mod fetch;

@@ -10,10 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
-use walpoint_base::{Place, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+use walpoint_base::{
+    Lsn, Place, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
+};
 use walpoint_runtime::config::ClusterSettings;
 
 use crate::wal::archive::{Archive, Landed, Outcome, Proof};
+use crate::wal::branch::{self, Pass, Portion};
 use crate::wal::landing::Durability;
 use crate::wal::note::TargetNote;
 use crate::wal::route::{Route, Step};
@@ -58,6 +61,8 @@ struct State {
     goal: Option<TimelineHistory>,
     /// Nothing is fetched ahead at or beyond this segment until then.
     pause: Option<(SegmentNo, Instant)>,
+    /// What PostgreSQL asked for just now.
+    pass: Pass,
 }
 
 /// What is known about a file.
@@ -339,6 +344,39 @@ impl Prefetcher {
     pub(crate) fn close(&self, recovery_is_over: bool) -> std::io::Result<()> {
         self.memory.close();
         self.spool.close(recovery_is_over)
+    }
+
+    /// How much of a segment that PostgreSQL asks for belongs to the path that it follows, by what it asked for before. `None`:
+    /// by that there is no path yet.
+    pub(crate) async fn portion(
+        &self,
+        name: SegmentName,
+        pass: Option<TimelineId>,
+    ) -> anyhow::Result<Option<Portion>> {
+        let (Some(youngest), Some(size)) = (pass, self.archive.segment_size()) else { return Ok(None) };
+        let history = self.archive.history(youngest).await?;
+        Ok(history.map(|history| branch::portion(&history, name, size)))
+    }
+
+    /// Leaves of a file in the spool what lies before `until`. The next one who asks gets another.
+    pub(crate) fn cut(&self, name: SegmentName, until: Lsn) -> std::io::Result<()> {
+        let Some(size) = self.archive.segment_size() else { return Ok(()) };
+        let name = WalFileName::Segment(name);
+        self.state().slots.remove(&name);
+        branch::cut(&self.spool.path(name), until, size)
+    }
+
+    /// The pass over the timelines in which PostgreSQL asks: the youngest that it did not get this segment of.
+    pub(crate) fn ask(&self, name: WalFileName) -> Option<TimelineId> {
+        let segment = if let WalFileName::Segment(segment) = name { Some(segment) } else { None };
+        self.state().pass.ask(segment, Instant::now())
+    }
+
+    /// PostgreSQL does not get the file.
+    pub(crate) fn refuse(&self, name: WalFileName) {
+        if let WalFileName::Segment(segment) = name {
+            self.state().pass.refuse(segment, Instant::now());
+        }
     }
 
     /// Puts a small file into the spool whose content is known already.

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use walpoint_base::socket::{self, FetchOutcome, FetchReply, FetchRequest, Message};
-use walpoint_base::{Recovery, TimelineHistory, TimelineId, WalFileName};
+use walpoint_base::{Recovery, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_runtime::config::{self, ClusterSettings, HistoryOutage};
 
 use crate::wal::archive::{Landed, Outcome};
+use crate::wal::branch::{self, Portion};
 use crate::wal::histories::HistoryCache;
 use crate::wal::landing::{self, Durability};
 use crate::wal::patience::{self, STANDBY_ATTEMPT};
@@ -26,6 +27,9 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a client hears that its request is being worked on.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The history of a path is mostly known: PostgreSQL was given it.
+const HISTORY: Duration = Duration::from_millis(300);
 
 /// Answers requests with what a prefetcher has.
 #[derive(Debug)]
@@ -137,6 +141,7 @@ impl Server {
         let recovery = Recovery::of(&place.pgdata);
         let standby = recovery == Recovery::Standby && request.ahead;
         let cached = if request.ahead { self.cached(recovery, name).await } else { None };
+        let pass = if request.ahead { self.prefetcher.ask(name) } else { None };
         let demand = || self.prefetcher.demand(name, request.ahead);
         let outcome = if let Some(outcome) = cached {
             outcome
@@ -146,6 +151,15 @@ impl Server {
             let tell = |text: &str| text.clone_into(&mut why.lock().unwrap_or_else(PoisonError::into_inner));
             patience::until_certain(self.budget, demand, tell).await
         };
+        let outcome = match (outcome, name) {
+            (Outcome::Landed(landed), WalFileName::Segment(segment)) if request.ahead => {
+                self.on_the_path(segment, pass, standby, landed).await
+            }
+            (outcome, _) => outcome,
+        };
+        if request.ahead && !matches!(outcome, Outcome::Landed(_)) {
+            self.prefetcher.refuse(name);
+        }
         match outcome {
             Outcome::Landed(Landed { size, note, creates }) => {
                 match name {
@@ -174,6 +188,30 @@ impl Server {
         }
     }
 
+    /// What recovery may have of a segment that is in the spool: what belongs to the path that it follows.
+    async fn on_the_path(
+        &self,
+        name: SegmentName,
+        pass: Option<TimelineId>,
+        standby: bool,
+        landed: Landed,
+    ) -> Outcome {
+        let place = self.prefetcher.place();
+        let asked = match tokio::time::timeout(HISTORY, self.prefetcher.portion(name, pass)).await {
+            Ok(Ok(portion)) => portion,
+            Ok(Err(error)) => return unknown_path(name, &error.to_string()),
+            Err(_) => {
+                return unknown_path(name, "no repository gave the history of the younger timeline in time");
+            }
+        };
+        let followed = || branch::followed_by_standby(place, name.timeline).filter(|_| standby);
+        let size = self.prefetcher.archive().segment_size();
+        let portion = asked.or_else(|| Some(branch::portion(&followed()?, name, size?)));
+        branch::apply(name, portion.unwrap_or(Portion::Whole), landed, |until| {
+            self.prefetcher.cut(name, until)
+        })
+    }
+
     /// A history that need not be asked for, put into the spool.
     async fn cached(&self, recovery: Recovery, name: WalFileName) -> Option<Outcome> {
         let WalFileName::History(timeline) = name else { return None };
@@ -200,6 +238,12 @@ impl Server {
             }
         }
     }
+}
+
+fn unknown_path(name: SegmentName, why: &str) -> Outcome {
+    Outcome::Uncertain(format!(
+        "how much of \"{name}\" belongs to the path that recovery follows is not known: {why}"
+    ))
 }
 
 fn reply(outcome: FetchOutcome, message: String) -> FetchReply {

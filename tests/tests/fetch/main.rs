@@ -2,6 +2,7 @@
 
 mod answers;
 mod archive;
+mod hanging;
 mod load;
 mod origin;
 mod prefetch;

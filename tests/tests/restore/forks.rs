@@ -10,7 +10,7 @@ use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::rows::{Ledger, Mark};
 use walpoint_tests::store::Store;
-use walpoint_tests::wait;
+use walpoint_tests::{testbed, wait};
 
 /// Left open, it makes the end of a recovery in its segment read that segment once more.
 const PREPARE: &str =
@@ -342,6 +342,10 @@ fn a_standby_waits_at_a_fork_whose_segment_only_the_parent_has() {
     ledger.append_as(&bed.cluster, "a2");
     bed.settle();
     lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
+    // Until its history is there, timeline 2 is known to the new primary alone.
+    let has_history =
+        || bed.back_door().list("clusters/main").iter().any(|key| key.ends_with("00000002.history"));
+    wait::until_true(wait::SOON, "the history of timeline 2 is archived", has_history);
     let keys = bed.back_door().list("clusters/main");
     assert!(!keys.iter().any(|key| key.contains("/wal/00000002/")), "timeline 2 has a segment: {keys:?}");
     assert_eq!(plan(&bed, &[])["timeline"], 1, "a server of its own stops at the fork");
@@ -353,6 +357,47 @@ fn a_standby_waits_at_a_fork_whose_segment_only_the_parent_has() {
     ledger.append_as(&bed.cluster, "b1");
     bed.settle();
     standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 b1");
+}
+
+/// Promise 4: a standby is answered "ask again" for the younger timeline's segment while that cannot be read, and PostgreSQL takes
+/// the parent's instead. Of that it gets what lies before the fork, with and without a prefetcher.
+#[test]
+fn a_standby_replays_nothing_that_its_path_left_behind_in_an_outage() {
+    let (mut bed, mut ledger) = bed(17);
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    ledger.append_as(&bed.cluster, "a2");
+    bed.settle();
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    let door = bed.back_door();
+    let mut keys = door.list("clusters/main");
+    keys.retain(|key| key.contains("/wal/00000002/"));
+    let fork = keys.iter().min().unwrap().clone();
+    let content = door.get(&fork).unwrap();
+    for direct in [false, true] {
+        let place = bed.restore("again", &["--standby"]);
+        if direct {
+            let mut settings =
+                fs::OpenOptions::new().append(true).open(place.join("postgresql.auto.conf")).unwrap();
+            let (program, config) = (testbed::under_test("restore-agent"), bed.agent.config());
+            let command = format!("{} --config {} fetch %f %p", program.display(), config.display());
+            writeln!(settings, "restore_command = '{command}'").unwrap();
+        }
+        door.flip_bit(&fork, content.len() / 2);
+        let standby = Cluster::start_restored(bed.cluster.dir(), 17, &place);
+        let rows = "select string_agg(label, ' ' order by n) from rows";
+        standby.wait_for(rows, "a1");
+        let parent = format!("00000001{}", &fork.rsplit('/').next().unwrap()[8..]);
+        let asked = || standby.log().matches(&format!("restored log file \"{parent}\"")).count() > 1;
+        wait::until_true(wait::SOON, "the parent's segment is asked for again", asked);
+        assert_eq!(standby.psql(rows), "a1", "direct: {direct}\n{}", standby.log());
+        assert!(standby.log().contains("leaves its timeline"), "direct: {direct}\n{}", standby.log());
+        door.put(&fork, content.clone());
+        standby.wait_for(rows, "a1 b1");
+        drop(standby);
+        fs::remove_dir_all(place).unwrap();
+    }
 }
 
 /// Promise 3: a standby that follows through the archive past a failover is promoted in its turn, although a transaction is

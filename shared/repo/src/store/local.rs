@@ -8,19 +8,21 @@
 //! [`TEMPORARY_PREFIX`](durable::TEMPORARY_PREFIX); it is never listed.
 //!
 //! The root is remembered by device and inode: a filesystem that is unmounted, or mounted over it, is an error and never
-//! an empty store.
+//! an empty store. Every call runs on a thread for blocking calls, of which one place has a share: a filesystem that hangs takes no
+//! more threads than that, and no more memory than one object of the largest size for what is being written to it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use tokio::sync::Semaphore;
 use walpoint_base::durable;
 
 use super::buffers::Buffers;
@@ -49,11 +51,67 @@ struct Root {
     inode: u64,
     /// Directories below the root whose own names, up to the root, were synced by this process.
     synced: Mutex<HashSet<PathBuf>>,
+    share: Arc<Share>,
+}
+
+/// What one place may take of this process, over all stores that are opened there. A call into a filesystem that hangs cannot
+/// be cancelled: whoever waited for it is long gone, and it keeps its thread, and what it writes, until it returns.
+#[derive(Debug)]
+struct Share {
+    threads: Arc<Semaphore>,
+    /// KiB that are being written.
+    writing: Arc<Semaphore>,
+}
+
+/// Threads that one place takes at the most.
+const THREADS: usize = 16;
+
+/// KiB of what is being written to one place: one object of the largest size.
+const WRITING: u32 = 32 << 10;
+
+static SHARES: LazyLock<Mutex<HashMap<PathBuf, Arc<Share>>>> = LazyLock::new(Mutex::default);
+
+impl Share {
+    fn of(path: &Path) -> Arc<Self> {
+        let mut shares = SHARES.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Self {
+            threads: Arc::new(Semaphore::new(THREADS)),
+            writing: Arc::new(Semaphore::new(usize::try_from(WRITING).unwrap_or(usize::MAX))),
+        };
+        Arc::clone(shares.entry(path.to_owned()).or_insert_with(|| Arc::new(new())))
+    }
+
+    /// Runs `work`, which writes so many bytes, on a thread for blocking calls once this place has one to spare.
+    async fn run<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(WRITING).min(WRITING);
+        let closed = |_| Failure::new(FailureKind::Transient, "the process is ending");
+        let memory = Arc::clone(&self.writing).acquire_many_owned(kib).await.map_err(closed)?;
+        let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(closed)?;
+        let work = move || {
+            let done = work();
+            // Only now, whether or not the caller still waits.
+            drop((memory, thread));
+            done
+        };
+        let ended =
+            |_| Failure::new(FailureKind::Transient, "a worker thread ended before its work was done");
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ended(error)))
+    }
 }
 
 impl Local {
     /// The directory must exist: a store that creates its root would hide a lost mount.
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+    pub(super) async fn open(path: &Path) -> Result<Self, Failure> {
+        let (share, path) = (Share::of(path), path.to_owned());
+        let held = Arc::clone(&share);
+        share.run(0, move || Self::look(&path, held)).await
+    }
+
+    fn look(path: &Path, share: Arc<Share>) -> Result<Self, Failure> {
         let no_store = |what: String| Failure::new(FailureKind::NoStore, what);
         let meta = fs::metadata(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => no_store(format!(
@@ -66,7 +124,8 @@ impl Local {
             return Err(no_store(format!("{} is not a directory", path.display())));
         }
         let synced = Mutex::new(HashSet::new());
-        Ok(Self(Arc::new(Root { path: path.to_owned(), device: meta.dev(), inode: meta.ino(), synced })))
+        let (path, device, inode) = (path.to_owned(), meta.dev(), meta.ino());
+        Ok(Self(Arc::new(Root { path, device, inode, synced, share })))
     }
 
     /// Where a name lies.
@@ -98,7 +157,8 @@ impl Local {
 
     pub(super) async fn create(&self, name: &str, pieces: &[Bytes]) -> Result<(), Failure> {
         let (path, pieces) = (self.0.path.join(name), pieces.to_vec());
-        self.run(move |root| root.create(&path, &pieces)).await
+        let bytes = pieces.iter().map(Bytes::len).sum();
+        self.run_writing(bytes, move |root| root.create(&path, &pieces)).await
     }
 
     pub(super) async fn delete(&self, name: &str) -> Result<(), Failure> {
@@ -151,6 +211,15 @@ impl Local {
         &self,
         work: impl FnOnce(&Root) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
+        self.run_writing(0, work).await
+    }
+
+    /// The same for work that holds so many bytes.
+    async fn run_writing<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&Root) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         let root = Arc::clone(&self.0);
         let work = move || {
             root.check()?;
@@ -160,9 +229,7 @@ impl Local {
                 done => done,
             }
         };
-        let ended =
-            |_| Failure::new(FailureKind::Transient, "a worker thread ended before its work was done");
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ended(error)))
+        self.0.share.run(bytes, work).await
     }
 }
 

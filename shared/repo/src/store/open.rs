@@ -10,6 +10,7 @@ use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, Retry
 use walpoint_base::secret::{Secret, SecretSource};
 
 use super::credentials::RotatingKey;
+use super::limits::Limits;
 use super::local::Local;
 use super::remote::Remote;
 use super::settings::{ConditionalWrites, Location, StoreSettings};
@@ -24,8 +25,8 @@ pub(super) async fn open(settings: &StoreSettings) -> Result<Store> {
     let name = settings.url.clone();
     let backend = match settings.location()? {
         Location::Directory(path) => {
-            let opened =
-                Local::open(&path).map_err(|failure| failure.during("the directory".to_owned(), &name))?;
+            let opened = Limits::within(limits.read_timeout, Local::open(&path)).await;
+            let opened = opened.map_err(|failure| failure.during("the directory".to_owned(), &name))?;
             return Ok(Store::new(name, Backend::Local(opened), limits));
         }
         Location::S3 { bucket, prefix } => {

@@ -1,0 +1,195 @@
+//! How much of a parent's segment recovery may replay.
+//!
+//! PostgreSQL looks for a segment under the newest timeline of its path first. Answered "not there", it takes the file of an
+//! older timeline, and replays it to its end, also behind the position at which the path leaves that timeline
+//! (`XLogFileReadAnyTLI`). On a standby that answer may only mean "ask again". So an older timeline's file is handed over up to the
+//! switch point, with zeros behind it, and not at all where the path has left that timeline before it.
+//!
+//! Which path recovery follows is known from what PostgreSQL asks for: in one pass it asks for the younger timelines' files of the
+//! same number first. A standby may have had that answer from elsewhere, so there the newest history that it was given and the
+//! setting `recovery_target_timeline` count too. They never do in archive recovery, which would end at the cut.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use walpoint_base::{Lsn, Place, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+
+use crate::restore::settings;
+use crate::wal::archive::{Landed, Outcome};
+use crate::wal::histories::HistoryCache;
+
+/// PostgreSQL asks for an older timeline's file at once after the answer for the younger one.
+const ONE_PASS: Duration = Duration::from_secs(10);
+
+/// How much of a timeline's segment belongs to the path that recovery follows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Portion {
+    /// As much as there is.
+    Whole,
+    /// What lies before this position inside the segment.
+    Until(Lsn),
+    /// Nothing: the path leaves the timeline before it.
+    Nothing,
+}
+
+/// How much of segment `name` belongs to the path of `history`. A timeline that is not on the path is none of its business.
+pub(crate) fn portion(history: &TimelineHistory, name: SegmentName, size: SegmentSize) -> Portion {
+    let Some(number) = name.number(size) else { return Portion::Whole };
+    if history.timeline() == name.timeline || !history.contains(name.timeline) {
+        return Portion::Whole;
+    }
+    match history.served_until(name.timeline, number, size) {
+        Some(until) if until == number.end(size) => Portion::Whole,
+        Some(until) => Portion::Until(until),
+        None => Portion::Nothing,
+    }
+}
+
+/// The files of one segment that PostgreSQL did not get in this pass.
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    refused: Option<(SegmentName, Instant)>,
+}
+
+impl Pass {
+    /// Another question: what was refused before only counts for an older file of the same number.
+    pub(crate) fn ask(&mut self, name: Option<SegmentName>, now: Instant) -> Option<TimelineId> {
+        let refused = self.refused.filter(|(refused, at)| {
+            name.is_some_and(|name| {
+                (name.log, name.segment) == (refused.log, refused.segment) && name.timeline < refused.timeline
+            }) && now.saturating_duration_since(*at) < ONE_PASS
+        });
+        self.refused = refused;
+        refused.map(|(refused, _)| refused.timeline)
+    }
+
+    /// The answer was not the file. The youngest timeline counts: its path has all others of the pass.
+    pub(crate) fn refuse(&mut self, name: SegmentName, now: Instant) {
+        let youngest = self.refused.map_or(name, |(refused, _)| refused);
+        self.refused = Some((youngest, now));
+    }
+}
+
+/// What a standby follows, by the histories that it was given and by its settings: `None` if that is not known, or if it has
+/// replayed behind the position at which that path leaves `timeline`, and cannot follow it.
+pub(crate) fn followed_by_standby(place: &Place, timeline: TimelineId) -> Option<TimelineHistory> {
+    let cache = HistoryCache::in_wal(&place.wal);
+    let read = |name: &str| std::fs::read_to_string(place.pgdata.join(name)).unwrap_or_default();
+    // The later one counts.
+    let text = [read("postgresql.conf"), read("postgresql.auto.conf")].join("\n");
+    let settings = settings::targets(&text);
+    let wanted = settings.get("recovery_target_timeline").map(|value| value.trim_matches('\''));
+    let history = match wanted {
+        None | Some("latest") => cache.newest(place.recovery),
+        Some(number) => {
+            let id = TimelineId::new(number.parse().ok()?)?;
+            let content = cache.get(place.recovery, id)?;
+            TimelineHistory::parse(id, &content).ok()
+        }
+    }?;
+    let left = history.end_of(timeline)?;
+    let control = std::fs::read(place.pgdata.join(CONTROL_FILE)).ok()?;
+    let control = ControlFile::parse(&control).ok()?;
+    let passed = control.min_recovery_point > left && control.min_recovery_point_timeline == timeline.get();
+    (!passed).then_some(history)
+}
+
+/// Replaces what lies behind `until` in a segment's file by zeros.
+pub(crate) fn cut(path: &Path, until: Lsn, size: SegmentSize) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(until.0 % size.bytes())?;
+    file.set_len(size.bytes())
+}
+
+/// The outcome for a segment that has landed, of which recovery may have `portion`. `cut` cuts the file.
+pub(crate) fn apply(
+    name: SegmentName,
+    portion: Portion,
+    mut landed: Landed,
+    cut: impl FnOnce(Lsn) -> io::Result<()>,
+) -> Outcome {
+    match portion {
+        Portion::Whole => Outcome::Landed(landed),
+        Portion::Nothing => Outcome::Absent(format!(
+            "\"{name}\" is no part of the path that recovery follows, which leaves timeline {} before it",
+            name.timeline
+        )),
+        Portion::Until(until) => {
+            if let Err(error) = cut(until) {
+                return Outcome::Uncertain(format!("\"{name}\" cannot be cut at {until}: {error}"));
+            }
+            landed.creates.retain(|created| created.record < until);
+            let cut = format!(
+                "\"{name}\" ends at {until}, where the path that recovery follows leaves its timeline"
+            );
+            let notes = [std::mem::take(&mut landed.note), cut];
+            landed.note =
+                notes.iter().filter(|note| !note.is_empty()).cloned().collect::<Vec<_>>().join("; ");
+            Outcome::Landed(landed)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> SegmentName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_parent_gives_what_lies_before_the_switch_point() {
+        let text = b"1\t0/5000100\tx\n2\t0/7000000\ty\n";
+        let history = TimelineHistory::parse(TimelineId::new(3).unwrap(), text).unwrap();
+        for (segment, expected) in [
+            ("000000010000000000000004", Portion::Whole),
+            ("000000010000000000000005", Portion::Until(Lsn(0x500_0100))),
+            ("000000010000000000000006", Portion::Nothing),
+            ("000000020000000000000006", Portion::Whole),
+            ("000000020000000000000007", Portion::Nothing),
+            ("000000030000000000000007", Portion::Whole),
+            ("000000040000000000000007", Portion::Whole),
+        ] {
+            assert_eq!(portion(&history, name(segment), SegmentSize::DEFAULT), expected, "{segment}");
+        }
+    }
+
+    #[test]
+    fn a_pass_ends_with_another_question() {
+        let now = Instant::now();
+        let (parent, child, grandchild) = (
+            name("000000010000000000000005"),
+            name("000000020000000000000005"),
+            name("000000030000000000000005"),
+        );
+        let mut pass = Pass::default();
+        assert_eq!(pass.ask(Some(grandchild), now), None);
+        pass.refuse(grandchild, now);
+        assert_eq!(pass.ask(Some(child), now), Some(grandchild.timeline));
+        pass.refuse(child, now);
+        assert_eq!(pass.ask(Some(parent), now), Some(grandchild.timeline));
+        assert_eq!(pass.ask(Some(child), now + ONE_PASS), None, "much later");
+        pass.refuse(child, now);
+        assert_eq!(pass.ask(None, now), None, "a history");
+        assert_eq!(pass.ask(Some(parent), now), None);
+        pass.refuse(parent, now);
+        assert_eq!(pass.ask(Some(child), now), None, "a younger one is another pass");
+        pass.refuse(child, now);
+        assert_eq!(pass.ask(Some(name("000000010000000000000006")), now), None, "another segment");
+    }
+
+    #[test]
+    fn zeros_take_the_place_of_what_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("segment");
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        cut(&path, Lsn(0x50_0100), SegmentSize::new(1 << 20).unwrap()).unwrap();
+        let found = std::fs::read(&path).unwrap();
+        assert_eq!(found.len(), 1 << 20);
+        assert!(found[..0x100].iter().all(|b| *b == 7) && found[0x100..].iter().all(|b| *b == 0));
+    }
+}
