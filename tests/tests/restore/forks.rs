@@ -310,6 +310,31 @@ fn a_timeline_whose_history_cannot_be_read_is_not_forgotten_by_latest() {
     assert_eq!(plan(&bed, &[])["timeline"], 2);
 }
 
+/// Promise 7: nor because the only backup on its path is gone.
+#[test]
+fn a_timeline_without_a_backup_is_not_forgotten_by_latest() {
+    let (mut bed, mut ledger) = bed(17);
+    let before = bed.backups();
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    let later = ledger.append_as(&bed.cluster, "a2").time_after;
+    bed.backup();
+    bed.settle();
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    assert_eq!(plan(&bed, &[])["timeline"], 2);
+    let keys = bed.back_door().list("clusters/main/backups");
+    let manifest = keys.iter().find(|key| key.contains(&before[0]) && key.ends_with("manifest")).unwrap();
+    bed.back_door().delete(manifest);
+    for options in [&[][..], &["--target-time", &later]] {
+        let refusal = refused(&bed, options);
+        assert_eq!(refusal["reason"], "doubtful-timeline", "{options:?}: {refusal:#}");
+        assert!(refusal["message"].to_string().contains("no complete backup"), "{refusal:#}");
+        assert!(refusal["hints"].to_string().contains("--target-timeline 1"), "{refusal:#}");
+    }
+    assert_eq!(plan(&bed, &["--target-timeline", "1"])["timeline"], 1);
+}
+
 /// Promise 7: a standby goes where it was sent: to the timeline, or to that of the backup.
 #[test]
 fn a_standby_keeps_to_the_timeline_and_the_backup_that_were_asked_for() {

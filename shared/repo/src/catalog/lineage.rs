@@ -92,7 +92,8 @@ impl LineageCatalog {
         let mut disputed = Vec::new();
         for (timeline, doubt) in &doubts {
             match doubt {
-                Doubt::Damaged(_) => {}
+                // The one stands there already, the other is no fact about the timeline.
+                Doubt::Damaged(_) | Doubt::NoBackup => {}
                 Doubt::Missing => problems.push(format!("timeline {timeline}: {doubt}")),
                 Doubt::Refused => disputed.push(format!("timeline {timeline}: {doubt}")),
             }

@@ -71,6 +71,8 @@ pub enum Doubt {
     Missing,
     /// A second server claimed it, with another history.
     Refused,
+    /// It has WAL, and no complete backup lies on its path.
+    NoBackup,
 }
 
 impl std::fmt::Display for Doubt {
@@ -79,6 +81,7 @@ impl std::fmt::Display for Doubt {
             Self::Damaged(why) => write!(f, "its history cannot be read: {why}"),
             Self::Missing => write!(f, "its WAL is there and its history is not"),
             Self::Refused => write!(f, "two servers claim it, with different histories"),
+            Self::NoBackup => write!(f, "it has WAL, and no complete backup lies on its path"),
         }
     }
 }

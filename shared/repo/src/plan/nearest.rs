@@ -173,6 +173,10 @@ impl Planner<'_> {
                         "See \"archive-agent status\". To restore what the repository holds of one of the two, name its timeline: \
                          --target-timeline {instead}."
                     ),
+                    Doubt::NoBackup => format!(
+                        "See \"archive-agent status\" and \"archive-agent verify\" for what became of the backups that led to timeline \
+                         {timeline}. While its server runs, take one with \"archive-agent backup\"."
+                    ),
                     Doubt::Damaged(_) | Doubt::Missing => format!(
                         "Look for {}.history in pg_wal of the server or of a standby, or in another repository, and archive it \
                          with \"archive-agent push\".",

@@ -90,7 +90,7 @@ impl<'a> Planner<'a> {
         match self.request.timeline {
             TargetTimeline::Id(timeline) => self.along(timeline, &self.listed_on(timeline)),
             TargetTimeline::Latest => match self.newest_timeline()? {
-                Some(timeline) => match self.doubt_about(timeline) {
+                Some(timeline) => match self.doubt_about(timeline).or(self.without_backup(timeline)?) {
                     Some(why) => Ok(Err(Refusal::on(timeline, why))),
                     None => self.along(timeline, &self.listed_on(timeline)),
                 },
@@ -162,6 +162,18 @@ impl<'a> Planner<'a> {
         let (of, doubt) =
             doubts.find(|(of, doubt)| **of > timeline || **of == timeline && **doubt != Doubt::Missing)?;
         Some(Why::DoubtfulTimeline { timeline: *of, doubt: doubt.clone(), instead: timeline })
+    }
+
+    /// The youngest timeline after `timeline` that was written to. No backup leads there, so its rows cannot be brought back, and
+    /// an older timeline's are not what was asked for.
+    fn without_backup(&self, timeline: TimelineId) -> Asking<Option<Why>> {
+        for younger in self.facts.graph.ids().rev().take_while(|id| *id > timeline) {
+            if self.facts.wal(younger)?.first().is_some() {
+                let doubt = Doubt::NoBackup;
+                return Ok(Some(Why::DoubtfulTimeline { timeline: younger, doubt, instead: timeline }));
+            }
+        }
+        Ok(None)
     }
 
     /// Each backup on its own timeline: the newest one that reaches the target wins.

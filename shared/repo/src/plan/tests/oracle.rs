@@ -280,7 +280,10 @@ fn leaf_of(world: &World, request: &Request) -> Option<TimelineId> {
     let usable = |t: &TimelineId| {
         world.backups.iter().any(|b| request.backup.is_none_or(|id| id == b.id) && on_path(world, *t, b))
     };
-    world.graph.ids().rev().find(usable)
+    // The latest timeline is not left out silently, only because no backup leads to it.
+    let written =
+        |t: &TimelineId| request.backup.is_none() && world.files.iter().any(|(timeline, _)| timeline == t);
+    world.graph.ids().rev().find(|t| usable(t) || written(t)).filter(usable)
 }
 
 /// How many restore points of the name asked for lie where some backup is consistent and all WAL is there.
