@@ -276,6 +276,8 @@ struct Restore {
     found: Found,
     /// WAL of the data directory that is repaired, and in no archive.
     unarchived: Unarchived,
+    /// Whether the restored server archives.
+    resumes: bool,
     /// Where the configured repositories are that are directories.
     repositories: Vec<PathBuf>,
     settings: Vec<(String, String)>,
@@ -390,6 +392,7 @@ impl Restore {
             created,
             found,
             unarchived,
+            resumes: args.resume_archiving,
             repositories,
             settings,
         })
@@ -587,6 +590,14 @@ impl Restore {
         anchor.give(self.owner, 0o700).and_then(|()| anchor.sync()).with_context(told)
     }
 
+    /// The `wal_keep_size`, in MB, under which a server that archives keeps what only its `pg_wal` has.
+    fn keep_size(&self, pgdata: &Path) -> Option<u64> {
+        let needed = self.unarchived.keep_size(self.planned.lineage.segment_size).filter(|_| self.resumes)?;
+        let read = |name: &str| std::fs::read_to_string(pgdata.join(name)).unwrap_or_default();
+        let own = settings::wal_keep_size(&[read("postgresql.conf"), read("postgresql.auto.conf")]);
+        Some(needed.max(own))
+    }
+
     fn finish(&self, pgdata: &Path, roots: &Roots) -> anyhow::Result<()> {
         let anchor = roots.anchor(pgdata).with_context(|| pgdata.display().to_string())?;
         let hand_over = || {
@@ -611,6 +622,9 @@ impl Restore {
         {
             // Without it recovery takes a directory in pg_tblspc for damage, and panics (CheckTablespaceDirectory).
             settings.push(("allow_in_place_tablespaces".to_owned(), "on".to_owned()));
+        }
+        if let Some(size) = self.keep_size(anchor.path()) {
+            settings.push(("wal_keep_size".to_owned(), format!("{size}MB")));
         }
         let finish = Finish {
             pgdata: anchor.path(),

@@ -54,7 +54,7 @@ impl Restore {
                 kept.text()
             )
         }));
-        notes.extend(self.unarchived.notes());
+        notes.extend(self.unarchived.notes(self.resumes));
         let replaced = Some(self.layout.pgdata()).filter(|_| self.ground.way == Way::Replace);
         let replaced = replaced.and_then(ground::replaced);
         if let Some(record) = &replaced {

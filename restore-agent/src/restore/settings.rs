@@ -95,6 +95,31 @@ pub(crate) fn targets(text: &str) -> BTreeMap<String, String> {
     found
 }
 
+/// The last value that a configuration file gives a parameter, without its quotes.
+fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let line = text.lines().rfind(|line| parameter(line).is_some_and(|n| n.eq_ignore_ascii_case(name)))?;
+    let value = line.trim_start().get(name.len()..)?.trim_start();
+    let value = value.strip_prefix('=').unwrap_or(value).trim_start();
+    Some(match value.strip_prefix('\'') {
+        Some(quoted) => quoted.split('\'').next().unwrap_or_default(),
+        None => value.split(|c: char| c == '#' || c.is_whitespace()).next().unwrap_or_default(),
+    })
+}
+
+/// `wal_keep_size` in MB as the configuration files have it, of which the later ones count; 0, its default, if none says.
+pub(crate) fn wal_keep_size(files: &[String]) -> u64 {
+    let Some(value) = files.iter().rev().find_map(|text| value(text, "wal_keep_size")) else { return 0 };
+    let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
+    let (number, unit) = value.split_at(digits);
+    let number: u64 = number.parse().unwrap_or(0);
+    match unit.trim() {
+        "kB" => number >> 10,
+        "GB" => number << 10,
+        "TB" => number << 20,
+        _ => number,
+    }
+}
+
 /// The parameter that a line of a configuration file sets. Source of the syntax: `guc-file.l` of PostgreSQL.
 fn parameter(line: &str) -> Option<&str> {
     let line = line.trim_start();
@@ -109,6 +134,21 @@ fn parameter(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_wal_keep_size_counts() {
+        for (texts, expected) in [
+            (&[""][..], 0),
+            (&["wal_keep_size = 64"], 64),
+            (&["wal_keep_size = '2GB' # much\n", "work_mem = 1"], 2048),
+            (&["wal_keep_size=2GB\nWAL_KEEP_SIZE 4096kB # little", "x = 1"], 4),
+            (&["wal_keep_size = 64", "wal_keep_size = '0'"], 0),
+            (&["#wal_keep_size = 64"], 0),
+        ] {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(wal_keep_size(&texts), expected, "{texts:?}");
+        }
+    }
 
     fn settings(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()

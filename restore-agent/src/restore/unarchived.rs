@@ -46,6 +46,9 @@ const OTHERS: Duration = Duration::from_secs(10);
 /// So many segments are looked back to find the last record that starts in one.
 const LOOK_BACK: u64 = 256;
 
+/// Segments that are kept beyond those that are replayed: recovery ends in the next one.
+const SPARE: u64 = 4;
+
 /// A segment is read in pieces of this length.
 const PIECE: usize = 1 << 20;
 
@@ -232,9 +235,27 @@ impl Unarchived {
         Ok(())
     }
 
-    /// What becomes of it, for a person.
-    pub(super) fn notes(&self) -> Vec<String> {
+    /// The `wal_keep_size`, in MB, that keeps the whole segments until they are archived: the checkpoint at the end of recovery
+    /// removes what is older than that, because in archive recovery with `archive_mode = on` PostgreSQL takes each segment for
+    /// archived, whatever its `.ready` says (`XLogArchiveCheckDone`). `None` if there are none.
+    pub(super) fn keep_size(&self, size: SegmentSize) -> Option<u64> {
+        let whole = self.replayed.iter().filter(|replayed| replayed.whole).count();
+        let segments = u64::try_from(self.replayed.len()).unwrap_or(u64::MAX).saturating_add(SPARE);
+        (whole > 0).then(|| (segments.saturating_mul(size.bytes())).div_ceil(1 << 20))
+    }
+
+    /// What becomes of it, for a person. `archiving`: whether the restored server archives.
+    pub(super) fn notes(&self, archiving: bool) -> Vec<String> {
         let mut notes = Vec::new();
+        let whole: Vec<String> =
+            self.replayed.iter().filter(|r| r.whole).map(|r| r.name.to_string()).collect();
+        if let (true, Some(last)) = (archiving, whole.last()) {
+            notes.push(format!(
+                "the server archives {} of these segments itself, up to {last}. wal_keep_size in postgresql.auto.conf keeps them \
+                 until then: once that one is archived, \"alter system reset wal_keep_size\", and only then remove what was kept",
+                whole.len()
+            ));
+        }
         if let (Some(first), Some(last)) = (self.replayed.first(), self.replayed.last()) {
             let names = if first == last {
                 first.name.to_string()

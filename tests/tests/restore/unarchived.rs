@@ -1,6 +1,7 @@
 //! R4: WAL of a crashed server that no archive has is not lost when its directory is repaired.
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 
 use walpoint_tests::archived::Archived;
@@ -87,6 +88,51 @@ fn what_was_replayed_is_archived_by_the_server_that_goes_on() {
     copy.wait_promoted();
     assert_eq!(copy.psql("select count(*) from t"), "3000");
     bed.agent.run(&["verify"]).expect_success();
+}
+
+/// The archive was out of reach before the crash: whole segments that no archive has are archived by the server that goes on,
+/// although its checkpoint at the end of recovery takes them for archived.
+#[track_caller]
+fn whole_segments_are_archived(major: u32) {
+    let mut bed = Archived::start(Cluster::builder().major(major).segment_size_mb(1), Store::local());
+    bed.cluster.psql("create table t as select i from generate_series(1, 1000) i");
+    bed.backup();
+    bed.settle();
+    bed.cluster.psql("alter system set archive_command = 'false'");
+    bed.stop_daemon();
+    bed.cluster.reload();
+    let mut names = Vec::new();
+    for n in 1..=3 {
+        bed.cluster.psql(&format!("insert into t select generate_series({n}001, {}000)", n + 1));
+        names.push(bed.cluster.switch_wal());
+    }
+    bed.cluster.crash();
+    let told = repair(&bed, &["--force", "--resume-archiving"]).stdout;
+    assert!(told.contains("alter system reset wal_keep_size") && told.contains(&names[2]), "{told}");
+    let mut settings =
+        fs::OpenOptions::new().append(true).open(bed.cluster.pgdata().join("postgresql.auto.conf")).unwrap();
+    writeln!(settings, "archive_command = '{}'", bed.agent.archive_command()).unwrap();
+    drop(settings);
+    assert_eq!(rows_after_recovery(&mut bed), "4000");
+    let last = bed.cluster.switch_wal();
+    bed.cluster.wait_archived(&last);
+    let stored = bed.back_door().list("clusters/main");
+    for name in &names {
+        assert!(
+            stored.iter().any(|key| key.ends_with(&format!("/{name}"))),
+            "PostgreSQL {major}: {name} {stored:#?}"
+        );
+    }
+    let copy = bed.restore_and_start("copy", &[]);
+    copy.wait_promoted();
+    assert_eq!(copy.psql("select count(*) from t"), "4000", "PostgreSQL {major}");
+}
+
+#[test]
+fn whole_segments_that_were_replayed_are_archived_by_the_server_that_goes_on() {
+    for major in [14, 17] {
+        whole_segments_are_archived(major);
+    }
 }
 
 /// Only a recovery to the end goes on to it; the restore says so.
