@@ -108,6 +108,10 @@ fn classify_generic(error: &object_store::Error) -> FailureKind {
     {
         return FailureKind::Denied;
     }
+    // What a bulk delete says of a single key.
+    if ["(code: AccessDenied)", "(code: ObjectLocked)"].iter().any(|c| text.contains(c)) {
+        return FailureKind::Denied;
+    }
     match status(&text) {
         Some(408 | 429) => FailureKind::Transient,
         Some(400) if ["RequestTimeout", "RequestTimeTooSkewed"].iter().any(|c| text.contains(c)) => {
@@ -173,6 +177,10 @@ mod tests {
         }
         assert_eq!(generic("status code: 400 Bad Request: <Code>ExpiredToken</Code>"), FailureKind::Denied);
         assert_eq!(generic("something else"), FailureKind::Transient);
+        let of_a_key =
+            |code: &str| generic(&format!("DeleteObjects request failed for key x: no (code: {code})"));
+        assert_eq!(of_a_key("AccessDenied"), FailureKind::Denied);
+        assert_eq!(of_a_key("InternalError"), FailureKind::Transient);
     }
 
     #[test]

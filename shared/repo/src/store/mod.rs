@@ -10,6 +10,7 @@
 //! | [`settings`] | what a configuration says about a store |
 //! | `open` | turning that into a store; credentials |
 //! | `create` | creating once, whatever the network does |
+//! | `delete` | deleting one object, or a thousand with one request |
 //! | `local`, `remote` | the two sorts of store |
 //! | `failure` | what a failed request means |
 //! | `leftovers` | what killed writes left in a directory |
@@ -23,6 +24,7 @@ pub mod conformance;
 mod counts;
 mod create;
 mod credentials;
+mod delete;
 mod failure;
 mod leftovers;
 mod limits;
@@ -38,6 +40,7 @@ mod tests;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,6 +51,7 @@ use object_store::ObjectStore;
 use self::buffers::Buffers;
 pub use self::counts::Requests;
 pub use self::create::{Claim, Creation};
+pub use self::delete::BULK;
 use self::failure::{Failure, FailureKind};
 pub use self::limits::Limits;
 pub use self::local::DIRECTORY_MODE;
@@ -68,6 +72,8 @@ struct Inner {
     limits: Limits,
     counts: Arc<counts::Counts>,
     buffers: Buffers,
+    /// Whether the store refused a request that deletes several objects.
+    one_by_one: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Debug)]
@@ -117,8 +123,9 @@ impl Store {
     }
 
     fn new(name: String, backend: Backend, limits: Limits) -> Self {
-        let counts = Arc::new(counts::Counts::default());
-        Self { inner: Arc::new(Inner { backend, name, limits, counts, buffers: Buffers::new(0) }) }
+        let (counts, one_by_one) = (Arc::default(), Arc::default());
+        let buffers = Buffers::new(0);
+        Self { inner: Arc::new(Inner { backend, name, limits, counts, buffers, one_by_one }) }
     }
 
     /// What it is called in messages: its URL, without secrets.
@@ -163,7 +170,7 @@ impl Store {
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<Ranged> {
-        let Inner { backend, limits, counts, name, buffers } = &*self.inner;
+        let Inner { backend, limits, counts, name, buffers, .. } = &*self.inner;
         let attempt = || {
             counts::add(&counts.get, 1);
             let whole = limits.read_timeout * 4;
@@ -237,26 +244,6 @@ impl Store {
         names.retain(|name| name.parse::<Key>().is_ok());
         names.sort_unstable();
         Ok(names)
-    }
-
-    /// Deletes an object. One that is not there is no error; one that is held is [`RepoError::Denied`].
-    pub async fn delete(&self, key: &Key) -> Result<()> {
-        let Inner { backend, limits, counts, name, .. } = &*self.inner;
-        let attempt = || {
-            counts::add(&counts.delete, 1);
-            match backend {
-                Backend::Local(local) => {
-                    Limits::within(limits.read_timeout, local.delete(key.as_str())).boxed()
-                }
-                Backend::Remote(remote) => {
-                    Limits::within(limits.read_timeout, remote.delete(key.as_str())).boxed()
-                }
-            }
-        };
-        match limits.retry(attempt).await {
-            Err(failure) if failure.kind == FailureKind::NotFound => Ok(()),
-            result => result.map_err(|failure| failure.about(key, name)),
-        }
     }
 }
 

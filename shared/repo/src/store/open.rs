@@ -33,8 +33,12 @@ pub(super) async fn open(settings: &StoreSettings) -> Result<Store> {
             let remote = Remote::new(s3(settings, &bucket).await?, &prefix);
             remote.with_storage_class(settings.storage_class.as_deref())
         }
-        Location::Google { bucket, prefix } => Remote::new(google(settings, &bucket).await?, &prefix),
-        Location::Azure { container, prefix } => Remote::new(azure(settings, &container).await?, &prefix),
+        Location::Google { bucket, prefix } => {
+            Remote::new(google(settings, &bucket).await?, &prefix).with_bulk(None)
+        }
+        Location::Azure { container, prefix } => {
+            Remote::new(azure(settings, &container).await?, &prefix).with_bulk(Some(256))
+        }
     };
     let look_first = settings.conditional_writes == ConditionalWrites::LookFirst;
     if look_first {

@@ -32,13 +32,15 @@ pub(super) struct Remote {
     attributes: Attributes,
     /// Look first and create without a condition, for stores that know none.
     look_first: bool,
+    /// Objects that one request can delete; `None` where each takes one.
+    bulk: Option<usize>,
 }
 
 impl Remote {
     pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
         let prefix = prefix.trim_matches('/').to_owned();
         let attributes = Attributes::from_iter([(Attribute::ContentType, CONTENT_TYPE)]);
-        Self { store, prefix, attributes, look_first: false }
+        Self { store, prefix, attributes, look_first: false, bulk: Some(1000) }
     }
 
     pub(super) fn with_storage_class(mut self, class: Option<&str>) -> Self {
@@ -51,6 +53,16 @@ impl Remote {
     pub(super) fn look_first(mut self, look_first: bool) -> Self {
         self.look_first = look_first;
         self
+    }
+
+    /// How many objects one request can delete, as the library asks for it.
+    pub(super) fn with_bulk(mut self, bulk: Option<usize>) -> Self {
+        self.bulk = bulk;
+        self
+    }
+
+    pub(super) fn bulk(&self) -> Option<usize> {
+        self.bulk
     }
 
     /// Reads an object or a part of it; every chunk must come within the read timeout.
@@ -115,6 +127,27 @@ impl Remote {
 
     pub(super) async fn delete(&self, name: &str) -> Result<(), Failure> {
         Ok(self.store.delete(&self.path(name)?).await?)
+    }
+
+    /// Deletes objects with bulk requests: what became of each, in the order of the keys. Fails as a whole where a request
+    /// was not answered, or not about each key; some are deleted then.
+    pub(super) async fn delete_bulk(&self, keys: &[Key]) -> Result<Vec<Result<(), Failure>>, Failure> {
+        let paths: Vec<Path> = keys.iter().map(|key| self.path(key.as_str())).collect::<Result<_, _>>()?;
+        let paths = futures_util::stream::iter(paths.into_iter().map(Ok)).boxed();
+        let mut answers: Vec<Result<(), Failure>> = self
+            .store
+            .delete_stream(paths)
+            .map(|answer| answer.map(drop).map_err(Failure::from))
+            .collect()
+            .await;
+        if answers.len() == keys.len() && (keys.len() > 1 || answers.iter().all(Result::is_ok)) {
+            return Ok(answers);
+        }
+        let failed = answers.iter().position(Result::is_err);
+        match failed.map(|at| answers.swap_remove(at)) {
+            Some(Err(failure)) => Err(failure),
+            _ => Err(Failure::new(FailureKind::Rejected, "the answer is not about every key")),
+        }
     }
 
     pub(super) fn list(
