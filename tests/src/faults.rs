@@ -28,6 +28,25 @@ pub fn limit_memory(command: &Command, bytes: u64) -> Command {
     started_by(limited, command)
 }
 
+/// A copy of `command` in a PID namespace of its own, as in a container that shares the machine's name, as the servers' user.
+/// Needs root.
+pub fn in_pid_namespace(command: &Command) -> Command {
+    let mut outer = Command::new("unshare");
+    outer.args(["--pid", "--fork", "--mount-proc", "--kill-child", "setpriv", "--clear-groups"]);
+    outer.args([format!("--reuid={}", user::ids().uid), format!("--regid={}", user::ids().gid)]);
+    outer.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        outer.current_dir(directory);
+    }
+    outer
+}
+
 /// `starter -- command`, as the servers' user, with the command's environment and directory.
 fn started_by(mut starter: Command, command: &Command) -> Command {
     starter.arg("--").arg(command.get_program()).args(command.get_args());

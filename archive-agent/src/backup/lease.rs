@@ -117,14 +117,19 @@ fn this_process(agent: &str) -> Holder {
         boot: boot().unwrap_or_default(),
         process,
         process_start: started(process).unwrap_or(0),
+        pid_namespace: pid_namespace().unwrap_or_default(),
     }
 }
 
-/// Whether it is certain that a holder is gone: on this machine, since its last start, and no living process has that number
-/// but perhaps one that was started at another time.
+/// Whether it is certain that a holder is gone: on this machine, since its last start, in this PID namespace, and no living
+/// process has that number but perhaps one that was started at another time. Processes of other namespaces, as those of
+/// containers that share the machine's name, cannot be seen from here, or have other numbers.
 fn is_dead(holder: &Holder) -> bool {
     let here = rustix::system::uname().nodename().to_string_lossy() == holder.host.as_str();
-    if !here || holder.boot.is_empty() || holder.process_start == 0 {
+    if !here || holder.boot.is_empty() || holder.process_start == 0 || holder.pid_namespace.is_empty() {
+        return false;
+    }
+    if pid_namespace().as_deref() != Some(holder.pid_namespace.as_str()) {
         return false;
     }
     // Another start of this machine, or another machine of this name: that cannot be told apart.
@@ -133,6 +138,15 @@ fn is_dead(holder: &Holder) -> bool {
 
 fn boot() -> Option<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}
+
+/// The PID namespace that this process sees through `/proc`: that of the process, unless `/proc` is another one's.
+fn pid_namespace() -> Option<String> {
+    // `/proc/self` leads nowhere, or to another process, where `/proc` belongs to a namespace that this process is not in.
+    let number = fs::read_link("/proc/self").ok()?;
+    let seen = number.to_str()?.parse::<u32>().ok()?;
+    let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(namespace.to_string_lossy().into_owned()).filter(|_| seen == std::process::id())
 }
 
 /// When a living process was started, in ticks.
@@ -161,6 +175,9 @@ mod tests {
         assert!(is_dead(&Holder { process: u32::MAX, ..this.clone() }));
         assert!(!is_dead(&Holder { boot: "another".to_owned(), ..this.clone() }));
         assert!(!is_dead(&Holder { process: u32::MAX, host: "elsewhere".to_owned(), ..this.clone() }));
+        let elsewhere =
+            |name: &str| Holder { process: u32::MAX, pid_namespace: name.to_owned(), ..this.clone() };
+        assert!(!is_dead(&elsewhere("pid:[1]")) && !is_dead(&elsewhere("")), "nobody knows what runs there");
         assert!(!is_dead(&Holder { boot: String::new(), ..this }));
     }
 }

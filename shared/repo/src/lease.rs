@@ -32,6 +32,9 @@ pub struct Holder {
     pub process: u32,
     /// When the process was started, in the kernel's ticks since the machine's start.
     pub process_start: u64,
+    /// The PID namespace that the number is of, as the kernel names it. Empty if unknown.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pid_namespace: String,
 }
 
 /// A lease as it is stored.
@@ -247,7 +250,8 @@ mod tests {
 
     fn holder(process: u32) -> Holder {
         let (host, agent) = ("db1".to_owned(), "0.1.0".to_owned());
-        Holder { host, agent, boot: "b".to_owned(), process, process_start: 7 }
+        let pid_namespace = String::new();
+        Holder { host, agent, boot: "b".to_owned(), process, process_start: 7, pid_namespace }
     }
 
     fn held(asked: Asked) -> Held {

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use walpoint_repo::backup::ListedState;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::oracle::Contents;
-use walpoint_tests::process::Background;
+use walpoint_tests::process::{self, Background};
 use walpoint_tests::{faults, wait};
 
 use crate::bed::{Bed, noise};
@@ -212,4 +212,24 @@ fn two_backups_at_once() {
     let segment = bed.cluster.switch_wal();
     bed.cluster.wait_archived(&segment);
     source.assert_equal(&Contents::of(&bed.recover(forced["backup"].as_str().unwrap())));
+}
+
+/// B4: a backup that runs in another PID namespace of the machine, as in a container that has its name, is not taken for dead.
+#[test]
+fn a_backup_in_another_pid_namespace_is_not_taken_over() {
+    walpoint_tests::needs_root!();
+    let bed = bed();
+    let log = bed.agent.place().join("contained.log");
+    let command = bed.agent.command("archive-agent", ["backup"]);
+    let mut contained = Background::start(&mut faults::in_pid_namespace(&command), &log);
+    wait::until_true(wait::SOON, "the backup copies", || contained.log().contains("copying"));
+    let stopped = process::descendants(contained.pid());
+    let agent = *stopped.last().unwrap();
+    process::kill_pid(agent, Signal::STOP);
+    let refused = bed.agent.run(&["backup"]).expect_status(1);
+    assert!(refused.stderr.contains("no backup was begun: process "), "{}", refused.stderr);
+    process::kill_pid(agent, Signal::CONT);
+    assert_eq!(contained.wait(Duration::from_secs(120)), 0, "{}", contained.log());
+    assert_eq!(bed.repository().finished().len(), 1);
+    bed.backup(&[]);
 }

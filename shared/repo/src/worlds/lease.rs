@@ -19,7 +19,7 @@ const DEAD: u32 = 99;
 
 fn holder(process: u32) -> Holder {
     let (host, agent, boot) = ("db1".to_owned(), "0.1.0".to_owned(), "b".to_owned());
-    Holder { host, agent, boot, process, process_start: 7 }
+    Holder { host, agent, boot, process, process_start: 7, pid_namespace: String::new() }
 }
 
 fn leases(store: &Store, sealer: &Sealer) -> Leases {
