@@ -9,6 +9,7 @@ use walpoint_runtime::pages::{Page, Shell};
 use crate::backup::BackupArgs;
 use crate::check::CheckArgs;
 use crate::expire::ExpireArgs;
+use crate::forget::ForgetArgs;
 use crate::hold::HoldCommand;
 use crate::init::InitArgs;
 use crate::key::KeyCommand;
@@ -68,6 +69,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Delete what the configured retention no longer wants, a grace period after it was condemned.
     Expire(ExpireArgs),
+    /// Delete everything that the repositories have of a cluster, for good; asks for its name to be typed.
+    Forget(ForgetArgs),
     /// Forbid to delete backups, see what is forbidden, allow it again.
     #[command(subcommand)]
     Hold(HoldCommand),

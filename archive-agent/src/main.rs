@@ -7,6 +7,7 @@ mod cli;
 mod clients;
 mod daemon;
 mod expire;
+mod forget;
 mod health;
 mod hold;
 mod init;
@@ -62,6 +63,7 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Check(args) => check::run(&cli.common, args).await,
         Command::Key { command } => key::run(&cli.common, command).await,
         Command::Expire(args) => expire::run(&cli.common, args).await,
+        Command::Forget(args) => forget::run(&cli.common, args).await,
         Command::Verify(args) => verify::run(&cli.common, args).await,
         Command::Hold(command) => hold::run(&cli.common, command).await,
         Command::Lineage { command } => lineage::run(&cli.common, command).await,

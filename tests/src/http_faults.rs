@@ -5,7 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ struct Shared {
     requests: Mutex<Vec<String>>,
     /// Seconds by which the server's clock seems to be ahead.
     ahead: AtomicI64,
+    /// Milliseconds by which each request is late.
+    late: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -81,6 +83,7 @@ impl HttpProxy {
             rules: Mutex::new(Vec::new()),
             requests: Mutex::new(Vec::new()),
             ahead: AtomicI64::new(0),
+            late: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         };
         let shared = Arc::new(shared);
@@ -110,6 +113,11 @@ impl HttpProxy {
     /// Lets the server's clock seem to be so many seconds ahead: in the times of objects that are asked for one by one.
     pub fn shift_clock(&self, seconds: i64) {
         self.shared.ahead.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Lets each request arrive so much later.
+    pub fn delay(&self, span: Duration) {
+        self.shared.late.store(u64::try_from(span.as_millis()).expect("a short span"), Ordering::Relaxed);
     }
 
     /// `METHOD path` of every request so far: how many a command makes.
@@ -159,6 +167,7 @@ fn serve(mut client: TcpStream, shared: &Shared) -> std::io::Result<()> {
             n => bytes.extend(&buffer[..n]),
         }
     }
+    std::thread::sleep(Duration::from_millis(shared.late.load(Ordering::Relaxed)));
     let rule = shared.rules.lock().expect("lock").iter_mut().find_map(|rule| {
         let matches = rule.times > 0
             && (rule.method.is_empty() || rule.method == method)

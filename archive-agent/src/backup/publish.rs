@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use walpoint_base::{BackupId, TimelineId};
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{Draft, Finding, Summary};
+use walpoint_repo::init::error_chain;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::config::duration;
 
@@ -82,6 +83,14 @@ impl Publishing<'_> {
         let (findings, parent) = (draft.manifest().findings.clone(), draft.parent());
         draft.notes().iter().for_each(|note| tracing::warn!(repository = to.name(), "{note}"));
         let summary = draft.publish(self.needed.stored()).await?;
+        // The backup is there, whatever becomes of this.
+        if let Err(error) = to.backups().tidy(summary.id).await {
+            tracing::warn!(
+                repository = to.name(),
+                "what the backup left was not tidied up: {}",
+                error_chain(&error)
+            );
+        }
         Ok(Published { repository: to.name().to_owned(), summary, parent, findings })
     }
 

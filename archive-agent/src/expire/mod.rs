@@ -9,8 +9,9 @@ use anyhow::anyhow;
 use clap::Args;
 use jiff::SignedDuration;
 use serde::Serialize;
+use walpoint_base::BackupId;
 use walpoint_repo::Repository;
-use walpoint_repo::expire::{ExpireOptions, Expired, expire};
+use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
 use walpoint_repo::retention::{Policy, Rule};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -28,6 +29,18 @@ pub(crate) struct ExpireArgs {
     /// Only in this repository of the cluster. Can be repeated [default: in all of them].
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
+    /// Expire this backup, and nothing else, whatever retention says of it. Refused where something protects the backup.
+    #[arg(long, value_name = "ID")]
+    backup: Option<BackupId>,
+    /// With --backup: although holds in force keep it.
+    #[arg(long, requires = "backup")]
+    even_if_held: bool,
+    /// With --backup: although it is the last sound one, and nothing can be restored without it.
+    #[arg(long, requires = "backup")]
+    even_if_last: bool,
+    /// With --backup: abort the unfinished backups that build on it.
+    #[arg(long, requires = "backup")]
+    abort_unfinished: bool,
 }
 
 /// What `expire --json` prints; `docs/json.md` describes it.
@@ -41,7 +54,7 @@ struct Document {
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Failure> {
     let selection = common.select::<StoreSettings>()?;
-    let options = options(&selection, args.dry_run);
+    let options = options(&selection, args);
     let mut document =
         Document { cluster: selection.cluster.to_string(), repositories: Vec::new(), failed: Vec::new() };
     for (name, settings) in crate::hold::named(&selection, &args.repositories)? {
@@ -80,12 +93,20 @@ async fn one(
     Ok(expire(&repository, &selection.cluster, options).await?)
 }
 
-fn options(selection: &Selection<StoreSettings>, dry_run: bool) -> ExpireOptions {
+fn options(selection: &Selection<StoreSettings>, args: &ExpireArgs) -> ExpireOptions {
+    let named = args.backup.map(|backup| NamedBackup {
+        backup,
+        who: crate::hold::user(),
+        even_if_held: args.even_if_held,
+        even_if_last: args.even_if_last,
+        abort_unfinished: args.abort_unfinished,
+    });
     let retention = selection.settings.retention.as_ref();
     ExpireOptions {
         policy: policy(retention),
         grace: retention.map_or(SignedDuration::from_hours(24), |retention| retention.grace),
-        dry_run,
+        named,
+        dry_run: args.dry_run,
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         agent: env!("CARGO_PKG_VERSION").to_owned(),
     }
@@ -105,6 +126,7 @@ pub(crate) fn policy(settings: Option<&RetentionSettings>) -> Policy {
         minimum,
         max_age,
         grace: _,
+        count_damaged_pages,
         label,
     } = settings;
     let labels = label.iter().map(|(label, own)| {
@@ -131,5 +153,6 @@ pub(crate) fn policy(settings: Option<&RetentionSettings>) -> Policy {
         window: *window,
         minimum: *minimum,
         max_age: *max_age,
+        count_damaged_pages: *count_damaged_pages,
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn of(expired: &Expired) -> String {
         let label = if backup.label.is_empty() { String::new() } else { format!(" \"{}\"", backup.label) };
         writeln!(text, "  {verdict}  {}{label}: {}", backup.id, backup.because).ok();
         if let Some(damage) = &backup.damage {
-            writeln!(text, "        DAMAGED: {damage}; it takes the place of no sound one").ok();
+            writeln!(text, "        DAMAGED: {damage}").ok();
         }
         if backup.verdict != "drop" && backup.exceeds_max_age {
             writeln!(text, "        it exceeds max_age").ok();

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::ClusterName;
+use walpoint_repo::backup::Backups;
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::expire::{DecisionReport, Outlook, outlook};
 use walpoint_repo::holds::{Holdings, Holds};
@@ -42,8 +43,10 @@ impl RetentionState {
     ) -> Result<Self, RepoError> {
         let now = Timestamp::now();
         let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
-        // Without a retention nothing goes, and no manifest has to be read to say so.
-        let Outlook { decisions, mut wal, .. } = match policy.drops() {
+        // Without a retention nothing goes but what was asked for by name, and no manifest has to be read to say so.
+        let condemned = Backups::of(repository, cluster).condemned().await?;
+        let asked = condemned.iter().any(|one| !one.condemned.requests.is_empty());
+        let Outlook { decisions, mut wal, .. } = match policy.drops() || asked {
             true => outlook(repository, cluster, policy, now).await?,
             false => Outlook::default(),
         };

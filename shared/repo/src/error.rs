@@ -109,6 +109,12 @@ pub enum RepoError {
         /// What does not fit.
         what: String,
     },
+    /// What was to be deleted is protected, or not there. Nothing was changed.
+    #[error("{what}")]
+    Protected {
+        /// What protects it, and what overrides that.
+        what: String,
+    },
     /// A setting is missing, wrong or contradicts another.
     #[error("{setting}: {what}")]
     Settings {

@@ -15,6 +15,7 @@
 //! | [`plan`] | the pure planners: restore plans, windows, gaps |
 //! | [`retention`] | which backups stay, and why |
 //! | [`mod@expire`] | deleting what neither retention nor anything under way needs |
+//! | [`mod@forget`] | deleting everything of a cluster |
 //! | [`mod@verify`] | proving that what is kept is what was written |
 //! | [`reach`] | which objects somebody may still need |
 //! | [`holds`] | who forbade to delete what |
@@ -27,6 +28,7 @@ pub mod descriptor;
 pub mod document;
 pub mod error;
 pub mod expire;
+pub mod forget;
 pub mod holds;
 pub mod index;
 pub mod init;

@@ -31,6 +31,8 @@ pub struct RetentionSettings {
     pub max_age: Option<Span>,
     /// How long what is condemned waits before it is deleted.
     pub grace: SignedDuration,
+    /// Backups with pages that failed their checksum when they were taken count like sound ones.
+    pub count_damaged_pages: bool,
     /// Rules for the backups with a label, in place of the ones above.
     pub label: BTreeMap<String, LabelSettings>,
 }
@@ -66,6 +68,7 @@ impl Default for RetentionSettings {
             minimum: 1,
             max_age: None,
             grace: SignedDuration::from_hours(24),
+            count_damaged_pages: false,
             label: BTreeMap::new(),
         }
     }

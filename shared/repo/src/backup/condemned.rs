@@ -4,6 +4,8 @@
 //! absent and is stored again. Condemned objects are a numbered sequence while they exist, and are deleted by whoever
 //! finished the work they announce. A crash leaves one that names what is still there: that costs some storing again.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,7 @@ use super::write::cannot_write;
 use crate::error::{RepoError, Result, found};
 use crate::layout::Key;
 use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
+use crate::retention::Request;
 use crate::store::Claim;
 
 /// No condemned object has more plain bytes: about 60,000 stretches of packs. What is more goes into several.
@@ -79,6 +82,41 @@ pub struct Condemned {
     /// Segments, and all that goes with them.
     #[serde(default)]
     pub wal: Vec<CondemnedWal>,
+    /// Backups among them that were asked to be deleted by name, whatever retention says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<CondemnedRequest>,
+}
+
+/// That a backup was asked to be deleted by name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CondemnedRequest {
+    /// The backup.
+    #[serde(with = "text")]
+    pub backup: BackupId,
+    /// Who asked.
+    pub who: String,
+    /// When.
+    pub at: Timestamp,
+    /// The numbers of the holds that are overridden.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub despite_holds: BTreeSet<u64>,
+    /// Whether it goes even if nothing else can be restored without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub even_if_last: bool,
+}
+
+impl From<&CondemnedRequest> for Request {
+    fn from(stored: &CondemnedRequest) -> Self {
+        let CondemnedRequest { backup, who, at, despite_holds, even_if_last } = stored.clone();
+        Self { backup, who, at, despite_holds, even_if_last }
+    }
+}
+
+impl From<&Request> for CondemnedRequest {
+    fn from(request: &Request) -> Self {
+        let Request { backup, who, at, despite_holds, even_if_last } = request.clone();
+        Self { backup, who, at, despite_holds, even_if_last }
+    }
 }
 
 /// Consecutive segments of a timeline.
@@ -182,6 +220,45 @@ impl Backups {
         });
         let read: Vec<_> = read.buffered(AT_ONCE).try_collect().await?;
         Ok(read.into_iter().flatten().collect())
+    }
+
+    /// How many packs with blocks of each backup were found damaged or missing; nothing of sound ones. `uses`: of each backup
+    /// the others whose blocks it uses. Reads the manifests of those for which that matters.
+    pub async fn damaged_packs(
+        &self,
+        uses: &BTreeMap<BackupId, Vec<BackupId>>,
+        condemned: &[NumberedCondemned],
+    ) -> Result<BTreeMap<BackupId, u64>> {
+        let (mut set, mut owners) = (Vec::new(), BTreeSet::new());
+        for one in condemned.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged) {
+            set.push(&one.condemned);
+            owners.extend(one.condemned.packs.iter().map(|packs| packs.backup));
+        }
+        let set = CondemnedSet::new(set);
+        let touched = |id: &BackupId, parents: &[BackupId]| {
+            owners.contains(id) || parents.iter().any(|parent| owners.contains(parent))
+        };
+        let touched: Vec<BackupId> =
+            uses.iter().filter(|(id, parents)| touched(id, parents)).map(|(id, _)| *id).collect();
+        let mut found = BTreeMap::new();
+        for id in touched {
+            let manifest = match self.open(id).await {
+                Ok(reader) => reader,
+                // Whoever reads it for its packs is told; or an expire deleted it since.
+                Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let manifest = manifest.manifest();
+            let packs = manifest.packs.packs().iter().filter(|pack| {
+                let owner = manifest.backups.get(usize::from(pack.backup.0));
+                owner.is_some_and(|owner| set.has_pack(*owner, pack.pack))
+            });
+            let packs = u64::try_from(packs.count()).unwrap_or(u64::MAX);
+            if packs > 0 {
+                found.insert(id, packs);
+            }
+        }
+        Ok(found)
     }
 
     async fn read_condemned(&self, n: u64) -> Result<Option<Condemned>> {

@@ -111,13 +111,15 @@ mod path;
 mod progress;
 mod read;
 mod sorter;
+mod summaries;
 mod wire;
 mod write;
 
 pub use self::blocks::{BlockList, Place, Run};
 pub use self::catalog::{Backups, Listed, ListedState, Standing};
 pub use self::condemned::{
-    Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, CondemnedWal, NumberedCondemned,
+    Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedSet, CondemnedWal,
+    NumberedCondemned,
 };
 pub use self::ending::{Intent, Tombstone};
 pub use self::entry::{Attributes, Blocks, Content, Entry, FileContent, LeafRun, NodeRef};
@@ -137,6 +139,7 @@ pub use self::progress::{Progress, Stretch};
 pub use self::read::{
     BackupReader, Entries, FetchedUnit, PackUnit, Part, Piece, Window, WindowLimits, Windows,
 };
+pub(crate) use self::summaries::ENOUGH;
 pub use self::wire::Malformed;
 pub use self::write::{
     BackupWriter, Draft, FileSummary, FileWriter, Lane, PackLimits, WalStored, WriteOptions,

@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 use walpoint_base::{BackupId, Lsn, SegmentSize, TimelineId};
 
-use super::status::{ClusterStatus, LineageStatus};
+use super::status::{BackupDetails, ClusterStatus, LineageStatus};
 use super::{Catalog, LineageCatalog};
 use crate::error::Result;
 use crate::plan::text::bytes;
@@ -197,12 +197,28 @@ fn backup_lines(status: &ClusterStatus) -> String {
     for backup in status.backups.iter().skip(older) {
         let started = backup.started.clone().unwrap_or_default();
         write!(text, "  {}  {started}  timeline {}  {}", backup.id, backup.timeline, backup.state).ok();
-        match backup.damaged_pages {
-            None | Some(0) => text.push('\n'),
-            Some(pages) => {
-                writeln!(text, ", DAMAGED: {pages} pages were when it was taken").unwrap_or_default()
-            }
+        if let Some(details) = &backup.details {
+            text.push_str(&details_of(details));
         }
+        text.push('\n');
+    }
+    text
+}
+
+/// Kind, sizes, how long it took, label and damage.
+fn details_of(details: &BackupDetails) -> String {
+    let BackupDetails { kind, seconds, label, bad_pages, damaged_packs, .. } = details;
+    let (size, new, stored) = (bytes(details.bytes), bytes(details.new_bytes), bytes(details.stored_bytes));
+    let mut text = format!(", {kind}, {size} ({new} of it new, {stored} stored), {seconds:.0} s");
+    // Writing to a String cannot fail.
+    if !label.is_empty() {
+        write!(text, ", \"{label}\"").ok();
+    }
+    if *bad_pages > 0 {
+        write!(text, ", DAMAGED: {bad_pages} pages were when it was taken").ok();
+    }
+    if *damaged_packs > 0 {
+        write!(text, ", DAMAGED: {damaged_packs} of the packs that it uses").ok();
     }
     text
 }

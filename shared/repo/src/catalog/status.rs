@@ -3,26 +3,22 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use walpoint_base::{BackupId, PgTimestamp, SegmentNo, TimelineId};
 
 use super::points::RestorePointStatus;
 use super::{BrokenChain, Catalog, LineageCatalog};
-use crate::backup::{Backups, Listed, ListedState, Standing};
+use crate::backup::{Backups, Listed, ListedState, Method, Standing, Summary};
 use crate::error::{RepoError, Result};
 use crate::plan::report::{SegmentsDocument, time};
 use crate::plan::windows::{self, Window};
 use crate::plan::{Facts, SegmentRange};
 
-/// The newest finished backups that are looked into: as many as are shown to a person.
+/// Of the finished backups that are in no summary object, the newest ones are looked into: as many as are shown to a person.
 pub(super) const LOOKED_INTO: usize = 20;
 
-/// Backups that are looked into at the same time.
-const AT_ONCE: usize = 8;
-
 /// A cluster in a repository.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct ClusterStatus {
     /// The cluster.
     pub cluster: String,
@@ -150,7 +146,7 @@ pub struct WindowStatus {
 }
 
 /// A backup, as far as a listing tells.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct BackupStatus {
     /// Its id.
     pub id: String,
@@ -163,9 +159,46 @@ pub struct BackupStatus {
     pub started: Option<String>,
     /// `finished`, `unfinished` or `ended`.
     pub state: &'static str,
-    /// Pages that failed their checksum when it was taken; absent where that was not read: of all but the newest finished ones.
+    /// Pages that failed their checksum when it was taken; absent where that was not read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damaged_pages: Option<u64>,
+    /// What its summary says; absent where that was not read.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub details: Option<BackupDetails>,
+}
+
+/// What the summary of a finished backup says.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct BackupDetails {
+    /// Its label; may be empty.
+    pub label: String,
+    /// The lineage whose WAL it needs.
+    pub lineage: String,
+    /// `full` if it uses no blocks of other backups, or `incremental`. Either is restored by itself.
+    pub kind: &'static str,
+    /// `local` or `remote`.
+    pub method: &'static str,
+    /// Whether a standby was backed up.
+    pub from_standby: bool,
+    /// When it ended.
+    pub ended: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// Bytes of the files that it restores.
+    pub bytes: u64,
+    /// Of these, bytes that it stored itself, before compression.
+    pub new_bytes: u64,
+    /// What it added to the repository: bytes of its packs.
+    pub stored_bytes: u64,
+    /// Blocks of files that are not all zero.
+    pub pages: u64,
+    /// Whether the cluster had page checksums.
+    pub checksums: bool,
+    /// As `damaged_pages`.
+    #[serde(skip)]
+    pub bad_pages: u64,
+    /// Packs with blocks of it that `verify` found damaged or missing.
+    pub damaged_packs: u64,
 }
 
 /// The parts that a status is made of, and that the drawing needs.
@@ -189,9 +222,10 @@ impl Catalog {
             lineages.push(lineage.status().await?);
         }
         let mut backups: Vec<BackupStatus> = self.backups().iter().map(BackupStatus::of).collect();
-        let damaged = self.damaged_pages().await?;
+        let mut details = self.details().await?;
         for (backup, listed) in backups.iter_mut().zip(self.backups()) {
-            backup.damaged_pages = damaged.get(&listed.id).copied();
+            backup.details = details.remove(&listed.id);
+            backup.damaged_pages = backup.details.as_ref().map(|details| details.bad_pages);
         }
         Ok(ClusterStatus {
             cluster: self.cluster().to_string(),
@@ -203,27 +237,52 @@ impl Catalog {
         })
     }
 
-    /// How many pages of each of the newest finished backups are damaged: a small request for each.
-    async fn damaged_pages(&self) -> Result<BTreeMap<BackupId, u64>> {
+    /// What the summaries of finished backups say; of those that are in no summary object, of the newest ones only.
+    async fn details(&self) -> Result<BTreeMap<BackupId, BackupDetails>> {
         let reader = Backups::of(self.repository(), self.cluster());
-        let finished =
-            self.backups().iter().rev().filter(|one| matches!(one.state, ListedState::Finished(_)));
-        let newest: Vec<BackupId> = finished.take(LOOKED_INTO).map(|listed| listed.id).collect();
-        let read = stream::iter(newest).map(|id| {
-            let reader = &reader;
-            async move { (id, reader.standing(id).await) }
-        });
-        let mut read = read.buffered(AT_ONCE);
-        let mut pages = BTreeMap::new();
-        while let Some((id, standing)) = read.next().await {
+        let finished = self.backups().iter().filter(|one| matches!(one.state, ListedState::Finished(_)));
+        let finished: Vec<BackupId> = finished.map(|listed| listed.id).collect();
+        let mut summaries: BTreeMap<BackupId, Summary> = BTreeMap::new();
+        for (id, standing) in reader.standings(&finished, LOOKED_INTO).await? {
             match standing {
-                Ok(Standing::Finished(summary)) => drop(pages.insert(id, summary.totals.bad_pages)),
+                Ok(Standing::Finished(summary)) => drop(summaries.insert(id, *summary)),
                 // Told where it is looked for.
                 Ok(_) | Err(RepoError::Corrupt { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(pages)
+        let condemned = reader.condemned().await?;
+        let uses = summaries.iter().map(|(id, summary)| (*id, summary.parents.clone())).collect();
+        let damaged = reader.damaged_packs(&uses, &condemned).await?;
+        let details = summaries
+            .into_iter()
+            .map(|(id, summary)| (id, BackupDetails::of(&summary, damaged.get(&id).copied().unwrap_or(0))));
+        Ok(details.collect())
+    }
+}
+
+impl BackupDetails {
+    fn of(summary: &Summary, damaged_packs: u64) -> Self {
+        let (facts, totals) = (&summary.facts, &summary.totals);
+        Self {
+            label: facts.label.clone(),
+            lineage: facts.lineage.to_string(),
+            kind: if summary.parents.is_empty() { "full" } else { "incremental" },
+            method: match facts.method {
+                Method::Local => "local",
+                Method::Remote => "remote",
+            },
+            from_standby: facts.from_standby,
+            ended: facts.ended.to_string(),
+            seconds: facts.ended.duration_since(facts.started).as_secs_f64(),
+            bytes: totals.bytes,
+            new_bytes: totals.new_bytes,
+            stored_bytes: totals.stored,
+            pages: totals.blocks,
+            checksums: facts.data_checksums,
+            bad_pages: totals.bad_pages,
+            damaged_packs,
+        }
     }
 }
 
@@ -347,6 +406,7 @@ impl BackupStatus {
                 ListedState::Ended(_) => "ended",
             },
             damaged_pages: None,
+            details: None,
         }
     }
 }

@@ -42,6 +42,18 @@ impl Announced {
         Named::of(self.0.iter().filter(expired).filter(|one| one.stored <= until))
     }
 
+    /// What is named by announcements in which deletion by name was asked for, which the store has had since `until` or longer.
+    pub(super) fn ripe_by_name(&self, until: Timestamp) -> Named {
+        let by_name = |one: &&NumberedCondemned| !one.condemned.requests.is_empty();
+        Named::of(self.0.iter().filter(by_name).filter(|one| one.stored <= until))
+    }
+
+    /// Whether an announcement asks for the deletion of one of these backups.
+    pub(super) fn asks_for(&self, n: u64, backups: &BTreeSet<BackupId>) -> bool {
+        let requests = self.0.iter().filter(|one| one.n == n).flat_map(|one| &one.condemned.requests);
+        requests.into_iter().any(|request| backups.contains(&request.backup))
+    }
+
     /// Announcements of damage: number, and what they say.
     pub(super) fn damaged(&self) -> impl Iterator<Item = (u64, &Condemned)> {
         let damaged = self.0.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);

@@ -15,6 +15,9 @@ const OVERTAKEN: SignedDuration = SignedDuration::from_hours(24);
 /// One that stored nothing for so long is dead.
 const SILENT: SignedDuration = SignedDuration::from_hours(7 * 24);
 
+/// Why they are ended.
+pub(super) const SILENCE: &str = "it stored nothing for a long time; expire ended it";
+
 /// Those that are dead at `now`, by the store's clock.
 pub(super) fn of(gathered: &Gathered, now: Timestamp) -> Vec<BackupId> {
     let newest = gathered.facts.backups.iter().map(|backup| backup.id).max();
@@ -25,16 +28,16 @@ pub(super) fn of(gathered: &Gathered, now: Timestamp) -> Vec<BackupId> {
     dead.map(|unfinished| unfinished.id).collect()
 }
 
-/// Ends one.
+/// Aborts one, for that reason. In a dry run nothing is stored.
 pub(super) async fn bury(
     backups: &Backups,
     gathered: &mut Gathered,
     id: BackupId,
-    dry_run: bool,
     report: &mut Expired,
+    reason: &str,
 ) -> Result<()> {
-    if !dry_run {
-        match backups.bury(id, "it stored nothing for a long time; expire ended it").await {
+    if !report.dry_run {
+        match backups.bury(id, reason).await {
             Ok(()) => {}
             // It was finished at this very moment.
             Err(RepoError::Conflict { .. }) => {

@@ -2,11 +2,12 @@
 //!
 //! Intents and progress first, then manifests, then packs, then WAL, whose index forgets it before it goes. An object that
 //! the store does not let go (a lock, missing rights) is reported, stays announced, and is tried again by the next run.
+//! Objects go a thousand at a time where the store has requests for that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt};
-use walpoint_base::ClusterName;
+use walpoint_base::{BackupId, ClusterName};
 
 use super::condemned::{Announced, Named};
 use super::report::Expired;
@@ -14,12 +15,15 @@ use super::scan::Tally;
 use crate::Repository;
 use crate::error::{RepoError, Result};
 use crate::index::IndexWriter;
-use crate::layout::{ClusterObject, ClusterPaths, Prefix};
+use crate::layout::{ClusterObject, ClusterPaths, Key, Prefix};
 use crate::reach::{Class, Judgement, Roots};
-use crate::store::Entry;
+use crate::store::{BULK, Entry};
 
-/// Objects that are deleted at the same time.
-const AT_ONCE: usize = 16;
+/// Bulk deletes at the same time.
+const AT_ONCE: usize = 4;
+
+/// The objects of more backups than this are found by one listing of all backups.
+const MANY: usize = 16;
 
 /// Objects under lock that are named.
 const NAMED: usize = 20;
@@ -48,17 +52,15 @@ impl<'a> Deleter<'a> {
 
     /// Deletes all of it. On an error the rest stays announced.
     pub(super) async fn run(&mut self) -> Result<()> {
-        let ids: Vec<_> = self.ripe.backups().iter().copied().collect();
-        for id in &ids {
-            self.sweep(&self.paths.backup(*id), |object| !matches!(object, ClusterObject::Manifest(_)))
-                .await?;
+        let backups = self.prefixes(self.ripe.backups(), self.paths.backups(), |id| self.paths.backup(id));
+        for prefix in &backups {
+            self.sweep(prefix, |object| !matches!(object, ClusterObject::Manifest(_))).await?;
         }
-        for id in &ids {
-            self.sweep(&self.paths.backup(*id), |_| true).await?;
+        for prefix in &backups {
+            self.sweep(prefix, |_| true).await?;
         }
-        let with_packs: Vec<_> = self.ripe.packs_of().iter().copied().collect();
-        for id in with_packs {
-            self.sweep(&self.paths.data(id), |_| true).await?;
+        for prefix in self.prefixes(self.ripe.packs_of(), self.paths.all_data(), |id| self.paths.data(id)) {
+            self.sweep(&prefix, |_| true).await?;
         }
         let lineages = self.repository.lineages(self.cluster).await?;
         for lineage in &lineages {
@@ -80,6 +82,19 @@ impl<'a> Deleter<'a> {
         Ok(())
     }
 
+    /// Where to look for what is of some backups: at each of them, or at once where they are many.
+    fn prefixes(
+        &self,
+        ids: &BTreeSet<BackupId>,
+        all: Prefix,
+        one: impl Fn(BackupId) -> Prefix,
+    ) -> Vec<Prefix> {
+        match ids.len() {
+            0..=MANY => ids.iter().map(|id| one(*id)).collect(),
+            _ => vec![all],
+        }
+    }
+
     /// Deletes what lies below a prefix, is named, out of reach, and `wanted`.
     async fn sweep(&mut self, prefix: &Prefix, wanted: impl Fn(&ClusterObject) -> bool) -> Result<()> {
         let (store, roots, ripe, paths) = (self.repository.store(), self.roots, self.ripe, &self.paths);
@@ -91,32 +106,34 @@ impl<'a> Deleter<'a> {
             });
             std::future::ready(Ok(doomed))
         });
-        let delete = |found: Result<(ClusterObject, Class, Entry)>| async {
-            let (object, class, entry) = found?;
-            match store.delete(&entry.key).await {
-                Ok(()) => Ok((object, class, entry, true)),
-                Err(RepoError::Denied { .. }) => Ok((object, class, entry, false)),
-                Err(error) => Err(error),
-            }
-        };
-        let mut results = doomed.map(delete).buffer_unordered(AT_ONCE);
-        let mut done = Vec::new();
-        let mut failed = None;
-        while let Some(result) = results.next().await {
-            match result {
-                Ok((_, class, entry, true)) => done.push((class, entry.size)),
-                Ok((object, _, entry, false)) => self.locked.push((object, entry.key.to_string())),
-                Err(error) => {
-                    failed = Some(error);
-                    break;
+        let delete = |chunk: Vec<Result<(ClusterObject, Class, Entry)>>| async move {
+            // A listing that breaks off is an error; what it named before is deleted all the same.
+            let (mut found, mut error) = (Vec::with_capacity(chunk.len()), None);
+            for one in chunk {
+                match one {
+                    Ok(one) => found.push(one),
+                    Err(broken) => error = Some(broken),
                 }
             }
-            if done.len() >= 1000 {
-                count(&mut self.deleted, &mut done);
+            let keys: Vec<Key> = found.iter().map(|(_, _, entry)| entry.key.clone()).collect();
+            let results = store.delete_all(&keys).await;
+            (found.into_iter().zip(results).collect::<Vec<_>>(), error)
+        };
+        let mut results = doomed.chunks(BULK).map(delete).buffer_unordered(AT_ONCE);
+        let mut failed = None;
+        while let Some((deleted, broken)) = results.next().await {
+            for ((object, class, entry), result) in deleted {
+                match result {
+                    Ok(()) => self.deleted.entry(class).or_default().add(entry.size),
+                    Err(RepoError::Denied { .. }) => self.locked.push((object, entry.key.to_string())),
+                    Err(error) => failed = failed.or(Some(error)),
+                }
+            }
+            failed = failed.or(broken);
+            if failed.is_some() {
+                break;
             }
         }
-        drop(results);
-        count(&mut self.deleted, &mut done);
         failed.map_or(Ok(()), Err)
     }
 
@@ -127,17 +144,11 @@ impl<'a> Deleter<'a> {
         report.held = self.locked.iter().take(NAMED).map(|(_, key)| key.clone()).collect();
     }
 
-    /// The announcements of which nothing is left to be done.
-    pub(super) fn finished(&self, announced: &Announced) -> Vec<u64> {
+    /// The announcements of which nothing is left to be done: not those that ask for the deletion of backups of `waiting`.
+    pub(super) fn finished(&self, announced: &Announced, waiting: &BTreeSet<BackupId>) -> Vec<u64> {
         let each = announced.each(self.ripe.numbers());
         let idle =
             each.filter(|(_, named)| !self.locked.iter().any(|(object, _)| named.names(object, self.roots)));
-        idle.map(|(n, _)| n).collect()
-    }
-}
-
-fn count(deleted: &mut BTreeMap<Class, Tally>, done: &mut Vec<(Class, u64)>) {
-    for (class, bytes) in done.drain(..) {
-        deleted.entry(class).or_default().add(bytes);
+        idle.map(|(n, _)| n).filter(|n| !announced.asks_for(*n, waiting)).collect()
     }
 }

@@ -2,22 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
 
 use crate::Repository;
-use crate::backup::{Backups, CondemnedReason, CondemnedSet, Intent, Listed, ListedState, Standing, Summary};
+use crate::backup::{Backups, Intent, Listed, ListedState, Standing, Summary};
 use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
 use crate::error::{RepoError, Result};
 use crate::holds::{DamagedHold, Holdings, Holds};
 use crate::layout::WalEntry;
 use crate::lineage::Lineage;
-use crate::retention::{self, Candidate, Damage, Life, Registered, RetentionFacts, TimelineLife, standings};
+use crate::retention::{
+    self, Candidate, Damage, Held, Life, Protection, Registered, Request, RetentionFacts, TimelineLife,
+    standings,
+};
 use crate::wal::{Inherited, WalArchive};
-
-/// Manifests that are looked at at the same time.
-const AT_ONCE: usize = 16;
 
 /// What a cluster has, as far as it matters here.
 #[derive(Debug)]
@@ -88,6 +88,9 @@ impl Gathered {
             }
         }
         gathered.sort_backups(&backups, catalog.backups()).await?;
+        for request in std::mem::take(&mut gathered.facts.requests) {
+            gathered.ask(request, now);
+        }
         gathered.find_bases(&catalog);
         for lineage in catalog.lineages() {
             gathered.add_lineage(lineage).await?;
@@ -138,9 +141,7 @@ impl Gathered {
                 (ListedState::Unfinished, None) => {}
             }
         }
-        let read = stream::iter(finished).map(|id| async move { (id, backups.standing(id).await) });
-        let mut read = read.buffered(AT_ONCE);
-        while let Some((id, standing)) = read.next().await {
+        for (id, standing) in backups.standings(&finished, usize::MAX).await? {
             match standing {
                 Ok(Standing::Finished(summary)) => {
                     self.facts.backups.push(candidate(&summary));
@@ -150,16 +151,32 @@ impl Gathered {
                 Ok(Standing::Ended(tombstone)) => self.ended.push((id, tombstone.ended)),
                 Err(error @ RepoError::Corrupt { .. }) => {
                     self.notes.push(format!(
-                        "{error}: as nobody knows what the backup needs, it and all packs that are older stay; delete \
-                         the manifest by hand when the backup is given up"
+                        "{error}: as nobody knows what the backup needs, it and all packs that are older stay; \
+                         archive-agent expire --backup {id} gives it up"
                     ));
                     self.unreadable.push(id);
                 }
                 Err(error) => return Err(error),
             }
         }
-        drop(read);
         self.find_damage(backups, &uses).await
+    }
+
+    /// Notes that a backup is to be deleted by name. What one needs that cannot be read no longer matters then.
+    pub(super) fn ask(&mut self, request: Request, now: Timestamp) {
+        let held = self.holds_on_unreadable(request.backup, now);
+        if held.iter().all(|hold| hold.is_overridden(&request)) {
+            self.unreadable.retain(|id| *id != request.backup);
+        }
+        self.facts.requests.push(request);
+    }
+
+    /// The holds in force on a backup that cannot be read. Whether one on its label is, nobody knows.
+    pub(super) fn holds_on_unreadable(&self, id: BackupId, now: Timestamp) -> Vec<Protection> {
+        let in_force = |hold: &&Held| hold.until.is_none_or(|until| now < until);
+        let on_it = |hold: &&Held| hold.backup == Some(id) && self.unreadable.contains(&id);
+        let holds = self.facts.holds.iter().filter(in_force).filter(on_it);
+        holds.map(|h| Protection::Hold(h.number, h.reason.clone(), h.who.clone(), h.until)).collect()
     }
 
     /// Finds the backups that lineages begin with which were split off and have none of their own.
@@ -170,7 +187,9 @@ impl Gathered {
                 continue;
             }
             let shared = |b: &&Candidate| archive.shares(b.lineage, b.stop_timeline, b.stop);
-            let newest = self.facts.backups.iter().filter(shared).max_by_key(|backup| backup.id.start());
+            let goes = |id: BackupId| self.facts.requests.iter().any(|request| request.backup == id);
+            let all = self.facts.backups.iter().filter(shared);
+            let newest = all.max_by_key(|backup| (!goes(backup.id), backup.id.start()));
             let Some((base, of)) = newest.map(|base| (base.id, base.lineage)) else { continue };
             self.facts.bases.entry(base).or_default().insert(id);
             let mut at = Some(archive);
@@ -236,35 +255,20 @@ impl Gathered {
         }
     }
 
-    /// Finds the backups with blocks in packs that were found damaged. `uses`: whose packs each backup refers to.
+    /// Finds the backups with blocks in packs that were found damaged, and those that were asked to be deleted. `uses`: whose packs each backup refers to.
     async fn find_damage(
         &mut self,
         backups: &Backups,
         uses: &BTreeMap<BackupId, Vec<BackupId>>,
     ) -> Result<()> {
         let condemned = backups.condemned().await?;
-        let damaged =
-            condemned.iter().map(|one| &one.condemned).filter(|c| c.reason == CondemnedReason::Damaged);
-        let owners: BTreeSet<BackupId> =
-            damaged.clone().flat_map(|c| &c.packs).map(|packs| packs.backup).collect();
-        let set = CondemnedSet::new(damaged);
+        self.facts.requests =
+            condemned.iter().flat_map(|one| &one.condemned.requests).map(Request::from).collect();
+        let parents = |backup: &Candidate| (backup.id, uses.get(&backup.id).cloned().unwrap_or_default());
+        let of = self.facts.backups.iter().map(parents).collect();
+        let damaged = backups.damaged_packs(&of, &condemned).await?;
         for candidate in &mut self.facts.backups {
-            let parents = uses.get(&candidate.id).into_iter().flatten();
-            if !parents.chain([&candidate.id]).any(|id| owners.contains(id)) {
-                continue;
-            }
-            let manifest = match backups.open(candidate.id).await {
-                Ok(reader) => reader,
-                // Whoever reads it for its packs is told; or another expire deleted it since.
-                Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            let manifest = manifest.manifest();
-            let packs = manifest.packs.packs().iter().filter(|pack| {
-                let owner = manifest.backups.get(usize::from(pack.backup.0));
-                owner.is_some_and(|owner| set.has_pack(*owner, pack.pack))
-            });
-            candidate.damage.packs = u64::try_from(packs.count()).unwrap_or(u64::MAX);
+            candidate.damage.packs = damaged.get(&candidate.id).copied().unwrap_or(0);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `clock` | how far the store's clock is from this machine's |
 //! | `gather` | the facts: backups, lineages, holds, what is unfinished |
+//! | `named` | one backup that is to go by name, and what stands against that |
 //! | `roots` | what is needed, from the facts and the decisions |
 //! | `dead` | which unfinished backups nobody will finish |
 //! | `condemned` | what earlier runs announced |
@@ -23,6 +24,7 @@ mod condemned;
 mod dead;
 mod delete;
 mod gather;
+mod named;
 mod report;
 mod roots;
 mod scan;
@@ -33,13 +35,14 @@ use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{ClusterName, LineageId};
 
 pub use self::clock::{CLOCK_LIMIT, clock_ahead};
-use self::condemned::Announced;
+use self::condemned::{Announced, Named};
 use self::delete::Deleter;
 use self::gather::Gathered;
+pub use self::named::NamedBackup;
 pub use self::report::{ClassReport, DecisionReport, Expired};
-use self::scan::Scan;
+use self::scan::{Scan, Standards};
 use crate::Repository;
-use crate::backup::Backups;
+use crate::backup::{Backups, ENOUGH};
 use crate::error::{RepoError, Result};
 use crate::holds::DamagedHold;
 use crate::reach::WalNeed;
@@ -52,6 +55,8 @@ pub struct ExpireOptions {
     pub policy: Policy,
     /// How long something has to be condemned before it is deleted.
     pub grace: SignedDuration,
+    /// Expire this backup, and nothing else.
+    pub named: Option<NamedBackup>,
     /// Change nothing, and tell what would be done.
     pub dry_run: bool,
     /// On which machine this runs, for what is announced.
@@ -102,25 +107,44 @@ pub async fn expire(
 
     let mut gathered = Gathered::read_for_deletion(repository, cluster, store_now()).await?;
     report.notes.append(&mut gathered.notes);
-    if options.policy.drops() {
+    let mut policy = options.policy.clone();
+    let mut request = None;
+    if let Some(named) = &options.named {
+        policy = Policy::default();
+        let now = store_now();
+        request = Some(named::admit(cluster, &backups, &mut gathered, named, now, &mut report).await?);
+    } else if policy.drops() {
         for id in dead::of(&gathered, store_now()) {
-            dead::bury(&backups, &mut gathered, id, options.dry_run, &mut report).await?;
+            dead::bury(&backups, &mut gathered, id, &mut report, dead::SILENCE).await?;
         }
     }
-    let decisions = decide(&gathered.facts, &options.policy, store_now());
-    report.decided(&decisions);
-    if !options.policy.drops() {
+    let decisions = decide(&gathered.facts, &policy, store_now());
+    report.decided(&decisions, options.named.as_ref().map(|named| named.backup));
+    let by_name = !policy.drops();
+    if by_name && gathered.facts.requests.is_empty() {
         report.notes.push("no retention is configured: nothing is deleted".to_owned());
         return Ok(report);
     }
-    if gathered.facts.backups.is_empty() {
+    if gathered.facts.backups.is_empty() && gathered.facts.requests.is_empty() {
         report.notes.push("there is no finished backup that can be read: nothing is deleted".to_owned());
         return Ok(report);
     }
     let roots = roots::of(&backups, &gathered, &decisions, &mut report.notes).await?;
+    let before = match &request {
+        Some(_) => Some(roots::with_named(&backups, &gathered, &roots, &policy, store_now()).await?),
+        // Nothing new is announced where only what was announced by name is deleted.
+        None => by_name.then(|| roots.clone()),
+    };
     let announced = Announced::read(&backups).await?;
-    let ripe_until = store_now() - options.grace;
-    let mut scan = Scan::of(repository, cluster, &roots, &announced, ripe_until, store_now()).await?;
+    let finished = gathered.facts.backups.iter().map(|backup| backup.id).collect();
+    let standards = Standards {
+        roots: &roots,
+        spared: before.as_ref(),
+        announced: &announced,
+        finished: &finished,
+        ripe_until: store_now() - options.grace,
+    };
+    let mut scan = Scan::of(repository, cluster, standards, store_now()).await?;
     if options.dry_run && options.grace.is_zero() {
         scan.ripen();
     }
@@ -128,8 +152,8 @@ pub async fn expire(
     if options.dry_run {
         return Ok(report);
     }
-    let repaired = scan.repaired();
-    let fresh = scan.into_condemned(options, store_now());
+    let (repaired, spent) = (scan.repaired(), scan.take_spent());
+    let fresh = scan.into_condemned(options, request.as_ref(), store_now());
     let wrote = !fresh.is_empty();
     for condemned in &fresh {
         backups.condemn(condemned).await?;
@@ -137,18 +161,21 @@ pub async fn expire(
 
     // Announced: now everything that may have begun before is listed again.
     let announced = if wrote { Announced::read(&backups).await? } else { announced };
-    let ripe = announced.ripe(store_now() - options.grace);
+    let until = store_now() - options.grace;
+    let ripe = if by_name { announced.ripe_by_name(until) } else { announced.ripe(until) };
     if !ripe.is_empty() {
         let gathered = Gathered::read_for_deletion(repository, cluster, store_now()).await?;
-        let decisions = decide(&gathered.facts, &options.policy, store_now());
-        let roots = roots::of(&backups, &gathered, &decisions, &mut Vec::new()).await?;
-        let mut deleter = Deleter::new(repository, cluster, &roots, &ripe);
-        let deleted = deleter.run().await;
-        deleter.tell(&mut report);
-        deleted?;
-        for n in deleter.finished(&announced) {
-            backups.absolve(n).await?;
+        let decisions = decide(&gathered.facts, &policy, store_now());
+        delete_ripe(repository, cluster, &gathered, &decisions, (&announced, &ripe), &mut report).await?;
+    }
+    // They mean nothing once there is a manifest; who finished the backup could not delete them, or died.
+    for result in repository.store().delete_all(&spent).await {
+        if !matches!(result, Err(RepoError::Denied { .. })) {
+            result?;
         }
+    }
+    if report.backups.len() >= ENOUGH {
+        backups.summarize().await?;
     }
     for n in repaired {
         backups.absolve(n).await?;
@@ -156,6 +183,30 @@ pub async fn expire(
     let swept = repository.store().remove_leftovers(cluster, LEFTOVER).await?;
     report.leftovers = swept;
     Ok(report)
+}
+
+/// Deletes what is ripe and still out of reach; takes back the announcements of which nothing is left to be done.
+async fn delete_ripe(
+    repository: &Repository,
+    cluster: &ClusterName,
+    gathered: &Gathered,
+    decisions: &[Decision],
+    (announced, ripe): (&Announced, &Named),
+    report: &mut Expired,
+) -> Result<()> {
+    let backups = Backups::of(repository, cluster);
+    let roots = roots::of(&backups, gathered, decisions, &mut Vec::new()).await?;
+    let mut deleter = Deleter::new(repository, cluster, &roots, ripe);
+    let deleted = deleter.run().await;
+    deleter.tell(report);
+    deleted?;
+    // An unfinished backup builds on them: a later run deletes them.
+    let requested = decisions.iter().filter(|decision| decision.is_requested()).map(|d| d.backup.id);
+    let waiting = requested.filter(|id| roots.needs_backup(*id)).collect();
+    for n in deleter.finished(announced, &waiting) {
+        backups.absolve(n).await?;
+    }
+    Ok(())
 }
 
 /// A temporary file that a killed write left in a directory is removed when it is older.

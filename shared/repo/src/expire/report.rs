@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use walpoint_base::ClusterName;
+use walpoint_base::{BackupId, ClusterName};
 
 use super::ExpireOptions;
 use super::scan::{Tallies, Tally};
@@ -134,8 +134,10 @@ impl Expired {
         }
     }
 
-    pub(super) fn decided(&mut self, decisions: &[Decision]) {
-        self.backups = decisions.iter().map(DecisionReport::from).collect();
+    /// Of all backups, or of one.
+    pub(super) fn decided(&mut self, decisions: &[Decision], only: Option<BackupId>) {
+        let wanted = decisions.iter().filter(|decision| only.is_none_or(|id| decision.backup.id == id));
+        self.backups = wanted.map(DecisionReport::from).collect();
     }
 
     /// Of a dry run what is ripe counts as deleted; of another one, what was.

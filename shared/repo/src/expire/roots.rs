@@ -10,7 +10,7 @@ use super::gather::{Gathered, LineageFacts};
 use crate::backup::Backups;
 use crate::error::{RepoError, Result};
 use crate::reach::{Roots, WalNeed, WalRoots};
-use crate::retention::{Candidate, Decision, Verdict};
+use crate::retention::{Candidate, Decision, Policy, Verdict, decide};
 
 /// Manifests that are read at the same time, each up to some tens of megabytes in the largest clusters.
 const AT_ONCE: usize = 2;
@@ -57,6 +57,44 @@ fn spared(gathered: &Gathered, roots: &mut Roots, notes: &mut Vec<String>) -> BT
         add_unfinished(gathered, unfinished.id, roots, &mut spared, notes);
     }
     spared
+}
+
+/// The unfinished backups that may use a finished one.
+pub(super) fn users(gathered: &Gathered, id: BackupId) -> Vec<BackupId> {
+    let uses = |user: &BackupId| {
+        let mut used = BTreeSet::new();
+        add_unfinished(gathered, *user, &mut Roots::default(), &mut used, &mut Vec::new());
+        used.contains(&id)
+    };
+    gathered.unfinished.iter().map(|unfinished| unfinished.id).filter(uses).collect()
+}
+
+/// What is needed, and beside it what would be if nothing were deleted by name: that of those backups.
+pub(super) async fn with_named(
+    backups: &Backups,
+    gathered: &Gathered,
+    roots: &Roots,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<Roots> {
+    let mut with = roots.clone();
+    let mut facts = gathered.facts.clone();
+    let named: BTreeSet<BackupId> = facts.requests.drain(..).map(|request| request.backup).collect();
+    let here = |id: &&BackupId| gathered.facts.backups.iter().any(|backup| backup.id == **id);
+    let (known, unread): (BTreeSet<&BackupId>, BTreeSet<&BackupId>) = named.iter().partition(here);
+    for id in unread {
+        with.keep_backup(*id);
+        with.keep_packs_until(*id);
+    }
+    let known = known.into_iter().copied().collect();
+    add_manifests(backups, &known, &mut with, &mut Vec::new()).await?;
+    let decisions = decide(&facts, policy, now);
+    let spared = spared(gathered, &mut Roots::default(), &mut Vec::new());
+    for facts in &gathered.lineages {
+        let need = wal(gathered, facts, &decisions, &spared);
+        with.keep_wal(facts.lineage.id, facts.lineage.segment_size, need);
+    }
+    Ok(with)
 }
 
 /// What an unfinished backup may use: its own, its parents', and all that it adopted, with what those use.
@@ -144,8 +182,10 @@ fn wal(
     spared: &BTreeSet<BackupId>,
 ) -> WalNeed {
     let LineageFacts { lineage, graph, known, everything } = facts;
-    // What a backup needs whose manifest cannot be read is not known, nor how timelines hang together.
-    if !known || *everything || gathered.has_unreadable() {
+    // What a backup needs whose manifest cannot be read is not known, nor how timelines hang together. Without any backup
+    // the WAL waits for the next one.
+    let nothing_stays = decisions.iter().all(|decision| !decision.stays());
+    if !known || *everything || gathered.has_unreadable() || nothing_stays {
         return WalNeed::everything();
     }
     let of = |verdict: Verdict| -> Vec<Candidate> {

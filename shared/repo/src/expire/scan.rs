@@ -11,17 +11,21 @@ use super::ExpireOptions;
 use super::condemned::{Announced, Named};
 use super::report::Expired;
 use crate::Repository;
-use crate::backup::{Condemned, CondemnedPacks, CondemnedReason, CondemnedWal, PackNo};
+use crate::backup::{Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedWal, PackNo};
 use crate::catalog::{Run, Runs};
 use crate::error::Result;
-use crate::layout::{ClusterObject, ClusterPaths};
+use crate::layout::{ClusterObject, ClusterPaths, Key};
 use crate::reach::{Class, Judgement, Roots};
+use crate::retention::Request;
 
 /// Packs of a backup that nothing else is known of are only announced when they are older: it may have begun just now.
 const UNKNOWN: SignedDuration = SignedDuration::from_hours(1);
 
 /// Strangers that are named.
 const NAMED: usize = 20;
+
+/// Progress objects of finished backups that one run deletes.
+const SPENT: usize = 100_000;
 
 /// Stretches of packs and segments in one announcement.
 const STRETCHES: usize = 30_000;
@@ -58,6 +62,24 @@ pub(super) struct Scan {
     backups: BTreeSet<BackupId>,
     packs: BTreeMap<BackupId, BTreeSet<u32>>,
     wal: BTreeMap<(LineageId, TimelineId), Runs>,
+    /// Progress objects of finished backups that stay.
+    spent: Vec<Key>,
+}
+
+/// What a scan judges by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standards<'a> {
+    /// What is needed.
+    pub(super) roots: &'a Roots,
+    /// What else is left alone unless it was announced before: where only backups that were named are expired, what nobody
+    /// needed before that.
+    pub(super) spared: Option<&'a Roots>,
+    /// What was announced.
+    pub(super) announced: &'a Announced,
+    /// Finished backups.
+    pub(super) finished: &'a BTreeSet<BackupId>,
+    /// What was announced before then has waited long enough.
+    pub(super) ripe_until: Timestamp,
 }
 
 impl Tally {
@@ -68,16 +90,19 @@ impl Tally {
 }
 
 impl Scan {
-    /// Lists and judges. What was announced before `ripe_until` has waited long enough.
+    /// Lists and judges.
     pub(super) async fn of(
         repository: &Repository,
         cluster: &ClusterName,
-        roots: &Roots,
-        announced: &Announced,
-        ripe_until: Timestamp,
+        standards: Standards<'_>,
         now: Timestamp,
     ) -> Result<Self> {
-        let (paths, all, ripe) = (ClusterPaths::new(cluster), announced.all(), announced.ripe(ripe_until));
+        let Standards { roots, spared, announced, finished, ripe_until } = standards;
+        let ripe = match spared {
+            Some(_) => announced.ripe_by_name(ripe_until),
+            None => announced.ripe(ripe_until),
+        };
+        let (paths, all) = (ClusterPaths::new(cluster), announced.all());
         let mut scan = Self {
             tallies: Class::ALL.into_iter().map(|class| (class, Tallies::default())).collect(),
             strangers: Vec::new(),
@@ -87,6 +112,7 @@ impl Scan {
             backups: BTreeSet::new(),
             packs: BTreeMap::new(),
             wal: BTreeMap::new(),
+            spent: Vec::new(),
         };
         let mut listing = repository.store().list(&paths.all(), None);
         while let Some(entry) = listing.try_next().await? {
@@ -98,8 +124,17 @@ impl Scan {
                 let names = |c: &Condemned| c.packs.iter().any(|packs| packs.names(id, PackNo(n)));
                 scan.damage_seen.extend(announced.damaged().filter(|(_, c)| names(c)).map(|(n, _)| n));
             }
+            if let ClusterObject::Progress(id) = object
+                && finished.contains(&id)
+                && roots.needs_backup(id)
+                && scan.spent.len() < SPENT
+            {
+                scan.spent.push(entry.key.clone());
+            }
             let young = now.duration_since(entry.modified) < UNKNOWN;
-            scan.count(&object, entry.size, roots, &all, &ripe, young);
+            let spared = spared.is_some_and(|before| matches!(before.judge(&object), Judgement::Unneeded(_)));
+            let left_alone = spared || (young && !roots.knows(&object));
+            scan.count(&object, entry.size, roots, &all, &ripe, left_alone);
         }
         Ok(scan)
     }
@@ -111,7 +146,7 @@ impl Scan {
         roots: &Roots,
         all: &Named,
         ripe: &Named,
-        young: bool,
+        left_alone: bool,
     ) {
         match roots.judge(object) {
             Judgement::Kept => {}
@@ -122,7 +157,7 @@ impl Scan {
                     tallies.ripe.add(bytes);
                 } else if all.names(object, roots) {
                     tallies.waiting.add(bytes);
-                } else if young && !roots.knows(object) {
+                } else if left_alone {
                     tallies.kept.add(bytes);
                 } else {
                     tallies.condemned.add(bytes);
@@ -157,6 +192,11 @@ impl Scan {
         }
     }
 
+    /// Progress objects of finished backups that stay: nothing reads them any more.
+    pub(super) fn take_spent(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.spent)
+    }
+
     /// Announcements of damage that name nothing any more.
     pub(super) fn repaired(&self) -> Vec<u64> {
         self.damage.iter().copied().filter(|n| !self.damage_seen.contains(n)).collect()
@@ -180,7 +220,12 @@ impl Scan {
     }
 
     /// What is to be announced.
-    pub(super) fn into_condemned(self, options: &ExpireOptions, now: Timestamp) -> Vec<Condemned> {
+    pub(super) fn into_condemned(
+        self,
+        options: &ExpireOptions,
+        request: Option<&Request>,
+        now: Timestamp,
+    ) -> Vec<Condemned> {
         let empty = || Condemned {
             written: now,
             host: options.host.clone(),
@@ -189,7 +234,11 @@ impl Scan {
             backups: Vec::new(),
             packs: Vec::new(),
             wal: Vec::new(),
+            requests: Vec::new(),
         };
+        // Everything that is announced here is announced because of it.
+        let requests: Vec<CondemnedRequest> = request.into_iter().map(CondemnedRequest::from).collect();
+        let empty = || Condemned { requests: requests.clone(), ..empty() };
         let mut all = vec![empty()];
         let mut stretches = 0;
         let mut next = |all: &mut Vec<Condemned>| {
@@ -218,7 +267,9 @@ impl Scan {
                 put(&mut all, &|one| one.wal.push(wal));
             }
         }
-        all.retain(|one| !(one.backups.is_empty() && one.packs.is_empty() && one.wal.is_empty()));
+        let says_nothing =
+            |one: &Condemned| one.backups.is_empty() && one.packs.is_empty() && one.wal.is_empty();
+        all.retain(|one| !(says_nothing(one) && one.requests.is_empty()));
         all
     }
 }

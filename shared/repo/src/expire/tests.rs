@@ -41,6 +41,7 @@ fn keep(count: u32) -> ExpireOptions {
     ExpireOptions {
         policy: Policy { rule, ..Policy::default() },
         grace: SignedDuration::from_hours(DAY),
+        named: None,
         dry_run: false,
         host: "test".to_owned(),
         agent: "test".to_owned(),
@@ -433,6 +434,7 @@ async fn a_backup_with_a_damaged_pack_pushes_no_sound_one_out() {
         backups: Vec::new(),
         packs: vec![CondemnedPacks { backup: ids[4], first: 0, count: 1 }],
         wal: Vec::new(),
+        requests: Vec::new(),
     };
     backups.condemn(&condemned).await.unwrap();
     let report = run(&bed, &at_once(1)).await;

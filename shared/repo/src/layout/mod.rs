@@ -129,6 +129,11 @@ impl ClusterPaths {
         Key::composed(format!("{}/holds/{n:012}", self.root))
     }
 
+    /// `summaries/<n>`: summaries of finished backups.
+    pub fn summaries(&self, n: u64) -> Key {
+        Key::composed(format!("{}/summaries/{n:012}", self.root))
+    }
+
     /// `evidence/<n>`: the chain of what was done and proven.
     pub fn evidence(&self, n: u64) -> Key {
         Key::composed(format!("{}/evidence/{n:012}", self.root))
@@ -139,7 +144,7 @@ impl ClusterPaths {
         format!("{}/leases/{task}/{n:012}", self.root).parse()
     }
 
-    /// A numbered sequence: `condemned`, `holds`, `evidence` or `leases/<task>`.
+    /// A numbered sequence: `condemned`, `holds`, `summaries`, `evidence` or `leases/<task>`.
     pub fn sequence(&self, name: &str) -> Result<Prefix, walpoint_base::ParseError> {
         format!("{}/{name}", self.root).parse()
     }

@@ -27,6 +27,8 @@ pub enum ClusterObject {
     Condemned(u64),
     /// An entry of the sequence of holds.
     Hold(u64),
+    /// Summaries of finished backups.
+    Summaries(u64),
     /// An entry of the chain of evidence.
     Evidence(u64),
     /// A lease.
@@ -44,6 +46,7 @@ impl ClusterPaths {
             "lineages" => rest.parse().ok().map(ClusterObject::Lineage),
             "condemned" => number(self.condemned(numbered())).map(ClusterObject::Condemned),
             "holds" => number(self.hold(numbered())).map(ClusterObject::Hold),
+            "summaries" => number(self.summaries(numbered())).map(ClusterObject::Summaries),
             "evidence" => number(self.evidence(numbered())).map(ClusterObject::Evidence),
             "leases" => Some(ClusterObject::Lease),
             "backups" => self.parse_backup(key, rest),

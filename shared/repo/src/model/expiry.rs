@@ -60,6 +60,7 @@ impl World {
         ExpireOptions {
             policy: keep.policy(),
             grace: SignedDuration::from_hours(grace),
+            named: None,
             dry_run: false,
             host: String::new(),
             agent: String::new(),

@@ -42,13 +42,15 @@ pub enum ObjectKind {
     Evidence = 34,
     /// An advisory lease.
     Lease = 35,
+    /// Summaries of finished base backups.
+    Summaries = 36,
     /// Written and deleted by `init` and `check` to find out what a store can do.
     Probe = 64,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [ObjectKind; 20] = [
+    pub const ALL: [ObjectKind; 21] = [
         Self::Segment,
         Self::Part,
         Self::Ended,
@@ -68,6 +70,7 @@ impl ObjectKind {
         Self::Hold,
         Self::Evidence,
         Self::Lease,
+        Self::Summaries,
         Self::Probe,
     ];
 

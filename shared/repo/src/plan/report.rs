@@ -135,6 +135,8 @@ pub struct BackupDocument {
     pub started: String,
     /// When it ended.
     pub ended: String,
+    /// Pages that failed their checksum when it was taken.
+    pub damaged_pages: u64,
 }
 
 /// A timeline on the way.
@@ -288,6 +290,7 @@ impl PlanDocument {
                 end_lsn: plan.backup.end.to_string(),
                 started: time(plan.backup.started),
                 ended: time(plan.backup.ended),
+                damaged_pages: plan.backup.damaged_pages,
             },
             path: plan
                 .path

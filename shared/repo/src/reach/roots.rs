@@ -220,6 +220,7 @@ impl Roots {
             ClusterObject::Lineage(_)
             | ClusterObject::Condemned(_)
             | ClusterObject::Hold(_)
+            | ClusterObject::Summaries(_)
             | ClusterObject::Evidence(_)
             | ClusterObject::Lease => return Judgement::Kept,
         };

@@ -11,6 +11,7 @@ use super::facts::{Candidate, RetentionFacts};
 use super::family::families;
 use super::policy::{Policy, Rule, since};
 use super::reason::{Period, Reason};
+use super::request::granted;
 use super::window::wanted;
 use crate::catalog::settle;
 
@@ -44,6 +45,11 @@ impl Decision {
         self.verdict != Verdict::Drop
     }
 
+    /// Whether it goes because it was asked for by name.
+    pub fn is_requested(&self) -> bool {
+        self.reasons.iter().any(|reason| matches!(reason, Reason::Requested(..)))
+    }
+
     /// Why, in one sentence without its subject.
     pub fn because(&self) -> String {
         let reasons: Vec<String> = self.reasons.iter().map(Reason::to_string).collect();
@@ -56,13 +62,25 @@ impl Decision {
 ///
 /// Rules by number and date, and the minimum, are about the backups of one family of lineages: another server's make none of
 /// them old. They keep so many sound ones, if there are, as if the damaged ones were not there; and of the damaged ones
-/// those that they would keep if nothing were known of damage.
+/// those that they would keep if nothing were known of damage. What was asked to be deleted, and nothing protects, goes.
 pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<Decision> {
-    let said: BTreeMap<BackupId, Timestamp> = facts.backups.iter().map(|b| (b.id, b.ended)).collect();
-    let backups = settled(facts, now);
+    let mut backups = settled(facts, now);
+    let order: BTreeMap<BackupId, usize> = backups.iter().map(|backup| backup.id).zip(0..).collect();
+    if policy.count_damaged_pages {
+        backups.iter_mut().for_each(|backup| backup.damage.pages = 0);
+    }
     let mut why: BTreeMap<BackupId, Vec<Reason>> = BTreeMap::new();
     let mut keep = |id: BackupId, reason: Reason| why.entry(id).or_default().push(reason);
 
+    // What was asked to be deleted counts nowhere.
+    let requested = granted(facts, now);
+    let (gone, backups): (Vec<Candidate>, Vec<Candidate>) =
+        backups.into_iter().partition(|backup| requested.contains_key(&backup.id));
+    let gone = gone.into_iter().filter_map(|backup| {
+        let request = requested.get(&backup.id)?;
+        let reasons = vec![Reason::Requested(request.who.clone(), request.at)];
+        Some(Decision { backup, verdict: Verdict::Drop, reasons, exceeds_max_age: false })
+    });
     let lines = lines(facts, &backups);
     let newest: BTreeSet<BackupId> = lines.values().flat_map(|line| newest(line, policy.minimum)).collect();
     if policy.drops() {
@@ -99,26 +117,36 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         if reasons.is_empty() {
             reasons.push(exceeds.map_or(Reason::Unwanted, Reason::TooOld));
         }
-        let ended = said.get(&backup.id).copied().unwrap_or(backup.ended);
-        let backup = Candidate { ended, ..backup };
         Decision { backup, verdict, reasons, exceeds_max_age: exceeds.is_some() }
     });
-    let mut decisions: Vec<Decision> = decided.collect();
-    // Whatever is decided, the newest one of a family that stays can be followed to the end of the archive.
-    for line in lines.values() {
-        let of_it = |decision: &Decision| line.iter().any(|backup| backup.id == decision.backup.id);
-        if decisions.iter().any(|decision| decision.verdict == Verdict::Onward && of_it(decision)) {
-            continue;
-        }
-        let newest = |sound: bool| {
-            let fits = |d: &Decision| d.stays() && of_it(d) && (d.backup.is_sound() || !sound);
-            decisions.iter().rposition(fits)
-        };
-        if let Some(last) = newest(true).or(newest(false)).and_then(|at| decisions.get_mut(at)) {
-            last.verdict = Verdict::Onward;
+    let mut decisions: Vec<Decision> = decided.chain(gone).collect();
+    let sound: BTreeSet<BackupId> =
+        decisions.iter().filter(|d| d.backup.is_sound()).map(|d| d.backup.id).collect();
+    decisions.sort_by_key(|decision| order.get(&decision.backup.id).copied());
+    // As it was found, whatever was made of its time and its damage for deciding.
+    let found: BTreeMap<BackupId, &Candidate> = facts.backups.iter().map(|b| (b.id, b)).collect();
+    for decision in &mut decisions {
+        if let Some(backup) = found.get(&decision.backup.id) {
+            decision.backup = Candidate::clone(backup);
         }
     }
+    lines.values().for_each(|line| lead_onward(line, &sound, &mut decisions));
     decisions
+}
+
+/// Whatever is decided, the newest one of a family that stays can be followed to the end of the archive.
+fn lead_onward(line: &[Candidate], sound: &BTreeSet<BackupId>, decisions: &mut [Decision]) {
+    let of_it = |decision: &Decision| line.iter().any(|backup| backup.id == decision.backup.id);
+    if decisions.iter().any(|decision| decision.verdict == Verdict::Onward && of_it(decision)) {
+        return;
+    }
+    let newest = |only_sound: bool| {
+        let fits = |d: &Decision| d.stays() && of_it(d) && (sound.contains(&d.backup.id) || !only_sound);
+        decisions.iter().rposition(fits)
+    };
+    if let Some(last) = newest(true).or(newest(false)).and_then(|at| decisions.get_mut(at)) {
+        last.verdict = Verdict::Onward;
+    }
 }
 
 /// The backups of each family of lineages, oldest first.

@@ -6,6 +6,7 @@ use std::fmt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, Lsn, TimelineId};
 
+use super::request::Request;
 use crate::catalog::TimelineGraph;
 
 /// A finished backup.
@@ -115,6 +116,8 @@ pub struct RetentionFacts {
     pub holds: Vec<Held>,
     /// Backups that a lineage begins with which was split off behind them and has none of its own.
     pub bases: BTreeMap<BackupId, BTreeSet<LineageId>>,
+    /// Backups that were asked to be deleted by name.
+    pub requests: Vec<Request>,
 }
 
 impl Life {

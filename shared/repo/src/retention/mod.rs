@@ -7,10 +7,11 @@
 //! | `family` | which lineages are one cluster's lives, one after the other |
 //! | `window` | which backups a recovery window needs, over lineages and the timeline graph |
 //! | `decide` | a decision for each backup |
+//! | `request` | what was asked to be deleted by name, and what protects it |
 //! | `reason` | the sentences that explain it |
 //!
 //! All of it is pure: facts, a policy and the time in, decisions out. What always holds: of each family at least
-//! [`Policy::minimum`] backups stay, the newest ones, and so many sound ones if it has them; a backup under a hold stays; without a policy everything stays; and as time passes, what was
+//! [`Policy::minimum`] backups stay, the newest ones, and so many sound ones if it has them; a backup under a hold stays (a request by name can override either); without a policy everything stays; and as time passes, what was
 //! dropped is never wanted again. Which objects go with a decision is [`crate::reach`]'s to say.
 
 mod decide;
@@ -18,6 +19,7 @@ mod facts;
 mod family;
 mod policy;
 mod reason;
+mod request;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -27,3 +29,4 @@ pub use self::facts::{Candidate, Damage, Held, Life, RetentionFacts, TimelineLif
 pub use self::family::{Registered, Standing, standings};
 pub use self::policy::{Policy, Rule, since};
 pub use self::reason::{Period, Reason};
+pub use self::request::{Protection, Request, protections};

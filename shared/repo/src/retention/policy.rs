@@ -18,6 +18,8 @@ pub struct Policy {
     pub minimum: u32,
     /// Nothing older stays but what is held, and `minimum`: a ceiling for personal data.
     pub max_age: Option<Span>,
+    /// Backups with pages that failed their checksum when they were taken count like sound ones.
+    pub count_damaged_pages: bool,
 }
 
 /// A rule about backups by number and date.
@@ -39,7 +41,14 @@ pub struct Rule {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { rule: Rule::default(), labels: BTreeMap::new(), window: None, minimum: 1, max_age: None }
+        Self {
+            rule: Rule::default(),
+            labels: BTreeMap::new(),
+            window: None,
+            minimum: 1,
+            max_age: None,
+            count_damaged_pages: false,
+        }
     }
 }
 

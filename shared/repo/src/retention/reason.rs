@@ -43,6 +43,8 @@ pub enum Reason {
     Base(LineageId),
     /// A rule of its label keeps it.
     Label(String, Box<Reason>),
+    /// It was asked to be deleted by name: who asked, and when.
+    Requested(String, Timestamp),
     /// No rule keeps it.
     Unwanted,
     /// It is older than anything may be.
@@ -111,6 +113,7 @@ impl fmt::Display for Reason {
                 write!(f, "lineage {lineage}, which was split off behind it, has no backup of its own yet")
             }
             Self::Label(label, reason) => write!(f, "label \"{label}\": {reason}"),
+            Self::Requested(who, at) => write!(f, "{who} asked for its deletion at {at}"),
             Self::Unwanted => write!(f, "no rule keeps it"),
             Self::TooOld(span) => write!(f, "it is older than {span:#} (max_age)"),
         }

@@ -6,6 +6,7 @@
 //! | `chain` | whether neighboring segments continue each other |
 //! | `blocks` | every block of every backup: frame check, hash, page checksum |
 //! | `wal` | every segment that is needed: hashes, and records across segments |
+//! | `others` | restore points, PostgreSQL's own files, segments that nothing needs, index objects |
 //! | `sample` | a share of the objects, or as many as a time allows, going on where the last run stopped |
 //! | `report` | findings: what is wrong, what it affects, what to do |
 //!
@@ -16,6 +17,7 @@
 mod blocks;
 mod chain;
 mod light;
+mod others;
 mod report;
 mod sample;
 #[cfg(test)]
@@ -128,6 +130,9 @@ pub async fn verify(
         Depth::Full => {
             run.blocks().await?;
             run.wal(&needed).await?;
+            if options.backup.is_none() {
+                run.others(&needed).await?;
+            }
         }
         Depth::Sample(_) | Depth::Budget(_) => run.sample(&needed).await?,
     }
@@ -188,6 +193,7 @@ impl Run<'_> {
             backups: Vec::new(),
             packs,
             wal: Vec::new(),
+            requests: Vec::new(),
         };
         match self.backups.condemn(&condemned).await {
             Ok(_) => {}

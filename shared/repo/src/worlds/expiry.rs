@@ -164,6 +164,7 @@ fn expiring(lineage: Lineage, announced: bool) -> Program {
             let options = ExpireOptions {
                 policy: Policy { rule, ..Policy::default() },
                 grace: SignedDuration::ZERO,
+                named: None,
                 dry_run: false,
                 host: String::new(),
                 agent: String::new(),

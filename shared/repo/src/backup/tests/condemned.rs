@@ -12,6 +12,7 @@ fn condemned(reason: CondemnedReason, backups: Vec<BackupId>, packs: Vec<Condemn
         backups,
         packs,
         wal: vec![],
+        requests: Vec::new(),
     }
 }
 

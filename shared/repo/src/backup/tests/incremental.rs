@@ -150,6 +150,7 @@ fn what_is_condemned_or_missing_is_stored_again() {
             backups,
             packs,
             wal: Vec::new(),
+            requests: Vec::new(),
         };
         let some = CondemnedPacks { backup: id(1), first: 2, count: 3 };
         let n = scene.backups.condemn(&condemn(vec![], vec![some])).await.unwrap();

@@ -11,6 +11,7 @@ mod incremental;
 mod lies;
 mod lifecycle;
 mod round_trip;
+mod summaries;
 
 use super::blocks::tests::id;
 pub(crate) use super::facts::tests::facts;

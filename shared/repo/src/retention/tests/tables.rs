@@ -282,3 +282,17 @@ fn a_damaged_backup_takes_the_place_of_no_sound_one() {
         ["no damage", "1 damaged pages", "1 damaged packs", "2 damaged pages and 3 damaged packs"]
     );
 }
+
+/// K1: pages that were damaged in the cluster may count by policy; packs that were damaged in the repository never do.
+#[test]
+fn damaged_pages_count_by_policy() {
+    let mut facts = daily();
+    facts.backups[19].damage.pages = 3;
+    facts.backups[18].damage.packs = 1;
+    let policy = Policy { rule: Rule { count: Some(1), ..Rule::default() }, ..Policy::default() };
+    assert_eq!(keep(&facts, &policy, NOW), "18+ 20+");
+    let policy = Policy { count_damaged_pages: true, ..policy };
+    assert_eq!(keep(&facts, &policy, NOW), "20+");
+    let decisions = decide(&facts, &policy, at(NOW));
+    assert_eq!(decisions[19].backup.damage, Damage { pages: 3, packs: 0 }, "it is said all the same");
+}

@@ -1,0 +1,185 @@
+//! `archive-agent forget`: deletes everything that the repositories have of a cluster, once its name was typed.
+//!
+//! The work is done by [`walpoint_repo::forget`]; here are the confirmation and what is printed.
+
+use std::fmt::Write as _;
+use std::io::BufRead as _;
+
+use anyhow::{anyhow, bail};
+use clap::Args;
+use serde::Serialize;
+use walpoint_base::ClusterName;
+use walpoint_repo::Repository;
+use walpoint_repo::forget::{ForgetOptions, Forgotten, forget};
+use walpoint_repo::store::StoreSettings;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::output;
+use walpoint_runtime::progress::{Progress, human_bytes};
+
+/// Options of `forget`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ForgetArgs {
+    /// The cluster.
+    cluster: ClusterName,
+    /// Change nothing; show what would be deleted.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask for the cluster's name to be typed.
+    #[arg(long)]
+    yes: bool,
+    /// Only in this repository. Can be repeated [default: in all repositories of the cluster].
+    #[arg(long = "repository", value_name = "NAME")]
+    repositories: Vec<String>,
+    /// Although holds are in force.
+    #[arg(long)]
+    even_if_held: bool,
+    /// Although something was stored within the last hour.
+    #[arg(long)]
+    even_if_in_use: bool,
+}
+
+/// What `forget --json` prints; `docs/json.md` describes it.
+#[derive(Debug, Serialize)]
+struct Document {
+    cluster: String,
+    repositories: Vec<Forgotten>,
+    failed: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Failure> {
+    let repositories = repositories(common, args)?;
+    let (even_if_held, even_if_in_use) = (args.even_if_held, args.even_if_in_use);
+    let options = ForgetOptions { dry_run: true, even_if_held, even_if_in_use };
+    let mut document =
+        Document { cluster: args.cluster.to_string(), repositories: Vec::new(), failed: Vec::new() };
+    let mut opened = Vec::new();
+    for (name, settings) in &repositories {
+        match look(name, settings, &args.cluster, options).await {
+            Ok((repository, planned)) => {
+                opened.push(repository);
+                document.repositories.push(planned);
+            }
+            Err(error) => document.failed.push(format!("repository {name}: {}", told(&error))),
+        }
+    }
+    // What one repository refuses is deleted in none.
+    if !args.dry_run && document.failed.is_empty() {
+        if !args.yes {
+            confirm(&args.cluster, &document)?;
+        }
+        document.repositories.clear();
+        for repository in &opened {
+            let what = format!("deleting cluster {} from repository {}", args.cluster, repository.name());
+            let waiting = Progress::waiting(&what, common.show_progress());
+            let done = forget(repository, &args.cluster, ForgetOptions { dry_run: false, ..options }).await;
+            waiting.end();
+            match done {
+                Ok(forgotten) => document.repositories.push(forgotten),
+                Err(error) => {
+                    document.failed.push(format!(
+                        "repository {}: {}",
+                        repository.name(),
+                        told(&error.into())
+                    ));
+                }
+            }
+        }
+    }
+    match common.json {
+        true => output::json(&document)?,
+        false => output::text(&document.text())?,
+    }
+    let (failed, done) = (document.failed.join("; "), args.dry_run || !document.repositories.is_empty());
+    match document.failed.is_empty() {
+        true => Ok(()),
+        false if done && !args.dry_run => {
+            Err(anyhow!("could not delete everything; run it again to continue: {failed}").into())
+        }
+        false => Err(anyhow!("{failed}").into()),
+    }
+}
+
+async fn look(
+    name: &str,
+    settings: &StoreSettings,
+    cluster: &ClusterName,
+    options: ForgetOptions,
+) -> anyhow::Result<(Repository, Forgotten)> {
+    let repository = Repository::open(name, settings).await?;
+    let planned = forget(&repository, cluster, options).await?;
+    Ok((repository, planned))
+}
+
+/// The repositories of the cluster. One that the configuration no longer has is looked for where `--repository` says.
+fn repositories(common: &CommonArgs, args: &ForgetArgs) -> Result<Vec<(String, StoreSettings)>, Failure> {
+    let cluster = &args.cluster;
+    if let Some(other) = common.cluster.as_ref().filter(|other| *other != cluster) {
+        return Err(Failure::usage(anyhow!("--cluster {other} contradicts the argument {cluster}")));
+    }
+    let common = CommonArgs { cluster: Some(cluster.clone()), ..common.clone() };
+    let config = common.read_config::<StoreSettings>()?;
+    let unknown = config.filter(|config| common.repo.is_none() && !config.cluster.contains_key(cluster));
+    let Some(config) = unknown else {
+        let selection = common.select::<StoreSettings>()?;
+        let named = crate::hold::named(&selection, &args.repositories)?;
+        return Ok(named.into_iter().map(|(name, settings)| (name.to_owned(), settings.clone())).collect());
+    };
+    if args.repositories.is_empty() {
+        return Err(Failure::usage(anyhow!(
+            "the configuration has no [cluster.{cluster}]; name the repositories that hold it with --repository"
+        )));
+    }
+    let pick = |name: &String| match config.repository.get(name) {
+        Some(settings) => Ok((name.clone(), settings.clone())),
+        None => Err(Failure::usage(anyhow!("the configuration has no [repository.{name}]"))),
+    };
+    args.repositories.iter().map(pick).collect()
+}
+
+/// Has the cluster's name typed.
+fn confirm(cluster: &ClusterName, document: &Document) -> anyhow::Result<()> {
+    eprint!("{}Type {cluster} to delete all of this for good: ", document.text());
+    let mut typed = String::new();
+    std::io::stdin().lock().read_line(&mut typed)?;
+    match typed.trim() {
+        typed if typed == cluster.as_str() => Ok(()),
+        "" => bail!("nothing was deleted: the name was not typed. HINT: --yes skips the question"),
+        _ => bail!("nothing was deleted: what was typed is not {cluster}"),
+    }
+}
+
+impl Document {
+    /// For a person.
+    fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        for one in &self.repositories {
+            let (what, objects, bytes) = match one.dry_run {
+                true => ("Would delete", one.objects, one.bytes),
+                false => ("Deleted", one.deleted_objects, one.deleted_bytes),
+            };
+            writeln!(text, "{what} cluster {} from {}", one.cluster, one.repository).ok();
+            writeln!(text, "  lineages  {}", one.lineages.join(", ")).ok();
+            let span = match (one.backups.first(), one.backups.last()) {
+                (Some(first), Some(last)) if first != last => format!(", from {first} to {last}"),
+                (Some(only), _) => format!(", {only}"),
+                _ => String::new(),
+            };
+            writeln!(text, "  backups   {}{span}", one.backups.len()).ok();
+            writeln!(text, "  objects   {objects}, {}", human_bytes(bytes)).ok();
+            if one.held_objects > 0 {
+                writeln!(text, "  held      {} objects that the store does not let go", one.held_objects)
+                    .ok();
+            }
+            for key in &one.unknown {
+                writeln!(text, "  not Walpoint's, left alone: {key}").ok();
+            }
+            for note in &one.notes {
+                writeln!(text, "  note: {note}").ok();
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,250 @@
+//! Forgetting a cluster: everything that a repository has of it is deleted, at once and for good.
+//!
+//! The facts of its lineages go first: from then on nothing is archived to it, and a server in recovery from it is not sent
+//! "no such segment" but an error, since absence is proven only by a lineage that is there. Then the manifests, so that no
+//! backup is listed and incomplete; then the rest. A crash leaves a part that the same call deletes. Other clusters, and
+//! what is not Walpoint's, are left alone.
+
+use std::collections::BTreeSet;
+
+use futures_util::{StreamExt, TryStreamExt};
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use walpoint_base::ClusterName;
+
+use crate::Repository;
+use crate::error::{RepoError, Result};
+use crate::holds::{Holdings, Holds};
+use crate::layout::{ClusterObject, ClusterPaths, Key};
+use crate::store::{BULK, Entry};
+
+/// Something stored within this time is a sign that an agent still works on the cluster.
+const IN_USE: SignedDuration = SignedDuration::from_hours(1);
+
+/// Bulk deletes at the same time.
+const AT_ONCE: usize = 4;
+
+/// Objects that are named.
+const NAMED: usize = 20;
+
+/// What is asked of [`forget`].
+#[derive(Clone, Copy, Default, Debug)]
+pub struct ForgetOptions {
+    /// Change nothing, and tell what would be deleted.
+    pub dry_run: bool,
+    /// Although holds are in force.
+    pub even_if_held: bool,
+    /// Although something was stored within the last hour.
+    pub even_if_in_use: bool,
+}
+
+/// What was deleted of a cluster in one repository, or would be: what `archive-agent forget --json` prints. Stable: members
+/// are added, never renamed or removed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Forgotten {
+    /// The cluster.
+    pub cluster: String,
+    /// What the configuration calls the repository.
+    pub repository: String,
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// When it began.
+    pub taken: Timestamp,
+    /// The lineages.
+    pub lineages: Vec<String>,
+    /// The backups that have a manifest, oldest first.
+    pub backups: Vec<String>,
+    /// Objects of the cluster.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Objects that were deleted.
+    pub deleted_objects: u64,
+    /// Their bytes.
+    pub deleted_bytes: u64,
+    /// How many objects the store did not let go.
+    pub held_objects: u64,
+    /// The first of them.
+    pub held: Vec<String>,
+    /// The first objects that are not Walpoint's; they are left alone.
+    pub unknown: Vec<String>,
+    /// What a person should know, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Deletes everything of a cluster in one repository.
+pub async fn forget(
+    repository: &Repository,
+    cluster: &ClusterName,
+    options: ForgetOptions,
+) -> Result<Forgotten> {
+    let mut forgotten = Forgotten {
+        cluster: cluster.to_string(),
+        repository: repository.name().to_owned(),
+        dry_run: options.dry_run,
+        taken: Timestamp::now(),
+        lineages: Vec::new(),
+        backups: Vec::new(),
+        objects: 0,
+        bytes: 0,
+        deleted_objects: 0,
+        deleted_bytes: 0,
+        held_objects: 0,
+        held: Vec::new(),
+        unknown: Vec::new(),
+        notes: Vec::new(),
+    };
+    let first = look(repository, cluster, &mut forgotten).await?;
+    protect(repository, cluster, options, &first).await?;
+    if options.dry_run {
+        return Ok(forgotten);
+    }
+    let paths = ClusterPaths::new(cluster);
+    let is_lineage = |object: &ClusterObject| matches!(object, ClusterObject::Lineage(_));
+    let is_manifest = |object: &ClusterObject| matches!(object, ClusterObject::Manifest(_));
+    sweep(repository, &paths, &mut forgotten, &paths.lineages(), is_lineage).await?;
+    sweep(repository, &paths, &mut forgotten, &paths.backups(), is_manifest).await?;
+    sweep(repository, &paths, &mut forgotten, &paths.all(), |_| true).await?;
+    repository.store().remove_leftovers(cluster, SignedDuration::ZERO).await?;
+    let mut left = repository.store().list(&paths.all(), None);
+    let mut late = 0u64;
+    while let Some(entry) = left.try_next().await? {
+        late += u64::from(paths.parse(&entry.key).is_some());
+    }
+    if late > forgotten.held_objects {
+        forgotten.notes.push(format!(
+            "{} objects were stored meanwhile: an agent still works on the cluster; stop it and run this again",
+            late - forgotten.held_objects
+        ));
+    }
+    Ok(forgotten)
+}
+
+/// What stands out in a listing.
+struct Newest(Option<(Timestamp, Key)>);
+
+/// Lists everything and counts it. Fails if there is nothing.
+async fn look(repository: &Repository, cluster: &ClusterName, forgotten: &mut Forgotten) -> Result<Newest> {
+    let paths = ClusterPaths::new(cluster);
+    let (mut newest, mut lineages, mut backups) = (None, BTreeSet::new(), BTreeSet::new());
+    let mut listing = repository.store().list(&paths.all(), None);
+    while let Some(entry) = listing.try_next().await? {
+        let Some(object) = paths.parse(&entry.key) else {
+            if forgotten.unknown.len() < NAMED {
+                forgotten.unknown.push(entry.key.to_string());
+            }
+            continue;
+        };
+        forgotten.objects += 1;
+        forgotten.bytes = forgotten.bytes.saturating_add(entry.size);
+        match object {
+            ClusterObject::Lineage(id) => {
+                lineages.insert(id);
+            }
+            ClusterObject::Manifest(id) => {
+                backups.insert(id);
+            }
+            _ => {}
+        }
+        let works = !matches!(object, ClusterObject::Hold(_) | ClusterObject::Condemned(_));
+        if works && newest.as_ref().is_none_or(|(at, _)| *at < entry.modified) {
+            newest = Some((entry.modified, entry.key));
+        }
+    }
+    drop(listing);
+    forgotten.lineages = lineages.iter().map(ToString::to_string).collect();
+    forgotten.backups = backups.iter().map(ToString::to_string).collect();
+    if forgotten.objects == 0 {
+        let known: Vec<String> = repository.clusters().await?.iter().map(ClusterName::to_string).collect();
+        let known = if known.is_empty() { "no cluster".to_owned() } else { known.join(", ") };
+        let what =
+            format!("repository {} has nothing of cluster {cluster}; it has {known}", repository.name());
+        return Err(RepoError::Protected { what });
+    }
+    Ok(Newest(newest))
+}
+
+/// Fails if something stands against it.
+async fn protect(
+    repository: &Repository,
+    cluster: &ClusterName,
+    options: ForgetOptions,
+    newest: &Newest,
+) -> Result<()> {
+    let now = Timestamp::now();
+    let mut against = Vec::new();
+    if !options.even_if_held {
+        let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
+        for hold in holds.iter().filter(|hold| hold.is_in_force(now)) {
+            let (number, placed) = (hold.number, &hold.placed);
+            against.push(format!(
+                "hold {number} by {} is in force: {} (--even-if-held overrides this)",
+                placed.who, placed.reason
+            ));
+        }
+        for damaged in damaged {
+            against.push(format!("{} (--even-if-held overrides this)", damaged.error()));
+        }
+    }
+    if let Newest(Some((at, key))) = newest
+        && !options.even_if_in_use
+        && now.duration_since(*at) < IN_USE
+    {
+        against.push(format!(
+            "{key} was stored at {at}, within the last hour, so an agent may still work on the cluster: stop it first \
+             (--even-if-in-use overrides this)"
+        ));
+    }
+    match against.is_empty() {
+        true => Ok(()),
+        false => {
+            let name = repository.name();
+            let what =
+                format!("cluster {cluster} in repository {name} is not deleted: {}", against.join("; "));
+            Err(RepoError::Protected { what })
+        }
+    }
+}
+
+/// Deletes what lies below a prefix and is `wanted`.
+async fn sweep(
+    repository: &Repository,
+    paths: &ClusterPaths,
+    forgotten: &mut Forgotten,
+    prefix: &crate::layout::Prefix,
+    wanted: impl Fn(&ClusterObject) -> bool,
+) -> Result<()> {
+    let store = repository.store();
+    let found = store.list(prefix, None).try_filter(|entry| {
+        std::future::ready(paths.parse(&entry.key).is_some_and(|object| wanted(&object)))
+    });
+    let delete = |chunk: Vec<Result<Entry>>| async move {
+        let entries: Vec<Entry> = chunk.into_iter().collect::<Result<_>>()?;
+        let keys: Vec<Key> = entries.iter().map(|entry| entry.key.clone()).collect();
+        let results = store.delete_all(&keys).await;
+        Ok::<_, RepoError>(entries.into_iter().zip(results).collect::<Vec<_>>())
+    };
+    let mut results = found.chunks(BULK).map(delete).buffer_unordered(AT_ONCE);
+    while let Some(deleted) = results.next().await {
+        for (entry, result) in deleted? {
+            match result {
+                Ok(()) => {
+                    forgotten.deleted_objects += 1;
+                    forgotten.deleted_bytes = forgotten.deleted_bytes.saturating_add(entry.size);
+                }
+                Err(RepoError::Denied { .. }) => {
+                    let key = entry.key.to_string();
+                    // A lineage or a manifest is tried again with the rest.
+                    if !forgotten.held.contains(&key) {
+                        forgotten.held_objects += 1;
+                        if forgotten.held.len() < NAMED {
+                            forgotten.held.push(key);
+                        }
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
