@@ -6,6 +6,7 @@ use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
+use walpoint_tests::wait;
 
 #[track_caller]
 fn verify(bed: &Archived, arguments: &[&str], status: i32) -> Value {
@@ -214,4 +215,33 @@ fn a_history_that_was_deleted_is_found() {
         verify(&bed, &["--light"], 0);
     }
     bed.stop_daemon();
+}
+
+/// K4: what only helps to find the rest is read too: a restore point, PostgreSQL's note of a backup, a segment that nothing
+/// needs.
+#[test]
+fn damaged_objects_that_no_restore_reads_are_named() {
+    for store in Store::all_good() {
+        let (bed, _) = bed(store);
+        bed.cluster.fill_wal_mb(2);
+        bed.settle();
+        bed.backup();
+        bed.cluster.psql("select pg_create_restore_point('before-deploy')");
+        bed.settle();
+        let orphan = || keys(&bed, "/wal/00000001/", "000000010000000000000001");
+        let note = || keys(&bed, "/wal/", ".backup");
+        wait::until_true(wait::SOON, "everything is stored", || {
+            !orphan().is_empty() && !note().is_empty() && !keys(&bed, "/points/", "").is_empty()
+        });
+        verify(&bed, &[], 0);
+        let door = bed.back_door();
+        for key in [&keys(&bed, "/points/", "")[0], &note()[0], &orphan()[0]] {
+            let whole = door.get(key).unwrap();
+            door.flip_bit(key, whole.len() - 3);
+            let report = verify(&bed, &[], 3);
+            assert_eq!(kinds(&report), [("damaged".to_owned(), key.clone())], "{report:#}");
+            door.put(key, whole);
+        }
+        verify(&bed, &[], 0);
+    }
 }

@@ -1,10 +1,10 @@
 //! Every block of every backup: each frame is opened and checked, each block held against the hash in the manifest's
 //! tables, each page against its checksum.
 //!
-//! Backups share packs. A block is read with the backup that wrote it, where that is looked at too and all of the pack is in
-//! its use, and otherwise with every backup that refers to it: so nothing is left out, and little is read twice.
+//! Backups share packs. A block is read with the first of the backups that refer to it, and which blocks of shared packs were
+//! read is remembered: so nothing is left out, and no stored block is read twice, whether its writer is still there or not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
@@ -12,7 +12,7 @@ use walpoint_base::BackupId;
 
 use super::report::VerifyFinding;
 use super::{ContentCheck, Run};
-use crate::backup::{BackupReader, PackUnit, Window, WindowLimits};
+use crate::backup::{BackupReader, BlockRef, PackUnit, PackUse, Window, WindowLimits};
 use crate::error::{RepoError, Result};
 use crate::layout::{ClusterPaths, Key};
 
@@ -21,6 +21,10 @@ const AT_ONCE: usize = 4;
 
 /// Blocks of a window: what is remembered of it is some megabytes.
 const WINDOW: u32 = 1 << 18;
+
+/// Memory for which blocks were read of packs that no backup uses all of: enough for some hundred gigabytes as they are
+/// stored. What lies beyond is read with every backup that refers to it.
+const MOST_BYTES: usize = 48 << 20;
 
 /// Wrong pages of a backup that are told.
 const PAGES: usize = 100;
@@ -36,32 +40,26 @@ struct BadPage {
 impl Run<'_> {
     /// Goes through the backups, oldest first.
     pub(super) async fn blocks(&mut self) -> Result<()> {
-        let mut covered = BTreeSet::new();
+        let mut covered = Covered::default();
         for id in self.ids.clone() {
             let reader = match self.backups.open(id).await {
                 Ok(reader) => reader,
                 Err(error) if error.is_not_found() => continue,
                 Err(error) => return Err(error),
             };
-            let manifest = reader.manifest();
-            let used =
-                manifest.packs.packs().iter().filter(|pack| pack.backup.0 == 0 && pack.live == pack.units);
-            let own: Vec<(BackupId, u32)> = used.map(|pack| (id, pack.pack.0)).collect();
             // Where its tables are damaged, some of its blocks were not read with it.
-            if self.backup(id, &reader, &covered).await? {
-                covered.extend(own);
+            if self.backup(id, &reader, &mut covered).await? {
+                let manifest = reader.manifest();
+                let used = manifest.packs.packs().iter().filter(|pack| pack.live == pack.units);
+                let owner = |pack: &PackUse| manifest.backups.get(usize::from(pack.backup.0)).copied();
+                covered.add_whole(used.filter_map(|pack| Some((owner(pack)?, pack.pack.0))));
             }
         }
         Ok(())
     }
 
     /// Reads what a backup refers to and is not covered; whether its tables led to all of it.
-    async fn backup(
-        &mut self,
-        id: BackupId,
-        reader: &BackupReader,
-        covered: &BTreeSet<(BackupId, u32)>,
-    ) -> Result<bool> {
+    async fn backup(&mut self, id: BackupId, reader: &BackupReader, covered: &mut Covered) -> Result<bool> {
         let limits = WindowLimits { blocks: WINDOW, ..WindowLimits::default() };
         let mut windows = reader.windows(limits);
         let owners = &reader.manifest().backups;
@@ -73,8 +71,10 @@ impl Run<'_> {
                 Err(error) => return self.unreadable(id, error).map(|()| false),
             };
             let units = window.units_where(|_, _, _, at| {
-                let owner = owners.get(usize::from(at.frame.backup.0)).copied();
-                owner.is_none_or(|owner| owner == id || !covered.contains(&(owner, at.frame.pack.0)))
+                let Some(owner) = owners.get(usize::from(at.frame.backup.0)) else { return true };
+                let pack = (*owner, at.frame.pack.0);
+                let users = self.packs.get(&pack).map_or(0, |(_, users)| users.len());
+                users < 2 || covered.is_new(pack, at)
             });
             let known = Arc::new(known_bad(reader));
             let check = Arc::clone(&self.check);
@@ -145,6 +145,59 @@ impl Run<'_> {
             remedy: "take a backup; this one cannot be restored whole from here".to_owned(),
         });
         Ok(())
+    }
+}
+
+/// Which blocks of shared packs were read.
+#[derive(Default)]
+struct Covered {
+    /// Packs all of whose blocks were.
+    whole: BTreeSet<(BackupId, u32)>,
+    /// Of others sixteen bits for each frame, for its first blocks; few frames have more.
+    packs: BTreeMap<(BackupId, u32), Vec<u16>>,
+    /// The other blocks: frame and index.
+    more: BTreeSet<(BackupId, u32, u16, u8)>,
+    /// About how much memory that takes, in bytes.
+    bytes: usize,
+}
+
+impl Covered {
+    /// Whether a block is asked about for the first time, as far as there is memory to know.
+    fn is_new(&mut self, pack: (BackupId, u32), at: BlockRef) -> bool {
+        if self.whole.contains(&pack) {
+            return false;
+        }
+        let (frame, full) = (at.frame.frame, self.bytes >= MOST_BYTES);
+        let Some(mask) = 1u16.checked_shl(u32::from(at.index)) else {
+            let block = (pack.0, pack.1, frame, at.index);
+            if full {
+                return !self.more.contains(&block);
+            }
+            self.bytes += 2 * size_of_val(&block);
+            return self.more.insert(block);
+        };
+        let frames = self.packs.entry(pack).or_default();
+        if frames.len() <= usize::from(frame) {
+            if full {
+                return true;
+            }
+            self.bytes += 2 * (usize::from(frame) + 1 - frames.len());
+            frames.resize(usize::from(frame) + 1, 0);
+        }
+        frames.get_mut(usize::from(frame)).is_none_or(|read| {
+            let new = *read & mask == 0;
+            *read |= mask;
+            new
+        })
+    }
+
+    /// Notes packs all of whose blocks were read.
+    fn add_whole(&mut self, packs: impl IntoIterator<Item = (BackupId, u32)>) {
+        for pack in packs {
+            let frames = self.packs.remove(&pack).unwrap_or_default();
+            self.bytes = self.bytes.saturating_sub(2 * frames.len());
+            self.whole.insert(pack);
+        }
     }
 }
 

@@ -77,7 +77,7 @@ impl Run<'_> {
                     Item::Pack(_, _, key) => {
                         let bytes = store.get(key).await;
                         match bytes {
-                            Ok(bytes) => whole(sealer, key.clone(), bytes).await,
+                            Ok(bytes) => whole(sealer, ObjectKind::Pack, key.clone(), bytes).await,
                             Err(error) => Err(error),
                         }
                     }
@@ -189,10 +189,10 @@ fn wanted(objects: usize, share: f64) -> usize {
 }
 
 /// Reads a whole object, a frame at a time: the plain bytes in it.
-async fn whole(sealer: Sealer, key: Key, bytes: bytes::Bytes) -> Result<u64> {
+pub(super) async fn whole(sealer: Sealer, kind: ObjectKind, key: Key, bytes: bytes::Bytes) -> Result<u64> {
     crate::cpu::run(move || {
         let corrupt = |e: crate::object::ObjectError| RepoError::corrupt(&key, e);
-        let mut reader = ObjectReader::open(&sealer, &[ObjectKind::Pack], &key, bytes).map_err(corrupt)?;
+        let mut reader = ObjectReader::open(&sealer, &[kind], &key, bytes).map_err(corrupt)?;
         let (mut frame, mut plain) = (Vec::new(), 0u64);
         loop {
             frame.clear();

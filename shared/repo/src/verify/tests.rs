@@ -276,6 +276,56 @@ async fn damaged_tables_hide_no_damaged_block() {
     }
 }
 
+/// What many backups share is read once, though the backup that wrote it has expired and none of them uses all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shared_is_read_once() {
+    let (bed, _) = world().await;
+    let first = of_noise(&bed, 60, 20, &[]).await;
+    let mut last = first;
+    for n in 0..8 {
+        last = of_noise(&bed, 61 + n, 19 - i64::try_from(n).unwrap(), &[last]).await;
+    }
+    let paths = ClusterPaths::new(&cluster());
+    let store = bed.archive.repository().store();
+    let mut stored = 0;
+    for entry in store.list_all(&paths.all_data()).await.unwrap() {
+        stored += entry.size;
+    }
+    // The writer goes, and with it the only one that uses all of its packs.
+    store.delete(&paths.manifest(first)).await.unwrap();
+    store.delete(&paths.intent(first)).await.unwrap();
+    let before = store.requests().bytes_in;
+    let report = run(&bed, Depth::Full).await;
+    assert_eq!(of_packs(&report), []);
+    let read = store.requests().bytes_in - before;
+    println!("{stored} bytes are stored in packs, {read} were read");
+    assert!(read < stored * 3 / 2, "{read} of {stored}");
+    // And what is damaged in it is found all the same.
+    let pack = paths.pack(first, 1);
+    let file = path(&bed, pack.as_str());
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    replace(&file, &bytes);
+    assert_eq!(of_packs(&run(&bed, Depth::Full).await), [("damaged", pack.to_string())]);
+}
+
+/// Objects that no backup and no window needs are read too.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_helps_to_find_the_rest_is_read_too() {
+    let (bed, _) = world().await;
+    let all = keys(&bed).await;
+    let key = all.iter().find(|key| key.contains("/index/")).unwrap();
+    let damaged = async || run(&bed, Depth::Full).await.findings.iter().any(|finding| finding.object == *key);
+    assert!(!damaged().await);
+    let file = path(&bed, key);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    replace(&file, &bytes);
+    assert!(damaged().await);
+}
+
 /// That a pack is to be deleted may be taken back; that it is damaged stays known.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_to_be_deleted_is_condemned_for_its_damage_too() {
@@ -290,6 +340,7 @@ async fn what_is_to_be_deleted_is_condemned_for_its_damage_too() {
         backups: Vec::new(),
         packs,
         wal: Vec::new(),
+        requests: Vec::new(),
     };
     backups.condemn(&expired).await.unwrap();
     let file = path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str());

@@ -1,0 +1,103 @@
+//! What else is stored of a lineage and read by no one: restore points, PostgreSQL's own files, segments that nothing needs,
+//! and index objects, superseded generations too. Each is read as a whole, with every check it carries.
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt, TryStreamExt};
+use walpoint_base::{LineageId, WalFileName};
+
+use super::Run;
+use super::light::{NeededWal, RESUPPLY};
+use super::report::VerifyFinding;
+use super::sample::whole;
+use crate::error::{RepoError, Result};
+use crate::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
+use crate::object::ObjectKind;
+
+/// Objects that are read at the same time.
+const AT_ONCE: usize = 4;
+
+impl Run<'_> {
+    /// Reads what no backup and no window needs, or what only finds the rest.
+    pub(super) async fn others(&mut self, needed: &[NeededWal]) -> Result<()> {
+        let needed: BTreeMap<LineageId, &NeededWal> =
+            needed.iter().map(|one| (one.lineage.id, one)).collect();
+        let (store, sealer) = (self.repository.store().clone(), self.repository.sealer().clone());
+        let paths = ClusterPaths::new(self.cluster);
+        let listing = store.list(&paths.all(), None).try_filter_map(|entry| {
+            let chosen =
+                paths.parse(&entry.key).and_then(|object| Some((kind_of(&object, &needed)?, object)));
+            std::future::ready(Ok(chosen.map(|(kind, object)| (kind, object, entry.key))))
+        });
+        let read = listing.map(|found| async {
+            let (kind, object, key) = found?;
+            let result = match store.get(&key).await {
+                Ok(bytes) => whole(sealer.clone(), kind, key.clone(), bytes).await,
+                Err(error) => Err(error),
+            };
+            Ok::<_, RepoError>((object, key, result))
+        });
+        let mut read = read.buffer_unordered(AT_ONCE);
+        while let Some(one) = read.next().await {
+            let (object, key, result) = one?;
+            match result {
+                Ok(_) => self.report.read_objects += 1,
+                Err(error @ RepoError::Corrupt { .. }) => self.report.finding(finding(&object, &key, &error)),
+                // Deleted since it was listed.
+                Err(RepoError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an object has to be; `None` for one that is read elsewhere.
+fn kind_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> Option<ObjectKind> {
+    let ClusterObject::Wal(lineage, entry) = object else {
+        return match object {
+            ClusterObject::Index(..) => Some(ObjectKind::Index),
+            ClusterObject::Point(..) => Some(ObjectKind::RestorePoint),
+            _ => None,
+        };
+    };
+    let is_needed = || {
+        let NeededWal { lineage, timelines } = needed.get(lineage)?;
+        let name = entry.segment()?;
+        let number = name.number(lineage.segment_size)?;
+        Some(timelines.get(&name.timeline)?.from(number)?.first <= number)
+    };
+    match entry {
+        WalEntry::File(WalFileName::Segment(_)) => {
+            Some(ObjectKind::Segment).filter(|_| is_needed() != Some(true))
+        }
+        WalEntry::File(WalFileName::Backup(..)) => Some(ObjectKind::BackupHistory),
+        WalEntry::File(WalFileName::History(_)) => Some(ObjectKind::History),
+        WalEntry::Partial(..) => Some(ObjectKind::Partial),
+        _ => None,
+    }
+}
+
+fn finding(object: &ClusterObject, key: &Key, error: &RepoError) -> VerifyFinding {
+    let remedy = match object {
+        ClusterObject::Index(..) => "delete it: the next segments that are archived have it made again",
+        ClusterObject::Point(..) => {
+            "the restore point cannot be found by its name; delete the object and recover to its time or LSN"
+        }
+        ClusterObject::Wal(_, WalEntry::File(WalFileName::Backup(..))) => {
+            "no restore needs PostgreSQL's note of a backup: delete it"
+        }
+        ClusterObject::Wal(_, WalEntry::File(WalFileName::Segment(_))) => {
+            "no kept backup needs it: delete it"
+        }
+        _ => RESUPPLY,
+    };
+    VerifyFinding {
+        kind: "damaged",
+        object: key.to_string(),
+        what: error.to_string(),
+        backups: Vec::new(),
+        moments: None,
+        remedy: remedy.to_owned(),
+    }
+}
