@@ -98,7 +98,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
     let mut outcome = match why_remote(args.remote, &selection) {
         None => {
             let examined = tokio::select! {
-                examined = preflight::prove(&selection, &mut chosen) => examined?,
+                examined = preflight::prove(&selection, &mut chosen, args.full) => examined?,
                 () = stop.cancelled() => return Err(interrupted()),
             };
             run.make(examined, &chosen).await?
@@ -106,7 +106,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
         Some(why) => {
             tracing::info!("the server sends the cluster (BASE_BACKUP), {why}");
             let examined = tokio::select! {
-                examined = preflight::prove_remote(&selection, &mut chosen) => examined?,
+                examined = preflight::prove_remote(&selection, &mut chosen, args.full) => examined?,
                 () = stop.cancelled() => return Err(interrupted()),
             };
             run.make_remote(examined, &chosen).await?

@@ -64,14 +64,15 @@ pub(crate) fn choose(selection: &mut Selection<StoreSettings>, wanted: &[String]
     Ok(Chosen { names, named: !wanted.is_empty(), left_out: Vec::new() })
 }
 
-/// Looks at everything; an error names all that stands in the way.
+/// Looks at everything; an error names all that stands in the way. `full`: the backup stores everything.
 pub(crate) async fn prove(
     selection: &Selection<StoreSettings>,
     chosen: &mut Chosen,
+    full: bool,
 ) -> Result<Examined, Failure> {
     let mut report = Report::default();
     let limit = duration(selection.settings.backup_wal_timeout);
-    let examined = examine(&mut report, selection, limit).await?;
+    let examined = examine(&mut report, selection, limit, full).await?;
     let mut examined = usable(&mut report, selection, chosen, examined)?;
     let Examined { server, source: LocalSource { identity, destinations, pgdata, .. } } = &mut examined;
     drop_left_out(destinations, chosen);
@@ -84,10 +85,11 @@ pub(crate) async fn prove(
 pub(crate) async fn prove_remote(
     selection: &Selection<StoreSettings>,
     chosen: &mut Chosen,
+    full: bool,
 ) -> Result<RemoteSource, Failure> {
     let mut report = Report::default();
     let limit = duration(selection.settings.backup_wal_timeout);
-    let examined = examine_remote(&mut report, selection, limit).await;
+    let examined = examine_remote(&mut report, selection, limit, full).await;
     let mut examined = usable(&mut report, selection, chosen, examined)?;
     let RemoteSource { server, identity, destinations, pgdata, .. } = &mut examined;
     drop_left_out(destinations, chosen);

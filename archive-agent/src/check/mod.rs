@@ -92,11 +92,12 @@ pub(crate) struct LocalSource {
 }
 
 /// Looks at everything that a backup needs and that can be looked at without one. `None` if something is so wrong that the
-/// rest cannot be looked at; what is wrong is in the report either way.
+/// rest cannot be looked at; what is wrong is in the report either way. `full`: the backup would store everything.
 pub(crate) async fn examine(
     report: &mut Report,
     selection: &Selection<StoreSettings>,
     patience: Duration,
+    full: bool,
 ) -> Result<Option<Examined>, Failure> {
     let settings = &selection.settings;
     let pgdata = pgdata(selection)?.to_owned();
@@ -109,7 +110,7 @@ pub(crate) async fn examine(
     places(report, &destinations, &pgdata);
     repository::identity(report, &destinations, &pgdata, &control).await;
     for destination in &destinations {
-        repository::space(report, destination, measure.map_or(0, |measure| measure.bytes)).await;
+        repository::space(report, destination, measure.map_or(0, |measure| measure.bytes), full).await;
     }
     let Some((mut server, identity)) = connected else { return Ok(None) };
     source::rights(report, &mut server, identity.in_recovery).await;
@@ -176,10 +177,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
     let limit = Duration::from_secs(args.timeout);
     if let Some(why) = why_remote(args.remote, &selection) {
         tracing::info!("looking at the server alone, {why}");
-        if let Some(mut examined) = examine_remote(&mut report, &selection, limit).await {
+        if let Some(mut examined) = examine_remote(&mut report, &selection, limit, false).await {
             arrives(&mut report, &mut examined, args, limit).await;
         }
-    } else if let Some(examined) = examine(&mut report, &selection, limit).await? {
+    } else if let Some(examined) = examine(&mut report, &selection, limit, false).await? {
         daemon(&mut report, &selection);
         let Examined { server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
             examined;

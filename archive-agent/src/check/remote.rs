@@ -54,6 +54,7 @@ pub(crate) async fn examine_remote(
     report: &mut Report,
     selection: &Selection<StoreSettings>,
     patience: Duration,
+    full: bool,
 ) -> Option<RemoteSource> {
     let settings = &selection.settings;
     let (mut server, identity) = source::answers(report, settings).await?;
@@ -66,7 +67,7 @@ pub(crate) async fn examine_remote(
     let bytes = size(&mut server).await.unwrap_or(0);
     report.ok("size", format!("about {}", human_bytes(bytes)));
     for destination in &destinations {
-        repository::space(report, destination, bytes).await;
+        repository::space(report, destination, bytes, full).await;
     }
     outside(report, &mut server, &identity, settings).await;
     if !identity.data_checksums {

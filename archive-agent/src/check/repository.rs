@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use walpoint_base::{ClusterName, PgMajor, SegmentSize, SystemId, TimelineId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::Identity;
-use walpoint_repo::backup::Backups;
+use walpoint_repo::backup::{Backups, Summary};
 use walpoint_repo::init::{Finding, Probe};
 use walpoint_repo::object::{Level, RepositoryId};
 use walpoint_repo::store::StoreSettings;
@@ -323,21 +323,36 @@ pub(crate) fn same_facts(lineage: &Lineage, nature: Nature) -> anyhow::Result<()
     Ok(())
 }
 
-/// Whether a local repository has room for one more backup of a cluster of that many bytes. How well the cluster compresses
-/// is known from its last backup, and guessed before the first.
-pub(crate) async fn space(report: &mut Report, destination: &Destination, bytes: u64) {
+/// Whether a local repository has room for the next backup of a cluster of that many bytes: one that stores everything if
+/// there is none to build on or `full` asks for it. How well the cluster compresses, and how much changes between backups, is
+/// known from the newest ones, and guessed before there are any.
+pub(crate) async fn space(report: &mut Report, destination: &Destination, bytes: u64, full: bool) {
     let Some(directory) = &destination.directory else { return };
     let what = format!("repository {}: space", destination.name());
     let free = match free_bytes(directory) {
         Ok(free) => free,
         Err(error) => return report.error(what, &error),
     };
-    let (needed, from) = match last_ratio(destination).await {
-        Some(ratio) => (scaled(bytes, ratio), "as the last one was compressed"),
-        None => (bytes / 4, "at a quarter of the cluster's size"),
+    let newest = newest(destination).await;
+    let totals = newest.as_ref().map(|summary| &summary.totals);
+    // Stored bytes in a thousand bytes that the newest one stored itself.
+    let stored = totals.filter(|totals| totals.new_bytes > 0);
+    let ratio = stored.map(|totals| totals.stored.saturating_mul(1000) / totals.new_bytes);
+    let whole = ratio.map_or(bytes / 4, |ratio| scaled(bytes, ratio));
+    let (kind, needed, from) = match (&newest, ratio) {
+        (Some(parent), Some(ratio)) if !full => {
+            let grown = scaled(bytes.saturating_sub(parent.totals.bytes), ratio);
+            match parent.parents.is_empty() {
+                true => ("the next", grown.saturating_add(whole / 10), "a tenth of the full one before it"),
+                false => ("the next", grown.saturating_add(parent.totals.stored), "as the one before it"),
+            }
+        }
+        (_, Some(_)) => ("a full", whole, "as the last one was compressed"),
+        (_, None) => ("a full", whole, "at a quarter of the cluster's size"),
     };
+    let needed = needed.min(whole);
     let found = format!(
-        "{} free in {}, a full backup takes about {} ({from})",
+        "{} free in {}, {kind} backup takes about {} ({from})",
         human_bytes(free),
         directory.display(),
         human_bytes(needed)
@@ -356,15 +371,13 @@ pub(crate) fn free_bytes(directory: &Path) -> anyhow::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Stored bytes in a thousand bytes of the newest finished backup that stored everything itself.
-async fn last_ratio(destination: &Destination) -> Option<u64> {
+/// What the newest finished backup says.
+async fn newest(destination: &Destination) -> Option<Summary> {
     let backups = destination.backups();
     let listed = backups.list().await.ok()?;
     let finished = |state| matches!(state, walpoint_repo::backup::ListedState::Finished(_));
     let newest = listed.iter().rev().find(|backup| finished(backup.state))?;
-    let summary = backups.summary(newest.id).await.ok()?;
-    let full = summary.parents.is_empty() && summary.totals.bytes > 0;
-    full.then(|| summary.totals.stored.saturating_mul(1000) / summary.totals.bytes)
+    backups.summary(newest.id).await.ok()
 }
 
 fn scaled(bytes: u64, thousandths: u64) -> u64 {

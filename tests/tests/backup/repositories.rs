@@ -111,6 +111,32 @@ fn a_disk_without_room_is_refused_before_the_backup() {
     disk.free();
 }
 
+/// B4: where there is no room for a full backup, one that stores what has changed is made all the same.
+#[test]
+fn a_disk_with_room_for_what_changed_takes_the_next_backup() {
+    walpoint_tests::needs_root!();
+    let disk = SmallDisk::new(100);
+    let place = disk.path().join("repo");
+    std::fs::create_dir(&place).unwrap();
+    walpoint_tests::user::give(&place);
+    let bed = Bed::new(Cluster::builder().segment_size_mb(1), Store::local_at(&place), |agent| agent);
+    bed.cluster
+        .psql("create table t as select md5(random()::text) from generate_series(1, 400000) i; checkpoint");
+    let first = bed.backup(&[]);
+    let stored = first["repositories"][0]["stored_bytes"].as_u64().unwrap();
+    bed.cluster.psql("create table later as select 1; checkpoint");
+    disk.fill(stored * 6 / 10);
+    let refused = bed.agent.run(&["backup", "--full"]).expect_status(1);
+    assert!(
+        refused.stderr.contains("no backup was begun") && refused.stderr.contains("a full backup takes"),
+        "{}",
+        refused.stderr
+    );
+    let next = bed.backup(&[]);
+    assert!(next["repositories"][0]["stored_bytes"].as_u64().unwrap() < stored / 10, "{next:#}");
+    disk.free();
+}
+
 /// What is stored is compressed as the configuration says, WAL no harder than keeps up, and read whatever it says.
 #[test]
 fn the_compression_level_is_that_of_the_configuration() {
