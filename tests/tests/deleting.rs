@@ -124,6 +124,47 @@ fn a_backup_goes_by_name_unless_something_protects_it() {
     }
 }
 
+/// K6: status shows of each backup what it is, how large it is, how long it took and how it is called.
+#[test]
+fn status_shows_what_each_backup_is() {
+    let bed = bed(Store::local(), "");
+    bed.cluster.psql("create table t as select i, md5(i::text) from generate_series(1, 20000) i");
+    bed.backup();
+    bed.backup_with(&["--label", "pre-deploy"]);
+    let document = json(&bed.agent.run(&["status", "--json"]).expect_success());
+    let backups = &document["clusters"][0]["repositories"][0]["status"]["backups"];
+    let number =
+        |n: usize, what: &str| backups[n][what].as_u64().unwrap_or_else(|| panic!("{what}: {backups:#}"));
+    assert_eq!(
+        (&backups[0]["kind"], &backups[1]["kind"]),
+        (&"full".into(), &"incremental".into()),
+        "{backups:#}"
+    );
+    assert_eq!(
+        (&backups[0]["label"], &backups[1]["label"]),
+        (&"".into(), &"pre-deploy".into()),
+        "{backups:#}"
+    );
+    assert!(number(0, "bytes") > 5 << 20 && number(1, "bytes") > 5 << 20, "{backups:#}");
+    assert!(number(1, "stored_bytes") * 4 < number(0, "stored_bytes"), "{backups:#}");
+    assert!(number(0, "pages") > 500 && backups[0]["seconds"].as_f64().unwrap() > 0.0, "{backups:#}");
+    assert_eq!((number(0, "damaged_pages"), number(0, "damaged_packs")), (0, 0));
+    // A damaged pack is damage of both.
+    let packs = bed.back_door().list("clusters/main/data");
+    bed.back_door().truncate(&packs[0], 1000);
+    bed.agent.run(&["verify", "--light"]).expect_status(3);
+    let text = bed.agent.run(&["status"]).expect_success().stdout;
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("  finished, ")).collect();
+    assert!(
+        lines.len() == 2 && lines[0].contains(", full, ") && lines[0].contains("DAMAGED: 1 of the packs"),
+        "{text}"
+    );
+    assert!(
+        lines[1].contains(", incremental, ") && lines[1].contains("\"pre-deploy\", DAMAGED: 1 of the packs"),
+        "{text}"
+    );
+}
+
 /// K1: what was asked for by name waits for the grace period, is shown meanwhile, and is brought back by a hold.
 #[test]
 fn a_backup_that_goes_by_name_waits_and_can_be_brought_back() {
