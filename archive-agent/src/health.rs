@@ -1,33 +1,45 @@
 //! `archive-agent health`: does the daemon answer?
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use walpoint_base::ClusterName;
 use walpoint_base::socket::{HealthReply, HealthRequest, Message};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 
-use crate::daemon;
+use crate::daemon::{self, PUSH_SOCKET};
 
 /// A daemon that has not answered by then hangs: nothing that is asked needs a store.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs the command: an error names every socket at which nobody answers.
+/// Runs the command: an error names every socket at which nobody answers. Where the daemon of another cluster knows why one is
+/// not there, that is one of the problems that it has, which a restart would not cure.
 pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
-    let mut silent = Vec::new();
+    let (mut problems, mut silent) = (BTreeSet::new(), Vec::new());
     for selection in daemon::selections(common)? {
         let socket = selection.settings.push_socket(&selection.cluster);
         match ask(&socket) {
-            Ok(reply) => reply.problems.lines().for_each(|problem| tracing::warn!("{problem}")),
-            Err(error) => silent.push(format!(
-                "cluster {}: the daemon at {}: {error}",
-                selection.cluster,
-                socket.display()
-            )),
+            // A daemon answers for all its clusters at each of their sockets.
+            Ok(reply) => problems.extend(reply.problems.lines().map(str::to_owned)),
+            Err(error) => silent.push((selection.cluster, socket, error)),
         }
     }
+    problems.iter().for_each(|problem| tracing::warn!("{problem}"));
+    let known = |cluster: &ClusterName| {
+        let failing = format!("{cluster}{PUSH_SOCKET}: ");
+        problems.iter().any(|problem| problem.starts_with(&failing))
+    };
+    silent.retain(|(cluster, _, error)| !(matches!(error, NoAnswer::Absent(_)) && known(cluster)));
+    let silent: Vec<String> = silent
+        .iter()
+        .map(|(cluster, socket, error)| {
+            format!("cluster {cluster}: the daemon at {}: {error}", socket.display())
+        })
+        .collect();
     match silent.is_empty() {
         true => Ok(()),
         false => Err(anyhow!("no daemon answers; {}", silent.join("; ")).into()),

@@ -4,7 +4,7 @@ mod archive_bed;
 
 use std::time::Duration;
 
-use archive_bed::{Archive, Bed, damage, register, register_as};
+use archive_bed::{Archive, Bed, damage, register};
 use walpoint_base::socket::{Message, PushOutcome, PushReply, PushRequest};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::Cluster;
@@ -555,93 +555,6 @@ fn sighup_never_takes_the_socket_away() {
     });
     healthy();
     assert_eq!(second.stop(), 0);
-}
-
-/// The service manager hears when the daemon is ready and when it stops.
-#[test]
-fn the_service_manager_is_told() {
-    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
-    let path = bed.agent.place().join("notify");
-    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    user::give(&path);
-    manager.set_read_timeout(Some(SOON)).unwrap();
-    bed.agent.env.push(("NOTIFY_SOCKET".to_owned(), path.display().to_string()));
-    bed.agent.env.push(("WATCHDOG_USEC".to_owned(), "3000000".to_owned()));
-    let mut buffer = [0; 512];
-    let mut told = || {
-        let length = manager.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
-    };
-    let daemon = bed.agent.daemon();
-    assert!(told().contains("READY=1"));
-    for _ in 0..2 {
-        assert!(told().contains("WATCHDOG=1"));
-    }
-    // A daemon that hangs says nothing.
-    daemon.process.signal(rustix::process::Signal::STOP);
-    std::thread::sleep(Duration::from_secs(2));
-    manager.set_nonblocking(true).unwrap();
-    while manager.recv(&mut [0; 512]).is_ok() {}
-    std::thread::sleep(Duration::from_secs(2));
-    assert!(manager.recv(&mut [0; 512]).is_err(), "a daemon that hangs says that it lives");
-    manager.set_nonblocking(false).unwrap();
-    daemon.process.signal(rustix::process::Signal::CONT);
-    let mut told = || loop {
-        let told = told();
-        if !told.contains("WATCHDOG=1") {
-            return told;
-        }
-    };
-    daemon.process.signal(rustix::process::Signal::HUP);
-    assert!(told().contains("RELOADING=1"));
-    assert!(told().contains("READY=1"));
-    assert_eq!(daemon.stop(), 0);
-    assert!(told().contains("STOPPING=1"));
-}
-
-/// One process for several clusters: each has its socket, and what goes to the wrong one is refused.
-#[test]
-fn one_daemon_serves_several_clusters() {
-    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
-    let other = Cluster::builder().major(14).segment_size_mb(4).init();
-    register_as("other", &bed.store, other.pgdata(), 14);
-    let socket = bed.agent.place().join("other.push");
-    let table = format!(
-        "\n[cluster.other]\nrepositories = [\"main\"]\npgdata = \"{}\"\npush_socket = \"{}\"\n",
-        other.pgdata().display(),
-        socket.display()
-    );
-    bed.agent.tables = table;
-    let daemon = bed.agent.daemon();
-    let push = testbed::under_test("archive-push").display().to_string();
-    let command = |socket: &std::path::Path| {
-        format!("{push} --config {} --socket {} %p", bed.agent.config().display(), socket.display())
-    };
-    let mut other = other;
-    other.set("archive_mode", "on");
-    other.set("archive_command", command(&socket));
-    bed.cluster.start();
-    other.start();
-    let (one, two) = (bed.cluster.switch_wal(), other.switch_wal());
-    bed.cluster.wait_done(&one);
-    other.wait_done(&two);
-    let keys = bed.store.back_door().list("clusters");
-    assert!(keys.iter().any(|key| key.starts_with("clusters/main/") && key.ends_with(&one)), "{keys:?}");
-    assert!(keys.iter().any(|key| key.starts_with("clusters/other/") && key.ends_with(&two)), "{keys:?}");
-
-    other.set("archive_command", command(&bed.agent.push_socket()));
-    other.reload();
-    other.wait_for("show archive_command", &command(&bed.agent.push_socket()));
-    let stray = other.switch_wal();
-    wait::until_true(SOON, "the wrong socket is told", || other.log().contains("could not archive"));
-    assert!(other.log().contains("HINT: "), "{}", other.log());
-    assert!(!other.wal_dir().join(format!("archive_status/{stray}.done")).exists());
-
-    // Without a daemon the right cluster is found by where the file lies.
-    assert_eq!(daemon.stop(), 0);
-    other.set("archive_command", command(&socket));
-    other.reload();
-    other.wait_done(&stray);
 }
 
 /// Only root and PostgreSQL's user may say "stored".

@@ -1,67 +1,59 @@
 //! The tasks of one cluster: answering `archive-push`, and looking ahead.
 
 use std::fmt::Display;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use futures_util::future::{OptionFuture, join_all};
+use tokio::sync::SetOnce;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use walpoint_base::ClusterName;
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::duration;
+use walpoint_runtime::owner;
 
-use super::health::{Board, Health};
+use super::health::{Board, Health, PUSH_SOCKET};
 use super::task::keep_running;
 use crate::wal::archiver::Archiver;
 use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
 use crate::wal::{backfill, catch_up, identity, index, once, queue, ready, serve};
 
-/// How often to look whether another daemon is gone.
+/// How often to look whether another daemon is gone, or the data directory there.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How the name of the task ends that answers `archive-push`.
-pub(super) const PUSH_SOCKET: &str = "push socket";
 
 /// Everything that the tasks of a cluster need.
 pub(super) struct ClusterTasks {
     cluster: ClusterName,
     archiver: Arc<Archiver>,
     socket: PathBuf,
-    owner: u32,
+    /// PostgreSQL's user, once the data directory was there.
+    owner: Arc<SetOnce<u32>>,
     look_ahead: usize,
     transfers: usize,
     drain: Duration,
 }
 
 impl ClusterTasks {
-    /// Prepares the tasks; neither PostgreSQL nor a repository has to be reachable.
-    pub(super) fn new(
-        selection: &Selection<StoreSettings>,
-        pgdata: &Path,
-        drain: Duration,
-    ) -> anyhow::Result<Self> {
+    /// Prepares the tasks; neither PostgreSQL nor its data directory nor a repository has to be reachable.
+    pub(super) fn new(selection: &Selection<StoreSettings>, pgdata: &Path, drain: Duration) -> Self {
         let settings = &selection.settings;
-        let owner =
-            std::fs::metadata(pgdata).with_context(|| format!("{} cannot be read", pgdata.display()))?.uid();
         let archiver = {
             let queue_max = settings.queue_max.map(|max| max.as_u64());
             Archiver::new(Uploader::new(selection, pgdata), duration(settings.push_timeout), queue_max)
         };
-        Ok(Self {
+        Self {
             cluster: selection.cluster.clone(),
             archiver: Arc::new(archiver),
             socket: settings.push_socket(&selection.cluster),
-            owner,
+            owner: Arc::default(),
             look_ahead: settings.look_ahead,
             transfers: settings.transfers,
             drain,
-        })
+        }
     }
 
     /// Runs until `stop`, then finishes the pushes under way within the drain.
@@ -75,13 +67,13 @@ impl ClusterTasks {
         stop: CancellationToken,
         before: TaskTracker,
     ) {
-        let push = Arc::new(board.add(format!("{}: {PUSH_SOCKET}", self.cluster)));
+        let push = Arc::new(board.add(format!("{}{PUSH_SOCKET}", self.cluster)));
         let answering = keep_running(&push, &stop, || {
             let waiting = Answering {
                 socket: self.socket.clone(),
                 sockets: sockets.clone(),
                 archiver: Arc::clone(&self.archiver),
-                owner: self.owner,
+                owner: Arc::clone(&self.owner),
                 drain: self.drain,
                 board: board.clone(),
             };
@@ -139,7 +131,7 @@ impl ClusterTasks {
         before.wait().await;
     }
 
-    /// Keeps a task of that name running from the end of `before` until `stop`. Whatever it waits for then, a store that does
+    /// Keeps a task of that name running until `stop`, from when `before` has ended and the data directory is there. Whatever it waits for then, a store that does
     /// not answer included, is not worth a longer drain.
     async fn keep<F>(
         &self,
@@ -152,8 +144,12 @@ impl ClusterTasks {
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let health = Arc::new(board.add(format!("{}: {what}", self.cluster)));
+        let begin = async {
+            before.wait().await;
+            self.owner.wait().await;
+        };
         tokio::select! {
-            () = before.wait() => {}
+            () = begin => {}
             () = stop.cancelled() => return,
         }
         keep_running(&health, stop, || {
@@ -179,16 +175,20 @@ struct Answering {
     socket: PathBuf,
     sockets: Sockets,
     archiver: Arc<Archiver>,
-    owner: u32,
+    owner: Arc<SetOnce<u32>>,
     drain: Duration,
     board: Board,
 }
 
 impl Answering {
-    /// Takes the socket, as soon as no other daemon has it, and answers.
+    /// Takes the socket, as soon as the data directory is there and no other daemon has it, and answers.
     async fn run(self, health: Arc<Health>, stop: CancellationToken) -> anyhow::Result<()> {
+        let owner = tokio::select! {
+            owner = self.find_owner(&health) => owner?,
+            () = stop.cancelled() => return Ok(()),
+        };
         let socket = loop {
-            if let Some(socket) = self.sockets.listen(&self.socket, self.owner)? {
+            if let Some(socket) = self.sockets.listen(&self.socket, owner)? {
                 break socket;
             }
             health.waiting(&format!(
@@ -202,6 +202,24 @@ impl Answering {
         };
         health.working();
         let board = self.board;
-        serve::serve(socket, self.archiver, self.owner, stop, self.drain, move || board.problems()).await
+        serve::serve(socket, self.archiver, owner, stop, self.drain, move || board.problems()).await
+    }
+
+    /// PostgreSQL's user, who owns the data directory and whom this process has to run as. Waits for the directory: what it
+    /// lies on may be mounted later.
+    async fn find_owner(&self, health: &Health) -> anyhow::Result<u32> {
+        loop {
+            let pgdata = self.archiver.uploader().pgdata().to_owned();
+            let own = tokio::task::spawn_blocking(move || owner::require(&pgdata)).await?;
+            let Err(error) = own else { break };
+            health.failing(&format!(
+                "{error:#}; nothing of this cluster is archived from here until that changes"
+            ));
+            tokio::time::sleep(PLACE_INTERVAL).await;
+        }
+        let owner = rustix::process::geteuid().as_raw();
+        // An earlier run of this task may have found it; it is the same.
+        self.owner.set(owner).ok();
+        Ok(owner)
     }
 }

@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
+/// How the name of a task ends that answers `archive-push`; the cluster's name comes before it.
+pub(crate) const PUSH_SOCKET: &str = ": push socket";
+
 /// How a task is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
@@ -25,6 +28,13 @@ pub(crate) enum State {
         /// What failed last.
         problem: String,
     },
+}
+
+impl State {
+    /// Whether nothing is wrong with a task that has started.
+    pub(crate) fn is_fit(&self) -> bool {
+        matches!(self, Self::Working | Self::Waiting { .. })
+    }
 }
 
 /// The states of all tasks, by name; shared by all of them.
@@ -48,6 +58,11 @@ impl Board {
     /// All tasks and their states.
     pub(crate) fn all(&self) -> BTreeMap<String, State> {
         self.lock().clone()
+    }
+
+    /// The tasks that answer `archive-push`, and their states.
+    pub(crate) fn push_sockets(&self) -> impl Iterator<Item = (String, State)> {
+        self.all().into_iter().filter(|(name, _)| name.ends_with(PUSH_SOCKET))
     }
 
     /// What fails, a line for each task.

@@ -23,12 +23,16 @@ use walpoint_runtime::config::{DaemonSettings, duration};
 use walpoint_runtime::exit::{Failure, told};
 use walpoint_runtime::{owner, shutdown};
 
-use self::cluster::{ClusterTasks, PUSH_SOCKET};
+use self::cluster::ClusterTasks;
+pub(crate) use self::health::PUSH_SOCKET;
 use self::health::{Board, State};
 use crate::wal::socket::Sockets;
 
-/// The service manager is told "ready" once every push socket answers or is known to be faulty, or after this.
+/// A push socket that has not said by then whether it answers is not waited for.
 const READY_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often the push sockets are looked at, first until the limit, then while none answers.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
 /// What the configuration asks of the daemon.
 struct Settings {
@@ -37,11 +41,22 @@ struct Settings {
 }
 
 impl Settings {
-    /// Reads and checks everything that can be checked without a repository.
+    /// Reads and checks everything that can be checked without a repository. One data directory that is missing or another
+    /// user's keeps the other clusters from nothing; if all that are there are another user's, this is the wrong user.
     fn read(common: &CommonArgs) -> Result<Self, Failure> {
         let clusters = selections(common)?;
+        let mut usable = false;
+        let mut foreign = None;
         for cluster in &clusters {
-            owner::require(pgdata(cluster)?)?;
+            let pgdata = pgdata(cluster)?;
+            match owner::require(pgdata) {
+                Ok(()) => usable = true,
+                Err(error) if pgdata.exists() => foreign = foreign.or(Some(error)),
+                Err(_) => {}
+            }
+        }
+        if let Some(error) = foreign.filter(|_| !usable) {
+            return Err(error.into());
         }
         let config = common.read_config::<StoreSettings>()?;
         Ok(Self { clusters, daemon: config.map(|c| c.daemon).unwrap_or_default() })
@@ -50,7 +65,7 @@ impl Settings {
     /// The tasks of each cluster.
     fn tasks(&self) -> Result<Vec<ClusterTasks>, Failure> {
         let drain = duration(self.daemon.drain_timeout);
-        let tasks = |selection: &_| Ok(ClusterTasks::new(selection, pgdata(selection)?, drain)?);
+        let tasks = |selection: &_| Ok(ClusterTasks::new(selection, pgdata(selection)?, drain));
         self.clusters.iter().map(tasks).collect()
     }
 }
@@ -122,17 +137,22 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
         current.replace(tasks, &sockets, &stop);
         all_spoke(&current.board, clusters).await;
         drop(kept);
-        tracing::info!(clusters, version = env!("WALPOINT_VERSION"), "ready");
-        if first {
-            shutdown::notify_ready();
-            tokio::spawn(shutdown::watchdog());
-        } else {
-            shutdown::notify_reloaded()
-        }
-        first = false;
+        let mut ready = false;
 
         tasks = loop {
             tokio::select! {
+                biased;
+                () = one_answers(&current.board), if !ready => {
+                    ready = true;
+                    tracing::info!(clusters, version = env!("WALPOINT_VERSION"), "ready");
+                    if first {
+                        shutdown::notify_ready();
+                        tokio::spawn(shutdown::watchdog());
+                    } else {
+                        shutdown::notify_reloaded()
+                    }
+                    first = false;
+                }
                 () = stop.cancelled() => {
                     shutdown::notify_stopping();
                     current.clusters.wait().await;
@@ -151,19 +171,34 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
     }
 }
 
-/// Waits until every push socket answers, or has said why not. What needs a repository may take longer.
+/// Waits until every push socket answers, or has said why not, and reports those that do not. What needs a repository may take
+/// longer.
 async fn all_spoke(board: &Board, clusters: usize) {
-    let starting = |board: &Board| {
-        let sockets = board.all().into_iter().filter(|(name, _)| name.ends_with(PUSH_SOCKET));
-        sockets.filter(|(_, state)| *state != State::Starting).count() < clusters
-    };
     let silent = async {
-        while starting(board) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        while board.push_sockets().filter(|(_, state)| *state != State::Starting).count() < clusters {
+            tokio::time::sleep(LOOKS.0).await;
         }
     };
-    if tokio::time::timeout(READY_LIMIT, silent).await.is_err() {
-        tracing::warn!("some push sockets do not answer yet: {:?}", board.all());
+    // What still starts after the limit is reported with what failed.
+    tokio::time::timeout(READY_LIMIT, silent).await.ok();
+    let dumb: Vec<String> =
+        board.push_sockets().filter(|(_, state)| !state.is_fit()).map(|(name, _)| name).collect();
+    match dumb.len() {
+        0 => {}
+        all if all == clusters => {
+            tracing::error!("not ready: no push socket answers; archive-push archives by itself meanwhile");
+        }
+        some => tracing::error!(
+            "{some} of {clusters} push sockets do not answer: {}; archive-push archives by itself there",
+            dumb.join(", ")
+        ),
+    }
+}
+
+/// Waits until a push socket answers, or would but for another daemon.
+async fn one_answers(board: &Board) {
+    while !board.push_sockets().any(|(_, state)| state.is_fit()) {
+        tokio::time::sleep(LOOKS.1).await;
     }
 }
 
@@ -172,8 +207,12 @@ pub(crate) async fn once(common: &CommonArgs) -> Result<(), Failure> {
     let settings = Settings::read(common)?;
     let mut problems = Vec::new();
     for selection in &settings.clusters {
-        let tasks = ClusterTasks::new(selection, pgdata(selection)?, Duration::ZERO)?;
-        if let Err(error) = tasks.archive_what_is_ready().await {
+        let pgdata = pgdata(selection)?;
+        let archived = match owner::require(pgdata) {
+            Ok(()) => ClusterTasks::new(selection, pgdata, Duration::ZERO).archive_what_is_ready().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = archived {
             problems.push(format!("cluster {}: {}", selection.cluster, told(&error)));
         }
     }

@@ -47,6 +47,9 @@ pub(super) struct ServerState {
     /// Files that wait for being archived; nothing if that cannot be seen from here.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<usize>,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_problem: Option<String>,
     /// Bytes of WAL written since the end of the last segment archived; what a loss of the server would cost now.
     #[serde(skip_serializing_if = "Option::is_none")]
     unarchived_bytes: Option<u64>,
@@ -101,7 +104,10 @@ impl ServerState {
         });
         parts.extend(self.unarchived_bytes.map(|bytes| format!("{} of WAL since", human_bytes(bytes))));
         parts.push(match self.waiting {
-            None => "how many files wait cannot be seen from here".to_owned(),
+            None => {
+                let why = self.waiting_problem.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+                format!("how many files wait cannot be seen from here{why}")
+            }
             Some(0) => "no file waits".to_owned(),
             Some(1) => "1 file waits".to_owned(),
             Some(n) => format!("{n} files wait"),
@@ -127,6 +133,7 @@ impl ServerState {
             archive_library: settings.archive_library,
             failing: stats.is_failing(),
             waiting,
+            waiting_problem: None,
             dropped: None,
             split_brain: Vec::new(),
             unarchived_bytes: unarchived(identity, &stats, position),
@@ -181,8 +188,12 @@ async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<Serv
     let status = pgdata.unwrap_or(&identity.data_directory).join("pg_wal/archive_status");
     // On another machine, or as another user, the directory cannot be read: that is no failure of the server.
     let waiting = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await?;
-    let waiting = waiting.ok().map(|scan| scan.count);
-    Ok(ServerState::new(&identity, settings, stats, position, waiting))
+    let (waiting, problem) = match waiting {
+        Ok(scan) => (Some(scan.count), None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    let state = ServerState::new(&identity, settings, stats, position, waiting);
+    Ok(ServerState { waiting_problem: problem, ..state })
 }
 
 /// Bytes of WAL after the last segment archived. The last file archived need not be a segment; then nobody knows.
