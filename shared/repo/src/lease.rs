@@ -1,7 +1,8 @@
 //! Leases: who is at a task of a cluster, so that two do not begin the same work (`FORMAT.md`, chapter "Condemned, and leases").
 //!
 //! Advisory. Nothing depends on a lease being right: two backups at once cost time and space, and both are whole. A lease is
-//! the highest number of its sequence; who creates the next number has it from then on. It ends when its holder deletes it,
+//! the highest number of its sequence; who creates the next number has it from then on. It ends when its holder deletes it, or,
+//! without the right to delete, creates a next number that says so,
 //! when it was not renewed in time (by the store's clock against this machine's, so a clock that is wrong makes it end early
 //! or late), or when it can be seen that its holder is dead. A crash leaves a lease that ends in one of these ways.
 
@@ -16,6 +17,8 @@ use crate::store::{Claim, Store};
 
 /// No lease is longer.
 const MAX_LEASE: usize = 16 << 10;
+/// No lease holds longer than that without being renewed: what is older need not be read.
+const LONGEST: SignedDuration = SignedDuration::from_hours(24);
 /// How often a number is tried that somebody else was faster to take.
 const ATTEMPTS: u32 = 20;
 
@@ -48,6 +51,9 @@ pub struct Lease {
     pub seconds: u32,
     /// Tells renewals apart, which would be equal otherwise.
     pub renewal: u32,
+    /// Given back by its holder, who could not delete it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
 }
 
 /// Leases on one task of a cluster, in one repository.
@@ -97,9 +103,9 @@ impl Lease {
         seal().map_err(|e| broken(&e))
     }
 
-    /// Whether it was not renewed in time. `stored` is by the store's clock.
+    /// Whether it was given back, or not renewed in time. `stored` is by the store's clock.
     fn is_over(&self, stored: Timestamp, now: Timestamp) -> bool {
-        now.duration_since(stored) > SignedDuration::from_secs(i64::from(self.seconds))
+        self.ended || now.duration_since(stored) > SignedDuration::from_secs(i64::from(self.seconds))
     }
 }
 
@@ -143,15 +149,19 @@ impl Leases {
                 }
                 judged = Some(lease);
             }
-            let lease = Lease { holder: holder.clone(), since: Timestamp::now(), seconds, renewal: 0 };
+            let lease =
+                Lease { holder: holder.clone(), since: Timestamp::now(), seconds, renewal: 0, ended: false };
             let object = lease.seal(&self.sealer, &self.key(next)?)?;
             if self.store.claim(&object).await? == Claim::Won {
                 let Some(older) = self.nobody_else(next, judged.as_ref(), is_over).await? else {
-                    self.forget(next).await;
+                    Held { leases: self.clone(), lease, n: next }.release().await.ok();
                     continue;
                 };
                 for n in older {
-                    self.forget(n).await;
+                    // Without the right to delete they stay, however many.
+                    if self.forget(n).await.is_err() {
+                        break;
+                    }
                 }
                 let held = Held { leases: self.clone(), lease, n: next };
                 return Ok(Asked::Held(Box::new(held), judged.filter(|_| alive)));
@@ -168,18 +178,28 @@ impl Leases {
         judged: Option<&Lease>,
         is_over: impl Fn(&Lease, Timestamp) -> bool,
     ) -> Result<Option<Vec<u64>>> {
-        let mut older = Vec::new();
-        for (n, stored) in self.numbers().await? {
+        let mut numbers = self.numbers().await?;
+        numbers.sort_unstable_by(|a, b| b.cmp(a));
+        let (mut older, mut ended) = (Vec::new(), Vec::new());
+        for (n, stored) in numbers {
             if n == own {
                 continue;
             }
+            if n < own && Timestamp::now().duration_since(stored) > LONGEST {
+                older.push(n);
+                continue;
+            }
             let Some(lease) = self.read(n).await? else { continue };
-            // What its holder left when it died in mid-renewal is judged with the rest.
+            // What its holder left, when it died in mid-renewal or because it may not delete, is judged with its newest.
             let judged = judged.is_some_and(|judged| judged.holder == lease.holder);
-            if n > own || !(judged || is_over(&lease, stored)) {
+            let over = judged || ended.contains(&lease.holder) || is_over(&lease, stored);
+            if n > own || !over {
                 return Ok(None);
             }
             older.push(n);
+            if lease.ended {
+                ended.push(lease.holder);
+            }
         }
         Ok(Some(older))
     }
@@ -212,10 +232,8 @@ impl Leases {
     }
 
     /// Deletes a number that does not count any more. If that fails it only takes room.
-    async fn forget(&self, n: u64) {
-        if let Ok(key) = self.key(n) {
-            self.store.delete(&key).await.ok();
-        }
+    async fn forget(&self, n: u64) -> Result<()> {
+        self.store.delete(&self.key(n)?).await
     }
 }
 
@@ -228,14 +246,20 @@ impl Held {
         if self.leases.store.claim(&object).await? == Claim::Lost {
             return Ok(Renewed::Lost);
         }
-        self.leases.forget(self.n).await;
+        self.leases.forget(self.n).await.ok();
         (self.n, self.lease) = (n, lease);
         Ok(Renewed::Yes)
     }
 
-    /// Gives it back. If that fails it ends by itself.
+    /// Gives it back: deletes it or, where that is not allowed, creates a next number that says so. If both fail it ends by itself.
     pub async fn release(self) -> Result<()> {
-        self.leases.store.delete(&self.leases.key(self.n)?).await
+        let Self { leases, lease, n } = self;
+        if leases.forget(n).await.is_ok() {
+            return Ok(());
+        }
+        let object = Lease { ended: true, ..lease }.seal(&leases.sealer, &leases.key(n + 1)?)?;
+        // Lost: another process took it over, so it is not this one's to give back.
+        leases.store.claim(&object).await.map(|_: Claim| ())
     }
 }
 
@@ -311,7 +335,8 @@ mod tests {
 
     #[test]
     fn a_wrong_clock_ends_it_early_or_late_and_no_more() {
-        let lease = Lease { holder: holder(1), since: Timestamp::UNIX_EPOCH, seconds: 900, renewal: 0 };
+        let lease =
+            Lease { holder: holder(1), since: Timestamp::UNIX_EPOCH, seconds: 900, renewal: 0, ended: false };
         let stored: Timestamp = "2026-11-22T10:00:00Z".parse().unwrap();
         for (now, over) in [
             ("2026-11-22T09:00:00Z", false),
