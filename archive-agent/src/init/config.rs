@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use serde::Deserialize;
 use walpoint_base::ClusterName;
 use walpoint_base::durable::{self, Created};
-use walpoint_repo::store::{DIRECTORY_MODE, StoreSettings};
+use walpoint_repo::store::{DIRECTORY_MODE, StoreSettings, grant};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{ClusterSettings, Config, DEFAULT_PATH};
 use walpoint_runtime::exit::Failure;
@@ -282,7 +282,9 @@ pub(crate) fn make_directory(directory: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let made = std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(directory);
-    made.and_then(|()| durable::sync_parent(directory))
+    made.and_then(|()| std::fs::File::open(directory))
+        .map(|made| grant(&made, DIRECTORY_MODE))
+        .and_then(|()| durable::sync_parent(directory))
         .with_context(|| format!("the directory {} cannot be made", directory.display()))
 }
 

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -31,7 +31,8 @@ use super::{Entry, Meta, Ranged};
 use crate::layout::Key;
 use crate::object::MAX_OBJECT;
 
-/// Owner and group may read: a restoring user is often another one than the archiving one.
+/// Owner and group may read: a restoring user is often another one than the archiving one. This is the mode whatever the umask is:
+/// `archive_command` has PostgreSQL's, which leaves the group nothing.
 const FILE_MODE: u32 = 0o640;
 
 /// The mode of a repository's directories, for the same reason.
@@ -161,6 +162,11 @@ impl Local {
         self.run_writing(bytes, move |root| root.create(&path, &pieces)).await
     }
 
+    pub(super) async fn sync(&self, name: &str) -> Result<(), Failure> {
+        let path = self.0.path.join(name);
+        self.run(move |root| root.sync(&path)).await
+    }
+
     pub(super) async fn delete(&self, name: &str) -> Result<(), Failure> {
         let path = self.0.path.join(name);
         self.run(move |root| root.delete(&path)).await
@@ -268,19 +274,24 @@ impl Root {
         // Left over at worst; the name decides.
         fs::remove_file(&temporary).ok();
         match linked {
-            Ok(()) => durable::sync_directory(directory).map_err(|error| {
-                // Not known to survive a power cut, so it must not be found and taken for stored.
-                fs::remove_file(path).ok();
-                error.into()
-            }),
+            // If that fails, the object is not known to survive a power cut, and stays: another process may have found it, synced
+            // it and acknowledged it by now. None counts it as stored before that.
+            Ok(()) => Ok(durable::sync_directory(directory)?),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 // Whoever made it may not have synced it yet, and the caller may acknowledge it as stored.
-                File::open(path).and_then(|f| f.sync_all())?;
-                durable::sync_directory(directory)?;
+                self.sync(path)?;
                 Err(error.into())
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Makes an object that is there, and its name, survive a power cut.
+    fn sync(&self, path: &Path) -> Result<(), Failure> {
+        let directory = path.parent().unwrap_or(&self.path);
+        self.make_directory(directory)?;
+        File::open(path)?.sync_all()?;
+        Ok(durable::sync_directory(directory)?)
     }
 
     /// Makes the directory and what is missing above it, and syncs every name up to the root once per process: that a
@@ -293,6 +304,8 @@ impl Root {
         self.make_directory(parent)?;
         let made = fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path);
         made.or_else(|e| if e.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })?;
+        // Also of one that is there: its maker may have died before this.
+        grant(&File::open(path)?, DIRECTORY_MODE);
         durable::sync_directory(parent)?;
         if let Ok(mut synced) = self.synced.lock() {
             if synced.len() >= REMEMBERED {
@@ -412,12 +425,21 @@ fn read(path: &Path, range: Option<Range<u64>>, buffers: &Buffers) -> Result<Ran
 fn write_temporary(path: &Path, pieces: &[Bytes]) -> io::Result<PathBuf> {
     let temporary = durable::temporary_beside(path);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&temporary)?;
+    grant(&file, FILE_MODE);
     let written = pieces.iter().try_for_each(|piece| file.write_all(piece)).and_then(|()| file.sync_all());
     written.inspect_err(|_| {
         // The write's own error is the one to report.
         fs::remove_file(&temporary).ok();
     })?;
     Ok(temporary)
+}
+
+/// Adds the rights that the umask took away. Where that cannot be, in a directory of another user's for example, the mode stays.
+pub fn grant(file: &File, mode: u32) {
+    let Ok(meta) = file.metadata() else { return };
+    if meta.mode() & mode != mode {
+        file.set_permissions(fs::Permissions::from_mode((meta.mode() & 0o7777) | mode)).ok();
+    }
 }
 
 fn modified(meta: &fs::Metadata) -> jiff::Timestamp {

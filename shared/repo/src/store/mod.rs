@@ -54,7 +54,7 @@ pub use self::create::{Claim, Creation};
 pub use self::delete::BULK;
 use self::failure::{Failure, FailureKind};
 pub use self::limits::Limits;
-pub use self::local::DIRECTORY_MODE;
+pub use self::local::{DIRECTORY_MODE, grant};
 pub use self::settings::StoreSettings;
 use crate::error::{RepoError, Result};
 use crate::layout::{Key, Prefix};
