@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -73,6 +73,14 @@ pub(crate) struct Archiver {
     abandoned: CancellationToken,
     /// Told after every acknowledged push: the window of the look-ahead moves.
     pub(crate) acknowledged: Notify,
+}
+
+/// How long a push of a file of that many bytes may take: at 1 MiB/s it still succeeds.
+///
+/// A server that is stopping asks three times for the file that fails, and somebody waits for it to stop.
+pub(super) fn time_limit(push_timeout: Duration, size: u64, pgdata: &Path) -> Duration {
+    let limit = push_timeout + Duration::from_secs(size >> 20);
+    if is_stopping(pgdata) { limit.min(WHILE_STOPPING) } else { limit }
 }
 
 impl Archiver {
@@ -258,13 +266,9 @@ impl Archiver {
         }
     }
 
-    /// How long a push of a file of that many bytes may take: at 1 MiB/s it still succeeds. Half of the client's patience
-    /// at the most, so that the client hears why.
-    ///
-    /// A server that is stopping asks three times for the file that fails, and somebody waits for it to stop.
+    /// [`time_limit`], but half of the client's patience at the most, so that the client hears why.
     fn patience(&self, size: u64) -> Duration {
-        let limit = (self.push_timeout + Duration::from_secs(size >> 20)).min(push_patience(size) / 2);
-        if is_stopping(self.uploader.pgdata()) { limit.min(WHILE_STOPPING) } else { limit }
+        time_limit(self.push_timeout, size, self.uploader.pgdata()).min(push_patience(size) / 2)
     }
 
     fn other_file(&self, seen: &FileIdentity, wanted: &FileIdentity) -> String {

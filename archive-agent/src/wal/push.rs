@@ -13,6 +13,7 @@ use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::owner;
 
+use super::archiver::time_limit;
 use super::claim::{self, Claim};
 use super::neighbors;
 use super::queue::{Overflow, Queue};
@@ -28,11 +29,14 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let pgdata = pgdata(&selection)?;
     owner::require(pgdata)?;
     let uploader = Uploader::new(&selection, pgdata);
-    let limit = duration(selection.settings.push_timeout);
+    let push_timeout = duration(selection.settings.push_timeout);
     let queue = Queue::new(&uploader.wal_directory(), selection.settings.queue_max.map(|max| max.as_u64()));
     let overflow = overflow(&uploader, &queue, &path, name).await;
     let size = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-    let limit = overflow.map_or(limit, |overflow| queue.patience(size, Some(&overflow)));
+    let limit = match &overflow {
+        Some(overflow) => queue.patience(size, Some(overflow)),
+        None => time_limit(push_timeout, size, pgdata),
+    };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);
     let deadline = tokio::time::Instant::from_std(backoff.deadline());
     let mut last = "the store is slow".to_owned();

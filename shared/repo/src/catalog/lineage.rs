@@ -342,7 +342,7 @@ impl LineageCatalog {
                 let starts = broken.iter().filter_map(|b| Some(b.segment.number(size)?.start(size)));
                 Answer::Breaks(starts.collect())
             }
-            Question::Points => Answer::Points(self.archive.points().await?),
+            Question::Points => Answer::Points(self.archive.points().await?.points),
             Question::PointsNamed(name) => Answer::PointsNamed(self.points_named(name).await?),
         })
     }

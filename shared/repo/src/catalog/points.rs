@@ -2,13 +2,14 @@
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
+use walpoint_base::PgTimestamp;
 
 use super::LineageCatalog;
 use super::status::TimelineParts;
 use crate::error::{RepoError, Result};
 use crate::plan::NamedPoint;
 use crate::plan::report::time;
-use crate::wal::PointRef;
+use crate::wal::{FoundPoints, PointRef, WalArchive};
 
 /// Restore points that are told, the newest ones: each costs a request.
 const TOLD: usize = 20;
@@ -30,6 +31,14 @@ pub struct RestorePointStatus {
     pub time: Option<String>,
 }
 
+/// When a restore point was made.
+async fn time_of(archive: &WalArchive, point: &PointRef) -> Result<Option<PgTimestamp>> {
+    match point.time {
+        Some(time) => Ok(Some(time)),
+        None => Ok(archive.point(point).await?.map(|stored| stored.time)),
+    }
+}
+
 impl LineageCatalog {
     /// The restore points of one name by position, with the times of the newest.
     pub(super) async fn points_named(&mut self, name: &str) -> Result<Vec<NamedPoint>> {
@@ -39,8 +48,8 @@ impl LineageCatalog {
         let archive = self.archive();
         let read: Vec<_> = stream::iter(newest)
             .map(|point| async move {
-                let time = match archive.point(&point).await {
-                    Ok(stored) => stored.map(|stored| stored.time),
+                let time = match time_of(archive, &point).await {
+                    Ok(time) => time,
                     // Its name tells all that recovery needs.
                     Err(RepoError::Corrupt { .. }) => None,
                     Err(error) => return Err(error),
@@ -51,7 +60,7 @@ impl LineageCatalog {
             .try_collect()
             .await?;
         let older =
-            points.into_iter().map(|PointRef { timeline, lsn, .. }| NamedPoint { timeline, lsn, time: None });
+            points.into_iter().map(|PointRef { timeline, lsn, time, .. }| NamedPoint { timeline, lsn, time });
         Ok(older.chain(read).collect())
     }
 
@@ -64,15 +73,16 @@ impl LineageCatalog {
             let own = parts.iter().filter(|part| part.timeline == point.timeline);
             own.flat_map(|part| &part.windows).any(|w| w.from <= point.lsn && point.lsn < w.until)
         };
-        let mut points = self.archive().points().await?;
+        let FoundPoints { mut points, damaged } = self.archive().points().await?;
+        damaged.iter().for_each(|problem| self.add_problem(problem.to_string()));
         points.retain(reachable);
         points.sort_by_key(|point| (point.lsn, point.timeline));
         let newest = points.split_off(points.len().saturating_sub(TOLD));
         let archive = self.archive();
         let read: Vec<_> = stream::iter(newest)
             .map(|point| async move {
-                match archive.point(&point).await {
-                    Ok(stored) => Ok((point, Ok(stored.map(|stored| time(stored.time))))),
+                match time_of(archive, &point).await {
+                    Ok(made) => Ok((point, Ok(made.map(time)))),
                     // Its name tells all that recovery needs.
                     Err(error @ RepoError::Corrupt { .. }) => Ok((point, Err(error.to_string()))),
                     Err(error) => Err(error),
@@ -82,7 +92,7 @@ impl LineageCatalog {
             .try_collect()
             .await?;
         let mut told = Vec::with_capacity(read.len());
-        for (PointRef { name, timeline, lsn }, time) in read {
+        for (PointRef { name, timeline, lsn, .. }, time) in read {
             let time = time.unwrap_or_else(|problem| {
                 self.add_problem(problem);
                 None

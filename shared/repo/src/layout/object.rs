@@ -75,7 +75,8 @@ impl ClusterPaths {
     fn parse_lineage(&self, key: &Key, lineage: LineageId, rest: &str) -> Option<ClusterObject> {
         let paths = self.wal(lineage);
         if rest.starts_with("points/") {
-            let (_, timeline, lsn) = paths.parse_point(key)?;
+            let one = paths.parse_point(key).map(|(_, timeline, lsn)| (timeline, lsn));
+            let (timeline, lsn) = one.or_else(|| paths.parse_point_batch(key))?;
             return Some(ClusterObject::Point(lineage, timeline, lsn));
         }
         let Some(index) = rest.strip_prefix("index/") else {

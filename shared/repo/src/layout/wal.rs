@@ -139,11 +139,16 @@ impl WalPaths {
     /// Part `n` of a large file whose whole content has that hash. The hash in the name keeps the parts of two
     /// different contents apart until the object that names them is created and decides between them.
     pub fn part(&self, name: WalFileName, hash: &str, n: u32) -> Key {
+        Key::composed(format!("{}/{hash}-{n:04}", self.parts(name).as_str()))
+    }
+
+    /// Every part of what was stored under that name, or was to be.
+    pub fn parts(&self, name: WalFileName) -> Prefix {
         let segment = match name {
             WalFileName::Segment(s) | WalFileName::Backup(s, _) | WalFileName::Partial(s) => s,
             WalFileName::History(timeline) => SegmentName { timeline, log: 0, segment: 0 },
         };
-        Key::composed(format!("{}/{segment}.parts/{hash}-{n:04}", self.directory(segment)))
+        Prefix::composed(format!("{}/{segment}.parts", self.directory(segment)))
     }
 
     /// A stretch of the open segment, from `start` to `end`, stored by one session.
@@ -220,11 +225,27 @@ impl WalPaths {
     /// The name, timeline and record start that a restore point's key says.
     pub fn parse_point(&self, key: &Key) -> Option<(String, TimelineId, Lsn)> {
         let (name, file) = key.below(&self.points())?.split_once('/')?;
-        let (timeline, lsn) = file.split_once('-')?;
-        let timeline = TimelineId::new(u32::from_str_radix(timeline, 16).ok()?)?;
-        let lsn = Lsn(u64::from_str_radix(lsn, 16).ok()?);
+        let (timeline, lsn) = parse_point_file(file)?;
         let name = unhex(name)?;
         (self.point(&name, timeline, lsn) == *key).then_some((name, timeline, lsn))
+    }
+
+    /// A directory whose objects hold many restore points each.
+    pub fn point_batches(&self) -> Prefix {
+        Prefix::composed(format!("{}/points/{BATCHES}", self.root))
+    }
+
+    /// Restore points of a segment with that content, from the one whose record starts at `first`.
+    pub fn point_batch(&self, timeline: TimelineId, first: Lsn, segment: NameHash) -> Key {
+        let file = point_file(timeline, first);
+        Key::composed(format!("{}/points/{BATCHES}/{file}-{segment}", self.root))
+    }
+
+    /// The timeline, and where the first record starts, that the key of many restore points says.
+    pub fn parse_point_batch(&self, key: &Key) -> Option<(TimelineId, Lsn)> {
+        let (file, segment) = key.below(&self.point_batches())?.rsplit_once('-')?;
+        let (timeline, lsn) = parse_point_file(file)?;
+        (self.point_batch(timeline, lsn, NameHash::parse(segment)?) == *key).then_some((timeline, lsn))
     }
 
     /// What an object below `wal/` or `history/` is; `None` for a stranger.
@@ -249,6 +270,16 @@ impl WalPaths {
     fn directory(&self, segment: SegmentName) -> String {
         format!("{}/wal/{}/{:08X}", self.root, segment.timeline.hex(), segment.log)
     }
+}
+
+/// The directory of those that hold many restore points. It is no name in hex.
+const BATCHES: &str = "batches";
+
+/// `<TLI>-<lsn>`
+fn parse_point_file(file: &str) -> Option<(TimelineId, Lsn)> {
+    let (timeline, lsn) = file.split_once('-')?;
+    let timeline = TimelineId::new(u32::from_str_radix(timeline, 16).ok()?)?;
+    Some((timeline, Lsn(u64::from_str_radix(lsn, 16).ok()?)))
 }
 
 /// The directory of a restore point's name. An empty name, which no recovery target can ask for, has one of its own.
@@ -397,6 +428,7 @@ mod tests {
             let key = paths.point(name, timeline, Lsn(0x3000060));
             assert_eq!(paths.parse_point(&key), Some((name.to_owned(), timeline, Lsn(0x3000060))));
             assert!(key.below(&paths.points_named(name)).is_some());
+            assert_eq!(paths.parse_point_batch(&key), None);
         }
     }
 }

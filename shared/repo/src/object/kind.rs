@@ -20,6 +20,8 @@ pub enum ObjectKind {
     Slice = 7,
     /// A named restore point.
     RestorePoint = 8,
+    /// Many restore points of one segment.
+    RestorePoints = 10,
     /// An index of consecutive segments.
     Index = 9,
     /// The beginning of a base backup.
@@ -50,7 +52,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [ObjectKind; 21] = [
+    pub const ALL: [ObjectKind; 22] = [
         Self::Segment,
         Self::Part,
         Self::Ended,
@@ -59,6 +61,7 @@ impl ObjectKind {
         Self::Partial,
         Self::Slice,
         Self::RestorePoint,
+        Self::RestorePoints,
         Self::Index,
         Self::Intent,
         Self::Progress,

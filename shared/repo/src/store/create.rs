@@ -14,7 +14,7 @@ use super::{Backend, Store, counts};
 use crate::document::{MAX_DOCUMENT, SealedDocument, written_check};
 use crate::error::{RepoError, Result};
 use crate::layout::Key;
-use crate::object::{ContentHash, OBJECT_HEADER, ObjectHeader, Salt, SealedObject};
+use crate::object::{ContentHash, OBJECT_HEADER, ObjectHeader, Salt, SealedObject, Sealer};
 
 /// What creating an object did, if it did not fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +53,14 @@ impl Store {
             Some(found) if found.salt == Some(object.header.salt) => Ok(Creation::New),
             Some(_) => Ok(Creation::Same),
         }
+    }
+
+    /// Whether an object of that content is there, and stays: for what is too long to be sent only to find out.
+    pub(crate) async fn holds(&self, sealer: &Sealer, key: &Key, content: ContentHash) -> Result<bool> {
+        if let Backend::Local(local) = &self.inner.backend {
+            local.sync(key.as_str()).await.map_err(|failure| failure.about(key, self.name()))?;
+        }
+        Ok(self.look_at(sealer, key).await?.is_some_and(|found| found.content == content))
     }
 
     /// Stores an object that claims its name, as the next number of a sequence: equal content by somebody else is a loss
@@ -154,17 +162,18 @@ impl Store {
     }
 
     async fn look(&self, object: &SealedObject) -> Result<Option<Found>> {
-        let Some(found) = crate::found(self.get_range(&object.key, 0..OBJECT_HEADER as u64).await)? else {
+        self.look_at(object.sealer(), &object.key).await
+    }
+
+    async fn look_at(&self, sealer: &Sealer, key: &Key) -> Result<Option<Found>> {
+        let Some(found) = crate::found(self.get_range(key, 0..OBJECT_HEADER as u64).await)? else {
             return Ok(None);
         };
         let corrupt = |what: String| {
-            RepoError::corrupt(
-                &object.key,
-                format!("{what}; it is in the way of what was to be stored there"),
-            )
+            RepoError::corrupt(key, format!("{what}; it is in the way of what was to be stored there"))
         };
-        let (header, _) = ObjectHeader::parse(object.sealer(), &object.key, &found.bytes)
-            .map_err(|error| corrupt(error.to_string()))?;
+        let (header, _) =
+            ObjectHeader::parse(sealer, key, &found.bytes).map_err(|error| corrupt(error.to_string()))?;
         if header.object_len != found.size {
             return Err(corrupt(format!(
                 "it has {} bytes, its header says {}",

@@ -25,8 +25,17 @@ impl Run<'_> {
         let (store, sealer) = (self.repository.store().clone(), self.repository.sealer().clone());
         let paths = ClusterPaths::new(self.cluster);
         let listing = store.list(&paths.all(), None).try_filter_map(|entry| {
-            let chosen =
-                paths.parse(&entry.key).and_then(|object| Some((kind_of(&object, &needed)?, object)));
+            let chosen = paths.parse(&entry.key).and_then(|object| {
+                let kind = match &object {
+                    ClusterObject::Point(lineage, ..)
+                        if paths.wal(*lineage).parse_point_batch(&entry.key).is_some() =>
+                    {
+                        ObjectKind::RestorePoints
+                    }
+                    _ => kind_of(&object, &needed)?,
+                };
+                Some((kind, object))
+            });
             std::future::ready(Ok(chosen.map(|(kind, object)| (kind, object, entry.key))))
         });
         let read = listing.map(|found| async {

@@ -1,20 +1,32 @@
-//! Named restore points: an object each, so that a name is found without reading any WAL.
+//! Named restore points, beside the WAL, so that a name is found without reading any: an object each, or many of a segment in one.
 
-use futures_util::TryStreamExt;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::facts::RestorePoint;
 use walpoint_base::{Lsn, PgTimestamp, TimelineId};
 
 use super::{Inherited, WalArchive};
 use crate::error::{RepoError, Result, found};
-use crate::layout::{Key, Prefix};
+use crate::layout::{Key, NameHash, Prefix};
 use crate::object::bytes::Fields;
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter};
-use crate::store::Creation;
+use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject};
 
 /// PostgreSQL's limit for a name (`MAXFNAMELEN`), without the terminating zero.
 const MAX_NAME: usize = 63;
 
-/// Where a restore point is, from its key alone.
+/// So many of a segment are an object each, which is found by its name; more are put together.
+const SINGLE: usize = 4;
+
+/// Restore points in one object: less than a megabyte.
+const BATCH: usize = 8192;
+
+/// Bytes of such an object's content at the most.
+const BATCH_BYTES: usize = BATCH * (25 + MAX_NAME);
+
+/// Requests under way at once for the points of a segment, or of a lineage.
+const CONCURRENT: usize = 4;
+
+/// Where a restore point is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct PointRef {
     /// Its name.
@@ -23,46 +35,100 @@ pub struct PointRef {
     pub timeline: TimelineId,
     /// Where its record starts.
     pub lsn: Lsn,
+    /// When it was made, where that was found together with it; else [`WalArchive::point`] reads it.
+    pub time: Option<PgTimestamp>,
+}
+
+impl PointRef {
+    fn place(&self) -> (&str, TimelineId, Lsn) {
+        (&self.name, self.timeline, self.lsn)
+    }
+}
+
+/// Restore points, and what is wrong with objects that hold more.
+#[derive(Debug, Default)]
+pub struct FoundPoints {
+    /// By name.
+    pub points: Vec<PointRef>,
+    /// Each is [`RepoError::Corrupt`].
+    pub damaged: Vec<RepoError>,
 }
 
 impl WalArchive {
-    /// Stores a restore point. Names that no recovery target can ask for are left out: empty or over-long ones.
-    pub async fn put_point(&self, timeline: TimelineId, point: &RestorePoint) -> Result<()> {
-        if point.name.is_empty() || point.name.len() > MAX_NAME {
-            return Ok(());
-        }
-        let key = self.paths().point(&point.name, timeline, point.lsn);
-        let mut bytes = Vec::with_capacity(24 + point.name.len());
-        bytes.extend_from_slice(&point.time.0.to_le_bytes());
-        bytes.extend_from_slice(&point.lsn.0.to_le_bytes());
-        bytes.extend_from_slice(&point.end.0.to_le_bytes());
-        bytes.extend_from_slice(point.name.as_bytes());
-        let sealed =
-            ObjectWriter::new(self.sealer(), ObjectKind::RestorePoint, &key).and_then(|mut writer| {
-                writer.frame(&bytes)?;
-                writer.finish()
+    /// Stores the restore points of a segment with that content. Names that no recovery target can ask for are left out: empty or
+    /// over-long ones.
+    pub(super) async fn store_points(
+        &self,
+        timeline: TimelineId,
+        points: &[RestorePoint],
+        segment: NameHash,
+    ) -> Result<()> {
+        let fit = |point: &&RestorePoint| !point.name.is_empty() && point.name.len() <= MAX_NAME;
+        let points: Vec<&RestorePoint> = points.iter().filter(fit).collect();
+        let (size, kind) = match points.len() {
+            0..=SINGLE => (1, ObjectKind::RestorePoint),
+            _ => (BATCH, ObjectKind::RestorePoints),
+        };
+        let put = |batch: &[&RestorePoint]| {
+            let sealed = batch.first().map(|first| {
+                let key = match kind {
+                    ObjectKind::RestorePoint => self.paths().point(&first.name, timeline, first.lsn),
+                    _ => self.paths().point_batch(timeline, first.lsn, segment),
+                };
+                let mut content = Vec::new();
+                for point in batch {
+                    encode(point, kind, &mut content);
+                }
+                self.seal_points(kind, &key, &content)
             });
-        let sealed = sealed.map_err(|e| RepoError::Internal(format!("{key} could not be sealed: {e}")))?;
-        match self.store().create_once(&sealed).await? {
-            Creation::New | Creation::Same => Ok(()),
-        }
+            async move {
+                match sealed {
+                    Some(sealed) => self.store().create_once(&sealed?).await.map(drop),
+                    None => Ok(()),
+                }
+            }
+        };
+        stream::iter(points.chunks(size)).map(put).buffer_unordered(CONCURRENT).try_collect().await
     }
 
-    /// Every restore point of that name, on all timelines, by position.
+    fn seal_points(&self, kind: ObjectKind, key: &Key, content: &[u8]) -> Result<SealedObject> {
+        let sealed = ObjectWriter::new(self.sealer(), kind, key).and_then(|mut writer| {
+            writer.frame(content)?;
+            writer.finish()
+        });
+        sealed.map_err(|e| RepoError::Internal(format!("{key} could not be sealed: {e}")))
+    }
+
+    /// Every restore point of that name, on all timelines, by position. One that cannot be read may hold the name: an error.
     pub async fn points_named(&self, name: &str) -> Result<Vec<PointRef>> {
-        let own = self.list_points(&self.paths().points_named(name)).await?;
-        let Some(inherited) = self.inherited() else { return Ok(own) };
-        Ok(inherited.add_points(own, Box::pin(inherited.archive().points_named(name)).await?))
+        let mut own = FoundPoints {
+            points: self.list_points(&self.paths().points_named(name)).await?.0,
+            ..Default::default()
+        };
+        let (_, batches) = self.list_points(&self.paths().point_batches()).await?;
+        self.read_batches(batches, |point| point.name == name, &mut own).await?;
+        if let Some(damaged) = own.damaged.pop() {
+            return Err(damaged);
+        }
+        own.points.sort_unstable();
+        let Some(inherited) = self.inherited() else { return Ok(own.points) };
+        Ok(inherited.add_points(own.points, Box::pin(inherited.archive().points_named(name)).await?))
     }
 
     /// Every restore point, by name.
-    pub async fn points(&self) -> Result<Vec<PointRef>> {
-        let own = self.list_points(&self.paths().points()).await?;
+    pub async fn points(&self) -> Result<FoundPoints> {
+        let (points, batches) = self.list_points(&self.paths().points()).await?;
+        let mut own = FoundPoints { points, ..Default::default() };
+        self.read_batches(batches, |_| true, &mut own).await?;
+        own.points.sort_unstable();
         let Some(inherited) = self.inherited() else { return Ok(own) };
-        Ok(inherited.add_points(own, Box::pin(inherited.archive().points()).await?))
+        let parents = Box::pin(inherited.archive().points()).await?;
+        own.points = inherited.add_points(own.points, parents.points);
+        own.damaged.extend(parents.damaged);
+        Ok(own)
     }
 
-    /// What is stored about a restore point; `None` if there is none.
+    /// What is stored about a restore point that is an object of its own; `None` if there is none.
     pub async fn point(&self, point: &PointRef) -> Result<Option<RestorePoint>> {
         let key = self.paths().point(&point.name, point.timeline, point.lsn);
         let Some(bytes) = found(self.store().get(&key).await)? else {
@@ -79,14 +145,63 @@ impl WalArchive {
         parse(&key, &content).map(Some)
     }
 
-    async fn list_points(&self, prefix: &Prefix) -> Result<Vec<PointRef>> {
-        let mut points = Vec::new();
+    /// The restore points below a prefix that are objects of their own, and the keys of the objects that hold many.
+    async fn list_points(&self, prefix: &Prefix) -> Result<(Vec<PointRef>, Vec<Key>)> {
+        let (mut points, mut batches) = (Vec::new(), Vec::new());
         let mut entries = self.store().list(prefix, None);
         while let Some(entry) = entries.try_next().await? {
-            let parsed = self.paths().parse_point(&entry.key);
-            points.extend(parsed.map(|(name, timeline, lsn)| PointRef { name, timeline, lsn }));
+            if self.paths().parse_point_batch(&entry.key).is_some() {
+                batches.push(entry.key);
+            } else if let Some((name, timeline, lsn)) = self.paths().parse_point(&entry.key) {
+                points.push(PointRef { name, timeline, lsn, time: None });
+            }
         }
         points.sort_unstable();
+        Ok((points, batches))
+    }
+
+    /// Adds the restore points in these objects that are `wanted`.
+    async fn read_batches(
+        &self,
+        batches: Vec<Key>,
+        wanted: impl Fn(&RestorePoint) -> bool,
+        to: &mut FoundPoints,
+    ) -> Result<()> {
+        let read = |key: Key| async move {
+            // Deleted since it was listed: its segment is out of reach.
+            let bytes = found(self.store().get(&key).await)?;
+            Ok((bytes.map(|bytes| self.open_batch(&key, bytes)), key))
+        };
+        let mut all = stream::iter(batches).map(read).buffer_unordered(CONCURRENT);
+        while let Some((read, key)) = all.try_next().await? {
+            let Some((timeline, _)) = self.paths().parse_point_batch(&key) else { continue };
+            match read {
+                Some(Ok(points)) => to.points.extend(points.into_iter().filter(&wanted).map(|point| {
+                    PointRef { name: point.name, timeline, lsn: point.lsn, time: Some(point.time) }
+                })),
+                Some(Err(damaged)) => to.damaged.push(damaged),
+                None => {}
+            }
+        }
+        // The same ones may come from a segment that was cut short and from the whole one.
+        to.points.sort_unstable_by(|a, b| (a.place(), b.time).cmp(&(b.place(), a.time)));
+        to.points.dedup_by(|a, b| a.place() == b.place());
+        Ok(())
+    }
+
+    fn open_batch(&self, key: &Key, bytes: Bytes) -> Result<Vec<RestorePoint>> {
+        let reader = ObjectReader::open(self.sealer(), &[ObjectKind::RestorePoints], key, bytes);
+        let mut content = Vec::new();
+        reader
+            .and_then(|reader| reader.read_all(BATCH_BYTES, &mut content))
+            .map_err(|error| RepoError::corrupt(key, error))?;
+        let mut fields = Fields::new(&content);
+        let mut points = Vec::new();
+        while !fields.is_empty() {
+            let length = fields.u8().map(usize::from);
+            let point = length.and_then(|length| decode(&mut fields, length));
+            points.push(point.ok_or_else(|| RepoError::corrupt(key, "it holds no restore points"))?);
+        }
         Ok(points)
     }
 }
@@ -99,18 +214,31 @@ impl Inherited {
     /// A lineage's own restore points, and those of its parent from before the fork.
     fn add_points(&self, mut own: Vec<PointRef>, parents: Vec<PointRef>) -> Vec<PointRef> {
         own.extend(parents.into_iter().filter(|point| self.holds_point(point)));
-        own.sort_unstable();
-        own.dedup();
+        own.sort_unstable_by(|a, b| (a.place(), b.time).cmp(&(b.place(), a.time)));
+        own.dedup_by(|a, b| a.place() == b.place());
         own
     }
 }
 
+fn encode(point: &RestorePoint, kind: ObjectKind, out: &mut Vec<u8>) {
+    if kind == ObjectKind::RestorePoints {
+        // Checked before: a name has at most 63 bytes.
+        out.push(u8::try_from(point.name.len()).unwrap_or(u8::MAX));
+    }
+    out.extend_from_slice(&point.time.0.to_le_bytes());
+    out.extend_from_slice(&point.lsn.0.to_le_bytes());
+    out.extend_from_slice(&point.end.0.to_le_bytes());
+    out.extend_from_slice(point.name.as_bytes());
+}
+
+fn decode(fields: &mut Fields<'_>, name: usize) -> Option<RestorePoint> {
+    let (time, lsn, end) = (PgTimestamp(fields.i64()?), Lsn(fields.u64()?), Lsn(fields.u64()?));
+    let name = std::str::from_utf8(fields.bytes(name)?).ok()?.to_owned();
+    Some(RestorePoint { name, time, lsn, end })
+}
+
 fn parse(key: &Key, content: &[u8]) -> Result<RestorePoint> {
-    let mut f = Fields::new(content);
-    let mut read = || {
-        let (time, lsn, end) = (PgTimestamp(f.i64()?), Lsn(f.u64()?), Lsn(f.u64()?));
-        let name = std::str::from_utf8(f.rest()).ok()?.to_owned();
-        Some(RestorePoint { name, time, lsn, end })
-    };
-    read().ok_or_else(|| RepoError::corrupt(key, "it is no restore point"))
+    let name = content.len().checked_sub(24);
+    let point = name.and_then(|name| decode(&mut Fields::new(content), name));
+    point.ok_or_else(|| RepoError::corrupt(key, "it is no restore point"))
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use futures_util::TryStreamExt;
 use walpoint_base::{Lsn, SegmentFacts, SegmentNo, TimelineId, WalFileName};
 
 use super::content::Content;
@@ -76,7 +77,8 @@ impl WalArchive {
         Ok(stored(place, creation))
     }
 
-    /// Before the segment: once that is there, a writer that dies need not come back for them. Those of a segment that is about to
+    /// Before the segment: once that is there, a writer that dies need not come back for them. A few are an object each, more are
+    /// put together, so that they hold the segment up for a request or two, however many they are. Those of a segment that is about to
     /// be refused, because other content is stored under its name, are another server's.
     async fn put_points(&self, facts: &SegmentFacts, hash: ContentHash) -> Result<()> {
         if facts.restore_points.is_empty() {
@@ -85,10 +87,7 @@ impl WalArchive {
         if self.header(facts.name).await?.is_some_and(|stored| stored.whole && stored.hash != hash) {
             return Ok(());
         }
-        for point in &facts.restore_points {
-            self.put_point(facts.name.timeline, point).await?;
-        }
-        Ok(())
+        self.store_points(facts.name.timeline, &facts.restore_points, NameHash::of(&hash)).await
     }
 
     /// Stores what was surveyed before, in one object where it fits. Found to differ now, it is refused.
@@ -201,7 +200,8 @@ impl WalArchive {
         }
     }
 
-    /// Creates the parts of a file that is too large for one object, and then the object that names them.
+    /// Creates the parts of a file that is too large for one object, and then the object that names them. Parts that an earlier
+    /// attempt stored are not sent again.
     async fn put_parts(
         &self,
         kind: ObjectKind,
@@ -214,11 +214,16 @@ impl WalArchive {
         let hex = table.hash.to_string();
         let stem = hex.get(..32).unwrap_or(&hex);
         let mut offset = 0;
+        let there = self.store().list(&self.paths().parts(name), None).map_ok(|entry| entry.key);
+        let there: Vec<Key> = there.try_collect().await?;
         for (n, &(length, hash)) in table.parts.iter().enumerate() {
             let part = self.paths().part(name, stem, u32::try_from(n).unwrap_or(u32::MAX));
             let (sealer, content) = (self.sealer().clone(), content.clone());
             let range = offset..offset + u64::from(length);
             offset = range.end;
+            if there.contains(&part) && self.store().holds(&sealer, &part, hash).await? {
+                continue;
+            }
             let sealed =
                 cpu::run(move || seal(&sealer, ObjectKind::Part, &part, &content, range, &[])).await??;
             if sealed.content() != hash {

@@ -12,6 +12,7 @@ use walpoint_base::{
 
 use super::*;
 use crate::error::RepoError;
+use crate::layout::{ClusterObject, ClusterPaths, Key};
 use crate::object::MasterKey;
 use crate::repository::NewLineage;
 use crate::store::StoreSettings;
@@ -156,10 +157,67 @@ async fn restore_points_are_found_by_name() {
         let facts = facts_of_size(NAME, true, size);
         archive.put_segment(&facts, segment(size, 1), WalFlags::default()).await.unwrap();
         let points = archive.points_named("before upgrade").await.unwrap();
-        assert_eq!(points, archive.points().await.unwrap());
+        assert_eq!(points, archive.points().await.unwrap().points);
         assert_eq!((points.len(), points[0].timeline), (1, facts.name.timeline));
         assert_eq!(archive.point(&points[0]).await.unwrap().as_ref(), Some(&facts.restore_points[0]));
         assert_eq!(archive.points_named("before").await.unwrap(), []);
+    }
+}
+
+/// However many a segment holds, they are a few objects, which are listed, found by name, deleted and known as damaged.
+#[tokio::test]
+async fn many_restore_points_are_a_few_objects() {
+    for Bed { archive, dir, .. } in beds(1).await {
+        let size = archive.lineage().segment_size;
+        let mut facts = facts_of_size(NAME, true, size);
+        let first = facts.restore_points[0].clone();
+        facts.restore_points = (0..10_000_u64)
+            .map(|n| RestorePoint {
+                name: format!("point {}", n % 5000),
+                lsn: Lsn(first.lsn.0 + n * 8),
+                end: Lsn(first.lsn.0 + n * 8 + 8),
+                time: PgTimestamp(i64::try_from(n).unwrap()),
+            })
+            .collect();
+        // What no target can ask for.
+        facts.restore_points[17].name = "x".repeat(64);
+        archive.put_segment(&facts, segment(size, 1), WalFlags::default()).await.unwrap();
+        archive.put_segment(&facts, segment(size, 1), WalFlags::default()).await.unwrap();
+        let keys: Vec<Key> = archive
+            .store()
+            .list(&archive.paths().points(), None)
+            .map_ok(|e| e.key)
+            .try_collect()
+            .await
+            .unwrap();
+        assert_eq!(keys.len(), 2, "{keys:?}");
+        let cluster = ClusterPaths::new(&"main".parse().unwrap());
+        for key in &keys {
+            let object = cluster.parse(key).unwrap();
+            assert!(
+                matches!(object, ClusterObject::Point(_, timeline, _) if timeline == facts.name.timeline),
+                "{object:?}"
+            );
+        }
+        let all = archive.points().await.unwrap();
+        assert_eq!((all.points.len(), all.damaged.len()), (9_999, 0));
+        for n in [0, 17, 4999] {
+            let found = archive.points_named(&format!("point {n}")).await.unwrap();
+            let places = [n, n + 5000]
+                .map(|n| (Lsn(first.lsn.0 + n * 8), Some(PgTimestamp(i64::try_from(n).unwrap()))));
+            let places = if n == 17 { places[1..].to_vec() } else { places.to_vec() };
+            assert_eq!(found.iter().map(|p| (p.lsn, p.time)).collect::<Vec<_>>(), places);
+        }
+        assert_eq!(archive.points_named("point").await.unwrap(), []);
+        let path = dir.path().join(keys[0].as_str());
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let all = archive.points().await.unwrap();
+        assert!(all.points.len() < 9_999);
+        assert!(matches!(&all.damaged[..], [RepoError::Corrupt { key, .. }] if *key == keys[0]), "{all:?}");
+        let damaged = archive.points_named("point 1").await.unwrap_err();
+        assert!(matches!(damaged, RepoError::Corrupt { .. }), "{damaged}");
     }
 }
 
@@ -436,7 +494,7 @@ async fn one_reading_seals_for_several_archives() {
             let file = archive.get(WalFileName::Segment(facts.name)).await.unwrap().unwrap();
             assert!(file.content == bytes);
             assert_eq!(file.header.unwrap().hash, archive.sealer().content_hash(&bytes));
-            assert_eq!(archive.points().await.unwrap().len(), 1);
+            assert_eq!(archive.points().await.unwrap().points.len(), 1);
         }
         // Another place than expected, and fewer bytes.
         let short = Arc::new(facts_of_size(NAME, false, size));

@@ -120,7 +120,7 @@ fn stays(lineage: Lineage, servers: Vec<Server>) -> Check {
                     ));
                 }
             }
-            if stored.is_some() && archive.points().await.map_err(wrong)?.is_empty() {
+            if stored.is_some() && archive.points().await.map_err(wrong)?.points.is_empty() {
                 return Err("a segment is there, and its restore point is not".to_owned());
             }
             Ok(())

@@ -155,7 +155,7 @@ impl World {
             Question::Points => {
                 let points = self.records.values().flatten().filter_map(|r| match &r.kind {
                     Kind::Point(name) => {
-                        Some(PointRef { name: name.clone(), timeline: r.timeline, lsn: r.start })
+                        Some(PointRef { name: name.clone(), timeline: r.timeline, lsn: r.start, time: None })
                     }
                     _ => None,
                 });
