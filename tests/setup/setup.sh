@@ -222,12 +222,12 @@ debian_mirror() {
         fail "PostgreSQL 19 comes from Debian's packages, and there is no apt-get or no dpkg-deb here"
     # The archive of security updates, which has only releases, calls itself Debian as well.
     mirror=$(apt-get indextargets --format '$(ORIGIN) $(RELEASE) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-        awk '$2 !~ /security/ && $1 == "Debian" {print $3; exit}')
-    # Before the first update of its lists apt knows no origins: then by the name of the keyring or of the directory.
-    [ -n "$mirror" ] || mirror=$(apt-get indextargets --format '$(RELEASE) $(SIGNED_BY) $(REPO_URI)' 'Created-By: Packages' \
-        2>/dev/null | awk '$1 !~ /security/ && ($2 ~ /debian-archive/ || $NF ~ /\/debian\/?$/) {print $NF; exit}')
+        awk '$2 !~ /security/ && $1 == "Debian" && !found++ {print $3}')
+    # Before the first update of its lists apt knows no origins: then by the name of the directory.
+    [ -n "$mirror" ] || mirror=$(apt-get update --print-uris 2>/dev/null |
+        sed -n "s|^'\(.*/debian\)/*/dists/[^/ ]*/InRelease' .*|\1|p" | awk '!/security/ && !found++')
     [ -n "$mirror" ] ||
-        fail "PostgreSQL 19 comes from Debian's packages, and apt has no mirror of them: see 'apt-get indextargets'"
+        fail "PostgreSQL 19 comes from Debian's packages, and apt knows no mirror of them: see 'apt-get update --print-uris'"
     echo "$mirror"
 }
 
@@ -256,6 +256,7 @@ APT::Architecture "amd64";
 APT::Architectures { "amd64"; };
 APT::Sandbox::User "";
 APT::Default-Release "";
+APT::Update::Error-Mode "any";
 Acquire::Languages "none";
 Dir::Etc::SourceList "$WORK/apt/sources.list";
 Dir::Etc::SourceParts "/dev/null";

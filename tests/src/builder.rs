@@ -62,7 +62,7 @@ impl Default for ClusterBuilder {
 }
 
 impl ClusterBuilder {
-    /// PostgreSQL's major version, 13 to 18; 17 unless said.
+    /// PostgreSQL's major version, 13 to 19; 17 unless said.
     pub fn major(mut self, major: u32) -> Self {
         self.major = major;
         self

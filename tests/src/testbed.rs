@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use crate::user;
 
 /// The PostgreSQL major versions that Walpoint supports and the test bed installs.
-pub const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
+pub const MAJORS: [u32; 7] = [13, 14, 15, 16, 17, 18, 19];
 
 /// The directory that `setup.sh` fills.
 pub fn root() -> &'static Path {

@@ -259,6 +259,24 @@ pub fn promotion(major: u32) -> WalData {
     WalData::take(standby, &archive)
 }
 
+/// Records that set and clear bits of a visibility map.
+#[track_caller]
+pub fn visibility(major: u32) -> WalData {
+    let (cluster, archive) = archiving(major, 1);
+    cluster.psql("create table wal_v as select generate_series(1, 20000) as i");
+    cluster.psql("vacuum (freeze) wal_v");
+    cluster.psql(
+        "checkpoint; delete from wal_v where i % 1000 = 1; update wal_v set i = i + 1 where i % 1000 = 2;
+         select from wal_v where i % 777 = 0 for update; select pg_switch_wal()",
+    );
+    cluster.psql("vacuum wal_v");
+    cluster.psql(
+        "begin; create table wal_w (like wal_v); copy wal_w from program 'seq 1 1000' (freeze); commit",
+    );
+    cluster.switch_wal();
+    WalData::take(cluster, &archive)
+}
+
 /// A record that crosses into a segment that was lost, and what PostgreSQL writes then. After a crash the page behind the
 /// broken record is flagged, and an `OVERWRITE_CONTRECORD` record names it.
 #[track_caller]

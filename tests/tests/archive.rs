@@ -384,7 +384,7 @@ fn a_backlog_of_a_gigabyte_drains() {
 /// A10
 #[test]
 fn every_segment_size_and_version_archives_under_load() {
-    for (major, size, fill) in [(13, 1, 20), (14, 4, 40), (16, 16, 120), (18, 64, 200)] {
+    for (major, size, fill) in [(13, 1, 20), (14, 4, 40), (16, 16, 120), (18, 64, 200), (19, 1, 20)] {
         let mut bed = Bed::local(Cluster::builder().major(major).segment_size_mb(size));
         let daemon = bed.agent.daemon();
         bed.cluster.start();

@@ -93,7 +93,7 @@ fn assert_same(ours: &ControlFile, theirs: &BTreeMap<String, String>) {
 
 #[test]
 fn pg_control_says_what_pg_controldata_says() {
-    for major in 14..=18 {
+    for major in 14..=19 {
         let mut cluster = Cluster::builder()
             .major(major)
             .segment_size_mb(4)

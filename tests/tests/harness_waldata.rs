@@ -9,7 +9,7 @@ fn dump(wal: &WalData) -> String {
 
 #[test]
 fn the_mixed_workload_writes_all_sorts_of_records() {
-    for (major, segment_mb) in [(14, 1), (18, 4)] {
+    for (major, segment_mb) in [(14, 1), (18, 4), (19, 4)] {
         let wal = waldata::mixed(major, segment_mb);
         assert_eq!(wal.segment_size, u64::from(segment_mb) << 20);
         let dump = dump(&wal);
@@ -50,7 +50,7 @@ fn a_promotion_leaves_its_files() {
 
 #[test]
 fn a_contrecord_is_overwritten_after_a_crash() {
-    for major in [14, 16, 18] {
+    for major in [14, 16, 18, 19] {
         let wal = waldata::overwritten_contrecord(major, Lost::InACrash);
         assert!(dump(&wal).contains("OVERWRITE_CONTRECORD"), "{major}: {:?}", wal.segments());
     }

@@ -49,14 +49,14 @@ long_cases! {
 #[test]
 fn a_promotion_with_an_open_prepared_transaction() {
     for seed in [1, 2] {
-        run_chapters(seed, 18, &[Chapter::Failover(Follow::Stream, Prepared::Open)]);
+        run_chapters(seed, 19, &[Chapter::Failover(Follow::Stream, Prepared::Open)]);
     }
 }
 
 /// R1: such a transaction is read again from the parent's segment, which only pg_wal can give.
 #[test]
 fn a_transaction_prepared_before_a_crash_and_a_fork_in_one_segment() {
-    for major in [14, 18] {
+    for major in [14, 18, 19] {
         run_chapters(3, major, &[Chapter::FailoverAfterCrash]);
     }
 }
@@ -71,7 +71,7 @@ fn a_fork_before_a_fork() {
 #[test]
 fn a_snapshot_with_the_primarys_configuration() {
     for promoted in [false, true] {
-        run_chapters(5, 18, &[Chapter::SnapshotSameConfiguration { promoted }]);
+        run_chapters(5, 19, &[Chapter::SnapshotSameConfiguration { promoted }]);
     }
 }
 
@@ -84,7 +84,7 @@ fn a_cascade() {
 /// B7: what a copy did before it archived is in its own backup, and nowhere else.
 #[test]
 fn a_copy_that_archives_late() {
-    run_chapters(12, 18, &[Chapter::LateArchiver]);
+    run_chapters(12, 19, &[Chapter::LateArchiver]);
 }
 
 /// A2: two servers of one timeline, promoted at the same position, write equal histories and different WAL.

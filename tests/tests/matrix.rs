@@ -1,4 +1,4 @@
-//! B1 and R1 over PostgreSQL 13 to 18, both kinds of store, and small, usual and large segments: a cluster is archived, backed
+//! B1 and R1 over PostgreSQL 13 to 19, both kinds of store, and small, usual and large segments: a cluster is archived, backed
 //! up while it works, loses data, and is brought back to the moment before.
 //!
 //! Eight cells hold every version, and every segment size on every store; `make soak` runs all thirty-six.
@@ -126,6 +126,8 @@ cells! {
     postgresql_17_local_16mb: 17, Local, 16;
     postgresql_18_local_1mb: 18, Local, 1;
     postgresql_18_s3_16mb: 18, S3, 16;
+    postgresql_19_local_16mb: 19, Local, 16;
+    postgresql_19_s3_1mb: 19, S3, 1;
 }
 
 /// B1, R1: all of them.

@@ -157,7 +157,9 @@ impl Outcome {
         }
         match (self.checksums_verified, self.bad_pages) {
             (true, 0) => line("pages", "all checksums are right".to_owned()),
-            (false, 0) => line("pages", "not verified: the cluster has no checksums".to_owned()),
+            (false, 0) => {
+                line("pages", "not verified: the cluster has no checksums, or not all the time".to_owned())
+            }
             (_, bad) => line("pages", format!("{bad} DAMAGED, recorded in the backup:")),
         }
         for page in self.findings.iter().take(NAMED) {

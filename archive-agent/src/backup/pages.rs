@@ -1,13 +1,15 @@
 //! Verifying PostgreSQL's page checksums while the pages pass.
 //!
 //! A page may be read while PostgreSQL writes it. Then half of it is old, and its checksum wrong; a moment later it is
-//! right, or its LSN shows that it was written after the backup started, so that replay repairs it. What stays wrong is bad.
+//! right, or its LSN shows that it was written after the backup started, so that replay repairs it. What stays wrong is bad,
+//! unless the server is switching checksums off, as it can from version 19 on while it runs: it changes its state before it
+//! writes the first page without one, so the state that is asked for after a page was read decides about that page.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use walpoint_base::Lsn;
@@ -47,6 +49,40 @@ impl Newest {
     }
 }
 
+/// Whether the pages of the cluster still carry checksums, asked where a page is bad.
+pub(crate) struct InForce {
+    ended: AtomicBool,
+    ask: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl std::fmt::Debug for InForce {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "InForce({})", !self.has_ended())
+    }
+}
+
+impl InForce {
+    /// `ask` says whether checksums are on. Where that cannot be found out it says yes: damage is rather reported.
+    pub(crate) fn new(ask: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { ended: AtomicBool::new(false), ask: Box::new(ask) }
+    }
+
+    /// Whether they were off when a page was bad. Then no page of this backup is judged any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    fn holds(&self) -> bool {
+        if !self.has_ended() && !(self.ask)() {
+            tracing::warn!(
+                "data checksums were switched off during the backup: pages are not verified any more"
+            );
+            self.ended.store(true, Ordering::Relaxed);
+        }
+        !self.has_ended()
+    }
+}
+
 /// How pages of a cluster with checksums are verified.
 #[derive(Debug)]
 pub(crate) struct PageCheck {
@@ -58,6 +94,8 @@ pub(crate) struct PageCheck {
     pub(crate) start: Lsn,
     /// Where WAL ends.
     pub(crate) newest: Newest,
+    /// Whether a wrong checksum means damage.
+    pub(crate) in_force: InForce,
 }
 
 /// What the file of a bad page turned out to be.
@@ -94,12 +132,14 @@ impl PageCheck {
             let number = u32::try_from(block).ok();
             let number = number.and_then(|block| relation.block_in_relation(block, self.segment_blocks));
             let Some(number) = number else { continue };
-            if self.is_fine(self.state(page, number)) {
+            if self.in_force.has_ended() || self.is_fine(self.state(page, number)) {
                 continue;
             }
             match self.read_again(file, block * size, page, number)? {
                 None => return Ok((n * self.block_size).min(length)),
-                Some(PageState::Bad { stored, computed }) => bad(BadPage { block, stored, computed }),
+                Some(PageState::Bad { stored, computed }) if self.in_force.holds() => {
+                    bad(BadPage { block, stored, computed });
+                }
                 Some(_) => {}
             }
         }
@@ -119,7 +159,11 @@ impl PageCheck {
         for (block, page) in (first..).zip(bytes.chunks_exact(self.block_size)) {
             let number = u32::try_from(block).ok();
             let number = number.and_then(|block| relation.block_in_relation(block, self.segment_blocks));
-            if let Some(PageState::Bad { stored, computed }) = number.map(|number| self.state(page, number)) {
+            let Some(PageState::Bad { stored, computed }) = number.map(|number| self.state(page, number))
+            else {
+                continue;
+            };
+            if self.in_force.holds() {
                 bad(BadPage { block, stored, computed });
             }
         }
@@ -191,6 +235,7 @@ mod tests {
             segment_blocks: 100,
             start: Lsn(1000),
             newest: Newest::new(|| Some(Lsn(2000))),
+            in_force: InForce::new(|| true),
         }
     }
 
@@ -211,6 +256,22 @@ mod tests {
         let mut bad = good.clone();
         bad[1][3000] ^= 1;
         assert_eq!(verify(&bad, &bad).0, [1]);
+    }
+
+    #[test]
+    fn pages_are_not_judged_once_checksums_were_switched_off() {
+        let mut pages = vec![page(500, 200), page(500, 201)];
+        pages[1][3000] ^= 1;
+        let relation = RelationFile::parse("16384.2".as_ref()).unwrap();
+        for on in [true, false] {
+            let check = PageCheck { in_force: InForce::new(move || on), ..check() };
+            let mut bad = Vec::new();
+            check.verify_received(relation, 0, &pages.concat(), |page| bad.push(page.block));
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&pages.concat(), 0).unwrap();
+            check.verify(relation, &file, 0, &mut pages.concat(), |page| bad.push(page.block)).unwrap();
+            assert_eq!((bad.len(), check.in_force.has_ended()), if on { (2, false) } else { (0, true) });
+        }
     }
 
     #[test]

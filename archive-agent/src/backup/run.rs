@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::{BackupId, Lsn, TimelineHistory};
+use walpoint_pg::checksum::Checksums;
 use walpoint_pg::control::{CONTROL_FILE, CheckpointCopy, ControlFile};
 use walpoint_pg::label::{BackupLabel, TablespaceMap};
 use walpoint_pg::server::{BackupSession, BackupStart, BackupStop, Identity, Server};
@@ -30,7 +31,7 @@ use super::needed_wal::NeededWal;
 use super::outcome::Outcome;
 use super::own_wal::Checkpoints;
 use super::owners::Owners;
-use super::pages::{Newest, PageCheck};
+use super::pages::{InForce, Newest, PageCheck};
 use super::preflight::Chosen;
 use super::publish::{self, Published, Publishing};
 use super::reader::{BUFFER, Counts, Shared};
@@ -100,6 +101,8 @@ pub(super) struct Said<'a> {
     pub(super) identity: &'a Identity,
     /// When it began and stopped.
     pub(super) times: (Timestamp, Timestamp),
+    /// Whether pages carried checksums all the time.
+    pub(super) checksums: bool,
     pub(super) label: Vec<u8>,
     pub(super) tablespace_map: Vec<u8>,
     pub(super) stop: Lsn,
@@ -327,7 +330,7 @@ impl Run<'_> {
         let progress = Progress::bytes("copying", examined.measure.bytes, self.show_progress);
         let shared = Arc::new(Shared {
             block_size: usize::try_from(examined.control.block_size)?,
-            pages: page_check(&examined.identity, start.lsn, newest),
+            pages: page_check(&examined.identity, start.lsn, newest, in_force(&examined.pgdata)),
             stop: self.stop.child_token(),
             progress: progress.clone(),
             owners: Mutex::new(Owners::default()),
@@ -352,7 +355,9 @@ impl Run<'_> {
         whose_files::same_process(stop.process, proven)?;
         let server = tokio::sync::Mutex::new(server);
         let times = (id, started, ended);
-        let (facts, history) = self.facts(examined, &shared, &start, stop, times, &server).await?;
+        let checksums = had_checksums(&shared, &control);
+        let said = (&start, stop, checksums);
+        let (facts, history) = self.facts(examined, &shared, said, times, &server).await?;
         Ok((Copied { facts, history, checkpoint: control.checkpoint, shared }, server.into_inner()))
     }
 
@@ -360,8 +365,7 @@ impl Run<'_> {
         &self,
         examined: &LocalSource,
         shared: &Shared,
-        start: &BackupStart,
-        stop: BackupStop,
+        (start, stop, checksums): (&BackupStart, BackupStop, bool),
         (id, started, ended): (BackupId, Timestamp, Timestamp),
         server: &tokio::sync::Mutex<Server>,
     ) -> anyhow::Result<(BackupFacts, TimelineHistory)> {
@@ -379,6 +383,7 @@ impl Run<'_> {
             method: Method::Local,
             identity,
             times: (started, ended),
+            checksums,
             label: stop.label,
             tablespace_map: stop.tablespace_map.unwrap_or_default(),
             stop: stop.lsn,
@@ -426,7 +431,7 @@ impl Run<'_> {
             block_size: identity.block_size,
             relation_segment_blocks: identity.relation_segment_blocks,
             wal_segment_size: identity.segment_size.bytes(),
-            data_checksums: identity.data_checksums,
+            data_checksums: said.checksums,
             start_timeline: label.timeline,
             start_lsn: label.start,
             stop_timeline: said.history.timeline(),
@@ -486,9 +491,26 @@ async fn end_adopted(copies: &[Destination], adopted: &[Vec<BackupId>], publishe
 }
 
 /// How pages are verified, if they carry checksums.
-pub(super) fn page_check(identity: &Identity, start: Lsn, newest: Newest) -> Option<PageCheck> {
-    let block_size = usize::try_from(identity.block_size).ok().filter(|_| identity.data_checksums)?;
-    Some(PageCheck { block_size, segment_blocks: identity.relation_segment_blocks, start, newest })
+pub(super) fn page_check(
+    identity: &Identity,
+    start: Lsn,
+    newest: Newest,
+    in_force: InForce,
+) -> Option<PageCheck> {
+    let on = identity.checksums == Checksums::On;
+    let block_size = usize::try_from(identity.block_size).ok().filter(|_| on)?;
+    Some(PageCheck { block_size, segment_blocks: identity.relation_segment_blocks, start, newest, in_force })
+}
+
+/// Whether checksums are on by the `pg_control` of a data directory, where the server notes it first.
+fn in_force(pgdata: &Path) -> InForce {
+    let pgdata = pgdata.to_owned();
+    InForce::new(move || source::read_control(&pgdata).map_or(true, |(_, control)| control.has_checksums()))
+}
+
+/// Whether all pages of a backup carried checksums, from its first page to the `pg_control` that was copied last.
+pub(super) fn had_checksums(shared: &Shared, control: &ControlFile) -> bool {
+    shared.pages.as_ref().is_some_and(|pages| !pages.in_force.has_ended()) && control.has_checksums()
 }
 
 /// Copies `pg_control` in a state that PostgreSQL wrote as a whole. Blocks.

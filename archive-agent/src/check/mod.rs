@@ -116,10 +116,7 @@ pub(crate) async fn examine(
     source::rights(report, &mut server, identity.in_recovery).await;
     source::configuration(report, &mut server, &identity, &pgdata, settings).await;
     standbys::bindings(report, &mut server, &pgdata).await;
-    if !identity.data_checksums {
-        let advice = "enable them with pg_checksums while the server is down, if you can";
-        report.warning("page checksums", "the cluster has none: a backup cannot tell damaged pages", advice);
-    }
+    source::page_checksums(report, &identity);
     let archives = archiving::settings(report, &mut server, &identity).await
         && archiving::archiver(report, &mut server, patience).await;
     let Some(measure) = measure else { return Ok(None) };

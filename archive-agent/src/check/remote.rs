@@ -70,10 +70,7 @@ pub(crate) async fn examine_remote(
         repository::space(report, destination, bytes, full).await;
     }
     outside(report, &mut server, &identity, settings).await;
-    if !identity.data_checksums {
-        let advice = "enable them with pg_checksums while the server is down, if you can";
-        report.warning("page checksums", "the cluster has none: a backup cannot tell damaged pages", advice);
-    }
+    source::page_checksums(report, &identity);
     let archives = archiving::settings(report, &mut server, &identity).await
         && archiving::archiver(report, &mut server, patience).await;
     Some(RemoteSource { server, identity, destinations, pgdata, archives })

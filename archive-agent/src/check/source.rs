@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use walpoint_pg::checksum::Checksums;
 use walpoint_pg::connect::ConnInfo;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::{Identity, Right, Server, SessionName, Walsender};
@@ -50,7 +51,28 @@ pub(crate) fn data_directory(report: &mut Report, pgdata: &Path) -> Option<Contr
             control.checkpoint.timeline
         ),
     );
+    if let Some(note) = control.version_note() {
+        let advice = "check that this version of Walpoint is the newest one that knows this PostgreSQL";
+        report.warning("PostgreSQL's version", note, advice);
+    }
     Some(control)
+}
+
+/// Warns where a backup cannot tell damaged pages.
+pub(crate) fn page_checksums(report: &mut Report, identity: &Identity) {
+    let what = "page checksums";
+    match identity.checksums {
+        Checksums::On => {}
+        Checksums::Off => {
+            let advice = "enable them with pg_checksums while the server is down, if you can";
+            report.warning(what, "the cluster has none: a backup cannot tell damaged pages", advice);
+        }
+        Checksums::Changing => {
+            let found =
+                "they are being switched on or off: until that is done a backup cannot tell damaged pages";
+            report.warning(what, found, "see data_checksums: SHOW data_checksums");
+        }
+    }
 }
 
 /// How the server is reached.

@@ -216,6 +216,7 @@ fn ago(time: jiff::Timestamp, now: jiff::Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use walpoint_base::{PgMajor, SegmentSize, SystemId, TimelineId};
+    use walpoint_pg::checksum::Checksums;
 
     use super::*;
 
@@ -231,7 +232,7 @@ mod tests {
             wal_block_size: 8192,
             block_size: 8192,
             relation_segment_blocks: 131_072,
-            data_checksums: true,
+            checksums: Checksums::On,
         }
     }
 

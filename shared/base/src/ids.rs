@@ -31,14 +31,14 @@ impl FromStr for SystemId {
     }
 }
 
-/// A major version of PostgreSQL that Walpoint knows: 13 to 18.
+/// A major version of PostgreSQL that Walpoint knows: 13 to 19.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PgMajor(u8);
 
 impl PgMajor {
     /// Every known version, oldest first.
-    pub const ALL: [PgMajor; 6] =
-        [PgMajor(13), PgMajor(14), PgMajor(15), PgMajor(16), PgMajor(17), PgMajor(18)];
+    pub const ALL: [PgMajor; 7] =
+        [PgMajor(13), PgMajor(14), PgMajor(15), PgMajor(16), PgMajor(17), PgMajor(18), PgMajor(19)];
 
     /// `None` for a version that is not known.
     pub fn new(major: u32) -> Option<Self> {

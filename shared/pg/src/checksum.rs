@@ -51,6 +51,29 @@ const CHECKSUM_AT: usize = 8;
 /// Offset of `pd_upper`; 0 in a page that was never initialised.
 const UPPER_AT: usize = 14;
 
+/// Whether the pages of a cluster carry checksums. From 19 on that may change while the server runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Checksums {
+    /// None does.
+    Off,
+    /// All do.
+    On,
+    /// They are being switched on or off: some pages do, and a wrong checksum means nothing.
+    Changing,
+}
+
+impl Checksums {
+    /// What `SHOW data_checksums` prints.
+    pub fn from_setting(value: &str) -> Self {
+        match value {
+            "on" => Self::On,
+            "off" => Self::Off,
+            // `inprogress-on`, `inprogress-off`.
+            _ => Self::Changing,
+        }
+    }
+}
+
 /// What verifying a page showed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PageState {
@@ -152,6 +175,13 @@ mod tests {
         bad[5000] ^= 4;
         assert_eq!(verify_page(&bad, 70_000, start), PageState::NewerThanBackup);
         assert!(matches!(verify_page(&bad, 70_000, Lsn(u64::MAX)), PageState::Bad { .. }));
+    }
+
+    #[test]
+    fn only_on_is_on() {
+        let states = ["on", "off", "inprogress-on", "inprogress-off", ""].map(Checksums::from_setting);
+        let changing = Checksums::Changing;
+        assert_eq!(states, [Checksums::On, Checksums::Off, changing, changing, changing]);
     }
 
     #[test]

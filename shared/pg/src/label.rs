@@ -56,7 +56,7 @@ pub struct BackupHistory {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
     /// A line that must be there is not.
-    #[error("the {file} has no line \"{line}\": it is damaged or not from PostgreSQL 13 to 18")]
+    #[error("the {file} has no line \"{line}\": it is damaged or not from PostgreSQL 13 to 19")]
     Missing {
         /// Which of the three.
         file: &'static str,

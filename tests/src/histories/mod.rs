@@ -23,7 +23,7 @@ use chapters::Chapter;
 use world::{Outcome, World};
 
 /// The majors that histories run on: below 16, where promotion asks less of the archive, and above.
-pub const MAJORS: [u32; 3] = [14, 16, 18];
+pub const MAJORS: [u32; 4] = [14, 16, 18, 19];
 
 /// Runs the history of a seed; panics with its steps when Walpoint did not keep a promise.
 #[track_caller]

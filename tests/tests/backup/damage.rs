@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use walpoint_repo::backup::{Content, PageFault};
 use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::process;
 
 use crate::bed::{Bed, report};
 
@@ -74,6 +76,32 @@ fn a_cluster_without_checksums_says_so() {
     let backup = report(&output);
     assert_eq!((&backup["bad_pages"], &backup["checksums_verified"]), (&0.into(), &false.into()));
     assert!(output.stderr.contains("page checksums"), "{}", output.stderr);
+}
+
+/// B5: `pg_checksums` switches them, and the server then says both what `initdb` chose and what holds.
+#[test]
+fn checksums_that_were_switched_since_initdb_are_what_is_verified() {
+    for major in [17, 19] {
+        let mut bed = Bed::local(Cluster::builder().major(major).checksums(false));
+        bed.cluster
+            .psql("create table t as select i, repeat('x', 500) from generate_series(1, 5000) i; vacuum t");
+        let path: PathBuf = bed.cluster.psql("select pg_relation_filepath('t')").into();
+        for on in [true, false] {
+            bed.cluster.stop(Shutdown::Fast);
+            let mut switch = bed.cluster.tool("pg_checksums");
+            switch.arg(if on { "--enable" } else { "--disable" }).arg("-D").arg(bed.cluster.pgdata());
+            process::run(&mut switch, Duration::from_secs(60)).expect_success();
+            bed.cluster.start();
+            if on {
+                damage(&bed, &path, 3);
+            }
+            for arguments in [&[][..], &["--remote"]] {
+                let backup = bed.backup(arguments);
+                let found = (&backup["bad_pages"], &backup["checksums_verified"]);
+                assert_eq!(found, (&u64::from(on).into(), &on.into()), "{major} {arguments:?}: {backup}");
+            }
+        }
+    }
 }
 
 /// B5: an LSN that is damaged so that the page looks newer than the backup does not hide it.

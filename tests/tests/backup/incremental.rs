@@ -115,7 +115,7 @@ fn increments_ten_deep_cost_what_changed_and_restore() {
 #[test]
 fn increments_of_the_oldest_and_the_newest_version() {
     ten_deep(13, 2);
-    ten_deep(18, 2);
+    ten_deep(19, 2);
 }
 
 /// B7: a database that is made by copying files costs next to nothing: they are found by their content.

@@ -16,7 +16,7 @@ use crate::bed::{Bed, report};
 /// server says so at the very end, with an error.
 #[test]
 fn pages_that_the_server_finds_damaged_are_recorded() {
-    for major in [13, 18] {
+    for major in [13, 18, 19] {
         let bed = Bed::local(Cluster::builder().major(major).checksums(true));
         bed.cluster.psql(
             "create table t as select i, repeat('x', 500) from generate_series(1, 5000) i; vacuum t; checkpoint",

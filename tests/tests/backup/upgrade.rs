@@ -24,8 +24,8 @@ fn pg_upgrade(old: &Cluster, new: &Cluster, mode: &str) {
     process::run(&mut command, Duration::from_secs(240)).expect_success();
 }
 
-/// Upgrades from 17 to 18 with a backup before and one after.
-fn upgraded(mode: &str) {
+/// Upgrades from 17 to a later version with a backup before and one after.
+fn upgraded(mode: &str, to: u32) {
     let mut bed = Bed::local(Cluster::builder().major(17).segment_size_mb(1).conf("max_wal_size", "200MB"));
     bed.cluster.psql(
         "create table big as select i, md5(random()::text) as t from generate_series(1, 300000) i;
@@ -39,7 +39,7 @@ fn upgraded(mode: &str) {
     bed.cluster.wait_archived(&segment);
     bed.cluster.stop(Shutdown::Fast);
 
-    let builder = Cluster::builder().major(18).segment_size_mb(1).in_dir(bed.cluster.dir());
+    let builder = Cluster::builder().major(to).segment_size_mb(1).in_dir(bed.cluster.dir());
     let mut new = builder.init();
     pg_upgrade(&bed.cluster, &new, mode);
     let agent = Agent::with(&new, &bed.store);
@@ -63,13 +63,14 @@ fn upgraded(mode: &str) {
     let (stored, reused) = (copy["new_bytes"].as_u64().unwrap(), copy["reused_bytes"].as_u64().unwrap());
     let big: u64 = new.psql("select pg_total_relation_size('big')").parse().unwrap();
     println!("{mode}: {stored} bytes are new, {reused} were there; the large table has {big}");
-    assert!(reused > big, "{after}");
+    // Pages that PostgreSQL added to the table and has not used yet are zero, and count as neither.
+    assert!(reused > big / 20 * 19, "{after}");
 
     new.psql("insert into small values (4)");
     let source = Contents::of(&new);
     let segment = new.switch_wal();
     new.wait_archived(&segment);
-    for (major, id, expected) in [(18, second, &source), (17, first, &old)] {
+    for (major, id, expected) in [(to, second, &source), (17, first, &old)] {
         let place = bed.cluster.dir().join(format!("restored{major}"));
         agent.restore(&["restore", "--backup", id, "--pgdata", place.to_str().unwrap()]).expect_success();
         let restored = Cluster::start_restored(bed.cluster.dir(), major, place);
@@ -85,17 +86,17 @@ fn upgraded(mode: &str) {
         serde_json::from_str(&agent.run(&["status", "--json"]).expect_success().stdout).unwrap();
     let lives = status["clusters"][0]["repositories"][0]["status"]["lineages"].as_array().unwrap();
     let majors: Vec<u64> = lives.iter().map(|life| life["postgresql"].as_u64().unwrap()).collect();
-    assert_eq!(majors, [17, 18], "{status:#}");
+    assert_eq!(majors, [17, u64::from(to)], "{status:#}");
 }
 
 /// B7: files are copied: the old cluster stays.
 #[test]
 fn the_first_backup_after_pg_upgrade_is_incremental() {
-    upgraded("--copy");
+    upgraded("--copy", 18);
 }
 
-/// B7: files are linked: the two clusters share them.
+/// B7: files are linked: the two clusters share them. 19 writes all of its multixacts anew.
 #[test]
 fn the_first_backup_after_pg_upgrade_by_links_is_incremental() {
-    upgraded("--link");
+    upgraded("--link", 19);
 }

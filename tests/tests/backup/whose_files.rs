@@ -146,7 +146,7 @@ fn files_of_another_server_are_refused_by_the_oldest_version() {
 /// Promise 12: the same with the newest version.
 #[test]
 fn files_of_another_server_are_refused_by_the_newest_version() {
-    files_of_another_server_are_refused(18);
+    files_of_another_server_are_refused(19);
 }
 
 /// Promise 12: each new connection leads to another server, by a load balancer or by several hosts. A backup is refused or

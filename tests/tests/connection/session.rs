@@ -135,7 +135,7 @@ async fn replication_commands_answer_on_every_version() {
 
 #[tokio::test]
 async fn the_history_of_a_promoted_standby() {
-    let primary = Cluster::builder().major(18).start();
+    let primary = Cluster::builder().major(19).start();
     let standby = primary.streaming_standby();
     standby.promote();
     let mut walsender = Walsender::connect(&settings(&standby.conninfo())).await.unwrap();

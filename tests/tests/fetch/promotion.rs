@@ -70,7 +70,7 @@ fn a_server_restored_with_a_prepared_transaction_archives_its_history() {
 
 #[test]
 fn servers_of_other_versions_restored_with_a_prepared_transaction_archive_their_histories() {
-    for major in [13, 16, 18] {
+    for major in [13, 16, 18, 19] {
         a_restored_server_archives_its_history(major);
     }
 }
@@ -142,7 +142,7 @@ fn a_standby_promoted_with_a_prepared_transaction_archives_its_history() {
 
 #[test]
 fn standbys_of_other_versions_promoted_with_a_prepared_transaction_archive_their_histories() {
-    for major in [13, 16, 18] {
+    for major in [13, 16, 18, 19] {
         a_promoted_standby_archives_its_history(major, Away::Store);
     }
 }

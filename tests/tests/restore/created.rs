@@ -57,7 +57,7 @@ fn a_copy_does_not_overwrite_the_originals_new_tablespace() {
 #[test]
 fn a_copy_of_the_oldest_and_the_newest_version_does_not_either() {
     beside(13);
-    beside(18);
+    beside(19);
 }
 
 fn beside(major: u32) {
@@ -229,7 +229,7 @@ fn wal_archived_after_planning_does_not_overwrite_the_originals_tablespace() {
 #[test]
 fn wal_archived_after_planning_does_not_on_the_oldest_and_the_newest_version_either() {
     archived_after_planning(13);
-    archived_after_planning(18);
+    archived_after_planning(19);
 }
 
 /// A standby beside the original stops at the record instead; one on a machine where the location is empty goes on, and

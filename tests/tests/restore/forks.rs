@@ -99,7 +99,7 @@ fn a_second_recovery_to_before_a_fork_follows_the_timeline_it_stops_on() {
 
 #[test]
 fn second_recoveries_of_other_versions_follow_the_timeline_they_stop_on() {
-    for major in [15, 16, 18] {
+    for major in [15, 16, 18, 19] {
         a_second_recovery_follows_the_timeline_it_stops_on(major);
     }
 }
@@ -233,7 +233,7 @@ fn right_after_a_failover_the_partial_brings_back_every_row_on_request() {
 
 #[test]
 fn right_after_failovers_of_other_versions_the_partial_brings_back_every_row() {
-    for major in [14, 16, 18] {
+    for major in [14, 16, 18, 19] {
         right_after_a_failover(major);
     }
 }
@@ -275,7 +275,7 @@ fn moments_before_a_failover_are_recovered_on_the_old_timeline() {
 
 #[test]
 fn moments_before_failovers_of_other_versions_are_recovered_on_the_old_timeline() {
-    for major in [15, 16, 18] {
+    for major in [15, 16, 18, 19] {
         before_a_failover(major);
     }
 }
@@ -452,7 +452,7 @@ fn a_standby_that_follows_past_a_failover_is_promoted_with_a_prepared_transactio
 
 #[test]
 fn standbys_of_other_versions_that_follow_past_a_failover_are_promoted() {
-    for major in [13, 16, 18] {
+    for major in [13, 16, 18, 19] {
         a_follower_past_a_failover_is_promoted(major);
     }
 }
@@ -493,7 +493,7 @@ fn a_standby_goes_on_with_a_primary_that_was_repaired_with_a_prepared_transactio
 
 #[test]
 fn standbys_of_other_versions_go_on_with_a_primary_that_was_repaired() {
-    for major in [13, 16, 18] {
+    for major in [13, 16, 18, 19] {
         a_follower_goes_on_with_the_repaired_primary(major);
     }
 }

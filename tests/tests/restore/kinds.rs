@@ -210,6 +210,12 @@ fn every_kind_of_backup_of_18() {
     pairs(18);
 }
 
+/// B1, R1, R4 on version 19.
+#[test]
+fn every_kind_of_backup_of_19() {
+    pairs(19);
+}
+
 /// B1, R1, R4: all of them.
 #[test]
 #[ignore = "make soak: every kind of backup in every way, of every version, on both kinds of store"]

@@ -48,7 +48,7 @@ fn tablespaces_go_where_they_are_told() {
 #[test]
 fn tablespaces_of_the_oldest_and_the_newest_version() {
     tablespaces_of(13);
-    tablespaces_of(18);
+    tablespaces_of(19);
 }
 
 fn tablespaces_of(major: u32) {

@@ -84,7 +84,7 @@ fn a_damaged_data_directory_is_repaired() {
 #[test]
 fn a_damaged_data_directory_is_repaired_on_the_oldest_and_the_newest_version() {
     repaired(13);
-    repaired(18);
+    repaired(19);
 }
 
 fn repaired(major: u32) {

@@ -55,7 +55,7 @@ fn the_last_segment_of_a_crashed_server_is_kept_and_replayed() {
 #[test]
 fn the_last_segment_is_replayed_by_the_oldest_and_the_newest_version() {
     the_last_segment_is_replayed(13);
-    the_last_segment_is_replayed(18);
+    the_last_segment_is_replayed(19);
 }
 
 fn the_last_segment_is_replayed(major: u32) {

@@ -98,8 +98,13 @@ fn version_18_agrees_with_its_waldump() {
 }
 
 #[test]
+fn version_19_agrees_with_its_waldump() {
+    kinds_agree(19);
+}
+
+#[test]
 fn segments_of_every_size_agree() {
-    for (major, mb) in [(14, 4), (15, 16), (17, 64), (18, 1)] {
+    for (major, mb) in [(14, 4), (15, 16), (17, 64), (18, 1), (19, 4)] {
         let wal = waldata::mixed(major, mb);
         compare(&wal, &wal.segments());
     }
@@ -123,7 +128,7 @@ fn a_segment_of_1_gib_agrees() {
 
 #[test]
 fn a_promotion_agrees_with_waldump_and_with_its_history() {
-    for major in 14..=18 {
+    for major in 14..=19 {
         let wal = waldata::promotion(major);
         for timeline in [1, 2] {
             compare(&wal, &on_timeline(&wal, timeline));
@@ -147,7 +152,7 @@ fn a_promotion_agrees_with_waldump_and_with_its_history() {
 
 #[test]
 fn an_overwritten_contrecord_agrees_with_waldump() {
-    for major in 14..=18 {
+    for major in 14..=19 {
         let wal = waldata::overwritten_contrecord(major, Lost::InACrash);
         let records = compare(&wal, &wal.segments());
         let overwrites = records.iter().filter_map(|record| match record.kind {
@@ -162,7 +167,7 @@ fn an_overwritten_contrecord_agrees_with_waldump() {
 
 #[test]
 fn a_broken_record_at_a_promotion_agrees_with_waldump() {
-    for major in [14, 18] {
+    for major in [14, 19] {
         let wal = waldata::overwritten_contrecord(major, Lost::InAPromotion);
         let child = on_timeline(&wal, 2);
         compare(&wal, &child);
@@ -171,6 +176,21 @@ fn a_broken_record_at_a_promotion_agrees_with_waldump() {
         for path in child {
             inspect_on_path(name_of(&path), &fs::read(&path).unwrap(), &history).unwrap();
         }
+    }
+}
+
+/// Minor releases of 17 and 18, and 19, name the page of the visibility map in the records that change it.
+#[test]
+fn heap_records_that_name_the_visibility_map_agree() {
+    for major in [17, 18, 19] {
+        let wal = waldata::visibility(major);
+        let segments = wal.segments();
+        compare(&wal, &segments);
+        let dumps = segments.iter().map(|segment| wal.waldump_file(segment).stdout).collect::<String>();
+        let naming = |line: &&str| line.starts_with("rmgr: Heap ") && line.contains("fork vm");
+        let named = dumps.lines().filter(naming).count();
+        println!("{major}: {named} records of Heap name the visibility map");
+        assert!(named >= 20, "{major}: {named}");
     }
 }
 

@@ -12,7 +12,7 @@ use walpoint_tests::wait;
 #[test]
 fn a_segment_that_ends_early_is_told_from_a_damaged_one() {
     let mut recycled = false;
-    for major in [13, 15, 18] {
+    for major in [13, 15, 18, 19] {
         let primary = Cluster::builder()
             .major(major)
             .segment_size_mb(1)
@@ -79,7 +79,7 @@ fn a_segment_that_ends_early_is_told_from_a_damaged_one() {
 fn leftovers_that_end_in_the_page_of_the_end_are_no_damage() {
     let size = SegmentSize::new(1 << 20).unwrap();
     let mut in_one_page = 0;
-    for major in [13, 16, 18] {
+    for major in [13, 16, 18, 19] {
         let mut primary = Cluster::builder()
             .major(major)
             .segment_size_mb(1)

@@ -20,7 +20,7 @@ use crate::{name_of, read};
 /// Real recovery to a target, and what the server logs about where it stopped (R1): `find` must stop at the same record.
 #[test]
 fn recovery_stops_where_find_says() {
-    for major in [13, 15, 18] {
+    for major in [13, 15, 18, 19] {
         let dir = Arc::new(TestDir::new());
         let archive = dir.mkdir("archive");
         let source = Cluster::builder()

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 use walpoint_base::{BackupId, TimelineHistory};
 use walpoint_pg::base_backup::{Archive, BaseBackup, Command, End, Space, Start};
+use walpoint_pg::checksum::Checksums;
 use walpoint_pg::label::{self, TablespaceMap};
 use walpoint_pg::server::{Identity, Server, Tablespace};
 use walpoint_repo::backup::{BackupWriter, Method};
@@ -24,10 +25,10 @@ use crate::backup::copy::HEARTBEAT;
 use crate::backup::needed_history::Histories;
 use crate::backup::outcome::Outcome;
 use crate::backup::owners::Owners;
-use crate::backup::pages::Newest;
+use crate::backup::pages::{InForce, Newest};
 use crate::backup::preflight::Chosen;
 use crate::backup::reader::{Counts, Shared};
-use crate::backup::run::{Copied, DEFAULT_LABEL, Run, Said, SharedServer, copies, page_check};
+use crate::backup::run::{Copied, DEFAULT_LABEL, Run, Said, SharedServer, copies, had_checksums, page_check};
 use crate::check::remote::{RemoteSource, is_the_server};
 use crate::check::repository::Destination;
 use crate::check::source;
@@ -123,7 +124,7 @@ impl Run<'_> {
         let start = stream.started();
         let shared = Arc::new(Shared {
             block_size: usize::try_from(identity.block_size)?,
-            pages: page_check(identity, start.lsn, newest(server)),
+            pages: page_check(identity, start.lsn, newest(server), in_force(server)),
             stop: self.stop.child_token(),
             progress,
             owners: std::sync::Mutex::new(Owners::default()),
@@ -163,6 +164,7 @@ impl Run<'_> {
             method: Method::Remote,
             identity,
             times: (started, ended),
+            checksums: had_checksums(&shared, &control),
             label,
             tablespace_map,
             stop: end.lsn,
@@ -199,6 +201,13 @@ fn newest(server: &SharedServer) -> Newest {
     let (server, runtime) = (Arc::clone(server), tokio::runtime::Handle::current());
     // The readers are threads that may block.
     Newest::new(move || runtime.block_on(async { server.lock().await.position().await.ok().flatten() }))
+}
+
+/// Whether checksums are on, asked in the same session.
+fn in_force(server: &SharedServer) -> InForce {
+    let (server, runtime) = (Arc::clone(server), tokio::runtime::Handle::current());
+    let ask = move || runtime.block_on(async { server.lock().await.checksums().await });
+    InForce::new(move || ask().map_or(true, |checksums| checksums == Checksums::On))
 }
 
 /// Keeps the session beside the backup alive, which has nothing to do for hours.

@@ -8,7 +8,7 @@ pub enum BaseBackupError {
     /// No connection, or the server refused or gave up.
     #[error(transparent)]
     Server(#[from] ServerError),
-    /// The stream is not what PostgreSQL 13 to 18 sends.
+    /// The stream is not what PostgreSQL 13 to 19 sends.
     #[error("the server's base backup cannot be understood: {0}")]
     Malformed(String),
     /// The server left out what a cluster cannot do without.

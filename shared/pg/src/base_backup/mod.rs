@@ -1,4 +1,4 @@
-//! `BASE_BACKUP`: a base backup through the replication protocol, from PostgreSQL 13 to 18.
+//! `BASE_BACKUP`: a base backup through the replication protocol, from PostgreSQL 13 to 19.
 //!
 //! | module | owns |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! Connections to PostgreSQL 13 to 18, for SQL and for replication commands.
+//! Connections to PostgreSQL 13 to 19, for SQL and for replication commands.
 //!
 //! | module | owns |
 //! |---|---|

@@ -40,7 +40,7 @@ pub enum ServerError {
         source: RowError,
     },
     /// A version this program does not know.
-    #[error("the server is PostgreSQL {version}; this program works with 13 to 18")]
+    #[error("the server is PostgreSQL {version}; this program works with 13 to 19")]
     Version {
         /// What the server calls itself.
         version: String,

@@ -7,6 +7,7 @@ use walpoint_base::{Lsn, PgMajor, SegmentSize, SystemId, TimelineId};
 use super::error::ServerError;
 use super::role::Right;
 use super::session::Server;
+use crate::checksum::Checksums;
 use crate::connect::RowError;
 
 /// A cluster as its server describes it.
@@ -33,8 +34,8 @@ pub struct Identity {
     pub block_size: u32,
     /// Pages in one file of a relation.
     pub relation_segment_blocks: u32,
-    /// Whether pages carry checksums.
-    pub data_checksums: bool,
+    /// Whether pages carry checksums, at present.
+    pub checksums: Checksums,
 }
 
 /// The settings that decide whether WAL is archived.
@@ -68,9 +69,10 @@ pub struct ConfigFiles {
     pub sources: Vec<PathBuf>,
 }
 
+// Of checksums `pg_control_init()` knows only, from 19 on, what `initdb` chose.
 const IDENTITY: &str = "\
 SELECT s.system_identifier, i.bytes_per_wal_segment, i.wal_block_size, i.database_block_size, i.blocks_per_segment, \
-i.data_page_checksum_version, pg_catalog.pg_is_in_recovery() AS in_recovery, \
+pg_catalog.current_setting('data_checksums') AS data_checksums, pg_catalog.pg_is_in_recovery() AS in_recovery, \
 pg_catalog.current_setting('data_directory') AS data_directory, \
 greatest(c.timeline_id, r.min_recovery_end_timeline) AS control_timeline, \
 CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
@@ -111,7 +113,7 @@ impl Server {
                 wal_block_size: row.get("wal_block_size")?,
                 block_size: row.get("database_block_size")?,
                 relation_segment_blocks: row.get("blocks_per_segment")?,
-                data_checksums: row.get::<i32>("data_page_checksum_version")? != 0,
+                checksums: Checksums::from_setting(&row.get::<String>("data_checksums")?),
             })
         };
         if segment_size.is_none() {
@@ -139,6 +141,12 @@ impl Server {
             })
         })
         .await
+    }
+
+    /// Whether pages carry checksums now.
+    pub async fn checksums(&mut self) -> Result<Checksums, ServerError> {
+        let value = self.setting("data_checksums").await?;
+        Ok(Checksums::from_setting(value.as_deref().unwrap_or_default()))
     }
 
     /// One setting as `SHOW` prints it; `None` if this version has none of that name.

@@ -1,4 +1,4 @@
-//! What Walpoint asks of a server, as typed calls that work the same on PostgreSQL 13 to 18.
+//! What Walpoint asks of a server, as typed calls that work the same on PostgreSQL 13 to 19.
 //!
 //! | type | for |
 //! |---|---|

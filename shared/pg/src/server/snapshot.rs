@@ -5,7 +5,7 @@
 //! file holds the process id of the session. It disappears when the transaction ends. A crash of the server leaves it until
 //! the next start.
 //!
-//! Source: `ExportSnapshot` in `src/backend/utils/time/snapmgr.c`; the same in versions 13 to 18.
+//! Source: `ExportSnapshot` in `src/backend/utils/time/snapmgr.c`; the same in versions 13 to 19.
 
 use super::error::ServerError;
 use super::role::Right;

@@ -3,15 +3,15 @@
 //! Source: `src/include/catalog/pg_control.h` (`CheckPoint`), `src/include/access/xlogrecord.h`. The record holds the very
 //! structure of which `pg_control` keeps a copy, so the two say the same if the WAL is that server's.
 
-use walpoint_base::Lsn;
+use walpoint_base::{Lsn, PgMajor};
 
-use super::kind::{XLOG_CHECKPOINT_ONLINE, XLOG_CHECKPOINT_SHUTDOWN};
-use super::page::PageHeader;
+use super::kind::{XLOG_CHECKPOINT_ONLINE, XLOG_CHECKPOINT_SHUTDOWN, next_xid_in_checkpoint};
+use super::page::{PageHeader, major_of_magic};
 use super::record::{RECORD_HEADER, RecordCrc, RecordHeader, Rmgr, main_data};
 use crate::bytes;
 use crate::control::CheckpointCopy;
 
-/// The record of a checkpoint has 114 bytes; one of a later version may have a few more.
+/// The record of a checkpoint has 114 bytes, from 19 on 122; one of a later version may have a few more.
 const LONGEST: u32 = 512;
 
 /// Bytes from the beginning of its page within which a checkpoint's record ends, whatever headers lie between.
@@ -26,6 +26,8 @@ pub fn checkpoint_at(lsn: Lsn, page_size: u32, wal: &[u8]) -> Result<CheckpointC
     let page = Lsn(lsn.0 - lsn.0 % page_size);
     let header = PageHeader::parse(wal).filter(|header| header.address == page);
     let header = header.ok_or_else(|| format!("there is no page of WAL at {page}"))?;
+    let major = major_of_magic(header.magic)
+        .ok_or_else(|| format!("the page of WAL at {page} is of no known version of PostgreSQL"))?;
     let mut cursor = Cursor { wal, page_size, at: lsn.0 - page.0 };
     if cursor.at < u64::try_from(header.length()).unwrap_or(u64::MAX) {
         return Err(format!("no record starts at {lsn}"));
@@ -44,18 +46,22 @@ pub fn checkpoint_at(lsn: Lsn, page_size: u32, wal: &[u8]) -> Result<CheckpointC
     if RecordCrc::default().body(&body).finish(raw) != header.crc {
         return Err(none());
     }
-    main_data(&body).and_then(|data| parse(lsn, data)).ok_or_else(none)
+    main_data(&body).and_then(|data| parse(lsn, data, major)).ok_or_else(none)
 }
 
-fn parse(lsn: Lsn, data: &[u8]) -> Option<CheckpointCopy> {
+fn parse(lsn: Lsn, data: &[u8], major: PgMajor) -> Option<CheckpointCopy> {
+    let next_xid = next_xid_in_checkpoint(major);
+    // 19 has offsets of multixacts of twice the length.
+    let oldest_xid = next_xid + if major.get() >= 19 { 24 } else { 20 };
     Some(CheckpointCopy {
         lsn,
         redo: Lsn(bytes::u64(data, 0)?),
         timeline: bytes::u32(data, 8)?,
         previous_timeline: bytes::u32(data, 12)?,
-        next_xid: bytes::u64(data, 24)?,
-        oldest_xid: bytes::u32(data, 44)?,
-        time: bytes::i64(data, 64)?,
+        next_xid: bytes::u64(data, next_xid)?,
+        oldest_xid: bytes::u32(data, oldest_xid)?,
+        // Three more ids lie between, then padding.
+        time: bytes::i64(data, (oldest_xid + 16).next_multiple_of(8))?,
     })
 }
 
@@ -95,14 +101,16 @@ mod tests {
 
     const PAGE: u32 = 8192;
 
-    fn checkpoint(redo: u64, time: i64) -> Vec<u8> {
-        let mut data = vec![0; 88];
+    fn checkpoint(major: u32, redo: u64, time: i64) -> Vec<u8> {
+        let (next_xid, oldest_xid, made, length) =
+            if major < 19 { (24, 44, 64, 88) } else { (32, 56, 72, 96) };
+        let mut data = vec![0; length];
         data[..8].copy_from_slice(&redo.to_le_bytes());
         data[8] = 3;
         data[12] = 2;
-        data[24..32].copy_from_slice(&(5u64 << 32 | 777).to_le_bytes());
-        data[44] = 9;
-        data[64..72].copy_from_slice(&time.to_le_bytes());
+        data[next_xid..next_xid + 8].copy_from_slice(&(5u64 << 32 | 777).to_le_bytes());
+        data[oldest_xid] = 9;
+        data[made..made + 8].copy_from_slice(&time.to_le_bytes());
         Forge::data(&data)
     }
 
@@ -116,19 +124,22 @@ mod tests {
 
     #[test]
     fn a_checkpoint_is_read_where_it_starts_and_nowhere_else() {
-        for left in [4000, 64, 24, 40, 104] {
-            let mut forge = Forge::new(17, 1);
+        for (major, left) in
+            [17, 19].into_iter().flat_map(|major| [4000, 64, 24, 40, 104].map(|left| (major, left)))
+        {
+            let mut forge = Forge::new(major, 1);
             // So that it ends on the next page, or in the next segment.
             forge.fill_segment_but(left);
-            let lsn = forge.record(0, XLOG_CHECKPOINT_ONLINE, 0, &checkpoint(0x123, 42));
+            let lsn = forge.record(0, XLOG_CHECKPOINT_ONLINE, 0, &checkpoint(major, 0x123, 42));
             let next = forge.commit(7, 8);
             let wal = window(&forge, lsn);
             let found = checkpoint_at(lsn, PAGE, &wal).unwrap();
             assert_eq!(
                 (found.lsn, found.redo, found.timeline, found.previous_timeline, found.next_xid, found.time),
                 (lsn, Lsn(0x123), 3, 2, 5 << 32 | 777, 42),
-                "{left}"
+                "{major} {left}"
             );
+            assert_eq!(found.oldest_xid, 9);
             let told = checkpoint_at(next, PAGE, &window(&forge, next)).unwrap_err();
             assert_eq!(told, format!("no checkpoint starts at {next}"));
             assert!(checkpoint_at(lsn + 8, PAGE, &wal).is_err());

@@ -21,7 +21,7 @@ pub enum WalError {
     /// WAL, but of no version that is known.
     #[error(
         "WAL segment {name} was written by an unknown version of PostgreSQL (page magic {magic:#06X}); \
-         Walpoint knows 13 to 18"
+         Walpoint knows 13 to 19"
     )]
     UnknownVersion {
         /// The segment.

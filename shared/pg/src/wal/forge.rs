@@ -2,7 +2,7 @@
 
 use walpoint_base::{Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize, TimelineId};
 
-use super::page::{LONG_HEADER, magic_of_major};
+use super::page::{LONG_HEADER, magic_of_major, overwrite_flag};
 use super::record::{RECORD_HEADER, RecordCrc};
 
 pub(super) const SYSTEM_ID: u64 = 7_000_000_000_000_000_001;
@@ -55,9 +55,11 @@ impl Forge {
     fn page_header(&mut self, remaining: u32) {
         let first = self.bytes.len().is_multiple_of(self.size.as_usize());
         let overwrite = std::mem::take(&mut self.overwrite);
-        let info = u16::from(remaining > 0) | u16::from(first) << 1 | u16::from(overwrite) << 3;
+        let magic = magic_of_major(self.major);
+        let overwrite = if overwrite { overwrite_flag(magic) } else { 0 };
+        let info = u16::from(remaining > 0) | u16::from(first) << 1 | overwrite;
         let address = self.position();
-        self.bytes.extend(magic_of_major(self.major).to_le_bytes());
+        self.bytes.extend(magic.to_le_bytes());
         self.bytes.extend(info.to_le_bytes());
         self.bytes.extend(self.timeline.to_le_bytes());
         self.bytes.extend(address.0.to_le_bytes());

@@ -2,7 +2,7 @@
 //! what an archive holds.
 //!
 //! Sources: `src/include/access/xact.h`, `src/backend/access/rmgrdesc/xactdesc.c`, `src/include/catalog/pg_control.h`,
-//! `src/include/access/xlog_internal.h`, `src/include/storage/standbydefs.h`. Layouts are those of 13 to 18; where they
+//! `src/include/access/xlog_internal.h`, `src/include/storage/standbydefs.h`. Layouts are those of 13 to 19; where they
 //! differ the code says so.
 //!
 //! A record of these kinds whose body does not make sense counts as [`RecordKind::Other`]: its CRC says that PostgreSQL
@@ -153,7 +153,7 @@ impl RecordKind {
             Rmgr::XACT => main_data(body).and_then(|data| xact(header, data, major)),
             // A switch has no data at all.
             Rmgr::XLOG if header.info & RMGR_INFO == XLOG_SWITCH => Some(Self::Switch),
-            Rmgr::XLOG => main_data(body).and_then(|data| xlog(header, data)),
+            Rmgr::XLOG => main_data(body).and_then(|data| xlog(header, data, major)),
             Rmgr::TBLSPC => main_data(body).and_then(|data| tablespace(header, data)),
             Rmgr::STANDBY => main_data(body).and_then(|data| standby(header, data)),
             _ => None,
@@ -215,12 +215,18 @@ const XLOG_CHECKPOINT_REDO: u8 = 0xE0;
 /// `MAXFNAMELEN`: the field of a restore point's name, its final zero byte included.
 const NAME_FIELD: usize = 64;
 
-fn xlog(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {
+/// Where a `CheckPoint` has its next transaction. What follows is as far behind it in all versions up to the oldest xid;
+/// 19 put the state of logical decoding before it.
+pub(super) fn next_xid_in_checkpoint(major: PgMajor) -> usize {
+    if major.get() >= 19 { 32 } else { 24 }
+}
+
+fn xlog(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind> {
     let lsn = |at| bytes::u64(data, at).map(Lsn);
     let time = |at| bytes::i64(data, at).map(PgTimestamp);
     let checkpoint = || {
         let (timeline, previous_timeline) = (bytes::u32(data, 8)?, bytes::u32(data, 12)?);
-        let next_xid = FullXid(bytes::u64(data, 24)?);
+        let next_xid = FullXid(bytes::u64(data, next_xid_in_checkpoint(major))?);
         Some(Checkpoint { redo: lsn(0)?, timeline, previous_timeline, next_xid })
     };
     Some(match header.info & RMGR_INFO {
@@ -406,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_prepared_transaction_ends_under_its_own_xid() {
-        for (major, stats_words) in [(15, 3), (17, 3), (18, 4)] {
+        for (major, stats_words) in [(15, 3), (17, 3), (18, 4), (19, 4)] {
             // Time, flags with everything, database, 2 subtransactions, 1 relation, 2 statistics, 1 invalidation, xid.
             let mut data = words(&[7, 0, 0x11F, 1, 2, 2, 50, 51, 1, 0, 0, 0, 2]);
             data.extend(words(&vec![9; 2 * stats_words]));
@@ -463,7 +469,7 @@ mod tests {
             xid: u32,
             data: Vec<u8>,
             raw: Vec<u8>,
-            major in 13u32..=18,
+            major in 13u32..=19,
         ) {
             let (header, major) = (header(Rmgr(rmgr), info, xid), PgMajor::new(major).unwrap());
             for body in [with_prefix(&data), raw] {

@@ -16,12 +16,23 @@ pub const LONG_HEADER: usize = 40;
 const FIRST_IS_CONTRECORD: u16 = 0x0001;
 const LONG: u16 = 0x0002;
 /// The page was meant to start with the rest of a record, but the server crashed before it wrote that.
-const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
-const ALL_FLAGS: u16 = 0x000F;
+///
+/// 19 gave it the bit of a flag that meant nothing any more (`XLP_BKP_REMOVABLE`): see [`overwrite_flag`].
+const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0004;
+const FIRST_IS_OVERWRITE_CONTRECORD_BEFORE_19: u16 = 0x0008;
 
 /// `XLOG_PAGE_MAGIC` of each version.
-const MAGICS: [(u16, u32); 6] =
-    [(0xD106, 13), (0xD10D, 14), (0xD110, 15), (0xD113, 16), (0xD116, 17), (0xD118, 18)];
+const MAGICS: [(u16, u32); 7] =
+    [(0xD106, 13), (0xD10D, 14), (0xD110, 15), (0xD113, 16), (0xD116, 17), (0xD118, 18), (MAGIC_OF_19, 19)];
+
+/// Numbers only grow from version to version.
+const MAGIC_OF_19: u16 = 0xD122;
+
+/// `XLP_FIRST_IS_OVERWRITE_CONTRECORD` of the version whose pages carry this magic number. It is the highest flag that
+/// the version knows.
+pub(super) fn overwrite_flag(magic: u16) -> u16 {
+    if magic >= MAGIC_OF_19 { FIRST_IS_OVERWRITE_CONTRECORD } else { FIRST_IS_OVERWRITE_CONTRECORD_BEFORE_19 }
+}
 
 /// The version whose pages carry this magic number.
 pub fn major_of_magic(magic: u16) -> Option<PgMajor> {
@@ -68,7 +79,7 @@ impl PageHeader {
 
     /// Whether it takes the place of the rest of a record that was never written.
     pub fn overwrites(&self) -> bool {
-        self.info & FIRST_IS_OVERWRITE_CONTRECORD != 0
+        self.info & overwrite_flag(self.magic) != 0
     }
 
     /// Whether this is the header of a segment's first page.
@@ -76,9 +87,9 @@ impl PageHeader {
         self.info & LONG != 0
     }
 
-    /// Whether it has only flags that PostgreSQL knows.
+    /// Whether it has only flags that its version of PostgreSQL knows (`XLP_ALL_FLAGS`).
     pub fn flags_known(&self) -> bool {
-        self.info & !ALL_FLAGS == 0
+        self.info < overwrite_flag(self.magic) << 1
     }
 
     /// Its length.
@@ -133,6 +144,26 @@ mod tests {
         }
         assert_eq!(major_of_magic(0), None);
         assert_eq!(major_of_magic(0x06D1), None, "the other byte order");
+    }
+
+    #[test]
+    fn a_flag_means_what_its_version_says() {
+        let page = |major, info| {
+            let magic = magic_of_major(PgMajor::new(major).unwrap());
+            PageHeader { magic, info, timeline: 1, address: Lsn(0), remaining: 0 }
+        };
+        for (major, info, overwrites, known) in [
+            (18, 0x8, true, true),
+            (18, 0x4, false, true),
+            (18, 0xF, true, true),
+            (18, 0x10, false, false),
+            (19, 0x4, true, true),
+            (19, 0x7, true, true),
+            (19, 0x8, false, false),
+        ] {
+            let page = page(major, info);
+            assert_eq!((page.overwrites(), page.flags_known()), (overwrites, known), "{major} {info:#x}");
+        }
     }
 
     proptest! {

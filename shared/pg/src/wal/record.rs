@@ -32,13 +32,17 @@ impl Rmgr {
     pub const TBLSPC: Rmgr = Rmgr(5);
     /// What a hot standby has to know.
     pub const STANDBY: Rmgr = Rmgr(8);
-    /// The last of PostgreSQL's own, the same in all of 13 to 18.
+    /// The last of PostgreSQL's own: `LogicalMessage`.
     const LAST_BUILTIN: u8 = 21;
+    /// In 19 one more is let through, `XLOG2`: 19 rc1 has none, other builds of 19 do. Nothing rests on it, since a
+    /// record has a CRC.
+    const LAST_BUILTIN_FROM_19: u8 = 22;
     /// Extensions may register their own from here on, since 15.
     const FIRST_CUSTOM: u8 = 128;
 
     fn exists(self, major: PgMajor) -> bool {
-        self.0 <= Self::LAST_BUILTIN || (major.get() >= 15 && self.0 >= Self::FIRST_CUSTOM)
+        let last = if major.get() >= 19 { Self::LAST_BUILTIN_FROM_19 } else { Self::LAST_BUILTIN };
+        self.0 <= last || (major.get() >= 15 && self.0 >= Self::FIRST_CUSTOM)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Every keyword that libpq 13 to 18 knows, the environment variable that stands in for it, and what is done with it.
+//! Every keyword that libpq 13 to 19 knows, the environment variable that stands in for it, and what is done with it.
 
 use super::SettingsError;
 
@@ -92,6 +92,7 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     ignored("oauth_client_id", ""),
     ignored("oauth_client_secret", ""),
     ignored("oauth_scope", ""),
+    ignored("oauth_ca_file", "PGOAUTHCAFILE"),
 ];
 
 /// The keyword of that name, provided that it can be honoured with that value.
