@@ -70,7 +70,7 @@ pub(crate) fn page_checksums(report: &mut Report, identity: &Identity) {
         Checksums::Changing => {
             let found =
                 "they are being switched on or off: until that is done a backup cannot tell damaged pages";
-            report.warning(what, found, "see data_checksums: SHOW data_checksums");
+            report.warning(what, found, "ask the server with SHOW data_checksums");
         }
     }
 }
