@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use walpoint_pg::control::CONTROL_FILE;
 use walpoint_repo::backup::{BackupReader, Content, Entry, PackUnit, Part, TablePath, Window, WindowLimits};
@@ -45,6 +45,9 @@ const WINDOW_OF_REPAIR: WindowLimits = WindowLimits { blocks: 1 << 14, entries: 
 
 /// Windows that are prepared and compared with what is there before the first of them is written.
 const AHEAD: usize = 2;
+
+/// Windows whose block lists are read at the same time, from a store behind a network.
+const READ_AT_ONCE: usize = 4;
 
 /// Windows that are written while the next one is prepared.
 const RUNNING: usize = 3;
@@ -84,6 +87,9 @@ pub(crate) struct Copier {
     /// Where it writes to.
     pub(crate) filesystems: Arc<Filesystems>,
 }
+
+/// A window whose block lists are being read.
+type Reading = JoinSet<anyhow::Result<Option<Window>>>;
 
 /// A window that is being compared with what is there.
 struct Comparing {
@@ -133,7 +139,7 @@ fn joined<T: Default>(task: Option<Result<anyhow::Result<T>, JoinError>>) -> any
 impl Copier {
     /// Writes and syncs all files; directories get their modes at the end, innermost first, and are synced.
     pub(crate) async fn copy(&self) -> anyhow::Result<Written> {
-        let mut windows = self.reader.windows(if self.delta { WINDOW_OF_REPAIR } else { WINDOW });
+        let (mut reading, mut windows) = self.read_windows();
         let buffers = Arc::new(Buffers::new(WAITING));
         let budget = Arc::new(Semaphore::new(permits(IN_FLIGHT) as usize));
         let mut directories: Vec<(PathBuf, Arc<Entry>)> = Vec::new();
@@ -146,7 +152,7 @@ impl Copier {
         let mut ending = JoinSet::new();
         loop {
             while ahead.len() < AHEAD
-                && let Some(window) = windows.next().await?
+                && let Some(window) = Self::next_window(&mut windows).await?
             {
                 let targets = self.begin(window.parts(), &mut directories, present)?;
                 present = targets.last().and_then(Option::as_ref).map_or(0, |target| target.present);
@@ -186,6 +192,7 @@ impl Copier {
                 written.files += joined(ending.join_next().await)?;
             }
         }
+        joined(reading.join_next().await)?;
         for last in running {
             ending.spawn(self.clone().end(last.written().await?));
         }
@@ -204,6 +211,39 @@ impl Copier {
                 )
             })?;
         Ok(written)
+    }
+
+    /// Reads windows in a task of its own, a few at the same time where answers take long.
+    fn read_windows(&self) -> (JoinSet<anyhow::Result<()>>, mpsc::Receiver<Reading>) {
+        let mut windows = self.reader.windows(if self.delta { WINDOW_OF_REPAIR } else { WINDOW });
+        let (sender, receiver) = mpsc::channel(if self.reader.is_local() { 1 } else { READ_AT_ONCE });
+        let reader = self.reader.clone();
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            while let Some(outline) = windows.outline().await? {
+                let mut reading = Reading::new();
+                let reader = reader.clone();
+                reading.spawn(async move {
+                    let window = outline.read().await?;
+                    reader.open_packs(&window).await;
+                    Ok(Some(window))
+                });
+                // Nothing is received after a failure elsewhere.
+                if sender.send(reading).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        (task, receiver)
+    }
+
+    /// The next window; `None` after the last one, or the last one before those that cannot be read.
+    async fn next_window(windows: &mut mpsc::Receiver<Reading>) -> anyhow::Result<Option<Window>> {
+        match windows.recv().await {
+            Some(mut reading) => joined(reading.join_next().await),
+            None => Ok(None),
+        }
     }
 
     /// Begins to compare a window with what is there.
@@ -234,7 +274,15 @@ impl Copier {
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         let (reader, of_window, progress) = (self.reader.clone(), Arc::clone(files), self.progress.clone());
         async move {
-            let fetched = reader.fetch(&unit).await?;
+            let opened = reader.open_unit(&unit).await?;
+            let mut permit = permit;
+            // What was held is the most that it can be. A directory of this machine answers at once: more at the same time would
+            // only take more memory.
+            if !reader.is_local() {
+                let more = permit.num_permits().saturating_sub(permits(opened.bytes()) as usize);
+                drop(permit.split(more));
+            }
+            let fetched = reader.fetch_opened(opened).await?;
             cpu::run(move || {
                 let _in_flight = permit;
                 let Files { targets, gather } = &*of_window;

@@ -137,7 +137,8 @@ pub use self::parent::Foundation;
 pub use self::path::{MAX_PATH, RelativePath, Root, TablePath, TreeCheck};
 pub use self::progress::{Progress, Stretch};
 pub use self::read::{
-    BackupReader, Entries, FetchedUnit, PackUnit, Part, Piece, Window, WindowLimits, Windows,
+    BackupReader, Entries, FetchedUnit, OpenUnit, Outline, PackUnit, Part, Piece, Window, WindowLimits,
+    Windows,
 };
 pub(crate) use self::summaries::ENOUGH;
 pub use self::wire::Malformed;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 pub use self::entries::Entries;
 use self::packs::Packs;
-pub use self::unit::{FetchedUnit, PackUnit, Piece};
-pub use self::window::{Part, Window, WindowLimits, Windows};
+pub use self::unit::{FetchedUnit, OpenUnit, PackUnit, Piece};
+pub use self::window::{Outline, Part, Window, WindowLimits, Windows};
 use super::catalog::Backups;
 use super::entry::Entry;
 use super::geometry::BlockSize;

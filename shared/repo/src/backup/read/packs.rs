@@ -28,8 +28,10 @@ const GAP: u64 = 256 << 10;
 const STRETCH: u64 = 4 << 20;
 /// Memory that is kept for the next requests: what is held of them while they are worked on.
 const KEPT: usize = 8 << 20;
-/// Requests at the same time for one pack.
+/// Requests at the same time for one unit, and portions of tables.
 const AT_ONCE: usize = 4;
+/// Table frames that are read together.
+const PORTION: usize = 64;
 
 /// A pack of which the front was read.
 #[derive(Debug)]
@@ -114,8 +116,33 @@ impl Stretches {
     }
 }
 
+/// What is read to have some ranges, which are in order.
+pub(super) fn joined(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last)
+                if range.start <= last.end.saturating_add(GAP)
+                    && range.end.saturating_sub(last.start) <= STRETCH =>
+            {
+                last.end = last.end.max(range.end);
+            }
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
 /// Which pack, and its front once somebody has read it: others who want it meanwhile wait for that.
 type Named = ((BackupRef, PackNo), Arc<OnceCell<Arc<OpenPack>>>);
+
+/// Table frames of one pack.
+struct Portion {
+    pack: Arc<OpenPack>,
+    /// The place of each in the order in which they are wanted, its number and where it is.
+    rows: Vec<(usize, u16, Range<u64>)>,
+    stretches: Stretches,
+}
 
 /// Reads from the packs of one manifest.
 #[derive(Debug)]
@@ -133,6 +160,11 @@ impl Packs {
             manifest: Arc::clone(manifest),
             open: Mutex::default(),
         }
+    }
+
+    /// Whether they are in a directory of this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.backups.store().is_local()
     }
 
     fn key(&self, at: FrameRef) -> Result<(Key, u32)> {
@@ -177,18 +209,7 @@ impl Packs {
 
     /// Reads some ranges of a pack, in order; those that lie close together with one request.
     pub(super) async fn stretches(&self, pack: &OpenPack, ranges: &[Range<u64>]) -> Result<Stretches> {
-        let mut joined: Vec<Range<u64>> = Vec::new();
-        for range in ranges {
-            match joined.last_mut() {
-                Some(last)
-                    if range.start <= last.end.saturating_add(GAP)
-                        && range.end.saturating_sub(last.start) <= STRETCH =>
-                {
-                    last.end = last.end.max(range.end);
-                }
-                _ => joined.push(range.clone()),
-            }
-        }
+        let joined = joined(ranges.iter().cloned());
         let get = |range: Range<u64>| async move {
             let start = range.start;
             Ok::<_, RepoError>((start, self.backups.store().get_range(&pack.key, range).await?.bytes))
@@ -208,31 +229,39 @@ impl Packs {
         let mut order: Vec<usize> = (0..frames.len()).collect();
         order.sort_by_key(|&n| frames.get(n));
         let at = |n: &usize| frames.get(*n).copied();
+        let same_pack =
+            |a: &usize, b: &usize| at(a).map(|f| (f.backup, f.pack)) == at(b).map(|f| (f.backup, f.pack));
+        let mut reads = Vec::new();
+        // In portions, so that what is held does not grow with what is asked for.
+        for portion in order.chunk_by(same_pack).flat_map(|together| together.chunks(PORTION)) {
+            let frames: Vec<_> = portion.iter().filter_map(|n| Some((*n, at(n)?))).collect();
+            reads.push(self.portion(kind, frames));
+        }
+        let mut reads = futures_util::stream::iter(reads).buffered(AT_ONCE);
         let mut plain = Vec::new();
-        for same_pack in
-            order.chunk_by(|a, b| at(a).map(|f| (f.backup, f.pack)) == at(b).map(|f| (f.backup, f.pack)))
-        {
-            let Some(first) = same_pack.first().and_then(at) else { continue };
-            let pack = self.open(first).await?;
-            // In portions, so that what is held does not grow with what is asked for.
-            for portion in same_pack.chunks(64) {
-                let mut rows = Vec::with_capacity(portion.len());
-                for n in portion {
-                    let Some(at) = at(n) else { continue };
-                    let frame = pack.frame(at.frame, kind)?;
-                    rows.push((*n, at.frame, pack.directory.range(frame)));
-                }
-                let ranges: Vec<_> = rows.iter().map(|(_, _, range)| range.clone()).collect();
-                let stretches = self.stretches(&pack, &ranges).await?;
-                for (n, index, range) in rows {
-                    let cut = || RepoError::corrupt(&pack.key, "it is shorter than its directory says");
-                    let bytes = stretches.get(&range).ok_or_else(cut)?;
-                    plain.clear();
-                    pack.open(index, bytes, &mut Codec::for_opening(), &mut plain)?;
-                    take(n, &plain)?;
-                }
+        while let Some(portion) = reads.try_next().await? {
+            let Some(Portion { pack, rows, stretches }) = portion else { continue };
+            for (n, index, range) in rows {
+                let cut = || RepoError::corrupt(&pack.key, "it is shorter than its directory says");
+                let bytes = stretches.get(&range).ok_or_else(cut)?;
+                plain.clear();
+                pack.open(index, bytes, &mut Codec::for_opening(), &mut plain)?;
+                take(n, &plain)?;
             }
         }
         Ok(())
+    }
+
+    /// Reads table frames of one pack, each with its place in the order in which they are wanted; `None` for none.
+    async fn portion(&self, kind: FrameKind, frames: Vec<(usize, FrameRef)>) -> Result<Option<Portion>> {
+        let Some((_, first)) = frames.first() else { return Ok(None) };
+        let pack = self.open(*first).await?;
+        let mut rows = Vec::with_capacity(frames.len());
+        for (n, at) in frames {
+            rows.push((n, at.frame, pack.directory.range(pack.frame(at.frame, kind)?)));
+        }
+        let ranges: Vec<_> = rows.iter().map(|(_, _, range)| range.clone()).collect();
+        let stretches = self.stretches(&pack, &ranges).await?;
+        Ok(Some(Portion { pack, rows, stretches }))
     }
 }

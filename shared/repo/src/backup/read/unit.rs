@@ -3,6 +3,7 @@
 //! A unit reaches over at most [`SPAN`] frames, so that little memory is enough to have several on their way, and every
 //! store is asked for megabytes at a time.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::frame::{DataFrame, MAX_FRAME};
@@ -11,13 +12,16 @@ use super::super::location::{BackupRef, BlockRef, FrameRef, PackNo};
 use super::super::manifest::Manifest;
 use super::super::pack::FrameKind;
 use super::BackupReader;
-use super::packs::{OpenPack, Stretches};
-use super::window::Listed;
+use super::packs::{OpenPack, Stretches, joined};
+use super::window::{Listed, Window};
 use crate::error::{RepoError, Result};
 use crate::object::Codec;
 
 /// Frames from the first to the last of a unit: at most 8 MiB, mostly a third of that after compression.
 const SPAN: u16 = 64;
+
+/// Packs of a window whose directories are read ahead: half of what is held.
+const OPENED_AHEAD: usize = 16;
 
 /// Bytes of a data frame with header and check.
 const LONGEST_FRAME: u64 = 132 << 10;
@@ -123,9 +127,23 @@ impl PackUnit {
     }
 }
 
+/// A unit whose pack's directory was read.
+#[derive(Debug)]
+pub struct OpenUnit {
+    pack: Arc<OpenPack>,
+    ranges: Vec<Range<u64>>,
+}
+
+impl OpenUnit {
+    /// The bytes that fetching it holds: at most [`PackUnit::fetch_bytes`], mostly a third of that.
+    pub fn bytes(&self) -> u64 {
+        joined(self.ranges.iter().cloned()).iter().map(|range| range.end - range.start).sum()
+    }
+}
+
 impl BackupReader {
-    /// Gets what a unit needs: the pack's directory and the frames, those that lie close together with one request.
-    pub async fn fetch(&self, unit: &PackUnit) -> Result<FetchedUnit> {
+    /// Reads the directory of a unit's pack, and finds what has to be read of it.
+    pub async fn open_unit(&self, unit: &PackUnit) -> Result<OpenUnit> {
         let pack = self.packs.open(unit.pack).await?;
         let mut ranges = Vec::new();
         for same_frame in unit.extents.chunk_by(|a, b| a.at.frame == b.at.frame) {
@@ -133,8 +151,33 @@ impl BackupReader {
             let frame = pack.frame(first.at.frame.frame, FrameKind::Data)?;
             ranges.push(pack.directory.range(frame));
         }
+        Ok(OpenUnit { pack, ranges })
+    }
+
+    /// Gets what a unit needs: its frames, those that lie close together with one request.
+    pub async fn fetch_opened(&self, unit: OpenUnit) -> Result<FetchedUnit> {
+        let OpenUnit { pack, ranges } = unit;
         let stretches = self.packs.stretches(&pack, &ranges).await?;
         Ok(FetchedUnit { pack, stretches })
+    }
+
+    /// Both: [`Self::open_unit`] and [`Self::fetch_opened`].
+    pub async fn fetch(&self, unit: &PackUnit) -> Result<FetchedUnit> {
+        self.fetch_opened(self.open_unit(unit).await?).await
+    }
+
+    /// Whether the backup is in a directory of this machine: requests are answered at once then.
+    pub fn is_local(&self) -> bool {
+        self.packs.is_local()
+    }
+
+    /// Reads the directories of the packs that a window needs, where they are few, so that its units need not wait for them.
+    /// What cannot be read is left to the fetch.
+    pub async fn open_packs(&self, window: &Window) {
+        let mut packs: Vec<FrameRef> = window.packs();
+        packs.truncate(OPENED_AHEAD);
+        let open = packs.into_iter().map(|at| async move { drop(self.packs.open(at).await) });
+        futures_util::future::join_all(open).await;
     }
 
     /// Opens each frame of a unit once, checks every block by its hash and length, and hands the blocks to `place` in the

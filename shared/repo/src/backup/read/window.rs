@@ -3,6 +3,7 @@
 //! Blocks of a file can be in any pack, and a pack's blocks in any file. Within a window every pack is read once; the
 //! window bounds what has to be remembered meanwhile, whatever the size of the cluster.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -72,6 +73,20 @@ impl Window {
     /// The entries, in the order of paths. A file that is longer than a window is a part of several of them.
     pub fn parts(&self) -> &[Part] {
         &self.parts
+    }
+
+    /// A frame in each of the packs that it needs.
+    pub(super) fn packs(&self) -> Vec<FrameRef> {
+        let runs = self.lists.iter().flat_map(|listed| listed.blocks.runs());
+        let frames = runs.filter_map(|(run, _)| match run.place {
+            Place::At(at) => Some(at.frame),
+            _ => None,
+        });
+        let mut packs = BTreeMap::new();
+        for frame in frames {
+            packs.entry((frame.backup, frame.pack)).or_insert(frame);
+        }
+        packs.into_values().collect()
     }
 
     /// What to read for this window, pack by pack in the order of backups and numbers.
@@ -153,7 +168,18 @@ struct OpenFile {
     begun: bool,
 }
 
+/// A window whose block lists are not all read yet: what comes before and after it is known, so that the lists of several can
+/// be read at the same time.
+#[derive(Debug)]
+pub struct Outline {
+    reader: BackupReader,
+    parts: Vec<Part>,
+    lists: Vec<Listed>,
+    leaves: Vec<Wanted>,
+}
+
 /// A leaf to be read for a window.
+#[derive(Debug)]
 struct Wanted {
     at: FrameRef,
     part: usize,
@@ -169,21 +195,24 @@ impl Windows {
 
     /// The next window; `None` after the last one.
     pub async fn next(&mut self) -> Result<Option<Window>> {
-        let mut window = Window {
-            parts: Vec::new(),
-            lists: Arc::default(),
-            manifest: Arc::clone(&self.reader.manifest),
-            block_size: self.reader.block_size,
-        };
+        match self.outline().await? {
+            Some(outline) => outline.read().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The next window without its block lists, which [`Outline::read`] adds; `None` after the last one.
+    pub async fn outline(&mut self) -> Result<Option<Outline>> {
         let (mut leaves, mut lists): (Vec<Wanted>, Vec<Listed>) = Default::default();
+        let mut parts = Vec::new();
         let mut blocks = 0u32;
-        while blocks < self.limits.blocks && window.parts.len() < self.limits.entries.max(1) {
+        while blocks < self.limits.blocks && parts.len() < self.limits.entries.max(1) {
             let Some(mut file) = self.open.take() else {
                 let Some(entry) = self.entries.next().await? else { break };
-                blocks = blocks.saturating_add(self.begin(entry, &mut window.parts, &mut lists));
+                blocks = blocks.saturating_add(self.begin(entry, &mut parts, &mut lists));
                 continue;
             };
-            let part = window.parts.len();
+            let part = parts.len();
             let begins = !file.begun;
             let start = file.leaf;
             file.begun = true;
@@ -196,15 +225,10 @@ impl Windows {
             let offset =
                 |leaf: u64| leaf.saturating_mul(self.reader.block_size.leaf_bytes()).min(file.length);
             let range = offset(start)..offset(file.leaf);
-            window.parts.push(Part { entry: Arc::clone(&file.entry), begins, ends, range });
+            parts.push(Part { entry: Arc::clone(&file.entry), begins, ends, range });
             self.open = (!ends).then_some(file);
         }
-        if window.parts.is_empty() {
-            return Ok(None);
-        }
-        self.read_leaves(&leaves, &mut lists).await?;
-        window.lists = Arc::new(lists);
-        Ok(Some(window))
+        Ok((!parts.is_empty()).then(|| Outline { reader: self.reader.clone(), parts, lists, leaves }))
     }
 
     /// Takes an entry that fits at once; keeps one that has leaves. The number of blocks taken.
@@ -267,18 +291,24 @@ impl Windows {
         leaves.push(Wanted { at, part, length: file.length, first, blocks });
         blocks
     }
+}
 
-    async fn read_leaves(&self, leaves: &[Wanted], lists: &mut Vec<Listed>) -> Result<()> {
+impl Outline {
+    /// Reads the block lists.
+    pub async fn read(self) -> Result<Window> {
+        let Self { reader, parts, mut lists, leaves } = self;
         let places: Vec<FrameRef> = leaves.iter().map(|leaf| leaf.at).collect();
-        let backups = &self.reader.manifest.backups;
+        let backups = &reader.manifest.backups;
         let take = |n: usize, plain: &[u8]| {
             let leaf = leaves.get(n);
             let leaf = leaf.ok_or_else(|| RepoError::Internal("a leaf too many was read".to_owned()))?;
             let blocks =
-                decode_leaf(plain, backups, leaf.blocks).map_err(|e: Malformed| self.reader.corrupt(&e))?;
+                decode_leaf(plain, backups, leaf.blocks).map_err(|e: Malformed| reader.corrupt(&e))?;
             lists.push(Listed { part: leaf.part, length: leaf.length, first: leaf.first, blocks });
             Ok(())
         };
-        self.reader.packs.tables(FrameKind::Leaf, &places, take).await
+        reader.packs.tables(FrameKind::Leaf, &places, take).await?;
+        let (manifest, block_size) = (Arc::clone(&reader.manifest), reader.block_size);
+        Ok(Window { parts, lists: Arc::new(lists), manifest, block_size })
     }
 }
