@@ -16,6 +16,7 @@
 //! | [`drive`] | the load drivers: one process for each measurement |
 //! | [`processes`] | the processes below one: CPU time, peak memory |
 //! | [`place`], [`weed`], [`sink`] | stores, what they hold and how often they were asked |
+//! | [`far`] | a store that answers late |
 //! | [`long_archive`] | an archive of 100,000 segments for `plan` |
 //! | [`bed`] | a contestant set up on a store |
 //! | [`rows`] | what is measured |
@@ -33,6 +34,7 @@ pub mod bed;
 pub mod contestants;
 pub mod data;
 pub mod drive;
+pub mod far;
 pub mod figures;
 pub mod keeping;
 pub mod long_archive;

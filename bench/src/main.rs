@@ -92,7 +92,7 @@ fn main() -> ExitCode {
 
 fn list(args: &ListArgs) -> Result<(), String> {
     let all = contestants::read(&args.contestants)?;
-    for row in rows::ROWS {
+    for row in rows::ROWS.into_iter().chain(rows::FAR_ROWS) {
         let names: Vec<&str> = all.iter().filter(|c| row.admits(c)).map(|c| c.name.as_str()).collect();
         println!("{:20} {}: {}", row.name, row.title, names.join(", "));
     }
@@ -112,13 +112,13 @@ fn measure(args: &RunArgs) -> Result<(), String> {
     }
     taking_part.retain(|c| args.with.is_empty() || args.with.contains(&c.name));
     for name in &args.only {
-        if rows::find(name).is_none() && keeping::find(name).is_none() {
+        if name != rows::FAR && rows::find(name).is_none() && keeping::find(name).is_none() {
             return Err(format!("no row {name}; see walpoint-bench list"));
         }
     }
     let is_chosen = |name: &str| args.only.is_empty() || args.only.iter().any(|chosen| chosen == name);
-    let (mut chosen, mut keeping) = (rows::ROWS.to_vec(), keeping::ROWS.to_vec());
-    chosen.retain(|row| is_chosen(row.name));
+    let chosen = rows::chosen(&args.only);
+    let mut keeping = keeping::ROWS.to_vec();
     keeping.retain(|row| is_chosen(row.name));
     let load = machine::load();
     if let Some(most) = args.max_load.filter(|most| load > *most) {

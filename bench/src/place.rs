@@ -14,6 +14,7 @@ use walpoint_tests::process::Background;
 use walpoint_tests::seaweed::Credentials;
 use walpoint_tests::user;
 
+use crate::far::Far;
 use crate::sink;
 use crate::template::Values;
 use crate::weed::{self, Weed};
@@ -26,16 +27,21 @@ pub enum StoreKind {
     Local,
     /// SeaweedFS over TLS.
     S3,
+    /// The same, behind a line with this round trip.
+    Far {
+        /// Milliseconds.
+        round_trip_ms: u64,
+    },
     /// A server that keeps next to nothing, without TLS.
     Sink,
 }
 
 impl StoreKind {
-    /// As in the names of rows and in `contestants.toml`.
+    /// As in `contestants.toml`, which knows nothing of distance.
     pub fn name(self) -> &'static str {
         match self {
             StoreKind::Local => "local",
-            StoreKind::S3 => "s3",
+            StoreKind::S3 | StoreKind::Far { .. } => "s3",
             StoreKind::Sink => "sink",
         }
     }
@@ -75,15 +81,18 @@ pub struct Place {
     directory: Option<PathBuf>,
     bucket: Option<String>,
     sink: Option<(Background, Lease)>,
+    far: Option<Far>,
 }
 
 impl Place {
     /// An empty one.
     pub fn make(kind: StoreKind, stores: &mut Stores) -> Place {
         let name = format!("b{:012x}", rand::random::<u64>() >> 16);
-        let mut place = Place { kind, values: Values::new(), directory: None, bucket: None, sink: None };
+        let mut place =
+            Place { kind, values: Values::new(), directory: None, bucket: None, sink: None, far: None };
         let full = Credentials::full();
-        let mut set = |name: &str, value: String| drop(place.values.insert(name.to_owned(), value));
+        let values = &mut place.values;
+        let mut set = |name: &str, value: String| drop(values.insert(name.to_owned(), value));
         set("key", full.key);
         set("secret", full.secret);
         match kind {
@@ -94,13 +103,19 @@ impl Place {
                 set("repo", directory.display().to_string());
                 place.directory = Some(directory);
             }
-            StoreKind::S3 => {
+            StoreKind::S3 | StoreKind::Far { .. } => {
                 let weed = stores.weed();
                 weed.create_bucket(&name);
+                let mut port = weed.port();
+                if let StoreKind::Far { round_trip_ms } = kind {
+                    let far = Far::from(port, Duration::from_millis(round_trip_ms));
+                    port = far.port();
+                    place.far = Some(far);
+                }
                 set("bucket", name.clone());
                 set("host", weed::HOST.to_owned());
-                set("s3_port", weed.port().to_string());
-                set("endpoint", format!("https://{}:{}", weed::HOST, weed.port()));
+                set("s3_port", port.to_string());
+                set("endpoint", format!("https://{}:{port}", weed::HOST));
                 set("ca", weed.authority().display().to_string());
                 place.bucket = Some(name);
             }

@@ -89,9 +89,61 @@ pub const ROWS: [Row; 11] = [
     },
 ];
 
+/// The rows behind a line with each of these round trips, in milliseconds.
+macro_rules! far {
+    ($($ms:literal),*) => {
+        [$(
+            Row {
+                name: concat!("archive-s3-", $ms, "ms"),
+                kind: Kind::Archive,
+                store: StoreKind::Far { round_trip_ms: $ms },
+                title: concat!("Archiving to S3 over TLS, ", $ms, " ms away"),
+            },
+            Row {
+                name: concat!("fetch-s3-", $ms, "ms"),
+                kind: Kind::Fetch { pace_ms: 0 },
+                store: StoreKind::Far { round_trip_ms: $ms },
+                title: concat!("Fetching from S3 over TLS as fast as possible, ", $ms, " ms away"),
+            },
+            Row {
+                name: concat!("backup-s3-", $ms, "ms"),
+                kind: Kind::Backup,
+                store: StoreKind::Far { round_trip_ms: $ms },
+                title: concat!("Full backup to S3 over TLS, ", $ms, " ms away"),
+            },
+            Row {
+                name: concat!("restore-s3-", $ms, "ms"),
+                kind: Kind::Restore,
+                store: StoreKind::Far { round_trip_ms: $ms },
+                title: concat!("Restore from S3 over TLS, ", $ms, " ms away"),
+            },
+            Row {
+                name: concat!("plan-s3-", $ms, "ms"),
+                kind: Kind::Plan,
+                store: StoreKind::Far { round_trip_ms: $ms },
+                title: concat!("Planning a restore over 100,000 segments on S3, ", $ms, " ms away"),
+            },
+        )*]
+    };
+}
+
+/// The price of distance: measured when they are named, or all of them by the name [`FAR`].
+pub const FAR_ROWS: [Row; 20] = far!(0, 20, 80, 200);
+
+/// A name for all of [`FAR_ROWS`].
+pub const FAR: &str = "far";
+
 /// The row of that name.
 pub fn find(name: &str) -> Option<Row> {
-    ROWS.into_iter().find(|row| row.name == name)
+    ROWS.into_iter().chain(FAR_ROWS).find(|row| row.name == name)
+}
+
+/// The rows that are measured: those that are named, or without any name all but [`FAR_ROWS`].
+pub fn chosen(names: &[String]) -> Vec<Row> {
+    let is_named = |row: &Row| names.iter().any(|name| name == row.name);
+    let near = ROWS.into_iter().filter(|row| names.is_empty() || is_named(row));
+    let far = FAR_ROWS.into_iter().filter(|row| is_named(row) || names.iter().any(|name| name == FAR));
+    near.chain(far).collect()
 }
 
 impl Row {
