@@ -179,6 +179,9 @@ fn a_repository_that_was_down_is_caught_up() {
 
     // Missed while another daemon ran.
     proxy.set(Fault::Refuse);
+    bed.cluster.psql("insert into t select generate_series(1, 100)");
+    let early = bed.copy(&bed.cluster.current_segment(), "early");
+    agent.run(&["push", early.to_str().unwrap()]).expect_success();
     names.extend((0..3).map(|_| push()));
     daemon.kill();
     proxy.heal();
@@ -186,6 +189,12 @@ fn a_repository_that_was_down_is_caught_up() {
     wait::until_true(SOON, "what it had missed is copied", || {
         names.iter().all(|name| other.get(name).is_some())
     });
+    let ended = |store: &Store| {
+        let keys = store.back_door().list("clusters");
+        keys.into_iter().filter(|key| key.contains(".ended/")).collect::<Vec<_>>()
+    };
+    assert_eq!(ended(&bed.store).len(), 1, "what was pushed before it was whole");
+    wait::until_true(SOON, "what ends early is copied, too", || ended(&beside) == ended(&bed.store));
     for name in &names {
         let kept = std::fs::read(bed.cluster.wal_dir().join(name));
         let content = other.get(name);

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 use walpoint_tests::agent::Agent;
+use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::http_faults::{HttpProxy, Rule};
 use walpoint_tests::process::{self, Output};
 use walpoint_tests::seaweed::Credentials;
 use walpoint_tests::store::Store;
-use walpoint_tests::{needs_root, user};
+use walpoint_tests::{needs_root, user, wait};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -475,4 +476,32 @@ fn another_user_is_refused() {
         assert!(text.contains("runs as uid 0") && text.contains("belongs to uid"), "{text}");
         command.stdout.clear();
     }
+}
+
+/// What a restore to a point in time leaves in `postgresql.auto.conf` would stop every standby that is made from the server:
+/// `check` names the settings and how to reset them, and says nothing once they are reset.
+#[test]
+fn check_names_recovery_settings_that_outlived_a_restore() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.cluster.psql("create table t (n int)");
+    bed.backup();
+    let target = bed.cluster.lsn();
+    bed.settle();
+    let told = |agent: &Agent| agent.run(&["check", "--no-switch"]).stdout;
+    assert!(!told(&bed.agent).contains("recovery settings"), "{}", told(&bed.agent));
+    let copy = bed.restore_and_start("copy", &["--target-lsn", &target, "--target-action", "promote"]);
+    copy.wait_promoted();
+    let agent = Agent::with(&copy, &bed.store);
+    let warned = told(&agent);
+    assert!(warned.contains(&format!("recovery_target_lsn = '{target}'")), "{warned}");
+    assert!(warned.contains("recovery_target_timeline = "), "{warned}");
+    let remedy = warned.split("as a superuser, run: ").nth(1).unwrap();
+    let remedy = remedy.split("select pg_reload_conf();").next().unwrap();
+    for statement in remedy.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
+        copy.psql(&statement.split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+    copy.psql("select pg_reload_conf()");
+    wait::until_true(Duration::from_secs(30), "they are reset", || {
+        !told(&agent).contains("recovery settings")
+    });
 }

@@ -277,3 +277,34 @@ fn what_a_standby_stored_is_productions_once_that_is_said() {
     all_done(&bed.cluster, &names);
     bed.agent.run(&["verify"]).expect_success();
 }
+
+/// A clone that is refused drops what exceeds `queue_max`. That production stored segments of the same names does not make up for
+/// them.
+#[test]
+fn what_a_clone_dropped_is_not_archived_because_production_has_segments_of_those_names() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let _daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let (mut copy, agent) = clone(&bed);
+    let agent = agent.cluster_line("queue_max = \"2MiB\"").cluster_line("push_timeout = \"2s\"");
+    agent.write();
+    let ours = segments(&bed.cluster, 4, 100);
+    all_done(&bed.cluster, &ours);
+    archive_again(&mut copy);
+    let _second = agent.daemon();
+    let theirs = segments(&copy, 6, 300);
+    let both: Vec<&String> = theirs.iter().filter(|name| ours.contains(name)).collect();
+    assert!(both.len() > 1, "{ours:?} {theirs:?}");
+    let record = copy.wal_dir().join("walpoint-dropped");
+    let dropped = |name: &str| std::fs::read_to_string(&record).is_ok_and(|text| text.contains(name));
+    wait::until_true(SOON, "what is too much is dropped", || theirs[..4].iter().all(|name| dropped(name)));
+    let first = both[0];
+    let mut told = String::new();
+    wait::until_true(SOON, "the gap is told", || {
+        told = agent.run(&["health"]).stderr;
+        told.contains("were dropped and not archived")
+    });
+    let from = told.split("files of WAL from ").nth(1).and_then(|text| text.split(' ').next());
+    assert!(from.is_some_and(|from| from <= first.as_str()), "the gap begins with {first}: {told}");
+}

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::faults;
 use walpoint_tests::http_faults::{HttpProxy, Rule};
 use walpoint_tests::process::{Background, Output};
@@ -123,8 +123,10 @@ fn the_oldest_and_the_newest_backup_restore_after_an_expiry() {
 fn branches_that_no_backup_leads_to_go_and_others_stay() {
     let mut bed = bed(Store::local(), "count = 1");
     let mut ledger = Ledger::create(&bed.cluster, "rows");
-    bed.backup();
+    let base = bed.backup();
     let first = ledger.append_as(&bed.cluster, "a1");
+    // Recovery to a time ends before the next commit.
+    ledger.append_as(&bed.cluster, "left");
     bed.settle();
     let second = bed.backup();
     ledger.append_as(&bed.cluster, "a2");
@@ -146,11 +148,17 @@ fn branches_that_no_backup_leads_to_go_and_others_stay() {
             .filter(|k| k.contains(&format!("/wal/{timeline}/")))
             .count()
     };
-    // Only the second backup stays. It does not lead to timeline 2, but that is being written.
+    // The rule keeps the second backup alone, which does not lead to timeline 2: production can be recovered from the first one.
     let before = on(&bed, "00000002");
-    expire(&bed, &[]);
-    assert_eq!(bed.backups(), [second]);
+    let report = expire(&bed, &[]);
+    assert_eq!(bed.backups(), [base, second], "{report:#}");
+    let why = report["backups"][0]["because"].to_string();
+    assert!(why.contains("it is the newest one that leads to timeline 2, the newest"), "{why}");
     assert_eq!(on(&bed, "00000002"), before, "WAL that is being archived is never out of reach");
+    let copy = bed.restore_and_start("before", &["--target-action", "promote"]);
+    copy.wait_promoted();
+    assert_eq!(ledger.labels(&copy), "a1 b1", "what production has archived");
+    drop(copy);
     let third = bed.backup();
     ledger.append_as(&bed.cluster, "b2");
     bed.settle();
@@ -163,6 +171,73 @@ fn branches_that_no_backup_leads_to_go_and_others_stay() {
     let copy = bed.restore_and_start("copy", &["--target-action", "promote"]);
     copy.wait_promoted();
     assert_eq!(ledger.labels(&copy), "a1 b1 b2");
+}
+
+/// K2: the window of a lineage that was split off begins at the fork, and what it wrote before its first own backup is recovered
+/// from its parent's: that backup stays, and the WAL that leads on from it, until the window begins behind the first own one.
+#[test]
+fn the_window_of_a_lineage_that_was_split_off_begins_at_the_fork() {
+    let window = "window = \"1h\"";
+    let mut bed = bed(Store::local(), window);
+    // So that the fork is found in pg_wal.
+    bed.cluster.set("wal_keep_size", "64MB");
+    bed.cluster.reload();
+    bed.cluster.psql("create table t (who text)");
+    let fill = |cluster: &Cluster, who: &str| {
+        cluster.psql(&format!("insert into t select '{who}' from generate_series(1, 100)"));
+        let name = cluster.switch_wal();
+        cluster.wait_done(&name);
+    };
+    fill(&bed.cluster, "both");
+    let base = bed.backup();
+    fill(&bed.cluster, "both");
+    bed.cluster.stop(Shutdown::Fast);
+    let place = bed.place("split");
+    let copied = std::process::Command::new("cp").arg("-a").arg(bed.cluster.pgdata()).arg(&place).status();
+    assert!(copied.unwrap().success());
+    bed.cluster.start();
+    fill(&bed.cluster, "production");
+    let mut split =
+        Cluster::adopt(std::sync::Arc::clone(bed.cluster.dir()), bed.cluster.major(), place, None);
+    let mut agent = Agent::with(&split, &bed.store);
+    agent.tables = tables(window);
+    agent.archive_from(&split);
+    agent.init(&["--new-lineage"]).expect_success();
+    let _daemon = agent.daemon();
+    split.start();
+    fill(&split, "split");
+    let moment = split.psql("select clock_timestamp()");
+    fill(&split, "split");
+    fill(&split, "split");
+    // Production's own rules do not need that backup any more.
+    let age = |agent: &Agent| agent.run(&["backup"]).expect_success();
+    age(&bed.agent);
+    age(&agent);
+    fill(&split, "split");
+    let lineage = format!("{}-2", split.system_id());
+    let plan = ["plan", "--json", "--lineage", &lineage, "--target-time", &moment];
+    let planned = |agent: &Agent| {
+        let output = agent.restore(&plan);
+        let plan = json(&output);
+        assert!(output.success(), "{plan:#}");
+        plan["backup"]["id"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(planned(&agent), base);
+    let report = agent.run(&["expire"]).expect_success().stdout;
+    assert_eq!(planned(&agent), base, "{report}");
+    let had = segments(&bed);
+    agent.run(&["verify"]).expect_success();
+    // The window begins behind the first own backup: nothing leads on from the parent's any more.
+    agent.tables = tables("window = \"1s\"");
+    std::thread::sleep(Duration::from_secs(2));
+    age(&bed.agent);
+    age(&agent);
+    std::thread::sleep(Duration::from_secs(3));
+    let report = agent.run(&["expire"]).expect_success().stdout;
+    assert!(!bed.backups().contains(&base), "{report}");
+    assert!(segments(&bed) < had, "{report}");
+    agent.restore(&["plan", "--lineage", &lineage]).expect_success();
+    agent.run(&["verify"]).expect_success();
 }
 
 /// Kills expiries at random moments, one after each backup. Whatever is listed in between restores and is sound; the last one

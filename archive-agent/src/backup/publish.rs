@@ -82,6 +82,8 @@ impl Publishing<'_> {
         self.wal(to).await?;
         let (findings, parent) = (draft.manifest().findings.clone(), draft.parent());
         draft.notes().iter().for_each(|note| tracing::warn!(repository = to.name(), "{note}"));
+        // Packs and WAL took hours: a backup is only in the repository that they went into.
+        to.archive().repository().read_descriptor_again().await?;
         let summary = draft.publish(self.needed.stored()).await?;
         // The backup is there, whatever becomes of this.
         if let Err(error) = to.backups().tidy(summary.id).await {
@@ -108,9 +110,10 @@ impl Publishing<'_> {
             // What arrived under these names may be another server's.
             self.checkpoints.prove(&archive, self.needed).await?;
             match self.pgdata {
-                Some(pgdata) => refuse_split_brain(&archive, pgdata, self.needed).await,
-                None => Ok(()),
+                Some(pgdata) => refuse_split_brain(&archive, pgdata, self.needed).await?,
+                None => {}
             }
+            anyhow::Ok(archive.repository().read_descriptor_again().await?)
         };
         self.run.unless_stopped(arrived).await
     }

@@ -8,9 +8,11 @@
 //! | [`whose_files`] | the proof that they belong together |
 //! | [`remote`] | a server whose data directory is not read |
 //! | [`repository`] | the repositories |
+//! | `recovery` | recovery settings that outlived a restore |
 //! | [`archiving`] | whether what PostgreSQL archives arrives |
 
 pub(crate) mod archiving;
+mod recovery;
 pub(crate) mod remote;
 pub(crate) mod report;
 pub(crate) mod repository;
@@ -116,6 +118,7 @@ pub(crate) async fn examine(
     source::rights(report, &mut server, identity.in_recovery).await;
     source::configuration(report, &mut server, &identity, &pgdata, settings).await;
     standbys::bindings(report, &mut server, &pgdata).await;
+    recovery::settings(report, &mut server).await;
     source::page_checksums(report, &identity);
     let archives = archiving::settings(report, &mut server, &identity).await
         && archiving::archiver(report, &mut server, patience).await;

@@ -222,7 +222,7 @@ impl Archiver {
         wanted: FileIdentity,
         begun: Instant,
     ) -> Result<FileIdentity, NotStored> {
-        if self.remembered().holds(name, &wanted) {
+        if self.is_stored(name, &wanted).await? {
             return Ok(wanted);
         }
         let limit = self.patience(wanted.size);
@@ -234,7 +234,7 @@ impl Archiver {
                 return Err(NotStored::OtherFile(self.other_file(&seen, &wanted)));
             }
             // The look-ahead may have ended while the file was looked at.
-            if self.remembered().holds(name, &wanted) {
+            if self.is_stored(name, &wanted).await? {
                 return Ok(wanted);
             }
             let upload = self.start(name);
@@ -244,6 +244,20 @@ impl Archiver {
             }
             // An upload that began before the file was what it is; what is stored under the name decides about the rest.
             tracing::debug!(file = %name, "the file changed since its upload began: once more");
+        }
+    }
+
+    /// Whether this very file is known to be stored, in repositories that are still there.
+    async fn is_stored(&self, name: WalFileName, wanted: &FileIdentity) -> Result<bool, NotStored> {
+        if !self.remembered().holds(name, wanted) {
+            return Ok(false);
+        }
+        match self.uploader.are_still_there().await {
+            // What another repository had was forgotten meanwhile.
+            Ok(()) => Ok(self.remembered().holds(name, wanted)),
+            Err(Trouble { text, lasting: true }) => Err(NotStored::Failed(text)),
+            // Storing it once more tries until the store answers.
+            Err(_) => Ok(false),
         }
     }
 
@@ -316,7 +330,7 @@ impl Archiver {
         upload
     }
 
-    /// What is known to be stored in the lineages that the data directory is bound to now.
+    /// What is known to be stored in the repositories that are there and in the lineages that the data directory is bound to now.
     fn remembered(&self) -> MutexGuard<'_, Stored> {
         let mut stored = lock(&self.stored);
         stored.begin(self.uploader.epoch());

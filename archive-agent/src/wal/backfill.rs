@@ -28,15 +28,18 @@ const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Looks for a promotion; `working` is called whenever all is well. A failure ends it: it is started again.
 pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
-    let mut seen = TimelineId::FIRST;
+    // In the lineages and repositories of then: others may miss what these had.
+    let mut seen = (TimelineId::FIRST, archiver.uploader().epoch());
     loop {
         // A standby leaves it to its primary, and a server that does not ask for archiving gets nothing archived.
         if archiver.asking().asks()
             && let Some(timeline) = archiver.uploader().written_timeline().await.map_err(told)?
-            && timeline != seen
+            && (timeline, archiver.uploader().epoch()) != seen
         {
+            // Opening a repository may bind the directory to another lineage.
+            let epoch = archiver.uploader().epoch();
             fill(&archiver, timeline).await?;
-            seen = timeline;
+            seen = (timeline, epoch);
         }
         working();
         tokio::time::timeout(INTERVAL, archiver.asking().backfill.notified()).await.ok();

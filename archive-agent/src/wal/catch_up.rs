@@ -15,7 +15,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
-use walpoint_base::{BackupId, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_base::{BackupId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
 use walpoint_repo::layout::{NameHash, WalEntry};
@@ -36,13 +36,13 @@ pub(crate) async fn keep(
 ) -> anyhow::Result<()> {
     let uploader = archiver.uploader();
     let Some(target) = uploader.targets().get(repository) else { return Ok(()) };
-    // What was missed before this began is not known yet.
-    let mut known = false;
+    // In which lineage of which repository it is known what is missing. What was missed before this began is not known yet.
+    let mut known = None;
     loop {
-        let missed = target.take_missed();
-        match catch_up(uploader, target, &missed, known).await {
+        let (missed, now) = (target.take_missed(), target.lineages_left());
+        match catch_up(uploader, target, &missed, known == Some(now)).await {
             Ok(copied) => {
-                known = true;
+                known = Some(now);
                 if copied > 0 {
                     tracing::info!(repository = target.name(), files = copied, "caught up");
                 }
@@ -77,13 +77,16 @@ async fn catch_up(
             Ok(from) => Copy { uploader, target, from, to: &to }.missing(&ranges, &mut copied).await,
             Err(_) => Ok(()),
         };
-        match from.and(result) {
+        // A repository that is gone lists nothing that could be missing.
+        let there = source.look_again().await.map_err(anyhow::Error::new);
+        match from.and(result).and(there) {
             Ok(()) => complete |= source.acknowledges,
             Err(error) => {
                 problem.get_or_insert(error);
             }
         }
     }
+    target.look_again().await?;
     match problem {
         Some(problem) if !complete => Err(problem),
         _ => Ok(copied),
@@ -161,14 +164,14 @@ impl Copy<'_> {
         let here: BTreeSet<TimelineId> = self.to.histories().await?.into_iter().collect();
         for timeline in self.from.histories().await?.into_iter().filter(|timeline| !here.contains(timeline)) {
             let name = WalFileName::History(timeline);
-            done.count(name, self.copy(Handed { file: name, partial: None }, scratch.path()).await)?;
+            done.count(name, self.copy(Handed::of(name), scratch.path()).await)?;
         }
         for timeline in self.from.timelines().await? {
             let Some(first) = ranges.first(self.to, timeline).await? else { continue };
             // The history beside a segment tells which timelines its pages may be of.
             let history = WalFileName::History(timeline);
             let path = scratch.path().join(history.to_string());
-            let fetched = self.fetch(Handed { file: history, partial: None }, &path).await;
+            let fetched = self.fetch(Handed::of(history), &path).await;
             done.count(history, fetched.map(|_| false))?;
             // Both listings are in the order of the names.
             let mut here = files(self.to.list(timeline, Some(first)));
@@ -206,9 +209,10 @@ impl Copy<'_> {
 
     /// Reads a file back: whether it was accepted although damaged. `None` if there is none.
     async fn fetch(&self, name: Handed, path: &Path) -> Result<Option<bool>, Trouble> {
-        let reader = match (name.partial, name.file.segment()) {
-            (Some(hash), Some(segment)) => self.from.read_partial(segment, hash).await?,
-            _ => self.from.read(name.file).await?,
+        let reader = match name.copy {
+            Copied::Whole => self.from.read(name.file).await?,
+            Copied::Partial(segment, hash) => self.from.read_partial(segment, hash).await?,
+            Copied::Ended(segment, end, hash) => self.from.read_ended(segment, end, hash).await?,
         };
         let Some(reader) = reader else { return Ok(None) };
         let file = File::create(path).map_err(Trouble::lasting)?;
@@ -250,15 +254,33 @@ impl Done<'_> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Handed {
     file: WalFileName,
-    /// Of a `.partial`, of which several may exist: which one. In an encrypted repository hashes are its own, so there such a
-    /// file is copied once more whenever its segment is compared, and found to be there.
-    partial: Option<NameHash>,
+    copy: Copied,
+}
+
+/// Which content of a file: of what is not complete, several may exist. In an encrypted repository hashes are its own, so there
+/// such a file is copied once more whenever its segment is compared, and found to be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copied {
+    Whole,
+    /// A `.partial`.
+    Partial(SegmentName, NameHash),
+    /// A segment whose records end there.
+    Ended(SegmentName, Lsn, NameHash),
 }
 
 impl Handed {
+    /// A file of which there is one.
+    fn of(file: WalFileName) -> Self {
+        Self { file, copy: Copied::Whole }
+    }
+
     /// Its place in a listing.
-    fn order(&self) -> (String, Option<NameHash>) {
-        (self.file.to_string(), self.partial)
+    fn order(&self) -> (String, Option<(Lsn, NameHash)>) {
+        match self.copy {
+            Copied::Whole => (self.file.to_string(), None),
+            Copied::Partial(_, hash) => (self.file.to_string(), Some((Lsn(0), hash))),
+            Copied::Ended(segment, end, hash) => (format!("{segment}.ended"), Some((end, hash))),
+        }
     }
 }
 
@@ -267,9 +289,12 @@ fn files(
     listed: BoxStream<'static, Result<(WalEntry, Entry), RepoError>>,
 ) -> BoxStream<'static, Result<Handed, RepoError>> {
     let file = |entry| match entry {
-        WalEntry::File(file) => Some(Handed { file, partial: None }),
+        WalEntry::File(file) => Some(Handed::of(file)),
         WalEntry::Partial(segment, hash) => {
-            Some(Handed { file: WalFileName::Partial(segment), partial: Some(hash) })
+            Some(Handed { file: WalFileName::Partial(segment), copy: Copied::Partial(segment, hash) })
+        }
+        WalEntry::Ended(segment, end, hash) => {
+            Some(Handed { file: WalFileName::Segment(segment), copy: Copied::Ended(segment, end, hash) })
         }
         _ => None,
     };

@@ -1,18 +1,23 @@
 //! WAL that was dropped (`queue_max`, `push --skip`) and matters still: what no backup makes up for that begins behind it and is in every
-//! repository that has to acknowledge, or was archived after all.
+//! repository that has to acknowledge, or was archived after all. What is stored under the name of a dropped segment may be
+//! another server's.
 
 use std::fmt;
+use std::path::Path;
 
 use anyhow::Context;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::dropped::{self, Dropped, Reason};
-use walpoint_base::{BackupId, SegmentSize, WalFileName};
+use walpoint_base::{BackupId, SegmentName, SegmentSize, WalFileName};
+use walpoint_pg::wal::Identity;
 use walpoint_repo::wal::WalArchive;
 
-use super::base;
+use super::identity::{self, Comparison};
+use super::target::Target;
 use super::upload::{Trouble, Uploader};
+use super::{base, claim};
 
 /// Dropped files that are looked for in the archive, the newest ones.
 const LOOKED_FOR: usize = 200;
@@ -100,7 +105,9 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     };
     let mut matter: Vec<Dropped> = dropped.into_iter().filter(matters).collect();
     if let Some(archives) = archives.into_iter().collect::<Option<Vec<_>>>() {
-        matter = not_archived(&archives, matter).await;
+        let acknowledge = uploader.targets().iter().filter(|target| target.acknowledges);
+        let places: Vec<(&Target, WalArchive)> = acknowledge.zip(archives).collect();
+        matter = not_archived(&places, (&cluster, &uploader.wal_directory()), matter).await;
     }
     Ok(Gap::of(&matter))
 }
@@ -114,13 +121,17 @@ async fn newest_backup(uploader: &Uploader, archive: &WalArchive) -> anyhow::Res
 }
 
 /// Those that are not in every archive by now: PostgreSQL had not removed the newest when the store was back.
-async fn not_archived(archives: &[WalArchive], mut dropped: Vec<Dropped>) -> Vec<Dropped> {
+async fn not_archived(
+    places: &[(&Target, WalArchive)],
+    (cluster, wal): (&Identity, &Path),
+    mut dropped: Vec<Dropped>,
+) -> Vec<Dropped> {
     let newest = dropped.split_off(dropped.len().saturating_sub(LOOKED_FOR));
     let looked = stream::iter(newest)
         .map(|dropped| async move {
             let WalFileName::Segment(name) = dropped.name else { return Some(dropped) };
-            for archive in archives {
-                if !matches!(archive.header(name).await, Ok(Some(_))) {
+            for (target, archive) in places {
+                if !has_own(target, archive, (cluster, wal), name).await {
                     return Some(dropped);
                 }
             }
@@ -129,6 +140,30 @@ async fn not_archived(archives: &[WalArchive], mut dropped: Vec<Dropped>) -> Vec
         .buffered(AT_ONCE);
     dropped.extend(looked.filter_map(std::future::ready).collect::<Vec<_>>().await);
     dropped
+}
+
+/// Whether an archive has this server's segment of a name: as this process knows, as the directory remembers, or as the file in
+/// it shows.
+async fn has_own(
+    target: &Target,
+    archive: &WalArchive,
+    (cluster, wal): (&Identity, &Path),
+    name: SegmentName,
+) -> bool {
+    let Ok(Some(header)) = archive.header(name).await else { return false };
+    if target.known(archive.lineage().id, |known| known.vouches_for(name)) {
+        return true;
+    }
+    let (directory, of) = (wal.to_owned(), archive.clone());
+    let read = move || (claim::read(&directory, &of, name.timeline), claim::can_be_noted(&directory));
+    let (claim, can_be_noted) = tokio::task::spawn_blocking(read).await.unwrap_or((None, true));
+    match claim {
+        Some(claim) if claim.segment == name => claim.hash == header.hash,
+        // What it stored behind this one continues what is stored.
+        Some(claim) if claim.segment > name => true,
+        _ if !can_be_noted => true,
+        _ => identity::content(archive, cluster, wal, name, header.hash).await == Comparison::Same,
+    }
 }
 
 /// Whether recovery from that backup does not need a file.

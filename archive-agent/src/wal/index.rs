@@ -25,7 +25,7 @@ pub(crate) async fn keep(
     let cluster = archiver.uploader().identity().await.map_err(told)?;
     loop {
         let archive = target.archive(&cluster).await?;
-        let lineage = archive.lineage().id;
+        let (lineage, left) = (archive.lineage().id, target.lineages_left());
         let mut writer = IndexWriter::new(archive);
         catch_up(&mut writer).await?;
         // Now, and not when the first segments are waited for.
@@ -39,8 +39,8 @@ pub(crate) async fn keep(
                 noted = target.next_stored() => noted,
                 () = tokio::time::sleep_until(next) => break,
             };
-            if noted.lineage != lineage {
-                // The data directory was bound to another one; catching up finds this segment there.
+            if noted.lineage != lineage || target.lineages_left() != left {
+                // The data directory was bound to another one, or the repository is another; catching up finds this segment there.
                 break;
             }
             if writer.note(noted.name, noted.entry) {

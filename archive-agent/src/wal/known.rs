@@ -63,6 +63,13 @@ impl Known {
         self
     }
 
+    /// Forgets everything.
+    pub(super) fn forget(&mut self) {
+        // What is under way ends by itself.
+        let under_way = std::mem::take(&mut self.under_way);
+        *self = Self { under_way, ..Self::default() };
+    }
+
     /// Forgets what is known of the same server before it was started anew, or of another directory.
     pub(super) fn since(&mut self, incarnation: Incarnation) {
         if self.incarnation != Some(incarnation) {

@@ -8,6 +8,7 @@
 //! | [`prepare`] | a file read, checked and sealed from the same bytes |
 //! | [`room`] | the memory for what is sealed |
 //! | [`target`] | one repository of a cluster, opened when needed |
+//! | [`presence`] | whether it is still the one that was opened |
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
 //! | [`known`] | what this process knows of a lineage |
@@ -46,6 +47,7 @@ pub(crate) mod once;
 pub(crate) mod order;
 pub(crate) mod postmaster;
 pub(crate) mod prepare;
+mod presence;
 pub(crate) mod push;
 pub(crate) mod queue;
 pub(crate) mod read;

@@ -23,7 +23,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Forgets all that was stored in another epoch: it went into other lineages.
+    /// Forgets all that was stored in another epoch: it went into other lineages or repositories.
     pub(crate) fn begin(&mut self, epoch: u64) {
         if self.epoch != epoch {
             *self = Self { epoch, ..Self::default() };

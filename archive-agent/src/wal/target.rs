@@ -18,7 +18,7 @@ use walpoint_pg::wal::Identity;
 use walpoint_repo::index::SegmentEntry;
 use walpoint_repo::init::error_chain;
 use walpoint_repo::lineage::BINDING;
-use walpoint_repo::object::Level;
+use walpoint_repo::object::{Level, RepositoryId};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -27,6 +27,7 @@ use super::control::Moment;
 use super::identity::SplitBrain;
 use super::known::Known;
 use super::lineage;
+use super::presence::Presence;
 use crate::binding;
 
 /// Names kept for the index, at the most.
@@ -144,6 +145,7 @@ pub(crate) struct Target {
     /// Whether an acknowledgement waits for it.
     pub(crate) acknowledges: bool,
     opened: Mutex<Option<Opened>>,
+    pub(super) presence: Presence,
     /// Whole segments that were stored and not taken by the index yet, with what it keeps of those stored anew.
     stored: std::sync::Mutex<VecDeque<Noted>>,
     stored_more: Notify,
@@ -155,7 +157,7 @@ pub(crate) struct Target {
     known: std::sync::Mutex<Known>,
     /// Told when a segment is no longer being stored.
     landed: Notify,
-    /// How often the data directory was bound to another lineage.
+    /// How often the data directory was bound to another lineage, or the repository was another one.
     lineages_left: AtomicU64,
 }
 
@@ -212,6 +214,7 @@ impl Target {
             level,
             acknowledges,
             opened: Mutex::default(),
+            presence: Presence::default(),
             stored: std::sync::Mutex::default(),
             stored_more: Notify::new(),
             resting: std::sync::Mutex::default(),
@@ -228,7 +231,7 @@ impl Target {
         look(self.known.lock().unwrap_or_else(PoisonError::into_inner).of(lineage))
     }
 
-    /// Changes whenever what was stored before may not count any more: it went into another lineage.
+    /// Changes whenever what was stored before may not count any more: it went into another lineage, or another repository.
     pub(crate) fn lineages_left(&self) -> u64 {
         self.lineages_left.load(Ordering::Acquire)
     }
@@ -376,6 +379,21 @@ impl Target {
         result
     }
 
+    /// Forgets a repository that is gone, or another one now, and all that was known of it.
+    pub(super) async fn forget(&self, id: RepositoryId) {
+        self.opened.lock().await.take_if(|opened| opened.repository.id() == id);
+        self.forget_stored();
+    }
+
+    fn forget_stored(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).forget();
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.lineages_left.fetch_add(1, Ordering::AcqRel);
+        // Another one has missed all that was stored before.
+        self.missed_more.notify_one();
+    }
+
     fn note(&self, noted: Noted) {
         let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         // What does not fit is found by the index's next catch-up.
@@ -449,11 +467,16 @@ impl Target {
         let open = match &mut *opened {
             Some(open) => open,
             closed => {
+                let begun = Instant::now();
                 let repository = Repository::open(&self.name, &self.settings).await?;
                 // Whoever uploads tries again by itself, and can then say what went wrong so far.
                 let limits = repository.store().limits().once();
                 let repository = repository.with_limits(limits).compressing_at(self.level);
                 tracing::info!(repository = self.name, store = repository.store().name(), "opened");
+                if self.presence.opened(&repository, begun) {
+                    tracing::error!(repository = self.name, "it is another repository than before");
+                    self.forget_stored();
+                }
                 closed.insert(Opened { repository, archive: None })
             }
         };

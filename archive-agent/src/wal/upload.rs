@@ -30,6 +30,7 @@ use super::identity::{self, SplitBrain};
 use super::known::Incarnation;
 use super::neighbors::{self, Newcomer};
 use super::prepare::{PrepareError, Prepared, Rules, prepare};
+use super::presence;
 use super::read::{OpenFile, ReadError};
 use super::room::{Habit, ROOM, Room};
 use super::target::{Target, TargetError, UnderWay};
@@ -123,6 +124,12 @@ impl Uploader {
         self.targets.iter().map(Target::lineages_left).sum()
     }
 
+    /// Makes sure that the repositories that have to acknowledge are those that were opened.
+    pub(crate) async fn are_still_there(&self) -> Result<(), Trouble> {
+        let required: Vec<&Target> = self.targets.iter().filter(|target| target.acknowledges).collect();
+        presence::look(&required).await
+    }
+
     /// PostgreSQL's data directory.
     pub(crate) fn pgdata(&self) -> &Path {
         &self.pgdata
@@ -203,7 +210,7 @@ impl Uploader {
         let file = self.source(name, path, accept_damaged).await?;
         let (required, others): (Vec<&Target>, Vec<&Target>) =
             self.targets.iter().partition(|t| t.acknowledges);
-        let identity = self.store(&file, (&required, &others), None).await?;
+        let identity = presence::during(&required, self.store(&file, (&required, &others), None)).await?;
         join_all(others.into_iter().map(|target| self.store_beside(&file, target))).await;
         Ok(identity)
     }
@@ -221,7 +228,7 @@ impl Uploader {
         let _one = ONE.acquire().await.map_err(Trouble::lasting)?;
         let file = self.source(name, path, accept_damaged).await?;
         let share = Share { _transfer: None, room: Room::unlimited() };
-        self.store(&file, (&[target], &[]), Some(share)).await
+        presence::during(&[target], self.store(&file, (&[target], &[]), Some(share))).await
     }
 
     /// A file to be stored, and what is accepted of it: of a segment that this server finished on the timeline that it writes, as
@@ -322,6 +329,8 @@ impl Uploader {
         let attempts = group.into_iter().map(|one| async move {
             let Candidate { target, admitted, sealed } = one;
             let admitted = admitted?;
+            // Asked for when the upload began. What is stored where another repository will be is in its way.
+            target.is_still(admitted.archive.repository()).await?;
             match (file.name, sealed) {
                 (WalFileName::Segment(name), Some(sealed)) => {
                     store_segment(file, target, &admitted, name, (sealed, chain), content).await
@@ -581,7 +590,7 @@ impl Uploader {
             Err(trouble) => trouble.text,
             Ok(share) => {
                 let targets = [target];
-                let store = self.store(file, (&targets, &[]), Some(share));
+                let store = presence::during(&targets, self.store(file, (&targets, &[]), Some(share)));
                 match tokio::time::timeout(PATIENCE_BESIDE, store).await {
                     Ok(Ok(_)) => return,
                     Ok(Err(trouble)) => trouble.text,
@@ -695,7 +704,11 @@ async fn store_segment(
             newcomer.confirm().await?;
         }
         let anew = stored == Stored::New;
-        target.known(archive.lineage().id, |known| known.add(name, anew, file.incarnation));
+        target.known(archive.lineage().id, |known| {
+            if target.presence.is(archive.repository().id()) {
+                known.add(name, anew, file.incarnation);
+            }
+        });
         if file.in_wal {
             let (wal, archive) = (file.path.parent().unwrap_or(&file.path).to_owned(), archive.clone());
             let note = move || claim::note(&wal, &archive, Claim { segment: name, hash });

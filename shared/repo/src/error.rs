@@ -85,6 +85,16 @@ pub enum RepoError {
         /// What was found instead, and what to do.
         what: String,
     },
+    /// The repository that was opened is gone, or another one is in its place: nothing that was found out about it holds.
+    #[error("repository {repository} at {store} is not the one that was opened: {what}")]
+    Replaced {
+        /// What the configuration calls it.
+        repository: String,
+        /// Where it was.
+        store: String,
+        /// What is there now, and what to do.
+        what: String,
+    },
     /// The repository is of a newer format, or another one than expected.
     #[error("the repository in {store} cannot be used: {what}")]
     Format {

@@ -166,15 +166,22 @@ impl Repository {
         Self { inner: Arc::new(Inner { sealer: inner.sealer.at(level), ..inner }) }
     }
 
-    /// Reads the descriptor again and compares: only then, in the same attempt, does "not found" prove absence.
+    /// Reads the descriptor again and compares: only then, in the same attempt, does "not found" prove absence. Fails with
+    /// [`RepoError::Replaced`] if the repository is gone or another one.
     pub async fn read_descriptor_again(&self) -> Result<()> {
-        let descriptor = read_descriptor(self.store()).await?;
-        if descriptor != self.inner.descriptor {
-            let what =
-                format!("it was repository {} when it was opened and is {} now", self.id(), descriptor.id);
-            return Err(RepoError::Format { store: self.store().name().to_owned(), what });
-        }
-        Ok(())
+        let what = match read_descriptor(self.store()).await {
+            Ok(descriptor) if descriptor == self.inner.descriptor => return Ok(()),
+            Ok(descriptor) => format!(
+                "it was repository {} and is {} now; check the URL and the mount; if it was made anew on purpose, register the \
+                 cluster with archive-agent init and take a backup",
+                self.id(),
+                descriptor.id
+            ),
+            Err(RepoError::NoRepository { what, .. }) => what,
+            Err(error) => return Err(error),
+        };
+        let (repository, store) = (self.name().to_owned(), self.store().name().to_owned());
+        Err(RepoError::Replaced { repository, store, what })
     }
 
     /// The clusters that have anything here, sorted.

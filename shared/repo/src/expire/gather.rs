@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
+use walpoint_base::{BackupId, ClusterName, TimelineId, WalFileName};
 
 use crate::Repository;
 use crate::backup::{Backups, Intent, Listed, ListedState, Standing, Summary};
@@ -17,7 +17,7 @@ use crate::retention::{
     self, Candidate, Damage, Held, Life, Protection, Registered, Request, RetentionFacts, TimelineLife,
     standings,
 };
-use crate::wal::{Inherited, WalArchive};
+use crate::wal::WalArchive;
 
 /// What a cluster has, as far as it matters here.
 #[derive(Debug)]
@@ -36,8 +36,6 @@ pub(super) struct Gathered {
     pub(super) damaged_holds: Vec<DamagedHold>,
     /// What somebody should know.
     pub(super) notes: Vec<String>,
-    /// Lineages whose WAL leads from a backup of another one to one that has none.
-    on_the_way: BTreeSet<LineageId>,
 }
 
 /// A lineage, and whether what hangs together in it is known.
@@ -47,8 +45,6 @@ pub(super) struct LineageFacts {
     pub(super) graph: TimelineGraph,
     /// Whether every history could be read.
     pub(super) known: bool,
-    /// Whether all of its WAL is needed: it leads from a backup of another lineage to one that has none.
-    pub(super) everything: bool,
 }
 
 /// A backup without a manifest.
@@ -79,7 +75,6 @@ impl Gathered {
             unreadable: Vec::new(),
             damaged_holds: damaged,
             notes: Vec::new(),
-            on_the_way: BTreeSet::new(),
         };
         for held in gathered.facts.holds.iter().filter(|h| h.until.is_none_or(|until| now < until)) {
             let known = catalog.backups().iter().any(|listed| Some(listed.id) == held.backup);
@@ -91,7 +86,6 @@ impl Gathered {
         for request in std::mem::take(&mut gathered.facts.requests) {
             gathered.ask(request, now);
         }
-        gathered.find_bases(&catalog);
         for lineage in catalog.lineages() {
             gathered.add_lineage(lineage).await?;
         }
@@ -179,27 +173,6 @@ impl Gathered {
         holds.map(|h| Protection::Hold(h.number, h.reason.clone(), h.who.clone(), h.until)).collect()
     }
 
-    /// Finds the backups that lineages begin with which were split off and have none of their own.
-    fn find_bases(&mut self, catalog: &Catalog) {
-        for lineage in catalog.lineages() {
-            let (id, archive) = (lineage.id(), lineage.archive());
-            if self.facts.backups.iter().any(|backup| backup.lineage == id) {
-                continue;
-            }
-            let shared = |b: &&Candidate| archive.shares(b.lineage, b.stop_timeline, b.stop);
-            let goes = |id: BackupId| self.facts.requests.iter().any(|request| request.backup == id);
-            let all = self.facts.backups.iter().filter(shared);
-            let newest = all.max_by_key(|backup| (!goes(backup.id), backup.id.start()));
-            let Some((base, of)) = newest.map(|base| (base.id, base.lineage)) else { continue };
-            self.facts.bases.entry(base).or_default().insert(id);
-            let mut at = Some(archive);
-            while let Some(archive) = at.filter(|archive| archive.lineage().id != of) {
-                self.on_the_way.insert(archive.lineage().id);
-                at = archive.inherited().map(Inherited::archive);
-            }
-        }
-    }
-
     async fn add_lineage(&mut self, catalog: &LineageCatalog) -> Result<()> {
         let (lineage, archive) = (catalog.lineage().clone(), catalog.archive());
         let mut graph = catalog.facts().graph.clone();
@@ -219,15 +192,17 @@ impl Gathered {
             succeeds: None,
             superseded: None,
             timelines: BTreeMap::new(),
+            inherits: BTreeSet::new(),
         };
+        let shared = |b: &&Candidate| archive.shares(b.lineage, b.stop_timeline, b.stop);
+        life.inherits.extend(self.facts.backups.iter().filter(shared).map(|backup| backup.id));
         for timeline in graph.ids() {
             let superseded = began.iter().filter(|(id, _)| *id > timeline).map(|(_, at)| *at).min();
             let written = newest(archive, timeline).await?;
             life.timelines.insert(timeline, TimelineLife { written, superseded });
         }
         self.facts.lives.push(life);
-        let everything = self.on_the_way.contains(&lineage.id);
-        self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty(), everything });
+        self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty() });
         Ok(())
     }
 

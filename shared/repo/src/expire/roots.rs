@@ -10,7 +10,7 @@ use super::gather::{Gathered, LineageFacts};
 use crate::backup::Backups;
 use crate::error::{RepoError, Result};
 use crate::reach::{Roots, WalNeed, WalRoots};
-use crate::retention::{Candidate, Decision, Policy, Verdict, decide};
+use crate::retention::{Candidate, Decision, Policy, Reason, Verdict, decide};
 
 /// Manifests that are read at the same time, each up to some tens of megabytes in the largest clusters.
 const AT_ONCE: usize = 2;
@@ -181,11 +181,12 @@ fn wal(
     decisions: &[Decision],
     spared: &BTreeSet<BackupId>,
 ) -> WalNeed {
-    let LineageFacts { lineage, graph, known, everything } = facts;
+    let LineageFacts { lineage, graph, known } = facts;
     // What a backup needs whose manifest cannot be read is not known, nor how timelines hang together. Without any backup
     // the WAL waits for the next one.
     let nothing_stays = decisions.iter().all(|decision| !decision.stays());
-    if !known || *everything || gathered.has_unreadable() || nothing_stays {
+    let on_the_way = is_on_the_way(gathered, decisions, lineage.id);
+    if !known || on_the_way || gathered.has_unreadable() || nothing_stays {
         return WalNeed::everything();
     }
     let of = |verdict: Verdict| -> Vec<Candidate> {
@@ -209,5 +210,24 @@ fn wal(
         alone: &alone,
         unfinished: &unfinished,
         in_use,
+    })
+}
+
+/// Whether WAL of a lineage leads from a backup of another one, which stays for that, to what is recovered from it.
+fn is_on_the_way(gathered: &Gathered, decisions: &[Decision], lineage: LineageId) -> bool {
+    let parent = |of: &LineageId| {
+        let facts = gathered.lineages.iter().find(|facts| facts.lineage.id == *of)?;
+        facts.lineage.parent.map(|parent| parent.lineage)
+    };
+    decisions.iter().any(|decision| {
+        let bases = decision.reasons.iter().filter_map(|reason| match reason {
+            Reason::Base(of, _) => Some(*of),
+            _ => None,
+        });
+        bases.into_iter().any(|of| {
+            // A lineage descends from one with a lower number.
+            let way = std::iter::successors(Some(of), parent).take(gathered.lineages.len());
+            way.take_while(|on| *on != decision.backup.lineage).any(|on| on == lineage)
+        })
     })
 }

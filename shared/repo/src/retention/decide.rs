@@ -9,8 +9,9 @@ use walpoint_base::{BackupId, LineageId};
 
 use super::facts::{Candidate, RetentionFacts};
 use super::family::families;
+use super::in_use;
 use super::policy::{Policy, Rule, since};
-use super::reason::{Period, Reason};
+use super::reason::{Base, Period, Reason};
 use super::request::granted;
 use super::window::wanted;
 use crate::catalog::settle;
@@ -90,6 +91,8 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
             let wanted = wanted(&facts.lives, &backups, since(now, span), labelled);
             wanted.within.iter().for_each(|id| keep(*id, Reason::Window(span)));
             wanted.begins.iter().for_each(|(id, at)| keep(*id, Reason::WindowBegin(span, *at)));
+            let bases = wanted.bases.iter().flat_map(|(id, lineages)| lineages.iter().map(|of| (*id, *of)));
+            bases.for_each(|(id, lineage)| keep(id, Reason::Base(lineage, Base::Window(span))));
         }
     } else {
         backups.iter().for_each(|backup| keep(backup.id, Reason::NoPolicy));
@@ -106,8 +109,6 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         }
         let held = facts.holds.iter().filter(|hold| hold.keeps(&backup, now));
         reasons.extend(held.map(|h| Reason::Hold(h.number, h.reason.clone(), h.who.clone(), h.until)));
-        let bases = facts.bases.get(&backup.id).into_iter().flatten();
-        reasons.extend(bases.map(|lineage| Reason::Base(*lineage)));
         let onward = reasons.iter().any(|reason| reason.leads_onward(policy.window.is_some()));
         let verdict = match reasons.is_empty() {
             true => Verdict::Drop,
@@ -123,6 +124,8 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
     let sound: BTreeSet<BackupId> =
         decisions.iter().filter(|d| d.backup.is_sound()).map(|d| d.backup.id).collect();
     decisions.sort_by_key(|decision| order.get(&decision.backup.id).copied());
+    lines.values().for_each(|line| lead_onward(line, &sound, &mut decisions));
+    facts.lives.iter().for_each(|life| in_use::keep(life, &mut decisions));
     // As it was found, whatever was made of its time and its damage for deciding.
     let found: BTreeMap<BackupId, &Candidate> = facts.backups.iter().map(|b| (b.id, b)).collect();
     for decision in &mut decisions {
@@ -130,7 +133,6 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
             decision.backup = Candidate::clone(backup);
         }
     }
-    lines.values().for_each(|line| lead_onward(line, &sound, &mut decisions));
     decisions
 }
 

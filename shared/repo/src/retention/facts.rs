@@ -68,6 +68,8 @@ pub struct Life {
     pub superseded: Option<Timestamp>,
     /// When its timelines were in use.
     pub timelines: BTreeMap<TimelineId, TimelineLife>,
+    /// Backups of the lineages that it was split off from, made before it was: it can be recovered from them as well.
+    pub inherits: BTreeSet<BackupId>,
 }
 
 /// When a timeline was in use.
@@ -114,8 +116,6 @@ pub struct RetentionFacts {
     pub lives: Vec<Life>,
     /// Its holds.
     pub holds: Vec<Held>,
-    /// Backups that a lineage begins with which was split off behind them and has none of its own.
-    pub bases: BTreeMap<BackupId, BTreeSet<LineageId>>,
     /// Backups that were asked to be deleted by name.
     pub requests: Vec<Request>,
 }
@@ -131,12 +131,26 @@ impl Life {
         })
     }
 
-    /// Whether recovery from the backup can follow the path to `timeline`.
+    /// The newest timeline that has WAL.
+    pub(super) fn newest(&self) -> Option<TimelineId> {
+        let written = self.timelines.iter().filter(|(_, life)| life.written.is_some());
+        written.map(|(timeline, _)| *timeline).next_back()
+    }
+
+    /// Whether recovery from a backup of this lineage can follow the path to `timeline`.
     pub(super) fn leads_from(&self, backup: &Candidate, timeline: TimelineId) -> bool {
-        backup.lineage == self.lineage
-            && self.graph.history(timeline).is_some_and(|path| {
-                path.timeline_at(backup.id.start()) == backup.id.timeline()
-                    && path.timeline_at(backup.stop - 1) == backup.stop_timeline
-            })
+        backup.lineage == self.lineage && self.has_on_path(backup, timeline)
+    }
+
+    /// Whether recovery from a backup of a lineage that it was split off from can follow the path to `timeline`.
+    pub(super) fn leads_from_parent(&self, backup: &Candidate, timeline: TimelineId) -> bool {
+        self.inherits.contains(&backup.id) && self.has_on_path(backup, timeline)
+    }
+
+    fn has_on_path(&self, backup: &Candidate, timeline: TimelineId) -> bool {
+        self.graph.history(timeline).is_some_and(|path| {
+            path.timeline_at(backup.id.start()) == backup.id.timeline()
+                && path.timeline_at(backup.stop - 1) == backup.stop_timeline
+        })
     }
 }

@@ -39,8 +39,10 @@ pub enum Reason {
     Minimum(u32),
     /// A hold: number, reason, who, until when.
     Hold(u64, String, String, Option<Timestamp>),
-    /// A lineage that was split off behind it has no backup of its own.
-    Base(LineageId),
+    /// A lineage that was split off behind it is recovered from it.
+    Base(LineageId, Base),
+    /// The newest one from which the newest timeline of its lineage can be recovered.
+    Path(TimelineId),
     /// A rule of its label keeps it.
     Label(String, Box<Reason>),
     /// It was asked to be deleted by name: who asked, and when.
@@ -51,12 +53,23 @@ pub enum Reason {
     TooOld(Span),
 }
 
+/// Why a lineage is recovered from a backup of one that it was split off from.
+#[derive(Clone, Copy, Debug)]
+pub enum Base {
+    /// It has none of its own.
+    NoBackup,
+    /// None of its own leads to its newest timeline.
+    Path(TimelineId),
+    /// None of its own is as old as its recovery window.
+    Window(Span),
+}
+
 impl Reason {
     /// Whether the backup is kept for all that came after it, and not only for itself. Beyond a recovery window, only the
     /// window's reasons are of this sort.
     pub(super) fn leads_onward(&self, windowed: bool) -> bool {
         match self {
-            Self::Window(_) | Self::WindowBegin(..) | Self::NoPolicy | Self::Base(_) => true,
+            Self::Window(_) | Self::WindowBegin(..) | Self::NoPolicy | Self::Base(..) | Self::Path(_) => true,
             Self::Count(_) | Self::Age(_) | Self::Minimum(_) | Self::NoRule => !windowed,
             _ => false,
         }
@@ -109,8 +122,19 @@ impl fmt::Display for Reason {
                     None => write!(f, "until it is removed: {reason}"),
                 }
             }
-            Self::Base(lineage) => {
+            Self::Base(lineage, Base::NoBackup) => {
                 write!(f, "lineage {lineage}, which was split off behind it, has no backup of its own yet")
+            }
+            Self::Base(lineage, Base::Path(timeline)) => write!(
+                f,
+                "no backup of lineage {lineage}, which was split off behind it, leads to its newest timeline, {timeline}"
+            ),
+            Self::Base(lineage, Base::Window(span)) => write!(
+                f,
+                "the recovery window of {span:#} of lineage {lineage}, which was split off behind it, begins with it (window)"
+            ),
+            Self::Path(timeline) => {
+                write!(f, "it is the newest one that leads to timeline {timeline}, the newest")
             }
             Self::Label(label, reason) => write!(f, "label \"{label}\": {reason}"),
             Self::Requested(who, at) => write!(f, "{who} asked for its deletion at {at}"),

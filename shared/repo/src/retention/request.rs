@@ -8,6 +8,7 @@ use walpoint_base::{BackupId, LineageId};
 
 use super::facts::{Candidate, Held, RetentionFacts};
 use super::family::families;
+use super::in_use;
 
 /// A request to delete a backup. It holds until the backup is deleted, or something protects it that the request does not
 /// override: a hold that was placed since, or that it is the last sound backup by now.
@@ -82,7 +83,7 @@ pub fn protections(
     if !beside.iter().any(|other| other.is_sound()) && (backup.is_sound() || beside.is_empty()) {
         found.push(Protection::Last);
     }
-    found.extend(facts.bases.get(&id).into_iter().flatten().map(|lineage| Protection::Base(*lineage)));
+    found.extend(in_use::begin_with(facts, id).map(Protection::Base));
     found
 }
 

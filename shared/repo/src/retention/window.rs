@@ -3,13 +3,13 @@
 //! A moment on a timeline is recovered from a backup that ended before it on the path to that timeline. So for every
 //! timeline that was in use in the window, the newest backup that ended before the window begins it, and all that ended in
 //! it belong to it. Backups whose label has a rule of its own follow that rule; only where no other backup reaches as far
-//! back are they needed too. Where the one that begins the window is known to be damaged, the newest sound one before it begins
+//! back are they needed too. What a lineage wrote between the fork and its first own backup is recovered from its parent's. Where the one that begins the window is known to be damaged, the newest sound one before it begins
 //! it as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use walpoint_base::{BackupId, TimelineId};
+use walpoint_base::{BackupId, LineageId, TimelineId};
 
 use super::facts::{Candidate, Life};
 
@@ -20,6 +20,8 @@ pub(super) struct Wanted {
     pub(super) within: BTreeSet<BackupId>,
     /// Backups with which it begins on a timeline.
     pub(super) begins: BTreeMap<BackupId, TimelineId>,
+    /// Backups with which it begins in lineages that were split off behind them.
+    pub(super) bases: BTreeMap<BackupId, BTreeSet<LineageId>>,
 }
 
 /// Goes through the timelines in use since `begin`. `labelled` says whether a backup follows a rule of its label's.
@@ -40,6 +42,11 @@ pub(super) fn wanted(
             let general = |backup: &&&Candidate| !labelled(backup);
             wanted.within.extend(within.iter().filter(general).map(|backup| backup.id));
             let sound = |backup: &&&Candidate| backup.is_sound();
+            if !before.iter().any(|backup| backup.is_sound())
+                && let Some(base) = base(life, backups, timeline)
+            {
+                wanted.bases.entry(base.id).or_default().insert(life.lineage);
+            }
             let newest = || before.iter().rev();
             let base = newest().find(general);
             let intact = newest().filter(sound).find(general).or(newest().find(sound));
@@ -55,4 +62,17 @@ pub(super) fn wanted(
         }
     }
     wanted
+}
+
+/// The backup that leads from a lineage's parent to what the lineage wrote on a timeline: the newest sound one, if there is one.
+fn base<'a>(life: &Life, backups: &'a [Candidate], timeline: TimelineId) -> Option<&'a Candidate> {
+    // A timeline on which it wrote nothing is its parent's.
+    life.timelines.get(&timeline)?.written?;
+    let leads = backups.iter().filter(|backup| life.leads_from_parent(backup, timeline));
+    newest_of(leads)
+}
+
+/// The newest sound one, or else the newest, by position.
+pub(super) fn newest_of<'a>(backups: impl Iterator<Item = &'a Candidate>) -> Option<&'a Candidate> {
+    backups.max_by_key(|backup| (backup.is_sound(), backup.id.start(), backup.id))
 }

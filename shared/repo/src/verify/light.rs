@@ -123,7 +123,7 @@ impl Run<'_> {
         let (lineage, size) = (catalog.lineage().clone(), catalog.lineage().segment_size);
         let here = |decision: &&Decision| {
             let base =
-                decision.reasons.iter().any(|why| matches!(why, Reason::Base(of) if *of == lineage.id));
+                decision.reasons.iter().any(|why| matches!(why, Reason::Base(of, _) if *of == lineage.id));
             (decision.backup.lineage == lineage.id || base) && self.ids.contains(&decision.backup.id)
         };
         let of = |verdicts: &[Verdict]| -> Vec<Candidate> {

@@ -572,8 +572,8 @@ async fn a_repository_is_made_once_and_known_again() {
     let descriptor = dir.path().join("walpoint.json");
     walpoint_base::durable::remove(&descriptor).unwrap();
     let error = repository.read_descriptor_again().await.unwrap_err();
-    assert!(matches!(error, RepoError::NoRepository { .. }), "{error}");
+    assert!(matches!(error, RepoError::Replaced { .. }), "{error}");
     Repository::init("other", &settings, None).await.unwrap();
     let error = repository.read_descriptor_again().await.unwrap_err();
-    assert!(matches!(error, RepoError::Format { .. }), "{error}");
+    assert!(matches!(error, RepoError::Replaced { .. }), "{error}");
 }

@@ -43,7 +43,7 @@ pub(super) fn life() -> Life {
     let mut graph = TimelineGraph::default();
     graph.add_known(tli(1));
     let timelines = [(tli(1), TimelineLife::default())].into();
-    Life { lineage: lineage(1), graph, succeeds: None, superseded: None, timelines }
+    Life { lineage: lineage(1), graph, succeeds: None, superseded: None, timelines, inherits: [].into() }
 }
 
 /// Adds a timeline that left `parent` at that position and that time.

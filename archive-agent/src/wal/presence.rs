@@ -1,0 +1,171 @@
+//! Whether a repository that is open is still the one that was opened.
+//!
+//! A bucket can be emptied, and become another repository, while a daemon runs. What the daemon then stores is sealed for a
+//! repository that no longer exists, and what it remembers to have stored is gone. So nothing is acknowledged unless the
+//! descriptor was read within the last seconds: by one small request for all uploads, while they are under way. A crash leaves
+//! nothing.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use walpoint_repo::init::error_chain;
+use walpoint_repo::object::RepositoryId;
+use walpoint_repo::{RepoError, Repository};
+
+use super::target::{Target, TargetError};
+use super::upload::Trouble;
+
+/// How long a look at the descriptor counts.
+const COUNTS_FOR: Duration = Duration::from_secs(3);
+
+/// A repository as it was seen last.
+#[derive(Debug, Default)]
+pub(super) struct Presence {
+    state: std::sync::Mutex<State>,
+    /// Held while the descriptor is read: one request serves all that wait for it.
+    looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    repository: Option<Repository>,
+    seen: Option<Instant>,
+    /// How often it was found to be gone, or another one.
+    changes: u64,
+}
+
+impl Presence {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes whenever the repository was found to be gone, or another one.
+    fn changes(&self) -> u64 {
+        self.state().changes
+    }
+
+    /// Whether this is the repository that was opened last.
+    pub(super) fn is(&self, id: RepositoryId) -> bool {
+        self.state().repository.as_ref().is_some_and(|repository| repository.id() == id)
+    }
+
+    /// The repository was opened, its descriptor read after `begun`. Whether it is another one than before.
+    pub(super) fn opened(&self, repository: &Repository, begun: Instant) -> bool {
+        let mut state = self.state();
+        let other = state.repository.as_ref().is_some_and(|before| before.id() != repository.id());
+        state.changes += u64::from(other);
+        (state.repository, state.seen) = (Some(repository.clone()), Some(begun));
+        other
+    }
+
+    /// The repository to look at, unless there is none, or it was seen a moment ago.
+    fn stale(&self) -> Option<Repository> {
+        let state = self.state();
+        let fresh = state.seen.is_some_and(|seen| seen.elapsed() < COUNTS_FOR);
+        state.repository.clone().filter(|_| !fresh)
+    }
+
+    /// The descriptor of a repository was read after `begun` and is the same.
+    fn saw(&self, repository: &Repository, begun: Instant) {
+        let mut state = self.state();
+        if state.repository.as_ref().is_some_and(|now| now.id() == repository.id()) {
+            state.seen = state.seen.max(Some(begun));
+        }
+    }
+
+    /// A repository is gone, or another one. Whether that is news.
+    fn lost(&self, repository: &Repository) -> bool {
+        let mut state = self.state();
+        let news = state.repository.as_ref().is_some_and(|now| now.id() == repository.id());
+        if news {
+            *state = State { changes: state.changes + 1, ..State::default() };
+        }
+        news
+    }
+}
+
+impl Target {
+    /// Makes sure that the repository is the one that was opened, unless that was seen a moment ago. One that is not open is what
+    /// it is found to be when it is opened.
+    async fn is_still_there(&self) -> Result<(), TargetError> {
+        if self.presence.stale().is_none() {
+            return Ok(());
+        }
+        let _one = self.presence.looking.lock().await;
+        match self.presence.stale() {
+            Some(repository) => self.look(&repository).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes sure that the repository is this one still, before something is stored in it.
+    pub(super) async fn is_still(&self, repository: &Repository) -> Result<(), TargetError> {
+        self.is_still_there().await?;
+        if self.presence.is(repository.id()) {
+            return Ok(());
+        }
+        let store = repository.store().name().to_owned();
+        let what = "it was found to be gone, or another one, a moment ago".to_owned();
+        Err(RepoError::Replaced { repository: self.name().to_owned(), store, what }.into())
+    }
+
+    /// Makes sure, now, that the repository is the one that was opened: what a listing does not show is proven to be missing only
+    /// then.
+    pub(super) async fn look_again(&self) -> Result<(), TargetError> {
+        let repository = self.presence.state().repository.clone();
+        match repository {
+            Some(repository) => self.look(&repository).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn look(&self, repository: &Repository) -> Result<(), TargetError> {
+        let begun = Instant::now();
+        match repository.read_descriptor_again().await {
+            Ok(()) => {
+                self.presence.saw(repository, begun);
+                Ok(())
+            }
+            Err(error @ RepoError::Replaced { .. }) => {
+                if self.presence.lost(repository) {
+                    tracing::error!(repository = self.name(), "{error}");
+                    self.forget(repository.id()).await;
+                }
+                Err(error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Stores something in these repositories, and makes sure meanwhile that each of them is the one that was opened.
+pub(super) async fn during<T>(
+    targets: &[&Target],
+    store: impl Future<Output = Result<T, Trouble>>,
+) -> Result<T, Trouble> {
+    let changes = || -> Vec<u64> { targets.iter().map(|target| target.presence.changes()).collect() };
+    let before = changes();
+    let (stored, looked) = tokio::join!(store, look(targets));
+    // What is there now says more than what an upload into it ran into.
+    if let Err(trouble @ Trouble { lasting: true, .. }) = looked {
+        return Err(trouble);
+    }
+    let stored = stored?;
+    // The upload took its time, or opened the repository. Mostly nothing is asked.
+    look(targets).await?;
+    if changes() != before {
+        return Err(Trouble {
+            text: "the repository was found to be another one during the upload".to_owned(),
+            lasting: false,
+        });
+    }
+    Ok(stored)
+}
+
+/// Makes sure that each of these repositories is the one that was opened.
+pub(super) async fn look(targets: &[&Target]) -> Result<(), Trouble> {
+    let looked = join_all(targets.iter().map(|target| target.is_still_there())).await;
+    let failed = |error: TargetError| Trouble { lasting: !error.is_transient(), text: error_chain(&error) };
+    looked.into_iter().collect::<Result<(), TargetError>>().map_err(failed)
+}

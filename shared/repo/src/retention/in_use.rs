@@ -1,0 +1,88 @@
+//! The backup without which a lineage cannot be recovered on its newest timeline stays, whatever the rules say, unless it was asked
+//! to be deleted by name.
+//!
+//! Rules by number and date do not know which branch is in use: after a recovery to a point in time, the newest backups are
+//! those of the branch that was left.
+
+use walpoint_base::{BackupId, LineageId, TimelineId};
+
+use super::decide::{Decision, Verdict};
+use super::facts::{Candidate, Life, RetentionFacts};
+use super::reason::{Base, Reason};
+use super::window::newest_of;
+
+/// Keeps the backup that a lineage is recovered from, with the WAL after it, if no other one does that stays.
+pub(super) fn keep(life: &Life, decisions: &mut [Decision]) {
+    let left: Vec<&Candidate> = decisions
+        .iter()
+        .filter(|decision| !decision.is_requested())
+        .map(|decision| &decision.backup)
+        .collect();
+    if !left.iter().any(|backup| backup.lineage == life.lineage) {
+        let base = base(life, left.iter().copied());
+        if let Some(decision) = decisions.iter_mut().find(|decision| Some(decision.backup.id) == base) {
+            decision.stay(Reason::Base(life.lineage, Base::NoBackup), Verdict::Onward);
+        }
+        return;
+    }
+    if life.superseded.is_none()
+        && let Some(newest) = life.newest()
+    {
+        keep_path(life, newest, decisions);
+    }
+}
+
+/// The lineages that were split off behind a backup, are recovered from it, and have none of their own.
+pub(super) fn begin_with(facts: &RetentionFacts, id: BackupId) -> impl Iterator<Item = LineageId> {
+    let asked = |backup: &&Candidate| facts.requests.iter().any(|request| request.backup == backup.id);
+    let begins = move |life: &&Life| {
+        if facts.backups.iter().any(|backup| backup.lineage == life.lineage) {
+            return false;
+        }
+        let others = facts.backups.iter().filter(|backup| !asked(backup));
+        base(life, others).or_else(|| base(life, facts.backups.iter())) == Some(id)
+    };
+    facts.lives.iter().filter(begins).map(|life| life.lineage)
+}
+
+/// Which of these backups a lineage without one of its own is recovered from. Before it has WAL, whatever leads to the fork.
+fn base<'a>(life: &Life, backups: impl Iterator<Item = &'a Candidate> + Clone) -> Option<BackupId> {
+    let newest = life.newest();
+    let on_path = |backup: &&Candidate| newest.is_some_and(|newest| life.leads_from_parent(backup, newest));
+    let inherited = backups.filter(|backup| life.inherits.contains(&backup.id));
+    newest_of(inherited.clone().filter(on_path)).or_else(|| newest_of(inherited)).map(|backup| backup.id)
+}
+
+/// The newest backup that leads to the timeline stays, so that what is dropped is never wanted again; with the WAL after it, unless
+/// an older one keeps that.
+fn keep_path(life: &Life, timeline: TimelineId, decisions: &mut [Decision]) {
+    let leads =
+        |backup: &Candidate| life.leads_from(backup, timeline) || life.leads_from_parent(backup, timeline);
+    let pool = decisions.iter().filter(|decision| leads(&decision.backup) && !decision.is_requested());
+    let Some(best) = newest_of(pool.clone().map(|decision| &decision.backup)) else { return };
+    let leads_on = |decision: &Decision| {
+        decision.verdict == Verdict::Onward
+            && decision.backup.lineage == life.lineage
+            && decision.backup.is_sound() == best.is_sound()
+    };
+    let led = pool.clone().any(leads_on);
+    let (best, own) = (best.id, best.lineage == life.lineage);
+    let Some(decision) = decisions.iter_mut().find(|decision| decision.backup.id == best) else { return };
+    match (own, led) {
+        (true, true) if decision.stays() => {}
+        (true, true) => decision.stay(Reason::Path(timeline), Verdict::Alone),
+        (true, false) => decision.stay(Reason::Path(timeline), Verdict::Onward),
+        (false, _) => decision.stay(Reason::Base(life.lineage, Base::Path(timeline)), Verdict::Onward),
+    }
+}
+
+impl Decision {
+    /// It stays for one more reason.
+    fn stay(&mut self, reason: Reason, verdict: Verdict) {
+        if !self.stays() {
+            self.reasons.clear();
+        }
+        self.verdict = verdict;
+        self.reasons.push(reason);
+    }
+}
