@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, TimelineId, WalFileName};
 
@@ -57,9 +57,31 @@ pub(super) struct Unfinished {
     pub(super) seen: Timestamp,
 }
 
+/// What is read of finished backups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Copies of their summaries, where there are such.
+    Copies,
+    /// Their whole manifests.
+    Manifests,
+}
+
+/// Manifests that are read at the same time.
+const AT_ONCE: usize = 16;
+
 impl Gathered {
-    /// Reads it. `now` is the store's time.
+    /// Reads it. `now` is the store's time. Of finished backups it reads copies of their summaries where there are such: enough to
+    /// say what would be decided.
     pub(super) async fn read(repository: &Repository, cluster: &ClusterName, now: Timestamp) -> Result<Self> {
+        Self::read_by(repository, cluster, now, Reading::Copies).await
+    }
+
+    async fn read_by(
+        repository: &Repository,
+        cluster: &ClusterName,
+        now: Timestamp,
+        reading: Reading,
+    ) -> Result<Self> {
         let backups = Backups::of(repository, cluster);
         // Holds first: one that is placed while a backup is looked at belongs to the next run.
         let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
@@ -82,7 +104,7 @@ impl Gathered {
                 gathered.notes.push(format!("hold {} is on backup {id}, which is not here", held.number));
             }
         }
-        gathered.sort_backups(&backups, catalog.backups()).await?;
+        gathered.sort_backups(&backups, catalog.backups(), reading).await?;
         for request in std::mem::take(&mut gathered.facts.requests) {
             gathered.ask(request, now);
         }
@@ -93,13 +115,13 @@ impl Gathered {
         Ok(gathered)
     }
 
-    /// The same, if every hold can be read.
+    /// The same from whole manifests, if every hold can be read: what is kept instead of what is deleted has to be there.
     pub(super) async fn read_for_deletion(
         repository: &Repository,
         cluster: &ClusterName,
         now: Timestamp,
     ) -> Result<Self> {
-        let mut gathered = Self::read(repository, cluster, now).await?;
+        let mut gathered = Self::read_by(repository, cluster, now, Reading::Manifests).await?;
         match gathered.damaged_holds.pop() {
             Some(damaged) => Err(damaged.error()),
             None => Ok(gathered),
@@ -111,7 +133,7 @@ impl Gathered {
         !self.unreadable.is_empty()
     }
 
-    async fn sort_backups(&mut self, backups: &Backups, listed: &[Listed]) -> Result<()> {
+    async fn sort_backups(&mut self, backups: &Backups, listed: &[Listed], reading: Reading) -> Result<()> {
         let (mut finished, mut uses) = (Vec::new(), BTreeMap::new());
         for one in listed {
             match (one.state, one.begun) {
@@ -135,7 +157,11 @@ impl Gathered {
                 (ListedState::Unfinished, None) => {}
             }
         }
-        for (id, standing) in backups.standings(&finished, usize::MAX).await? {
+        let standings = match reading {
+            Reading::Copies => backups.standings(&finished, usize::MAX).await?,
+            Reading::Manifests => proven(backups, finished).await,
+        };
+        for (id, standing) in standings {
             match standing {
                 Ok(Standing::Finished(summary)) => {
                     self.facts.backups.push(candidate(&summary));
@@ -247,6 +273,23 @@ impl Gathered {
         }
         Ok(())
     }
+}
+
+/// What became of finished backups, by their whole manifests.
+async fn proven(backups: &Backups, ids: Vec<BackupId>) -> Vec<(BackupId, Result<Standing>)> {
+    let read = stream::iter(ids).map(|id| async move {
+        let standing = match backups.standing(id).await {
+            Ok(Standing::Finished(summary)) => match backups.open(id).await {
+                Ok(_) => Ok(Standing::Finished(summary)),
+                // Deleted by another expire meanwhile.
+                Err(RepoError::NotFound { .. }) => Ok(Standing::Unfinished),
+                Err(error) => Err(error),
+            },
+            other => other,
+        };
+        (id, standing)
+    });
+    read.buffered(AT_ONCE).collect().await
 }
 
 fn candidate(summary: &Summary) -> Candidate {

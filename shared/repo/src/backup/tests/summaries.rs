@@ -5,7 +5,7 @@ use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId};
 
 use crate::backup::{Backups, Standing, forge};
 use crate::catalog::Catalog;
-use crate::expire::outlook;
+use crate::expire::{ExpireOptions, expire, outlook};
 use crate::index::tests::{Bed, bed};
 use crate::retention::{Policy, Rule};
 
@@ -108,4 +108,34 @@ async fn summaries_are_only_copies() {
     backups.store().delete(&backups.paths().manifest(id(7))).await.unwrap();
     let listed = backups.list().await.unwrap();
     assert!(listed.iter().all(|one| one.id != id(7) || one.state == crate::backup::ListedState::Unfinished));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expires_is_decided_by_manifests() {
+    let bed = bed().await;
+    let backups = many(&bed, 40).await;
+    assert!(backups.summarize().await.unwrap());
+    let (root, repository) = (bed.dir.path(), bed.archive.repository());
+    for n in [38, 39] {
+        let path = root.join(backups.paths().manifest(id(n)).as_str());
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+    let options = ExpireOptions {
+        policy: Policy { rule: Rule { count: Some(2), ..Rule::default() }, ..Policy::default() },
+        grace: SignedDuration::ZERO,
+        named: None,
+        dry_run: false,
+        host: String::new(),
+        agent: String::new(),
+    };
+    let cluster = bed.archive.lineage().cluster.clone();
+    for _ in 0..2 {
+        expire(repository, &cluster, &options).await.unwrap();
+    }
+    for n in 36..38 {
+        backups.open(id(n)).await.unwrap();
+    }
 }
