@@ -434,10 +434,12 @@ fn write_temporary(path: &Path, pieces: &[Bytes]) -> io::Result<PathBuf> {
     Ok(temporary)
 }
 
-/// Adds the rights that the umask took away. Where that cannot be, in a directory of another user's for example, the mode stays.
+/// Adds the rights that the umask took away from others than the owner; a mode that keeps its owner out was set on purpose. Where
+/// that cannot be, in a directory of another user's for example, the mode stays.
 pub fn grant(file: &File, mode: u32) {
     let Ok(meta) = file.metadata() else { return };
-    if meta.mode() & mode != mode {
+    let owners = mode & 0o700;
+    if meta.mode() & owners == owners && meta.mode() & mode != mode {
         file.set_permissions(fs::Permissions::from_mode((meta.mode() & 0o7777) | mode)).ok();
     }
 }

@@ -45,6 +45,7 @@ fn a_plan_as_json_and_as_text() {
             "end_lsn": "0/880000",
             "started": "2000-01-01T00:13:20Z",
             "ended": "2000-01-01T00:14:20Z",
+            "damaged_pages": 0,
         },
         "path": [
             { "timeline": 1, "begin_lsn": "0/0", "end_lsn": "0/A80000" },
