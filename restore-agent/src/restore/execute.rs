@@ -1,0 +1,273 @@
+//! Writing the cluster: the place is made this restore's, its files are written, and `pg_control` comes last.
+
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use jiff::Timestamp;
+use rustix::fs::FileType;
+use walpoint_base::RecoveryTarget;
+use walpoint_pg::label::TablespaceMap;
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::progress::Progress;
+
+use super::beneath::{Anchor, Roots};
+use super::copy::Copier;
+use super::directory::{self, Held, State};
+use super::finish::Finish;
+use super::ground::Way;
+use super::kept::Kept;
+use super::owners::Owner;
+use super::prune::{self, Removed};
+use super::report::Report;
+use super::sync::Filesystems;
+use super::{Done, Restore, RestoreArgs, failure, forks, hook, origin, places, reach, settings, tablespaces};
+use crate::wal::note::TargetNote;
+use crate::wal::spool;
+
+impl Restore {
+    pub(super) async fn execute(self, common: &CommonArgs, args: &RestoreArgs) -> anyhow::Result<Report> {
+        let began = Instant::now();
+        let pgdata = self.layout.pgdata().to_owned();
+        hook("--before", args.before.as_deref(), &pgdata)?;
+        let _held = self.take_place(&pgdata)?;
+        let kept = match self.ground.way {
+            Way::Delta { .. } => {
+                let now = Timestamp::now();
+                Kept::keep(&pgdata, &self.unarchived.names, &self.found.ours, now, self.owner)?
+            }
+            Way::New | Way::Replace => None,
+        };
+        let roots = Arc::new(self.claim(&pgdata)?);
+        kept.iter().try_for_each(|kept| kept.rename(self.owner))?;
+        // Before the first byte: only then it is told what cannot be written.
+        let directories = self.marker.directories.iter().map(PathBuf::as_path);
+        let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata.as_path()]))?);
+        let incomplete = |error| failure::incomplete(&pgdata, error);
+        let removed = match self.ground.way {
+            Way::Delta { .. } => {
+                prune::prune(&self.reader, &self.layout, &roots).await.map_err(incomplete)?
+            }
+            Way::New | Way::Replace => Removed::default(),
+        };
+        let total = self.reader.manifest().summary.totals.blocks * self.reader.block_size().bytes();
+        let progress = Progress::bytes("restoring", total, common.show_progress());
+        let copier = Copier {
+            reader: self.reader.clone(),
+            layout: Arc::clone(&self.layout),
+            owners: self.owners.clone(),
+            progress: progress.clone(),
+            delta: self.marker.delta,
+            roots: Arc::clone(&roots),
+            filesystems,
+        };
+        let written = copier.copy().await;
+        progress.end();
+        let written = written.map_err(incomplete)?;
+        if let Some(extra) = self.layout.extra() {
+            walpoint_base::durable::sync_directory(extra)?;
+        }
+        self.leave_target(&roots)?;
+        let wal = self.wal_directory();
+        let anchor = roots.anchor(&wal).with_context(|| wal.display().to_string())?;
+        let explain = |error| anchor.explain(error);
+        origin::leave(&self.origin, anchor.path(), self.owner).map_err(explain)?;
+        let data = roots.anchor(&pgdata).with_context(|| pgdata.display().to_string())?;
+        origin::bind(&self.origin, &self.planned, data.path(), self.owner)
+            .await
+            .map_err(|error| data.explain(error))?;
+        let archive = self.planned.repository.wal_to_read(&self.planned.lineage).await?;
+        forks::write(&archive, &self.planned.plan, anchor.path(), self.owner).await.map_err(explain)?;
+        let size = self.planned.lineage.segment_size;
+        self.unarchived
+            .put(kept.as_ref(), anchor.path(), self.owner, size, args.resume_archiving)
+            .map_err(explain)?;
+        self.finish(&pgdata, &roots)?;
+        hook("--after", args.after.as_deref(), &pgdata)?;
+        Ok(self.report(args, &Done { written, removed, kept }, began.elapsed()))
+    }
+
+    /// Makes the directory that is written to what it has to be: there, nobody else's, and empty unless it is repaired.
+    fn take_place(&self, pgdata: &Path) -> anyhow::Result<Held> {
+        // What is there is held too until it is out of the way.
+        let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
+        // Planning takes a while, and --before may do anything: mount a filesystem, say.
+        if self.ground.look_again(pgdata)?.state != self.ground.state {
+            bail!("{} is not what it was when the restore began; nothing was changed", pgdata.display());
+        }
+        places::check(&self.layout, &self.ground, &self.marker, &self.repositories)?;
+        self.ground.check_others(&self.layout, &self.named)?;
+        if self.created.look(&self.layout, &self.ground)? != self.found {
+            bail!(
+                "where replay creates tablespaces something else lies than when the restore began; nothing was changed"
+            );
+        }
+        if let Some(record) = &self.replacement {
+            record.go()?;
+            tracing::info!("what was in {} lies in {}", pgdata.display(), record.aside.display());
+        }
+        self.open_data(pgdata)?;
+        let held = match old {
+            Some(held) if self.replacement.is_none() => held,
+            _ => directory::hold(pgdata)?,
+        };
+        if let State::Unfinished(earlier) = &self.ground.state {
+            let claimed =
+                |other: &PathBuf| Some((other.clone(), directory::claimed(other, pgdata, self.owner)?));
+            let ours = earlier.directories.iter().filter_map(claimed);
+            if self.marker.delta {
+                tracing::info!("an earlier restore into {} was interrupted; it goes on", pgdata.display());
+                for (_, anchor) in ours.filter(|(other, _)| !self.marker.directories.contains(other)) {
+                    directory::disown(&anchor)?;
+                }
+            } else {
+                tracing::info!(
+                    "an earlier restore into {} was interrupted; it is begun anew",
+                    pgdata.display()
+                );
+                for (_, anchor) in ours {
+                    directory::clear(&anchor)?;
+                    directory::disown(&anchor)?;
+                }
+                let own = Anchor::open(pgdata).with_context(|| pgdata.display().to_string())?;
+                own.require_ours(self.owner).with_context(|| pgdata.display().to_string())?;
+                directory::clear(&own)?;
+            }
+        }
+        Ok(held)
+    }
+
+    /// Marks the directories as this restore's and opens them: from then on everything is reached from there. As root, the
+    /// data directory and `pg_wal` are taken from their owner until the end, so that nobody changes what lies directly in them.
+    fn claim(&self, pgdata: &Path) -> anyhow::Result<Roots> {
+        let shown = |path: &Path| path.display().to_string();
+        let own = self.open_data(pgdata)?;
+        own.require_ours(self.owner).with_context(|| shown(pgdata))?;
+        let mut open = vec![(pgdata.to_owned(), own.directory().try_clone()?.into())];
+        for other in &self.marker.directories {
+            let ours = |directory: &File| {
+                let anchor = directory.try_clone().map(|directory| Anchor::of(directory, other));
+                anchor.is_ok_and(|a| directory::is_claimed(&a, pgdata, self.owner).is_ok_and(|ours| ours))
+            };
+            let made = reach::make(other, self.named.has(other), self.owner, ours);
+            open.push((other.clone(), made.with_context(|| shown(other))?));
+        }
+        let roots = Roots::of(open);
+        if self.owner.is_some() {
+            own.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(pgdata))?;
+        }
+        directory::claim(own.path(), &self.marker).map_err(|error| own.explain(error.into()))?;
+        for other in &self.marker.directories {
+            let anchor = roots.anchor(other).with_context(|| shown(other))?;
+            anchor.require_ours(self.owner).with_context(|| shown(other))?;
+            directory::claim_other(anchor.path(), pgdata).map_err(|error| anchor.explain(error.into()))?;
+        }
+        let wal = self.wal_directory();
+        if self.owner.is_some() && (roots.is_root(&wal) || roots.kind(&wal)? == Some(FileType::Directory)) {
+            roots.anchor(&wal)?.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(&wal))?;
+        }
+        Ok(roots)
+    }
+
+    /// Opens the data directory, and makes it if it is missing.
+    fn open_data(&self, pgdata: &Path) -> anyhow::Result<Anchor> {
+        // One that an interrupted restore took from its owner is root's.
+        let ours = |_: &File| matches!(self.ground.state, State::Unfinished(_));
+        let open = reach::make(pgdata, self.named.pgdata, self.owner, ours);
+        Ok(Anchor::of(open.with_context(|| pgdata.display().to_string())?.into(), pgdata))
+    }
+
+    /// The version that will run.
+    fn major(&self) -> u8 {
+        self.reader.manifest().summary.facts.major.get()
+    }
+
+    /// Where `pg_wal` lies.
+    fn wal_directory(&self) -> PathBuf {
+        self.layout.wal().map_or_else(|| self.layout.pgdata().join("pg_wal"), Path::to_owned)
+    }
+
+    /// Leaves the target for the prefetcher, so that it does not fetch beyond it.
+    fn leave_target(&self, roots: &Roots) -> anyhow::Result<()> {
+        let plan = &self.planned.plan;
+        let last =
+            plan.wal.last().map(|range| range.last.name(range.timeline, self.planned.lineage.segment_size));
+        // Without a stop, recovery goes on to whatever the archive holds by then.
+        let last = plan.stop.as_ref().and(plan.fork.map(|fork| fork.name).or(last));
+        let spool = self.wal_directory().join(spool::DIRECTORY);
+        let told = || format!("{} cannot be made", spool.display());
+        // One that is there is perhaps not ours.
+        if roots.kind(&spool).with_context(told)?.is_some() {
+            roots.remove(&spool).with_context(told)?;
+        }
+        roots.make_directory(&spool).with_context(told)?;
+        let anchor = roots.anchor(&spool).with_context(told)?;
+        let note = TargetNote {
+            timeline: plan.timeline,
+            last,
+            fork: plan.fork,
+            until: (plan.target != RecoveryTarget::Latest).then(|| plan.replayed_until()),
+            settings: settings::targets(&settings::rewrite("", &self.settings, self.major())),
+        };
+        note.write(anchor.path()).map_err(|error| anchor.explain(error))?;
+        if let Some(owner) = self.owner {
+            for entry in std::fs::read_dir(anchor.path())? {
+                owner.give(&entry?.path())?;
+            }
+        }
+        anchor.give(self.owner, 0o700).and_then(|()| anchor.sync()).with_context(told)
+    }
+
+    /// The `wal_keep_size`, in MB, under which a server that archives keeps what only its `pg_wal` has.
+    fn keep_size(&self, pgdata: &Path) -> Option<u64> {
+        let needed = self.unarchived.keep_size(self.planned.lineage.segment_size).filter(|_| self.resumes)?;
+        let read = |name: &str| std::fs::read_to_string(pgdata.join(name)).unwrap_or_default();
+        let own = settings::wal_keep_size(&[read("postgresql.conf"), read("postgresql.auto.conf")]);
+        Some(needed.max(own))
+    }
+
+    fn finish(&self, pgdata: &Path, roots: &Roots) -> anyhow::Result<()> {
+        let anchor = roots.anchor(pgdata).with_context(|| pgdata.display().to_string())?;
+        let hand_over = || {
+            if let (Some(owner), Some(_)) = (self.owner, self.layout.wal()) {
+                roots.give_link(&pgdata.join("pg_wal"), owner)?;
+            }
+            for directory in [&roots.anchor(&self.wal_directory())?, &anchor] {
+                directory.give(self.owner, self.root_mode)?;
+                directory.sync()?;
+            }
+            Ok(())
+        };
+        let facts = &self.reader.manifest().summary.facts;
+        let tablespaces = facts.tablespaces.iter().filter_map(|t| {
+            let spot = self.layout.tablespace(t.oid)?;
+            Some(walpoint_pg::label::Tablespace { oid: t.oid, path: spot.as_os_str().as_bytes().to_vec() })
+        });
+        let mut settings = self.settings.clone();
+        // Some were inside when the backup was made, whatever the command line says.
+        if tablespaces::lie_inside(pgdata)
+            .with_context(|| format!("{}/pg_tblspc cannot be read", pgdata.display()))?
+        {
+            // Without it recovery takes a directory in pg_tblspc for damage, and panics (CheckTablespaceDirectory).
+            settings.push(("allow_in_place_tablespaces".to_owned(), "on".to_owned()));
+        }
+        if let Some(size) = self.keep_size(anchor.path()) {
+            settings.push(("wal_keep_size".to_owned(), format!("{size}MB")));
+        }
+        let finish = Finish {
+            pgdata: anchor.path(),
+            major: facts.major,
+            backup_label: &facts.backup_label.0,
+            tablespace_map: TablespaceMap { tablespaces: tablespaces.collect() },
+            settings,
+            signal: self.planned.plan.signal,
+            owner: self.owner,
+            hand_over: &hand_over,
+        };
+        finish.write().map_err(|error| anchor.explain(error))?;
+        Ok(directory::release(pgdata, &self.marker, self.owner)?)
+    }
+}

@@ -1,0 +1,180 @@
+//! Everything that can be checked before the first byte is written.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use walpoint_base::{RecoveryTarget, SecretSource};
+use walpoint_repo::backup::{BackupReader, Backups, Summary};
+use walpoint_repo::keys::KeySource;
+use walpoint_runtime::args::CommonArgs;
+
+use super::created::Created;
+use super::directory::{Marker, RelativeTime, State};
+use super::existing::Existing;
+use super::ground::{self, Ground, Way};
+use super::kept::{self, Kept};
+use super::layout::Layout;
+use super::named::{self, Named};
+use super::owners::{self, Owner, Owners};
+use super::tablespaces::{self, Tablespace, Wishes};
+use super::unarchived::Unarchived;
+use super::{Restore, RestoreArgs, command, failure, files, origin, places, reach, room};
+use crate::plan::{self, Planned};
+
+impl Restore {
+    /// Checks everything that can be checked before the first byte is written.
+    pub(super) async fn prepare(
+        common: &CommonArgs,
+        args: &RestoreArgs,
+        planned: Planned,
+        pgdata: PathBuf,
+        mut ground: Ground,
+    ) -> anyhow::Result<Self> {
+        if let Some(damage) = &planned.damage {
+            tracing::warn!("{damage}");
+        }
+        ground.prove(&pgdata, &planned).await?;
+        let origin = origin::read(common, &planned).await?;
+        let backups = Backups::of(&planned.repository, &planned.cluster);
+        let unread = |error| failure::unread(planned.plan.backup.id, error);
+        let reader = backups.open(planned.plan.backup.id).await.map_err(|e| unread(e.into()))?;
+        let summary = reader.manifest().summary.clone();
+        let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
+        let (owner, root_mode) = owner_of_root(&reader, &owners).await.map_err(unread)?;
+        ground.act_for(owner);
+        let named = Named::by(args, &pgdata);
+        let layout = Arc::new(lay_out(args, &summary, pgdata, ground.existing.as_ref())?);
+        let marker = Marker {
+            repository: planned.repository.id().to_string(),
+            cluster: planned.cluster.to_string(),
+            backup: planned.plan.backup.id.to_string(),
+            target: planned.plan.target.to_string(),
+            relative: match (args.target.relative(), &planned.plan.target) {
+                (Some(text), RecoveryTarget::Time(meant)) => {
+                    Some(RelativeTime { text: text.to_owned(), meant: meant.0 })
+                }
+                _ => None,
+            },
+            directories: layout.others(),
+            delta: matches!(ground.way, Way::Delta { .. }),
+            claiming: false,
+        };
+        let repositories = places::local_repositories(common)?;
+        let places = places::check(&layout, &ground, &marker, &repositories)?;
+        let mut in_the_way = ground.check_others(&layout, &named)?;
+        if !matches!(ground.state, State::Unfinished(_)) {
+            reach::check(layout.pgdata(), named.pgdata, owner).map_err(|e| anyhow!(e))?;
+        }
+        let mut created = Created::read(&planned, summary.facts.major).await?;
+        let mut found = created.look(&layout, &ground)?;
+        let mut unarchived = Unarchived::default();
+        if let Way::Delta { .. } = ground.way {
+            let earlier = kept_before(layout.pgdata(), &ground.state);
+            unarchived = Unarchived::find(common, layout.pgdata(), &planned, &earlier).await?;
+            let more = created.with(&unarchived.creates);
+            match more.look(&layout, &ground) {
+                Ok(look) => (created, found) = (more, look),
+                Err(error) => unarchived.leave(error.to_string()),
+            }
+        }
+        found.missing.iter().for_each(|missing| tracing::warn!("{missing}"));
+        if ground.way == Way::Replace {
+            in_the_way.extend(found.ours.iter().map(|directory| (directory.clone(), None)));
+        }
+        let replacement = ground.replacement(layout.pgdata(), in_the_way)?;
+        room::check(&reader, &layout, &planned.plan, &ground).await.map_err(unread)?;
+        let source = command::Source {
+            config: common.config_path().map(std::path::absolute).transpose()?,
+            repo: common.repo.clone(),
+            key_file: key_file(&planned),
+            cluster: planned.cluster.to_string(),
+        };
+        if let Some(owner) = owner {
+            // What is missing will be made for that user.
+            let parents = places.iter().filter_map(|place| place.ancestors().skip(1).find(|a| a.exists()));
+            owners::prove_usable(
+                owner,
+                &plan::probe_arguments(
+                    source.config.as_deref(),
+                    source.repo.as_deref(),
+                    &planned.cluster,
+                    parents,
+                ),
+            )?;
+        }
+        let mut settings = vec![("restore_command".to_owned(), command::restore_command(&source))];
+        if !args.resume_archiving {
+            settings.push(("archive_mode".to_owned(), "off".to_owned()));
+        }
+        settings.extend(planned.plan.settings.iter().map(|s| (s.name.to_owned(), s.value.clone())));
+        Ok(Self {
+            planned,
+            origin,
+            reader,
+            layout,
+            owners,
+            owner,
+            root_mode,
+            marker,
+            ground,
+            named,
+            replacement,
+            created,
+            found,
+            unarchived,
+            resumes: args.resume_archiving,
+            repositories,
+            settings,
+        })
+    }
+}
+
+/// What interrupted runs of this restore may have kept of the data directory, oldest first.
+fn kept_before(pgdata: &Path, state: &State) -> Vec<Kept> {
+    if matches!(state, State::Unfinished(_)) { kept::all(pgdata) } else { Vec::new() }
+}
+
+/// The key file that the environment names, if it opened the repository.
+fn key_file(planned: &Planned) -> Option<PathBuf> {
+    let Some((KeySource::Key(SecretSource::File(path)), _)) = planned.repository.opened_by() else {
+        return None;
+    };
+    let named = std::env::var_os("WALPOINT_KEY_FILE").is_some_and(|named| path.as_os_str() == named);
+    named.then(|| path.clone())
+}
+
+pub(super) fn lay_out(
+    args: &RestoreArgs,
+    summary: &Summary,
+    pgdata: PathBuf,
+    existing: Option<&Existing>,
+) -> anyhow::Result<Layout> {
+    let path = |bytes: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
+    let facts = &summary.facts;
+    let known: Vec<Tablespace> =
+        facts.tablespaces.iter().map(|t| Tablespace { oid: t.oid, location: path(&t.path.0) }).collect();
+    // Links in them are seen through when they are opened.
+    let absolute = |dir: &Option<PathBuf>| dir.as_ref().map(named::absolute);
+    let wishes = Wishes {
+        mappings: args.tablespaces.clone(),
+        all: absolute(&args.tablespace_dir),
+        flatten: args.flatten_tablespaces,
+        existing: existing.map(|existing| existing.tablespaces.clone()).unwrap_or_default(),
+    };
+    let places = tablespaces::place(&known, &wishes, &pgdata).map_err(|e| anyhow!(e))?;
+    let extra = absolute(&args.extra_dir).unwrap_or_else(|| ground::default_extra(&pgdata));
+    let extra_paths = facts.extra_paths.iter().map(|p| path(&p.0)).collect();
+    let wal = absolute(&args.wal_dir).or_else(|| existing?.wal.clone());
+    Ok(Layout::new(pgdata, places, wal, extra, extra_paths))
+}
+
+/// The owner that the data directory itself will have, if root restores, and its mode.
+pub(super) async fn owner_of_root(
+    reader: &BackupReader,
+    owners: &Owners,
+) -> anyhow::Result<(Option<Owner>, u32)> {
+    let root = reader.entries().next().await?.context("the backup is empty: its file table has no entry")?;
+    Ok((owners.of(root.attributes.uid, root.attributes.gid), files::directory_mode(&root)))
+}
