@@ -44,6 +44,8 @@ pub(crate) struct PlanArgs {
 pub(crate) struct Planned {
     /// The repository that it reads from.
     pub(crate) repository: Repository,
+    /// The one that the backup's files are read from: the same, unless they are damaged in it and another has them.
+    pub(crate) files_from: Repository,
     /// The cluster.
     pub(crate) cluster: ClusterName,
     /// The cluster's lineage that holds backup and WAL.
@@ -187,7 +189,8 @@ async fn make_from(
     let lineage = repository.read_lineage(cluster, plan.lineage).await?;
     let lineage = lineage
         .ok_or_else(|| RepoError::Internal(format!("lineage {} vanished while planning", plan.lineage)))?;
-    Ok(Ok(Planned { repository, cluster: cluster.clone(), lineage, plan, damage }))
+    let files_from = repository.clone();
+    Ok(Ok(Planned { repository, files_from, cluster: cluster.clone(), lineage, plan, damage }))
 }
 
 /// What `verify` or a backup found damaged of what the backup needs, and what to do.

@@ -116,6 +116,7 @@ impl TargetArgs {
             action,
             standby,
             use_partial: self.use_partial,
+            unreadable: std::collections::BTreeSet::new(),
         })
     }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
@@ -15,7 +15,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::progress::Progress;
 
 use super::beneath::{Anchor, Roots};
-use super::copy::Copier;
+use super::copy::{Copier, Written};
 use super::directory::{self, Held, State};
 use super::finish::Finish;
 use super::ground::Way;
@@ -28,11 +28,20 @@ use super::{Done, Restore, RestoreArgs, failure, forks, hook, origin, places, re
 use crate::wal::note::TargetNote;
 use crate::wal::spool;
 
+/// How often it is looked whether what a failed attempt had begun is at rest.
+const AT_REST: Duration = Duration::from_millis(5);
+
 impl Restore {
-    pub(super) async fn execute(self, common: &CommonArgs, args: &RestoreArgs) -> anyhow::Result<Report> {
+    /// Writes the cluster. `before`: what is run first, taken so that another attempt does not run it again.
+    pub(super) async fn execute(
+        self,
+        common: &CommonArgs,
+        args: &RestoreArgs,
+        before: &mut Option<&str>,
+    ) -> anyhow::Result<Report> {
         let began = Instant::now();
         let pgdata = self.layout.pgdata().to_owned();
-        hook("--before", args.before.as_deref(), &pgdata)?;
+        hook("--before", before.take(), &pgdata)?;
         let _held = self.take_place(&pgdata)?;
         let kept = match self.ground.way {
             Way::Delta { .. } => {
@@ -43,30 +52,7 @@ impl Restore {
         };
         let roots = Arc::new(self.claim(&pgdata)?);
         kept.iter().try_for_each(|kept| kept.rename(self.owner))?;
-        // Before the first byte: only then it is told what cannot be written.
-        let directories = self.marker.directories.iter().map(PathBuf::as_path);
-        let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata.as_path()]))?);
-        let incomplete = |error| failure::incomplete(&pgdata, error);
-        let removed = match self.ground.way {
-            Way::Delta { .. } => {
-                prune::prune(&self.reader, &self.layout, &roots).await.map_err(incomplete)?
-            }
-            Way::New | Way::Replace => Removed::default(),
-        };
-        let total = self.reader.manifest().summary.totals.blocks * self.reader.block_size().bytes();
-        let progress = Progress::bytes("restoring", total, common.show_progress());
-        let copier = Copier {
-            reader: self.reader.clone(),
-            layout: Arc::clone(&self.layout),
-            owners: self.owners.clone(),
-            progress: progress.clone(),
-            delta: self.marker.delta,
-            roots: Arc::clone(&roots),
-            filesystems,
-        };
-        let written = copier.copy().await;
-        progress.end();
-        let written = written.map_err(incomplete)?;
+        let (removed, written) = self.write_files(common, &pgdata, &roots).await?;
         if let Some(extra) = self.layout.extra() {
             walpoint_base::durable::sync_directory(extra)?;
         }
@@ -88,6 +74,45 @@ impl Restore {
         self.finish(&pgdata, &roots)?;
         hook("--after", args.after.as_deref(), &pgdata)?;
         Ok(self.report(args, &Done { written, removed, kept }, began.elapsed()))
+    }
+
+    /// Removes what the backup does not have, if the directory is repaired, and writes the backup's files. Once it has failed
+    /// nothing is written any more.
+    async fn write_files(
+        &self,
+        common: &CommonArgs,
+        pgdata: &Path,
+        roots: &Arc<Roots>,
+    ) -> anyhow::Result<(Removed, Written)> {
+        // Before the first byte: only then it is told what cannot be written.
+        let directories = self.marker.directories.iter().map(PathBuf::as_path);
+        let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata]))?);
+        let incomplete = |error| failure::incomplete(pgdata, error);
+        let removed = match self.ground.way {
+            Way::Delta { .. } => prune::prune(&self.reader, &self.layout, roots).await.map_err(incomplete)?,
+            Way::New | Way::Replace => Removed::default(),
+        };
+        let total = self.reader.manifest().summary.totals.blocks * self.reader.block_size().bytes();
+        let progress = Progress::bytes("restoring", total, common.show_progress());
+        let copier = Copier {
+            reader: self.reader.clone(),
+            layout: Arc::clone(&self.layout),
+            owners: self.owners.clone(),
+            progress: progress.clone(),
+            delta: self.marker.delta,
+            roots: Arc::clone(roots),
+            filesystems,
+        };
+        let written = copier.copy().await;
+        drop(copier);
+        progress.end();
+        if written.is_err() {
+            // What was begun in other threads goes on there, and the next attempt writes to the same places.
+            while Arc::strong_count(roots) > 1 {
+                tokio::time::sleep(AT_REST).await;
+            }
+        }
+        Ok((removed, written.map_err(incomplete)?))
     }
 
     /// Makes the directory that is written to what it has to be: there, nobody else's, and empty unless it is repaired.

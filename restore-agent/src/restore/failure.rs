@@ -1,5 +1,6 @@
 //! What a restore that failed leaves behind, and what to do about it.
 
+use std::fmt;
 use std::path::Path;
 
 use walpoint_base::BackupId;
@@ -9,22 +10,43 @@ use walpoint_repo::RepoError;
 const ANOTHER: &str = "the same command would end there again: restore from another backup (--backup, archive-agent status lists \
                        them) or another repository (--repo), and let archive-agent verify tell what else is affected";
 
+/// That what failed is the backup itself: an object that it needs is damaged or missing. In words for a person.
+#[derive(Debug)]
+struct DamagedBackup(String);
+
+impl fmt::Display for DamagedBackup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Says what an interrupted restore left, and what to do about it.
 pub(super) fn incomplete(pgdata: &Path, error: anyhow::Error) -> anyhow::Error {
-    let next = if is_damaged(&error) { ANOTHER } else { "run the same command again" };
-    error.context(format!("{} is incomplete and cannot start; {next}", pgdata.display()))
+    let left = format!("{} is incomplete and cannot start", pgdata.display());
+    match damage(&error) {
+        Some(_) => error.context(DamagedBackup(format!("{left}; {ANOTHER}"))),
+        None => error.context(format!("{left}; run the same command again")),
+    }
 }
 
 /// Says what to do about a backup that cannot be read, before anything was written.
 pub(super) fn unread(backup: BackupId, error: anyhow::Error) -> anyhow::Error {
-    if !is_damaged(&error) {
+    if damage(&error).is_none() {
         return error;
     }
-    error.context(format!("nothing was changed, because backup {backup} cannot be read; {ANOTHER}"))
+    let text = format!("nothing was changed, because backup {backup} cannot be read; {ANOTHER}");
+    error.context(DamagedBackup(text))
 }
 
-/// Whether an object of the repository is damaged or missing, which no second attempt mends.
-fn is_damaged(error: &anyhow::Error) -> bool {
-    let damaged = |cause: &RepoError| matches!(cause, RepoError::Corrupt { .. } | RepoError::NotFound { .. });
-    error.chain().filter_map(|cause| cause.downcast_ref()).any(damaged)
+/// What is wrong with the backup, if that made a restore fail.
+pub(super) fn of_backup(error: &anyhow::Error) -> Option<String> {
+    error.downcast_ref::<DamagedBackup>()?;
+    damage(error)
+}
+
+/// Which object of the repository is damaged or missing, which no second attempt mends.
+fn damage(error: &anyhow::Error) -> Option<String> {
+    let damaged =
+        |cause: &&RepoError| matches!(cause, RepoError::Corrupt { .. } | RepoError::NotFound { .. });
+    error.chain().filter_map(|cause| cause.downcast_ref()).find(damaged).map(RepoError::to_string)
 }

@@ -23,6 +23,7 @@
 //! | [`unarchived`], [`kept`] | WAL that no archive has; what a repair keeps |
 //! | [`report`] | what is printed at the end |
 //! | [`failure`] | what a restore that failed leaves, and what to do about it |
+//! | [`stand_in`] | what stands in for a backup that turns out to be damaged |
 //!
 //! Until the last step the directory has no `pg_control`, so a crash anywhere leaves something that PostgreSQL refuses to
 //! start; the same command begins anew and finishes.
@@ -57,6 +58,7 @@ pub(crate) mod rollback;
 mod room;
 mod running;
 pub(crate) mod settings;
+mod stand_in;
 mod sync;
 mod tablespaces;
 mod unarchived;
@@ -87,6 +89,7 @@ use named::Named;
 use owners::{Owner, Owners};
 use prepare::{lay_out, owner_of_root};
 use prune::Removed;
+use stand_in::StandIns;
 use tablespaces::Mapping;
 use unarchived::Unarchived;
 
@@ -156,22 +159,43 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         (false, true) => Way::Replace,
         (false, false) => Way::New,
     };
-    let ground = Ground::look(&pgdata, way, args.server_is_down)?;
+    let mut ground = Ground::look(&pgdata, way, args.server_is_down)?;
     ground.log_crashed(&pgdata);
     let resolved = resolved_before(&args.target, &ground.state);
     let request = args.target.request(args.target_action, args.standby, Timestamp::now(), resolved)?;
     if let (State::Finished(marker), false) = (&ground.state, args.dry_run) {
         return Ok(end_finished(args, &request.target, &pgdata, marker)?);
     }
-    let planned = match plan::make(common, &request).await {
+    let mut planned = match plan::make(common, &request).await {
         Ok(planned) => planned,
         Err(no_plan) => return plan::refuse(common, no_plan),
     };
-    if args.dry_run {
-        return dry_run(common, args, planned, pgdata, ground).await;
+    let mut stand_ins = StandIns::default();
+    let mut before = args.before.as_deref();
+    loop {
+        let attempt = if args.dry_run {
+            dry_run(common, args, planned.clone(), pgdata.clone(), ground).await
+        } else {
+            restore(common, args, planned.clone(), pgdata.clone(), ground, &mut before).await
+        };
+        let Err(failure) = attempt else { return Ok(()) };
+        planned = stand_ins.instead(common, &request, &planned, failure).await?;
+        // What the attempt left is begun anew, as by the same command.
+        ground = Ground::look(&pgdata, way, args.server_is_down)?;
     }
+}
+
+/// One attempt.
+async fn restore(
+    common: &CommonArgs,
+    args: &RestoreArgs,
+    planned: Planned,
+    pgdata: PathBuf,
+    ground: Ground,
+    before: &mut Option<&str>,
+) -> Result<(), Failure> {
     let restore = Restore::prepare(common, args, planned, pgdata, ground).await?;
-    let report = restore.execute(common, args).await?;
+    let report = restore.execute(common, args, before).await?;
     report::print(common, &report)
 }
 
@@ -184,7 +208,7 @@ async fn dry_run(
     mut ground: Ground,
 ) -> Result<(), Failure> {
     let id = planned.plan.backup.id;
-    let reader = Backups::of(&planned.repository, &planned.cluster).open(id).await;
+    let reader = Backups::of(&planned.files_from, &planned.cluster).open(id).await;
     let reader = reader.map_err(|e| failure::unread(id, e.into()))?;
     let summary = reader.manifest().summary.clone();
     let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
@@ -197,15 +221,20 @@ async fn dry_run(
         let layout = lay_out(args, &summary, pgdata.clone(), ground.existing.as_ref())?;
         created.describe(&layout, &ground)?
     };
-    plan::print(common, &planned, &tablespaces)?;
-    if let Some(refusal) = refusal {
-        return Err(anyhow!(refusal).into());
-    }
     // Over a finished restore there is nothing to prepare.
-    if !matches!(ground.state, State::Finished(_)) {
-        Restore::prepare(common, args, planned, pgdata, ground).await?;
+    let prepared = match refusal {
+        Some(refusal) => Err(anyhow!(refusal)),
+        None if matches!(ground.state, State::Finished(_)) => Ok(()),
+        None => Restore::prepare(common, args, planned.clone(), pgdata, ground).await.map(drop),
+    };
+    // A plan that is not to be had is not printed: another one may take its place.
+    if let Err(error) = prepared.as_ref()
+        && failure::of_backup(error).is_some()
+    {
+        return Ok(prepared?);
     }
-    Ok(())
+    plan::print(common, &planned, &tablespaces)?;
+    Ok(prepared?)
 }
 
 /// What a relative target time meant to the interrupted restore that the same command began here.

@@ -37,7 +37,7 @@ impl Restore {
         }
         ground.prove(&pgdata, &planned).await?;
         let origin = origin::read(common, &planned).await?;
-        let backups = Backups::of(&planned.repository, &planned.cluster);
+        let backups = Backups::of(&planned.files_from, &planned.cluster);
         let unread = |error| failure::unread(planned.plan.backup.id, error);
         let reader = backups.open(planned.plan.backup.id).await.map_err(|e| unread(e.into()))?;
         let summary = reader.manifest().summary.clone();

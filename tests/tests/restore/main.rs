@@ -20,6 +20,7 @@ mod replace;
 mod rewound;
 mod running;
 mod settings;
+mod stand_in;
 mod swapped;
 mod tail;
 mod targets;

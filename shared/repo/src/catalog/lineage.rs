@@ -8,7 +8,7 @@ use walpoint_base::{BackupId, LineageId, PgTimestamp, SegmentName, SegmentNo, Ti
 
 use super::graph::TimelineGraph;
 use super::inventory::TimelineWal;
-use crate::backup::{Backups, Listed, ListedState, Standing, Summary};
+use crate::backup::{Backups, Listed, ListedState, NumberedCondemned, Standing, Summary};
 use crate::error::{RepoError, Result};
 use crate::layout::WalEntry;
 use crate::lineage::Lineage;
@@ -24,6 +24,8 @@ use crate::wal::WalArchive;
 pub struct LineageCatalog {
     archive: WalArchive,
     backups: Backups,
+    /// What is condemned, once a backup was asked about.
+    condemned: Option<Vec<NumberedCondemned>>,
     facts: Facts,
     wal: BTreeMap<TimelineId, TimelineWal>,
     /// What retention promises, if it was told: what is missing elsewhere is gone on purpose.
@@ -113,6 +115,7 @@ impl LineageCatalog {
         Ok(Self {
             archive,
             backups: backups.clone(),
+            condemned: None,
             facts,
             wal: BTreeMap::new(),
             promised: None,
@@ -374,7 +377,13 @@ impl LineageCatalog {
 
     async fn backup(&mut self, id: BackupId) -> Result<BackupState> {
         let why = match self.backups.standing(id).await {
-            Ok(Standing::Finished(summary)) => return Ok(state(&summary, &self.archive)),
+            Ok(Standing::Finished(summary)) => {
+                let mut state = state(&summary, &self.archive);
+                if let BackupState::Complete(facts) = &mut state {
+                    facts.damaged_packs = self.damaged_packs(&summary).await;
+                }
+                return Ok(state);
+            }
             Ok(Standing::Unfinished) => "was deleted",
             Ok(Standing::Ended(_)) => GIVEN_UP,
             Err(error @ RepoError::Corrupt { .. }) => {
@@ -384,6 +393,39 @@ impl LineageCatalog {
             Err(error) => return Err(error),
         };
         Ok(BackupState::Unusable(why.to_owned()))
+    }
+
+    /// How many packs that a backup uses were found damaged. What cannot be found out is no condition of a restore, so it
+    /// counts as none.
+    async fn damaged_packs(&mut self, summary: &Summary) -> u64 {
+        if self.condemned.is_none() {
+            let condemned = match self.backups.condemned().await {
+                Ok(condemned) => condemned,
+                Err(error) => {
+                    self.add_problem(error.to_string());
+                    Vec::new()
+                }
+            };
+            self.condemned = Some(condemned);
+        }
+        let condemned = self.condemned.as_deref().unwrap_or_default();
+        let uses = BTreeMap::from([(summary.id, summary.parents.clone())]);
+        match self.backups.damaged_packs(&uses, condemned).await {
+            Ok(found) => found.get(&summary.id).copied().unwrap_or(0),
+            Err(error) => {
+                self.add_problem(error.to_string());
+                0
+            }
+        }
+    }
+
+    /// Takes backups for unusable because they were found damaged when they were read.
+    pub(crate) fn do_without(&mut self, unreadable: &BTreeSet<BackupId>) {
+        for id in unreadable {
+            let why =
+                BackupState::Unusable("is damaged: what a restore needs of it cannot be read".to_owned());
+            self.facts.answer(Question::Backup(*id), Answer::Backup(why));
+        }
     }
 }
 
@@ -420,5 +462,6 @@ fn state(summary: &Summary, archive: &WalArchive) -> BackupState {
         bytes: summary.totals.bytes,
         block_bytes: summary.totals.blocks.saturating_mul(u64::from(facts.block_size)),
         damaged_pages: summary.totals.bad_pages,
+        damaged_packs: 0,
     }))
 }

@@ -28,7 +28,7 @@ pub async fn plan(
 
 /// Plans as [`plan`] does, and proves the plan: every segment that it needs is found in a listing of the store itself, not
 /// only in the index. One that was deleted without the index is a hole, and the plan is made anew.
-/// One more request for each thousand segments to replay.
+/// One more request for each thousand segments to replay. Does without the backups that the request names as unreadable.
 pub async fn prove(
     repository: &Repository,
     cluster: &ClusterName,
@@ -37,6 +37,7 @@ pub async fn prove(
     now: Timestamp,
 ) -> Result<Verdict> {
     let mut catalog = Catalog::load(repository, cluster).await?;
+    catalog.lineages_mut().iter_mut().for_each(|lineage| lineage.do_without(&request.unreadable));
     loop {
         let verdict = plan_from(&mut catalog, request, decoder, now).await?;
         let Ok(plan) = &verdict else { return Ok(verdict) };

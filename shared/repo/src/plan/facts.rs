@@ -37,6 +37,8 @@ pub struct BackupFacts {
     pub block_bytes: u64,
     /// Pages whose checksum was wrong when they were read.
     pub damaged_pages: u64,
+    /// Packs that it uses and that were found damaged since, by `verify` or by a later backup.
+    pub damaged_packs: u64,
 }
 
 impl BackupFacts {
@@ -48,6 +50,11 @@ impl BackupFacts {
     /// The redo position from which recovery starts.
     pub fn start(&self) -> Lsn {
         self.id.start()
+    }
+
+    /// Whether some of what a restore of it would write is known to be wrong, or not to be had.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged_pages > 0 || self.damaged_packs > 0
     }
 }
 

@@ -259,7 +259,7 @@ impl<'a> Planner<'a> {
 
     /// Whether a backup is only taken if no sound one serves: it is damaged, and was not asked for.
     pub(super) fn is_last_resort(&self, backup: &BackupFacts) -> bool {
-        backup.damaged_pages > 0 && self.request.backup.is_none()
+        backup.is_damaged() && self.request.backup.is_none()
     }
 
     /// From this backup; `None` if recovery would stop before it is consistent.
@@ -480,10 +480,17 @@ fn steps(history: &TimelineHistory) -> Vec<PathStep> {
 
 /// A plan that does without a newer backup, because that is damaged.
 pub(super) fn instead_of(damaged: &BackupFacts, mut plan: RestorePlan) -> RestorePlan {
-    let BackupFacts { id, damaged_pages, .. } = damaged;
-    plan.notes.push(format!(
-        "Backup {id} is newer, and was not chosen: {damaged_pages} of its pages had wrong checksums when it was taken. --backup \
-         {id} restores it all the same."
-    ));
+    let BackupFacts { id, damaged_pages, damaged_packs, .. } = damaged;
+    plan.notes.push(if *damaged_packs > 0 {
+        format!(
+            "Backup {id} is newer, and was not chosen: {damaged_packs} of the packs that it uses were found damaged or missing. \
+             \"archive-agent verify\" says more."
+        )
+    } else {
+        format!(
+            "Backup {id} is newer, and was not chosen: {damaged_pages} of its pages had wrong checksums when it was taken. \
+             --backup {id} restores it all the same."
+        )
+    });
     plan
 }

@@ -1,5 +1,7 @@
 //! What a person asks of a restore.
 
+use std::collections::BTreeSet;
+
 use walpoint_base::{BackupId, LineageId, RecoveryTarget, TargetTimeline};
 
 /// Where to recover to, and what PostgreSQL does there.
@@ -16,6 +18,8 @@ pub struct Request {
     pub lineage: Option<LineageId>,
     /// Only this backup will do.
     pub backup: Option<BackupId>,
+    /// Backups that were found damaged when they were read: none of them will do.
+    pub unreadable: BTreeSet<BackupId>,
     /// What happens at the target.
     pub action: TargetAction,
     /// A standby rather than a server of its own.
@@ -34,6 +38,7 @@ impl Default for Request {
             inclusive: true,
             lineage: None,
             backup: None,
+            unreadable: BTreeSet::new(),
             action: TargetAction::Promote,
             standby: false,
             use_partial: false,

@@ -476,6 +476,12 @@ fn a_damaged_backup_is_planned_only_where_no_sound_one_serves() {
         assert_eq!(asked.backup.id, second);
     }
     assert_eq!(world.plan(&on(1, RecoveryTarget::Latest)).unwrap().until, before.until);
+    (world.backups[1].damaged_pages, world.backups[1].damaged_packs) = (0, 3);
+    let plan = world.plan(&on(1, RecoveryTarget::Latest)).unwrap();
+    let told = format!(
+        "Backup {second} is newer, and was not chosen: 3 of the packs that it uses were found damaged"
+    );
+    assert!(plan.backup.id == first && plan.notes.iter().any(|note| note.starts_with(&told)), "{plan:?}");
     assert_eq!(world.plan(&on(2, RecoveryTarget::Latest)).unwrap().backup.id, third);
     // WAL between the two is missing.
     world.files.remove(&(tli(1), SegmentNo(5)));

@@ -96,6 +96,7 @@ impl World {
             bytes: 1000,
             block_bytes: 500,
             damaged_pages: 0,
+            damaged_packs: 0,
         });
         id
     }
