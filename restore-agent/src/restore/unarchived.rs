@@ -105,15 +105,18 @@ impl Unarchived {
         });
         let missing: Vec<Option<WalFileName>> = missing.buffered(AT_ONCE).try_collect().await?;
         let missing: Vec<WalFileName> = missing.into_iter().flatten().collect();
-        let mut candidates: BTreeMap<SegmentName, PathBuf> = BTreeMap::new();
+        // A run that was interrupted may have left less of a segment in pg_wal than an earlier one kept of it.
+        let mut candidates: BTreeMap<SegmentName, Vec<PathBuf>> = BTreeMap::new();
         for earlier in earlier {
-            let names = earlier.wal.iter().filter_map(|name| name.parse::<SegmentName>().ok());
-            candidates.extend(names.map(|name| (name, earlier.directory.join(name.to_string()))));
+            for name in earlier.wal.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
+                candidates.entry(name).or_default().push(earlier.directory.join(name.to_string()));
+            }
         }
-        candidates.extend(missing.iter().filter_map(|name| match name {
-            WalFileName::Segment(name) => Some((*name, wal.join(name.to_string()))),
-            _ => None,
-        }));
+        for name in &missing {
+            if let WalFileName::Segment(name) = name {
+                candidates.entry(*name).or_default().push(wal.join(name.to_string()));
+            }
+        }
         let mut found = Self { names: missing.iter().map(ToString::to_string).collect(), ..Self::default() };
         if !candidates.is_empty() {
             found.continue_archive(&archives, planned, &wal, &candidates).await?;
@@ -127,7 +130,7 @@ impl Unarchived {
         archives: &[WalArchive],
         planned: &Planned,
         wal: &Path,
-        candidates: &BTreeMap<SegmentName, PathBuf>,
+        candidates: &BTreeMap<SegmentName, Vec<PathBuf>>,
     ) -> anyhow::Result<()> {
         let plan = &planned.plan;
         if plan.target != RecoveryTarget::Latest || plan.signal != Signal::Recovery {
@@ -143,10 +146,24 @@ impl Unarchived {
         let (size, history) = (planned.lineage.segment_size, archive.history(plan.timeline).await?);
         let mut end = end_of(&archive, *range).await?;
         let (mut number, mut content) = (range.last.next(), Vec::new());
-        while let Some(path) = candidates.get(&number.name(plan.timeline, size)) {
+        while let Some(paths) = candidates.get(&number.name(plan.timeline, size)) {
             let name = number.name(plan.timeline, size);
-            match judge(archives, planned, name, path, history.as_ref(), &end).await? {
-                Ok((facts, damage)) => {
+            let mut best: Option<(SegmentFacts, Option<String>, &PathBuf)> = None;
+            for path in paths {
+                match judge(archives, planned, name, path, history.as_ref(), &end).await? {
+                    Ok((facts, damage)) => {
+                        let further = |(found, ..): &(SegmentFacts, _, _)| {
+                            (found.whole, found.end) >= (facts.whole, facts.end)
+                        };
+                        if !best.as_ref().is_some_and(further) {
+                            best = Some((facts, damage, path));
+                        }
+                    }
+                    Err(why) => self.left = Some(why),
+                }
+            }
+            match best {
+                Some((facts, damage, path)) => {
                     self.left = damage;
                     end = end.after(&facts.chain);
                     number = number.next();
@@ -158,10 +175,7 @@ impl Unarchived {
                         break;
                     }
                 }
-                Err(why) => {
-                    self.left = Some(why);
-                    break;
-                }
+                None => break,
             }
         }
         self.creates = creates(&archive, *range, content).await?;
@@ -200,12 +214,14 @@ impl Unarchived {
         for Replayed { name, end, whole, kept } in &self.replayed {
             let path = wal.join(name.to_string());
             let context = || format!("could not write \"{}\"", path.display());
-            durable::remove(&path).with_context(context)?;
+            // Under its name it is whole, whatever happens here.
+            let temporary = wal.join(format!("{}{name}", durable::TEMPORARY_PREFIX));
+            durable::remove(&temporary).with_context(context)?;
             let mut file = OpenOptions::new()
                 .write(true)
                 .create_new(true)
                 .mode(0o600)
-                .open(&path)
+                .open(&temporary)
                 .with_context(context)?;
             let start = name.number(size).map_or(*end, |number| number.start(size));
             let keep = if *whole { size.bytes() } else { end.since(start) };
@@ -216,6 +232,7 @@ impl Unarchived {
             let copied = io::copy(&mut source.take(keep), &mut file).with_context(context)?;
             anyhow::ensure!(copied == keep, "\"{name}\" is shorter than it was when the restore began");
             file.set_len(size.bytes()).and_then(|()| file.sync_all()).with_context(context)?;
+            fs::rename(&temporary, &path).with_context(context)?;
             let mut made = vec![path.clone()];
             if *whole {
                 let status = wal.join("archive_status");
