@@ -3,7 +3,9 @@
 
 mod archive_bed;
 
-use archive_bed::{Archive, Bed, SOON, all_done, archive_again, clone, forget, refused, segments, snapshot};
+use archive_bed::{
+    Archive, Bed, SCANNED, SOON, all_done, archive_again, clone, forget, refused, segments, snapshot,
+};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::store::Store;
@@ -98,10 +100,9 @@ fn a_clone_that_is_promoted_far_from_production_stores_nothing_of_its_timeline()
     assert!(!plan.stdout.contains("timeline 2"), "{plan:?}");
 }
 
-/// Of two servers promoted at one position the second one's first segment is gone from `pg_wal`, and its next one would continue
-/// the first server's: records of equal lengths do not show that the server wrote what is stored.
-#[test]
-fn a_segment_that_fits_behind_another_servers_is_refused() {
+/// Two standbys that are promoted at one position, with equal histories. The first one archived a segment and is gone; the second
+/// one archives nothing yet.
+fn beside_a_dead_one() -> (Bed, Cluster, Agent) {
     let mut bed = bed();
     bed.cluster.start();
     let daemon = bed.agent.daemon();
@@ -125,7 +126,80 @@ fn a_segment_that_fits_behind_another_servers_is_refused() {
     first.reload();
     all_done(&first, &segments(&first, 1, 100));
     first.stop(Shutdown::Fast);
+    (bed, second, second_agent)
+}
 
+/// A standby that archives all that it receives from a server whose timeline another one archived: it can show as little as that
+/// server that what is stored is its own.
+#[test]
+fn a_standby_of_the_second_server_stores_nothing_behind_the_first_ones() {
+    let (bed, second, _) = beside_a_dead_one();
+    let own = segments(&second, 1, 100);
+    forget(&second, &own[0]);
+    let mut third = second.standby();
+    let agent = Agent::with(&third, &bed.store);
+    agent.archive_from(&third);
+    third.set("archive_mode", "always");
+    let beside = agent.daemon();
+    third.start();
+    let theirs = segments(&second, 2, 100);
+    refused(&third);
+    let archive = bed.archive();
+    for name in &theirs {
+        assert_eq!(archive.get(name), None, "{name} is stored: {}", beside.log());
+    }
+}
+
+/// What the daemon copied to a repository beside is this server's there too, though `pg_wal` has it no more; and where that is
+/// not noted, the repository that has to acknowledge shows it.
+#[test]
+fn a_repository_that_was_caught_up_does_not_stop_its_server() {
+    let mut bed = bed();
+    let other = Store::local();
+    bed.agent =
+        Agent::with(&bed.cluster, &bed.store).repository("beside", &other).cluster_line("ack = [\"main\"]");
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.agent.init(&[]).expect_success();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let (root, away) = (other.root().unwrap(), other.root().unwrap().with_extension("away"));
+    let beside = Archive::of(&other, bed.cluster.pgdata());
+    std::fs::rename(root, &away).unwrap();
+    let missed = segments(&bed.cluster, 3, 100);
+    all_done(&bed.cluster, &missed);
+    std::fs::rename(&away, root).unwrap();
+    let last = missed.last().unwrap();
+    let note = bed.cluster.wal_dir().join("walpoint-archived");
+    let noted = || std::fs::read_to_string(&note).unwrap();
+    wait::until_true(SOON, "it is caught up, and that is noted", || noted().matches(last).count() == 2);
+    assert!(beside.get(last).is_some());
+
+    // First with the note of both repositories, then with that of one of them.
+    let (mut daemon, mut newest) = (daemon, last.clone());
+    for kept in 0..3 {
+        forget(&bed.cluster, &newest);
+        assert_eq!(daemon.stop(), 0);
+        let text = noted();
+        let lines: Vec<&str> = text.lines().collect();
+        if let Some(line) = usize::checked_sub(kept, 1).and_then(|kept| lines.get(kept)) {
+            std::fs::write(&note, format!("{line}\n")).unwrap();
+        }
+        daemon = bed.agent.daemon();
+        let names = segments(&bed.cluster, 2, 100);
+        all_done(&bed.cluster, &names);
+        wait::until_true(SOON, "they are in both", || names.iter().all(|name| beside.get(name).is_some()));
+        assert!(!daemon.log().contains("split brain"), "{}", daemon.log());
+        newest = names.last().unwrap().clone();
+        wait::until_true(SOON, "both are noted", || noted().matches(&newest).count() == 2);
+    }
+}
+
+/// Of two servers promoted at one position the second one's first segment is gone from `pg_wal`, and its next one would continue
+/// the first server's: records of equal lengths do not show that the server wrote what is stored.
+#[test]
+fn a_segment_that_fits_behind_another_servers_is_refused() {
+    let (bed, mut second, second_agent) = beside_a_dead_one();
     let own = segments(&second, 1, 100);
     forget(&second, &own[0]);
     let beside = second_agent.daemon();
@@ -135,6 +209,16 @@ fn a_segment_that_fits_behind_another_servers_is_refused() {
     refused(&second);
     let archive = bed.archive();
     for name in &theirs {
+        assert_eq!(archive.get(name), None, "{name} is stored: {}", beside.log());
+    }
+    // Nor when it stops, where PostgreSQL asks once more, nor while it is stopped, nor when it is started again.
+    second.stop(Shutdown::Fast);
+    let pushed = second_agent.run(&["push", second.wal_dir().join(&theirs[0]).to_str().unwrap()]);
+    assert!(!pushed.success() && pushed.stderr.contains("split brain"), "{pushed:?}");
+    second.start();
+    let later = segments(&second, 1, 100);
+    std::thread::sleep(SCANNED);
+    for name in theirs.iter().chain(&later) {
         assert_eq!(archive.get(name), None, "{name} is stored: {}", beside.log());
     }
     // As the message says.

@@ -24,6 +24,7 @@ use walpoint_repo::wal::WalArchive;
 
 use super::archiver::Archiver;
 use super::base;
+use super::elsewhere::Copies;
 use super::target::{Missed, Target};
 use super::upload::{Trouble, Uploader};
 
@@ -173,6 +174,8 @@ impl Copy<'_> {
             let path = scratch.path().join(history.to_string());
             let fetched = self.fetch(Handed::of(history), &path).await;
             done.count(history, fetched.map(|_| false))?;
+            let wal = self.uploader.wal_directory();
+            let mut notes = Copies::new(&wal, self.from, self.to);
             // Both listings are in the order of the names.
             let mut here = files(self.to.list(timeline, Some(first)));
             let mut next_here = here.try_next().await?;
@@ -182,7 +185,13 @@ impl Copy<'_> {
                     next_here = here.try_next().await?;
                 }
                 if next_here != Some(name) {
-                    done.count(name.file, self.copy(name, scratch.path()).await)?;
+                    let result = self.copy(name, scratch.path()).await;
+                    if let (Ok(true), Copied::Whole, WalFileName::Segment(segment)) =
+                        (&result, name.copy, name.file)
+                    {
+                        notes.copied(segment).await?;
+                    }
+                    done.count(name.file, result)?;
                 }
             }
         }

@@ -52,6 +52,8 @@ pub(crate) struct SplitBrain {
     lineage: LineageId,
     timeline: TimelineId,
     what: String,
+    /// Whether something shows that it is another server's; otherwise, nothing shows that it is this one's.
+    shown: bool,
 }
 
 impl SplitBrain {
@@ -63,7 +65,18 @@ impl SplitBrain {
             lineage: archive.lineage().id,
             timeline,
             what,
+            shown: true,
         }
+    }
+
+    /// The same, where nothing shows that what is stored is another server's.
+    pub(crate) fn not_shown(self) -> Self {
+        Self { shown: false, ..self }
+    }
+
+    /// Whether something shows that what is stored is another server's.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.shown
     }
 
     /// The timeline that both claim.

@@ -37,6 +37,7 @@ pub(crate) mod check;
 mod claim;
 pub(crate) mod control;
 pub(crate) mod dropped;
+mod elsewhere;
 mod history;
 pub(crate) mod identity;
 pub(crate) mod index;

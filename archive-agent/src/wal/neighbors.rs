@@ -17,6 +17,7 @@ use walpoint_repo::layout::WalEntry;
 use walpoint_repo::wal::{WalArchive, WalHeader};
 
 use super::claim;
+use super::elsewhere;
 use super::identity::{self, Comparison, SplitBrain};
 use super::target::{Target, TargetError};
 
@@ -52,8 +53,12 @@ pub(super) struct Newcomer<'a> {
     pub(super) history: Option<&'a TimelineHistory>,
     /// The directory it lies in.
     pub(super) wal: &'a Path,
-    /// Whether a running server wrote it there and writes on that timeline still: then there is no gap that it did not make.
-    pub(super) own: bool,
+    /// Whether the server of that directory answers for it: then it has to show that what is stored before it is its own.
+    pub(super) answers: bool,
+    /// Whether it is only asked whose WAL the archive holds: then what nothing is known of does not count.
+    pub(super) witness: bool,
+    /// The repositories of the cluster.
+    pub(super) around: &'a [Target],
 }
 
 /// What is stored of a neighbor: how it compares with the file in the directory, and its edges, unless it is damaged.
@@ -105,6 +110,27 @@ impl Newcomer<'_> {
 
     fn split(&self, what: String) -> TargetError {
         SplitBrain::new(self.archive, self.name.timeline, what).into()
+    }
+
+    /// As [`Self::split`], where nothing shows that it is one server's, and nothing that it is two.
+    fn not_shown(&self, what: String) -> TargetError {
+        SplitBrain::new(self.archive, self.name.timeline, what).not_shown().into()
+    }
+
+    /// Whether it is stored itself, with this content.
+    async fn is_stored(&self) -> Result<bool, RepoError> {
+        let compared = identity::segment(self.archive, self.cluster, self.wal, self.name).await?;
+        Ok(compared == Comparison::Same)
+    }
+
+    /// Whether a stored segment is this directory's as another repository shows.
+    async fn is_shown_elsewhere(&self, stored: SegmentName) -> Result<bool, RepoError> {
+        elsewhere::shows((self.target, self.archive), self.around, self.cluster, self.wal, stored).await
+    }
+
+    /// Whether it has to show that what is stored is its own.
+    fn is_asked(&self) -> bool {
+        self.answers && !self.witness && matches!(self.file, WalFileName::Segment(_))
     }
 
     fn size(&self) -> SegmentSize {
@@ -230,11 +256,13 @@ impl Newcomer<'_> {
         }
         // A server that never archived what is stored may fit behind it all the same: equal loads write records of equal lengths.
         if end != ChainEnd::UNKNOWN
-            && self.own
+            && self.is_asked()
             && stored.timeline == self.name.timeline
             && !self.has_noted(stored).await?
+            && !self.is_stored().await?
+            && !self.is_shown_elsewhere(stored).await?
         {
-            return Err(self.split(format!(
+            return Err(self.not_shown(format!(
                 "segment {stored} is stored and not in pg_wal, and nothing shows that this server wrote it{}",
                 self.same_server()
             )));
@@ -282,20 +310,24 @@ impl Newcomer<'_> {
         Ok(noted.is_none_or(|claim| claim.is_some_and(|claim| claim >= stored)))
     }
 
-    /// Refuses what a running server wrote behind a segment that is missing here and there, while segments before that one are
+    /// Refuses what a server wrote or received behind a segment that is missing here and there, while segments before that one are
     /// stored that are not known to be this server's: it may have come from elsewhere to this place.
     async fn behind_a_gap(&self, missing: SegmentName) -> Result<(), TargetError> {
         let timeline = self.name.timeline;
-        if !self.own || missing.timeline != timeline {
+        if !self.is_asked() || missing.timeline != timeline {
             return Ok(());
         }
         let Some(claim) = self.noted(timeline).await? else { return Ok(()) };
         let Some(other) = self.stored_between(claim, Some(missing), timeline).await? else { return Ok(()) };
-        let own = identity::segment(self.archive, self.cluster, self.wal, self.name).await?;
-        if own == Comparison::Same {
+        if self.is_stored().await? {
             return Ok(());
         }
-        Err(self.split(format!(
+        if let Some(newest) = newest_before(self.archive, missing).await?
+            && self.is_shown_elsewhere(newest).await?
+        {
+            return Ok(());
+        }
+        Err(self.not_shown(format!(
             "segment {missing} is neither stored nor in pg_wal, {other} before it is stored, and nothing shows that this server wrote \
              what is stored before {}{}",
             self.name,
@@ -405,14 +437,15 @@ impl Newcomer<'_> {
 }
 
 /// What is stored of a segment.
-enum Stored {
+pub(super) enum Stored {
     Absent,
     /// Its object is, or it was accepted as such: it proves nothing.
     Damaged,
     Sound(Box<WalHeader>),
 }
 
-async fn header(archive: &WalArchive, name: SegmentName) -> Result<Stored, RepoError> {
+/// Looks at a segment that may be stored.
+pub(super) async fn header(archive: &WalArchive, name: SegmentName) -> Result<Stored, RepoError> {
     match archive.header(name).await {
         Ok(None) => Ok(Stored::Absent),
         Ok(Some(header)) if header.damaged => Ok(Stored::Damaged),

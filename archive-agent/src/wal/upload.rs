@@ -24,7 +24,7 @@ use walpoint_runtime::args::Selection;
 
 use super::check::{self, CheckError};
 use super::claim::{self, Claim};
-use super::control::{newest, read_control, written};
+use super::control::{answers_for, newest, read_control, written};
 use super::history::{self, Found};
 use super::identity::{self, SplitBrain};
 use super::known::Incarnation;
@@ -40,6 +40,9 @@ const SMALL: u64 = 64 << 10;
 
 /// How long an acknowledgement waits for a repository that does not have to acknowledge.
 const PATIENCE_BESIDE: Duration = Duration::from_secs(5);
+
+/// How long it is waited for before that, to hear whose WAL it holds.
+const PATIENCE_WITNESS: Duration = Duration::from_secs(1);
 
 /// How long such a repository is left out after it failed.
 const REST_BESIDE: Duration = Duration::from_secs(60);
@@ -251,7 +254,8 @@ impl Uploader {
             let finished = || wal.join(format!("archive_status/{name}.ready")).exists();
             let whole_only = matches!(name, WalFileName::Segment(_)) && own && finished();
             let rules = Rules { accept_damaged, whole_only };
-            Ok(Source { name, path, rules, cluster: check::identity(&control), incarnation, in_wal, own })
+            let answers = in_wal && answers_for(&pgdata, &control, name.timeline());
+            Ok(Source { name, path, rules, cluster: check::identity(&control), incarnation, in_wal, answers })
         });
         looked.await.map_err(Trouble::lasting)?
     }
@@ -333,7 +337,8 @@ impl Uploader {
             target.is_still(admitted.archive.repository()).await?;
             match (file.name, sealed) {
                 (WalFileName::Segment(name), Some(sealed)) => {
-                    store_segment(file, target, &admitted, name, (sealed, chain), content).await
+                    store_segment(file, target, &admitted, name, (sealed, content), (chain, &self.targets))
+                        .await
                 }
                 (name, _) => target.store_other(&admitted.archive, name, content).await,
             }
@@ -400,7 +405,7 @@ impl Uploader {
     ) -> Result<(), Trouble> {
         let judged = candidates.iter().map(|one| async {
             let admitted = one.admitted.as_ref().ok()?;
-            let newcomer = newcomer(file, one.target, admitted, chain)?;
+            let newcomer = newcomer(file, one.target, admitted, (chain, &self.targets))?;
             newcomer.admit().await.err()
         });
         let judged: Vec<Result<(), TargetError>> =
@@ -425,13 +430,9 @@ impl Uploader {
         witnesses: &[&Target],
     ) -> Result<(), Trouble> {
         let heard = witnesses.iter().filter(|target| !target.rests()).map(|&target| async move {
-            match tokio::time::timeout(PATIENCE_BESIDE, self.witness(file, chain, target)).await {
-                Ok(heard) => (target, heard),
-                Err(_) => {
-                    target.rest(REST_BESIDE);
-                    (target, Ok(()))
-                }
-            }
+            // One that hangs is left out when it does not store the file either.
+            let heard = tokio::time::timeout(PATIENCE_WITNESS, self.witness(file, chain, target)).await;
+            (target, heard.unwrap_or(Ok(())))
         });
         let heard = join_all(heard).await;
         self.refused_nowhere(file, heard.iter().map(|(target, heard)| (*target, heard)))
@@ -457,11 +458,14 @@ impl Uploader {
         let around = (wal.as_path(), self.targets.as_slice());
         let found = history::find(target, &archive, &file.cluster, timeline, &places, around).await?;
         if let WalFileName::Segment(name) = file.name {
-            self.not_behind_a_refusal(target, &archive, name)?;
+            match self.not_behind_a_refusal(target, &archive, name) {
+                Err(TargetError::SplitBrain(split)) if !split.is_shown() => {}
+                refused => refused?,
+            }
         }
         let admitted = Admitted { archive, history: found.history(), _under_way: None };
-        match newcomer(file, target, &admitted, chain) {
-            Some(newcomer) => newcomer.admit().await,
+        match newcomer(file, target, &admitted, (chain, &self.targets)) {
+            Some(newcomer) => Newcomer { witness: true, ..newcomer }.admit().await,
             None => Ok(()),
         }
     }
@@ -618,9 +622,9 @@ struct Source {
     cluster: Identity,
     /// As of before it was read.
     incarnation: Incarnation,
-    /// Whether it lies in the server's `pg_wal`, and whether the server writes on its timeline besides.
+    /// Whether it lies in the server's `pg_wal`, and whether the server answers for it besides.
     in_wal: bool,
-    own: bool,
+    answers: bool,
 }
 
 /// A repository that a file may go to.
@@ -664,12 +668,15 @@ struct Share<'a> {
     room: Room,
 }
 
+/// What a segment shows of its neighbors, and the repositories of its cluster.
+type Around<'a> = (Option<ChainFacts>, &'a [Target]);
+
 /// A file and what it is compared with in a repository; `None` for a history, which was compared before.
 fn newcomer<'a>(
     file: &'a Source,
     target: &'a Target,
     admitted: &'a Admitted<'_>,
-    chain: Option<ChainFacts>,
+    (chain, around): Around<'a>,
 ) -> Option<Newcomer<'a>> {
     let name = match file.name {
         WalFileName::Segment(name) | WalFileName::Partial(name) | WalFileName::Backup(name, _) => name,
@@ -684,7 +691,9 @@ fn newcomer<'a>(
         chain,
         history: admitted.history.as_deref(),
         wal: file.path.parent().unwrap_or(&file.path),
-        own: file.own,
+        answers: file.answers,
+        witness: false,
+        around,
     })
 }
 
@@ -694,22 +703,23 @@ async fn store_segment(
     target: &Target,
     admitted: &Admitted<'_>,
     name: SegmentName,
-    (sealed, chain): (SealedSegment, Option<ChainFacts>),
-    content: &Content,
+    (sealed, content): (SealedSegment, &Content),
+    around: Around<'_>,
 ) -> Result<Stored, TargetError> {
     let (archive, hash) = (&admitted.archive, sealed.hash());
     let stored = target.store_segment(archive, name, sealed, content).await?;
     if matches!(stored, Stored::New | Stored::Same) {
-        if let Some(newcomer) = newcomer(file, target, admitted, chain) {
+        if let Some(newcomer) = newcomer(file, target, admitted, around) {
             newcomer.confirm().await?;
         }
-        let anew = stored == Stored::New;
+        // What was copied here does not show whose the rest is.
+        let anew = stored == Stored::New && file.in_wal;
         target.known(archive.lineage().id, |known| {
             if target.presence.is(archive.repository().id()) {
                 known.add(name, anew, file.incarnation);
             }
         });
-        if file.in_wal {
+        if file.answers {
             let (wal, archive) = (file.path.parent().unwrap_or(&file.path).to_owned(), archive.clone());
             let note = move || claim::note(&wal, &archive, Claim { segment: name, hash });
             if let Ok(Err(error)) = tokio::task::spawn_blocking(note).await {
