@@ -390,6 +390,7 @@ fn where_wal_does_not_show_the_lineage_nothing_is_stored_until_it_is_said() {
     agent.archive_from(&heir);
     let _daemon = agent.daemon();
     heir.start();
+    heir.wait_promoted();
     let names = segments(&heir, "heir", 2);
     wait::until_true(SOON, "it hears of it", || heir.log().contains("walpoint.lineage"));
     let log = heir.log();
