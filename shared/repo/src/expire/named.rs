@@ -49,7 +49,9 @@ pub(super) async fn admit(
                 despite_holds.insert(*number);
                 (named.even_if_held, "--even-if-held")
             }
-            Protection::Last | Protection::Base(_) => (named.even_if_last, "--even-if-last"),
+            Protection::Last | Protection::Base(_) | Protection::Path(..) => {
+                (named.even_if_last, "--even-if-last")
+            }
         };
         if !overridden {
             against.push(format!("{protection} ({flag} overrides this)"));

@@ -4,6 +4,8 @@
 //! Rules by number and date do not know which branch is in use: after a recovery to a point in time, the newest backups are
 //! those of the branch that was left.
 
+use std::collections::BTreeSet;
+
 use walpoint_base::{BackupId, LineageId, TimelineId};
 
 use super::decide::{Decision, Verdict};
@@ -43,6 +45,27 @@ pub(super) fn begin_with(facts: &RetentionFacts, id: BackupId) -> impl Iterator<
         base(life, others).or_else(|| base(life, facts.backups.iter())) == Some(id)
     };
     facts.lives.iter().filter(begins).map(|life| life.lineage)
+}
+
+/// The lineages in use, with backups of their own, whose newest timeline with WAL can be reached from this backup and, with those
+/// of `gone` deleted, from no other sound one; of a damaged backup: from no other one at all.
+pub(super) fn reached_only_from<'a>(
+    facts: &'a RetentionFacts,
+    backup: &'a Candidate,
+    gone: &'a BTreeSet<BackupId>,
+) -> impl Iterator<Item = (LineageId, TimelineId)> + 'a {
+    let stays = |other: &&Candidate| other.id != backup.id && !gone.contains(&other.id);
+    let others = move || facts.backups.iter().filter(stays);
+    let in_use = facts.lives.iter().filter(|life| life.superseded.is_none());
+    in_use.filter_map(move |life| {
+        let newest = life.newest()?;
+        let leads =
+            |backup: &Candidate| life.leads_from(backup, newest) || life.leads_from_parent(backup, newest);
+        let has_own = backup.lineage == life.lineage || others().any(|other| other.lineage == life.lineage);
+        let as_good = |other: &Candidate| other.is_sound() || !backup.is_sound();
+        let alone = has_own && leads(backup) && !others().any(|other| leads(other) && as_good(other));
+        alone.then_some((life.lineage, newest))
+    })
 }
 
 /// Which of these backups a lineage without one of its own is recovered from. Before it has WAL, whatever leads to the fork.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
-use walpoint_base::{BackupId, LineageId};
+use walpoint_base::{BackupId, LineageId, TimelineId};
 
 use super::facts::{Candidate, Held, RetentionFacts};
 use super::family::families;
@@ -35,6 +35,8 @@ pub enum Protection {
     Last,
     /// A lineage that was split off behind it can only be restored from it.
     Base(LineageId),
+    /// No other sound backup leads to the newest timeline that a lineage in use has WAL of.
+    Path(LineageId, TimelineId),
 }
 
 impl Protection {
@@ -42,7 +44,7 @@ impl Protection {
     pub fn is_overridden(&self, request: &Request) -> bool {
         match self {
             Self::Hold(number, ..) => request.despite_holds.contains(number),
-            Self::Last | Self::Base(_) => request.even_if_last,
+            Self::Last | Self::Base(_) | Self::Path(..) => request.even_if_last,
         }
     }
 }
@@ -61,6 +63,11 @@ impl fmt::Display for Protection {
             Self::Base(lineage) => {
                 write!(f, "lineage {lineage}, which was split off behind it, has no backup of its own")
             }
+            Self::Path(lineage, timeline) => write!(
+                f,
+                "no other sound backup leads to timeline {timeline}, the newest of lineage {lineage} that has WAL: without it \
+                 nothing on that timeline can be restored"
+            ),
         }
     }
 }
@@ -82,6 +89,9 @@ pub fn protections(
     let beside: Vec<&Candidate> = others.filter(|other| family(other) == family(backup)).collect();
     if !beside.iter().any(|other| other.is_sound()) && (backup.is_sound() || beside.is_empty()) {
         found.push(Protection::Last);
+    } else {
+        let paths = in_use::reached_only_from(facts, backup, gone);
+        found.extend(paths.map(|(lineage, timeline)| Protection::Path(lineage, timeline)));
     }
     found.extend(in_use::begin_with(facts, id).map(Protection::Base));
     found

@@ -1,8 +1,9 @@
 //! K1: what each rule keeps, and what is said about it.
 
 use jiff::Span;
+use walpoint_base::BackupId;
 
-use super::super::{Damage, Life, Policy, RetentionFacts, Rule, decide};
+use super::super::{Damage, Life, Policy, Protection, Request, RetentionFacts, Rule, decide, protections};
 use super::world::*;
 
 fn days(n: i64) -> Option<Span> {
@@ -295,4 +296,47 @@ fn damaged_pages_count_by_policy() {
     assert_eq!(keep(&facts, &policy, NOW), "20+");
     let decisions = decide(&facts, &policy, at(NOW));
     assert_eq!(decisions[19].backup.damage, Damage { pages: 3, packs: 0 }, "it is said all the same");
+}
+
+/// K1, K3: a backup that alone leads to the newest timeline is not deleted by name, however many lie on the branch that was left.
+#[test]
+fn the_only_backup_of_the_branch_in_use_is_protected() {
+    let mut facts = facts(vec![
+        backup("2026-11-10T03:00:00Z", 1, 10),
+        backup("2026-11-11T03:00:00Z", 1, 11),
+        backup("2026-11-15T03:00:00Z", 1, 15),
+    ]);
+    fork(&mut facts.lives[0], 2, 1, 13, "2026-11-15T12:00:00Z");
+    let written = |life: &mut Life, of: &[u32]| {
+        for (id, life) in &mut life.timelines {
+            life.written = of.contains(&id.get()).then(|| at("2026-11-16T00:00:00Z"));
+        }
+    };
+    let (first, second, left) = (facts.backups[0].id, facts.backups[1].id, facts.backups[2].id);
+    let against = |facts: &RetentionFacts, id, gone: &[BackupId]| {
+        protections(facts, id, &gone.iter().copied().collect(), at(NOW))
+    };
+    written(&mut facts.lives[0], &[1]);
+    assert_eq!(against(&facts, second, &[first]), [], "timeline 2 has no WAL");
+    written(&mut facts.lives[0], &[1, 2]);
+    assert_eq!(against(&facts, second, &[]), [], "the first one leads there as well");
+    assert_eq!(against(&facts, left, &[first]), []);
+    let alone = [Protection::Path(lineage(1), tli(2))];
+    assert_eq!(against(&facts, second, &[first]), alone);
+    facts.backups[0].damage.packs = 1;
+    assert_eq!(against(&facts, second, &[]), alone, "a damaged one does not count");
+    assert_eq!(against(&facts, first, &[]), []);
+    assert_eq!(against(&facts, first, &[second]), alone, "a damaged one is better than none");
+    facts.backups[0].damage.packs = 0;
+
+    let ask = |backup: BackupId, even_if_last: bool| {
+        let despite_holds = [].into();
+        Request { backup, who: "dba".to_owned(), at: at(NOW), despite_holds, even_if_last }
+    };
+    facts.requests = vec![ask(first, false), ask(second, false)];
+    assert_eq!(keep(&facts, &Policy::default(), NOW), "11+ 15+", "the second request is not granted");
+    facts.requests[1].even_if_last = true;
+    assert_eq!(keep(&facts, &Policy::default(), NOW), "15+");
+    facts.lives[0].superseded = Some(at(NOW));
+    assert_eq!(against(&facts, second, &[first]), [], "the cluster went on in another lineage");
 }
