@@ -137,11 +137,15 @@ impl<'a> Deleter<'a> {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Puts it into the report.
+    /// Puts what the store did not let go into the report.
     pub(super) fn tell(&self, report: &mut Expired) {
-        report.deleted(&self.deleted);
         report.held_objects = u64::try_from(self.locked.len()).unwrap_or(u64::MAX);
         report.held = self.locked.iter().take(NAMED).map(|(_, key)| key.clone()).collect();
+    }
+
+    /// What was deleted.
+    pub(super) fn into_deleted(self) -> BTreeMap<Class, Tally> {
+        self.deleted
     }
 
     /// The announcements of which nothing is left to be done: not those that ask for the deletion of backups of `waiting`.

@@ -10,6 +10,7 @@
 //! | `condemned` | what earlier runs announced |
 //! | `scan` | judging every object of the cluster |
 //! | `delete` | deleting what was announced and is still not needed |
+//! | `room` | deleting that first where the filesystem is full |
 //! | `report` | what is told |
 //!
 //! What always holds: an object is deleted only if `condemned/<n>` has named it for the grace period, by the store's clock,
@@ -26,26 +27,29 @@ mod delete;
 mod gather;
 mod named;
 mod report;
+mod room;
 mod roots;
 mod scan;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{ClusterName, LineageId};
 
 pub use self::clock::{CLOCK_LIMIT, clock_ahead};
-use self::condemned::{Announced, Named};
+use self::condemned::Announced;
 use self::delete::Deleter;
 use self::gather::Gathered;
 pub use self::named::NamedBackup;
 pub use self::report::{ClassReport, DecisionReport, Expired};
-use self::scan::{Scan, Standards};
+use self::scan::{Scan, Standards, Tally};
 use crate::Repository;
 use crate::backup::{Backups, ENOUGH};
 use crate::error::{RepoError, Result};
 use crate::holds::DamagedHold;
-use crate::reach::WalNeed;
+use crate::reach::{Class, WalNeed};
 use crate::retention::{Decision, Policy, decide};
 
 /// What is asked of a run.
@@ -98,10 +102,36 @@ pub async fn expire(
     options: &ExpireOptions,
 ) -> Result<Expired> {
     let mut report = Expired::new(repository, cluster, options);
-    let ahead = if options.dry_run { None } else { clock::compare(repository.store()).await? };
+    let compared = if options.dry_run { Ok(None) } else { clock::compare(repository.store()).await };
+    let (ahead, made) = match compared {
+        Ok(ahead) => (ahead, None),
+        // A directory's clock is this machine's.
+        Err(error) if room::is_lacking(&error) => {
+            report.notes.push(
+                "the filesystem is full: what had been announced long enough ago was deleted before anything was written"
+                    .to_owned(),
+            );
+            (None, Some(room::make(repository, cluster, options, &mut report).await.map_err(room::explain)?))
+        }
+        Err(error) => return Err(error),
+    };
     report.clock_ahead_seconds = ahead.map(|ahead| ahead.as_secs());
     // Stores tell whole seconds: less than two are no difference.
     let ahead = ahead.filter(|ahead| ahead.abs() >= SignedDuration::from_secs(2)).unwrap_or_default();
+    let report = announce_and_delete(repository, cluster, options, ahead, report).await;
+    let mut report = report.map_err(room::explain)?;
+    report.deleted(&made.unwrap_or_default());
+    Ok(report)
+}
+
+/// The run, with the store's clock so far ahead of this machine's.
+async fn announce_and_delete(
+    repository: &Repository,
+    cluster: &ClusterName,
+    options: &ExpireOptions,
+    ahead: SignedDuration,
+    mut report: Expired,
+) -> Result<Expired> {
     let store_now = || Timestamp::now() + ahead;
     let backups = Backups::of(repository, cluster);
 
@@ -161,13 +191,9 @@ pub async fn expire(
 
     // Announced: now everything that may have begun before is listed again.
     let announced = if wrote { Announced::read(&backups).await? } else { announced };
-    let until = store_now() - options.grace;
-    let ripe = if by_name { announced.ripe_by_name(until) } else { announced.ripe(until) };
-    if !ripe.is_empty() {
-        let gathered = Gathered::read_for_deletion(repository, cluster, store_now()).await?;
-        let decisions = decide(&gathered.facts, &policy, store_now());
-        delete_ripe(repository, cluster, &gathered, &decisions, (&announced, &ripe), &mut report).await?;
-    }
+    let announced = (&announced, options.grace, store_now());
+    let deleted = delete_announced(repository, cluster, &policy, announced, &mut report).await?;
+    report.deleted(&deleted);
     // They mean nothing once there is a manifest; who finished the backup could not delete them, or died.
     for result in repository.store().delete_all(&spent).await {
         if !matches!(result, Err(RepoError::Denied { .. })) {
@@ -180,23 +206,32 @@ pub async fn expire(
     for n in repaired {
         backups.absolve(n).await?;
     }
-    let swept = repository.store().remove_leftovers(cluster, LEFTOVER).await?;
-    report.leftovers = swept;
+    report.leftovers += repository.store().remove_leftovers(cluster, LEFTOVER).await?;
     Ok(report)
 }
 
-/// Deletes what is ripe and still out of reach; takes back the announcements of which nothing is left to be done.
-async fn delete_ripe(
+/// Deletes what has been announced for the grace period at `now` and is still out of reach: what that was. Takes back the
+/// announcements of which nothing is left to be done.
+async fn delete_announced(
     repository: &Repository,
     cluster: &ClusterName,
-    gathered: &Gathered,
-    decisions: &[Decision],
-    (announced, ripe): (&Announced, &Named),
+    policy: &Policy,
+    (announced, grace, now): (&Announced, SignedDuration, Timestamp),
     report: &mut Expired,
-) -> Result<()> {
+) -> Result<BTreeMap<Class, Tally>> {
+    let by_name = !policy.drops();
+    let ripe = if by_name { announced.ripe_by_name(now - grace) } else { announced.ripe(now - grace) };
+    if ripe.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let backups = Backups::of(repository, cluster);
-    let roots = roots::of(&backups, gathered, decisions, &mut Vec::new()).await?;
-    let mut deleter = Deleter::new(repository, cluster, &roots, ripe);
+    let gathered = Gathered::read_for_deletion(repository, cluster, now).await?;
+    if gathered.facts.requests.is_empty() && (by_name || gathered.facts.backups.is_empty()) {
+        return Ok(BTreeMap::new());
+    }
+    let decisions = decide(&gathered.facts, policy, now);
+    let roots = roots::of(&backups, &gathered, &decisions, &mut Vec::new()).await?;
+    let mut deleter = Deleter::new(repository, cluster, &roots, &ripe);
     let deleted = deleter.run().await;
     deleter.tell(report);
     deleted?;
@@ -206,7 +241,7 @@ async fn delete_ripe(
     for n in deleter.finished(announced, &waiting) {
         backups.absolve(n).await?;
     }
-    Ok(())
+    Ok(deleter.into_deleted())
 }
 
 /// A temporary file that a killed write left in a directory is removed when it is older.

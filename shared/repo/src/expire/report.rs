@@ -157,11 +157,12 @@ impl Expired {
         self.freed_bytes = self.classes.iter().map(|class| class.deleted_bytes).sum();
     }
 
+    /// Adds what was deleted.
     pub(super) fn deleted(&mut self, deleted: &BTreeMap<Class, Tally>) {
         for (class, tally) in deleted {
             if let Some(report) = self.classes.iter_mut().find(|report| report.class == class.name()) {
-                report.deleted_objects = tally.objects;
-                report.deleted_bytes = tally.bytes;
+                report.deleted_objects += tally.objects;
+                report.deleted_bytes = report.deleted_bytes.saturating_add(tally.bytes);
             }
         }
         self.freed_bytes = self.classes.iter().map(|class| class.deleted_bytes).sum();

@@ -19,6 +19,7 @@ use crate::index::IndexWriter;
 use crate::index::tests::{Bed, bed, header};
 use crate::layout::ClusterPaths;
 use crate::retention::Rule;
+use crate::store::mortal::Mortal;
 use crate::wal::WalHeader;
 
 const FIRST: TimelineId = TimelineId::FIRST;
@@ -212,6 +213,31 @@ async fn all_is_well(bed: &Bed, ids: &[BackupId]) {
     let mut catalog = Catalog::load(bed.archive.repository(), &cluster()).await.unwrap();
     let status = catalog.status().await.unwrap();
     assert_eq!(status.lineages[0].problems, [] as [String; 0]);
+}
+
+/// K1: where the filesystem is full, what was announced long enough ago goes before anything has to be written, and the error
+/// names the way out if there is nothing of the kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_filesystem_is_expired() {
+    let (bed, ids) = world().await;
+    let mortal = Mortal::new(bed.dir.path(), u32::MAX);
+    let repository = Repository::over("main", mortal.store(), None).await.unwrap();
+    mortal.fill(5);
+    let error = expire(&repository, &cluster(), &keep(2)).await.unwrap_err();
+    let text = crate::init::error_chain(&error);
+    assert!(text.contains("Make the filesystem larger, or take something off it"), "{text}");
+    assert_eq!(finished(&bed).await, ids);
+
+    mortal.fill(0);
+    run(&bed, &keep(2)).await;
+    age(&bed, "condemned/", 25).await;
+    mortal.fill(5);
+    let report = expire(&repository, &cluster(), &keep(2)).await.unwrap();
+    assert_eq!(finished(&bed).await, ids[3..]);
+    assert!(report.freed_bytes > 0, "{report:#?}");
+    assert_eq!(report.classes.iter().find(|c| c.class == "segment").unwrap().deleted_objects, 35);
+    assert!(report.notes.iter().any(|note| note.contains("the filesystem is full")), "{report:#?}");
+    all_is_well(&bed, &ids[3..]).await;
 }
 
 /// K1, K2, K3: nothing goes before its time, then exactly what nobody needs, and a dry run changes nothing.

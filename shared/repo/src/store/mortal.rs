@@ -1,6 +1,7 @@
 //! A directory as a process sees it that dies before its n-th request: from then on nothing that it asks for is done.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::path::Path as LocalPath;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use super::Store;
 pub(crate) struct Mortal {
     inner: Arc<LocalFileSystem>,
     left: Arc<AtomicI64>,
+    /// What has to be deleted before something can be written: 0 once there is room.
+    lacking: Arc<AtomicI64>,
     /// Requests that are being carried out.
     running: Arc<AtomicI64>,
 }
@@ -32,7 +35,17 @@ impl Mortal {
     /// Over a directory; `life` requests are carried out.
     pub(crate) fn new(directory: &LocalPath, life: u32) -> Self {
         let inner = Arc::new(LocalFileSystem::new_with_prefix(directory).unwrap());
-        Self { inner, left: Arc::new(AtomicI64::new(i64::from(life))), running: Arc::default() }
+        Self {
+            inner,
+            left: Arc::new(AtomicI64::new(i64::from(life))),
+            lacking: Arc::default(),
+            running: Arc::default(),
+        }
+    }
+
+    /// Fills its filesystem: nothing can be written until so many objects are deleted.
+    pub(crate) fn fill(&self, lacking: u32) {
+        self.lacking.store(i64::from(lacking), SeqCst);
     }
 
     /// As a store that does not try again what failed.
@@ -84,6 +97,10 @@ impl fmt::Display for Mortal {
 #[async_trait::async_trait]
 impl ObjectStore for Mortal {
     async fn put_opts(&self, at: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        if self.lacking.load(SeqCst) > 0 {
+            let source = io::Error::from(io::ErrorKind::StorageFull).into();
+            return Err(object_store::Error::Generic { store: "mortal", source });
+        }
         let (inner, at) = (Arc::clone(&self.inner), at.clone());
         // A directory knows no content types.
         let opts = PutOptions { attributes: Attributes::new(), ..opts };
@@ -114,7 +131,9 @@ impl ObjectStore for Mortal {
             async move {
                 let (path, inner) = (path?, Arc::clone(&mortal.inner));
                 let gone = path.clone();
-                mortal.request(async move { inner.delete(&path).await }).await.map(|()| gone)
+                mortal.request(async move { inner.delete(&path).await }).await?;
+                mortal.lacking.fetch_sub(1, SeqCst);
+                Ok(gone)
             }
         };
         at.then(delete).boxed()
