@@ -1,5 +1,5 @@
-//! Promise 1 where the repository itself goes: one that is deleted under a running daemon, or another one that is made in its
-//! place, acknowledges nothing and gets no backup, and what was known of it counts no more.
+//! Promise 1 where the repository itself goes: one that is deleted under a running daemon, another one that is made in its
+//! place, or a cluster that is forgotten, acknowledges nothing and gets no backup, and what was known of it counts no more.
 
 use std::time::Duration;
 
@@ -82,6 +82,36 @@ fn nothing_is_acknowledged_into_a_repository_that_was_deleted_or_made_anew() {
         bed.backup();
         bed.agent.run(&["verify"]).expect_success();
     }
+}
+
+/// Promise 1: a cluster that is forgotten under a daemon gets no WAL until it is registered again, and then all of it.
+#[test]
+fn nothing_is_acknowledged_into_a_cluster_that_was_forgotten() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.cluster.psql("create table t (n int)");
+    let before = segment(&bed);
+    bed.cluster.wait_done(&before);
+    bed.agent.run(&["forget", "main", "--yes", "--even-if-in-use"]).expect_success();
+    std::thread::sleep(COUNTS_FOR);
+    let mut names = vec![segment(&bed)];
+    wait::until_true(SOON, "it is refused, or acknowledged", || {
+        let log = bed.cluster.log();
+        log.contains(GONE) || log.contains("does not know cluster") || mark(&bed, &names[0], "done")
+    });
+    assert!(mark(&bed, &names[0], "ready"), "acknowledged into a cluster that was forgotten");
+    names.push(segment(&bed));
+    std::thread::sleep(COUNTS_FOR);
+    assert!(names.iter().all(|name| mark(&bed, name, "ready")), "{}", bed.cluster.log());
+
+    bed.agent.init(&[]).expect_success();
+    names.push(segment(&bed));
+    wait::until_true(SOON, "all is archived", || names.iter().all(|name| mark(&bed, name, "done")));
+    for name in &names {
+        let place = bed.agent.place().join(name);
+        bed.agent.restore(&["fetch", name, place.to_str().unwrap()]).expect_success();
+    }
+    bed.backup();
+    bed.agent.run(&["verify"]).expect_success();
 }
 
 /// What a daemon remembers to have stored is acknowledged again only in the repository that it went into.

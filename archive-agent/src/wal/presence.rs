@@ -1,9 +1,9 @@
-//! Whether a repository that is open is still the one that was opened.
+//! Whether a repository that is open is still the one that was opened, and has the lineage still.
 //!
-//! A bucket can be emptied, and become another repository, while a daemon runs. What the daemon then stores is sealed for a
-//! repository that no longer exists, and what it remembers to have stored is gone. So nothing is acknowledged unless the
-//! descriptor was read within the last seconds: by one small request for all uploads, while they are under way. A crash leaves
-//! nothing.
+//! A bucket can be emptied, and become another repository, and a cluster can be forgotten, and registered again, while a daemon
+//! runs. What the daemon then stores is sealed for a repository that no longer exists, or is of no lineage, and what it remembers
+//! to have stored is gone. So nothing is acknowledged unless the descriptor and the lineage's document were read within the last
+//! seconds: by two small requests for all uploads, while they are under way. A crash leaves nothing.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,25 +11,27 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use walpoint_repo::init::error_chain;
 use walpoint_repo::object::RepositoryId;
-use walpoint_repo::{RepoError, Repository};
+use walpoint_repo::{Lineage, RepoError, Repository};
 
 use super::target::{Target, TargetError};
 use super::upload::Trouble;
 
-/// How long a look at the descriptor counts.
+/// How long a look counts.
 const COUNTS_FOR: Duration = Duration::from_secs(3);
 
 /// A repository as it was seen last.
 #[derive(Debug, Default)]
 pub(super) struct Presence {
     state: std::sync::Mutex<State>,
-    /// Held while the descriptor is read: one request serves all that wait for it.
+    /// Held while it is looked at: one request serves all that wait for it.
     looking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     repository: Option<Repository>,
+    /// What it is archived into, as it was read.
+    lineage: Option<Lineage>,
     seen: Option<Instant>,
     /// How often it was found to be gone, or another one.
     changes: u64,
@@ -55,8 +57,18 @@ impl Presence {
         let mut state = self.state();
         let other = state.repository.as_ref().is_some_and(|before| before.id() != repository.id());
         state.changes += u64::from(other);
+        state.lineage.take_if(|_| other);
         (state.repository, state.seen) = (Some(repository.clone()), Some(begun));
         other
+    }
+
+    /// What is archived into from now on was read. Whether it was forgotten and registered again since it was read before.
+    pub(super) fn archives_into(&self, lineage: &Lineage) -> bool {
+        let mut state = self.state();
+        let anew = state.lineage.replace(lineage.clone());
+        let anew = anew.is_some_and(|before| before.id == lineage.id && before != *lineage);
+        state.changes += u64::from(anew);
+        anew
     }
 
     /// The repository to look at, unless there is none, or it was seen a moment ago.
@@ -66,7 +78,7 @@ impl Presence {
         state.repository.clone().filter(|_| !fresh)
     }
 
-    /// The descriptor of a repository was read after `begun` and is the same.
+    /// It was looked at after `begun`, and everything is the same.
     fn saw(&self, repository: &Repository, begun: Instant) {
         let mut state = self.state();
         if state.repository.as_ref().is_some_and(|now| now.id() == repository.id()) {
@@ -74,7 +86,7 @@ impl Presence {
         }
     }
 
-    /// A repository is gone, or another one. Whether that is news.
+    /// A repository, or its lineage, is gone or another one. Whether that is news.
     fn lost(&self, repository: &Repository) -> bool {
         let mut state = self.state();
         let news = state.repository.as_ref().is_some_and(|now| now.id() == repository.id());
@@ -122,7 +134,8 @@ impl Target {
 
     async fn look(&self, repository: &Repository) -> Result<(), TargetError> {
         let begun = Instant::now();
-        match repository.read_descriptor_again().await {
+        let lineage = self.presence.state().lineage.clone();
+        match compare(repository, lineage.as_ref()).await {
             Ok(()) => {
                 self.presence.saw(repository, begun);
                 Ok(())
@@ -137,6 +150,32 @@ impl Target {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Reads the descriptor and a lineage's document again. Fails with [`RepoError::Replaced`] if either is gone or another one.
+async fn compare(repository: &Repository, lineage: Option<&Lineage>) -> Result<(), RepoError> {
+    let Some(lineage) = lineage else { return repository.read_descriptor_again().await };
+    let (cluster, id) = (&lineage.cluster, lineage.id);
+    let (same, found) =
+        tokio::join!(repository.read_descriptor_again(), repository.read_lineage(cluster, id));
+    same?;
+    let what = match found {
+        Ok(Some(found)) if found == *lineage => return Ok(()),
+        // It is there, which is what counts here.
+        Err(RepoError::Corrupt { .. }) => return Ok(()),
+        Ok(Some(_)) => format!("lineage {id} of cluster {cluster} was deleted, and registered again"),
+        Ok(None) => {
+            // Absence is proven only by a descriptor that is read afterwards.
+            repository.read_descriptor_again().await?;
+            format!(
+                "it no longer has lineage {id} of cluster {cluster} (archive-agent forget deletes that); stop archiving, or \
+                 register the cluster with archive-agent init and take a backup"
+            )
+        }
+        Err(error) => return Err(error),
+    };
+    let (repository, store) = (repository.name().to_owned(), repository.store().name().to_owned());
+    Err(RepoError::Replaced { repository, store, what })
 }
 
 /// Stores something in these repositories, and makes sure meanwhile that each of them is the one that was opened.

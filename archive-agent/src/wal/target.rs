@@ -519,6 +519,10 @@ impl Target {
                 (format!("{:?}", lineage.segment_size), format!("{:?}", cluster.segment_size));
             return Err(differs("segments of", theirs, ours));
         }
+        if self.presence.archives_into(&lineage) {
+            tracing::error!(repository = self.name, lineage = %lineage.id, "the lineage was deleted, and registered again");
+            self.forget_stored();
+        }
         let archive = open.repository.wal(&lineage);
         if open.archive.as_ref().is_some_and(|(_, _, before)| before.lineage().id != lineage.id) {
             tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
