@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn pages_are_not_judged_once_checksums_were_switched_off() {
-        let mut pages = vec![page(500, 200), page(500, 201)];
+        let mut pages = [page(500, 200), page(500, 201)];
         pages[1][3000] ^= 1;
         let relation = RelationFile::parse("16384.2".as_ref()).unwrap();
         for on in [true, false] {

@@ -109,9 +109,8 @@ impl Publishing<'_> {
             self.needed.wait(&archive, limit, self.server, self.pgdata).await?;
             // What arrived under these names may be another server's.
             self.checkpoints.prove(&archive, self.needed).await?;
-            match self.pgdata {
-                Some(pgdata) => refuse_split_brain(&archive, pgdata, self.needed).await?,
-                None => {}
+            if let Some(pgdata) = self.pgdata {
+                refuse_split_brain(&archive, pgdata, self.needed).await?;
             }
             anyhow::Ok(archive.repository().read_descriptor_again().await?)
         };

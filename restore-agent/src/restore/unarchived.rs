@@ -232,7 +232,7 @@ impl Unarchived {
             let copied = io::copy(&mut source.take(keep), &mut file).with_context(context)?;
             anyhow::ensure!(copied == keep, "\"{name}\" is shorter than it was when the restore began");
             file.set_len(size.bytes()).and_then(|()| file.sync_all()).with_context(context)?;
-            fs::rename(&temporary, &path).with_context(context)?;
+            durable::rename(&temporary, &path).with_context(context)?;
             let mut made = vec![path.clone()];
             if *whole {
                 let status = wal.join("archive_status");

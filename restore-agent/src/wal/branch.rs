@@ -135,6 +135,8 @@ pub(crate) fn apply(
 
 #[cfg(test)]
 mod tests {
+    use walpoint_base::durable;
+
     use super::*;
 
     fn name(text: &str) -> SegmentName {
@@ -186,7 +188,7 @@ mod tests {
     fn zeros_take_the_place_of_what_is_cut() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("segment");
-        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        durable::create(&path, &7u8.to_ne_bytes().repeat(1 << 20)).unwrap();
         cut(&path, Lsn(0x50_0100), SegmentSize::new(1 << 20).unwrap()).unwrap();
         let found = std::fs::read(&path).unwrap();
         assert_eq!(found.len(), 1 << 20);
