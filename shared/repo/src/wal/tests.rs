@@ -212,7 +212,7 @@ async fn many_restore_points_are_a_few_objects() {
         let path = dir.path().join(keys[0].as_str());
         let mut bytes = std::fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
-        std::fs::write(&path, bytes).unwrap();
+        walpoint_base::durable::replace(&path, &bytes, 0o600).unwrap();
         let all = archive.points().await.unwrap();
         assert!(all.points.len() < 9_999);
         assert!(matches!(&all.damaged[..], [RepoError::Corrupt { key, .. }] if *key == keys[0]), "{all:?}");

@@ -121,7 +121,7 @@ async fn what_expires_is_decided_by_manifests() {
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
-        std::fs::write(path, bytes).unwrap();
+        walpoint_base::durable::replace(&path, &bytes, 0o600).unwrap();
     }
     let options = ExpireOptions {
         policy: Policy { rule: Rule { count: Some(2), ..Rule::default() }, ..Policy::default() },
