@@ -255,6 +255,9 @@ fn a_marker_that_a_server_has_outlived_counts_for_nothing() {
     server.wait_promoted();
     server.psql("drop table t; create table mine as select 1");
     server.stop(walpoint_tests::cluster::Shutdown::Fast);
+    // Its prefetcher ends a moment later and takes its files away.
+    let left = ["pg_wal/walpoint-spool/lock", "pg_dynshmem/walpoint-fetch"].map(|name| pgdata.join(name));
+    wait::until_true(wait::SOON, "its prefetcher has ended", || !left.iter().any(|path| path.exists()));
     let before = tree::snapshot(&pgdata);
     let again = || bed.try_restore("target", &[]).expect_status(1);
     let output = again();
