@@ -209,10 +209,10 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Time, LSN, immediate, latest: the newest backup that ends before the target is the only one to try, and one that is
-    /// known to be damaged only if no sound one before it serves.
+    /// Time, LSN, immediate, latest: the newest backup that ends before the target is the only one to try, unless it starts in a
+    /// segment that is not whole; and one that is known to be damaged only if no sound one before it serves.
     pub(super) fn with_newest_before(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
-        let (mut too_late, mut spare) = (None, None);
+        let (mut too_late, mut spare, mut refused) = (None, None, None);
         for &id in listed {
             let started = id.started().map(PgTimestamp::from_time);
             let surely_late = match self.request.target {
@@ -237,7 +237,11 @@ impl<'a> Planner<'a> {
             let attempt = if late { None } else { self.with_one(path, backup)? };
             match (attempt, spare) {
                 (Some(Ok(plan)), Some(spare)) => return Ok(Ok(instead_of(spare, plan))),
-                (Some(attempt), None) => return Ok(attempt),
+                (Some(Err(refusal)), None) if self.begins_incomplete(path, backup)? => {
+                    refused = refused.or(Some(refusal));
+                }
+                (Some(Ok(plan)), None) => return Ok(Ok(plan)),
+                (Some(Err(refusal)), None) => return Ok(Err(refused.unwrap_or(refusal))),
                 (Some(Err(_)), Some(_)) => break,
                 (None, _) => too_late = too_late.or(Some(id)),
             }
@@ -248,6 +252,9 @@ impl<'a> Planner<'a> {
                 None => too_late = too_late.or(Some(spare.id)),
             }
         }
+        if let Some(refusal) = refused {
+            return Ok(Err(refusal));
+        }
         let timeline = path.timeline();
         let why = match (too_late, self.request.backup) {
             (Some(id), Some(_)) => Why::BackupTooLate(id),
@@ -255,6 +262,13 @@ impl<'a> Planner<'a> {
             (None, _) => Why::NoBackupOnPath { timeline },
         };
         Ok(Err(Refusal::on(timeline, why)))
+    }
+
+    /// Whether the segment that a backup starts in is not whole. Recovery cannot begin in an incomplete copy, and passes it from an
+    /// older backup.
+    fn begins_incomplete(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<bool> {
+        let first = SegmentNo::of(backup.start(), self.facts.segment_size);
+        Ok(path.replayable(backup.start())?.missing == first)
     }
 
     /// Whether a backup is only taken if no sound one serves: it is damaged, and was not asked for.

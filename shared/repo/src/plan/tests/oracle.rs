@@ -338,9 +338,17 @@ fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<Backup
                 if until >= backup.end && stop.record < backup.end => {}
             (RecoveryTarget::Latest, _) => {
                 let end = latest_end(world, leaf, backup.start(), request.use_partial);
-                return (reached && end.is_some()).then(|| backup.clone());
+                if reached && end.is_some() {
+                    return Some(backup.clone());
+                }
+                if SegmentNo::of(until, size()) != SegmentNo::of(backup.start(), size()) {
+                    return None;
+                }
             }
-            _ => return (reached && until >= backup.end).then(|| backup.clone()),
+            _ if reached && until >= backup.end => return Some(backup.clone()),
+            // Recovery cannot begin in an incomplete segment, and passes it from an older backup.
+            _ if SegmentNo::of(until, size()) == SegmentNo::of(backup.start(), size()) => {}
+            _ => return None,
         }
     }
     None
@@ -468,6 +476,12 @@ fn check_windows(world: &World, timeline: TimelineId) {
         let inside = found.iter().any(|w| w.from <= record.start && record.end <= w.until);
         assert_eq!(reaches(record.start), inside, "{record:?} {found:?}\n{world:#?}");
     }
+}
+
+/// The newest backup begins in a segment whose own file is there as `.partial` alone: an older one recovers what that holds.
+#[test]
+fn an_older_backup_passes_the_incomplete_segment_that_a_newer_one_begins_in() {
+    check(12_150_298_002_060_119_962);
 }
 
 /// The only backup begins in a segment that is there as `.partial` alone: recovery cannot begin in it, so no window does.
