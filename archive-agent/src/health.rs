@@ -16,7 +16,7 @@ use crate::daemon::{self, PUSH_SOCKET};
 /// A daemon that has not answered by then hangs: nothing that is asked needs a store.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs the command: an error names every socket at which nobody answers. Where the daemon of another cluster knows why one is
+/// Runs the command: an error names every socket that does not answer. Where the daemon of another cluster knows why one is
 /// not there, that is one of the problems that it has, which a restart would not cure.
 pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
     let (mut problems, mut silent) = (BTreeSet::new(), Vec::new());

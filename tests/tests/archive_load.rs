@@ -323,7 +323,7 @@ fn wal_that_compresses_less_than_what_came_before_it_stays_within_the_bounds() {
     let ready = bed.ready();
     let took = drain(&bed.cluster, &bed.agent.archive_command(), ready.last().unwrap());
     within_bounds(&daemon, &format!("{} segments in {took:?}", ready.len()));
-    assert!(daemon.log().contains("begun anew with more memory"), "{}", daemon.log());
+    assert!(daemon.log().contains("starting over with more memory"), "{}", daemon.log());
     assert!(compare(&bed.archive(), &bed.cluster.wal_dir()) >= ready.len());
     assert_eq!(daemon.stop(), 0);
 }

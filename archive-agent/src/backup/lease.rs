@@ -177,7 +177,7 @@ mod tests {
         assert!(!is_dead(&Holder { process: u32::MAX, host: "elsewhere".to_owned(), ..this.clone() }));
         let elsewhere =
             |name: &str| Holder { process: u32::MAX, pid_namespace: name.to_owned(), ..this.clone() };
-        assert!(!is_dead(&elsewhere("pid:[1]")) && !is_dead(&elsewhere("")), "nobody knows what runs there");
+        assert!(!is_dead(&elsewhere("pid:[1]")) && !is_dead(&elsewhere("")), "what runs there is not known");
         assert!(!is_dead(&Holder { boot: String::new(), ..this }));
     }
 }

@@ -77,7 +77,7 @@ pub(crate) struct Archiver {
 
 /// How long a push of a file of that many bytes may take: at 1 MiB/s it still succeeds.
 ///
-/// A server that is stopping asks three times for the file that fails, and somebody waits for it to stop.
+/// A server that is stopping asks three times for the file that fails, and the shutdown waits for that.
 pub(super) fn time_limit(push_timeout: Duration, size: u64, pgdata: &Path) -> Duration {
     let limit = push_timeout + Duration::from_secs(size >> 20);
     if is_stopping(pgdata) { limit.min(WHILE_STOPPING) } else { limit }

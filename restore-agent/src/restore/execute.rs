@@ -115,7 +115,7 @@ impl Restore {
         Ok((removed, written.map_err(incomplete)?))
     }
 
-    /// Makes the directory that is written to what it has to be: there, nobody else's, and empty unless it is repaired.
+    /// Makes the directory that is written to what it has to be: there, ours, and empty unless it is repaired.
     fn take_place(&self, pgdata: &Path) -> anyhow::Result<Held> {
         // What is there is held too until it is out of the way.
         let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
@@ -149,10 +149,7 @@ impl Restore {
                     directory::disown(&anchor)?;
                 }
             } else {
-                tracing::info!(
-                    "an earlier restore into {} was interrupted; it is begun anew",
-                    pgdata.display()
-                );
+                tracing::info!("an earlier restore into {} was interrupted; starting over", pgdata.display());
                 for (_, anchor) in ours {
                     directory::clear(&anchor)?;
                     directory::disown(&anchor)?;
@@ -166,7 +163,7 @@ impl Restore {
     }
 
     /// Marks the directories as this restore's and opens them: from then on everything is reached from there. As root, the
-    /// data directory and `pg_wal` are taken from their owner until the end, so that nobody changes what lies directly in them.
+    /// data directory and `pg_wal` are taken from their owner until the end, so that no other process changes what lies directly in them.
     fn claim(&self, pgdata: &Path) -> anyhow::Result<Roots> {
         let shown = |path: &Path| path.display().to_string();
         let own = self.open_data(pgdata)?;

@@ -44,7 +44,7 @@ pub(super) fn of_backup(error: &anyhow::Error) -> Option<String> {
     damage(error)
 }
 
-/// Which object of the repository is damaged or missing, which no second attempt mends.
+/// Which object of the repository is damaged or missing, which a second attempt would meet again.
 fn damage(error: &anyhow::Error) -> Option<String> {
     let damaged =
         |cause: &&RepoError| matches!(cause, RepoError::Corrupt { .. } | RepoError::NotFound { .. });

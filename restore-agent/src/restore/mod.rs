@@ -180,7 +180,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         };
         let Err(failure) = attempt else { return Ok(()) };
         planned = stand_ins.instead(common, &request, &planned, failure).await?;
-        // What the attempt left is begun anew, as by the same command.
+        // The next attempt starts over what this one left, as the same command would.
         ground = Ground::look(&pgdata, way, args.server_is_down)?;
     }
 }

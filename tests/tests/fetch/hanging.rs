@@ -1,5 +1,5 @@
 //! Repositories that hang: a directory whose file server is gone answers no call, with neither a file nor an error. A named pipe
-//! in place of the descriptor does the same to whoever opens it.
+//! in place of the descriptor does the same to every process that opens it.
 
 use std::path::PathBuf;
 use std::process::Command;

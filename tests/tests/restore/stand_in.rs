@@ -70,7 +70,7 @@ fn the_same_backup_in_another_repository_stands_in() {
         for told in [pack.as_str(), "holds the same backup"] {
             assert!(notes.contains(told), "{told}: {report:#} {log}");
         }
-        midway += usize::from(log.contains("begun anew"));
+        midway += usize::from(log.contains("starting over"));
         assert_eq!(std::fs::read_to_string(&count).unwrap(), "x\n", "--before ran once");
         std::fs::remove_file(&count).unwrap();
         main.delete(pack);

@@ -120,7 +120,7 @@ impl Backups {
                     backup.state = match self.standing(id).await {
                         Ok(Standing::Unfinished) => ListedState::Unfinished,
                         Ok(Standing::Ended(_)) => ListedState::Ended(entry.modified),
-                        // Whoever opens a damaged one is told.
+                        // Opening a damaged one fails with the reason.
                         Ok(Standing::Finished(_)) | Err(RepoError::Corrupt { .. }) => {
                             ListedState::Finished(entry.modified)
                         }

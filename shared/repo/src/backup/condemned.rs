@@ -244,7 +244,7 @@ impl Backups {
         for id in touched {
             let manifest = match self.open(id).await {
                 Ok(reader) => reader,
-                // Whoever reads it for its packs is told; or an expire deleted it since.
+                // A reader of its packs gets the error; or an expire deleted it since.
                 Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => continue,
                 Err(error) => return Err(error),
             };

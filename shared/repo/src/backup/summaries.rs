@@ -110,7 +110,7 @@ impl Backups {
         while let Some(standing) = read.next().await {
             match standing {
                 Ok(Standing::Finished(summary)) => fresh.push(*summary),
-                // Whoever opens a damaged one is told.
+                // Opening a damaged one fails with the reason.
                 Ok(_) | Err(RepoError::Corrupt { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -126,7 +126,7 @@ impl Backups {
         }
         self.write_summaries(fresh, &replaces, known.next).await?;
         for n in &replaces {
-            // Whoever may not delete leaves what readers do without.
+            // Without the right to delete they stay; readers skip them.
             self.store().delete(&self.paths().summaries(*n)).await.ok();
         }
         Ok(true)

@@ -144,7 +144,7 @@ impl Gathered {
                         Ok(intent) => intent,
                         Err(error @ RepoError::Corrupt { .. }) => {
                             self.notes.push(format!(
-                                "{error}: as nobody knows what the backup may use, nothing older than it is deleted"
+                                "{error}: what the backup may use is not known, so nothing older than it is deleted"
                             ));
                             None
                         }
@@ -171,7 +171,7 @@ impl Gathered {
                 Ok(Standing::Ended(tombstone)) => self.ended.push((id, tombstone.ended)),
                 Err(error @ RepoError::Corrupt { .. }) => {
                     self.notes.push(format!(
-                        "{error}: as nobody knows what the backup needs, it and all packs that are older stay; \
+                        "{error}: what the backup needs is not known, so it and all packs that are older stay; \
                          archive-agent expire --backup {id} gives it up"
                     ));
                     self.unreadable.push(id);
@@ -191,7 +191,7 @@ impl Gathered {
         self.facts.requests.push(request);
     }
 
-    /// The holds in force on a backup that cannot be read. Whether one on its label is, nobody knows.
+    /// The holds in force on a backup that cannot be read. Whether one on its label is in force is not known.
     pub(super) fn holds_on_unreadable(&self, id: BackupId, now: Timestamp) -> Vec<Protection> {
         let in_force = |hold: &&Held| hold.until.is_none_or(|until| now < until);
         let on_it = |hold: &&Held| hold.backup == Some(id) && self.unreadable.contains(&id);

@@ -71,7 +71,7 @@ pub(super) struct Scan {
 pub(super) struct Standards<'a> {
     /// What is needed.
     pub(super) roots: &'a Roots,
-    /// What else is left alone unless it was announced before: where only backups that were named are expired, what nobody
+    /// What else is left alone unless it was announced before: where only backups that were named are expired, what was not
     /// needed before that.
     pub(super) spared: Option<&'a Roots>,
     /// What was announced.

@@ -56,7 +56,7 @@ struct Root {
 }
 
 /// What one place may take of this process, over all stores that are opened there. A call into a filesystem that hangs cannot
-/// be cancelled: whoever waited for it is long gone, and it keeps its thread, and what it writes, until it returns.
+/// be cancelled: the request may have timed out long ago, and it keeps its thread, and what it writes, until it returns.
 #[derive(Debug)]
 struct Share {
     threads: Arc<Semaphore>,
@@ -278,7 +278,7 @@ impl Root {
             // it and acknowledged it by now. None counts it as stored before that.
             Ok(()) => Ok(durable::sync_directory(directory)?),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                // Whoever made it may not have synced it yet, and the caller may acknowledge it as stored.
+                // Its maker may not have synced it yet, and the caller may acknowledge it as stored.
                 self.sync(path)?;
                 Err(error.into())
             }
