@@ -15,7 +15,7 @@
 //! | [`control`] | who a server is and what it writes |
 //! | [`lineage`] | which lineage an unbound data directory archives to |
 //! | [`claim`] | what `pg_wal` remembers of each archive |
-//! | [`upload`] | one file into every repository, within the limits of memory and processors |
+//! | [`upload`] | one file into every repository, within the limits of memory and processors; its `admission`: whether it may go there |
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |

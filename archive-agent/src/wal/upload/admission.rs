@@ -1,0 +1,235 @@
+//! Whether a file may be stored: the repositories are opened for it, and each is asked whose WAL it holds where the file would go.
+//!
+//! A file that is refused as another server's in one repository goes into none. Repositories that do not have to acknowledge are
+//! asked too, for a moment, before it is stored in those that have to. Nothing is stored here but the history of a timeline, before
+//! its WAL, and a history that is refused; a crash leaves these or not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use walpoint_base::chain::ChainFacts;
+use walpoint_base::{SegmentName, TimelineHistory, WalFileName};
+use walpoint_repo::wal::{SealedSegment, WalArchive};
+
+use super::{Source, Trouble, Uploader, together, trouble};
+use crate::wal::history::{self, Found};
+use crate::wal::identity::{self, SplitBrain};
+use crate::wal::neighbors::{self, Newcomer};
+use crate::wal::target::{Target, TargetError, UnderWay};
+
+/// How long an acknowledgement waits to learn whose WAL a repository holds that does not have to acknowledge.
+const PATIENCE_WITNESS: Duration = Duration::from_secs(1);
+
+/// A repository that a file may go to.
+pub(super) struct Candidate<'a> {
+    pub(super) target: &'a Target,
+    pub(super) admitted: Result<Admitted<'a>, TargetError>,
+    /// For it, once it is prepared, if it is a segment.
+    pub(super) sealed: Option<SealedSegment>,
+}
+
+impl Candidate<'_> {
+    pub(super) fn archive(&self) -> Option<&WalArchive> {
+        Some(&self.admitted.as_ref().ok()?.archive)
+    }
+}
+
+/// A repository that is open for a file.
+pub(super) struct Admitted<'a> {
+    pub(super) archive: WalArchive,
+    /// Of its timeline.
+    history: Option<Arc<TimelineHistory>>,
+    /// Of a segment, until it is stored.
+    _under_way: Option<UnderWay<'a>>,
+}
+
+/// What a segment shows of its neighbors, and the repositories of its cluster.
+pub(super) type Around<'a> = (Option<ChainFacts>, &'a [Target]);
+
+/// A file and what it is compared with in a repository; `None` for a history, which was compared before.
+pub(super) fn newcomer<'a>(
+    file: &'a Source,
+    target: &'a Target,
+    admitted: &'a Admitted<'_>,
+    (chain, around): Around<'a>,
+) -> Option<Newcomer<'a>> {
+    let name = match file.name {
+        WalFileName::Segment(name) | WalFileName::Partial(name) | WalFileName::Backup(name, _) => name,
+        WalFileName::History(_) => return None,
+    };
+    Some(Newcomer {
+        target,
+        archive: &admitted.archive,
+        cluster: &file.cluster,
+        file: file.name,
+        name,
+        chain,
+        history: admitted.history.as_deref(),
+        wal: file.path.parent().unwrap_or(&file.path),
+        answers: file.answers,
+        witness: false,
+        around,
+    })
+}
+
+impl Uploader {
+    /// Opens repositories for a file and makes sure that the history of its timeline is in each. A segment then counts as being
+    /// stored. Where it is refused as another server's in one of them, it goes into none, and neither does its history.
+    pub(super) async fn admit<'a>(
+        &'a self,
+        file: &Source,
+        targets: &[&'a Target],
+    ) -> Result<Vec<Candidate<'a>>, Trouble> {
+        let wal = self.wal_directory();
+        let places = identity::places_of_history(&file.path, file.name, &wal);
+        let (places, wal, timeline) = (places.as_slice(), wal.as_path(), file.name.timeline());
+        let look = |target: &'a Target| async move {
+            let archive = target.archive_at(&file.cluster, timeline).await?;
+            target.known(archive.lineage().id, |known| known.since(file.incarnation));
+            let around = (wal, self.targets.as_slice());
+            let found = history::find(target, &archive, &file.cluster, timeline, places, around).await?;
+            Ok((archive, found))
+        };
+        let looked = join_all(targets.iter().map(|target| look(target))).await;
+        self.refused_nowhere(file, targets.iter().zip(&looked).map(|(target, looked)| (*target, looked)))?;
+        let begin = |(target, looked): (&'a Target, Result<(WalArchive, Found), TargetError>)| async move {
+            let admitted = async {
+                let (archive, found) = looked?;
+                let history = history::store(target, &archive, timeline, found).await?;
+                let WalFileName::Segment(name) = file.name else {
+                    return Ok(Admitted { archive, history, _under_way: None });
+                };
+                self.not_behind_a_refusal(target, &archive, name)?;
+                let before = neighbors::before(name, history.as_deref(), file.cluster.segment_size);
+                let under_way = target.begin(archive.lineage().id, name, before).await;
+                // The one before may have been refused meanwhile.
+                self.not_behind_a_refusal(target, &archive, name)?;
+                Ok(Admitted { archive, history, _under_way: Some(under_way) })
+            };
+            Candidate { target, admitted: admitted.await, sealed: None }
+        };
+        let candidates = join_all(targets.iter().copied().zip(looked).map(begin)).await;
+        self.refused_nowhere(file, candidates.iter().map(|one| (one.target, &one.admitted)))?;
+        Ok(candidates)
+    }
+
+    /// Compares a file with what is stored around it in each repository. Where it is refused in one, it goes into none.
+    pub(super) async fn judge(
+        &self,
+        file: &Source,
+        chain: Option<ChainFacts>,
+        candidates: Vec<&mut Candidate<'_>>,
+    ) -> Result<(), Trouble> {
+        let judged = candidates.iter().map(|one| async {
+            let admitted = one.admitted.as_ref().ok()?;
+            let newcomer = newcomer(file, one.target, admitted, (chain, &self.targets))?;
+            newcomer.admit().await.err()
+        });
+        let judged: Vec<Result<(), TargetError>> =
+            join_all(judged).await.into_iter().map(|error| error.map_or(Ok(()), Err)).collect();
+        let results = candidates.iter().map(|one| one.target).zip(&judged);
+        self.refused_nowhere(file, results)?;
+        for (one, result) in candidates.into_iter().zip(judged) {
+            if let Err(error) = result {
+                one.admitted = Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares a file with what is stored around it in repositories that do not have to acknowledge, before it is stored in those
+    /// that have to. One that fails, rests or does not answer in time says nothing; of a timeline that is known to be this
+    /// server's there none is asked.
+    pub(super) async fn hear(
+        &self,
+        file: &Source,
+        chain: Option<ChainFacts>,
+        witnesses: &[&Target],
+    ) -> Result<(), Trouble> {
+        let heard = witnesses.iter().filter(|target| !target.rests()).map(|&target| async move {
+            // One that hangs is left out when it does not store the file either.
+            let heard = tokio::time::timeout(PATIENCE_WITNESS, self.witness(file, chain, target)).await;
+            (target, heard.unwrap_or(Ok(())))
+        });
+        let heard = join_all(heard).await;
+        self.refused_nowhere(file, heard.iter().map(|(target, heard)| (*target, heard)))
+    }
+
+    /// Whether a repository holds another server's WAL where a file would go. Stores nothing but a refused history.
+    async fn witness(
+        &self,
+        file: &Source,
+        chain: Option<ChainFacts>,
+        target: &Target,
+    ) -> Result<(), TargetError> {
+        let (wal, timeline) = (self.wal_directory(), file.name.timeline());
+        let archive = target.archive_at(&file.cluster, timeline).await?;
+        let claimed = target.known(archive.lineage().id, |known| {
+            known.since(file.incarnation);
+            known.has_claimed(timeline)
+        });
+        if claimed {
+            return Ok(());
+        }
+        let places = identity::places_of_history(&file.path, file.name, &wal);
+        let around = (wal.as_path(), self.targets.as_slice());
+        let found = history::find(target, &archive, &file.cluster, timeline, &places, around).await?;
+        if let WalFileName::Segment(name) = file.name {
+            match self.not_behind_a_refusal(target, &archive, name) {
+                Err(TargetError::SplitBrain(split)) if !split.is_shown() => {}
+                refused => refused?,
+            }
+        }
+        let admitted = Admitted { archive, history: found.history(), _under_way: None };
+        match newcomer(file, target, &admitted, (chain, &self.targets)) {
+            Some(newcomer) => Newcomer { witness: true, ..newcomer }.admit().await,
+            None => Ok(()),
+        }
+    }
+
+    /// An error, if one of these repositories holds another server's WAL.
+    fn refused_nowhere<'r, T: 'r>(
+        &self,
+        file: &Source,
+        results: impl Iterator<Item = (&'r Target, &'r Result<T, TargetError>)>,
+    ) -> Result<(), Trouble> {
+        let mut refusals = Vec::new();
+        for (target, result) in results {
+            if let Err(error @ TargetError::SplitBrain(split)) = result {
+                self.refuse(file, target, split);
+                refusals.push(trouble(target, error));
+            }
+        }
+        together(refusals).map_or(Ok(()), Err)
+    }
+
+    pub(super) fn refuse(&self, file: &Source, target: &Target, split: &SplitBrain) {
+        let segment = match file.name {
+            WalFileName::Segment(name) => Some(name),
+            _ => None,
+        };
+        target.refuse(split, segment);
+        self.refused.notify_one();
+    }
+
+    /// Refuses what follows a segment that was refused as another server's and waits still: nothing behind it can be this
+    /// server's there.
+    fn not_behind_a_refusal(
+        &self,
+        target: &Target,
+        archive: &WalArchive,
+        name: SegmentName,
+    ) -> Result<(), TargetError> {
+        let lineage = archive.lineage().id;
+        let Some((first, split)) = target.known(lineage, |known| known.refused_before(name)) else {
+            return Ok(());
+        };
+        let status = self.wal_directory().join("archive_status");
+        if status.join(format!("{first}.ready")).exists() {
+            return Err(split.into());
+        }
+        target.known(lineage, |known| known.forget_refusal(name.timeline));
+        Ok(())
+    }
+}
