@@ -2,8 +2,9 @@
 
 use std::cmp::Ordering;
 
-use walpoint_base::RecoveryTarget;
-use walpoint_repo::plan::{Unreachable, Why};
+use walpoint_base::{RecoveryTarget, SegmentName, SegmentSize};
+use walpoint_repo::RepoError;
+use walpoint_repo::plan::{RestorePlan, Unreachable, Why};
 
 use crate::plan::Planned;
 
@@ -30,6 +31,40 @@ pub(crate) fn of_two_servers(plans: &[Planned]) -> Option<(&Planned, &Planned)> 
         Some(other) => Some((first, other)),
         None => of_two_servers(others),
     }
+}
+
+/// What shows that two repositories hold different WAL under one name, both on the way of a plan: recovery reads from either. The
+/// newest segment that both plans need is compared, since what lies before it is on the way to it.
+pub(crate) async fn differing(plans: &[Planned]) -> Result<Option<String>, RepoError> {
+    let Some((first, others)) = plans.split_first() else { return Ok(None) };
+    for other in others.iter().filter(|other| other.lineage.id == first.lineage.id) {
+        let Some(name) = newest_common(&first.plan, &other.plan, first.lineage.segment_size) else {
+            continue;
+        };
+        let (one, two) = (
+            first.repository.wal_to_read(&first.lineage).await?,
+            other.repository.wal_to_read(&other.lineage).await?,
+        );
+        if one.same_segment(&two, name).await? == Some(false) {
+            return Ok(Some(format!(
+                "segment {name} of lineage {} has other content in repository \"{}\" than in \"{}\"",
+                first.lineage.id,
+                first.repository.name(),
+                other.repository.name()
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// The newest segment that both plans read.
+fn newest_common(one: &RestorePlan, other: &RestorePlan, size: SegmentSize) -> Option<SegmentName> {
+    let both = one.wal.iter().flat_map(|a| other.wal.iter().map(move |b| (a, b)));
+    let common = both.filter_map(|(a, b)| {
+        let last = a.last.min(b.last);
+        (a.timeline == b.timeline && last >= a.first.max(b.first)).then_some((last, a.timeline))
+    });
+    common.max().map(|(number, timeline)| number.name(timeline, size))
 }
 
 /// Which of two plans goes further.

@@ -102,7 +102,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
             Ok(Err(unreachable)) => refusals.push(*unreachable),
             Err(error) => {
                 if selection.repositories.len() > 1 {
-                    tracing::warn!("repository \"{name}\" was passed over: {error}");
+                    tracing::warn!("repository \"{name}\" was skipped: {error}");
                 }
                 failure.get_or_insert(error);
             }
@@ -120,6 +120,12 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
             one.repository.name(),
             other.repository.name(),
             one.cluster
+        ))));
+    }
+    if let Some(what) = choice::differing(&plans).await? {
+        return Err(NoPlan::Failed(Failure::from(anyhow!(
+            "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo URL --cluster {}.",
+            selection.cluster
         ))));
     }
     if let Some(planned) = choice::best(plans) {

@@ -2,6 +2,7 @@
 //!
 //! What is missing shows when listings are compared: from the first file that this process knows it missed, and from the
 //! repository's newest backup on, for what was missed before. Older gaps are left: what is expired on purpose has gaps, too.
+//! Nothing is copied behind a segment that has other content in the two: another server wrote there.
 //! A copy goes the way of every file. It is checked as it is read back, lies in a scratch directory for a moment, and is
 //! checked again as it is sealed for the other repository. A crash leaves the scratch directory; what was not copied is found
 //! missing by the next daemon.
@@ -12,7 +13,7 @@ use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{BackupId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
@@ -175,21 +176,25 @@ impl Copy<'_> {
             let fetched = self.fetch(Handed::of(history), &path).await;
             done.count(history, fetched.map(|_| false))?;
             let wal = self.uploader.wal_directory();
-            let mut notes = Copies::new(&wal, self.from, self.to);
+            let mut copies = Copies::new(&wal, (self.from, self.to), first).await?;
             // Both listings are in the order of the names.
             let mut here = files(self.to.list(timeline, Some(first)));
             let mut next_here = here.try_next().await?;
             let mut there = files(self.from.list(timeline, Some(first)));
             while let Some(name) = there.try_next().await? {
-                while next_here.as_ref().is_some_and(|here| here.order() < name.order()) {
+                while let Some(here_now) = next_here.filter(|here| here.order() < name.order()) {
+                    here_now.whole().into_iter().for_each(|segment| copies.passes(segment));
                     next_here = here.try_next().await?;
                 }
                 if next_here != Some(name) {
+                    if let Some(split) = copies.contradiction().await? {
+                        self.target.refuse(&split, None);
+                        self.uploader.refused.notify_one();
+                        bail!("{split}");
+                    }
                     let result = self.copy(name, scratch.path()).await;
-                    if let (Ok(true), Copied::Whole, WalFileName::Segment(segment)) =
-                        (&result, name.copy, name.file)
-                    {
-                        notes.copied(segment).await?;
+                    if let (Ok(true), Some(segment)) = (&result, name.whole()) {
+                        copies.copied(segment).await?;
                     }
                     done.count(name.file, result)?;
                 }
@@ -281,6 +286,14 @@ impl Handed {
     /// A file of which there is one.
     fn of(file: WalFileName) -> Self {
         Self { file, copy: Copied::Whole }
+    }
+
+    /// The segment that it is, if it is a whole one.
+    fn whole(&self) -> Option<SegmentName> {
+        match (self.copy, self.file) {
+            (Copied::Whole, WalFileName::Segment(segment)) => Some(segment),
+            _ => None,
+        }
     }
 
     /// Its place in a listing.

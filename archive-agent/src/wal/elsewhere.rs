@@ -7,12 +7,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use walpoint_base::{SegmentName, TimelineId, WalFileName};
+use walpoint_base::{SegmentName, TimelineId};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
-use walpoint_repo::wal::{WalArchive, WalHeader};
+use walpoint_repo::wal::WalArchive;
 
 use super::claim::{self, Claim};
+use super::identity::SplitBrain;
 use super::neighbors::{Stored, header, newest_before};
 use super::target::{Target, TargetError};
 
@@ -28,14 +29,13 @@ pub(super) async fn shows(
     wal: &Path,
     name: SegmentName,
 ) -> Result<bool, RepoError> {
-    let Stored::Sound(here) = header(archive, name).await? else { return Ok(false) };
     for other in others.iter().filter(|other| other.name() != target.name() && !other.rests()) {
         let look = async {
             let there = other.archive_at(cluster, name.timeline).await?;
             if claimed(wal, &there, name.timeline).await?.is_none_or(|claim| claim < name) {
                 return Ok::<_, TargetError>(false);
             }
-            Ok(same(&there, archive, &here, name).await?)
+            Ok(there.same_segment(archive, name).await? == Some(true))
         };
         if let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, look).await {
             return Ok(true);
@@ -59,64 +59,64 @@ async fn claimed(
     })
 }
 
-/// Whether an archive has a segment with the content that `to` has of it. Each encrypted repository has hashes of its own, so the
-/// content may have to be read.
-async fn same(
-    from: &WalArchive,
-    to: &WalArchive,
-    there: &WalHeader,
-    name: SegmentName,
-) -> Result<bool, RepoError> {
-    let Stored::Sound(header) = header(from, name).await? else { return Ok(false) };
-    if header.hash == there.hash {
-        return Ok(true);
-    }
-    if header.chain != there.chain || header.content_len != there.content_len {
-        return Ok(false);
-    }
-    let Some(mut file) = from.get(WalFileName::Segment(name)).await? else { return Ok(false) };
-    file.content.resize(usize::try_from(there.size.bytes()).unwrap_or(file.content.len()), 0);
-    let sealer = to.repository().sealer().clone();
-    let hashed = tokio::task::spawn_blocking(move || sealer.content_hash(&file.content)).await;
-    Ok(hashed.map_err(|error| RepoError::Internal(error.to_string()))? == there.hash)
-}
-
-/// Notes of what is copied from one archive to another that it is this directory's, as long as it is: the directory stored it in
-/// the first one, and what is stored before it in the other one is the same there.
+/// Follows what is copied of one timeline from one archive to another: nothing is copied behind another server's WAL, and what is
+/// this directory's is noted, as long as it is: the directory stored it in the first archive, and what is stored before it in the
+/// other one is the same there.
 pub(super) struct Copies<'a> {
     wal: &'a Path,
     from: &'a WalArchive,
     to: &'a WalArchive,
     /// The newest segment that the directory stored in the first one, as far as it was looked at.
     covered: Option<SegmentName>,
-    /// The newest one that is the directory's in the other one.
-    shown: Option<SegmentName>,
+    /// The newest segment of the other one that was passed, and whether it is the same in both.
+    before: Option<(SegmentName, Option<bool>)>,
 }
 
 impl<'a> Copies<'a> {
-    /// From one archive to another one, of one timeline, beside that directory.
-    pub(super) fn new(wal: &'a Path, from: &'a WalArchive, to: &'a WalArchive) -> Self {
-        Self { wal, from, to, covered: None, shown: None }
+    /// From one archive to another one, of one timeline from a segment on, beside that directory. One listing of what is older.
+    pub(super) async fn new(
+        wal: &'a Path,
+        (from, to): (&'a WalArchive, &'a WalArchive),
+        first: SegmentName,
+    ) -> Result<Self, RepoError> {
+        let before = newest_before(to, first).await?;
+        let before = match before {
+            Some(before) => Some((before, from.same_segment(to, before).await?)),
+            None => None,
+        };
+        Ok(Self { wal, from, to, covered: None, before })
+    }
+
+    /// A segment is in the other archive: what is copied next comes behind it.
+    pub(super) fn passes(&mut self, name: SegmentName) {
+        self.before = Some((name, None));
+    }
+
+    /// What shows that the other archive holds another server's WAL before the next segment, if anything does.
+    pub(super) async fn contradiction(&mut self) -> Result<Option<SplitBrain>, RepoError> {
+        let Some((before, same)) = &mut self.before else { return Ok(None) };
+        if same.is_none() {
+            *same = self.from.same_segment(self.to, *before).await?;
+        }
+        let what = || {
+            let (name, repository) = (self.from.repository().name(), self.to.repository().name());
+            format!("segment {before} has other content in repository {name} than in {repository}")
+        };
+        Ok((*same == Some(false)).then(|| SplitBrain::new(self.to, before.timeline, what())))
     }
 
     /// A segment was copied.
     pub(super) async fn copied(&mut self, name: SegmentName) -> Result<(), RepoError> {
+        let before = self.before.replace((name, Some(true)));
         if self.covered.is_none_or(|covered| covered < name) {
             self.covered = claimed(self.wal, self.from, name.timeline).await?;
         }
-        if self.covered.is_none_or(|covered| covered < name) {
+        if self.covered.is_none_or(|covered| covered < name)
+            || before.is_some_and(|(_, same)| same != Some(true))
+        {
             return Ok(());
         }
-        if let Some(before) = newest_before(self.to, name).await?
-            && self.shown != Some(before)
-        {
-            let Stored::Sound(there) = header(self.to, before).await? else { return Ok(()) };
-            if !same(self.from, self.to, &there, before).await? {
-                return Ok(());
-            }
-        }
         let Stored::Sound(stored) = header(self.to, name).await? else { return Ok(()) };
-        self.shown = Some(name);
         let (wal, archive, claim) =
             (self.wal.to_owned(), self.to.clone(), Claim { segment: name, hash: stored.hash });
         let noted = tokio::task::spawn_blocking(move || claim::note(&wal, &archive, claim)).await;

@@ -16,6 +16,7 @@
 //! | [`inherited`] | what a lineage has in common with its parent |
 //! | `parts` | segments too large for one object |
 //! | `points` | named restore points |
+//! | `same` | whether two archives hold the same segment |
 //! | [`content`] | bytes to be stored, in memory or in a file |
 
 pub mod content;
@@ -28,6 +29,7 @@ mod partials;
 mod parts;
 mod points;
 mod put;
+mod same;
 pub mod seal;
 pub mod settled;
 #[cfg(test)]

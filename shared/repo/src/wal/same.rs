@@ -1,0 +1,37 @@
+//! Whether two archives hold the same WAL under one name, as two repositories of one cluster should.
+
+use walpoint_base::{SegmentName, WalFileName};
+
+use super::WalArchive;
+use super::header::WalHeader;
+use crate::error::{RepoError, Result};
+use crate::object::ContentHash;
+
+impl WalArchive {
+    /// Whether a segment has the same content here and in another archive. `None` where one of them has nothing that proves it: the
+    /// segment is missing, damaged, or was accepted although damaged. Two ranged requests; where each repository hashes with a key
+    /// of its own, the segment is read, a frame at a time.
+    pub async fn same_segment(&self, other: &Self, name: SegmentName) -> Result<Option<bool>> {
+        let (Some(ours), Some(theirs)) = (self.sound_header(name).await?, other.sound_header(name).await?)
+        else {
+            return Ok(None);
+        };
+        if ours.hash == theirs.hash {
+            return Ok(Some(true));
+        }
+        if ours.chain != theirs.chain || ours.content_len != theirs.content_len {
+            return Ok(Some(false));
+        }
+        let Some(reader) = self.read(WalFileName::Segment(name)).await? else { return Ok(None) };
+        let (hasher, _) = reader.write_to(other.sealer().content_hasher()).await?;
+        Ok(Some(theirs.hash == ContentHash(*hasher.finalize().as_bytes())))
+    }
+
+    async fn sound_header(&self, name: SegmentName) -> Result<Option<WalHeader>> {
+        match self.header(name).await {
+            Ok(header) => Ok(header.filter(|header| !header.damaged)),
+            Err(RepoError::Corrupt { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
