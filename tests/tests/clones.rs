@@ -4,12 +4,13 @@
 mod archive_bed;
 
 use archive_bed::{
-    Archive, Bed, SCANNED, SOON, all_done, archive_again, clone, forget, refused, segments, snapshot,
+    Archive, Bed, SCANNED, SOON, all_done, archive_again, clone, forget, promote_from_standby, refused,
+    segments, snapshot,
 };
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::store::Store;
-use walpoint_tests::{user, wait};
+use walpoint_tests::wait;
 
 fn bed() -> Bed {
     Bed::local(Cluster::builder().segment_size_mb(1))
@@ -17,16 +18,6 @@ fn bed() -> Bed {
 
 fn binding(cluster: &Cluster) -> String {
     std::fs::read_to_string(cluster.pgdata().join("walpoint.lineage")).unwrap_or_default()
-}
-
-fn promote_from_standby(copy: &mut Cluster) {
-    copy.stop(Shutdown::Fast);
-    copy.set("archive_mode", "on");
-    let signal = copy.pgdata().join("standby.signal");
-    std::fs::write(&signal, "").unwrap();
-    user::give(&signal);
-    copy.start();
-    copy.promote();
 }
 
 #[track_caller]
@@ -90,6 +81,33 @@ fn a_clone_that_is_promoted_far_from_production_stores_nothing_of_its_timeline()
     promote_from_standby(&mut copy);
     let theirs = segments(&copy, 2, 100);
     refused(&copy);
+    let kept = bed.store.back_door().list("clusters");
+    let of_it = |key: &&String| key.ends_with("/00000002.history") || key.contains("/wal/00000002/");
+    let stored: Vec<&String> = kept.iter().filter(of_it).collect();
+    assert!(stored.is_empty(), "{stored:?}\n{}", beside.log());
+    none_of(&bed.archive(), &copy, &theirs);
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let plan = bed.agent.restore(&["plan"]);
+    assert!(!plan.stdout.contains("timeline 2"), "{plan:?}");
+}
+
+/// The same where the clone no longer has what it wrote: what its timeline begins with is not what production stored there.
+#[test]
+fn a_clone_without_its_own_segments_is_refused_by_what_its_timeline_begins_with() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let _daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let (mut copy, agent) = clone(&bed);
+    let own = segments(&copy, 3, 100);
+    all_done(&bed.cluster, &segments(&bed.cluster, 8, 100));
+    forget(&copy, own.last().unwrap());
+    copy.psql("insert into t select n, clock_timestamp() from generate_series(1, 50) n");
+    let beside = agent.daemon();
+    promote_from_standby(&mut copy);
+    let theirs = segments(&copy, 2, 100);
+    refused(&copy);
+    assert!(copy.log().contains("does not begin with what"), "{}", copy.log());
     let kept = bed.store.back_door().list("clusters");
     let of_it = |key: &&String| key.ends_with("/00000002.history") || key.contains("/wal/00000002/");
     let stored: Vec<&String> = kept.iter().filter(of_it).collect();
@@ -193,6 +211,60 @@ fn a_repository_that_was_caught_up_does_not_stop_its_server() {
         newest = names.last().unwrap().clone();
         wait::until_true(SOON, "both are noted", || noted().matches(&newest).count() == 2);
     }
+}
+
+/// Two sites, each with a repository of its own, were promoted at one position while neither saw the other: a plan over both
+/// repositories is refused, and catching up copies nothing of the one behind the other's WAL.
+#[test]
+fn what_two_servers_stored_in_two_repositories_is_never_mixed() {
+    let mut bed = bed();
+    let other = Store::local();
+    bed.agent = Agent::with(&bed.cluster, &bed.store).repository("other", &other);
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.agent.init(&[]).expect_success();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    bed.agent.run(&["backup"]).expect_success();
+    all_done(&bed.cluster, &segments(&bed.cluster, 1, 100));
+    let sites = [&bed.store, &other].map(|store| {
+        let mut site = bed.cluster.standby();
+        let agent = Agent::with(&site, store);
+        agent.archive_from(&site);
+        site.start();
+        site.wait_replayed(&bed.cluster);
+        (site, agent)
+    });
+    bed.cluster.stop(Shutdown::Fast);
+    assert_eq!(daemon.stop(), 0);
+    let [(first, first_agent), (second, second_agent)] = sites;
+    first.promote();
+    second.promote();
+    let (_first, daemon) = (first_agent.daemon(), second_agent.daemon());
+    all_done(&first, &segments(&first, 3, 100));
+    let mut theirs = segments(&second, 5, 100);
+    all_done(&second, &theirs);
+    assert_eq!(daemon.stop(), 0);
+
+    let both = Agent::with(&first, &bed.store).repository("other", &other);
+    let plan = both.restore(&["plan"]);
+    let told = format!("{}{}", plan.stdout, plan.stderr);
+    assert!(!plan.success() && told.contains("has other content in repository"), "{told}");
+    assert!(told.contains("--repo URL"), "{told}");
+    first_agent.restore(&["plan"]).expect_success();
+
+    let healed = Agent::with(&second, &other).repository("beside", &bed.store);
+    let healed = healed.cluster_line("ack = [\"main\"]");
+    healed.archive_from(&second);
+    let daemon = healed.daemon();
+    second.reload();
+    wait::until_true(SOON, "catching up finds the other server", || {
+        daemon.log().contains("has other content in repository")
+    });
+    theirs.extend(segments(&second, 2, 100));
+    refused(&second);
+    none_of(&Archive::of(&bed.store, second.pgdata()), &second, &theirs);
+    all_done(&first, &segments(&first, 2, 100));
 }
 
 /// Of two servers promoted at one position the second one's first segment is gone from `pg_wal`, and its next one would continue

@@ -6,7 +6,8 @@ mod archive_bed;
 use std::path::Path;
 
 use archive_bed::{
-    Archive, Bed, SCANNED, SOON, all_done, archive_again, clone, forget, refused, segments, snapshot,
+    Archive, Bed, SCANNED, SOON, all_done, archive_again, clone, forget, promote_from_standby, refused,
+    segments, snapshot,
 };
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
@@ -229,13 +230,7 @@ fn the_partial_segment_of_a_refused_clone_is_not_stored() {
     level(&bed.cluster, before.last().unwrap());
     forget(&copy, before.last().unwrap());
     copy.psql("insert into t select n, clock_timestamp() from generate_series(1, 77) n");
-    copy.stop(Shutdown::Fast);
-    copy.set("archive_mode", "on");
-    let signal = copy.pgdata().join("standby.signal");
-    std::fs::write(&signal, "").unwrap();
-    user::give(&signal);
-    copy.start();
-    copy.promote();
+    promote_from_standby(&mut copy);
     let beside = agent.daemon();
     segments(&copy, 2, 150);
     refused(&copy);

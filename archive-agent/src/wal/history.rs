@@ -15,7 +15,7 @@ use walpoint_repo::RepoError;
 use walpoint_repo::init::error_chain;
 use walpoint_repo::wal::WalArchive;
 
-use super::identity::{self, Evidence, SplitBrain, other_history};
+use super::identity::{self, Comparison, Evidence, SplitBrain, other_history};
 use super::target::{Target, TargetError};
 
 /// What there is of a timeline's history.
@@ -94,6 +94,11 @@ pub(super) async fn find(
                 let split =
                     SplitBrain::new(archive, timeline, format!("on the way to it, {}", split.found()));
                 return Err(split.into());
+            }
+            if let Comparison::Other(what) =
+                identity::fork_segment(archive, &history, wal, cluster.segment_size).await?
+            {
+                return Err(SplitBrain::new(archive, timeline, what).into());
             }
             Ok(Found::Missing(beside, content, history))
         }

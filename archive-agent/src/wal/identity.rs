@@ -146,10 +146,10 @@ pub(crate) async fn compare(
             history = parsed;
         }
     }
-    let (directory, size) = (wal.to_owned(), cluster.segment_size);
-    let found = tokio::task::spawn_blocking(move || on_path(&directory, &history, size)).await;
+    let size = cluster.segment_size;
+    let found = on_path(wal, history, size).await?;
     let (mut same, mut newest) = (0, Evidence::Nothing);
-    for name in in_both(archive, found.unwrap_or_default()).await? {
+    for name in in_both(archive, found).await? {
         match segment(archive, cluster, wal, name).await? {
             Comparison::Unknown => {}
             Comparison::Same => {
@@ -179,10 +179,10 @@ pub(crate) async fn fork(
 ) -> Result<Option<Fork>, RepoError> {
     let history =
         history_in(wal, timeline).map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
-    let (directory, size) = (wal.to_owned(), cluster.segment_size);
-    let found = tokio::task::spawn_blocking(move || on_path(&directory, &history, size)).await;
+    let size = cluster.segment_size;
+    let found = on_path(wal, history, size).await?;
     let (mut fork, mut same) = (None, 0);
-    for name in in_both(archive, found.unwrap_or_default()).await? {
+    for name in in_both(archive, found).await? {
         match segment(archive, cluster, wal, name).await? {
             Comparison::Unknown => {}
             Comparison::Same => {
@@ -199,6 +199,67 @@ pub(crate) async fn fork(
         }
     }
     Ok(fork)
+}
+
+/// Compares the segment that a timeline begins in, as a directory has it, with its parent's segment as an archive has it: PostgreSQL
+/// begins a timeline with a copy of what lies before the switch point (`XLogInitNewTimeline` in
+/// src/backend/access/transam/xlog.c). The parent's segment is read, a frame at a time.
+pub(super) async fn fork_segment(
+    archive: &WalArchive,
+    history: &TimelineHistory,
+    wal: &Path,
+    size: SegmentSize,
+) -> Result<Comparison, RepoError> {
+    let Some(switch) = history.begin_of(history.timeline()).filter(|switch| switch.is_valid()) else {
+        return Ok(Comparison::Unknown);
+    };
+    let number = SegmentNo::of(switch, size);
+    let (child, shared) = (number.name(history.timeline(), size), switch.since(number.start(size)));
+    let parent = number.name(history.timeline_at(switch - 1), size);
+    let path = wal.join(child.to_string());
+    if shared == 0 || !has_begun(&path, number, size) {
+        return Ok(Comparison::Unknown);
+    }
+    let reader = match archive.header(parent).await {
+        Ok(Some(header)) if !header.damaged => archive.read(WalFileName::Segment(parent)).await?,
+        // What is damaged proves nothing, and verify tells of it.
+        Ok(_) | Err(RepoError::Corrupt { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let (Some(reader), Ok(ours)) = (reader, std::fs::File::open(&path)) else {
+        return Ok(Comparison::Unknown);
+    };
+    let (compared, _) = reader.write_to(Prefix { ours, left: shared, differs: false }).await?;
+    Ok(match compared.differs {
+        false => Comparison::Same,
+        true => Comparison::Other(format!(
+            "segment {child} does not begin with what {parent}, which is stored, has before {switch}, where timeline {} begins",
+            history.timeline()
+        )),
+    })
+}
+
+/// Compares the beginning of what is written to it with that of a file.
+struct Prefix {
+    ours: std::fs::File,
+    /// Bytes that are still to be compared.
+    left: u64,
+    differs: bool,
+}
+
+impl io::Write for Prefix {
+    fn write(&mut self, theirs: &[u8]) -> io::Result<usize> {
+        let length = usize::try_from(self.left).map_or(theirs.len(), |left| left.min(theirs.len()));
+        let mut ours = vec![0; length];
+        self.ours.read_exact(&mut ours)?;
+        self.differs |= theirs.get(..length) != Some(ours.as_slice());
+        self.left -= length as u64;
+        Ok(theirs.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What shows that a history is another server's.
@@ -286,11 +347,22 @@ pub(crate) fn is_finished(wal: &Path, name: SegmentName) -> bool {
 
 /// The segments of a directory that lie on a path and are not waiting to be used again, newest first; the newest one may not be
 /// finished. What lies behind a fork on the timeline that was left there may be another server's. A server that does not archive
-/// marks none as finished. Blocks.
-pub(super) fn on_path(wal: &Path, history: &TimelineHistory, size: SegmentSize) -> Vec<SegmentName> {
+/// marks none as finished. Fails if the directory cannot be read: that it is empty would be evidence of nothing.
+pub(super) async fn on_path(
+    wal: &Path,
+    history: TimelineHistory,
+    size: SegmentSize,
+) -> Result<Vec<SegmentName>, RepoError> {
+    let directory = wal.to_owned();
+    let listed = tokio::task::spawn_blocking(move || list_path(&directory, &history, size)).await;
+    let listed = listed.map_err(|error| RepoError::Internal(error.to_string()))?;
+    listed.map_err(|error| RepoError::Internal(format!("{} cannot be read: {error}", wal.display())))
+}
+
+fn list_path(wal: &Path, history: &TimelineHistory, size: SegmentSize) -> io::Result<Vec<SegmentName>> {
     let mut found: Vec<(SegmentNo, SegmentName)> = Vec::new();
-    let Ok(entries) = std::fs::read_dir(wal) else { return Vec::new() };
-    for entry in entries.flatten() {
+    for entry in std::fs::read_dir(wal)? {
+        let entry = entry?;
         let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<SegmentName>) else { continue };
         let Some(number) = name.number(size) else { continue };
         let leads = name.timeline == history.timeline()
@@ -300,7 +372,7 @@ pub(super) fn on_path(wal: &Path, history: &TimelineHistory, size: SegmentSize) 
         }
     }
     found.sort_unstable_by(|one, other| other.cmp(one));
-    found.into_iter().map(|(_, name)| name).collect()
+    Ok(found.into_iter().map(|(_, name)| name).collect())
 }
 
 /// Whether the first page of a file is that of a segment: one that waits to be used again has another address or none. Blocks.

@@ -202,9 +202,8 @@ async fn segments(
     wal: &Path,
     history: TimelineHistory,
 ) -> Result<(), RepoError> {
-    let (directory, size) = (wal.to_owned(), cluster.segment_size);
-    let found = tokio::task::spawn_blocking(move || identity::on_path(&directory, &history, size)).await;
-    let found = found.unwrap_or_default();
+    let size = cluster.segment_size;
+    let found = identity::on_path(wal, history, size).await?;
     // Those of the newest that are stored anywhere: more may wait.
     let mut names = BTreeSet::new();
     for candidate in candidates.iter() {

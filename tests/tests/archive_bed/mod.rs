@@ -121,6 +121,17 @@ pub(crate) fn archive_again(cluster: &mut Cluster) {
     cluster.start();
 }
 
+/// Restarts a server that ran by itself as a standby that archives, and promotes it.
+pub(crate) fn promote_from_standby(copy: &mut Cluster) {
+    copy.stop(Shutdown::Fast);
+    copy.set("archive_mode", "on");
+    let signal = copy.pgdata().join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    user::give(&signal);
+    copy.start();
+    copy.promote();
+}
+
 /// Waits until a server hears of another one, and longer than anything of it would be stored ahead.
 #[track_caller]
 pub(crate) fn refused(cluster: &Cluster) {

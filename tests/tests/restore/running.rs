@@ -11,7 +11,7 @@ use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::process::{self, Background, Output};
 use walpoint_tests::store::Store;
-use walpoint_tests::{needs_root, testbed, user, wait};
+use walpoint_tests::{faults, needs_root, testbed, user, wait};
 
 use crate::tree::snapshot;
 
@@ -25,27 +25,9 @@ fn bed() -> Archived {
     bed
 }
 
-/// The same command in a PID namespace of its own, as in a container, as the servers' user.
-fn contained(command: &Command) -> Command {
-    let mut outer = Command::new("unshare");
-    outer.args(["--pid", "--fork", "--mount-proc", "--kill-child", "setpriv", "--clear-groups"]);
-    outer.args([format!("--reuid={}", user::ids().uid), format!("--regid={}", user::ids().gid)]);
-    outer.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => outer.env(name, value),
-            None => outer.env_remove(name),
-        };
-    }
-    if let Some(directory) = command.get_current_dir() {
-        outer.current_dir(directory);
-    }
-    outer
-}
-
 #[track_caller]
 fn in_container(bed: &Archived, arguments: &[&str]) -> Output {
-    process::run(&mut contained(&bed.agent.command("restore-agent", arguments)), wait::SOON)
+    process::run(&mut faults::in_pid_namespace(&bed.agent.command("restore-agent", arguments)), wait::SOON)
 }
 
 fn as_root(bed: &Archived, arguments: &[&str]) -> Output {
@@ -99,7 +81,7 @@ fn a_server_that_can_be_seen_is_running_whatever_the_flag_says() {
     server.args(["-D", &pgdata, "-c", "listen_addresses=", "-c", "archive_mode=off"]);
     server.args(["-c", &format!("unix_socket_directories={}", bed.cluster.socket_dir().display())]);
     let log = bed.agent.place().join("server.log");
-    let server = Background::start(&mut contained(server.current_dir("/")), &log);
+    let server = Background::start(&mut faults::in_pid_namespace(server.current_dir("/")), &log);
     let file = bed.cluster.pgdata().join("postmaster.pid");
     wait::until_true(wait::SOON, "the server in the container is ready", || {
         fs::read_to_string(&file).is_ok_and(|text| text.contains("ready"))
