@@ -2,11 +2,14 @@
 
 use std::cmp::Ordering;
 
-use walpoint_base::{RecoveryTarget, SegmentName, SegmentSize};
+use walpoint_base::{RecoveryTarget, SegmentName, SegmentSize, TargetTimeline};
 use walpoint_repo::RepoError;
 use walpoint_repo::plan::{RestorePlan, Unreachable, Why};
 
 use crate::plan::Planned;
+
+/// What a repository, by its name, does not have.
+pub(crate) type Refused = (String, Unreachable);
 
 /// The plan that recovers the newest of what the target may mean: of the newest lineage and timeline, furthest in the WAL.
 /// Between equals one from which nothing is known to be damaged, then the one that has least to replay, then the first.
@@ -34,27 +37,35 @@ pub(crate) fn of_two_servers(plans: &[Planned]) -> Option<(&Planned, &Planned)> 
 }
 
 /// What shows that two repositories hold different WAL under one name, both on the way of a plan: recovery reads from either. The
-/// newest segment that both plans need is compared, since what lies before it is on the way to it.
-pub(crate) async fn differing(plans: &[Planned]) -> Result<Option<String>, RepoError> {
-    let Some((first, others)) = plans.split_first() else { return Ok(None) };
+/// newest segment that both plans need is compared, since what lies before it is on the way to it. What cannot be read shows nothing.
+pub(crate) async fn differing(plans: &[Planned]) -> Option<String> {
+    let (first, others) = plans.split_first()?;
     for other in others.iter().filter(|other| other.lineage.id == first.lineage.id) {
         let Some(name) = newest_common(&first.plan, &other.plan, first.lineage.segment_size) else {
             continue;
         };
-        let (one, two) = (
-            first.repository.wal_to_read(&first.lineage).await?,
-            other.repository.wal_to_read(&other.lineage).await?,
-        );
-        if one.same_segment(&two, name).await? == Some(false) {
-            return Ok(Some(format!(
-                "segment {name} of lineage {} has other content in repository \"{}\" than in \"{}\"",
-                first.lineage.id,
-                first.repository.name(),
-                other.repository.name()
-            )));
+        let (here, there) = (first.repository.name(), other.repository.name());
+        match same(first, other, name).await {
+            Ok(Some(false)) => {
+                return Some(format!(
+                    "segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\"",
+                    first.lineage.id
+                ));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!("segment {name} is not compared between \"{here}\" and \"{there}\": {error}")
+            }
         }
     }
-    Ok(None)
+    None
+}
+
+/// Whether the repositories of two plans hold the same content of a segment.
+async fn same(one: &Planned, other: &Planned, name: SegmentName) -> Result<Option<bool>, RepoError> {
+    let here = one.repository.wal_to_read(&one.lineage).await?;
+    let there = other.repository.wal_to_read(&other.lineage).await?;
+    here.same_segment(&there, name).await
 }
 
 /// The newest segment that both plans read.
@@ -120,39 +131,75 @@ fn explain(kept: &Planned, left: &Planned) {
 }
 
 /// A refusal because the target may mean several moments, of one lineage or of several, taken out of the others.
-pub(crate) fn ambiguous(refusals: &mut Vec<Unreachable>) -> Option<Unreachable> {
-    let count = |refusal: &Unreachable| match &refusal.why {
+pub(crate) fn ambiguous(refusals: &mut Vec<Refused>) -> Option<Unreachable> {
+    let count = |(_, refusal): &Refused| match &refusal.why {
         Why::SeveralPoints(points) => points.len(),
         Why::SeveralLineages(lineages) => lineages.len(),
         _ => 0,
     };
     let (at, most) = refusals.iter().map(count).enumerate().max_by_key(|(_, count)| *count)?;
-    (most > 0).then(|| refusals.swap_remove(at))
+    (most > 0).then(|| refusals.swap_remove(at).1)
 }
 
-/// A refusal that proves WAL behind the end of a plan to the latest moment, taken out of the others: recovery asks this
-/// repository too, so it would not end where the plan does.
-pub(crate) fn contradicting(planned: &Planned, refusals: &mut Vec<Unreachable>) -> Option<Unreachable> {
-    let plan = &planned.plan;
-    if plan.target != RecoveryTarget::Latest {
-        return None;
+/// A refusal that shows that a plan is not the answer, taken out of the others: its repository proves WAL behind the end of a plan
+/// to the latest moment, which recovery would find there, or it knows a younger timeline that the plan's repository lacks.
+pub(crate) fn contradicting(planned: &Planned, refusals: &mut Vec<Refused>) -> Option<Unreachable> {
+    let at = refusals
+        .iter()
+        .position(|(_, refusal)| goes_on(&planned.plan, refusal) || leads_elsewhere(planned, refusal))?;
+    let (repository, mut refusal) = refusals.swap_remove(at);
+    if let Some(youngest) = refusal.youngest.as_ref().filter(|_| leads_elsewhere(planned, &refusal)) {
+        let plan = &planned.plan;
+        let name = planned.repository.name();
+        let hint = format!(
+            "Repository \"{repository}\" has timeline {} of lineage {}. Repository \"{name}\" lags behind it, and would recover to {} on \
+             timeline {}: to have that, give \"--lineage {} --target-timeline {}\".",
+            youngest.timeline, youngest.lineage, plan.until, plan.timeline, plan.lineage, plan.timeline
+        );
+        refusal.hints.push(hint);
     }
-    let goes_on = |refusal: &Unreachable| match &refusal.why {
+    Some(refusal)
+}
+
+/// Whether a refusal proves WAL behind the end of a plan to the latest moment: recovery asks this repository too, so it would
+/// not end where the plan does.
+fn goes_on(plan: &RestorePlan, refusal: &Unreachable) -> bool {
+    if plan.target != RecoveryTarget::Latest {
+        return false;
+    }
+    match &refusal.why {
         Why::EndsIncomplete { segment, until } => segment.timeline == plan.timeline && *until > plan.until,
         Why::EndsInFork { timeline, until } => *timeline == plan.timeline && *until > plan.until,
         Why::MissingWal { .. } => refusal.missing.first().is_some_and(|range| {
             range.timeline == plan.timeline && range.first.start(refusal.segment_size) >= plan.until
         }),
         _ => false,
+    }
+}
+
+/// Whether a refusal comes from a repository with a younger timeline, or lineage, that the plan's repository does not know, and the
+/// plan ends where that is not known to have led.
+fn leads_elsewhere(planned: &Planned, refusal: &Unreachable) -> bool {
+    let (plan, latest) = (&planned.plan, planned.plan.target == RecoveryTarget::Latest);
+    let Some(youngest) = refusal.youngest.as_ref().filter(|_| refusal.timeline == TargetTimeline::Latest)
+    else {
+        return false;
     };
-    let at = refusals.iter().position(goes_on)?;
-    Some(refusals.swap_remove(at))
+    if youngest.lineage != plan.lineage {
+        return latest && youngest.created > planned.lineage.created;
+    }
+    let followed = plan.path.last().map_or(plan.timeline, |step| step.timeline);
+    let on_its_way = youngest.history.as_ref().is_some_and(|history| {
+        // Before the position there is the last byte that recovery replays.
+        plan.until.0 > 0 && history.timeline_at(plan.until - 1) == plan.timeline
+    });
+    youngest.timeline > followed && (latest || !on_its_way)
 }
 
 /// The refusal that offers the furthest moment; the first of several.
-pub(crate) fn telling(refusals: Vec<Unreachable>) -> Option<Unreachable> {
+pub(crate) fn telling(refusals: Vec<Refused>) -> Option<Unreachable> {
     let offers =
-        |refusal: &Unreachable| refusal.nearest.iter().map(|moment| (moment.timeline, moment.lsn)).max();
+        |(_, refusal): &Refused| refusal.nearest.iter().map(|moment| (moment.timeline, moment.lsn)).max();
     // Of equal ones `max_by_key` would take the last.
-    refusals.into_iter().rev().max_by_key(offers)
+    refusals.into_iter().rev().max_by_key(offers).map(|(_, refusal)| refusal)
 }

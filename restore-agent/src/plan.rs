@@ -25,7 +25,7 @@ use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FAILED, Failure, USAGE};
 use walpoint_runtime::output;
 
-use crate::choice;
+use crate::choice::{self, Refused};
 use crate::decoder::WalDecoder;
 use crate::target::TargetArgs;
 
@@ -85,7 +85,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     let selection: Selection<StoreSettings> = common.select()?;
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
     let answers = ask_all(&selection, request, &decoder).await;
-    let mut refusals: Vec<Unreachable> = Vec::new();
+    let mut refusals: Vec<Refused> = Vec::new();
     let mut failure: Option<RepoError> = None;
     let mut plans: Vec<Planned> = Vec::new();
     for ((name, _), answer) in selection.repositories.iter().zip(answers) {
@@ -99,7 +99,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         };
         match answer {
             Ok(Ok(planned)) => plans.push(planned),
-            Ok(Err(unreachable)) => refusals.push(*unreachable),
+            Ok(Err(unreachable)) => refusals.push((name.clone(), *unreachable)),
             Err(error) => {
                 if selection.repositories.len() > 1 {
                     tracing::warn!("repository \"{name}\" was skipped: {error}");
@@ -122,7 +122,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
             one.cluster
         ))));
     }
-    if let Some(what) = choice::differing(&plans).await? {
+    if let Some(what) = choice::differing(&plans).await {
         return Err(NoPlan::Failed(Failure::from(anyhow!(
             "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo URL --cluster {}.",
             selection.cluster
@@ -131,7 +131,12 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     if let Some(planned) = choice::best(plans) {
         return match choice::contradicting(&planned, &mut refusals) {
             Some(unreachable) => Err(NoPlan::Unreachable(Box::new(unreachable))),
-            None => Ok(planned),
+            None => {
+                for (name, refusal) in &refusals {
+                    tracing::warn!("repository \"{name}\" is not used: {refusal}");
+                }
+                Ok(planned)
+            }
         };
     }
     match (choice::telling(refusals), failure) {

@@ -14,7 +14,7 @@ use crate::layout::WalEntry;
 use crate::lineage::Lineage;
 use crate::plan::{
     Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Path, Question, Search, SegmentDecoder,
-    SegmentRange,
+    SegmentRange, Youngest,
 };
 use crate::reach::WalNeed;
 use crate::wal::WalArchive;
@@ -143,6 +143,15 @@ impl LineageCatalog {
     /// What is known so far.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// The youngest timeline that anything is stored of.
+    pub(crate) fn youngest(&self) -> Option<Youngest> {
+        let (graph, doubts) = (&self.facts.graph, &self.facts.doubts);
+        let timeline = graph.ids().next_back().max(doubts.keys().next_back().copied())?;
+        let known = graph.history(timeline).filter(|_| !doubts.contains_key(&timeline));
+        let Lineage { id: lineage, created, .. } = *self.lineage();
+        Some(Youngest { lineage, created, timeline, history: known.cloned() })
     }
 
     /// Answers a question before it is asked.

@@ -146,11 +146,17 @@ async fn plan_in_lineage(
 ) -> Result<Verdict> {
     let plan = match lineage.ask(Some(decoder), |facts| plan_in(facts, request, now)).await? {
         Ok(plan) => plan,
-        refused => return Ok(refused),
+        Err(mut refused) => {
+            refused.youngest = lineage.youngest();
+            return Ok(Err(refused));
+        }
     };
     let broken = lineage.broken_chain(&plan.wal).await?;
     Ok(match broken.into_iter().next() {
-        Some(broken) => Err(Box::new(not_continued(&plan, request, lineage, broken))),
+        Some(broken) => {
+            let youngest = lineage.youngest();
+            Err(Box::new(Unreachable { youngest, ..not_continued(&plan, request, lineage, broken) }))
+        }
         None => Ok(plan),
     })
 }
@@ -200,6 +206,7 @@ fn several_lineages(catalog: &Catalog, request: &Request, plans: &[RestorePlan])
                 .to_owned(),
         ],
         segment_size: size.unwrap_or(SegmentSize::DEFAULT),
+        youngest: None,
     }
 }
 
@@ -278,6 +285,7 @@ fn not_continued(
         nearest: Vec::new(),
         hints,
         segment_size: size,
+        youngest: None,
     }
 }
 
@@ -301,5 +309,6 @@ fn no_lineage(catalog: &Catalog, request: &Request) -> Unreachable {
         nearest: Vec::new(),
         hints: vec![hint],
         segment_size: SegmentSize::DEFAULT,
+        youngest: None,
     }
 }

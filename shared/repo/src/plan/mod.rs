@@ -62,7 +62,7 @@ pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan};
 pub(crate) use search::Search;
 pub use settings::{Setting, Signal, quote};
 pub use stop::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
-pub use unreachable::{LineageMoment, Moment, Unreachable, Why};
+pub use unreachable::{LineageMoment, Moment, Unreachable, Why, Youngest};
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;
 

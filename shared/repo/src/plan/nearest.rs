@@ -38,6 +38,7 @@ impl Planner<'_> {
             nearest,
             hints,
             segment_size: self.facts.segment_size,
+            youngest: None,
         })
     }
 

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use walpoint_base::target::FullXid;
 use walpoint_base::{
     BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline,
-    TimelineId,
+    TimelineHistory, TimelineId,
 };
 
 use super::facts::{Doubt, NamedPoint};
@@ -29,6 +30,21 @@ pub struct Unreachable {
     pub hints: Vec<String>,
     /// The size of the lineage's segments, for the names of those missing.
     pub segment_size: SegmentSize,
+    /// The youngest timeline that the repository has something of, if a lineage was looked at.
+    pub youngest: Option<Youngest>,
+}
+
+/// The youngest timeline of a lineage.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Youngest {
+    /// The lineage.
+    pub lineage: LineageId,
+    /// When it was created, by the clock of the repository's writer.
+    pub created: Timestamp,
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where it comes from, if that is known.
+    pub history: Option<TimelineHistory>,
 }
 
 /// Why a target cannot be reached.

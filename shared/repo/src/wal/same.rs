@@ -22,9 +22,18 @@ impl WalArchive {
         if ours.chain != theirs.chain || ours.content_len != theirs.content_len {
             return Ok(Some(false));
         }
+        let hashed = match self.hashed_as(other, name).await {
+            Err(RepoError::Corrupt { .. }) => None,
+            hashed => hashed?,
+        };
+        Ok(hashed.map(|hash| hash == theirs.hash))
+    }
+
+    /// The hash of a segment's content as another archive would store it.
+    async fn hashed_as(&self, other: &Self, name: SegmentName) -> Result<Option<ContentHash>> {
         let Some(reader) = self.read(WalFileName::Segment(name)).await? else { return Ok(None) };
         let (hasher, _) = reader.write_to(other.sealer().content_hasher()).await?;
-        Ok(Some(theirs.hash == ContentHash(*hasher.finalize().as_bytes())))
+        Ok(Some(ContentHash(*hasher.finalize().as_bytes())))
     }
 
     async fn sound_header(&self, name: SegmentName) -> Result<Option<WalHeader>> {
