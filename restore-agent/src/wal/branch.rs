@@ -9,13 +9,15 @@
 //! same number first. A standby may have had that answer from elsewhere, so there the newest history that it was given and the
 //! setting `recovery_target_timeline` count too. They never do in archive recovery, which would end at the cut.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use walpoint_base::{Lsn, Place, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use walpoint_base::{Lsn, Place, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+use walpoint_pg::wal::{PageHeader, RecordHeader};
 
 use crate::restore::settings;
 use crate::wal::archive::{Landed, Outcome};
@@ -93,8 +95,34 @@ pub(crate) fn followed_by_standby(place: &Place, timeline: TimelineId) -> Option
     let left = history.end_of(timeline)?;
     let control = std::fs::read(place.pgdata.join(CONTROL_FILE)).ok()?;
     let control = ControlFile::parse(&control).ok()?;
+    let sizes = (control.wal_segment_size, u64::from(control.wal_block_size));
     let passed = control.min_recovery_point > left && control.min_recovery_point_timeline == timeline.get();
-    (!passed).then_some(history)
+    (!passed && !goes_on(&place.wal, timeline, left, sizes)).then_some(history)
+}
+
+/// Whether a directory of WAL has records of a timeline behind the position at which another one left it: the server was given
+/// them or received them, and replays them. `pg_control` tells of it only after the next restartpoint. Sizes in bytes: of a segment, and of a page of WAL. Blocks.
+fn goes_on(wal: &Path, timeline: TimelineId, left: Lsn, (size, page_size): (SegmentSize, u64)) -> bool {
+    let number = SegmentNo::of(left, size);
+    let Some(into_page) = left.0.checked_rem(page_size) else { return false };
+    let page = Lsn(left.0 - into_page);
+    let read = || -> io::Result<Vec<u8>> {
+        let file = File::open(wal.join(number.name(timeline, size).to_string()))?;
+        let mut content = vec![0; usize::try_from(page_size).unwrap_or_default()];
+        file.read_exact_at(&mut content, page.since(number.start(size)))?;
+        Ok(content)
+    };
+    let Ok(content) = read() else { return false };
+    let Some(header) = PageHeader::parse(&content).filter(|header| header.address == page) else {
+        return false;
+    };
+    let at = usize::try_from(left.since(page)).unwrap_or_default().max(header.length());
+    let Some(record) = content.get(at..).and_then(|rest| rest.first_chunk()).map(RecordHeader::parse) else {
+        return false;
+    };
+    // What a file was used for before lies behind its end: its records follow those of a much earlier segment.
+    let before = SegmentNo(number.0.saturating_sub(1)).start(size);
+    record.total > 0 && (before..left).contains(&record.previous)
 }
 
 /// Replaces what lies behind `until` in a segment's file by zeros.
@@ -182,6 +210,31 @@ mod tests {
         assert_eq!(pass.ask(Some(child), now), None, "a younger one is another pass");
         pass.refuse(child, now);
         assert_eq!(pass.ask(Some(name("000000010000000000000006")), now), None, "another segment");
+    }
+
+    #[test]
+    fn records_behind_the_fork_show_that_the_server_went_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let sizes = (SegmentSize::new(1 << 20).unwrap(), 8192);
+        let left = Lsn(0x50_4100);
+        let mut segment = vec![0; 1 << 20];
+        let header = |address: u64| [&[0; 8][..], &address.to_le_bytes(), &[0; 8]].concat();
+        let record =
+            |previous: u64| [&64u32.to_le_bytes()[..], &[0; 4], &previous.to_le_bytes(), &[0; 8]].concat();
+        let path = dir.path().join("000000010000000000000005");
+        let mut try_with = |address: u64, previous: u64| {
+            segment[0x4000..0x4018].copy_from_slice(&header(address));
+            segment[0x4100..0x4118].copy_from_slice(&record(previous));
+            durable::replace(&path, &segment, 0o600).unwrap();
+            goes_on(dir.path(), TimelineId::FIRST, left, sizes)
+        };
+        assert!(try_with(0x50_4000, 0x50_40c0));
+        assert!(try_with(0x50_4000, 0x4F_FFF0), "the first record of the segment");
+        assert!(!try_with(0x30_4000, 0x30_40c0), "a file that is used again");
+        assert!(!try_with(0x50_4000, 0x30_40c0), "of which only a part was written again");
+        assert!(!goes_on(dir.path(), TimelineId::FIRST, Lsn(0x60_0100), sizes), "no such file");
+        cut(&path, left, sizes.0).unwrap();
+        assert!(!goes_on(dir.path(), TimelineId::FIRST, left, sizes), "what it was given ends there");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 
 use serde_json::Value;
 use walpoint_tests::agent::{Agent, Daemon};
@@ -384,6 +385,14 @@ fn a_standby_waits_at_a_fork_whose_segment_only_the_parent_has() {
     standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 b1");
 }
 
+/// Lets a restored directory fetch without a prefetcher.
+fn fetch_directly(bed: &Archived, place: &Path) {
+    let mut settings = fs::OpenOptions::new().append(true).open(place.join("postgresql.auto.conf")).unwrap();
+    let (program, config) = (testbed::under_test("restore-agent"), bed.agent.config());
+    let command = format!("{} --config {} fetch %f %p", program.display(), config.display());
+    writeln!(settings, "restore_command = '{command}'").unwrap();
+}
+
 /// Promise 4: a standby is answered "ask again" for the younger timeline's segment while that cannot be read, and PostgreSQL takes
 /// the parent's instead. Of that it gets what lies before the fork, with and without a prefetcher.
 #[test]
@@ -403,11 +412,7 @@ fn a_standby_replays_nothing_that_its_path_left_behind_in_an_outage() {
     for direct in [false, true] {
         let place = bed.restore("again", &["--standby"]);
         if direct {
-            let mut settings =
-                fs::OpenOptions::new().append(true).open(place.join("postgresql.auto.conf")).unwrap();
-            let (program, config) = (testbed::under_test("restore-agent"), bed.agent.config());
-            let command = format!("{} --config {} fetch %f %p", program.display(), config.display());
-            writeln!(settings, "restore_command = '{command}'").unwrap();
+            fetch_directly(&bed, &place);
         }
         door.flip_bit(&fork, content.len() / 2);
         let standby = Cluster::start_restored(bed.cluster.dir(), 17, &place);
@@ -422,6 +427,95 @@ fn a_standby_replays_nothing_that_its_path_left_behind_in_an_outage() {
         standby.wait_for(rows, "a1 b1");
         drop(standby);
         fs::remove_dir_all(place).unwrap();
+    }
+}
+
+/// Promise 7: a repository that was away during a failover has only the old timeline, and answers for no other that has the new one
+/// and cannot recover along it.
+#[test]
+fn a_repository_that_lags_behind_does_not_bring_an_older_timeline_back() {
+    let second = Store::local();
+    let builder = Cluster::builder().major(17).segment_size_mb(1);
+    let mut bed = Archived::start_with(builder, Store::local(), |agent| agent.repository("second", &second));
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    let abandoned = ledger.append_as(&bed.cluster, "a2").after;
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
+    for label in ["b1", "b2", "b3"] {
+        ledger.append_as(&bed.cluster, label);
+        bed.settle();
+    }
+    let (main, other) = (bed.back_door(), second.back_door());
+    let younger =
+        |key: &String| key.contains("00000002") && (key.contains("/wal/") || key.contains("history"));
+    let keys = || other.list("clusters/main").into_iter().filter(younger).collect::<Vec<_>>();
+    let stored = main.list("clusters/main").into_iter().filter(younger).count();
+    wait::until_true(wait::SOON, "both have everything", || keys().len() == stored);
+    bed.stop_daemon();
+    for key in main.list("clusters/main").iter().filter(|key| younger(key) || key.contains("/index/")) {
+        main.delete(key);
+        // An empty directory would still be a timeline.
+        fs::remove_dir(bed.store.root().unwrap().join(key).parent().unwrap()).ok();
+    }
+    let wal = keys().into_iter().find_map(|key| Some(key.split_once("/wal/")?.0.to_owned())).unwrap();
+    fs::remove_dir(bed.store.root().unwrap().join(wal).join("wal/00000002")).unwrap();
+    assert_eq!(plan(&bed, &[])["timeline"], 2);
+
+    let segments: Vec<String> = keys().into_iter().filter(|key| key.contains("/wal/")).collect();
+    let history = keys().into_iter().find(|key| key.ends_with("00000002.history")).unwrap();
+    let at_abandoned = ["--target-lsn", abandoned.as_str()];
+    for (lost, target, reason) in [
+        (&segments[1], &[][..], "missing-wal"),
+        (&segments[0], &at_abandoned, "missing-wal"),
+        (&history, &[], "doubtful-timeline"),
+    ] {
+        let content = other.get(lost).unwrap();
+        other.delete(lost);
+        let answer = refused(&bed, target);
+        assert_eq!(answer["reason"], reason, "{lost} {target:?} {answer:#}");
+        assert!(answer["hints"].to_string().contains("lags behind"), "{lost} {target:?} {answer:#}");
+        // Both timelines have what lies before the fork.
+        if reason == "missing-wal" {
+            plan(&bed, &["--target-immediate"]);
+        }
+        assert_eq!(plan(&bed, &["--target-timeline", "1"])["timeline"], 1, "{lost}");
+        other.put(lost, content);
+    }
+    assert_eq!(plan(&bed, &[])["timeline"], 2);
+}
+
+/// Promise 4: a copy restored to an earlier moment archives a younger timeline while production goes on. A standby that has replayed
+/// more cannot follow it, and goes on with production, with and without a prefetcher.
+#[test]
+fn a_standby_goes_on_where_a_younger_timeline_left_before_it() {
+    let (bed, mut ledger) = bed(17);
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    ledger.append_as(&bed.cluster, "a2");
+    bed.settle();
+    let standbys = [false, true].map(|direct| {
+        let place = bed.restore(if direct { "direct" } else { "prefetched" }, &["--standby"]);
+        if direct {
+            fetch_directly(&bed, &place);
+        }
+        Cluster::start_restored(bed.cluster.dir(), 17, &place)
+    });
+    let rows = "select string_agg(label, ' ' order by n) from rows";
+    standbys.iter().for_each(|standby| standby.wait_for(rows, "a1 a2"));
+    let options = ["--target-xid", &first, "--target-action", "promote", "--resume-archiving"];
+    let copy = bed.restore_and_start("copy", &options);
+    copy.wait_promoted();
+    let agent = Agent::with(&copy, &bed.store);
+    agent.archive_from(&copy);
+    let _daemon = agent.daemon();
+    copy.reload();
+    ledger.append_as(&copy, "b1");
+    let segment = copy.switch_wal();
+    copy.wait_archived(&segment);
+    ledger.append_as(&bed.cluster, "a3");
+    bed.settle();
+    for standby in &standbys {
+        standby.wait_for(rows, "a1 a2 a3");
     }
 }
 
