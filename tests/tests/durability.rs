@@ -218,6 +218,11 @@ fn nothing_is_announced_that_a_power_cut_would_take() {
     let ledger = Ledger::at(&calls, repository, end);
     ledger.expect_durable(4, "push");
     assert!(ledger.names.iter().any(|name| name.ends_with(&segment)), "{ledger:#?}");
+    // After a crash of the machine nothing else may show that this directory stored it.
+    let noted = |call: &Call| {
+        call.name == "fdatasync" && call.descriptor().is_some_and(|path| path.ends_with("walpoint-archived"))
+    };
+    assert!(moment(&calls, "sync of what pg_wal remembers", noted) < end);
 
     // A backup: before its manifest has a name, everything else is durable; before it exits, the manifest too.
     let calls = trace(&bed.agent.command("archive-agent", ["backup"]), &log);

@@ -2,14 +2,16 @@
 //!
 //! It lies in `pg_wal`, which a base backup leaves out: so a copy of the server does not have it, and a server that did not
 //! archive for a while still can show that what is stored is its own ([`neighbors`](super::neighbors)). A line for each
-//! repository, lineage and timeline. It is written in place and not synchronized: without it, only a gap is not explained.
+//! repository, lineage and timeline. It is synced before an acknowledgement: after a crash of the machine the newest segment that
+//! was stored may be gone from `pg_wal`, and nothing else shows whose it is. A line is replaced in its place, so that a write that
+//! is torn leaves the others.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use walpoint_base::{SegmentName, TimelineId};
+use walpoint_base::{SegmentName, TimelineId, durable};
 use walpoint_repo::object::ContentHash;
 use walpoint_repo::wal::WalArchive;
 
@@ -37,15 +39,20 @@ pub(super) fn read(wal: &Path, archive: &WalArchive, timeline: TimelineId) -> Op
     of(&text, &place(archive), timeline)
 }
 
-/// Remembers a segment that was stored, if it is the newest one of its timeline. Blocks.
+/// Remembers durably that a segment was stored, if it is the newest one of its timeline. Blocks.
 pub(super) fn note(wal: &Path, archive: &WalArchive, claim: Claim) -> io::Result<()> {
     let mut file = open(wal)?;
     file.lock()?;
     let mut text = String::new();
     file.read_to_string(&mut text)?;
-    let Some(changed) = with(&text, &place(archive), claim) else { return Ok(()) };
-    file.write_all_at(changed.as_bytes(), 0)?;
-    file.set_len(changed.len() as u64)
+    if let Some(changed) = with(&text, &place(archive), claim) {
+        file.write_all_at(changed.as_bytes(), 0)?;
+        file.set_len(changed.len() as u64)?;
+    }
+    // Others may write meanwhile. A later segment, if that is there, may not be durable yet.
+    file.unlock()?;
+    file.sync_data()?;
+    if text.is_empty() { durable::sync_directory(wal) } else { Ok(()) }
 }
 
 /// Whether it can be remembered there at all: the daemon may see the directory only to read it. Blocks.
@@ -77,13 +84,15 @@ fn with(text: &str, place: &str, claim: Claim) -> Option<String> {
     if of(text, place, timeline).is_some_and(|before| before.segment >= claim.segment) {
         return None;
     }
-    let others =
-        text.lines().filter(|line| parse(line, place).is_none_or(|other| other.segment.timeline != timeline));
-    let others: Vec<&str> = others.filter(|line| !line.is_empty()).collect();
-    let kept = others.get(others.len().saturating_sub(LINES - 1)..).unwrap_or_default();
-    let mut changed: String = kept.iter().map(|line| format!("{line}\n")).collect();
-    changed += &format!("{place} {} {}\n", claim.segment, claim.hash);
-    Some(changed)
+    let own = |line: &str| parse(line, place).is_some_and(|other| other.segment.timeline == timeline);
+    let line = format!("{place} {} {}", claim.segment, claim.hash);
+    let mut lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    match lines.iter_mut().find(|line| own(line)) {
+        Some(before) => *before = &line,
+        None => lines.push(&line),
+    }
+    let kept = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
+    Some(kept.iter().map(|line| format!("{line}\n")).collect())
 }
 
 #[cfg(test)]
@@ -106,6 +115,8 @@ mod tests {
         let seven = claim("000000010000000000000007", 8);
         let text = with(&text, "a 1", seven).unwrap();
         assert_eq!((of(&text, "a 1", timeline), text.lines().count()), (Some(seven), 3));
-        assert_eq!(of(&text[..text.len() - 3], "a 1", timeline), None, "the line was cut off");
+        let cut = &text[..text.len() - 3];
+        assert_eq!(of(cut, "a 1", TimelineId::new(2).unwrap()), None, "the line was cut off");
+        assert_eq!(of(cut, "a 1", timeline), Some(seven));
     }
 }
