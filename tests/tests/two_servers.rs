@@ -151,6 +151,45 @@ fn a_data_directory_put_back_under_a_running_daemon_stores_nothing_behind_the_lo
     }
 }
 
+/// The same where what it archived next has expired since: the WAL that it writes now would fit behind what is stored. Nothing that
+/// another history goes on with later is continued, and there is no backup of it.
+#[test]
+fn a_data_directory_put_back_to_before_expired_wal_is_refused() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    bed.cluster.stop(Shutdown::Fast);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let place = snapshot(&bed, "put-back").pgdata().to_owned();
+    bed.cluster.start();
+    let lost = segments(&bed.cluster, 9, 100);
+    all_done(&bed.cluster, &lost);
+    bed.cluster.stop(Shutdown::Fast);
+    let door = bed.store.back_door();
+    for key in door.list("clusters").iter().filter(|key| lost[..6].iter().any(|name| key.contains(name))) {
+        door.delete(key);
+    }
+    std::fs::remove_dir_all(&pgdata).unwrap();
+    std::fs::rename(&place, &pgdata).unwrap();
+    bed.cluster.start();
+    let again = segments(&bed.cluster, 3, 150);
+    refused(&bed.cluster);
+    none_stored(&bed.archive(), &again);
+    assert!(
+        bed.cluster.log().contains("put back to an earlier state"),
+        "{}\n{}",
+        bed.cluster.log(),
+        daemon.log()
+    );
+    let check = bed.agent.run(&["check"]);
+    assert!(!check.success() && check.stdout.contains("split brain"), "{check:?}");
+    let health = bed.agent.run(&["health"]);
+    assert!(health.stderr.contains("split brain"), "{health:?}");
+    let backup = bed.agent.run(&["backup"]);
+    assert!(!backup.success(), "{backup:?}");
+}
+
 /// Two servers promoted at one position, of which the second begins to archive far behind what the first one has archived.
 #[test]
 fn a_server_that_begins_behind_a_gap_in_another_ones_timeline_is_refused() {

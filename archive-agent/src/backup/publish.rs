@@ -20,8 +20,9 @@ use super::own_wal::{self, Checkpoints};
 use super::run::Run;
 use crate::check::repository::Destination;
 use crate::check::source;
-use crate::wal::check;
 use crate::wal::identity::{self, Evidence};
+use crate::wal::unwritten::unwritten;
+use crate::wal::{check, control};
 
 /// Bad pages that an error names.
 const NAMED: usize = 10;
@@ -120,15 +121,20 @@ impl Publishing<'_> {
 
 /// There is no backup where another server's WAL is.
 async fn refuse_split_brain(archive: &WalArchive, pgdata: &Path, needed: &NeededWal) -> anyhow::Result<()> {
-    let (_, control) = source::read_control(pgdata)?;
-    let timeline = TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline));
+    let (_, found) = source::read_control(pgdata)?;
+    let timeline = TimelineId::new(found.checkpoint.timeline.max(found.min_recovery_point_timeline));
     let Some(timeline) = timeline else { return Ok(()) };
-    let (cluster, wal) = (check::identity(&control), pgdata.join("pg_wal"));
+    let (cluster, wal) = (check::identity(&found), pgdata.join("pg_wal"));
     own_wal::compare(archive, &cluster, &wal, needed).await?;
-    match identity::compare(archive, &cluster, &wal, timeline).await? {
-        Evidence::Other(split) => bail!("no backup was made: {split}"),
-        Evidence::Same(..) | Evidence::Nothing => Ok(()),
+    if let Evidence::Other(split) = identity::compare(archive, &cluster, &wal, timeline).await? {
+        bail!("no backup was made: {split}");
     }
+    if control::writes(pgdata, &found, timeline)
+        && let Some(split) = unwritten(archive, &wal, timeline, cluster.segment_size).await?
+    {
+        bail!("no backup was made: {split}");
+    }
+    Ok(())
 }
 
 /// With `--strict` a damaged page means that there is no backup, and never will be one of this id.

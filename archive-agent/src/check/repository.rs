@@ -21,6 +21,7 @@ use walpoint_runtime::progress::human_bytes;
 use super::report::Report;
 use crate::wal::identity::{self, Evidence};
 use crate::wal::lineage;
+use crate::wal::unwritten::unwritten;
 
 /// `expire` refuses to work when the clocks differ by more.
 const CLOCK_LIMIT_SECONDS: i64 = 300;
@@ -141,7 +142,14 @@ pub(crate) async fn identity(
     let (cluster, wal) = (crate::wal::check::identity(control), pgdata.join("pg_wal"));
     for destination in destinations {
         let what = format!("repository {}: identity", destination.name());
-        match identity::compare(&destination.archive(), &cluster, &wal, timeline).await {
+        let archive = destination.archive();
+        if crate::wal::control::writes(pgdata, control, timeline)
+            && let Ok(Some(split)) = unwritten(&archive, &wal, timeline, cluster.segment_size).await
+        {
+            report.failed(what, split.found(), &split.advice());
+            continue;
+        }
+        match identity::compare(&archive, &cluster, &wal, timeline).await {
             Ok(Evidence::Other(split)) => report.failed(what, split.found(), &split.advice()),
             Ok(Evidence::Same(timeline, lsn)) => {
                 report.ok(

@@ -43,13 +43,22 @@ pub(super) fn written(control: &ControlFile) -> Option<TimelineId> {
     newest(control).filter(|_| control.state == ClusterState::InProduction)
 }
 
+/// Whether a server writes a timeline, or did last and is stopped or recovers from a crash. Blocks.
+pub(crate) fn writes(pgdata: &Path, control: &ControlFile, timeline: TimelineId) -> bool {
+    newest(control) == Some(timeline) && !recovers(pgdata, control)
+}
+
+fn recovers(pgdata: &Path, control: &ControlFile) -> bool {
+    let asked = |name: &str| pgdata.join(name).exists();
+    matches!(control.state, ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery)
+        || asked("standby.signal")
+        || asked("recovery.signal")
+}
+
 /// Whether a server answers for what lies in its `pg_wal` of a timeline: it writes on it or did last, also when it is stopped; or it
 /// is a standby or recovers from an archive, and received it. Of what is older, it need not have stored what came before. Blocks.
 pub(super) fn answers_for(pgdata: &Path, control: &ControlFile, timeline: TimelineId) -> bool {
-    let asked = |name: &str| pgdata.join(name).exists();
-    let recovers =
-        matches!(control.state, ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery);
-    recovers || asked("standby.signal") || asked("recovery.signal") || newest(control) == Some(timeline)
+    recovers(pgdata, control) || newest(control) == Some(timeline)
 }
 
 /// What a data directory is at a moment: which server wrote its WAL can be another one at the next.

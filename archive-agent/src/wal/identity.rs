@@ -30,6 +30,7 @@ use walpoint_repo::wal::WalArchive;
 use super::archiver::Archiver;
 use super::check::{Verdict, history_in};
 use super::read::OpenFile;
+use super::unwritten::unwritten;
 use super::upload::{Trouble, Uploader};
 
 /// Segments that have to be the same on both sides.
@@ -86,8 +87,9 @@ impl SplitBrain {
 
     /// What there is to do.
     pub(crate) fn advice(&self) -> String {
+        let unless = if self.shown { "" } else { "unless that command applies, " };
         format!(
-            "if this server is the one to archive from now on, run \"archive-agent init --new-lineage --cluster {}\" on it and \
+            "{unless}if this server is the one to archive from now on, run \"archive-agent init --new-lineage --cluster {}\" on it and \
              then back it up; if it is a copy, set archive_mode = off on it",
             self.cluster
         )
@@ -329,8 +331,12 @@ pub(super) async fn content(
     if ours == theirs {
         return Comparison::Same;
     }
-    let (path, cluster) = (wal.join(name.to_string()), *cluster);
-    match tokio::task::spawn_blocking(move || is_sound(&path, name, &cluster)).await {
+    let (sealer, path) = (archive.repository().sealer().clone(), wal.join(name.to_string()));
+    let cluster = *cluster;
+    // Between the two readings a segment may have been finished.
+    let as_it_is =
+        move || is_sound(&path, name, &cluster) && hash(&sealer, &path).is_ok_and(|again| again == ours);
+    match tokio::task::spawn_blocking(as_it_is).await {
         Ok(true) => Comparison::Other(format!(
             "segment {name} has content {ours} here, and other content, {theirs}, is stored"
         )),
@@ -449,11 +455,16 @@ pub(crate) async fn split_brains(uploader: &Uploader) -> anyhow::Result<Vec<Spli
     let cluster = uploader.identity().await.map_err(told)?;
     let Some(timeline) = uploader.newest_timeline().await.map_err(told)? else { return Ok(Vec::new()) };
     let wal = uploader.wal_directory();
+    let writes = uploader.writes(timeline).await.map_err(told)?;
     let mut found = Vec::new();
     for target in uploader.targets() {
         // That a repository cannot be read is told elsewhere.
         let Ok(archive) = target.archive(&cluster).await else { continue };
         if let Ok(Evidence::Other(split)) = compare(&archive, &cluster, &wal, timeline).await {
+            found.push(split);
+        } else if writes
+            && let Ok(Some(split)) = unwritten(&archive, &wal, timeline, cluster.segment_size).await
+        {
             found.push(split);
         }
     }

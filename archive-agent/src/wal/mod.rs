@@ -10,6 +10,7 @@
 //! | [`target`] | one repository of a cluster, opened when needed |
 //! | [`presence`] | whether it is still the one that was opened |
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
+//! | [`unwritten`] | whether it holds what this server has not written yet |
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
 //! | [`known`] | what this process knows of a lineage |
 //! | [`control`] | who a server is and what it writes |
@@ -58,4 +59,5 @@ pub(crate) mod serve;
 pub(crate) mod socket;
 pub(crate) mod stored;
 pub(crate) mod target;
+pub(crate) mod unwritten;
 pub(crate) mod upload;

@@ -20,6 +20,7 @@ use super::claim;
 use super::elsewhere;
 use super::identity::{self, Comparison, SplitBrain};
 use super::target::{Target, TargetError};
+use super::unwritten::unwritten;
 
 /// The segment before one: on its own timeline, or where that begins on the one that the byte before it belongs to.
 pub(super) fn before(
@@ -55,6 +56,8 @@ pub(super) struct Newcomer<'a> {
     pub(super) wal: &'a Path,
     /// Whether the server of that directory answers for it: then it has to show that what is stored before it is its own.
     pub(super) answers: bool,
+    /// Whether that server writes the timeline, so that there is nothing of it that the server has not written.
+    pub(super) writes: bool,
     /// Whether it is only asked whose WAL the archive holds: then what nothing is known of does not count.
     pub(super) witness: bool,
     /// The repositories of the cluster.
@@ -90,7 +93,11 @@ impl Newcomer<'_> {
     pub(super) async fn admit(&self) -> Result<(), TargetError> {
         self.look_back().await?;
         // Of a timeline that is this server's, what stands in the way of the next segment is found behind this one.
-        if self.has_claimed() { Ok(()) } else { self.look_forward().await }
+        if self.has_claimed() {
+            return Ok(());
+        }
+        self.look_forward().await?;
+        self.look_beyond().await
     }
 
     /// Asks once more, when the segment is stored.
@@ -363,6 +370,17 @@ impl Newcomer<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Refuses the WAL of a server that has not come to where what is stored ends.
+    async fn look_beyond(&self) -> Result<(), TargetError> {
+        if !self.writes || !matches!(self.file, WalFileName::Segment(_)) {
+            return Ok(());
+        }
+        match unwritten(self.archive, self.wal, self.name.timeline, self.size()).await? {
+            Some(split) => Err(split.into()),
+            None => Ok(()),
+        }
     }
 
     async fn look_forward(&self) -> Result<(), TargetError> {

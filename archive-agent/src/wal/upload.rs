@@ -25,7 +25,7 @@ use walpoint_runtime::args::Selection;
 
 use super::check::{self, CheckError};
 use super::claim::{self, Claim};
-use super::control::{answers_for, newest, read_control, written};
+use super::control::{answers_for, newest, read_control, writes, written};
 use super::known::Incarnation;
 use super::prepare::{PrepareError, Prepared, Rules, prepare};
 use super::presence;
@@ -165,6 +165,13 @@ impl Uploader {
         Ok(written(&self.control().await?))
     }
 
+    /// Whether the server writes a timeline, or did last: nothing of it is stored that it has not written.
+    pub(crate) async fn writes(&self, timeline: TimelineId) -> Result<bool, Trouble> {
+        let (control, pgdata) = (self.control().await?, self.pgdata.clone());
+        let writes = tokio::task::spawn_blocking(move || writes(&pgdata, &control, timeline));
+        writes.await.map_err(Trouble::lasting)
+    }
+
     async fn control(&self) -> Result<ControlFile, Trouble> {
         let pgdata = self.pgdata.clone();
         let control = tokio::task::spawn_blocking(move || read_control(&pgdata));
@@ -251,7 +258,9 @@ impl Uploader {
             let whole_only = matches!(name, WalFileName::Segment(_)) && own && finished();
             let rules = Rules { accept_damaged, whole_only };
             let answers = in_wal && answers_for(&pgdata, &control, name.timeline());
-            Ok(Source { name, path, rules, cluster: check::identity(&control), incarnation, in_wal, answers })
+            let writes = in_wal && writes(&pgdata, &control, name.timeline());
+            let cluster = check::identity(&control);
+            Ok(Source { name, path, rules, cluster, incarnation, in_wal, answers, writes })
         });
         looked.await.map_err(Trouble::lasting)?
     }
@@ -462,6 +471,8 @@ struct Source {
     /// Whether it lies in the server's `pg_wal`, and whether the server answers for it besides.
     in_wal: bool,
     answers: bool,
+    /// Whether that server writes its timeline.
+    writes: bool,
 }
 
 /// Whether each of these archives holds a segment of that name that was stored though damaged. Then it is not judged again:

@@ -68,6 +68,7 @@ pub(super) fn newcomer<'a>(
         history: admitted.history.as_deref(),
         wal: file.path.parent().unwrap_or(&file.path),
         answers: file.answers,
+        writes: file.writes,
         witness: false,
         around,
     })
