@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use walpoint_base::{RecoveryTarget, SegmentName, SegmentSize, TargetTimeline};
 use walpoint_repo::RepoError;
-use walpoint_repo::plan::{RestorePlan, Unreachable, Why};
+use walpoint_repo::plan::{Doubt, RestorePlan, Unreachable, Why};
 
 use crate::plan::Planned;
 
@@ -142,29 +142,30 @@ pub(crate) fn ambiguous(refusals: &mut Vec<Refused>) -> Option<Unreachable> {
 }
 
 /// A refusal that shows that a plan is not the answer, taken out of the others: its repository proves WAL behind the end of a plan
-/// to the latest moment, which recovery would find there, or it knows a younger timeline that the plan's repository lacks.
+/// to the latest moment, where recovery, which asks this repository too, would not end; or it knows a younger timeline, or a newer
+/// lineage, that the plan's repository lacks.
 pub(crate) fn contradicting(planned: &Planned, refusals: &mut Vec<Refused>) -> Option<Unreachable> {
     let at = refusals
         .iter()
         .position(|(_, refusal)| goes_on(&planned.plan, refusal) || leads_elsewhere(planned, refusal))?;
     let (repository, mut refusal) = refusals.swap_remove(at);
-    if let Some(youngest) = refusal.youngest.as_ref().filter(|_| leads_elsewhere(planned, &refusal)) {
-        let plan = &planned.plan;
-        let name = planned.repository.name();
+    if leads_elsewhere(planned, &refusal) {
+        let (plan, name) = (&planned.plan, planned.repository.name());
         let hint = format!(
-            "Repository \"{repository}\" has timeline {} of lineage {}. Repository \"{name}\" lags behind it, and would recover to {} on \
-             timeline {}: to have that, give \"--lineage {} --target-timeline {}\".",
-            youngest.timeline, youngest.lineage, plan.until, plan.timeline, plan.lineage, plan.timeline
+            "Repository \"{repository}\" has a younger timeline or lineage. Repository \"{name}\" lags behind it, and would recover to \
+             {} on timeline {}: to have that, give \"--lineage {} --target-timeline {}\".",
+            plan.until, plan.timeline, plan.lineage, plan.timeline
         );
         refusal.hints.push(hint);
     }
     Some(refusal)
 }
 
-/// Whether a refusal proves WAL behind the end of a plan to the latest moment: recovery asks this repository too, so it would
-/// not end where the plan does.
+/// Whether a refusal in a plan's lineage proves WAL that a plan to the latest moment does not lead to.
 fn goes_on(plan: &RestorePlan, refusal: &Unreachable) -> bool {
-    if plan.target != RecoveryTarget::Latest {
+    if plan.target != RecoveryTarget::Latest
+        || refusal.lineage.as_ref().is_some_and(|lineage| lineage.id != plan.lineage)
+    {
         return false;
     }
     match &refusal.why {
@@ -173,27 +174,46 @@ fn goes_on(plan: &RestorePlan, refusal: &Unreachable) -> bool {
         Why::MissingWal { .. } => refusal.missing.first().is_some_and(|range| {
             range.timeline == plan.timeline && range.first.start(refusal.segment_size) >= plan.until
         }),
+        // The plan's repository knows nothing of the second server that claims its timeline.
+        Why::DoubtfulTimeline { timeline, doubt, .. } => {
+            *timeline == plan.timeline && *doubt == Doubt::Refused
+        }
         _ => false,
     }
 }
 
-/// Whether a refusal comes from a repository with a younger timeline, or lineage, that the plan's repository does not know, and the
-/// plan ends where that is not known to have led.
+/// Whether a refusal comes from a repository with a younger timeline, or a newer lineage with WAL of its own, that the plan's
+/// repository does not know, and the plan ends where that is not known to have led.
 fn leads_elsewhere(planned: &Planned, refusal: &Unreachable) -> bool {
     let (plan, latest) = (&planned.plan, planned.plan.target == RecoveryTarget::Latest);
+    if let Some(lineage) = refusal.lineage.as_ref().filter(|lineage| lineage.id != plan.lineage) {
+        return latest && lineage.created > planned.lineage.created && proves_wal(&refusal.why);
+    }
     let Some(youngest) = refusal.youngest.as_ref().filter(|_| refusal.timeline == TargetTimeline::Latest)
     else {
         return false;
     };
-    if youngest.lineage != plan.lineage {
-        return latest && youngest.created > planned.lineage.created;
-    }
     let followed = plan.path.last().map_or(plan.timeline, |step| step.timeline);
     let on_its_way = youngest.history.as_ref().is_some_and(|history| {
         // Before the position there is the last byte that recovery replays.
         plan.until.0 > 0 && history.timeline_at(plan.until - 1) == plan.timeline
     });
     youngest.timeline > followed && (latest || !on_its_way)
+}
+
+/// Whether a refusal says that WAL of the lineage leads to the latest moment, or leads there but for something that is wrong.
+fn proves_wal(why: &Why) -> bool {
+    matches!(
+        why,
+        Why::MissingWal { .. }
+            | Why::MinimalWal { .. }
+            | Why::BrokenChain { .. }
+            | Why::EndsInFork { .. }
+            | Why::EndsIncomplete { .. }
+            | Why::DoubtfulTimeline { .. }
+            | Why::NoHistory(_)
+            | Why::NewestWithoutBackup { .. }
+    )
 }
 
 /// The refusal that offers the furthest moment; the first of several.

@@ -8,6 +8,7 @@ mod forks;
 mod hostile;
 mod interrupted;
 mod kinds;
+mod latest;
 mod links;
 mod memory;
 mod outage;

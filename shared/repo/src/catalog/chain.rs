@@ -1,12 +1,13 @@
 //! Whether the segments of a path continue each other, from the index: one entry of a directory for each group that is
 //! sealed, all there and unbroken, the entries of the others.
 
-use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+use walpoint_base::chain::{ChainEnd, Link};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId};
 
 use super::LineageCatalog;
 use crate::error::{RepoError, Result};
-use crate::index::{ChainFault, ChainWalk, first_of, group_of, last_of};
-use crate::plan::SegmentRange;
+use crate::index::{ChainFault, ChainWalk, SegmentEntry, first_of, group_of, last_of};
+use crate::plan::{Path, SegmentRange};
 
 /// A segment that does not continue the one before it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -105,5 +106,35 @@ impl LineageCatalog {
             broken.extend(self.broken_chain(&ranges).await?);
         }
         Ok(broken)
+    }
+
+    /// Where the stored WAL of a timeline begins, if its first segment is proven to continue the one before it on the path to
+    /// another timeline. Of timelines whose WAL was looked at.
+    pub(super) async fn begin_on(&mut self, of: TimelineId, on: TimelineId) -> Result<Option<Lsn>> {
+        let ranges = Path::to(self.facts(), on).and_then(|path| path.present().ok()).unwrap_or_default();
+        let Some(first) = self.wal(of).and_then(|wal| wal.runs().first()) else { return Ok(None) };
+        let Some(before) = first.0.checked_sub(1).map(SegmentNo) else { return Ok(None) };
+        let Some(owner) = ranges.iter().find(|range| range.first <= before && before <= range.last) else {
+            return Ok(None);
+        };
+        let (Some(last), Some(next)) =
+            (self.sound_entry(owner.timeline, before).await?, self.sound_entry(of, first).await?)
+        else {
+            return Ok(None);
+        };
+        let end = ChainEnd::UNKNOWN.after(&last.chain);
+        let proven = end.last.is_some()
+            && next.chain.begin.previous.is_some()
+            && end.link(&next.chain) == Link::Continues;
+        Ok(proven.then(|| first.start(self.lineage().segment_size)))
+    }
+
+    async fn sound_entry(&mut self, timeline: TimelineId, number: SegmentNo) -> Result<Option<SegmentEntry>> {
+        let Some(wal) = self.wal_mut(timeline) else { return Ok(None) };
+        match wal.entries(number, number).await {
+            Ok(mut entries) => Ok(entries.remove(&number).filter(|entry| !entry.damaged)),
+            Err(RepoError::Corrupt { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -150,8 +150,7 @@ impl LineageCatalog {
         let (graph, doubts) = (&self.facts.graph, &self.facts.doubts);
         let timeline = graph.ids().next_back().max(doubts.keys().next_back().copied())?;
         let known = graph.history(timeline).filter(|_| !doubts.contains_key(&timeline));
-        let Lineage { id: lineage, created, .. } = *self.lineage();
-        Some(Youngest { lineage, created, timeline, history: known.cloned() })
+        Some(Youngest { timeline, history: known.cloned() })
     }
 
     /// Answers a question before it is asked.
@@ -354,6 +353,7 @@ impl LineageCatalog {
                 let starts = broken.iter().filter_map(|b| Some(b.segment.number(size)?.start(size)));
                 Answer::Breaks(starts.collect())
             }
+            Question::Begin { of, on } => Answer::Begin(self.begin_on(*of, *on).await?),
             Question::Points => Answer::Points(self.archive.points().await?.points),
             Question::PointsNamed(name) => Answer::PointsNamed(self.points_named(name).await?),
         })

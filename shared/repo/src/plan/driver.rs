@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, RecoveryTarget, SegmentSize};
 
+use super::older;
 use super::planner::{Verdict, plan as plan_in};
 use super::request::Request;
 use super::restore_plan::RestorePlan;
@@ -66,53 +67,71 @@ pub async fn plan_from(
     now: Timestamp,
 ) -> Result<Verdict> {
     let mut refusal: Option<Box<Unreachable>> = None;
+    let mut skipped: Vec<Vec<usize>> = Vec::new();
     for family in families(catalog.lineages(), request.lineage) {
-        let (mut plans, mut refused): (Vec<RestorePlan>, Option<Box<Unreachable>>) = (Vec::new(), None);
-        let mut held_back: Vec<String> = Vec::new();
-        let named = family.len() > 1 || request.lineage.is_some();
-        for at in family {
-            let Some(lineage) = catalog.lineages_mut().get_mut(at) else { continue };
-            match plan_in_lineage(lineage, request, decoder, now).await? {
-                // Before the fork it is what the one has that it was split off from.
-                Ok(plan) if !plans.is_empty() && has_nothing_own(lineage, &plan) => {}
-                Ok(plan) => plans.push(plan),
-                Err(mut unreachable) => {
-                    if request.lineage.is_none() && may_be_meant(&unreachable.why, request) {
-                        held_back.push(format!(
-                            "Lineage {}, which may be meant as well: {}.",
-                            lineage.id(),
-                            unreachable.why
-                        ));
-                    }
-                    // What is offered leads there only with the lineage by name.
-                    for moment in
-                        unreachable.nearest.iter_mut().filter(|moment| named && !moment.options.is_empty())
-                    {
-                        let lineage = ["--lineage".to_owned(), lineage.id().to_string()];
-                        moment.options.splice(0..0, lineage);
-                    }
-                    refused.get_or_insert(unreachable);
+        match plan_in_family(catalog, &family, request, decoder, now).await? {
+            Some(Ok(plan)) => return older::unless_newer_is_meant(catalog, request, &skipped, plan).await,
+            Some(Err(unreachable)) => {
+                let final_word = !may_be_older(&unreachable.why);
+                let unreachable = refusal.take().unwrap_or(unreachable);
+                if final_word {
+                    return Ok(Err(unreachable));
                 }
+                refusal = Some(unreachable);
+                skipped.push(family);
             }
+            None => {}
         }
-        if plans.len() + held_back.len() > 1 && !plans.is_empty() {
-            let mut several = several_lineages(catalog, request, &plans);
-            several.hints.extend(held_back);
-            return Ok(Err(Box::new(several)));
-        }
-        if let Some(mut plan) = plans.pop() {
-            plan.notes.extend(split_off_note(catalog, &plan));
-            return Ok(Ok(plan));
-        }
-        let Some(unreachable) = refused else { continue };
-        let final_word = !may_be_older(&unreachable.why);
-        let unreachable = refusal.take().unwrap_or(unreachable);
-        if final_word {
-            return Ok(Err(unreachable));
-        }
-        refusal = Some(unreachable);
     }
     Ok(Err(refusal.unwrap_or_else(|| Box::new(no_lineage(catalog, request)))))
+}
+
+/// Plans in the lineages of one family; `None` if it has none.
+async fn plan_in_family(
+    catalog: &mut Catalog,
+    family: &[usize],
+    request: &Request,
+    decoder: &Arc<dyn SegmentDecoder>,
+    now: Timestamp,
+) -> Result<Option<Verdict>> {
+    let (mut plans, mut refused): (Vec<RestorePlan>, Option<Box<Unreachable>>) = (Vec::new(), None);
+    let mut held_back: Vec<String> = Vec::new();
+    let named = family.len() > 1 || request.lineage.is_some();
+    for &at in family {
+        let Some(lineage) = catalog.lineages_mut().get_mut(at) else { continue };
+        match plan_in_lineage(lineage, request, decoder, now).await? {
+            // Before the fork it is what the one has that it was split off from.
+            Ok(plan) if !plans.is_empty() && has_nothing_own(lineage, &plan) => {}
+            Ok(plan) => plans.push(plan),
+            Err(mut unreachable) => {
+                if request.lineage.is_none() && may_be_meant(&unreachable.why, request) {
+                    held_back.push(format!(
+                        "Lineage {}, which may be meant as well: {}.",
+                        lineage.id(),
+                        unreachable.why
+                    ));
+                }
+                // What is offered leads there only with the lineage by name.
+                for moment in
+                    unreachable.nearest.iter_mut().filter(|moment| named && !moment.options.is_empty())
+                {
+                    let lineage = ["--lineage".to_owned(), lineage.id().to_string()];
+                    moment.options.splice(0..0, lineage);
+                }
+                refused.get_or_insert(unreachable);
+            }
+        }
+    }
+    if plans.len() + held_back.len() > 1 && !plans.is_empty() {
+        let mut several = several_lineages(catalog, request, &plans);
+        several.hints.extend(held_back);
+        return Ok(Some(Err(Box::new(several))));
+    }
+    if let Some(mut plan) = plans.pop() {
+        plan.notes.extend(split_off_note(catalog, &plan));
+        return Ok(Some(Ok(plan)));
+    }
+    Ok(refused.map(Err))
 }
 
 /// The lineages that come from one another, as places in a list that is in the order in which they were created: the newest
@@ -148,6 +167,7 @@ async fn plan_in_lineage(
         Ok(plan) => plan,
         Err(mut refused) => {
             refused.youngest = lineage.youngest();
+            refused.lineage = Some(Box::new(lineage.lineage().clone()));
             return Ok(Err(refused));
         }
     };
@@ -198,6 +218,7 @@ fn several_lineages(catalog: &Catalog, request: &Request, plans: &[RestorePlan])
     Unreachable {
         target: request.target.clone(),
         timeline: request.timeline,
+        lineage: None,
         why: Why::SeveralLineages(plans.iter().map(moment).collect()),
         missing: Vec::new(),
         nearest: Vec::new(),
@@ -252,6 +273,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::NoHistory(_)
         | Why::UnknownLineage(_)
         | Why::SeveralLineages(_)
+        | Why::NewestWithoutBackup { .. }
         | Why::NoCluster(_) => false,
     }
 }
@@ -280,6 +302,7 @@ fn not_continued(
     Unreachable {
         target: plan.target.clone(),
         timeline: request.timeline,
+        lineage: Some(Box::new(lineage.lineage().clone())),
         why: Why::BrokenChain { backup: plan.backup.id, segment, fault, recorded },
         missing: Vec::new(),
         nearest: Vec::new(),
@@ -304,6 +327,7 @@ fn no_lineage(catalog: &Catalog, request: &Request) -> Unreachable {
     Unreachable {
         target: request.target.clone(),
         timeline: request.timeline,
+        lineage: None,
         why,
         missing: Vec::new(),
         nearest: Vec::new(),

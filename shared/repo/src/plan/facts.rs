@@ -108,6 +108,14 @@ pub enum Question {
     Minimal(TimelineId),
     /// Where on the path to a timeline does a segment not continue the one before it?
     Breaks(TimelineId),
+    /// Where does a timeline begin of which no history tells where it comes from, if its WAL is proven to continue what lies before
+    /// it on the path to another one?
+    Begin {
+        /// The timeline.
+        of: TimelineId,
+        /// The other one.
+        on: TimelineId,
+    },
     /// Which restore points are there?
     Points,
     /// How far does an incomplete copy of this segment, a `.partial` file or one that ended early, hold complete records?
@@ -183,6 +191,8 @@ pub enum Answer {
     Minimal(Vec<Lsn>),
     /// To [`Question::Breaks`]: where the segments start, in order.
     Breaks(Vec<Lsn>),
+    /// To [`Question::Begin`]: the timeline was left behind this position, or at it. `None` if that is not proven.
+    Begin(Option<Lsn>),
     /// To [`Question::Points`].
     Points(Vec<PointRef>),
     /// To [`Question::Partial`]: where the last complete record in it ends, at least the segment's begin; `None` if there is no
@@ -329,6 +339,14 @@ impl Facts {
         match self.answers.get(&Question::Breaks(path)) {
             Some(Answer::Breaks(at)) => Some(at),
             _ => None,
+        }
+    }
+
+    /// Up to where a timeline without a history is proven to have the WAL of the path to another one.
+    pub(super) fn begin(&self, of: TimelineId, on: TimelineId) -> Asking<Option<Lsn>> {
+        match self.answers.get(&Question::Begin { of, on }) {
+            Some(Answer::Begin(begin)) => Ok(*begin),
+            _ => Err(Question::Begin { of, on }),
         }
     }
 

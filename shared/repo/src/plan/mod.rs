@@ -18,6 +18,7 @@
 //! | [`settings`] | the recovery settings as data |
 //! | [`report`], [`text`] | plans and refusals as JSON and for a person |
 //! | [`driver`] | planning against a repository |
+//! | `older` | when an older lineage may be restored than the newest |
 //! | `partial` | what an incomplete copy of a segment holds |
 //! | [`created`] | the tablespaces that replay creates |
 //! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
@@ -32,6 +33,7 @@ pub mod facts;
 mod locks;
 mod minimal;
 mod nearest;
+mod older;
 mod partial;
 pub mod path;
 pub mod planner;

@@ -33,6 +33,7 @@ impl Planner<'_> {
         Ok(Unreachable {
             target: self.request.target.clone(),
             timeline: self.request.timeline,
+            lineage: None,
             why: refusal.why,
             missing: refusal.missing,
             nearest,
@@ -178,17 +179,14 @@ impl Planner<'_> {
                         "See \"archive-agent status\" and \"archive-agent verify\" for what became of the backups that led to timeline \
                          {timeline}. While its server runs, take one with \"archive-agent backup\"."
                     ),
-                    Doubt::Damaged(_) | Doubt::Missing => format!(
-                        "Look for {}.history in pg_wal of the server or of a standby, or in another repository, and archive it \
-                         with \"archive-agent push\".",
-                        timeline.hex()
-                    ),
+                    Doubt::Damaged(_) | Doubt::Missing => archive_history(*timeline),
                 });
                 hints.push(format!(
                     "To recover without timeline {timeline}: --target-timeline {instead}, and everything that was written on \
                      {timeline} is left out."
                 ));
             }
+            (Why::NoHistory(timeline), _) => hints.push(archive_history(*timeline)),
             (Why::AfterEnd { .. }, RecoveryTarget::Time(time)) => {
                 if time.to_time() > self.now {
                     hints.push("The time lies ahead of this machine's clock.".to_owned());
@@ -300,6 +298,14 @@ impl Planner<'_> {
 /// What the server has written since need not be lost.
 const ARCHIVE_MORE: &str = "If the server still runs, select pg_switch_wal() there has the rest archived; if only its pg_wal is \
      left, \"archive-agent run --once\" does.";
+
+fn archive_history(timeline: TimelineId) -> String {
+    format!(
+        "Look for {}.history in pg_wal of the server or of a standby, or in another repository, and archive it with \
+         \"archive-agent push\".",
+        timeline.hex()
+    )
+}
 
 fn timeline_options(timeline: TimelineId) -> Vec<String> {
     vec!["--target-timeline".to_owned(), timeline.to_string()]

@@ -36,13 +36,18 @@ pub type Verdict = Result<RestorePlan, Box<Unreachable>>;
 pub fn plan(facts: &Facts, request: &Request, now: Timestamp) -> Asking<Verdict> {
     let planner = Planner { facts, request, now };
     match planner.run()? {
-        Ok(plan) if facts.without_history.contains(&plan.timeline) => {
+        Ok(plan) if has_no_history(facts, plan.timeline) => {
             let refusal = Refusal::on(plan.timeline, Why::NoHistory(plan.timeline));
             Ok(Err(Box::new(planner.explain(refusal)?)))
         }
         Ok(plan) => Ok(Ok(plan)),
         Err(refusal) => Ok(Err(Box::new(planner.explain(refusal)?))),
     }
+}
+
+/// Whether PostgreSQL would not start to recover to a timeline: it reads the history of the one that it is told to follow.
+fn has_no_history(facts: &Facts, timeline: TimelineId) -> bool {
+    facts.without_history.contains(&timeline) || facts.doubts.get(&timeline) == Some(&Doubt::Missing)
 }
 
 /// Why there is no plan, before it is explained.
@@ -89,11 +94,8 @@ impl<'a> Planner<'a> {
         }
         match self.request.timeline {
             TargetTimeline::Id(timeline) => self.along(timeline, &self.listed_on(timeline)),
-            TargetTimeline::Latest => match self.newest_timeline()? {
-                Some(timeline) => match self.doubt_about(timeline).or(self.without_backup(timeline)?) {
-                    Some(why) => Ok(Err(Refusal::on(timeline, why))),
-                    None => self.along(timeline, &self.listed_on(timeline)),
-                },
+            TargetTimeline::Latest => match self.newest_timeline(|_| true)? {
+                Some(timeline) => self.along_latest(timeline),
                 None => refuse(Why::NoBackup),
             },
             TargetTimeline::Current => self.along_current(),
@@ -128,7 +130,7 @@ impl<'a> Planner<'a> {
         if self.request.timeline == TargetTimeline::Latest
             && let Some(why) = self.doubt_about(timeline)
         {
-            return Ok(Err(Refusal::on(timeline, why)));
+            return self.before_doubt(timeline, &[id], why);
         }
         self.along(timeline, &[id])
     }
@@ -142,9 +144,29 @@ impl<'a> Planner<'a> {
         listed
     }
 
-    /// The newest timeline that can be reached from any complete backup.
-    fn newest_timeline(&self) -> Asking<Option<TimelineId>> {
-        for timeline in self.facts.graph.ids().rev() {
+    /// Along the path to the newest timeline that a backup leads to.
+    fn along_latest(&self, timeline: TimelineId) -> Asking<Attempt> {
+        let listed = self.listed_on(timeline);
+        let attempt = match self.doubt_about(timeline).or(self.without_backup(timeline)?) {
+            Some(why) => return self.before_doubt(timeline, &listed, why),
+            None => self.along(timeline, &listed)?,
+        };
+        let refused = matches!(&attempt, Err(Refusal { why: Why::BeforeFirstBackup { .. }, .. }));
+        // Without a history no older backup leads to it; those of the timeline that it comes from do.
+        if refused
+            && has_no_history(self.facts, timeline)
+            && let Some(older) = self.newest_timeline(|other| other < timeline)?
+        {
+            let why = Why::DoubtfulTimeline { timeline, doubt: Doubt::Missing, instead: older };
+            let before = self.before_doubt(older, &self.listed_on(older), why)?;
+            return Ok(if before.is_ok() { before } else { attempt });
+        }
+        Ok(attempt)
+    }
+
+    /// The newest of these timelines that can be reached from any complete backup.
+    fn newest_timeline(&self, of: impl Fn(TimelineId) -> bool) -> Asking<Option<TimelineId>> {
+        for timeline in self.facts.graph.ids().rev().filter(|timeline| of(*timeline)) {
             let Some(path) = Path::to(self.facts, timeline) else { continue };
             for id in self.listed_on(timeline) {
                 if self.facts.complete_backup(id)?.is_some_and(|b| path.holds(b)) {
@@ -164,10 +186,51 @@ impl<'a> Planner<'a> {
         Some(Why::DoubtfulTimeline { timeline: *of, doubt: doubt.clone(), instead: timeline })
     }
 
+    /// Refused because of a doubt about `timeline`, unless recovery stops where it is proven that every timeline in doubt has the same
+    /// WAL: then whichever of them is the latest one has the target there.
+    fn before_doubt(&self, timeline: TimelineId, listed: &[BackupId], why: Why) -> Asking<Attempt> {
+        let refused = Ok(Err(Refusal::on(timeline, why)));
+        if !matches!(self.request.target, RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_))
+            || self.without_backup(timeline)?.is_some()
+        {
+            return refused;
+        }
+        let mut common: Option<Lsn> = None;
+        for (of, doubt) in self.facts.doubts.range(timeline..) {
+            match doubt {
+                Doubt::Missing if *of == timeline => continue,
+                Doubt::Missing | Doubt::Damaged(_) if *of > timeline => {}
+                _ => return refused,
+            }
+            let Some(begin) = self.begin_on(*of, timeline)? else { return refused };
+            common = Some(common.unwrap_or(begin).min(begin));
+        }
+        let Some(common) = common else { return refused };
+        match self.along(timeline, listed)? {
+            Ok(mut plan) if plan.until <= common => {
+                plan.notes.push(format!(
+                    "The repository does not tell where a younger timeline than {timeline} comes from. It has the same WAL up to \
+                     {common}, so the target is the same on both."
+                ));
+                Ok(Ok(plan))
+            }
+            _ => refused,
+        }
+    }
+
+    fn begin_on(&self, of: TimelineId, on: TimelineId) -> Asking<Option<Lsn>> {
+        self.facts.wal(of)?;
+        if let Some(path) = Path::to(self.facts, on) {
+            path.present()?;
+        }
+        self.facts.begin(of, on)
+    }
+
     /// The youngest timeline after `timeline` that was written to. No backup leads there, so its rows cannot be brought back, and
     /// an older timeline's are not what was asked for.
     fn without_backup(&self, timeline: TimelineId) -> Asking<Option<Why>> {
-        for younger in self.facts.graph.ids().rev().take_while(|id| *id > timeline) {
+        let known = |id: &TimelineId| *id > timeline && !self.facts.doubts.contains_key(id);
+        for younger in self.facts.graph.ids().rev().filter(known) {
             if self.facts.wal(younger)?.first().is_some() {
                 let doubt = Doubt::NoBackup;
                 return Ok(Some(Why::DoubtfulTimeline { timeline: younger, doubt, instead: timeline }));

@@ -421,6 +421,7 @@ fn word(why: &Why) -> &'static str {
         Why::BrokenChain { .. } => "broken-chain",
         Why::UnknownLineage(_) => "unknown-lineage",
         Why::SeveralLineages(_) => "several-lineages",
+        Why::NewestWithoutBackup { .. } => "newest-without-backup",
         Why::NoBackup => "no-backup",
         Why::NoBackupOnPath { .. } => "no-backup-on-path",
         Why::BeforeFirstBackup { .. } => "before-first-backup",

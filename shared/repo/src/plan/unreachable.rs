@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use jiff::Timestamp;
 use walpoint_base::target::FullXid;
 use walpoint_base::{
     BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline,
@@ -12,6 +11,7 @@ use walpoint_base::{
 use super::facts::{Doubt, NamedPoint};
 use super::path::SegmentRange;
 use crate::index::ChainFault;
+use crate::lineage::Lineage;
 
 /// A refusal: nothing was touched.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +20,8 @@ pub struct Unreachable {
     pub target: RecoveryTarget,
     /// On which timeline.
     pub timeline: TargetTimeline,
+    /// The lineage of which that is said, if it is said of one.
+    pub lineage: Option<Box<Lineage>>,
     /// Why it cannot be.
     pub why: Why,
     /// WAL that would have to be there, under the names that recovery asks for.
@@ -30,17 +32,13 @@ pub struct Unreachable {
     pub hints: Vec<String>,
     /// The size of the lineage's segments, for the names of those missing.
     pub segment_size: SegmentSize,
-    /// The youngest timeline that the repository has something of, if a lineage was looked at.
+    /// The youngest timeline that the repository has something of in that lineage.
     pub youngest: Option<Youngest>,
 }
 
 /// The youngest timeline of a lineage.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Youngest {
-    /// The lineage.
-    pub lineage: LineageId,
-    /// When it was created, by the clock of the repository's writer.
-    pub created: Timestamp,
     /// The timeline.
     pub timeline: TimelineId,
     /// Where it comes from, if that is known.
@@ -56,6 +54,13 @@ pub enum Why {
     UnknownLineage(LineageId),
     /// Several servers went on from one lineage, and each of them has what was asked for: another content for each.
     SeveralLineages(Vec<LineageMoment>),
+    /// The newest lineage has WAL and no usable backup, so only an older one could be restored.
+    NewestWithoutBackup {
+        /// Where the WAL of the newest one ends.
+        newest: LineageMoment,
+        /// The older one.
+        older: LineageId,
+    },
     /// The cluster has no usable backup at all.
     NoBackup,
     /// No usable backup lies on the path to the timeline.
@@ -195,6 +200,9 @@ impl fmt::Display for Why {
             Self::SeveralLineages(all) => {
                 let all: Vec<String> = all.iter().map(LineageMoment::to_string).collect();
                 write!(f, "several lineages of the cluster have it: {}", all.join("; "))
+            }
+            Self::NewestWithoutBackup { newest, .. } => {
+                write!(f, "the newest lineage has WAL and no complete backup: {newest}")
             }
             Self::NoBackup => write!(f, "the cluster has no complete backup"),
             Self::NoBackupOnPath { timeline } => {

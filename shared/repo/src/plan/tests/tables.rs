@@ -437,6 +437,11 @@ fn latest_is_refused_while_it_is_not_known_where_a_younger_timeline_comes_from()
             Request { backup: Some(first), ..Request::default() },
         ] {
             match plan(&request) {
+                Err(refusal) if timeline == 3 && doubt == Doubt::Missing => {
+                    // PostgreSQL would not start; the target lies on timeline 1.
+                    assert_ne!(request.target, time, "{refusal:?}");
+                    assert_eq!(refusal.why, Why::NoHistory(tli(3)));
+                }
                 Err(refusal) if refused => {
                     assert!(
                         matches!(refusal.why, Why::DoubtfulTimeline { timeline: of, .. } if of == tli(timeline))
@@ -449,8 +454,33 @@ fn latest_is_refused_while_it_is_not_known_where_a_younger_timeline_comes_from()
                 verdict => assert!(verdict.is_ok() && !refused, "{timeline} {doubt:?}: {verdict:?}"),
             }
         }
-        assert!(plan(&on(3, RecoveryTarget::Latest)).is_ok(), "asked for by number");
+        let by_number = plan(&on(3, RecoveryTarget::Latest));
+        assert_eq!(by_number.is_ok(), timeline != 3 || doubt != Doubt::Missing, "asked for by number");
         assert!(plan(&on(1, time)).is_ok(), "asked for by number");
+    }
+}
+
+/// Where the WAL of a timeline without a history is proven to go on from the path, what lies before that is the same on both.
+#[test]
+fn a_target_before_a_timeline_whose_history_is_lost_is_reached() {
+    let (mut world, [first, ..]) = world();
+    for (begin, reached) in [(Some(mb(5)), true), (Some(mb(1)), false), (None, false)] {
+        world.begins = begin.map(|at| (tli(4), Lsn(at))).into_iter().collect();
+        for target in [RecoveryTarget::Time(at(300)), RecoveryTarget::Lsn(Lsn(mb(3)))] {
+            let request = Request { target, ..Request::default() };
+            for request in [Request { backup: Some(first), ..request.clone() }, request] {
+                let mut facts = world.facts();
+                facts.doubts.insert(tli(4), Doubt::Missing);
+                let verdict = world.plan_with(facts, &request);
+                assert_eq!(verdict.is_ok(), reached, "{request:?}: {verdict:?}");
+                let mut facts = world.facts();
+                facts.doubts.extend([(tli(4), Doubt::Missing), (tli(5), Doubt::Refused)]);
+                assert!(world.plan_with(facts, &request).is_err(), "{request:?}");
+            }
+        }
+        let mut facts = world.facts();
+        facts.doubts.insert(tli(4), Doubt::Missing);
+        assert!(world.plan_with(facts, &Request::default()).is_err());
     }
 }
 

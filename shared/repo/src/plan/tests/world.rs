@@ -61,6 +61,8 @@ pub(super) struct World {
     pub(super) backups: Vec<BackupFacts>,
     /// Where ids of transactions begin again; without it epochs are not known.
     pub(super) wraps: Vec<Lsn>,
+    /// Where timelines begin that have no history, as far as that is proven.
+    pub(super) begins: BTreeMap<TimelineId, Lsn>,
 }
 
 impl World {
@@ -142,6 +144,7 @@ impl World {
                 Answer::Minimal(records.filter(|r| r.kind == Kind::Minimal).map(|r| r.start).collect())
             }
             Question::Breaks(_) => Answer::Breaks(Vec::new()),
+            Question::Begin { of, .. } => Answer::Begin(self.begins.get(of).copied()),
             Question::PointsNamed(name) => {
                 let mut points: Vec<NamedPoint> = self
                     .records

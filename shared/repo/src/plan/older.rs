@@ -1,0 +1,127 @@
+//! When a plan may lead into an older lineage than the newest one.
+//!
+//! A lineage begins where a server begins another life: with `initdb`, `pg_upgrade`, or as a copy that goes its own way. Where the
+//! newest one has WAL and no backup yet, its rows cannot be brought back, and those of the older one are not what "latest" means.
+//! So the older lineage is taken only where it is asked for: by name, by one of its backups, or by a target that the newest one
+//! cannot have. A lineage that has no WAL is no reason to refuse: nothing was written there.
+
+use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
+
+use super::facts::{Asking, ExtentQuestion, Facts};
+use super::path::Path;
+use super::planner::Verdict;
+use super::request::Request;
+use super::restore_plan::RestorePlan;
+use super::unreachable::{LineageMoment, Unreachable, Why};
+use crate::catalog::{Catalog, LineageCatalog};
+use crate::error::Result;
+
+/// A plan in an older lineage, or the refusal because a newer one may be meant. `skipped` are the families that have no plan, the
+/// newest first.
+pub(super) async fn unless_newer_is_meant(
+    catalog: &mut Catalog,
+    request: &Request,
+    skipped: &[Vec<usize>],
+    mut plan: RestorePlan,
+) -> Result<Verdict> {
+    if request.backup.is_some() {
+        return Ok(Ok(plan));
+    }
+    for at in skipped.iter().flatten().rev() {
+        let Some(lineage) = catalog.lineages_mut().get_mut(*at) else { continue };
+        let Some(newest) = last_wal(lineage, request.timeline).await? else { continue };
+        if may_have(lineage, &newest, &request.target).await? {
+            return Ok(Err(Box::new(newest_without_backup(lineage, request, newest, &plan))));
+        }
+        plan.notes.push(format!(
+            "Lineage {} is newer and has no complete backup, so it cannot be restored: {}. This plan restores the older lineage {}.",
+            newest.lineage, newest, plan.lineage
+        ));
+    }
+    Ok(Ok(plan))
+}
+
+/// Where the WAL of a lineage ends: on the timeline that is asked for, or on the newest one that has any.
+async fn last_wal(lineage: &mut LineageCatalog, timeline: TargetTimeline) -> Result<Option<LineageMoment>> {
+    let last = lineage.ask(None, |facts| last_in(facts, timeline)).await?;
+    let parent = lineage.lineage().parent.map(|parent| parent.lineage);
+    Ok(last.map(|(timeline, until, time)| LineageMoment {
+        lineage: lineage.id(),
+        parent,
+        timeline,
+        until,
+        time,
+    }))
+}
+
+fn last_in(facts: &Facts, wanted: TargetTimeline) -> Asking<Option<(TimelineId, Lsn, Option<PgTimestamp>)>> {
+    for timeline in facts.graph.ids().rev() {
+        if matches!(wanted, TargetTimeline::Id(id) if id != timeline) {
+            continue;
+        }
+        let Some(path) = Path::to(facts, timeline) else { continue };
+        let Some(last) = facts.wal(timeline)?.iter().next_back() else { continue };
+        // What the extent of the WAL is read along.
+        path.coverage(last.first)?;
+        let until = last.last.end(facts.segment_size);
+        let extent = facts.extent(ExtentQuestion { path: timeline, first: last.first, until })?;
+        return Ok(Some((timeline, until, extent.latest)));
+    }
+    Ok(None)
+}
+
+/// Whether a lineage whose WAL ends at `newest` may have the target.
+async fn may_have(
+    lineage: &mut LineageCatalog,
+    newest: &LineageMoment,
+    target: &RecoveryTarget,
+) -> Result<bool> {
+    Ok(match target {
+        RecoveryTarget::Latest => true,
+        // What lies before the lineage began, or behind its last transaction, only another one can have.
+        RecoveryTarget::Time(time) => {
+            PgTimestamp::from_time(lineage.lineage().created) <= *time
+                && newest.time.is_some_and(|last| *time <= last)
+        }
+        RecoveryTarget::Lsn(lsn) => {
+            let lsn = *lsn;
+            let has = move |facts: &Facts| {
+                let number = SegmentNo::of(lsn, facts.segment_size);
+                Ok(facts.wal(newest.timeline)?.contains(number))
+            };
+            lineage.ask(None, has).await?
+        }
+        RecoveryTarget::Name(name) => {
+            lineage.ask(None, |facts| Ok(!facts.points_named(name)?.is_empty())).await?
+        }
+        // A number that each server counts for itself, and the end of a backup, which only the older one has.
+        RecoveryTarget::Xid(_) | RecoveryTarget::FullXid(_) | RecoveryTarget::Immediate => false,
+    })
+}
+
+fn newest_without_backup(
+    lineage: &LineageCatalog,
+    request: &Request,
+    newest: LineageMoment,
+    plan: &RestorePlan,
+) -> Unreachable {
+    let (id, older) = (newest.lineage, plan.lineage);
+    Unreachable {
+        target: request.target.clone(),
+        timeline: request.timeline,
+        lineage: Some(Box::new(lineage.lineage().clone())),
+        why: Why::NewestWithoutBackup { newest, older },
+        missing: Vec::new(),
+        nearest: Vec::new(),
+        hints: vec![
+            format!(
+                "Take a backup with \"archive-agent backup\" while the server that archives into lineage {id} runs."
+            ),
+            format!(
+                "To restore the older lineage, add --lineage {older}: it has nothing of what was written in {id}."
+            ),
+        ],
+        segment_size: lineage.lineage().segment_size,
+        youngest: None,
+    }
+}

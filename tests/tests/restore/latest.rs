@@ -1,0 +1,134 @@
+//! What "latest" means where the newest lineage or timeline cannot be restored: never silently an older one.
+
+use std::fs;
+
+use serde_json::Value;
+use walpoint_tests::agent::Agent;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::rows::Ledger;
+use walpoint_tests::store::Store;
+
+/// The answer of `plan`, which may be a refusal.
+#[track_caller]
+fn plan(agent: &Agent, options: &[&str]) -> Value {
+    let output = agent.restore(&[&["--json", "plan"], options].concat());
+    serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:#?}"))
+}
+
+fn reason(answer: &Value) -> &str {
+    answer["reason"].as_str().unwrap_or("")
+}
+
+/// The cluster is lost; what takes its place is restored from the archive to a target, and archives again.
+fn lose_and_restore(bed: &mut Archived, lost: &str, target: &[&str]) {
+    bed.settle();
+    bed.cluster.crash();
+    let pgdata = bed.cluster.pgdata().to_owned();
+    fs::rename(&pgdata, bed.place(lost)).unwrap();
+    let options = [target, &["--target-action", "promote", "--resume-archiving"]].concat();
+    bed.restore(pgdata.file_name().unwrap().to_str().unwrap(), &options);
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+}
+
+/// The second life of a cluster has WAL and no backup yet: its rows cannot be brought back, and the first life's are restored only
+/// where they are asked for.
+#[test]
+fn an_older_lineage_is_not_taken_for_the_latest_while_the_newest_has_no_backup() {
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    let first = bed.backup();
+    let early = ledger.append(&bed.cluster);
+    ledger.append(&bed.cluster);
+    bed.settle();
+    // When a lineage began is known to the second.
+    bed.cluster.psql("select pg_sleep(1.1)");
+    let old = plan(&bed.agent, &[])["lineage"].as_str().unwrap().to_owned();
+    bed.stop_daemon();
+    bed.cluster.stop(Shutdown::Fast);
+
+    let mut new = Cluster::builder().segment_size_mb(1).in_dir(bed.cluster.dir()).init();
+    let agent = Agent::with(&new, &bed.store);
+    agent.archive_from(&new);
+    agent.init(&["--new-lineage"]).expect_success();
+    // Nothing was written there yet.
+    assert_eq!(plan(&agent, &[])["lineage"], old.as_str());
+
+    let daemon = agent.daemon();
+    new.start();
+    new.psql("create table t (n int)");
+    for _ in 0..5 {
+        new.psql("insert into t values (1)");
+        let segment = new.switch_wal();
+        new.wait_archived(&segment);
+    }
+    let newest = format!("{}-1", new.system_id());
+    let refused = plan(&agent, &[]);
+    assert_eq!(reason(&refused), "newest-without-backup", "{refused:#}");
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.contains(&newest) && message.contains(" on timeline 1, 20"), "{message}");
+    let hints = refused["hints"].to_string();
+    assert!(hints.contains(&format!("--lineage {old}")) && hints.contains("archive-agent backup"), "{hints}");
+    // Both count their positions from the same beginning.
+    assert_eq!(reason(&plan(&agent, &["--target-lsn", &early.after])), "newest-without-backup");
+    assert_eq!(reason(&plan(&agent, &["--target-timeline", "1"])), "newest-without-backup");
+
+    // What only the older one can have, and what names it.
+    let before = plan(&agent, &["--target-time", &early.time_after]);
+    assert_eq!(before["lineage"], old.as_str(), "{before:#}");
+    assert!(before["notes"].to_string().contains(&format!("Lineage {newest} is newer")), "{before:#}");
+    for options in [&["--lineage", &old][..], &["--backup", &first]] {
+        assert_eq!(plan(&agent, options)["lineage"], old.as_str(), "{options:?}");
+    }
+    agent.run(&["backup"]).expect_success();
+    assert_eq!(plan(&agent, &[])["lineage"], newest.as_str());
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// A history is lost while the timeline's WAL is there. What comes before the timeline was left can be recovered; its own rows
+/// and "latest" cannot, because PostgreSQL would not start without it.
+#[test]
+fn a_lost_history_is_in_the_way_of_its_own_timeline_only() {
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    let a1 = ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    // Recovery to a1 stops at the commit of a2, and the timeline is left in a later segment.
+    ledger.append_as(&bed.cluster, "a2");
+    bed.settle();
+    let a3 = ledger.append_as(&bed.cluster, "a3");
+    lose_and_restore(&mut bed, "lost", &["--target-xid", &a3.xid.to_string()]);
+    let b1 = ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    let door = bed.back_door();
+    let history = door.list("clusters/main").into_iter().find(|key| key.ends_with("00000002.history"));
+    let (history, content) = history.map(|key| (key.clone(), door.get(&key).unwrap())).unwrap();
+    for own_backup in [false, true] {
+        if own_backup {
+            door.put(&history, content.clone());
+            bed.backup();
+            ledger.append_as(&bed.cluster, "b2");
+            bed.settle();
+            bed.stop_daemon();
+        }
+        door.delete(&history);
+        let why = if own_backup { "no-history" } else { "doubtful-timeline" };
+        let latest = plan(&bed.agent, &[]);
+        assert_eq!(reason(&latest), why, "{latest:#}");
+        assert!(latest["hints"].to_string().contains("00000002.history"), "{latest:#}");
+        if own_backup {
+            assert_eq!(reason(&plan(&bed.agent, &["--target-timeline", "2"])), why);
+        }
+        for target in [["--target-time", &a1.time_after], ["--target-lsn", &a1.after]] {
+            let early = plan(&bed.agent, &target);
+            assert_eq!((&early["result"], &early["timeline"]), (&"plan".into(), &1.into()), "{early:#}");
+        }
+        let late = plan(&bed.agent, &["--target-lsn", &b1.after]);
+        assert_eq!(late["result"], "unreachable", "{late:#}");
+    }
+    let server = bed.restore_and_start("early", &["--target-time", &a1.time_after]);
+    server.wait_paused();
+    assert_eq!(ledger.labels(&server), "a1");
+}
