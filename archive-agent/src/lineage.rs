@@ -1,7 +1,8 @@
-//! `archive-agent lineage settle`: says that a refused history no longer puts its timeline in doubt.
+//! `archive-agent lineage settle`: says that a refused history no longer puts its timeline in doubt, or that a timeline was
+//! abandoned.
 //!
-//! One record for each refused history, in each repository. A crash in the middle leaves some of them; the same command creates
-//! the others.
+//! One record for each refused history or abandoned timeline, in each repository. A crash in the middle leaves some of them; the same
+//! command creates the others.
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
@@ -16,29 +17,34 @@ use walpoint_runtime::output;
 
 use crate::hold::user;
 
+mod abandon;
+
 /// What `lineage` can do.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum LineageCommand {
-    /// Say that the stored history of a timeline counts, although another server's was refused for it. "latest" can be restored
-    /// again; nothing that is stored changes.
+    /// Say that the stored history of a timeline counts, although another server's was refused for it; or, where none was refused,
+    /// that the timeline was abandoned and is not the latest. Nothing that is stored changes.
     Settle(SettleArgs),
 }
 
 /// Options of `lineage settle`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SettleArgs {
-    /// The timeline that two servers claimed, as status shows it.
+    /// The timeline that two servers claimed, or that was abandoned, as status shows it.
     #[arg(long, value_name = "N")]
     timeline: TimelineId,
-    /// Why the stored history counts.
+    /// Why the stored history counts, or why nothing of the timeline is needed.
     #[arg(long, value_name = "TEXT")]
     reason: String,
     /// Who says so [default: the user that runs this].
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
-    /// In this lineage [default: in the only one in which the timeline is in doubt].
+    /// In this lineage [default: in the only one that has the timeline].
     #[arg(long, value_name = "ID")]
     lineage: Option<LineageId>,
+    /// The timeline was abandoned, although a history was refused for it as well.
+    #[arg(long)]
+    abandoned: bool,
 }
 
 /// What `lineage settle --json` prints.
@@ -54,7 +60,11 @@ struct Settled {
     repository: String,
     lineage: String,
     /// The hash of the refused history.
-    history: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<String>,
+    /// The last segment of the timeline that was abandoned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    abandoned_until: Option<String>,
 }
 
 /// Runs the command.
@@ -64,12 +74,19 @@ pub(crate) async fn run(common: &CommonArgs, command: &LineageCommand) -> Result
         return Err(Failure::usage(anyhow!("--reason is empty: it is shown to people who restore later")));
     }
     let selection = common.select::<StoreSettings>()?;
-    let (mut settled, mut failed) = (Vec::new(), Vec::new());
+    let (mut settled, mut failed, mut refused) = (Vec::new(), Vec::new(), false);
     for (name, settings) in &selection.repositories {
         match settle(name, settings, &selection.cluster, args).await {
-            Ok(found) => settled.extend(found),
+            Ok(found) => {
+                refused |= found.is_some();
+                settled.extend(found.into_iter().flatten());
+            }
             Err(error) => failed.push(format!("repository {name}: {}", told(&error))),
         }
+    }
+    // Run once more, the command ends what it began: it takes no timeline for abandoned of which a history was settled.
+    if failed.is_empty() && (args.abandoned || !refused) {
+        settled.extend(abandon::abandon(&selection, args).await?);
     }
     let nothing = settled.is_empty() && failed.is_empty();
     print(common, &selection.cluster, args, settled)?;
@@ -78,8 +95,8 @@ pub(crate) async fn run(common: &CommonArgs, command: &LineageCommand) -> Result
     }
     if nothing {
         return Err(anyhow!(
-            "no repository holds a history that was refused for timeline {} and is not settled: \"archive-agent status\" shows which \
-             timelines are in doubt",
+            "no repository holds a history that was refused for timeline {} and is not settled, or WAL of it that was abandoned: \
+             \"archive-agent status\" shows the timelines; --abandoned says that one was abandoned for which a history was refused",
             args.timeline
         )
         .into());
@@ -87,22 +104,28 @@ pub(crate) async fn run(common: &CommonArgs, command: &LineageCommand) -> Result
     Ok(())
 }
 
+/// Settles the histories that were refused in a repository; nothing if none ever was.
 async fn settle(
     name: &str,
     settings: &StoreSettings,
     cluster: &ClusterName,
     args: &SettleArgs,
-) -> anyhow::Result<Vec<Settled>> {
+) -> anyhow::Result<Option<Vec<Settled>>> {
+    if args.abandoned {
+        return Ok(None);
+    }
     let repository = Repository::open(name, settings).await?;
+    let mut ever = false;
     let mut open: Vec<(LineageId, ContentHash)> = Vec::new();
     let lineages = repository.lineages(cluster).await?;
     for lineage in lineages.iter().filter(|lineage| args.lineage.is_none_or(|id| id == lineage.id)) {
         let listed = repository.wal(lineage).all_histories().await?;
-        let of_it = listed.refused.iter().filter(|refused| refused.0 == args.timeline);
-        let unsettled = of_it.filter(|refused| !listed.settled.contains(refused));
+        let of_it = || listed.refused.iter().filter(|refused| refused.0 == args.timeline);
+        ever |= of_it().next().is_some();
+        let unsettled = of_it().filter(|refused| !listed.settled.contains(refused));
         open.extend(unsettled.map(|(_, history)| (lineage.id, *history)));
     }
-    let Some((first, _)) = open.first().copied() else { return Ok(Vec::new()) };
+    let Some((first, _)) = open.first().copied() else { return Ok(ever.then(Vec::new)) };
     if let Some((other, _)) = open.iter().find(|(lineage, _)| *lineage != first) {
         return Err(anyhow!(
             "timeline {} is in doubt in lineages {first} and {other}: say which one by --lineage",
@@ -118,10 +141,11 @@ async fn settle(
         settled.push(Settled {
             repository: name.to_owned(),
             lineage: first.to_string(),
-            history: history.to_string(),
+            history: Some(history.to_string()),
+            abandoned_until: None,
         });
     }
-    Ok(settled)
+    Ok(Some(settled))
 }
 
 fn print(
@@ -135,10 +159,17 @@ fn print(
         return output::json(&Document { cluster, timeline, settled });
     }
     let line = |one: &Settled| {
-        format!(
-            "repository {}: timeline {} of lineage {} is settled: the stored history counts, not {}\n",
-            one.repository, args.timeline, one.lineage, one.history
-        )
+        let Settled { repository, lineage, history, abandoned_until } = one;
+        let timeline = args.timeline;
+        match (history, abandoned_until) {
+            (Some(history), _) => format!(
+                "repository {repository}: timeline {timeline} of lineage {lineage} is settled: the stored history counts, not {history}\n"
+            ),
+            (None, until) => format!(
+                "repository {repository}: timeline {timeline} of lineage {lineage} is settled as abandoned up to {}\n",
+                until.as_deref().unwrap_or("its begin")
+            ),
+        }
     };
     output::text(&settled.iter().map(line).collect::<String>())
 }

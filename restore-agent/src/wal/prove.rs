@@ -168,6 +168,7 @@ async fn around_segment(
             WalEntry::Part(_)
             | WalEntry::Gap(_)
             | WalEntry::RefusedHistory(..)
+            | WalEntry::AbandonedTimeline(_)
             | WalEntry::SettledHistory(..) => {}
             WalEntry::File(WalFileName::Segment(found)) if found == name => {
                 bail!("\"{name}\" has just arrived")

@@ -132,3 +132,60 @@ fn a_lost_history_is_in_the_way_of_its_own_timeline_only() {
     server.wait_paused();
     assert_eq!(ledger.labels(&server), "a1");
 }
+
+/// A recovery to a point in time archived as timeline 2 and was thrown away; production goes on where it was. By its number timeline 2
+/// is the latest until a person settles it, which is refused while it looks like the one in production, and ends when more of it comes.
+#[test]
+fn a_timeline_that_was_thrown_away_is_settled_and_is_no_longer_the_latest() {
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    let a1 = ledger.append_as(&bed.cluster, "a1");
+    ledger.append_as(&bed.cluster, "a2");
+    lose_and_restore(&mut bed, "production", &["--target-xid", &a1.xid.to_string()]);
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    let reason = "a test of the recovery";
+    let settle = |timeline: &str| {
+        bed.agent.run(&["lineage", "settle", "--timeline", timeline, "--reason", reason, "--who", "dba"])
+    };
+    let refused = settle("2").expect_status(1);
+    assert!(refused.stderr.contains("looks like the one in production"), "{refused:#?}");
+
+    let pgdata = bed.cluster.pgdata().to_owned();
+    fs::rename(&pgdata, bed.place("thrown")).unwrap();
+    fs::rename(bed.place("production"), &pgdata).unwrap();
+    bed.cluster.start();
+    ledger.append_as(&bed.cluster, "c1");
+    bed.settle();
+    assert_eq!(plan(&bed.agent, &[])["timeline"], 2);
+    let refused = settle("1").expect_status(1);
+    assert!(refused.stderr.contains("timeline 2 goes on from timeline 1"), "{refused:#?}");
+    // The last segment of it comes later.
+    let door = bed.back_door();
+    let segment =
+        |key: &&String| key.contains("/wal/00000002/") && key.rsplit('/').next().unwrap().len() == 24;
+    let late = door.list("clusters/main").iter().filter(segment).max().unwrap().clone();
+    let content = door.get(&late).unwrap();
+    door.delete(&late);
+    settle("2").expect_success();
+    settle("2").expect_success();
+    let latest = plan(&bed.agent, &[]);
+    assert_eq!(latest["timeline"], 1, "{latest:#}");
+    assert!(latest["notes"].to_string().contains(reason), "{latest:#}");
+    let status = bed.agent.run(&["status"]).expect_success().stdout;
+    assert!(status.contains("settled by dba") && status.contains(reason), "{status}");
+
+    door.put(&late, content);
+    assert_eq!(plan(&bed.agent, &[])["timeline"], 2);
+    let status = bed.agent.run(&["status"]).expect_success().stdout;
+    assert!(status.contains("was stored since: it counts again"), "{status}");
+    settle("2").expect_success();
+    bed.agent.run(&["verify"]).expect_success();
+    let server = bed.restore_and_start("again", &[]);
+    server.wait_promoted();
+    assert_eq!(ledger.labels(&server), "a1 a2 c1");
+    assert_eq!(server.timeline(), 3);
+    assert_eq!(plan(&bed.agent, &["--target-timeline", "2"])["timeline"], 2);
+}

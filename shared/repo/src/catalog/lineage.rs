@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::TryStreamExt;
 use walpoint_base::{BackupId, LineageId, PgTimestamp, SegmentName, SegmentNo, TimelineId, WalFileName};
 
+use super::abandoned::abandoned;
 use super::graph::TimelineGraph;
 use super::inventory::TimelineWal;
 use crate::backup::{Backups, Listed, ListedState, NumberedCondemned, Standing, Summary};
@@ -33,7 +34,7 @@ pub struct LineageCatalog {
     problems: Vec<String>,
     /// Timelines that two servers claim. What is stored of them is one server's.
     disputed: Vec<String>,
-    /// Timelines that two servers claimed, and what a person says about it.
+    /// Timelines that two servers claimed or that were abandoned, and what a person says about it.
     settled: Vec<String>,
 }
 
@@ -91,6 +92,8 @@ impl LineageCatalog {
             }
             doubts.insert(timeline, Doubt::Refused);
         }
+        let abandoned = abandoned(&archive, &listed_histories.abandoned, &mut problems).await?;
+        settled.extend(abandoned.values().map(ToString::to_string));
         let mut disputed = Vec::new();
         for (timeline, doubt) in &doubts {
             match doubt {
@@ -105,6 +108,7 @@ impl LineageCatalog {
         let mut facts = Facts::new(lineage.id, lineage.major, lineage.segment_size, graph, ids);
         facts.doubts = doubts;
         facts.without_history = without_history;
+        facts.abandoned = abandoned;
         // The listing tells all there is to know about these.
         for backup in listed {
             if let Some(why) = unusable(backup.state) {
@@ -196,7 +200,7 @@ impl LineageCatalog {
         &self.disputed
     }
 
-    /// Timelines that two servers claimed, and what a person says about it.
+    /// Timelines that two servers claimed or that were abandoned, and what a person says about it.
     pub fn settled(&self) -> &[String] {
         &self.settled
     }

@@ -10,11 +10,13 @@
 //! | `runs` | sets of segments |
 //! | `inventory` | the WAL of a timeline: index and tail |
 //! | `lineage` | one lineage, and the answers to a planner's questions about it |
+//! | `abandoned` | timelines that a person says were abandoned, and when each was written to last |
 //! | `chain` | whether the segments of a path continue each other |
 //! | `points` | the named restore points that recovery can stop at |
 //! | `succession` | which backup came after which, when clocks were wrong |
 //! | [`status`], `draw` | all of it as data and for a person |
 
+mod abandoned;
 mod chain;
 mod draw;
 mod graph;
@@ -28,6 +30,7 @@ mod succession;
 use jiff::Timestamp;
 use walpoint_base::ClusterName;
 
+pub use abandoned::LastUse;
 pub use chain::BrokenChain;
 pub use graph::TimelineGraph;
 pub use inventory::TimelineWal;

@@ -52,7 +52,7 @@ pub struct LineageStatus {
     pub restore_points: Vec<RestorePointStatus>,
     /// What could not be read.
     pub problems: Vec<String>,
-    /// Timelines that two servers claimed, and what a person says about it.
+    /// Timelines that two servers claimed or that were abandoned, and what a person says about it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub settled: Vec<String>,
 }

@@ -223,8 +223,14 @@ impl Gathered {
         let shared = |b: &&Candidate| archive.shares(b.lineage, b.stop_timeline, b.stop);
         life.inherits.extend(self.facts.backups.iter().filter(shared).map(|backup| backup.id));
         for timeline in graph.ids() {
-            let superseded = began.iter().filter(|(id, _)| *id > timeline).map(|(_, at)| *at).min();
-            let written = newest(archive, timeline).await?;
+            let abandoned = &catalog.facts().abandoned;
+            let counts = |id: &TimelineId| *id > timeline && !abandoned.contains_key(id);
+            let superseded = began.iter().filter(|(id, _)| counts(id)).map(|(_, at)| *at).min();
+            // An abandoned timeline is not the one in use, however new it is.
+            let (written, superseded) = match abandoned.get(&timeline) {
+                Some(record) => (None, superseded.or(Some(record.settled))),
+                None => (newest(archive, timeline).await?, superseded),
+            };
             life.timelines.insert(timeline, TimelineLife { written, superseded });
         }
         self.facts.lives.push(life);

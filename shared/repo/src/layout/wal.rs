@@ -57,6 +57,8 @@ pub enum WalEntry {
     RefusedHistory(TimelineId, ContentHash),
     /// The record that a refused history no longer puts its timeline in doubt.
     SettledHistory(TimelineId, ContentHash),
+    /// The record that a timeline was abandoned, up to that segment of it.
+    AbandonedTimeline(SegmentName),
 }
 
 impl WalEntry {
@@ -69,7 +71,7 @@ impl WalEntry {
             | Self::Gap(name)
             | Self::Part(name)
             | Self::Slice(name, ..) => Some(name),
-            Self::RefusedHistory(..) | Self::SettledHistory(..) => None,
+            Self::RefusedHistory(..) | Self::SettledHistory(..) | Self::AbandonedTimeline(_) => None,
         }
     }
 }
@@ -191,6 +193,11 @@ impl WalPaths {
         Key::composed(format!("{}/history/{}.history.settled/{hash}", self.root, timeline.hex()))
     }
 
+    /// The record that the timeline of a segment was abandoned, up to that one.
+    pub fn abandoned_timeline(&self, until: SegmentName) -> Key {
+        Key::composed(format!("{}/history/{}.history.abandoned/{until}", self.root, until.timeline.hex()))
+    }
+
     /// A directory whose files are the histories; refused ones lie in directories below it.
     pub fn histories(&self) -> Prefix {
         Prefix::composed(format!("{}/history", self.root))
@@ -262,6 +269,7 @@ impl WalPaths {
             WalEntry::Gap(segment) => self.gap(segment),
             WalEntry::RefusedHistory(timeline, hash) => self.refused_history(timeline, hash),
             WalEntry::SettledHistory(timeline, hash) => self.settled_history(timeline, hash),
+            WalEntry::AbandonedTimeline(until) => self.abandoned_timeline(until),
             WalEntry::Part(_) | WalEntry::Slice(..) => return Some(entry),
         };
         (expected == *key).then_some(entry)
@@ -287,12 +295,15 @@ fn point_directory(name: &str) -> String {
     if name.is_empty() { "-".to_owned() } else { hex(name) }
 }
 
-/// `<TLI>.history`, `<TLI>.history.refused/<hash>` or `<TLI>.history.settled/<hash>`
+/// `<TLI>.history`, `<TLI>.history.refused/<hash>`, `<TLI>.history.settled/<hash>` or `<TLI>.history.abandoned/<segment>`
 fn parse_history(name: &str) -> Option<WalEntry> {
-    let Some((file, hash)) = name.split_once('/') else { return Some(WalEntry::File(name.parse().ok()?)) };
+    let Some((file, rest)) = name.split_once('/') else { return Some(WalEntry::File(name.parse().ok()?)) };
     let (name, kind) = file.rsplit_once('.')?;
     let WalFileName::History(timeline) = name.parse().ok()? else { return None };
-    let hash = hash.parse::<ContentHash>().ok()?;
+    if kind == "abandoned" {
+        return rest.parse().ok().map(WalEntry::AbandonedTimeline);
+    }
+    let hash = rest.parse::<ContentHash>().ok()?;
     match kind {
         "refused" => Some(WalEntry::RefusedHistory(timeline, hash)),
         "settled" => Some(WalEntry::SettledHistory(timeline, hash)),
@@ -374,6 +385,9 @@ mod tests {
         assert_eq!(paths.parse(&refused), Some(WalEntry::RefusedHistory(timeline, ContentHash([0x1F; 32]))));
         let settled = paths.settled_history(timeline, ContentHash([0x1F; 32]));
         assert_eq!(paths.parse(&settled), Some(WalEntry::SettledHistory(timeline, ContentHash([0x1F; 32]))));
+        let abandoned = paths.abandoned_timeline(segment);
+        assert!(abandoned.as_str().contains("/history/00000002.history.abandoned/00000002"), "{abandoned}");
+        assert_eq!(paths.parse(&abandoned), Some(WalEntry::AbandonedTimeline(segment)));
         let part = paths.part(WalFileName::Segment(segment), "00ff", 3);
         assert_eq!(paths.parse(&part), Some(WalEntry::Part(segment)));
         for stranger in [
@@ -383,6 +397,7 @@ mod tests {
             "clusters/main/7-1/history/00000002000000010000000A",
             "clusters/main/7-1/wal/00000002.history",
             "clusters/main/7-1/history/00000002.history.refused/1f",
+            "clusters/main/7-1/history/00000003.history.abandoned/00000002000000010000000A",
             "clusters/main/7-1/history/00000002000000010000000A.refused/1f",
         ] {
             assert_eq!(paths.parse(&stranger.parse().unwrap()), None, "{stranger}");

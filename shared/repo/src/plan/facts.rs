@@ -12,7 +12,7 @@ use walpoint_base::{
 
 use super::stop::{Stop, StopRule};
 use crate::catalog::{Runs, TimelineGraph};
-use crate::wal::PointRef;
+use crate::wal::{Abandonment, PointRef};
 
 /// The facts of a base backup that planning depends on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -222,6 +222,8 @@ pub struct Facts {
     pub doubts: BTreeMap<TimelineId, Doubt>,
     /// Timelines known from a descendant's history whose own is not stored: recovery can pass them and not end on them.
     pub without_history: BTreeSet<TimelineId>,
+    /// Timelines that a person says were abandoned: none of them is the latest.
+    pub abandoned: BTreeMap<TimelineId, Abandonment>,
     answers: BTreeMap<Question, Answer>,
     lost: BTreeMap<TimelineId, Runs>,
 }
@@ -245,6 +247,7 @@ impl Facts {
             backups,
             doubts: BTreeMap::new(),
             without_history: BTreeSet::new(),
+            abandoned: BTreeMap::new(),
             answers: BTreeMap::new(),
             lost: BTreeMap::new(),
         }

@@ -96,7 +96,10 @@ impl<'a> Planner<'a> {
             TargetTimeline::Id(timeline) => self.along(timeline, &self.listed_on(timeline)),
             TargetTimeline::Latest => match self.newest_timeline(|_| true)? {
                 Some(timeline) => self.along_latest(timeline),
-                None => refuse(Why::NoBackup),
+                None => match self.counting().next_back().filter(|_| !self.facts.abandoned.is_empty()) {
+                    Some(timeline) => refuse(Why::NoBackupOnPath { timeline }),
+                    None => refuse(Why::NoBackup),
+                },
             },
             TargetTimeline::Current => self.along_current(),
         }
@@ -122,7 +125,7 @@ impl<'a> Planner<'a> {
         let timeline = match self.request.timeline {
             TargetTimeline::Id(timeline) => timeline,
             TargetTimeline::Current => backup.end_timeline,
-            TargetTimeline::Latest => self.facts.graph.ids().rev().find(holds).unwrap_or(backup.end_timeline),
+            TargetTimeline::Latest => self.counting().rev().find(holds).unwrap_or(backup.end_timeline),
         };
         if !holds(&timeline) {
             return Ok(Err(Refusal::on(timeline, Why::BackupNotOnPath(id, timeline))));
@@ -142,6 +145,16 @@ impl<'a> Planner<'a> {
         let mut listed: Vec<_> = self.facts.backups.iter().filter(on_path).copied().collect();
         listed.sort_by_key(|id| std::cmp::Reverse((id.start(), *id)));
         listed
+    }
+
+    /// The timelines of which one may be the latest: not those that a person says were abandoned.
+    fn counting(&self) -> impl DoubleEndedIterator<Item = TimelineId> + '_ {
+        self.facts.graph.ids().filter(|timeline| !self.facts.abandoned.contains_key(timeline))
+    }
+
+    fn doubts(&self) -> impl DoubleEndedIterator<Item = (&'a TimelineId, &'a Doubt)> + use<'a> {
+        let facts = self.facts;
+        facts.doubts.iter().filter(|(timeline, _)| !facts.abandoned.contains_key(timeline))
     }
 
     /// Along the path to the newest timeline that a backup leads to.
@@ -166,7 +179,7 @@ impl<'a> Planner<'a> {
 
     /// The newest of these timelines that can be reached from any complete backup.
     fn newest_timeline(&self, of: impl Fn(TimelineId) -> bool) -> Asking<Option<TimelineId>> {
-        for timeline in self.facts.graph.ids().rev().filter(|timeline| of(*timeline)) {
+        for timeline in self.counting().rev().filter(|timeline| of(*timeline)) {
             let Some(path) = Path::to(self.facts, timeline) else { continue };
             for id in self.listed_on(timeline) {
                 if self.facts.complete_backup(id)?.is_some_and(|b| path.holds(b)) {
@@ -179,7 +192,7 @@ impl<'a> Planner<'a> {
 
     /// Why `timeline` may not be the latest: a younger one is there, and it is not known where it comes from.
     fn doubt_about(&self, timeline: TimelineId) -> Option<Why> {
-        let mut doubts = self.facts.doubts.iter().rev();
+        let mut doubts = self.doubts().rev();
         // A damaged history keeps recovery from its own timeline, too, and of two histories either may be the right one.
         let (of, doubt) =
             doubts.find(|(of, doubt)| **of > timeline || **of == timeline && **doubt != Doubt::Missing)?;
@@ -196,7 +209,7 @@ impl<'a> Planner<'a> {
             return refused;
         }
         let mut common: Option<Lsn> = None;
-        for (of, doubt) in self.facts.doubts.range(timeline..) {
+        for (of, doubt) in self.doubts().filter(|(of, _)| **of >= timeline) {
             match doubt {
                 Doubt::Missing if *of == timeline => continue,
                 Doubt::Missing | Doubt::Damaged(_) if *of > timeline => {}
@@ -230,7 +243,7 @@ impl<'a> Planner<'a> {
     /// an older timeline's are not what was asked for.
     fn without_backup(&self, timeline: TimelineId) -> Asking<Option<Why>> {
         let known = |id: &TimelineId| *id > timeline && !self.facts.doubts.contains_key(id);
-        for younger in self.facts.graph.ids().rev().filter(known) {
+        for younger in self.counting().rev().filter(known) {
             if self.facts.wal(younger)?.first().is_some() {
                 let doubt = Doubt::NoBackup;
                 return Ok(Some(Why::DoubtfulTimeline { timeline: younger, doubt, instead: timeline }));
@@ -246,7 +259,7 @@ impl<'a> Planner<'a> {
         for &id in self.facts.backups.iter().rev() {
             let Some(backup) = self.facts.complete_backup(id)? else { continue };
             let timeline = backup.end_timeline;
-            if tried.contains(&timeline) {
+            if tried.contains(&timeline) || self.facts.abandoned.contains_key(&timeline) {
                 continue;
             }
             tried.push(timeline);
@@ -528,6 +541,14 @@ impl<'a> Planner<'a> {
                 full.0,
                 full.xid()
             ));
+        }
+        if self.request.timeline == TargetTimeline::Latest {
+            let abandoned = self.facts.abandoned.iter().filter(|(timeline, _)| **timeline > path.timeline());
+            notes.extend(abandoned.map(|(timeline, record)| {
+                format!(
+                    "Not the latest: {record}. --target-timeline {timeline} recovers what was written there."
+                )
+            }));
         }
         notes.extend(self.points_on_other_timelines(path)?);
         if let Some(stop) = stop {

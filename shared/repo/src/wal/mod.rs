@@ -9,6 +9,7 @@
 //! | `put`, `get` | storing and reading back |
 //! | [`seal`] | sealing a segment while it is read |
 //! | [`gaps`] | where one server's segments do not continue each other |
+//! | [`abandoned`] | timelines that a person says do not count |
 //! | [`settled`] | refused histories that no longer put their timelines in doubt |
 //! | [`header`] | what an object says about its segment |
 //! | `edges` | what it says about its neighbors, as bytes |
@@ -19,6 +20,7 @@
 //! | `same` | whether two archives hold the same segment |
 //! | [`content`] | bytes to be stored, in memory or in a file |
 
+pub mod abandoned;
 pub mod content;
 mod edges;
 pub mod gaps;
@@ -41,6 +43,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 
+pub use self::abandoned::Abandonment;
 pub use self::content::Content;
 pub(crate) use self::edges::{
     CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, decode_crossing, decode_edges, edge_flags, encode_crossing,
@@ -75,6 +78,8 @@ pub struct ListedHistories {
     pub refused: Vec<(TimelineId, ContentHash)>,
     /// Those that a person has settled, sorted.
     pub settled: Vec<(TimelineId, ContentHash)>,
+    /// Up to where a person says that timelines were abandoned, sorted.
+    pub abandoned: Vec<SegmentName>,
 }
 
 /// The WAL of a lineage in a repository. Cheap to clone.
@@ -154,6 +159,7 @@ impl WalArchive {
                 Some(WalEntry::File(WalFileName::History(timeline))) => listed.stored.push(timeline),
                 Some(WalEntry::RefusedHistory(timeline, hash)) => listed.refused.push((timeline, hash)),
                 Some(WalEntry::SettledHistory(timeline, hash)) => listed.settled.push((timeline, hash)),
+                Some(WalEntry::AbandonedTimeline(until)) => listed.abandoned.push(until),
                 _ => {}
             }
         }
@@ -165,6 +171,7 @@ impl WalArchive {
         listed.stored.dedup();
         listed.refused.sort_unstable();
         listed.settled.sort_unstable();
+        listed.abandoned.sort_unstable();
         Ok(listed)
     }
 

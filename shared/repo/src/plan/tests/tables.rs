@@ -6,6 +6,7 @@ use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo, TargetTimeline, Ti
 use super::world::*;
 use crate::plan::windows;
 use crate::plan::*;
+use crate::wal::Abandonment;
 
 /// Megabytes of WAL: segment `n` begins at `mb(n)`.
 fn mb(n: u64) -> u64 {
@@ -481,6 +482,42 @@ fn a_target_before_a_timeline_whose_history_is_lost_is_reached() {
         let mut facts = world.facts();
         facts.doubts.insert(tli(4), Doubt::Missing);
         assert!(world.plan_with(facts, &Request::default()).is_err());
+    }
+}
+
+/// A timeline that a person says was abandoned is not the latest, whatever is wrong with it.
+#[test]
+fn an_abandoned_timeline_is_not_the_latest() {
+    let (world, [first, second, _]) = world();
+    let facts = |of: &[u32]| {
+        let mut facts = world.facts();
+        for timeline in of {
+            let record = Abandonment {
+                format: 1,
+                timeline: tli(*timeline),
+                until: SegmentNo(20).name(tli(*timeline), size()),
+                reason: "a test".to_owned(),
+                who: "dba".to_owned(),
+                settled: at(1000).to_time(),
+            };
+            facts.abandoned.insert(tli(*timeline), record);
+        }
+        facts
+    };
+    let on = |of: &[u32], request: &Request| world.plan_with(facts(of), request).unwrap().timeline.get();
+    let latest = Request::default();
+    assert_eq!(on(&[], &latest), 3);
+    assert_eq!(on(&[3], &latest), 2);
+    assert_eq!(on(&[2, 3], &latest), 1);
+    assert_eq!(on(&[3], &Request { timeline: TargetTimeline::Id(tli(3)), ..latest.clone() }), 3);
+    assert_ne!(on(&[3], &Request { backup: Some(first), ..latest.clone() }), 3);
+    assert_eq!(on(&[2, 3], &Request { backup: Some(second), ..latest.clone() }), 1);
+    let plan = world.plan_with(facts(&[3]), &latest).unwrap();
+    assert!(plan.notes.iter().any(|note| note.contains("settled by dba")), "{plan:?}");
+    for doubt in [Doubt::Missing, Doubt::Refused, Doubt::Damaged("torn".to_owned())] {
+        let mut facts = facts(&[4]);
+        facts.doubts.insert(tli(4), doubt);
+        assert_eq!(world.plan_with(facts, &latest).unwrap().timeline.get(), 3);
     }
 }
 
