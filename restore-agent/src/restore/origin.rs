@@ -28,6 +28,7 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
     let archive = planned.repository.wal_to_read(&planned.lineage).await?;
     let last = last.filter(|last| !archive.inherits(*last));
     let mut origin = Origin::new(planned.lineage.id);
+    origin.served = Some((planned.repository.id(), None));
     let mut add = |found: OriginRepository| {
         if !origin.repositories.iter().any(|known| known.id == found.id) {
             origin.repositories.push(found);

@@ -18,6 +18,7 @@ use walpoint_base::{
 };
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::lineage::{BINDING, bound_lineage};
+use walpoint_repo::object::RepositoryId;
 use walpoint_repo::plan::ForkSegment;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
@@ -32,6 +33,7 @@ use crate::wal::landing::{self, Durability, Landing};
 use crate::wal::note::TargetNote;
 use crate::wal::origin::OriginKeeper;
 use crate::wal::prove;
+use crate::wal::served::Served;
 use crate::wal::spool;
 
 /// For how long a repository that did not answer in time is asked last.
@@ -101,6 +103,8 @@ pub(crate) struct Archive {
     histories: Mutex<HashMap<TimelineId, TimelineHistory>>,
     /// Which of the segments read lately are marked for a tablespace.
     marked: Mutex<Marked>,
+    /// From which repository recovery has its WAL.
+    served: Served,
 }
 
 /// One repository.
@@ -141,6 +145,7 @@ impl Archive {
             lineage: Mutex::new(None),
             histories: Mutex::default(),
             marked: Mutex::default(),
+            served: Served::default(),
         }
     }
 
@@ -183,7 +188,9 @@ impl Archive {
             ));
         }
         let (mut failures, mut missing, mut there) = (Vec::new(), Vec::new(), false);
-        let mut asking = Asking::of(&self.sources, move |source, began| {
+        let first = self.first();
+        let first = move |source: &Source| first.as_ref() == Some(&source.name);
+        let mut asking = Asking::of(&self.sources, first, move |source, began| {
             self.fetch_from(source, name, path, durability, began).boxed()
         });
         while let Some((source, answer)) = asking.next().await {
@@ -269,6 +276,15 @@ impl Archive {
                  choose a target before it, or set fetch_damaged = true to recover up to the damage"
             )));
         }
+        let given = match (stored, reader.header()) {
+            (WalFileName::Segment(segment), Some(header)) => Some((segment, header.clone())),
+            _ => None,
+        };
+        if let Some((segment, header)) = &given
+            && let Err(error) = self.served.admit(&wal, *segment, header, |id| self.opened(id)).await
+        {
+            return Ok(Found::Unusable(error));
+        }
         let creates = match name {
             WalFileName::Segment(segment) => {
                 creates::by_segment(self, &wal, segment, reader.header(), fork).await?
@@ -287,6 +303,9 @@ impl Archive {
             Err(error) => return Ok(Found::Unusable(error.into())),
         };
         landing::blocking(move || landing.finish(durability)).await?;
+        if let Some((segment, header)) = &given {
+            self.served.note(wal.repository().id(), *segment, header, &self.origin);
+        }
         // What is inherited is no sign of the lineage itself.
         if let WalFileName::Segment(segment) = stored
             && !wal.inherits(segment)
@@ -299,6 +318,23 @@ impl Archive {
             self.origin.seen(wal.repository().id(), newest);
         }
         Ok(Found::Landed(size, creates))
+    }
+
+    /// What the configuration calls the repository that is asked first, if one is.
+    fn first(&self) -> Option<String> {
+        self.served.begin(&self.origin);
+        let id = self.served.first()?;
+        Some(self.opened(id).0)
+    }
+
+    /// What the configuration calls a repository, and its archive, if it is open.
+    fn opened(&self, id: RepositoryId) -> (String, Option<WalArchive>) {
+        let open = |source: &Source| lock(&source.open).clone().filter(|wal| wal.repository().id() == id);
+        let found = self.sources.iter().find_map(|source| Some((source.name.clone(), open(source)?)));
+        match found {
+            Some((name, wal)) => (name, Some(wal)),
+            None => (self.origin.name_of(id).unwrap_or_else(|| id.to_string()), None),
+        }
     }
 
     /// The WAL of this cluster in a repository: its descriptor was read, its lineage fits the data directory, and both are
@@ -380,7 +416,7 @@ impl Archive {
             let found = async move { self.history_in(&self.open(source).await?, timeline).await };
             found.boxed()
         };
-        let mut asking = Asking::of(&self.sources, ask);
+        let mut asking = Asking::of(&self.sources, |_| false, ask);
         while let Some((source, found)) = asking.next().await {
             match found {
                 Ok(Some(history)) => return Ok(Some(history)),

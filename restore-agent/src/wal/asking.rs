@@ -38,14 +38,16 @@ pub(crate) struct Asking<'a, T> {
 }
 
 impl<'a, T: 'a> Asking<'a, T> {
-    /// Asks `sources` in this order, those that were late last.
+    /// Asks `sources` in this order, but for the one that is asked `first`, and those that were late last.
     pub(crate) fn of(
         sources: &'a [Source],
+        first: impl Fn(&Source) -> bool,
         ask: impl Fn(&'a Source, Began) -> BoxFuture<'a, T> + Send + 'a,
     ) -> Self {
         let (late, prompt): (Vec<&Source>, Vec<&Source>) =
             sources.iter().partition(|source| source.is_late());
-        let waiting = prompt.into_iter().chain(late).collect();
+        let (first, prompt): (Vec<&Source>, Vec<&Source>) = prompt.into_iter().partition(|one| first(one));
+        let waiting = first.into_iter().chain(prompt).chain(late).collect();
         Self {
             ask: Box::new(ask),
             waiting,

@@ -18,6 +18,7 @@
 //! | [`prefetch`] | fetching that ahead |
 //! | [`spool`] | where it waits |
 //! | [`note`] | the target that `restore` leaves there |
+//! | [`served`] | from which repository recovery has its WAL |
 //! | [`serve`] | the socket of `restore-fetch` |
 //! | [`life`] | when a prefetcher ends |
 //! | [`session`] | the command `prefetch` |
@@ -42,5 +43,6 @@ pub(crate) mod prefetch;
 pub(crate) mod prove;
 pub(crate) mod route;
 pub(crate) mod serve;
+pub(crate) mod served;
 pub(crate) mod session;
 pub mod spool;

@@ -24,12 +24,15 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::{LineageId, Place, RECOVERY_ORIGIN, SegmentName, durable};
 use walpoint_repo::Lineage;
 use walpoint_repo::lineage::LineageUid;
-use walpoint_repo::object::RepositoryId;
+use walpoint_repo::object::{ContentHash, RepositoryId};
 
 use crate::wal::histories::HistoryCache;
 
 /// How often the newest segment is written down.
 const CADENCE: Duration = Duration::from_secs(1);
+
+/// So many segments behind the one that is noted, the next one is.
+const NEAR: u32 = 64;
 
 /// How often, and after what pauses, the lock is tried: a standby waits for its answer.
 const LOCK_ATTEMPTS: u32 = 20;
@@ -44,6 +47,19 @@ pub(crate) struct Origin {
     pub(crate) lineage: LineageId,
     /// Its repositories.
     pub(crate) repositories: Vec<OriginRepository>,
+    /// The repository that WAL is taken from, and a segment that it gave.
+    pub(crate) served: Option<(RepositoryId, Option<ServedSegment>)>,
+}
+
+/// A segment that was given to the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ServedSegment {
+    /// Its name.
+    pub(crate) name: SegmentName,
+    /// The hash of its content in that repository.
+    pub(crate) hash: ContentHash,
+    /// Its bytes before the zeros at the end.
+    pub(crate) content_len: u64,
 }
 
 /// A repository at the beginning of a recovery.
@@ -64,7 +80,12 @@ pub(crate) struct OriginRepository {
 impl Origin {
     /// The origin of a recovery that begins now.
     pub(crate) fn new(lineage: LineageId) -> Self {
-        Self { recovery: format!("{:032x}", rand::random::<u128>()), lineage, repositories: Vec::new() }
+        Self {
+            recovery: format!("{:032x}", rand::random::<u128>()),
+            lineage,
+            repositories: Vec::new(),
+            served: None,
+        }
     }
 
     /// Adds what a repository is, or holds it against what it was. Whether anything was added.
@@ -134,6 +155,24 @@ struct Content {
     recovery: String,
     lineage: String,
     repositories: Vec<ContentRepository>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    served: Option<ContentServed>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContentServed {
+    repository: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    segment: Option<ContentSegment>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContentSegment {
+    name: String,
+    hash: String,
+    content_len: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -159,6 +198,14 @@ impl From<&Origin> for Content {
             recovery: origin.recovery.clone(),
             lineage: origin.lineage.to_string(),
             repositories: origin.repositories.iter().map(repository).collect(),
+            served: origin.served.map(|(repository, segment)| ContentServed {
+                repository: repository.to_string(),
+                segment: segment.map(|segment| ContentSegment {
+                    name: segment.name.to_string(),
+                    hash: segment.hash.to_string(),
+                    content_len: segment.content_len,
+                }),
+            }),
         }
     }
 }
@@ -175,7 +222,23 @@ impl Content {
                 newest: known.newest.map(|newest| newest.parse()).transpose().ok()?,
             });
         }
-        Some(Origin { recovery: self.recovery, lineage: self.lineage.parse().ok()?, repositories })
+        let served = match self.served {
+            Some(served) => Some(served.parse()?),
+            None => None,
+        };
+        Some(Origin { recovery: self.recovery, lineage: self.lineage.parse().ok()?, repositories, served })
+    }
+}
+
+impl ContentServed {
+    fn parse(self) -> Option<(RepositoryId, Option<ServedSegment>)> {
+        let segment = match self.segment {
+            Some(ContentSegment { name, hash, content_len }) => {
+                Some(ServedSegment { name: name.parse().ok()?, hash: hash.parse().ok()?, content_len })
+            }
+            None => None,
+        };
+        Some((self.repository.parse().ok()?, segment))
     }
 }
 
@@ -192,6 +255,8 @@ struct State {
     origin: Option<Origin>,
     /// When the newest segments were written last.
     written: Option<Instant>,
+    /// What was noted last of the repository that gives WAL.
+    noted: Option<(RepositoryId, SegmentName)>,
 }
 
 impl OriginKeeper {
@@ -291,6 +356,47 @@ impl OriginKeeper {
         }
     }
 
+    /// The repository that WAL is taken from, and a segment that it gave, as far as an earlier process noted that.
+    pub(crate) fn served(&self) -> Option<(RepositoryId, Option<ServedSegment>)> {
+        Origin::read(self.wal()?).ok()??.served
+    }
+
+    /// Notes the repository that gave a segment: a change of it at once, what it gave now and then. A failure makes no difference
+    /// to what is given.
+    pub(crate) fn note_served(&self, id: RepositoryId, segment: ServedSegment) {
+        let Some(wal) = self.wal().filter(|_| self.server()) else { return };
+        let mut state = self.state();
+        if state.noted.is_some_and(|(known, noted)| known == id && is_near(noted, segment.name)) {
+            return;
+        }
+        let Some(recovery) = state.origin.as_ref().map(|origin| origin.recovery.clone()) else { return };
+        state.noted = Some((id, segment.name));
+        let _lock = lock(wal);
+        let written = Origin::read(wal).and_then(|read| {
+            let Some(mut read) = read.filter(|read| read.recovery == recovery) else { return Ok(()) };
+            let recent = |(known, given): (RepositoryId, Option<ServedSegment>)| {
+                known == id && given.is_some_and(|given| is_near(given.name, segment.name))
+            };
+            if read.served.is_some_and(recent) {
+                return Ok(());
+            }
+            read.served = Some((id, Some(segment)));
+            read.write(wal)
+        });
+        if let Err(error) = written {
+            tracing::debug!("the repository that gave {} is not noted: {error:#}", segment.name);
+        }
+    }
+
+    /// What the configuration called a repository.
+    pub(crate) fn name_of(&self, id: RepositoryId) -> Option<String> {
+        let of = |origin: &Origin| {
+            origin.repositories.iter().find(|known| known.id == id).map(|known| known.name.clone())
+        };
+        let known = self.state().origin.as_ref().and_then(of);
+        known.or_else(|| Origin::read(self.wal()?).ok()?.as_ref().and_then(of))
+    }
+
     /// Whether nothing is known yet of what a repository holds.
     pub(crate) fn is_new(&self, id: RepositoryId) -> bool {
         let state = self.state();
@@ -322,6 +428,13 @@ impl OriginKeeper {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether one segment lies so close behind another that it need not be noted.
+fn is_near(noted: SegmentName, name: SegmentName) -> bool {
+    (noted.timeline, noted.log) == (name.timeline, name.log)
+        && noted.segment <= name.segment
+        && name.segment - noted.segment < NEAR
 }
 
 /// Keeps other processes from replacing the file between reading and writing. A process that hangs meanwhile holds nobody
@@ -360,6 +473,12 @@ mod tests {
         let mut origin = Origin::new("7-1".parse().unwrap());
         origin.repositories = vec![repository("a", 1, Some(2)), repository("b", 3, None)];
         origin.repositories[0].newest = Some("000000010000000000000005".parse().unwrap());
+        origin.served = Some((RepositoryId([1; 16]), None));
+        origin.write(dir.path()).unwrap();
+        assert_eq!(Origin::read(dir.path()).unwrap(), Some(origin.clone()));
+        let name = "000000010000000000000005".parse().unwrap();
+        let given = ServedSegment { name, hash: ContentHash([7; 32]), content_len: 9 };
+        origin.served = Some((RepositoryId([1; 16]), Some(given)));
         origin.write(dir.path()).unwrap();
         assert_eq!(Origin::read(dir.path()).unwrap(), Some(origin));
         durable::replace(&dir.path().join(RECOVERY_ORIGIN), b"{\"recovery\":", 0o600).unwrap();

@@ -57,6 +57,13 @@ impl<'a> Archive<'a> {
 
     /// Stores every file of WAL in a directory, or those that `wanted` takes.
     pub(crate) fn put_all(&self, directory: &Path, wanted: impl Fn(&str) -> bool) {
+        for at in 0..self.copies.len() {
+            self.put_into(at, directory, &wanted);
+        }
+    }
+
+    /// The same in one of the stores.
+    pub(crate) fn put_into(&self, at: usize, directory: &Path, wanted: impl Fn(&str) -> bool) {
         let mut paths: Vec<PathBuf> =
             std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).collect();
         paths.sort();
@@ -65,26 +72,25 @@ impl<'a> Archive<'a> {
             if let Ok(name) = name.parse::<WalFileName>()
                 && wanted(&name.to_string())
             {
-                self.put_file(&path, name);
+                self.put_file(at, &path, name);
             }
         }
         self.give();
     }
 
-    fn put_file(&self, path: &Path, name: WalFileName) {
+    fn put_file(&self, at: usize, path: &Path, name: WalFileName) {
         let content = Bytes::from(std::fs::read(path).unwrap());
-        for (_, wal) in &self.copies {
-            let stored = self.runtime.block_on(async {
-                match name {
-                    WalFileName::Segment(segment) => {
-                        let facts = walpoint_pg::wal::inspect(segment, &content).unwrap();
-                        wal.put_segment(&facts, content.clone(), WalFlags::default()).await
-                    }
-                    _ => wal.put_file(name, content.clone()).await,
+        let (_, wal) = &self.copies[at];
+        let stored = self.runtime.block_on(async {
+            match name {
+                WalFileName::Segment(segment) => {
+                    let facts = walpoint_pg::wal::inspect(segment, &content).unwrap();
+                    wal.put_segment(&facts, content.clone(), WalFlags::default()).await
                 }
-            });
-            stored.unwrap_or_else(|error| panic!("{name}: {error}"));
-        }
+                _ => wal.put_file(name, content.clone()).await,
+            }
+        });
+        stored.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 
     /// The key of a file's object.

@@ -4,6 +4,7 @@ mod answers;
 mod archive;
 mod hanging;
 mod load;
+mod mixed;
 mod origin;
 mod prefetch;
 mod promotion;

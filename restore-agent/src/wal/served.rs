@@ -1,0 +1,259 @@
+//! From which repository recovery has its WAL.
+//!
+//! Two repositories may hold two servers' WAL of one timeline, each with names and positions that fit the other's. So recovery has
+//! all of it from one, as long as that has it, and before it changes to another one, segments that both have are compared: the one
+//! that is wanted, its neighbors, then older ones, up to what was given last. What is not known is not compared. A change costs a few
+//! ranged requests; without a change none is made. Repositories that were found to agree are asked in the order of the
+//! configuration again, which is how a person wants them asked.
+//!
+//! A process that fetches one file finds in `walpoint-origin` what an earlier one gave.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
+use walpoint_base::{SegmentName, SegmentNo, SegmentSize};
+use walpoint_repo::object::{ContentHash, RepositoryId};
+use walpoint_repo::wal::WalArchive;
+use walpoint_repo::wal::header::WalHeader;
+
+use crate::wal::origin::{OriginKeeper, ServedSegment};
+
+/// So many of the segments that were given are remembered: more than are fetched ahead at the same time.
+const REMEMBERED: usize = 256;
+
+/// How many older segments are looked for in both repositories: as many as may be on their way ahead of what was given.
+const LOOKED_BACK: u64 = 16;
+
+/// How long two repositories may take to be compared. A standby waits little longer.
+const CONTENT: Duration = Duration::from_millis(1500);
+
+/// A segment that was given.
+#[derive(Clone, Copy, Debug)]
+struct Given {
+    repository: RepositoryId,
+    hash: ContentHash,
+    content_len: u64,
+    /// Not known of what an earlier process gave.
+    chain: Option<ChainFacts>,
+}
+
+/// What was given, and from where.
+#[derive(Debug, Default)]
+pub(crate) struct Served {
+    state: Mutex<State>,
+    begun: OnceLock<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The repository that gave the last one, or that the plan was made from.
+    home: Option<RepositoryId>,
+    recent: BTreeMap<SegmentName, Given>,
+    /// The newest segment of which the first repository was found to have the content of the second.
+    agreed: HashMap<(RepositoryId, RepositoryId), SegmentName>,
+}
+
+impl Served {
+    /// Takes over what the recovery began with.
+    pub(crate) fn begin(&self, origin: &OriginKeeper) {
+        self.begun.get_or_init(|| {
+            let Some((repository, segment)) = origin.served() else { return };
+            let mut state = self.state();
+            state.home = Some(repository);
+            if let Some(ServedSegment { name, hash, content_len }) = segment {
+                state.recent.insert(name, Given { repository, hash, content_len, chain: None });
+            }
+        });
+    }
+
+    /// The repository that is asked first; `None`: in the order of the configuration.
+    pub(crate) fn first(&self) -> Option<RepositoryId> {
+        let state = self.state();
+        state.home.filter(|home| !state.agreed.keys().any(|(one, _)| one == home))
+    }
+
+    /// Fails if a segment of `wal` is another server's than what was given before. `opened`: the archive in another repository, if
+    /// it is at hand, and what the configuration calls it.
+    pub(crate) async fn admit(
+        &self,
+        wal: &WalArchive,
+        name: SegmentName,
+        header: &WalHeader,
+        opened: impl Fn(RepositoryId) -> (String, Option<WalArchive>),
+    ) -> anyhow::Result<()> {
+        let (id, size) = (wal.repository().id(), wal.lineage().segment_size);
+        let Some(around) = self.around(id, name, size).filter(|_| !header.damaged) else { return Ok(()) };
+        for (other, given) in around.neighbors {
+            let (before, after) = if other < name {
+                (given.chain, Some(header.chain))
+            } else {
+                (Some(header.chain), given.chain)
+            };
+            if let (Some(before), Some(after)) = (before, after)
+                && matches!(ChainEnd::UNKNOWN.after(&before).link(&after), Link::Broken(_))
+            {
+                let what = format!("\"{name}\" and \"{other}\" do not continue each other");
+                return Err(another(&what, &opened(given.repository).0));
+            }
+        }
+        if around.continued {
+            return Ok(());
+        }
+        let (home, archive) = opened(around.home);
+        let found = match archive.filter(|_| around.home != id) {
+            Some(archive) => {
+                let compared = newest_common(wal, &archive, name, header, size);
+                tokio::time::timeout(CONTENT, compared).await.ok().flatten()
+            }
+            None => None,
+        };
+        let (compared, same, of, other) = match (found, around.last) {
+            (Some((compared, same)), _) => (compared, same, around.home, home),
+            (None, Some((last, given))) => {
+                let (other, archive) = opened(given.repository);
+                let Some(same) = same(wal, archive.as_ref(), last, &given).await else { return Ok(()) };
+                (last, same, given.repository, other)
+            }
+            (None, None) => return Ok(()),
+        };
+        if !same {
+            return Err(another(&format!("\"{compared}\" has other content"), &other));
+        }
+        self.state().agreed.insert((id, of), compared);
+        Ok(())
+    }
+
+    /// What is known around a segment that a repository has; `None` if nothing was given yet.
+    fn around(&self, id: RepositoryId, name: SegmentName, size: SegmentSize) -> Option<Around> {
+        let state = self.state();
+        let home = state.home?;
+        let number = name.number(size)?;
+        let neighbor = |number: SegmentNo| {
+            let name = number.name(name.timeline, size);
+            state.recent.get(&name).map(|given| (name, *given))
+        };
+        let before = number.0.checked_sub(1).map(SegmentNo).and_then(neighbor);
+        let elsewhere = |(_, given): &(SegmentName, Given)| given.repository != id;
+        let last = state.recent.range(..name).next_back().map(|(name, given)| (*name, *given));
+        let last = last.filter(elsewhere);
+        let continues = before.is_some_and(|(_, given)| given.repository == id);
+        let agreed = last.and_then(|(_, given)| state.agreed.get(&(id, given.repository)).copied());
+        let is_home = home == id;
+        let agrees = is_home || state.agreed.contains_key(&(id, home));
+        let back_home = is_home && last.is_none_or(|(last, _)| agreed >= Some(last));
+        Some(Around {
+            home,
+            neighbors: [before, neighbor(number.next())].into_iter().flatten().filter(elsewhere).collect(),
+            continued: back_home || continues && agrees,
+            last,
+        })
+    }
+
+    /// Remembers that a repository gave a segment.
+    pub(crate) fn note(
+        &self,
+        repository: RepositoryId,
+        name: SegmentName,
+        header: &WalHeader,
+        origin: &OriginKeeper,
+    ) {
+        let given = Given {
+            repository,
+            hash: header.hash,
+            content_len: header.content_len,
+            chain: Some(header.chain),
+        };
+        if header.damaged {
+            return;
+        }
+        let mut state = self.state();
+        state.recent.insert(name, given);
+        if state.recent.len() > REMEMBERED {
+            state.recent.pop_first();
+        }
+        let newest = state.recent.keys().next_back().is_some_and(|newest| *newest == name);
+        if !newest {
+            return;
+        }
+        state.home = Some(repository);
+        drop(state);
+        origin.note_served(
+            repository,
+            ServedSegment { name, hash: header.hash, content_len: header.content_len },
+        );
+    }
+
+    /// The state. A panic elsewhere leaves it usable: each change is a single assignment or insertion.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was given around a segment.
+struct Around {
+    /// The repository that gave the last one.
+    home: RepositoryId,
+    /// The segments before and behind it, where another repository gave them. Not across timelines: the older one may go on behind
+    /// the fork, and is fetched ahead there.
+    neighbors: Vec<(SegmentName, Given)>,
+    /// Nothing needs to be compared: the repository gave what comes before, or agrees with the one that did.
+    continued: bool,
+    /// The newest one before it, where another repository gave that.
+    last: Option<(SegmentName, Given)>,
+}
+
+/// The newest segment around `name` that two repositories have, as far as it is looked for, and whether its content is the same.
+async fn newest_common(
+    wal: &WalArchive,
+    home: &WalArchive,
+    name: SegmentName,
+    header: &WalHeader,
+    size: SegmentSize,
+) -> Option<(SegmentName, bool)> {
+    let number = name.number(size)?;
+    let there = home.header(name).await.ok()?;
+    if there.is_some_and(|there| there.hash == header.hash) {
+        return Some((name, true));
+    }
+    let older = (1..=LOOKED_BACK).map_while(|back| number.0.checked_sub(back));
+    for number in [number.next().0, number.0].into_iter().chain(older).map(SegmentNo) {
+        let name = number.name(name.timeline, size);
+        if let Some(same) = home.same_segment(wal, name).await.ok()? {
+            return Some((name, same));
+        }
+    }
+    None
+}
+
+/// Whether a repository has the content of a segment that another one gave; `None` if that cannot be found out now.
+async fn same(
+    wal: &WalArchive,
+    other: Option<&WalArchive>,
+    name: SegmentName,
+    given: &Given,
+) -> Option<bool> {
+    let header = wal.header(name).await.ok().flatten().filter(|header| !header.damaged)?;
+    if header.hash == given.hash {
+        return Some(true);
+    }
+    if header.content_len != given.content_len || given.chain.is_some_and(|chain| chain != header.chain) {
+        return Some(false);
+    }
+    // Hashes of an encrypted repository have a key of their own.
+    let keyed = |wal: &WalArchive| wal.repository().sealer().is_encrypted();
+    if !keyed(wal) && other.is_some_and(|other| !keyed(other)) {
+        return Some(false);
+    }
+    let compared = tokio::time::timeout(CONTENT, wal.same_segment(other?, name)).await;
+    compared.ok()?.ok()?
+}
+
+fn another(what: &str, other: &str) -> anyhow::Error {
+    anyhow!(
+        "it holds another server's WAL than repository {other}, from which this recovery was given what comes before: {what}. HINT: \
+         Leave only the repository of the server that you mean in the configuration"
+    )
+}

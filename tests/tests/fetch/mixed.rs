@@ -1,0 +1,118 @@
+//! Two repositories that hold two servers' WAL of one timeline: recovery gets that of one.
+
+use std::sync::Arc;
+
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::process::Output;
+use walpoint_tests::store::Store;
+use walpoint_tests::user;
+
+use crate::archive::Archive;
+use crate::target::Target;
+
+/// Production and a copy that goes its own way on the same timeline, further than production.
+struct Two {
+    production: Cluster,
+    copy: Cluster,
+    /// Of production, what both have first.
+    ours: Vec<String>,
+    /// Of the copy, behind production's last one.
+    theirs: Vec<String>,
+}
+
+fn segments(cluster: &Cluster, count: usize, rows: usize) -> Vec<String> {
+    cluster.psql("create table if not exists t (n int)");
+    let one = |_| {
+        cluster.psql(&format!("insert into t select generate_series(1, {rows})"));
+        cluster.switch_wal()
+    };
+    (0..count).map(one).collect()
+}
+
+impl Two {
+    fn start() -> Two {
+        let builder = Cluster::builder().segment_size_mb(1).conf("wal_keep_size", "64MB");
+        let mut production = builder.init();
+        production.start();
+        let mut ours = segments(&production, 3, 100);
+        let place = production.base_backup(&["-X", "stream"]);
+        let mut copy = Cluster::adopt(Arc::clone(production.dir()), production.major(), place, None);
+        copy.start();
+        ours.extend(segments(&production, 3, 100));
+        let last = ours.last().unwrap().clone();
+        let mut theirs = segments(&copy, 6, 150);
+        theirs.retain(|name| *name > last);
+        assert!(!theirs.is_empty());
+        Two { production, copy, ours, theirs }
+    }
+
+    /// The first repository has production's WAL, the second one that of both before they parted and then the copy's.
+    fn archive<'a>(&self, near: &'a Store, far: &'a Store) -> Archive<'a> {
+        let archive = Archive::create(self.production.pgdata(), &[("near", near), ("far", far)]);
+        let stored = |name: &str| self.ours.iter().any(|ours| ours == name);
+        archive.put_into(0, &self.production.wal_dir(), stored);
+        let common = |name: &str| self.ours[..3].iter().any(|ours| ours == name);
+        archive.put_into(1, &self.production.wal_dir(), common);
+        let kept = |name: &str| name > self.ours[2].as_str() && *name <= *self.theirs[0];
+        archive.put_into(1, &self.copy.wal_dir(), kept);
+        archive
+    }
+
+    fn target(&self, near: &Store, far: &Store) -> Target {
+        Target::like(self.production.pgdata())
+            .configure(|agent| agent.repository("near", near).repository("far", far))
+    }
+}
+
+#[track_caller]
+fn names_both(output: &Output, status: i32) {
+    assert_eq!(output.status, status, "{output:#?}");
+    for said in ["repository far", "repository near", "another server's WAL"] {
+        assert!(output.stderr.contains(said), "{said}: {output:#?}");
+    }
+}
+
+/// What the first repository does not have is not taken from another server's, by a prefetcher or without, in archive recovery or on a
+/// standby.
+#[test]
+fn another_servers_wal_in_another_repository_does_not_stand_in() {
+    let two = Two::start();
+    let (near, far) = (Store::local(), Store::local());
+    let archive = two.archive(&near, &far);
+    let next = &two.theirs[0];
+    let file = |name: &str| std::fs::read(two.production.wal_dir().join(name)).ok();
+    let fetches: [fn(&Target, &str) -> Output; 2] = [Target::fetch, Target::fetch_directly];
+    for fetch in fetches {
+        let target = two.target(&near, &far);
+        for name in &two.ours {
+            assert_eq!(fetch(&target, name).status, 0, "{name}");
+            assert_eq!(target.file(), file(name), "{name}");
+        }
+        names_both(&fetch(&target, next), 255);
+        let standby = two.target(&near, &far).standby();
+        for name in &two.ours {
+            assert_eq!(fetch(&standby, name).status, 0, "{name}");
+        }
+        names_both(&fetch(&standby, next), 1);
+        assert_eq!(standby.file(), None);
+    }
+    // A repository that lags behind is helped out by the one that has more of the same server.
+    let door = far.back_door();
+    let last_common = archive.key(&two.ours[2]);
+    let theirs =
+        door.list("clusters/main").into_iter().filter(|key| key.contains("/wal/") && *key > last_common);
+    theirs.for_each(|key| door.delete(&key));
+    for name in &two.ours[3..] {
+        let key = archive.key(name);
+        door.put(&key, near.back_door().get(&key).unwrap());
+    }
+    user::give_tree(far.root().unwrap());
+    near.back_door().delete(&archive.key(&two.ours[5]));
+    for fetch in fetches {
+        let target = two.target(&near, &far);
+        for name in &two.ours {
+            assert_eq!(fetch(&target, name).status, 0, "{name}");
+            assert_eq!(target.file(), file(name), "{name}");
+        }
+    }
+}
