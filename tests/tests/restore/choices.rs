@@ -360,3 +360,34 @@ fn a_repository_that_lags_behind_does_not_answer_for_the_other() {
     assert_eq!(row(&bed, &ledger, &["--target-immediate"]), 1);
     assert_eq!(row(&bed, &ledger, &["--target-name", "once"]), 2);
 }
+
+/// A list of many restore points is damaged: those that it does not hold are found all the same, and its own by their WAL.
+#[test]
+fn a_damaged_list_of_restore_points_is_in_no_ones_way() {
+    let bed = Archived::start(builder(), Store::local());
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    bed.backup();
+    ledger.append(primary);
+    primary.psql("select pg_create_restore_point('lone')");
+    ledger.append(primary);
+    bed.settle();
+    primary.psql("select count(pg_create_restore_point('point ' || n)) from generate_series(1, 50) n");
+    ledger.append(primary);
+    bed.settle();
+    let door = bed.back_door();
+    let lists: Vec<String> =
+        door.list("clusters/main").into_iter().filter(|key| key.contains("/points/batches/")).collect();
+    assert!(!lists.is_empty());
+    lists.iter().for_each(|key| door.truncate(key, 100));
+
+    let lone = plan(&bed, &["--target-name", "lone"]);
+    assert_eq!(lone["result"], "plan", "{lone:#}");
+    assert!(lone["notes"].to_string().contains("damaged list of restore points"), "{lone:#}");
+    assert_eq!(row(&bed, &ledger, &["--target-name", "lone"]), 1);
+    assert_eq!(row(&bed, &ledger, &["--target-name", "point 7"]), 2);
+    let nowhere = plan(&bed, &["--target-name", "nowhere"]);
+    assert_eq!(nowhere["reason"], "name-not-found", "{nowhere:#}");
+    let hints = nowhere["hints"].to_string();
+    assert!(hints.contains("may have held it") && hints.contains("/points/batches/"), "{nowhere:#}");
+}

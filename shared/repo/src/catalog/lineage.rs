@@ -432,6 +432,11 @@ impl LineageCatalog {
         }
     }
 
+    /// Remembers lists of restore points that cannot be read.
+    pub(super) fn damaged_points(&mut self, damaged: Vec<String>) {
+        self.facts.damaged_points = damaged;
+    }
+
     /// Takes backups for unusable because they were found damaged when they were read.
     pub(crate) fn do_without(&mut self, unreadable: &BTreeSet<BackupId>) {
         for id in unreadable {

@@ -42,7 +42,8 @@ async fn time_of(archive: &WalArchive, point: &PointRef) -> Result<Option<PgTime
 impl LineageCatalog {
     /// The restore points of one name by position, with the times of the newest.
     pub(super) async fn points_named(&mut self, name: &str) -> Result<Vec<NamedPoint>> {
-        let mut points = self.archive().points_named(name).await?;
+        let FoundPoints { mut points, damaged, .. } = self.archive().points_named(name).await?;
+        self.damaged_points(damaged.iter().map(ToString::to_string).collect());
         points.sort_by_key(|point| (point.lsn, point.timeline));
         let newest = points.split_off(points.len().saturating_sub(TOLD));
         let archive = self.archive();
@@ -73,7 +74,7 @@ impl LineageCatalog {
             let own = parts.iter().filter(|part| part.timeline == point.timeline);
             own.flat_map(|part| &part.windows).any(|w| w.from <= point.lsn && point.lsn < w.until)
         };
-        let FoundPoints { mut points, damaged } = self.archive().points().await?;
+        let FoundPoints { mut points, damaged, .. } = self.archive().points().await?;
         damaged.iter().for_each(|problem| self.add_problem(problem.to_string()));
         points.retain(reachable);
         points.sort_by_key(|point| (point.lsn, point.timeline));

@@ -222,6 +222,8 @@ pub struct Facts {
     pub doubts: BTreeMap<TimelineId, Doubt>,
     /// Timelines known from a descendant's history whose own is not stored: recovery can pass them and not end on them.
     pub without_history: BTreeSet<TimelineId>,
+    /// Lists of restore points that cannot be read, for people. Comes with the answer to [`Question::PointsNamed`].
+    pub damaged_points: Vec<String>,
     /// Timelines that a person says were abandoned: none of them is the latest.
     pub abandoned: BTreeMap<TimelineId, Abandonment>,
     answers: BTreeMap<Question, Answer>,
@@ -248,6 +250,7 @@ impl Facts {
             doubts: BTreeMap::new(),
             without_history: BTreeSet::new(),
             abandoned: BTreeMap::new(),
+            damaged_points: Vec::new(),
             answers: BTreeMap::new(),
             lost: BTreeMap::new(),
         }

@@ -95,6 +95,14 @@ impl Planner<'_> {
 
     fn hints(&self, refusal: &Refusal) -> Asking<Vec<String>> {
         let mut hints = self.remedies(refusal)?;
+        if refusal.why == Why::NameNotFound {
+            hints.extend(self.facts.damaged_points.iter().map(|damaged| {
+                format!(
+                    "A damaged list of restore points may have held it, on another timeline or where WAL is missing: {damaged}. If \
+                     its time or position is known, give that."
+                )
+            }));
+        }
         if matches!(refusal.why, Why::XidNotFound | Why::NameNotFound) && !refusal.missing.is_empty() {
             hints.push("It may be in the WAL that is missing.".to_owned());
         }

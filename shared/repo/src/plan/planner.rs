@@ -551,6 +551,11 @@ impl<'a> Planner<'a> {
             }));
         }
         notes.extend(self.points_on_other_timelines(path)?);
+        if let RecoveryTarget::Name(name) = &self.request.target {
+            notes.extend(self.facts.damaged_points.iter().map(|damaged| {
+                format!("A damaged list of restore points may hold \"{name}\" once more: {damaged}.")
+            }));
+        }
         if let Some(stop) = stop {
             notes.extend(locks::notes(stop, backup, self.request.action));
         }

@@ -209,16 +209,18 @@ impl<'a> Search<'a> {
         files: &[SegmentRange],
         name: &str,
     ) -> Result<BTreeSet<Place>> {
-        let mut places = BTreeSet::new();
-        for point in self.archive.points_named(name).await? {
-            let on_path = facts.graph.share(question.path, point.timeline, point.lsn);
-            let number = SegmentNo::of(point.lsn, facts.segment_size);
-            let range = files.iter().position(|r| r.first <= number && number <= r.last);
-            if let (true, true, Some(range)) = (on_path, point.lsn >= question.from, range) {
-                places.insert(Place { range, number });
-            }
-        }
-        Ok(places)
+        let found = self.archive.points_named(name).await?;
+        let named = found.points.iter().filter(|point| point.lsn >= question.from);
+        // The segment itself tells what is in a list that cannot be read.
+        let all = named.map(|point| (point.timeline, point.lsn)).chain(found.unread);
+        let first = SegmentNo::of(question.from, facts.segment_size);
+        let place = |(timeline, lsn): (TimelineId, Lsn)| {
+            let number = SegmentNo::of(lsn, facts.segment_size);
+            let range = files.iter().position(|r| r.first <= number && number <= r.last)?;
+            let on_path = facts.graph.share(question.path, timeline, lsn);
+            (on_path && number >= first).then_some(Place { range, number })
+        };
+        Ok(all.filter_map(place).collect())
     }
 
     /// Decodes from each place on until a record decides or none does.

@@ -52,6 +52,8 @@ pub struct FoundPoints {
     pub points: Vec<PointRef>,
     /// Each is [`RepoError::Corrupt`].
     pub damaged: Vec<RepoError>,
+    /// The timeline of each of these, and where its first restore point lies: all of them are in that segment.
+    pub unread: Vec<(TimelineId, Lsn)>,
 }
 
 impl WalArchive {
@@ -99,20 +101,21 @@ impl WalArchive {
         sealed.map_err(|e| RepoError::Internal(format!("{key} could not be sealed: {e}")))
     }
 
-    /// Every restore point of that name, on all timelines, by position. One that cannot be read may hold the name: an error.
-    pub async fn points_named(&self, name: &str) -> Result<Vec<PointRef>> {
+    /// Every restore point of that name, on all timelines, by position. What is damaged may hold more of that name.
+    pub async fn points_named(&self, name: &str) -> Result<FoundPoints> {
         let mut own = FoundPoints {
             points: self.list_points(&self.paths().points_named(name)).await?.0,
             ..Default::default()
         };
         let (_, batches) = self.list_points(&self.paths().point_batches()).await?;
         self.read_batches(batches, |point| point.name == name, &mut own).await?;
-        if let Some(damaged) = own.damaged.pop() {
-            return Err(damaged);
-        }
         own.points.sort_unstable();
-        let Some(inherited) = self.inherited() else { return Ok(own.points) };
-        Ok(inherited.add_points(own.points, Box::pin(inherited.archive().points_named(name)).await?))
+        let Some(inherited) = self.inherited() else { return Ok(own) };
+        let parents = Box::pin(inherited.archive().points_named(name)).await?;
+        own.points = inherited.add_points(own.points, parents.points);
+        own.damaged.extend(parents.damaged);
+        own.unread.extend(parents.unread);
+        Ok(own)
     }
 
     /// Every restore point, by name.
@@ -125,6 +128,7 @@ impl WalArchive {
         let parents = Box::pin(inherited.archive().points()).await?;
         own.points = inherited.add_points(own.points, parents.points);
         own.damaged.extend(parents.damaged);
+        own.unread.extend(parents.unread);
         Ok(own)
     }
 
@@ -174,12 +178,15 @@ impl WalArchive {
         };
         let mut all = stream::iter(batches).map(read).buffer_unordered(CONCURRENT);
         while let Some((read, key)) = all.try_next().await? {
-            let Some((timeline, _)) = self.paths().parse_point_batch(&key) else { continue };
+            let Some((timeline, first)) = self.paths().parse_point_batch(&key) else { continue };
             match read {
                 Some(Ok(points)) => to.points.extend(points.into_iter().filter(&wanted).map(|point| {
                     PointRef { name: point.name, timeline, lsn: point.lsn, time: Some(point.time) }
                 })),
-                Some(Err(damaged)) => to.damaged.push(damaged),
+                Some(Err(damaged)) => {
+                    to.damaged.push(damaged);
+                    to.unread.push((timeline, first));
+                }
                 None => {}
             }
         }
