@@ -4,11 +4,11 @@
 
 mod archive_bed;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use archive_bed::{Archive, Bed, register_as};
+use archive_bed::{Archive, Bed, register, register_as};
 use rustix::process::Signal;
 use walpoint_tests::agent::{Agent, Daemon};
 use walpoint_tests::cluster::Cluster;
@@ -16,7 +16,7 @@ use walpoint_tests::http_faults::{HttpProxy, Rule};
 use walpoint_tests::process::Background;
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::store::Store;
-use walpoint_tests::{testbed, wait};
+use walpoint_tests::{faults, testbed, wait};
 
 /// For a backlog to drain, on a busy machine.
 const LONG: Duration = Duration::from_secs(240);
@@ -293,6 +293,98 @@ fn two_clusters_at_full_speed_share_one_daemons_memory() {
     });
     within_bounds(&daemon, &format!("two clusters, {took:?}"));
     assert!(compare(&bed.archive(), &bed.cluster.wal_dir()) >= one.len());
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// The directory in which a repository's segments lie, once there are some.
+fn segments_of(store: &Store, some: &str) -> PathBuf {
+    let key = wait::until(LONG, &format!("{some} is stored"), || {
+        store.back_door().list("clusters").into_iter().find(|key| key.ends_with(some))
+    });
+    store.root().unwrap().join(key).parent().unwrap().to_owned()
+}
+
+/// From now on no name in that directory gets durable: the call hangs, as that of a file server that is gone does.
+fn hang(bed: &Bed, daemon: &Daemon, directory: &Path) -> Background {
+    faults::attach(bed.cluster.dir(), daemon.process.pid(), &["fsync:delay_enter=3600s"], &[directory])
+}
+
+#[track_caller]
+fn few_threads(daemon: &Daemon) {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap();
+    println!("{} threads", line.trim());
+    assert!(line.trim().parse::<u32>().unwrap() <= 40, "{line}");
+}
+
+/// A9, promise 9: a directory outside `ack` that hangs takes neither memory nor time from archiving, is named, and gets what it
+/// missed when it answers again.
+#[test]
+fn a_directory_outside_ack_that_hangs_slows_nothing_down_and_holds_a_bounded_share() {
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(16), Store::s3());
+    let far = Store::local();
+    register(&far, bed.cluster.pgdata(), bed.cluster.major());
+    bed.agent =
+        Agent::with(&bed.cluster, &bed.store).repository("far", &far).cluster_line("ack = [\"main\"]");
+    let ready = backlog(&mut bed, 96);
+    let daemon = bed.agent.daemon();
+    let usual = drain(&bed.cluster, &bed.agent.archive_command(), ready.last().unwrap());
+    let directory = segments_of(&far, ready.last().unwrap());
+    within_bounds(&daemon, "two directories that answer");
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.reload();
+    bed.cluster.wait_for("show archive_command", "false");
+    let tracer = hang(&bed, &daemon, &directory);
+    noise(&bed.cluster, 240);
+    let ready = bed.ready();
+    let took = drain(&bed.cluster, &bed.agent.archive_command(), ready.last().unwrap());
+    println!("usually {usual:?} for 96 MB, {took:?} for 240 MB");
+    // The tracer takes its time as well.
+    assert!(took < usual * 10 + Duration::from_secs(20), "{took:?} instead of {usual:?}");
+    within_bounds(&daemon, &format!("{} segments beside a directory that hangs", ready.len()));
+    few_threads(&daemon);
+    let health = || bed.agent.run(&["health"]).stderr;
+    let named = || health().lines().any(|line| line.contains("repository far") && line.contains("timed out"));
+    wait::until_true(LONG, "the one that hangs is named", named);
+    drop(tracer);
+    let other = Archive::of(&far, bed.cluster.pgdata());
+    wait::until_true(LONG, "it is caught up", || ready.iter().all(|name| other.get(name).is_some()));
+    wait::until_true(LONG, "nothing is wrong any more", || health().is_empty());
+    within_bounds(&daemon, "after it was caught up");
+    assert!(compare(&bed.archive(), &bed.cluster.wal_dir()) >= ready.len());
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// The same of one that has to acknowledge: archiving stops with a reason, holds what it held, and goes on by itself.
+#[test]
+fn a_directory_that_has_to_acknowledge_and_hangs_is_named_and_waited_for() {
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.agent = Agent::with(&bed.cluster, &bed.store)
+        .repository_line("main", "read_timeout = \"1s\"")
+        .cluster_line("push_timeout = \"25s\"");
+    let first = backlog(&mut bed, 4);
+    let daemon = bed.agent.daemon();
+    drain(&bed.cluster, &bed.agent.archive_command(), first.last().unwrap());
+    let directory = segments_of(&bed.store, first.last().unwrap());
+    let tracer = hang(&bed, &daemon, &directory);
+    noise(&bed.cluster, 64);
+    let ready = bed.ready();
+    let says = |what: &str| wait::until_true(LONG, what, || bed.cluster.log().contains(what));
+    says("repository main: a write that timed out has not returned");
+    let health = || bed.agent.run(&["health"]).stderr;
+    wait::until_true(LONG, "it is named", || health().contains("repository main: a write that timed out"));
+    within_bounds(&daemon, "a directory that hangs");
+    few_threads(&daemon);
+    assert_eq!(bed.ready().first(), ready.first(), "nothing is acknowledged");
+    drop(tracer);
+    let done = bed.cluster.wal_dir().join(format!("archive_status/{}.done", ready.last().unwrap()));
+    wait::until_true(LONG, "archiving goes on", || {
+        bed.cluster.switch_wal();
+        std::thread::sleep(Duration::from_secs(1));
+        done.exists()
+    });
+    wait::until_true(LONG, "nothing is wrong any more", || health().is_empty());
+    assert!(compare(&bed.archive(), &bed.cluster.wal_dir()) >= ready.len());
     assert_eq!(daemon.stop(), 0);
 }
 

@@ -274,7 +274,7 @@ impl Archiver {
                 limit.as_secs(),
                 match &*upload.borrow() {
                     Progress::Running(Some(problem)) => format!(": {problem}"),
-                    _ => ": the store is slow".to_owned(),
+                    _ => format!(": {}", self.uploader.waits_for()),
                 }
             )),
         }

@@ -208,8 +208,15 @@ impl Copy<'_> {
 
     /// Copies a file; `false` if there is none any more.
     async fn copy(&self, name: Handed, scratch: &Path) -> Result<bool, Trouble> {
+        // Before anything is read for it.
+        self.uploader.answers(self.target)?;
         let path = scratch.join(format!("{}.copy", name.file));
-        let copied = match self.fetch(name, &path).await {
+        let fetched = {
+            // An object is read in one piece.
+            let _room = self.uploader.room_to_read(self.from.lineage().segment_size).await;
+            self.fetch(name, &path).await
+        };
+        let copied = match fetched {
             Ok(Some(damaged)) => {
                 self.uploader.upload_to(self.target, name.file, path.clone(), damaged).await.map(|_| true)
             }

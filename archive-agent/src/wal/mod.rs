@@ -6,7 +6,7 @@
 //! | [`read`] | reading a file of `pg_wal` as one state of it |
 //! | [`check`] | whether a file is this cluster's and sound |
 //! | [`prepare`] | a file read, checked and sealed from the same bytes |
-//! | [`room`] | the memory for what is sealed |
+//! | [`room`], [`writes`] | the memory for what is sealed, and for what is being written to a repository |
 //! | [`target`] | one repository of a cluster, opened when needed |
 //! | [`presence`] | whether it is still the one that was opened |
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
@@ -61,3 +61,4 @@ pub(crate) mod stored;
 pub(crate) mod target;
 pub(crate) mod unwritten;
 pub(crate) mod upload;
+mod writes;

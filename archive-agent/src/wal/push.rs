@@ -39,18 +39,19 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);
     let deadline = tokio::time::Instant::from_std(backoff.deadline());
-    let mut last = "the store is slow".to_owned();
+    let mut last = None;
     let problem = loop {
         let attempt = uploader.upload_from(name, path.clone(), accept_damaged);
         match tokio::time::timeout_at(deadline, attempt).await {
             Ok(Ok(_)) => return Ok(()),
             // What is refused for good now may be taken in a moment, so nothing is dropped for that at once.
             Ok(Err(Trouble { text, lasting: true })) if overflow.is_none() => break text,
-            Ok(Err(Trouble { text, .. })) => last = text,
+            Ok(Err(Trouble { text, .. })) => last = Some(text),
             Err(_) => {}
         }
         if !backoff.wait().await {
-            break format!("not stored within {} s: {last}", limit.as_secs());
+            let why = last.unwrap_or_else(|| uploader.waits_for());
+            break format!("not stored within {} s: {why}", limit.as_secs());
         }
     };
     let Some(overflow) = overflow else {

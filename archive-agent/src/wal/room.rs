@@ -1,69 +1,233 @@
 //! Memory for what is sealed and not stored yet, of all clusters together.
 //!
 //! How much a segment takes is known when it is sealed. It begins with what segments took lately and takes more while there is
-//! more. What always holds: nobody waits for memory while holding some. Who finds none left gives back what it has and starts
-//! over with as much as a segment can take at the most; so everybody gets on, in the order in which they asked.
+//! more. What always holds: no upload waits for memory while it holds some. One that finds none left gives back what it has and
+//! starts over with as much as a segment can take at the most; so each gets on, in the order in which they asked.
+//!
+//! What is being stored takes its share along ([`Writes`](super::writes::Writes)): a write that hangs keeps it until it returns,
+//! whatever became of the upload. Such shares hold nothing up for ever: what a repository needs that has to acknowledge is given to
+//! one upload at a time even where nothing is left, and to others as long as they leave half of it.
 
+use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Notify;
 
 /// Bytes in all: one segment of the largest size that is one object, even if nothing in it compresses.
 pub(crate) const ROOM: usize = 32 << 20;
 
-/// What is left of them.
-static LEFT: Semaphore = Semaphore::const_new(ROOM);
+/// What is stored in repositories that do not have to acknowledge takes so much of it at the most, unless it is one file that is
+/// larger.
+const BESIDE: usize = ROOM / 2;
+
+/// What a share is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// An acknowledgement waits for it.
+    Acknowledging,
+    /// None does.
+    Beside,
+}
+
+/// Who holds how much, and who waits.
+#[derive(Debug)]
+struct Shares {
+    acknowledging: usize,
+    beside: usize,
+    /// Of writes that hang: the uploads ended without them.
+    stuck: usize,
+    waiting: BTreeMap<u64, (Purpose, usize)>,
+    /// Of the next one that waits.
+    turn: u64,
+}
+
+static SHARES: Mutex<Shares> =
+    Mutex::new(Shares { acknowledging: 0, beside: 0, stuck: 0, waiting: BTreeMap::new(), turn: 0 });
+
+/// Told whenever a share is given back, or a wait ends.
+static FREED: Notify = Notify::const_new();
+
+fn shares() -> MutexGuard<'static, Shares> {
+    SHARES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shares {
+    fn held(&mut self, purpose: Purpose) -> &mut usize {
+        match purpose {
+            Purpose::Acknowledging => &mut self.acknowledging,
+            Purpose::Beside => &mut self.beside,
+        }
+    }
+
+    fn fits(&self, bytes: usize) -> bool {
+        self.acknowledging + self.beside + self.stuck + bytes <= ROOM
+    }
+
+    /// Whether something beside would take more than its part.
+    fn exceeds(&self, purpose: Purpose, bytes: usize) -> bool {
+        purpose == Purpose::Beside && self.beside > 0 && self.beside + bytes > BESIDE
+    }
+
+    /// Whether it is the turn of one that waits, and there is room for it.
+    fn is_due(&self, turn: u64) -> bool {
+        let Some(&(purpose, bytes)) = self.waiting.get(&turn) else { return false };
+        if self.exceeds(purpose, bytes) {
+            return false;
+        }
+        let mut before = self.waiting.range(..turn).map(|(_, waits)| *waits);
+        if purpose == Purpose::Acknowledging
+            && self.acknowledging == 0
+            && before.clone().all(|(purpose, _)| purpose == Purpose::Beside)
+        {
+            return true;
+        }
+        let alone = self.acknowledging + self.beside == 0;
+        before.all(|(purpose, bytes)| self.exceeds(purpose, bytes)) && (alone || self.fits(bytes))
+    }
+
+    /// Whether a share of `held` bytes may grow by some: those that wait come first.
+    fn may_grow(&mut self, purpose: Purpose, held: usize, bytes: usize) -> bool {
+        let others = self.waiting.values().any(|(purpose, bytes)| !self.exceeds(*purpose, *bytes));
+        let alone = *self.held(purpose) == held;
+        let over = purpose == Purpose::Beside && !alone && self.beside + bytes > BESIDE;
+        !over && !others && self.fits(bytes)
+    }
+}
+
+/// A wait for a share; over when dropped.
+struct Turn(u64);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        shares().waiting.remove(&self.0);
+        FREED.notify_waiters();
+    }
+}
 
 /// A share, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Room {
-    permit: Option<SemaphorePermit<'static>>,
-    /// It never takes more.
-    most: usize,
+    purpose: Purpose,
+    held: usize,
+    /// It never takes more; `None`: it is not counted.
+    most: Option<usize>,
 }
 
 impl Room {
     /// For what takes hardly any memory: holds all that it is asked to.
-    pub(crate) fn unlimited() -> Self {
-        Self { permit: None, most: 0 }
+    pub(crate) fn unlimited(purpose: Purpose) -> Self {
+        Self { purpose, held: 0, most: None }
     }
 
     /// Waits for `bytes`, for something that takes `most` bytes at the most. Both are cut to [`ROOM`].
-    pub(crate) async fn wait_for(bytes: usize, most: usize) -> Self {
+    pub(crate) async fn wait_for(purpose: Purpose, bytes: usize, most: usize) -> Self {
         let most = most.min(ROOM);
-        // Never closed; if it were, memory would not be limited.
-        let permit = LEFT.acquire_many(permits(bytes.min(most))).await.ok();
-        Self { permit, most }
+        let bytes = bytes.min(most);
+        let turn = {
+            let mut shares = shares();
+            let turn = shares.turn;
+            shares.turn += 1;
+            shares.waiting.insert(turn, (purpose, bytes));
+            Turn(turn)
+        };
+        loop {
+            let mut freed = pin!(FREED.notified());
+            freed.as_mut().enable();
+            if shares().take(&turn, purpose, bytes) {
+                return Self { purpose, held: bytes, most: Some(most) };
+            }
+            freed.await;
+        }
+    }
+
+    /// What it is for.
+    pub(crate) fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    /// What it holds.
+    pub(super) fn held(&self) -> usize {
+        self.held
     }
 
     /// The most that it may take.
     pub(crate) fn most(&self) -> usize {
-        self.most
+        self.most.unwrap_or(0)
     }
 
     /// Makes sure that it holds `bytes`, without waiting; whether it does.
     pub(crate) fn hold(&mut self, bytes: u64) -> bool {
-        let Some(permit) = &mut self.permit else { return true };
-        let wanted = usize::try_from(bytes).unwrap_or(usize::MAX).min(self.most);
-        let missing = wanted.saturating_sub(permit.num_permits());
+        let Some(most) = self.most else { return true };
+        let wanted = usize::try_from(bytes).unwrap_or(usize::MAX).min(most);
+        let missing = wanted.saturating_sub(self.held);
         if missing == 0 {
             return true;
         }
-        let more = LEFT.try_acquire_many(permits(missing));
-        more.map(|more| permit.merge(more)).is_ok()
+        let mut shares = shares();
+        let grows = shares.may_grow(self.purpose, self.held, missing);
+        if grows {
+            *shares.held(self.purpose) += missing;
+            self.held += missing;
+        }
+        grows
     }
 
     /// Gives back all but `bytes`.
     pub(crate) fn keep(&mut self, bytes: u64) {
-        if let Some(permit) = &mut self.permit {
-            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-            drop(permit.split(permit.num_permits().saturating_sub(bytes)));
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        drop(self.split(self.held.saturating_sub(bytes)));
+    }
+
+    /// A part of it, as a share of its own: `bytes`, or as much as there is.
+    pub(super) fn split(&mut self, bytes: usize) -> Self {
+        let held = bytes.min(self.held);
+        self.held -= held;
+        Self { purpose: self.purpose, held, most: self.most }
+    }
+
+    /// The upload that it belongs to ended, and its bytes are still there.
+    pub(super) fn is_stuck(mut self) -> StuckRoom {
+        let held = std::mem::take(&mut self.held);
+        let mut shares = shares();
+        *shares.held(self.purpose) -= held;
+        shares.stuck += held;
+        drop(shares);
+        FREED.notify_waiters();
+        StuckRoom(held)
+    }
+}
+
+impl Shares {
+    fn take(&mut self, turn: &Turn, purpose: Purpose, bytes: usize) -> bool {
+        let due = self.is_due(turn.0);
+        if due {
+            self.waiting.remove(&turn.0);
+            *self.held(purpose) += bytes;
+        }
+        due
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.held > 0 {
+            *shares().held(self.purpose) -= self.held;
+            FREED.notify_waiters();
         }
     }
 }
 
-fn permits(bytes: usize) -> u32 {
-    u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX)
+/// The share of a write that hangs, given back when dropped.
+#[derive(Debug)]
+pub(super) struct StuckRoom(usize);
+
+impl Drop for StuckRoom {
+    fn drop(&mut self) {
+        shares().stuck -= self.0;
+        FREED.notify_waiters();
+    }
 }
 
 /// What the segments of a cluster took lately, in bytes for each repository.
@@ -90,6 +254,7 @@ impl Habit {
 
 #[cfg(test)]
 mod tests {
+    use super::Purpose::{Acknowledging, Beside};
     use super::*;
 
     #[test]
@@ -109,27 +274,62 @@ mod tests {
         assert_eq!(habit.expects(100), 10);
     }
 
+    const MIB: usize = 1 << 20;
+
     /// The whole of the room in one test: it is one for the process.
     #[tokio::test]
-    async fn a_share_grows_while_there_is_room_and_nobody_waits_for_ever() {
-        let mut first = Room::wait_for(4 << 20, 16 << 20).await;
-        let mut second = Room::wait_for(20 << 20, 64 << 20).await;
+    async fn a_share_grows_while_there_is_room_and_no_upload_waits_for_ever() {
+        let mut first = Room::wait_for(Acknowledging, 4 * MIB, 16 * MIB).await;
+        let mut second = Room::wait_for(Acknowledging, 20 * MIB, 64 * MIB).await;
         assert!(first.hold(1) && first.hold(12 << 20), "8 MiB were left");
         assert!(!first.hold(13 << 20) && !second.hold(21 << 20), "nothing is left");
         first.keep(1 << 20);
         assert!(second.hold(31 << 20) && !second.hold(32 << 20));
         // What takes no more than its most has it, whatever it says.
-        let mut third = Room::unlimited();
+        let mut third = Room::unlimited(Acknowledging);
         assert!(third.hold(u64::MAX));
         drop(first);
-        let waits = tokio::spawn(Room::wait_for(16 << 20, 16 << 20));
+        let waits = tokio::spawn(Room::wait_for(Acknowledging, 16 * MIB, 16 * MIB));
         tokio::task::yield_now().await;
-        // Who waits comes first.
+        // Those that wait come first.
         assert!(!second.hold(32 << 20));
         drop(second);
         let mut fourth = waits.await.unwrap();
         assert!(fourth.hold(u64::MAX));
         drop(fourth);
-        assert_eq!(Room::wait_for(usize::MAX, usize::MAX).await.permit.unwrap().num_permits(), ROOM);
+        let all = Room::wait_for(Acknowledging, usize::MAX, usize::MAX).await;
+        assert_eq!(all.held, ROOM);
+        drop(all);
+        hangs_beside().await;
+        assert_eq!(
+            {
+                let s = shares();
+                (s.acknowledging, s.beside, s.stuck, s.waiting.len())
+            },
+            (0, 0, 0, 0)
+        );
+    }
+
+    /// A repository that does not have to acknowledge leaves room for those that have to, and what hangs leaves it to one at a
+    /// time.
+    async fn hangs_beside() {
+        let mut beside = Room::wait_for(Beside, 10 * MIB, 16 * MIB).await;
+        let second = tokio::spawn(Room::wait_for(Beside, 10 * MIB, 16 * MIB));
+        tokio::task::yield_now().await;
+        assert!(!second.is_finished(), "it has its part");
+        let own = Room::wait_for(Acknowledging, 22 * MIB, 32 * MIB).await;
+        let written = beside.split(6 * MIB).is_stuck();
+        drop(beside);
+        let more = tokio::spawn(Room::wait_for(Acknowledging, 20 * MIB, 32 * MIB));
+        tokio::task::yield_now().await;
+        assert!(!more.is_finished(), "there are 4 MiB");
+        drop(own);
+        let second = second.await.unwrap();
+        let more = more.await.unwrap();
+        drop(second);
+        drop(more);
+        let third = Room::wait_for(Acknowledging, 32 * MIB, 32 * MIB).await;
+        assert_eq!(third.held, ROOM, "what hangs holds none up that is alone");
+        drop((third, written));
     }
 }

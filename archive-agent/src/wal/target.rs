@@ -28,6 +28,7 @@ use super::identity::SplitBrain;
 use super::known::Known;
 use super::lineage;
 use super::presence::Presence;
+use super::writes::Writes;
 use crate::binding;
 
 /// Names kept for the index, at the most.
@@ -108,6 +109,12 @@ pub(crate) enum TargetError {
         /// What it could hold.
         lines: Vec<String>,
     },
+    /// A write that was abandoned is still under way.
+    #[error(
+        "a write that timed out has not returned, so nothing more is stored there until it does; HINT: its filesystem hangs, or the \
+         network to it: look at the mount and its server, or at the disk"
+    )]
+    Hangs,
     /// The data directory does not say who the server is.
     #[error("{0}")]
     Server(String),
@@ -130,7 +137,11 @@ impl From<SplitBrain> for TargetError {
 impl TargetError {
     /// Whether trying again soon may help.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Repository(error) if error.is_transient())
+        match self {
+            Self::Repository(error) => error.is_transient(),
+            Self::Hangs => true,
+            _ => false,
+        }
     }
 }
 
@@ -146,6 +157,8 @@ pub(crate) struct Target {
     pub(crate) acknowledges: bool,
     opened: Mutex<Option<Opened>>,
     pub(super) presence: Presence,
+    /// What is being stored there.
+    pub(super) writes: Writes,
     /// Whole segments that were stored and not taken by the index yet, with what it keeps of those stored anew.
     stored: std::sync::Mutex<VecDeque<Noted>>,
     stored_more: Notify,
@@ -215,6 +228,7 @@ impl Target {
             acknowledges,
             opened: Mutex::default(),
             presence: Presence::default(),
+            writes: Writes::default(),
             stored: std::sync::Mutex::default(),
             stored_more: Notify::new(),
             resting: std::sync::Mutex::default(),
@@ -268,8 +282,16 @@ impl Target {
         }
     }
 
+    /// Refuses to begin anything where a write hangs.
+    pub(super) fn answers(&self) -> Result<(), TargetError> {
+        if self.writes.hang() { Err(TargetError::Hangs) } else { Ok(()) }
+    }
+
     /// Whether it is left out at the moment.
     pub(crate) fn rests(&self) -> bool {
+        if self.writes.hang() {
+            return true;
+        }
         let until = *self.resting.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| Instant::now() < until)
     }

@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use walpoint_base::chain::ChainFacts;
 use walpoint_base::socket::FileIdentity;
-use walpoint_base::{SegmentName, TimelineId, WalFileName};
+use walpoint_base::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::Identity;
 use walpoint_repo::init::error_chain;
@@ -30,7 +30,7 @@ use super::known::Incarnation;
 use super::prepare::{PrepareError, Prepared, Rules, prepare};
 use super::presence;
 use super::read::{OpenFile, ReadError};
-use super::room::{Habit, ROOM, Room};
+use super::room::{Habit, Purpose, ROOM, Room};
 use super::target::{Target, TargetError};
 use admission::{Admitted, Around, Candidate, newcomer};
 
@@ -42,6 +42,9 @@ const PATIENCE_BESIDE: Duration = Duration::from_secs(5);
 
 /// How long such a repository is left out after it failed.
 const REST_BESIDE: Duration = Duration::from_secs(60);
+
+/// A write that takes longer is worth a word.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// Why a file is not stored.
 #[derive(Debug)]
@@ -127,6 +130,21 @@ impl Uploader {
     pub(crate) async fn are_still_there(&self) -> Result<(), Trouble> {
         let required: Vec<&Target> = self.targets.iter().filter(|target| target.acknowledges).collect();
         presence::look(&required).await
+    }
+
+    /// What an upload waits for that is not done, as far as it shows: repositories that do not answer a write.
+    pub(crate) fn waits_for(&self) -> String {
+        let slow = self.targets.iter().filter(|target| target.acknowledges).filter_map(|target| {
+            let span = target.writes.oldest().filter(|span| *span >= SLOW)?;
+            Some(format!("repository {} has not answered a write for {} s", target.name(), span.as_secs()))
+        });
+        let slow: Vec<String> = slow.collect();
+        if slow.is_empty() { "the store is slow".to_owned() } else { slow.join("; ") }
+    }
+
+    /// An error if a write to a repository hangs.
+    pub(crate) fn answers(&self, target: &Target) -> Result<(), Trouble> {
+        target.answers().map_err(|error| trouble(target, &error))
     }
 
     /// PostgreSQL's data directory.
@@ -221,8 +239,7 @@ impl Uploader {
         Ok(identity)
     }
 
-    /// Makes a file that lies anywhere durable in one repository; one attempt. It takes no share of the network and the memory,
-    /// for which acknowledgements wait: so one at a time in the whole process.
+    /// Makes a file that lies anywhere durable in one repository, for which no acknowledgement waits; one attempt.
     pub(crate) async fn upload_to(
         &self,
         target: &Target,
@@ -230,10 +247,8 @@ impl Uploader {
         path: PathBuf,
         accept_damaged: bool,
     ) -> Result<FileIdentity, Trouble> {
-        static ONE: Semaphore = Semaphore::const_new(1);
-        let _one = ONE.acquire().await.map_err(Trouble::lasting)?;
         let file = self.source(name, path, accept_damaged).await?;
-        let share = Share { _transfer: None, room: Room::unlimited() };
+        let share = self.share_beside(&file).await;
         presence::during(&[target], self.store(&file, (&[target], &[]), Some(share))).await
     }
 
@@ -278,6 +293,7 @@ impl Uploader {
             self.hear(file, None, witnesses).await?;
         }
         let (unit, at_once) = self.share_of(file, targets.len());
+        let purpose = share.as_ref().map_or(Purpose::Acknowledging, |share| share.room.purpose());
         let mut stored: Option<FileIdentity> = None;
         let mut troubles: Vec<Trouble> = Vec::new();
         let (mut rest, mut judged) = (self.admit(file, targets).await?, false);
@@ -295,7 +311,7 @@ impl Uploader {
                     if error.is_damage() && all_open && accepted(file.name, &open).await? =>
                 {
                     let most = unit.saturating_mul(opened);
-                    let room = Room::wait_for(most, most).await;
+                    let room = Room::wait_for(purpose, most, most).await;
                     self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
                 }
                 prepared => prepared?,
@@ -317,7 +333,7 @@ impl Uploader {
                 self.judge(file, chain, group.iter_mut().chain(&mut rest).collect()).await?;
                 self.hear(file, chain, witnesses).await?;
             }
-            troubles.extend(self.store_in(file, group, &content, chain).await);
+            troubles.extend(self.store_in(file, group, (&content, room), chain).await);
         }
         match (stored, together(troubles)) {
             (_, Some(trouble)) => Err(trouble),
@@ -326,18 +342,32 @@ impl Uploader {
         }
     }
 
-    /// Stores a file that is prepared in some repositories; what went wrong.
+    /// Stores a file that is prepared in some repositories; what went wrong. Each write takes its part of the memory along.
     async fn store_in(
         &self,
         file: &Source,
         group: Vec<Candidate<'_>>,
-        content: &Content,
+        (content, mut room): (&Content, Room),
         chain: Option<ChainFacts>,
     ) -> Vec<Trouble> {
         let targets: Vec<&Target> = group.iter().map(|one| one.target).collect();
-        let attempts = group.into_iter().map(|one| async move {
+        let even = room.held() / group.iter().filter(|one| one.admitted.is_ok()).count().max(1);
+        let mut lend = |one: &Candidate<'_>| {
+            one.admitted.is_ok().then(|| {
+                let held = one.sealed.as_ref().and_then(|sealed| usize::try_from(sealed.held()).ok());
+                one.target.writes.begin(room.split(held.unwrap_or(even)))
+            })
+        };
+        let group: Vec<_> = group.into_iter().map(|one| (lend(&one), one)).collect();
+        drop(room);
+        let attempts = group.into_iter().map(|(loan, one)| async move {
             let Candidate { target, admitted, sealed } = one;
             let admitted = admitted?;
+            // What hangs keeps it, whatever becomes of this attempt.
+            let content = &match &loan {
+                Some(loan) => content.clone().kept_with(loan.keeper()),
+                None => content.clone(),
+            };
             // Asked for when the upload began. What is stored where another repository will be is in its way.
             target.is_still(admitted.archive.repository()).await?;
             match (file.name, sealed) {
@@ -370,11 +400,11 @@ impl Uploader {
         room: Room,
         rules: Rules,
     ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
-        let most = room.most();
+        let (purpose, most) = (room.purpose(), room.most());
         match Self::prepare_in(file, archives.clone(), room, rules).await {
             Err(PrepareError::NoRoom) => {
                 tracing::debug!(file = %file.name, "it compresses less than those before it: starting over with more memory");
-                let room = Room::wait_for(most, most).await;
+                let room = Room::wait_for(purpose, most, most).await;
                 Self::prepare_in(file, archives, room, rules).await
             }
             prepared => prepared,
@@ -418,12 +448,29 @@ impl Uploader {
     /// A share of the network, and of the memory that so many repositories need: `expected` for each, `unit` at the most.
     async fn share(&self, unit: usize, expected: usize, repositories: usize) -> Result<Share<'_>, Trouble> {
         if unit == 0 {
-            return Ok(Share { _transfer: None, room: Room::unlimited() });
+            return Ok(Share { _transfer: None, room: Room::unlimited(Purpose::Acknowledging) });
         }
         let transfer = self.transfers.acquire().await.map_err(Trouble::lasting)?;
         let all = |bytes: usize| bytes.saturating_mul(repositories);
-        let room = Room::wait_for(all(expected), all(unit)).await;
+        let room = Room::wait_for(Purpose::Acknowledging, all(expected), all(unit)).await;
         Ok(Share { _transfer: Some(transfer), room })
+    }
+
+    /// The memory to store a file in one repository for which no acknowledgement waits. Of the network it takes none of the share
+    /// for which acknowledgements do.
+    async fn share_beside(&self, file: &Source) -> Share<'_> {
+        let (unit, _) = self.share_of(file, 1);
+        let room = match unit {
+            0 => Room::unlimited(Purpose::Beside),
+            unit => Room::wait_for(Purpose::Beside, self.expected(file, unit), unit).await,
+        };
+        Share { _transfer: None, room }
+    }
+
+    /// The memory to read a file back from a repository, for which no acknowledgement waits.
+    pub(super) async fn room_to_read(&self, size: SegmentSize) -> Room {
+        let unit = SegmentSealer::room(size).clamp(1, ROOM);
+        Room::wait_for(Purpose::Beside, self.habit.expects(unit), unit).await
     }
 
     /// Stores in a repository that does not have to acknowledge. The acknowledgement waits for it only briefly, and after a
@@ -434,19 +481,14 @@ impl Uploader {
             target.miss(file.name);
             return;
         }
-        // It is not the repository's fault if there is no room: the clock starts when there is as much as it may take.
-        let (unit, _) = self.share_of(file, 1);
-        let problem = match self.share(unit, unit, 1).await {
-            Err(trouble) => trouble.text,
-            Ok(share) => {
-                let targets = [target];
-                let store = presence::during(&targets, self.store(file, (&targets, &[]), Some(share)));
-                match tokio::time::timeout(PATIENCE_BESIDE, store).await {
-                    Ok(Ok(_)) => return,
-                    Ok(Err(trouble)) => trouble.text,
-                    Err(_) => format!("no answer within {} s", PATIENCE_BESIDE.as_secs()),
-                }
-            }
+        // It is not the repository's fault if there is no room: the clock starts when there is some.
+        let share = self.share_beside(file).await;
+        let targets = [target];
+        let store = presence::during(&targets, self.store(file, (&targets, &[]), Some(share)));
+        let problem = match tokio::time::timeout(PATIENCE_BESIDE, store).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(trouble)) => trouble.text,
+            Err(_) => format!("no answer within {} s", PATIENCE_BESIDE.as_secs()),
         };
         target.rest(REST_BESIDE);
         target.miss(file.name);

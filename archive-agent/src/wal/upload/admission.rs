@@ -86,6 +86,7 @@ impl Uploader {
         let places = identity::places_of_history(&file.path, file.name, &wal);
         let (places, wal, timeline) = (places.as_slice(), wal.as_path(), file.name.timeline());
         let look = |target: &'a Target| async move {
+            target.answers()?;
             let archive = target.archive_at(&file.cluster, timeline).await?;
             target.known(archive.lineage().id, |known| known.since(file.incarnation));
             let around = (wal, self.targets.as_slice());

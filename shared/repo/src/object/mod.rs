@@ -32,7 +32,7 @@ pub use self::header::{FORMAT_VERSION, OBJECT_HEADER, ObjectHeader};
 pub use self::kind::ObjectKind;
 pub use self::reader::ObjectReader;
 pub use self::sealer::{ContentHash, MasterKey, ObjectKeys, RepositoryId, Salt, SealError, Sealer};
-pub use self::writer::{FramePlace, ObjectWriter, SealedObject};
+pub use self::writer::{FramePlace, Keeper, ObjectWriter, SealedObject};
 
 /// The most plain bytes of content that go into one object that is created with a single request.
 pub const MAX_CONTENT: usize = 32 << 20;

@@ -1,6 +1,8 @@
 //! Making an object: frames go in, bytes to be created under one key come out.
 
+use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -10,6 +12,22 @@ use super::pieces::Pieces;
 use super::sealer::{ContentHash, ObjectKeys, Salt, SealError};
 use super::{MAX_OBJECT, ObjectKind, Sealer};
 use crate::layout::Key;
+
+/// What lives as long as the bytes of an object do, such as a share of memory: a write that hangs cannot be cancelled, and keeps
+/// its bytes longer than the request that made it.
+pub type Keeper = Arc<dyn Any + Send + Sync>;
+
+/// Bytes of an object, with what has to live as long.
+struct Kept {
+    bytes: Bytes,
+    _keeper: Keeper,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// An object that is complete and not yet stored.
 #[derive(Clone)]
@@ -42,6 +60,16 @@ impl SealedObject {
 
     pub(crate) fn sealer(&self) -> &Sealer {
         &self.sealer
+    }
+
+    /// The same, with something that lives until the last of its bytes is dropped, whoever holds that then.
+    #[must_use]
+    pub fn kept_with(mut self, keeper: Option<&Keeper>) -> Self {
+        if let Some(keeper) = keeper {
+            let keep = |bytes| Bytes::from_owner(Kept { bytes, _keeper: Arc::clone(keeper) });
+            self.pieces = self.pieces.into_iter().map(keep).collect();
+        }
+        self
     }
 
     /// Its bytes in one piece, copied.

@@ -7,12 +7,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::object::Keeper;
+
 /// What a file to be archived holds. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Content {
     kind: Kind,
     /// Bytes from here on count as zero.
     valid: u64,
+    /// Lives as long as what is sealed of it.
+    keeper: Option<Keeper>,
 }
 
 #[derive(Clone, Debug)]
@@ -25,7 +29,7 @@ impl Content {
     /// A file of the length it has now. It must not change until it is stored; if it does, storing fails.
     pub fn file(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        Ok(Self { kind: Kind::File(Arc::new(file), length), valid: u64::MAX })
+        Ok(Self { kind: Kind::File(Arc::new(file), length), valid: u64::MAX, keeper: None })
     }
 
     /// Its length in bytes.
@@ -41,6 +45,18 @@ impl Content {
     pub fn with_zeros_from(mut self, valid: u64) -> Self {
         self.valid = self.valid.min(valid);
         self
+    }
+
+    /// The same, with something that lives until the last byte is dropped that is sealed of it to be stored, or was before: a write
+    /// that hangs keeps its bytes longer than the request that made it.
+    #[must_use]
+    pub fn kept_with(mut self, keeper: Keeper) -> Self {
+        self.keeper = Some(keeper);
+        self
+    }
+
+    pub(super) fn keeper(&self) -> Option<&Keeper> {
+        self.keeper.as_ref()
     }
 
     /// Whether there is nothing in it.
@@ -82,7 +98,7 @@ impl Content {
 
 impl From<Bytes> for Content {
     fn from(bytes: Bytes) -> Self {
-        Self { kind: Kind::Memory(bytes), valid: u64::MAX }
+        Self { kind: Kind::Memory(bytes), valid: u64::MAX, keeper: None }
     }
 }
 

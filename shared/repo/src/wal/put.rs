@@ -63,7 +63,7 @@ impl WalArchive {
         let SealedSegment { facts, place, header, sealed } = sealed;
         self.put_points(&facts, header.hash).await?;
         let creation = match sealed {
-            Sealed::Object(object) => self.store().create_once(&object).await?,
+            Sealed::Object(object) => self.store().create_once(&object.kept_with(content.keeper())).await?,
             Sealed::Parts(table) => {
                 let name = WalFileName::Segment(facts.name);
                 let key = match place {
@@ -233,6 +233,7 @@ impl WalArchive {
             self.store().create_once(&sealed).await?;
         }
         let sealed = self.seal_table(kind, key, meta, table).map_err(|e| failed(key, e))?;
+        let sealed = sealed.kept_with(content.keeper());
         match self.store().create_once(&sealed).await {
             // The table's hash tells nobody anything: name the contents'.
             Err(RepoError::Conflict { key, .. }) => {
@@ -306,7 +307,7 @@ fn seal(
     let mut sealing = PieceSealer::new(sealer, kind, key, range.end - range.start)?;
     let mut codec = sealer.codec();
     pieces(key, content, range, |piece| sealing.add(pack(piece, &mut codec)))?;
-    sealing.finish(meta)
+    Ok(sealing.finish(meta)?.kept_with(content.keeper()))
 }
 
 fn stored(place: Place, creation: Creation) -> Stored {

@@ -1,0 +1,129 @@
+//! What is being written to one repository, with the memory that it takes.
+//!
+//! A call into a filesystem that hangs cannot be cancelled: the upload times out, and the write keeps its bytes until it returns.
+//! What always holds: the share of memory is given back when the last byte is dropped, and while a write of an upload that ended
+//! has not returned, nothing more is written to that repository, so what hangs there does not grow.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use walpoint_repo::object::Keeper;
+
+use super::room::{Room, StuckRoom};
+
+/// The writes to one repository that have not returned.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Writes(Arc<Mutex<Under>>);
+
+#[derive(Debug, Default)]
+struct Under {
+    way: BTreeMap<u64, Write>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Write {
+    since: Instant,
+    /// Its upload ended without it.
+    stuck: bool,
+}
+
+impl Writes {
+    fn under(&self) -> MutexGuard<'_, Under> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a write that takes that share of memory.
+    pub(crate) fn begin(&self, room: Room) -> Loan {
+        let mut under = self.under();
+        let id = under.next;
+        under.next += 1;
+        under.way.insert(id, Write { since: Instant::now(), stuck: false });
+        Loan(Arc::new(Lent { id, writes: self.clone(), share: Mutex::new(Share::Held(room)) }))
+    }
+
+    /// Whether a write hangs whose upload has ended.
+    pub(crate) fn hang(&self) -> bool {
+        self.under().way.values().any(|write| write.stuck)
+    }
+
+    /// For how long the oldest one has not returned.
+    pub(crate) fn oldest(&self) -> Option<Duration> {
+        self.under().way.values().map(|write| write.since.elapsed()).max()
+    }
+}
+
+/// The memory of a write, as its upload holds it.
+#[derive(Debug)]
+pub(crate) struct Loan(Arc<Lent>);
+
+impl Loan {
+    /// For the bytes that are written.
+    pub(crate) fn keeper(&self) -> Keeper {
+        Arc::clone(&self.0) as Keeper
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        // Otherwise all is given back at once.
+        if Arc::strong_count(&self.0) > 1 {
+            self.0.is_stuck();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Lent {
+    id: u64,
+    writes: Writes,
+    share: Mutex<Share>,
+}
+
+/// Given back when dropped.
+#[derive(Debug)]
+enum Share {
+    Held(Room),
+    Stuck { _room: StuckRoom },
+    Moving,
+}
+
+impl Lent {
+    fn is_stuck(&self) {
+        if let Some(write) = self.writes.under().way.get_mut(&self.id) {
+            write.stuck = true;
+        }
+        let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
+        *share = match std::mem::replace(&mut *share, Share::Moving) {
+            Share::Held(room) => Share::Stuck { _room: room.is_stuck() },
+            other => other,
+        };
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.writes.under().way.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::room::Purpose;
+    use super::*;
+
+    #[test]
+    fn a_write_hangs_from_the_end_of_its_upload_until_its_bytes_are_dropped() {
+        let writes = Writes::default();
+        let loan = writes.begin(Room::unlimited(Purpose::Beside));
+        let bytes = loan.keeper();
+        assert!(!writes.hang() && writes.oldest().is_some());
+        drop(loan);
+        assert!(writes.hang());
+        drop(bytes);
+        assert!(!writes.hang() && writes.oldest().is_none());
+        drop(writes.begin(Room::unlimited(Purpose::Beside)));
+        assert!(!writes.hang());
+    }
+}
