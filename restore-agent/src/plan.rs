@@ -15,9 +15,11 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
-use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason};
+use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason, NumberedCondemned};
+use walpoint_repo::catalog::Catalog;
 use walpoint_repo::plan::{
-    PlanReport, Request, RestorePlan, SegmentDecoder, TablespaceDocument, Unreachable, driver, text,
+    PlanReport, Replayed, Request, RestorePlan, SegmentDecoder, TablespaceDocument, Unreachable,
+    creating_segments, driver, text,
 };
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -54,6 +56,9 @@ pub(crate) struct Planned {
     pub(crate) plan: RestorePlan,
     /// What is known to be damaged of what the backup needs, and what to do.
     pub(crate) damage: Option<String>,
+    /// The segments that create tablespaces, as the index that was read for the plan marks them; `None` if it could not be
+    /// read up to there.
+    pub(crate) creating: Option<Vec<Replayed>>,
 }
 
 /// Why there is no plan.
@@ -183,12 +188,15 @@ async fn make_from(
     request: &Request,
     decoder: &Arc<dyn SegmentDecoder>,
 ) -> Answer {
-    let repository = Repository::open(name, settings).await?;
-    let plan = match driver::prove(&repository, cluster, request, decoder, Timestamp::now()).await? {
+    let mut catalog = Catalog::open(name, settings, cluster).await?;
+    let repository = catalog.repository().clone();
+    let plan = match driver::prove_from(&mut catalog, request, decoder, Timestamp::now()).await? {
         Ok(plan) => plan,
         Err(unreachable) => return Ok(Err(unreachable)),
     };
-    let damage = match known_damage(&repository, cluster, plan.backup.id).await {
+    let known = catalog.lineages_mut().iter_mut().find(|known| known.id() == plan.lineage);
+    let known = known.ok_or_else(|| RepoError::Internal(format!("lineage {} is not known", plan.lineage)))?;
+    let damage = match known_damage(&repository, cluster, known.condemned(), plan.backup.id).await {
         Ok(damage) => damage,
         Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => Some(error.to_string()),
         // What verify found is no condition of a restore.
@@ -197,21 +205,26 @@ async fn make_from(
             None
         }
     };
-    let lineage = repository.read_lineage(cluster, plan.lineage).await?;
-    let lineage = lineage
-        .ok_or_else(|| RepoError::Internal(format!("lineage {} vanished while planning", plan.lineage)))?;
+    // The restore meets what cannot be read, and says so.
+    let creating = creating_segments(known, &plan).await.ok();
+    let lineage = known.lineage().clone();
     let files_from = repository.clone();
-    Ok(Ok(Planned { repository, files_from, cluster: cluster.clone(), lineage, plan, damage }))
+    Ok(Ok(Planned { repository, files_from, cluster: cluster.clone(), lineage, plan, damage, creating }))
 }
 
-/// What `verify` or a backup found damaged of what the backup needs, and what to do.
+/// What `verify` or a backup found damaged of what the backup needs, and what to do. `condemned`: what is condemned, if that
+/// was read for the plan.
 async fn known_damage(
     repository: &Repository,
     cluster: &ClusterName,
+    condemned: Option<&[NumberedCondemned]>,
     backup: BackupId,
 ) -> Result<Option<String>, RepoError> {
     let backups = Backups::of(repository, cluster);
-    let mut condemned = backups.condemned().await?;
+    let mut condemned = match condemned {
+        Some(condemned) => condemned.to_vec(),
+        None => backups.condemned().await?,
+    };
     condemned.retain(|one| one.condemned.reason == CondemnedReason::Damaged);
     if condemned.is_empty() {
         return Ok(None);

@@ -44,7 +44,8 @@ impl Created {
         let archive = planned.repository.wal_to_read(&planned.lineage).await?;
         let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
         let from = planned.plan.backup.id.start();
-        let records = created_tablespaces(&archive, &planned.plan, from, &decoder).await?;
+        let creating = planned.creating.as_deref();
+        let records = created_tablespaces(&archive, &planned.plan, creating, from, &decoder).await?;
         Ok(Self { locations: BTreeMap::new(), major: major.get() }.with(&records))
     }
 

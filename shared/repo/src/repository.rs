@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{ClusterName, LineageId, PgMajor, SegmentSize, SystemId, TimelineHistory, TimelineId};
 
 use crate::descriptor::{Descriptor, now};
@@ -16,6 +16,9 @@ use crate::lineage::{AckMember, Fork, Lineage, LineageDocument, LineageUid, Pare
 use crate::object::{Level, MasterKey, RepositoryId, Sealer};
 use crate::store::{Creation, Store, StoreSettings};
 use crate::wal::{Inherited, WalArchive};
+
+/// Lineages that are read at the same time.
+const AT_ONCE: usize = 8;
 
 /// A repository whose descriptor was read and fits. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -56,7 +59,11 @@ impl Repository {
     /// Opens the repository that `name` calls in the configuration: reads and checks its descriptor, and if it is encrypted
     /// takes its key from the slot that the settings, or else the environment, open.
     pub async fn open(name: &str, settings: &StoreSettings) -> Result<Self> {
-        let store = Store::open(settings).await?;
+        Self::open_in(name, settings, Store::open(settings).await?).await
+    }
+
+    /// The same in the settings' store, which is open.
+    pub(crate) async fn open_in(name: &str, settings: &StoreSettings, store: Store) -> Result<Self> {
         let descriptor = read_descriptor(&store).await?;
         Self::open_described(name, settings, store, descriptor).await
     }
@@ -194,15 +201,12 @@ impl Repository {
     pub async fn lineages(&self, cluster: &ClusterName) -> Result<Vec<Lineage>> {
         let paths = ClusterPaths::new(cluster);
         let prefix = paths.lineages();
-        let mut lineages = Vec::new();
-        let mut entries = self.store().list(&prefix, None);
-        while let Some(entry) = entries.try_next().await? {
-            let id: Option<LineageId> = entry.key.below(&prefix).and_then(|name| name.parse().ok());
-            if let Some(id) = id {
-                // One that was deleted since it was listed is no lineage.
-                lineages.extend(self.read_lineage(cluster, id).await?);
-            }
-        }
+        let entries = self.store().list_all(&prefix).await?;
+        let ids = entries.iter().filter_map(|entry| entry.key.below(&prefix)?.parse::<LineageId>().ok());
+        let reads: Vec<_> = ids.map(|id| self.read_lineage(cluster, id)).collect();
+        let read: Vec<Option<Lineage>> = stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
+        // One that was deleted since it was listed is no lineage.
+        let mut lineages: Vec<Lineage> = read.into_iter().flatten().collect();
         lineages.sort_unstable_by_key(|l| (l.created, l.id));
         Ok(lineages)
     }

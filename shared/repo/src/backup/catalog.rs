@@ -3,7 +3,7 @@
 //! A backup is finished when it has a manifest, unfinished while it has only an intent, and ended when a tombstone stands
 //! where the manifest would be. Creating that object decides between finishing and ending: only one can succeed.
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
 
@@ -24,6 +24,9 @@ const MAX_REASON: usize = 500;
 /// What is read of a manifest to see its summary: enough for most.
 const GLANCE: u64 = 32 << 10;
 
+/// Tombstones that are read at the same time.
+const AT_ONCE: usize = 16;
+
 /// The base backups of one cluster in one repository. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Backups {
@@ -43,6 +46,43 @@ pub struct Listed {
     pub progress: u32,
     /// How far it came.
     pub state: ListedState,
+}
+
+/// What a listing says about a backup before anything is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unread {
+    listed: Listed,
+    /// Whether what stands in the place of its manifest is as small as a tombstone.
+    may_be_ended: bool,
+}
+
+/// Every backup by its objects' names, oldest first.
+pub(crate) async fn list_names(store: &Store, paths: &ClusterPaths) -> Result<Vec<Unread>> {
+    let prefix = paths.backups();
+    let mut listing = store.list(&prefix, None);
+    let mut backups: Vec<Unread> = Vec::new();
+    while let Some(entry) = listing.try_next().await? {
+        let Some((id, name)) = entry.key.below(&prefix).and_then(|name| name.split_once('/')) else {
+            continue;
+        };
+        let Ok(id) = id.parse::<BackupId>() else { continue };
+        if backups.last().is_none_or(|last| last.listed.id != id) {
+            let listed = Listed { id, begun: None, progress: 0, state: ListedState::Unfinished };
+            backups.push(Unread { listed, may_be_ended: false });
+        }
+        let Some(backup) = backups.last_mut() else { continue };
+        match name {
+            "intent" => backup.listed.begun = Some(entry.modified),
+            "manifest" => {
+                backup.listed.state = ListedState::Finished(entry.modified);
+                backup.may_be_ended = entry.size <= MAX_TOMBSTONE;
+            }
+            _ if name.starts_with("progress-") => backup.listed.progress += 1,
+            _ => {}
+        }
+    }
+    backups.sort_by_key(|backup| backup.listed.id);
+    Ok(backups)
 }
 
 /// How far a backup came, as far as a listing shows.
@@ -99,40 +139,24 @@ impl Backups {
 
     /// Every backup, oldest first. One listing, and one small read for each tombstone.
     pub async fn list(&self) -> Result<Vec<Listed>> {
-        let prefix = self.paths.backups();
-        let mut listing = self.store.list(&prefix, None);
-        let mut backups: Vec<Listed> = Vec::new();
-        while let Some(entry) = listing.try_next().await? {
-            let Some((id, name)) = entry.key.below(&prefix).and_then(|name| name.split_once('/')) else {
-                continue;
-            };
-            let Ok(id) = id.parse::<BackupId>() else { continue };
-            if backups.last().is_none_or(|last| last.id != id) {
-                backups.push(Listed { id, begun: None, progress: 0, state: ListedState::Unfinished });
+        self.tell_ended(list_names(&self.store, &self.paths).await?).await
+    }
+
+    /// Tells tombstones from manifests.
+    pub(crate) async fn tell_ended(&self, unread: Vec<Unread>) -> Result<Vec<Listed>> {
+        let reads = unread.into_iter().map(|Unread { mut listed, may_be_ended }| async move {
+            if let (ListedState::Finished(stored), true) = (listed.state, may_be_ended) {
+                listed.state = match self.standing(listed.id).await {
+                    Ok(Standing::Unfinished) => ListedState::Unfinished,
+                    Ok(Standing::Ended(_)) => ListedState::Ended(stored),
+                    // Opening a damaged one fails with the reason.
+                    Ok(Standing::Finished(_)) | Err(RepoError::Corrupt { .. }) => listed.state,
+                    Err(error) => return Err(error),
+                };
             }
-            let Some(backup) = backups.last_mut() else { continue };
-            match name {
-                "intent" => backup.begun = Some(entry.modified),
-                "manifest" if entry.size > MAX_TOMBSTONE => {
-                    backup.state = ListedState::Finished(entry.modified)
-                }
-                "manifest" => {
-                    backup.state = match self.standing(id).await {
-                        Ok(Standing::Unfinished) => ListedState::Unfinished,
-                        Ok(Standing::Ended(_)) => ListedState::Ended(entry.modified),
-                        // Opening a damaged one fails with the reason.
-                        Ok(Standing::Finished(_)) | Err(RepoError::Corrupt { .. }) => {
-                            ListedState::Finished(entry.modified)
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
-                _ if name.starts_with("progress-") => backup.progress += 1,
-                _ => {}
-            }
-        }
-        backups.sort_by_key(|backup| backup.id);
-        Ok(backups)
+            Ok(listed)
+        });
+        stream::iter(reads.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await
     }
 
     /// What became of a backup. One or two small requests.

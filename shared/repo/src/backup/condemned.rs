@@ -18,10 +18,10 @@ use super::manifest::EncodeError;
 use super::wire::Malformed;
 use super::write::cannot_write;
 use crate::error::{RepoError, Result, found};
-use crate::layout::Key;
+use crate::layout::{ClusterPaths, Key};
 use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 use crate::retention::Request;
-use crate::store::Claim;
+use crate::store::{Claim, Store};
 
 /// No condemned object has more plain bytes: about 60,000 stretches of packs. What is more goes into several.
 const MAX_CONDEMNED: usize = 8 << 20;
@@ -203,16 +203,29 @@ impl CondemnedSet {
     }
 }
 
+/// The numbers of what is condemned, and when each was stored.
+pub(crate) async fn list_condemned(store: &Store, paths: &ClusterPaths) -> Result<Vec<(u64, Timestamp)>> {
+    let prefix = paths.sequence("condemned").map_err(|e| RepoError::Internal(e.to_string()))?;
+    let mut listed = Vec::new();
+    for entry in store.list_all(&prefix).await? {
+        let n = entry.key.below(&prefix).filter(|n| n.len() == 12).and_then(|n| n.parse::<u64>().ok());
+        listed.extend(n.map(|n| (n, entry.modified)));
+    }
+    listed.sort_unstable();
+    Ok(listed)
+}
+
 impl Backups {
     /// Everything that is condemned now, in the order of numbers. One listing, and a request for each.
     pub async fn condemned(&self) -> Result<Vec<NumberedCondemned>> {
-        let prefix = self.paths().sequence("condemned").map_err(|e| RepoError::Internal(e.to_string()))?;
-        let mut listed = Vec::new();
-        for entry in self.store().list_all(&prefix).await? {
-            let n = entry.key.below(&prefix).filter(|n| n.len() == 12).and_then(|n| n.parse::<u64>().ok());
-            listed.extend(n.map(|n| (n, entry.modified)));
-        }
-        listed.sort_unstable();
+        self.read_all_condemned(list_condemned(self.store(), self.paths()).await?).await
+    }
+
+    /// Reads what a listing shows.
+    pub(crate) async fn read_all_condemned(
+        &self,
+        listed: Vec<(u64, Timestamp)>,
+    ) -> Result<Vec<NumberedCondemned>> {
         let read = stream::iter(listed).map(|(n, stored)| async move {
             // Deleted since the listing: nothing of it is left to be feared.
             let condemned = self.read_condemned(n).await?;

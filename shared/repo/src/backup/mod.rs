@@ -117,6 +117,8 @@ mod write;
 
 pub use self::blocks::{BlockList, Place, Run};
 pub use self::catalog::{Backups, Listed, ListedState, Standing};
+pub(crate) use self::catalog::{Unread, list_names};
+pub(crate) use self::condemned::list_condemned;
 pub use self::condemned::{
     Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedSet, CondemnedWal,
     NumberedCondemned,

@@ -7,18 +7,40 @@
 //! The index names what was stored, and `expire` takes a segment out of it before it deletes it. So what the index names and a
 //! listing does not show is lost: behind the last segment, too, it is a hole, and not the end of the archive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::future::{join, try_join};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{SegmentNo, TimelineId};
 
 use super::runs::{Run, Runs};
 use crate::error::{RepoError, Result};
-use crate::index::gather::{self, Listed};
+use crate::index::gather::{self, Listed, Survey};
 use crate::index::{GroupSummary, SegmentEntry, TimelineIndex, first_of, group_of, last_of};
 use crate::wal::WalArchive;
 
 /// Holes that are listed again, the newest first. Older ones are believed.
 const HOLES: usize = 64;
+
+/// Holes that are listed at the same time.
+const HOLES_AT_ONCE: usize = 8;
+
+/// A listing that begins at a guess is given up when it shows more segments than two groups have.
+const AHEAD: usize = 2048;
+
+/// Groups with holes that are read at the same time.
+const GROUPS_AT_ONCE: usize = 8;
+
+/// Where on a timeline a reader expects what it needs. Wrong or missing it costs requests, and decides nothing.
+#[derive(Clone, Copy, Default)]
+pub struct Expected<'a> {
+    /// The newest segment known of: what is not indexed begins about there.
+    pub newest: Option<SegmentNo>,
+    /// Where replay begins.
+    pub start: Option<SegmentNo>,
+    /// Whether replay may end in a group.
+    pub may_stop: Option<&'a (dyn Fn(&GroupSummary) -> bool + Send + Sync)>,
+}
 
 /// The WAL of one timeline.
 #[derive(Debug)]
@@ -37,52 +59,99 @@ pub struct TimelineWal {
     runs: Runs,
     /// The parent's, and the last segment that is inherited from it.
     inherited: Option<(Box<TimelineWal>, SegmentNo)>,
+    /// What a listing showed from `surveyed` on.
+    survey: Survey,
+    surveyed: SegmentNo,
 }
 
 impl TimelineWal {
     /// Reads what is there: the index, a listing of the tail, a group for each one that has holes.
     pub async fn load(archive: &WalArchive, timeline: TimelineId) -> Result<Self> {
-        let mut index = TimelineIndex::load(archive, timeline).await?;
-        let (listed, _) =
-            gather::list(archive, timeline, index.first_unsealed(), SegmentNo(u64::MAX), usize::MAX).await?;
-        let mut runs = Runs::default();
-        let mut damaged = Vec::new();
-        for (&number, &stored) in &listed {
-            runs.insert(number, stored);
+        Self::load_near(archive, timeline, Expected::default()).await
+    }
+
+    /// The same with fewer requests that wait for one another, if what is expected is right.
+    pub async fn load_near(
+        archive: &WalArchive,
+        timeline: TimelineId,
+        expected: Expected<'_>,
+    ) -> Result<Self> {
+        let near = expected.newest.map(group_of);
+        let ahead = survey_ahead(archive, timeline, near.map(first_of));
+        let (index, ahead) = try_join(TimelineIndex::load_near(archive, timeline, near), ahead).await?;
+        let unsealed = index.first_unsealed();
+        let (surveyed, survey) = match ahead.filter(|(from, _)| *from <= unsealed) {
+            Some(ahead) => ahead,
+            None => {
+                let all = (SegmentNo(u64::MAX), usize::MAX);
+                (unsealed, gather::survey(archive, timeline, unsealed, all.0, all.1).await?)
+            }
+        };
+        let mut wal = Self {
+            archive: archive.clone(),
+            index,
+            listed: Listed::new(),
+            headers: BTreeMap::new(),
+            damaged: Vec::new(),
+            lost: Runs::default(),
+            runs: Runs::default(),
+            inherited: None,
+            survey,
+            surveyed,
+        };
+        wal.survey_what_is_newer().await?;
+        wal.listed = wal.survey.listed.range(unsealed..).map(|(number, stored)| (*number, *stored)).collect();
+        for (&number, &stored) in &wal.listed {
+            wal.runs.insert(number, stored);
         }
+        wal.note_sealed_groups().await?;
+        wal.look_into_holes().await?;
+        wal.note_open_groups();
+        wal.look_at_headers(&expected).await?;
+        wal.inherit(timeline).await?;
+        Ok(wal)
+    }
+
+    /// What the index names counts as lost only if a listing that was taken later does not show it.
+    async fn survey_what_is_newer(&mut self) -> Result<()> {
+        let named = self.index.open_groups().flat_map(|group| group.iter().map(|(number, _)| number));
+        let unlisted = named.filter(|number| !self.survey.listed.contains_key(number)).min();
+        let Some(first) = unlisted else { return Ok(()) };
+        let timeline = self.index.timeline();
+        let newer = gather::survey(&self.archive, timeline, first, SegmentNo(u64::MAX), usize::MAX).await?;
+        self.survey.listed.retain(|number, _| *number < first);
+        self.survey.incomplete.retain(|number| *number < first);
+        self.survey.listed.extend(newer.listed);
+        self.survey.incomplete.extend(newer.incomplete);
+        Ok(())
+    }
+
+    /// Takes over what directories say of the groups that are sealed, and reads those with holes.
+    async fn note_sealed_groups(&mut self) -> Result<()> {
         let mut uneven = Vec::new();
-        for (n, summary) in index.sealed() {
+        for (n, summary) in self.index.sealed() {
             if summary.is_plain_run() {
-                runs.add(Run { first: summary.first, last: summary.last, stored: summary.stored });
+                self.runs.add(Run { first: summary.first, last: summary.last, stored: summary.stored });
             } else {
                 uneven.push(n);
             }
         }
-        for n in uneven {
-            for (number, entry) in index.group(n).await?.iter() {
-                if entry.damaged {
-                    damaged.push(number);
-                } else {
-                    runs.insert(number, entry.stored);
+        let mut damaged = Vec::new();
+        for some in uneven.chunks(GROUPS_AT_ONCE) {
+            let fetched = self.index.fetch(some.iter().copied()).await?;
+            self.index.keep(fetched);
+            for n in some {
+                for (number, entry) in self.index.group(*n).await?.iter() {
+                    if entry.damaged {
+                        damaged.push(number);
+                    } else {
+                        self.runs.insert(number, entry.stored);
+                    }
                 }
             }
         }
-        let mut wal = Self {
-            archive: archive.clone(),
-            index,
-            listed,
-            headers: BTreeMap::new(),
-            damaged: Vec::new(),
-            lost: Runs::default(),
-            runs,
-            inherited: None,
-        };
-        damaged.into_iter().for_each(|number| wal.note_damaged(number));
-        wal.look_into_holes().await?;
-        wal.note_open_groups();
-        wal.look_at_headers().await?;
-        wal.inherit(timeline).await?;
-        Ok(wal)
+        damaged.into_iter().for_each(|number| self.note_damaged(number));
+        Ok(())
     }
 
     /// Adds what the lineage has in common with its parent.
@@ -120,6 +189,17 @@ impl TimelineWal {
     pub(crate) fn lose(&mut self, number: SegmentNo) {
         self.runs.remove(number);
         self.lost.insert(number, 0);
+    }
+
+    /// Takes out of `missing` what the store itself was seen to have.
+    pub(crate) fn take_seen(&self, missing: &mut BTreeSet<SegmentNo>) {
+        missing.retain(|number| *number < self.surveyed || !self.survey.listed.contains_key(number));
+    }
+
+    /// Whether there is an incomplete copy of a segment, if a listing showed that.
+    pub(crate) fn has_incomplete(&self, number: SegmentNo) -> Option<bool> {
+        let is_own = self.inherited.as_ref().is_none_or(|(_, last)| number > *last);
+        (is_own && number >= self.surveyed).then(|| self.survey.incomplete.contains(&number))
     }
 
     /// The segments that were stored and that recovery cannot have: damaged, or gone from the store.
@@ -189,14 +269,17 @@ impl TimelineWal {
         });
         let sealed = self.index.first_unsealed();
         let holes: Vec<_> = holes.filter(|(first, _)| *first < sealed).collect();
-        for (first, last) in holes.into_iter().rev().take(HOLES) {
-            let timeline = self.index.timeline();
-            let (listed, _) = gather::list(&self.archive, timeline, first, last, usize::MAX).await?;
-            for (number, stored) in listed {
-                if !self.damaged.contains(&number) && !self.listed.contains_key(&number) {
-                    self.listed.insert(number, stored);
-                    self.runs.insert(number, stored);
-                }
+        let timeline = self.index.timeline();
+        let archive = &self.archive;
+        let lists = holes.into_iter().rev().take(HOLES).map(|(first, last)| async move {
+            gather::list(archive, timeline, first, last, usize::MAX).await
+        });
+        let lists: Vec<_> =
+            stream::iter(lists.collect::<Vec<_>>()).buffered(HOLES_AT_ONCE).try_collect().await?;
+        for (number, stored) in lists.into_iter().flat_map(|(listed, _)| listed) {
+            if !self.damaged.contains(&number) && !self.listed.contains_key(&number) {
+                self.listed.insert(number, stored);
+                self.runs.insert(number, stored);
             }
         }
         Ok(())
@@ -220,12 +303,16 @@ impl TimelineWal {
         damaged.into_iter().for_each(|number| self.note_damaged(number));
     }
 
-    /// Reads the headers of listed segments that no index object has: any of them may have been stored though damaged.
-    async fn look_at_headers(&mut self) -> Result<()> {
+    /// Reads the headers of listed segments that no index object has: any of them may have been stored though damaged. At the
+    /// same time the group in which replay begins, of which only a part will be needed, and the one in which it may end.
+    async fn look_at_headers(&mut self, expected: &Expected<'_>) -> Result<()> {
         let unread = self.listed.iter().filter(|(number, _)| !self.headers.contains_key(number));
         let unread: Vec<(SegmentNo, u64)> = unread.map(|(number, stored)| (*number, *stored)).collect();
         let timeline = self.index.timeline();
-        let read = match gather::entries(&self.archive, timeline, unread.iter().copied()).await {
+        let headers = gather::entries(&self.archive, timeline, unread.iter().copied());
+        let (read, fetched) = join(headers, self.index.fetch(self.groups_on_the_way(expected))).await;
+        self.index.keep(fetched?);
+        let read = match read {
             Err(RepoError::Corrupt { .. }) => self.readable_headers(&unread).await?,
             read => read?,
         };
@@ -233,6 +320,17 @@ impl TimelineWal {
         self.headers.extend(read);
         damaged.into_iter().for_each(|number| self.note_damaged(number));
         Ok(())
+    }
+
+    fn groups_on_the_way(&self, expected: &Expected<'_>) -> BTreeSet<u64> {
+        let Some(start) = expected.start else { return BTreeSet::new() };
+        let first = group_of(start);
+        let partly = (first_of(first) < start).then_some(first);
+        let last = expected.may_stop.and_then(|may_stop| {
+            let mut behind = self.index.sealed().filter(|(n, _)| *n > first);
+            behind.find(|(_, summary)| may_stop(summary)).map(|(n, _)| n)
+        });
+        partly.into_iter().chain(last).collect()
     }
 
     /// The headers that can be read. What does without one segment's header tells of it when it needs that.
@@ -255,4 +353,15 @@ impl TimelineWal {
         self.lose(number);
         self.damaged.push(number);
     }
+}
+
+/// Lists a timeline from a guess on; nothing if there is none, or so much that most of it is sealed.
+async fn survey_ahead(
+    archive: &WalArchive,
+    timeline: TimelineId,
+    from: Option<SegmentNo>,
+) -> Result<Option<(SegmentNo, Survey)>> {
+    let Some(from) = from else { return Ok(None) };
+    let survey = gather::survey(archive, timeline, from, SegmentNo(u64::MAX), AHEAD).await?;
+    Ok((!survey.cut).then_some((from, survey)))
 }

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures_util::TryStreamExt;
-use walpoint_base::{BackupId, LineageId, PgTimestamp, SegmentName, SegmentNo, TimelineId, WalFileName};
+use futures_util::future::join_all;
+use walpoint_base::{BackupId, LineageId, PgTimestamp, SegmentName, SegmentNo, TimelineId};
 
 use super::abandoned::abandoned;
 use super::graph::TimelineGraph;
 use super::inventory::TimelineWal;
+use super::outline::Outline;
 use crate::backup::{Backups, Listed, ListedState, NumberedCondemned, Standing, Summary};
 use crate::error::{RepoError, Result};
-use crate::layout::WalEntry;
 use crate::lineage::Lineage;
 use crate::plan::{
     Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Path, Question, Search, SegmentDecoder,
@@ -25,8 +25,8 @@ use crate::wal::WalArchive;
 pub struct LineageCatalog {
     archive: WalArchive,
     backups: Backups,
-    /// What is condemned, once a backup was asked about.
-    condemned: Option<Vec<NumberedCondemned>>,
+    /// What is condemned, once a backup was asked about; nothing if that cannot be read.
+    condemned: Option<Option<Vec<NumberedCondemned>>>,
     facts: Facts,
     wal: BTreeMap<TimelineId, TimelineWal>,
     /// What retention promises, if it was told: what is missing elsewhere is gone on purpose.
@@ -40,29 +40,30 @@ pub struct LineageCatalog {
 
 impl LineageCatalog {
     /// Lists the timelines, and reads as many histories as the graph has branches.
+    #[cfg(test)]
     pub(crate) async fn load(archive: WalArchive, backups: &Backups, listed: &[Listed]) -> Result<Self> {
+        let outline = Outline::list(backups.store(), archive.paths()).await?;
+        Self::of(archive, outline, backups, listed).await
+    }
+
+    /// Of what is listed reads as many histories as the graph has branches.
+    pub(super) async fn of(
+        archive: WalArchive,
+        outline: Outline,
+        backups: &Backups,
+        listed: &[Listed],
+    ) -> Result<Self> {
         let mut problems = Vec::new();
-        let mut graph = TimelineGraph::default();
-        let mut doubts = BTreeMap::new();
         let mut without_history = BTreeSet::new();
-        let listed_histories = archive.all_histories().await?;
+        let listed_histories = archive.with_inherited_histories(outline.histories).await?;
+        let timelines = archive.with_inherited_timelines(outline.timelines).await?;
         let stored: BTreeSet<TimelineId> = listed_histories.stored.iter().copied().collect();
-        for timeline in listed_histories.stored.into_iter().rev() {
-            // A descendant's history told it already.
-            if graph.contains(timeline) {
-                continue;
-            }
-            match archive.history(timeline).await {
-                Ok(Some(history)) => graph.add(history),
-                Ok(None) => {}
-                Err(error @ RepoError::Corrupt { .. }) => {
-                    problems.push(error.to_string());
-                    doubts.insert(timeline, Doubt::Damaged(error.to_string()));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        for timeline in archive.timelines().await? {
+        let (mut graph, mut doubts) = read_histories(&archive, listed_histories.stored).await?;
+        problems.extend(doubts.values().filter_map(|doubt| match doubt {
+            Doubt::Damaged(error) => Some(error.clone()),
+            _ => None,
+        }));
+        for timeline in timelines {
             if timeline > TimelineId::FIRST && !stored.contains(&timeline) {
                 // A descendant's history tells where it comes from. Recovery to it would read its own all the same.
                 if graph.contains(timeline) {
@@ -158,7 +159,6 @@ impl LineageCatalog {
     }
 
     /// Answers a question before it is asked.
-    #[cfg(test)]
     pub(crate) fn presume(&mut self, question: Question, answer: Answer) {
         self.facts.answer(question, answer);
     }
@@ -179,7 +179,12 @@ impl LineageCatalog {
         self.wal.get(&timeline)
     }
 
-    pub(super) fn wal_mut(&mut self, timeline: TimelineId) -> Option<&mut TimelineWal> {
+    /// The backups of its cluster.
+    pub(super) fn backups(&self) -> &Backups {
+        &self.backups
+    }
+
+    pub(crate) fn wal_mut(&mut self, timeline: TimelineId) -> Option<&mut TimelineWal> {
         self.wal.get_mut(&timeline)
     }
 
@@ -229,70 +234,8 @@ impl LineageCatalog {
         }
     }
 
-    /// Whether the store itself has all these segments. Those that it has lost count as such from now on.
-    pub async fn confirm(&mut self, ranges: &[SegmentRange]) -> Result<bool> {
-        let size = self.facts.segment_size;
-        let mut complete = true;
-        for range in ranges {
-            let mut missing: BTreeSet<SegmentNo> = (range.first.0..=range.last.0).map(SegmentNo).collect();
-            self.take_inherited(range, &mut missing).await?;
-            let mut entries = self.archive.list(range.timeline, Some(range.first.name(range.timeline, size)));
-            while !missing.is_empty()
-                && let Some((entry, _)) = entries.try_next().await?
-            {
-                let number = match entry {
-                    WalEntry::File(WalFileName::Segment(name)) => name.number(size),
-                    _ => None,
-                };
-                if let Some(number) = number {
-                    missing.remove(&number);
-                }
-                if number > Some(range.last) {
-                    break;
-                }
-            }
-            drop(entries);
-            for number in missing {
-                let name = number.name(range.timeline, size);
-                // Not every store lists in the order of names: each is asked for before it counts as missing.
-                if self.archive.header(name).await?.is_none() {
-                    complete = false;
-                    self.lose(range.timeline, number);
-                }
-            }
-        }
-        Ok(complete)
-    }
-
-    /// Takes out of what is looked for what a listing of the ancestors shows.
-    async fn take_inherited(&self, range: &SegmentRange, missing: &mut BTreeSet<SegmentNo>) -> Result<()> {
-        let size = self.facts.segment_size;
-        let mut inherited = self.archive.inherited();
-        while let Some(from) = inherited {
-            inherited = from.archive().inherited();
-            let Some(last) = from.last_of(range.timeline).filter(|last| range.first <= *last) else {
-                continue;
-            };
-            let first = range.first.name(range.timeline, size);
-            let mut entries = from.archive().list(range.timeline, Some(first));
-            while let Some((entry, _)) = entries.try_next().await? {
-                let number = match entry {
-                    WalEntry::File(WalFileName::Segment(name)) => name.number(size),
-                    _ => None,
-                };
-                if number > Some(last.min(range.last)) {
-                    break;
-                }
-                if let Some(number) = number {
-                    missing.remove(&number);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Takes a segment out of what is known to be there.
-    fn lose(&mut self, timeline: TimelineId, number: SegmentNo) {
+    pub(super) fn lose(&mut self, timeline: TimelineId, number: SegmentNo) {
         let Some(wal) = self.wal.get_mut(&timeline) else { return };
         wal.lose(number);
         self.facts.lose(timeline, wal.lost().clone());
@@ -306,13 +249,14 @@ impl LineageCatalog {
     ) -> Result<Answer> {
         Ok(match question {
             Question::Wal(timeline) => {
-                let wal = TimelineWal::load(&self.archive, *timeline).await?;
-                let runs = wal.runs().clone();
-                self.facts.lose(*timeline, wal.lost().clone());
-                self.wal.insert(*timeline, wal);
-                Answer::Wal(runs)
+                let expected = self.expected(*timeline);
+                let wal = TimelineWal::load_near(&self.archive, *timeline, expected).await?;
+                self.take_wal(*timeline, wal)
             }
-            Question::Backup(id) => Answer::Backup(self.backup(*id).await?),
+            Question::Backup(id) => {
+                let standing = self.backups.standing(*id).await;
+                Answer::Backup(self.backup(standing).await?)
+            }
             Question::Stop(question) => {
                 let Some(decoder) = decoder else {
                     let what = "WAL would have to be decoded, and this program cannot".to_owned();
@@ -333,6 +277,7 @@ impl LineageCatalog {
                     Err(error) => return Err(error),
                 }
             }
+            Question::Partial(name) if self.has_incomplete(*name) == Some(false) => Answer::Partial(None),
             Question::Partial(name) => {
                 let search = Search::new(&self.archive, &mut self.wal, decoder);
                 match search.partial(*name).await {
@@ -388,8 +333,22 @@ impl LineageCatalog {
         Ok(false)
     }
 
-    async fn backup(&mut self, id: BackupId) -> Result<BackupState> {
-        let why = match self.backups.standing(id).await {
+    /// What a timeline's WAL means to a planner.
+    pub(super) fn take_wal(&mut self, timeline: TimelineId, wal: TimelineWal) -> Answer {
+        let runs = wal.runs().clone();
+        self.facts.lose(timeline, wal.lost().clone());
+        self.wal.insert(timeline, wal);
+        Answer::Wal(runs)
+    }
+
+    /// Whether there is an incomplete copy of a segment, if that was seen.
+    fn has_incomplete(&self, name: SegmentName) -> Option<bool> {
+        self.wal.get(&name.timeline)?.has_incomplete(name.number(self.facts.segment_size)?)
+    }
+
+    /// What a backup's standing means to a planner.
+    pub(super) async fn backup(&mut self, standing: Result<Standing>) -> Result<BackupState> {
+        let why = match standing {
             Ok(Standing::Finished(summary)) => {
                 let mut state = state(&summary, &self.archive);
                 if let BackupState::Complete(facts) = &mut state {
@@ -408,20 +367,35 @@ impl LineageCatalog {
         Ok(BackupState::Unusable(why.to_owned()))
     }
 
+    /// What is condemned, if it was read.
+    pub fn condemned(&self) -> Option<&[NumberedCondemned]> {
+        self.condemned.as_ref()?.as_deref()
+    }
+
+    /// Remembers what is condemned. That it cannot be read is remembered, too: it is no condition of a restore.
+    pub(super) fn take_condemned(&mut self, read: Result<Vec<NumberedCondemned>>) {
+        let condemned = match read {
+            Ok(condemned) => Some(condemned),
+            Err(error) => {
+                self.add_problem(error.to_string());
+                None
+            }
+        };
+        self.condemned = Some(condemned);
+    }
+
+    pub(super) fn is_condemned_known(&self) -> bool {
+        self.condemned.is_some()
+    }
+
     /// How many packs that a backup uses were found damaged. What cannot be found out is no condition of a restore, so it
     /// counts as none.
     async fn damaged_packs(&mut self, summary: &Summary) -> u64 {
-        if self.condemned.is_none() {
-            let condemned = match self.backups.condemned().await {
-                Ok(condemned) => condemned,
-                Err(error) => {
-                    self.add_problem(error.to_string());
-                    Vec::new()
-                }
-            };
-            self.condemned = Some(condemned);
+        if !self.is_condemned_known() {
+            let condemned = self.backups.condemned().await;
+            self.take_condemned(condemned);
         }
-        let condemned = self.condemned.as_deref().unwrap_or_default();
+        let condemned = self.condemned().unwrap_or_default();
         let uses = BTreeMap::from([(summary.id, summary.parents.clone())]);
         match self.backups.damaged_packs(&uses, condemned).await {
             Ok(found) => found.get(&summary.id).copied().unwrap_or(0),
@@ -445,6 +419,40 @@ impl LineageCatalog {
             self.facts.answer(Question::Backup(*id), Answer::Backup(why));
         }
     }
+}
+
+/// Histories that are read at the same time, at most.
+const HISTORIES_AT_ONCE: usize = 16;
+
+/// How the timelines that have a history hang together, and which histories cannot be read. As many are read as the graph has
+/// branches, and hardly more: those of the newest timelines first, and twice as many at a time as before.
+async fn read_histories(
+    archive: &WalArchive,
+    mut unread: Vec<TimelineId>,
+) -> Result<(TimelineGraph, BTreeMap<TimelineId, Doubt>)> {
+    let (mut graph, mut doubts) = (TimelineGraph::default(), BTreeMap::new());
+    let mut at_once = 1;
+    while !unread.is_empty() {
+        let some = unread.split_off(unread.len().saturating_sub(at_once));
+        let read = join_all(some.iter().map(|timeline| archive.history(*timeline))).await;
+        for (timeline, history) in some.into_iter().zip(read).rev() {
+            // A descendant's history tells it already.
+            if graph.contains(timeline) {
+                continue;
+            }
+            match history {
+                Ok(Some(history)) => graph.add(history),
+                Ok(None) => {}
+                Err(error @ RepoError::Corrupt { .. }) => {
+                    doubts.insert(timeline, Doubt::Damaged(error.to_string()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        unread.retain(|timeline| !graph.contains(*timeline));
+        at_once = (2 * at_once).min(HISTORIES_AT_ONCE);
+    }
+    Ok((graph, doubts))
 }
 
 const GIVEN_UP: &str = "was given up before it was finished";

@@ -9,19 +9,25 @@
 //! | `graph` | the timelines and how they hang together |
 //! | `runs` | sets of segments |
 //! | `inventory` | the WAL of a timeline: index and tail |
+//! | `outline` | what listings show before anything is read |
 //! | `lineage` | one lineage, and the answers to a planner's questions about it |
 //! | `abandoned` | timelines that a person says were abandoned, and when each was written to last |
+//! | `ahead` | reading at the same time what a planner will most likely ask for |
+//! | `confirm` | whether the store itself has what the index names |
 //! | `chain` | whether the segments of a path continue each other |
 //! | `points` | the named restore points that recovery can stop at |
 //! | `succession` | which backup came after which, when clocks were wrong |
 //! | [`status`], `draw` | all of it as data and for a person |
 
 mod abandoned;
+mod ahead;
 mod chain;
+mod confirm;
 mod draw;
 mod graph;
 mod inventory;
 mod lineage;
+mod outline;
 mod points;
 mod runs;
 pub mod status;
@@ -33,14 +39,16 @@ use walpoint_base::ClusterName;
 pub use abandoned::LastUse;
 pub use chain::BrokenChain;
 pub use graph::TimelineGraph;
-pub use inventory::TimelineWal;
+pub use inventory::{Expected, TimelineWal};
 pub use lineage::LineageCatalog;
 pub use runs::{Run, Runs};
 pub(crate) use succession::settle;
 
 use crate::Repository;
-use crate::backup::{Backups, Listed};
-use crate::error::Result;
+use crate::backup::Listed;
+
+/// Lineages that are read at the same time.
+const AT_ONCE: usize = 8;
 
 /// A cluster in a repository.
 #[derive(Debug)]
@@ -53,24 +61,6 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Lists what a cluster has: its lineages, their timelines, its backups. A cluster that is not there has none.
-    pub async fn load(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
-        let reader = Backups::of(repository, cluster);
-        let mut backups = reader.list().await?;
-        let mut lineages = Vec::new();
-        for lineage in repository.lineages(cluster).await? {
-            lineages.push(
-                LineageCatalog::load(repository.wal_to_read(&lineage).await?, &reader, &backups).await?,
-            );
-        }
-        let loaded = Timestamp::now();
-        // Positions of several lineages cannot be compared, and a listing does not tell which one a backup is of.
-        if let [lineage] = &lineages[..] {
-            by_position(&lineage.facts().graph, &mut backups, loaded);
-        }
-        Ok(Self { repository: repository.clone(), cluster: cluster.clone(), backups, lineages, loaded })
-    }
-
     /// The repository.
     pub fn repository(&self) -> &Repository {
         &self.repository

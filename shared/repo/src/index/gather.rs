@@ -1,6 +1,6 @@
 //! Entries from the segments themselves: a listing says which are there, their headers say what is in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{SegmentNo, TimelineId, WalFileName};
@@ -10,11 +10,22 @@ use crate::error::Result;
 use crate::layout::WalEntry;
 use crate::wal::WalArchive;
 
-/// Headers that are read at the same time.
-const PARALLEL: usize = 16;
+/// Headers that are read at the same time: as many as may be in no index object.
+const PARALLEL: usize = super::STEP;
 
 /// Segments and the bytes that each takes in the repository, parts included.
 pub type Listed = BTreeMap<SegmentNo, u64>;
+
+/// What a listing of a timeline's WAL shows.
+#[derive(Clone, Default, Debug)]
+pub struct Survey {
+    /// The segments.
+    pub listed: Listed,
+    /// Segments of which there is an incomplete copy: a `.partial` file, or one that ended early.
+    pub incomplete: BTreeSet<SegmentNo>,
+    /// Whether the listing was ended before it was through.
+    pub cut: bool,
+}
 
 /// Lists the segments of a timeline from `first` to `last`, and says whether it stopped after `limit` of them.
 pub async fn list(
@@ -24,31 +35,45 @@ pub async fn list(
     last: SegmentNo,
     limit: usize,
 ) -> Result<(Listed, bool)> {
+    let survey = survey(archive, timeline, first, last, limit).await?;
+    Ok((survey.listed, survey.cut))
+}
+
+/// The same, and what else there is of them.
+pub async fn survey(
+    archive: &WalArchive,
+    timeline: TimelineId,
+    first: SegmentNo,
+    last: SegmentNo,
+    limit: usize,
+) -> Result<Survey> {
     let size = archive.lineage().segment_size;
-    let (mut found, mut parts) = (Listed::new(), Listed::new());
-    let mut cut = false;
+    let (mut found, mut parts) = (Survey::default(), Listed::new());
     let mut entries = archive.list(timeline, Some(first.name(timeline, size)));
     while let Some((entry, object)) = entries.try_next().await? {
         let Some(number) = entry.segment().and_then(|name| name.number(size)) else { continue };
         if number > last {
             break;
         }
-        if found.len() >= limit && !found.contains_key(&number) {
-            cut = true;
+        if found.listed.len() >= limit && !found.listed.contains_key(&number) {
+            found.cut = true;
             break;
         }
         match entry {
             WalEntry::File(WalFileName::Segment(_)) => {
-                found.insert(number, object.size);
+                found.listed.insert(number, object.size);
             }
             WalEntry::Part(_) => *parts.entry(number).or_default() += object.size,
+            WalEntry::Partial(..) | WalEntry::Ended(..) => {
+                found.incomplete.insert(number);
+            }
             _ => {}
         }
     }
-    for (number, stored) in &mut found {
+    for (number, stored) in &mut found.listed {
         *stored += parts.get(number).copied().unwrap_or_default();
     }
-    Ok((found, cut))
+    Ok(found)
 }
 
 /// Reads the headers of the segments listed. One that was deleted since is left out.

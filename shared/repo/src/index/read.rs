@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::TryStreamExt;
+use futures_util::future::try_join;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{SegmentNo, TimelineId};
 
 use super::entry::GroupSummary;
@@ -14,6 +16,18 @@ use crate::wal::WalArchive;
 
 /// Sealed groups that are kept in memory, about 130 KB each.
 const CACHED: usize = 16;
+
+/// Objects that are read at the same time.
+const AT_ONCE: usize = 8;
+
+/// A listing of groups that begins at a guess is given up when it is longer: one request.
+const AHEAD: usize = 1000;
+
+/// The groups at the end of such a listing that are read before it is known which ones are open: mostly one is.
+const NEWEST: usize = 1;
+
+/// The generations of objects of a level, by number, highest first.
+type Generations = BTreeMap<u64, Vec<u32>>;
 
 /// The index of one timeline.
 ///
@@ -36,6 +50,12 @@ pub struct TimelineIndex {
 impl TimelineIndex {
     /// Reads what is known of a timeline: two listings, and one object for each directory and each open group.
     pub async fn load(archive: &WalArchive, timeline: TimelineId) -> Result<Self> {
+        Self::load_near(archive, timeline, None).await
+    }
+
+    /// The same with fewer requests that wait for one another, if it is guessed right that no group before `near` is open.
+    /// The guess costs at most three requests, and decides nothing.
+    pub async fn load_near(archive: &WalArchive, timeline: TimelineId, near: Option<u64>) -> Result<Self> {
         let mut index = Self {
             archive: archive.clone(),
             timeline,
@@ -45,18 +65,48 @@ impl TimelineIndex {
             listed: BTreeMap::new(),
             problems: Vec::new(),
         };
-        for (n, generations) in index.generations(DIRECTORY_LEVEL, None, None).await? {
-            if let Some(directory) = index.newest_directory(n, &generations).await? {
-                index.directories.insert(n, directory);
-            }
+        let (directories, ahead) =
+            try_join(index.generations(DIRECTORY_LEVEL, None, None), index.groups_ahead(near)).await?;
+        index.note_listed(DIRECTORY_LEVEL, &directories);
+        let newest: Generations =
+            ahead.iter().flatten().rev().take(NEWEST).map(|(n, g)| (*n, g.clone())).collect();
+        let (directories, groups) =
+            try_join(index.read_directories(directories), index.read_groups(newest)).await?;
+        for (n, read) in directories {
+            index.problems.extend(read.problems);
+            index.directories.extend(read.object.map(|directory| (n, directory)));
         }
         let sealed = index.sealed_through();
-        for (n, generations) in index.generations(GROUP_LEVEL, sealed, None).await? {
-            if let Some(group) = index.newest_group(n, &generations).await? {
-                index.open.insert(n, Arc::new(group));
-            }
+        let first = sealed.map_or(0, |n| n.saturating_add(1));
+        let mut open = match ahead.filter(|_| near.is_some_and(|near| near <= first)) {
+            Some(mut ahead) => ahead.split_off(&first),
+            None => index.generations(GROUP_LEVEL, sealed, None).await?,
+        };
+        index.note_listed(GROUP_LEVEL, &open);
+        let read: BTreeMap<u64, Read<Group>> =
+            groups.into_iter().filter(|(n, _)| open.remove(n).is_some()).collect();
+        let rest = index.read_groups(open).await?;
+        for (n, read) in read.into_iter().chain(rest) {
+            index.problems.extend(read.problems);
+            index.open.extend(read.object.map(|group| (n, Arc::new(group))));
         }
         Ok(index)
+    }
+
+    /// The generations of the groups from `near` on; nothing if there is no guess, or a bad one.
+    async fn groups_ahead(&self, near: Option<u64>) -> Result<Option<Generations>> {
+        let Some(near) = near else { return Ok(None) };
+        let mut listing = self.list_generations(GROUP_LEVEL, near.checked_sub(1));
+        let (mut found, mut count) = (Generations::new(), 0);
+        while let Some((n, generation)) = listing.try_next().await? {
+            count += 1;
+            if count > AHEAD {
+                return Ok(None);
+            }
+            found.entry(n).or_default().push(generation);
+        }
+        highest_first(&mut found);
+        Ok(Some(found))
     }
 
     /// The timeline.
@@ -116,15 +166,32 @@ impl TimelineIndex {
             return Ok(Arc::new(Group::empty(self.timeline, n)));
         };
         let read = self.newest_group(n, &[summary.generation]).await?;
-        let group = Arc::new(match read {
+        self.problems.extend(read.problems);
+        let group = Arc::new(match read.object {
             Some(group) => group,
             None => self.gathered(n).await?,
         });
-        if self.cache.len() >= CACHED {
-            self.cache.pop_first();
-        }
-        self.cache.insert(n, group.clone());
+        self.keep([group.clone()]);
         Ok(group)
+    }
+
+    /// Reads sealed groups at the same time, as many as [`Self::keep`] keeps. One that cannot be read is left to
+    /// [`Self::group`].
+    pub async fn fetch(&self, groups: impl IntoIterator<Item = u64>) -> Result<Vec<Arc<Group>>> {
+        let unread = groups.into_iter().filter(|n| !self.cache.contains_key(n));
+        let unread = unread.filter_map(|n| Some((n, vec![self.summary(n)?.generation])));
+        let read = self.read_groups(unread.take(CACHED).collect()).await?;
+        Ok(read.into_iter().filter_map(|(_, read)| read.object.map(Arc::new)).collect())
+    }
+
+    /// Keeps sealed groups in memory, instead of others if they are too many.
+    pub fn keep(&mut self, groups: impl IntoIterator<Item = Arc<Group>>) {
+        for group in groups {
+            if self.cache.len() >= CACHED {
+                self.cache.pop_first();
+            }
+            self.cache.insert(group.n, group);
+        }
     }
 
     /// The generation that a directory or an open group gets next.
@@ -153,9 +220,11 @@ impl TimelineIndex {
     pub(super) async fn group_to_write(&mut self, n: u64) -> Result<Group> {
         let mut group = if self.summary(n).is_some() {
             let after = n.checked_sub(1);
-            let generations =
-                self.generations(GROUP_LEVEL, after, Some(n)).await?.remove(&n).unwrap_or_default();
-            match self.newest_group(n, &generations).await? {
+            let mut generations = self.generations(GROUP_LEVEL, after, Some(n)).await?;
+            self.note_listed(GROUP_LEVEL, &generations);
+            let read = self.newest_group(n, &generations.remove(&n).unwrap_or_default()).await?;
+            self.problems.extend(read.problems);
+            match read.object {
                 Some(group) => group,
                 None => self.gathered(n).await?,
             }
@@ -178,72 +247,112 @@ impl TimelineIndex {
     }
 
     /// The generations of each object of a level behind number `after`, up to number `last`, highest first.
-    async fn generations(
-        &mut self,
-        level: u8,
-        after: Option<u64>,
-        last: Option<u64>,
-    ) -> Result<BTreeMap<u64, Vec<u32>>> {
-        let prefix = self.archive.paths().index(self.timeline, level);
-        // '/' sorts behind '.', so every generation of `after` is passed over.
-        let start = after.map(|n| format!("{}/{n:012}/", prefix.as_str()));
-        let mut entries = self.archive.repository().store().list(&prefix, start.as_deref());
-        let mut found: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
-        while let Some(entry) = entries.try_next().await? {
-            let name = entry.key.below(&prefix).and_then(|name| name.split_once('.'));
-            let numbers = name.and_then(|(n, g)| Some((n.parse::<u64>().ok()?, g.parse().ok()?)));
-            if let Some((n, generation)) = numbers {
-                if last.is_some_and(|last| n > last) {
-                    break;
-                }
-                found.entry(n).or_default().push(generation);
+    async fn generations(&self, level: u8, after: Option<u64>, last: Option<u64>) -> Result<Generations> {
+        let mut listing = self.list_generations(level, after);
+        let mut found = Generations::new();
+        while let Some((n, generation)) = listing.try_next().await? {
+            if last.is_some_and(|last| n > last) {
+                break;
             }
+            found.entry(n).or_default().push(generation);
         }
-        for (&n, generations) in &mut found {
-            generations.sort_unstable_by(|a, b| b.cmp(a));
-            self.listed.extend(generations.first().map(|&highest| ((level, n), highest)));
-        }
+        highest_first(&mut found);
         Ok(found)
     }
 
-    async fn newest_directory(&mut self, n: u64, generations: &[u32]) -> Result<Option<Directory>> {
+    /// Number and generation of each object of a level behind number `after`.
+    fn list_generations(&self, level: u8, after: Option<u64>) -> BoxStream<'static, Result<(u64, u32)>> {
+        let prefix = self.archive.paths().index(self.timeline, level);
+        // '/' sorts behind '.', so every generation of `after` is passed over.
+        let start = after.map(|n| format!("{}/{n:012}/", prefix.as_str()));
+        let entries = self.archive.repository().store().list(&prefix, start.as_deref());
+        entries
+            .try_filter_map(move |entry| {
+                let name = entry.key.below(&prefix).and_then(|name| name.split_once('.'));
+                let numbers = name.and_then(|(n, g)| Some((n.parse::<u64>().ok()?, g.parse().ok()?)));
+                std::future::ready(Ok(numbers))
+            })
+            .boxed()
+    }
+
+    fn note_listed(&mut self, level: u8, generations: &Generations) {
+        let highest = generations.iter().filter_map(|(n, all)| Some(((level, *n), *all.first()?)));
+        self.listed.extend(highest);
+    }
+
+    async fn read_directories(&self, all: Generations) -> Result<Vec<(u64, Read<Directory>)>> {
+        let reads = all.into_iter().map(|(n, generations)| async move {
+            Ok::<_, RepoError>((n, self.newest_directory(n, &generations).await?))
+        });
+        stream::iter(reads.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await
+    }
+
+    async fn read_groups(&self, all: Generations) -> Result<Vec<(u64, Read<Group>)>> {
+        let reads = all.into_iter().map(|(n, generations)| async move {
+            Ok::<_, RepoError>((n, self.newest_group(n, &generations).await?))
+        });
+        stream::iter(reads.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await
+    }
+
+    async fn newest_directory(&self, n: u64, generations: &[u32]) -> Result<Read<Directory>> {
+        let mut all = Read::default();
         for &generation in generations {
             let key = self.archive.paths().index_object(self.timeline, DIRECTORY_LEVEL, n, generation);
             let read = self.archive.repository().store().get(&key).await.and_then(|bytes| {
                 let at = (self.timeline, n, generation);
                 Directory::open(self.archive.repository().sealer(), &key, bytes, at)
             });
-            if let Some(directory) = self.usable(read)? {
-                return Ok(Some(directory));
+            if all.takes(read)? {
+                break;
             }
         }
-        Ok(None)
+        Ok(all)
     }
 
-    async fn newest_group(&mut self, n: u64, generations: &[u32]) -> Result<Option<Group>> {
+    async fn newest_group(&self, n: u64, generations: &[u32]) -> Result<Read<Group>> {
         let size = self.archive.lineage().segment_size;
+        let mut all = Read::default();
         for &generation in generations {
             let key = self.archive.paths().index_object(self.timeline, GROUP_LEVEL, n, generation);
             let read = self.archive.repository().store().get(&key).await.and_then(|bytes| {
                 let at = (self.timeline, n, generation);
                 Group::open(self.archive.repository().sealer(), &key, bytes, at, size)
             });
-            if let Some(group) = self.usable(read)? {
-                return Ok(Some(group));
+            if all.takes(read)? {
+                break;
             }
         }
-        Ok(None)
+        Ok(all)
     }
+}
 
-    /// `None` for an object that is damaged or has vanished; any other failure is one.
-    fn usable<T>(&mut self, read: Result<T>) -> Result<Option<T>> {
+/// The newest readable generation of an object, and what is wrong with newer ones.
+#[derive(Debug)]
+struct Read<T> {
+    object: Option<T>,
+    problems: Vec<String>,
+}
+
+impl<T> Default for Read<T> {
+    fn default() -> Self {
+        Self { object: None, problems: Vec::new() }
+    }
+}
+
+impl<T> Read<T> {
+    /// Whether this generation can be used: one that is damaged or has vanished cannot. Any other failure is one.
+    fn takes(&mut self, read: Result<T>) -> Result<bool> {
         match read {
-            Ok(value) => Ok(Some(value)),
+            Ok(object) => self.object = Some(object),
             Err(error @ (RepoError::NotFound { .. } | RepoError::Corrupt { .. })) => {
                 self.problems.push(error.to_string());
-                Ok(None)
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
         }
+        Ok(self.object.is_some())
     }
+}
+
+fn highest_first(generations: &mut Generations) {
+    generations.values_mut().for_each(|all| all.sort_unstable_by(|a, b| b.cmp(a)));
 }

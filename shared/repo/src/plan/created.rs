@@ -14,7 +14,7 @@ use super::partial;
 use super::path::SegmentRange;
 use super::restore_plan::{ForkSource, RestorePlan};
 use super::stop::SegmentDecoder;
-use crate::catalog::TimelineWal;
+use crate::catalog::{LineageCatalog, TimelineWal};
 use crate::cpu;
 use crate::error::{RepoError, Result};
 use crate::index::{first_of, group_of, last_of};
@@ -26,15 +26,27 @@ pub trait TablespaceSearch: Send {
     fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Vec<CreatedTablespace>, String>;
 }
 
-/// What recovery under a plan creates, in LSN order. `from`: where replay begins.
-pub async fn created_tablespaces(
-    archive: &WalArchive,
-    plan: &RestorePlan,
-    from: Lsn,
-    decoder: &Arc<dyn SegmentDecoder>,
-) -> Result<Vec<CreatedTablespace>> {
+/// A segment that a plan replays: the place of its range in [`RestorePlan::wal`], and its number.
+pub type Replayed = (usize, SegmentNo);
+
+/// The segments that a plan replays and that hold such a record by their marks, from what was read for the plan.
+pub async fn creating_segments(lineage: &mut LineageCatalog, plan: &RestorePlan) -> Result<Vec<Replayed>> {
+    let mut creating = Vec::new();
+    for (at, range) in plan.wal.iter().enumerate() {
+        if let Some(wal) = lineage.wal_mut(range.timeline) {
+            creating.extend(marked(wal, *range).await?.into_iter().map(|number| (at, number)));
+        } else {
+            let mut wal = TimelineWal::load(lineage.archive(), range.timeline).await?;
+            creating.extend(marked(&mut wal, *range).await?.into_iter().map(|number| (at, number)));
+        }
+    }
+    Ok(creating)
+}
+
+/// The same, read for this alone.
+async fn read_creating(archive: &WalArchive, plan: &RestorePlan) -> Result<Vec<Replayed>> {
     let mut timelines: BTreeMap<TimelineId, TimelineWal> = BTreeMap::new();
-    let (mut wanted, mut needed) = (BTreeSet::new(), BTreeSet::new());
+    let mut creating = Vec::new();
     for (at, range) in plan.wal.iter().enumerate() {
         let wal = match timelines.entry(range.timeline) {
             std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
@@ -42,18 +54,34 @@ pub async fn created_tablespaces(
                 new.insert(TimelineWal::load(archive, range.timeline).await?)
             }
         };
-        for number in marked(wal, *range).await? {
-            needed.insert((at, number));
-            wanted.insert((at, number));
-            wanted.extend(before(&plan.wal, at, number));
-            wanted.extend(behind(&plan.wal, at, number));
-        }
+        creating.extend(marked(wal, *range).await?.into_iter().map(|number| (at, number)));
+    }
+    Ok(creating)
+}
+
+/// What recovery under a plan creates, in LSN order. `from`: where replay begins. `creating`: what [`creating_segments`] found;
+/// without it the index is read again.
+pub async fn created_tablespaces(
+    archive: &WalArchive,
+    plan: &RestorePlan,
+    creating: Option<&[Replayed]>,
+    from: Lsn,
+    decoder: &Arc<dyn SegmentDecoder>,
+) -> Result<Vec<CreatedTablespace>> {
+    let needed: BTreeSet<Replayed> = match creating {
+        Some(creating) => creating.iter().copied().collect(),
+        None => read_creating(archive, plan).await?.into_iter().collect(),
+    };
+    let mut wanted = needed.clone();
+    for &(at, number) in &needed {
+        wanted.extend(before(&plan.wal, at, number));
+        wanted.extend(behind(&plan.wal, at, number));
     }
     let size = archive.lineage().segment_size;
     let mut found = Vec::new();
-    let mut running: Option<((usize, SegmentNo), Box<dyn TablespaceSearch>)> = None;
+    let mut running: Option<(Replayed, Box<dyn TablespaceSearch>)> = None;
     for (at, number) in wanted {
-        let follows = |last: &(usize, SegmentNo)| behind(&plan.wal, last.0, last.1) == Some((at, number));
+        let follows = |last: &Replayed| behind(&plan.wal, last.0, last.1) == Some((at, number));
         let search = match running.take() {
             Some((last, search)) if follows(&last) => search,
             _ => decoder.tablespaces(),

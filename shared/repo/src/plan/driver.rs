@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, RecoveryTarget, SegmentSize};
 
+use super::likely::likely;
 use super::older;
 use super::planner::{Verdict, plan as plan_in};
 use super::request::Request;
@@ -29,7 +30,7 @@ pub async fn plan(
 
 /// Plans as [`plan`] does, and proves the plan: every segment that it needs is found in a listing of the store itself, not
 /// only in the index. One that was deleted without the index is a hole, and the plan is made anew.
-/// One more request for each thousand segments to replay. Does without the backups that the request names as unreadable.
+/// One more request for each 900 segments to replay. Does without the backups that the request names as unreadable.
 pub async fn prove(
     repository: &Repository,
     cluster: &ClusterName,
@@ -37,10 +38,19 @@ pub async fn prove(
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
 ) -> Result<Verdict> {
-    let mut catalog = Catalog::load(repository, cluster).await?;
+    prove_from(&mut Catalog::load(repository, cluster).await?, request, decoder, now).await
+}
+
+/// Proves a plan with a catalog that was loaded a moment ago.
+pub async fn prove_from(
+    catalog: &mut Catalog,
+    request: &Request,
+    decoder: &Arc<dyn SegmentDecoder>,
+    now: Timestamp,
+) -> Result<Verdict> {
     catalog.lineages_mut().iter_mut().for_each(|lineage| lineage.do_without(&request.unreadable));
     loop {
-        let verdict = plan_from(&mut catalog, request, decoder, now).await?;
+        let verdict = plan_from(catalog, request, decoder, now).await?;
         let Ok(plan) = &verdict else { return Ok(verdict) };
         let lineage = catalog.lineages_mut().iter_mut().find(|lineage| lineage.id() == plan.lineage);
         let confirmed = match lineage {
@@ -163,6 +173,7 @@ async fn plan_in_lineage(
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
 ) -> Result<Verdict> {
+    lineage.look_ahead(likely(lineage.facts(), request)).await;
     let plan = match lineage.ask(Some(decoder), |facts| plan_in(facts, request, now)).await? {
         Ok(plan) => plan,
         Err(mut refused) => {

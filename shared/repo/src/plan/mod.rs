@@ -19,6 +19,7 @@
 //! | [`report`], [`text`] | plans and refusals as JSON and for a person |
 //! | [`driver`] | planning against a repository |
 //! | `older` | when an older lineage may be restored than the newest |
+//! | [`mod@likely`] | what will be asked for, so that it can be read at the same time |
 //! | `partial` | what an incomplete copy of a segment holds |
 //! | [`created`] | the tablespaces that replay creates |
 //! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
@@ -30,6 +31,7 @@ mod ending;
 mod epoch;
 pub mod estimate;
 pub mod facts;
+pub mod likely;
 mod locks;
 mod minimal;
 mod nearest;
@@ -49,19 +51,20 @@ pub mod text;
 pub mod unreachable;
 pub mod windows;
 
-pub use created::{TablespaceSearch, created_tablespaces};
+pub use created::{Replayed, TablespaceSearch, created_tablespaces, creating_segments};
 pub use estimate::{Estimate, Rates};
 pub use facts::{
     Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint, Question,
     StopQuestion,
 };
+pub use likely::{Likely, likely};
 pub(crate) use path::Path;
 pub use path::SegmentRange;
 pub use planner::{Verdict, plan};
 pub use report::{PlanReport, TablespaceDocument};
 pub use request::{Request, TargetAction};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan};
-pub(crate) use search::Search;
+pub(crate) use search::{Search, group_may};
 pub use settings::{Setting, Signal, quote};
 pub use stop::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
 pub use unreachable::{LineageMoment, Moment, Unreachable, Why, Youngest};

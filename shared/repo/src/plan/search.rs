@@ -209,10 +209,18 @@ impl<'a> Search<'a> {
         files: &[SegmentRange],
         name: &str,
     ) -> Result<BTreeSet<Place>> {
-        let found = self.archive.points_named(name).await?;
-        let named = found.points.iter().filter(|point| point.lsn >= question.from);
-        // The segment itself tells what is in a list that cannot be read.
-        let all = named.map(|point| (point.timeline, point.lsn)).chain(found.unread);
+        let all: Vec<(TimelineId, Lsn)> = match facts.points_named(name) {
+            Ok(known) if facts.damaged_points.is_empty() => {
+                let known = known.iter().filter(|point| point.lsn >= question.from);
+                known.map(|point| (point.timeline, point.lsn)).collect()
+            }
+            _ => {
+                let found = self.archive.points_named(name).await?;
+                let named = found.points.iter().filter(|point| point.lsn >= question.from);
+                // The segment itself tells what is in a list that cannot be read.
+                named.map(|point| (point.timeline, point.lsn)).chain(found.unread).collect()
+            }
+        };
         let first = SegmentNo::of(question.from, facts.segment_size);
         let place = |(timeline, lsn): (TimelineId, Lsn)| {
             let number = SegmentNo::of(lsn, facts.segment_size);
@@ -220,7 +228,7 @@ impl<'a> Search<'a> {
             let on_path = facts.graph.share(question.path, timeline, lsn);
             (on_path && number >= first).then_some(Place { range, number })
         };
-        Ok(all.filter_map(place).collect())
+        Ok(all.into_iter().filter_map(place).collect())
     }
 
     /// Decodes from each place on until a record decides or none does.
@@ -371,7 +379,7 @@ fn is_within(summary: &GroupSummary, first: SegmentNo, last: SegmentNo) -> bool 
 }
 
 /// Whether a record of the group may decide, as far as its summary shows: the one aside that goes on in the next group.
-fn group_may(rule: &StopRule, summary: &GroupSummary) -> bool {
+pub(crate) fn group_may(rule: &StopRule, summary: &GroupSummary) -> bool {
     let Untold { points, xids, unknown } = summary.untold;
     let untold = match rule {
         StopRule::Time { .. } => unknown > 0,

@@ -131,19 +131,19 @@ impl WalArchive {
 
     /// The timelines that have WAL here, sorted. One whose WAL is all gone may still be named on a filesystem.
     pub async fn timelines(&self) -> Result<Vec<TimelineId>> {
-        let names = self.store().list_dirs(&self.paths().timelines()).await?;
-        let timeline = |name: &String| {
-            let id = u32::from_str_radix(name, 16).ok().and_then(TimelineId::new)?;
-            (id.hex() == *name).then_some(id)
-        };
-        let mut timelines: Vec<TimelineId> = names.iter().filter_map(timeline).collect();
+        let own = list_timelines(self.store(), self.paths()).await?;
+        self.with_inherited_timelines(own).await
+    }
+
+    /// A lineage's own timelines, and those that it inherits.
+    pub(crate) async fn with_inherited_timelines(&self, mut own: Vec<TimelineId>) -> Result<Vec<TimelineId>> {
         if let Some(inherited) = self.inherited() {
             let parents = Box::pin(inherited.archive().timelines()).await?;
-            timelines.extend(parents.into_iter().filter(|timeline| inherited.last_of(*timeline).is_some()));
-            timelines.sort_unstable();
-            timelines.dedup();
+            own.extend(parents.into_iter().filter(|timeline| inherited.last_of(*timeline).is_some()));
+            own.sort_unstable();
+            own.dedup();
         }
-        Ok(timelines)
+        Ok(own)
     }
 
     /// The timelines that have a history file here, sorted.
@@ -153,26 +153,19 @@ impl WalArchive {
 
     /// The timelines that have a history here, and the histories that were refused. One listing.
     pub async fn all_histories(&self) -> Result<ListedHistories> {
-        let mut listed = ListedHistories::default();
-        for entry in self.store().list_all(&self.paths().histories()).await? {
-            match self.paths().parse(&entry.key) {
-                Some(WalEntry::File(WalFileName::History(timeline))) => listed.stored.push(timeline),
-                Some(WalEntry::RefusedHistory(timeline, hash)) => listed.refused.push((timeline, hash)),
-                Some(WalEntry::SettledHistory(timeline, hash)) => listed.settled.push((timeline, hash)),
-                Some(WalEntry::AbandonedTimeline(until)) => listed.abandoned.push(until),
-                _ => {}
-            }
-        }
+        let own = list_histories(self.store(), self.paths()).await?;
+        self.with_inherited_histories(own).await
+    }
+
+    /// A lineage's own histories, and those that it inherits.
+    pub(crate) async fn with_inherited_histories(&self, mut own: ListedHistories) -> Result<ListedHistories> {
         if let Some(inherited) = self.inherited() {
             let parents = Box::pin(inherited.archive().all_histories()).await?.stored;
-            listed.stored.extend(parents.into_iter().filter(|timeline| inherited.covers_history(*timeline)));
+            own.stored.extend(parents.into_iter().filter(|timeline| inherited.covers_history(*timeline)));
+            own.stored.sort_unstable();
+            own.stored.dedup();
         }
-        listed.stored.sort_unstable();
-        listed.stored.dedup();
-        listed.refused.sort_unstable();
-        listed.settled.sort_unstable();
-        listed.abandoned.sort_unstable();
-        Ok(listed)
+        Ok(own)
     }
 
     /// What the store has of a timeline's WAL, by position, from a segment on, but for what is inherited. A listing: for
@@ -216,4 +209,34 @@ impl WalArchive {
         ends.sort_unstable();
         Ok(ends)
     }
+}
+
+/// The timelines of which a lineage itself has WAL, sorted.
+pub(crate) async fn list_timelines(store: &Store, paths: &WalPaths) -> Result<Vec<TimelineId>> {
+    let names = store.list_dirs(&paths.timelines()).await?;
+    let timeline = |name: &String| {
+        let id = u32::from_str_radix(name, 16).ok().and_then(TimelineId::new)?;
+        (id.hex() == *name).then_some(id)
+    };
+    Ok(names.iter().filter_map(timeline).collect())
+}
+
+/// The histories that a lineage itself has.
+pub(crate) async fn list_histories(store: &Store, paths: &WalPaths) -> Result<ListedHistories> {
+    let mut listed = ListedHistories::default();
+    for entry in store.list_all(&paths.histories()).await? {
+        match paths.parse(&entry.key) {
+            Some(WalEntry::File(WalFileName::History(timeline))) => listed.stored.push(timeline),
+            Some(WalEntry::RefusedHistory(timeline, hash)) => listed.refused.push((timeline, hash)),
+            Some(WalEntry::SettledHistory(timeline, hash)) => listed.settled.push((timeline, hash)),
+            Some(WalEntry::AbandonedTimeline(until)) => listed.abandoned.push(until),
+            _ => {}
+        }
+    }
+    listed.stored.sort_unstable();
+    listed.stored.dedup();
+    listed.refused.sort_unstable();
+    listed.settled.sort_unstable();
+    listed.abandoned.sort_unstable();
+    Ok(listed)
 }

@@ -7,6 +7,7 @@
 
 use std::io::{self, Write};
 
+use futures_util::future::try_join;
 use walpoint_base::{Lsn, SegmentName, WalFileName};
 
 use super::WalArchive;
@@ -34,8 +35,9 @@ impl WalArchive {
     /// The incomplete copy of a segment that holds most, a `.partial` file or one that ended early; `None` if there is none.
     /// Where there are several, all are read.
     pub async fn read_incomplete(&self, segment: SegmentName) -> Result<Option<WalReader>> {
-        let mut copies: Vec<Copy> = self.partials(segment).await?.into_iter().map(Copy::Partial).collect();
-        copies.extend(self.ended(segment).await?.into_iter().map(|(end, hash)| Copy::Ended(end, hash)));
+        let (partials, ended) = try_join(self.partials(segment), self.ended(segment)).await?;
+        let mut copies: Vec<Copy> = partials.into_iter().map(Copy::Partial).collect();
+        copies.extend(ended.into_iter().map(|(end, hash)| Copy::Ended(end, hash)));
         match (self.longest(segment, copies).await?, self.parent_of(WalFileName::Partial(segment))) {
             (None, Some(parent)) => Box::pin(parent.read_incomplete(segment)).await,
             (own, _) => Ok(own),

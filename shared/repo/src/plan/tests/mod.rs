@@ -2,6 +2,7 @@
 
 mod archived;
 mod decoder;
+mod distance;
 mod oracle;
 mod report;
 mod simulate;

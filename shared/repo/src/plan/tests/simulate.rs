@@ -12,11 +12,11 @@ use crate::index::{FANOUT, IndexWriter, SegmentEntry, forge};
 use crate::plan::*;
 use crate::wal::WalFlags;
 
-const SEGMENTS: u64 = 100_000;
+pub(super) const SEGMENTS: u64 = 100_000;
 const FIRST: TimelineId = TimelineId::FIRST;
 
 /// Index objects for all full groups; the rest as objects.
-async fn large_archive(bed: &Bed) {
+pub(super) async fn large_archive(bed: &Bed) {
     let archive = &bed.archive;
     let lineage = archive.lineage().id;
     let entry = |number: SegmentNo| Some(SegmentEntry::of(&header(lineage, FIRST, number.0), 5_000_000));
@@ -28,7 +28,7 @@ async fn large_archive(bed: &Bed) {
 }
 
 /// A real segment with one commit in it, as its index entry says.
-async fn real_segment(bed: &Bed, number: u64) {
+pub(super) async fn real_segment(bed: &Bed, number: u64) {
     let start = SegmentNo(number).start(size()).0;
     let text = format!("1 {} {} commit {} {number}\n", start + 40, start + 400, commit_time(number).0);
     let mut content = text.into_bytes();
@@ -38,7 +38,7 @@ async fn real_segment(bed: &Bed, number: u64) {
     bed.archive.put_segment(&facts, content, WalFlags::default()).await.unwrap();
 }
 
-async fn backup(bed: &Bed, segment: u64) -> BackupId {
+pub(super) async fn backup(bed: &Bed, segment: u64) -> BackupId {
     let (start, end) = (SegmentNo(segment).start(size()) + 40, SegmentNo(segment + 2).start(size()) + 400);
     let id = BackupId::new(commit_time(segment).to_time(), FIRST, start, u32::try_from(segment).unwrap());
     crate::backup::forge::smallest(&bed.archive, id, end, commit_time(segment + 2).to_time()).await.unwrap();
