@@ -4,7 +4,8 @@
 //! A standby marks what it receives as archived, because its primary archives it (`XLogArchiveForceDone` in
 //! src/backend/access/transam/xlogarchive.c), and a promotion does not change that. If the primary died before it did,
 //! recovery could not pass the gap. Segments before the fork are the same on both servers; the one of the fork itself is
-//! handed over by PostgreSQL as `.partial`. A crash leaves nothing: the next daemon looks again.
+//! handed over by PostgreSQL as `.partial`. Only what continues the archive is stored: a copy that wrote on an earlier timeline
+//! by itself has segments of its own under the names of production's. A crash leaves nothing: the next daemon looks again.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,10 +18,15 @@ use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, Timeli
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
 use walpoint_repo::layout::WalEntry;
+use walpoint_repo::wal::WalArchive;
 
+use super::ancestry::{Ancestry, Tie};
 use super::archiver::Archiver;
 use super::base::oldest_backup;
 use super::check::history_in;
+use super::identity::{self, Comparison};
+use super::neighbors;
+use super::target::Target;
 use super::upload::Trouble;
 
 /// How often to look whether the server was promoted: the first checkpoint after that may remove what it no longer needs.
@@ -70,50 +76,180 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
     let found = tokio::task::spawn_blocking(move || before_the_fork(&directory, &path, size));
     let (directory, found) = found.await?;
     let found = found.with_context(|| format!("{} cannot be read", directory.display()))?;
-
     if found.is_empty() {
         return Ok(());
     }
-    let mut missing = BTreeSet::new();
+    let mut lacking = Vec::new();
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
         let archive = target.archive(&cluster).await?;
-        // What is older may have been expired.
-        let backup =
-            oldest_backup(&archive, &history).await?.map(|backup| SegmentNo::of(backup.start(), size));
-        let needed = |name: &&SegmentName| name.number(size) >= backup;
-        let found: Vec<SegmentName> = found.iter().filter(needed).copied().collect();
-        for of_timeline in found.chunk_by(|a, b| a.timeline == b.timeline) {
-            let Some(first) = of_timeline.first() else { continue };
-            let mut here = BTreeSet::new();
-            let mut listed = archive.list(first.timeline, Some(*first));
-            while let Some((entry, _)) = listed.try_next().await? {
-                if let WalEntry::File(WalFileName::Segment(name)) = entry {
-                    here.insert(name);
-                }
-            }
-            missing.extend(of_timeline.iter().filter(|name| !here.contains(name)));
-        }
+        let missing = missing_in(&archive, &history, &found, size).await?;
+        lacking.push(Lacking { target, archive, missing, shared: None });
     }
-    let mut again = None;
-    for name in missing {
-        match archiver.finished(WalFileName::Segment(name)).await {
+    let lead = Lead { archiver, cluster: &cluster, wal: &directory, history: &history };
+    lead.fill(lacking).await
+}
+
+/// The segments of a directory that an archive does not have, and that its backups may need: what is older may have expired.
+async fn missing_in(
+    archive: &WalArchive,
+    history: &TimelineHistory,
+    found: &[SegmentName],
+    size: SegmentSize,
+) -> Result<BTreeSet<SegmentName>, RepoError> {
+    let backup = oldest_backup(archive, history).await?.map(|backup| SegmentNo::of(backup.start(), size));
+    let needed = |name: &&SegmentName| name.number(size) >= backup;
+    let found: Vec<SegmentName> = found.iter().filter(needed).copied().collect();
+    let mut missing = BTreeSet::new();
+    for of_timeline in found.chunk_by(|a, b| a.timeline == b.timeline) {
+        let Some(first) = of_timeline.first() else { continue };
+        let mut here = BTreeSet::new();
+        let mut listed = archive.list(first.timeline, Some(*first));
+        while let Some((entry, _)) = listed.try_next().await? {
+            if let WalEntry::File(WalFileName::Segment(name)) = entry {
+                here.insert(name);
+            }
+        }
+        missing.extend(of_timeline.iter().filter(|name| !here.contains(name)));
+    }
+    Ok(missing)
+}
+
+/// A repository that lacks WAL of earlier timelines.
+struct Lacking<'a> {
+    target: &'a Target,
+    archive: WalArchive,
+    missing: BTreeSet<SegmentName>,
+    /// The newest segment that the directory and the archive share, once it was looked for.
+    shared: Option<Option<SegmentNo>>,
+}
+
+/// What the server before a promotion did not archive, in the directory of the promoted one.
+struct Lead<'a> {
+    archiver: &'a Arc<Archiver>,
+    cluster: &'a Identity,
+    wal: &'a Path,
+    /// Of the timeline that the server writes.
+    history: &'a TimelineHistory,
+}
+
+impl Lead<'_> {
+    /// Archives what continues the repositories' WAL. Recovery could not use the rest: it does not pass the gap before that, and a
+    /// server that wrote it by itself has used the names of the archive's own server.
+    async fn fill(&self, mut lacking: Vec<Lacking<'_>>) -> anyhow::Result<()> {
+        let missing: BTreeSet<SegmentName> =
+            lacking.iter().flat_map(|one| one.missing.iter().copied()).collect();
+        let (mut again, mut left, mut stored) = (None, Vec::new(), None);
+        for name in missing {
+            let before = neighbors::before(name, Some(self.history), self.cluster.segment_size);
+            let continues = if before.is_some() && before == stored {
+                true
+            } else if before.is_some() && before.as_ref() == left.last() {
+                self.is_shared(&mut lacking, name).await?
+            } else {
+                self.is_shared(&mut lacking, name).await? || self.continues(&lacking, name).await?
+            };
+            if !continues {
+                left.push(name);
+                continue;
+            }
+            match self.archive(name).await {
+                Ok(true) => stored = Some(name),
+                Ok(false) => {}
+                Err(problem) => drop(again.get_or_insert(problem)),
+            }
+        }
+        if let (Some(first), Some(last)) = (left.first(), left.last()) {
+            tracing::warn!(
+                file = %first,
+                "{} from {first} to {last} in pg_wal, of the timelines before the promotion, not archived: they do not continue what the \
+                 repositories hold, so recovery could not get to them. HINT: make a new backup now (archive-agent backup); the WAL \
+                 before the gap stays as it is",
+                count(left.len())
+            );
+        }
+        again.map_or(Ok(()), Err)
+    }
+
+    /// Whether a repository holds a segment of the directory that lies behind one.
+    async fn is_shared(&self, lacking: &mut [Lacking<'_>], name: SegmentName) -> Result<bool, RepoError> {
+        let number = name.number(self.cluster.segment_size);
+        for one in lacking {
+            if self.shared(one).await?.is_some_and(|shared| number < Some(shared)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a segment continues what a repository holds as this directory's, or all of them hold nothing before it.
+    async fn continues(&self, lacking: &[Lacking<'_>], name: SegmentName) -> Result<bool, RepoError> {
+        let mut first = true;
+        for one in lacking {
+            let ancestry = Ancestry {
+                target: one.target,
+                archive: &one.archive,
+                around: self.archiver.uploader().targets(),
+                cluster: self.cluster,
+                wal: self.wal,
+                history: self.history,
+            };
+            match ancestry.tie(name).await? {
+                Tie::Shown => return Ok(true),
+                // Lengths of records may be equal in two servers. So it takes PostgreSQL's mark, too.
+                Tie::Fits if ancestry.was_received(name) => return Ok(true),
+                Tie::First => {}
+                Tie::Fits | Tie::Gap { .. } | Tie::Other(_) => first = false,
+            }
+        }
+        Ok(first)
+    }
+
+    /// The newest segment of the directory before the fork that an archive holds with the same content: a server that has it has what
+    /// lies before it.
+    async fn shared(&self, one: &mut Lacking<'_>) -> Result<Option<SegmentNo>, RepoError> {
+        if let Some(shared) = one.shared {
+            return Ok(shared);
+        }
+        let size = self.cluster.segment_size;
+        let found = identity::on_path(self.wal, self.history.clone(), size).await?;
+        let own = self.history.timeline();
+        let found = found.into_iter().filter(|name| name.timeline != own).collect();
+        let mut shared = None;
+        for name in identity::in_both(&one.archive, found).await? {
+            if identity::segment(&one.archive, self.cluster, self.wal, name).await? == Comparison::Same {
+                shared = name.number(size);
+                break;
+            }
+        }
+        one.shared = Some(shared);
+        Ok(shared)
+    }
+
+    /// Archives a segment; whether it is stored. An error means that it is worth another try.
+    async fn archive(&self, name: SegmentName) -> anyhow::Result<bool> {
+        match self.archiver.finished(WalFileName::Segment(name)).await {
             Ok(_) => {
-                tracing::info!(file = %name, "archived: the server before the promotion had not done so")
+                tracing::info!(file = %name, "archived: the server before the promotion had not done so");
+                Ok(true)
             }
-            Err(problem) if directory.join(name.to_string()).exists() => {
-                again.get_or_insert(anyhow::anyhow!(
-                    "{name}, which the server before the promotion had not archived, cannot be archived: {problem}"
-                ));
-            }
+            Err(problem) if self.wal.join(name.to_string()).exists() => Err(anyhow::anyhow!(
+                "{name}, which the server before the promotion had not archived, cannot be archived: {problem}"
+            )),
             // PostgreSQL removed it meanwhile; another gap is worth no less.
-            Err(_) => tracing::error!(
-                file = %name,
-                "the server before the promotion had not archived it, and now it is gone: recovery does not pass it. HINT: make a \
-                 new backup"
-            ),
+            Err(_) => {
+                tracing::error!(
+                    file = %name,
+                    "the server before the promotion had not archived it, and now it is gone: recovery does not pass it. HINT: make \
+                     a new backup"
+                );
+                Ok(false)
+            }
         }
     }
-    again.map_or(Ok(()), Err)
+}
+
+fn count(segments: usize) -> String {
+    if segments == 1 { "1 segment".to_owned() } else { format!("{segments} segments") }
 }
 
 /// Archives the histories on the path that are missing: the servers between the first one and this one may have archived

@@ -45,7 +45,7 @@ pub(super) async fn shows(
 }
 
 /// The newest segment of a timeline that the directory remembers to have stored in an archive, unless that has other content now.
-async fn claimed(
+pub(super) async fn claimed(
     wal: &Path,
     archive: &WalArchive,
     timeline: TimelineId,

@@ -15,6 +15,7 @@ use walpoint_repo::RepoError;
 use walpoint_repo::init::error_chain;
 use walpoint_repo::wal::WalArchive;
 
+use super::ancestry::Ancestry;
 use super::identity::{self, Comparison, Evidence, SplitBrain, other_history};
 use super::target::{Target, TargetError};
 
@@ -90,10 +91,19 @@ pub(super) async fn find(
             };
             let history = parse(&content)?;
             // A copy's history would stand in the way of the server's own.
-            if let Evidence::Other(split) = identity::compare(archive, cluster, wal, timeline).await? {
-                let split =
-                    SplitBrain::new(archive, timeline, format!("on the way to it, {}", split.found()));
-                return Err(split.into());
+            let ancestry = Ancestry { target, archive, around: others, cluster, wal, history: &history };
+            match identity::compare(archive, cluster, wal, timeline).await? {
+                Evidence::Other(split) => {
+                    let split =
+                        SplitBrain::new(archive, timeline, format!("on the way to it, {}", split.found()));
+                    return Err(split.into());
+                }
+                Evidence::Nothing => {
+                    if let Some(split) = ancestry.contradiction().await? {
+                        return Err(split.into());
+                    }
+                }
+                Evidence::Same(..) => {}
             }
             if let Comparison::Other(what) =
                 identity::fork_segment(archive, &history, wal, cluster.segment_size).await?

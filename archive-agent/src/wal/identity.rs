@@ -29,7 +29,9 @@ use walpoint_repo::wal::WalArchive;
 
 use super::archiver::Archiver;
 use super::check::{Verdict, history_in};
+use super::history;
 use super::read::OpenFile;
+use super::target::TargetError;
 use super::unwritten::unwritten;
 use super::upload::{Trouble, Uploader};
 
@@ -454,18 +456,27 @@ pub(crate) async fn split_brains(uploader: &Uploader) -> anyhow::Result<Vec<Spli
     let told = |Trouble { text, .. }| anyhow::anyhow!(text);
     let cluster = uploader.identity().await.map_err(told)?;
     let Some(timeline) = uploader.newest_timeline().await.map_err(told)? else { return Ok(Vec::new()) };
+    let written = uploader.written_timeline().await.map_err(told)?;
     let wal = uploader.wal_directory();
     let writes = uploader.writes(timeline).await.map_err(told)?;
     let mut found = Vec::new();
     for target in uploader.targets() {
         // That a repository cannot be read is told elsewhere.
         let Ok(archive) = target.archive(&cluster).await else { continue };
-        if let Ok(Evidence::Other(split)) = compare(&archive, &cluster, &wal, timeline).await {
+        let compared = compare(&archive, &cluster, &wal, timeline).await;
+        if let Ok(Evidence::Other(split)) = compared {
             found.push(split);
         } else if writes
             && let Ok(Some(split)) = unwritten(&archive, &wal, timeline, cluster.segment_size).await
         {
             found.push(split);
+        } else if written == Some(timeline) {
+            let places = [wal.join(WalFileName::History(timeline).to_string())];
+            let around = (wal.as_path(), uploader.targets());
+            let history = history::find(target, &archive, &cluster, timeline, &places, around).await;
+            if let Err(TargetError::SplitBrain(split)) = history {
+                found.push(*split);
+            }
         }
     }
     Ok(found)

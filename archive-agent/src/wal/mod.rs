@@ -12,6 +12,7 @@
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
 //! | [`unwritten`] | whether it holds what this server has not written yet |
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
+//! | [`ancestry`] | whether WAL of earlier timelines continues what is stored |
 //! | [`known`] | what this process knows of a lineage |
 //! | [`control`] | who a server is and what it writes |
 //! | [`lineage`] | which lineage an unbound data directory archives to |
@@ -29,6 +30,7 @@
 //! | [`socket`], [`serve`] | answering `archive-push` |
 //! | [`push`], [`once`] | archiving without a daemon: one file, everything that is ready |
 
+mod ancestry;
 pub(crate) mod archiver;
 pub(crate) mod asking;
 pub(crate) mod backfill;

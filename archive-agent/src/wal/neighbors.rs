@@ -83,6 +83,27 @@ pub(super) async fn newest_before(
     Ok(newest)
 }
 
+/// The first segment of a timeline that is stored behind one, or first of all, and before another one.
+pub(super) async fn stored_between(
+    archive: &WalArchive,
+    from: Option<SegmentName>,
+    to: Option<SegmentName>,
+    timeline: TimelineId,
+) -> Result<Option<SegmentName>, RepoError> {
+    let mut entries = archive.list(timeline, from);
+    while let Some((entry, _)) = entries.try_next().await? {
+        if entry.segment().is_some_and(|segment| to.is_some_and(|to| segment >= to)) {
+            break;
+        }
+        if let WalEntry::File(WalFileName::Segment(segment)) = entry
+            && from.is_none_or(|from| segment > from)
+        {
+            return Ok(Some(segment));
+        }
+    }
+    Ok(None)
+}
+
 impl Newcomer<'_> {
     /// Refuses what does not belong to the server whose WAL is stored around it.
     ///
@@ -325,7 +346,9 @@ impl Newcomer<'_> {
             return Ok(());
         }
         let Some(claim) = self.noted(timeline).await? else { return Ok(()) };
-        let Some(other) = self.stored_between(claim, Some(missing), timeline).await? else { return Ok(()) };
+        let Some(other) = stored_between(self.archive, claim, Some(missing), timeline).await? else {
+            return Ok(());
+        };
         if self.is_stored().await? {
             return Ok(());
         }
@@ -349,27 +372,6 @@ impl Newcomer<'_> {
             claim::FILE,
             self.wal.join(self.name.to_string()).display()
         )
-    }
-
-    /// The first segment of a timeline that is stored behind one, or first of all, and before another one.
-    async fn stored_between(
-        &self,
-        from: Option<SegmentName>,
-        to: Option<SegmentName>,
-        timeline: TimelineId,
-    ) -> Result<Option<SegmentName>, RepoError> {
-        let mut entries = self.archive.list(timeline, from);
-        while let Some((entry, _)) = entries.try_next().await? {
-            if entry.segment().is_some_and(|segment| to.is_some_and(|to| segment >= to)) {
-                break;
-            }
-            if let WalEntry::File(WalFileName::Segment(segment)) = entry
-                && from.is_none_or(|from| segment > from)
-            {
-                return Ok(Some(segment));
-            }
-        }
-        Ok(None)
     }
 
     /// Refuses the WAL of a server that has not come to where what is stored ends.
@@ -399,7 +401,9 @@ impl Newcomer<'_> {
             return Ok(());
         }
         // A backlog: one listing says whether there is anything to compare.
-        let Some(stored) = self.stored_between(Some(self.name), None, timeline).await? else { return Ok(()) };
+        let Some(stored) = stored_between(self.archive, Some(self.name), None, timeline).await? else {
+            return Ok(());
+        };
         let mut last = next;
         while let Some(next) = last.number(size).map(|number| number.next().name(timeline, size))
             && next < stored

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use walpoint_base::WalFileName;
 use walpoint_base::dropped::{self, Reason, Recorded};
+use walpoint_base::{TimelineHistory, WalFileName};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::backoff::Backoff;
@@ -13,9 +13,9 @@ use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::owner;
 
+use super::ancestry;
 use super::archiver::time_limit;
-use super::claim::{self, Claim};
-use super::neighbors;
+use super::check::history_in;
 use super::queue::{Overflow, Queue};
 use super::upload::{Trouble, Uploader};
 use crate::daemon::{pgdata, selections};
@@ -81,7 +81,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     }
 }
 
-/// Notes that the newest segment that is stored before one of `pg_wal`, in each repository, is this server's; then makes the
+/// Notes that the newest segment that is stored before one of `pg_wal` on its path, in each repository, is this server's; then makes the
 /// segment durable.
 pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Result<(), Failure> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
@@ -99,17 +99,15 @@ pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Res
         return Err(anyhow!("\"{name}\" is not in {}, and nothing was changed", wal.display()).into());
     }
     let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow!(text))?;
+    let history = history_in(&wal, segment.timeline)
+        .map_or_else(|| TimelineHistory::root(segment.timeline), |(history, _)| history);
     for target in uploader.targets() {
         let archive = target.archive_at(&cluster, segment.timeline).await.map_err(anyhow::Error::from)?;
-        let Some(newest) = neighbors::newest_before(&archive, segment).await.map_err(anyhow::Error::from)?
-        else {
-            continue;
-        };
-        let header = archive.header(newest).await.map_err(anyhow::Error::from)?;
-        let Some(header) = header.filter(|header| !header.damaged) else { continue };
-        claim::note(&wal, &archive, Claim { segment: newest, hash: header.hash })
-            .with_context(|| format!("{} cannot be written", wal.join(claim::FILE).display()))?;
-        tracing::warn!(repository = target.name(), "noted that {newest} is this server's");
+        let noted =
+            ancestry::note_as_own(&archive, &wal, segment, &history).await.map_err(anyhow::Error::from)?;
+        if let Some(newest) = noted {
+            tracing::warn!(repository = target.name(), "noted that {newest} is this server's");
+        }
     }
     push(common, path, false).await
 }

@@ -274,8 +274,18 @@ impl Uploader {
             let rules = Rules { accept_damaged, whole_only };
             let answers = in_wal && answers_for(&pgdata, &control, name.timeline());
             let writes = in_wal && writes(&pgdata, &control, name.timeline());
-            let cluster = check::identity(&control);
-            Ok(Source { name, path, rules, cluster, incarnation, in_wal, answers, writes })
+            let later = newest(&control).filter(|newest| in_wal && *newest > name.timeline());
+            Ok(Source {
+                name,
+                path,
+                rules,
+                cluster: check::identity(&control),
+                incarnation,
+                in_wal,
+                answers,
+                writes,
+                later: later.filter(|_| written(&control).is_some()),
+            })
         });
         looked.await.map_err(Trouble::lasting)?
     }
@@ -515,6 +525,8 @@ struct Source {
     answers: bool,
     /// Whether that server writes its timeline.
     writes: bool,
+    /// The timeline that the server writes, if that is a later one than the file's.
+    later: Option<TimelineId>,
 }
 
 /// Whether each of these archives holds a segment of that name that was stored though damaged. Then it is not judged again:

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use walpoint_base::chain::ChainFacts;
-use walpoint_base::{SegmentName, TimelineHistory, WalFileName};
+use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_repo::wal::{SealedSegment, WalArchive};
 
 use super::{Source, Trouble, Uploader, together, trouble};
@@ -90,6 +90,9 @@ impl Uploader {
             let archive = target.archive_at(&file.cluster, timeline).await?;
             target.known(archive.lineage().id, |known| known.since(file.incarnation));
             let around = (wal, self.targets.as_slice());
+            if let Some(later) = file.later {
+                self.later_is_not_refused(file, target, &archive, later).await?;
+            }
             let found = history::find(target, &archive, &file.cluster, timeline, places, around).await?;
             Ok((archive, found))
         };
@@ -114,6 +117,25 @@ impl Uploader {
         let candidates = join_all(targets.iter().copied().zip(looked).map(begin)).await;
         self.refused_nowhere(file, candidates.iter().map(|one| (one.target, &one.admitted)))?;
         Ok(candidates)
+    }
+
+    /// Refuses a file of an earlier timeline if the one that its server writes is refused: what PostgreSQL kept of the earlier one may
+    /// be the server's own as well.
+    async fn later_is_not_refused(
+        &self,
+        file: &Source,
+        target: &Target,
+        archive: &WalArchive,
+        later: TimelineId,
+    ) -> Result<(), TargetError> {
+        let wal = self.wal_directory();
+        let (places, around) =
+            ([wal.join(WalFileName::History(later).to_string())], (wal.as_path(), self.targets.as_slice()));
+        match history::find(target, archive, &file.cluster, later, &places, around).await {
+            Err(error @ (TargetError::SplitBrain(_) | TargetError::Repository(_))) => Err(error),
+            // That its own timeline has no history stands in the way of that one only.
+            _ => Ok(()),
+        }
     }
 
     /// Compares a file with what is stored around it in each repository. Where it is refused in one, it goes into none.
@@ -176,7 +198,11 @@ impl Uploader {
         }
         let places = identity::places_of_history(&file.path, file.name, &wal);
         let around = (wal.as_path(), self.targets.as_slice());
-        let found = history::find(target, &archive, &file.cluster, timeline, &places, around).await?;
+        let found = history::find(target, &archive, &file.cluster, timeline, &places, around).await;
+        if matches!(&found, Err(TargetError::SplitBrain(split)) if !split.is_shown()) {
+            return Ok(());
+        }
+        let found = found?;
         if let WalFileName::Segment(name) = file.name {
             match self.not_behind_a_refusal(target, &archive, name) {
                 Err(TargetError::SplitBrain(split)) if !split.is_shown() => {}

@@ -1,0 +1,215 @@
+//! Whether the WAL that a directory has of the timelines before its server's own continues what an archive holds of them.
+//!
+//! A server that was promoted brings WAL that it did not archive itself. It may be a copy that wrote on an earlier timeline by
+//! itself before it followed a server: then that WAL has the names of production's and is not production's. Where
+//! neither content nor records meet what is stored, PostgreSQL's own marks tell what a standby received
+//! (`XLogArchiveForceDone` in src/backend/access/transam/xlogarchive.c) from what a server wrote while it did not archive.
+
+use std::path::Path;
+
+use walpoint_base::chain::{ChainEnd, Link};
+use walpoint_base::{SegmentName, SegmentNo, TimelineHistory, TimelineId};
+use walpoint_pg::wal::Identity;
+use walpoint_repo::RepoError;
+use walpoint_repo::wal::WalArchive;
+
+use super::identity::{self, Comparison, SplitBrain};
+use super::neighbors::{self, Stored, newest_before, stored_between};
+use super::target::Target;
+use super::{claim, elsewhere};
+
+/// How a segment of a directory relates to what an archive holds before it on the path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Tie {
+    /// Nothing is stored there.
+    First,
+    /// What is stored there is this directory's.
+    Shown,
+    /// The segment before is stored. Nothing contradicts it, nothing shows whose it is.
+    Fits,
+    /// The segment before is not stored, an earlier one is, and nothing shows that this one is this directory's.
+    Gap {
+        /// The segment before.
+        missing: SegmentName,
+        /// One that is stored before that.
+        stored: SegmentName,
+    },
+    /// What is stored is another server's; what shows it.
+    Other(String),
+}
+
+/// The path to a timeline, as a directory and an archive have it.
+pub(super) struct Ancestry<'a> {
+    pub(super) target: &'a Target,
+    pub(super) archive: &'a WalArchive,
+    /// The repositories of the cluster.
+    pub(super) around: &'a [Target],
+    pub(super) cluster: &'a Identity,
+    /// The directory.
+    pub(super) wal: &'a Path,
+    /// Of the timeline that the server of the directory is on.
+    pub(super) history: &'a TimelineHistory,
+}
+
+impl Ancestry<'_> {
+    /// How a segment of the directory, which lies before the server's own timeline, relates to what is stored before it.
+    pub(super) async fn tie(&self, name: SegmentName) -> Result<Tie, RepoError> {
+        let Some(before) = self.before(name) else { return Ok(Tie::First) };
+        let header = match neighbors::header(self.archive, before).await? {
+            Stored::Absent => return self.behind_a_gap(before).await,
+            Stored::Damaged => return Ok(Tie::Fits),
+            Stored::Sound(header) => header,
+        };
+        if self.has(before) {
+            match identity::content(self.archive, self.cluster, self.wal, before, header.hash).await {
+                Comparison::Same => return Ok(Tie::Shown),
+                Comparison::Other(what) => return Ok(Tie::Other(what)),
+                Comparison::Unknown => {}
+            }
+        }
+        if self.noted(before.timeline).await?.is_some_and(|noted| noted >= before)
+            || self.is_shown_elsewhere(before).await?
+        {
+            return Ok(Tie::Shown);
+        }
+        let chain = identity::edges(self.wal, name, self.cluster).await;
+        Ok(match chain.map(|chain| header.chain.end.link(&chain)) {
+            Some(Link::Broken(found)) if header.chain.end != ChainEnd::UNKNOWN => {
+                Tie::Other(format!("segment {name} does not continue {before}, which is stored: {found}"))
+            }
+            _ => Tie::Fits,
+        })
+    }
+
+    /// What shows that the server's own timeline does not come from what is stored, or leaves that open though the server wrote
+    /// the WAL before it by itself.
+    pub(super) async fn contradiction(&self) -> Result<Option<SplitBrain>, RepoError> {
+        let timeline = self.history.timeline();
+        let run = self.before_own_timeline();
+        let Some(oldest) = run.last() else { return Ok(None) };
+        let split = |what| SplitBrain::new(self.archive, timeline, what);
+        Ok(match self.tie(*oldest).await? {
+            Tie::Other(what) => Some(split(what)),
+            Tie::Gap { missing, stored } if self.wrote(&run) => {
+                let path = self.wal.join(self.own_first().unwrap_or(*oldest).to_string());
+                Some(
+                    split(format!(
+                        "timeline {timeline} follows segment {oldest}, which this server wrote while it did not archive; segment \
+                         {missing} is neither stored nor in pg_wal, {stored} before it is stored, and nothing shows that this server \
+                         or its primary wrote that; if one of them did, run \"archive-agent push --same-server {}\", and nothing else",
+                        path.display()
+                    ))
+                    .not_shown(),
+                )
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether the server wrote these segments by itself. What a standby received is its primary's, however much was lost before
+    /// it, and of that only one lacks the mark at times: the last one of a base backup, or the last one of all.
+    fn wrote(&self, run: &[SegmentName]) -> bool {
+        run.len() > 1 && !run.iter().any(|name| self.was_received(*name))
+    }
+
+    /// Whether PostgreSQL has marked a segment of the directory as archived, as a standby marks what it receives.
+    pub(super) fn was_received(&self, name: SegmentName) -> bool {
+        self.wal.join(format!("archive_status/{name}.done")).exists()
+    }
+
+    /// The segment before one on the path.
+    pub(super) fn before(&self, name: SegmentName) -> Option<SegmentName> {
+        neighbors::before(name, Some(self.history), self.cluster.segment_size)
+    }
+
+    /// Whether the directory has a segment that lies before the server's own timeline.
+    fn has(&self, name: SegmentName) -> bool {
+        let size = self.cluster.segment_size;
+        let path = self.wal.join(name.to_string());
+        name.number(size).is_some_and(|number| identity::has_begun(&path, number, size))
+    }
+
+    /// The segment that the server's own timeline begins in.
+    fn own_first(&self) -> Option<SegmentName> {
+        let timeline = self.history.timeline();
+        let switch = self.history.begin_of(timeline).filter(|switch| switch.is_valid())?;
+        let size = self.cluster.segment_size;
+        Some(SegmentNo::of(switch, size).name(timeline, size))
+    }
+
+    /// The segments of the directory right before the server's own timeline, newest first.
+    fn before_own_timeline(&self) -> Vec<SegmentName> {
+        let mut run = Vec::new();
+        let mut next = self.own_first().and_then(|first| self.before(first));
+        while let Some(name) = next.filter(|name| self.has(*name)) {
+            run.push(name);
+            next = self.before(name);
+        }
+        run
+    }
+
+    /// [`Self::tie`] where the segment before is not stored.
+    async fn behind_a_gap(&self, missing: SegmentName) -> Result<Tie, RepoError> {
+        let size = self.cluster.segment_size;
+        let mut path: Vec<TimelineId> = self.history.path().collect();
+        path.reverse();
+        for timeline in path.into_iter().skip_while(|timeline| *timeline != missing.timeline) {
+            let end = match self.history.end_of(timeline) {
+                _ if timeline == missing.timeline => missing,
+                Some(end) => SegmentNo::of(end, size).name(timeline, size),
+                None => continue,
+            };
+            let noted = self.noted(timeline).await?;
+            let Some(stored) = stored_between(self.archive, noted, Some(end), timeline).await? else {
+                match noted {
+                    Some(_) => return Ok(Tie::Shown),
+                    None => continue,
+                }
+            };
+            if let Some(newest) = newest_before(self.archive, end).await?
+                && self.is_shown_elsewhere(newest).await?
+            {
+                return Ok(Tie::Shown);
+            }
+            return Ok(Tie::Gap { missing, stored });
+        }
+        Ok(Tie::First)
+    }
+
+    async fn noted(&self, timeline: TimelineId) -> Result<Option<SegmentName>, RepoError> {
+        elsewhere::claimed(self.wal, self.archive, timeline).await
+    }
+
+    async fn is_shown_elsewhere(&self, stored: SegmentName) -> Result<bool, RepoError> {
+        elsewhere::shows((self.target, self.archive), self.around, self.cluster, self.wal, stored).await
+    }
+}
+
+/// Notes in a directory that what an archive holds of a path before a segment is its server's; the newest segment of that, if
+/// there is one.
+pub(super) async fn note_as_own(
+    archive: &WalArchive,
+    wal: &Path,
+    name: SegmentName,
+    history: &TimelineHistory,
+) -> Result<Option<SegmentName>, RepoError> {
+    let size = archive.lineage().segment_size;
+    let mut path: Vec<TimelineId> = history.path().collect();
+    path.reverse();
+    for timeline in path {
+        let end = match history.end_of(timeline) {
+            _ if timeline == name.timeline => name,
+            Some(end) => SegmentNo::of(end, size).name(timeline, size),
+            None => continue,
+        };
+        let Some(newest) = newest_before(archive, end).await? else { continue };
+        let Some(header) = archive.header(newest).await?.filter(|header| !header.damaged) else {
+            return Ok(None);
+        };
+        let what = || format!("{} cannot be written", wal.join(claim::FILE).display());
+        claim::note(wal, archive, claim::Claim { segment: newest, hash: header.hash })
+            .map_err(|source| RepoError::Io { what: what(), source })?;
+        return Ok(Some(newest));
+    }
+    Ok(None)
+}
