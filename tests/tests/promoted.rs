@@ -5,10 +5,12 @@ mod archive_bed;
 
 use std::time::Duration;
 
-use archive_bed::{Bed, SCANNED, SOON, all_done, clone, forget, promote_from_standby, refused, segments};
+use archive_bed::{
+    Bed, SCANNED, SOON, all_done, archive_again, clone, forget, promote_from_standby, refused, segments,
+};
 use walpoint_tests::agent::Agent;
-use walpoint_tests::cluster::Cluster;
-use walpoint_tests::wait;
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::{user, wait};
 
 fn bed() -> Bed {
     Bed::local(Cluster::builder().segment_size_mb(1))
@@ -16,6 +18,9 @@ fn bed() -> Bed {
 
 /// Longer than a daemon needs to find a promotion and what is missing.
 const BACKFILLED: Duration = Duration::from_secs(60);
+
+/// Longer than a daemon takes to look again for timelines that others stored.
+const FORKS_SEEN: Duration = Duration::from_secs(16);
 
 fn is_stored(bed: &Bed, names: &[String]) -> Vec<bool> {
     let archive = bed.archive();
@@ -186,4 +191,106 @@ fn what_begins_right_behind_the_archive_is_backfilled() {
     all_done(&standby, &segments(&standby, 1, 100));
     let all = || is_stored(&bed, &missing).iter().all(|stored| *stored);
     wait::until_true(BACKFILLED, "the gap is closed", all);
+}
+
+/// Production reaches the segment that a clone's timeline began in, and that was stored first because nothing spoke against it: the
+/// clone's timeline is not what production wrote. Production goes on, and nothing more of the clone is stored.
+#[test]
+fn a_timeline_that_did_not_come_from_production_is_found_when_production_reaches_its_fork() {
+    found_at_the_fork(FORKS_SEEN);
+}
+
+/// The same where production passes the fork before it looks at what others stored.
+#[test]
+fn a_timeline_that_did_not_come_from_production_is_found_behind_its_fork() {
+    found_at_the_fork(Duration::ZERO);
+}
+
+fn found_at_the_fork(before: Duration) {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    bed.agent.run(&["backup"]).expect_success();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let (mut copy, agent) = clone(&bed);
+    copy.set("archive_command", "/bin/true");
+    archive_again(&mut copy);
+    let own = segments(&copy, 6, 100);
+    forget(&copy, own.last().unwrap());
+    set(&copy, "wal_keep_size", "64MB");
+    all_done(&copy, &segments(&copy, 3, 100));
+    copy.stop(Shutdown::Fast);
+    copy.set("archive_command", agent.archive_command());
+    let beside = agent.daemon();
+    let signal = copy.pgdata().join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    user::give(&signal);
+    copy.start();
+    copy.promote();
+    let theirs = segments(&copy, 2, 100);
+    all_done(&copy, &theirs);
+    let parent = theirs[0].replacen("00000002", "00000001", 1);
+
+    std::thread::sleep(before);
+    let ours = segments(&bed.cluster, 14, 100);
+    assert!(ours.contains(&parent), "{parent} {ours:?}");
+    all_done(&bed.cluster, &ours);
+    if before.is_zero() {
+        std::thread::sleep(FORKS_SEEN);
+        all_done(&bed.cluster, &segments(&bed.cluster, 1, 100));
+    }
+    assert!(daemon.log().contains("split brain: timeline 2"), "{}", daemon.log());
+    for arguments in [&["status"][..], &["health"], &["check", "--no-switch"]] {
+        let output = bed.agent.run(arguments);
+        let said = format!("{}{}", output.stdout, output.stderr);
+        assert!(said.contains("split brain: timeline 2"), "{arguments:?} {said}");
+    }
+    let plan = bed.agent.restore(&["plan"]);
+    assert!(!plan.success() && plan.stderr.contains("in doubt"), "{plan:?}");
+    bed.agent.restore(&["plan", "--target-timeline", "1"]).expect_success();
+
+    assert_eq!(beside.stop(), 0);
+    let beside = agent.daemon();
+    let more = segments(&copy, 2, 100);
+    refused(&copy);
+    assert_eq!(is_stored(&bed, &more), [false; 2], "{}", beside.log());
+    all_done(&bed.cluster, &segments(&bed.cluster, 1, 100));
+    agent.init(&["--new-lineage"]).expect_success();
+    all_done(&copy, &more);
+}
+
+/// Of the segment that a clone's timeline begins in, the archive has what a promoted standby left of it: the clone's is another.
+#[test]
+fn a_clone_is_refused_by_what_a_promotion_left_of_its_first_segment() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let (standby, heir) = standby(&bed);
+    set(&standby, "archive_command", "/bin/false");
+    let (mut copy, agent) = clone(&bed);
+    let both = copy.current_segment();
+    wait::until_true(SOON, "both are in one segment", || bed.cluster.current_segment() == both);
+    copy.psql("insert into t select n, clock_timestamp() from generate_series(1, 300) n");
+    bed.cluster.psql("insert into t select n, clock_timestamp() from generate_series(1, 200) n");
+    standby.wait_replayed(&bed.cluster);
+    bed.cluster.stop(Shutdown::Immediate);
+    assert_eq!(daemon.stop(), 0);
+    standby.promote();
+    let partial = standby.wal_dir().join(format!("{both}.partial"));
+    wait::until_true(SOON, "it is there", || partial.exists());
+    heir.run(&["push", partial.to_str().unwrap()]).expect_success();
+
+    let beside = agent.daemon();
+    promote_from_standby(&mut copy);
+    let theirs = segments(&copy, 2, 100);
+    refused(&copy);
+    assert!(copy.log().contains(".partial, which is stored"), "{}", copy.log());
+    assert_eq!(of_timeline(&bed, "00000002"), Vec::<String>::new(), "{}", beside.log());
+    assert_eq!(is_stored(&bed, &theirs), [false; 2]);
+
+    // The standby's own is what it left.
+    set(&standby, "archive_command", &heir.archive_command());
+    let _heir = heir.daemon();
+    all_done(&standby, &segments(&standby, 2, 100));
 }

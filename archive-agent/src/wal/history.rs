@@ -16,6 +16,7 @@ use walpoint_repo::init::error_chain;
 use walpoint_repo::wal::WalArchive;
 
 use super::ancestry::Ancestry;
+use super::fork;
 use super::identity::{self, Comparison, Evidence, SplitBrain, other_history};
 use super::target::{Target, TargetError};
 
@@ -68,7 +69,12 @@ pub(super) async fn find(
         (Ok(Some(stored)), Some(ours)) if ours != stored.content => {
             Err(refuse(target, archive, timeline, ours, &stored.content).await?.into())
         }
-        (Ok(Some(stored)), beside) => Ok(Found::Stored(beside, parse(&stored.content)?)),
+        (Ok(Some(stored)), beside) => {
+            if let Some(split) = fork::is_disputed(archive, timeline, &stored.content).await? {
+                return Err(split.into());
+            }
+            Ok(Found::Stored(beside, parse(&stored.content)?))
+        }
         (Err(error @ RepoError::Corrupt { .. }), Some(ours)) => {
             let history = parse(&ours)?;
             let what = format!(
@@ -106,7 +112,7 @@ pub(super) async fn find(
                 Evidence::Same(..) => {}
             }
             if let Comparison::Other(what) =
-                identity::fork_segment(archive, &history, wal, cluster.segment_size).await?
+                fork::in_directory(archive, &history, wal, cluster.segment_size).await?
             {
                 return Err(SplitBrain::new(archive, timeline, what).into());
             }

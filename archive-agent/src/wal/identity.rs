@@ -29,6 +29,7 @@ use walpoint_repo::wal::WalArchive;
 
 use super::archiver::Archiver;
 use super::check::{Verdict, history_in};
+use super::fork;
 use super::history;
 use super::read::OpenFile;
 use super::target::TargetError;
@@ -57,6 +58,8 @@ pub(crate) struct SplitBrain {
     what: String,
     /// Whether something shows that it is another server's; otherwise, nothing shows that it is this one's.
     shown: bool,
+    /// Whether the timeline itself is another server's than the one it left, whichever server asks.
+    of_the_timeline: bool,
 }
 
 impl SplitBrain {
@@ -69,7 +72,13 @@ impl SplitBrain {
             timeline,
             what,
             shown: true,
+            of_the_timeline: false,
         }
+    }
+
+    /// The same, where the timeline itself is another server's than the one that it left.
+    pub(super) fn of_the_timeline(self) -> Self {
+        Self { of_the_timeline: true, ..self }
     }
 
     /// The same, where nothing shows that what is stored is another server's.
@@ -89,6 +98,14 @@ impl SplitBrain {
 
     /// What there is to do.
     pub(crate) fn advice(&self) -> String {
+        if self.of_the_timeline {
+            return format!(
+                "on the server that writes timeline {0}, set archive_mode = off, or run \"archive-agent init --new-lineage --cluster {1}\" \
+                 and then back it up; until then a restore has to name its timeline (--target-timeline). If timeline {0} is the one \
+                 that counts, run \"archive-agent lineage settle --timeline {0} --reason TEXT\"",
+                self.timeline, self.cluster
+            );
+        }
         let unless = if self.shown { "" } else { "unless that command applies, " };
         format!(
             "{unless}if this server is the one to archive from now on, run \"archive-agent init --new-lineage --cluster {}\" on it and \
@@ -100,6 +117,12 @@ impl SplitBrain {
     /// What was found, without the advice.
     pub(crate) fn found(&self) -> String {
         let Self { repository, lineage, timeline, what, .. } = self;
+        if self.of_the_timeline {
+            return format!(
+                "{SPLIT_BRAIN}: timeline {timeline} in lineage {lineage} in repository {repository} is of another server than the timeline \
+                 that it left, so nothing more is stored of it: {what}"
+            );
+        }
         format!(
             "{SPLIT_BRAIN}: lineage {lineage} in repository {repository} holds timeline {timeline} of another server, so nothing \
              of this server's timeline {timeline} is stored there: {what}"
@@ -203,67 +226,6 @@ pub(crate) async fn fork(
         }
     }
     Ok(fork)
-}
-
-/// Compares the segment that a timeline begins in, as a directory has it, with its parent's segment as an archive has it: PostgreSQL
-/// begins a timeline with a copy of what lies before the switch point (`XLogInitNewTimeline` in
-/// src/backend/access/transam/xlog.c). The parent's segment is read, a frame at a time.
-pub(super) async fn fork_segment(
-    archive: &WalArchive,
-    history: &TimelineHistory,
-    wal: &Path,
-    size: SegmentSize,
-) -> Result<Comparison, RepoError> {
-    let Some(switch) = history.begin_of(history.timeline()).filter(|switch| switch.is_valid()) else {
-        return Ok(Comparison::Unknown);
-    };
-    let number = SegmentNo::of(switch, size);
-    let (child, shared) = (number.name(history.timeline(), size), switch.since(number.start(size)));
-    let parent = number.name(history.timeline_at(switch - 1), size);
-    let path = wal.join(child.to_string());
-    if shared == 0 || !has_begun(&path, number, size) {
-        return Ok(Comparison::Unknown);
-    }
-    let reader = match archive.header(parent).await {
-        Ok(Some(header)) if !header.damaged => archive.read(WalFileName::Segment(parent)).await?,
-        // What is damaged proves nothing, and verify tells of it.
-        Ok(_) | Err(RepoError::Corrupt { .. }) => None,
-        Err(error) => return Err(error),
-    };
-    let (Some(reader), Ok(ours)) = (reader, std::fs::File::open(&path)) else {
-        return Ok(Comparison::Unknown);
-    };
-    let (compared, _) = reader.write_to(Prefix { ours, left: shared, differs: false }).await?;
-    Ok(match compared.differs {
-        false => Comparison::Same,
-        true => Comparison::Other(format!(
-            "segment {child} does not begin with what {parent}, which is stored, has before {switch}, where timeline {} begins",
-            history.timeline()
-        )),
-    })
-}
-
-/// Compares the beginning of what is written to it with that of a file.
-struct Prefix {
-    ours: std::fs::File,
-    /// Bytes that are still to be compared.
-    left: u64,
-    differs: bool,
-}
-
-impl io::Write for Prefix {
-    fn write(&mut self, theirs: &[u8]) -> io::Result<usize> {
-        let length = usize::try_from(self.left).map_or(theirs.len(), |left| left.min(theirs.len()));
-        let mut ours = vec![0; length];
-        self.ours.read_exact(&mut ours)?;
-        self.differs |= theirs.get(..length) != Some(ours.as_slice());
-        self.left -= length as u64;
-        Ok(theirs.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// What shows that a history is another server's.
@@ -463,6 +425,7 @@ pub(crate) async fn split_brains(uploader: &Uploader) -> anyhow::Result<Vec<Spli
     for target in uploader.targets() {
         // That a repository cannot be read is told elsewhere.
         let Ok(archive) = target.archive(&cluster).await else { continue };
+        found.extend(fork::disputed(&archive).await.unwrap_or_default());
         let compared = compare(&archive, &cluster, &wal, timeline).await;
         if let Ok(Evidence::Other(split)) = compared {
             found.push(split);
@@ -491,9 +454,11 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
     loop {
         for target in uploader.targets() {
             all.extend(target.split_brains().iter().map(ToString::to_string));
+            all.extend(target.disputed_timelines().iter().map(ToString::to_string));
             all.extend(target.damaged_histories());
         }
         if !all.is_empty() {
+            all.sort_unstable();
             all.dedup();
             bail!("{}", all.join("; "));
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use walpoint_base::{LineageId, SegmentName, TimelineHistory, TimelineId};
 
+use super::fork::Forks;
 use super::identity::SplitBrain;
 use super::postmaster::{ServerStart, started};
 
@@ -50,6 +51,8 @@ pub(super) struct Known {
     refused: BTreeMap<TimelineId, (SplitBrain, Option<SegmentName>)>,
     /// Histories that are stored and damaged, while this server has its own; what is wrong.
     damaged: BTreeMap<TimelineId, String>,
+    /// Of the timelines that are stored.
+    pub(super) forks: Forks,
 }
 
 impl Known {

@@ -13,6 +13,7 @@
 //! | [`unwritten`] | whether it holds what this server has not written yet |
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
 //! | [`ancestry`] | whether WAL of earlier timelines continues what is stored |
+//! | [`fork`] | whether a timeline begins with what its parent's server wrote |
 //! | [`known`] | what this process knows of a lineage |
 //! | [`control`] | who a server is and what it writes |
 //! | [`lineage`] | which lineage an unbound data directory archives to |
@@ -41,6 +42,7 @@ mod claim;
 pub(crate) mod control;
 pub(crate) mod dropped;
 mod elsewhere;
+mod fork;
 mod history;
 pub(crate) mod identity;
 pub(crate) mod index;

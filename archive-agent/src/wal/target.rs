@@ -94,7 +94,8 @@ pub(crate) enum TargetError {
     #[error(
         "cluster {cluster} has several lineages in repository {repository}, {} is missing, and nothing in {} shows which of them this \
          server's WAL belongs to, so none of it is stored; HINT: copy walpoint.lineage from the server that this one was made from \
-         or followed; if that has none, write one of these lines into {} by its lineage, which archive-agent status shows: {}",
+         or followed; if that has none, write one of these lines into {} by its lineage, which archive-agent status shows: {}; to let a \
+         copy archive by itself, run \"archive-agent init --new-lineage\" on it",
         .binding.display(), .wal.display(), .binding.display(), .lines.join(" or ")
     )]
     UnknownLineage {
@@ -253,6 +254,11 @@ impl Target {
     /// What was refused as another server's WAL.
     pub(crate) fn split_brains(&self) -> Vec<SplitBrain> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).refused()
+    }
+
+    /// Timelines that are stored and did not come from their parents' servers.
+    pub(crate) fn disputed_timelines(&self) -> Vec<SplitBrain> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).forks.disputed().to_vec()
     }
 
     /// What is wrong with histories that are stored, while this server has sound ones of its own.

@@ -13,6 +13,7 @@ use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_repo::wal::{SealedSegment, WalArchive};
 
 use super::{Source, Trouble, Uploader, together, trouble};
+use crate::wal::fork::Side;
 use crate::wal::history::{self, Found};
 use crate::wal::identity::{self, SplitBrain};
 use crate::wal::neighbors::{self, Newcomer};
@@ -148,7 +149,10 @@ impl Uploader {
         let judged = candidates.iter().map(|one| async {
             let admitted = one.admitted.as_ref().ok()?;
             let newcomer = newcomer(file, one.target, admitted, (chain, &self.targets))?;
-            newcomer.admit().await.err()
+            match newcomer.admit().await {
+                Ok(()) => self.judge_forks(file, one.target, &admitted.archive, chain).await.err(),
+                refused => refused.err(),
+            }
         });
         let judged: Vec<Result<(), TargetError>> =
             join_all(judged).await.into_iter().map(|error| error.map_or(Ok(()), Err)).collect();
@@ -158,6 +162,24 @@ impl Uploader {
             if let Err(error) = result {
                 one.admitted = Err(error);
             }
+        }
+        Ok(())
+    }
+
+    /// Compares a segment with the timelines that begin in it or before it, or with the one that its own timeline left.
+    async fn judge_forks(
+        &self,
+        file: &Source,
+        target: &Target,
+        archive: &WalArchive,
+        chain: Option<ChainFacts>,
+    ) -> Result<(), TargetError> {
+        let WalFileName::Segment(name) = file.name else { return Ok(()) };
+        if !file.in_wal {
+            return Ok(());
+        }
+        if (Side { target, archive, name, path: &file.path, chain }).judge().await? {
+            self.refused.notify_one();
         }
         Ok(())
     }
