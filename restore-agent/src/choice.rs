@@ -210,6 +210,7 @@ fn proves_wal(why: &Why) -> bool {
             | Why::BrokenChain { .. }
             | Why::EndsInFork { .. }
             | Why::EndsIncomplete { .. }
+            | Why::ContradictingCopies { .. }
             | Why::DoubtfulTimeline { .. }
             | Why::NoHistory(_)
             | Why::NewestWithoutBackup { .. }

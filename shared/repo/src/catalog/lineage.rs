@@ -285,6 +285,10 @@ impl LineageCatalog {
                     // Damaged, it is as good as none.
                     Err(error @ RepoError::Corrupt { .. }) => {
                         self.problems.push(error.to_string());
+                        let copies = self.archive.contradicting_copies(*name).await?;
+                        if !copies.is_empty() {
+                            self.facts.contradicting.insert(*name, copies);
+                        }
                         Answer::Partial(None)
                     }
                     Err(error) => return Err(error),

@@ -251,6 +251,7 @@ fn may_be_meant(why: &Why, request: &Request) -> bool {
         | Why::BrokenChain { .. }
         | Why::EndsInFork { .. }
         | Why::EndsIncomplete { .. }
+        | Why::ContradictingCopies { .. }
         | Why::DoubtfulTimeline { .. } => true,
         Why::NoBackup | Why::NoBackupOnPath { .. } | Why::UnusableBackup(..) => {
             request.target == RecoveryTarget::Latest
@@ -277,6 +278,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::MinimalWal { .. }
         | Why::EndsInFork { .. }
         | Why::EndsIncomplete { .. }
+        | Why::ContradictingCopies { .. }
         | Why::DoubtfulTimeline { .. }
         | Why::AfterEnd { .. }
         | Why::BrokenChain { .. }

@@ -74,6 +74,12 @@ impl<'a> Planner<'a> {
             let last = path.last_present()?.max(coverage.lost).unwrap_or(coverage.missing);
             return self.missing(path, backup, coverage, last);
         }
+        if coverage.by_ancestor.is_none()
+            && coverage.by_partial.is_none()
+            && let Some(refused) = self.contradicting(path, coverage.missing)
+        {
+            return Ok(refused);
+        }
         // A history proves that there was WAL up to its fork. Where some of that is not there, recovery would ask for it again
         // and again, because nobody can prove that it never was.
         let fork = path.history().begin_of(path.timeline()).unwrap_or(Lsn::INVALID);
@@ -131,6 +137,19 @@ impl<'a> Planner<'a> {
         let until = stop.map_or(coverage.until, |s| s.end);
         let ending = Ending::of(&path, &coverage, until, self.facts.segment_size);
         Ok(Ok(self.build(&path, backup, &ending, stop, until, at)?))
+    }
+
+    /// Refused because nobody knows which of several incomplete copies of the segment at the end is the path's. A standby goes on
+    /// before it, and streams.
+    fn contradicting(&self, path: &Path<'a>, number: SegmentNo) -> Option<Attempt> {
+        let size = self.facts.segment_size;
+        let mut names = path.history().candidates(number, size).map(|timeline| number.name(timeline, size));
+        let (segment, copies) = names.find_map(|name| self.facts.contradicting.get_key_value(&name))?;
+        if self.request.standby {
+            return None;
+        }
+        let why = Why::ContradictingCopies { segment: *segment, copies: copies.clone() };
+        Some(Err(Refusal::on(path.timeline(), why)))
     }
 
     /// To the end of the path's own last segment, of which there is only an incomplete copy: on request. Recovery without it would

@@ -222,6 +222,9 @@ pub struct Facts {
     pub doubts: BTreeMap<TimelineId, Doubt>,
     /// Timelines known from a descendant's history whose own is not stored: recovery can pass them and not end on them.
     pub without_history: BTreeSet<TimelineId>,
+    /// Incomplete copies of segments that contradict each other, so that none of them is read. Comes with the answer to
+    /// [`Question::Partial`].
+    pub contradicting: BTreeMap<SegmentName, Vec<String>>,
     /// Lists of restore points that cannot be read, for people. Comes with the answer to [`Question::PointsNamed`].
     pub damaged_points: Vec<String>,
     /// Timelines that a person says were abandoned: none of them is the latest.
@@ -251,6 +254,7 @@ impl Facts {
             without_history: BTreeSet::new(),
             abandoned: BTreeMap::new(),
             damaged_points: Vec::new(),
+            contradicting: BTreeMap::new(),
             answers: BTreeMap::new(),
             lost: BTreeMap::new(),
         }

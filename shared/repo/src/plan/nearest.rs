@@ -68,6 +68,7 @@ impl Planner<'_> {
                     | Why::MinimalWal { .. }
                     | Why::EndsInFork { .. }
                     | Why::EndsIncomplete { .. }
+                    | Why::ContradictingCopies { .. }
             );
             moments.push(self.end_of(window, refused)?);
         }
@@ -158,6 +159,13 @@ impl Planner<'_> {
                  later can be recovered from a backup taken after it; take one now if there is none."
                     .to_owned(),
             ),
+            (Why::ContradictingCopies { segment, .. }, _) => {
+                hints.push(format!(
+                    "If the server, a standby or another repository has the whole segment, or a younger timeline's first one, archive it \
+                     with \"archive-agent push\": it decides. Else move the copies that are not of the server you mean out of the \
+                     repository, by their objects. What lies before \"{segment}\" can be recovered: give an earlier target."
+                ));
+            }
             (Why::EndsIncomplete { .. }, _) => {
                 hints.push(
                     "If the server, a standby or another repository has the whole segment, archive it with \"archive-agent push\"."

@@ -434,6 +434,7 @@ fn word(why: &Why) -> &'static str {
         Why::MinimalWal { .. } => "minimal-wal",
         Why::AfterEnd { .. } => "after-end",
         Why::EndsInFork { .. } => "ends-in-fork",
+        Why::ContradictingCopies { .. } => "contradicting-copies",
         Why::EndsIncomplete { .. } => "ends-incomplete",
         Why::DoubtfulTimeline { .. } => "doubtful-timeline",
         Why::NoHistory(_) => "no-history",

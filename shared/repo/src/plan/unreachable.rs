@@ -122,6 +122,13 @@ pub enum Why {
         /// Where its bytes end.
         until: Lsn,
     },
+    /// Of the timeline's last segment there are only incomplete copies, and they contradict each other.
+    ContradictingCopies {
+        /// The segment.
+        segment: SegmentName,
+        /// Their objects.
+        copies: Vec<String>,
+    },
     /// Of the timeline's last segment there is only an incomplete copy.
     EndsIncomplete {
         /// The segment.
@@ -244,6 +251,12 @@ impl fmt::Display for Why {
                 f,
                 "the younger timeline has no segment in the archive yet, and the end of timeline {timeline}, up to {until}, is \
                  only in a .partial file or in another timeline's first segment"
+            ),
+            Self::ContradictingCopies { segment, copies } => write!(
+                f,
+                "of the last segment, \"{segment}\", only incomplete copies are in the archive, and they contradict each other, so two \
+                 servers wrote them: {}",
+                copies.join(", ")
             ),
             Self::EndsIncomplete { segment, until } => write!(
                 f,

@@ -217,7 +217,7 @@ async fn many_restore_points_are_a_few_objects() {
         assert!(all.points.len() < 9_999);
         assert!(matches!(&all.damaged[..], [RepoError::Corrupt { key, .. }] if *key == keys[0]), "{all:?}");
         // What is damaged keeps nothing from being found elsewhere, and says where the rest lies.
-        let named = archive.points_named("point 1").await.unwrap();
+        let named = archive.points_named("point 4000").await.unwrap();
         assert_eq!((named.points.len(), named.damaged.len(), named.unread.len()), (1, 1, 1), "{named:?}");
         assert_eq!(named.unread[0].0, facts.name.timeline);
     }
@@ -351,6 +351,45 @@ async fn the_other_files_are_kept_apart_and_protected() {
         let history = archive.history(timeline).await.unwrap().unwrap();
         assert_eq!(history.parent().unwrap().switch, Lsn(0x3000000));
         assert_eq!(archive.history(TimelineId::FIRST).await.unwrap(), None);
+    }
+}
+
+/// Copies that contradict each other: the first segment of a timeline that left in it tells which one counts, and what lies behind
+/// the switch point makes no difference.
+#[tokio::test]
+async fn a_younger_timeline_decides_between_copies_that_contradict_each_other() {
+    for Bed { archive, .. } in beds(1).await {
+        let size = archive.lineage().segment_size;
+        let facts = facts_of_size(NAME, true, size);
+        let name = facts.name;
+        let start = name.number(size).unwrap().start(size);
+        let (one, other) = (segment(size, 3), segment(size, 4));
+        let put = async |content: &[u8], zeros| {
+            let content = Content::from(content.to_vec()).with_zeros_from(zeros);
+            archive.put_file(WalFileName::Partial(name), content).await.unwrap()
+        };
+        put(&one, 5000).await;
+        put(&other, 9000).await;
+        let copies = archive.contradicting_copies(name).await.unwrap();
+        assert_eq!(copies.len(), 2, "{copies:?}");
+        let told = archive.get_incomplete(name).await.unwrap_err().to_string();
+        assert!(copies.iter().all(|copy| told.contains(copy.trim_matches('"'))), "{told}");
+
+        let heir = TimelineId::new(name.timeline.get() + 1).unwrap();
+        let line = format!("{}\t{}\tx\n", name.timeline, Lsn(start.0 + 4000));
+        archive.put_file(WalFileName::History(heir), line.into_bytes()).await.unwrap();
+        assert_eq!(archive.contradicting_copies(name).await.unwrap().len(), 2, "it has no segment yet");
+        let content = [&one[..4000], &other[4000..]].concat();
+        let heirs = facts_of_size(&SegmentName { timeline: heir, ..name }.to_string(), true, size);
+        archive.put_segment(&heirs, content, WalFlags::default()).await.unwrap();
+        assert_eq!(archive.contradicting_copies(name).await.unwrap(), [""; 0]);
+        let read = archive.get_incomplete(name).await.unwrap().unwrap().content;
+        assert!(read[..5000] == one[..5000] && read[5000..].iter().all(|byte| *byte == 0));
+        // Another one of the same server up to there.
+        put(&[&one[..4500], &other[4500..]].concat(), 6000).await;
+        assert_eq!(archive.contradicting_copies(name).await.unwrap(), [""; 0]);
+        let read = archive.get_incomplete(name).await.unwrap().unwrap().content;
+        assert!(read[..4500] == one[..4500], "the one that holds most of those that agree");
     }
 }
 

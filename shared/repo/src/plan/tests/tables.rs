@@ -485,6 +485,26 @@ fn a_target_before_a_timeline_whose_history_is_lost_is_reached() {
     }
 }
 
+/// Incomplete copies of the last segment that contradict each other: "latest" does not end before them without a word.
+#[test]
+fn latest_is_refused_where_copies_of_the_last_segment_contradict_each_other() {
+    let (world, _) = world();
+    let last = SegmentNo(15).name(tli(2), size());
+    let plan = |request: &Request| {
+        let mut facts = world.facts();
+        facts.contradicting.insert(last, vec!["one".to_owned(), "other".to_owned()]);
+        world.plan_with(facts, request)
+    };
+    let refused = plan(&on(2, RecoveryTarget::Latest)).unwrap_err();
+    assert!(
+        matches!(&refused.why, Why::ContradictingCopies { segment, .. } if *segment == last),
+        "{refused:?}"
+    );
+    assert!(refused.why.to_string().contains("one, other"));
+    assert!(plan(&on(2, RecoveryTarget::Lsn(Lsn(mb(12))))).is_ok());
+    assert!(plan(&Request { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
+}
+
 /// A timeline that a person says was abandoned is not the latest, whatever is wrong with it.
 #[test]
 fn an_abandoned_timeline_is_not_the_latest() {
