@@ -243,6 +243,10 @@ fn a_remote_backup_of_a_server_whose_wal_is_not_archived_is_none() {
     let before = bed.backups();
     let output = process::run(&mut without_pgdata(&agent), SOON).expect_status(1);
     sees_no_backup(&bed, &before, &output.stderr);
+    // Production's WAL is there already where the copy begins its backup: nothing is copied, not even an intent is left.
+    assert!(!output.stderr.contains("copying"), "{}", output.stderr);
+    let keys = bed.back_door().list("clusters/main/backups");
+    assert!(keys.iter().all(|key| before.iter().any(|id| key.contains(id.as_str()))), "{keys:?}");
 
     // Of the server itself it is one.
     let output = process::run(&mut without_pgdata(&bed.agent), SOON).expect_success();

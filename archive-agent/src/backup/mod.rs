@@ -10,7 +10,7 @@
 //! | [`remote`] | the other reader: `BASE_BACKUP` |
 //! | [`copies`] | storing it in every repository |
 //! | [`publish`], [`needed_wal`], [`needed_history`] | announcing it once the WAL it needs is there |
-//! | [`own_wal`] | whether that is the WAL of the server which was copied |
+//! | [`own_wal`], [`early`] | whether that is the WAL of the server which was copied, and finding out early |
 //! | [`owners`], [`outcome`] | whose files they are; what is told at the end |
 //!
 //! What always holds: the manifest is created last, after every segment of WAL that the backup needs was found in the
@@ -20,6 +20,7 @@
 mod copies;
 mod copy;
 mod directory;
+mod early;
 mod lease;
 mod needed_history;
 mod needed_wal;

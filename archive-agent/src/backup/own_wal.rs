@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use walpoint_base::{Lsn, SegmentNo, TimelineId, WalFileName};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::control::CheckpointCopy;
 use walpoint_pg::label::BackupLabel;
 use walpoint_pg::wal::{Identity, checkpoint_at, checkpoint_window};
@@ -41,7 +41,8 @@ impl Checkpoints {
     /// An error says that the stored WAL is not that of the server which was copied. The WAL that the backup needs is there.
     pub(crate) async fn prove(&self, archive: &WalArchive, needed: &NeededWal) -> anyhow::Result<()> {
         let Self { label, control, .. } = self;
-        let stored = stored_checkpoint(archive, needed, label.checkpoint).await?;
+        let names = |segment| needed.names(segment);
+        let stored = stored_checkpoint(archive, needed.size(), names, label.checkpoint).await?;
         let what = match stored {
             Err(what) => Some(what),
             Ok(stored) if (stored.redo, stored.timeline) != (label.start, label.timeline.get()) => {
@@ -53,13 +54,13 @@ impl Checkpoints {
             Ok(_) => None,
         };
         if let Some(what) = what {
-            return Err(self.refusal(archive, label.timeline, what));
+            return Err(refusal(archive, label.timeline, what));
         }
         // A later one may have been made meanwhile, but nothing that the backup does not need.
         if !needed.holds(control.lsn) || control.lsn >= self.stop {
             return Ok(());
         }
-        let what = match stored_checkpoint(archive, needed, control.lsn).await? {
+        let what = match stored_checkpoint(archive, needed.size(), names, control.lsn).await? {
             Err(what) => what,
             Ok(stored) if self.is_copied(&stored) => return Ok(()),
             Ok(stored) => format!(
@@ -71,7 +72,7 @@ impl Checkpoints {
                 control.next_xid
             ),
         };
-        Err(self.refusal(archive, label.timeline, what))
+        Err(refusal(archive, label.timeline, what))
     }
 
     /// Whether `pg_control` has a copy of that checkpoint. On a standby it goes on counting transactions.
@@ -79,10 +80,11 @@ impl Checkpoints {
         let same = |c: &CheckpointCopy| (c.redo, c.timeline, c.previous_timeline, c.time);
         same(stored) == same(&self.control) && (self.from_standby || stored.next_xid == self.control.next_xid)
     }
+}
 
-    fn refusal(&self, archive: &WalArchive, timeline: TimelineId, what: String) -> anyhow::Error {
-        anyhow::anyhow!("no backup was made: {}", SplitBrain::new(archive, timeline, what))
-    }
+/// The WAL that is stored there is not that of the server.
+pub(super) fn refusal(archive: &WalArchive, timeline: TimelineId, what: String) -> anyhow::Error {
+    anyhow::anyhow!("no backup was made: {}", SplitBrain::new(archive, timeline, what))
 }
 
 fn time(seconds: i64) -> String {
@@ -116,12 +118,13 @@ pub(crate) async fn compare(
 }
 
 /// The checkpoint whose record starts at a position of stored WAL, or what is there instead.
-async fn stored_checkpoint(
+pub(super) async fn stored_checkpoint(
     archive: &WalArchive,
-    needed: &NeededWal,
+    size: SegmentSize,
+    names: impl Fn(SegmentNo) -> Vec<SegmentName>,
     lsn: Lsn,
 ) -> anyhow::Result<Result<CheckpointCopy, String>> {
-    let (page, size) = (archive.lineage().wal_block_size, needed.size());
+    let page = archive.lineage().wal_block_size;
     let begin = Lsn(lsn.0 - lsn.0 % u64::from(page.max(1)));
     let end = begin + checkpoint_window(page);
     let (mut wal, mut at) = (Vec::new(), begin);
@@ -130,7 +133,7 @@ async fn stored_checkpoint(
         let upto = end.min(segment.end(size));
         let window = Window { skip: at.0 - segment.start(size).0, left: upto.0 - at.0, bytes: Vec::new() };
         // What lies behind the record may be in no repository yet.
-        let Some(bytes) = part(archive, needed, segment, window).await? else { break };
+        let Some(bytes) = part(archive, names(segment), window).await? else { break };
         wal.extend_from_slice(&bytes);
         at = upto;
     }
@@ -139,11 +142,10 @@ async fn stored_checkpoint(
 
 async fn part(
     archive: &WalArchive,
-    needed: &NeededWal,
-    segment: SegmentNo,
+    names: Vec<SegmentName>,
     window: Window,
 ) -> anyhow::Result<Option<Vec<u8>>> {
-    for name in needed.names(segment) {
+    for name in names {
         if let Some(reader) = archive.read(WalFileName::Segment(name)).await? {
             let (window, _) = reader.write_to(window).await?;
             return Ok(Some(window.bytes));

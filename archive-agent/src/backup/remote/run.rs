@@ -22,6 +22,7 @@ use super::pump::receive;
 use super::unpack::{Announced, Delivered};
 use crate::backup::copies::Failures;
 use crate::backup::copy::HEARTBEAT;
+use crate::backup::early::Began;
 use crate::backup::needed_history::Histories;
 use crate::backup::outcome::Outcome;
 use crate::backup::owners::Owners;
@@ -44,6 +45,8 @@ struct Sender<'a> {
     pgdata: Option<&'a Path>,
     /// The tablespaces of the catalog, all of which have to come.
     expected: &'a [Tablespace],
+    /// Whether its WAL is the stored one.
+    began: Began,
 }
 
 impl Run<'_> {
@@ -86,6 +89,8 @@ impl Run<'_> {
                 "a tablespace inside the data directory was created while the backup began: run the backup again"
             );
         }
+        let mut began = Began::new(examined.server.last_checkpoint().await?, copies);
+        began.look().await?;
         let start = stream.started();
         let id = BackupId::new(started, start.timeline, start.lsn, rand::random());
         let bytes = stream.spaces().iter().map(|space| space.bytes).fold(0, u64::saturating_add);
@@ -101,6 +106,7 @@ impl Run<'_> {
             destinations: &destinations,
             pgdata: pgdata.as_deref(),
             expected: &expected,
+            began,
         };
         let times = (id, started, mode);
         let copied = self.received(stream, &writers, &failures, sender, progress.clone(), times).await;
@@ -120,7 +126,7 @@ impl Run<'_> {
         progress: Progress,
         (id, started, mode): (BackupId, Timestamp, u16),
     ) -> anyhow::Result<Copied> {
-        let Sender { server, identity, destinations, pgdata, expected } = sender;
+        let Sender { server, identity, destinations, pgdata, expected, mut began } = sender;
         let start = stream.started();
         let shared = Arc::new(Shared {
             block_size: usize::try_from(identity.block_size)?,
@@ -138,6 +144,7 @@ impl Run<'_> {
         let delivered = tokio::select! {
             delivered = receive(stream, announced, &shared, writers, failures, readers, &damaged) => delivered?,
             never = keep(server) => match never {},
+            other = began.watch() => return Err(other),
         };
         let ended = Timestamp::now();
         let Delivered { label, tablespace_map, tablespaces, control, manifest, end } = delivered;

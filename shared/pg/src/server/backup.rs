@@ -56,6 +56,37 @@ pub struct BackupStop {
     pub process: i32,
 }
 
+/// The checkpoint that a server made last, as its `pg_control` has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LastCheckpoint {
+    /// Where its record starts.
+    pub lsn: Lsn,
+    /// Where recovery from it starts.
+    pub redo: Lsn,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// When it was made, in seconds since 1970-01-01 UTC.
+    pub time: i64,
+}
+
+impl Server {
+    /// The checkpoint that the server made last; on a standby the one that its last restart point was made from.
+    pub async fn last_checkpoint(&mut self) -> Result<LastCheckpoint, ServerError> {
+        let sql = "SELECT checkpoint_lsn, redo_lsn, timeline_id, \
+            pg_catalog.floor(pg_catalog.date_part('epoch', checkpoint_time))::pg_catalog.int8 AS made \
+            FROM pg_catalog.pg_control_checkpoint()";
+        self.one("asking for the last checkpoint", Right::Connect, sql, |row| {
+            Ok(LastCheckpoint {
+                lsn: row.get("checkpoint_lsn")?,
+                redo: row.get("redo_lsn")?,
+                timeline: row.get("timeline_id")?,
+                time: row.get("made")?,
+            })
+        })
+        .await
+    }
+}
+
 impl BackupSession {
     /// Starts a backup in a session of its own. With `fast` the server does its checkpoint at once; without, it takes
     /// its time. An error ends the session; nothing stays behind on the server.

@@ -23,7 +23,7 @@ mod snapshot;
 mod tablespaces;
 mod wal;
 
-pub use self::backup::{BackupSession, BackupStart, BackupStop};
+pub use self::backup::{BackupSession, BackupStart, BackupStop, LastCheckpoint};
 pub use self::error::ServerError;
 pub(crate) use self::error::explain;
 pub use self::identity::{ArchiveSettings, ConfigFiles, Identity};
