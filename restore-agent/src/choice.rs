@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use walpoint_base::{RecoveryTarget, SegmentName, SegmentSize, TargetTimeline};
+use walpoint_base::{Lsn, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline, TimelineId};
 use walpoint_repo::RepoError;
 use walpoint_repo::plan::{Doubt, RestorePlan, Unreachable, Why};
 
@@ -36,20 +36,32 @@ pub(crate) fn of_two_servers(plans: &[Planned]) -> Option<(&Planned, &Planned)> 
     }
 }
 
-/// What shows that two repositories hold different WAL under one name, both on the way of a plan: recovery reads from either. The
-/// newest segment that both plans need is compared, since what lies before it is on the way to it. What cannot be read shows nothing.
-pub(crate) async fn differing(plans: &[Planned]) -> Option<String> {
-    let (first, others) = plans.split_first()?;
-    for other in others.iter().filter(|other| other.lineage.id == first.lineage.id) {
-        let Some(name) = newest_common(&first.plan, &other.plan, first.lineage.segment_size) else {
-            continue;
+/// What shows that two repositories hold different WAL under one name, both on the way of a plan: recovery reads from either. Their
+/// timelines have to begin where they do in the other, and the newest segment that both plans need is compared, since what lies
+/// before it is on the way to it. What cannot be read shows nothing.
+pub(crate) async fn differing(plans: &[Planned], refusals: &[Refused]) -> Option<String> {
+    let pairs = plans.iter().enumerate().flat_map(|(at, one)| {
+        plans
+            .iter()
+            .skip(at + 1)
+            .filter(|other| other.lineage.id == one.lineage.id)
+            .map(move |other| (one, other))
+    });
+    for (one, other) in pairs {
+        let (here, there) = (one.repository.name(), other.repository.name());
+        let begins = |timeline| {
+            let steps = other.plan.path.iter().filter(|step| step.end.is_none_or(|end| end > step.begin));
+            steps.clone().find(|step| step.timeline == timeline).map(|step| step.begin)
         };
-        let (here, there) = (first.repository.name(), other.repository.name());
-        match same(first, other, name).await {
+        if let Some(what) = begins_elsewhere(&one.plan, (here, there), begins) {
+            return Some(what);
+        }
+        let Some(name) = newest_common(&one.plan, &other.plan, one.lineage.segment_size) else { continue };
+        match same(one, other, name).await {
             Ok(Some(false)) => {
                 return Some(format!(
                     "segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\"",
-                    first.lineage.id
+                    one.lineage.id
                 ));
             }
             Ok(_) => {}
@@ -58,7 +70,35 @@ pub(crate) async fn differing(plans: &[Planned]) -> Option<String> {
             }
         }
     }
-    None
+    plans.iter().find_map(|planned| {
+        refusals.iter().find_map(|(there, refusal)| {
+            refusal.lineage.as_ref().filter(|lineage| lineage.id == planned.lineage.id)?;
+            let history = refusal.youngest.as_ref()?.history.as_ref()?;
+            let begins = |timeline| {
+                let begin = history.begin_of(timeline)?;
+                history.end_of(timeline).is_none_or(|end| end > begin).then_some(begin)
+            };
+            begins_elsewhere(&planned.plan, (planned.repository.name(), there), begins)
+        })
+    })
+}
+
+/// What shows that a timeline of a plan is another server's in another repository, where `begins` says at which position a timeline
+/// with WAL of its own begins: two servers took the same number.
+fn begins_elsewhere(
+    plan: &RestorePlan,
+    (here, there): (&str, &str),
+    begins: impl Fn(TimelineId) -> Option<Lsn>,
+) -> Option<String> {
+    let steps = plan.path.iter().filter(|step| step.end.is_none_or(|end| end > step.begin));
+    steps.filter_map(|step| Some((step, begins(step.timeline)?))).find(|(step, begin)| *begin != step.begin).map(
+        |(step, begin)| {
+            format!(
+                "timeline {} of lineage {} begins at {} in repository \"{here}\" and at {begin} in \"{there}\"",
+                step.timeline, plan.lineage, step.begin
+            )
+        },
+    )
 }
 
 /// Whether the repositories of two plans hold the same content of a segment.

@@ -127,7 +127,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
             one.cluster
         ))));
     }
-    if let Some(what) = choice::differing(&plans).await {
+    if let Some(what) = choice::differing(&plans, &refusals).await {
         return Err(NoPlan::Failed(Failure::from(anyhow!(
             "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo URL --cluster {}.",
             selection.cluster

@@ -580,6 +580,7 @@ fn a_socket_of_somebody_else_is_not_believed() {
         for mut stream in listener.incoming().flatten() {
             let request = PushRequest::read(&mut stream).unwrap();
             let reply = PushReply {
+                remember: Vec::new(),
                 outcome: PushOutcome::Stored,
                 identity: request.identity,
                 message: String::new(),

@@ -267,6 +267,55 @@ fn what_two_servers_stored_in_two_repositories_is_never_mixed() {
     all_done(&first, &segments(&first, 2, 100));
 }
 
+/// The same where they were promoted at different positions, and have no segment in common: what begins at another position is
+/// another timeline.
+#[test]
+fn a_timeline_that_begins_elsewhere_in_another_repository_is_no_part_of_a_plan() {
+    let mut bed = bed();
+    let other = Store::local();
+    bed.agent = Agent::with(&bed.cluster, &bed.store).repository("other", &other);
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.agent.init(&[]).expect_success();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    bed.agent.run(&["backup"]).expect_success();
+    all_done(&bed.cluster, &segments(&bed.cluster, 1, 100));
+    let [(first, first_agent), (second, second_agent)] = [&bed.store, &other].map(|store| {
+        let mut site = bed.cluster.standby();
+        let agent = Agent::with(&site, store);
+        agent.archive_from(&site);
+        site.start();
+        site.wait_replayed(&bed.cluster);
+        (site, agent)
+    });
+    assert_eq!(daemon.stop(), 0);
+    first.promote();
+    let _first = first_agent.daemon();
+    all_done(&first, &segments(&first, 2, 100));
+    let production = Agent::with(&bed.cluster, &other);
+    production.archive_from(&bed.cluster);
+    bed.cluster.reload();
+    let daemon = production.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 5, 100));
+    second.wait_replayed(&bed.cluster);
+    bed.cluster.stop(Shutdown::Fast);
+    assert_eq!(daemon.stop(), 0);
+    second.promote();
+    let _second = second_agent.daemon();
+    all_done(&second, &segments(&second, 2, 100));
+
+    for (one, two) in [(&bed.store, &other), (&other, &bed.store)] {
+        let both = Agent::with(&first, one).repository("other", two);
+        let plan = both.restore(&["plan"]);
+        let said = format!("{}{}", plan.stdout, plan.stderr);
+        assert!(!plan.success() && said.contains("begins at"), "{said}");
+        assert!(said.contains("--repo URL"), "{said}");
+    }
+    first_agent.restore(&["plan"]).expect_success();
+    second_agent.restore(&["plan"]).expect_success();
+}
+
 /// Of two servers promoted at one position the second one's first segment is gone from `pg_wal`, and its next one would continue
 /// the first server's: records of equal lengths do not show that the server wrote what is stored.
 #[test]

@@ -179,6 +179,11 @@ fn a_dropped_table_comes_back_inside_containers() {
         "f"
     );
 
+    // The agent may only read the data directory, so PostgreSQL's command noted there what was stored.
+    let noted = engine.exec("postgres", &["cat", "/var/lib/postgresql/data/pg_wal/walpoint-archived"]);
+    let newest = query(&engine, "postgres", "select last_archived_wal from pg_stat_archiver");
+    assert!(noted.expect_success().stdout.contains(&newest), "{newest}");
+
     // The recovery, beside the server that goes on.
     let target = format!("--target-time={moment}");
     engine

@@ -14,8 +14,8 @@ use crate::file::WalFile;
 /// How a push ended.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Durable in every repository that has to acknowledge.
-    Stored,
+    /// Durable in every repository that has to acknowledge. What `pg_wal` shall remember of it.
+    Stored(Vec<String>),
     /// The daemon says why not.
     Failed(String),
     /// Given up: PostgreSQL shall take it for archived. What its log shall say.
@@ -58,7 +58,7 @@ pub(crate) fn ask(socket: &Path, file: &WalFile) -> Answer {
 
 fn judge(reply: PushReply, file: &WalFile) -> Answer {
     match reply.outcome {
-        PushOutcome::Stored if reply.identity == file.identity => Answer::Stored,
+        PushOutcome::Stored if reply.identity == file.identity => Answer::Stored(reply.remember),
         PushOutcome::Stored => Answer::Failed(format!(
             "the daemon archived another file of that name (inode {}, PostgreSQL's is {}); HINT: pgdata of this cluster in \
              the daemon's configuration must be this server's data directory",
@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn reply(outcome: PushOutcome, file: &WalFile, message: &str) -> PushReply {
-        PushReply { outcome, identity: file.identity, message: message.to_owned() }
+        PushReply { outcome, identity: file.identity, message: message.to_owned(), remember: Vec::new() }
     }
 
     fn asked(replies: impl FnOnce(&WalFile) -> Vec<Option<PushReply>>) -> Answer {
@@ -169,7 +169,10 @@ mod tests {
 
     #[test]
     fn stored_counts_only_for_the_same_file() {
-        assert!(matches!(asked(|f| vec![Some(reply(PushOutcome::Stored, f, ""))]), Answer::Stored));
+        let stored = asked(|f| {
+            vec![Some(PushReply { remember: vec!["a line".to_owned()], ..reply(PushOutcome::Stored, f, "") })]
+        });
+        assert!(matches!(stored, Answer::Stored(lines) if lines == ["a line"]));
         let other = asked(|f| {
             let mut other = reply(PushOutcome::Stored, f, "");
             other.identity.inode += 1;
@@ -201,7 +204,7 @@ mod tests {
         let answer = asked(|f| {
             vec![None, Some(reply(PushOutcome::Retry, f, "")), Some(reply(PushOutcome::Stored, f, ""))]
         });
-        assert!(matches!(answer, Answer::Stored));
+        assert!(matches!(answer, Answer::Stored(_)));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use arguments::{Arguments, Parsed};
 use ask::Answer;
 use direct::Ended;
 use file::WalFile;
+use walpoint_base::archived;
 use walpoint_base::dropped::{self, Reason, Recorded};
 
 fn main() -> ExitCode {
@@ -52,7 +53,10 @@ fn push(arguments: &Arguments) -> ExitCode {
         }
     };
     match ask::ask(&arguments.socket, &file) {
-        Answer::Stored => ExitCode::SUCCESS,
+        Answer::Stored(lines) => {
+            remember(arguments, &file, &lines);
+            ExitCode::SUCCESS
+        }
         Answer::Failed(message) => {
             say(&format!("ERROR: could not archive \"{}\": {message}", file.name));
             ExitCode::FAILURE
@@ -69,6 +73,18 @@ fn push(arguments: &Arguments) -> ExitCode {
                 }
             }
         }
+    }
+}
+
+/// Notes in `pg_wal` what was stored, where the daemon may only read it. The file is stored all the same.
+fn remember(arguments: &Arguments, file: &WalFile, lines: &[String]) {
+    let directory = arguments.path.parent().unwrap_or(Path::new("."));
+    if let Err(error) = if lines.is_empty() { Ok(()) } else { archived::note(directory, lines) } {
+        say(&format!(
+            "WARNING: \"{}\" is archived, and that cannot be noted in {}: {error}; after a gap the daemon may ask whose WAL is stored",
+            file.name,
+            directory.join(archived::FILE).display()
+        ));
     }
 }
 

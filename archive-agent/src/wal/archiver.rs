@@ -83,6 +83,10 @@ pub(super) fn time_limit(push_timeout: Duration, size: u64, pgdata: &Path) -> Du
     if is_stopping(pgdata) { limit.min(WHILE_STOPPING) } else { limit }
 }
 
+fn reply(outcome: PushOutcome, identity: FileIdentity, message: String) -> PushReply {
+    PushReply { outcome, identity, message, remember: Vec::new() }
+}
+
 impl Archiver {
     /// Archives with `uploader`; one push may take `push_timeout` and a little more for large segments. No more than `queue_max`
     /// bytes of WAL may wait, if anything is said.
@@ -125,8 +129,7 @@ impl Archiver {
     pub(crate) async fn push(self: &Arc<Self>, request: &PushRequest) -> PushReply {
         let begun = Instant::now();
         let _question = self.asking.ask();
-        let failed =
-            |identity, message: String| PushReply { outcome: PushOutcome::Failed, identity, message };
+        let failed = |identity, message: String| reply(PushOutcome::Failed, identity, message);
         let name: WalFileName = match request.name.parse() {
             Ok(name) => name,
             Err(problem) => return failed(request.identity, format!("{problem}")),
@@ -140,19 +143,20 @@ impl Archiver {
                 self.refused.send_replace(None);
                 self.acknowledged.notify_one();
                 tracing::debug!(file = %name, took_ms = begun.elapsed().as_millis(), "acknowledged");
-                PushReply { outcome: PushOutcome::Stored, identity, message: String::new() }
+                let remember = self.uploader.to_remember(name);
+                PushReply { remember, ..reply(PushOutcome::Stored, identity, String::new()) }
             }
             (Err(NotStored::Failed(problem)), Some(overflow)) => {
                 let message = self.queue.give_up(name, &overflow, &problem);
                 self.acknowledged.notify_one();
-                PushReply { outcome: PushOutcome::Dropped, identity: request.identity, message }
+                reply(PushOutcome::Dropped, request.identity, message)
             }
             (Err(NotStored::Failed(problem) | NotStored::OtherFile(problem)), None)
                 if self.is_skipped(name, request.identity).await =>
             {
                 let message = self.queue.skip(name, &problem);
                 self.acknowledged.notify_one();
-                PushReply { outcome: PushOutcome::Dropped, identity: request.identity, message }
+                reply(PushOutcome::Dropped, request.identity, message)
             }
             (Err(NotStored::Failed(message) | NotStored::OtherFile(message)), _) => {
                 tracing::warn!(file = %name, took_ms = begun.elapsed().as_millis(), "not archived: {message}");

@@ -155,13 +155,12 @@ async fn has_own(
         return true;
     }
     let (directory, of) = (wal.to_owned(), archive.clone());
-    let read = move || (claim::read(&directory, &of, name.timeline), claim::can_be_noted(&directory));
-    let (claim, can_be_noted) = tokio::task::spawn_blocking(read).await.unwrap_or((None, true));
+    let read = tokio::task::spawn_blocking(move || claim::read(&directory, &of, name.timeline)).await;
+    let claim = read.unwrap_or_default();
     match claim {
         Some(claim) if claim.segment == name => claim.hash == header.hash,
         // What it stored behind this one continues what is stored.
         Some(claim) if claim.segment > name => true,
-        _ if !can_be_noted => true,
         _ => identity::content(archive, cluster, wal, name, header.hash).await == Comparison::Same,
     }
 }

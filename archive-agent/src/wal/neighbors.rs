@@ -315,27 +315,23 @@ impl Newcomer<'_> {
     }
 
     /// The newest segment of a timeline that the directory remembers to have stored in this archive, if that is there with this
-    /// content still; `None` if nothing can be remembered there.
-    async fn noted(&self, timeline: TimelineId) -> Result<Option<Option<SegmentName>>, TargetError> {
+    /// content still.
+    async fn noted(&self, timeline: TimelineId) -> Result<Option<SegmentName>, TargetError> {
         let (wal, archive) = (self.wal.to_owned(), self.archive.clone());
-        let read = move || (claim::read(&wal, &archive, timeline), claim::can_be_noted(&wal));
-        let read = tokio::task::spawn_blocking(read).await;
-        let (claim, can_be_noted) = read.map_err(|error| RepoError::Internal(error.to_string()))?;
-        if !can_be_noted {
-            return Ok(None);
-        }
-        let Some(claim) = claim else { return Ok(Some(None)) };
-        Ok(Some(match header(self.archive, claim.segment).await? {
+        let read = tokio::task::spawn_blocking(move || claim::read(&wal, &archive, timeline)).await;
+        let claim = read.map_err(|error| RepoError::Internal(error.to_string()))?;
+        let Some(claim) = claim else { return Ok(None) };
+        Ok(match header(self.archive, claim.segment).await? {
             Stored::Sound(header) if header.hash != claim.hash => None,
             // It may have expired, and what is damaged proves nothing.
             _ => Some(claim.segment),
-        }))
+        })
     }
 
-    /// Whether the directory remembers that it stored a segment, or one behind it on its timeline; or cannot remember anything.
+    /// Whether the directory remembers that it stored a segment, or one behind it on its timeline.
     async fn has_noted(&self, stored: SegmentName) -> Result<bool, TargetError> {
         let noted = self.noted(stored.timeline).await?;
-        Ok(noted.is_none_or(|claim| claim.is_some_and(|claim| claim >= stored)))
+        Ok(noted.is_some_and(|claim| claim >= stored))
     }
 
     /// Refuses what a server wrote or received behind a segment that is missing here and there, while segments before that one are
@@ -345,7 +341,7 @@ impl Newcomer<'_> {
         if !self.is_asked() || missing.timeline != timeline {
             return Ok(());
         }
-        let Some(claim) = self.noted(timeline).await? else { return Ok(()) };
+        let claim = self.noted(timeline).await?;
         let Some(other) = stored_between(self.archive, claim, Some(missing), timeline).await? else {
             return Ok(());
         };

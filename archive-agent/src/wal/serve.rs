@@ -108,7 +108,7 @@ async fn converse(
 }
 
 fn answer(outcome: PushOutcome, request: &PushRequest, message: String) -> PushReply {
-    PushReply { outcome, identity: request.identity, message }
+    PushReply { outcome, identity: request.identity, message, remember: Vec::new() }
 }
 
 /// The bytes of a request.

@@ -146,6 +146,9 @@ impl TargetError {
     }
 }
 
+/// Segments stored ahead of PostgreSQL's questions of which something is kept.
+const REMEMBERED: usize = 256;
+
 /// A repository that receives a cluster's WAL.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -169,6 +172,8 @@ pub(crate) struct Target {
     missed: std::sync::Mutex<Missed>,
     missed_more: Notify,
     known: std::sync::Mutex<Known>,
+    /// The newest segments that were stored there, and what `pg_wal` has to remember of them.
+    unremembered: std::sync::Mutex<VecDeque<(SegmentName, String)>>,
     /// Told when a segment is no longer being stored.
     landed: Notify,
     /// How often the data directory was bound to another lineage, or the repository was another one.
@@ -236,6 +241,7 @@ impl Target {
             missed: std::sync::Mutex::default(),
             missed_more: Notify::new(),
             known: std::sync::Mutex::default(),
+            unremembered: std::sync::Mutex::default(),
             landed: Notify::new(),
             lineages_left: AtomicU64::new(0),
         }
@@ -244,6 +250,22 @@ impl Target {
     /// Looks at what is known of a lineage, or changes it.
     pub(super) fn known<T>(&self, lineage: LineageId, look: impl FnOnce(&mut Known) -> T) -> T {
         look(self.known.lock().unwrap_or_else(PoisonError::into_inner).of(lineage))
+    }
+
+    /// Keeps what `pg_wal` has to remember of a segment until PostgreSQL asks for it.
+    pub(super) fn remember_later(&self, name: SegmentName, line: String) {
+        let mut lines = self.unremembered.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.retain(|(other, _)| *other != name);
+        lines.push_back((name, line));
+        if lines.len() > REMEMBERED {
+            lines.pop_front();
+        }
+    }
+
+    /// What `pg_wal` has to remember of a segment that was stored.
+    pub(super) fn to_remember(&self, name: SegmentName) -> Option<String> {
+        let lines = self.unremembered.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().find(|(other, _)| *other == name).map(|(_, line)| line.clone())
     }
 
     /// Changes whenever what was stored before may not count any more: it went into another lineage, or another repository.

@@ -183,6 +183,12 @@ impl Uploader {
         Ok(written(&self.control().await?))
     }
 
+    /// What `pg_wal` has to remember of a segment that was stored, and the daemon may not write there.
+    pub(super) fn to_remember(&self, name: WalFileName) -> Vec<String> {
+        let WalFileName::Segment(name) = name else { return Vec::new() };
+        self.targets.iter().filter_map(|target| target.to_remember(name)).collect()
+    }
+
     /// Whether the server writes a timeline, or did last: nothing of it is stored that it has not written.
     pub(crate) async fn writes(&self, timeline: TimelineId) -> Result<bool, Trouble> {
         let (control, pgdata) = (self.control().await?, self.pgdata.clone());
@@ -570,10 +576,12 @@ async fn store_segment(
             }
         });
         if file.answers {
-            let (wal, archive) = (file.path.parent().unwrap_or(&file.path).to_owned(), archive.clone());
-            let note = move || claim::note(&wal, &archive, Claim { segment: name, hash });
-            if let Ok(Err(error)) = tokio::task::spawn_blocking(note).await {
-                tracing::debug!(file = %name, "not remembered in pg_wal: {error}");
+            let claim = Claim { segment: name, hash };
+            let (wal, noting) = (file.path.parent().unwrap_or(&file.path).to_owned(), archive.clone());
+            let noted = tokio::task::spawn_blocking(move || claim::note(&wal, &noting, claim)).await;
+            if let Ok(Err(error)) = noted {
+                tracing::debug!(file = %name, "archive-push has to remember it in pg_wal: {error}");
+                target.remember_later(name, claim::line(archive, claim));
             }
         }
     }

@@ -19,6 +19,7 @@
 //!
 //! Without the features `time` and `secret` nothing outside the standard library is linked into a thin client.
 
+pub mod archived;
 pub mod chain;
 pub mod clock;
 pub mod crossing;

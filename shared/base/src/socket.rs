@@ -108,6 +108,8 @@ pub struct PushReply {
     pub identity: FileIdentity,
     /// For PostgreSQL's log: empty, or what failed and what to do.
     pub message: String,
+    /// Lines to be remembered in `pg_wal` ([`crate::archived`]), where the daemon may not write there.
+    pub remember: Vec<String>,
 }
 
 /// The outcome of a push.
@@ -345,6 +347,8 @@ impl Message for PushReply {
         });
         put_identity(out, &self.identity);
         put_text(out, &self.message);
+        out.extend(u32::try_from(self.remember.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.remember.iter().for_each(|line| put_text(out, line));
     }
 
     fn take(input: &mut Input<'_>) -> Option<Self> {
@@ -356,7 +360,13 @@ impl Message for PushReply {
             4 => PushOutcome::Working,
             _ => return None,
         };
-        Some(Self { outcome, identity: take_identity(input)?, message: input.text()? })
+        let (identity, message) = (take_identity(input)?, input.text()?);
+        // Each is longer than a byte, so a count that is not true soon finds the end.
+        let mut remember = Vec::new();
+        for _ in 0..input.u32()? {
+            remember.push(input.text()?);
+        }
+        Some(Self { outcome, identity, message, remember })
     }
 }
 
@@ -477,8 +487,12 @@ mod tests {
         sent.write(&mut wire).unwrap();
         assert_eq!(PushRequest::read(&mut wire.as_slice()).unwrap(), sent);
 
-        let reply =
-            PushReply { outcome: PushOutcome::Failed, identity: sent.identity, message: "é".repeat(40_000) };
+        let reply = PushReply {
+            outcome: PushOutcome::Failed,
+            identity: sent.identity,
+            message: "é".repeat(40_000),
+            remember: vec!["a line".into(), "another".into()],
+        };
         let got = PushReply::decode(&reply.encode().unwrap()[4..]).unwrap();
         assert_eq!((got.outcome, got.identity), (reply.outcome, reply.identity));
         assert!(reply.message.starts_with(&got.message) && got.message.len() > 16_000);
