@@ -45,10 +45,16 @@ fn done(cluster: &Cluster, name: &str) -> bool {
 
 /// Two standbys that were promoted at one position and have a backlog each, which nothing archives yet.
 fn two_with_backlogs(bed: &mut Bed, count: usize) -> [(Cluster, Agent, Vec<String>); 2] {
+    with_backlogs(bed, count)
+}
+
+/// So many standbys, as [`two_with_backlogs`].
+fn with_backlogs<const N: usize>(bed: &mut Bed, count: usize) -> [(Cluster, Agent, Vec<String>); N] {
+    bed.cluster.set("wal_keep_size", "64MB");
     bed.cluster.start();
     let daemon = bed.agent.daemon();
     all_done(&bed.cluster, &segments(&bed.cluster, "both", 2));
-    let mut two = [(); 2].map(|()| {
+    let mut all = [(); N].map(|()| {
         let standby = bed.cluster.standby();
         let agent = Agent::with(&standby, &bed.store);
         agent.archive_from(&standby);
@@ -56,14 +62,14 @@ fn two_with_backlogs(bed: &mut Bed, count: usize) -> [(Cluster, Agent, Vec<Strin
         standby.set("wal_keep_size", "256MB");
         (standby, agent)
     });
-    for (standby, _) in &mut two {
+    for (standby, _) in &mut all {
         standby.start();
         standby.wait_replayed(&bed.cluster);
     }
     bed.cluster.stop(Shutdown::Fast);
     assert_eq!(daemon.stop(), 0);
-    let mut who = ["one", "other"].into_iter();
-    two.map(|(standby, agent)| {
+    let mut who = ["one", "other", "third"].into_iter();
+    all.map(|(standby, agent)| {
         standby.promote();
         let names = segments(&standby, who.next().unwrap(), count);
         (standby, agent, names)
@@ -411,4 +417,30 @@ fn where_wal_does_not_show_the_lineage_nothing_is_stored_until_it_is_said() {
     let keys = bed.store.back_door().list("clusters");
     let stored = |key: &&String| key.contains(&names[0]) && key.contains("-2/wal/");
     assert!(keys.iter().any(|key| stored(&key)), "{keys:#?}");
+}
+
+/// A third server, whose WAL the first one's lineage contradicts, does not take the second one's: that the two have the WAL before
+/// they parted in common shows nothing, though the second one has stored nothing of its own yet.
+#[test]
+fn a_third_server_takes_the_lineage_of_no_other() {
+    let mut bed = bed();
+    let [one, other, third] = with_backlogs::<3>(&mut bed, 3);
+    let _one = one.1.daemon();
+    ask(&one.0, &one.1);
+    all_done(&one.0, &one.2);
+    other.1.init(&["--new-lineage"]).expect_success();
+
+    let daemon = third.1.daemon();
+    ask(&third.0, &third.1);
+    wait::until_true(SOON, "it hears of it", || third.0.log().contains("walpoint.lineage"));
+    assert!(third.0.log().contains("archive-agent init --new-lineage"), "{}", third.0.log());
+    std::thread::sleep(Duration::from_secs(12));
+    assert!(!third.0.pgdata().join("walpoint.lineage").exists(), "{}", daemon.log());
+    assert!(third.2.iter().all(|name| !done(&third.0, name)), "{}", daemon.log());
+
+    let _other = other.1.daemon();
+    ask(&other.0, &other.1);
+    all_done(&other.0, &other.2);
+    third.1.init(&["--new-lineage"]).expect_success();
+    all_done(&third.0, &third.2);
 }

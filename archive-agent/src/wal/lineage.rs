@@ -44,15 +44,18 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// Whether the WAL of a directory that is the same in both up to the newest one shows that it belongs to this one and not to
-    /// the other: what both servers had before they parted may be stored in either.
-    fn is_shown_against(&self, other: &Self, size: SegmentSize) -> bool {
+    /// Whether the WAL of a directory shows that it belongs to this one and not to another one: what both servers had before they
+    /// parted may be stored in either. That the other one is a third server's does not make this one the directory's.
+    fn is_shown_beside(&self, other: &Self, size: SegmentSize) -> bool {
         let parted = [self, other].into_iter().map(|candidate| match candidate.lineage.parent {
             None => Some(Lsn(0)),
             Some(parent) => parent.began,
         });
-        let parted = parted.collect::<Option<Vec<Lsn>>>().and_then(|all| all.into_iter().max());
-        self.same.zip(parted).is_some_and(|(same, parted)| same.start(size) >= parted)
+        match parted.collect::<Option<Vec<Lsn>>>().and_then(|all| all.into_iter().max()) {
+            Some(parted) => self.same.is_some_and(|same| same.start(size) >= parted),
+            // Of a lineage whose fork is not known nothing before it is stored.
+            None => other.other.is_some(),
+        }
     }
 }
 
@@ -135,14 +138,15 @@ async fn decide(
     let history = known.map_or_else(|| TimelineHistory::root(moment.newest), |(history, _)| history);
     histories(candidates, &history, &wal).await?;
     segments(candidates, identity, &wal, history).await?;
+    let candidates = &*candidates;
     let possible: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.other.is_none()).collect();
     if let Some(claimed) = claimed(&possible, repository, &wal, moment).await? {
         return Ok(Some(claimed));
     }
     let size = identity.segment_size;
     let shown = |one: &&&Candidate| {
-        let mut others = possible.iter().filter(|other| other.lineage.id != one.lineage.id);
-        one.same.is_some() && others.all(|other| one.is_shown_against(other, size))
+        let mut others = candidates.iter().filter(|other| other.lineage.id != one.lineage.id);
+        one.same.is_some() && others.all(|other| one.is_shown_beside(other, size))
     };
     let shown: Vec<&&Candidate> = possible.iter().filter(shown).collect();
     Ok(if let [only] = shown[..] { Some(only.lineage.id) } else { None })
