@@ -294,3 +294,47 @@ fn a_clone_is_refused_by_what_a_promotion_left_of_its_first_segment() {
     let _heir = heir.daemon();
     all_done(&standby, &segments(&standby, 2, 100));
 }
+
+/// Production and a copy of it that ran in the same segment and was promoted there, whose timeline is stored.
+fn parted_in_one_segment() -> (Bed, Agent, Cluster) {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    let (mut copy, agent) = clone(&bed);
+    let both = copy.current_segment();
+    wait::until_true(SOON, "both are in one segment", || bed.cluster.current_segment() == both);
+    copy.psql("insert into t select n, clock_timestamp() from generate_series(1, 300) n");
+    bed.cluster.psql("insert into t select n, clock_timestamp() from generate_series(1, 200) n");
+    assert_eq!(daemon.stop(), 0);
+    let daemon = agent.daemon();
+    promote_from_standby(&mut copy);
+    all_done(&copy, &segments(&copy, 2, 100));
+    assert_eq!(daemon.stop(), 0);
+    (bed, agent, copy)
+}
+
+/// Production has noted what it stored before the segment: it goes on, and the copy stores nothing more.
+#[test]
+fn a_copy_promoted_in_productions_segment_does_not_stop_production() {
+    let (bed, agent, copy) = parted_in_one_segment();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    assert!(daemon.log().contains("split brain: timeline 2"), "{}", daemon.log());
+    let _beside = agent.daemon();
+    let more = segments(&copy, 1, 100);
+    refused(&copy);
+    assert_eq!(is_stored(&bed, &more), [false]);
+}
+
+/// Where nothing shows which of the two stored the WAL before, the one that comes second is refused.
+#[test]
+fn the_second_of_two_is_refused_where_nothing_shows_who_was_first() {
+    let (bed, _, _) = parted_in_one_segment();
+    std::fs::remove_file(bed.cluster.wal_dir().join("walpoint-archived")).unwrap();
+    let daemon = bed.agent.daemon();
+    let ours = segments(&bed.cluster, 2, 100);
+    refused(&bed.cluster);
+    assert!(bed.cluster.log().contains("does not begin with what"), "{}", daemon.log());
+    assert_eq!(is_stored(&bed, &ours), [false; 2]);
+}

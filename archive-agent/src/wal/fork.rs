@@ -184,6 +184,8 @@ enum Progress {
     /// A side was missing. Tried again when the archive was looked at again.
     Waits,
     Compared,
+    /// The two sides differ, and this server's is refused as long as nothing shows that it was there first.
+    Differs,
 }
 
 impl Forks {
@@ -217,45 +219,56 @@ impl Side<'_> {
                     true => self.name >= fork.first,
                     false => fork.parent.timeline == timeline && self.name >= fork.parent,
                 })?;
-                let own = [fork.first, fork.parent].contains(&self.name);
-                (*progress == Progress::Open || own && *progress == Progress::Waits).then_some(fork)
+                let judged = match progress {
+                    Progress::Open => false,
+                    Progress::Waits => ![fork.first, fork.parent].contains(&self.name),
+                    Progress::Differs => fork.parent.timeline != timeline,
+                    Progress::Compared => true,
+                };
+                (!judged).then_some((fork, *progress == Progress::Differs))
             };
-            (split, known.forks.found.values().filter_map(of_it).collect::<Vec<Fork>>())
+            (split, known.forks.found.values().filter_map(of_it).collect::<Vec<(Fork, bool)>>())
         });
         if let Some(split) = split {
             return Err(split.into());
         }
         let mut found = false;
-        for fork in forks {
-            found |= self.judge_fork(&fork).await?;
+        for (fork, differs) in forks {
+            found |= match differs || self.differs(&fork).await? {
+                true => self.judge_fork(&fork).await?,
+                false => false,
+            };
         }
         Ok(found)
     }
 
-    async fn judge_fork(&self, fork: &Fork) -> Result<bool, TargetError> {
-        let sides = (self.beginning(fork.parent, fork).await?, self.beginning(fork.first, fork).await?);
-        let (progress, differs) = match sides {
-            (Some(parent), Some(first)) => (Progress::Compared, !parent.is(&first)),
-            _ => (Progress::Waits, false),
+    async fn differs(&self, fork: &Fork) -> Result<bool, RepoError> {
+        // What is stored meanwhile does not read them as well.
+        self.note(fork, Progress::Waits);
+        let (progress, differs) = match self.beginnings(fork).await? {
+            Some((parent, first)) => (Progress::Compared, !parent.is(&first)),
+            None => (Progress::Waits, false),
         };
-        if !differs {
-            self.note(fork, progress);
-            return Ok(false);
-        }
+        self.note(fork, progress);
+        Ok(differs)
+    }
+
+    /// Decides whose server is refused where the two sides of a fork differ.
+    async fn judge_fork(&self, fork: &Fork) -> Result<bool, TargetError> {
         let Comparison::Other(what) = fork.differs(&fork.parent.to_string()) else { return Ok(false) };
         if self.is_of_another_server(fork).await? {
             let split = dispute(self.archive, fork, what.clone()).await?;
             tracing::error!(repository = self.target.name(), "{split}");
             let lineage = self.archive.lineage().id;
             self.target.known(lineage, |known| known.forks.disputed.push(split.clone()));
-            self.note(fork, progress);
+            self.note(fork, Progress::Compared);
             return if self.name.timeline == fork.child() { Err(split.into()) } else { Ok(true) };
         }
         // Of two servers the one that comes second is refused, each time that it asks.
         if self.name.timeline == fork.parent.timeline {
+            self.note(fork, Progress::Differs);
             return Err(SplitBrain::new(self.archive, self.name.timeline, what).into());
         }
-        self.note(fork, progress);
         Ok(false)
     }
 
@@ -265,6 +278,17 @@ impl Side<'_> {
                 found.2 = progress;
             }
         });
+    }
+
+    /// What both sides begin with; `None` if one is missing: then neither is read.
+    async fn beginnings(&self, fork: &Fork) -> Result<Option<(Beginning, Beginning)>, RepoError> {
+        for name in [fork.parent, fork.first].into_iter().filter(|name| *name != self.name) {
+            if !matches!(neighbors::header(self.archive, name).await?, Stored::Sound(_)) {
+                return Ok(None);
+            }
+        }
+        let parent = self.beginning(fork.parent, fork).await?;
+        Ok(parent.zip(self.beginning(fork.first, fork).await?))
     }
 
     async fn beginning(&self, name: SegmentName, fork: &Fork) -> Result<Option<Beginning>, RepoError> {
