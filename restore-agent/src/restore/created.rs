@@ -11,12 +11,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use walpoint_base::{CreatedTablespace, Lsn, PgMajor, tablespace};
+use walpoint_repo::RepoError;
 use walpoint_repo::plan::{SegmentDecoder, TablespaceDocument, created_tablespaces};
+use walpoint_repo::wal::WalCopies;
+use walpoint_runtime::args::CommonArgs;
 
-use super::existing;
 use super::ground::Ground;
 use super::layout::Layout;
 use super::{directory, identity};
+use super::{elsewhere, existing};
 use crate::decoder::WalDecoder;
 use crate::plan::Planned;
 
@@ -39,13 +42,21 @@ pub(super) struct Found {
 }
 
 impl Created {
-    /// Reads which tablespaces recovery under the plan creates.
-    pub(super) async fn read(planned: &Planned, major: PgMajor) -> anyhow::Result<Self> {
-        let archive = planned.repository.wal_to_read(&planned.lineage).await?;
+    /// Reads which tablespaces recovery under the plan creates. What is damaged in the plan's repository is read from another one.
+    pub(super) async fn read(common: &CommonArgs, planned: &Planned, major: PgMajor) -> anyhow::Result<Self> {
         let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
-        let from = planned.plan.backup.id.start();
+        let (plan, from) = (&planned.plan, planned.plan.backup.id.start());
         let creating = planned.creating.as_deref();
-        let records = created_tablespaces(&archive, &planned.plan, creating, from, &decoder).await?;
+        let only = WalCopies::new(planned.repository.wal_to_read(&planned.lineage).await?, []);
+        let records = match created_tablespaces(&only, plan, creating, from, &decoder).await {
+            Err(RepoError::Corrupt { .. }) => {
+                let copies = elsewhere::copies(common, planned).await?;
+                let records = created_tablespaces(&copies, plan, creating, from, &decoder).await;
+                elsewhere::warn_of_damage(&copies);
+                records.map_err(|error| elsewhere::nowhere_sound(&copies, error))?
+            }
+            records => records?,
+        };
         Ok(Self { locations: BTreeMap::new(), major: major.get() }.with(&records))
     }
 

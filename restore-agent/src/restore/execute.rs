@@ -65,8 +65,7 @@ impl Restore {
         origin::bind(&self.origin, &self.planned, data.path(), self.owner)
             .await
             .map_err(|error| data.explain(error))?;
-        let archive = self.planned.repository.wal_to_read(&self.planned.lineage).await?;
-        forks::write(&archive, &self.planned.plan, anchor.path(), self.owner).await.map_err(explain)?;
+        forks::write(common, &self.planned, anchor.path(), self.owner).await.map_err(explain)?;
         let size = self.planned.lineage.segment_size;
         self.unarchived
             .put(kept.as_ref(), anchor.path(), self.owner, size, args.resume_archiving)

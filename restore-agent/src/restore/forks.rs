@@ -16,10 +16,14 @@ use std::path::Path;
 
 use anyhow::Context;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, WalFileName, durable};
+use walpoint_repo::RepoError;
 use walpoint_repo::plan::RestorePlan;
 use walpoint_repo::wal::WalArchive;
+use walpoint_runtime::args::CommonArgs;
 
+use super::elsewhere;
 use super::owners::{self, Owner};
+use crate::plan::Planned;
 
 /// A parent's segment that has to be there, and the one that has its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,37 +35,78 @@ struct Fork {
 
 /// Writes the parents' segments of all forks that recovery passes, into that `pg_wal`.
 pub(crate) async fn write(
-    archive: &WalArchive,
-    plan: &RestorePlan,
+    common: &CommonArgs,
+    planned: &Planned,
     wal: &Path,
     owner: Option<Owner>,
 ) -> anyhow::Result<()> {
+    let archive = planned.repository.wal_to_read(&planned.lineage).await?;
+    for fork in forks(&archive, &planned.plan) {
+        match write_one(&archive, fork, wal, owner).await {
+            Err(error) if is_damage(&error) => {
+                tracing::warn!("repository \"{}\": {error}", planned.repository.name());
+                write_from_elsewhere(common, planned, fork, wal, owner).await?;
+            }
+            written => written?,
+        }
+    }
+    Ok(())
+}
+
+/// The same for a fork of which the plan's repository has a damaged segment. Where none is sound, recovery says so at the place
+/// where it matters.
+async fn write_from_elsewhere(
+    common: &CommonArgs,
+    planned: &Planned,
+    fork: Fork,
+    wal: &Path,
+    owner: Option<Owner>,
+) -> anyhow::Result<()> {
+    let copies = elsewhere::copies(common, planned).await?;
+    for archive in copies.archives().iter().skip(1) {
+        let name = archive.repository().name();
+        match write_one(archive, fork, wal, owner).await {
+            Ok(()) if wal.join(fork.parent.to_string()).exists() => return Ok(()),
+            Ok(()) => {}
+            Err(error) if error.downcast_ref::<RepoError>().is_some() => {
+                tracing::warn!("repository \"{name}\": {error}");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    tracing::warn!("no repository has \"{}\" undamaged: recovery stops there", fork.source);
+    Ok(durable::remove(&wal.join(fork.parent.to_string()))?)
+}
+
+fn is_damage(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(RepoError::Corrupt { .. }))
+}
+
+async fn write_one(archive: &WalArchive, fork: Fork, wal: &Path, owner: Option<Owner>) -> anyhow::Result<()> {
     let size = archive.lineage().segment_size.bytes();
-    for fork in forks(archive, plan) {
-        // Recovery says what is missing, at the place where it matters.
-        let Some(mut reader) = archive.read(WalFileName::Segment(fork.source)).await? else { continue };
-        let path = wal.join(fork.parent.to_string());
-        let context = || format!("{} cannot be written", path.display());
-        durable::remove(&path).with_context(context)?;
-        let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let mut file = options.with_context(context)?;
-        let mut left = fork.switch.0 % size;
-        let mut buffer = Vec::new();
-        while left > 0 && !reader.is_done() {
-            buffer = reader.next_part(buffer).await?;
-            let part = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            file.write_all(buffer.get(..part).unwrap_or_default()).with_context(context)?;
-            left -= u64::try_from(part).unwrap_or(left);
-        }
-        file.set_len(size).and_then(|()| file.sync_all()).with_context(context)?;
-        let status = wal.join("archive_status");
-        owners::create_directories(&status, owner).with_context(context)?;
-        let done = status.join(format!("{}.done", fork.parent));
-        durable::replace(&done, b"", 0o600).with_context(context)?;
-        durable::sync_directory(wal).with_context(context)?;
-        if let Some(owner) = owner {
-            owner.give(&path).and_then(|()| owner.give(&done)).with_context(context)?;
-        }
+    let path = wal.join(fork.parent.to_string());
+    let context = || format!("{} cannot be written", path.display());
+    durable::remove(&path).with_context(context)?;
+    // Recovery says what is missing, at the place where it matters.
+    let Some(mut reader) = archive.read(WalFileName::Segment(fork.source)).await? else { return Ok(()) };
+    let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+    let mut file = options.with_context(context)?;
+    let mut left = fork.switch.0 % size;
+    let mut buffer = Vec::new();
+    while left > 0 && !reader.is_done() {
+        buffer = reader.next_part(buffer).await?;
+        let part = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        file.write_all(buffer.get(..part).unwrap_or_default()).with_context(context)?;
+        left -= u64::try_from(part).unwrap_or(left);
+    }
+    file.set_len(size).and_then(|()| file.sync_all()).with_context(context)?;
+    let status = wal.join("archive_status");
+    owners::create_directories(&status, owner).with_context(context)?;
+    let done = status.join(format!("{}.done", fork.parent));
+    durable::replace(&done, b"", 0o600).with_context(context)?;
+    durable::sync_directory(wal).with_context(context)?;
+    if let Some(owner) = owner {
+        owner.give(&path).and_then(|()| owner.give(&done)).with_context(context)?;
     }
     Ok(())
 }

@@ -7,8 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use walpoint_base::WalFileName;
 
 use super::aside::{self, Record};
 use super::directory::{self, DirectoryError, MARKER, State};
@@ -18,6 +18,7 @@ use super::named::Named;
 use super::owners::Owner;
 use super::reach;
 use super::running::{self, LockFile};
+use super::stored::NotStored;
 use crate::plan::Planned;
 
 /// What is to become of a data directory that is there.
@@ -36,9 +37,6 @@ pub(crate) enum Way {
 
 /// What a server writes when it starts; no backup has it.
 const SERVER_OPTIONS: &str = "postmaster.opts";
-
-/// Requests at the same time to find out what the repository has.
-const AT_ONCE: usize = 16;
 
 /// What was found.
 #[derive(Debug)]
@@ -137,17 +135,20 @@ impl Ground {
         }
     }
 
-    /// Refuses to repair another cluster's directory, and to lose WAL with it.
-    pub(crate) async fn prove(&self, pgdata: &Path, planned: &Planned) -> anyhow::Result<()> {
-        let (State::Occupied(_), Way::Delta { force: false }, Some(existing)) =
-            (&self.state, self.way, &self.existing)
-        else {
+    /// Whether what is there may only be repaired if it is the plan's cluster's, and if that loses nothing.
+    fn is_to_be_proven(&self) -> bool {
+        matches!((&self.state, self.way), (State::Occupied(_), Way::Delta { force: false }))
+    }
+
+    /// Refuses to repair another cluster's directory.
+    pub(crate) fn prove_cluster(&self, pgdata: &Path, planned: &Planned) -> anyhow::Result<()> {
+        let Some(existing) = self.existing.as_ref().filter(|_| self.is_to_be_proven()) else {
             return Ok(());
         };
         let shown = pgdata.display();
         let wanted = planned.lineage.system_id();
         match existing.system_id {
-            Some(found) if found == wanted => {}
+            Some(found) if found == wanted => Ok(()),
             Some(found) => bail!(
                 "{shown} is the data directory of another cluster (system identifier {found}, the backup's is {wanted}); --replace \
                  keeps it, --delta --force overwrites it: nothing was changed"
@@ -157,20 +158,33 @@ impl Ground {
                  --replace keeps it, --delta --force repairs it whosever it is: nothing was changed"
             ),
         }
-        let waiting = existing::waiting_segments(pgdata).with_context(|| shown.to_string())?;
-        let wal = planned.repository.wal_to_read(&planned.lineage).await?;
-        let stored = futures_util::stream::iter(&waiting).map(|name| wal.header(*name)).buffered(AT_ONCE);
-        let stored: Vec<_> = stored.try_collect().await?;
-        let lost: Vec<_> = waiting.iter().zip(stored).filter(|(_, stored)| stored.is_none()).collect();
-        if let Some((first, _)) = lost.first() {
-            bail!(
-                "{shown}: segments of WAL in its pg_wal that are not in repository {}: {} (the first is {first}); archive them with \
-                 \"archive-agent run --once\", or keep them with --replace; --delta --force discards them: nothing was changed",
-                planned.repository.name(),
-                lost.len()
-            );
+    }
+
+    /// Refuses to repair a directory whose `pg_wal` holds segments that wait for the archive, while no archive has them.
+    pub(super) async fn prove_archived(&self, pgdata: &Path, not_stored: &NotStored) -> anyhow::Result<()> {
+        if !self.is_to_be_proven() {
+            return Ok(());
         }
-        Ok(())
+        let shown = pgdata.display();
+        let waiting = existing::waiting_segments(pgdata).with_context(|| shown.to_string())?;
+        let lost = not_stored.among(pgdata, waiting).await?;
+        let Some(first) = lost.first() else { return Ok(()) };
+        let repository = not_stored.copies.first().repository().name();
+        let ways = "--replace keeps the whole directory, --delta --force repairs it and keeps these segments in a directory beside it";
+        let differs = lost.iter().find(|name| not_stored.differ.contains(&WalFileName::Segment(**name)));
+        match differs {
+            Some(other) => bail!(
+                "{shown}: segments of WAL in its pg_wal that are not in repository \"{repository}\": {} (the first is {first}); under the \
+                 name {other} it has other content: this server went another way than the archive, or the file is damaged, and it cannot \
+                 be archived there; {ways}: nothing was changed",
+                lost.len()
+            ),
+            None => bail!(
+                "{shown}: segments of WAL in its pg_wal that are not in repository \"{repository}\": {} (the first is {first}); archive \
+                 them with \"archive-agent run --once\"; {ways}: nothing was changed",
+                lost.len()
+            ),
+        }
     }
 
     /// Refuses directories outside PGDATA that are in use. What has to be moved aside, if that is the way: each directory

@@ -20,7 +20,9 @@
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`created`] | tablespaces that replay creates |
-//! | [`unarchived`], [`kept`] | WAL that no archive has; what a repair keeps |
+//! | [`stored`] | which files of a `pg_wal` no archive has |
+//! | [`unarchived`], [`kept`] | what of them recovery replays; what a repair keeps |
+//! | [`elsewhere`] | WAL in other repositories and lineages than the plan's |
 //! | [`report`] | what is printed at the end |
 //! | [`failure`] | what a restore that failed leaves, and what to do about it |
 //! | [`stand_in`] | what stands in for a backup that turns out to be damaged |
@@ -35,6 +37,7 @@ mod compare;
 mod copy;
 mod created;
 mod directory;
+mod elsewhere;
 mod execute;
 mod existing;
 mod failure;
@@ -59,6 +62,7 @@ mod room;
 mod running;
 pub(crate) mod settings;
 mod stand_in;
+mod stored;
 mod sync;
 mod tablespaces;
 mod unarchived;
@@ -214,7 +218,7 @@ async fn dry_run(
     let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
     let owner = owner_of_root(&reader, &owners).await.map_err(|e| failure::unread(id, e))?.0;
     ground.act_for(owner);
-    let created = Created::read(&planned, summary.facts.major).await?;
+    let created = Created::read(common, &planned, summary.facts.major).await?;
     let (tablespaces, refusal) = if created.is_empty() {
         (Vec::new(), None)
     } else {

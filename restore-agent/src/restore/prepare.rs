@@ -18,6 +18,7 @@ use super::kept::{self, Kept};
 use super::layout::Layout;
 use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
+use super::stored::NotStored;
 use super::tablespaces::{self, Tablespace, Wishes};
 use super::unarchived::Unarchived;
 use super::{Restore, RestoreArgs, command, failure, files, origin, places, reach, room};
@@ -35,7 +36,14 @@ impl Restore {
         if let Some(damage) = &planned.damage {
             tracing::warn!("{damage}");
         }
-        ground.prove(&pgdata, &planned).await?;
+        ground.prove_cluster(&pgdata, &planned)?;
+        let not_stored = match ground.way {
+            Way::Delta { .. } => Some(NotStored::look(common, &pgdata, &planned).await?),
+            Way::New | Way::Replace => None,
+        };
+        if let Some(not_stored) = &not_stored {
+            ground.prove_archived(&pgdata, not_stored).await?;
+        }
         let origin = origin::read(common, &planned).await?;
         let backups = Backups::of(&planned.files_from, &planned.cluster);
         let unread = |error| failure::unread(planned.plan.backup.id, error);
@@ -67,12 +75,12 @@ impl Restore {
         if !matches!(ground.state, State::Unfinished(_)) {
             reach::check(layout.pgdata(), named.pgdata, owner).map_err(|e| anyhow!(e))?;
         }
-        let mut created = Created::read(&planned, summary.facts.major).await?;
+        let mut created = Created::read(common, &planned, summary.facts.major).await?;
         let mut found = created.look(&layout, &ground)?;
         let mut unarchived = Unarchived::default();
-        if let Way::Delta { .. } = ground.way {
+        if let Some(not_stored) = &not_stored {
             let earlier = kept_before(layout.pgdata(), &ground.state);
-            unarchived = Unarchived::find(common, layout.pgdata(), &planned, &earlier).await?;
+            unarchived = Unarchived::find(not_stored, layout.pgdata(), &planned, &earlier).await?;
             let more = created.with(&unarchived.creates);
             match more.look(&layout, &ground) {
                 Ok(look) => (created, found) = (more, look),

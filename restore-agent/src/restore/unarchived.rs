@@ -10,38 +10,30 @@
 //! marked as waiting, if the restored server archives, and as archived otherwise.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
 use walpoint_base::{
-    CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId,
+    CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentNo, SegmentSize,
     TimelineHistory, WalFileName, durable,
 };
-use walpoint_pg::wal::{Identity, Inspector, LONG_HEADER, LongHeader, WalError};
-use walpoint_repo::Repository;
+use walpoint_pg::wal::{Identity, Inspector, WalError};
+use walpoint_repo::RepoError;
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::plan::{SegmentDecoder, SegmentRange, Signal};
-use walpoint_repo::store::StoreSettings;
-use walpoint_repo::wal::WalArchive;
-use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_repo::wal::{WalArchive, WalCopies};
 
 use super::kept::{self, Kept};
 use super::owners::{self, Owner};
 use super::reach;
+use super::stored::NotStored;
 use crate::decoder::WalDecoder;
 use crate::plan::Planned;
-
-/// Requests at the same time to find out what a repository has.
-const AT_ONCE: usize = 16;
-
-/// How long a repository is waited for that the plan does not need. What one that does not answer may have is kept.
-const OTHERS: Duration = Duration::from_secs(10);
 
 /// So many segments are looked back to find the last record that starts in one.
 const LOOK_BACK: u64 = 256;
@@ -83,28 +75,15 @@ struct Candidate {
 }
 
 impl Unarchived {
-    /// Looks for it. `earlier`: what interrupted runs of the same restore kept, whereupon it is gone from `pg_wal`.
+    /// Takes over what was found in `pg_wal`. `earlier`: what interrupted runs of the same restore kept, whereupon it is gone from
+    /// there.
     pub(super) async fn find(
-        common: &CommonArgs,
+        found: &NotStored,
         pgdata: &Path,
         planned: &Planned,
         earlier: &[Kept],
     ) -> anyhow::Result<Self> {
         let wal = pgdata.join("pg_wal");
-        let archives = archives(common, planned).await?;
-        let own = planned.lineage.system_id();
-        let present = present(&wal).with_context(|| wal.display().to_string())?;
-        let missing = futures_util::stream::iter(present).map(|(name, system_id)| {
-            let (archives, wal) = (&archives, &wal);
-            async move {
-                // Another cluster's of the same name is not this one.
-                let ours = system_id.is_none_or(|found| found == own);
-                let stored = ours && is_stored(archives, wal, name).await?;
-                Ok::<_, anyhow::Error>((!stored).then_some(name))
-            }
-        });
-        let missing: Vec<Option<WalFileName>> = missing.buffered(AT_ONCE).try_collect().await?;
-        let missing: Vec<WalFileName> = missing.into_iter().flatten().collect();
         // A run that was interrupted may have left less of a segment in pg_wal than an earlier one kept of it.
         let mut candidates: BTreeMap<SegmentName, Vec<PathBuf>> = BTreeMap::new();
         for earlier in earlier {
@@ -112,22 +91,23 @@ impl Unarchived {
                 candidates.entry(name).or_default().push(earlier.directory.join(name.to_string()));
             }
         }
-        for name in &missing {
+        for name in &found.files {
             if let WalFileName::Segment(name) = name {
                 candidates.entry(*name).or_default().push(wal.join(name.to_string()));
             }
         }
-        let mut found = Self { names: missing.iter().map(ToString::to_string).collect(), ..Self::default() };
+        let names = found.files.iter().map(ToString::to_string).collect();
+        let mut unarchived = Self { names, ..Self::default() };
         if !candidates.is_empty() {
-            found.continue_archive(&archives, planned, &wal, &candidates).await?;
+            unarchived.continue_archive(found, planned, &wal, &candidates).await?;
         }
-        Ok(found)
+        Ok(unarchived)
     }
 
     /// Finds out which segments continue the archive, and why others do not.
     async fn continue_archive(
         &mut self,
-        archives: &[WalArchive],
+        found: &NotStored,
         planned: &Planned,
         wal: &Path,
         candidates: &BTreeMap<SegmentName, Vec<PathBuf>>,
@@ -142,15 +122,14 @@ impl Unarchived {
             self.left = Some(format!("the archive has no segment of timeline {} before it", plan.timeline));
             return Ok(());
         };
-        let archive = planned.repository.wal_to_read(&planned.lineage).await?;
-        let (size, history) = (planned.lineage.segment_size, archive.history(plan.timeline).await?);
-        let mut end = end_of(&archive, *range).await?;
+        let (size, history) = (planned.lineage.segment_size, found.copies.history(plan.timeline).await?);
+        let mut end = end_of(&found.copies, *range).await?;
         let (mut number, mut content) = (range.last.next(), Vec::new());
         while let Some(paths) = candidates.get(&number.name(plan.timeline, size)) {
             let name = number.name(plan.timeline, size);
             let mut best: Option<(SegmentFacts, Option<String>, &PathBuf)> = None;
             for path in paths {
-                match judge(archives, planned, name, path, history.as_ref(), &end).await? {
+                match judge(&found.copies, planned, name, path, history.as_ref(), &end).await? {
                     Ok((facts, damage)) => {
                         let further = |(found, ..): &(SegmentFacts, _, _)| {
                             (found.whole, found.end) >= (facts.whole, facts.end)
@@ -178,17 +157,20 @@ impl Unarchived {
                 None => break,
             }
         }
-        self.creates = creates(&archive, *range, content).await?;
+        self.creates = creates(&found.copies, *range, content).await?;
         let replayed = |name: &SegmentName| self.replayed.iter().any(|one| one.name == *name);
         if self.left.is_none()
             && let Some(other) = candidates.keys().find(|name| !replayed(name))
         {
-            self.left = Some(match other.timeline == plan.timeline {
-                true => format!(
+            self.left = Some(if found.differ.contains(&WalFileName::Segment(*other)) {
+                format!("\"{other}\" has other content in the archive, which counts")
+            } else if other.timeline == plan.timeline {
+                format!(
                     "\"{other}\" does not follow the last segment of the archive, {}",
                     range.last.name(range.timeline, size)
-                ),
-                false => format!("\"{other}\" is not of timeline {}, on which recovery ends", plan.timeline),
+                )
+            } else {
+                format!("\"{other}\" is not of timeline {}, on which recovery ends", plan.timeline)
             });
         }
         Ok(())
@@ -292,91 +274,13 @@ impl Unarchived {
     }
 }
 
-/// The cluster's WAL in every repository that can be read, the plan's first.
-async fn archives(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Vec<WalArchive>> {
-    let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
-    let mut archives = vec![planned.repository.wal_to_read(&planned.lineage).await?];
-    for (name, settings) in &selection.repositories {
-        if name == planned.repository.name() {
-            continue;
-        }
-        let open = async {
-            let repository = Repository::open(name, settings).await?;
-            let lineage = repository.read_lineage(&planned.cluster, planned.lineage.id).await?;
-            let Some(lineage) = lineage else { return Ok(None) };
-            repository.wal_to_read(&lineage).await.map(Some)
-        };
-        match tokio::time::timeout(OTHERS, open).await {
-            Ok(Ok(archive)) => archives.extend(archive),
-            Ok(Err(error)) => tracing::warn!("what repository \"{name}\" has is not known: {error}"),
-            Err(_) => tracing::warn!("what repository \"{name}\" has is not known: it does not answer"),
-        }
-    }
-    Ok(archives)
-}
-
-/// Whether an archive has a file of `pg_wal`. Of a `.partial` there may be several, so one that waits to be archived counts as
-/// missing, as does a history.
-async fn is_stored(archives: &[WalArchive], wal: &Path, name: WalFileName) -> anyhow::Result<bool> {
-    if !matches!(name, WalFileName::Segment(_))
-        && wal.join("archive_status").join(format!("{name}.ready")).exists()
-    {
-        return Ok(false);
-    }
-    for archive in archives {
-        let stored = match name {
-            WalFileName::Segment(name) => archive.header(name).await?.is_some(),
-            name => archive.read(name).await?.is_some(),
-        };
-        if stored {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// The files that were written under their names: segments, each with its cluster, histories and `.partial` files. A file that
-/// waits to be used again holds an older segment.
-fn present(wal: &Path) -> io::Result<Vec<(WalFileName, Option<SystemId>)>> {
-    let entries = match fs::read_dir(wal) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name().to_str().and_then(|name| name.parse::<WalFileName>().ok());
-        let Some(name) = name.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) else {
-            continue;
-        };
-        let segment = match name {
-            WalFileName::Segment(segment) => segment,
-            WalFileName::History(_) | WalFileName::Partial(_) => {
-                found.push((name, None));
-                continue;
-            }
-            WalFileName::Backup(..) => continue,
-        };
-        let mut page = Vec::new();
-        reach::plain(&entry.path())?.take(LONG_HEADER as u64).read_to_end(&mut page)?;
-        let Some(header) = LongHeader::parse(&page) else { continue };
-        let size = SegmentSize::new(u64::from(header.segment_size));
-        let start = size.and_then(|size| Some(segment.number(size)?.start(size)));
-        if start == Some(header.page.address) {
-            found.push((name, Some(header.system_id)));
-        }
-    }
-    found.sort_by_key(|(name, _)| name.to_string());
-    Ok(found)
-}
-
 /// What is known at the end of the archive's last segment.
-async fn end_of(archive: &WalArchive, range: SegmentRange) -> anyhow::Result<ChainEnd> {
-    let size = archive.lineage().segment_size;
+async fn end_of(copies: &WalCopies, range: SegmentRange) -> anyhow::Result<ChainEnd> {
+    let size = copies.first().lineage().segment_size;
     let mut chain: Vec<ChainFacts> = Vec::new();
     let first = range.first.0.max(range.last.0.saturating_sub(LOOK_BACK));
     for number in (first..=range.last.0).rev().map(SegmentNo) {
-        let header = archive.header(number.name(range.timeline, size)).await?;
+        let header = copies.header(number.name(range.timeline, size)).await?;
         let Some(header) = header.filter(|header| !header.damaged) else { break };
         chain.push(header.chain);
         if header.chain.end.last.is_some() {
@@ -389,14 +293,21 @@ async fn end_of(archive: &WalArchive, range: SegmentRange) -> anyhow::Result<Cha
 /// Whether a segment continues what ends there: what it says, and what is wrong behind its last valid record; else why it is
 /// not replayed.
 async fn judge(
-    archives: &[WalArchive],
+    copies: &WalCopies,
     planned: &Planned,
     name: SegmentName,
     path: &Path,
     history: Option<&TimelineHistory>,
     end: &ChainEnd,
 ) -> anyhow::Result<Result<(SegmentFacts, Option<String>), String>> {
-    for archive in archives {
+    for archive in copies.archives() {
+        match archive.header(name).await {
+            Ok(None) => {}
+            Ok(Some(_)) | Err(RepoError::Corrupt { .. }) => {
+                return Ok(Err(format!("of \"{name}\" the archive has another copy, which counts first")));
+            }
+            Err(error) => return Err(error.into()),
+        }
         if let Some(copy) = incomplete(archive, name).await? {
             return Ok(Err(format!(
                 "of \"{name}\" the archive has an incomplete copy, {copy}, which counts first"
@@ -458,7 +369,7 @@ async fn incomplete(archive: &WalArchive, name: SegmentName) -> anyhow::Result<O
 
 /// What a segment's content says up to its last valid record, and what is wrong behind that, if anything is: PostgreSQL takes
 /// a record that was torn for the end of WAL. The error says why it is no segment.
-fn inspect(
+pub(super) fn inspect(
     name: SegmentName,
     path: &Path,
     history: Option<&TimelineHistory>,
@@ -504,17 +415,17 @@ fn read(
 
 /// Tablespaces that replay of these segments creates, which follow the archive's last one.
 async fn creates(
-    archive: &WalArchive,
+    copies: &WalCopies,
     range: SegmentRange,
     segments: Vec<Candidate>,
 ) -> anyhow::Result<Vec<CreatedTablespace>> {
-    let size = archive.lineage().segment_size;
+    let size = copies.first().lineage().segment_size;
     let last = range.last.name(range.timeline, size);
-    let crosses = archive.header(last).await?.is_some_and(|header| header.marks.tablespace);
+    let crosses = copies.header(last).await?.is_some_and(|header| header.marks.tablespace);
     if segments.is_empty() || (!crosses && segments.iter().all(|one| !one.facts.marks.tablespace)) {
         return Ok(Vec::new());
     }
-    let before = archive.get(WalFileName::Segment(last)).await?;
+    let before = copies.get(WalFileName::Segment(last)).await?;
     let work = move || {
         let undecodable = |what: String| anyhow::anyhow!("WAL after \"{last}\" cannot be decoded: {what}");
         let mut search = WalDecoder.tablespaces();

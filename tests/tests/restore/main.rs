@@ -4,6 +4,8 @@
 mod branches;
 mod choices;
 mod created;
+mod damaged_wal;
+mod diverged;
 mod forks;
 mod hostile;
 mod interrupted;

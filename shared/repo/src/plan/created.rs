@@ -3,13 +3,16 @@
 //!
 //! The index says which segments hold such a record; decoding says where. A record counts where it starts and may begin in
 //! the segment before, if that cut its header, or end in the one behind: both are decoded too. So is a segment that is built
-//! from an incomplete copy, which has no mark.
+//! from an incomplete copy, which has no mark, and one whose mark cannot be read.
+//!
+//! What is damaged in one repository is read from another one of the same lineage, as recovery itself would.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use walpoint_base::{CreatedTablespace, Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
 
+use super::minimal::readable;
 use super::partial;
 use super::path::SegmentRange;
 use super::restore_plan::{ForkSource, RestorePlan};
@@ -18,7 +21,7 @@ use crate::catalog::{LineageCatalog, TimelineWal};
 use crate::cpu;
 use crate::error::{RepoError, Result};
 use crate::index::{first_of, group_of, last_of};
-use crate::wal::WalArchive;
+use crate::wal::{WalArchive, WalCopies};
 
 /// Looks for such records, fed with consecutive segments in LSN order, beginning anywhere.
 pub trait TablespaceSearch: Send {
@@ -59,10 +62,11 @@ async fn read_creating(archive: &WalArchive, plan: &RestorePlan) -> Result<Vec<R
     Ok(creating)
 }
 
-/// What recovery under a plan creates, in LSN order. `from`: where replay begins. `creating`: what [`creating_segments`] found;
-/// without it the index is read again.
+/// What recovery under a plan creates, in LSN order. `copies`: the WAL of the plan's lineage, in the plan's repository first.
+/// `from`: where replay begins. `creating`: what [`creating_segments`] found; without it the index is read again.
+/// What is damaged in all repositories is an error: recovery would stop there.
 pub async fn created_tablespaces(
-    archive: &WalArchive,
+    copies: &WalCopies,
     plan: &RestorePlan,
     creating: Option<&[Replayed]>,
     from: Lsn,
@@ -70,14 +74,14 @@ pub async fn created_tablespaces(
 ) -> Result<Vec<CreatedTablespace>> {
     let needed: BTreeSet<Replayed> = match creating {
         Some(creating) => creating.iter().copied().collect(),
-        None => read_creating(archive, plan).await?.into_iter().collect(),
+        None => read_creating(copies.first(), plan).await?.into_iter().collect(),
     };
     let mut wanted = needed.clone();
     for &(at, number) in &needed {
         wanted.extend(before(&plan.wal, at, number));
         wanted.extend(behind(&plan.wal, at, number));
     }
-    let size = archive.lineage().segment_size;
+    let size = copies.first().lineage().segment_size;
     let mut found = Vec::new();
     let mut running: Option<(Replayed, Box<dyn TablespaceSearch>)> = None;
     for (at, number) in wanted {
@@ -88,7 +92,7 @@ pub async fn created_tablespaces(
         };
         let Some(range) = plan.wal.get(at) else { continue };
         let name = number.name(range.timeline, size);
-        let Some(file) = archive.get(WalFileName::Segment(name)).await? else {
+        let Some(file) = copies.get(WalFileName::Segment(name)).await? else {
             if needed.contains(&(at, number)) {
                 return Err(RepoError::Internal(format!("{name} vanished while planning")));
             }
@@ -102,7 +106,7 @@ pub async fn created_tablespaces(
         );
         running = Some(((at, number), search));
     }
-    for created in in_built(archive, plan, decoder).await? {
+    for created in in_built(copies, plan, decoder).await? {
         if !found.iter().any(|known: &CreatedTablespace| known.record == created.record) {
             found.push(created);
         }
@@ -114,11 +118,11 @@ pub async fn created_tablespaces(
 
 /// Those in a segment that is built from an incomplete copy, up to where it is cut: no mark says what the copy holds.
 async fn in_built(
-    archive: &WalArchive,
+    copies: &WalCopies,
     plan: &RestorePlan,
     decoder: &Arc<dyn SegmentDecoder>,
 ) -> Result<Vec<CreatedTablespace>> {
-    let size = archive.lineage().segment_size;
+    let size = copies.first().lineage().segment_size;
     let Some((fork, timeline)) = plan.fork.and_then(|fork| match fork.source {
         ForkSource::Partial(timeline) => Some((fork, timeline)),
         ForkSource::Segment(_) => None,
@@ -133,14 +137,14 @@ async fn in_built(
     // A record may begin in the segment before.
     let before = plan.wal.last().filter(|range| range.last.next() == number);
     if let Some(name) = before.map(|range| range.last.name(range.timeline, size))
-        && let Some(file) = archive.get(WalFileName::Segment(name)).await?
+        && let Some(file) = copies.get(WalFileName::Segment(name)).await?
     {
         search = cpu::run(move || search.feed(name, &file.content).map(|_| search))
             .await?
             .map_err(undecodable(name))?;
     }
     let copy = SegmentName { timeline, ..fork.name };
-    let Some(file) = archive.get_incomplete(copy).await? else {
+    let Some(file) = copies.get_incomplete(copy).await? else {
         return Err(RepoError::Internal(format!("the incomplete copy of {copy} vanished while planning")));
     };
     let mut content = file.content;
@@ -148,7 +152,7 @@ async fn in_built(
     cpu::run(move || search.feed(copy, &content)).await?.map_err(undecodable(copy))
 }
 
-/// The segments of a range that are marked.
+/// The segments of a range that are marked, and those whose header cannot be read: what is in them has to be looked at.
 async fn marked(wal: &mut TimelineWal, range: SegmentRange) -> Result<Vec<SegmentNo>> {
     let mut marked = Vec::new();
     for group in group_of(range.first)..=group_of(range.last) {
@@ -156,8 +160,12 @@ async fn marked(wal: &mut TimelineWal, range: SegmentRange) -> Result<Vec<Segmen
             continue;
         }
         let (first, last) = (first_of(group).max(range.first), last_of(group).min(range.last));
-        let entries = wal.entries(first, last).await?;
-        marked.extend(entries.iter().filter(|(_, entry)| entry.marks.tablespace).map(|(number, _)| *number));
+        let entries = readable(wal, first, last).await?;
+        let numbers = (first.0..=last.0).map(SegmentNo);
+        marked.extend(numbers.filter(|number| match entries.get(number) {
+            Some(entry) => entry.marks.tablespace,
+            None => wal.runs().contains(*number),
+        }));
     }
     Ok(marked)
 }

@@ -129,7 +129,7 @@ impl Search<'_> {
 }
 
 /// What the segments of a group say about themselves, those left out that cannot be read: recovery ends there in any case.
-async fn readable(
+pub(super) async fn readable(
     wal: &mut TimelineWal,
     first: SegmentNo,
     last: SegmentNo,

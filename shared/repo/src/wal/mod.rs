@@ -18,10 +18,12 @@
 //! | `parts` | segments too large for one object |
 //! | `points` | named restore points |
 //! | `same` | whether two archives hold the same segment |
+//! | [`copies`] | one lineage's WAL in several repositories |
 //! | [`content`] | bytes to be stored, in memory or in a file |
 
 pub mod abandoned;
 pub mod content;
+pub mod copies;
 mod edges;
 pub mod gaps;
 mod get;
@@ -45,6 +47,7 @@ use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 
 pub use self::abandoned::Abandonment;
 pub use self::content::Content;
+pub use self::copies::WalCopies;
 pub(crate) use self::edges::{
     CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, decode_crossing, decode_edges, edge_flags, encode_crossing,
     encode_edges, mark_flags, marks,

@@ -1,5 +1,7 @@
 //! Whether two archives hold the same WAL under one name, as two repositories of one cluster should.
 
+use std::io::{self, Write};
+
 use walpoint_base::{SegmentName, WalFileName};
 
 use super::WalArchive;
@@ -36,11 +38,40 @@ impl WalArchive {
         Ok(Some(ContentHash(*hasher.finalize().as_bytes())))
     }
 
+    /// The hash of the first bytes of a file, as this archive hashes contents; `None` if there is no such file. All of the file is
+    /// read and checked, a frame at a time.
+    pub async fn hash_of_beginning(&self, name: WalFileName, length: u64) -> Result<Option<ContentHash>> {
+        let Some(reader) = self.read(name).await? else { return Ok(None) };
+        let beginning = Beginning { hasher: self.sealer().content_hasher(), left: length };
+        let (beginning, _) = reader.write_to(beginning).await?;
+        Ok(Some(ContentHash(*beginning.hasher.finalize().as_bytes())))
+    }
+
     async fn sound_header(&self, name: SegmentName) -> Result<Option<WalHeader>> {
         match self.header(name).await {
             Ok(header) => Ok(header.filter(|header| !header.damaged)),
             Err(RepoError::Corrupt { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Hashes the first bytes that it is given.
+struct Beginning {
+    hasher: blake3::Hasher,
+    left: u64,
+}
+
+impl Write for Beginning {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let hashed = buffer.get(..wanted).unwrap_or(buffer);
+        self.hasher.update(hashed);
+        self.left -= hashed.len() as u64;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -1,0 +1,92 @@
+//! WAL of the plan's cluster outside what the plan reads: in other repositories, in other lineages.
+
+use std::time::Duration;
+
+use walpoint_repo::store::StoreSettings;
+use walpoint_repo::wal::{WalArchive, WalCopies};
+use walpoint_repo::{RepoError, Repository};
+use walpoint_runtime::args::{CommonArgs, Selection};
+
+use crate::plan::Planned;
+
+/// How long a repository is waited for that the plan does not need. What one that does not answer may have counts as missing.
+const OTHERS: Duration = Duration::from_secs(10);
+
+/// The WAL of the plan's lineage in every repository that can be read, the plan's first.
+pub(super) async fn copies(common: &CommonArgs, planned: &Planned) -> anyhow::Result<WalCopies> {
+    let own = async |repository: Repository| -> Result<Option<WalArchive>, RepoError> {
+        let lineage = repository.read_lineage(&planned.cluster, planned.lineage.id).await?;
+        match lineage.filter(|lineage| planned.lineage.is_same_life(lineage)) {
+            Some(lineage) => repository.wal_to_read(&lineage).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let others = ask(common, planned, own).await?;
+    Ok(WalCopies::new(planned.repository.wal_to_read(&planned.lineage).await?, others.into_iter().flatten()))
+}
+
+/// The WAL of the cluster's other lineages in every repository that can be read: that of copies of its server which went their own
+/// way, and of the server itself under another name.
+pub(super) async fn other_lineages(
+    common: &CommonArgs,
+    planned: &Planned,
+) -> anyhow::Result<Vec<WalArchive>> {
+    let own = &planned.lineage;
+    let related = async |repository: Repository| -> Result<Vec<WalArchive>, RepoError> {
+        let mut archives = Vec::new();
+        for lineage in repository.lineages(&planned.cluster).await? {
+            let related = lineage.system_id() == own.system_id() && lineage.segment_size == own.segment_size;
+            if related && !own.is_same_life(&lineage) {
+                archives.push(repository.wal_to_read(&lineage).await?);
+            }
+        }
+        Ok(archives)
+    };
+    let here = related(planned.repository.clone()).await?;
+    let there = ask(common, planned, related).await?;
+    Ok([here].into_iter().chain(there).flatten().collect())
+}
+
+/// Names what was found damaged, and that another repository served.
+pub(super) fn warn_of_damage(copies: &WalCopies) {
+    for damaged in copies.damaged() {
+        tracing::warn!(
+            "{damaged}; another repository is asked instead. Run \"archive-agent verify\" to see what else is affected."
+        );
+    }
+}
+
+/// Says what it means that WAL which the plan needs is sound in no repository.
+pub(super) fn nowhere_sound(copies: &WalCopies, error: RepoError) -> anyhow::Error {
+    let RepoError::Corrupt { .. } = error else { return error.into() };
+    let names: Vec<String> =
+        copies.archives().iter().map(|archive| format!("\"{}\"", archive.repository().name())).collect();
+    anyhow::anyhow!(
+        "{error}; no repository that was read ({}) has it undamaged, so recovery would stop there; nothing was touched. HINT: Recover to a \
+         moment before it (\"--target-lsn\", \"--target-time\"), or archive that file again from the pg_wal of a server that still has it: \
+         move the damaged object away, then \"archive-agent push\".",
+        names.join(", ")
+    )
+}
+
+/// What each of the configured repositories answers that the plan does not read from.
+async fn ask<T>(
+    common: &CommonArgs,
+    planned: &Planned,
+    question: impl AsyncFn(Repository) -> Result<T, RepoError>,
+) -> anyhow::Result<Vec<T>> {
+    let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
+    let mut answers = Vec::new();
+    for (name, settings) in &selection.repositories {
+        if name == planned.repository.name() {
+            continue;
+        }
+        let answer = async { question(Repository::open(name, settings).await?).await };
+        match tokio::time::timeout(OTHERS, answer).await {
+            Ok(Ok(answer)) => answers.push(answer),
+            Ok(Err(error)) => tracing::warn!("what repository \"{name}\" has is not known: {error}"),
+            Err(_) => tracing::warn!("what repository \"{name}\" has is not known: it does not answer"),
+        }
+    }
+    Ok(answers)
+}

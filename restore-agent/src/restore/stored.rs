@@ -1,0 +1,299 @@
+//! Which files of a `pg_wal` no archive has.
+//!
+//! Their content decides. Servers that went apart (a copy that was started beside its original, two standbys that were both
+//! promoted) write different files of the same names, and the archive has those of one of them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::Context;
+use futures_util::{StreamExt, TryStreamExt};
+use walpoint_base::{SegmentName, SegmentSize, SystemId, TimelineId, WalFileName};
+use walpoint_pg::wal::{LONG_HEADER, LongHeader};
+use walpoint_repo::RepoError;
+use walpoint_repo::layout::NameHash;
+use walpoint_repo::object::{ContentHash, Sealer};
+use walpoint_repo::wal::{WalArchive, WalCopies, WalHeader};
+use walpoint_runtime::args::CommonArgs;
+
+use super::unarchived::inspect;
+use super::{elsewhere, reach};
+use crate::plan::Planned;
+
+/// Requests at the same time to find out what a repository has.
+const AT_ONCE: usize = 16;
+
+/// A file is read in pieces of this length.
+const PIECE: usize = 1 << 20;
+
+/// What a `pg_wal` holds that no archive has.
+#[derive(Debug)]
+pub(super) struct NotStored {
+    /// The plan's lineage, in every repository that can be read.
+    pub(super) copies: WalCopies,
+    /// Other lineages of the cluster.
+    others: Vec<WalArchive>,
+    /// The files, in order.
+    pub(super) files: Vec<WalFileName>,
+    /// Those of them under whose names the plan's lineage has other content.
+    pub(super) differ: BTreeSet<WalFileName>,
+}
+
+/// How a file compares with what an archive has under its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Comparison {
+    /// The archive has nothing sound of that name.
+    Missing,
+    /// The same content.
+    Same,
+    /// All records of a segment that was not finished, or that ends before its file does, and perhaps more.
+    Records,
+    /// Another content.
+    Other,
+}
+
+impl NotStored {
+    /// Looks into the `pg_wal` of a data directory. Of each timeline the newest segment that an archive has is read, and those
+    /// that it does not have; what lies before one that is the same is the same server's.
+    pub(super) async fn look(common: &CommonArgs, pgdata: &Path, planned: &Planned) -> anyhow::Result<Self> {
+        let wal = pgdata.join("pg_wal");
+        let own = planned.lineage.system_id();
+        let copies = elsewhere::copies(common, planned).await?;
+        let others = elsewhere::other_lineages(common, planned).await?;
+        let present = present(&wal).with_context(|| wal.display().to_string())?;
+        // Another cluster's of the same name is not this one.
+        let is_own = |system_id: &Option<SystemId>| system_id.is_none_or(|found| found == own);
+        let mut left: Vec<WalFileName> =
+            present.iter().filter(|(_, id)| is_own(id)).map(|(name, _)| *name).collect();
+        let mut differ = BTreeSet::new();
+        for (at, archive) in copies.archives().iter().chain(&others).enumerate() {
+            let compared = match compare_all(archive, &wal, &left).await {
+                Err(error) if at > 0 && error.downcast_ref::<RepoError>().is_some() => {
+                    let name = archive.repository().name();
+                    tracing::warn!("what repository \"{name}\" has is not known: {error}");
+                    continue;
+                }
+                compared => compared?,
+            };
+            left.clear();
+            for (name, comparison) in compared {
+                if matches!(comparison, Comparison::Missing | Comparison::Other) {
+                    left.push(name);
+                }
+                if comparison == Comparison::Other && at < copies.archives().len() {
+                    differ.insert(name);
+                }
+            }
+        }
+        let files = present.iter().filter(|(name, id)| !is_own(id) || left.contains(name));
+        let files: Vec<WalFileName> = files.map(|(name, _)| *name).collect();
+        differ.retain(|name| files.contains(name));
+        Ok(Self { copies, others, files, differ })
+    }
+
+    /// Those of the segments that wait to be archived which no archive has. Of one that is not in `pg_wal` any more the name decides.
+    pub(super) async fn among(
+        &self,
+        pgdata: &Path,
+        waiting: Vec<SegmentName>,
+    ) -> anyhow::Result<Vec<SegmentName>> {
+        let mut lost = Vec::new();
+        for name in waiting {
+            let here = pgdata.join("pg_wal").join(name.to_string()).exists();
+            if if here {
+                self.files.contains(&WalFileName::Segment(name))
+            } else {
+                !self.is_named(name).await?
+            } {
+                lost.push(name);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Whether an archive has a segment of that name.
+    async fn is_named(&self, name: SegmentName) -> anyhow::Result<bool> {
+        for archive in self.copies.archives().iter().chain(&self.others) {
+            if header(archive, name).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// How files of `pg_wal` compare with what one archive has.
+async fn compare_all(
+    archive: &WalArchive,
+    wal: &Path,
+    files: &[WalFileName],
+) -> anyhow::Result<Vec<(WalFileName, Comparison)>> {
+    let names = files.iter().filter_map(|name| match name {
+        WalFileName::Segment(name) => Some(*name),
+        _ => None,
+    });
+    let headers = futures_util::stream::iter(names)
+        .map(|name| async move { Ok::<_, anyhow::Error>((name, header(archive, name).await?)) });
+    let mut headers: Vec<(SegmentName, Option<WalHeader>)> = headers.buffered(AT_ONCE).try_collect().await?;
+    headers.sort_unstable_by_key(|(name, _)| std::cmp::Reverse(*name));
+    let (mut compared, mut proven): (Vec<_>, BTreeSet<TimelineId>) = (Vec::new(), BTreeSet::new());
+    for (name, header) in headers {
+        let comparison = match header {
+            None => Comparison::Missing,
+            // A segment that waits was perhaps refused.
+            Some(header)
+                if proven.contains(&name.timeline)
+                    && !header.damaged
+                    && !waits(wal, WalFileName::Segment(name)) =>
+            {
+                Comparison::Same
+            }
+            Some(header) => compare_segment(archive, wal, name, &header).await?,
+        };
+        if comparison == Comparison::Same {
+            proven.insert(name.timeline);
+        }
+        compared.push((WalFileName::Segment(name), comparison));
+    }
+    for &name in files {
+        let comparison = match name {
+            WalFileName::History(timeline) => compare_history(archive, wal, timeline).await?,
+            WalFileName::Partial(segment) => compare_partial(archive, wal, segment).await?,
+            WalFileName::Segment(_) | WalFileName::Backup(..) => continue,
+        };
+        compared.push((name, comparison));
+    }
+    Ok(compared)
+}
+
+/// What an archive says about a segment. What is damaged there is as good as missing.
+async fn header(archive: &WalArchive, name: SegmentName) -> anyhow::Result<Option<WalHeader>> {
+    sound(archive, archive.header(name).await)
+}
+
+fn sound<T>(archive: &WalArchive, read: Result<Option<T>, RepoError>) -> anyhow::Result<Option<T>> {
+    match read {
+        Err(error @ RepoError::Corrupt { .. }) => {
+            tracing::warn!("repository \"{}\": {error}", archive.repository().name());
+            Ok(None)
+        }
+        read => Ok(read?),
+    }
+}
+
+async fn compare_segment(
+    archive: &WalArchive,
+    wal: &Path,
+    name: SegmentName,
+    header: &WalHeader,
+) -> anyhow::Result<Comparison> {
+    let path = wal.join(name.to_string());
+    if hash(archive, &path, u64::MAX).await? == header.hash {
+        return Ok(Comparison::Same);
+    }
+    let inspected = path.clone();
+    let facts = tokio::task::spawn_blocking(move || inspect(name, &inspected, None)).await??;
+    // Nothing follows what is torn or damaged that could be compared.
+    let Ok((facts, None)) = facts else { return Ok(Comparison::Other) };
+    // Behind a switch lies what a standby, or what made a copy, happened to write there.
+    if facts.whole && !facts.switched {
+        return Ok(Comparison::Other);
+    }
+    let begin = name.number(facts.size).map_or(facts.end, |number| number.start(facts.size));
+    let length = facts.end.since(begin);
+    let stored = sound(archive, archive.hash_of_beginning(WalFileName::Segment(name), length).await)?;
+    Ok(match stored {
+        None => Comparison::Missing,
+        Some(stored) if stored == hash(archive, &path, length).await? => Comparison::Records,
+        Some(_) => Comparison::Other,
+    })
+}
+
+/// Histories are compared as they are.
+async fn compare_history(
+    archive: &WalArchive,
+    wal: &Path,
+    timeline: TimelineId,
+) -> anyhow::Result<Comparison> {
+    let name = WalFileName::History(timeline);
+    let Some(stored) = sound(archive, archive.get(name).await)? else { return Ok(Comparison::Missing) };
+    let ours = hash(archive, &wal.join(name.to_string()), u64::MAX).await?;
+    let same = archive.repository().sealer().content_hash(&stored.content) == ours;
+    Ok(if same { Comparison::Same } else { Comparison::Other })
+}
+
+/// Of a `.partial` file there may be several, each under its hash.
+async fn compare_partial(
+    archive: &WalArchive,
+    wal: &Path,
+    segment: SegmentName,
+) -> anyhow::Result<Comparison> {
+    let stored = archive.partials(segment).await?;
+    if stored.is_empty() {
+        return Ok(Comparison::Missing);
+    }
+    let ours = hash(archive, &wal.join(WalFileName::Partial(segment).to_string()), u64::MAX).await?;
+    let same = stored.contains(&NameHash::of(&ours));
+    Ok(if same { Comparison::Same } else { Comparison::Other })
+}
+
+/// The hash of the first bytes of a file, as an archive makes it.
+async fn hash(archive: &WalArchive, path: &Path, length: u64) -> anyhow::Result<ContentHash> {
+    let (sealer, file) = (archive.repository().sealer().clone(), path.to_owned());
+    let hashed = tokio::task::spawn_blocking(move || hash_file(&sealer, &file, length)).await?;
+    hashed.with_context(|| format!("could not read \"{}\"", path.display()))
+}
+
+fn hash_file(sealer: &Sealer, path: &Path, length: u64) -> io::Result<ContentHash> {
+    let (mut file, mut hasher) = (reach::plain(path)?.take(length), sealer.content_hasher());
+    let mut piece = vec![0; PIECE];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(ContentHash(*hasher.finalize().as_bytes())),
+            read => drop(hasher.update(piece.get(..read).unwrap_or_default())),
+        }
+    }
+}
+
+/// Whether a file waits to be archived.
+fn waits(wal: &Path, name: WalFileName) -> bool {
+    wal.join("archive_status").join(format!("{name}.ready")).exists()
+}
+
+/// The files that were written under their names: segments, each with its cluster, histories and `.partial` files. A file that
+/// waits to be used again holds an older segment; one that waits to be archived does not, whatever is wrong with it.
+fn present(wal: &Path) -> io::Result<Vec<(WalFileName, Option<SystemId>)>> {
+    let entries = match fs::read_dir(wal) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_str().and_then(|name| name.parse::<WalFileName>().ok());
+        let Some(name) = name.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) else {
+            continue;
+        };
+        let segment = match name {
+            WalFileName::Segment(segment) => segment,
+            WalFileName::History(_) | WalFileName::Partial(_) => {
+                found.push((name, None));
+                continue;
+            }
+            WalFileName::Backup(..) => continue,
+        };
+        let mut page = Vec::new();
+        reach::plain(&entry.path())?.take(LONG_HEADER as u64).read_to_end(&mut page)?;
+        let header = LongHeader::parse(&page).filter(|header| {
+            let size = SegmentSize::new(u64::from(header.segment_size));
+            size.and_then(|size| Some(segment.number(size)?.start(size))) == Some(header.page.address)
+        });
+        if header.is_some() || waits(wal, name) {
+            found.push((name, header.map(|header| header.system_id)));
+        }
+    }
+    found.sort_by_key(|(name, _)| name.to_string());
+    Ok(found)
+}
