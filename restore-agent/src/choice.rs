@@ -12,7 +12,8 @@ use crate::plan::Planned;
 pub(crate) type Refused = (String, Unreachable);
 
 /// The plan that recovers the newest of what the target may mean: of the newest lineage and timeline, furthest in the WAL.
-/// Between equals one from which nothing is known to be damaged, then the one that has least to replay, then the first.
+/// Between equals one from which nothing is known to be damaged, then the one that has least to replay, then the one that knows
+/// most timelines on the way, then the first.
 pub(crate) fn best(plans: Vec<Planned>) -> Option<Planned> {
     let mut plans = plans.into_iter();
     let mut best = plans.next()?;
@@ -133,7 +134,11 @@ fn reach(one: &Planned, other: &Planned) -> Ordering {
 }
 
 fn rank(one: &Planned, other: &Planned) -> Ordering {
-    let sound = |planned: &Planned| (planned.damage.is_none(), planned.plan.backup.start());
+    let sound = |planned: &Planned| {
+        let plan = &planned.plan;
+        // A repository that lost a history does not know where the timeline comes from.
+        (planned.damage.is_none(), plan.backup.start(), plan.path.len())
+    };
     reach(one, other).then_with(|| sound(one).cmp(&sound(other)))
 }
 

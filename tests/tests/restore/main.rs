@@ -4,6 +4,7 @@
 mod branches;
 mod choices;
 mod created;
+mod damaged_plan;
 mod damaged_wal;
 mod diverged;
 mod forks;
