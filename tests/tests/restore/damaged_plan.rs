@@ -59,6 +59,8 @@ fn answer(output: &Output) -> Value {
     kept.filter_map(|name| Some((name.to_string(), plan.remove(*name)?))).collect()
 }
 
+/// Whichever object of one repository is damaged, empty or gone, the plan is the one that both together gave, and a repository that is
+/// not used is named.
 #[test]
 fn what_is_damaged_in_one_repository_does_not_hide_the_others_answer() {
     let second = Store::local();

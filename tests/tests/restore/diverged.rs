@@ -32,6 +32,12 @@ fn segments(cluster: &Cluster, count: u32, kind: u32) -> Vec<String> {
     (0..count).map(one).collect()
 }
 
+/// Writes into the segment that follows the last finished one; its name.
+fn open_segment(cluster: &Cluster) -> String {
+    cluster.psql("insert into t values (0)");
+    cluster.psql("select pg_walfile_name(pg_current_wal_lsn())")
+}
+
 /// A copy of a server on its timeline that is not started yet and archives nothing; `mode`: its `archive_mode`.
 fn copy_of(cluster: &Cluster, mode: &str) -> Cluster {
     let place = cluster.base_backup(&["-X", "stream"]);
@@ -223,7 +229,7 @@ fn what_the_archive_has_is_not_kept() {
     ours.iter().for_each(|segment| bed.cluster.wait_archived(segment));
     let theirs = segments(&copy, 2, 50);
     theirs.iter().for_each(|segment| copy.wait_archived(segment));
-    let open = copy.psql("select pg_walfile_name(pg_current_wal_lsn())");
+    let open = open_segment(&copy);
     copy.crash();
     assert_eq!(daemon.stop(), 0);
     let lineage = bed.back_door().list("clusters/main/lineages");
@@ -233,7 +239,7 @@ fn what_the_archive_has_is_not_kept() {
     assert_eq!(files_kept(&copy), [open], "the rest is in a lineage of its own, or common");
 
     // Stored, and PostgreSQL did not learn of it.
-    let open = bed.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+    let open = open_segment(&bed.cluster);
     bed.cluster.crash();
     let status = bed.cluster.wal_dir().join("archive_status");
     for name in &ours {
