@@ -93,6 +93,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     let mut refusals: Vec<Refused> = Vec::new();
     let mut failure: Option<RepoError> = None;
     let mut plans: Vec<Planned> = Vec::new();
+    let mut skipped: Vec<&str> = Vec::new();
     for ((name, _), answer) in selection.repositories.iter().zip(answers) {
         let Some(answer) = answer else {
             tracing::warn!(
@@ -100,6 +101,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
                  is not in the plan",
                 PATIENCE.as_secs()
             );
+            skipped.push(name);
             continue;
         };
         match answer {
@@ -109,6 +111,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
                 if selection.repositories.len() > 1 {
                     tracing::warn!("repository \"{name}\" was skipped: {error}");
                 }
+                skipped.push(name);
                 failure.get_or_insert(error);
             }
         }
@@ -133,7 +136,9 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
             selection.cluster
         ))));
     }
-    if let Some(planned) = choice::best(plans) {
+    if let Some(mut planned) = choice::best(plans) {
+        let notes: Vec<String> = skipped.iter().map(|name| without(name, &planned.plan)).collect();
+        planned.plan.notes.extend(notes);
         return match choice::contradicting(&planned, &mut refusals) {
             Some(unreachable) => Err(NoPlan::Unreachable(Box::new(unreachable))),
             None => {
@@ -149,6 +154,19 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         (None, Some(error)) => Err(NoPlan::Failed(failed(error))),
         (None, None) => Err(NoPlan::Failed(Failure::usage(anyhow!("no repository is configured")))),
     }
+}
+
+/// What it means that a repository was skipped.
+fn without(name: &str, plan: &RestorePlan) -> String {
+    let skipped = format!("Repository \"{name}\" was skipped: what only it has is not in this plan.");
+    if plan.youngest.is_none() {
+        return skipped;
+    }
+    format!(
+        "{skipped} If it has a younger timeline than {}, that is the latest one. Where recovery meets it, PostgreSQL stops (exit status \
+         255), and you have to restore again.",
+        plan.timeline
+    )
 }
 
 /// What one repository says.

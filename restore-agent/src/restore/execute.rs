@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use rustix::fs::FileType;
 use walpoint_base::RecoveryTarget;
 use walpoint_pg::label::TablespaceMap;
+use walpoint_repo::plan::ForkSegment;
+use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::progress::Progress;
 
@@ -25,7 +27,7 @@ use super::prune::{self, Removed};
 use super::report::Report;
 use super::sync::Filesystems;
 use super::{Done, Restore, RestoreArgs, failure, forks, hook, origin, places, reach, settings, tablespaces};
-use crate::wal::note::TargetNote;
+use crate::wal::note::{Built, TargetNote};
 use crate::wal::spool;
 
 /// How often it is looked whether what a failed attempt had begun is at rest.
@@ -41,6 +43,8 @@ impl Restore {
     ) -> anyhow::Result<Report> {
         let began = Instant::now();
         let pgdata = self.layout.pgdata().to_owned();
+        let archive = self.planned.repository.wal_to_read(&self.planned.lineage).await?;
+        let built = built(&archive, self.planned.plan.fork).await?;
         hook("--before", before.take(), &pgdata)?;
         let _held = self.take_place(&pgdata)?;
         let kept = match self.ground.way {
@@ -56,7 +60,7 @@ impl Restore {
         if let Some(extra) = self.layout.extra() {
             walpoint_base::durable::sync_directory(extra)?;
         }
-        self.leave_target(&roots)?;
+        self.leave_target(&roots, built)?;
         let wal = self.wal_directory();
         let anchor = roots.anchor(&wal).with_context(|| wal.display().to_string())?;
         let explain = |error| anchor.explain(error);
@@ -212,7 +216,7 @@ impl Restore {
     }
 
     /// Leaves the target for the prefetcher, so that it does not fetch beyond it.
-    fn leave_target(&self, roots: &Roots) -> anyhow::Result<()> {
+    fn leave_target(&self, roots: &Roots, fork: Option<Built>) -> anyhow::Result<()> {
         let plan = &self.planned.plan;
         let last =
             plan.wal.last().map(|range| range.last.name(range.timeline, self.planned.lineage.segment_size));
@@ -229,8 +233,9 @@ impl Restore {
         let note = TargetNote {
             timeline: plan.timeline,
             last,
-            fork: plan.fork,
+            fork,
             until: (plan.target != RecoveryTarget::Latest).then(|| plan.replayed_until()),
+            youngest: plan.youngest,
             settings: settings::targets(&settings::rewrite("", &self.settings, self.major())),
         };
         note.write(anchor.path()).map_err(|error| anchor.explain(error))?;
@@ -291,4 +296,16 @@ impl Restore {
         finish.write().map_err(|error| anchor.explain(error))?;
         Ok(directory::release(pgdata, &self.marker, self.owner)?)
     }
+}
+
+/// The segment that is built, with what its bytes have to be: other repositories may have another copy.
+async fn built(archive: &WalArchive, fork: Option<ForkSegment>) -> anyhow::Result<Option<Built>> {
+    let Some(segment) = fork else { return Ok(None) };
+    let size = archive.lineage().segment_size;
+    let start = segment.name.number(size).map_or(segment.cut, |number| number.start(size));
+    let hash = match segment.is_of_itself() {
+        true => None,
+        false => archive.beginning(segment.source_name(), segment.cut.since(start)).await?,
+    };
+    Ok(Some(Built { segment, hash }))
 }

@@ -8,7 +8,9 @@
 //!
 //! Pure: what the repositories showed is judged here, not read.
 
-use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
+
+use crate::wal::build::RESTORE_AGAIN;
 
 /// What the repositories show around a file that none of them has.
 #[derive(Debug, Default)]
@@ -23,12 +25,92 @@ pub(crate) struct Surroundings {
     pub(crate) histories: Vec<TimelineHistory>,
     /// Of a segment: timelines with a higher id that have the same segment, whole.
     pub(crate) heirs: Vec<TimelineId>,
+    /// Of a segment: those timelines, with the repository that has each.
+    pub(crate) younger: Vec<(TimelineId, String)>,
     /// Of a history: higher timelines whose histories are there.
     pub(crate) later_timelines: Vec<TimelineId>,
 }
 
 /// Whether a segment that no repository has is proven absent; otherwise why it may have existed.
 pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surroundings) -> Result<(), String> {
+    let mut inherited = false;
+    for (history, switch) in nothing_later(name, size, around)? {
+        let child = history.timeline();
+        // The timeline was left inside this segment, so it may never have been completed here; the part up to there begins
+        // the child's segment of the same number, and that of every other timeline that took over as much.
+        let last = switch - 1;
+        let owner = history.of_ancestor(name.timeline).map(|own| own.timeline_at(last));
+        let took_over = |heir: TimelineId, path: &TimelineHistory| {
+            let own = if path.timeline() == heir { Some(path.clone()) } else { path.of_ancestor(heir) };
+            own.is_some_and(|own| Some(own.timeline_at(last)) == owner)
+        };
+        let heir = around
+            .heirs
+            .iter()
+            .any(|heir| *heir > name.timeline && around.histories.iter().any(|path| took_over(*heir, path)));
+        if !heir {
+            return Err(format!(
+                "timeline {child} left timeline {} at {switch}, inside this segment, and has not archived its own copy",
+                name.timeline
+            ));
+        }
+        inherited = true;
+    }
+    match &around.incomplete {
+        Some(copy) if !inherited => Err(format!("only an incomplete copy of it is in the archive: {copy}")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether nothing is known of a segment that no repository has behind a position up to which recovery is given it; otherwise
+/// why more of it may have existed.
+pub(crate) fn of_rest(
+    name: SegmentName,
+    until: Lsn,
+    size: SegmentSize,
+    around: &Surroundings,
+) -> Result<(), String> {
+    match nothing_later(name, size, around)?.into_iter().find(|(_, switch)| *switch > until) {
+        Some((history, switch)) => Err(format!(
+            "the restore planned to end at {until}, and timeline {} left timeline {} later, at {switch}; {RESTORE_AGAIN}",
+            history.timeline(),
+            name.timeline
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Whether no younger timeline has a segment in which recovery to the latest moment would end.
+pub(crate) fn of_heirs(around: &Surroundings) -> Result<(), String> {
+    match around.heirs.iter().max() {
+        Some(heir) => Err(format!(
+            "when this restore was planned, timeline {heir} had nothing of it in the archive, and now it has; {RESTORE_AGAIN} to \
+             recover along it"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Whether all younger timelines were known when the restore to the latest moment was planned, of which `youngest` was the
+/// youngest; `None` if it was for another moment, or for a timeline that was named.
+pub(crate) fn of_younger(youngest: Option<TimelineId>, around: &Surroundings) -> Result<(), String> {
+    let Some(youngest) = youngest else { return Ok(()) };
+    match around.younger.iter().filter(|(timeline, _)| *timeline > youngest).max() {
+        Some((timeline, repository)) => Err(format!(
+            "a younger timeline, {timeline}, is in repository {repository}, and was not known when this restore to the latest moment \
+             was planned; {RESTORE_AGAIN} to recover along it, or with --target-timeline {youngest} to do without it"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The histories of the timelines that left that of a segment inside it, and where; an error if that, or anything later, shows
+/// that the whole segment was written.
+fn nothing_later(
+    name: SegmentName,
+    size: SegmentSize,
+    around: &Surroundings,
+) -> Result<Vec<(&TimelineHistory, Lsn)>, String> {
     let Some(number) = name.number(size) else {
         return Err(format!("\"{name}\" is no name of this cluster's WAL, whose segments have {size:?}"));
     };
@@ -41,45 +123,24 @@ pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surround
              repository copied in part?"
         ));
     }
-    let mut inherited = false;
+    let mut inside = Vec::new();
     for history in &around.histories {
         let Some(entry) = history.entries().iter().find(|entry| entry.parent == name.timeline) else {
             continue;
         };
-        if entry.switch <= number.start(size) {
-            continue;
-        }
-        let child = history.timeline();
         if SegmentNo::of(entry.switch, size) > number {
             return Err(format!(
-                "it is a hole in the archive: timeline {child} left timeline {} at {}, after this segment",
-                name.timeline, entry.switch
+                "it is a hole in the archive: timeline {} left timeline {} at {}, after this segment",
+                history.timeline(),
+                name.timeline,
+                entry.switch
             ));
         }
-        // The timeline was left inside this segment, so it may never have been completed here; the part up to there begins
-        // the child's segment of the same number, and that of every other timeline that took over as much.
-        let last = entry.switch - 1;
-        let owner = history.of_ancestor(name.timeline).map(|own| own.timeline_at(last));
-        let took_over = |heir: TimelineId, path: &TimelineHistory| {
-            let own = if path.timeline() == heir { Some(path.clone()) } else { path.of_ancestor(heir) };
-            own.is_some_and(|own| Some(own.timeline_at(last)) == owner)
-        };
-        let heir = around
-            .heirs
-            .iter()
-            .any(|heir| *heir > name.timeline && around.histories.iter().any(|path| took_over(*heir, path)));
-        if !heir {
-            return Err(format!(
-                "timeline {child} left timeline {} at {}, inside this segment, and has not archived its own copy",
-                name.timeline, entry.switch
-            ));
+        if entry.switch > number.start(size) {
+            inside.push((history, entry.switch));
         }
-        inherited = true;
     }
-    match &around.incomplete {
-        Some(copy) if !inherited => Err(format!("only an incomplete copy of it is in the archive: {copy}")),
-        _ => Ok(()),
-    }
+    Ok(inside)
 }
 
 /// Whether a history file that no repository has is proven absent; otherwise why the timeline may exist.
@@ -166,6 +227,30 @@ mod tests {
         assert!(segment(&passed_through).is_err(), "timeline 3 took over less");
         assert_eq!(segment(&Surroundings { heirs: vec![tli(2)], ..passed_through }), Ok(()));
         assert!(segment(&around(&[])).is_err());
+    }
+
+    #[test]
+    fn recovery_ends_in_an_incomplete_segment_only_if_nothing_shows_more_of_it() {
+        let rest = |around: &Surroundings| {
+            let name = "000000010000000000000005".parse().unwrap();
+            of_rest(name, Lsn(0x500_0060), SegmentSize::DEFAULT, around)
+        };
+        let left_at = |text| Surroundings { histories: vec![history(2, text)], ..Surroundings::default() };
+        let copy = Surroundings { incomplete: Some("….partial".into()), ..Surroundings::default() };
+        assert_eq!(rest(&copy), Ok(()));
+        assert_eq!(rest(&left_at("1\t0/5000060\tx\n")), Ok(()));
+        assert!(rest(&left_at("1\t0/5000090\tx\n")).is_err(), "a child has more of it");
+        assert!(rest(&left_at("1\t0/7000000\tx\n")).is_err(), "a child left later");
+        assert!(rest(&Surroundings { later: Some("…6".into()), ..copy }).is_err());
+    }
+
+    #[test]
+    fn a_timeline_that_no_plan_knew_is_no_end() {
+        let around = Surroundings { younger: vec![(tli(2), "b".into())], ..Surroundings::default() };
+        assert_eq!(of_younger(None, &around), Ok(()));
+        assert_eq!(of_younger(Some(tli(2)), &around), Ok(()));
+        let why = of_younger(Some(tli(1)), &around).unwrap_err();
+        assert!(why.contains("timeline, 2, is in repository b"), "{why}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ use crate::wal::asking::{Asking, Began};
 use crate::wal::creates::{self, Marked};
 use crate::wal::cut::CutFile;
 use crate::wal::landing::{self, Durability, Landing};
-use crate::wal::note::TargetNote;
+use crate::wal::note::{Built, TargetNote};
 use crate::wal::origin::OriginKeeper;
 use crate::wal::prove;
 use crate::wal::served::Served;
@@ -87,11 +87,11 @@ pub(crate) struct Archive {
     /// Whose WAL is asked for, from `pg_control`.
     system_id: Option<SystemId>,
     /// Who asks; `None` where a person fetches a file by hand.
-    pgdata: Option<PathBuf>,
+    place: Option<Place>,
     /// What the recovery began with.
     origin: OriginKeeper,
     /// The segment that is built, by the note that `restore` left.
-    fork: Option<ForkSegment>,
+    built: Option<Built>,
     sources: Vec<Source>,
     /// Names of repositories that acknowledge, by the configuration. The lineage's own set comes on top.
     acknowledging: Vec<String>,
@@ -117,12 +117,38 @@ pub(crate) struct Source {
     late: Mutex<Option<Instant>>,
 }
 
-/// A repository in which a file was looked for.
+/// A file that is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// What PostgreSQL calls it.
+    pub(crate) name: WalFileName,
+    /// Where it lands.
+    pub(crate) path: &'a Path,
+    /// How sure it has to be there after a crash.
+    pub(crate) durability: Durability,
+    /// How it is built, if it is not to be had under its own name.
+    pub(crate) built: Option<Built>,
+}
+
+/// What the repositories answered.
+#[derive(Debug, Default)]
+pub(crate) struct Asked<'a> {
+    /// The file, if one of them gave it.
+    pub(crate) landed: Option<Landed>,
+    /// Those that answered "no such object".
+    pub(crate) missing: Vec<Missing<'a>>,
+    /// Those that could not say, or could not give it.
+    pub(crate) failures: Vec<Failed>,
+    /// Whether one of them has it, and cannot give it.
+    pub(crate) there: bool,
+}
+
+/// A repository in which a file was looked for, or is to be.
 #[derive(Debug)]
 pub(crate) struct Missing<'a> {
     /// What the configuration calls it.
     pub(crate) name: &'a str,
-    /// The archive that answered "no such object".
+    /// Its archive, which answered "no such object".
     pub(crate) wal: WalArchive,
 }
 
@@ -135,9 +161,9 @@ impl Archive {
         Self {
             cluster: selection.cluster,
             system_id: place.map(|place| place.system_id),
-            pgdata: place.map(|place| place.pgdata.clone()),
+            place: place.cloned(),
             origin: OriginKeeper::new(place),
-            fork: note.and_then(|note| note.fork),
+            built: note.and_then(|note| note.fork),
             acknowledging: selection.settings.ack_set().to_vec(),
             damaged_too: selection.settings.fetch_damaged,
             without: selection.settings.fetch_without.clone(),
@@ -147,6 +173,11 @@ impl Archive {
             marked: Mutex::default(),
             served: Served::default(),
         }
+    }
+
+    /// Who asks; `None` where a person fetches a file by hand.
+    pub(crate) fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
     }
 
     /// What the recovery began with.
@@ -187,34 +218,21 @@ impl Archive {
                 "\"{name}\" is not in the archive: the first timeline has no history"
             ));
         }
-        let (mut failures, mut missing, mut there) = (Vec::new(), Vec::new(), false);
-        let first = self.first();
-        let first = move |source: &Source| first.as_ref() == Some(&source.name);
-        let mut asking = Asking::of(&self.sources, first, move |source, began| {
-            self.fetch_from(source, name, path, durability, began).boxed()
-        });
-        while let Some((source, answer)) = asking.next().await {
-            match answer {
-                Ok(Found::Landed(size, creates)) => {
-                    failures.extend(asking.unanswered());
-                    let note = failures.iter().map(Failed::to_string).collect::<Vec<_>>().join("; ");
-                    let note = if note.is_empty() {
-                        note
-                    } else {
-                        format!("\"{name}\" comes from repository {}, because {note}", source.name)
-                    };
-                    return Outcome::Landed(Landed { size, note, creates });
-                }
-                Ok(Found::Missing(wal)) => missing.push(Missing { name: &source.name, wal }),
-                Ok(Found::Unusable(error)) => {
-                    there = true;
-                    failures.push(source.failed(&error));
-                }
-                Err(error) => failures.push(source.failed(&error)),
-            }
+        let built = self.built.filter(|built| WalFileName::Segment(built.segment.name) == name);
+        let of_itself = built.filter(|built| built.segment.is_of_itself());
+        let wanted = Wanted { name, path, durability, built: of_itself };
+        // What the path leaves is none of its business under its own name.
+        let asked = match built {
+            Some(built) if built.segment.left && of_itself.is_none() => Asked::default(),
+            _ => self.ask(wanted).await,
+        };
+        if let Some(landed) = asked.landed {
+            return Outcome::Landed(landed);
         }
-        failures.extend(asking.unanswered());
-        drop(asking);
+        if let Some(built) = built.filter(|_| of_itself.is_none()) {
+            return self.build(wanted, built, proof, asked).await;
+        }
+        let Asked { missing, failures, there, .. } = asked;
         if let WalFileName::History(timeline) = name
             && !there
             && let Some((repository, content)) = from_younger(&missing, timeline).await
@@ -241,16 +259,44 @@ impl Archive {
         Outcome::Uncertain(listed(&failures))
     }
 
-    async fn fetch_from(
-        &self,
-        source: &Source,
-        name: WalFileName,
-        path: &Path,
-        durability: Durability,
-        began: Began,
-    ) -> anyhow::Result<Found> {
+    /// Asks the repositories for a file until one gives it.
+    pub(crate) async fn ask<'a>(&'a self, wanted: Wanted<'a>) -> Asked<'a> {
+        let mut asked = Asked::default();
+        let first = self.first();
+        let first = move |source: &Source| first.as_ref() == Some(&source.name);
+        let mut asking = Asking::of(&self.sources, first, move |source, began| {
+            self.fetch_from(source, wanted, began).boxed()
+        });
+        while let Some((source, answer)) = asking.next().await {
+            match answer {
+                Ok(Found::Landed(size, creates)) => {
+                    asked.failures.extend(asking.unanswered());
+                    let mut note = listed(&asked.failures);
+                    if !note.is_empty() {
+                        note = format!(
+                            "\"{}\" comes from repository {}, because {note}",
+                            wanted.name, source.name
+                        );
+                    }
+                    asked.landed = Some(Landed { size, note, creates });
+                    return asked;
+                }
+                Ok(Found::Missing(wal)) => asked.missing.push(Missing { name: &source.name, wal }),
+                Ok(Found::Unusable(error)) => {
+                    asked.there = true;
+                    asked.failures.push(source.failed(&error));
+                }
+                Err(error) => asked.failures.push(source.failed(&error)),
+            }
+        }
+        asked.failures.extend(asking.unanswered());
+        asked
+    }
+
+    async fn fetch_from(&self, source: &Source, wanted: Wanted<'_>, began: Began) -> anyhow::Result<Found> {
+        let Wanted { name, path, durability, built } = wanted;
         let wal = self.open(source).await?;
-        let fork = self.fork.filter(|fork| WalFileName::Segment(fork.name) == name);
+        let fork = built.map(|built| built.segment);
         let stored = fork.map_or(name, |fork| fork.source_name());
         let read = match stored {
             WalFileName::Partial(copy) if fork.is_some() => wal.read_incomplete(copy).await,
@@ -298,8 +344,12 @@ impl Archive {
         let start =
             |fork: &ForkSegment| fork.name.number(segment_size).map(|number| number.start(segment_size));
         let keep = fork.map_or(size, |fork| fork.cut.since(start(&fork).unwrap_or(fork.cut)));
-        let landing = match reader.write_to(CutFile::new(landing, keep, size)).await {
-            Ok((cut, _)) => landing::blocking(move || cut.finish()).await?,
+        let cut = CutFile::new(landing, keep, size).expecting(built.and_then(|built| built.hash));
+        let landing = match reader.write_to(cut).await {
+            Ok((cut, _)) => match landing::blocking(move || cut.finish()).await {
+                Ok(landing) => landing,
+                Err(error) => return Ok(Found::Unusable(error.context(format!("\"{stored}\"")))),
+            },
             Err(error) => return Ok(Found::Unusable(error.into())),
         };
         landing::blocking(move || landing.finish(durability)).await?;
@@ -335,6 +385,21 @@ impl Archive {
             Some((name, wal)) => (name, Some(wal)),
             None => (self.origin.name_of(id).unwrap_or_else(|| id.to_string()), None),
         }
+    }
+
+    /// All repositories that can be opened, and what the others failed with.
+    pub(crate) async fn open_all(&self) -> (Vec<Missing<'_>>, Vec<Failed>) {
+        let (mut opened, mut failures) = (Vec::new(), Vec::new());
+        let ask = move |source, _| self.open(source).boxed();
+        let mut asking = Asking::of(&self.sources, |_| false, ask);
+        while let Some((source, answer)) = asking.next().await {
+            match answer {
+                Ok(wal) => opened.push(Missing { name: &source.name, wal }),
+                Err(error) => failures.push(source.failed(&error)),
+            }
+        }
+        failures.extend(asking.unanswered());
+        (opened, failures)
     }
 
     /// The WAL of this cluster in a repository: its descriptor was read, its lineage fits the data directory, and both are
@@ -390,7 +455,7 @@ impl Archive {
 
     /// The lineage of a repository that the data directory is bound to.
     fn bound(&self, repository: &Repository) -> anyhow::Result<Option<LineageId>> {
-        let Some(pgdata) = &self.pgdata else { return Ok(None) };
+        let Some(Place { pgdata, .. }) = &self.place else { return Ok(None) };
         let path = pgdata.join(BINDING);
         let read = match std::fs::read_to_string(&path) {
             Ok(text) => bound_lineage(&text, repository.id()).map_err(anyhow::Error::from),

@@ -164,7 +164,7 @@ fn redo(place: &Place) -> Option<Lsn> {
 
 /// The position from which on no record is replayed: the restore knew it for the settings that it wrote, and an exclusive
 /// LSN says it by itself. `None` if that is not known.
-fn until(place: &Place) -> Option<Lsn> {
+pub(crate) fn until(place: &Place) -> Option<Lsn> {
     let text = fs::read_to_string(place.pgdata.join("postgresql.auto.conf")).ok()?;
     let mut targets = settings::targets(&text);
     if let Some(note) = TargetNote::read(&place.wal.join(spool::DIRECTORY))

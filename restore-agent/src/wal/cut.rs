@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 
 use anyhow::Context;
+use walpoint_repo::object::ContentHash;
+use walpoint_repo::wal::Beginning;
 
 /// Passes on the first bytes that are written, and replaces the rest by zeros.
 #[derive(Debug)]
@@ -12,6 +14,8 @@ pub(crate) struct CutFile<W> {
     keep: u64,
     /// Bytes that are still missing from the length.
     left: u64,
+    /// What the bytes that are passed on have to be.
+    expected: Option<(Beginning, ContentHash)>,
 }
 
 /// Zeros are written in pieces of this size.
@@ -20,12 +24,24 @@ const ZEROS: [u8; 8192] = [0; 8192];
 impl<W: Write> CutFile<W> {
     /// A file of `length` bytes, of which `keep` are those that will be written.
     pub(crate) fn new(inner: W, keep: u64, length: u64) -> Self {
-        Self { inner, keep: keep.min(length), left: length }
+        Self { inner, keep: keep.min(length), left: length, expected: None }
+    }
+
+    /// Finishes only if the bytes that are passed on have that hash; any will do if that is not known.
+    pub(crate) fn expecting(self, hash: Option<ContentHash>) -> Self {
+        let expected = hash.map(|hash| (Beginning::of(self.keep), hash));
+        Self { expected, ..self }
     }
 
     /// Fills up with zeros. A source that ends before the fork is an error.
     pub(crate) fn finish(mut self) -> anyhow::Result<W> {
         anyhow::ensure!(self.keep == 0, "it ends {} bytes before the fork", self.keep);
+        if let Some((passed_on, expected)) = &self.expected {
+            anyhow::ensure!(
+                passed_on.hash() == Some(*expected),
+                "it is shorter than the copy that the restore was planned with, or another server wrote it"
+            );
+        }
         while self.left > 0 {
             let piece = usize::try_from(self.left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
             let written =
@@ -44,6 +60,9 @@ impl<W: Write> Write for CutFile<W> {
         }
         let most = usize::try_from(self.keep).map_or(bytes.len(), |keep| keep.min(bytes.len()));
         let written = self.inner.write(bytes.get(..most).unwrap_or(bytes))?;
+        if let Some((passed_on, _)) = &mut self.expected {
+            passed_on.write_all(bytes.get(..written).unwrap_or(bytes))?;
+        }
         self.keep = self.keep.saturating_sub(written as u64);
         self.left = self.left.saturating_sub(written as u64);
         Ok(written)
@@ -73,6 +92,17 @@ mod tests {
             }
             let content = cut.finish().ok().map(|content| String::from_utf8(content).unwrap());
             assert_eq!(content.as_deref(), expected, "{written} {keep}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_planned_with_is_not_finished() {
+        let mut planned = Beginning::of(3);
+        planned.write_all(b"abc").unwrap();
+        for (written, right) in [("abcxyz", true), ("ab\0\0\0\0", false)] {
+            let mut cut = CutFile::new(Vec::new(), 3, 6).expecting(planned.hash());
+            cut.write_all(written.as_bytes()).unwrap();
+            assert_eq!(cut.finish().is_ok(), right, "{written}");
         }
     }
 }

@@ -16,6 +16,7 @@ use walpoint_runtime::owner;
 use crate::cli::FetchArgs;
 use crate::wal::archive::{Archive, Landed, Outcome, Proof};
 use crate::wal::branch::{self, Portion};
+use crate::wal::build::RESTORE_AGAIN;
 use crate::wal::histories::HistoryCache;
 use crate::wal::landing::{self, Durability};
 use crate::wal::patience::{self, STANDBY_ATTEMPT};
@@ -195,9 +196,13 @@ pub(crate) fn later(name: WalFileName, policy: HistoryOutage) -> bool {
 
 /// Why PostgreSQL is stopped.
 pub(crate) fn refusal(name: WalFileName, why: &str) -> String {
+    let remedy = match why.contains(RESTORE_AGAIN) {
+        true => "",
+        false => ". HINT: mend the cause and start PostgreSQL again: recovery continues",
+    };
     format!(
         "could not fetch \"{name}\": {why}; PostgreSQL is stopped, because going on without a file that may exist would \
-         lose what comes after it. HINT: mend the cause and start PostgreSQL again: recovery continues"
+         lose what comes after it{remedy}"
     )
 }
 

@@ -9,7 +9,7 @@
 //! | [`patience`] | attempts, and how long they may take |
 //! | [`origin`] | what the recovery began with, without which no end is believed |
 //! | [`landing`] | files that appear whole |
-//! | [`cut`] | a segment as its timeline left it |
+//! | [`build`], [`cut`] | a segment that a restore planned to build; a segment as its timeline left it |
 //! | [`branch`] | how much of a parent's segment belongs to the path |
 //! | [`creates`] | tablespaces that replay of a segment creates |
 //! | [`histories`] | histories that a standby keeps |
@@ -29,6 +29,7 @@ pub(crate) mod absence;
 pub(crate) mod archive;
 pub(crate) mod asking;
 pub(crate) mod branch;
+pub(crate) mod build;
 pub(crate) mod creates;
 pub(crate) mod cut;
 pub(crate) mod fetch;

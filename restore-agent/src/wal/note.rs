@@ -1,8 +1,9 @@
 //! The note that `restore` leaves in the spool: where recovery goes, so that nothing is fetched beyond it, which segment has
 //! to be built on the way, and up to where records are replayed.
 //!
-//! Missing, damaged or stale the note costs time, never data: what PostgreSQL asks for is looked up whatever the note says,
-//! a segment that would have to be built is then neither handed out nor proven absent, and any record may be replayed.
+//! Missing, damaged or stale the note costs time, never data: what PostgreSQL asks for is looked up whatever the note says. Without
+//! it a segment that would have to be built is neither handed out nor proven absent, and any record may be replayed; a stale one
+//! is held against what the archive has by now (`build`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName, durable};
+use walpoint_repo::object::ContentHash;
 use walpoint_repo::plan::{ForkSegment, ForkSource};
 
 #[cfg(doc)]
@@ -26,11 +28,23 @@ pub struct TargetNote {
     /// The last segment that recovery needs; `None` for "to the end of the archive".
     pub last: Option<SegmentName>,
     /// The segment that has to be built when PostgreSQL asks for it.
-    pub fork: Option<ForkSegment>,
+    pub fork: Option<Built>,
     /// No record that starts here or later is replayed under these settings; `None` if there is no such position.
     pub until: Option<Lsn>,
+    /// Of a recovery to the latest moment: the youngest timeline that was known when it was planned. A younger one means that the
+    /// plan is too old.
+    pub youngest: Option<TimelineId>,
     /// The settings that say where recovery stops ([`settings::targets`]).
     pub settings: BTreeMap<String, String>,
+}
+
+/// A segment that is built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Built {
+    /// Of what, and up to where.
+    pub segment: ForkSegment,
+    /// The hash of its bytes up to the cut, in the copy that the plan counts on: one that holds less is not what was planned.
+    pub hash: Option<ContentHash>,
 }
 
 /// The file's content.
@@ -43,6 +57,8 @@ struct Content {
     fork: Option<ForkContent>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     until: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    youngest: Option<u32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     settings: BTreeMap<String, String>,
 }
@@ -54,26 +70,33 @@ struct ForkContent {
     segment: String,
     from: String,
     until: String,
+    #[serde(default)]
+    left: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hash: Option<String>,
 }
 
 impl ForkContent {
-    fn of(fork: &ForkSegment) -> Self {
+    fn of(Built { segment: fork, hash }: &Built) -> Self {
         Self {
             segment: fork.name.to_string(),
             from: fork.source_name().to_string(),
             until: fork.cut.to_string(),
+            left: fork.left,
+            hash: hash.map(|hash| hash.to_string()),
         }
     }
 
-    fn parse(&self) -> Option<ForkSegment> {
+    fn parse(&self) -> Option<Built> {
         let (name, cut): (SegmentName, Lsn) = (self.segment.parse().ok()?, self.until.parse().ok()?);
         let source = match self.from.parse().ok()? {
             WalFileName::Segment(from) => ForkSource::Segment(from.timeline),
             WalFileName::Partial(from) => ForkSource::Partial(from.timeline),
             WalFileName::History(_) | WalFileName::Backup(..) => return None,
         };
-        let fork = ForkSegment { name, cut, source };
-        (fork.source_name().to_string() == self.from).then_some(fork)
+        let segment = ForkSegment { name, cut, source, left: self.left };
+        let hash = self.hash.as_ref().map(|hash| hash.parse()).transpose().ok()?;
+        (segment.source_name().to_string() == self.from).then_some(Built { segment, hash })
     }
 }
 
@@ -85,6 +108,7 @@ impl TargetNote {
             last: self.last.map(|name| name.to_string()),
             fork: self.fork.as_ref().map(ForkContent::of),
             until: self.until.map(|until| until.to_string()),
+            youngest: self.youngest.map(TimelineId::get),
             settings: self.settings.clone(),
         };
         let path = spool.join(FILE);
@@ -104,6 +128,7 @@ impl TargetNote {
                 None => None,
             },
             until: content.until.map(|until| until.parse()).transpose().ok()?,
+            youngest: content.youngest.and_then(TimelineId::new),
             settings: content.settings,
         })
     }
@@ -128,6 +153,7 @@ mod tests {
             last: Some("000000030000000100000000".parse().unwrap()),
             fork: None,
             until: Some(Lsn(0x1_0000_2000)),
+            youngest: TimelineId::new(4),
             settings: BTreeMap::from([("recovery_target_lsn".to_owned(), "'1/2000'".to_owned())]),
         };
         note.write(&spool).unwrap();
@@ -136,7 +162,8 @@ mod tests {
         assert_eq!(TargetNote::read(&spool).unwrap().last, None);
         let name = note.last.unwrap();
         for source in [ForkSource::Segment(TimelineId::new(4).unwrap()), ForkSource::Partial(note.timeline)] {
-            let fork = Some(ForkSegment { name, cut: Lsn(0x1_0000_1000), source });
+            let segment = ForkSegment { name, cut: Lsn(0x1_0000_1000), source, left: false };
+            let fork = Some(Built { segment, hash: Some(ContentHash([7; 32])) });
             TargetNote { fork, ..note.clone() }.write(&spool).unwrap();
             assert_eq!(TargetNote::read(&spool).unwrap().fork, fork);
         }

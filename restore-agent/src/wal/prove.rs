@@ -7,10 +7,11 @@
 
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
-use walpoint_base::{SegmentName, TimelineId, WalFileName};
+use walpoint_base::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use walpoint_repo::index::TimelineIndex;
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::object::RepositoryId;
+use walpoint_repo::plan::ForkSegment;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::exit::told;
 
@@ -22,17 +23,78 @@ pub(crate) async fn absence(
     archive: &Archive,
     name: WalFileName,
     missing: &[Missing<'_>],
-    mut failures: Vec<Failed>,
+    failures: Vec<Failed>,
 ) -> Outcome {
+    let (around, names) = match surroundings(archive, Look::Around(name), missing, failures).await {
+        Ok(found) => found,
+        Err(why) => return Outcome::Uncertain(why),
+    };
+    let judged = match name {
+        WalFileName::Segment(segment) => of_size(archive)
+            .and_then(|size| absence::of_segment(segment, size, &around))
+            .and_then(|()| absence::of_younger(archive.youngest_planned(), &around)),
+        WalFileName::History(timeline) => absence::of_history(timeline, &around),
+        // Nothing follows from these, and recovery asks for neither.
+        WalFileName::Backup(..) | WalFileName::Partial(_) => Ok(()),
+    };
+    match judged {
+        Ok(()) => Outcome::Absent(format!("\"{name}\" is not in the archive ({})", names.join(", "))),
+        Err(why) => Outcome::Uncertain(why),
+    }
+}
+
+/// Whether recovery may end in a segment that is built: nothing shows that more of its timeline was written. The repositories in
+/// `missing` do not have it under its own name, others failed.
+pub(crate) async fn unfinished(
+    archive: &Archive,
+    segment: &ForkSegment,
+    missing: &[Missing<'_>],
+    failures: Vec<Failed>,
+) -> Result<(), String> {
+    let look = Look::Around(WalFileName::Segment(segment.name));
+    let (around, _) = surroundings(archive, look, missing, failures).await?;
+    absence::of_rest(segment.name, segment.cut, of_size(archive)?, &around)?;
+    absence::of_younger(archive.youngest_planned(), &around)
+}
+
+/// Whether recovery may end in a segment that is built, up to where the path to the latest moment leaves its timeline: no younger
+/// timeline has the segment.
+pub(crate) async fn left(archive: &Archive, segment: &ForkSegment) -> Result<(), String> {
+    let (opened, failures) = archive.open_all().await;
+    let (around, _) = surroundings(archive, Look::Younger(segment.name), &opened, failures).await?;
+    absence::of_heirs(&around)?;
+    absence::of_younger(archive.youngest_planned(), &around)
+}
+
+fn of_size(archive: &Archive) -> Result<SegmentSize, String> {
+    archive.segment_size().ok_or_else(|| "no repository has said how large segments are".to_owned())
+}
+
+/// What is looked at in a repository.
+#[derive(Clone, Copy, Debug)]
+enum Look {
+    /// What bears on the absence of a file.
+    Around(WalFileName),
+    /// Only what younger timelines have of a segment.
+    Younger(SegmentName),
+}
+
+/// What the repositories show, and the names of those that did; else why that is not enough.
+async fn surroundings<'a>(
+    archive: &Archive,
+    look: Look,
+    sources: &[Missing<'a>],
+    mut failures: Vec<Failed>,
+) -> Result<(Surroundings, Vec<&'a str>), String> {
     let mut around = Surroundings::default();
     let mut proven: Vec<(&str, RepositoryId)> = Vec::new();
-    for source in missing {
-        match look_around(archive, &source.wal, name, &mut around).await {
+    for source in sources {
+        match look_around(archive, &source.wal, look, &mut around).await {
             Ok(()) => proven.push((source.name, source.wal.repository().id())),
             Err(error) => failures.push(Failed { repository: source.name.to_owned(), why: told(&error) }),
         }
     }
-    let unproven = unproven(archive, missing, &proven);
+    let unproven = unproven(archive, sources, &proven);
     if !unproven.is_empty() {
         let mut why = listed(&failures);
         if why.is_empty() {
@@ -48,24 +110,9 @@ pub(crate) async fn absence(
                 unproven.join(", ")
             );
         }
-        return Outcome::Uncertain(why);
+        return Err(why);
     }
-    let judged = match name {
-        WalFileName::Segment(segment) => match archive.segment_size() {
-            Some(size) => absence::of_segment(segment, size, &around),
-            None => Err("no repository has said how large segments are".to_owned()),
-        },
-        WalFileName::History(timeline) => absence::of_history(timeline, &around),
-        // Nothing follows from these, and recovery asks for neither.
-        WalFileName::Backup(..) | WalFileName::Partial(_) => Ok(()),
-    };
-    match judged {
-        Ok(()) => {
-            let names: Vec<&str> = proven.iter().map(|(name, _)| *name).collect();
-            Outcome::Absent(format!("\"{name}\" is not in the archive ({})", names.join(", ")))
-        }
-        Err(why) => Outcome::Uncertain(why),
-    }
+    Ok((around, proven.into_iter().map(|(name, _)| name).collect()))
 }
 
 /// The repositories that acknowledge and have not proven that they do not have the file.
@@ -97,11 +144,18 @@ fn unproven(archive: &Archive, missing: &[Missing<'_>], proven: &[(&str, Reposit
 async fn look_around(
     archive: &Archive,
     wal: &WalArchive,
-    name: WalFileName,
+    look: Look,
     around: &mut Surroundings,
 ) -> anyhow::Result<()> {
     confirm(wal).await?;
     confirm_newest(archive, wal).await?;
+    let name = match look {
+        Look::Around(name) => name,
+        Look::Younger(segment) => {
+            on_younger_timelines(archive, wal, segment, around).await?;
+            return confirm(wal).await;
+        }
+    };
     if wal.repository().store().head(&wal.paths().file(name)).await?.is_some() {
         bail!("\"{name}\" has just arrived");
     }
@@ -190,6 +244,16 @@ async fn around_segment(
         around.indexed.get_or_insert(indexed.name(name.timeline, size));
         return Ok(());
     }
+    on_younger_timelines(archive, wal, name, around).await
+}
+
+/// Reads the histories of all younger timelines, and which of them have a segment of the same number.
+async fn on_younger_timelines(
+    archive: &Archive,
+    wal: &WalArchive,
+    name: SegmentName,
+    around: &mut Surroundings,
+) -> anyhow::Result<()> {
     for timeline in wal.histories().await? {
         if timeline <= name.timeline {
             continue;
@@ -204,6 +268,7 @@ async fn around_segment(
             around.heirs.push(timeline);
         }
         around.histories.push(history);
+        around.younger.push((timeline, wal.repository().name().to_owned()));
     }
     Ok(())
 }

@@ -18,7 +18,10 @@ const PREPARE: &str =
     "create table prepared (n int); begin; insert into prepared values (1); prepare transaction 'open'";
 
 fn bed(major: u32) -> (Archived, Ledger) {
-    let bed = Archived::start(Cluster::builder().major(major).segment_size_mb(1), Store::local());
+    let builder = Cluster::builder().major(major).segment_size_mb(1);
+    // What stays uncertain ends a recovery soon.
+    let bed =
+        Archived::start_with(builder, Store::local(), |agent| agent.cluster_line("fetch_budget = \"10s\""));
     let ledger = Ledger::create(&bed.cluster, "rows");
     bed.backup();
     bed.settle();
@@ -26,7 +29,7 @@ fn bed(major: u32) -> (Archived, Ledger) {
 }
 
 /// The cluster dies, and what takes its place is restored to a target. `setting`: a line that somebody adds.
-fn lose_and_restore(bed: &mut Archived, lost: &str, target: &[&str], setting: Option<&str>) {
+pub(crate) fn lose_and_restore(bed: &mut Archived, lost: &str, target: &[&str], setting: Option<&str>) {
     bed.settle();
     bed.cluster.crash();
     let pgdata = bed.cluster.pgdata().to_owned();
@@ -130,11 +133,11 @@ fn a_history_with_decreasing_switch_points_is_archived_and_recovered_along() {
 }
 
 /// A failover by crash: the fork's segment is on timeline 1 only as `.partial`.
-struct Failover {
-    bed: Archived,
-    standby: Cluster,
+pub(crate) struct Failover {
+    pub(crate) bed: Archived,
+    pub(crate) standby: Cluster,
     _daemon: Daemon,
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     /// In the fork's segment, before a restore point "spot".
     before: Mark,
 }
@@ -147,7 +150,7 @@ struct Pair {
     ledger: Ledger,
 }
 
-fn fail_over(major: u32) -> Failover {
+pub(crate) fn fail_over(major: u32) -> Failover {
     crash_and_promote(pair(major))
 }
 

@@ -45,6 +45,7 @@ impl Ending {
                 name: coverage.missing.name(timeline, size),
                 cut: coverage.until,
                 source: ForkSource::Partial(timeline),
+                left: false,
             }),
             missing: coverage.missing,
             before_a_gap: coverage.hole().is_some()
@@ -102,7 +103,10 @@ impl<'a> Planner<'a> {
             None if coverage.by_partial.is_none() => return self.to_the_tip(path, backup, coverage),
             // The segment of the fork has to be built, and recovery ends where its bytes end.
             _ if self.request.use_partial => {
-                let ending = self.ending(path, backup, coverage, coverage.until)?;
+                let mut ending = self.ending(path, backup, coverage, coverage.until)?;
+                // No target keeps recovery from what the timeline has behind the fork.
+                ending.fork =
+                    ending.fork.map(|fork| ForkSegment { left: fork.name.timeline == owner, ..fork });
                 let at = StopAt::Requested;
                 return Ok(Ok(self.build(path, backup, &ending, None, coverage.until, at)?));
             }
@@ -118,7 +122,8 @@ impl<'a> Planner<'a> {
         let fork = coverage.until;
         if self.request.standby {
             let name = coverage.missing.name(ancestor, self.facts.segment_size);
-            let part = ForkSegment { name, cut: fork, source: ForkSource::Segment(ancestor) };
+            let source = ForkSource::Segment(ancestor);
+            let part = ForkSegment { name, cut: fork, source, left: true };
             let as_it_is = Ending::of(path, coverage, fork, self.facts.segment_size);
             let ending = Ending { timeline: path.timeline(), fork: Some(part), ..as_it_is };
             return Ok(Ok(self.build(path, backup, &ending, None, fork, StopAt::Requested)?));
@@ -172,7 +177,8 @@ impl<'a> Planner<'a> {
             let why = Why::EndsIncomplete { segment: name, until: coverage.until };
             return Ok(Err(Refusal::on(timeline, why)));
         }
-        let part = ForkSegment { name, cut: coverage.until, source: ForkSource::Partial(timeline) };
+        let source = ForkSource::Partial(timeline);
+        let part = ForkSegment { name, cut: coverage.until, source, left: false };
         let ending = Ending { fork: Some(part), ..Ending::of(path, coverage, coverage.until, size) };
         Ok(Ok(self.build(path, backup, &ending, None, coverage.until, StopAt::Requested)?))
     }
@@ -192,7 +198,7 @@ impl<'a> Planner<'a> {
                         let number = coverage.missing;
                         ending.wal.push(SegmentRange { timeline, first: number, last: number });
                     }
-                    ending.fork = Some(ForkSegment { name, cut, source });
+                    ending.fork = Some(ForkSegment { name, cut, source, left: false });
                 }
                 // The younger timeline has the rest, so nothing after this segment's begin is proven to belong here.
                 (false, Some(ForkSource::Segment(_))) => ending.more_until = Some(cut),
@@ -260,7 +266,7 @@ impl<'a> Planner<'a> {
         };
         let cut = path.history().end_of(owner).unwrap_or(until).min(number.end(size));
         let cut = if coverage.by_partial.is_some() { cut.min(coverage.until) } else { cut };
-        let fork = ForkSegment { name: number.name(owner, size), cut, source };
+        let fork = ForkSegment { name: number.name(owner, size), cut, source, left: false };
         Ok(Ending { timeline: owner, fork: Some(fork), ..as_it_is })
     }
 }

@@ -448,6 +448,7 @@ impl<'a> Planner<'a> {
             until,
             wal: wal.clone(),
             fork: ending.fork,
+            youngest: self.facts.graph.ids().next_back().filter(|_| self.follows_the_latest()),
             histories: history.parent().map(|_| timeline).into_iter().collect(),
             signal: if self.request.standby { Signal::Standby } else { Signal::Recovery },
             settings: self.settings(ending, until, &at),
@@ -455,6 +456,12 @@ impl<'a> Planner<'a> {
             notes: self.notes(path, backup, ending, &at, stop)?,
             backup: backup.clone(),
         })
+    }
+
+    /// Whether the plan is one for the end of the youngest timeline, which nothing follows any more.
+    fn follows_the_latest(&self) -> bool {
+        let Request { target, timeline, standby, .. } = self.request;
+        *target == RecoveryTarget::Latest && *timeline == TargetTimeline::Latest && !standby
     }
 
     fn settings(&self, ending: &Ending, until: Lsn, at: &StopAt) -> Vec<Setting> {

@@ -34,6 +34,9 @@ pub struct RestorePlan {
     pub wal: Vec<SegmentRange>,
     /// The segment that no repository has under the name by which recovery asks for it, and of what it is built.
     pub fork: Option<ForkSegment>,
+    /// Where the latest moment was asked for, on whichever timeline that is, by a server of its own: the youngest timeline that
+    /// was known. A younger one has what was meant.
+    pub youngest: Option<TimelineId>,
     /// The history files that it reads.
     pub histories: Vec<TimelineId>,
     /// Which signal file is made.
@@ -56,6 +59,9 @@ pub struct ForkSegment {
     pub cut: Lsn,
     /// What has its bytes up to there.
     pub source: ForkSource,
+    /// Whether the path to the target leaves the timeline at the cut: then what the segment holds behind it under its own name, now
+    /// or some day, is no part of the recovery.
+    pub left: bool,
 }
 
 /// What has the bytes of a segment up to a fork.

@@ -7,6 +7,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `put`, `get` | storing and reading back |
+//! | `beginning` | what a file begins with, the same in every repository |
 //! | [`seal`] | sealing a segment while it is read |
 //! | [`gaps`] | where one server's segments do not continue each other |
 //! | [`abandoned`] | timelines that a person says do not count |
@@ -22,6 +23,7 @@
 //! | [`content`] | bytes to be stored, in memory or in a file |
 
 pub mod abandoned;
+mod beginning;
 pub mod content;
 pub mod copies;
 mod edges;
@@ -46,6 +48,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 
 pub use self::abandoned::Abandonment;
+pub use self::beginning::Beginning;
 pub use self::content::Content;
 pub use self::copies::WalCopies;
 pub(crate) use self::edges::{

@@ -326,7 +326,10 @@ fn a_standby_waits_at_a_fork_behind_which_there_is_nothing_yet() {
     assert_eq!(lines.iter().filter(|line| line.ends_with("= ''")).count(), 5, "{lines:?}");
     assert_eq!((standby.timeline, standby.until), (tli(3), fork));
     let name = SegmentNo(6).name(tli(1), size());
-    assert_eq!(standby.fork, Some(ForkSegment { name, cut: fork, source: ForkSource::Segment(tli(1)) }));
+    assert_eq!(
+        standby.fork,
+        Some(ForkSegment { name, cut: fork, source: ForkSource::Segment(tli(1)), left: true })
+    );
     assert_eq!(standby.wal.last().unwrap().names(size()).1, name);
 }
 

@@ -1,0 +1,110 @@
+//! A segment that the restore planned to build, because no repository had it under its own name.
+//!
+//! The plan may be old when PostgreSQL asks: the segment may have come meanwhile, later ones too, or the settings are others. What
+//! is built ends at the cut, and recovery with it. So the segment's own name was asked for first, everywhere, and it is built only
+//! where recovery stops before the cut, as planned, or where the end of the archive was asked for and is proven to be there still.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use walpoint_base::{Lsn, Recovery, TimelineId};
+use walpoint_repo::plan::ForkSegment;
+
+use crate::restore::settings;
+use crate::wal::archive::{Archive, Asked, Outcome, Proof, Wanted, listed};
+use crate::wal::note::{Built, TargetNote};
+use crate::wal::{creates, prove, spool};
+
+/// What a message ends with whose remedy is another restore, not another start of the server.
+pub(crate) const RESTORE_AGAIN: &str = "HINT: restore again";
+
+impl Archive {
+    /// Builds a segment that was `asked` for under its own name and not had.
+    pub(crate) async fn build(
+        &self,
+        wanted: Wanted<'_>,
+        built: Built,
+        proof: Proof,
+        asked: Asked<'_>,
+    ) -> Outcome {
+        let segment = built.segment;
+        if !self.stops_before(segment.cut) {
+            if proof == Proof::NotWanted {
+                return Outcome::Absent(format!(
+                    "\"{}\" is only built when PostgreSQL asks for it",
+                    segment.name
+                ));
+            }
+            if let Err(why) = self.may_end_in(&segment, asked).await {
+                return Outcome::Uncertain(why);
+            }
+        }
+        let asked = self.ask(Wanted { built: Some(built), ..wanted }).await;
+        match asked.landed {
+            Some(landed) => Outcome::Landed(landed),
+            None => Outcome::Uncertain(format!(
+                "the restore planned to build it from \"{}\", up to {}, and no repository has that: {}",
+                segment.source_name(),
+                segment.cut,
+                listed(&asked.failures)
+            )),
+        }
+    }
+
+    /// Whether recovery may end where a segment that is built ends; otherwise why not.
+    async fn may_end_in(&self, segment: &ForkSegment, asked: Asked<'_>) -> Result<(), String> {
+        if segment.left {
+            return prove::left(self, segment).await;
+        }
+        // Whatever the others say: one of them has it, and only cannot give it.
+        if asked.there {
+            return Err(listed(&asked.failures));
+        }
+        prove::unfinished(self, segment, &asked.missing, asked.failures).await?;
+        if self.ends_on_request() {
+            return Ok(());
+        }
+        Err(format!(
+            "only a part of it is in the archive, up to {}, and the target that was restored to lies before that and is no longer \
+             set; {RESTORE_AGAIN}: with --use-partial to recover to the end of what there is, or with a target before it",
+            segment.cut
+        ))
+    }
+
+    /// Whether recovery stops before a position, under the settings that the restore wrote.
+    fn stops_before(&self, position: Lsn) -> bool {
+        let until = self.place().and_then(creates::until);
+        until.is_some_and(|until| until <= position)
+    }
+
+    /// Whether recovery may end where what there is ends: the restore was for that, or a target is set, without which PostgreSQL
+    /// does not end recovery but fails.
+    fn ends_on_request(&self) -> bool {
+        let Some(note) = self.note() else { return false };
+        let ways = ["recovery_target_timeline", "recovery_target_inclusive"];
+        note.until.is_none() || self.targets().keys().any(|name| !ways.contains(&name.as_str()))
+    }
+
+    /// The youngest timeline that was known when the recovery under way was planned, if that goes to the latest moment.
+    pub(crate) fn youngest_planned(&self) -> Option<TimelineId> {
+        let place = self.place()?;
+        // A standby follows a younger one by itself.
+        if Recovery::of(&place.pgdata) != Recovery::Archive {
+            return None;
+        }
+        let note = self.note()?;
+        note.youngest.filter(|_| note.settings == self.targets())
+    }
+
+    /// The note that the restore left, as it is now.
+    fn note(&self) -> Option<TargetNote> {
+        TargetNote::read(&self.place()?.wal.join(spool::DIRECTORY))
+    }
+
+    /// The recovery targets that are set now.
+    fn targets(&self) -> BTreeMap<String, String> {
+        let path = self.place().map(|place| place.pgdata.join("postgresql.auto.conf"));
+        let text = path.and_then(|path| fs::read_to_string(path).ok());
+        settings::targets(&text.unwrap_or_default())
+    }
+}

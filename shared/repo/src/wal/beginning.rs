@@ -1,0 +1,78 @@
+//! What a file begins with, as a hash without a key: the same in every repository, whichever key that hashes with.
+//!
+//! A segment that a restore has built is cut out of another file: an incomplete copy, or a younger timeline's first segment. The
+//! plan counted on the bytes up to the cut, and each repository may have another copy.
+
+use std::io::{self, Write};
+
+use walpoint_base::WalFileName;
+
+use super::WalArchive;
+use crate::error::{RepoError, Result};
+use crate::object::ContentHash;
+
+/// Takes a file and hashes what it begins with.
+#[derive(Debug)]
+pub struct Beginning {
+    hasher: blake3::Hasher,
+    /// Bytes that are still missing.
+    left: u64,
+}
+
+impl Beginning {
+    /// The first `length` bytes count.
+    pub fn of(length: u64) -> Self {
+        Self { hasher: blake3::Hasher::new(), left: length }
+    }
+
+    /// The hash; `None` if the file was shorter.
+    pub fn hash(&self) -> Option<ContentHash> {
+        (self.left == 0).then(|| ContentHash(*self.hasher.finalize().as_bytes()))
+    }
+}
+
+impl Write for Beginning {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let counted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        self.hasher.update(buffer.get(..counted).unwrap_or(buffer));
+        self.left -= counted as u64;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl WalArchive {
+    /// The hash of the first `length` bytes of a file, checked as a whole; of an incomplete copy of a segment that which
+    /// [`Self::read_incomplete`] reads.
+    pub async fn beginning(&self, name: WalFileName, length: u64) -> Result<Option<ContentHash>> {
+        let reader = match name {
+            WalFileName::Partial(segment) => self.read_incomplete(segment).await?,
+            _ => self.read(name).await?,
+        };
+        let Some(reader) = reader else {
+            let store = self.repository().store().name().to_owned();
+            return Err(RepoError::NotFound { key: self.paths().file(name), store });
+        };
+        Ok(reader.write_to(Beginning::of(length)).await?.0.hash())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_behind_the_beginning_makes_no_difference() {
+        let hash = |pieces: &[&str], length| {
+            let mut beginning = Beginning::of(length);
+            pieces.iter().for_each(|piece| beginning.write_all(piece.as_bytes()).unwrap());
+            beginning.hash()
+        };
+        assert_eq!(hash(&["ab", "cd"], 3), hash(&["abc", "xyz"], 3));
+        assert_ne!(hash(&["abcd"], 3), hash(&["abxd"], 3));
+        assert_eq!(hash(&["ab"], 3), None, "it is too short");
+    }
+}

@@ -1,0 +1,186 @@
+//! A last segment of which the archive has only incomplete copies: which of them recovery gets, and when it gets one at all. Other
+//! copies, the whole segment and later ones may come after the restore was planned.
+
+use std::fs;
+use std::sync::Arc;
+
+use walpoint_tests::agent::Daemon;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::rows::{Ledger, Mark};
+use walpoint_tests::store::{BackDoor, Store};
+use walpoint_tests::{user, wait};
+
+use crate::forks;
+
+fn bed(second: Option<&Store>) -> (Archived, Ledger) {
+    let builder = Cluster::builder().major(17).segment_size_mb(1);
+    let bed = Archived::start_with(builder, Store::local(), |agent| {
+        // What is not certain ends recovery soon.
+        let agent = agent.cluster_line("fetch_budget = \"2s\"");
+        match second {
+            Some(second) => agent.repository("second", second),
+            None => agent,
+        }
+    });
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    (bed, ledger)
+}
+
+/// The copies that ended early.
+fn ended(door: &BackDoor) -> Vec<String> {
+    let mut keys = door.list("clusters/main");
+    keys.retain(|key| key.contains(".ended/"));
+    keys
+}
+
+/// Stores what there is of a segment.
+#[track_caller]
+fn push_part(bed: &Archived, directory: &str, segment: &str) {
+    let content = fs::read(bed.cluster.wal_dir().join(segment)).unwrap();
+    bed.cluster.dir().mkdir(directory);
+    let file = bed.cluster.dir().write(format!("{directory}/{segment}"), content);
+    let pushed = bed.agent.run(&["push", file.to_str().unwrap()]).expect_success();
+    assert!(pushed.stderr.contains("records end at"), "{pushed:#?}");
+}
+
+/// The primary dies with two rows in its open segment, of which a copy is stored; the rows.
+#[track_caller]
+fn die(bed: &mut Archived, ledger: &mut Ledger) -> [Mark; 2] {
+    let rows = ["a2", "a3"].map(|label| ledger.append_as(&bed.cluster, label));
+    assert_eq!(rows[0].segment, rows[1].segment);
+    bed.cluster.crash();
+    bed.stop_daemon();
+    push_part(bed, "salvaged", &rows[1].segment);
+    rows
+}
+
+/// The primary comes back after all, completes its segment and writes another one.
+fn come_back(bed: &mut Archived, ledger: &mut Ledger) -> Daemon {
+    let daemon = bed.agent.daemon();
+    bed.cluster.start();
+    for label in ["a4", "a5"] {
+        ledger.append_as(&bed.cluster, label);
+        bed.settle();
+    }
+    daemon
+}
+
+/// Takes the target out of the settings of a stopped server, which is to go on to the end.
+fn without_target(server: &Cluster) {
+    let path = server.pgdata().join("postgresql.auto.conf");
+    let text = fs::read_to_string(&path).unwrap();
+    let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("recovery_target_xid")).collect();
+    assert!(kept.len() < text.lines().count(), "{text}");
+    fs::write(&path, kept.join("\n") + "\n").unwrap();
+    user::give(&path);
+}
+
+/// Recovery ended without a promotion, and said why.
+#[track_caller]
+fn stops(server: &mut Cluster, why: &str) {
+    server.launch();
+    assert_ne!(server.wait_for_end(wait::SOON), 0);
+    let log = server.log();
+    assert!(log.contains(why) && !log.contains("selected new timeline"), "{log}");
+}
+
+#[track_caller]
+fn promoted_with(server: &Cluster, ledger: &Ledger, rows: &str) {
+    server.wait_promoted();
+    assert_eq!(ledger.labels(server), rows, "{}", server.log());
+}
+
+/// Promise 4: the plan counted on an incomplete copy, and by the time that recovery asks the archive has the whole segment, and
+/// more.
+#[test]
+fn a_segment_that_was_completed_after_the_plan_is_recovered_whole() {
+    let (mut bed, mut ledger) = bed(None);
+    let [target, _] = die(&mut bed, &mut ledger);
+    let xid = target.xid.to_string();
+    let mut paused = bed.restore_and_start("paused", &["--target-xid", &xid]);
+    paused.wait_paused();
+    assert_eq!(ledger.labels(&paused), "a1 a2");
+    paused.stop(Shutdown::Fast);
+    let waiting = bed.restore("waiting", &["--use-partial"]);
+    let _daemon = come_back(&mut bed, &mut ledger);
+    without_target(&paused);
+    paused.start();
+    promoted_with(&paused, &ledger, "a1 a2 a3 a4 a5");
+    let waiting = Cluster::start_restored(bed.cluster.dir(), 17, waiting);
+    promoted_with(&waiting, &ledger, "a1 a2 a3 a4 a5");
+}
+
+/// Promise 4: nor does recovery end in the copy where the whole segment is lost, and later ones show that it was there.
+#[test]
+fn recovery_does_not_end_in_an_incomplete_copy_that_later_segments_prove_to_be_one() {
+    let (mut bed, mut ledger) = bed(None);
+    let [_, last] = die(&mut bed, &mut ledger);
+    let place = bed.restore("waiting", &["--use-partial"]);
+    let _daemon = come_back(&mut bed, &mut ledger);
+    let mut keys = bed.back_door().list("clusters/main");
+    keys.retain(|key| key.ends_with(&format!("/{}", last.segment)));
+    bed.back_door().delete(&keys[0]);
+    let mut waiting = Cluster::adopt(Arc::clone(bed.cluster.dir()), 17, place, None);
+    stops(&mut waiting, "it is a hole in the archive");
+}
+
+/// Promise 4: a target in the copy needs no option; to go on to its end without a target does.
+#[test]
+fn the_end_of_an_incomplete_copy_is_only_recovered_on_request() {
+    let (mut bed, mut ledger) = bed(None);
+    let [target, last] = die(&mut bed, &mut ledger);
+    let mut server = bed.restore_and_start("paused", &["--target-xid", &target.xid.to_string()]);
+    server.wait_paused();
+    server.stop(Shutdown::Fast);
+    without_target(&server);
+    stops(&mut server, "restore again: with --use-partial");
+    // Another target is reached, or PostgreSQL fails by itself.
+    server.set_last("recovery_target_xid", last.xid);
+    server.set_last("recovery_target_action", "promote");
+    server.start();
+    promoted_with(&server, &ledger, "a1 a2 a3");
+}
+
+/// Promise 4: of two repositories one has an earlier copy of the last segment. The one that reaches as far as the plan is taken, and
+/// none if that is gone.
+#[test]
+fn of_two_repositories_the_copy_that_was_planned_with_is_recovered() {
+    let second = Store::local();
+    let (mut bed, mut ledger) = bed(Some(&second));
+    let (main, other) = (bed.back_door(), second.back_door());
+    let early = ledger.append_as(&bed.cluster, "a2");
+    push_part(&bed, "early", &early.segment);
+    ended(&other).iter().for_each(|key| other.delete(key));
+    let last = ledger.append_as(&bed.cluster, "a3");
+    assert_eq!(early.segment, last.segment);
+    bed.cluster.crash();
+    bed.stop_daemon();
+    let shorter = ended(&main);
+    push_part(&bed, "late", &last.segment);
+    ended(&main).iter().filter(|key| !shorter.contains(key)).for_each(|key| main.delete(key));
+    assert_eq!((ended(&main).len(), ended(&other).len()), (1, 1));
+
+    let server = bed.restore_and_start("again", &["--use-partial"]);
+    promoted_with(&server, &ledger, "a1 a2 a3");
+    let place = bed.restore("without", &["--use-partial"]);
+    other.delete(&ended(&other)[0]);
+    let mut server = Cluster::adopt(Arc::clone(bed.cluster.dir()), 17, place, None);
+    stops(&mut server, "shorter than the copy that the restore was planned with");
+}
+
+/// Promise 4: the plan ended at a failover behind which there was nothing yet. By the time that recovery asks, there is.
+#[test]
+fn recovery_does_not_end_at_a_failover_behind_which_there_is_more_by_now() {
+    let mut failover = forks::fail_over(17);
+    let place = failover.bed.restore("again", &["--use-partial"]);
+    failover.ledger.append_as(&failover.standby, "b1");
+    let segment = failover.standby.switch_wal();
+    failover.standby.wait_archived(&segment);
+    let mut server = Cluster::adopt(Arc::clone(failover.bed.cluster.dir()), 17, place, None);
+    server.set_last("restore_command", failover.bed.agent.restore_command());
+    stops(&mut server, "timeline 2 had nothing of it in the archive");
+}
