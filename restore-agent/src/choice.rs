@@ -8,6 +8,9 @@ use walpoint_repo::plan::{Doubt, RestorePlan, Unreachable, Why};
 
 use crate::plan::Planned;
 
+/// The setting with which a plan keeps recovery from reading ahead.
+const LOOK_AHEAD: &str = "recovery_prefetch";
+
 /// What a repository, by its name, does not have.
 pub(crate) type Refused = (String, Unreachable);
 
@@ -15,12 +18,18 @@ pub(crate) type Refused = (String, Unreachable);
 /// Between equals one from which nothing is known to be damaged, then the one that has least to replay, then the one that knows
 /// most timelines on the way, then the first.
 pub(crate) fn best(plans: Vec<Planned>) -> Option<Planned> {
+    // Recovery asks every repository, so what keeps it from reading ahead into a gap of one of them counts for all.
+    let ahead = |planned: &Planned| planned.plan.settings.iter().find(|s| s.name == LOOK_AHEAD).cloned();
+    let without_look_ahead = plans.iter().find_map(ahead);
     let mut plans = plans.into_iter();
     let mut best = plans.next()?;
     for other in plans {
         let (kept, left) = if rank(&other, &best).is_gt() { (other, best) } else { (best, other) };
         explain(&kept, &left);
         best = kept;
+    }
+    if let Some(setting) = without_look_ahead.filter(|_| ahead(&best).is_none()) {
+        best.plan.settings.insert(0, setting);
     }
     Some(best)
 }
@@ -214,7 +223,11 @@ fn goes_on(plan: &RestorePlan, refusal: &Unreachable) -> bool {
         return false;
     }
     match &refusal.why {
-        Why::EndsIncomplete { segment, until } => segment.timeline == plan.timeline && *until > plan.until,
+        // Of one that is damaged not even its first record can be had, and recovery asks for it all the same.
+        Why::EndsIncomplete { segment, until, damaged } => {
+            segment.timeline == plan.timeline
+                && (*until > plan.until || damaged.is_some() && *until >= plan.until)
+        }
         Why::EndsInFork { timeline, until } => *timeline == plan.timeline && *until > plan.until,
         Why::MissingWal { .. } => refusal.missing.first().is_some_and(|range| {
             range.timeline == plan.timeline && range.first.start(refusal.segment_size) >= plan.until

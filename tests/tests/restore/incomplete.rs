@@ -4,6 +4,7 @@
 use std::fs;
 use std::sync::Arc;
 
+use serde_json::Value;
 use walpoint_tests::agent::Daemon;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
@@ -183,4 +184,47 @@ fn recovery_does_not_end_at_a_failover_behind_which_there_is_more_by_now() {
     let mut server = Cluster::adopt(Arc::clone(failover.bed.cluster.dir()), 17, place, None);
     server.set_last("restore_command", failover.bed.agent.restore_command());
     stops(&mut server, "timeline 2 had nothing of it in the archive");
+}
+
+/// Promise 7: a copy that is damaged shows that the segment was begun. The plan to the latest moment names it, and the position
+/// that can be recovered to; a sound copy in another repository, or beside it, counts.
+#[test]
+fn a_damaged_copy_is_no_end_of_the_archive() {
+    let second = Store::local();
+    let (mut bed, mut ledger) = bed(Some(&second));
+    let [_, last] = die(&mut bed, &mut ledger);
+    let (main, other) = (bed.back_door(), second.back_door());
+    for (door, sound) in [(&main, true), (&other, false)] {
+        let key = &ended(door)[0];
+        door.flip_bit(key, door.get(key).unwrap().len() / 2);
+        for options in [&["plan"][..], &["plan", "--use-partial"]] {
+            let output = bed.agent.restore(&[&["--json"], options].concat());
+            if sound && options.len() > 1 {
+                output.expect_success();
+                continue;
+            }
+            let refusal: Value = serde_json::from_str(&output.expect_status(1).stdout).unwrap();
+            assert_eq!(refusal["reason"], "ends-incomplete", "{options:?}: {refusal:#}");
+            assert_eq!(refusal["message"].to_string().contains(key), !sound, "{options:?}: {refusal:#}");
+        }
+        if sound {
+            let server = bed.restore_and_start("again", &["--use-partial"]);
+            promoted_with(&server, &ledger, "a1 a2 a3");
+        }
+    }
+    // A repository that has nothing of the segment does not answer for the other.
+    main.delete(&ended(&main)[0]);
+    let refusal = bed.agent.restore(&["--json", "plan"]).expect_status(1);
+    let refusal: Value = serde_json::from_str(&refusal.stdout).unwrap();
+    let options = refusal["nearest"][0]["options"].as_array().unwrap();
+    let options: Vec<&str> = options.iter().map(|option| option.as_str().unwrap()).collect();
+    assert!(options.contains(&"--target-lsn"), "{refusal:#}");
+    let server = bed.restore_and_start("before", &[&options[..], &["--target-action", "promote"]].concat());
+    promoted_with(&server, &ledger, "a1");
+    // Another copy of what there is.
+    let content = fs::read(bed.cluster.wal_dir().join(&last.segment)).unwrap();
+    let partial = bed.cluster.dir().write(format!("{}.partial", last.segment), content);
+    bed.agent.run(&["push", partial.to_str().unwrap()]).expect_success();
+    let server = bed.restore_and_start("beside", &["--use-partial"]);
+    promoted_with(&server, &ledger, "a1 a2 a3");
 }

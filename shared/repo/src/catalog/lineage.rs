@@ -282,14 +282,14 @@ impl LineageCatalog {
                 let search = Search::new(&self.archive, &mut self.wal, decoder);
                 match search.partial(*name).await {
                     Ok(until) => Answer::Partial(until),
-                    // Damaged, it is as good as none.
+                    // Nothing can be recovered from it, and it shows that the segment was begun.
                     Err(error @ RepoError::Corrupt { .. }) => {
                         self.problems.push(error.to_string());
                         let copies = self.archive.contradicting_copies(*name).await?;
                         if !copies.is_empty() {
                             self.facts.contradicting.insert(*name, copies);
                         }
-                        Answer::Partial(None)
+                        Answer::DamagedPartial(error.to_string())
                     }
                     Err(error) => return Err(error),
                 }

@@ -49,6 +49,7 @@ impl Ending {
             }),
             missing: coverage.missing,
             before_a_gap: coverage.hole().is_some()
+                || coverage.damaged.is_some()
                 || own.is_none() && coverage.by_partial == Some(path.timeline()),
             more_until: None,
         }
@@ -93,6 +94,12 @@ impl<'a> Planner<'a> {
         if let Some(fork) = left.filter(|fork| *fork >= coverage.missing.end(self.facts.segment_size)) {
             let last = SegmentNo::before(fork, self.facts.segment_size);
             return self.missing(path, backup, coverage, last);
+        }
+        if coverage.damaged.is_some() && !self.request.standby {
+            let segment = coverage.missing.name(path.timeline(), self.facts.segment_size);
+            let damaged = coverage.damaged.clone();
+            let why = Why::EndsIncomplete { segment, until: coverage.until, damaged };
+            return Ok(Err(Refusal::on(path.timeline(), why)));
         }
         if coverage.by_partial == Some(path.timeline()) {
             return self.to_the_last_record(path, backup, coverage);
@@ -174,7 +181,7 @@ impl<'a> Planner<'a> {
             return Ok(Ok(self.build(path, backup, &ending, None, start, StopAt::Requested)?));
         }
         if !self.request.use_partial {
-            let why = Why::EndsIncomplete { segment: name, until: coverage.until };
+            let why = Why::EndsIncomplete { segment: name, until: coverage.until, damaged: None };
             return Ok(Err(Refusal::on(timeline, why)));
         }
         let source = ForkSource::Partial(timeline);

@@ -198,6 +198,8 @@ pub enum Answer {
     /// To [`Question::Partial`]: where the last complete record in it ends, at least the segment's begin; `None` if there is no
     /// copy.
     Partial(Option<Lsn>),
+    /// To [`Question::Partial`]: there is a copy, and none that can be read; why.
+    DamagedPartial(String),
     /// To [`Question::PointsNamed`], by position.
     PointsNamed(Vec<NamedPoint>),
 }
@@ -332,8 +334,18 @@ impl Facts {
     pub fn partial(&self, name: SegmentName) -> Asking<Option<Lsn>> {
         match self.answers.get(&Question::Partial(name)) {
             Some(Answer::Partial(until)) => Ok(*until),
+            Some(Answer::DamagedPartial(_)) => Ok(None),
             _ => Err(Question::Partial(name)),
         }
+    }
+
+    /// What is wrong with the incomplete copy of a segment, if there is one and it cannot be read.
+    pub fn damaged_partial(&self, name: SegmentName) -> Asking<Option<&str>> {
+        self.partial(name)?;
+        Ok(match self.answers.get(&Question::Partial(name)) {
+            Some(Answer::DamagedPartial(why)) => Some(why),
+            _ => None,
+        })
     }
 
     /// Where on the path to a timeline the server was set to `wal_level = minimal`, if that was asked before.

@@ -166,16 +166,20 @@ impl Planner<'_> {
                      repository, by their objects. What lies before \"{segment}\" can be recovered: give an earlier target."
                 ));
             }
-            (Why::EndsIncomplete { .. }, _) => {
+            (Why::EndsIncomplete { damaged, .. }, _) => {
                 hints.push(
                     "If the server, a standby or another repository has the whole segment, archive it with \"archive-agent push\"."
                         .to_owned(),
                 );
-                hints.push(
+                hints.push(match damaged {
+                    Some(_) => "Or archive another copy of what there is of it as a .partial file, from the dead server's pg_wal. What lies before it can \
+                                be recovered with a target: without one PostgreSQL would ask for the segment, and stop."
+                        .to_owned(),
+                    None =>
                     "Else add --use-partial to recover to the end of the copy: restore-fetch then builds the segment from it. A \
                      target before that end needs no option."
                         .to_owned(),
-                );
+                });
             }
             (Why::EndsInFork { .. }, _) => {
                 hints.push(

@@ -63,6 +63,9 @@ pub struct Coverage {
     /// The timeline whose incomplete copy of segment `missing` alone holds the path's bytes up to `until`: left by the path in
     /// that segment, or the path's own, the last of which nothing more is there.
     pub by_partial: Option<TimelineId>,
+    /// What is wrong with the incomplete copy of the path's own segment `missing`, the last of which anything is there, if it cannot
+    /// be read: recovery asks for that segment, and nobody can prove that it was never written.
+    pub damaged: Option<String>,
     /// The first segment whose right file is not there.
     pub missing: SegmentNo,
     /// Where the server was set to `wal_level = minimal`, if that is what ends it ([`Path::replayable`]).
@@ -140,8 +143,11 @@ impl<'a> Path<'a> {
         let read = files.last().map(|f| f.timeline);
         let ancestor = self.ancestors_file(cursor, owner, read)?;
         let mut partial = if cursor > from { self.partial(cursor)? } else { None };
-        if cursor > from && next.is_none() && lost.is_none() {
-            let own = self.own_incomplete(cursor)?;
+        let mut damaged = None;
+        if cursor > from && next.is_none() && lost.is_none() && self.may_end_in(cursor) {
+            let name = cursor.name(self.timeline(), self.size());
+            damaged = self.facts.damaged_partial(name)?.map(str::to_owned);
+            let own = self.facts.partial(name)?.map(|held| (name.timeline, held));
             partial = own.filter(|(_, end)| partial.is_none_or(|(_, other)| other < *end)).or(partial);
         }
         if let Some((timeline, end)) =
@@ -157,6 +163,7 @@ impl<'a> Path<'a> {
             files,
             by_ancestor,
             by_partial,
+            damaged,
             missing: cursor,
             minimal: None,
             next: next.map(|n| n.first),
@@ -164,15 +171,11 @@ impl<'a> Path<'a> {
         })
     }
 
-    /// How far an incomplete copy of the path's own segment `number` goes, with its timeline: if none left that timeline later.
-    fn own_incomplete(&self, number: SegmentNo) -> Asking<Option<(TimelineId, Lsn)>> {
+    /// Whether the path's own segment `number` may be its last one: its timeline has begun, and none left it later.
+    fn may_end_in(&self, number: SegmentNo) -> bool {
         let (timeline, size) = (self.timeline(), self.size());
         let begins = self.history.begin_of(timeline).is_some_and(|begin| begin < number.end(size));
-        let left = self.facts.graph.left_at(timeline).any(|fork| fork > number.start(size));
-        if left || !begins {
-            return Ok(None);
-        }
-        Ok(self.facts.partial(number.name(timeline, size))?.map(|held| (timeline, held)))
+        begins && !self.facts.graph.left_at(timeline).any(|fork| fork > number.start(size))
     }
 
     /// The incomplete copy that an ancestor has of segment `number` and that holds most of what the path wants, and how far.

@@ -133,8 +133,10 @@ pub enum Why {
     EndsIncomplete {
         /// The segment.
         segment: SegmentName,
-        /// Where the last complete record in the copy ends.
+        /// Where the last complete record in the copy ends; where what is there ends, if it is damaged.
         until: Lsn,
+        /// What is wrong with the copy, if it cannot be read.
+        damaged: Option<String>,
     },
     /// "Latest" would mean an older timeline, because nobody knows where a younger one comes from.
     DoubtfulTimeline {
@@ -258,7 +260,11 @@ impl fmt::Display for Why {
                  servers wrote them: {}",
                 copies.join(", ")
             ),
-            Self::EndsIncomplete { segment, until } => write!(
+            Self::EndsIncomplete { segment, until, damaged: Some(damaged) } => write!(
+                f,
+                "of the last segment, \"{segment}\", only a damaged copy is in the archive ({damaged}), and recovery cannot pass {until}"
+            ),
+            Self::EndsIncomplete { segment, until, damaged: None } => write!(
                 f,
                 "of the last segment, \"{segment}\", only an incomplete copy is in the archive, up to {until}, and whether more \
                  of it was written is not known"
