@@ -16,7 +16,8 @@ use walpoint_runtime::config::ClusterSettings;
 
 use crate::check::repository::Destination;
 use crate::check::source;
-use crate::wal::identity::{SplitBrain, other_history};
+use crate::wal::identity::other_history;
+use crate::wal::split_brain::SplitBrain;
 
 /// SQLSTATE of a file that the server does not have.
 const UNDEFINED_FILE: &str = "58P01";

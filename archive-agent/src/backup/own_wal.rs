@@ -17,7 +17,8 @@ use walpoint_repo::backup::BackupFacts;
 use walpoint_repo::wal::WalArchive;
 
 use super::needed_wal::NeededWal;
-use crate::wal::identity::{self, Comparison, SplitBrain};
+use crate::wal::comparison::{self, Comparison};
+use crate::wal::split_brain::SplitBrain;
 
 /// Segments of `pg_wal`, the newest ones, that have to be the stored ones; those before are proven by the chain.
 const ENOUGH: usize = 2;
@@ -100,10 +101,10 @@ pub(crate) async fn compare(
 ) -> anyhow::Result<()> {
     let mut same = 0;
     for name in needed.newest_first() {
-        if !identity::is_finished(wal, name) {
+        if !comparison::is_finished(wal, name) {
             continue;
         }
-        match identity::segment(archive, cluster, wal, name).await? {
+        match comparison::segment(archive, cluster, wal, name).await? {
             Comparison::Unknown => {}
             Comparison::Same => same += 1,
             Comparison::Other(what) => {

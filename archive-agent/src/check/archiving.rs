@@ -9,7 +9,7 @@ use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
 
 use super::report::Report;
 use super::repository::Destination;
-use crate::wal::identity;
+use crate::wal::comparison;
 
 /// PostgreSQL tries a failed file again at least this often.
 const ARCHIVER_PAUSE: Duration = Duration::from_secs(65);
@@ -145,7 +145,7 @@ pub(crate) async fn arrival(
         }
         // Another server's may have that name.
         if let Some(pgdata) = pgdata
-            && let Some(what) = identity::another(&archive, &pgdata.join("pg_wal"), segment).await?
+            && let Some(what) = comparison::another(&archive, &pgdata.join("pg_wal"), segment).await?
         {
             bail!(
                 "segment {segment} was switched, and what repository {} holds under that name is another server's: {what}",

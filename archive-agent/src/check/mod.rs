@@ -39,7 +39,7 @@ use self::repository::Destination;
 use crate::backup::walk::{Ground, Measure};
 use crate::daemon::pgdata;
 use crate::health;
-use crate::wal::identity::SPLIT_BRAIN;
+use crate::wal::split_brain::SPLIT_BRAIN;
 
 /// Options of `check`.
 #[derive(Debug, Clone, Args)]

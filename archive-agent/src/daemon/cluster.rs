@@ -20,7 +20,7 @@ use super::task::keep_running;
 use crate::wal::archiver::Archiver;
 use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
-use crate::wal::{backfill, catch_up, identity, index, once, queue, ready, serve};
+use crate::wal::{backfill, catch_up, index, once, queue, ready, serve, split_brain};
 
 /// How often to look whether another daemon is gone, or the data directory there.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -106,7 +106,7 @@ impl ClusterTasks {
             backfill::keep(archiver, move || health.working())
         });
         let comparing = self.keep("identity", &board, &stop, &before, |archiver, health| {
-            identity::keep(archiver, move || health.working())
+            split_brain::keep(archiver, move || health.working())
         });
         let archiving = self.keep("archiving", &board, &stop, &before, |archiver, health| {
             archiver.tell_refusals(move || health.working())

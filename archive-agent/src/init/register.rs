@@ -19,6 +19,7 @@ use crate::binding;
 use crate::check::report::{Grade, Report};
 use crate::check::repository::{judge, same_facts};
 use crate::key::args::make_key_file;
+use crate::wal::comparison;
 use crate::wal::identity::{self, Evidence};
 use crate::wal::target::TargetError;
 use crate::wal::{check, lineage};
@@ -156,7 +157,7 @@ fn began(pgdata: &Path, control: &ControlFile) -> Option<Lsn> {
             continue;
         };
         let Some(number) = name.number(size).filter(|number| Some(*number) > newest) else { continue };
-        if identity::has_begun(&wal.join(name.to_string()), number, size) {
+        if comparison::has_begun(&wal.join(name.to_string()), number, size) {
             newest = Some(number);
         }
     }

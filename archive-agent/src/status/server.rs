@@ -14,7 +14,7 @@ use walpoint_runtime::progress::{human_bytes, human_duration};
 use crate::check::{source, whose_files};
 use crate::wal::dropped::{self, Gap};
 use crate::wal::upload::Uploader;
-use crate::wal::{identity, ready};
+use crate::wal::{ready, split_brain};
 
 /// Somebody waits for an answer: a server that does not give one within this time counts as unreachable.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -169,7 +169,7 @@ async fn ask(selection: &Selection<StoreSettings>) -> anyhow::Result<ServerState
             tracing::warn!("{problem:#}");
             None
         });
-        state.split_brain = match identity::split_brains(&uploader).await {
+        state.split_brain = match split_brain::split_brains(&uploader).await {
             Ok(found) => found.iter().map(ToString::to_string).collect(),
             Err(problem) => {
                 tracing::warn!("{problem:#}");

@@ -13,8 +13,9 @@ use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
 use walpoint_repo::wal::WalArchive;
 
-use super::identity::{self, Comparison, SplitBrain};
+use super::comparison::{self, Comparison};
 use super::neighbors::{self, Stored, newest_before, stored_between};
+use super::split_brain::SplitBrain;
 use super::target::Target;
 use super::{claim, elsewhere};
 
@@ -61,7 +62,7 @@ impl Ancestry<'_> {
             Stored::Sound(header) => header,
         };
         if self.has(before) {
-            match identity::content(self.archive, self.cluster, self.wal, before, header.hash).await {
+            match comparison::content(self.archive, self.cluster, self.wal, before, header.hash).await {
                 Comparison::Same => return Ok(Tie::Shown),
                 Comparison::Other(what) => return Ok(Tie::Other(what)),
                 Comparison::Unknown => {}
@@ -72,7 +73,7 @@ impl Ancestry<'_> {
         {
             return Ok(Tie::Shown);
         }
-        let chain = identity::edges(self.wal, name, self.cluster).await;
+        let chain = comparison::edges(self.wal, name, self.cluster).await;
         Ok(match chain.map(|chain| header.chain.end.link(&chain)) {
             Some(Link::Broken(found)) if header.chain.end != ChainEnd::UNKNOWN => {
                 Tie::Other(format!("segment {name} does not continue {before}, which is stored: {found}"))
@@ -126,7 +127,7 @@ impl Ancestry<'_> {
     fn has(&self, name: SegmentName) -> bool {
         let size = self.cluster.segment_size;
         let path = self.wal.join(name.to_string());
-        name.number(size).is_some_and(|number| identity::has_begun(&path, number, size))
+        name.number(size).is_some_and(|number| comparison::has_begun(&path, number, size))
     }
 
     /// The segment that the server's own timeline begins in.

@@ -24,7 +24,8 @@ use super::ancestry::{Ancestry, Tie};
 use super::archiver::Archiver;
 use super::base::oldest_backup;
 use super::check::history_in;
-use super::identity::{self, Comparison};
+use super::comparison::{self, Comparison};
+use super::identity;
 use super::neighbors;
 use super::target::Target;
 use super::upload::Trouble;
@@ -216,7 +217,7 @@ impl Lead<'_> {
         let found = found.into_iter().filter(|name| name.timeline != own).collect();
         let mut shared = None;
         for name in identity::in_both(&one.archive, found).await? {
-            if identity::segment(&one.archive, self.cluster, self.wal, name).await? == Comparison::Same {
+            if comparison::segment(&one.archive, self.cluster, self.wal, name).await? == Comparison::Same {
                 shared = name.number(size);
                 break;
             }

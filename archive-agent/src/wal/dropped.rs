@@ -14,7 +14,7 @@ use walpoint_base::{BackupId, SegmentName, SegmentSize, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::wal::WalArchive;
 
-use super::identity::{self, Comparison};
+use super::comparison::{self, Comparison};
 use super::target::Target;
 use super::upload::{Trouble, Uploader};
 use super::{base, claim};
@@ -161,7 +161,7 @@ async fn has_own(
         Some(claim) if claim.segment == name => claim.hash == header.hash,
         // What it stored behind this one continues what is stored.
         Some(claim) if claim.segment > name => true,
-        _ => identity::content(archive, cluster, wal, name, header.hash).await == Comparison::Same,
+        _ => comparison::content(archive, cluster, wal, name, header.hash).await == Comparison::Same,
     }
 }
 

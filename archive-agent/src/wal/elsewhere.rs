@@ -13,8 +13,8 @@ use walpoint_repo::RepoError;
 use walpoint_repo::wal::WalArchive;
 
 use super::claim::{self, Claim};
-use super::identity::SplitBrain;
 use super::neighbors::{Stored, header, newest_before};
+use super::split_brain::SplitBrain;
 use super::target::{Target, TargetError};
 
 /// How long another repository may take.

@@ -5,7 +5,7 @@
 //! compared once: whole segments are read for it. A timeline that turns out to be another server's stays where it is, and its
 //! own history is kept beside it as refused, so that no reader takes it for the latest. A crash leaves that or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,9 +16,10 @@ use walpoint_repo::RepoError;
 use walpoint_repo::object::ContentHash;
 use walpoint_repo::wal::{WalArchive, WalReader};
 
+use super::comparison::{Comparison, has_begun};
 use super::elsewhere;
-use super::identity::{Comparison, SplitBrain, has_begun};
 use super::neighbors::{self, Stored};
+use super::split_brain::SplitBrain;
 use super::target::{Target, TargetError};
 
 /// How often to look for forks that others stored, if segments come that often.
@@ -175,6 +176,8 @@ pub(super) struct Forks {
     /// By the timeline that begins there: the hash of its history, and the fork.
     found: BTreeMap<TimelineId, (ContentHash, Option<Fork>, Progress)>,
     disputed: Vec<SplitBrain>,
+    /// Timelines that a person says do not count.
+    abandoned: BTreeSet<TimelineId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,9 +192,10 @@ enum Progress {
 }
 
 impl Forks {
-    /// Timelines that are stored and did not come from their parents' servers.
-    pub(super) fn disputed(&self) -> &[SplitBrain] {
-        &self.disputed
+    /// Timelines that are stored and did not come from their parents' servers, unless they were settled or abandoned.
+    pub(super) fn disputed(&self) -> Vec<SplitBrain> {
+        let open = self.disputed.iter().filter(|split| !self.abandoned.contains(&split.timeline()));
+        open.cloned().collect()
     }
 }
 
@@ -367,6 +371,7 @@ async fn look_now(target: &Target, archive: &WalArchive) -> Result<(), RepoError
     let disputed = disputed_of(archive, &listed.refused, &listed.settled).await?;
     target.known(lineage, |known| {
         known.forks.disputed = disputed;
+        known.forks.abandoned = listed.abandoned.iter().map(|until| until.timeline).collect();
         for (_, _, progress) in known.forks.found.values_mut().filter(|found| found.2 == Progress::Waits) {
             *progress = Progress::Open;
         }
@@ -374,10 +379,12 @@ async fn look_now(target: &Target, archive: &WalArchive) -> Result<(), RepoError
     Ok(())
 }
 
-/// The timelines of an archive that did not come from their parents' servers and were not settled.
+/// The timelines of an archive that did not come from their parents' servers, unless they were settled or abandoned.
 pub(super) async fn disputed(archive: &WalArchive) -> Result<Vec<SplitBrain>, RepoError> {
     let listed = archive.all_histories().await?;
-    disputed_of(archive, &listed.refused, &listed.settled).await
+    let mut disputed = disputed_of(archive, &listed.refused, &listed.settled).await?;
+    disputed.retain(|split| !listed.abandoned.iter().any(|until| until.timeline == split.timeline()));
+    Ok(disputed)
 }
 
 async fn disputed_of(

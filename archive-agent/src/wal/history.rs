@@ -16,8 +16,10 @@ use walpoint_repo::init::error_chain;
 use walpoint_repo::wal::WalArchive;
 
 use super::ancestry::Ancestry;
+use super::comparison::Comparison;
 use super::fork;
-use super::identity::{self, Comparison, Evidence, SplitBrain, other_history};
+use super::identity::{self, Evidence, other_history};
+use super::split_brain::SplitBrain;
 use super::target::{Target, TargetError};
 
 /// What there is of a timeline's history.

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use walpoint_base::{LineageId, SegmentName, TimelineHistory, TimelineId};
 
 use super::fork::Forks;
-use super::identity::SplitBrain;
 use super::postmaster::{ServerStart, started};
+use super::split_brain::SplitBrain;
 
 /// Segments remembered, the newest: more than are uploaded at once.
 const SEGMENTS: usize = 256;

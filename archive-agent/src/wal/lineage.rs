@@ -20,8 +20,10 @@ use walpoint_repo::{Lineage, RepoError, Repository};
 
 use super::check::{self, history_in};
 use super::claim;
+use super::comparison::{self, Comparison};
 use super::control::{Moment, read_control};
-use super::identity::{self, Comparison, SplitBrain};
+use super::identity;
+use super::split_brain::SplitBrain;
 use super::target::TargetError;
 use super::upload::Trouble;
 use crate::binding;
@@ -225,7 +227,7 @@ async fn segments(
             let found = match compared.iter().find(|(hash, _)| *hash == stored) {
                 Some((_, found)) => found.clone(),
                 None => {
-                    let found = identity::content(&candidate.archive, cluster, wal, name, stored).await;
+                    let found = comparison::content(&candidate.archive, cluster, wal, name, stored).await;
                     compared.push((stored, found.clone()));
                     found
                 }

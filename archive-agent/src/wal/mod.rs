@@ -10,6 +10,8 @@
 //! | [`target`] | one repository of a cluster, opened when needed |
 //! | [`presence`] | whether it is still the one that was opened |
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
+//! | [`comparison`] | how a segment compares with the stored one |
+//! | [`split_brain`] | what is said of another server's WAL, and looking for it |
 //! | [`unwritten`] | whether it holds what this server has not written yet |
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
 //! | [`ancestry`] | whether WAL of earlier timelines continues what is stored |
@@ -39,6 +41,7 @@ mod base;
 pub(crate) mod catch_up;
 pub(crate) mod check;
 mod claim;
+pub(crate) mod comparison;
 pub(crate) mod control;
 pub(crate) mod dropped;
 mod elsewhere;
@@ -61,6 +64,7 @@ pub(crate) mod ready;
 pub(crate) mod room;
 pub(crate) mod serve;
 pub(crate) mod socket;
+pub(crate) mod split_brain;
 pub(crate) mod stored;
 pub(crate) mod target;
 pub(crate) mod unwritten;

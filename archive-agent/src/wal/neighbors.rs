@@ -17,8 +17,9 @@ use walpoint_repo::layout::WalEntry;
 use walpoint_repo::wal::{WalArchive, WalHeader};
 
 use super::claim;
+use super::comparison::{self, Comparison};
 use super::elsewhere;
-use super::identity::{self, Comparison, SplitBrain};
+use super::split_brain::SplitBrain;
 use super::target::{Target, TargetError};
 use super::unwritten::unwritten;
 
@@ -147,7 +148,7 @@ impl Newcomer<'_> {
 
     /// Whether it is stored itself, with this content.
     async fn is_stored(&self) -> Result<bool, RepoError> {
-        let compared = identity::segment(self.archive, self.cluster, self.wal, self.name).await?;
+        let compared = comparison::segment(self.archive, self.cluster, self.wal, self.name).await?;
         Ok(compared == Comparison::Same)
     }
 
@@ -169,7 +170,7 @@ impl Newcomer<'_> {
     /// that does not archive marks none, and files that wait to be used again have later names.
     fn is_here(&self, name: SegmentName) -> bool {
         let size = self.size();
-        identity::is_finished(self.wal, name)
+        comparison::is_finished(self.wal, name)
             || name.number(size) < self.name.number(size) && self.wal.join(name.to_string()).exists()
     }
 
@@ -180,7 +181,7 @@ impl Newcomer<'_> {
             Stored::Sound(header) => header,
         };
         let compared = match self.is_here(name) {
-            true => identity::content(self.archive, self.cluster, self.wal, name, header.hash).await,
+            true => comparison::content(self.archive, self.cluster, self.wal, name, header.hash).await,
             false => Comparison::Unknown,
         };
         Ok(Some((compared, Some(header.chain))))
@@ -299,7 +300,7 @@ impl Newcomer<'_> {
             self.split(format!("{file} does not continue {stored}, which is stored: {found}"))
         };
         for name in waiting.iter().rev() {
-            let Some(chain) = identity::edges(self.wal, *name, self.cluster).await else { return Ok(()) };
+            let Some(chain) = comparison::edges(self.wal, *name, self.cluster).await else { return Ok(()) };
             if let Link::Broken(found) = end.link(&chain) {
                 return Err(broken(format!("segment {name}, which is not stored,"), found));
             }
@@ -393,7 +394,7 @@ impl Newcomer<'_> {
             let link = self.chain.zip(chain).map_or(Link::Continues, |(own, chain)| own.end.link(&chain));
             return self.is_followed(self.name, next, compared, link).await;
         }
-        if self.has_claimed() || !identity::is_finished(self.wal, next) {
+        if self.has_claimed() || !comparison::is_finished(self.wal, next) {
             return Ok(());
         }
         // A backlog: one listing says whether there is anything to compare.
@@ -404,13 +405,13 @@ impl Newcomer<'_> {
         while let Some(next) = last.number(size).map(|number| number.next().name(timeline, size))
             && next < stored
         {
-            if self.known(next) || !identity::is_finished(self.wal, next) {
+            if self.known(next) || !comparison::is_finished(self.wal, next) {
                 return Ok(());
             }
             last = next;
         }
         let Some((compared, chain)) = self.judge(stored).await? else { return Ok(()) };
-        let edges = identity::edges(self.wal, last, self.cluster).await;
+        let edges = comparison::edges(self.wal, last, self.cluster).await;
         let link = edges.zip(chain).map_or(Link::Continues, |(last, chain)| last.end.link(&chain));
         self.is_followed(last, stored, compared, link).await
     }

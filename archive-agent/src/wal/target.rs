@@ -24,10 +24,10 @@ use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
 use walpoint_repo::{Lineage, RepoError, Repository};
 
 use super::control::Moment;
-use super::identity::SplitBrain;
 use super::known::Known;
 use super::lineage;
 use super::presence::Presence;
+use super::split_brain::SplitBrain;
 use super::writes::Writes;
 use crate::binding;
 
@@ -280,7 +280,7 @@ impl Target {
 
     /// Timelines that are stored and did not come from their parents' servers.
     pub(crate) fn disputed_timelines(&self) -> Vec<SplitBrain> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).forks.disputed().to_vec()
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).forks.disputed()
     }
 
     /// What is wrong with histories that are stored, while this server has sound ones of its own.

@@ -13,7 +13,8 @@ use walpoint_repo::layout::WalEntry;
 use walpoint_repo::wal::WalArchive;
 
 use super::claim;
-use super::identity::{SplitBrain, on_path};
+use super::identity::on_path;
+use super::split_brain::SplitBrain;
 
 /// What shows that, if anything does; `wal` is the directory of the server that writes the timeline.
 pub(crate) async fn unwritten(

@@ -15,8 +15,9 @@ use walpoint_repo::wal::{SealedSegment, WalArchive};
 use super::{Source, Trouble, Uploader, together, trouble};
 use crate::wal::fork::Side;
 use crate::wal::history::{self, Found};
-use crate::wal::identity::{self, SplitBrain};
+use crate::wal::identity;
 use crate::wal::neighbors::{self, Newcomer};
+use crate::wal::split_brain::SplitBrain;
 use crate::wal::target::{Target, TargetError, UnderWay};
 
 /// How long an acknowledgement waits to learn whose WAL a repository holds that does not have to acknowledge.

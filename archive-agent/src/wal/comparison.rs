@@ -1,0 +1,137 @@
+//! How a segment of a directory compares with the one that is stored under its name, and what a file says about itself.
+//!
+//! What is not finished, not sound or not there proves nothing.
+
+use std::io::{self, Read};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use walpoint_base::chain::{ChainEnd, ChainFacts};
+use walpoint_base::{SegmentFacts, SegmentName, SegmentNo, SegmentSize, WalFileName};
+use walpoint_pg::wal::Identity;
+use walpoint_repo::RepoError;
+use walpoint_repo::object::{ContentHash, Sealer};
+use walpoint_repo::wal::WalArchive;
+
+use super::check::{Verdict, history_in};
+use super::read::OpenFile;
+
+/// How a segment of a directory compares with the one of the same name in an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// It is missing on a side, or one of them proves nothing.
+    Unknown,
+    /// The same content.
+    Same,
+    /// Another content; what shows it.
+    Other(String),
+}
+
+/// Compares a segment with the one that is stored.
+pub(crate) async fn segment(
+    archive: &WalArchive,
+    cluster: &Identity,
+    wal: &Path,
+    name: SegmentName,
+) -> Result<Comparison, RepoError> {
+    match archive.header(name).await {
+        Ok(Some(header)) if !header.damaged => Ok(content(archive, cluster, wal, name, header.hash).await),
+        // What is damaged proves nothing, and verify tells of it.
+        Ok(_) | Err(RepoError::Corrupt { .. }) => Ok(Comparison::Unknown),
+        Err(error) => Err(error),
+    }
+}
+
+/// What shows that a finished segment of a directory is not the one that is stored under its name, if anything does.
+pub(crate) async fn another(
+    archive: &WalArchive,
+    wal: &Path,
+    name: SegmentName,
+) -> Result<Option<String>, RepoError> {
+    let lineage = archive.lineage();
+    let (system_id, major) = (lineage.system_id(), lineage.major);
+    let cluster = Identity { system_id, major, segment_size: lineage.segment_size };
+    match segment(archive, &cluster, wal, name).await? {
+        Comparison::Other(what) => Ok(Some(what)),
+        Comparison::Same | Comparison::Unknown => Ok(None),
+    }
+}
+
+/// Compares the content of a segment with a stored one's hash.
+pub(super) async fn content(
+    archive: &WalArchive,
+    cluster: &Identity,
+    wal: &Path,
+    name: SegmentName,
+    theirs: ContentHash,
+) -> Comparison {
+    let (sealer, path) = (archive.repository().sealer().clone(), wal.join(name.to_string()));
+    let hashed = tokio::task::spawn_blocking(move || hash(&sealer, &path)).await;
+    let Ok(Ok(ours)) = hashed else { return Comparison::Unknown };
+    if ours == theirs {
+        return Comparison::Same;
+    }
+    let (sealer, path) = (archive.repository().sealer().clone(), wal.join(name.to_string()));
+    let cluster = *cluster;
+    // Between the two readings a segment may have been finished.
+    let as_it_is =
+        move || is_sound(&path, name, &cluster) && hash(&sealer, &path).is_ok_and(|again| again == ours);
+    match tokio::task::spawn_blocking(as_it_is).await {
+        Ok(true) => Comparison::Other(format!(
+            "segment {name} has content {ours} here, and other content, {theirs}, is stored"
+        )),
+        _ => Comparison::Unknown,
+    }
+}
+
+/// Whether PostgreSQL marked a segment of a directory as finished. In a directory that is not its own all are.
+pub(crate) fn is_finished(wal: &Path, name: SegmentName) -> bool {
+    let status = wal.join("archive_status");
+    let marked = |mark: &str| status.join(format!("{name}.{mark}")).exists();
+    wal.join(name.to_string()).exists() && (marked("done") || marked("ready") || !status.exists())
+}
+
+/// Whether the first page of a file is that of a segment: one that waits to be used again has another address or none. Blocks.
+pub(crate) fn has_begun(path: &Path, number: SegmentNo, size: SegmentSize) -> bool {
+    // xlp_magic, xlp_info and xlp_tli, then xlp_pageaddr (src/include/access/xlog_internal.h).
+    let mut header = [0; 16];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok() && header.ends_with(&number.start(size).0.to_le_bytes())
+}
+
+fn hash(sealer: &Sealer, path: &Path) -> io::Result<ContentHash> {
+    let (mut file, mut hasher) = (std::fs::File::open(path)?, sealer.content_hasher());
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(ContentHash(*hasher.finalize().as_bytes())),
+            read => drop(hasher.update(buffer.get(..read).unwrap_or_default())),
+        }
+    }
+}
+
+/// Whether a file is a whole segment of that cluster and name.
+fn is_sound(path: &Path, name: SegmentName, cluster: &Identity) -> bool {
+    inspect(path, name, cluster).is_some_and(|facts| facts.whole)
+}
+
+/// The edges of a finished segment in a directory; `None` if it cannot be read or is damaged.
+pub(super) async fn edges(wal: &Path, name: SegmentName, cluster: &Identity) -> Option<ChainFacts> {
+    let (path, cluster) = (wal.join(name.to_string()), *cluster);
+    let facts = tokio::task::spawn_blocking(move || inspect(&path, name, &cluster)).await.ok()??;
+    let end = if facts.whole { facts.chain.end } else { ChainEnd::UNKNOWN };
+    Some(ChainFacts { end, ..facts.chain })
+}
+
+/// What a sound segment says about itself. Blocks.
+fn inspect(path: &Path, name: SegmentName, cluster: &Identity) -> Option<SegmentFacts> {
+    let history = path.parent().and_then(|directory| history_in(directory, name.timeline));
+    let file = OpenFile::open(path, WalFileName::Segment(name), cluster.segment_size.bytes()).ok()?;
+    let mut verdict = Verdict::new(name, file.identity.size, history.as_ref().map(|(history, _)| history));
+    let read = file.read(&mut vec![0; 1 << 20], |piece| {
+        verdict.add(piece);
+        ControlFlow::Continue(())
+    });
+    read.ok()?;
+    verdict.pronounce(cluster).ok()
+}
