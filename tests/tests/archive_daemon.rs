@@ -115,7 +115,7 @@ fn a_repository_beside_that_does_not_answer_holds_nobody_up() {
     assert!(first < Duration::from_secs(15), "{first:?}");
     let next = push();
     assert!(next < Duration::from_secs(3), "left out for a while, and yet {next:?}");
-    assert!(daemon.log().contains("does not have to acknowledge"), "{}", daemon.log());
+    wait::until_true(SOON, "it is named", || daemon.log().contains("does not have to acknowledge"));
     assert_eq!(daemon.stop(), 0);
 }
 

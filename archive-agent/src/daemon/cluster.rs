@@ -20,7 +20,7 @@ use super::task::keep_running;
 use crate::wal::archiver::Archiver;
 use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
-use crate::wal::{backfill, catch_up, index, once, queue, ready, serve, split_brain};
+use crate::wal::{backfill, beside, catch_up, index, once, queue, ready, serve, split_brain};
 
 /// How often to look whether another daemon is gone, or the data directory there.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -67,6 +67,8 @@ impl ClusterTasks {
         stop: CancellationToken,
         before: TaskTracker,
     ) {
+        self.archiver.uploader().stores_beside_later();
+        let last = CancellationToken::new();
         let push = Arc::new(board.add(format!("{}{PUSH_SOCKET}", self.cluster)));
         let answering = keep_running(&push, &stop, || {
             let waiting = Answering {
@@ -95,8 +97,15 @@ impl ClusterTasks {
                 index::keep(archiver, n, move || health.working())
             })
         }));
-        let beside = every.iter().enumerate().filter(|(_, target)| !target.acknowledges);
-        let catching_up = join_all(beside.map(|(n, target)| {
+        let beside = || every.iter().enumerate().filter(|(_, target)| !target.acknowledges);
+        let storing_beside = join_all(beside().map(|(n, _)| {
+            beside::store(Arc::clone(&self.archiver), n, stop.clone(), last.clone(), self.drain)
+        }));
+        let answering = async {
+            answering.await;
+            last.cancel();
+        };
+        let catching_up = join_all(beside().map(|(n, target)| {
             let what = format!("catching up repository {}", target.name());
             self.keep(what, &board, &stop, &before, move |archiver, health| {
                 catch_up::keep(archiver, n, move || health.working())
@@ -119,6 +128,7 @@ impl ClusterTasks {
             answering,
             looking,
             indexing,
+            storing_beside,
             catching_up,
             backfilling,
             comparing,

@@ -6,11 +6,15 @@
 //! A copy goes the way of every file. It is checked as it is read back, lies in a scratch directory for a moment, and is
 //! checked again as it is sealed for the other repository. A crash leaves the scratch directory; what was not copied is found
 //! missing by the next daemon.
+//!
+//! While it is behind, nothing is stored in that repository directly ([`beside`](super::beside)): what is acknowledged meanwhile waits,
+//! so that nothing lies behind a gap.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::future::ready;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -26,8 +30,8 @@ use walpoint_repo::wal::WalArchive;
 use super::archiver::Archiver;
 use super::base;
 use super::elsewhere::Copies;
-use super::target::{Missed, Target};
-use super::upload::{Trouble, Uploader};
+use super::target::{Missed, Target, TargetError};
+use super::upload::{PATIENCE, REST, Trouble, Uploader};
 
 /// Catches up the repository with that number whenever it missed something; `working` is called after every success. A
 /// failure ends it: it is started again.
@@ -40,49 +44,74 @@ pub(crate) async fn keep(
     let Some(target) = uploader.targets().get(repository) else { return Ok(()) };
     // In which lineage of which repository it is known what is missing. What was missed before this began is not known yet.
     let mut known = None;
+    // What could not be copied before this was started again.
+    if target.missed_any() {
+        target.beside.falls_behind();
+    }
     loop {
+        target.beside.is_behind().await;
         let (missed, now) = (target.take_missed(), target.lineages_left());
+        let failed =
+            |error: anyhow::Error| error.context(format!("repository {} is not caught up", target.name()));
         match catch_up(uploader, target, &missed, known == Some(now)).await {
-            Ok(copied) => {
+            Ok(CaughtUp { files, left }) => {
                 known = Some(now);
-                if copied > 0 {
-                    tracing::info!(repository = target.name(), files = copied, "caught up");
+                if files > 0 {
+                    tracing::info!(repository = target.name(), files, "caught up");
+                }
+                target.end_rest();
+                // What cannot be copied keeps nothing behind it away.
+                target.is_caught_up();
+                if let Some(problem) = left {
+                    target.miss_again(missed);
+                    return Err(failed(problem));
                 }
                 working();
             }
             Err(error) => {
                 target.miss_again(missed);
-                return Err(error.context(format!("repository {} is not caught up", target.name())));
+                return Err(failed(error));
             }
         }
-        target.missed_something().await;
     }
 }
 
-/// Copies what is missing; how many files that were. `known`: nothing else is missing than what is said to be missed.
+/// What became of a comparison that went through everything.
+struct CaughtUp {
+    files: usize,
+    /// Why some files cannot be copied.
+    left: Option<anyhow::Error>,
+}
+
+/// Copies what is missing. `known`: nothing else is missing than what is said to be missed.
 async fn catch_up(
     uploader: &Uploader,
     target: &Target,
     missed: &Missed,
     known: bool,
-) -> anyhow::Result<usize> {
+) -> anyhow::Result<CaughtUp> {
     let told = |Trouble { text, .. }| anyhow::anyhow!(text);
     let cluster = uploader.identity().await.map_err(told)?;
-    let to = target.archive(&cluster).await?;
+    let to = open(target, &cluster).await?;
     let ranges = Ranges::of(uploader, &to, &cluster, missed, known).await?;
-    let (mut copied, mut problem, mut complete) = (0, None, false);
+    let (mut files, mut left, mut problem) = (0, None, None);
+    let (mut through, mut complete) = (false, false);
     // Those that acknowledge hold everything. What one of them cannot give, another repository may.
     let (first, others): (Vec<_>, Vec<_>) = uploader.targets().iter().partition(|source| source.acknowledges);
     for source in first.into_iter().chain(others).filter(|source| source.name() != target.name()) {
         let from = source.archive(&cluster).await.map_err(anyhow::Error::new);
         let result = match &from {
-            Ok(from) => Copy { uploader, target, from, to: &to }.missing(&ranges, &mut copied).await,
-            Err(_) => Ok(()),
+            Ok(from) => Copy { uploader, target, from, to: &to }.missing(&ranges, &mut files).await,
+            Err(_) => Ok(None),
         };
         // A repository that is gone lists nothing that could be missing.
         let there = source.look_again().await.map_err(anyhow::Error::new);
-        match from.and(result).and(there) {
-            Ok(()) => complete |= source.acknowledges,
+        match from.and(result).and_then(|left| there.map(|()| left)) {
+            Ok(some) => {
+                through |= source.acknowledges;
+                complete |= source.acknowledges && some.is_none();
+                left = left.or(some);
+            }
             Err(error) => {
                 problem.get_or_insert(error);
             }
@@ -90,8 +119,34 @@ async fn catch_up(
     }
     target.look_again().await?;
     match problem {
-        Some(problem) if !complete => Err(problem),
-        _ => Ok(copied),
+        Some(problem) if !through => Err(problem),
+        _ => Ok(CaughtUp { files, left: left.filter(|_| !complete) }),
+    }
+}
+
+/// Opens a repository. One that does not answer soon rests meanwhile, so that no acknowledgement asks it whose WAL it holds.
+async fn open(target: &Target, cluster: &Identity) -> Result<WalArchive, TargetError> {
+    let mut opening = pin!(target.archive(cluster));
+    loop {
+        match tokio::time::timeout(PATIENCE, &mut opening).await {
+            Ok(opened) => {
+                return opened.inspect_err(|error| {
+                    if error.is_transient() {
+                        target.rest(REST);
+                    }
+                });
+            }
+            Err(_) => {
+                if !target.rests() {
+                    tracing::warn!(
+                        repository = target.name(),
+                        "no answer within {} s from this repository, which does not have to acknowledge; what it misses is copied later",
+                        PATIENCE.as_secs()
+                    );
+                }
+                target.rest(REST);
+            }
+        }
     }
 }
 
@@ -158,14 +213,18 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// Copies what is missing and counts it. One file that cannot be copied does not keep the next ones from it.
-    async fn missing(&self, ranges: &Ranges, copied: &mut usize) -> anyhow::Result<()> {
+    /// Copies what is missing and counts it, but for what waits to be stored directly. One file that cannot be copied does not keep
+    /// the next ones from it; why it cannot.
+    async fn missing(&self, ranges: &Ranges, copied: &mut usize) -> anyhow::Result<Option<anyhow::Error>> {
         let scratch = tempfile::Builder::new().prefix("walpoint-").tempdir();
         let scratch = scratch.context("there is no scratch directory for what is copied")?;
         let mut done = Done { copied, failures: 0, failed: None };
         let here: BTreeSet<TimelineId> = self.to.histories().await?.into_iter().collect();
         for timeline in self.from.histories().await?.into_iter().filter(|timeline| !here.contains(timeline)) {
             let name = WalFileName::History(timeline);
+            if self.target.beside.awaits(name) {
+                continue;
+            }
             done.count(name, self.copy(Handed::of(name), scratch.path()).await)?;
         }
         for timeline in self.from.timelines().await? {
@@ -186,7 +245,8 @@ impl Copy<'_> {
                     here_now.whole().into_iter().for_each(|segment| copies.passes(segment));
                     next_here = here.try_next().await?;
                 }
-                if next_here != Some(name) {
+                let waits = !matches!(name.copy, Copied::Ended(..)) && self.target.beside.awaits(name.file);
+                if next_here != Some(name) && !waits {
                     if let Some(split) = copies.contradiction().await? {
                         self.target.refuse(&split, None);
                         self.uploader.refused.notify_one();
@@ -197,13 +257,13 @@ impl Copy<'_> {
                         copies.copied(segment).await?;
                     }
                     done.count(name.file, result)?;
+                    if done.failures == FAILURES {
+                        return Ok(done.left());
+                    }
                 }
             }
         }
-        match done.failed {
-            None => Ok(()),
-            Some(problem) => Err(problem.context(format!("{} files cannot be copied", done.failures))),
-        }
+        Ok(done.left())
     }
 
     /// Copies a file; `false` if there is none any more.
@@ -260,14 +320,20 @@ impl Done<'_> {
             Ok(copied) => *self.copied += usize::from(copied),
             Err(Trouble { text, lasting }) => {
                 let problem = anyhow::anyhow!("{name}: {text}");
-                self.failures += 1;
-                if !lasting || self.failures == FAILURES {
+                if !lasting {
                     return Err(problem);
                 }
+                self.failures += 1;
                 self.failed.get_or_insert(problem);
             }
         }
         Ok(())
+    }
+
+    /// What cannot be copied.
+    fn left(self) -> Option<anyhow::Error> {
+        let failures = self.failures;
+        self.failed.map(|problem| problem.context(format!("{failures} files cannot be copied")))
     }
 }
 

@@ -23,6 +23,7 @@
 //! | [`upload`] | one file into every repository, within the limits of memory and processors; its `admission`: whether it may go there |
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
+//! | [`beside`] | what waits for a repository that does not have to acknowledge |
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
 //! | [`queue`], [`dropped`] | how much may wait, and what was given up beyond that |
 //! | [`backfill`] | what the primary before a promotion did not archive |
@@ -38,6 +39,7 @@ pub(crate) mod archiver;
 pub(crate) mod asking;
 pub(crate) mod backfill;
 mod base;
+pub(crate) mod beside;
 pub(crate) mod catch_up;
 pub(crate) mod check;
 mod claim;

@@ -18,7 +18,7 @@ pub(crate) struct FirstInOrder {
 }
 
 /// A name that sorts as PostgreSQL takes it: whether it is no history file, then its text.
-type Turn = (bool, String);
+pub(crate) type Turn = (bool, String);
 
 impl FirstInOrder {
     /// Keeps at most `limit` names, and only such as come after `after`.
@@ -50,7 +50,8 @@ impl FirstInOrder {
     }
 }
 
-fn turn(name: WalFileName) -> Turn {
+/// When PostgreSQL takes a file.
+pub(crate) fn turn(name: WalFileName) -> Turn {
     (!matches!(name, WalFileName::History(_)), name.to_string())
 }
 

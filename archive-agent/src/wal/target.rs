@@ -23,6 +23,7 @@ use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
 use walpoint_repo::{Lineage, RepoError, Repository};
 
+use super::beside::Beside;
 use super::control::Moment;
 use super::known::Known;
 use super::lineage;
@@ -30,6 +31,9 @@ use super::presence::Presence;
 use super::split_brain::SplitBrain;
 use super::writes::Writes;
 use crate::binding;
+
+/// A repository that has not answered a write for so long rests.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// Names kept for the index, at the most.
 const NOTES: usize = 4096;
@@ -170,7 +174,8 @@ pub(crate) struct Target {
     resting: std::sync::Mutex<Option<Instant>>,
     /// What it did not get, if it does not have to acknowledge.
     missed: std::sync::Mutex<Missed>,
-    missed_more: Notify,
+    /// What waits for it, if it does not have to acknowledge.
+    pub(super) beside: Beside,
     known: std::sync::Mutex<Known>,
     /// The newest segments that were stored there, and what `pg_wal` has to remember of them.
     unremembered: std::sync::Mutex<VecDeque<(SegmentName, String)>>,
@@ -239,7 +244,7 @@ impl Target {
             stored_more: Notify::new(),
             resting: std::sync::Mutex::default(),
             missed: std::sync::Mutex::default(),
-            missed_more: Notify::new(),
+            beside: Beside::default(),
             known: std::sync::Mutex::default(),
             unremembered: std::sync::Mutex::default(),
             landed: Notify::new(),
@@ -317,7 +322,7 @@ impl Target {
 
     /// Whether it is left out at the moment.
     pub(crate) fn rests(&self) -> bool {
-        if self.writes.hang() {
+        if self.writes.hang() || self.writes.oldest().is_some_and(|span| span > SLOW) {
             return true;
         }
         let until = *self.resting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -329,12 +334,21 @@ impl Target {
         *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + span);
     }
 
+    /// It answers again.
+    pub(crate) fn end_rest(&self) {
+        *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Remembers that it did not get a file.
-    pub(crate) fn miss(&self, name: WalFileName) {
+    pub(super) fn note_missed(&self, name: WalFileName) {
         if let Some(segment) = name.segment() {
             self.miss_again(Missed::from([(name.timeline(), segment)]));
         }
-        self.missed_more.notify_one();
+    }
+
+    /// Whether it is known to have missed anything that is not being made good.
+    pub(super) fn missed_any(&self) -> bool {
+        !self.missed.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Remembers what was taken and not made good.
@@ -348,11 +362,6 @@ impl Target {
     /// Takes what it missed, to make it good.
     pub(crate) fn take_missed(&self) -> Missed {
         std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Waits until it missed something. For one listener: who catches it up.
-    pub(crate) async fn missed_something(&self) {
-        self.missed_more.notified().await;
     }
 
     /// The repository's name.
@@ -441,7 +450,7 @@ impl Target {
         self.missed.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.lineages_left.fetch_add(1, Ordering::AcqRel);
         // Another one has missed all that was stored before.
-        self.missed_more.notify_one();
+        self.beside.falls_behind();
     }
 
     fn note(&self, noted: Noted) {

@@ -4,16 +4,18 @@
 //! order in which it was asked for, which is PostgreSQL's. Small files wait for nothing.
 
 mod admission;
+mod beside;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use walpoint_base::chain::ChainFacts;
 use walpoint_base::socket::FileIdentity;
-use walpoint_base::{SegmentName, SegmentSize, TimelineId, WalFileName};
+use walpoint_base::{SegmentName, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::Identity;
 use walpoint_repo::init::error_chain;
@@ -23,6 +25,7 @@ use walpoint_repo::wal::{Content, SealedSegment, SegmentSealer, Stored, WalArchi
 use walpoint_repo::{RepoError, cpu};
 use walpoint_runtime::args::Selection;
 
+pub(super) use self::beside::{PATIENCE, REST};
 use super::check::{self, CheckError};
 use super::claim::{self, Claim};
 use super::control::{answers_for, newest, read_control, writes, written};
@@ -36,12 +39,6 @@ use admission::{Admitted, Around, Candidate, newcomer};
 
 /// A file up to this length needs no share of the room.
 const SMALL: u64 = 64 << 10;
-
-/// How long an acknowledgement waits for a repository that does not have to acknowledge.
-const PATIENCE_BESIDE: Duration = Duration::from_secs(5);
-
-/// How long such a repository is left out after it failed.
-const REST_BESIDE: Duration = Duration::from_secs(60);
 
 /// A write that takes longer is worth a word.
 const SLOW: Duration = Duration::from_secs(5);
@@ -94,6 +91,8 @@ pub(crate) struct Uploader {
     transfers: Semaphore,
     /// What they take of the room.
     habit: Habit,
+    /// Whether what does not have to be acknowledged is left to tasks of their own.
+    later: AtomicBool,
     /// Told when something is refused as another server's.
     pub(crate) refused: Notify,
 }
@@ -117,6 +116,7 @@ impl Uploader {
             targets: selection.repositories.iter().map(target).collect(),
             transfers: Semaphore::new(settings.transfers),
             habit: Habit::default(),
+            later: AtomicBool::new(false),
             refused: Notify::new(),
         }
     }
@@ -229,8 +229,8 @@ impl Uploader {
 
     /// Makes a file that lies anywhere durable; one attempt. `accept_damaged` stores a segment that fails its checks.
     ///
-    /// It is stored in the repositories that have to acknowledge, all at once, then in the others, whose failure is only
-    /// logged.
+    /// It is stored in the repositories that have to acknowledge, all at once. The others get it then, or later, and their failure
+    /// is only logged.
     pub(crate) async fn upload_from(
         &self,
         name: WalFileName,
@@ -241,7 +241,7 @@ impl Uploader {
         let (required, others): (Vec<&Target>, Vec<&Target>) =
             self.targets.iter().partition(|t| t.acknowledges);
         let identity = presence::during(&required, self.store(&file, (&required, &others), None)).await?;
-        join_all(others.into_iter().map(|target| self.store_beside(&file, target))).await;
+        self.beside(file, identity, others).await;
         Ok(identity)
     }
 
@@ -291,6 +291,7 @@ impl Uploader {
                 answers,
                 writes,
                 later: later.filter(|_| written(&control).is_some()),
+                expected: None,
             })
         });
         looked.await.map_err(Trouble::lasting)?
@@ -310,7 +311,7 @@ impl Uploader {
         }
         let (unit, at_once) = self.share_of(file, targets.len());
         let purpose = share.as_ref().map_or(Purpose::Acknowledging, |share| share.room.purpose());
-        let mut stored: Option<FileIdentity> = None;
+        let mut stored = file.expected;
         let mut troubles: Vec<Trouble> = Vec::new();
         let (mut rest, mut judged) = (self.admit(file, targets).await?, false);
         while !rest.is_empty() {
@@ -471,56 +472,12 @@ impl Uploader {
         let room = Room::wait_for(Purpose::Acknowledging, all(expected), all(unit)).await;
         Ok(Share { _transfer: Some(transfer), room })
     }
-
-    /// The memory to store a file in one repository for which no acknowledgement waits. Of the network it takes none of the share
-    /// for which acknowledgements do.
-    async fn share_beside(&self, file: &Source) -> Share<'_> {
-        let (unit, _) = self.share_of(file, 1);
-        let room = match unit {
-            0 => Room::unlimited(Purpose::Beside),
-            unit => Room::wait_for(Purpose::Beside, self.expected(file, unit), unit).await,
-        };
-        Share { _transfer: None, room }
-    }
-
-    /// The memory to read a file back from a repository, for which no acknowledgement waits.
-    pub(super) async fn room_to_read(&self, size: SegmentSize) -> Room {
-        let unit = SegmentSealer::room(size).clamp(1, ROOM);
-        Room::wait_for(Purpose::Beside, self.habit.expects(unit), unit).await
-    }
-
-    /// Stores in a repository that does not have to acknowledge. The acknowledgement waits for it only briefly, and after a
-    /// failure not at all for a while: that such a repository is down must never fill `pg_wal`.
-    async fn store_beside(&self, file: &Source, target: &Target) {
-        if target.rests() {
-            tracing::debug!(file = %file.name, repository = target.name(), "left out: the repository failed a moment ago");
-            target.miss(file.name);
-            return;
-        }
-        // It is not the repository's fault if there is no room: the clock starts when there is some.
-        let share = self.share_beside(file).await;
-        let targets = [target];
-        let store = presence::during(&targets, self.store(file, (&targets, &[]), Some(share)));
-        let problem = match tokio::time::timeout(PATIENCE_BESIDE, store).await {
-            Ok(Ok(_)) => return,
-            Ok(Err(trouble)) => trouble.text,
-            Err(_) => format!("no answer within {} s", PATIENCE_BESIDE.as_secs()),
-        };
-        target.rest(REST_BESIDE);
-        target.miss(file.name);
-        tracing::warn!(
-            file = %file.name,
-            repository = target.name(),
-            "not stored in this repository, which does not have to acknowledge; it is left out for {} s, and caught up later: \
-             {problem}",
-            REST_BESIDE.as_secs()
-        );
-    }
 }
 
 /// A file that is to be stored.
-struct Source {
-    name: WalFileName,
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    pub(super) name: WalFileName,
     path: PathBuf,
     rules: Rules,
     cluster: Identity,
@@ -533,6 +490,8 @@ struct Source {
     writes: bool,
     /// The timeline that the server writes, if that is a later one than the file's.
     later: Option<TimelineId>,
+    /// What it has to be, once that is known.
+    expected: Option<FileIdentity>,
 }
 
 /// Whether each of these archives holds a segment of that name that was stored though damaged. Then it is not judged again:

@@ -1,0 +1,142 @@
+//! Storing in a repository that does not have to acknowledge: that it is down or slow must never fill `pg_wal`.
+//!
+//! A daemon does it after the acknowledgement ([`beside`](crate::wal::beside)); a command, which ends with it, waits for a moment.
+//! What is not stored is missed, and copied by a daemon later.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+use walpoint_base::SegmentSize;
+use walpoint_base::socket::FileIdentity;
+use walpoint_repo::wal::SegmentSealer;
+
+use super::{Purpose, ROOM, Room, Share, Source, Trouble, Uploader};
+use crate::wal::known::Incarnation;
+use crate::wal::presence;
+use crate::wal::target::Target;
+
+/// How long a command waits for such a repository, and a daemon that stops.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long storing one file may take, where nothing waits for it.
+const PATIENCE_LATER: Duration = Duration::from_secs(30);
+
+/// How long such a repository is left out after it failed: asked for nothing on behalf of others, and by a command not at all.
+pub(crate) const REST: Duration = Duration::from_secs(60);
+
+impl Uploader {
+    /// From now on the repositories that do not have to acknowledge get what is acknowledged by tasks of their own.
+    pub(crate) fn stores_beside_later(&self) {
+        self.later.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets the repositories that do not have to acknowledge have a file that was stored with that identity.
+    pub(super) async fn beside(&self, file: Source, identity: FileIdentity, others: Vec<&Target>) {
+        let file = Source { expected: Some(identity), ..file };
+        if self.later.load(Ordering::Relaxed) {
+            others.into_iter().for_each(|target| target.store_later(file.clone()));
+        } else {
+            join_all(others.into_iter().map(|target| self.store_now(&file, target))).await;
+        }
+    }
+
+    /// Stores a file that waited for its turn; whether it did.
+    pub(in crate::wal) async fn store_waiting(
+        &self,
+        file: &Source,
+        target: &Target,
+        stop: &CancellationToken,
+    ) -> bool {
+        if !self.is_unchanged(file).await {
+            tracing::info!(file = %file.name, repository = target.name(), "no longer in pg_wal: it is copied later");
+            return false;
+        }
+        let patience = async {
+            tokio::select! {
+                () = tokio::time::sleep(PATIENCE_LATER) => PATIENCE_LATER,
+                () = async { stop.cancelled().await; tokio::time::sleep(PATIENCE).await } => PATIENCE,
+            }
+        };
+        let Err(Trouble { text: problem, lasting }) = self.store_within(patience, file, target).await else {
+            return true;
+        };
+        // One that answers is asked whose WAL it holds before the next acknowledgement.
+        if !lasting {
+            target.rest(REST);
+        }
+        tracing::warn!(
+            file = %file.name,
+            repository = target.name(),
+            "not stored in this repository, which does not have to acknowledge; it is copied later, as what follows it: {problem}"
+        );
+        false
+    }
+
+    /// Whether a file is the one that was acknowledged, and its server the same.
+    async fn is_unchanged(&self, file: &Source) -> bool {
+        let pgdata = self.pgdata.clone();
+        let incarnation = tokio::task::spawn_blocking(move || Incarnation::of(&pgdata)).await;
+        incarnation.is_ok_and(|now| now == file.incarnation)
+            && self.look(file.name).await.is_ok_and(|now| Some(now) == file.expected)
+    }
+
+    /// Stores a file while the command that was asked to waits, and after a failure not at all for a while.
+    async fn store_now(&self, file: &Source, target: &Target) {
+        if target.rests() {
+            tracing::debug!(file = %file.name, repository = target.name(), "left out: the repository failed a moment ago");
+            return;
+        }
+        let patience = async {
+            tokio::time::sleep(PATIENCE).await;
+            PATIENCE
+        };
+        if let Err(Trouble { text: problem, .. }) = self.store_within(patience, file, target).await {
+            target.rest(REST);
+            tracing::warn!(
+                file = %file.name,
+                repository = target.name(),
+                "not stored in this repository, which does not have to acknowledge; it is left out for {} s, and a daemon copies \
+                 what it missed: {problem}",
+                REST.as_secs()
+            );
+        }
+    }
+
+    /// Stores a file before `patience` ends, which says how long that was.
+    async fn store_within(
+        &self,
+        patience: impl Future<Output = Duration>,
+        file: &Source,
+        target: &Target,
+    ) -> Result<(), Trouble> {
+        // It is not the repository's fault if there is no room: the clock starts when there is some.
+        let share = self.share_beside(file).await;
+        let targets = [target];
+        let store = presence::during(&targets, self.store(file, (&targets, &[]), Some(share)));
+        tokio::select! {
+            stored = store => stored.map(drop),
+            span = patience => {
+                Err(Trouble { text: format!("no answer within {} s", span.as_secs()), lasting: false })
+            }
+        }
+    }
+
+    /// The memory to store a file in one repository for which no acknowledgement waits. Of the network it takes none of the share
+    /// for which acknowledgements do.
+    pub(super) async fn share_beside(&self, file: &Source) -> Share<'_> {
+        let (unit, _) = self.share_of(file, 1);
+        let room = match unit {
+            0 => Room::unlimited(Purpose::Beside),
+            unit => Room::wait_for(Purpose::Beside, self.expected(file, unit), unit).await,
+        };
+        Share { _transfer: None, room }
+    }
+
+    /// The memory to read a file back from a repository, for which no acknowledgement waits.
+    pub(in crate::wal) async fn room_to_read(&self, size: SegmentSize) -> Room {
+        let unit = SegmentSealer::room(size).clamp(1, ROOM);
+        Room::wait_for(Purpose::Beside, self.habit.expects(unit), unit).await
+    }
+}
