@@ -38,9 +38,18 @@ struct Shares {
     beside: usize,
     /// Of writes that hang: the uploads ended without them.
     stuck: usize,
-    waiting: BTreeMap<u64, (Purpose, usize)>,
+    waiting: BTreeMap<u64, Wait>,
     /// Of the next one that waits.
     turn: u64,
+}
+
+/// A wait for a share.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    purpose: Purpose,
+    bytes: usize,
+    /// Whether it had less before: others that hold some may wait for it.
+    again: bool,
 }
 
 static SHARES: Mutex<Shares> =
@@ -66,30 +75,31 @@ impl Shares {
     }
 
     /// Whether something beside would take more than its part.
-    fn exceeds(&self, purpose: Purpose, bytes: usize) -> bool {
-        purpose == Purpose::Beside && self.beside > 0 && self.beside + bytes > BESIDE
+    fn exceeds(&self, wait: Wait) -> bool {
+        let Wait { purpose, bytes, again } = wait;
+        purpose == Purpose::Beside && !again && self.beside > 0 && self.beside + bytes > BESIDE
     }
 
     /// Whether it is the turn of one that waits, and there is room for it.
     fn is_due(&self, turn: u64) -> bool {
-        let Some(&(purpose, bytes)) = self.waiting.get(&turn) else { return false };
-        if self.exceeds(purpose, bytes) {
+        let Some(&wait) = self.waiting.get(&turn) else { return false };
+        if self.exceeds(wait) {
             return false;
         }
         let mut before = self.waiting.range(..turn).map(|(_, waits)| *waits);
-        if purpose == Purpose::Acknowledging
+        if wait.purpose == Purpose::Acknowledging
             && self.acknowledging == 0
-            && before.clone().all(|(purpose, _)| purpose == Purpose::Beside)
+            && before.clone().all(|other| other.purpose == Purpose::Beside)
         {
             return true;
         }
         let alone = self.acknowledging + self.beside == 0;
-        before.all(|(purpose, bytes)| self.exceeds(purpose, bytes)) && (alone || self.fits(bytes))
+        before.all(|other| self.exceeds(other)) && (alone || self.fits(wait.bytes))
     }
 
     /// Whether a share of `held` bytes may grow by some: those that wait come first.
     fn may_grow(&mut self, purpose: Purpose, held: usize, bytes: usize) -> bool {
-        let others = self.waiting.values().any(|(purpose, bytes)| !self.exceeds(*purpose, *bytes));
+        let others = self.waiting.values().any(|other| !self.exceeds(*other));
         let alone = *self.held(purpose) == held;
         let over = purpose == Purpose::Beside && !alone && self.beside + bytes > BESIDE;
         !over && !others && self.fits(bytes)
@@ -123,13 +133,23 @@ impl Room {
 
     /// Waits for `bytes`, for something that takes `most` bytes at the most. Both are cut to [`ROOM`].
     pub(crate) async fn wait_for(purpose: Purpose, bytes: usize, most: usize) -> Self {
+        Self::wait(Wait { purpose, bytes, again: false }, most).await
+    }
+
+    /// Waits for all that something may take which found too little. Uploads that hold a share beside may wait for that one to be
+    /// stored first, so the part of those that do not have to acknowledge does not limit it.
+    pub(crate) async fn wait_again(purpose: Purpose, most: usize) -> Self {
+        Self::wait(Wait { purpose, bytes: most, again: true }, most).await
+    }
+
+    async fn wait(wait: Wait, most: usize) -> Self {
         let most = most.min(ROOM);
-        let bytes = bytes.min(most);
+        let (purpose, bytes) = (wait.purpose, wait.bytes.min(most));
         let turn = {
             let mut shares = shares();
             let turn = shares.turn;
             shares.turn += 1;
-            shares.waiting.insert(turn, (purpose, bytes));
+            shares.waiting.insert(turn, Wait { bytes, ..wait });
             Turn(turn)
         };
         loop {
@@ -328,6 +348,10 @@ mod tests {
         let more = more.await.unwrap();
         drop(second);
         drop(more);
+        let small = Room::wait_for(Beside, 4 * MIB, 16 * MIB).await;
+        let again = Room::wait_again(Beside, 16 * MIB).await;
+        assert_eq!(again.held, 16 * MIB, "the small one may wait for it");
+        drop((small, again));
         let third = Room::wait_for(Acknowledging, 32 * MIB, 32 * MIB).await;
         assert_eq!(third.held, ROOM, "what hangs holds none up that is alone");
         drop((third, written));

@@ -328,7 +328,7 @@ impl Uploader {
                     if error.is_damage() && all_open && accepted(file.name, &open).await? =>
                 {
                     let most = unit.saturating_mul(opened);
-                    let room = Room::wait_for(purpose, most, most).await;
+                    let room = Room::wait_again(purpose, most).await;
                     self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
                 }
                 prepared => prepared?,
@@ -421,7 +421,7 @@ impl Uploader {
         match Self::prepare_in(file, archives.clone(), room, rules).await {
             Err(PrepareError::NoRoom) => {
                 tracing::debug!(file = %file.name, "it compresses less than those before it: starting over with more memory");
-                let room = Room::wait_for(purpose, most, most).await;
+                let room = Room::wait_again(purpose, most).await;
                 Self::prepare_in(file, archives, room, rules).await
             }
             prepared => prepared,
