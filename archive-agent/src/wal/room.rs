@@ -208,7 +208,7 @@ impl Room {
     }
 
     /// The upload that it belongs to ended, and its bytes are still there.
-    pub(super) fn is_stuck(mut self) -> StuckRoom {
+    pub(super) fn into_stuck(mut self) -> StuckRoom {
         let held = std::mem::take(&mut self.held);
         let mut shares = shares();
         *shares.held(self.purpose) -= held;
@@ -338,7 +338,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!second.is_finished(), "it has its part");
         let own = Room::wait_for(Acknowledging, 22 * MIB, 32 * MIB).await;
-        let written = beside.split(6 * MIB).is_stuck();
+        let written = beside.split(6 * MIB).into_stuck();
         drop(beside);
         let more = tokio::spawn(Room::wait_for(Acknowledging, 20 * MIB, 32 * MIB));
         tokio::task::yield_now().await;

@@ -69,7 +69,7 @@ impl Drop for Loan {
     fn drop(&mut self) {
         // Otherwise all is given back at once.
         if Arc::strong_count(&self.0) > 1 {
-            self.0.is_stuck();
+            self.0.mark_stuck();
         }
     }
 }
@@ -90,13 +90,13 @@ enum Share {
 }
 
 impl Lent {
-    fn is_stuck(&self) {
+    fn mark_stuck(&self) {
         if let Some(write) = self.writes.under().way.get_mut(&self.id) {
             write.stuck = true;
         }
         let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
         *share = match std::mem::replace(&mut *share, Share::Moving) {
-            Share::Held(room) => Share::Stuck { _room: room.is_stuck() },
+            Share::Held(room) => Share::Stuck { _room: room.into_stuck() },
             other => other,
         };
     }

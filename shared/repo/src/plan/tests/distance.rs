@@ -21,6 +21,7 @@ use crate::catalog::Catalog;
 use crate::index::tests::{Bed, bed, commit_time};
 use crate::plan::*;
 use crate::store::{Store, StoreSettings};
+use crate::wal::WalCopies;
 
 /// How far away the store is: much more than what the processor needs between two requests.
 const ROUND_TRIP: Duration = Duration::from_millis(200);
@@ -146,9 +147,9 @@ async fn a_plan_waits_for_few_requests_in_a_row() {
         println!("{}: {} requests, {rounds:.1} in a row", request.target, after - before);
         assert!(rounds < longest, "{}: {rounds:.1} requests in a row", request.target);
         // What a restore asks of the index is known by then.
-        let archive = lineage.archive().clone();
+        let copies = WalCopies::new(lineage.archive().clone(), []);
         let tablespaces =
-            created_tablespaces(&archive, &plan, Some(&creating), Lsn(0), &decoder).await.unwrap();
+            created_tablespaces(&copies, &plan, Some(&creating), Lsn(0), &decoder).await.unwrap();
         assert_eq!((tablespaces.len(), requests().0 - after), (0, 0));
         plan
     };
