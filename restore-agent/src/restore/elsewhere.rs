@@ -14,25 +14,42 @@ const OTHERS: Duration = Duration::from_secs(10);
 
 /// The WAL of the plan's lineage in every repository that can be read, the plan's first.
 pub(super) async fn copies(common: &CommonArgs, planned: &Planned) -> anyhow::Result<WalCopies> {
-    let own = async |repository: Repository| -> Result<Option<WalArchive>, RepoError> {
-        let lineage = repository.read_lineage(&planned.cluster, planned.lineage.id).await?;
-        match lineage.filter(|lineage| planned.lineage.is_same_life(lineage)) {
-            Some(lineage) => repository.wal_to_read(&lineage).await.map(Some),
-            None => Ok(None),
-        }
-    };
+    let own = async |repository: Repository| in_repository(&repository, planned).await;
     let others = ask(common, planned, own).await?;
     Ok(WalCopies::new(planned.repository.wal_to_read(&planned.lineage).await?, others.into_iter().flatten()))
 }
 
-/// The WAL of the cluster's other lineages in every repository that can be read: that of copies of its server which went their own
-/// way, and of the server itself under another name.
-pub(super) async fn other_lineages(
+/// The same, and the WAL of the cluster's other lineages there: that of copies of its server which went their own way, and of the
+/// server itself under another name.
+pub(super) async fn all_lineages(
     common: &CommonArgs,
     planned: &Planned,
-) -> anyhow::Result<Vec<WalArchive>> {
+) -> anyhow::Result<(WalCopies, Vec<WalArchive>)> {
+    let both = async |repository: Repository| -> Result<_, RepoError> {
+        Ok((in_repository(&repository, planned).await?, related(&repository, planned).await))
+    };
+    let mut others = related(&planned.repository, planned).await;
+    let mut own = Vec::new();
+    for (archive, related) in ask(common, planned, both).await? {
+        own.extend(archive);
+        others.extend(related);
+    }
+    Ok((WalCopies::new(planned.repository.wal_to_read(&planned.lineage).await?, own), others))
+}
+
+/// The WAL of the plan's lineage in a repository, if that lineage is the same server's there.
+async fn in_repository(repository: &Repository, planned: &Planned) -> Result<Option<WalArchive>, RepoError> {
+    let lineage = repository.read_lineage(&planned.cluster, planned.lineage.id).await?;
+    match lineage.filter(|lineage| planned.lineage.is_same_life(lineage)) {
+        Some(lineage) => repository.wal_to_read(&lineage).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The WAL of the other lineages of the cluster in a repository, as far as it can be read.
+async fn related(repository: &Repository, planned: &Planned) -> Vec<WalArchive> {
     let own = &planned.lineage;
-    let related = async |repository: Repository| -> Result<Vec<WalArchive>, RepoError> {
+    let read = async {
         let mut archives = Vec::new();
         for lineage in repository.lineages(&planned.cluster).await? {
             let related = lineage.system_id() == own.system_id() && lineage.segment_size == own.segment_size;
@@ -40,11 +57,12 @@ pub(super) async fn other_lineages(
                 archives.push(repository.wal_to_read(&lineage).await?);
             }
         }
-        Ok(archives)
+        Ok::<_, RepoError>(archives)
     };
-    let here = related(planned.repository.clone()).await?;
-    let there = ask(common, planned, related).await?;
-    Ok([here].into_iter().chain(there).flatten().collect())
+    read.await.unwrap_or_else(|error| {
+        tracing::warn!("what other lineages repository \"{}\" has is not known: {error}", repository.name());
+        Vec::new()
+    })
 }
 
 /// Names what was found damaged, and that another repository served.

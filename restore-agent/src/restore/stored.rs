@@ -60,8 +60,7 @@ impl NotStored {
     pub(super) async fn look(common: &CommonArgs, pgdata: &Path, planned: &Planned) -> anyhow::Result<Self> {
         let wal = pgdata.join("pg_wal");
         let own = planned.lineage.system_id();
-        let copies = elsewhere::copies(common, planned).await?;
-        let others = elsewhere::other_lineages(common, planned).await?;
+        let (copies, others) = elsewhere::all_lineages(common, planned).await?;
         let present = present(&wal).with_context(|| wal.display().to_string())?;
         // Another cluster's of the same name is not this one.
         let is_own = |system_id: &Option<SystemId>| system_id.is_none_or(|found| found == own);
@@ -101,12 +100,12 @@ impl NotStored {
     ) -> anyhow::Result<Vec<SegmentName>> {
         let mut lost = Vec::new();
         for name in waiting {
-            let here = pgdata.join("pg_wal").join(name.to_string()).exists();
-            if if here {
-                self.files.contains(&WalFileName::Segment(name))
-            } else {
-                !self.is_named(name).await?
-            } {
+            let file = pgdata.join("pg_wal").join(name.to_string());
+            let stored = match fs::symlink_metadata(file) {
+                Ok(meta) if meta.is_file() => !self.files.contains(&WalFileName::Segment(name)),
+                _ => self.is_named(name).await?,
+            };
+            if !stored {
                 lost.push(name);
             }
         }
