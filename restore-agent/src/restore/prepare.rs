@@ -21,7 +21,7 @@ use super::owners::{self, Owner, Owners};
 use super::stored::NotStored;
 use super::tablespaces::{self, Tablespace, Wishes};
 use super::unarchived::Unarchived;
-use super::{Restore, RestoreArgs, command, failure, files, origin, places, reach, room};
+use super::{Restore, RestoreArgs, command, elsewhere, failure, files, origin, places, reach, room};
 use crate::plan::{self, Planned};
 
 impl Restore {
@@ -81,6 +81,7 @@ impl Restore {
         if let Some(not_stored) = &not_stored {
             let earlier = kept_before(layout.pgdata(), &ground.state);
             unarchived = Unarchived::find(not_stored, layout.pgdata(), &planned, &earlier).await?;
+            elsewhere::warn_of_damage(&not_stored.copies);
             let more = created.with(&unarchived.creates);
             match more.look(&layout, &ground) {
                 Ok(look) => (created, found) = (more, look),
