@@ -172,12 +172,9 @@ impl Planner<'_> {
                         .to_owned(),
                 );
                 hints.push(match damaged {
-                    Some(_) => "Or archive another copy of what there is of it as a .partial file, from the dead server's pg_wal. What lies before it can \
-                                be recovered with a target: without one PostgreSQL would ask for the segment, and stop."
-                        .to_owned(),
-                    None =>
-                    "Else add --use-partial to recover to the end of the copy: restore-fetch then builds the segment from it. A \
-                     target before that end needs no option."
+                    Some(_) => DAMAGED_COPY.to_owned(),
+                    None => "Else add --use-partial to recover to the end of the copy: restore-fetch then builds the segment from it. A \
+                             target before that end needs no option."
                         .to_owned(),
                 });
             }
@@ -326,6 +323,10 @@ fn archive_history(timeline: TimelineId) -> String {
         timeline.hex()
     )
 }
+
+/// What helps where the only copy of the last segment cannot be read.
+const DAMAGED_COPY: &str = "Or archive another copy of what there is of it, as a .partial file, from the dead server's pg_wal. What \
+     lies before it can be recovered with a target: without one PostgreSQL would ask for the segment, and stop.";
 
 fn timeline_options(timeline: TimelineId) -> Vec<String> {
     vec!["--target-timeline".to_owned(), timeline.to_string()]

@@ -508,6 +508,33 @@ fn latest_is_refused_where_copies_of_the_last_segment_contradict_each_other() {
     assert!(plan(&Request { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
 }
 
+/// An incomplete copy of the last segment that cannot be read shows that the segment was begun, so recovery could not end before it.
+#[test]
+fn latest_is_refused_where_the_copy_of_the_last_segment_is_damaged() {
+    let (world, _) = world();
+    let last = SegmentNo(15).name(tli(2), size());
+    let plan = |request: &Request| {
+        let mut facts = world.facts();
+        facts.answer(Question::Partial(last), Answer::DamagedPartial("a bit flipped".to_owned()));
+        world.plan_with(facts, request)
+    };
+    for use_partial in [false, true] {
+        let refused = plan(&Request { use_partial, ..on(2, RecoveryTarget::Latest) }).unwrap_err();
+        assert!(
+            matches!(&refused.why, Why::EndsIncomplete { segment, damaged: Some(_), .. } if *segment == last),
+            "{refused:?}"
+        );
+        assert!(refused.why.to_string().contains("a bit flipped"));
+        assert!(refused.nearest[0].options.contains(&"--target-lsn".to_owned()), "{refused:?}");
+    }
+    let before = plan(&on(2, RecoveryTarget::Lsn(Lsn(mb(12))))).unwrap();
+    assert!(
+        before.settings.iter().any(|setting| setting.line() == "recovery_prefetch = 'off'"),
+        "{before:?}"
+    );
+    assert!(plan(&Request { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
+}
+
 /// A timeline that a person says was abandoned is not the latest, whatever is wrong with it.
 #[test]
 fn an_abandoned_timeline_is_not_the_latest() {
