@@ -1,6 +1,6 @@
 //! The repositories of a cluster as one archive: the first that has a file, and answers, gives it.
 //!
-//! Repositories are opened when they are needed and opened anew after they failed, so that mended credentials and mounts
+//! Repositories are opened when they are needed and opened anew after they failed, so that repaired credentials and mounts
 //! are found. A file lands under its name only after every check has passed.
 
 use std::collections::HashMap;

@@ -198,7 +198,7 @@ pub(crate) fn later(name: WalFileName, policy: HistoryOutage) -> bool {
 pub(crate) fn refusal(name: WalFileName, why: &str) -> String {
     let remedy = match why.contains(RESTORE_AGAIN) {
         true => "",
-        false => ". HINT: mend the cause and start PostgreSQL again: recovery continues",
+        false => ". HINT: repair the cause and start PostgreSQL again: recovery continues",
     };
     format!(
         "could not fetch \"{name}\": {why}; PostgreSQL is stopped, because going on without a file that may exist would \

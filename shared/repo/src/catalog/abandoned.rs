@@ -1,5 +1,5 @@
 //! Timelines that a person says were abandoned, and when a timeline was written to last: one that is in production is not
-//! abandoned, whoever says so.
+//! abandoned, whatever is settled.
 
 use std::collections::BTreeMap;
 

@@ -62,7 +62,7 @@ impl SealedObject {
         &self.sealer
     }
 
-    /// The same, with something that lives until the last of its bytes is dropped, whoever holds that then.
+    /// The same, with something that lives until the last of its bytes is dropped.
     #[must_use]
     pub fn kept_with(mut self, keeper: Option<&Keeper>) -> Self {
         if let Some(keeper) = keeper {

@@ -83,7 +83,7 @@ impl<'a> Planner<'a> {
             return Ok(refused);
         }
         // A history proves that there was WAL up to its fork. Where some of that is not there, recovery would ask for it again
-        // and again, because nobody can prove that it never was.
+        // and again, because nothing proves that it never was.
         let fork = path.history().begin_of(path.timeline()).unwrap_or(Lsn::INVALID);
         if fork > coverage.until {
             let last = SegmentNo::before(fork, self.facts.segment_size);
@@ -151,7 +151,7 @@ impl<'a> Planner<'a> {
         Ok(Ok(self.build(&path, backup, &ending, stop, until, at)?))
     }
 
-    /// Refused because nobody knows which of several incomplete copies of the segment at the end is the path's. A standby goes on
+    /// Refused because nothing shows which of several incomplete copies of the segment at the end is the path's. A standby goes on
     /// before it, and streams.
     fn contradicting(&self, path: &Path<'a>, number: SegmentNo) -> Option<Attempt> {
         let size = self.facts.segment_size;

@@ -64,7 +64,7 @@ pub struct Coverage {
     /// that segment, or the path's own, the last of which nothing more is there.
     pub by_partial: Option<TimelineId>,
     /// What is wrong with the incomplete copy of the path's own segment `missing`, the last of which anything is there, if it cannot
-    /// be read: recovery asks for that segment, and nobody can prove that it was never written.
+    /// be read: recovery asks for that segment, and nothing proves that it was never written.
     pub damaged: Option<String>,
     /// The first segment whose right file is not there.
     pub missing: SegmentNo,
