@@ -14,7 +14,7 @@ use clap::Args;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
-use walpoint_base::{BackupId, ClusterName};
+use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId};
 use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason, NumberedCondemned};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::plan::{
@@ -136,7 +136,12 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
             selection.cluster
         ))));
     }
+    let youngest = plans.iter().filter_map(|planned| Some((planned.lineage.id, planned.plan.youngest?)));
+    let youngest: Vec<(LineageId, TimelineId)> = youngest.collect();
     if let Some(mut planned) = choice::best(plans) {
+        // Recovery asks all repositories, and meets what any of them knows.
+        let known = youngest.iter().filter(|(lineage, _)| *lineage == planned.lineage.id);
+        planned.plan.youngest = planned.plan.youngest.and(known.map(|(_, timeline)| *timeline).max());
         let notes: Vec<String> = skipped.iter().map(|name| without(name, &planned.plan)).collect();
         planned.plan.notes.extend(notes);
         return match choice::contradicting(&planned, &mut refusals) {

@@ -173,6 +173,39 @@ fn of_two_repositories_the_copy_that_was_planned_with_is_recovered() {
     stops(&mut server, "shorter than the copy that the restore was planned with");
 }
 
+/// Promise 7: of two copies the one that holds more is damaged. The other one is not the end of the archive, and what it holds can be
+/// recovered by name.
+#[test]
+fn a_copy_that_holds_less_than_a_damaged_one_is_no_end_of_the_archive() {
+    let (mut bed, mut ledger) = bed(None);
+    let main = bed.back_door();
+    let early = ledger.append_as(&bed.cluster, "a2");
+    push_part(&bed, "early", &early.segment);
+    let shorter = ended(&main);
+    let last = ledger.append_as(&bed.cluster, "a3");
+    assert_eq!(early.segment, last.segment);
+    bed.cluster.crash();
+    bed.stop_daemon();
+    push_part(&bed, "late", &last.segment);
+    let longer = ended(&main).into_iter().find(|key| !shorter.contains(key)).unwrap();
+    let sound = main.get(&longer).unwrap();
+    main.flip_bit(&longer, sound.len() / 2);
+    for options in [&["plan"][..], &["plan", "--use-partial"]] {
+        let output = bed.agent.restore(&[&["--json"], options].concat());
+        let refusal: Value = serde_json::from_str(&output.expect_status(1).stdout).unwrap();
+        assert_eq!(refusal["reason"], "ends-incomplete", "{options:?}: {refusal:#}");
+        assert!(refusal["message"].to_string().contains(&longer), "{options:?}: {refusal:#}");
+    }
+    let early = early.xid.to_string();
+    let target = ["--target-xid", early.as_str(), "--target-action", "promote"];
+    let server = bed.restore_and_start("early-rows", &target);
+    promoted_with(&server, &ledger, "a1 a2");
+    main.delete(&longer);
+    main.put(&longer, sound);
+    let server = bed.restore_and_start("again", &["--use-partial"]);
+    promoted_with(&server, &ledger, "a1 a2 a3");
+}
+
 /// Promise 4: the plan ended at a failover behind which there was nothing yet. By the time that recovery asks, there is.
 #[test]
 fn recovery_does_not_end_at_a_failover_behind_which_there_is_more_by_now() {

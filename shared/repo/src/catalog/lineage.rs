@@ -281,7 +281,13 @@ impl LineageCatalog {
             Question::Partial(name) => {
                 let search = Search::new(&self.archive, &mut self.wal, decoder);
                 match search.partial(*name).await {
-                    Ok(until) => Answer::Partial(until),
+                    Ok(until) => match self.archive.damaged_copy_beyond(*name, until).await? {
+                        Some(damaged) => {
+                            self.problems.push(damaged.clone());
+                            Answer::DamagedPartial(until, damaged)
+                        }
+                        None => Answer::Partial(until),
+                    },
                     // Nothing can be recovered from it, and it shows that the segment was begun.
                     Err(error @ RepoError::Corrupt { .. }) => {
                         self.problems.push(error.to_string());
@@ -289,7 +295,7 @@ impl LineageCatalog {
                         if !copies.is_empty() {
                             self.facts.contradicting.insert(*name, copies);
                         }
-                        Answer::DamagedPartial(error.to_string())
+                        Answer::DamagedPartial(None, error.to_string())
                     }
                     Err(error) => return Err(error),
                 }

@@ -198,8 +198,8 @@ pub enum Answer {
     /// To [`Question::Partial`]: where the last complete record in it ends, at least the segment's begin; `None` if there is no
     /// copy.
     Partial(Option<Lsn>),
-    /// To [`Question::Partial`]: there is a copy, and none that can be read; why.
-    DamagedPartial(String),
+    /// To [`Question::Partial`] as well: a copy that may hold more than this cannot be read; why.
+    DamagedPartial(Option<Lsn>, String),
     /// To [`Question::PointsNamed`], by position.
     PointsNamed(Vec<NamedPoint>),
 }
@@ -334,16 +334,16 @@ impl Facts {
     pub fn partial(&self, name: SegmentName) -> Asking<Option<Lsn>> {
         match self.answers.get(&Question::Partial(name)) {
             Some(Answer::Partial(until)) => Ok(*until),
-            Some(Answer::DamagedPartial(_)) => Ok(None),
+            Some(Answer::DamagedPartial(until, _)) => Ok(*until),
             _ => Err(Question::Partial(name)),
         }
     }
 
-    /// What is wrong with the incomplete copy of a segment, if there is one and it cannot be read.
+    /// What is wrong with an incomplete copy of a segment that may hold more than can be read, if there is one.
     pub fn damaged_partial(&self, name: SegmentName) -> Asking<Option<&str>> {
         self.partial(name)?;
         Ok(match self.answers.get(&Question::Partial(name)) {
-            Some(Answer::DamagedPartial(why)) => Some(why),
+            Some(Answer::DamagedPartial(_, why)) => Some(why),
             _ => None,
         })
     }

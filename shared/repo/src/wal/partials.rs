@@ -89,6 +89,29 @@ impl WalArchive {
         })
     }
 
+    /// What is wrong with a copy of a segment that holds more than one that goes to `until`, or may: a copy says in its name where it
+    /// ended, a `.partial` file does not.
+    pub(crate) async fn damaged_copy_beyond(
+        &self,
+        segment: SegmentName,
+        until: Option<Lsn>,
+    ) -> Result<Option<String>> {
+        let (partials, ended) = try_join(self.partials(segment), self.ended(segment)).await?;
+        if partials.len() + ended.len() < 2 {
+            return Ok(None);
+        }
+        let beyond = ended.into_iter().filter(|(end, _)| Some(end.align()) > until);
+        let beyond = beyond.map(|(end, hash)| Copy::Ended(end, hash));
+        for copy in partials.into_iter().map(Copy::Partial).chain(beyond) {
+            match self.extent(segment, copy, u64::MAX).await {
+                Ok(_) => {}
+                Err(error @ RepoError::Corrupt { .. }) => return Ok(Some(error.to_string())),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     async fn choose(&self, segment: SegmentName, copies: &[Copy]) -> Result<Copy> {
         match self.choice(segment, copies).await? {
             Choice::One(copy) => Ok(copy),

@@ -515,7 +515,7 @@ fn latest_is_refused_where_the_copy_of_the_last_segment_is_damaged() {
     let last = SegmentNo(15).name(tli(2), size());
     let plan = |request: &Request| {
         let mut facts = world.facts();
-        facts.answer(Question::Partial(last), Answer::DamagedPartial("a bit flipped".to_owned()));
+        facts.answer(Question::Partial(last), Answer::DamagedPartial(None, "a bit flipped".to_owned()));
         world.plan_with(facts, request)
     };
     for use_partial in [false, true] {
