@@ -388,6 +388,31 @@ fn a_standby_waits_at_a_fork_whose_segment_only_the_parent_has() {
     standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 b1");
 }
 
+/// Promise 4: right after a failover the fork's segment is there only as `.partial`. A standby gets that up to the fork, with and
+/// without leave to end there, waits, and follows once timeline 2 is archived.
+#[test]
+fn a_standby_waits_at_a_fork_whose_segment_is_only_there_as_partial() {
+    let mut failover = fail_over(17);
+    let standbys = [&[][..], &["--use-partial"]].map(|options| {
+        let place = failover.bed.restore(
+            if options.is_empty() { "waits" } else { "on_request" },
+            &[&["--standby"], options].concat(),
+        );
+        let standby = Cluster::start_restored(failover.bed.cluster.dir(), 17, &place);
+        standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 a2 a3");
+        assert_eq!(standby.psql("show recovery_target_timeline"), "latest", "{options:?}");
+        assert_eq!(standby.psql("select pg_is_in_recovery()"), "t", "{options:?}");
+        standby
+    });
+    failover.ledger.append_as(&failover.standby, "b1");
+    let segment = failover.standby.switch_wal();
+    failover.standby.wait_archived(&segment);
+    for standby in &standbys {
+        standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 a2 a3 b1");
+        assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
+    }
+}
+
 /// Lets a restored directory fetch without a prefetcher.
 fn fetch_directly(bed: &Archived, place: &Path) {
     let mut settings = fs::OpenOptions::new().append(true).open(place.join("postgresql.auto.conf")).unwrap();

@@ -108,12 +108,17 @@ impl<'a> Planner<'a> {
         let ancestor = match coverage.by_ancestor {
             Some(_) if self.facts.wal(owner)?.contains(coverage.missing) => owner,
             None if coverage.by_partial.is_none() => return self.to_the_tip(path, backup, coverage),
-            // The segment of the fork has to be built, and recovery ends where its bytes end.
-            _ if self.request.use_partial => {
+            // The segment of the fork has to be built, and recovery ends where its bytes end. A standby waits there, and follows
+            // the younger timeline as soon as that is archived.
+            _ if self.request.use_partial || self.request.standby => {
                 let mut ending = self.ending(path, backup, coverage, coverage.until)?;
-                // No target keeps recovery from what the timeline has behind the fork.
-                ending.fork =
-                    ending.fork.map(|fork| ForkSegment { left: fork.name.timeline == owner, ..fork });
+                if self.request.standby {
+                    ending.timeline = path.timeline();
+                } else {
+                    // No target keeps recovery from what the timeline has behind the fork.
+                    ending.fork =
+                        ending.fork.map(|fork| ForkSegment { left: fork.name.timeline == owner, ..fork });
+                }
                 let at = StopAt::Requested;
                 return Ok(Ok(self.build(path, backup, &ending, None, coverage.until, at)?));
             }
