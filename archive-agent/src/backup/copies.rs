@@ -116,6 +116,25 @@ impl Lanes {
         Some(self.lanes.get(copy)?.as_ref()?.hasher())
     }
 
+    /// Whether the parent of any copy may still have a file, of which the hashers took a beginning; `None` while that cannot
+    /// be told.
+    pub(crate) fn may_still_be_elsewhere(
+        &mut self,
+        length: u64,
+        hashers: &[Option<ContentHasher>],
+    ) -> anyhow::Result<Option<bool>> {
+        let (mut may_be, mut open) = (false, false);
+        self.each_numbered(|copy, lane| {
+            let Some(Some(hasher)) = hashers.get(copy) else { return Ok(()) };
+            match lane.may_still_be_elsewhere(length, hasher)? {
+                Some(may) => may_be |= may,
+                None => open = true,
+            }
+            Ok(())
+        })?;
+        Ok((may_be || !open).then_some(may_be))
+    }
+
     /// How many copies there are, failed ones included.
     pub(crate) fn count(&self) -> usize {
         self.lanes.len()

@@ -7,6 +7,7 @@
 //! | [`lease`] | one backup of the cluster at a time |
 //! | [`walk`] | what belongs into a backup |
 //! | [`copy`], [`reader`], [`pages`] | reading it, in parallel, verified |
+//! | [`holes`] | what of sparse files is not read |
 //! | [`remote`] | the other reader: `BASE_BACKUP` |
 //! | [`copies`] | storing it in every repository |
 //! | [`publish`], [`needed_wal`], [`needed_history`] | announcing it once the WAL it needs is there |
@@ -21,6 +22,7 @@ mod copies;
 mod copy;
 mod directory;
 mod early;
+mod holes;
 mod lease;
 mod needed_history;
 mod needed_wal;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 use walpoint_pg::files::RelationFile;
@@ -21,6 +21,7 @@ use walpoint_runtime::progress::Progress;
 
 use super::copies::{FileCopies, Lanes};
 use super::directory::Seen;
+use super::holes::{self, Holes};
 use super::owners::Owners;
 use super::pages::PageCheck;
 use super::walk::{Found, Kind};
@@ -72,6 +73,24 @@ struct Piece {
     unreadable: Vec<usize>,
 }
 
+/// A file that is open.
+struct Opened<'a> {
+    file: File,
+    seen: Seen,
+    found: &'a Found,
+    /// If its pages can be verified, what it is.
+    relation: Option<RelationFile>,
+}
+
+/// What is known of a file that is new at its path.
+#[derive(Default)]
+struct Elsewhere {
+    /// Which copies have it now; none if empty.
+    have: Vec<bool>,
+    /// Bytes of its beginning that are in the buffer.
+    held: usize,
+}
+
 impl Reader {
     /// A reader with a buffer of its own.
     pub(crate) fn new(shared: &Arc<Shared>, lanes: Lanes) -> Self {
@@ -119,23 +138,85 @@ impl Reader {
             Root::Data => shared.pages.as_ref().and_then(|pages| pages.relation(found.path.path.as_path())),
             Root::Extra(_) => None,
         };
-        let length = seen.length;
-        let have = match lanes.may_be_elsewhere(&found.path, length)? {
-            true => shared.known_content(&file, &seen, found, lanes, buffer).with_context(cannot_read)?,
-            false => Vec::new(),
+        let opened = Opened { file, seen, found, relation };
+        let Elsewhere { have, held } = match lanes.may_be_elsewhere(&found.path, opened.seen.length)? {
+            true => shared.known_content(&opened, lanes, buffer).with_context(cannot_read)?,
+            false => Elsewhere::default(),
         };
         if !have.is_empty() && have.iter().all(|has| *has) {
             return Ok(());
         }
         let mut copies = lanes.file_but(&found.path, &have);
-        let mut holes = (seen.occupied < length).then(|| Holes::new(&file, shared.block_size));
+        shared.content(&opened, held, buffer, &mut copies)?;
+        // Owner and mode as they are when the content is: a file that PostgreSQL writes anew gets another name first.
+        copies.finish(opened.seen.attributes)
+    }
+}
+
+impl Shared {
+    /// Hashes a file that is new at its path, and adds it to the copies whose parent has the same content elsewhere: nothing
+    /// of it is stored there. It has been verified there, too. It is read no further than it takes to see that it is another
+    /// file: most differ in their first block, where the position of the last change is.
+    fn known_content(
+        &self,
+        opened: &Opened<'_>,
+        lanes: &mut Lanes,
+        buffer: &mut [u8],
+    ) -> anyhow::Result<Elsewhere> {
+        let Opened { file, seen, found, .. } = opened;
+        let mut hashers: Vec<_> = (0..lanes.count()).map(|copy| lanes.hasher(copy)).collect();
+        let (mut at, mut open) = (0, true);
+        while at < seen.length {
+            if self.stop.is_cancelled() {
+                bail!("the backup was stopped");
+            }
+            let want = usize::try_from(seen.length - at).unwrap_or(BUFFER).min(buffer.len());
+            let piece = buffer.get_mut(..want).unwrap_or_default();
+            // Cut meanwhile, or unreadable: then it is not what the parent has.
+            let Ok(there) = fill(file, at, piece) else { return Ok(Elsewhere::default()) };
+            if there < want {
+                return Ok(Elsewhere::default());
+            }
+            hashers.iter_mut().flatten().for_each(|hasher| hasher.update(piece));
+            let first = at == 0;
+            at += u64::try_from(there).unwrap_or(0);
+            self.counts.read.fetch_add(u64::try_from(there).unwrap_or(0), Ordering::Relaxed);
+            if open && let Some(may_be) = lanes.may_still_be_elsewhere(seen.length, &hashers)? {
+                open = false;
+                if !may_be {
+                    return Ok(Elsewhere { have: Vec::new(), held: if first { there } else { 0 } });
+                }
+            }
+        }
+        let hashes: Vec<_> = hashers.into_iter().map(|hasher| hasher.map(|h| h.finish())).collect();
+        let have = lanes.same_file(&found.path, &hashes, seen.attributes)?;
+        if have.iter().all(|has| *has) {
+            self.progress.add(seen.length);
+        }
+        let held = if seen.length <= u64::try_from(buffer.len()).unwrap_or(0) { at } else { 0 };
+        Ok(Elsewhere { have, held: usize::try_from(held).unwrap_or(0) })
+    }
+
+    /// Reads a file to its end into its copies. `held`: so many bytes of its beginning were read into the buffer.
+    fn content(
+        &self,
+        opened: &Opened<'_>,
+        mut held: usize,
+        buffer: &mut [u8],
+        copies: &mut FileCopies<'_>,
+    ) -> anyhow::Result<()> {
+        let Opened { file, seen, found, relation } = opened;
+        let cannot_read = || format!("{} cannot be read", found.place.display());
+        let length = seen.length;
+        let sparse = seen.occupied < length && holes::are_told(file).with_context(cannot_read)?;
+        let mut holes = sparse.then(|| Holes::new(file, self.block_size));
         let mut at = 0;
         while at < length {
-            if shared.stop.is_cancelled() {
+            if self.stop.is_cancelled() {
                 bail!("the backup was stopped");
             }
             let mut end = length;
-            if let Some(holes) = &mut holes {
+            if let Some(holes) = holes.as_mut().filter(|_| held == 0) {
                 let (data, data_end) = holes.data(at, length).with_context(cannot_read)?;
                 if data > at {
                     copies.zeros(data - at)?;
@@ -144,58 +225,30 @@ impl Reader {
                 }
                 end = data_end;
             }
-            let want = usize::try_from(end - at).unwrap_or(BUFFER).min(BUFFER);
+            let kept = std::mem::take(&mut held);
+            let want = match kept {
+                0 => usize::try_from(end - at).unwrap_or(BUFFER).min(BUFFER),
+                kept => kept,
+            };
             let piece = buffer.get_mut(..want).unwrap_or_default();
-            let there = shared.piece(&file, at, piece, relation, &mut copies).with_context(cannot_read)?;
+            let there = match kept {
+                0 => self.piece(file, at, piece, *relation, copies),
+                _ => self.verified(file, at, piece, *relation, copies),
+            };
+            let there = there.with_context(cannot_read)?;
             copies.write(piece.get(..there).unwrap_or_default())?;
             let read = u64::try_from(there).unwrap_or(0);
             at += read;
-            shared.progress.add(read);
-            shared.counts.read.fetch_add(read, Ordering::Relaxed);
+            self.progress.add(read);
+            if kept == 0 {
+                self.counts.read.fetch_add(read, Ordering::Relaxed);
+            }
             if there < want {
-                shared.counts.shrunk.fetch_add(1, Ordering::Relaxed);
+                self.counts.shrunk.fetch_add(1, Ordering::Relaxed);
                 break;
             }
         }
-        // Owner and mode as they are when the content is: a file that PostgreSQL writes anew gets another name first.
-        copies.finish(seen.attributes)
-    }
-}
-
-impl Shared {
-    /// Hashes a file that is new at its path, and adds it to the copies whose parent has the same content elsewhere: nothing
-    /// of it is stored there. It has been verified there, too. Which copies have it now.
-    fn known_content(
-        &self,
-        file: &File,
-        seen: &Seen,
-        found: &Found,
-        lanes: &mut Lanes,
-        buffer: &mut [u8],
-    ) -> anyhow::Result<Vec<bool>> {
-        let mut hashers: Vec<_> = (0..lanes.count()).map(|copy| lanes.hasher(copy)).collect();
-        let mut at = 0;
-        while at < seen.length {
-            if self.stop.is_cancelled() {
-                bail!("the backup was stopped");
-            }
-            let want = usize::try_from(seen.length - at).unwrap_or(BUFFER).min(buffer.len());
-            let piece = buffer.get_mut(..want).unwrap_or_default();
-            // Cut meanwhile, or unreadable: then it is not what the parent has.
-            let Ok(there) = fill(file, at, piece) else { return Ok(Vec::new()) };
-            if there < want {
-                return Ok(Vec::new());
-            }
-            hashers.iter_mut().flatten().for_each(|hasher| hasher.update(piece));
-            at += u64::try_from(there).unwrap_or(0);
-            self.counts.read.fetch_add(u64::try_from(there).unwrap_or(0), Ordering::Relaxed);
-        }
-        let hashes: Vec<_> = hashers.into_iter().map(|hasher| hasher.map(|h| h.finish())).collect();
-        let have = lanes.same_file(&found.path, &hashes, seen.attributes)?;
-        if have.iter().all(|has| *has) {
-            self.progress.add(seen.length);
-        }
-        Ok(have)
+        Ok(())
     }
 
     /// Reads a piece and verifies its pages; how many bytes of it the file has.
@@ -213,12 +266,24 @@ impl Shared {
         for block in unreadable {
             copies.bad_page(first + u64::try_from(block).unwrap_or(0), PageFault::Unreadable);
         }
+        self.verified(file, at, bytes, relation, copies)
+    }
+
+    /// Verifies the pages of what was read; how many bytes of it the file has.
+    fn verified(
+        &self,
+        file: &File,
+        at: u64,
+        bytes: &mut [u8],
+        relation: Option<RelationFile>,
+        copies: &mut FileCopies<'_>,
+    ) -> io::Result<usize> {
         match (&self.pages, relation) {
             (Some(pages), Some(relation)) => pages.verify(relation, file, at, bytes, |bad| {
                 let fault = PageFault::Checksum { stored: bad.stored, computed: bad.computed };
                 copies.bad_page(bad.block, fault);
             }),
-            _ => Ok(length),
+            _ => Ok(bytes.len()),
         }
     }
 }
@@ -281,67 +346,11 @@ fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// The holes of a sparse file, found one after the other.
-struct Holes<'a> {
-    file: &'a File,
-    block_size: u64,
-    /// The stretch of data that was found last.
-    data: (u64, u64),
-}
-
-impl<'a> Holes<'a> {
-    fn new(file: &'a File, block_size: usize) -> Self {
-        Self { file, block_size: u64::try_from(block_size).unwrap_or(1).max(1), data: (0, 0) }
-    }
-
-    /// The next stretch of data from `at` on, begin and end, cut at whole blocks; where there is none it begins and ends with
-    /// the file.
-    fn data(&mut self, at: u64, length: u64) -> io::Result<(u64, u64)> {
-        if at >= self.data.0 && at < self.data.1 {
-            return Ok((at, self.data.1));
-        }
-        let data = match rustix::fs::seek(self.file, SeekFrom::Data(at)) {
-            Ok(data) => data.clamp(at, length),
-            Err(Errno::NXIO) => length,
-            // A filesystem that knows nothing of holes.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
-            Err(error) => return Err(error.into()),
-        };
-        let begin = (data - data % self.block_size).max(at);
-        let end = match rustix::fs::seek(self.file, SeekFrom::Hole(data)) {
-            Ok(end) if end > data => end.div_ceil(self.block_size).saturating_mul(self.block_size),
-            // Cut meanwhile, or no answer to rely on: reading finds the end.
-            _ => length,
-        };
-        self.data = (begin, end.min(length).max(begin));
-        Ok(self.data)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-
-    #[test]
-    fn holes_are_skipped_and_data_is_found_at_whole_blocks() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(1 << 40).unwrap();
-        let far = (1 << 39) + 5000;
-        file.write_all_at(b"data", far).unwrap();
-        let mut holes = Holes::new(&file, 8192);
-        let (mut at, mut read, mut steps) = (0, 0, 0);
-        while at < 1 << 40 {
-            let (begin, end) = holes.data(at, 1 << 40).unwrap();
-            assert!(begin >= at && begin % 8192 == 0 && (end > begin || begin == 1 << 40));
-            read += end - begin;
-            assert!(!(begin..end).is_empty() || end == 1 << 40);
-            at = end.max(begin);
-            steps += 1;
-        }
-        assert!(steps < 5 && read < 1 << 20, "{steps} steps, {read} bytes");
-    }
 
     #[test]
     fn a_piece_ends_with_the_file() {

@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use tokio::task::JoinSet;
+use walpoint_base::filesystem;
 use walpoint_repo::backup::{BlockSize, Content, Hashing, Window};
 use walpoint_repo::cpu;
 
@@ -178,9 +179,17 @@ fn zeros(
     all
 }
 
-/// Makes stretches of a file holes where they are not.
+/// Makes stretches of a file holes where they are not; all of them, where the filesystem is not known to tell the truth about
+/// holes.
 fn clear(file: &File, ranges: &[(u64, u64)]) -> io::Result<()> {
+    let kind = rustix::fs::fstatfs(file)?.f_type;
+    #[allow(clippy::useless_conversion, reason = "its width depends on the machine")]
+    let told = filesystem::tells_holes(i64::from(kind));
     for &(start, end) in ranges {
+        if !told {
+            punch(file, start, end - start)?;
+            continue;
+        }
         let mut at = start;
         while at < end {
             let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {

@@ -26,6 +26,7 @@ pub mod crossing;
 pub mod dropped;
 pub mod durable;
 pub mod facts;
+pub mod filesystem;
 pub mod ids;
 pub mod lsn;
 pub mod place;

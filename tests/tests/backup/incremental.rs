@@ -208,3 +208,37 @@ fn each_repository_has_its_own_parent() {
     assert!(new("main") < 5 << 20 && new("second") > 10 << 20, "{both}");
     user::give(&file);
 }
+
+/// New files that are as long as known ones and others are read once, but for what shows that: a block of a short one, 16 MiB of
+/// a long one. What is a copy is found to be one, and stored nowhere.
+#[test]
+fn new_files_as_long_as_known_ones_are_read_once() {
+    const LONG: usize = 48 << 20;
+    let bed = Bed::local(Cluster::builder());
+    let write = |name: &str, mut seed: u64, length: usize| {
+        let path = bed.cluster.pgdata().join(name);
+        let mut content = vec![0; length];
+        for word in content.chunks_exact_mut(8) {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            word.copy_from_slice(&seed.to_le_bytes());
+        }
+        fs::write(&path, content).unwrap();
+        user::give(&path);
+    };
+    write("long-1", 1, LONG);
+    write("short-1", 2, 300_000);
+    bed.backup(&[]);
+    write("long-2", 3, LONG);
+    write("copied", 1, LONG);
+    for n in 0..50 {
+        write(&format!("short-{}", n + 2), 10 + n, 300_000);
+    }
+    let backup = bed.backup(&[]);
+    let number = |name: &str| backup[name].as_u64().unwrap();
+    let twice = number("read_bytes").saturating_sub(number("bytes"));
+    println!("{twice} bytes of {} were read twice", number("bytes"));
+    assert!(twice < 17 << 20, "{backup}");
+    assert!(copy(&backup, "new_bytes") < LONG as u64 + (20 << 20), "{backup}");
+}

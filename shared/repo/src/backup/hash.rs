@@ -4,7 +4,7 @@
 //! holds. The hash of a file is made of those of its leaves: it can be found in any order, and a hole of a terabyte
 //! costs nothing.
 
-use super::geometry::{BlockSize, LEAF_BLOCKS};
+use super::geometry::{BlockSize, INLINE_BLOCKS, LEAF_BLOCKS};
 use crate::object::{ContentHash, Sealer};
 
 /// How a repository hashes.
@@ -118,18 +118,50 @@ pub struct ContentHasher {
     /// Bytes in the open leaf.
     filled: u64,
     length: u64,
+    /// The hash of the first block, if it came in one piece.
+    first_block: Option<u64>,
+}
+
+/// How a file begins, as far as the file table of a backup shows: the hash of its first block, or in a file that has leaves the
+/// beginning of its first leaf's hash. Zero: not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Beginning(pub(super) u64);
+
+impl Beginning {
+    /// Any.
+    pub(super) const UNKNOWN: Self = Self(0);
+
+    /// Of a file with that first leaf.
+    pub(super) fn of_leaf(hash: &ContentHash) -> Self {
+        Self(hash.0.first_chunk().map_or(0, |first| u64::from_le_bytes(*first)))
+    }
 }
 
 impl ContentHasher {
     /// For one file.
     pub fn new(hashing: &Hashing, block_size: BlockSize) -> Self {
         let file = FileHasher::new(hashing, block_size);
-        Self { leaf: hashing.hasher(), file, filled: 0, length: 0 }
+        Self { leaf: hashing.hasher(), file, filled: 0, length: 0, first_block: None }
+    }
+
+    /// How a file of `length` bytes begins, once that can be said of what was taken so far.
+    pub fn beginning(&self, length: u64) -> Option<Beginning> {
+        if length <= INLINE_BLOCKS * self.file.block_size.bytes() {
+            return self.first_block.map(Beginning);
+        }
+        self.file.first.as_ref().map(Beginning::of_leaf)
     }
 
     /// Takes the file's next bytes, any number of them.
     pub fn update(&mut self, mut bytes: &[u8]) {
         let leaf_len = self.file.block_size.leaf_bytes();
+        if self.length == 0
+            && let Some(block) = bytes.get(..self.file.block_size.as_usize())
+        {
+            // A block of zeros is listed without a hash.
+            let is_zero = block.iter().all(|byte| *byte == 0);
+            self.first_block = Some(if is_zero { 0 } else { self.file.hashing.block(block) });
+        }
         while !bytes.is_empty() {
             let room = usize::try_from(leaf_len - self.filled).unwrap_or(usize::MAX).min(bytes.len());
             let (now, later) = bytes.split_at(room);

@@ -129,7 +129,7 @@ pub use self::facts::{BackupFacts, Method, OwnerName, Summary, Tablespace, Total
 pub use self::findings::{Finding, MAX_FINDINGS, PageFault};
 pub use self::frame::{DataFrame, FRAME_BYTES};
 pub use self::geometry::{BlockSize, INLINE_BLOCKS, LEAF_BLOCKS, MAX_FILE};
-pub use self::hash::{ContentHasher, FileHasher, Hashing};
+pub use self::hash::{Beginning, ContentHasher, FileHasher, Hashing};
 pub use self::json::HexBytes;
 pub use self::location::{BackupRef, BlockRef, FrameRef, PackNo};
 pub use self::manifest::{Manifest, PageRef};

@@ -322,7 +322,8 @@ fn write_file(lane: &mut Lane, path: &str, bytes: &[u8], rng: &mut StdRng) -> Re
     if lane.may_be_elsewhere(&table_path, u64::try_from(bytes.len()).unwrap())? {
         let mut hasher = lane.hasher();
         hasher.update(bytes);
-        if lane.same_file(&table_path, hasher.finish(), attributes)? {
+        let may_be = lane.may_still_be_elsewhere(u64::try_from(bytes.len()).unwrap(), &hasher)?;
+        if may_be != Some(false) && lane.same_file(&table_path, hasher.finish(), attributes)? {
             return Ok(());
         }
     }

@@ -45,6 +45,7 @@ use super::condemned::CondemnedSet;
 use super::ending::Intent;
 use super::entry::FileContent;
 use super::geometry::BlockSize;
+use super::hash::Beginning;
 use super::location::{BackupRef, FrameRef, PackNo};
 use super::pack::FrameKind;
 use super::pack_table::PackUse;
@@ -193,6 +194,11 @@ impl Parents {
     ) -> Result<bool> {
         let Some(table) = self.table() else { return Ok(false) };
         Ok(table.has_length(length)? && table.find(path, &self.backups, &mut cached.page)?.is_none())
+    }
+
+    /// Whether the parent may have a file of that length that begins so.
+    pub(super) fn may_begin_elsewhere(&self, length: u64, beginning: Beginning) -> Result<bool> {
+        self.table().map_or(Ok(false), |table| table.has_beginning(length, beginning))
     }
 
     /// The content of a file of the parent with that length and hash, all of which may be used, how much of which pack it

@@ -11,6 +11,7 @@ use walpoint_base::BackupId;
 
 use super::super::entry::{Content, Entry, FileContent};
 use super::super::geometry::BlockSize;
+use super::super::hash::Beginning;
 use super::super::location::{BackupRef, FrameRef};
 use super::super::manifest::PageRef;
 use super::super::pack::FrameKind;
@@ -118,6 +119,11 @@ impl ParentTable {
     /// Whether any file had that length.
     pub(super) fn has_length(&self, length: u64) -> Result<bool> {
         self.by_hash.has_length(length)
+    }
+
+    /// Whether any file of that length may begin so.
+    pub(super) fn has_beginning(&self, length: u64, beginning: Beginning) -> Result<bool> {
+        self.by_hash.has_beginning(length, beginning)
     }
 
     /// A file of that length and hash.

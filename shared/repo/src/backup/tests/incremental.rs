@@ -200,6 +200,39 @@ fn what_is_condemned_or_missing_is_stored_again() {
     });
 }
 
+/// Of a file that is as long as one of the parent, and another one, no more than a leaf has to be read to see that; of a short
+/// one no more than a block.
+#[test]
+fn another_file_of_a_known_length_is_known_by_its_beginning() {
+    runtime().block_on(async {
+        let scene = scene(&sealers()[1]);
+        let tree = large();
+        backup(&scene, intent(id(1)), &tree).await;
+        let writer = begin(&scene, building_on(id(2), &[id(1)], &[])).await;
+        let lane = writer.lane();
+        let work = tokio::task::spawn_blocking(move || {
+            let told = |pieces: &[Piece]| {
+                let bytes: Vec<u8> = pieces.iter().flat_map(Piece::bytes).collect();
+                let length = u64::try_from(bytes.len()).unwrap();
+                let mut hasher = lane.hasher();
+                for (n, block) in (1u32..).zip(bytes.chunks(BLOCK as usize)) {
+                    hasher.update(block);
+                    if let Some(may_be) = lane.may_still_be_elsewhere(length, &hasher).unwrap() {
+                        return (n, may_be);
+                    }
+                }
+                panic!("nothing is known of its beginning");
+            };
+            assert_eq!(told(&[Piece::Noise(1, 5_000_000)]), (2048, true));
+            assert_eq!(told(&[Piece::Noise(7, 5_000_000)]), (2048, false));
+            assert_eq!(told(&[Piece::Noise(4, 10_000)]), (1, true));
+            assert_eq!(told(&[Piece::Noise(8, 10_000)]), (1, false));
+            lane.finish().unwrap();
+        });
+        work.await.unwrap();
+    });
+}
+
 #[test]
 fn a_file_new_at_its_path_is_found_by_its_content() {
     runtime().block_on(async {
@@ -385,7 +418,9 @@ async fn write_model(writer: &BackupWriter, files: &Files, most: usize) {
             if lane.may_be_elsewhere(&table_path, length).unwrap() {
                 let mut hasher = lane.hasher();
                 hasher.update(bytes);
+                let may_be = lane.may_still_be_elsewhere(length, &hasher).unwrap();
                 if lane.same_file(&table_path, hasher.finish(), attributes(path)).unwrap() {
+                    assert_ne!(may_be, Some(false), "its beginning belied it");
                     continue;
                 }
             }

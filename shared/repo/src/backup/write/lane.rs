@@ -132,6 +132,12 @@ impl Lane {
         self.shared.parents.may_be_elsewhere(path, length, &mut self.cached)
     }
 
+    /// Whether the parent may still have the file, of which the hasher took a beginning; `None` while that cannot be told.
+    pub fn may_still_be_elsewhere(&self, length: u64, hasher: &ContentHasher) -> Result<Option<bool>> {
+        let beginning = hasher.beginning(length);
+        beginning.map(|beginning| self.shared.parents.may_begin_elsewhere(length, beginning)).transpose()
+    }
+
     /// Hashes a file for [`Self::same_file`].
     pub fn hasher(&self) -> ContentHasher {
         ContentHasher::new(&self.shared.hashing, self.shared.block_size)
