@@ -7,7 +7,8 @@ use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::rows::Ledger;
-use walpoint_tests::store::Store;
+use walpoint_tests::store::{BackDoor, Store};
+use walpoint_tests::wait;
 
 /// The answer of `plan`, which may be a refusal.
 #[track_caller]
@@ -188,4 +189,48 @@ fn a_timeline_that_was_thrown_away_is_settled_and_is_no_longer_the_latest() {
     assert_eq!(ledger.labels(&server), "a1 a2 c1");
     assert_eq!(server.timeline(), 3);
     assert_eq!(plan(&bed.agent, &["--target-timeline", "2"])["timeline"], 2);
+}
+
+/// Promise 7: of two repositories one alone knows a timeline that was settled as abandoned. It is not the latest one for the other
+/// either, when planning or when recovery ends.
+#[test]
+fn an_abandoned_timeline_of_one_repository_stops_no_restore_from_another() {
+    let second = Store::local();
+    let builder = Cluster::builder().segment_size_mb(1);
+    let mut bed = Archived::start_with(builder, Store::local(), |agent| agent.repository("second", &second));
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    let a1 = ledger.append_as(&bed.cluster, "a1");
+    ledger.append_as(&bed.cluster, "a2");
+    lose_and_restore(&mut bed, "production", &["--target-xid", &a1.xid.to_string()]);
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    fs::rename(&pgdata, bed.place("thrown")).unwrap();
+    fs::rename(bed.place("production"), &pgdata).unwrap();
+    bed.cluster.start();
+    ledger.append_as(&bed.cluster, "c1");
+    bed.settle();
+    let (main, other) = (bed.back_door(), second.back_door());
+    let wal = |door: &BackDoor| door.list("clusters/main").iter().filter(|key| key.contains("/wal/")).count();
+    wait::until_true(wait::SOON, "both have the same WAL", || wal(&main) == wal(&other));
+    let settle = ["lineage", "settle", "--timeline", "2", "--reason", "a test of the recovery"];
+    bed.agent.run(&settle).expect_success();
+    let younger = main.list("clusters/main").into_iter().filter(|key| key.contains("/00000002"));
+    for key in younger {
+        main.delete(&key);
+        let directories = bed.store.root().unwrap().join(key);
+        // An empty directory would still be a timeline.
+        directories.ancestors().skip(1).take(2).for_each(|directory| drop(fs::remove_dir(directory)));
+    }
+
+    let server = bed.restore_and_start("again", &[]);
+    server.wait_promoted();
+    assert_eq!(ledger.labels(&server), "a1 a2 c1");
+    let segment =
+        |key: &&String| key.contains("/wal/00000001/") && key.rsplit('/').next().unwrap().len() == 24;
+    let newest = other.list("clusters/main").iter().filter(segment).max().unwrap().clone();
+    other.delete(&newest);
+    assert_eq!(plan(&bed.agent, &[])["timeline"], 1);
 }

@@ -150,10 +150,11 @@ impl LineageCatalog {
         &self.facts
     }
 
-    /// The youngest timeline that anything is stored of.
+    /// The youngest timeline that anything is stored of and that was not abandoned.
     pub(crate) fn youngest(&self) -> Option<Youngest> {
         let (graph, doubts) = (&self.facts.graph, &self.facts.doubts);
-        let timeline = graph.ids().next_back().max(doubts.keys().next_back().copied())?;
+        let stored = graph.ids().chain(doubts.keys().copied());
+        let timeline = stored.filter(|timeline| !self.facts.abandoned.contains_key(timeline)).max()?;
         let known = graph.history(timeline).filter(|_| !doubts.contains_key(&timeline));
         Some(Youngest { timeline, history: known.cloned() })
     }
