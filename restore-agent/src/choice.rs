@@ -48,7 +48,7 @@ pub(crate) fn of_two_servers(plans: &[Planned]) -> Option<(&Planned, &Planned)> 
 
 /// What shows that two repositories hold different WAL under one name, both on the way of a plan: recovery reads from either. Their
 /// timelines have to begin where they do in the other, and the newest segment that both plans need is compared, since what lies
-/// before it is on the way to it. What cannot be read shows nothing.
+/// before it is on the way to it, and so is what both build of incomplete copies. What cannot be read shows nothing.
 pub(crate) async fn differing(plans: &[Planned], refusals: &[Refused]) -> Option<String> {
     let pairs = plans.iter().enumerate().flat_map(|(at, one)| {
         plans
@@ -65,6 +65,21 @@ pub(crate) async fn differing(plans: &[Planned], refusals: &[Refused]) -> Option
         };
         if let Some(what) = begins_elsewhere(&one.plan, (here, there), begins) {
             return Some(what);
+        }
+        match same_copies(one, other).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let name = one.plan.fork.map(|fork| fork.name.to_string()).unwrap_or_default();
+                return Some(format!(
+                    "the incomplete copy of segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\"",
+                    one.lineage.id
+                ));
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "incomplete copies are not compared between \"{here}\" and \"{there}\": {error}"
+                )
+            }
         }
         let Some(name) = newest_common(&one.plan, &other.plan, one.lineage.segment_size) else { continue };
         match same(one, other, name).await {
@@ -109,6 +124,19 @@ fn begins_elsewhere(
             )
         },
     )
+}
+
+/// Whether the bytes of which two plans build the same segment are the same, as far as both go.
+async fn same_copies(one: &Planned, other: &Planned) -> Result<bool, RepoError> {
+    let (Some(ours), Some(theirs)) = (one.plan.fork, other.plan.fork) else { return Ok(true) };
+    let size = one.lineage.segment_size;
+    let Some(number) = ours.name.number(size).filter(|_| ours.name == theirs.name) else { return Ok(true) };
+    let length = ours.cut.min(theirs.cut).since(number.start(size));
+    let here = one.repository.wal_to_read(&one.lineage).await?;
+    let there = other.repository.wal_to_read(&other.lineage).await?;
+    let here = here.beginning(ours.source_name(), length).await?;
+    let there = there.beginning(theirs.source_name(), length).await?;
+    Ok(here.zip(there).is_none_or(|(here, there)| here == there))
 }
 
 /// Whether the repositories of two plans hold the same content of a segment.

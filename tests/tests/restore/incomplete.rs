@@ -2,10 +2,11 @@
 //! copies, the whole segment and later ones may come after the restore was planned.
 
 use std::fs;
+use std::process::Command;
 use std::sync::Arc;
 
 use serde_json::Value;
-use walpoint_tests::agent::Daemon;
+use walpoint_tests::agent::{Agent, Daemon};
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::rows::{Ledger, Mark};
@@ -204,6 +205,40 @@ fn a_copy_that_holds_less_than_a_damaged_one_is_no_end_of_the_archive() {
     main.put(&longer, sound);
     let server = bed.restore_and_start("again", &["--use-partial"]);
     promoted_with(&server, &ledger, "a1 a2 a3");
+}
+
+/// Promise 12: two servers that went apart die in the same segment, and what each has of it is in a repository of its own. No plan
+/// reads both.
+#[test]
+fn incomplete_copies_of_two_servers_are_no_plan() {
+    let second = Store::local();
+    let (mut bed, mut ledger) = bed(Some(&second));
+    bed.cluster.stop(Shutdown::Fast);
+    let place = bed.cluster.dir().join("copy");
+    let copied = Command::new("cp").arg("-a").arg(bed.cluster.pgdata()).arg(&place).status().unwrap();
+    assert!(copied.success());
+    let mut copy = Cluster::adopt(Arc::clone(bed.cluster.dir()), 17, place, None);
+    copy.set("archive_mode", "off");
+    copy.start();
+    bed.cluster.start();
+    let last = ledger.append_as(&bed.cluster, "a2");
+    copy.psql("create table other (n int); insert into other select generate_series(1, 50)");
+    assert_eq!(copy.psql("select pg_walfile_name(pg_current_wal_lsn())"), last.segment);
+    bed.cluster.crash();
+    copy.crash();
+    bed.stop_daemon();
+    for (server, store, directory) in [(&bed.cluster, &bed.store, "ours"), (&copy, &second, "theirs")] {
+        let agent =
+            Agent::at(bed.cluster.dir(), server.pgdata(), &server.conninfo()).repository("alone", store);
+        agent.write();
+        let content = fs::read(server.wal_dir().join(&last.segment)).unwrap();
+        bed.cluster.dir().mkdir(directory);
+        let file = bed.cluster.dir().write(format!("{directory}/{}", last.segment), content);
+        agent.run(&["push", file.to_str().unwrap()]).expect_success();
+    }
+    assert_eq!((ended(&bed.back_door()).len(), ended(&second.back_door()).len()), (1, 1));
+    let plan = bed.agent.restore(&["plan", "--use-partial"]).expect_status(1);
+    assert!(plan.stderr.contains("incomplete copy") && plan.stderr.contains("--repo URL"), "{plan:#?}");
 }
 
 /// Promise 4: the plan ended at a failover behind which there was nothing yet. By the time that recovery asks, there is.
