@@ -2,17 +2,25 @@
 
 use std::cmp::Ordering;
 
-use walpoint_base::{Lsn, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline, TimelineId};
-use walpoint_repo::RepoError;
+use futures_util::TryStreamExt;
+use walpoint_base::{Lsn, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline, TimelineId, WalFileName};
+use walpoint_repo::layout::WalEntry;
 use walpoint_repo::plan::{Doubt, RestorePlan, Unreachable, Why};
+use walpoint_repo::{Lineage, RepoError, Repository};
 
 use crate::plan::Planned;
 
 /// The setting with which a plan keeps recovery from reading ahead.
 const LOOK_AHEAD: &str = "recovery_prefetch";
 
-/// What a repository, by its name, does not have.
-pub(crate) type Refused = (String, Unreachable);
+/// What a repository does not have.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// The repository.
+    pub(crate) repository: Repository,
+    /// What it says.
+    pub(crate) refusal: Unreachable,
+}
 
 /// The plan that recovers the newest of what the target may mean: of the newest lineage and timeline, furthest in the WAL.
 /// Between equals one from which nothing is known to be damaged, then the one that has least to replay, then the one that knows
@@ -95,17 +103,69 @@ pub(crate) async fn differing(plans: &[Planned], refusals: &[Refused]) -> Option
             }
         }
     }
-    plans.iter().find_map(|planned| {
-        refusals.iter().find_map(|(there, refusal)| {
-            refusal.lineage.as_ref().filter(|lineage| lineage.id == planned.lineage.id)?;
-            let history = refusal.youngest.as_ref()?.history.as_ref()?;
-            let begins = |timeline| {
-                let begin = history.begin_of(timeline)?;
-                history.end_of(timeline).is_none_or(|end| end > begin).then_some(begin)
-            };
-            begins_elsewhere(&planned.plan, (planned.repository.name(), there), begins)
-        })
-    })
+    for planned in plans {
+        for refused in refusals.iter().filter(|refused| refused.is_of(&planned.lineage)) {
+            if let Some(what) = differs_from_refused(planned, refused).await {
+                return Some(what);
+            }
+        }
+    }
+    None
+}
+
+impl Refused {
+    fn is_of(&self, lineage: &Lineage) -> bool {
+        self.refusal.lineage.as_ref().is_some_and(|of| of.id == lineage.id)
+    }
+}
+
+/// As [`differing`], of a plan and a repository without one: recovery reads from that, too.
+async fn differs_from_refused(planned: &Planned, refused: &Refused) -> Option<String> {
+    let (here, there) = (planned.repository.name(), refused.repository.name());
+    if let Some(history) = refused.refusal.youngest.as_ref().and_then(|youngest| youngest.history.as_ref()) {
+        let begins = |timeline| {
+            let begin = history.begin_of(timeline)?;
+            history.end_of(timeline).is_none_or(|end| end > begin).then_some(begin)
+        };
+        if let Some(what) = begins_elsewhere(&planned.plan, (here, there), begins) {
+            return Some(what);
+        }
+    }
+    match newest_that_differs(planned, refused).await {
+        Ok(name) => name.map(|name| {
+            format!(
+                "segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\"",
+                planned.lineage.id
+            )
+        }),
+        Err(error) => {
+            tracing::warn!("WAL is not compared between \"{here}\" and \"{there}\": {error}");
+            None
+        }
+    }
+}
+
+/// The newest segment that a plan reads and another repository has, if that has other content there. A listing.
+async fn newest_that_differs(planned: &Planned, refused: &Refused) -> Result<Option<SegmentName>, RepoError> {
+    let Some(lineage) = &refused.refusal.lineage else { return Ok(None) };
+    let size = planned.lineage.segment_size;
+    let here = planned.repository.wal_to_read(&planned.lineage).await?;
+    let there = refused.repository.wal_to_read(lineage).await?;
+    for range in planned.plan.wal.iter().rev() {
+        let (first, last) = range.names(size);
+        let (mut newest, mut entries) = (None, there.list(range.timeline, Some(first)));
+        while let Some((entry, _)) = entries.try_next().await? {
+            match entry {
+                WalEntry::File(WalFileName::Segment(segment)) if segment > last => break,
+                WalEntry::File(WalFileName::Segment(segment)) => newest = Some(segment),
+                _ => {}
+            }
+        }
+        if let Some(name) = newest {
+            return Ok((here.same_segment(&there, name).await? == Some(false)).then_some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// What shows that a timeline of a plan is another server's in another repository, where `begins` says at which position a timeline
@@ -214,13 +274,13 @@ fn explain(kept: &Planned, left: &Planned) {
 
 /// A refusal because the target may mean several moments, of one lineage or of several, taken out of the others.
 pub(crate) fn ambiguous(refusals: &mut Vec<Refused>) -> Option<Unreachable> {
-    let count = |(_, refusal): &Refused| match &refusal.why {
+    let count = |refused: &Refused| match &refused.refusal.why {
         Why::SeveralPoints(points) => points.len(),
         Why::SeveralLineages(lineages) => lineages.len(),
         _ => 0,
     };
     let (at, most) = refusals.iter().map(count).enumerate().max_by_key(|(_, count)| *count)?;
-    (most > 0).then(|| refusals.swap_remove(at).1)
+    (most > 0).then(|| refusals.swap_remove(at).refusal)
 }
 
 /// A refusal that shows that a plan is not the answer, taken out of the others: its repository proves WAL behind the end of a plan
@@ -229,14 +289,18 @@ pub(crate) fn ambiguous(refusals: &mut Vec<Refused>) -> Option<Unreachable> {
 pub(crate) fn contradicting(planned: &Planned, refusals: &mut Vec<Refused>) -> Option<Unreachable> {
     let at = refusals
         .iter()
-        .position(|(_, refusal)| goes_on(&planned.plan, refusal) || leads_elsewhere(planned, refusal))?;
-    let (repository, mut refusal) = refusals.swap_remove(at);
+        .position(|one| goes_on(&planned.plan, &one.refusal) || leads_elsewhere(planned, &one.refusal))?;
+    let Refused { repository, mut refusal } = refusals.swap_remove(at);
     if leads_elsewhere(planned, &refusal) {
         let (plan, name) = (&planned.plan, planned.repository.name());
         let hint = format!(
-            "Repository \"{repository}\" has a younger timeline or lineage. Repository \"{name}\" lags behind it, and would recover to \
+            "Repository \"{}\" has a younger timeline or lineage. Repository \"{name}\" lags behind it, and would recover to \
              {} on timeline {}: to have that, give \"--lineage {} --target-timeline {}\".",
-            plan.until, plan.timeline, plan.lineage, plan.timeline
+            repository.name(),
+            plan.until,
+            plan.timeline,
+            plan.lineage,
+            plan.timeline
         );
         refusal.hints.push(hint);
     }
@@ -306,7 +370,7 @@ fn proves_wal(why: &Why) -> bool {
 /// The refusal that offers the furthest moment; the first of several.
 pub(crate) fn telling(refusals: Vec<Refused>) -> Option<Unreachable> {
     let offers =
-        |(_, refusal): &Refused| refusal.nearest.iter().map(|moment| (moment.timeline, moment.lsn)).max();
+        |refused: &Refused| refused.refusal.nearest.iter().map(|moment| (moment.timeline, moment.lsn)).max();
     // Of equal ones `max_by_key` would take the last.
-    refusals.into_iter().rev().max_by_key(offers).map(|(_, refusal)| refusal)
+    refusals.into_iter().rev().max_by_key(offers).map(|refused| refused.refusal)
 }

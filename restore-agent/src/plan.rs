@@ -106,7 +106,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         };
         match answer {
             Ok(Ok(planned)) => plans.push(planned),
-            Ok(Err(unreachable)) => refusals.push((name.clone(), *unreachable)),
+            Ok(Err(refused)) => refusals.push(*refused),
             Err(error) => {
                 if selection.repositories.len() > 1 {
                     tracing::warn!("repository \"{name}\" was skipped: {error}");
@@ -147,8 +147,8 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         return match choice::contradicting(&planned, &mut refusals) {
             Some(unreachable) => Err(NoPlan::Unreachable(Box::new(unreachable))),
             None => {
-                for (name, refusal) in &refusals {
-                    tracing::warn!("repository \"{name}\" is not used: {refusal}");
+                for Refused { repository, refusal } in &refusals {
+                    tracing::warn!("repository \"{}\" is not used: {refusal}", repository.name());
                 }
                 Ok(planned)
             }
@@ -175,7 +175,7 @@ fn without(name: &str, plan: &RestorePlan) -> String {
 }
 
 /// What one repository says.
-type Answer = Result<Result<Planned, Box<Unreachable>>, RepoError>;
+type Answer = Result<Result<Planned, Box<Refused>>, RepoError>;
 
 /// The repositories' answers, in the order of the configuration; nothing from those that hang while another one has a plan.
 async fn ask_all(
@@ -215,7 +215,7 @@ async fn make_from(
     let repository = catalog.repository().clone();
     let plan = match driver::prove_from(&mut catalog, request, decoder, Timestamp::now()).await? {
         Ok(plan) => plan,
-        Err(unreachable) => return Ok(Err(unreachable)),
+        Err(refusal) => return Ok(Err(Box::new(Refused { repository, refusal: *refusal }))),
     };
     let known = catalog.lineages_mut().iter_mut().find(|known| known.id() == plan.lineage);
     let known = known.ok_or_else(|| RepoError::Internal(format!("lineage {} is not known", plan.lineage)))?;

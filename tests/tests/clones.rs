@@ -242,7 +242,9 @@ fn what_two_servers_stored_in_two_repositories_is_never_mixed() {
     second.promote();
     let (_first, daemon) = (first_agent.daemon(), second_agent.daemon());
     all_done(&first, &segments(&first, 3, 100));
-    let mut theirs = segments(&second, 5, 100);
+    let mut theirs = segments(&second, 4, 100);
+    let behind = second.psql("select pg_current_wal_lsn()");
+    theirs.extend(segments(&second, 1, 100));
     all_done(&second, &theirs);
     assert_eq!(daemon.stop(), 0);
 
@@ -251,6 +253,10 @@ fn what_two_servers_stored_in_two_repositories_is_never_mixed() {
     let told = format!("{}{}", plan.stdout, plan.stderr);
     assert!(!plan.success() && told.contains("has other content in repository"), "{told}");
     assert!(told.contains("--repo URL"), "{told}");
+    // A moment that one of them alone has is no way around it.
+    let plan = both.restore(&["plan", "--target-lsn", &behind]);
+    let told = format!("{}{}", plan.stdout, plan.stderr);
+    assert!(!plan.success() && told.contains("has other content in repository"), "{told}");
     first_agent.restore(&["plan"]).expect_success();
 
     let healed = Agent::with(&second, &other).repository("beside", &bed.store);
