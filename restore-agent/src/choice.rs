@@ -1,9 +1,12 @@
 //! Which of several repositories' answers counts, when one of them lags behind another.
 
 use std::cmp::Ordering;
+use std::collections::VecDeque;
 
 use futures_util::TryStreamExt;
-use walpoint_base::{Lsn, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline, TimelineId, WalFileName};
+use walpoint_base::{
+    Lsn, RecoveryTarget, SegmentName, SegmentNo, SegmentSize, TargetTimeline, TimelineId, WalFileName,
+};
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::plan::{Doubt, RestorePlan, Unreachable, Why};
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -12,6 +15,9 @@ use crate::plan::Planned;
 
 /// The setting with which a plan keeps recovery from reading ahead.
 const LOOK_AHEAD: &str = "recovery_prefetch";
+
+/// How many segments are compared at most until two repositories have one that can be.
+const COMPARED: usize = 16;
 
 /// What a repository does not have.
 #[derive(Debug)]
@@ -89,17 +95,23 @@ pub(crate) async fn differing(plans: &[Planned], refusals: &[Refused]) -> Option
                 )
             }
         }
-        let Some(name) = newest_common(&one.plan, &other.plan, one.lineage.segment_size) else { continue };
-        match same(one, other, name).await {
-            Ok(Some(false)) => {
-                return Some(format!(
-                    "segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\"",
-                    one.lineage.id
-                ));
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!("segment {name} is not compared between \"{here}\" and \"{there}\": {error}")
+        for name in common(&one.plan, &other.plan, one.lineage.segment_size) {
+            match same(one, other, name).await {
+                Ok(Some(false)) => {
+                    return Some(format!(
+                        "segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\"",
+                        one.lineage.id
+                    ));
+                }
+                Ok(Some(true)) => break,
+                // Damaged in one of them: an older one shows it, too.
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        "segment {name} is not compared between \"{here}\" and \"{there}\": {error}"
+                    );
+                    break;
+                }
             }
         }
     }
@@ -153,16 +165,22 @@ async fn newest_that_differs(planned: &Planned, refused: &Refused) -> Result<Opt
     let there = refused.repository.wal_to_read(lineage).await?;
     for range in planned.plan.wal.iter().rev() {
         let (first, last) = range.names(size);
-        let (mut newest, mut entries) = (None, there.list(range.timeline, Some(first)));
+        let (mut newest, mut entries) = (VecDeque::new(), there.list(range.timeline, Some(first)));
         while let Some((entry, _)) = entries.try_next().await? {
             match entry {
                 WalEntry::File(WalFileName::Segment(segment)) if segment > last => break,
-                WalEntry::File(WalFileName::Segment(segment)) => newest = Some(segment),
+                WalEntry::File(WalFileName::Segment(segment)) => {
+                    newest.push_front(segment);
+                    newest.truncate(COMPARED);
+                }
                 _ => {}
             }
         }
-        if let Some(name) = newest {
-            return Ok((here.same_segment(&there, name).await? == Some(false)).then_some(name));
+        for name in newest {
+            // Where it is damaged in one of them, an older one shows it, too.
+            if let Some(same) = here.same_segment(&there, name).await? {
+                return Ok((!same).then_some(name));
+            }
         }
     }
     Ok(None)
@@ -206,14 +224,19 @@ async fn same(one: &Planned, other: &Planned, name: SegmentName) -> Result<Optio
     here.same_segment(&there, name).await
 }
 
-/// The newest segment that both plans read.
-fn newest_common(one: &RestorePlan, other: &RestorePlan, size: SegmentSize) -> Option<SegmentName> {
+/// The segments that both plans read, the newest first, and no more than [`COMPARED`].
+fn common(one: &RestorePlan, other: &RestorePlan, size: SegmentSize) -> Vec<SegmentName> {
     let both = one.wal.iter().flat_map(|a| other.wal.iter().map(move |b| (a, b)));
-    let common = both.filter_map(|(a, b)| {
-        let last = a.last.min(b.last);
-        (a.timeline == b.timeline && last >= a.first.max(b.first)).then_some((last, a.timeline))
+    let mut ranges: Vec<(SegmentNo, SegmentNo, TimelineId)> = both
+        .filter(|(a, b)| a.timeline == b.timeline)
+        .map(|(a, b)| (a.last.min(b.last), a.first.max(b.first), a.timeline))
+        .filter(|(last, first, _)| last >= first)
+        .collect();
+    ranges.sort_unstable_by(|a, b| b.cmp(a));
+    let names = ranges.into_iter().flat_map(|(last, first, timeline)| {
+        (first.0..=last.0).rev().map(move |number| SegmentNo(number).name(timeline, size))
     });
-    common.max().map(|(number, timeline)| number.name(timeline, size))
+    names.take(COMPARED).collect()
 }
 
 /// Which of two plans goes further.

@@ -253,6 +253,16 @@ fn what_two_servers_stored_in_two_repositories_is_never_mixed() {
     let told = format!("{}{}", plan.stdout, plan.stderr);
     assert!(!plan.success() && told.contains("has other content in repository"), "{told}");
     assert!(told.contains("--repo URL"), "{told}");
+    // Damage in the newest segment that both have hides nothing.
+    let door = bed.store.back_door();
+    let newest =
+        door.list("clusters").into_iter().filter(|key| key.contains("/wal/00000002/")).max().unwrap();
+    let middle = door.get(&newest).unwrap().len() / 2;
+    door.flip_bit(&newest, middle);
+    let plan = both.restore(&["plan"]);
+    let told = format!("{}{}", plan.stdout, plan.stderr);
+    assert!(!plan.success() && told.contains("has other content in repository"), "{newest}: {told}");
+    door.flip_bit(&newest, middle);
     // A moment that one of them alone has is no way around it.
     let plan = both.restore(&["plan", "--target-lsn", &behind]);
     let told = format!("{}{}", plan.stdout, plan.stderr);

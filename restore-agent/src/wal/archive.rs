@@ -354,7 +354,7 @@ impl Archive {
         };
         landing::blocking(move || landing.finish(durability)).await?;
         if let Some((segment, header)) = &given {
-            self.served.note(wal.repository().id(), *segment, header, &self.origin);
+            self.served.note(&wal, *segment, header, &self.origin);
         }
         // What is inherited is no sign of the lineage itself.
         if let WalFileName::Segment(segment) = stored
@@ -584,9 +584,11 @@ impl Source {
         Failed { repository: self.name.clone(), why: "it has not answered yet".to_owned() }
     }
 
-    /// Notes a failure: the next attempt opens the repository anew.
+    /// Notes a failure: the next attempt opens the repository anew, unless that cannot help.
     fn failed(&self, error: &anyhow::Error) -> Failed {
-        *lock(&self.open) = None;
+        if !matches!(error.downcast_ref(), Some(RepoError::Corrupt { .. })) {
+            *lock(&self.open) = None;
+        }
         Failed { repository: self.name.clone(), why: told(error) }
     }
 }

@@ -38,6 +38,8 @@ struct Given {
     content_len: u64,
     /// Not known of what an earlier process gave.
     chain: Option<ChainFacts>,
+    /// Whether the hash has a key of that repository's own; not known of what an earlier process gave.
+    keyed: Option<bool>,
 }
 
 /// What was given, and from where.
@@ -64,7 +66,7 @@ impl Served {
             let mut state = self.state();
             state.home = Some(repository);
             if let Some(ServedSegment { name, hash, content_len }) = segment {
-                state.recent.insert(name, Given { repository, hash, content_len, chain: None });
+                state.recent.insert(name, Given { repository, hash, content_len, chain: None, keyed: None });
             }
         });
     }
@@ -155,16 +157,18 @@ impl Served {
     /// Remembers that a repository gave a segment.
     pub(crate) fn note(
         &self,
-        repository: RepositoryId,
+        wal: &WalArchive,
         name: SegmentName,
         header: &WalHeader,
         origin: &OriginKeeper,
     ) {
+        let repository = wal.repository().id();
         let given = Given {
             repository,
             hash: header.hash,
             content_len: header.content_len,
             chain: Some(header.chain),
+            keyed: Some(wal.repository().sealer().is_encrypted()),
         };
         if header.damaged {
             return;
@@ -244,7 +248,7 @@ async fn same(
     }
     // Hashes of an encrypted repository have a key of their own.
     let keyed = |wal: &WalArchive| wal.repository().sealer().is_encrypted();
-    if !keyed(wal) && other.is_some_and(|other| !keyed(other)) {
+    if !keyed(wal) && other.map(keyed).or(given.keyed) == Some(false) {
         return Some(false);
     }
     let compared = tokio::time::timeout(CONTENT, wal.same_segment(other?, name)).await;
