@@ -74,10 +74,17 @@ impl World {
         bytes[at] ^= 1 << self.rng.random_range(0..8);
         durable::replace(&path, &bytes, 0o640).unwrap();
         std::fs::File::open(&path).unwrap().set_modified(modified).unwrap();
-        let state = match self.backups().await.standing(id).await {
-            Ok(Standing::Finished(_)) => Readable::Summary,
+        let backups = self.backups().await;
+        let summary = match backups.standing(id).await {
+            Ok(Standing::Finished(_)) => true,
             Ok(other) => panic!("the manifest of {id} reads as {other:?}"),
-            Err(RepoError::Corrupt { .. }) => Readable::Nothing,
+            Err(RepoError::Corrupt { .. }) => false,
+            Err(error) => panic!("{error}"),
+        };
+        let state = match backups.open(id).await {
+            _ if !summary => Readable::Nothing,
+            Ok(_) => Readable::Needs,
+            Err(RepoError::Corrupt { .. }) => Readable::Summary,
             Err(error) => panic!("{error}"),
         };
         self.made.get_mut(&id).unwrap().manifest = state;

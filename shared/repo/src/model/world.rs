@@ -78,9 +78,18 @@ pub(super) struct Made {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Readable {
     All,
-    /// Its summary, and not the rest.
+    /// Its summary and what it needs, and not all that is in it.
+    Needs,
+    /// Its summary, and not what it needs.
     Summary,
     Nothing,
+}
+
+impl Readable {
+    /// Whether expiry knows what the backup needs, and so may decide about it.
+    pub(super) fn tells_needs(self) -> bool {
+        matches!(self, Self::All | Self::Needs)
+    }
 }
 
 /// How long ago unfinished backups stored anything.
@@ -298,9 +307,8 @@ impl World {
         let there = self.packs();
         for (id, made) in &self.made {
             let needed = |pack: &&(BackupId, u32)| match made.manifest {
-                Readable::All => true,
-                Readable::Summary => false,
-                Readable::Nothing => pack.0 <= *id,
+                Readable::All | Readable::Needs => true,
+                Readable::Summary | Readable::Nothing => pack.0 <= *id,
             };
             for pack in made.packs.iter().filter(needed).filter(|pack| !self.damaged.contains(pack)) {
                 assert!(there.contains(pack), "backup {id} needs pack {pack:?}, which is gone");

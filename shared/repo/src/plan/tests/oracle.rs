@@ -183,6 +183,8 @@ fn readable_until(world: &World, leaf: TimelineId, from: Lsn) -> Lsn {
             let forks = path.entries().iter().map(|e| e.switch).filter(|s| *s > start && *s < end);
             let mut probes: Vec<Lsn> = std::iter::once(start).chain(forks).collect();
             probes.push(end);
+            // Switch points of one history may decrease.
+            probes.sort_unstable();
             let other = world.history(t);
             let agreed = probes.windows(2).take_while(|p| other.timeline_at(p[0]) == path.timeline_at(p[0]));
             agreed.last().map_or(start, |p| p[1])
@@ -488,6 +490,12 @@ fn an_older_backup_passes_the_incomplete_segment_that_a_newer_one_begins_in() {
 #[test]
 fn no_window_begins_in_a_partial_segment() {
     check(17_157_956_424_488_078_457);
+}
+
+/// Two forks of one path in the same segment, the younger one before the older.
+#[test]
+fn a_timeline_is_passed_through_within_a_segment() {
+    check(4_075_978_944_694_589_025);
 }
 
 proptest! {
