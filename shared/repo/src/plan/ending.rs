@@ -27,8 +27,8 @@ pub(super) struct Ending {
     pub(super) missing: SegmentNo,
     /// Whether that is not proven: later ones are, or were, or an incomplete copy of it is.
     pub(super) before_a_gap: bool,
-    /// A younger timeline has bytes of the one followed up to here, which recovery does not replay.
-    pub(super) more_until: Option<Lsn>,
+    /// A younger timeline has bytes of this one up to this position, which recovery does not replay.
+    pub(super) more_until: Option<(TimelineId, Lsn)>,
 }
 
 impl Ending {
@@ -104,6 +104,20 @@ impl<'a> Planner<'a> {
         if coverage.by_partial == Some(path.timeline()) {
             return self.to_the_last_record(path, backup, coverage);
         }
+        // Where the path's own timeline begins with this segment, an ancestor's file has nothing of it, and younger timelines may.
+        let begins = coverage.by_ancestor.is_some()
+            && coverage.until == coverage.missing.start(self.facts.segment_size);
+        let left = match begins && !self.request.standby {
+            true => self.left_behind(path.timeline(), coverage)?,
+            false => None,
+        };
+        let more_until = match left {
+            Some((cut, Some(ForkSource::Segment(_)))) if !self.request.use_partial => {
+                Some((path.timeline(), cut))
+            }
+            Some(_) => return self.to_the_tip(path, backup, coverage),
+            None => None,
+        };
         let owner = path.history().timeline_at(coverage.until - 1);
         let ancestor = match coverage.by_ancestor {
             Some(_) if self.facts.wal(owner)?.contains(coverage.missing) => owner,
@@ -152,7 +166,7 @@ impl<'a> Planner<'a> {
         })?;
         let at = stop.map_or(StopAt::Requested, |_| StopAt::Before(fork));
         let until = stop.map_or(coverage.until, |s| s.end);
-        let ending = Ending::of(&path, &coverage, until, self.facts.segment_size);
+        let ending = Ending { more_until, ..Ending::of(&path, &coverage, until, self.facts.segment_size) };
         Ok(Ok(self.build(&path, backup, &ending, stop, until, at)?))
     }
 
@@ -213,7 +227,9 @@ impl<'a> Planner<'a> {
                     ending.fork = Some(ForkSegment { name, cut, source, left: false });
                 }
                 // The younger timeline has the rest, so nothing after this segment's begin is proven to belong here.
-                (false, Some(ForkSource::Segment(_))) => ending.more_until = Some(cut),
+                (false, Some(ForkSource::Segment(_))) => {
+                    ending.more_until = Some((path.timeline(), cut));
+                }
                 (false, Some(ForkSource::Partial(_))) => {
                     let why = Why::EndsInFork { timeline: path.timeline(), until: cut };
                     return Ok(Err(Refusal::on(path.timeline(), why)));

@@ -524,10 +524,9 @@ impl<'a> Planner<'a> {
                 fork.name.timeline
             ));
         }
-        if let Some(cut) = ending.more_until {
+        if let Some((timeline, cut)) = ending.more_until {
             notes.push(format!(
-                "A younger timeline left timeline {} at {cut} and has what comes before: --use-partial recovers up to there.",
-                ending.timeline
+                "A younger timeline left timeline {timeline} at {cut} and has what comes before: --use-partial recovers up to there."
             ));
         }
         if let (RecoveryTarget::Time(_), TargetTimeline::Latest, Some(stop)) =

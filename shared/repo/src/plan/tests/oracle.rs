@@ -403,7 +403,8 @@ fn follow(world: &World, leaf: TimelineId, plan: &RestorePlan, use_partial: bool
     if plan.target == RecoveryTarget::Latest {
         let until = latest_end(world, leaf, plan.backup.start(), use_partial).unwrap();
         let complete = wanted.iter().take_while(|r| r.end <= until).count();
-        assert_eq!(applied.len(), complete, "not all that is there was replayed");
+        let replayed = applied.len();
+        assert_eq!(replayed, complete, "not all that is there was replayed: {plan:#?}\n{world:#?}");
     }
     for range in &plan.wal {
         for number in range.first.0..=range.last.0 {
@@ -496,6 +497,12 @@ fn no_window_begins_in_a_partial_segment() {
 #[test]
 fn a_timeline_is_passed_through_within_a_segment() {
     check(4_075_978_944_694_589_025);
+}
+
+/// A timeline begins with a segment that its parent has, too, and of its own there is only what its child took over.
+#[test]
+fn the_beginning_of_a_timeline_is_taken_from_its_child() {
+    check(17_222_077_863_013_342_846);
 }
 
 proptest! {
