@@ -1,8 +1,9 @@
 //! Data directories that were moved aside for another one, and their way back.
 //!
 //! A directory goes to `<pgdata>.walpoint-old-<time>`, on the same filesystem, so that moving it is a rename and needs no
-//! space. What lies outside it and is in the new one's way (tablespaces, `pg_wal`) goes along, and its links follow, so
-//! that it stays a whole cluster. [`RECORD`] in it says where everything belongs. Nothing is ever deleted here.
+//! space. What lies outside it and is in the new one's way (tablespaces, `pg_wal`) goes along, and its links follow, so that it
+//! stays a whole cluster; links outside it stay for the new one. [`RECORD`] in it says where everything belongs. Nothing is ever
+//! deleted here.
 //!
 //! The record is written first, then the data directory is renamed, then the rest, one by one: a crash leaves the old
 //! directory in place, or none at all and a record of what is still to be done, which [`Record::go`] does.
@@ -57,6 +58,9 @@ pub(crate) struct Move {
     /// The link in the data directory that leads to it, relative; none for what the server does not know of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) link: Option<PathBuf>,
+    /// What the link says where that is not `from`: the directory has another name, by a link further on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) spelled: Option<PathBuf>,
 }
 
 impl Record {
@@ -68,19 +72,24 @@ impl Record {
         successor: Option<PathBuf>,
         now: Timestamp,
     ) -> anyhow::Result<Self> {
-        let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let now = now.strftime("%Y%m%dT%H%M%SZ").to_string();
         let all = || directories.iter().map(|(d, _)| d.as_path()).chain([pgdata]);
-        // One name for all, also if a second replacement comes within the second.
-        let names = (0u32..).map(|n| if n == 0 { time.clone() } else { format!("{time}-{n}") });
+        // One name for all, and a later one than any other has: also within a second, and if the clock was set back.
+        let others = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
+        let newest = others.iter().find_map(|other| moment(other, pgdata)).filter(|(time, _)| *time >= now);
+        let (time, from) = newest.map_or((now, 0), |(time, n)| (time, n.saturating_add(1)));
+        let names = (from..).map(|n| if n == 0 { time.clone() } else { format!("{time}-{n}") });
         let free = |name: &String| all().all(|d| fs::symlink_metadata(beside(d, name)).is_err());
         let name = names.take(1000).find(free).context("no name is free to move the directory to")?;
         for directory in all() {
             movable(directory)?;
         }
+        let spelled = |link: &PathBuf| fs::read_link(pgdata.join(link)).ok();
         let moves = directories.iter().map(|(from, link)| Move {
             from: from.clone(),
             to: beside(from, &name),
             link: link.clone(),
+            spelled: link.as_ref().and_then(spelled).filter(|to| to != from),
         });
         Ok(Self {
             pgdata: pgdata.to_owned(),
@@ -120,7 +129,7 @@ impl Record {
                     self.vacant(&moved.from, user)?;
                     self.rename(&moved.to, &moved.from, user)?;
                 }
-                moved.lead(&data, &self.aside, &moved.from)?;
+                moved.lead(&data, &self.aside, moved.named())?;
             }
             self.vacant(&self.pgdata, user)?;
             self.rename(&self.aside, &self.pgdata, user)?;
@@ -226,9 +235,10 @@ impl Record {
         places.collect::<Vec<_>>().join(" and ")
     }
 
-    /// Where a directory lay before: the name that belongs to what is called `path` now.
+    /// What the data directory called a directory before: the name that belongs to what is called `path` now.
     pub(crate) fn original(&self, path: &Path) -> Option<PathBuf> {
-        self.moves.iter().find(|moved| identity::same(&moved.to, path)).map(|moved| moved.from.clone())
+        let moved = self.moves.iter().find(|moved| identity::same(&moved.to, path))?;
+        Some(if moved.named().is_absolute() { moved.named() } else { &moved.from }.to_owned())
     }
 
     /// Whether the directory was not moved, or is back.
@@ -287,6 +297,11 @@ impl Record {
 }
 
 impl Move {
+    /// What the data directory calls it where it belongs.
+    fn named(&self) -> &Path {
+        self.spelled.as_deref().unwrap_or(&self.from)
+    }
+
     /// Makes the link in a data directory, which is open, lead there, if it has one.
     fn lead(&self, data: &Roots, pgdata: &Path, target: &Path) -> anyhow::Result<()> {
         let Some(link) = &self.link else { return Ok(()) };
@@ -333,8 +348,19 @@ fn candidates(pgdata: &Path) -> io::Result<Vec<PathBuf>> {
     };
     let named = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     let mut found: Vec<PathBuf> = named.map(fs::DirEntry::path).collect();
-    found.sort_by(|a, b| b.cmp(a));
+    found.sort_by_cached_key(|aside| std::cmp::Reverse(moment(aside, pgdata)));
     Ok(found)
+}
+
+/// When a data directory was moved aside, by its name: the second, and which one it was within that.
+fn moment(aside: &Path, pgdata: &Path) -> Option<(String, u32)> {
+    let name = pgdata.file_name()?.to_string_lossy();
+    let aside = aside.file_name()?.to_str()?;
+    let time = aside.strip_prefix(&*name)?.strip_prefix(SUFFIX)?;
+    let (time, n) = time.split_once('-').unwrap_or((time, "0"));
+    let digits = time.strip_suffix('Z')?.replacen('T', "", 1);
+    let is_time = digits.len() == 14 && digits.bytes().all(|b| b.is_ascii_digit());
+    Some((time.to_owned(), n.parse().ok()?)).filter(|_| is_time)
 }
 
 /// The record of the data directory that was moved aside to there.
@@ -462,6 +488,24 @@ mod tests {
         assert!(!bed.path("data").join(RECORD).exists());
         assert_eq!(latest(&bed.path("data")).unwrap(), Some(second));
         assert_eq!(at(&record.aside, &bed.path("data")).unwrap(), None);
+    }
+
+    #[test]
+    fn what_was_moved_last_is_the_latest_whatever_the_clock_says() {
+        let bed = Bed::new();
+        let at = |second: i64| {
+            let now = Timestamp::from_second(second).unwrap();
+            let record = Record::plan(&bed.path("data"), Vec::new(), None, now).unwrap();
+            record.go().unwrap();
+            fs::create_dir(bed.path("data")).unwrap();
+            record
+        };
+        let first = at(1_000);
+        at(1_000);
+        first.come_back().unwrap();
+        for record in [1_000, 999, 1_000, 1_000, 999, 1_001].repeat(2).into_iter().map(at) {
+            assert_eq!(latest(&record.pgdata).unwrap(), Some(record));
+        }
     }
 
     #[test]

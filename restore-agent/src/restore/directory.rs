@@ -15,6 +15,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
@@ -25,6 +26,9 @@ use super::running::{self, LockFile, Reason, Server};
 
 /// The file that marks an unfinished restore, in the data directory and in those outside it that belong to it.
 pub(crate) const MARKER: &str = "walpoint-restore.json";
+
+/// So many links to what does not exist are followed, as by the kernel.
+const LINKS: u32 = 40;
 
 /// What an unfinished restore was about to do; a re-run has to want the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -290,23 +294,47 @@ pub(crate) fn disown(directory: &Anchor) -> Result<(), DirectoryError> {
     durable::remove(&path).map_err(error_at(&path))
 }
 
-/// `path` without links, as far as it exists.
+/// `path` without links, as far as it exists. A link to something that does not exist leads there all the same.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf, DirectoryError> {
-    let path = std::path::absolute(path).map_err(error_at(path))?;
+    let mut path = std::path::absolute(path).map_err(error_at(path))?;
+    for _ in 0..LINKS {
+        match follow(&path)? {
+            Followed::Real(real) => return Ok(real),
+            Followed::Link(on) => path = on,
+        }
+    }
+    Err(error_at(&path)(Errno::LOOP.into()))
+}
+
+/// Where an absolute path leads.
+enum Followed {
+    /// There, without links as far as that exists.
+    Real(PathBuf),
+    /// On to this path, by a link to something that does not exist.
+    Link(PathBuf),
+}
+
+fn follow(path: &Path) -> Result<Followed, DirectoryError> {
     for ancestor in path.ancestors() {
+        let rest = path.strip_prefix(ancestor).unwrap_or(Path::new(""));
+        let with_rest = |at: PathBuf| if rest.as_os_str().is_empty() { at } else { at.join(rest) };
         match fs::canonicalize(ancestor) {
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                let (Ok(target), Some(parent)) = (fs::read_link(ancestor), ancestor.parent()) else {
+                    continue;
+                };
+                return Ok(Followed::Link(with_rest(parent.join(target))));
+            }
             Err(e) => return Err(error_at(ancestor)(e)),
             Ok(real) => {
-                let rest = path.strip_prefix(ancestor).unwrap_or(Path::new(""));
                 if !rest.as_os_str().is_empty() && !real.is_dir() {
                     return Err(DirectoryError::NoDirectory(ancestor.to_owned()));
                 }
-                return Ok(if rest.as_os_str().is_empty() { real } else { real.join(rest) });
+                return Ok(Followed::Real(with_rest(real)));
             }
         }
     }
-    Ok(path)
+    Ok(Followed::Real(path.to_owned()))
 }
 
 /// Empties a directory that an interrupted restore had begun to fill: all but the marker. Links are removed, not followed.
@@ -462,6 +490,11 @@ mod tests {
         std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
         assert_eq!(resolve(&dir.path().join("link")).unwrap(), real);
         assert_eq!(resolve(&dir.path().join("link/new/data")).unwrap(), real.join("new/data"));
+        // Also through what does not exist: it was moved aside, say.
+        fs::remove_dir(&real).unwrap();
+        assert_eq!(resolve(&dir.path().join("link/new")).unwrap(), real.join("new"));
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        assert!(resolve(&dir.path().join("loop/new")).is_err());
     }
 
     #[test]

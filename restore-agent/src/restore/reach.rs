@@ -19,6 +19,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use walpoint_base::durable;
 
+use super::directory;
 use super::owners::Owner;
 
 /// Opens a directory itself, to be synced and to reach what lies in it.
@@ -64,7 +65,8 @@ pub(crate) fn make(
     ours: impl Fn(&File) -> bool,
 ) -> io::Result<OwnedFd> {
     let Some(user) = user else {
-        durable::create_directories(path)?;
+        // A link to a directory that was moved aside leads to where it has to be made again.
+        durable::create_directories(&directory::resolve(path).map_err(io::Error::other)?)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         return Ok(rustix::fs::open(path, flags, Mode::empty())?);
     };

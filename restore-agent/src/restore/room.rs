@@ -73,10 +73,16 @@ pub(crate) async fn check(
 
 /// The filesystem of a directory, or of the nearest parent that exists.
 fn volume_of<'a>(volumes: &'a mut BTreeMap<u64, Volume>, path: &Path) -> std::io::Result<&'a mut Volume> {
-    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let free = directory::free_space(existing)?;
+    let existing = nearest(path);
+    let free = directory::free_space(&existing)?;
     let volume = || Volume { path: path.to_owned(), free, files: 0, wal: 0 };
     Ok(volumes.entry(std::fs::metadata(existing)?.dev()).or_insert_with(volume))
+}
+
+/// The directory that is there of where a path leads.
+fn nearest(path: &Path) -> PathBuf {
+    let path = directory::resolve(path).unwrap_or_else(|_| path.to_owned());
+    path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/")).to_owned()
 }
 
 /// Finds out how much of the `total` goes to which filesystem.
@@ -94,10 +100,7 @@ async fn share_out(
         let place = directory_of(&entry, layout);
         let device = match &last {
             Some((known, device)) if *known == place => *device,
-            _ => {
-                let existing = place.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-                std::fs::metadata(existing)?.dev()
-            }
+            _ => std::fs::metadata(nearest(&place))?.dev(),
         };
         let bytes = at_most(content, reader.block_size());
         sum = sum.saturating_add(bytes);

@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::dir::TestDir;
 use walpoint_tests::store::Store;
-use walpoint_tests::user;
+use walpoint_tests::{faults, process, user};
 
 use crate::tree::{contents, differing};
 
@@ -123,7 +124,7 @@ fn tablespaces_that_change_places_leave_nothing_behind() {
 }
 
 /// The tablespaces of a data directory, by oid.
-fn links(pgdata: &Path) -> Vec<(u32, std::path::PathBuf)> {
+fn links(pgdata: &Path) -> Vec<(u32, PathBuf)> {
     let entries = fs::read_dir(pgdata.join("pg_tblspc")).unwrap().flatten();
     let mut links: Vec<_> = entries
         .map(|entry| {
@@ -133,4 +134,96 @@ fn links(pgdata: &Path) -> Vec<(u32, std::path::PathBuf)> {
         .collect();
     links.sort();
     links
+}
+
+/// R4: `--replace` and `rollback` where a tablespace's location, and that of `pg_wal`, are links themselves: the directories that
+/// they lead to are moved, the links stay, and each data directory calls them what it did.
+#[test]
+fn a_location_that_is_a_link_stays_one() {
+    let dir = Arc::new(TestDir::new());
+    for (name, real) in [("fast", "disk1/fast"), ("wal", "disk2/wal")] {
+        fs::create_dir_all(dir.join(real)).unwrap();
+        symlink(real, dir.join(name)).unwrap();
+    }
+    ["disk1", "disk2"].iter().for_each(|disk| user::give_tree(&dir.join(disk)));
+    let builder = Cluster::builder().in_dir(&dir).segment_size_mb(1).wal_dir(dir.join("wal"));
+    let mut bed = Archived::start(builder, Store::local());
+    bed.cluster.psql(&format!("create tablespace fast location '{}'", dir.join("fast").display()));
+    bed.cluster.psql("create table t tablespace fast as select 1 as i");
+    bed.backup();
+    bed.cluster.psql("select pg_create_restore_point('good')");
+    bed.cluster.psql("insert into t values (2)");
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let named = |pgdata: &Path| {
+        let space = fs::read_dir(pgdata.join("pg_tblspc")).unwrap().next().unwrap().unwrap().path();
+        [space, pgdata.join("pg_wal")].map(|link| fs::read_link(link).unwrap())
+    };
+    let assert_named = |after: &str| {
+        assert_eq!(named(&pgdata), [dir.join("fast"), dir.join("wal")], "{after}");
+        for (name, real) in [("fast", "disk1/fast"), ("wal", "disk2/wal")] {
+            assert_eq!(fs::read_link(dir.join(name)).unwrap(), Path::new(real), "{after}");
+            assert!(dir.join(real).is_dir(), "{after}");
+        }
+    };
+    let rows = |pgdata: &Path| {
+        let mut server =
+            Cluster::adopt(bed.cluster.dir().clone(), bed.cluster.major(), pgdata.to_owned(), None);
+        server.set("archive_mode", "off");
+        server.start();
+        server.wait_promoted();
+        let rows = server.psql("select string_agg(i::text, ' ' order by i) from t");
+        let location =
+            server.psql("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'fast'");
+        server.stop(Shutdown::Fast);
+        (rows, location)
+    };
+    let fast = dir.join("fast").display().to_string();
+    let restore = ["restore", "--replace", "--quiet", "--target-name", "good", "--target-action", "promote"];
+    let restore = [&restore[..], &["--pgdata", pgdata.to_str().unwrap()]].concat();
+    let rollback = ["rollback", "--pgdata", pgdata.to_str().unwrap()];
+    let before = contents(&pgdata);
+    bed.agent.restore(&restore).expect_success();
+    assert_named("replaced");
+    let aside = asides(&bed).remove(0);
+    let moved = named(&aside);
+    for (link, disk) in moved.iter().zip(["disk1", "disk2"]) {
+        assert!(link.starts_with(dir.join(disk)) && link.is_dir(), "{}", link.display());
+    }
+    assert_eq!(rows(&pgdata), ("1".to_owned(), fast.clone()));
+    bed.agent.restore(&rollback).expect_success();
+    assert_named("rolled back");
+    let now = contents(&pgdata);
+    assert!(now == before, "{:?}", differing(&now, &before));
+    bed.agent.restore(&rollback).expect_success();
+    assert_named("rolled back twice");
+    assert_eq!(rows(&pgdata), ("1".to_owned(), fast.clone()));
+    bed.agent.restore(&rollback).expect_success();
+    assert_eq!(rows(&pgdata), ("1 2".to_owned(), fast.clone()));
+
+    // Killed at any rename, the same command finishes.
+    let before = contents(&pgdata);
+    let mut interrupted = 0;
+    for when in 1..=6 {
+        let kill = format!("rename:signal=SIGKILL:when={when}");
+        for arguments in [&restore[..], &rollback[..]] {
+            let command = bed.agent.command("restore-agent", arguments);
+            let run = process::run(&mut faults::inject(&command, &[&kill], &[]), Duration::from_secs(60));
+            if run.status == 137 {
+                interrupted += 1;
+                bed.agent.restore(arguments).expect_success();
+            }
+            assert_named(&format!("{} killed at rename {when}", arguments[0]));
+        }
+        let now = contents(&pgdata);
+        assert!(now == before, "{when}: {:?}", differing(&now, &before));
+    }
+    assert!(interrupted >= 8, "only {interrupted} runs were interrupted");
+}
+
+/// Data directories that were moved aside.
+fn asides(bed: &Archived) -> Vec<PathBuf> {
+    let entries = fs::read_dir(bed.cluster.dir().path()).unwrap().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.display().to_string().contains("/data.walpoint-old-")).collect()
 }
