@@ -11,6 +11,7 @@
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 use crate::wal::build::RESTORE_AGAIN;
+use crate::wal::refusal::Unproven;
 
 /// What the repositories show around a file that none of them has.
 #[derive(Debug, Default)]
@@ -69,37 +70,37 @@ pub(crate) fn of_rest(
     until: Lsn,
     size: SegmentSize,
     around: &Surroundings,
-) -> Result<(), String> {
+) -> Result<(), Unproven> {
     match nothing_later(name, size, around)?.into_iter().find(|(_, switch)| *switch > until) {
-        Some((history, switch)) => Err(format!(
+        Some((history, switch)) => Err(Unproven::Refused(format!(
             "the restore planned to end at {until}, and timeline {} left timeline {} later, at {switch}; {RESTORE_AGAIN}",
             history.timeline(),
             name.timeline
-        )),
+        ))),
         None => Ok(()),
     }
 }
 
 /// Whether no younger timeline has a segment in which recovery to the latest moment would end.
-pub(crate) fn of_heirs(around: &Surroundings) -> Result<(), String> {
+pub(crate) fn of_heirs(around: &Surroundings) -> Result<(), Unproven> {
     match around.heirs.iter().max() {
-        Some(heir) => Err(format!(
+        Some(heir) => Err(Unproven::Refused(format!(
             "when this restore was planned, timeline {heir} had nothing of it in the archive, and now it has; {RESTORE_AGAIN} to \
              recover along it"
-        )),
+        ))),
         None => Ok(()),
     }
 }
 
 /// Whether all younger timelines were known when the restore to the latest moment was planned, of which `youngest` was the
 /// youngest; `None` if it was for another moment, or for a timeline that was named.
-pub(crate) fn of_younger(youngest: Option<TimelineId>, around: &Surroundings) -> Result<(), String> {
+pub(crate) fn of_younger(youngest: Option<TimelineId>, around: &Surroundings) -> Result<(), Unproven> {
     let Some(youngest) = youngest else { return Ok(()) };
     match around.younger.iter().filter(|(timeline, _)| *timeline > youngest).max() {
-        Some((timeline, repository)) => Err(format!(
+        Some((timeline, repository)) => Err(Unproven::Refused(format!(
             "a younger timeline, {timeline}, is in repository {repository}, and was not known when this restore to the latest moment \
              was planned; {RESTORE_AGAIN} to recover along it, or with --target-timeline {youngest} to do without it"
-        )),
+        ))),
         None => Ok(()),
     }
 }
@@ -250,7 +251,10 @@ mod tests {
         assert_eq!(of_younger(None, &around), Ok(()));
         assert_eq!(of_younger(Some(tli(2)), &around), Ok(()));
         let why = of_younger(Some(tli(1)), &around).unwrap_err();
-        assert!(why.contains("timeline, 2, is in repository b"), "{why}");
+        assert!(
+            matches!(&why, Unproven::Refused(why) if why.contains("timeline, 2, is in repository b")),
+            "{why:?}"
+        );
     }
 
     #[test]

@@ -8,7 +8,6 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
@@ -29,15 +28,15 @@ use walpoint_runtime::exit::told;
 use crate::wal::asking::{Asking, Began};
 use crate::wal::creates::{self, Marked};
 use crate::wal::cut::CutFile;
+use crate::wal::flagged::{self, Flagged};
 use crate::wal::landing::{self, Durability, Landing};
 use crate::wal::note::{Built, TargetNote};
 use crate::wal::origin::OriginKeeper;
 use crate::wal::prove;
+use crate::wal::refusal::{Refusal, Unproven};
 use crate::wal::served::Served;
+use crate::wal::source::{Failed, Source, listed};
 use crate::wal::spool;
-
-/// For how long a repository that did not answer in time is asked last.
-const LATE: Duration = Duration::from_secs(60);
 
 /// Objects that a store lists at once.
 const PAGE: usize = 1000;
@@ -51,6 +50,8 @@ pub(crate) enum Outcome {
     Absent(String),
     /// Neither. Says why.
     Uncertain(String),
+    /// The same, and no later attempt will come to anything else.
+    Refused(String),
 }
 
 /// A file that is there.
@@ -107,16 +108,6 @@ pub(crate) struct Archive {
     served: Served,
 }
 
-/// One repository.
-#[derive(Debug)]
-pub(crate) struct Source {
-    name: String,
-    settings: StoreSettings,
-    open: Mutex<Option<WalArchive>>,
-    /// When others were asked because this one did not begin to answer.
-    late: Mutex<Option<Instant>>,
-}
-
 /// A file that is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
@@ -128,6 +119,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) durability: Durability,
     /// How it is built, if it is not to be had under its own name.
     pub(crate) built: Option<Built>,
+    /// Whether a copy will do that was archived though damaged.
+    pub(crate) flagged: bool,
 }
 
 /// What the repositories answered.
@@ -139,8 +132,28 @@ pub(crate) struct Asked<'a> {
     pub(crate) missing: Vec<Missing<'a>>,
     /// Those that could not say, or could not give it.
     pub(crate) failures: Vec<Failed>,
+    /// Those of them that may have it: they have not said.
+    silent: Vec<&'a str>,
     /// Whether one of them has it, and cannot give it.
     pub(crate) there: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// A repository did not say whether it has the file.
+    fn unsaid(&mut self, source: &'a Source, failed: Failed) {
+        // One that is refused is not of this archive.
+        self.silent.extend(Some(source.name.as_str()).filter(|_| !failed.refused));
+        self.failures.push(failed);
+    }
+
+    /// A repository gave the file.
+    fn land(&mut self, wanted: Wanted<'_>, source: &Source, size: u64, creates: Vec<CreatedTablespace>) {
+        let mut note = listed(&self.failures);
+        if !note.is_empty() {
+            note = format!("\"{}\" comes from repository {}, because {note}", wanted.name, source.name);
+        }
+        self.landed = Some(Landed { size, note, creates });
+    }
 }
 
 /// A repository in which a file was looked for, or is to be.
@@ -155,8 +168,6 @@ pub(crate) struct Missing<'a> {
 impl Archive {
     /// The archive of the selected cluster. Nothing is opened yet.
     pub(crate) fn new(selection: Selection<StoreSettings>, place: Option<&Place>) -> Self {
-        let source =
-            |(name, settings)| Source { name, settings, open: Mutex::new(None), late: Mutex::new(None) };
         let note = place.and_then(|place| TargetNote::read(&place.wal.join(spool::DIRECTORY)));
         Self {
             cluster: selection.cluster,
@@ -167,7 +178,7 @@ impl Archive {
             acknowledging: selection.settings.ack_set().to_vec(),
             damaged_too: selection.settings.fetch_damaged,
             without: selection.settings.fetch_without.clone(),
-            sources: selection.repositories.into_iter().map(source).collect(),
+            sources: selection.repositories.into_iter().map(Source::new).collect(),
             lineage: Mutex::new(None),
             histories: Mutex::default(),
             marked: Mutex::default(),
@@ -220,7 +231,7 @@ impl Archive {
         }
         let built = self.built.filter(|built| WalFileName::Segment(built.segment.name) == name);
         let of_itself = built.filter(|built| built.segment.is_of_itself());
-        let wanted = Wanted { name, path, durability, built: of_itself };
+        let wanted = Wanted { name, path, durability, built: of_itself, flagged: false };
         // What the path leaves is none of its business under its own name.
         let asked = match built {
             Some(built) if built.segment.left && of_itself.is_none() => Asked::default(),
@@ -256,12 +267,12 @@ impl Archive {
         if failures.is_empty() {
             return Outcome::Absent(format!("no repository has \"{name}\""));
         }
-        Outcome::Uncertain(listed(&failures))
+        Unproven::by(&failures, listed(&failures)).into()
     }
 
     /// Asks the repositories for a file until one gives it.
     pub(crate) async fn ask<'a>(&'a self, wanted: Wanted<'a>) -> Asked<'a> {
-        let mut asked = Asked::default();
+        let (mut asked, mut flagged) = (Asked::default(), Vec::new());
         let first = self.first();
         let first = move |source: &Source| first.as_ref() == Some(&source.name);
         let mut asking = Asking::of(&self.sources, first, move |source, began| {
@@ -270,31 +281,48 @@ impl Archive {
         while let Some((source, answer)) = asking.next().await {
             match answer {
                 Ok(Found::Landed(size, creates)) => {
-                    asked.failures.extend(asking.unanswered());
-                    let mut note = listed(&asked.failures);
-                    if !note.is_empty() {
-                        note = format!(
-                            "\"{}\" comes from repository {}, because {note}",
-                            wanted.name, source.name
-                        );
-                    }
-                    asked.landed = Some(Landed { size, note, creates });
+                    asked.failures.extend(asking.unanswered().map(Source::unanswered));
+                    asked.land(wanted, source, size, creates);
                     return asked;
                 }
                 Ok(Found::Missing(wal)) => asked.missing.push(Missing { name: &source.name, wal }),
+                Ok(Found::Flagged(wal)) => {
+                    asked.there = true;
+                    asked.failures.push(flagged::failure(source));
+                    flagged.push(Flagged { source, wal });
+                }
                 Ok(Found::Unusable(error)) => {
                     asked.there = true;
                     asked.failures.push(source.failed(&error));
                 }
-                Err(error) => asked.failures.push(source.failed(&error)),
+                Err(error) => asked.unsaid(source, source.failed(&error)),
             }
         }
-        asked.failures.extend(asking.unanswered());
+        asking.unanswered().for_each(|source| asked.unsaid(source, source.unanswered()));
+        if !flagged.is_empty() {
+            self.take_flagged(wanted, flagged, &mut asked).await;
+        }
         asked
     }
 
+    /// Takes one of the copies that were archived though damaged, if no repository can have a sound one.
+    async fn take_flagged(&self, wanted: Wanted<'_>, flagged: Vec<Flagged<'_>>, asked: &mut Asked<'_>) {
+        if asked.silent.iter().any(|name| !self.without.iter().any(|gone| gone == name)) {
+            return;
+        }
+        let name = wanted.built.map_or(wanted.name, |built| built.segment.source_name());
+        for source in flagged::in_order(&flagged, name, self.served.first()).await {
+            let wanted = Wanted { flagged: true, ..wanted };
+            match self.fetch_from(source, wanted, Began::default()).await {
+                Ok(Found::Landed(size, creates)) => return asked.land(wanted, source, size, creates),
+                Ok(Found::Unusable(error)) | Err(error) => asked.failures.push(source.failed(&error)),
+                Ok(Found::Missing(_) | Found::Flagged(_)) => {}
+            }
+        }
+    }
+
     async fn fetch_from(&self, source: &Source, wanted: Wanted<'_>, began: Began) -> anyhow::Result<Found> {
-        let Wanted { name, path, durability, built } = wanted;
+        let Wanted { name, path, durability, built, flagged } = wanted;
         let wal = self.open(source).await?;
         let fork = built.map(|built| built.segment);
         let stored = fork.map_or(name, |fork| fork.source_name());
@@ -316,11 +344,15 @@ impl Archive {
             Err(error) => return Err(error.into()),
         };
         began.store(true, Ordering::Relaxed);
-        if reader.header().is_some_and(|header| header.damaged) && !self.damaged_too {
-            return Ok(Found::Unusable(anyhow!(
+        if reader.header().is_some_and(|header| header.damaged) && !flagged {
+            if self.damaged_too {
+                return Ok(Found::Flagged(wal));
+            }
+            let why = format!(
                 "\"{name}\" was archived though damaged (push --accept-damaged), and PostgreSQL would end recovery in it; HINT: \
                  choose a target before it, or set fetch_damaged = true to recover up to the damage"
-            )));
+            );
+            return Ok(Found::Unusable(Refusal(why).into()));
         }
         let given = match (stored, reader.header()) {
             (WalFileName::Segment(segment), Some(header)) => Some((segment, header.clone())),
@@ -329,7 +361,7 @@ impl Archive {
         if let Some((segment, header)) = &given
             && let Err(error) = self.served.admit(&wal, *segment, header, |id| self.opened(id)).await
         {
-            return Ok(Found::Unusable(error));
+            return Ok(Found::Unusable(Refusal(told(&error)).into()));
         }
         let creates = match name {
             WalFileName::Segment(segment) => {
@@ -379,7 +411,7 @@ impl Archive {
 
     /// What the configuration calls a repository, and its archive, if it is open.
     fn opened(&self, id: RepositoryId) -> (String, Option<WalArchive>) {
-        let open = |source: &Source| lock(&source.open).clone().filter(|wal| wal.repository().id() == id);
+        let open = |source: &Source| source.opened().filter(|wal| wal.repository().id() == id);
         let found = self.sources.iter().find_map(|source| Some((source.name.clone(), open(source)?)));
         match found {
             Some((name, wal)) => (name, Some(wal)),
@@ -398,14 +430,19 @@ impl Archive {
                 Err(error) => failures.push(source.failed(&error)),
             }
         }
-        failures.extend(asking.unanswered());
+        failures.extend(asking.unanswered().map(Source::unanswered));
         (opened, failures)
+    }
+
+    /// Opens a repository anew the next time that it is asked: what it said is not to be relied on.
+    pub(crate) fn close(&self, name: &str) {
+        self.sources.iter().filter(|source| source.name == name).for_each(Source::close);
     }
 
     /// The WAL of this cluster in a repository: its descriptor was read, its lineage fits the data directory, and both are
     /// what the recovery began with.
     async fn open(&self, source: &Source) -> anyhow::Result<WalArchive> {
-        if let Some(wal) = lock(&source.open).clone() {
+        if let Some(wal) = source.opened() {
             return Ok(wal);
         }
         let repository = Repository::open(&source.name, &source.settings).await?;
@@ -414,7 +451,7 @@ impl Archive {
         self.origin.admit(&source.name, repository.id(), &lineage, acknowledges)?;
         let wal = repository.wal_to_read(&lineage).await?;
         lock(&self.lineage).get_or_insert(lineage);
-        *lock(&source.open) = Some(wal.clone());
+        source.set_open(&wal);
         Ok(wal)
     }
 
@@ -429,9 +466,8 @@ impl Archive {
             let found = repository.read_lineage(cluster, id).await?;
             let found = found.with_context(|| format!("lineage {id} of cluster {cluster} is not in it"))?;
             if elsewhere.is_some_and(|elsewhere| !elsewhere.is_same_life(&found)) {
-                bail!(
-                    "lineage {id} of cluster {cluster} is another server's in it than in the other repositories"
-                );
+                let other = "is another server's in it than in the other repositories";
+                bail!(Refusal(format!("lineage {id} of cluster {cluster} {other}")));
             }
             return Ok(found);
         }
@@ -489,7 +525,7 @@ impl Archive {
                 Err(error) => failures.push(source.failed(&error)),
             }
         }
-        failures.extend(asking.unanswered());
+        failures.extend(asking.unanswered().map(Source::unanswered));
         if failures.is_empty() { Ok(None) } else { bail!(listed(&failures)) }
     }
 
@@ -549,53 +585,10 @@ enum Found {
     /// Its length, and the tablespaces that replay of it creates.
     Landed(u64, Vec<CreatedTablespace>),
     Missing(WalArchive),
+    /// It was archived though damaged.
+    Flagged(WalArchive),
     /// It is there and cannot be handed over.
     Unusable(anyhow::Error),
-}
-
-/// A repository that could not say whether it has a file.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Failed {
-    /// What the configuration calls it.
-    pub(crate) repository: String,
-    /// Why.
-    pub(crate) why: String,
-}
-
-impl std::fmt::Display for Failed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "repository {}: {}", self.repository, self.why)
-    }
-}
-
-impl Source {
-    /// Whether it did not answer in time a while ago.
-    pub(crate) fn is_late(&self) -> bool {
-        lock(&self.late).is_some_and(|at| at.elapsed() < LATE)
-    }
-
-    /// It does not answer in time.
-    pub(crate) fn set_late(&self) {
-        *lock(&self.late) = Some(Instant::now());
-    }
-
-    /// The failure of one that has not answered.
-    pub(crate) fn unanswered(&self) -> Failed {
-        Failed { repository: self.name.clone(), why: "it has not answered yet".to_owned() }
-    }
-
-    /// Notes a failure: the next attempt opens the repository anew, unless that cannot help.
-    fn failed(&self, error: &anyhow::Error) -> Failed {
-        if !matches!(error.downcast_ref(), Some(RepoError::Corrupt { .. })) {
-            *lock(&self.open) = None;
-        }
-        Failed { repository: self.name.clone(), why: told(error) }
-    }
-}
-
-/// All failures in one line.
-pub(crate) fn listed(failures: &[Failed]) -> String {
-    failures.iter().map(Failed::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// What is behind a lock. A panic elsewhere leaves it usable: each change is a single assignment or insertion.

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
-use crate::wal::archive::{Failed, Source};
+use crate::wal::source::Source;
 
 /// A repository that has not begun to answer by then is not waited for alone. A standby waits for little longer.
 const SLOW: Duration = Duration::from_millis(800);
@@ -91,8 +91,8 @@ impl<'a, T: 'a> Asking<'a, T> {
     }
 
     /// The repositories that were asked and have not answered.
-    pub(crate) fn unanswered(&self) -> impl Iterator<Item = Failed> + '_ {
-        self.unanswered.iter().map(|(source, _)| source.unanswered())
+    pub(crate) fn unanswered(&self) -> impl Iterator<Item = &'a Source> + '_ {
+        self.unanswered.iter().map(|(source, _)| *source)
     }
 
     fn begin(&mut self) {

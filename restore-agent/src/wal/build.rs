@@ -11,8 +11,10 @@ use walpoint_base::{Lsn, Recovery, TimelineId};
 use walpoint_repo::plan::ForkSegment;
 
 use crate::restore::settings;
-use crate::wal::archive::{Archive, Asked, Outcome, Proof, Wanted, listed};
+use crate::wal::archive::{Archive, Asked, Outcome, Proof, Wanted};
 use crate::wal::note::{Built, TargetNote};
+use crate::wal::refusal::Unproven;
+use crate::wal::source::listed;
 use crate::wal::{creates, prove, spool};
 
 /// What a message ends with whose remedy is another restore, not another start of the server.
@@ -36,39 +38,42 @@ impl Archive {
                 ));
             }
             if let Err(why) = self.may_end_in(&segment, asked).await {
-                return Outcome::Uncertain(why);
+                return why.into();
             }
         }
         let asked = self.ask(Wanted { built: Some(built), ..wanted }).await;
         match asked.landed {
             Some(landed) => Outcome::Landed(landed),
-            None => Outcome::Uncertain(format!(
-                "the restore planned to build it from \"{}\", up to {}, and no repository has that: {}",
-                segment.source_name(),
-                segment.cut,
-                listed(&asked.failures)
-            )),
+            None => {
+                let why = format!(
+                    "the restore planned to build it from \"{}\", up to {}, and no repository has that: {}",
+                    segment.source_name(),
+                    segment.cut,
+                    listed(&asked.failures)
+                );
+                Unproven::by(&asked.failures, why).into()
+            }
         }
     }
 
     /// Whether recovery may end where a segment that is built ends; otherwise why not.
-    async fn may_end_in(&self, segment: &ForkSegment, asked: Asked<'_>) -> Result<(), String> {
+    async fn may_end_in(&self, segment: &ForkSegment, asked: Asked<'_>) -> Result<(), Unproven> {
         if segment.left {
             return prove::left(self, segment).await;
         }
         // Whatever the others say: one of them has it, and only cannot give it.
         if asked.there {
-            return Err(listed(&asked.failures));
+            return Err(Unproven::by(&asked.failures, listed(&asked.failures)));
         }
         prove::unfinished(self, segment, &asked.missing, asked.failures).await?;
         if self.ends_on_request() {
             return Ok(());
         }
-        Err(format!(
+        Err(Unproven::Refused(format!(
             "only a part of it is in the archive, up to {}, and the target that was restored to lies before that and is no longer \
              set; {RESTORE_AGAIN}: with --use-partial to recover to the end of what there is, or with a target before it",
             segment.cut
-        ))
+        )))
     }
 
     /// Whether recovery stops before a position, under the settings that the restore wrote.

@@ -178,11 +178,11 @@ fn conclude(name: WalFileName, standby: bool, policy: HistoryOutage, outcome: &O
             tracing::info!("{why}");
             ABSENT
         }
-        Outcome::Uncertain(why) if standby && later(name, policy) => {
+        Outcome::Uncertain(why) | Outcome::Refused(why) if standby && later(name, policy) => {
             tracing::warn!("\"{name}\" cannot be fetched at the moment; this standby will ask again: {why}");
             ABSENT
         }
-        Outcome::Uncertain(why) => {
+        Outcome::Uncertain(why) | Outcome::Refused(why) => {
             tracing::error!("{}", refusal(name, why));
             STOP
         }
@@ -216,14 +216,18 @@ mod tests {
         let history: WalFileName = "00000002.history".parse().unwrap();
         let (missing, stop) = (HistoryOutage::Missing, HistoryOutage::Stop);
         let (landed, absent) = (Outcome::Landed(Landed::of(1)), Outcome::Absent("gone".into()));
-        let uncertain = Outcome::Uncertain("down".into());
+        let (uncertain, refused) = (Outcome::Uncertain("down".into()), Outcome::Refused("another's".into()));
         for (name, standby, policy, outcome, status) in [
             (segment, false, missing, &landed, 0),
             (segment, false, missing, &absent, 1),
             (segment, false, missing, &uncertain, 255),
+            (segment, false, missing, &refused, 255),
+            (history, false, missing, &refused, 255),
             (history, false, missing, &uncertain, 255),
             (segment, true, stop, &absent, 1),
             (segment, true, stop, &uncertain, 1),
+            (segment, true, stop, &refused, 1),
+            (history, true, stop, &refused, 255),
             (history, true, missing, &uncertain, 1),
             (history, true, stop, &uncertain, 255),
         ] {

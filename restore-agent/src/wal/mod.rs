@@ -2,10 +2,12 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`archive`] | the repositories of a cluster as one archive |
+//! | [`archive`], [`source`] | the repositories of a cluster as one archive; one of them |
 //! | [`asking`] | asking several repositories, of which one may hang |
+//! | [`flagged`] | which copy of a segment is taken that was archived though damaged |
 //! | [`absence`], [`prove`] | when a file is proven not to be in it, and reading what proves it |
 //! | [`fetch`] | one file, and the exit status |
+//! | [`refusal`] | what waiting does not change |
 //! | [`patience`] | attempts, and how long they may take |
 //! | [`origin`] | what the recovery began with, without which no end is believed |
 //! | [`landing`] | files that appear whole |
@@ -33,6 +35,7 @@ pub(crate) mod build;
 pub(crate) mod creates;
 pub(crate) mod cut;
 pub(crate) mod fetch;
+pub(crate) mod flagged;
 pub(crate) mod histories;
 pub(crate) mod landing;
 pub(crate) mod life;
@@ -42,8 +45,10 @@ pub(crate) mod parents;
 pub(crate) mod patience;
 pub(crate) mod prefetch;
 pub(crate) mod prove;
+pub(crate) mod refusal;
 pub(crate) mod route;
 pub(crate) mod serve;
 pub(crate) mod served;
 pub(crate) mod session;
+pub(crate) mod source;
 pub mod spool;

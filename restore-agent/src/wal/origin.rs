@@ -27,6 +27,7 @@ use walpoint_repo::lineage::LineageUid;
 use walpoint_repo::object::{ContentHash, RepositoryId};
 
 use crate::wal::histories::HistoryCache;
+use crate::wal::refusal::Refusal;
 
 /// How often the newest segment is written down.
 const CADENCE: Duration = Duration::from_secs(1);
@@ -93,14 +94,20 @@ impl Origin {
         let known = self.repositories.iter_mut().find(|known| known.id == found.id);
         let Some(known) = known else {
             if let Some(known) = self.repositories.iter().find(|known| known.name == found.name) {
-                bail!("it is repository {}, and this recovery began with repository {}", found.id, known.id);
+                bail!(Refusal(format!(
+                    "it is repository {}, and this recovery began with repository {}",
+                    found.id, known.id
+                )));
             }
             self.repositories.push(found.clone());
             return Ok(true);
         };
         match (known.lineage, found.lineage) {
             (Some(known), Some(found)) if known != found => {
-                bail!("lineage {} was made anew in it after this recovery began", self.lineage)
+                bail!(Refusal(format!(
+                    "lineage {} was made anew in it after this recovery began",
+                    self.lineage
+                )))
             }
             (None, Some(_)) => known.lineage = found.lineage,
             _ if known.acknowledges || !found.acknowledges => return Ok(false),

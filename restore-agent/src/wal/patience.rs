@@ -12,7 +12,7 @@ pub(crate) const STANDBY_ATTEMPT: Duration = Duration::from_millis(1400);
 /// Waits between attempts in archive recovery grow from the first to the second.
 const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
-/// Attempts until one is certain or the budget is spent. `told` hears why each uncertain one was.
+/// Attempts until one is certain, or no other can be, or the budget is spent. `told` hears why each uncertain one was.
 pub(crate) async fn until_certain<F: Future<Output = Outcome>>(
     budget: Duration,
     mut attempt: impl FnMut() -> F,

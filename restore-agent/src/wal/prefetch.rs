@@ -263,7 +263,7 @@ impl Prefetcher {
                 }
                 Outcome::Absent(_) => {}
                 // Whether PostgreSQL should take an older name is not known.
-                Outcome::Uncertain(_) => break,
+                Outcome::Uncertain(_) | Outcome::Refused(_) => break,
             }
         }
         let mut state = self.state();

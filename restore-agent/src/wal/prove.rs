@@ -16,7 +16,9 @@ use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::exit::told;
 
 use crate::wal::absence::{self, Surroundings};
-use crate::wal::archive::{Archive, Failed, Missing, Outcome, listed};
+use crate::wal::archive::{Archive, Missing, Outcome};
+use crate::wal::refusal::Unproven;
+use crate::wal::source::{Failed, listed};
 
 /// Judges whether a file is absent that the repositories in `missing` do not have, while others failed.
 pub(crate) async fn absence(
@@ -27,19 +29,20 @@ pub(crate) async fn absence(
 ) -> Outcome {
     let (around, names) = match surroundings(archive, Look::Around(name), missing, failures).await {
         Ok(found) => found,
-        Err(why) => return Outcome::Uncertain(why),
+        Err(why) => return why.into(),
     };
     let judged = match name {
         WalFileName::Segment(segment) => of_size(archive)
             .and_then(|size| absence::of_segment(segment, size, &around))
+            .map_err(Unproven::from)
             .and_then(|()| absence::of_younger(archive.youngest_planned(), &around)),
-        WalFileName::History(timeline) => absence::of_history(timeline, &around),
+        WalFileName::History(timeline) => absence::of_history(timeline, &around).map_err(Unproven::from),
         // Nothing follows from these, and recovery asks for neither.
         WalFileName::Backup(..) | WalFileName::Partial(_) => Ok(()),
     };
     match judged {
         Ok(()) => Outcome::Absent(format!("\"{name}\" is not in the archive ({})", names.join(", "))),
-        Err(why) => Outcome::Uncertain(why),
+        Err(why) => why.into(),
     }
 }
 
@@ -50,7 +53,7 @@ pub(crate) async fn unfinished(
     segment: &ForkSegment,
     missing: &[Missing<'_>],
     failures: Vec<Failed>,
-) -> Result<(), String> {
+) -> Result<(), Unproven> {
     let look = Look::Around(WalFileName::Segment(segment.name));
     let (around, _) = surroundings(archive, look, missing, failures).await?;
     absence::of_rest(segment.name, segment.cut, of_size(archive)?, &around)?;
@@ -59,7 +62,7 @@ pub(crate) async fn unfinished(
 
 /// Whether recovery may end in a segment that is built, up to where the path to the latest moment leaves its timeline: no younger
 /// timeline has the segment.
-pub(crate) async fn left(archive: &Archive, segment: &ForkSegment) -> Result<(), String> {
+pub(crate) async fn left(archive: &Archive, segment: &ForkSegment) -> Result<(), Unproven> {
     let (opened, failures) = archive.open_all().await;
     let (around, _) = surroundings(archive, Look::Younger(segment.name), &opened, failures).await?;
     absence::of_heirs(&around)?;
@@ -85,13 +88,18 @@ async fn surroundings<'a>(
     look: Look,
     sources: &[Missing<'a>],
     mut failures: Vec<Failed>,
-) -> Result<(Surroundings, Vec<&'a str>), String> {
+) -> Result<(Surroundings, Vec<&'a str>), Unproven> {
     let mut around = Surroundings::default();
     let mut proven: Vec<(&str, RepositoryId)> = Vec::new();
     for source in sources {
         match look_around(archive, &source.wal, look, &mut around).await {
             Ok(()) => proven.push((source.name, source.wal.repository().id())),
-            Err(error) => failures.push(Failed { repository: source.name.to_owned(), why: told(&error) }),
+            Err(error) => {
+                // Another repository may be in its place by now.
+                archive.close(source.name);
+                let repository = source.name.to_owned();
+                failures.push(Failed { repository, why: told(&error), refused: false });
+            }
         }
     }
     let unproven = unproven(archive, sources, &proven);
@@ -110,7 +118,7 @@ async fn surroundings<'a>(
                 unproven.join(", ")
             );
         }
-        return Err(why);
+        return Err(Unproven::by(&failures, why));
     }
     Ok((around, proven.into_iter().map(|(name, _)| name).collect()))
 }

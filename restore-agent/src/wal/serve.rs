@@ -179,12 +179,14 @@ impl Server {
                 }
             }
             Outcome::Absent(why) => reply(FetchOutcome::Absent, why),
-            Outcome::Uncertain(why) if standby && fetch::later(name, self.policy) => {
+            Outcome::Uncertain(why) | Outcome::Refused(why) if standby && fetch::later(name, self.policy) => {
                 let text =
                     format!("\"{name}\" cannot be fetched at the moment; this standby will ask again: {why}");
                 reply(FetchOutcome::Later, text)
             }
-            Outcome::Uncertain(why) => reply(FetchOutcome::Uncertain, fetch::refusal(name, &why)),
+            Outcome::Uncertain(why) | Outcome::Refused(why) => {
+                reply(FetchOutcome::Uncertain, fetch::refusal(name, &why))
+            }
         }
     }
 

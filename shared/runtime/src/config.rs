@@ -115,13 +115,15 @@ pub struct ClusterSettings {
     /// given up if unset.
     #[serde(default)]
     pub queue_max: Option<ByteSize>,
-    /// How long archive recovery tries to read from a store that fails, before it stops with 255.
+    /// How long archive recovery tries to read from a store that fails, before it stops with 255. What waiting cannot change, such as
+    /// another server's WAL, stops it at once.
     #[serde(default = "defaults::fetch_budget")]
     pub fetch_budget: SignedDuration,
     /// What a standby is told about a `.history` file while no repository answers.
     #[serde(default)]
     pub standby_history_outage: HistoryOutage,
-    /// Hand over segments that were archived though damaged; PostgreSQL ends recovery in them.
+    /// Hand over segments that were archived though damaged; PostgreSQL ends recovery in them. A sound copy in another repository is
+    /// preferred, so all of them have to answer, except those in `fetch_without`.
     #[serde(default)]
     pub fetch_damaged: bool,
     /// Names of acknowledging repositories that are gone for good: recovery may end without their word, and what only they held

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use walpoint_base::WalFileName;
+use walpoint_base::{SegmentName, WalFileName};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::repository::{NewLineage, Repository};
@@ -75,6 +75,16 @@ impl<'a> Archive<'a> {
                 self.put_file(at, &path, name);
             }
         }
+        self.give();
+    }
+
+    /// Stores a segment in one of the stores as `push --accept-damaged` does: with this content instead of the file's.
+    pub(crate) fn put_flagged(&self, at: usize, path: &Path, content: Vec<u8>) {
+        let name: SegmentName = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let facts = walpoint_pg::wal::inspect(name, &std::fs::read(path).unwrap()).unwrap();
+        let flags = WalFlags { damaged: true, ..WalFlags::default() };
+        let (_, wal) = &self.copies[at];
+        self.runtime.block_on(wal.put_segment(&facts, Bytes::from(content), flags)).unwrap();
         self.give();
     }
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod archive;
+mod flagged;
 mod hanging;
 mod load;
 mod mixed;

@@ -1,6 +1,7 @@
 //! Two repositories that hold two servers' WAL of one timeline: recovery gets that of one.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::process::Output;
@@ -95,6 +96,15 @@ fn another_servers_wal_in_another_repository_does_not_stand_in() {
         }
         names_both(&fetch(&standby, next), 1);
         assert_eq!(standby.file(), None);
+    }
+    // Waiting changes nothing where every repository has answered.
+    for fetch in fetches {
+        let target = Target::patient(two.production.pgdata());
+        let target = target.configure(|agent| agent.repository("near", &near).repository("far", &far));
+        two.ours.iter().for_each(|name| assert_eq!(fetch(&target, name).status, 0, "{name}"));
+        let began = Instant::now();
+        names_both(&fetch(&target, next), 255);
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     }
     // A repository that lags behind is helped out by the one that has more of the same server.
     let door = far.back_door();

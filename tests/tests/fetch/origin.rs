@@ -1,7 +1,7 @@
 //! Promise 4: the end of recovery is believed only from the repositories and the lineage that it began with.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use walpoint_tests::archived::Archived;
@@ -173,6 +173,28 @@ fn what_took_the_repositorys_place_proves_nothing() {
     }
 }
 
+/// F1: where waiting cannot change the answer, PostgreSQL is stopped at once, and told why; never is it told that the file is absent.
+#[test]
+fn what_was_made_anew_is_refused_at_once() {
+    let bed = Bed::new(Store::local());
+    for other in [Other::Repository, Other::Lineage] {
+        let target = Target::patient(bed.wal.pg_wal.parent().unwrap());
+        let target = target.configure(|agent| agent.repository("main", &bed.store));
+        let next = bed.recover(&target);
+        assert_eq!(target.fetch(&next).status, 1, "a prefetcher runs");
+        bed.change(other);
+        let began = Instant::now();
+        for name in [next.as_str(), NEXT_HISTORY] {
+            for output in answers(&target, name, 255) {
+                assert!(output.stderr.contains(other.reason()), "{other:?} {name}: {}", output.stderr);
+            }
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{other:?}: {:?}", began.elapsed());
+        bed.put_back();
+        answers(&target, &next, 1);
+    }
+}
+
 /// F1: a standby neither stops nor believes it.
 #[test]
 fn a_standby_outlives_what_took_the_repositorys_place() {
@@ -217,6 +239,33 @@ fn one_of_two_repositories_made_anew_proves_nothing() {
         replace_by(&stores[made_anew], &now);
         assert_eq!(target.fetch(&second[4]).status, 1);
     }
+}
+
+/// F1: where one repository was made anew and the other does not answer, that one is waited for.
+#[test]
+fn a_repository_that_may_answer_later_is_waited_for() {
+    let wal = waldata::promotion(17);
+    let second = segments(&wal);
+    let stores = [Store::local(), Store::local()];
+    let archive = Archive::create(wal.pg_wal.parent().unwrap(), &[("a", &stores[0]), ("b", &stores[1])]);
+    archive.put_all(&wal.archive, |name| name <= second[3].as_str());
+    drop(archive);
+    let target = Target::patient(wal.pg_wal.parent().unwrap());
+    let target = target.configure(|agent| agent.repository("a", &stores[0]).repository("b", &stores[1]));
+    second[..3].iter().for_each(|name| assert_eq!(target.fetch(name).status, 0, "{name}"));
+    kill_prefetchers(&target.agent);
+    drop(fs::remove_dir_all(target.spool()));
+    Other::Lineage.put_named(&wal, &stores[0], "a");
+    let (root, aside) = (stores[1].root().unwrap(), stores[1].root().unwrap().with_extension("aside"));
+    fs::rename(root, &aside).unwrap();
+    let fetched = std::thread::scope(|scope| {
+        let fetching = scope.spawn(|| target.fetch(&second[3]));
+        std::thread::sleep(Duration::from_secs(3));
+        let waits = !fetching.is_finished();
+        fs::rename(&aside, root).unwrap();
+        (waits, fetching.join().unwrap())
+    });
+    assert!(fetched.0 && fetched.1.status == 0, "{fetched:#?}");
 }
 
 impl Other {

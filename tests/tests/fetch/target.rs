@@ -24,6 +24,15 @@ pub(crate) struct Target {
 impl Target {
     /// A data directory with the `pg_control` of another one. Archive recovery gives up after a moment.
     pub(crate) fn like(pgdata: &Path) -> Target {
+        Target::waiting(pgdata, "400ms")
+    }
+
+    /// The same, where archive recovery waits longer than a test does.
+    pub(crate) fn patient(pgdata: &Path) -> Target {
+        Target::waiting(pgdata, "10m")
+    }
+
+    fn waiting(pgdata: &Path, budget: &str) -> Target {
         let dir = Arc::new(TestDir::new());
         let own = dir.mkdir("data");
         dir.mkdir("data/global");
@@ -33,7 +42,7 @@ impl Target {
         std::fs::write(own.join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
         std::fs::write(own.join("recovery.signal"), "").unwrap();
         user::give_tree(&own);
-        let agent = Agent::at(&dir, &own, "").cluster_line("fetch_budget = \"400ms\"");
+        let agent = Agent::at(&dir, &own, "").cluster_line(&format!("fetch_budget = \"{budget}\""));
         Target { _end: EndPrefetchers(agent.fetch_socket()), agent, pgdata: own, dir }
     }
 

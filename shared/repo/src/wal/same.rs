@@ -24,16 +24,33 @@ impl WalArchive {
         if ours.chain != theirs.chain || ours.content_len != theirs.content_len {
             return Ok(Some(false));
         }
-        let hashed = match self.hashed_as(other, name).await {
+        let hashed = match self.hashed_as(other, WalFileName::Segment(name)).await {
             Err(RepoError::Corrupt { .. }) => None,
             hashed => hashed?,
         };
         Ok(hashed.map(|hash| hash == theirs.hash))
     }
 
-    /// The hash of a segment's content as another archive would store it.
-    async fn hashed_as(&self, other: &Self, name: SegmentName) -> Result<Option<ContentHash>> {
-        let Some(reader) = self.read(WalFileName::Segment(name)).await? else { return Ok(None) };
+    /// Whether a file has the same bytes here and in another archive, whatever is wrong with them: of segments that were accepted
+    /// although damaged. `None` where one of them does not have it. The file is read here, a frame at a time, unless the hashes are
+    /// the same.
+    pub async fn same_copy(&self, other: &Self, name: WalFileName) -> Result<Option<bool>> {
+        let (Some(ours), Some(theirs)) = (self.read(name).await?, other.read(name).await?) else {
+            return Ok(None);
+        };
+        let (Some(ours), Some(theirs)) = (ours.header(), theirs.header()) else { return Ok(None) };
+        if ours.hash == theirs.hash {
+            return Ok(Some(true));
+        }
+        if ours.content_len != theirs.content_len {
+            return Ok(Some(false));
+        }
+        Ok(self.hashed_as(other, name).await?.map(|hash| hash == theirs.hash))
+    }
+
+    /// The hash of a file's content as another archive would store it.
+    async fn hashed_as(&self, other: &Self, name: WalFileName) -> Result<Option<ContentHash>> {
+        let Some(reader) = self.read(name).await? else { return Ok(None) };
         let (hasher, _) = reader.write_to(other.sealer().content_hasher()).await?;
         Ok(Some(ContentHash(*hasher.finalize().as_bytes())))
     }
