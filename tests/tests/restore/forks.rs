@@ -242,6 +242,42 @@ fn right_after_failovers_of_other_versions_the_partial_brings_back_every_row() {
     }
 }
 
+/// Promise 7: what a primary wrote behind the fork, after its standby was promoted, is reached by the old timeline's own number: by
+/// a target in the fork's segment, of which there is only a `.partial`.
+#[test]
+fn a_target_behind_the_fork_is_found_in_a_partial_of_the_old_timeline() {
+    let Pair { mut bed, standby, agent, mut ledger } = pair(17);
+    ledger.append_as(&bed.cluster, "a2");
+    standby.wait_replayed(&bed.cluster);
+    let _daemon = agent.daemon();
+    standby.promote();
+    let has = |part: &str| bed.back_door().list("clusters/main").iter().any(|key| key.contains(part));
+    wait::until_true(wait::SOON, "the fork is archived", || has(".partial") && has("00000002.history"));
+    let third = ledger.append_as(&bed.cluster, "a3");
+    let fourth = ledger.append_as(&bed.cluster, "a4");
+    assert_eq!(third.segment, fourth.segment);
+    bed.cluster.crash();
+    let content = fs::read(bed.cluster.wal_dir().join(&third.segment)).unwrap();
+    let partial = bed.cluster.dir().write(format!("{}.partial", third.segment), content);
+    bed.agent.run(&["push", partial.to_str().unwrap()]).expect_success();
+    let xid = third.xid.to_string();
+    for target in [["--target-xid", &xid], ["--target-time", &third.time_after]] {
+        let options = [&target[..], &["--target-timeline", "1"]].concat();
+        let planned = plan(&bed, &options);
+        assert_eq!(planned["timeline"], 1, "{planned:#}");
+        assert!(planned["fork"]["from"].as_str().unwrap().ends_with(".partial"), "{planned:#}");
+        let server =
+            bed.restore_and_start("again", &[&options[..], &["--target-action", "promote"]].concat());
+        server.wait_promoted();
+        assert_eq!(ledger.labels(&server), "a1 a2 a3", "{options:?}");
+        drop(server);
+        fs::remove_dir_all(bed.place("again")).unwrap();
+    }
+    // It is no part of what follows the fork.
+    let refusal = refused(&bed, &["--target-xid", &xid]);
+    assert_eq!(refusal["reason"], "xid-not-found", "{refusal:#}");
+}
+
 /// Promise 3, 4: the new timeline's first segment is archived, the old one's last is not: moments before the fork are
 /// recovered on the old timeline, and restore points in that segment are found.
 #[track_caller]

@@ -172,7 +172,7 @@ impl<'a> Planner<'a> {
 
     /// Refused because nothing shows which of several incomplete copies of the segment at the end is the path's. A standby goes on
     /// before it, and streams.
-    fn contradicting(&self, path: &Path<'a>, number: SegmentNo) -> Option<Attempt> {
+    pub(super) fn contradicting(&self, path: &Path<'a>, number: SegmentNo) -> Option<Attempt> {
         let size = self.facts.segment_size;
         let mut names = path.history().candidates(number, size).map(|timeline| number.name(timeline, size));
         let (segment, copies) = names.find_map(|name| self.facts.contradicting.get_key_value(&name))?;

@@ -171,6 +171,29 @@ impl<'a> Path<'a> {
         })
     }
 
+    /// The same with what the path's own timeline went on to hold behind positions at which younger timelines left it, where only an
+    /// incomplete copy of that segment has it. Recovery gets there for a target in it, and not to its end.
+    pub fn with_tail(&self, coverage: Coverage) -> Asking<Coverage> {
+        let (timeline, number, size) = (self.timeline(), coverage.missing, self.size());
+        let forks = || self.facts.graph.left_at(timeline);
+        let inside =
+            forks().any(|fork| fork > number.start(size)) && forks().all(|fork| fork < number.end(size));
+        let begins = self.history.begin_of(timeline).is_some_and(|begin| begin < number.end(size));
+        let ends = coverage.hole().is_none() && coverage.minimal.is_none();
+        let whole = coverage.files.iter().filter(|file| file.first < number).copied().collect::<Vec<_>>();
+        if !(inside && begins && ends) || whole.is_empty() {
+            return Ok(coverage);
+        }
+        let held = self.facts.partial(number.name(timeline, size))?;
+        Ok(match held.filter(|held| *held > coverage.until) {
+            // Recovery asks for the segment under its own name first, and is given that.
+            Some(until) => {
+                Coverage { until, files: whole, by_ancestor: None, by_partial: Some(timeline), ..coverage }
+            }
+            None => coverage,
+        })
+    }
+
     /// Whether the path's own segment `number` may be its last one: its timeline has begun, and none left it later.
     fn may_end_in(&self, number: SegmentNo) -> bool {
         let (timeline, size) = (self.timeline(), self.size());

@@ -355,14 +355,18 @@ impl<'a> Planner<'a> {
     /// From this backup; `None` if recovery would stop before it is consistent.
     fn with_one(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<Option<Attempt>> {
         let size = self.facts.segment_size;
-        let coverage = path.replayable(backup.start())?;
+        let rule = StopRule::of(&self.request.target, self.request.inclusive);
+        let mut coverage = path.replayable(backup.start())?;
+        if rule.is_some() {
+            coverage = path.with_tail(coverage)?;
+        }
         if coverage.until < backup.end {
             if let Some(refused) = self.not_past_minimal(path, backup.id, &coverage) {
                 return Ok(Some(refused));
             }
             return Ok(Some(self.missing(path, backup, &coverage, SegmentNo::before(backup.end, size))?));
         }
-        let Some(rule) = StopRule::of(&self.request.target, self.request.inclusive) else {
+        let Some(rule) = rule else {
             return Ok(Some(match self.request.target {
                 RecoveryTarget::Immediate => {
                     let ending = self.ending(path, backup, &coverage, backup.end)?;

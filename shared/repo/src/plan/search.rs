@@ -349,7 +349,10 @@ fn files(
 ) -> Result<(Vec<SegmentRange>, Option<PartialEnd>)> {
     let unknown = || RepoError::Internal(format!("the path to timeline {path} was not looked at yet"));
     let path = Path::to(facts, path).ok_or_else(unknown)?;
-    let coverage = path.coverage(first).map_err(|_| unknown())?;
+    let mut coverage = path.coverage(first).map_err(|_| unknown())?;
+    if until > coverage.until {
+        coverage = path.with_tail(coverage).map_err(|_| unknown())?;
+    }
     let partial = PartialEnd::of(&coverage, until, facts.segment_size);
     Ok((coverage.files_until(until, facts.segment_size), partial))
 }

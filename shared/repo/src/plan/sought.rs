@@ -58,6 +58,11 @@ impl<'a> Planner<'a> {
                 return Ok(Ok(plan));
             }
         }
+        if let Some(&id) = listed.first()
+            && let Some(refused) = self.contradicting(path, self.coverage_from(path, id)?.missing)
+        {
+            return Ok(refused);
+        }
         let others = self.of_other_epochs(path, &stretches)?;
         let why = match (&self.request.target, self.request.backup) {
             _ if listed.is_empty() => Why::NoBackupOnPath { timeline },
@@ -158,7 +163,7 @@ impl<'a> Planner<'a> {
     }
 
     pub(super) fn coverage_from(&self, path: &Path<'a>, id: BackupId) -> Asking<Coverage> {
-        path.replayable(id.start())
+        path.with_tail(path.replayable(id.start())?)
     }
 
     fn stop_from(&self, path: &Path<'a>, stretch: &Stretch, id: BackupId) -> Asking<Option<&'a Stop>> {

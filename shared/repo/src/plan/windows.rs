@@ -108,7 +108,7 @@ fn stretches(path: &Path<'_>) -> Asking<Vec<(SegmentNo, Coverage)>> {
     let mut stretches = Vec::new();
     let mut from = path.next_readable(SegmentNo(0))?;
     while let Some(first) = from {
-        let coverage = path.coverage(first)?;
+        let coverage = path.with_tail(path.coverage(first)?)?;
         let read = coverage.by_ancestor.is_some();
         from = path.next_readable(if read { coverage.missing.next() } else { coverage.missing })?;
         stretches.push((first, coverage));

@@ -205,6 +205,21 @@ fn readable_until(world: &World, leaf: TimelineId, from: Lsn) -> Lsn {
     }
 }
 
+/// The same for a target: also what the timeline's own incomplete copy holds of a segment inside which younger ones left it.
+fn searched_until(world: &World, leaf: TimelineId, from: Lsn) -> Lsn {
+    let until = readable_until(world, leaf, from);
+    let number = SegmentNo::of(until, size());
+    let left = |t: TimelineId| world.history(t).entries().iter().find(|e| e.parent == leaf).map(|e| e.switch);
+    let forks: Vec<Lsn> = world.graph.ids().filter(|id| *id > leaf).filter_map(left).collect();
+    let inside = forks.iter().any(|fork| *fork > number.start(size()))
+        && forks.iter().all(|fork| *fork < number.end(size()));
+    let ends = last_right_file(world, leaf).is_none_or(|last| last < number)
+        && world.history(leaf).begin_of(leaf).is_some_and(|begin| begin < number.end(size()));
+    let held = world.partials.get(&(leaf, number)).copied();
+    let held = held.filter(|_| inside && ends && number > SegmentNo::of(from, size()));
+    held.unwrap_or(until).max(until)
+}
+
 /// Whether nothing shows that the timeline went on behind a segment, or was left in it.
 fn is_last(world: &World, leaf: TimelineId, number: SegmentNo) -> bool {
     let path = world.history(leaf);
@@ -295,7 +310,7 @@ fn reachable_points(world: &World, request: &Request, leaf: TimelineId) -> usize
     let backups: Vec<&BackupFacts> = world.backups.iter().filter(chosen).collect();
     let named = |r: &&Record| matches!(&r.kind, Kind::Point(own) if own == name);
     let reached = |r: &&Record| {
-        backups.iter().any(|b| b.end <= r.start && readable_until(world, leaf, b.start()) > r.start)
+        backups.iter().any(|b| b.end <= r.start && searched_until(world, leaf, b.start()) > r.start)
     };
     world.path_records(leaf).into_iter().filter(named).filter(reached).count()
 }
@@ -313,13 +328,16 @@ fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<Backup
     {
         let named = |r: &&Record| matches!(&r.kind, Kind::Point(own) if own == name);
         let reached =
-            |r: &Record, b: &BackupFacts| b.end <= r.start && readable_until(world, leaf, b.start()) >= r.end;
+            |r: &Record, b: &BackupFacts| b.end <= r.start && searched_until(world, leaf, b.start()) >= r.end;
         let points: Vec<&Record> = world.path_records(leaf).into_iter().filter(named).collect();
         return backups.into_iter().find(|b| points.iter().any(|r| reached(r, b))).cloned();
     }
     let rule = StopRule::of(&request.target, request.inclusive);
     for backup in backups {
-        let until = readable_until(world, leaf, backup.start());
+        let until = match rule {
+            Some(_) => searched_until(world, leaf, backup.start()),
+            None => readable_until(world, leaf, backup.start()),
+        };
         let early = match request.target {
             RecoveryTarget::Time(time) => backup.ended <= time,
             RecoveryTarget::Lsn(lsn) => backup.end <= lsn,
