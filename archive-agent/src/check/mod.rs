@@ -178,12 +178,14 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
     if let Some(why) = why_remote(args.remote, &selection) {
         tracing::info!("looking at the server alone, {why}");
         if let Some(mut examined) = examine_remote(&mut report, &selection, limit, false).await {
+            repository::latest(&mut report, &examined.destinations, &examined.identity).await;
             arrives(&mut report, &mut examined, args, limit).await;
         }
     } else if let Some(examined) = examine(&mut report, &selection, limit, false).await? {
         daemon(&mut report, &selection);
         let Examined { server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
             examined;
+        repository::latest(&mut report, &destinations, &identity).await;
         let mut examined = RemoteSource { server, identity, destinations, pgdata: Some(pgdata), archives };
         arrives(&mut report, &mut examined, args, limit).await;
     }

@@ -9,6 +9,7 @@ use walpoint_base::{ClusterName, PgMajor, SegmentSize, SystemId, TimelineId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::Identity;
 use walpoint_repo::backup::{Backups, Summary};
+use walpoint_repo::catalog::Catalog;
 use walpoint_repo::init::{Finding, Probe};
 use walpoint_repo::object::{Level, RepositoryId};
 use walpoint_repo::store::StoreSettings;
@@ -128,6 +129,25 @@ pub(crate) async fn destinations(
         acknowledging(report, &found);
     }
     found
+}
+
+/// Whether a restore to the latest moment follows this server.
+pub(crate) async fn latest(report: &mut Report, destinations: &[Destination], identity: &Identity) {
+    if identity.in_recovery {
+        return;
+    }
+    for Destination { repository, lineage, .. } in destinations {
+        let what = format!("repository {}: timeline", repository.name());
+        match Catalog::load(repository, &lineage.cluster).await {
+            Ok(catalog) => {
+                let own = catalog.lineages().iter().find(|known| known.id() == lineage.id);
+                if let Some(newer) = own.and_then(|own| own.newer_than(identity.timeline)) {
+                    report.warning(what, newer.to_string(), &newer.advice(identity.timeline));
+                }
+            }
+            Err(error) => report.error(what, &error.into()),
+        }
+    }
 }
 
 /// Whether the repositories hold this server's WAL, or another one's under the same names.

@@ -20,6 +20,7 @@ use anyhow::anyhow;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::Serialize;
+use walpoint_repo::lineage::BINDING;
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{Failure, told};
@@ -80,7 +81,10 @@ impl ClusterState {
             Err(error) => (None, Some(told(&error))),
         };
         if let Some(server) = &server {
-            repositories.iter_mut().for_each(|repository| repository.compare(server));
+            let pgdata = selection.settings.pgdata.as_ref();
+            let binding = pgdata.and_then(|pgdata| std::fs::read_to_string(pgdata.join(BINDING)).ok());
+            let binding = binding.unwrap_or_default();
+            repositories.iter_mut().for_each(|repository| repository.compare(server, &binding));
         }
         Self { cluster: selection.cluster.to_string(), server, server_problem, repositories }
     }

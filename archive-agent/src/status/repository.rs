@@ -1,12 +1,15 @@
 //! One repository of a cluster: all it says, or why it says nothing.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use jiff::SignedDuration;
 use serde::Serialize;
-use walpoint_base::ClusterName;
-use walpoint_repo::catalog::Catalog;
+use walpoint_base::{ClusterName, LineageId, TimelineId};
 use walpoint_repo::catalog::status::ClusterStatus;
+use walpoint_repo::catalog::{Catalog, Newer};
+use walpoint_repo::lineage::bound_lineage;
+use walpoint_repo::object::RepositoryId;
 use walpoint_repo::retention::Policy;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::{RepoError, Repository};
@@ -46,6 +49,12 @@ pub(super) struct RepositoryState {
     /// `status` for a person.
     #[serde(skip)]
     drawing: String,
+    /// Which repository it is.
+    #[serde(skip)]
+    id: Option<RepositoryId>,
+    /// The timelines that a restore to the latest moment does not follow, and the one that it does.
+    #[serde(skip)]
+    newer: BTreeMap<(LineageId, TimelineId), Newer>,
 }
 
 impl RepositoryState {
@@ -65,6 +74,8 @@ impl RepositoryState {
             listing: None,
             notes: Vec::new(),
             drawing: String::new(),
+            id: None,
+            newer: BTreeMap::new(),
         };
         let settings = impatient(settings);
         if let Err(error) = state.read(&settings, cluster, policy).await {
@@ -112,6 +123,11 @@ impl RepositoryState {
                 self.notes.push(format!("what expire would do cannot be told: {}", told(&error.into())));
             }
         }
+        self.id = Some(repository.id());
+        for lineage in catalog.lineages() {
+            let newer = |id| Some(((lineage.id(), id), lineage.newer_than(id)?));
+            self.newer.extend(lineage.facts().graph.ids().filter_map(newer));
+        }
         let status = catalog.status().await?;
         self.drawing = catalog.status_text(&status).await?;
         self.status = Some(status);
@@ -123,8 +139,9 @@ impl RepositoryState {
         self.status.is_some() || self.listing.is_some()
     }
 
-    /// Notes it when the server is not the one whose WAL is here.
-    pub(super) fn compare(&mut self, server: &ServerState) {
+    /// Notes it when the server is not the one whose WAL is here, or not the one that a restore follows. `binding`: the lineages that
+    /// its data directory is bound to.
+    pub(super) fn compare(&mut self, server: &ServerState, binding: &str) {
         let Some(status) = self.status.as_ref().filter(|status| !status.lineages.is_empty()) else { return };
         let system_id = server.system_identifier();
         let ours = |lineage: &str| lineage.rsplit_once('-').is_some_and(|(id, _)| id == system_id);
@@ -133,6 +150,16 @@ impl RepositoryState {
                 "the server has system identifier {system_id}, and nothing here is of that cluster: conninfo leads to \
                  another server, or archive-agent init has to be run for this one"
             ));
+        }
+        let bound = self.id.and_then(|id| bound_lineage(binding, id).ok().flatten());
+        let its: Vec<LineageId> = status.lineages.iter().filter_map(|one| one.lineage.parse().ok()).collect();
+        let mut its = its.into_iter().filter(|id| id.system_id.to_string() == system_id);
+        // Of several without a file that says which, it is not known.
+        let lineage = bound.or_else(|| its.next().filter(|_| its.next().is_none()));
+        if let (Some(lineage), Some(own)) = (lineage, server.writes())
+            && let Some(newer) = self.newer.get(&(lineage, own))
+        {
+            self.notes.push(format!("{newer}; {}", newer.advice(own)));
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use walpoint_base::{Lsn, PgTimestamp, SegmentName};
+use walpoint_base::{Lsn, PgTimestamp, SegmentName, TimelineId};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
@@ -71,6 +71,11 @@ impl ServerState {
     /// Whose WAL it writes.
     pub(super) fn system_identifier(&self) -> &str {
         &self.system_identifier
+    }
+
+    /// The timeline that it writes; `None` of a standby.
+    pub(super) fn writes(&self) -> Option<TimelineId> {
+        TimelineId::new(self.timeline).filter(|_| !self.in_recovery)
     }
 
     /// For a person, one line each.

@@ -234,3 +234,62 @@ fn an_abandoned_timeline_of_one_repository_stops_no_restore_from_another() {
     other.delete(&newest);
     assert_eq!(plan(&bed.agent, &[])["timeline"], 1);
 }
+
+/// A copy of production is promoted beside it and archives: "latest" is its timeline, as for PostgreSQL, and whoever restores or looks
+/// after production is told, until it is settled.
+#[test]
+fn a_copy_that_archives_beside_production_is_told_wherever_latest_counts() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    let check = |bed: &Archived| bed.agent.run(&["check", "--no-switch"]).expect_success().stdout;
+    let status = |bed: &Archived| bed.agent.run(&["status", "--json"]).expect_success().stdout;
+    let told = "is in the archive: a restore to the latest moment follows it, not this server";
+    assert!(!check(&bed).contains(told) && !status(&bed).contains(told));
+    assert!(!plan(&bed.agent, &[])["notes"].to_string().contains("went on"));
+
+    let mut standby = bed.cluster.standby();
+    let agent = Agent::with(&standby, &bed.store);
+    agent.write();
+    standby.set("archive_command", agent.archive_command());
+    standby.start();
+    standby.wait_replayed(&bed.cluster);
+    let daemon = agent.daemon();
+    // At the beginning of a segment, so that production's and the copy's do not contradict each other.
+    bed.settle();
+    standby.wait_replayed(&bed.cluster);
+    standby.promote();
+    standby.wait_promoted();
+    ledger.append_as(&standby, "b1");
+    let segment = standby.switch_wal();
+    standby.wait_archived(&segment);
+    assert_eq!(daemon.stop(), 0);
+    for n in 2..5 {
+        ledger.append_as(&bed.cluster, &format!("a{n}"));
+        bed.settle();
+    }
+    let latest = plan(&bed.agent, &[]);
+    assert_eq!(latest["timeline"], 2, "{latest:#}");
+    let notes = latest["notes"].to_string();
+    assert!(notes.contains("Timeline 1 went on after timeline 2 left it"), "{latest:#}");
+    assert!(notes.contains("--target-timeline 1"), "{latest:#}");
+    let text = bed.agent.restore(&["plan"]).expect_success().stdout;
+    assert!(text.contains("Timeline 1 went on"), "{text}");
+    let named = plan(&bed.agent, &["--target-timeline", "1"]);
+    assert!(!named["notes"].to_string().contains("went on"), "{named:#}");
+    for told_by in [check(&bed), status(&bed)] {
+        assert!(told_by.contains("timeline 2, forked from this server's timeline 1 at"), "{told_by}");
+        assert!(told_by.contains(told) && told_by.contains("lineage settle --timeline 2"), "{told_by}");
+    }
+    // The copy is what a restore follows.
+    assert!(!agent.run(&["status", "--json"]).stdout.contains(told));
+
+    let settle = ["lineage", "settle", "--timeline", "2", "--reason", "a test copy"];
+    bed.agent.run(&settle).expect_success();
+    assert!(!check(&bed).contains(told) && !status(&bed).contains(told));
+    let latest = plan(&bed.agent, &[]);
+    assert_eq!(latest["timeline"], 1, "{latest:#}");
+    assert!(!latest["notes"].to_string().contains("went on"), "{latest:#}");
+}

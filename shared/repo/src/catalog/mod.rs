@@ -12,6 +12,7 @@
 //! | `outline` | what listings show before anything is read |
 //! | `lineage` | one lineage, and the answers to a planner's questions about it |
 //! | `abandoned` | timelines that a person says were abandoned, and when each was written to last |
+//! | `beside` | timelines that are written at the same time |
 //! | `ahead` | reading at the same time what a planner will most likely ask for |
 //! | `confirm` | whether the store itself has what the index names |
 //! | `chain` | whether the segments of a path continue each other |
@@ -21,6 +22,7 @@
 
 mod abandoned;
 mod ahead;
+mod beside;
 mod chain;
 mod confirm;
 mod draw;
@@ -37,6 +39,7 @@ use jiff::Timestamp;
 use walpoint_base::ClusterName;
 
 pub use abandoned::LastUse;
+pub use beside::{Newer, WentOn};
 pub use chain::BrokenChain;
 pub use graph::TimelineGraph;
 pub use inventory::{Expected, TimelineWal};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use walpoint_base::{ClusterName, LineageId, RecoveryTarget, SegmentSize};
+use walpoint_base::{ClusterName, LineageId, RecoveryTarget, SegmentSize, TargetTimeline};
 
 use super::likely::likely;
 use super::older;
@@ -174,7 +174,7 @@ async fn plan_in_lineage(
     now: Timestamp,
 ) -> Result<Verdict> {
     lineage.look_ahead(likely(lineage.facts(), request)).await;
-    let plan = match lineage.ask(Some(decoder), |facts| plan_in(facts, request, now)).await? {
+    let mut plan = match lineage.ask(Some(decoder), |facts| plan_in(facts, request, now)).await? {
         Ok(plan) => plan,
         Err(mut refused) => {
             refused.youngest = lineage.youngest();
@@ -188,7 +188,15 @@ async fn plan_in_lineage(
             let youngest = lineage.youngest();
             Err(Box::new(Unreachable { youngest, ..not_continued(&plan, request, lineage, broken) }))
         }
-        None => Ok(plan),
+        None => {
+            // Who names a timeline has chosen.
+            if request.timeline == TargetTimeline::Latest {
+                let went_on = lineage.went_on(plan.timeline).await?;
+                let passed = went_on.iter().filter(|one| one.left < plan.until);
+                plan.notes.extend(passed.map(ToString::to_string));
+            }
+            Ok(plan)
+        }
     })
 }
 

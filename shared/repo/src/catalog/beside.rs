@@ -1,0 +1,144 @@
+//! Timelines that are written beside each other: a copy of a server that was promoted and archives while the server goes on.
+//!
+//! "Latest" is the timeline with the highest number, for PostgreSQL and for plans alike, whichever server is in production. So
+//! who restores, and who looks after the server, is shown where there is another one.
+
+use jiff::Timestamp;
+use walpoint_base::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineHistory, TimelineId};
+
+use super::LineageCatalog;
+use crate::error::Result;
+use crate::index::{group_of, last_of};
+use crate::plan::{ExtentQuestion, Path};
+
+/// So many segments of a timeline are looked at for its first transaction.
+const LOOKED_AT: u64 = 32;
+
+/// A timeline that was written to after another one had left it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WentOn {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The one that left it, and where.
+    pub left_by: TimelineId,
+    /// Where.
+    pub left: Lsn,
+    /// Its last segment.
+    pub last: SegmentName,
+    /// The latest of its transactions.
+    pub at: Timestamp,
+}
+
+/// The timeline that a restore to the latest moment follows instead of another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Newer {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The last one that both have.
+    pub common: TimelineId,
+    /// Up to here.
+    pub until: Lsn,
+}
+
+impl LineageCatalog {
+    /// The timelines on the path to `timeline` that went on for more than the segment in which the path leaves them, with
+    /// transactions that are later than the first ones of what left them. What a dead primary archived of its last moments is not
+    /// such a timeline: its transactions came before the promotion.
+    pub async fn went_on(&mut self, timeline: TimelineId) -> Result<Vec<WentOn>> {
+        let Some(history) = self.facts().graph.history(timeline).cloned() else { return Ok(Vec::new()) };
+        let children = history.path().skip(1);
+        let steps: Vec<_> =
+            history.entries().iter().zip(children).map(|(e, c)| (e.parent, e.switch, c)).collect();
+        let mut found = Vec::new();
+        for (parent, left, left_by) in steps {
+            if self.facts().abandoned.contains_key(&parent) {
+                continue;
+            }
+            let Some((last, at)) = self.last_behind(parent, left).await? else { continue };
+            if self.first_behind(left_by, left).await?.is_none_or(|first| first < at) {
+                let last = last.name(parent, self.lineage().segment_size);
+                found.push(WentOn { timeline: parent, left_by, left, last, at: at.to_time() });
+            }
+        }
+        Ok(found)
+    }
+
+    /// The last segment of a timeline behind that of a position, and the latest transaction in what leads there.
+    async fn last_behind(
+        &mut self,
+        timeline: TimelineId,
+        left: Lsn,
+    ) -> Result<Option<(SegmentNo, PgTimestamp)>> {
+        let size = self.lineage().segment_size;
+        let behind = SegmentNo::of(left, size).next();
+        let run = self.ask(None, |facts| Ok(facts.wal(timeline)?.iter().next_back().copied())).await?;
+        let Some(run) = run.filter(|run| run.last >= behind) else { return Ok(None) };
+        let (first, until) = (run.first.max(behind), run.last.end(size));
+        let extent = self.ask(None, |facts| {
+            let Some(path) = Path::to(facts, timeline) else { return Ok(None) };
+            path.coverage(first)?;
+            facts.extent(ExtentQuestion { path: timeline, first, until }).map(Some)
+        });
+        Ok(extent.await?.and_then(|extent| extent.latest).map(|latest| (run.last, latest)))
+    }
+
+    /// The earliest transaction of a timeline behind the segment in which it left another one; where nothing is stored behind that,
+    /// the latest one in it.
+    async fn first_behind(&mut self, timeline: TimelineId, left: Lsn) -> Result<Option<PgTimestamp>> {
+        let fork = SegmentNo::of(left, self.lineage().segment_size);
+        let run =
+            self.ask(None, |facts| Ok(facts.wal(timeline)?.iter().find(|run| run.last >= fork).copied()));
+        let (Some(run), Some(wal)) = (run.await?, self.wal_mut(timeline)) else { return Ok(None) };
+        let first = run.first.max(fork);
+        let last = run.last.min(SegmentNo(first.0.saturating_add(LOOKED_AT))).min(last_of(group_of(first)));
+        let entries = wal.entries(first, last).await?;
+        let behind = entries.range(fork.next()..).find_map(|(_, entry)| Some(entry.transactions?.earliest));
+        let in_it = || Some(entries.get(&fork)?.transactions?.latest);
+        Ok(behind.or_else(in_it))
+    }
+
+    /// The timeline that a restore to the latest moment follows instead of `timeline`, if there is one.
+    pub fn newer_than(&self, timeline: TimelineId) -> Option<Newer> {
+        let facts = self.facts();
+        let newest = facts.graph.ids().rev().find(|id| !facts.abandoned.contains_key(id))?;
+        let own = facts.graph.history(timeline).cloned().unwrap_or_else(|| TimelineHistory::root(timeline));
+        let other = facts.graph.history(newest).filter(|_| newest > timeline)?;
+        let common = own.path().zip(other.path()).take_while(|(own, other)| own == other).last()?.0;
+        let ends = [own.end_of(common), other.end_of(common)];
+        Some(Newer { timeline: newest, common, until: ends.into_iter().flatten().min()? })
+    }
+}
+
+impl std::fmt::Display for WentOn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { timeline, left_by, left, last, at } = self;
+        write!(
+            f,
+            "Timeline {timeline} went on after timeline {left_by} left it at {left}: it is stored up to {last}, and was written to until \
+             {at}. \"Latest\" follows timeline {left_by}; --target-timeline {timeline} takes timeline {timeline}."
+        )
+    }
+}
+
+impl std::fmt::Display for Newer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { timeline, common, until } = self;
+        write!(
+            f,
+            "timeline {timeline}, forked from this server's timeline {common} at {until}, is in the archive: a restore to the latest \
+             moment follows it, not this server"
+        )
+    }
+}
+
+impl Newer {
+    /// What to do about it on the server that is on timeline `own`.
+    pub fn advice(&self, own: TimelineId) -> String {
+        let Self { timeline, .. } = self;
+        format!(
+            "if nothing of timeline {timeline} is needed, stop that server's archiving and run archive-agent lineage settle --timeline \
+             {timeline} --reason \"…\"; if that server is to be archived too, run archive-agent init --new-lineage there first; until \
+             then --target-timeline {own} restores this server"
+        )
+    }
+}
