@@ -1,5 +1,6 @@
 //! Everything that reads a Walpoint repository to bring a cluster back.
 
+mod agreement;
 mod choice;
 mod cli;
 mod decoder;

@@ -27,6 +27,7 @@ use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FAILED, Failure, USAGE};
 use walpoint_runtime::output;
 
+use crate::agreement;
 use crate::choice::{self, Refused};
 use crate::decoder::WalDecoder;
 use crate::target::TargetArgs;
@@ -120,7 +121,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     if let Some(several) = choice::ambiguous(&mut refusals) {
         return Err(NoPlan::Unreachable(Box::new(several)));
     }
-    if let Some((one, other)) = choice::of_two_servers(&plans) {
+    if let Some((one, other)) = agreement::of_two_servers(&plans) {
         return Err(NoPlan::Failed(Failure::from(anyhow!(
             "lineage {} is one server's in repository \"{}\" and another server's in \"{}\". HINT: Name the repository whose server you \
              mean: --repo URL --cluster {}.",
@@ -130,7 +131,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
             one.cluster
         ))));
     }
-    if let Some(what) = choice::differing(&plans, &refusals).await {
+    if let Some(what) = agreement::differing(&plans, &refusals).await {
         return Err(NoPlan::Failed(Failure::from(anyhow!(
             "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo URL --cluster {}.",
             selection.cluster
