@@ -57,6 +57,8 @@ pub(crate) struct Planned {
     pub(crate) plan: RestorePlan,
     /// What is known to be damaged of what the backup needs, and what to do.
     pub(crate) damage: Option<String>,
+    /// Why the incomplete copy that it ends in is not known to be that end, by what other repositories have.
+    pub(crate) doubtful_end: Option<String>,
     /// The segments that create tablespaces, as the index that was read for the plan marks them; `None` if it could not be
     /// read up to there.
     pub(crate) creating: Option<Vec<Replayed>>,
@@ -94,6 +96,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     let mut refusals: Vec<Refused> = Vec::new();
     let mut failure: Option<RepoError> = None;
     let mut plans: Vec<Planned> = Vec::new();
+    let mut catalogs: Vec<Catalog> = Vec::new();
     let mut skipped: Vec<&str> = Vec::new();
     for ((name, _), answer) in selection.repositories.iter().zip(answers) {
         let Some(answer) = answer else {
@@ -106,8 +109,13 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
             continue;
         };
         match answer {
-            Ok(Ok(planned)) => plans.push(planned),
-            Ok(Err(refused)) => refusals.push(*refused),
+            Ok((catalog, answer)) => {
+                catalogs.push(catalog);
+                match answer {
+                    Ok(planned) => plans.push(planned),
+                    Err(refused) => refusals.push(*refused),
+                }
+            }
             Err(error) => {
                 if selection.repositories.len() > 1 {
                     tracing::warn!("repository \"{name}\" was skipped: {error}");
@@ -121,21 +129,15 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     if let Some(several) = choice::ambiguous(&mut refusals) {
         return Err(NoPlan::Unreachable(Box::new(several)));
     }
-    if let Some((one, other)) = agreement::of_two_servers(&plans) {
-        return Err(NoPlan::Failed(Failure::from(anyhow!(
-            "lineage {} is one server's in repository \"{}\" and another server's in \"{}\". HINT: Name the repository whose server you \
-             mean: --repo URL --cluster {}.",
-            one.lineage.id,
-            one.repository.name(),
-            other.repository.name(),
-            one.cluster
-        ))));
-    }
-    if let Some(what) = agreement::differing(&plans, &refusals).await {
+    let compared = agreement::compare(&plans, &mut catalogs).await;
+    if let Some(what) = compared.different {
         return Err(NoPlan::Failed(Failure::from(anyhow!(
             "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo URL --cluster {}.",
             selection.cluster
         ))));
+    }
+    for (planned, end) in plans.iter_mut().zip(compared.ends) {
+        planned.doubtful_end = end;
     }
     let youngest = plans.iter().filter_map(|planned| Some((planned.lineage.id, planned.plan.youngest?)));
     let youngest: Vec<(LineageId, TimelineId)> = youngest.collect();
@@ -145,6 +147,10 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         planned.plan.youngest = planned.plan.youngest.and(known.map(|(_, timeline)| *timeline).max());
         let notes: Vec<String> = skipped.iter().map(|name| without(name, &planned.plan)).collect();
         planned.plan.notes.extend(notes);
+        if let Some(why) = planned.doubtful_end.take() {
+            let end = Unreachable::of_end(&planned.plan, request.timeline, &planned.lineage, why);
+            return Err(NoPlan::Unreachable(Box::new(end)));
+        }
         return match choice::contradicting(&planned, &mut refusals) {
             Some(unreachable) => Err(NoPlan::Unreachable(Box::new(unreachable))),
             None => {
@@ -176,7 +182,7 @@ fn without(name: &str, plan: &RestorePlan) -> String {
 }
 
 /// What one repository says.
-type Answer = Result<Result<Planned, Box<Refused>>, RepoError>;
+type Answer = Result<(Catalog, Result<Planned, Box<Refused>>), RepoError>;
 
 /// The repositories' answers, in the order of the configuration; nothing from those that hang while another one has a plan.
 async fn ask_all(
@@ -196,7 +202,7 @@ async fn ask_all(
             Some(deadline) => tokio::time::timeout_at(deadline, asked.next()).await.unwrap_or(None),
         };
         let Some((at, answer)) = next else { return answers };
-        if matches!(answer, Ok(Ok(_))) {
+        if matches!(answer, Ok((_, Ok(_)))) {
             deadline.get_or_insert_with(|| tokio::time::Instant::now() + PATIENCE);
         }
         if let Some(place) = answers.get_mut(at) {
@@ -216,11 +222,18 @@ async fn make_from(
     let repository = catalog.repository().clone();
     let plan = match driver::prove_from(&mut catalog, request, decoder, Timestamp::now()).await? {
         Ok(plan) => plan,
-        Err(refusal) => return Ok(Err(Box::new(Refused { repository, refusal: *refusal }))),
+        Err(refusal) => return Ok((catalog, Err(Box::new(Refused { repository, refusal: *refusal })))),
     };
+    let planned = planned(&mut catalog, plan).await?;
+    Ok((catalog, Ok(planned)))
+}
+
+/// A plan that was made from a catalog, and what is known about it.
+async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<Planned, RepoError> {
+    let (repository, cluster) = (catalog.repository().clone(), catalog.cluster().clone());
     let known = catalog.lineages_mut().iter_mut().find(|known| known.id() == plan.lineage);
     let known = known.ok_or_else(|| RepoError::Internal(format!("lineage {} is not known", plan.lineage)))?;
-    let damage = match known_damage(&repository, cluster, known.condemned(), plan.backup.id).await {
+    let damage = match known_damage(&repository, &cluster, known.condemned(), plan.backup.id).await {
         Ok(damage) => damage,
         Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => Some(error.to_string()),
         // What verify found is no condition of a restore.
@@ -233,7 +246,7 @@ async fn make_from(
     let creating = creating_segments(known, &plan).await.ok();
     let lineage = known.lineage().clone();
     let files_from = repository.clone();
-    Ok(Ok(Planned { repository, files_from, cluster: cluster.clone(), lineage, plan, damage, creating }))
+    Ok(Planned { repository, files_from, cluster, lineage, plan, damage, doubtful_end: None, creating })
 }
 
 /// What `verify` or a backup found damaged of what the backup needs, and what to do. `condemned`: what is condemned, if that

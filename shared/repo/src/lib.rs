@@ -21,6 +21,7 @@
 //! | [`holds`] | who forbade to delete what |
 //! | [`cpu`] | where heavy computing runs |
 
+pub mod agreement;
 pub mod backup;
 pub mod catalog;
 pub mod cpu;

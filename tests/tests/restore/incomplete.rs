@@ -207,12 +207,8 @@ fn a_copy_that_holds_less_than_a_damaged_one_is_no_end_of_the_archive() {
     promoted_with(&server, &ledger, "a1 a2 a3");
 }
 
-/// Promise 12: two servers that went apart die in the same segment, and what each has of it is in a repository of its own. No plan
-/// reads both.
-#[test]
-fn incomplete_copies_of_two_servers_are_no_plan() {
-    let second = Store::local();
-    let (mut bed, mut ledger) = bed(Some(&second));
+/// A copy of the data directory as a server that goes its own way on the same timeline.
+fn copy_of(bed: &mut Archived) -> Cluster {
     bed.cluster.stop(Shutdown::Fast);
     let place = bed.cluster.dir().join("copy");
     let copied = Command::new("cp").arg("-a").arg(bed.cluster.pgdata()).arg(&place).status().unwrap();
@@ -221,24 +217,129 @@ fn incomplete_copies_of_two_servers_are_no_plan() {
     copy.set("archive_mode", "off");
     copy.start();
     bed.cluster.start();
+    copy
+}
+
+/// Stores what a server has of a segment in one repository alone.
+#[track_caller]
+fn push_of(bed: &Archived, server: &Cluster, store: &Store, directory: &str, segment: &str) {
+    let agent = Agent::at(bed.cluster.dir(), server.pgdata(), &server.conninfo()).repository("alone", store);
+    agent.write();
+    let content = fs::read(server.wal_dir().join(segment)).unwrap();
+    bed.cluster.dir().mkdir(directory);
+    let file = bed.cluster.dir().write(format!("{directory}/{segment}"), content);
+    agent.run(&["push", file.to_str().unwrap()]).expect_success();
+}
+
+/// The refusal of a plan to the end of the copies, and to a position in them.
+#[track_caller]
+fn refused(bed: &Archived, lsn: &str, reasons: &[&str], keys: &[&String]) {
+    for options in [&["--use-partial"][..], &["--target-lsn", lsn]] {
+        let output = bed.agent.restore(&[&["--json", "plan"], options].concat()).expect_status(1);
+        let refusal: Value = serde_json::from_str(&output.stdout).unwrap();
+        let reason = refusal["reason"].as_str().unwrap();
+        assert!(reasons.contains(&reason), "{options:?}: {refusal:#}");
+        for key in keys {
+            assert!(refusal["message"].to_string().contains(*key), "{options:?}: {key}: {refusal:#}");
+        }
+    }
+}
+
+/// Promise 12: two servers that went apart die in the same segment, and what each has of it is in a repository of its own. No plan
+/// reads both, nor does one take the one for the end where the other is damaged.
+#[test]
+fn incomplete_copies_of_two_servers_are_no_plan() {
+    let second = Store::local();
+    let (mut bed, mut ledger) = bed(Some(&second));
+    let mut copy = copy_of(&mut bed);
+    let lsn = copy.psql("select pg_current_wal_insert_lsn()");
     let last = ledger.append_as(&bed.cluster, "a2");
     copy.psql("create table other (n int); insert into other select generate_series(1, 50)");
     assert_eq!(copy.psql("select pg_walfile_name(pg_current_wal_lsn())"), last.segment);
     bed.cluster.crash();
     copy.crash();
     bed.stop_daemon();
-    for (server, store, directory) in [(&bed.cluster, &bed.store, "ours"), (&copy, &second, "theirs")] {
-        let agent =
-            Agent::at(bed.cluster.dir(), server.pgdata(), &server.conninfo()).repository("alone", store);
-        agent.write();
-        let content = fs::read(server.wal_dir().join(&last.segment)).unwrap();
-        bed.cluster.dir().mkdir(directory);
-        let file = bed.cluster.dir().write(format!("{directory}/{}", last.segment), content);
-        agent.run(&["push", file.to_str().unwrap()]).expect_success();
+    push_of(&bed, &bed.cluster, &bed.store, "ours", &last.segment);
+    push_of(&bed, &copy, &second, "theirs", &last.segment);
+    let (main, other) = (bed.back_door(), second.back_door());
+    assert_eq!((ended(&main).len(), ended(&other).len()), (1, 1));
+    let refuses = |what: &str| {
+        for options in [&["plan", "--use-partial"][..], &["plan", "--target-lsn", &lsn]] {
+            let plan = bed.agent.restore(options).expect_status(1);
+            assert!(plan.stderr.contains(what) && plan.stderr.contains("--repo URL"), "{what}: {plan:#?}");
+        }
+    };
+    refuses("incomplete copy");
+    // Production's is the shorter one: that the other server's does not begin with it shows by its name.
+    let key = &ended(&main)[0];
+    main.flip_bit(key, main.get(key).unwrap().len() / 2);
+    refuses("incomplete copy");
+}
+
+/// Promise 12: the same in one repository, where production's own copy is damaged: the other server's is not taken for the end, nor for
+/// what production wrote of that segment.
+#[test]
+fn another_servers_incomplete_copy_does_not_stand_in_for_a_damaged_one() {
+    for longer in [false, true] {
+        let (mut bed, mut ledger) = bed(None);
+        let mut copy = copy_of(&mut bed);
+        let lsn = copy.psql("select pg_current_wal_insert_lsn()");
+        let last = ledger.append_as(&bed.cluster, "a2");
+        if longer {
+            ledger.append_as(&bed.cluster, "a3");
+            bed.cluster.psql("create table more (n int); insert into more select generate_series(1, 500)");
+        }
+        copy.psql("create table other (n int); insert into other select generate_series(1, 50)");
+        assert_eq!(copy.psql("select pg_walfile_name(pg_current_wal_lsn())"), last.segment);
+        bed.cluster.crash();
+        copy.crash();
+        bed.stop_daemon();
+        push_of(&bed, &bed.cluster, &bed.store, "ours", &last.segment);
+        let main = bed.back_door();
+        let ours = ended(&main)[0].clone();
+        let sound = main.get(&ours).unwrap();
+        main.delete(&ours);
+        push_of(&bed, &copy, &bed.store, "theirs", &last.segment);
+        let theirs = ended(&main)[0].clone();
+        main.put(&ours, sound.clone());
+        let both = [&ours, &theirs];
+        refused(&bed, &lsn, &["contradicting-copies"], &both);
+        main.flip_bit(&ours, sound.len() / 2);
+        refused(&bed, &lsn, &["contradicting-copies", "ends-incomplete"], &both);
     }
-    assert_eq!((ended(&bed.back_door()).len(), ended(&second.back_door()).len()), (1, 1));
-    let plan = bed.agent.restore(&["plan", "--use-partial"]).expect_status(1);
-    assert!(plan.stderr.contains("incomplete copy") && plan.stderr.contains("--repo URL"), "{plan:#?}");
+}
+
+/// Promise 7: of two repositories one has a copy that holds less, and that which holds more is damaged in the other.
+#[test]
+fn a_copy_that_holds_less_than_a_damaged_one_elsewhere_is_no_end_of_the_archive() {
+    let second = Store::local();
+    let (mut bed, mut ledger) = bed(Some(&second));
+    let (main, other) = (bed.back_door(), second.back_door());
+    let early = ledger.append_as(&bed.cluster, "a2");
+    push_part(&bed, "early", &early.segment);
+    let shorter = ended(&main);
+    let last = ledger.append_as(&bed.cluster, "a3");
+    assert_eq!(early.segment, last.segment);
+    bed.cluster.crash();
+    bed.stop_daemon();
+    push_part(&bed, "late", &last.segment);
+    let longer = ended(&main).into_iter().find(|key| !shorter.contains(key)).unwrap();
+    ended(&main).iter().filter(|key| **key != longer).for_each(|key| main.delete(key));
+    other.delete(&longer);
+    let sound = main.get(&longer).unwrap();
+    main.flip_bit(&longer, sound.len() / 2);
+    let output = bed.agent.restore(&["--json", "plan", "--use-partial"]).expect_status(1);
+    let refusal: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(refusal["reason"], "ends-incomplete", "{refusal:#}");
+    assert!(refusal["message"].to_string().contains(&longer), "{refusal:#}");
+    let early = early.xid.to_string();
+    let target = ["--target-xid", early.as_str(), "--target-action", "promote"];
+    let server = bed.restore_and_start("early-rows", &target);
+    promoted_with(&server, &ledger, "a1 a2");
+    main.delete(&longer);
+    main.put(&longer, sound);
+    let server = bed.restore_and_start("again", &["--use-partial"]);
+    promoted_with(&server, &ledger, "a1 a2 a3");
 }
 
 /// Promise 4: the plan ended at a failover behind which there was nothing yet. By the time that recovery asks, there is.

@@ -202,6 +202,11 @@ impl TimelineWal {
         (is_own && number >= self.surveyed).then(|| self.survey.incomplete.contains(&number))
     }
 
+    /// The segments of which a listing showed an incomplete copy.
+    pub(crate) fn incomplete(&self) -> impl Iterator<Item = SegmentNo> + '_ {
+        self.survey.incomplete.iter().copied()
+    }
+
     /// The segments that were stored and that recovery cannot have: damaged, or gone from the store.
     pub fn lost(&self) -> &Runs {
         &self.lost

@@ -14,8 +14,8 @@ use crate::backup::{Backups, Listed, ListedState, NumberedCondemned, Standing, S
 use crate::error::{RepoError, Result};
 use crate::lineage::Lineage;
 use crate::plan::{
-    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Path, Question, Search, SegmentDecoder,
-    SegmentRange, Youngest,
+    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Likely, Path, Question, RestorePlan,
+    Search, SegmentDecoder, SegmentRange, Youngest,
 };
 use crate::reach::WalNeed;
 use crate::wal::WalArchive;
@@ -178,6 +178,20 @@ impl LineageCatalog {
     /// The WAL of a timeline, if a planner asked for it already.
     pub fn wal(&self, timeline: TimelineId) -> Option<&TimelineWal> {
         self.wal.get(&timeline)
+    }
+
+    /// Looks at the WAL of the timelines that a plan reads, as far as that was not done for a plan of its own. What cannot be looked at
+    /// is left out.
+    pub async fn look_at(&mut self, plan: &RestorePlan) {
+        let timelines = plan.path.iter().map(|step| step.timeline).collect();
+        let start = Some(plan.backup.start());
+        self.look_ahead(Likely { timelines, start, ..Likely::default() }).await;
+    }
+
+    /// The segments of a range of which listings showed an incomplete copy.
+    pub(crate) fn incomplete_in(&self, range: &SegmentRange) -> BTreeSet<SegmentNo> {
+        let incomplete = self.wal.get(&range.timeline).into_iter().flat_map(TimelineWal::incomplete);
+        incomplete.filter(|number| range.first <= *number && *number <= range.last).collect()
     }
 
     /// The backups of its cluster.

@@ -183,6 +183,23 @@ impl<'a> Planner<'a> {
         Some(Err(Refusal::on(path.timeline(), why)))
     }
 
+    /// Refused because the target may lie in the segment at the end, of which no copy is believed or one that may hold more is damaged.
+    pub(super) fn not_past_unread(&self, path: &Path<'a>, coverage: &Coverage) -> Option<Attempt> {
+        if coverage.hole().is_some() {
+            return None;
+        }
+        if coverage.by_ancestor.is_none()
+            && coverage.by_partial.is_none()
+            && let Some(refused) = self.contradicting(path, coverage.missing)
+        {
+            return Some(refused);
+        }
+        let damaged = coverage.damaged.clone().filter(|_| !self.request.standby)?;
+        let segment = coverage.missing.name(path.timeline(), self.facts.segment_size);
+        let why = Why::EndsIncomplete { segment, until: coverage.until, damaged: Some(damaged) };
+        Some(Err(Refusal::on(path.timeline(), why)))
+    }
+
     /// To the end of the path's own last segment, of which there is only an incomplete copy: on request. Recovery without it would
     /// ask for the segment again and again, because that was begun. A standby does so, and streams what comes.
     fn to_the_last_record(

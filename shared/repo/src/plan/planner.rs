@@ -399,6 +399,9 @@ impl<'a> Planner<'a> {
             };
             return self.missing(path, backup, coverage, last.max(coverage.missing));
         }
+        if let Some(refused) = self.not_past_unread(path, coverage) {
+            return Ok(refused);
+        }
         let first = SegmentNo::of(backup.start(), self.facts.segment_size);
         let extent =
             self.facts.extent(ExtentQuestion { path: path.timeline(), first, until: coverage.until })?;

@@ -64,6 +64,11 @@ impl<'a> Planner<'a> {
             return Ok(refused);
         }
         let others = self.of_other_epochs(path, &stretches)?;
+        if let (false, true, Some(id)) = (found, others.is_empty(), listed.first())
+            && let Some(refused) = self.not_past_unread(path, &self.coverage_from(path, *id)?)
+        {
+            return Ok(refused);
+        }
         let why = match (&self.request.target, self.request.backup) {
             _ if listed.is_empty() => Why::NoBackupOnPath { timeline },
             _ if !others.is_empty() => Why::XidOfOtherEpoch(others),

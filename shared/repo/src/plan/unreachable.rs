@@ -4,12 +4,13 @@ use std::fmt;
 
 use walpoint_base::target::FullXid;
 use walpoint_base::{
-    BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TargetTimeline,
-    TimelineHistory, TimelineId,
+    BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentNo, SegmentSize,
+    TargetTimeline, TimelineHistory, TimelineId,
 };
 
 use super::facts::{Doubt, NamedPoint};
 use super::path::SegmentRange;
+use super::restore_plan::RestorePlan;
 use crate::index::ChainFault;
 use crate::lineage::Lineage;
 
@@ -34,6 +35,35 @@ pub struct Unreachable {
     pub segment_size: SegmentSize,
     /// The youngest timeline that the repository has something of in that lineage.
     pub youngest: Option<Youngest>,
+}
+
+impl Unreachable {
+    /// Refuses a plan that ends in an incomplete copy, because of what another repository has of that segment.
+    pub fn of_end(plan: &RestorePlan, timeline: TargetTimeline, lineage: &Lineage, why: String) -> Self {
+        let segment = plan.fork.and_then(|fork| fork.source_name().segment());
+        let size = lineage.segment_size;
+        let segment =
+            segment.unwrap_or_else(|| SegmentNo::before(plan.until, size).name(plan.timeline, size));
+        let start = segment.number(size).map(|number| number.start(size)).unwrap_or_default();
+        Self {
+            target: plan.target.clone(),
+            timeline,
+            lineage: Some(Box::new(lineage.clone())),
+            why: Why::EndsIncomplete { segment, until: plan.until, damaged: Some(why) },
+            missing: Vec::new(),
+            nearest: Vec::new(),
+            hints: vec![
+                "If the server, a standby or another repository has the whole segment, archive it with \"archive-agent push\"."
+                    .to_owned(),
+                format!(
+                    "Or archive another copy of what there is of it, as a .partial file, from the dead server's pg_wal. What lies before \
+                     {start} can be recovered with a target."
+                ),
+            ],
+            segment_size: size,
+            youngest: None,
+        }
+    }
 }
 
 /// The youngest timeline of a lineage.

@@ -348,6 +348,45 @@ impl WalReader {
         Ok((writer, self.header))
     }
 
+    /// Writes what can be read from the beginning on, a frame at a time, each checked by itself; and what is wrong with the file, if
+    /// that is not all of it.
+    pub(super) async fn write_readable<W: Write + Send + 'static>(
+        mut self,
+        mut writer: W,
+    ) -> Result<(W, Option<RepoError>)> {
+        loop {
+            let next = match self.next_object().await {
+                Err(error @ RepoError::Corrupt { .. }) => return Ok((writer, Some(error))),
+                next => next?,
+            };
+            let Some(Stretch { kinds, key, bytes, .. }) = next else { return Ok((writer, None)) };
+            let sealer = self.archive.sealer().clone();
+            let (returned, read) = cpu::run(move || {
+                let corrupt = |e: crate::object::ObjectError| RepoError::corrupt(&key, e);
+                let read = || -> Result<()> {
+                    let mut reader = ObjectReader::open(&sealer, &kinds, &key, bytes).map_err(corrupt)?;
+                    let mut frame = Vec::new();
+                    while reader.next_frame(&mut frame).map_err(corrupt)?.is_some() {
+                        writer.write_all(&frame).map_err(|source| RepoError::Io {
+                            what: format!("{key} cannot be written out"),
+                            source,
+                        })?;
+                        frame.clear();
+                    }
+                    reader.finish().map(drop).map_err(corrupt)
+                };
+                let read = read();
+                (writer, read)
+            })
+            .await?;
+            writer = returned;
+            match read {
+                Err(error @ RepoError::Corrupt { .. }) => return Ok((writer, Some(error))),
+                read => read?,
+            }
+        }
+    }
+
     async fn append_part(&mut self, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
         let Some(Stretch { kinds, key, bytes, expected }) = self.next_object().await? else {
             return Ok(buffer);

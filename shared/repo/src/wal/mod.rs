@@ -16,6 +16,7 @@
 //! | `edges` | what it says about its neighbors, as bytes |
 //! | `partials` | which of several incomplete copies of a segment is read |
 //! | [`inherited`] | what a lineage has in common with its parent |
+//! | `prefix` | whether two copies of a segment begin with the same bytes |
 //! | `parts` | segments too large for one object |
 //! | `points` | named restore points |
 //! | `same` | whether two archives hold the same segment |
@@ -34,6 +35,7 @@ pub mod inherited;
 mod partials;
 mod parts;
 mod points;
+pub(crate) mod prefix;
 mod put;
 mod same;
 pub mod seal;

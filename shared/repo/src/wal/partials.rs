@@ -8,25 +8,14 @@
 //! point is not the one that they come from, and what lies behind the last switch point is not read. Where that does not decide,
 //! none is believed, and a person is asked.
 
-use std::io::{self, Write};
-
 use futures_util::future::try_join;
 use walpoint_base::{Lsn, SegmentName, WalFileName};
 
 use super::WalArchive;
 use super::get::WalReader;
+use super::prefix::{Compared, Copy, Extent, Surveyed};
 use crate::error::{RepoError, Result};
-use crate::layout::{Key, NameHash};
-use crate::object::ContentHash;
-
-/// An incomplete copy of a segment.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Copy {
-    /// A `.partial` file.
-    Partial(NameHash),
-    /// What came under the complete name and ended there.
-    Ended(Lsn, NameHash),
-}
+use crate::layout::NameHash;
 
 /// Which of several copies is read.
 enum Choice {
@@ -35,6 +24,8 @@ enum Choice {
     Unreadable,
     /// None is believed: these contradict each other.
     Contradicting(Vec<String>),
+    /// None is believed: a damaged one may contradict the one that can be read. Says so.
+    Doubtful(String),
 }
 
 impl WalArchive {
@@ -47,9 +38,7 @@ impl WalArchive {
     /// The incomplete copy of a segment that holds most, a `.partial` file or one that ended early; `None` if there is none.
     /// Where there are several, all are read.
     pub async fn read_incomplete(&self, segment: SegmentName) -> Result<Option<WalReader>> {
-        let (partials, ended) = try_join(self.partials(segment), self.ended(segment)).await?;
-        let mut copies: Vec<Copy> = partials.into_iter().map(Copy::Partial).collect();
-        copies.extend(ended.into_iter().map(|(end, hash)| Copy::Ended(end, hash)));
+        let copies = self.incomplete_copies(segment).await?;
         match (self.longest(segment, copies).await?, self.parent_of(WalFileName::Partial(segment))) {
             (None, Some(parent)) => Box::pin(parent.read_incomplete(segment)).await,
             (own, _) => Ok(own),
@@ -65,28 +54,38 @@ impl WalArchive {
         self.read_copy(segment, chosen).await
     }
 
-    async fn read_copy(&self, segment: SegmentName, copy: Copy) -> Result<Option<WalReader>> {
-        match copy {
-            Copy::Partial(hash) => self.read_partial(segment, hash).await,
-            Copy::Ended(end, hash) => self.read_ended(segment, end, hash).await,
-        }
-    }
-
-    fn key_of(&self, segment: SegmentName, copy: Copy) -> Key {
-        match copy {
-            Copy::Partial(hash) => self.paths().partial(segment, hash),
-            Copy::Ended(end, hash) => self.paths().ended(segment, end, hash),
-        }
-    }
-
     /// The copies of a segment that contradict each other, so that none of them is read; empty if one is.
     pub async fn contradicting_copies(&self, segment: SegmentName) -> Result<Vec<String>> {
-        let mut copies: Vec<Copy> = self.partials(segment).await?.into_iter().map(Copy::Partial).collect();
-        copies.extend(self.ended(segment).await?.into_iter().map(|(end, hash)| Copy::Ended(end, hash)));
+        let copies = self.incomplete_copies(segment).await?;
         Ok(match self.choice(segment, &copies).await? {
             Choice::Contradicting(keys) => keys,
-            Choice::One(_) | Choice::Unreadable => Vec::new(),
+            Choice::One(_) | Choice::Unreadable | Choice::Doubtful(_) => Vec::new(),
         })
+    }
+
+    /// The incomplete copies of a segment, but for what is inherited. Two listings at the same time.
+    pub(crate) async fn incomplete_copies(&self, segment: SegmentName) -> Result<Vec<Copy>> {
+        let (partials, ended) = try_join(self.partials(segment), self.ended(segment)).await?;
+        let ended = ended.into_iter().map(|(end, hash)| Copy::Ended(end, hash));
+        Ok(partials.into_iter().map(Copy::Partial).chain(ended).collect())
+    }
+
+    /// The incomplete copy that is read of a segment, and those that are damaged. Nothing is read where the copies contradict each
+    /// other.
+    pub(crate) async fn read_and_damaged(
+        &self,
+        segment: SegmentName,
+    ) -> Result<(Option<Surveyed>, Vec<Surveyed>)> {
+        let copies = self.incomplete_copies(segment).await?;
+        let chosen = match self.choice(segment, &copies).await? {
+            Choice::One(copy) => self.look_into(segment, copy).await?,
+            _ => None,
+        };
+        let mut damaged = Vec::new();
+        for copy in copies {
+            damaged.extend(self.look_into(segment, copy).await?.filter(|copy| copy.fault().is_some()));
+        }
+        Ok((chosen, damaged))
     }
 
     /// What is wrong with a copy of a segment that holds more than one that goes to `until`, or may: a copy says in its name where it
@@ -96,65 +95,99 @@ impl WalArchive {
         segment: SegmentName,
         until: Option<Lsn>,
     ) -> Result<Option<String>> {
-        let (partials, ended) = try_join(self.partials(segment), self.ended(segment)).await?;
-        if partials.len() + ended.len() < 2 {
+        if self.incomplete_copies(segment).await?.len() < 2 {
             return Ok(None);
         }
-        let beyond = ended.into_iter().filter(|(end, _)| Some(end.align()) > until);
-        let beyond = beyond.map(|(end, hash)| Copy::Ended(end, hash));
-        for copy in partials.into_iter().map(Copy::Partial).chain(beyond) {
-            match self.extent(segment, copy, u64::MAX).await {
-                Ok(_) => {}
-                Err(error @ RepoError::Corrupt { .. }) => return Ok(Some(error.to_string())),
-                Err(error) => return Err(error),
+        let (read, damaged) = self.read_and_damaged(segment).await?;
+        for copy in damaged.iter().filter(|copy| copy.may_go_beyond(until)) {
+            let within = match &read {
+                Some(read) => copy.is_beginning_of(read).await?,
+                None => false,
+            };
+            if !within {
+                return Ok(copy.fault().map(str::to_owned));
             }
         }
         Ok(None)
     }
 
     async fn choose(&self, segment: SegmentName, copies: &[Copy]) -> Result<Copy> {
+        let first = copies.first().copied().unwrap_or(Copy::Partial(NameHash([0; 16])));
+        let none = |what: String| Err(RepoError::corrupt(&self.key_of_copy(segment, first), what));
         match self.choice(segment, copies).await? {
             Choice::One(copy) => Ok(copy),
             // Reading the first one tells what is wrong with all.
-            Choice::Unreadable => Ok(copies.first().copied().unwrap_or(Copy::Partial(NameHash([0; 16])))),
-            Choice::Contradicting(keys) => {
-                let what = format!(
-                    "these copies contradict each other, so two servers wrote this timeline, and which of them the others \
-                     followed is not known: {}",
-                    keys.join(", ")
-                );
-                let first = copies.first().copied().unwrap_or(Copy::Partial(NameHash([0; 16])));
-                Err(RepoError::corrupt(&self.key_of(segment, first), what))
-            }
+            Choice::Unreadable => Ok(first),
+            Choice::Contradicting(keys) => none(format!(
+                "these copies contradict each other, so two servers wrote this timeline, and which of them the others followed is \
+                 not known: {}",
+                keys.join(", ")
+            )),
+            Choice::Doubtful(what) => none(what),
         }
     }
 
     async fn choice(&self, segment: SegmentName, copies: &[Copy]) -> Result<Choice> {
-        let mut read = Vec::new();
+        let (mut read, mut damaged) = (Vec::new(), Vec::new());
         for &copy in copies {
-            match self.extent(segment, copy, u64::MAX).await {
-                Ok(Some(extent)) => read.push((extent.filled, copy)),
-                // Damaged, or deleted since: the others may do.
-                Ok(None) | Err(RepoError::Corrupt { .. }) => {}
-                Err(error) => return Err(error),
+            // One that is gone was deleted since: the others may do.
+            let Some(surveyed) = self.look_into(segment, copy).await? else { continue };
+            match surveyed.fault() {
+                None => read.push((surveyed.filled(), copy)),
+                Some(_) => damaged.push(surveyed),
             }
         }
         read.sort_unstable();
         if read.is_empty() {
             return Ok(Choice::Unreadable);
         }
-        if let Some(longest) = self.longest_of(segment, &read, u64::MAX).await? {
-            return Ok(Choice::One(longest));
-        }
+        let refused = match self.longest_of(segment, &read, u64::MAX).await? {
+            Some(longest) => match self.beside_damaged(segment, longest, &damaged).await? {
+                None => return Ok(Choice::One(longest)),
+                Some(refused) => refused,
+            },
+            None => Choice::Contradicting(self.keys_of(segment, &read)),
+        };
         let longest = match self.agree_with_heirs(segment, &mut read).await? {
             Some(limit) => self.longest_of(segment, &read, limit).await?,
             None => None,
         };
-        Ok(longest.map_or_else(|| Choice::Contradicting(self.keys_of(segment, &read)), Choice::One))
+        Ok(longest.map_or(refused, Choice::One))
+    }
+
+    /// Why a copy is not believed beside damaged ones; `None` if it is. They may be the copies of the server that is meant, and it
+    /// another server's.
+    async fn beside_damaged(
+        &self,
+        segment: SegmentName,
+        copy: Copy,
+        damaged: &[Surveyed],
+    ) -> Result<Option<Choice>> {
+        if damaged.is_empty() {
+            return Ok(None);
+        }
+        let Some(read) = self.look_into(segment, copy).await? else { return Ok(None) };
+        for other in damaged {
+            match read.compare(other, u64::MAX).await? {
+                Compared::Same | Compared::Fits => {}
+                Compared::Different => {
+                    let keys = [read.key(), other.key()].map(|key| format!("\"{key}\""));
+                    return Ok(Some(Choice::Contradicting(keys.into())));
+                }
+                Compared::Unknown => {
+                    return Ok(Some(Choice::Doubtful(format!(
+                        "whether \"{}\" is of the same server cannot be told, because this one is damaged: {}",
+                        read.key(),
+                        other.fault().unwrap_or_default()
+                    ))));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn keys_of(&self, segment: SegmentName, read: &[(u64, Copy)]) -> Vec<String> {
-        read.iter().map(|(_, copy)| format!("\"{}\"", self.key_of(segment, *copy))).collect()
+        read.iter().map(|(_, copy)| format!("\"{}\"", self.key_of_copy(segment, *copy))).collect()
     }
 
     /// The last of these copies, which are sorted by how much is filled, if it holds what the others hold of the first `limit` bytes.
@@ -248,45 +281,5 @@ impl WalArchive {
     async fn extent(&self, segment: SegmentName, copy: Copy, limit: u64) -> Result<Option<Extent>> {
         let Some(reader) = self.read_copy(segment, copy).await? else { return Ok(None) };
         Ok(Some(reader.write_to(Extent::new(limit)).await?.0))
-    }
-}
-
-/// Takes a file, and knows where the zeros begin with which it ends.
-struct Extent {
-    /// Of what is before them.
-    hasher: blake3::Hasher,
-    given: u64,
-    filled: u64,
-    /// Bytes from here on are not looked at.
-    limit: u64,
-}
-
-impl Extent {
-    fn new(limit: u64) -> Self {
-        Self { hasher: blake3::Hasher::new(), given: 0, filled: 0, limit }
-    }
-
-    /// The same for the same bytes.
-    fn content(&self) -> (u64, ContentHash) {
-        (self.filled, ContentHash(*self.hasher.finalize().as_bytes()))
-    }
-}
-
-impl Write for Extent {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let wanted = usize::try_from(self.limit.saturating_sub(self.given)).unwrap_or(usize::MAX);
-        let looked_at = buffer.get(..wanted).unwrap_or(buffer);
-        if let Some(last) = looked_at.iter().rposition(|byte| *byte != 0) {
-            // Zeros before this belong to the content after all.
-            io::copy(&mut io::Read::take(io::repeat(0), self.given - self.filled), &mut self.hasher)?;
-            self.hasher.update(looked_at.get(..=last).unwrap_or(looked_at));
-            self.filled = self.given + last as u64 + 1;
-        }
-        self.given += buffer.len() as u64;
-        Ok(buffer.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

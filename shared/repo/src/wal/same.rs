@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use futures_util::future::try_join;
 use walpoint_base::{SegmentName, WalFileName};
 
 use super::WalArchive;
@@ -11,13 +12,11 @@ use crate::object::ContentHash;
 
 impl WalArchive {
     /// Whether a segment has the same content here and in another archive. `None` where one of them has nothing that proves it: the
-    /// segment is missing, damaged, or was accepted although damaged. Two ranged requests; where each repository hashes with a key
+    /// segment is missing, damaged, or was accepted although damaged. Two ranged requests at the same time; where each repository hashes with a key
     /// of its own, the segment is read, a frame at a time.
     pub async fn same_segment(&self, other: &Self, name: SegmentName) -> Result<Option<bool>> {
-        let (Some(ours), Some(theirs)) = (self.sound_header(name).await?, other.sound_header(name).await?)
-        else {
-            return Ok(None);
-        };
+        let (ours, theirs) = try_join(self.sound_header(name), other.sound_header(name)).await?;
+        let (Some(ours), Some(theirs)) = (ours, theirs) else { return Ok(None) };
         if ours.hash == theirs.hash {
             return Ok(Some(true));
         }

@@ -1,0 +1,204 @@
+//! Segments of two archives: whole ones by their content, incomplete copies by what both hold.
+
+use futures_util::TryStreamExt;
+use futures_util::future::{join, try_join};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, WalFileName};
+
+use super::{Agreement, COMPARED, begins_on, of_begins};
+use crate::error::{RepoError, Result};
+use crate::layout::WalEntry;
+use crate::wal::WalArchive;
+use crate::wal::prefix::{Compared, Copy, Surveyed};
+
+fn names<'a>(one: &'a WalArchive, other: &'a WalArchive) -> (&'a str, &'a str) {
+    (one.repository().name(), other.repository().name())
+}
+
+/// Whether two archives hold the same content of the first of these segments of which both have a sound one: give the newest first.
+/// No more than [`COMPARED`] are looked at. Two ranged requests for each; where each repository hashes with a key of its own, the
+/// segment is read.
+pub async fn newest(
+    one: &WalArchive,
+    other: &WalArchive,
+    segments: impl IntoIterator<Item = SegmentName>,
+) -> Result<Agreement> {
+    let (here, there) = names(one, other);
+    for name in segments.into_iter().take(COMPARED) {
+        match one.same_segment(other, name).await? {
+            Some(true) => return Ok(Agreement::Same),
+            Some(false) => {
+                return Ok(Agreement::Different(format!(
+                    "segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\"",
+                    one.lineage().id
+                )));
+            }
+            // Missing or damaged in one of them: an older one shows it, too.
+            None => {}
+        }
+    }
+    Ok(Agreement::Unknown(format!(
+        "repositories \"{here}\" and \"{there}\" have no sound segment in common that was looked at"
+    )))
+}
+
+/// A segment and those before it on its timeline: what [`newest`] looks at where nothing is known of what the archives have.
+pub fn older(archive: &WalArchive, name: SegmentName) -> impl Iterator<Item = SegmentName> + use<> {
+    let size = archive.lineage().segment_size;
+    let number = name.number(size);
+    let older = (0..COMPARED as u64).map_while(move |back| number?.0.checked_sub(back).map(SegmentNo));
+    older.map(move |number| number.name(name.timeline, size))
+}
+
+/// Whether two archives hold one server's WAL around a segment that one of them is about to give after the other gave what comes
+/// before: where their timelines begin, the newest segment around it that both have, and incomplete copies of the segment itself.
+/// `both`: the segment has the same content in both, so nothing but that needs to be compared. A listing of each, two histories and two
+/// ranged requests, where that is not so.
+pub async fn around(from: &WalArchive, to: &WalArchive, name: SegmentName) -> Result<Agreement> {
+    let Some(number) = name.number(to.lineage().segment_size) else {
+        return Ok(Agreement::Unknown(format!("no cluster with that segment size writes \"{name}\"")));
+    };
+    let size = to.lineage().segment_size;
+    let first = SegmentNo(number.0.saturating_sub(COMPARED as u64)).name(name.timeline, size);
+    let next = number.next().name(name.timeline, size);
+    let (begins, listed) =
+        join(begins(from, to, name), try_join(whole(from, first, next), whole(to, first, next))).await;
+    // What cannot be read of a history shows nothing.
+    let begins = begins.unwrap_or(Agreement::Same);
+    if begins != Agreement::Same {
+        return Ok(begins);
+    }
+    let (ours, theirs) = listed?;
+    let both = ours.iter().rev().filter(|name| theirs.contains(name)).copied();
+    let newest = newest(from, to, both).await?;
+    if ours.contains(&name) || matches!(newest, Agreement::Different(_)) {
+        return Ok(newest);
+    }
+    // The one that gave what comes before may have the beginning of this one.
+    Ok(match incomplete(from, to, name, None).await {
+        Ok(Agreement::Different(what)) => Agreement::Different(what),
+        Ok(_) | Err(_) => newest,
+    })
+}
+
+async fn begins(from: &WalArchive, to: &WalArchive, name: SegmentName) -> Result<Agreement> {
+    let (ours, theirs) = try_join(from.history(name.timeline), to.history(name.timeline)).await?;
+    let (here, there) = names(from, to);
+    Ok(match (ours, theirs) {
+        (Some(ours), Some(theirs)) => {
+            of_begins(to.lineage(), (&begins_on(&ours), here), (&begins_on(&theirs), there))
+        }
+        _ => Agreement::Same,
+    })
+}
+
+/// The whole segments of a timeline from one to another one, in order, but for what is inherited.
+async fn whole(archive: &WalArchive, first: SegmentName, last: SegmentName) -> Result<Vec<SegmentName>> {
+    let (mut found, mut entries) = (Vec::new(), archive.list(first.timeline, Some(first)));
+    while let Some((entry, _)) = entries.try_next().await? {
+        match entry {
+            WalEntry::File(WalFileName::Segment(segment)) if segment > last => break,
+            WalEntry::File(WalFileName::Segment(segment)) => found.push(segment),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Whether what two archives hold of one segment is the same as far as both go, up to `until`, if that is given: the segment itself or
+/// the incomplete copy that is read, and damaged ones as far as they show it. Whole segments of both are for [`newest`]. Two listings
+/// of each at the same time, and what they show.
+pub async fn incomplete(
+    one: &WalArchive,
+    other: &WalArchive,
+    name: SegmentName,
+    until: Option<Lsn>,
+) -> Result<Agreement> {
+    let copies = try_join(one.incomplete_copies(name), other.incomplete_copies(name)).await?;
+    if copies.0.is_empty() && copies.1.is_empty() {
+        return Ok(Agreement::Same);
+    }
+    let (ours, theirs) = try_join(Held::of(one, name), Held::of(other, name)).await?;
+    let (here, there) = names(one, other);
+    let start =
+        name.number(one.lineage().segment_size).map(|number| number.start(one.lineage().segment_size));
+    let limit = until.zip(start).map_or(u64::MAX, |(until, start)| until.since(start));
+    if ours.whole && theirs.whole {
+        return Ok(Agreement::Same);
+    }
+    let (mut agreement, lineage) = (Agreement::Same, one.lineage().id);
+    let pairs = ours.read.iter().flat_map(|one| theirs.all().map(move |other| (one, other)));
+    let pairs =
+        pairs.chain(theirs.read.iter().flat_map(|other| ours.damaged.iter().map(move |one| (other, one))));
+    for (one, other) in pairs {
+        let found = match one.compare(other, limit).await? {
+            Compared::Same | Compared::Fits => Agreement::Same,
+            Compared::Different => Agreement::Different(format!(
+                "the incomplete copy of segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\" \
+                 (\"{}\", \"{}\")",
+                lineage,
+                one.key(),
+                other.key()
+            )),
+            Compared::Unknown => Agreement::Unknown(format!(
+                "whether \"{}\" in repository \"{}\" is of the same server as what \"{}\" has cannot be told, because that is damaged: {}",
+                one.key(),
+                one.repository(),
+                other.repository(),
+                other.fault().unwrap_or_default()
+            )),
+        };
+        agreement = agreement.and(found);
+    }
+    Ok(agreement)
+}
+
+/// What is wrong with a copy of a segment in an archive that may hold more than what another archive holds of it, which ends at
+/// `until`. `None` if there is no such copy, or it is shown to hold no more.
+pub(super) async fn damaged_beyond(
+    read: &WalArchive,
+    other: &WalArchive,
+    name: SegmentName,
+    until: Lsn,
+) -> Result<Option<String>> {
+    let (read, other) = try_join(Held::of(read, name), Held::of(other, name)).await?;
+    for copy in other.damaged.iter().filter(|copy| copy.may_go_beyond(Some(until))) {
+        let within = match &read.read {
+            Some(read) => copy.is_beginning_of(read).await?,
+            None => false,
+        };
+        if !within {
+            let fault = copy.fault().unwrap_or_default();
+            return Ok(Some(format!("in repository \"{}\": {fault}", copy.repository())));
+        }
+    }
+    Ok(None)
+}
+
+/// What an archive has of one segment.
+struct Held {
+    whole: bool,
+    read: Option<Surveyed>,
+    damaged: Vec<Surveyed>,
+}
+
+impl Held {
+    async fn of(archive: &WalArchive, name: SegmentName) -> Result<Self> {
+        let header = match archive.header(name).await {
+            // Then it is there.
+            Err(RepoError::Corrupt { .. }) => true,
+            header => header?.is_some(),
+        };
+        let (mut read, mut damaged) = archive.read_and_damaged(name).await?;
+        if header && let Some(whole) = archive.look_into(name, Copy::Whole).await? {
+            match whole.fault() {
+                None => read = Some(whole),
+                Some(_) => damaged.push(whole),
+            }
+        }
+        Ok(Self { whole: header, read, damaged })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Surveyed> {
+        self.read.iter().chain(&self.damaged)
+    }
+}

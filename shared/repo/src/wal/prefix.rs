@@ -1,0 +1,275 @@
+//! Whether two copies of a segment begin with the same bytes, as far as both go: whole segments, `.partial` files, copies that ended
+//! early, of one archive or of two.
+//!
+//! Copies of one server's WAL agree as far as both go; behind the end of one there are zeros. A damaged copy still tells something:
+//! its frames up to the damage, each checked by itself; its name, which has the hash of its content, so that a longer copy can be cut
+//! to its length and compared with that; and its header, which says what records are in it. That a longer damaged copy continues a
+//! shorter one is not proven by that: nothing contradicts it.
+
+use std::io::{self, Write};
+
+use walpoint_base::{Lsn, SegmentName, WalFileName};
+
+use super::WalArchive;
+use super::get::WalReader;
+use super::header::WalHeader;
+use super::seal::Place;
+use crate::error::{RepoError, Result};
+use crate::layout::{Key, NameHash};
+use crate::object::ContentHash;
+
+/// A copy of a segment in an archive.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Copy {
+    /// The segment itself.
+    Whole,
+    /// A `.partial` file.
+    Partial(NameHash),
+    /// What came under the complete name and ended there.
+    Ended(Lsn, NameHash),
+}
+
+/// A copy that was read as far as it can be.
+#[derive(Clone, Debug)]
+pub(crate) struct Surveyed {
+    archive: WalArchive,
+    segment: SegmentName,
+    copy: Copy,
+    /// Where the zeros begin with which it ends, or what can be read of it.
+    filled: u64,
+    fault: Option<String>,
+}
+
+/// What a comparison shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Compared {
+    /// As far as both go they are the same.
+    Same,
+    /// They are not.
+    Different,
+    /// One is damaged and holds more than the other. What can be read of what it says about itself does not contradict that one.
+    Fits,
+    /// One is damaged, or both are, and neither its length nor anything else is known.
+    Unknown,
+}
+
+impl WalArchive {
+    pub(super) async fn read_copy(&self, segment: SegmentName, copy: Copy) -> Result<Option<WalReader>> {
+        match copy {
+            Copy::Whole => Box::pin(self.read(WalFileName::Segment(segment))).await,
+            Copy::Partial(hash) => self.read_partial(segment, hash).await,
+            Copy::Ended(end, hash) => self.read_ended(segment, end, hash).await,
+        }
+    }
+
+    pub(super) fn key_of_copy(&self, segment: SegmentName, copy: Copy) -> Key {
+        match copy {
+            Copy::Whole => self.paths().segment(segment),
+            Copy::Partial(hash) => self.paths().partial(segment, hash),
+            Copy::Ended(end, hash) => self.paths().ended(segment, end, hash),
+        }
+    }
+
+    /// Reads a copy as far as it can be; `None` if there is none.
+    pub(crate) async fn look_into(&self, segment: SegmentName, copy: Copy) -> Result<Option<Surveyed>> {
+        let (extent, fault) = match self.read_copy(segment, copy).await {
+            Ok(Some(reader)) => reader.write_readable(Extent::new(u64::MAX)).await?,
+            Ok(None) => return Ok(None),
+            Err(error @ RepoError::Corrupt { .. }) => (Extent::new(0), Some(error)),
+            Err(error) => return Err(error),
+        };
+        let fault = fault.map(|error| error.to_string());
+        Ok(Some(Surveyed { archive: self.clone(), segment, copy, filled: extent.filled, fault }))
+    }
+}
+
+impl Surveyed {
+    /// Bytes before the zeros with which it ends, or before the damage.
+    pub(crate) fn filled(&self) -> u64 {
+        self.filled
+    }
+
+    /// What is wrong with it; `None` if it is sound.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    /// The repository that it is in.
+    pub(crate) fn repository(&self) -> &str {
+        self.archive.repository().name()
+    }
+
+    /// Its object.
+    pub(crate) fn key(&self) -> Key {
+        self.archive.key_of_copy(self.segment, self.copy)
+    }
+
+    /// Whether it may hold more than one that goes to `until`: its name says where it ended, but for that of a `.partial` file.
+    pub(crate) fn may_go_beyond(&self, until: Option<Lsn>) -> bool {
+        match self.copy {
+            Copy::Ended(end, _) => Some(end.align()) > until,
+            Copy::Whole | Copy::Partial(_) => true,
+        }
+    }
+
+    /// Whether the first `limit` bytes are those of another copy, as far as both go.
+    pub(crate) async fn compare(&self, other: &Self, limit: u64) -> Result<Compared> {
+        let upto = self.filled.min(other.filled).min(limit);
+        if self.content(upto).await? != other.content(upto).await? {
+            return Ok(Compared::Different);
+        }
+        match (&self.fault, &other.fault) {
+            (None, None) => Ok(Compared::Same),
+            (None, Some(_)) => self.compare_damaged(other, upto, limit).await,
+            (Some(_), None) => other.compare_damaged(self, upto, limit).await,
+            (Some(_), Some(_)) => Ok(Compared::Unknown),
+        }
+    }
+
+    /// The same for a damaged one whose first `upto` bytes are the same.
+    async fn compare_damaged(&self, damaged: &Self, upto: u64, limit: u64) -> Result<Compared> {
+        if upto >= self.filled.min(limit) || damaged.is_beginning_of(self).await? {
+            return Ok(Compared::Same);
+        }
+        match damaged.length() {
+            // It would begin with that.
+            Some(length) if self.filled >= length && length <= limit => return Ok(Compared::Different),
+            Some(length) if self.filled < length => {}
+            None if damaged.copy == Copy::Whole => {}
+            _ => return Ok(Compared::Unknown),
+        }
+        Ok(match (self.header().await?, damaged.header().await?) {
+            (Some(ours), Some(theirs)) if !continues(&ours, &theirs) => Compared::Different,
+            _ => Compared::Fits,
+        })
+    }
+
+    /// Whether another copy begins with what this one holds, and this one holds no more, by the hash in its name. `false` also where
+    /// that does not show.
+    pub(crate) async fn is_beginning_of(&self, other: &Self) -> Result<bool> {
+        let (name, length) = match (self.copy, self.length()) {
+            (Copy::Ended(_, name), Some(length)) => (name, length),
+            (Copy::Partial(name), _) => (name, u64::MAX),
+            _ => return Ok(false),
+        };
+        let Some(reader) = other.archive.read_copy(other.segment, other.copy).await? else {
+            return Ok(false);
+        };
+        let cut = Cut { hasher: self.archive.sealer().content_hasher(), left: length };
+        match reader.write_to(cut).await {
+            Ok((cut, _)) => Ok(NameHash::of(&ContentHash(*cut.hasher.finalize().as_bytes())) == name),
+            Err(RepoError::Corrupt { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Bytes that count of one that ended early.
+    fn length(&self) -> Option<u64> {
+        match self.copy {
+            Copy::Ended(end, _) => {
+                Some(Place::Ended(end).valid(self.segment, self.archive.lineage().segment_size))
+            }
+            Copy::Whole | Copy::Partial(_) => None,
+        }
+    }
+
+    async fn header(&self) -> Result<Option<WalHeader>> {
+        let read = match self.copy {
+            Copy::Whole => self.archive.header(self.segment).await,
+            Copy::Ended(end, hash) => self.archive.ended_header(self.segment, end, hash).await,
+            Copy::Partial(_) => return Ok(None),
+        };
+        match read {
+            Err(RepoError::Corrupt { .. }) => Ok(None),
+            read => read,
+        }
+    }
+
+    /// What the first `limit` bytes hold: the same for the same bytes.
+    async fn content(&self, limit: u64) -> Result<(u64, ContentHash)> {
+        let extent = match self.archive.read_copy(self.segment, self.copy).await {
+            Ok(Some(reader)) if limit > 0 => reader.write_readable(Extent::new(limit)).await?.0,
+            Ok(_) | Err(RepoError::Corrupt { .. }) => Extent::new(0),
+            Err(error) => return Err(error),
+        };
+        Ok(extent.content())
+    }
+}
+
+/// Whether a copy may continue a shorter one, by what both say about their records. Another server's transactions ended at other
+/// moments.
+fn continues(short: &WalHeader, long: &WalHeader) -> bool {
+    let records = short.first_record.is_none_or(|first| long.first_record == Some(first))
+        && short.chain.begin == long.chain.begin
+        && short.first_page_timeline == long.first_page_timeline
+        && short.records <= long.records
+        && short.end <= long.end;
+    let transactions = short.transactions.is_none_or(|short| {
+        long.transactions.is_some_and(|long| {
+            short.earliest == long.earliest && short.latest <= long.latest && short.count <= long.count
+        })
+    });
+    records && transactions
+}
+
+/// Hashes what it is given, with zeros from a position on.
+struct Cut {
+    hasher: blake3::Hasher,
+    left: u64,
+}
+
+impl Write for Cut {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let kept = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let (content, behind) = buffer.split_at(kept);
+        self.hasher.update(content);
+        io::copy(&mut io::Read::take(io::repeat(0), behind.len() as u64), &mut self.hasher)?;
+        self.left -= kept as u64;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes a file, and knows where the zeros begin with which it ends.
+#[derive(Debug)]
+pub(super) struct Extent {
+    /// Of what is before them.
+    hasher: blake3::Hasher,
+    given: u64,
+    filled: u64,
+    /// Bytes from here on are not looked at.
+    limit: u64,
+}
+
+impl Extent {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { hasher: blake3::Hasher::new(), given: 0, filled: 0, limit }
+    }
+
+    /// The same for the same bytes.
+    pub(super) fn content(&self) -> (u64, ContentHash) {
+        (self.filled, ContentHash(*self.hasher.finalize().as_bytes()))
+    }
+}
+
+impl Write for Extent {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.limit.saturating_sub(self.given)).unwrap_or(usize::MAX);
+        let looked_at = buffer.get(..wanted).unwrap_or(buffer);
+        if let Some(last) = looked_at.iter().rposition(|byte| *byte != 0) {
+            // Zeros before this belong to the content after all.
+            io::copy(&mut io::Read::take(io::repeat(0), self.given - self.filled), &mut self.hasher)?;
+            self.hasher.update(looked_at.get(..=last).unwrap_or(looked_at));
+            self.filled = self.given + last as u64 + 1;
+        }
+        self.given += buffer.len() as u64;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
