@@ -41,7 +41,7 @@ pub(crate) fn best(plans: Vec<Planned>) -> Option<Planned> {
 }
 
 /// Which of two plans goes further.
-fn reach(one: &Planned, other: &Planned) -> Ordering {
+pub(crate) fn reach(one: &Planned, other: &Planned) -> Ordering {
     // Each repository has its own moment at which a lineage was created there.
     let lineages = match one.lineage.id == other.lineage.id {
         true => Ordering::Equal,

@@ -7,6 +7,7 @@ mod decoder;
 mod plan;
 mod restore;
 mod target;
+mod together;
 pub mod wal;
 
 use std::ffi::OsString;

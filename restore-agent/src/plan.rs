@@ -31,6 +31,7 @@ use crate::agreement;
 use crate::choice::{self, Refused};
 use crate::decoder::WalDecoder;
 use crate::target::TargetArgs;
+use crate::together;
 
 /// How long a plan that one repository gave waits for the answers of the others. A store that hangs answers after minutes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,6 +58,8 @@ pub(crate) struct Planned {
     pub(crate) plan: RestorePlan,
     /// What is known to be damaged of what the backup needs, and what to do.
     pub(crate) damage: Option<String>,
+    /// Whether it reads the WAL of several repositories, which none of them has alone.
+    pub(crate) together: bool,
     /// Why the incomplete copy that it ends in is not known to be that end, by what other repositories have.
     pub(crate) doubtful_end: Option<String>,
     /// The segments that create tablespaces, as the index that was read for the plan marks them; `None` if it could not be
@@ -129,19 +132,34 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
     if let Some(several) = choice::ambiguous(&mut refusals) {
         return Err(NoPlan::Unreachable(Box::new(several)));
     }
-    let compared = agreement::compare(&plans, &mut catalogs).await;
-    if let Some(what) = compared.different {
-        return Err(NoPlan::Failed(Failure::from(anyhow!(
-            "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo URL --cluster {}.",
-            selection.cluster
-        ))));
-    }
-    for (planned, end) in plans.iter_mut().zip(compared.ends) {
-        planned.doubtful_end = end;
-    }
+    compare(&mut plans, &mut catalogs, &selection.cluster).await?;
     let youngest = plans.iter().filter_map(|planned| Some((planned.lineage.id, planned.plan.youngest?)));
     let youngest: Vec<(LineageId, TimelineId)> = youngest.collect();
-    if let Some(mut planned) = choice::best(plans) {
+    let mut best = choice::best(plans);
+    let outreached = best.as_ref().is_some_and(|planned| together::is_outreached(planned, &catalogs));
+    if outreached || best.is_none() && catalogs.len() > 1 && together::may_help(&refusals) {
+        let mut together = together::plan(&catalogs, request, &decoder).await;
+        compare(&mut together.plans, &mut catalogs, &selection.cluster).await?;
+        match (choice::best(together.plans), &best) {
+            (Some(planned), None) => best = Some(planned),
+            (Some(planned), Some(alone)) if choice::reach(&planned, alone).is_gt() => best = Some(planned),
+            (Some(_), Some(_)) => {}
+            (None, Some(alone)) => {
+                if let Some(refusal) = together::refusal_of(alone, together.refusals) {
+                    return Err(NoPlan::Unreachable(Box::new(refusal)));
+                }
+            }
+            (None, None) => together::explain(&mut refusals, together.refusals),
+        }
+        // What one of them lacks was looked for in all.
+        if let Some(planned) = best.as_ref().filter(|planned| planned.together) {
+            let own = |refused: &Refused| {
+                refused.refusal.lineage.as_ref().is_none_or(|lineage| lineage.id == planned.lineage.id)
+            };
+            refusals.retain(|refused| !own(refused));
+        }
+    }
+    if let Some(mut planned) = best {
         // Recovery asks all repositories, and meets what any of them knows.
         let known = youngest.iter().filter(|(lineage, _)| *lineage == planned.lineage.id);
         planned.plan.youngest = planned.plan.youngest.and(known.map(|(_, timeline)| *timeline).max());
@@ -166,6 +184,25 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         (None, Some(error)) => Err(NoPlan::Failed(failed(error))),
         (None, None) => Err(NoPlan::Failed(Failure::usage(anyhow!("no repository is configured")))),
     }
+}
+
+/// Compares what the plans lead to with what every repository has: two servers' WAL is never used together. Notes where the end of a
+/// plan is in doubt.
+async fn compare(
+    plans: &mut [Planned],
+    catalogs: &mut [Catalog],
+    cluster: &ClusterName,
+) -> Result<(), NoPlan> {
+    let compared = agreement::compare(plans, catalogs).await;
+    if let Some(what) = compared.different {
+        return Err(NoPlan::Failed(Failure::from(anyhow!(
+            "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo URL --cluster {cluster}."
+        ))));
+    }
+    for (planned, end) in plans.iter_mut().zip(compared.ends) {
+        planned.doubtful_end = end;
+    }
+    Ok(())
 }
 
 /// What it means that a repository was skipped.
@@ -229,7 +266,7 @@ async fn make_from(
 }
 
 /// A plan that was made from a catalog, and what is known about it.
-async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<Planned, RepoError> {
+pub(crate) async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<Planned, RepoError> {
     let (repository, cluster) = (catalog.repository().clone(), catalog.cluster().clone());
     let known = catalog.lineages_mut().iter_mut().find(|known| known.id() == plan.lineage);
     let known = known.ok_or_else(|| RepoError::Internal(format!("lineage {} is not known", plan.lineage)))?;
@@ -246,7 +283,17 @@ async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<Planned, Re
     let creating = creating_segments(known, &plan).await.ok();
     let lineage = known.lineage().clone();
     let files_from = repository.clone();
-    Ok(Planned { repository, files_from, cluster, lineage, plan, damage, doubtful_end: None, creating })
+    Ok(Planned {
+        repository,
+        files_from,
+        cluster,
+        lineage,
+        plan,
+        damage,
+        together: false,
+        doubtful_end: None,
+        creating,
+    })
 }
 
 /// What `verify` or a backup found damaged of what the backup needs, and what to do. `condemned`: what is condemned, if that

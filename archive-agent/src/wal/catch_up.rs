@@ -239,18 +239,24 @@ impl Copy<'_> {
             // Both listings are in the order of the names.
             let mut here = files(self.to.list(timeline, Some(first)));
             let mut next_here = here.try_next().await?;
+            let mut passed_here = None;
             let mut there = files(self.from.list(timeline, Some(first)));
             while let Some(name) = there.try_next().await? {
                 while let Some(here_now) = next_here.filter(|here| here.order() < name.order()) {
                     here_now.whole().into_iter().for_each(|segment| copies.passes(segment));
+                    passed_here = here_now.segment();
                     next_here = here.try_next().await?;
                 }
                 let waits = !matches!(name.copy, Copied::Ended(..)) && self.target.beside.awaits(name.file);
                 if next_here != Some(name) && !waits {
-                    if let Some(split) = copies.contradiction().await? {
-                        self.target.refuse(&split, None);
-                        self.uploader.refused.notify_one();
-                        bail!("{split}");
+                    if let Some(segment) = name.segment() {
+                        let begun = [passed_here, next_here.and_then(|here| here.segment())];
+                        let begun = begun.contains(&Some(segment));
+                        if let Some(split) = copies.contradiction(segment, begun).await? {
+                            self.target.refuse(&split, None);
+                            self.uploader.refused.notify_one();
+                            bail!("{split}");
+                        }
                     }
                     let result = self.copy(name, scratch.path()).await;
                     if let (Ok(true), Some(segment)) = (&result, name.whole()) {
@@ -365,6 +371,15 @@ impl Handed {
     fn whole(&self) -> Option<SegmentName> {
         match (self.copy, self.file) {
             (Copied::Whole, WalFileName::Segment(segment)) => Some(segment),
+            _ => None,
+        }
+    }
+
+    /// The segment that it is, or is a copy of; `None` for PostgreSQL's other files.
+    fn segment(&self) -> Option<SegmentName> {
+        match (self.copy, self.file) {
+            (Copied::Whole, WalFileName::Segment(segment)) => Some(segment),
+            (Copied::Partial(segment, _) | Copied::Ended(segment, ..), _) => Some(segment),
             _ => None,
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use walpoint_base::{SegmentName, TimelineId};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
+use walpoint_repo::agreement::{self, Agreement};
 use walpoint_repo::wal::WalArchive;
 
 use super::claim::{self, Claim};
@@ -68,8 +69,10 @@ pub(super) struct Copies<'a> {
     to: &'a WalArchive,
     /// The newest segment that the directory stored in the first one, as far as it was looked at.
     covered: Option<SegmentName>,
-    /// The newest segment of the other one that was passed, and whether it is the same in both.
-    before: Option<(SegmentName, Option<bool>)>,
+    /// Whether the timeline begins at the same position in both, once that was asked.
+    begins: Option<Agreement>,
+    /// The newest segment of the other one that was passed, and whether both hold one server's WAL up to there, once that was asked.
+    before: Option<(SegmentName, Option<Agreement>)>,
 }
 
 impl<'a> Copies<'a> {
@@ -79,12 +82,8 @@ impl<'a> Copies<'a> {
         (from, to): (&'a WalArchive, &'a WalArchive),
         first: SegmentName,
     ) -> Result<Self, RepoError> {
-        let before = newest_before(to, first).await?;
-        let before = match before {
-            Some(before) => Some((before, from.same_segment(to, before).await?)),
-            None => None,
-        };
-        Ok(Self { wal, from, to, covered: None, before })
+        let before = newest_before(to, first).await?.map(|before| (before, None));
+        Ok(Self { wal, from, to, covered: None, begins: None, before })
     }
 
     /// A segment is in the other archive: what is copied next comes behind it.
@@ -92,27 +91,40 @@ impl<'a> Copies<'a> {
         self.before = Some((name, None));
     }
 
-    /// What shows that the other archive holds another server's WAL before the next segment, if anything does.
-    pub(super) async fn contradiction(&mut self) -> Result<Option<SplitBrain>, RepoError> {
-        let Some((before, same)) = &mut self.before else { return Ok(None) };
-        if same.is_none() {
-            *same = self.from.same_segment(self.to, *before).await?;
-        }
-        let what = || {
-            let (name, repository) = (self.from.repository().name(), self.to.repository().name());
-            format!("segment {before} has other content in repository {name} than in {repository}")
+    /// What shows that the other archive holds another server's WAL before a segment that is copied next, or as its beginning, if anything
+    /// does. `begun`: the other one has something of that segment.
+    pub(super) async fn contradiction(
+        &mut self,
+        next: SegmentName,
+        begun: bool,
+    ) -> Result<Option<SplitBrain>, RepoError> {
+        let begins = match self.begins.take() {
+            Some(begins) => begins,
+            None => agreement::of_histories(self.from, self.to, next.timeline).await?,
         };
-        Ok((*same == Some(false)).then(|| SplitBrain::new(self.to, before.timeline, what())))
+        let before = match &mut self.before {
+            Some((_, Some(asked))) => asked.clone(),
+            Some((before, asked)) => {
+                let segments = agreement::older(self.to, *before);
+                asked.insert(agreement::newest(self.from, self.to, &segments).await?).clone()
+            }
+            None => Agreement::Same,
+        };
+        let mut agreement = self.begins.insert(begins).clone().and(before);
+        if begun && !matches!(agreement, Agreement::Different(_)) {
+            agreement = agreement.and(agreement::incomplete(self.from, self.to, next, None).await?);
+        }
+        Ok(agreement.difference().map(|what| SplitBrain::new(self.to, next.timeline, what)))
     }
 
     /// A segment was copied.
     pub(super) async fn copied(&mut self, name: SegmentName) -> Result<(), RepoError> {
-        let before = self.before.replace((name, Some(true)));
+        let before = self.before.replace((name, Some(Agreement::Same)));
         if self.covered.is_none_or(|covered| covered < name) {
             self.covered = claimed(self.wal, self.from, name.timeline).await?;
         }
         if self.covered.is_none_or(|covered| covered < name)
-            || before.is_some_and(|(_, same)| same != Some(true))
+            || before.is_some_and(|(_, same)| same != Some(Agreement::Same))
         {
             return Ok(());
         }

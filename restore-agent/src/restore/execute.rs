@@ -11,8 +11,6 @@ use jiff::Timestamp;
 use rustix::fs::FileType;
 use walpoint_base::RecoveryTarget;
 use walpoint_pg::label::TablespaceMap;
-use walpoint_repo::plan::ForkSegment;
-use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::progress::Progress;
 
@@ -26,7 +24,10 @@ use super::owners::Owner;
 use super::prune::{self, Removed};
 use super::report::Report;
 use super::sync::Filesystems;
-use super::{Done, Restore, RestoreArgs, failure, forks, hook, origin, places, reach, settings, tablespaces};
+use super::{
+    Done, Restore, RestoreArgs, elsewhere, failure, forks, hook, origin, places, reach, settings, tablespaces,
+};
+use crate::plan::Planned;
 use crate::wal::note::{Built, TargetNote};
 use crate::wal::spool;
 
@@ -43,8 +44,7 @@ impl Restore {
     ) -> anyhow::Result<Report> {
         let began = Instant::now();
         let pgdata = self.layout.pgdata().to_owned();
-        let archive = self.planned.repository.wal_to_read(&self.planned.lineage).await?;
-        let built = built(&archive, self.planned.plan.fork).await?;
+        let built = built(common, &self.planned).await?;
         hook("--before", before.take(), &pgdata)?;
         let _held = self.take_place(&pgdata)?;
         let kept = match self.ground.way {
@@ -299,13 +299,27 @@ impl Restore {
 }
 
 /// The segment that is built, with what its bytes have to be: other repositories may have another copy.
-async fn built(archive: &WalArchive, fork: Option<ForkSegment>) -> anyhow::Result<Option<Built>> {
-    let Some(segment) = fork else { return Ok(None) };
-    let size = archive.lineage().segment_size;
+async fn built(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Option<Built>> {
+    let Some(segment) = planned.plan.fork else { return Ok(None) };
+    let size = planned.lineage.segment_size;
     let start = segment.name.number(size).map_or(segment.cut, |number| number.start(size));
-    let hash = match segment.is_of_itself() {
-        true => None,
-        false => archive.beginning(segment.source_name(), segment.cut.since(start)).await?,
-    };
-    Ok(Some(Built { segment, hash }))
+    if segment.is_of_itself() {
+        return Ok(Some(Built { segment, hash: None }));
+    }
+    let (name, length) = (segment.source_name(), segment.cut.since(start));
+    let archive = planned.repository.wal_to_read(&planned.lineage).await?;
+    let mut found = archive.beginning(name, length).await;
+    if planned.together && !matches!(found, Ok(Some(_))) {
+        // Another repository has what the plan counts on.
+        for other in elsewhere::copies(common, planned).await?.archives() {
+            match other.beginning(name, length).await {
+                Ok(Some(hash)) => {
+                    found = Ok(Some(hash));
+                    break;
+                }
+                Ok(None) | Err(_) => {}
+            }
+        }
+    }
+    Ok(Some(Built { segment, hash: found? }))
 }

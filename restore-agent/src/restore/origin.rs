@@ -27,6 +27,11 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
     // What is inherited is no sign of the lineage itself.
     let archive = planned.repository.wal_to_read(&planned.lineage).await?;
     let last = last.filter(|last| !archive.inherits(*last));
+    let own = match last.filter(|_| planned.together) {
+        // It may be one of those that only another repository has.
+        Some(segment) => held(&planned.repository, &planned.lineage, segment).await?,
+        None => last,
+    };
     let mut origin = Origin::new(planned.lineage.id);
     origin.served = Some((planned.repository.id(), None));
     let mut add = |found: OriginRepository| {
@@ -39,7 +44,7 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
         id: planned.repository.id(),
         lineage: Some(planned.lineage.uid),
         acknowledges: true,
-        newest: last,
+        newest: own,
     });
     for (name, settings) in &selection.repositories {
         if name == planned.repository.name() {
@@ -68,6 +73,16 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
     Ok(origin)
 }
 
+/// A segment, if a repository has it.
+async fn held(
+    repository: &Repository,
+    lineage: &Lineage,
+    segment: SegmentName,
+) -> anyhow::Result<Option<SegmentName>> {
+    let key = repository.wal(lineage).paths().segment(segment);
+    Ok(repository.store().head(&key).await?.map(|_| segment))
+}
+
 async fn other(
     name: &str,
     settings: &StoreSettings,
@@ -81,10 +96,7 @@ async fn other(
         bail!("lineage {} is another server's in it", lineage.id);
     }
     let newest = match last {
-        Some(last) => {
-            let key = repository.wal(&lineage).paths().segment(last);
-            repository.store().head(&key).await?.map(|_| last)
-        }
+        Some(last) => held(&repository, &lineage, last).await?,
         None => None,
     };
     let acknowledges = planned.lineage.ack.iter().any(|member| member.repository == repository.id());

@@ -1,8 +1,8 @@
 //! From which repository recovery has its WAL.
 //!
 //! Two repositories may hold two servers' WAL of one timeline, each with names and positions that fit the other's. So recovery has
-//! all of it from one, as long as that has it, and before it changes to another one, segments that both have are compared: the one
-//! that is wanted, its neighbors, then older ones, up to what was given last. What is not known is not compared. A change costs a few
+//! all of it from one, as long as that has it, and before it changes to another one, the two are compared around the segment that is
+//! wanted ([`agreement`]), or by what was given last. What is not known is not compared. A change costs a few
 //! ranged requests; without a change none is made. Repositories that were found to agree are asked in the order of the
 //! configuration again, which is how a person wants them asked.
 //!
@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize};
+use walpoint_repo::agreement::{self, Agreement, Around};
 use walpoint_repo::object::{ContentHash, RepositoryId};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::wal::header::WalHeader;
@@ -23,9 +24,6 @@ use crate::wal::origin::{OriginKeeper, ServedSegment};
 
 /// So many of the segments that were given are remembered: more than are fetched ahead at the same time.
 const REMEMBERED: usize = 256;
-
-/// How many older segments are looked for in both repositories: as many as may be on their way ahead of what was given.
-const LOOKED_BACK: u64 = 16;
 
 /// How long two repositories may take to be compared. A standby waits little longer.
 const CONTENT: Duration = Duration::from_millis(1500);
@@ -87,8 +85,8 @@ impl Served {
         opened: impl Fn(RepositoryId) -> (String, Option<WalArchive>),
     ) -> anyhow::Result<()> {
         let (id, size) = (wal.repository().id(), wal.lineage().segment_size);
-        let Some(around) = self.around(id, name, size).filter(|_| !header.damaged) else { return Ok(()) };
-        for (other, given) in around.neighbors {
+        let Some(known) = self.known(id, name, size).filter(|_| !header.damaged) else { return Ok(()) };
+        for (other, given) in known.neighbors {
             let (before, after) = if other < name {
                 (given.chain, Some(header.chain))
             } else {
@@ -101,35 +99,37 @@ impl Served {
                 return Err(another(&what, &opened(given.repository).0));
             }
         }
-        if around.continued {
+        if known.continued {
             return Ok(());
         }
-        let (home, archive) = opened(around.home);
-        let found = match archive.filter(|_| around.home != id) {
-            Some(archive) => {
-                let compared = newest_common(wal, &archive, name, header, size);
-                tokio::time::timeout(CONTENT, compared).await.ok().flatten()
+        let (home, archive) = opened(known.home);
+        if let Some(archive) = archive.filter(|_| known.home != id) {
+            let compared = agreement::around(&archive, wal, name, header);
+            // What cannot be found out in time shows nothing.
+            if let Ok(Ok(Around { agreement, compared })) = tokio::time::timeout(CONTENT, compared).await {
+                if let Agreement::Different(what) = agreement {
+                    return Err(another(&what, &home));
+                }
+                if let Some(compared) = compared {
+                    self.state().agreed.insert((id, known.home), compared);
+                    return Ok(());
+                }
             }
-            None => None,
-        };
-        let (compared, same, of, other) = match (found, around.last) {
-            (Some((compared, same)), _) => (compared, same, around.home, home),
-            (None, Some((last, given))) => {
-                let (other, archive) = opened(given.repository);
-                let Some(same) = same(wal, archive.as_ref(), last, &given).await else { return Ok(()) };
-                (last, same, given.repository, other)
-            }
-            (None, None) => return Ok(()),
-        };
-        if !same {
-            return Err(another(&format!("\"{compared}\" has other content"), &other));
         }
-        self.state().agreed.insert((id, of), compared);
-        Ok(())
+        let Some((last, given)) = known.last else { return Ok(()) };
+        let (other, archive) = opened(given.repository);
+        match same(wal, archive.as_ref(), last, &given).await {
+            Some(false) => Err(another(&format!("\"{last}\" has other content"), &other)),
+            Some(true) => {
+                self.state().agreed.insert((id, given.repository), last);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// What is known around a segment that a repository has; `None` if nothing was given yet.
-    fn around(&self, id: RepositoryId, name: SegmentName, size: SegmentSize) -> Option<Around> {
+    fn known(&self, id: RepositoryId, name: SegmentName, size: SegmentSize) -> Option<Known> {
         let state = self.state();
         let home = state.home?;
         let number = name.number(size)?;
@@ -146,7 +146,7 @@ impl Served {
         let is_home = home == id;
         let agrees = is_home || state.agreed.contains_key(&(id, home));
         let back_home = is_home && last.is_none_or(|(last, _)| agreed >= Some(last));
-        Some(Around {
+        Some(Known {
             home,
             neighbors: [before, neighbor(number.next())].into_iter().flatten().filter(elsewhere).collect(),
             continued: back_home || continues && agrees,
@@ -197,7 +197,7 @@ impl Served {
 }
 
 /// What was given around a segment.
-struct Around {
+struct Known {
     /// The repository that gave the last one.
     home: RepositoryId,
     /// The segments before and behind it, where another repository gave them. Not across timelines: the older one may go on behind
@@ -207,29 +207,6 @@ struct Around {
     continued: bool,
     /// The newest one before it, where another repository gave that.
     last: Option<(SegmentName, Given)>,
-}
-
-/// The newest segment around `name` that two repositories have, as far as it is looked for, and whether its content is the same.
-async fn newest_common(
-    wal: &WalArchive,
-    home: &WalArchive,
-    name: SegmentName,
-    header: &WalHeader,
-    size: SegmentSize,
-) -> Option<(SegmentName, bool)> {
-    let number = name.number(size)?;
-    let there = home.header(name).await.ok()?;
-    if there.is_some_and(|there| there.hash == header.hash) {
-        return Some((name, true));
-    }
-    let older = (1..=LOOKED_BACK).map_while(|back| number.0.checked_sub(back));
-    for number in [number.next().0, number.0].into_iter().chain(older).map(SegmentNo) {
-        let name = number.name(name.timeline, size);
-        if let Some(same) = home.same_segment(wal, name).await.ok()? {
-            return Some((name, same));
-        }
-    }
-    None
 }
 
 /// Whether a repository has the content of a segment that another one gave; `None` if that cannot be found out now.

@@ -30,5 +30,6 @@ mod stand_in;
 mod swapped;
 mod tail;
 mod targets;
+mod together;
 mod tree;
 mod unarchived;

@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 use walpoint_base::{Lsn, TimelineHistory, TimelineId};
 
 pub use self::path::{Along, along, newest_in_common};
-pub use self::segments::{around, incomplete, newest, older};
+pub use self::segments::{Around, around, incomplete, newest, of_histories, older};
 use crate::lineage::Lineage;
 
 /// How many segments are looked at until two archives have one that shows whether they agree.

@@ -37,7 +37,7 @@ pub async fn along(plan: &RestorePlan, one: &LineageCatalog, other: &LineageCata
     }
     let both = common(plan, one, other);
     let newest_common = both.first().and_then(|name| name.number(one.lineage().segment_size));
-    let agreement = newest(ours, theirs, both).await?;
+    let agreement = newest(ours, theirs, &both).await?;
     if let Agreement::Different(_) = agreement {
         return done(agreement);
     }

@@ -2,13 +2,13 @@
 
 use futures_util::TryStreamExt;
 use futures_util::future::{join, try_join};
-use walpoint_base::{Lsn, SegmentName, SegmentNo, WalFileName};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
 
 use super::{Agreement, COMPARED, begins_on, of_begins};
 use crate::error::{RepoError, Result};
 use crate::layout::WalEntry;
-use crate::wal::WalArchive;
 use crate::wal::prefix::{Compared, Copy, Surveyed};
+use crate::wal::{WalArchive, WalHeader};
 
 fn names<'a>(one: &'a WalArchive, other: &'a WalArchive) -> (&'a str, &'a str) {
     (one.repository().name(), other.repository().name())
@@ -17,78 +17,110 @@ fn names<'a>(one: &'a WalArchive, other: &'a WalArchive) -> (&'a str, &'a str) {
 /// Whether two archives hold the same content of the first of these segments of which both have a sound one: give the newest first.
 /// No more than [`COMPARED`] are looked at. Two ranged requests for each; where each repository hashes with a key of its own, the
 /// segment is read.
-pub async fn newest(
-    one: &WalArchive,
-    other: &WalArchive,
-    segments: impl IntoIterator<Item = SegmentName>,
-) -> Result<Agreement> {
+pub async fn newest(one: &WalArchive, other: &WalArchive, segments: &[SegmentName]) -> Result<Agreement> {
+    Ok(newest_of(one, other, segments).await?.agreement)
+}
+
+async fn newest_of(one: &WalArchive, other: &WalArchive, segments: &[SegmentName]) -> Result<Around> {
     let (here, there) = names(one, other);
-    for name in segments.into_iter().take(COMPARED) {
-        match one.same_segment(other, name).await? {
-            Some(true) => return Ok(Agreement::Same),
-            Some(false) => {
-                return Ok(Agreement::Different(format!(
-                    "segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\"",
-                    one.lineage().id
-                )));
-            }
+    for &name in segments.iter().take(COMPARED) {
+        let agreement = match one.same_segment(other, name).await? {
+            Some(true) => Agreement::Same,
+            Some(false) => Agreement::Different(format!(
+                "segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\"",
+                one.lineage().id
+            )),
             // Missing or damaged in one of them: an older one shows it, too.
-            None => {}
-        }
+            None => continue,
+        };
+        return Ok(Around { agreement, compared: Some(name) });
     }
-    Ok(Agreement::Unknown(format!(
-        "repositories \"{here}\" and \"{there}\" have no sound segment in common that was looked at"
-    )))
+    let why =
+        format!("repositories \"{here}\" and \"{there}\" have no sound segment in common that was looked at");
+    Ok(Around { agreement: Agreement::Unknown(why), compared: None })
 }
 
 /// A segment and those before it on its timeline: what [`newest`] looks at where nothing is known of what the archives have.
-pub fn older(archive: &WalArchive, name: SegmentName) -> impl Iterator<Item = SegmentName> + use<> {
+pub fn older(archive: &WalArchive, name: SegmentName) -> Vec<SegmentName> {
     let size = archive.lineage().segment_size;
     let number = name.number(size);
     let older = (0..COMPARED as u64).map_while(move |back| number?.0.checked_sub(back).map(SegmentNo));
-    older.map(move |number| number.name(name.timeline, size))
+    older.map(|number| number.name(name.timeline, size)).collect()
 }
 
-/// Whether two archives hold one server's WAL around a segment that one of them is about to give after the other gave what comes
-/// before: where their timelines begin, the newest segment around it that both have, and incomplete copies of the segment itself.
-/// `both`: the segment has the same content in both, so nothing but that needs to be compared. A listing of each, two histories and two
-/// ranged requests, where that is not so.
-pub async fn around(from: &WalArchive, to: &WalArchive, name: SegmentName) -> Result<Agreement> {
-    let Some(number) = name.number(to.lineage().segment_size) else {
-        return Ok(Agreement::Unknown(format!("no cluster with that segment size writes \"{name}\"")));
-    };
+/// What a comparison around a segment shows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Around {
+    /// Whether both hold one server's WAL there.
+    pub agreement: Agreement,
+    /// The whole segment that shows it.
+    pub compared: Option<SegmentName>,
+}
+
+/// Whether two archives hold one server's WAL around a segment that the second one is about to give, and of which it says `header`,
+/// after the first one gave what comes before: the segment itself, which is one ranged request; else where its timeline begins, the
+/// newest segment around it that both have, and what the first one has of it that is incomplete: two histories, a listing of each and
+/// two ranged requests.
+pub async fn around(
+    from: &WalArchive,
+    to: &WalArchive,
+    name: SegmentName,
+    header: &WalHeader,
+) -> Result<Around> {
     let size = to.lineage().segment_size;
+    let unknown = |why| Around { agreement: Agreement::Unknown(why), compared: None };
+    let Some(number) = name.number(size) else {
+        return Ok(unknown(format!("no cluster with that segment size writes \"{name}\"")));
+    };
+    match from.header(name).await {
+        Ok(Some(other)) if other.hash == header.hash => {
+            return Ok(Around { agreement: Agreement::Same, compared: Some(name) });
+        }
+        Ok(_) | Err(RepoError::Corrupt { .. }) => {}
+        Err(error) => return Err(error),
+    }
     let first = SegmentNo(number.0.saturating_sub(COMPARED as u64)).name(name.timeline, size);
     let next = number.next().name(name.timeline, size);
-    let (begins, listed) =
-        join(begins(from, to, name), try_join(whole(from, first, next), whole(to, first, next))).await;
-    // What cannot be read of a history shows nothing.
-    let begins = begins.unwrap_or(Agreement::Same);
-    if begins != Agreement::Same {
-        return Ok(begins);
+    let (begins, listed) = join(
+        of_histories(from, to, name.timeline),
+        try_join(whole(from, first, next), whole(to, first, next)),
+    )
+    .await;
+    let different = |agreement| Around { agreement, compared: None };
+    if let Agreement::Different(what) = begins? {
+        return Ok(different(Agreement::Different(what)));
     }
     let (ours, theirs) = listed?;
-    let both = ours.iter().rev().filter(|name| theirs.contains(name)).copied();
-    let newest = newest(from, to, both).await?;
-    if ours.contains(&name) || matches!(newest, Agreement::Different(_)) {
+    let both: Vec<SegmentName> = ours.iter().rev().filter(|name| theirs.contains(name)).copied().collect();
+    let newest = newest_of(from, to, &both).await?;
+    if ours.contains(&name) || matches!(newest.agreement, Agreement::Different(_)) {
         return Ok(newest);
     }
     // The one that gave what comes before may have the beginning of this one.
-    Ok(match incomplete(from, to, name, None).await {
-        Ok(Agreement::Different(what)) => Agreement::Different(what),
-        Ok(_) | Err(_) => newest,
+    Ok(match incomplete(from, to, name, None).await? {
+        Agreement::Different(what) => different(Agreement::Different(what)),
+        Agreement::Same | Agreement::Unknown(_) => newest,
     })
 }
 
-async fn begins(from: &WalArchive, to: &WalArchive, name: SegmentName) -> Result<Agreement> {
-    let (ours, theirs) = try_join(from.history(name.timeline), to.history(name.timeline)).await?;
+/// Whether a timeline, and each on the path to it, begins at one position in two archives. A history that is missing or damaged shows
+/// nothing. A request to each, at the same time.
+pub async fn of_histories(from: &WalArchive, to: &WalArchive, timeline: TimelineId) -> Result<Agreement> {
     let (here, there) = names(from, to);
-    Ok(match (ours, theirs) {
+    Ok(match try_join(history(from, timeline), history(to, timeline)).await? {
         (Some(ours), Some(theirs)) => {
             of_begins(to.lineage(), (&begins_on(&ours), here), (&begins_on(&theirs), there))
         }
-        _ => Agreement::Same,
+        _ if timeline == TimelineId::FIRST => Agreement::Same,
+        _ => Agreement::Unknown(format!("the history of timeline {timeline} is not in both repositories")),
     })
+}
+
+async fn history(archive: &WalArchive, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+    match archive.history(timeline).await {
+        Err(RepoError::Corrupt { .. }) => Ok(None),
+        history => history,
+    }
 }
 
 /// The whole segments of a timeline from one to another one, in order, but for what is inherited.
@@ -126,9 +158,9 @@ pub async fn incomplete(
         return Ok(Agreement::Same);
     }
     let (mut agreement, lineage) = (Agreement::Same, one.lineage().id);
-    let pairs = ours.read.iter().flat_map(|one| theirs.all().map(move |other| (one, other)));
-    let pairs =
-        pairs.chain(theirs.read.iter().flat_map(|other| ours.damaged.iter().map(move |one| (other, one))));
+    let mut pairs: Vec<(&Surveyed, &Surveyed)> = Vec::new();
+    pairs.extend(ours.read.iter().flat_map(|one| theirs.all().map(move |other| (one, other))));
+    pairs.extend(theirs.read.iter().flat_map(|other| ours.damaged.iter().map(move |one| (other, one))));
     for (one, other) in pairs {
         let found = match one.compare(other, limit).await? {
             Compared::Same | Compared::Fits => Agreement::Same,

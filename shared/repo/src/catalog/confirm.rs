@@ -29,6 +29,9 @@ impl LineageCatalog {
             }
             self.take_inherited(range, &mut missing).await?;
             take_listed(self.archive(), range, &mut missing).await?;
+            for other in self.archive().beside() {
+                take_listed(other, range, &mut missing).await?;
+            }
             // Not every store lists in the order of names: each is asked for before it counts as missing.
             let archive = self.archive();
             let looks = missing.into_iter().map(|number| async move {

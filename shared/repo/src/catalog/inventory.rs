@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::future::{join, try_join};
+use futures_util::future::{join, try_join, try_join_all};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{SegmentNo, TimelineId};
 
@@ -59,6 +59,9 @@ pub struct TimelineWal {
     runs: Runs,
     /// The parent's, and the last segment that is inherited from it.
     inherited: Option<(Box<TimelineWal>, SegmentNo)>,
+    /// What other repositories have of the timeline, and what this one has without them; nothing if it is not read together with
+    /// others.
+    beside: Option<(Vec<TimelineWal>, Runs)>,
     /// What a listing showed from `surveyed` on.
     survey: Survey,
     surveyed: SegmentNo,
@@ -96,6 +99,7 @@ impl TimelineWal {
             lost: Runs::default(),
             runs: Runs::default(),
             inherited: None,
+            beside: None,
             survey,
             surveyed,
         };
@@ -109,6 +113,11 @@ impl TimelineWal {
         wal.note_open_groups();
         wal.look_at_headers(&expected).await?;
         wal.inherit(timeline).await?;
+        if !archive.beside().is_empty() {
+            let others =
+                archive.beside().iter().map(|other| Box::pin(Self::load_near(other, timeline, expected)));
+            wal.join(try_join_all(others).await?);
+        }
         Ok(wal)
     }
 
@@ -180,6 +189,33 @@ impl TimelineWal {
         Ok(())
     }
 
+    /// Adds what other repositories have of the same timeline.
+    fn join(&mut self, others: Vec<Self>) {
+        let own = self.runs.clone();
+        others.iter().flat_map(|other| other.runs.iter()).for_each(|run| self.runs.add(*run));
+        let lost = self.lost.iter().chain(others.iter().flat_map(|other| other.lost.iter()));
+        let lost = lost.flat_map(|run| (run.first.0..=run.last.0).map(SegmentNo));
+        let lost: Vec<SegmentNo> = lost.filter(|number| !self.runs.contains(*number)).collect();
+        self.lost = Runs::default();
+        lost.into_iter().for_each(|number| self.lost.insert(number, 0));
+        self.damaged.retain(|number| !self.runs.contains(*number));
+        self.beside = Some((others, own));
+    }
+
+    /// Other repositories' WAL of the timeline.
+    fn others(&self) -> &[Self] {
+        self.beside.as_ref().map_or(&[], |(others, _)| others)
+    }
+
+    /// Whether all that is there of a stretch is in this repository.
+    fn is_own(&self, first: SegmentNo, last: SegmentNo) -> bool {
+        let within = |runs: &Runs| -> u64 {
+            let parts = runs.iter().map(|run| (run.first.max(first), run.last.min(last)));
+            parts.filter(|(first, last)| first <= last).map(|(first, last)| last.0 - first.0 + 1).sum()
+        };
+        self.beside.as_ref().is_none_or(|(_, own)| within(own) == within(&self.runs))
+    }
+
     /// The segments that can be replayed.
     pub fn runs(&self) -> &Runs {
         &self.runs
@@ -194,17 +230,32 @@ impl TimelineWal {
     /// Takes out of `missing` what the store itself was seen to have.
     pub(crate) fn take_seen(&self, missing: &mut BTreeSet<SegmentNo>) {
         missing.retain(|number| *number < self.surveyed || !self.survey.listed.contains_key(number));
+        self.others().iter().for_each(|other| other.take_seen(missing));
     }
 
     /// Whether there is an incomplete copy of a segment, if a listing showed that.
     pub(crate) fn has_incomplete(&self, number: SegmentNo) -> Option<bool> {
+        let others: Vec<Option<bool>> =
+            self.others().iter().map(|other| other.has_incomplete(number)).collect();
+        if others.contains(&Some(true)) {
+            return Some(true);
+        }
+        if others.contains(&None) {
+            return None;
+        }
         let is_own = self.inherited.as_ref().is_none_or(|(_, last)| number > *last);
         (is_own && number >= self.surveyed).then(|| self.survey.incomplete.contains(&number))
     }
 
+    /// Whether anything of a segment is there, or of one behind it.
+    pub fn reaches(&self, number: SegmentNo) -> bool {
+        self.runs.last().is_some_and(|last| last >= number) || self.incomplete().any(|other| other >= number)
+    }
+
     /// The segments of which a listing showed an incomplete copy.
     pub(crate) fn incomplete(&self) -> impl Iterator<Item = SegmentNo> + '_ {
-        self.survey.incomplete.iter().copied()
+        let others = self.others().iter().flat_map(|other| other.survey.incomplete.iter());
+        self.survey.incomplete.iter().chain(others).copied()
     }
 
     /// The segments that were stored and that recovery cannot have: damaged, or gone from the store.
@@ -220,11 +271,15 @@ impl TimelineWal {
     /// Index objects that could not be read, for people.
     pub fn problems(&self) -> Vec<String> {
         let parents = self.inherited.as_ref().map(|(parents, _)| parents.problems()).unwrap_or_default();
-        [self.index.problems(), &parents].concat()
+        let others = self.others().iter().flat_map(Self::problems).collect();
+        [self.index.problems().to_vec(), parents, others].concat()
     }
 
     /// What is known of all of a group without reading anything; `None` if that is not enough.
     pub fn summary(&self, n: u64) -> Option<GroupSummary> {
+        if !self.is_own(first_of(n), last_of(n)) {
+            return None;
+        }
         let within = || self.listed.range(first_of(n)..=last_of(n));
         if let Some((parents, last)) = &self.inherited
             && first_of(n) <= *last
@@ -261,6 +316,16 @@ impl TimelineWal {
         let read = gather::entries(&self.archive, self.index.timeline(), unread).await?;
         self.headers.extend(read);
         entries.extend(self.headers.range(first..=last).map(|(n, e)| (*n, *e)));
+        if !self.is_own(first, last)
+            && let Some((others, own)) = &mut self.beside
+        {
+            entries.retain(|number, _| own.contains(*number));
+            for other in others {
+                for (number, entry) in Box::pin(other.entries(first, last)).await? {
+                    entries.entry(number).or_insert(entry);
+                }
+            }
+        }
         entries.retain(|number, _| self.runs.contains(*number));
         Ok(entries)
     }

@@ -23,19 +23,19 @@ use crate::wal::WalArchive;
 /// A lineage, as far as it was asked about.
 #[derive(Debug)]
 pub struct LineageCatalog {
-    archive: WalArchive,
-    backups: Backups,
+    pub(super) archive: WalArchive,
+    pub(super) backups: Backups,
     /// What is condemned, once a backup was asked about; nothing if that cannot be read.
-    condemned: Option<Option<Vec<NumberedCondemned>>>,
-    facts: Facts,
-    wal: BTreeMap<TimelineId, TimelineWal>,
+    pub(super) condemned: Option<Option<Vec<NumberedCondemned>>>,
+    pub(super) facts: Facts,
+    pub(super) wal: BTreeMap<TimelineId, TimelineWal>,
     /// What retention promises, if it was told: what is missing elsewhere is gone on purpose.
-    promised: Option<WalNeed>,
-    problems: Vec<String>,
+    pub(super) promised: Option<WalNeed>,
+    pub(super) problems: Vec<String>,
     /// Timelines that two servers claim. What is stored of them is one server's.
-    disputed: Vec<String>,
+    pub(super) disputed: Vec<String>,
     /// Timelines that two servers claimed or that were abandoned, and what a person says about it.
-    settled: Vec<String>,
+    pub(super) settled: Vec<String>,
 }
 
 impl LineageCatalog {

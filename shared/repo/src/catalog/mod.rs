@@ -16,6 +16,7 @@
 //! | `ahead` | reading at the same time what a planner will most likely ask for |
 //! | `confirm` | whether the store itself has what the index names |
 //! | `chain` | whether the segments of a path continue each other |
+//! | `joined` | the WAL of several repositories together |
 //! | `points` | the named restore points that recovery can stop at |
 //! | `succession` | which backup came after which, when clocks were wrong |
 //! | [`status`], `draw` | all of it as data and for a person |
@@ -28,6 +29,7 @@ mod confirm;
 mod draw;
 mod graph;
 mod inventory;
+mod joined;
 mod lineage;
 mod outline;
 mod points;

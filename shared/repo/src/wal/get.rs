@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::Write;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
 
 use super::WalArchive;
@@ -64,9 +66,18 @@ impl WalArchive {
     }
 
     /// As [`Self::get`], into a buffer that is emptied first, to be used again and again.
-    pub async fn get_into(&self, name: WalFileName, mut buffer: Vec<u8>) -> Result<Option<WalFile>> {
+    pub fn get_into(&self, name: WalFileName, buffer: Vec<u8>) -> BoxFuture<'_, Result<Option<WalFile>>> {
+        if self.beside().is_empty() {
+            return self.get_here(name, buffer).boxed();
+        }
+        let sound = |file: &WalFile| file.header.as_ref().is_none_or(|header| !header.damaged);
+        let ask = move |archive: Self| async move { archive.get_here(name, Vec::new()).await }.boxed();
+        self.first_sound(ask, sound).boxed()
+    }
+
+    async fn get_here(&self, name: WalFileName, mut buffer: Vec<u8>) -> Result<Option<WalFile>> {
         buffer.clear();
-        let Some(mut reader) = self.read(name).await? else { return Ok(None) };
+        let Some(mut reader) = self.read_here(name).await? else { return Ok(None) };
         let mut read = reader.next_part(buffer).await?;
         while !reader.is_done() {
             read = reader.append_part(read).await?;
@@ -87,7 +98,16 @@ impl WalArchive {
 
     /// Opens a file of that name to be read a part at a time; `None` if the store has none.
     /// Of several `.partial` files the one that holds most: for another see [`Self::read_partial`].
-    pub async fn read(&self, name: WalFileName) -> Result<Option<WalReader>> {
+    pub fn read(&self, name: WalFileName) -> BoxFuture<'_, Result<Option<WalReader>>> {
+        if self.beside().is_empty() {
+            return self.read_here(name).boxed();
+        }
+        let sound = |reader: &WalReader| reader.header().is_none_or(|header| !header.damaged);
+        let ask = move |archive: Self| async move { archive.read_here(name).await }.boxed();
+        self.first_sound(ask, sound).boxed()
+    }
+
+    async fn read_here(&self, name: WalFileName) -> Result<Option<WalReader>> {
         let kind = match name {
             WalFileName::Segment(_) => ObjectKind::Segment,
             WalFileName::History(_) => ObjectKind::History,
@@ -99,7 +119,7 @@ impl WalArchive {
             _ => self.open(kind, name, self.paths().file(name)).await?,
         };
         match (own, self.parent_of(name)) {
-            (None, Some(parent)) => Box::pin(parent.read(name)).await,
+            (None, Some(parent)) => parent.read(name).await,
             (own, _) => Ok(own),
         }
     }
@@ -117,11 +137,20 @@ impl WalArchive {
     }
 
     /// What is stored about a segment, by one ranged request; `None` if there is no such segment.
-    pub async fn header(&self, name: SegmentName) -> Result<Option<WalHeader>> {
+    pub fn header(&self, name: SegmentName) -> BoxFuture<'_, Result<Option<WalHeader>>> {
+        if self.beside().is_empty() {
+            return self.header_here(name).boxed();
+        }
+        let sound = |header: &WalHeader| !header.damaged;
+        let ask = move |archive: Self| async move { archive.header_here(name).await }.boxed();
+        self.first_sound(ask, sound).boxed()
+    }
+
+    async fn header_here(&self, name: SegmentName) -> Result<Option<WalHeader>> {
         let key = self.paths().segment(name);
         let own = self.read_header(ObjectKind::Segment, &key, name).await?;
         match (own, self.parent_of(WalFileName::Segment(name))) {
-            (None, Some(parent)) => Box::pin(parent.header(name)).await,
+            (None, Some(parent)) => parent.header(name).await,
             (own, _) => Ok(own),
         }
     }

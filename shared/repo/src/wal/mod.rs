@@ -20,6 +20,7 @@
 //! | `parts` | segments too large for one object |
 //! | `points` | named restore points |
 //! | `same` | whether two archives hold the same segment |
+//! | `joined` | one lineage's WAL in several repositories, read as one archive |
 //! | [`copies`] | one lineage's WAL in several repositories |
 //! | [`content`] | bytes to be stored, in memory or in a file |
 
@@ -32,6 +33,7 @@ pub mod gaps;
 mod get;
 pub mod header;
 pub mod inherited;
+mod joined;
 mod partials;
 mod parts;
 mod points;
@@ -102,6 +104,8 @@ struct Inner {
     lineage: Lineage,
     paths: WalPaths,
     inherited: Option<Inherited>,
+    /// The same lineage in other repositories.
+    beside: Vec<WalArchive>,
 }
 
 impl WalArchive {
@@ -111,7 +115,7 @@ impl WalArchive {
 
     pub(crate) fn inheriting(repository: Repository, lineage: Lineage, inherited: Option<Inherited>) -> Self {
         let paths = lineage.wal_paths();
-        Self { inner: Arc::new(Inner { repository, lineage, paths, inherited }) }
+        Self { inner: Arc::new(Inner { repository, lineage, paths, inherited, beside: Vec::new() }) }
     }
 
     /// The repository it is in.

@@ -8,7 +8,8 @@
 //! point is not the one that they come from, and what lies behind the last switch point is not read. Where that does not decide,
 //! none is believed, and a person is asked.
 
-use futures_util::future::try_join;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, try_join};
 use walpoint_base::{Lsn, SegmentName, WalFileName};
 
 use super::WalArchive;
@@ -37,10 +38,24 @@ impl WalArchive {
 
     /// The incomplete copy of a segment that holds most, a `.partial` file or one that ended early; `None` if there is none.
     /// Where there are several, all are read.
-    pub async fn read_incomplete(&self, segment: SegmentName) -> Result<Option<WalReader>> {
+    pub fn read_incomplete(&self, segment: SegmentName) -> BoxFuture<'_, Result<Option<WalReader>>> {
+        if self.beside().is_empty() {
+            return self.read_incomplete_here(segment).boxed();
+        }
+        let ask = move |archive: Self| async move { archive.read_incomplete_here(segment).await }.boxed();
+        let longest = async move {
+            match self.read_and_damaged(segment).await? {
+                (Some(read), _) => read.open().await,
+                (None, _) => self.first_sound(ask, |_| true).await,
+            }
+        };
+        longest.boxed()
+    }
+
+    async fn read_incomplete_here(&self, segment: SegmentName) -> Result<Option<WalReader>> {
         let copies = self.incomplete_copies(segment).await?;
         match (self.longest(segment, copies).await?, self.parent_of(WalFileName::Partial(segment))) {
-            (None, Some(parent)) => Box::pin(parent.read_incomplete(segment)).await,
+            (None, Some(parent)) => parent.read_incomplete(segment).await,
             (own, _) => Ok(own),
         }
     }
@@ -56,11 +71,13 @@ impl WalArchive {
 
     /// The copies of a segment that contradict each other, so that none of them is read; empty if one is.
     pub async fn contradicting_copies(&self, segment: SegmentName) -> Result<Vec<String>> {
-        let copies = self.incomplete_copies(segment).await?;
-        Ok(match self.choice(segment, &copies).await? {
-            Choice::Contradicting(keys) => keys,
-            Choice::One(_) | Choice::Unreadable | Choice::Doubtful(_) => Vec::new(),
-        })
+        for archive in self.all() {
+            let copies = archive.incomplete_copies(segment).await?;
+            if let Choice::Contradicting(keys) = archive.choice(segment, &copies).await? {
+                return Ok(keys);
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// The incomplete copies of a segment, but for what is inherited. Two listings at the same time.
@@ -76,16 +93,21 @@ impl WalArchive {
         &self,
         segment: SegmentName,
     ) -> Result<(Option<Surveyed>, Vec<Surveyed>)> {
-        let copies = self.incomplete_copies(segment).await?;
-        let chosen = match self.choice(segment, &copies).await? {
-            Choice::One(copy) => self.look_into(segment, copy).await?,
-            _ => None,
-        };
-        let mut damaged = Vec::new();
-        for copy in copies {
-            damaged.extend(self.look_into(segment, copy).await?.filter(|copy| copy.fault().is_some()));
+        let (mut longest, mut damaged): (Option<Surveyed>, _) = (None, Vec::new());
+        for archive in self.all() {
+            let copies = archive.incomplete_copies(segment).await?;
+            let chosen = match archive.choice(segment, &copies).await? {
+                Choice::One(copy) => archive.look_into(segment, copy).await?,
+                _ => None,
+            };
+            let longer = |one: &Surveyed| longest.as_ref().is_none_or(|other| other.filled() < one.filled());
+            longest = chosen.filter(longer).or(longest);
+            for copy in copies {
+                let read = archive.look_into(segment, copy).await?;
+                damaged.extend(read.filter(|copy| copy.fault().is_some()));
+            }
         }
-        Ok((chosen, damaged))
+        Ok((longest, damaged))
     }
 
     /// What is wrong with a copy of a segment that holds more than one that goes to `until`, or may: a copy says in its name where it
@@ -95,7 +117,11 @@ impl WalArchive {
         segment: SegmentName,
         until: Option<Lsn>,
     ) -> Result<Option<String>> {
-        if self.incomplete_copies(segment).await?.len() < 2 {
+        let mut copies = 0;
+        for archive in self.all() {
+            copies += archive.incomplete_copies(segment).await?.len();
+        }
+        if copies < 2 {
             return Ok(None);
         }
         let (read, damaged) = self.read_and_damaged(segment).await?;
@@ -109,6 +135,11 @@ impl WalArchive {
             }
         }
         Ok(None)
+    }
+
+    /// This archive and those beside it.
+    fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.beside())
     }
 
     async fn choose(&self, segment: SegmentName, copies: &[Copy]) -> Result<Copy> {
@@ -268,7 +299,7 @@ impl WalArchive {
 
     /// How much of a file is filled, of its first `limit` bytes; `None` if it cannot be read.
     async fn extent_of(&self, name: WalFileName, limit: u64) -> Result<Option<Extent>> {
-        let reader = match Box::pin(self.read(name)).await {
+        let reader = match self.read(name).await {
             Ok(reader) => reader,
             Err(RepoError::Corrupt { .. }) => None,
             Err(error) => return Err(error),

@@ -39,6 +39,17 @@ pub struct PointRef {
     pub time: Option<PgTimestamp>,
 }
 
+impl FoundPoints {
+    /// Adds what another repository has of the same lineage.
+    fn add(&mut self, other: Self) {
+        let new = |point: &PointRef| self.points.iter().all(|known| known.place() != point.place());
+        let new: Vec<PointRef> = other.points.into_iter().filter(new).collect();
+        self.points.extend(new);
+        self.damaged.extend(other.damaged);
+        self.unread.extend(other.unread);
+    }
+}
+
 impl PointRef {
     fn place(&self) -> (&str, TimelineId, Lsn) {
         (&self.name, self.timeline, self.lsn)
@@ -109,6 +120,10 @@ impl WalArchive {
         };
         let (_, batches) = self.list_points(&self.paths().point_batches()).await?;
         self.read_batches(batches, |point| point.name == name, &mut own).await?;
+        for other in self.beside() {
+            let found = Box::pin(other.points_named(name)).await?;
+            own.add(found);
+        }
         own.points.sort_unstable();
         let Some(inherited) = self.inherited() else { return Ok(own) };
         let parents = Box::pin(inherited.archive().points_named(name)).await?;
@@ -123,6 +138,10 @@ impl WalArchive {
         let (points, batches) = self.list_points(&self.paths().points()).await?;
         let mut own = FoundPoints { points, ..Default::default() };
         self.read_batches(batches, |_| true, &mut own).await?;
+        for other in self.beside() {
+            let found = Box::pin(other.points()).await?;
+            own.add(found);
+        }
         own.points.sort_unstable();
         let Some(inherited) = self.inherited() else { return Ok(own) };
         let parents = Box::pin(inherited.archive().points()).await?;
@@ -136,6 +155,11 @@ impl WalArchive {
     pub async fn point(&self, point: &PointRef) -> Result<Option<RestorePoint>> {
         let key = self.paths().point(&point.name, point.timeline, point.lsn);
         let Some(bytes) = found(self.store().get(&key).await)? else {
+            for other in self.beside() {
+                if let Some(found) = Box::pin(other.point(point)).await? {
+                    return Ok(Some(found));
+                }
+            }
             return match self.inherited().filter(|inherited| inherited.holds_point(point)) {
                 Some(inherited) => Box::pin(inherited.archive().point(point)).await,
                 None => Ok(None),

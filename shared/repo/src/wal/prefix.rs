@@ -56,7 +56,7 @@ pub(crate) enum Compared {
 impl WalArchive {
     pub(super) async fn read_copy(&self, segment: SegmentName, copy: Copy) -> Result<Option<WalReader>> {
         match copy {
-            Copy::Whole => Box::pin(self.read(WalFileName::Segment(segment))).await,
+            Copy::Whole => self.read(WalFileName::Segment(segment)).await,
             Copy::Partial(hash) => self.read_partial(segment, hash).await,
             Copy::Ended(end, hash) => self.read_ended(segment, end, hash).await,
         }
@@ -84,6 +84,11 @@ impl WalArchive {
 }
 
 impl Surveyed {
+    /// Opens it to be read.
+    pub(super) async fn open(&self) -> Result<Option<WalReader>> {
+        self.archive.read_copy(self.segment, self.copy).await
+    }
+
     /// Bytes before the zeros with which it ends, or before the damage.
     pub(crate) fn filled(&self) -> u64 {
         self.filled
