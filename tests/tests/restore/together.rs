@@ -54,13 +54,14 @@ fn repositories_that_lack_different_segments_lead_to_the_target_together() {
     let xid = rows[3].xid.to_string();
     for (name, options, expected) in [
         ("latest", &[][..], "a1 a2 a3 a4 a5"),
-        ("xid", &["--target-xid", &xid, "--target-action", "promote"], "a1 a2 a3 a4"),
-        ("lsn", &["--target-lsn", &rows[2].after, "--target-action", "promote"], "a1 a2 a3"),
+        ("xid", &["--target-xid", &xid], "a1 a2 a3 a4"),
+        ("lsn", &["--target-lsn", &rows[2].after], "a1 a2 a3"),
     ] {
         let planned = plan(&bed, options);
         assert_eq!(planned["result"], "plan", "{options:?}: {planned:#}");
         assert!(planned["notes"].to_string().contains(&rows[1].segment), "{planned:#}");
-        let server = bed.restore_and_start(name, options);
+        let action: &[&str] = if options.is_empty() { &[] } else { &["--target-action", "promote"] };
+        let server = bed.restore_and_start(name, &[options, action].concat());
         server.wait_promoted();
         assert_eq!(ledger.labels(&server), expected, "{}", server.log());
     }

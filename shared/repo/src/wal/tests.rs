@@ -68,12 +68,12 @@ pub(crate) fn facts_of_size(name: &str, whole: bool, size: SegmentSize) -> Segme
     }
 }
 
-struct Bed {
-    archive: WalArchive,
-    dir: tempfile::TempDir,
+pub(crate) struct Bed {
+    pub(crate) archive: WalArchive,
+    pub(crate) dir: tempfile::TempDir,
 }
 
-async fn bed(size: SegmentSize, master: Option<MasterKey>) -> Bed {
+pub(crate) async fn bed(size: SegmentSize, master: Option<MasterKey>) -> Bed {
     let dir = tempfile::tempdir().unwrap();
     let settings = StoreSettings::at(dir.path().to_str().unwrap());
     let made = Repository::init("main", &settings, master.clone()).await.unwrap();
@@ -103,7 +103,7 @@ async fn beds(mib: u64) -> Vec<Bed> {
 }
 
 /// A segment's bytes: something that compresses like WAL, then zeros.
-fn segment(size: SegmentSize, seed: u8) -> Vec<u8> {
+pub(crate) fn segment(size: SegmentSize, seed: u8) -> Vec<u8> {
     let mut bytes = vec![0; size.as_usize()];
     let content = bytes.len() * 3 / 4;
     for (n, page) in bytes[..content].chunks_mut(512).enumerate() {
