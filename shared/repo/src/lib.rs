@@ -11,6 +11,7 @@
 //! | [`keys`] | key slots: what opens an encrypted repository |
 //! | [`wal`] | the WAL of a lineage |
 //! | [`index`] | what the headers of a million segments say, in a few objects |
+//! | [`agreement`] | whether two repositories hold one server's WAL |
 //! | [`catalog`] | what a cluster has: timelines, WAL, backups, restore points |
 //! | [`plan`] | the pure planners: restore plans, windows, gaps |
 //! | [`retention`] | which backups stay, and why |

@@ -276,6 +276,30 @@ fn incomplete_copies_of_two_servers_are_no_plan() {
     refuses("incomplete copy");
 }
 
+/// Promise 12: production died in a segment of which one repository has its copy, and the other one has another server's whole segment,
+/// which fits behind what both have.
+#[test]
+fn another_servers_whole_segment_does_not_complete_an_incomplete_copy() {
+    let second = Store::local();
+    let (mut bed, mut ledger) = bed(Some(&second));
+    let copy = copy_of(&mut bed);
+    let last = ledger.append_as(&bed.cluster, "a2");
+    copy.psql("create table other (n int); insert into other select generate_series(1, 50)");
+    assert_eq!(copy.switch_wal(), last.segment);
+    bed.cluster.crash();
+    bed.stop_daemon();
+    push_part(&bed, "ours", &last.segment);
+    let (main, other) = (bed.back_door(), second.back_door());
+    ended(&other).iter().for_each(|key| other.delete(key));
+    assert_eq!(ended(&main).len(), 1);
+    push_of(&bed, &copy, &second, "theirs", &last.segment);
+    let xid = last.xid.to_string();
+    for options in [&[][..], &["--use-partial"], &["--target-xid", &xid]] {
+        let plan = bed.agent.restore(&[&["plan"], options].concat()).expect_status(1);
+        assert!(plan.stderr.contains("incomplete copy") && plan.stderr.contains("--repo URL"), "{plan:#?}");
+    }
+}
+
 /// Promise 12: the same in one repository, where production's own copy is damaged: the other server's is not taken for the end, nor for
 /// what production wrote of that segment.
 #[test]
@@ -303,9 +327,10 @@ fn another_servers_incomplete_copy_does_not_stand_in_for_a_damaged_one() {
         let theirs = ended(&main)[0].clone();
         main.put(&ours, sound.clone());
         let both = [&ours, &theirs];
-        refused(&bed, &lsn, &["contradicting-copies"], &both);
         main.flip_bit(&ours, sound.len() / 2);
         refused(&bed, &lsn, &["contradicting-copies", "ends-incomplete"], &both);
+        main.flip_bit(&ours, sound.len() / 2);
+        refused(&bed, &lsn, &["contradicting-copies"], &both);
     }
 }
 

@@ -84,6 +84,8 @@ fn the_latest_moment_is_that_of_all_repositories_together() {
     let (main, other) = (bed.back_door(), second.back_door());
     rows[2..].iter().for_each(|row| lose(&main, row));
     lose(&other, &rows[1]);
+    let planned = plan(&bed, &[]);
+    assert!(planned["notes"].to_string().contains(&rows[2].segment), "{planned:#}");
     let server = bed.restore_and_start("latest", &[]);
     server.wait_promoted();
     assert_eq!(ledger.labels(&server), "a1 a2 a3 a4 a5", "{}", server.log());

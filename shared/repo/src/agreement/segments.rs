@@ -172,7 +172,8 @@ pub async fn incomplete(
                 other.key()
             )),
             Compared::Unknown => Agreement::Unknown(format!(
-                "whether \"{}\" in repository \"{}\" is of the same server as what \"{}\" has cannot be told, because that is damaged: {}",
+                "it is not known whether \"{}\" in repository \"{}\" is the same server's as the copy in \"{}\", because that is \
+                 damaged: {}",
                 one.key(),
                 one.repository(),
                 other.repository(),

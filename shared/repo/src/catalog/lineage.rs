@@ -183,8 +183,9 @@ impl LineageCatalog {
     /// Looks at the WAL of the timelines that a plan reads, as far as that was not done for a plan of its own. What cannot be looked at
     /// is left out.
     pub async fn look_at(&mut self, plan: &RestorePlan) {
-        let timelines = plan.path.iter().map(|step| step.timeline).collect();
         let start = Some(plan.backup.start());
+        let read = plan.path.iter().filter(|step| step.end > start || step.end.is_none());
+        let timelines = read.map(|step| step.timeline).collect();
         self.look_ahead(Likely { timelines, start, ..Likely::default() }).await;
     }
 

@@ -207,7 +207,7 @@ impl WalArchive {
                 }
                 Compared::Unknown => {
                     return Ok(Some(Choice::Doubtful(format!(
-                        "whether \"{}\" is of the same server cannot be told, because this one is damaged: {}",
+                        "it is not known whether \"{}\" is the same server's, because another copy is damaged: {}",
                         read.key(),
                         other.fault().unwrap_or_default()
                     ))));

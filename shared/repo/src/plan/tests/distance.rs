@@ -17,6 +17,7 @@ use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentNo};
 use super::decoder::Decoder;
 use super::simulate::{SEGMENTS, backup, large_archive, real_segment};
 use super::world::size;
+use crate::agreement::{self, Agreement};
 use crate::catalog::Catalog;
 use crate::index::tests::{Bed, bed, commit_time};
 use crate::plan::*;
@@ -156,6 +157,20 @@ async fn a_plan_waits_for_few_requests_in_a_row() {
     let latest = prove(RecoveryTarget::Latest, 8.0).await;
     assert_eq!(latest.until, SegmentNo(SEGMENTS).start(size()));
     let time = prove(RecoveryTarget::Time(PgTimestamp(commit_time(51_900).0 + 500_000)), 11.0).await;
-    assert_eq!(time.stop.unwrap().xid, Some(51_901));
+    assert_eq!(time.stop.as_ref().unwrap().xid, Some(51_901));
     assert_eq!(time.wal[0].first, SegmentNo(51_000));
+
+    // That another repository holds the same server's WAL shows a request to each, at the same time.
+    let mut catalogs = Vec::new();
+    for name in ["far", "farther"] {
+        let mut catalog = Catalog::over(name, &settings, far.clone(), &cluster).await.unwrap();
+        catalog.lineages_mut()[0].look_at(&time).await;
+        catalogs.push(catalog);
+    }
+    let (before, begun) = requests();
+    let along =
+        agreement::along(&time, &catalogs[0].lineages()[0], &catalogs[1].lineages()[0]).await.unwrap();
+    let (after, ended) = requests();
+    assert_eq!((along.agreement, along.end, after - before), (Agreement::Same, None, 2));
+    assert!(ended - begun < ROUND_TRIP * 2, "{:?}", ended - begun);
 }
