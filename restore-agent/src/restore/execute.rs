@@ -312,12 +312,9 @@ async fn built(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Option<
     if planned.together && !matches!(found, Ok(Some(_))) {
         // Another repository has what the plan counts on.
         for other in elsewhere::copies(common, planned).await?.archives() {
-            match other.beginning(name, length).await {
-                Ok(Some(hash)) => {
-                    found = Ok(Some(hash));
-                    break;
-                }
-                Ok(None) | Err(_) => {}
+            if let Ok(Some(hash)) = other.beginning(name, length).await {
+                found = Ok(Some(hash));
+                break;
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Two archives with keys of their own or without, sound and damaged.
 
+use std::os::unix::fs::FileExt;
+
 use bytes::Bytes;
 use walpoint_base::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 
@@ -42,12 +44,14 @@ async fn end(archive: &WalArchive, n: u64, length: u64, seed: u8) -> Key {
     archive.paths().ended(name(n), lsn, hash)
 }
 
-fn damage(bed: &Bed, key: &Key) {
+/// Writes other bytes into an object, so far before its end.
+fn damage(bed: &Bed, key: &Key, before_end: Option<u64>) {
     let path = bed.dir.path().join(key.as_str());
-    let mut bytes = std::fs::read(&path).unwrap();
-    let at = bytes.len() - 40;
-    bytes[at] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let at = before_end.map_or(0, |bytes| file.metadata().unwrap().len() - bytes);
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
 }
 
 #[tokio::test]
@@ -68,7 +72,7 @@ async fn the_newest_segment_that_both_have_decides_and_older_ones_behind_damage(
         );
         assert_eq!(newest(&all[2..]).await, Agreement::Same);
         let key = other.archive.paths().segment(name(5));
-        std::fs::write(other.dir.path().join(key.as_str()), b"damaged").unwrap();
+        damage(&other, &key, None);
         assert_eq!(newest(&all).await, Agreement::Same, "an older one shows it");
         assert!(matches!(newest(&[name(7)]).await, Agreement::Unknown(_)));
     }
@@ -90,20 +94,20 @@ async fn copies_agree_as_far_as_both_go() {
         // A damaged one is known by its name, where the other one holds more.
         let short = end(&one.archive, 5, 9_000, 1).await;
         end(&other.archive, 5, 20_000, 1).await;
-        damage(&one, &short);
+        damage(&one, &short, Some(40));
         assert_eq!(compare(5).await, Agreement::Same);
         let short = end(&one.archive, 6, 9_000, 1).await;
         end(&other.archive, 6, 20_000, 2).await;
-        damage(&one, &short);
+        damage(&one, &short, Some(40));
         assert!(is_different(&compare(6).await));
         // Else by what can be read of it.
         let long = end(&one.archive, 7, 1_500_000, 1).await;
         end(&other.archive, 7, 9_000, 1).await;
-        damage(&one, &long);
+        damage(&one, &long, Some(40));
         assert_eq!(compare(7).await, Agreement::Same);
         let long = end(&one.archive, 8, 1_500_000, 1).await;
         end(&other.archive, 8, 9_000, 2).await;
-        damage(&one, &long);
+        damage(&one, &long, Some(40));
         assert!(is_different(&compare(8).await));
     }
 }
@@ -114,13 +118,13 @@ async fn a_damaged_copy_that_is_another_servers_takes_its_neighbor_along() {
         let short = end(&one.archive, 3, 9_000, 1).await;
         end(&one.archive, 3, 20_000, 2).await;
         assert_eq!(one.archive.contradicting_copies(name(3)).await.unwrap().len(), 2);
-        damage(&one, &short);
+        damage(&one, &short, Some(40));
         assert_eq!(one.archive.contradicting_copies(name(3)).await.unwrap().len(), 2);
         assert!(one.archive.read_incomplete(name(3)).await.is_err());
         // Of one server the longer one holds what the damaged one held.
         let short = end(&one.archive, 4, 9_000, 1).await;
         end(&one.archive, 4, 20_000, 1).await;
-        damage(&one, &short);
+        damage(&one, &short, Some(40));
         assert!(one.archive.read_incomplete(name(4)).await.unwrap().is_some());
     }
 }
