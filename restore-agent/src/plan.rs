@@ -165,6 +165,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         planned.plan.youngest = planned.plan.youngest.and(known.map(|(_, timeline)| *timeline).max());
         let notes: Vec<String> = skipped.iter().map(|name| without(name, &planned.plan)).collect();
         planned.plan.notes.extend(notes);
+        planned.plan.notes.extend(retired(&selection, &planned));
         if let Some(why) = planned.doubtful_end.take() {
             let end = Unreachable::of_end(&planned.plan, request.timeline, &planned.lineage, why);
             return Err(NoPlan::Unreachable(Box::new(end)));
@@ -216,6 +217,28 @@ fn without(name: &str, plan: &RestorePlan) -> String {
          255), and you have to restore again.",
         plan.timeline
     )
+}
+
+/// What it means that repositories acknowledged WAL of the lineage and are no longer configured.
+fn retired(selection: &Selection<StoreSettings>, planned: &Planned) -> Option<String> {
+    let lineage = &planned.lineage;
+    let configured = |name: &String| selection.repositories.iter().any(|(known, _)| known == name);
+    let without = &selection.settings.fetch_without;
+    let others = lineage.ack.iter().filter(|member| member.repository != planned.repository.id());
+    let names = others.map(|member| &member.name);
+    let missing: Vec<String> = names
+        .filter(|name| !configured(name) && !without.contains(name))
+        .map(|name| format!("\"{name}\""))
+        .collect();
+    (!missing.is_empty()).then(|| {
+        format!(
+            "Lineage {} was acknowledged by {} too, which this configuration does not have: what only that has is not in this \
+             plan, and recovery past the end of the archive waits for its word. HINT: If it is gone for good, name it in \
+             fetch_without.",
+            lineage.id,
+            missing.join(" and ")
+        )
+    })
 }
 
 /// What one repository says.

@@ -14,7 +14,7 @@ use super::created::Created;
 use super::directory::{Marker, RelativeTime, State};
 use super::existing::Existing;
 use super::ground::{self, Ground, Way};
-use super::kept::{self, Kept};
+use super::kept;
 use super::layout::Layout;
 use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
@@ -79,7 +79,7 @@ impl Restore {
         let mut found = created.look(&layout, &ground)?;
         let mut unarchived = Unarchived::default();
         if let Some(not_stored) = &not_stored {
-            let earlier = kept_before(layout.pgdata(), &ground.state);
+            let earlier = kept::all(layout.pgdata());
             unarchived = Unarchived::find(not_stored, layout.pgdata(), &planned, &earlier).await?;
             elsewhere::warn_of_damage(&not_stored.copies);
             let more = created.with(&unarchived.creates);
@@ -138,11 +138,6 @@ impl Restore {
             settings,
         })
     }
-}
-
-/// What interrupted runs of this restore may have kept of the data directory, oldest first.
-fn kept_before(pgdata: &Path, state: &State) -> Vec<Kept> {
-    if matches!(state, State::Unfinished(_)) { kept::all(pgdata) } else { Vec::new() }
 }
 
 /// The key file that the environment names, if it opened the repository.

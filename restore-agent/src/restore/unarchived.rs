@@ -64,7 +64,7 @@ pub(super) struct Replayed {
     /// Where its last valid record ends.
     pub(super) end: Lsn,
     whole: bool,
-    /// The file, if an interrupted run kept it; else this one does.
+    /// The file, if an earlier run kept it; else this one does.
     kept: Option<PathBuf>,
 }
 
@@ -75,8 +75,8 @@ struct Candidate {
 }
 
 impl Unarchived {
-    /// Takes over what was found in `pg_wal`. `earlier`: what interrupted runs of the same restore kept, whereupon it is gone from
-    /// there.
+    /// Takes over what was found in `pg_wal`. `earlier`: what earlier repairs of the same data directory kept, interrupted or not,
+    /// whereupon it is gone from there.
     pub(super) async fn find(
         found: &NotStored,
         pgdata: &Path,

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use walpoint_tests::archived::Archived;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::process::{self, Output};
 use walpoint_tests::store::Store;
 use walpoint_tests::{faults, wait};
@@ -145,6 +145,24 @@ fn a_recovery_to_a_target_does_not_replay_it() {
     assert!(restored.stdout.contains("only a recovery to the end of the archive"), "{restored:#?}");
     assert!(kept(&bed)[0].join(&open).exists() && !pgdata.join("pg_wal").join(&open).exists());
     assert_eq!(rows_after_recovery(&mut bed), "1000");
+}
+
+/// What a repair to a target kept is replayed by a later one to the end, and once more by a later one still: it is nowhere else.
+#[test]
+fn what_an_earlier_repair_kept_is_replayed_by_a_later_one_to_the_end() {
+    let (mut bed, open) = crashed(17);
+    repair(&bed, &["--target-name", "before"]);
+    bed.cluster.start();
+    bed.cluster.wait_for("select pg_is_wal_replay_paused()", "t");
+    assert_eq!(bed.cluster.psql("select count(*) from t"), "1000");
+    bed.cluster.stop(Shutdown::Fast);
+    for _ in 0..2 {
+        let told = repair(&bed, &[]).stdout;
+        assert!(told.contains("recovery replays WAL that no archive has") && told.contains(&open), "{told}");
+        assert_eq!(rows_after_recovery(&mut bed), "2000");
+        bed.cluster.psql("checkpoint");
+        bed.cluster.stop(Shutdown::Fast);
+    }
 }
 
 /// A segment whose records do not continue the archive's, or that is damaged, is kept and not replayed.

@@ -263,7 +263,7 @@ impl TimelineWal {
         &self.lost
     }
 
-    /// Segments that were stored though damaged.
+    /// Segments that were stored though damaged, and those whose headers are damaged in the store.
     pub fn damaged(&self) -> &[SegmentNo] {
         &self.damaged
     }
@@ -382,11 +382,15 @@ impl TimelineWal {
         let headers = gather::entries(&self.archive, timeline, unread.iter().copied());
         let (read, fetched) = join(headers, self.index.fetch(self.groups_on_the_way(expected))).await;
         self.index.keep(fetched?);
-        let read = match read {
+        let (read, unreadable) = match read {
             Err(RepoError::Corrupt { .. }) => self.readable_headers(&unread).await?,
-            read => read?,
+            read => (read?, Vec::new()),
         };
-        let damaged: Vec<SegmentNo> = read.iter().filter(|(_, e)| e.damaged).map(|(n, _)| *n).collect();
+        for number in &unreadable {
+            self.listed.remove(number);
+        }
+        let accepted = read.iter().filter(|(_, entry)| entry.damaged).map(|(number, _)| *number);
+        let damaged: Vec<SegmentNo> = accepted.chain(unreadable).collect();
         self.headers.extend(read);
         damaged.into_iter().for_each(|number| self.note_damaged(number));
         Ok(())
@@ -403,20 +407,20 @@ impl TimelineWal {
         partly.into_iter().chain(last).collect()
     }
 
-    /// The headers that can be read. What does without one segment's header tells of it when it needs that.
+    /// The headers that can be read, and the segments whose headers are damaged.
     async fn readable_headers(
         &self,
         unread: &[(SegmentNo, u64)],
-    ) -> Result<BTreeMap<SegmentNo, SegmentEntry>> {
-        let mut readable = BTreeMap::new();
+    ) -> Result<(BTreeMap<SegmentNo, SegmentEntry>, Vec<SegmentNo>)> {
+        let (mut readable, mut unreadable) = (BTreeMap::new(), Vec::new());
         for &one in unread {
             match gather::entries(&self.archive, self.index.timeline(), [one]).await {
                 Ok(read) => readable.extend(read),
-                Err(RepoError::Corrupt { .. }) => {}
+                Err(RepoError::Corrupt { .. }) => unreadable.push(one.0),
                 Err(error) => return Err(error),
             }
         }
-        Ok(readable)
+        Ok((readable, unreadable))
     }
 
     fn note_damaged(&mut self, number: SegmentNo) {

@@ -458,7 +458,7 @@ impl<'a> Planner<'a> {
             youngest: self.facts.graph.ids().next_back().filter(|_| self.follows_the_latest()),
             histories: history.parent().map(|_| timeline).into_iter().collect(),
             signal: if self.request.standby { Signal::Standby } else { Signal::Recovery },
-            settings: self.settings(ending, until, &at),
+            settings: self.settings(ending, until, &at, stop.is_some()),
             estimate: estimate.at(Rates::default()),
             notes: self.notes(path, backup, ending, &at, stop)?,
             backup: backup.clone(),
@@ -471,7 +471,9 @@ impl<'a> Planner<'a> {
         *target == RecoveryTarget::Latest && *timeline == TargetTimeline::Latest && !standby
     }
 
-    fn settings(&self, ending: &Ending, until: Lsn, at: &StopAt) -> Vec<Setting> {
+    /// With a target, PostgreSQL must not read ahead of it: what lies behind may be damaged, or not to be had now, and is not
+    /// needed. Without one, that counts where what follows is not proven to be absent.
+    fn settings(&self, ending: &Ending, until: Lsn, at: &StopAt, stops: bool) -> Vec<Setting> {
         let newest = self.facts.graph.ids().next_back() == Some(ending.timeline);
         let mut all = settings(self.request, ending.timeline, newest, at);
         let hole = ending.missing.start(self.facts.segment_size);
@@ -479,7 +481,9 @@ impl<'a> Planner<'a> {
         // What a child left later was written once, so its absence is not proven, even if nothing follows on the timeline.
         let children = || self.facts.graph.children(ending.timeline);
         let written = ending.fork.is_none() && children().iter().any(|(_, fork)| *fork > hole);
-        if near && (ending.before_a_gap || written) && self.facts.major.get() >= LOOKS_AHEAD_SINCE {
+        let unproven = near && (ending.before_a_gap || written);
+        let stops = stops || self.request.target == RecoveryTarget::Immediate;
+        if (stops || unproven) && self.facts.major.get() >= LOOKS_AHEAD_SINCE {
             all.insert(0, without_look_ahead());
         }
         all

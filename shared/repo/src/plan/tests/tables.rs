@@ -202,7 +202,8 @@ fn refusals_say_what_is_missing_and_what_is_near() {
     let after_the_hole = Request { backup: Some(second), ..on(1, RecoveryTarget::Immediate) };
     let plan = world.plan(&after_the_hole).unwrap();
     assert_eq!(plan.backup.id, second);
-    assert!(!careful(&plan));
+    assert!(careful(&plan), "what lies behind a target is not needed");
+    assert!(!careful(&world.plan(&on(1, RecoveryTarget::Latest)).unwrap()));
 
     let refusal = world.plan(&Request { backup: Some(first), ..on(1, RecoveryTarget::Latest) }).unwrap_err();
     assert_eq!((refusal.why, refusal.missing), (Why::MissingWal { backup: first }, hole.to_vec()));
