@@ -6,13 +6,17 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::SegmentNo;
 
 use super::LineageCatalog;
-use crate::error::Result;
+use crate::error::{RepoError, Result};
 use crate::index::gather;
 use crate::plan::SegmentRange;
+use crate::plan::windows::Consistency;
 use crate::wal::WalArchive;
 
 /// Segments that one listing looks for: together with PostgreSQL's other files they fit into one answer of a store.
 const PIECE: u64 = 900;
+
+/// So many missing segments are asked for one by one.
+const FEW: u64 = 64;
 
 /// Listings, and looks at single segments, at the same time.
 const AT_ONCE: usize = 8;
@@ -45,6 +49,58 @@ impl LineageCatalog {
             }
         }
         Ok(complete)
+    }
+
+    /// The segments without which a backup does not become consistent that the store itself does not have, or has though damaged.
+    pub async fn lacking(&mut self, wal: Consistency) -> Result<Vec<SegmentRange>> {
+        let missing = self.ask(None, |facts| wal.missing(facts)).await?;
+        self.look_again(&missing).await?;
+        let missing = self.ask(None, |facts| wal.missing(facts)).await?;
+        let mut there = wal.segments(self.facts());
+        if !missing.is_empty() {
+            let is_missing =
+                |number| missing.iter().any(|range| (range.first..=range.last).contains(&number));
+            there = there
+                .iter()
+                .flat_map(|range| (range.first.0..=range.last.0).map(|n| (range.timeline, SegmentNo(n))))
+                .filter(|(_, number)| !is_missing(*number))
+                .map(|(timeline, number)| SegmentRange { timeline, first: number, last: number })
+                .collect();
+        }
+        if self.confirm(&there).await? {
+            return Ok(missing);
+        }
+        self.ask(None, |facts| wal.missing(facts)).await
+    }
+
+    /// Asks the store once more for segments that count as missing: while segments arrive side by side, a listing shows one
+    /// and not yet the one before it. Those that are there and sound count as such from now on.
+    pub async fn look_again(&mut self, missing: &[SegmentRange]) -> Result<()> {
+        let size = self.facts().segment_size;
+        for range in missing {
+            let archive = self.archive();
+            let (listed, _) =
+                gather::list(archive, range.timeline, range.first, range.last, usize::MAX).await?;
+            // What is inherited, and what a store lists out of order, is asked for by name where that is not much.
+            let asked: Vec<SegmentNo> = match range.count() <= FEW {
+                true => (range.first.0..=range.last.0).map(SegmentNo).collect(),
+                false => listed.keys().copied().collect(),
+            };
+            let looks = asked.into_iter().map(|number| async move {
+                let sound = match archive.header(number.name(range.timeline, size)).await {
+                    Ok(header) => header.is_some_and(|header| !header.damaged),
+                    Err(RepoError::Corrupt { .. }) => false,
+                    Err(error) => return Err(error),
+                };
+                Ok((number, sound))
+            });
+            let looks: Vec<(SegmentNo, bool)> =
+                stream::iter(looks.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await?;
+            for (number, _) in looks.into_iter().filter(|(_, is_there)| *is_there) {
+                self.find(range.timeline, number, listed.get(&number).copied().unwrap_or(0));
+            }
+        }
+        Ok(())
     }
 
     /// Takes out of what is looked for what a listing of the ancestors shows.

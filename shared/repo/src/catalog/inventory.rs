@@ -227,6 +227,13 @@ impl TimelineWal {
         self.lost.insert(number, 0);
     }
 
+    /// Puts a segment in: the store has it, whatever an earlier listing showed.
+    pub(crate) fn find(&mut self, number: SegmentNo, stored: u64) {
+        self.lost.remove(number);
+        self.runs.insert(number, stored);
+        self.listed.insert(number, stored);
+    }
+
     /// Takes out of `missing` what the store itself was seen to have.
     pub(crate) fn take_seen(&self, missing: &mut BTreeSet<SegmentNo>) {
         missing.retain(|number| *number < self.surveyed || !self.survey.listed.contains_key(number));

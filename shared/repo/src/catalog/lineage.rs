@@ -254,6 +254,18 @@ impl LineageCatalog {
     pub(super) fn lose(&mut self, timeline: TimelineId, number: SegmentNo) {
         let Some(wal) = self.wal.get_mut(&timeline) else { return };
         wal.lose(number);
+        self.tell_wal(timeline);
+    }
+
+    /// Adds a segment to what is known to be there.
+    pub(super) fn find(&mut self, timeline: TimelineId, number: SegmentNo, stored: u64) {
+        let Some(wal) = self.wal.get_mut(&timeline) else { return };
+        wal.find(number, stored);
+        self.tell_wal(timeline);
+    }
+
+    fn tell_wal(&mut self, timeline: TimelineId) {
+        let Some(wal) = self.wal.get(&timeline) else { return };
         self.facts.lose(timeline, wal.lost().clone());
         self.facts.answer(Question::Wal(timeline), Answer::Wal(wal.runs().clone()));
     }

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, TimelineId, WalFileName};
 
+use super::soundness::{Pack, Proven, StoredPacks, lacking_segments, prove};
 use crate::Repository;
-use crate::backup::{Backups, Intent, Listed, ListedState, Standing, Summary};
+use crate::backup::{
+    Backups, CondemnedReason, CondemnedSet, Intent, Listed, ListedState, NumberedCondemned, Standing, Summary,
+};
 use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
 use crate::error::{RepoError, Result};
 use crate::holds::{DamagedHold, Holdings, Holds};
@@ -32,6 +35,13 @@ pub(super) struct Gathered {
     pub(super) ended: Vec<(BackupId, Timestamp)>,
     /// Finished backups whose manifest cannot be read.
     pub(super) unreadable: Vec<BackupId>,
+    /// Packs that readable manifests name and that are missing, or not as long as what was written. Known after
+    /// [`Self::read_for_deletion`].
+    pub(super) lost: BTreeSet<Pack>,
+    /// Packs that readable manifests name and that were announced as damaged. Known then, too.
+    pub(super) announced: BTreeSet<Pack>,
+    /// Announcements of damage that name segments without which one of the backups does not become consistent, by number.
+    pub(super) by_wal: BTreeSet<u64>,
     /// Holds that cannot be read: then nothing may be deleted.
     pub(super) damaged_holds: Vec<DamagedHold>,
     /// What somebody should know.
@@ -66,9 +76,6 @@ enum Reading {
     Manifests,
 }
 
-/// Manifests that are read at the same time.
-const AT_ONCE: usize = 16;
-
 impl Gathered {
     /// Reads it. `now` is the store's time. Of finished backups it reads copies of their summaries where there are such: enough to
     /// say what would be decided.
@@ -85,7 +92,7 @@ impl Gathered {
         let backups = Backups::of(repository, cluster);
         // Holds first: one that is placed while a backup is looked at belongs to the next run.
         let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
-        let catalog = Catalog::load(repository, cluster).await?;
+        let mut catalog = Catalog::load(repository, cluster).await?;
         let mut gathered = Self {
             facts: RetentionFacts {
                 holds: holds.iter().filter_map(crate::holds::Hold::held).collect(),
@@ -95,6 +102,9 @@ impl Gathered {
             unfinished: Vec::new(),
             ended: Vec::new(),
             unreadable: Vec::new(),
+            lost: BTreeSet::new(),
+            announced: BTreeSet::new(),
+            by_wal: BTreeSet::new(),
             damaged_holds: damaged,
             notes: Vec::new(),
         };
@@ -104,7 +114,11 @@ impl Gathered {
                 gathered.notes.push(format!("hold {} is on backup {id}, which is not here", held.number));
             }
         }
-        gathered.sort_backups(&backups, catalog.backups(), reading).await?;
+        let condemned = backups.condemned().await?;
+        gathered.facts.requests =
+            condemned.iter().flat_map(|one| &one.condemned.requests).map(Request::from).collect();
+        gathered.sort_backups(&backups, catalog.backups(), &condemned, reading).await?;
+        gathered.find_missing_wal(&mut catalog, &condemned).await?;
         for request in std::mem::take(&mut gathered.facts.requests) {
             gathered.ask(request, now);
         }
@@ -133,7 +147,13 @@ impl Gathered {
         !self.unreadable.is_empty()
     }
 
-    async fn sort_backups(&mut self, backups: &Backups, listed: &[Listed], reading: Reading) -> Result<()> {
+    async fn sort_backups(
+        &mut self,
+        backups: &Backups,
+        listed: &[Listed],
+        condemned: &[NumberedCondemned],
+        reading: Reading,
+    ) -> Result<()> {
         let (mut finished, mut uses) = (Vec::new(), BTreeMap::new());
         for one in listed {
             match (one.state, one.begun) {
@@ -157,29 +177,67 @@ impl Gathered {
                 (ListedState::Unfinished, None) => {}
             }
         }
-        let standings = match reading {
-            Reading::Copies => backups.standings(&finished, usize::MAX).await?,
-            Reading::Manifests => proven(backups, finished).await,
+        let proven = match reading {
+            Reading::Copies => {
+                let standings = backups.standings(&finished, usize::MAX).await?;
+                standings.into_iter().map(|(id, standing)| (id, standing.map(Proven::plain))).collect()
+            }
+            Reading::Manifests => {
+                let stored = StoredPacks::list(backups).await?;
+                prove(backups, finished, &stored, &damaged_of(condemned)).await
+            }
         };
-        for (id, standing) in standings {
-            match standing {
-                Ok(Standing::Finished(summary)) => {
-                    self.facts.backups.push(candidate(&summary));
-                    uses.insert(id, summary.parents);
-                }
-                Ok(Standing::Unfinished) => {}
-                Ok(Standing::Ended(tombstone)) => self.ended.push((id, tombstone.ended)),
+        for (id, proven) in proven {
+            let Proven { standing, lost, announced } = match proven {
+                Ok(proven) => proven,
                 Err(error @ RepoError::Corrupt { .. }) => {
                     self.notes.push(format!(
                         "{error}: what the backup needs is not known, so it and all packs that are older stay; \
                          archive-agent expire --backup {id} gives it up"
                     ));
                     self.unreadable.push(id);
+                    continue;
                 }
                 Err(error) => return Err(error),
+            };
+            match standing {
+                Standing::Finished(summary) => {
+                    let packs = lost.union(&announced).count();
+                    let packs = u64::try_from(packs).unwrap_or(u64::MAX);
+                    let pages = summary.totals.bad_pages;
+                    self.facts.backups.push(candidate(&summary, Damage { pages, packs, segments: 0 }));
+                    uses.insert(id, summary.parents);
+                    self.lost.extend(lost);
+                    self.announced.extend(announced);
+                }
+                Standing::Unfinished => {}
+                Standing::Ended(tombstone) => self.ended.push((id, tombstone.ended)),
             }
         }
-        self.find_damage(backups, &uses).await
+        if reading == Reading::Copies {
+            let damaged = backups.damaged_packs(&uses, condemned).await?;
+            for candidate in &mut self.facts.backups {
+                candidate.damage.packs = damaged.get(&candidate.id).copied().unwrap_or(0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the backups that do not become consistent, because WAL is missing or was announced as damaged.
+    async fn find_missing_wal(
+        &mut self,
+        catalog: &mut Catalog,
+        condemned: &[NumberedCondemned],
+    ) -> Result<()> {
+        for lineage in catalog.lineages_mut() {
+            let id = lineage.id();
+            for candidate in self.facts.backups.iter_mut().filter(|candidate| candidate.lineage == id) {
+                let (segments, by) = lacking_segments(lineage, candidate, condemned).await?;
+                candidate.damage.segments = segments;
+                self.by_wal.extend(by);
+            }
+        }
+        Ok(())
     }
 
     /// Notes that a backup is to be deleted by name. What one needs that cannot be read no longer matters then.
@@ -261,44 +319,15 @@ impl Gathered {
             first_backup: backups.map(|backup| backup.ended).min(),
         }
     }
-
-    /// Finds the backups with blocks in packs that were found damaged, and those that were asked to be deleted. `uses`: whose packs each backup refers to.
-    async fn find_damage(
-        &mut self,
-        backups: &Backups,
-        uses: &BTreeMap<BackupId, Vec<BackupId>>,
-    ) -> Result<()> {
-        let condemned = backups.condemned().await?;
-        self.facts.requests =
-            condemned.iter().flat_map(|one| &one.condemned.requests).map(Request::from).collect();
-        let parents = |backup: &Candidate| (backup.id, uses.get(&backup.id).cloned().unwrap_or_default());
-        let of = self.facts.backups.iter().map(parents).collect();
-        let damaged = backups.damaged_packs(&of, &condemned).await?;
-        for candidate in &mut self.facts.backups {
-            candidate.damage.packs = damaged.get(&candidate.id).copied().unwrap_or(0);
-        }
-        Ok(())
-    }
 }
 
-/// What became of finished backups, by their whole manifests.
-async fn proven(backups: &Backups, ids: Vec<BackupId>) -> Vec<(BackupId, Result<Standing>)> {
-    let read = stream::iter(ids).map(|id| async move {
-        let standing = match backups.standing(id).await {
-            Ok(Standing::Finished(summary)) => match backups.open(id).await {
-                Ok(_) => Ok(Standing::Finished(summary)),
-                // Deleted by another expire meanwhile.
-                Err(RepoError::NotFound { .. }) => Ok(Standing::Unfinished),
-                Err(error) => Err(error),
-            },
-            other => other,
-        };
-        (id, standing)
-    });
-    read.buffered(AT_ONCE).collect().await
+/// What was announced as damaged.
+fn damaged_of(condemned: &[NumberedCondemned]) -> CondemnedSet {
+    let damaged = condemned.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+    CondemnedSet::new(damaged.map(|one| &one.condemned))
 }
 
-fn candidate(summary: &Summary) -> Candidate {
+fn candidate(summary: &Summary, damage: Damage) -> Candidate {
     let facts = &summary.facts;
     Candidate {
         id: summary.id,
@@ -307,7 +336,7 @@ fn candidate(summary: &Summary) -> Candidate {
         stop: facts.stop_lsn,
         stop_timeline: facts.stop_timeline,
         label: facts.label.clone(),
-        damage: Damage { pages: summary.totals.bad_pages, packs: 0 },
+        damage,
     }
 }
 

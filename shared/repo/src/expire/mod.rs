@@ -5,6 +5,7 @@
 //! | `clock` | how far the store's clock is from this machine's |
 //! | `gather` | the facts: backups, lineages, holds, what is unfinished |
 //! | `named` | one backup that is to go by name, and what stands against that |
+//! | `soundness` | what is known to be wrong with finished backups |
 //! | `roots` | what is needed, from the facts and the decisions |
 //! | `dead` | which unfinished backups nobody will finish |
 //! | `condemned` | what earlier runs announced |
@@ -30,6 +31,7 @@ mod report;
 mod room;
 mod roots;
 mod scan;
+mod soundness;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -182,7 +184,9 @@ async fn announce_and_delete(
     if options.dry_run {
         return Ok(report);
     }
-    let (repaired, spent) = (scan.repaired(), scan.take_spent());
+    let unseen = scan.unseen_damage().filter(|n| !soundness::is_named(&gathered, &announced, *n));
+    let (repaired, spent) = (unseen.collect::<Vec<u64>>(), scan.take_spent());
+    soundness::announce_lost(&backups, &gathered, options, store_now()).await?;
     let fresh = scan.into_condemned(options, request.as_ref(), store_now());
     let wrote = !fresh.is_empty();
     for condemned in &fresh {

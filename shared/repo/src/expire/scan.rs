@@ -28,7 +28,7 @@ const NAMED: usize = 20;
 const SPENT: usize = 100_000;
 
 /// Stretches of packs and segments in one announcement.
-const STRETCHES: usize = 30_000;
+pub(super) const STRETCHES: usize = 30_000;
 
 /// Objects and bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -197,9 +197,9 @@ impl Scan {
         std::mem::take(&mut self.spent)
     }
 
-    /// Announcements of damage that name nothing any more.
-    pub(super) fn repaired(&self) -> Vec<u64> {
-        self.damage.iter().copied().filter(|n| !self.damage_seen.contains(n)).collect()
+    /// Announcements of damage of whose packs none is there.
+    pub(super) fn unseen_damage(&self) -> impl Iterator<Item = u64> {
+        self.damage.iter().copied().filter(|n| !self.damage_seen.contains(n))
     }
 
     /// What is to be announced counts as announced long enough ago: without a grace period the same run deletes it.
@@ -275,7 +275,7 @@ impl Scan {
 }
 
 /// Numbers as stretches.
-fn runs_of(backup: BackupId, numbers: &BTreeSet<u32>) -> Vec<CondemnedPacks> {
+pub(super) fn runs_of(backup: BackupId, numbers: &BTreeSet<u32>) -> Vec<CondemnedPacks> {
     let mut runs: Vec<CondemnedPacks> = Vec::new();
     for &n in numbers {
         match runs.last_mut() {

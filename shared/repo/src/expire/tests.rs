@@ -1,5 +1,7 @@
 //! Expiry against a repository in a directory, whose files' times are the store's clock.
 
+mod damage;
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::PathBuf;
@@ -466,7 +468,7 @@ async fn a_backup_with_a_damaged_pack_pushes_no_sound_one_out() {
     let report = run(&bed, &at_once(1)).await;
     assert_eq!(finished(&bed).await, [ids[3], ids[4]]);
     let damage: Vec<Option<&str>> = report.backups.iter().map(|b| b.damage.as_deref()).collect();
-    assert_eq!(damage, [None, None, None, None, Some("1 damaged packs")]);
+    assert_eq!(damage, [None, None, None, None, Some("1 damaged or missing packs")]);
 }
 
 /// Of a timeline that two servers claim, what is stored is one server's: it hangs together, and the rest goes.

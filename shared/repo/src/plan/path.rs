@@ -286,6 +286,15 @@ impl<'a> Path<'a> {
         Ok(None)
     }
 
+    /// Every right file from segment `first` to `last`, whether it is there or not.
+    pub(super) fn right(&self, first: SegmentNo, last: SegmentNo) -> Vec<SegmentRange> {
+        let cut = |portion: SegmentRange| {
+            let (first, last) = (portion.first.max(first), portion.last.min(last));
+            (first <= last).then_some(SegmentRange { first, last, ..portion })
+        };
+        self.portions().filter_map(cut).collect()
+    }
+
     /// Every right file that is not there from segment `first` to `last`.
     pub fn missing(&self, first: SegmentNo, last: SegmentNo) -> Asking<Vec<SegmentRange>> {
         let mut missing = Vec::new();

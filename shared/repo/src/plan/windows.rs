@@ -96,11 +96,31 @@ pub fn gaps(facts: &Facts, timeline: TimelineId) -> Asking<Vec<SegmentRange>> {
     path.missing(first, last)
 }
 
-/// The segments without which a backup does not become consistent and that are missing.
-pub fn missing_for(facts: &Facts, backup: &BackupFacts) -> Asking<Vec<SegmentRange>> {
-    let Some(path) = Path::to(facts, backup.end_timeline) else { return Ok(Vec::new()) };
-    let size = facts.segment_size;
-    path.missing(SegmentNo::of(backup.start(), size), SegmentNo::before(backup.end, size))
+/// The WAL without which a backup does not become consistent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Consistency {
+    /// Where recovery begins.
+    pub start: Lsn,
+    /// From where on it is consistent.
+    pub end: Lsn,
+    /// The timeline of the byte before that.
+    pub end_timeline: TimelineId,
+}
+
+impl Consistency {
+    /// The segments, whether they are there or not. Nothing on an unknown timeline.
+    pub fn segments(&self, facts: &Facts) -> Vec<SegmentRange> {
+        let size = facts.segment_size;
+        let (first, last) = (SegmentNo::of(self.start, size), SegmentNo::before(self.end, size));
+        Path::to(facts, self.end_timeline).map(|path| path.right(first, last)).unwrap_or_default()
+    }
+
+    /// Those of them that are missing.
+    pub fn missing(&self, facts: &Facts) -> Asking<Vec<SegmentRange>> {
+        let Some(path) = Path::to(facts, self.end_timeline) else { return Ok(Vec::new()) };
+        let size = facts.segment_size;
+        path.missing(SegmentNo::of(self.start, size), SegmentNo::before(self.end, size))
+    }
 }
 
 /// The unbroken stretches of a path.

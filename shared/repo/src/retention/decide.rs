@@ -7,7 +7,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use walpoint_base::{BackupId, LineageId};
 
-use super::facts::{Candidate, RetentionFacts};
+use super::facts::{Candidate, RetentionFacts, Soundness};
 use super::family::families;
 use super::in_use;
 use super::policy::{Policy, Rule, since};
@@ -121,10 +121,8 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         Decision { backup, verdict, reasons, exceeds_max_age: exceeds.is_some() }
     });
     let mut decisions: Vec<Decision> = decided.chain(gone).collect();
-    let sound: BTreeSet<BackupId> =
-        decisions.iter().filter(|d| d.backup.is_sound()).map(|d| d.backup.id).collect();
     decisions.sort_by_key(|decision| order.get(&decision.backup.id).copied());
-    lines.values().for_each(|line| lead_onward(line, &sound, &mut decisions));
+    lines.values().for_each(|line| lead_onward(line, &mut decisions));
     facts.lives.iter().for_each(|life| in_use::keep(life, &mut decisions));
     // As it was found, whatever was made of its time and its damage for deciding.
     let found: BTreeMap<BackupId, &Candidate> = facts.backups.iter().map(|b| (b.id, b)).collect();
@@ -136,17 +134,16 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
     decisions
 }
 
-/// Whatever is decided, the newest one of a family that stays can be followed to the end of the archive.
-fn lead_onward(line: &[Candidate], sound: &BTreeSet<BackupId>, decisions: &mut [Decision]) {
+/// Whatever is decided, the newest one of a family that stays can be followed to the end of the archive; of several, one of
+/// which there is no less than of the others.
+fn lead_onward(line: &[Candidate], decisions: &mut [Decision]) {
     let of_it = |decision: &Decision| line.iter().any(|backup| backup.id == decision.backup.id);
     if decisions.iter().any(|decision| decision.verdict == Verdict::Onward && of_it(decision)) {
         return;
     }
-    let newest = |only_sound: bool| {
-        let fits = |d: &Decision| d.stays() && of_it(d) && (sound.contains(&d.backup.id) || !only_sound);
-        decisions.iter().rposition(fits)
-    };
-    if let Some(last) = newest(true).or(newest(false)).and_then(|at| decisions.get_mut(at)) {
+    let staying = decisions.iter().enumerate().filter(|(_, d)| d.stays() && of_it(d));
+    let last = staying.max_by_key(|(at, d)| (d.backup.soundness(), *at)).map(|(at, _)| at);
+    if let Some(last) = last.and_then(|at| decisions.get_mut(at)) {
         last.verdict = Verdict::Onward;
     }
 }
@@ -162,11 +159,11 @@ fn lines(facts: &RetentionFacts, backups: &[Candidate]) -> BTreeMap<LineageId, V
     lines
 }
 
-/// The newest so many of a family, and so many sound ones.
+/// The newest so many of a family, so many of those that can be restored, and so many sound ones.
 fn newest(line: &[Candidate], minimum: u32) -> BTreeSet<BackupId> {
     let minimum = usize::try_from(minimum.max(1)).unwrap_or(usize::MAX);
-    let sound = line.iter().rev().filter(|backup| backup.is_sound()).take(minimum);
-    sound.chain(line.iter().rev().take(minimum)).map(|backup| backup.id).collect()
+    let newest = |level| line.iter().rev().filter(move |backup| backup.soundness() >= level).take(minimum);
+    Soundness::BEST_FIRST.into_iter().flat_map(newest).map(|backup| backup.id).collect()
 }
 
 /// Every backup once, oldest first, with times that agree with their positions.
@@ -200,15 +197,16 @@ fn by_rules(backups: &[Candidate], policy: &Policy, now: Timestamp, keep: &mut i
     }
 }
 
-/// What one rule keeps of the backups that it is about, which come oldest first: of the sound ones, and of the others those
-/// that it would keep if they were sound.
+/// What one rule keeps of the backups that it is about, which come oldest first: of the sound ones, and of those of which less
+/// can be had what it would keep if there was no more of them than of the others.
 fn by_rule(backups: &[&Candidate], rule: &Rule, now: Timestamp, keep: &mut impl FnMut(BackupId, Reason)) {
-    let sound: Vec<&Candidate> = backups.iter().copied().filter(|backup| backup.is_sound()).collect();
-    by_rank(&sound, rule, now, keep);
-    if sound.len() < backups.len() {
-        let damaged: BTreeSet<BackupId> = backups.iter().filter(|b| !b.is_sound()).map(|b| b.id).collect();
-        by_rank(backups, rule, now, &mut |id, why| {
-            if damaged.contains(&id) {
+    for level in Soundness::BEST_FIRST {
+        let so_good: Vec<&Candidate> =
+            backups.iter().copied().filter(|backup| backup.soundness() >= level).collect();
+        let of_it: BTreeSet<BackupId> =
+            so_good.iter().filter(|backup| backup.soundness() == level).map(|backup| backup.id).collect();
+        by_rank(&so_good, rule, now, &mut |id, why| {
+            if of_it.contains(&id) {
                 keep(id, why);
             }
         });

@@ -31,8 +31,33 @@ pub struct Candidate {
 impl Candidate {
     /// Whether nothing is known to be wrong with it.
     pub fn is_sound(&self) -> bool {
-        self.damage == Damage::default()
+        self.soundness() == Soundness::Sound
     }
+
+    /// How much of it can be had.
+    pub fn soundness(&self) -> Soundness {
+        match self.damage {
+            Damage { packs: 0, segments: 0, pages: 0 } => Soundness::Sound,
+            Damage { packs: 0, segments: 0, .. } => Soundness::Flawed,
+            _ => Soundness::Broken,
+        }
+    }
+}
+
+/// How much of a backup can be had, the least first. What there is less of never takes the place of what there is more of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Soundness {
+    /// Some of it is damaged or missing in the repository, or of the WAL without which it is not consistent.
+    Broken,
+    /// It can be restored to what was read; some of the pages were damaged in the cluster itself.
+    Flawed,
+    /// Nothing is known to be wrong with it.
+    Sound,
+}
+
+impl Soundness {
+    /// All of them, the best first.
+    pub(super) const BEST_FIRST: [Self; 3] = [Self::Sound, Self::Flawed, Self::Broken];
 }
 
 /// What is known to be wrong with a backup. Prints as a phrase: "3 damaged pages".
@@ -42,16 +67,23 @@ pub struct Damage {
     pub pages: u64,
     /// Packs with blocks of it that were found damaged or missing in the repository.
     pub packs: u64,
+    /// Segments without which it does not become consistent that are missing, or were found damaged in the repository.
+    pub segments: u64,
 }
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.pages, self.packs) {
-            (0, 0) => write!(f, "no damage"),
-            (pages, 0) => write!(f, "{pages} damaged pages"),
-            (0, packs) => write!(f, "{packs} damaged packs"),
-            (pages, packs) => write!(f, "{pages} damaged pages and {packs} damaged packs"),
+        let parts = [
+            (self.pages, "damaged pages"),
+            (self.packs, "damaged or missing packs"),
+            (self.segments, "damaged or missing WAL segments"),
+        ];
+        let parts = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}"));
+        let parts: Vec<String> = parts.collect();
+        if parts.is_empty() {
+            return write!(f, "no damage");
         }
+        write!(f, "{}", parts.join(" and "))
     }
 }
 

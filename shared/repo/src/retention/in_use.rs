@@ -48,7 +48,7 @@ pub(super) fn begin_with(facts: &RetentionFacts, id: BackupId) -> impl Iterator<
 }
 
 /// The lineages in use, with backups of their own, whose newest timeline with WAL can be reached from this backup and, with those
-/// of `gone` deleted, from no other sound one; of a damaged backup: from no other one at all.
+/// of `gone` deleted, from no other one of which no less can be had.
 pub(super) fn reached_only_from<'a>(
     facts: &'a RetentionFacts,
     backup: &'a Candidate,
@@ -62,7 +62,7 @@ pub(super) fn reached_only_from<'a>(
         let leads =
             |backup: &Candidate| life.leads_from(backup, newest) || life.leads_from_parent(backup, newest);
         let has_own = backup.lineage == life.lineage || others().any(|other| other.lineage == life.lineage);
-        let as_good = |other: &Candidate| other.is_sound() || !backup.is_sound();
+        let as_good = |other: &Candidate| other.soundness() >= backup.soundness();
         let alone = has_own && leads(backup) && !others().any(|other| leads(other) && as_good(other));
         alone.then_some((life.lineage, newest))
     })
@@ -86,7 +86,7 @@ fn keep_path(life: &Life, timeline: TimelineId, decisions: &mut [Decision]) {
     let leads_on = |decision: &Decision| {
         decision.verdict == Verdict::Onward
             && decision.backup.lineage == life.lineage
-            && decision.backup.is_sound() == best.is_sound()
+            && decision.backup.soundness() == best.soundness()
     };
     let led = pool.clone().any(leads_on);
     let (best, own) = (best.id, best.lineage == life.lineage);

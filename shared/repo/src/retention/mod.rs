@@ -29,7 +29,7 @@ mod tests;
 mod window;
 
 pub use self::decide::{Decision, Verdict, decide};
-pub use self::facts::{Candidate, Damage, Held, Life, RetentionFacts, TimelineLife};
+pub use self::facts::{Candidate, Damage, Held, Life, RetentionFacts, Soundness, TimelineLife};
 pub use self::family::{Registered, Standing, standings};
 pub use self::policy::{Policy, Rule, since};
 pub use self::reason::{Base, Period, Reason};

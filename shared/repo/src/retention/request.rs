@@ -31,7 +31,7 @@ pub struct Request {
 pub enum Protection {
     /// A hold: number, reason, who, until when.
     Hold(u64, String, String, Option<Timestamp>),
-    /// Its family has no other sound backup.
+    /// Its family has no other backup of which so much can be had.
     Last,
     /// A lineage that was split off behind it can only be restored from it.
     Base(LineageId),
@@ -87,7 +87,7 @@ pub fn protections(
     let family = |backup: &Candidate| families.get(&backup.lineage).copied().unwrap_or(backup.lineage);
     let others = facts.backups.iter().filter(|other| other.id != id && !gone.contains(&other.id));
     let beside: Vec<&Candidate> = others.filter(|other| family(other) == family(backup)).collect();
-    if !beside.iter().any(|other| other.is_sound()) && (backup.is_sound() || beside.is_empty()) {
+    if beside.iter().all(|other| other.soundness() < backup.soundness()) {
         found.push(Protection::Last);
     } else {
         let paths = in_use::reached_only_from(facts, backup, gone);

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, TimelineId};
 
-use super::facts::{Candidate, Life};
+use super::facts::{Candidate, Life, Soundness};
 
 /// What the window wants.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -41,7 +41,6 @@ pub(super) fn wanted(
                 path.into_iter().partition(|backup| backup.ended <= begin);
             let general = |backup: &&&Candidate| !labelled(backup);
             wanted.within.extend(within.iter().filter(general).map(|backup| backup.id));
-            let sound = |backup: &&&Candidate| backup.is_sound();
             if !before.iter().any(|backup| backup.is_sound())
                 && let Some(base) = base(life, backups, timeline)
             {
@@ -49,8 +48,11 @@ pub(super) fn wanted(
             }
             let newest = || before.iter().rev();
             let base = newest().find(general);
-            let intact = newest().filter(sound).find(general).or(newest().find(sound));
-            for begin in base.or(before.last()).into_iter().chain(intact) {
+            let better = Soundness::BEST_FIRST.into_iter().filter_map(|level| {
+                let so_good = |backup: &&&Candidate| backup.soundness() >= level;
+                newest().filter(so_good).find(general).or(newest().find(so_good))
+            });
+            for begin in base.or(before.last()).into_iter().chain(better) {
                 wanted.begins.entry(begin.id).or_insert(timeline);
             }
             if base.is_none() {
@@ -72,7 +74,7 @@ fn base<'a>(life: &Life, backups: &'a [Candidate], timeline: TimelineId) -> Opti
     newest_of(leads)
 }
 
-/// The newest sound one, or else the newest, by position.
+/// The newest, by position, of those of which most can be had.
 pub(super) fn newest_of<'a>(backups: impl Iterator<Item = &'a Candidate>) -> Option<&'a Candidate> {
-    backups.max_by_key(|backup| (backup.is_sound(), backup.id.start(), backup.id))
+    backups.max_by_key(|backup| (backup.soundness(), backup.id.start(), backup.id))
 }

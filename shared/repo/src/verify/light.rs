@@ -14,7 +14,8 @@ use crate::error::{RepoError, Result};
 use crate::expire::Outlook;
 use crate::layout::{ClusterObject, ClusterPaths};
 use crate::lineage::Lineage;
-use crate::plan::{Facts, SegmentRange, windows};
+use crate::plan::windows::{self, Consistency};
+use crate::plan::{Facts, SegmentRange};
 use crate::reach::{WalNeed, WalRoots};
 use crate::retention::{Candidate, Decision, Reason, Verdict};
 
@@ -183,12 +184,8 @@ impl Run<'_> {
     /// Whether a backup has the WAL without which it is not consistent.
     async fn consistent(&mut self, catalog: &mut LineageCatalog, backup: &Candidate) -> Result<()> {
         let id = backup.id;
-        let missing = catalog
-            .ask(None, |facts: &Facts| match facts.complete_backup(id)? {
-                Some(backup) => windows::missing_for(facts, backup),
-                None => Ok(Vec::new()),
-            })
-            .await?;
+        let wal = Consistency { start: id.start(), end: backup.stop, end_timeline: backup.stop_timeline };
+        let missing = catalog.lacking(wal).await?;
         let (paths, size) = (catalog.archive().paths().clone(), catalog.lineage().segment_size);
         for range in missing {
             self.report.finding(VerifyFinding {

@@ -257,7 +257,7 @@ fn a_damaged_backup_takes_the_place_of_no_sound_one() {
         days.iter().for_each(|day| facts.backups[day - 1].damage = damage);
         facts
     };
-    let (pages, packs) = (Damage { pages: 1, packs: 0 }, Damage { pages: 0, packs: 1 });
+    let (pages, packs) = (Damage { pages: 1, ..Damage::default() }, Damage { packs: 1, ..Damage::default() });
     for damage in [pages, packs] {
         let last_three = damaged(&[18, 19, 20], damage);
         for (policy, expected) in [
@@ -279,8 +279,14 @@ fn a_damaged_backup_takes_the_place_of_no_sound_one() {
     // Sound ones make up for older damaged ones.
     assert_eq!(keep(&damaged(&[17, 18], pages), &count, NOW), "19+ 20+");
     assert_eq!(
-        [Damage::default(), pages, packs, Damage { pages: 2, packs: 3 }].map(|damage| damage.to_string()),
-        ["no damage", "1 damaged pages", "1 damaged packs", "2 damaged pages and 3 damaged packs"]
+        [Damage::default(), pages, packs, Damage { pages: 2, packs: 3, segments: 4 }]
+            .map(|damage| damage.to_string()),
+        [
+            "no damage",
+            "1 damaged pages",
+            "1 damaged or missing packs",
+            "2 damaged pages and 3 damaged or missing packs and 4 damaged or missing WAL segments"
+        ]
     );
 }
 
@@ -295,7 +301,11 @@ fn damaged_pages_count_by_policy() {
     let policy = Policy { count_damaged_pages: true, ..policy };
     assert_eq!(keep(&facts, &policy, NOW), "20+");
     let decisions = decide(&facts, &policy, at(NOW));
-    assert_eq!(decisions[19].backup.damage, Damage { pages: 3, packs: 0 }, "it is said all the same");
+    assert_eq!(
+        decisions[19].backup.damage,
+        Damage { pages: 3, ..Damage::default() },
+        "it is said all the same"
+    );
 }
 
 /// K1, K3: a backup that alone leads to the newest timeline is not deleted by name, however many lie on the branch that was left.

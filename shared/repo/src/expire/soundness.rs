@@ -1,0 +1,199 @@
+//! What is known to be wrong with finished backups: packs that their manifests name and that are missing, or that were announced
+//! as damaged; segments without which they do not become consistent and that are missing, or were announced as damaged.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use walpoint_base::{BackupId, SegmentNo};
+
+use super::ExpireOptions;
+use super::condemned::Announced;
+use super::gather::Gathered;
+use super::scan::runs_of;
+use crate::backup::{
+    Backups, Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, CondemnedWal, NumberedCondemned,
+    PackNo, Standing,
+};
+use crate::catalog::LineageCatalog;
+use crate::error::{RepoError, Result};
+use crate::layout::ClusterObject;
+use crate::plan::SegmentRange;
+use crate::plan::windows::Consistency;
+use crate::retention::Candidate;
+
+/// Manifests that are read at the same time, and packs that are asked for.
+const AT_ONCE: usize = 16;
+
+/// A pack: who wrote it, and its number.
+pub(super) type Pack = (BackupId, u32);
+
+/// The packs that the store has, and how long each is.
+#[derive(Debug)]
+pub(super) struct StoredPacks(BTreeMap<BackupId, Vec<(u32, u64)>>);
+
+/// A finished backup, by its whole manifest.
+#[derive(Debug)]
+pub(super) struct Proven {
+    pub(super) standing: Standing,
+    /// Packs that it uses and that are missing, or not as long as what was written.
+    pub(super) lost: BTreeSet<Pack>,
+    /// Packs that it uses and that were announced as damaged.
+    pub(super) announced: BTreeSet<Pack>,
+}
+
+impl StoredPacks {
+    pub(super) async fn list(backups: &Backups) -> Result<Self> {
+        let mut packs: BTreeMap<BackupId, Vec<(u32, u64)>> = BTreeMap::new();
+        let mut listing = backups.store().list(&backups.paths().all_data(), None);
+        while let Some(entry) = listing.try_next().await? {
+            if let Some(ClusterObject::Pack(owner, n)) = backups.paths().parse(&entry.key) {
+                packs.entry(owner).or_default().push((n, entry.size));
+            }
+        }
+        packs.values_mut().for_each(|of_one| of_one.sort_unstable());
+        Ok(Self(packs))
+    }
+
+    fn has(&self, (owner, n): Pack, size: u64) -> bool {
+        let of_it = self.0.get(&owner).map(Vec::as_slice).unwrap_or_default();
+        let at = of_it.binary_search_by_key(&n, |(n, _)| *n);
+        at.is_ok_and(|at| of_it.get(at).is_some_and(|(_, is)| *is == size))
+    }
+}
+
+/// What became of finished backups, by their whole manifests. `stored` was listed after they were.
+pub(super) async fn prove(
+    backups: &Backups,
+    ids: Vec<BackupId>,
+    stored: &StoredPacks,
+    damaged: &CondemnedSet,
+) -> Vec<(BackupId, Result<Proven>)> {
+    let read = stream::iter(ids).map(|id| async move {
+        let proven = match backups.standing(id).await {
+            Ok(Standing::Finished(summary)) => {
+                prove_one(backups, id, Standing::Finished(summary), stored, damaged).await
+            }
+            Ok(standing) => Ok(Proven::plain(standing)),
+            Err(error) => Err(error),
+        };
+        (id, proven)
+    });
+    read.buffered(AT_ONCE).collect().await
+}
+
+async fn prove_one(
+    backups: &Backups,
+    id: BackupId,
+    standing: Standing,
+    stored: &StoredPacks,
+    damaged: &CondemnedSet,
+) -> Result<Proven> {
+    let reader = match backups.open(id).await {
+        Ok(reader) => reader,
+        // Deleted by another expire meanwhile.
+        Err(RepoError::NotFound { .. }) => return Ok(Proven::plain(Standing::Unfinished)),
+        Err(error) => return Err(error),
+    };
+    let (mut announced, mut unlisted) = (BTreeSet::new(), Vec::new());
+    let manifest = reader.manifest();
+    for pack in manifest.packs.packs() {
+        let Some(owner) = manifest.backups.get(usize::from(pack.backup.0)) else { continue };
+        let (name, size) = ((*owner, pack.pack.0), u64::from(pack.size));
+        if damaged.has_pack(*owner, pack.pack) {
+            announced.insert(name);
+        }
+        if !stored.has(name, size) {
+            unlisted.push((name, size));
+        }
+    }
+    // A listing that leaves something out costs a backup its place: each is asked for before it counts as lost.
+    let asked = unlisted.into_iter().map(|((owner, n), size)| async move {
+        let is = backups.store().head(&backups.paths().pack(owner, n)).await?;
+        Ok::<_, RepoError>(is.is_none_or(|is| is.size != size).then_some((owner, n)))
+    });
+    let asked: Vec<_> =
+        stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).try_collect().await?;
+    Ok(Proven { standing, lost: asked.into_iter().flatten().collect(), announced })
+}
+
+impl Proven {
+    pub(super) fn plain(standing: Standing) -> Self {
+        Self { standing, lost: BTreeSet::new(), announced: BTreeSet::new() }
+    }
+}
+
+/// How many of the segments without which a backup does not become consistent are missing, or were announced as damaged; and
+/// the numbers of the announcements that name one.
+pub(super) async fn lacking_segments(
+    catalog: &mut LineageCatalog,
+    backup: &Candidate,
+    announced: &[NumberedCondemned],
+) -> Result<(u64, BTreeSet<u64>)> {
+    let wal = Consistency { start: backup.id.start(), end: backup.stop, end_timeline: backup.stop_timeline };
+    let missing = catalog.lacking(wal).await?;
+    let is_missing = |timeline, number: SegmentNo| {
+        let holds = |range: &SegmentRange| (range.first..=range.last).contains(&number);
+        missing.iter().any(|range| range.timeline == timeline && holds(range))
+    };
+    let lineage = catalog.id();
+    let damaged = |timeline, number: SegmentNo| {
+        let names = move |wal: &CondemnedWal| {
+            let (first, last) = wal.segments();
+            (wal.lineage, wal.timeline) == (lineage, timeline) && (first..=last).contains(&number)
+        };
+        let damaged = announced.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+        damaged.filter(move |one| one.condemned.wal.iter().any(names)).map(|one| one.n)
+    };
+    let (mut lacking, mut named) = (0u64, BTreeSet::new());
+    for range in wal.segments(catalog.facts()) {
+        for number in (range.first.0..=range.last.0).map(SegmentNo) {
+            let by: Vec<u64> = damaged(range.timeline, number).collect();
+            lacking += u64::from(!by.is_empty() || is_missing(range.timeline, number));
+            named.extend(by);
+        }
+    }
+    Ok((lacking, named))
+}
+
+/// Whether a backup that is there uses something that an announcement of damage names, or may use it.
+pub(super) fn is_named(gathered: &Gathered, announced: &Announced, n: u64) -> bool {
+    let mut of_it = announced.damaged().filter(|(number, _)| *number == n).flat_map(|(_, one)| &one.packs);
+    let named = |packs: &CondemnedPacks| {
+        let named = gathered.announced.range((packs.backup, packs.first)..);
+        named
+            .take_while(|(owner, _)| *owner == packs.backup)
+            .any(|(owner, n)| packs.names(*owner, PackNo(*n)))
+    };
+    gathered.has_unreadable() || gathered.by_wal.contains(&n) || of_it.any(named)
+}
+
+/// Announces as damaged what was found to be missing and was not announced before: whoever does not list all packs learns of it
+/// from there.
+pub(super) async fn announce_lost(
+    backups: &Backups,
+    gathered: &Gathered,
+    options: &ExpireOptions,
+    now: Timestamp,
+) -> Result<()> {
+    let mut by_owner: BTreeMap<BackupId, BTreeSet<u32>> = BTreeMap::new();
+    for (owner, n) in gathered.lost.difference(&gathered.announced) {
+        by_owner.entry(*owner).or_default().insert(*n);
+    }
+    let packs: Vec<CondemnedPacks> =
+        by_owner.iter().flat_map(|(owner, numbers)| runs_of(*owner, numbers)).collect();
+    for some in packs.chunks(super::scan::STRETCHES) {
+        let condemned = Condemned {
+            written: now,
+            host: options.host.clone(),
+            agent: options.agent.clone(),
+            reason: CondemnedReason::Damaged,
+            backups: Vec::new(),
+            packs: some.to_vec(),
+            wal: Vec::new(),
+            requests: Vec::new(),
+        };
+        backups.condemn(&condemned).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! What is known to be damaged or missing pushes nothing sound out, in the first run and in every later one.
+
+use super::*;
+use crate::backup::CondemnedWal;
+
+fn segment_path(bed: &Bed, number: u64) -> PathBuf {
+    path(bed, bed.archive.paths().segment(SegmentNo(number).name(FIRST, size())).as_str())
+}
+
+fn damaged() -> Condemned {
+    Condemned {
+        written: Timestamp::now(),
+        host: String::new(),
+        agent: String::new(),
+        reason: CondemnedReason::Damaged,
+        backups: Vec::new(),
+        packs: Vec::new(),
+        wal: Vec::new(),
+        requests: Vec::new(),
+    }
+}
+
+async fn announced_damage(bed: &Bed) -> usize {
+    let announced = Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap();
+    announced.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged).count()
+}
+
+/// What is told of the newest of five backups.
+fn newest_damage(report: &Expired) -> Option<&str> {
+    report.backups.last().unwrap().damage.as_deref()
+}
+
+/// K1, promise 11: a pack that a manifest names and the store has lost is damage, whether anything was announced or not, for as
+/// long as that manifest is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_pack_is_damage_for_as_long_as_a_manifest_names_it() {
+    let (bed, ids) = world().await;
+    std::fs::remove_file(path(&bed, ClusterPaths::new(&cluster()).pack(ids[4], 0).as_str())).unwrap();
+    for _ in 0..3 {
+        let report = run(&bed, &at_once(1)).await;
+        assert_eq!(finished(&bed).await, [ids[3], ids[4]]);
+        assert_eq!(newest_damage(&report), Some("1 damaged or missing packs"));
+        // Who lists no packs knows it from here.
+        let outlook = outlook(bed.archive.repository(), &cluster(), &at_once(1).policy, Timestamp::now())
+            .await
+            .unwrap();
+        assert_eq!(outlook.decisions.last().unwrap().backup.damage.packs, 1);
+        assert_eq!(announced_damage(&bed).await, 1);
+    }
+    all_is_well(&bed, &ids[3..4]).await;
+    // Nothing names it any more.
+    let paths = ClusterPaths::new(&cluster());
+    for key in [paths.manifest(ids[4]), paths.intent(ids[4])] {
+        std::fs::remove_file(path(&bed, key.as_str())).unwrap();
+    }
+    run(&bed, &at_once(1)).await;
+    assert_eq!(announced_damage(&bed).await, 0);
+    assert_eq!(finished(&bed).await, [ids[3]]);
+}
+
+/// The same for a pack that is not as long as what was written.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_was_cut_is_damage() {
+    let (bed, ids) = world().await;
+    let pack = path(&bed, ClusterPaths::new(&cluster()).pack(ids[4], 0).as_str());
+    let bytes = std::fs::read(&pack).unwrap();
+    std::fs::remove_file(&pack).unwrap();
+    std::fs::write(&pack, &bytes[..bytes.len() - 1]).unwrap();
+    let report = run(&bed, &at_once(1)).await;
+    assert_eq!(
+        (finished(&bed).await, newest_damage(&report)),
+        (vec![ids[3], ids[4]], Some("1 damaged or missing packs"))
+    );
+}
+
+/// K1, K2: a backup whose WAL from its start to its stop is not all there pushes none out that becomes consistent; that one's WAL
+/// stays to the end of the archive.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_does_not_become_consistent_pushes_no_sound_one_out() {
+    let (bed, ids) = world().await;
+    let lost = SegmentNo::of(ids[4].start(), size()).0 + 1;
+    std::fs::remove_file(segment_path(&bed, lost)).unwrap();
+    for _ in 0..2 {
+        let report = run(&bed, &at_once(1)).await;
+        assert_eq!(finished(&bed).await, [ids[3], ids[4]]);
+        assert_eq!(newest_damage(&report), Some("1 damaged or missing WAL segments"));
+        let outlook = outlook(bed.archive.repository(), &cluster(), &at_once(1).policy, Timestamp::now())
+            .await
+            .unwrap();
+        assert_eq!(outlook.decisions.last().unwrap().backup.damage.segments, 1);
+    }
+    let first = SegmentNo::of(ids[3].start(), size()).0;
+    let expected: Vec<u64> = (first..100).filter(|n| *n != lost).collect();
+    assert_eq!(segments(&bed).await, expected);
+    // What comes back is sound again.
+    bed.store_header(header(bed.archive.lineage().id, FIRST, lost)).await;
+    run(&bed, &at_once(1)).await;
+    assert_eq!(finished(&bed).await, [ids[4]]);
+}
+
+/// The same for a segment that was found damaged by its content: the announcement holds while a backup needs it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_was_announced_as_damaged_counts_while_a_backup_needs_it() {
+    let (bed, ids) = world().await;
+    let first = SegmentNo::of(ids[4].start(), size()).0;
+    let wal = CondemnedWal { lineage: bed.archive.lineage().id, timeline: FIRST, first, last: first };
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    backups.condemn(&Condemned { wal: vec![wal], ..damaged() }).await.unwrap();
+    for _ in 0..2 {
+        let report = run(&bed, &at_once(1)).await;
+        assert_eq!(finished(&bed).await, [ids[3], ids[4]]);
+        assert_eq!(newest_damage(&report), Some("1 damaged or missing WAL segments"));
+        assert_eq!(announced_damage(&bed).await, 1);
+    }
+}
+
+/// What restores to what was read, with pages that were damaged in the cluster, is better than what does not restore at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_restores_is_never_dropped_for_what_does_not() {
+    let (bed, ids) = world().await;
+    for id in &ids[1..] {
+        std::fs::remove_file(path(&bed, ClusterPaths::new(&cluster()).pack(*id, 0).as_str())).unwrap();
+    }
+    run(&bed, &at_once(1)).await;
+    assert_eq!(finished(&bed).await, [ids[0], ids[4]]);
+    all_is_well(&bed, &ids[..1]).await;
+}
