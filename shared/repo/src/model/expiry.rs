@@ -9,7 +9,7 @@ use rand::seq::IteratorRandom;
 use walpoint_base::{BackupId, SegmentNo};
 
 use super::oracle::{Candidate, Fates, Keep, LABEL, built_on};
-use super::world::{HeldOn, Readable, Silences, World, segment_size};
+use super::world::{HeldOn, Made, Readable, Silences, World, segment_size};
 use super::writing::HOURS;
 use crate::backup::ListedState;
 use crate::error::Result;
@@ -76,7 +76,12 @@ impl World {
     pub(super) fn expectation_after(&self, keep: &Keep, silences: &Silences) -> Expectation {
         let readable = self.made.iter().filter(|(_, made)| made.manifest.tells_needs());
         let candidates: Vec<Candidate> = readable
-            .map(|(id, made)| Candidate { id: *id, ended: made.ended, label: made.label.clone() })
+            .map(|(id, made)| Candidate {
+                id: *id,
+                ended: made.ended,
+                label: made.label.clone(),
+                sound: self.is_known_sound(made),
+            })
             .collect();
         let all: BTreeSet<BackupId> = candidates.iter().map(|backup| backup.id).collect();
         let mut expectation = Expectation {
@@ -125,6 +130,13 @@ impl World {
         }
         expectation.fates = fates;
         expectation
+    }
+
+    /// Whether nothing is known to be wrong with a backup: none of its packs was reported, or is seen to be missing by a listing,
+    /// and all WAL is there without which it is not consistent.
+    fn is_known_sound(&self, made: &Made) -> bool {
+        let (first, last) = made.segments;
+        made.packs.is_disjoint(&self.condemned) && (first..=last).all(|n| self.wal.contains(&n))
     }
 
     /// Expires, and looks at what is left.

@@ -30,6 +30,8 @@ pub(super) struct Candidate {
     pub(super) id: BackupId,
     pub(super) ended: Timestamp,
     pub(super) label: String,
+    /// Whether nothing is known to be wrong with it.
+    pub(super) sound: bool,
 }
 
 /// What becomes of backups.
@@ -76,6 +78,10 @@ impl Keep {
     }
 
     /// Decides, on one timeline. `held` are backups under a hold.
+    ///
+    /// What is known to be damaged takes nothing's place: so many sound ones stay as if there were no others. It goes when it would
+    /// go if it were sound. And whatever else stays, the newest sound one does, and leads on to the end of the archive if no
+    /// other sound one does that.
     pub(super) fn decide(&self, backups: &[Candidate], held: &BTreeSet<BackupId>, now: Timestamp) -> Fates {
         // Positions tell which one is newer, whatever clocks say; and nothing is older than what came before it.
         let mut settled = backups.to_vec();
@@ -92,16 +98,22 @@ impl Keep {
         };
         let own_rule = |backup: &Candidate| self.labelled.is_some() && backup.label == LABEL;
         let general: Vec<&Candidate> = newest_first.iter().copied().filter(|b| !own_rule(b)).collect();
-        let take = |n: u32| usize::try_from(n).unwrap();
+        // The newest `n`, where those that are damaged do not count and are only let pass.
+        let newest = |of: &[&Candidate], n: u32| -> BTreeSet<BackupId> {
+            let n = usize::try_from(n).unwrap();
+            let sound = of.iter().filter(|b| b.sound).take(n);
+            let damaged = of.iter().take(n).filter(|b| !b.sound);
+            sound.chain(damaged).map(|b| b.id).collect()
+        };
 
         let (mut by_rule, mut by_label, mut by_window) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        by_rule.extend(general.iter().take(take(self.count.unwrap_or(0))).map(|b| b.id));
+        by_rule.extend(newest(&general, self.count.unwrap_or(0)));
         by_rule.extend(general.iter().filter(|b| self.age.is_some_and(|span| after(b, span))).map(|b| b.id));
         if self.count.or(self.age.map(|_| 0)).or(self.window.map(|_| 0)).is_none() {
             by_rule.extend(general.iter().map(|b| b.id));
         }
-        let labelled = newest_first.iter().filter(|b| own_rule(b));
-        by_label.extend(labelled.take(take(self.labelled.unwrap_or(0))).map(|b| b.id));
+        let labelled: Vec<&Candidate> = newest_first.iter().copied().filter(|b| own_rule(b)).collect();
+        by_label.extend(newest(&labelled, self.labelled.unwrap_or(0)));
         if let Some(span) = self.window {
             by_window.extend(general.iter().filter(|b| after(b, span)).map(|b| b.id));
             if let Some(base) = general.iter().find(|b| !after(b, span)) {
@@ -114,6 +126,10 @@ impl Keep {
                     older.copied().partition(|b| after(b, span));
                 by_window.extend(within.iter().map(|b| b.id).chain(before.first().map(|b| b.id)));
             }
+            // It begins with something sound: without a rule of its own if there is such a one.
+            let before = |b: &&&Candidate| b.sound && !after(b, span);
+            let intact = general.iter().find(before).or(newest_first.iter().find(before));
+            by_window.extend(intact.map(|b| b.id));
         }
         let too_old = |id: &BackupId| {
             let of = newest_first.iter().find(|b| b.id == *id);
@@ -122,7 +138,8 @@ impl Keep {
         for ids in [&mut by_rule, &mut by_label, &mut by_window] {
             ids.retain(|id| !too_old(id));
         }
-        by_rule.extend(newest_first.iter().take(take(self.minimum.max(1))).map(|b| b.id));
+        let minimum = self.minimum.max(1);
+        by_rule.extend(newest(&newest_first, minimum));
 
         let mut onward = if self.window.is_some() { by_window.clone() } else { by_rule.clone() };
         if !self.drops() {
@@ -130,9 +147,14 @@ impl Keep {
         }
         let all: BTreeSet<BackupId> =
             [&by_rule, &by_label, &by_window, held, &onward].into_iter().flatten().copied().collect();
-        let mut stay = newest_first.iter().filter(|b| all.contains(&b.id));
+        let staying: Vec<&Candidate> = newest_first.iter().copied().filter(|b| all.contains(&b.id)).collect();
         if onward.is_empty() {
-            onward.extend(stay.next().map(|b| b.id));
+            onward.extend(staying.iter().find(|b| b.sound).or(staying.first()).map(|b| b.id));
+        }
+        if let Some(best) = staying.iter().find(|b| b.sound).or(staying.first())
+            && !staying.iter().any(|b| b.sound == best.sound && onward.contains(&b.id))
+        {
+            onward.insert(best.id);
         }
         let alone = newest_first.iter().map(|b| b.id).filter(|id| all.contains(id) && !onward.contains(id));
         Fates { alone: alone.collect(), onward }
