@@ -1,13 +1,12 @@
 //! `archive-agent health`: does the daemon answer?
 
 use std::collections::BTreeSet;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::anyhow;
 use walpoint_base::ClusterName;
-use walpoint_base::socket::{HealthReply, HealthRequest, Message};
+use walpoint_base::socket::{HealthReply, HealthRequest, Message, connect};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 
@@ -62,12 +61,12 @@ pub(crate) enum NoAnswer {
 
 /// What the daemon at a socket says.
 pub(crate) fn ask(socket: &Path) -> Result<HealthReply, NoAnswer> {
-    let mut stream = UnixStream::connect(socket).map_err(NoAnswer::Absent)?;
-    let answer = |stream: &mut UnixStream| {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        HealthRequest.write(stream)?;
-        HealthReply::read(stream)
-    };
-    answer(&mut stream).map_err(|error| NoAnswer::Silent { error })
+    let mut stream = connect(socket, PATIENCE).map_err(|error| match error.kind() {
+        std::io::ErrorKind::TimedOut => NoAnswer::Silent { error },
+        _ => NoAnswer::Absent(error),
+    })?;
+    HealthRequest
+        .write(&mut stream)
+        .and_then(|()| HealthReply::read(&mut stream))
+        .map_err(|error| NoAnswer::Silent { error })
 }

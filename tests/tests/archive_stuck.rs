@@ -197,3 +197,30 @@ fn a_daemon_that_hangs_holds_nothing_up() {
     bed.agent.run(&["health"]).expect_success();
     assert!(bed.archive().get(&name).is_some());
 }
+
+/// A8: one that hangs for so long that it takes no more connections, because those of clients that left fill its queue.
+#[test]
+fn a_daemon_whose_queue_is_full_holds_nothing_up() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    daemon.process.signal(Signal::STOP);
+    let socket = bed.agent.push_socket();
+    while walpoint_base::socket::connect(&socket, Duration::from_millis(100)).is_ok() {}
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    assert!(bed.cluster.log().contains("hangs: it has said nothing"), "{}", bed.cluster.log());
+    let begun = std::time::Instant::now();
+    let checked = bed.agent.run(&["check", "--no-switch"]).expect_status(3);
+    assert!(checked.stdout.contains("gave no answer"), "{checked:#?}");
+    let health = bed.agent.run(&["health"]).expect_status(1);
+    assert!(health.stderr.contains("gave no answer"), "{health:#?}");
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    daemon.process.signal(Signal::CONT);
+    wait::until_true(SOON, "it answers again", || bed.agent.run(&["health"]).success());
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    assert!(bed.archive().get(&name).is_some());
+}

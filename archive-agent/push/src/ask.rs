@@ -2,12 +2,13 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use walpoint_base::socket::{Message, PUSH_SILENCE, PushOutcome, PushReply, PushRequest, push_patience};
+use walpoint_base::socket::{
+    Message, PUSH_SILENCE, PushOutcome, PushReply, PushRequest, connect, push_patience,
+};
 
 use crate::file::WalFile;
 
@@ -82,13 +83,17 @@ fn attempt(socket: &Path, file: &WalFile) -> Result<PushReply, Silence> {
             file.owner
         )));
     }
-    let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
+    let hangs = || {
+        Silence::Useless(format!(
+            "the daemon at {shown} hangs: it has said nothing for {} s; HINT: restart it",
+            PUSH_SILENCE.as_secs()
+        ))
+    };
+    let mut stream = connect(socket, PUSH_SILENCE).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => absent(error),
+        io::ErrorKind::TimedOut => hangs(),
         _ => Silence::Useless(format!("cannot connect to {shown}: {error}")),
     })?;
-    let lost = |error: io::Error| Silence::Leaving(format!("the daemon went away: {error}"));
-    stream.set_write_timeout(Some(PUSH_SILENCE)).map_err(lost)?;
-    stream.set_read_timeout(Some(PUSH_SILENCE)).map_err(lost)?;
 
     let (asked, limit) = (Instant::now(), push_patience(file.identity.size));
     let request = PushRequest { name: file.name.to_string(), identity: file.identity };
@@ -104,14 +109,11 @@ fn attempt(socket: &Path, file: &WalFile) -> Result<PushReply, Silence> {
         Ok(PushReply { outcome: PushOutcome::Retry, message, .. }) => Err(Silence::Leaving(message)),
         Ok(reply) => Ok(reply),
         Err(error) => Err(match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Silence::Useless(format!(
-                "the daemon at {shown} hangs: it has said nothing for {} s; HINT: restart it",
-                PUSH_SILENCE.as_secs()
-            )),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => hangs(),
             io::ErrorKind::InvalidData => {
                 Silence::Useless(format!("the answer from {shown} is not one: {error}"))
             }
-            _ => lost(error),
+            _ => Silence::Leaving(format!("the daemon went away: {error}")),
         }),
     }
 }

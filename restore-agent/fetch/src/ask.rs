@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use walpoint_base::Place;
-use walpoint_base::socket::{FetchOutcome, FetchReply, FetchRequest, Message};
+use walpoint_base::socket::{self, FetchOutcome, FetchReply, FetchRequest, Message};
 
 use crate::agent;
 use crate::arguments::Arguments;
@@ -109,7 +109,12 @@ fn attempt(
     deadline: Option<Instant>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<FetchReply, Silence> {
-    let mut stream = connect(&arguments.socket)?;
+    let patience = || match deadline {
+        None => SILENCE,
+        // A timeout of zero would mean none at all.
+        Some(at) => at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)),
+    };
+    let mut stream = connect(&arguments.socket, patience())?;
     let shown = arguments.socket.display();
     let lost = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -119,11 +124,6 @@ fn attempt(
             Silence::Useless(format!("the answer from {shown} is not one: {error}"))
         }
         _ => Silence::Left(format!("the prefetcher went away: {error}")),
-    };
-    let patience = || match deadline {
-        None => SILENCE,
-        // A timeout of zero would mean none at all.
-        Some(at) => at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)),
     };
     let request = FetchRequest {
         name: arguments.name.clone(),
@@ -147,7 +147,7 @@ fn attempt(
     }
 }
 
-fn connect(socket: &Path) -> Result<UnixStream, Silence> {
+fn connect(socket: &Path, limit: Duration) -> Result<UnixStream, Silence> {
     let shown = socket.display();
     let absent = |error: io::Error| Silence::Absent(format!("no prefetcher at {shown}: {error}"));
     // Anybody may listen in a directory like /tmp; only root and we ourselves may say what is in the archive.
@@ -159,8 +159,11 @@ fn connect(socket: &Path) -> Result<UnixStream, Silence> {
             "the socket {shown} belongs to uid {owner}, neither to root nor to uid {own}, which asks"
         )));
     }
-    UnixStream::connect(socket).map_err(|error| match error.kind() {
+    socket::connect(socket, limit).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => absent(error),
+        io::ErrorKind::TimedOut => {
+            Silence::Mute(format!("the prefetcher at {shown} takes no question: {error}"))
+        }
         _ => Silence::Useless(format!("cannot connect to {shown}: {error}")),
     })
 }
@@ -251,5 +254,18 @@ mod tests {
         let (answer, _) = asked("mute", working, Some(Duration::from_millis(200)), true);
         assert!(matches!(answer, Answer::Mute(_)), "{answer:?}");
         assert!(begun.elapsed() < Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_standby_does_not_wait_where_the_queue_is_full() {
+        let dir = scratch("full");
+        let _listener = UnixListener::bind(dir.join("s")).unwrap();
+        while socket::connect(&dir.join("s"), Duration::from_millis(20)).is_ok() {}
+        let begun = Instant::now();
+        let deadline = Some(begun + Duration::from_millis(200));
+        let answer = ask(&arguments(dir.join("s")), &place(), deadline, &mut |_| {});
+        assert!(matches!(answer, Answer::Mute(_)), "{answer:?}");
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

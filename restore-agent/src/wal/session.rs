@@ -4,8 +4,8 @@
 //! moment, this leaves a spool and a socket's name that the next prefetcher replaces.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
-use walpoint_base::socket::FETCH_SOCKET;
+use walpoint_base::socket::{self, FETCH_SOCKET};
 use walpoint_base::{Place, RECOVERY_ORIGIN, Recovery, durable};
 use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -33,6 +33,9 @@ const CHECK: Duration = Duration::from_millis(500);
 
 /// How long requests under way may take after the end was decided.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long it may take to connect to a socket that may be another prefetcher's: the kernel does it unless that one hangs.
+const OTHER: Duration = Duration::from_millis(100);
 
 /// Runs a prefetcher; with `--keep` one after the other, for whatever data directory appears.
 pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), Failure> {
@@ -165,10 +168,15 @@ impl Socket {
     /// Listens at `path`. The name that a killed prefetcher left is replaced, one at which somebody answers is not.
     fn bind(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        if UnixStream::connect(path).is_ok() {
-            anyhow::bail!(
+        match socket::connect(path, OTHER) {
+            Ok(_) => anyhow::bail!(
                 "another prefetcher answers at {shown}; HINT: each data directory needs a socket of its own"
-            );
+            ),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => anyhow::bail!(
+                "another prefetcher listens at {shown} and hangs: {error}; HINT: end that process, or name another socket \
+                 (fetch_socket)"
+            ),
+            Err(_) => {}
         }
         durable::remove(path).with_context(|| format!("the old socket {shown} cannot be removed"))?;
         let listener = UnixListener::bind(path).with_context(|| {

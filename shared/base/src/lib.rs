@@ -17,7 +17,8 @@
 //! | [`tablespace`] | what lies where replay creates tablespaces |
 //! | [`socket`] | the messages between the thin clients and their servers |
 //!
-//! Without the features `time` and `secret` nothing outside the standard library is linked into a thin client.
+//! Without the features `time` and `secret` nothing is linked into a thin client but the standard library and, for system calls
+//! that it does not offer, `rustix`.
 
 pub mod archived;
 pub mod chain;
