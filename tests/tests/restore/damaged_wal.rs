@@ -101,6 +101,43 @@ fn damaged_wal_in_one_of_two_repositories_stops_no_restore() {
     assert_eq!(copy.psql("select count(*) from t"), "2500");
 }
 
+/// A damaged segment, header or body, is in the way of what needs it only: targets before it are reached, though PostgreSQL would
+/// read ahead into it, and those behind a newer backup are planned.
+#[test]
+fn a_damaged_segment_is_in_the_way_of_no_target_before_it_or_behind_a_newer_backup() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.cluster.psql("create table t as select i from generate_series(1, 1000) i");
+    bed.backup();
+    bed.cluster.psql("select pg_create_restore_point('early')");
+    let early = bed.cluster.lsn();
+    bed.settle();
+    let door = bed.back_door();
+    let before = wal(&door);
+    bed.cluster.psql("insert into t select generate_series(1001, 1500)");
+    bed.settle();
+    let key = wal(&door).into_iter().rfind(|key| !before.contains(key)).unwrap();
+    bed.backup();
+    bed.cluster.psql("select pg_create_restore_point('late')");
+    let late = bed.cluster.lsn();
+    bed.settle();
+    let whole = door.get(&key).unwrap();
+    for (at, name) in [(60, "header"), (whole.len() / 2, "body")] {
+        door.flip_bit(&key, at);
+        for target in [
+            ["--target-name", "early"],
+            ["--target-lsn", &early],
+            ["--target-name", "late"],
+            ["--target-lsn", &late],
+        ] {
+            bed.agent.restore(&[&["plan"], &target[..]].concat()).expect_success();
+        }
+        let copy = bed.restore_and_start(name, &["--target-name", "early"]);
+        copy.wait_for("select pg_is_wal_replay_paused()", "t");
+        assert_eq!(copy.psql("select count(*) from t"), "1000", "{name}");
+        door.put(&key, whole.clone());
+    }
+}
+
 /// The same across a fork, where the restore itself writes a segment, and over a crashed server's directory, whose WAL is
 /// compared with what is stored.
 #[test]
