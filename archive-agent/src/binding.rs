@@ -2,23 +2,29 @@
 //!
 //! It is replaced as a whole, so a crash leaves the old one or the new one.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use walpoint_base::{LineageId, durable};
-use walpoint_repo::lineage::{BINDING, binding, bound_lineage};
+use walpoint_repo::lineage::{BINDING, binding, bound_lineages};
 use walpoint_repo::object::RepositoryId;
 
 /// The lineage of a repository that a data directory is bound to, if it is.
 pub(crate) async fn read(pgdata: &Path, repository: RepositoryId) -> io::Result<Option<LineageId>> {
+    Ok(read_all(pgdata).await?.get(&repository).copied())
+}
+
+/// The lineages that a data directory is bound to, by repository.
+pub(crate) async fn read_all(pgdata: &Path) -> io::Result<BTreeMap<RepositoryId, LineageId>> {
     let text = match tokio::fs::read_to_string(pgdata.join(BINDING)).await {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Ok(None);
+            return Ok(BTreeMap::new());
         }
         Err(error) => return Err(error),
     };
-    bound_lineage(&text, repository).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+    bound_lineages(&text).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
 }
 
 /// Binds a data directory to a lineage of one repository; what it is bound to elsewhere stays.

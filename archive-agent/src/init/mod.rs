@@ -136,7 +136,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &InitArgs) -> Result<(), Fail
                  lost with it"
             )));
         }
-        config::make_directory(&directory)?;
+        // A new lineage makes no repository: what is not there is not mounted.
+        if !args.new_lineage {
+            config::make_directory(&directory)?;
+        }
     }
     let registered = register::register(&mut report, &plan, &control, args).await?;
     let change = plan.write()?;

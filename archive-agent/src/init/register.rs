@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use walpoint_base::{Lsn, SegmentName, TimelineId};
+use walpoint_base::{LineageId, Lsn, SegmentName, TimelineId};
 use walpoint_pg::control::{ClusterState, ControlFile};
 use walpoint_repo::init::Initialised;
 use walpoint_repo::keys::KeySlots;
-use walpoint_repo::lineage::{AckMember, BINDING, LineageUid, ParentLineage};
+use walpoint_repo::lineage::{AckMember, BINDING, LineageUid, ParentLineage, bound_elsewhere};
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -54,10 +54,22 @@ pub(crate) async fn register(
     control: &ControlFile,
     args: &InitArgs,
 ) -> anyhow::Result<Vec<Registered>> {
-    let mut present = Vec::new();
+    let (mut present, mut away) = (Vec::new(), Vec::new());
+    let required = plan.settings.ack_set();
     // A cluster that goes on in a new lineage has its repositories: where one is missing, it is not mounted.
     for (name, settings) in plan.repositories.iter().filter(|_| args.new_lineage) {
         let there = Repository::open(name, settings).await.map_err(hint);
+        if let Err(error) = &there
+            && !required.contains(name)
+        {
+            report.warning(
+                format!("repository {name}"),
+                format!("the lineage is not begun there, as this repository cannot be opened: {error:#}"),
+                "when it is there again, run archive-agent init, without --new-lineage: it begins the same lineage there",
+            );
+            away.push(name);
+            continue;
+        }
         let there = there.with_context(|| {
             format!(
                 "repository {name} ({}): --new-lineage makes no repository, and nothing was changed; if this one is to be new, \
@@ -71,7 +83,7 @@ pub(crate) async fn register(
         no_second(&present, plan, control).await?;
     }
     let mut opened = Vec::new();
-    for (name, settings) in &plan.repositories {
+    for (name, settings) in plan.repositories.iter().filter(|(name, _)| !away.contains(&name)) {
         let made = make(name, settings, args.encrypt).await;
         let made = made.with_context(|| format!("repository {name} ({})", settings.url))?;
         let what = format!("repository {name}");
@@ -81,7 +93,6 @@ pub(crate) async fn register(
         }
         opened.push((made.repository, settings.url.clone(), !made.existed));
     }
-    let required = plan.settings.ack_set();
     let ack: Vec<AckMember> = opened
         .iter()
         .filter(|(repository, ..)| required.iter().any(|name| name == repository.name()))
@@ -97,12 +108,28 @@ pub(crate) async fn register(
         let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
         begun = Some(Begun { after, life: LineageUid::random(), began: began(pgdata, control) });
     }
-    for (repository, url, repository_created) in opened {
-        let (lineage, lineage_created) = lineage(&repository, plan, control, &ack, begun.as_ref())
-            .await
-            .with_context(|| format!("repository {}", repository.name()))?;
+    let here: Vec<&Repository> = opened.iter().map(|(repository, ..)| repository).collect();
+    let elsewhere = match begun {
+        Some(_) => None,
+        None => Elsewhere::of(&here, plan, control).await?,
+    };
+    for (repository, url, repository_created) in &opened {
+        let (lineage, lineage_created) =
+            lineage(repository, plan, control, &ack, (begun.as_ref(), elsewhere.as_ref()))
+                .await
+                .with_context(|| format!("repository {}", repository.name()))?;
         lineages.push((repository.id(), lineage.id));
-        split = split.or(lineage.parent.filter(|_| lineage_created));
+        split = split.or(lineage.parent.filter(|_| lineage_created && begun.is_some()));
+        if lineage_created && elsewhere.is_some() && !*repository_created {
+            report.warning(
+                format!("repository {}: lineage", repository.name()),
+                format!(
+                    "this server archives into lineage {} there from now on, as in the other repositories",
+                    lineage.id
+                ),
+                "TAKE A BACKUP NOW (archive-agent backup): the lineage has none in this repository",
+            );
+        }
         if ids(&lineage.ack) != ids(&ack) {
             report.warning(
                 format!("repository {}: lineage", repository.name()),
@@ -112,9 +139,9 @@ pub(crate) async fn register(
         }
         registered.push(Registered {
             repository: repository.name().to_owned(),
-            url,
+            url: url.clone(),
             id: repository.id().to_string(),
-            repository_created,
+            repository_created: *repository_created,
             lineage: lineage.id.to_string(),
             lineage_created,
             key_slot: repository.opened_by().map(|(_, slot)| slot),
@@ -140,6 +167,69 @@ struct Begun {
     after: u32,
     life: LineageUid,
     began: Option<Lsn>,
+}
+
+/// The lineage that the data directory is bound to in another repository: its server has that one in every repository.
+struct Elsewhere {
+    id: LineageId,
+    /// Its facts there, if one of the repositories has them.
+    lineage: Option<Lineage>,
+    /// What it has in common in all repositories from now on, if none has them.
+    life: LineageUid,
+}
+
+impl Elsewhere {
+    async fn of(
+        repositories: &[&Repository],
+        plan: &Plan,
+        control: &ControlFile,
+    ) -> anyhow::Result<Option<Self>> {
+        let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+        let bound =
+            binding::read_all(pgdata).await.with_context(|| pgdata.join(BINDING).display().to_string())?;
+        let Some((_, id)) = bound_elsewhere(&bound, control.system_id) else { return Ok(None) };
+        let mut lineage = None;
+        for repository in repositories.iter().filter(|one| bound.get(&one.id()) == Some(&id)) {
+            if lineage.is_none() {
+                lineage = repository.read_lineage(&plan.cluster, id).await?;
+            }
+        }
+        Ok(Some(Self { id, lineage, life: LineageUid::random() }))
+    }
+
+    /// What the lineage is split off from, in a repository that has nothing of what came before.
+    fn parent(&self) -> Option<ParentLineage> {
+        match &self.lineage {
+            Some(lineage) => lineage.parent.map(|parent| ParentLineage { fork: None, ..parent }),
+            // Where no repository tells more. Only a data directory that is bound to it archives into it.
+            None => self.id.n.checked_sub(1).filter(|n| *n > 0).map(|n| ParentLineage {
+                lineage: LineageId { n, ..self.id },
+                fork: None,
+                began: None,
+                life: Some(self.life),
+            }),
+        }
+    }
+
+    /// The lineage in a repository that the data directory is not bound to, and binds it to that; `None` if it is not there.
+    async fn find(&self, repository: &Repository, plan: &Plan) -> anyhow::Result<Option<Lineage>> {
+        let Some(found) = repository.read_lineage(&plan.cluster, self.id).await? else { return Ok(None) };
+        let id = self.id;
+        let same = match &self.lineage {
+            Some(lineage) => lineage.is_same_life(&found),
+            // One that was not split off is the one for data directories that are bound to none.
+            None => found.parent.is_none(),
+        };
+        if !same {
+            bail!(
+                "the data directory is bound to lineage {id} in another repository, and nothing shows that the lineage {id} in this one is \
+                 the same server's: nothing was changed. HINT: If it is, add the line \"{}\" to {BINDING} in the data directory; else \
+                 begin a lineage that is this server's in all repositories: archive-agent init --new-lineage --even-if-bound",
+                walpoint_repo::lineage::binding([(repository.id(), id)]).trim_end()
+            );
+        }
+        Ok(Some(found))
+    }
 }
 
 /// A position up to which the WAL of a data directory may be another server's as well: the end of the newest segment that it
@@ -286,20 +376,33 @@ async fn lineage(
     plan: &Plan,
     control: &ControlFile,
     ack: &[AckMember],
-    begun: Option<&Begun>,
+    (begun, elsewhere): (Option<&Begun>, Option<&Elsewhere>),
 ) -> anyhow::Result<(Lineage, bool)> {
     let cluster = &plan.cluster;
     let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
     let bound = binding::read(pgdata, repository.id())
         .await
         .with_context(|| pgdata.join(BINDING).display().to_string())?;
-    let existing = repository.lineage_of(cluster, control.system_id, bound).await?;
+    let elsewhere = elsewhere.filter(|_| bound.is_none_or(|bound| bound.system_id != control.system_id));
+    let bind = |lineage: &Lineage| {
+        binding::add(pgdata, repository.id(), lineage.id)
+            .with_context(|| format!("{} cannot be written", pgdata.join(BINDING).display()))
+    };
+    let existing = match elsewhere {
+        Some(elsewhere) => {
+            let found = elsewhere.find(repository, plan).await?;
+            found.as_ref().map(bind).transpose()?;
+            found
+        }
+        None => repository.lineage_of(cluster, control.system_id, bound).await?,
+    };
     if let Some(lineage) = existing.filter(|_| begun.is_none()) {
         same_facts(&lineage, control.into())?;
         return Ok((lineage, false));
     }
     let others = repository.lineages(cluster).await?;
-    if !others.is_empty() && begun.is_none() {
+    let related = elsewhere.is_some() && others.iter().any(|other| other.system_id() == control.system_id);
+    if !others.is_empty() && begun.is_none() && !related {
         let others: Vec<String> = others.iter().map(|lineage| lineage.id.to_string()).collect();
         bail!(
             "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier {}: choose \
@@ -317,6 +420,12 @@ async fn lineage(
         relation_segment_blocks: control.relation_segment_blocks,
         ack: ack.to_vec(),
     };
+    if let Some(elsewhere) = elsewhere {
+        let created =
+            repository.create_lineage_as(cluster, facts, elsewhere.parent(), elsewhere.id.n).await?;
+        bind(&created)?;
+        return Ok((created, true));
+    }
     let parent = parent(repository, plan, control, begun).await?;
     match repository.split_lineage(cluster, facts, parent, begun.map_or(0, |begun| begun.after)).await {
         Ok(lineage) => Ok((lineage, true)),

@@ -3,20 +3,20 @@
 //! Repositories are opened when they are needed and opened anew after they failed, so that repaired credentials and mounts
 //! are found. A file lands under its name only after every check has passed.
 
+mod lineage;
+
 use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use walpoint_base::{
-    ClusterName, CreatedTablespace, LineageId, Place, SegmentName, SegmentNo, SegmentSize, SystemId,
-    TimelineHistory, TimelineId, WalFileName,
+    ClusterName, CreatedTablespace, Place, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineHistory,
+    TimelineId, WalFileName,
 };
 use walpoint_repo::layout::WalEntry;
-use walpoint_repo::lineage::{BINDING, bound_lineage};
 use walpoint_repo::object::RepositoryId;
 use walpoint_repo::plan::ForkSegment;
 use walpoint_repo::store::StoreSettings;
@@ -453,57 +453,6 @@ impl Archive {
         lock(&self.lineage).get_or_insert(lineage);
         source.set_open(&wal);
         Ok(wal)
-    }
-
-    async fn find_lineage(&self, repository: &Repository) -> anyhow::Result<Lineage> {
-        let cluster = &self.cluster;
-        let elsewhere = lock(&self.lineage).clone();
-        let known = match &elsewhere {
-            Some(lineage) => Some(lineage.id),
-            None => self.origin.lineage()?,
-        };
-        if let Some(id) = known {
-            let found = repository.read_lineage(cluster, id).await?;
-            let found = found.with_context(|| format!("lineage {id} of cluster {cluster} is not in it"))?;
-            if elsewhere.is_some_and(|elsewhere| !elsewhere.is_same_life(&found)) {
-                let other = "is another server's in it than in the other repositories";
-                bail!(Refusal(format!("lineage {id} of cluster {cluster} {other}")));
-            }
-            return Ok(found);
-        }
-        if let Some(system_id) = self.system_id {
-            let found = repository.lineage_of(cluster, system_id, self.bound(repository)?).await?;
-            return found.with_context(|| {
-                format!("cluster {cluster} with system identifier {system_id} is not in it; HINT: is this the right cluster?")
-            });
-        }
-        let lineages = repository.lineages(cluster).await?;
-        // One that was split off is asked for from its own data directory.
-        let newest = lineages.iter().rev().find(|lineage| lineage.parent.is_none()).or(lineages.last());
-        let newest = newest.cloned().with_context(|| format!("cluster {cluster} is not in it"))?;
-        if lineages.iter().any(|lineage| lineage.system_id() != newest.system_id()) {
-            bail!(
-                "cluster {cluster} has had several system identifiers; HINT: fetch into pg_wal of the data directory that needs it"
-            );
-        }
-        Ok(newest)
-    }
-
-    /// The lineage of a repository that the data directory is bound to.
-    fn bound(&self, repository: &Repository) -> anyhow::Result<Option<LineageId>> {
-        let Some(Place { pgdata, .. }) = &self.place else { return Ok(None) };
-        let path = pgdata.join(BINDING);
-        let read = match std::fs::read_to_string(&path) {
-            Ok(text) => bound_lineage(&text, repository.id()).map_err(anyhow::Error::from),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        };
-        read.with_context(|| {
-            format!(
-                "{} cannot be read: which lineage this data directory belongs to is not known",
-                path.display()
-            )
-        })
     }
 
     /// The history of a timeline, from any repository; `None` if all say that they have none. Histories never change, so

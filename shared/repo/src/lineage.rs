@@ -6,6 +6,7 @@
 //! A data directory that archives into a lineage of its own, beside that of the server it was copied from, says so in a file
 //! ([`BINDING`]). The file travels with the data: a copy of the directory, a backup, a standby have it too.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -83,16 +84,28 @@ pub fn bound_lineage(
     binding: &str,
     repository: RepositoryId,
 ) -> std::result::Result<Option<LineageId>, ParseError> {
-    let mut found = None;
+    Ok(bound_lineages(binding)?.get(&repository).copied())
+}
+
+/// The lineages that a binding names, by repository.
+pub fn bound_lineages(binding: &str) -> std::result::Result<BTreeMap<RepositoryId, LineageId>, ParseError> {
+    let mut bound = BTreeMap::new();
     for line in binding.lines().filter(|line| !line.trim().is_empty()) {
         let error = || ParseError::new("a repository's id and a lineage", line);
         let (id, lineage) = line.trim().split_once(' ').ok_or_else(error)?;
-        let (id, lineage): (RepositoryId, LineageId) = (id.parse()?, lineage.trim().parse()?);
-        if id == repository {
-            found = Some(lineage);
-        }
+        bound.insert(id.parse()?, lineage.trim().parse()?);
     }
-    Ok(found)
+    Ok(bound)
+}
+
+/// The lineage of its server that a binding names for repositories that it does not mention: a server has the same number in all.
+/// Where it names several, the greatest: numbers of other servers are lower, as each new one is greater than all before.
+pub fn bound_elsewhere(
+    bound: &BTreeMap<RepositoryId, LineageId>,
+    system_id: SystemId,
+) -> Option<(RepositoryId, LineageId)> {
+    let own = bound.iter().filter(|(_, lineage)| lineage.system_id == system_id);
+    own.max_by_key(|(_, lineage)| lineage.n).map(|(repository, lineage)| (*repository, *lineage))
 }
 
 /// A binding to these lineages.
@@ -313,6 +326,9 @@ mod tests {
         assert_eq!(bound_lineage(&text, two), Ok(Some(lineage(3))));
         assert_eq!(bound_lineage(&text, RepositoryId([3; 16])), Ok(None));
         assert_eq!(bound_lineage("", one), Ok(None));
+        let bound = bound_lineages(&text).unwrap();
+        assert_eq!(bound_elsewhere(&bound, SystemId(7)), Some((two, lineage(3))));
+        assert_eq!(bound_elsewhere(&bound, SystemId(8)), None);
         for bad in ["x", "x 7-1", &format!("{one}"), &format!("{one} 7")] {
             assert!(bound_lineage(bad, one).is_err(), "{bad:?}");
         }

@@ -275,9 +275,21 @@ impl Repository {
         after: u32,
     ) -> Result<Lineage> {
         let last = self.last_lineage(cluster, new.system_id).await?.max(after);
+        self.create_lineage_as(cluster, new, parent, last.saturating_add(1)).await
+    }
+
+    /// As [`Self::split_lineage`], with that number: the one that the server has in another repository. One of that number that is
+    /// there already is a conflict.
+    pub async fn create_lineage_as(
+        &self,
+        cluster: &ClusterName,
+        new: NewLineage,
+        parent: Option<ParentLineage>,
+        n: u32,
+    ) -> Result<Lineage> {
         let lineage = Lineage {
             cluster: cluster.clone(),
-            id: LineageId { system_id: new.system_id, n: last.saturating_add(1) },
+            id: LineageId { system_id: new.system_id, n },
             uid: LineageUid::random(),
             major: new.major,
             segment_size: new.segment_size,

@@ -1,0 +1,111 @@
+//! Which lineage of a repository a data directory reads.
+//!
+//! The line for the repository in its binding says so. A repository that the binding does not mention has the same server's WAL
+//! under the same number, or none of it; only a directory without a binding reads the lineage that was not split off. Never does
+//! one repository's number decide about another repository that the binding mentions: a number may be another server's there.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+
+use anyhow::{Context, bail};
+use walpoint_base::{ClusterName, LineageId, Place};
+use walpoint_repo::lineage::{BINDING, bound_elsewhere, bound_lineages};
+use walpoint_repo::object::RepositoryId;
+use walpoint_repo::{Lineage, Repository};
+
+use super::{Archive, lock};
+use crate::wal::refusal::Refusal;
+
+impl Archive {
+    pub(super) async fn find_lineage(&self, repository: &Repository) -> anyhow::Result<Lineage> {
+        let cluster = &self.cluster;
+        let (bound, mut elsewhere) = (self.bound()?, lock(&self.lineage).clone());
+        // What the data directory says of this very repository needs no other one.
+        if let Some(id) = bound.get(&repository.id()) {
+            let found = repository.read_lineage(cluster, *id).await?;
+            let found = found.with_context(|| format!("lineage {id} of cluster {cluster} is not in it"))?;
+            if elsewhere.is_some_and(|elsewhere| elsewhere.id == *id && !elsewhere.is_same_life(&found)) {
+                return Err(another_servers(*id, cluster));
+            }
+            return Ok(found);
+        }
+        if elsewhere.is_none() && !bound.is_empty() {
+            elsewhere = self.bound_elsewhere(&bound).await;
+        }
+        let known = match &elsewhere {
+            Some(lineage) => Some(lineage.id),
+            None => self.origin.lineage()?.or_else(|| {
+                let system_id = self.system_id?;
+                bound_elsewhere(&bound, system_id).map(|(_, lineage)| lineage)
+            }),
+        };
+        if let Some(id) = known {
+            let found = repository.read_lineage(cluster, id).await?;
+            let found = found.with_context(|| match &self.place {
+                Some(place) if !bound.is_empty() => format!(
+                    "lineage {id} of cluster {cluster}, which {} names for another repository, is not in it; HINT: archive-agent init \
+                     on the primary makes it there",
+                    place.pgdata.join(BINDING).display()
+                ),
+                _ => format!("lineage {id} of cluster {cluster} is not in it"),
+            })?;
+            if elsewhere.is_some_and(|elsewhere| !elsewhere.is_same_life(&found)) {
+                return Err(another_servers(id, cluster));
+            }
+            return Ok(found);
+        }
+        if let Some(system_id) = self.system_id {
+            let found = repository.lineage_for(cluster, system_id).await?;
+            return found.with_context(|| {
+                format!("cluster {cluster} with system identifier {system_id} is not in it; HINT: is this the right cluster?")
+            });
+        }
+        let lineages = repository.lineages(cluster).await?;
+        // One that was split off is asked for from its own data directory.
+        let newest = lineages.iter().rev().find(|lineage| lineage.parent.is_none()).or(lineages.last());
+        let newest = newest.cloned().with_context(|| format!("cluster {cluster} is not in it"))?;
+        if lineages.iter().any(|lineage| lineage.system_id() != newest.system_id()) {
+            bail!(
+                "cluster {cluster} has had several system identifiers; HINT: fetch into pg_wal of the data directory that needs it"
+            );
+        }
+        Ok(newest)
+    }
+
+    /// The lineages of this cluster that the data directory is bound to.
+    fn bound(&self) -> anyhow::Result<BTreeMap<RepositoryId, LineageId>> {
+        let Some(Place { pgdata, .. }) = &self.place else { return Ok(BTreeMap::new()) };
+        let path = pgdata.join(BINDING);
+        let read = match std::fs::read_to_string(&path) {
+            Ok(text) => bound_lineages(&text).map_err(anyhow::Error::from),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(error.into()),
+        };
+        let mut bound = read.with_context(|| {
+            format!(
+                "{} cannot be read: which lineage this data directory belongs to is not known",
+                path.display()
+            )
+        })?;
+        bound.retain(|_, lineage| self.system_id.is_none_or(|system_id| lineage.system_id == system_id));
+        Ok(bound)
+    }
+
+    /// The facts of the lineage that the data directory is bound to, from the first repository that it mentions and that can be
+    /// read: a lineage of the same number in one that it does not mention may be another server's.
+    async fn bound_elsewhere(&self, bound: &BTreeMap<RepositoryId, LineageId>) -> Option<Lineage> {
+        for source in &self.sources {
+            let Ok(repository) = Repository::open(&source.name, &source.settings).await else { continue };
+            let Some(id) = bound.get(&repository.id()) else { continue };
+            if let Ok(Some(found)) = repository.read_lineage(&self.cluster, *id).await {
+                return Some(found);
+            }
+        }
+        None
+    }
+}
+
+fn another_servers(id: LineageId, cluster: &ClusterName) -> anyhow::Error {
+    let what = "is another server's in it than in the other repositories";
+    Refusal(format!("lineage {id} of cluster {cluster} {what}")).into()
+}
