@@ -7,45 +7,51 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
-use walpoint_base::{LineageId, SegmentName, SegmentNo, TimelineId};
-use walpoint_repo::Repository;
+use walpoint_base::{SegmentName, SegmentNo, TimelineId};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
+use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
 
 use super::{SettleArgs, Settled};
 use crate::hold::user;
 
-/// What one repository knows of the timeline.
+/// The lineage in one repository.
 struct Known {
     name: String,
     archive: WalArchive,
-    until: SegmentName,
+    /// Where the timeline ends there.
+    until: Option<SegmentName>,
 }
 
-/// Writes the record into every repository that knows the timeline.
+/// Writes the record into every repository that has the lineage, up to where the timeline ends in any of them: what a repository
+/// lacks of it now may be copied there later.
 pub(super) async fn abandon(
     selection: &Selection<StoreSettings>,
     args: &SettleArgs,
 ) -> anyhow::Result<Vec<Settled>> {
-    let mut known: Vec<Known> = Vec::new();
-    let mut used: BTreeMap<TimelineId, Timestamp> = BTreeMap::new();
-    let mut found: Option<LineageId> = args.lineage;
+    let mut catalogs: Vec<(&String, Catalog)> = Vec::new();
     for (name, settings) in &selection.repositories {
         let repository =
             Repository::open(name, settings).await.with_context(|| format!("repository {name}"))?;
-        let mut catalog = Catalog::load(&repository, &selection.cluster).await?;
-        let Some(lineage) = the_lineage(&mut catalog, args.timeline, &mut found)? else { continue };
-        known.extend(look(name, lineage, args.timeline, &mut used).await?);
+        catalogs.push((name, Catalog::load(&repository, &selection.cluster).await?));
     }
-    if known.is_empty() {
-        return Ok(Vec::new());
+    let Some(lineage) = the_lineage(&catalogs, args)? else { return Ok(Vec::new()) };
+    let mut known: Vec<Known> = Vec::new();
+    let mut used: BTreeMap<TimelineId, Timestamp> = BTreeMap::new();
+    for (name, catalog) in &mut catalogs {
+        let same = |one: &&mut LineageCatalog| one.lineage().is_same_life(&lineage);
+        if let Some(lineage) = catalog.lineages_mut().iter_mut().find(same) {
+            known.push(look(name, lineage, args.timeline, &mut used).await?);
+        }
     }
+    let Some(until) = known.iter().filter_map(|one| one.until).max() else { return Ok(Vec::new()) };
     not_in_production(args.timeline, &used)?;
     let (who, mut settled) = (args.who.clone().unwrap_or_else(user), Vec::new());
-    for Known { name, archive, until } in known {
-        archive.abandon_timeline(until, args.reason.trim(), &who).await?;
+    for Known { name, archive, .. } in known {
+        let noted = archive.abandon_timeline(until, args.reason.trim(), &who).await;
+        noted.with_context(|| format!("repository {name}: the record of timeline {}", args.timeline))?;
         settled.push(Settled {
             repository: name,
             lineage: archive.lineage().id.to_string(),
@@ -56,33 +62,41 @@ pub(super) async fn abandon(
     Ok(settled)
 }
 
-/// The lineage that has the timeline: the same in each repository.
-fn the_lineage<'a>(
-    catalog: &'a mut Catalog,
-    timeline: TimelineId,
-    found: &mut Option<LineageId>,
-) -> anyhow::Result<Option<&'a mut LineageCatalog>> {
-    let has = |lineage: &&LineageCatalog| lineage.facts().graph.contains(timeline);
-    let ids: Vec<LineageId> = catalog.lineages().iter().filter(has).map(LineageCatalog::id).collect();
-    let id = match (*found, &ids[..]) {
-        (Some(id), _) if ids.contains(&id) => id,
-        (Some(_), _) | (None, []) => return Ok(None),
-        (None, [only]) => *only,
-        (None, [first, second, ..]) => {
-            bail!("timeline {timeline} is in lineages {first} and {second}: say which one by --lineage")
-        }
+/// The lineage that has the timeline, as the first repository knows it that does; `None` if none has.
+fn the_lineage(catalogs: &[(&String, Catalog)], args: &SettleArgs) -> anyhow::Result<Option<Lineage>> {
+    let timeline = args.timeline;
+    let has = |lineage: &&LineageCatalog| {
+        args.lineage.is_none_or(|id| lineage.id() == id) && lineage.facts().graph.contains(timeline)
     };
-    *found = Some(id);
-    Ok(catalog.lineages_mut().iter_mut().find(|lineage| lineage.id() == id))
+    let mut found: Option<&Lineage> = None;
+    for (name, catalog) in catalogs {
+        for lineage in catalog.lineages().iter().filter(has).map(LineageCatalog::lineage) {
+            match found {
+                None => found = Some(lineage),
+                Some(found) if found.is_same_life(lineage) => {}
+                Some(found) if found.id == lineage.id => bail!(
+                    "lineage {} is another server's in repository {name} than in another one, and timeline {timeline} is in both: \
+                     say which repository by --repo",
+                    lineage.id
+                ),
+                Some(found) => bail!(
+                    "timeline {timeline} is in lineages {} and {}: say which one by --lineage",
+                    found.id,
+                    lineage.id
+                ),
+            }
+        }
+    }
+    Ok(found.cloned())
 }
 
-/// Where the timeline ends in a repository. Adds when each timeline there was written to last.
+/// Where the timeline ends in a repository, if anything is known of it there. Adds when each timeline there was written to last.
 async fn look(
     name: &str,
     lineage: &mut LineageCatalog,
     timeline: TimelineId,
     used: &mut BTreeMap<TimelineId, Timestamp>,
-) -> anyhow::Result<Option<Known>> {
+) -> anyhow::Result<Known> {
     let abandoned = |id: &TimelineId| lineage.facts().abandoned.contains_key(id);
     let children = lineage.facts().graph.children(timeline);
     if let Some((child, _)) = children.into_iter().find(|(child, _)| !abandoned(child)) {
@@ -102,11 +116,8 @@ async fn look(
     let begin = lineage.facts().graph.history(timeline).and_then(|history| history.begin_of(timeline));
     let before = begin.and_then(|begin| SegmentNo::of(begin, size).0.checked_sub(1)).map(SegmentNo);
     let last = lineage.last_use(timeline).await?.segment.or(before);
-    Ok(last.map(|last| Known {
-        name: name.to_owned(),
-        archive: lineage.archive().clone(),
-        until: last.name(timeline, size),
-    }))
+    let until = last.map(|last| last.name(timeline, size));
+    Ok(Known { name: name.to_owned(), archive: lineage.archive().clone(), until })
 }
 
 /// Fails if no other timeline was written to later.

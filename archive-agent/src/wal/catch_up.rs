@@ -218,6 +218,11 @@ impl Copy<'_> {
     async fn missing(&self, ranges: &Ranges, copied: &mut usize) -> anyhow::Result<Option<anyhow::Error>> {
         let scratch = tempfile::Builder::new().prefix("walpoint-").tempdir();
         let scratch = scratch.context("there is no scratch directory for what is copied")?;
+        // Before any WAL: a timeline that was abandoned, or that two servers claim, would count in this repository meanwhile.
+        let verdicts = self.to.take_verdicts(self.from).await?;
+        if verdicts > 0 {
+            tracing::info!(repository = self.target.name(), verdicts, "took over what is known of timelines");
+        }
         let mut done = Done { copied, failures: 0, failed: None };
         let here: BTreeSet<TimelineId> = self.to.histories().await?.into_iter().collect();
         for timeline in self.from.histories().await?.into_iter().filter(|timeline| !here.contains(timeline)) {

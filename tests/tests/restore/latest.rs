@@ -293,3 +293,64 @@ fn a_copy_that_archives_beside_production_is_told_wherever_latest_counts() {
     assert_eq!(latest["timeline"], 1, "{latest:#}");
     assert!(!latest["notes"].to_string().contains("went on"), "{latest:#}");
 }
+
+/// A timeline is abandoned in every repository, up to where it ends in any: what one of them lacks of it, and is copied there afterwards,
+/// does not make it the latest again, not even where only the other one has the record.
+#[test]
+fn a_timeline_stays_abandoned_where_its_wal_is_copied_later() {
+    let latest_is_first = |agent: &Agent| {
+        let answer = plan(agent, &[]);
+        assert_eq!(answer["timeline"], 1, "{answer:#}");
+    };
+    let second = Store::local();
+    let builder = Cluster::builder().segment_size_mb(1);
+    let two = |agent: Agent| agent.repository("second", &second).cluster_line("ack = [\"main\"]");
+    let mut bed = Archived::start_with(builder, Store::local(), two);
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    let a1 = ledger.append_as(&bed.cluster, "a1");
+    ledger.append_as(&bed.cluster, "a2");
+    lose_and_restore(&mut bed, "production", &["--target-xid", &a1.xid.to_string()]);
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    fs::rename(&pgdata, bed.place("thrown")).unwrap();
+    fs::rename(bed.place("production"), &pgdata).unwrap();
+    bed.cluster.start();
+    ledger.append_as(&bed.cluster, "c1");
+    bed.settle();
+    let (main, other) = (bed.back_door(), second.back_door());
+    let of = |door: &BackDoor, what: &str| -> Vec<String> {
+        let segment = |key: &String| key.contains(what) && key.rsplit('/').next().unwrap().len() == 24;
+        let mut keys: Vec<String> = door.list("clusters/main").into_iter().filter(segment).collect();
+        keys.sort();
+        keys
+    };
+    let wal = |door: &BackDoor| of(door, "/wal/00000002/");
+    wait::until_true(wait::SOON, "both have the same WAL", || wal(&main) == wal(&other));
+    bed.stop_daemon();
+
+    // The second one could not be written to at the end of timeline 2.
+    let lost = wal(&other).pop().unwrap();
+    other.delete(&lost);
+    let settle = ["lineage", "settle", "--timeline", "2", "--reason", "a test of the recovery"];
+    bed.agent.run(&settle).expect_success();
+    let daemon = bed.agent.daemon();
+    wait::until_true(wait::SOON, "it is caught up", || wal(&main) == wal(&other));
+    latest_is_first(&bed.agent);
+    let alone = Agent::with(&bed.cluster, &second);
+    alone.write();
+    latest_is_first(&alone);
+    assert_eq!(daemon.stop(), 0);
+
+    // It had nothing of the timeline, and has no record.
+    let all = other.list("clusters/main").into_iter().filter(|key| key.contains("/00000002"));
+    all.for_each(|key| other.delete(&key));
+    let daemon = bed.agent.daemon();
+    wait::until_true(wait::SOON, "it is caught up again", || wal(&main) == wal(&other));
+    assert_eq!(of(&other, "/history/00000002.history.abandoned/").len(), 1);
+    latest_is_first(&alone);
+    latest_is_first(&bed.agent);
+    assert_eq!(daemon.stop(), 0);
+}

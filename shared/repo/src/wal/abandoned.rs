@@ -44,8 +44,12 @@ impl WalArchive {
     pub async fn abandon_timeline(&self, until: SegmentName, reason: &str, who: &str) -> Result<()> {
         let (reason, who, format) = (reason.to_owned(), who.to_owned(), crate::object::FORMAT_VERSION);
         let record = Abandonment { format, timeline: until.timeline, until, reason, who, settled: now() };
-        let key = self.paths().abandoned_timeline(until);
-        let document = document::seal(Some(self.sealer()), &key, &record)?;
+        self.note_abandonment(&record).await
+    }
+
+    pub(super) async fn note_abandonment(&self, record: &Abandonment) -> Result<()> {
+        let key = self.paths().abandoned_timeline(record.until);
+        let document = document::seal(Some(self.sealer()), &key, record)?;
         match self.store().create_document(&document).await {
             Ok(_) | Err(RepoError::Conflict { .. }) => Ok(()),
             Err(error) => Err(error),

@@ -12,6 +12,7 @@
 //! | [`gaps`] | where one server's segments do not continue each other |
 //! | [`abandoned`] | timelines that a person says do not count |
 //! | [`settled`] | refused histories that no longer put their timelines in doubt |
+//! | `verdicts` | what is known of timelines beside their histories, copied between repositories |
 //! | [`header`] | what an object says about its segment |
 //! | `edges` | what it says about its neighbors, as bytes |
 //! | `partials` | which of several incomplete copies of a segment is read |
@@ -44,6 +45,7 @@ pub mod seal;
 pub mod settled;
 #[cfg(test)]
 pub(crate) mod tests;
+mod verdicts;
 
 use std::sync::Arc;
 

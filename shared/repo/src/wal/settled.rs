@@ -32,6 +32,13 @@ pub struct Settlement {
     pub settled: Timestamp,
 }
 
+impl Settlement {
+    /// The same about that history by the hash that another repository has for it.
+    pub(super) fn about(self, history: ContentHash) -> Self {
+        Self { history, ..self }
+    }
+}
+
 impl WalArchive {
     /// Settles a refused history; what was settled before stays as it is.
     pub async fn settle_history(
@@ -43,8 +50,12 @@ impl WalArchive {
     ) -> Result<()> {
         let (reason, who, format) = (reason.to_owned(), who.to_owned(), crate::object::FORMAT_VERSION);
         let settlement = Settlement { format, timeline, history, reason, who, settled: now() };
-        let key = self.paths().settled_history(timeline, history);
-        let document = document::seal(Some(self.sealer()), &key, &settlement)?;
+        self.note_settlement(&settlement).await
+    }
+
+    pub(super) async fn note_settlement(&self, settlement: &Settlement) -> Result<()> {
+        let key = self.paths().settled_history(settlement.timeline, settlement.history);
+        let document = document::seal(Some(self.sealer()), &key, settlement)?;
         match self.store().create_document(&document).await {
             Ok(_) | Err(RepoError::Conflict { .. }) => Ok(()),
             Err(error) => Err(error),

@@ -414,6 +414,32 @@ async fn a_refused_history_is_kept_beside_and_an_empty_one_has_no_ancestors() {
 }
 
 #[tokio::test]
+async fn verdicts_about_timelines_are_taken_over_with_each_repositorys_own_hashes() {
+    let (two, three) = (TimelineId::new(2).unwrap(), TimelineId::new(3).unwrap());
+    let until = "000000030000000000000007".parse().unwrap();
+    for (from, to) in beds(16).await.into_iter().zip(beds(16).await.into_iter().rev()) {
+        let (from, to) = (&from.archive, &to.archive);
+        let hash = from.put_refused_history(two, b"1\t0/4000000\tsettled\n".to_vec()).await.unwrap();
+        from.settle_history(two, hash, "a test copy", "dba").await.unwrap();
+        let open = b"1\t0/5000000\topen\n".to_vec();
+        from.put_refused_history(three, open.clone()).await.unwrap();
+        from.abandon_timeline(until, "thrown away", "dba").await.unwrap();
+        assert_eq!(to.take_verdicts(from).await.unwrap(), 4);
+        assert_eq!(to.take_verdicts(from).await.unwrap(), 0, "once is enough");
+        assert_eq!(to.abandonment(until).await.unwrap(), from.abandonment(until).await.unwrap());
+        let listed = to.all_histories().await.unwrap();
+        let own = listed.settled[0].1;
+        assert_eq!(listed.refused.len(), 2);
+        assert_eq!((listed.settled, listed.abandoned), (vec![(two, own)], vec![until]));
+        assert!(listed.refused.contains(&(two, own)));
+        let settled = to.settlement(two, own).await.unwrap().unwrap();
+        assert_eq!((settled.history, &*settled.who, &*settled.reason), (own, "dba", "a test copy"));
+        let (_, own) = listed.refused.into_iter().find(|(timeline, _)| *timeline == three).unwrap();
+        assert_eq!(to.refused_history(three, own).await.unwrap(), Some(open));
+    }
+}
+
+#[tokio::test]
 async fn what_is_later_on_a_timeline_is_seen() {
     for Bed { archive, .. } in beds(1).await {
         let size = archive.lineage().segment_size;

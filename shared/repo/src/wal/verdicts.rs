@@ -1,0 +1,45 @@
+//! What is known of timelines beside their histories, copied from one repository of a lineage to another: histories that were
+//! refused, and what a person settled or gave as abandoned.
+//!
+//! Each is an object that is created once, so a crash leaves some of them, and copying again adds the rest.
+
+use super::WalArchive;
+use crate::error::{RepoError, Result};
+
+impl WalArchive {
+    /// Takes over what another repository holds of this lineage's timelines and this one lacks; how many objects that were. What
+    /// is damaged there is left. The hash of a history is each repository's own.
+    pub async fn take_verdicts(&self, from: &Self) -> Result<usize> {
+        let (there, here) = (from.all_histories().await?, self.all_histories().await?);
+        let mut taken = 0;
+        for until in there.abandoned.into_iter().filter(|until| !here.abandoned.contains(until)) {
+            if let Some(record) = unless_damaged(from.abandonment(until).await)? {
+                self.note_abandonment(&record).await?;
+                taken += 1;
+            }
+        }
+        for (timeline, hash) in there.refused {
+            let Some(content) = unless_damaged(from.refused_history(timeline, hash).await)? else { continue };
+            let own = self.sealer().content_hash(&content);
+            let settled =
+                there.settled.contains(&(timeline, hash)) && !here.settled.contains(&(timeline, own));
+            // Before the history: it would put the timeline in doubt again meanwhile.
+            if settled && let Some(record) = unless_damaged(from.settlement(timeline, hash).await)? {
+                self.note_settlement(&record.about(own)).await?;
+                taken += 1;
+            }
+            if !here.refused.contains(&(timeline, own)) {
+                self.put_refused_history(timeline, content).await?;
+                taken += 1;
+            }
+        }
+        Ok(taken)
+    }
+}
+
+fn unless_damaged<T>(read: Result<Option<T>>) -> Result<Option<T>> {
+    match read {
+        Err(RepoError::Corrupt { .. }) => Ok(None),
+        read => read,
+    }
+}
