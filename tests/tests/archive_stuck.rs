@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use archive_bed::Bed;
 use rustix::process::Signal;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::seaweed::Credentials;
 use walpoint_tests::store::Store;
 use walpoint_tests::wait;
@@ -73,9 +73,22 @@ fn an_accepted_segment_no_longer_blocks_the_archive() {
         assert!(bed.ready().is_empty(), "with a daemon: {with_daemon}: {:?}", bed.ready());
         assert_eq!(bed.archive().get(&names[0]).unwrap(), std::fs::read(&path).unwrap());
         assert!(bed.archive().get(&names[1]).is_some());
+        // Recovery cannot pass it, until a backup begins behind it.
+        let gap = format!("{} was archived although damaged", names[0]);
+        let check = || bed.agent.run(&["check", "--no-switch"]);
+        let checked = check().expect_status(3);
+        assert!(checked.stdout.contains(&gap), "{checked:#?}");
+        let status = bed.agent.run(&["status"]).expect_success().stdout;
+        assert!(status.contains(&gap) && status.contains("push --accept-damaged"), "{status}");
         if with_daemon {
-            wait::until_true(SOON, "nothing is refused any more", || health().stderr.is_empty());
+            wait::until_true(SOON * 2, "the daemon says so", || health().stderr.contains(&gap));
         }
+        bed.agent.run(&["backup"]).expect_success();
+        if with_daemon {
+            wait::until_true(SOON * 2, "nothing is wrong any more", || health().stderr.is_empty());
+        }
+        let checked = check();
+        assert!(!checked.stdout.contains("although damaged"), "{checked:#?}");
         drop(daemon);
     }
 }
@@ -99,6 +112,38 @@ fn a_tail_that_was_lost_on_disk_is_damage() {
     let next = bed.cluster.switch_wal();
     bed.cluster.wait_done(&next);
     assert!(bed.ready().is_empty(), "{:?}", bed.ready());
+    drop(daemon);
+}
+
+/// A3: the same when the server is stopped, and started again: PostgreSQL archives during its shutdown, too.
+#[test]
+fn a_tail_that_was_lost_on_disk_stays_damage_when_its_server_is_restarted() {
+    let (mut bed, names) = stuck(|path| {
+        let mut content = std::fs::read(path).unwrap();
+        content[98_304..].fill(0);
+        std::fs::write(path, content).unwrap();
+    });
+    let path = bed.cluster.wal_dir().join(&names[0]);
+    let refused = |bed: &Bed| {
+        assert!(bed.ready().contains(&names[0]));
+        let stored = bed.store.back_door().list("clusters");
+        assert!(!stored.iter().any(|key| key.contains(".ended")), "{stored:?}");
+    };
+    let daemon = bed.agent.daemon();
+    refused_at(&bed, &names[0], "is damaged: its records end at");
+    bed.cluster.stop(Shutdown::Fast);
+    refused(&bed);
+    bed.direct(&path).expect_status(1);
+    bed.agent.run(&["run", "--once"]);
+    refused(&bed);
+    bed.cluster.start();
+    wait::until_true(SOON, "it is refused again", || {
+        bed.cluster.log().matches("could not archive").count() > 1
+    });
+    refused(&bed);
+    bed.cluster.crash();
+    bed.direct(&path).expect_status(1);
+    refused(&bed);
     drop(daemon);
 }
 
@@ -131,6 +176,8 @@ fn a_skipped_segment_is_a_gap_until_the_next_backup() {
         if with_daemon {
             let health = || bed.agent.run(&["health"]);
             wait::until_true(SOON, "the daemon says so", || health().stderr.contains(&gap));
+            let checked = bed.agent.run(&["check", "--no-switch"]).expect_status(3);
+            assert_eq!(checked.stdout.matches(&gap).count(), 1, "{checked:#?}");
             bed.agent.run(&["backup"]).expect_success();
             wait::until_true(SOON * 2, "a backup makes up for it", || health().success());
         }

@@ -39,7 +39,9 @@ use self::repository::Destination;
 use crate::backup::walk::{Ground, Measure};
 use crate::daemon::pgdata;
 use crate::health;
+use crate::wal::dropped;
 use crate::wal::split_brain::SPLIT_BRAIN;
+use crate::wal::upload::Uploader;
 
 /// Options of `check`.
 #[derive(Debug, Clone, Args)]
@@ -182,7 +184,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
             arrives(&mut report, &mut examined, args, limit).await;
         }
     } else if let Some(examined) = examine(&mut report, &selection, limit, false).await? {
-        daemon(&mut report, &selection);
+        let told = gap(&mut report, &selection, &examined.source.pgdata).await;
+        daemon(&mut report, &selection, told.as_slice());
         let Examined { server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
             examined;
         repository::latest(&mut report, &destinations, &identity).await;
@@ -210,15 +213,30 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
     }
 }
 
-/// Whether a daemon answers. Archiving goes on without one, only slower.
-fn daemon(report: &mut Report, selection: &Selection<StoreSettings>) {
+/// WAL that recovery from the newest backups cannot pass, and that is known here: it was dropped, or archived although damaged.
+async fn gap(report: &mut Report, selection: &Selection<StoreSettings>, pgdata: &Path) -> Option<String> {
+    let what = "recovery";
+    let gap = report.take(what, dropped::gap(&Uploader::new(selection, pgdata)).await)??.to_string();
+    report.failed(
+        what,
+        &gap,
+        "take a backup now (archive-agent backup): nothing behind that WAL can be recovered before",
+    );
+    Some(gap)
+}
+
+/// Whether a daemon answers, and what it fails at but for what was told already. Archiving goes on without one, only slower.
+fn daemon(report: &mut Report, selection: &Selection<StoreSettings>, told: &[String]) {
     let socket = selection.settings.push_socket(&selection.cluster);
     let shown = socket.display();
     match health::ask(&socket) {
         Ok(reply) => {
             report.ok("daemon", format!("answers on {shown}"));
-            for problem in reply.problems.lines().filter(|problem| problem.contains(SPLIT_BRAIN)) {
-                report.failed("daemon", problem, "");
+            for problem in reply.problems.lines().filter(|problem| !told.iter().any(|told| problem.contains(told))) {
+                match problem.contains(SPLIT_BRAIN) {
+                    true => report.failed("daemon", problem, ""),
+                    false => report.warning("daemon", problem, "the daemon tries again by itself; its log says more"),
+                }
             }
         }
         Err(health::NoAnswer::Absent(error)) => report.warning(

@@ -1,4 +1,4 @@
-//! WAL that was dropped (`queue_max`, `push --skip`) and matters still: what no backup makes up for that begins behind it and is in every
+//! WAL that was dropped (`queue_max`, `push --skip`), or archived although it is damaged, and matters still: what no backup makes up for that begins behind it and is in every
 //! repository that has to acknowledge, or was archived after all. What is stored under the name of a dropped segment may be
 //! another server's.
 
@@ -38,23 +38,27 @@ pub(crate) struct Gap {
     since: Timestamp,
     /// How many of them an operator skipped.
     skipped: usize,
+    /// How many of them are archived, damaged.
+    damaged: usize,
 }
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { files, first, last, since, skipped } = self;
-        match files {
-            1 => write!(f, "{first} was dropped and not archived, {since:.0}")?,
-            _ => write!(
-                f,
-                "{files} files of WAL from {first} to {last} were dropped and not archived since {since:.0}"
-            )?,
-        }
-        let why = match skipped {
-            0 => "because more than queue_max waited",
-            all if all == files => "as push --skip asked for",
-            _ => "because more than queue_max waited, or as push --skip asked for",
+        let Self { files, first, last, since, skipped, damaged } = self;
+        let what = match damaged {
+            0 => "dropped and not archived",
+            all if all == files => "archived although damaged",
+            _ => "dropped, or archived although damaged,",
         };
+        match files {
+            1 => write!(f, "{first} was {what}, {since:.0}")?,
+            _ => write!(f, "{files} files of WAL from {first} to {last} were {what} since {since:.0}")?,
+        }
+        let asked = [(*skipped, "push --skip"), (*damaged, "push --accept-damaged")];
+        let queue_max = (skipped + damaged < *files).then(|| "because more than queue_max waited".to_owned());
+        let asked = asked.into_iter().filter(|(count, _)| *count > 0);
+        let why = queue_max.into_iter().chain(asked.map(|(_, command)| format!("as {command} asked for")));
+        let why = why.collect::<Vec<_>>().join(", or ");
         write!(f, ", {why}: recovery cannot pass them. HINT: make a new backup")
     }
 }
@@ -63,9 +67,10 @@ impl Gap {
     fn of(dropped: &[Dropped]) -> Option<Self> {
         let (first, last) = (dropped.first()?, dropped.last()?);
         let since = Timestamp::from_second(first.at).unwrap_or(Timestamp::UNIX_EPOCH);
-        let skipped = dropped.iter().filter(|dropped| dropped.reason == Reason::Skipped).count();
+        let count = |reason| dropped.iter().filter(|dropped| dropped.reason == reason).count();
         Some(Self {
-            skipped,
+            skipped: count(Reason::Skipped),
+            damaged: count(Reason::Damaged),
             files: dropped.len(),
             first: first.name.to_string(),
             last: last.name.to_string(),
@@ -130,6 +135,9 @@ async fn not_archived(
     let looked = stream::iter(newest)
         .map(|dropped| async move {
             let WalFileName::Segment(name) = dropped.name else { return Some(dropped) };
+            if dropped.reason == Reason::Damaged {
+                return Some(dropped);
+            }
             for (target, archive) in places {
                 if !has_own(target, archive, (cluster, wal), name).await {
                     return Some(dropped);
@@ -210,6 +218,11 @@ mod tests {
         assert!(one.to_string().contains("queue_max"));
         let skipped = Dropped { reason: Reason::Skipped, ..dropped("000000010000000000000005") };
         assert!(Gap::of(&[skipped]).unwrap().to_string().contains("as push --skip asked for"));
+        let accepted = Dropped { reason: Reason::Damaged, ..dropped("000000010000000000000005") };
+        let accepted = Gap::of(&[accepted]).unwrap().to_string();
+        assert!(accepted.contains(
+            "05 was archived although damaged, 1970-01-01T00:00:07Z, as push --accept-damaged asked for"
+        ));
         let two =
             Gap::of(&[dropped("000000010000000000000005"), dropped("000000010000000000000006")]).unwrap();
         assert!(two.to_string().starts_with(

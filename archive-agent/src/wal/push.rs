@@ -43,6 +43,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let problem = loop {
         let attempt = uploader.upload_from(name, path.clone(), accept_damaged);
         match tokio::time::timeout_at(deadline, attempt).await {
+            Ok(Ok(_)) if accept_damaged => return note_damage(&uploader, name).await,
             Ok(Ok(_)) => return Ok(()),
             // What is refused for good now may be taken in a moment, so nothing is dropped for that at once.
             Ok(Err(Trouble { text, lasting: true })) if overflow.is_none() => break text,
@@ -79,6 +80,31 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
             Ok(())
         }
     }
+}
+
+/// Puts a segment on record that was stored although it is damaged: recovery cannot pass it.
+async fn note_damage(uploader: &Uploader, name: WalFileName) -> Result<(), Failure> {
+    let stored = format!("\"{name}\" is stored");
+    let damaged = uploader.holds_damaged(name).await;
+    if !damaged
+        .map_err(|Trouble { text, .. }| anyhow!("{stored}, and whether as damaged is not known: {text}"))?
+    {
+        return Ok(());
+    }
+    let record = uploader.wal_directory().join(dropped::FILE);
+    let recorded = dropped::record(&uploader.wal_directory(), name, Reason::Damaged);
+    match recorded.with_context(|| {
+        format!("{stored}, and that it is damaged cannot be noted in {}", record.display())
+    })? {
+        Recorded::Yes => {}
+        Recorded::DiskFull => {
+            tracing::warn!("{}: the disk is full, so it is not noted there", record.display())
+        }
+    }
+    tracing::warn!(
+        "{stored} although it is damaged: recovery cannot pass this file. HINT: make a new backup now (archive-agent backup)"
+    );
+    Ok(())
 }
 
 /// Notes that the newest segment that is stored before one of `pg_wal` on its path, in each repository, is this server's; then makes the

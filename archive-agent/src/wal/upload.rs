@@ -258,8 +258,21 @@ impl Uploader {
         presence::during(&[target], self.store(&file, (&[target], &[]), Some(share))).await
     }
 
-    /// A file to be stored, and what is accepted of it: of a segment that this server finished on the timeline that it writes, as
-    /// PostgreSQL's status file says, all of it.
+    /// Whether a repository that has to acknowledge holds this segment as one that was accepted although it is damaged.
+    pub(crate) async fn holds_damaged(&self, name: WalFileName) -> Result<bool, Trouble> {
+        let WalFileName::Segment(segment) = name else { return Ok(false) };
+        let cluster = self.identity().await?;
+        for target in self.targets.iter().filter(|target| target.acknowledges) {
+            let archive = target.archive(&cluster).await.map_err(|error| trouble(target, &error))?;
+            if archive.header(segment).await?.is_some_and(|header| header.damaged) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A file to be stored, and what is accepted of it: of a segment that this server finished on the timeline that it writes, or
+    /// wrote last before it was stopped, as PostgreSQL's status file says, all of it.
     async fn source(
         &self,
         name: WalFileName,
@@ -274,12 +287,11 @@ impl Uploader {
                 parent == wal
                     || matches!((parent.canonicalize(), wal.canonicalize()), (Ok(a), Ok(b)) if a == b)
             });
-            let own = in_wal && written(&control) == Some(name.timeline());
+            let writes = in_wal && writes(&pgdata, &control, name.timeline());
             let finished = || wal.join(format!("archive_status/{name}.ready")).exists();
-            let whole_only = matches!(name, WalFileName::Segment(_)) && own && finished();
+            let whole_only = matches!(name, WalFileName::Segment(_)) && writes && finished();
             let rules = Rules { accept_damaged, whole_only };
             let answers = in_wal && answers_for(&pgdata, &control, name.timeline());
-            let writes = in_wal && writes(&pgdata, &control, name.timeline());
             let later = newest(&control).filter(|newest| in_wal && *newest > name.timeline());
             Ok(Source {
                 name,

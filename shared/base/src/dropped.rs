@@ -1,7 +1,8 @@
-//! The record of WAL that was dropped: a file in `pg_wal`, written by the command that PostgreSQL runs (`queue_max`) or by an
-//! operator's command (`push --skip`), because the daemon may see the data directory only to read it.
+//! The record of WAL that recovery cannot pass: a file in `pg_wal`, written by the command that PostgreSQL runs (`queue_max`) or by an
+//! operator's command (`push --skip`, `push --accept-damaged`), because the daemon may see the data directory only to read it.
 //!
-//! A line for each file: its name, when it was dropped in seconds since 1970, and `skip` if an operator decided so. Lines are
+//! A line for each file: its name, when it was dropped in seconds since 1970, and `skip` if an operator decided so; `damaged` if it
+//! was archived although it is damaged. Lines are
 //! only added; those that a newer backup makes up for mean nothing any more. A crash leaves a line or none, or the beginning
 //! of one, which is skipped.
 
@@ -19,6 +20,9 @@ pub const FILE: &str = "walpoint-dropped";
 /// What a line ends with if an operator decided.
 const SKIP: &str = "skip";
 
+/// What a line ends with if the file was archived, damaged.
+const DAMAGED: &str = "damaged";
+
 /// A file that was given up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Dropped {
@@ -30,13 +34,15 @@ pub struct Dropped {
     pub reason: Reason,
 }
 
-/// Why a file was dropped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Why recovery cannot pass a file, the later ones also where an earlier one was noted before.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Reason {
     /// More than `queue_max` waited, and it could not be stored.
     QueueMax,
     /// An operator asked for it.
     Skipped,
+    /// It was not dropped but archived although it is damaged, as an operator asked for.
+    Damaged,
 }
 
 /// What may be done with a file that is given up.
@@ -66,6 +72,7 @@ fn append(directory: &Path, name: WalFileName, reason: Reason) -> io::Result<()>
     let line = match reason {
         Reason::QueueMax => format!("\n{name} {now}\n"),
         Reason::Skipped => format!("\n{name} {now} {SKIP}\n"),
+        Reason::Damaged => format!("\n{name} {now} {DAMAGED}\n"),
     };
     file.write_all(line.as_bytes())?;
     file.sync_all()?;
@@ -73,7 +80,7 @@ fn append(directory: &Path, name: WalFileName, reason: Reason) -> io::Result<()>
 }
 
 /// What stands in the record of that directory, oldest first; nothing if there is none. A file that is there several times is
-/// given once, with its first time; skipped, if one of its lines says so.
+/// given once, with its first time; damaged or else skipped, if one of its lines says so.
 pub fn read(directory: &Path) -> io::Result<Vec<Dropped>> {
     let content = match std::fs::read(directory.join(FILE)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -85,8 +92,7 @@ pub fn read(directory: &Path) -> io::Result<Vec<Dropped>> {
     for dropped in text.lines().filter_map(parse) {
         let at = *known.entry(dropped.name).or_insert(all.len());
         match all.get_mut(at) {
-            Some(before) if dropped.reason == Reason::Skipped => before.reason = Reason::Skipped,
-            Some(_) => {}
+            Some(before) => before.reason = before.reason.max(dropped.reason),
             None => all.push(dropped),
         }
     }
@@ -99,6 +105,7 @@ fn parse(line: &str) -> Option<Dropped> {
     let reason = match fields.next() {
         None => Reason::QueueMax,
         Some(SKIP) => Reason::Skipped,
+        Some(DAMAGED) => Reason::Damaged,
         Some(_) => return None,
     };
     Some(Dropped { name, at, reason })
@@ -130,14 +137,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let names =
             ["000000010000000000000005", "000000010000000000000006"].map(|name| name.parse().unwrap());
-        let lines =
-            [(0, Reason::QueueMax), (1, Reason::Skipped), (0, Reason::Skipped), (1, Reason::QueueMax)];
+        let lines = [
+            (0, Reason::QueueMax),
+            (1, Reason::Skipped),
+            (0, Reason::Skipped),
+            (1, Reason::Damaged),
+            (1, Reason::QueueMax),
+        ];
         lines.iter().for_each(|(n, reason)| {
             assert_eq!(record(dir.path(), names[*n], *reason).unwrap(), Recorded::Yes)
         });
         let read = read(dir.path()).unwrap();
         assert_eq!(read.iter().map(|dropped| dropped.name).collect::<Vec<_>>(), names);
-        assert!(read.iter().all(|dropped| dropped.reason == Reason::Skipped), "{read:?}");
+        assert_eq!(
+            read.iter().map(|dropped| dropped.reason).collect::<Vec<_>>(),
+            [Reason::Skipped, Reason::Damaged]
+        );
     }
 
     #[test]
