@@ -139,6 +139,10 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
         let told = half.stdout.split("Cluster main in far").nth(1).unwrap_or_else(|| panic!("{half:#?}"));
         assert!(told.contains("cannot be read: ") && told.contains("did not answer"), "{told}");
         assert!(half.stdout.contains("window"), "{half:#?}");
+        assert!(
+            half.stdout.contains("server    PostgreSQL") && half.stdout.contains("was archived"),
+            "{half:#?}"
+        );
     }
 
     // The server goes too: its state is missing, the repository's is there.

@@ -59,13 +59,43 @@ pub(super) struct ServerState {
     /// Where another server's WAL stands under this one's names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     split_brain: Vec<String>,
+    /// What the repositories would show, and do not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unknown: Vec<String>,
 }
 
 impl ServerState {
     /// Asks the server of a cluster.
     pub(super) async fn of(selection: &Selection<StoreSettings>) -> anyhow::Result<Self> {
         let asked = tokio::time::timeout(PATIENCE, ask(selection)).await;
-        asked.with_context(|| format!("the server did not answer within {} s", PATIENCE.as_secs()))?
+        let mut state =
+            asked.with_context(|| format!("the server did not answer within {} s", PATIENCE.as_secs()))??;
+        if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.waiting.is_some()) {
+            state.compare(&Uploader::new(selection, pgdata)).await;
+        }
+        Ok(state)
+    }
+
+    /// Adds what the repositories show. One that does not answer hides that, and nothing of what the server says.
+    async fn compare(&mut self, uploader: &Uploader) {
+        let limit =
+            |what: &str| format!("{what}: the repositories did not answer within {} s", PATIENCE.as_secs());
+        let (gap, splits) = tokio::join!(
+            tokio::time::timeout(PATIENCE, dropped::gap(uploader)),
+            tokio::time::timeout(PATIENCE, split_brain::split_brains(uploader)),
+        );
+        let what = "whether WAL was dropped that no backup makes up for cannot be told";
+        match gap {
+            Ok(Ok(gap)) => self.dropped = gap,
+            Ok(Err(problem)) => self.unknown.push(format!("{what}: {problem:#}")),
+            Err(_) => self.unknown.push(limit(what)),
+        }
+        let what = "whether another server's WAL is stored under this one's names cannot be told";
+        match splits {
+            Ok(Ok(found)) => self.split_brain = found.iter().map(ToString::to_string).collect(),
+            Ok(Err(problem)) => self.unknown.push(format!("{what}: {problem:#}")),
+            Err(_) => self.unknown.push(limit(what)),
+        }
     }
 
     /// Whose WAL it writes.
@@ -86,7 +116,8 @@ impl ServerState {
         let dropped = self.dropped.as_ref().map(|gap| ("DROPPED", gap.to_string()));
         let split = self.split_brain.iter().map(|split| ("IDENTITY", split.clone()));
         let archiver = ("archiver", self.archiver(now));
-        [("server", server), archiver].into_iter().chain(dropped).chain(split).collect()
+        let unknown = self.unknown.iter().map(|unknown| ("UNKNOWN", unknown.clone()));
+        [("server", server), archiver].into_iter().chain(dropped).chain(split).chain(unknown).collect()
     }
 
     fn archiver(&self, now: jiff::Timestamp) -> String {
@@ -141,6 +172,7 @@ impl ServerState {
             waiting_problem: None,
             dropped: None,
             split_brain: Vec::new(),
+            unknown: Vec::new(),
             unarchived_bytes: unarchived(identity, &stats, position),
             archived_count: stats.archived_count,
             last_archived_wal: stats.last_archived_wal,
@@ -167,22 +199,7 @@ async fn ask(selection: &Selection<StoreSettings>) -> anyhow::Result<ServerState
     }
     let state = look(&mut server, pgdata).await;
     server.close().await;
-    let mut state = state?;
-    if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.waiting.is_some()) {
-        let uploader = Uploader::new(selection, pgdata);
-        state.dropped = dropped::gap(&uploader).await.unwrap_or_else(|problem| {
-            tracing::warn!("{problem:#}");
-            None
-        });
-        state.split_brain = match split_brain::split_brains(&uploader).await {
-            Ok(found) => found.iter().map(ToString::to_string).collect(),
-            Err(problem) => {
-                tracing::warn!("{problem:#}");
-                Vec::new()
-            }
-        };
-    }
-    Ok(state)
+    state
 }
 
 async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<ServerState> {
