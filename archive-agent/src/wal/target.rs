@@ -441,6 +441,7 @@ impl Target {
     /// Forgets a repository that is gone, or another one now, and all that was known of it.
     pub(super) async fn forget(&self, id: RepositoryId) {
         self.opened.lock().await.take_if(|opened| opened.repository.id() == id);
+        self.writes.leave_behind();
         self.forget_stored();
     }
 

@@ -2,9 +2,10 @@
 //!
 //! A call into a filesystem that hangs cannot be cancelled: the upload times out, and the write keeps its bytes until it returns.
 //! What always holds: the share of memory is given back when the last byte is dropped, and while a write of an upload that ended
-//! has not returned, nothing more is written to that repository, so what hangs there does not grow.
+//! has not returned, nothing more is written to that repository, so what hangs there does not grow. Where another repository or
+//! filesystem has taken its place, what hangs in the old one keeps its memory and holds up nothing more; twice at the most.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,13 +21,25 @@ pub(crate) struct Writes(Arc<Mutex<Under>>);
 struct Under {
     way: BTreeMap<u64, Write>,
     next: u64,
+    /// How often another one took the repository's place while writes hung.
+    generation: u64,
 }
+
+/// In so many repositories that were replaced writes may hang.
+const LEFT_BEHIND: usize = 2;
 
 #[derive(Debug)]
 struct Write {
     since: Instant,
     /// Its upload ended without it.
     stuck: bool,
+    generation: u64,
+}
+
+impl Under {
+    fn current(&self) -> impl Iterator<Item = &Write> {
+        self.way.values().filter(|write| write.generation == self.generation)
+    }
 }
 
 impl Writes {
@@ -39,18 +52,28 @@ impl Writes {
         let mut under = self.under();
         let id = under.next;
         under.next += 1;
-        under.way.insert(id, Write { since: Instant::now(), stuck: false });
+        let generation = under.generation;
+        under.way.insert(id, Write { since: Instant::now(), stuck: false, generation });
         Loan(Arc::new(Lent { id, writes: self.clone(), share: Mutex::new(Share::Held(room)) }))
     }
 
     /// Whether a write hangs whose upload has ended.
     pub(crate) fn hang(&self) -> bool {
-        self.under().way.values().any(|write| write.stuck)
+        self.under().current().any(|write| write.stuck)
+    }
+
+    /// Another repository or filesystem has taken the place of the one that these writes are in.
+    pub(crate) fn leave_behind(&self) {
+        let mut under = self.under();
+        let hang: BTreeSet<u64> = under.way.values().map(|write| write.generation).collect();
+        if hang.len() <= LEFT_BEHIND {
+            under.generation += 1;
+        }
     }
 
     /// For how long the oldest one has not returned.
     pub(crate) fn oldest(&self) -> Option<Duration> {
-        self.under().way.values().map(|write| write.since.elapsed()).max()
+        self.under().current().map(|write| write.since.elapsed()).max()
     }
 }
 
@@ -124,6 +147,31 @@ mod tests {
         drop(bytes);
         assert!(!writes.hang() && writes.oldest().is_none());
         drop(writes.begin(Room::unlimited(Purpose::Beside)));
+        assert!(!writes.hang());
+    }
+
+    #[test]
+    fn what_hangs_in_a_repository_that_was_replaced_holds_up_the_new_one_no_more() {
+        let writes = Writes::default();
+        let hang = || {
+            let loan = writes.begin(Room::unlimited(Purpose::Beside));
+            let bytes = loan.keeper();
+            drop(loan);
+            assert!(writes.hang());
+            bytes
+        };
+        let _left: Vec<Keeper> = [(); LEFT_BEHIND]
+            .map(|()| {
+                let bytes = hang();
+                writes.leave_behind();
+                assert!(!writes.hang() && writes.oldest().is_none());
+                bytes
+            })
+            .into();
+        let last = hang();
+        writes.leave_behind();
+        assert!(writes.hang(), "no more than that is left behind");
+        drop(last);
         assert!(!writes.hang());
     }
 }

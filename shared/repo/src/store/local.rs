@@ -70,16 +70,25 @@ const THREADS: usize = 16;
 /// KiB of what is being written to one place: one object of the largest size.
 const WRITING: u32 = 32 << 10;
 
-static SHARES: LazyLock<Mutex<HashMap<PathBuf, Arc<Share>>>> = LazyLock::new(Mutex::default);
+static SHARES: LazyLock<Mutex<HashMap<Spot, Arc<Share>>>> = LazyLock::new(Mutex::default);
+
+/// What has a share.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Spot {
+    /// A path at which a directory is looked for.
+    Path(PathBuf),
+    /// A directory, by device and inode: what hangs in one takes nothing from another that is mounted in its place.
+    Directory(u64, u64),
+}
 
 impl Share {
-    fn of(path: &Path) -> Arc<Self> {
+    fn of(spot: Spot) -> Arc<Self> {
         let mut shares = SHARES.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Self {
             threads: Arc::new(Semaphore::new(THREADS)),
             writing: Arc::new(Semaphore::new(usize::try_from(WRITING).unwrap_or(usize::MAX))),
         };
-        Arc::clone(shares.entry(path.to_owned()).or_insert_with(|| Arc::new(new())))
+        Arc::clone(shares.entry(spot).or_insert_with(|| Arc::new(new())))
     }
 
     /// Runs `work`, which writes so many bytes, on a thread for blocking calls once this place has one to spare.
@@ -107,12 +116,11 @@ impl Share {
 impl Local {
     /// The directory must exist: a store that creates its root would hide a lost mount.
     pub(super) async fn open(path: &Path) -> Result<Self, Failure> {
-        let (share, path) = (Share::of(path), path.to_owned());
-        let held = Arc::clone(&share);
-        share.run(0, move || Self::look(&path, held)).await
+        let path = path.to_owned();
+        Share::of(Spot::Path(path.clone())).run(0, move || Self::look(&path)).await
     }
 
-    fn look(path: &Path, share: Arc<Share>) -> Result<Self, Failure> {
+    fn look(path: &Path) -> Result<Self, Failure> {
         let no_store = |what: String| Failure::new(FailureKind::NoStore, what);
         let meta = fs::metadata(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => no_store(format!(
@@ -126,6 +134,7 @@ impl Local {
         }
         let synced = Mutex::new(HashSet::new());
         let (path, device, inode) = (path.to_owned(), meta.dev(), meta.ino());
+        let share = Share::of(Spot::Directory(device, inode));
         Ok(Self(Arc::new(Root { path, device, inode, synced, share })))
     }
 
