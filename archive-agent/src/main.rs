@@ -20,8 +20,9 @@ mod wal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use walpoint_base::socket::PUSH_OUTCOME;
 use walpoint_runtime::exit::{self, Failure};
-use walpoint_runtime::{logs, memory, pages};
+use walpoint_runtime::{logs, memory, output, pages};
 
 use cli::{Cli, Command};
 
@@ -34,7 +35,15 @@ fn main() -> ExitCode {
     // What a push prints goes to PostgreSQL's log, for every segment: success is not worth a line there.
     logging.quiet |= matches!(cli.command, Command::Push { .. }) && logging.verbose == 0;
     logs::start(&logging);
-    exit::report(start(&cli))
+    let result = start(&cli);
+    if matches!(cli.command, Command::Push { .. }) && std::env::var_os(PUSH_OUTCOME).is_some() {
+        let status = result.as_ref().map_or_else(|failure| failure.status, |()| exit::DONE);
+        let ended = exit::report(result);
+        // Without this line archive-push waits for the end of the process.
+        output::text(&format!("{status}\n")).ok();
+        return ended;
+    }
+    exit::report(result)
 }
 
 fn start(cli: &Cli) -> Result<(), Failure> {

@@ -245,6 +245,33 @@ fn a_daemon_that_hangs_holds_nothing_up() {
     assert!(bed.archive().get(&name).is_some());
 }
 
+/// A8: a daemon that was killed and cannot end, since a thread of it is in a filesystem that hangs, keeps its lock and its socket. Here it
+/// is stopped. The next one takes its place.
+#[test]
+fn a_daemon_that_hangs_is_replaced_by_the_next_one() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let first = bed.agent.daemon();
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    first.process.signal(Signal::STOP);
+    let second = bed.agent.launch();
+    wait::until_true(SOON, "the second one answers", || bed.agent.run(&["health"]).success());
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    assert!(!bed.cluster.log().contains("without the daemon"), "{}", bed.cluster.log());
+    // Both at once do no harm.
+    first.process.signal(Signal::CONT);
+    let names = [(); 3].map(|()| bed.cluster.switch_wal());
+    names.iter().for_each(|name| bed.cluster.wait_done(name));
+    assert!(names.iter().all(|name| bed.archive().get(name).is_some()));
+    drop(first);
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    assert!(!bed.cluster.log().contains("without the daemon"), "{}", bed.cluster.log());
+    drop(second);
+}
+
 /// A8: one that hangs for so long that it takes no more connections, because those of clients that left fill its queue.
 #[test]
 fn a_daemon_whose_queue_is_full_holds_nothing_up() {

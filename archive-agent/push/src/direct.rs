@@ -2,11 +2,25 @@
 //!
 //! Watched, and not put in this process's place: a program that the kernel ends for want of memory, or that gives up because
 //! it gets none, ends by a signal. PostgreSQL would take that for the end of its archiver and not count the failure.
+//!
+//! What counts is its word, an exit status on its standard output ([`PUSH_OUTCOME`]): a filesystem that hangs, of a repository that does
+//! not have to acknowledge, may keep the process from ending long after the file is stored. It is left to itself then.
 
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use walpoint_base::socket::PUSH_OUTCOME;
 
 use crate::arguments::Arguments;
+
+/// How long the process may take to end after its word.
+const END: Duration = Duration::from_secs(1);
+
+/// No word is longer.
+const WORD: u64 = 64;
 
 /// The highest exit status that PostgreSQL takes for a failure of the command and not of the archiver.
 const HIGHEST: i32 = 125;
@@ -22,14 +36,14 @@ pub(crate) enum Ended {
     Broken(String),
 }
 
-/// Runs `archive-agent push`, the one beside this program or the one in PATH, to its end.
+/// Runs `archive-agent push`, the one beside this program or the one in PATH, to its word or its end.
 pub(crate) fn push(arguments: &Arguments) -> Ended {
     let beside =
         std::env::current_exe().ok().and_then(|own| own.parent().map(|dir| dir.join("archive-agent")));
     let mut problem = String::from("archive-agent could not be started");
     for program in beside.into_iter().chain(["archive-agent".into()]) {
-        match agent(Command::new(&program), arguments).status() {
-            Ok(status) => return judge(status),
+        match agent(Command::new(&program), arguments).spawn() {
+            Ok(child) => return watch(child),
             Err(error) => problem += &format!("; {}: {error}", program.display()),
         }
     }
@@ -42,16 +56,35 @@ fn agent(mut agent: Command, arguments: &Arguments) -> Command {
         agent.arg("--config").arg(config);
     }
     agent.arg("--").arg(&arguments.path);
+    agent.env(PUSH_OUTCOME, "1").stdout(Stdio::piped());
     agent
+}
+
+fn watch(mut agent: Child) -> Ended {
+    let word = agent.stdout.take().and_then(|output| {
+        let mut line = String::new();
+        BufReader::new(output.take(WORD)).read_line(&mut line).ok()?;
+        line.strip_suffix('\n')?.parse::<u8>().ok()
+    });
+    let Some(word) = word else {
+        return agent
+            .wait()
+            .map_or_else(|error| Ended::Broken(format!("archive-agent push: {error}")), judge);
+    };
+    let said = Instant::now();
+    while matches!(agent.try_wait(), Ok(None)) && said.elapsed() < END {
+        sleep(Duration::from_millis(2));
+    }
+    match i32::from(word) {
+        0 => Ended::Stored,
+        code => failed(code),
+    }
 }
 
 fn judge(status: ExitStatus) -> Ended {
     match (status.code(), status.signal()) {
         (Some(0), _) => Ended::Stored,
-        (Some(code), _) => match u8::try_from(code) {
-            Ok(failed) if code <= HIGHEST => Ended::Failed(failed),
-            _ => Ended::Broken(format!("archive-agent push ended with exit status {code}")),
-        },
+        (Some(code), _) => failed(code),
         (None, Some(signal)) => Ended::Broken(format!(
             "archive-agent push was ended by signal {signal}; HINT: 6 and 9 often mean that memory was short: start the daemon \
              (archive-agent run), or raise the limit"
@@ -60,9 +93,41 @@ fn judge(status: ExitStatus) -> Ended {
     }
 }
 
+fn failed(code: i32) -> Ended {
+    match u8::try_from(code) {
+        Ok(failed) if code <= HIGHEST => Ended::Failed(failed),
+        _ => Ended::Broken(format!("archive-agent push ended with exit status {code}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn its_word_counts_although_it_does_not_end() {
+        let begun = Instant::now();
+        let watched = |script: &str| {
+            let agent = Command::new("sh").arg("-c").arg(script).stdout(Stdio::piped()).spawn();
+            watch(agent.unwrap())
+        };
+        assert_eq!(watched("echo 0; sleep 20"), Ended::Stored);
+        assert_eq!(watched("echo 1; sleep 20"), Ended::Failed(1));
+        assert!(matches!(watched("echo 255; exec sleep 20"), Ended::Broken(_)));
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn without_a_word_its_end_counts() {
+        let watched = |script: &str| {
+            let agent = Command::new("sh").arg("-c").arg(script).stdout(Stdio::piped()).spawn();
+            watch(agent.unwrap())
+        };
+        assert_eq!(watched("exit 0"), Ended::Stored);
+        assert_eq!(watched("echo stored; exit 2"), Ended::Failed(2));
+        assert_eq!(watched("printf 0; exit 3"), Ended::Failed(3), "a word that was cut off");
+        assert!(matches!(watched("kill -9 $$"), Ended::Broken(_)));
+    }
 
     #[test]
     fn nothing_above_125_is_passed_on() {

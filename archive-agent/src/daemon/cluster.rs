@@ -1,6 +1,7 @@
 //! The tasks of one cluster: answering `archive-push`, and looking ahead.
 
 use std::fmt::Display;
+use std::io::ErrorKind::{TimedOut, WouldBlock};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use walpoint_runtime::owner;
 
 use super::health::{Board, Health, PUSH_SOCKET};
 use super::task::keep_running;
+use crate::health::NoAnswer;
 use crate::wal::archiver::Archiver;
 use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
@@ -24,6 +26,9 @@ use crate::wal::{backfill, beside, catch_up, index, once, queue, ready, serve, s
 
 /// How often to look whether another daemon is gone, or the data directory there.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A daemon that has given no answer so often in a row, each time for as long as `health` waits, hangs, or was killed and cannot end.
+const HANGS: u32 = 3;
 
 /// Everything that the tasks of a cluster need.
 pub(super) struct ClusterTasks {
@@ -197,9 +202,19 @@ impl Answering {
             owner = self.find_owner(&health) => owner?,
             () = stop.cancelled() => return Ok(()),
         };
+        let mut hangs = 0;
         let socket = loop {
             if let Some(socket) = self.sockets.listen(&self.socket, owner)? {
                 break socket;
+            }
+            // What it is asked needs no store.
+            let socket = self.socket.clone();
+            hangs = match tokio::task::spawn_blocking(move || crate::health::ask(&socket)).await? {
+                Err(NoAnswer::Silent { error }) if matches!(error.kind(), WouldBlock | TimedOut) => hangs + 1,
+                _ => 0,
+            };
+            if hangs == HANGS {
+                break self.sockets.replace(&self.socket, owner)?;
             }
             health.waiting(&format!(
                 "another daemon answers on {}; this one takes over when it ends",

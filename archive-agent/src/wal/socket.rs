@@ -1,8 +1,9 @@
 //! The push socket in the file system: who may put it there, and which of two daemons owns it.
 //!
 //! `<socket>.lock` is locked for as long as a daemon listens, so a socket without a locked file is a dead daemon's and is
-//! replaced. A daemon that is killed leaves both files; the kernel drops the lock. A daemon that reads its configuration again
-//! goes on with the sockets that it has.
+//! replaced. A daemon that is killed leaves both files; the kernel drops the lock, unless one of its threads is in a filesystem that
+//! hangs: then the process stays, and so do its lock and its socket. A daemon that hangs is replaced without the lock. A daemon that
+//! reads its configuration again goes on with the sockets that it has.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -23,8 +24,8 @@ pub(crate) struct PushSocket {
     path: PathBuf,
     /// Device and inode of the name, to know it again.
     name: (u64, u64),
-    // Held, not read: released after the name is gone.
-    _lock: File,
+    // Held, not read: released after the name is gone. A daemon that hangs has it where its place was taken.
+    _lock: Option<File>,
 }
 
 /// The sockets that this process listens on, by their paths. Each stays as long as somebody holds it.
@@ -46,6 +47,16 @@ impl Sockets {
         tracing::info!(socket = %path.display(), "answering archive-push");
         sockets.insert(path.to_owned(), Arc::downgrade(&socket));
         Ok(Some(socket))
+    }
+
+    /// A socket in the place of a daemon that hangs. Should that one get on, clients no longer find it.
+    pub(crate) fn replace(&self, path: &Path, owner: u32) -> anyhow::Result<Arc<PushSocket>> {
+        let mut sockets = self.lock();
+        check_directory(path.parent().context("the push socket has no directory")?, owner)?;
+        let socket = Arc::new(bind(path, None)?);
+        tracing::warn!(socket = %path.display(), "answering archive-push in place of a daemon that hangs");
+        sockets.insert(path.to_owned(), Arc::downgrade(&socket));
+        Ok(socket)
     }
 
     /// All of them, to keep them.
@@ -98,21 +109,25 @@ impl Place {
 
     /// Listens, in place of what a dead daemon left.
     pub(crate) fn listen(self) -> anyhow::Result<PushSocket> {
-        let shown = self.path.display();
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("the old socket {shown} cannot be removed"));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(&self.path)
-            .with_context(|| format!("cannot listen on {shown} (a socket's path holds at most 107 bytes)"))?;
-        // Peers are checked by their uid as well; this keeps others from even connecting.
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))
-            .with_context(|| format!("the mode of {shown} cannot be set"))?;
-        let name = fs::symlink_metadata(&self.path).with_context(|| format!("{shown} cannot be read"))?;
-        Ok(PushSocket { listener, name: (name.dev(), name.ino()), path: self.path, _lock: self.lock })
+        bind(&self.path, Some(self.lock))
     }
+}
+
+fn bind(path: &Path, lock: Option<File>) -> anyhow::Result<PushSocket> {
+    let shown = path.display();
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("the old socket {shown} cannot be removed"));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)
+        .with_context(|| format!("cannot listen on {shown} (a socket's path holds at most 107 bytes)"))?;
+    // Peers are checked by their uid as well; this keeps others from even connecting.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("the mode of {shown} cannot be set"))?;
+    let name = fs::symlink_metadata(path).with_context(|| format!("{shown} cannot be read"))?;
+    Ok(PushSocket { listener, name: (name.dev(), name.ino()), path: path.to_owned(), _lock: lock })
 }
 
 impl PushSocket {
@@ -183,6 +198,21 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(UnixStream::connect(&path).is_err());
         let _second = Place::take(&path, uid()).unwrap().unwrap().listen().unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_place_of_a_daemon_that_hangs_is_taken_without_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/main.push");
+        let hanging = Place::take(&path, uid()).unwrap().unwrap().listen().unwrap();
+        let sockets = Sockets::default();
+        assert!(sockets.listen(&path, uid()).unwrap().is_none());
+        let socket = sockets.replace(&path, uid()).unwrap();
+        UnixStream::connect(&path).unwrap();
+        socket.listener.accept().await.unwrap();
+        assert!(Arc::ptr_eq(&sockets.listen(&path, uid()).unwrap().unwrap(), &socket));
+        drop(hanging);
         UnixStream::connect(&path).unwrap();
     }
 

@@ -134,6 +134,10 @@ pub const PUSH_ALIVE: Duration = Duration::from_secs(4);
 /// A daemon that has said nothing about a push for so long hangs: the client archives without it.
 pub const PUSH_SILENCE: Duration = Duration::from_secs(15);
 
+/// Set for the `archive-agent push` that stands in for the daemon: it writes its exit status to its standard output, as a line, when it
+/// is done. A process cannot end as long as one of its threads is in a filesystem that hangs.
+pub const PUSH_OUTCOME: &str = "WALPOINT_PUSH_OUTCOME";
+
 /// What became of a push.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PushReply {
