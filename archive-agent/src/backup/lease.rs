@@ -57,6 +57,14 @@ impl BackupLeases {
                         lease.since
                     );
                 }
+                Ok(Asked::Unreadable { key, what, until }) => {
+                    leases.release().await;
+                    bail!(
+                        "no backup was begun: {key} in repository {} is damaged ({what}), and says who is at a backup of cluster \
+                         {cluster}. HINT: if no backup is running, use --force; otherwise it ends by itself at {until:.0}",
+                        copy.name()
+                    );
+                }
                 Err(error) => {
                     leases.release().await;
                     return Err(error);

@@ -80,6 +80,15 @@ pub enum Asked {
     Held(Box<Held>, Option<Lease>),
     /// Somebody else has it.
     Busy(Lease),
+    /// Somebody may have it by an object that cannot be read.
+    Unreadable {
+        /// The object.
+        key: Key,
+        /// What is wrong with it.
+        what: String,
+        /// When it counts as over.
+        until: Timestamp,
+    },
 }
 
 /// What a renewal came to.
@@ -101,6 +110,19 @@ impl Lease {
             writer.finish()
         };
         seal().map_err(|e| broken(&e))
+    }
+
+    /// One that cannot be read: whose it is, is not known. It counts for as long as that of who asks.
+    fn unknown(stored: Timestamp, seconds: u32) -> Self {
+        let holder = Holder {
+            host: String::new(),
+            agent: String::new(),
+            boot: String::new(),
+            process: 0,
+            process_start: 0,
+            pid_namespace: String::new(),
+        };
+        Self { holder, since: stored, seconds, renewal: 0, ended: false }
     }
 
     /// Whether it was given back, or not renewed in time. `stored` is by the store's clock.
@@ -126,7 +148,7 @@ impl Leases {
     }
 
     /// Asks for the lease. It is had if nobody has it, if it was not renewed in time, if `is_dead` says so of its holder, or
-    /// with `force` in any case.
+    /// with `force` in any case. What cannot be read counts as somebody's for `seconds`, and is deleted by who comes next.
     pub async fn ask(
         &self,
         holder: &Holder,
@@ -134,20 +156,38 @@ impl Leases {
         force: bool,
         is_dead: impl Fn(&Holder) -> bool,
     ) -> Result<Asked> {
-        let is_over =
-            |lease: &Lease, stored| lease.is_over(stored, Timestamp::now()) || is_dead(&lease.holder);
+        let is_over = |lease: &Lease, stored| {
+            // Of nobody's process can be said that it is gone.
+            let known = !lease.holder.host.is_empty();
+            lease.is_over(stored, Timestamp::now()) || (known && is_dead(&lease.holder))
+        };
         for _ in 0..ATTEMPTS {
             let mut next = 0;
             let (mut judged, mut alive) = (None, false);
             if let Some((n, stored)) = self.highest().await? {
                 next = n + 1;
-                // Deleted since the listing: its number may be taken again.
-                let Some(lease) = self.read(n).await? else { continue };
+                let lease = match self.read(n).await {
+                    Ok(Some(lease)) => lease,
+                    // Deleted since the listing: its number may be taken again.
+                    Ok(None) => continue,
+                    Err(RepoError::Corrupt { key, what }) => {
+                        let lease = Lease::unknown(stored, seconds);
+                        if !is_over(&lease, stored) && !force {
+                            let until = stored + SignedDuration::from_secs(i64::from(seconds));
+                            return Ok(Asked::Unreadable { key, what, until });
+                        }
+                        tracing::warn!(
+                            "{key} is damaged ({what}): whose lease it was is not known, it counts as over"
+                        );
+                        lease
+                    }
+                    Err(error) => return Err(error),
+                };
                 alive = !is_over(&lease, stored);
                 if alive && !force {
                     return Ok(Asked::Busy(lease));
                 }
-                judged = Some(lease);
+                judged = Some((n, lease));
             }
             let lease =
                 Lease { holder: holder.clone(), since: Timestamp::now(), seconds, renewal: 0, ended: false };
@@ -164,7 +204,7 @@ impl Leases {
                     }
                 }
                 let held = Held { leases: self.clone(), lease, n: next };
-                return Ok(Asked::Held(Box::new(held), judged.filter(|_| alive)));
+                return Ok(Asked::Held(Box::new(held), judged.filter(|_| alive).map(|(_, lease)| lease)));
             }
         }
         Err(RepoError::Internal(format!("the lease on {} changes hands all the time", self.task)))
@@ -175,7 +215,7 @@ impl Leases {
     async fn nobody_else(
         &self,
         own: u64,
-        judged: Option<&Lease>,
+        judged: Option<&(u64, Lease)>,
         is_over: impl Fn(&Lease, Timestamp) -> bool,
     ) -> Result<Option<Vec<u64>>> {
         let mut numbers = self.numbers().await?;
@@ -189,9 +229,19 @@ impl Leases {
                 older.push(n);
                 continue;
             }
-            let Some(lease) = self.read(n).await? else { continue };
+            let lease = match self.read(n).await {
+                Ok(Some(lease)) => lease,
+                Ok(None) => continue,
+                // Who created the one that was judged has seen what came before it.
+                Err(RepoError::Corrupt { .. }) if judged.is_some_and(|(judged, _)| n <= *judged) => {
+                    older.push(n);
+                    continue;
+                }
+                Err(RepoError::Corrupt { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
             // What its holder left, when it died in mid-renewal or because it may not delete, is judged with its newest.
-            let judged = judged.is_some_and(|judged| judged.holder == lease.holder);
+            let judged = judged.is_some_and(|(_, judged)| judged.holder == lease.holder);
             let over = judged || ended.contains(&lease.holder) || is_over(&lease, stored);
             if n > own || !over {
                 return Ok(None);
@@ -281,7 +331,7 @@ mod tests {
     fn held(asked: Asked) -> Held {
         match asked {
             Asked::Held(held, _) => *held,
-            Asked::Busy(lease) => panic!("{lease:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -346,5 +396,32 @@ mod tests {
         ] {
             assert_eq!(lease.is_over(stored, now.parse().unwrap()), over, "{now}");
         }
+    }
+
+    /// B4: a lease that cannot be read ends as others do, is passed over by force, and is deleted by who has the lease next.
+    #[tokio::test]
+    async fn a_damaged_lease_ends_like_any_other() {
+        let memory = Arc::new(InMemory::new());
+        let store = Store::over("memory", Arc::clone(&memory) as _);
+        let leases = Leases::new(&store, &sealers().remove(0), &"main".parse().unwrap(), "backup");
+        let key = leases.key(4).unwrap();
+        assert!(store.create_blindly(&key, bytes::Bytes::from_static(b"noise")).await.unwrap());
+        let asked = leases.ask(&holder(1), 900, false, |_| true).await.unwrap();
+        let Asked::Unreadable { key: named, until, .. } = asked else { panic!("{asked:?}") };
+        let left = until.duration_since(Timestamp::now()).as_secs();
+        assert!(named == key && (890..=900).contains(&left), "{named} {left}");
+        // Somebody may be at it.
+        let Asked::Held(held, Some(_)) = leases.ask(&holder(1), 900, true, |_| true).await.unwrap() else {
+            panic!("by force")
+        };
+        assert_eq!(leases.numbers().await.unwrap().len(), 1, "the damaged one is deleted");
+        held.release().await.unwrap();
+
+        assert!(store.create_blindly(&key, bytes::Bytes::from_static(b"noise")).await.unwrap());
+        tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+        let Asked::Held(_, None) = leases.ask(&holder(1), 1, false, |_| false).await.unwrap() else {
+            panic!("it was not renewed in time")
+        };
+        assert_eq!(leases.numbers().await.unwrap().len(), 1);
     }
 }

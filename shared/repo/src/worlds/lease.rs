@@ -59,6 +59,7 @@ fn actor(
                         told.push("busy");
                         continue;
                     }
+                    Ok(Asked::Unreadable { key, what, .. }) => panic!("{key}: {what}"),
                     Err(error) => panic!("{error}"),
                 };
                 working.lock().unwrap().insert(n);
