@@ -4,6 +4,8 @@
 //! removes an earlier one; none is ever changed, so the sequence is also the record of who did what. A crash in the middle
 //! leaves an entry or none. What cannot be read is an error and never "no hold", until somebody removes it by its number.
 
+use std::collections::BTreeSet;
+
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,9 @@ use crate::store::{Claim, Store};
 
 /// No entry is longer than this many plain bytes.
 const MAX_ENTRY: usize = 64 << 10;
+
+/// Numbers that are missing and are looked for.
+const LOST: usize = 100;
 
 /// How often the next number is tried when others are faster.
 const ATTEMPTS: usize = 20;
@@ -172,7 +177,12 @@ impl Holds {
     /// The holds that can be read, and the entries that cannot.
     pub async fn look(&self) -> Result<Holdings> {
         let mut read = Holdings::default();
-        for number in self.numbers().await? {
+        let mut numbers: BTreeSet<u64> = self.numbers().await?.into_iter().collect();
+        // They have no gap: what is missing below the highest is lost, or was created while the listing was taken.
+        let last = numbers.last().copied().unwrap_or(0);
+        let unlisted: Vec<u64> = (1..last).filter(|n| !numbers.contains(n)).take(LOST).collect();
+        numbers.extend(unlisted);
+        for number in numbers {
             match self.read(number).await {
                 Ok(Said::Places(placed)) => read.holds.push(Hold { number, placed, removed: None }),
                 Ok(Said::Removes(removes, who, at)) => {
@@ -254,7 +264,8 @@ impl Holds {
     async fn read(&self, number: u64) -> Result<Said> {
         let key = self.paths.hold(number);
         let bytes = found(self.store.get(&key).await)?;
-        let bytes = bytes.ok_or_else(|| RepoError::corrupt(&key, "it vanished; holds are never deleted"))?;
+        let bytes = bytes
+            .ok_or_else(|| RepoError::corrupt(&key, "it is gone, and entries of holds are never deleted"))?;
         let mut json = Vec::new();
         ObjectReader::open(&self.sealer, &[ObjectKind::Hold], &key, bytes)
             .and_then(|reader| reader.read_all(MAX_ENTRY, &mut json))
@@ -353,5 +364,21 @@ mod tests {
         for json in ["{}", "{\"at\":\"2026-11-21T10:00:00Z\",\"who\":\"x\"}", "[]", "{\"removes\":1}"] {
             assert!(parse(&key, json.as_bytes()).is_err(), "{json}");
         }
+    }
+
+    /// K1: a hold that the store has lost is found by its number, and stops deletion until somebody answers for it.
+    #[tokio::test]
+    async fn a_lost_hold_is_never_no_hold() {
+        let holds = holds();
+        for label in ["a", "b", "c"] {
+            holds.add(&placement(HeldOn::Label(label.to_owned()), None)).await.unwrap();
+        }
+        holds.store.delete(&holds.paths.hold(2)).await.unwrap();
+        let told = holds.list().await.unwrap_err().to_string();
+        assert!(told.contains("archive-agent hold remove 2 --repository main"), "{told}");
+        let read = holds.look().await.unwrap();
+        assert_eq!((read.holds.len(), read.damaged.len(), read.damaged[0].number), (2, 1, 2));
+        holds.remove(2, "boss", "2026-11-22T00:00:00Z".parse().unwrap()).await.unwrap();
+        assert_eq!(holds.list().await.unwrap().len(), 2);
     }
 }
