@@ -330,7 +330,7 @@ async fn known_damage(
     let backups = Backups::of(repository, cluster);
     let mut condemned = match condemned {
         Some(condemned) => condemned.to_vec(),
-        None => backups.condemned().await?,
+        None => backups.condemned().await?.read,
     };
     condemned.retain(|one| one.condemned.reason == CondemnedReason::Damaged);
     if condemned.is_empty() {

@@ -156,11 +156,14 @@ fn status_shows_what_each_backup_is() {
     let text = bed.agent.run(&["status"]).expect_success().stdout;
     let lines: Vec<&str> = text.lines().filter(|line| line.contains("  finished, ")).collect();
     assert!(
-        lines.len() == 2 && lines[0].contains(", full, ") && lines[0].contains("DAMAGED: 1 of the packs"),
+        lines.len() == 2
+            && lines[0].contains(", full, ")
+            && lines[0].contains("DAMAGED: 1 damaged or missing packs"),
         "{text}"
     );
     assert!(
-        lines[1].contains(", incremental, ") && lines[1].contains("\"pre-deploy\", DAMAGED: 1 of the packs"),
+        lines[1].contains(", incremental, ")
+            && lines[1].contains("\"pre-deploy\", DAMAGED: 1 damaged or missing packs"),
         "{text}"
     );
 }

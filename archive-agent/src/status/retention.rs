@@ -45,7 +45,7 @@ impl RetentionState {
         let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
         // Without a retention nothing goes but what was asked for by name, and no manifest has to be read to say so.
         let condemned = Backups::of(repository, cluster).condemned().await?;
-        let asked = condemned.iter().any(|one| !one.condemned.requests.is_empty());
+        let asked = condemned.read.iter().any(|one| !one.condemned.requests.is_empty());
         let Outlook { decisions, mut wal, .. } = match policy.drops() || asked {
             true => outlook(repository, cluster, policy, now).await?,
             false => Outlook::default(),

@@ -131,6 +131,6 @@ fn another_backup_stands_in_and_what_verify_condemned_is_not_planned() {
     assert!(notes.contains("found damaged or missing"), "{planned:#}");
     assert_eq!(plan(&["--backup", &late])["backup"]["id"], late.as_str(), "asked for by its id");
     let status = bed.agent.run(&["status"]).expect_success();
-    assert!(status.stdout.contains("DAMAGED: 1 of the packs"), "{status:#?}");
+    assert!(status.stdout.contains("DAMAGED: 1 damaged or missing packs"), "{status:#?}");
     assert_eq!(restored(&bed, &ledger, &[]).0, 2);
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
@@ -170,9 +170,55 @@ pub struct NumberedCondemned {
     pub condemned: Condemned,
 }
 
+/// What was found damaged of a backup.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct FoundDamage {
+    /// Packs that it uses.
+    pub packs: u64,
+    /// Whether its manifest was.
+    pub manifest: bool,
+}
+
+/// Everything that is condemned, as far as it can be read.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Announcements {
+    /// Those that can be read, in the order of numbers.
+    pub read: Vec<NumberedCondemned>,
+    /// Those that cannot.
+    pub damaged: Vec<DamagedAnnouncement>,
+}
+
+/// A condemned object that cannot be read: what it names is not known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DamagedAnnouncement {
+    /// Its number.
+    pub n: u64,
+    /// The object.
+    pub key: Key,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl DamagedAnnouncement {
+    /// What follows from it, and what to do.
+    pub fn remedy(&self) -> String {
+        "what it announced is not known, so nothing is deleted and backups build on nothing and store everything anew. Run \
+         archive-agent verify without --light, --sample, --budget and --backup: it announces again what is damaged, and \
+         deletes this object; what was asked to be deleted by name has to be asked for again"
+            .to_owned()
+    }
+
+    /// The same as an error.
+    pub fn error(&self) -> RepoError {
+        RepoError::corrupt(&self.key, format!("{}; {}", self.what, self.remedy()))
+    }
+}
+
 /// Everything that is condemned, for looking up.
 #[derive(Clone, Default, Debug)]
 pub struct CondemnedSet {
+    /// Whether something is condemned and it is not known what: then anything may be.
+    anything: bool,
     backups: Vec<BackupId>,
     /// Sorted.
     packs: Vec<CondemnedPacks>,
@@ -190,13 +236,22 @@ impl CondemnedSet {
         set
     }
 
+    /// The same; where one cannot be read, everything counts as condemned.
+    pub fn of(all: &Announcements) -> Self {
+        let set = Self::new(all.read.iter().map(|one| &one.condemned));
+        Self { anything: !all.damaged.is_empty(), ..set }
+    }
+
     /// Whether a backup may no longer be a parent, or adopted.
     pub fn has_backup(&self, id: BackupId) -> bool {
-        self.backups.contains(&id)
+        self.anything || self.backups.contains(&id)
     }
 
     /// Whether a pack counts as absent.
     pub fn has_pack(&self, id: BackupId, pack: PackNo) -> bool {
+        if self.anything {
+            return true;
+        }
         let begin = self.packs.partition_point(|packs| packs.backup < id);
         let of_it = self.packs.get(begin..).unwrap_or_default().iter().take_while(|p| p.backup == id);
         of_it.into_iter().any(|packs| packs.names(id, pack))
@@ -216,32 +271,38 @@ pub(crate) async fn list_condemned(store: &Store, paths: &ClusterPaths) -> Resul
 }
 
 impl Backups {
-    /// Everything that is condemned now, in the order of numbers. One listing, and a request for each.
-    pub async fn condemned(&self) -> Result<Vec<NumberedCondemned>> {
+    /// Everything that is condemned now. One listing, and a request for each.
+    pub async fn condemned(&self) -> Result<Announcements> {
         self.read_all_condemned(list_condemned(self.store(), self.paths()).await?).await
     }
 
     /// Reads what a listing shows.
-    pub(crate) async fn read_all_condemned(
-        &self,
-        listed: Vec<(u64, Timestamp)>,
-    ) -> Result<Vec<NumberedCondemned>> {
-        let read = stream::iter(listed).map(|(n, stored)| async move {
-            // Deleted since the listing: nothing of it is left to be feared.
-            let condemned = self.read_condemned(n).await?;
-            Ok::<_, RepoError>(condemned.map(|condemned| NumberedCondemned { n, stored, condemned }))
-        });
-        let read: Vec<_> = read.buffered(AT_ONCE).try_collect().await?;
-        Ok(read.into_iter().flatten().collect())
+    pub(crate) async fn read_all_condemned(&self, listed: Vec<(u64, Timestamp)>) -> Result<Announcements> {
+        let read =
+            stream::iter(listed).map(|(n, stored)| async move { (n, stored, self.read_condemned(n).await) });
+        let mut read = read.buffered(AT_ONCE);
+        let mut all = Announcements::default();
+        while let Some((n, stored, result)) = read.next().await {
+            match result {
+                Ok(Some(condemned)) => all.read.push(NumberedCondemned { n, stored, condemned }),
+                // Deleted since the listing: nothing of it is left to be feared.
+                Ok(None) => {}
+                Err(RepoError::Corrupt { key, what }) => {
+                    all.damaged.push(DamagedAnnouncement { n, key, what })
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
     }
 
-    /// How many packs with blocks of each backup were found damaged or missing; nothing of sound ones. `uses`: of each backup
-    /// the others whose blocks it uses. Reads the manifests of those for which that matters.
-    pub async fn damaged_packs(
+    /// What of each backup was found damaged or missing; nothing of sound ones. `uses`: of each backup the others whose blocks it
+    /// uses. Reads the manifests of those for which that matters.
+    pub async fn found_damaged(
         &self,
         uses: &BTreeMap<BackupId, Vec<BackupId>>,
         condemned: &[NumberedCondemned],
-    ) -> Result<BTreeMap<BackupId, u64>> {
+    ) -> Result<BTreeMap<BackupId, FoundDamage>> {
         let (mut set, mut owners) = (Vec::new(), BTreeSet::new());
         for one in condemned.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged) {
             set.push(&one.condemned);
@@ -251,24 +312,26 @@ impl Backups {
         let touched = |id: &BackupId, parents: &[BackupId]| {
             owners.contains(id) || parents.iter().any(|parent| owners.contains(parent))
         };
-        let touched: Vec<BackupId> =
-            uses.iter().filter(|(id, parents)| touched(id, parents)).map(|(id, _)| *id).collect();
         let mut found = BTreeMap::new();
-        for id in touched {
-            let manifest = match self.open(id).await {
-                Ok(reader) => reader,
-                // A reader of its packs gets the error; or an expire deleted it since.
-                Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            let manifest = manifest.manifest();
-            let packs = manifest.packs.packs().iter().filter(|pack| {
-                let owner = manifest.backups.get(usize::from(pack.backup.0));
-                owner.is_some_and(|owner| set.has_pack(*owner, pack.pack))
-            });
-            let packs = u64::try_from(packs.count()).unwrap_or(u64::MAX);
-            if packs > 0 {
-                found.insert(id, packs);
+        for (id, parents) in uses {
+            let mut damage = FoundDamage { packs: 0, manifest: set.has_backup(*id) };
+            if touched(id, parents) {
+                damage.packs = match self.open(*id).await {
+                    Ok(reader) => {
+                        let manifest = reader.manifest();
+                        let packs = manifest.packs.packs().iter().filter(|pack| {
+                            let owner = manifest.backups.get(usize::from(pack.backup.0));
+                            owner.is_some_and(|owner| set.has_pack(*owner, pack.pack))
+                        });
+                        u64::try_from(packs.count()).unwrap_or(u64::MAX)
+                    }
+                    // A reader of its packs gets the error; or an expire deleted it since.
+                    Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => 0,
+                    Err(error) => return Err(error),
+                };
+            }
+            if damage != FoundDamage::default() {
+                found.insert(*id, damage);
             }
         }
         Ok(found)
@@ -284,8 +347,8 @@ impl Backups {
 
     /// Announces, under the next number, which is returned. At most about 60,000 stretches of packs in one.
     pub async fn condemn(&self, condemned: &Condemned) -> Result<u64> {
-        let known = self.condemned().await?;
-        let mut n = known.last().map_or(0, |last| last.n + 1);
+        let known = list_condemned(self.store(), self.paths()).await?;
+        let mut n = known.last().map_or(0, |(last, _)| last + 1);
         loop {
             let key = self.paths().condemned(n);
             let object = condemned.seal(self.sealer(), &key).map_err(|e| cannot_write(&key, &e))?;

@@ -120,8 +120,8 @@ pub use self::catalog::{Backups, Listed, ListedState, Standing};
 pub(crate) use self::catalog::{Unread, list_names};
 pub(crate) use self::condemned::list_condemned;
 pub use self::condemned::{
-    Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedSet, CondemnedWal,
-    NumberedCondemned,
+    Announcements, Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedSet, CondemnedWal,
+    DamagedAnnouncement, FoundDamage, NumberedCondemned,
 };
 pub use self::ending::{Intent, Tombstone};
 pub use self::entry::{Attributes, Blocks, Content, Entry, FileContent, LeafRun, NodeRef};

@@ -207,18 +207,15 @@ fn backup_lines(status: &ClusterStatus) -> String {
 
 /// Kind, sizes, how long it took, label and damage.
 fn details_of(details: &BackupDetails) -> String {
-    let BackupDetails { kind, seconds, label, bad_pages, damaged_packs, .. } = details;
+    let BackupDetails { kind, seconds, label, damage, .. } = details;
     let (size, new, stored) = (bytes(details.bytes), bytes(details.new_bytes), bytes(details.stored_bytes));
     let mut text = format!(", {kind}, {size} ({new} of it new, {stored} stored), {seconds:.0} s");
     // Writing to a String cannot fail.
     if !label.is_empty() {
         write!(text, ", \"{label}\"").ok();
     }
-    if *bad_pages > 0 {
-        write!(text, ", DAMAGED: {bad_pages} pages were when it was taken").ok();
-    }
-    if *damaged_packs > 0 {
-        write!(text, ", DAMAGED: {damaged_packs} of the packs that it uses").ok();
+    if let Some(damage) = damage {
+        write!(text, ", DAMAGED: {damage}").ok();
     }
     text
 }

@@ -10,9 +10,10 @@ use super::abandoned::abandoned;
 use super::graph::TimelineGraph;
 use super::inventory::TimelineWal;
 use super::outline::Outline;
-use crate::backup::{Backups, Listed, ListedState, NumberedCondemned, Standing, Summary};
+use crate::backup::{Announcements, Backups, Listed, ListedState, NumberedCondemned, Standing, Summary};
 use crate::error::{RepoError, Result};
 use crate::lineage::Lineage;
+use crate::plan::windows::Consistency;
 use crate::plan::{
     Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Likely, Path, Question, RestorePlan,
     Search, SegmentDecoder, SegmentRange, Youngest,
@@ -390,7 +391,7 @@ impl LineageCatalog {
             Ok(Standing::Finished(summary)) => {
                 let mut state = state(&summary, &self.archive);
                 if let BackupState::Complete(facts) = &mut state {
-                    facts.damaged_packs = self.damaged_packs(&summary).await;
+                    self.note_damage(&summary, facts).await;
                 }
                 return Ok(state);
             }
@@ -411,9 +412,14 @@ impl LineageCatalog {
     }
 
     /// Remembers what is condemned. That it cannot be read is remembered, too: it is no condition of a restore.
-    pub(super) fn take_condemned(&mut self, read: Result<Vec<NumberedCondemned>>) {
+    pub(super) fn take_condemned(&mut self, read: Result<Announcements>) {
         let condemned = match read {
-            Ok(condemned) => Some(condemned),
+            Ok(condemned) => {
+                for damaged in condemned.damaged {
+                    self.add_problem(damaged.error().to_string());
+                }
+                Some(condemned.read)
+            }
             Err(error) => {
                 self.add_problem(error.to_string());
                 None
@@ -426,21 +432,26 @@ impl LineageCatalog {
         self.condemned.is_some()
     }
 
-    /// How many packs that a backup uses were found damaged. What cannot be found out is no condition of a restore, so it
-    /// counts as none.
-    async fn damaged_packs(&mut self, summary: &Summary) -> u64 {
+    /// Takes note of what was found damaged of a backup. What cannot be found out is no condition of a restore, so it counts as
+    /// nothing.
+    async fn note_damage(&mut self, summary: &Summary, facts: &mut BackupFacts) {
         if !self.is_condemned_known() {
             let condemned = self.backups.condemned().await;
             self.take_condemned(condemned);
         }
         let condemned = self.condemned().unwrap_or_default();
+        if facts.lineage == summary.facts.lineage {
+            let (start, end, end_timeline) = (facts.start(), facts.end, facts.end_timeline);
+            facts.damaged_segments =
+                self.announced(Consistency { start, end, end_timeline }, condemned).segments;
+        }
         let uses = BTreeMap::from([(summary.id, summary.parents.clone())]);
-        match self.backups.damaged_packs(&uses, condemned).await {
-            Ok(found) => found.get(&summary.id).copied().unwrap_or(0),
-            Err(error) => {
-                self.add_problem(error.to_string());
-                0
+        match self.backups.found_damaged(&uses, condemned).await {
+            Ok(found) => {
+                let found = found.get(&summary.id).copied().unwrap_or_default();
+                (facts.damaged_packs, facts.damaged_manifest) = (found.packs, found.manifest);
             }
+            Err(error) => self.add_problem(error.to_string()),
         }
     }
 
@@ -527,5 +538,7 @@ fn state(summary: &Summary, archive: &WalArchive) -> BackupState {
         block_bytes: summary.totals.blocks.saturating_mul(u64::from(facts.block_size)),
         damaged_pages: summary.totals.bad_pages,
         damaged_packs: 0,
+        damaged_manifest: false,
+        damaged_segments: 0,
     }))
 }

@@ -15,6 +15,7 @@
 //! | `beside` | timelines that are written at the same time |
 //! | `ahead` | reading at the same time what a planner will most likely ask for |
 //! | `confirm` | whether the store itself has what the index names |
+//! | `lacking` | what a backup lacks of the WAL that makes it consistent |
 //! | `chain` | whether the segments of a path continue each other |
 //! | `joined` | the WAL of several repositories together |
 //! | `points` | the named restore points that recovery can stop at |
@@ -30,6 +31,7 @@ mod draw;
 mod graph;
 mod inventory;
 mod joined;
+mod lacking;
 mod lineage;
 mod outline;
 mod points;
@@ -45,6 +47,7 @@ pub use beside::{Newer, WentOn};
 pub use chain::BrokenChain;
 pub use graph::TimelineGraph;
 pub use inventory::{Expected, TimelineWal};
+pub use lacking::Lacking;
 pub use lineage::LineageCatalog;
 pub use runs::{Run, Runs};
 pub(crate) use succession::settle;

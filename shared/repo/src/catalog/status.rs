@@ -11,8 +11,9 @@ use super::{BrokenChain, Catalog, LineageCatalog};
 use crate::backup::{Backups, Listed, ListedState, Method, Standing, Summary};
 use crate::error::{RepoError, Result};
 use crate::plan::report::{SegmentsDocument, time};
-use crate::plan::windows::{self, Window};
+use crate::plan::windows::{self, Consistency, Window};
 use crate::plan::{Facts, SegmentRange};
+use crate::retention::Damage;
 
 /// Of the finished backups that are in no summary object, the newest ones are looked into: as many as are shown to a person.
 pub(super) const LOOKED_INTO: usize = 20;
@@ -199,6 +200,10 @@ pub struct BackupDetails {
     pub bad_pages: u64,
     /// Packs with blocks of it that `verify` found damaged or missing.
     pub damaged_packs: u64,
+    /// Segments without which it does not become consistent that are missing, or that `verify` found damaged.
+    pub damaged_segments: u64,
+    /// All that is wrong with it, in words; `None` if nothing is known to be.
+    pub damage: Option<String>,
 }
 
 /// The parts that a status is made of, and that the drawing needs.
@@ -238,7 +243,7 @@ impl Catalog {
     }
 
     /// What the summaries of finished backups say; of those that are in no summary object, of the newest ones only.
-    async fn details(&self) -> Result<BTreeMap<BackupId, BackupDetails>> {
+    async fn details(&mut self) -> Result<BTreeMap<BackupId, BackupDetails>> {
         let reader = Backups::of(self.repository(), self.cluster());
         let finished = self.backups().iter().filter(|one| matches!(one.state, ListedState::Finished(_)));
         let finished: Vec<BackupId> = finished.map(|listed| listed.id).collect();
@@ -253,16 +258,29 @@ impl Catalog {
         }
         let condemned = reader.condemned().await?;
         let uses = summaries.iter().map(|(id, summary)| (*id, summary.parents.clone())).collect();
-        let damaged = reader.damaged_packs(&uses, &condemned).await?;
-        let details = summaries
-            .into_iter()
-            .map(|(id, summary)| (id, BackupDetails::of(&summary, damaged.get(&id).copied().unwrap_or(0))));
-        Ok(details.collect())
+        let found = reader.found_damaged(&uses, &condemned.read).await?;
+        let mut details = BTreeMap::new();
+        for (id, summary) in summaries {
+            let facts = &summary.facts;
+            let mut damage = Damage { pages: summary.totals.bad_pages, ..Damage::default() };
+            if let Some(found) = found.get(&id) {
+                (damage.packs, damage.manifest) = (found.packs, found.manifest);
+            }
+            let (end, end_timeline) = (facts.stop_lsn, facts.stop_timeline);
+            let wal = Consistency { start: id.start(), end, end_timeline };
+            let lineage = self.lineages_mut().iter_mut().find(|lineage| lineage.id() == facts.lineage);
+            if let Some(lineage) = lineage {
+                let lacking = lineage.lacks(wal, &condemned.read).await?;
+                (damage.segments, damage.history) = (lacking.segments, lacking.history);
+            }
+            details.insert(id, BackupDetails::of(&summary, damage));
+        }
+        Ok(details)
     }
 }
 
 impl BackupDetails {
-    fn of(summary: &Summary, damaged_packs: u64) -> Self {
+    fn of(summary: &Summary, damage: Damage) -> Self {
         let (facts, totals) = (&summary.facts, &summary.totals);
         Self {
             label: facts.label.clone(),
@@ -281,7 +299,9 @@ impl BackupDetails {
             pages: totals.blocks,
             checksums: facts.data_checksums,
             bad_pages: totals.bad_pages,
-            damaged_packs,
+            damaged_packs: damage.packs,
+            damaged_segments: damage.segments,
+            damage: (damage != Damage::default()).then(|| damage.to_string()),
         }
     }
 }

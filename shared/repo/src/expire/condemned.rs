@@ -28,7 +28,7 @@ pub(super) struct Named {
 
 impl Announced {
     pub(super) async fn read(backups: &Backups) -> Result<Self> {
-        Ok(Self(backups.condemned().await?))
+        Ok(Self(backups.condemned().await?.read))
     }
 
     /// What is named to be deleted.

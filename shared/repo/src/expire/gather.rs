@@ -4,22 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use walpoint_base::{BackupId, ClusterName, TimelineId, WalFileName};
+use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
 
-use super::soundness::{Pack, Proven, StoredPacks, lacking_segments, prove};
+use super::soundness::{Pack, Proven, StoredPacks, prove};
 use crate::Repository;
 use crate::backup::{
-    Backups, CondemnedReason, CondemnedSet, Intent, Listed, ListedState, NumberedCondemned, Standing, Summary,
+    Announcements, Backups, CondemnedReason, CondemnedSet, DamagedAnnouncement, Intent, Listed, ListedState,
+    NumberedCondemned, Standing, Summary,
 };
 use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
 use crate::error::{RepoError, Result};
 use crate::holds::{DamagedHold, Holdings, Holds};
-use crate::layout::WalEntry;
+use crate::layout::{ClusterPaths, WalEntry};
 use crate::lineage::Lineage;
+use crate::plan::windows::Consistency;
 use crate::retention::{
     self, Candidate, Damage, Held, Life, Protection, Registered, Request, RetentionFacts, TimelineLife,
     standings,
 };
+use crate::verify::light::{LOST_LINEAGE, stored_lineages};
 use crate::wal::WalArchive;
 
 /// What a cluster has, as far as it matters here.
@@ -44,6 +47,10 @@ pub(super) struct Gathered {
     pub(super) by_wal: BTreeSet<u64>,
     /// Holds that cannot be read: then nothing may be deleted.
     pub(super) damaged_holds: Vec<DamagedHold>,
+    /// Announcements that cannot be read: then nothing may be deleted either.
+    pub(super) damaged_announcements: Vec<DamagedAnnouncement>,
+    /// Lineages whose facts are gone, though backups or WAL of them are there: then, too.
+    pub(super) lost_lineages: Vec<LineageId>,
     /// What somebody should know.
     pub(super) notes: Vec<String>,
 }
@@ -106,6 +113,8 @@ impl Gathered {
             announced: BTreeSet::new(),
             by_wal: BTreeSet::new(),
             damaged_holds: damaged,
+            damaged_announcements: Vec::new(),
+            lost_lineages: Vec::new(),
             notes: Vec::new(),
         };
         for held in gathered.facts.holds.iter().filter(|h| h.until.is_none_or(|until| now < until)) {
@@ -114,7 +123,8 @@ impl Gathered {
                 gathered.notes.push(format!("hold {} is on backup {id}, which is not here", held.number));
             }
         }
-        let condemned = backups.condemned().await?;
+        let Announcements { read: condemned, damaged } = backups.condemned().await?;
+        gathered.damaged_announcements = damaged;
         gathered.facts.requests =
             condemned.iter().flat_map(|one| &one.condemned.requests).map(Request::from).collect();
         gathered.sort_backups(&backups, catalog.backups(), &condemned, reading).await?;
@@ -126,17 +136,26 @@ impl Gathered {
             gathered.add_lineage(lineage).await?;
         }
         gathered.find_successors();
+        gathered.find_lost_lineages(repository, cluster).await?;
         Ok(gathered)
     }
 
-    /// The same from whole manifests, if every hold can be read: what is kept instead of what is deleted has to be there.
+    /// The same from whole manifests, if every hold and every announcement can be read: what is kept instead of what is deleted has to be there.
     pub(super) async fn read_for_deletion(
         repository: &Repository,
         cluster: &ClusterName,
         now: Timestamp,
     ) -> Result<Self> {
         let mut gathered = Self::read_by(repository, cluster, now, Reading::Manifests).await?;
-        match gathered.damaged_holds.pop() {
+        if let Some(damaged) = gathered.damaged_holds.pop() {
+            return Err(damaged.error());
+        }
+        if let Some(id) = gathered.lost_lineages.pop() {
+            let what =
+                "it is not there, and backups or WAL of the lineage are. HINT: ".to_owned() + LOST_LINEAGE;
+            return Err(RepoError::corrupt(&ClusterPaths::new(cluster).lineage(id), what));
+        }
+        match gathered.damaged_announcements.pop() {
             Some(damaged) => Err(damaged.error()),
             None => Ok(gathered),
         }
@@ -188,7 +207,7 @@ impl Gathered {
             }
         };
         for (id, proven) in proven {
-            let Proven { standing, lost, announced } = match proven {
+            let Proven { standing, lost, announced, manifest } = match proven {
                 Ok(proven) => proven,
                 Err(error @ RepoError::Corrupt { .. }) => {
                     self.notes.push(format!(
@@ -205,7 +224,8 @@ impl Gathered {
                     let packs = lost.union(&announced).count();
                     let packs = u64::try_from(packs).unwrap_or(u64::MAX);
                     let pages = summary.totals.bad_pages;
-                    self.facts.backups.push(candidate(&summary, Damage { pages, packs, segments: 0 }));
+                    let damage = Damage { pages, packs, manifest, ..Damage::default() };
+                    self.facts.backups.push(candidate(&summary, damage));
                     uses.insert(id, summary.parents);
                     self.lost.extend(lost);
                     self.announced.extend(announced);
@@ -215,9 +235,10 @@ impl Gathered {
             }
         }
         if reading == Reading::Copies {
-            let damaged = backups.damaged_packs(&uses, condemned).await?;
+            let found = backups.found_damaged(&uses, condemned).await?;
             for candidate in &mut self.facts.backups {
-                candidate.damage.packs = damaged.get(&candidate.id).copied().unwrap_or(0);
+                let found = found.get(&candidate.id).copied().unwrap_or_default();
+                (candidate.damage.packs, candidate.damage.manifest) = (found.packs, found.manifest);
             }
         }
         Ok(())
@@ -232,9 +253,12 @@ impl Gathered {
         for lineage in catalog.lineages_mut() {
             let id = lineage.id();
             for candidate in self.facts.backups.iter_mut().filter(|candidate| candidate.lineage == id) {
-                let (segments, by) = lacking_segments(lineage, candidate, condemned).await?;
-                candidate.damage.segments = segments;
-                self.by_wal.extend(by);
+                let (start, end, end_timeline) =
+                    (candidate.id.start(), candidate.stop, candidate.stop_timeline);
+                let lacking = lineage.lacks(Consistency { start, end, end_timeline }, condemned).await?;
+                candidate.damage.segments = lacking.segments;
+                candidate.damage.history = lacking.history;
+                self.by_wal.extend(lacking.announced);
             }
         }
         Ok(())
@@ -293,6 +317,18 @@ impl Gathered {
         }
         self.facts.lives.push(life);
         self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty() });
+        Ok(())
+    }
+
+    /// Finds the lineages of which there is something and whose facts are not there.
+    async fn find_lost_lineages(&mut self, repository: &Repository, cluster: &ClusterName) -> Result<()> {
+        let mut missing: BTreeSet<LineageId> =
+            self.facts.backups.iter().map(|backup| backup.lineage).collect();
+        missing.extend(stored_lineages(repository, cluster).await?);
+        missing.retain(|id| !self.lineages.iter().any(|facts| facts.lineage.id == *id));
+        let note = |id: &LineageId| format!("the facts of lineage {id} are not there: {LOST_LINEAGE}");
+        self.notes.extend(missing.iter().map(note));
+        self.lost_lineages.extend(missing);
         Ok(())
     }
 

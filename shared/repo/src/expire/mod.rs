@@ -48,7 +48,7 @@ pub use self::named::NamedBackup;
 pub use self::report::{ClassReport, DecisionReport, Expired};
 use self::scan::{Scan, Standards, Tally};
 use crate::Repository;
-use crate::backup::{Backups, ENOUGH};
+use crate::backup::{Backups, DamagedAnnouncement, ENOUGH};
 use crate::error::{RepoError, Result};
 use crate::holds::DamagedHold;
 use crate::reach::{Class, WalNeed};
@@ -80,6 +80,8 @@ pub struct Outlook {
     pub wal: Vec<(LineageId, WalNeed)>,
     /// Holds that cannot be read. The decisions do without them.
     pub damaged_holds: Vec<DamagedHold>,
+    /// Announcements that cannot be read. The decisions do without what they said of damage.
+    pub damaged_announcements: Vec<DamagedAnnouncement>,
     /// What somebody should know.
     pub notes: Vec<String>,
 }
@@ -94,7 +96,8 @@ pub async fn outlook(
     let gathered = Gathered::read(repository, cluster, now).await?;
     let decisions = decide(&gathered.facts, policy, now);
     let wal = roots::wal_of_all(&gathered, &decisions);
-    Ok(Outlook { decisions, wal, damaged_holds: gathered.damaged_holds, notes: gathered.notes })
+    let Gathered { damaged_holds, damaged_announcements, notes, .. } = gathered;
+    Ok(Outlook { decisions, wal, damaged_holds, damaged_announcements, notes })
 }
 
 /// Expires a cluster in one repository.

@@ -5,22 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
-use walpoint_base::{BackupId, SegmentNo};
+use walpoint_base::BackupId;
 
 use super::ExpireOptions;
 use super::condemned::Announced;
 use super::gather::Gathered;
 use super::scan::runs_of;
-use crate::backup::{
-    Backups, Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, CondemnedWal, NumberedCondemned,
-    PackNo, Standing,
-};
-use crate::catalog::LineageCatalog;
+use crate::backup::{Backups, Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, PackNo, Standing};
 use crate::error::{RepoError, Result};
 use crate::layout::ClusterObject;
-use crate::plan::SegmentRange;
-use crate::plan::windows::Consistency;
-use crate::retention::Candidate;
 
 /// Manifests that are read at the same time, and packs that are asked for.
 const AT_ONCE: usize = 16;
@@ -40,6 +33,8 @@ pub(super) struct Proven {
     pub(super) lost: BTreeSet<Pack>,
     /// Packs that it uses and that were announced as damaged.
     pub(super) announced: BTreeSet<Pack>,
+    /// Whether its manifest was announced as damaged.
+    pub(super) manifest: bool,
 }
 
 impl StoredPacks {
@@ -114,46 +109,14 @@ async fn prove_one(
     });
     let asked: Vec<_> =
         stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).try_collect().await?;
-    Ok(Proven { standing, lost: asked.into_iter().flatten().collect(), announced })
+    let (lost, manifest) = (asked.into_iter().flatten().collect(), damaged.has_backup(id));
+    Ok(Proven { standing, lost, announced, manifest })
 }
 
 impl Proven {
     pub(super) fn plain(standing: Standing) -> Self {
-        Self { standing, lost: BTreeSet::new(), announced: BTreeSet::new() }
+        Self { standing, lost: BTreeSet::new(), announced: BTreeSet::new(), manifest: false }
     }
-}
-
-/// How many of the segments without which a backup does not become consistent are missing, or were announced as damaged; and
-/// the numbers of the announcements that name one.
-pub(super) async fn lacking_segments(
-    catalog: &mut LineageCatalog,
-    backup: &Candidate,
-    announced: &[NumberedCondemned],
-) -> Result<(u64, BTreeSet<u64>)> {
-    let wal = Consistency { start: backup.id.start(), end: backup.stop, end_timeline: backup.stop_timeline };
-    let missing = catalog.lacking(wal).await?;
-    let is_missing = |timeline, number: SegmentNo| {
-        let holds = |range: &SegmentRange| (range.first..=range.last).contains(&number);
-        missing.iter().any(|range| range.timeline == timeline && holds(range))
-    };
-    let lineage = catalog.id();
-    let damaged = |timeline, number: SegmentNo| {
-        let names = move |wal: &CondemnedWal| {
-            let (first, last) = wal.segments();
-            (wal.lineage, wal.timeline) == (lineage, timeline) && (first..=last).contains(&number)
-        };
-        let damaged = announced.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
-        damaged.filter(move |one| one.condemned.wal.iter().any(names)).map(|one| one.n)
-    };
-    let (mut lacking, mut named) = (0u64, BTreeSet::new());
-    for range in wal.segments(catalog.facts()) {
-        for number in (range.first.0..=range.last.0).map(SegmentNo) {
-            let by: Vec<u64> = damaged(range.timeline, number).collect();
-            lacking += u64::from(!by.is_empty() || is_missing(range.timeline, number));
-            named.extend(by);
-        }
-    }
-    Ok((lacking, named))
 }
 
 /// Whether a backup that is there uses something that an announcement of damage names, or may use it.
@@ -165,7 +128,10 @@ pub(super) fn is_named(gathered: &Gathered, announced: &Announced, n: u64) -> bo
             .take_while(|(owner, _)| *owner == packs.backup)
             .any(|(owner, n)| packs.names(*owner, PackNo(*n)))
     };
-    gathered.has_unreadable() || gathered.by_wal.contains(&n) || of_it.any(named)
+    let mut backups =
+        announced.damaged().filter(|(number, _)| *number == n).flat_map(|(_, one)| &one.backups);
+    let is_here = |id: &BackupId| gathered.facts.backups.iter().any(|backup| backup.id == *id);
+    gathered.has_unreadable() || gathered.by_wal.contains(&n) || of_it.any(named) || backups.any(is_here)
 }
 
 /// Announces as damaged what was found to be missing and was not announced before: whoever does not list all packs learns of it

@@ -36,11 +36,16 @@ pub async fn sealed_groups(
 
 /// Stores a segment that has its header and hardly any content: whoever only plans reads nothing else.
 pub async fn header_only(archive: &WalArchive, header: &WalHeader) -> Result<()> {
+    with_content(archive, header, b"content").await
+}
+
+/// The same with content that may be what the header describes.
+pub async fn with_content(archive: &WalArchive, header: &WalHeader, content: &[u8]) -> Result<()> {
     let key = archive.paths().file(WalFileName::Segment(header.name()));
     let sealed = (|| {
         let mut writer = ObjectWriter::new(archive.repository().sealer(), ObjectKind::Segment, &key)?;
         writer.meta(&header.encode())?;
-        writer.frame(b"content")?;
+        writer.frames(content, 1 << 20)?;
         writer.finish()
     })();
     let sealed = sealed.map_err(|e: SealError| RepoError::Internal(e.to_string()))?;

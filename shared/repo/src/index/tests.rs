@@ -103,6 +103,14 @@ impl Bed {
         forge::header_only(&self.archive, &header).await.unwrap();
     }
 
+    /// Stores a segment all of which is there: zeros.
+    pub(crate) async fn store_whole(&self, number: u64) {
+        let header = header(self.archive.lineage().id, TimelineId::FIRST, number);
+        let content = vec![0; usize::try_from(header.size.bytes()).unwrap()];
+        let hash = self.archive.repository().sealer().content_hash(&content);
+        forge::with_content(&self.archive, &WalHeader { hash, ..header }, &content).await.unwrap();
+    }
+
     async fn index(&self) -> TimelineIndex {
         TimelineIndex::load(&self.archive, TimelineId::FIRST).await.unwrap()
     }

@@ -39,6 +39,10 @@ pub struct BackupFacts {
     pub damaged_pages: u64,
     /// Packs that it uses and that were found damaged since, by `verify` or by a later backup.
     pub damaged_packs: u64,
+    /// Whether its manifest was found damaged since, as far as a restore has not met it yet.
+    pub damaged_manifest: bool,
+    /// Segments without which it does not become consistent and that `verify` found damaged.
+    pub damaged_segments: u64,
 }
 
 impl BackupFacts {
@@ -54,7 +58,7 @@ impl BackupFacts {
 
     /// Whether some of what a restore of it would write is known to be wrong, or not to be had.
     pub fn is_damaged(&self) -> bool {
-        self.damaged_pages > 0 || self.damaged_packs > 0
+        self.damaged_pages > 0 || self.damaged_packs > 0 || self.damaged_manifest || self.damaged_segments > 0
     }
 }
 

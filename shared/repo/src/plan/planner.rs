@@ -600,17 +600,22 @@ fn steps(history: &TimelineHistory) -> Vec<PathStep> {
 
 /// A plan that does without a newer backup, because that is damaged.
 pub(super) fn instead_of(damaged: &BackupFacts, mut plan: RestorePlan) -> RestorePlan {
-    let BackupFacts { id, damaged_pages, damaged_packs, .. } = damaged;
-    plan.notes.push(if *damaged_packs > 0 {
-        format!(
-            "Backup {id} is newer, and was not chosen: {damaged_packs} of the packs that it uses were found damaged or missing. \
-             \"archive-agent verify\" says more."
-        )
+    let BackupFacts { id, damaged_pages, damaged_packs, damaged_segments, .. } = damaged;
+    let found = if *damaged_packs > 0 {
+        format!("{damaged_packs} of the packs that it uses were found damaged or missing")
+    } else if *damaged_segments > 0 {
+        format!("{damaged_segments} of the WAL segments that make it consistent were found damaged")
+    } else if damaged.damaged_manifest {
+        "its manifest was found damaged".to_owned()
     } else {
-        format!(
+        plan.notes.push(format!(
             "Backup {id} is newer, and was not chosen: {damaged_pages} of its pages had wrong checksums when it was taken. \
              --backup {id} restores it all the same."
-        )
-    });
+        ));
+        return plan;
+    };
+    plan.notes.push(format!(
+        "Backup {id} is newer, and was not chosen: {found}. \"archive-agent verify\" says more."
+    ));
     plan
 }

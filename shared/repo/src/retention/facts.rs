@@ -37,8 +37,13 @@ impl Candidate {
     /// How much of it can be had.
     pub fn soundness(&self) -> Soundness {
         match self.damage {
-            Damage { packs: 0, segments: 0, pages: 0 } => Soundness::Sound,
-            Damage { packs: 0, segments: 0, .. } => Soundness::Flawed,
+            Damage { packs: 0, segments: 0, history: false, manifest: false, pages } => {
+                if pages == 0 {
+                    Soundness::Sound
+                } else {
+                    Soundness::Flawed
+                }
+            }
             _ => Soundness::Broken,
         }
     }
@@ -69,6 +74,10 @@ pub struct Damage {
     pub packs: u64,
     /// Segments without which it does not become consistent that are missing, or were found damaged in the repository.
     pub segments: u64,
+    /// Whether the history that leads to its timeline is missing, or was found damaged.
+    pub history: bool,
+    /// Whether its own list of files was found damaged in the repository.
+    pub manifest: bool,
 }
 
 impl fmt::Display for Damage {
@@ -79,7 +88,9 @@ impl fmt::Display for Damage {
             (self.segments, "damaged or missing WAL segments"),
         ];
         let parts = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}"));
-        let parts: Vec<String> = parts.collect();
+        let mut parts: Vec<String> = parts.collect();
+        parts.extend(self.manifest.then(|| "a damaged manifest".to_owned()));
+        parts.extend(self.history.then(|| "no history of its timeline that can be read".to_owned()));
         if parts.is_empty() {
             return write!(f, "no damage");
         }

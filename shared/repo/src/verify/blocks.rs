@@ -12,7 +12,7 @@ use walpoint_base::BackupId;
 
 use super::report::VerifyFinding;
 use super::{ContentCheck, Run};
-use crate::backup::{BackupReader, BlockRef, PackUnit, PackUse, Window, WindowLimits};
+use crate::backup::{BackupReader, BlockRef, PackUnit, PackUse, Standing, Window, WindowLimits};
 use crate::error::{RepoError, Result};
 use crate::layout::{ClusterPaths, Key};
 
@@ -44,7 +44,10 @@ impl Run<'_> {
         for id in self.ids.clone() {
             let reader = match self.backups.open(id).await {
                 Ok(reader) => reader,
-                Err(error) if error.is_not_found() => continue,
+                Err(error) if error.is_not_found() => {
+                    self.gone.insert(id);
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             // Where its tables are damaged, some of its blocks were not read with it.
@@ -68,6 +71,7 @@ impl Run<'_> {
                 Ok(Some(window)) => Arc::new(window),
                 Ok(None) => return Ok(true),
                 // The tables themselves are damaged: where the rest of the files are is not known.
+                Err(RepoError::NotFound { .. }) if self.is_gone(id).await? => return Ok(false),
                 Err(error) => return self.unreadable(id, error).map(|()| false),
             };
             let units = window.units_where(|_, _, _, at| {
@@ -96,6 +100,7 @@ impl Run<'_> {
                         self.report.known_bad_pages += checked.known;
                         pages.extend(checked.bad);
                     }
+                    Err(RepoError::NotFound { .. }) if self.is_gone(id).await? => return Ok(false),
                     Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match owner {
                         Some(owner) => self.bad_pack(owner, pack, "damaged", error.to_string()),
                         None => self.unreadable(id, error)?,
@@ -123,6 +128,35 @@ impl Run<'_> {
         }
     }
 
+    /// Whether what a backup uses may be missing because the backup itself was deleted since the run began.
+    pub(super) async fn is_gone(&mut self, id: BackupId) -> Result<bool> {
+        if self.gone.contains(&id) {
+            return Ok(true);
+        }
+        let is_gone = match self.backups.standing(id).await {
+            Ok(standing) => !matches!(standing, Standing::Finished(_)),
+            Err(RepoError::Corrupt { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        if is_gone {
+            self.gone.insert(id);
+        }
+        Ok(is_gone)
+    }
+
+    /// Whether a backup that uses a pack is still there: `expire` may have deleted all of them since they were listed.
+    pub(super) async fn is_still_used(&mut self, owner: BackupId, pack: u32) -> Result<bool> {
+        let users = self.packs.get(&(owner, pack)).map(|(_, users)| users.clone()).unwrap_or_default();
+        let users: Vec<BackupId> =
+            users.iter().filter_map(|at| self.ids.get(usize::from(*at)).copied()).collect();
+        for id in users {
+            if !self.is_gone(id).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// What a backup's tables lead to cannot be read.
     fn unreadable(&mut self, id: BackupId, error: RepoError) -> Result<()> {
         let key: Key = match &error {
@@ -134,8 +168,11 @@ impl Run<'_> {
         {
             self.bad_pack(owner, n, "damaged", error.to_string());
             self.report.notes.push(format!("the rest of backup {id} could not be read behind {key}"));
+            self.left_out = true;
             return Ok(());
         }
+        self.left_out = true;
+        self.damaged_manifests.insert(id);
         self.report.finding(VerifyFinding {
             kind: "damaged",
             object: key.to_string(),

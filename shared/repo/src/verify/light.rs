@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::TryStreamExt;
-use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
+use jiff::{SignedDuration, Timestamp};
+use walpoint_base::{BackupId, ClusterName, LineageId, SegmentNo, TimelineId};
 
 use super::Run;
 use super::report::VerifyFinding;
-use crate::backup::ListedState;
+use crate::Repository;
+use crate::backup::{Listed, ListedState};
 use crate::catalog::{Catalog, LineageCatalog, Runs};
 use crate::error::{RepoError, Result};
 use crate::expire::Outlook;
@@ -48,8 +50,20 @@ impl Run<'_> {
                 remedy: damaged.remedy(),
             });
         }
+        for damaged in &outlook.damaged_announcements {
+            self.report.finding(VerifyFinding {
+                kind: "damaged",
+                object: damaged.key.to_string(),
+                what: damaged.what.clone(),
+                backups: Vec::new(),
+                moments: None,
+                remedy: damaged.remedy(),
+            });
+        }
         self.manifests(ids).await?;
         self.pack_sizes().await?;
+        self.lineages(&catalog).await?;
+        self.unfinished(catalog.backups());
         let mut needed = Vec::new();
         for lineage in catalog.lineages_mut() {
             needed.push(self.promised(lineage, &outlook.decisions).await?);
@@ -63,6 +77,8 @@ impl Run<'_> {
                 Ok(reader) => {
                     let user = u16::try_from(self.ids.len()).unwrap_or(u16::MAX);
                     let manifest = reader.manifest();
+                    let lineage = self.lineages.entry(manifest.summary.facts.lineage);
+                    lineage.or_default().push(id);
                     for pack in manifest.packs.packs() {
                         let Some(owner) = manifest.backups.get(usize::from(pack.backup.0)) else { continue };
                         let known = self.packs.entry((*owner, pack.pack.0));
@@ -92,6 +108,40 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Whether the facts of every lineage are there of which anything else is: without them nothing of it can be restored.
+    async fn lineages(&mut self, catalog: &Catalog) -> Result<()> {
+        let known: BTreeSet<LineageId> = catalog.lineages().iter().map(LineageCatalog::id).collect();
+        let stored = stored_lineages(self.repository, self.cluster).await?;
+        let named = self.lineages.keys().copied();
+        let missing: BTreeSet<LineageId> = named.chain(stored).filter(|id| !known.contains(id)).collect();
+        for id in missing {
+            let backups = self.lineages.get(&id).map(Vec::as_slice).unwrap_or_default();
+            self.report.finding(VerifyFinding {
+                kind: "missing",
+                object: ClusterPaths::new(self.cluster).lineage(id).to_string(),
+                what: "it is not there, and backups or WAL of the lineage are".to_owned(),
+                backups: backups.iter().map(BackupId::to_string).collect(),
+                moments: Some(format!("all of lineage {id}")),
+                remedy: LOST_LINEAGE.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// What was begun long ago and has no end: that it was finished once cannot be seen any more if its manifest is lost.
+    fn unfinished(&mut self, listed: &[Listed]) {
+        for one in listed.iter().filter(|one| one.state == ListedState::Unfinished) {
+            let Some(begun) = one.begun.filter(|begun| Timestamp::now().duration_since(*begun) > LONG) else {
+                continue;
+            };
+            self.report.notes.push(format!(
+                "backup {} was begun on {begun:.0} and has no manifest: it was never finished, or its manifest is lost. The next \
+                 backup takes over what it stored, and expire ends it",
+                one.id
+            ));
+        }
+    }
+
     async fn pack_sizes(&mut self) -> Result<()> {
         let owners: BTreeSet<BackupId> = self.packs.keys().map(|(owner, _)| *owner).collect();
         let paths = ClusterPaths::new(self.cluster);
@@ -113,7 +163,9 @@ impl Run<'_> {
             });
             let wrong: Vec<_> = wrong.collect();
             for (n, kind, what) in wrong {
-                self.bad_pack(owner, n, kind, what);
+                if self.is_still_used(owner, n).await? {
+                    self.bad_pack(owner, n, kind, what);
+                }
             }
         }
         Ok(())
@@ -158,8 +210,16 @@ impl Run<'_> {
             if !catalog.confirm(&ranges).await? {
                 wanted = self::wanted(catalog, &need, timeline).await?;
             }
-            let gaps = catalog.ask(None, |facts: &Facts| windows::gaps(facts, timeline)).await?;
-            for gap in gaps {
+            let gaps = |facts: &Facts| windows::gaps(facts, timeline);
+            let seen = catalog.ask(None, gaps).await?;
+            // Segments arrive side by side: one may be listed a moment before the one that comes before it.
+            let seen: Vec<SegmentRange> =
+                seen.into_iter().filter(|gap| need.needs_any(gap.timeline, gap.first, gap.last)).collect();
+            if !seen.is_empty() {
+                catalog.look_again(&seen).await?;
+                wanted = self::wanted(catalog, &need, timeline).await?;
+            }
+            for gap in catalog.ask(None, gaps).await? {
                 self.gap(lineage.id, size, &gap, &need, &onward);
             }
             self.report.segments = self.report.segments.saturating_add(wanted.count());
@@ -242,6 +302,23 @@ async fn wanted(catalog: &mut LineageCatalog, need: &WalNeed, timeline: Timeline
     }
     Ok(wanted)
 }
+
+/// The lineages of which WAL is stored, whether their facts are there or not.
+pub(crate) async fn stored_lineages(
+    repository: &Repository,
+    cluster: &ClusterName,
+) -> Result<Vec<LineageId>> {
+    let directories = repository.store().list_dirs(&ClusterPaths::new(cluster).all()).await?;
+    Ok(directories.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// A backup that was begun so long ago is hardly running.
+const LONG: SignedDuration = SignedDuration::from_hours(24);
+
+/// What to do about the facts of a lineage.
+pub(crate) const LOST_LINEAGE: &str = "put the object back, from another version of it in the store or from a copy of the store: without it \
+                                nothing of this lineage is found, and nothing is deleted. Until then restore from another \
+                                repository";
 
 /// What to do about WAL.
 pub(super) const RESUPPLY: &str = "if PostgreSQL or another repository still has it, remove what is damaged here and archive it again (archive-agent push)";

@@ -8,15 +8,17 @@
 //! | `wal` | every segment that is needed: hashes, and records across segments |
 //! | `others` | restore points, PostgreSQL's own files, segments that nothing needs, index objects |
 //! | `sample` | a share of the objects, or as many as a time allows, going on where the last run stopped |
+//! | `announce` | saying what is damaged to all who read the repository, and taking it back |
 //! | `report` | findings: what is wrong, what it affects, what to do |
 //!
-//! Changes nothing but what it announces: packs that are damaged are condemned, so that the next backup stores their blocks
-//! anew. What cannot be read because the store does not answer is an error and no finding. Decoding PostgreSQL's formats is
+//! Changes nothing but what it announces: what is damaged is condemned, so that the next backup stores those blocks anew, and no
+//! backup that needs it takes the place of a sound one. What cannot be read because the store does not answer is an error and no finding. Decoding PostgreSQL's formats is
 //! the caller's ([`ContentCheck`]). Memory: some units of a few megabytes, or two segments of WAL, at a time.
 
+mod announce;
 mod blocks;
 mod chain;
-mod light;
+pub(crate) mod light;
 mod others;
 mod report;
 mod sample;
@@ -28,14 +30,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use walpoint_base::{BackupId, ClusterName, SegmentName};
+use walpoint_base::{BackupId, ClusterName, LineageId, SegmentName, TimelineId};
 
 pub use self::report::{Verified, VerifyFinding};
 use crate::Repository;
-use crate::backup::{BackupFacts, Backups, Condemned, CondemnedPacks, CondemnedReason, TablePath};
-use crate::error::Result;
+use crate::backup::{BackupFacts, Backups, CondemnedReason, NumberedCondemned, TablePath};
+use crate::error::{RepoError, Result};
 use crate::expire::Outlook;
+use crate::layout::{ClusterObject, ClusterPaths};
+use crate::retention::Candidate;
 
 /// How much is read.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -86,6 +89,9 @@ pub trait WalCheck: Send {
     fn segment(&mut self, name: SegmentName, content: &[u8]) -> Result<(), String>;
 }
 
+/// A segment: whose it is, the timeline in its name, its number.
+type Segment = (LineageId, TimelineId, u64);
+
 /// Packs by who wrote them and number: their length, and which of the backups use them.
 type PackMap = BTreeMap<(BackupId, u32), (u32, Vec<u16>)>;
 
@@ -99,8 +105,24 @@ struct Run<'a> {
     /// The backups that are looked at, oldest first.
     ids: Vec<BackupId>,
     packs: PackMap,
+    /// The backups of each lineage that one names.
+    lineages: BTreeMap<LineageId, Vec<BackupId>>,
+    /// What retention knows of them: those of whom all is known.
+    finished: Vec<Candidate>,
     /// Packs that are damaged or missing.
     damaged: BTreeSet<(BackupId, u32)>,
+    /// Segments that are damaged.
+    damaged_wal: BTreeSet<Segment>,
+    /// Backups whose own list of files is damaged.
+    damaged_manifests: BTreeSet<BackupId>,
+    /// Segments that were read and are sound, of those that were announced as damaged before.
+    sound_wal: BTreeSet<Segment>,
+    /// What was announced as damaged before the run.
+    announced: Vec<NumberedCondemned>,
+    /// Backups that were deleted since the run began.
+    gone: BTreeSet<BackupId>,
+    /// Whether something was left out of what was to be read, because what leads there is damaged.
+    left_out: bool,
     report: Verified,
 }
 
@@ -113,17 +135,9 @@ pub async fn verify(
     options: &VerifyOptions,
 ) -> Result<Verified> {
     let began = std::time::Instant::now();
-    let mut run = Run {
-        repository,
-        cluster,
-        backups: Backups::of(repository, cluster),
-        options,
-        check,
-        ids: Vec::new(),
-        packs: PackMap::new(),
-        damaged: BTreeSet::new(),
-        report: Verified::new(repository, cluster, options),
-    };
+    let mut run = Run::new(repository, cluster, outlook, check, options);
+    run.announced = run.backups.condemned().await?.read;
+    run.announced.retain(|one| one.condemned.reason == CondemnedReason::Damaged);
     let needed = run.light(outlook).await?;
     match options.depth {
         Depth::Light => {}
@@ -136,9 +150,65 @@ pub async fn verify(
         }
         Depth::Sample(_) | Depth::Budget(_) => run.sample(&needed).await?,
     }
-    run.condemn().await?;
+    if run.condemn().await? && options.depth == Depth::Full && options.backup.is_none() {
+        run.absolve(&outlook.damaged_announcements).await?;
+    }
     run.report.seconds = began.elapsed().as_secs_f64();
     Ok(run.report)
+}
+
+/// What a run says that could not begin because the facts of a lineage are damaged; `None` for any other error.
+pub fn without_a_lineage(
+    repository: &Repository,
+    cluster: &ClusterName,
+    options: &VerifyOptions,
+    error: &RepoError,
+) -> Option<Verified> {
+    let RepoError::Corrupt { key, what } = error else { return None };
+    let Some(ClusterObject::Lineage(id)) = ClusterPaths::new(cluster).parse(key) else { return None };
+    let mut report = Verified::new(repository, cluster, options);
+    report.finding(VerifyFinding {
+        kind: "damaged",
+        object: key.to_string(),
+        what: what.clone(),
+        backups: Vec::new(),
+        moments: Some(format!("all of lineage {id}")),
+        remedy: light::LOST_LINEAGE.to_owned(),
+    });
+    report
+        .notes
+        .push("nothing else was looked at: what there is of the cluster is not known without it".to_owned());
+    Some(report)
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        repository: &'a Repository,
+        cluster: &'a ClusterName,
+        outlook: &Outlook,
+        check: Arc<dyn ContentCheck>,
+        options: &'a VerifyOptions,
+    ) -> Self {
+        Self {
+            repository,
+            cluster,
+            backups: Backups::of(repository, cluster),
+            options,
+            check,
+            ids: Vec::new(),
+            packs: PackMap::new(),
+            lineages: BTreeMap::new(),
+            finished: outlook.decisions.iter().map(|decision| decision.backup.clone()).collect(),
+            damaged: BTreeSet::new(),
+            damaged_wal: BTreeSet::new(),
+            damaged_manifests: BTreeSet::new(),
+            sound_wal: BTreeSet::new(),
+            announced: Vec::new(),
+            gone: BTreeSet::new(),
+            left_out: false,
+            report: Verified::new(repository, cluster, options),
+        }
+    }
 }
 
 impl Run<'_> {
@@ -154,7 +224,7 @@ impl Run<'_> {
         if !self.damaged.insert((owner, pack)) {
             return;
         }
-        let key = crate::layout::ClusterPaths::new(self.cluster).pack(owner, pack);
+        let key = ClusterPaths::new(self.cluster).pack(owner, pack);
         let backups = self.users(owner, pack);
         self.report.finding(VerifyFinding {
             kind,
@@ -169,40 +239,5 @@ impl Run<'_> {
                      repository"
                 .to_owned(),
         });
-    }
-
-    /// Announces packs that are damaged, those that were not announced as damaged before: that they are to be deleted may be
-    /// taken back.
-    async fn condemn(&mut self) -> Result<()> {
-        let known = self.backups.condemned().await?;
-        let known = known.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
-        let known: Vec<&CondemnedPacks> = known.flat_map(|one| &one.condemned.packs).collect();
-        let new = self.damaged.iter().filter(|(owner, pack)| {
-            !known.iter().any(|packs| packs.names(*owner, crate::backup::PackNo(*pack)))
-        });
-        let packs: Vec<CondemnedPacks> =
-            new.map(|(backup, first)| CondemnedPacks { backup: *backup, first: *first, count: 1 }).collect();
-        if packs.is_empty() {
-            return Ok(());
-        }
-        let condemned = Condemned {
-            written: Timestamp::now(),
-            host: self.options.host.clone(),
-            agent: self.options.agent.clone(),
-            reason: CondemnedReason::Damaged,
-            backups: Vec::new(),
-            packs,
-            wal: Vec::new(),
-            requests: Vec::new(),
-        };
-        match self.backups.condemn(&condemned).await {
-            Ok(_) => {}
-            // Whoever may only read can verify too.
-            Err(error @ crate::RepoError::Denied { .. }) => {
-                self.report.notes.push(format!("damaged packs could not be condemned: {error}"));
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
     }
 }

@@ -1,5 +1,5 @@
-//! What else is stored of a lineage and read by no one: restore points, PostgreSQL's own files, segments that nothing needs,
-//! and index objects, superseded generations too. Each is read as a whole, with every check it carries.
+//! What else is stored of a cluster and read by no one: restore points, PostgreSQL's own files, segments that nothing needs,
+//! index objects, superseded generations too, and the small objects that backups leave. Each is read as a whole, with every check it carries.
 
 use std::collections::BTreeMap;
 
@@ -66,6 +66,11 @@ fn kind_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> 
     let ClusterObject::Wal(lineage, entry) = object else {
         return match object {
             ClusterObject::Index(..) => Some(ObjectKind::Index),
+            ClusterObject::Summaries(_) => Some(ObjectKind::Summaries),
+            ClusterObject::Evidence(_) => Some(ObjectKind::Evidence),
+            ClusterObject::Lease => Some(ObjectKind::Lease),
+            ClusterObject::Intent(_) => Some(ObjectKind::Intent),
+            ClusterObject::Progress(_) => Some(ObjectKind::Progress),
             ClusterObject::Point(..) => Some(ObjectKind::RestorePoint),
             _ => None,
         };
@@ -90,6 +95,18 @@ fn kind_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> 
 fn finding(object: &ClusterObject, key: &Key, error: &RepoError) -> VerifyFinding {
     let remedy = match object {
         ClusterObject::Index(..) => "delete it: the next segments that are archived have it made again",
+        ClusterObject::Summaries(_) => {
+            "delete it: it only repeats what manifests say, and is made again when there are many backups"
+        }
+        ClusterObject::Evidence(_) => "what it proved is lost; nothing that is kept needs it to be restored",
+        ClusterObject::Lease => {
+            "nothing has to be done: it ends like any other, a quarter of an hour after it was stored, and the next backup deletes \
+             it; archive-agent backup --force begins one at once"
+        }
+        ClusterObject::Intent(_) | ClusterObject::Progress(_) => {
+            "nothing has to be done: a finished backup does not need it, and of an unfinished one the next backup stores anew what \
+             it cannot take over"
+        }
         ClusterObject::Point(..) => {
             "the restore point cannot be found by its name; delete the object and recover to its time or LSN"
         }

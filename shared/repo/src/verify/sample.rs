@@ -96,7 +96,11 @@ impl Run<'_> {
                     self.report.verified_bytes += bytes;
                 }
                 Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match &item {
+                    Item::Pack(owner, pack, _)
+                        if error.is_not_found() && !self.is_still_used(*owner, *pack).await? => {}
                     Item::Pack(owner, pack, _) => self.bad_pack(*owner, *pack, "damaged", error.to_string()),
+                    Item::Segment(archive, name, _)
+                        if error.is_not_found() && !self.is_needed_now(archive, *name).await? => {}
                     Item::Segment(archive, name, _) => {
                         self.bad_segment(archive, *name, "damaged", error.to_string());
                     }

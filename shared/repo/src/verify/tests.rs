@@ -4,11 +4,14 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 
 use super::*;
-use crate::backup::{Attributes, BlockSize, INLINE_BLOCKS, Intent, PackLimits, WriteOptions};
+use crate::backup::{
+    Attributes, BlockSize, Condemned, CondemnedPacks, INLINE_BLOCKS, Intent, PackLimits, WriteOptions,
+};
 use crate::expire::outlook;
 use crate::expire::tests::{ago, cluster, id, intent, keys, publish, world, world_of};
 use crate::index::tests::Bed;
@@ -350,7 +353,7 @@ async fn what_is_to_be_deleted_is_condemned_for_its_damage_too() {
     for _ in 0..2 {
         run(&bed, Depth::Light).await;
         let condemned = backups.condemned().await.unwrap();
-        let damaged = condemned.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+        let damaged = condemned.read.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
         let named: Vec<&CondemnedPacks> = damaged.flat_map(|one| &one.condemned.packs).collect();
         assert_eq!(named, [&CondemnedPacks { backup: ids[1], first: 0, count: 1 }]);
     }
@@ -372,4 +375,189 @@ async fn samples_go_on_where_the_last_one_stopped() {
     assert!(seen.len() >= 94, "{} segments of 95, after {packs} packs", seen.len());
     let report = run(&bed, Depth::Budget(Duration::from_secs(60))).await;
     assert_eq!(report.found, 95);
+}
+
+/// A repository whose segments can be read, with two backups.
+async fn readable_world() -> (Bed, Vec<BackupId>) {
+    let bed = crate::index::tests::bed().await;
+    for number in 0..30 {
+        bed.store_whole(number).await;
+    }
+    let ids = vec![of_noise(&bed, 5, 20, &[]).await, of_noise(&bed, 15, 10, &[]).await];
+    (bed, ids)
+}
+
+fn flip(path: &PathBuf) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    replace(path, &bytes);
+}
+
+/// Among the blocks of a pack, which end with a directory that no restore reads.
+fn flip_block(path: &PathBuf) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    replace(path, &bytes);
+}
+
+fn segment_key(bed: &Bed, n: u64) -> String {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    bed.archive.paths().segment(SegmentNo(n).name(TimelineId::FIRST, size)).to_string()
+}
+
+async fn announced(bed: &Bed) -> usize {
+    Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap().read.len()
+}
+
+/// What is known of each backup without reading what it uses.
+async fn soundness(bed: &Bed) -> Vec<bool> {
+    let now = Timestamp::now();
+    let outlook = outlook(bed.archive.repository(), &cluster(), &Policy::default(), now).await.unwrap();
+    outlook.decisions.iter().map(|decision| decision.backup.is_sound()).collect()
+}
+
+/// K4: a damaged segment in which a backup begins is told of that backup, which is not named as the first that is whole again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_segment_costs_the_backup_that_begins_in_it() {
+    let (bed, ids) = readable_world().await;
+    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    let segment = path(&bed, &segment_key(&bed, 15));
+    let whole = std::fs::read(&segment).unwrap();
+    flip(&segment);
+    let report = run(&bed, Depth::Full).await;
+    let [finding] = &report.findings[..] else { panic!("{report:#?}") };
+    assert_eq!((finding.kind, &finding.backups), ("damaged", &vec![ids[1].to_string()]));
+    let moments = finding.moments.as_ref().unwrap();
+    assert!(
+        moments.contains("the end of the archive") && moments.contains("do not become consistent"),
+        "{finding:#?}"
+    );
+    assert_eq!(soundness(&bed).await, [true, false]);
+    // One between two backups costs the moments behind it.
+    flip(&path(&bed, &segment_key(&bed, 10)));
+    let report = run(&bed, Depth::Full).await;
+    let finding = report.findings.iter().find(|finding| finding.object == segment_key(&bed, 10)).unwrap();
+    assert_eq!(finding.backups, [ids[0].to_string()]);
+    assert!(finding.moments.as_ref().unwrap().contains(&format!("up to backup {}", ids[1])), "{finding:#?}");
+    assert_eq!(soundness(&bed).await, [true, false]);
+    // Put back, and read again.
+    replace(&segment, &whole);
+    assert_eq!(soundness(&bed).await, [true, false]);
+    run(&bed, Depth::Full).await;
+    assert_eq!(soundness(&bed).await, [true, true]);
+}
+
+/// K4: damage that is over is taken back by who has read that it is, and not by who only looked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_whole_again_is_damaged_no_more() {
+    let (bed, ids) = readable_world().await;
+    let packs = [0, 1].map(|n| path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], n).as_str()));
+    let whole = std::fs::read(&packs[0]).unwrap();
+    packs.iter().for_each(flip_block);
+    assert_eq!(run(&bed, Depth::Full).await.found, 2);
+    assert_eq!((soundness(&bed).await, announced(&bed).await), (vec![true, false], 1));
+    replace(&packs[0], &whole);
+    run(&bed, Depth::Full).await;
+    let left = Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap().read;
+    let named: Vec<u32> = left.iter().flat_map(|one| &one.condemned.packs).map(|packs| packs.first).collect();
+    assert_eq!(named, [1], "the other one is still damaged");
+    flip_block(&packs[1]);
+    assert_eq!((run(&bed, Depth::Light).await.found, announced(&bed).await), (0, 1));
+    assert_eq!((run(&bed, Depth::Full).await.found, announced(&bed).await), (0, 0));
+    assert_eq!(soundness(&bed).await, [true, true]);
+}
+
+/// K4: a damaged announcement is a finding, and a run that reads everything says again what it said of damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_announcement_is_replaced_by_what_is_found() {
+    let (bed, ids) = readable_world().await;
+    flip_block(&path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str()));
+    run(&bed, Depth::Full).await;
+    let key = ClusterPaths::new(&cluster()).condemned(0);
+    flip(&path(&bed, key.as_str()));
+    for depth in [Depth::Light, Depth::Sample(1.0)] {
+        let report = run(&bed, depth).await;
+        assert!(report.findings.iter().any(|finding| finding.object == key.as_str()), "{report:#?}");
+        assert!(keys(&bed).await.contains(key.as_str()), "not all was read");
+    }
+    let report = run(&bed, Depth::Full).await;
+    assert!(report.findings.iter().any(|finding| finding.object == key.as_str()), "{report:#?}");
+    assert!(!keys(&bed).await.contains(key.as_str()));
+    assert_eq!(soundness(&bed).await, [true, false]);
+    assert!(!run(&bed, Depth::Full).await.findings.iter().any(|finding| finding.object == key.as_str()));
+}
+
+/// K4: what is found of a backup's own list of files is known to all, and small objects are read too.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_objects_are_read_and_lineages_are_missed() {
+    let (bed, ids) = readable_world().await;
+    let store = bed.archive.repository().store();
+    let paths = ClusterPaths::new(&cluster());
+    let lease = paths.lease("backup", 3).unwrap();
+    assert!(store.create_blindly(&lease, bytes::Bytes::from_static(b"noise")).await.unwrap());
+    flip(&path(&bed, paths.intent(ids[0]).as_str()));
+    let report = run(&bed, Depth::Full).await;
+    let mut objects: Vec<&str> = report.findings.iter().map(|finding| finding.object.as_str()).collect();
+    objects.sort_unstable();
+    assert_eq!(objects, [paths.intent(ids[0]).as_str(), lease.as_str()]);
+
+    let lineage = paths.lineage(bed.archive.lineage().id);
+    let file = path(&bed, lineage.as_str());
+    flip(&file);
+    let options =
+        VerifyOptions { backup: None, depth: Depth::Full, host: String::new(), agent: String::new() };
+    let error = outlook(bed.archive.repository(), &cluster(), &Policy::default(), Timestamp::now())
+        .await
+        .unwrap_err();
+    let report = without_a_lineage(bed.archive.repository(), &cluster(), &options, &error).unwrap();
+    assert_eq!((report.found, report.findings[0].object.as_str()), (1, lineage.as_str()));
+    std::fs::remove_file(&file).unwrap();
+    let report = run(&bed, Depth::Light).await;
+    let [finding] = &report.findings[..] else { panic!("{report:#?}") };
+    assert_eq!(
+        (finding.kind, finding.object.as_str(), finding.backups.len()),
+        ("missing", lineage.as_str(), 2)
+    );
+}
+
+/// K4: what `expire` deletes beside a run is no finding, and is not announced as damaged.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expires_beside_a_run_is_no_finding() {
+    let (bed, ids) = readable_world().await;
+    let (repository, cluster) = (bed.archive.repository(), cluster());
+    let outlook = outlook(repository, &cluster, &Policy::default(), Timestamp::now()).await.unwrap();
+    let options =
+        VerifyOptions { backup: None, depth: Depth::Full, host: String::new(), agent: String::new() };
+    let mut run = Run::new(repository, &cluster, &outlook, Arc::new(Anything), &options);
+    let needed = run.light(&outlook).await.unwrap();
+    // As expire does: announced, then the intent, the manifest, the packs, the WAL.
+    let wal = crate::backup::CondemnedWal {
+        lineage: bed.archive.lineage().id,
+        timeline: TimelineId::FIRST,
+        first: 0,
+        last: 14,
+    };
+    let condemned = Condemned {
+        written: Timestamp::now(),
+        host: String::new(),
+        agent: String::new(),
+        reason: CondemnedReason::Expired,
+        backups: vec![ids[0]],
+        packs: vec![CondemnedPacks::all_of(ids[0])],
+        wal: vec![wal],
+        requests: Vec::new(),
+    };
+    Backups::of(repository, &cluster).condemn(&condemned).await.unwrap();
+    let own =
+        |key: &String| key.contains(&ids[0].to_string()) || (0..15).any(|n| *key == segment_key(&bed, n));
+    for key in keys(&bed).await.iter().filter(|key| own(key)) {
+        std::fs::remove_file(path(&bed, key)).unwrap();
+    }
+    run.blocks().await.unwrap();
+    run.wal(&needed).await.unwrap();
+    run.others(&needed).await.unwrap();
+    assert_eq!(run.report.findings, []);
+    assert!(run.damaged.is_empty() && run.damaged_wal.is_empty());
 }

@@ -2,13 +2,15 @@
 //! one segment in the next, over the forks of timelines too.
 
 use futures_util::{StreamExt, stream};
-use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_base::{BackupId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 
 use super::light::{NeededWal, RESUPPLY};
 use super::report::VerifyFinding;
 use super::{Run, WalCheck};
+use crate::backup::CondemnedReason;
 use crate::catalog::TimelineGraph;
 use crate::error::{RepoError, Result};
+use crate::retention::Candidate;
 use crate::wal::{WalArchive, WalFile};
 
 /// Segments that are read ahead.
@@ -61,6 +63,9 @@ impl Run<'_> {
                 Ok(Some(file)) => {
                     self.report.read_objects += 1;
                     self.report.verified_bytes += size;
+                    if !before {
+                        self.note_sound(archive, name);
+                    }
                     let check = reader.take().unwrap_or_else(|| self.check.wal());
                     let damaged = file.header.as_ref().is_some_and(|header| header.damaged);
                     reader = self.decoded(archive, name, file, check, long, before || damaged).await?;
@@ -70,7 +75,7 @@ impl Run<'_> {
                 }
                 Ok(None) => {
                     reader = None;
-                    if !before {
+                    if !before && self.is_needed_now(archive, name).await? {
                         self.bad_segment(
                             archive,
                             name,
@@ -148,23 +153,90 @@ impl Run<'_> {
         what: String,
     ) {
         let size = archive.lineage().segment_size;
-        let start = name.number(size).map(|number| number.start(size)).unwrap_or_default();
-        let next = self
-            .ids
-            .iter()
-            .filter(|id| id.timeline() == name.timeline && id.start() > start)
-            .min_by_key(|id| id.start());
-        let upto = next.map_or("the end of the archive".to_owned(), |id| format!("backup {id}"));
-        let before = self.ids.iter().filter(|id| id.timeline() <= name.timeline && id.start() <= start);
-        let last = before.max_by_key(|id| id.start()).map(|id| id.to_string());
+        let number = name.number(size).unwrap_or(SegmentNo(0));
+        let segment = (archive.lineage().id, name.timeline, number.0);
+        self.sound_wal.remove(&segment);
+        if matches!(kind, "damaged" | "records") {
+            self.damaged_wal.insert(segment);
+        }
+        let affected =
+            Affected::of(self.finished.iter().filter(|b| b.lineage == archive.lineage().id), name, size);
         self.report.finding(VerifyFinding {
             kind,
             object: archive.paths().segment(name).to_string(),
             what,
-            backups: last.into_iter().collect(),
-            moments: Some(format!("from {start} up to {upto} on timeline {}", name.timeline)),
+            backups: affected.backups.iter().map(BackupId::to_string).collect(),
+            moments: Some(affected.moments(number.start(size), name.timeline)),
             remedy: format!("{RESUPPLY}; a new backup begins a window behind it"),
         });
+    }
+
+    /// A segment that was announced as damaged before is whole, unless its records say something else.
+    fn note_sound(&mut self, archive: &WalArchive, name: SegmentName) {
+        let lineage = archive.lineage();
+        let Some(number) = name.number(lineage.segment_size) else { return };
+        let segment = (lineage.id, name.timeline, number.0);
+        if self.was_announced(segment) {
+            self.sound_wal.insert(segment);
+        }
+    }
+
+    /// Whether a segment that is missing was not announced to be deleted, so that nothing but an accident can have taken it.
+    pub(super) async fn is_needed_now(&self, archive: &WalArchive, name: SegmentName) -> Result<bool> {
+        let lineage = archive.lineage();
+        let Some(number) = name.number(lineage.segment_size) else { return Ok(true) };
+        let announced = self.backups.condemned().await?.read;
+        let expired = announced.iter().filter(|one| one.condemned.reason == CondemnedReason::Expired);
+        let on_purpose = expired.flat_map(|one| &one.condemned.wal).any(|wal| {
+            let (first, last) = wal.segments();
+            (wal.lineage, wal.timeline) == (lineage.id, name.timeline) && (first..=last).contains(&number)
+        });
+        Ok(!on_purpose)
+    }
+}
+
+/// Whom a segment that recovery cannot pass keeps from what.
+struct Affected {
+    /// Those that do not become consistent, or else the one from which recovery ends there.
+    backups: Vec<BackupId>,
+    /// Whether they do not become consistent.
+    consistent: bool,
+    /// The next backup that begins behind it.
+    next: Option<BackupId>,
+}
+
+impl Affected {
+    fn of<'a>(
+        backups: impl Iterator<Item = &'a Candidate> + Clone,
+        name: SegmentName,
+        size: SegmentSize,
+    ) -> Self {
+        let number = name.number(size).unwrap_or(SegmentNo(0));
+        let first = |backup: &Candidate| SegmentNo::of(backup.id.start(), size);
+        let needs = |backup: &&Candidate| {
+            let on_it = (backup.id.timeline()..=backup.stop_timeline).contains(&name.timeline);
+            on_it && (first(backup)..=SegmentNo::before(backup.stop, size)).contains(&number)
+        };
+        let behind =
+            backups.clone().filter(|backup| backup.id.timeline() == name.timeline && first(backup) > number);
+        let next = behind.min_by_key(|backup| backup.id.start()).map(|backup| backup.id);
+        let broken: Vec<BackupId> = backups.clone().filter(needs).map(|backup| backup.id).collect();
+        if !broken.is_empty() {
+            return Self { backups: broken, consistent: false, next };
+        }
+        let before =
+            backups.filter(|backup| backup.id.timeline() <= name.timeline && first(backup) <= number);
+        let last = before.max_by_key(|backup| backup.id.start()).map(|backup| backup.id);
+        Self { backups: last.into_iter().collect(), consistent: true, next }
+    }
+
+    fn moments(&self, start: Lsn, timeline: TimelineId) -> String {
+        let upto = self.next.map_or("the end of the archive".to_owned(), |id| format!("backup {id}"));
+        let moments = format!("from {start} up to {upto} on timeline {timeline}");
+        match self.consistent {
+            true => moments,
+            false => format!("{moments}; these backups do not become consistent without it"),
+        }
     }
 }
 

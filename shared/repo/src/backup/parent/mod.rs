@@ -124,8 +124,13 @@ impl Parents {
         let (mut parent, mut stretches) = (None, None);
         if !intent.parents.is_empty() || !intent.adopted.is_empty() {
             let condemned = backups.condemned().await?;
-            opening.condemned = CondemnedSet::new(condemned.iter().map(|one| &one.condemned));
-            parent = opening.parent(&intent.parents, scratch).await?;
+            opening.condemned = CondemnedSet::of(&condemned);
+            // Without a note for each backup that is not built on then.
+            let known = condemned.damaged.is_empty();
+            opening.notes.extend(condemned.damaged.iter().map(|damaged| damaged.error().to_string()));
+            if known {
+                parent = opening.parent(&intent.parents, scratch).await?;
+            }
             let mut builder = StretchesBuilder::new(scratch);
             for (id, age) in intent.adopted.iter().rev().zip(0u16..) {
                 opening.adopt(*id, age, &mut builder).await?;

@@ -91,10 +91,10 @@ impl Draft {
             return Ok(());
         }
         let condemned = self.backups.condemned().await?;
-        let condemned = CondemnedSet::new(condemned.iter().map(|one| &one.condemned));
+        let (own, condemned) = (self.manifest.summary.id, CondemnedSet::of(&condemned));
         for pack in self.manifest.packs.packs() {
             let id = self.manifest.backups.get(usize::from(pack.backup.0));
-            if let Some(id) = id.filter(|id| condemned.has_pack(**id, pack.pack)) {
+            if let Some(id) = id.filter(|id| **id != own && condemned.has_pack(**id, pack.pack)) {
                 let key = self.backups.paths().manifest(self.manifest.summary.id);
                 let what = format!(
                     "it builds on pack {} of backup {id}, which was condemned while the backup ran. HINT: run the backup \

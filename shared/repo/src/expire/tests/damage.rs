@@ -22,7 +22,7 @@ fn damaged() -> Condemned {
 
 async fn announced_damage(bed: &Bed) -> usize {
     let announced = Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap();
-    announced.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged).count()
+    announced.read.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged).count()
 }
 
 /// What is told of the newest of five backups.
@@ -124,4 +124,37 @@ async fn what_restores_is_never_dropped_for_what_does_not() {
     run(&bed, &at_once(1)).await;
     assert_eq!(finished(&bed).await, [ids[0], ids[4]]);
     all_is_well(&bed, &ids[..1]).await;
+}
+
+/// K1: what an announcement that cannot be read said of damage is not known, so nothing is deleted until it is found again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announcement_that_cannot_be_read_stops_deletion() {
+    let (bed, ids) = world().await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    backups.condemn(&damaged()).await.unwrap();
+    let key = ClusterPaths::new(&cluster()).condemned(0);
+    let file = path(&bed, key.as_str());
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, &bytes).unwrap();
+    let error = expire(bed.archive.repository(), &cluster(), &at_once(1)).await.unwrap_err().to_string();
+    assert!(error.contains(key.as_str()) && error.contains("Run archive-agent verify"), "{error}");
+    assert_eq!(finished(&bed).await, ids);
+    // Whoever only looks sees the rest.
+    let outlook =
+        outlook(bed.archive.repository(), &cluster(), &at_once(1).policy, Timestamp::now()).await.unwrap();
+    assert_eq!((outlook.decisions.len(), outlook.damaged_announcements.len()), (5, 1));
+}
+
+/// K1: without the facts of a lineage nobody knows what of it is needed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_lineage_stops_deletion() {
+    let (bed, ids) = world().await;
+    let key = ClusterPaths::new(&cluster()).lineage(bed.archive.lineage().id);
+    std::fs::remove_file(path(&bed, key.as_str())).unwrap();
+    let error = expire(bed.archive.repository(), &cluster(), &at_once(1)).await.unwrap_err().to_string();
+    assert!(error.contains(key.as_str()) && error.contains("put the object back"), "{error}");
+    assert_eq!((finished(&bed).await.len(), segments(&bed).await.len()), (ids.len(), 100));
 }

@@ -99,6 +99,8 @@ impl World {
             block_bytes: 500,
             damaged_pages: 0,
             damaged_packs: 0,
+            damaged_manifest: false,
+            damaged_segments: 0,
         });
         id
     }

@@ -279,7 +279,7 @@ fn a_damaged_backup_takes_the_place_of_no_sound_one() {
     // Sound ones make up for older damaged ones.
     assert_eq!(keep(&damaged(&[17, 18], pages), &count, NOW), "19+ 20+");
     assert_eq!(
-        [Damage::default(), pages, packs, Damage { pages: 2, packs: 3, segments: 4 }]
+        [Damage::default(), pages, packs, Damage { pages: 2, packs: 3, segments: 4, ..Damage::default() }]
             .map(|damage| damage.to_string()),
         [
             "no damage",

@@ -1,0 +1,164 @@
+//! Saying what is damaged to all who read the repository, and taking it back where it is whole again.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use walpoint_base::BackupId;
+
+use super::{Run, Segment};
+use crate::backup::{
+    Condemned, CondemnedPacks, CondemnedReason, CondemnedWal, DamagedAnnouncement, NumberedCondemned, PackNo,
+};
+use crate::error::{RepoError, Result};
+
+/// Stretches that are longer are left as they are announced.
+const MANY: u32 = 1 << 20;
+
+/// What an announcement of damage names, one by one.
+#[derive(Default)]
+struct Named {
+    packs: BTreeSet<(BackupId, u32)>,
+    wal: BTreeSet<Segment>,
+    manifests: BTreeSet<BackupId>,
+}
+
+impl Run<'_> {
+    /// Announces what is damaged and was not announced as that before: that it is to be deleted may be taken back. Whether that
+    /// could be done.
+    pub(super) async fn condemn(&mut self) -> Result<bool> {
+        let known: Vec<&Condemned> = self.announced.iter().map(|one| &one.condemned).collect();
+        let new = Named {
+            packs: self.damaged.iter().filter(|pack| !names_pack(&known, **pack)).copied().collect(),
+            wal: self
+                .damaged_wal
+                .iter()
+                .filter(|segment| !names_segment(&known, **segment))
+                .copied()
+                .collect(),
+            manifests: self
+                .damaged_manifests
+                .iter()
+                .filter(|id| !known.iter().any(|one| one.backups.contains(id)))
+                .copied()
+                .collect(),
+        };
+        self.announce(new).await
+    }
+
+    async fn announce(&mut self, named: Named) -> Result<bool> {
+        if named.packs.is_empty() && named.wal.is_empty() && named.manifests.is_empty() {
+            return Ok(true);
+        }
+        let packs = named.packs.into_iter().map(|(backup, first)| CondemnedPacks { backup, first, count: 1 });
+        let wal = named.wal.into_iter().map(|(lineage, timeline, n)| CondemnedWal {
+            lineage,
+            timeline,
+            first: n,
+            last: n,
+        });
+        let condemned = Condemned {
+            written: Timestamp::now(),
+            host: self.options.host.clone(),
+            agent: self.options.agent.clone(),
+            reason: CondemnedReason::Damaged,
+            backups: named.manifests.into_iter().collect(),
+            packs: packs.collect(),
+            wal: wal.collect(),
+            requests: Vec::new(),
+        };
+        match self.backups.condemn(&condemned).await {
+            Ok(_) => Ok(true),
+            // Whoever may only read can verify too.
+            Err(error @ RepoError::Denied { .. }) => {
+                self.report.notes.push(format!("what is damaged could not be announced: {error}"));
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// After everything was read and what is damaged was announced: takes back announcements of what is whole, and those that
+    /// cannot be read, whatever they said of damage.
+    pub(super) async fn absolve(&mut self, unreadable: &[DamagedAnnouncement]) -> Result<()> {
+        let mut over: Vec<u64> = Vec::new();
+        if !self.left_out {
+            over.extend(unreadable.iter().map(|damaged| damaged.n));
+            for one in std::mem::take(&mut self.announced) {
+                let (still, whole) = self.still_damaged(&one);
+                if whole == 0 {
+                    continue;
+                }
+                // The rest first: what is damaged is announced at every moment.
+                if self.announce(still).await? {
+                    self.report.notes.push(format!(
+                        "{whole} of what was announced as damaged on {:.0} are whole again",
+                        one.condemned.written
+                    ));
+                    over.push(one.n);
+                }
+            }
+        }
+        for n in over {
+            match self.backups.absolve(n).await {
+                Ok(()) => {}
+                Err(error @ RepoError::Denied { .. }) => {
+                    self.report.notes.push(format!("condemned/{n:012} could not be taken back: {error}"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// What of an announcement still has to be said, and how many of the things that it names were read and are whole.
+    fn still_damaged(&self, one: &NumberedCondemned) -> (Named, u64) {
+        let (mut still, mut whole) = (Named::default(), 0);
+        let many = one.condemned.packs.iter().any(|packs| packs.count > MANY)
+            || one.condemned.wal.iter().any(|wal| wal.last.saturating_sub(wal.first) > u64::from(MANY));
+        if many {
+            return (still, whole);
+        }
+        for packs in &one.condemned.packs {
+            for n in (0..packs.count).map_while(|n| packs.first.checked_add(n)) {
+                let pack = (packs.backup, n);
+                match self.packs.contains_key(&pack) && !self.damaged.contains(&pack) {
+                    true => whole += 1,
+                    false => drop(still.packs.insert(pack)),
+                }
+            }
+        }
+        for wal in &one.condemned.wal {
+            for n in wal.first..=wal.last {
+                let segment = (wal.lineage, wal.timeline, n);
+                match self.sound_wal.contains(&segment) {
+                    true => whole += 1,
+                    false => drop(still.wal.insert(segment)),
+                }
+            }
+        }
+        for id in &one.condemned.backups {
+            match self.ids.contains(id) && !self.damaged_manifests.contains(id) {
+                true => whole += 1,
+                false => drop(still.manifests.insert(*id)),
+            }
+        }
+        (still, whole)
+    }
+
+    /// Whether a segment was announced as damaged before the run.
+    pub(super) fn was_announced(&self, segment: Segment) -> bool {
+        let known: Vec<&Condemned> = self.announced.iter().map(|one| &one.condemned).collect();
+        names_segment(&known, segment)
+    }
+}
+
+fn names_pack(known: &[&Condemned], (owner, n): (BackupId, u32)) -> bool {
+    known.iter().flat_map(|one| &one.packs).any(|packs| packs.names(owner, PackNo(n)))
+}
+
+fn names_segment(known: &[&Condemned], (lineage, timeline, n): Segment) -> bool {
+    known
+        .iter()
+        .flat_map(|one| &one.wal)
+        .any(|wal| (wal.lineage, wal.timeline) == (lineage, timeline) && (wal.first..=wal.last).contains(&n))
+}
