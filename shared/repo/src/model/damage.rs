@@ -7,9 +7,9 @@ use futures_util::FutureExt;
 use jiff::Timestamp;
 use rand::Rng;
 use rand::seq::IteratorRandom;
-use walpoint_base::{BackupId, durable};
+use walpoint_base::{BackupId, SegmentNo, durable};
 
-use super::world::{Readable, World};
+use super::world::{FIRST, Readable, World, segment_size};
 use crate::backup::Standing;
 use crate::error::RepoError;
 use crate::expire::outlook;
@@ -26,9 +26,10 @@ impl World {
             return;
         }
         let broken = self.made.iter().find(|(_, made)| made.manifest != Readable::All).map(|(id, _)| *id);
-        match (self.rng.random_range(0..6), broken) {
+        match (self.rng.random_range(0..7), broken) {
             (0, None) => self.damage_manifest().await,
             (0..3, Some(id)) => self.give_up(id),
+            (6, _) => self.damage_segment(),
             _ => self.damage_pack(),
         }
     }
@@ -63,6 +64,28 @@ impl World {
         if what != "damaged" {
             self.condemned.insert(pack);
         }
+    }
+
+    /// Damages the content of a segment, or takes it away.
+    fn damage_segment(&mut self) {
+        let whole = self.wal.iter().copied().filter(|n| !self.damaged_wal.contains(n));
+        let Some(n) = whole.choose(&mut self.rng) else { return };
+        let name = SegmentNo(n).name(FIRST, segment_size());
+        let path = self.file_of(&self.bed.archive.paths().segment(name));
+        if self.rng.random_bool(0.5) {
+            std::fs::remove_file(&path).unwrap();
+            self.wal.remove(&n);
+            self.journal.note(format!("segment {n} is deleted"));
+            return;
+        }
+        let modified = path.metadata().unwrap().modified().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        durable::replace(&path, &bytes, 0o640).unwrap();
+        std::fs::File::open(&path).unwrap().set_modified(modified).unwrap();
+        self.damaged_wal.insert(n);
+        self.journal.note(format!("segment {n} is damaged"));
     }
 
     async fn damage_manifest(&mut self) {
@@ -114,21 +137,33 @@ impl World {
         let check = Arc::new(Anything);
         let report = verify(&repository, &cluster(), &outlook, check, &options).boxed_local().await.unwrap();
         self.journal.note(format!("verify {depth:?}: {} findings", report.found));
-        // The segments are no real ones, and holes in the WAL are what expiry leaves between backups.
-        let objects = report.findings.iter().filter(|f| f.kind != "gap" && !f.object.contains("/wal/"));
-        let (mut packs, mut manifests) = (BTreeSet::new(), BTreeSet::new());
+        // Holes in the WAL are what expiry leaves between backups.
+        let objects = report.findings.iter().filter(|f| f.kind != "gap");
+        let (mut packs, mut manifests, mut wal) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for finding in objects {
             let key: Key = finding.object.parse().unwrap();
             match self.paths.parse(&key) {
                 Some(ClusterObject::Pack(owner, n)) => drop(packs.insert((owner, n))),
                 Some(ClusterObject::Manifest(id)) => drop(manifests.insert(id)),
+                Some(ClusterObject::Wal(_, entry)) => {
+                    let number = entry.segment().unwrap().number(segment_size()).unwrap().0;
+                    match finding.kind {
+                        "missing" => assert!(!self.wal.contains(&number), "{finding:?}"),
+                        _ => drop(wal.insert(number)),
+                    }
+                }
                 other => panic!("{other:?}: {finding:?}"),
             }
         }
         assert!(packs.is_subset(&self.damaged), "found {packs:?}, damaged are {:?}", self.damaged);
         let broken = self.made.iter().filter(|(_, made)| made.manifest != Readable::All);
         assert_eq!(manifests, broken.map(|(id, _)| *id).collect(), "manifests");
+        assert!(wal.is_subset(&self.damaged_wal), "found {wal:?}, damaged are {:?}", self.damaged_wal);
         self.condemned.extend(&packs);
+        self.reported_wal.extend(&wal);
+        for id in &manifests {
+            self.made.get_mut(id).unwrap().reported = true;
+        }
         if depth == Depth::Full {
             let ids: Vec<BackupId> = self.made.keys().copied().collect();
             for id in ids {

@@ -133,10 +133,11 @@ impl World {
     }
 
     /// Whether nothing is known to be wrong with a backup: none of its packs was reported, or is seen to be missing by a listing,
-    /// and all WAL is there without which it is not consistent.
+    /// nor was its manifest, and all WAL is there without which it is not consistent and none of that was reported.
     fn is_known_sound(&self, made: &Made) -> bool {
         let (first, last) = made.segments;
-        made.packs.is_disjoint(&self.condemned) && (first..=last).all(|n| self.wal.contains(&n))
+        let replayed = |n: u64| self.wal.contains(&n) && !self.reported_wal.contains(&n);
+        made.packs.is_disjoint(&self.condemned) && !made.reported && (first..=last).all(replayed)
     }
 
     /// Expires, and looks at what is left.

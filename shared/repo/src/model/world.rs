@@ -17,7 +17,7 @@ use crate::Repository;
 use crate::backup::{Backups, BlockSize, Intent, ListedState};
 use crate::error::Result;
 use crate::expire::tests::cluster;
-use crate::index::tests::{Bed, bed_in, header};
+use crate::index::tests::{Bed, bed_in};
 use crate::layout::{ClusterPaths, Key};
 use crate::object::MasterKey;
 use crate::store::StoreSettings;
@@ -51,6 +51,10 @@ pub(super) struct World {
     pub(super) condemned: BTreeSet<(BackupId, u32)>,
     /// Segments in the archive.
     pub(super) wal: BTreeSet<u64>,
+    /// Those of them that are not what was written.
+    pub(super) damaged_wal: BTreeSet<u64>,
+    /// Those of these that were reported.
+    pub(super) reported_wal: BTreeSet<u64>,
     /// The segment that is written next.
     pub(super) segment: u64,
     /// Numbers the backups.
@@ -72,6 +76,8 @@ pub(super) struct Made {
     pub(super) packs: BTreeSet<(BackupId, u32)>,
     /// What of its manifest can be read.
     pub(super) manifest: Readable,
+    /// Whether it was reported that not all of that can be.
+    pub(super) reported: bool,
 }
 
 /// What can be read.
@@ -171,6 +177,8 @@ impl World {
             damaged: BTreeSet::new(),
             condemned: BTreeSet::new(),
             wal: BTreeSet::new(),
+            damaged_wal: BTreeSet::new(),
+            reported_wal: BTreeSet::new(),
             segment: 5,
             number: 0,
             now: Timestamp::now(),
@@ -208,7 +216,7 @@ impl World {
     /// Archives every segment up to the open one, which becomes the next.
     pub(super) async fn archive(&mut self) -> u64 {
         let last = self.segment;
-        self.bed.store_header(header(self.bed.archive.lineage().id, FIRST, last)).await;
+        self.bed.store_whole(last).await;
         self.wal.insert(last);
         self.segment += 1;
         last

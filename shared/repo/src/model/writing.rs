@@ -121,6 +121,7 @@ impl World {
                     segments: (segment, stop),
                     packs,
                     manifest: Readable::All,
+                    reported: false,
                 };
                 self.made.insert(id, made);
             }
