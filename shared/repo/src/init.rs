@@ -178,7 +178,15 @@ pub(crate) async fn init(
     good_enough(&store, &probe, settings.conditional_writes)?;
     let (descriptor, existed) = match there {
         Some(descriptor) => (descriptor, true),
-        None => make(&store, settings, &new).await?,
+        None => match lost(&store).await? {
+            // Nobody makes a repository around what another one left: its id is part of every content's hash.
+            Some(error) => match found(store.get(&layout::descriptor()).await)? {
+                // Somebody made it at this moment.
+                Some(bytes) => (Descriptor::parse(store.name(), &bytes)?, true),
+                None => return Err(error),
+            },
+            None => make(&store, settings, &new).await?,
+        },
     };
     let repository = match new {
         NewRepository::WithKey(master) => Repository::assemble(name, store, descriptor, Some(master), None)?,
@@ -193,6 +201,20 @@ pub(crate) async fn init(
         _ => Repository::open_described(name, settings, store, descriptor).await?,
     };
     Ok(Initialised { repository, existed, probe })
+}
+
+/// What to say of a store that has clusters and no descriptor; `None` if it has none.
+pub(crate) async fn lost(store: &Store) -> Result<Option<RepoError>> {
+    let clusters = store.list_dirs(&layout::clusters()).await?;
+    let Some(cluster) = clusters.first() else { return Ok(None) };
+    Ok(Some(RepoError::NoRepository {
+        store: store.name().to_owned(),
+        what: format!(
+            "it has no walpoint.json, and it has what was stored of cluster {cluster}: the object is lost. Put it back, from \
+             another version of it in the store or from a copy of the store. Making a repository here would make everything \
+             that is stored unreadable, so that is refused"
+        ),
+    }))
 }
 
 /// Refuses a store that replaces objects or does not give back what it was given.
@@ -275,4 +297,29 @@ pub fn error_chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::expire::tests::{keys, world};
+
+    /// K5: where only the descriptor is lost, no repository is made around what it described.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_repository_is_made_around_what_another_left() {
+        let (bed, _) = world().await;
+        let descriptor = bed.dir.path().join(layout::descriptor().as_str());
+        let bytes = std::fs::read(&descriptor).unwrap();
+        std::fs::remove_file(&descriptor).unwrap();
+        let settings = StoreSettings::at(bed.dir.path().to_str().unwrap());
+        let before = keys(&bed).await;
+        let made = Repository::init("main", &settings, None).await.unwrap_err().to_string();
+        let opened = Repository::open("main", &settings).await.unwrap_err().to_string();
+        for told in [&made, &opened] {
+            assert!(told.contains("cluster main: the object is lost. Put it back"), "{told}");
+        }
+        assert!(!descriptor.exists() && keys(&bed).await == before);
+        std::fs::write(&descriptor, bytes).unwrap();
+        assert!(Repository::init("main", &settings, None).await.unwrap().existed);
+    }
 }

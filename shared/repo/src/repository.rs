@@ -346,11 +346,17 @@ impl Repository {
 
 /// Reads a store's descriptor. That there is none is never "not found": there is no repository then.
 pub(crate) async fn read_descriptor(store: &Store) -> Result<Descriptor> {
-    let bytes = found(store.get(&layout::descriptor()).await)?.ok_or_else(|| RepoError::NoRepository {
-        store: store.name().to_owned(),
-        what: "it has no walpoint.json; check the URL, that the directory is mounted and the bucket the right one, or \
-               create a repository with archive-agent init"
-            .to_owned(),
-    })?;
+    let Some(bytes) = found(store.get(&layout::descriptor()).await)? else {
+        // That it cannot be listed is no reason to say less.
+        if let Ok(Some(lost)) = init::lost(store).await {
+            return Err(lost);
+        }
+        return Err(RepoError::NoRepository {
+            store: store.name().to_owned(),
+            what: "it has no walpoint.json; check the URL, that the directory is mounted and the bucket the right one, or \
+                   create a repository with archive-agent init"
+                .to_owned(),
+        });
+    };
     Descriptor::parse(store.name(), &bytes)
 }

@@ -640,6 +640,7 @@ async fn a_repository_is_made_once_and_known_again() {
     walpoint_base::durable::remove(&descriptor).unwrap();
     let error = repository.read_descriptor_again().await.unwrap_err();
     assert!(matches!(error, RepoError::Replaced { .. }), "{error}");
+    std::fs::remove_dir_all(dir.path().join("clusters")).unwrap();
     Repository::init("other", &settings, None).await.unwrap();
     let error = repository.read_descriptor_again().await.unwrap_err();
     assert!(matches!(error, RepoError::Replaced { .. }), "{error}");
