@@ -7,12 +7,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use walpoint_base::ClusterName;
 
 use crate::descriptor::Descriptor;
 use crate::document;
 use crate::error::{RepoError, Result, found};
 use crate::keys::{KeySlots, KeySource};
-use crate::layout;
+use crate::layout::{self, ClusterPaths};
 use crate::object::MasterKey;
 use crate::repository::{Repository, read_descriptor};
 use crate::store::settings::ConditionalWrites;
@@ -203,18 +204,26 @@ pub(crate) async fn init(
     Ok(Initialised { repository, existed, probe })
 }
 
-/// What to say of a store that has clusters and no descriptor; `None` if it has none.
+/// What to say of a store that has lineages or backups and no descriptor; `None` if it has none. A daemon that has not noticed yet
+/// that its repository was deleted may leave a segment or two: they are no reason.
 pub(crate) async fn lost(store: &Store) -> Result<Option<RepoError>> {
-    let clusters = store.list_dirs(&layout::clusters()).await?;
-    let Some(cluster) = clusters.first() else { return Ok(None) };
-    Ok(Some(RepoError::NoRepository {
-        store: store.name().to_owned(),
-        what: format!(
-            "it has no walpoint.json, and it has what was stored of cluster {cluster}: the object is lost. Put it back, from \
-             another version of it in the store or from a copy of the store. Making a repository here would make everything \
-             that is stored unreadable, so that is refused"
-        ),
-    }))
+    for cluster in store.list_dirs(&layout::clusters()).await? {
+        let Ok(name) = cluster.parse::<ClusterName>() else { continue };
+        let paths = ClusterPaths::new(&name);
+        let lineages = store.list_all(&paths.lineages()).await?;
+        if lineages.is_empty() && store.list_dirs(&paths.backups()).await?.is_empty() {
+            continue;
+        }
+        return Ok(Some(RepoError::NoRepository {
+            store: store.name().to_owned(),
+            what: format!(
+                "it has no walpoint.json, and it has what was stored of cluster {cluster}: the object is lost. Put it back, from \
+                 another version of it in the store or from a copy of the store. Making a repository here would make \
+                 everything that is stored unreadable, so that is refused"
+            ),
+        }));
+    }
+    Ok(None)
 }
 
 /// Refuses a store that replaces objects or does not give back what it was given.
@@ -319,7 +328,7 @@ mod tests {
             assert!(told.contains("cluster main: the object is lost. Put it back"), "{told}");
         }
         assert!(!descriptor.exists() && keys(&bed).await == before);
-        std::fs::write(&descriptor, bytes).unwrap();
+        walpoint_base::durable::replace(&descriptor, &bytes, 0o640).unwrap();
         assert!(Repository::init("main", &settings, None).await.unwrap().existed);
     }
 }
