@@ -20,6 +20,10 @@ fn damaged() -> Condemned {
     }
 }
 
+fn write_new(path: &PathBuf, bytes: &[u8]) {
+    std::io::Write::write_all(&mut File::create_new(path).unwrap(), bytes).unwrap();
+}
+
 async fn announced_damage(bed: &Bed) -> usize {
     let announced = Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap();
     announced.read.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged).count()
@@ -65,7 +69,7 @@ async fn a_pack_that_was_cut_is_damage() {
     let pack = path(&bed, ClusterPaths::new(&cluster()).pack(ids[4], 0).as_str());
     let bytes = std::fs::read(&pack).unwrap();
     std::fs::remove_file(&pack).unwrap();
-    std::fs::write(&pack, &bytes[..bytes.len() - 1]).unwrap();
+    write_new(&pack, &bytes[..bytes.len() - 1]);
     let report = run(&bed, &at_once(1)).await;
     assert_eq!(
         (finished(&bed).await, newest_damage(&report)),
@@ -138,7 +142,7 @@ async fn an_announcement_that_cannot_be_read_stops_deletion() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::remove_file(&file).unwrap();
-    std::fs::write(&file, &bytes).unwrap();
+    write_new(&file, &bytes);
     let error = expire(bed.archive.repository(), &cluster(), &at_once(1)).await.unwrap_err().to_string();
     assert!(error.contains(key.as_str()) && error.contains("Run archive-agent verify"), "{error}");
     assert_eq!(finished(&bed).await, ids);
