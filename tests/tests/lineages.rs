@@ -30,6 +30,8 @@ struct Two {
     common_segment: String,
     /// A moment behind the fork that both have.
     moment: String,
+    /// A standby that has read the archive before the fork, and was stopped there.
+    follower: Cluster,
     _daemons: Vec<Daemon>,
 }
 
@@ -67,6 +69,14 @@ impl Two {
         let common_segment = segment(&bed.cluster, "both");
         let common = bed.cluster.lsn();
         archived(&bed.cluster, &segment(&bed.cluster, "both"));
+        let mut follower = bed.cluster.standby();
+        follower.set("primary_conninfo", "''");
+        let following = Agent::with(&follower, &bed.store);
+        following.write();
+        follower.set("restore_command", following.restore_command());
+        follower.start();
+        follower.wait_for("select count(*) from t", "200");
+        follower.stop(Shutdown::Fast);
         let standby = |bed: &Bed| {
             let standby = bed.cluster.standby();
             let agent = Agent::with(&standby, &bed.store);
@@ -113,6 +123,7 @@ impl Two {
             common,
             common_segment,
             moment,
+            follower,
             _daemons: vec![first, second],
         }
     }
@@ -216,6 +227,17 @@ fn restore_fetch_reads_the_lineage_that_the_data_directory_is_bound_to() {
     assert_eq!(read, std::fs::read(two.copy.wal_dir().join(&segment)).unwrap());
     let got = fetched(&two.copy_agent, &two.common_segment);
     assert!(got.success(), "what lies before the fork is in the parent: {got:?}");
+}
+
+/// A standby that has read one lineage goes on in the one that it is bound to later, as it holds nothing behind the fork.
+#[test]
+fn a_standby_follows_the_lineage_that_it_is_bound_to_later() {
+    let mut two = Two::start();
+    let binding = two.copy.pgdata().join("walpoint.lineage");
+    std::fs::copy(&binding, two.follower.pgdata().join("walpoint.lineage")).unwrap();
+    two.follower.start();
+    two.follower.wait_for("select count(*) from t where who = 'copy'", "200");
+    assert_eq!(rows(&two.follower), "both 300, copy 200", "{}", two.follower.log());
 }
 
 /// A repository that is not mounted is not made anew, and neither the data directory nor the other repository changes.

@@ -102,7 +102,12 @@ pub(crate) fn followed_by_standby(place: &Place, timeline: TimelineId) -> Option
 
 /// Whether a directory of WAL has records of a timeline behind the position at which another one left it: the server was given
 /// them or received them, and replays them. `pg_control` tells of it only after the next restartpoint. Sizes in bytes: of a segment, and of a page of WAL. Blocks.
-fn goes_on(wal: &Path, timeline: TimelineId, left: Lsn, (size, page_size): (SegmentSize, u64)) -> bool {
+pub(crate) fn goes_on(
+    wal: &Path,
+    timeline: TimelineId,
+    left: Lsn,
+    (size, page_size): (SegmentSize, u64),
+) -> bool {
     let number = SegmentNo::of(left, size);
     let Some(into_page) = left.0.checked_rem(page_size) else { return false };
     let page = Lsn(left.0 - into_page);

@@ -333,6 +333,21 @@ impl OriginKeeper {
         Ok(())
     }
 
+    /// Lets the recovery begin anew, in another lineage: what is known of the repositories and of histories was of the other one.
+    /// Where no server asks, nothing may be changed, and that is an error.
+    pub(crate) fn begin_anew(&self, lineage: LineageId) -> anyhow::Result<()> {
+        let Some(wal) = self.wal() else { return Ok(()) };
+        if !self.server() {
+            bail!("{} names another lineage than {lineage}", wal.join(RECOVERY_ORIGIN).display());
+        }
+        let mut state = self.state();
+        let _lock = lock(wal);
+        HistoryCache::in_wal(wal).forget().context("could not remove the histories of the other lineage")?;
+        Origin::new(lineage).write(wal)?;
+        *state = State::default();
+        Ok(())
+    }
+
     /// Remembers that a repository holds a segment. Writes it down now and then; a failure makes no difference to what is
     /// given.
     pub(crate) fn seen(&self, id: RepositoryId, segment: SegmentName) {

@@ -3,17 +3,22 @@
 //! The line for the repository in its binding says so. A repository that the binding does not mention has the same server's WAL
 //! under the same number, or none of it; only a directory without a binding reads the lineage that was not split off. Never does
 //! one repository's number decide about another repository that the binding mentions: a number may be another server's there.
+//!
+//! The binding counts before what the recovery began with: a person binds a standby to the lineage that its primary archives into
+//! now. The recovery goes on there only where both lineages have what the directory holds already; else nothing is given.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
 use anyhow::{Context, bail};
 use walpoint_base::{ClusterName, LineageId, Place};
-use walpoint_repo::lineage::{BINDING, bound_elsewhere, bound_lineages};
+use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+use walpoint_repo::lineage::{BINDING, Fork, bound_elsewhere, bound_lineages};
 use walpoint_repo::object::RepositoryId;
 use walpoint_repo::{Lineage, Repository};
 
 use super::{Archive, lock};
+use crate::wal::branch;
 use crate::wal::refusal::Refusal;
 
 impl Archive {
@@ -26,6 +31,9 @@ impl Archive {
             let found = found.with_context(|| format!("lineage {id} of cluster {cluster} is not in it"))?;
             if elsewhere.is_some_and(|elsewhere| elsewhere.id == *id && !elsewhere.is_same_life(&found)) {
                 return Err(another_servers(*id, cluster));
+            }
+            if let Some(begun) = self.origin.lineage()?.filter(|begun| begun != id) {
+                self.change(begun, &found)?;
             }
             return Ok(found);
         }
@@ -72,6 +80,27 @@ impl Archive {
         Ok(newest)
     }
 
+    /// Lets a recovery that began in another lineage go on in the bound one, if what the data directory holds is in both.
+    fn change(&self, begun: LineageId, bound: &Lineage) -> anyhow::Result<()> {
+        let Some(place) = &self.place else { return Ok(()) };
+        let parent = bound.parent.filter(|parent| parent.lineage == begun);
+        let common = parent.and_then(|parent| parent.fork).is_some_and(|fork| holds_less(place, fork));
+        if !common {
+            let (path, id) = (place.pgdata.join(BINDING), bound.id);
+            bail!(Refusal(format!(
+                "this recovery began in lineage {begun}, and {} binds the data directory to {id}: it is not known that what was \
+                 replayed is in both. HINT: If the data directory has WAL of {begun} that {id} lacks, make it anew \
+                 (restore-agent restore --standby, or pg_basebackup); if it is to go on in {begun}, correct {BINDING}.",
+                path.display()
+            )));
+        }
+        tracing::warn!(
+            "the data directory is bound to lineage {}: recovery continues there, and no longer in {begun}",
+            bound.id
+        );
+        self.origin.begin_anew(bound.id)
+    }
+
     /// The lineages of this cluster that the data directory is bound to.
     fn bound(&self) -> anyhow::Result<BTreeMap<RepositoryId, LineageId>> {
         let Some(Place { pgdata, .. }) = &self.place else { return Ok(BTreeMap::new()) };
@@ -103,6 +132,15 @@ impl Archive {
         }
         None
     }
+}
+
+/// Whether a data directory holds nothing behind the position up to which two lineages have the same WAL.
+fn holds_less(place: &Place, fork: Fork) -> bool {
+    let control = std::fs::read(place.pgdata.join(CONTROL_FILE)).ok();
+    let Some(control) = control.and_then(|control| ControlFile::parse(&control).ok()) else { return false };
+    let sizes = (control.wal_segment_size, u64::from(control.wal_block_size));
+    let reached = control.min_recovery_point.max(control.checkpoint.lsn);
+    reached <= fork.lsn && !branch::goes_on(&place.wal, fork.timeline, fork.lsn, sizes)
 }
 
 fn another_servers(id: LineageId, cluster: &ClusterName) -> anyhow::Error {

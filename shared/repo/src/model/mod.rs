@@ -13,7 +13,7 @@
 //! What is held against the model after every step: each backup that is listed restores to the bytes of that moment, or
 //! fails because of damage that the model did; nothing goes that must stay, and what may go is gone after the grace period;
 //! `verify` finds damage and nothing else. A life is a sequence of steps by a seed; its journal is printed when it fails, and
-//! `WALPOINT_MODEL_SEED` plays it again. Requests that run beside each other may come in another order then.
+//! `WALPOINT_MODEL_SEED` plays it again, and `WALPOINT_MODEL_FIRST` is the first seed of several. Requests that run beside each other may come in another order then.
 
 mod cluster;
 mod damage;
@@ -86,10 +86,12 @@ fn lives(seconds: u64) {
         return;
     }
     let seconds = from_environment("WALPOINT_MODEL_SECONDS").unwrap_or(seconds);
-    let (began, first) = (Instant::now(), rand::rng().random::<u32>());
+    let first =
+        from_environment("WALPOINT_MODEL_FIRST").unwrap_or_else(|| rand::rng().random::<u32>().into());
+    let began = Instant::now();
     let (mut lives, mut steps) = (0u64, 0);
     while lives == 0 || began.elapsed() < Duration::from_secs(seconds) {
-        steps += runtime.block_on(live(u64::from(first) + lives));
+        steps += runtime.block_on(live(first + lives));
         lives += 1;
     }
     println!("{lives} lives of {steps} steps in {:.1} s", began.elapsed().as_secs_f64());
