@@ -32,7 +32,23 @@ pub fn limit_memory(command: &Command, bytes: u64) -> Command {
 /// Needs root.
 pub fn in_pid_namespace(command: &Command) -> Command {
     let mut outer = Command::new("unshare");
-    outer.args(["--pid", "--fork", "--mount-proc", "--kill-child", "setpriv", "--clear-groups"]);
+    outer.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+    as_the_servers_user(outer, command)
+}
+
+/// A copy of `command` that sees an empty directory in place of this one, as where a filesystem is not mounted; as the servers'
+/// user. Needs root.
+pub fn hiding(command: &Command, directory: &Path) -> Command {
+    let mut outer = Command::new("unshare");
+    outer
+        .args(["--mount", "sh", "-c", "mount -t tmpfs none \"$1\" && shift && exec \"$@\"", "sh"])
+        .arg(directory);
+    as_the_servers_user(outer, command)
+}
+
+/// `outer command`, the command as the servers' user, with its environment and directory.
+fn as_the_servers_user(mut outer: Command, command: &Command) -> Command {
+    outer.args(["setpriv", "--clear-groups"]);
     outer.args([format!("--reuid={}", user::ids().uid), format!("--regid={}", user::ids().gid)]);
     outer.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {

@@ -15,7 +15,7 @@ use walpoint_repo::backup::BackupWriter;
 use super::copies::{Failures, Lanes};
 use super::pages::Newest;
 use super::reader::{Reader, Shared};
-use super::walk::{Found, Ground, Kind};
+use super::walk::{Entered, Found, Ground, Kind};
 
 /// Batches that wait for a reader.
 const QUEUE: usize = 8;
@@ -44,7 +44,7 @@ pub(crate) fn positions() -> (Newest, Positions) {
     (newest, positions)
 }
 
-/// Copies everything but `pg_control`. Ends early, with an error, when the session is lost, when nothing can be stored any
+/// Copies everything but `pg_control`; what the walk met. Ends early, with an error, when the session is lost, when nothing can be stored any
 /// more, or when [`Shared::stop`] is cancelled.
 pub(crate) async fn copy(
     ground: &Ground,
@@ -53,7 +53,8 @@ pub(crate) async fn copy(
     failures: &Arc<Failures>,
     readers: usize,
     session: (&mut BackupSession, Positions),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Entered> {
+    let entered = Arc::new(Mutex::new(None));
     let (sender, receiver) = sync_channel(QUEUE);
     let receiver = Arc::new(Mutex::new(receiver));
     let mut threads = JoinSet::new();
@@ -63,8 +64,12 @@ pub(crate) async fn copy(
         threads.spawn_blocking(move || read_all(&shared, lanes, &receiver));
     }
     drop(receiver);
-    let (walker, walked) = (ground.clone(), Arc::clone(shared));
-    threads.spawn_blocking(move || walk(&walker, &walked, &sender));
+    let (walker, walked, slot) = (ground.clone(), Arc::clone(shared), Arc::clone(&entered));
+    threads.spawn_blocking(move || {
+        let entered = walk(&walker, &walked, &sender)?;
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(entered);
+        Ok(())
+    });
     let result = watch(&mut threads, writers, failures, session).await;
     if result.is_err() {
         // A thread that waits for a store ends when the store's patience does; nothing it does counts any more.
@@ -73,7 +78,9 @@ pub(crate) async fn copy(
             .await
             .ok();
     }
-    result
+    result?;
+    let entered = entered.lock().unwrap_or_else(PoisonError::into_inner).take();
+    entered.context("the walk over the data directory did not end")
 }
 
 /// Waits for all threads, and for anything that makes their work useless.
@@ -119,10 +126,10 @@ pub(crate) async fn note_progress(writers: &[BackupWriter], failures: &Failures,
     }
 }
 
-fn walk(ground: &Ground, shared: &Shared, sender: &SyncSender<Vec<Found>>) -> anyhow::Result<()> {
+fn walk(ground: &Ground, shared: &Shared, sender: &SyncSender<Vec<Found>>) -> anyhow::Result<Entered> {
     let hand_on = |batch| sender.send(batch).map_err(|_| anyhow!("all readers of the backup have ended"));
     let (mut batch, mut bytes) = (Vec::with_capacity(BATCH), 0);
-    ground.walk(&mut |found| {
+    let entered = ground.walk(&mut |found| {
         if shared.stop.is_cancelled() {
             return Err(anyhow!("the backup was stopped"));
         }
@@ -136,7 +143,8 @@ fn walk(ground: &Ground, shared: &Shared, sender: &SyncSender<Vec<Found>>) -> an
         bytes = 0;
         hand_on(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)))
     })?;
-    hand_on(batch)
+    hand_on(batch)?;
+    Ok(entered)
 }
 
 fn read_all(

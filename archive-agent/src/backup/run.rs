@@ -36,7 +36,7 @@ use super::preflight::Chosen;
 use super::publish::{self, Published, Publishing};
 use super::reader::{BUFFER, Counts, Shared};
 use crate::check::repository::Destination;
-use crate::check::{Examined, LocalSource, source, whose_files};
+use crate::check::{Examined, LocalSource, source, visible, whose_files};
 
 /// What an interrupted backup says.
 pub(crate) const INTERRUPTED: &str = "interrupted by a signal: no backup was made";
@@ -326,6 +326,7 @@ impl Run<'_> {
         started: Timestamp,
     ) -> anyhow::Result<(Copied, Server)> {
         let start = session.started().clone();
+        let places = self.unless_stopped(session.places()).await?;
         let (newest, positions) = positions();
         let progress = Progress::bytes("copying", examined.measure.bytes, self.show_progress);
         let shared = Arc::new(Shared {
@@ -340,7 +341,7 @@ impl Run<'_> {
         let copied =
             copy(&examined.ground, &shared, writers, failures, readers, (&mut session, positions)).await;
         progress.end();
-        copied?;
+        let entered = copied?;
         // After everything else: on a standby it says how far recovery has to go before the copy is consistent.
         let (pgdata, lanes) = (examined.pgdata.clone(), Lanes::new(writers, failures));
         let control = tokio::task::spawn_blocking(move || copy_control(&pgdata, lanes)).await??;
@@ -351,6 +352,7 @@ impl Run<'_> {
         let ended = Timestamp::now();
         // Once more: another directory may have been mounted there meanwhile.
         let proven = self.unless_stopped(whose_files::prove(&mut server, &examined.pgdata)).await?;
+        self.unless_stopped(visible::all_seen(&mut server, &examined.ground, &places, &entered)).await?;
         whose_files::same_process(start.process, stop.process)?;
         whose_files::same_process(stop.process, proven)?;
         let server = tokio::sync::Mutex::new(server);

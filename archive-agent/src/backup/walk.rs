@@ -3,7 +3,7 @@
 //! PostgreSQL goes on while this looks, so anything may vanish between two looks; that is normal and left out. What is held
 //! for each file is its name, while its directory is walked through.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use rustix::fs::Access;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::files::{self, Action, Unlogged};
+use walpoint_pg::server::{DEFAULT_TABLESPACE, Place};
 use walpoint_repo::backup::{Attributes, RelativePath, Root, TablePath};
 
 use super::directory::{Directory, Seen, cannot_read, present};
@@ -64,6 +65,62 @@ pub(crate) struct Measure {
     pub(crate) bytes: u64,
 }
 
+/// What a walk met of what every cluster, every tablespace and every database has.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Entered {
+    /// Directories of databases in which there is anything, by the OIDs of tablespace and database.
+    databases: BTreeSet<(u32, u32)>,
+    /// Tablespaces in which there is the directory of this version.
+    tablespaces: BTreeSet<u32>,
+    /// Directories of [`NEEDED`] in which there is anything.
+    needed: BTreeSet<&'static str>,
+}
+
+/// What no cluster is without, never empty.
+const NEEDED: [&str; 4] = ["base", "global", "pg_multixact", "pg_xact"];
+
+impl Entered {
+    /// Whether the walk met it.
+    pub(crate) fn has(&self, place: &Place) -> bool {
+        match place.database {
+            None => self.tablespaces.contains(&place.tablespace),
+            Some(database) => self.databases.contains(&(place.tablespace, database)),
+        }
+    }
+
+    /// What a server does not run without and the walk did not meet.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        match NEEDED.iter().find(|name| !self.needed.contains(*name)) {
+            Some(name) => bail!(
+                "{name} is missing or empty here, and no server runs without it: is it a link or a mount that leads nowhere \
+                 here? Make it visible, or let the server send the cluster (backup --remote)"
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes a directory that was opened.
+    fn note(&mut self, path: &Path, directory: &Directory) {
+        let anything = directory.names().next().is_some();
+        if let Some((space, database)) = files::database_directory(path) {
+            if anything {
+                self.databases.insert((space.unwrap_or(DEFAULT_TABLESPACE), database));
+            }
+        } else if let Some(space) = space_of_version_directory(path) {
+            self.tablespaces.insert(space);
+        } else if let Some(name) = NEEDED.iter().find(|name| anything && path == Path::new(name)) {
+            self.needed.insert(name);
+        }
+    }
+}
+
+/// The OID in `pg_tblspc/<oid>/PG_<version>`. The walk enters that of its own version only.
+fn space_of_version_directory(path: &Path) -> Option<u32> {
+    let rest = path.strip_prefix("pg_tblspc").ok()?;
+    let (space, version) = (rest.parent()?, rest.file_name()?);
+    version.as_bytes().starts_with(b"PG_").then(|| space.to_str()?.parse().ok()).flatten()
+}
+
 impl Ground {
     /// The data directory with that `pg_control`, and paths outside it.
     pub(crate) fn new(pgdata: &Path, control: &ControlFile, extra_paths: &[PathBuf]) -> Self {
@@ -76,8 +133,8 @@ impl Ground {
 
     /// Visits everything, `pg_control` excepted, each directory before what is in it. Blocks; ends with the visitor's first
     /// error.
-    pub(crate) fn walk(&self, visit: &mut dyn FnMut(Found) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let mut walk = Walk { ground: self, visit, spaces: self.spaces()? };
+    pub(crate) fn walk(&self, visit: &mut dyn FnMut(Found) -> anyhow::Result<()>) -> anyhow::Result<Entered> {
+        let mut walk = Walk { ground: self, visit, spaces: self.spaces()?, entered: Entered::default() };
         let root = TablePath { root: Root::Data, path: RelativePath::default() };
         // The data directory itself may be reached through a link.
         let meta = fs::metadata(&self.pgdata).with_context(|| cannot_read(&self.pgdata))?;
@@ -89,14 +146,35 @@ impl Ground {
                 .with_context(|| format!("{} of extra_paths cannot be read", extra.display()))?;
             walk.extra(&root, extra, &Seen::from(&meta), 0)?;
         }
-        Ok(())
+        Ok(walk.entered)
     }
 
-    /// Adds everything up, and finds what this process may not read.
-    pub(crate) fn measure(&self) -> anyhow::Result<Measure> {
+    /// Whether the directory of a place is there now, that of a database with anything in it. Blocks.
+    pub(crate) fn sees(&self, place: &Place) -> bool {
+        let space = self.pgdata.join(format!("pg_tblspc/{}", place.tablespace)).join(&self.version_directory);
+        match (place.database, place.tablespace) {
+            (None, _) => space.is_dir(),
+            (Some(database), DEFAULT_TABLESPACE) => is_filled(&self.pgdata.join(format!("base/{database}"))),
+            (Some(database), _) => is_filled(&space.join(database.to_string())),
+        }
+    }
+
+    /// Where it is, for a person.
+    pub(crate) fn shown(&self, place: &Place) -> String {
+        let Place { tablespace, database, name } = place;
+        let version = &self.version_directory;
+        match (database, *tablespace) {
+            (None, _) => format!("tablespace {name:?} (pg_tblspc/{tablespace}/{version})"),
+            (Some(database), DEFAULT_TABLESPACE) => format!("database {name:?} (base/{database})"),
+            (Some(database), _) => format!("database {name:?} (pg_tblspc/{tablespace}/{version}/{database})"),
+        }
+    }
+
+    /// Adds everything up, and finds what this process may not read, or what is missing that every cluster has.
+    pub(crate) fn measure(&self) -> anyhow::Result<(Measure, Entered)> {
         let mut measure = Measure::default();
         let ours = rustix::process::geteuid().as_raw();
-        self.walk(&mut |found| {
+        let entered = self.walk(&mut |found| {
             let Kind::File(bytes) = found.kind else { return Ok(()) };
             measure.files += 1;
             measure.bytes = measure.bytes.saturating_add(bytes);
@@ -111,7 +189,8 @@ impl Ground {
             }
             Ok(())
         })?;
-        Ok(measure)
+        entered.check()?;
+        Ok((measure, entered))
     }
 
     /// The directories of tablespaces, by device and inode. One that lies inside the data directory is seen once only.
@@ -135,6 +214,7 @@ struct Walk<'a> {
     ground: &'a Ground,
     visit: &'a mut dyn FnMut(Found) -> anyhow::Result<()>,
     spaces: HashSet<(u64, u64)>,
+    entered: Entered,
 }
 
 impl Walk<'_> {
@@ -149,6 +229,7 @@ impl Walk<'_> {
             bail!("{} is nested too deep: do links lead in a circle?", place.display());
         }
         let Some(directory) = Directory::open(place)? else { return Ok(()) };
+        self.entered.note(path.path.as_path(), &directory);
         let mut unlogged = Unlogged::default();
         if files::is_relation_directory(path.path.as_path()) {
             directory.names().for_each(|name| unlogged.note(name));
@@ -255,6 +336,10 @@ impl Walk<'_> {
     }
 }
 
+fn is_filled(directory: &Path) -> bool {
+    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// Whether PostgreSQL itself keeps something at this path that a cluster cannot do without; a `log` that is a link
 /// somewhere is none of that.
 fn is_the_servers(relative: &Path) -> bool {
@@ -301,6 +386,41 @@ mod tests {
             extra_paths: extra_paths.to_vec(),
             version_directory: VERSION.to_owned(),
         }
+    }
+
+    #[test]
+    fn what_a_walk_did_not_meet_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, space) = (dir.path().join("data"), dir.path().join("space"));
+        for name in ["base/5/PG_VERSION", "global/1262", "pg_xact/0000"] {
+            file(&data.join(name));
+        }
+        for name in ["base/6", "pg_tblspc", "pg_multixact"] {
+            fs::create_dir(data.join(name)).unwrap();
+        }
+        file(&space.join(VERSION).join("5/16400"));
+        fs::create_dir(dir.path().join("unmounted")).unwrap();
+        symlink(&space, data.join("pg_tblspc/16399")).unwrap();
+        symlink(dir.path().join("unmounted"), data.join("pg_tblspc/16500")).unwrap();
+        symlink(dir.path().join("nowhere"), data.join("pg_tblspc/16501")).unwrap();
+        let ground = ground(&data, &[]);
+        let entered = ground.walk(&mut |_| Ok(())).unwrap();
+        for (tablespace, database, there) in [
+            (16399, None, true),
+            (16500, None, false),
+            (16501, None, false),
+            (16399, Some(5), true),
+            (16399, Some(6), false),
+            (DEFAULT_TABLESPACE, Some(5), true),
+            (DEFAULT_TABLESPACE, Some(6), false),
+        ] {
+            let place = Place { tablespace, database, name: String::new() };
+            assert_eq!((entered.has(&place), ground.sees(&place)), (there, there), "{place:?}");
+        }
+        let error = entered.check().unwrap_err().to_string();
+        assert!(error.starts_with("pg_multixact is missing or empty"), "{error}");
+        file(&data.join("pg_multixact/offsets/0000"));
+        ground.measure().unwrap().1.check().unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`report`] | a line for each thing, with what to do |
 //! | [`source`] | the data directory and its server |
+//! | [`visible`] | whether all that the server has is seen |
 //! | [`whose_files`] | the proof that they belong together |
 //! | [`remote`] | a server whose data directory is not read |
 //! | [`repository`] | the repositories |
@@ -18,6 +19,7 @@ pub(crate) mod report;
 pub(crate) mod repository;
 pub(crate) mod source;
 mod standbys;
+pub(crate) mod visible;
 pub(crate) mod whose_files;
 
 use std::path::{Path, PathBuf};
@@ -36,7 +38,7 @@ use walpoint_runtime::progress::{Progress, human_bytes, human_duration};
 use self::remote::{RemoteSource, examine_remote, why_remote};
 use self::report::{Grade, Line, Report};
 use self::repository::Destination;
-use crate::backup::walk::{Ground, Measure};
+use crate::backup::walk::{Entered, Ground, Measure};
 use crate::daemon::pgdata;
 use crate::health;
 use crate::wal::dropped;
@@ -108,7 +110,8 @@ pub(crate) async fn examine(
     let control = source::data_directory(report, &pgdata);
     let Some(control) = control else { return Ok(None) };
     let ground = Ground::new(&pgdata, &control, &settings.extra_paths);
-    let measure = measure(report, &ground, &pgdata, &settings.extra_paths).await;
+    let measured = measure(report, &ground, &pgdata, &settings.extra_paths).await;
+    let measure = measured.as_ref().map(|(measure, _)| *measure);
     let connected = source::server(report, settings, &pgdata, &control).await;
     let destinations = repository::destinations(report, selection, (&control).into()).await;
     places(report, &destinations, &pgdata);
@@ -117,6 +120,9 @@ pub(crate) async fn examine(
         repository::space(report, destination, measure.map_or(0, |measure| measure.bytes), full).await;
     }
     let Some((mut server, identity)) = connected else { return Ok(None) };
+    if let Some((_, entered)) = &measured {
+        visible::examine(report, &mut server, &ground, entered).await;
+    }
     source::rights(report, &mut server, identity.in_recovery).await;
     source::configuration(report, &mut server, &identity, &pgdata, settings).await;
     standbys::bindings(report, &mut server, &pgdata).await;
@@ -135,7 +141,7 @@ async fn measure(
     ground: &Ground,
     pgdata: &Path,
     extra_paths: &[PathBuf],
-) -> Option<Measure> {
+) -> Option<(Measure, Entered)> {
     let what = "files";
     for extra in extra_paths {
         if !extra.is_absolute() || inside(extra, pgdata) {
@@ -146,9 +152,10 @@ async fn measure(
     }
     let walked = ground.clone();
     let measured = tokio::task::spawn_blocking(move || walked.measure()).await;
-    let measure = report.take(what, measured.map_err(anyhow::Error::from).and_then(|measured| measured))?;
+    let measured = measured.map_err(anyhow::Error::from).and_then(|measured| measured);
+    let (measure, entered) = report.take(what, measured)?;
     report.ok(what, format!("{} files, {}, may all be read", measure.files, human_bytes(measure.bytes)));
-    Some(measure)
+    Some((measure, entered))
 }
 
 /// A repository inside the data directory would be in its own backups, and lost with it.

@@ -177,6 +177,18 @@ pub fn relation(path: &Path) -> Option<RelationFile> {
     is_relation_directory(path.parent()?).then(|| RelationFile::parse(path.file_name()?)).flatten()
 }
 
+/// What a database has in one tablespace, if this is a directory for that: the OIDs of the tablespace, `None` for `base`, and
+/// of the database.
+pub fn database_directory(path: &Path) -> Option<(Option<u32>, u32)> {
+    is_relation_directory(path).then_some(())?;
+    let database = number(path.file_name()?.as_bytes())?;
+    let mut parts = path.components();
+    match parts.next()?.as_os_str().as_bytes() {
+        b"base" => Some((None, database)),
+        _ => Some((Some(number(parts.next()?.as_os_str().as_bytes())?), database)),
+    }
+}
+
 /// Whether relation files lie in this directory: `global`, `base/<oid>`, `pg_tblspc/<oid>/PG_<version>/<oid>`.
 pub fn is_relation_directory(path: &Path) -> bool {
     let mut parts = [&b""[..]; 4];
@@ -334,6 +346,10 @@ mod tests {
         ] {
             assert!(!is_relation_directory(Path::new(path)), "{path}");
         }
+        let place = |path: &str| database_directory(Path::new(path));
+        assert_eq!(place("base/5"), Some((None, 5)));
+        assert_eq!(place("pg_tblspc/16390/PG_17_202406281/5"), Some((Some(16390), 5)));
+        assert_eq!([place("global"), place("base"), place("base/5/6")], [None; 3]);
         assert_eq!(tablespace_version_directory(PgMajor::new(15).unwrap(), 202_209_061), "PG_15_202209061");
     }
 

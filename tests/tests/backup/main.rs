@@ -15,6 +15,7 @@ mod memory;
 mod remote;
 mod remote_faults;
 mod repositories;
+mod unseen;
 mod upgrade;
 mod wal;
 mod whose_files;

@@ -76,14 +76,16 @@ impl Run<'_> {
         is_the_server(&mut walsender, &examined.identity).await?;
         let label = if self.label.is_empty() { DEFAULT_LABEL } else { &self.label };
         let started = Timestamp::now();
-        let expected = examined.server.tablespaces().await?;
-        let inside = expected.iter().any(|tablespace| tablespace.location.is_relative());
+        let before = examined.server.tablespaces().await?;
+        let inside = before.iter().any(|tablespace| tablespace.location.is_relative());
         let map = Command::can_map(examined.identity.major, inside);
         let command = Command { label, fast: self.fast, map };
         let stream = self.unless_stopped(BaseBackup::start(walsender, &command)).await;
         waiting.end();
         let stream = stream?;
-        let inside = examined.server.tablespaces().await?.iter().any(|t| t.location.is_relative());
+        // What was created before the start is not in the WAL that replay reads.
+        let expected = examined.server.tablespaces().await?;
+        let inside = expected.iter().any(|tablespace| tablespace.location.is_relative());
         if map && !Command::can_map(examined.identity.major, inside) {
             bail!(
                 "a tablespace inside the data directory was created while the backup began: run the backup again"

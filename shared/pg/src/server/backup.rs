@@ -11,6 +11,7 @@ use walpoint_base::{Lsn, PgMajor, TimelineId};
 use super::error::ServerError;
 use super::role::Right;
 use super::session::Server;
+use super::tablespaces::Place;
 use crate::connect::Row;
 
 /// How long a start without `fast` may wait for the next checkpoint, and one with it for its own.
@@ -142,6 +143,11 @@ impl BackupSession {
     /// Where WAL ends now, as [`Server::position`].
     pub async fn position(&mut self) -> Result<Option<Lsn>, ServerError> {
         self.server.position().await
+    }
+
+    /// Where the server keeps files, as [`Server::places`].
+    pub async fn places(&mut self) -> Result<Vec<Place>, ServerError> {
+        self.server.places().await
     }
 
     /// Ends the backup without waiting for the archive: whoever stores it waits for the WAL up to [`BackupStop::lsn`].

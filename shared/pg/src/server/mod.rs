@@ -32,5 +32,5 @@ pub use self::role::{Right, least_privilege_sql};
 pub use self::same::SessionName;
 pub use self::session::Server;
 pub use self::snapshot::{ExportedSnapshots, SNAPSHOTS};
-pub use self::tablespaces::Tablespace;
+pub use self::tablespaces::{DEFAULT_TABLESPACE, Place, Tablespace};
 pub use self::wal::{ArchiverStats, Receiver, ReplayState};

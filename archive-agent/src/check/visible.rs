@@ -1,0 +1,77 @@
+//! Whether this process sees what its server sees: the directory of every tablespace and of every database.
+//!
+//! A filesystem that is not mounted here, a mount point that is empty here, a link that leads nowhere in this container: to a
+//! walk over the data directory each looks like something that was dropped a moment ago. The server is asked what there is.
+
+use anyhow::bail;
+use walpoint_pg::server::{Place, Server};
+
+use super::report::Report;
+use crate::backup::walk::{Entered, Ground};
+
+/// What to do about it.
+const ADVICE: &str = "mount it where this process runs, at the same place as for the server (in a container: share the \
+    volume), or let the server send the cluster (backup --remote); a tablespace whose files are lost for good keeps every \
+    backup away until it is dropped";
+
+/// Looks for everything that the server has, after a walk.
+pub(super) async fn examine(report: &mut Report, server: &mut Server, ground: &Ground, entered: &Entered) {
+    let what = "tablespaces and databases";
+    match report.take(what, unseen(server, ground, entered).await) {
+        None => {}
+        Some(unseen) if unseen.is_empty() => report.ok(what, "all that the server has are seen here"),
+        Some(unseen) => report.failed(what, told(ground, &unseen), ADVICE),
+    }
+}
+
+/// What the server has and this process does not see. What was created since the walk is looked for once more, and what was
+/// dropped meanwhile does not count.
+async fn unseen(server: &mut Server, ground: &Ground, entered: &Entered) -> anyhow::Result<Vec<Place>> {
+    let mut unseen = server.places().await?;
+    unseen.retain(|place| !entered.has(place));
+    if unseen.is_empty() {
+        return Ok(unseen);
+    }
+    let looking = ground.clone();
+    let mut unseen = tokio::task::spawn_blocking(move || {
+        unseen.retain(|place| !looking.sees(place));
+        unseen
+    })
+    .await?;
+    if !unseen.is_empty() {
+        keep_those_there(&mut unseen, server).await?;
+    }
+    Ok(unseen)
+}
+
+/// There is no backup without what the server had before the walk, `before`, and still has, and the walk did not meet.
+pub(crate) async fn all_seen(
+    server: &mut Server,
+    ground: &Ground,
+    before: &[Place],
+    entered: &Entered,
+) -> anyhow::Result<()> {
+    entered.check()?;
+    let mut unseen: Vec<Place> = before.iter().filter(|place| !entered.has(place)).cloned().collect();
+    if unseen.is_empty() {
+        return Ok(());
+    }
+    keep_those_there(&mut unseen, server).await?;
+    if unseen.is_empty() {
+        return Ok(());
+    }
+    bail!("no backup was made: {}. HINT: {ADVICE}", told(ground, &unseen))
+}
+
+/// Drops what the server does not have any more.
+async fn keep_those_there(places: &mut Vec<Place>, server: &mut Server) -> anyhow::Result<()> {
+    let there = server.places().await?;
+    let same = |a: &Place, b: &Place| (a.tablespace, a.database) == (b.tablespace, b.database);
+    places.retain(|place| there.iter().any(|there| same(there, place)));
+    Ok(())
+}
+
+fn told(ground: &Ground, unseen: &[Place]) -> String {
+    let names: Vec<String> = unseen.iter().map(|place| ground.shown(place)).collect();
+    format!("the server has files that cannot be seen from here: {}", names.join(", "))
+}
