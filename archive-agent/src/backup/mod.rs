@@ -12,6 +12,7 @@
 //! | [`copies`] | storing it in every repository |
 //! | [`publish`], [`needed_wal`], [`needed_history`] | announcing it once the WAL it needs is there |
 //! | [`own_wal`], [`early`] | whether that is the WAL of the server which was copied, and finding out early |
+//! | [`database_copies`] | whether replay would copy a database otherwise than the server did |
 //! | [`owners`], [`outcome`] | whose files they are; what is told at the end |
 //!
 //! What always holds: the manifest is created last, after every segment of WAL that the backup needs was found in the
@@ -20,6 +21,7 @@
 
 mod copies;
 mod copy;
+mod database_copies;
 mod directory;
 mod early;
 mod holes;

@@ -1,12 +1,14 @@
 //! Waiting until the WAL that a backup needs is in a repository. Before that the backup is nothing that can be restored, so
 //! it is not announced.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
 use tokio::sync::Mutex;
+use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory};
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{BackupFacts, WalStored};
@@ -66,6 +68,11 @@ impl NeededWal {
         (self.first.0..=self.last.0).rev().flat_map(|number| self.names(SegmentNo(number)))
     }
 
+    /// Every segment, in order.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = SegmentNo> + use<> {
+        (self.first.0..=self.last.0).map(SegmentNo)
+    }
+
     /// The names that a segment may be stored under: one, but where the timeline changed within it.
     pub(crate) fn names(&self, segment: SegmentNo) -> Vec<SegmentName> {
         match segment {
@@ -75,24 +82,33 @@ impl NeededWal {
         }
     }
 
-    /// The first segment, from `from` on, that is not in the archive; `None` if all are there.
+    /// The first segment, from `from` on, that is not in the archive; `None` if all are there. Those before it in which a
+    /// database was copied are added to `copied`.
     async fn first_missing(
         &self,
         archive: &WalArchive,
         from: SegmentNo,
+        copied: &mut BTreeSet<SegmentNo>,
     ) -> anyhow::Result<Option<SegmentNo>> {
         let numbers = (from.0..=self.last.0).map(SegmentNo);
         let looks = numbers.map(|segment| async move { (segment, self.is_there(archive, segment).await) });
         let mut looks = stream::iter(looks).buffered(AT_ONCE);
         while let Some((segment, there)) = looks.next().await {
-            if !there? {
-                return Ok(Some(segment));
+            match there? {
+                None => return Ok(Some(segment)),
+                Some(marks) if marks.database_copy => drop(copied.insert(segment)),
+                Some(_) => {}
             }
         }
         Ok(None)
     }
 
-    async fn is_there(&self, archive: &WalArchive, segment: SegmentNo) -> anyhow::Result<bool> {
+    /// What is marked in a segment, if it is there.
+    async fn is_there(
+        &self,
+        archive: &WalArchive,
+        segment: SegmentNo,
+    ) -> anyhow::Result<Option<SegmentMarks>> {
         for name in self.names(segment) {
             let Some(header) = archive.header(name).await? else { continue };
             if header.damaged {
@@ -101,25 +117,27 @@ impl NeededWal {
                      recovery would end in it"
                 );
             }
-            return Ok(true);
+            return Ok(Some(header.marks));
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Waits until all are in the archive, `limit` at the most. What keeps them away is logged meanwhile, and in the error.
+    /// Gives those in which a database was copied file by file.
     pub(crate) async fn wait(
         &self,
         archive: &WalArchive,
         limit: Duration,
         server: &Mutex<Server>,
         pgdata: Option<&Path>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<BTreeSet<SegmentNo>> {
+        let mut copied = BTreeSet::new();
         let (began, mut moved, mut told) = (Instant::now(), Instant::now(), Instant::now());
         let (mut next, mut pause) = (self.first, Duration::from_millis(50));
         let repository = archive.repository().name();
         loop {
-            let missing = match self.first_missing(archive, next).await {
-                Ok(None) => return Ok(()),
+            let missing = match self.first_missing(archive, next, &mut copied).await {
+                Ok(None) => return Ok(copied),
                 Ok(Some(missing)) => missing,
                 Err(error) if is_transient(&error) => {
                     tracing::warn!(repository, "looking for WAL failed, trying again: {error:#}");

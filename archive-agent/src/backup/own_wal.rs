@@ -39,6 +39,11 @@ impl Checkpoints {
         Ok(Self { label, control, from_standby: facts.from_standby, stop: facts.stop_lsn })
     }
 
+    /// Where recovery from the backup starts, and where it is consistent.
+    pub(crate) fn range(&self) -> (Lsn, Lsn) {
+        (self.label.start, self.stop)
+    }
+
     /// An error says that the stored WAL is not that of the server which was copied. The WAL that the backup needs is there.
     pub(crate) async fn prove(&self, archive: &WalArchive, needed: &NeededWal) -> anyhow::Result<()> {
         let Self { label, control, .. } = self;

@@ -14,6 +14,7 @@ use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::config::duration;
 
 use super::copies::Failures;
+use super::database_copies;
 use super::needed_history::Histories;
 use super::needed_wal::NeededWal;
 use super::own_wal::{self, Checkpoints};
@@ -107,9 +108,10 @@ impl Publishing<'_> {
             for timeline in [stored.first.timeline, stored.last.timeline] {
                 histories.store(&archive, timeline).await?;
             }
-            self.needed.wait(&archive, limit, self.server, self.pgdata).await?;
+            let copied = self.needed.wait(&archive, limit, self.server, self.pgdata).await?;
             // What arrived under these names may be another server's.
             self.checkpoints.prove(&archive, self.needed).await?;
+            database_copies::refuse(&archive, self.needed, &copied, self.checkpoints.range()).await?;
             if let Some(pgdata) = self.pgdata {
                 refuse_split_brain(&archive, pgdata, self.needed).await?;
             }

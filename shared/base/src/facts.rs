@@ -57,11 +57,13 @@ pub struct SegmentMarks {
     pub parameters: bool,
     /// Such a change that sets `wal_level = minimal`, or whose values were not read.
     pub minimal: bool,
+    /// The directory of a database copied file by file: replay copies what is there then.
+    pub database_copy: bool,
 }
 
 impl SegmentMarks {
     /// What cannot be decoded may hold anything.
-    pub const ALL: Self = Self { tablespace: true, parameters: true, minimal: true };
+    pub const ALL: Self = Self { tablespace: true, parameters: true, minimal: true, database_copy: true };
 
     /// Marked where one of both is.
     #[must_use]
@@ -70,6 +72,7 @@ impl SegmentMarks {
             tablespace: self.tablespace || other.tablespace,
             parameters: self.parameters || other.parameters,
             minimal: self.minimal || other.minimal,
+            database_copy: self.database_copy || other.database_copy,
         }
     }
 }

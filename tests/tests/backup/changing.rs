@@ -14,7 +14,7 @@ use crate::bed::Bed;
 const FILES: usize = 60;
 
 /// A backup whose single reader stops in the middle of the first of these files for some seconds: which one it is.
-fn held(bed: &Bed, files: &[PathBuf]) -> (Background, PathBuf) {
+pub(crate) fn held(bed: &Bed, files: &[PathBuf]) -> (Background, PathBuf) {
     let command = bed.agent.command("archive-agent", ["backup", "--json"]);
     let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     let mut command = faults::inject(&command, &["pread64:delay_enter=5s:when=1"], &paths);

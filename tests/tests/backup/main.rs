@@ -12,6 +12,7 @@ mod interrupted;
 mod layout;
 mod load;
 mod memory;
+mod moved;
 mod remote;
 mod remote_faults;
 mod repositories;

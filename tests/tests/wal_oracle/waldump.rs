@@ -91,6 +91,9 @@ fn description(kind: &RecordKind) -> Option<String> {
         RecordKind::TablespaceCreate { oid, location } => {
             format!("CREATE {oid} \"{}\"", String::from_utf8_lossy(location))
         }
+        // `CREATE copy dir`, `CREATE_FILE_COPY copy dir`.
+        RecordKind::DatabaseCopy(_) => "CREATE".to_owned(),
+        RecordKind::DatabaseDrop { .. } => "DROP dir".to_owned(),
         RecordKind::Locks(locks) => {
             let lock =
                 |lock: &RelationLock| format!("xid {} db {} rel {}", lock.xid, lock.database, lock.relation);
@@ -241,7 +244,8 @@ fn marks_agree(facts: &SegmentFacts, here: &[&WalRecord]) {
     let tablespace = here.iter().any(|r| matches!(r.kind, RecordKind::TablespaceCreate { .. }));
     let parameters = here.iter().any(|r| matches!(r.kind, RecordKind::ParameterChange(_)));
     let minimal = here.iter().any(|r| matches!(r.kind, RecordKind::ParameterChange(p) if p.wal_level == 0));
-    assert_eq!(facts.marks, SegmentMarks { tablespace, parameters, minimal }, "{facts:?}");
+    let database_copy = here.iter().any(|r| matches!(r.kind, RecordKind::DatabaseCopy(_)));
+    assert_eq!(facts.marks, SegmentMarks { tablespace, parameters, minimal, database_copy }, "{facts:?}");
 }
 
 /// What two neighbors know of the record between them is what it is.

@@ -66,15 +66,17 @@ fn parse(lsn: Lsn, data: &[u8], major: PgMajor) -> Option<CheckpointCopy> {
 }
 
 /// Reads over the headers of pages.
-struct Cursor<'a> {
-    wal: &'a [u8],
-    page_size: u64,
-    at: u64,
+pub(super) struct Cursor<'a> {
+    /// WAL from the beginning of a page on.
+    pub(super) wal: &'a [u8],
+    pub(super) page_size: u64,
+    /// Where in it the next byte is.
+    pub(super) at: u64,
 }
 
 impl Cursor<'_> {
     /// So many bytes of records; `None` if there are fewer.
-    fn take(&mut self, length: usize) -> Option<Vec<u8>> {
+    pub(super) fn take(&mut self, length: usize) -> Option<Vec<u8>> {
         let mut taken = Vec::new();
         while taken.len() < length {
             let rest = self.wal.get(usize::try_from(self.at).ok()?..)?;

@@ -149,8 +149,10 @@ pub(super) fn marks(record: &WalRecord) -> SegmentMarks {
     match &record.kind {
         RecordKind::TablespaceCreate { .. } => SegmentMarks { tablespace: true, ..SegmentMarks::default() },
         RecordKind::ParameterChange(change) => {
-            SegmentMarks { tablespace: false, parameters: true, minimal: change.wal_level == 0 }
+            let minimal = change.wal_level == 0;
+            SegmentMarks { parameters: true, minimal, ..SegmentMarks::default() }
         }
+        RecordKind::DatabaseCopy(_) => SegmentMarks { database_copy: true, ..SegmentMarks::default() },
         _ => SegmentMarks::default(),
     }
 }

@@ -155,9 +155,20 @@ fn what_a_restore_has_to_know_of_is_marked_wherever_a_boundary_lies() {
         forge.filler(64);
         facts(&forge).iter().fold(SegmentMarks::default(), |marks, facts| marks.or(facts.marks))
     };
-    let only = |tablespace, parameters, minimal| SegmentMarks { tablespace, parameters, minimal };
+    let only = |tablespace, parameters, minimal| SegmentMarks {
+        tablespace,
+        parameters,
+        minimal,
+        database_copy: false,
+    };
+    let copied = |forge: &mut Forge| forge.record(4, 0x01, 7, &Forge::data(&[7; 16]));
     for left in (8..=104).step_by(8) {
         assert_eq!(marked(left, &tablespace), only(true, false, false), "{left}");
+        assert_eq!(
+            marked(left, &copied),
+            SegmentMarks { database_copy: true, ..SegmentMarks::default() },
+            "{left}"
+        );
         assert_eq!(marked(left, &dropped), only(false, false, false), "{left}");
         assert_eq!(marked(left, &|forge| forge.commit(7, 7)), only(false, false, false), "{left}");
         assert_eq!(marked(left, &|forge| forge.filler(2_000_000)), only(false, false, false), "{left}");

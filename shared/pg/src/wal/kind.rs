@@ -78,10 +78,36 @@ pub enum RecordKind {
         /// Its location, as bytes; empty if it is in place, below `pg_tblspc`.
         location: Vec<u8>,
     },
+    /// The directory of a database was copied, file by file: `CREATE DATABASE` before 15 or with `STRATEGY = FILE_COPY`, and
+    /// `ALTER DATABASE … SET TABLESPACE`. Replay copies what is there then.
+    DatabaseCopy(DatabaseCopy),
+    /// The directories of a database were removed, all of them or one that it was copied from.
+    DatabaseDrop {
+        /// Its OID.
+        database: u32,
+    },
     /// Transactions hold locks that a hot standby has to hold for them.
     Locks(Vec<RelationLock>),
     /// Any other.
     Other,
+}
+
+/// What of a database lies in one tablespace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DatabaseDirectory {
+    /// The OID of the tablespace.
+    pub tablespace: u32,
+    /// The OID of the database.
+    pub database: u32,
+}
+
+/// A directory that was made as the copy of another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DatabaseCopy {
+    /// The copy.
+    pub to: DatabaseDirectory,
+    /// What was copied.
+    pub from: DatabaseDirectory,
 }
 
 /// A relation that nobody else may read until a transaction ends (`ACCESS EXCLUSIVE`).
@@ -155,6 +181,7 @@ impl RecordKind {
             Rmgr::XLOG if header.info & RMGR_INFO == XLOG_SWITCH => Some(Self::Switch),
             Rmgr::XLOG => main_data(body).and_then(|data| xlog(header, data, major)),
             Rmgr::TBLSPC => main_data(body).and_then(|data| tablespace(header, data)),
+            Rmgr::DBASE => main_data(body).and_then(|data| database(header, data, major)),
             Rmgr::STANDBY => main_data(body).and_then(|data| standby(header, data)),
             _ => None,
         };
@@ -166,6 +193,7 @@ impl RecordKind {
         match header.rmgr {
             Rmgr::XACT => true,
             Rmgr::TBLSPC => header.info & RMGR_INFO == TBLSPC_CREATE && header.total <= MAX_TABLESPACE,
+            Rmgr::DBASE => header.total <= MAX_DATABASE,
             Rmgr::STANDBY => header.info & RMGR_INFO == STANDBY_LOCK && header.total <= MAX_LOCKS,
             // Page images are the bulk of this resource manager's records.
             Rmgr::XLOG => !matches!(header.info & RMGR_INFO, XLOG_FPI | XLOG_FPI_FOR_HINT),
@@ -193,6 +221,7 @@ impl RecordKind {
             tablespace: header.rmgr == Rmgr::TBLSPC && operation == TBLSPC_CREATE,
             parameters,
             minimal: parameters,
+            database_copy: header.rmgr == Rmgr::DBASE && operation == DBASE_COPY,
         }
     }
 }
@@ -270,6 +299,32 @@ fn tablespace(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {
     }
     let location = data.get(4..)?.split(|&b| b == 0).next().unwrap_or_default().to_vec();
     Some(RecordKind::TablespaceCreate { oid: bytes::u32(data, 0)?, location })
+}
+
+/// `XLOG_DBASE_CREATE_FILE_COPY`; before 15 `XLOG_DBASE_CREATE`.
+const DBASE_COPY: u8 = 0x00;
+
+/// A database that is dropped is named with each of its tablespaces.
+const MAX_DATABASE: u32 = 1 << 20;
+
+/// `XLOG_DBASE_DROP`: 15 put another way to create a database before it.
+fn dbase_drop(major: PgMajor) -> u8 {
+    if major.get() >= 15 { 0x20 } else { 0x10 }
+}
+
+/// `xl_dbase_create_file_copy_rec`, `xl_dbase_drop_rec`.
+fn database(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind> {
+    let directory = |at| {
+        let (database, tablespace) = (bytes::u32(data, at)?, bytes::u32(data, at + 4)?);
+        Some(DatabaseDirectory { tablespace, database })
+    };
+    match header.info & RMGR_INFO {
+        DBASE_COPY => Some(RecordKind::DatabaseCopy(DatabaseCopy { to: directory(0)?, from: directory(8)? })),
+        info if info == dbase_drop(major) => {
+            Some(RecordKind::DatabaseDrop { database: bytes::u32(data, 0)? })
+        }
+        _ => None,
+    }
 }
 
 /// `XLOG_STANDBY_LOCK`.
@@ -464,7 +519,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_body_has_a_kind(
-            rmgr in prop::sample::select(vec![0u8, 1, 5, 8]),
+            rmgr in prop::sample::select(vec![0u8, 1, 4, 5, 8]),
             info: u8,
             xid: u32,
             data: Vec<u8>,

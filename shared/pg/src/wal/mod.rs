@@ -12,11 +12,14 @@
 //! | `walk` | the walk over the records of a segment; where WAL ends and where it is damaged |
 //! | [`Inspector`] | one segment's facts, and whether it may be archived |
 //! | [`RecordReader`] | records over consecutive segments |
+//! | [`DatabaseCopies`] | databases that were copied file by file, and what changed their sources afterwards |
+//! | `touched` | which directories of databases a record changes |
 //! | [`find`](mod@find) | where recovery stops |
 //!
 //! All of it is total: any bytes give facts or an error, and nothing is allocated that was not read.
 
 mod checkpoint;
+mod database_copies;
 mod edges;
 #[cfg(test)]
 mod edges_tests;
@@ -33,12 +36,16 @@ mod record;
 mod segment;
 #[cfg(test)]
 mod tests;
+mod touched;
 mod walk;
 
 pub use checkpoint::{checkpoint_at, checkpoint_window};
+pub use database_copies::{DatabaseCopies, FoundCopy};
 pub use error::{Identity, WalError};
 pub use inspect::{Inspector, inspect, inspect_on_path};
-pub use kind::{Checkpoint, ParameterChange, RecordKind, RelationLock, TransactionEnd};
+pub use kind::{
+    Checkpoint, DatabaseCopy, DatabaseDirectory, ParameterChange, RecordKind, RelationLock, TransactionEnd,
+};
 pub use page::{LONG_HEADER, LongHeader, PageHeader, SHORT_HEADER, magic_of_major, major_of_magic};
 pub use reader::{RecordReader, SegmentRecords};
 pub use record::{RECORD_HEADER, RecordHeader, Rmgr, WalRecord};

@@ -28,8 +28,14 @@ impl Rmgr {
     pub const XLOG: Rmgr = Rmgr(0);
     /// Transactions.
     pub const XACT: Rmgr = Rmgr(1);
+    /// Files of relations: made and cut.
+    pub const SMGR: Rmgr = Rmgr(2);
+    /// Databases.
+    pub const DBASE: Rmgr = Rmgr(4);
     /// Tablespaces.
     pub const TBLSPC: Rmgr = Rmgr(5);
+    /// Which files the catalogs are in that every session needs first.
+    pub const RELMAP: Rmgr = Rmgr(7);
     /// What a hot standby has to know.
     pub const STANDBY: Rmgr = Rmgr(8);
     /// The last of PostgreSQL's own: `LogicalMessage`.
@@ -39,6 +45,11 @@ impl Rmgr {
     const LAST_BUILTIN_FROM_19: u8 = 22;
     /// Extensions may register their own from here on, since 15.
     const FIRST_CUSTOM: u8 = 128;
+
+    /// Whether an extension wrote it.
+    pub(super) fn is_custom(self) -> bool {
+        self.0 >= Self::FIRST_CUSTOM
+    }
 
     fn exists(self, major: PgMajor) -> bool {
         let last = if major.get() >= 19 { Self::LAST_BUILTIN_FROM_19 } else { Self::LAST_BUILTIN };

@@ -24,12 +24,13 @@ const END: u32 = 1024;
 const DUE: u32 = 2048;
 const CUT_AT_8: u32 = 4096;
 const CUT_AT_16: u32 = 8192;
+const DATABASE_COPY: u32 = 16384;
 
 /// The flags that belong to the edges.
 pub(crate) const EDGE_FLAGS: u32 = PREVIOUS | OVERWRITTEN | REST | END | DUE | CUT_AT_8 | CUT_AT_16;
 
 /// The flags of what a restore has to know of.
-pub(crate) const MARK_FLAGS: u32 = TABLESPACE | PARAMETERS | MINIMAL;
+pub(crate) const MARK_FLAGS: u32 = TABLESPACE | PARAMETERS | MINIMAL | DATABASE_COPY;
 
 fn flag(set: bool, bit: u32) -> u32 {
     if set { bit } else { 0 }
@@ -37,7 +38,10 @@ fn flag(set: bool, bit: u32) -> u32 {
 
 /// The flags of marks.
 pub(crate) fn mark_flags(marks: SegmentMarks) -> u32 {
-    flag(marks.tablespace, TABLESPACE) | flag(marks.parameters, PARAMETERS) | flag(marks.minimal, MINIMAL)
+    flag(marks.tablespace, TABLESPACE)
+        | flag(marks.parameters, PARAMETERS)
+        | flag(marks.minimal, MINIMAL)
+        | flag(marks.database_copy, DATABASE_COPY)
 }
 
 /// The marks that flags say.
@@ -46,6 +50,7 @@ pub(crate) fn marks(flags: u32) -> SegmentMarks {
         tablespace: flags & TABLESPACE != 0,
         parameters: flags & PARAMETERS != 0,
         minimal: flags & MINIMAL != 0,
+        database_copy: flags & DATABASE_COPY != 0,
     }
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn facts_of_size(name: &str, whole: bool, size: SegmentSize) -> Segme
                 due: Some(Due { cut: Cut::At16, sum: 9 }),
             },
         },
-        marks: SegmentMarks { tablespace: true, parameters: true, minimal: false },
+        marks: SegmentMarks { tablespace: true, parameters: true, minimal: false, database_copy: true },
         restore_points: vec![RestorePoint {
             name: "before upgrade".to_owned(),
             time: PgTimestamp(7_999_999),
