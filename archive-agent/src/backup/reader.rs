@@ -155,15 +155,17 @@ impl Reader {
 
 impl Shared {
     /// Hashes a file that is new at its path, and adds it to the copies whose parent has the same content elsewhere: nothing
-    /// of it is stored there. It has been verified there, too. It is read no further than it takes to see that it is another
-    /// file: most differ in their first block, where the position of the last change is.
+    /// of it is stored there. It is read no further than it takes to see that it is another file: most differ in their first
+    /// block, where the position of the last change is. Its pages are verified as those of any other file: that backup may
+    /// have left a page to replay that was newer than its own start, or have verified none. One with a bad page is read as if
+    /// no copy had it, so that the page is recorded.
     fn known_content(
         &self,
         opened: &Opened<'_>,
         lanes: &mut Lanes,
         buffer: &mut [u8],
     ) -> anyhow::Result<Elsewhere> {
-        let Opened { file, seen, found, .. } = opened;
+        let Opened { file, seen, found, relation } = opened;
         let mut hashers: Vec<_> = (0..lanes.count()).map(|copy| lanes.hasher(copy)).collect();
         let (mut at, mut open) = (0, true);
         while at < seen.length {
@@ -174,7 +176,7 @@ impl Shared {
             let piece = buffer.get_mut(..want).unwrap_or_default();
             // Cut meanwhile, or unreadable: then it is not what the parent has.
             let Ok(there) = fill(file, at, piece) else { return Ok(Elsewhere::default()) };
-            if there < want {
+            if there < want || !self.is_sound(file, at, piece, *relation)? {
                 return Ok(Elsewhere::default());
             }
             hashers.iter_mut().flatten().for_each(|hasher| hasher.update(piece));
@@ -267,6 +269,20 @@ impl Shared {
             copies.bad_page(first + u64::try_from(block).unwrap_or(0), PageFault::Unreadable);
         }
         self.verified(file, at, bytes, relation, copies)
+    }
+
+    /// Whether every page of what was read is right; one that was being written is read again.
+    fn is_sound(
+        &self,
+        file: &File,
+        at: u64,
+        bytes: &mut [u8],
+        relation: Option<RelationFile>,
+    ) -> io::Result<bool> {
+        let (Some(pages), Some(relation)) = (&self.pages, relation) else { return Ok(true) };
+        let (mut sound, length) = (true, bytes.len());
+        let there = pages.verify(relation, file, at, bytes, |_| sound = false)?;
+        Ok(sound && there == length)
     }
 
     /// Verifies the pages of what was read; how many bytes of it the file has.

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use walpoint_repo::backup::{Content, PageFault};
 use walpoint_tests::cluster::{Cluster, Shutdown};
-use walpoint_tests::process;
+use walpoint_tests::process::{self, Background};
+use walpoint_tests::{faults, needs_root, wait};
 
 use crate::bed::{Bed, report};
 
@@ -154,4 +155,48 @@ fn an_unreadable_file_ends_the_backup_with_its_name() {
     bed.backup(&[]);
     bed.cluster.stop(Shutdown::Fast);
     assert!(bed.cluster.pgdata().join(path).exists());
+}
+
+/// B5: a page that went bad while one backup left it to replay is told by the next one, also where that finds the whole file
+/// elsewhere in the first; and by `verify`, which reads the block they share.
+#[test]
+fn a_page_that_an_earlier_backup_left_to_replay_is_verified_where_the_file_moved() {
+    needs_root!();
+    let bed = Bed::local(Cluster::builder());
+    bed.cluster.psql("create database d");
+    bed.cluster.create_tablespace("ts");
+    bed.cluster.psql_in(
+        "d",
+        "create table t with (autovacuum_enabled = off) as select i, repeat('x', 500) s from generate_series(1, 5000) i",
+    );
+    bed.cluster.psql("checkpoint");
+    let path = PathBuf::from(bed.cluster.psql_in("d", "select pg_relation_filepath('t')"));
+    let (mut first, _) = held_at_its_opening(&bed, &bed.cluster.pgdata().join(&path));
+    bed.cluster.psql_in("d", "update t set s = repeat('y', 500) where i = 100");
+    let block = bed.cluster.psql_in("d", "select (ctid::text::point)[0]::int from t where i = 100");
+    bed.cluster.psql("checkpoint");
+    let block: u64 = block.parse().unwrap();
+    damage(&bed, &path, block);
+    bed.cluster.switch_wal();
+    assert_eq!(first.wait(Duration::from_secs(60)), 0, "{}", first.log());
+    assert!(first.log().contains("\"bad_pages\": 0"), "{}", first.log());
+    bed.cluster.psql("alter database d set tablespace ts");
+    let second = bed.backup(&[]);
+    assert_eq!(
+        (&second["bad_pages"], &second["findings"][0]["block"]),
+        (&1.into(), &block.into()),
+        "{second}"
+    );
+}
+
+/// A backup that takes some seconds to open this file.
+fn held_at_its_opening(bed: &Bed, file: &Path) -> (Background, PathBuf) {
+    let command = bed.agent.command("archive-agent", ["backup", "--json"]);
+    let mut command = faults::inject(&command, &["openat:delay_enter=6s:when=1"], &[file]);
+    let log = bed.agent.place().join("opening.log");
+    let backup = Background::start(&mut command, &log);
+    wait::until_true(wait::SOON, "the backup copies", || backup.log().contains("copying"));
+    // The walk and the readers are soon at the file.
+    std::thread::sleep(Duration::from_secs(1));
+    (backup, log)
 }
