@@ -3,16 +3,18 @@
 //!
 //! Backups share packs. A block is read with the first of the backups that refer to it, and which blocks of shared packs were
 //! read is remembered: so nothing is left out, and no stored block is read twice, whether its writer is still there or not.
+//! Only a page with a wrong checksum that is nothing wrong in one backup, because it is newer than that and replay repairs it
+//! or because that backup reports it, is judged again with the next backup that has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, Lsn};
 
 use super::report::VerifyFinding;
 use super::{ContentCheck, Run};
-use crate::backup::{BackupReader, BlockRef, PackUnit, PackUse, Standing, Window, WindowLimits};
+use crate::backup::{BackupFacts, BackupReader, BlockRef, PackUnit, PackUse, Standing, Window, WindowLimits};
 use crate::error::{RepoError, Result};
 use crate::layout::{ClusterPaths, Key};
 
@@ -25,6 +27,9 @@ const WINDOW: u32 = 1 << 18;
 /// Memory for which blocks were read of packs that no backup uses all of: enough for some hundred gigabytes as they are
 /// stored. What lies beyond is read with every backup that refers to it.
 const MOST_BYTES: usize = 48 << 20;
+
+/// Blocks that are judged with each backup: some megabytes.
+const MOST_AGAIN: usize = 1 << 17;
 
 /// Wrong pages of a backup that are told.
 const PAGES: usize = 100;
@@ -92,13 +97,14 @@ impl Run<'_> {
                 }
             });
             let mut results = results.buffer_unordered(AT_ONCE);
-            let mut pages = Vec::new();
+            let (mut pages, mut excused) = (Vec::new(), BTreeSet::new());
             while let Some(((owner, pack), result)) = results.next().await {
                 match result {
                     Ok(checked) => {
                         self.report.verified_bytes += checked.bytes;
                         self.report.known_bad_pages += checked.known;
                         pages.extend(checked.bad);
+                        excused.extend(checked.excused);
                     }
                     Err(RepoError::NotFound { .. }) if self.is_gone(id).await? => return Ok(false),
                     Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match owner {
@@ -109,6 +115,16 @@ impl Run<'_> {
                 }
             }
             drop(results);
+            if !excused.is_empty() {
+                window.units_where(|part, number, _, at| {
+                    if let Some(owner) = owners.get(usize::from(at.frame.backup.0))
+                        && excused.contains(&(part, number))
+                    {
+                        covered.judge_again((*owner, at.frame.pack.0), at);
+                    }
+                    false
+                });
+            }
             self.bad_pages(id, pages);
         }
     }
@@ -194,6 +210,8 @@ struct Covered {
     packs: BTreeMap<(BackupId, u32), Vec<u16>>,
     /// The other blocks: frame and index.
     more: BTreeSet<(BackupId, u32, u16, u8)>,
+    /// Blocks that were read and have to be judged with other backups too.
+    again: BTreeSet<(BackupId, u32, u16, u8)>,
     /// About how much memory that takes, in bytes.
     bytes: usize,
 }
@@ -201,6 +219,9 @@ struct Covered {
 impl Covered {
     /// Whether a block is asked about for the first time, as far as there is memory to know.
     fn is_new(&mut self, pack: (BackupId, u32), at: BlockRef) -> bool {
+        if !self.again.is_empty() && self.again.contains(&(pack.0, pack.1, at.frame.frame, at.index)) {
+            return true;
+        }
         if self.whole.contains(&pack) {
             return false;
         }
@@ -228,6 +249,13 @@ impl Covered {
         })
     }
 
+    /// A block counts as not read, for every backup that refers to it; as far as there is memory to know.
+    fn judge_again(&mut self, pack: (BackupId, u32), at: BlockRef) {
+        if self.again.len() < MOST_AGAIN {
+            self.again.insert((pack.0, pack.1, at.frame.frame, at.index));
+        }
+    }
+
     /// Notes packs all of whose blocks were read.
     fn add_whole(&mut self, packs: impl IntoIterator<Item = (BackupId, u32)>) {
         for pack in packs {
@@ -243,6 +271,8 @@ struct Checked {
     bytes: u64,
     known: u64,
     bad: Vec<BadPage>,
+    /// Blocks with a wrong checksum that is nothing wrong in this backup: part and number.
+    excused: Vec<(usize, u64)>,
 }
 
 /// Pages that were bad when the backup was made: they are told there.
@@ -260,24 +290,37 @@ async fn unit_of(
     let fetched = reader.fetch(&unit).await?;
     crate::cpu::run(move || {
         let facts = &reader.manifest().summary.facts;
-        let (mut bytes, mut recorded, mut bad) = (0u64, 0u64, Vec::new());
+        // Every page counts for it.
+        let strict = BackupFacts { start_lsn: Lsn(u64::MAX), ..facts.clone() };
+        let (mut bytes, mut recorded, mut bad, mut excused) = (0u64, 0u64, Vec::new(), Vec::new());
         reader.scatter::<RepoError>(&unit, &fetched, |piece| {
             bytes += u64::try_from(piece.bytes.len()).unwrap_or(0);
             let Some(part) = window.parts().get(piece.part).filter(|_| facts.data_checksums) else {
                 return Ok(());
             };
             let path = &part.entry.path;
+            let mut wrong = BTreeSet::new();
+            check.pages(&strict, path, piece.offset, piece.bytes, &mut |block, _, _| {
+                wrong.insert(block);
+            });
+            if wrong.is_empty() {
+                return Ok(());
+            }
             check.pages(facts, path, piece.offset, piece.bytes, &mut |block, stored, computed| {
                 let path = path.to_string();
                 if known.contains(&(path.clone(), block)) {
                     recorded += 1;
-                } else if bad.len() < PAGES {
-                    bad.push(BadPage { path, block, stored, computed });
+                } else {
+                    wrong.remove(&block);
+                    if bad.len() < PAGES {
+                        bad.push(BadPage { path, block, stored, computed });
+                    }
                 }
             });
+            excused.extend(wrong.into_iter().map(|block| (piece.part, block)));
             Ok(())
         })?;
-        Ok(Checked { bytes, known: recorded, bad })
+        Ok(Checked { bytes, known: recorded, bad, excused })
     })
     .await?
 }

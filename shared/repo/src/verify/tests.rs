@@ -561,3 +561,55 @@ async fn what_expires_beside_a_run_is_no_finding() {
     assert_eq!(run.report.findings, []);
     assert!(run.damaged.is_empty() && run.damaged_wal.is_empty());
 }
+
+/// A page of block 1 that is newer than the backups that started before this.
+struct NewerThan(Lsn);
+
+impl ContentCheck for NewerThan {
+    fn pages(
+        &self,
+        facts: &BackupFacts,
+        path: &TablePath,
+        offset: u64,
+        bytes: &[u8],
+        bad: &mut dyn FnMut(u64, u16, u16),
+    ) {
+        if facts.start_lsn > self.0 && path.to_string() == "file" {
+            SecondBlock.pages(facts, path, offset, bytes, bad);
+        }
+    }
+
+    fn wal(&self) -> Box<dyn WalCheck> {
+        Box::new(Anything)
+    }
+}
+
+/// A shared block is nothing wrong in the backup that it is newer than, and damage in one that began later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_left_to_replay_by_one_backup_is_judged_again_with_the_next() {
+    let (bed, _) = world().await;
+    let mut made = Vec::new();
+    for (segment, hours) in [(60, 3), (70, 2)] {
+        let intent = Intent { parents: made.clone(), ..intent(&bed, id(segment, hours), ago(hours)) };
+        let backups = Backups::of(bed.archive.repository(), &cluster());
+        let options = WriteOptions::default();
+        let writer = backups.begin(intent, BlockSize::new(8192).unwrap(), &options).await.unwrap();
+        let mut lane = writer.lane();
+        tokio::task::spawn_blocking(move || {
+            let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: hours };
+            lane.directory(TablePath::data("").unwrap(), attributes).unwrap();
+            let mut file = lane.file(TablePath::data("file").unwrap());
+            file.write(&[7; 4 * 8192]).unwrap();
+            file.finish(attributes).unwrap();
+            lane.finish().unwrap();
+        })
+        .await
+        .unwrap();
+        made.push(publish(&bed, writer, hours).await);
+    }
+    let newer = Arc::new(NewerThan(made[0].start()));
+    let report = run_with(&bed, Depth::Full, None, newer).await;
+    let pages: Vec<_> = report.findings.iter().filter(|finding| finding.kind == "page").collect();
+    assert_eq!(pages.len(), 1, "{report:#?}");
+    assert_eq!(pages[0].backups, [made[1].to_string()]);
+}
