@@ -99,7 +99,7 @@ pub(super) struct Copied {
 pub(super) struct Said<'a> {
     pub(super) method: Method,
     pub(super) identity: &'a Identity,
-    /// When it began and stopped.
+    /// When it began and stopped, by the server's clock: commit times are of that clock, too.
     pub(super) times: (Timestamp, Timestamp),
     /// Whether pages carried checksums all the time.
     pub(super) checksums: bool,
@@ -152,7 +152,7 @@ impl Run<'_> {
         // All that is asked of the server from here on is asked in this session: another connection may lead elsewhere.
         let proven = self.unless_stopped(whose_files::prove(&mut server, &examined.pgdata)).await?;
         let label = if self.label.is_empty() { DEFAULT_LABEL } else { &self.label };
-        let started = Timestamp::now();
+        let started = server.clock().await?.to_time();
         let session = self.unless_stopped(BackupSession::start(server, label, self.fast)).await;
         waiting.end();
         let session = session?;
@@ -349,7 +349,7 @@ impl Run<'_> {
             bail!("{} became another cluster while it was copied", examined.pgdata.display());
         }
         let (stop, mut server) = self.unless_stopped(session.stop()).await?;
-        let ended = Timestamp::now();
+        let ended = server.clock().await?.to_time();
         // Once more: another directory may have been mounted there meanwhile.
         let proven = self.unless_stopped(whose_files::prove(&mut server, &examined.pgdata)).await?;
         self.unless_stopped(visible::all_seen(&mut server, &examined.ground, &places, &entered)).await?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use jiff::{SignedDuration, Timestamp};
 use walpoint_pg::checksum::Checksums;
 use walpoint_pg::connect::ConnInfo;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
@@ -16,6 +17,9 @@ use super::whose_files;
 
 /// How often `pg_control` is read until its CRC is right: PostgreSQL writes it while it runs.
 const CONTROL_TRIES: u32 = 50;
+
+/// A server whose clock differs by more from this machine's is worth a warning.
+const CLOCK_WARNING: SignedDuration = SignedDuration::from_secs(5);
 
 /// Reads `pg_control` as a state that PostgreSQL wrote as a whole. Blocks.
 pub(crate) fn read_control(pgdata: &Path) -> anyhow::Result<(Vec<u8>, ControlFile)> {
@@ -124,7 +128,30 @@ pub(crate) async fn answers(report: &mut Report, settings: &ClusterSettings) -> 
     let role = server.connection().user().to_owned();
     let kind = if identity.in_recovery { "standby" } else { "primary" };
     report.ok(what, format!("PostgreSQL {}, {kind}, as role \"{role}\"", identity.version));
+    clock(report, &mut server).await;
     Some((server, identity))
+}
+
+/// How far the server's clock is from this machine's, beyond what asking took. A backup's times are the server's.
+async fn clock(report: &mut Report, server: &mut Server) {
+    let what = "clock";
+    let before = Timestamp::now();
+    let Some(theirs) = report.take(what, server.clock().await.map_err(Into::into)) else { return };
+    let (theirs, after) = (theirs.to_time(), Timestamp::now());
+    let ahead = if theirs < before {
+        theirs.duration_since(before)
+    } else {
+        theirs.duration_since(after).max(SignedDuration::ZERO)
+    };
+    if ahead.abs() > CLOCK_WARNING {
+        let direction = if ahead.is_positive() { "ahead of" } else { "behind" };
+        let seconds = (ahead.as_millis().abs() + 500) / 1000;
+        report.warning(
+            what,
+            format!("the server's clock is {seconds} s {direction} this machine's"),
+            "set both clocks (NTP): times of backups and of transactions are the server's, and a target time is compared with them",
+        );
+    }
 }
 
 /// Proves that the server runs on this data directory, not on another or a copy.

@@ -3,6 +3,7 @@
 
 mod branches;
 mod choices;
+mod clocks;
 mod created;
 mod damaged_plan;
 mod damaged_wal;

@@ -75,7 +75,7 @@ impl Run<'_> {
         let mut walsender = source::walsender(&self.selection.settings, &mut examined.server).await?;
         is_the_server(&mut walsender, &examined.identity).await?;
         let label = if self.label.is_empty() { DEFAULT_LABEL } else { &self.label };
-        let started = Timestamp::now();
+        let started = examined.server.clock().await?.to_time();
         let before = examined.server.tablespaces().await?;
         let inside = before.iter().any(|tablespace| tablespace.location.is_relative());
         let map = Command::can_map(examined.identity.major, inside);
@@ -148,7 +148,7 @@ impl Run<'_> {
             never = keep(server) => match never {},
             other = began.watch() => return Err(other),
         };
-        let ended = Timestamp::now();
+        let ended = server.lock().await.clock().await?.to_time();
         let Delivered { label, tablespace_map, tablespaces, control, manifest, end } = delivered;
         all_came(&mut *server.lock().await, expected, &tablespaces).await?;
         let tablespace_map = if tablespace_map.is_empty() { map } else { tablespace_map };

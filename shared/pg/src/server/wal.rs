@@ -74,6 +74,15 @@ macro_rules! micros {
 }
 
 impl Server {
+    /// What the server's clock says.
+    pub async fn clock(&mut self) -> Result<PgTimestamp, ServerError> {
+        let sql = "SELECT pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) \
+            OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8 AS micros";
+        self.one("reading the server's clock", Right::Connect, sql, |row| row.get("micros"))
+            .await
+            .map(PgTimestamp::from_unix_micros)
+    }
+
     /// Creates a named restore point; its position. Not in recovery.
     pub async fn create_restore_point(&mut self, name: &str) -> Result<Lsn, ServerError> {
         let action = "creating a restore point";

@@ -306,6 +306,18 @@ impl LineageCatalog {
                     Err(error) => return Err(error),
                 }
             }
+            Question::Passed(question) => {
+                let mut search = Search::new(&self.archive, &mut self.wal, decoder);
+                match search.passed(&self.facts, question).await {
+                    Ok(time) => Answer::Passed(time),
+                    // Recovery from the backup does not read that WAL: what cannot be read there is no condition of a restore.
+                    Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => {
+                        self.add_problem(error.to_string());
+                        Answer::Passed(None)
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
             Question::Partial(name) if self.has_incomplete(*name) == Some(false) => Answer::Partial(None),
             Question::Partial(name) => {
                 let search = Search::new(&self.archive, &mut self.wal, decoder);

@@ -274,6 +274,7 @@ fn may_be_older(why: &Why) -> bool {
         Why::NoBackup
         | Why::NoBackupOnPath { .. }
         | Why::BeforeFirstBackup { .. }
+        | Why::ClockSetBack { .. }
         | Why::UnusableBackup(..)
         | Why::BackupNotOnPath(..)
         | Why::UnknownTimeline(_)

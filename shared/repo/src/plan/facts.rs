@@ -108,6 +108,8 @@ pub enum Question {
     Stop(StopQuestion),
     /// What lies in a stretch of WAL?
     Extent(ExtentQuestion),
+    /// Did a transaction end before a position that stops recovery to a time?
+    Passed(PassedQuestion),
     /// Where on the path to a timeline was the server set to `wal_level = minimal`?
     Minimal(TimelineId),
     /// Where on the path to a timeline does a segment not continue the one before it?
@@ -171,6 +173,18 @@ pub struct ExtentQuestion {
     pub until: Lsn,
 }
 
+/// Is there, in all WAL of the path to `path` that lies before a position, a transaction's end that stops recovery by a rule? A
+/// backup that starts there holds it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct PassedQuestion {
+    /// The timeline whose path is followed.
+    pub path: TimelineId,
+    /// What stops recovery: a time.
+    pub rule: StopRule,
+    /// Records that end after this do not count.
+    pub before: Lsn,
+}
+
 /// What the index says about a stretch of WAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Extent {
@@ -191,6 +205,8 @@ pub enum Answer {
     Stop(Option<Stop>),
     /// To [`Question::Extent`].
     Extent(Extent),
+    /// To [`Question::Passed`]: the commit time of such a transaction.
+    Passed(Option<PgTimestamp>),
     /// To [`Question::Minimal`]: where the records start, in order.
     Minimal(Vec<Lsn>),
     /// To [`Question::Breaks`]: where the segments start, in order.
@@ -330,6 +346,15 @@ impl Facts {
         let question = Question::Extent(question);
         match self.answers.get(&question) {
             Some(Answer::Extent(extent)) => Ok(*extent),
+            _ => Err(question),
+        }
+    }
+
+    /// The commit time of a transaction before a position that stops recovery to a time.
+    pub fn passed(&self, question: PassedQuestion) -> Asking<Option<PgTimestamp>> {
+        let question = Question::Passed(question);
+        match self.answers.get(&question) {
+            Some(Answer::Passed(time)) => Ok(*time),
             _ => Err(question),
         }
     }

@@ -11,6 +11,7 @@
 //! | [`path`] | which file serves which segment on the way to a timeline, and how far they reach |
 //! | `ending` | on which timeline recovery ends, and the segment that has to be built for it |
 //! | [`planner`] | from facts to a plan or a refusal |
+//! | `newest`, `passed` | the newest backup that lies before the target, also where commit times go backwards |
 //! | `locks` | what is locked at the target, in words |
 //! | `minimal` | what recovery cannot pass although all WAL is there |
 //! | [`windows`] | the moments that can be recovered, and the gaps |
@@ -35,8 +36,10 @@ pub mod likely;
 mod locks;
 mod minimal;
 mod nearest;
+mod newest;
 mod older;
 mod partial;
+mod passed;
 pub mod path;
 pub mod planner;
 mod points;
@@ -54,8 +57,8 @@ pub mod windows;
 pub use created::{Replayed, TablespaceSearch, created_tablespaces, creating_segments};
 pub use estimate::{Estimate, Rates};
 pub use facts::{
-    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint, Question,
-    StopQuestion,
+    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint,
+    PassedQuestion, Question, StopQuestion,
 };
 pub use likely::{Likely, likely};
 pub(crate) use path::Path;

@@ -203,6 +203,10 @@ impl Planner<'_> {
                      {timeline} is left out."
                 ));
             }
+            (Why::ClockSetBack { backup, .. }, _) => hints.push(format!(
+                "The target's time occurred twice. --backup {backup} recovers the second time, after the clock was set back; what \
+                 that backup holds was written before it."
+            )),
             (Why::NoHistory(timeline), _) => hints.push(archive_history(*timeline)),
             (Why::AfterEnd { .. }, RecoveryTarget::Time(time)) => {
                 if time.to_time() > self.now {

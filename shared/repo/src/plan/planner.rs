@@ -14,9 +14,7 @@
 //! A time is never looked up in a table of commit times alone: they are not monotone in LSN order.
 
 use jiff::Timestamp;
-use walpoint_base::{
-    BackupId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory, TimelineId,
-};
+use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory, TimelineId};
 
 use super::ending::Ending;
 use super::estimate::{Estimate, Rates};
@@ -285,75 +283,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Time, LSN, immediate, latest: the newest backup that ends before the target is the only one to try, unless it starts in a
-    /// segment that is not whole; and one that is known to be damaged only if no sound one before it serves.
-    pub(super) fn with_newest_before(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
-        let (mut too_late, mut spare, mut refused) = (None, None, None);
-        for &id in listed {
-            let started = id.started().map(PgTimestamp::from_time);
-            let surely_late = match self.request.target {
-                RecoveryTarget::Time(time) => started.is_some_and(|s| s > time),
-                RecoveryTarget::Lsn(lsn) => id.start() > lsn,
-                _ => false,
-            };
-            if surely_late {
-                too_late = too_late.or(Some(id));
-                continue;
-            }
-            let Some(backup) = self.facts.complete_backup(id)?.filter(|b| path.holds(b)) else { continue };
-            let late = match self.request.target {
-                RecoveryTarget::Time(time) => backup.ended > time,
-                RecoveryTarget::Lsn(lsn) => backup.end > lsn,
-                _ => false,
-            };
-            if !late && self.is_last_resort(backup) {
-                spare = spare.or(Some(backup));
-                continue;
-            }
-            let attempt = if late { None } else { self.with_one(path, backup)? };
-            match (attempt, spare) {
-                (Some(Ok(plan)), Some(spare)) => return Ok(Ok(instead_of(spare, plan))),
-                (Some(Err(refusal)), None) if self.begins_incomplete(path, backup)? => {
-                    refused = refused.or(Some(refusal));
-                }
-                (Some(Ok(plan)), None) => return Ok(Ok(plan)),
-                (Some(Err(refusal)), None) => return Ok(Err(refused.unwrap_or(refusal))),
-                (Some(Err(_)), Some(_)) => break,
-                (None, _) => too_late = too_late.or(Some(id)),
-            }
-        }
-        if let Some(spare) = spare {
-            match self.with_one(path, spare)? {
-                Some(attempt) => return Ok(attempt),
-                None => too_late = too_late.or(Some(spare.id)),
-            }
-        }
-        if let Some(refusal) = refused {
-            return Ok(Err(refusal));
-        }
-        let timeline = path.timeline();
-        let why = match (too_late, self.request.backup) {
-            (Some(id), Some(_)) => Why::BackupTooLate(id),
-            (Some(_), None) => Why::BeforeFirstBackup { timeline },
-            (None, _) => Why::NoBackupOnPath { timeline },
-        };
-        Ok(Err(Refusal::on(timeline, why)))
-    }
-
-    /// Whether the segment that a backup starts in is not whole. Recovery cannot begin in an incomplete copy, and passes it from an
-    /// older backup.
-    fn begins_incomplete(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<bool> {
-        let first = SegmentNo::of(backup.start(), self.facts.segment_size);
-        Ok(path.replayable(backup.start())?.missing == first)
-    }
-
     /// Whether a backup is only taken if no sound one serves: it is damaged, and was not asked for.
     pub(super) fn is_last_resort(&self, backup: &BackupFacts) -> bool {
         backup.is_damaged() && self.request.backup.is_none()
     }
 
     /// From this backup; `None` if recovery would stop before it is consistent.
-    fn with_one(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<Option<Attempt>> {
+    pub(super) fn with_one(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<Option<Attempt>> {
         let size = self.facts.segment_size;
         let rule = StopRule::of(&self.request.target, self.request.inclusive);
         let mut coverage = path.replayable(backup.start())?;

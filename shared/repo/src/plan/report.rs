@@ -425,6 +425,7 @@ fn word(why: &Why) -> &'static str {
         Why::NoBackup => "no-backup",
         Why::NoBackupOnPath { .. } => "no-backup-on-path",
         Why::BeforeFirstBackup { .. } => "before-first-backup",
+        Why::ClockSetBack { .. } => "clock-set-back",
         Why::UnknownBackup(_) => "unknown-backup",
         Why::UnusableBackup(..) => "unusable-backup",
         Why::BackupTooLate(_) => "backup-too-late",

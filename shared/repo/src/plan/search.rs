@@ -84,7 +84,7 @@ impl<'a> Search<'a> {
     }
 
     /// The latest time of a transaction's end.
-    async fn latest(
+    pub(super) async fn latest(
         &mut self,
         facts: &Facts,
         question: &ExtentQuestion,
@@ -161,7 +161,7 @@ impl<'a> Search<'a> {
 
     /// Segment after segment, those left out that the index rules out. `named`: where restore points are known to be that may
     /// decide.
-    async fn in_order(
+    pub(super) async fn in_order(
         &mut self,
         question: &StopQuestion,
         files: &[SegmentRange],

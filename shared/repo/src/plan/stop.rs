@@ -53,6 +53,15 @@ impl StopRule {
         }
     }
 
+    /// Whether a transaction's end at a time stops recovery.
+    pub(crate) fn stops_at(&self, time: PgTimestamp) -> bool {
+        match self {
+            Self::Time { at, inclusive: true } => time > *at,
+            Self::Time { at, inclusive: false } => time >= *at,
+            _ => false,
+        }
+    }
+
     /// Whether the record that decides is itself replayed.
     pub fn applies_the_record(&self) -> bool {
         match self {

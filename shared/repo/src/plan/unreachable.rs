@@ -103,6 +103,14 @@ pub enum Why {
         /// The timeline whose path was looked at.
         timeline: TimelineId,
     },
+    /// The newest backup that ends before the target already holds a transaction that ended after it by its commit time, and no
+    /// older one can be used.
+    ClockSetBack {
+        /// The backup.
+        backup: BackupId,
+        /// The commit time.
+        time: PgTimestamp,
+    },
     /// There is no such backup.
     UnknownBackup(BackupId),
     /// The chosen backup cannot be used at all.
@@ -250,6 +258,11 @@ impl fmt::Display for Why {
             Self::BeforeFirstBackup { timeline } => {
                 write!(f, "every complete backup on the path to timeline {timeline} ends after it")
             }
+            Self::ClockSetBack { backup, time } => write!(
+                f,
+                "backup {backup} ended before it, but already holds a transaction whose commit time, {time}, is after it: the \
+                 server's clock was set back, and no older backup can be used"
+            ),
             Self::UnknownBackup(id) => write!(f, "there is no backup {id}"),
             Self::UnusableBackup(id, why) => write!(f, "backup {id} cannot be restored because it {why}"),
             Self::BackupTooLate(id) => write!(f, "backup {id} is not yet consistent there"),

@@ -1,8 +1,9 @@
 //! The planner against brute force on random clusters: forks of forks, forks at segment boundaries, abandoned branches
 //! that go on, files missing anywhere, commit times that go backwards.
 //!
-//! Two questions are put to every plan. Would PostgreSQL, with these settings and this archive, replay exactly what the
-//! path holds up to the stop? And was there no newer backup that would have done, or, if refused, none at all?
+//! Three questions are put to every plan. Would PostgreSQL, with these settings and this archive, replay exactly what the
+//! path holds up to the stop? Does the backup hold nothing that recovery to a time has to leave out? And was there no newer backup
+//! that would have done, or, if refused, none at all?
 
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -344,6 +345,12 @@ fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<Backup
             _ => true,
         };
         if !early {
+            continue;
+        }
+        // It holds what recovery has to leave out: an older one stops before that. Who names a backup gets it.
+        if let (RecoveryTarget::Time(_), Some(rule), None) = (&request.target, &rule, request.backup)
+            && world.passed(leaf, rule, backup.start()).is_some()
+        {
             continue;
         }
         let stop = rule.as_ref().map(|rule| world.stop(leaf, rule, backup.start(), until));

@@ -91,6 +91,36 @@ fn the_newest_backup_that_ends_before_the_target_on_the_path() {
     }
 }
 
+/// PostgreSQL stops at the first transaction that ended after the target. A backup that holds one begins behind it, however early
+/// it ended by a clock that was set back.
+#[test]
+fn a_backup_behind_a_later_commit_time_serves_no_time_before_that() {
+    let (mut world, [first, second, _]) = world();
+    let time = |seconds| on(1, RecoveryTarget::Time(at(seconds)));
+    // A commit before the second backup, from a clock that was ahead.
+    let record = world.records.get_mut(&tli(1)).unwrap().iter_mut().find(|r| r.start == Lsn(mb(5))).unwrap();
+    record.kind = Kind::Commit { time: at(950), xid: 77 };
+    let planned = |request: &Request| {
+        let plan = world.plan(request).unwrap();
+        (plan.backup.id, plan.stop.unwrap().record.0, plan.notes.len())
+    };
+    assert_eq!(planned(&time(900)), (first, mb(5), 1));
+    assert_eq!(planned(&time(949)), (first, mb(5), 1));
+    assert_eq!(planned(&Request { inclusive: false, ..time(950) }), (first, mb(5), 1));
+    assert_eq!(planned(&time(950)), (second, mb(9) + SIZE / 2 + SIZE / 2, 0), "that commit is replayed");
+    let named = Request { backup: Some(second), ..time(900) };
+    assert_eq!(planned(&named), (second, mb(9) + SIZE / 2, 1), "a person chose it");
+    // No older one is left.
+    let mut alone = world.clone();
+    alone.backups.retain(|backup| backup.id != first);
+    let refusal = alone.plan(&time(900)).unwrap_err();
+    assert_eq!(refusal.why, Why::ClockSetBack { backup: second, time: at(950) });
+    assert!(refusal.hints[0].contains(&format!("--backup {second}")), "{refusal:?}");
+    // What is not there is not known.
+    world.files.remove(&(tli(1), SegmentNo(5)));
+    assert_eq!(world.plan(&time(900)).unwrap().backup.id, second);
+}
+
 #[test]
 fn what_lies_exactly_at_the_target_is_in_or_out() {
     let (world, _) = world();

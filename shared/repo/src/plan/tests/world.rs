@@ -141,6 +141,7 @@ impl World {
                     latest: latest.max(),
                 })
             }
+            Question::Passed(q) => Answer::Passed(self.passed(q.path, &q.rule, q.before)),
             Question::Minimal(path) => {
                 let records = self.path_records(*path).into_iter();
                 Answer::Minimal(records.filter(|r| r.kind == Kind::Minimal).map(|r| r.start).collect())
@@ -192,6 +193,20 @@ impl World {
             locked_since_last_end: false,
             prepared: Vec::new(),
         })
+    }
+
+    /// The latest time of a transaction that ends before a position and decides, among those whose files are there.
+    pub(super) fn passed(&self, path: TimelineId, rule: &StopRule, before: Lsn) -> Option<PgTimestamp> {
+        let history = self.history(path);
+        let is_there = |r: &&Record| {
+            (SegmentNo::of(r.start, size()).0..=SegmentNo::before(r.end, size()).0).all(|number| {
+                let number = SegmentNo(number);
+                self.files.contains(&(history.timeline_at(number.end(size()) - 1), number))
+            })
+        };
+        let before = |r: &&Record| r.end <= before && decides(rule, r);
+        let times = self.path_records(path).into_iter().filter(before).filter(is_there);
+        times.filter_map(|r| if let Kind::Commit { time, .. } = r.kind { Some(time) } else { None }).max()
     }
 
     /// Runs the planner to its end, answering what it asks.

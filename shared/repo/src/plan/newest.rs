@@ -1,0 +1,132 @@
+//! The newest backup from which recovery reaches a target that lies behind its end: a time, a position, the latest moment.
+//!
+//! Commit times are not monotone: clocks are set back, and the hosts of one cluster disagree. PostgreSQL stops at the first
+//! transaction that ended after the target, so a backup that already holds such a transaction begins behind that moment, however
+//! early it ended by the clock. An older one is taken then.
+
+use walpoint_base::{BackupId, PgTimestamp, RecoveryTarget, SegmentNo};
+
+use super::facts::{Asking, BackupFacts, PassedQuestion};
+use super::path::Path;
+use super::planner::{Attempt, Planner, Refusal, instead_of};
+use super::stop::StopRule;
+use super::unreachable::Why;
+
+/// A backup that holds a transaction which ended after the target.
+struct Passed {
+    backup: BackupId,
+    /// When it ended, by its commit time.
+    time: PgTimestamp,
+}
+
+impl<'a> Planner<'a> {
+    /// Time, LSN, immediate, latest: from the newest backup that lies before the target.
+    pub(super) fn with_newest_before(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
+        let mut passed = None;
+        let attempt = self.newest_before(path, listed, &mut passed)?;
+        let Some(Passed { backup, time }) = passed else { return Ok(attempt) };
+        Ok(match attempt {
+            Ok(mut plan) if plan.backup.id == backup => {
+                plan.notes.push(format!(
+                    "Backup {backup} already holds a transaction whose commit time, {time}, is after the target: the server's \
+                     clock was set back. Without --backup an older backup is chosen, from which recovery stops before that \
+                     transaction."
+                ));
+                Ok(plan)
+            }
+            Ok(mut plan) => {
+                plan.notes.push(format!(
+                    "Backup {backup} is newer, and was not chosen: it already holds a transaction whose commit time, {time}, is \
+                     after the target, so the server's clock was set back. Recovery stops before the first such transaction; \
+                     --backup {backup} recovers the target's time after the clock was set back."
+                ));
+                Ok(plan)
+            }
+            Err(Refusal { why: Why::BeforeFirstBackup { .. } | Why::NoBackupOnPath { .. }, .. }) => {
+                Err(Refusal::on(path.timeline(), Why::ClockSetBack { backup, time }))
+            }
+            refused => refused,
+        })
+    }
+
+    /// The commit time of a transaction that stops recovery by a time target and that a backup holds.
+    fn passed(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<Option<PgTimestamp>> {
+        let rule = StopRule::of(&self.request.target, self.request.inclusive);
+        let Some(rule @ StopRule::Time { .. }) = rule else { return Ok(None) };
+        path.present()?;
+        self.facts.passed(PassedQuestion { path: path.timeline(), rule, before: backup.start() })
+    }
+
+    /// Time, LSN, immediate, latest: the newest backup that ends before the target is the only one to try, unless it starts in a
+    /// segment that is not whole; and one that is known to be damaged only if no sound one before it serves.
+    fn newest_before(
+        &self,
+        path: &Path<'a>,
+        listed: &[BackupId],
+        passed: &mut Option<Passed>,
+    ) -> Asking<Attempt> {
+        let (mut too_late, mut spare, mut refused) = (None, None, None);
+        for &id in listed {
+            let started = id.started().map(PgTimestamp::from_time);
+            let surely_late = match self.request.target {
+                RecoveryTarget::Time(time) => started.is_some_and(|s| s > time),
+                RecoveryTarget::Lsn(lsn) => id.start() > lsn,
+                _ => false,
+            };
+            if surely_late {
+                too_late = too_late.or(Some(id));
+                continue;
+            }
+            let Some(backup) = self.facts.complete_backup(id)?.filter(|b| path.holds(b)) else { continue };
+            let late = match self.request.target {
+                RecoveryTarget::Time(time) => backup.ended > time,
+                RecoveryTarget::Lsn(lsn) => backup.end > lsn,
+                _ => false,
+            };
+            if !late && let Some(time) = self.passed(path, backup)? {
+                passed.get_or_insert(Passed { backup: id, time });
+                if self.request.backup.is_none() {
+                    continue;
+                }
+            }
+            if !late && self.is_last_resort(backup) {
+                spare = spare.or(Some(backup));
+                continue;
+            }
+            let attempt = if late { None } else { self.with_one(path, backup)? };
+            match (attempt, spare) {
+                (Some(Ok(plan)), Some(spare)) => return Ok(Ok(instead_of(spare, plan))),
+                (Some(Err(refusal)), None) if self.begins_incomplete(path, backup)? => {
+                    refused = refused.or(Some(refusal));
+                }
+                (Some(Ok(plan)), None) => return Ok(Ok(plan)),
+                (Some(Err(refusal)), None) => return Ok(Err(refused.unwrap_or(refusal))),
+                (Some(Err(_)), Some(_)) => break,
+                (None, _) => too_late = too_late.or(Some(id)),
+            }
+        }
+        if let Some(spare) = spare {
+            match self.with_one(path, spare)? {
+                Some(attempt) => return Ok(attempt),
+                None => too_late = too_late.or(Some(spare.id)),
+            }
+        }
+        if let Some(refusal) = refused {
+            return Ok(Err(refusal));
+        }
+        let timeline = path.timeline();
+        let why = match (too_late, self.request.backup) {
+            (Some(id), Some(_)) => Why::BackupTooLate(id),
+            (Some(_), None) => Why::BeforeFirstBackup { timeline },
+            (None, _) => Why::NoBackupOnPath { timeline },
+        };
+        Ok(Err(Refusal::on(timeline, why)))
+    }
+
+    /// Whether the segment that a backup starts in is not whole. Recovery cannot begin in an incomplete copy, and passes it from an
+    /// older backup.
+    fn begins_incomplete(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<bool> {
+        let first = SegmentNo::of(backup.start(), self.facts.segment_size);
+        Ok(path.replayable(backup.start())?.missing == first)
+    }
+}

@@ -1,0 +1,71 @@
+//! Whether a transaction before a position ended after a time: the index tells of whole segments, and only the segment in which
+//! the position lies may have to be decoded.
+
+use std::collections::BTreeSet;
+
+use walpoint_base::{PgTimestamp, SegmentNo};
+
+use super::facts::{ExtentQuestion, Facts, PassedQuestion, StopQuestion};
+use super::path::{Path, SegmentRange};
+use super::search::Search;
+use crate::error::{RepoError, Result};
+
+impl Search<'_> {
+    /// The commit time of a transaction that ended before a position and stops recovery. Only in WAL that is there.
+    pub(crate) async fn passed(
+        &mut self,
+        facts: &Facts,
+        question: &PassedQuestion,
+    ) -> Result<Option<PgTimestamp>> {
+        let PassedQuestion { path, rule, before } = question;
+        let (path, until, size) = (*path, *before, facts.segment_size);
+        let unknown = || RepoError::Internal(format!("the path to timeline {path} was not looked at yet"));
+        let present = Path::to(facts, path).and_then(|path| path.present().ok()).ok_or_else(unknown)?;
+        let last = SegmentNo::before(until, size);
+        let runs = consecutive(present, last);
+        for run in &runs {
+            let Some(first) = run.first().map(|range| range.first) else { continue };
+            let latest = self.latest(facts, &ExtentQuestion { path, first, until }, run).await?;
+            if let Some(latest) = latest.filter(|latest| rule.stops_at(*latest)) {
+                return Ok(Some(latest));
+            }
+        }
+        // The segment that the position lies in, and the record that goes on there from the one before.
+        let tail = runs.last().map(|run| tail(run)).unwrap_or_default();
+        let Some(first) = tail.first().filter(|_| last.end(size) > until).map(|range| range.first) else {
+            return Ok(None);
+        };
+        if tail.last().is_none_or(|range| range.last != last) {
+            return Ok(None);
+        }
+        let question = StopQuestion { path, rule: rule.clone(), from: first.start(size), until };
+        let stop = self.in_order(&question, &tail, &BTreeSet::new()).await?;
+        Ok(stop.and_then(|stop| stop.time))
+    }
+}
+
+/// What is there up to segment `last`, by unbroken run.
+fn consecutive(present: Vec<SegmentRange>, last: SegmentNo) -> Vec<Vec<SegmentRange>> {
+    let mut runs: Vec<Vec<SegmentRange>> = Vec::new();
+    for range in present.into_iter().filter(|range| range.first <= last) {
+        let range = SegmentRange { last: range.last.min(last), ..range };
+        match runs.last_mut() {
+            Some(run) if run.last().is_some_and(|before| before.last.next() == range.first) => {
+                run.push(range)
+            }
+            _ => runs.push(vec![range]),
+        }
+    }
+    runs
+}
+
+/// The last two segments of a run.
+fn tail(run: &[SegmentRange]) -> Vec<SegmentRange> {
+    let Some((last, before)) = run.split_last() else { return Vec::new() };
+    if last.first < last.last {
+        let first = SegmentNo(last.last.0.saturating_sub(1));
+        return vec![SegmentRange { first, ..*last }];
+    }
+    let before = before.last().map(|range| SegmentRange { first: range.last, ..*range });
+    before.into_iter().chain([*last]).collect()
+}

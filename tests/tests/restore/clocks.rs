@@ -1,0 +1,106 @@
+//! R1: clocks that disagree, and clocks that are set back. What was committed after a target time is never in what is restored.
+
+use serde_json::Value;
+use walpoint_tests::agent::Agent;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::clock::Clock;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::rows::Ledger;
+use walpoint_tests::store::Store;
+
+/// An archived server whose clock is so many seconds ahead of the programs'.
+fn bed(seconds: i64) -> (Archived, Clock) {
+    let mut cluster =
+        Cluster::builder().segment_size_mb(1).conf("wal_retrieve_retry_interval", "200ms").init();
+    let clock = Clock::of(&mut cluster);
+    clock.ahead(seconds);
+    let store = Store::local();
+    let agent = Agent::with(&cluster, &store);
+    agent.archive_from(&cluster);
+    agent.init(&[]).expect_success();
+    let daemon = agent.daemon();
+    cluster.start();
+    (Archived::of(daemon, cluster, agent, store), clock)
+}
+
+/// The moment by the server's clock.
+fn moment(primary: &Cluster) -> String {
+    let now = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || 'Z'";
+    primary.psql(now).trim().to_owned()
+}
+
+fn plan(bed: &Archived, options: &[&str]) -> Value {
+    let output = bed.agent.restore(&[&["--json", "plan"], options].concat());
+    serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:#?}"))
+}
+
+/// The highest row at a target.
+#[track_caller]
+fn row(bed: &Archived, ledger: &Ledger, options: &[&str]) -> u32 {
+    let restored = bed.restore_and_start("target", options);
+    restored.wait_paused();
+    let highest = ledger.highest(&restored);
+    let pgdata = restored.pgdata().to_owned();
+    drop(restored);
+    std::fs::remove_dir_all(pgdata).unwrap();
+    highest
+}
+
+/// The server's clock is ahead of the machine that makes the backups: by that machine's clock each of them ended before a moment
+/// that it lies behind.
+#[test]
+fn a_backup_ends_by_the_clock_of_its_server() {
+    let (bed, _clock) = bed(90);
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    bed.backup();
+    for mode in [&["--remote"][..], &[]] {
+        ledger.append_many(primary, 2);
+        let kept = ledger.append(primary).n;
+        bed.settle();
+        let time = moment(primary);
+        ledger.append_many(primary, 3);
+        bed.settle();
+        let later = bed.backup_with(mode);
+        ledger.append(primary);
+        bed.settle();
+        let target = ["--target-time", time.as_str()];
+        assert_ne!(plan(&bed, &target)["backup"]["id"], later, "{mode:?}");
+        assert_eq!(row(&bed, &ledger, &target), kept, "{mode:?}");
+    }
+    let check = bed.agent.run(&["check"]).expect_success();
+    assert!(check.stdout.contains(" s ahead of this machine's"), "{check:#?}");
+    let backup = bed.agent.run(&["backup", "--remote"]).expect_success();
+    assert!(backup.stderr.contains("the server's clock is"), "{backup:#?}");
+}
+
+/// The clock was ahead and is set back, and a backup follows: it ends before the target by the clock and holds what was committed
+/// after it. An older one serves; a person who means the second time names the backup.
+#[test]
+fn a_clock_that_was_set_back_brings_no_later_rows() {
+    let (bed, clock) = bed(600);
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    bed.backup();
+    ledger.append(primary);
+    let kept = ledger.append(primary).n;
+    bed.settle();
+    let time = moment(primary);
+    ledger.append_many(primary, 3);
+    bed.settle();
+    clock.ahead(0);
+    let second = bed.backup();
+    let behind = ledger.append(primary).n;
+    bed.settle();
+    clock.ahead(1200);
+    ledger.append(primary);
+    bed.settle();
+    let target = ["--target-time", time.as_str()];
+    let planned = plan(&bed, &target);
+    assert_eq!(row(&bed, &ledger, &target), kept, "{planned:#}");
+    assert!(planned["notes"].to_string().contains(&second), "{planned:#}");
+    let named = ["--target-time", time.as_str(), "--backup", second.as_str()];
+    assert_eq!(row(&bed, &ledger, &named), behind);
+    let notes = plan(&bed, &named)["notes"].to_string();
+    assert!(notes.contains("clock was set back"), "{notes}");
+}
