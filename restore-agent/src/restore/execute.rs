@@ -236,6 +236,7 @@ impl Restore {
             fork,
             until: (plan.target != RecoveryTarget::Latest).then(|| plan.replayed_until()),
             youngest: plan.youngest,
+            without: plan.without.clone(),
             settings: settings::targets(&settings::rewrite("", &self.settings, self.major())),
         };
         note.write(anchor.path()).map_err(|error| anchor.explain(error))?;

@@ -245,18 +245,12 @@ impl Archive {
         }
         let Asked { missing, failures, there, .. } = asked;
         if let WalFileName::History(timeline) = name
-            && !there
-            && let Some((repository, content)) = from_younger(&missing, timeline).await
+            && let Some((content, note)) = self.history_instead(timeline, &missing, there, proof).await
         {
             let (size, target) = (content.len() as u64, path.to_owned());
             let landed = landing::blocking(move || landing::land(&target, &content, durability)).await;
             return match landed {
-                Ok(()) => Outcome::Landed(Landed {
-                    note: format!(
-                        "\"{name}\" is gone from repository {repository}; a younger timeline's history has its lines"
-                    ),
-                    ..Landed::of(size)
-                }),
+                Ok(()) => Outcome::Landed(Landed { note, ..Landed::of(size) }),
                 Err(error) => Outcome::Uncertain(told(&error)),
             };
         }
@@ -493,21 +487,6 @@ impl Archive {
         }
         Ok(found)
     }
-}
-
-/// The history of a timeline that none of these repositories has any more, if a younger timeline's begins with it, and the
-/// repository that has that. Which it is counts only for its own timeline; what cannot be read says nothing.
-async fn from_younger(missing: &[Missing<'_>], timeline: TimelineId) -> Option<(String, Vec<u8>)> {
-    for source in missing {
-        match source.wal.history_from_younger(timeline).await {
-            Ok(Some(content)) => return Some((source.name.to_owned(), content)),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::debug!("the histories in repository {} cannot be read: {error}", source.name)
-            }
-        }
-    }
-    None
 }
 
 /// The newest segment from `segment` on that one page of a listing shows, but for what the timeline went on to hold after a

@@ -102,12 +102,12 @@ impl Archive {
     }
 
     /// The note that the restore left, as it is now.
-    fn note(&self) -> Option<TargetNote> {
+    pub(super) fn note(&self) -> Option<TargetNote> {
         TargetNote::read(&self.place()?.wal.join(spool::DIRECTORY))
     }
 
     /// The recovery targets that are set now.
-    fn targets(&self) -> BTreeMap<String, String> {
+    pub(super) fn targets(&self) -> BTreeMap<String, String> {
         let path = self.place().map(|place| place.pgdata.join("postgresql.auto.conf"));
         let text = path.and_then(|path| fs::read_to_string(path).ok());
         settings::targets(&text.unwrap_or_default())

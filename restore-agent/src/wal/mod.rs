@@ -15,6 +15,7 @@
 //! | [`branch`] | how much of a parent's segment belongs to the path |
 //! | [`creates`] | tablespaces that replay of a segment creates |
 //! | [`histories`] | histories that a standby keeps |
+//! | `lost_history` | histories that no repository can give any more |
 //! | [`parents`] | what PostgreSQL reads at a fork from `pg_wal` |
 //! | [`route`] | what recovery asks for next |
 //! | [`prefetch`] | fetching that ahead |
@@ -39,6 +40,7 @@ pub(crate) mod flagged;
 pub(crate) mod histories;
 pub(crate) mod landing;
 pub(crate) mod life;
+mod lost_history;
 pub mod note;
 pub(crate) mod origin;
 pub(crate) mod parents;

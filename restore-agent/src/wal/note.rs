@@ -34,6 +34,8 @@ pub struct TargetNote {
     /// Of a recovery to the latest moment: the youngest timeline that was known when it was planned. A younger one means that the
     /// plan is too old.
     pub youngest: Option<TimelineId>,
+    /// Younger timelines whose histories are damaged or missing: the plan does without them.
+    pub without: Vec<TimelineId>,
     /// The settings that say where recovery stops ([`settings::targets`]).
     pub settings: BTreeMap<String, String>,
 }
@@ -59,6 +61,8 @@ struct Content {
     until: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     youngest: Option<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    without: Vec<u32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     settings: BTreeMap<String, String>,
 }
@@ -109,6 +113,7 @@ impl TargetNote {
             fork: self.fork.as_ref().map(ForkContent::of),
             until: self.until.map(|until| until.to_string()),
             youngest: self.youngest.map(TimelineId::get),
+            without: self.without.iter().map(|timeline| timeline.get()).collect(),
             settings: self.settings.clone(),
         };
         let path = spool.join(FILE);
@@ -129,6 +134,7 @@ impl TargetNote {
             },
             until: content.until.map(|until| until.parse()).transpose().ok()?,
             youngest: content.youngest.and_then(TimelineId::new),
+            without: content.without.into_iter().filter_map(TimelineId::new).collect(),
             settings: content.settings,
         })
     }
@@ -154,6 +160,7 @@ mod tests {
             fork: None,
             until: Some(Lsn(0x1_0000_2000)),
             youngest: TimelineId::new(4),
+            without: TimelineId::new(5).into_iter().collect(),
             settings: BTreeMap::from([("recovery_target_lsn".to_owned(), "'1/2000'".to_owned())]),
         };
         note.write(&spool).unwrap();

@@ -8,6 +8,7 @@
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentSize, TimelineId, WalFileName};
+use walpoint_repo::RepoError;
 use walpoint_repo::index::TimelineIndex;
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::object::RepositoryId;
@@ -266,7 +267,15 @@ async fn on_younger_timelines(
         if timeline <= name.timeline {
             continue;
         }
-        let history = archive.history_in(wal, timeline).await?;
+        let history = match archive.history_in(wal, timeline).await {
+            Err(error) if is_damaged(&error) => match archive.history(timeline).await {
+                Ok(Some(history)) => Some(history),
+                // The plan knew that.
+                _ if archive.is_without(timeline) => continue,
+                _ => return Err(error),
+            },
+            other => other?,
+        };
         let history =
             history.with_context(|| format!("the history of timeline {timeline} was listed and is gone"))?;
         let own_copy = SegmentName { timeline, ..name };
@@ -279,6 +288,10 @@ async fn on_younger_timelines(
         around.younger.push((timeline, wal.repository().name().to_owned()));
     }
     Ok(())
+}
+
+fn is_damaged(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(RepoError::Corrupt { .. }))
 }
 
 async fn around_history(

@@ -134,6 +134,46 @@ fn a_lost_history_is_in_the_way_of_its_own_timeline_only() {
     assert_eq!(ledger.labels(&server), "a1");
 }
 
+/// A history is lost, or damaged. What `plan` offers without its timeline is recovered to its end, and the server that is promoted
+/// there takes a number that no other timeline has.
+#[test]
+fn what_is_planned_without_a_timeline_in_doubt_is_finished() {
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    let a1 = ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    ledger.append_as(&bed.cluster, "a2");
+    bed.settle();
+    let a3 = ledger.append_as(&bed.cluster, "a3");
+    lose_and_restore(&mut bed, "lost", &["--target-xid", &a3.xid.to_string()]);
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    bed.stop_daemon();
+    let door = bed.back_door();
+    let history = door.list("clusters/main").into_iter().find(|key| key.ends_with("00000002.history"));
+    let (history, content) = history.map(|key| (key.clone(), door.get(&key).unwrap())).unwrap();
+    let mut damaged = content.to_vec();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 0x55;
+    for state in ["damaged", "lost"] {
+        door.delete(&history);
+        if state == "damaged" {
+            door.put(&history, damaged.clone());
+        }
+        for (name, options, labels) in [
+            ("time", &["--target-time", &a1.time_after, "--target-action", "promote"][..], "a1"),
+            ("one", &["--target-timeline", "1"], "a1 a2 a3"),
+        ] {
+            let server = bed.restore_and_start(&format!("{name}-{state}"), options);
+            server.wait_promoted();
+            assert_eq!(ledger.labels(&server), labels, "{name} {state}");
+            let file = server.psql("select pg_walfile_name(pg_current_wal_lsn())");
+            assert!(file.starts_with("00000003"), "{name} {state}: {file}");
+        }
+    }
+}
+
 /// A recovery to a point in time archived as timeline 2 and was thrown away; production goes on where it was. By its number timeline 2
 /// is the latest until a person settles it, which is refused while it looks like the one in production, and ends when more of it comes.
 #[test]

@@ -392,6 +392,7 @@ impl<'a> Planner<'a> {
             wal: wal.clone(),
             fork: ending.fork,
             youngest: self.facts.graph.ids().next_back().filter(|_| self.follows_the_latest()),
+            without: self.doubtful_after(timeline),
             histories: history.parent().map(|_| timeline).into_iter().collect(),
             signal: if self.request.standby { Signal::Standby } else { Signal::Recovery },
             settings: self.settings(ending, until, &at, stop.is_some()),
@@ -399,6 +400,13 @@ impl<'a> Planner<'a> {
             notes: self.notes(path, backup, ending, &at, stop)?,
             backup: backup.clone(),
         })
+    }
+
+    /// The timelines after `timeline` that have no readable history.
+    fn doubtful_after(&self, timeline: TimelineId) -> Vec<TimelineId> {
+        let unreadable = |doubt: &Doubt| matches!(doubt, Doubt::Damaged(_) | Doubt::Missing);
+        let doubts = self.facts.doubts.iter();
+        doubts.filter(|(of, doubt)| **of > timeline && unreadable(doubt)).map(|(of, _)| *of).collect()
     }
 
     /// Whether the plan is one for the end of the youngest timeline, which nothing follows any more.

@@ -1,0 +1,72 @@
+//! Histories that no repository can give any more, and recoveries that do without them.
+//!
+//! A younger timeline's history that is damaged or lost does not keep recovery from what was written before and beside it: the plan of
+//! such a restore names the timeline ([`super::note`]). PostgreSQL asks for the history all the same when recovery ends, because it looks
+//! for the first number of a timeline that is free. That it is in use is known; what is in the history is not.
+
+use walpoint_base::{Recovery, TimelineId, WalFileName};
+
+use crate::wal::archive::{Archive, Missing, Proof};
+
+impl Archive {
+    /// What can be given in place of a history that the repositories in `missing` do not have, or, if it is `there`, cannot give;
+    /// and what a person should know about it.
+    pub(super) async fn history_instead(
+        &self,
+        timeline: TimelineId,
+        missing: &[Missing<'_>],
+        there: bool,
+        proof: Proof,
+    ) -> Option<(Vec<u8>, String)> {
+        let name = WalFileName::History(timeline);
+        if !there && let Some((repository, content)) = from_younger(missing, timeline).await {
+            let note = format!(
+                "\"{name}\" is gone from repository {repository}; a younger timeline's history has its lines"
+            );
+            return Some((content, note));
+        }
+        let content = self.in_place_of(timeline).filter(|_| proof == Proof::Wanted)?;
+        let note = format!(
+            "\"{name}\" is damaged or lost, and this restore was planned without timeline {timeline}: PostgreSQL gets a file in its \
+             place, so that it does not take that number for its own timeline"
+        );
+        Some((content, note))
+    }
+
+    /// Whether the recovery under way was planned without a timeline whose history is damaged or lost.
+    pub(super) fn is_without(&self, timeline: TimelineId) -> bool {
+        self.in_place_of(timeline).is_some()
+    }
+
+    /// The answer to the question for such a history. At the end of recovery PostgreSQL looks no further than whether the file is
+    /// there (`findNewestTimeLine`), and takes the number after it.
+    fn in_place_of(&self, timeline: TimelineId) -> Option<Vec<u8>> {
+        let place = self.place()?;
+        // A standby would follow the timeline, and remember what it was given.
+        if Recovery::of(&place.pgdata) != Recovery::Archive {
+            return None;
+        }
+        let note = self.note()?;
+        if !note.without.contains(&timeline) || note.settings != self.targets() {
+            return None;
+        }
+        let (parent, switch) = (note.timeline, note.until.unwrap_or_default());
+        let line = format!("{parent}\t{switch}\tits own history is damaged or lost\n");
+        Some(line.into_bytes())
+    }
+}
+
+/// The history of a timeline that none of these repositories has any more, if a younger timeline's begins with it, and the
+/// repository that has that. Which it is counts only for its own timeline; what cannot be read says nothing.
+async fn from_younger(missing: &[Missing<'_>], timeline: TimelineId) -> Option<(String, Vec<u8>)> {
+    for source in missing {
+        match source.wal.history_from_younger(timeline).await {
+            Ok(Some(content)) => return Some((source.name.to_owned(), content)),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!("the histories in repository {} cannot be read: {error}", source.name)
+            }
+        }
+    }
+    None
+}
