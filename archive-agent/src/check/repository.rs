@@ -126,7 +126,7 @@ pub(crate) async fn destinations(
         }
     }
     if found.len() == selection.repositories.len() {
-        acknowledging(report, &found);
+        acknowledging(report, &found).await;
     }
     found
 }
@@ -195,24 +195,27 @@ fn secrets(report: &mut Report, what: &str, settings: &StoreSettings) {
 }
 
 /// Whether the repositories that acknowledge are those that the lineage was registered with: readers go by the lineage.
-fn acknowledging(report: &mut Report, destinations: &[Destination]) {
+async fn acknowledging(report: &mut Report, destinations: &[Destination]) {
     let configured: BTreeSet<RepositoryId> =
         destinations.iter().filter(|d| d.acknowledges).map(|d| d.repository.id()).collect();
     for destination in destinations {
-        let registered = &destination.lineage.ack;
+        let what = format!("repository {}: ack", destination.name());
+        let read = destination.repository.acknowledging(&destination.lineage).await;
+        let Some(registered) = report.take(&what, read.map_err(Into::into)) else { continue };
+        let registered = registered.members;
         if registered.iter().map(|member| member.repository).collect::<BTreeSet<_>>() == configured {
             continue;
         }
         let names: Vec<&str> = registered.iter().map(|member| member.name.as_str()).collect();
         report.warning(
-            format!("repository {}: ack", destination.name()),
+            what,
             format!(
                 "lineage {} was registered with {} to acknowledge WAL, and the configuration says otherwise",
                 destination.lineage.id,
                 if names.is_empty() { "no repository".to_owned() } else { names.join(", ") }
             ),
-            "readers without this configuration go by the lineage when they decide where WAL ends: set ack as it was, or begin a \
-             new lineage",
+            "readers without this configuration go by the lineage when they decide where WAL ends: set ack as it was; if a \
+             repository was lost and made anew, run archive-agent init; else begin a new lineage",
         );
     }
 }

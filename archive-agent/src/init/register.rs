@@ -113,11 +113,17 @@ pub(crate) async fn register(
         Some(_) => None,
         None => Elsewhere::of(&here, plan, control).await?,
     };
+    let mut made = Vec::new();
     for (repository, url, repository_created) in &opened {
         let (lineage, lineage_created) =
             lineage(repository, plan, control, &ack, (begun.as_ref(), elsewhere.as_ref()))
                 .await
                 .with_context(|| format!("repository {}", repository.name()))?;
+        made.push((repository, url, repository_created, lineage, lineage_created));
+    }
+    let lives: Vec<_> =
+        made.iter().map(|(repository, .., lineage, _)| (repository.id(), lineage.clone())).collect();
+    for (repository, url, repository_created, lineage, lineage_created) in made {
         lineages.push((repository.id(), lineage.id));
         split = split.or(lineage.parent.filter(|_| lineage_created && begun.is_some()));
         if lineage_created && elsewhere.is_some() && !*repository_created {
@@ -130,7 +136,11 @@ pub(crate) async fn register(
                 "TAKE A BACKUP NOW (archive-agent backup): the lineage has none in this repository",
             );
         }
-        if ids(&lineage.ack) != ids(&ack) {
+        let shares = |member: &&AckMember| {
+            lives.iter().any(|(id, other)| *id == member.repository && lineage.is_same_life(other))
+        };
+        let now: Vec<AckMember> = ack.iter().filter(shares).cloned().collect();
+        if ids(&supersede(report, repository, &lineage, &now).await?) != ids(&ack) {
             report.warning(
                 format!("repository {}: lineage", repository.name()),
                 format!("{} was begun when other repositories had to acknowledge WAL", lineage.id),
@@ -349,6 +359,31 @@ async fn make(name: &str, settings: &StoreSettings, encrypt: bool) -> anyhow::Re
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Repository::init_encrypted(name, settings, &format!("made by init on {host}")).await.map_err(hint)
+}
+
+/// The repositories that acknowledge the WAL of a lineage, after one that was lost and made anew has taken its place among them.
+async fn supersede(
+    report: &mut Report,
+    repository: &Repository,
+    lineage: &Lineage,
+    ack: &[AckMember],
+) -> anyhow::Result<Vec<AckMember>> {
+    let known = repository.acknowledging(lineage).await?;
+    let Some(new) = known.superseded_by(ack) else { return Ok(known.members) };
+    repository.supersede_acknowledging(lineage, &new).await?;
+    let made_anew =
+        ack.iter().filter(|member| !known.members.contains(member) && new.members.contains(member));
+    let names: Vec<&str> = made_anew.map(|member| member.name.as_str()).collect();
+    report.warning(
+        format!("repository {}: ack", repository.name()),
+        format!(
+            "{} is another repository than the one that had to acknowledge WAL of lineage {}, and takes its place",
+            names.join(", "),
+            lineage.id
+        ),
+        "take a backup: what only the old one held is gone",
+    );
+    Ok(new.members)
 }
 
 fn ids(ack: &[AckMember]) -> Vec<String> {

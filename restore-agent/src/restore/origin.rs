@@ -61,7 +61,8 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
             Err(_) => tracing::debug!("repository \"{name}\" does not answer"),
         }
     }
-    for member in &planned.lineage.ack {
+    let acknowledging = planned.repository.acknowledging(&planned.lineage).await?;
+    for member in &acknowledging.members {
         add(OriginRepository {
             name: member.name.clone(),
             id: member.repository,
@@ -99,7 +100,8 @@ async fn other(
         Some(last) => held(&repository, &lineage, last).await?,
         None => None,
     };
-    let acknowledges = planned.lineage.ack.iter().any(|member| member.repository == repository.id());
+    let acknowledging = planned.repository.acknowledging(&planned.lineage).await?;
+    let acknowledges = acknowledging.members.iter().any(|member| member.repository == repository.id());
     Ok(OriginRepository {
         name: name.to_owned(),
         id: repository.id(),

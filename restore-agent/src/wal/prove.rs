@@ -8,12 +8,13 @@
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentSize, TimelineId, WalFileName};
-use walpoint_repo::RepoError;
 use walpoint_repo::index::TimelineIndex;
 use walpoint_repo::layout::WalEntry;
+use walpoint_repo::lineage::AckMember;
 use walpoint_repo::object::RepositoryId;
 use walpoint_repo::plan::ForkSegment;
 use walpoint_repo::wal::WalArchive;
+use walpoint_repo::{Acknowledging, RepoError};
 use walpoint_runtime::exit::told;
 
 use crate::wal::absence::{self, Surroundings};
@@ -92,18 +93,24 @@ async fn surroundings<'a>(
 ) -> Result<(Surroundings, Vec<&'a str>), Unproven> {
     let mut around = Surroundings::default();
     let mut proven: Vec<(&str, RepositoryId)> = Vec::new();
+    let (mut members, mut replaced) = (Vec::new(), Vec::new());
     for source in sources {
         match look_around(archive, &source.wal, look, &mut around).await {
-            Ok(()) => proven.push((source.name, source.wal.repository().id())),
+            Ok(acknowledging) => {
+                proven.push((source.name, source.wal.repository().id()));
+                members.extend(acknowledging.members);
+                replaced.extend(acknowledging.replaced);
+            }
             Err(error) => {
                 // Another repository may be in its place by now.
                 archive.close(source.name);
                 let repository = source.name.to_owned();
                 failures.push(Failed { repository, why: told(&error), refused: false });
+                members.extend(source.wal.lineage().ack.iter().cloned());
             }
         }
     }
-    let unproven = unproven(archive, sources, &proven);
+    let unproven = unproven(archive, (&members, &replaced), &proven);
     if !unproven.is_empty() {
         let mut why = listed(&failures);
         if why.is_empty() {
@@ -125,19 +132,22 @@ async fn surroundings<'a>(
 }
 
 /// The repositories that acknowledge and have not proven that they do not have the file.
-fn unproven(archive: &Archive, missing: &[Missing<'_>], proven: &[(&str, RepositoryId)]) -> Vec<String> {
+fn unproven(
+    archive: &Archive,
+    (members, replaced): (&[AckMember], &[RepositoryId]),
+    proven: &[(&str, RepositoryId)],
+) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     let configured = archive.acknowledging().iter().filter(|name| !proven.iter().any(|(p, _)| p == name));
     names.extend(configured.cloned());
-    let members = missing.iter().flat_map(|source| &source.wal.lineage().ack);
-    for member in members.filter(|member| !proven.iter().any(|(_, id)| *id == member.repository)) {
+    // In the place of one that was lost another one acknowledges.
+    let is_settled = |id: RepositoryId| replaced.contains(&id) || proven.iter().any(|(_, p)| *p == id);
+    for member in members.iter().filter(|member| !is_settled(member.repository)) {
         if !names.contains(&member.name) {
             names.push(member.name.clone());
         }
     }
-    for (name, _) in
-        archive.origin().acknowledging().into_iter().filter(|(_, id)| !proven.iter().any(|(_, p)| p == id))
-    {
+    for (name, _) in archive.origin().acknowledging().into_iter().filter(|(_, id)| !is_settled(*id)) {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -155,7 +165,7 @@ async fn look_around(
     wal: &WalArchive,
     look: Look,
     around: &mut Surroundings,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Acknowledging> {
     confirm(wal).await?;
     confirm_newest(archive, wal).await?;
     let name = match look {
@@ -176,8 +186,8 @@ async fn look_around(
     confirm(wal).await
 }
 
-/// Reads descriptor and lineage and holds them against what they were.
-async fn confirm(wal: &WalArchive) -> anyhow::Result<()> {
+/// Reads descriptor and lineage and holds them against what they were; the repositories that acknowledge by now.
+async fn confirm(wal: &WalArchive) -> anyhow::Result<Acknowledging> {
     wal.repository().read_descriptor_again().await?;
     let known = wal.lineage();
     let found = wal.repository().read_lineage(&known.cluster, known.id).await?;
@@ -186,7 +196,7 @@ async fn confirm(wal: &WalArchive) -> anyhow::Result<()> {
     if found != *known {
         bail!("lineage {} of cluster {} is not what it was", known.id, known.cluster);
     }
-    Ok(())
+    Ok(wal.repository().acknowledging(known).await?)
 }
 
 /// Looks for the newest segment that the repository was seen to hold, or what shows that it went on from there: something

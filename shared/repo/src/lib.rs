@@ -22,6 +22,7 @@
 //! | [`holds`] | who forbade to delete what |
 //! | [`cpu`] | where heavy computing runs |
 
+mod acknowledging;
 pub mod agreement;
 pub mod backup;
 pub mod catalog;
@@ -51,6 +52,7 @@ pub mod wal;
 #[cfg(test)]
 mod worlds;
 
+pub use acknowledging::Acknowledging;
 pub use error::{RepoError, Result, found};
 pub use lineage::Lineage;
 pub use repository::Repository;

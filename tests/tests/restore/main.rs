@@ -21,6 +21,7 @@ mod owners;
 mod places;
 mod planted;
 mod refusals;
+mod remade;
 mod repair;
 mod replace;
 mod rewound;

@@ -69,6 +69,16 @@ impl ClusterPaths {
         Prefix::composed(format!("{}/lineages", self.root))
     }
 
+    /// `<lineage>/ack/<n>`: which repositories acknowledge its WAL, since one was made anew.
+    pub fn acknowledging(&self, lineage: LineageId, n: u64) -> Key {
+        Key::composed(format!("{}/{lineage}/ack/{n:012}", self.root))
+    }
+
+    /// Every document of that sequence.
+    pub fn acknowledging_all(&self, lineage: LineageId) -> Prefix {
+        Prefix::composed(format!("{}/{lineage}/ack", self.root))
+    }
+
     /// The WAL, index, histories and restore points of a lineage.
     pub fn wal(&self, lineage: LineageId) -> WalPaths {
         WalPaths::new(format!("{}/{lineage}", self.root))

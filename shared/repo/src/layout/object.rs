@@ -9,6 +9,8 @@ use super::{ClusterPaths, Key, WalEntry};
 pub enum ClusterObject {
     /// The facts of a lineage.
     Lineage(LineageId),
+    /// Which repositories acknowledge a lineage's WAL, since one was made anew.
+    Acknowledging(LineageId, u64),
     /// What PostgreSQL archived, and slices of it.
     Wal(LineageId, WalEntry),
     /// A generation of an index object: timeline, level, number.
@@ -74,6 +76,11 @@ impl ClusterPaths {
 
     fn parse_lineage(&self, key: &Key, lineage: LineageId, rest: &str) -> Option<ClusterObject> {
         let paths = self.wal(lineage);
+        if let Some(n) = rest.strip_prefix("ack/") {
+            let n = n.parse().ok()?;
+            let same = self.acknowledging(lineage, n) == *key;
+            return same.then_some(ClusterObject::Acknowledging(lineage, n));
+        }
         if rest.starts_with("points/") {
             let one = paths.parse_point(key).map(|(_, timeline, lsn)| (timeline, lsn));
             let (timeline, lsn) = one.or_else(|| paths.parse_point_batch(key))?;

@@ -218,6 +218,7 @@ impl Roots {
             ClusterObject::Point(..) => (Class::RestorePoint, self.needs_stretch(object)),
             ClusterObject::Index(..) => (Class::Index, self.needs_stretch(object)),
             ClusterObject::Lineage(_)
+            | ClusterObject::Acknowledging(..)
             | ClusterObject::Condemned(_)
             | ClusterObject::Hold(_)
             | ClusterObject::Summaries(_)

@@ -1,0 +1,64 @@
+//! A repository that was lost and made anew, as the documentation says.
+
+use std::fs;
+
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::rows::Ledger;
+use walpoint_tests::store::Store;
+use walpoint_tests::wait;
+
+/// Promise 4: one of two repositories that acknowledge is lost, made anew with `init`, and has a backup. From then on recovery ends
+/// where both say so, and waits for the old one no longer; without the new one it does not end.
+#[test]
+fn a_repository_that_was_made_anew_takes_the_place_of_the_old_one() {
+    let second = Store::local();
+    let builder = Cluster::builder().major(17).segment_size_mb(1);
+    let mut bed = Archived::start_with(builder, Store::local(), |agent| {
+        agent.repository("second", &second).cluster_line("fetch_budget = \"2s\"")
+    });
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    let root = second.root().unwrap().to_owned();
+    for entry in fs::read_dir(&root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+    }
+    let made = bed.agent.init(&[]).expect_success();
+    assert!(made.stdout.contains("takes its place") || made.stderr.contains("takes its place"), "{made:#?}");
+    bed.agent.init(&[]).expect_success();
+    ledger.append_as(&bed.cluster, "a2");
+    bed.backup();
+    let a3 = ledger.append_as(&bed.cluster, "a3");
+    ledger.append_as(&bed.cluster, "a4");
+    bed.settle();
+    let ended = |store: &Store| {
+        let segments =
+            store.back_door().list("clusters/main").into_iter().filter(|key| key.contains("/wal/"));
+        segments.max()
+    };
+    wait::until_true(wait::SOON, "both have everything", || ended(&second) == ended(&bed.store));
+    let check = bed.agent.run(&["check"]).expect_success();
+    assert!(!check.stdout.contains("to acknowledge WAL"), "{check:#?}");
+    bed.stop_daemon();
+    bed.cluster.crash();
+
+    let latest = bed.restore_and_start("latest", &[]);
+    latest.wait_promoted();
+    assert_eq!(ledger.labels(&latest), "a1 a2 a3 a4");
+    let target = ["--target-time", &a3.time_after, "--target-action", "promote"];
+    let earlier = bed.restore_and_start("earlier", &target);
+    earlier.wait_promoted();
+    assert_eq!(ledger.labels(&earlier), "a1 a2 a3");
+
+    // The new one's word is needed as the old one's was.
+    bed.restore("alone", &[]);
+    let aside = root.with_extension("aside");
+    fs::rename(&root, &aside).unwrap();
+    let mut alone = Cluster::adopt(bed.cluster.dir().clone(), 17, bed.place("alone"), None);
+    alone.launch();
+    assert_ne!(alone.wait_for_end(wait::SOON), 0);
+    fs::rename(&aside, &root).unwrap();
+}
