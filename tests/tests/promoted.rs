@@ -139,6 +139,39 @@ fn a_promoted_standby_behind_a_gap_archives_its_own_timeline() {
     agent.restore(&["plan"]).expect_success();
 }
 
+/// A standby that archives too, made while its primary could not archive: PostgreSQL marks nothing of what it received.
+#[test]
+fn a_promoted_standby_that_always_archives_goes_on_behind_a_gap() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    bed.agent.run(&["backup"]).expect_success();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    assert_eq!(daemon.stop(), 0);
+    set(&bed.cluster, "archive_command", "/bin/false");
+    let lost = segments(&bed.cluster, 3, 100);
+    let mut standby = bed.cluster.standby();
+    let agent = Agent::with(&standby, &bed.store);
+    agent.archive_from(&standby);
+    standby.set("archive_mode", "always");
+    standby.set("archive_command", "/bin/false");
+    standby.start();
+    let kept = segments(&bed.cluster, 4, 100);
+    standby.wait_replayed(&bed.cluster);
+    assert!(!standby.wal_dir().join(lost.last().unwrap()).exists());
+    let marked = |name: &String| standby.wal_dir().join(format!("archive_status/{name}.ready")).exists();
+    wait::until_true(SOON, "the standby has not archived it", || kept.iter().all(marked));
+    bed.cluster.crash();
+    standby.promote();
+    let daemon = agent.daemon();
+    set(&standby, "archive_command", &agent.archive_command());
+    all_done(&standby, &segments(&standby, 2, 100));
+    assert_eq!(is_stored(&bed, &kept), [true; 4], "{}", daemon.log());
+    assert!(!daemon.log().contains("split brain"), "{}", daemon.log());
+    agent.run(&["backup"]).expect_success();
+    agent.restore(&["plan"]).expect_success();
+}
+
 /// The dead primary left a hole in the middle and did not archive its last segments.
 #[test]
 fn a_hole_in_the_middle_is_backfilled() {

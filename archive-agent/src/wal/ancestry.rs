@@ -3,12 +3,14 @@
 //! A server that was promoted brings WAL that it did not archive itself. It may be a copy that wrote on an earlier timeline by
 //! itself before it followed a server: then that WAL has the names of production's and is not production's. Where
 //! neither content nor records meet what is stored, PostgreSQL's own marks tell what a standby received
-//! (`XLogArchiveForceDone` in src/backend/access/transam/xlogarchive.c) from what a server wrote while it did not archive.
+//! (`XLogArchiveForceDone` in src/backend/access/transam/xlogarchive.c) from what a server wrote while it did not archive. With
+//! `archive_mode = always` a standby has no such mark: it archives what it receives. Then the times of the files tell.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use walpoint_base::chain::{ChainEnd, Link};
-use walpoint_base::{SegmentName, SegmentNo, TimelineHistory, TimelineId};
+use walpoint_base::{SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
 use walpoint_repo::wal::WalArchive;
@@ -113,9 +115,23 @@ impl Ancestry<'_> {
         run.len() > 1 && !run.iter().any(|name| self.was_received(*name))
     }
 
-    /// Whether PostgreSQL has marked a segment of the directory as archived, as a standby marks what it receives.
+    /// Whether a standby received a segment of the directory, of a timeline before its own: PostgreSQL has marked it as archived, or
+    /// it was written since the server was started. A start of a server that was promoted has written on no timeline before.
     pub(super) fn was_received(&self, name: SegmentName) -> bool {
-        self.wal.join(format!("archive_status/{name}.done")).exists()
+        self.wal.join(format!("archive_status/{name}.done")).exists() || self.is_of_this_start(name)
+    }
+
+    fn is_of_this_start(&self, name: SegmentName) -> bool {
+        // PostgreSQL writes it at each start.
+        let Some(started) = self.wal.parent().and_then(|pgdata| modified(&pgdata.join("postmaster.opts")))
+        else {
+            return false;
+        };
+        // A clock that was set back makes what is older seem newer, but not than the promotion.
+        let promoted = WalFileName::History(self.history.timeline());
+        let at = |name: String| modified(&self.wal.join(name));
+        let (written, promoted) = (at(name.to_string()), at(promoted.to_string()));
+        name.timeline != self.history.timeline() && written > Some(started) && written <= promoted
     }
 
     /// The segment before one on the path.
@@ -184,6 +200,10 @@ impl Ancestry<'_> {
     async fn is_shown_elsewhere(&self, stored: SegmentName) -> Result<bool, RepoError> {
         elsewhere::shows((self.target, self.archive), self.around, self.cluster, self.wal, stored).await
     }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|file| file.modified()).ok()
 }
 
 /// Notes in a directory that what an archive holds of a path before a segment is its server's; the newest segment of that, if
