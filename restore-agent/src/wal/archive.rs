@@ -353,7 +353,8 @@ impl Archive {
             _ => None,
         };
         if let Some((segment, header)) = &given
-            && let Err(error) = self.served.admit(&wal, *segment, header, |id| self.opened(id)).await
+            && let Err(error) =
+                self.served.admit(&wal, (*segment, header), self.origin.wal(), |id| self.opened(id)).await
         {
             return Ok(Found::Unusable(Refusal(told(&error)).into()));
         }

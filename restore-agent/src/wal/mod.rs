@@ -22,6 +22,7 @@
 //! | [`spool`] | where it waits |
 //! | [`note`] | the target that `restore` leaves there |
 //! | [`served`] | from which repository recovery has its WAL |
+//! | [`own`] | what `pg_wal` shows of a segment that it is about to be given |
 //! | [`serve`] | the socket of `restore-fetch` |
 //! | [`life`] | when a prefetcher ends |
 //! | [`session`] | the command `prefetch` |
@@ -43,6 +44,7 @@ pub(crate) mod life;
 mod lost_history;
 pub mod note;
 pub(crate) mod origin;
+pub(crate) mod own;
 pub(crate) mod parents;
 pub(crate) mod patience;
 pub(crate) mod prefetch;

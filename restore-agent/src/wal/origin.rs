@@ -29,11 +29,8 @@ use walpoint_repo::object::{ContentHash, RepositoryId};
 use crate::wal::histories::HistoryCache;
 use crate::wal::refusal::Refusal;
 
-/// How often the newest segment is written down.
+/// How often the newest segment, and the one that was given last, are written down.
 const CADENCE: Duration = Duration::from_secs(1);
-
-/// So many segments behind the one that is noted, the next one is.
-const NEAR: u32 = 64;
 
 /// How often, and after what pauses, the lock is tried: a standby waits for its answer.
 const LOCK_ATTEMPTS: u32 = 20;
@@ -61,6 +58,8 @@ pub(crate) struct ServedSegment {
     pub(crate) hash: ContentHash,
     /// Its bytes before the zeros at the end.
     pub(crate) content_len: u64,
+    /// Whether the hash has a key of that repository's own.
+    pub(crate) keyed: Option<bool>,
 }
 
 /// A repository at the beginning of a recovery.
@@ -180,6 +179,8 @@ struct ContentSegment {
     name: String,
     hash: String,
     content_len: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keyed: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -211,6 +212,7 @@ impl From<&Origin> for Content {
                     name: segment.name.to_string(),
                     hash: segment.hash.to_string(),
                     content_len: segment.content_len,
+                    keyed: segment.keyed,
                 }),
             }),
         }
@@ -240,8 +242,8 @@ impl Content {
 impl ContentServed {
     fn parse(self) -> Option<(RepositoryId, Option<ServedSegment>)> {
         let segment = match self.segment {
-            Some(ContentSegment { name, hash, content_len }) => {
-                Some(ServedSegment { name: name.parse().ok()?, hash: hash.parse().ok()?, content_len })
+            Some(ContentSegment { name, hash, content_len, keyed }) => {
+                Some(ServedSegment { name: name.parse().ok()?, hash: hash.parse().ok()?, content_len, keyed })
             }
             None => None,
         };
@@ -262,8 +264,10 @@ struct State {
     origin: Option<Origin>,
     /// When the newest segments were written last.
     written: Option<Instant>,
-    /// What was noted last of the repository that gives WAL.
-    noted: Option<(RepositoryId, SegmentName)>,
+    /// The repository that gave the newest segment, and when that was written last.
+    noted: Option<(RepositoryId, Instant)>,
+    /// What it gave since.
+    unwritten: Option<(RepositoryId, ServedSegment)>,
 }
 
 impl OriginKeeper {
@@ -272,7 +276,8 @@ impl OriginKeeper {
         Self { place: place.cloned(), state: Mutex::default() }
     }
 
-    fn wal(&self) -> Option<&Path> {
+    /// Where the server keeps its WAL; `None` where a person fetches a file by hand.
+    pub(crate) fn wal(&self) -> Option<&Path> {
         self.place.as_ref().map(|place| place.wal.as_path())
     }
 
@@ -383,30 +388,44 @@ impl OriginKeeper {
         Origin::read(self.wal()?).ok()??.served
     }
 
-    /// Notes the repository that gave a segment: a change of it at once, what it gave now and then. A failure makes no difference
-    /// to what is given.
+    /// Notes the repository that gave a segment: at once if none was noted by this process or another repository was, and otherwise
+    /// with [`Self::write_served`]. A failure makes no difference to what is given.
     pub(crate) fn note_served(&self, id: RepositoryId, segment: ServedSegment) {
-        let Some(wal) = self.wal().filter(|_| self.server()) else { return };
-        let mut state = self.state();
-        if state.noted.is_some_and(|(known, noted)| known == id && is_near(noted, segment.name)) {
+        if self.wal().is_none() || !self.server() {
             return;
         }
-        let Some(recovery) = state.origin.as_ref().map(|origin| origin.recovery.clone()) else { return };
-        state.noted = Some((id, segment.name));
+        let mut state = self.state();
+        state.unwritten = Some((id, segment));
+        if state.noted.is_none_or(|(known, at)| known != id || at.elapsed() >= CADENCE) {
+            self.write_unwritten(&mut state);
+        }
+    }
+
+    /// Writes down which segment was given last: now and then, and before the process ends.
+    pub(crate) fn write_served(&self) {
+        self.write_unwritten(&mut self.state());
+    }
+
+    fn write_unwritten(&self, state: &mut State) {
+        let Some((id, segment)) = state.unwritten.take() else { return };
+        let (Some(wal), Some(recovery)) = (self.wal(), state.origin.as_ref().map(|origin| &origin.recovery))
+        else {
+            return;
+        };
         let _lock = lock(wal);
         let written = Origin::read(wal).and_then(|read| {
-            let Some(mut read) = read.filter(|read| read.recovery == recovery) else { return Ok(()) };
-            let recent = |(known, given): (RepositoryId, Option<ServedSegment>)| {
-                known == id && given.is_some_and(|given| is_near(given.name, segment.name))
-            };
-            if read.served.is_some_and(recent) {
+            let Some(mut read) = read.filter(|read| read.recovery == *recovery) else { return Ok(()) };
+            if read.served == Some((id, Some(segment))) {
                 return Ok(());
             }
             read.served = Some((id, Some(segment)));
             read.write(wal)
         });
-        if let Err(error) = written {
-            tracing::debug!("the repository that gave {} is not noted: {error:#}", segment.name);
+        match written {
+            Ok(()) => state.noted = Some((id, Instant::now())),
+            Err(error) => {
+                tracing::debug!("the repository that gave {} is not noted: {error:#}", segment.name);
+            }
         }
     }
 
@@ -452,13 +471,6 @@ impl OriginKeeper {
     }
 }
 
-/// Whether one segment lies so close behind another that it need not be noted.
-fn is_near(noted: SegmentName, name: SegmentName) -> bool {
-    (noted.timeline, noted.log) == (name.timeline, name.log)
-        && noted.segment <= name.segment
-        && name.segment - noted.segment < NEAR
-}
-
 /// Keeps other processes from replacing the file between reading and writing. A process that hangs meanwhile holds nobody
 /// up for long, and a filesystem without locks has none for anybody: two who meet different repositories at one moment may
 /// then note only one of them, and the other when it is read again.
@@ -499,7 +511,7 @@ mod tests {
         origin.write(dir.path()).unwrap();
         assert_eq!(Origin::read(dir.path()).unwrap(), Some(origin.clone()));
         let name = "000000010000000000000005".parse().unwrap();
-        let given = ServedSegment { name, hash: ContentHash([7; 32]), content_len: 9 };
+        let given = ServedSegment { name, hash: ContentHash([7; 32]), content_len: 9, keyed: Some(true) };
         origin.served = Some((RepositoryId([1; 16]), Some(given)));
         origin.write(dir.path()).unwrap();
         assert_eq!(Origin::read(dir.path()).unwrap(), Some(origin));

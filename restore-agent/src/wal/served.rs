@@ -6,9 +6,11 @@
 //! ranged requests; without a change none is made. Repositories that were found to agree are asked in the order of the
 //! configuration again, which is how a person wants them asked.
 //!
-//! A process that fetches one file finds in `walpoint-origin` what an earlier one gave.
+//! A process that fetches one file finds in `walpoint-origin` what an earlier one gave. That may lie some way back, where one was
+//! killed, so what the server has in `pg_wal` before the segment counts first ([`own`]).
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ use walpoint_repo::wal::WalArchive;
 use walpoint_repo::wal::header::WalHeader;
 
 use crate::wal::origin::{OriginKeeper, ServedSegment};
+use crate::wal::own::{self, Own};
 
 /// So many of the segments that were given are remembered: more than are fetched ahead at the same time.
 const REMEMBERED: usize = 256;
@@ -36,7 +39,7 @@ struct Given {
     content_len: u64,
     /// Not known of what an earlier process gave.
     chain: Option<ChainFacts>,
-    /// Whether the hash has a key of that repository's own; not known of what an earlier process gave.
+    /// Whether the hash has a key of that repository's own, if that is known.
     keyed: Option<bool>,
 }
 
@@ -63,8 +66,8 @@ impl Served {
             let Some((repository, segment)) = origin.served() else { return };
             let mut state = self.state();
             state.home = Some(repository);
-            if let Some(ServedSegment { name, hash, content_len }) = segment {
-                state.recent.insert(name, Given { repository, hash, content_len, chain: None, keyed: None });
+            if let Some(ServedSegment { name, hash, content_len, keyed }) = segment {
+                state.recent.insert(name, Given { repository, hash, content_len, chain: None, keyed });
             }
         });
     }
@@ -75,13 +78,13 @@ impl Served {
         state.home.filter(|home| !state.agreed.keys().any(|(one, _)| one == home))
     }
 
-    /// Fails if a segment of `wal` is another server's than what was given before. `opened`: the archive in another repository, if
-    /// it is at hand, and what the configuration calls it.
+    /// Fails if a segment of `wal` is another server's than what was given before. `own`: where the server keeps its WAL;
+    /// `opened`: the archive in another repository, if it is at hand, and what the configuration calls it.
     pub(crate) async fn admit(
         &self,
         wal: &WalArchive,
-        name: SegmentName,
-        header: &WalHeader,
+        (name, header): (SegmentName, &WalHeader),
+        own: Option<&Path>,
         opened: impl Fn(RepositoryId) -> (String, Option<WalArchive>),
     ) -> anyhow::Result<()> {
         let (id, size) = (wal.repository().id(), wal.lineage().segment_size);
@@ -116,6 +119,16 @@ impl Served {
                 }
             }
         }
+        if let Some(directory) = own {
+            match own::before(directory, wal, name, header).await? {
+                Some(Own::Different(what)) => return Err(another(&what, &home)),
+                Some(Own::Same(before)) => {
+                    self.state().agreed.insert((id, known.home), before);
+                    return Ok(());
+                }
+                None => {}
+            }
+        }
         let Some((last, given)) = known.last else { return Ok(()) };
         let (other, archive) = opened(given.repository);
         match same(wal, archive.as_ref(), last, &given).await {
@@ -139,8 +152,10 @@ impl Served {
         };
         let before = number.0.checked_sub(1).map(SegmentNo).and_then(neighbor);
         let elsewhere = |(_, given): &(SegmentName, Given)| given.repository != id;
-        let last = state.recent.range(..name).next_back().map(|(name, given)| (*name, *given));
-        let last = last.filter(elsewhere);
+        // Of what an earlier process gave, all may lie behind it: the server was started anew, or was fetched ahead for.
+        let mut around =
+            state.recent.range(..name).next_back().into_iter().chain(state.recent.range(name..).next());
+        let last = around.next().map(|(name, given)| (*name, *given)).filter(elsewhere);
         let continues = before.is_some_and(|(_, given)| given.repository == id);
         let agreed = last.and_then(|(_, given)| state.agreed.get(&(id, given.repository)).copied());
         let is_home = home == id;
@@ -186,7 +201,7 @@ impl Served {
         drop(state);
         origin.note_served(
             repository,
-            ServedSegment { name, hash: header.hash, content_len: header.content_len },
+            ServedSegment { name, hash: header.hash, content_len: header.content_len, keyed: given.keyed },
         );
     }
 
@@ -205,7 +220,7 @@ struct Known {
     neighbors: Vec<(SegmentName, Given)>,
     /// Nothing needs to be compared: the repository gave what comes before, or agrees with the one that did.
     continued: bool,
-    /// The newest one before it, where another repository gave that.
+    /// The newest one before it, or the first one of all, where another repository gave that.
     last: Option<(SegmentName, Given)>,
 }
 

@@ -114,6 +114,7 @@ async fn serve(
             () = tokio::time::sleep(CHECK) => {}
             () = stop.cancelled() => break None,
         }
+        prefetcher.archive().origin().write_served();
         let ours = prefetcher.spool().is_ours() && prefetcher.archive().origin().is_current();
         match life.check(server.idle()).or((!ours).then_some(End::DirectoryGone)) {
             // A sidecar serves whatever comes next in this place.
@@ -133,6 +134,7 @@ async fn serve(
         tracing::warn!("a request was not answered before the end");
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    prefetcher.archive().origin().write_served();
     let over = end.is_some_and(End::recovery_is_over);
     if over && Recovery::of(&place.pgdata) != Recovery::Standby {
         HistoryCache::in_wal(&place.wal)

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use walpoint_tests::cluster::Cluster;
-use walpoint_tests::process::Output;
+use walpoint_tests::process::{self, Output};
 use walpoint_tests::store::Store;
-use walpoint_tests::user;
+use walpoint_tests::{user, wait};
 
 use crate::archive::Archive;
-use crate::target::Target;
+use crate::target::{self, Target};
 
 /// Production and a copy that goes its own way on the same timeline, further than production.
 struct Two {
@@ -124,5 +124,53 @@ fn another_servers_wal_in_another_repository_does_not_stand_in() {
             assert_eq!(fetch(&target, name).status, 0, "{name}");
             assert_eq!(target.file(), file(name), "{name}");
         }
+    }
+}
+
+/// A process that did not give anything itself compares with what the one before it gave last, though the repository that has it is
+/// silent: with what was noted, or, where that process was killed, with what the server has in `pg_wal`. What both repositories have
+/// from before the two servers parted proves nothing.
+#[test]
+fn what_an_earlier_process_gave_last_counts_though_its_repository_is_silent() {
+    let two = Two::start();
+    let (near, far) = (Store::local(), Store::local());
+    let _archive = two.archive(&near, &far);
+    let next = &two.theirs[0];
+    let end = |target: &Target, signal| {
+        let served = target::prefetchers(&target.agent);
+        served.iter().for_each(|pid| process::kill_pid(*pid, signal));
+        wait::until_true(wait::SOON, "no prefetcher is left", || {
+            target::prefetchers(&target.agent).is_empty()
+        });
+    };
+    let (root, away) = (near.root().unwrap().to_owned(), near.root().unwrap().with_extension("away"));
+    let in_wal = |target: &Target, name: &str| target.pgdata.join("pg_wal").join(name);
+    let origin = |target: &Target| in_wal(target, walpoint_base::RECOVERY_ORIGIN);
+    for way in ["each by a process of its own", "a prefetcher that ends", "a prefetcher that is killed"] {
+        let target = two.target(&near, &far);
+        let fetch = if way.starts_with("each") { Target::fetch_directly } else { Target::fetch };
+        assert_eq!(fetch(&target, &two.ours[0]).status, 0, "{way}");
+        let early = std::fs::read(origin(&target)).unwrap();
+        for name in &two.ours[1..] {
+            assert_eq!(fetch(&target, name).status, 0, "{way}: {name}");
+        }
+        match way {
+            "a prefetcher that ends" => end(&target, rustix::process::Signal::TERM),
+            "a prefetcher that is killed" => {
+                end(&target, rustix::process::Signal::KILL);
+                std::fs::write(origin(&target), &early).unwrap();
+                let last = two.ours.last().unwrap();
+                std::fs::copy(two.production.wal_dir().join(last), in_wal(&target, last)).unwrap();
+                user::give_tree(&target.pgdata);
+            }
+            _ => {}
+        }
+        std::fs::rename(&root, &away).unwrap();
+        let output = fetch(&target, next);
+        assert_eq!(output.status, 255, "{way}: {output:#?}");
+        assert!(output.stderr.contains("another server's WAL"), "{way}: {output:#?}");
+        assert_eq!(target.file(), None, "{way}");
+        end(&target, rustix::process::Signal::KILL);
+        std::fs::rename(&away, &root).unwrap();
     }
 }
