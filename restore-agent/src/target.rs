@@ -56,6 +56,11 @@ pub(crate) enum Action {
 }
 
 impl TargetArgs {
+    /// Whether recovery is to follow the newest timeline.
+    pub(crate) fn follows_the_latest(&self) -> bool {
+        self.target_timeline == TargetTimeline::Latest
+    }
+
     /// The target itself.
     fn target(&self, now: Timestamp, resolved: Option<PgTimestamp>) -> Result<RecoveryTarget, Failure> {
         if let Some(time) = &self.target_time {

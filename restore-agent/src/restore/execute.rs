@@ -18,7 +18,7 @@ use super::beneath::{Anchor, Roots};
 use super::copy::{Copier, Written};
 use super::directory::{self, Held, State};
 use super::finish::Finish;
-use super::ground::Way;
+use super::ground::{self, Way};
 use super::kept::Kept;
 use super::owners::Owner;
 use super::prune::{self, Removed};
@@ -71,8 +71,12 @@ impl Restore {
             .map_err(|error| data.explain(error))?;
         forks::write(common, &self.planned, anchor.path(), self.owner).await.map_err(explain)?;
         let size = self.planned.lineage.segment_size;
+        let old = match self.ground.way {
+            Way::Replace => ground::replaced(&pgdata).map(|record| record.aside.join("pg_wal")),
+            Way::New | Way::Delta { .. } => kept.as_ref().map(|kept| kept.directory.clone()),
+        };
         self.unarchived
-            .put(kept.as_ref(), anchor.path(), self.owner, size, args.resume_archiving)
+            .put(old.as_deref(), anchor.path(), self.owner, size, args.resume_archiving)
             .map_err(explain)?;
         self.finish(&pgdata, &roots)?;
         hook("--after", args.after.as_deref(), &pgdata)?;

@@ -140,6 +140,23 @@ impl Ground {
         matches!((&self.state, self.way), (State::Occupied(_), Way::Delta { force: false }))
     }
 
+    /// The data directory whose `pg_wal` may hold what no archive has, where it lies now: one of the plan's cluster, if it is moved
+    /// aside.
+    pub(super) fn old(&self, pgdata: &Path, planned: &Planned) -> Option<PathBuf> {
+        match (self.way, &self.state) {
+            (Way::New, _) => None,
+            (Way::Delta { .. }, _) => Some(pgdata.to_owned()),
+            (Way::Replace, state) => {
+                let own = Some(planned.lineage.system_id());
+                self.existing.as_ref().filter(|existing| existing.system_id == own)?;
+                match state {
+                    State::Occupied(_) => Some(pgdata.to_owned()),
+                    State::Empty | State::Unfinished(_) | State::Finished(_) => Some(replaced(pgdata)?.aside),
+                }
+            }
+        }
+    }
+
     /// Refuses to repair another cluster's directory.
     pub(crate) fn prove_cluster(&self, pgdata: &Path, planned: &Planned) -> anyhow::Result<()> {
         let Some(existing) = self.existing.as_ref().filter(|_| self.is_to_be_proven()) else {

@@ -20,7 +20,7 @@ use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
 use super::stored::NotStored;
 use super::tablespaces::{self, Tablespace, Wishes};
-use super::unarchived::Unarchived;
+use super::unarchived::{self, Unarchived};
 use super::{Restore, RestoreArgs, command, elsewhere, failure, files, origin, places, reach, room};
 use crate::plan::{self, Planned};
 
@@ -37,12 +37,24 @@ impl Restore {
             tracing::warn!("{damage}");
         }
         ground.prove_cluster(&pgdata, &planned)?;
-        let not_stored = match ground.way {
-            Way::Delta { .. } => Some(NotStored::look(common, &pgdata, &planned).await?),
-            Way::New | Way::Replace => None,
+        let old = ground.old(&pgdata, &planned);
+        let not_stored = match (&old, ground.way) {
+            (None, _) => None,
+            (Some(old), Way::Delta { .. }) => Some(NotStored::look(common, old, &planned).await?),
+            // It is moved aside whatever is in it.
+            (Some(old), _) => NotStored::look(common, old, &planned)
+                .await
+                .inspect_err(|error| tracing::warn!("what its pg_wal has is not known: {error:#}"))
+                .ok(),
         };
-        if let Some(not_stored) = &not_stored {
+        if let (Some(not_stored), Way::Delta { force }) = (&not_stored, ground.way) {
             ground.prove_archived(&pgdata, not_stored).await?;
+            if let Some(younger) = unarchived::of_younger(not_stored, &planned).await?
+                && args.target.follows_the_latest()
+                && !force
+            {
+                return Err(unarchived::leaves(&pgdata, younger));
+            }
         }
         let origin = origin::read(common, &planned).await?;
         let backups = Backups::of(&planned.files_from, &planned.cluster);
@@ -79,8 +91,12 @@ impl Restore {
         let mut found = created.look(&layout, &ground)?;
         let mut unarchived = Unarchived::default();
         if let Some(not_stored) = &not_stored {
-            let earlier = kept::all(layout.pgdata());
-            unarchived = Unarchived::find(not_stored, layout.pgdata(), &planned, &earlier).await?;
+            let earlier = match ground.way {
+                Way::Delta { .. } => kept::all(layout.pgdata()),
+                Way::New | Way::Replace => Vec::new(),
+            };
+            let old = old.as_deref().unwrap_or(layout.pgdata());
+            unarchived = Unarchived::find(not_stored, old, &planned, &earlier).await?;
             elsewhere::warn_of_damage(&not_stored.copies);
             let more = created.with(&unarchived.creates);
             match more.look(&layout, &ground) {

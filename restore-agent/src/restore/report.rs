@@ -63,6 +63,7 @@ impl Restore {
                 record.places(),
                 self.layout.pgdata().display()
             ));
+            notes.extend(self.unarchived.aside(&record.aside.join("pg_wal")));
         }
         if !args.resume_archiving && args.standby {
             notes.push(

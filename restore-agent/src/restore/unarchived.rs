@@ -1,7 +1,7 @@
-//! WAL in the `pg_wal` of a data directory that is repaired, and in no archive. A server that crashed leaves at least its last
+//! WAL in the `pg_wal` of a data directory that is repaired or replaced, and in no archive. A server that crashed leaves at least its last
 //! segment so: it was never complete, so it was never archived, and its rows are nowhere else.
 //!
-//! All of it is kept ([`super::kept`]). What continues the archive is put into the new `pg_wal` too, for a recovery to the end of
+//! All of it is kept ([`super::kept`]), or moved aside with the directory. What continues the archive is put into the new `pg_wal` too, for a recovery to the end of
 //! its timeline: PostgreSQL reads its own `pg_wal` when the archive says that it has no such segment, so the archive still
 //! counts first. Only what is proven to continue the archive's last segment is put there, up to its last valid record, with
 //! zeros behind.
@@ -117,7 +117,15 @@ impl Unarchived {
             self.left = Some("only a recovery to the end of the archive goes on to it".to_owned());
             return Ok(());
         }
-        let range = plan.wal.last().filter(|range| range.timeline == plan.timeline && plan.fork.is_none());
+        if let Some(fork) = plan.fork {
+            self.left = Some(format!(
+                "recovery ends at {}, in an incomplete copy of \"{}\"; what goes on behind that counts once it is in the archive \
+                 (archive-agent push)",
+                fork.cut, fork.name
+            ));
+            return Ok(());
+        }
+        let range = plan.wal.last().filter(|range| range.timeline == plan.timeline);
         let Some(range) = range else {
             self.left = Some(format!("the archive has no segment of timeline {} before it", plan.timeline));
             return Ok(());
@@ -183,11 +191,11 @@ impl Unarchived {
         self.left = Some(why);
     }
 
-    /// Puts what recovery will replay into `pg_wal`. `now`: what this run kept; `archiving`: whether the restored server
-    /// archives.
+    /// Puts what recovery will replay into `pg_wal`. `now`: where this run kept it, or the old `pg_wal` moved aside; `archiving`:
+    /// whether the restored server archives.
     pub(super) fn put(
         &self,
-        now: Option<&Kept>,
+        now: Option<&Path>,
         wal: &Path,
         owner: Option<Owner>,
         size: SegmentSize,
@@ -207,7 +215,7 @@ impl Unarchived {
                 .with_context(context)?;
             let start = name.number(size).map_or(*end, |number| number.start(size));
             let keep = if *whole { size.bytes() } else { end.since(start) };
-            let here = now.map(|now| now.directory.join(name.to_string()));
+            let here = now.map(|now| now.join(name.to_string()));
             let source = kept.clone().or(here).with_context(|| format!("\"{name}\" was not kept"))?;
             let source = kept::open(&source, owner)
                 .with_context(|| format!("could not read \"{}\"", source.display()))?;
@@ -243,6 +251,20 @@ impl Unarchived {
         (whole > 0).then(|| (segments.saturating_mul(size.bytes())).div_ceil(1 << 20))
     }
 
+    /// What of it lies in a directory that was moved aside and is not replayed, for a person.
+    pub(super) fn aside(&self, wal: &Path) -> Option<String> {
+        let replayed = |name: &&String| self.replayed.iter().any(|one| one.name.to_string() == **name);
+        let left: Vec<&str> = self.names.iter().filter(|name| !replayed(name)).map(String::as_str).collect();
+        let first = left.first()?;
+        Some(format!(
+            "WAL that no archive has and recovery does not replay: {}, in {}; \"archive-agent push {}\" archives what there is of such \
+             a file, before the restored server goes on without it",
+            left.join(", "),
+            wal.display(),
+            wal.join(first).display()
+        ))
+    }
+
     /// What becomes of it, for a person. `archiving`: whether the restored server archives.
     pub(super) fn notes(&self, archiving: bool) -> Vec<String> {
         let mut notes = Vec::new();
@@ -263,7 +285,7 @@ impl Unarchived {
             };
             notes.push(format!(
                 "recovery replays WAL that no archive has after the archive's end: {names}, up to {}, from the pg_wal of the \
-                 data directory that was repaired",
+                 data directory that was there",
                 last.end
             ));
         }
@@ -272,6 +294,41 @@ impl Unarchived {
         }
         notes
     }
+}
+
+/// The first segment of a younger timeline that only `pg_wal` has, where recovery ends because the archive has none of that timeline:
+/// its server crashed soon after it was promoted.
+pub(super) async fn of_younger(found: &NotStored, planned: &Planned) -> anyhow::Result<Option<SegmentName>> {
+    let plan = &planned.plan;
+    let Some(fork) =
+        plan.fork.filter(|_| plan.target == RecoveryTarget::Latest && plan.signal == Signal::Recovery)
+    else {
+        return Ok(None);
+    };
+    let size = planned.lineage.segment_size;
+    for file in &found.files {
+        let WalFileName::Segment(name) = file else { continue };
+        if name.timeline > fork.name.timeline
+            && name.number(size) == fork.name.number(size)
+            && let Some(history) = found.copies.history(name.timeline).await?
+            && history.contains(fork.name.timeline)
+        {
+            return Ok(Some(*name));
+        }
+    }
+    Ok(None)
+}
+
+/// Why a directory with such a segment is not repaired.
+pub(super) fn leaves(pgdata: &Path, younger: SegmentName) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{}: \"{younger}\" in its pg_wal is the first segment of timeline {}, which no archive has, and recovery would end before what \
+         was written there; archive what there is of it with \"archive-agent push {}\", and run the same command again; --replace keeps \
+         the whole directory, --delta --force repairs it and keeps the segment in a directory beside it: nothing was changed",
+        pgdata.display(),
+        younger.timeline,
+        pgdata.join("pg_wal").join(younger.to_string()).display()
+    )
 }
 
 /// What is known at the end of the archive's last segment.

@@ -73,6 +73,79 @@ fn the_last_segment_is_replayed(major: u32) {
     assert_eq!(fs::read(kept.join(&open)).unwrap(), content, "PostgreSQL wrote to what was kept");
 }
 
+/// R4: a directory that is moved aside lies there whole, and the restored server has what was committed on it.
+#[test]
+fn the_last_segment_of_a_directory_that_is_replaced_is_replayed() {
+    let (mut bed, open) = crashed(17);
+    let content = fs::read(bed.cluster.pgdata().join("pg_wal").join(&open)).unwrap();
+    let restored = bed.try_restore("data", &["--replace", "--server-is-down"]).expect_success();
+    assert!(restored.stdout.contains("recovery replays WAL that no archive has"), "{restored:#?}");
+    let old = fs::read_dir(bed.cluster.dir().path()).unwrap().flatten().map(|entry| entry.path());
+    let old = { old }.find(|path| path.to_str().unwrap().contains(".walpoint-old-")).unwrap();
+    assert_eq!(rows_after_recovery(&mut bed), "2000");
+    assert_eq!(fs::read(old.join("pg_wal").join(&open)).unwrap(), content);
+}
+
+/// What of it is not replayed is named, with where it lies and how it is archived.
+#[test]
+fn what_is_not_replayed_of_a_directory_that_is_replaced_is_named() {
+    let (bed, open) = crashed(17);
+    let options = ["--replace", "--server-is-down", "--target-name", "before", "--target-action", "promote"];
+    let told = bed.try_restore("data", &options).expect_success().stdout;
+    assert!(told.contains("WAL that no archive has and recovery does not replay"), "{told}");
+    let push = told.split("archive-agent push ").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+    assert!(push.ends_with(&open) && fs::exists(push).unwrap(), "{told}");
+    bed.agent.run(&["push", push]).expect_success();
+}
+
+/// The data directory is lost, and its `pg_wal` on another disk is not: what the manual says brings the rows back.
+#[test]
+fn a_pg_wal_that_outlived_its_data_directory_is_archived_through_a_restored_one() {
+    let (mut bed, open) = crashed(17);
+    let place = |name: &str| bed.cluster.dir().path().join(name);
+    let (pgdata, old, wal) = (bed.cluster.pgdata().to_owned(), place("old-wal"), place("new-wal"));
+    fs::rename(pgdata.join("pg_wal"), &old).unwrap();
+    fs::remove_dir_all(&pgdata).unwrap();
+    let options = ["--resume-archiving", "--wal-dir", wal.to_str().unwrap()];
+    bed.restore("data", &options);
+    bed.agent.run(&["push", old.join(&open).to_str().unwrap()]).expect_success();
+    fs::remove_dir_all(&pgdata).unwrap();
+    fs::remove_dir_all(&wal).unwrap();
+    bed.restore("data", &[&options[..], &["--use-partial"]].concat());
+    assert_eq!(rows_after_recovery(&mut bed), "2000");
+}
+
+/// A server that crashed in the first segment after its promotion: what was committed since is not left out without a word.
+#[test]
+fn a_crash_in_the_first_segment_after_a_promotion_loses_nothing() {
+    let (mut bed, open) = crashed(17);
+    repair(&bed, &["--resume-archiving"]);
+    assert_eq!(rows_after_recovery(&mut bed), "2000");
+    let stored = |name: &str| bed.back_door().list("clusters").iter().any(|key| key.contains(name));
+    wait::until_true(wait::SOON, "the promotion is archived", || {
+        stored("00000002.history") && stored(&format!("/{open}.partial/"))
+    });
+    bed.cluster.psql("insert into t select generate_series(2001, 3000)");
+    let first = bed.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+    bed.cluster.crash();
+    let try_repair = |options: &[&str]| {
+        bed.try_restore("data", &[&["--delta", "--server-is-down", "--resume-archiving"], options].concat())
+    };
+    let refused = try_repair(&[]);
+    assert!(
+        !refused.success() && refused.stdout.contains(&format!("pg_wal/{first}\" first")),
+        "{refused:#?}"
+    );
+    let refused = try_repair(&["--use-partial"]);
+    assert!(!refused.success() && refused.stderr.contains("nothing was changed"), "{refused:#?}");
+    let path = bed.cluster.pgdata().join("pg_wal").join(&first);
+    let push = format!("archive-agent push {}", path.display());
+    assert!(refused.stderr.contains(&push), "{refused:#?}");
+    bed.agent.run(&["push", path.to_str().unwrap()]).expect_success();
+    try_repair(&["--use-partial"]).expect_success();
+    assert_eq!(rows_after_recovery(&mut bed), "3000");
+}
+
 /// What was replayed so is in the archive afterwards, if the restored server archives.
 #[test]
 fn what_was_replayed_is_archived_by_the_server_that_goes_on() {

@@ -178,7 +178,15 @@ impl Planner<'_> {
                         .to_owned(),
                 });
             }
-            (Why::EndsInFork { .. }, _) => {
+            (Why::EndsInFork { timeline, until }, _) => {
+                hints.extend(refusal.path.filter(|younger| younger > timeline).map(|younger| {
+                    let size = self.facts.segment_size;
+                    let first = SegmentNo::of(*until, size).name(younger, size);
+                    format!(
+                        "If pg_wal of timeline {younger}'s server is left, its first segment may hold what was committed since, though it \
+                         is not complete: archive it with \"archive-agent push …/pg_wal/{first}\" first."
+                    )
+                }));
                 hints.push(
                     "Add --use-partial to recover to that end: restore-fetch then builds the segment from what there is. \
                      A target before it needs no option."
