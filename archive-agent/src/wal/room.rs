@@ -6,12 +6,14 @@
 //!
 //! What is being stored takes its share along ([`Writes`](super::writes::Writes)): a write that hangs keeps it until it returns,
 //! whatever became of the upload. Such shares hold nothing up for ever: what a repository needs that has to acknowledge is given to
-//! one upload at a time even where nothing is left, and to others as long as they leave half of it.
+//! one upload at a time even where nothing is left, and to others as long as they leave half of it. The same holds for the share of
+//! an upload whose file cannot be read to its end, because the data directory hangs: it keeps nothing from other clusters.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -21,6 +23,9 @@ pub(crate) const ROOM: usize = 32 << 20;
 /// What is stored in repositories that do not have to acknowledge takes so much of it at the most, unless it is one file that is
 /// larger.
 const BESIDE: usize = ROOM / 2;
+
+/// After so long without a further piece a read counts as one that hangs.
+const HANGS: Duration = Duration::from_secs(10);
 
 /// What a share is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +43,20 @@ struct Shares {
     beside: usize,
     /// Of writes that hang: the uploads ended without them.
     stuck: usize,
+    /// Shares of files that are being read.
+    reading: BTreeMap<u64, Reading>,
     waiting: BTreeMap<u64, Wait>,
-    /// Of the next one that waits.
+    /// Of the next one that waits, or that is read for.
     turn: u64,
+}
+
+/// A share of a file that is being read.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    purpose: Purpose,
+    bytes: usize,
+    /// The last piece.
+    since: Instant,
 }
 
 /// A wait for a share.
@@ -52,8 +68,14 @@ struct Wait {
     again: bool,
 }
 
-static SHARES: Mutex<Shares> =
-    Mutex::new(Shares { acknowledging: 0, beside: 0, stuck: 0, waiting: BTreeMap::new(), turn: 0 });
+static SHARES: Mutex<Shares> = Mutex::new(Shares {
+    acknowledging: 0,
+    beside: 0,
+    stuck: 0,
+    reading: BTreeMap::new(),
+    waiting: BTreeMap::new(),
+    turn: 0,
+});
 
 /// Told whenever a share is given back, or a wait ends.
 static FREED: Notify = Notify::const_new();
@@ -70,6 +92,21 @@ impl Shares {
         }
     }
 
+    /// What reads that hang hold of it.
+    fn hanging(&self, purpose: Purpose) -> usize {
+        let hangs = |read: &&Reading| read.purpose == purpose && read.since.elapsed() >= HANGS;
+        self.reading.values().filter(hangs).map(|read| read.bytes).sum()
+    }
+
+    /// Whether nothing is held for that purpose but by reads that hang.
+    fn is_free(&self, purpose: Purpose) -> bool {
+        let held = match purpose {
+            Purpose::Acknowledging => self.acknowledging,
+            Purpose::Beside => self.beside,
+        };
+        held <= self.hanging(purpose)
+    }
+
     fn fits(&self, bytes: usize) -> bool {
         self.acknowledging + self.beside + self.stuck + bytes <= ROOM
     }
@@ -77,7 +114,7 @@ impl Shares {
     /// Whether something beside would take more than its part.
     fn exceeds(&self, wait: Wait) -> bool {
         let Wait { purpose, bytes, again } = wait;
-        purpose == Purpose::Beside && !again && self.beside > 0 && self.beside + bytes > BESIDE
+        purpose == Purpose::Beside && !again && !self.is_free(purpose) && self.beside + bytes > BESIDE
     }
 
     /// Whether it is the turn of one that waits, and there is room for it.
@@ -88,12 +125,12 @@ impl Shares {
         }
         let mut before = self.waiting.range(..turn).map(|(_, waits)| *waits);
         if wait.purpose == Purpose::Acknowledging
-            && self.acknowledging == 0
+            && self.is_free(Purpose::Acknowledging)
             && before.clone().all(|other| other.purpose == Purpose::Beside)
         {
             return true;
         }
-        let alone = self.acknowledging + self.beside == 0;
+        let alone = self.is_free(Purpose::Acknowledging) && self.is_free(Purpose::Beside);
         before.all(|other| self.exceeds(other)) && (alone || self.fits(wait.bytes))
     }
 
@@ -123,12 +160,14 @@ pub(crate) struct Room {
     held: usize,
     /// It never takes more; `None`: it is not counted.
     most: Option<usize>,
+    /// That it is read for.
+    reading: Option<u64>,
 }
 
 impl Room {
     /// For what takes hardly any memory: holds all that it is asked to.
     pub(crate) fn unlimited(purpose: Purpose) -> Self {
-        Self { purpose, held: 0, most: None }
+        Self { purpose, held: 0, most: None, reading: None }
     }
 
     /// Waits for `bytes`, for something that takes `most` bytes at the most. Both are cut to [`ROOM`].
@@ -156,9 +195,35 @@ impl Room {
             let mut freed = pin!(FREED.notified());
             freed.as_mut().enable();
             if shares().take(&turn, purpose, bytes) {
-                return Self { purpose, held: bytes, most: Some(most) };
+                return Self { purpose, held: bytes, most: Some(most), reading: None };
             }
-            freed.await;
+            // Nothing tells when a read begins to hang.
+            drop(tokio::time::timeout(HANGS, freed).await);
+        }
+    }
+
+    /// Its file is read from now on, a piece after each [`Self::hold`].
+    pub(crate) fn begin_reading(&mut self) {
+        self.end_reading();
+        let mut shares = shares();
+        let id = shares.turn;
+        shares.turn += 1;
+        let reading = Reading { purpose: self.purpose, bytes: self.held, since: Instant::now() };
+        shares.reading.insert(id, reading);
+        self.reading = Some(id);
+    }
+
+    /// Its file is read.
+    pub(crate) fn end_reading(&mut self) {
+        if let Some(id) = self.reading.take() {
+            shares().reading.remove(&id);
+        }
+    }
+
+    fn note_piece(&self) {
+        let Some(id) = self.reading else { return };
+        if let Some(reading) = shares().reading.get_mut(&id) {
+            *reading = Reading { bytes: self.held, since: Instant::now(), ..*reading };
         }
     }
 
@@ -182,15 +247,16 @@ impl Room {
         let Some(most) = self.most else { return true };
         let wanted = usize::try_from(bytes).unwrap_or(usize::MAX).min(most);
         let missing = wanted.saturating_sub(self.held);
-        if missing == 0 {
-            return true;
-        }
-        let mut shares = shares();
-        let grows = shares.may_grow(self.purpose, self.held, missing);
-        if grows {
-            *shares.held(self.purpose) += missing;
-            self.held += missing;
-        }
+        let grows = missing == 0 || {
+            let mut shares = shares();
+            let grows = shares.may_grow(self.purpose, self.held, missing);
+            if grows {
+                *shares.held(self.purpose) += missing;
+                self.held += missing;
+            }
+            grows
+        };
+        self.note_piece();
         grows
     }
 
@@ -204,12 +270,14 @@ impl Room {
     pub(super) fn split(&mut self, bytes: usize) -> Self {
         let held = bytes.min(self.held);
         self.held -= held;
-        Self { purpose: self.purpose, held, most: self.most }
+        self.note_piece();
+        Self { purpose: self.purpose, held, most: self.most, reading: None }
     }
 
     /// The upload that it belongs to ended, and its bytes are still there.
     pub(super) fn into_stuck(mut self) -> StuckRoom {
         let held = std::mem::take(&mut self.held);
+        self.note_piece();
         let mut shares = shares();
         *shares.held(self.purpose) -= held;
         shares.stuck += held;
@@ -232,6 +300,7 @@ impl Shares {
 
 impl Drop for Room {
     fn drop(&mut self) {
+        self.end_reading();
         if self.held > 0 {
             *shares().held(self.purpose) -= self.held;
             FREED.notify_waiters();
@@ -321,13 +390,41 @@ mod tests {
         assert_eq!(all.held, ROOM);
         drop(all);
         hangs_beside().await;
+        hangs_while_it_is_read().await;
         assert_eq!(
             {
                 let s = shares();
-                (s.acknowledging, s.beside, s.stuck, s.waiting.len())
+                (s.acknowledging, s.beside, s.stuck, s.waiting.len(), s.reading.len())
             },
-            (0, 0, 0, 0)
+            (0, 0, 0, 0, 0)
         );
+    }
+
+    /// A data directory that hangs while all of the room is held by what is read from it leaves others one at a time.
+    async fn hangs_while_it_is_read() {
+        let mut hung = [
+            Room::wait_for(Acknowledging, 16 * MIB, 16 * MIB).await,
+            Room::wait_for(Acknowledging, 16 * MIB, 16 * MIB).await,
+        ];
+        hung.iter_mut().for_each(Room::begin_reading);
+        let waits = tokio::spawn(Room::wait_for(Acknowledging, 8 * MIB, 16 * MIB));
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished(), "they are read at the moment");
+        let long_ago = Instant::now().checked_sub(HANGS).unwrap();
+        shares().reading.values_mut().for_each(|read| read.since = long_ago);
+        FREED.notify_waiters();
+        let other = waits.await.unwrap();
+        let next = tokio::spawn(Room::wait_for(Acknowledging, 8 * MIB, 16 * MIB));
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished(), "one at a time");
+        drop(other);
+        drop(next.await.unwrap());
+        assert!(hung[0].hold(1), "it has what it had");
+        let waits = tokio::spawn(Room::wait_for(Acknowledging, 8 * MIB, 16 * MIB));
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished(), "one of them is read again");
+        drop(hung);
+        drop(waits.await.unwrap());
     }
 
     /// A repository that does not have to acknowledge leaves room for those that have to, and what hangs leaves it to one at a
