@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId};
 use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason, NumberedCondemned};
 use walpoint_repo::catalog::Catalog;
+use walpoint_repo::lineage::AckMember;
 use walpoint_repo::plan::{
     PlanReport, Replayed, Request, RestorePlan, SegmentDecoder, TablespaceDocument, Unreachable,
     creating_segments, driver, text,
@@ -165,7 +166,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         planned.plan.youngest = planned.plan.youngest.and(known.map(|(_, timeline)| *timeline).max());
         let notes: Vec<String> = skipped.iter().map(|name| without(name, &planned.plan)).collect();
         planned.plan.notes.extend(notes);
-        planned.plan.notes.extend(retired(&selection, &planned));
+        planned.plan.notes.extend(retired(&selection, &planned).await);
         if let Some(why) = planned.doubtful_end.take() {
             let end = Unreachable::of_end(&planned.plan, request.timeline, &planned.lineage, why);
             return Err(NoPlan::Unreachable(Box::new(end)));
@@ -219,20 +220,30 @@ fn without(name: &str, plan: &RestorePlan) -> String {
     )
 }
 
-/// What it means that repositories acknowledged WAL of the lineage and are no longer configured.
-fn retired(selection: &Selection<StoreSettings>, planned: &Planned) -> Option<String> {
+/// What it means that repositories acknowledge WAL of the lineage and are not configured.
+async fn retired(selection: &Selection<StoreSettings>, planned: &Planned) -> Option<String> {
     let lineage = &planned.lineage;
-    let configured = |name: &String| selection.repositories.iter().any(|(known, _)| known == name);
-    let without = &selection.settings.fetch_without;
-    let others = lineage.ack.iter().filter(|member| member.repository != planned.repository.id());
-    let names = others.map(|member| &member.name);
-    let missing: Vec<String> = names
-        .filter(|name| !configured(name) && !without.contains(name))
-        .map(|name| format!("\"{name}\""))
-        .collect();
+    let missing = |members: &[AckMember]| -> Vec<String> {
+        let configured = |name: &String| selection.repositories.iter().any(|(known, _)| known == name);
+        let without = &selection.settings.fetch_without;
+        let others = members.iter().filter(|member| member.repository != planned.repository.id());
+        let names = others.map(|member| &member.name);
+        names
+            .filter(|name| !configured(name) && !without.contains(name))
+            .map(|name| format!("\"{name}\""))
+            .collect()
+    };
+    // Who acknowledges now is asked only where those that did at first are not all there.
+    if missing(&lineage.ack).is_empty() {
+        return None;
+    }
+    let acknowledging = planned.repository.acknowledging(lineage).await;
+    let acknowledging =
+        acknowledging.inspect_err(|error| tracing::debug!("who acknowledges is not known: {error}")).ok()?;
+    let missing = missing(&acknowledging.members);
     (!missing.is_empty()).then(|| {
         format!(
-            "Lineage {} was acknowledged by {} too, which this configuration does not have: what only that has is not in this \
+            "WAL of lineage {} is acknowledged by {} too, which this configuration does not have: what only that has is not in this \
              plan, and recovery past the end of the archive waits for its word. HINT: If it is gone for good, name it in \
              fetch_without.",
             lineage.id,

@@ -1,7 +1,7 @@
 //! Segments that were archived though damaged (`push --accept-damaged`), in more than one repository.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use walpoint_tests::process::Output;
 use walpoint_tests::store::Store;
@@ -25,7 +25,7 @@ impl Bed {
         let (wal, stores) = (waldata::promotion(17), [Store::local(), Store::local(), Store::local()]);
         let paths: Vec<PathBuf> =
             wal.segments().into_iter().filter(|path| name(path).starts_with("00000002")).collect();
-        let names: Vec<String> = paths.iter().map(name).collect();
+        let names: Vec<String> = paths.iter().map(|path| name(path)).collect();
         let of = [(STORES[0], &stores[0]), (STORES[1], &stores[1]), (STORES[2], &stores[2])];
         let archive = Archive::create(wal.pg_wal.parent().unwrap(), &of);
         for (at, copy) in copies.into_iter().enumerate() {
@@ -75,7 +75,7 @@ impl Bed {
     }
 }
 
-fn name(path: &PathBuf) -> String {
+fn name(path: &Path) -> String {
     path.file_name().unwrap().to_str().unwrap().to_owned()
 }
 
