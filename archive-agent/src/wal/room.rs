@@ -197,7 +197,7 @@ impl Room {
             if shares().take(&turn, purpose, bytes) {
                 return Self { purpose, held: bytes, most: Some(most), reading: None };
             }
-            // Nothing tells when a read begins to hang.
+            // When a read begins to hang is not known.
             drop(tokio::time::timeout(HANGS, freed).await);
         }
     }

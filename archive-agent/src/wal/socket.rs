@@ -3,7 +3,7 @@
 //! `<socket>.lock` is locked for as long as a daemon listens, so a socket without a locked file is a dead daemon's and is
 //! replaced. A daemon that is killed leaves both files; the kernel drops the lock, unless one of its threads is in a filesystem that
 //! hangs: then the process stays, and so do its lock and its socket. A daemon that hangs is replaced without the lock. A daemon that
-//! reads its configuration again goes on with the sockets that it has.
+//! reads its configuration again keeps the sockets that it has.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};

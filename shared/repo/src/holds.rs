@@ -366,7 +366,7 @@ mod tests {
         }
     }
 
-    /// K1: a hold that the store has lost is found by its number, and stops deletion until somebody answers for it.
+    /// K1: a hold that the store has lost is found by its number, and stops deletion until a person answers for it.
     #[tokio::test]
     async fn a_lost_hold_is_never_no_hold() {
         let holds = holds();

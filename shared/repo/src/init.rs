@@ -180,9 +180,9 @@ pub(crate) async fn init(
     let (descriptor, existed) = match there {
         Some(descriptor) => (descriptor, true),
         None => match lost(&store).await? {
-            // Nobody makes a repository around what another one left: its id is part of every content's hash.
+            // No repository is made around what another one left: its id is part of every content's hash.
             Some(error) => match found(store.get(&layout::descriptor()).await)? {
-                // Somebody made it at this moment.
+                // It was made at this moment.
                 Some(bytes) => (Descriptor::parse(store.name(), &bytes)?, true),
                 None => return Err(error),
             },

@@ -80,7 +80,7 @@ pub enum Asked {
     Held(Box<Held>, Option<Lease>),
     /// Somebody else has it.
     Busy(Lease),
-    /// Somebody may have it by an object that cannot be read.
+    /// An object that cannot be read may be a holder's.
     Unreadable {
         /// The object.
         key: Key,
@@ -148,7 +148,7 @@ impl Leases {
     }
 
     /// Asks for the lease. It is had if nobody has it, if it was not renewed in time, if `is_dead` says so of its holder, or
-    /// with `force` in any case. What cannot be read counts as somebody's for `seconds`, and is deleted by who comes next.
+    /// with `force` in any case. What cannot be read counts as held for `seconds`, and is deleted by who comes next.
     pub async fn ask(
         &self,
         holder: &Holder,
@@ -157,7 +157,7 @@ impl Leases {
         is_dead: impl Fn(&Holder) -> bool,
     ) -> Result<Asked> {
         let is_over = |lease: &Lease, stored| {
-            // Of nobody's process can be said that it is gone.
+            // No process is known to be gone.
             let known = !lease.holder.host.is_empty();
             lease.is_over(stored, Timestamp::now()) || (known && is_dead(&lease.holder))
         };
@@ -398,7 +398,7 @@ mod tests {
         }
     }
 
-    /// B4: a lease that cannot be read ends as others do, is passed over by force, and is deleted by who has the lease next.
+    /// B4: a lease that cannot be read ends as others do, is ignored by force, and is deleted by who has the lease next.
     #[tokio::test]
     async fn a_damaged_lease_ends_like_any_other() {
         let memory = Arc::new(InMemory::new());
@@ -410,7 +410,7 @@ mod tests {
         let Asked::Unreadable { key: named, until, .. } = asked else { panic!("{asked:?}") };
         let left = until.duration_since(Timestamp::now()).as_secs();
         assert!(named == key && (890..=900).contains(&left), "{named} {left}");
-        // Somebody may be at it.
+        // It may be held.
         let Asked::Held(held, Some(_)) = leases.ask(&holder(1), 900, true, |_| true).await.unwrap() else {
             panic!("by force")
         };

@@ -173,7 +173,7 @@ fn what_took_the_repositorys_place_proves_nothing() {
     }
 }
 
-/// F1: where waiting cannot change the answer, PostgreSQL is stopped at once, and told why; never is it told that the file is absent.
+/// F1: where waiting cannot change the answer, PostgreSQL is stopped at once, with the reason; never is the answer that the file is absent.
 #[test]
 fn what_was_made_anew_is_refused_at_once() {
     let bed = Bed::new(Store::local());

@@ -275,8 +275,8 @@ fn an_abandoned_timeline_of_one_repository_stops_no_restore_from_another() {
     assert_eq!(plan(&bed.agent, &[])["timeline"], 1);
 }
 
-/// A copy of production is promoted beside it and archives: "latest" is its timeline, as for PostgreSQL, and whoever restores or looks
-/// after production is told, until it is settled.
+/// A copy of production is promoted beside it and archives: "latest" is its timeline, as for PostgreSQL; plan, check and status
+/// say so, until it is settled.
 #[test]
 fn a_copy_that_archives_beside_production_is_told_wherever_latest_counts() {
     let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());

@@ -1,7 +1,7 @@
 //! Whether two repositories hold one server's WAL of a lineage along a timeline path.
 //!
 //! Names and positions do not show it: two servers that go on from one write the same ones. So before WAL of one repository is used
-//! beside that of another, they are compared here, whoever uses it: a plan over several repositories, recovery that changes from one
+//! beside that of another, they are compared here, for every use: a plan over several repositories, recovery that changes from one
 //! to the other, catching up. Compared is, the cheapest first:
 //!
 //! | what | differs if | costs |
@@ -83,7 +83,7 @@ pub fn of_lives((one, here): (&Lineage, &str), (other, there): (&Lineage, &str))
 }
 
 /// Where the timelines begin that have WAL of their own on the path to a timeline. A later one whose history is lost is not among
-/// them: nothing tells where it begins.
+/// them: where it begins is not known.
 pub fn begins_on(history: &TimelineHistory) -> BTreeMap<TimelineId, Lsn> {
     let begin = |timeline: TimelineId| {
         let begin = history.begin_of(timeline)?;

@@ -68,7 +68,7 @@ impl Run<'_> {
         };
         match self.backups.condemn(&condemned).await {
             Ok(_) => Ok(true),
-            // Whoever may only read can verify too.
+            // Without the right to write verification works too.
             Err(error @ RepoError::Denied { .. }) => {
                 self.report.notes.push(format!("what is damaged could not be announced: {error}"));
                 Ok(false)

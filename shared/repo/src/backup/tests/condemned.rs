@@ -45,7 +45,7 @@ async fn announcements_are_numbered_and_taken_back() {
     }
 }
 
-/// B4: whoever cannot read an announcement takes everything for condemned, and the next one gets a number of its own.
+/// B4: where an announcement cannot be read, everything counts as condemned, and the next one gets a number of its own.
 #[tokio::test]
 async fn what_cannot_be_read_may_name_anything() {
     let Scene { backups, memory, .. } = scene(&sealers()[0]);

@@ -29,7 +29,7 @@ async fn announced_damage(bed: &Bed) -> usize {
     announced.read.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged).count()
 }
 
-/// What is told of the newest of five backups.
+/// What is reported of the newest of five backups.
 fn newest_damage(report: &Expired) -> Option<&str> {
     report.backups.last().unwrap().damage.as_deref()
 }
@@ -146,13 +146,13 @@ async fn an_announcement_that_cannot_be_read_stops_deletion() {
     let error = expire(bed.archive.repository(), &cluster(), &at_once(1)).await.unwrap_err().to_string();
     assert!(error.contains(key.as_str()) && error.contains("Run archive-agent verify"), "{error}");
     assert_eq!(finished(&bed).await, ids);
-    // Whoever only looks sees the rest.
+    // A reader sees the rest.
     let outlook =
         outlook(bed.archive.repository(), &cluster(), &at_once(1).policy, Timestamp::now()).await.unwrap();
     assert_eq!((outlook.decisions.len(), outlook.damaged_announcements.len()), (5, 1));
 }
 
-/// K1: without the facts of a lineage nobody knows what of it is needed.
+/// K1: without the facts of a lineage what of it is needed is not known.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_lineage_stops_deletion() {
     let (bed, ids) = world().await;

@@ -68,6 +68,7 @@ fn a_plan_as_json_and_as_text() {
         "histories": ["00000002.history"],
         "signal_file": "recovery.signal",
         "settings": [
+            { "name": "recovery_prefetch", "value": "off" },
             { "name": "recovery_target", "value": "" },
             { "name": "recovery_target_lsn", "value": "" },
             { "name": "recovery_target_name", "value": "" },
