@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use walpoint_base::socket::PUSH_OUTCOME;
 use walpoint_runtime::exit::{self, Failure};
-use walpoint_runtime::{logs, memory, output, pages};
+use walpoint_runtime::{logs, memory, output, pages, threads};
 
 use cli::{Cli, Command};
 
@@ -47,10 +47,9 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: &Cli) -> Result<(), Failure> {
-    // Two workers keep the network busy; what is bound by the processor runs on blocking threads.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = threads::runtime()?;
     let result = runtime.block_on(run(cli));
-    // What is still under way belongs to nobody: the repositories take a file whole or not at all.
+    // What is still under way is left to itself: the repositories take a file whole or not at all.
     runtime.shutdown_background();
     result
 }

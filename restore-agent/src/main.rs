@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use walpoint_runtime::{exit, logs, memory, pages};
+use walpoint_runtime::{exit, logs, memory, pages, threads};
 
 use cli::{Cli, Command};
 
@@ -53,14 +53,17 @@ fn run(arguments: &[OsString]) -> ExitCode {
     let fetching = matches!(cli.command, Command::Fetch(_));
     // One file needs no threads of its own, and a machine that has none to give gets an answer all the same.
     let runtime = if fetching {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| {
+            std::io::Error::new(error.kind(), format!("could not start the runtime: {error}"))
+        })
     } else {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+        threads::runtime()
     };
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!("the machine has no room for another process: {error}");
+            tracing::error!("{error}");
             return ExitCode::from(if fetching { wal::fetch::STOP } else { exit::FAILED });
         }
     };

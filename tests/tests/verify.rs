@@ -159,7 +159,8 @@ fn a_sample_goes_on_where_the_last_one_stopped() {
     let segments = keys(&bed, "/wal/00000001/", "");
     let last = segments.iter().rfind(|key| key.rsplit('/').next().unwrap().len() == 24).unwrap();
     let length = bed.back_door().get(last).unwrap().len();
-    bed.back_door().flip_bit(last, length / 2);
+    // In its body: a damaged header is seen without reading the segment.
+    bed.back_door().flip_bit(last, length - 10);
     let mut found = 0;
     for _ in 0..5 {
         let output = bed.agent.run(&["verify", "--json", "--sample", "20%"]);

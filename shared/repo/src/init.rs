@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use walpoint_base::ClusterName;
 
 use crate::descriptor::Descriptor;
@@ -210,8 +211,10 @@ pub(crate) async fn lost(store: &Store) -> Result<Option<RepoError>> {
     for cluster in store.list_dirs(&layout::clusters()).await? {
         let Ok(name) = cluster.parse::<ClusterName>() else { continue };
         let paths = ClusterPaths::new(&name);
-        let lineages = store.list_all(&paths.lineages()).await?;
-        if lineages.is_empty() && store.list_dirs(&paths.backups()).await?.is_empty() {
+        // Objects and not directories: those of a filesystem stay when they are empty.
+        let (mut lineages, mut backups) =
+            (store.list(&paths.lineages(), None), store.list(&paths.backups(), None));
+        if lineages.try_next().await?.is_none() && backups.try_next().await?.is_none() {
             continue;
         }
         return Ok(Some(RepoError::NoRepository {

@@ -14,6 +14,7 @@
 //! | [`progress`] | bars on a terminal |
 //! | [`retention`] | the tables of the TOML file that say which backups stay |
 //! | [`shutdown`] | signals and the service manager |
+//! | [`threads`] | the runtime, where the machine has threads for it |
 
 pub mod args;
 pub mod backoff;
@@ -27,3 +28,4 @@ pub mod pages;
 pub mod progress;
 pub mod retention;
 pub mod shutdown;
+pub mod threads;
