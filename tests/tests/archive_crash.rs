@@ -239,10 +239,7 @@ fn a_push_that_dies_at_any_system_call_leaves_it_whole_or_absent() {
 #[test]
 fn short_of_memory_the_client_never_exits_above_125() {
     const STEP: u64 = 128 << 10;
-    let mut victim = Victim::new();
-    // One that gets a thread too few waits for it as long as a push may take.
-    victim.bed.agent.cluster_lines.push("push_timeout = \"5s\"".to_owned());
-    victim.bed.agent.write();
+    let victim = Victim::new();
     let archive = victim.bed.archive();
     let version = victim.bed.agent.command("archive-push", ["--version"]);
     let starts = |limit: &u64| process::run(&mut faults::limit_memory(&version, *limit), SOON).success();

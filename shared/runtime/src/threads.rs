@@ -1,32 +1,41 @@
-//! The runtime of both agents, once it is known that the machine has a thread to give.
+//! The runtime of both agents, once it is known that the machine has threads for it.
 //!
-//! tokio lets blocking work that it cannot start a thread for wait for one of the threads that it has, and its workers never end:
-//! where memory or the limit on tasks allows no further thread, the first blocking call would wait for ever.
+//! Where memory or the limit on tasks allows too few, tokio waits for ever: building a runtime one of whose workers cannot be started
+//! waits for the other one to end, and blocking work that gets no thread waits for one of the workers to end.
 
 use std::io;
+use std::sync::mpsc;
 use std::thread;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// A runtime with two workers, which keep the network busy; what is bound by the processor runs on blocking threads. Fails where no
-/// thread for those can be started.
+/// They keep the network busy; what is bound by the processor runs on blocking threads.
+const WORKERS: usize = 2;
+
+/// A runtime with two workers. Fails where these, and a thread for blocking work, cannot be started.
 pub fn runtime() -> io::Result<Runtime> {
-    let failed = |error: io::Error| {
+    let runtime = start_threads(WORKERS + 1)
+        .and_then(|()| Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build());
+    runtime.map_err(|error| {
         let hint = "HINT: Raise the limit on tasks (TasksMax) or on memory.";
         io::Error::new(error.kind(), format!("could not start the runtime: {error}. {hint}"))
-    };
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(failed)?;
-    match thread::Builder::new().spawn(|| ()) {
-        Ok(spare) => {
-            // It does nothing that could panic.
-            spare.join().ok();
-            Ok(runtime)
-        }
-        Err(error) => {
-            runtime.shutdown_background();
-            Err(failed(error))
-        }
+    })
+}
+
+/// Starts so many threads at the same time, and ends them.
+fn start_threads(count: usize) -> io::Result<()> {
+    let mut started = Vec::new();
+    for _ in 0..count {
+        let (end, ended) = mpsc::channel::<()>();
+        let thread = thread::Builder::new().spawn(move || ended.recv().is_ok())?;
+        started.push((end, thread));
     }
+    for (end, thread) in started {
+        drop(end);
+        // It does nothing that could panic.
+        thread.join().ok();
+    }
+    Ok(())
 }
 
 #[cfg(test)]
