@@ -134,7 +134,7 @@ pub(super) fn is_named(gathered: &Gathered, announced: &Announced, n: u64) -> bo
     gathered.has_unreadable() || gathered.by_wal.contains(&n) || of_it.any(named) || backups.any(is_here)
 }
 
-/// Announces as damaged what was found to be missing and was not announced before: whoever does not list all packs learns of it
+/// Announces as damaged what was found to be missing and was not announced before: a reader that does not list all packs learns of it
 /// from there.
 pub(super) async fn announce_lost(
     backups: &Backups,
