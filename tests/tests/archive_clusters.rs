@@ -114,6 +114,45 @@ fn one_daemon_serves_several_clusters() {
     other.wait_done(&stray);
 }
 
+/// A8: a data directory that hangs while more of its segments are read than there are cores keeps no other cluster from
+/// archiving, and the daemon says what it waits for.
+#[test]
+fn a_data_directory_that_hangs_keeps_no_other_cluster_from_archiving() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let (mut other, socket) = with_other(&mut bed, 17);
+    let daemon = bed.agent.daemon();
+    other.set("archive_command", command(&bed, &socket));
+    bed.cluster.start();
+    other.start();
+    let first = other.switch_wal();
+    other.wait_done(&first);
+    // Opening a pipe into which nothing is ever written does not return.
+    let pipes = ["0000000100000000000000E1", "0000000100000000000000E2", "0000000100000000000000E3"];
+    for name in pipes {
+        let path = other.wal_dir().join(name);
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        user::give(&path);
+        let mark = other.wal_dir().join(format!("archive_status/{name}.ready"));
+        std::fs::write(&mark, "").unwrap();
+        user::give(&mark);
+    }
+    std::thread::sleep(Duration::from_secs(4));
+    for _ in 0..3 {
+        let name = bed.cluster.switch_wal();
+        bed.cluster.wait_done(&name);
+    }
+    assert_eq!(bed.cluster.archive_failures().0, 0, "{}", bed.cluster.log());
+    for name in pipes {
+        std::fs::remove_file(other.wal_dir().join(format!("archive_status/{name}.ready"))).unwrap();
+        // A writer that comes and goes ends the read.
+        let path = other.wal_dir().join(name);
+        drop(std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap());
+        std::fs::remove_file(path).unwrap();
+    }
+    drop(daemon);
+}
+
 /// A8: a data directory that is not there keeps no other cluster from archiving, and is taken up when it comes.
 #[test]
 fn a_missing_data_directory_keeps_no_other_cluster_from_archiving() {

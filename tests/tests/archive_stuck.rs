@@ -185,6 +185,48 @@ fn a_skipped_segment_is_a_gap_until_the_next_backup() {
     }
 }
 
+/// A12: with `queue_max` no file is kept for ever: neither one that was cut short nor one that cannot be read.
+#[test]
+fn what_has_not_the_length_of_a_segment_is_given_up_like_any_other() {
+    let (mut bed, names) = stuck(|path| {
+        std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(300_000).unwrap();
+    });
+    bed.agent.cluster_lines.push("queue_max = \"2MiB\"".to_owned());
+    let daemon = bed.agent.daemon();
+    refused_at(&bed, &names[0], "300000 bytes");
+    assert!(!bed.cluster.log().contains("dropped"), "{}", bed.cluster.log());
+    for _ in 0..3 {
+        bed.cluster.psql("insert into t select generate_series(1, 5000)");
+        bed.cluster.switch_wal();
+    }
+    wait::until_true(SOON * 2, "nothing waits", || bed.ready().is_empty());
+    let log = bed.cluster.log();
+    assert_eq!(log.matches("was dropped and not archived: ").count(), 1, "{log}");
+    assert!(bed.archive().get(&names[0]).is_none() && bed.archive().get(&names[1]).is_some());
+    drop(daemon);
+}
+
+/// A12: a segment of which not even the first page can be read is skipped on request, by the daemon or without one.
+#[test]
+fn a_segment_that_cannot_be_read_is_skipped() {
+    for with_daemon in [true, false] {
+        // What is opened and cannot be read.
+        let (bed, names) = stuck(|path| {
+            std::fs::rename(path, path.with_extension("aside")).unwrap();
+            std::fs::create_dir(path).unwrap();
+        });
+        let daemon = with_daemon.then(|| bed.agent.daemon());
+        refused_at(&bed, &names[0], "");
+        let place = bed.cluster.wal_dir().join(&names[0]);
+        bed.agent.run(&["push", "--skip", &place.display().to_string()]).expect_success();
+        bed.cluster.wait_done(&names[1]);
+        assert!(bed.archive().get(&names[0]).is_none() && bed.archive().get(&names[1]).is_some());
+        std::fs::remove_dir(&place).unwrap();
+        std::fs::rename(place.with_extension("aside"), &place).unwrap();
+        drop(daemon);
+    }
+}
+
 /// A12: what is refused for good and accepted three seconds later is not dropped, by the daemon or without one.
 #[test]
 fn a_refusal_of_three_seconds_drops_nothing() {

@@ -21,6 +21,7 @@ use walpoint_repo::object::Codec;
 use walpoint_runtime::backoff::Backoff;
 
 use super::asking::Asking;
+use super::disk;
 use super::postmaster::is_stopping;
 use super::queue::{AT_ONCE, Overflow, Queue};
 use super::stored::Stored;
@@ -169,12 +170,19 @@ impl Archiver {
     /// Whether the very file that is asked for is one that an operator skipped.
     async fn is_skipped(self: &Arc<Self>, name: WalFileName, wanted: FileIdentity) -> bool {
         let archiver = Arc::clone(self);
-        let looked = tokio::task::spawn_blocking(move || {
-            // The client of another server, whose names are the same, may have come to this socket.
-            let own = std::fs::metadata(archiver.wal_directory().join(name.to_string()));
-            own.is_ok_and(|own| own.ino() == wanted.inode) && archiver.queue.is_skipped(name)
-        });
-        looked.await.unwrap_or(false)
+        self.lies_here(name, wanted).await
+            && disk::run(&self.wal_directory(), move || archiver.queue.is_skipped(name))
+                .await
+                .unwrap_or(false)
+    }
+
+    /// Whether a file of `pg_wal` is the one that is meant, by what shows without reading it: the client of another server, whose
+    /// names are the same, may have come to this socket.
+    async fn lies_here(&self, name: WalFileName, wanted: FileIdentity) -> bool {
+        let directory = self.wal_directory();
+        let path = directory.join(name.to_string());
+        let looked = disk::run(&directory, move || std::fs::metadata(path)).await;
+        matches!(looked, Ok(Ok(own)) if (own.ino(), own.len(), own.mtime()) == (wanted.inode, wanted.size, wanted.mtime))
     }
 
     /// Makes a file durable, or tells how much too much waits if that did not succeed in a while.
@@ -232,8 +240,14 @@ impl Archiver {
         let limit = self.patience(wanted.size);
         loop {
             // Before anything is uploaded: is what lies here the file that PostgreSQL means?
-            let seen =
-                self.uploader.look(name).await.map_err(|trouble| NotStored::OtherFile(trouble.text))?;
+            let seen = match self.uploader.look(name).await {
+                Ok(seen) => seen,
+                // It is that file, and cannot be read: why it is not stored makes no difference to what is given up.
+                Err(trouble) if self.lies_here(name, wanted).await => {
+                    return Err(NotStored::Failed(trouble.text));
+                }
+                Err(trouble) => return Err(NotStored::OtherFile(trouble.text)),
+            };
             if seen != wanted {
                 return Err(NotStored::OtherFile(self.other_file(&seen, &wanted)));
             }

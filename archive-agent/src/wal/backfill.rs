@@ -25,6 +25,7 @@ use super::archiver::Archiver;
 use super::base::oldest_backup;
 use super::check::history_in;
 use super::comparison::{self, Comparison};
+use super::disk;
 use super::identity;
 use super::neighbors;
 use super::target::Target;
@@ -74,8 +75,8 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
     let size = cluster.segment_size;
     store_histories(archiver, &cluster, &history, &directory).await?;
     let path = history.clone();
-    let found = tokio::task::spawn_blocking(move || before_the_fork(&directory, &path, size));
-    let (directory, found) = found.await?;
+    let wal = directory.clone();
+    let (directory, found) = disk::run(&wal, move || before_the_fork(&directory, &path, size)).await?;
     let found = found.with_context(|| format!("{} cannot be read", directory.display()))?;
     if found.is_empty() {
         return Ok(());

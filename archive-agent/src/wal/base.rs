@@ -8,6 +8,7 @@ use walpoint_repo::backup::{Backups, ListedState, Standing, Summary};
 use walpoint_repo::wal::WalArchive;
 
 use super::check::history_in;
+use super::disk;
 use super::upload::{Trouble, Uploader};
 
 /// The path to the timeline that the server is on, by its own history of it or else by what is stored; `None` while the
@@ -19,7 +20,8 @@ pub(super) async fn path(
     let told = |Trouble { text, .. }| anyhow::anyhow!(text);
     let Some(timeline) = uploader.newest_timeline().await.map_err(told)? else { return Ok(None) };
     let wal = uploader.wal_directory();
-    let own = tokio::task::spawn_blocking(move || history_in(&wal, timeline)).await?;
+    let directory = wal.clone();
+    let own = disk::run(&directory, move || history_in(&wal, timeline)).await?;
     if let Some((history, _)) = own {
         return Ok(Some(history));
     }

@@ -14,6 +14,7 @@ use walpoint_repo::object::{ContentHash, Sealer};
 use walpoint_repo::wal::WalArchive;
 
 use super::check::{Verdict, history_in};
+use super::disk;
 use super::read::OpenFile;
 
 /// How a segment of a directory compares with the one of the same name in an archive.
@@ -66,7 +67,7 @@ pub(super) async fn content(
     theirs: ContentHash,
 ) -> Comparison {
     let (sealer, path) = (archive.repository().sealer().clone(), wal.join(name.to_string()));
-    let hashed = tokio::task::spawn_blocking(move || hash(&sealer, &path)).await;
+    let hashed = disk::run(wal, move || hash(&sealer, &path)).await;
     let Ok(Ok(ours)) = hashed else { return Comparison::Unknown };
     if ours == theirs {
         return Comparison::Same;
@@ -76,7 +77,7 @@ pub(super) async fn content(
     // Between the two readings a segment may have been finished.
     let as_it_is =
         move || is_sound(&path, name, &cluster) && hash(&sealer, &path).is_ok_and(|again| again == ours);
-    match tokio::task::spawn_blocking(as_it_is).await {
+    match disk::run(wal, as_it_is).await {
         Ok(true) => Comparison::Other(format!(
             "segment {name} has content {ours} here, and other content, {theirs}, is stored"
         )),
@@ -118,7 +119,7 @@ fn is_sound(path: &Path, name: SegmentName, cluster: &Identity) -> bool {
 /// The edges of a finished segment in a directory; `None` if it cannot be read or is damaged.
 pub(super) async fn edges(wal: &Path, name: SegmentName, cluster: &Identity) -> Option<ChainFacts> {
     let (path, cluster) = (wal.join(name.to_string()), *cluster);
-    let facts = tokio::task::spawn_blocking(move || inspect(&path, name, &cluster)).await.ok()??;
+    let facts = disk::run(wal, move || inspect(&path, name, &cluster)).await.ok()??;
     let end = if facts.whole { facts.chain.end } else { ChainEnd::UNKNOWN };
     Some(ChainFacts { end, ..facts.chain })
 }

@@ -15,6 +15,7 @@ use walpoint_pg::wal::Identity;
 use walpoint_repo::wal::WalArchive;
 
 use super::comparison::{self, Comparison};
+use super::disk;
 use super::target::Target;
 use super::upload::{Trouble, Uploader};
 use super::{base, claim};
@@ -83,7 +84,8 @@ impl Gap {
 /// counts.
 pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     let wal = uploader.wal_directory();
-    let read = tokio::task::spawn_blocking(move || {
+    let directory = wal.clone();
+    let read = disk::run(&directory, move || {
         dropped::read(&wal).with_context(|| {
             format!("the record of dropped WAL, {}, cannot be read", wal.join(dropped::FILE).display())
         })
@@ -163,7 +165,7 @@ async fn has_own(
         return true;
     }
     let (directory, of) = (wal.to_owned(), archive.clone());
-    let read = tokio::task::spawn_blocking(move || claim::read(&directory, &of, name.timeline)).await;
+    let read = disk::run(wal, move || claim::read(&directory, &of, name.timeline)).await;
     let claim = read.unwrap_or_default();
     match claim {
         Some(claim) if claim.segment == name => claim.hash == header.hash,

@@ -14,6 +14,7 @@ use walpoint_repo::agreement::{self, Agreement};
 use walpoint_repo::wal::WalArchive;
 
 use super::claim::{self, Claim};
+use super::disk;
 use super::neighbors::{Stored, header, newest_before};
 use super::split_brain::SplitBrain;
 use super::target::{Target, TargetError};
@@ -51,9 +52,10 @@ pub(super) async fn claimed(
     archive: &WalArchive,
     timeline: TimelineId,
 ) -> Result<Option<SegmentName>, RepoError> {
-    let (wal, of) = (wal.to_owned(), archive.clone());
-    let read = tokio::task::spawn_blocking(move || claim::read(&wal, &of, timeline)).await;
-    let Some(claim) = read.map_err(|error| RepoError::Internal(error.to_string()))? else { return Ok(None) };
+    let (directory, of) = (wal.to_owned(), archive.clone());
+    let Some(claim) = disk::run(wal, move || claim::read(&directory, &of, timeline)).await? else {
+        return Ok(None);
+    };
     Ok(match header(archive, claim.segment).await? {
         Stored::Sound(header) if header.hash != claim.hash => None,
         _ => Some(claim.segment),
@@ -131,7 +133,7 @@ impl<'a> Copies<'a> {
         let Stored::Sound(stored) = header(self.to, name).await? else { return Ok(()) };
         let (wal, archive, claim) =
             (self.wal.to_owned(), self.to.clone(), Claim { segment: name, hash: stored.hash });
-        let noted = tokio::task::spawn_blocking(move || claim::note(&wal, &archive, claim)).await;
+        let noted = disk::run(self.wal, move || claim::note(&wal, &archive, claim)).await;
         if let Ok(Err(error)) = noted {
             tracing::debug!(file = %name, "not remembered in pg_wal: {error}");
         }

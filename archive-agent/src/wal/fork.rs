@@ -17,6 +17,7 @@ use walpoint_repo::object::ContentHash;
 use walpoint_repo::wal::{WalArchive, WalReader};
 
 use super::comparison::{Comparison, has_begun};
+use super::disk;
 use super::elsewhere;
 use super::neighbors::{self, Stored};
 use super::split_brain::SplitBrain;
@@ -81,12 +82,12 @@ impl Beginning {
 
     /// Of a file; `None` if it cannot be read.
     async fn of_file(path: &Path, limit: u64) -> Option<Self> {
-        let path = path.to_owned();
+        let (directory, path) = (path.parent().unwrap_or(path), path.to_owned());
         let read = move || {
             let mut beginning = Self::new(limit);
             io::copy(&mut std::fs::File::open(path)?.take(limit), &mut beginning).map(|_| beginning)
         };
-        tokio::task::spawn_blocking(read).await.ok()?.ok()
+        disk::run(directory, read).await.ok()?.ok()
     }
 
     fn is(&self, other: &Self) -> bool {

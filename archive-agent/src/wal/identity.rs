@@ -19,6 +19,7 @@ use walpoint_repo::wal::WalArchive;
 
 use super::check::history_in;
 use super::comparison::{Comparison, has_begun, segment};
+use super::disk;
 use super::split_brain::SplitBrain;
 
 /// Segments that have to be the same on both sides.
@@ -140,8 +141,7 @@ pub(super) async fn on_path(
     size: SegmentSize,
 ) -> Result<Vec<SegmentName>, RepoError> {
     let directory = wal.to_owned();
-    let listed = tokio::task::spawn_blocking(move || list_path(&directory, &history, size)).await;
-    let listed = listed.map_err(|error| RepoError::Internal(error.to_string()))?;
+    let listed = disk::run(wal, move || list_path(&directory, &history, size)).await?;
     listed.map_err(|error| RepoError::Internal(format!("{} cannot be read: {error}", wal.display())))
 }
 

@@ -45,6 +45,7 @@ pub(crate) mod check;
 mod claim;
 pub(crate) mod comparison;
 pub(crate) mod control;
+mod disk;
 pub(crate) mod dropped;
 mod elsewhere;
 mod fork;

@@ -18,6 +18,7 @@ use walpoint_repo::wal::{WalArchive, WalHeader};
 
 use super::claim;
 use super::comparison::{self, Comparison};
+use super::disk;
 use super::elsewhere;
 use super::split_brain::SplitBrain;
 use super::target::{Target, TargetError};
@@ -318,9 +319,10 @@ impl Newcomer<'_> {
     /// The newest segment of a timeline that the directory remembers to have stored in this archive, if that is there with this
     /// content still.
     async fn noted(&self, timeline: TimelineId) -> Result<Option<SegmentName>, TargetError> {
-        let (wal, archive) = (self.wal.to_owned(), self.archive.clone());
-        let read = tokio::task::spawn_blocking(move || claim::read(&wal, &archive, timeline)).await;
-        let claim = read.map_err(|error| RepoError::Internal(error.to_string()))?;
+        let (directory, archive) = (self.wal.to_owned(), self.archive.clone());
+        let claim = disk::run(self.wal, move || claim::read(&directory, &archive, timeline))
+            .await
+            .map_err(RepoError::from)?;
         let Some(claim) = claim else { return Ok(None) };
         Ok(match header(self.archive, claim.segment).await? {
             Stored::Sound(header) if header.hash != claim.hash => None,

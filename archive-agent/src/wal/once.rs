@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use super::archiver::Archiver;
+use super::disk;
 use super::index;
 use super::ready::{scan, status_directory};
 
@@ -22,7 +23,7 @@ pub(crate) async fn archive_what_is_ready(archiver: &Arc<Archiver>, transfers: u
     let mut after = None;
     loop {
         let directory = status.clone();
-        let found = tokio::task::spawn_blocking(move || scan(&directory, BATCH, after)).await?;
+        let found = disk::run(&status, move || scan(&directory, BATCH, after)).await?;
         let found = found.map_err(|error| anyhow::anyhow!("{} cannot be read: {error}", status.display()))?;
         let Some(&last) = found.first.back() else { break };
         let mut results = stream::iter(found.first)

@@ -17,6 +17,7 @@ use walpoint_base::dropped::Reason;
 use walpoint_runtime::progress::human_bytes;
 
 use super::archiver::Archiver;
+use super::disk;
 use super::dropped;
 use super::ready;
 
@@ -80,7 +81,7 @@ impl Queue {
     pub(crate) async fn overflow(&self, segment: u64) -> Option<Overflow> {
         let max = self.max?;
         let status = self.wal.join("archive_status");
-        let scanned = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await;
+        let scanned = disk::run(&self.wal, move || ready::scan(&status, 0, None)).await;
         let files = match scanned.map_err(std::io::Error::other).and_then(|scan| scan) {
             Ok(scan) => scan.count,
             Err(error) => {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use walpoint_base::WalFileName;
 use walpoint_base::socket::FileIdentity;
+use walpoint_repo::cpu::without_core;
 use walpoint_repo::wal::Content;
 
 /// History and backup files are text of a few lines; longer ones are none.
@@ -91,7 +92,7 @@ impl OpenFile {
             let Some(piece) = buffer.get_mut(..length).filter(|piece| !piece.is_empty()) else {
                 return Err(failed(io::ErrorKind::InvalidInput.into()));
             };
-            self.file.read_exact_at(piece, offset).map_err(failed)?;
+            without_core(|| self.file.read_exact_at(piece, offset)).map_err(failed)?;
             offset += length as u64;
             if each(piece).is_break() {
                 break;
@@ -105,13 +106,13 @@ impl OpenFile {
         let failed = |source| ReadError::Io { path: self.path.clone(), source };
         let length = usize::try_from(self.identity.size).unwrap_or(usize::MAX).min(buffer.len());
         let piece = buffer.get_mut(..length).unwrap_or_default();
-        self.file.read_exact_at(piece, 0).map_err(failed)?;
+        without_core(|| self.file.read_exact_at(piece, 0)).map_err(failed)?;
         self.unchanged().map(|()| length)
     }
 
     /// Whether it is still what it was when it was opened.
     pub(crate) fn unchanged(&self) -> Result<(), ReadError> {
-        let now = FileIdentity::of(&self.file, self.is_segment)
+        let now = without_core(|| FileIdentity::of(&self.file, self.is_segment))
             .map_err(|source| ReadError::Io { path: self.path.clone(), source })?;
         if now == self.identity { Ok(()) } else { Err(ReadError::Changed { path: self.path.clone() }) }
     }

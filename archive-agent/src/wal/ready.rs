@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use walpoint_base::WalFileName;
 
 use super::archiver::Archiver;
+use super::disk;
 use super::order::FirstInOrder;
 
 /// Scans are this far apart when nothing hints at an earlier one.
@@ -69,8 +70,7 @@ pub(crate) async fn look_ahead(
     loop {
         let begun = Instant::now();
         let directory = status.clone();
-        let found =
-            tokio::task::spawn_blocking(move || scan(&directory, window + NAMES_PER_SCAN, None)).await?;
+        let found = disk::run(&status, move || scan(&directory, window + NAMES_PER_SCAN, None)).await?;
         let Scan { mut first, count } =
             found.map_err(|error| anyhow::anyhow!("{} cannot be read: {error}", status.display()))?;
         working(count);

@@ -13,6 +13,7 @@ use walpoint_repo::layout::WalEntry;
 use walpoint_repo::wal::WalArchive;
 
 use super::claim;
+use super::disk;
 use super::identity::on_path;
 use super::split_brain::SplitBrain;
 
@@ -30,9 +31,8 @@ pub(crate) async fn unwritten(
         return Ok(None);
     }
     let (directory, noting) = (wal.to_owned(), archive.clone());
-    let noted = tokio::task::spawn_blocking(move || claim::read(&directory, &noting, timeline)).await;
-    let noted = noted.map_err(|error| RepoError::Internal(error.to_string()))?;
-    if noted.is_some_and(|claim| claim.segment >= stored) {
+    let noted = disk::run(wal, move || claim::read(&directory, &noting, timeline)).await;
+    if noted?.is_some_and(|claim| claim.segment >= stored) {
         return Ok(None);
     }
     let what = format!(

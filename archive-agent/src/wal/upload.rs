@@ -29,6 +29,7 @@ pub(super) use self::beside::{PATIENCE, REST};
 use super::check::{self, CheckError};
 use super::claim::{self, Claim};
 use super::control::{answers_for, newest, read_control, writes, written};
+use super::disk::{self, DiskError};
 use super::known::Incarnation;
 use super::prepare::{PrepareError, Prepared, Rules, prepare};
 use super::presence;
@@ -69,6 +70,12 @@ impl From<RepoError> for Trouble {
     fn from(error: RepoError) -> Self {
         let lasting = !error.is_transient();
         Self { text: error_chain(&error), lasting }
+    }
+}
+
+impl From<DiskError> for Trouble {
+    fn from(error: DiskError) -> Self {
+        Self { text: error.to_string(), lasting: false }
     }
 }
 
@@ -132,13 +139,17 @@ impl Uploader {
         presence::look(&required).await
     }
 
-    /// What an upload waits for that is not done, as far as it shows: repositories that do not answer a write.
+    /// What an upload waits for that is not done, as far as it shows: repositories and directories that do not answer.
     pub(crate) fn waits_for(&self) -> String {
         let slow = self.targets.iter().filter(|target| target.acknowledges).filter_map(|target| {
             let span = target.writes.oldest().filter(|span| *span >= SLOW)?;
             Some(format!("repository {} has not answered a write for {} s", target.name(), span.as_secs()))
         });
-        let slow: Vec<String> = slow.collect();
+        let hangs = [self.pgdata.clone(), self.wal_directory()].into_iter().filter_map(|directory| {
+            let span = disk::oldest(&directory).filter(|span| *span >= SLOW)?;
+            Some(format!("a call into {} has not returned for {} s", directory.display(), span.as_secs()))
+        });
+        let slow: Vec<String> = slow.chain(hangs).collect();
         if slow.is_empty() { "the store is slow".to_owned() } else { slow.join("; ") }
     }
 
@@ -192,33 +203,30 @@ impl Uploader {
     /// Whether the server writes a timeline, or did last: nothing of it is stored that it has not written.
     pub(crate) async fn writes(&self, timeline: TimelineId) -> Result<bool, Trouble> {
         let (control, pgdata) = (self.control().await?, self.pgdata.clone());
-        let writes = tokio::task::spawn_blocking(move || writes(&pgdata, &control, timeline));
-        writes.await.map_err(Trouble::lasting)
+        Ok(disk::run(&self.pgdata, move || writes(&pgdata, &control, timeline)).await?)
     }
 
     async fn control(&self) -> Result<ControlFile, Trouble> {
         let pgdata = self.pgdata.clone();
-        let control = tokio::task::spawn_blocking(move || read_control(&pgdata));
-        control.await.map_err(Trouble::lasting)?
+        disk::run(&self.pgdata, move || read_control(&pgdata)).await?
     }
 
-    /// The identity of a file in `pg_wal` as it is.
+    /// The identity of a file in `pg_wal` as it is, whether or not it has the length of such a file.
     pub(crate) async fn look(&self, name: WalFileName) -> Result<FileIdentity, Trouble> {
         let (pgdata, path) = (self.pgdata.clone(), self.wal_directory().join(name.to_string()));
-        let looked = tokio::task::spawn_blocking(move || {
-            let cluster = check::identity(&read_control(&pgdata)?);
-            match OpenFile::open(&path, name, cluster.segment_size.bytes()) {
-                Ok(file) => Ok(file.identity),
-                Err(ReadError::Io { path, source }) if source.kind() == ErrorKind::NotFound => {
-                    Err(Trouble::lasting(format!(
-                        "the daemon finds no {}; HINT: pgdata in its configuration must be this server's data directory",
-                        path.display()
-                    )))
-                }
-                Err(error) => Err(CheckError::from(error).into()),
+        let looked = disk::run(&self.pgdata, move || {
+            read_control(&pgdata)?;
+            let file = std::fs::File::open(&path);
+            match file.and_then(|file| FileIdentity::of(&file, matches!(name, WalFileName::Segment(_)))) {
+                Ok(identity) => Ok(identity),
+                Err(source) if source.kind() == ErrorKind::NotFound => Err(Trouble::lasting(format!(
+                    "the daemon finds no {}; HINT: pgdata in its configuration must be this server's data directory",
+                    path.display()
+                ))),
+                Err(source) => Err(CheckError::from(ReadError::Io { path, source }).into()),
             }
         });
-        looked.await.map_err(Trouble::lasting)?
+        looked.await?
     }
 
     /// Makes a file of `pg_wal` durable; one attempt.
@@ -280,7 +288,7 @@ impl Uploader {
         accept_damaged: bool,
     ) -> Result<Source, Trouble> {
         let (pgdata, wal) = (self.pgdata.clone(), self.wal_directory());
-        let looked = tokio::task::spawn_blocking(move || {
+        let looked = disk::run(&self.pgdata, move || {
             let control = read_control(&pgdata)?;
             let incarnation = Incarnation::of(&pgdata);
             let in_wal = path.parent().is_some_and(|parent| {
@@ -447,13 +455,15 @@ impl Uploader {
         rules: Rules,
     ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
         let Source { name, ref path, cluster, .. } = *file;
-        let path = path.clone();
-        let prepared = cpu::run(move || {
-            let open = OpenFile::open(&path, name, cluster.segment_size.bytes()).map_err(CheckError::from)?;
+        let (directory, path) = (path.parent().unwrap_or(path).to_owned(), path.clone());
+        let prepare = move || {
+            let open = cpu::without_core(|| OpenFile::open(&path, name, cluster.segment_size.bytes()))
+                .map_err(CheckError::from)?;
             let prepared = prepare(&open, name, &cluster, rules, &archives, &mut room)?;
             Ok((open.identity, prepared, room))
-        });
-        prepared.await?
+        };
+        // A directory that hangs keeps its own threads, and no core.
+        disk::run(&directory, move || cpu::run_here(prepare)).await.map_err(RepoError::from)??
     }
 
     /// What a file needs of the room for each repository, and for how many of them there is room at once.
@@ -549,7 +559,8 @@ async fn store_segment(
         if file.answers {
             let claim = Claim { segment: name, hash };
             let (wal, noting) = (file.path.parent().unwrap_or(&file.path).to_owned(), archive.clone());
-            let noted = tokio::task::spawn_blocking(move || claim::note(&wal, &noting, claim)).await;
+            let directory = wal.clone();
+            let noted = disk::run(&directory, move || claim::note(&wal, &noting, claim)).await;
             if let Ok(Err(error)) = noted {
                 tracing::debug!(file = %name, "archive-push has to remember it in pg_wal: {error}");
                 target.remember_later(name, claim::line(archive, claim));

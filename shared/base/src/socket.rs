@@ -87,7 +87,12 @@ impl FileIdentity {
     /// Reads the identity of an open file from its metadata and its first page.
     ///
     /// The fields of a segment are taken from the long page header (`XLogLongPageHeaderData`): magic and info (u16
-    /// each), timeline (u32), page address (u64), remaining length (u32), padding, system identifier (u64).
+    /// each), timeline (u32), page address (u64), remaining length (u32), padding, system identifier (u64). They are zero where
+    /// that page cannot be read: which file it is shows all the same, and whoever reads its content finds out why not.
+    ///
+    /// # Errors
+    ///
+    /// If the file has no metadata.
     pub fn of(file: &std::fs::File, is_segment: bool) -> io::Result<Self> {
         use std::os::unix::fs::{FileExt, MetadataExt};
         let meta = file.metadata()?;
@@ -99,8 +104,7 @@ impl FileIdentity {
             ..Self::default()
         };
         let mut header = [0; 32];
-        if is_segment && meta.size() >= 32 {
-            file.read_exact_at(&mut header, 0)?;
+        if is_segment && meta.size() >= 32 && file.read_exact_at(&mut header, 0).is_ok() {
             identity.page_timeline = u32::from_le_bytes(field(&header, 4));
             identity.page_address = u64::from_le_bytes(field(&header, 8));
             identity.system_id = u64::from_le_bytes(field(&header, 24));

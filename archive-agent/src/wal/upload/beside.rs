@@ -12,6 +12,7 @@ use walpoint_base::SegmentSize;
 use walpoint_base::socket::FileIdentity;
 use walpoint_repo::wal::SegmentSealer;
 
+use super::super::disk;
 use super::{Purpose, ROOM, Room, Share, Source, Trouble, Uploader};
 use crate::wal::known::Incarnation;
 use crate::wal::presence;
@@ -77,7 +78,7 @@ impl Uploader {
     /// Whether a file is the one that was acknowledged, and its server the same.
     async fn is_unchanged(&self, file: &Source) -> bool {
         let pgdata = self.pgdata.clone();
-        let incarnation = tokio::task::spawn_blocking(move || Incarnation::of(&pgdata)).await;
+        let incarnation = disk::run(&self.pgdata, move || Incarnation::of(&pgdata)).await;
         incarnation.is_ok_and(|now| now == file.incarnation)
             && self.look(file.name).await.is_ok_and(|now| Some(now) == file.expected)
     }

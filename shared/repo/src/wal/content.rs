@@ -86,7 +86,7 @@ impl Content {
             Kind::File(file, _) => {
                 // A buffer that had this length before costs nothing.
                 buffer.resize(length, 0);
-                file.read_exact_at(buffer, offset)?;
+                crate::cpu::without_core(|| file.read_exact_at(buffer, offset))?;
             }
         }
         if let Some(behind) = buffer.get_mut(kept..) {
