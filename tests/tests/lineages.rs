@@ -390,3 +390,125 @@ fn a_new_lineage_waits_for_no_repository_outside_ack() {
     });
     assert_eq!(daemon.stop(), 0);
 }
+
+/// A copy with a lineage of its own stores nothing in a repository that was away when that was begun: not in production's lineage
+/// there either.
+#[test]
+fn a_copy_never_archives_into_productions_lineage_of_a_repository_that_was_away() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let other = Store::local();
+    bed.agent =
+        Agent::with(&bed.cluster, &bed.store).repository("other", &other).cluster_line("ack = [\"main\"]");
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    bed.agent.init(&[]).expect_success();
+    let daemon = bed.agent.daemon();
+    let common = segment(&bed.cluster, "production");
+    wait::until_true(SOON, "it is in the other repository", || {
+        other.back_door().list("clusters").iter().any(|key| key.ends_with(&common))
+    });
+    assert_eq!(daemon.stop(), 0);
+    bed.cluster.stop(Shutdown::Fast);
+    let (mounted, away) = (other.root().unwrap().to_owned(), other.root().unwrap().with_extension("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    // The data directory goes on as the copy's.
+    bed.agent.init(&["--new-lineage"]).expect_success();
+    bed.cluster.start();
+    std::fs::rename(&away, &mounted).unwrap();
+    let stored =
+        || other.back_door().list("clusters").into_iter().filter(|key| key.contains("/wal/")).count();
+    let before = stored();
+    let daemon = bed.agent.daemon();
+    for _ in 0..3 {
+        let name = segment(&bed.cluster, "copy");
+        archived(&bed.cluster, &name);
+    }
+    wait::until_true(SOON, "the daemon says what to do", || {
+        daemon.log().contains("repository other does not know cluster main")
+    });
+    assert_eq!(stored(), before, "production's lineage is another server's");
+    let checked = bed.agent.run(&["check", "--no-switch"]);
+    assert!(checked.stdout.contains("run archive-agent init"), "{checked:#?}");
+    bed.agent.init(&[]).expect_success();
+    wait::until_true(SOON, "it is copied into its own lineage", || stored() >= before + 3);
+    assert_eq!(daemon.stop(), 0);
+    let keys = other.back_door().list("clusters");
+    let foreign =
+        keys.iter().filter(|key| key.contains("-1/wal/") || !key.contains("-2/") && key.contains("/wal/"));
+    assert_eq!(foreign.count(), before, "{keys:?}");
+}
+
+/// A repository that was made anew takes production under its own number, whoever was registered there first.
+#[test]
+fn production_is_registered_anew_after_its_copy() {
+    let two = Two::start();
+    let other = Store::local();
+    for cluster in [&two.copy, &two.production] {
+        let agent = Agent::with(cluster, &two.bed.store).repository("second", &other);
+        agent.write();
+        agent.init(&[]).expect_success();
+    }
+    let keys = other.back_door().list("clusters/main/lineages");
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    // The same without another repository to tell.
+    let third = Store::local();
+    for cluster in [&two.copy, &two.production] {
+        let agent = Agent::with(cluster, &third);
+        agent.write();
+        agent.init(&[]).expect_success();
+    }
+    let keys = third.back_door().list("clusters/main/lineages");
+    assert_eq!(keys.len(), 2, "{keys:?}");
+}
+
+/// A copy that gets a cluster's name of its own in the same repository is bound to what it has there, and to nothing of the other
+/// cluster.
+#[test]
+fn a_copy_under_another_name_is_bound_to_its_own_lineage() {
+    let two = Two::start();
+    let agent = Agent::with(&two.copy, &two.bed.store).named("copied");
+    agent.write();
+    agent.init(&[]).expect_success();
+    agent.init(&[]).expect_success();
+    let binding = std::fs::read_to_string(two.copy.pgdata().join("walpoint.lineage")).unwrap();
+    assert!(binding.trim_end().ends_with("-1"), "{binding}");
+    two.copy.set("archive_command", agent.archive_command());
+    two.copy.reload();
+    let name = segment(&two.copy, "copy");
+    archived(&two.copy, &name);
+    let keys = two.bed.store.back_door().list("clusters/copied");
+    assert!(keys.iter().any(|key| key.ends_with(&name)), "{keys:?}");
+}
+
+/// Another host's names for the repositories make none of them lost: neither one that does not acknowledge there, nor one that a
+/// standby's host does not know.
+#[test]
+fn names_of_another_host_take_no_repositorys_place() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let other = Store::local();
+    bed.agent =
+        Agent::with(&bed.cluster, &bed.store).repository("other", &other).cluster_line("ack = [\"main\"]");
+    bed.agent.archive_from(&bed.cluster);
+    bed.agent.init(&[]).expect_success();
+    let replaced = || {
+        let keys = [&bed.store, &other].map(|store| store.back_door().list("clusters")).concat();
+        keys.into_iter().filter(|key| key.contains("/ack/")).count()
+    };
+    let crossed = Agent::with(&bed.cluster, &other)
+        .repository("remote", &bed.store)
+        .cluster_line("ack = [\"main\"]");
+    crossed.write();
+    let said = crossed.init(&[]).expect_success().stdout;
+    assert!(!said.contains("takes its place") && replaced() == 0, "{said}");
+    let alone = Agent::with(&bed.cluster, &other);
+    alone.write();
+    let signal = bed.cluster.pgdata().join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    let said = alone.init(&[]).expect_success().stdout;
+    assert!(!said.contains("takes its place") && replaced() == 0, "{said}");
+    // The server whose WAL is acknowledged, without the one that acknowledged.
+    std::fs::remove_file(&signal).unwrap();
+    let said = alone.init(&[]).expect_success().stdout;
+    assert!(said.contains("takes its place") && replaced() == 1, "{said}");
+}

@@ -9,6 +9,7 @@ use walpoint_pg::control::{ClusterState, ControlFile};
 use walpoint_repo::init::Initialised;
 use walpoint_repo::keys::KeySlots;
 use walpoint_repo::lineage::{AckMember, BINDING, LineageUid, ParentLineage, bound_elsewhere};
+use walpoint_repo::object::RepositoryId;
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -113,6 +114,7 @@ pub(crate) async fn register(
         Some(_) => None,
         None => Elsewhere::of(&here, plan, control).await?,
     };
+    let writes = writes(plan.pgdata().map_err(|failure| failure.error)?, control);
     let mut made = Vec::new();
     for (repository, url, repository_created) in &opened {
         let (lineage, lineage_created) =
@@ -140,7 +142,8 @@ pub(crate) async fn register(
             lives.iter().any(|(id, other)| *id == member.repository && lineage.is_same_life(other))
         };
         let now: Vec<AckMember> = ack.iter().filter(shares).cloned().collect();
-        if ids(&supersede(report, repository, &lineage, &now).await?) != ids(&ack) {
+        let superseding = Superseding { report, there: &here, writes, now: &now };
+        if ids(&superseding.done(repository, &lineage).await?) != ids(&ack) {
             report.warning(
                 format!("repository {}: lineage", repository.name()),
                 format!("{} was begun when other repositories had to acknowledge WAL", lineage.id),
@@ -179,7 +182,7 @@ struct Begun {
     began: Option<Lsn>,
 }
 
-/// The lineage that the data directory is bound to in another repository: its server has that one in every repository.
+/// The lineage that the data directory archives to in another repository: its server has that one in every repository.
 struct Elsewhere {
     id: LineageId,
     /// Its facts there, if one of the repositories has them.
@@ -197,7 +200,9 @@ impl Elsewhere {
         let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
         let bound =
             binding::read_all(pgdata).await.with_context(|| pgdata.join(BINDING).display().to_string())?;
-        let Some((_, id)) = bound_elsewhere(&bound, control.system_id) else { return Ok(None) };
+        let Some((_, id)) = bound_elsewhere(&bound, control.system_id) else {
+            return Self::of_unbound(repositories, plan, pgdata, control).await;
+        };
         let mut lineage = None;
         for repository in repositories.iter().filter(|one| bound.get(&one.id()) == Some(&id)) {
             if lineage.is_none() {
@@ -205,6 +210,44 @@ impl Elsewhere {
             }
         }
         Ok(Some(Self { id, lineage, life: LineageUid::random() }))
+    }
+
+    /// That of a data directory that is bound to none, where a repository has only lineages that were split off from it: it was
+    /// made anew, and a copy was registered there first. `None` where nothing of that kind is in the way.
+    async fn of_unbound(
+        repositories: &[&Repository],
+        plan: &Plan,
+        pgdata: &Path,
+        control: &ControlFile,
+    ) -> anyhow::Result<Option<Self>> {
+        let mut first = false;
+        for repository in repositories {
+            let mut lineages = repository.lineages(&plan.cluster).await?;
+            lineages.retain(|lineage| lineage.system_id() == control.system_id);
+            first |= !lineages.is_empty() && lineages.iter().all(|lineage| lineage.parent.is_some());
+        }
+        if !first {
+            return Ok(None);
+        }
+        let (life, mut unknown) = (LineageUid::random(), None);
+        for repository in repositories {
+            match lineage::of_directory(repository, &plan.cluster, pgdata).await {
+                Ok(Some(lineage)) => return Ok(Some(Self { id: lineage.id, lineage: Some(lineage), life })),
+                Ok(None) => {}
+                Err(error) => match error.downcast_ref::<TargetError>() {
+                    // It is none of those that are there.
+                    Some(TargetError::SplitBrain(_)) => {}
+                    Some(TargetError::UnknownLineage { .. }) => unknown = Some(error),
+                    _ => return Err(error),
+                },
+            }
+        }
+        match unknown {
+            Some(unknown) => Err(unknown),
+            None => {
+                Ok(Some(Self { id: LineageId { system_id: control.system_id, n: 1 }, lineage: None, life }))
+            }
+        }
     }
 
     /// What the lineage is split off from, in a repository that has nothing of what came before.
@@ -242,12 +285,16 @@ impl Elsewhere {
     }
 }
 
+/// Whether the server of a data directory writes WAL of its own, or did last.
+fn writes(pgdata: &Path, control: &ControlFile) -> bool {
+    let follows = ["standby.signal", "recovery.signal"].iter().any(|signal| pgdata.join(signal).exists());
+    !follows && matches!(control.state, ClusterState::InProduction | ClusterState::ShutDown)
+}
+
 /// A position up to which the WAL of a data directory may be another server's as well: the end of the newest segment that it
 /// has begun. `None` of a server that follows another one still.
 fn began(pgdata: &Path, control: &ControlFile) -> Option<Lsn> {
-    let follows = ["standby.signal", "recovery.signal"].iter().any(|signal| pgdata.join(signal).exists());
-    let recovers = !matches!(control.state, ClusterState::InProduction | ClusterState::ShutDown);
-    if follows || recovers {
+    if !writes(pgdata, control) {
         return None;
     }
     let (wal, size) = (pgdata.join("pg_wal"), control.wal_segment_size);
@@ -361,29 +408,39 @@ async fn make(name: &str, settings: &StoreSettings, encrypt: bool) -> anyhow::Re
     Repository::init_encrypted(name, settings, &format!("made by init on {host}")).await.map_err(hint)
 }
 
-/// The repositories that acknowledge the WAL of a lineage, after one that was lost and made anew has taken its place among them.
-async fn supersede(
-    report: &mut Report,
-    repository: &Repository,
-    lineage: &Lineage,
-    ack: &[AckMember],
-) -> anyhow::Result<Vec<AckMember>> {
-    let known = repository.acknowledging(lineage).await?;
-    let Some(new) = known.superseded_by(ack) else { return Ok(known.members) };
-    repository.supersede_acknowledging(lineage, &new).await?;
-    let made_anew =
-        ack.iter().filter(|member| !known.members.contains(member) && new.members.contains(member));
-    let names: Vec<&str> = made_anew.map(|member| member.name.as_str()).collect();
-    report.warning(
-        format!("repository {}: ack", repository.name()),
-        format!(
-            "{} is another repository than the one that had to acknowledge WAL of lineage {}, and takes its place",
-            names.join(", "),
-            lineage.id
-        ),
-        "take a backup: what only the old one held is gone",
-    );
-    Ok(new.members)
+/// How a repository that was lost and made anew takes its place among those that acknowledge.
+struct Superseding<'a> {
+    report: &'a mut Report,
+    /// The repositories that are not lost.
+    there: &'a [&'a Repository],
+    /// Whether the server here is the one whose WAL is acknowledged. A standby's host has names of its own for the repositories.
+    writes: bool,
+    /// Those of the configuration that acknowledge.
+    now: &'a [AckMember],
+}
+
+impl Superseding<'_> {
+    /// The repositories that acknowledge the WAL of a lineage after that.
+    async fn done(self, repository: &Repository, lineage: &Lineage) -> anyhow::Result<Vec<AckMember>> {
+        let known = repository.acknowledging(lineage).await?;
+        let there: Vec<RepositoryId> = self.there.iter().map(|repository| repository.id()).collect();
+        let new = known.superseded_by(self.now, &there).filter(|_| self.writes);
+        let Some(new) = new else { return Ok(known.members) };
+        repository.supersede_acknowledging(lineage, &new).await?;
+        let made_anew =
+            self.now.iter().filter(|member| !known.members.contains(member) && new.members.contains(member));
+        let names: Vec<&str> = made_anew.map(|member| member.name.as_str()).collect();
+        self.report.warning(
+            format!("repository {}: ack", repository.name()),
+            format!(
+                "{} is another repository than the one that had to acknowledge WAL of lineage {}, and takes its place",
+                names.join(", "),
+                lineage.id
+            ),
+            "take a backup: what only the old one held is gone",
+        );
+        Ok(new.members)
+    }
 }
 
 fn ids(ack: &[AckMember]) -> Vec<String> {
@@ -463,7 +520,13 @@ async fn lineage(
     }
     let parent = parent(repository, plan, control, begun).await?;
     match repository.split_lineage(cluster, facts, parent, begun.map_or(0, |begun| begun.after)).await {
-        Ok(lineage) => Ok((lineage, true)),
+        Ok(lineage) => {
+            // What it was bound to is not there: it was that of a cluster with another name.
+            if bound.is_some() && begun.is_none() {
+                bind(&lineage)?;
+            }
+            Ok((lineage, true))
+        }
         // Somebody registered the same cluster at the same moment.
         Err(error @ RepoError::Conflict { .. }) => {
             match repository.lineage_for(cluster, control.system_id).await? {

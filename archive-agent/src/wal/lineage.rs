@@ -1,6 +1,6 @@
-//! Which lineage a data directory archives to that is bound to none.
+//! Which lineage of a repository a data directory archives to that is not bound to one of it.
 //!
-//! Of a cluster with one lineage it is that one. Where others were split off, the WAL in the directory decides: a standby that
+//! One that is bound in another repository has the same number here, or none: never another server's. Of a cluster with one lineage it is that one. Where others were split off, the WAL in the directory decides: a standby that
 //! was made before its primary got a lineage of its own has that primary's WAL and not its binding. What a directory holds may
 //! be another server's WAL after a promotion or a rebuild, so nothing is decided for longer than a [`Moment`]; once the server
 //! writes, the directory is bound. Nothing is guessed: where WAL does not decide, nothing is stored.
@@ -13,7 +13,7 @@ use walpoint_base::{
     ClusterName, LineageId, Lsn, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
 };
 use walpoint_pg::wal::Identity;
-use walpoint_repo::lineage::BINDING;
+use walpoint_repo::lineage::{BINDING, bound_elsewhere};
 use walpoint_repo::object::ContentHash;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -22,6 +22,7 @@ use super::check::{self, history_in};
 use super::claim;
 use super::comparison::{self, Comparison};
 use super::control::{Moment, read_control};
+use super::disk;
 use super::identity;
 use super::split_brain::SplitBrain;
 use super::target::TargetError;
@@ -61,18 +62,27 @@ impl Candidate {
     }
 }
 
-/// The lineage of a repository that an unbound data directory archives to, and whether that had to be found out; `None` if the
-/// cluster has none with this system identifier.
+/// The lineage of a repository that a data directory archives to which is not bound to one of it, and whether that had to be found
+/// out; `None` if the cluster has none with this system identifier, or not the one that the directory is bound to in another
+/// repository (`elsewhere`): a server has the same number in all.
 pub(crate) async fn choose(
     repository: &Repository,
     cluster: &ClusterName,
     identity: &Identity,
-    pgdata: &Path,
+    (pgdata, elsewhere): (&Path, Option<LineageId>),
     moment: &Moment,
 ) -> Result<Option<(Lineage, bool)>, TargetError> {
     let mut lineages = repository.lineages(cluster).await?;
     lineages.retain(|lineage| lineage.system_id() == identity.system_id);
     lineages.sort_unstable_by_key(|lineage| lineage.id.n);
+    if let Some(elsewhere) = elsewhere {
+        match lineages.iter().find(|lineage| lineage.id == elsewhere) {
+            None => return Ok(None),
+            Some(same) if same.parent.is_none() => return Ok(Some((same.clone(), false))),
+            // Under that number it may be another server's here.
+            Some(_) => {}
+        }
+    }
     if lineages.iter().all(|lineage| lineage.parent.is_none()) {
         return Ok(lineages.pop().map(|lineage| (lineage, false)));
     }
@@ -82,17 +92,24 @@ pub(crate) async fn choose(
         candidates.push(Candidate { lineage, archive, other: None, same: None });
     }
     let chosen = decide(&mut candidates, repository, identity, pgdata, moment).await?;
-    if let Some(chosen) = candidates.iter().find(|candidate| Some(candidate.lineage.id) == chosen) {
+    let is_chosen = |id| Some(id) == chosen && elsewhere.is_none_or(|elsewhere| id == elsewhere);
+    if let Some(chosen) = candidates.iter().find(|candidate| is_chosen(candidate.lineage.id)) {
         return Ok(Some((chosen.lineage.clone(), true)));
     }
-    // It is another server than all that archive here.
+    // It is another server than all that archive here. Where all of these were split off, its own lineage is not here yet.
+    let split = candidates.iter().all(|candidate| candidate.lineage.parent.is_some());
+    if split && candidates.iter().all(|candidate| candidate.other.is_some()) {
+        return Ok(None);
+    }
     if let Some((timeline, what)) = candidates.iter().find_map(|candidate| candidate.other.clone())
         && candidates.iter().all(|candidate| candidate.other.is_some())
         && let Some(first) = candidates.first()
     {
         return Err(SplitBrain::new(&first.archive, timeline, what).into());
     }
-    let possible = candidates.iter().filter(|candidate| candidate.other.is_none());
+    let possible = candidates.iter().filter(|candidate| {
+        candidate.other.is_none() && elsewhere.is_none_or(|elsewhere| candidate.lineage.id == elsewhere)
+    });
     Err(TargetError::UnknownLineage {
         repository: repository.name().to_owned(),
         cluster: cluster.clone(),
@@ -108,19 +125,22 @@ pub(crate) async fn of_directory(
     cluster: &ClusterName,
     pgdata: &Path,
 ) -> anyhow::Result<Option<Lineage>> {
-    let bound = binding::read(pgdata, repository.id())
+    let all = binding::read_all(pgdata)
         .await
         .with_context(|| format!("{} cannot be read", pgdata.join(BINDING).display()))?;
     let directory = pgdata.to_owned();
-    let read = tokio::task::spawn_blocking(move || {
+    let read = disk::run(pgdata, move || {
         let control = read_control(&directory)?;
         Ok((check::identity(&control), Moment::of(&directory, TimelineId::FIRST)?))
     });
     let (identity, moment) = read.await?.map_err(|Trouble { text, .. }| anyhow!(text))?;
-    if let Some(bound) = bound.filter(|bound| bound.system_id == identity.system_id) {
-        return Ok(repository.read_lineage(cluster, bound).await?);
+    let bound = all.get(&repository.id()).filter(|bound| bound.system_id == identity.system_id);
+    if let Some(bound) = bound {
+        return Ok(repository.read_lineage(cluster, *bound).await?);
     }
-    Ok(choose(repository, cluster, &identity, pgdata, &moment).await?.map(|(lineage, _)| lineage))
+    let elsewhere = bound_elsewhere(&all, identity.system_id).map(|(_, id)| id);
+    let chosen = choose(repository, cluster, &identity, (pgdata, elsewhere), &moment).await?;
+    Ok(chosen.map(|(lineage, _)| lineage))
 }
 
 fn line(repository: &Repository, lineage: LineageId) -> String {
@@ -165,9 +185,8 @@ async fn claimed(
     let Some(written) = moment.written else { return Ok(None) };
     let mut claimed = Vec::new();
     for candidate in possible {
-        let (wal, archive) = (wal.to_owned(), repository.wal(&candidate.lineage));
-        let read = tokio::task::spawn_blocking(move || claim::read(&wal, &archive, written)).await;
-        if read.map_err(|error| RepoError::Internal(error.to_string()))?.is_some() {
+        let (directory, archive) = (wal.to_owned(), repository.wal(&candidate.lineage));
+        if disk::run(wal, move || claim::read(&directory, &archive, written)).await?.is_some() {
             claimed.push(candidate.lineage.id);
         }
     }

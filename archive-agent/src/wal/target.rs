@@ -17,7 +17,7 @@ use walpoint_base::{ClusterName, LineageId, SegmentName, TimelineId, WalFileName
 use walpoint_pg::wal::Identity;
 use walpoint_repo::index::SegmentEntry;
 use walpoint_repo::init::error_chain;
-use walpoint_repo::lineage::BINDING;
+use walpoint_repo::lineage::{BINDING, bound_elsewhere};
 use walpoint_repo::object::{Level, RepositoryId};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
@@ -25,6 +25,7 @@ use walpoint_repo::{Lineage, RepoError, Repository};
 
 use super::beside::Beside;
 use super::control::Moment;
+use super::disk;
 use super::known::Known;
 use super::lineage;
 use super::presence::Presence;
@@ -196,8 +197,8 @@ struct Opened {
 enum By {
     /// The data directory is bound to it.
     Binding(LineageId),
-    /// The directory is not bound: what lay in it at that moment.
-    Wal(Moment),
+    /// The directory is not bound here: what lay in it at that moment, and the lineage that it is bound to in another repository.
+    Wal(Moment, Option<LineageId>),
 }
 
 impl By {
@@ -205,7 +206,7 @@ impl By {
     fn is_as(&self, before: &Self) -> bool {
         match (self, before) {
             (Self::Binding(now), Self::Binding(before)) => now == before,
-            (Self::Wal(now), Self::Wal(before)) => now.is_as(before),
+            (Self::Wal(now, elsewhere), Self::Wal(before, was)) => now.is_as(before) && elsewhere == was,
             _ => false,
         }
     }
@@ -494,8 +495,10 @@ impl Target {
         repository: &Repository,
         cluster: &Identity,
         moment: &Moment,
+        elsewhere: Option<LineageId>,
     ) -> Result<Option<Lineage>, TargetError> {
-        let chosen = lineage::choose(repository, &self.cluster, cluster, &self.pgdata, moment).await?;
+        let directory = (self.pgdata.as_path(), elsewhere);
+        let chosen = lineage::choose(repository, &self.cluster, cluster, directory, moment).await?;
         let Some((lineage, found_out)) = chosen else { return Ok(None) };
         if found_out && moment.written.is_some() {
             match binding::add(&self.pgdata, repository.id(), lineage.id) {
@@ -540,16 +543,18 @@ impl Target {
                 closed.insert(Opened { repository, archive: None })
             }
         };
-        let bound = binding::read(&self.pgdata, open.repository.id()).await;
-        let bound = bound.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
-        let bound = bound.filter(|bound| bound.system_id == cluster.system_id);
+        let all = binding::read_all(&self.pgdata).await;
+        let all = all.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
+        let bound = all.get(&open.repository.id()).filter(|bound| bound.system_id == cluster.system_id);
+        let elsewhere = bound_elsewhere(&all, cluster.system_id).map(|(_, id)| id);
         let by = match bound {
-            Some(bound) => By::Binding(bound),
+            Some(bound) => By::Binding(*bound),
             None => {
                 let pgdata = self.pgdata.clone();
-                let moment = tokio::task::spawn_blocking(move || Moment::of(&pgdata, at_least)).await;
-                let moment = moment.map_err(|error| RepoError::Internal(error.to_string()))?;
-                By::Wal(moment.map_err(|trouble| TargetError::Server(trouble.text))?)
+                let moment = disk::run(&self.pgdata, move || Moment::of(&pgdata, at_least))
+                    .await
+                    .map_err(RepoError::from)?;
+                By::Wal(moment.map_err(|trouble| TargetError::Server(trouble.text))?, elsewhere)
             }
         };
         if let Some((identity, before, archive)) = &open.archive
@@ -560,7 +565,7 @@ impl Target {
         }
         let lineage = match &by {
             By::Binding(bound) => open.repository.read_lineage(&self.cluster, *bound).await?,
-            By::Wal(moment) => self.chosen(&open.repository, cluster, moment).await?,
+            By::Wal(moment, elsewhere) => self.chosen(&open.repository, cluster, moment, *elsewhere).await?,
         };
         let lineage = lineage.ok_or_else(|| TargetError::Unregistered {
             repository: self.name.clone(),

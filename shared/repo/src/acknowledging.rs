@@ -39,14 +39,14 @@ struct Document {
 
 impl Acknowledging {
     /// What comes of these repositories when those of the configuration are `now`: one of the same name and another id takes the
-    /// place of the one that was lost. `None` if nothing changes.
-    pub fn superseded_by(&self, now: &[AckMember]) -> Option<Self> {
+    /// place of the one that was lost. One of those that are `there`, under whatever name and whether or not they acknowledge here,
+    /// was not lost. `None` if nothing changes.
+    pub fn superseded_by(&self, now: &[AckMember], there: &[RepositoryId]) -> Option<Self> {
         let mut next = self.clone();
         for member in &mut next.members {
             let is = |other: &&AckMember| other.repository == member.repository;
             let Some(new) = now.iter().find(|new| new.name == member.name && !is(new)) else { continue };
-            // One that only has another name by now was not lost.
-            if !now.iter().any(|other| is(&other)) {
+            if !now.iter().any(|other| is(&other)) && !there.contains(&member.repository) {
                 next.replaced.push(std::mem::replace(&mut member.repository, new.repository));
             }
         }
@@ -111,13 +111,19 @@ mod tests {
     fn a_repository_that_was_made_anew_takes_its_place() {
         let old =
             Acknowledging { members: vec![member("a", 1), member("b", 2)], replaced: Vec::new(), next: 0 };
-        assert_eq!(old.superseded_by(&[member("a", 1), member("b", 2)]), None);
-        let new = old.superseded_by(&[member("a", 3), member("b", 2)]).unwrap();
+        assert_eq!(old.superseded_by(&[member("a", 1), member("b", 2)], &[]), None);
+        let new = old.superseded_by(&[member("a", 3), member("b", 2)], &[]).unwrap();
         assert_eq!(new.members, [member("a", 3), member("b", 2)]);
         assert_eq!(new.replaced, [RepositoryId([1; 16])]);
-        assert_eq!(old.superseded_by(&[member("b", 2)]), None, "one that is only not configured counts");
+        assert_eq!(old.superseded_by(&[member("b", 2)], &[]), None, "one that is only not configured counts");
+        let there = [RepositoryId([1; 16]), RepositoryId([3; 16])];
         assert_eq!(
-            old.superseded_by(&[member("a", 2), member("b", 1)]),
+            old.superseded_by(&[member("a", 3)], &there),
+            None,
+            "one that does not acknowledge here counts"
+        );
+        assert_eq!(
+            old.superseded_by(&[member("a", 2), member("b", 1)], &[]),
             None,
             "they only changed their names"
         );
