@@ -144,13 +144,16 @@ fn no_backup_is_published_in_a_repository_that_is_gone() {
     bed.cluster.set("archive_command", "false");
     bed.cluster.reload();
     let before = bed.backups();
+    // It would archive ahead of PostgreSQL what the backup shall wait for.
+    bed.daemon().process.signal(Signal::STOP);
     let log = bed.agent.place().join("backup.log");
     let mut backup = Background::start(&mut bed.agent.command("archive-agent", ["backup"]), &log);
     wait::until_true(SOON, "it waits for its WAL", || {
         assert!(backup.try_status().is_none(), "{}", backup.log());
-        !ready(&bed).is_empty() && bed.back_door().list("clusters/main/backups").len() > 2
+        backup.log().contains("waiting for PostgreSQL to archive segment")
     });
     backup.signal(Signal::STOP);
+    bed.daemon().process.signal(Signal::CONT);
     for name in ready(&bed) {
         let path = bed.cluster.wal_dir().join(name);
         bed.agent.run(&["push", path.to_str().unwrap()]).expect_success();
