@@ -147,6 +147,111 @@ fn a_tail_that_was_lost_on_disk_stays_damage_when_its_server_is_restarted() {
     drop(daemon);
 }
 
+/// A cluster with two segments that wait and were stored already, as after a crash of the server before it heard so. No daemon runs,
+/// and PostgreSQL asks for nothing yet; the command that it asks with.
+fn stored_and_waiting() -> (Bed, [String; 2], String) {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    bed.cluster.psql("create table t (n int)");
+    bed.agent.run(&["backup"]).expect_success();
+    let command = bed.cluster.psql("show archive_command");
+    bed.cluster.set("archive_command", "");
+    bed.cluster.reload();
+    let names = [(); 2].map(|()| {
+        bed.cluster.psql("insert into t select generate_series(1, 5000)");
+        bed.cluster.switch_wal()
+    });
+    for name in &names {
+        let path = bed.cluster.wal_dir().join(name);
+        bed.agent.run(&["push", &path.display().to_string()]).expect_success();
+    }
+    (bed, names, command)
+}
+
+fn flip(path: &std::path::Path, at: usize) {
+    let mut content = std::fs::read(path).unwrap();
+    content[at] ^= 1;
+    std::fs::write(path, content).unwrap();
+}
+
+/// A3: a segment that was stored while it was sound is acknowledged though it is damaged in `pg_wal` since, and is no split brain.
+#[test]
+fn what_was_stored_before_it_was_damaged_is_acknowledged() {
+    for accept in [false, true] {
+        let (bed, names, command) = stored_and_waiting();
+        let path = bed.cluster.wal_dir().join(&names[0]);
+        let sound = std::fs::read(&path).unwrap();
+        flip(&path, 100_000);
+        if accept {
+            let accepted = ["push", "--accept-damaged", &path.display().to_string()];
+            bed.agent.run(&accepted).expect_success();
+        }
+        let daemon = bed.agent.daemon();
+        bed.cluster.set("archive_command", &command);
+        bed.cluster.reload();
+        bed.cluster.wait_done(&names[1]);
+        assert!(bed.ready().is_empty(), "{:?}", bed.ready());
+        assert!(bed.archive().get(&names[0]).unwrap() == sound);
+        assert!(daemon.log().contains("what is stored is sound"), "{}", daemon.log());
+        bed.agent.run(&["check", "--no-switch"]).expect_success();
+    }
+}
+
+/// Promises 1 and 10: what is stored damaged is not acknowledged when its server offers the segment again.
+#[test]
+fn what_is_stored_damaged_is_not_acknowledged() {
+    for with_daemon in [true, false] {
+        let (bed, names, command) = stored_and_waiting();
+        let door = bed.store.back_door();
+        let keys = door.list("clusters");
+        let key = keys.iter().find(|key| key.ends_with(&names[0])).unwrap();
+        let mut object = door.get(key).unwrap().to_vec();
+        let middle = object.len() / 2;
+        object[middle] ^= 1;
+        door.put(key, object);
+        let daemon = with_daemon.then(|| bed.agent.daemon());
+        bed.cluster.set("archive_command", &command);
+        bed.cluster.reload();
+        refused_at(&bed, &names[0], "damaged");
+        door.delete(key);
+        bed.cluster.wait_done(&names[1]);
+        let sound = std::fs::read(bed.cluster.wal_dir().join(&names[0])).ok();
+        assert!(sound.is_none_or(|sound| bed.archive().get(&names[0]).unwrap() == sound));
+        drop(daemon);
+    }
+}
+
+/// Promise 7: `check` and `health` know of a gap by what is stored, whether or not anything here is on record of it.
+#[test]
+fn a_gap_that_is_on_no_record_is_no_secret() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    bed.cluster.psql("create table t (n int)");
+    bed.agent.run(&["backup"]).expect_success();
+    let names = [(); 3].map(|()| {
+        bed.cluster.psql("insert into t select generate_series(1, 5000)");
+        let name = bed.cluster.switch_wal();
+        bed.cluster.wait_done(&name);
+        name
+    });
+    bed.agent.run(&["check", "--no-switch"]).expect_success();
+    let door = bed.store.back_door();
+    let keys = door.list("clusters");
+    door.delete(keys.iter().find(|key| key.ends_with(&names[1])).unwrap());
+    let gap = format!("cannot pass segment {}", names[1]);
+    let checked = bed.agent.run(&["check", "--no-switch"]).expect_status(3);
+    assert!(checked.stdout.contains(&gap), "{checked:#?}");
+    assert_eq!(daemon.stop(), 0);
+    let daemon = bed.agent.daemon();
+    let health = || bed.agent.run(&["health"]);
+    wait::until_true(SOON, "the daemon says so", || health().stderr.contains(&gap));
+    bed.agent.run(&["backup"]).expect_success();
+    bed.agent.run(&["check", "--no-switch"]).expect_success();
+    wait::until_true(SOON * 2, "a backup makes up for it", || health().success());
+    drop(daemon);
+}
+
 /// A12: a file that cannot be stored at all is skipped on request: on record, with a warning until the next backup.
 #[test]
 fn a_skipped_segment_is_a_gap_until_the_next_backup() {

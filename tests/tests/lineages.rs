@@ -495,9 +495,8 @@ fn names_of_another_host_take_no_repositorys_place() {
         let keys = [&bed.store, &other].map(|store| store.back_door().list("clusters")).concat();
         keys.into_iter().filter(|key| key.contains("/ack/")).count()
     };
-    let crossed = Agent::with(&bed.cluster, &other)
-        .repository("remote", &bed.store)
-        .cluster_line("ack = [\"main\"]");
+    let crossed =
+        Agent::with(&bed.cluster, &other).repository("remote", &bed.store).cluster_line("ack = [\"main\"]");
     crossed.write();
     let said = crossed.init(&[]).expect_success().stdout;
     assert!(!said.contains("takes its place") && replaced() == 0, "{said}");

@@ -196,6 +196,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
         let Examined { server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
             examined;
         repository::latest(&mut report, &destinations, &identity).await;
+        if told.is_none() {
+            repository::reach(&mut report, &destinations, &identity, &pgdata).await;
+        }
         let mut examined = RemoteSource { server, identity, destinations, pgdata: Some(pgdata), archives };
         arrives(&mut report, &mut examined, args, limit).await;
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use walpoint_base::{ClusterName, PgMajor, SegmentSize, SystemId, TimelineId};
@@ -22,12 +23,16 @@ use walpoint_runtime::progress::human_bytes;
 use super::report::Report;
 use crate::wal::identity::{self, Evidence};
 use crate::wal::lineage;
+use crate::wal::reach;
 use crate::wal::unwritten::unwritten;
 
 /// `expire` refuses to work when the clocks differ by more.
 const CLOCK_LIMIT_SECONDS: i64 = 300;
 /// A difference that is worth a word.
 const CLOCK_WARNING_SECONDS: i64 = 60;
+
+/// How long an upload may be overtaken by the next one.
+const OVERTAKEN: Duration = Duration::from_secs(2);
 
 /// A repository of the cluster, open, with the cluster's lineage in it.
 #[derive(Debug, Clone)]
@@ -146,6 +151,38 @@ pub(crate) async fn latest(report: &mut Report, destinations: &[Destination], id
                 }
             }
             Err(error) => report.error(what, &error.into()),
+        }
+    }
+}
+
+/// Whether the newest WAL of this server can be recovered from the repositories.
+pub(crate) async fn reach(
+    report: &mut Report,
+    destinations: &[Destination],
+    identity: &Identity,
+    pgdata: &Path,
+) {
+    if identity.in_recovery {
+        return;
+    }
+    for Destination { repository, lineage, .. } in destinations {
+        let what = format!("repository {}: recovery", repository.name());
+        let (of, wal) = ((&lineage.cluster, lineage.id), pgdata.join("pg_wal"));
+        let look = || reach::unreached(repository, of, identity.timeline, &wal);
+        let mut found = look().await;
+        if matches!(found, Ok(Some(_))) {
+            // An upload may be overtaken by the next one.
+            tokio::time::sleep(OVERTAKEN).await;
+            found = look().await;
+        }
+        match found {
+            Ok(None) => {}
+            Ok(Some(unreached)) => report.failed(
+                what,
+                unreached.to_string(),
+                "take a backup now (archive-agent backup): nothing behind that can be recovered before",
+            ),
+            Err(error) => report.error(what, &error),
         }
     }
 }

@@ -48,6 +48,8 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             let epoch = archiver.uploader().epoch();
             fill(&archiver, timeline).await?;
             seen = (timeline, epoch);
+            // What neither server archived shows now.
+            archiver.queue().dropped.notify_one();
         }
         working();
         tokio::time::timeout(INTERVAL, archiver.asking().backfill.notified()).await.ok();

@@ -154,7 +154,7 @@ async fn not_archived(
 
 /// Whether an archive has this server's segment of a name: as this process knows, as the directory remembers, or as the file in
 /// it shows.
-async fn has_own(
+pub(super) async fn has_own(
     target: &Target,
     archive: &WalArchive,
     (cluster, wal): (&Identity, &Path),

@@ -62,6 +62,7 @@ pub(crate) mod prepare;
 mod presence;
 pub(crate) mod push;
 pub(crate) mod queue;
+pub(crate) mod reach;
 pub(crate) mod read;
 pub(crate) mod ready;
 pub(crate) mod room;

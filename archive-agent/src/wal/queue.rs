@@ -19,6 +19,7 @@ use walpoint_runtime::progress::human_bytes;
 use super::archiver::Archiver;
 use super::disk;
 use super::dropped;
+use super::reach;
 use super::ready;
 
 /// How long a file of a queue that is too long is tried before it is given up, and for each MiB of it a little longer. Longer
@@ -37,6 +38,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often to look whether a command without a daemon gave up anything.
 const RECORD_INTERVAL: Duration = Duration::from_secs(60);
+
+/// At one of so many of these looks the repositories are asked whether all that is archived can be recovered.
+const REACH_LOOKS: u32 = 10;
 
 /// The files of a cluster that wait.
 #[derive(Debug)]
@@ -146,15 +150,28 @@ impl Queue {
 /// Looks whether anything was given up that no backup makes up for; `working` is called whenever nothing was. An error names
 /// it: it is started again.
 pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
+    let mut looks = 0_u32;
     loop {
         if let Some(gap) = dropped::gap(archiver.uploader()).await? {
             bail!("{gap}");
         }
+        // What is on no record here shows in the repository, which takes more to read.
+        if looks.is_multiple_of(REACH_LOOKS)
+            && let Some(unreached) = reach::look(archiver.uploader()).await?
+        {
+            // An upload may be overtaken by the next one.
+            tokio::time::sleep(INTERVAL).await;
+            if reach::look(archiver.uploader()).await?.as_ref() == Some(&unreached) {
+                bail!("{unreached}");
+            }
+        }
+        looks = looks.wrapping_add(1);
         working();
         let told = archiver.queue().dropped.notified();
         if tokio::time::timeout(RECORD_INTERVAL, told).await.is_ok() {
             // The command puts it on record when it has heard of it.
             tokio::time::sleep(INTERVAL).await;
+            looks = 0;
         }
     }
 }

@@ -5,6 +5,8 @@
 
 mod admission;
 mod beside;
+mod damaged;
+mod source;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -28,15 +30,16 @@ use walpoint_runtime::args::Selection;
 pub(super) use self::beside::{PATIENCE, REST};
 use super::check::{self, CheckError};
 use super::claim::{self, Claim};
-use super::control::{answers_for, newest, read_control, writes, written};
+use super::control::{newest, read_control, writes, written};
 use super::disk::{self, DiskError};
-use super::known::Incarnation;
 use super::prepare::{PrepareError, Prepared, Rules, prepare};
 use super::presence;
 use super::read::{OpenFile, ReadError};
 use super::room::{Habit, Purpose, ROOM, Room};
 use super::target::{Target, TargetError};
 use admission::{Admitted, Around, Candidate, newcomer};
+use damaged::{Sound, is_readable};
+pub(super) use source::Source;
 
 /// A file up to this length needs no share of the room.
 const SMALL: u64 = 64 << 10;
@@ -279,44 +282,6 @@ impl Uploader {
         Ok(false)
     }
 
-    /// A file to be stored, and what is accepted of it: of a segment that this server finished on the timeline that it writes, or
-    /// wrote last before it was stopped, as PostgreSQL's status file says, all of it.
-    async fn source(
-        &self,
-        name: WalFileName,
-        path: PathBuf,
-        accept_damaged: bool,
-    ) -> Result<Source, Trouble> {
-        let (pgdata, wal) = (self.pgdata.clone(), self.wal_directory());
-        let looked = disk::run(&self.pgdata, move || {
-            let control = read_control(&pgdata)?;
-            let incarnation = Incarnation::of(&pgdata);
-            let in_wal = path.parent().is_some_and(|parent| {
-                parent == wal
-                    || matches!((parent.canonicalize(), wal.canonicalize()), (Ok(a), Ok(b)) if a == b)
-            });
-            let writes = in_wal && writes(&pgdata, &control, name.timeline());
-            let finished = || wal.join(format!("archive_status/{name}.ready")).exists();
-            let whole_only = matches!(name, WalFileName::Segment(_)) && writes && finished();
-            let rules = Rules { accept_damaged, whole_only };
-            let answers = in_wal && answers_for(&pgdata, &control, name.timeline());
-            let later = newest(&control).filter(|newest| in_wal && *newest > name.timeline());
-            Ok(Source {
-                name,
-                path,
-                rules,
-                cluster: check::identity(&control),
-                incarnation,
-                in_wal,
-                answers,
-                writes,
-                later: later.filter(|_| written(&control).is_some()),
-                expected: None,
-            })
-        });
-        looked.await.map_err(Trouble::lasting)?
-    }
-
     /// Stores a file in these repositories, as many at once as memory allows, unless one of them holds another server's WAL where
     /// it would go, or one of the witnesses does. The identity is that of what was read. `share` is that of the first of them, if
     /// there is one already.
@@ -342,6 +307,7 @@ impl Uploader {
                 Some(share) => share,
                 None => self.share(unit, self.expected(file, unit), opened.max(1)).await?,
             };
+            let mut damaged = false;
             // With no repository open it is still worth knowing what is wrong with the file.
             let prepared = match self.prepare(file, open.clone(), share.room, file.rules).await {
                 Err(PrepareError::Check(error))
@@ -351,8 +317,24 @@ impl Uploader {
                     let room = Room::wait_again(purpose, most).await;
                     self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
                 }
-                prepared => prepared?,
+                Err(PrepareError::Check(error)) if error.is_damage() && all_open => {
+                    return match Sound::of(file, &group).await? {
+                        Sound::Nowhere => Err(error.into()),
+                        sound => self.is_sound(file, sound).await,
+                    };
+                }
+                prepared => {
+                    let prepared = prepared?;
+                    damaged = prepared.1.sealed.iter().any(SealedSegment::is_damaged);
+                    prepared
+                }
             };
+            if damaged {
+                let sound = Sound::of(file, &group).await?;
+                if !matches!(sound, Sound::Nowhere) {
+                    return self.is_sound(file, sound).await;
+                }
+            }
             let (identity, Prepared { sealed, content, chain }, mut room) = prepared;
             if stored.is_some_and(|before| before != identity) {
                 return Err(CheckError::from(ReadError::Changed { path: file.path.clone() }).into());
@@ -496,26 +478,6 @@ impl Uploader {
     }
 }
 
-/// A file that is to be stored.
-#[derive(Debug, Clone)]
-pub(super) struct Source {
-    pub(super) name: WalFileName,
-    path: PathBuf,
-    rules: Rules,
-    cluster: Identity,
-    /// As of before it was read.
-    incarnation: Incarnation,
-    /// Whether it lies in the server's `pg_wal`, and whether the server answers for it besides.
-    in_wal: bool,
-    answers: bool,
-    /// Whether that server writes its timeline.
-    writes: bool,
-    /// The timeline that the server writes, if that is a later one than the file's.
-    later: Option<TimelineId>,
-    /// What it has to be, once that is known.
-    expected: Option<FileIdentity>,
-}
-
 /// Whether each of these archives holds a segment of that name that was stored though damaged. Then it is not judged again:
 /// equal content is stored already, other content is a conflict.
 async fn accepted(name: WalFileName, archives: &[WalArchive]) -> Result<bool, RepoError> {
@@ -544,7 +506,11 @@ async fn store_segment(
     around: Around<'_>,
 ) -> Result<Stored, TargetError> {
     let (archive, hash) = (&admitted.archive, sealed.hash());
+    let stored_here = target.known(archive.lineage().id, |known| known.vouches_for(name));
     let stored = target.store_segment(archive, name, sealed, content).await?;
+    if stored == Stored::Same && file.writes && !stored_here {
+        is_readable(target, archive, name).await?;
+    }
     if matches!(stored, Stored::New | Stored::Same) {
         if let Some(newcomer) = newcomer(file, target, admitted, around) {
             newcomer.confirm().await?;

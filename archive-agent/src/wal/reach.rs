@@ -1,0 +1,68 @@
+//! Whether what is archived can be recovered: WAL that a dead primary never archived, or that was given up and is on no record here,
+//! makes all behind it useless until the next backup.
+
+use std::path::Path;
+
+use walpoint_base::{LineageId, SegmentName, TimelineId};
+use walpoint_repo::Repository;
+use walpoint_repo::catalog::{Catalog, Unreached};
+
+use super::disk;
+use super::target::Target;
+use super::upload::{Trouble, Uploader};
+
+/// Why the newest WAL of a timeline cannot be recovered from a repository, if it cannot: not while what is missing waits in this
+/// `pg_wal` to be archived.
+pub(crate) async fn unreached(
+    repository: &Repository,
+    lineage: (&walpoint_base::ClusterName, LineageId),
+    timeline: TimelineId,
+    wal: &Path,
+) -> anyhow::Result<Option<Unreached>> {
+    let (cluster, id) = lineage;
+    let mut catalog = Catalog::load(repository, cluster).await?;
+    let Some(lineage) = catalog.lineages_mut().iter_mut().find(|lineage| lineage.id() == id) else {
+        return Ok(None);
+    };
+    let Some(found) = lineage.unreached(timeline).await? else { return Ok(None) };
+    if let Some(missing) = found.missing
+        && waits(wal, missing).await?
+    {
+        return Ok(None);
+    }
+    Ok(Some(found))
+}
+
+/// Whether a segment waits in a `pg_wal` to be archived.
+async fn waits(wal: &Path, name: SegmentName) -> anyhow::Result<bool> {
+    let mark = wal.join("archive_status").join(format!("{name}.ready"));
+    Ok(disk::run(wal, move || mark.exists()).await?)
+}
+
+/// The first repository that has to acknowledge and from which the newest WAL of this server cannot be recovered. What cannot be
+/// looked at now is not known to be so.
+pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Option<String>> {
+    let told = |Trouble { text, .. }: Trouble| anyhow::anyhow!(text);
+    let cluster = uploader.identity().await.map_err(told)?;
+    let Some(timeline) = uploader.written_timeline().await.map_err(told)? else { return Ok(None) };
+    let wal = uploader.wal_directory();
+    let required = |target: &&Target| target.acknowledges;
+    for target in uploader.targets().iter().filter(required) {
+        let Ok(archive) = target.archive(&cluster).await else { continue };
+        let lineage = (&archive.lineage().cluster, archive.lineage().id);
+        match unreached(archive.repository(), lineage, timeline, &wal).await {
+            Ok(Some(found)) => {
+                return Ok(Some(format!(
+                    "repository {}: {found}; HINT: make a new backup now (archive-agent backup): nothing behind that can be \
+                     recovered before",
+                    target.name()
+                )));
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(repository = target.name(), "what can be recovered is not known: {error:#}")
+            }
+        }
+    }
+    Ok(None)
+}

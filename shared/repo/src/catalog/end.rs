@@ -1,0 +1,62 @@
+//! Whether the newest WAL of a timeline can be recovered at all: what was archived last is of no use where WAL before it is
+//! missing and no backup begins behind that.
+
+use std::fmt;
+
+use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+
+use super::lineage::LineageCatalog;
+use crate::error::Result;
+use crate::plan::Asking;
+use crate::plan::facts::Facts;
+use crate::plan::windows;
+
+/// That no backup leads to the newest WAL of a timeline.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unreached {
+    /// The newest segment of the timeline.
+    pub last: SegmentName,
+    /// The first segment that is missing, or that recovery cannot pass, behind the newest backup that recovery can begin with;
+    /// `None` if there is no such backup on the path.
+    pub missing: Option<SegmentName>,
+}
+
+impl fmt::Display for Unreached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.missing {
+            Some(missing) => write!(
+                f,
+                "recovery from the newest backup cannot pass segment {missing}, and what is archived reaches to {}",
+                self.last
+            ),
+            None => write!(f, "no backup leads to the newest segment that is archived, {}", self.last),
+        }
+    }
+}
+
+impl LineageCatalog {
+    /// Whether recovery cannot reach the newest segment of a timeline. `None` if it can, and where there is no backup or nothing of
+    /// that timeline.
+    pub async fn unreached(&mut self, timeline: TimelineId) -> Result<Option<Unreached>> {
+        if self.facts().backups.is_empty() {
+            return Ok(None);
+        }
+        let size = self.lineage().segment_size;
+        let found = |facts: &Facts| -> Asking<Option<Unreached>> {
+            let Some(last) = facts.wal(timeline)?.last() else { return Ok(None) };
+            let windows = windows::on_path(facts, timeline)?;
+            let Some(end) = windows.iter().map(|window| window.until).max() else {
+                return Ok(Some(Unreached { last: last.name(timeline, size), missing: None }));
+            };
+            if end > last.start(size) {
+                return Ok(None);
+            }
+            let of = facts.graph.history(timeline).map_or(timeline, |history| history.timeline_at(end));
+            Ok(Some(Unreached {
+                last: last.name(timeline, size),
+                missing: Some(SegmentNo::of(end, size).name(of, size)),
+            }))
+        };
+        self.ask(None, found).await
+    }
+}
