@@ -238,6 +238,7 @@ impl Restore {
             timeline: plan.timeline,
             last,
             fork,
+            unfollowed: plan.unfollowed,
             until: (plan.target != RecoveryTarget::Latest).then(|| plan.replayed_until()),
             youngest: plan.youngest,
             without: plan.without.clone(),

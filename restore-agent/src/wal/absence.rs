@@ -81,9 +81,10 @@ pub(crate) fn of_rest(
     }
 }
 
-/// Whether no younger timeline has a segment in which recovery to the latest moment would end.
-pub(crate) fn of_heirs(around: &Surroundings) -> Result<(), Unproven> {
-    match around.heirs.iter().max() {
+/// Whether no younger timeline has a segment in which recovery to the latest moment would end; `only`: the one that counts, because
+/// what the others have was known.
+pub(crate) fn of_heirs(only: Option<TimelineId>, around: &Surroundings) -> Result<(), Unproven> {
+    match around.heirs.iter().filter(|heir| only.is_none_or(|only| only == **heir)).max() {
         Some(heir) => Err(Unproven::Refused(format!(
             "when this restore was planned, timeline {heir} had nothing of it in the archive, and now it has; {RESTORE_AGAIN} to \
              recover along it"
@@ -243,6 +244,15 @@ mod tests {
         assert!(rest(&left_at("1\t0/5000090\tx\n")).is_err(), "a child has more of it");
         assert!(rest(&left_at("1\t0/7000000\tx\n")).is_err(), "a child left later");
         assert!(rest(&Surroundings { later: Some("…6".into()), ..copy }).is_err());
+    }
+
+    #[test]
+    fn the_timeline_that_the_path_leads_to_is_followed_once_it_has_the_segment() {
+        let around = Surroundings { heirs: vec![tli(2), tli(3)], ..Surroundings::default() };
+        assert!(of_heirs(None, &around).is_err());
+        assert!(of_heirs(Some(tli(3)), &around).is_err());
+        assert_eq!(of_heirs(Some(tli(4)), &around), Ok(()), "the others had it before");
+        assert_eq!(of_heirs(None, &Surroundings::default()), Ok(()));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use walpoint_base::{
 };
 use walpoint_repo::layout::WalEntry;
 use walpoint_repo::object::RepositoryId;
-use walpoint_repo::plan::ForkSegment;
+use walpoint_repo::plan::{ForkSegment, Unfollowed};
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, RepoError, Repository};
@@ -93,6 +93,8 @@ pub(crate) struct Archive {
     origin: OriginKeeper,
     /// The segment that is built, by the note that `restore` left.
     built: Option<Built>,
+    /// The timeline that recovery does not follow, by the same note.
+    pub(super) unfollowed: Option<Unfollowed>,
     sources: Vec<Source>,
     /// Names of repositories that acknowledge, by the configuration. The lineage's own set comes on top.
     acknowledging: Vec<String>,
@@ -174,7 +176,8 @@ impl Archive {
             system_id: place.map(|place| place.system_id),
             place: place.cloned(),
             origin: OriginKeeper::new(place),
-            built: note.and_then(|note| note.fork),
+            built: note.as_ref().and_then(|note| note.fork),
+            unfollowed: note.and_then(|note| note.unfollowed),
             acknowledging: selection.settings.ack_set().to_vec(),
             damaged_too: selection.settings.fetch_damaged,
             without: selection.settings.fetch_without.clone(),
@@ -228,6 +231,11 @@ impl Archive {
             return Outcome::Absent(format!(
                 "\"{name}\" is not in the archive: the first timeline has no history"
             ));
+        }
+        if let WalFileName::Segment(segment) = name
+            && let Some(instead) = self.withheld(segment, proof).await
+        {
+            return instead;
         }
         let built = self.built.filter(|built| WalFileName::Segment(built.segment.name) == name);
         let of_itself = built.filter(|built| built.segment.is_of_itself());

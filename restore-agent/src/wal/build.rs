@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use walpoint_base::{Lsn, Recovery, TimelineId};
-use walpoint_repo::plan::ForkSegment;
+use walpoint_base::{Lsn, Recovery, SegmentName, TimelineId};
+use walpoint_repo::plan::{ForkSegment, Unfollowed};
 
 use crate::restore::settings;
 use crate::wal::archive::{Archive, Asked, Outcome, Proof, Wanted};
@@ -56,10 +56,33 @@ impl Archive {
         }
     }
 
+    /// What to answer instead of a segment with which recovery would end although, by now, it could follow the timeline that begins
+    /// there, and instead of what its parent went on to hold behind that; `None` if it may have it.
+    pub(super) async fn withheld(&self, segment: SegmentName, proof: Proof) -> Option<Outcome> {
+        let Unfollowed { timeline, segment: last, from } = self.unfollowed?;
+        if segment.timeline != last.timeline || segment < last {
+            return None;
+        }
+        // A standby follows it by itself, and another target was not planned so.
+        let alone = self.place().is_some_and(|place| Recovery::of(&place.pgdata) == Recovery::Archive);
+        let note = self.note().filter(|note| alone && note.settings == self.targets())?;
+        if proof == Proof::NotWanted {
+            return Some(Outcome::Absent(format!("\"{segment}\" is only given when PostgreSQL asks for it")));
+        }
+        match prove::left(self, last, Some(timeline)).await {
+            Err(why) => Some(why.into()),
+            // No target stops recovery at the fork, so it ends for want of more.
+            Ok(()) if segment > last && note.last.is_none() => Some(Outcome::Absent(format!(
+                "\"{segment}\" lies behind {from}, where timeline {timeline} begins"
+            ))),
+            Ok(()) => None,
+        }
+    }
+
     /// Whether recovery may end where a segment that is built ends; otherwise why not.
     async fn may_end_in(&self, segment: &ForkSegment, asked: Asked<'_>) -> Result<(), Unproven> {
         if segment.left {
-            return prove::left(self, segment).await;
+            return prove::left(self, segment.name, None).await;
         }
         // Whatever the others say: one of them has it, and only cannot give it.
         if asked.there {

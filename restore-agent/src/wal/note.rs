@@ -12,7 +12,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName, durable};
 use walpoint_repo::object::ContentHash;
-use walpoint_repo::plan::{ForkSegment, ForkSource};
+use walpoint_repo::plan::{ForkSegment, ForkSource, Unfollowed};
 
 #[cfg(doc)]
 use crate::restore::settings;
@@ -29,6 +29,8 @@ pub struct TargetNote {
     pub last: Option<SegmentName>,
     /// The segment that has to be built when PostgreSQL asks for it.
     pub fork: Option<Built>,
+    /// The timeline that recovery would follow, had it been in the archive when it was planned.
+    pub unfollowed: Option<Unfollowed>,
     /// No record that starts here or later is replayed under these settings; `None` if there is no such position.
     pub until: Option<Lsn>,
     /// Of a recovery to the latest moment: the youngest timeline that was known when it was planned. A younger one means that the
@@ -58,6 +60,8 @@ struct Content {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fork: Option<ForkContent>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    unfollowed: Option<UnfollowedContent>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     until: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     youngest: Option<u32>,
@@ -78,6 +82,33 @@ struct ForkContent {
     left: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hash: Option<String>,
+}
+
+/// A timeline that is not followed.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnfollowedContent {
+    timeline: u32,
+    segment: String,
+    from: String,
+}
+
+impl UnfollowedContent {
+    fn of(unfollowed: &Unfollowed) -> Self {
+        Self {
+            timeline: unfollowed.timeline.get(),
+            segment: unfollowed.segment.to_string(),
+            from: unfollowed.from.to_string(),
+        }
+    }
+
+    fn parse(&self) -> Option<Unfollowed> {
+        Some(Unfollowed {
+            timeline: TimelineId::new(self.timeline)?,
+            segment: self.segment.parse().ok()?,
+            from: self.from.parse().ok()?,
+        })
+    }
 }
 
 impl ForkContent {
@@ -111,6 +142,7 @@ impl TargetNote {
             timeline: self.timeline.get(),
             last: self.last.map(|name| name.to_string()),
             fork: self.fork.as_ref().map(ForkContent::of),
+            unfollowed: self.unfollowed.as_ref().map(UnfollowedContent::of),
             until: self.until.map(|until| until.to_string()),
             youngest: self.youngest.map(TimelineId::get),
             without: self.without.iter().map(|timeline| timeline.get()).collect(),
@@ -130,6 +162,10 @@ impl TargetNote {
             last: content.last.map(|name| name.parse()).transpose().ok()?,
             fork: match content.fork {
                 Some(fork) => Some(fork.parse()?),
+                None => None,
+            },
+            unfollowed: match content.unfollowed {
+                Some(unfollowed) => Some(unfollowed.parse()?),
                 None => None,
             },
             until: content.until.map(|until| until.parse()).transpose().ok()?,
@@ -158,6 +194,11 @@ mod tests {
             timeline: TimelineId::new(3).unwrap(),
             last: Some("000000030000000100000000".parse().unwrap()),
             fork: None,
+            unfollowed: Some(Unfollowed {
+                timeline: TimelineId::new(4).unwrap(),
+                segment: "000000030000000100000000".parse().unwrap(),
+                from: Lsn(0x1_0000_1000),
+            }),
             until: Some(Lsn(0x1_0000_2000)),
             youngest: TimelineId::new(4),
             without: TimelineId::new(5).into_iter().collect(),

@@ -63,11 +63,15 @@ pub(crate) async fn unfinished(
 }
 
 /// Whether recovery may end in a segment that is built, up to where the path to the latest moment leaves its timeline: no younger
-/// timeline has the segment.
-pub(crate) async fn left(archive: &Archive, segment: &ForkSegment) -> Result<(), Unproven> {
+/// timeline has the segment, or not `heir`, if that is the one the path leads to.
+pub(crate) async fn left(
+    archive: &Archive,
+    segment: SegmentName,
+    heir: Option<TimelineId>,
+) -> Result<(), Unproven> {
     let (opened, failures) = archive.open_all().await;
-    let (around, _) = surroundings(archive, Look::Younger(segment.name), &opened, failures).await?;
-    absence::of_heirs(&around)?;
+    let (around, _) = surroundings(archive, Look::Younger(segment), &opened, failures).await?;
+    absence::of_heirs(heir, &around)?;
     absence::of_younger(archive.youngest_planned(), &around)
 }
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 use walpoint_tests::agent::{Agent, Daemon};
@@ -422,6 +423,75 @@ fn a_standby_waits_at_a_fork_whose_segment_only_the_parent_has() {
     ledger.append_as(&bed.cluster, "b1");
     bed.settle();
     standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 b1");
+}
+
+/// Promise 4: a restore to the latest moment was planned when timeline 2 had nothing but its history in the archive, and its fork's
+/// segment is whole on timeline 1. Recovery ends at the fork while that is so, and is stopped once timeline 2 can be followed.
+#[test]
+fn recovery_does_not_end_at_a_fork_whose_timeline_has_been_archived_since() {
+    let (mut bed, mut ledger) = bed(17);
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    ledger.append_as(&bed.cluster, "a2");
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
+    does_not_end_at_the_fork(&bed, &mut ledger);
+}
+
+/// The same after a busy server was lost: its last archived segment ends in the midst of a record, at whose begin timeline 2 begins, so
+/// that nothing on timeline 1 stops recovery there.
+#[test]
+fn recovery_does_not_end_before_a_record_that_crosses_the_archives_end() {
+    let (mut bed, mut ledger) = bed(17);
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    // The fourth record is begun long before the segment's end.
+    let last = bed.cluster.psql("select pg_walfile_name(pg_current_wal_lsn() + 100)");
+    bed.cluster.psql(
+        "select pg_logical_emit_message(false, 'long', repeat('x', 300000)) from generate_series(1, 4)",
+    );
+    ledger.append_as(&bed.cluster, "a2");
+    bed.cluster.wait_archived(&last);
+    bed.cluster.crash();
+    let pgdata = bed.cluster.pgdata().to_owned();
+    fs::rename(&pgdata, bed.place("lost1")).unwrap();
+    bed.restore("data", &["--resume-archiving"]);
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+    let history = fs::read_to_string(bed.cluster.wal_dir().join("00000002.history")).unwrap();
+    assert!(!history.split('\t').nth(1).unwrap().ends_with("00000"), "on a boundary: {history}");
+    does_not_end_at_the_fork(&bed, &mut ledger);
+}
+
+#[track_caller]
+fn does_not_end_at_the_fork(bed: &Archived, ledger: &mut Ledger) {
+    let has_history =
+        || bed.back_door().list("clusters/main").iter().any(|key| key.ends_with("00000002.history"));
+    wait::until_true(wait::SOON, "the history of timeline 2 is archived", has_history);
+    let planned = plan(bed, &[]);
+    let note = "Timeline 2, which was forked from timeline 1 at ";
+    assert!(planned["timeline"] == 1 && planned["notes"].to_string().contains(note), "{planned:#}");
+    let early = [false, true].map(|direct| {
+        let place = bed.restore(if direct { "direct" } else { "prefetched" }, &[]);
+        if direct {
+            fetch_directly(bed, &place);
+        }
+        place
+    });
+    let alone = bed.restore_and_start("alone", &[]);
+    alone.wait_promoted();
+    assert_eq!(ledger.labels(&alone), "a1");
+    ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    for place in early {
+        let mut server = Cluster::adopt(Arc::clone(bed.cluster.dir()), 17, place, None);
+        server.launch();
+        assert_ne!(server.wait_for_end(wait::SOON), 0);
+        let log = server.log();
+        assert!(log.contains("timeline 2 had nothing of it in the archive"), "{log}");
+        assert!(log.contains("restore again") && !log.contains("selected new timeline"), "{log}");
+    }
+    let again = bed.restore_and_start("again", &[]);
+    again.wait_promoted();
+    assert_eq!(ledger.labels(&again), "a1 b1");
 }
 
 /// Promise 4: right after a failover the fork's segment is there only as `.partial`. A standby gets that up to the fork, with and

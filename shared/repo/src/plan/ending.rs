@@ -10,7 +10,7 @@ use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 use super::facts::{Asking, BackupFacts, StopQuestion};
 use super::path::{Coverage, Path, SegmentRange};
 use super::planner::{Attempt, Planner, Refusal};
-use super::restore_plan::{ForkSegment, ForkSource};
+use super::restore_plan::{ForkSegment, ForkSource, Unfollowed};
 use super::settings::StopAt;
 use super::stop::StopRule;
 use super::unreachable::Why;
@@ -29,6 +29,8 @@ pub(super) struct Ending {
     pub(super) before_a_gap: bool,
     /// A younger timeline has bytes of this one up to this position, which recovery does not replay.
     pub(super) more_until: Option<(TimelineId, Lsn)>,
+    /// The timeline that it would follow, if anything of it were there.
+    pub(super) unfollowed: Option<Unfollowed>,
 }
 
 impl Ending {
@@ -52,6 +54,7 @@ impl Ending {
                 || coverage.damaged.is_some()
                 || own.is_none() && coverage.by_partial == Some(path.timeline()),
             more_until: None,
+            unfollowed: None,
         }
     }
 
@@ -154,6 +157,8 @@ impl<'a> Planner<'a> {
             let ending = Ending { timeline: path.timeline(), fork: Some(part), ..as_it_is };
             return Ok(Ok(self.build(path, backup, &ending, None, fork, StopAt::Requested)?));
         }
+        let segment = coverage.missing.name(ancestor, self.facts.segment_size);
+        let unfollowed = Some(Unfollowed { timeline: path.timeline(), segment, from: fork });
         let Some(path) = Path::to(self.facts, ancestor) else {
             return Ok(Err(Refusal::at_once(Why::UnknownTimeline(ancestor))));
         };
@@ -166,7 +171,8 @@ impl<'a> Planner<'a> {
         })?;
         let at = stop.map_or(StopAt::Requested, |_| StopAt::Before(fork));
         let until = stop.map_or(coverage.until, |s| s.end);
-        let ending = Ending { more_until, ..Ending::of(&path, &coverage, until, self.facts.segment_size) };
+        let as_it_is = Ending::of(&path, &coverage, until, self.facts.segment_size);
+        let ending = Ending { more_until, unfollowed, ..as_it_is };
         Ok(Ok(self.build(&path, backup, &ending, stop, until, at)?))
     }
 

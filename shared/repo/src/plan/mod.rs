@@ -66,7 +66,7 @@ pub use path::SegmentRange;
 pub use planner::{Verdict, plan};
 pub use report::{PlanReport, TablespaceDocument};
 pub use request::{Request, TargetAction};
-pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan};
+pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan, Unfollowed};
 pub(crate) use search::{Search, group_may};
 pub use settings::{Setting, Signal, quote};
 pub use stop::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};

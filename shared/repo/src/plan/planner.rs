@@ -391,13 +391,14 @@ impl<'a> Planner<'a> {
             until,
             wal: wal.clone(),
             fork: ending.fork,
+            unfollowed: ending.unfollowed,
             youngest: self.facts.graph.ids().next_back().filter(|_| self.follows_the_latest()),
             without: self.doubtful_after(timeline),
             histories: history.parent().map(|_| timeline).into_iter().collect(),
             signal: if self.request.standby { Signal::Standby } else { Signal::Recovery },
             settings: self.settings(ending, until, &at, stop.is_some()),
             estimate: estimate.at(Rates::default()),
-            notes: self.notes(path, backup, ending, &at, stop)?,
+            notes: self.notes(path, backup, ending, stop)?,
             backup: backup.clone(),
         })
     }
@@ -438,7 +439,6 @@ impl<'a> Planner<'a> {
         path: &Path<'_>,
         backup: &BackupFacts,
         ending: &Ending,
-        at: &StopAt,
         stop: Option<&Stop>,
     ) -> Asking<Vec<String>> {
         let mut notes = Vec::new();
@@ -448,10 +448,12 @@ impl<'a> Planner<'a> {
                 "{pages} pages had wrong checksums when the backup was taken; restored as they were."
             ));
         }
-        if let StopAt::Before(fork) = at {
+        if let Some(unfollowed) = ending.unfollowed {
             notes.push(format!(
-                "What was forked from timeline {} at {fork} has no whole segment in the archive yet: recovery ends there.",
-                path.timeline()
+                "Timeline {}, which was forked from timeline {} at {}, has no whole segment in the archive yet: recovery ends there.",
+                unfollowed.timeline,
+                path.timeline(),
+                unfollowed.from
             ));
         } else if self.request.target == RecoveryTarget::Latest
             && ending.wal.last().is_none_or(|f| f.timeline != path.timeline())

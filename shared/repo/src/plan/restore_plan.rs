@@ -34,6 +34,8 @@ pub struct RestorePlan {
     pub wal: Vec<SegmentRange>,
     /// The segment that no repository has under the name by which recovery asks for it, and of what it is built.
     pub fork: Option<ForkSegment>,
+    /// The timeline that the path leads to and recovery cannot follow, because nothing of it is in the archive yet.
+    pub unfollowed: Option<Unfollowed>,
     /// Where the latest moment was asked for, on whichever timeline that is, by a server of its own: the youngest timeline that
     /// was known. A younger one has what was meant.
     pub youngest: Option<TimelineId>,
@@ -65,6 +67,18 @@ pub struct ForkSegment {
     /// Whether the path to the target leaves the timeline at the cut: then what the segment holds behind it under its own name, now
     /// or some day, is no part of the recovery.
     pub left: bool,
+}
+
+/// A timeline of which the archive has no segment, only its history: recovery ends where it begins, in the segment in which it left its
+/// parent and of which the parent's own copy is whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unfollowed {
+    /// The timeline. Once it has the segment, recovery that ends there is not what was asked for.
+    pub timeline: TimelineId,
+    /// The parent's segment, under which recovery asks for it.
+    pub segment: SegmentName,
+    /// Where the timeline begins.
+    pub from: Lsn,
 }
 
 /// What has the bytes of a segment up to a fork.
@@ -123,9 +137,8 @@ impl RestorePlan {
         if exact && !self.inclusive {
             options.push("--exclusive".to_owned());
         }
-        let leaf = self.path.last().map_or(self.timeline, |step| step.timeline);
         options.extend(["--lineage".to_owned(), self.lineage.to_string()]);
-        options.extend(["--target-timeline".to_owned(), leaf.to_string()]);
+        options.extend(["--target-timeline".to_owned(), self.leaf().to_string()]);
         options.extend(["--backup".to_owned(), self.backup.id.to_string()]);
         if self.target == RecoveryTarget::Latest && self.fork.is_some_and(|fork| !fork.is_of_itself()) {
             options.push("--use-partial".to_owned());
@@ -138,6 +151,18 @@ impl RestorePlan {
         let replayed =
             StopRule::of(&self.target, self.inclusive).is_none_or(|rule| rule.applies_the_record());
         self.stop.as_ref().filter(|_| !replayed).map_or(self.until, |stop| stop.record)
+    }
+
+    /// Where the part of the path ends that recovery to the end of the archive replays from there.
+    pub fn end(&self) -> Lsn {
+        let built = self.fork.map(|fork| fork.cut);
+        built.or(self.unfollowed.map(|unfollowed| unfollowed.from)).unwrap_or(self.until)
+    }
+
+    /// The timeline that the path leads to, whether recovery can follow it or not.
+    pub fn leaf(&self) -> TimelineId {
+        let last = self.path.last().map_or(self.timeline, |step| step.timeline);
+        self.unfollowed.map_or(last, |unfollowed| unfollowed.timeline)
     }
 
     /// Whether recovery under this plan may ask for a segment: the prefetcher stops after the last one.
