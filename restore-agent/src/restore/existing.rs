@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use walpoint_base::{SegmentName, SystemId};
+use walpoint_base::{SystemId, WalFileName};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 
 use super::identity::{self, Identity};
@@ -115,8 +115,8 @@ fn link(path: &Path) -> io::Result<Option<PathBuf>> {
     directory::resolve(&target).map(Some).map_err(io::Error::other)
 }
 
-/// Segments that wait in a data directory's `pg_wal` to be archived, in order.
-pub(crate) fn waiting_segments(pgdata: &Path) -> io::Result<Vec<SegmentName>> {
+/// Files that wait in a data directory's `pg_wal` to be archived and that recovery may need, in order: all but those about backups.
+pub(crate) fn waiting(pgdata: &Path) -> io::Result<Vec<WalFileName>> {
     let entries = match fs::read_dir(pgdata.join("pg_wal/archive_status")) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -124,8 +124,9 @@ pub(crate) fn waiting_segments(pgdata: &Path) -> io::Result<Vec<SegmentName>> {
     let mut waiting = BTreeSet::new();
     for entry in entries {
         let name = entry?.file_name();
-        waiting.extend(name.to_str().and_then(|n| n.strip_suffix(".ready")?.parse::<SegmentName>().ok()));
+        waiting.extend(name.to_str().and_then(|n| n.strip_suffix(".ready")?.parse::<WalFileName>().ok()));
     }
+    waiting.retain(|name| !matches!(name, WalFileName::Backup(..)));
     Ok(waiting.into_iter().collect())
 }
 
@@ -220,17 +221,22 @@ mod tests {
     }
 
     #[test]
-    fn segments_that_wait_are_found() {
+    fn files_that_wait_are_found() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(waiting_segments(dir.path()).unwrap().is_empty());
+        assert!(waiting(dir.path()).unwrap().is_empty());
         let status = dir.path().join("pg_wal/archive_status");
         fs::create_dir_all(&status).unwrap();
-        for name in
-            ["00000002.history.ready", "000000010000000000000002.done", "000000010000000000000003.ready"]
-        {
+        for name in [
+            "00000002.history.ready",
+            "000000010000000000000002.done",
+            "000000010000000000000003.ready",
+            "000000010000000000000003.00000028.backup.ready",
+            "000000010000000000000004.partial.ready",
+        ] {
             durable::create(&status.join(name), b"").unwrap();
         }
-        let waiting = waiting_segments(dir.path()).unwrap();
-        assert_eq!(waiting, ["000000010000000000000003".parse().unwrap()]);
+        let found: Vec<String> = waiting(dir.path()).unwrap().iter().map(ToString::to_string).collect();
+        let expected = ["000000010000000000000003", "00000002.history", "000000010000000000000004.partial"];
+        assert_eq!(found, expected);
     }
 }

@@ -177,27 +177,29 @@ impl Ground {
         }
     }
 
-    /// Refuses to repair a directory whose `pg_wal` holds segments that wait for the archive, while no archive has them.
+    /// Refuses to repair a directory whose `pg_wal` holds files that wait for the archive, while no archive has them.
     pub(super) async fn prove_archived(&self, pgdata: &Path, not_stored: &NotStored) -> anyhow::Result<()> {
         if !self.is_to_be_proven() {
             return Ok(());
         }
         let shown = pgdata.display();
-        let waiting = existing::waiting_segments(pgdata).with_context(|| shown.to_string())?;
+        let waiting = existing::waiting(pgdata).with_context(|| shown.to_string())?;
         let lost = not_stored.among(pgdata, waiting).await?;
         let Some(first) = lost.first() else { return Ok(()) };
         let repository = not_stored.copies.first().repository().name();
-        let ways = "--replace keeps the whole directory, --delta --force repairs it and keeps these segments in a directory beside it";
-        let differs = lost.iter().find(|name| not_stored.differ.contains(&WalFileName::Segment(**name)));
+        let ways = "--replace keeps the whole directory, --delta --force repairs it and keeps these files in a directory beside it";
+        // Of an incomplete segment there may be several copies.
+        let only_one = |name: &&WalFileName| !matches!(name, WalFileName::Partial(_));
+        let differs = lost.iter().filter(only_one).find(|name| not_stored.differ.contains(*name));
         match differs {
             Some(other) => bail!(
-                "{shown}: segments of WAL in its pg_wal that are not in repository \"{repository}\": {} (the first is {first}); under the \
+                "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {} (the first is {first}); under the \
                  name {other} it has other content: this server went another way than the archive, or the file is damaged, and it cannot \
                  be archived there; {ways}: nothing was changed",
                 lost.len()
             ),
             None => bail!(
-                "{shown}: segments of WAL in its pg_wal that are not in repository \"{repository}\": {} (the first is {first}); archive \
+                "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {} (the first is {first}); archive \
                  them with \"archive-agent run --once\"; {ways}: nothing was changed",
                 lost.len()
             ),

@@ -22,6 +22,7 @@
 //! | [`created`] | tablespaces that replay creates |
 //! | [`stored`] | which files of a `pg_wal` no archive has |
 //! | [`unarchived`], [`kept`] | what of them recovery replays; what a repair keeps |
+//! | [`behind`] | what of them recovery would leave out |
 //! | [`elsewhere`] | WAL in other repositories and lineages than the plan's |
 //! | [`report`] | what is printed at the end |
 //! | [`failure`] | what a restore that failed leaves, and what to do about it |
@@ -31,6 +32,7 @@
 //! start; the same command begins anew and finishes.
 
 mod aside;
+mod behind;
 mod beneath;
 mod command;
 mod compare;
@@ -106,13 +108,14 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "DIR")]
     pgdata: PathBuf,
     /// Repair the data directory that is there: keep what is right, write what is not, remove what the backup does not have.
-    #[arg(long, conflicts_with = "replace")]
+    #[arg(long, conflicts_with = "replace", group = "over")]
     delta: bool,
     /// Move the data directory that is there aside; "restore-agent rollback" puts it back.
-    #[arg(long)]
+    #[arg(long, group = "over")]
     replace: bool,
-    /// With --delta: also over another cluster's data directory, and over WAL that is not in the repository.
-    #[arg(long, requires = "delta")]
+    /// End recovery although the directory's pg_wal has WAL that goes on behind it; with --delta also over another cluster's data
+    /// directory, and over WAL that is not in the repository.
+    #[arg(long, requires = "over")]
     force: bool,
     /// Take the server for stopped although its postmaster.pid is present, as after a crash in a container. A server that
     /// can be seen to run is refused all the same.

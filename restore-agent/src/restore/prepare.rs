@@ -20,8 +20,8 @@ use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
 use super::stored::NotStored;
 use super::tablespaces::{self, Tablespace, Wishes};
-use super::unarchived::{self, Unarchived};
-use super::{Restore, RestoreArgs, command, elsewhere, failure, files, origin, places, reach, room};
+use super::unarchived::Unarchived;
+use super::{Restore, RestoreArgs, behind, command, elsewhere, failure, files, origin, places, reach, room};
 use crate::plan::{self, Planned};
 
 impl Restore {
@@ -47,14 +47,8 @@ impl Restore {
                 .inspect_err(|error| tracing::warn!("what its pg_wal has is not known: {error:#}"))
                 .ok(),
         };
-        if let (Some(not_stored), Way::Delta { force }) = (&not_stored, ground.way) {
+        if let (Some(not_stored), Way::Delta { .. }) = (&not_stored, ground.way) {
             ground.prove_archived(&pgdata, not_stored).await?;
-            if let Some(younger) = unarchived::of_younger(not_stored, &planned).await?
-                && args.target.follows_the_latest()
-                && !force
-            {
-                return Err(unarchived::leaves(&pgdata, younger));
-            }
         }
         let origin = origin::read(common, &planned).await?;
         let backups = Backups::of(&planned.files_from, &planned.cluster);
@@ -101,7 +95,18 @@ impl Restore {
             let more = created.with(&unarchived.creates);
             match more.look(&layout, &ground) {
                 Ok(look) => (created, found) = (more, look),
-                Err(error) => unarchived.leave(error.to_string()),
+                Err(error) if args.force => unarchived.leave(error.to_string()),
+                Err(error) => {
+                    return Err(error.context(
+                        "WAL in the pg_wal of the data directory, which no archive has and recovery would go on to, cannot be replayed; \
+                         with --force recovery ends without it, and it is kept",
+                    ));
+                }
+            }
+            let latest = args.target.follows_the_latest();
+            let left = behind::find(not_stored, old, &planned, latest, &unarchived.replayed).await?;
+            if let Some(left) = left.filter(|_| !args.force) {
+                return Err(left.refusal(layout.pgdata()));
             }
         }
         found.missing.iter().for_each(|missing| tracing::warn!("{missing}"));

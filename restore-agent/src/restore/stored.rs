@@ -92,17 +92,17 @@ impl NotStored {
         Ok(Self { copies, others, files, differ })
     }
 
-    /// Those of the segments that wait to be archived which no archive has. Of one that is not in `pg_wal` any more the name decides.
+    /// Those of the files that wait to be archived which no archive has. Of one that is not in `pg_wal` any more the name decides.
     pub(super) async fn among(
         &self,
         pgdata: &Path,
-        waiting: Vec<SegmentName>,
-    ) -> anyhow::Result<Vec<SegmentName>> {
+        waiting: Vec<WalFileName>,
+    ) -> anyhow::Result<Vec<WalFileName>> {
         let mut lost = Vec::new();
         for name in waiting {
             let file = pgdata.join("pg_wal").join(name.to_string());
             let stored = match fs::symlink_metadata(file) {
-                Ok(meta) if meta.is_file() => !self.files.contains(&WalFileName::Segment(name)),
+                Ok(meta) if meta.is_file() => !self.files.contains(&name),
                 _ => self.is_named(name).await?,
             };
             if !stored {
@@ -112,10 +112,17 @@ impl NotStored {
         Ok(lost)
     }
 
-    /// Whether an archive has a segment of that name.
-    async fn is_named(&self, name: SegmentName) -> anyhow::Result<bool> {
+    /// Whether an archive has a file of that name.
+    async fn is_named(&self, name: WalFileName) -> anyhow::Result<bool> {
         for archive in self.copies.archives().iter().chain(&self.others) {
-            if header(archive, name).await?.is_some() {
+            let is_there = match name {
+                WalFileName::Segment(name) => header(archive, name).await?.is_some(),
+                WalFileName::Partial(name) => !archive.partials(name).await?.is_empty(),
+                WalFileName::History(_) | WalFileName::Backup(..) => {
+                    sound(archive, archive.get(name).await)?.is_some()
+                }
+            };
+            if is_there {
                 return Ok(true);
             }
         }
@@ -257,7 +264,7 @@ fn hash_file(sealer: &Sealer, path: &Path, length: u64) -> io::Result<ContentHas
 }
 
 /// Whether a file waits to be archived.
-fn waits(wal: &Path, name: WalFileName) -> bool {
+pub(super) fn waits(wal: &Path, name: WalFileName) -> bool {
     wal.join("archive_status").join(format!("{name}.ready")).exists()
 }
 

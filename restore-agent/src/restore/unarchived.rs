@@ -25,7 +25,7 @@ use walpoint_base::{
 use walpoint_pg::wal::{Identity, Inspector, WalError};
 use walpoint_repo::RepoError;
 use walpoint_repo::layout::WalEntry;
-use walpoint_repo::plan::{SegmentDecoder, SegmentRange, Signal};
+use walpoint_repo::plan::{RestorePlan, SegmentDecoder, SegmentRange, Signal};
 use walpoint_repo::wal::{WalArchive, WalCopies};
 
 use super::kept::{self, Kept};
@@ -125,13 +125,21 @@ impl Unarchived {
             ));
             return Ok(());
         }
-        let range = plan.wal.last().filter(|range| range.timeline == plan.timeline);
-        let Some(range) = range else {
+        if let Some(unfollowed) = plan.unfollowed {
+            self.left = Some(format!(
+                "recovery ends at {}, where timeline {} begins; what goes on behind that counts once it is in the archive \
+                 (archive-agent push)",
+                unfollowed.from, unfollowed.timeline
+            ));
+            return Ok(());
+        }
+        let size = planned.lineage.segment_size;
+        let Some(range) = continued_from(plan, size) else {
             self.left = Some(format!("the archive has no segment of timeline {} before it", plan.timeline));
             return Ok(());
         };
-        let (size, history) = (planned.lineage.segment_size, found.copies.history(plan.timeline).await?);
-        let mut end = end_of(&found.copies, *range).await?;
+        let history = found.copies.history(plan.timeline).await?;
+        let mut end = end_of(&found.copies, range).await?;
         let (mut number, mut content) = (range.last.next(), Vec::new());
         while let Some(paths) = candidates.get(&number.name(plan.timeline, size)) {
             let name = number.name(plan.timeline, size);
@@ -165,7 +173,7 @@ impl Unarchived {
                 None => break,
             }
         }
-        self.creates = creates(&found.copies, *range, content).await?;
+        self.creates = creates(&found.copies, range, content).await?;
         let replayed = |name: &SegmentName| self.replayed.iter().any(|one| one.name == *name);
         if self.left.is_none()
             && let Some(other) = candidates.keys().find(|name| !replayed(name))
@@ -296,39 +304,16 @@ impl Unarchived {
     }
 }
 
-/// The first segment of a younger timeline that only `pg_wal` has, where recovery ends because the archive has none of that timeline:
-/// its server crashed soon after it was promoted.
-pub(super) async fn of_younger(found: &NotStored, planned: &Planned) -> anyhow::Result<Option<SegmentName>> {
-    let plan = &planned.plan;
-    let Some(fork) =
-        plan.fork.filter(|_| plan.target == RecoveryTarget::Latest && plan.signal == Signal::Recovery)
-    else {
-        return Ok(None);
-    };
-    let size = planned.lineage.segment_size;
-    for file in &found.files {
-        let WalFileName::Segment(name) = file else { continue };
-        if name.timeline > fork.name.timeline
-            && name.number(size) == fork.name.number(size)
-            && let Some(history) = found.copies.history(name.timeline).await?
-            && history.contains(fork.name.timeline)
-        {
-            return Ok(Some(*name));
-        }
+/// The last segment of the archive, which kept WAL of the timeline that is asked for can go on from. `None` where recovery ends elsewhere: in
+/// an incomplete copy, or where that timeline begins inside a segment of its parent's.
+pub(super) fn continued_from(plan: &RestorePlan, size: SegmentSize) -> Option<SegmentRange> {
+    if plan.fork.is_some() || plan.unfollowed.is_some() || plan.stop.is_some() || plan.timeline != plan.leaf()
+    {
+        return None;
     }
-    Ok(None)
-}
-
-/// Why a directory with such a segment is not repaired.
-pub(super) fn leaves(pgdata: &Path, younger: SegmentName) -> anyhow::Error {
-    anyhow::anyhow!(
-        "{}: \"{younger}\" in its pg_wal is the first segment of timeline {}, which no archive has, and recovery would end before what \
-         was written there; archive what there is of it with \"archive-agent push {}\", and run the same command again; --replace keeps \
-         the whole directory, --delta --force repairs it and keeps the segment in a directory beside it: nothing was changed",
-        pgdata.display(),
-        younger.timeline,
-        pgdata.join("pg_wal").join(younger.to_string()).display()
-    )
+    let begin = plan.path.last().map(|step| step.begin);
+    let adjoins = |last: &SegmentRange| last.timeline == plan.timeline || begin == Some(last.last.end(size));
+    plan.wal.last().copied().filter(adjoins)
 }
 
 /// What is known at the end of the archive's last segment.

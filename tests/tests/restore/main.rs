@@ -1,6 +1,7 @@
 //! Plan and restore on real clusters: R1 to R7 and R9 of the behaviours, F7, and promises 7 and 8: a plan before a touch,
 //! and an unfinished restore that cannot start.
 
+mod behind;
 mod branches;
 mod choices;
 mod clocks;

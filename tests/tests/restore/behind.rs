@@ -1,0 +1,157 @@
+//! R4: WAL of a new primary that crashed in its first segment, of which the archive has nothing yet: it is replayed, or the restore says
+//! what to archive first, whichever way its timeline left the old one. What was not asked for is in nobody's way.
+
+use std::fs;
+
+use walpoint_tests::agent::Agent;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::process::Output;
+use walpoint_tests::rows::Ledger;
+use walpoint_tests::store::Store;
+use walpoint_tests::wait;
+
+use crate::forks;
+
+fn bed(major: u32) -> (Archived, Ledger) {
+    let bed = Archived::start(Cluster::builder().major(major).segment_size_mb(1), Store::local());
+    let ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    bed.settle();
+    (bed, ledger)
+}
+
+fn has(bed: &Archived, part: &str) -> bool {
+    bed.back_door().list("clusters/main").iter().any(|key| key.contains(part))
+}
+
+/// A row on the new timeline, of which the archive has only the history, and a crash; the segment.
+#[track_caller]
+fn crash_in_the_first_segment(bed: &mut Archived, ledger: &mut Ledger) -> String {
+    wait::until_true(wait::SOON, "the history is archived", || has(bed, "00000002.history"));
+    let row = ledger.append_as(&bed.cluster, "b1");
+    bed.cluster.crash();
+    assert!(row.segment.starts_with("00000002") && !has(bed, "/wal/00000002/"), "{}", row.segment);
+    row.segment
+}
+
+#[track_caller]
+fn rows(bed: &mut Archived, ledger: &Ledger) -> String {
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+    ledger.labels(&bed.cluster)
+}
+
+/// A cluster is lost and restored from the archive alone, which ends with a segment: there its new timeline begins.
+#[track_caller]
+fn the_first_segment_behind_a_boundary_is_replayed(major: u32, way: &str) {
+    let (mut bed, mut ledger) = bed(major);
+    ledger.append_as(&bed.cluster, "a1");
+    forks::lose_and_restore(&mut bed, "lost", &[], None);
+    let history = fs::read_to_string(bed.cluster.wal_dir().join("00000002.history")).unwrap();
+    let switch = history.split('\t').nth(1).unwrap();
+    assert!(switch.ends_with("00000"), "not on a boundary: {history}");
+    let first = crash_in_the_first_segment(&mut bed, &mut ledger);
+    let restored =
+        bed.try_restore("data", &[way, "--server-is-down", "--resume-archiving"]).expect_success().stdout;
+    let replays = format!("recovery replays WAL that no archive has after the archive's end: {first}");
+    assert!(restored.contains(&replays), "PostgreSQL {major} {way}: {restored}");
+    assert_eq!(rows(&mut bed, &ledger), "a1 b1", "PostgreSQL {major} {way}");
+    assert_eq!(bed.cluster.timeline(), 3);
+}
+
+#[test]
+fn the_first_segment_of_a_timeline_that_begins_on_a_boundary_is_replayed() {
+    for way in ["--delta", "--replace"] {
+        the_first_segment_behind_a_boundary_is_replayed(17, way);
+    }
+}
+
+/// The same on the oldest and the newest version.
+#[test]
+fn the_oldest_and_the_newest_version_replay_the_first_segment_behind_a_boundary() {
+    the_first_segment_behind_a_boundary_is_replayed(13, "--delta");
+    the_first_segment_behind_a_boundary_is_replayed(19, "--replace");
+}
+
+/// The old timeline's own copy of the segment in which the new one begins is whole in the archive: recovery would end at the fork.
+#[test]
+fn the_first_segment_of_a_timeline_that_left_a_whole_one_is_not_left_out() {
+    let (mut bed, mut ledger) = bed(17);
+    let kept = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    ledger.append_as(&bed.cluster, "a2");
+    forks::lose_and_restore(&mut bed, "lost", &["--target-xid", &kept], None);
+    let first = crash_in_the_first_segment(&mut bed, &mut ledger);
+    let path = bed.cluster.wal_dir().join(&first).display().to_string();
+    let restore =
+        |options: &[&str]| bed.try_restore("data", &[&["--server-is-down", "--dry-run"], options].concat());
+    for way in ["--delta", "--replace"] {
+        for options in [&[way][..], &[way, "--target-timeline", "2"]] {
+            let refused = restore(options).expect_status(1);
+            for says in [&format!("archive-agent push {path}"), "nothing was changed", "--force"] {
+                assert!(refused.stderr.contains(says), "{options:?} {says}: {refused:#?}");
+            }
+        }
+        // What does not ask for it.
+        for options in [
+            &[way, "--force"][..],
+            &[way, "--target-timeline", "1"],
+            &[way, "--target-xid", &kept],
+            &[way, "--standby"],
+        ] {
+            restore(options).expect_success();
+        }
+    }
+    bed.agent.run(&["push", &path]).expect_success();
+    let options = ["--delta", "--server-is-down", "--resume-archiving", "--use-partial"];
+    bed.try_restore("data", &options).expect_success();
+    assert_eq!(rows(&mut bed, &ledger), "a1 b1");
+}
+
+/// A failover during an outage of the archive: not even the new timeline's history is in it, so the archive's own latest moment is an
+/// older one. What the manual says brings all rows back.
+#[test]
+fn a_timeline_that_the_archive_is_yet_to_hear_of_is_not_left_out() {
+    let (mut bed, mut ledger) = bed(17);
+    let mut standby = bed.cluster.streaming_standby();
+    standby.set("archive_command", "false");
+    standby.reload();
+    let archived = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    bed.settle();
+    bed.stop_daemon();
+    ledger.append_as(&bed.cluster, "a2");
+    standby.wait_replayed(&bed.cluster);
+    bed.cluster.crash();
+    standby.promote();
+    let first = ledger.append_as(&standby, "b1").segment;
+    standby.crash();
+    let name = standby.pgdata().file_name().unwrap().to_str().unwrap().to_owned();
+    let restore = |options: &[&str]| -> Output {
+        bed.try_restore(&name, &[&["--server-is-down", "--dry-run"], options].concat())
+    };
+    let path = standby.wal_dir().join(&first).display().to_string();
+    for way in ["--delta", "--replace"] {
+        let refused = restore(&[way]).expect_status(1);
+        for says in ["archive-agent run --once", "nothing was changed", "--force"] {
+            assert!(refused.stderr.contains(says), "{way} {says}: {refused:#?}");
+        }
+        restore(&[way, "--force"]).expect_success();
+    }
+    let push = format!("archive-agent push {path}");
+    let refused = restore(&["--replace"]).expect_status(1);
+    assert!(refused.stderr.contains(&push), "{refused:#?}");
+    restore(&["--replace", "--target-xid", &archived]).expect_success();
+    let refused = restore(&["--replace", "--target-timeline", "1"]).expect_status(1);
+    assert!(refused.stderr.contains(".partial"), "its own last rows are in no archive either: {refused:#?}");
+
+    let agent = Agent::with(&standby, &bed.store);
+    agent.write();
+    agent.run(&["run", "--once"]).expect_success();
+    let refused = restore(&["--replace", "--use-partial"]).expect_status(1);
+    assert!(refused.stderr.contains(&push), "{refused:#?}");
+    agent.run(&["push", &path]).expect_success();
+    bed.try_restore(&name, &["--server-is-down", "--replace", "--use-partial"]).expect_success();
+    let restored = Cluster::start_restored(bed.cluster.dir(), 17, standby.pgdata());
+    restored.wait_promoted();
+    assert_eq!(ledger.labels(&restored), "a1 a2 b1");
+}
