@@ -8,7 +8,9 @@ use walpoint_base::{
 };
 use walpoint_bench::long_archive::{SEGMENTS, header};
 use walpoint_repo::index::{FANOUT, SegmentEntry, TimelineIndex, forge};
-use walpoint_repo::plan::{Request, SegmentDecoder, StopRule, StopSearch, TablespaceSearch, driver};
+use walpoint_repo::plan::{
+    Request, RequiredSearch, SegmentDecoder, StopRule, StopSearch, TablespaceSearch, driver,
+};
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
@@ -28,6 +30,10 @@ impl SegmentDecoder for NoDecoder {
 
     fn tablespaces(&self) -> Box<dyn TablespaceSearch> {
         unreachable!("no segment is marked")
+    }
+
+    fn required(&self) -> Box<dyn RequiredSearch> {
+        unreachable!("a plan does not ask")
     }
 }
 

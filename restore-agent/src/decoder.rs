@@ -6,8 +6,8 @@ use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
 use walpoint_pg::wal::find::{self, StopFinder, Taken};
 use walpoint_pg::wal::{LongHeader, PageHeader, RecordKind, RecordReader, RelationLock};
 use walpoint_repo::plan::{
-    CreatedTablespace, Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch,
-    TablespaceSearch,
+    CreatedTablespace, Found, HeldLock, PreparedTransaction, RequiredSearch, RequiredSettings,
+    SegmentDecoder, Stop, StopRule, StopSearch, TablespaceSearch,
 };
 
 /// PostgreSQL's WAL.
@@ -32,6 +32,10 @@ impl SegmentDecoder for WalDecoder {
 
     fn tablespaces(&self) -> Box<dyn TablespaceSearch> {
         Box::new(Tablespaces(RecordReader::new()))
+    }
+
+    fn required(&self) -> Box<dyn RequiredSearch> {
+        Box::new(Required(RecordReader::new()))
     }
 }
 
@@ -84,6 +88,31 @@ impl TablespaceSearch for Tablespaces {
             let record = record.map_err(|e| e.to_string())?;
             if let RecordKind::TablespaceCreate { oid, location } = record.kind {
                 found.push(CreatedTablespace { record: record.start, oid, location });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// One search for settings over consecutive segments.
+struct Required(RecordReader);
+
+impl RequiredSearch for Required {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Vec<(Lsn, RequiredSettings)>, String> {
+        let mut found = Vec::new();
+        for record in self.0.segment(name, content).map_err(|e| e.to_string())? {
+            let record = record.map_err(|e| e.to_string())?;
+            if let RecordKind::ParameterChange(change) = record.kind {
+                // None of them is ever negative.
+                let number = |value: i32| u32::try_from(value).unwrap_or_default();
+                let settings = RequiredSettings {
+                    max_connections: number(change.max_connections),
+                    max_worker_processes: number(change.max_worker_processes),
+                    max_wal_senders: number(change.max_wal_senders),
+                    max_prepared_transactions: number(change.max_prepared_transactions),
+                    max_locks_per_transaction: number(change.max_locks_per_transaction),
+                };
+                found.push((record.start, settings));
             }
         }
         Ok(found)

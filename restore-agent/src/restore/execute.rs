@@ -25,7 +25,8 @@ use super::prune::{self, Removed};
 use super::report::Report;
 use super::sync::Filesystems;
 use super::{
-    Done, Restore, RestoreArgs, elsewhere, failure, forks, hook, origin, places, reach, settings, tablespaces,
+    Done, Restore, RestoreArgs, elsewhere, failure, forks, hook, origin, places, reach, required, settings,
+    tablespaces,
 };
 use crate::plan::Planned;
 use crate::wal::note::{Built, TargetNote};
@@ -78,9 +79,9 @@ impl Restore {
         self.unarchived
             .put(old.as_deref(), anchor.path(), self.owner, size, args.resume_archiving)
             .map_err(explain)?;
-        self.finish(&pgdata, &roots)?;
+        let raised = self.finish(&pgdata, &roots)?;
         hook("--after", args.after.as_deref(), &pgdata)?;
-        Ok(self.report(args, &Done { written, removed, kept }, began.elapsed()))
+        Ok(self.report(args, &Done { written, removed, kept, raised }, began.elapsed()))
     }
 
     /// Removes what the backup does not have, if the directory is repaired, and writes the backup's files. Once it has failed
@@ -256,12 +257,11 @@ impl Restore {
     /// The `wal_keep_size`, in MB, under which a server that archives keeps what only its `pg_wal` has.
     fn keep_size(&self, pgdata: &Path) -> Option<u64> {
         let needed = self.unarchived.keep_size(self.planned.lineage.segment_size).filter(|_| self.resumes)?;
-        let read = |name: &str| std::fs::read_to_string(pgdata.join(name)).unwrap_or_default();
-        let own = settings::wal_keep_size(&[read("postgresql.conf"), read("postgresql.auto.conf")]);
-        Some(needed.max(own))
+        Some(needed.max(settings::wal_keep_size(&configuration(pgdata))))
     }
 
-    fn finish(&self, pgdata: &Path, roots: &Roots) -> anyhow::Result<()> {
+    /// Makes it complete; the settings that were raised.
+    fn finish(&self, pgdata: &Path, roots: &Roots) -> anyhow::Result<Vec<(String, String)>> {
         let anchor = roots.anchor(pgdata).with_context(|| pgdata.display().to_string())?;
         let hand_over = || {
             if let (Some(owner), Some(_)) = (self.owner, self.layout.wal()) {
@@ -289,6 +289,8 @@ impl Restore {
         if let Some(size) = self.keep_size(anchor.path()) {
             settings.push(("wal_keep_size".to_owned(), format!("{size}MB")));
         }
+        let raised = required::raised(&self.required, &configuration(anchor.path()));
+        settings.extend(raised.iter().cloned());
         let finish = Finish {
             pgdata: anchor.path(),
             major: facts.major,
@@ -300,8 +302,15 @@ impl Restore {
             hand_over: &hand_over,
         };
         finish.write().map_err(|error| anchor.explain(error))?;
-        Ok(directory::release(pgdata, &self.marker, self.owner)?)
+        directory::release(pgdata, &self.marker, self.owner)?;
+        Ok(raised)
     }
+}
+
+/// The configuration files that were restored, the one that counts last.
+fn configuration(pgdata: &Path) -> [String; 2] {
+    ["postgresql.conf", "postgresql.auto.conf"]
+        .map(|name| std::fs::read_to_string(pgdata.join(name)).unwrap_or_default())
 }
 
 /// The segment that is built, with what its bytes have to be: other repositories may have another copy.

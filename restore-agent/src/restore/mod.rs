@@ -19,7 +19,7 @@
 //! | [`settings`], [`command`] | the recovery settings |
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
-//! | [`created`] | tablespaces that replay creates |
+//! | [`created`], [`required`] | tablespaces that replay creates; settings that it needs |
 //! | [`stored`] | which files of a `pg_wal` no archive has |
 //! | [`unarchived`], [`kept`] | what of them recovery replays; what a repair keeps |
 //! | [`behind`] | what of them recovery would leave out |
@@ -59,6 +59,7 @@ mod prepare;
 mod prune;
 mod reach;
 mod report;
+mod required;
 pub(crate) mod rollback;
 mod room;
 mod running;
@@ -78,6 +79,7 @@ use clap::Args;
 use jiff::Timestamp;
 use walpoint_base::{PgTimestamp, RecoveryTarget};
 use walpoint_repo::backup::{BackupReader, Backups};
+use walpoint_repo::plan::RequiredSettings;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 
@@ -300,6 +302,8 @@ struct Restore {
     created: Created,
     /// What lies at their locations.
     found: Found,
+    /// What settings replay needs.
+    required: RequiredSettings,
     /// WAL of the data directory that is repaired, and in no archive.
     unarchived: Unarchived,
     /// Whether the restored server archives.
@@ -315,6 +319,8 @@ struct Done {
     written: Written,
     removed: Removed,
     kept: Option<Kept>,
+    /// Settings that were raised.
+    raised: Vec<(String, String)>,
 }
 
 /// Runs a command of the person who restores.

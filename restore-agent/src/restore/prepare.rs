@@ -21,7 +21,9 @@ use super::owners::{self, Owner, Owners};
 use super::stored::NotStored;
 use super::tablespaces::{self, Tablespace, Wishes};
 use super::unarchived::Unarchived;
-use super::{Restore, RestoreArgs, behind, command, elsewhere, failure, files, origin, places, reach, room};
+use super::{
+    Restore, RestoreArgs, behind, command, elsewhere, failure, files, origin, places, reach, required, room,
+};
 use crate::plan::{self, Planned};
 
 impl Restore {
@@ -83,6 +85,7 @@ impl Restore {
         }
         let mut created = Created::read(common, &planned, summary.facts.major).await?;
         let mut found = created.look(&layout, &ground)?;
+        let required = required::read(common, &planned).await?;
         let mut unarchived = Unarchived::default();
         if let Some(not_stored) = &not_stored {
             let earlier = match ground.way {
@@ -153,6 +156,7 @@ impl Restore {
             replacement,
             created,
             found,
+            required: required.and(unarchived.required),
             unarchived,
             resumes: args.resume_archiving,
             repositories,

@@ -9,7 +9,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::{human_bytes, human_duration};
 
 use super::ground::{self, Way};
-use super::{Done, Restore, RestoreArgs, command, owners};
+use super::{Done, Restore, RestoreArgs, command, owners, required};
 use crate::plan;
 
 /// What `restore --json` prints.
@@ -55,6 +55,7 @@ impl Restore {
             )
         }));
         notes.extend(self.unarchived.notes(self.resumes));
+        notes.extend(required::note(&done.raised));
         let replaced = Some(self.layout.pgdata()).filter(|_| self.ground.way == Way::Replace);
         let replaced = replaced.and_then(ground::replaced);
         if let Some(record) = &replaced {

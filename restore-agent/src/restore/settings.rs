@@ -106,6 +106,11 @@ fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
+/// A parameter that is a number as the configuration files have it, of which the later ones count.
+pub(crate) fn number(files: &[String], name: &str, default: u32) -> u32 {
+    files.iter().rev().find_map(|text| value(text, name)?.parse().ok()).unwrap_or(default)
+}
+
 /// `wal_keep_size` in MB as the configuration files have it, of which the later ones count; 0, its default, if none says.
 pub(crate) fn wal_keep_size(files: &[String]) -> u64 {
     let Some(value) = files.iter().rev().find_map(|text| value(text, "wal_keep_size")) else { return 0 };

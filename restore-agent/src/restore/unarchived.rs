@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
+use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{
     CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentNo, SegmentSize,
     TimelineHistory, WalFileName, durable,
@@ -25,7 +26,7 @@ use walpoint_base::{
 use walpoint_pg::wal::{Identity, Inspector, WalError};
 use walpoint_repo::RepoError;
 use walpoint_repo::layout::WalEntry;
-use walpoint_repo::plan::{RestorePlan, SegmentDecoder, SegmentRange, Signal};
+use walpoint_repo::plan::{RequiredSettings, RestorePlan, SegmentDecoder, SegmentRange, Signal};
 use walpoint_repo::wal::{WalArchive, WalCopies};
 
 use super::kept::{self, Kept};
@@ -53,6 +54,8 @@ pub(super) struct Unarchived {
     pub(super) replayed: Vec<Replayed>,
     /// Tablespaces that their replay creates.
     pub(super) creates: Vec<CreatedTablespace>,
+    /// What settings their replay needs.
+    pub(super) required: RequiredSettings,
     /// Why others are not replayed.
     pub(super) left: Option<String>,
 }
@@ -173,7 +176,7 @@ impl Unarchived {
                 None => break,
             }
         }
-        self.creates = creates(&found.copies, range, content).await?;
+        (self.creates, self.required) = effects(&found.copies, range, content).await?;
         let replayed = |name: &SegmentName| self.replayed.iter().any(|one| one.name == *name);
         if self.left.is_none()
             && let Some(other) = candidates.keys().find(|name| !replayed(name))
@@ -196,6 +199,7 @@ impl Unarchived {
     pub(super) fn leave(&mut self, why: String) {
         self.replayed.clear();
         self.creates.clear();
+        self.required = RequiredSettings::default();
         self.left = Some(why);
     }
 
@@ -455,26 +459,28 @@ fn read(
     }
 }
 
-/// Tablespaces that replay of these segments creates, which follow the archive's last one.
-async fn creates(
+/// Tablespaces that replay of these segments creates, which follow the archive's last one, and the settings that it needs.
+async fn effects(
     copies: &WalCopies,
     range: SegmentRange,
     segments: Vec<Candidate>,
-) -> anyhow::Result<Vec<CreatedTablespace>> {
+) -> anyhow::Result<(Vec<CreatedTablespace>, RequiredSettings)> {
     let size = copies.first().lineage().segment_size;
     let last = range.last.name(range.timeline, size);
-    let crosses = copies.header(last).await?.is_some_and(|header| header.marks.tablespace);
-    if segments.is_empty() || (!crosses && segments.iter().all(|one| !one.facts.marks.tablespace)) {
-        return Ok(Vec::new());
+    let bears = |marks: &SegmentMarks| marks.tablespace || marks.parameters;
+    let crosses = copies.header(last).await?.is_some_and(|header| bears(&header.marks));
+    if segments.is_empty() || (!crosses && segments.iter().all(|one| !bears(&one.facts.marks))) {
+        return Ok((Vec::new(), RequiredSettings::default()));
     }
     let before = copies.get(WalFileName::Segment(last)).await?;
     let work = move || {
         let undecodable = |what: String| anyhow::anyhow!("WAL after \"{last}\" cannot be decoded: {what}");
-        let mut search = WalDecoder.tablespaces();
+        let (mut search, mut settings) = (WalDecoder.tablespaces(), WalDecoder.required());
         if let Some(file) = before {
             search.feed(last, &file.content).map_err(undecodable)?;
+            settings.feed(last, &file.content).map_err(undecodable)?;
         }
-        let mut found = Vec::new();
+        let (mut found, mut required) = (Vec::new(), RequiredSettings::default());
         for Candidate { facts, path } in segments {
             let mut content = Vec::new();
             let read = reach::plain(&path).and_then(|mut file| file.read_to_end(&mut content));
@@ -485,8 +491,11 @@ async fn creates(
                 content.resize(usize::try_from(size.bytes())?, 0);
             }
             found.extend(search.feed(facts.name, &content).map_err(undecodable)?);
+            for (_, one) in settings.feed(facts.name, &content).map_err(undecodable)? {
+                required = required.and(one);
+            }
         }
-        Ok(found)
+        Ok((found, required))
     };
     tokio::task::spawn_blocking(work).await?
 }

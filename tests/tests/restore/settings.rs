@@ -250,3 +250,58 @@ fn hooks_run_before_anything_is_written_and_when_all_is() {
     let expected = format!("before\n{}\n", bed.place("target/global/pg_control").display());
     assert_eq!(std::fs::read_to_string(note).unwrap(), expected);
 }
+
+/// Promise 4: settings that were raised on the server after the backup, one of them in WAL that only its `pg_wal` has, would stop a recovery
+/// in its midst. They are raised on the copy, too, and the restore says so.
+#[track_caller]
+fn raised_settings_stop_no_recovery(major: u32) {
+    let mut bed = Archived::start(Cluster::builder().major(major).segment_size_mb(1), Store::local());
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    bed.settle();
+    let raise = |bed: &mut Archived, name: &str| {
+        let value: u32 = bed.cluster.psql(&format!("show {name}")).parse().unwrap();
+        let value = value + 50;
+        bed.cluster.stop(Shutdown::Fast);
+        bed.cluster.set(name, value);
+        bed.cluster.start();
+        assert_eq!(bed.cluster.psql(&format!("show {name}")), value.to_string());
+        value.to_string()
+    };
+    let connections = raise(&mut bed, "max_connections");
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    bed.settle();
+    ledger.append_as(&bed.cluster, "a2");
+    bed.settle();
+    let told = bed.try_restore("latest", &[]).expect_success().stdout;
+    assert!(told.contains(&format!("max_connections = {connections}")), "PostgreSQL {major}: {told}");
+    let latest = Cluster::start_restored(bed.cluster.dir(), major, bed.place("latest"));
+    latest.wait_promoted();
+    assert_eq!(ledger.labels(&latest), "a1 a2", "PostgreSQL {major}");
+    assert_eq!(latest.psql("show max_connections"), connections);
+    drop(latest);
+    let paused = bed.restore_and_start("paused", &["--target-xid", &first]);
+    paused.wait_paused();
+    assert_eq!(ledger.labels(&paused), "a1", "PostgreSQL {major}");
+    drop(paused);
+
+    raise(&mut bed, "max_prepared_transactions");
+    ledger.append_as(&bed.cluster, "a3");
+    bed.cluster.crash();
+    bed.try_restore("data", &["--delta", "--server-is-down"]).expect_success();
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+    assert_eq!(ledger.labels(&bed.cluster), "a1 a2 a3", "PostgreSQL {major}");
+}
+
+#[test]
+fn settings_that_were_raised_after_the_backup_stop_no_recovery() {
+    raised_settings_stop_no_recovery(17);
+}
+
+/// The same on the oldest version, which ends there, and on the newest.
+#[test]
+fn settings_that_were_raised_stop_no_recovery_of_the_oldest_and_the_newest_version() {
+    raised_settings_stop_no_recovery(13);
+    raised_settings_stop_no_recovery(19);
+}

@@ -22,7 +22,8 @@
 //! | `older` | when an older lineage may be restored than the newest |
 //! | [`mod@likely`] | what will be asked for, so that it can be read at the same time |
 //! | `partial` | what an incomplete copy of a segment holds |
-//! | [`created`] | the tablespaces that replay creates |
+//! | [`created`], [`required`] | the tablespaces that replay creates; the settings that it needs |
+//! | `marked` | records that the index knows of by marks |
 //! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
 //! | `search`, `epoch` | answers about the content of WAL: index first, then decoding |
 
@@ -34,6 +35,7 @@ pub mod estimate;
 pub mod facts;
 pub mod likely;
 mod locks;
+mod marked;
 mod minimal;
 mod nearest;
 mod newest;
@@ -45,6 +47,7 @@ pub mod planner;
 mod points;
 pub mod report;
 pub mod request;
+pub mod required;
 pub mod restore_plan;
 mod search;
 pub mod settings;
@@ -66,6 +69,7 @@ pub use path::SegmentRange;
 pub use planner::{Verdict, plan};
 pub use report::{PlanReport, TablespaceDocument};
 pub use request::{Request, TargetAction};
+pub use required::{RequiredSearch, RequiredSettings, required_settings};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan, Unfollowed};
 pub(crate) use search::{Search, group_may};
 pub use settings::{Setting, Signal, quote};

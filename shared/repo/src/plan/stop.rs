@@ -8,6 +8,7 @@ use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName, TimelineId};
 
 use super::created::TablespaceSearch;
+use super::required::RequiredSearch;
 
 /// What makes recovery stop.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -136,6 +137,9 @@ pub trait SegmentDecoder: Send + Sync {
 
     /// A search for the tablespaces that replay creates.
     fn tablespaces(&self) -> Box<dyn TablespaceSearch>;
+
+    /// A search for the settings that replay needs.
+    fn required(&self) -> Box<dyn RequiredSearch>;
 }
 
 /// One search, fed with consecutive segments in LSN order, beginning anywhere.

@@ -11,6 +11,7 @@ use walpoint_base::{Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, Segmen
 
 use super::world::{Kind, Record, World, decides, size};
 use crate::plan::created::TablespaceSearch;
+use crate::plan::required::RequiredSearch;
 use crate::plan::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
 
 /// The content of a timeline's segment.
@@ -126,6 +127,10 @@ impl SegmentDecoder for Decoder {
     fn tablespaces(&self) -> Box<dyn TablespaceSearch> {
         unreachable!("the invented format has no tablespaces")
     }
+
+    fn required(&self) -> Box<dyn RequiredSearch> {
+        unreachable!("the invented format has no settings")
+    }
 }
 
 impl StopSearch for Search {
@@ -198,6 +203,10 @@ impl SegmentDecoder for Counting {
 
     fn tablespaces(&self) -> Box<dyn TablespaceSearch> {
         Decoder.tablespaces()
+    }
+
+    fn required(&self) -> Box<dyn RequiredSearch> {
+        Decoder.required()
     }
 }
 

@@ -1,0 +1,167 @@
+//! Records that the index knows of by marks, in the WAL that a plan replays.
+//!
+//! The index says which segments hold such a record; decoding says where. A record counts where it starts and may begin in
+//! the segment before, if that cut its header, or end in the one behind: both are decoded too. So is a segment that is built
+//! from an incomplete copy, which has no mark, and one whose mark cannot be read.
+//!
+//! What is damaged in one repository is read from another one of the same lineage, as recovery itself would.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
+use walpoint_base::facts::SegmentMarks;
+use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
+
+use super::created::Replayed;
+use super::minimal::readable;
+use super::partial;
+use super::path::SegmentRange;
+use super::restore_plan::{ForkSource, RestorePlan};
+use crate::catalog::TimelineWal;
+use crate::cpu;
+use crate::error::{RepoError, Result};
+use crate::index::{MarkCounts, first_of, group_of, last_of};
+use crate::wal::{WalArchive, WalCopies};
+
+/// Which mark is looked for.
+pub(super) struct Mark {
+    /// Whether a segment has it.
+    pub(super) segment: fn(SegmentMarks) -> bool,
+    /// Whether one of a group has it.
+    pub(super) group: fn(&MarkCounts) -> bool,
+}
+
+/// The segments that a plan replays and that have a mark, read for this alone.
+pub(super) async fn read(
+    archive: &WalArchive,
+    plan: &RestorePlan,
+    mark: &Mark,
+) -> Result<BTreeSet<Replayed>> {
+    let mut timelines: BTreeMap<TimelineId, TimelineWal> = BTreeMap::new();
+    let mut found = BTreeSet::new();
+    for (at, range) in plan.wal.iter().enumerate() {
+        let wal = match timelines.entry(range.timeline) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(TimelineWal::load(archive, range.timeline).await?),
+        };
+        found.extend(segments(wal, *range, mark).await?.into_iter().map(|number| (at, number)));
+    }
+    Ok(found)
+}
+
+/// The records in the segments that are `needed`, and what their neighbors have of them, in order. `begin` begins a search, `feed`
+/// feeds it with consecutive segments.
+pub(super) async fn records<S: Send + 'static, T: Send + 'static>(
+    copies: &WalCopies,
+    plan: &RestorePlan,
+    needed: &BTreeSet<Replayed>,
+    begin: impl Fn() -> S,
+    feed: impl Fn(&mut S, SegmentName, &[u8]) -> Result<Vec<T>, String> + Copy + Send + 'static,
+) -> Result<Vec<T>> {
+    let mut wanted = needed.clone();
+    for &(at, number) in needed {
+        wanted.extend(before(&plan.wal, at, number));
+        wanted.extend(behind(&plan.wal, at, number));
+    }
+    let size = copies.first().lineage().segment_size;
+    let mut found = Vec::new();
+    let mut running: Option<(Replayed, S)> = None;
+    for (at, number) in wanted {
+        let follows = |last: &Replayed| behind(&plan.wal, last.0, last.1) == Some((at, number));
+        let mut search = match running.take() {
+            Some((last, search)) if follows(&last) => search,
+            _ => begin(),
+        };
+        let Some(range) = plan.wal.get(at) else { continue };
+        let name = number.name(range.timeline, size);
+        let Some(file) = copies.get(WalFileName::Segment(name)).await? else {
+            if needed.contains(&(at, number)) {
+                return Err(RepoError::Internal(format!("{name} vanished while planning")));
+            }
+            // Its neighbor is built from what else there is.
+            continue;
+        };
+        let (records, search) = cpu::run(move || (feed(&mut search, name, &file.content), search)).await?;
+        found.extend(
+            records.map_err(|reason| RepoError::Internal(format!("{name} cannot be decoded: {reason}")))?,
+        );
+        running = Some(((at, number), search));
+    }
+    Ok(found)
+}
+
+/// Those in a segment that is built from an incomplete copy, up to where it is cut: no mark says what the copy holds.
+pub(super) async fn in_built<S: Send + 'static, T: Send + 'static>(
+    copies: &WalCopies,
+    plan: &RestorePlan,
+    begin: impl Fn() -> S,
+    feed: impl Fn(&mut S, SegmentName, &[u8]) -> Result<Vec<T>, String> + Copy + Send + 'static,
+) -> Result<Vec<T>> {
+    let size = copies.first().lineage().segment_size;
+    let Some((fork, timeline)) = plan.fork.and_then(|fork| match fork.source {
+        ForkSource::Partial(timeline) => Some((fork, timeline)),
+        ForkSource::Segment(_) => None,
+    }) else {
+        return Ok(Vec::new());
+    };
+    let Some(number) = fork.name.number(size) else { return Ok(Vec::new()) };
+    let undecodable = |name: SegmentName| {
+        move |reason: String| RepoError::Internal(format!("{name} cannot be decoded: {reason}"))
+    };
+    let mut search = begin();
+    // A record may begin in the segment before.
+    let before = plan.wal.last().filter(|range| range.last.next() == number);
+    if let Some(name) = before.map(|range| range.last.name(range.timeline, size))
+        && let Some(file) = copies.get(WalFileName::Segment(name)).await?
+    {
+        search = cpu::run(move || feed(&mut search, name, &file.content).map(|_| search))
+            .await?
+            .map_err(undecodable(name))?;
+    }
+    let copy = SegmentName { timeline, ..fork.name };
+    let Some(file) = copies.get_incomplete(copy).await? else {
+        return Err(RepoError::Internal(format!("the incomplete copy of {copy} vanished while planning")));
+    };
+    let mut content = file.content;
+    partial::cut(&mut content, fork.cut.since(number.start(size)));
+    cpu::run(move || feed(&mut search, copy, &content)).await?.map_err(undecodable(copy))
+}
+
+/// The segments of a range that are marked, and those whose header cannot be read: what is in them has to be looked at.
+pub(super) async fn segments(
+    wal: &mut TimelineWal,
+    range: SegmentRange,
+    mark: &Mark,
+) -> Result<Vec<SegmentNo>> {
+    let mut marked = Vec::new();
+    for group in group_of(range.first)..=group_of(range.last) {
+        if wal.summary(group).is_some_and(|summary| !(mark.group)(&summary.marks)) {
+            continue;
+        }
+        let (first, last) = (first_of(group).max(range.first), last_of(group).min(range.last));
+        let entries = readable(wal, first, last).await?;
+        let numbers = (first.0..=last.0).map(SegmentNo);
+        marked.extend(numbers.filter(|number| match entries.get(number) {
+            Some(entry) => (mark.segment)(entry.marks),
+            None => wal.runs().contains(*number),
+        }));
+    }
+    Ok(marked)
+}
+
+/// The segment before one of a path.
+fn before(path: &[SegmentRange], at: usize, number: SegmentNo) -> Option<(usize, SegmentNo)> {
+    if path.get(at)?.first < number {
+        return Some((at, SegmentNo(number.0 - 1)));
+    }
+    let at = at.checked_sub(1)?;
+    path.get(at).map(|range| (at, range.last))
+}
+
+/// The segment behind one of a path.
+fn behind(path: &[SegmentRange], at: usize, number: SegmentNo) -> Option<(usize, SegmentNo)> {
+    if number < path.get(at)?.last {
+        return Some((at, number.next()));
+    }
+    path.get(at + 1).map(|range| (at + 1, range.first))
+}
