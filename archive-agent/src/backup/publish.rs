@@ -2,13 +2,15 @@
 //! copy; the others have theirs all the same.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::bail;
 use futures_util::future::join_all;
 use tokio::sync::Mutex;
-use walpoint_base::{BackupId, TimelineId};
+use walpoint_base::{BackupId, PgTimestamp, TimelineId};
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{Draft, Finding, Summary};
+use walpoint_repo::catalog::latest_commit_before;
 use walpoint_repo::init::error_chain;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::config::duration;
@@ -27,6 +29,8 @@ use crate::wal::{check, control};
 
 /// Bad pages that an error names.
 const NAMED: usize = 10;
+/// How long another repository may take to say what it knows of commit times.
+const OTHERS_LIMIT: Duration = Duration::from_secs(60);
 
 /// A copy that exists.
 #[derive(Debug)]
@@ -80,8 +84,10 @@ impl Publishing<'_> {
         Ok(published)
     }
 
-    async fn copy(&self, draft: Draft, to: &Destination) -> anyhow::Result<Published> {
+    async fn copy(&self, mut draft: Draft, to: &Destination) -> anyhow::Result<Published> {
         self.wal(to).await?;
+        let latest = self.run.unless_stopped(self.latest_commit(&draft, to)).await?;
+        draft.note_latest_commit(latest);
         let (findings, parent) = (draft.manifest().findings.clone(), draft.parent());
         draft.notes().iter().for_each(|note| tracing::warn!(repository = to.name(), "{note}"));
         // Packs and WAL took hours: a backup is only in the repository that they went into.
@@ -96,6 +102,40 @@ impl Publishing<'_> {
             );
         }
         Ok(Published { repository: to.name().to_owned(), summary, parent, findings })
+    }
+
+    /// The latest commit time before the backup, by all that the repositories know: a new one has no WAL from before it.
+    async fn latest_commit(&self, draft: &Draft, to: &Destination) -> anyhow::Result<Option<PgTimestamp>> {
+        let facts = &draft.manifest().summary.facts;
+        let (timeline, start) = (facts.start_timeline, facts.start_lsn);
+        let in_one = |one: &Destination| {
+            let (repository, lineage) = (one.repository.clone(), one.lineage.clone());
+            async move { latest_commit_before(&repository, &lineage.cluster, lineage.id, timeline, start).await }
+        };
+        let others = self.destinations.iter().filter(|other| other.name() != to.name());
+        let others = others.map(|other| async move {
+            let repository = other.name();
+            match tokio::time::timeout(OTHERS_LIMIT, in_one(other)).await {
+                Ok(Ok(latest)) => latest,
+                Ok(Err(error)) => {
+                    tracing::warn!(
+                        repository,
+                        "the commit times here were not looked at: {}",
+                        error_chain(&error)
+                    );
+                    None
+                }
+                Err(_) => {
+                    tracing::warn!(
+                        repository,
+                        "the commit times here were not looked at: it does not answer"
+                    );
+                    None
+                }
+            }
+        });
+        let (own, others) = tokio::join!(in_one(to), join_all(others));
+        Ok(own?.max(others.into_iter().max().flatten()))
     }
 
     /// Waits until a repository has the WAL that the backup needs.

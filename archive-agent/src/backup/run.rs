@@ -438,6 +438,7 @@ impl Run<'_> {
             start_lsn: label.start,
             stop_timeline: said.history.timeline(),
             stop_lsn: said.stop,
+            latest_commit: None,
             backup_label: HexBytes(said.label),
             tablespace_map: HexBytes(tablespace_map),
             pgdata: path(said.pgdata),

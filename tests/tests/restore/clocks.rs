@@ -10,12 +10,17 @@ use walpoint_tests::store::Store;
 
 /// An archived server whose clock is so many seconds ahead of the programs'.
 fn bed(seconds: i64) -> (Archived, Clock) {
+    bed_with(seconds, |agent| agent)
+}
+
+/// The same, with more in the programs' configuration.
+fn bed_with(seconds: i64, configure: impl FnOnce(Agent) -> Agent) -> (Archived, Clock) {
     let mut cluster =
         Cluster::builder().segment_size_mb(1).conf("wal_retrieve_retry_interval", "200ms").init();
     let clock = Clock::of(&mut cluster);
     clock.ahead(seconds);
     let store = Store::local();
-    let agent = Agent::with(&cluster, &store);
+    let agent = configure(Agent::with(&cluster, &store));
     agent.archive_from(&cluster);
     agent.init(&[]).expect_success();
     let daemon = agent.daemon();
@@ -103,4 +108,66 @@ fn a_clock_that_was_set_back_brings_no_later_rows() {
     assert_eq!(row(&bed, &ledger, &named), behind);
     let notes = plan(&bed, &named)["notes"].to_string();
     assert!(notes.contains("clock was set back"), "{notes}");
+}
+
+/// A backup that holds what was committed after a time does not serve it either when retention has deleted the WAL in which those
+/// transactions ended, when the next backup takes its place, and in a repository that was made anew and never had that WAL.
+#[test]
+fn no_expiry_brings_back_a_time_that_a_backup_has_passed() {
+    let other = Store::local();
+    let (bed, clock) = bed_with(600, |agent| {
+        let mut agent = agent.repository("second", &other);
+        agent.tables = "\n[cluster.main.retention]\ngrace = \"0s\"\ncount = 1\n".to_owned();
+        agent
+    });
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    let first = bed.backup();
+    ledger.append_many(primary, 2);
+    bed.settle();
+    let time = moment(primary);
+    ledger.append_many(primary, 3);
+    bed.settle();
+    for entry in std::fs::read_dir(other.root().unwrap()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap();
+        } else {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    bed.agent.init(&[]).expect_success();
+    bed.agent.init(&[]).expect_success();
+    clock.ahead(0);
+    ledger.append(primary);
+    let second = bed.backup();
+    ledger.append(primary);
+    bed.settle();
+    clock.ahead(1200);
+    ledger.append(primary);
+    bed.settle();
+    let target = ["--target-time", time.as_str()];
+    assert_eq!(plan(&bed, &target)["backup"]["id"], first);
+    clock.ahead(0);
+    let mut kept = second;
+    for round in 1..=2 {
+        (0..2).for_each(|_| drop(bed.agent.run(&["expire"]).expect_success()));
+        assert_eq!(bed.backups(), [kept.as_str()], "round {round}");
+        for repository in [bed.store.url(), other.url()] {
+            let refused = plan(&bed, &[&target[..], &["--repo", &repository]].concat());
+            assert_eq!(refused["reason"], "clock-set-back", "round {round}, {repository}: {refused:#}");
+            assert!(refused["message"].to_string().contains(&kept), "{refused:#}");
+        }
+        let named = ["--target-time", time.as_str(), "--backup", kept.as_str()];
+        assert_eq!(plan(&bed, &named)["backup"]["id"], kept);
+        if round == 1 {
+            kept = bed.backup();
+            ledger.append(primary);
+            bed.settle();
+            clock.ahead(1200);
+            ledger.append(primary);
+            bed.settle();
+            clock.ahead(0);
+        }
+    }
 }

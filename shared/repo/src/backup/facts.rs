@@ -85,6 +85,11 @@ pub struct BackupFacts {
     /// Where it is consistent: recovery has to reach this.
     #[serde(with = "text")]
     pub stop_lsn: Lsn,
+    /// The latest time at which a transaction ended in WAL before the segment in which it starts, by the commit and abort records
+    /// that were known when it was published: WAL before a backup is deleted when nothing needs it, and the backup holds what
+    /// was committed in it. `None`: none is known.
+    #[serde(default)]
+    pub latest_commit: Option<Timestamp>,
     /// `backup_label`, byte for byte. In hexadecimal in JSON, as are all bytes that need not be text.
     pub backup_label: HexBytes,
     /// `tablespace_map`, byte for byte; empty: there is none.
@@ -221,6 +226,7 @@ pub(crate) mod tests {
             start_lsn: Lsn(0x200_0028),
             stop_timeline: TimelineId::FIRST,
             stop_lsn: Lsn(0x400_0000),
+            latest_commit: Some("2026-11-21T10:14:59.123456Z".parse().unwrap()),
             backup_label: HexBytes(b"START WAL LOCATION: \xFF".to_vec()),
             tablespace_map: HexBytes::default(),
             pgdata: HexBytes(b"/srv/pg".to_vec()),
@@ -250,6 +256,9 @@ pub(crate) mod tests {
             assert_ne!(lie, text);
             assert!(Summary::from_json(lie.as_bytes()).is_err(), "{new}");
         }
+        let without = text.replace("\"latest_commit\":\"2026-11-21T10:14:59.123456Z\",", "");
+        assert_ne!(without, text);
+        assert_eq!(Summary::from_json(without.as_bytes()).unwrap().facts.latest_commit, None);
     }
 
     #[test]

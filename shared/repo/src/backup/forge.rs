@@ -111,6 +111,7 @@ pub async fn smallest(archive: &WalArchive, id: BackupId, stop: Lsn, ended: Time
         start_lsn: id.start(),
         stop_timeline: id.timeline(),
         stop_lsn: stop,
+        latest_commit: None,
         backup_label: none(),
         tablespace_map: none(),
         pgdata: none(),

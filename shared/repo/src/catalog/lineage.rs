@@ -545,6 +545,7 @@ fn state(summary: &Summary, archive: &WalArchive) -> BackupState {
         end_timeline: facts.stop_timeline,
         started: PgTimestamp::from_time(facts.started),
         ended: PgTimestamp::from_time(facts.ended),
+        latest_commit: facts.latest_commit.map(PgTimestamp::from_time),
         label: facts.label.clone(),
         bytes: summary.totals.bytes,
         block_bytes: summary.totals.blocks.saturating_mul(u64::from(facts.block_size)),

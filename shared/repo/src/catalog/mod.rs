@@ -15,6 +15,7 @@
 //! | `beside` | timelines that are written at the same time |
 //! | `ahead` | reading at the same time what a planner will most likely ask for |
 //! | `confirm` | whether the store itself has what the index names |
+//! | `latest` | the latest commit time in what a new backup holds |
 //! | `lacking` | what a backup lacks of the WAL that makes it consistent |
 //! | `chain` | whether the segments of a path continue each other |
 //! | `joined` | the WAL of several repositories together |
@@ -33,6 +34,7 @@ mod graph;
 mod inventory;
 mod joined;
 mod lacking;
+mod latest;
 mod lineage;
 mod outline;
 mod points;
@@ -50,6 +52,7 @@ pub use end::Unreached;
 pub use graph::TimelineGraph;
 pub use inventory::{Expected, TimelineWal};
 pub use lacking::Lacking;
+pub use latest::latest_commit_before;
 pub use lineage::LineageCatalog;
 pub use runs::{Run, Runs};
 pub(crate) use succession::settle;

@@ -123,6 +123,7 @@ pub(crate) async fn publish(bed: &Bed, writer: BackupWriter, hours: i64) -> Back
         start_lsn: start,
         stop_timeline: FIRST,
         stop_lsn: start + size().bytes(),
+        latest_commit: None,
         backup_label: HexBytes::default(),
         tablespace_map: HexBytes::default(),
         pgdata: HexBytes::default(),

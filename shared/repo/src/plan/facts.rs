@@ -29,6 +29,8 @@ pub struct BackupFacts {
     pub started: PgTimestamp,
     /// When it ended, by the clock of the server.
     pub ended: PgTimestamp,
+    /// The latest time at which a transaction ended before the segment in which it starts, by what was known when it was published.
+    pub latest_commit: Option<PgTimestamp>,
     /// The label given to it.
     pub label: String,
     /// Bytes of the cluster's files.
@@ -54,6 +56,11 @@ impl BackupFacts {
     /// The redo position from which recovery starts.
     pub fn start(&self) -> Lsn {
         self.id.start()
+    }
+
+    /// From which time on it serves: it holds nothing that is known to have been committed later.
+    pub fn serves_from(&self) -> PgTimestamp {
+        self.latest_commit.map_or(self.ended, |latest| latest.max(self.ended))
     }
 
     /// Whether some of what a restore of it would write is known to be wrong, or not to be had.

@@ -2,7 +2,8 @@
 //!
 //! Commit times are not monotone: clocks are set back, and the hosts of one cluster disagree. PostgreSQL stops at the first
 //! transaction that ended after the target, so a backup that already holds such a transaction begins behind that moment, however
-//! early it ended by the clock. An older one is taken then.
+//! early it ended by the clock. An older one is taken then. The WAL that is there shows it, and what the backup notes of WAL that was
+//! deleted since.
 
 use walpoint_base::{BackupId, PgTimestamp, RecoveryTarget, SegmentNo};
 
@@ -29,7 +30,7 @@ impl<'a> Planner<'a> {
             Ok(mut plan) if plan.backup.id == backup => {
                 plan.notes.push(format!(
                     "Backup {backup} already holds a transaction whose commit time, {time}, is after the target: the server's \
-                     clock was set back. Without --backup an older backup is chosen, from which recovery stops before that \
+                     clock was set back, or runs ahead of that of the standby that was backed up. Without --backup an older backup is chosen, from which recovery stops before that \
                      transaction."
                 ));
                 Ok(plan)
@@ -37,7 +38,8 @@ impl<'a> Planner<'a> {
             Ok(mut plan) => {
                 plan.notes.push(format!(
                     "Backup {backup} is newer, and was not chosen: it already holds a transaction whose commit time, {time}, is \
-                     after the target, so the server's clock was set back. Recovery stops before the first such transaction; \
+                     after the target, so the server's clock was set back, or runs ahead of that of the standby that was \
+                     backed up. Recovery stops before the first such transaction; \
                      --backup {backup} recovers the target's time after the clock was set back."
                 ));
                 Ok(plan)
@@ -53,6 +55,10 @@ impl<'a> Planner<'a> {
     fn passed(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<Option<PgTimestamp>> {
         let rule = StopRule::of(&self.request.target, self.request.inclusive);
         let Some(rule @ StopRule::Time { .. }) = rule else { return Ok(None) };
+        // What the backup itself notes outlives the WAL that it was found in.
+        if let Some(latest) = backup.latest_commit.filter(|latest| rule.stops_at(*latest)) {
+            return Ok(Some(latest));
+        }
         path.present()?;
         self.facts.passed(PassedQuestion { path: path.timeline(), rule, before: backup.start() })
     }

@@ -1,9 +1,10 @@
-//! Whether a transaction before a position ended after a time: the index tells of whole segments, and only the segment in which
-//! the position lies may have to be decoded.
+//! Whether a transaction before a position ended after a time, and when the latest one ended that a new backup holds: the index
+//! tells of whole segments, and only the segment in which the position lies may have to be decoded.
 
 use std::collections::BTreeSet;
 
-use walpoint_base::{PgTimestamp, SegmentNo};
+use walpoint_base::crossing::Crossing;
+use walpoint_base::{PgTimestamp, SegmentNo, TimelineId};
 
 use super::facts::{ExtentQuestion, Facts, PassedQuestion, StopQuestion};
 use super::path::{Path, SegmentRange};
@@ -41,6 +42,39 @@ impl Search<'_> {
         let question = StopQuestion { path, rule: rule.clone(), from: first.start(size), until };
         let stop = self.in_order(&question, &tail, &BTreeSet::new()).await?;
         Ok(stop.and_then(|stop| stop.time))
+    }
+
+    /// The latest time at which a transaction ended before a segment of the path, the one included whose record goes on in it. Only in
+    /// WAL that is there.
+    pub(crate) async fn latest_before(
+        &mut self,
+        facts: &Facts,
+        path: TimelineId,
+        segment: SegmentNo,
+    ) -> Result<Option<PgTimestamp>> {
+        let unknown = || RepoError::Internal(format!("the path to timeline {path} was not looked at yet"));
+        let present = Path::to(facts, path).and_then(|path| path.present().ok()).ok_or_else(unknown)?;
+        let until = segment.start(facts.segment_size);
+        let runs = consecutive(present, segment);
+        let mut latest = None;
+        for run in &runs {
+            let Some(first) = run.first().map(|range| range.first) else { continue };
+            latest = latest.max(self.latest(facts, &ExtentQuestion { path, first, until }, run).await?);
+        }
+        let tail = runs.last().map(|run| tail(run)).unwrap_or_default();
+        let tail = tail.iter().flat_map(|range| {
+            (range.first.0..=range.last.0).map(|number| (range.timeline, SegmentNo(number)))
+        });
+        if let [(before_on, before), (on, last)] = *tail.collect::<Vec<_>>()
+            && last == segment
+        {
+            let open = self.entry(before_on, before).await?.and_then(|entry| entry.crossing.open);
+            if let Some(entry) = self.entry(on, last).await? {
+                latest =
+                    latest.max(Crossing::between(open.as_ref(), &entry.crossing, &entry.chain.begin).time());
+            }
+        }
+        Ok(latest)
     }
 }
 

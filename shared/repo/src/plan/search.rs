@@ -96,11 +96,9 @@ impl<'a> Search<'a> {
             for (n, first, last) in groups(*range) {
                 let wal = timeline(self.wal, range.timeline)?;
                 // A file that is read up to a fork only goes on with times of another branch.
-                let last =
-                    if last.end(facts.segment_size) <= question.until { last } else { SegmentNo(last.0 - 1) };
-                if last < first {
-                    continue;
-                }
+                let before = || last.0.checked_sub(1).map(SegmentNo);
+                let last = if last.end(facts.segment_size) <= question.until { Some(last) } else { before() };
+                let Some(last) = last.filter(|last| *last >= first) else { continue };
                 let mut more = |transactions: Option<TransactionRange>, crossing, begin| {
                     let across = Crossing::between(open.as_ref(), crossing, begin).time();
                     latest = latest.max(across).max(transactions.map(|t| t.latest));
@@ -155,7 +153,7 @@ impl<'a> Search<'a> {
         Ok(previous.and_then(|e| e.last_record.filter(|&record| ends_here || record < e.end)))
     }
 
-    async fn entry(&mut self, of: TimelineId, number: SegmentNo) -> Result<Option<SegmentEntry>> {
+    pub(super) async fn entry(&mut self, of: TimelineId, number: SegmentNo) -> Result<Option<SegmentEntry>> {
         Ok(timeline(self.wal, of)?.entries(number, number).await?.remove(&number))
     }
 

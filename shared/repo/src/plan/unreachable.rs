@@ -261,7 +261,7 @@ impl fmt::Display for Why {
             Self::ClockSetBack { backup, time } => write!(
                 f,
                 "backup {backup} ended before it, but already holds a transaction whose commit time, {time}, is after it: the \
-                 server's clock was set back, and no older backup can be used"
+                 server's clock was set back, or runs ahead of that of the standby that was backed up, and no older backup can be used"
             ),
             Self::UnknownBackup(id) => write!(f, "there is no backup {id}"),
             Self::UnusableBackup(id, why) => write!(f, "backup {id} cannot be restored because it {why}"),

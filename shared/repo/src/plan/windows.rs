@@ -19,7 +19,7 @@ pub struct Window {
     pub timeline: TimelineId,
     /// Where it begins: the end of `oldest`, or, for a timeline's own part, the fork.
     pub from: Lsn,
-    /// The time there: when the backup ended, or the latest transaction before the fork.
+    /// The time there: when the backup ended, or that of a later commit that it holds; or the latest transaction before the fork.
     pub from_time: Option<PgTimestamp>,
     /// Every byte before this is there.
     pub until: Lsn,
@@ -168,7 +168,7 @@ fn window_in(facts: &Facts, path: &Path<'_>, stretch: &Stretch) -> Asking<Option
     Ok(Some(Window {
         timeline: path.timeline(),
         from: oldest.end,
-        from_time: Some(oldest.ended),
+        from_time: Some(oldest.serves_from()),
         until: stretch.until,
         last_record: extent.last_record,
         until_time: extent.latest,

@@ -1,7 +1,7 @@
 //! The last step of a backup: proving that everything is there, then creating the manifest.
 
 use futures_util::TryStreamExt;
-use walpoint_base::{BackupId, SegmentName};
+use walpoint_base::{BackupId, PgTimestamp, SegmentName};
 
 use super::super::catalog::Backups;
 use super::super::condemned::CondemnedSet;
@@ -59,6 +59,11 @@ impl Draft {
     /// The WAL segments, first and last, that have to be stored before [`Self::publish`].
     pub fn needs_wal(&self) -> Result<(SegmentName, SegmentName)> {
         self.manifest.summary.facts.wal().map_err(|e| RepoError::Internal(e.to_string()))
+    }
+
+    /// Notes the latest time at which a transaction ended before the segment in which the backup starts, if one is known.
+    pub fn note_latest_commit(&mut self, time: Option<PgTimestamp>) {
+        self.manifest.summary.facts.latest_commit = time.map(PgTimestamp::to_time);
     }
 
     /// Finds every pack with its size, then creates the manifest: afterwards the backup exists. Fails with

@@ -116,9 +116,17 @@ fn a_backup_behind_a_later_commit_time_serves_no_time_before_that() {
     let refusal = alone.plan(&time(900)).unwrap_err();
     assert_eq!(refusal.why, Why::ClockSetBack { backup: second, time: at(950) });
     assert!(refusal.hints[0].contains(&format!("--backup {second}")), "{refusal:?}");
-    // What is not there is not known.
-    world.files.remove(&(tli(1), SegmentNo(5)));
-    assert_eq!(world.plan(&time(900)).unwrap().backup.id, second);
+    // What is not there is not known, unless the backup notes it.
+    alone.files.remove(&(tli(1), SegmentNo(5)));
+    assert_eq!(alone.plan(&time(900)).unwrap().backup.id, second);
+    alone.backups[0].latest_commit = Some(at(950));
+    let refusal = alone.plan(&time(900)).unwrap_err();
+    assert_eq!(refusal.why, Why::ClockSetBack { backup: second, time: at(950) });
+    assert_eq!(refusal.nearest[0].time, Some(at(950)), "from then on it serves");
+    assert!(alone.plan(&Request { inclusive: false, ..time(950) }).is_err());
+    assert_eq!(alone.plan(&time(950)).unwrap().backup.id, second);
+    alone.backups[0].latest_commit = Some(at(600));
+    assert_eq!(alone.plan(&time(900)).unwrap().backup.id, second, "what is right is not refused");
 }
 
 #[test]

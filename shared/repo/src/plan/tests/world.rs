@@ -94,6 +94,7 @@ impl World {
             end_timeline: tli(timeline),
             started: at(started),
             ended: at(ended),
+            latest_commit: None,
             label: String::new(),
             bytes: 1000,
             block_bytes: 500,
