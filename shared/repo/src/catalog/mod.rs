@@ -55,7 +55,7 @@ pub use lacking::Lacking;
 pub use latest::latest_commit_before;
 pub use lineage::LineageCatalog;
 pub use runs::{Run, Runs};
-pub(crate) use succession::settle;
+pub(crate) use succession::{settle, settle_latest};
 
 use crate::Repository;
 use crate::backup::Listed;

@@ -59,6 +59,40 @@ pub(crate) fn settle(graph: &TimelineGraph, moments: &mut BTreeMap<BackupId, Tim
     }
 }
 
+/// Brings the latest times at which backups of one lineage can have ended in line with their positions: none is later than that of
+/// what came after it on the path, and none is earlier than the `settled` time. Where `latest` is when the store had the manifests,
+/// by its own clock, a server's clock that was behind makes no backup older than it is.
+pub(crate) fn settle_latest(
+    graph: &TimelineGraph,
+    settled: &BTreeMap<BackupId, Timestamp>,
+    latest: &mut BTreeMap<BackupId, Timestamp>,
+) {
+    let mut lines: BTreeMap<TimelineId, Vec<(Lsn, BackupId)>> = BTreeMap::new();
+    for id in latest.keys() {
+        lines.entry(id.timeline()).or_default().push((id.start(), *id));
+    }
+    lines.values_mut().for_each(|line| line.sort_unstable());
+    let mut first: BTreeMap<TimelineId, Timestamp> = BTreeMap::new();
+    for timeline in graph.ids().rev() {
+        let children: Vec<(Timestamp, Lsn)> = graph
+            .children(timeline)
+            .into_iter()
+            .filter_map(|(child, switch)| Some((*first.get(&child)?, switch)))
+            .collect();
+        let mut next = None;
+        for (start, id) in lines.get(&timeline).into_iter().flatten().rev() {
+            let Some(at) = latest.get_mut(id) else { continue };
+            let after = children.iter().filter(|(_, switch)| start < switch).map(|(at, _)| *at);
+            *at = after.chain(next).chain([*at]).min().unwrap_or(*at);
+            *at = settled.get(id).map_or(*at, |settled| *settled.max(at));
+            next = Some(*at);
+        }
+        if let Some(at) = next.or_else(|| children.iter().map(|(at, _)| *at).min()) {
+            first.insert(timeline, at);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -109,6 +143,29 @@ mod tests {
         assert_eq!(settled(&[(1, 20, 4), (3, 60, 3)], 5), [4, 4]);
         assert_eq!(settled(&[(1, 40, 4), (2, 35, 3)], 5), [4, 3]);
         assert_eq!(settled(&[(1, 20, 90)], 5), [5]);
+    }
+
+    #[test]
+    fn the_store_tells_how_late_a_backup_can_have_ended() {
+        let latest = |of: &[(u32, u64, i64, i64)], now| {
+            let mut moments =
+                of.iter().map(|(timeline, lsn, hour, _)| (id(*timeline, *lsn), at(*hour))).collect();
+            settle(&graph(), &mut moments, at(now));
+            let mut latest =
+                of.iter().map(|(timeline, lsn, _, stored)| (id(*timeline, *lsn), at(*stored))).collect();
+            settle_latest(&graph(), &moments, &mut latest);
+            let hour = |id: BackupId| (latest[&id].as_second() - at(0).as_second()) / 3600;
+            of.iter().map(|(timeline, lsn, ..)| hour(id(*timeline, *lsn))).collect::<Vec<_>>()
+        };
+        // Right clocks.
+        assert_eq!(latest(&[(1, 10, 1, 1), (1, 20, 2, 2), (1, 40, 4, 4), (2, 35, 5, 5)], 6), [1, 2, 4, 5]);
+        // Clocks that were behind, once and twice in a row.
+        assert_eq!(latest(&[(1, 10, 10, 10), (1, 20, -14, 20), (1, 40, 30, 30)], 31), [10, 20, 30]);
+        assert_eq!(latest(&[(1, 10, 10, 10), (1, 15, -14, 18), (1, 20, -10, 20)], 31), [10, 18, 20]);
+        // A copy of the repository whose store tells when the copy was made; a clock that was ahead.
+        assert_eq!(latest(&[(1, 10, 1, 50), (1, 20, 2, 50), (2, 35, 3, 50)], 60), [50, 50, 50]);
+        assert_eq!(latest(&[(1, 10, 1, 50), (1, 20, 2, 2), (3, 60, 3, 3)], 60), [2, 2, 3]);
+        assert_eq!(latest(&[(1, 10, 1, 1), (1, 20, 26, 2), (1, 40, 3, 3)], 4), [1, 3, 3]);
     }
 
     proptest! {

@@ -174,9 +174,13 @@ impl Gathered {
         reading: Reading,
     ) -> Result<()> {
         let (mut finished, mut uses) = (Vec::new(), BTreeMap::new());
+        let mut stored = BTreeMap::new();
         for one in listed {
             match (one.state, one.begun) {
-                (ListedState::Finished(_), _) => finished.push(one.id),
+                (ListedState::Finished(at), _) => {
+                    finished.push(one.id);
+                    stored.insert(one.id, at);
+                }
                 (ListedState::Ended(at), _) => self.ended.push((one.id, at)),
                 (ListedState::Unfinished, Some(begun)) => {
                     let intent = match backups.intent(one.id).await {
@@ -225,7 +229,7 @@ impl Gathered {
                     let packs = u64::try_from(packs).unwrap_or(u64::MAX);
                     let pages = summary.totals.bad_pages;
                     let damage = Damage { pages, packs, manifest, ..Damage::default() };
-                    self.facts.backups.push(candidate(&summary, damage));
+                    self.facts.backups.push(candidate(&summary, stored.get(&id).copied(), damage));
                     uses.insert(id, summary.parents);
                     self.lost.extend(lost);
                     self.announced.extend(announced);
@@ -363,12 +367,13 @@ fn damaged_of(condemned: &[NumberedCondemned]) -> CondemnedSet {
     CondemnedSet::new(damaged.map(|one| &one.condemned))
 }
 
-fn candidate(summary: &Summary, damage: Damage) -> Candidate {
+fn candidate(summary: &Summary, stored: Option<Timestamp>, damage: Damage) -> Candidate {
     let facts = &summary.facts;
     Candidate {
         id: summary.id,
         lineage: facts.lineage,
         ended: facts.ended,
+        complete_by: stored.unwrap_or(facts.ended),
         stop: facts.stop_lsn,
         stop_timeline: facts.stop_timeline,
         label: facts.label.clone(),

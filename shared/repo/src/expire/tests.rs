@@ -135,6 +135,10 @@ pub(crate) async fn publish(bed: &Bed, writer: BackupWriter, hours: i64) -> Back
     let draft = writer.finish(facts).await.unwrap();
     let (first, last) = draft.needs_wal().unwrap();
     draft.publish(WalStored { first, last }).await.unwrap();
+    // The store had it then.
+    let manifest = path(bed, ClusterPaths::new(&cluster()).manifest(id).as_str());
+    let seconds = u64::try_from(hours.max(0)).unwrap() * 3600;
+    File::open(manifest).unwrap().set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
     id
 }
 

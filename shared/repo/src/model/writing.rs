@@ -114,6 +114,9 @@ impl World {
                 let wrong = packs.intersection(&self.condemned).next();
                 assert_eq!(wrong, None, "{id} builds on what was condemned");
                 let Plan { facts, files, segment } = plan.clone();
+                // The store had it then.
+                let stored = std::fs::File::open(self.file_of(&backups.paths().manifest(id))).unwrap();
+                stored.set_modified(std::time::SystemTime::from(facts.ended)).unwrap();
                 let made = Made {
                     files,
                     label: facts.label,

@@ -28,6 +28,7 @@ fn backup(n: u32, start: (u32, u64), stop: (u32, u64)) -> Candidate {
         id: BackupId::new(started, tli(start.0), lsn(start.1), n),
         lineage: "7-1".parse().unwrap(),
         ended: started,
+        complete_by: started,
         stop: lsn(stop.1),
         stop_timeline: tli(stop.0),
         label: String::new(),

@@ -14,7 +14,8 @@ use super::policy::{Policy, Rule, since};
 use super::reason::{Base, Period, Reason};
 use super::request::granted;
 use super::window::wanted;
-use crate::catalog::settle;
+use crate::catalog::{settle, settle_latest};
+use crate::expire::CLOCK_LIMIT;
 
 /// What becomes of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,7 +60,8 @@ impl Decision {
 }
 
 /// Decides about every backup, oldest first. Times that contradict the positions of backups are brought in line with them:
-/// the newest backup is the one that lies furthest in the WAL, whatever a clock said.
+/// the newest backup is the one that lies furthest in the WAL, whatever a clock said. What has to be young to stay is as young as it
+/// can be by the store's clock: a server's clock that was behind takes nothing out of a window.
 ///
 /// Rules by number and date, and the minimum, are about the backups of one family of lineages: another server's make none of
 /// them old. They keep so many sound ones, if there are, as if the damaged ones were not there; and of the damaged ones
@@ -166,16 +168,25 @@ fn newest(line: &[Candidate], minimum: u32) -> BTreeSet<BackupId> {
     Soundness::BEST_FIRST.into_iter().flat_map(newest).map(|backup| backup.id).collect()
 }
 
-/// Every backup once, oldest first, with times that agree with their positions.
+/// Every backup once, oldest first, with times that agree with their positions: when it was complete, and when at the latest.
 fn settled(facts: &RetentionFacts, now: Timestamp) -> Vec<Candidate> {
     let mut backups: BTreeMap<BackupId, Candidate> =
         facts.backups.iter().map(|backup| (backup.id, backup.clone())).collect();
     for life in &facts.lives {
-        let own = backups.values().filter(|backup| backup.lineage == life.lineage);
-        let mut times = own.map(|backup| (backup.id, backup.ended)).collect();
+        let own = || backups.values().filter(|backup| backup.lineage == life.lineage);
+        // One that ends after the store had its manifest was stamped by a clock that was ahead. Left as it is it would lift those
+        // behind it to a day that has gone by meanwhile, and they would be taken for backups of one day.
+        let ended = |backup: &Candidate| match backup.ended.duration_since(backup.complete_by) > CLOCK_LIMIT {
+            true => backup.complete_by,
+            false => backup.ended,
+        };
+        let mut times = own().map(|backup| (backup.id, ended(backup))).collect();
+        let mut latest = own().map(|backup| (backup.id, backup.complete_by.min(now))).collect();
         settle(&life.graph, &mut times, now);
+        settle_latest(&life.graph, &times, &mut latest);
         for (id, ended) in times {
-            backups.entry(id).and_modify(|backup| backup.ended = ended);
+            let complete_by = latest.get(&id).copied().unwrap_or(ended);
+            backups.entry(id).and_modify(|backup| (backup.ended, backup.complete_by) = (ended, complete_by));
         }
     }
     let mut backups: Vec<Candidate> = backups.into_values().collect();
@@ -220,7 +231,7 @@ fn by_rank(backups: &[&Candidate], rule: &Rule, now: Timestamp, keep: &mut impl 
         backups.iter().rev().take(newest).for_each(|backup| keep(backup.id, Reason::Count(count)));
     }
     if let Some(span) = rule.age {
-        let young = backups.iter().filter(|backup| backup.ended >= since(now, span));
+        let young = backups.iter().filter(|backup| backup.complete_by >= since(now, span));
         young.for_each(|backup| keep(backup.id, Reason::Age(span)));
     }
     let calendar = [

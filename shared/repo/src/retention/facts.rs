@@ -16,8 +16,10 @@ pub struct Candidate {
     pub id: BackupId,
     /// The lineage whose WAL it needs.
     pub lineage: LineageId,
-    /// When it was complete: what its age is counted from.
+    /// When it was complete, by the clock of its server: what its age is counted from.
     pub ended: Timestamp,
+    /// When the store had its manifest, by the store's clock: it was complete by then.
+    pub complete_by: Timestamp,
     /// From where on it is consistent.
     pub stop: Lsn,
     /// The timeline of the byte before that.

@@ -2,7 +2,8 @@
 //!
 //! A moment on a timeline is recovered from a backup that ended before it on the path to that timeline. So for every
 //! timeline that was in use in the window, the newest backup that ended before the window begins it, and all that ended in
-//! it belong to it. Backups whose label has a rule of its own follow that rule; only where no other backup reaches as far
+//! it belong to it. When a backup ended is taken for as late as it can be: what is taken for older than it is would push out the one
+//! before it, and with it the moments in between. Backups whose label has a rule of its own follow that rule; only where no other backup reaches as far
 //! back are they needed too. What a lineage wrote between the fork and its first own backup is recovered from its parent's. Where the one that begins the window is known to be damaged, the newest sound one before it begins
 //! it as well.
 
@@ -36,9 +37,9 @@ pub(super) fn wanted(
         for timeline in life.in_use_after(begin) {
             let mut path: Vec<&Candidate> =
                 backups.iter().filter(|backup| life.leads_from(backup, timeline)).collect();
-            path.sort_by_key(|backup| (backup.ended, backup.id.start(), backup.id));
+            path.sort_by_key(|backup| (backup.complete_by, backup.id.start(), backup.id));
             let (before, within): (Vec<&Candidate>, Vec<&Candidate>) =
-                path.into_iter().partition(|backup| backup.ended <= begin);
+                path.into_iter().partition(|backup| backup.complete_by <= begin);
             let general = |backup: &&&Candidate| !labelled(backup);
             wanted.within.extend(within.iter().filter(general).map(|backup| backup.id));
             if !before.iter().any(|backup| backup.is_sound())
@@ -57,8 +58,8 @@ pub(super) fn wanted(
             }
             if base.is_none() {
                 // Whatever is older than the first general one reaches where that does not.
-                let first = within.iter().find(general).map(|backup| backup.ended);
-                let older = within.iter().take_while(|b| first.is_none_or(|first| b.ended < first));
+                let first = within.iter().find(general).map(|backup| backup.complete_by);
+                let older = within.iter().take_while(|b| first.is_none_or(|first| b.complete_by < first));
                 wanted.within.extend(older.map(|backup| backup.id));
             }
         }

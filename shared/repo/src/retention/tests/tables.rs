@@ -180,6 +180,45 @@ fn the_newest_lies_furthest_in_the_wal_whatever_a_clock_said() {
     assert_eq!(keep(&facts, &Policy { window: days(12), ..Policy::default() }, NOW).split(' ').count(), 13);
 }
 
+/// K1: a backup that a clock stamped which was behind begins no window before the moment at which it was made: the one before it, and
+/// the WAL in between, stay. The store knows.
+#[test]
+fn a_clock_that_was_behind_takes_nothing_out_of_a_window() {
+    let late = |said: &str, stored: &str| {
+        let mut facts = daily();
+        facts.backups.truncate(2);
+        facts.backups.push(backup(said, 1, 3));
+        facts.backups[2].complete_by = at(stored);
+        facts.backups.push(backup("2026-11-20T03:00:00Z", 1, 20));
+        facts
+    };
+    let window = Policy { window: days(7), ..Policy::default() };
+    // Before the one that came before it, and behind it.
+    for said in ["2026-10-01T03:00:00Z", "2026-11-08T03:00:00Z"] {
+        let facts = late(said, "2026-11-18T03:00:00Z");
+        assert_eq!(keep(&facts, &window, NOW), "2+ 3+ 20+", "{said}");
+        assert_eq!(keep(&facts, &window, "2026-11-25T02:00:00Z"), "2+ 3+ 20+", "{said}");
+        assert_eq!(keep(&facts, &window, "2026-11-25T04:00:00Z"), "3+ 20+", "{said}");
+        let age = Policy { rule: Rule { age: days(7), ..Rule::default() }, ..Policy::default() };
+        assert_eq!(keep(&facts, &age, NOW), "3+ 20+", "{said}");
+    }
+    // Right clocks.
+    assert_eq!(keep(&late("2026-11-08T03:00:00Z", "2026-11-08T03:00:00Z"), &window, NOW), "3+ 20+");
+}
+
+/// K1: a backup that was stamped by a clock that was ahead makes those behind it no younger when that time has come.
+#[test]
+fn a_clock_that_was_ahead_makes_no_one_day_of_many() {
+    let daily_rule = Policy { rule: Rule { daily: 7, ..Rule::default() }, ..Policy::default() };
+    let mut facts = daily();
+    let right = keep(&facts, &daily_rule, NOW);
+    let stored = facts.backups[14].complete_by;
+    facts.backups[14] = backup("2026-11-20T02:00:00Z", 1, 15);
+    facts.backups[14].complete_by = stored;
+    assert_eq!(keep(&facts, &daily_rule, NOW), right);
+    assert_eq!(keep(&facts, &Policy { window: days(3), ..Policy::default() }, NOW), "17+ 18+ 19+ 20+");
+}
+
 /// K3: after pg_upgrade the old lineage's last moments stay as long as they lie in the window.
 #[test]
 fn an_upgrade_leaves_the_old_lineage_its_window() {

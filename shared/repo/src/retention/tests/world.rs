@@ -26,6 +26,7 @@ pub(super) fn backup(ended: &str, timeline: u32, mib: u64) -> Candidate {
         id: BackupId::new(started, tli(timeline), start, u32::try_from(mib).unwrap()),
         lineage: lineage(1),
         ended: at(ended),
+        complete_by: at(ended),
         stop: start + 100,
         stop_timeline: tli(timeline),
         label: String::new(),
