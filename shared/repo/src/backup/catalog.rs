@@ -44,8 +44,17 @@ pub struct Listed {
     pub begun: Option<Timestamp>,
     /// How many progress objects it has.
     pub progress: u32,
+    /// Whether it says that it was finished: without a manifest, that is lost.
+    pub published: bool,
     /// How far it came.
     pub state: ListedState,
+}
+
+impl Listed {
+    /// Whether it was finished and its manifest is gone. One that is being deleted looks the same, and is announced.
+    pub fn lost_its_manifest(&self) -> bool {
+        self.published && self.state == ListedState::Unfinished
+    }
 }
 
 /// What a listing says about a backup before anything is read.
@@ -67,7 +76,8 @@ pub(crate) async fn list_names(store: &Store, paths: &ClusterPaths) -> Result<Ve
         };
         let Ok(id) = id.parse::<BackupId>() else { continue };
         if backups.last().is_none_or(|last| last.listed.id != id) {
-            let listed = Listed { id, begun: None, progress: 0, state: ListedState::Unfinished };
+            let listed =
+                Listed { id, begun: None, progress: 0, published: false, state: ListedState::Unfinished };
             backups.push(Unread { listed, may_be_ended: false });
         }
         let Some(backup) = backups.last_mut() else { continue };
@@ -77,6 +87,7 @@ pub(crate) async fn list_names(store: &Store, paths: &ClusterPaths) -> Result<Ve
                 backup.listed.state = ListedState::Finished(entry.modified);
                 backup.may_be_ended = entry.size <= MAX_TOMBSTONE;
             }
+            "published" => backup.listed.published = true,
             _ if name.starts_with("progress-") => backup.listed.progress += 1,
             _ => {}
         }

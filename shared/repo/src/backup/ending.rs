@@ -1,4 +1,5 @@
-//! The first and the last word of a backup that has no manifest: intent and tombstone.
+//! The first and the last word of a backup that has no manifest: intent and tombstone. And the word beside a manifest, which says that
+//! there was one.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,22 @@ pub struct Tombstone {
     pub ended: Timestamp,
     /// Why, in words.
     pub reason: String,
+}
+
+/// What says that a backup was finished: the meta frame of an object without content, so that two of one backup are the same.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Published {
+    /// The backup.
+    #[serde(with = "text")]
+    pub(super) id: BackupId,
+}
+
+impl Published {
+    pub(super) fn seal(&self, sealer: &Sealer, key: &Key) -> Result<SealedObject, EncodeError> {
+        let mut writer = ObjectWriter::new(sealer, ObjectKind::Published, key)?;
+        writer.meta(&to_json(self)?)?;
+        Ok(writer.finish()?)
+    }
 }
 
 impl Intent {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::BackupId;
 
 use super::catalog::{Backups, ListedState, Standing};
+use super::ending::Published;
 use super::facts::Summary;
 use super::manifest::EncodeError;
 use super::wire::Malformed;
@@ -132,9 +133,12 @@ impl Backups {
         Ok(true)
     }
 
-    /// What is to be done after a backup was finished: its progress objects mean nothing any more, and there may be enough
-    /// summaries for an object. Who may not delete leaves the progress to `expire`.
+    /// What is to be done after a backup was finished: it is noted that it was, its progress objects mean nothing any more, and there
+    /// may be enough summaries for an object. Who may not delete leaves the progress to `expire`.
     pub async fn tidy(&self, id: BackupId) -> Result<()> {
+        let key = self.paths().published(id);
+        let published = Published { id }.seal(self.sealer(), &key).map_err(|e| cannot_write(&key, &e))?;
+        self.store().create_once(&published).await?;
         let prefix = self.paths().backup(id);
         let entries = self.store().list_all(&prefix).await?;
         let spent = entries.into_iter().map(|entry| entry.key);

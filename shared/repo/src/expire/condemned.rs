@@ -112,9 +112,10 @@ impl Named {
     /// Whether they name an object.
     pub(super) fn names(&self, object: &ClusterObject, roots: &Roots) -> bool {
         match *object {
-            ClusterObject::Intent(id) | ClusterObject::Progress(id) | ClusterObject::Manifest(id) => {
-                self.backups.contains(&id)
-            }
+            ClusterObject::Intent(id)
+            | ClusterObject::Progress(id)
+            | ClusterObject::Published(id)
+            | ClusterObject::Manifest(id) => self.backups.contains(&id),
             ClusterObject::Pack(id, n) => self.packs_of.contains(&id) && self.set.has_pack(id, PackNo(n)),
             _ => roots.stretch(object).is_some_and(|stretch| {
                 let runs = self.wal.get(&(stretch.lineage, stretch.timeline));

@@ -182,6 +182,15 @@ impl Gathered {
                     stored.insert(one.id, at);
                 }
                 (ListedState::Ended(at), _) => self.ended.push((one.id, at)),
+                // What it needs is as little known as of one whose manifest is damaged.
+                (ListedState::Unfinished, _) if one.lost_its_manifest() && !is_going(condemned, one.id) => {
+                    self.notes.push(format!(
+                        "the manifest of backup {0} is lost: what the backup needs is not known, so all packs that are older stay; \
+                         archive-agent expire --backup {0} gives it up",
+                        one.id
+                    ));
+                    self.unreadable.push(one.id);
+                }
                 (ListedState::Unfinished, Some(begun)) => {
                     let intent = match backups.intent(one.id).await {
                         Ok(intent) => intent,
@@ -359,6 +368,12 @@ impl Gathered {
             first_backup: backups.map(|backup| backup.ended).min(),
         }
     }
+}
+
+/// Whether a backup is being deleted: its manifest goes after what else it has, and that may be under lock.
+fn is_going(condemned: &[NumberedCondemned], id: BackupId) -> bool {
+    let expired = condemned.iter().filter(|one| one.condemned.reason == CondemnedReason::Expired);
+    expired.flat_map(|one| &one.condemned.backups).any(|going| *going == id)
 }
 
 /// What was announced as damaged.

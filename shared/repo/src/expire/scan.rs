@@ -169,7 +169,10 @@ impl Scan {
 
     fn condemn(&mut self, object: &ClusterObject, roots: &Roots) {
         match *object {
-            ClusterObject::Intent(id) | ClusterObject::Progress(id) | ClusterObject::Manifest(id) => {
+            ClusterObject::Intent(id)
+            | ClusterObject::Progress(id)
+            | ClusterObject::Published(id)
+            | ClusterObject::Manifest(id) => {
                 self.backups.insert(id);
             }
             ClusterObject::Pack(id, n) => {

@@ -104,6 +104,11 @@ impl ClusterPaths {
         Key::composed(format!("{}/backups/{id}/manifest", self.root))
     }
 
+    /// `backups/<id>/published`: created after the manifest, and says that there was one.
+    pub fn published(&self, id: BackupId) -> Key {
+        Key::composed(format!("{}/backups/{id}/published", self.root))
+    }
+
     /// `backups/<id>/progress-<n>`: what an unfinished backup has stored.
     pub fn progress(&self, id: BackupId, n: u32) -> Key {
         Key::composed(format!("{}/backups/{id}/progress-{n:08}", self.root))

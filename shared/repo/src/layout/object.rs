@@ -23,6 +23,8 @@ pub enum ClusterObject {
     Progress(BackupId),
     /// A manifest, or a tombstone in its place.
     Manifest(BackupId),
+    /// What says that a backup was finished.
+    Published(BackupId),
     /// A pack, and its number.
     Pack(BackupId, u32),
     /// What must not be built on.
@@ -67,6 +69,7 @@ impl ClusterPaths {
         match file {
             "intent" => Some(ClusterObject::Intent(id)),
             "manifest" => Some(ClusterObject::Manifest(id)),
+            "published" => Some(ClusterObject::Published(id)),
             _ => {
                 let n = file.strip_prefix("progress-")?.parse().ok()?;
                 (self.progress(id, n) == *key).then_some(ClusterObject::Progress(id))
@@ -117,6 +120,7 @@ mod tests {
             (paths.intent(id), ClusterObject::Intent(id)),
             (paths.progress(id, 7), ClusterObject::Progress(id)),
             (paths.manifest(id), ClusterObject::Manifest(id)),
+            (paths.published(id), ClusterObject::Published(id)),
             (paths.pack(id, 12), ClusterObject::Pack(id, 12)),
             (paths.condemned(0), ClusterObject::Condemned(0)),
             (paths.hold(3), ClusterObject::Hold(3)),

@@ -36,6 +36,8 @@ pub enum ObjectKind {
     Pack = 20,
     /// Tables of a base backup that do not fit into its manifest.
     Table = 21,
+    /// Says that a base backup was finished: what is left when its manifest is lost.
+    Published = 22,
     /// What `expire` is about to delete.
     Condemned = 32,
     /// A hold.
@@ -52,7 +54,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [ObjectKind; 22] = [
+    pub const ALL: [ObjectKind; 23] = [
         Self::Segment,
         Self::Part,
         Self::Ended,
@@ -69,6 +71,7 @@ impl ObjectKind {
         Self::Tombstone,
         Self::Pack,
         Self::Table,
+        Self::Published,
         Self::Condemned,
         Self::Hold,
         Self::Evidence,

@@ -127,6 +127,7 @@ impl Roots {
         match object {
             ClusterObject::Intent(id)
             | ClusterObject::Progress(id)
+            | ClusterObject::Published(id)
             | ClusterObject::Manifest(id)
             | ClusterObject::Pack(id, _) => self.known.contains(id),
             _ => true,
@@ -200,7 +201,9 @@ impl Roots {
     /// Judges one object.
     pub fn judge(&self, object: &ClusterObject) -> Judgement {
         let (class, needed) = match *object {
-            ClusterObject::Intent(id) | ClusterObject::Progress(id) => (Class::Backup, self.needs_backup(id)),
+            ClusterObject::Intent(id) | ClusterObject::Progress(id) | ClusterObject::Published(id) => {
+                (Class::Backup, self.needs_backup(id))
+            }
             ClusterObject::Manifest(id) => {
                 (Class::Backup, self.needs_backup(id) || self.manifests.contains(&id))
             }

@@ -10,7 +10,7 @@ use walpoint_base::{BackupId, ClusterName, LineageId, SegmentNo, TimelineId};
 use super::Run;
 use super::report::VerifyFinding;
 use crate::Repository;
-use crate::backup::{Listed, ListedState};
+use crate::backup::{CondemnedReason, Listed, ListedState};
 use crate::catalog::{Catalog, LineageCatalog, Runs};
 use crate::error::{RepoError, Result};
 use crate::expire::Outlook;
@@ -63,7 +63,7 @@ impl Run<'_> {
         self.manifests(ids).await?;
         self.pack_sizes().await?;
         self.lineages(&catalog).await?;
-        self.unfinished(catalog.backups());
+        self.unfinished(catalog.backups()).await?;
         let mut needed = Vec::new();
         for lineage in catalog.lineages_mut() {
             needed.push(self.promised(lineage, &outlook.decisions).await?);
@@ -128,9 +128,42 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What was begun long ago and has no end: that it was finished once cannot be seen any more if its manifest is lost.
-    fn unfinished(&mut self, listed: &[Listed]) {
-        for one in listed.iter().filter(|one| one.state == ListedState::Unfinished) {
+    /// What was finished and has lost its manifest, unless it is being deleted; and what was begun long ago and has no end.
+    async fn unfinished(&mut self, listed: &[Listed]) -> Result<()> {
+        let mut lost: BTreeSet<BackupId> =
+            listed.iter().filter(|one| one.lost_its_manifest()).map(|one| one.id).collect();
+        let finished = listed.iter().filter(|one| matches!(one.state, ListedState::Finished(_)));
+        // What a manifest names that cannot be read is not known.
+        if self.options.backup.is_none() && finished.count() == self.ids.len() {
+            lost.extend(self.without_a_name(listed).await?);
+        }
+        if !lost.is_empty() {
+            // What is deleted is announced first.
+            let condemned = self.backups.condemned().await?.read;
+            let goes = |id: &BackupId| {
+                condemned.iter().map(|one| &one.condemned).any(|one| {
+                    one.reason == CondemnedReason::Expired
+                        && (one.backups.contains(id) || one.packs.iter().any(|packs| packs.backup == *id))
+                })
+            };
+            lost.retain(|id| !goes(id));
+        }
+        for id in &lost {
+            self.report.finding(VerifyFinding {
+                kind: "missing",
+                object: ClusterPaths::new(self.cluster).manifest(*id).to_string(),
+                what: "the manifest is not there, and what the backup stored is".to_owned(),
+                backups: vec![id.to_string()],
+                moments: Some("those that this backup is the only way to; others can be restored".to_owned()),
+                remedy: format!(
+                    "put the object back, from another version of it in the store or from a copy of the store, else take a backup and \
+                     give this one up with archive-agent expire --backup {id}; until then restore from another one, or from another \
+                     repository"
+                ),
+            });
+        }
+        for one in listed.iter().filter(|one| one.state == ListedState::Unfinished && !lost.contains(&one.id))
+        {
             let Some(begun) = one.begun.filter(|begun| Timestamp::now().duration_since(*begun) > LONG) else {
                 continue;
             };
@@ -140,6 +173,30 @@ impl Run<'_> {
                 one.id
             ));
         }
+        Ok(())
+    }
+
+    /// Those who wrote packs that no manifest names, and of whom nothing else is there. What begins just now has an intent before it
+    /// has a pack, and may not have been listed yet.
+    async fn without_a_name(&self, listed: &[Listed]) -> Result<Vec<BackupId>> {
+        let (paths, store) = (ClusterPaths::new(self.cluster), self.repository.store());
+        let mut found = Vec::new();
+        for name in store.list_dirs(&paths.all_data()).await? {
+            let Ok(id) = name.parse::<BackupId>() else { continue };
+            if listed.iter().any(|one| one.id == id) {
+                continue;
+            }
+            let mut listing = store.list(&paths.data(id), None);
+            while let Some(entry) = listing.try_next().await? {
+                let Some(ClusterObject::Pack(_, n)) = paths.parse(&entry.key) else { continue };
+                let old = Timestamp::now().duration_since(entry.modified) > LONG;
+                if old && !self.packs.contains_key(&(id, n)) {
+                    found.push(id);
+                    break;
+                }
+            }
+        }
+        Ok(found)
     }
 
     async fn pack_sizes(&mut self) -> Result<()> {

@@ -71,6 +71,7 @@ fn kind_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> 
             ClusterObject::Lease => Some(ObjectKind::Lease),
             ClusterObject::Intent(_) => Some(ObjectKind::Intent),
             ClusterObject::Progress(_) => Some(ObjectKind::Progress),
+            ClusterObject::Published(_) => Some(ObjectKind::Published),
             ClusterObject::Point(..) => Some(ObjectKind::RestorePoint),
             _ => None,
         };
@@ -107,6 +108,7 @@ fn finding(object: &ClusterObject, key: &Key, error: &RepoError) -> VerifyFindin
             "nothing has to be done: a finished backup does not need it, and of an unfinished one the next backup stores anew what \
              it cannot take over"
         }
+        ClusterObject::Published(_) => "nothing has to be done: it only says that there was a manifest",
         ClusterObject::Point(..) => {
             "the restore point cannot be found by its name; delete the object and recover to its time or LSN"
         }

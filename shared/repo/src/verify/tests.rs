@@ -613,3 +613,53 @@ async fn a_page_left_to_replay_by_one_backup_is_judged_again_with_the_next() {
     assert_eq!(pages.len(), 1, "{report:#?}");
     assert_eq!(pages[0].backups, [made[1].to_string()]);
 }
+
+/// K4: a backup that was finished and has lost its manifest is a finding, and so are packs of which nothing else is there; one that
+/// was killed is none, and what is being deleted is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_manifest_is_a_finding() {
+    let (bed, ids) = readable_world().await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let paths = ClusterPaths::new(&cluster());
+    ids.iter().for_each(|id| assert!(path(&bed, paths.manifest(*id).as_str()).exists()));
+    let manifest = path(&bed, paths.manifest(ids[0]).as_str());
+    let bytes = std::fs::read(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
+    assert_eq!(run(&bed, Depth::Light).await.found, 0, "as one that was killed");
+    replace_new(&manifest, &bytes);
+    backups.tidy(ids[0]).await.unwrap();
+    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    std::fs::remove_file(&manifest).unwrap();
+    for depth in [Depth::Light, Depth::Full] {
+        let report = run(&bed, depth).await;
+        let [finding] = &report.findings[..] else { panic!("{report:#?}") };
+        assert_eq!((finding.kind, finding.object.as_str()), ("missing", paths.manifest(ids[0]).as_str()));
+        assert_eq!(finding.backups, [ids[0].to_string()]);
+    }
+    // Nothing but its packs is left.
+    std::fs::remove_dir_all(manifest.parent().unwrap()).unwrap();
+    assert_eq!(run(&bed, Depth::Light).await.found, 0, "it may have begun just now");
+    for key in keys(&bed).await.iter().filter(|key| key.contains(&format!("/data/{}", ids[0]))) {
+        let day = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
+        std::fs::File::open(path(&bed, key)).unwrap().set_modified(day).unwrap();
+    }
+    let report = run(&bed, Depth::Light).await;
+    let [finding] = &report.findings[..] else { panic!("{report:#?}") };
+    assert_eq!((finding.kind, finding.object.as_str()), ("missing", paths.manifest(ids[0]).as_str()));
+    let condemned = Condemned {
+        written: Timestamp::now(),
+        host: String::new(),
+        agent: String::new(),
+        reason: CondemnedReason::Expired,
+        backups: Vec::new(),
+        packs: vec![CondemnedPacks::all_of(ids[0])],
+        wal: Vec::new(),
+        requests: Vec::new(),
+    };
+    backups.condemn(&condemned).await.unwrap();
+    assert_eq!(run(&bed, Depth::Light).await.found, 0, "it is being deleted");
+}
+
+fn replace_new(path: &PathBuf, bytes: &[u8]) {
+    std::fs::File::create_new(path).unwrap().write_all(bytes).unwrap();
+}

@@ -55,7 +55,7 @@ mod tests {
     }
 
     fn listed(n: u32, begun: i64, progress: u32, state: ListedState) -> Listed {
-        Listed { id: id(n), begun: Some(at(begun)), progress, state }
+        Listed { id: id(n), begun: Some(at(begun)), progress, published: false, state }
     }
 
     #[test]

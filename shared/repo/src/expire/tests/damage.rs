@@ -162,3 +162,36 @@ async fn a_lost_lineage_stops_deletion() {
     assert!(error.contains(key.as_str()) && error.contains("put the object back"), "{error}");
     assert_eq!((finished(&bed).await.len(), segments(&bed).await.len()), (ids.len(), 100));
 }
+
+/// Promise 11: a backup that was finished and has lost its manifest keeps what it may need until a person gives it up; one that is
+/// being deleted does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_manifest_keeps_everything_older() {
+    let (bed, ids) = world().await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    backups.tidy(ids[2]).await.unwrap();
+    let paths = ClusterPaths::new(&cluster());
+    std::fs::remove_file(path(&bed, paths.manifest(ids[2]).as_str())).unwrap();
+    let packs = |keys: &BTreeSet<String>| {
+        keys.iter().filter(|key| key.contains(&format!("/data/{}", ids[2]))).count()
+    };
+    let report = run(&bed, &at_once(1)).await;
+    let told = |note: &String| note.contains(&format!("manifest of backup {} is lost", ids[2]));
+    assert!(report.notes.iter().any(told), "{:?}", report.notes);
+    assert!(packs(&keys(&bed).await) > 0);
+    assert_eq!(segments(&bed).await.len(), 100, "nobody knows which WAL it needs");
+    let named = NamedBackup {
+        backup: ids[2],
+        who: "dba".to_owned(),
+        even_if_held: false,
+        even_if_last: false,
+        abort_unfinished: false,
+    };
+    run(&bed, &ExpireOptions { named: Some(named), ..at_once(1) }).await;
+    assert_eq!(packs(&keys(&bed).await), 0);
+    let left = keys(&bed).await;
+    assert!(!left.iter().any(|key| key.contains(&ids[2].to_string())), "{left:?}");
+    run(&bed, &at_once(1)).await;
+    assert_eq!(finished(&bed).await, [ids[4]]);
+    assert_eq!(segments(&bed).await.first(), Some(&45));
+}

@@ -42,8 +42,11 @@ pub(super) async fn archive(world: &World, bed: &Bed, rng: &mut StdRng) {
 pub(super) async fn open(world: &World, bed: &Bed) -> LineageCatalog {
     let backups = Backups::of(bed.archive.repository(), &bed.archive.lineage().cluster);
     let state = ListedState::Finished(at(0).to_time());
-    let listed: Vec<Listed> =
-        world.backups.iter().map(|b| Listed { id: b.id, begun: None, progress: 0, state }).collect();
+    let listed: Vec<Listed> = world
+        .backups
+        .iter()
+        .map(|b| Listed { id: b.id, begun: None, progress: 0, published: false, state })
+        .collect();
     let mut catalog = LineageCatalog::load(bed.archive.clone(), &backups, &listed).await.unwrap();
     for backup in &world.backups {
         let facts = BackupFacts { lineage: catalog.id(), ..backup.clone() };
