@@ -211,6 +211,13 @@ impl Backups {
         }
     }
 
+    /// Whether a listing shows something in the place of a backup's manifest. That it cannot be read is no proof that it is gone.
+    pub async fn lists_manifest(&self, id: BackupId) -> Result<bool> {
+        let key = self.paths.manifest(id);
+        let entries = self.store.list_all(&self.paths.backup(id)).await?;
+        Ok(entries.iter().any(|entry| entry.key == key))
+    }
+
     /// The summary of a finished backup. An error for any other.
     pub async fn summary(&self, id: BackupId) -> Result<Summary> {
         match self.standing(id).await? {

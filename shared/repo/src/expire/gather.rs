@@ -243,6 +243,16 @@ impl Gathered {
                     self.lost.extend(lost);
                     self.announced.extend(announced);
                 }
+                // Read and not found, and listed all the same: absence is proven, or nothing is deleted for it.
+                Standing::Unfinished if backups.lists_manifest(id).await? => {
+                    self.notes.push(format!(
+                        "{}: it is listed, and the store says that it is not there. What the backup needs is not known, so it and all \
+                         packs that are older stay",
+                        backups.paths().manifest(id)
+                    ));
+                    self.unreadable.push(id);
+                }
+                // Deleted by another expire meanwhile.
                 Standing::Unfinished => {}
                 Standing::Ended(tombstone) => self.ended.push((id, tombstone.ended)),
             }

@@ -160,6 +160,13 @@ async fn add_manifests(
                 notes.push(format!("{error}: all packs that are older than it stay"));
                 roots.keep_packs_until(id);
             }
+            Err(RepoError::NotFound { .. }) if backups.lists_manifest(id).await? => {
+                notes.push(format!(
+                    "{}: it is listed, and the store says that it is not there: all packs that are older than it stay",
+                    backups.paths().manifest(id)
+                ));
+                roots.keep_packs_until(id);
+            }
             // Deleted by another expire since it was listed.
             Err(RepoError::NotFound { .. }) => {}
             Err(error) => return Err(error),

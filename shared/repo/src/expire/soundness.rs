@@ -86,7 +86,7 @@ async fn prove_one(
 ) -> Result<Proven> {
     let reader = match backups.open(id).await {
         Ok(reader) => reader,
-        // Deleted by another expire meanwhile.
+        // Deleted by another expire meanwhile, if it is not listed any more.
         Err(RepoError::NotFound { .. }) => return Ok(Proven::plain(Standing::Unfinished)),
         Err(error) => return Err(error),
     };

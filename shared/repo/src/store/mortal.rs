@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::Path as LocalPath;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +27,8 @@ pub(crate) struct Mortal {
     left: Arc<AtomicI64>,
     /// What has to be deleted before something can be written: 0 once there is room.
     lacking: Arc<AtomicI64>,
+    /// What is listed, and said not to be there where it is read.
+    hidden: Arc<Mutex<Option<String>>>,
     /// Requests that are being carried out.
     running: Arc<AtomicI64>,
 }
@@ -39,6 +41,7 @@ impl Mortal {
             inner,
             left: Arc::new(AtomicI64::new(i64::from(life))),
             lacking: Arc::default(),
+            hidden: Arc::default(),
             running: Arc::default(),
         }
     }
@@ -46,6 +49,11 @@ impl Mortal {
     /// Fills its filesystem: nothing can be written until so many objects are deleted.
     pub(crate) fn fill(&self, lacking: u32) {
         self.lacking.store(i64::from(lacking), SeqCst);
+    }
+
+    /// Answers every request to read this key with "not found"; with none, none.
+    pub(crate) fn hide(&self, key: Option<&str>) {
+        *self.hidden.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
     }
 
     /// As a store that does not try again what failed.
@@ -109,6 +117,10 @@ impl ObjectStore for Mortal {
 
     async fn get_opts(&self, at: &Path, opts: GetOptions) -> Result<GetResult> {
         let (inner, at) = (Arc::clone(&self.inner), at.clone());
+        if self.hidden.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(at.as_ref()) {
+            let path = at.to_string();
+            return Err(object_store::Error::NotFound { path, source: "it is hidden".into() });
+        }
         self.request(async move { inner.get_opts(&at, opts).await }).await
     }
 

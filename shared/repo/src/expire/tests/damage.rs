@@ -163,6 +163,31 @@ async fn a_lost_lineage_stops_deletion() {
     assert_eq!((finished(&bed).await.len(), segments(&bed).await.len()), (ids.len(), 100));
 }
 
+/// Promise 11: a manifest that is listed and that the store says is not there is none that was deleted: nothing goes for it, its backup
+/// least of all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_listed_and_not_found_is_not_gone() {
+    let (bed, ids) = world().await;
+    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    let repository = Repository::over("main", store.store(), None).await.unwrap();
+    let before = keys(&bed).await;
+    let newest = *ids.last().unwrap();
+    let manifest = ClusterPaths::new(&cluster()).manifest(newest);
+    store.hide(Some(manifest.as_str()));
+    for _ in 0..2 {
+        let report = expire(&repository, &cluster(), &at_once(2)).await.unwrap();
+        let told = |note: &String| note.contains(manifest.as_str()) && note.contains("it is listed");
+        assert!(report.notes.iter().any(told), "{:?}", report.notes);
+    }
+    let of_it = |keys: &BTreeSet<String>| {
+        keys.iter().filter(|key| key.contains(&newest.to_string())).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(of_it(&keys(&bed).await), of_it(&before));
+    store.hide(None);
+    expire(&repository, &cluster(), &at_once(1)).await.unwrap();
+    assert_eq!(finished(&bed).await, [newest]);
+}
+
 /// Promise 11: a backup that was finished and has lost its manifest keeps what it may need until a person gives it up; one that is
 /// being deleted does not.
 #[tokio::test(flavor = "multi_thread")]
