@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, SegmentNo};
 
+use super::light::{NeededWal, RESUPPLY};
+use super::report::VerifyFinding;
 use super::{Run, Segment};
 use crate::backup::{
     Condemned, CondemnedPacks, CondemnedReason, CondemnedWal, DamagedAnnouncement, NumberedCondemned, PackNo,
 };
 use crate::error::{RepoError, Result};
+use crate::layout::ClusterPaths;
 
 /// Stretches that are longer are left as they are announced.
 const MANY: u32 = 1 << 20;
@@ -143,6 +146,67 @@ impl Run<'_> {
             }
         }
         (still, whole)
+    }
+
+    /// Findings for what was announced as damaged and is still used, as long as that is not taken back: a run that does not read
+    /// everything would be silent about most of it.
+    pub(super) fn known(&mut self, needed: &[NeededWal]) {
+        let announced: Vec<(Condemned, String)> = self
+            .announced
+            .iter()
+            .map(|one| {
+                let Condemned { written, host, .. } = &one.condemned;
+                let by = if host.is_empty() { String::new() } else { format!(" by {host}") };
+                let what = format!(
+                    "it was found damaged on {written:.0}{by}, and was not found whole again since by \"archive-agent verify\" as a \
+                     whole"
+                );
+                (one.condemned.clone(), what)
+            })
+            .collect();
+        let paths = ClusterPaths::new(self.cluster);
+        for (condemned, what) in announced {
+            let packs = self.packs.keys().filter(|pack| names_pack(&[&condemned], **pack));
+            for (owner, n) in packs.copied().collect::<Vec<_>>() {
+                self.bad_pack(owner, n, "damaged", what.clone());
+            }
+            for id in condemned.backups.iter().filter(|id| self.ids.contains(id)) {
+                if self.damaged_manifests.insert(*id) {
+                    self.report.finding(VerifyFinding {
+                        kind: "damaged",
+                        object: paths.manifest(*id).to_string(),
+                        what: what.clone(),
+                        backups: vec![id.to_string()],
+                        moments: None,
+                        remedy:
+                            "take a backup; until then restore from another one, or from another repository"
+                                .to_owned(),
+                    });
+                }
+            }
+            for wal in &condemned.wal {
+                let of_it = needed.iter().find(|needed| needed.lineage.id == wal.lineage);
+                let runs = of_it.and_then(|needed| Some((needed, needed.timelines.get(&wal.timeline)?)));
+                let Some((needed, runs)) = runs else { continue };
+                for run in runs.iter() {
+                    for n in run.first.0.max(wal.first)..=run.last.0.min(wal.last) {
+                        let segment = (wal.lineage, wal.timeline, n);
+                        if self.sound_wal.contains(&segment) || !self.damaged_wal.insert(segment) {
+                            continue;
+                        }
+                        let name = SegmentNo(n).name(wal.timeline, needed.lineage.segment_size);
+                        self.report.finding(VerifyFinding {
+                            kind: "damaged",
+                            object: paths.wal(wal.lineage).segment(name).to_string(),
+                            what: what.clone(),
+                            backups: Vec::new(),
+                            moments: Some("those behind it: recovery ends there".to_owned()),
+                            remedy: RESUPPLY.to_owned(),
+                        });
+                    }
+                }
+            }
+        }
     }
 
     /// Whether a segment was announced as damaged before the run.

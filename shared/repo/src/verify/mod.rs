@@ -150,6 +150,9 @@ pub async fn verify(
         }
         Depth::Sample(_) | Depth::Budget(_) => run.sample(&needed).await?,
     }
+    if options.depth != Depth::Full {
+        run.known(&needed);
+    }
     if run.condemn().await? && options.depth == Depth::Full && options.backup.is_none() {
         run.absolve(&outlook.damaged_announcements).await?;
     }

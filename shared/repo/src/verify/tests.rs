@@ -464,7 +464,11 @@ async fn what_is_whole_again_is_damaged_no_more() {
     let named: Vec<u32> = left.iter().flat_map(|one| &one.condemned.packs).map(|packs| packs.first).collect();
     assert_eq!(named, [1], "the other one is still damaged");
     flip_block(&packs[1]);
-    assert_eq!((run(&bed, Depth::Light).await.found, announced(&bed).await), (0, 1));
+    assert_eq!(
+        (run(&bed, Depth::Light).await.found, announced(&bed).await),
+        (1, 1),
+        "told until it was read"
+    );
     assert_eq!((run(&bed, Depth::Full).await.found, announced(&bed).await), (0, 0));
     assert_eq!(soundness(&bed).await, [true, true]);
 }
@@ -658,6 +662,30 @@ async fn a_lost_manifest_is_a_finding() {
     };
     backups.condemn(&condemned).await.unwrap();
     assert_eq!(run(&bed, Depth::Light).await.found, 0, "it is being deleted");
+}
+
+/// K4: what was found damaged is a finding of every later run, whatever that reads, until it is found whole again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_found_damaged_is_told_by_every_run() {
+    let (bed, ids) = readable_world().await;
+    let damaged = [
+        path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str()),
+        path(&bed, &segment_key(&bed, 16)),
+    ];
+    let whole = damaged.each_ref().map(|file| std::fs::read(file).unwrap());
+    flip_block(&damaged[0]);
+    flip(&damaged[1]);
+    assert!(run(&bed, Depth::Full).await.found >= 2);
+    for depth in [Depth::Light, Depth::Light, Depth::Sample(0.01), Depth::Sample(0.01)] {
+        let report = run(&bed, depth).await;
+        for file in &damaged {
+            let told = |object: &str| file.ends_with(object);
+            assert!(report.findings.iter().any(|finding| told(&finding.object)), "{depth:?} {report:#?}");
+        }
+    }
+    damaged.iter().zip(&whole).for_each(|(file, bytes)| replace(file, bytes));
+    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    assert_eq!(run(&bed, Depth::Light).await.found, 0);
 }
 
 fn replace_new(path: &PathBuf, bytes: &[u8]) {
