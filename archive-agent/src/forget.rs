@@ -92,7 +92,14 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
         false => output::text(&document.text())?,
     }
     let (failed, done) = (document.failed.join("; "), args.dry_run || !document.repositories.is_empty());
+    let held: u64 = document.repositories.iter().map(|one| one.held_objects).sum();
     match document.failed.is_empty() {
+        // Who deletes personal data has to know that it is still there.
+        true if held > 0 => Err(anyhow!(
+            "could not delete everything: {held} objects are under a lock, or this account may not delete them. HINT: run it again when \
+             the lock is over, or with an account that may"
+        )
+        .into()),
         true => Ok(()),
         false if done && !args.dry_run => {
             Err(anyhow!("could not delete everything; run it again to continue: {failed}").into())
@@ -158,6 +165,9 @@ impl Document {
         for one in &self.repositories {
             let (what, objects, bytes) = match one.dry_run {
                 true => ("Would delete", one.objects, one.bytes),
+                false if one.held_objects > 0 => {
+                    ("Deleted a part of", one.deleted_objects, one.deleted_bytes)
+                }
                 false => ("Deleted", one.deleted_objects, one.deleted_bytes),
             };
             writeln!(text, "{what} cluster {} from {}", one.cluster, one.repository).ok();

@@ -324,6 +324,24 @@ fn an_object_under_lock_is_reported_and_tried_again() {
     assert!(!keys.iter().any(|key| key.contains(&first) || key.contains("/condemned/")), "{keys:?}");
 }
 
+/// K3: whoever forgets a cluster is told by the exit status that something of it is still there.
+#[test]
+fn what_the_store_keeps_is_not_forgotten() {
+    let store = Store::s3();
+    let proxy = HttpProxy::to(store.port().unwrap());
+    let bed = bed_via(store, proxy.port(), "count = 1");
+    bed.backup();
+    proxy.set(vec![
+        Rule::new("DELETE", "/clusters/main/", 403, "AccessDenied"),
+        Rule::new("POST", "delete", 403, "AccessDenied"),
+    ]);
+    let forget = ["forget", "main", "--yes", "--even-if-in-use"];
+    let kept = bed.agent.run(&forget).expect_status(1);
+    assert!(kept.stdout.contains("Deleted a part of cluster main"), "{kept:#?}");
+    assert!(kept.stderr.contains("could not delete everything"), "{kept:#?}");
+    assert!(!bed.back_door().list("clusters/main").is_empty());
+}
+
 /// The tables of a configuration without a grace period.
 fn tables(retention: &str) -> String {
     format!("\n[cluster.main.retention]\ngrace = \"0s\"\n{retention}\n")

@@ -1,7 +1,8 @@
 //! Deleting what was announced and is still out of reach.
 //!
 //! Intents and progress first, then manifests, then packs, then WAL, whose index forgets it before it goes. An object that
-//! the store does not let go (a lock, missing rights) is reported, stays announced, and is tried again by the next run.
+//! the store does not let go (a lock, missing rights) is reported, stays announced, and is tried again by the next run. A backup whose
+//! manifest stays so is listed, and keeps its packs and its WAL.
 //! Objects go a thousand at a time where the store has requests for that.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +34,7 @@ pub(super) struct Deleter<'a> {
     repository: &'a Repository,
     cluster: &'a ClusterName,
     paths: ClusterPaths,
-    roots: &'a Roots,
+    roots: Roots,
     ripe: &'a Named,
     deleted: BTreeMap<Class, Tally>,
     locked: Vec<(ClusterObject, String)>,
@@ -43,15 +44,16 @@ impl<'a> Deleter<'a> {
     pub(super) fn new(
         repository: &'a Repository,
         cluster: &'a ClusterName,
-        roots: &'a Roots,
+        roots: Roots,
         ripe: &'a Named,
     ) -> Self {
         let paths = ClusterPaths::new(cluster);
         Self { repository, cluster, paths, roots, ripe, deleted: BTreeMap::new(), locked: Vec::new() }
     }
 
-    /// Deletes all of it. On an error the rest stays announced.
-    pub(super) async fn run(&mut self) -> Result<()> {
+    /// Deletes what backups have beside packs and WAL; the backups whose manifest the store does not let go. On an error the rest stays
+    /// announced.
+    pub(super) async fn delete_backups(&mut self) -> Result<BTreeSet<BackupId>> {
         let backups = self.prefixes(self.ripe.backups(), self.paths.backups(), |id| self.paths.backup(id));
         for prefix in &backups {
             self.sweep(prefix, |object| !matches!(object, ClusterObject::Manifest(_))).await?;
@@ -59,6 +61,25 @@ impl<'a> Deleter<'a> {
         for prefix in &backups {
             self.sweep(prefix, |_| true).await?;
         }
+        let held = self.locked.iter().filter_map(|(object, _)| match object {
+            ClusterObject::Manifest(id) => Some(*id),
+            _ => None,
+        });
+        Ok(held.collect())
+    }
+
+    /// Judges by these from here on.
+    pub(super) fn spare(&mut self, roots: Roots) {
+        self.roots = roots;
+    }
+
+    /// What is judged by.
+    pub(super) fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    /// Deletes packs and WAL, which nothing leads to any more. On an error the rest stays announced.
+    pub(super) async fn delete_the_rest(&mut self) -> Result<()> {
         for prefix in self.prefixes(self.ripe.packs_of(), self.paths.all_data(), |id| self.paths.data(id)) {
             self.sweep(&prefix, |_| true).await?;
         }
@@ -97,7 +118,7 @@ impl<'a> Deleter<'a> {
 
     /// Deletes what lies below a prefix, is named, out of reach, and `wanted`.
     async fn sweep(&mut self, prefix: &Prefix, wanted: impl Fn(&ClusterObject) -> bool) -> Result<()> {
-        let (store, roots, ripe, paths) = (self.repository.store(), self.roots, self.ripe, &self.paths);
+        let (store, roots, ripe, paths) = (self.repository.store(), &self.roots, self.ripe, &self.paths);
         let doomed = store.list(prefix, None).try_filter_map(|entry| {
             let object = paths.parse(&entry.key).filter(|object| wanted(object));
             let doomed = object.and_then(|object| match roots.judge(&object) {
@@ -152,7 +173,7 @@ impl<'a> Deleter<'a> {
     pub(super) fn finished(&self, announced: &Announced, waiting: &BTreeSet<BackupId>) -> Vec<u64> {
         let each = announced.each(self.ripe.numbers());
         let idle =
-            each.filter(|(_, named)| !self.locked.iter().any(|(object, _)| named.names(object, self.roots)));
+            each.filter(|(_, named)| !self.locked.iter().any(|(object, _)| named.names(object, &self.roots)));
         idle.map(|(n, _)| n).filter(|n| !announced.asks_for(*n, waiting)).collect()
     }
 }

@@ -35,7 +35,7 @@ mod soundness;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{ClusterName, LineageId};
@@ -164,7 +164,7 @@ async fn announce_and_delete(
         report.notes.push("there is no finished backup that can be read: nothing is deleted".to_owned());
         return Ok(report);
     }
-    let roots = roots::of(&backups, &gathered, &decisions, &mut report.notes).await?;
+    let roots = roots::of(&backups, &gathered, &decisions, &BTreeSet::new(), &mut report.notes).await?;
     let before = match &request {
         Some(_) => Some(roots::with_named(&backups, &gathered, &roots, &policy, store_now()).await?),
         // Nothing new is announced where only what was announced by name is deleted.
@@ -237,14 +237,21 @@ async fn delete_announced(
         return Ok(BTreeMap::new());
     }
     let decisions = decide(&gathered.facts, policy, now);
-    let roots = roots::of(&backups, &gathered, &decisions, &mut Vec::new()).await?;
-    let mut deleter = Deleter::new(repository, cluster, &roots, &ripe);
-    let deleted = deleter.run().await;
+    let roots = roots::of(&backups, &gathered, &decisions, &BTreeSet::new(), &mut Vec::new()).await?;
+    let mut deleter = Deleter::new(repository, cluster, roots, &ripe);
+    let deleted = async {
+        let held = deleter.delete_backups().await?;
+        if !held.is_empty() {
+            deleter.spare(roots::of(&backups, &gathered, &decisions, &held, &mut Vec::new()).await?);
+        }
+        deleter.delete_the_rest().await
+    };
+    let deleted = deleted.await;
     deleter.tell(report);
     deleted?;
     // An unfinished backup builds on them: a later run deletes them.
     let requested = decisions.iter().filter(|decision| decision.is_requested()).map(|d| d.backup.id);
-    let waiting = requested.filter(|id| roots.needs_backup(*id)).collect();
+    let waiting = requested.filter(|id| deleter.roots().needs_backup(*id)).collect();
     for n in deleter.finished(announced, &waiting) {
         backups.absolve(n).await?;
     }

@@ -18,15 +18,17 @@ const AT_ONCE: usize = 2;
 /// A tombstone stays so long, though nothing else of its backup does: whoever was asleep finds it.
 const TOMBSTONE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// Everything that is needed.
+/// Everything that is needed. `held` are backups whose manifest the store does not let go: what is listed stays whole.
 pub(super) async fn of(
     backups: &Backups,
     gathered: &Gathered,
     decisions: &[Decision],
+    held: &BTreeSet<BackupId>,
     notes: &mut Vec<String>,
 ) -> Result<Roots> {
     let mut roots = Roots::default();
-    let spared = spared(gathered, &mut roots, notes);
+    let mut spared = spared(gathered, &mut roots, notes);
+    spared.extend(held);
     let mut manifests = spared.clone();
     manifests.extend(decisions.iter().filter(|decision| decision.stays()).map(|decision| decision.backup.id));
     for id in &gathered.unreadable {

@@ -29,6 +29,8 @@ pub(crate) struct Mortal {
     lacking: Arc<AtomicI64>,
     /// What is listed, and said not to be there where it is read.
     hidden: Arc<Mutex<Option<String>>>,
+    /// What must not be deleted.
+    locked: Arc<Mutex<Option<String>>>,
     /// Requests that are being carried out.
     running: Arc<AtomicI64>,
 }
@@ -42,6 +44,7 @@ impl Mortal {
             left: Arc::new(AtomicI64::new(i64::from(life))),
             lacking: Arc::default(),
             hidden: Arc::default(),
+            locked: Arc::default(),
             running: Arc::default(),
         }
     }
@@ -54,6 +57,11 @@ impl Mortal {
     /// Answers every request to read this key with "not found"; with none, none.
     pub(crate) fn hide(&self, key: Option<&str>) {
         *self.hidden.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
+    }
+
+    /// Lets this key not go; with none, all go.
+    pub(crate) fn lock(&self, key: Option<&str>) {
+        *self.locked.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
     }
 
     /// As a store that does not try again what failed.
@@ -142,6 +150,15 @@ impl ObjectStore for Mortal {
             let mortal = mortal.clone();
             async move {
                 let (path, inner) = (path?, Arc::clone(&mortal.inner));
+                if mortal.locked.lock().unwrap_or_else(PoisonError::into_inner).as_deref()
+                    == Some(path.as_ref())
+                {
+                    let path = path.to_string();
+                    return Err(object_store::Error::PermissionDenied {
+                        path,
+                        source: "it is locked".into(),
+                    });
+                }
                 let gone = path.clone();
                 mortal.request(async move { inner.delete(&path).await }).await?;
                 mortal.lacking.fetch_sub(1, SeqCst);

@@ -220,3 +220,32 @@ async fn a_lost_manifest_keeps_everything_older() {
     assert_eq!(finished(&bed).await, [ids[4]]);
     assert_eq!(segments(&bed).await.first(), Some(&45));
 }
+
+/// K3, promise 11: a backup whose manifest the store does not let go is listed, and stays whole: its packs and the WAL that makes it
+/// consistent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_under_lock_stays_whole() {
+    let (bed, ids) = world().await;
+    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    let repository = Repository::over("main", store.store(), None).await.unwrap();
+    let manifest = ClusterPaths::new(&cluster()).manifest(ids[2]);
+    store.lock(Some(manifest.as_str()));
+    let packs = |keys: &BTreeSet<String>, id: BackupId| {
+        keys.iter().filter(|key| key.contains(&format!("/data/{id}/"))).count()
+    };
+    let before = packs(&keys(&bed).await, ids[2]);
+    for _ in 0..2 {
+        let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
+        assert_eq!((report.held_objects, &report.held[..]), (1, &[manifest.to_string()][..]));
+        assert_eq!(finished(&bed).await, [ids[2], ids[4]]);
+        let keys = keys(&bed).await;
+        assert_eq!((packs(&keys, ids[1]), packs(&keys, ids[2])), (0, before));
+        let left = segments(&bed).await;
+        assert!(left.contains(&25) && left.contains(&26) && !left.contains(&27), "{left:?}");
+    }
+    store.lock(None);
+    expire(&repository, &cluster(), &at_once(1)).await.unwrap();
+    assert_eq!(finished(&bed).await, [ids[4]]);
+    assert_eq!(packs(&keys(&bed).await, ids[2]), 0);
+    assert_eq!(segments(&bed).await.first(), Some(&45));
+}
