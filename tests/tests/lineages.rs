@@ -8,8 +8,10 @@ use std::time::Duration;
 use archive_bed::Bed;
 use serde_json::Value;
 use walpoint_tests::agent::{Agent, Daemon};
+use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::process::Output;
+use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
 use walpoint_tests::wait;
 
@@ -510,4 +512,34 @@ fn names_of_another_host_take_no_repositorys_place() {
     std::fs::remove_file(&signal).unwrap();
     let said = alone.init(&[]).expect_success().stdout;
     assert!(said.contains("takes its place") && replaced() == 1, "{said}");
+}
+
+/// An upgrade that was abandoned, or the upgrade of a copy, leaves a newer lineage beside the one in use: neither is restored without
+/// a question. One that goes on from the other is.
+#[test]
+fn an_older_lineage_that_goes_on_is_not_passed_over() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    ledger.append(&bed.cluster);
+    bed.settle();
+    let old = format!("{}-1", bed.cluster.system_id());
+    let mut other = Cluster::builder().segment_size_mb(1).init();
+    let agent = Agent::with(&other, &bed.store);
+    agent.archive_from(&other);
+    agent.init(&["--new-lineage"]).expect_success();
+    let _daemon = agent.daemon();
+    other.start();
+    agent.run(&["backup"]).expect_success();
+    let new = format!("{}-1", other.system_id());
+    let plan = |options: &[&str]| json(&bed.agent.restore(&[&["--json", "plan"], options].concat()));
+    assert_eq!(plan(&[])["lineage"], new, "{:#}", plan(&[]));
+    ledger.append(&bed.cluster);
+    bed.settle();
+    let refused = plan(&[]);
+    assert_eq!(refused["reason"], "several-lineages", "{refused:#}");
+    for lineage in [&old, &new] {
+        assert!(refused["message"].to_string().contains(lineage.as_str()), "{refused:#}");
+        assert_eq!(plan(&["--lineage", lineage])["lineage"], lineage.as_str());
+    }
 }

@@ -69,7 +69,7 @@ pub async fn prove_from(
 /// Lineages that were split off from one another are a family: several servers went on from what they have in common. Which
 /// of them is meant only a person knows, so where two members have the target with different content the plan is refused.
 /// The newest family is tried first; an older one only for what the newest cannot have: a moment before it began, a backup
-/// of the older one.
+/// of the older one. Where an older one went on after the newest was registered, the plan is refused as well.
 pub async fn plan_from(
     catalog: &mut Catalog,
     request: &Request,
@@ -78,9 +78,18 @@ pub async fn plan_from(
 ) -> Result<Verdict> {
     let mut refusal: Option<Box<Unreachable>> = None;
     let mut skipped: Vec<Vec<usize>> = Vec::new();
-    for family in families(catalog.lineages(), request.lineage) {
+    let mut families = families(catalog.lineages(), request.lineage).into_iter();
+    while let Some(family) = families.next() {
         match plan_in_family(catalog, &family, request, decoder, now).await? {
-            Some(Ok(plan)) => return older::unless_newer_is_meant(catalog, request, &skipped, plan).await,
+            Some(Ok(plan)) => {
+                let older: Vec<Vec<usize>> = families.collect();
+                return match older::unless_newer_is_meant(catalog, request, &skipped, plan).await? {
+                    Ok(plan) => {
+                        unless_older_is_in_use(catalog, (&family, &older), request, plan, decoder, now).await
+                    }
+                    refused => Ok(refused),
+                };
+            }
             Some(Err(unreachable)) => {
                 let final_word = !may_be_older(&unreachable.why);
                 let unreachable = refusal.take().unwrap_or(unreachable);
@@ -94,6 +103,40 @@ pub async fn plan_from(
         }
     }
     Ok(Err(refusal.unwrap_or_else(|| Box::new(no_lineage(catalog, request)))))
+}
+
+/// A plan, or the question which lineage is meant: where an older family went on after the plan's was registered, that is no
+/// successor. It is a copy that was upgraded, or an upgrade that was abandoned, and each of both has what the other has not.
+async fn unless_older_is_in_use(
+    catalog: &mut Catalog,
+    (family, older): (&[usize], &[Vec<usize>]),
+    request: &Request,
+    mut plan: RestorePlan,
+    decoder: &Arc<dyn SegmentDecoder>,
+    now: Timestamp,
+) -> Result<Verdict> {
+    let created = family.iter().filter_map(|at| catalog.lineages().get(*at));
+    let created = created.map(|lineage| lineage.lineage().created).min();
+    let Some(created) = created.filter(|_| request.backup.is_none()) else { return Ok(Ok(plan)) };
+    for other in older {
+        let Some(lineage) = older::in_use_since(catalog, other, created).await? else { continue };
+        match plan_in_family(catalog, other, request, decoder, now).await? {
+            Some(Ok(other)) => {
+                return Ok(Err(Box::new(several_lineages(catalog, request, &[plan, other]))));
+            }
+            Some(Err(refused)) if may_be_meant(&refused.why, request) => {
+                let mut several = several_lineages(catalog, request, &[plan]);
+                several.hints.push(format!("Lineage {lineage}, which may be meant as well: {}.", refused.why));
+                return Ok(Err(Box::new(several)));
+            }
+            Some(Err(refused)) => plan.notes.push(format!(
+                "Lineage {lineage} is older and was in use after lineage {} was registered; there the target cannot be reached: {}.",
+                plan.lineage, refused.why
+            )),
+            None => {}
+        }
+    }
+    Ok(Ok(plan))
 }
 
 /// Plans in the lineages of one family; `None` if it has none.

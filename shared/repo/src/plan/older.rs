@@ -5,7 +5,8 @@
 //! So the older lineage is taken only where it is asked for: by name, by one of its backups, or by a target that the newest one
 //! cannot have. A lineage that has no WAL is no reason to refuse: nothing was written there.
 
-use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
+use jiff::Timestamp;
+use walpoint_base::{LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
 use super::facts::{Asking, ExtentQuestion, Facts};
 use super::path::Path;
@@ -39,6 +40,23 @@ pub(super) async fn unless_newer_is_meant(
         ));
     }
     Ok(Ok(plan))
+}
+
+/// The lineage of a family in which a transaction ended, by the clock of its server, after a later family was registered; `None` if
+/// there is none. When WAL was stored says nothing: the last segments of a server may be late.
+pub(super) async fn in_use_since(
+    catalog: &mut Catalog,
+    family: &[usize],
+    registered: Timestamp,
+) -> Result<Option<LineageId>> {
+    for at in family {
+        let Some(lineage) = catalog.lineages_mut().get_mut(*at) else { continue };
+        let last = last_wal(lineage, TargetTimeline::Latest).await?.and_then(|last| last.time);
+        if last.is_some_and(|last| last > PgTimestamp::from_time(registered)) {
+            return Ok(Some(lineage.id()));
+        }
+    }
+    Ok(None)
 }
 
 /// Where the WAL of a lineage ends: on the timeline that is asked for, or on the newest one that has any.
