@@ -2,7 +2,8 @@
 //!
 //! `clusters/<name>/holds/<n>` is a numbered sequence of small objects. Each places a hold on a backup or on a label, or
 //! removes an earlier one; none is ever changed, so the sequence is also the record of who did what. A crash in the middle
-//! leaves an entry or none. What cannot be read is an error and never "no hold", until somebody removes it by its number.
+//! leaves an entry or none. Beside each entry stands `holds/<n>.given`, which says that there is one: numbers have no gap, and so a lost
+//! entry is missed, the newest one too. What cannot be read is an error and never "no hold", until somebody removes it by its number.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +14,7 @@ use walpoint_base::{BackupId, ClusterName};
 
 use crate::Repository;
 use crate::error::{RepoError, Result, found};
-use crate::layout::{ClusterPaths, Key};
+use crate::layout::{ClusterObject, ClusterPaths, Key};
 use crate::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
 use crate::retention::Held;
 use crate::store::{Claim, Store};
@@ -178,7 +179,7 @@ impl Holds {
     pub async fn look(&self) -> Result<Holdings> {
         let mut read = Holdings::default();
         let mut numbers: BTreeSet<u64> = self.numbers().await?.into_iter().collect();
-        // They have no gap: what is missing below the highest is lost, or was created while the listing was taken.
+        // They have no gap: what is missing up to the highest is lost, or was created while the listing was taken.
         let last = numbers.last().copied().unwrap_or(0);
         let unlisted: Vec<u64> = (1..last).filter(|n| !numbers.contains(n)).take(LOST).collect();
         numbers.extend(unlisted);
@@ -242,22 +243,38 @@ impl Holds {
             });
             let sealed = sealed.map_err(|e| internal(e.to_string()))?;
             match self.store.claim(&sealed).await? {
-                Claim::Won => return Ok(next),
+                Claim::Won => {
+                    self.note_given(next).await?;
+                    return Ok(next);
+                }
                 Claim::Lost => next = next.saturating_add(1),
             }
         }
         Err(RepoError::Internal(format!("others placed {ATTEMPTS} holds at the same moment; try again")))
     }
 
+    /// Notes that an entry was written. Until then the hold is in force, and not missed if it is lost.
+    async fn note_given(&self, number: u64) -> Result<()> {
+        let key = self.paths.hold_given(number);
+        let sealed =
+            ObjectWriter::new(&self.sealer, ObjectKind::Hold, &key).and_then(|writer| writer.finish());
+        let sealed = sealed.map_err(|e| RepoError::Internal(format!("{key} cannot be written: {e}")))?;
+        self.store.create_once(&sealed).await.map(drop)
+    }
+
+    /// The numbers that were given, by the entries and by what stands beside them.
     async fn numbers(&self) -> Result<Vec<u64>> {
         let Ok(prefix) = self.paths.sequence("holds") else { return Ok(Vec::new()) };
         let mut listing = self.store.list(&prefix, None);
         let mut numbers = Vec::new();
         while let Some(entry) = listing.try_next().await? {
-            let number = entry.key.below(&prefix).and_then(|name| name.parse::<u64>().ok());
-            numbers.extend(number.filter(|number| self.paths.hold(*number) == entry.key));
+            numbers.extend(match self.paths.parse(&entry.key) {
+                Some(ClusterObject::Hold(number)) => Some(number),
+                _ => None,
+            });
         }
         numbers.sort_unstable();
+        numbers.dedup();
         Ok(numbers)
     }
 
@@ -380,5 +397,18 @@ mod tests {
         assert_eq!((read.holds.len(), read.damaged.len(), read.damaged[0].number), (2, 1, 2));
         holds.remove(2, "boss", "2026-11-22T00:00:00Z".parse().unwrap()).await.unwrap();
         assert_eq!(holds.list().await.unwrap().len(), 2);
+    }
+
+    /// K1: the newest one, which may be the only one, is missed as well, and its number is not given again.
+    #[tokio::test]
+    async fn the_newest_hold_is_missed_when_it_is_lost() {
+        let holds = holds();
+        assert_eq!(holds.add(&placement(HeldOn::Label("a".to_owned()), None)).await.unwrap(), 1);
+        holds.store.delete(&holds.paths.hold(1)).await.unwrap();
+        let told = holds.list().await.unwrap_err().to_string();
+        assert!(told.contains("archive-agent hold remove 1 --repository main"), "{told}");
+        assert_eq!(holds.add(&placement(HeldOn::Label("b".to_owned()), None)).await.unwrap(), 2);
+        holds.remove(1, "boss", "2026-11-22T00:00:00Z".parse().unwrap()).await.unwrap();
+        assert_eq!(holds.list().await.unwrap().len(), 1);
     }
 }

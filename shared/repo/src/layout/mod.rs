@@ -144,6 +144,11 @@ impl ClusterPaths {
         Key::composed(format!("{}/holds/{n:012}", self.root))
     }
 
+    /// `holds/<n>.given`: says that an entry of that number was written, so that one that is lost is missed, the last one too.
+    pub fn hold_given(&self, n: u64) -> Key {
+        Key::composed(format!("{}/holds/{n:012}.given", self.root))
+    }
+
     /// `summaries/<n>`: summaries of finished backups.
     pub fn summaries(&self, n: u64) -> Key {
         Key::composed(format!("{}/summaries/{n:012}", self.root))

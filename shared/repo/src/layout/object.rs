@@ -49,7 +49,10 @@ impl ClusterPaths {
         match first {
             "lineages" => rest.parse().ok().map(ClusterObject::Lineage),
             "condemned" => number(self.condemned(numbered())).map(ClusterObject::Condemned),
-            "holds" => number(self.hold(numbered())).map(ClusterObject::Hold),
+            "holds" => match rest.strip_suffix(".given").and_then(|n| n.parse().ok()) {
+                Some(n) => (self.hold_given(n) == *key).then_some(ClusterObject::Hold(n)),
+                None => number(self.hold(numbered())).map(ClusterObject::Hold),
+            },
             "summaries" => number(self.summaries(numbered())).map(ClusterObject::Summaries),
             "evidence" => number(self.evidence(numbered())).map(ClusterObject::Evidence),
             "leases" => Some(ClusterObject::Lease),
@@ -124,6 +127,7 @@ mod tests {
             (paths.pack(id, 12), ClusterObject::Pack(id, 12)),
             (paths.condemned(0), ClusterObject::Condemned(0)),
             (paths.hold(3), ClusterObject::Hold(3)),
+            (paths.hold_given(3), ClusterObject::Hold(3)),
             (paths.evidence(4), ClusterObject::Evidence(4)),
             (paths.lease("backup", 1).unwrap(), ClusterObject::Lease),
             (
