@@ -10,7 +10,7 @@ use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{
     Lsn, PgMajor, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId, WalFileName,
 };
-use walpoint_repo::init::error_chain;
+use walpoint_repo::error::error_chain;
 use walpoint_repo::object::MasterKey;
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::store::settings::ConditionalWrites;

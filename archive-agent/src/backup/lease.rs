@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use walpoint_base::ClusterName;
-use walpoint_repo::init::error_chain;
+use walpoint_repo::error::error_chain;
 use walpoint_repo::lease::{Asked, Held, Holder, Leases, Renewed};
 
 use crate::check::repository::Destination;

@@ -11,7 +11,7 @@ use walpoint_base::{BackupId, PgTimestamp, TimelineId};
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{Draft, Finding, Summary};
 use walpoint_repo::catalog::latest_commit_before;
-use walpoint_repo::init::error_chain;
+use walpoint_repo::error::error_chain;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::config::duration;
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use walpoint_base::{TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::RepoError;
-use walpoint_repo::init::error_chain;
+use walpoint_repo::error::error_chain;
 use walpoint_repo::wal::WalArchive;
 
 use super::ancestry::Ancestry;

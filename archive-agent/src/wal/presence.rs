@@ -9,7 +9,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use walpoint_repo::init::error_chain;
+use walpoint_repo::error::error_chain;
 use walpoint_repo::object::RepositoryId;
 use walpoint_repo::{Lineage, RepoError, Repository};
 

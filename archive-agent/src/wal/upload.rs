@@ -20,7 +20,7 @@ use walpoint_base::socket::FileIdentity;
 use walpoint_base::{SegmentName, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::Identity;
-use walpoint_repo::init::error_chain;
+use walpoint_repo::error::error_chain;
 use walpoint_repo::object::Level;
 use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, SegmentSealer, Stored, WalArchive};

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::LineageId;
 
 use crate::descriptor::now;
-use crate::document;
+use crate::document::{self, as_text};
 use crate::error::{RepoError, Result, found};
-use crate::lineage::{AckMember, Lineage, as_text};
+use crate::lineage::{AckMember, Lineage};
 use crate::object::RepositoryId;
 use crate::repository::Repository;
 

@@ -3,13 +3,15 @@
 //! It is the proof that a store holds a repository at all: an unmounted directory or an emptied bucket has none, and then
 //! nothing in it is believed to be absent.
 
+use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
+use walpoint_base::ClusterName;
 
-use crate::document;
-use crate::error::{RepoError, Result};
-use crate::layout;
-use crate::lineage::as_text;
+use crate::document::{self, as_text};
+use crate::error::{RepoError, Result, found};
+use crate::layout::{self, ClusterPaths};
 use crate::object::{FORMAT_VERSION, MasterKey, RepositoryId, Sealer};
+use crate::store::Store;
 
 /// What a repository is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -105,8 +107,49 @@ fn key_check(id: RepositoryId, master: &MasterKey) -> Result<String> {
     Ok(blake3::Hash::from_bytes(key).to_hex().to_string())
 }
 
+/// Reads a store's descriptor. That there is none is never "not found": there is no repository then.
+pub async fn read_descriptor(store: &Store) -> Result<Descriptor> {
+    let Some(bytes) = found(store.get(&layout::descriptor()).await)? else {
+        // That it cannot be listed is no reason to say less.
+        if let Ok(Some(lost)) = lost(store).await {
+            return Err(lost);
+        }
+        return Err(RepoError::NoRepository {
+            store: store.name().to_owned(),
+            what: "it has no walpoint.json; check the URL, that the directory is mounted and the bucket the right one, or \
+                   create a repository with archive-agent init"
+                .to_owned(),
+        });
+    };
+    Descriptor::parse(store.name(), &bytes)
+}
+
+/// What to say of a store that has lineages or backups and no descriptor; `None` if it has none. A daemon that has not noticed yet
+/// that its repository was deleted may leave a segment or two: they are no reason.
+pub async fn lost(store: &Store) -> Result<Option<RepoError>> {
+    for cluster in store.list_dirs(&layout::clusters()).await? {
+        let Ok(name) = cluster.parse::<ClusterName>() else { continue };
+        let paths = ClusterPaths::new(&name);
+        // Objects and not directories: those of a filesystem stay when they are empty.
+        let (mut lineages, mut backups) =
+            (store.list(&paths.lineages(), None), store.list(&paths.backups(), None));
+        if lineages.try_next().await?.is_none() && backups.try_next().await?.is_none() {
+            continue;
+        }
+        return Ok(Some(RepoError::NoRepository {
+            store: store.name().to_owned(),
+            what: format!(
+                "it has no walpoint.json, and it has what was stored of cluster {cluster}: the object is lost. Put it back, from \
+                 another version of it in the store or from a copy of the store. Making a repository here would make \
+                 everything that is stored unreadable, so that is refused"
+            ),
+        }));
+    }
+    Ok(None)
+}
+
 /// Now, to the second: finer says nothing here.
-pub(crate) fn now() -> jiff::Timestamp {
+pub fn now() -> jiff::Timestamp {
     jiff::Timestamp::new(jiff::Timestamp::now().as_second(), 0).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
 

@@ -194,3 +194,17 @@ fn allowed_by(store: &str) -> &'static str {
         false => "the credentials and what they are allowed to do",
     }
 }
+
+/// An error and what is beneath it, in one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,4 +1,4 @@
-//! Making a repository, and finding out what a store really does before trusting it.
+//! Making a repository, in a store that is looked at before it is trusted.
 //!
 //! The descriptor is created last of what `init` does to a store, with a create that cannot replace: of two `init`s at
 //! the same moment one makes the repository and the other opens it. A crash before leaves at most a probe object and a key
@@ -6,23 +6,19 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::TryStreamExt;
-use walpoint_base::ClusterName;
-
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, lost, read_descriptor};
 use crate::document;
 use crate::error::{RepoError, Result, found};
 use crate::keys::{KeySlots, KeySource};
-use crate::layout::{self, ClusterPaths};
+use crate::layout;
 use crate::object::MasterKey;
-use crate::repository::{Repository, read_descriptor};
+use crate::repository::Repository;
 use crate::store::settings::ConditionalWrites;
-use crate::store::{Creation, Store, StoreSettings};
+use crate::store::{Creation, Finding, Probe, Store, StoreSettings};
 
 /// How a repository is made, if there is none.
 #[derive(Debug)]
-pub(crate) enum NewRepository<'a> {
+enum NewRepository<'a> {
     /// Not encrypted.
     Plain,
     /// With that key, and no slot.
@@ -45,130 +41,25 @@ pub struct Initialised {
     pub probe: Probe,
 }
 
-/// What a store did with a probe object.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Probe {
-    /// A missing object was answered with "not found". S3 without ListBucket says "denied": then absence cannot be proven.
-    pub absence: Finding,
-    /// What was created was read back, whole and in part, and its size was right.
-    pub reading: Finding,
-    /// A create over an existing object was refused, and the object was unchanged.
-    pub never_replaces: Finding,
-    /// A listing showed the object at once.
-    pub listing: Finding,
-    /// The object could be deleted and was gone.
-    pub deleting: Finding,
-    /// How far the store's clock is ahead of this machine's, to about a second; `None` where it cannot be told.
-    pub clock_ahead: Option<jiff::SignedDuration>,
-}
-
-/// Whether a store does as expected.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Finding {
-    /// It does.
-    Good,
-    /// It does not; what it did, and what that means.
-    Bad(String),
-}
-
-impl Finding {
-    fn of(good: bool, what: &str) -> Self {
-        if good { Self::Good } else { Self::Bad(what.to_owned()) }
+impl Repository {
+    /// Creates an encrypted repository with a key slot for what the settings name, or opens the one that is there. Otherwise
+    /// as [`Self::init`].
+    pub async fn init_encrypted(name: &str, settings: &StoreSettings, comment: &str) -> Result<Initialised> {
+        init(name, settings, NewRepository::Encrypted { comment }).await
     }
 
-    fn or_error<T>(result: Result<T>, good: impl FnOnce(&T) -> bool, what: &str) -> Self {
-        match result {
-            Ok(value) => Self::of(good(&value), what),
-            Err(error) => Self::Bad(error_chain(&error)),
-        }
-    }
-
-    /// Whether the store does as expected.
-    pub fn is_good(&self) -> bool {
-        *self == Self::Good
+    /// Creates a repository, encrypted if a key is given, or opens the one that is there. Probes the store first and refuses
+    /// one that would replace objects.
+    pub async fn init(
+        name: &str,
+        settings: &StoreSettings,
+        master: Option<MasterKey>,
+    ) -> Result<Initialised> {
+        init(name, settings, master.map_or(NewRepository::Plain, NewRepository::WithKey)).await
     }
 }
 
-impl Probe {
-    /// Everything that was found, with a name for each.
-    pub fn findings(&self) -> [(&'static str, &Finding); 5] {
-        [
-            ("absence", &self.absence),
-            ("reading", &self.reading),
-            ("never replaces", &self.never_replaces),
-            ("listing", &self.listing),
-            ("deleting", &self.deleting),
-        ]
-    }
-
-    /// Finds out what a store does, with one small object that is deleted afterwards. Fails if that object cannot be
-    /// created; everything else is a finding.
-    pub async fn of(store: &Store) -> Result<Self> {
-        let key = layout::probe(rand::random());
-        let absence = match store.head(&key).await {
-            Ok(None) => match store.get(&key).await {
-                Err(RepoError::NotFound { .. }) => Finding::Good,
-                Ok(_) => Finding::Bad("an object that was never written was found".to_owned()),
-                Err(error) => Finding::Bad(error_chain(&error)),
-            },
-            Ok(Some(_)) => Finding::Bad("an object that was never written was found".to_owned()),
-            Err(error) => Finding::Bad(format!(
-                "a missing object was not answered with \"not found\": {}; may the credentials list the bucket \
-                 (s3:ListBucket)?",
-                error_chain(&error)
-            )),
-        };
-        let (first, second) =
-            (Bytes::from_static(b"walpoint probe 1"), Bytes::from_static(b"walpoint probe two"));
-        if !store.create_blindly(&key, first.clone()).await? {
-            return Err(RepoError::Rejected {
-                what: format!("the creation of {key}"),
-                store: store.name().to_owned(),
-                source: "it says that an object of a random name exists already".into(),
-            });
-        }
-        let before = jiff::Timestamp::now();
-        let reading = match (store.get(&key).await, store.get_range(&key, 9..14).await) {
-            (Ok(whole), Ok(part)) => {
-                let good = whole == first && part.bytes == "probe" && part.size == first.len() as u64;
-                Finding::of(good, "what was read is not what was written")
-            }
-            (Err(error), _) | (_, Err(error)) => Finding::Bad(error_chain(&error)),
-        };
-        let refused = store.create_blindly(&key, second).await;
-        let unchanged = store.get(&key).await;
-        let never_replaces = match (refused, unchanged) {
-            (Ok(false), Ok(now)) if now == first => Finding::Good,
-            (Ok(true), Ok(now)) if now != first => Finding::Bad(
-                "the store accepted If-None-Match and overwrote the object all the same: two hosts could replace each \
-                 other's WAL unnoticed"
-                    .to_owned(),
-            ),
-            (Ok(_), Ok(_)) => Finding::Bad("a create over an existing object was answered wrongly".to_owned()),
-            (Err(error), _) | (_, Err(error)) => Finding::Bad(error_chain(&error)),
-        };
-        let listed = store.list_all(&layout::probes()).await;
-        let listing = Finding::or_error(
-            listed,
-            |l| l.iter().any(|e| e.key == key),
-            "a listing does not show the object",
-        );
-        let clock_ahead = store.head(&key).await.ok().flatten().map(|m| m.modified.duration_since(before));
-        let deleting = match store.delete(&key).await {
-            Ok(()) => {
-                Finding::or_error(store.head(&key).await, Option::is_none, "a deleted object is still there")
-            }
-            Err(error) => Finding::Bad(error_chain(&error)),
-        };
-        Ok(Self { absence, reading, never_replaces, listing, deleting, clock_ahead })
-    }
-}
-
-pub(crate) async fn init(
-    name: &str,
-    settings: &StoreSettings,
-    new: NewRepository<'_>,
-) -> Result<Initialised> {
+async fn init(name: &str, settings: &StoreSettings, new: NewRepository<'_>) -> Result<Initialised> {
     let store = Store::open(settings).await?;
     // Any failure, a missing bucket included, says that it is not known whether there is one; some stores would make
     // the bucket.
@@ -203,30 +94,6 @@ pub(crate) async fn init(
         _ => Repository::open_described(name, settings, store, descriptor).await?,
     };
     Ok(Initialised { repository, existed, probe })
-}
-
-/// What to say of a store that has lineages or backups and no descriptor; `None` if it has none. A daemon that has not noticed yet
-/// that its repository was deleted may leave a segment or two: they are no reason.
-pub(crate) async fn lost(store: &Store) -> Result<Option<RepoError>> {
-    for cluster in store.list_dirs(&layout::clusters()).await? {
-        let Ok(name) = cluster.parse::<ClusterName>() else { continue };
-        let paths = ClusterPaths::new(&name);
-        // Objects and not directories: those of a filesystem stay when they are empty.
-        let (mut lineages, mut backups) =
-            (store.list(&paths.lineages(), None), store.list(&paths.backups(), None));
-        if lineages.try_next().await?.is_none() && backups.try_next().await?.is_none() {
-            continue;
-        }
-        return Ok(Some(RepoError::NoRepository {
-            store: store.name().to_owned(),
-            what: format!(
-                "it has no walpoint.json, and it has what was stored of cluster {cluster}: the object is lost. Put it back, from \
-                 another version of it in the store or from a copy of the store. Making a repository here would make \
-                 everything that is stored unreadable, so that is refused"
-            ),
-        }));
-    }
-    Ok(None)
 }
 
 /// Refuses a store that replaces objects or does not give back what it was given.
@@ -295,20 +162,6 @@ async fn make(
         }
         Err(error) => Err(error),
     }
-}
-
-/// An error and what is beneath it, in one line.
-pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use walpoint_base::{ClusterName, LineageId, PgMajor, SegmentSize, SystemId, TimelineHistory, TimelineId};
+use walpoint_base::{ClusterName, LineageId, PgMajor, SegmentSize, SystemId};
 
-use crate::descriptor::{Descriptor, now};
+use crate::descriptor::{Descriptor, now, read_descriptor};
 use crate::document;
 use crate::error::{RepoError, Result, found};
-use crate::init::{self, Initialised, NewRepository};
 use crate::keys::unlock::{Unlocked, unlock};
 use crate::keys::{KeySlots, KeySource};
 use crate::layout::{self, ClusterPaths};
-use crate::lineage::{AckMember, Fork, Lineage, LineageDocument, LineageUid, ParentLineage};
+use crate::lineage::{AckMember, Lineage, LineageDocument, LineageUid, ParentLineage};
 use crate::object::{Level, MasterKey, RepositoryId, Sealer};
 use crate::store::{Creation, Store, StoreSettings};
-use crate::wal::{Inherited, WalArchive};
+
+#[cfg(test)]
+mod tests;
 
 /// Lineages that are read at the same time.
 const AT_ONCE: usize = 8;
@@ -97,22 +98,6 @@ impl Repository {
     pub async fn over(name: &str, store: Store, master: Option<MasterKey>) -> Result<Self> {
         let descriptor = read_descriptor(&store).await?;
         Self::assemble(name, store, descriptor, master, None)
-    }
-
-    /// Creates an encrypted repository with a key slot for what the settings name, or opens the one that is there. Otherwise
-    /// as [`Self::init`].
-    pub async fn init_encrypted(name: &str, settings: &StoreSettings, comment: &str) -> Result<Initialised> {
-        init::init(name, settings, NewRepository::Encrypted { comment }).await
-    }
-
-    /// Creates a repository, encrypted if a key is given, or opens the one that is there. Probes the store first and refuses
-    /// one that would replace objects.
-    pub async fn init(
-        name: &str,
-        settings: &StoreSettings,
-        master: Option<MasterKey>,
-    ) -> Result<Initialised> {
-        init::init(name, settings, master.map_or(NewRepository::Plain, NewRepository::WithKey)).await
     }
 
     pub(crate) fn assemble(
@@ -305,58 +290,4 @@ impl Repository {
             Creation::New | Creation::Same => Ok(lineage),
         }
     }
-
-    /// The WAL of a lineage to be read: with what it has in common with the lineage that it was split off from, up to the
-    /// fork. A parent that is gone, or of which it is not known where the fork is, has nothing in common with it.
-    pub async fn wal_to_read(&self, lineage: &Lineage) -> Result<WalArchive> {
-        let mut forks: Vec<(Lineage, Fork)> = Vec::new();
-        let mut at = lineage.clone();
-        while let Some(ParentLineage { lineage: parent, fork: Some(fork), .. }) = at.parent {
-            let Some(parent) = self.read_lineage(&lineage.cluster, parent).await? else { break };
-            let odd = parent.system_id() != at.system_id() || parent.segment_size != at.segment_size;
-            // A lineage descends from one with a lower number.
-            if odd || parent.id.n >= at.id.n {
-                break;
-            }
-            forks.push((std::mem::replace(&mut at, parent), fork));
-        }
-        let mut archive = self.wal(&at);
-        for (child, fork) in forks.into_iter().rev() {
-            let history = match fork.timeline {
-                TimelineId::FIRST => None,
-                timeline => match archive.history(timeline).await {
-                    Ok(history) => history,
-                    // What is known to be common without it: the fork's own timeline.
-                    Err(RepoError::Corrupt { .. }) => None,
-                    Err(error) => return Err(error),
-                },
-            };
-            let history = history.unwrap_or_else(|| TimelineHistory::root(fork.timeline));
-            let inherited = Inherited::new(archive, fork, history);
-            archive = WalArchive::inheriting(self.wal(&child).repository().clone(), child, Some(inherited));
-        }
-        Ok(archive)
-    }
-
-    /// The WAL of a lineage. It is not compressed harder than keeps up with a server that waits for it.
-    pub fn wal(&self, lineage: &Lineage) -> WalArchive {
-        WalArchive::new(self.compressing_at(self.sealer().level().for_wal()), lineage.clone())
-    }
-}
-
-/// Reads a store's descriptor. That there is none is never "not found": there is no repository then.
-pub(crate) async fn read_descriptor(store: &Store) -> Result<Descriptor> {
-    let Some(bytes) = found(store.get(&layout::descriptor()).await)? else {
-        // That it cannot be listed is no reason to say less.
-        if let Ok(Some(lost)) = init::lost(store).await {
-            return Err(lost);
-        }
-        return Err(RepoError::NoRepository {
-            store: store.name().to_owned(),
-            what: "it has no walpoint.json; check the URL, that the directory is mounted and the bucket the right one, or \
-                   create a repository with archive-agent init"
-                .to_owned(),
-        });
-    };
-    Descriptor::parse(store.name(), &bytes)
 }

@@ -231,7 +231,7 @@ async fn a_full_filesystem_is_expired() {
     let repository = Repository::over("main", mortal.store(), None).await.unwrap();
     mortal.fill(5);
     let error = expire(&repository, &cluster(), &keep(2)).await.unwrap_err();
-    let text = crate::init::error_chain(&error);
+    let text = crate::error::error_chain(&error);
     assert!(text.contains("Make the filesystem larger, or take something off it"), "{text}");
     assert_eq!(finished(&bed).await, ids);
 

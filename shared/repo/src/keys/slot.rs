@@ -10,10 +10,9 @@ use zeroize::Zeroizing;
 
 use super::stretch::Cost;
 use crate::descriptor::now;
-use crate::document::{self, SealedDocument};
+use crate::document::{self, SealedDocument, as_text};
 use crate::error::{RepoError, Result};
 use crate::layout::{self, Key};
-use crate::lineage::as_text;
 use crate::object::sealer::{hkdf_sha256, parse_hex};
 use crate::object::{FORMAT_VERSION, MasterKey, RepositoryId, Salt, SealError};
 

@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use super::slot::{NewSlot, Slot};
 use super::source::KeySource;
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, read_descriptor};
 use crate::document::SealedDocument;
 use crate::error::{RepoError, Result, found};
 use crate::layout;
 use crate::object::{MasterKey, RepositoryId, Salt};
-use crate::repository::read_descriptor;
 use crate::store::{Creation, Store, StoreSettings};
 
 /// More slots are a mistake, or somebody's wish to keep readers busy.

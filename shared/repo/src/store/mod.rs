@@ -12,6 +12,7 @@
 //! | `create` | creating once, whatever the network does |
 //! | `delete` | deleting one object, or a thousand with one request |
 //! | `local`, `remote` | the two sorts of store |
+//! | `probe` | what a store really does |
 //! | `failure` | what a failed request means |
 //! | `leftovers` | what killed writes left in a directory |
 //! | `limits` | timeouts and retries |
@@ -32,6 +33,7 @@ mod local;
 #[cfg(test)]
 pub(crate) mod mortal;
 mod open;
+mod probe;
 mod remote;
 pub mod settings;
 #[cfg(test)]
@@ -55,6 +57,7 @@ pub use self::delete::BULK;
 use self::failure::{Failure, FailureKind};
 pub use self::limits::Limits;
 pub use self::local::{DIRECTORY_MODE, grant};
+pub use self::probe::{Finding, Probe};
 pub use self::settings::StoreSettings;
 use crate::error::{RepoError, Result};
 use crate::layout::{Key, Prefix};

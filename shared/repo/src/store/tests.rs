@@ -17,6 +17,7 @@ use object_store::{
 };
 
 use super::*;
+use crate::error::error_chain;
 use crate::layout::Key;
 use crate::object::{ObjectKind, ObjectWriter, RepositoryId, SealedObject, Sealer};
 
@@ -318,13 +319,13 @@ async fn waiting_is_bounded_and_the_reason_is_told() {
     let store = troubled(&[Trouble::Unavailable; 50], &[]);
     let begun = std::time::Instant::now();
     let error = store.create_once(&object).await.unwrap_err();
-    assert!(error.is_transient() && crate::init::error_chain(&error).contains("503"), "{error:?}");
+    assert!(error.is_transient() && error_chain(&error).contains("503"), "{error:?}");
     assert!(begun.elapsed() < Duration::from_secs(10));
     assert_eq!(store.requests().put, 4);
 
     let store = troubled(&[], &[Trouble::Hangs; 50]);
     let error = store.get(&object.key).await.unwrap_err();
-    assert!(error.is_transient() && crate::init::error_chain(&error).contains("no answer"), "{error:?}");
+    assert!(error.is_transient() && error_chain(&error).contains("no answer"), "{error:?}");
     assert_eq!(store.requests().get, 4);
     let once = store.with_limits(store.limits().once());
     assert!(once.get(&object.key).await.unwrap_err().is_transient());
@@ -345,10 +346,10 @@ async fn a_refusal_is_not_repeated() {
 /// K5: the probe tells a store that overwrites, and what looking first makes of it.
 #[tokio::test]
 async fn a_store_that_overwrites_is_found_out() {
-    let probe = crate::init::Probe::of(&troubled(&[], &[])).await.unwrap();
+    let probe = Probe::of(&troubled(&[], &[])).await.unwrap();
     assert!(probe.findings().iter().all(|(_, finding)| finding.is_good()), "{probe:?}");
-    let probe = crate::init::Probe::of(&troubled(&[Trouble::Overwrites; 2], &[])).await.unwrap();
-    let told = |finding: &crate::init::Finding| format!("{finding:?}");
+    let probe = Probe::of(&troubled(&[Trouble::Overwrites; 2], &[])).await.unwrap();
+    let told = |finding: &Finding| format!("{finding:?}");
     assert!(told(&probe.never_replaces).contains("overwrote"), "{probe:?}");
     assert!([probe.absence, probe.reading, probe.listing, probe.deleting].iter().all(|f| f.is_good()));
 
@@ -357,7 +358,7 @@ async fn a_store_that_overwrites_is_found_out() {
     let backend: Arc<dyn ObjectStore> = backend;
     let careful = remote::Remote::new(backend, "prefix").look_first(true);
     let store = Store::new("careful".into(), Backend::Remote(careful), Limits::default());
-    let probe = crate::init::Probe::of(&store).await.unwrap();
+    let probe = Probe::of(&store).await.unwrap();
     assert!(probe.findings().iter().all(|(_, finding)| finding.is_good()), "{probe:?}");
     let (one, other) = (sealed("a/one", b"x"), sealed("a/one", b"y"));
     assert_eq!(store.create_once(&one).await.unwrap(), Creation::New);
@@ -402,6 +403,4 @@ fn futures_can_be_sent() {
     sendable(store.list_dirs(&Prefix::root()));
     sendable(store.list_all(&Prefix::root()));
     sendable(Store::open(&StoreSettings::at("/tmp")));
-    sendable(crate::Repository::open("main", &StoreSettings::at("/tmp")));
-    sendable(crate::Repository::init("main", &StoreSettings::at("/tmp"), None));
 }

@@ -10,9 +10,8 @@ use walpoint_base::{SegmentName, TimelineId};
 
 use super::WalArchive;
 use crate::descriptor::now;
-use crate::document;
+use crate::document::{self, as_text};
 use crate::error::{RepoError, Result, found};
-use crate::lineage::as_text;
 
 /// Who gave a timeline up, and why.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

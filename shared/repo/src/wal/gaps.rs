@@ -10,9 +10,8 @@ use walpoint_base::SegmentName;
 
 use super::WalArchive;
 use crate::descriptor::now;
-use crate::document;
+use crate::document::{self, as_text};
 use crate::error::{RepoError, Result, found};
-use crate::lineage::as_text;
 
 /// A gap that the archiver put on record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -6,7 +6,9 @@
 use walpoint_base::{LineageId, Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
 
 use super::WalArchive;
-use crate::lineage::Fork;
+use crate::error::{RepoError, Result};
+use crate::lineage::{Fork, Lineage, ParentLineage};
+use crate::repository::Repository;
 
 /// The WAL of a parent, up to a fork.
 #[derive(Clone, Debug)]
@@ -15,6 +17,40 @@ pub struct Inherited {
     fork: Fork,
     /// Of the timeline of the fork.
     history: TimelineHistory,
+}
+
+impl Repository {
+    /// The WAL of a lineage to be read: with what it has in common with the lineage that it was split off from, up to the
+    /// fork. A parent that is gone, or of which it is not known where the fork is, has nothing in common with it.
+    pub async fn wal_to_read(&self, lineage: &Lineage) -> Result<WalArchive> {
+        let mut forks: Vec<(Lineage, Fork)> = Vec::new();
+        let mut at = lineage.clone();
+        while let Some(ParentLineage { lineage: parent, fork: Some(fork), .. }) = at.parent {
+            let Some(parent) = self.read_lineage(&lineage.cluster, parent).await? else { break };
+            let odd = parent.system_id() != at.system_id() || parent.segment_size != at.segment_size;
+            // A lineage descends from one with a lower number.
+            if odd || parent.id.n >= at.id.n {
+                break;
+            }
+            forks.push((std::mem::replace(&mut at, parent), fork));
+        }
+        let mut archive = self.wal(&at);
+        for (child, fork) in forks.into_iter().rev() {
+            let history = match fork.timeline {
+                TimelineId::FIRST => None,
+                timeline => match archive.history(timeline).await {
+                    Ok(history) => history,
+                    // What is known to be common without it: the fork's own timeline.
+                    Err(RepoError::Corrupt { .. }) => None,
+                    Err(error) => return Err(error),
+                },
+            };
+            let history = history.unwrap_or_else(|| TimelineHistory::root(fork.timeline));
+            let inherited = Inherited::new(archive, fork, history);
+            archive = WalArchive::inheriting(self.wal(&child).repository().clone(), child, Some(inherited));
+        }
+        Ok(archive)
+    }
 }
 
 impl Inherited {

@@ -110,6 +110,13 @@ struct Inner {
     beside: Vec<WalArchive>,
 }
 
+impl Repository {
+    /// The WAL of a lineage. It is not compressed harder than keeps up with a server that waits for it.
+    pub fn wal(&self, lineage: &Lineage) -> WalArchive {
+        WalArchive::new(self.compressing_at(self.sealer().level().for_wal()), lineage.clone())
+    }
+}
+
 impl WalArchive {
     pub(crate) fn new(repository: Repository, lineage: Lineage) -> Self {
         Self::inheriting(repository, lineage, None)

@@ -9,9 +9,8 @@ use walpoint_base::TimelineId;
 
 use super::WalArchive;
 use crate::descriptor::now;
-use crate::document;
+use crate::document::{self, as_text};
 use crate::error::{RepoError, Result, found};
-use crate::lineage::as_text;
 use crate::object::ContentHash;
 
 /// Who settled what, and why.
