@@ -6,8 +6,8 @@
 
 use std::fmt;
 
+use crate::ids::ContentHash;
 use crate::layout::Key;
-use crate::object::ContentHash;
 
 /// The error beneath: from the object store library or the operating system.
 pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;

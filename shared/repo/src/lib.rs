@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`error`] | what can go wrong, split by what a caller does about it |
+//! | [`ids`] | what tells repositories and contents apart |
 //! | [`layout`] | the names of objects |
 //! | [`object`] | what an object looks like: frames, checks, encryption (`FORMAT.md`) |
 //! | [`document`] | the few objects that are JSON |
@@ -33,6 +34,7 @@ pub mod error;
 pub mod expire;
 pub mod forget;
 pub mod holds;
+pub mod ids;
 pub mod index;
 pub mod init;
 pub mod keys;

@@ -15,9 +15,8 @@ use walpoint_base::{ClusterName, LineageId, Lsn, ParseError, PgMajor, SegmentSiz
 
 use crate::document::{as_text, as_text_or_none};
 use crate::error::{RepoError, Result};
+use crate::ids::{RepositoryId, parse_hex};
 use crate::layout::{ClusterPaths, Key, WalPaths};
-use crate::object::RepositoryId;
-use crate::object::sealer::parse_hex;
 
 /// A lineage's facts.
 #[derive(Clone, PartialEq, Eq, Debug)]

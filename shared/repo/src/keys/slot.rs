@@ -12,8 +12,9 @@ use super::stretch::Cost;
 use crate::descriptor::now;
 use crate::document::{self, SealedDocument, as_text};
 use crate::error::{RepoError, Result};
+use crate::ids::parse_hex;
 use crate::layout::{self, Key};
-use crate::object::sealer::{hkdf_sha256, parse_hex};
+use crate::object::sealer::hkdf_sha256;
 use crate::object::{FORMAT_VERSION, MasterKey, RepositoryId, Salt, SealError};
 
 /// The longest blob that a command may make; a document has 64 KiB.

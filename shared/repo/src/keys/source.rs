@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::slot::{MAX_BLOB, SlotKind};
 use super::stretch;
 use crate::error::{RepoError, Result};
-use crate::object::sealer::parse_hex;
+use crate::ids::parse_hex;
 use crate::object::{Salt, SealError};
 use crate::store::StoreSettings;
 

@@ -5,7 +5,7 @@ use std::fmt;
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::{Key, Prefix, hex, point_file, unhex};
-use crate::object::ContentHash;
+use crate::ids::ContentHash;
 
 /// Everything below `clusters/<name>/<lineage>`.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,8 +1,9 @@
 //! The header of 128 bytes that every object begins with.
 
 use super::bytes::Fields;
-use super::sealer::{ContentHash, ObjectKeys, Salt};
+use super::sealer::{ObjectKeys, Salt};
 use super::{ObjectError, ObjectKind, Sealer};
+use crate::ids::ContentHash;
 use crate::layout::Key;
 
 /// Length of an object's header.

@@ -31,8 +31,9 @@ pub use self::frame::{
 pub use self::header::{FORMAT_VERSION, OBJECT_HEADER, ObjectHeader};
 pub use self::kind::ObjectKind;
 pub use self::reader::ObjectReader;
-pub use self::sealer::{ContentHash, MasterKey, ObjectKeys, RepositoryId, Salt, SealError, Sealer};
+pub use self::sealer::{MasterKey, ObjectKeys, Salt, SealError, Sealer};
 pub use self::writer::{FramePlace, Keeper, ObjectWriter, SealedObject};
+pub use crate::ids::{ContentHash, RepositoryId};
 
 /// The most plain bytes of content that go into one object that is created with a single request.
 pub const MAX_CONTENT: usize = 32 << 20;

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use super::codec::{Codec, PooledCodec};
 use super::frame::{FrameHeader, open_frame, parse_frame_header};
 use super::header::{OBJECT_HEADER, ObjectHeader};
-use super::sealer::{ContentHash, ObjectKeys};
+use super::sealer::ObjectKeys;
 use super::{ObjectError, ObjectKind, Sealer};
+use crate::ids::ContentHash;
 use crate::layout::Key;
 
 /// Hands out an object's frames in order. Nothing it gave is to be believed before [`Self::finish`] said so, unless a

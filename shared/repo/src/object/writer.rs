@@ -9,8 +9,9 @@ use bytes::Bytes;
 use super::frame::{FramePosition, Packed, pack, seal_frame, seal_packed};
 use super::header::{OBJECT_HEADER, ObjectHeader};
 use super::pieces::Pieces;
-use super::sealer::{ContentHash, ObjectKeys, Salt, SealError};
+use super::sealer::{ObjectKeys, Salt, SealError};
 use super::{MAX_OBJECT, ObjectKind, Sealer};
+use crate::ids::ContentHash;
 use crate::layout::Key;
 
 /// What lives as long as the bytes of an object do, such as a share of memory: a write that hangs cannot be cancelled, and keeps
