@@ -8,7 +8,7 @@ use std::path::Path;
 
 use walpoint_base::{LineageId, durable};
 use walpoint_repo::lineage::{BINDING, binding, bound_lineages};
-use walpoint_repo::object::RepositoryId;
+use walpoint_storage::object::RepositoryId;
 
 /// The lineage of a repository that a data directory is bound to, if it is.
 pub(crate) async fn read(pgdata: &Path, repository: RepositoryId) -> io::Result<Option<LineageId>> {

@@ -11,11 +11,11 @@ use serde::Serialize;
 use walpoint_base::ClusterName;
 use walpoint_repo::Repository;
 use walpoint_repo::forget::{ForgetOptions, Forgotten, forget};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::{Failure, told};
 use walpoint_runtime::output;
 use walpoint_runtime::progress::{Progress, human_bytes};
+use walpoint_storage::store::StoreSettings;
 
 /// Options of `forget`.
 #[derive(Debug, Clone, Args)]

@@ -9,11 +9,11 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
 use walpoint_repo::Repository;
-use walpoint_repo::object::ContentHash;
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::{Failure, told};
 use walpoint_runtime::output;
+use walpoint_storage::object::ContentHash;
+use walpoint_storage::store::StoreSettings;
 
 use crate::hold::user;
 

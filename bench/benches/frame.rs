@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use walpoint_repo::object::{
+use walpoint_storage::object::{
     Codec, FramePosition, MasterKey, ObjectKind, RepositoryId, Salt, Sealer, open_frame, seal_frame,
 };
 

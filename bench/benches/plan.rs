@@ -12,9 +12,9 @@ use walpoint_repo::plan::{
     Request, RequiredSearch, SegmentDecoder, StopRule, StopSearch, TablespaceSearch, driver,
 };
 use walpoint_repo::repository::NewLineage;
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Repository, backup};
+use walpoint_storage::store::StoreSettings;
 use walpoint_tests::dir::TestDir;
 
 const SIZE: SegmentSize = SegmentSize::DEFAULT;

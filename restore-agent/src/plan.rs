@@ -22,11 +22,12 @@ use walpoint_repo::plan::{
     PlanReport, Replayed, Request, RestorePlan, SegmentDecoder, TablespaceDocument, Unreachable,
     creating_segments, driver, text,
 };
-use walpoint_repo::store::StoreSettings;
-use walpoint_repo::{Lineage, RepoError, Repository};
+use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FAILED, Failure, USAGE};
 use walpoint_runtime::output;
+use walpoint_storage::RepoError;
+use walpoint_storage::store::StoreSettings;
 
 use crate::agreement;
 use crate::choice::{self, Refused};

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use walpoint_base::{RecoveryTarget, SegmentNo};
-use walpoint_repo::RepoError;
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
 use walpoint_repo::plan::{Request, SegmentDecoder, SegmentRange, Unreachable, Why, driver};
+use walpoint_storage::RepoError;
 
 use crate::choice::Refused;
 use crate::plan::{self, Planned};

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Two rules that the compiler does not know:
 #   banned    crates that must not be part of what we ship (see deny.toml for why)
-#   layers    base <- pg, base <- repo, base <- runtime; pg, repo and runtime do not know each other;
+#   layers    base <- pg, base <- storage <- repo, base <- runtime; pg, repo and runtime do not know each
+#             other;
 #             the thin clients know base only
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -35,12 +36,13 @@ layer() { # layer PACKAGE ALLOWED…
 }
 layer walpoint-base
 layer walpoint-pg walpoint-base
-layer walpoint-repo walpoint-base
+layer walpoint-storage walpoint-base
+layer walpoint-repo walpoint-base walpoint-storage
 layer walpoint-runtime walpoint-base
 layer archive-push walpoint-base
 layer restore-fetch walpoint-base
-layer archive-agent walpoint-base walpoint-pg walpoint-repo walpoint-runtime
-layer restore-agent walpoint-base walpoint-pg walpoint-repo walpoint-runtime
+layer archive-agent walpoint-base walpoint-pg walpoint-storage walpoint-repo walpoint-runtime
+layer restore-agent walpoint-base walpoint-pg walpoint-storage walpoint-repo walpoint-runtime
 
 [ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed"
 exit $failed

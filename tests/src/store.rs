@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
-use walpoint_repo::store::StoreSettings;
+use walpoint_storage::store::StoreSettings;
 
 use crate::dir::TestDir;
 use crate::ports::Lease;

@@ -79,7 +79,7 @@ fn every_configuration_key_is_described() {
         (config, "DaemonSettings", "## `[daemon]`"),
         (retention, "RetentionSettings", "## `[cluster.NAME.retention]`"),
         (retention, "LabelSettings", "## `[cluster.NAME.retention.label.LABEL]`"),
-        ("shared/repo/src/store/settings.rs", "StoreSettings", "## `[repository.NAME]`"),
+        ("shared/storage/src/store/settings.rs", "StoreSettings", "## `[repository.NAME]`"),
     ];
     for (file, name, heading) in tables {
         let section = page.split(heading).nth(1).unwrap_or_else(|| panic!("no heading {heading}"));

@@ -10,13 +10,14 @@ use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{
     Lsn, PgMajor, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId, WalFileName,
 };
-use walpoint_repo::error::error_chain;
-use walpoint_repo::object::MasterKey;
+use walpoint_repo::Repository;
 use walpoint_repo::repository::NewLineage;
-use walpoint_repo::store::settings::ConditionalWrites;
-use walpoint_repo::store::{Limits, Store, StoreSettings, conformance};
 use walpoint_repo::wal::{Stored, WalArchive, WalFlags};
-use walpoint_repo::{RepoError, Repository};
+use walpoint_storage::RepoError;
+use walpoint_storage::error::error_chain;
+use walpoint_storage::object::MasterKey;
+use walpoint_storage::store::settings::ConditionalWrites;
+use walpoint_storage::store::{Limits, Store, StoreSettings, conformance};
 use walpoint_tests::http_faults::{HttpProxy, Rule};
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::seaweed::{self, Credentials};

@@ -6,12 +6,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{anyhow, bail};
-use walpoint_repo::Result as RepoResult;
 use walpoint_repo::backup::{
     Attributes, BackupWriter, ContentHasher, FileWriter, Lane, PageFault, TablePath,
 };
-use walpoint_repo::object::ContentHash;
 use walpoint_runtime::exit::told;
+use walpoint_storage::Result as RepoResult;
+use walpoint_storage::object::ContentHash;
 
 use super::preflight::Chosen;
 

@@ -120,7 +120,7 @@ pub(crate) async fn note_progress(writers: &[BackupWriter], failures: &Failures,
         if let Err(error) = noted {
             tracing::warn!(
                 "what the backup stored so far was not noted: {}",
-                walpoint_repo::error::error_chain(&error)
+                walpoint_storage::error::error_chain(&error)
             );
         }
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use walpoint_base::ClusterName;
-use walpoint_repo::error::error_chain;
 use walpoint_repo::lease::{Asked, Held, Holder, Leases, Renewed};
+use walpoint_storage::error::error_chain;
 
 use crate::check::repository::Destination;
 

@@ -43,10 +43,10 @@ use std::time::Instant;
 
 use anyhow::anyhow;
 use clap::Args;
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{output, shutdown};
+use walpoint_storage::store::StoreSettings;
 
 use self::run::Run;
 use crate::check::remote::why_remote;

@@ -175,5 +175,5 @@ impl NeededWal {
 }
 
 fn is_transient(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<walpoint_repo::RepoError>().is_some_and(walpoint_repo::RepoError::is_transient)
+    error.downcast_ref::<walpoint_storage::RepoError>().is_some_and(walpoint_storage::RepoError::is_transient)
 }

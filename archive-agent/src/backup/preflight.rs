@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use walpoint_base::{SegmentName, WalFileName};
 use walpoint_pg::server::{Identity, Server};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::Failure;
+use walpoint_storage::store::StoreSettings;
 
 use crate::check::remote::{RemoteSource, examine_remote};
 use crate::check::report::{Grade, Report};

@@ -11,9 +11,9 @@ use walpoint_base::{BackupId, PgTimestamp, TimelineId};
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{Draft, Finding, Summary};
 use walpoint_repo::catalog::latest_commit_before;
-use walpoint_repo::error::error_chain;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::config::duration;
+use walpoint_storage::error::error_chain;
 
 use super::copies::Failures;
 use super::database_copies;

@@ -18,9 +18,9 @@ use walpoint_repo::backup::{
     BackupFacts, BackupWriter, BlockSize, Draft, Foundation, HexBytes, Intent, Method, PackLimits, TablePath,
     Tablespace, WriteOptions,
 };
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::{Progress, human_bytes};
+use walpoint_storage::store::StoreSettings;
 
 use super::copies::{Failures, Lanes};
 use super::copy::{copy, note_progress, positions};
@@ -483,7 +483,7 @@ async fn end_adopted(copies: &[Destination], adopted: &[Vec<BackupId>], publishe
         for dead in adopted {
             match destination.backups().bury(*dead, &format!("backup {id} went on with it")).await {
                 // It was finished after all.
-                Ok(()) | Err(walpoint_repo::RepoError::Conflict { .. }) => {}
+                Ok(()) | Err(walpoint_storage::RepoError::Conflict { .. }) => {}
                 Err(error) => tracing::warn!(
                     repository = destination.name(),
                     "the unfinished backup {dead} was not ended, \"archive-agent expire\" will do that: {error}"

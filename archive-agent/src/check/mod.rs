@@ -29,11 +29,11 @@ use clap::Args;
 use serde::Serialize;
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::{Identity, Server};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::output;
 use walpoint_runtime::progress::{Progress, human_bytes, human_duration};
+use walpoint_storage::store::StoreSettings;
 
 use self::remote::{RemoteSource, examine_remote, why_remote};
 use self::report::{Grade, Line, Report};

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::bail;
 use walpoint_pg::server::{Identity, Server, ServerError, Walsender};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::ClusterSettings;
 use walpoint_runtime::progress::human_bytes;
+use walpoint_storage::store::StoreSettings;
 
 use super::report::Report;
 use super::repository::{self, Destination};

@@ -11,14 +11,14 @@ use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::Identity;
 use walpoint_repo::backup::{Backups, Summary};
 use walpoint_repo::catalog::Catalog;
-use walpoint_repo::object::{Level, RepositoryId};
-use walpoint_repo::store::StoreSettings;
-use walpoint_repo::store::settings::ConditionalWrites;
-use walpoint_repo::store::{Finding, Probe};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::human_bytes;
+use walpoint_storage::object::{Level, RepositoryId};
+use walpoint_storage::store::StoreSettings;
+use walpoint_storage::store::settings::ConditionalWrites;
+use walpoint_storage::store::{Finding, Probe};
 
 use super::report::Report;
 use crate::wal::identity::{self, Evidence};

@@ -11,10 +11,10 @@ use tokio::sync::SetOnce;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use walpoint_base::ClusterName;
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::duration;
 use walpoint_runtime::owner;
+use walpoint_storage::store::StoreSettings;
 
 use super::health::{Board, Health, PUSH_SOCKET};
 use super::task::keep_running;

@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{DaemonSettings, duration};
 use walpoint_runtime::exit::{Failure, told};
 use walpoint_runtime::{owner, shutdown};
+use walpoint_storage::store::StoreSettings;
 
 use self::cluster::ClusterTasks;
 pub(crate) use self::health::PUSH_SOCKET;

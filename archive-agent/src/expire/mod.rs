@@ -13,12 +13,12 @@ use walpoint_base::BackupId;
 use walpoint_repo::Repository;
 use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
 use walpoint_repo::retention::{Policy, Rule};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{Failure, told};
 use walpoint_runtime::output;
 use walpoint_runtime::progress::Progress;
 use walpoint_runtime::retention::RetentionSettings;
+use walpoint_storage::store::StoreSettings;
 
 /// Options of `expire`.
 #[derive(Debug, Clone, Args)]

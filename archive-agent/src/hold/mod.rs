@@ -13,13 +13,14 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use walpoint_base::target::{self, TimeError};
 use walpoint_base::{BackupId, ClusterName};
+use walpoint_repo::Repository;
 use walpoint_repo::backup::{Backups, Standing};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
-use walpoint_repo::store::StoreSettings;
-use walpoint_repo::{RepoError, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{Failure, told};
 use walpoint_runtime::output;
+use walpoint_storage::RepoError;
+use walpoint_storage::store::StoreSettings;
 
 use self::document::Document;
 pub(crate) use self::document::Held;

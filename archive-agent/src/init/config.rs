@@ -10,10 +10,10 @@ use anyhow::{Context, anyhow};
 use serde::Deserialize;
 use walpoint_base::ClusterName;
 use walpoint_base::durable::{self, Created};
-use walpoint_repo::store::{DIRECTORY_MODE, StoreSettings, grant};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{ClusterSettings, Config, DEFAULT_PATH};
 use walpoint_runtime::exit::Failure;
+use walpoint_storage::store::{DIRECTORY_MODE, StoreSettings, grant};
 
 use super::{InitArgs, StoreArgs};
 use crate::key::args::SecretArgs;

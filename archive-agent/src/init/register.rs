@@ -7,12 +7,13 @@ use serde::Serialize;
 use walpoint_base::{LineageId, Lsn, SegmentName, TimelineId};
 use walpoint_pg::control::{ClusterState, ControlFile};
 use walpoint_repo::init::Initialised;
-use walpoint_repo::keys::KeySlots;
 use walpoint_repo::lineage::{AckMember, BINDING, LineageUid, ParentLineage, bound_elsewhere};
-use walpoint_repo::object::RepositoryId;
 use walpoint_repo::repository::NewLineage;
-use walpoint_repo::store::StoreSettings;
-use walpoint_repo::{Lineage, RepoError, Repository};
+use walpoint_repo::{Lineage, Repository};
+use walpoint_storage::RepoError;
+use walpoint_storage::keys::KeySlots;
+use walpoint_storage::object::RepositoryId;
+use walpoint_storage::store::StoreSettings;
 
 use super::InitArgs;
 use super::config::Plan;

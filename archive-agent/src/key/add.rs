@@ -1,8 +1,8 @@
 //! `key add`: one more secret that opens the repository.
 
-use walpoint_repo::keys::KeySlots;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
+use walpoint_storage::keys::KeySlots;
 
 use super::{Changed, New, Open, tell};
 

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::Args;
 use walpoint_base::durable::{self, Created};
-use walpoint_repo::keys::KeySource;
-use walpoint_repo::keys::source::{print_key, random_key};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::exit::Failure;
+use walpoint_storage::keys::KeySource;
+use walpoint_storage::keys::source::{print_key, random_key};
+use walpoint_storage::store::StoreSettings;
 
 /// What opens a repository. Secrets are never arguments: they come from files and commands.
 #[derive(Debug, Clone, Default, Args)]

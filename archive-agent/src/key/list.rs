@@ -1,10 +1,10 @@
 //! `key list`: what slots there are, and which the configured secret opens. Works without a key.
 
 use serde::Serialize;
-use walpoint_repo::keys::{KeySlots, KeySource, ListedSlot};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
+use walpoint_storage::keys::{KeySlots, KeySource, ListedSlot};
 
 use super::Which;
 

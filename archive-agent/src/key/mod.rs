@@ -20,11 +20,11 @@ use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use walpoint_repo::Repository;
-use walpoint_repo::keys::{KeySlots, KeySource};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
+use walpoint_storage::keys::{KeySlots, KeySource};
+use walpoint_storage::store::StoreSettings;
 
 use self::args::SecretArgs;
 

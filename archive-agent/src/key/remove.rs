@@ -3,9 +3,9 @@
 use std::io::{self, BufRead};
 
 use anyhow::{Context, anyhow, bail};
-use walpoint_repo::keys::{KeySlots, KeySource, Removal};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
+use walpoint_storage::keys::{KeySlots, KeySource, Removal};
 
 use super::{Changed, Remove, tell};
 

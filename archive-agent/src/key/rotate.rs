@@ -4,9 +4,9 @@
 //! old secret and a copy of its slot can still have it: see `docs/security.md`.
 
 use anyhow::anyhow;
-use walpoint_repo::keys::Removal;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
+use walpoint_storage::keys::Removal;
 
 use super::{Changed, New, Open, tell};
 

@@ -9,10 +9,10 @@ use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
 use walpoint_base::{SegmentName, SegmentNo, TimelineId};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
+use walpoint_storage::store::StoreSettings;
 
 use super::{SettleArgs, Settled};
 use crate::hold::user;

@@ -6,10 +6,10 @@ use std::fmt::Write;
 
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName, LineageId, SegmentName, TimelineId, WalFileName};
-use walpoint_repo::descriptor::Descriptor;
-use walpoint_repo::layout::{self, ClusterPaths, WalEntry, WalPaths};
-use walpoint_repo::store::{Store, StoreSettings};
-use walpoint_repo::{RepoError, found};
+use walpoint_storage::descriptor::Descriptor;
+use walpoint_storage::layout::{self, ClusterPaths, WalEntry, WalPaths};
+use walpoint_storage::store::{Store, StoreSettings};
+use walpoint_storage::{RepoError, found};
 
 /// The names of a cluster's objects, summed up.
 #[derive(Debug, Default, Serialize)]
@@ -150,7 +150,7 @@ async fn segments(
     log: u32,
 ) -> Result<Vec<SegmentName>, RepoError> {
     let entries = store.list_all(&paths.log(timeline, log)).await?;
-    let segment = |entry: &walpoint_repo::store::Entry| match paths.parse(&entry.key)? {
+    let segment = |entry: &walpoint_storage::store::Entry| match paths.parse(&entry.key)? {
         WalEntry::File(WalFileName::Segment(name)) => Some(name),
         _ => None,
     };

@@ -21,10 +21,10 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_repo::lineage::BINDING;
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{Failure, told};
 use walpoint_runtime::output;
+use walpoint_storage::store::StoreSettings;
 
 use self::repository::RepositoryState;
 use self::server::ServerState;

@@ -6,14 +6,15 @@ use std::fmt::Write;
 use jiff::SignedDuration;
 use serde::Serialize;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
+use walpoint_repo::Repository;
 use walpoint_repo::catalog::status::ClusterStatus;
 use walpoint_repo::catalog::{Catalog, Newer};
 use walpoint_repo::lineage::bound_lineage;
-use walpoint_repo::object::RepositoryId;
 use walpoint_repo::retention::Policy;
-use walpoint_repo::store::StoreSettings;
-use walpoint_repo::{RepoError, Repository};
 use walpoint_runtime::exit::told;
+use walpoint_storage::RepoError;
+use walpoint_storage::object::RepositoryId;
+use walpoint_storage::store::StoreSettings;
 
 use super::listing::Listing;
 use super::retention::RetentionState;

@@ -7,9 +7,9 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use walpoint_base::{Lsn, PgTimestamp, SegmentName, TimelineId};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::{human_bytes, human_duration};
+use walpoint_storage::store::StoreSettings;
 
 use crate::check::{source, whose_files};
 use crate::wal::dropped::{self, Gap};

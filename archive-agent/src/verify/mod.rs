@@ -14,13 +14,13 @@ use serde::Serialize;
 use walpoint_base::BackupId;
 use walpoint_repo::Repository;
 use walpoint_repo::expire::outlook;
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify, without_a_lineage};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::{FINDINGS, Failure, told};
 use walpoint_runtime::output;
 use walpoint_runtime::progress::Progress;
+use walpoint_storage::store::StoreSettings;
 
 use self::content::PgContent;
 

@@ -12,8 +12,8 @@ use std::time::SystemTime;
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::{SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::RepoError;
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
 
 use super::comparison::{self, Comparison};
 use super::neighbors::{self, Stored, newest_before, stored_between};

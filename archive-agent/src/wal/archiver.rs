@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::WalFileName;
 use walpoint_base::socket::{FileIdentity, PushOutcome, PushReply, PushRequest, push_patience};
-use walpoint_repo::object::Codec;
 use walpoint_runtime::backoff::Backoff;
+use walpoint_storage::object::Codec;
 
 use super::asking::Asking;
 use super::disk;

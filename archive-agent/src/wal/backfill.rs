@@ -16,9 +16,9 @@ use anyhow::Context;
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::RepoError;
-use walpoint_repo::layout::WalEntry;
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::WalEntry;
 
 use super::ancestry::{Ancestry, Tie};
 use super::archiver::Archiver;

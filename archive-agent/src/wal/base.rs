@@ -3,9 +3,9 @@
 //! which WAL of this server is needed, however new it is.
 
 use walpoint_base::{BackupId, TimelineHistory};
-use walpoint_repo::RepoError;
 use walpoint_repo::backup::{Backups, ListedState, Standing, Summary};
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
 
 use super::check::history_in;
 use super::disk;

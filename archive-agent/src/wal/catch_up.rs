@@ -22,10 +22,10 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{BackupId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::RepoError;
-use walpoint_repo::layout::{NameHash, WalEntry};
-use walpoint_repo::store::Entry;
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::{NameHash, WalEntry};
+use walpoint_storage::store::Entry;
 
 use super::archiver::Archiver;
 use super::base;

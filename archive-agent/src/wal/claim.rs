@@ -5,8 +5,8 @@ use std::io;
 use std::path::Path;
 
 use walpoint_base::{SegmentName, TimelineId, archived};
-use walpoint_repo::object::ContentHash;
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::object::ContentHash;
 
 pub(crate) use archived::FILE;
 

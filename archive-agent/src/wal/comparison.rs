@@ -9,9 +9,9 @@ use std::path::Path;
 use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::{SegmentFacts, SegmentName, SegmentNo, SegmentSize, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::RepoError;
-use walpoint_repo::object::{ContentHash, Sealer};
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
+use walpoint_storage::object::{ContentHash, Sealer};
 
 use super::check::{Verdict, history_in};
 use super::disk;

@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
-use walpoint_repo::RepoError;
+use walpoint_storage::RepoError;
 
 /// Threads for one directory.
 const THREADS: usize = 16;

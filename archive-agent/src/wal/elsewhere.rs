@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use walpoint_base::{SegmentName, TimelineId};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::RepoError;
 use walpoint_repo::agreement::{self, Agreement};
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
 
 use super::claim::{self, Claim};
 use super::disk;

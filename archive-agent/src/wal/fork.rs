@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use walpoint_base::chain::{ChainFacts, Link};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
-use walpoint_repo::RepoError;
-use walpoint_repo::object::ContentHash;
 use walpoint_repo::wal::{WalArchive, WalReader};
+use walpoint_storage::RepoError;
+use walpoint_storage::object::ContentHash;
 
 use super::comparison::{Comparison, has_begun};
 use super::disk;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use walpoint_base::{TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::RepoError;
-use walpoint_repo::error::error_chain;
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
+use walpoint_storage::error::error_chain;
 
 use super::ancestry::Ancestry;
 use super::comparison::Comparison;

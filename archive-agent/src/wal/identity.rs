@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use futures_util::TryStreamExt;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::RepoError;
-use walpoint_repo::layout::WalEntry;
 use walpoint_repo::lineage::Fork;
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::WalEntry;
 
 use super::check::history_in;
 use super::comparison::{Comparison, has_begun, segment};

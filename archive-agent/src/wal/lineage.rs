@@ -14,9 +14,10 @@ use walpoint_base::{
 };
 use walpoint_pg::wal::Identity;
 use walpoint_repo::lineage::{BINDING, bound_elsewhere};
-use walpoint_repo::object::ContentHash;
 use walpoint_repo::wal::WalArchive;
-use walpoint_repo::{Lineage, RepoError, Repository};
+use walpoint_repo::{Lineage, Repository};
+use walpoint_storage::RepoError;
+use walpoint_storage::object::ContentHash;
 
 use super::check::{self, history_in};
 use super::claim;

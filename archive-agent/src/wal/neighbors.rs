@@ -12,9 +12,9 @@ use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::RepoError;
-use walpoint_repo::layout::WalEntry;
 use walpoint_repo::wal::{WalArchive, WalHeader};
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::WalEntry;
 
 use super::claim;
 use super::comparison::{self, Comparison};

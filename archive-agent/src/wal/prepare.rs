@@ -11,8 +11,8 @@ use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{SegmentFacts, SegmentName, TimelineHistory, WalFileName};
 use walpoint_pg::wal::{Identity, WalError};
-use walpoint_repo::RepoError;
 use walpoint_repo::wal::{Content, Place, SealedSegment, SegmentSealer, WalArchive, WalFlags};
+use walpoint_storage::RepoError;
 
 use super::check::{self, CheckError, Verdict};
 use super::read::OpenFile;

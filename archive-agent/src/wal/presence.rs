@@ -9,9 +9,10 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use walpoint_repo::error::error_chain;
-use walpoint_repo::object::RepositoryId;
-use walpoint_repo::{Lineage, RepoError, Repository};
+use walpoint_repo::{Lineage, Repository};
+use walpoint_storage::RepoError;
+use walpoint_storage::error::error_chain;
+use walpoint_storage::object::RepositoryId;
 
 use super::target::{Target, TargetError};
 use super::upload::Trouble;

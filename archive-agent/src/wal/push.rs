@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use walpoint_base::dropped::{self, Reason, Recorded};
 use walpoint_base::{TimelineHistory, WalFileName};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::backoff::Backoff;
 use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::owner;
+use walpoint_storage::store::StoreSettings;
 
 use super::ancestry;
 use super::archiver::time_limit;

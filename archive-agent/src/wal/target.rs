@@ -15,13 +15,14 @@ use tokio::sync::{Mutex, Notify};
 use walpoint_base::timeline::HistoryError;
 use walpoint_base::{ClusterName, LineageId, SegmentName, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::error::error_chain;
 use walpoint_repo::index::SegmentEntry;
 use walpoint_repo::lineage::{BINDING, bound_elsewhere};
-use walpoint_repo::object::{Level, RepositoryId};
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
-use walpoint_repo::{Lineage, RepoError, Repository};
+use walpoint_repo::{Lineage, Repository};
+use walpoint_storage::RepoError;
+use walpoint_storage::error::error_chain;
+use walpoint_storage::object::{Level, RepositoryId};
+use walpoint_storage::store::StoreSettings;
 
 use super::beside::Beside;
 use super::control::Moment;

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName};
-use walpoint_repo::RepoError;
-use walpoint_repo::layout::WalEntry;
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::WalEntry;
 
 use super::claim;
 use super::disk;

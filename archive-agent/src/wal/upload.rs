@@ -20,12 +20,13 @@ use walpoint_base::socket::FileIdentity;
 use walpoint_base::{SegmentName, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::Identity;
-use walpoint_repo::error::error_chain;
-use walpoint_repo::object::Level;
-use walpoint_repo::store::StoreSettings;
+use walpoint_repo::cpu;
 use walpoint_repo::wal::{Content, SealedSegment, SegmentSealer, Stored, WalArchive};
-use walpoint_repo::{RepoError, cpu};
 use walpoint_runtime::args::Selection;
+use walpoint_storage::RepoError;
+use walpoint_storage::error::error_chain;
+use walpoint_storage::object::Level;
+use walpoint_storage::store::StoreSettings;
 
 pub(super) use self::beside::{PATIENCE, REST};
 use super::check::{self, CheckError};

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use walpoint_repo::object::Keeper;
+use walpoint_storage::object::Keeper;
 
 use super::room::{Room, StuckRoom};
 

@@ -26,8 +26,8 @@ use anyhow::Context;
 use walpoint_base::{
     Lsn, RecoveryTarget, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName,
 };
-use walpoint_repo::RepoError;
 use walpoint_repo::plan::Signal;
+use walpoint_storage::RepoError;
 
 use super::stored::{self, NotStored};
 use super::unarchived::{Replayed, continued_from, inspect};

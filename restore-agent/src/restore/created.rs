@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use walpoint_base::{CreatedTablespace, Lsn, PgMajor, tablespace};
-use walpoint_repo::RepoError;
 use walpoint_repo::plan::{SegmentDecoder, TablespaceDocument, created_tablespaces};
 use walpoint_repo::wal::WalCopies;
 use walpoint_runtime::args::CommonArgs;
+use walpoint_storage::RepoError;
 
 use super::ground::Ground;
 use super::layout::Layout;

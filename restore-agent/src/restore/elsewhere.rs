@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use walpoint_repo::store::StoreSettings;
+use walpoint_repo::Repository;
 use walpoint_repo::wal::{WalArchive, WalCopies};
-use walpoint_repo::{RepoError, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_storage::RepoError;
+use walpoint_storage::store::StoreSettings;
 
 use crate::plan::Planned;
 

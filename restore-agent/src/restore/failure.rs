@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use walpoint_base::BackupId;
-use walpoint_repo::RepoError;
+use walpoint_storage::RepoError;
 
 /// What to do when the backup is not what was stored.
 const ANOTHER: &str = "the same command would end there again: restore from another backup (--backup, archive-agent status lists \

@@ -8,8 +8,8 @@ use walpoint_base::{RECOVERY_ORIGIN, SegmentName, durable};
 use walpoint_repo::Lineage;
 use walpoint_repo::lineage::{BINDING, binding};
 use walpoint_repo::repository::Repository;
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_storage::store::StoreSettings;
 
 use super::owners::Owner;
 use crate::plan::Planned;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_storage::store::StoreSettings;
 
 use super::directory::{self, Marker, State};
 use super::existing;

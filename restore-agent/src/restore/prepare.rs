@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use walpoint_base::{RecoveryTarget, SecretSource};
 use walpoint_repo::backup::{BackupReader, Backups, Summary};
-use walpoint_repo::keys::KeySource;
 use walpoint_runtime::args::CommonArgs;
+use walpoint_storage::keys::KeySource;
 
 use super::created::Created;
 use super::directory::{Marker, RelativeTime, State};

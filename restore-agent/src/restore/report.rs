@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use walpoint_base::SecretSource;
-use walpoint_repo::keys::KeySource;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::{human_bytes, human_duration};
+use walpoint_storage::keys::KeySource;
 
 use super::ground::{self, Way};
 use super::{Done, Restore, RestoreArgs, command, owners, required};

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use walpoint_repo::RepoError;
 use walpoint_repo::plan::{RequiredSettings, SegmentDecoder, required_settings};
 use walpoint_repo::wal::WalCopies;
 use walpoint_runtime::args::CommonArgs;
+use walpoint_storage::RepoError;
 
 use super::{elsewhere, settings};
 use crate::decoder::WalDecoder;

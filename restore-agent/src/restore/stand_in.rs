@@ -10,9 +10,9 @@ use walpoint_base::BackupId;
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{Backups, ListedState};
 use walpoint_repo::plan::{Request, RestorePlan};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
+use walpoint_storage::store::StoreSettings;
 
 use super::failure;
 use crate::plan::{self, NoPlan, Planned};

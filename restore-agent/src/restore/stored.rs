@@ -12,11 +12,11 @@ use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{SegmentName, SegmentSize, SystemId, TimelineId, WalFileName};
 use walpoint_pg::wal::{LONG_HEADER, LongHeader};
-use walpoint_repo::RepoError;
-use walpoint_repo::layout::NameHash;
-use walpoint_repo::object::{ContentHash, Sealer};
 use walpoint_repo::wal::{WalArchive, WalCopies, WalHeader};
 use walpoint_runtime::args::CommonArgs;
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::NameHash;
+use walpoint_storage::object::{ContentHash, Sealer};
 
 use super::unarchived::inspect;
 use super::{elsewhere, reach};

@@ -24,10 +24,10 @@ use walpoint_base::{
     TimelineHistory, WalFileName, durable,
 };
 use walpoint_pg::wal::{Identity, Inspector, WalError};
-use walpoint_repo::RepoError;
-use walpoint_repo::layout::WalEntry;
 use walpoint_repo::plan::{RequiredSettings, RestorePlan, SegmentDecoder, SegmentRange, Signal};
 use walpoint_repo::wal::{WalArchive, WalCopies};
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::WalEntry;
 
 use super::kept::{self, Kept};
 use super::owners::{self, Owner};

@@ -16,14 +16,15 @@ use walpoint_base::{
     ClusterName, CreatedTablespace, Place, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineHistory,
     TimelineId, WalFileName,
 };
-use walpoint_repo::layout::WalEntry;
-use walpoint_repo::object::RepositoryId;
 use walpoint_repo::plan::{ForkSegment, Unfollowed};
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
-use walpoint_repo::{Lineage, RepoError, Repository};
+use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::exit::told;
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::WalEntry;
+use walpoint_storage::object::RepositoryId;
+use walpoint_storage::store::StoreSettings;
 
 use crate::wal::asking::{Asking, Began};
 use crate::wal::creates::{self, Marked};

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use anyhow::Context;
-use walpoint_repo::object::ContentHash;
 use walpoint_repo::wal::Beginning;
+use walpoint_storage::object::ContentHash;
 
 /// Passes on the first bytes that are written, and replaces the rest by zeros.
 #[derive(Debug)]

@@ -7,11 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use walpoint_base::{Place, RECOVERY_ORIGIN, SegmentName, WalFileName, durable, tablespace};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
 use walpoint_runtime::exit::told;
 use walpoint_runtime::owner;
+use walpoint_storage::store::StoreSettings;
 
 use crate::cli::FetchArgs;
 use crate::wal::archive::{Archive, Landed, Outcome, Proof};

@@ -8,8 +8,8 @@
 use std::cmp::Reverse;
 
 use walpoint_base::WalFileName;
-use walpoint_repo::object::RepositoryId;
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::object::RepositoryId;
 
 use crate::wal::source::{Failed, Source};
 

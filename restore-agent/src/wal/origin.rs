@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::{LineageId, Place, RECOVERY_ORIGIN, SegmentName, durable};
 use walpoint_repo::Lineage;
 use walpoint_repo::lineage::LineageUid;
-use walpoint_repo::object::{ContentHash, RepositoryId};
+use walpoint_storage::object::{ContentHash, RepositoryId};
 
 use crate::wal::histories::HistoryCache;
 use crate::wal::refusal::Refusal;

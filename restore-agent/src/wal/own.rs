@@ -10,10 +10,10 @@ use std::path::Path;
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::{SegmentFacts, SegmentName, SegmentNo};
 use walpoint_pg::wal::{Identity, Inspector};
-use walpoint_repo::RepoError;
-use walpoint_repo::object::{ContentHash, Sealer};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::wal::header::WalHeader;
+use walpoint_storage::RepoError;
+use walpoint_storage::object::{ContentHash, Sealer};
 
 /// So many segments back are looked for, and so many of those that are there are read.
 const LOOK_BACK: u64 = 64;

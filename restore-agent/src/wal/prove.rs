@@ -8,14 +8,15 @@
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentSize, TimelineId, WalFileName};
+use walpoint_repo::Acknowledging;
 use walpoint_repo::index::TimelineIndex;
-use walpoint_repo::layout::WalEntry;
 use walpoint_repo::lineage::AckMember;
-use walpoint_repo::object::RepositoryId;
 use walpoint_repo::plan::ForkSegment;
 use walpoint_repo::wal::WalArchive;
-use walpoint_repo::{Acknowledging, RepoError};
 use walpoint_runtime::exit::told;
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::WalEntry;
+use walpoint_storage::object::RepositoryId;
 
 use crate::wal::absence::{self, Surroundings};
 use crate::wal::archive::{Archive, Missing, Outcome};

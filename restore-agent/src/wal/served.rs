@@ -18,9 +18,9 @@ use anyhow::anyhow;
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize};
 use walpoint_repo::agreement::{self, Agreement, Around};
-use walpoint_repo::object::{ContentHash, RepositoryId};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::wal::header::WalHeader;
+use walpoint_storage::object::{ContentHash, RepositoryId};
 
 use crate::wal::origin::{OriginKeeper, ServedSegment};
 use crate::wal::own::{self, Own};

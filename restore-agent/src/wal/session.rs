@@ -15,10 +15,10 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::socket::{self, FETCH_SOCKET};
 use walpoint_base::{Place, RECOVERY_ORIGIN, Recovery, durable};
-use walpoint_repo::store::StoreSettings;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{config, owner, shutdown};
+use walpoint_storage::store::StoreSettings;
 
 use crate::cli::PrefetchArgs;
 use crate::wal::archive::Archive;

@@ -3,10 +3,10 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use walpoint_repo::RepoError;
-use walpoint_repo::store::StoreSettings;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::exit::told;
+use walpoint_storage::RepoError;
+use walpoint_storage::store::StoreSettings;
 
 use crate::wal::refusal::Refusal;
 

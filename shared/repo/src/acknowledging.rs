@@ -7,12 +7,12 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::LineageId;
+use walpoint_storage::descriptor::now;
+use walpoint_storage::document::{self, as_text};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::object::RepositoryId;
 
-use crate::descriptor::now;
-use crate::document::{self, as_text};
-use crate::error::{RepoError, Result, found};
 use crate::lineage::{AckMember, Lineage};
-use crate::object::RepositoryId;
 use crate::repository::Repository;
 
 /// The repositories of a lineage that acknowledge.
@@ -88,7 +88,7 @@ impl Repository {
     pub async fn supersede_acknowledging(&self, lineage: &Lineage, by: &Acknowledging) -> Result<()> {
         let key = lineage.cluster_paths().acknowledging(lineage.id, by.next);
         let content = Document {
-            format: crate::object::FORMAT_VERSION,
+            format: walpoint_storage::object::FORMAT_VERSION,
             lineage: lineage.id,
             ack: by.members.clone(),
             replaced: by.replaced.iter().map(RepositoryId::to_string).collect(),

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::error::{RepoError, Result};
+use walpoint_storage::error::{RepoError, Result};
 
 static CORES: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));

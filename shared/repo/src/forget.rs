@@ -11,12 +11,12 @@ use futures_util::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use walpoint_base::ClusterName;
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
+use walpoint_storage::store::{BULK, Entry};
 
 use crate::Repository;
-use crate::error::{RepoError, Result};
 use crate::holds::{Holdings, Holds};
-use crate::layout::{ClusterObject, ClusterPaths, Key};
-use crate::store::{BULK, Entry};
 
 /// Something stored within this time is a sign that an agent still works on the cluster.
 const IN_USE: SignedDuration = SignedDuration::from_hours(1);
@@ -211,7 +211,7 @@ async fn sweep(
     repository: &Repository,
     paths: &ClusterPaths,
     forgotten: &mut Forgotten,
-    prefix: &crate::layout::Prefix,
+    prefix: &walpoint_storage::layout::Prefix,
     wanted: impl Fn(&ClusterObject) -> bool,
 ) -> Result<()> {
     let store = repository.store();

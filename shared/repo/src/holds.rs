@@ -11,13 +11,13 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, ClusterName};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
+use walpoint_storage::store::{Claim, Store};
 
 use crate::Repository;
-use crate::error::{RepoError, Result, found};
-use crate::layout::{ClusterObject, ClusterPaths, Key};
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
 use crate::retention::Held;
-use crate::store::{Claim, Store};
 
 /// No entry is longer than this many plain bytes.
 const MAX_ENTRY: usize = 64 << 10;
@@ -311,9 +311,9 @@ mod tests {
     use std::sync::Arc;
 
     use object_store::memory::InMemory;
+    use walpoint_storage::object::testing::sealers;
 
     use super::*;
-    use crate::object::tests::sealers;
 
     fn holds() -> Holds {
         let store = Store::over("memory", Arc::new(InMemory::new()));

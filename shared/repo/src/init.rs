@@ -6,15 +6,16 @@
 
 use std::time::Duration;
 
-use crate::descriptor::{Descriptor, lost, read_descriptor};
-use crate::document;
-use crate::error::{RepoError, Result, found};
-use crate::keys::{KeySlots, KeySource};
-use crate::layout;
-use crate::object::MasterKey;
+use walpoint_storage::descriptor::{Descriptor, lost, read_descriptor};
+use walpoint_storage::document;
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::keys::{KeySlots, KeySource};
+use walpoint_storage::layout;
+use walpoint_storage::object::MasterKey;
+use walpoint_storage::store::settings::ConditionalWrites;
+use walpoint_storage::store::{Creation, Finding, Probe, Store, StoreSettings};
+
 use crate::repository::Repository;
-use crate::store::settings::ConditionalWrites;
-use crate::store::{Creation, Finding, Probe, Store, StoreSettings};
 
 /// How a repository is made, if there is none.
 #[derive(Debug)]

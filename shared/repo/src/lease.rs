@@ -10,10 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use walpoint_base::ClusterName;
 
-use crate::error::{RepoError, Result, found};
-use crate::layout::{ClusterPaths, Key};
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
-use crate::store::{Claim, Store};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::{ClusterPaths, Key};
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
+use walpoint_storage::store::{Claim, Store};
 
 /// No lease is longer.
 const MAX_LEASE: usize = 16 << 10;
@@ -318,9 +318,9 @@ mod tests {
     use std::sync::Arc;
 
     use object_store::memory::InMemory;
+    use walpoint_storage::object::testing::sealers;
 
     use super::*;
-    use crate::object::tests::sealers;
 
     fn holder(process: u32) -> Holder {
         let (host, agent) = ("db1".to_owned(), "0.1.0".to_owned());

@@ -1,15 +1,8 @@
-//! Walpoint's repository: stores, format, catalog and the pure planners over it.
+//! Walpoint's repository: what its objects mean, the catalog over them and the pure planners over that.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`error`] | what can go wrong, split by what a caller does about it |
-//! | [`ids`] | what tells repositories and contents apart |
-//! | [`layout`] | the names of objects |
-//! | [`object`] | what an object looks like: frames, checks, encryption (`FORMAT.md`) |
-//! | [`document`] | the few objects that are JSON |
-//! | [`store`] | where objects are: a directory, S3, Google Cloud Storage, Azure Blob |
-//! | [`repository`], [`descriptor`], [`lineage`], [`init`] | an open repository and how it is made |
-//! | [`keys`] | key slots: what opens an encrypted repository |
+//! | [`repository`], [`lineage`], [`init`] | an open repository and how it is made |
 //! | [`wal`] | the WAL of a lineage |
 //! | [`index`] | what the headers of a million segments say, in a few objects |
 //! | [`agreement`] | whether two repositories hold one server's WAL |
@@ -28,33 +21,24 @@ pub mod agreement;
 pub mod backup;
 pub mod catalog;
 pub mod cpu;
-pub mod descriptor;
-pub mod document;
-pub mod error;
 pub mod expire;
 pub mod forget;
 pub mod holds;
-pub mod ids;
 pub mod index;
 pub mod init;
-pub mod keys;
-pub mod layout;
 pub mod lease;
 pub mod lineage;
 #[cfg(test)]
 mod model;
-pub mod object;
 pub mod plan;
 pub mod reach;
 pub mod repository;
 pub mod retention;
-pub mod store;
 pub mod verify;
 pub mod wal;
 #[cfg(test)]
 mod worlds;
 
 pub use acknowledging::Acknowledging;
-pub use error::{RepoError, Result, found};
 pub use lineage::Lineage;
 pub use repository::Repository;

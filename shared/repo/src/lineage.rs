@@ -13,10 +13,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{ClusterName, LineageId, Lsn, ParseError, PgMajor, SegmentSize, SystemId, TimelineId};
 
-use crate::document::{as_text, as_text_or_none};
-use crate::error::{RepoError, Result};
-use crate::ids::{RepositoryId, parse_hex};
-use crate::layout::{ClusterPaths, Key, WalPaths};
+use walpoint_storage::document::{as_text, as_text_or_none};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::ids::{RepositoryId, parse_hex};
+use walpoint_storage::layout::{ClusterPaths, Key, WalPaths};
 
 /// A lineage's facts.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -213,7 +213,7 @@ type Cluster = ClusterName;
 impl From<&Lineage> for LineageDocument {
     fn from(lineage: &Lineage) -> Self {
         Self {
-            format: crate::object::FORMAT_VERSION,
+            format: walpoint_storage::object::FORMAT_VERSION,
             cluster: lineage.cluster.clone(),
             lineage: lineage.id,
             id: lineage.uid,
@@ -233,7 +233,7 @@ impl LineageDocument {
     /// Checks that the facts are possible, and that they are those of the object they were found in.
     pub(crate) fn into_lineage(self, key: &Key) -> Result<Lineage> {
         let corrupt = |what: &str| RepoError::corrupt(key, what);
-        if self.format != crate::object::FORMAT_VERSION {
+        if self.format != walpoint_storage::object::FORMAT_VERSION {
             return Err(corrupt("it is of a newer format version: use a newer Walpoint"));
         }
         let block = |bytes: u32| bytes.is_power_of_two() && (1024..=65536).contains(&bytes);

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{ClusterName, LineageId, PgMajor, SegmentSize, SystemId};
+use walpoint_storage::descriptor::{Descriptor, now, read_descriptor};
+use walpoint_storage::document;
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::keys::unlock::{Unlocked, unlock};
+use walpoint_storage::keys::{KeySlots, KeySource};
+use walpoint_storage::layout::{self, ClusterPaths};
+use walpoint_storage::object::{Level, MasterKey, RepositoryId, Sealer};
+use walpoint_storage::store::{Creation, Store, StoreSettings};
 
-use crate::descriptor::{Descriptor, now, read_descriptor};
-use crate::document;
-use crate::error::{RepoError, Result, found};
-use crate::keys::unlock::{Unlocked, unlock};
-use crate::keys::{KeySlots, KeySource};
-use crate::layout::{self, ClusterPaths};
 use crate::lineage::{AckMember, Lineage, LineageDocument, LineageUid, ParentLineage};
-use crate::object::{Level, MasterKey, RepositoryId, Sealer};
-use crate::store::{Creation, Store, StoreSettings};
 
 #[cfg(test)]
 mod tests;
@@ -147,7 +147,7 @@ impl Repository {
     }
 
     /// The same repository through a store with other bounds.
-    pub fn with_limits(&self, limits: crate::store::Limits) -> Self {
+    pub fn with_limits(&self, limits: walpoint_storage::store::Limits) -> Self {
         let inner = Inner::clone(&self.inner);
         Self { inner: Arc::new(Inner { store: inner.store.with_limits(limits), ..inner }) }
     }

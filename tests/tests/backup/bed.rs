@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use walpoint_base::BackupId;
+use walpoint_repo::Repository;
 use walpoint_repo::backup::{BackupReader, Backups, Content, Entry, Listed, ListedState, Root, WindowLimits};
-use walpoint_repo::store::Store as Opened;
-use walpoint_repo::{RepoError, Repository};
+use walpoint_storage::RepoError;
+use walpoint_storage::store::Store as Opened;
 use walpoint_tests::agent::{Agent, Daemon};
 use walpoint_tests::builder::ClusterBuilder;
 use walpoint_tests::cluster::Cluster;

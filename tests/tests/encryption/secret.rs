@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use walpoint_repo::Repository;
-use walpoint_repo::store::StoreSettings;
+use walpoint_storage::store::StoreSettings;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::user;

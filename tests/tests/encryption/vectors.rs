@@ -20,7 +20,7 @@ fn reader(arguments: &[&str], input: &str) -> Output {
     process::run_with_input(&mut python, input.as_bytes(), wait::SOON)
 }
 
-/// The test vectors of the specification; `shared/repo/src/keys/vectors.rs` checks our code against the same ones.
+/// The test vectors of the specification; `shared/storage/src/keys/vectors.rs` checks our code against the same ones.
 #[test]
 fn the_specifications_vectors_hold_for_another_implementation() {
     let format = top().join("shared/repo/FORMAT.md");

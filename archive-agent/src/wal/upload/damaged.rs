@@ -3,8 +3,8 @@
 
 use walpoint_base::socket::FileIdentity;
 use walpoint_base::{SegmentName, WalFileName};
-use walpoint_repo::RepoError;
 use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
 
 use super::admission::Candidate;
 use super::{Source, Trouble, Uploader};

@@ -14,8 +14,8 @@ use anyhow::{Context, bail};
 use walpoint_base::{ClusterName, LineageId, Place};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_repo::lineage::{BINDING, Fork, bound_elsewhere, bound_lineages};
-use walpoint_repo::object::RepositoryId;
 use walpoint_repo::{Lineage, Repository};
+use walpoint_storage::object::RepositoryId;
 
 use super::{Archive, lock};
 use crate::wal::branch;

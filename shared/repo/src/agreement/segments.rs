@@ -3,10 +3,10 @@
 use futures_util::TryStreamExt;
 use futures_util::future::{join, try_join};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::WalEntry;
 
 use super::{Agreement, COMPARED, begins_on, of_begins};
-use crate::error::{RepoError, Result};
-use crate::layout::WalEntry;
 use crate::wal::prefix::{Compared, Copy, Surveyed};
 use crate::wal::{WalArchive, WalHeader};
 

@@ -4,10 +4,10 @@ use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use walpoint_base::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+use walpoint_storage::layout::Key;
+use walpoint_storage::object::MasterKey;
 
 use super::*;
-use crate::layout::Key;
-use crate::object::MasterKey;
 use crate::wal::tests::{Bed, bed, facts_of_size, segment};
 use crate::wal::{WalArchive, WalFlags};
 

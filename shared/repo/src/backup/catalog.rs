@@ -6,6 +6,12 @@
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::{ClusterPaths, Key};
+use walpoint_storage::object::{
+    Codec, OBJECT_HEADER, ObjectHeader, ObjectKind, ObjectReader, Sealer, open_frame,
+};
+use walpoint_storage::store::{Creation, Store};
 
 use super::ending::{Intent, Tombstone};
 use super::facts::{MAX_SUMMARY, Summary};
@@ -14,10 +20,6 @@ use super::manifest::{MAX_TOMBSTONE, Manifest};
 use super::progress::Progress;
 use super::read::BackupReader;
 use super::write::{BackupWriter, WriteOptions, cannot_write};
-use crate::error::{RepoError, Result, found};
-use crate::layout::{ClusterPaths, Key};
-use crate::object::{Codec, OBJECT_HEADER, ObjectHeader, ObjectKind, ObjectReader, Sealer, open_frame};
-use crate::store::{Creation, Store};
 
 /// The longest reason in a tombstone, in bytes.
 const MAX_REASON: usize = 500;

@@ -10,6 +10,10 @@ use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::{ClusterPaths, Key};
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
+use walpoint_storage::store::{Claim, Store};
 
 use super::catalog::Backups;
 use super::json::{text, texts, timeline};
@@ -17,11 +21,7 @@ use super::location::PackNo;
 use super::manifest::EncodeError;
 use super::wire::Malformed;
 use super::write::cannot_write;
-use crate::error::{RepoError, Result, found};
-use crate::layout::{ClusterPaths, Key};
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 use crate::retention::Request;
-use crate::store::{Claim, Store};
 
 /// No condemned object has more plain bytes: about 60,000 stretches of packs. What is more goes into several.
 const MAX_CONDEMNED: usize = 8 << 20;

@@ -4,13 +4,13 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, LineageId};
+use walpoint_storage::layout::Key;
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 
 use super::facts::{from_json, to_json};
 use super::json::{text, texts};
 use super::manifest::EncodeError;
 use super::wire::Malformed;
-use crate::layout::Key;
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 
 /// Created before anything else of a backup, and before a parent is read: as long as it has no manifest beside it, what
 /// it names is needed.

@@ -1,11 +1,12 @@
 //! One row of the file table: a file, directory or link of the cluster.
 
+use walpoint_storage::object::ContentHash;
+
 use super::blocks::BlockList;
 use super::geometry::{BlockSize, INLINE_BLOCKS, MAX_FILE};
 use super::location::{BackupRef, FrameRef, RefWriter};
 use super::path::{MAX_PATH, Shown, TablePath};
 use super::wire::{Input, Malformed, Output};
-use crate::object::ContentHash;
 
 /// A file, directory or link.
 #[derive(Clone, PartialEq, Eq, Debug)]

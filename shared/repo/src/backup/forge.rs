@@ -3,6 +3,8 @@
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, Lsn};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::{Codec, pack};
 
 use super::HexBytes;
 use super::catalog::Backups;
@@ -18,8 +20,6 @@ use super::page::PageBuilder;
 use super::path::TablePath;
 use super::read::BackupReader;
 use super::write::{Draft, WalStored, WriteOptions};
-use crate::error::{RepoError, Result};
-use crate::object::{Codec, pack};
 use crate::wal::WalArchive;
 
 /// The pack that holds the forged file table; no small backup has so many.

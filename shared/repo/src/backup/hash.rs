@@ -4,8 +4,9 @@
 //! holds. The hash of a file is made of those of its leaves: it can be found in any order, and a hole of a terabyte
 //! costs nothing.
 
+use walpoint_storage::object::{ContentHash, Sealer};
+
 use super::geometry::{BlockSize, INLINE_BLOCKS, LEAF_BLOCKS};
-use crate::object::{ContentHash, Sealer};
 
 /// How a repository hashes.
 #[derive(Clone, Debug)]
@@ -208,9 +209,9 @@ impl ContentHasher {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use walpoint_storage::object::testing::sealers;
 
     use super::*;
-    use crate::object::tests::sealers;
 
     fn hashings() -> [Hashing; 2] {
         [Hashing::new(&sealers()[0]), Hashing::new(&sealers()[1])]

@@ -4,6 +4,8 @@
 //! A manifest exists when a backup does. A [`super::Tombstone`] in its place means that there will never be one.
 
 use walpoint_base::BackupId;
+use walpoint_storage::layout::Key;
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealError, SealedObject, Sealer};
 
 use super::facts::Summary;
 use super::findings::{self, Finding};
@@ -11,8 +13,6 @@ use super::location::{BackupRef, FrameRef, PackNo, read_id};
 use super::pack_table::PackTable;
 use super::path::TablePath;
 use super::wire::{Input, Malformed, Output};
-use crate::layout::Key;
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealError, SealedObject, Sealer};
 
 /// The most plain bytes of a manifest's tables, so that the object fits the limit even if nothing compresses. At 12 bytes
 /// for a pack of 32 MiB this is enough for 70 TiB of stored data.
@@ -161,13 +161,13 @@ pub(super) enum EncodeError {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use walpoint_storage::object::testing::sealers;
 
     use super::super::blocks::tests::id;
     use super::super::facts::{Totals, tests::facts};
     use super::super::findings::PageFault;
     use super::super::pack_table::PackUse;
     use super::*;
-    use crate::object::tests::sealers;
 
     fn manifest(pages: u32) -> Manifest {
         let pack = |backup, pack, live| PackUse {

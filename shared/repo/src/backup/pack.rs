@@ -5,13 +5,14 @@
 
 use std::ops::Range;
 
-use super::location::PackNo;
-use super::wire::{Input, Malformed, Output};
-use crate::error::Result;
-use crate::layout::Key;
-use crate::object::{
+use walpoint_storage::error::Result;
+use walpoint_storage::layout::Key;
+use walpoint_storage::object::{
     OBJECT_HEADER, ObjectHeader, ObjectKind, ObjectWriter, Packed, SealError, SealedObject, Sealer,
 };
+
+use super::location::PackNo;
+use super::wire::{Input, Malformed, Output};
 
 /// A pack of this many bytes is closed.
 pub const PACK_BYTES: u64 = 32 << 20;
@@ -225,10 +226,10 @@ impl PackBuilder {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use walpoint_storage::object::testing::sealers;
+    use walpoint_storage::object::{Codec, ObjectReader, open_frame, pack};
 
     use super::*;
-    use crate::object::tests::sealers;
-    use crate::object::{Codec, ObjectReader, open_frame, pack};
 
     fn key() -> Key {
         "clusters/main/data/x/00000000.pack".parse().unwrap()

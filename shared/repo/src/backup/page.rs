@@ -3,12 +3,12 @@
 //! Both begin with their own table of backups, so that later manifests can share them as they are.
 
 use walpoint_base::BackupId;
+use walpoint_storage::object::MAX_FRAME;
 
 use super::entry::{Entry, LeafRun, decode_leaf_runs, encode_leaf_runs};
 use super::geometry::BlockSize;
 use super::location::{RefWriter, read_refs};
 use super::wire::{Input, Malformed, Output};
-use crate::object::MAX_FRAME;
 
 /// A page is closed when it reaches this many bytes.
 pub(super) const PAGE_BYTES: usize = 16 << 10;

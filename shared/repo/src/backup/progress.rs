@@ -5,6 +5,8 @@
 //! mean nothing once there is a manifest.
 
 use walpoint_base::BackupId;
+use walpoint_storage::layout::Key;
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 
 use super::blocks::BlockList;
 use super::geometry::BlockSize;
@@ -13,8 +15,6 @@ use super::manifest::{EncodeError, MAX_TABLES};
 use super::pack_table::PackTable;
 use super::path::TablePath;
 use super::wire::{Input, Malformed, Output};
-use crate::layout::Key;
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 
 /// One progress object, read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -162,7 +162,7 @@ mod tests {
             let packs = PackTable::new(vec![pack]);
             let encoded = EncodedProgress { backups: &backups, packs: packs.clone(), refs: &refs, stretches: &[row] };
             let key: Key = "clusters/main/backups/x/progress-00000000".parse().unwrap();
-            for sealer in crate::object::tests::sealers() {
+            for sealer in walpoint_storage::object::testing::sealers() {
                 let object = encoded.seal(&sealer, &key).unwrap();
                 let open = || ObjectReader::open(&sealer, &[ObjectKind::Progress], &key, object.to_bytes()).unwrap();
                 let back = Progress::read(open(), id(0), size()).unwrap();

@@ -9,6 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use walpoint_base::BackupId;
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::{ClusterObject, Key};
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
+use walpoint_storage::store::Claim;
 
 use super::catalog::{Backups, ListedState, Standing};
 use super::ending::Published;
@@ -16,10 +20,6 @@ use super::facts::Summary;
 use super::manifest::EncodeError;
 use super::wire::Malformed;
 use super::write::cannot_write;
-use crate::error::{RepoError, Result, found};
-use crate::layout::{ClusterObject, Key};
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
-use crate::store::Claim;
 
 /// So many finished backups that are in no object are worth one.
 pub(crate) const ENOUGH: usize = 32;

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::WalEntry;
 
 use super::LineageCatalog;
-use crate::error::{RepoError, Result};
-use crate::layout::WalEntry;
 use crate::plan::{ExtentQuestion, Path};
 use crate::wal::{Abandonment, WalArchive};
 

@@ -5,9 +5,9 @@
 
 use jiff::Timestamp;
 use walpoint_base::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineHistory, TimelineId};
+use walpoint_storage::error::Result;
 
 use super::LineageCatalog;
-use crate::error::Result;
 use crate::index::{group_of, last_of};
 use crate::plan::{ExtentQuestion, Path};
 

@@ -3,9 +3,9 @@
 
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
-use crate::error::{RepoError, Result};
 use crate::index::{ChainFault, ChainWalk, SegmentEntry, first_of, group_of, last_of};
 use crate::plan::{Path, SegmentRange};
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::SegmentNo;
+use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
-use crate::error::{RepoError, Result};
 use crate::index::gather;
 use crate::plan::SegmentRange;
 use crate::plan::windows::Consistency;

@@ -10,10 +10,10 @@
 use std::fmt::Write;
 
 use walpoint_base::{BackupId, Lsn, SegmentSize, TimelineId};
+use walpoint_storage::error::Result;
 
 use super::status::{BackupDetails, ClusterStatus, LineageStatus};
 use super::{Catalog, LineageCatalog};
-use crate::error::Result;
 use crate::plan::text::bytes;
 
 /// Columns of the axis.

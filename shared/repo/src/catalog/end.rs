@@ -4,9 +4,9 @@
 use std::fmt;
 
 use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+use walpoint_storage::error::Result;
 
 use super::lineage::LineageCatalog;
-use crate::error::Result;
 use crate::plan::Asking;
 use crate::plan::facts::Facts;
 use crate::plan::windows;

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use walpoint_base::{SegmentNo, TimelineId};
+use walpoint_storage::error::Result;
 
 use super::LineageCatalog;
 use crate::backup::{CondemnedReason, CondemnedWal, NumberedCondemned};
-use crate::error::Result;
 use crate::plan::windows::Consistency;
 use crate::plan::{Doubt, SegmentRange};
 

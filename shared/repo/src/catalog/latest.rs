@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, ClusterName, LineageId, Lsn, PgTimestamp, SegmentNo, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::{Catalog, LineageCatalog};
 use crate::Repository;
 use crate::backup::ListedState;
-use crate::error::{RepoError, Result};
 use crate::plan::{Asking, Facts, Path, Search};
 
 /// A commit time that lies further behind the moment at which the store had the backup was that of a clock far ahead. What is

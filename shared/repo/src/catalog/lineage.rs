@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use walpoint_base::{BackupId, LineageId, PgTimestamp, SegmentName, SegmentNo, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::abandoned::abandoned;
 use super::graph::TimelineGraph;
 use super::inventory::TimelineWal;
 use super::outline::Outline;
 use crate::backup::{Announcements, Backups, Listed, ListedState, NumberedCondemned, Standing, Summary};
-use crate::error::{RepoError, Result};
 use crate::lineage::Lineage;
 use crate::plan::windows::Consistency;
 use crate::plan::{

@@ -5,15 +5,15 @@ use futures_util::future::{join, join3, try_join};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
+use walpoint_storage::error::Result;
+use walpoint_storage::layout::{ClusterPaths, WalPaths};
+use walpoint_storage::store::{Store, StoreSettings};
 
 use super::{AT_ONCE, Catalog, by_position};
 use crate::Repository;
 use crate::backup::{Backups, Unread, list_condemned, list_names};
 use crate::catalog::LineageCatalog;
-use crate::error::Result;
-use crate::layout::{ClusterPaths, WalPaths};
 use crate::lineage::Lineage;
-use crate::store::{Store, StoreSettings};
 use crate::wal::{ListedHistories, list_histories, list_timelines};
 
 /// What listings show of a lineage itself.

@@ -3,10 +3,10 @@
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use walpoint_base::PgTimestamp;
+use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
 use super::status::TimelineParts;
-use crate::error::{RepoError, Result};
 use crate::plan::NamedPoint;
 use crate::plan::report::time;
 use crate::wal::{FoundPoints, PointRef, WalArchive};

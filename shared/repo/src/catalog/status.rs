@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use walpoint_base::{BackupId, PgTimestamp, SegmentNo, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::points::RestorePointStatus;
 use super::{BrokenChain, Catalog, LineageCatalog};
 use crate::backup::{Backups, Listed, ListedState, Method, Standing, Summary};
-use crate::error::{RepoError, Result};
 use crate::plan::report::{SegmentsDocument, time};
 use crate::plan::windows::{self, Consistency, Window};
 use crate::plan::{Facts, SegmentRange};

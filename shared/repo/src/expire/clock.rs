@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::error::Result;
-use crate::layout;
-use crate::store::Store;
+use walpoint_storage::error::Result;
+use walpoint_storage::layout;
+use walpoint_storage::store::Store;
 
 /// A greater difference is a reason to delete nothing.
 pub const CLOCK_LIMIT: SignedDuration = SignedDuration::from_mins(5);

@@ -3,11 +3,11 @@
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::BackupId;
+use walpoint_storage::error::{RepoError, Result};
 
 use super::gather::Gathered;
 use super::report::Expired;
 use crate::backup::Backups;
-use crate::error::{RepoError, Result};
 
 /// One that stored nothing for so long is dead if a later one was finished: that had its chance to take over what it stored.
 const OVERTAKEN: SignedDuration = SignedDuration::from_hours(24);

@@ -9,16 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{BackupId, ClusterName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, Prefix};
+use walpoint_storage::store::{BULK, Entry};
 
 use super::condemned::{Announced, Named};
 use super::report::Expired;
 use super::scan::Tally;
 use crate::Repository;
-use crate::error::{RepoError, Result};
 use crate::index::IndexWriter;
-use crate::layout::{ClusterObject, ClusterPaths, Key, Prefix};
 use crate::reach::{Class, Judgement, Roots};
-use crate::store::{BULK, Entry};
 
 /// Bulk deletes at the same time.
 const AT_ONCE: usize = 4;

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::{ClusterPaths, WalEntry};
 
 use super::soundness::{Pack, Proven, StoredPacks, prove};
 use crate::Repository;
@@ -13,9 +15,7 @@ use crate::backup::{
     NumberedCondemned, Standing, Summary,
 };
 use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
-use crate::error::{RepoError, Result};
 use crate::holds::{DamagedHold, Holdings, Holds};
-use crate::layout::{ClusterPaths, WalEntry};
 use crate::lineage::Lineage;
 use crate::plan::windows::Consistency;
 use crate::retention::{
@@ -421,7 +421,7 @@ async fn last_sign(backups: &Backups, id: BackupId, begun: Timestamp) -> Result<
 /// The timelines that have a history, and when it was stored.
 async fn histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
     let entries = archive.repository().store().list_all(&archive.paths().histories()).await?;
-    let history = |entry: &crate::store::Entry| match archive.paths().parse(&entry.key)? {
+    let history = |entry: &walpoint_storage::store::Entry| match archive.paths().parse(&entry.key)? {
         WalEntry::File(WalFileName::History(timeline)) => Some((timeline, entry.modified)),
         _ => None,
     };

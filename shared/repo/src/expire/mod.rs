@@ -39,6 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{ClusterName, LineageId};
+use walpoint_storage::error::{RepoError, Result};
 
 pub use self::clock::{CLOCK_LIMIT, clock_ahead};
 use self::condemned::Announced;
@@ -49,7 +50,6 @@ pub use self::report::{ClassReport, DecisionReport, Expired};
 use self::scan::{Scan, Standards, Tally};
 use crate::Repository;
 use crate::backup::{Backups, DamagedAnnouncement, ENOUGH};
-use crate::error::{RepoError, Result};
 use crate::holds::DamagedHold;
 use crate::reach::{Class, WalNeed};
 use crate::retention::{Decision, Policy, decide};

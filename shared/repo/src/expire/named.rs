@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::gather::Gathered;
 use super::report::Expired;
 use super::{dead, roots};
 use crate::backup::Backups;
-use crate::error::{RepoError, Result};
 use crate::retention::{Protection, Request, protections};
 
 /// A backup that is to be deleted, whatever the rules say.

@@ -7,6 +7,7 @@ use std::io;
 
 use jiff::Timestamp;
 use walpoint_base::ClusterName;
+use walpoint_storage::error::{RepoError, Result};
 
 use super::condemned::Announced;
 use super::report::Expired;
@@ -14,7 +15,6 @@ use super::scan::Tally;
 use super::{ExpireOptions, LEFTOVER, delete_announced};
 use crate::Repository;
 use crate::backup::Backups;
-use crate::error::{RepoError, Result};
 use crate::reach::Class;
 use crate::retention::Policy;
 

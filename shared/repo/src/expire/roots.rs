@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use futures_util::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::gather::{Gathered, LineageFacts};
 use crate::backup::Backups;
-use crate::error::{RepoError, Result};
 use crate::reach::{Roots, WalNeed, WalRoots};
 use crate::retention::{Candidate, Decision, Policy, Reason, Verdict, decide};
 

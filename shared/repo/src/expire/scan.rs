@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId};
+use walpoint_storage::error::Result;
+use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 
 use super::ExpireOptions;
 use super::condemned::{Announced, Named};
@@ -13,8 +15,6 @@ use super::report::Expired;
 use crate::Repository;
 use crate::backup::{Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedWal, PackNo};
 use crate::catalog::{Run, Runs};
-use crate::error::Result;
-use crate::layout::{ClusterObject, ClusterPaths, Key};
 use crate::reach::{Class, Judgement, Roots};
 use crate::retention::Request;
 

@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use walpoint_base::BackupId;
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::ClusterObject;
 
 use super::ExpireOptions;
 use super::condemned::Announced;
 use super::gather::Gathered;
 use super::scan::runs_of;
 use crate::backup::{Backups, Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, PackNo, Standing};
-use crate::error::{RepoError, Result};
-use crate::layout::ClusterObject;
 
 /// Manifests that are read at the same time, and packs that are asked for.
 const AT_ONCE: usize = 16;

@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_storage::layout::ClusterPaths;
+use walpoint_storage::store::mortal::Mortal;
 
 use super::*;
 use crate::backup::{
@@ -19,9 +21,7 @@ use crate::catalog::Catalog;
 use crate::holds::{HeldOn, Holds, Placement};
 use crate::index::IndexWriter;
 use crate::index::tests::{Bed, bed, header};
-use crate::layout::ClusterPaths;
 use crate::retention::Rule;
-use crate::store::mortal::Mortal;
 use crate::wal::WalHeader;
 
 const FIRST: TimelineId = TimelineId::FIRST;
@@ -231,7 +231,7 @@ async fn a_full_filesystem_is_expired() {
     let repository = Repository::over("main", mortal.store(), None).await.unwrap();
     mortal.fill(5);
     let error = expire(&repository, &cluster(), &keep(2)).await.unwrap_err();
-    let text = crate::error::error_chain(&error);
+    let text = walpoint_storage::error::error_chain(&error);
     assert!(text.contains("Make the filesystem larger, or take something off it"), "{text}");
     assert_eq!(finished(&bed).await, ids);
 

@@ -4,10 +4,10 @@ use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::crossing::{Crossing, CrossingFacts, Piece};
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange, xid_precedes};
 use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize, TimelineId};
+use walpoint_storage::object::ContentHash;
+use walpoint_storage::object::bytes::Fields;
 
 use super::chain::ChainWalk;
-use crate::object::ContentHash;
-use crate::object::bytes::Fields;
 use crate::wal::{
     CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, WalHeader, decode_crossing, decode_edges, edge_flags,
     encode_crossing, encode_edges, mark_flags, marks,

@@ -1,11 +1,11 @@
 //! An archive of which only the index is there, or only the headers: for tests and measurements of long archives.
 
 use walpoint_base::{SegmentNo, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::{ObjectKind, ObjectWriter, SealError};
 
 use super::page::{Directory, Group};
 use super::{DIRECTORY_LEVEL, GROUP_LEVEL, SegmentEntry, first_of, last_of};
-use crate::error::{RepoError, Result};
-use crate::object::{ObjectKind, ObjectWriter, SealError};
 use crate::wal::{WalArchive, WalHeader};
 
 /// Writes the index of the first `groups` groups of a timeline, sealed, and their directory. `entry` is what it says of

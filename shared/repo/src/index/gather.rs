@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{SegmentNo, TimelineId, WalFileName};
+use walpoint_storage::error::Result;
+use walpoint_storage::layout::WalEntry;
 
 use super::entry::SegmentEntry;
-use crate::error::Result;
-use crate::layout::WalEntry;
 use crate::wal::WalArchive;
 
 /// Headers that are read at the same time: as many as may be in no index object.

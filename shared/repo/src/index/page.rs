@@ -5,13 +5,13 @@
 
 use bytes::Bytes;
 use walpoint_base::{SegmentNo, SegmentSize, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::Key;
+use walpoint_storage::object::bytes::Fields;
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 
 use super::entry::{ENTRY, GroupSummary, SUMMARY, SegmentEntry};
 use super::{DIRECTORY_LEVEL, FANOUT, GROUP_LEVEL, PLACES, first_of, group_of};
-use crate::error::{RepoError, Result};
-use crate::layout::Key;
-use crate::object::bytes::Fields;
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 
 /// Bytes before the first entry.
 const HEAD: usize = 24;

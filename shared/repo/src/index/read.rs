@@ -7,11 +7,11 @@ use futures_util::future::try_join;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{SegmentNo, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::entry::GroupSummary;
 use super::page::{Directory, Group};
 use super::{DIRECTORY_LEVEL, FANOUT, GROUP_LEVEL, first_of, gather, last_of};
-use crate::error::{RepoError, Result};
 use crate::wal::WalArchive;
 
 /// Sealed groups that are kept in memory, about 130 KB each.

@@ -8,15 +8,15 @@ use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts};
 use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineId};
+use walpoint_storage::layout::Key;
+use walpoint_storage::object::{ContentHash, MasterKey, RepositoryId, Sealer};
+use walpoint_storage::store::StoreSettings;
 
 use super::page::{Directory, Group};
 use super::*;
 use crate::Repository;
 use crate::catalog::{Run, Runs};
-use crate::layout::Key;
-use crate::object::{ContentHash, MasterKey, RepositoryId, Sealer};
 use crate::repository::NewLineage;
-use crate::store::StoreSettings;
 use crate::wal::{WalArchive, WalHeader};
 
 /// An archive of 1 MiB segments in a directory.
@@ -307,9 +307,9 @@ fn objects_survive_their_bytes_and_lies_are_errors() {
 proptest! {
     #[test]
     fn any_bytes_are_entries_or_nothing(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let mut fields = crate::object::bytes::Fields::new(&bytes);
+        let mut fields = walpoint_storage::object::bytes::Fields::new(&bytes);
         let _entry = SegmentEntry::decode(&mut fields, SegmentNo(5), SegmentSize::DEFAULT);
-        let mut fields = crate::object::bytes::Fields::new(&bytes);
+        let mut fields = walpoint_storage::object::bytes::Fields::new(&bytes);
         let _summary = GroupSummary::decode(&mut fields, 5);
     }
 

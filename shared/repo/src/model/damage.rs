@@ -8,13 +8,13 @@ use jiff::Timestamp;
 use rand::Rng;
 use rand::seq::IteratorRandom;
 use walpoint_base::{BackupId, SegmentNo, durable};
+use walpoint_storage::error::RepoError;
+use walpoint_storage::layout::{ClusterObject, Key};
 
 use super::world::{FIRST, Readable, World, segment_size};
 use crate::backup::Standing;
-use crate::error::RepoError;
 use crate::expire::outlook;
 use crate::expire::tests::cluster;
-use crate::layout::{ClusterObject, Key};
 use crate::retention::Policy;
 use crate::verify::tests::Anything;
 use crate::verify::{Depth, VerifyOptions, verify};

@@ -7,12 +7,12 @@ use jiff::{SignedDuration, Timestamp};
 use rand::Rng;
 use rand::seq::IteratorRandom;
 use walpoint_base::{BackupId, SegmentNo};
+use walpoint_storage::error::Result;
 
 use super::oracle::{Candidate, Fates, Keep, LABEL, built_on};
 use super::world::{HeldOn, Made, Readable, Silences, World, segment_size};
 use super::writing::HOURS;
 use crate::backup::ListedState;
-use crate::error::Result;
 use crate::expire::tests::cluster;
 use crate::expire::{ExpireOptions, Expired, expire};
 use crate::holds::{self, Holds, Placement};

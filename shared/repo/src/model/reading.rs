@@ -6,12 +6,12 @@ use futures_util::FutureExt;
 use rand::Rng;
 use rand::seq::IteratorRandom;
 use walpoint_base::BackupId;
+use walpoint_storage::error::{RepoError, Result};
 
 use super::cluster::Files;
 use super::world::{Made, Readable, World};
 use crate::backup::tests::restore;
 use crate::backup::{BackupReader, Backups, Content, WindowLimits};
-use crate::error::{RepoError, Result};
 
 /// What was restored, by path.
 type Restored = BTreeMap<Vec<u8>, Vec<u8>>;

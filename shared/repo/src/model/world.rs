@@ -10,18 +10,18 @@ use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId};
+use walpoint_storage::error::Result;
+use walpoint_storage::layout::{ClusterPaths, Key};
+use walpoint_storage::object::MasterKey;
+use walpoint_storage::store::StoreSettings;
+use walpoint_storage::store::mortal::Mortal;
 
 use super::cluster::{Cluster, Files};
 use super::writing::Writing;
 use crate::Repository;
 use crate::backup::{Backups, BlockSize, Intent, ListedState};
-use crate::error::Result;
 use crate::expire::tests::cluster;
 use crate::index::tests::{Bed, bed_in};
-use crate::layout::{ClusterPaths, Key};
-use crate::object::MasterKey;
-use crate::store::StoreSettings;
-use crate::store::mortal::Mortal;
 
 pub(super) const FIRST: TimelineId = TimelineId::FIRST;
 

@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use walpoint_base::{BackupId, SegmentNo};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::cluster::{DIRECTORIES, Files};
 use super::oracle::LABEL;
@@ -20,7 +21,6 @@ use crate::backup::{
     BackupFacts, BackupWriter, Backups, Foundation, Intent, Lane, PackLimits, Standing, TablePath, WalStored,
     WriteOptions,
 };
-use crate::error::{RepoError, Result};
 use crate::expire::expire;
 use crate::expire::tests::cluster;
 

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use walpoint_base::{CreatedTablespace, Lsn, SegmentName, SegmentNo};
+use walpoint_storage::error::Result;
 
 use super::marked::{self, Mark};
 use super::restore_plan::RestorePlan;
 use super::stop::SegmentDecoder;
 use crate::catalog::{LineageCatalog, TimelineWal};
-use crate::error::Result;
 use crate::wal::WalCopies;
 
 /// Looks for such records, fed with consecutive segments in LSN order, beginning anywhere.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, RecoveryTarget, SegmentSize, TargetTimeline};
+use walpoint_storage::error::Result;
 
 use super::likely::likely;
 use super::older;
@@ -15,7 +16,6 @@ use super::stop::SegmentDecoder;
 use super::unreachable::{LineageMoment, Unreachable, Why};
 use crate::Repository;
 use crate::catalog::{BrokenChain, Catalog, LineageCatalog};
-use crate::error::Result;
 
 /// Plans a restore of a cluster. Reads tens of objects, whatever the size of the archive, and writes nothing.
 pub async fn plan(

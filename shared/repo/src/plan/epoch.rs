@@ -2,12 +2,12 @@
 //! full one was, and from there the index counts on.
 
 use walpoint_base::target::FullXid;
+use walpoint_storage::error::Result;
 
 use super::facts::StopQuestion;
 use super::path::SegmentRange;
 use super::search::{Search, groups};
 use super::stop::Stop;
-use crate::error::Result;
 
 impl Search<'_> {
     /// The full id of the transaction whose end `stop` is. `None` if no checkpoint before it can be read.

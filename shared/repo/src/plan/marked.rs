@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::created::Replayed;
 use super::minimal::readable;
@@ -19,7 +20,6 @@ use super::path::SegmentRange;
 use super::restore_plan::{ForkSource, RestorePlan};
 use crate::catalog::TimelineWal;
 use crate::cpu;
-use crate::error::{RepoError, Result};
 use crate::index::{MarkCounts, first_of, group_of, last_of};
 use crate::wal::{WalArchive, WalCopies};
 

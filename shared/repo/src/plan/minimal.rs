@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{Lsn, SegmentNo, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::facts::{Asking, Facts, Question, StopQuestion};
 use super::path::{Coverage, Path, SegmentRange};
@@ -16,7 +17,6 @@ use super::search::{Place, Search, groups};
 use super::stop::StopRule;
 use super::unreachable::Why;
 use crate::catalog::TimelineWal;
-use crate::error::{RepoError, Result};
 use crate::index::SegmentEntry;
 
 impl<'a> Path<'a> {

@@ -7,6 +7,7 @@
 
 use jiff::Timestamp;
 use walpoint_base::{LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
+use walpoint_storage::error::Result;
 
 use super::facts::{Asking, ExtentQuestion, Facts};
 use super::path::Path;
@@ -15,7 +16,6 @@ use super::request::Request;
 use super::restore_plan::RestorePlan;
 use super::unreachable::{LineageMoment, Unreachable, Why};
 use crate::catalog::{Catalog, LineageCatalog};
-use crate::error::Result;
 
 /// A plan in an older lineage, or the refusal because a newer one may be meant. `skipped` are the families that have no plan, the
 /// newest first.

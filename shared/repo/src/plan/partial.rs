@@ -7,13 +7,13 @@
 //! PostgreSQL will see them.
 
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::facts::StopQuestion;
 use super::path::{Coverage, SegmentRange};
 use super::search::{Search, last_start};
 use super::stop::{Found, Stop, StopRule};
 use crate::cpu;
-use crate::error::{RepoError, Result};
 
 /// The `.partial` file that ends a path, and how far it counts.
 #[derive(Clone, Copy, Debug)]

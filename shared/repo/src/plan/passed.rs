@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use walpoint_base::crossing::Crossing;
 use walpoint_base::{PgTimestamp, SegmentNo, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::facts::{ExtentQuestion, Facts, PassedQuestion, StopQuestion};
 use super::path::{Path, SegmentRange};
 use super::search::Search;
-use crate::error::{RepoError, Result};
 
 impl Search<'_> {
     /// The commit time of a transaction that ended before a position and stops recovery. Only in WAL that is there.

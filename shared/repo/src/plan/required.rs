@@ -5,11 +5,11 @@
 use std::sync::Arc;
 
 use walpoint_base::{Lsn, SegmentName};
+use walpoint_storage::error::Result;
 
 use super::marked::{self, Mark};
 use super::restore_plan::RestorePlan;
 use super::stop::SegmentDecoder;
-use crate::error::Result;
 use crate::wal::WalCopies;
 
 /// Looks for such records, fed with consecutive segments in LSN order, beginning anywhere.

@@ -12,6 +12,7 @@ use walpoint_base::crossing::{Crossing, CrossingFacts, Piece};
 use walpoint_base::facts::TransactionRange;
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::facts::{Extent, ExtentQuestion, Facts, StopQuestion};
 use super::partial::PartialEnd;
@@ -19,7 +20,6 @@ use super::path::{Path, SegmentRange};
 use super::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
 use crate::catalog::TimelineWal;
 use crate::cpu;
-use crate::error::{RepoError, Result};
 use crate::index::{GroupSummary, SegmentEntry, Untold, first_of, group_of, last_of};
 use crate::wal::WalArchive;
 

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use walpoint_base::{BackupId, LineageId, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_storage::layout::{ClusterObject, WalEntry};
 
 use super::wal::WalNeed;
 use crate::catalog::{Run, Runs};
 use crate::index::{DIRECTORY_LEVEL, FANOUT, first_of, last_of};
-use crate::layout::{ClusterObject, WalEntry};
 
 /// What `expire` tells objects apart by.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

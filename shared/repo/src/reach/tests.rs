@@ -4,10 +4,10 @@ use proptest::prelude::*;
 use walpoint_base::{
     BackupId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
 };
+use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, NameHash, WalEntry};
 
 use super::*;
 use crate::catalog::TimelineGraph;
-use crate::layout::{ClusterObject, ClusterPaths, Key, NameHash, WalEntry};
 use crate::retention::{Candidate, Damage};
 
 const MIB: u64 = 1 << 20;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 use walpoint_base::durable;
+use walpoint_storage::keys::source::{print_key, random_key};
+use walpoint_storage::keys::{KeySource, Removal};
 
 use super::*;
-use crate::keys::source::{print_key, random_key};
-use crate::keys::{KeySource, Removal};
 
 fn at(dir: &Path) -> StoreSettings {
     StoreSettings::at(dir.to_str().unwrap())

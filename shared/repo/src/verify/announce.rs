@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, SegmentNo};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::ClusterPaths;
 
 use super::light::{NeededWal, RESUPPLY};
 use super::report::VerifyFinding;
@@ -11,8 +13,6 @@ use super::{Run, Segment};
 use crate::backup::{
     Condemned, CondemnedPacks, CondemnedReason, CondemnedWal, DamagedAnnouncement, NumberedCondemned, PackNo,
 };
-use crate::error::{RepoError, Result};
-use crate::layout::ClusterPaths;
 
 /// Stretches that are longer are left as they are announced.
 const MANY: u32 = 1 << 20;

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 use walpoint_base::{BackupId, Lsn};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::{ClusterPaths, Key};
 
 use super::report::VerifyFinding;
 use super::{ContentCheck, Run};
 use crate::backup::{BackupFacts, BackupReader, BlockRef, PackUnit, PackUse, Standing, Window, WindowLimits};
-use crate::error::{RepoError, Result};
-use crate::layout::{ClusterPaths, Key};
 
 /// Units on their way: at most 8 MiB each, mostly a third.
 const AT_ONCE: usize = 4;
@@ -179,7 +179,7 @@ impl Run<'_> {
             RepoError::Corrupt { key, .. } | RepoError::NotFound { key, .. } => key.clone(),
             _ => return Err(error),
         };
-        if let Some(crate::layout::ClusterObject::Pack(owner, n)) =
+        if let Some(walpoint_storage::layout::ClusterObject::Pack(owner, n)) =
             ClusterPaths::new(self.cluster).parse(&key)
         {
             self.bad_pack(owner, n, "damaged", error.to_string());

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+use walpoint_storage::error::Result;
 
 use super::Run;
 use crate::catalog::{BrokenChain, LineageCatalog, Runs};
-use crate::error::Result;
 use crate::plan::SegmentRange;
 
 /// What to do about segments of two servers.

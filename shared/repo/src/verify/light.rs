@@ -6,15 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, ClusterName, LineageId, SegmentNo, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
 use super::Run;
 use super::report::VerifyFinding;
 use crate::Repository;
 use crate::backup::{CondemnedReason, Listed, ListedState};
 use crate::catalog::{Catalog, LineageCatalog, Runs};
-use crate::error::{RepoError, Result};
 use crate::expire::Outlook;
-use crate::layout::{ClusterObject, ClusterPaths};
 use crate::lineage::Lineage;
 use crate::plan::windows::{self, Consistency};
 use crate::plan::{Facts, SegmentRange};

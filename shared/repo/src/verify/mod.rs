@@ -31,13 +31,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use walpoint_base::{BackupId, ClusterName, LineageId, SegmentName, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
 pub use self::report::{Verified, VerifyFinding};
 use crate::Repository;
 use crate::backup::{BackupFacts, Backups, CondemnedReason, NumberedCondemned, TablePath};
-use crate::error::{RepoError, Result};
 use crate::expire::Outlook;
-use crate::layout::{ClusterObject, ClusterPaths};
 use crate::retention::Candidate;
 
 /// How much is read.

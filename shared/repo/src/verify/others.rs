@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{LineageId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
+use walpoint_storage::object::ObjectKind;
 
 use super::Run;
 use super::light::{NeededWal, RESUPPLY};
 use super::report::VerifyFinding;
 use super::sample::whole;
-use crate::error::{RepoError, Result};
-use crate::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
-use crate::object::ObjectKind;
 
 /// Objects that are read at the same time.
 const AT_ONCE: usize = 4;

@@ -11,13 +11,13 @@ use std::time::Instant;
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, SegmentName, SegmentNo, WalFileName};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::{ClusterPaths, Key};
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
+use walpoint_storage::store::Claim;
 
 use super::light::NeededWal;
 use super::{Depth, Run};
-use crate::error::{RepoError, Result, found};
-use crate::layout::{ClusterPaths, Key};
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
-use crate::store::Claim;
 use crate::wal::WalArchive;
 
 /// Objects that are read at the same time.
@@ -195,7 +195,7 @@ fn wanted(objects: usize, share: f64) -> usize {
 /// Reads a whole object, a frame at a time: the plain bytes in it.
 pub(super) async fn whole(sealer: Sealer, kind: ObjectKind, key: Key, bytes: bytes::Bytes) -> Result<u64> {
     crate::cpu::run(move || {
-        let corrupt = |e: crate::object::ObjectError| RepoError::corrupt(&key, e);
+        let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(&key, e);
         let mut reader = ObjectReader::open(&sealer, &[kind], &key, bytes).map_err(corrupt)?;
         let (mut frame, mut plain) = (Vec::new(), 0u64);
         loop {

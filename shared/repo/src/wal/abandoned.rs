@@ -7,11 +7,11 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{SegmentName, TimelineId};
+use walpoint_storage::descriptor::now;
+use walpoint_storage::document::{self, as_text};
+use walpoint_storage::error::{RepoError, Result, found};
 
 use super::WalArchive;
-use crate::descriptor::now;
-use crate::document::{self, as_text};
-use crate::error::{RepoError, Result, found};
 
 /// Who gave a timeline up, and why.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -41,7 +41,8 @@ impl std::fmt::Display for Abandonment {
 impl WalArchive {
     /// Says that the timeline in the name of `until` was abandoned, up to that segment. What was said before stays as it is.
     pub async fn abandon_timeline(&self, until: SegmentName, reason: &str, who: &str) -> Result<()> {
-        let (reason, who, format) = (reason.to_owned(), who.to_owned(), crate::object::FORMAT_VERSION);
+        let (reason, who, format) =
+            (reason.to_owned(), who.to_owned(), walpoint_storage::object::FORMAT_VERSION);
         let record = Abandonment { format, timeline: until.timeline, until, reason, who, settled: now() };
         self.note_abandonment(&record).await
     }

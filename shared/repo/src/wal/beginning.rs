@@ -6,10 +6,10 @@
 use std::io::{self, Write};
 
 use walpoint_base::WalFileName;
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::ContentHash;
 
 use super::WalArchive;
-use crate::error::{RepoError, Result};
-use crate::object::ContentHash;
 
 /// Takes a file and hashes what it begins with.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::object::Keeper;
+use walpoint_storage::object::Keeper;
 
 /// What a file to be archived holds. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::WalArchive;
 use super::get::WalFile;
 use super::header::WalHeader;
-use crate::error::{RepoError, Result};
 
 /// The archives of one lineage, in the order in which they are asked.
 ///

@@ -6,7 +6,7 @@ use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts, Cut, Due};
 use walpoint_base::crossing::{CrossingFacts, PIECE, Piece};
 use walpoint_base::facts::SegmentMarks;
 
-use crate::object::bytes::Fields;
+use walpoint_storage::object::bytes::Fields;
 
 /// Bytes of both edges.
 pub(crate) const EDGES: usize = 40;

@@ -7,11 +7,11 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::SegmentName;
+use walpoint_storage::descriptor::now;
+use walpoint_storage::document::{self, as_text};
+use walpoint_storage::error::{RepoError, Result, found};
 
 use super::WalArchive;
-use crate::descriptor::now;
-use crate::document::{self, as_text};
-use crate::error::{RepoError, Result, found};
 
 /// A gap that the archiver put on record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ impl WalArchive {
     /// Puts on record that a segment does not continue the one before it, though both are one server's. What is on record
     /// stays as it is.
     pub async fn record_gap(&self, before: SegmentName, segment: SegmentName, what: &str) -> Result<()> {
-        let (what, format) = (what.to_owned(), crate::object::FORMAT_VERSION);
+        let (what, format) = (what.to_owned(), walpoint_storage::object::FORMAT_VERSION);
         let gap = RecordedGap { format, segment, before, what, recorded: now() };
         let document = document::seal(Some(self.sealer()), &self.paths().gap(segment), &gap)?;
         match self.store().create_document(&document).await {

@@ -7,14 +7,16 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::{Key, NameHash};
+use walpoint_storage::object::{
+    Codec, ContentHash, MAX_CONTENT, ObjectHeader, ObjectKind, ObjectReader, open_frame,
+};
 
 use super::WalArchive;
 use super::header::{WAL_HEADER_RANGE, WalHeader};
 use super::parts::{MAX_TABLE, PartTable};
 use crate::cpu;
-use crate::error::{RepoError, Result, found};
-use crate::layout::{Key, NameHash};
-use crate::object::{Codec, ContentHash, MAX_CONTENT, ObjectHeader, ObjectKind, ObjectReader, open_frame};
 
 /// A file that was read back and checked as a whole.
 #[derive(Clone, PartialEq, Eq)]
@@ -216,7 +218,7 @@ impl WalArchive {
     async fn open(&self, kind: ObjectKind, name: WalFileName, key: Key) -> Result<Option<WalReader>> {
         let Some(bytes) = found(self.store().get(&key).await)? else { return Ok(None) };
         let (object, header, meta) = {
-            let corrupt = |e: crate::object::ObjectError| RepoError::corrupt(&key, e);
+            let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(&key, e);
             let reader = ObjectReader::open(self.sealer(), &[kind], &key, bytes.clone()).map_err(corrupt)?;
             let segment = matches!(kind, ObjectKind::Segment | ObjectKind::Ended);
             let header = match name.segment().filter(|_| segment) {
@@ -250,12 +252,12 @@ impl WalArchive {
         let Some(found) = found(self.store().get_range(key, 0..WAL_HEADER_RANGE).await)? else {
             return Ok(None);
         };
-        let corrupt = |e: crate::object::ObjectError| RepoError::corrupt(key, e);
+        let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(key, e);
         let (object, keys) = ObjectHeader::parse(self.sealer(), key, &found.bytes).map_err(corrupt)?;
         if object.kind != kind || object.object_len != found.size {
             return Err(RepoError::corrupt(key, "it is not the object that its header describes"));
         }
-        let frame = found.bytes.get(crate::object::OBJECT_HEADER..).unwrap_or_default();
+        let frame = found.bytes.get(walpoint_storage::object::OBJECT_HEADER..).unwrap_or_default();
         let mut meta = Vec::new();
         open_frame(&keys, 0, frame, &mut Codec::for_opening(), &mut meta).map_err(|e| corrupt(e.into()))?;
         self.check_header(key, name, &meta).map(Some)
@@ -280,7 +282,7 @@ impl WalArchive {
     /// The table of an object in parts; `None` if there is no such object or it is in one piece.
     pub(super) async fn table(&self, key: &Key, kind: ObjectKind) -> Result<Option<PartTable>> {
         let Some(bytes) = found(self.store().get(key).await)? else { return Ok(None) };
-        let corrupt = |e: crate::object::ObjectError| RepoError::corrupt(key, e);
+        let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(key, e);
         let reader = ObjectReader::open(self.sealer(), &[kind], key, bytes).map_err(corrupt)?;
         if !reader.header().in_parts {
             return Ok(None);
@@ -299,7 +301,10 @@ impl WalArchive {
         while let Some(entry) = entries.try_next().await? {
             match self.paths().parse(&entry.key) {
                 // Parts that nothing names are what an upload left that never finished.
-                None | Some(crate::layout::WalEntry::Part(_) | crate::layout::WalEntry::Gap(_)) => {}
+                None
+                | Some(
+                    walpoint_storage::layout::WalEntry::Part(_) | walpoint_storage::layout::WalEntry::Gap(_),
+                ) => {}
                 Some(_) => return Ok(Some(entry.key)),
             }
         }
@@ -347,7 +352,7 @@ impl WalReader {
                 Rest::Parts { whole, .. } => Some(std::mem::take(whole)),
             };
             let (returned, object, length) = cpu::run(move || {
-                let corrupt = |e: crate::object::ObjectError| RepoError::corrupt(&key, e);
+                let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(&key, e);
                 let mut reader = ObjectReader::open(&sealer, &kinds, &key, bytes).map_err(corrupt)?;
                 let (mut frame, mut length) = (Vec::new(), 0);
                 loop {
@@ -391,7 +396,7 @@ impl WalReader {
             let Some(Stretch { kinds, key, bytes, .. }) = next else { return Ok((writer, None)) };
             let sealer = self.archive.sealer().clone();
             let (returned, read) = cpu::run(move || {
-                let corrupt = |e: crate::object::ObjectError| RepoError::corrupt(&key, e);
+                let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(&key, e);
                 let read = || -> Result<()> {
                     let mut reader = ObjectReader::open(&sealer, &kinds, &key, bytes).map_err(corrupt)?;
                     let mut frame = Vec::new();
@@ -423,7 +428,7 @@ impl WalReader {
         let sealer = self.archive.sealer().clone();
         let begin = buffer.len();
         let (buffer, object) = cpu::run(move || {
-            let corrupt = |e: crate::object::ObjectError| RepoError::corrupt(&key, e);
+            let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(&key, e);
             let reader = ObjectReader::open(&sealer, &kinds, &key, bytes).map_err(corrupt)?;
             let object = reader.read_all(MAX_CONTENT, &mut buffer).map_err(corrupt)?;
             Ok::<_, RepoError>((buffer, object))

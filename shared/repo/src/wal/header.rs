@@ -7,13 +7,13 @@ use walpoint_base::{
     LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SegmentSize, SystemId,
     TimelineId,
 };
+use walpoint_storage::object::bytes::Fields;
+use walpoint_storage::object::{ContentHash, FRAME_HEADER, OBJECT_HEADER};
 
 use super::edges::{
     CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, decode_crossing, decode_edges, edge_flags, encode_crossing,
     encode_edges, mark_flags, marks,
 };
-use crate::object::bytes::Fields;
-use crate::object::{ContentHash, FRAME_HEADER, OBJECT_HEADER};
 
 /// Length of the meta frame's plain bytes.
 pub const WAL_HEADER: usize = 168 + EDGES + CROSSING;

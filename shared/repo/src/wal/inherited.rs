@@ -4,9 +4,9 @@
 //! Nothing behind the fork is inherited, and no timeline that does not lead there: that is the other server's.
 
 use walpoint_base::{LineageId, Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
 
 use super::WalArchive;
-use crate::error::{RepoError, Result};
 use crate::lineage::{Fork, Lineage, ParentLineage};
 use crate::repository::Repository;
 

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use walpoint_storage::error::{RepoError, Result};
 
 use super::{Inner, WalArchive};
-use crate::error::{RepoError, Result};
 
 impl WalArchive {
     /// This archive with the same lineage in other repositories beside it.

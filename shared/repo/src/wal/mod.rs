@@ -52,6 +52,10 @@ use std::sync::Arc;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
+use walpoint_storage::error::Result;
+use walpoint_storage::layout::{WalEntry, WalPaths};
+use walpoint_storage::object::{ContentHash, Sealer};
+use walpoint_storage::store::{Entry, Store};
 
 pub use self::abandoned::Abandonment;
 pub use self::beginning::Beginning;
@@ -69,13 +73,9 @@ pub use self::points::{FoundPoints, PointRef};
 pub use self::put::Stored;
 pub use self::seal::{Place, SealedSegment, SegmentSealer};
 pub use self::settled::Settlement;
-use crate::error::Result;
-pub use crate::layout::NameHash;
-use crate::layout::{WalEntry, WalPaths};
 use crate::lineage::Lineage;
-use crate::object::{ContentHash, Sealer};
 use crate::repository::Repository;
-use crate::store::{Entry, Store};
+pub use walpoint_storage::layout::NameHash;
 
 /// Plain bytes of a frame of WAL.
 const FRAME: usize = 1 << 20;

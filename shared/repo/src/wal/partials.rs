@@ -11,12 +11,12 @@
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join};
 use walpoint_base::{Lsn, SegmentName, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::NameHash;
 
 use super::WalArchive;
 use super::get::WalReader;
 use super::prefix::{Compared, Copy, Extent, Surveyed};
-use crate::error::{RepoError, Result};
-use crate::layout::NameHash;
 
 /// Which of several copies is read.
 enum Choice {

@@ -4,8 +4,8 @@
 //! and the object that names them, created once, decides. A crash before that leaves parts that nothing names; they are
 //! found again by the next attempt with the same content, or deleted by `expire` as unreachable.
 
-use crate::object::bytes::Fields;
-use crate::object::{ContentHash, MAX_CONTENT, Sealer};
+use walpoint_storage::object::bytes::Fields;
+use walpoint_storage::object::{ContentHash, MAX_CONTENT, Sealer};
 
 /// Plain bytes of a part, but the last: half of what an object can hold, so that reading or writing one takes no more
 /// memory than a segment of PostgreSQL's default size.

@@ -4,12 +4,12 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::facts::RestorePoint;
 use walpoint_base::{Lsn, PgTimestamp, TimelineId};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::{Key, NameHash, Prefix};
+use walpoint_storage::object::bytes::Fields;
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject};
 
 use super::{Inherited, WalArchive};
-use crate::error::{RepoError, Result, found};
-use crate::layout::{Key, NameHash, Prefix};
-use crate::object::bytes::Fields;
-use crate::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject};
 
 /// PostgreSQL's limit for a name (`MAXFNAMELEN`), without the terminating zero.
 const MAX_NAME: usize = 63;

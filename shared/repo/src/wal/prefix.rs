@@ -9,14 +9,14 @@
 use std::io::{self, Write};
 
 use walpoint_base::{Lsn, SegmentName, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::{Key, NameHash};
+use walpoint_storage::object::ContentHash;
 
 use super::WalArchive;
 use super::get::WalReader;
 use super::header::WalHeader;
 use super::seal::Place;
-use crate::error::{RepoError, Result};
-use crate::layout::{Key, NameHash};
-use crate::object::ContentHash;
 
 /// A copy of a segment in an archive.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

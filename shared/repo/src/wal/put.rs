@@ -5,6 +5,12 @@ use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use walpoint_base::{Lsn, SegmentFacts, SegmentNo, TimelineId, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::{Key, NameHash};
+use walpoint_storage::object::{
+    ContentHash, MAX_CONTENT, ObjectKind, ObjectWriter, SealError, SealedObject, Sealer, pack,
+};
+use walpoint_storage::store::Creation;
 
 use super::content::Content;
 use super::header::WalFlags;
@@ -12,12 +18,6 @@ use super::parts::{PartTable, Survey};
 use super::seal::{PieceSealer, Place, Sealed, SealedSegment, SegmentSealer, failed};
 use super::{FRAME, WalArchive};
 use crate::cpu;
-use crate::error::{RepoError, Result};
-use crate::layout::{Key, NameHash};
-use crate::object::{
-    ContentHash, MAX_CONTENT, ObjectKind, ObjectWriter, SealError, SealedObject, Sealer, pack,
-};
-use crate::store::Creation;
 
 /// What storing a file did. In every case it is durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

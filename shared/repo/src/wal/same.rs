@@ -4,11 +4,11 @@ use std::io::{self, Write};
 
 use futures_util::future::try_join;
 use walpoint_base::{SegmentName, WalFileName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::ContentHash;
 
 use super::WalArchive;
 use super::header::WalHeader;
-use crate::error::{RepoError, Result};
-use crate::object::ContentHash;
 
 impl WalArchive {
     /// Whether a segment has the same content here and in another archive. `None` where one of them has nothing that proves it: the

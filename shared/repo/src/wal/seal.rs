@@ -6,17 +6,17 @@
 use std::sync::Arc;
 
 use walpoint_base::{Lsn, SegmentFacts, SegmentName, SegmentSize};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::Key;
+use walpoint_storage::object::codec::PooledCodec;
+use walpoint_storage::object::{
+    Codec, ContentHash, MAX_CONTENT, ObjectKind, ObjectWriter, Packed, SealError, SealedObject, Sealer, pack,
+};
 
 use super::header::{WalFlags, WalHeader};
 use super::parts::{PART, PartTable, Survey};
 use super::{FRAME, WalArchive};
-use crate::error::{RepoError, Result};
 use crate::index::SegmentEntry;
-use crate::layout::Key;
-use crate::object::codec::PooledCodec;
-use crate::object::{
-    Codec, ContentHash, MAX_CONTENT, ObjectKind, ObjectWriter, Packed, SealError, SealedObject, Sealer, pack,
-};
 
 /// Length of the header of a segment's first page.
 const PAGE_HEADER: u64 = 40;

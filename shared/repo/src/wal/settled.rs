@@ -6,12 +6,12 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::TimelineId;
+use walpoint_storage::descriptor::now;
+use walpoint_storage::document::{self, as_text};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::object::ContentHash;
 
 use super::WalArchive;
-use crate::descriptor::now;
-use crate::document::{self, as_text};
-use crate::error::{RepoError, Result, found};
-use crate::object::ContentHash;
 
 /// Who settled what, and why.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -47,7 +47,8 @@ impl WalArchive {
         reason: &str,
         who: &str,
     ) -> Result<()> {
-        let (reason, who, format) = (reason.to_owned(), who.to_owned(), crate::object::FORMAT_VERSION);
+        let (reason, who, format) =
+            (reason.to_owned(), who.to_owned(), walpoint_storage::object::FORMAT_VERSION);
         let settlement = Settlement { format, timeline, history, reason, who, settled: now() };
         self.note_settlement(&settlement).await
     }

@@ -9,13 +9,13 @@ use walpoint_base::{
     LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentNo, SegmentSize, SystemId, TimelineHistory,
     TimelineId, WalFileName,
 };
+use walpoint_storage::error::RepoError;
+use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
+use walpoint_storage::object::MasterKey;
+use walpoint_storage::store::StoreSettings;
 
 use super::*;
-use crate::error::RepoError;
-use crate::layout::{ClusterObject, ClusterPaths, Key};
-use crate::object::MasterKey;
 use crate::repository::NewLineage;
-use crate::store::StoreSettings;
 
 const SYSTEM: SystemId = SystemId(7400000000000000001);
 
@@ -462,9 +462,12 @@ async fn what_is_later_on_a_timeline_is_seen() {
         assert!(after(4098).await.unwrap().as_str().contains(".ended/"));
         // Left by an upload that never finished.
         let part = archive.paths().part(WalFileName::Segment(SegmentNo(5000).name(timeline, size)), "00", 0);
-        let mut writer =
-            crate::object::ObjectWriter::new(archive.sealer(), crate::object::ObjectKind::Part, &part)
-                .unwrap();
+        let mut writer = walpoint_storage::object::ObjectWriter::new(
+            archive.sealer(),
+            walpoint_storage::object::ObjectKind::Part,
+            &part,
+        )
+        .unwrap();
         writer.frame(b"x").unwrap();
         archive.store().create_once(&writer.finish().unwrap()).await.unwrap();
         assert_eq!(after(4099).await, None);

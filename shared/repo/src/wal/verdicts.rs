@@ -3,8 +3,9 @@
 //!
 //! Each is an object that is created once, so a crash leaves some of them, and copying again adds the rest.
 
+use walpoint_storage::error::{RepoError, Result};
+
 use super::WalArchive;
-use crate::error::{RepoError, Result};
 
 impl WalArchive {
     /// Takes over what another repository holds of this lineage's timelines and this one lacks; how many objects that were. What

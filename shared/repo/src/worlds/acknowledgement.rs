@@ -7,16 +7,16 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use object_store::memory::InMemory;
 use walpoint_base::{SegmentName, TimelineId, WalFileName};
+use walpoint_storage::error::RepoError;
+use walpoint_storage::store::Store;
 
 use super::expiry::copy;
 use super::explore::{Check, Program, World};
 use super::store::{Scheduled, Shared, Status};
 use super::{explored, plain, soak};
 use crate::Repository;
-use crate::error::RepoError;
 use crate::index::tests::bed;
 use crate::lineage::Lineage;
-use crate::store::Store;
 use crate::wal::tests::facts_of_size;
 use crate::wal::{Stored, WalArchive, WalFlags};
 

@@ -9,6 +9,8 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::store::Store;
 
 use super::explore::{Check, Program, World};
 use super::store::{Scheduled, Shared, Status};
@@ -19,13 +21,11 @@ use crate::backup::{
     BackupFacts, Backups, BlockSize, Draft, Foundation, Intent, ListedState, TablePath, WalStored,
     WindowLimits, WriteOptions,
 };
-use crate::error::{RepoError, Result};
 use crate::expire::tests::{ago, cluster};
 use crate::expire::{ExpireOptions, expire};
 use crate::index::tests::bed;
 use crate::lineage::Lineage;
 use crate::retention::{Policy, Rule};
-use crate::store::Store;
 
 /// Where backups and expiry change anything in this world, which has no WAL.
 const CHANGES: &[&str] = &["clusters/main/backups", "clusters/main/data", "clusters/main/condemned"];

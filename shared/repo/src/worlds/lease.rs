@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
 use object_store::memory::InMemory;
+use walpoint_storage::object::Sealer;
+use walpoint_storage::object::testing::sealers;
+use walpoint_storage::store::Store;
 
 use super::explore::{Program, World};
 use super::store::{Scheduled, Shared, Status};
 use super::{explored, plain, soak};
 use crate::lease::{Asked, Holder, Leases, Renewed};
-use crate::object::Sealer;
-use crate::object::tests::sealers;
-use crate::store::Store;
 
 /// The process that died before all began.
 const DEAD: u32 = 99;

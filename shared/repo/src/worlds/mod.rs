@@ -22,8 +22,9 @@ mod store;
 use object_store::memory::InMemory;
 use std::sync::Arc;
 
+use walpoint_storage::store::Store;
+
 use self::explore::{Explored, World, explore};
-use crate::store::Store;
 
 /// Whether there is time for the large worlds.
 fn soak() -> bool {

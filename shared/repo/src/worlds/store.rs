@@ -21,7 +21,7 @@ use object_store::{
 };
 use tokio::sync::oneshot;
 
-use crate::store::Store;
+use walpoint_storage::store::Store;
 
 /// What an actor asks of the store.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

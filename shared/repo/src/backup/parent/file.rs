@@ -2,6 +2,9 @@
 //!
 //! Of each block at most two are known: the parent's, and what an unfinished backup stored. Lists are read leaf by leaf.
 
+use walpoint_storage::error::Result;
+use walpoint_storage::object::ContentHash;
+
 use super::super::blocks::{BlockCursor, BlockList, decode_leaf};
 use super::super::entry::{Blocks, FileContent, LeafRun, NodeRef};
 use super::super::geometry::{BlockSize, LEAF_BLOCKS};
@@ -10,8 +13,6 @@ use super::super::pack::FrameKind;
 use super::super::page::decode_node;
 use super::super::path::TablePath;
 use super::{Cached, Parents};
-use crate::error::Result;
-use crate::object::ContentHash;
 
 /// What other backups have of one file. Its leaves are asked for in ascending order.
 #[derive(Debug)]

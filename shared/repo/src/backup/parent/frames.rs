@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 use walpoint_base::BackupId;
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::Codec;
 
 use super::super::catalog::Backups;
 use super::super::location::{BackupRef, FrameRef, PackNo};
 use super::super::pack::FrameKind;
 use super::super::read::packs::OpenPack;
-use crate::error::{RepoError, Result};
-use crate::object::Codec;
 
 /// What is read of a pack at a time.
 const STRETCH: u64 = 512 << 10;

@@ -9,13 +9,14 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use walpoint_storage::error::Result;
+use walpoint_storage::object::ContentHash;
+
 use super::super::entry::{Blocks, Content, Entry, FileContent, LeafRun};
 use super::super::geometry::BlockSize;
 use super::super::hash::Beginning;
 use super::super::sorter::{AsBytes, Sorter, nameless_file};
 use super::scratch_error;
-use crate::error::Result;
-use crate::object::ContentHash;
 
 /// Length (big-endian, so that rows sort by it), hash, page, entry in the page.
 const BY_HASH: usize = 8 + 32 + 4 + 4;

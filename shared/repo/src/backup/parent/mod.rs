@@ -30,6 +30,8 @@ use std::sync::{Mutex, PoisonError};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{BackupId, Lsn, SegmentNo, SegmentSize};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::ContentHash;
 
 pub use self::choice::Foundation;
 use self::compaction::Changes;
@@ -53,8 +55,6 @@ use super::path::TablePath;
 use super::read::BackupReader;
 use super::wire::Malformed;
 use super::write::{Live, count, count_blocks, pack_no};
-use crate::error::{RepoError, Result};
-use crate::object::ContentHash;
 
 /// Listings at the same time.
 const LISTINGS: usize = 8;

@@ -8,6 +8,8 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use walpoint_storage::error::{RepoError, Result};
+
 use super::super::geometry::BlockSize;
 use super::super::location::RefWriter;
 use super::super::path::TablePath;
@@ -15,7 +17,6 @@ use super::super::progress::Stretch;
 use super::super::sorter::{ByPathAndRest, Sorter, nameless_file};
 use super::super::wire::{Input, Malformed, Output};
 use super::scratch_error;
-use crate::error::{RepoError, Result};
 
 /// Rows are read this many bytes at a time, or one row.
 const CHUNK: usize = 32 << 10;

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use walpoint_base::BackupId;
+use walpoint_storage::error::{RepoError, Result};
 
 use super::super::entry::{Content, Entry, FileContent};
 use super::super::geometry::BlockSize;
@@ -22,7 +23,6 @@ use super::super::sorter::nameless_file;
 use super::super::wire::Malformed;
 use super::lookup::{ByHash, ByHashBuilder};
 use super::scratch_error;
-use crate::error::{RepoError, Result};
 
 /// Pages that are asked for at once.
 const AT_ONCE: usize = 64;
@@ -130,7 +130,7 @@ impl ParentTable {
     pub(super) fn find_content(
         &self,
         length: u64,
-        hash: &crate::object::ContentHash,
+        hash: &walpoint_storage::object::ContentHash,
         backups: &[BackupId],
         cached: &mut CachedPage,
     ) -> Result<Option<FileContent>> {

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use walpoint_storage::error::{RepoError, Result};
+
 use super::super::entry::Entry;
 use super::super::location::FrameRef;
 use super::super::manifest::{Manifest, PageRef};
@@ -11,7 +13,6 @@ use super::super::page::decode_page;
 use super::super::path::{Root, TreeCheck};
 use super::super::wire::Malformed;
 use super::BackupReader;
-use crate::error::{RepoError, Result};
 
 /// Pages that are read at once.
 const AHEAD: usize = 64;

@@ -7,6 +7,9 @@ mod window;
 
 use std::sync::Arc;
 
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::Key;
+
 pub use self::entries::Entries;
 use self::packs::Packs;
 pub use self::unit::{FetchedUnit, OpenUnit, PackUnit, Piece};
@@ -20,8 +23,6 @@ use super::manifest::Manifest;
 use super::pack::FrameKind;
 use super::path::TablePath;
 use super::wire::Malformed;
-use crate::error::{RepoError, Result};
-use crate::layout::Key;
 
 /// A finished backup, open for reading. Cheap to clone, usable from several tasks.
 #[derive(Clone, Debug)]

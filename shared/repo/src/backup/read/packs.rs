@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::OnceCell;
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::Key;
+use walpoint_storage::object::{Codec, OBJECT_HEADER, ObjectHeader, ObjectKeys, ObjectKind, open_frame};
 
 use super::super::catalog::Backups;
 use super::super::location::{BackupRef, FrameRef, PackNo};
 use super::super::manifest::Manifest;
 use super::super::pack::{FrameKind, PackDirectory, PackFrame};
-use crate::error::{RepoError, Result};
-use crate::layout::Key;
-use crate::object::{Codec, OBJECT_HEADER, ObjectHeader, ObjectKeys, ObjectKind, open_frame};
 
 /// What is read of a pack to see its directory: enough for most.
 const FRONT: u64 = 64 << 10;

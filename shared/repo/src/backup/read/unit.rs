@@ -6,6 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::Codec;
+
 use super::super::frame::{DataFrame, MAX_FRAME};
 use super::super::geometry::BlockSize;
 use super::super::location::{BackupRef, BlockRef, FrameRef, PackNo};
@@ -14,8 +17,6 @@ use super::super::pack::FrameKind;
 use super::BackupReader;
 use super::packs::{OpenPack, Stretches, joined};
 use super::window::{Listed, Window};
-use crate::error::{RepoError, Result};
-use crate::object::Codec;
 
 /// Frames from the first to the last of a unit: at most 8 MiB, mostly a third of that after compression.
 const SPAN: u16 = 64;

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use walpoint_storage::error::{RepoError, Result};
+
 use super::super::blocks::{BlockList, Place, decode_leaf};
 use super::super::entry::{Blocks, Content, Entry, FileContent, LeafRun, NodeRef};
 use super::super::geometry::LEAF_BLOCKS;
@@ -17,7 +19,6 @@ use super::super::page::decode_node;
 use super::super::wire::Malformed;
 use super::unit::{Extent, PackUnit, group};
 use super::{BackupReader, Entries};
-use crate::error::{RepoError, Result};
 
 /// How much of a backup is one window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

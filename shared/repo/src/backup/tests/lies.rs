@@ -17,7 +17,7 @@ fn damage_anywhere_is_found() {
             let stored = wal(&draft);
             draft.publish(stored).await.unwrap();
             let all: walpoint_base::ClusterName = "main".parse().unwrap();
-            let prefix: crate::layout::Prefix = format!("clusters/{all}").parse().unwrap();
+            let prefix: walpoint_storage::layout::Prefix = format!("clusters/{all}").parse().unwrap();
             for entry in scene.store.list_all(&prefix).await.unwrap() {
                 if entry.key.file_name() == "intent" {
                     continue;
@@ -65,13 +65,13 @@ async fn lying(tree: &Tree, lie: impl Fn(&mut Manifest)) -> Scene {
     let draft = write(&scene, id(1), tree, 1024, 5000).await;
     let mut manifest = draft.manifest().clone();
     lie(&mut manifest);
-    let key = crate::layout::ClusterPaths::new(&"main".parse().unwrap()).manifest(id(1));
+    let key = walpoint_storage::layout::ClusterPaths::new(&"main".parse().unwrap()).manifest(id(1));
     let object = manifest.seal(&sealers()[1], &key).unwrap();
     scene.store.create_once(&object).await.unwrap();
     scene
 }
 
-async fn read(scene: &Scene) -> crate::Result<()> {
+async fn read(scene: &Scene) -> walpoint_storage::Result<()> {
     let reader = scene.backups.open(id(1)).await?;
     restore(&reader, WindowLimits::default()).await.map(drop)
 }

@@ -13,13 +13,14 @@ mod lifecycle;
 mod round_trip;
 mod summaries;
 
+use walpoint_storage::error::RepoError;
+use walpoint_storage::object::Sealer;
+use walpoint_storage::object::testing::sealers;
+use walpoint_storage::store::Store;
+
 use super::blocks::tests::id;
 pub(crate) use super::facts::tests::facts;
 use super::*;
-use crate::error::RepoError;
-use crate::object::Sealer;
-use crate::object::tests::sealers;
-use crate::store::Store;
 
 /// What a file is to hold: pieces of content and of holes.
 #[derive(Clone, Debug)]
@@ -155,7 +156,7 @@ fn wal(draft: &Draft) -> WalStored {
 pub(crate) async fn restore(
     reader: &BackupReader,
     limits: WindowLimits,
-) -> crate::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+) -> walpoint_storage::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut restored: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
     let mut windows = reader.windows(limits);
     let mut delivered = 0u64;
@@ -258,7 +259,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-async fn replace(scene: &Scene, key: &crate::layout::Key, bytes: &[u8]) {
+async fn replace(scene: &Scene, key: &walpoint_storage::layout::Key, bytes: &[u8]) {
     use object_store::ObjectStoreExt;
     let path = object_store::path::Path::from(key.as_str());
     scene.memory.put(&path, bytes.to_vec().into()).await.unwrap();

@@ -9,6 +9,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::ContentHash;
+use walpoint_storage::object::codec::PooledCodec;
+
 use super::super::blocks::{BlockList, Place, encode_leaf};
 use super::super::entry::{Attributes, Blocks, Content, Entry, FileContent, LeafRun, MAX_LEAF_RUNS, NodeRef};
 use super::super::findings::{Finding, MAX_FINDINGS, PageFault};
@@ -24,9 +28,6 @@ use super::super::wire::Malformed;
 use super::sink::PackSink;
 use super::table::{Counted, Live, Table, count};
 use super::{Shared, count_blocks};
-use crate::error::{RepoError, Result};
-use crate::object::ContentHash;
-use crate::object::codec::PooledCodec;
 
 /// Where blocks of the open frame are until it has a place. No frame has index 0.
 const OPEN: FrameRef = FrameRef { backup: BackupRef::OWN, pack: PackNo(u32::MAX), frame: 0 };

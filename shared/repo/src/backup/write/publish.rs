@@ -2,6 +2,8 @@
 
 use futures_util::TryStreamExt;
 use walpoint_base::{BackupId, PgTimestamp, SegmentName};
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::Key;
 
 use super::super::catalog::Backups;
 use super::super::condemned::CondemnedSet;
@@ -9,8 +11,6 @@ use super::super::facts::Summary;
 use super::super::location::PackNo;
 use super::super::manifest::{EncodeError, Manifest};
 use super::super::pack_table::PackUse;
-use crate::error::{RepoError, Result};
-use crate::layout::Key;
 
 /// What the caller found stored in the lineage: every WAL segment from `first` to `last`, along the timelines from the
 /// backup's start to its stop. Only whoever looked can say so; [`Draft::publish`] checks that it is what is needed.

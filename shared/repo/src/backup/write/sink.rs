@@ -8,14 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use walpoint_base::BackupId;
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::ClusterPaths;
+use walpoint_storage::object::codec::PooledCodec;
+use walpoint_storage::object::{Codec, SealedObject, Sealer, pack};
+use walpoint_storage::store::Store;
 
 use super::super::location::{BackupRef, FrameRef, PackNo};
 use super::super::pack::{FrameKind, PACK_BYTES, PackBuilder};
-use crate::error::{RepoError, Result};
-use crate::layout::ClusterPaths;
-use crate::object::codec::PooledCodec;
-use crate::object::{Codec, SealedObject, Sealer, pack};
-use crate::store::Store;
 
 /// Table packs are smaller: they fill slowly, and all the while they are in memory.
 const TABLE_PACK_BYTES: u64 = 8 << 20;

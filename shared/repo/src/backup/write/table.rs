@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::Codec;
+
 use super::super::blocks::BlockList;
 use super::super::entry::{Blocks, Content, Entry};
 use super::super::facts::Totals;
@@ -19,8 +22,6 @@ use super::super::progress::encode_stretch;
 use super::super::sorter::{ByPath, Sorter};
 use super::super::wire::{Input, Malformed};
 use super::sink::PackSink;
-use crate::error::{RepoError, Result};
-use crate::object::Codec;
 
 /// How much of each pack is used.
 pub(in crate::backup) type Live = BTreeMap<(BackupRef, PackNo), u32>;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use walpoint_base::BackupId;
+use walpoint_storage::error::{RepoError, Result};
 
 use super::super::catalog::Backups;
 use super::super::ending::Intent;
@@ -21,7 +22,6 @@ use super::lane::Lane;
 use super::publish::{Draft, cannot_write};
 use super::sink::{PackLimits, PackSink, WrittenPack};
 use super::table::{Finished, Fresh, Live, Table};
-use crate::error::{RepoError, Result};
 
 /// What can be chosen about writing a backup.
 #[derive(Clone, Debug)]

@@ -13,6 +13,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentNo};
+use walpoint_storage::store::{Store, StoreSettings};
 
 use super::decoder::Decoder;
 use super::simulate::{SEGMENTS, backup, large_archive, real_segment};
@@ -21,7 +22,6 @@ use crate::agreement::{self, Agreement};
 use crate::catalog::Catalog;
 use crate::index::tests::{Bed, bed, commit_time};
 use crate::plan::*;
-use crate::store::{Store, StoreSettings};
 use crate::wal::WalCopies;
 
 /// How far away the store is: much more than what the processor needs between two requests.

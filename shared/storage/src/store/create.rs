@@ -56,7 +56,7 @@ impl Store {
     }
 
     /// Whether an object of that content is there, and stays: for what is too long to be sent only to find out.
-    pub(crate) async fn holds(&self, sealer: &Sealer, key: &Key, content: ContentHash) -> Result<bool> {
+    pub async fn holds(&self, sealer: &Sealer, key: &Key, content: ContentHash) -> Result<bool> {
         if let Backend::Local(local) = &self.inner.backend {
             local.sync(key.as_str()).await.map_err(|failure| failure.about(key, self.name()))?;
         }
@@ -87,7 +87,7 @@ impl Store {
 
     /// One create, without looking: what `init` and `check` find out about a store with. `false`: refused, because
     /// something is there.
-    pub(crate) async fn create_blindly(&self, key: &Key, bytes: Bytes) -> Result<bool> {
+    pub async fn create_blindly(&self, key: &Key, bytes: Bytes) -> Result<bool> {
         match self.try_create(key, &[bytes]).await {
             Ok(()) => Ok(true),
             Err(failure) if failure.kind == FailureKind::Exists => Ok(false),

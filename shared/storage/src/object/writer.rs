@@ -59,7 +59,8 @@ impl SealedObject {
         self.header.content
     }
 
-    pub(crate) fn sealer(&self) -> &Sealer {
+    /// What it seals with.
+    pub fn sealer(&self) -> &Sealer {
         &self.sealer
     }
 

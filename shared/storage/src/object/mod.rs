@@ -106,5 +106,7 @@ pub enum ObjectError {
     Seal(#[from] SealError),
 }
 
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

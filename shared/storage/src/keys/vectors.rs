@@ -11,7 +11,7 @@ use crate::object::{MasterKey, ObjectKind, ObjectReader, Sealer};
 
 /// The lines `name = value` between the fences of the last chapter.
 fn values() -> BTreeMap<&'static str, &'static str> {
-    let chapter = include_str!("../../FORMAT.md").split("Test vectors\n").nth(1).unwrap();
+    let chapter = include_str!("../../../repo/FORMAT.md").split("Test vectors\n").nth(1).unwrap();
     let lines = chapter.split("```").nth(1).unwrap().lines();
     lines.filter_map(|line| line.split_once(" = ")).collect()
 }

@@ -1,15 +1,9 @@
 use ::bytes::Bytes;
 use proptest::prelude::*;
 
+use super::testing::sealers;
 use super::*;
 use crate::layout::Key;
-
-/// One sealer of each sort.
-pub(crate) fn sealers() -> Vec<Sealer> {
-    let repository = RepositoryId([9; 16]);
-    let encrypted = Sealer::encrypted(repository, MasterKey::new([42; 32])).unwrap();
-    vec![Sealer::plain(repository), encrypted]
-}
 
 fn key() -> Key {
     "clusters/main/7-1/history/00000002.history".parse().unwrap()

@@ -171,7 +171,7 @@ impl ClusterPaths {
 }
 
 /// A named restore point: `points/<hex-name>/<TLI>-<lsn>`.
-pub(crate) fn point_file(timeline: TimelineId, lsn: Lsn) -> String {
+pub fn point_file(timeline: TimelineId, lsn: Lsn) -> String {
     format!("{}-{:016X}", timeline.hex(), lsn.0)
 }
 

@@ -1,4 +1,5 @@
 //! A directory as a process sees it that dies before its n-th request: from then on nothing that it asks for is done.
+#![allow(clippy::unwrap_used, reason = "for tests, which fail loudly")]
 
 use std::fmt;
 use std::io;
@@ -22,7 +23,7 @@ use super::Store;
 
 /// The store of a process that will die. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Mortal {
+pub struct Mortal {
     inner: Arc<LocalFileSystem>,
     left: Arc<AtomicI64>,
     /// What has to be deleted before something can be written: 0 once there is room.
@@ -37,7 +38,7 @@ pub(crate) struct Mortal {
 
 impl Mortal {
     /// Over a directory; `life` requests are carried out.
-    pub(crate) fn new(directory: &LocalPath, life: u32) -> Self {
+    pub fn new(directory: &LocalPath, life: u32) -> Self {
         let inner = Arc::new(LocalFileSystem::new_with_prefix(directory).unwrap());
         Self {
             inner,
@@ -50,28 +51,28 @@ impl Mortal {
     }
 
     /// Fills its filesystem: nothing can be written until so many objects are deleted.
-    pub(crate) fn fill(&self, lacking: u32) {
+    pub fn fill(&self, lacking: u32) {
         self.lacking.store(i64::from(lacking), SeqCst);
     }
 
     /// Answers every request to read this key with "not found"; with none, none.
-    pub(crate) fn hide(&self, key: Option<&str>) {
+    pub fn hide(&self, key: Option<&str>) {
         *self.hidden.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
     }
 
     /// Lets this key not go; with none, all go.
-    pub(crate) fn lock(&self, key: Option<&str>) {
+    pub fn lock(&self, key: Option<&str>) {
         *self.locked.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
     }
 
     /// As a store that does not try again what failed.
-    pub(crate) fn store(&self) -> Store {
+    pub fn store(&self) -> Store {
         let store = Store::over("mortal", Arc::new(self.clone()));
         store.with_limits(store.limits().once())
     }
 
     /// Kills it, waits until what it had asked for before is done, and tells whether it was dead already.
-    pub(crate) async fn bury(&self) -> bool {
+    pub async fn bury(&self) -> bool {
         let died = self.left.swap(i64::MIN / 2, SeqCst) < 0;
         while self.running.load(SeqCst) > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;

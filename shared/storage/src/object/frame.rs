@@ -241,7 +241,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::tests::sealers;
+    use super::super::testing::sealers;
     use super::super::{ObjectKind, Salt};
     use super::*;
 

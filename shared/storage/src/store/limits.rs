@@ -46,8 +46,8 @@ impl Limits {
     }
 
     /// Without a pause between attempts, for a store in memory.
-    #[cfg(test)]
-    pub(crate) fn without_pauses(self) -> Self {
+    #[cfg(any(test, feature = "testing"))]
+    pub fn without_pauses(self) -> Self {
         Self { pause: Duration::ZERO, ..self }
     }
 

@@ -20,7 +20,7 @@
 //! | `counts` | how many requests were sent |
 
 mod buffers;
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod counts;
 mod create;
@@ -30,8 +30,8 @@ mod failure;
 mod leftovers;
 mod limits;
 mod local;
-#[cfg(test)]
-pub(crate) mod mortal;
+#[cfg(any(test, feature = "testing"))]
+pub mod mortal;
 mod open;
 mod probe;
 mod remote;

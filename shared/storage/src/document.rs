@@ -56,7 +56,7 @@ pub fn open<T: DeserializeOwned>(sealer: Option<&Sealer>, key: &Key, bytes: &[u8
 }
 
 /// The check at a document's end, unverified: decides whether two documents are the same.
-pub(crate) fn written_check(text: &str) -> Option<ContentHash> {
+pub fn written_check(text: &str) -> Option<ContentHash> {
     let ending = text.get(text.len().checked_sub(ENDING_LEN)?..)?;
     ending.strip_prefix(ENDING)?.strip_suffix("\"}\n")?.parse().ok()
 }
@@ -129,7 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::object::tests::sealers;
+    use crate::object::testing::sealers;
 
     fn document() -> BTreeMap<String, u64> {
         BTreeMap::from([("format".to_owned(), 1), ("a".to_owned(), u64::MAX)])

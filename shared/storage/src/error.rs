@@ -19,7 +19,7 @@ pub type Result<T, E = RepoError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum RepoError {
     /// The store answered that there is no such object. Proof of absence only together with a descriptor read in the
-    /// same attempt ([`crate::Repository::read_descriptor_again`]).
+    /// same attempt ([`crate::descriptor::read_descriptor`]).
     #[error("{key} is not in {store}")]
     NotFound {
         /// Which object.
@@ -163,12 +163,12 @@ impl RepoError {
     }
 
     /// The cryptographic library failed.
-    pub(crate) fn sealing(error: crate::object::SealError) -> Self {
+    pub fn sealing(error: crate::object::SealError) -> Self {
         Self::Internal(error.to_string())
     }
 
     /// An error about a secret that cannot be had, on the way to a key.
-    pub(crate) fn locked_by(error: walpoint_base::SecretError) -> Self {
+    pub fn locked_by(error: walpoint_base::SecretError) -> Self {
         Self::settings("key", error)
     }
 
