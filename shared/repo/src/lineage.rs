@@ -18,6 +18,11 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::ids::{RepositoryId, parse_hex};
 use walpoint_storage::layout::{ClusterPaths, Key, WalPaths};
 
+/// What to do about the facts of a lineage.
+pub(crate) const LOST_LINEAGE: &str = "put the object back, from another version of it in the store or from a copy of the store: without it \
+                                nothing of this lineage is found, and nothing is deleted. Until then restore from another \
+                                repository";
+
 /// A lineage's facts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lineage {

@@ -196,6 +196,12 @@ impl Repository {
         Ok(lineages)
     }
 
+    /// The lineages of which WAL is stored, whether their facts are there or not.
+    pub(crate) async fn stored_lineages(&self, cluster: &ClusterName) -> Result<Vec<LineageId>> {
+        let directories = self.store().list_dirs(&ClusterPaths::new(cluster).all()).await?;
+        Ok(directories.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
     /// A lineage's facts, read from the store; `None` if there is no such lineage.
     pub async fn read_lineage(&self, cluster: &ClusterName, id: LineageId) -> Result<Option<Lineage>> {
         let key = ClusterPaths::new(cluster).lineage(id);

@@ -16,13 +16,12 @@ use crate::backup::{
 };
 use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
 use crate::holds::{DamagedHold, Holdings, Holds};
-use crate::lineage::Lineage;
+use crate::lineage::{LOST_LINEAGE, Lineage};
 use crate::plan::windows::Consistency;
 use crate::retention::{
     self, Candidate, Damage, Held, Life, Protection, Registered, Request, RetentionFacts, TimelineLife,
     standings,
 };
-use crate::verify::light::{LOST_LINEAGE, stored_lineages};
 use crate::wal::WalArchive;
 
 /// What a cluster has, as far as it matters here.
@@ -347,7 +346,7 @@ impl Gathered {
     async fn find_lost_lineages(&mut self, repository: &Repository, cluster: &ClusterName) -> Result<()> {
         let mut missing: BTreeSet<LineageId> =
             self.facts.backups.iter().map(|backup| backup.lineage).collect();
-        missing.extend(stored_lineages(repository, cluster).await?);
+        missing.extend(repository.stored_lineages(cluster).await?);
         missing.retain(|id| !self.lineages.iter().any(|facts| facts.lineage.id == *id));
         let note = |id: &LineageId| format!("the facts of lineage {id} are not there: {LOST_LINEAGE}");
         self.notes.extend(missing.iter().map(note));

@@ -9,8 +9,8 @@ use walpoint_storage::object::bytes::Fields;
 
 use super::chain::ChainWalk;
 use crate::wal::{
-    CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, WalHeader, decode_crossing, decode_edges, edge_flags,
-    encode_crossing, encode_edges, mark_flags, marks,
+    CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, SealedSegment, WalHeader, decode_crossing, decode_edges,
+    edge_flags, encode_crossing, encode_edges, mark_flags, marks,
 };
 
 /// Bytes of a segment's entry.
@@ -146,6 +146,14 @@ impl SegmentEntry {
             history,
             hash,
         }))
+    }
+}
+
+impl SealedSegment {
+    /// What the index keeps of it if it is stored anew; `None` for a segment in parts, of which it is not known yet how many
+    /// bytes they take.
+    pub fn entry(&self) -> Option<SegmentEntry> {
+        self.stored().map(|stored| SegmentEntry::of(self.header(), stored))
     }
 }
 

@@ -5,17 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
-use walpoint_base::{BackupId, ClusterName, LineageId, SegmentNo, TimelineId};
+use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
 use super::Run;
 use super::report::VerifyFinding;
-use crate::Repository;
 use crate::backup::{CondemnedReason, Listed, ListedState};
 use crate::catalog::{Catalog, LineageCatalog, Runs};
 use crate::expire::Outlook;
-use crate::lineage::Lineage;
+use crate::lineage::{LOST_LINEAGE, Lineage};
 use crate::plan::windows::{self, Consistency};
 use crate::plan::{Facts, SegmentRange};
 use crate::reach::{WalNeed, WalRoots};
@@ -111,7 +110,7 @@ impl Run<'_> {
     /// Whether the facts of every lineage are there of which anything else is: without them nothing of it can be restored.
     async fn lineages(&mut self, catalog: &Catalog) -> Result<()> {
         let known: BTreeSet<LineageId> = catalog.lineages().iter().map(LineageCatalog::id).collect();
-        let stored = stored_lineages(self.repository, self.cluster).await?;
+        let stored = self.repository.stored_lineages(self.cluster).await?;
         let named = self.lineages.keys().copied();
         let missing: BTreeSet<LineageId> = named.chain(stored).filter(|id| !known.contains(id)).collect();
         for id in missing {
@@ -360,22 +359,8 @@ async fn wanted(catalog: &mut LineageCatalog, need: &WalNeed, timeline: Timeline
     Ok(wanted)
 }
 
-/// The lineages of which WAL is stored, whether their facts are there or not.
-pub(crate) async fn stored_lineages(
-    repository: &Repository,
-    cluster: &ClusterName,
-) -> Result<Vec<LineageId>> {
-    let directories = repository.store().list_dirs(&ClusterPaths::new(cluster).all()).await?;
-    Ok(directories.iter().filter_map(|name| name.parse().ok()).collect())
-}
-
 /// A backup that was begun so long ago is hardly running.
 const LONG: SignedDuration = SignedDuration::from_hours(24);
-
-/// What to do about the facts of a lineage.
-pub(crate) const LOST_LINEAGE: &str = "put the object back, from another version of it in the store or from a copy of the store: without it \
-                                nothing of this lineage is found, and nothing is deleted. Until then restore from another \
-                                repository";
 
 /// What to do about WAL.
 pub(super) const RESUPPLY: &str = "if PostgreSQL or another repository still has it, remove what is damaged here and archive it again (archive-agent push)";

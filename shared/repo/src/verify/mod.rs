@@ -38,6 +38,7 @@ pub use self::report::{Verified, VerifyFinding};
 use crate::Repository;
 use crate::backup::{BackupFacts, Backups, CondemnedReason, NumberedCondemned, TablePath};
 use crate::expire::Outlook;
+use crate::lineage::LOST_LINEAGE;
 use crate::retention::Candidate;
 
 /// How much is read.
@@ -176,7 +177,7 @@ pub fn without_a_lineage(
         what: what.clone(),
         backups: Vec::new(),
         moments: Some(format!("all of lineage {id}")),
-        remedy: light::LOST_LINEAGE.to_owned(),
+        remedy: LOST_LINEAGE.to_owned(),
     });
     report
         .notes

@@ -16,7 +16,6 @@ use walpoint_storage::object::{
 use super::header::{WalFlags, WalHeader};
 use super::parts::{PART, PartTable, Survey};
 use super::{FRAME, WalArchive};
-use crate::index::SegmentEntry;
 
 /// Length of the header of a segment's first page.
 const PAGE_HEADER: u64 = 40;
@@ -209,11 +208,15 @@ impl SealedSegment {
         self.header.damaged
     }
 
-    /// What the index keeps of it if it is stored anew; `None` for a segment in parts, of which it is not known yet how many
-    /// bytes they take.
-    pub fn entry(&self) -> Option<SegmentEntry> {
+    /// What it says about itself.
+    pub(crate) fn header(&self) -> &WalHeader {
+        &self.header
+    }
+
+    /// The bytes that it takes if it is stored anew; `None` for a segment in parts, of which it is not known yet.
+    pub(crate) fn stored(&self) -> Option<u64> {
         match &self.sealed {
-            Sealed::Object(object) => Some(SegmentEntry::of(&self.header, object.len())),
+            Sealed::Object(object) => Some(object.len()),
             Sealed::Parts(_) => None,
         }
     }
