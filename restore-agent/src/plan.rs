@@ -169,7 +169,13 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         planned.plan.notes.extend(notes);
         planned.plan.notes.extend(retired(&selection, &planned).await);
         if let Some(why) = planned.doubtful_end.take() {
-            let end = Unreachable::of_end(&planned.plan, request.timeline, &planned.lineage, why);
+            let end = Unreachable::of_end(
+                &planned.plan,
+                request.timeline,
+                (&planned.lineage).into(),
+                planned.lineage.segment_size,
+                why,
+            );
             return Err(NoPlan::Unreachable(Box::new(end)));
         }
         return match choice::contradicting(&planned, &mut refusals) {

@@ -194,6 +194,17 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+/// Records that cross from one segment of a group to the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Untold {
+    /// Restore points.
+    pub points: u32,
+    /// Transaction ends whose transaction is not known.
+    pub xids: u32,
+    /// Those of which nothing is known.
+    pub unknown: u32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

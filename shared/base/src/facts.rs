@@ -146,6 +146,26 @@ pub struct RestorePoint {
     pub end: Lsn,
 }
 
+/// Where a restore point is.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct PointRef {
+    /// Its name.
+    pub name: String,
+    /// The timeline in the name of its segment: the one it was made on, or one that took its bytes over.
+    pub timeline: TimelineId,
+    /// Where its record starts.
+    pub lsn: Lsn,
+    /// When it was made, where that was found together with it; else the object of the restore point tells it.
+    pub time: Option<PgTimestamp>,
+}
+
+impl PointRef {
+    /// What tells it from every other one.
+    pub fn place(&self) -> (&str, TimelineId, Lsn) {
+        (&self.name, self.timeline, self.lsn)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

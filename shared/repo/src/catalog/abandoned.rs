@@ -10,7 +10,7 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::WalEntry;
 
 use super::LineageCatalog;
-use crate::plan::{ExtentQuestion, Path};
+use crate::plan::{Abandoned, ExtentQuestion, Path};
 use crate::wal::{Abandonment, WalArchive};
 
 /// What is known of the end of a timeline's WAL.
@@ -27,7 +27,7 @@ pub(super) async fn abandoned(
     archive: &WalArchive,
     listed: &[SegmentName],
     problems: &mut Vec<String>,
-) -> Result<BTreeMap<TimelineId, Abandonment>> {
+) -> Result<BTreeMap<TimelineId, Abandoned>> {
     let latest: BTreeMap<TimelineId, SegmentName> =
         listed.iter().map(|until| (until.timeline, *until)).collect();
     let mut abandoned = BTreeMap::new();
@@ -42,13 +42,18 @@ pub(super) async fn abandoned(
             Err(error) => return Err(error),
         };
         match later(archive, until).await? {
-            None => drop(abandoned.insert(timeline, record)),
+            None => drop(abandoned.insert(timeline, said(&record))),
             Some(later) => problems.push(format!(
                 "timeline {timeline} was settled as abandoned up to \"{until}\", and \"{later}\" was stored since: it counts again"
             )),
         }
     }
     Ok(abandoned)
+}
+
+/// What a planner has to know of it.
+fn said(record: &Abandonment) -> Abandoned {
+    Abandoned { settled: record.settled, verdict: record.to_string() }
 }
 
 /// A segment of the same timeline that lies behind one.

@@ -1,12 +1,13 @@
 //! Whether the segments of a path continue each other, from the index: one entry of a directory for each group that is
 //! sealed, all there and unbroken, the entries of the others.
 
+use walpoint_base::chain::ChainFault;
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
-use crate::index::{ChainFault, ChainWalk, SegmentEntry, first_of, group_of, last_of};
+use crate::index::{ChainWalk, SegmentEntry, first_of, group_of, last_of};
 use crate::plan::{Path, SegmentRange};
 
 /// A segment that does not continue the one before it.

@@ -1,45 +1,11 @@
 //! Where consecutive segments do not continue each other, told from what the index says of them: pure, so that planners and
 //! `verify` use the same rule as the archiver. The rule itself, with what it exempts, is [`walpoint_base::chain`].
 
-use std::fmt;
-
-use walpoint_base::chain::{Break, ChainEnd, Link};
+use walpoint_base::chain::{ChainEnd, ChainFault, Link};
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{SegmentNo, TimelineId};
 
 use super::{GroupSummary, SegmentEntry};
-
-/// Why a segment cannot follow the one before it in the repository.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ChainFault {
-    /// Its records do not continue those before it: another server wrote it, or the segment before.
-    Broken(Break),
-    /// `pg_resetwal` wrote it: recovery ends before it.
-    Reset,
-    /// It was stored under another history of its timeline.
-    History,
-}
-
-impl ChainFault {
-    /// Whether it says that two servers wrote the WAL of one timeline.
-    pub fn is_split_brain(&self) -> bool {
-        !matches!(self, Self::Reset)
-    }
-}
-
-impl fmt::Display for ChainFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Broken(fault) => fault.fmt(f),
-            Self::Reset => f.write_str(
-                "its first record follows none: pg_resetwal wrote it, and recovery ends before it",
-            ),
-            Self::History => {
-                f.write_str("it was archived under another history of its timeline than the segment before")
-            }
-        }
-    }
-}
 
 /// Follows segments along a path of timelines, in order.
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! What the index keeps of a segment, and of a group of segments.
 
 use walpoint_base::chain::{ChainEnd, ChainFacts};
-use walpoint_base::crossing::{Crossing, CrossingFacts, Piece};
+use walpoint_base::crossing::{Crossing, CrossingFacts, Piece, Untold};
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange, xid_precedes};
 use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize, TimelineId};
 use walpoint_storage::object::ContentHash;
@@ -201,17 +201,6 @@ pub struct MarkCounts {
     pub parameters: u32,
     /// [`SegmentMarks::minimal`].
     pub minimal: u32,
-}
-
-/// Records that cross from one segment of a group to the next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Untold {
-    /// Restore points.
-    pub points: u32,
-    /// Transaction ends whose transaction is not known.
-    pub xids: u32,
-    /// Those of which nothing is known.
-    pub unknown: u32,
 }
 
 /// The crossing records of a group.

@@ -32,8 +32,8 @@ pub mod read;
 pub(crate) mod tests;
 pub mod write;
 
-pub use chain::{ChainFault, ChainWalk};
-pub use entry::{GroupSummary, MarkCounts, SegmentEntry, Untold};
+pub use chain::ChainWalk;
+pub use entry::{GroupSummary, MarkCounts, SegmentEntry};
 pub use page::{Directory, Group};
 pub use read::TimelineIndex;
 pub use write::IndexWriter;

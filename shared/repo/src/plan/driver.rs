@@ -221,7 +221,7 @@ async fn plan_in_lineage(
         Ok(plan) => plan,
         Err(mut refused) => {
             refused.youngest = lineage.youngest();
-            refused.lineage = Some(Box::new(lineage.lineage().clone()));
+            refused.lineage = Some(lineage.lineage().into());
             return Ok(Err(refused));
         }
     };
@@ -367,7 +367,7 @@ fn not_continued(
     Unreachable {
         target: plan.target.clone(),
         timeline: request.timeline,
-        lineage: Some(Box::new(lineage.lineage().clone())),
+        lineage: Some(lineage.lineage().into()),
         why: Why::BrokenChain { backup: plan.backup.id, segment, fault, recorded },
         missing: Vec::new(),
         nearest: Vec::new(),

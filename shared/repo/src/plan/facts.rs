@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+use walpoint_base::facts::PointRef;
 use walpoint_base::{
     BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentName, SegmentNo, SegmentSize, TimelineId,
 };
 
 use super::stop::{Stop, StopRule};
 use crate::catalog::{Runs, TimelineGraph};
-use crate::wal::{Abandonment, PointRef};
 
 /// The facts of a base backup that planning depends on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,6 +102,21 @@ impl std::fmt::Display for Doubt {
             Self::Refused => write!(f, "two servers claim it, with different histories"),
             Self::NoBackup => write!(f, "it has WAL, and no complete backup lies on its path"),
         }
+    }
+}
+
+/// That a person says that a timeline was abandoned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Abandoned {
+    /// When it was said.
+    pub settled: Timestamp,
+    /// Who says so and why, up to which segment.
+    pub verdict: String,
+}
+
+impl std::fmt::Display for Abandoned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.verdict)
     }
 }
 
@@ -257,7 +273,7 @@ pub struct Facts {
     /// Lists of restore points that cannot be read, for people. Comes with the answer to [`Question::PointsNamed`].
     pub damaged_points: Vec<String>,
     /// Timelines that a person says were abandoned: none of them is the latest.
-    pub abandoned: BTreeMap<TimelineId, Abandonment>,
+    pub abandoned: BTreeMap<TimelineId, Abandoned>,
     answers: BTreeMap<Question, Answer>,
     lost: BTreeMap<TimelineId, Runs>,
 }

@@ -60,7 +60,7 @@ pub mod windows;
 pub use created::{Replayed, TablespaceSearch, created_tablespaces, creating_segments};
 pub use estimate::{Estimate, Rates};
 pub use facts::{
-    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint,
+    Abandoned, Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint,
     PassedQuestion, Question, StopQuestion,
 };
 pub use likely::{Likely, likely};
@@ -74,7 +74,7 @@ pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan, Unfollowe
 pub(crate) use search::{Search, group_may};
 pub use settings::{Setting, Signal, quote};
 pub use stop::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
-pub use unreachable::{LineageMoment, Moment, Unreachable, Why, Youngest};
+pub use unreachable::{InLineage, LineageMoment, Moment, Unreachable, Why, Youngest};
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;
 

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 
+use walpoint_base::facts::PointRef;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
 use super::facts::{Asking, BackupState, Doubt};
@@ -10,7 +11,6 @@ use super::planner::{Planner, Refusal};
 use super::points;
 use super::unreachable::{Moment, Unreachable, Why};
 use super::windows::{self, Window};
-use crate::wal::PointRef;
 
 /// How many other timelines are searched for the target's moment.
 const OTHER_TIMELINES: usize = 8;

@@ -127,7 +127,7 @@ fn newest_without_backup(
     Unreachable {
         target: request.target.clone(),
         timeline: request.timeline,
-        lineage: Some(Box::new(lineage.lineage().clone())),
+        lineage: Some(lineage.lineage().into()),
         why: Why::NewestWithoutBackup { newest, older },
         missing: Vec::new(),
         nearest: Vec::new(),

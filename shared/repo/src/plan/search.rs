@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use walpoint_base::chain::ChainBegin;
+use walpoint_base::crossing::Untold;
 use walpoint_base::crossing::{Crossing, CrossingFacts, Piece};
 use walpoint_base::facts::TransactionRange;
 use walpoint_base::target::FullXid;
@@ -20,7 +21,7 @@ use super::path::{Path, SegmentRange};
 use super::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
 use crate::catalog::TimelineWal;
 use crate::cpu;
-use crate::index::{GroupSummary, SegmentEntry, Untold, first_of, group_of, last_of};
+use crate::index::{GroupSummary, SegmentEntry, first_of, group_of, last_of};
 use crate::wal::WalArchive;
 
 /// Answers the planner's questions about the content of WAL.

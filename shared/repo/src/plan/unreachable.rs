@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
+use walpoint_base::chain::ChainFault;
 use walpoint_base::target::FullXid;
 use walpoint_base::{
     BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentNo, SegmentSize,
@@ -11,8 +13,6 @@ use walpoint_base::{
 use super::facts::{Doubt, NamedPoint};
 use super::path::SegmentRange;
 use super::restore_plan::RestorePlan;
-use crate::index::ChainFault;
-use crate::lineage::Lineage;
 
 /// A refusal: nothing was touched.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,7 +22,7 @@ pub struct Unreachable {
     /// On which timeline.
     pub timeline: TargetTimeline,
     /// The lineage of which that is said, if it is said of one.
-    pub lineage: Option<Box<Lineage>>,
+    pub lineage: Option<InLineage>,
     /// Why it cannot be.
     pub why: Why,
     /// WAL that would have to be there, under the names that recovery asks for.
@@ -39,16 +39,21 @@ pub struct Unreachable {
 
 impl Unreachable {
     /// Refuses a plan that ends in an incomplete copy, because of what another repository has of that segment.
-    pub fn of_end(plan: &RestorePlan, timeline: TargetTimeline, lineage: &Lineage, why: String) -> Self {
+    pub fn of_end(
+        plan: &RestorePlan,
+        timeline: TargetTimeline,
+        lineage: InLineage,
+        size: SegmentSize,
+        why: String,
+    ) -> Self {
         let segment = plan.fork.and_then(|fork| fork.source_name().segment());
-        let size = lineage.segment_size;
         let segment =
             segment.unwrap_or_else(|| SegmentNo::before(plan.until, size).name(plan.timeline, size));
         let start = segment.number(size).map(|number| number.start(size)).unwrap_or_default();
         Self {
             target: plan.target.clone(),
             timeline,
-            lineage: Some(Box::new(lineage.clone())),
+            lineage: Some(lineage),
             why: Why::EndsIncomplete { segment, until: plan.until, damaged: Some(why) },
             missing: Vec::new(),
             nearest: Vec::new(),
@@ -64,6 +69,15 @@ impl Unreachable {
             youngest: None,
         }
     }
+}
+
+/// The lineage of which a refusal is said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InLineage {
+    /// Which one.
+    pub id: LineageId,
+    /// When it was created.
+    pub created: Timestamp,
 }
 
 /// The youngest timeline of a lineage.

@@ -5,7 +5,6 @@ use walpoint_base::Lsn;
 use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts, Cut, Due};
 use walpoint_base::crossing::{CrossingFacts, PIECE, Piece};
 use walpoint_base::facts::SegmentMarks;
-
 use walpoint_storage::object::bytes::Fields;
 
 /// Bytes of both edges.

@@ -69,7 +69,7 @@ pub use self::gaps::RecordedGap;
 pub use self::get::{WalFile, WalReader};
 pub use self::header::{WalFlags, WalHeader, history_hash};
 pub use self::inherited::Inherited;
-pub use self::points::{FoundPoints, PointRef};
+pub use self::points::FoundPoints;
 pub use self::put::Stored;
 pub use self::seal::{Place, SealedSegment, SegmentSealer};
 pub use self::settled::Settlement;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use walpoint_base::facts::RestorePoint;
+use walpoint_base::facts::{PointRef, RestorePoint};
 use walpoint_base::{Lsn, PgTimestamp, TimelineId};
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{Key, NameHash, Prefix};
@@ -26,19 +26,6 @@ const BATCH_BYTES: usize = BATCH * (25 + MAX_NAME);
 /// Requests under way at once for the points of a segment, or of a lineage.
 const CONCURRENT: usize = 4;
 
-/// Where a restore point is.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct PointRef {
-    /// Its name.
-    pub name: String,
-    /// The timeline in the name of its segment: the one it was made on, or one that took its bytes over.
-    pub timeline: TimelineId,
-    /// Where its record starts.
-    pub lsn: Lsn,
-    /// When it was made, where that was found together with it; else [`WalArchive::point`] reads it.
-    pub time: Option<PgTimestamp>,
-}
-
 impl FoundPoints {
     /// Adds what another repository has of the same lineage.
     fn add(&mut self, other: Self) {
@@ -47,12 +34,6 @@ impl FoundPoints {
         self.points.extend(new);
         self.damaged.extend(other.damaged);
         self.unread.extend(other.unread);
-    }
-}
-
-impl PointRef {
-    fn place(&self) -> (&str, TimelineId, Lsn) {
-        (&self.name, self.timeline, self.lsn)
     }
 }
 

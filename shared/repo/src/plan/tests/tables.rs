@@ -6,7 +6,6 @@ use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo, TargetTimeline, Ti
 use super::world::*;
 use crate::plan::windows;
 use crate::plan::*;
-use crate::wal::Abandonment;
 
 /// Megabytes of WAL: segment `n` begins at `mb(n)`.
 fn mb(n: u64) -> u64 {
@@ -585,14 +584,8 @@ fn an_abandoned_timeline_is_not_the_latest() {
     let facts = |of: &[u32]| {
         let mut facts = world.facts();
         for timeline in of {
-            let record = Abandonment {
-                format: 1,
-                timeline: tli(*timeline),
-                until: SegmentNo(20).name(tli(*timeline), size()),
-                reason: "a test".to_owned(),
-                who: "dba".to_owned(),
-                settled: at(1000).to_time(),
-            };
+            let verdict = format!("timeline {timeline}: settled by dba");
+            let record = Abandoned { settled: at(1000).to_time(), verdict };
             facts.abandoned.insert(tli(*timeline), record);
         }
         facts

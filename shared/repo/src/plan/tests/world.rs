@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use walpoint_base::facts::PointRef;
 use walpoint_base::target::FullXid;
 use walpoint_base::{
     BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineHistory,
@@ -11,7 +12,6 @@ use walpoint_base::{
 
 use crate::catalog::{Runs, TimelineGraph};
 use crate::plan::*;
-use crate::wal::PointRef;
 
 /// Segments of 1 MiB: the smallest that PostgreSQL has.
 pub(super) const SIZE: u64 = 1 << 20;
