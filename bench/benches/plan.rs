@@ -8,9 +8,8 @@ use walpoint_base::{
 };
 use walpoint_bench::long_archive::{SEGMENTS, header};
 use walpoint_repo::index::{FANOUT, SegmentEntry, TimelineIndex, forge};
-use walpoint_repo::plan::{
-    Request, RequiredSearch, SegmentDecoder, StopRule, StopSearch, TablespaceSearch, driver,
-};
+use walpoint_repo::plan::{Request, RequiredSearch, SegmentDecoder, StopRule, StopSearch, TablespaceSearch};
+use walpoint_repo::planning;
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Repository, backup};
@@ -89,7 +88,7 @@ fn plans(criterion: &mut Criterion) {
     group.bench_function("plan: the latest moment", |bencher| {
         bencher.iter(|| {
             let request = Request::default();
-            let planned = driver::plan(repository, &cluster, &request, &decoder, now);
+            let planned = planning::plan(repository, &cluster, &request, &decoder, now);
             assert!(runtime.block_on(planned).expect("planned").is_ok());
         });
     });

@@ -19,9 +19,9 @@ use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason, NumberedCo
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::plan::{
-    PlanReport, Replayed, Request, RestorePlan, SegmentDecoder, TablespaceDocument, Unreachable,
-    creating_segments, driver, text,
+    PlanReport, Replayed, Request, RestorePlan, SegmentDecoder, TablespaceDocument, Unreachable, text,
 };
+use walpoint_repo::planning::{self, creating_segments};
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FAILED, Failure, USAGE};
@@ -298,7 +298,7 @@ async fn make_from(
 ) -> Answer {
     let mut catalog = Catalog::open(name, settings, cluster).await?;
     let repository = catalog.repository().clone();
-    let plan = match driver::prove_from(&mut catalog, request, decoder, Timestamp::now()).await? {
+    let plan = match planning::prove_from(&mut catalog, request, decoder, Timestamp::now()).await? {
         Ok(plan) => plan,
         Err(refusal) => return Ok((catalog, Err(Box::new(Refused { repository, refusal: *refusal })))),
     };

@@ -10,7 +10,8 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use walpoint_base::{RecoveryTarget, SegmentNo};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
-use walpoint_repo::plan::{Request, SegmentDecoder, SegmentRange, Unreachable, Why, driver};
+use walpoint_repo::plan::{Request, SegmentDecoder, SegmentRange, Unreachable, Why};
+use walpoint_repo::planning;
 use walpoint_storage::RepoError;
 
 use crate::choice::Refused;
@@ -114,7 +115,7 @@ async fn plan_from(
     request: &Request,
     decoder: &Arc<dyn SegmentDecoder>,
 ) -> Result<Result<Planned, Unreachable>, RepoError> {
-    match driver::prove_from(&mut joined, request, decoder, Timestamp::now()).await? {
+    match planning::prove_from(&mut joined, request, decoder, Timestamp::now()).await? {
         Ok(plan) => plan::planned(&mut joined, plan).await.map(Ok),
         Err(refusal) => Ok(Err(*refusal)),
     }

@@ -8,6 +8,7 @@
 //! | [`agreement`] | whether two repositories hold one server's WAL |
 //! | [`catalog`] | what a cluster has: timelines, WAL, backups, restore points |
 //! | [`plan`] | the pure planners: restore plans, windows, gaps |
+//! | [`planning`] | restore planning against a repository |
 //! | [`retention`] | which backups stay, and why |
 //! | [`mod@expire`] | deleting what neither retention nor anything under way needs |
 //! | [`mod@forget`] | deleting everything of a cluster |
@@ -31,6 +32,7 @@ pub mod lineage;
 #[cfg(test)]
 mod model;
 pub mod plan;
+pub mod planning;
 pub mod reach;
 pub mod repository;
 pub mod retention;

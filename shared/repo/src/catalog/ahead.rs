@@ -8,8 +8,9 @@ use walpoint_base::{Lsn, SegmentNo, TimelineId};
 
 use super::LineageCatalog;
 use super::inventory::{Expected, TimelineWal};
+use super::search::group_may;
 use crate::index::GroupSummary;
-use crate::plan::{Answer, Likely, Question, group_may};
+use crate::plan::{Answer, Likely, Question};
 
 /// Timelines that are looked at at the same time: each takes some hundred kilobytes meanwhile.
 const TIMELINES: usize = 8;

@@ -11,10 +11,11 @@ use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, ClusterName, LineageId, Lsn, PgTimestamp, SegmentNo, TimelineId};
 use walpoint_storage::error::{RepoError, Result};
 
+use super::search::Search;
 use super::{Catalog, LineageCatalog};
 use crate::Repository;
 use crate::backup::ListedState;
-use crate::plan::{Asking, Facts, Path, Search};
+use crate::plan::{Asking, Facts, Path};
 
 /// A commit time that lies further behind the moment at which the store had the backup was that of a clock far ahead. What is
 /// restored to a time a day after that moment cannot hold anything later, so this is not handed on for ever.

@@ -11,12 +11,13 @@ use super::abandoned::abandoned;
 use super::graph::TimelineGraph;
 use super::inventory::TimelineWal;
 use super::outline::Outline;
+use super::search::Search;
 use crate::backup::{Announcements, Backups, Listed, ListedState, NumberedCondemned, Standing, Summary};
 use crate::lineage::Lineage;
 use crate::plan::windows::Consistency;
 use crate::plan::{
     Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Likely, Path, Question, RestorePlan,
-    Search, SegmentDecoder, SegmentRange, Youngest,
+    SegmentDecoder, SegmentRange, Youngest,
 };
 use crate::reach::WalNeed;
 use crate::wal::WalArchive;

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `graph` | the timelines and how they hang together |
 //! | `runs` | sets of segments |
+//! | `search` | answers about the content of WAL: index first, then decoding |
 //! | `inventory` | the WAL of a timeline: index and tail |
 //! | `outline` | what listings show before anything is read |
 //! | `lineage` | one lineage, and the answers to a planner's questions about it |
@@ -39,6 +40,7 @@ mod lineage;
 mod outline;
 mod points;
 mod runs;
+mod search;
 pub mod status;
 mod succession;
 
@@ -55,6 +57,7 @@ pub use lacking::Lacking;
 pub use latest::latest_commit_before;
 pub use lineage::LineageCatalog;
 pub use runs::{Run, Runs};
+pub(crate) use search::readable;
 pub(crate) use succession::{settle, settle_latest};
 
 use crate::Repository;

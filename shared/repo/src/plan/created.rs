@@ -1,17 +1,10 @@
-//! Tablespaces that recovery under a plan creates. Replay of `CREATE TABLESPACE` uses the location in the record, whatever
-//! lies there on the machine where it runs: a restore has to know of it beforehand.
+//! Tablespaces that recovery under a plan creates: the search for their records, and the segments that it is fed with.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use walpoint_base::{CreatedTablespace, SegmentName, SegmentNo};
 
-use walpoint_base::{CreatedTablespace, Lsn, SegmentName, SegmentNo};
-use walpoint_storage::error::Result;
-
-use super::marked::{self, Mark};
+use super::path::SegmentRange;
+#[cfg(doc)]
 use super::restore_plan::RestorePlan;
-use super::stop::SegmentDecoder;
-use crate::catalog::{LineageCatalog, TimelineWal};
-use crate::wal::WalCopies;
 
 /// Looks for such records, fed with consecutive segments in LSN order, beginning anywhere.
 pub trait TablespaceSearch: Send {
@@ -19,52 +12,22 @@ pub trait TablespaceSearch: Send {
     fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Vec<CreatedTablespace>, String>;
 }
 
-/// Segments with such a record.
-const MARKED: Mark = Mark { segment: |marks| marks.tablespace, group: |counts| counts.tablespace > 0 };
-
 /// A segment that a plan replays: the place of its range in [`RestorePlan::wal`], and its number.
 pub type Replayed = (usize, SegmentNo);
 
-/// The segments that a plan replays and that hold such a record by their marks, from what was read for the plan.
-pub async fn creating_segments(lineage: &mut LineageCatalog, plan: &RestorePlan) -> Result<Vec<Replayed>> {
-    let mut creating = Vec::new();
-    for (at, range) in plan.wal.iter().enumerate() {
-        if let Some(wal) = lineage.wal_mut(range.timeline) {
-            creating
-                .extend(marked::segments(wal, *range, &MARKED).await?.into_iter().map(|number| (at, number)));
-        } else {
-            let mut wal = TimelineWal::load(lineage.archive(), range.timeline).await?;
-            creating.extend(
-                marked::segments(&mut wal, *range, &MARKED).await?.into_iter().map(|number| (at, number)),
-            );
-        }
+/// The segment before one of a path.
+pub fn before(path: &[SegmentRange], at: usize, number: SegmentNo) -> Option<(usize, SegmentNo)> {
+    if path.get(at)?.first < number {
+        return Some((at, SegmentNo(number.0 - 1)));
     }
-    Ok(creating)
+    let at = at.checked_sub(1)?;
+    path.get(at).map(|range| (at, range.last))
 }
 
-/// What recovery under a plan creates, in LSN order. `copies`: the WAL of the plan's lineage, in the plan's repository first.
-/// `from`: where replay begins. `creating`: what [`creating_segments`] found; without it the index is read again.
-/// What is damaged in all repositories is an error: recovery would stop there.
-pub async fn created_tablespaces(
-    copies: &WalCopies,
-    plan: &RestorePlan,
-    creating: Option<&[Replayed]>,
-    from: Lsn,
-    decoder: &Arc<dyn SegmentDecoder>,
-) -> Result<Vec<CreatedTablespace>> {
-    let needed: BTreeSet<Replayed> = match creating {
-        Some(creating) => creating.iter().copied().collect(),
-        None => marked::read(copies.first(), plan, &MARKED).await?,
-    };
-    let begin = || decoder.tablespaces();
-    let feed = |search: &mut Box<dyn TablespaceSearch>, name, content: &[u8]| search.feed(name, content);
-    let mut found = marked::records(copies, plan, &needed, begin, feed).await?;
-    for created in marked::in_built(copies, plan, begin, feed).await? {
-        if !found.iter().any(|known: &CreatedTablespace| known.record == created.record) {
-            found.push(created);
-        }
+/// The segment behind one of a path.
+pub fn behind(path: &[SegmentRange], at: usize, number: SegmentNo) -> Option<(usize, SegmentNo)> {
+    if number < path.get(at)?.last {
+        return Some((at, number.next()));
     }
-    let until = plan.replayed_until();
-    found.retain(|created| from <= created.record && created.record < until);
-    Ok(found)
+    path.get(at + 1).map(|range| (at + 1, range.first))
 }

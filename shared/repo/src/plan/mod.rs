@@ -11,37 +11,28 @@
 //! | [`path`] | which file serves which segment on the way to a timeline, and how far they reach |
 //! | `ending` | on which timeline recovery ends, and the segment that has to be built for it |
 //! | [`planner`] | from facts to a plan or a refusal |
-//! | `newest`, `passed` | the newest backup that lies before the target, also where commit times go backwards |
+//! | `newest` | the newest backup that lies before the target, also where commit times go backwards |
 //! | `locks` | what is locked at the target, in words |
 //! | `minimal` | what recovery cannot pass although all WAL is there |
 //! | [`windows`] | the moments that can be recovered, and the gaps |
 //! | [`stop`] | PostgreSQL's stop rules, and the decoding they need |
 //! | [`settings`] | the recovery settings as data |
 //! | [`report`], [`text`] | plans and refusals as JSON and for a person |
-//! | [`driver`] | planning against a repository |
-//! | `older` | when an older lineage may be restored than the newest |
 //! | [`mod@likely`] | what will be asked for, so that it can be read at the same time |
-//! | `partial` | what an incomplete copy of a segment holds |
 //! | [`created`], [`required`] | the tablespaces that replay creates; the settings that it needs |
-//! | `marked` | records that the index knows of by marks |
 //! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
-//! | `search`, `epoch` | answers about the content of WAL: index first, then decoding |
+//! | [`decide`] | what of the content of WAL decides where recovery stops |
 
 pub mod created;
-pub mod driver;
+pub mod decide;
 mod ending;
-mod epoch;
 pub mod estimate;
 pub mod facts;
 pub mod likely;
 mod locks;
-mod marked;
 mod minimal;
 mod nearest;
 mod newest;
-mod older;
-mod partial;
-mod passed;
 pub mod path;
 pub mod planner;
 mod points;
@@ -49,7 +40,6 @@ pub mod report;
 pub mod request;
 pub mod required;
 pub mod restore_plan;
-mod search;
 pub mod settings;
 mod sought;
 pub mod stop;
@@ -57,7 +47,7 @@ pub mod text;
 pub mod unreachable;
 pub mod windows;
 
-pub use created::{Replayed, TablespaceSearch, created_tablespaces, creating_segments};
+pub use created::{Replayed, TablespaceSearch};
 pub use estimate::{Estimate, Rates};
 pub use facts::{
     Abandoned, Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint,
@@ -69,9 +59,8 @@ pub use path::SegmentRange;
 pub use planner::{Verdict, plan};
 pub use report::{PlanReport, TablespaceDocument};
 pub use request::{Request, TargetAction};
-pub use required::{RequiredSearch, RequiredSettings, required_settings};
+pub use required::{RequiredSearch, RequiredSettings};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan, Unfollowed};
-pub(crate) use search::{Search, group_may};
 pub use settings::{Setting, Signal, quote};
 pub use stop::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
 pub use unreachable::{InLineage, LineageMoment, Moment, Unreachable, Why, Youngest};
@@ -79,4 +68,4 @@ pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

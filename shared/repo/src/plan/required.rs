@@ -2,24 +2,13 @@
 //! server that takes connections while it recovers goes no further where its own are lower (`CheckRequiredParameterValues` in
 //! xlogrecovery.c). A backup has the settings of its time; a record in the WAL says what they were changed to.
 
-use std::sync::Arc;
-
 use walpoint_base::{Lsn, SegmentName};
-use walpoint_storage::error::Result;
-
-use super::marked::{self, Mark};
-use super::restore_plan::RestorePlan;
-use super::stop::SegmentDecoder;
-use crate::wal::WalCopies;
 
 /// Looks for such records, fed with consecutive segments in LSN order, beginning anywhere.
 pub trait RequiredSearch: Send {
     /// Where the records that end in the next whole segment start, and what they require. The error says what is wrong with its content.
     fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Vec<(Lsn, RequiredSettings)>, String>;
 }
-
-/// Segments with such a record.
-const MARKED: Mark = Mark { segment: |marks| marks.parameters, group: |counts| counts.parameters > 0 };
 
 /// What the settings have to be at least.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -59,25 +48,6 @@ impl RequiredSettings {
             ("max_locks_per_transaction", self.max_locks_per_transaction, 64),
         ]
     }
-}
-
-/// What recovery under a plan requires, beginning at `from`. `copies`: the WAL of the plan's lineage, in the plan's repository first. What is
-/// damaged in all repositories is an error: recovery would stop there.
-pub async fn required_settings(
-    copies: &WalCopies,
-    plan: &RestorePlan,
-    from: Lsn,
-    decoder: &Arc<dyn SegmentDecoder>,
-) -> Result<RequiredSettings> {
-    let needed = marked::read(copies.first(), plan, &MARKED).await?;
-    let begin = || decoder.required();
-    let feed = |search: &mut Box<dyn RequiredSearch>, name, content: &[u8]| search.feed(name, content);
-    let mut found = marked::records(copies, plan, &needed, begin, feed).await?;
-    found.extend(marked::in_built(copies, plan, begin, feed).await?);
-    let until = plan.replayed_until();
-    let counts = |record: &Lsn| from <= *record && *record < until;
-    let replayed = found.into_iter().filter(|(record, _)| counts(record));
-    Ok(replayed.fold(RequiredSettings::default(), |all, (_, one)| all.and(one)))
 }
 
 #[cfg(test)]

@@ -1,10 +1,5 @@
-//! The planner against tables written by hand and a brute-force oracle; its driver against repositories.
+//! The planner against tables written by hand and a brute-force oracle.
 
-mod archived;
-mod decoder;
-mod distance;
-mod oracle;
-mod report;
-mod simulate;
-mod tables;
-mod world;
+pub(crate) mod oracle;
+pub(crate) mod tables;
+pub(crate) mod world;

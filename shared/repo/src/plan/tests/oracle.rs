@@ -50,7 +50,7 @@ fn write_records(
     records
 }
 
-pub(super) fn random_world(rng: &mut StdRng) -> World {
+pub(crate) fn random_world(rng: &mut StdRng) -> World {
     let mut world = World::default();
     let (mut clock, mut xid) = (100, 700);
     let first = Lsn(SIZE + 40);
@@ -147,7 +147,7 @@ pub(super) fn random_world(rng: &mut StdRng) -> World {
     world
 }
 
-pub(super) fn random_request(rng: &mut StdRng, world: &World) -> Request {
+pub(crate) fn random_request(rng: &mut StdRng, world: &World) -> Request {
     let all: Vec<&Record> = world.records.values().flatten().collect();
     let some = all[rng.random_range(0..all.len())].clone();
     let time = all.iter().rev().find_map(|r| match r.kind {

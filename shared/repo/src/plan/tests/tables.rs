@@ -19,7 +19,7 @@ fn mb(n: u64) -> u64 {
 /// timeline 2: from 1 at 10.5, 10 … 14   backup at 11.0-11.5
 /// timeline 3: from 1 at 6.5, 6 … 9
 /// ```
-pub(super) fn world() -> (World, [BackupId; 3]) {
+pub(crate) fn world() -> (World, [BackupId; 3]) {
     let mut world = World::default();
     world.graph.add_known(tli(1));
     for (id, switch) in [(2, mb(10) + SIZE / 2), (3, mb(6) + SIZE / 2)] {
@@ -48,7 +48,7 @@ pub(super) fn world() -> (World, [BackupId; 3]) {
     (world, [first, second, third])
 }
 
-pub(super) fn on(timeline: u32, target: RecoveryTarget) -> Request {
+pub(crate) fn on(timeline: u32, target: RecoveryTarget) -> Request {
     Request { target, timeline: TargetTimeline::Id(tli(timeline)), ..Request::default() }
 }
 

@@ -14,27 +14,27 @@ use crate::catalog::{Runs, TimelineGraph};
 use crate::plan::*;
 
 /// Segments of 1 MiB: the smallest that PostgreSQL has.
-pub(super) const SIZE: u64 = 1 << 20;
+pub(crate) const SIZE: u64 = 1 << 20;
 
-pub(super) fn size() -> SegmentSize {
+pub(crate) fn size() -> SegmentSize {
     SegmentSize::new(SIZE).unwrap()
 }
 
-pub(super) fn tli(id: u32) -> TimelineId {
+pub(crate) fn tli(id: u32) -> TimelineId {
     TimelineId::new(id).unwrap()
 }
 
 /// Seconds after 2000-01-01.
-pub(super) fn at(seconds: i64) -> PgTimestamp {
+pub(crate) fn at(seconds: i64) -> PgTimestamp {
     PgTimestamp(seconds * 1_000_000)
 }
 
-pub(super) fn lineage() -> LineageId {
+pub(crate) fn lineage() -> LineageId {
     LineageId { system_id: SystemId(7), n: 1 }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Commit { time: PgTimestamp, xid: u32 },
     Point(String),
     Minimal,
@@ -43,41 +43,41 @@ pub(super) enum Kind {
 
 /// A record; it belongs to the timeline it was written on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
-    pub(super) timeline: TimelineId,
-    pub(super) start: Lsn,
-    pub(super) end: Lsn,
-    pub(super) kind: Kind,
+pub(crate) struct Record {
+    pub(crate) timeline: TimelineId,
+    pub(crate) start: Lsn,
+    pub(crate) end: Lsn,
+    pub(crate) kind: Kind,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct World {
-    pub(super) graph: TimelineGraph,
+pub(crate) struct World {
+    pub(crate) graph: TimelineGraph,
     /// What was written on each timeline, also past the forks of its children.
-    pub(super) records: BTreeMap<TimelineId, Vec<Record>>,
-    pub(super) files: BTreeSet<(TimelineId, SegmentNo)>,
+    pub(crate) records: BTreeMap<TimelineId, Vec<Record>>,
+    pub(crate) files: BTreeSet<(TimelineId, SegmentNo)>,
     /// `.partial` files, and where the last record in each ends.
-    pub(super) partials: BTreeMap<(TimelineId, SegmentNo), Lsn>,
-    pub(super) backups: Vec<BackupFacts>,
+    pub(crate) partials: BTreeMap<(TimelineId, SegmentNo), Lsn>,
+    pub(crate) backups: Vec<BackupFacts>,
     /// Where ids of transactions begin again; without it epochs are not known.
-    pub(super) wraps: Vec<Lsn>,
+    pub(crate) wraps: Vec<Lsn>,
     /// Where timelines begin that have no history, as far as that is proven.
-    pub(super) begins: BTreeMap<TimelineId, Lsn>,
+    pub(crate) begins: BTreeMap<TimelineId, Lsn>,
 }
 
 impl World {
-    pub(super) fn history(&self, timeline: TimelineId) -> &TimelineHistory {
+    pub(crate) fn history(&self, timeline: TimelineId) -> &TimelineHistory {
         self.graph.history(timeline).unwrap()
     }
 
     /// Every record on the path to `timeline`, in order.
-    pub(super) fn path_records(&self, timeline: TimelineId) -> Vec<&Record> {
+    pub(crate) fn path_records(&self, timeline: TimelineId) -> Vec<&Record> {
         let history = self.history(timeline);
         let own = |r: &&Record| history.timeline_at(r.start) == r.timeline;
         history.path().flat_map(|t| self.records.get(&t).into_iter().flatten()).filter(own).collect()
     }
 
-    pub(super) fn backup(
+    pub(crate) fn backup(
         &mut self,
         timeline: u32,
         start: u64,
@@ -106,12 +106,12 @@ impl World {
         id
     }
 
-    pub(super) fn facts(&self) -> Facts {
+    pub(crate) fn facts(&self) -> Facts {
         let ids = self.backups.iter().map(|b| b.id).collect();
         Facts::new(lineage(), PgMajor::new(17).unwrap(), size(), self.graph.clone(), ids)
     }
 
-    pub(super) fn answer(&self, question: &Question) -> Answer {
+    pub(crate) fn answer(&self, question: &Question) -> Answer {
         match question {
             Question::Wal(timeline) => {
                 let mut runs = Runs::default();
@@ -173,7 +173,7 @@ impl World {
     }
 
     /// The first record by the rule among those that are there.
-    pub(super) fn stop(&self, path: TimelineId, rule: &StopRule, from: Lsn, until: Lsn) -> Option<Stop> {
+    pub(crate) fn stop(&self, path: TimelineId, rule: &StopRule, from: Lsn, until: Lsn) -> Option<Stop> {
         let records = self.path_records(path);
         let record = records.into_iter().find(|r| r.start >= from && r.end <= until && decides(rule, r))?;
         let (time, xid) = match record.kind {
@@ -197,7 +197,7 @@ impl World {
     }
 
     /// The latest time of a transaction that ends before a position and decides, among those whose files are there.
-    pub(super) fn passed(&self, path: TimelineId, rule: &StopRule, before: Lsn) -> Option<PgTimestamp> {
+    pub(crate) fn passed(&self, path: TimelineId, rule: &StopRule, before: Lsn) -> Option<PgTimestamp> {
         let history = self.history(path);
         let is_there = |r: &&Record| {
             (SegmentNo::of(r.start, size()).0..=SegmentNo::before(r.end, size()).0).all(|number| {
@@ -211,11 +211,11 @@ impl World {
     }
 
     /// Runs the planner to its end, answering what it asks.
-    pub(super) fn plan(&self, request: &Request) -> Verdict {
+    pub(crate) fn plan(&self, request: &Request) -> Verdict {
         self.plan_with(self.facts(), request)
     }
 
-    pub(super) fn plan_with(&self, mut facts: Facts, request: &Request) -> Verdict {
+    pub(crate) fn plan_with(&self, mut facts: Facts, request: &Request) -> Verdict {
         for _ in 0..10_000 {
             match plan(&facts, request, at(1_000_000).to_time()) {
                 Ok(verdict) => return verdict,
@@ -229,7 +229,7 @@ impl World {
     }
 
     /// Runs any other pure question to its end.
-    pub(super) fn ask<T>(&self, pure: impl Fn(&Facts) -> Asking<T>) -> T {
+    pub(crate) fn ask<T>(&self, pure: impl Fn(&Facts) -> Asking<T>) -> T {
         let mut facts = self.facts();
         loop {
             match pure(&facts) {
@@ -257,7 +257,7 @@ impl World {
 
     /// PostgreSQL's recovery towards `timeline` from `from`, reading what the archive has: the records it reads, in
     /// order, up to and including the one that stops it, and whether one did.
-    pub(super) fn recover(
+    pub(crate) fn recover(
         &self,
         timeline: TimelineId,
         from: Lsn,
@@ -321,7 +321,7 @@ impl World {
 }
 
 /// PostgreSQL's stop rule for one record.
-pub(super) fn decides(rule: &StopRule, record: &Record) -> bool {
+pub(crate) fn decides(rule: &StopRule, record: &Record) -> bool {
     match (rule, &record.kind) {
         (StopRule::Time { at, inclusive: true }, Kind::Commit { time, .. }) => time > at,
         (StopRule::Time { at, inclusive: false }, Kind::Commit { time, .. }) => time >= at,

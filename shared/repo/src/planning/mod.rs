@@ -1,4 +1,17 @@
 //! Planning against a repository: answers the planner's questions until there is a plan or a refusal.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `older` | when an older lineage may be restored than the newest |
+//! | `created`, `required` | the tablespaces that replay creates; the settings that it needs |
+//! | `marked` | records that the index knows of by marks |
+
+mod created;
+mod marked;
+mod older;
+mod required;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,15 +20,16 @@ use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, RecoveryTarget, SegmentSize, TargetTimeline};
 use walpoint_storage::error::Result;
 
-use super::likely::likely;
-use super::older;
-use super::planner::{Verdict, plan as plan_in};
-use super::request::Request;
-use super::restore_plan::RestorePlan;
-use super::stop::SegmentDecoder;
-use super::unreachable::{LineageMoment, Unreachable, Why};
+pub use self::created::{created_tablespaces, creating_segments};
+pub use self::required::required_settings;
 use crate::Repository;
 use crate::catalog::{BrokenChain, Catalog, LineageCatalog};
+use crate::plan::likely::likely;
+use crate::plan::planner::{Verdict, plan as plan_in};
+use crate::plan::request::Request;
+use crate::plan::restore_plan::RestorePlan;
+use crate::plan::stop::SegmentDecoder;
+use crate::plan::unreachable::{LineageMoment, Unreachable, Why};
 
 /// Plans a restore of a cluster. Reads tens of objects, whatever the size of the archive, and writes nothing.
 pub async fn plan(

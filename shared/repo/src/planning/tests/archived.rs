@@ -8,12 +8,12 @@ use rand::{Rng, SeedableRng};
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, WalFileName};
 
 use super::decoder::{Counting, Decoder, content, facts};
-use super::oracle::{random_request, random_world};
-use super::world::*;
 use crate::backup::{Backups, Listed, ListedState};
 use crate::catalog::LineageCatalog;
 use crate::index::IndexWriter;
 use crate::index::tests::{Bed, bed};
+use crate::plan::tests::oracle::{random_request, random_world};
+use crate::plan::tests::world::*;
 use crate::plan::*;
 use crate::wal::WalFlags;
 

@@ -17,11 +17,12 @@ use walpoint_storage::store::{Store, StoreSettings};
 
 use super::decoder::Decoder;
 use super::simulate::{SEGMENTS, backup, large_archive, real_segment};
-use super::world::size;
 use crate::agreement::{self, Agreement};
 use crate::catalog::Catalog;
 use crate::index::tests::{Bed, bed, commit_time};
+use crate::plan::tests::world::size;
 use crate::plan::*;
+use crate::planning::{self, created_tablespaces, creating_segments};
 use crate::wal::WalCopies;
 
 /// How far away the store is: much more than what the processor needs between two requests.
@@ -140,7 +141,8 @@ async fn a_plan_waits_for_few_requests_in_a_row() {
         let request = Request { target, ..Request::default() };
         let (before, begun) = requests();
         let mut catalog = Catalog::over("far", &settings, far.clone(), &cluster).await.unwrap();
-        let plan = driver::prove_from(&mut catalog, &request, &decoder, now).await.unwrap().expect("a plan");
+        let plan =
+            planning::prove_from(&mut catalog, &request, &decoder, now).await.unwrap().expect("a plan");
         let lineage = &mut catalog.lineages_mut()[0];
         let creating = creating_segments(lineage, &plan).await.unwrap();
         let (after, ended) = requests();

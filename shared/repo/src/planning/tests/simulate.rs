@@ -5,11 +5,12 @@ use std::sync::Arc;
 use walpoint_base::{BackupId, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
 use super::decoder::{Decoder, facts};
-use super::world::{size, tli};
 use crate::catalog::Catalog;
 use crate::index::tests::{Bed, bed, commit_time, header};
 use crate::index::{FANOUT, IndexWriter, SegmentEntry, forge};
+use crate::plan::tests::world::{size, tli};
 use crate::plan::*;
+use crate::planning;
 use crate::wal::WalFlags;
 
 pub(super) const SEGMENTS: u64 = 100_000;
@@ -60,7 +61,7 @@ async fn a_plan_over_a_hundred_thousand_segments_takes_few_requests() {
     let now = commit_time(SEGMENTS + 60).to_time();
     let ask = async |request: Request| {
         let before = repository.store().requests().total();
-        let verdict = driver::plan(repository, &cluster, &request, &decoder, now).await.unwrap();
+        let verdict = planning::plan(repository, &cluster, &request, &decoder, now).await.unwrap();
         (verdict, repository.store().requests().total() - before)
     };
     let on_first = |target| Request { target, timeline: TargetTimeline::Id(tli(1)), ..Request::default() };
@@ -119,9 +120,9 @@ async fn a_segment_deleted_behind_the_indexs_back_is_missed_by_the_proof() {
     let now = commit_time(1300).to_time();
     let request = Request::default();
     let repository = archive.repository();
-    let believed = driver::plan(repository, &cluster, &request, &decoder, now).await.unwrap().unwrap();
+    let believed = planning::plan(repository, &cluster, &request, &decoder, now).await.unwrap().unwrap();
     assert_eq!(believed.until, SegmentNo(1200).start(size()));
-    let refusal = driver::prove(repository, &cluster, &request, &decoder, now).await.unwrap().unwrap_err();
+    let refusal = planning::prove(repository, &cluster, &request, &decoder, now).await.unwrap().unwrap_err();
     assert_eq!(refusal.missing, [SegmentRange { timeline: FIRST, first: gone, last: gone }]);
 }
 
@@ -135,7 +136,7 @@ fn futures_can_be_spawned(
     now: jiff::Timestamp,
 ) {
     fn spawned(_: impl Send) {}
-    spawned(driver::plan_from(catalog, request, decoder, now));
+    spawned(planning::plan_from(catalog, request, decoder, now));
     spawned(writer.write_due());
     spawned(writer.catch_up(FIRST));
     let mut gone = crate::catalog::Runs::default();
@@ -164,7 +165,7 @@ async fn a_plan_does_not_lead_through_the_wal_of_two_servers() {
         let now = commit_time(1300).to_time();
         let plan = async |target| {
             let request = Request { target, ..Request::default() };
-            driver::plan(archive.repository(), &cluster, &request, &decoder, now).await.unwrap()
+            planning::plan(archive.repository(), &cluster, &request, &decoder, now).await.unwrap()
         };
         let refusal = plan(RecoveryTarget::Latest).await.unwrap_err();
         let named = SegmentNo(broken).name(FIRST, size());

@@ -4,10 +4,10 @@
 use walpoint_base::target::FullXid;
 use walpoint_storage::error::Result;
 
-use super::facts::StopQuestion;
-use super::path::SegmentRange;
-use super::search::{Search, groups};
-use super::stop::Stop;
+use super::{Search, groups};
+use crate::plan::facts::StopQuestion;
+use crate::plan::path::SegmentRange;
+use crate::plan::stop::Stop;
 
 impl Search<'_> {
     /// The full id of the transaction whose end `stop` is. `None` if no checkpoint before it can be read.

@@ -9,13 +9,13 @@ use jiff::Timestamp;
 use walpoint_base::{LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 use walpoint_storage::error::Result;
 
-use super::facts::{Asking, ExtentQuestion, Facts};
-use super::path::Path;
-use super::planner::Verdict;
-use super::request::Request;
-use super::restore_plan::RestorePlan;
-use super::unreachable::{LineageMoment, Unreachable, Why};
 use crate::catalog::{Catalog, LineageCatalog};
+use crate::plan::facts::{Asking, ExtentQuestion, Facts};
+use crate::plan::path::Path;
+use crate::plan::planner::Verdict;
+use crate::plan::request::Request;
+use crate::plan::restore_plan::RestorePlan;
+use crate::plan::unreachable::{LineageMoment, Unreachable, Why};
 
 /// A plan in an older lineage, or the refusal because a newer one may be meant. `skipped` are the families that have no plan, the
 /// newest first.

@@ -7,9 +7,9 @@ use walpoint_base::crossing::Crossing;
 use walpoint_base::{PgTimestamp, SegmentNo, TimelineId};
 use walpoint_storage::error::{RepoError, Result};
 
-use super::facts::{ExtentQuestion, Facts, PassedQuestion, StopQuestion};
-use super::path::{Path, SegmentRange};
-use super::search::Search;
+use super::Search;
+use crate::plan::facts::{ExtentQuestion, Facts, PassedQuestion, StopQuestion};
+use crate::plan::path::{Path, SegmentRange};
 
 impl Search<'_> {
     /// The commit time of a transaction that ended before a position and stops recovery. Only in WAL that is there.

@@ -13,14 +13,13 @@ use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 
-use super::created::Replayed;
-use super::minimal::readable;
-use super::partial;
-use super::path::SegmentRange;
-use super::restore_plan::{ForkSource, RestorePlan};
-use crate::catalog::TimelineWal;
+use crate::catalog::{TimelineWal, readable};
 use crate::cpu;
 use crate::index::{MarkCounts, first_of, group_of, last_of};
+use crate::plan::created::{Replayed, before, behind};
+use crate::plan::decide::cut;
+use crate::plan::path::SegmentRange;
+use crate::plan::restore_plan::{ForkSource, RestorePlan};
 use crate::wal::{WalArchive, WalCopies};
 
 /// Which mark is looked for.
@@ -123,7 +122,7 @@ pub(super) async fn in_built<S: Send + 'static, T: Send + 'static>(
         return Err(RepoError::Internal(format!("the incomplete copy of {copy} vanished while planning")));
     };
     let mut content = file.content;
-    partial::cut(&mut content, fork.cut.since(number.start(size)));
+    cut(&mut content, fork.cut.since(number.start(size)));
     cpu::run(move || feed(&mut search, copy, &content)).await?.map_err(undecodable(copy))
 }
 
@@ -147,21 +146,4 @@ pub(super) async fn segments(
         }));
     }
     Ok(marked)
-}
-
-/// The segment before one of a path.
-fn before(path: &[SegmentRange], at: usize, number: SegmentNo) -> Option<(usize, SegmentNo)> {
-    if path.get(at)?.first < number {
-        return Some((at, SegmentNo(number.0 - 1)));
-    }
-    let at = at.checked_sub(1)?;
-    path.get(at).map(|range| (at, range.last))
-}
-
-/// The segment behind one of a path.
-fn behind(path: &[SegmentRange], at: usize, number: SegmentNo) -> Option<(usize, SegmentNo)> {
-    if number < path.get(at)?.last {
-        return Some((at, number.next()));
-    }
-    path.get(at + 1).map(|range| (at + 1, range.first))
 }

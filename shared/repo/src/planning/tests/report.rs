@@ -8,11 +8,12 @@ use walpoint_base::{Lsn, RecoveryTarget, SegmentNo};
 
 use super::archived::{archive, open};
 use super::decoder::Decoder;
-use super::tables::{on, world};
-use super::world::*;
 use crate::catalog::Catalog;
 use crate::index::tests::bed;
+use crate::plan::tests::tables::{on, world};
+use crate::plan::tests::world::*;
 use crate::plan::*;
+use crate::planning;
 
 fn json(verdict: &Verdict) -> serde_json::Value {
     serde_json::to_value(PlanReport::of(verdict, size())).unwrap()
@@ -180,6 +181,6 @@ async fn status_shows_windows_gaps_and_forks() {
     let nobody = unknown.status_text(&nothing).await.unwrap();
     assert!(nobody.contains("Nothing was archived yet."), "{nobody}");
     let (nobody, request) = ("nobody".parse().unwrap(), Request::default());
-    let refused = driver::plan(repository, &nobody, &request, &decoder, at(0).to_time()).await.unwrap();
+    let refused = planning::plan(repository, &nobody, &request, &decoder, at(0).to_time()).await.unwrap();
     assert_eq!(refused.unwrap_err().why, Why::NoCluster("nobody".to_owned()));
 }

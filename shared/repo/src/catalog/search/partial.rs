@@ -1,40 +1,15 @@
-//! What an incomplete copy of a segment holds, for recovery to a moment before the fork at which its timeline was left, or to
-//! the end of a timeline that nothing follows.
-//!
-//! After a failover by crash the fork's segment may exist on the old timeline only as `.partial`, or under its name and ended
-//! early: what lies behind the
-//! switch point in it belongs to nobody. So only its bytes up to a position are ever looked at, with zeros behind, as
+//! What an incomplete copy of a segment holds: only its bytes up to a position are ever looked at, with zeros behind, as
 //! PostgreSQL will see them.
 
-use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, WalFileName};
+use walpoint_base::{Lsn, SegmentName, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 
-use super::facts::StopQuestion;
-use super::path::{Coverage, SegmentRange};
-use super::search::{Search, last_start};
-use super::stop::{Found, Stop, StopRule};
+use super::Search;
 use crate::cpu;
-
-/// The `.partial` file that ends a path, and how far it counts.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PartialEnd {
-    /// Of which segment.
-    pub(super) name: SegmentName,
-    /// The number of that segment.
-    pub(super) number: SegmentNo,
-    /// Its bytes count up to here.
-    pub(super) until: Lsn,
-}
-
-impl PartialEnd {
-    /// The one that a question about everything before `until` looks into.
-    pub(super) fn of(coverage: &Coverage, until: Lsn, size: SegmentSize) -> Option<Self> {
-        let number = coverage.missing;
-        let name = number.name(coverage.by_partial?, size);
-        let until = until.min(coverage.until);
-        (until > number.start(size)).then_some(Self { name, number, until })
-    }
-}
+use crate::plan::decide::{PartialEnd, cut, last_start};
+use crate::plan::facts::StopQuestion;
+use crate::plan::path::SegmentRange;
+use crate::plan::stop::{Found, Stop, StopRule};
 
 impl Search<'_> {
     /// Where the last complete record of an incomplete copy ends, or the segment's begin where no record in it is complete; `None`
@@ -112,10 +87,4 @@ impl Search<'_> {
         })
         .await
     }
-}
-
-/// Zeros from `length` on.
-pub(super) fn cut(content: &mut [u8], length: u64) {
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
-    content.iter_mut().skip(length).for_each(|byte| *byte = 0);
 }

@@ -4,42 +4,36 @@
 //! segment says about itself leaves out the record that ends in the next one; the index keeps a piece of that record in both
 //! ([`walpoint_base::crossing`]), and where the pieces may decide, or do not tell, both segments are decoded.
 
+mod epoch;
+mod minimal;
+mod partial;
+mod passed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use walpoint_base::chain::ChainBegin;
-use walpoint_base::crossing::Untold;
-use walpoint_base::crossing::{Crossing, CrossingFacts, Piece};
+use walpoint_base::crossing::{Crossing, Piece};
 use walpoint_base::facts::TransactionRange;
 use walpoint_base::target::FullXid;
-use walpoint_base::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 
-use super::facts::{Extent, ExtentQuestion, Facts, StopQuestion};
-use super::partial::PartialEnd;
-use super::path::{Path, SegmentRange};
-use super::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
-use crate::catalog::TimelineWal;
+pub(crate) use self::minimal::readable;
+use super::TimelineWal;
 use crate::cpu;
 use crate::index::{GroupSummary, SegmentEntry, first_of, group_of, last_of};
+use crate::plan::decide::{self, Before, PartialEnd, Place, crossing_place, last_start, may, next};
+use crate::plan::facts::{Extent, ExtentQuestion, Facts, StopQuestion};
+use crate::plan::path::{Path, SegmentRange};
+use crate::plan::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
 use crate::wal::WalArchive;
 
 /// Answers the planner's questions about the content of WAL.
 pub(crate) struct Search<'a> {
-    pub(super) archive: &'a WalArchive,
+    archive: &'a WalArchive,
     wal: &'a mut BTreeMap<TimelineId, TimelineWal>,
-    pub(super) decoder: Option<&'a Arc<dyn SegmentDecoder>>,
+    decoder: Option<&'a Arc<dyn SegmentDecoder>>,
 }
-
-/// A segment among the files of a stretch: which range, and its number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Place {
-    pub(super) range: usize,
-    pub(super) number: SegmentNo,
-}
-
-/// The segment before the one that is looked at, and what is kept of the record that crosses its end.
-type Before = Option<(Place, Option<Piece>)>;
 
 impl<'a> Search<'a> {
     /// Over the WAL that was looked at so far. Without a decoder only [`Self::extent`] works.
@@ -85,7 +79,7 @@ impl<'a> Search<'a> {
     }
 
     /// The latest time of a transaction's end.
-    pub(super) async fn latest(
+    async fn latest(
         &mut self,
         facts: &Facts,
         question: &ExtentQuestion,
@@ -160,7 +154,7 @@ impl<'a> Search<'a> {
 
     /// Segment after segment, those left out that the index rules out. `named`: where restore points are known to be that may
     /// decide.
-    pub(super) async fn in_order(
+    async fn in_order(
         &mut self,
         question: &StopQuestion,
         files: &[SegmentRange],
@@ -246,7 +240,7 @@ impl<'a> Search<'a> {
     }
 
     /// Decodes a segment, and those behind it up to the end of its last record.
-    pub(super) async fn decode(
+    async fn decode(
         &mut self,
         question: &StopQuestion,
         files: &[SegmentRange],
@@ -304,11 +298,7 @@ impl<'a> Search<'a> {
     }
 
     /// The next transaction's id by the first checkpoint after `from`: that of the backup which recovery starts from.
-    pub(super) async fn next_xid(
-        &self,
-        question: &StopQuestion,
-        files: &[SegmentRange],
-    ) -> Result<Option<FullXid>> {
+    async fn next_xid(&self, question: &StopQuestion, files: &[SegmentRange]) -> Result<Option<FullXid>> {
         let Some(decoder) = self.decoder else { return Ok(None) };
         // No record starts there, so it looks at all of them.
         let rule = StopRule::Lsn { at: Lsn(u64::MAX), inclusive: true };
@@ -329,12 +319,12 @@ impl<'a> Search<'a> {
         Ok(None)
     }
 
-    pub(super) fn segment_size(&self) -> SegmentSize {
+    fn segment_size(&self) -> SegmentSize {
         self.archive.lineage().segment_size
     }
 
     /// The WAL of a timeline that was looked at.
-    pub(super) fn timeline(&mut self, of: TimelineId) -> Result<&mut TimelineWal> {
+    fn timeline(&mut self, of: TimelineId) -> Result<&mut TimelineWal> {
         timeline(self.wal, of)
     }
 }
@@ -362,17 +352,9 @@ fn timeline(wal: &mut BTreeMap<TimelineId, TimelineWal>, timeline: TimelineId) -
 }
 
 /// The groups that a range touches, with the part of it in each.
-pub(super) fn groups(range: SegmentRange) -> impl DoubleEndedIterator<Item = (u64, SegmentNo, SegmentNo)> {
+fn groups(range: SegmentRange) -> impl DoubleEndedIterator<Item = (u64, SegmentNo, SegmentNo)> {
     let of = group_of(range.first)..=group_of(range.last);
     of.map(move |n| (n, first_of(n).max(range.first), last_of(n).min(range.last)))
-}
-
-fn next(files: &[SegmentRange], place: Place) -> Option<Place> {
-    if place.number < files.get(place.range)?.last {
-        return Some(Place { number: place.number.next(), ..place });
-    }
-    let range = place.range + 1;
-    Some(Place { range, number: files.get(range)?.first })
 }
 
 /// Whether a group's summary is about segments from `first` to `last` only.
@@ -382,79 +364,10 @@ fn is_within(summary: &GroupSummary, first: SegmentNo, last: SegmentNo) -> bool 
 
 /// Whether a record of the group may decide, as far as its summary shows: the one aside that goes on in the next group.
 pub(crate) fn group_may(rule: &StopRule, summary: &GroupSummary) -> bool {
-    let Untold { points, xids, unknown } = summary.untold;
-    let untold = match rule {
-        StopRule::Time { .. } => unknown > 0,
-        StopRule::Xid { .. } => unknown > 0 || xids > 0,
-        StopRule::Name(_) => unknown > 0 || points > 0,
-        StopRule::Lsn { .. } | StopRule::Minimal => false,
-    };
-    untold || may(rule, summary.transactions.as_ref(), summary.last_record)
+    decide::group_may(rule, summary.untold, summary.transactions.as_ref(), summary.last_record)
 }
 
 /// Whether a record of the segment may decide, the one that ends in the next segment aside.
 fn segment_may(rule: &StopRule, entry: &SegmentEntry) -> bool {
     may(rule, entry.transactions.as_ref(), entry.last_record)
-}
-
-/// The segment before, if the record that goes on from it may decide. A position is where a record starts, so that one is
-/// among the segment's own.
-fn crossing_place(
-    rule: &StopRule,
-    before: Before,
-    next: &CrossingFacts,
-    begin: &ChainBegin,
-) -> Option<Place> {
-    let (place, open) = before?;
-    let may = match (rule, Crossing::between(open.as_ref(), next, begin)) {
-        (StopRule::Lsn { .. } | StopRule::Minimal, _) | (_, Crossing::Nothing) => false,
-        (StopRule::Name(name), crossing) => crossing.may_be_named(name),
-        (_, Crossing::Unknown) => true,
-        (_, Crossing::Point(_)) => false,
-        (StopRule::Time { at, inclusive: true }, Crossing::End { time, .. }) => time > *at,
-        (StopRule::Time { at, inclusive: false }, Crossing::End { time, .. }) => time >= *at,
-        (StopRule::Xid { xid, .. }, Crossing::End { xid: known, .. }) => known.is_none_or(|k| k == *xid),
-    };
-    may.then_some(place)
-}
-
-fn may(rule: &StopRule, transactions: Option<&TransactionRange>, last_record: Option<Lsn>) -> bool {
-    match rule {
-        StopRule::Time { at, inclusive: true } => transactions.is_some_and(|t| t.latest > *at),
-        StopRule::Time { at, inclusive: false } => transactions.is_some_and(|t| t.latest >= *at),
-        StopRule::Lsn { at, .. } => last_record.is_some_and(|last| last >= *at),
-        StopRule::Xid { xid, .. } => transactions.is_some_and(|t| t.may_hold(*xid)),
-        StopRule::Name(_) | StopRule::Minimal => false,
-    }
-}
-
-/// Where the last record that ends at or before `until` starts, by asking for the first record from ever later positions.
-pub(super) fn last_start(
-    decoder: &dyn SegmentDecoder,
-    name: SegmentName,
-    content: &[u8],
-    start: Lsn,
-    until: Lsn,
-) -> Option<Lsn> {
-    let from = |at: Lsn| match decoder
-        .search(&StopRule::Lsn { at, inclusive: true }, start, until)
-        .feed(name, content)
-    {
-        Ok(Found::Stop(stop)) => Some(stop.record),
-        _ => None,
-    };
-    // The first position of a record is known to do, the end is known not to; halve what is between.
-    let mut does = from(start)?;
-    let mut does_not = until;
-    while does_not.since(does) > 8 {
-        let middle = (does + does_not.since(does) / 2).align();
-        if middle >= does_not {
-            break;
-        }
-        match from(middle) {
-            Some(record) => does = record,
-            None => does_not = middle,
-        }
-    }
-    Some(does)
 }
