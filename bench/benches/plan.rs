@@ -7,8 +7,10 @@ use walpoint_base::{
     BackupId, ClusterName, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineId,
 };
 use walpoint_bench::long_archive::{SEGMENTS, header};
+use walpoint_plan::restore::{
+    Request, RequiredSearch, SegmentDecoder, StopRule, StopSearch, TablespaceSearch,
+};
 use walpoint_repo::index::{FANOUT, SegmentEntry, TimelineIndex, forge};
-use walpoint_repo::plan::{Request, RequiredSearch, SegmentDecoder, StopRule, StopSearch, TablespaceSearch};
 use walpoint_repo::planning;
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::wal::WalArchive;

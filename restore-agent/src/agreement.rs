@@ -2,9 +2,9 @@
 //! those without a plan, before any plan is chosen.
 
 use futures_util::future::join_all;
+use walpoint_plan::restore::RestorePlan;
 use walpoint_repo::agreement::{self, Agreement, Along};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
-use walpoint_repo::plan::RestorePlan;
 
 use crate::plan::Planned;
 

@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 
 use walpoint_base::{RecoveryTarget, TargetTimeline};
+use walpoint_plan::restore::{Doubt, RestorePlan, Unreachable, Why};
 use walpoint_repo::Repository;
-use walpoint_repo::plan::{Doubt, RestorePlan, Unreachable, Why};
 
 use crate::plan::Planned;
 

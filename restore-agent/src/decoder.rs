@@ -5,7 +5,7 @@ use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
 use walpoint_pg::wal::find::{self, StopFinder, Taken};
 use walpoint_pg::wal::{LongHeader, PageHeader, RecordKind, RecordReader, RelationLock};
-use walpoint_repo::plan::{
+use walpoint_plan::restore::{
     CreatedTablespace, Found, HeldLock, PreparedTransaction, RequiredSearch, RequiredSettings,
     SegmentDecoder, Stop, StopRule, StopSearch, TablespaceSearch,
 };

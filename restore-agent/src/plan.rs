@@ -15,12 +15,12 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId};
+use walpoint_plan::restore::{
+    PlanReport, Replayed, Request, RestorePlan, SegmentDecoder, TablespaceDocument, Unreachable, text,
+};
 use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason, NumberedCondemned};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::lineage::AckMember;
-use walpoint_repo::plan::{
-    PlanReport, Replayed, Request, RestorePlan, SegmentDecoder, TablespaceDocument, Unreachable, text,
-};
 use walpoint_repo::planning::{self, creating_segments};
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use walpoint_base::target::{is_relative, parse_time, parse_xid};
 use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, TargetTimeline};
-use walpoint_repo::plan::{Request, TargetAction};
+use walpoint_plan::restore::{Request, TargetAction};
 use walpoint_runtime::exit::Failure;
 
 /// Where to recover to. Without a target: to the end of the archive.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use walpoint_base::{RecoveryTarget, SegmentNo};
+use walpoint_plan::restore::{Request, SegmentDecoder, SegmentRange, Unreachable, Why};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
-use walpoint_repo::plan::{Request, SegmentDecoder, SegmentRange, Unreachable, Why};
 use walpoint_repo::planning;
 use walpoint_storage::RepoError;
 

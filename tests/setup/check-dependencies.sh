@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two rules that the compiler does not know:
 #   banned    crates that must not be part of what we ship (see deny.toml for why)
-#   layers    base <- pg, base <- storage <- repo, base <- runtime; pg, repo and runtime do not know each
+#   layers    base <- pg, base <- plan <- repo, base <- storage <- repo, base <- runtime; pg, repo and runtime do not know each
 #             other;
 #             the thin clients know base only
 set -euo pipefail
@@ -36,13 +36,14 @@ layer() { # layer PACKAGE ALLOWED…
 }
 layer walpoint-base
 layer walpoint-pg walpoint-base
+layer walpoint-plan walpoint-base
 layer walpoint-storage walpoint-base
-layer walpoint-repo walpoint-base walpoint-storage
+layer walpoint-repo walpoint-base walpoint-plan walpoint-storage
 layer walpoint-runtime walpoint-base
 layer archive-push walpoint-base
 layer restore-fetch walpoint-base
-layer archive-agent walpoint-base walpoint-pg walpoint-storage walpoint-repo walpoint-runtime
-layer restore-agent walpoint-base walpoint-pg walpoint-storage walpoint-repo walpoint-runtime
+layer archive-agent walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime
+layer restore-agent walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime
 
 [ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed"
 exit $failed

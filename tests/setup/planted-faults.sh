@@ -51,7 +51,7 @@ git archive HEAD | tar -x -m -C "$tree"
 cd "$tree"
 
 # Unit tests are built fast rather than fast themselves.
-lib=(--lib --config profile.dev.package.walpoint-storage.opt-level=0 --config profile.dev.package.walpoint-repo.opt-level=0 --config profile.dev.package.walpoint-pg.opt-level=0)
+lib=(--lib --config profile.dev.package.walpoint-plan.opt-level=0 --config profile.dev.package.walpoint-storage.opt-level=0 --config profile.dev.package.walpoint-repo.opt-level=0 --config profile.dev.package.walpoint-pg.opt-level=0)
 build() { # BINARY [FILTER…]
     local what=(test --no-run "${lib[@]}")
     [ "$1" = lib ] || what=(build --bins "${binaries[@]}")

@@ -114,7 +114,7 @@ fn every_member_of_the_json_is_described() {
             ],
         ),
         (
-            "shared/repo/src/plan/report.rs",
+            "shared/plan/src/restore/report.rs",
             &[
                 "PlanDocument",
                 "RefusalDocument",

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::ClusterName;
+use walpoint_plan::retention::Policy;
 use walpoint_repo::Repository;
 use walpoint_repo::backup::Backups;
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::expire::{DecisionReport, Outlook, outlook};
 use walpoint_repo::holds::{Holdings, Holds};
-use walpoint_repo::retention::Policy;
 use walpoint_storage::RepoError;
 
 use crate::hold::Held;

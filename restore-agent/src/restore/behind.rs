@@ -26,7 +26,7 @@ use anyhow::Context;
 use walpoint_base::{
     Lsn, RecoveryTarget, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName,
 };
-use walpoint_repo::plan::Signal;
+use walpoint_plan::restore::Signal;
 use walpoint_storage::RepoError;
 
 use super::stored::{self, NotStored};

@@ -14,9 +14,9 @@ use anyhow::{Context, anyhow, bail};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use walpoint_pg::control::CONTROL_FILE;
+use walpoint_plan::restore::Signal;
 use walpoint_repo::backup::{BackupReader, Content, Entry, PackUnit, Part, TablePath, Window, WindowLimits};
 use walpoint_repo::cpu;
-use walpoint_repo::plan::Signal;
 use walpoint_runtime::progress::Progress;
 
 use super::beneath::Roots;

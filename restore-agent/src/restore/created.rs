@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use walpoint_base::{CreatedTablespace, Lsn, PgMajor, tablespace};
-use walpoint_repo::plan::{SegmentDecoder, TablespaceDocument};
+use walpoint_plan::restore::{SegmentDecoder, TablespaceDocument};
 use walpoint_repo::planning::created_tablespaces;
 use walpoint_repo::wal::WalCopies;
 use walpoint_runtime::args::CommonArgs;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use walpoint_base::{PgMajor, durable};
 use walpoint_pg::label::{BACKUP_LABEL_FILE, TABLESPACE_MAP_FILE, TablespaceMap};
-use walpoint_repo::plan::Signal;
+use walpoint_plan::restore::Signal;
 
 use super::owners::Owner;
 use super::settings;

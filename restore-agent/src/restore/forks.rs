@@ -16,7 +16,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, WalFileName, durable};
-use walpoint_repo::plan::RestorePlan;
+use walpoint_plan::restore::RestorePlan;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::RepoError;

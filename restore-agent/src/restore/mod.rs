@@ -78,8 +78,8 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use jiff::Timestamp;
 use walpoint_base::{PgTimestamp, RecoveryTarget};
+use walpoint_plan::restore::RequiredSettings;
 use walpoint_repo::backup::{BackupReader, Backups};
-use walpoint_repo::plan::RequiredSettings;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 

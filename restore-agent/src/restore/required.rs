@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use walpoint_repo::plan::{RequiredSettings, SegmentDecoder};
+use walpoint_plan::restore::{RequiredSettings, SegmentDecoder};
 use walpoint_repo::planning::required_settings;
 use walpoint_repo::wal::WalCopies;
 use walpoint_runtime::args::CommonArgs;

@@ -5,10 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use walpoint_plan::restore::RestorePlan;
 use walpoint_repo::backup::{
     BackupReader, BlockSize, Blocks, Content, Entry, FileContent, LeafRun, Root, TablePath,
 };
-use walpoint_repo::plan::RestorePlan;
 use walpoint_runtime::progress::human_bytes;
 
 use super::directory::{self, State};

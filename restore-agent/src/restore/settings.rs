@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use walpoint_repo::plan::quote;
+use walpoint_plan::restore::quote;
 
 /// Parameters that steer a recovery. Each is set here, if only to its default: a value left over from an earlier
 /// recovery, in this file or in `postgresql.conf`, would end this one somewhere else.

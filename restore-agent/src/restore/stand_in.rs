@@ -7,9 +7,9 @@
 use std::collections::BTreeSet;
 
 use walpoint_base::BackupId;
+use walpoint_plan::restore::{Request, RestorePlan};
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{Backups, ListedState};
-use walpoint_repo::plan::{Request, RestorePlan};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::store::StoreSettings;

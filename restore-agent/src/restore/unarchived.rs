@@ -24,7 +24,7 @@ use walpoint_base::{
     TimelineHistory, WalFileName, durable,
 };
 use walpoint_pg::wal::{Identity, Inspector, WalError};
-use walpoint_repo::plan::{RequiredSettings, RestorePlan, SegmentDecoder, SegmentRange, Signal};
+use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentDecoder, SegmentRange, Signal};
 use walpoint_repo::wal::{WalArchive, WalCopies};
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;

@@ -16,7 +16,7 @@ use walpoint_base::{
     ClusterName, CreatedTablespace, Place, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineHistory,
     TimelineId, WalFileName,
 };
-use walpoint_repo::plan::{ForkSegment, Unfollowed};
+use walpoint_plan::restore::{ForkSegment, Unfollowed};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;

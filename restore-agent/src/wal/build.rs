@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use walpoint_base::{Lsn, Recovery, SegmentName, TimelineId};
-use walpoint_repo::plan::{ForkSegment, Unfollowed};
+use walpoint_plan::restore::{ForkSegment, Unfollowed};
 
 use crate::restore::settings;
 use crate::wal::archive::{Archive, Asked, Outcome, Proof, Wanted};

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use walpoint_base::{CreatedTablespace, Lsn, Place, SegmentName, SegmentNo, WalFileName};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::label::{BACKUP_LABEL_FILE, BackupLabel};
-use walpoint_repo::plan::{ForkSegment, SegmentDecoder};
+use walpoint_plan::restore::{ForkSegment, SegmentDecoder};
 use walpoint_repo::wal::{WalArchive, WalHeader};
 
 use crate::decoder::WalDecoder;

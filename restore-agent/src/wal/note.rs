@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName, durable};
-use walpoint_repo::plan::{ForkSegment, ForkSource, Unfollowed};
+use walpoint_plan::restore::{ForkSegment, ForkSource, Unfollowed};
 use walpoint_storage::object::ContentHash;
 
 #[cfg(doc)]

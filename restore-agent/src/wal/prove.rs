@@ -8,10 +8,10 @@
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentSize, TimelineId, WalFileName};
+use walpoint_plan::restore::ForkSegment;
 use walpoint_repo::Acknowledging;
 use walpoint_repo::index::TimelineIndex;
 use walpoint_repo::lineage::AckMember;
-use walpoint_repo::plan::ForkSegment;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::exit::told;
 use walpoint_storage::RepoError;

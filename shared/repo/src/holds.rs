@@ -11,13 +11,13 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, ClusterName};
+use walpoint_plan::retention::Held;
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
 use walpoint_storage::store::{Claim, Store};
 
 use crate::Repository;
-use crate::retention::Held;
 
 /// No entry is longer than this many plain bytes.
 const MAX_ENTRY: usize = 64 << 10;
@@ -139,7 +139,7 @@ impl Hold {
         self.removed.is_none() && self.placed.until.is_none_or(|until| now < until)
     }
 
-    /// For [`crate::retention`]; `None` if it was removed.
+    /// For [`walpoint_plan::retention`]; `None` if it was removed.
     pub fn held(&self) -> Option<Held> {
         let Placement { on, reason, who, until, .. } = &self.placed;
         let (backup, label) = match on {

@@ -1,4 +1,5 @@
-//! Walpoint's repository: what its objects mean, the catalog over them and the pure planners over that.
+//! Walpoint's repository: what its objects mean, and the catalog over them. What is decided by it is in
+//! `walpoint-plan`.
 //!
 //! | module | owns |
 //! |---|---|
@@ -7,9 +8,7 @@
 //! | [`index`] | what the headers of a million segments say, in a few objects |
 //! | [`agreement`] | whether two repositories hold one server's WAL |
 //! | [`catalog`] | what a cluster has: timelines, WAL, backups, restore points |
-//! | [`plan`] | the pure planners: restore plans, windows, gaps |
 //! | [`planning`] | restore planning against a repository |
-//! | [`retention`] | which backups stay, and why |
 //! | [`mod@expire`] | deleting what neither retention nor anything under way needs |
 //! | [`mod@forget`] | deleting everything of a cluster |
 //! | [`mod@verify`] | proving that what is kept is what was written |
@@ -31,11 +30,9 @@ pub mod lease;
 pub mod lineage;
 #[cfg(test)]
 mod model;
-pub mod plan;
 pub mod planning;
 pub mod reach;
 pub mod repository;
-pub mod retention;
 pub mod verify;
 pub mod wal;
 #[cfg(test)]

@@ -12,12 +12,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use walpoint_base::{ClusterName, LineageId, Lsn, ParseError, PgMajor, SegmentSize, SystemId, TimelineId};
+use walpoint_plan::restore::InLineage;
 use walpoint_storage::document::{as_text, as_text_or_none};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::ids::{RepositoryId, parse_hex};
 use walpoint_storage::layout::{ClusterPaths, Key, WalPaths};
-
-use crate::plan::InLineage;
 
 /// What to do about the facts of a lineage.
 pub(crate) const LOST_LINEAGE: &str = "put the object back, from another version of it in the store or from a copy of the store: without it \

@@ -16,7 +16,7 @@ pub fn start(args: &CommonArgs) {
     };
     let others = if args.verbose > 1 { "debug" } else { "warn" };
     let default = format!(
-        "{others},walpoint_base={ours},walpoint_pg={ours},walpoint_storage={ours},walpoint_repo={ours},walpoint_runtime={ours},archive_agent={ours},restore_agent={ours}"
+        "{others},walpoint_base={ours},walpoint_pg={ours},walpoint_plan={ours},walpoint_storage={ours},walpoint_repo={ours},walpoint_runtime={ours},archive_agent={ours},restore_agent={ours}"
     );
     let filter = EnvFilter::try_from_env("WALPOINT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);

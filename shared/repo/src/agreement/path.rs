@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{Lsn, RecoveryTarget, SegmentName, SegmentNo, TimelineId};
+use walpoint_plan::restore::{ForkSource, PathStep, RestorePlan, SegmentRange};
 use walpoint_storage::error::Result;
 
 use super::segments::damaged_beyond;
 use super::{Agreement, COMPARED, begins_on, incomplete, newest, of_begins, of_lives};
 use crate::catalog::LineageCatalog;
-use crate::plan::{ForkSource, PathStep, RestorePlan, SegmentRange};
 
 /// What a comparison along the path of a plan shows.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -10,6 +10,7 @@ use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
+use walpoint_plan::retention::Request;
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
@@ -21,7 +22,6 @@ use super::location::PackNo;
 use super::manifest::EncodeError;
 use super::wire::Malformed;
 use super::write::cannot_write;
-use crate::retention::Request;
 
 /// No condemned object has more plain bytes: about 60,000 stretches of packs. What is more goes into several.
 const MAX_CONDEMNED: usize = 8 << 20;

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_plan::restore::{Abandoned, ExtentQuestion, Path};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::WalEntry;
 
 use super::LineageCatalog;
-use crate::plan::{Abandoned, ExtentQuestion, Path};
 use crate::wal::{Abandonment, WalArchive};
 
 /// What is known of the end of a timeline's WAL.

@@ -5,12 +5,12 @@
 
 use futures_util::future::{join_all, join3};
 use walpoint_base::{Lsn, SegmentNo, TimelineId};
+use walpoint_plan::restore::{Answer, Likely, Question};
 
 use super::LineageCatalog;
 use super::inventory::{Expected, TimelineWal};
 use super::search::group_may;
 use crate::index::GroupSummary;
-use crate::plan::{Answer, Likely, Question};
 
 /// Timelines that are looked at at the same time: each takes some hundred kilobytes meanwhile.
 const TIMELINES: usize = 8;

@@ -5,11 +5,11 @@
 
 use jiff::Timestamp;
 use walpoint_base::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineHistory, TimelineId};
+use walpoint_plan::restore::{ExtentQuestion, Path};
 use walpoint_storage::error::Result;
 
 use super::LineageCatalog;
 use crate::index::{group_of, last_of};
-use crate::plan::{ExtentQuestion, Path};
 
 /// So many segments of a timeline are looked at for its first transaction.
 const LOOKED_AT: u64 = 32;

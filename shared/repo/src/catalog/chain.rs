@@ -4,11 +4,11 @@
 use walpoint_base::chain::ChainFault;
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId};
+use walpoint_plan::restore::{Path, SegmentRange};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
 use crate::index::{ChainWalk, SegmentEntry, first_of, group_of, last_of};
-use crate::plan::{Path, SegmentRange};
 
 /// A segment that does not continue the one before it.
 #[derive(Clone, PartialEq, Eq, Debug)]

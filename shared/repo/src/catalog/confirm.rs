@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::SegmentNo;
+use walpoint_plan::restore::SegmentRange;
+use walpoint_plan::restore::windows::Consistency;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
 use crate::index::gather;
-use crate::plan::SegmentRange;
-use crate::plan::windows::Consistency;
 use crate::wal::WalArchive;
 
 /// Segments that one listing looks for: together with PostgreSQL's other files they fit into one answer of a store.

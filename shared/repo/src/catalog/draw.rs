@@ -10,11 +10,11 @@
 use std::fmt::Write;
 
 use walpoint_base::{BackupId, Lsn, SegmentSize, TimelineId};
+use walpoint_plan::restore::text::bytes;
 use walpoint_storage::error::Result;
 
 use super::status::{BackupDetails, ClusterStatus, LineageStatus};
 use super::{Catalog, LineageCatalog};
-use crate::plan::text::bytes;
 
 /// Columns of the axis.
 const WIDTH: u64 = 60;

@@ -4,12 +4,12 @@
 use std::fmt;
 
 use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+use walpoint_plan::restore::Asking;
+use walpoint_plan::restore::facts::Facts;
+use walpoint_plan::restore::windows;
 use walpoint_storage::error::Result;
 
 use super::lineage::LineageCatalog;
-use crate::plan::Asking;
-use crate::plan::facts::Facts;
-use crate::plan::windows;
 
 /// That no backup leads to the newest WAL of a timeline.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::future::{join, try_join, try_join_all};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{SegmentNo, TimelineId};
+use walpoint_plan::runs::{Run, Runs};
 use walpoint_storage::error::{RepoError, Result};
 
-use super::runs::{Run, Runs};
 use crate::index::gather::{self, Listed, Survey};
 use crate::index::{GroupSummary, SegmentEntry, TimelineIndex, first_of, group_of, last_of};
 use crate::wal::WalArchive;

@@ -3,8 +3,9 @@
 //! Base backups are those of the first repository alone: a restore reads one from one repository. What was asked of the catalogs before
 //! counts no more, but for the backups: the WAL of all is looked at anew.
 
+use walpoint_plan::restore::{Answer, Doubt, Facts, Question};
+
 use super::{Catalog, LineageCatalog};
-use crate::plan::{Answer, Doubt, Facts, Question};
 use crate::wal::WalArchive;
 
 impl Catalog {

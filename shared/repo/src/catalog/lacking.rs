@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use walpoint_base::{SegmentNo, TimelineId};
+use walpoint_plan::restore::windows::Consistency;
+use walpoint_plan::restore::{Doubt, SegmentRange};
 use walpoint_storage::error::Result;
 
 use super::LineageCatalog;
 use crate::backup::{CondemnedReason, CondemnedWal, NumberedCondemned};
-use crate::plan::windows::Consistency;
-use crate::plan::{Doubt, SegmentRange};
 
 /// What is lacking.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]

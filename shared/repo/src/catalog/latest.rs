@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, ClusterName, LineageId, Lsn, PgTimestamp, SegmentNo, TimelineId};
+use walpoint_plan::restore::{Asking, Facts, Path};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::search::Search;
 use super::{Catalog, LineageCatalog};
 use crate::Repository;
 use crate::backup::ListedState;
-use crate::plan::{Asking, Facts, Path};
 
 /// A commit time that lies further behind the moment at which the store had the backup was that of a clock far ahead. What is
 /// restored to a time a day after that moment cannot hold anything later, so this is not handed on for ever.
@@ -101,10 +101,10 @@ fn noted(
 #[cfg(test)]
 mod tests {
     use walpoint_base::{LineageId, PgMajor, SegmentSize};
+    use walpoint_plan::graph::TimelineGraph;
+    use walpoint_plan::restore::{Answer, BackupFacts, BackupState, Question};
 
     use super::*;
-    use crate::catalog::TimelineGraph;
-    use crate::plan::{Answer, BackupFacts, BackupState, Question};
 
     fn at(hours: i64) -> Timestamp {
         Timestamp::from_second(1_780_000_000 + hours * 3600).unwrap()

@@ -5,21 +5,21 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use walpoint_base::{BackupId, LineageId, PgTimestamp, SegmentName, SegmentNo, TimelineId};
+use walpoint_plan::graph::TimelineGraph;
+use walpoint_plan::reach::WalNeed;
+use walpoint_plan::restore::windows::Consistency;
+use walpoint_plan::restore::{
+    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Likely, Path, Question, RestorePlan,
+    SegmentDecoder, SegmentRange, Youngest,
+};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::abandoned::abandoned;
-use super::graph::TimelineGraph;
 use super::inventory::TimelineWal;
 use super::outline::Outline;
 use super::search::Search;
 use crate::backup::{Announcements, Backups, Listed, ListedState, NumberedCondemned, Standing, Summary};
 use crate::lineage::Lineage;
-use crate::plan::windows::Consistency;
-use crate::plan::{
-    Answer, Asking, BackupFacts, BackupState, Doubt, Extent, Facts, Likely, Path, Question, RestorePlan,
-    SegmentDecoder, SegmentRange, Youngest,
-};
-use crate::reach::WalNeed;
 use crate::wal::WalArchive;
 
 /// A lineage, as far as it was asked about.

@@ -6,8 +6,6 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `graph` | the timelines and how they hang together |
-//! | `runs` | sets of segments |
 //! | `search` | answers about the content of WAL: index first, then decoding |
 //! | `inventory` | the WAL of a timeline: index and tail |
 //! | `outline` | what listings show before anything is read |
@@ -21,7 +19,6 @@
 //! | `chain` | whether the segments of a path continue each other |
 //! | `joined` | the WAL of several repositories together |
 //! | `points` | the named restore points that recovery can stop at |
-//! | `succession` | which backup came after which, when clocks were wrong |
 //! | [`status`], `draw` | all of it as data and for a person |
 
 mod abandoned;
@@ -31,7 +28,6 @@ mod chain;
 mod confirm;
 mod draw;
 mod end;
-mod graph;
 mod inventory;
 mod joined;
 mod lacking;
@@ -39,26 +35,23 @@ mod latest;
 mod lineage;
 mod outline;
 mod points;
-mod runs;
 mod search;
 pub mod status;
-mod succession;
 
 use jiff::Timestamp;
 use walpoint_base::ClusterName;
+use walpoint_plan::graph::TimelineGraph;
+use walpoint_plan::succession::settle;
 
 pub use abandoned::LastUse;
 pub use beside::{Newer, WentOn};
 pub use chain::BrokenChain;
 pub use end::Unreached;
-pub use graph::TimelineGraph;
 pub use inventory::{Expected, TimelineWal};
 pub use lacking::Lacking;
 pub use latest::latest_commit_before;
 pub use lineage::LineageCatalog;
-pub use runs::{Run, Runs};
 pub(crate) use search::readable;
-pub(crate) use succession::{settle, settle_latest};
 
 use crate::Repository;
 use crate::backup::Listed;

@@ -4,12 +4,12 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use walpoint_base::PgTimestamp;
 use walpoint_base::facts::PointRef;
+use walpoint_plan::restore::NamedPoint;
+use walpoint_plan::restore::report::time;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
 use super::status::TimelineParts;
-use crate::plan::NamedPoint;
-use crate::plan::report::time;
 use crate::wal::{FoundPoints, WalArchive};
 
 /// Restore points that are told, the newest ones: each costs a request.

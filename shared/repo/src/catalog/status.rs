@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use walpoint_base::{BackupId, PgTimestamp, SegmentNo, TimelineId};
+use walpoint_plan::restore::report::{SegmentsDocument, time};
+use walpoint_plan::restore::windows::{self, Consistency, Window};
+use walpoint_plan::restore::{Facts, SegmentRange};
+use walpoint_plan::retention::Damage;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::points::RestorePointStatus;
 use super::{BrokenChain, Catalog, LineageCatalog};
 use crate::backup::{Backups, Listed, ListedState, Method, Standing, Summary};
-use crate::plan::report::{SegmentsDocument, time};
-use crate::plan::windows::{self, Consistency, Window};
-use crate::plan::{Facts, SegmentRange};
-use crate::retention::Damage;
 
 /// Of the finished backups that are in no summary object, the newest ones are looked into: as many as are shown to a person.
 pub(super) const LOOKED_INTO: usize = 20;

@@ -4,12 +4,10 @@
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 
+use walpoint_plan::retention::CLOCK_LIMIT;
 use walpoint_storage::error::Result;
 use walpoint_storage::layout;
 use walpoint_storage::store::Store;
-
-/// A greater difference is a reason to delete nothing.
-pub const CLOCK_LIMIT: SignedDuration = SignedDuration::from_mins(5);
 
 /// How far the store's clock is ahead, to about a second: an object is created, looked at and deleted. `None` where the
 /// object cannot be seen.

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, TimelineId};
+use walpoint_plan::runs::{Run, Runs};
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::ClusterObject;
 
 use crate::backup::{Backups, Condemned, CondemnedReason, CondemnedSet, NumberedCondemned, PackNo};
-use crate::catalog::{Run, Runs};
 use crate::reach::Roots;
 
 /// Every announcement there is.

@@ -5,6 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
+use walpoint_plan::graph::TimelineGraph;
+use walpoint_plan::restore::windows::Consistency;
+use walpoint_plan::retention::{
+    self, Candidate, Damage, Held, Life, Protection, Registered, Request, RetentionFacts, TimelineLife,
+    standings,
+};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterPaths, WalEntry};
 
@@ -14,20 +20,15 @@ use crate::backup::{
     Announcements, Backups, CondemnedReason, CondemnedSet, DamagedAnnouncement, Intent, Listed, ListedState,
     NumberedCondemned, Standing, Summary,
 };
-use crate::catalog::{Catalog, LineageCatalog, TimelineGraph};
+use crate::catalog::{Catalog, LineageCatalog};
 use crate::holds::{DamagedHold, Holdings, Holds};
 use crate::lineage::{LOST_LINEAGE, Lineage};
-use crate::plan::windows::Consistency;
-use crate::retention::{
-    self, Candidate, Damage, Held, Life, Protection, Registered, Request, RetentionFacts, TimelineLife,
-    standings,
-};
 use crate::wal::WalArchive;
 
 /// What a cluster has, as far as it matters here.
 #[derive(Debug)]
 pub(super) struct Gathered {
-    /// For [`crate::retention`].
+    /// For [`walpoint_plan::retention`].
     pub(super) facts: RetentionFacts,
     /// The lineages.
     pub(super) lineages: Vec<LineageFacts>,

@@ -39,9 +39,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{ClusterName, LineageId};
+use walpoint_plan::reach::WalNeed;
+use walpoint_plan::retention::{Decision, Policy, decide};
 use walpoint_storage::error::{RepoError, Result};
 
-pub use self::clock::{CLOCK_LIMIT, clock_ahead};
+pub use self::clock::clock_ahead;
 use self::condemned::Announced;
 use self::delete::Deleter;
 use self::gather::Gathered;
@@ -51,8 +53,7 @@ use self::scan::{Scan, Standards, Tally};
 use crate::Repository;
 use crate::backup::{Backups, DamagedAnnouncement, ENOUGH};
 use crate::holds::DamagedHold;
-use crate::reach::{Class, WalNeed};
-use crate::retention::{Decision, Policy, decide};
+use crate::reach::Class;
 
 /// What is asked of a run.
 #[derive(Clone, Debug)]

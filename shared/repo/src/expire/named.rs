@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
+use walpoint_plan::retention::{Protection, Request, protections};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::gather::Gathered;
 use super::report::Expired;
 use super::{dead, roots};
 use crate::backup::Backups;
-use crate::retention::{Protection, Request, protections};
 
 /// A backup that is to be deleted, whatever the rules say.
 #[derive(Clone, Debug)]

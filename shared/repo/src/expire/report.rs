@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName};
+use walpoint_plan::retention::{Decision, Verdict};
 
 use super::ExpireOptions;
 use super::scan::{Tallies, Tally};
 use crate::Repository;
 use crate::reach::Class;
-use crate::retention::{Decision, Verdict};
 
 /// What a run did in one repository, or would do.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]

@@ -7,6 +7,7 @@ use std::io;
 
 use jiff::Timestamp;
 use walpoint_base::ClusterName;
+use walpoint_plan::retention::Policy;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::condemned::Announced;
@@ -16,7 +17,6 @@ use super::{ExpireOptions, LEFTOVER, delete_announced};
 use crate::Repository;
 use crate::backup::Backups;
 use crate::reach::Class;
-use crate::retention::Policy;
 
 /// Whether a directory's filesystem had no room for what was to be written.
 pub(super) fn is_lacking(error: &RepoError) -> bool {

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use futures_util::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId};
+use walpoint_plan::reach::{WalNeed, WalRoots};
+use walpoint_plan::retention::{Candidate, Decision, Policy, Reason, Verdict, decide};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::gather::{Gathered, LineageFacts};
 use crate::backup::Backups;
-use crate::reach::{Roots, WalNeed, WalRoots};
-use crate::retention::{Candidate, Decision, Policy, Reason, Verdict, decide};
+use crate::reach::Roots;
 
 /// Manifests that are read at the same time, each up to some tens of megabytes in the largest clusters.
 const AT_ONCE: usize = 2;

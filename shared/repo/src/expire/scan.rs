@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId};
+use walpoint_plan::retention::Request;
+use walpoint_plan::runs::{Run, Runs};
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 
@@ -14,9 +16,7 @@ use super::condemned::{Announced, Named};
 use super::report::Expired;
 use crate::Repository;
 use crate::backup::{Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedWal, PackNo};
-use crate::catalog::{Run, Runs};
 use crate::reach::{Class, Judgement, Roots};
-use crate::retention::Request;
 
 /// Packs of a backup that nothing else is known of are only announced when they are older: it may have begun just now.
 const UNKNOWN: SignedDuration = SignedDuration::from_hours(1);

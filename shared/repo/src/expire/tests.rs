@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_plan::retention::Rule;
 use walpoint_storage::layout::ClusterPaths;
 use walpoint_storage::store::mortal::Mortal;
 
@@ -21,7 +22,6 @@ use crate::catalog::Catalog;
 use crate::holds::{HeldOn, Holds, Placement};
 use crate::index::IndexWriter;
 use crate::index::tests::{Bed, bed, header};
-use crate::retention::Rule;
 use crate::wal::WalHeader;
 
 const FIRST: TimelineId = TimelineId::FIRST;

@@ -8,6 +8,7 @@ use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts};
 use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineId};
+use walpoint_plan::runs::{Run, Runs};
 use walpoint_storage::layout::Key;
 use walpoint_storage::object::{ContentHash, MasterKey, RepositoryId, Sealer};
 use walpoint_storage::store::StoreSettings;
@@ -15,7 +16,6 @@ use walpoint_storage::store::StoreSettings;
 use super::page::{Directory, Group};
 use super::*;
 use crate::Repository;
-use crate::catalog::{Run, Runs};
 use crate::repository::NewLineage;
 use crate::wal::{WalArchive, WalHeader};
 

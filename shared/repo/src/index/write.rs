@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::object::SealedObject;
 use walpoint_storage::store::Claim;
@@ -19,7 +20,6 @@ use super::entry::SegmentEntry;
 use super::page::{Directory, Group};
 use super::read::TimelineIndex;
 use super::{DIRECTORY_LEVEL, FANOUT, GROUP_LEVEL, SLACK, STEP, first_of, gather, group_of, last_of};
-use crate::catalog::Runs;
 use crate::wal::WalArchive;
 
 /// How often a lost claim is tried again before somebody else is left to it.

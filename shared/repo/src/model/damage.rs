@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use rand::Rng;
 use rand::seq::IteratorRandom;
 use walpoint_base::{BackupId, SegmentNo, durable};
+use walpoint_plan::retention::Policy;
 use walpoint_storage::error::RepoError;
 use walpoint_storage::layout::{ClusterObject, Key};
 
@@ -15,7 +16,6 @@ use super::world::{FIRST, Readable, World, segment_size};
 use crate::backup::Standing;
 use crate::expire::outlook;
 use crate::expire::tests::cluster;
-use crate::retention::Policy;
 use crate::verify::tests::Anything;
 use crate::verify::{Depth, VerifyOptions, verify};
 

@@ -6,9 +6,9 @@ use jiff::{SignedDuration, Span, Timestamp};
 use rand::Rng;
 use rand::rngs::StdRng;
 use walpoint_base::BackupId;
+use walpoint_plan::retention::{Policy, Rule};
 
 use crate::backup::Intent;
-use crate::retention::{Policy, Rule};
 
 /// The label that has a rule of its own.
 pub(super) const LABEL: &str = "pre-deploy";

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use walpoint_base::{CreatedTablespace, Lsn};
+use walpoint_plan::restore::created::{Replayed, TablespaceSearch};
+use walpoint_plan::restore::restore_plan::RestorePlan;
+use walpoint_plan::restore::stop::SegmentDecoder;
 use walpoint_storage::error::Result;
 
 use super::marked::{self, Mark};
 use crate::catalog::{LineageCatalog, TimelineWal};
-use crate::plan::created::{Replayed, TablespaceSearch};
-use crate::plan::restore_plan::RestorePlan;
-use crate::plan::stop::SegmentDecoder;
 use crate::wal::WalCopies;
 
 /// Segments with such a record.

@@ -11,15 +11,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_plan::restore::created::{Replayed, before, behind};
+use walpoint_plan::restore::decide::cut;
+use walpoint_plan::restore::path::SegmentRange;
+use walpoint_plan::restore::restore_plan::{ForkSource, RestorePlan};
 use walpoint_storage::error::{RepoError, Result};
 
 use crate::catalog::{TimelineWal, readable};
 use crate::cpu;
 use crate::index::{MarkCounts, first_of, group_of, last_of};
-use crate::plan::created::{Replayed, before, behind};
-use crate::plan::decide::cut;
-use crate::plan::path::SegmentRange;
-use crate::plan::restore_plan::{ForkSource, RestorePlan};
 use crate::wal::{WalArchive, WalCopies};
 
 /// Which mark is looked for.

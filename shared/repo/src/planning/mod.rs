@@ -18,18 +18,18 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, RecoveryTarget, SegmentSize, TargetTimeline};
+use walpoint_plan::restore::likely::likely;
+use walpoint_plan::restore::planner::{Verdict, plan as plan_in};
+use walpoint_plan::restore::request::Request;
+use walpoint_plan::restore::restore_plan::RestorePlan;
+use walpoint_plan::restore::stop::SegmentDecoder;
+use walpoint_plan::restore::unreachable::{LineageMoment, Unreachable, Why};
 use walpoint_storage::error::Result;
 
 pub use self::created::{created_tablespaces, creating_segments};
 pub use self::required::required_settings;
 use crate::Repository;
 use crate::catalog::{BrokenChain, Catalog, LineageCatalog};
-use crate::plan::likely::likely;
-use crate::plan::planner::{Verdict, plan as plan_in};
-use crate::plan::request::Request;
-use crate::plan::restore_plan::RestorePlan;
-use crate::plan::stop::SegmentDecoder;
-use crate::plan::unreachable::{LineageMoment, Unreachable, Why};
 
 /// Plans a restore of a cluster. Reads tens of objects, whatever the size of the archive, and writes nothing.
 pub async fn plan(

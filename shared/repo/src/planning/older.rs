@@ -7,15 +7,15 @@
 
 use jiff::Timestamp;
 use walpoint_base::{LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
+use walpoint_plan::restore::facts::{Asking, ExtentQuestion, Facts};
+use walpoint_plan::restore::path::Path;
+use walpoint_plan::restore::planner::Verdict;
+use walpoint_plan::restore::request::Request;
+use walpoint_plan::restore::restore_plan::RestorePlan;
+use walpoint_plan::restore::unreachable::{LineageMoment, Unreachable, Why};
 use walpoint_storage::error::Result;
 
 use crate::catalog::{Catalog, LineageCatalog};
-use crate::plan::facts::{Asking, ExtentQuestion, Facts};
-use crate::plan::path::Path;
-use crate::plan::planner::Verdict;
-use crate::plan::request::Request;
-use crate::plan::restore_plan::RestorePlan;
-use crate::plan::unreachable::{LineageMoment, Unreachable, Why};
 
 /// A plan in an older lineage, or the refusal because a newer one may be meant. `skipped` are the families that have no plan, the
 /// newest first.

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use walpoint_base::Lsn;
+use walpoint_plan::restore::required::{RequiredSearch, RequiredSettings};
+use walpoint_plan::restore::restore_plan::RestorePlan;
+use walpoint_plan::restore::stop::SegmentDecoder;
 use walpoint_storage::error::Result;
 
 use super::marked::{self, Mark};
-use crate::plan::required::{RequiredSearch, RequiredSettings};
-use crate::plan::restore_plan::RestorePlan;
-use crate::plan::stop::SegmentDecoder;
 use crate::wal::WalCopies;
 
 /// Segments with such a record.

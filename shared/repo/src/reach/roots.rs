@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use walpoint_base::{BackupId, LineageId, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_plan::reach::WalNeed;
+use walpoint_plan::runs::{Run, Runs};
 use walpoint_storage::layout::{ClusterObject, WalEntry};
 
-use super::wal::WalNeed;
-use crate::catalog::{Run, Runs};
 use crate::index::{DIRECTORY_LEVEL, FANOUT, first_of, last_of};
 
 /// What `expire` tells objects apart by.

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 
 use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+use walpoint_plan::restore::SegmentRange;
+use walpoint_plan::runs::Runs;
 use walpoint_storage::error::Result;
 
 use super::Run;
-use crate::catalog::{BrokenChain, LineageCatalog, Runs};
-use crate::plan::SegmentRange;
+use crate::catalog::{BrokenChain, LineageCatalog};
 
 /// What to do about segments of two servers.
 const SPLIT_BRAIN: &str = "find out which server wrote which of both; take a backup of the one that goes on, and give the other one a \

@@ -6,19 +6,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
+use walpoint_plan::reach::{WalNeed, WalRoots};
+use walpoint_plan::restore::windows::{self, Consistency};
+use walpoint_plan::restore::{Facts, SegmentRange};
+use walpoint_plan::retention::{Candidate, Decision, Reason, Verdict};
+use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
 use super::Run;
 use super::report::VerifyFinding;
 use crate::backup::{CondemnedReason, Listed, ListedState};
-use crate::catalog::{Catalog, LineageCatalog, Runs};
+use crate::catalog::{Catalog, LineageCatalog};
 use crate::expire::Outlook;
 use crate::lineage::{LOST_LINEAGE, Lineage};
-use crate::plan::windows::{self, Consistency};
-use crate::plan::{Facts, SegmentRange};
-use crate::reach::{WalNeed, WalRoots};
-use crate::retention::{Candidate, Decision, Reason, Verdict};
 
 /// The segments of a lineage that are needed and there, by timeline.
 pub(super) struct NeededWal {
@@ -260,7 +261,7 @@ impl Run<'_> {
         for timeline in timelines {
             let mut wanted = wanted(catalog, &need, timeline).await?;
             let range =
-                |run: &crate::catalog::Run| SegmentRange { timeline, first: run.first, last: run.last };
+                |run: &walpoint_plan::runs::Run| SegmentRange { timeline, first: run.first, last: run.last };
             let ranges: Vec<SegmentRange> = wanted.iter().map(range).collect();
             // What the index alone has is a gap.
             if !catalog.confirm(&ranges).await? {

@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use walpoint_base::{BackupId, ClusterName, LineageId, SegmentName, TimelineId};
+use walpoint_plan::retention::Candidate;
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
@@ -39,7 +40,6 @@ use crate::Repository;
 use crate::backup::{BackupFacts, Backups, CondemnedReason, NumberedCondemned, TablePath};
 use crate::expire::Outlook;
 use crate::lineage::LOST_LINEAGE;
-use crate::retention::Candidate;
 
 /// How much is read.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
+use walpoint_plan::retention::Policy;
 use walpoint_storage::layout::ClusterPaths;
 
 use super::*;
@@ -16,7 +17,6 @@ use crate::backup::{
 use crate::expire::outlook;
 use crate::expire::tests::{ago, cluster, id, intent, keys, publish, world, world_of};
 use crate::index::tests::Bed;
-use crate::retention::Policy;
 
 /// Finds nothing wrong with any page or record.
 pub(crate) struct Anything;

@@ -3,14 +3,14 @@
 
 use futures_util::{StreamExt, stream};
 use walpoint_base::{BackupId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_plan::graph::TimelineGraph;
+use walpoint_plan::retention::Candidate;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::light::{NeededWal, RESUPPLY};
 use super::report::VerifyFinding;
 use super::{Run, WalCheck};
 use crate::backup::CondemnedReason;
-use crate::catalog::TimelineGraph;
-use crate::retention::Candidate;
 use crate::wal::{WalArchive, WalFile};
 
 /// Segments that are read ahead.

@@ -9,6 +9,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId};
+use walpoint_plan::retention::{Policy, Rule};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::store::Store;
 
@@ -25,7 +26,6 @@ use crate::expire::tests::{ago, cluster};
 use crate::expire::{ExpireOptions, expire};
 use crate::index::tests::bed;
 use crate::lineage::Lineage;
-use crate::retention::{Policy, Rule};
 
 /// Where backups and expiry change anything in this world, which has no WAL.
 const CHANGES: &[&str] = &["clusters/main/backups", "clusters/main/data", "clusters/main/condemned"];

@@ -2,12 +2,12 @@
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId};
+use walpoint_plan::retention::{Policy, Rule};
 
 use crate::backup::{Backups, Standing, forge};
 use crate::catalog::Catalog;
 use crate::expire::{ExpireOptions, expire, outlook};
 use crate::index::tests::{Bed, bed};
-use crate::retention::{Policy, Rule};
 
 const BACKUPS: u64 = 10_000;
 

@@ -2,12 +2,12 @@
 //! full one was, and from there the index counts on.
 
 use walpoint_base::target::FullXid;
+use walpoint_plan::restore::facts::StopQuestion;
+use walpoint_plan::restore::path::SegmentRange;
+use walpoint_plan::restore::stop::Stop;
 use walpoint_storage::error::Result;
 
 use super::{Search, groups};
-use crate::plan::facts::StopQuestion;
-use crate::plan::path::SegmentRange;
-use crate::plan::stop::Stop;
 
 impl Search<'_> {
     /// The full id of the transaction whose end `stop` is. `None` if no checkpoint before it can be read.

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{Lsn, SegmentNo, TimelineId};
+use walpoint_plan::restore::decide::Place;
+use walpoint_plan::restore::facts::{Facts, StopQuestion};
+use walpoint_plan::restore::path::{Path, SegmentRange};
+use walpoint_plan::restore::stop::StopRule;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::super::TimelineWal;
 use super::{Search, groups};
 use crate::index::SegmentEntry;
-use crate::plan::decide::Place;
-use crate::plan::facts::{Facts, StopQuestion};
-use crate::plan::path::{Path, SegmentRange};
-use crate::plan::stop::StopRule;
 
 impl Search<'_> {
     /// Every such record on the path; where a segment cannot be decoded, its beginning.

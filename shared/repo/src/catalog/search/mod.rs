@@ -16,16 +16,18 @@ use walpoint_base::crossing::{Crossing, Piece};
 use walpoint_base::facts::TransactionRange;
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_plan::restore::decide::{
+    self, Before, PartialEnd, Place, crossing_place, last_start, may, next,
+};
+use walpoint_plan::restore::facts::{Extent, ExtentQuestion, Facts, StopQuestion};
+use walpoint_plan::restore::path::{Path, SegmentRange};
+use walpoint_plan::restore::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
 use walpoint_storage::error::{RepoError, Result};
 
 pub(crate) use self::minimal::readable;
 use super::TimelineWal;
 use crate::cpu;
 use crate::index::{GroupSummary, SegmentEntry, first_of, group_of, last_of};
-use crate::plan::decide::{self, Before, PartialEnd, Place, crossing_place, last_start, may, next};
-use crate::plan::facts::{Extent, ExtentQuestion, Facts, StopQuestion};
-use crate::plan::path::{Path, SegmentRange};
-use crate::plan::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
 use crate::wal::WalArchive;
 
 /// Answers the planner's questions about the content of WAL.

@@ -2,14 +2,14 @@
 //! PostgreSQL will see them.
 
 use walpoint_base::{Lsn, SegmentName, WalFileName};
+use walpoint_plan::restore::decide::{PartialEnd, cut, last_start};
+use walpoint_plan::restore::facts::StopQuestion;
+use walpoint_plan::restore::path::SegmentRange;
+use walpoint_plan::restore::stop::{Found, Stop, StopRule};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::Search;
 use crate::cpu;
-use crate::plan::decide::{PartialEnd, cut, last_start};
-use crate::plan::facts::StopQuestion;
-use crate::plan::path::SegmentRange;
-use crate::plan::stop::{Found, Stop, StopRule};
 
 impl Search<'_> {
     /// Where the last complete record of an incomplete copy ends, or the segment's begin where no record in it is complete; `None`

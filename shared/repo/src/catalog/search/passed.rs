@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use walpoint_base::crossing::Crossing;
 use walpoint_base::{PgTimestamp, SegmentNo, TimelineId};
+use walpoint_plan::restore::facts::{ExtentQuestion, Facts, PassedQuestion, StopQuestion};
+use walpoint_plan::restore::path::{Path, SegmentRange};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::Search;
-use crate::plan::facts::{ExtentQuestion, Facts, PassedQuestion, StopQuestion};
-use crate::plan::path::{Path, SegmentRange};
 
 impl Search<'_> {
     /// The commit time of a transaction that ended before a position and stops recovery. Only in WAL that is there.

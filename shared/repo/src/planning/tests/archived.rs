@@ -6,15 +6,15 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, WalFileName};
+use walpoint_plan::restore::testing::random::{random_request, random_world};
+use walpoint_plan::restore::testing::world::*;
+use walpoint_plan::restore::*;
 
 use super::decoder::{Counting, Decoder, content, facts};
 use crate::backup::{Backups, Listed, ListedState};
 use crate::catalog::LineageCatalog;
 use crate::index::IndexWriter;
 use crate::index::tests::{Bed, bed};
-use crate::plan::tests::oracle::{random_request, random_world};
-use crate::plan::tests::world::*;
-use crate::plan::*;
 use crate::wal::WalFlags;
 
 pub(super) async fn archive(world: &World, bed: &Bed, rng: &mut StdRng) {

@@ -8,11 +8,10 @@ use walpoint_base::chain::ChainFacts;
 use walpoint_base::crossing::{CrossingFacts, Piece};
 use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SystemId, TimelineId};
-
-use crate::plan::created::TablespaceSearch;
-use crate::plan::required::RequiredSearch;
-use crate::plan::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
-use crate::plan::tests::world::{Kind, Record, World, decides, size};
+use walpoint_plan::restore::created::TablespaceSearch;
+use walpoint_plan::restore::required::RequiredSearch;
+use walpoint_plan::restore::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
+use walpoint_plan::restore::testing::world::{Kind, Record, World, decides, size};
 
 /// The content of a timeline's segment.
 pub(super) fn content(world: &World, timeline: TimelineId, number: SegmentNo) -> Vec<u8> {

@@ -13,6 +13,8 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentNo};
+use walpoint_plan::restore::testing::world::size;
+use walpoint_plan::restore::*;
 use walpoint_storage::store::{Store, StoreSettings};
 
 use super::decoder::Decoder;
@@ -20,8 +22,6 @@ use super::simulate::{SEGMENTS, backup, large_archive, real_segment};
 use crate::agreement::{self, Agreement};
 use crate::catalog::Catalog;
 use crate::index::tests::{Bed, bed, commit_time};
-use crate::plan::tests::world::size;
-use crate::plan::*;
 use crate::planning::{self, created_tablespaces, creating_segments};
 use crate::wal::WalCopies;
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo};
+use walpoint_plan::restore::testing::forked::{on, world};
+use walpoint_plan::restore::testing::world::*;
+use walpoint_plan::restore::*;
 
 use super::archived::{archive, open};
 use super::decoder::Decoder;
 use crate::catalog::Catalog;
 use crate::index::tests::bed;
-use crate::plan::tests::tables::{on, world};
-use crate::plan::tests::world::*;
-use crate::plan::*;
 use crate::planning;
 
 fn json(verdict: &Verdict) -> serde_json::Value {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use walpoint_base::{BackupId, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
+use walpoint_plan::restore::testing::world::{size, tli};
+use walpoint_plan::restore::*;
 
 use super::decoder::{Decoder, facts};
 use crate::catalog::Catalog;
 use crate::index::tests::{Bed, bed, commit_time, header};
 use crate::index::{FANOUT, IndexWriter, SegmentEntry, forge};
-use crate::plan::tests::world::{size, tli};
-use crate::plan::*;
 use crate::planning;
 use crate::wal::WalFlags;
 
@@ -139,7 +139,7 @@ fn futures_can_be_spawned(
     spawned(planning::plan_from(catalog, request, decoder, now));
     spawned(writer.write_due());
     spawned(writer.catch_up(FIRST));
-    let mut gone = crate::catalog::Runs::default();
+    let mut gone = walpoint_plan::runs::Runs::default();
     gone.insert(SegmentNo(0), 0);
     spawned(writer.forget(FIRST, &gone));
     spawned(catalog.status());

@@ -10,7 +10,7 @@ use walpoint_base::{BackupId, Lsn, PgTimestamp, SegmentNo, TimelineId};
 
 use super::facts::{Asking, BackupFacts, ExtentQuestion, Facts};
 use super::path::{Coverage, Path, SegmentRange};
-use crate::catalog::Runs;
+use crate::runs::Runs;
 
 /// A stretch of WAL every moment of which can be recovered on the path to a timeline.
 #[derive(Clone, PartialEq, Eq, Debug)]

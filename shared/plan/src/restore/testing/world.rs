@@ -10,31 +10,32 @@ use walpoint_base::{
     TimelineId,
 };
 
-use crate::catalog::{Runs, TimelineGraph};
-use crate::plan::*;
+use crate::graph::TimelineGraph;
+use crate::restore::*;
+use crate::runs::Runs;
 
 /// Segments of 1 MiB: the smallest that PostgreSQL has.
-pub(crate) const SIZE: u64 = 1 << 20;
+pub const SIZE: u64 = 1 << 20;
 
-pub(crate) fn size() -> SegmentSize {
+pub fn size() -> SegmentSize {
     SegmentSize::new(SIZE).unwrap()
 }
 
-pub(crate) fn tli(id: u32) -> TimelineId {
+pub fn tli(id: u32) -> TimelineId {
     TimelineId::new(id).unwrap()
 }
 
 /// Seconds after 2000-01-01.
-pub(crate) fn at(seconds: i64) -> PgTimestamp {
+pub fn at(seconds: i64) -> PgTimestamp {
     PgTimestamp(seconds * 1_000_000)
 }
 
-pub(crate) fn lineage() -> LineageId {
+pub fn lineage() -> LineageId {
     LineageId { system_id: SystemId(7), n: 1 }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     Commit { time: PgTimestamp, xid: u32 },
     Point(String),
     Minimal,
@@ -43,48 +44,41 @@ pub(crate) enum Kind {
 
 /// A record; it belongs to the timeline it was written on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Record {
-    pub(crate) timeline: TimelineId,
-    pub(crate) start: Lsn,
-    pub(crate) end: Lsn,
-    pub(crate) kind: Kind,
+pub struct Record {
+    pub timeline: TimelineId,
+    pub start: Lsn,
+    pub end: Lsn,
+    pub kind: Kind,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(crate) struct World {
-    pub(crate) graph: TimelineGraph,
+pub struct World {
+    pub graph: TimelineGraph,
     /// What was written on each timeline, also past the forks of its children.
-    pub(crate) records: BTreeMap<TimelineId, Vec<Record>>,
-    pub(crate) files: BTreeSet<(TimelineId, SegmentNo)>,
+    pub records: BTreeMap<TimelineId, Vec<Record>>,
+    pub files: BTreeSet<(TimelineId, SegmentNo)>,
     /// `.partial` files, and where the last record in each ends.
-    pub(crate) partials: BTreeMap<(TimelineId, SegmentNo), Lsn>,
-    pub(crate) backups: Vec<BackupFacts>,
+    pub partials: BTreeMap<(TimelineId, SegmentNo), Lsn>,
+    pub backups: Vec<BackupFacts>,
     /// Where ids of transactions begin again; without it epochs are not known.
-    pub(crate) wraps: Vec<Lsn>,
+    pub wraps: Vec<Lsn>,
     /// Where timelines begin that have no history, as far as that is proven.
-    pub(crate) begins: BTreeMap<TimelineId, Lsn>,
+    pub begins: BTreeMap<TimelineId, Lsn>,
 }
 
 impl World {
-    pub(crate) fn history(&self, timeline: TimelineId) -> &TimelineHistory {
+    pub fn history(&self, timeline: TimelineId) -> &TimelineHistory {
         self.graph.history(timeline).unwrap()
     }
 
     /// Every record on the path to `timeline`, in order.
-    pub(crate) fn path_records(&self, timeline: TimelineId) -> Vec<&Record> {
+    pub fn path_records(&self, timeline: TimelineId) -> Vec<&Record> {
         let history = self.history(timeline);
         let own = |r: &&Record| history.timeline_at(r.start) == r.timeline;
         history.path().flat_map(|t| self.records.get(&t).into_iter().flatten()).filter(own).collect()
     }
 
-    pub(crate) fn backup(
-        &mut self,
-        timeline: u32,
-        start: u64,
-        end: u64,
-        started: i64,
-        ended: i64,
-    ) -> BackupId {
+    pub fn backup(&mut self, timeline: u32, start: u64, end: u64, started: i64, ended: i64) -> BackupId {
         let time = at(started).to_time();
         let id = BackupId::new(time, tli(timeline), Lsn(start), u32::try_from(self.backups.len()).unwrap());
         self.backups.push(BackupFacts {
@@ -106,12 +100,12 @@ impl World {
         id
     }
 
-    pub(crate) fn facts(&self) -> Facts {
+    pub fn facts(&self) -> Facts {
         let ids = self.backups.iter().map(|b| b.id).collect();
         Facts::new(lineage(), PgMajor::new(17).unwrap(), size(), self.graph.clone(), ids)
     }
 
-    pub(crate) fn answer(&self, question: &Question) -> Answer {
+    pub fn answer(&self, question: &Question) -> Answer {
         match question {
             Question::Wal(timeline) => {
                 let mut runs = Runs::default();
@@ -173,7 +167,7 @@ impl World {
     }
 
     /// The first record by the rule among those that are there.
-    pub(crate) fn stop(&self, path: TimelineId, rule: &StopRule, from: Lsn, until: Lsn) -> Option<Stop> {
+    pub fn stop(&self, path: TimelineId, rule: &StopRule, from: Lsn, until: Lsn) -> Option<Stop> {
         let records = self.path_records(path);
         let record = records.into_iter().find(|r| r.start >= from && r.end <= until && decides(rule, r))?;
         let (time, xid) = match record.kind {
@@ -197,7 +191,7 @@ impl World {
     }
 
     /// The latest time of a transaction that ends before a position and decides, among those whose files are there.
-    pub(crate) fn passed(&self, path: TimelineId, rule: &StopRule, before: Lsn) -> Option<PgTimestamp> {
+    pub fn passed(&self, path: TimelineId, rule: &StopRule, before: Lsn) -> Option<PgTimestamp> {
         let history = self.history(path);
         let is_there = |r: &&Record| {
             (SegmentNo::of(r.start, size()).0..=SegmentNo::before(r.end, size()).0).all(|number| {
@@ -211,11 +205,11 @@ impl World {
     }
 
     /// Runs the planner to its end, answering what it asks.
-    pub(crate) fn plan(&self, request: &Request) -> Verdict {
+    pub fn plan(&self, request: &Request) -> Verdict {
         self.plan_with(self.facts(), request)
     }
 
-    pub(crate) fn plan_with(&self, mut facts: Facts, request: &Request) -> Verdict {
+    pub fn plan_with(&self, mut facts: Facts, request: &Request) -> Verdict {
         for _ in 0..10_000 {
             match plan(&facts, request, at(1_000_000).to_time()) {
                 Ok(verdict) => return verdict,
@@ -229,7 +223,7 @@ impl World {
     }
 
     /// Runs any other pure question to its end.
-    pub(crate) fn ask<T>(&self, pure: impl Fn(&Facts) -> Asking<T>) -> T {
+    pub fn ask<T>(&self, pure: impl Fn(&Facts) -> Asking<T>) -> T {
         let mut facts = self.facts();
         loop {
             match pure(&facts) {
@@ -257,7 +251,7 @@ impl World {
 
     /// PostgreSQL's recovery towards `timeline` from `from`, reading what the archive has: the records it reads, in
     /// order, up to and including the one that stops it, and whether one did.
-    pub(crate) fn recover(
+    pub fn recover(
         &self,
         timeline: TimelineId,
         from: Lsn,
@@ -321,7 +315,7 @@ impl World {
 }
 
 /// PostgreSQL's stop rule for one record.
-pub(crate) fn decides(rule: &StopRule, record: &Record) -> bool {
+pub fn decides(rule: &StopRule, record: &Record) -> bool {
     match (rule, &record.kind) {
         (StopRule::Time { at, inclusive: true }, Kind::Commit { time, .. }) => time > at,
         (StopRule::Time { at, inclusive: false }, Kind::Commit { time, .. }) => time >= at,

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, Lsn, TimelineId};
 
 use super::request::Request;
-use crate::catalog::TimelineGraph;
+use crate::graph::TimelineGraph;
 
 /// A finished backup.
 #[derive(Clone, PartialEq, Eq, Debug)]

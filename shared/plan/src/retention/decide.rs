@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId};
 
 use super::facts::{Candidate, RetentionFacts, Soundness};
@@ -14,8 +14,10 @@ use super::policy::{Policy, Rule, since};
 use super::reason::{Base, Period, Reason};
 use super::request::granted;
 use super::window::wanted;
-use crate::catalog::{settle, settle_latest};
-use crate::expire::CLOCK_LIMIT;
+use crate::succession::{settle, settle_latest};
+
+/// A greater difference is a reason to delete nothing.
+pub const CLOCK_LIMIT: SignedDuration = SignedDuration::from_mins(5);
 
 /// What becomes of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

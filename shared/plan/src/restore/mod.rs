@@ -54,8 +54,7 @@ pub use facts::{
     PassedQuestion, Question, StopQuestion,
 };
 pub use likely::{Likely, likely};
-pub(crate) use path::Path;
-pub use path::SegmentRange;
+pub use path::{Path, SegmentRange};
 pub use planner::{Verdict, plan};
 pub use report::{PlanReport, TablespaceDocument};
 pub use request::{Request, TargetAction};
@@ -67,5 +66,7 @@ pub use unreachable::{InLineage, LineageMoment, Moment, Unreachable, Why, Younge
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

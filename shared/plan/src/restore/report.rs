@@ -447,6 +447,6 @@ fn word(why: &Why) -> &'static str {
 }
 
 /// RFC 3339, UTC, to the microsecond.
-pub(crate) fn time(time: PgTimestamp) -> String {
+pub fn time(time: PgTimestamp) -> String {
     time.to_time().to_string()
 }

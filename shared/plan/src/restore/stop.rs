@@ -55,7 +55,7 @@ impl StopRule {
     }
 
     /// Whether a transaction's end at a time stops recovery.
-    pub(crate) fn stops_at(&self, time: PgTimestamp) -> bool {
+    pub fn stops_at(&self, time: PgTimestamp) -> bool {
         match self {
             Self::Time { at, inclusive: true } => time > *at,
             Self::Time { at, inclusive: false } => time >= *at,

@@ -13,7 +13,8 @@ use walpoint_base::{
 };
 
 use super::stop::{Stop, StopRule};
-use crate::catalog::{Runs, TimelineGraph};
+use crate::graph::TimelineGraph;
+use crate::runs::Runs;
 
 /// The facts of a base backup that planning depends on.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId, Lsn, TimelineHistory, TimelineId};
 
 use super::super::{Candidate, Damage, Decision, Held, Life, RetentionFacts, TimelineLife};
-use crate::catalog::TimelineGraph;
+use crate::graph::TimelineGraph;
 
 pub(super) fn at(text: &str) -> Timestamp {
     text.parse().unwrap()

@@ -28,7 +28,7 @@ mod request;
 mod tests;
 mod window;
 
-pub use self::decide::{Decision, Verdict, decide};
+pub use self::decide::{CLOCK_LIMIT, Decision, Verdict, decide};
 pub use self::facts::{Candidate, Damage, Held, Life, RetentionFacts, Soundness, TimelineLife};
 pub use self::family::{Registered, Standing, standings};
 pub use self::policy::{Policy, Rule, since};

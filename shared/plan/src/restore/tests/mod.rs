@@ -1,5 +1,4 @@
 //! The planner against tables written by hand and a brute-force oracle.
 
-pub(crate) mod oracle;
-pub(crate) mod tables;
-pub(crate) mod world;
+mod oracle;
+mod tables;

@@ -8,8 +8,12 @@ use std::collections::BTreeMap;
 
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
-use crate::catalog::{Run, Runs, TimelineGraph};
+use crate::graph::TimelineGraph;
 use crate::retention::Candidate;
+use crate::runs::{Run, Runs};
+
+#[cfg(test)]
+mod tests;
 
 /// What WAL of a lineage is kept for.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +86,7 @@ impl WalNeed {
     }
 
     /// The segments of a timeline that are needed; `None` if all are.
-    pub(super) fn needed(&self, timeline: TimelineId) -> Option<&Runs> {
+    pub fn needed(&self, timeline: TimelineId) -> Option<&Runs> {
         self.timelines.get(&timeline).filter(|_| !self.everything)
     }
 

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, Lsn, TimelineId};
 
-use super::TimelineGraph;
+use crate::graph::TimelineGraph;
 
 /// Brings the times of backups of one lineage in line with their positions: a time in the future becomes that of what came
 /// next on the path, or `now`; and nothing is older than what came before it. So a clock that was behind never makes
 /// anything older than it can be.
-pub(crate) fn settle(graph: &TimelineGraph, moments: &mut BTreeMap<BackupId, Timestamp>, now: Timestamp) {
+pub fn settle(graph: &TimelineGraph, moments: &mut BTreeMap<BackupId, Timestamp>, now: Timestamp) {
     let mut lines: BTreeMap<TimelineId, Vec<(Lsn, Timestamp, BackupId)>> = BTreeMap::new();
     for (id, at) in moments.iter() {
         lines.entry(id.timeline()).or_default().push((id.start(), *at, *id));
