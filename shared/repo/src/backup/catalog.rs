@@ -16,10 +16,8 @@ use walpoint_storage::store::{Creation, Store};
 use super::ending::{Intent, Tombstone};
 use super::facts::{MAX_SUMMARY, Summary};
 use super::geometry::BlockSize;
-use super::manifest::{MAX_TOMBSTONE, Manifest};
+use super::manifest::{MAX_TOMBSTONE, Manifest, cannot_write};
 use super::progress::Progress;
-use super::read::BackupReader;
-use super::write::{BackupWriter, WriteOptions, cannot_write};
 
 /// The longest reason in a tombstone, in bytes.
 const MAX_REASON: usize = 500;
@@ -253,16 +251,6 @@ impl Backups {
         .await?
     }
 
-    /// Begins a backup: creates its intent. `block_size` is the cluster's (`BLCKSZ`).
-    pub async fn begin(
-        &self,
-        intent: Intent,
-        block_size: BlockSize,
-        options: &WriteOptions,
-    ) -> Result<BackupWriter> {
-        BackupWriter::begin(self, intent, block_size, options).await
-    }
-
     pub(super) async fn create_intent(&self, intent: &Intent) -> Result<()> {
         let key = self.paths.intent(intent.id);
         let object = intent.seal(&self.sealer, &key).map_err(|e| cannot_write(&key, &e))?;
@@ -275,7 +263,7 @@ impl Backups {
     }
 
     /// Reads a finished backup's manifest.
-    pub async fn open(&self, id: BackupId) -> Result<BackupReader> {
+    pub(super) async fn manifest(&self, id: BackupId) -> Result<Manifest> {
         let key = self.paths.manifest(id);
         let bytes = match found(self.store.get(&key).await)? {
             Some(bytes) => bytes,
@@ -293,10 +281,7 @@ impl Backups {
             Manifest::read(reader, id).map(Ok).map_err(|e| corrupt(&e))
         })
         .await??;
-        match manifest {
-            Ok(manifest) => BackupReader::new(self, manifest).map_err(|e| RepoError::corrupt(&key, e)),
-            Err(tombstone) => Err(self.ended(id, &tombstone)),
-        }
+        manifest.map_err(|tombstone| self.ended(id, &tombstone))
     }
 
     /// Ends an unfinished backup for good: nobody can write its manifest any more. Again: success. Fails with

@@ -19,9 +19,8 @@ use walpoint_storage::store::{Claim, Store};
 use super::catalog::Backups;
 use super::json::{text, texts, timeline};
 use super::location::PackNo;
-use super::manifest::EncodeError;
+use super::manifest::{EncodeError, cannot_write};
 use super::wire::Malformed;
-use super::write::cannot_write;
 
 /// No condemned object has more plain bytes: about 60,000 stretches of packs. What is more goes into several.
 const MAX_CONDEMNED: usize = 8 << 20;

@@ -5,12 +5,18 @@
 //! the way out ([`read_refs`]).
 
 use walpoint_base::BackupId;
+use walpoint_storage::layout::Key;
 
 use super::wire::{Input, Malformed, Output};
 
 /// The number of a pack among those of its backup, counted from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PackNo(pub u32);
+
+/// The number in a pack's key.
+pub(super) fn pack_no(key: &Key) -> Option<PackNo> {
+    key.file_name().strip_suffix(".pack")?.parse().ok().map(PackNo)
+}
 
 /// The place of a backup in its manifest's table of backups. The manifest's own is 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

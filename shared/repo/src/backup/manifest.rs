@@ -4,6 +4,7 @@
 //! A manifest exists when a backup does. A [`super::Tombstone`] in its place means that there will never be one.
 
 use walpoint_base::BackupId;
+use walpoint_storage::error::RepoError;
 use walpoint_storage::layout::Key;
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealError, SealedObject, Sealer};
 
@@ -156,6 +157,14 @@ pub(super) enum EncodeError {
     Malformed(#[from] Malformed),
     #[error(transparent)]
     Seal(#[from] SealError),
+}
+
+/// What to say of an object that cannot be made.
+pub(super) fn cannot_write(key: &Key, error: &EncodeError) -> RepoError {
+    match error {
+        EncodeError::Malformed(what) => RepoError::Refused { key: key.clone(), what: what.to_string() },
+        EncodeError::Seal(error) => RepoError::Internal(format!("{key} cannot be sealed: {error}")),
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //! | `manifest`, `facts`, `pack_table`, `findings` | the root, and what it says |
 //! | `ending`, `progress` | intent, tombstone, and what an unfinished backup left |
 //! | `condemned` | what must not be built on any more |
-//! | `geometry`, `hash`, `location`, `wire`, `json` | the pieces of all these |
+//! | `geometry`, `hash`, `location`, `live`, `wire`, `json` | the pieces of all these |
 //!
 //! What always holds: a backup exists when its manifest does; that is created once, last, after every pack it names was
 //! found with its size. What is read was checked: frames by their tag or CRC, blocks by the hash that the manifest leads
@@ -101,6 +101,7 @@ mod frame;
 mod geometry;
 mod hash;
 mod json;
+mod live;
 mod location;
 mod manifest;
 mod pack;

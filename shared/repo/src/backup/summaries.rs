@@ -17,9 +17,8 @@ use walpoint_storage::store::Claim;
 use super::catalog::{Backups, ListedState, Standing};
 use super::ending::Published;
 use super::facts::Summary;
-use super::manifest::EncodeError;
+use super::manifest::{EncodeError, cannot_write};
 use super::wire::Malformed;
-use super::write::cannot_write;
 
 /// So many finished backups that are in no object are worth one.
 pub(crate) const ENOUGH: usize = 32;

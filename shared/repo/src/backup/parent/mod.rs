@@ -48,13 +48,13 @@ use super::ending::Intent;
 use super::entry::FileContent;
 use super::geometry::BlockSize;
 use super::hash::Beginning;
-use super::location::{BackupRef, FrameRef, PackNo};
+use super::live::{Live, count, count_blocks};
+use super::location::{BackupRef, FrameRef, PackNo, pack_no};
 use super::pack::FrameKind;
 use super::pack_table::PackUse;
 use super::path::TablePath;
 use super::read::BackupReader;
 use super::wire::Malformed;
-use super::write::{Live, count, count_blocks, pack_no};
 
 /// Listings at the same time.
 const LISTINGS: usize = 8;

@@ -7,6 +7,7 @@ mod window;
 
 use std::sync::Arc;
 
+use walpoint_base::BackupId;
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::Key;
 
@@ -32,6 +33,14 @@ pub struct BackupReader {
     hashing: Hashing,
     block_size: BlockSize,
     key: Key,
+}
+
+impl Backups {
+    /// Opens a finished backup.
+    pub async fn open(&self, id: BackupId) -> Result<BackupReader> {
+        let manifest = self.manifest(id).await?;
+        BackupReader::new(self, manifest).map_err(|e| RepoError::corrupt(&self.paths().manifest(id), e))
+    }
 }
 
 impl BackupReader {

@@ -19,15 +19,16 @@ use super::super::findings::{Finding, MAX_FINDINGS, PageFault};
 use super::super::frame::FrameBuilder;
 use super::super::geometry::{BlockSize, INLINE_BLOCKS, MAX_FILE};
 use super::super::hash::{ContentHasher, FileHasher, Hashing};
+use super::super::live::{Live, count, count_blocks};
 use super::super::location::{BackupRef, BlockRef, FrameRef, PackNo};
 use super::super::pack::FrameKind;
 use super::super::page::encode_node;
 use super::super::parent::{Cached, KnownBlock, KnownFile, KnownLeaf};
 use super::super::path::TablePath;
 use super::super::wire::Malformed;
+use super::Shared;
 use super::sink::PackSink;
-use super::table::{Counted, Live, Table, count};
-use super::{Shared, count_blocks};
+use super::table::{Counted, Table};
 
 /// Where blocks of the open frame are until it has a place. No frame has index 0.
 const OPEN: FrameRef = FrameRef { backup: BackupRef::OWN, pack: PackNo(u32::MAX), frame: 0 };

@@ -12,15 +12,11 @@ mod writer;
 use std::sync::{Arc, Mutex};
 
 pub use self::lane::{FileSummary, FileWriter, Lane};
-pub(super) use self::publish::cannot_write;
-pub(super) use self::publish::pack_no;
 pub use self::publish::{Draft, WalStored};
 pub use self::sink::PackLimits;
 use self::sink::PackSink;
 use self::table::Table;
-pub(super) use self::table::{Live, count};
 pub use self::writer::{BackupWriter, WriteOptions};
-use super::blocks::{BlockList, Place};
 use super::geometry::BlockSize;
 use super::hash::Hashing;
 use super::parent::Parents;
@@ -35,13 +31,4 @@ struct Shared {
     sink: Arc<PackSink>,
     /// `None` once the backup is finished.
     table: Mutex<Option<Table>>,
-}
-
-/// Counts the blocks of a list as used in their packs.
-pub(super) fn count_blocks(live: &mut Live, list: &BlockList) {
-    for (run, _) in list.runs() {
-        if let Place::At(at) = run.place {
-            count(live, at.frame, u32::from(run.blocks));
-        }
-    }
 }

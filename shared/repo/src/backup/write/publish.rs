@@ -3,13 +3,12 @@
 use futures_util::TryStreamExt;
 use walpoint_base::{BackupId, PgTimestamp, SegmentName};
 use walpoint_storage::error::{RepoError, Result};
-use walpoint_storage::layout::Key;
 
 use super::super::catalog::Backups;
 use super::super::condemned::CondemnedSet;
 use super::super::facts::Summary;
-use super::super::location::PackNo;
-use super::super::manifest::{EncodeError, Manifest};
+use super::super::location::pack_no;
+use super::super::manifest::{Manifest, cannot_write};
 use super::super::pack_table::PackUse;
 
 /// What the caller found stored in the lineage: every WAL segment from `first` to `last`, along the timelines from the
@@ -144,17 +143,5 @@ impl Draft {
             }
         }
         Ok(())
-    }
-}
-
-/// The number in a pack's key.
-pub(in crate::backup) fn pack_no(key: &Key) -> Option<PackNo> {
-    key.file_name().strip_suffix(".pack")?.parse().ok().map(PackNo)
-}
-
-pub(in crate::backup) fn cannot_write(key: &Key, error: &EncodeError) -> RepoError {
-    match error {
-        EncodeError::Malformed(what) => RepoError::Refused { key: key.clone(), what: what.to_string() },
-        EncodeError::Seal(error) => RepoError::Internal(format!("{key} cannot be sealed: {error}")),
     }
 }

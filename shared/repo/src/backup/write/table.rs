@@ -1,6 +1,5 @@
 //! The file table while it grows: rows in any order from any thread, and what is counted over them.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +11,8 @@ use super::super::entry::{Blocks, Content, Entry};
 use super::super::facts::Totals;
 use super::super::findings::{Finding, MAX_FINDINGS};
 use super::super::geometry::BlockSize;
-use super::super::location::{BackupRef, FrameRef, PackNo, RefWriter};
+use super::super::live::{Live, count, count_blocks};
+use super::super::location::{BackupRef, PackNo, RefWriter};
 use super::super::manifest::PageRef;
 use super::super::pack::FrameKind;
 use super::super::page::{PAGE_BYTES, PageBuilder};
@@ -22,15 +22,6 @@ use super::super::progress::encode_stretch;
 use super::super::sorter::{ByPath, Sorter};
 use super::super::wire::{Input, Malformed};
 use super::sink::PackSink;
-
-/// How much of each pack is used.
-pub(in crate::backup) type Live = BTreeMap<(BackupRef, PackNo), u32>;
-
-/// Counts `units` more of the pack that holds a frame.
-pub(in crate::backup) fn count(live: &mut Live, at: FrameRef, units: u32) {
-    let used = live.entry((at.backup, at.pack)).or_default();
-    *used = used.saturating_add(units);
-}
 
 /// Rows that were added, and what they add up to.
 #[derive(Debug)]
@@ -136,7 +127,7 @@ impl Table {
                 self.totals.bytes += file.length;
                 self.totals.bad_pages += u64::from(file.bad_pages);
                 if let Blocks::Inline(list) = &file.blocks {
-                    super::count_blocks(&mut self.live, list);
+                    count_blocks(&mut self.live, list);
                 }
             }
             _ => self.totals.others += 1,

@@ -12,16 +12,17 @@ use super::super::ending::Intent;
 use super::super::facts::{BackupFacts, Summary, Totals};
 use super::super::geometry::BlockSize;
 use super::super::hash::Hashing;
+use super::super::live::Live;
 use super::super::location::{BackupRef, PackNo};
-use super::super::manifest::Manifest;
+use super::super::manifest::{Manifest, cannot_write};
 use super::super::pack_table::{PackTable, PackUse};
 use super::super::parent::Parents;
 use super::super::progress::EncodedProgress;
 use super::Shared;
 use super::lane::Lane;
-use super::publish::{Draft, cannot_write};
+use super::publish::Draft;
 use super::sink::{PackLimits, PackSink, WrittenPack};
-use super::table::{Finished, Fresh, Live, Table};
+use super::table::{Finished, Fresh, Table};
 
 /// What can be chosen about writing a backup.
 #[derive(Clone, Debug)]
@@ -61,6 +62,18 @@ struct Noted {
 
 /// Progress objects that are written whenever there is a new pack; later ones come for every fourth.
 const EARLY_NOTES: u32 = 8;
+
+impl Backups {
+    /// Begins a backup: creates its intent. `block_size` is the cluster's (`BLCKSZ`).
+    pub async fn begin(
+        &self,
+        intent: Intent,
+        block_size: BlockSize,
+        options: &WriteOptions,
+    ) -> Result<BackupWriter> {
+        BackupWriter::begin(self, intent, block_size, options).await
+    }
+}
 
 impl BackupWriter {
     /// Creates the intent, then opens what it names. `block_size` is the cluster's (`BLCKSZ`).
