@@ -10,7 +10,10 @@ use walpoint_base::socket::{HealthReply, HealthRequest, Message, connect};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 
-use crate::daemon::{self, PUSH_SOCKET};
+use crate::selection::selections;
+
+/// How the name of a task ends that answers `archive-push`; the cluster's name comes before it.
+pub(crate) const PUSH_SOCKET: &str = ": push socket";
 
 /// A daemon that has not answered by then hangs: nothing that is asked needs a store.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// not there, that is one of the problems that it has, which a restart would not cure.
 pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
     let (mut problems, mut silent) = (BTreeSet::new(), Vec::new());
-    for selection in daemon::selections(common)? {
+    for selection in selections(common)? {
         let socket = selection.settings.push_socket(&selection.cluster);
         match ask(&socket) {
             // A daemon answers for all its clusters at each of their sockets.

@@ -13,9 +13,11 @@ mod hold;
 mod init;
 mod key;
 mod lineage;
+mod selection;
 mod status;
 mod verify;
 mod wal;
+mod walk;
 
 use std::process::ExitCode;
 

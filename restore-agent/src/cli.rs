@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use walpoint_base::WalFileName;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::pages::{Page, Shell};
@@ -11,6 +11,8 @@ use walpoint_runtime::pages::{Page, Shell};
 use crate::plan::{PlanArgs, ProbeArgs};
 use crate::restore::RestoreArgs;
 use crate::restore::rollback::RollbackArgs;
+use crate::wal::fetch::FetchArgs;
+use crate::wal::session::PrefetchArgs;
 
 /// The manual page of the thin client, which does not describe itself.
 pub(crate) const CLIENT_PAGE: Page =
@@ -55,30 +57,6 @@ pub(crate) enum Command {
         /// The directory, such as /usr/local/share/man/man1.
         directory: PathBuf,
     },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct FetchArgs {
-    /// The file that PostgreSQL asks for (%f).
-    pub(crate) name: String,
-    /// Where it wants it (%p).
-    pub(crate) path: PathBuf,
-    /// What is left of a standby's patience.
-    #[arg(long, hide = true)]
-    pub(crate) within_ms: Option<u64>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PrefetchArgs {
-    /// The data directory [default: pgdata of the configuration].
-    #[arg(long, value_name = "DIR")]
-    pub(crate) pgdata: Option<PathBuf>,
-    /// Where restore-fetch asks [default: fetch_socket of the configuration, or pg_dynshmem/walpoint-fetch in the data directory].
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) socket: Option<PathBuf>,
-    /// Never end, and serve whatever data directory appears: for a sidecar.
-    #[arg(long)]
-    pub(crate) keep: bool,
 }
 
 /// Whether this command line stands, or was meant to stand, in `restore_command`: PostgreSQL takes exit statuses from 1 to

@@ -6,6 +6,7 @@ mod cli;
 mod decoder;
 mod plan;
 mod restore;
+mod settings;
 mod target;
 mod together;
 pub mod wal;

@@ -15,7 +15,7 @@ use walpoint_repo::backup::BackupWriter;
 use super::copies::{Failures, Lanes};
 use super::pages::Newest;
 use super::reader::{Reader, Shared};
-use super::walk::{Entered, Found, Ground, Kind};
+use crate::walk::{Entered, Found, Ground, Kind};
 
 /// Batches that wait for a reader.
 const QUEUE: usize = 8;

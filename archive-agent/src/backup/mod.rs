@@ -5,7 +5,7 @@
 //! | [`preflight`] | proving beforehand that it can succeed |
 //! | [`mod@run`] | the way from start to manifest |
 //! | [`lease`] | one backup of the cluster at a time |
-//! | [`walk`] | what belongs into a backup |
+//! | [`crate::walk`] | what belongs into a backup |
 //! | [`copy`], [`reader`], [`pages`] | reading it, in parallel, verified |
 //! | [`holes`] | what of sparse files is not read |
 //! | [`remote`] | the other reader: `BASE_BACKUP` |
@@ -22,7 +22,6 @@
 mod copies;
 mod copy;
 mod database_copies;
-mod directory;
 mod early;
 mod holes;
 mod lease;
@@ -37,7 +36,6 @@ mod publish;
 mod reader;
 mod remote;
 mod run;
-pub(crate) mod walk;
 
 use std::time::Instant;
 

@@ -20,11 +20,11 @@ use walpoint_repo::backup::{PageFault, Root};
 use walpoint_runtime::progress::Progress;
 
 use super::copies::{FileCopies, Lanes};
-use super::directory::Seen;
 use super::holes::{self, Holes};
 use super::owners::Owners;
 use super::pages::PageCheck;
-use super::walk::{Found, Kind};
+use crate::walk::directory::Seen;
+use crate::walk::{Found, Kind};
 
 /// Bytes read at a time: whole pages, and long enough that the disk reads ahead.
 pub(crate) const BUFFER: usize = 1 << 20;

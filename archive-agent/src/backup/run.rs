@@ -24,7 +24,6 @@ use walpoint_storage::store::StoreSettings;
 
 use super::copies::{Failures, Lanes};
 use super::copy::{copy, note_progress, positions};
-use super::directory::Seen;
 use super::lease::BackupLeases;
 use super::needed_history::Histories;
 use super::needed_wal::NeededWal;
@@ -37,6 +36,7 @@ use super::publish::{self, Published, Publishing};
 use super::reader::{BUFFER, Counts, Shared};
 use crate::check::repository::Destination;
 use crate::check::{Examined, LocalSource, source, visible, whose_files};
+use crate::walk::directory::Seen;
 
 /// What an interrupted backup says.
 pub(crate) const INTERRUPTED: &str = "interrupted by a signal: no backup was made";

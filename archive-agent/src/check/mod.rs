@@ -38,12 +38,12 @@ use walpoint_storage::store::StoreSettings;
 use self::remote::{RemoteSource, examine_remote, why_remote};
 use self::report::{Grade, Line, Report};
 use self::repository::Destination;
-use crate::backup::walk::{Entered, Ground, Measure};
-use crate::daemon::pgdata;
 use crate::health;
+use crate::selection::pgdata;
 use crate::wal::dropped;
 use crate::wal::split_brain::SPLIT_BRAIN;
 use crate::wal::upload::Uploader;
+use crate::walk::{Entered, Ground, Measure};
 
 /// Options of `check`.
 #[derive(Debug, Clone, Args)]

@@ -7,7 +7,7 @@ use anyhow::bail;
 use walpoint_pg::server::{Place, Server};
 
 use super::report::Report;
-use crate::backup::walk::{Entered, Ground};
+use crate::walk::{Entered, Ground};
 
 /// What to do about it.
 const ADVICE: &str = "mount it where this process runs, at the same place as for the server (in a container: share the \

@@ -16,9 +16,9 @@ use walpoint_runtime::config::duration;
 use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
 
-use super::health::{Board, Health, PUSH_SOCKET};
+use super::health::{Board, Health};
 use super::task::keep_running;
-use crate::health::NoAnswer;
+use crate::health::{NoAnswer, PUSH_SOCKET};
 use crate::wal::archiver::Archiver;
 use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;

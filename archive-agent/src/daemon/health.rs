@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
+use crate::health::PUSH_SOCKET;
 
-/// How the name of a task ends that answers `archive-push`; the cluster's name comes before it.
-pub(crate) const PUSH_SOCKET: &str = ": push socket";
+use jiff::Timestamp;
 
 /// How a task is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

@@ -24,8 +24,8 @@ use walpoint_runtime::{owner, shutdown};
 use walpoint_storage::store::StoreSettings;
 
 use self::cluster::ClusterTasks;
-pub(crate) use self::health::PUSH_SOCKET;
 use self::health::{Board, State};
+use crate::selection::{pgdata, selections};
 use crate::wal::socket::Sockets;
 
 /// A push socket that has not said by then whether it answers is not waited for.
@@ -98,28 +98,6 @@ impl Generation {
         next.clusters.close();
         *self = next;
     }
-}
-
-/// The clusters that the options name: one, or all of the configuration.
-pub(crate) fn selections(common: &CommonArgs) -> Result<Vec<Selection<StoreSettings>>, Failure> {
-    let config = common.read_config::<StoreSettings>()?;
-    match config {
-        Some(config) if common.cluster.is_none() && common.repo.is_none() && !config.cluster.is_empty() => {
-            let one = |name: &_| CommonArgs { cluster: Some(Clone::clone(name)), ..common.clone() }.select();
-            config.cluster.keys().map(one).collect()
-        }
-        _ => Ok(vec![common.select()?]),
-    }
-}
-
-/// The data directory of a cluster, which archiving cannot do without.
-pub(crate) fn pgdata(selection: &Selection<StoreSettings>) -> Result<&std::path::Path, Failure> {
-    selection.settings.pgdata.as_deref().ok_or_else(|| {
-        Failure::usage(anyhow::anyhow!(
-            "[cluster.{}] has no pgdata: archiving reads PostgreSQL's data directory, so say where it is",
-            selection.cluster
-        ))
-    })
 }
 
 /// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration again; a wrong one changes nothing.

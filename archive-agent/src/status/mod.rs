@@ -28,8 +28,8 @@ use walpoint_storage::store::StoreSettings;
 
 use self::repository::RepositoryState;
 use self::server::ServerState;
-use crate::daemon::selections;
 use crate::expire;
+use crate::selection::selections;
 
 /// What `status --json` prints; `docs/json.md` describes it.
 #[derive(Debug, Serialize)]

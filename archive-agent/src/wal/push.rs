@@ -18,7 +18,7 @@ use super::archiver::time_limit;
 use super::check::history_in;
 use super::queue::{Overflow, Queue};
 use super::upload::{Trouble, Uploader};
-use crate::daemon::{pgdata, selections};
+use crate::selection::{pgdata, selections};
 
 /// Makes a file durable in every repository that has to acknowledge, trying as long as a push may.
 pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool) -> Result<(), Failure> {

@@ -25,10 +25,10 @@ use super::prune::{self, Removed};
 use super::report::Report;
 use super::sync::Filesystems;
 use super::{
-    Done, Restore, RestoreArgs, elsewhere, failure, forks, hook, origin, places, reach, required, settings,
-    tablespaces,
+    Done, Restore, RestoreArgs, elsewhere, failure, forks, hook, origin, places, reach, required, tablespaces,
 };
 use crate::plan::Planned;
+use crate::settings;
 use crate::wal::note::{Built, TargetNote};
 use crate::wal::spool;
 

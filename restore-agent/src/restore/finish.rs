@@ -14,7 +14,7 @@ use walpoint_pg::label::{BACKUP_LABEL_FILE, TABLESPACE_MAP_FILE, TablespaceMap};
 use walpoint_plan::restore::Signal;
 
 use super::owners::Owner;
-use super::settings;
+use crate::settings;
 
 /// `pg_control` while the restore is under way.
 pub(crate) const UNFINISHED_CONTROL: &str = "global/.walpoint-tmp-pg_control";

@@ -16,7 +16,7 @@
 //! | [`copy`], [`sync`] | the files, and that they are durable |
 //! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
 //! | [`forks`] | what recovery reads at a fork without asking for it |
-//! | [`settings`], [`command`] | the recovery settings |
+//! | [`crate::settings`], [`command`] | the recovery settings |
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`created`], [`required`] | tablespaces that replay creates; settings that it needs |
@@ -63,7 +63,6 @@ mod required;
 pub(crate) mod rollback;
 mod room;
 mod running;
-pub(crate) mod settings;
 mod stand_in;
 mod stored;
 mod sync;

@@ -9,9 +9,10 @@ use walpoint_repo::wal::WalCopies;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::RepoError;
 
-use super::{elsewhere, settings};
+use super::elsewhere;
 use crate::decoder::WalDecoder;
 use crate::plan::Planned;
+use crate::settings;
 
 /// What recovery under a plan requires. What is damaged in the plan's repository is read from another one.
 pub(super) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Result<RequiredSettings> {

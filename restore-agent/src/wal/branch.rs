@@ -19,7 +19,7 @@ use walpoint_base::{Lsn, Place, SegmentName, SegmentNo, SegmentSize, TimelineHis
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::wal::{PageHeader, RecordHeader};
 
-use crate::restore::settings;
+use crate::settings;
 use crate::wal::archive::{Landed, Outcome};
 use crate::wal::histories::HistoryCache;
 

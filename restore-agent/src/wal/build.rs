@@ -10,7 +10,7 @@ use std::fs;
 use walpoint_base::{Lsn, Recovery, SegmentName, TimelineId};
 use walpoint_plan::restore::{ForkSegment, Unfollowed};
 
-use crate::restore::settings;
+use crate::settings;
 use crate::wal::archive::{Archive, Asked, Outcome, Proof, Wanted};
 use crate::wal::note::{Built, TargetNote};
 use crate::wal::refusal::Unproven;

@@ -15,7 +15,7 @@ use walpoint_plan::restore::{ForkSegment, SegmentDecoder};
 use walpoint_repo::wal::{WalArchive, WalHeader};
 
 use crate::decoder::WalDecoder;
-use crate::restore::settings;
+use crate::settings;
 use crate::wal::archive::Archive;
 use crate::wal::note::TargetNote;
 use crate::wal::spool;

@@ -3,9 +3,10 @@
 //! The path leads to the whole, verified file or to what was there before. Killed in the middle, this leaves a temporary
 //! file beside it, which a later fetch removes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::Args;
 use walpoint_base::{Place, RECOVERY_ORIGIN, SegmentName, WalFileName, durable, tablespace};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
@@ -13,7 +14,6 @@ use walpoint_runtime::exit::told;
 use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
 
-use crate::cli::FetchArgs;
 use crate::wal::archive::{Archive, Landed, Outcome, Proof};
 use crate::wal::branch::{self, Portion};
 use crate::wal::build::RESTORE_AGAIN;
@@ -28,6 +28,17 @@ const DONE: u8 = 0;
 const ABSENT: u8 = 1;
 /// PostgreSQL must stop: going on could lose data.
 pub(crate) const STOP: u8 = 255;
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// The file that PostgreSQL asks for (%f).
+    pub(crate) name: String,
+    /// Where it wants it (%p).
+    pub(crate) path: PathBuf,
+    /// What is left of a standby's patience.
+    #[arg(long, hide = true)]
+    pub(crate) within_ms: Option<u64>,
+}
 
 /// Fetches one file; the exit status as `restore_command` has to give it.
 pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {

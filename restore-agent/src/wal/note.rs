@@ -15,7 +15,7 @@ use walpoint_plan::restore::{ForkSegment, ForkSource, Unfollowed};
 use walpoint_storage::object::ContentHash;
 
 #[cfg(doc)]
-use crate::restore::settings;
+use crate::settings;
 
 /// Its name in the spool.
 const FILE: &str = "target";

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Args;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::socket::{self, FETCH_SOCKET};
@@ -20,7 +21,6 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{config, owner, shutdown};
 use walpoint_storage::store::StoreSettings;
 
-use crate::cli::PrefetchArgs;
 use crate::wal::archive::Archive;
 use crate::wal::histories::HistoryCache;
 use crate::wal::life::{End, Life};
@@ -36,6 +36,19 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// How long it may take to connect to a socket that may be another prefetcher's: the kernel does it unless that one hangs.
 const OTHER: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Args)]
+pub(crate) struct PrefetchArgs {
+    /// The data directory [default: pgdata of the configuration].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pgdata: Option<PathBuf>,
+    /// Where restore-fetch asks [default: fetch_socket of the configuration, or pg_dynshmem/walpoint-fetch in the data directory].
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Never end, and serve whatever data directory appears: for a sidecar.
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
 
 /// Runs a prefetcher; with `--keep` one after the other, for whatever data directory appears.
 pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), Failure> {

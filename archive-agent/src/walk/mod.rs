@@ -3,6 +3,8 @@
 //! PostgreSQL goes on while this looks, so anything may vanish between two looks; that is normal and left out. What is held
 //! for each file is its name, while its directory is walked through.
 
+pub(crate) mod directory;
+
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +18,7 @@ use walpoint_pg::files::{self, Action, Unlogged};
 use walpoint_pg::server::{DEFAULT_TABLESPACE, Place};
 use walpoint_repo::backup::{Attributes, RelativePath, Root, TablePath};
 
-use super::directory::{Directory, Seen, cannot_read, present};
+use self::directory::{Directory, Seen, cannot_read, present};
 
 /// Deeper nesting can only be links that lead in a circle.
 const MAX_DEPTH: usize = 100;
