@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Two rules that the compiler does not know:
+# Rules that the compiler does not know:
 #   banned    crates that must not be part of what we ship (see deny.toml for why)
 #   layers    base <- pg, base <- plan <- repo, base <- storage <- repo, base <- runtime; pg, repo and runtime do not know each
 #             other;
 #             the thin clients know base only
+#   pure      walpoint-plan is built from nothing that does IO or tells the time; built by itself, without what other
+#             crates ask of its dependencies, it says so
+#   circles   no two folders of one crate import each other in a circle (check-circles.py)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -45,5 +48,26 @@ layer restore-fetch walpoint-base
 layer archive-agent walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime
 layer restore-agent walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime
 
-[ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed"
+# All that walpoint-plan may be built from. Of the vocabulary's own IO it is given nothing that waits; of jiff neither the
+# clock nor the time zones of the machine.
+PURE=(walpoint-plan walpoint-base jiff jiff-core serde serde_core serde_derive
+    bitflags linux-raw-sys proc-macro2 quote rustix syn thiserror thiserror-impl unicode-ident)
+for crate in $(tree -p walpoint-plan | awk 'NF { print $1 }' | sort -u); do
+    if [[ " ${PURE[*]} " != *" $crate "* ]]; then
+        echo "error: pure: walpoint-plan must not be built from '$crate'; find out how with: cargo tree -p walpoint-plan -i $crate" >&2
+        failed=1
+    fi
+done
+features=$("$CARGO" tree -p walpoint-plan -e normal,build --prefix none --format '{p} {f}' | awk '$1 == "jiff" { print $3; exit }')
+if [[ ",$features," == *,std,* || ",$features," == *,default,* ]]; then
+    echo "error: pure: walpoint-plan gets jiff with a clock (features $features)" >&2
+    failed=1
+fi
+"$CARGO" check --quiet -p walpoint-plan || {
+    echo "error: pure: walpoint-plan does not build by itself" >&2
+    failed=1
+}
+tests/setup/check-circles.py || failed=1
+
+[ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed, plans pure, no circle of folders"
 exit $failed
