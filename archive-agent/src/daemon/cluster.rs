@@ -123,7 +123,8 @@ impl ClusterTasks {
             split_brain::keep(archiver, move || health.working())
         });
         let archiving = self.keep("archiving", &board, &stop, &before, |archiver, health| {
-            archiver.tell_refusals(move || health.working())
+            let failing = Arc::clone(&health);
+            archiver.tell_refusals(move || health.working(), move |problem| failing.failing(problem))
         });
         let telling = self.keep("queue", &board, &stop, &before, |archiver, health| {
             queue::tell(archiver, move || health.working())

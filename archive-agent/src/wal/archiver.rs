@@ -11,7 +11,6 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::bail;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -411,16 +410,29 @@ impl Archiver {
 
     /// Looks whether PostgreSQL is told that its WAL cannot be archived; `working` is called whenever it is not. An error names the
     /// file and the reason: it is started again.
-    pub(crate) async fn tell_refusals(self: Arc<Self>, working: impl Fn()) -> anyhow::Result<()> {
+    pub(crate) async fn tell_refusals(
+        self: Arc<Self>,
+        working: impl Fn(),
+        failing: impl Fn(&str),
+    ) -> anyhow::Result<()> {
         let mut refused = self.refused.subscribe();
         loop {
             let last = refused.borrow_and_update().clone();
-            match last {
+            let held = match last {
                 // A file without `.ready` was pushed by hand, or dropped.
-                Some((name, problem)) if self.queue.holds(name) => bail!("\"{name}\": {problem}"),
-                _ => working(),
+                Some((name, problem)) if self.queue.holds(name) => {
+                    failing(&format!("\"{name}\": {problem}"));
+                    true
+                }
+                _ => {
+                    working();
+                    false
+                }
+            };
+            tokio::select! {
+                changed = refused.changed() => changed?,
+                () = tokio::time::sleep(PAUSE), if held => {}
             }
-            refused.changed().await?;
         }
     }
 

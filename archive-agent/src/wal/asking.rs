@@ -58,6 +58,12 @@ impl State {
         }
     }
 
+    /// For how long files wait that a running server does not ask about, if that is too long.
+    fn neglected(&self, running: Option<ServerStart>, now: Instant) -> Option<Duration> {
+        let since = self.unasked.filter(|_| running.is_some() && self.open == 0)?;
+        Some(now.duration_since(since)).filter(|span| *span > SILENCE)
+    }
+
     fn asks(&self, running: Option<ServerStart>, now: Instant) -> bool {
         let silent = self.unasked.is_some_and(|since| now.duration_since(since) > SILENCE);
         running.is_some() && running == self.server && (self.open > 0 || !silent)
@@ -104,6 +110,12 @@ impl Asking {
         self.with(|state| state.see(waiting, Instant::now()));
     }
 
+    /// For how long files wait that the running server does not ask about, if that is longer than it takes an archiver that asks.
+    pub(crate) fn neglected(&self) -> Option<Duration> {
+        let server = started(&self.pgdata);
+        self.with(|state| state.neglected(server, Instant::now()))
+    }
+
     /// Whether the server asks.
     pub(crate) fn asks(&self) -> bool {
         let server = started(&self.pgdata);
@@ -132,6 +144,7 @@ mod tests {
         assert!(state.asks(server(1), now));
         state.answer();
         assert!(state.asks(server(1), now + SILENCE * 9), "nothing waits");
+        assert_eq!(state.neglected(server(1), now + SILENCE * 9), None);
         assert!(!state.asks(None, now), "it ended");
         assert!(!state.asks(server(2), now), "another start has not asked yet");
     }
@@ -148,6 +161,7 @@ mod tests {
         assert!(state.asks(server(1), now + SILENCE));
         let late = now + SILENCE + Duration::from_secs(1);
         assert!(!state.asks(server(1), late), "archive_command was switched off");
+        assert!(state.neglected(server(1), late).is_some() && state.neglected(None, late).is_none());
         state.ask(server(1));
         state.answer();
         assert!(state.asks(server(1), late), "it asks again");

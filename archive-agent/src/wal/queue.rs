@@ -166,6 +166,17 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             }
         }
         looks = looks.wrapping_add(1);
+        // A standby's WAL waits until its promotion, where it archives at all.
+        if let Some(span) = archiver.asking().neglected()
+            && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
+        {
+            bail!(
+                "WAL waits in {}, and PostgreSQL has not asked for {} minutes that it be archived; HINT: look at archive_command, \
+                 which hangs or does not call archive-push, and at pg_stat_archiver",
+                archiver.wal_directory().display(),
+                span.as_secs() / 60
+            );
+        }
         working();
         let told = archiver.queue().dropped.notified();
         if tokio::time::timeout(RECORD_INTERVAL, told).await.is_ok() {

@@ -1,14 +1,16 @@
 //! What the recovery will begin with, left for `restore-fetch`: the repositories by their random ids, and how far they reach.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use walpoint_base::{RECOVERY_ORIGIN, SegmentName, durable};
+use walpoint_base::{LineageId, RECOVERY_ORIGIN, SegmentName, durable};
 use walpoint_repo::Lineage;
-use walpoint_repo::lineage::{BINDING, binding};
+use walpoint_repo::lineage::{BINDING, binding, bound_lineages};
 use walpoint_repo::repository::Repository;
 use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
 
 use super::owners::Owner;
@@ -127,7 +129,15 @@ pub(crate) async fn bind(
     }
     let path = pgdata.join(BINDING);
     let known = origin.repositories.iter().filter(|known| known.lineage.is_some());
-    let text = binding(known.map(|known| (known.id, lineage.id)));
+    let mut lineages: BTreeMap<RepositoryId, LineageId> = known.map(|known| (known.id, lineage.id)).collect();
+    // One that is away now has the server under the number that the backup's data directory was bound to.
+    let before = std::fs::read_to_string(&path).ok().and_then(|text| bound_lineages(&text).ok());
+    for (repository, bound) in before.unwrap_or_default() {
+        if bound == lineage.id {
+            lineages.entry(repository).or_insert(bound);
+        }
+    }
+    let text = binding(lineages);
     durable::replace(&path, text.as_bytes(), 0o644)
         .with_context(|| format!("{} cannot be written", path.display()))?;
     if let Some(owner) = owner {

@@ -311,10 +311,15 @@ impl Root {
         }
         let parent = path.parent().unwrap_or(&self.path);
         self.make_directory(parent)?;
-        let made = fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path);
-        made.or_else(|e| if e.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })?;
-        // Also of one that is there: its maker may have died before this.
-        grant(&File::open(path)?, DIRECTORY_MODE);
+        match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+            // By its path: a umask may have taken away the right to open it.
+            Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE))?,
+            // Its maker may have died before this.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                grant(&File::open(path)?, DIRECTORY_MODE)
+            }
+            Err(error) => return Err(error),
+        }
         durable::sync_directory(parent)?;
         if let Ok(mut synced) = self.synced.lock() {
             if synced.len() >= REMEMBERED {
@@ -434,7 +439,8 @@ fn read(path: &Path, range: Option<Range<u64>>, buffers: &Buffers) -> Result<Ran
 fn write_temporary(path: &Path, pieces: &[Bytes]) -> io::Result<PathBuf> {
     let temporary = durable::temporary_beside(path);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&temporary)?;
-    grant(&file, FILE_MODE);
+    // Of a file that was made now no mode was chosen: whatever it lacks, the umask took.
+    file.set_permissions(fs::Permissions::from_mode(FILE_MODE)).ok();
     let written = pieces.iter().try_for_each(|piece| file.write_all(piece)).and_then(|()| file.sync_all());
     written.inspect_err(|_| {
         // The write's own error is the one to report.
