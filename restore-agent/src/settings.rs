@@ -111,6 +111,12 @@ pub(crate) fn number(files: &[String], name: &str, default: u32) -> u32 {
     files.iter().rev().find_map(|text| value(text, name)?.parse().ok()).unwrap_or(default)
 }
 
+/// The standbys that commits wait for by the configuration files, of which the later ones count; `None` if they wait for none.
+pub(crate) fn synchronous_standbys(files: &[String]) -> Option<&str> {
+    let names = files.iter().rev().find_map(|text| value(text, "synchronous_standby_names"));
+    names.filter(|names| !names.trim().is_empty())
+}
+
 /// `wal_keep_size` in MB as the configuration files have it, of which the later ones count; 0, its default, if none says.
 pub(crate) fn wal_keep_size(files: &[String]) -> u64 {
     let Some(value) = files.iter().rev().find_map(|text| value(text, "wal_keep_size")) else { return 0 };

@@ -308,7 +308,7 @@ impl Restore {
 }
 
 /// The configuration files that were restored, the one that counts last.
-fn configuration(pgdata: &Path) -> [String; 2] {
+pub(super) fn configuration(pgdata: &Path) -> [String; 2] {
     ["postgresql.conf", "postgresql.auto.conf"]
         .map(|name| std::fs::read_to_string(pgdata.join(name)).unwrap_or_default())
 }

@@ -9,8 +9,9 @@ use walpoint_runtime::progress::{human_bytes, human_duration};
 use walpoint_storage::keys::KeySource;
 
 use super::ground::{self, Way};
-use super::{Done, Restore, RestoreArgs, command, owners, required};
+use super::{Done, Restore, RestoreArgs, command, execute, owners, required};
 use crate::plan;
+use crate::settings;
 
 /// What `restore --json` prints.
 #[derive(Debug, serde::Serialize)]
@@ -56,6 +57,13 @@ impl Restore {
         }));
         notes.extend(self.unarchived.notes(self.resumes));
         notes.extend(required::note(&done.raised));
+        let files = execute::configuration(self.layout.pgdata());
+        if let Some(names) = settings::synchronous_standbys(&files).filter(|_| !args.standby) {
+            notes.push(format!(
+                "synchronous_standby_names is \"{names}\", as on the original: once this server is promoted, commits wait for these \
+                 standbys; to work without them: \"alter system set synchronous_standby_names = ''\" and reload"
+            ));
+        }
         let replaced = Some(self.layout.pgdata()).filter(|_| self.ground.way == Way::Replace);
         let replaced = replaced.and_then(ground::replaced);
         if let Some(record) = &replaced {

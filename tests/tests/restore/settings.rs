@@ -305,3 +305,18 @@ fn settings_that_were_raised_stop_no_recovery_of_the_oldest_and_the_newest_versi
     raised_settings_stop_no_recovery(13);
     raised_settings_stop_no_recovery(19);
 }
+
+/// A commit on the restored server would wait for standbys that are not there: the restore names them.
+#[test]
+fn standbys_that_commits_would_wait_for_are_named() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.cluster.psql("create table t as select 1");
+    // Not in force: here too no commit would end.
+    bed.cluster.set("synchronous_standby_names", "FIRST 1 (west)");
+    bed.backup();
+    bed.settle();
+    let told = bed.try_restore("copy", &[]).expect_success().stdout;
+    assert!(told.contains("synchronous_standby_names is \"FIRST 1 (west)\""), "{told}");
+    let told = bed.try_restore("standby", &["--standby"]).expect_success().stdout;
+    assert!(!told.contains("synchronous_standby_names"), "{told}");
+}
