@@ -1,19 +1,16 @@
 //! Passwords and keys: they come from a file, the environment or a command, never from an argument, and never show in a
 //! log or an error.
 
+mod command;
+
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
 /// A secret longer than this is a mistake.
 const MAX_LENGTH: u64 = 64 << 10;
-
-/// A command that has not answered by then is ended.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A text that is wiped when dropped and printed as `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -104,7 +101,7 @@ impl SecretSource {
         }
     }
 
-    /// Reads the secret. Blocks, for a command up to 30 seconds.
+    /// Reads the secret. Blocks, for a command up to 30 seconds, and as long again where the same one is under way.
     pub fn read(&self) -> Result<Secret, SecretError> {
         let bytes = match self {
             Self::File(path) => {
@@ -149,7 +146,7 @@ fn read_bounded(from: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
 }
 
 /// What a shell command prints after reading `input`, of at most 64 KiB, as bytes: for commands that turn one secret into
-/// another. Blocks up to 30 seconds.
+/// another. Blocks as long as [`SecretSource::read`].
 pub fn filter(command: &str, input: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretError> {
     let output = run(command, Some(input))?;
     let content = |what| SecretError::Content { source_name: format!("command {command:?}"), what };
@@ -161,42 +158,7 @@ pub fn filter(command: &str, input: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretE
 }
 
 fn run(command: &str, input: Option<&[u8]>) -> Result<Zeroizing<Vec<u8>>, SecretError> {
-    let error = |what: String| SecretError::Command { command: command.to_owned(), what };
-    let mut child = Command::new("sh")
-        .args(["-c", command])
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| error(format!("cannot be started: {e}")))?;
-    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
-        // On a thread too: a command that reads nothing would stop whoever writes. One that ends early says so itself.
-        let input = Zeroizing::new(input.to_vec());
-        std::thread::spawn(move || stdin.write_all(&input).ok());
-    }
-    // Its output is read on a thread of its own, so that a command that hangs can be ended.
-    let reader = child.stdout.take().map(|stdout| std::thread::spawn(move || read_bounded(stdout)));
-    let deadline = Instant::now() + COMMAND_TIMEOUT;
-    let status = loop {
-        match child.try_wait().map_err(|e| error(format!("cannot be waited for: {e}")))? {
-            Some(status) => break status,
-            None if Instant::now() >= deadline => {
-                child
-                    .kill()
-                    .and_then(|()| child.wait())
-                    .map_err(|e| error(format!("cannot be ended: {e}")))?;
-                return Err(error(format!("gave no answer in {} s", COMMAND_TIMEOUT.as_secs())));
-            }
-            None => std::thread::sleep(Duration::from_millis(5)),
-        }
-    };
-    let Some(Ok(Ok(bytes))) = reader.map(std::thread::JoinHandle::join) else {
-        return Err(error("printed what cannot be read".to_owned()));
-    };
-    // One that prints without end dies of the pipe that is closed before it; the caller tells why.
-    if !status.success() && bytes.len() as u64 <= MAX_LENGTH {
-        return Err(error(format!("failed with {status}")));
-    }
-    Ok(bytes)
+    command::run(command, input).map_err(|what| SecretError::Command { command: command.to_owned(), what })
 }
 
 #[cfg(test)]
