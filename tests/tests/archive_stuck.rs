@@ -419,6 +419,45 @@ fn a_daemon_that_hangs_is_replaced_by_the_next_one() {
     drop(second);
 }
 
+/// A8: a daemon that hangs has lost its place to another, which has ended, and still has the lock. The next one takes the place; the one
+/// that gets on waits, and takes it again in the end.
+#[test]
+fn a_daemon_that_lost_its_place_keeps_no_other_from_it() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let first = bed.agent.daemon();
+    first.process.signal(Signal::STOP);
+    let healthy = || bed.agent.run(&["health"]).success();
+    let second = bed.agent.launch();
+    wait::until_true(SOON, "the second one answers", healthy);
+    assert_eq!(second.stop(), 0);
+    assert!(!bed.agent.push_socket().exists());
+    let third = bed.agent.launch();
+    wait::until_true(SOON, "the third one answers", healthy);
+    let archives = || {
+        let name = bed.cluster.switch_wal();
+        bed.cluster.wait_done(&name);
+        assert!(bed.archive().get(&name).is_some());
+        assert!(!bed.cluster.log().contains("without the daemon"), "{}", bed.cluster.log());
+    };
+    archives();
+    // The daemons write the same log.
+    first.process.signal(Signal::CONT);
+    wait::until_true(SOON, "the first one notices", || {
+        third.log().contains("leads to no socket, or to another")
+    });
+    assert!(healthy());
+    archives();
+    assert_eq!(third.stop(), 0);
+    wait::until_true(SOON, "the first one answers again", healthy);
+    archives();
+    // A socket that was removed is made anew.
+    std::fs::remove_file(bed.agent.push_socket()).unwrap();
+    wait::until_true(SOON, "it listens anew", healthy);
+    archives();
+    assert_eq!(first.stop(), 0);
+}
+
 /// A8: one that hangs for so long that it takes no more connections, because those of clients that left fill its queue.
 #[test]
 fn a_daemon_whose_queue_is_full_holds_nothing_up() {

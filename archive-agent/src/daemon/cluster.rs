@@ -28,6 +28,7 @@ use crate::wal::{backfill, beside, catch_up, index, once, queue, ready, serve, s
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A daemon that has given no answer so often in a row, each time for as long as `health` waits, hangs, or was killed and cannot end.
+/// One that has a place and is not there so often has lost the socket's name, and hangs, or it would have listened anew.
 const HANGS: u32 = 3;
 
 /// Everything that the tasks of a cluster need.
@@ -197,7 +198,7 @@ struct Answering {
 }
 
 impl Answering {
-    /// Takes the socket, as soon as the data directory is there and no other daemon has it, and answers.
+    /// Takes the socket, as soon as the data directory is there and no other daemon answers on it, and answers until it is lost.
     async fn run(self, health: Arc<Health>, stop: CancellationToken) -> anyhow::Result<()> {
         let owner = tokio::select! {
             owner = self.find_owner(&health) => owner?,
@@ -205,22 +206,32 @@ impl Answering {
         };
         let mut hangs = 0;
         let socket = loop {
-            if let Some(socket) = self.sockets.listen(&self.socket, owner)? {
+            if let Some(socket) = self.sockets.own(&self.socket) {
                 break socket;
             }
             // What it is asked needs no store.
             let socket = self.socket.clone();
-            hangs = match tokio::task::spawn_blocking(move || crate::health::ask(&socket)).await? {
-                Err(NoAnswer::Silent { error }) if matches!(error.kind(), WouldBlock | TimedOut) => hangs + 1,
-                _ => 0,
+            let answer = tokio::task::spawn_blocking(move || crate::health::ask(&socket)).await?;
+            // One that answers may have replaced the daemon that has the lock.
+            let absent = matches!(answer, Err(NoAnswer::Absent(_)));
+            if absent && let Some(socket) = self.sockets.listen(&self.socket, owner)? {
+                break socket;
+            }
+            hangs = match answer {
+                Err(NoAnswer::Silent { error }) if !matches!(error.kind(), WouldBlock | TimedOut) => 0,
+                Err(_) => hangs + 1,
+                Ok(_) => 0,
             };
             if hangs == HANGS {
                 break self.sockets.replace(&self.socket, owner)?;
             }
-            health.waiting(&format!(
-                "another daemon answers on {}; this one takes over when it ends",
-                self.socket.display()
-            ));
+            let shown = self.socket.display();
+            health.waiting(&match hangs {
+                0 => format!("another daemon answers on {shown}; this one takes over when it ends"),
+                _ => format!(
+                    "another daemon has {shown} and does not answer; this one takes its place if that lasts"
+                ),
+            });
             tokio::select! {
                 () = tokio::time::sleep(PLACE_INTERVAL) => {}
                 () = stop.cancelled() => return Ok(()),

@@ -2,13 +2,16 @@
 //! Before a reply that takes long come others, which say that the daemon is at work.
 //!
 //! A connection that breaks leaves nothing behind but an upload that goes on. When the daemon stops, the socket's name goes
-//! first, unless somebody else in the process answers on it from now on; then the requests under way are finished or, at the
-//! end of the drain, answered with "ask again".
+//! first, unless another task of the process answers on it from now on; then the requests under way are finished or, at the
+//! end of the drain, answered with "ask again". A socket whose name leads elsewhere is found by no client: then this ends with an error,
+//! and the requests under way are still answered.
 
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -20,15 +23,19 @@ use walpoint_base::socket::{
 };
 
 use super::archiver::Archiver;
-use super::socket::PushSocket;
+use super::socket::{PushSocket, SocketName};
 
 /// A request is a hundred bytes: a client that needs longer for it hangs.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
+/// How often to look whether clients still find the socket.
+const NAME_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Connections at the same time. PostgreSQL has one archiver, a person a few shells.
 const CONNECTIONS: usize = 64;
 
-/// Answers until `stop`, then finishes what is under way within `drain`. `problems` tells what fails in the daemon.
+/// Answers until `stop`, then finishes what is under way within `drain`. `problems` tells what fails in the daemon. An error as soon as
+/// the socket has lost its name.
 ///
 /// `owner` is the only user beside root that is answered: anybody else could learn what is archived, and keep the daemon
 /// busy.
@@ -43,6 +50,7 @@ pub(crate) async fn serve(
     let leave = CancellationToken::new();
     let conversations = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut lost = pin!(lost(socket.name()));
     loop {
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await?;
@@ -51,6 +59,13 @@ pub(crate) async fn serve(
         let (slot, stream) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
+            path = &mut lost => {
+                // Dropped at once: its lock is for the daemon that clients find.
+                drop(socket);
+                conversations.close();
+                tokio::spawn(finish(conversations, leave, stop));
+                bail!("the name {} leads to no socket, or to another daemon's", path.display());
+            }
             next = next => next?,
         };
         let (archiver, leave, problems) = (Arc::clone(&archiver), leave.clone(), problems.clone());
@@ -68,6 +83,25 @@ pub(crate) async fn serve(
         conversations.wait().await;
     }
     Ok(())
+}
+
+/// Waits until clients no longer find a socket; its path.
+async fn lost(name: SocketName) -> PathBuf {
+    loop {
+        tokio::time::sleep(NAME_INTERVAL).await;
+        let asked = name.clone();
+        if tokio::task::spawn_blocking(move || asked.is_lost()).await.unwrap_or(false) {
+            return name.path;
+        }
+    }
+}
+
+/// Waits until the requests under way are answered; with "ask again" from `stop` on.
+async fn finish(conversations: TaskTracker, leave: CancellationToken, stop: CancellationToken) {
+    tokio::select! {
+        () = conversations.wait() => {}
+        () = stop.cancelled() => leave.cancel(),
+    }
 }
 
 async fn converse(

@@ -2,8 +2,9 @@
 //!
 //! `<socket>.lock` is locked for as long as a daemon listens, so a socket without a locked file is a dead daemon's and is
 //! replaced. A daemon that is killed leaves both files; the kernel drops the lock, unless one of its threads is in a filesystem that
-//! hangs: then the process stays, and so do its lock and its socket. A daemon that hangs is replaced without the lock. A daemon that
-//! reads its configuration again keeps the sockets that it has.
+//! hangs: then the process stays, and so do its lock and its socket. A daemon that hangs is replaced without the lock. So which of two
+//! daemons owns the place is for the name to say: the one that lost it stops listening, and the one that finds no name takes the place,
+//! locked or not. A daemon that reads its configuration again keeps the sockets that it has.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -21,11 +22,17 @@ use tokio::net::UnixListener;
 pub(crate) struct PushSocket {
     /// Where connections come in.
     pub(crate) listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the name, to know it again.
-    name: (u64, u64),
+    name: SocketName,
     // Held, not read: released after the name is gone. A daemon that hangs has it where its place was taken.
     _lock: Option<File>,
+}
+
+/// The name of a socket, to know it again.
+#[derive(Debug, Clone)]
+pub(crate) struct SocketName {
+    pub(super) path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
 }
 
 /// The sockets that this process listens on, by their paths. Each stays as long as somebody holds it.
@@ -33,15 +40,14 @@ pub(crate) struct PushSocket {
 pub(crate) struct Sockets(Arc<Mutex<HashMap<PathBuf, Weak<PushSocket>>>>);
 
 impl Sockets {
-    /// The socket at that path: the one that this process has, or a new one. `None` while another daemon has the place. For
-    /// `owner` see [`Place::take`].
+    /// The socket at that path that this process has, if its name leads to it: clients do not find one whose name was removed.
+    pub(crate) fn own(&self, path: &Path) -> Option<Arc<PushSocket>> {
+        self.lock().get(path).and_then(Weak::upgrade).filter(|socket| socket.name.is_there())
+    }
+
+    /// A new socket at that path, where no daemon answers. `None` while one has the place. For `owner` see [`Place::take`].
     pub(crate) fn listen(&self, path: &Path, owner: u32) -> anyhow::Result<Option<Arc<PushSocket>>> {
         let mut sockets = self.lock();
-        let known = sockets.get(path).and_then(Weak::upgrade);
-        // Nobody finds one whose name was removed.
-        if let Some(socket) = known.filter(|socket| socket.has_its_name()) {
-            return Ok(Some(socket));
-        }
         let Some(place) = Place::take(path, owner)? else { return Ok(None) };
         let socket = Arc::new(place.listen()?);
         tracing::info!(socket = %path.display(), "answering archive-push");
@@ -49,12 +55,12 @@ impl Sockets {
         Ok(Some(socket))
     }
 
-    /// A socket in the place of a daemon that hangs. Should that one get on, clients no longer find it.
+    /// A socket in the place of a daemon that hangs, or has lost its name. Should that one get on, clients no longer find it.
     pub(crate) fn replace(&self, path: &Path, owner: u32) -> anyhow::Result<Arc<PushSocket>> {
         let mut sockets = self.lock();
         check_directory(path.parent().context("the push socket has no directory")?, owner)?;
         let socket = Arc::new(bind(path, None)?);
-        tracing::warn!(socket = %path.display(), "answering archive-push in place of a daemon that hangs");
+        tracing::warn!(socket = %path.display(), "answering archive-push in place of a daemon that does not");
         sockets.insert(path.to_owned(), Arc::downgrade(&socket));
         Ok(socket)
     }
@@ -127,24 +133,41 @@ fn bind(path: &Path, lock: Option<File>) -> anyhow::Result<PushSocket> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .with_context(|| format!("the mode of {shown} cannot be set"))?;
     let name = fs::symlink_metadata(path).with_context(|| format!("{shown} cannot be read"))?;
-    Ok(PushSocket { listener, name: (name.dev(), name.ino()), path: path.to_owned(), _lock: lock })
+    let name = SocketName { path: path.to_owned(), file: (name.dev(), name.ino()) };
+    Ok(PushSocket { listener, name, _lock: lock })
 }
 
 impl PushSocket {
-    /// Whether its path still leads to it.
-    fn has_its_name(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.name)
+    /// The name that clients find it by.
+    pub(crate) fn name(&self) -> SocketName {
+        self.name.clone()
+    }
+}
+
+impl SocketName {
+    /// Whether the path leads to this socket, as far as can be seen.
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.file)
+    }
+
+    /// Whether the path is known to lead to nothing or to another socket. Blocks.
+    pub(crate) fn is_lost(&self) -> bool {
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) != self.file,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 }
 
 impl Drop for PushSocket {
     fn drop(&mut self) {
-        // By now the name may be another's, if somebody removed the directory and made it anew.
-        if !self.has_its_name() {
+        // By now the name may be another's: a daemon took the place, or the directory was removed and made anew.
+        if !self.name.is_there() {
             return;
         }
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!("the socket {} was not removed: {error}", self.path.display());
+        let path = &self.name.path;
+        if let Err(error) = fs::remove_file(path) {
+            tracing::debug!("the socket {} was not removed: {error}", path.display());
         }
     }
 }
@@ -206,30 +229,34 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/main.push");
         let hanging = Place::take(&path, uid()).unwrap().unwrap().listen().unwrap();
+        assert!(!hanging.name().is_lost());
         let sockets = Sockets::default();
         assert!(sockets.listen(&path, uid()).unwrap().is_none());
         let socket = sockets.replace(&path, uid()).unwrap();
+        assert!(hanging.name().is_lost(), "it can see that another has its place");
         UnixStream::connect(&path).unwrap();
         socket.listener.accept().await.unwrap();
-        assert!(Arc::ptr_eq(&sockets.listen(&path, uid()).unwrap().unwrap(), &socket));
+        assert!(Arc::ptr_eq(&sockets.own(&path).unwrap(), &socket));
         drop(hanging);
         UnixStream::connect(&path).unwrap();
     }
 
     #[tokio::test]
-    async fn a_socket_stays_while_it_is_held_and_is_not_gone_on_with_without_its_name() {
+    async fn a_socket_stays_while_it_is_held_and_is_not_kept_without_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/main.push");
         let sockets = Sockets::default();
+        assert!(sockets.own(&path).is_none());
         let first = sockets.listen(&path, uid()).unwrap().unwrap();
         let kept = sockets.all();
         drop(first);
         assert!(Place::take(&path, uid()).unwrap().is_none(), "no other daemon takes over");
-        let again = sockets.listen(&path, uid()).unwrap().unwrap();
+        let again = sockets.own(&path).unwrap();
         assert!(Arc::ptr_eq(&again, &kept[0]));
         drop(kept);
         UnixStream::connect(&path).unwrap();
         fs::remove_file(&path).unwrap();
+        assert!(again.name().is_lost() && sockets.own(&path).is_none());
         assert!(sockets.listen(&path, uid()).unwrap().is_none(), "the place is still taken");
         drop(again);
         let nameless = sockets.listen(&path, uid()).unwrap().unwrap();
