@@ -458,6 +458,77 @@ fn a_daemon_that_lost_its_place_keeps_no_other_from_it() {
     assert_eq!(first.stop(), 0);
 }
 
+/// A8: beside a daemon that hangs only the first file waits as long as the daemon may be silent.
+#[test]
+fn beside_a_daemon_that_hangs_files_are_archived_at_a_fair_pace() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    daemon.process.signal(Signal::STOP);
+    bed.cluster.psql("create table t (n int)");
+    let begun = std::time::Instant::now();
+    let names = [(); 8].map(|()| {
+        bed.cluster.psql("insert into t values (1)");
+        bed.cluster.switch_wal()
+    });
+    wait::until_true(SOON * 4, "all are archived", || bed.ready().is_empty());
+    let took = begun.elapsed();
+    println!("8 segments beside a daemon that hangs: {took:?}");
+    assert!(took < Duration::from_secs(50), "{took:?}");
+    assert!(names.iter().all(|name| bed.archive().get(name).is_some()));
+    let mark = bed.cluster.wal_dir().join("walpoint-hung");
+    assert!(mark.exists());
+    // It gets on, and archives again.
+    daemon.process.signal(Signal::CONT);
+    let alone = bed.cluster.log().matches("without the daemon").count();
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    assert_eq!(bed.cluster.log().matches("without the daemon").count(), alone, "{}", bed.cluster.log());
+    assert!(!mark.exists() && bed.archive().get(&name).is_some());
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// A12: what is too much of what waits goes at the same pace without a daemon, and beside one that hangs.
+#[test]
+fn without_a_daemon_too_only_the_first_file_beyond_queue_max_is_tried_long() {
+    for hangs in [false, true] {
+        let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+        bed.agent.cluster_lines.push("queue_max = \"2MiB\"".to_owned());
+        bed.agent.archive_from(&bed.cluster);
+        bed.cluster.start();
+        let daemon = hangs.then(|| bed.agent.daemon());
+        let command = bed.cluster.psql("show archive_command");
+        bed.cluster.set("archive_command", "");
+        bed.cluster.reload();
+        bed.cluster.psql("create table t (n int)");
+        let names = [(); 16].map(|()| {
+            bed.cluster.psql("insert into t values (1)");
+            bed.cluster.switch_wal()
+        });
+        let root = bed.store.root().unwrap();
+        let away = root.with_extension("away");
+        walpoint_base::durable::rename(root, &away).unwrap();
+        if let Some(daemon) = &daemon {
+            daemon.process.signal(Signal::STOP);
+        }
+        bed.cluster.set("archive_command", command);
+        bed.cluster.reload();
+        wait::until_true(SOON * 2, "the first one goes", || !bed.ready().contains(&names[0]));
+        let begun = std::time::Instant::now();
+        wait::until_true(SOON * 5, "what is too much goes", || bed.ready().len() <= 2);
+        let took = begun.elapsed();
+        println!("13 more segments, beside a daemon that hangs: {hangs}: {took:?}");
+        assert!(took < Duration::from_secs(60), "{took:?}");
+        // The store is back: nothing more goes.
+        walpoint_base::durable::rename(&away, root).unwrap();
+        let next = bed.cluster.switch_wal();
+        bed.cluster.wait_done(&next);
+        assert!(names[14..].iter().chain([&next]).all(|name| bed.archive().get(name).is_some()));
+    }
+}
+
 /// A8: one that hangs for so long that it takes no more connections, because those of clients that left fill its queue.
 #[test]
 fn a_daemon_whose_queue_is_full_holds_nothing_up() {

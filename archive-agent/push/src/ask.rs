@@ -1,4 +1,7 @@
 //! The conversation with the daemon: one request, one reply, on a connection of its own.
+//!
+//! A daemon that hangs costs the first file as long as it may be silent. It is [remembered](crate::hung), and asked in a second how it is
+//! before it gets the next one.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -7,10 +10,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use walpoint_base::socket::{
-    Message, PUSH_SILENCE, PushOutcome, PushReply, PushRequest, connect, push_patience,
+    HealthReply, HealthRequest, Message, PUSH_SILENCE, PushOutcome, PushReply, PushRequest, connect,
+    push_patience,
 };
 
 use crate::file::WalFile;
+use crate::hung::{self, Mark};
 
 /// How a push ended.
 #[derive(Debug)]
@@ -28,6 +33,9 @@ pub(crate) enum Answer {
 /// A daemon that went away in mid-request is given this long to come back.
 const RESTART: Duration = Duration::from_secs(5);
 
+/// A daemon that hung a moment ago is asked for so long how it is: nothing that it is asked then needs a store.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Why there is no reply.
 enum Silence {
     /// Nobody listens there.
@@ -38,11 +46,11 @@ enum Silence {
     Useless(String),
 }
 
-/// Asks until there is an answer or no hope for one.
-pub(crate) fn ask(socket: &Path, file: &WalFile) -> Answer {
+/// Asks until there is an answer or no hope for one. The file lies in `directory`.
+pub(crate) fn ask(socket: &Path, directory: &Path, file: &WalFile) -> Answer {
     let mut left_at: Option<Instant> = None;
     loop {
-        let (reason, wait) = match attempt(socket, file) {
+        let (reason, wait) = match attempt(socket, directory, file) {
             Ok(reply) => return judge(reply, file),
             // The first attempt: there is no daemon. Later: it is not back yet.
             Err(Silence::Absent(reason)) => (reason, left_at.is_some()),
@@ -72,26 +80,42 @@ fn judge(reply: PushReply, file: &WalFile) -> Answer {
     }
 }
 
-fn attempt(socket: &Path, file: &WalFile) -> Result<PushReply, Silence> {
+fn attempt(socket: &Path, directory: &Path, file: &WalFile) -> Result<PushReply, Silence> {
     let shown = socket.display();
     let absent = |error: io::Error| Silence::Absent(format!("no daemon at {shown}: {error}"));
     // Anybody may listen in a directory like /tmp; only these two may say "stored".
-    let owner = std::fs::metadata(socket).map_err(absent)?.uid();
+    let meta = std::fs::metadata(socket).map_err(absent)?;
+    let owner = meta.uid();
     if owner != 0 && owner != file.owner {
         return Err(Silence::Useless(format!(
             "the socket {shown} belongs to uid {owner}, neither to root nor to the owner of the file (uid {})",
             file.owner
         )));
     }
-    let hangs = || {
+    let mark = Mark::of(&meta, directory);
+    let hangs = |again: &str| {
+        let unnoted = mark.as_ref().and_then(|mark| mark.set().err()).map(|error| {
+            format!(
+                "; the next file waits as long, because {}/{} cannot be written: {error}",
+                directory.display(),
+                hung::FILE
+            )
+        });
         Silence::Useless(format!(
-            "the daemon at {shown} hangs: it has said nothing for {} s; HINT: restart it",
-            PUSH_SILENCE.as_secs()
+            "the daemon at {shown} hangs: it has said nothing for {} s{again}{}; HINT: restart it",
+            PUSH_SILENCE.as_secs(),
+            unnoted.unwrap_or_default()
         ))
     };
+    if let Some(mark) = mark.as_ref().filter(|mark| mark.is_set()) {
+        if is_silent(socket) {
+            return Err(hangs(&format!(" before, and nothing for {} s now", AGAIN.as_secs())));
+        }
+        mark.clear();
+    }
     let mut stream = connect(socket, PUSH_SILENCE).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => absent(error),
-        io::ErrorKind::TimedOut => hangs(),
+        io::ErrorKind::TimedOut => hangs(""),
         _ => Silence::Useless(format!("cannot connect to {shown}: {error}")),
     })?;
 
@@ -109,13 +133,22 @@ fn attempt(socket: &Path, file: &WalFile) -> Result<PushReply, Silence> {
         Ok(PushReply { outcome: PushOutcome::Retry, message, .. }) => Err(Silence::Leaving(message)),
         Ok(reply) => Ok(reply),
         Err(error) => Err(match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => hangs(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => hangs(""),
             io::ErrorKind::InvalidData => {
                 Silence::Useless(format!("the answer from {shown} is not one: {error}"))
             }
             _ => Silence::Leaving(format!("the daemon went away: {error}")),
         }),
     }
+}
+
+/// Whether a daemon that hung still gives no answer. One that went away does not hang.
+fn is_silent(socket: &Path) -> bool {
+    let asked = connect(socket, AGAIN).and_then(|mut stream| {
+        HealthRequest.write(&mut stream)?;
+        HealthReply::read(&mut stream)
+    });
+    asked.is_err_and(|error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
 }
 
 #[cfg(test)]
@@ -163,7 +196,7 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let (socket, file) = (dir.join("push"), file(&dir));
         let daemon = daemon(socket.clone(), replies(&file));
-        let answer = ask(&socket, &file);
+        let answer = ask(&socket, &dir, &file);
         daemon.join().unwrap();
         std::fs::remove_dir_all(dir).unwrap();
         answer
@@ -219,8 +252,42 @@ mod tests {
     #[test]
     fn no_daemon_is_known_at_once() {
         let begun = Instant::now();
-        let answer = ask(Path::new("/nowhere/main.push"), &file(Path::new("/")));
+        let answer = ask(Path::new("/nowhere/main.push"), Path::new("/"), &file(Path::new("/")));
         assert!(matches!(answer, Answer::Unanswered(text) if text.contains("/nowhere/main.push")));
         assert!(begun.elapsed() < RESTART);
+    }
+
+    #[test]
+    fn a_daemon_that_hung_is_asked_for_a_second_how_it_is() {
+        let dir = std::env::temp_dir().join(format!("archive-push-again-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("archive_status")).unwrap();
+        let (socket, file) = (dir.join("push"), file(&dir));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let mark = Mark::of(&socket.metadata().unwrap(), &dir).unwrap();
+        mark.set().unwrap();
+        for _ in 0..3 {
+            let begun = Instant::now();
+            let answer = ask(&socket, &dir, &file);
+            assert!(matches!(&answer, Answer::Unanswered(text) if text.contains("hangs")), "{answer:?}");
+            assert!((AGAIN..PUSH_SILENCE / 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        }
+        // It gets on: it answers how it is, and gets the file, with all the time that this takes.
+        let stored = reply(PushOutcome::Stored, &file, "");
+        let daemon = std::thread::spawn(move || {
+            for _ in 0..3 {
+                drop(listener.accept().unwrap());
+            }
+            let (mut stream, _) = listener.accept().unwrap();
+            HealthRequest::read(&mut stream).unwrap();
+            HealthReply { problems: String::new() }.write(&mut stream).unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            PushRequest::read(&mut stream).unwrap();
+            sleep(AGAIN * 2);
+            stored.write(&mut stream).unwrap();
+        });
+        assert!(matches!(ask(&socket, &dir, &file), Answer::Stored(_)));
+        assert!(!mark.is_set());
+        daemon.join().unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

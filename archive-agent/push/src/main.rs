@@ -9,6 +9,7 @@ mod arguments;
 mod ask;
 mod direct;
 mod file;
+mod hung;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -52,7 +53,8 @@ fn push(arguments: &Arguments) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match ask::ask(&arguments.socket, &file) {
+    let directory = arguments.path.parent().unwrap_or(Path::new("."));
+    match ask::ask(&arguments.socket, directory, &file) {
         Answer::Stored(lines) => {
             remember(arguments, &file, &lines);
             ExitCode::SUCCESS

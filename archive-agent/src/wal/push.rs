@@ -177,12 +177,15 @@ pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> 
     Ok(())
 }
 
-/// What is too much of what waits, if the file is one that waits.
+/// What is too much of what waits, if the file is one that waits. The queue knows then whether the file before it was given up.
 async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> Option<Overflow> {
     if !waits_here(uploader, queue, path, name) {
         return None;
     }
-    queue.overflow(uploader.identity().await.ok()?.segment_size.bytes()).await
+    let segment = uploader.identity().await.ok()?.segment_size;
+    let overflow = queue.overflow(segment.bytes()).await?;
+    queue.take_over(name, segment);
+    Some(overflow)
 }
 
 /// Whether a path is that of a file in the cluster's `pg_wal` that PostgreSQL waits for.

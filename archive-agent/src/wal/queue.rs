@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use tokio::sync::Notify;
-use walpoint_base::WalFileName;
 use walpoint_base::dropped::Reason;
+use walpoint_base::{SegmentSize, WalFileName};
 use walpoint_runtime::progress::human_bytes;
 
 use super::archiver::Archiver;
@@ -29,6 +29,10 @@ const PATIENCE_PER_MIB: Duration = Duration::from_millis(125);
 
 /// The same after one was given up and nothing was stored since.
 const NO_HOPE: Duration = Duration::from_secs(1);
+
+/// A process that stands in for the daemon goes by what the one before it gave up at most so many seconds ago: after three failures
+/// PostgreSQL rests for a minute.
+const LATELY: i64 = 120;
 
 /// A file that is stored at once is not worth a look at the queue.
 pub(crate) const AT_ONCE: Duration = Duration::from_millis(100);
@@ -129,6 +133,19 @@ impl Queue {
         }
     }
 
+    /// Takes over from a process that gave up the file before this one, or this one: PostgreSQL asks for one after the other, so
+    /// nothing was stored since. A record that cannot be read says nothing. Blocks.
+    pub(crate) fn take_over(&self, name: WalFileName, size: SegmentSize) {
+        let Ok(Some(newest)) = walpoint_base::dropped::newest(&self.wal) else { return };
+        let age = jiff::Timestamp::now().as_second() - newest.at;
+        if newest.reason == Reason::QueueMax
+            && (0..=LATELY).contains(&age)
+            && comes_next(newest.name, name, size)
+        {
+            self.dropping.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// There is hope again.
     pub(crate) fn stored(&self) {
         self.dropping.store(false, Ordering::Relaxed);
@@ -145,6 +162,13 @@ impl Queue {
         tracing::error!(file = %name, "{told}");
         told
     }
+}
+
+/// Whether a file belongs to the segment of another one or to the next.
+fn comes_next(before: WalFileName, name: WalFileName, size: SegmentSize) -> bool {
+    let (Some(before), Some(name)) = (before.segment(), name.segment()) else { return false };
+    let (Some(first), Some(second)) = (before.number(size), name.number(size)) else { return false };
+    before.timeline == name.timeline && (first == second || first.next() == second)
 }
 
 /// Looks whether anything was given up that no backup makes up for; `working` is called whenever nothing was. An error names
@@ -184,5 +208,48 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             tokio::time::sleep(INTERVAL).await;
             looks = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::dropped::{Recorded, record};
+
+    use super::*;
+
+    #[test]
+    fn a_file_right_behind_one_that_was_given_up_is_not_tried_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = SegmentSize::new(16 << 20).unwrap();
+        let overflow = Overflow { files: 9, bytes: 9 << 24, max: 1 };
+        let patience = |name: &str| {
+            let queue = Queue::new(dir.path(), Some(1));
+            queue.take_over(name.parse().unwrap(), size);
+            queue.patience(16 << 20, Some(&overflow))
+        };
+        let long = PATIENCE + PATIENCE_PER_MIB * 16;
+        let note = |name: &str, reason| {
+            assert_eq!(record(dir.path(), name.parse().unwrap(), reason).unwrap(), Recorded::Yes);
+        };
+        assert_eq!(patience("0000000100000000000000FF"), long);
+        note("0000000100000000000000FE", Reason::QueueMax);
+        assert_eq!(patience("0000000100000000000000FF"), NO_HOPE);
+        assert_eq!(patience("0000000100000000000000FE.00000028.backup"), NO_HOPE);
+        note("0000000100000000000000FF", Reason::QueueMax);
+        assert_eq!(patience("000000010000000100000000"), NO_HOPE);
+        for other in [
+            "000000010000000100000001",
+            "000000020000000100000000",
+            "0000000100000000000000FE",
+            "00000002.history",
+        ] {
+            assert_eq!(patience(other), long, "{other}");
+        }
+        note("000000010000000100000000", Reason::Skipped);
+        assert_eq!(patience("000000010000000100000001"), long, "an operator decided");
+        let path = dir.path().join(walpoint_base::dropped::FILE);
+        let old = format!("000000010000000100000001 {}\n", jiff::Timestamp::now().as_second() - LATELY - 1);
+        walpoint_base::durable::replace(&path, old.as_bytes(), 0o600).unwrap();
+        assert_eq!(patience("000000010000000100000002"), long, "long ago");
     }
 }

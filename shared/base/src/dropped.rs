@@ -99,6 +99,14 @@ pub fn read(directory: &Path) -> io::Result<Vec<Dropped>> {
     Ok(all)
 }
 
+/// The newest line of the record in that directory, with its own time and reason.
+pub fn newest(directory: &Path) -> io::Result<Option<Dropped>> {
+    match std::fs::read(directory.join(FILE)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        content => Ok(String::from_utf8_lossy(&content?).lines().rev().find_map(parse)),
+    }
+}
+
 fn parse(line: &str) -> Option<Dropped> {
     let mut fields = line.split(' ');
     let (name, at) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
@@ -153,6 +161,8 @@ mod tests {
             read.iter().map(|dropped| dropped.reason).collect::<Vec<_>>(),
             [Reason::Skipped, Reason::Damaged]
         );
+        let newest = newest(dir.path()).unwrap().unwrap();
+        assert_eq!((newest.name, newest.reason), (names[1], Reason::QueueMax));
     }
 
     #[test]
