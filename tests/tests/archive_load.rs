@@ -162,6 +162,39 @@ fn bounded(size: u32, mb: u32, store: &dyn Fn() -> Store) {
     assert_eq!(daemon.stop(), 0);
 }
 
+/// A6, promise 9: segments full of restore points take no more memory than others, and each of these points is found.
+#[test]
+fn memory_does_not_grow_with_restore_points() {
+    const POINTS: u32 = 480_000;
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(16));
+    hold_wal(&bed.cluster);
+    // The server logs each of them.
+    bed.cluster.set("log_min_messages", "fatal");
+    bed.cluster.start();
+    let first = bed.agent.daemon();
+    bed.agent.run(&["backup"]).expect_success();
+    assert_eq!(first.stop(), 0);
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.reload();
+    let name = |n: u32| format!("{:.<60}", format!("point {n} "));
+    bed.cluster.psql(&format!(
+        "select count(*) from (select pg_create_restore_point(rpad('point ' || n || ' ', 60, '.')) \
+         from generate_series(1, {POINTS}) n offset 0) s"
+    ));
+    bed.cluster.switch_wal();
+    let ready = bed.ready();
+    let daemon = bed.agent.daemon();
+    let took = drain(&bed.cluster, &bed.agent.archive_command(), ready.last().unwrap());
+    within_bounds(&daemon, &format!("{} segments full of restore points in {took:?}", ready.len()));
+    wait::until_true(Duration::from_secs(30), "memory is given back", || own_memory(&daemon) <= RESTED);
+    println!("idle after: {} bytes of its own", own_memory(&daemon));
+    for n in [1, 8193, POINTS / 2, POINTS] {
+        bed.agent.restore(&["plan", "--target-name", &name(n)]).expect_success();
+    }
+    assert!(!bed.agent.restore(&["plan", "--target-name", &name(POINTS + 1)]).success());
+    assert_eq!(daemon.stop(), 0);
+}
+
 /// A6: what a daemon indexes from what it stored is what the headers of the stored segments say.
 #[test]
 fn the_index_says_what_the_segments_say() {

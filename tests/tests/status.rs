@@ -267,6 +267,7 @@ async fn fill(store: &Store) {
         chain: ChainFacts::default(),
         marks: SegmentMarks::default(),
         restore_points: vec![],
+        further_points: 0,
     };
     let new = NewLineage {
         system_id: facts.system_id,

@@ -68,6 +68,7 @@ fn facts() -> SegmentFacts {
         chain: ChainFacts::default(),
         marks: SegmentMarks::default(),
         restore_points: vec![],
+        further_points: 0,
     }
 }
 

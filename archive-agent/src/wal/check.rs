@@ -207,5 +207,6 @@ fn what_the_header_says(name: SegmentName, content: &[u8]) -> Option<SegmentFact
         chain: ChainFacts::default(),
         marks: SegmentMarks::ALL,
         restore_points: Vec::new(),
+        further_points: 0,
     })
 }

@@ -6,6 +6,7 @@
 //! | [`read`] | reading a file of `pg_wal` as one state of it |
 //! | [`check`] | whether a file is this cluster's and sound |
 //! | [`prepare`] | a file read, checked and sealed from the same bytes |
+//! | [`points`] | the restore points of a segment that holds masses of them |
 //! | [`room`], [`writes`] | the memory for what is sealed, and for what is being written to a repository |
 //! | [`target`] | one repository of a cluster, opened when needed |
 //! | [`presence`] | whether it is still the one that was opened |
@@ -57,6 +58,7 @@ pub(crate) mod lineage;
 mod neighbors;
 pub(crate) mod once;
 pub(crate) mod order;
+mod points;
 pub(crate) mod postmaster;
 pub(crate) mod prepare;
 mod presence;

@@ -28,10 +28,10 @@ use super::beside::Beside;
 use super::control::Moment;
 use super::disk;
 use super::known::Known;
-use super::lineage;
 use super::presence::Presence;
 use super::split_brain::SplitBrain;
 use super::writes::Writes;
+use super::{lineage, points};
 use crate::binding;
 
 /// A repository that has not answered a write for so long rests.
@@ -383,6 +383,7 @@ impl Target {
     ) -> BoxFuture<'a, Result<Stored, TargetError>> {
         let store = async move {
             let (entry, lineage) = (sealed.entry(), archive.lineage().id);
+            let sealed = points::store(archive, sealed, content).await?;
             let stored = match archive.put_sealed(sealed, content).await {
                 Ok(stored) => stored,
                 Err(error @ RepoError::Conflict { .. }) => {

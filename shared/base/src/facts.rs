@@ -42,8 +42,16 @@ pub struct SegmentFacts {
     pub chain: ChainFacts,
     /// Records in it that a restore has to know of.
     pub marks: SegmentMarks,
-    /// Named restore points in it, in LSN order.
+    /// Named restore points in it, in LSN order: all of them, or the first [`Self::POINTS`].
     pub restore_points: Vec<RestorePoint>,
+    /// How many restore points follow these.
+    pub further_points: u32,
+}
+
+impl SegmentFacts {
+    /// The most restore points that are kept with the facts: a segment may hold a hundred for each 10 KiB of it, and a megabyte of
+    /// memory is enough for them.
+    pub const POINTS: usize = 8192;
 }
 
 /// Whether a segment has records that a restore has to know of before it replays them. A record counts where it starts; if

@@ -12,7 +12,8 @@
 //! * anything after a segment switch;
 //! * content that ends early under a full name: then `whole` is false and `end` says where.
 //!
-//! The content comes in pieces of any length, in order, and none is kept: memory is a page, whatever the segment's size.
+//! The content comes in pieces of any length, in order, and none is kept: memory is a page and a bounded number of restore points,
+//! whatever the segment's size. Who wants all of them takes them out as they come ([`Inspector::take_points`]).
 //!
 //! Content that ends early is told from damage by what follows: zeros, or pages that a recycled file held before, are an
 //! end; a page or record of this segment after the break proves damage.
@@ -132,6 +133,14 @@ impl<'h> Inspector<'h> {
         pages.into_iter().try_for_each(|page| walking.page(page))
     }
 
+    /// Takes the restore points out that were found since the last time: in 64 KiB are fewer than are kept.
+    pub fn take_points(&mut self) -> Vec<RestorePoint> {
+        match &mut self.stage {
+            Stage::Walking(walking) => std::mem::take(&mut walking.facts.restore_points),
+            Stage::Opening | Stage::Zeros => Vec::new(),
+        }
+    }
+
     /// Looks at the header of the first page once all of it is there; gives what is not used or held yet.
     fn open<'b>(&mut self, bytes: &'b [u8]) -> Result<&'b [u8], WalError> {
         let (beginning, rest) = if self.held.is_empty() && bytes.len() >= LONG_HEADER {
@@ -204,6 +213,7 @@ impl<'h> Walking<'h> {
             chain: ChainFacts::default(),
             marks: SegmentMarks::default(),
             restore_points: Vec::new(),
+            further_points: 0,
         };
         Self { walk: Walk::new(segment, Carry::default()), offset: 0, facts, previous: None }
     }
@@ -260,6 +270,10 @@ fn note(facts: &mut SegmentFacts, record: WalRecord) {
     if let Some(end) = record.kind.transaction_end() {
         facts.transactions = Some(TransactionRange::add(facts.transactions, end.time, end.xid));
     } else if let RecordKind::RestorePoint { name, time } = record.kind {
-        facts.restore_points.push(RestorePoint { name, time, lsn: record.start, end: record.next });
+        if facts.restore_points.len() < SegmentFacts::POINTS {
+            facts.restore_points.push(RestorePoint { name, time, lsn: record.start, end: record.next });
+        } else {
+            facts.further_points = facts.further_points.saturating_add(1);
+        }
     }
 }

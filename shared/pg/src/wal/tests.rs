@@ -577,3 +577,29 @@ fn leftovers_in_the_last_page_are_an_end() {
         assert_eq!(found.end, end, "{left}");
     }
 }
+
+/// However many restore points a segment has, a bounded number is in memory, and all can be had.
+#[test]
+fn the_first_of_masses_of_restore_points_are_kept_and_all_can_be_taken() {
+    const ALL: usize = 9500;
+    let mut forge = Forge::new(17, 1);
+    for n in 0..ALL {
+        forge.restore_point(&format!("point {n}"), 0);
+    }
+    forge.switch();
+    let (name, content) = forge.segments().remove(0);
+    let found = inspect(name, &content).unwrap();
+    let kept = found.restore_points.len();
+    assert_eq!((kept, found.further_points as usize), (SegmentFacts::POINTS, ALL - SegmentFacts::POINTS));
+    let mut inspector = Inspector::new(name, content.len() as u64, None);
+    let mut taken = Vec::new();
+    for piece in content.chunks(64 << 10) {
+        inspector.feed(piece).unwrap();
+        taken.extend(inspector.take_points());
+    }
+    assert_eq!(taken.len(), ALL);
+    assert_eq!(taken[..kept], found.restore_points);
+    assert_eq!(taken[ALL - 1].name, format!("point {}", ALL - 1));
+    let rest = inspector.finish().unwrap();
+    assert_eq!((rest.restore_points.len(), rest.further_points), (0, 0));
+}

@@ -65,12 +65,7 @@ impl Content {
     }
 
     /// The `length` bytes from `offset` on, read into `buffer` if they are not in memory. Blocks.
-    pub(super) fn piece<'a>(
-        &'a self,
-        offset: u64,
-        length: usize,
-        buffer: &'a mut Vec<u8>,
-    ) -> io::Result<&'a [u8]> {
+    pub fn piece<'a>(&'a self, offset: u64, length: usize, buffer: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
         let kept = usize::try_from(self.valid.saturating_sub(offset)).unwrap_or(usize::MAX);
         match &self.kind {
             Kind::Memory(bytes) => {

@@ -115,7 +115,9 @@ impl WalHeader {
             end: facts.end,
             records: facts.records,
             transactions: facts.transactions,
-            restore_points: u32::try_from(facts.restore_points.len()).unwrap_or(u32::MAX),
+            restore_points: u32::try_from(facts.restore_points.len())
+                .unwrap_or(u32::MAX)
+                .saturating_add(facts.further_points),
             whole: facts.whole,
             switched: facts.switched,
             damaged: flags.damaged,

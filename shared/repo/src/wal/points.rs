@@ -1,15 +1,18 @@
 //! Named restore points, beside the WAL, so that a name is found without reading any: an object each, or many of a segment in one.
 
+use std::io;
+
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::facts::{PointRef, RestorePoint};
-use walpoint_base::{Lsn, PgTimestamp, TimelineId};
+use walpoint_base::{Lsn, PgTimestamp, SegmentFacts, SegmentName, TimelineId};
+use walpoint_storage::cpu;
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{Key, NameHash, Prefix};
 use walpoint_storage::object::bytes::Fields;
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject};
 
-use super::{Inherited, WalArchive};
+use super::{Inherited, SealedSegment, WalArchive};
 
 /// PostgreSQL's limit for a name (`MAXFNAMELEN`), without the terminating zero.
 const MAX_NAME: usize = 63;
@@ -17,8 +20,8 @@ const MAX_NAME: usize = 63;
 /// So many of a segment are an object each, which is found by its name; more are put together.
 const SINGLE: usize = 4;
 
-/// Restore points in one object: less than a megabyte.
-const BATCH: usize = 8192;
+/// Restore points in one object: less than a megabyte. As many as a segment's facts hold.
+const BATCH: usize = SegmentFacts::POINTS;
 
 /// Bytes of such an object's content at the most.
 const BATCH_BYTES: usize = BATCH * (25 + MAX_NAME);
@@ -57,8 +60,7 @@ impl WalArchive {
         points: &[RestorePoint],
         segment: NameHash,
     ) -> Result<()> {
-        let fit = |point: &&RestorePoint| !point.name.is_empty() && point.name.len() <= MAX_NAME;
-        let points: Vec<&RestorePoint> = points.iter().filter(fit).collect();
+        let points: Vec<&RestorePoint> = points.iter().filter(|point| fits(point)).collect();
         let (size, kind) = match points.len() {
             0..=SINGLE => (1, ObjectKind::RestorePoint),
             _ => (BATCH, ObjectKind::RestorePoints),
@@ -83,6 +85,69 @@ impl WalArchive {
             }
         };
         stream::iter(points.chunks(size)).map(put).buffer_unordered(CONCURRENT).try_collect().await
+    }
+
+    /// Stores the restore points of a sealed segment that has more than its facts hold, `points` of it in LSN order: one object after the
+    /// other, so that memory is that of one, however many they are. The segment can be stored afterwards. Others than it was sealed with are
+    /// an error, and it cannot.
+    pub async fn put_points<P>(&self, mut sealed: SealedSegment, mut points: P) -> Result<SealedSegment>
+    where
+        P: Iterator<Item = io::Result<RestorePoint>> + Send + 'static,
+    {
+        let (name, hash) = (sealed.facts.name, sealed.header.hash);
+        sealed.points_stored = true;
+        if self.is_anothers(name, hash).await? {
+            return Ok(sealed);
+        }
+        let mut count = 0_u64;
+        loop {
+            let archive = self.clone();
+            let work =
+                move || archive.next_batch(name, NameHash::of(&hash), &mut points).map(|next| (points, next));
+            let (rest, (read, batch)) = cpu::run(work).await??;
+            (points, count) = (rest, count.saturating_add(read));
+            match batch {
+                Some(batch) => drop(self.store().create_once(&batch).await?),
+                None => break,
+            }
+        }
+        if count != u64::from(sealed.header.restore_points) {
+            let what = format!(
+                "it had {} restore points, and {count} when it was read again",
+                sealed.header.restore_points
+            );
+            return Err(RepoError::Refused { key: self.paths().segment(name), what });
+        }
+        Ok(sealed)
+    }
+
+    /// The next object of many restore points, sealed, and how many points were read for it; `None` behind the last. Those of a segment
+    /// are put together in the same way each time, so that one that is stored twice stores the same.
+    fn next_batch(
+        &self,
+        segment: SegmentName,
+        hash: NameHash,
+        points: &mut impl Iterator<Item = io::Result<RestorePoint>>,
+    ) -> Result<(u64, Option<SealedObject>)> {
+        let (mut read, mut held, mut first, mut content) = (0, 0, None, Vec::new());
+        while held < BATCH {
+            let Some(point) = points.next() else { break };
+            let point = point.map_err(|source| RepoError::Io {
+                what: format!("the restore points of {segment} cannot be read"),
+                source,
+            })?;
+            read += 1;
+            if fits(&point) {
+                held += 1;
+                first.get_or_insert(point.lsn);
+                encode(&point, ObjectKind::RestorePoints, &mut content);
+            }
+        }
+        let sealed = first.map(|first| {
+            let key = self.paths().point_batch(segment.timeline, first, hash);
+            self.seal_points(ObjectKind::RestorePoints, &key, &content)
+        });
+        Ok((read, sealed.transpose()?))
     }
 
     fn seal_points(&self, kind: ObjectKind, key: &Key, content: &[u8]) -> Result<SealedObject> {
@@ -230,6 +295,11 @@ impl Inherited {
         own.dedup_by(|a, b| a.place() == b.place());
         own
     }
+}
+
+/// Whether a recovery target can ask for it.
+fn fits(point: &RestorePoint) -> bool {
+    !point.name.is_empty() && point.name.len() <= MAX_NAME
 }
 
 fn encode(point: &RestorePoint, kind: ObjectKind, out: &mut Vec<u8>) {

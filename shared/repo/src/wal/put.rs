@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use walpoint_base::{Lsn, SegmentFacts, SegmentNo, TimelineId, WalFileName};
+use walpoint_base::{Lsn, SegmentFacts, SegmentName, SegmentNo, TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{Key, NameHash};
 use walpoint_storage::object::{
@@ -58,10 +58,13 @@ impl WalArchive {
     }
 
     /// Stores a segment that was sealed for this archive, and the restore points in it, as [`Self::put_segment`] does.
-    /// `content`, what was sealed, is read again only for a segment in parts, and must then be the same.
+    /// `content`, what was sealed, is read again only for a segment in parts, and must then be the same. A segment with more restore
+    /// points than its facts hold is refused before they are stored ([`Self::put_points`]).
     pub async fn put_sealed(&self, sealed: SealedSegment, content: &Content) -> Result<Stored> {
-        let SealedSegment { facts, place, header, sealed } = sealed;
-        self.put_points(&facts, header.hash).await?;
+        if !sealed.points_stored {
+            self.put_held_points(&sealed.facts, sealed.header.hash).await?;
+        }
+        let SealedSegment { facts, place, header, sealed, .. } = sealed;
         let creation = match sealed {
             Sealed::Object(object) => self.store().create_once(&object.kept_with(content.keeper())).await?,
             Sealed::Parts(table) => {
@@ -78,16 +81,24 @@ impl WalArchive {
     }
 
     /// Before the segment: once that is there, a writer that dies need not come back for them. A few are an object each, more are
-    /// put together, so that they hold the segment up for a request or two, however many they are. Those of a segment that is about to
-    /// be refused, because other content is stored under its name, are another server's.
-    async fn put_points(&self, facts: &SegmentFacts, hash: ContentHash) -> Result<()> {
-        if facts.restore_points.is_empty() {
-            return Ok(());
+    /// put together, so that they hold the segment up for a request or two.
+    async fn put_held_points(&self, facts: &SegmentFacts, hash: ContentHash) -> Result<()> {
+        if facts.further_points > 0 {
+            let key = self.paths().segment(facts.name);
+            return Err(RepoError::Internal(format!(
+                "{key} has restore points that were not stored before it"
+            )));
         }
-        if self.header(facts.name).await?.is_some_and(|stored| stored.whole && stored.hash != hash) {
+        if facts.restore_points.is_empty() || self.is_anothers(facts.name, hash).await? {
             return Ok(());
         }
         self.store_points(facts.name.timeline, &facts.restore_points, NameHash::of(&hash)).await
+    }
+
+    /// Whether a segment is about to be refused, because other content is stored under its name: its restore points are another
+    /// server's.
+    pub(super) async fn is_anothers(&self, name: SegmentName, hash: ContentHash) -> Result<bool> {
+        Ok(self.header(name).await?.is_some_and(|stored| stored.whole && stored.hash != hash))
     }
 
     /// Stores what was surveyed before, in one object where it fits. Found to differ now, it is refused.

@@ -81,6 +81,8 @@ pub struct SealedSegment {
     pub(super) place: Place,
     pub(super) header: WalHeader,
     pub(super) sealed: Sealed,
+    /// Whether its restore points are stored already.
+    pub(super) points_stored: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -182,7 +184,7 @@ impl SegmentSealer {
                     (describe(table.hash), Sealed::Parts(table))
                 }
             };
-            Ok(SealedSegment { facts: Arc::clone(facts), place, header, sealed })
+            Ok(SealedSegment { facts: Arc::clone(facts), place, header, sealed, points_stored: false })
         };
         self.sealing.into_iter().map(finish).collect()
     }

@@ -65,6 +65,7 @@ pub(crate) fn facts_of_size(name: &str, whole: bool, size: SegmentSize) -> Segme
             lsn: start + 120,
             end: Lsn(start.0 + 200),
         }],
+        further_points: 0,
     }
 }
 
@@ -220,6 +221,65 @@ async fn many_restore_points_are_a_few_objects() {
         let named = archive.points_named("point 4000").await.unwrap();
         assert_eq!((named.points.len(), named.damaged.len(), named.unread.len()), (1, 1, 1), "{named:?}");
         assert_eq!(named.unread[0].0, facts.name.timeline);
+    }
+}
+
+/// A segment with more of them than its facts hold is stored only after all of them.
+#[tokio::test]
+async fn masses_of_restore_points_are_stored_before_their_segment() {
+    const ALL: u64 = 20_000;
+    for Bed { archive, .. } in beds(1).await {
+        let size = archive.lineage().segment_size;
+        let one = facts_of_size(NAME, true, size);
+        let start = one.restore_points[0].lsn;
+        let point = move |n: u64| RestorePoint {
+            name: format!("point {n}"),
+            lsn: start + n * 8,
+            end: start + n * 8 + 8,
+            time: PgTimestamp(i64::try_from(n).unwrap()),
+        };
+        let points = move |count| (0..count).map(point).map(Ok);
+        let held = SegmentFacts::POINTS as u64;
+        let facts = Arc::new(SegmentFacts {
+            restore_points: (0..held).map(point).collect(),
+            further_points: u32::try_from(ALL - held).unwrap(),
+            ..one
+        });
+        let bytes = segment(size, 1);
+        let sealed = || {
+            let archive = std::slice::from_ref(&archive);
+            let mut sealer = SegmentSealer::new(archive, facts.name, facts.size, Place::Whole).unwrap();
+            bytes.chunks(SegmentSealer::PIECE).for_each(|piece| sealer.add(piece).unwrap());
+            sealer.finish(&facts, WalFlags::default()).unwrap().remove(0)
+        };
+        let content = Content::from(bytes.clone());
+        let early = archive.put_sealed(sealed(), &content).await.unwrap_err().to_string();
+        assert!(early.contains("not stored before it"), "{early}");
+        let fewer = archive.put_points(sealed(), points(2 * held)).await.unwrap_err().to_string();
+        assert!(fewer.contains("it had 20000 restore points, and 16384"), "{fewer}");
+        let broken = points(held).chain([Err(std::io::Error::other("no disk"))]);
+        let broken = archive.put_points(sealed(), broken).await.unwrap_err();
+        assert!(broken.to_string().contains("cannot be read"), "{broken}");
+        let ready = archive.put_points(sealed(), points(ALL)).await.unwrap();
+        assert_eq!(archive.put_sealed(ready, &content).await.unwrap(), Stored::New);
+        assert_eq!(archive.header(facts.name).await.unwrap().unwrap().restore_points, 20_000);
+        let all = archive.points().await.unwrap();
+        assert_eq!((all.points.len(), all.damaged.len()), (20_000, 0));
+        for n in [0, held, ALL - 1] {
+            let found = archive.points_named(&format!("point {n}")).await.unwrap().points;
+            assert_eq!(found.iter().map(|p| p.lsn).collect::<Vec<_>>(), [point(n).lsn]);
+        }
+        // Another server's are not stored.
+        let mut other = bytes.clone();
+        other[100] ^= 1;
+        let mut sealer =
+            SegmentSealer::new(std::slice::from_ref(&archive), facts.name, facts.size, Place::Whole).unwrap();
+        other.chunks(SegmentSealer::PIECE).for_each(|piece| sealer.add(piece).unwrap());
+        let sealed = sealer.finish(&facts, WalFlags::default()).unwrap().remove(0);
+        let sealed = archive.put_points(sealed, points(ALL)).await.unwrap();
+        let refused = archive.put_sealed(sealed, &Content::from(other)).await.unwrap_err();
+        assert!(matches!(refused, RepoError::Conflict { .. }), "{refused}");
+        assert_eq!(archive.points().await.unwrap().points.len(), 20_000);
     }
 }
 

@@ -104,6 +104,7 @@ pub(super) fn facts(system_id: SystemId, name: SegmentName, content: &[u8]) -> S
         marks: SegmentMarks::default(),
         crossing: CrossingFacts { open: open.map(|r| piece(r, r.start)), rest },
         restore_points: points.collect(),
+        further_points: 0,
     }
 }
 
