@@ -296,11 +296,12 @@ impl Gathered {
         self.facts.requests.push(request);
     }
 
-    /// The holds in force on a backup that cannot be read. Whether one on its label is in force is not known.
+    /// The holds in force on a backup that cannot be read, and those on labels: which label it has is not known.
     pub(super) fn holds_on_unreadable(&self, id: BackupId, now: Timestamp) -> Vec<Protection> {
         let in_force = |hold: &&Held| hold.until.is_none_or(|until| now < until);
-        let on_it = |hold: &&Held| hold.backup == Some(id) && self.unreadable.contains(&id);
-        let holds = self.facts.holds.iter().filter(in_force).filter(on_it);
+        let may_be_on_it =
+            |hold: &&Held| (hold.backup == Some(id) || hold.label.is_some()) && self.unreadable.contains(&id);
+        let holds = self.facts.holds.iter().filter(in_force).filter(may_be_on_it);
         holds.map(|h| Protection::Hold(h.number, h.reason.clone(), h.who.clone(), h.until)).collect()
     }
 

@@ -249,3 +249,36 @@ async fn a_backup_under_lock_stays_whole() {
     assert_eq!(packs(&keys(&bed).await, ids[2]), 0);
     assert_eq!(segments(&bed).await.first(), Some(&45));
 }
+
+/// K1: which label a backup has whose manifest cannot be read is not known, so a hold on any label may be on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_on_a_label_keeps_what_cannot_be_read_from_going_by_name() {
+    let (bed, ids) = world().await;
+    let manifest = path(&bed, ClusterPaths::new(&cluster()).manifest(ids[1]).as_str());
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    bytes[200] ^= 1;
+    std::fs::remove_file(&manifest).unwrap();
+    write_new(&manifest, &bytes);
+    let hold = Placement {
+        on: HeldOn::Label("audit".to_owned()),
+        reason: "audit".to_owned(),
+        who: "dba".to_owned(),
+        at: Timestamp::now(),
+        until: None,
+    };
+    Holds::of(bed.archive.repository(), &cluster()).add(&hold).await.unwrap();
+    age(&bed, &ids[1].to_string(), 2).await;
+    let named = |even_if_held| NamedBackup {
+        backup: ids[1],
+        who: "dba".to_owned(),
+        even_if_held,
+        even_if_last: false,
+        abort_unfinished: false,
+    };
+    let named = |even_if_held| ExpireOptions { named: Some(named(even_if_held)), ..at_once(5) };
+    let refused = expire(bed.archive.repository(), &cluster(), &named(false)).await.unwrap_err().to_string();
+    assert!(refused.contains("--even-if-held"), "{refused}");
+    assert_eq!(finished(&bed).await, ids);
+    run(&bed, &named(true)).await;
+    assert_eq!(finished(&bed).await, [&ids[..1], &ids[2..]].concat());
+}
