@@ -14,7 +14,7 @@ use jiff::{Span, Timestamp};
 use walpoint_base::target::{self, TimeError};
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::Repository;
-use walpoint_repo::backup::{Backups, Standing};
+use walpoint_repo::backup::{Backups, CondemnedReason, CondemnedSet, Standing};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{Failure, told};
@@ -138,6 +138,9 @@ async fn place(
         }
     }
     let number = Holds::of(&repository, &selection.cluster).add(placement).await?;
+    if let HeldOn::Backup(id) = placement.on {
+        look_again(&Backups::of(&repository, &selection.cluster), name, id, number).await?;
+    }
     if let HeldOn::Label(label) = &placement.on {
         match is_labelled(&repository, &selection.cluster, label).await {
             Ok(true) => {}
@@ -150,6 +153,24 @@ async fn place(
         }
     }
     Ok(Hold { number, placed: placement.clone(), removed: None })
+}
+
+/// An `expire` that read the holds before this one was placed does not know it: fails if it has deleted the backup, and warns if it
+/// may do so yet.
+async fn look_again(backups: &Backups, name: &str, id: BackupId, number: u64) -> anyhow::Result<()> {
+    if !matches!(backups.standing(id).await?, Standing::Finished(_)) {
+        bail!("backup {id} was deleted while hold {number} was placed, which keeps nothing");
+    }
+    let announced = backups.condemned().await?.read;
+    let expired =
+        announced.iter().map(|one| &one.condemned).filter(|one| one.reason == CondemnedReason::Expired);
+    if CondemnedSet::new(expired).has_backup(id) {
+        tracing::warn!(
+            "backup {id} is marked for deletion in repository {name}: an expire that is running now may not know hold {number}; when \
+             it has ended, see with archive-agent status that the backup is there"
+        );
+    }
+    Ok(())
 }
 
 /// Whether a finished backup has this label. One that cannot be read has none.
