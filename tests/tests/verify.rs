@@ -71,6 +71,9 @@ fn damage_of_every_kind_is_found_and_named() {
             heal(key, whole);
         }
         assert_eq!(keys(&bed, "/condemned/", "").len(), 1, "announced once");
+        // What was announced is told by every run until it was read.
+        verify(&bed, &["--light"], 3);
+        verify(&bed, &[], 0);
 
         let segments = keys(&bed, "/wal/00000001/", "");
         let segments: Vec<&String> =
@@ -98,7 +101,7 @@ fn damage_of_every_kind_is_found_and_named() {
         let whole = door.get(&manifest).unwrap();
         door.flip_bit(&manifest, whole.len() - 10);
         let report = verify(&bed, &["--light"], 3);
-        assert_eq!(kinds(&report), [("damaged".to_owned(), manifest.clone())]);
+        assert!(kinds(&report).contains(&("damaged".to_owned(), manifest.clone())), "{report:#}");
         heal(&manifest, whole);
         door.delete(&packs[0]);
         let report = verify(&bed, &["--light"], 3);

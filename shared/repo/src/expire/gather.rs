@@ -191,6 +191,8 @@ impl Gathered {
                     ));
                     self.unreadable.push(one.id);
                 }
+                // It is being deleted, and nobody will finish it.
+                (ListedState::Unfinished, _) if one.lost_its_manifest() => {}
                 (ListedState::Unfinished, Some(begun)) => {
                     let intent = match backups.intent(one.id).await {
                         Ok(intent) => intent,

@@ -45,6 +45,7 @@ pub(super) async fn of(
     roots.know(gathered.unfinished.iter().map(|unfinished| unfinished.id));
     roots.know(gathered.ended.iter().map(|(id, _)| *id));
     roots.know(gathered.unreadable.iter().copied());
+    roots.know(gathered.facts.requests.iter().map(|request| request.backup));
     add_manifests(backups, &manifests, &mut roots, notes).await?;
     for facts in &gathered.lineages {
         let need = wal(gathered, facts, decisions, &spared);
