@@ -2,11 +2,11 @@
 
 use std::io;
 
+use crate::cpu;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::facts::{PointRef, RestorePoint};
 use walpoint_base::{Lsn, PgTimestamp, SegmentFacts, SegmentName, TimelineId};
-use crate::cpu;
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{Key, NameHash, Prefix};
 use walpoint_storage::object::bytes::Fields;
