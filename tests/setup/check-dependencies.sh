@@ -67,7 +67,11 @@ fi
     echo "error: pure: walpoint-plan does not build by itself" >&2
     failed=1
 }
-tests/setup/check-circles.py || failed=1
+if command -v python3 >/dev/null; then
+    tests/setup/check-circles.py || failed=1
+else
+    echo "python3 is not installed: circles of folders were not looked for" >&2
+fi
 
-[ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed, plans pure, no circle of folders"
+[ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed, plans pure"
 exit $failed
