@@ -24,11 +24,12 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use walpoint_base::socket::PUSH_OUTCOME;
 use walpoint_runtime::exit::{self, Failure};
-use walpoint_runtime::{logs, memory, output, pages, threads};
+use walpoint_runtime::{logs, memory, output, pages, threads, umask};
 
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    umask::leave_the_owner_all();
     let cli = Cli::parse();
     if matches!(cli.command, Command::Run { .. } | Command::Backup(_)) {
         memory::give_back();

@@ -27,6 +27,7 @@ use cli::{Cli, Command};
 const GIVE_WAY: i32 = 5;
 
 fn main() -> ExitCode {
+    walpoint_runtime::umask::leave_the_owner_all();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     guarded(cli::is_restore_command(&arguments), || run(&arguments))
 }

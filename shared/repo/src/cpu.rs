@@ -1,10 +1,11 @@
 //! Work for the processor: hashing, compression, encryption, decoding, in units of 1 to 16 MiB.
 //!
 //! It runs on tokio's blocking threads, at most one unit per core at a time: more would only share the cores and hold
-//! more memory. A unit that waits for a file meanwhile leaves its core to another one ([`without_core`]).
+//! more memory. A unit that waits long for a file leaves its core to another one ([`without_core`]).
 
 use std::cell::RefCell;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -13,6 +14,9 @@ use walpoint_storage::error::{RepoError, Result};
 
 static CORES: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
+
+/// A wait that takes longer leaves the core.
+const LATE: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// The core of the unit that runs on this thread, if one does.
@@ -53,15 +57,26 @@ pub fn run_here<T>(work: impl FnOnce() -> T) -> Result<T> {
     Ok(work())
 }
 
-/// Runs what waits for something else than the processor, in the middle of a unit: a read of a file that may hang. The core is
-/// another unit's until it returns. Blocks; outside a unit it only runs `wait`.
+/// Runs what waits for something else than the processor, in the middle of a unit: a read of a file that may hang. Where it takes long,
+/// the core is another unit's until it returns; a short wait keeps it, so that no more units are under way, each with its memory, than
+/// there are cores. Blocks; outside a unit it only runs `wait`.
 pub fn without_core<T>(wait: impl FnOnce() -> T) -> T {
     let Some(core) = CORE.take() else { return wait() };
-    drop(core);
+    let lent = Arc::new(Mutex::new(Some(core)));
+    let late = Arc::clone(&lent);
+    let timer = Handle::current().spawn(async move {
+        tokio::time::sleep(LATE).await;
+        drop(take(&late));
+    });
     let done = wait();
+    timer.abort();
     // Never closed; a unit without a core would be one too many, and no less right.
-    CORE.set(Handle::current().block_on(CORES.acquire()).ok());
+    CORE.set(take(&lent).or_else(|| Handle::current().block_on(CORES.acquire()).ok()));
     done
+}
+
+fn take(core: &Mutex<Option<SemaphorePermit<'static>>>) -> Option<SemaphorePermit<'static>> {
+    core.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 fn ended() -> RepoError {

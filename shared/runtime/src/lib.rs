@@ -29,3 +29,4 @@ pub mod progress;
 pub mod retention;
 pub mod shutdown;
 pub mod threads;
+pub mod umask;
