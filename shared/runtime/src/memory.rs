@@ -9,6 +9,10 @@ const THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
 /// One MiB: buffers of segments and objects are larger, everything that is allocated often is smaller.
 const BYTES: &str = "1048576";
 
+/// glibc's setting for how many arenas threads allocate from. Each keeps what small allocations left in it, and a daemon that has
+/// had many threads for blocking work would keep that many.
+const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "2");
+
 /// Makes freed buffers of megabytes go back to the system at once. Left alone, glibc raises that threshold with the first
 /// such buffer that is freed and then keeps up to twice its size for every thread.
 ///
@@ -24,6 +28,6 @@ pub fn give_back() {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    let error = command.args(arguments).env(THRESHOLD, BYTES).exec();
+    let error = command.args(arguments).env(THRESHOLD, BYTES).env(ARENAS.0, ARENAS.1).exec();
     tracing::debug!("not started anew, so freed memory is kept longer: {error}");
 }
