@@ -5,7 +5,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 NOT_RUN := $(TARGET_DIR)/walpoint-not-run
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help build dist dist-check image demo test-bed test soak planted bench lint clean
+.PHONY: help build dist dist-check image demo unit test-bed test soak planted bench lint clean
 
 help:
 	@echo "make build   the four programs, optimised, in $(TARGET_DIR)/release"
@@ -13,6 +13,7 @@ help:
 	@echo "make image   the sidecar's image from that, by BUILDER (docker build)"
 	@echo "make dist-check  build the last commit twice and compare the bytes"
 	@echo "make demo    a PostgreSQL under load loses a table and gets it back (MAJOR=19 for another version than 17)"
+	@echo "make unit    the unit tests of all crates: no server is needed"
 	@echo "make test    install the servers the tests need, build, run all tests"
 	@echo "make soak    the long tests too"
 	@echo "make planted plant faults and show which test finds each"
@@ -48,8 +49,17 @@ test-bed:
 PROFILE ?= default
 
 # Random cases are the same ones each time: what fails here fails because of a change. make soak draws others, and prints them.
-test: export PROPTEST_RNG_SEED ?= 20261124
-test: export WALPOINT_MODEL_FIRST ?= 20261124
+unit test: export PROPTEST_RNG_SEED ?= 20261124
+unit test: export WALPOINT_MODEL_FIRST ?= 20261124
+
+# For every change: nothing is installed, and no server is started.
+unit:
+ifeq ($(NEXTEST),yes)
+	$(CARGO) nextest run --workspace --lib --bins --profile $(PROFILE)
+else
+	@echo "cargo-nextest is not installed: the tests run by cargo test, slower" >&2
+	$(CARGO) test --workspace --lib --bins --no-fail-fast
+endif
 
 # The harness starts the programs under test from the target directory, so the whole workspace is built first.
 test: test-bed
