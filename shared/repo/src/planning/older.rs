@@ -5,7 +5,7 @@
 //! So the older lineage is taken only where it is asked for: by name, by one of its backups, or by a target that the newest one
 //! cannot have. A lineage that has no WAL is no reason to refuse: nothing was written there.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 use walpoint_plan::restore::facts::{Asking, ExtentQuestion, Facts};
 use walpoint_plan::restore::path::Path;
@@ -49,10 +49,13 @@ pub(super) async fn in_use_since(
     family: &[usize],
     registered: Timestamp,
 ) -> Result<Option<LineageId>> {
+    // The moment of a registration is kept in whole seconds.
+    let registered =
+        PgTimestamp::from_time(registered.saturating_add(SignedDuration::from_secs(1)).unwrap_or(registered));
     for at in family {
         let Some(lineage) = catalog.lineages_mut().get_mut(*at) else { continue };
         let last = last_wal(lineage, TargetTimeline::Latest).await?.and_then(|last| last.time);
-        if last.is_some_and(|last| last > PgTimestamp::from_time(registered)) {
+        if last.is_some_and(|last| last > registered) {
             return Ok(Some(lineage.id()));
         }
     }
