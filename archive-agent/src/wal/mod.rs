@@ -8,7 +8,8 @@
 //! | [`prepare`] | a file read, checked and sealed from the same bytes |
 //! | [`points`] | the restore points of a segment that holds masses of them |
 //! | [`room`], [`writes`] | the memory for what is sealed, and for what is being written to a repository |
-//! | [`target`] | one repository of a cluster, opened when needed |
+//! | [`target`], [`target_error`] | one repository of a cluster, and why it stores nothing |
+//! | [`opening`] | the place of the WAL in it: opened when needed, in the lineage of the data directory |
 //! | [`presence`] | whether it is still the one that was opened |
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
 //! | [`comparison`] | how a segment compares with the stored one |
@@ -57,6 +58,7 @@ mod known;
 pub(crate) mod lineage;
 mod neighbors;
 pub(crate) mod once;
+mod opening;
 pub(crate) mod order;
 mod points;
 pub(crate) mod postmaster;
@@ -73,6 +75,7 @@ pub(crate) mod socket;
 pub(crate) mod split_brain;
 pub(crate) mod stored;
 pub(crate) mod target;
+mod target_error;
 pub(crate) mod unwritten;
 pub(crate) mod upload;
 mod writes;

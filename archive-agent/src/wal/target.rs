@@ -1,10 +1,9 @@
-//! One repository as the target of a cluster's WAL: opened when it is needed first, and again after it failed in a way
-//! that another opening may cure.
+//! One repository as the target of a cluster's WAL: opened when it is needed first ([`opening`](super::opening)), and again after it failed in
+//! a way that another opening may cure.
 //!
 //! A daemon starts, and goes on, while a repository cannot be reached. New credentials are read at the next opening.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,27 +11,22 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify};
-use walpoint_base::timeline::HistoryError;
 use walpoint_base::{ClusterName, LineageId, SegmentName, TimelineId, WalFileName};
-use walpoint_pg::wal::Identity;
 use walpoint_repo::index::SegmentEntry;
-use walpoint_repo::lineage::{BINDING, bound_elsewhere};
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
-use walpoint_repo::{Lineage, Repository};
 use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
 use walpoint_storage::object::{Level, RepositoryId};
 use walpoint_storage::store::StoreSettings;
 
 use super::beside::Beside;
-use super::control::Moment;
-use super::disk;
 use super::known::Known;
+use super::opening::Opened;
+use super::points;
 use super::presence::Presence;
 use super::split_brain::SplitBrain;
+pub(crate) use super::target_error::TargetError;
 use super::writes::Writes;
-use super::{lineage, points};
-use crate::binding;
 
 /// A repository that has not answered a write for so long rests.
 const SLOW: Duration = Duration::from_secs(5);
@@ -51,121 +45,20 @@ pub(crate) struct Noted {
 /// The first file of each timeline that a repository missed; everything after it may be missing.
 pub(crate) type Missed = BTreeMap<TimelineId, SegmentName>;
 
-/// Why nothing was stored.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TargetError {
-    /// The repository failed.
-    #[error(transparent)]
-    Repository(#[from] RepoError),
-    /// The repository does not know this cluster.
-    #[error(
-        "repository {repository} does not know cluster {cluster} with system identifier {}; register it with \
-         archive-agent init (with --new-lineage for a copy that goes its own way)", .identity.system_id
-    )]
-    Unregistered {
-        /// The repository's name.
-        repository: String,
-        /// The cluster's name.
-        cluster: ClusterName,
-        /// Whose WAL it is.
-        identity: Identity,
-    },
-    /// The cluster was registered as another one.
-    #[error("repository {repository}: {what}; register the cluster again with archive-agent init")]
-    Different {
-        /// The repository's name.
-        repository: String,
-        /// What differs.
-        what: String,
-    },
-    /// Another server's WAL is there.
-    #[error("{0}")]
-    SplitBrain(Box<SplitBrain>),
-    /// A history cannot be used.
-    #[error(transparent)]
-    History(HistoryError),
-    /// WAL cannot be stored before its timeline's history, which is nowhere.
-    #[error(
-        "{name} is neither in pg_wal nor in a repository, so no WAL of timeline {} is stored in repository {repository}: recovery \
-         could not find its way there; HINT: copy it into pg_wal from a standby or from the server that was promoted; if there \
-         never was one (pg_resetwal), run \"archive-agent push --no-ancestors {name}\"", .name.timeline()
-    )]
-    NoHistory {
-        /// The history.
-        name: WalFileName,
-        /// The repository's name.
-        repository: String,
-    },
-    /// The cluster has several lineages, and nothing shows which of them this server's WAL belongs to.
-    #[error(
-        "cluster {cluster} has several lineages in repository {repository}, {} is missing, and nothing in {} shows which of them this \
-         server's WAL belongs to, so none of it is stored; HINT: copy walpoint.lineage from the server that this one was made from \
-         or followed; if that has none, write one of these lines into {} by its lineage, which archive-agent status shows: {}; to let a \
-         copy archive by itself, run \"archive-agent init --new-lineage\" on it",
-        .binding.display(), .wal.display(), .binding.display(), .lines.join(" or ")
-    )]
-    UnknownLineage {
-        /// The repository's name.
-        repository: String,
-        /// The cluster's name.
-        cluster: ClusterName,
-        /// The directory of WAL.
-        wal: PathBuf,
-        /// The file that would say it.
-        binding: PathBuf,
-        /// What it could hold.
-        lines: Vec<String>,
-    },
-    /// A write that was abandoned is still under way.
-    #[error(
-        "a write that timed out has not returned, so nothing more is stored there until it does; HINT: its filesystem hangs, or the \
-         network to it: look at the mount and its server, or at the disk"
-    )]
-    Hangs,
-    /// The data directory does not say who the server is.
-    #[error("{0}")]
-    Server(String),
-    /// Something beside the WAL cannot be read.
-    #[error("{} cannot be read: {source}", .path.display())]
-    Local {
-        /// What.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-impl From<SplitBrain> for TargetError {
-    fn from(split: SplitBrain) -> Self {
-        Self::SplitBrain(Box::new(split))
-    }
-}
-
-impl TargetError {
-    /// Whether trying again soon may help.
-    pub(crate) fn is_transient(&self) -> bool {
-        match self {
-            Self::Repository(error) => error.is_transient(),
-            Self::Hangs => true,
-            _ => false,
-        }
-    }
-}
-
 /// Segments stored ahead of PostgreSQL's questions of which something is kept.
 const REMEMBERED: usize = 256;
 
 /// A repository that receives a cluster's WAL.
 #[derive(Debug)]
 pub(crate) struct Target {
-    name: String,
-    cluster: ClusterName,
-    pgdata: PathBuf,
-    settings: StoreSettings,
-    level: Level,
+    pub(super) name: String,
+    pub(super) cluster: ClusterName,
+    pub(super) pgdata: PathBuf,
+    pub(super) settings: StoreSettings,
+    pub(super) level: Level,
     /// Whether an acknowledgement waits for it.
     pub(crate) acknowledges: bool,
-    opened: Mutex<Option<Opened>>,
+    pub(super) opened: Mutex<Option<Opened>>,
     pub(super) presence: Presence,
     /// What is being stored there.
     pub(super) writes: Writes,
@@ -184,33 +77,7 @@ pub(crate) struct Target {
     /// Told when a segment is no longer being stored.
     landed: Notify,
     /// How often the data directory was bound to another lineage, or the repository was another one.
-    lineages_left: AtomicU64,
-}
-
-#[derive(Debug, Clone)]
-struct Opened {
-    repository: Repository,
-    archive: Option<(Identity, By, WalArchive)>,
-}
-
-/// What a lineage was chosen by.
-#[derive(Debug, Clone, Copy)]
-enum By {
-    /// The data directory is bound to it.
-    Binding(LineageId),
-    /// The directory is not bound here: what lay in it at that moment, and the lineage that it is bound to in another repository.
-    Wal(Moment, Option<LineageId>),
-}
-
-impl By {
-    /// Whether what was chosen by `before` would be chosen again.
-    fn is_as(&self, before: &Self) -> bool {
-        match (self, before) {
-            (Self::Binding(now), Self::Binding(before)) => now == before,
-            (Self::Wal(now, elsewhere), Self::Wal(before, was)) => now.is_as(before) && elsewhere == was,
-            _ => false,
-        }
-    }
+    pub(super) lineages_left: AtomicU64,
 }
 
 /// A segment that is being stored, until dropped.
@@ -427,7 +294,7 @@ impl Target {
         Box::pin(self.or_start_over(store))
     }
 
-    async fn or_start_over<T>(
+    pub(super) async fn or_start_over<T>(
         &self,
         attempt: impl Future<Output = Result<T, TargetError>>,
     ) -> Result<T, TargetError> {
@@ -448,7 +315,7 @@ impl Target {
         self.forget_stored();
     }
 
-    fn forget_stored(&self) {
+    pub(super) fn forget_stored(&self) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).forget();
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.missed.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -475,127 +342,5 @@ impl Target {
                 None => self.stored_more.notified().await,
             }
         }
-    }
-
-    /// The place of this cluster's WAL; opens the repository if it is not open.
-    pub(crate) async fn archive(&self, cluster: &Identity) -> Result<WalArchive, TargetError> {
-        self.archive_at(cluster, TimelineId::FIRST).await
-    }
-
-    /// [`Self::archive`] for a file of a timeline, which the server has therefore reached.
-    pub(crate) async fn archive_at(
-        &self,
-        cluster: &Identity,
-        timeline: TimelineId,
-    ) -> Result<WalArchive, TargetError> {
-        self.or_start_over(self.find_archive(cluster, timeline)).await
-    }
-
-    /// The lineage of an unbound data directory. A server that writes is bound to it where others could be meant.
-    async fn chosen(
-        &self,
-        repository: &Repository,
-        cluster: &Identity,
-        moment: &Moment,
-        elsewhere: Option<LineageId>,
-    ) -> Result<Option<Lineage>, TargetError> {
-        let directory = (self.pgdata.as_path(), elsewhere);
-        let chosen = lineage::choose(repository, &self.cluster, cluster, directory, moment).await?;
-        let Some((lineage, found_out)) = chosen else { return Ok(None) };
-        if found_out && moment.written.is_some() {
-            match binding::add(&self.pgdata, repository.id(), lineage.id) {
-                Ok(()) => tracing::warn!(
-                    repository = self.name,
-                    lineage = %lineage.id,
-                    "the WAL of {} is in this lineage and in no other: the data directory is bound to it from now on",
-                    self.pgdata.display()
-                ),
-                // It is found out again when it has to be.
-                Err(error) => tracing::warn!(
-                    repository = self.name,
-                    lineage = %lineage.id,
-                    "the WAL of {} is in this lineage and in no other, and {BINDING} cannot be written there: {error}",
-                    self.pgdata.display()
-                ),
-            }
-        }
-        Ok(Some(lineage))
-    }
-
-    async fn find_archive(
-        &self,
-        cluster: &Identity,
-        at_least: TimelineId,
-    ) -> Result<WalArchive, TargetError> {
-        // Held while opening: one opening at a time is enough.
-        let mut opened = self.opened.lock().await;
-        let open = match &mut *opened {
-            Some(open) => open,
-            closed => {
-                let begun = Instant::now();
-                let repository = Repository::open(&self.name, &self.settings).await?;
-                // Whoever uploads tries again by itself, and can then say what went wrong so far.
-                let limits = repository.store().limits().once();
-                let repository = repository.with_limits(limits).compressing_at(self.level);
-                tracing::info!(repository = self.name, store = repository.store().name(), "opened");
-                if self.presence.opened(&repository, begun) {
-                    tracing::error!(repository = self.name, "it is another repository than before");
-                    self.forget_stored();
-                }
-                closed.insert(Opened { repository, archive: None })
-            }
-        };
-        let all = binding::read_all(&self.pgdata).await;
-        let all = all.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
-        let bound = all.get(&open.repository.id()).filter(|bound| bound.system_id == cluster.system_id);
-        let elsewhere = bound_elsewhere(&all, cluster.system_id).map(|(_, id)| id);
-        let by = match bound {
-            Some(bound) => By::Binding(*bound),
-            None => {
-                let pgdata = self.pgdata.clone();
-                let moment = disk::run(&self.pgdata, move || Moment::of(&pgdata, at_least))
-                    .await
-                    .map_err(RepoError::from)?;
-                By::Wal(moment.map_err(|trouble| TargetError::Server(trouble.text))?, elsewhere)
-            }
-        };
-        if let Some((identity, before, archive)) = &open.archive
-            && identity == cluster
-            && by.is_as(before)
-        {
-            return Ok(archive.clone());
-        }
-        let lineage = match &by {
-            By::Binding(bound) => open.repository.read_lineage(&self.cluster, *bound).await?,
-            By::Wal(moment, elsewhere) => self.chosen(&open.repository, cluster, moment, *elsewhere).await?,
-        };
-        let lineage = lineage.ok_or_else(|| TargetError::Unregistered {
-            repository: self.name.clone(),
-            cluster: self.cluster.clone(),
-            identity: *cluster,
-        })?;
-        let differs = |what: &str, theirs: String, ours: String| TargetError::Different {
-            repository: self.name.clone(),
-            what: format!("cluster {} was registered with {what} {theirs} and has {ours}", self.cluster),
-        };
-        if lineage.major != cluster.major {
-            return Err(differs("major version", lineage.major.to_string(), cluster.major.to_string()));
-        }
-        if lineage.segment_size != cluster.segment_size {
-            let (theirs, ours) =
-                (format!("{:?}", lineage.segment_size), format!("{:?}", cluster.segment_size));
-            return Err(differs("segments of", theirs, ours));
-        }
-        if self.presence.archives_into(&lineage) {
-            tracing::error!(repository = self.name, lineage = %lineage.id, "the lineage was deleted, and registered again");
-            self.forget_stored();
-        }
-        let archive = open.repository.wal(&lineage);
-        if open.archive.as_ref().is_some_and(|(_, _, before)| before.lineage().id != lineage.id) {
-            tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
-            self.lineages_left.fetch_add(1, Ordering::AcqRel);
-        }
-        open.archive = Some((*cluster, by, archive.clone()));
-        Ok(archive)
     }
 }

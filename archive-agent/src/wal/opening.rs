@@ -1,0 +1,171 @@
+//! The place of a cluster's WAL in a repository: the repository is opened when it is needed first, and the lineage is looked
+//! up whenever what it was chosen by may have changed.
+//!
+//! One opening at a time. A lineage is answered only while what it was chosen by still holds: the data directory's binding,
+//! or, of a directory that is bound nowhere here, the WAL that lies in it. What was known of a repository or a lineage that was
+//! made anew is forgotten before anything is stored there.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use walpoint_base::{LineageId, TimelineId};
+use walpoint_pg::wal::Identity;
+use walpoint_repo::lineage::{BINDING, bound_elsewhere};
+use walpoint_repo::wal::WalArchive;
+use walpoint_repo::{Lineage, Repository};
+use walpoint_storage::RepoError;
+
+use super::control::Moment;
+use super::target::{Target, TargetError};
+use super::{disk, lineage};
+use crate::binding;
+
+#[derive(Debug, Clone)]
+pub(super) struct Opened {
+    pub(super) repository: Repository,
+    pub(super) archive: Option<(Identity, By, WalArchive)>,
+}
+
+/// What a lineage was chosen by.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum By {
+    /// The data directory is bound to it.
+    Binding(LineageId),
+    /// The directory is not bound here: what lay in it at that moment, and the lineage that it is bound to in another repository.
+    Wal(Moment, Option<LineageId>),
+}
+
+impl By {
+    /// Whether what was chosen by `before` would be chosen again.
+    fn is_as(&self, before: &Self) -> bool {
+        match (self, before) {
+            (Self::Binding(now), Self::Binding(before)) => now == before,
+            (Self::Wal(now, elsewhere), Self::Wal(before, was)) => now.is_as(before) && elsewhere == was,
+            _ => false,
+        }
+    }
+}
+
+impl Target {
+    /// The place of this cluster's WAL; opens the repository if it is not open.
+    pub(crate) async fn archive(&self, cluster: &Identity) -> Result<WalArchive, TargetError> {
+        self.archive_at(cluster, TimelineId::FIRST).await
+    }
+
+    /// [`Self::archive`] for a file of a timeline, which the server has therefore reached.
+    pub(crate) async fn archive_at(
+        &self,
+        cluster: &Identity,
+        timeline: TimelineId,
+    ) -> Result<WalArchive, TargetError> {
+        self.or_start_over(self.find_archive(cluster, timeline)).await
+    }
+
+    /// The lineage of an unbound data directory. A server that writes is bound to it where others could be meant.
+    async fn chosen(
+        &self,
+        repository: &Repository,
+        cluster: &Identity,
+        moment: &Moment,
+        elsewhere: Option<LineageId>,
+    ) -> Result<Option<Lineage>, TargetError> {
+        let directory = (self.pgdata.as_path(), elsewhere);
+        let chosen = lineage::choose(repository, &self.cluster, cluster, directory, moment).await?;
+        let Some((lineage, found_out)) = chosen else { return Ok(None) };
+        if found_out && moment.written.is_some() {
+            match binding::add(&self.pgdata, repository.id(), lineage.id) {
+                Ok(()) => tracing::warn!(
+                    repository = self.name,
+                    lineage = %lineage.id,
+                    "the WAL of {} is in this lineage and in no other: the data directory is bound to it from now on",
+                    self.pgdata.display()
+                ),
+                // It is found out again when it has to be.
+                Err(error) => tracing::warn!(
+                    repository = self.name,
+                    lineage = %lineage.id,
+                    "the WAL of {} is in this lineage and in no other, and {BINDING} cannot be written there: {error}",
+                    self.pgdata.display()
+                ),
+            }
+        }
+        Ok(Some(lineage))
+    }
+
+    async fn find_archive(
+        &self,
+        cluster: &Identity,
+        at_least: TimelineId,
+    ) -> Result<WalArchive, TargetError> {
+        // Held while opening: one opening at a time is enough.
+        let mut opened = self.opened.lock().await;
+        let open = match &mut *opened {
+            Some(open) => open,
+            closed => {
+                let begun = Instant::now();
+                let repository = Repository::open(&self.name, &self.settings).await?;
+                // Whoever uploads tries again by itself, and can then say what went wrong so far.
+                let limits = repository.store().limits().once();
+                let repository = repository.with_limits(limits).compressing_at(self.level);
+                tracing::info!(repository = self.name, store = repository.store().name(), "opened");
+                if self.presence.opened(&repository, begun) {
+                    tracing::error!(repository = self.name, "it is another repository than before");
+                    self.forget_stored();
+                }
+                closed.insert(Opened { repository, archive: None })
+            }
+        };
+        let all = binding::read_all(&self.pgdata).await;
+        let all = all.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
+        let bound = all.get(&open.repository.id()).filter(|bound| bound.system_id == cluster.system_id);
+        let elsewhere = bound_elsewhere(&all, cluster.system_id).map(|(_, id)| id);
+        let by = match bound {
+            Some(bound) => By::Binding(*bound),
+            None => {
+                let pgdata = self.pgdata.clone();
+                let moment = disk::run(&self.pgdata, move || Moment::of(&pgdata, at_least))
+                    .await
+                    .map_err(RepoError::from)?;
+                By::Wal(moment.map_err(|trouble| TargetError::Server(trouble.text))?, elsewhere)
+            }
+        };
+        if let Some((identity, before, archive)) = &open.archive
+            && identity == cluster
+            && by.is_as(before)
+        {
+            return Ok(archive.clone());
+        }
+        let lineage = match &by {
+            By::Binding(bound) => open.repository.read_lineage(&self.cluster, *bound).await?,
+            By::Wal(moment, elsewhere) => self.chosen(&open.repository, cluster, moment, *elsewhere).await?,
+        };
+        let lineage = lineage.ok_or_else(|| TargetError::Unregistered {
+            repository: self.name.clone(),
+            cluster: self.cluster.clone(),
+            identity: *cluster,
+        })?;
+        let differs = |what: &str, theirs: String, ours: String| TargetError::Different {
+            repository: self.name.clone(),
+            what: format!("cluster {} was registered with {what} {theirs} and has {ours}", self.cluster),
+        };
+        if lineage.major != cluster.major {
+            return Err(differs("major version", lineage.major.to_string(), cluster.major.to_string()));
+        }
+        if lineage.segment_size != cluster.segment_size {
+            let (theirs, ours) =
+                (format!("{:?}", lineage.segment_size), format!("{:?}", cluster.segment_size));
+            return Err(differs("segments of", theirs, ours));
+        }
+        if self.presence.archives_into(&lineage) {
+            tracing::error!(repository = self.name, lineage = %lineage.id, "the lineage was deleted, and registered again");
+            self.forget_stored();
+        }
+        let archive = open.repository.wal(&lineage);
+        if open.archive.as_ref().is_some_and(|(_, _, before)| before.lineage().id != lineage.id) {
+            tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
+            self.lineages_left.fetch_add(1, Ordering::AcqRel);
+        }
+        open.archive = Some((*cluster, by, archive.clone()));
+        Ok(archive)
+    }
+}

@@ -1,0 +1,115 @@
+//! Why nothing is stored in a repository.
+//!
+//! Each error says on which repository or file, and what to do next. One that another attempt may cure is transient; all
+//! others are for a person.
+
+use std::io;
+use std::path::PathBuf;
+
+use walpoint_base::timeline::HistoryError;
+use walpoint_base::{ClusterName, WalFileName};
+use walpoint_pg::wal::Identity;
+use walpoint_storage::RepoError;
+
+use super::split_brain::SplitBrain;
+
+/// Why nothing was stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TargetError {
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepoError),
+    /// The repository does not know this cluster.
+    #[error(
+        "repository {repository} does not know cluster {cluster} with system identifier {}; register it with \
+         archive-agent init (with --new-lineage for a copy that goes its own way)", .identity.system_id
+    )]
+    Unregistered {
+        /// The repository's name.
+        repository: String,
+        /// The cluster's name.
+        cluster: ClusterName,
+        /// Whose WAL it is.
+        identity: Identity,
+    },
+    /// The cluster was registered as another one.
+    #[error("repository {repository}: {what}; register the cluster again with archive-agent init")]
+    Different {
+        /// The repository's name.
+        repository: String,
+        /// What differs.
+        what: String,
+    },
+    /// Another server's WAL is there.
+    #[error("{0}")]
+    SplitBrain(Box<SplitBrain>),
+    /// A history cannot be used.
+    #[error(transparent)]
+    History(HistoryError),
+    /// WAL cannot be stored before its timeline's history, which is nowhere.
+    #[error(
+        "{name} is neither in pg_wal nor in a repository, so no WAL of timeline {} is stored in repository {repository}: recovery \
+         could not find its way there; HINT: copy it into pg_wal from a standby or from the server that was promoted; if there \
+         never was one (pg_resetwal), run \"archive-agent push --no-ancestors {name}\"", .name.timeline()
+    )]
+    NoHistory {
+        /// The history.
+        name: WalFileName,
+        /// The repository's name.
+        repository: String,
+    },
+    /// The cluster has several lineages, and nothing shows which of them this server's WAL belongs to.
+    #[error(
+        "cluster {cluster} has several lineages in repository {repository}, {} is missing, and nothing in {} shows which of them this \
+         server's WAL belongs to, so none of it is stored; HINT: copy walpoint.lineage from the server that this one was made from \
+         or followed; if that has none, write one of these lines into {} by its lineage, which archive-agent status shows: {}; to let a \
+         copy archive by itself, run \"archive-agent init --new-lineage\" on it",
+        .binding.display(), .wal.display(), .binding.display(), .lines.join(" or ")
+    )]
+    UnknownLineage {
+        /// The repository's name.
+        repository: String,
+        /// The cluster's name.
+        cluster: ClusterName,
+        /// The directory of WAL.
+        wal: PathBuf,
+        /// The file that would say it.
+        binding: PathBuf,
+        /// What it could hold.
+        lines: Vec<String>,
+    },
+    /// A write that was abandoned is still under way.
+    #[error(
+        "a write that timed out has not returned, so nothing more is stored there until it does; HINT: its filesystem hangs, or the \
+         network to it: look at the mount and its server, or at the disk"
+    )]
+    Hangs,
+    /// The data directory does not say who the server is.
+    #[error("{0}")]
+    Server(String),
+    /// Something beside the WAL cannot be read.
+    #[error("{} cannot be read: {source}", .path.display())]
+    Local {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl From<SplitBrain> for TargetError {
+    fn from(split: SplitBrain) -> Self {
+        Self::SplitBrain(Box::new(split))
+    }
+}
+
+impl TargetError {
+    /// Whether trying again soon may help.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Repository(error) => error.is_transient(),
+            Self::Hangs => true,
+            _ => false,
+        }
+    }
+}
