@@ -6,7 +6,9 @@
 mod admission;
 mod beside;
 mod damaged;
+mod share;
 mod source;
+mod trouble;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -14,17 +16,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore};
 use walpoint_base::chain::ChainFacts;
 use walpoint_base::socket::FileIdentity;
 use walpoint_base::{SegmentName, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::Identity;
-use walpoint_repo::cpu;
-use walpoint_repo::wal::{Content, SealedSegment, SegmentSealer, Stored, WalArchive};
+use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
 use walpoint_runtime::args::Selection;
 use walpoint_storage::RepoError;
-use walpoint_storage::error::error_chain;
 use walpoint_storage::object::Level;
 use walpoint_storage::store::StoreSettings;
 
@@ -32,66 +32,21 @@ pub(super) use self::beside::{PATIENCE, REST};
 use super::check::{self, CheckError};
 use super::claim::{self, Claim};
 use super::control::{newest, read_control, writes, written};
-use super::disk::{self, DiskError};
-use super::prepare::{PrepareError, Prepared, Rules, prepare};
+use super::disk;
+use super::prepare::{PrepareError, Prepared, Rules};
 use super::presence;
-use super::read::{OpenFile, ReadError};
-use super::room::{Habit, Purpose, ROOM, Room};
+use super::read::ReadError;
+use super::room::{Habit, Purpose, Room};
 use super::target::{Target, TargetError};
 use admission::{Admitted, Around, Candidate, newcomer};
 use damaged::{Sound, is_readable};
+use share::Share;
 pub(super) use source::Source;
-
-/// A file up to this length needs no share of the room.
-const SMALL: u64 = 64 << 10;
+pub(crate) use trouble::Trouble;
+use trouble::{together, trouble};
 
 /// A write that takes longer is worth a word.
 const SLOW: Duration = Duration::from_secs(5);
-
-/// Why a file is not stored.
-#[derive(Debug)]
-pub(crate) struct Trouble {
-    /// For PostgreSQL's log.
-    pub(crate) text: String,
-    /// Whether trying again at once is useless.
-    pub(crate) lasting: bool,
-}
-
-impl Trouble {
-    /// Trying again at once is useless.
-    pub(super) fn lasting(error: impl ToString) -> Self {
-        Self { text: error.to_string(), lasting: true }
-    }
-}
-
-impl From<CheckError> for Trouble {
-    fn from(error: CheckError) -> Self {
-        Self::lasting(error)
-    }
-}
-
-impl From<RepoError> for Trouble {
-    fn from(error: RepoError) -> Self {
-        let lasting = !error.is_transient();
-        Self { text: error_chain(&error), lasting }
-    }
-}
-
-impl From<DiskError> for Trouble {
-    fn from(error: DiskError) -> Self {
-        Self { text: error.to_string(), lasting: false }
-    }
-}
-
-impl From<PrepareError> for Trouble {
-    fn from(error: PrepareError) -> Self {
-        match error {
-            PrepareError::Check(error) => error.into(),
-            PrepareError::Seal(error) => error.into(),
-            PrepareError::NoRoom => Self { text: error.to_string(), lasting: false },
-        }
-    }
-}
 
 /// Stores the WAL of one cluster.
 #[derive(Debug)]
@@ -410,73 +365,6 @@ impl Uploader {
         }
         troubles
     }
-
-    /// Reads, checks and seals a file for these archives, in this share of the room or, if that cannot grow as needed, in one
-    /// that is as large as it may have to be.
-    async fn prepare(
-        &self,
-        file: &Source,
-        archives: Vec<WalArchive>,
-        room: Room,
-        rules: Rules,
-    ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
-        let (purpose, most) = (room.purpose(), room.most());
-        match Self::prepare_in(file, archives.clone(), room, rules).await {
-            Err(PrepareError::NoRoom) => {
-                tracing::debug!(file = %file.name, "it compresses less than those before it: starting over with more memory");
-                let room = Room::wait_again(purpose, most).await;
-                Self::prepare_in(file, archives, room, rules).await
-            }
-            prepared => prepared,
-        }
-    }
-
-    async fn prepare_in(
-        file: &Source,
-        archives: Vec<WalArchive>,
-        mut room: Room,
-        rules: Rules,
-    ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
-        let Source { name, ref path, cluster, .. } = *file;
-        let (directory, path) = (path.parent().unwrap_or(path).to_owned(), path.clone());
-        let prepare = move || {
-            let open = cpu::without_core(|| OpenFile::open(&path, name, cluster.segment_size.bytes()))
-                .map_err(CheckError::from)?;
-            let prepared = prepare(&open, name, &cluster, rules, &archives, &mut room)?;
-            Ok((open.identity, prepared, room))
-        };
-        // A directory that hangs keeps its own threads, and no core.
-        disk::run(&directory, move || cpu::run_here(prepare)).await.map_err(RepoError::from)??
-    }
-
-    /// What a file needs of the room for each repository, and for how many of them there is room at once.
-    fn share_of(&self, file: &Source, targets: usize) -> (usize, usize) {
-        let size = std::fs::metadata(&file.path).map_or(0, |meta| meta.len());
-        if size <= SMALL {
-            return (0, targets.max(1));
-        }
-        let unit = SegmentSealer::room(file.cluster.segment_size).clamp(1, ROOM);
-        (unit, ROOM / unit)
-    }
-
-    /// What a file will probably take of the `unit` that it takes at the most, in each repository.
-    fn expected(&self, file: &Source, unit: usize) -> usize {
-        match file.name {
-            WalFileName::Segment(_) => self.habit.expects(unit),
-            _ => unit,
-        }
-    }
-
-    /// A share of the network, and of the memory that so many repositories need: `expected` for each, `unit` at the most.
-    async fn share(&self, unit: usize, expected: usize, repositories: usize) -> Result<Share<'_>, Trouble> {
-        if unit == 0 {
-            return Ok(Share { _transfer: None, room: Room::unlimited(Purpose::Acknowledging) });
-        }
-        let transfer = self.transfers.acquire().await.map_err(Trouble::lasting)?;
-        let all = |bytes: usize| bytes.saturating_mul(repositories);
-        let room = Room::wait_for(Purpose::Acknowledging, all(expected), all(unit)).await;
-        Ok(Share { _transfer: Some(transfer), room })
-    }
 }
 
 /// Whether each of these archives holds a segment of that name that was stored though damaged. Then it is not judged again:
@@ -489,12 +377,6 @@ async fn accepted(name: WalFileName, archives: &[WalArchive]) -> Result<bool, Re
         }
     }
     Ok(!archives.is_empty())
-}
-
-/// A share of the network, unless it is for a small file, and of the memory.
-struct Share<'a> {
-    _transfer: Option<SemaphorePermit<'a>>,
-    room: Room,
 }
 
 /// Stores a segment that belongs there, and says that it is stored only if nothing of another server came in between.
@@ -535,22 +417,6 @@ async fn store_segment(
         }
     }
     Ok(stored)
-}
-
-fn trouble(target: &Target, error: &TargetError) -> Trouble {
-    Trouble {
-        lasting: !error.is_transient(),
-        text: format!("repository {}: {}", target.name(), error_chain(error)),
-    }
-}
-
-/// The troubles of several repositories as one. What helps one may not help the other: as long as one may recover, it is
-/// worth trying again.
-fn together(troubles: Vec<Trouble>) -> Option<Trouble> {
-    troubles.into_iter().reduce(|first, next| Trouble {
-        text: if first.text == next.text { first.text } else { format!("{}; {}", first.text, next.text) },
-        lasting: first.lasting && next.lasting,
-    })
 }
 
 fn log(name: WalFileName, target: &Target, stored: &Stored) {

@@ -13,9 +13,10 @@ use walpoint_base::socket::FileIdentity;
 use walpoint_repo::wal::SegmentSealer;
 
 use super::super::disk;
-use super::{Purpose, ROOM, Room, Share, Source, Trouble, Uploader};
+use super::{Purpose, Room, Share, Source, Trouble, Uploader};
 use crate::wal::known::Incarnation;
 use crate::wal::presence;
+use crate::wal::room::ROOM;
 use crate::wal::target::Target;
 
 /// How long a command waits for such a repository, and a daemon that stops.

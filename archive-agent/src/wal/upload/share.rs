@@ -1,0 +1,101 @@
+//! A file's share of the network and of the memory for all ([`room`](crate::wal::room)), and the file made ready in it.
+//!
+//! No segment is read before there is room for it. A share is as large as what segments took lately; one that takes more gives
+//! it back and starts over in a share that is as large as it may have to be.
+
+use tokio::sync::SemaphorePermit;
+use walpoint_base::WalFileName;
+use walpoint_base::socket::FileIdentity;
+use walpoint_repo::cpu;
+use walpoint_repo::wal::{SegmentSealer, WalArchive};
+use walpoint_storage::RepoError;
+
+use super::{Source, Trouble, Uploader};
+use crate::wal::check::CheckError;
+use crate::wal::disk;
+use crate::wal::prepare::{PrepareError, Prepared, Rules, prepare};
+use crate::wal::read::OpenFile;
+use crate::wal::room::{Purpose, ROOM, Room};
+
+/// A file up to this length needs no share of the room.
+const SMALL: u64 = 64 << 10;
+
+/// A share of the network, unless it is for a small file, and of the memory.
+pub(super) struct Share<'a> {
+    pub(super) _transfer: Option<SemaphorePermit<'a>>,
+    pub(super) room: Room,
+}
+
+impl Uploader {
+    /// Reads, checks and seals a file for these archives, in this share of the room or, if that cannot grow as needed, in one
+    /// that is as large as it may have to be.
+    pub(super) async fn prepare(
+        &self,
+        file: &Source,
+        archives: Vec<WalArchive>,
+        room: Room,
+        rules: Rules,
+    ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
+        let (purpose, most) = (room.purpose(), room.most());
+        match Self::prepare_in(file, archives.clone(), room, rules).await {
+            Err(PrepareError::NoRoom) => {
+                tracing::debug!(file = %file.name, "it compresses less than those before it: starting over with more memory");
+                let room = Room::wait_again(purpose, most).await;
+                Self::prepare_in(file, archives, room, rules).await
+            }
+            prepared => prepared,
+        }
+    }
+
+    async fn prepare_in(
+        file: &Source,
+        archives: Vec<WalArchive>,
+        mut room: Room,
+        rules: Rules,
+    ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
+        let Source { name, ref path, cluster, .. } = *file;
+        let (directory, path) = (path.parent().unwrap_or(path).to_owned(), path.clone());
+        let prepare = move || {
+            let open = cpu::without_core(|| OpenFile::open(&path, name, cluster.segment_size.bytes()))
+                .map_err(CheckError::from)?;
+            let prepared = prepare(&open, name, &cluster, rules, &archives, &mut room)?;
+            Ok((open.identity, prepared, room))
+        };
+        // A directory that hangs keeps its own threads, and no core.
+        disk::run(&directory, move || cpu::run_here(prepare)).await.map_err(RepoError::from)??
+    }
+
+    /// What a file needs of the room for each repository, and for how many of them there is room at once.
+    pub(super) fn share_of(&self, file: &Source, targets: usize) -> (usize, usize) {
+        let size = std::fs::metadata(&file.path).map_or(0, |meta| meta.len());
+        if size <= SMALL {
+            return (0, targets.max(1));
+        }
+        let unit = SegmentSealer::room(file.cluster.segment_size).clamp(1, ROOM);
+        (unit, ROOM / unit)
+    }
+
+    /// What a file will probably take of the `unit` that it takes at the most, in each repository.
+    pub(super) fn expected(&self, file: &Source, unit: usize) -> usize {
+        match file.name {
+            WalFileName::Segment(_) => self.habit.expects(unit),
+            _ => unit,
+        }
+    }
+
+    /// A share of the network, and of the memory that so many repositories need: `expected` for each, `unit` at the most.
+    pub(super) async fn share(
+        &self,
+        unit: usize,
+        expected: usize,
+        repositories: usize,
+    ) -> Result<Share<'_>, Trouble> {
+        if unit == 0 {
+            return Ok(Share { _transfer: None, room: Room::unlimited(Purpose::Acknowledging) });
+        }
+        let transfer = self.transfers.acquire().await.map_err(Trouble::lasting)?;
+        let all = |bytes: usize| bytes.saturating_mul(repositories);
+        let room = Room::wait_for(Purpose::Acknowledging, all(expected), all(unit)).await;
+        Ok(Share { _transfer: Some(transfer), room })
+    }
+}
