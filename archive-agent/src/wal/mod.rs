@@ -16,6 +16,7 @@
 //! | [`split_brain`] | what is said of another server's WAL, and looking for it |
 //! | [`unwritten`] | whether it holds what this server has not written yet |
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
+//! | [`look_back`] | whether it continues what is stored before it |
 //! | [`ancestry`] | whether WAL of earlier timelines continues what is stored |
 //! | [`fork`] | whether a timeline begins with what its parent's server wrote |
 //! | [`known`] | what this process knows of a lineage |
@@ -56,6 +57,7 @@ pub(crate) mod identity;
 pub(crate) mod index;
 mod known;
 pub(crate) mod lineage;
+mod look_back;
 mod neighbors;
 pub(crate) mod once;
 mod opening;
