@@ -1,27 +1,28 @@
 //! What belongs into a backup: a walk over the data directory, its tablespaces and the paths outside it.
 //!
+//! The walk itself is in [`entries`], what it met in [`entered`].
+//!
 //! PostgreSQL goes on while this looks, so anything may vanish between two looks; that is normal and left out. What is held
 //! for each file is its name, while its directory is walked through.
 
 pub(crate) mod directory;
+mod entered;
+mod entries;
 
-use std::collections::{BTreeSet, HashSet};
-use std::ffi::OsStr;
+use std::collections::HashSet;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::fs::Access;
-use walpoint_pg::control::{CONTROL_FILE, ControlFile};
-use walpoint_pg::files::{self, Action, Unlogged};
+use walpoint_pg::control::ControlFile;
+use walpoint_pg::files;
 use walpoint_pg::server::{DEFAULT_TABLESPACE, Place};
 use walpoint_repo::backup::{Attributes, RelativePath, Root, TablePath};
 
-use self::directory::{Directory, Seen, cannot_read, present};
-
-/// Deeper nesting can only be links that lead in a circle.
-const MAX_DEPTH: usize = 100;
+use self::directory::{Seen, cannot_read};
+pub(crate) use self::entered::Entered;
+use self::entries::Walk;
 
 /// Something that belongs into the backup.
 #[derive(Debug, Clone)]
@@ -65,62 +66,6 @@ pub(crate) struct Measure {
     pub(crate) files: u64,
     /// Bytes to be read.
     pub(crate) bytes: u64,
-}
-
-/// What a walk met of what every cluster, every tablespace and every database has.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Entered {
-    /// Directories of databases in which there is anything, by the OIDs of tablespace and database.
-    databases: BTreeSet<(u32, u32)>,
-    /// Tablespaces in which there is the directory of this version.
-    tablespaces: BTreeSet<u32>,
-    /// Directories of [`NEEDED`] in which there is anything.
-    needed: BTreeSet<&'static str>,
-}
-
-/// What no cluster is without, never empty.
-const NEEDED: [&str; 4] = ["base", "global", "pg_multixact", "pg_xact"];
-
-impl Entered {
-    /// Whether the walk met it.
-    pub(crate) fn has(&self, place: &Place) -> bool {
-        match place.database {
-            None => self.tablespaces.contains(&place.tablespace),
-            Some(database) => self.databases.contains(&(place.tablespace, database)),
-        }
-    }
-
-    /// What a server does not run without and the walk did not meet.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
-        match NEEDED.iter().find(|name| !self.needed.contains(*name)) {
-            Some(name) => bail!(
-                "{name} is missing or empty here, and no server runs without it: is it a link or a mount that leads nowhere \
-                 here? Make it visible, or let the server send the cluster (backup --remote)"
-            ),
-            None => Ok(()),
-        }
-    }
-
-    /// Notes a directory that was opened.
-    fn note(&mut self, path: &Path, directory: &Directory) {
-        let anything = directory.names().next().is_some();
-        if let Some((space, database)) = files::database_directory(path) {
-            if anything {
-                self.databases.insert((space.unwrap_or(DEFAULT_TABLESPACE), database));
-            }
-        } else if let Some(space) = space_of_version_directory(path) {
-            self.tablespaces.insert(space);
-        } else if let Some(name) = NEEDED.iter().find(|name| anything && path == Path::new(name)) {
-            self.needed.insert(name);
-        }
-    }
-}
-
-/// The OID in `pg_tblspc/<oid>/PG_<version>`. The walk enters that of its own version only.
-fn space_of_version_directory(path: &Path) -> Option<u32> {
-    let rest = path.strip_prefix("pg_tblspc").ok()?;
-    let (space, version) = (rest.parent()?, rest.file_name()?);
-    version.as_bytes().starts_with(b"PG_").then(|| space.to_str()?.parse().ok()).flatten()
 }
 
 impl Ground {
@@ -211,154 +156,14 @@ impl Ground {
     }
 }
 
-/// One walk.
-struct Walk<'a> {
-    ground: &'a Ground,
-    visit: &'a mut dyn FnMut(Found) -> anyhow::Result<()>,
-    spaces: HashSet<(u64, u64)>,
-    entered: Entered,
-}
-
-impl Walk<'_> {
-    fn visit(&mut self, path: &TablePath, place: &Path, kind: Kind, seen: &Seen) -> anyhow::Result<()> {
-        let attributes = seen.attributes;
-        (self.visit)(Found { path: path.clone(), place: place.to_owned(), kind, attributes })
-    }
-
-    /// What is in a directory of the data directory.
-    fn data_directory(&mut self, path: &TablePath, place: &Path, depth: usize) -> anyhow::Result<()> {
-        if depth > MAX_DEPTH {
-            bail!("{} is nested too deep: do links lead in a circle?", place.display());
-        }
-        let Some(directory) = Directory::open(place)? else { return Ok(()) };
-        self.entered.note(path.path.as_path(), &directory);
-        let mut unlogged = Unlogged::default();
-        if files::is_relation_directory(path.path.as_path()) {
-            directory.names().for_each(|name| unlogged.note(name));
-        }
-        directory.each(place, |name, seen| {
-            self.data_entry(&child(path, name)?, &place.join(name), seen, &unlogged, depth)
-        })
-    }
-
-    fn data_entry(
-        &mut self,
-        path: &TablePath,
-        place: &Path,
-        seen: &Seen,
-        unlogged: &Unlogged,
-        depth: usize,
-    ) -> anyhow::Result<()> {
-        if self.of_another_version(path.path.as_path()) {
-            return Ok(());
-        }
-        if seen.is_directory() {
-            self.directory(path, place, seen, depth)
-        } else if seen.is_link() {
-            self.data_link(path, place, seen, depth)
-        } else if seen.is_file()
-            && path.path.as_path() != Path::new(CONTROL_FILE)
-            && files::file(path.path.as_path(), unlogged) == Action::Keep
-        {
-            self.visit(path, place, Kind::File(seen.occupied), seen)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn directory(&mut self, path: &TablePath, place: &Path, seen: &Seen, depth: usize) -> anyhow::Result<()> {
-        let relative = path.path.as_path();
-        if self.spaces.contains(&seen.identity) {
-            return Ok(());
-        }
-        match files::directory(relative) {
-            Action::LeaveOut => Ok(()),
-            Action::KeepEmpty => self.visit(path, place, Kind::Directory, seen),
-            Action::Keep => {
-                self.visit(path, place, Kind::Directory, seen)?;
-                self.data_directory(path, place, depth + 1)
-            }
-        }
-    }
-
-    /// Whether this lies in a tablespace and beside the directory of this version: another version's, or nobody's.
-    fn of_another_version(&self, relative: &Path) -> bool {
-        let in_space = relative.starts_with("pg_tblspc") && relative.components().count() == 3;
-        in_space && relative.file_name() != Some(self.ground.version_directory.as_ref())
-    }
-
-    /// A link in the data directory.
-    fn data_link(&mut self, path: &TablePath, place: &Path, seen: &Seen, depth: usize) -> anyhow::Result<()> {
-        let relative = path.path.as_path();
-        let Some(target) = present(fs::read_link(place), place)? else { return Ok(()) };
-        let target = target.as_os_str().as_bytes().to_vec();
-        let action = files::directory(relative);
-        let behind = match fs::metadata(place) {
-            Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::LOOP) => {
-                return Err(error)
-                    .with_context(|| format!("{}: do links lead in a circle?", place.display()));
-            }
-            behind => behind.ok().map(|meta| Seen::from(&meta)).filter(Seen::is_directory),
-        };
-        if behind.is_none() && relative.starts_with("pg_tblspc") {
-            // A tablespace that was dropped just now, or left behind by one.
-            return Ok(());
-        }
-        let Some(behind) = behind.filter(|_| action != Action::LeaveOut && is_the_servers(relative)) else {
-            return match action {
-                Action::LeaveOut => Ok(()),
-                _ => self.visit(path, place, Kind::Link(target), seen),
-            };
-        };
-        if action == Action::KeepEmpty && relative != Path::new("pg_wal") {
-            // As BASE_BACKUP does: what is empty needs no place elsewhere.
-            return self.visit(path, place, Kind::Directory, &behind);
-        }
-        self.visit(path, place, Kind::LinkedDirectory(target), &behind)?;
-        if action == Action::Keep { self.data_directory(path, place, depth + 1) } else { Ok(()) }
-    }
-
-    /// A file or directory outside the data directory, with everything in it.
-    fn extra(&mut self, path: &TablePath, place: &Path, seen: &Seen, depth: usize) -> anyhow::Result<()> {
-        if seen.is_file() {
-            return self.visit(path, place, Kind::File(seen.occupied), seen);
-        }
-        if seen.is_link() {
-            let Some(target) = present(fs::read_link(place), place)? else { return Ok(()) };
-            let target = target.as_os_str().as_bytes().to_vec();
-            return self.visit(path, place, Kind::Link(target), seen);
-        }
-        if !seen.is_directory() || depth > MAX_DEPTH {
-            return Ok(());
-        }
-        self.visit(path, place, Kind::Directory, seen)?;
-        let Some(directory) = Directory::open(place)? else { return Ok(()) };
-        directory
-            .each(place, |name, seen| self.extra(&child(path, name)?, &place.join(name), seen, depth + 1))
-    }
-}
-
 fn is_filled(directory: &Path) -> bool {
     fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
-}
-
-/// Whether PostgreSQL itself keeps something at this path that a cluster cannot do without; a `log` that is a link
-/// somewhere is none of that.
-fn is_the_servers(relative: &Path) -> bool {
-    let first = relative.components().next().map(|first| first.as_os_str().as_bytes().to_vec());
-    first.is_some_and(|first| {
-        first == b"base" || first == b"global" || (first.starts_with(b"pg_") && first != b"pg_log")
-    })
-}
-
-fn child(path: &TablePath, name: &OsStr) -> anyhow::Result<TablePath> {
-    let joined = path.path.join(name.as_bytes());
-    Ok(TablePath { root: path.root, path: joined.context("a file has a name that cannot be backed up")? })
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::symlink;
 
     use super::*;
