@@ -1,8 +1,10 @@
 //! The way from `pg_backup_start` to the manifest.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+mod facts;
+mod memory;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
@@ -12,20 +14,16 @@ use tokio_util::sync::CancellationToken;
 use walpoint_base::{BackupId, Lsn, TimelineHistory};
 use walpoint_pg::checksum::Checksums;
 use walpoint_pg::control::{CONTROL_FILE, CheckpointCopy, ControlFile};
-use walpoint_pg::label::{BackupLabel, TablespaceMap};
-use walpoint_pg::server::{BackupSession, BackupStart, BackupStop, Identity, Server};
-use walpoint_repo::backup::{
-    BackupFacts, BackupWriter, BlockSize, Draft, Foundation, HexBytes, Intent, Method, PackLimits, TablePath,
-    Tablespace, WriteOptions,
-};
+use walpoint_pg::server::{BackupSession, Identity, Server};
+use walpoint_repo::backup::{BackupFacts, BackupWriter, BlockSize, Draft, Foundation, Intent, TablePath};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::progress::{Progress, human_bytes};
 use walpoint_storage::store::StoreSettings;
 
+pub(super) use self::facts::Said;
 use super::copies::{Failures, Lanes};
 use super::copy::{copy, note_progress, positions};
 use super::lease::BackupLeases;
-use super::needed_history::Histories;
 use super::needed_wal::NeededWal;
 use super::outcome::Outcome;
 use super::own_wal::Checkpoints;
@@ -33,7 +31,7 @@ use super::owners::Owners;
 use super::pages::{InForce, Newest, PageCheck};
 use super::preflight::Chosen;
 use super::publish::{self, Published, Publishing};
-use super::reader::{BUFFER, Counts, Shared};
+use super::reader::{Counts, Shared};
 use crate::check::repository::Destination;
 use crate::check::{Examined, LocalSource, source, visible, whose_files};
 use crate::walk::directory::Seen;
@@ -46,17 +44,6 @@ const AGENT: &str = env!("CARGO_PKG_VERSION");
 /// PostgreSQL wants a label.
 pub(super) const DEFAULT_LABEL: &str = "walpoint";
 
-/// Memory for buffers, whatever the size of the cluster: readers, their lanes, and packs on their way.
-const MEMORY: u64 = 72 << 20;
-/// What one lane holds.
-const LANE: u64 = 5 << 19;
-/// What zstd's tables for a frame take beside that at the highest level; levels up to [`LIGHT`] take nearly nothing.
-const TABLES: u64 = 5 << 20;
-const LIGHT: i32 = 4;
-/// Readers, unless the configuration asks for more: beyond that the store is the limit.
-const MAX_READERS: usize = 8;
-/// Packs on their way have at least this much memory, however many readers there are.
-const LEAST_IN_FLIGHT: u64 = 16 << 20;
 /// How long an interrupted backup may take to note what it stored.
 const LAST_NOTE: Duration = Duration::from_secs(10);
 
@@ -93,25 +80,6 @@ pub(super) struct Copied {
     pub(super) checkpoint: CheckpointCopy,
     /// What was counted on the way.
     pub(super) shared: Arc<Shared>,
-}
-
-/// What the server said about a backup that is complete.
-pub(super) struct Said<'a> {
-    pub(super) method: Method,
-    pub(super) identity: &'a Identity,
-    /// When it began and stopped, by the server's clock: commit times are of that clock, too.
-    pub(super) times: (Timestamp, Timestamp),
-    /// Whether pages carried checksums all the time.
-    pub(super) checksums: bool,
-    pub(super) label: Vec<u8>,
-    pub(super) tablespace_map: Vec<u8>,
-    pub(super) stop: Lsn,
-    pub(super) history: &'a TimelineHistory,
-    /// The data directory on the server.
-    pub(super) pgdata: &'a Path,
-    pub(super) extra_paths: &'a [PathBuf],
-    pub(super) owners: &'a Mutex<Owners>,
-    pub(super) destinations: &'a [Destination],
 }
 
 impl Run<'_> {
@@ -258,33 +226,6 @@ impl Run<'_> {
         }
     }
 
-    fn lane(&self) -> u64 {
-        if self.selection.settings.compression_level > LIGHT { LANE + TABLES } else { LANE }
-    }
-
-    /// As many as the configuration asks for, but no more than memory allows.
-    pub(super) fn readers(&self, copies: usize) -> usize {
-        let copies = u64::try_from(copies).unwrap_or(1);
-        let settings = &self.selection.settings;
-        let wanted =
-            settings.workers.map_or_else(|| settings.workers().min(MAX_READERS), |_| settings.workers());
-        let buffer = u64::try_from(BUFFER).unwrap_or(0);
-        let room = MEMORY.saturating_sub(LEAST_IN_FLIGHT) / (self.lane() * copies.max(1) + buffer);
-        wanted.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1)
-    }
-
-    fn options(&self, copies: usize) -> WriteOptions {
-        let readers = self.readers(copies);
-        let copies = u64::try_from(copies).unwrap_or(1).max(1);
-        let readers = u64::try_from(readers).unwrap_or(1);
-        let buffer = u64::try_from(BUFFER).unwrap_or(0);
-        let left = MEMORY.saturating_sub(readers * (self.lane() * copies + buffer)).max(LEAST_IN_FLIGHT);
-        let default = PackLimits::default();
-        let in_flight = (left / copies).min(default.in_flight);
-        let packs = PackLimits { pack: default.pack.min(in_flight / 2), in_flight };
-        WriteOptions { packs, ..WriteOptions::default() }
-    }
-
     /// What the backup announces in a repository: also what of that repository it builds on.
     async fn intent(
         &self,
@@ -361,92 +302,6 @@ impl Run<'_> {
         let said = (&start, stop, checksums);
         let (facts, history) = self.facts(examined, &shared, said, times, &server).await?;
         Ok((Copied { facts, history, checkpoint: control.checkpoint, shared }, server.into_inner()))
-    }
-
-    async fn facts(
-        &self,
-        examined: &LocalSource,
-        shared: &Shared,
-        (start, stop, checksums): (&BackupStart, BackupStop, bool),
-        (id, started, ended): (BackupId, Timestamp, Timestamp),
-        server: &tokio::sync::Mutex<Server>,
-    ) -> anyhow::Result<(BackupFacts, TimelineHistory)> {
-        let LocalSource { pgdata, identity, destinations, .. } = examined;
-        let timeline = self.label(&stop.label, id)?.timeline;
-        let history = match start.in_recovery {
-            false => TimelineHistory::root(timeline),
-            true => {
-                let settings = &self.selection.settings;
-                let histories = Histories { pgdata: Some(pgdata), settings, server };
-                histories.of_the_stop(timeline, stop.lsn, destinations).await?
-            }
-        };
-        let said = Said {
-            method: Method::Local,
-            identity,
-            times: (started, ended),
-            checksums,
-            label: stop.label,
-            tablespace_map: stop.tablespace_map.unwrap_or_default(),
-            stop: stop.lsn,
-            history: &history,
-            pgdata,
-            extra_paths: &self.selection.settings.extra_paths,
-            owners: &shared.owners,
-            destinations,
-        };
-        Ok((self.said(said)?, history))
-    }
-
-    /// PostgreSQL's label, which has to be that of this backup.
-    pub(super) fn label(&self, label: &[u8], id: BackupId) -> anyhow::Result<BackupLabel> {
-        let label = BackupLabel::parse(label).context("PostgreSQL's backup label cannot be used")?;
-        if (label.start, label.timeline) != (id.start(), id.timeline()) {
-            bail!(
-                "the server changed to timeline {} while the backup began (it was {}): run the backup again",
-                label.timeline,
-                id.timeline()
-            );
-        }
-        Ok(label)
-    }
-
-    /// What the manifest will say.
-    pub(super) fn said(&self, said: Said<'_>) -> anyhow::Result<BackupFacts> {
-        let Said { identity, tablespace_map, .. } = said;
-        let label = BackupLabel::parse(&said.label).context("PostgreSQL's backup label cannot be used")?;
-        let tablespaces =
-            TablespaceMap::parse(&tablespace_map, identity.major).context("PostgreSQL's tablespace map")?;
-        let tablespaces = tablespaces.tablespaces.into_iter();
-        let owners = said.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = |path: &Path| HexBytes(path.as_os_str().as_bytes().to_vec());
-        Ok(BackupFacts {
-            label: self.label.clone(),
-            agent: AGENT.to_owned(),
-            host: host(),
-            started: said.times.0,
-            ended: said.times.1,
-            method: said.method,
-            from_standby: label.from_standby,
-            lineage: said.destinations.first().context("no repository is left")?.lineage.id,
-            major: identity.major,
-            block_size: identity.block_size,
-            relation_segment_blocks: identity.relation_segment_blocks,
-            wal_segment_size: identity.segment_size.bytes(),
-            data_checksums: said.checksums,
-            start_timeline: label.timeline,
-            start_lsn: label.start,
-            stop_timeline: said.history.timeline(),
-            stop_lsn: said.stop,
-            latest_commit: None,
-            backup_label: HexBytes(said.label),
-            tablespace_map: HexBytes(tablespace_map),
-            pgdata: path(said.pgdata),
-            tablespaces: tablespaces.map(|t| Tablespace { oid: t.oid, path: HexBytes(t.path) }).collect(),
-            extra_paths: said.extra_paths.iter().map(|extra| path(extra)).collect(),
-            users: owners.users(),
-            groups: owners.groups(),
-        })
     }
 }
 
