@@ -1,0 +1,78 @@
+//! What a probe of a store found, in words: what of it forbids writing there, and what to do about it.
+
+use walpoint_storage::store::settings::ConditionalWrites;
+use walpoint_storage::store::{Finding, Probe, StoreSettings};
+
+use crate::check::report::Report;
+
+/// `expire` refuses to work when the clocks differ by more.
+const CLOCK_LIMIT_SECONDS: i64 = 300;
+/// A difference that is worth a word.
+const CLOCK_WARNING_SECONDS: i64 = 60;
+
+/// Puts into words what a probe found; whether the store may be written to.
+pub(crate) fn judge(
+    report: &mut Report,
+    what: &str,
+    store: &str,
+    settings: &StoreSettings,
+    probe: &Probe,
+) -> bool {
+    let before = report.lines().len();
+    let mut behaves = true;
+    for (name, finding) in probe.findings() {
+        let Finding::Bad(found) = finding else { continue };
+        let what = format!("{what}: {name}");
+        let look_first = settings.conditional_writes == ConditionalWrites::LookFirst;
+        match name {
+            "never replaces" if look_first => report.warning(
+                what,
+                found,
+                "conditional_writes = \"look-first\" accepts this: never let two hosts archive the same cluster",
+            ),
+            "never replaces" => {
+                behaves = false;
+                report.failed(
+                    what,
+                    found,
+                    "use another store, or, knowing the risk, set conditional_writes = \"look-first\"",
+                );
+            }
+            "absence" => report.failed(
+                what,
+                found,
+                "let the credentials list the bucket (s3:ListBucket): otherwise recovery cannot tell the end of WAL from a \
+                 failure, and stops",
+            ),
+            "deleting" => report.warning(
+                what,
+                found,
+                "what is no longer needed stays: let the credentials of whoever runs expire delete objects",
+            ),
+            _ => {
+                behaves = false;
+                report.failed(what, found, "the store does not keep what it is given; use another one");
+            }
+        }
+    }
+    clock(report, what, probe);
+    if report.lines().len() == before {
+        report.ok(what, format!("{store}: creates, reads, lists and deletes, and never replaces"));
+    }
+    behaves
+}
+
+fn clock(report: &mut Report, what: &str, probe: &Probe) {
+    let Some(ahead) = probe.clock_ahead else { return };
+    let seconds = ahead.as_secs();
+    let what = format!("{what}: clock");
+    let found =
+        format!("the store's clock is {} s {}", seconds.abs(), if seconds > 0 { "ahead" } else { "behind" });
+    match seconds.abs() {
+        CLOCK_LIMIT_SECONDS.. => {
+            report.failed(what, found, "set the clocks: expire refuses to delete anything until they agree");
+        }
+        CLOCK_WARNING_SECONDS.. => report.warning(what, found, "set the clocks"),
+        _ => {}
+    }
+}
