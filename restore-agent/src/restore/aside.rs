@@ -8,8 +8,12 @@
 //! The record is written first, then the data directory is renamed, then the rest, one by one: a crash leaves the old
 //! directory in place, or none at all and a record of what is still to be done, which [`Record::go`] does.
 
+mod names;
+mod proof;
+mod record;
+
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +23,9 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
+pub(super) use self::names::SUFFIX;
+pub(crate) use self::names::{at, latest, left_in};
+use self::names::{beside, candidates, moment};
 use super::beneath::Roots;
 use super::directory;
 use super::identity;
@@ -27,9 +34,6 @@ use super::reach;
 
 /// The file in a data directory that was moved aside.
 pub(crate) const RECORD: &str = "walpoint-aside.json";
-
-/// What its name gets, before the time.
-pub(super) const SUFFIX: &str = ".walpoint-old-";
 
 /// What was moved, and where it belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,50 +145,9 @@ impl Record {
         durable::remove(&record).with_context(|| format!("{} cannot be removed", record.display()))
     }
 
-    /// Refuses, before anything is moved, a record that must not be followed.
-    pub(crate) fn prove(&self) -> anyhow::Result<()> {
-        self.check(self.user())
-    }
-
     /// For whom root moves things: the owner of the data directory.
     fn user(&self) -> Option<Owner> {
         reach::owner_of(if self.is_in_place() { &self.pgdata } else { &self.aside })
-    }
-
-    /// Refuses, before anything is moved, a record that says what no restore wrote, and one of another user's that wants
-    /// root to move what that user could not move by himself.
-    fn check(&self, user: Option<Owner>) -> anyhow::Result<()> {
-        let refused =
-            "that directory and its tablespaces can be put to their places by hand; nothing was changed";
-        let shown = self.aside.display();
-        let link = |link: &PathBuf| {
-            let oid = link.strip_prefix("pg_tblspc").ok().and_then(Path::to_str);
-            link == Path::new("pg_wal") || oid.is_some_and(|oid| oid.parse::<u32>().is_ok())
-        };
-        let name = |directory: &Path| Some(format!("{}{SUFFIX}", directory.file_name()?.to_string_lossy()));
-        let time = || self.aside.file_name()?.to_str()?.strip_prefix(&name(&self.pgdata)?);
-        let planned = time().is_some_and(|time| {
-            let beside = |from: &Path, to: &Path| beside(from, time) == to;
-            beside(&self.pgdata, &self.aside)
-                && self.moves.iter().all(|m| beside(&m.from, &m.to) && m.link.as_ref().is_none_or(link))
-        });
-        if !planned {
-            bail!("the record {RECORD} of {shown} is not what a restore writes: {refused}");
-        }
-        for moved in &self.moves {
-            match reach::parent(&moved.from, self.trusted, user) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                parent => drop(parent.with_context(|| {
-                    format!(
-                        "the record {RECORD} of {shown} says that {} belongs to {}; if that is so, give the record to root; \
-                         nothing was changed",
-                        moved.to.display(),
-                        moved.from.display()
-                    )
-                })?),
-            }
-        }
-        Ok(())
     }
 
     /// Opens the data directory where it lies. No link is followed to it.
@@ -245,55 +208,6 @@ impl Record {
     fn is_in_place(&self) -> bool {
         fs::symlink_metadata(&self.aside).is_err()
     }
-
-    /// Writes it into the data directory, which is in place. Root's stays root's: so its word counts when root puts things
-    /// back. The directory's owner, who may want that too, can read it.
-    fn write(&self, user: Option<Owner>) -> anyhow::Result<()> {
-        let data = self.data(&self.pgdata, user)?;
-        let anchor = data.anchor(&self.pgdata).with_context(|| self.pgdata.display().to_string())?;
-        remove_abandoned(anchor.path())?;
-        let path = anchor.path().join(RECORD);
-        let json = serde_json::to_vec_pretty(self)?;
-        let mode = if user.is_some() && self.trusted { 0o644 } else { 0o600 };
-        let written = durable::replace(&path, &json, mode).and_then(|()| match user {
-            // Written by hand is what its owner wrote.
-            Some(user) if !self.trusted => user.give(&path),
-            _ => Ok(()),
-        });
-        written.with_context(|| format!("{} cannot be written", self.pgdata.join(RECORD).display()))
-    }
-
-    /// The record in a directory, if there is one. One that does not say what it should is not passed over: an older one
-    /// would be taken for the latest.
-    fn read(directory: &Path) -> anyhow::Result<Option<Self>> {
-        let path = directory.join(RECORD);
-        let mut bytes = Vec::new();
-        let read = reach::plain(&path).and_then(|mut file| {
-            file.read_to_end(&mut bytes)?;
-            file.metadata()
-        });
-        let meta = match read {
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
-            meta => meta.with_context(|| {
-                format!(
-                    "{}, which says where that directory and its tablespaces belong, cannot be read; give the file to the \
-                     directory's owner, or run this as root: nothing was changed",
-                    path.display()
-                )
-            })?,
-        };
-        let trusted = !rustix::process::geteuid().is_root() || meta.uid() == 0;
-        let record = serde_json::from_slice(&bytes).with_context(|| {
-            format!(
-                "{}, which says where that directory and its tablespaces belong, is damaged: they can only be put there by \
-                 hand; to put an older one back, rename that directory first: nothing was changed",
-                path.display()
-            )
-        });
-        record.map(|record: Self| Some(Self { trusted, ..record }))
-    }
 }
 
 impl Move {
@@ -327,61 +241,8 @@ impl Move {
     }
 }
 
-/// The data directory that was moved aside from there last.
-pub(crate) fn latest(pgdata: &Path) -> anyhow::Result<Option<Record>> {
-    let candidates = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
-    for aside in candidates {
-        if let Some(record) = at(&aside, pgdata)? {
-            return Ok(Some(record));
-        }
-    }
-    Ok(None)
-}
-
-/// What could be data directories that were moved aside from there, the latest first.
-fn candidates(pgdata: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(parent), Some(name)) = (pgdata.parent(), pgdata.file_name()) else { return Ok(Vec::new()) };
-    let prefix = format!("{}{SUFFIX}", name.to_string_lossy());
-    let entries = match fs::read_dir(parent) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?.collect::<io::Result<Vec<_>>>()?,
-    };
-    let named = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-    let mut found: Vec<PathBuf> = named.map(fs::DirEntry::path).collect();
-    found.sort_by_cached_key(|aside| std::cmp::Reverse(moment(aside, pgdata)));
-    Ok(found)
-}
-
-/// When a data directory was moved aside, by its name: the second, and which one it was within that.
-fn moment(aside: &Path, pgdata: &Path) -> Option<(String, u32)> {
-    let name = pgdata.file_name()?.to_string_lossy();
-    let aside = aside.file_name()?.to_str()?;
-    let time = aside.strip_prefix(&*name)?.strip_prefix(SUFFIX)?;
-    let (time, n) = time.split_once('-').unwrap_or((time, "0"));
-    let digits = time.strip_suffix('Z')?.replacen('T', "", 1);
-    let is_time = digits.len() == 14 && digits.bytes().all(|b| b.is_ascii_digit());
-    Some((time.to_owned(), n.parse().ok()?)).filter(|_| is_time)
-}
-
-/// The record of the data directory that was moved aside to there.
-pub(crate) fn at(aside: &Path, pgdata: &Path) -> anyhow::Result<Option<Record>> {
-    // One that somebody copied or renamed says something else of itself.
-    Ok(Record::read(aside)?.filter(|record| record.aside == aside && record.pgdata == pgdata))
-}
-
-/// The record of a directory that is in place although a record says that it was to be moved.
-pub(crate) fn left_in(pgdata: &Path) -> anyhow::Result<Option<Record>> {
-    Ok(Record::read(pgdata)?.filter(|record| record.pgdata == pgdata && record.is_in_place()))
-}
-
 fn leads_to(link: &Path, target: &Path) -> bool {
     fs::read_link(link).is_ok_and(|found| found == target)
-}
-
-fn beside(directory: &Path, time: &str) -> PathBuf {
-    let mut name = directory.as_os_str().to_owned();
-    name.push(format!("{SUFFIX}{time}"));
-    PathBuf::from(name)
 }
 
 /// Removes what a killed run was about to write.

@@ -1,0 +1,68 @@
+//! Where data directories lie that were moved aside, and which one was moved last.
+//!
+//! The name says when: `<pgdata>.walpoint-old-<time>`, with a number behind it within a second. The order of the names is the
+//! order of the moves, also where the clock was set back. A record is believed only of the directory that it names.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::Record;
+
+/// What its name gets, before the time.
+pub(in crate::restore) const SUFFIX: &str = ".walpoint-old-";
+
+/// The data directory that was moved aside from there last.
+pub(crate) fn latest(pgdata: &Path) -> anyhow::Result<Option<Record>> {
+    let candidates = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
+    for aside in candidates {
+        if let Some(record) = at(&aside, pgdata)? {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
+}
+
+/// What could be data directories that were moved aside from there, the latest first.
+pub(super) fn candidates(pgdata: &Path) -> io::Result<Vec<PathBuf>> {
+    let (Some(parent), Some(name)) = (pgdata.parent(), pgdata.file_name()) else { return Ok(Vec::new()) };
+    let prefix = format!("{}{SUFFIX}", name.to_string_lossy());
+    let entries = match fs::read_dir(parent) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?.collect::<io::Result<Vec<_>>>()?,
+    };
+    let named = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    let mut found: Vec<PathBuf> = named.map(fs::DirEntry::path).collect();
+    found.sort_by_cached_key(|aside| std::cmp::Reverse(moment(aside, pgdata)));
+    Ok(found)
+}
+
+/// When a data directory was moved aside, by its name: the second, and which one it was within that.
+pub(super) fn moment(aside: &Path, pgdata: &Path) -> Option<(String, u32)> {
+    let name = pgdata.file_name()?.to_string_lossy();
+    let aside = aside.file_name()?.to_str()?;
+    let time = aside.strip_prefix(&*name)?.strip_prefix(SUFFIX)?;
+    let (time, n) = time.split_once('-').unwrap_or((time, "0"));
+    let digits = time.strip_suffix('Z')?.replacen('T', "", 1);
+    let is_time = digits.len() == 14 && digits.bytes().all(|b| b.is_ascii_digit());
+    Some((time.to_owned(), n.parse().ok()?)).filter(|_| is_time)
+}
+
+/// The record of the data directory that was moved aside to there.
+pub(crate) fn at(aside: &Path, pgdata: &Path) -> anyhow::Result<Option<Record>> {
+    // One that somebody copied or renamed says something else of itself.
+    Ok(Record::read(aside)?.filter(|record| record.aside == aside && record.pgdata == pgdata))
+}
+
+/// The record of a directory that is in place although a record says that it was to be moved.
+pub(crate) fn left_in(pgdata: &Path) -> anyhow::Result<Option<Record>> {
+    Ok(Record::read(pgdata)?.filter(|record| record.pgdata == pgdata && record.is_in_place()))
+}
+
+pub(super) fn beside(directory: &Path, time: &str) -> PathBuf {
+    let mut name = directory.as_os_str().to_owned();
+    name.push(format!("{SUFFIX}{time}"));
+    PathBuf::from(name)
+}

@@ -1,0 +1,65 @@
+//! The record on disk: written durably before anything is moved, and never passed over where it cannot be read.
+//!
+//! Root's stays root's, and only that is believed of root.
+
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::Context;
+use walpoint_base::durable;
+
+use super::{RECORD, Record, remove_abandoned};
+use crate::restore::owners::Owner;
+use crate::restore::reach;
+
+impl Record {
+    /// Writes it into the data directory, which is in place. Root's stays root's: so its word counts when root puts things
+    /// back. The directory's owner, who may want that too, can read it.
+    pub(super) fn write(&self, user: Option<Owner>) -> anyhow::Result<()> {
+        let data = self.data(&self.pgdata, user)?;
+        let anchor = data.anchor(&self.pgdata).with_context(|| self.pgdata.display().to_string())?;
+        remove_abandoned(anchor.path())?;
+        let path = anchor.path().join(RECORD);
+        let json = serde_json::to_vec_pretty(self)?;
+        let mode = if user.is_some() && self.trusted { 0o644 } else { 0o600 };
+        let written = durable::replace(&path, &json, mode).and_then(|()| match user {
+            // Written by hand is what its owner wrote.
+            Some(user) if !self.trusted => user.give(&path),
+            _ => Ok(()),
+        });
+        written.with_context(|| format!("{} cannot be written", self.pgdata.join(RECORD).display()))
+    }
+
+    /// The record in a directory, if there is one. One that does not say what it should is not passed over: an older one
+    /// would be taken for the latest.
+    pub(super) fn read(directory: &Path) -> anyhow::Result<Option<Self>> {
+        let path = directory.join(RECORD);
+        let mut bytes = Vec::new();
+        let read = reach::plain(&path).and_then(|mut file| {
+            file.read_to_end(&mut bytes)?;
+            file.metadata()
+        });
+        let meta = match read {
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            meta => meta.with_context(|| {
+                format!(
+                    "{}, which says where that directory and its tablespaces belong, cannot be read; give the file to the \
+                     directory's owner, or run this as root: nothing was changed",
+                    path.display()
+                )
+            })?,
+        };
+        let trusted = !rustix::process::geteuid().is_root() || meta.uid() == 0;
+        let record = serde_json::from_slice(&bytes).with_context(|| {
+            format!(
+                "{}, which says where that directory and its tablespaces belong, is damaged: they can only be put there by \
+                 hand; to put an older one back, rename that directory first: nothing was changed",
+                path.display()
+            )
+        });
+        record.map(|record: Self| Some(Self { trusted, ..record }))
+    }
+}
