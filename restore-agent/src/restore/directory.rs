@@ -9,59 +9,23 @@
 //! Root believes a marker only where no other user could have put it, or in a directory of the user's own: there it does
 //! nothing that this user could not do by himself.
 
+mod links;
+mod marker;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
+pub(crate) use self::links::resolve;
+use self::marker::read_marker;
+pub(crate) use self::marker::{
+    MARKER, Marker, RelativeTime, belongs_to, claim, claim_other, claimed, disown, is_claimed, release,
+};
 use super::beneath::Anchor;
-use super::owners::Owner;
-use super::reach;
 use super::running::{self, LockFile, Reason, Server};
-
-/// The file that marks an unfinished restore, in the data directory and in those outside it that belong to it.
-pub(crate) const MARKER: &str = "walpoint-restore.json";
-
-/// So many links to what does not exist are followed, as by the kernel.
-const LINKS: u32 = 40;
-
-/// What an unfinished restore was about to do; a re-run has to want the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Marker {
-    /// The repository's id.
-    pub(crate) repository: String,
-    /// The cluster's name.
-    pub(crate) cluster: String,
-    /// The backup that is written.
-    pub(crate) backup: String,
-    /// The target, as a person reads it.
-    pub(crate) target: String,
-    /// A target time that is another moment each time it is read ("5 minutes ago"), and the moment it meant.
-    #[serde(default)]
-    pub(crate) relative: Option<RelativeTime>,
-    /// Directories outside PGDATA that it writes to.
-    pub(crate) directories: Vec<PathBuf>,
-    /// Whether it repairs what was there, which is then not its own to empty.
-    #[serde(default)]
-    pub(crate) delta: bool,
-    /// Nothing was changed yet: `pg_control` is the old one.
-    #[serde(default)]
-    pub(crate) claiming: bool,
-}
-
-/// A time relative to now, and what it meant when the restore began.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct RelativeTime {
-    /// As it was written.
-    pub(crate) text: String,
-    /// In microseconds since 2000-01-01 UTC.
-    pub(crate) meant: i64,
-}
 
 /// What a directory is before a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,45 +124,6 @@ fn counts(name: &OsStr) -> bool {
     name != "lost+found" && !name.to_string_lossy().starts_with(&half_made)
 }
 
-/// The marker of an unfinished restore. A damaged one counts as none, as does one that is not to be believed: then the
-/// directory is simply not empty.
-fn read_marker(pgdata: &Path) -> Result<Option<Marker>, DirectoryError> {
-    let path = pgdata.join(MARKER);
-    let read = || {
-        let anchor = Anchor::open(pgdata)?;
-        let Some(mut file) = open_marker(&anchor)? else { return Ok(None) };
-        let meta = anchor.directory().metadata()?;
-        let owner = Some(Owner { uid: meta.uid(), gid: meta.gid() }).filter(|owner| owner.uid != 0);
-        if !is_believed(&anchor, &file, owner)? {
-            return Ok(None);
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes).ok())
-    };
-    read().map_err(error_at(&path))
-}
-
-/// Opens the marker in a directory, if it has one. What is no regular file is none.
-fn open_marker(anchor: &Anchor) -> io::Result<Option<File>> {
-    match reach::plain_at(anchor.directory(), Path::new(MARKER)) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(e),
-        file => Ok(file.ok()),
-    }
-}
-
-/// Whether a marker counts. For root it does in the directory of the user for whom it acts, and in one of its own to which
-/// nobody else can write, if the marker is its own too.
-fn is_believed(anchor: &Anchor, marker: &File, user: Option<Owner>) -> io::Result<bool> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(true);
-    }
-    let (directory, marker) = (anchor.directory().metadata()?, marker.metadata()?);
-    let own = directory.uid() == 0 && directory.mode() & 0o022 == 0 && marker.uid() == 0;
-    let theirs = |user: Owner| directory.uid() == user.uid && [0, user.uid].contains(&marker.uid());
-    Ok(own || user.is_some_and(theirs))
-}
-
 /// Keeps other restores out of the directory for as long as it is held.
 #[derive(Debug)]
 pub(crate) struct Held(#[expect(dead_code, reason = "its lock is what counts")] File);
@@ -211,130 +136,6 @@ pub(crate) fn hold(pgdata: &Path) -> Result<Held, DirectoryError> {
         // A filesystem without locks on directories has none for another restore either.
         Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(Held(directory)),
     }
-}
-
-/// Gives the directory, which exists, a mode that PostgreSQL accepts and puts the marker into it, durably; from then on
-/// PostgreSQL cannot start there.
-pub(crate) fn claim(pgdata: &Path, marker: &Marker) -> Result<(), DirectoryError> {
-    let mode = fs::metadata(pgdata).map_err(error_at(pgdata))?.permissions().mode() & 0o7777;
-    // PostgreSQL starts only in a directory with one of these two modes.
-    if !matches!(mode, 0o700 | 0o750) {
-        fs::set_permissions(pgdata, fs::Permissions::from_mode(0o700)).map_err(error_at(pgdata))?;
-    }
-    durable::remove_abandoned(pgdata).map_err(error_at(pgdata))?;
-    let path = pgdata.join(MARKER);
-    let write = |claiming| {
-        let marker = Marker { claiming, ..marker.clone() };
-        let json = serde_json::to_vec_pretty(&marker).map_err(io::Error::from).map_err(error_at(&path))?;
-        durable::replace(&path, &json, 0o600).map_err(error_at(&path))
-    };
-    let control = pgdata.join("global/pg_control");
-    // With a marker that does not say so, a pg_control would be that of a finished restore.
-    let claiming = control.exists();
-    write(claiming)?;
-    if claiming {
-        durable::remove(&control).or_else(no_parent).map_err(error_at(&control))?;
-        write(false)?;
-    }
-    Ok(())
-}
-
-/// A file in a directory that does not exist is gone as well.
-fn no_parent(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
-}
-
-/// Marks a directory outside PGDATA, which exists, as one that the restore into `pgdata` fills.
-pub(crate) fn claim_other(other: &Path, pgdata: &Path) -> Result<(), DirectoryError> {
-    durable::remove_abandoned(other).map_err(error_at(other))?;
-    let path = other.join(MARKER);
-    durable::replace(&path, pgdata.as_os_str().as_encoded_bytes(), 0o600).map_err(error_at(&path))
-}
-
-/// Opens a directory outside PGDATA that an unfinished restore into `pgdata` claimed; `None` if none did. `user`: for whom
-/// root acts.
-pub(crate) fn claimed(other: &Path, pgdata: &Path, user: Option<Owner>) -> Option<Anchor> {
-    let anchor = Anchor::open(other).ok()?;
-    is_claimed(&anchor, pgdata, user).is_ok_and(|claimed| claimed).then_some(anchor)
-}
-
-/// Whether an open directory was claimed by an unfinished restore into `pgdata`.
-pub(crate) fn is_claimed(anchor: &Anchor, pgdata: &Path, user: Option<Owner>) -> io::Result<bool> {
-    let Some(marker) = open_marker(anchor)? else { return Ok(false) };
-    if !is_believed(anchor, &marker, user)? {
-        return Ok(false);
-    }
-    let wanted = pgdata.as_os_str().as_encoded_bytes();
-    let mut named = Vec::new();
-    marker.take(wanted.len() as u64 + 1).read_to_end(&mut named)?;
-    Ok(named == wanted)
-}
-
-/// Whether a directory outside PGDATA was claimed by an unfinished restore into `pgdata`.
-pub(crate) fn belongs_to(other: &Path, pgdata: &Path, user: Option<Owner>) -> bool {
-    claimed(other, pgdata, user).is_some()
-}
-
-/// Ends the restore: the cluster is complete.
-pub(crate) fn release(pgdata: &Path, marker: &Marker, user: Option<Owner>) -> Result<(), DirectoryError> {
-    // The run that put `pg_control` into place may have been killed before it synced the name.
-    let global = pgdata.join("global");
-    durable::sync_directory(&global).map_err(error_at(&global))?;
-    for other in &marker.directories {
-        if let Some(anchor) = claimed(other, pgdata, user) {
-            disown(&anchor)?;
-        }
-    }
-    disown(&Anchor::open(pgdata).map_err(error_at(pgdata))?)
-}
-
-/// Removes the marker of a directory.
-pub(crate) fn disown(directory: &Anchor) -> Result<(), DirectoryError> {
-    let path = directory.path().join(MARKER);
-    durable::remove(&path).map_err(error_at(&path))
-}
-
-/// `path` without links, as far as it exists. A link to something that does not exist leads there all the same.
-pub(crate) fn resolve(path: &Path) -> Result<PathBuf, DirectoryError> {
-    let mut path = std::path::absolute(path).map_err(error_at(path))?;
-    for _ in 0..LINKS {
-        match follow(&path)? {
-            Followed::Real(real) => return Ok(real),
-            Followed::Link(on) => path = on,
-        }
-    }
-    Err(error_at(&path)(Errno::LOOP.into()))
-}
-
-/// Where an absolute path leads.
-enum Followed {
-    /// There, without links as far as that exists.
-    Real(PathBuf),
-    /// On to this path, by a link to something that does not exist.
-    Link(PathBuf),
-}
-
-fn follow(path: &Path) -> Result<Followed, DirectoryError> {
-    for ancestor in path.ancestors() {
-        let rest = path.strip_prefix(ancestor).unwrap_or(Path::new(""));
-        let with_rest = |at: PathBuf| if rest.as_os_str().is_empty() { at } else { at.join(rest) };
-        match fs::canonicalize(ancestor) {
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                let (Ok(target), Some(parent)) = (fs::read_link(ancestor), ancestor.parent()) else {
-                    continue;
-                };
-                return Ok(Followed::Link(with_rest(parent.join(target))));
-            }
-            Err(e) => return Err(error_at(ancestor)(e)),
-            Ok(real) => {
-                if !rest.as_os_str().is_empty() && !real.is_dir() {
-                    return Err(DirectoryError::NoDirectory(ancestor.to_owned()));
-                }
-                return Ok(Followed::Real(with_rest(real)));
-            }
-        }
-    }
-    Ok(Followed::Real(path.to_owned()))
 }
 
 /// Empties a directory that an interrupted restore had begun to fill: all but the marker. Links are removed, not followed.
@@ -387,6 +188,8 @@ pub(crate) fn free_space(path: &Path) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn marker() -> Marker {
@@ -480,21 +283,6 @@ mod tests {
         assert!(matches!(hold(dir.path()), Err(DirectoryError::Busy(_))));
         drop(held);
         hold(dir.path()).unwrap();
-    }
-
-    #[test]
-    fn links_in_paths_are_seen_through() {
-        let dir = tempfile::tempdir().unwrap();
-        let real = dir.path().canonicalize().unwrap().join("real");
-        fs::create_dir(&real).unwrap();
-        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
-        assert_eq!(resolve(&dir.path().join("link")).unwrap(), real);
-        assert_eq!(resolve(&dir.path().join("link/new/data")).unwrap(), real.join("new/data"));
-        // Also through what does not exist: it was moved aside, say.
-        fs::remove_dir(&real).unwrap();
-        assert_eq!(resolve(&dir.path().join("link/new")).unwrap(), real.join("new"));
-        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
-        assert!(resolve(&dir.path().join("loop/new")).is_err());
     }
 
     #[test]
