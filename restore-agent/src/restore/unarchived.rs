@@ -9,6 +9,9 @@
 //! PostgreSQL archives the last one as `.partial` when it is promoted, because its status is not known; complete ones are
 //! marked as waiting, if the restored server archives, and as archived otherwise.
 
+mod content;
+mod proof;
+
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -16,34 +19,21 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use futures_util::TryStreamExt;
-use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
-use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{
-    CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentNo, SegmentSize,
-    TimelineHistory, WalFileName, durable,
+    CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentSize, WalFileName, durable,
 };
-use walpoint_pg::wal::{Identity, Inspector, WalError};
-use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentDecoder, SegmentRange, Signal};
-use walpoint_repo::wal::{WalArchive, WalCopies};
-use walpoint_storage::RepoError;
-use walpoint_storage::layout::WalEntry;
+use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentRange, Signal};
 
+pub(super) use self::content::inspect;
+use self::content::{Candidate, effects};
+use self::proof::{end_of, judge};
 use super::kept::{self, Kept};
 use super::owners::{self, Owner};
-use super::reach;
 use super::stored::NotStored;
-use crate::decoder::WalDecoder;
 use crate::plan::Planned;
-
-/// So many segments are looked back to find the last record that starts in one.
-const LOOK_BACK: u64 = 256;
 
 /// Segments that are kept beyond those that are replayed: recovery ends in the next one.
 const SPARE: u64 = 4;
-
-/// A segment is read in pieces of this length.
-const PIECE: usize = 1 << 20;
 
 /// What no archive has.
 #[derive(Debug, Default)]
@@ -69,12 +59,6 @@ pub(super) struct Replayed {
     whole: bool,
     /// The file, if an earlier run kept it; else this one does.
     kept: Option<PathBuf>,
-}
-
-/// A segment that no archive has, and what its content says.
-struct Candidate {
-    facts: SegmentFacts,
-    path: PathBuf,
 }
 
 impl Unarchived {
@@ -318,184 +302,4 @@ pub(super) fn continued_from(plan: &RestorePlan, size: SegmentSize) -> Option<Se
     let begin = plan.path.last().map(|step| step.begin);
     let adjoins = |last: &SegmentRange| last.timeline == plan.timeline || begin == Some(last.last.end(size));
     plan.wal.last().copied().filter(adjoins)
-}
-
-/// What is known at the end of the archive's last segment.
-async fn end_of(copies: &WalCopies, range: SegmentRange) -> anyhow::Result<ChainEnd> {
-    let size = copies.first().lineage().segment_size;
-    let mut chain: Vec<ChainFacts> = Vec::new();
-    let first = range.first.0.max(range.last.0.saturating_sub(LOOK_BACK));
-    for number in (first..=range.last.0).rev().map(SegmentNo) {
-        let header = copies.header(number.name(range.timeline, size)).await?;
-        let Some(header) = header.filter(|header| !header.damaged) else { break };
-        chain.push(header.chain);
-        if header.chain.end.last.is_some() {
-            break;
-        }
-    }
-    Ok(chain.iter().rev().fold(ChainEnd::UNKNOWN, |end, next| end.after(next)))
-}
-
-/// Whether a segment continues what ends there: what it says, and what is wrong behind its last valid record; else why it is
-/// not replayed.
-async fn judge(
-    copies: &WalCopies,
-    planned: &Planned,
-    name: SegmentName,
-    path: &Path,
-    history: Option<&TimelineHistory>,
-    end: &ChainEnd,
-) -> anyhow::Result<Result<(SegmentFacts, Option<String>), String>> {
-    for archive in copies.archives() {
-        match archive.header(name).await {
-            Ok(None) => {}
-            Ok(Some(_)) | Err(RepoError::Corrupt { .. }) => {
-                return Ok(Err(format!("of \"{name}\" the archive has another copy, which counts first")));
-            }
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(copy) = incomplete(archive, name).await? {
-            return Ok(Err(format!(
-                "of \"{name}\" the archive has an incomplete copy, {copy}, which counts first"
-            )));
-        }
-    }
-    let (file, history) = (path.to_owned(), history.cloned());
-    let inspected = tokio::task::spawn_blocking(move || inspect(name, &file, history.as_ref())).await??;
-    let (facts, damage) = match inspected {
-        Ok(found) => found,
-        Err(why) => return Ok(Err(why)),
-    };
-    let lineage = &planned.lineage;
-    let identity =
-        Identity { system_id: lineage.system_id(), major: lineage.major, segment_size: lineage.segment_size };
-    if let Err(foreign) = identity.check(&facts) {
-        return Ok(Err(foreign.to_string()));
-    }
-    Ok(match end.link(&facts.chain) {
-        Link::Broken(fault) => Err(format!("\"{name}\" does not continue the archive: {fault}")),
-        Link::Reset => Err(format!("\"{name}\" was written by pg_resetwal")),
-        Link::Continues if facts.end == start(name, lineage.segment_size) => {
-            Err(format!("no record ends in \"{name}\""))
-        }
-        Link::Continues if !is_proven(end, &facts.chain) => {
-            Err(format!("that \"{name}\" continues the archive is not proven"))
-        }
-        Link::Continues => Ok((facts, damage)),
-    })
-}
-
-fn start(name: SegmentName, size: SegmentSize) -> Lsn {
-    name.number(size).map_or(Lsn::INVALID, |number| number.start(size))
-}
-
-/// Whether something of both edges was compared.
-fn is_proven(end: &ChainEnd, next: &ChainFacts) -> bool {
-    let begin = &next.begin;
-    let crossing = begin.carried > 0 && end.carried == Some(begin.carried);
-    end.last.is_some() && (begin.previous.is_some() || crossing)
-}
-
-/// A copy of a segment that does not reach its end.
-async fn incomplete(archive: &WalArchive, name: SegmentName) -> anyhow::Result<Option<String>> {
-    let mut entries = archive.list(name.timeline, Some(name));
-    while let Some((entry, object)) = entries.try_next().await? {
-        match entry {
-            WalEntry::Partial(found, _) | WalEntry::Ended(found, ..) | WalEntry::Slice(found, ..)
-                if found == name =>
-            {
-                return Ok(Some(object.key.to_string()));
-            }
-            WalEntry::File(WalFileName::Segment(found)) if found > name => return Ok(None),
-            _ => {}
-        }
-    }
-    Ok(None)
-}
-
-/// What a segment's content says up to its last valid record, and what is wrong behind that, if anything is: PostgreSQL takes
-/// a record that was torn for the end of WAL. The error says why it is no segment.
-pub(super) fn inspect(
-    name: SegmentName,
-    path: &Path,
-    history: Option<&TimelineHistory>,
-) -> anyhow::Result<Result<(SegmentFacts, Option<String>), String>> {
-    let context = || format!("could not read \"{}\"", path.display());
-    Ok(match read(name, path, history, None).with_context(context)? {
-        Ok(facts) => Ok((facts, None)),
-        Err(error @ WalError::Damaged { at, .. }) => {
-            let cut = read(name, path, history, Some(at)).with_context(context)?;
-            cut.map(|facts| (facts, Some(error.to_string()))).map_err(|error| error.to_string())
-        }
-        Err(error) => Err(error.to_string()),
-    })
-}
-
-/// The same of a file that is taken for zeros from a position on.
-fn read(
-    name: SegmentName,
-    path: &Path,
-    history: Option<&TimelineHistory>,
-    until: Option<Lsn>,
-) -> io::Result<Result<SegmentFacts, WalError>> {
-    let mut file = reach::plain(path)?;
-    let length = file.metadata()?.len();
-    let start = SegmentSize::new(length).map_or(Lsn::INVALID, |size| start(name, size));
-    let keep = until.map_or(length, |until| until.since(start));
-    let mut inspector = Inspector::new(name, length, history);
-    let (mut piece, mut at) = (vec![0; PIECE], 0);
-    loop {
-        let read = file.read(&mut piece)?;
-        if read == 0 {
-            return Ok(inspector.finish());
-        }
-        let piece = piece.get_mut(..read).unwrap_or_default();
-        let kept = usize::try_from(keep.saturating_sub(at)).map_or(read, |kept| kept.min(read));
-        piece.iter_mut().skip(kept).for_each(|byte| *byte = 0);
-        at = at.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
-        if let Err(error) = inspector.feed(piece) {
-            return Ok(Err(error));
-        }
-    }
-}
-
-/// Tablespaces that replay of these segments creates, which follow the archive's last one, and the settings that it needs.
-async fn effects(
-    copies: &WalCopies,
-    range: SegmentRange,
-    segments: Vec<Candidate>,
-) -> anyhow::Result<(Vec<CreatedTablespace>, RequiredSettings)> {
-    let size = copies.first().lineage().segment_size;
-    let last = range.last.name(range.timeline, size);
-    let bears = |marks: &SegmentMarks| marks.tablespace || marks.parameters;
-    let crosses = copies.header(last).await?.is_some_and(|header| bears(&header.marks));
-    if segments.is_empty() || (!crosses && segments.iter().all(|one| !bears(&one.facts.marks))) {
-        return Ok((Vec::new(), RequiredSettings::default()));
-    }
-    let before = copies.get(WalFileName::Segment(last)).await?;
-    let work = move || {
-        let undecodable = |what: String| anyhow::anyhow!("WAL after \"{last}\" cannot be decoded: {what}");
-        let (mut search, mut settings) = (WalDecoder.tablespaces(), WalDecoder.required());
-        if let Some(file) = before {
-            search.feed(last, &file.content).map_err(undecodable)?;
-            settings.feed(last, &file.content).map_err(undecodable)?;
-        }
-        let (mut found, mut required) = (Vec::new(), RequiredSettings::default());
-        for Candidate { facts, path } in segments {
-            let mut content = Vec::new();
-            let read = reach::plain(&path).and_then(|mut file| file.read_to_end(&mut content));
-            read.with_context(|| path.display().to_string())?;
-            if !facts.whole {
-                let keep = facts.end.since(start(facts.name, size));
-                content.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
-                content.resize(usize::try_from(size.bytes())?, 0);
-            }
-            found.extend(search.feed(facts.name, &content).map_err(undecodable)?);
-            for (_, one) in settings.feed(facts.name, &content).map_err(undecodable)? {
-                required = required.and(one);
-            }
-        }
-        Ok((found, required))
-    };
-    tokio::task::spawn_blocking(work).await?
 }
