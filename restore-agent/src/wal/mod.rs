@@ -10,6 +10,7 @@
 //! | [`refusal`] | what waiting does not change |
 //! | [`patience`] | attempts, and how long they may take |
 //! | [`origin`] | what the recovery began with, without which no end is believed |
+//! | [`origin_file`], [`origin_keeper`] | how that is written down; reading and noting it while WAL is fetched |
 //! | [`landing`] | files that appear whole |
 //! | [`build`], [`cut`] | a segment that a restore planned to build; a segment as its timeline left it |
 //! | [`branch`] | how much of a parent's segment belongs to the path |
@@ -44,6 +45,8 @@ pub(crate) mod life;
 mod lost_history;
 pub mod note;
 pub(crate) mod origin;
+mod origin_file;
+mod origin_keeper;
 pub(crate) mod own;
 pub(crate) mod parents;
 pub(crate) mod patience;
