@@ -11,6 +11,8 @@
 //! | [`path`] | which file serves which segment on the way to a timeline, and how far they reach |
 //! | `ending` | on which timeline recovery ends, and the segment that has to be built for it |
 //! | [`planner`] | from facts to a plan or a refusal |
+//! | `latest` | which timeline is the latest, and whether that is known |
+//! | `build`, `notes` | the plan, once all that it needs is found; what a person should know of it |
 //! | `newest` | the newest backup that lies before the target, also where commit times go backwards |
 //! | `locks` | what is locked at the target, in words |
 //! | `minimal` | what recovery cannot pass although all WAL is there |
@@ -23,16 +25,19 @@
 //! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
 //! | [`decide`] | what of the content of WAL decides where recovery stops |
 
+mod build;
 pub mod created;
 pub mod decide;
 mod ending;
 pub mod estimate;
 pub mod facts;
+mod latest;
 pub mod likely;
 mod locks;
 mod minimal;
 mod nearest;
 mod newest;
+mod notes;
 pub mod path;
 pub mod planner;
 mod points;

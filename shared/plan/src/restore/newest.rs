@@ -8,8 +8,9 @@
 use walpoint_base::{BackupId, PgTimestamp, RecoveryTarget, SegmentNo};
 
 use super::facts::{Asking, BackupFacts, PassedQuestion};
+use super::notes::instead_of;
 use super::path::Path;
-use super::planner::{Attempt, Planner, Refusal, instead_of};
+use super::planner::{Attempt, Planner, Refusal};
 use super::stop::StopRule;
 use super::unreachable::Why;
 

@@ -8,8 +8,9 @@ use walpoint_base::target::FullXid;
 use walpoint_base::{BackupId, Lsn, RecoveryTarget};
 
 use super::facts::{Asking, BackupFacts, StopQuestion};
+use super::notes::instead_of;
 use super::path::{Coverage, Path, SegmentRange};
-use super::planner::{Attempt, Planner, Refusal, instead_of};
+use super::planner::{Attempt, Planner, Refusal};
 use super::restore_plan::RestorePlan;
 use super::settings::StopAt;
 use super::stop::{Stop, StopRule};
