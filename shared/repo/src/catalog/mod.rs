@@ -9,7 +9,10 @@
 //! | `search` | answers about the content of WAL: index first, then decoding |
 //! | `inventory` | the WAL of a timeline: index and tail |
 //! | `outline` | what listings show before anything is read |
-//! | `lineage` | one lineage, and the answers to a planner's questions about it |
+//! | `lineage` | one lineage, as far as it was asked about |
+//! | `histories` | how its timelines hang together |
+//! | `answer` | the answers to a planner's questions about it |
+//! | `standing` | what a backup is to a planner |
 //! | `abandoned` | timelines that a person says were abandoned, and when each was written to last |
 //! | `beside` | timelines that are written at the same time |
 //! | `ahead` | reading at the same time what a planner will most likely ask for |
@@ -23,11 +26,13 @@
 
 mod abandoned;
 mod ahead;
+mod answer;
 mod beside;
 mod chain;
 mod confirm;
 mod draw;
 mod end;
+mod histories;
 mod inventory;
 mod joined;
 mod lacking;
@@ -36,6 +41,7 @@ mod lineage;
 mod outline;
 mod points;
 mod search;
+mod standing;
 pub mod status;
 
 use jiff::Timestamp;

@@ -1,0 +1,124 @@
+//! What a backup of a lineage is to a planner: complete, another lineage's, or of no use; and what was found damaged of it.
+
+use std::collections::BTreeMap;
+
+use walpoint_base::PgTimestamp;
+use walpoint_plan::restore::windows::Consistency;
+use walpoint_plan::restore::{BackupFacts, BackupState};
+use walpoint_storage::error::{RepoError, Result};
+
+use super::lineage::LineageCatalog;
+use crate::backup::{Announcements, ListedState, NumberedCondemned, Standing, Summary};
+use crate::wal::WalArchive;
+
+impl LineageCatalog {
+    /// What a backup's standing means to a planner.
+    pub(super) async fn backup(&mut self, standing: Result<Standing>) -> Result<BackupState> {
+        let why = match standing {
+            Ok(Standing::Finished(summary)) => {
+                let mut state = state(&summary, &self.archive);
+                if let BackupState::Complete(facts) = &mut state {
+                    self.note_damage(&summary, facts).await;
+                }
+                return Ok(state);
+            }
+            Ok(Standing::Unfinished) => "was deleted",
+            Ok(Standing::Ended(_)) => GIVEN_UP,
+            Err(error @ RepoError::Corrupt { .. }) => {
+                self.problems.push(error.to_string());
+                "has a damaged manifest"
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(BackupState::Unusable(why.to_owned()))
+    }
+
+    /// What is condemned, if it was read.
+    pub fn condemned(&self) -> Option<&[NumberedCondemned]> {
+        self.condemned.as_ref()?.as_deref()
+    }
+
+    /// Remembers what is condemned. That it cannot be read is remembered, too: it is no condition of a restore.
+    pub(super) fn take_condemned(&mut self, read: Result<Announcements>) {
+        let condemned = match read {
+            Ok(condemned) => {
+                for damaged in condemned.damaged {
+                    self.add_problem(damaged.error().to_string());
+                }
+                Some(condemned.read)
+            }
+            Err(error) => {
+                self.add_problem(error.to_string());
+                None
+            }
+        };
+        self.condemned = Some(condemned);
+    }
+
+    pub(super) fn is_condemned_known(&self) -> bool {
+        self.condemned.is_some()
+    }
+
+    /// Takes note of what was found damaged of a backup. What cannot be found out is no condition of a restore, so it counts as
+    /// nothing.
+    async fn note_damage(&mut self, summary: &Summary, facts: &mut BackupFacts) {
+        if !self.is_condemned_known() {
+            let condemned = self.backups.condemned().await;
+            self.take_condemned(condemned);
+        }
+        let condemned = self.condemned().unwrap_or_default();
+        if facts.lineage == summary.facts.lineage {
+            let (start, end, end_timeline) = (facts.start(), facts.end, facts.end_timeline);
+            facts.damaged_segments =
+                self.announced(Consistency { start, end, end_timeline }, condemned).segments;
+        }
+        let uses = BTreeMap::from([(summary.id, summary.parents.clone())]);
+        match self.backups.found_damaged(&uses, condemned).await {
+            Ok(found) => {
+                let found = found.get(&summary.id).copied().unwrap_or_default();
+                (facts.damaged_packs, facts.damaged_manifest) = (found.packs, found.manifest);
+            }
+            Err(error) => self.add_problem(error.to_string()),
+        }
+    }
+}
+
+const GIVEN_UP: &str = "was given up before it was finished";
+
+/// Why a backup cannot be restored, if a listing shows that.
+pub(super) fn unusable(state: ListedState) -> Option<&'static str> {
+    match state {
+        ListedState::Unfinished => Some("is not finished"),
+        ListedState::Ended(_) => Some(GIVEN_UP),
+        ListedState::Finished(_) => None,
+    }
+}
+
+/// What a manifest's summary means for planning in a lineage.
+///
+/// A backup of the lineage that this one was split off from is as good as an own one if it was consistent before the fork.
+fn state(summary: &Summary, archive: &WalArchive) -> BackupState {
+    let (facts, lineage) = (&summary.facts, archive.lineage().id);
+    if facts.lineage != lineage && !archive.shares(facts.lineage, facts.stop_timeline, facts.stop_lsn) {
+        return BackupState::OtherLineage(facts.lineage);
+    }
+    if (facts.start_timeline, facts.start_lsn) != (summary.id.timeline(), summary.id.start()) {
+        return BackupState::Unusable("has a manifest that contradicts its name".to_owned());
+    }
+    BackupState::Complete(Box::new(BackupFacts {
+        id: summary.id,
+        lineage,
+        end: facts.stop_lsn,
+        end_timeline: facts.stop_timeline,
+        started: PgTimestamp::from_time(facts.started),
+        ended: PgTimestamp::from_time(facts.ended),
+        latest_commit: facts.latest_commit.map(PgTimestamp::from_time),
+        label: facts.label.clone(),
+        bytes: summary.totals.bytes,
+        block_bytes: summary.totals.blocks.saturating_mul(u64::from(facts.block_size)),
+        damaged_pages: summary.totals.bad_pages,
+        damaged_packs: 0,
+        damaged_manifest: false,
+        damaged_segments: 0,
+    }))
+}
