@@ -3,7 +3,7 @@
 use walpoint_base::{Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize, TimelineId};
 
 use super::page::{LONG_HEADER, magic_of_major, overwrite_flag};
-use super::record::{RECORD_HEADER, RecordCrc};
+use super::record::{RECORD_HEADER, RecordCrc, RecordHeader, Rmgr};
 
 pub(super) const SYSTEM_ID: u64 = 7_000_000_000_000_000_001;
 pub(super) const BLOCK: usize = 8192;
@@ -234,3 +234,21 @@ fn short_data(data: &[u8]) -> Vec<u8> {
 
 /// Where the first record of a segment starts if none goes on in it.
 pub(super) const FIRST: u64 = LONG_HEADER as u64;
+
+/// The header of a record that is decoded without a page around it.
+pub(super) fn header(rmgr: Rmgr, info: u8, xid: u32) -> RecordHeader {
+    RecordHeader { total: 24, xid, previous: Lsn(0), info, rmgr, crc: 0 }
+}
+
+/// Words as they lie in a record.
+pub(super) fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// A body with no more than main data.
+pub(super) fn with_prefix(data: &[u8]) -> Vec<u8> {
+    let mut body = vec![254];
+    body.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+    body.extend_from_slice(data);
+    body
+}

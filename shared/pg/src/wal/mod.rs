@@ -5,6 +5,7 @@
 //! | `page` | headers of pages, the magic number of each version |
 //! | `record` | headers of records, their check, where their main data lies |
 //! | `kind` | what the records mean that decide about recovery targets and archives |
+//! | `transaction` | the bodies of the records that end or prepare a transaction |
 //! | `checkpoint` | a checkpoint's record, where a label says it starts |
 //! | `segment` | what a segment is, and which pages belong to it |
 //! | `pending` | a record that is put together from several pages |
@@ -37,6 +38,7 @@ mod segment;
 #[cfg(test)]
 mod tests;
 mod touched;
+mod transaction;
 mod walk;
 
 pub use checkpoint::{checkpoint_at, checkpoint_window};
