@@ -66,9 +66,8 @@ impl Elsewhere {
             match lineage::of_directory(repository, &plan.cluster, pgdata).await {
                 Ok(Some(lineage)) => return Ok(Some(Self { id: lineage.id, lineage: Some(lineage), life })),
                 Ok(None) => {}
+                // Another repository may tell. One where the first lineage is another server's says that this is a copy.
                 Err(error) => match error.downcast_ref::<TargetError>() {
-                    // It is none of those that are there.
-                    Some(TargetError::SplitBrain(_)) => {}
                     Some(TargetError::UnknownLineage { .. }) => unknown = Some(error),
                     _ => return Err(error),
                 },
