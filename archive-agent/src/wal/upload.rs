@@ -263,7 +263,6 @@ impl Uploader {
                 Some(share) => share,
                 None => self.share(unit, self.expected(file, unit), opened.max(1)).await?,
             };
-            let mut damaged = false;
             // With no repository open it is still worth knowing what is wrong with the file.
             let prepared = match self.prepare(file, open.clone(), share.room, file.rules).await {
                 Err(PrepareError::Check(error))
@@ -273,22 +272,19 @@ impl Uploader {
                     let room = Room::wait_again(purpose, most).await;
                     self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
                 }
-                Err(PrepareError::Check(error)) if error.is_damage() && all_open => {
-                    return match Sound::of(file, &group).await? {
+                Err(PrepareError::Check(error)) if error.is_damage() && all_open && stored.is_none() => {
+                    return match Sound::of(file, group.iter().chain(&rest)).await? {
                         Sound::Nowhere => Err(error.into()),
                         sound => self.is_sound(file, sound).await,
                     };
                 }
-                prepared => {
-                    let prepared = prepared?;
-                    damaged = prepared.1.sealed.iter().any(SealedSegment::is_damaged);
-                    prepared
-                }
+                prepared => prepared?,
             };
-            if damaged {
-                let sound = Sound::of(file, &group).await?;
-                if !matches!(sound, Sound::Nowhere) {
-                    return self.is_sound(file, sound).await;
+            // Before anything damaged is stored anywhere.
+            if stored.is_none() && prepared.1.sealed.iter().any(SealedSegment::is_damaged) {
+                match Sound::of(file, group.iter().chain(&rest)).await? {
+                    Sound::Nowhere => {}
+                    sound => return self.is_sound(file, sound).await,
                 }
             }
             let (identity, Prepared { sealed, content, chain }, mut room) = prepared;

@@ -7,7 +7,7 @@ use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
 use super::admission::Candidate;
-use super::{Source, Trouble, Uploader};
+use super::{Source, Trouble, Uploader, trouble};
 use crate::wal::dropped::has_own;
 use crate::wal::target::{Target, TargetError};
 
@@ -22,17 +22,27 @@ pub(super) enum Sound {
 }
 
 impl Sound {
-    /// Looks for it. A repository that does not answer is an error: what it has decides.
-    pub(super) async fn of(file: &Source, group: &[Candidate<'_>]) -> Result<Self, Trouble> {
+    /// Looks for it in all repositories that the file is to be stored in. One that is away or does not answer is an error where
+    /// another one has it: what it holds decides. What is there is read, as the file here may have been the last sound copy.
+    pub(super) async fn of<'a>(
+        file: &Source,
+        candidates: impl Iterator<Item = &'a Candidate<'a>>,
+    ) -> Result<Self, Trouble> {
         let (WalFileName::Segment(name), Some(wal)) = (file.name, file.path.parent()) else {
             return Ok(Self::Nowhere);
         };
         if !file.answers {
             return Ok(Self::Nowhere);
         }
-        let (mut own, mut headers) = (None, Vec::new());
-        for one in group {
-            let Some(archive) = one.archive() else { continue };
+        let (mut own, mut away, mut found) = (None, None, Vec::new());
+        for one in candidates {
+            let archive = match &one.admitted {
+                Ok(admitted) => &admitted.archive,
+                Err(error) => {
+                    away.get_or_insert_with(|| trouble(one.target, error));
+                    continue;
+                }
+            };
             let header = archive.header(name).await?.filter(|header| !header.damaged);
             if let Some(header) = &header
                 && own.is_none()
@@ -40,13 +50,20 @@ impl Sound {
             {
                 own = Some(header.hash);
             }
-            headers.push((one.target.name().to_owned(), header.map(|header| header.hash)));
+            found.push((one.target, archive, header.map(|header| header.hash)));
         }
         if own.is_none() {
             return Ok(Self::Nowhere);
         }
-        let (has, lacks): (Vec<_>, Vec<_>) = headers.into_iter().partition(|(_, hash)| *hash == own);
-        let names = |of: Vec<(String, _)>| of.into_iter().map(|(name, _)| name).collect::<Vec<String>>();
+        if let Some(away) = away {
+            return Err(away);
+        }
+        let (has, lacks): (Vec<_>, Vec<_>) = found.into_iter().partition(|(.., hash)| *hash == own);
+        for (target, archive, _) in &has {
+            is_readable(target, archive, name).await.map_err(|error| trouble(target, &error))?;
+        }
+        let names =
+            |of: Vec<(&Target, _, _)>| of.into_iter().map(|(target, ..)| target.name().to_owned()).collect();
         Ok(match lacks.is_empty() {
             true => Self::Everywhere,
             false => Self::Somewhere(names(has), names(lacks)),
