@@ -1,6 +1,7 @@
 //! Whether the newest WAL of a timeline can be recovered at all: what was archived last is of no use where WAL before it is
 //! missing and no backup begins behind that.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use walpoint_base::{SegmentName, SegmentNo, TimelineId};
@@ -10,6 +11,9 @@ use walpoint_plan::restore::windows;
 use walpoint_storage::error::Result;
 
 use super::lineage::LineageCatalog;
+
+/// Backups that are looked at where none leads to a timeline: others may be of other lineages.
+const LOOKS: usize = 8;
 
 /// That no backup leads to the newest WAL of a timeline.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,18 +39,23 @@ impl fmt::Display for Unreached {
 }
 
 impl LineageCatalog {
-    /// Whether recovery cannot reach the newest segment of a timeline. `None` if it can, and where there is no backup or nothing of
-    /// that timeline.
+    /// Whether recovery cannot reach the newest segment of a timeline. `None` if it can, and where the lineage has no backup or
+    /// nothing of that timeline.
     pub async fn unreached(&mut self, timeline: TimelineId) -> Result<Option<Unreached>> {
-        if self.facts().backups.is_empty() {
-            return Ok(None);
-        }
         let size = self.lineage().segment_size;
         let found = |facts: &Facts| -> Asking<Option<Unreached>> {
             let Some(last) = facts.wal(timeline)?.last() else { return Ok(None) };
             let windows = windows::on_path(facts, timeline)?;
             let Some(end) = windows.iter().map(|window| window.until).max() else {
-                return Ok(Some(Unreached { last: last.name(timeline, size), missing: None }));
+                // Before the first backup is finished, or damage to all is known, nothing is expected of them.
+                let mut newest = facts.backups.clone();
+                newest.sort_unstable_by_key(|id| Reverse((id.start(), *id)));
+                for id in newest.into_iter().filter(|id| !facts.is_ruled_out(*id)).take(LOOKS) {
+                    if facts.complete_backup(id)?.is_some() {
+                        return Ok(Some(Unreached { last: last.name(timeline, size), missing: None }));
+                    }
+                }
+                return Ok(None);
             };
             if end > last.start(size) {
                 return Ok(None);
