@@ -137,7 +137,9 @@ pub(super) async fn store(
         Found::Missing(beside, content, history) => {
             let name = WalFileName::History(timeline);
             match archive.put_file(name, content.clone()).await {
-                Ok(_) => tracing::info!(file = %name, repository = target.name(), "stored before its WAL"),
+                Ok(_) => {
+                    tracing::info!(file = %name, repository = target.name(), before = "its WAL", "stored");
+                }
                 Err(RepoError::Conflict { .. }) => {
                     // Another server was faster.
                     let stored = archive.get(name).await?.map(|file| file.content).unwrap_or_default();
