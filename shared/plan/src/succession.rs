@@ -24,11 +24,7 @@ pub fn settle(graph: &TimelineGraph, moments: &mut BTreeMap<BackupId, Timestamp>
     // Children have higher ids than their parents. What comes first on a timeline, or after it if that has none.
     let mut first: BTreeMap<TimelineId, Timestamp> = BTreeMap::new();
     for timeline in graph.ids().rev() {
-        let children: Vec<(Timestamp, Lsn)> = graph
-            .children(timeline)
-            .into_iter()
-            .filter_map(|(child, switch)| Some((*first.get(&child)?, switch)))
-            .collect();
+        let children = of_children(graph, timeline, &first);
         let mut next = None;
         for (start, at, _) in lines.get_mut(&timeline).into_iter().flatten().rev() {
             if *at > now {
@@ -59,6 +55,16 @@ pub fn settle(graph: &TimelineGraph, moments: &mut BTreeMap<BackupId, Timestamp>
     }
 }
 
+/// What comes first on each child of a timeline that has anything, and where the child begins.
+fn of_children(
+    graph: &TimelineGraph,
+    timeline: TimelineId,
+    first: &BTreeMap<TimelineId, Timestamp>,
+) -> Vec<(Timestamp, Lsn)> {
+    let children = graph.children(timeline).into_iter();
+    children.filter_map(|(child, switch)| Some((*first.get(&child)?, switch))).collect()
+}
+
 /// Brings the latest times at which backups of one lineage can have ended in line with their positions: none is later than that of
 /// what came after it on the path, and none is earlier than the `settled` time. Where `latest` is when the store had the manifests,
 /// by its own clock, a server's clock that was behind makes no backup older than it is.
@@ -74,11 +80,7 @@ pub(crate) fn settle_latest(
     lines.values_mut().for_each(|line| line.sort_unstable());
     let mut first: BTreeMap<TimelineId, Timestamp> = BTreeMap::new();
     for timeline in graph.ids().rev() {
-        let children: Vec<(Timestamp, Lsn)> = graph
-            .children(timeline)
-            .into_iter()
-            .filter_map(|(child, switch)| Some((*first.get(&child)?, switch)))
-            .collect();
+        let children = of_children(graph, timeline, &first);
         let mut next = None;
         for (start, id) in lines.get(&timeline).into_iter().flatten().rev() {
             let Some(at) = latest.get_mut(id) else { continue };
@@ -108,7 +110,7 @@ mod tests {
         TimelineId::new(id).unwrap()
     }
 
-    /// A backup at a position, by its timeline; the time in its name is nobody's business.
+    /// A backup at a position, by its timeline; the time in its name does not matter.
     fn id(timeline: u32, lsn: u64) -> BackupId {
         BackupId::new(at(0), tli(timeline), Lsn(lsn), 0)
     }
