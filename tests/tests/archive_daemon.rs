@@ -168,19 +168,15 @@ fn a_repository_that_was_down_is_caught_up() {
     proxy.heal();
     let caught_up = || names.iter().all(|name| other.get(name).is_some());
     wait::until_true(SOON, "what it missed is copied", caught_up);
-    // What was under way when it came back is stored without being copied.
-    let stored = |name: &str| format!("stored file={name} repository=\"beside\"");
-    wait::until_true(SOON, "it is said", || {
-        let log = daemon.log();
-        log.contains("caught up") || names.iter().all(|name| log.contains(&stored(name)))
-    });
-    for name in &names {
-        let stored = stored(name);
-        assert!(daemon.log().matches(&stored).count() <= 1, "only what is missing: {}", daemon.log());
-    }
     // It does not take part yet, and has the next one all the same.
     names.push(push());
     wait::until_true(SOON, "the next one is in both", || other.get(names.last().unwrap()).is_some());
+    // Nothing was stored twice, by the line and as a copy. A request that was under way when the repository went away may have
+    // stored its object with no answer and no line in the log.
+    for name in &names {
+        let stored = format!("INFO stored file={name} repository=\"beside\"");
+        assert!(daemon.log().matches(&stored).count() <= 1, "only what is missing: {name}: {}", daemon.log());
+    }
 
     // Missed while another daemon ran.
     proxy.set(Fault::Refuse);
