@@ -2,20 +2,26 @@
 
 mod archive_bed;
 
+use std::path::Path;
 use std::time::Duration;
 
 use archive_bed::Bed;
 use rustix::process::Signal;
+use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::process::Background;
 use walpoint_tests::seaweed::Credentials;
 use walpoint_tests::store::Store;
 use walpoint_tests::wait;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A cluster with a daemon whose archiver is stuck at a segment that was changed on disk; behind it another one waits.
-fn stuck(change: impl FnOnce(&std::path::Path)) -> (Bed, [String; 2]) {
+/// A cluster with a backup and two segments behind it that wait. No daemon runs, and PostgreSQL asks for nothing until it gets the
+/// command back that it asks with.
+fn waiting(agent: impl FnOnce(&Cluster, &Store, Agent) -> Agent) -> (Bed, [String; 2], String) {
     let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.agent = agent(&bed.cluster, &bed.store, bed.agent);
+    bed.agent.archive_from(&bed.cluster);
     bed.cluster.start();
     bed.cluster.psql("create table t (n int)");
     bed.agent.run(&["backup"]).expect_success();
@@ -27,6 +33,12 @@ fn stuck(change: impl FnOnce(&std::path::Path)) -> (Bed, [String; 2]) {
         bed.cluster.psql("insert into t select generate_series(1, 5000)");
         bed.cluster.switch_wal()
     });
+    (bed, names, command)
+}
+
+/// A cluster with a daemon whose archiver is stuck at a segment that was changed on disk; behind it another one waits.
+fn stuck(change: impl FnOnce(&Path)) -> (Bed, [String; 2]) {
+    let (bed, names, command) = waiting(|_, _, agent| agent);
     change(&bed.cluster.wal_dir().join(&names[0]));
     bed.cluster.set("archive_command", command);
     bed.cluster.reload();
@@ -47,9 +59,7 @@ fn refused_at(bed: &Bed, name: &str, says: &str) {
 fn an_accepted_segment_no_longer_blocks_the_archive() {
     for with_daemon in [true, false] {
         let (bed, names) = stuck(|path| {
-            let mut content = std::fs::read(path).unwrap();
-            content[100_000] ^= 1;
-            std::fs::write(path, content).unwrap();
+            flip(path, 100_000);
         });
         let daemon = with_daemon.then(|| bed.agent.daemon());
         refused_at(&bed, &names[0], "is damaged at");
@@ -147,28 +157,15 @@ fn a_tail_that_was_lost_on_disk_stays_damage_when_its_server_is_restarted() {
     drop(daemon);
 }
 
-/// A cluster with two segments that wait and were stored already, as after a crash of the server before it heard so. No daemon runs,
-/// and PostgreSQL asks for nothing yet; the command that it asks with.
-fn stored_and_waiting() -> (Bed, [String; 2], String) {
-    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
-    bed.cluster.start();
-    bed.cluster.psql("create table t (n int)");
-    bed.agent.run(&["backup"]).expect_success();
-    let command = bed.cluster.psql("show archive_command");
-    bed.cluster.set("archive_command", "");
-    bed.cluster.reload();
-    let names = [(); 2].map(|()| {
-        bed.cluster.psql("insert into t select generate_series(1, 5000)");
-        bed.cluster.switch_wal()
-    });
-    for name in &names {
+/// Both segments stored, as after a crash of the server before it heard so.
+fn store_both(bed: &Bed, names: &[String; 2]) {
+    for name in names {
         let path = bed.cluster.wal_dir().join(name);
         bed.agent.run(&["push", &path.display().to_string()]).expect_success();
     }
-    (bed, names, command)
 }
 
-fn flip(path: &std::path::Path, at: usize) {
+fn flip(path: &Path, at: usize) {
     let mut content = std::fs::read(path).unwrap();
     content[at] ^= 1;
     std::fs::write(path, content).unwrap();
@@ -178,7 +175,8 @@ fn flip(path: &std::path::Path, at: usize) {
 #[test]
 fn what_was_stored_before_it_was_damaged_is_acknowledged() {
     for accept in [false, true] {
-        let (bed, names, command) = stored_and_waiting();
+        let (bed, names, command) = waiting(|_, _, agent| agent);
+        store_both(&bed, &names);
         let path = bed.cluster.wal_dir().join(&names[0]);
         let sound = std::fs::read(&path).unwrap();
         flip(&path, 100_000);
@@ -197,11 +195,51 @@ fn what_was_stored_before_it_was_damaged_is_acknowledged() {
     }
 }
 
+/// Promise 1: what one repository stored before the file was damaged acknowledges nothing for another that is away, or whose copy is
+/// damaged; and nothing damaged is stored in either.
+#[test]
+fn a_sound_copy_in_one_repository_does_not_stand_for_another() {
+    let other = Store::local();
+    let (bed, names, command) = waiting(|cluster, store, _| {
+        let agent = Agent::with(cluster, store).repository("other", &other);
+        agent.archive_from(cluster);
+        agent.init(&[]).expect_success();
+        agent
+    });
+    store_both(&bed, &names);
+    let path = bed.cluster.wal_dir().join(&names[0]);
+    flip(&path, 100_000);
+    let accept = || bed.agent.run(&["push", "--accept-damaged", &path.display().to_string()]);
+    let (mounted, away) = (other.root().unwrap().to_owned(), other.root().unwrap().with_extension("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    let refused = accept();
+    assert!(!refused.success() && !refused.stderr.contains("split brain"), "{refused:#?}");
+    std::fs::rename(&away, &mounted).unwrap();
+    let door = other.back_door();
+    let keys = door.list("clusters");
+    let key = keys.iter().find(|key| key.ends_with(&names[0])).unwrap();
+    let sound = door.get(key).unwrap();
+    door.flip_bit(key, sound.len() / 2);
+    let refused = accept();
+    assert!(!refused.success() && refused.stderr.contains("repository other"), "{refused:#?}");
+    door.put(key, sound.clone());
+    accept().expect_success();
+    door.delete(key);
+    let refused = accept();
+    assert!(!refused.success() && refused.stderr.contains("restore-agent fetch"), "{refused:#?}");
+    assert!(door.list("clusters").iter().all(|other| other != key), "what is damaged here is stored there");
+    door.put(key, sound);
+    bed.cluster.set("archive_command", &command);
+    bed.cluster.reload();
+    bed.cluster.wait_done(&names[1]);
+}
+
 /// Promises 1 and 10: what is stored damaged is not acknowledged when its server offers the segment again.
 #[test]
 fn what_is_stored_damaged_is_not_acknowledged() {
     for with_daemon in [true, false] {
-        let (bed, names, command) = stored_and_waiting();
+        let (bed, names, command) = waiting(|_, _, agent| agent);
+        store_both(&bed, &names);
         let door = bed.store.back_door();
         let keys = door.list("clusters");
         let key = keys.iter().find(|key| key.ends_with(&names[0])).unwrap();
@@ -219,6 +257,24 @@ fn what_is_stored_damaged_is_not_acknowledged() {
         assert!(sound.is_none_or(|sound| bed.archive().get(&names[0]).unwrap() == sound));
         drop(daemon);
     }
+}
+
+/// Promise 7: while the first backup is under way no gap is told.
+#[test]
+fn a_first_backup_that_is_under_way_is_no_gap() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    bed.cluster.psql("create table t (n int)");
+    let name = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&name);
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.reload();
+    let log = bed.agent.place().join("backup.log");
+    let backup = Background::start(&mut bed.agent.command("archive-agent", ["backup"]), &log);
+    wait::until_true(SOON, "it waits for its WAL", || backup.log().contains("the backup needs WAL up to"));
+    let checked = bed.agent.run(&["check", "--no-switch"]);
+    assert!(!checked.stdout.contains("no backup leads"), "{checked:#?}");
+    drop(backup);
 }
 
 /// Promise 7: `check` and `health` know of a gap by what is stored, whether or not anything here is on record of it.

@@ -139,21 +139,23 @@ fn what_is_remembered_is_not_acknowledged_once_the_repository_is_gone() {
 /// A backup whose repository is gone when its WAL has arrived is none.
 #[test]
 fn no_backup_is_published_in_a_repository_that_is_gone() {
-    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::s3());
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::s3());
     bed.backup();
-    bed.cluster.set("archive_command", "false");
+    // What shows at first that archiving works is archived, and nothing behind it.
+    let first = bed.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+    let command = format!("test ! %f \\\\> {first} && {}", bed.agent.archive_command());
+    bed.cluster.set("archive_command", command);
     bed.cluster.reload();
     let before = bed.backups();
     // It would archive ahead of PostgreSQL what the backup shall wait for.
-    bed.daemon().process.signal(Signal::STOP);
+    bed.stop_daemon();
     let log = bed.agent.place().join("backup.log");
     let mut backup = Background::start(&mut bed.agent.command("archive-agent", ["backup"]), &log);
     wait::until_true(SOON, "it waits for its WAL", || {
         assert!(backup.try_status().is_none(), "{}", backup.log());
-        backup.log().contains("waiting for PostgreSQL to archive segment")
+        backup.log().contains("the backup needs WAL up to")
     });
     backup.signal(Signal::STOP);
-    bed.daemon().process.signal(Signal::CONT);
     for name in ready(&bed) {
         let path = bed.cluster.wal_dir().join(name);
         bed.agent.run(&["push", path.to_str().unwrap()]).expect_success();
