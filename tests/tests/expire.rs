@@ -324,7 +324,7 @@ fn an_object_under_lock_is_reported_and_tried_again() {
     assert!(!keys.iter().any(|key| key.contains(&first) || key.contains("/condemned/")), "{keys:?}");
 }
 
-/// K3: whoever forgets a cluster is told by the exit status that something of it is still there.
+/// K3: the exit status of forget says that something of the cluster is still there.
 #[test]
 fn what_the_store_keeps_is_not_forgotten() {
     let store = Store::s3();

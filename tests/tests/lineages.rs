@@ -441,7 +441,7 @@ fn a_copy_never_archives_into_productions_lineage_of_a_repository_that_was_away(
     assert_eq!(foreign.count(), before, "{keys:?}");
 }
 
-/// A repository that was made anew takes production under its own number, whoever was registered there first.
+/// A repository that was made anew takes production under its own number, whichever server was registered there first.
 #[test]
 fn production_is_registered_anew_after_its_copy() {
     let two = Two::start();

@@ -241,7 +241,7 @@ impl Archiver {
             // Before anything is uploaded: is what lies here the file that PostgreSQL means?
             let seen = match self.uploader.look(name).await {
                 Ok(seen) => seen,
-                // It is that file, and cannot be read: why it is not stored makes no difference to what is given up.
+                // It is that file, and cannot be read: why it is not stored makes no difference to what is dropped.
                 Err(trouble) if self.lies_here(name, wanted).await => {
                     return Err(NotStored::Failed(trouble.text));
                 }

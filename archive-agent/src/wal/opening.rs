@@ -104,7 +104,7 @@ impl Target {
             closed => {
                 let begun = Instant::now();
                 let repository = Repository::open(&self.name, &self.settings).await?;
-                // Whoever uploads tries again by itself, and can then say what went wrong so far.
+                // An upload is tried again by its caller, which can then say what went wrong so far.
                 let limits = repository.store().limits().once();
                 let repository = repository.with_limits(limits).compressing_at(self.level);
                 tracing::info!(repository = self.name, store = repository.store().name(), "opened");

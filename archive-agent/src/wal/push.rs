@@ -177,7 +177,7 @@ pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> 
     Ok(())
 }
 
-/// What is too much of what waits, if the file is one that waits. The queue knows then whether the file before it was given up.
+/// What is too much of what waits, if the file is one that waits. The queue knows then whether the file before it was dropped.
 async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> Option<Overflow> {
     if !waits_here(uploader, queue, path, name) {
         return None;

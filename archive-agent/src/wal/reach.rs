@@ -1,4 +1,4 @@
-//! Whether what is archived can be recovered: WAL that a dead primary never archived, or that was given up and is on no record here,
+//! Whether what is archived can be recovered: WAL that a dead primary never archived, or that was dropped without a record here,
 //! makes all behind it useless until the next backup.
 
 use std::path::Path;

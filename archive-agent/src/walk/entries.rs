@@ -101,7 +101,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether this lies in a tablespace and beside the directory of this version: another version's, or nobody's.
+    /// Whether this lies in a tablespace and beside the directory of this version: another version's, or of none.
     fn of_another_version(&self, relative: &Path) -> bool {
         let in_space = relative.starts_with("pg_tblspc") && relative.components().count() == 3;
         in_space && relative.file_name() != Some(self.ground.version_directory.as_ref())

@@ -6,7 +6,7 @@
 //!
 //! | the file is of | it is |
 //! |---|---|
-//! | the timeline that recovery is asked for, which it can go on with | [`super::unarchived`]'s: record by record, or said why not |
+//! | the timeline that recovery is asked for, which it can continue | [`super::unarchived`]'s: record by record, or said why not |
 //! | the same, and recovery ends where an incomplete copy does, or where that timeline begins | behind |
 //! | an ancestor of it, from which the path has more than is replayed | behind |
 //! | a timeline that left that one at the end or later | behind |
@@ -302,7 +302,7 @@ mod tests {
         };
         let cases = [
             case(
-                "the timeline that is asked for, which can be gone on with",
+                "the timeline that is asked for, which recovery can continue",
                 (boundary(), end, true, true),
                 (boundary(), Archived),
                 nine(2),

@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(tokio::task::spawn_blocking(|| run_here(|| 2)).await.unwrap().unwrap(), 2);
         drop(release);
         for unit in units {
-            assert!(unit.await.unwrap().unwrap(), "it goes on with a core of its own");
+            assert!(unit.await.unwrap().unwrap(), "it continues with a core of its own");
         }
         assert!(!tokio::task::spawn_blocking(|| CORE.with_borrow(Option::is_some)).await.unwrap());
     }

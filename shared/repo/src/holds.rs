@@ -3,7 +3,7 @@
 //! `clusters/<name>/holds/<n>` is a numbered sequence of small objects. Each places a hold on a backup or on a label, or
 //! removes an earlier one; none is ever changed, so the sequence is also the record of who did what. A crash in the middle
 //! leaves an entry or none. Beside each entry stands `holds/<n>.given`, which says that there is one: numbers have no gap, and so a lost
-//! entry is missed, the newest one too. What cannot be read is an error and never "no hold", until somebody removes it by its number.
+//! entry is missed, the newest one too. What cannot be read is an error and never "no hold", until it is removed by its number.
 
 use std::collections::BTreeSet;
 

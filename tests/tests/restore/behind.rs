@@ -1,5 +1,5 @@
 //! R4: WAL of a new primary that crashed in its first segment, of which the archive has nothing yet: it is replayed, or the restore says
-//! what to archive first, whichever way its timeline left the old one. What was not asked for is in nobody's way.
+//! what to archive first, whichever way its timeline left the old one. What was not asked for is in the way of nothing.
 
 use std::fs;
 

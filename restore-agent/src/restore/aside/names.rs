@@ -52,7 +52,7 @@ pub(super) fn moment(aside: &Path, pgdata: &Path) -> Option<(String, u32)> {
 
 /// The record of the data directory that was moved aside to there.
 pub(crate) fn at(aside: &Path, pgdata: &Path) -> anyhow::Result<Option<Record>> {
-    // One that somebody copied or renamed says something else of itself.
+    // One that was copied or renamed says something else of itself.
     Ok(Record::read(aside)?.filter(|record| record.aside == aside && record.pgdata == pgdata))
 }
 

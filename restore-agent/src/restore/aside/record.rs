@@ -1,4 +1,4 @@
-//! The record on disk: written durably before anything is moved, and never passed over where it cannot be read.
+//! The record on disk: written durably before anything is moved, and an error where it cannot be read.
 //!
 //! Root's stays root's, and only that is believed of root.
 
@@ -31,7 +31,7 @@ impl Record {
         written.with_context(|| format!("{} cannot be written", self.pgdata.join(RECORD).display()))
     }
 
-    /// The record in a directory, if there is one. One that does not say what it should is not passed over: an older one
+    /// The record in a directory, if there is one. One that does not say what it should is not skipped: an older one
     /// would be taken for the latest.
     pub(super) fn read(directory: &Path) -> anyhow::Result<Option<Self>> {
         let path = directory.join(RECORD);

@@ -2,7 +2,7 @@
 
 use super::message::{Input, Message, put_text};
 
-/// Somebody asks the daemon of `archive-push` how it is.
+/// A client asks the daemon of `archive-push` how it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HealthRequest;
 

@@ -29,7 +29,7 @@ impl FileIdentity {
     ///
     /// The fields of a segment are taken from the long page header (`XLogLongPageHeaderData`): magic and info (u16
     /// each), timeline (u32), page address (u64), remaining length (u32), padding, system identifier (u64). They are zero where
-    /// that page cannot be read: which file it is shows all the same, and whoever reads its content finds out why not.
+    /// that page cannot be read: the file is identified all the same, and reading its content then fails with the reason.
     ///
     /// # Errors
     ///

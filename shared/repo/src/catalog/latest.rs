@@ -61,7 +61,7 @@ impl LineageCatalog {
         let mut search = Search::new(&self.archive, &mut self.wal, None);
         let found = match search.latest_before(&self.facts, timeline, segment).await {
             Ok(found) => found,
-            // A segment that is damaged keeps nobody from a backup.
+            // A damaged segment prevents no backup.
             Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => {
                 tracing::warn!("of WAL before the backup it is not known when transactions ended: {error}");
                 None

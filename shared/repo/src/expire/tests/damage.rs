@@ -204,7 +204,7 @@ async fn a_lost_manifest_keeps_everything_older() {
     let told = |note: &String| note.contains(&format!("manifest of backup {} is lost", ids[2]));
     assert!(report.notes.iter().any(told), "{:?}", report.notes);
     assert!(packs(&keys(&bed).await) > 0);
-    assert_eq!(segments(&bed).await.len(), 100, "nobody knows which WAL it needs");
+    assert_eq!(segments(&bed).await.len(), 100, "which WAL it needs is not known");
     let named = NamedBackup {
         backup: ids[2],
         who: "dba".to_owned(),

@@ -84,7 +84,7 @@ pub struct FileWriter<'a> {
 /// What earlier backups have of a file.
 #[derive(Debug)]
 enum Known {
-    /// Nobody looked: there was no block.
+    /// Not looked at: there was no block.
     Unasked,
     /// Nothing.
     Nothing,
