@@ -13,9 +13,7 @@ use anyhow::{Context, bail};
 use walpoint_base::{CreatedTablespace, Lsn, PgMajor, tablespace};
 use walpoint_plan::restore::{SegmentDecoder, TablespaceDocument};
 use walpoint_repo::planning::created_tablespaces;
-use walpoint_repo::wal::WalCopies;
 use walpoint_runtime::args::CommonArgs;
-use walpoint_storage::RepoError;
 
 use super::ground::Ground;
 use super::layout::Layout;
@@ -43,21 +41,15 @@ pub(super) struct Found {
 }
 
 impl Created {
-    /// Reads which tablespaces recovery under the plan creates. What is damaged in the plan's repository is read from another one.
+    /// Reads which tablespaces recovery under the plan creates.
     pub(super) async fn read(common: &CommonArgs, planned: &Planned, major: PgMajor) -> anyhow::Result<Self> {
         let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
         let (plan, from) = (&planned.plan, planned.plan.backup.id.start());
         let creating = planned.creating.as_deref();
-        let only = WalCopies::new(planned.repository.wal_to_read(&planned.lineage).await?, []);
-        let records = match created_tablespaces(&only, plan, creating, from, &decoder).await {
-            Err(RepoError::Corrupt { .. }) => {
-                let copies = elsewhere::copies(common, planned).await?;
-                let records = created_tablespaces(&copies, plan, creating, from, &decoder).await;
-                elsewhere::warn_of_damage(&copies);
-                records.map_err(|error| elsewhere::nowhere_sound(&copies, error))?
-            }
-            records => records?,
-        };
+        let records = elsewhere::ask_copies(common, planned, async |copies: &_| {
+            created_tablespaces(copies, plan, creating, from, &decoder).await
+        })
+        .await?;
         Ok(Self { locations: BTreeMap::new(), major: major.get() }.with(&records))
     }
 

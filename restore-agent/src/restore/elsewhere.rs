@@ -20,7 +20,26 @@ pub(super) async fn copies(common: &CommonArgs, planned: &Planned) -> anyhow::Re
     Ok(WalCopies::new(planned.repository.wal_to_read(&planned.lineage).await?, others.into_iter().flatten()))
 }
 
-/// The same, and the WAL of the cluster's other lineages there: that of copies of its server which went their own way, and of the
+/// Asks the plan's repository, and all that can be read where its WAL is damaged or the plan counts on theirs.
+pub(super) async fn ask_copies<T>(
+    common: &CommonArgs,
+    planned: &Planned,
+    question: impl AsyncFn(&WalCopies) -> Result<T, RepoError>,
+) -> anyhow::Result<T> {
+    if !planned.together {
+        let only = WalCopies::new(planned.repository.wal_to_read(&planned.lineage).await?, []);
+        match question(&only).await {
+            Err(RepoError::Corrupt { .. }) => {}
+            answer => return Ok(answer?),
+        }
+    }
+    let copies = copies(common, planned).await?;
+    let answer = question(&copies).await;
+    warn_of_damage(&copies);
+    answer.map_err(|error| nowhere_sound(&copies, error))
+}
+
+/// The WAL of the plan's lineage in every repository that can be read, the plan's first, and the WAL of the cluster's other lineages there: that of copies of its server which went their own way, and of the
 /// server itself under another name.
 pub(super) async fn all_lineages(
     common: &CommonArgs,
@@ -76,7 +95,7 @@ pub(super) fn warn_of_damage(copies: &WalCopies) {
 }
 
 /// Says what it means that WAL which the plan needs is sound in no repository.
-pub(super) fn nowhere_sound(copies: &WalCopies, error: RepoError) -> anyhow::Error {
+fn nowhere_sound(copies: &WalCopies, error: RepoError) -> anyhow::Error {
     let RepoError::Corrupt { .. } = error else { return error.into() };
     let names: Vec<String> =
         copies.archives().iter().map(|archive| format!("\"{}\"", archive.repository().name())).collect();

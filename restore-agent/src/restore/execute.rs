@@ -17,7 +17,7 @@ use walpoint_runtime::progress::Progress;
 use super::beneath::{Anchor, Roots};
 use super::copy::{Copier, Written};
 use super::directory::{self, Held, State};
-use super::finish::Finish;
+use super::finish::{Finish, UNFINISHED_CONTROL};
 use super::ground::{self, Way};
 use super::kept::Kept;
 use super::owners::Owner;
@@ -289,7 +289,9 @@ impl Restore {
         if let Some(size) = self.keep_size(anchor.path()) {
             settings.push(("wal_keep_size".to_owned(), format!("{size}MB")));
         }
-        let raised = required::raised(&self.required, &configuration(anchor.path()));
+        let had = required::of_control(&anchor.path().join(UNFINISHED_CONTROL))
+            .map_err(|error| anchor.explain(error))?;
+        let raised = required::raised(&self.required.and(had), &configuration(anchor.path()));
         settings.extend(raised.iter().cloned());
         let finish = Finish {
             pgdata: anchor.path(),

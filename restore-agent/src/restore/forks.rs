@@ -43,18 +43,20 @@ pub(crate) async fn write(
     let archive = planned.repository.wal_to_read(&planned.lineage).await?;
     for fork in forks(&archive, &planned.plan) {
         match write_one(&archive, fork, wal, owner).await {
+            Ok(true) => {}
+            Ok(false) => write_from_elsewhere(common, planned, fork, wal, owner).await?,
             Err(error) if is_damage(&error) => {
                 tracing::warn!("repository \"{}\": {error}", planned.repository.name());
                 write_from_elsewhere(common, planned, fork, wal, owner).await?;
             }
-            written => written?,
+            Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
-/// The same for a fork of which the plan's repository has a damaged segment. Where none is sound, recovery says so at the place
-/// where it matters.
+/// The same for a fork of which the plan's repository has a damaged segment or none. Where none is sound, recovery says so at the
+/// place where it matters.
 async fn write_from_elsewhere(
     common: &CommonArgs,
     planned: &Planned,
@@ -66,8 +68,8 @@ async fn write_from_elsewhere(
     for archive in copies.archives().iter().skip(1) {
         let name = archive.repository().name();
         match write_one(archive, fork, wal, owner).await {
-            Ok(()) if wal.join(fork.parent.to_string()).exists() => return Ok(()),
-            Ok(()) => {}
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
             Err(error) if error.downcast_ref::<RepoError>().is_some() => {
                 tracing::warn!("repository \"{name}\": {error}");
             }
@@ -82,13 +84,18 @@ fn is_damage(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(RepoError::Corrupt { .. }))
 }
 
-async fn write_one(archive: &WalArchive, fork: Fork, wal: &Path, owner: Option<Owner>) -> anyhow::Result<()> {
+/// Writes it from one repository, if that has its source.
+async fn write_one(
+    archive: &WalArchive,
+    fork: Fork,
+    wal: &Path,
+    owner: Option<Owner>,
+) -> anyhow::Result<bool> {
     let size = archive.lineage().segment_size.bytes();
     let path = wal.join(fork.parent.to_string());
     let context = || format!("{} cannot be written", path.display());
     durable::remove(&path).with_context(context)?;
-    // Recovery says what is missing, at the place where it matters.
-    let Some(mut reader) = archive.read(WalFileName::Segment(fork.source)).await? else { return Ok(()) };
+    let Some(mut reader) = archive.read(WalFileName::Segment(fork.source)).await? else { return Ok(false) };
     let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
     let mut file = options.with_context(context)?;
     let mut left = fork.switch.0 % size;
@@ -108,7 +115,7 @@ async fn write_one(archive: &WalArchive, fork: Fork, wal: &Path, owner: Option<O
     if let Some(owner) = owner {
         owner.give(&path).and_then(|()| owner.give(&done)).with_context(context)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The forks inside segments that recovery reads under another name than the parent's.

@@ -1,33 +1,43 @@
-//! Settings without which recovery would not get to its end ([`required_settings`]): what was raised on the server after the backup. The
-//! restore sets them where the restored configuration has less.
+//! Settings without which recovery would not get to its end ([`required_settings`]): what the server had when it was backed up, which
+//! its `pg_control` says, and what was raised after that, which WAL says. The restore sets them where the restored configuration has less.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
+use walpoint_pg::control::ControlFile;
 use walpoint_plan::restore::{RequiredSettings, SegmentDecoder};
 use walpoint_repo::planning::required_settings;
-use walpoint_repo::wal::WalCopies;
 use walpoint_runtime::args::CommonArgs;
-use walpoint_storage::RepoError;
 
 use super::elsewhere;
 use crate::decoder::WalDecoder;
 use crate::plan::Planned;
 use crate::settings;
 
-/// What recovery under a plan requires. What is damaged in the plan's repository is read from another one.
+/// What WAL requires of a recovery under a plan.
 pub(super) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Result<RequiredSettings> {
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
     let (plan, from) = (&planned.plan, planned.plan.backup.id.start());
-    let only = WalCopies::new(planned.repository.wal_to_read(&planned.lineage).await?, []);
-    match required_settings(&only, plan, from, &decoder).await {
-        Err(RepoError::Corrupt { .. }) => {
-            let copies = elsewhere::copies(common, planned).await?;
-            let required = required_settings(&copies, plan, from, &decoder).await;
-            elsewhere::warn_of_damage(&copies);
-            required.map_err(|error| elsewhere::nowhere_sound(&copies, error))
-        }
-        required => Ok(required?),
-    }
+    elsewhere::ask_copies(common, planned, async |copies: &_| {
+        required_settings(copies, plan, from, &decoder).await
+    })
+    .await
+}
+
+/// What the server had that a `pg_control` is from: recovery compares with it before it reads any WAL.
+pub(super) fn of_control(path: &Path) -> anyhow::Result<RequiredSettings> {
+    let context = || format!("\"{}\" could not be read", path.display());
+    let control = ControlFile::parse(&std::fs::read(path).with_context(context)?).with_context(context)?;
+    let value = |setting: i32| u32::try_from(setting).unwrap_or_default();
+    let had = control.settings;
+    Ok(RequiredSettings {
+        max_connections: value(had.max_connections),
+        max_worker_processes: value(had.max_worker_processes),
+        max_wal_senders: value(had.max_wal_senders),
+        max_prepared_transactions: value(had.max_prepared_transactions),
+        max_locks_per_transaction: value(had.max_locks_per_transaction),
+    })
 }
 
 /// Those that the configuration files have lower, of which the later ones count, with the value that they need.
@@ -42,7 +52,7 @@ pub(super) fn note(raised: &[(String, String)]) -> Option<String> {
     let names: Vec<String> = raised.iter().map(|(name, value)| format!("{name} = {value}")).collect();
     (!names.is_empty()).then(|| {
         format!(
-            "set in postgresql.auto.conf, because the server was set so after the backup, and recovery would not get past that with \
+            "set in postgresql.auto.conf, because the server was set so when it was backed up or later, and recovery would not get past that with \
              less: {}",
             names.join(", ")
         )

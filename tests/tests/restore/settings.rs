@@ -306,6 +306,28 @@ fn settings_that_were_raised_stop_no_recovery_of_the_oldest_and_the_newest_versi
     raised_settings_stop_no_recovery(19);
 }
 
+/// What the server had when it was backed up is in its `pg_control` alone: on its command line, or in a file that was lowered since.
+#[test]
+fn settings_that_the_backup_needs_are_raised() {
+    for major in [13, 17, 19] {
+        let mut bed = Archived::start(Cluster::builder().major(major).segment_size_mb(1), Store::local());
+        let mut ledger = Ledger::create(&bed.cluster, "rows");
+        let before = bed.cluster.psql("show max_connections");
+        bed.cluster.stop(Shutdown::Fast);
+        bed.cluster.set("max_connections", 150);
+        bed.cluster.start();
+        bed.cluster.set("max_connections", before);
+        bed.backup();
+        ledger.append_as(&bed.cluster, "a1");
+        bed.settle();
+        let told = bed.try_restore("copy", &[]).expect_success().stdout;
+        assert!(told.contains("max_connections = 150"), "PostgreSQL {major}: {told}");
+        let copy = Cluster::start_restored(bed.cluster.dir(), major, bed.place("copy"));
+        copy.wait_promoted();
+        assert_eq!(ledger.labels(&copy), "a1", "PostgreSQL {major}");
+    }
+}
+
 /// A commit on the restored server would wait for standbys that are not there: the restore names them.
 #[test]
 fn standbys_that_commits_would_wait_for_are_named() {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use walpoint_tests::archived::Archived;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::rows::{Ledger, Mark};
 use walpoint_tests::store::{BackDoor, Store};
 use walpoint_tests::wait;
@@ -74,6 +74,51 @@ fn repositories_that_lack_different_segments_lead_to_the_target_together() {
         (&missing[0]["first"], &missing[0]["last"]),
         (&rows[1].segment.as_str().into(), &missing[0]["first"])
     );
+}
+
+/// R2, R6: what recovery needs and creates in WAL that the backup's repository lacks is known all the same.
+#[test]
+fn what_only_another_repository_says_of_tablespaces_and_settings_counts() {
+    let second = Store::local();
+    let (mut bed, mut ledger, rows) = bed(&second);
+    let location = bed.cluster.create_tablespace("late");
+    let created = ledger.append_as(&bed.cluster, "b1");
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    bed.cluster.set("max_connections", 150);
+    bed.cluster.start();
+    ledger.append_as(&bed.cluster, "b2");
+    bed.settle();
+    let (main, other) = (bed.back_door(), second.back_door());
+    let newest =
+        || other.list("clusters/main").into_iter().filter(|key| key.contains("/wal/00000001/")).count();
+    wait::until_true(wait::SOON, "the other one has everything", || {
+        main.list("clusters/main").into_iter().filter(|key| key.contains("/wal/00000001/")).count()
+            == newest()
+    });
+    bed.stop_daemon();
+    for key in main.list("clusters/main") {
+        let name = key.rsplit('/').next().unwrap();
+        if key.contains("/index/") || key.contains("/wal/00000001/") && name >= created.segment.as_str() {
+            main.delete(&key);
+        }
+    }
+    for key in other.list("clusters/main").into_iter().filter(|key| key.contains("/backups/")) {
+        other.delete(&key);
+    }
+    lose(&other, &rows[1]);
+    // Another machine.
+    bed.cluster.crash();
+    std::fs::remove_dir_all(&location).unwrap();
+    let told = bed.try_restore("copy", &[]).expect_success();
+    let both = format!("{}{}", told.stdout, told.stderr);
+    assert!(both.contains("creates tablespace") && both.contains(&location.display().to_string()), "{both}");
+    assert!(told.stdout.contains("max_connections = 150"), "{told:#?}");
+    std::fs::create_dir_all(&location).unwrap();
+    walpoint_tests::user::give(&location);
+    let copy = Cluster::start_restored(bed.cluster.dir(), 17, bed.place("copy"));
+    copy.wait_promoted();
+    assert_eq!(ledger.labels(&copy), "a1 a2 a3 a4 a5 b1 b2", "{}", copy.log());
 }
 
 /// R2: the one that alone has a plan to the latest moment ends before what the other one has behind a gap.

@@ -46,7 +46,7 @@ pub async fn created_tablespaces(
 ) -> Result<Vec<CreatedTablespace>> {
     let needed: BTreeSet<Replayed> = match creating {
         Some(creating) => creating.iter().copied().collect(),
-        None => marked::read(copies.first(), plan, &MARKED).await?,
+        None => marked::read(copies, plan, &MARKED).await?,
     };
     let begin = || decoder.tablespaces();
     let feed = |search: &mut Box<dyn TablespaceSearch>, name, content: &[u8]| search.feed(name, content);

@@ -30,22 +30,47 @@ pub(super) struct Mark {
     pub(super) group: fn(&MarkCounts) -> bool,
 }
 
-/// The segments that a plan replays and that have a mark, read for this alone.
-pub(super) async fn read(
+/// The segments that a plan replays and that have a mark in any of the repositories, read for this alone. What none of them knows of,
+/// as of what lies in one that could not be read, counts as marked.
+pub(super) async fn read(copies: &WalCopies, plan: &RestorePlan, mark: &Mark) -> Result<BTreeSet<Replayed>> {
+    let (mut found, mut known) = (BTreeSet::new(), BTreeSet::new());
+    for archive in copies.archives() {
+        match read_one(archive, plan, mark).await {
+            Ok((marked, listed)) => {
+                found.extend(marked);
+                known.extend(listed);
+            }
+            Err(error) if archive.repository().id() == copies.first().repository().id() => return Err(error),
+            Err(error) => tracing::warn!("repository \"{}\": {error}", archive.repository().name()),
+        }
+    }
+    let needed =
+        plan.wal.iter().enumerate().flat_map(|(at, range)| {
+            (range.first.0..=range.last.0).map(move |number| (at, SegmentNo(number)))
+        });
+    found.extend(needed.filter(|one| !known.contains(one)));
+    Ok(found)
+}
+
+/// Those that are marked in one repository, and those that it has.
+async fn read_one(
     archive: &WalArchive,
     plan: &RestorePlan,
     mark: &Mark,
-) -> Result<BTreeSet<Replayed>> {
+) -> Result<(Vec<Replayed>, Vec<Replayed>)> {
     let mut timelines: BTreeMap<TimelineId, TimelineWal> = BTreeMap::new();
-    let mut found = BTreeSet::new();
+    let (mut marked, mut listed) = (Vec::new(), Vec::new());
     for (at, range) in plan.wal.iter().enumerate() {
         let wal = match timelines.entry(range.timeline) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(TimelineWal::load(archive, range.timeline).await?),
         };
-        found.extend(segments(wal, *range, mark).await?.into_iter().map(|number| (at, number)));
+        let here =
+            (range.first.0..=range.last.0).map(SegmentNo).filter(|number| wal.runs().contains(*number));
+        listed.extend(here.map(|number| (at, number)));
+        marked.extend(segments(wal, *range, mark).await?.into_iter().map(|number| (at, number)));
     }
-    Ok(found)
+    Ok((marked, listed))
 }
 
 /// The records in the segments that are `needed`, and what their neighbors have of them, in order. `begin` begins a search, `feed`

@@ -22,7 +22,7 @@ pub async fn required_settings(
     from: Lsn,
     decoder: &Arc<dyn SegmentDecoder>,
 ) -> Result<RequiredSettings> {
-    let needed = marked::read(copies.first(), plan, &MARKED).await?;
+    let needed = marked::read(copies, plan, &MARKED).await?;
     let begin = || decoder.required();
     let feed = |search: &mut Box<dyn RequiredSearch>, name, content: &[u8]| search.feed(name, content);
     let mut found = marked::records(copies, plan, &needed, begin, feed).await?;
