@@ -24,7 +24,8 @@ pub(crate) struct Surroundings {
     pub(crate) incomplete: Option<String>,
     /// Of a segment: the histories of all timelines with a higher id.
     pub(crate) histories: Vec<TimelineHistory>,
-    /// Of a segment: timelines with a higher id that have the same segment, whole.
+    /// Of a segment: timelines with a higher id that have the same segment, whole; where only that is asked, those that have anything
+    /// behind the position at which this one was left.
     pub(crate) heirs: Vec<TimelineId>,
     /// Of a segment: those timelines, with the repository that has each.
     pub(crate) younger: Vec<(TimelineId, String)>,
@@ -81,7 +82,7 @@ pub(crate) fn of_rest(
     }
 }
 
-/// Whether no younger timeline has a segment in which recovery to the latest moment would end; `only`: the one that counts, because
+/// Whether no younger timeline has anything behind the place where recovery to the latest moment would end; `only`: the one that counts, because
 /// what the others have was known.
 pub(crate) fn of_heirs(only: Option<TimelineId>, around: &Surroundings) -> Result<(), Unproven> {
     match around.heirs.iter().filter(|heir| only.is_none_or(|only| only == **heir)).max() {

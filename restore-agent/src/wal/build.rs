@@ -69,7 +69,7 @@ impl Archive {
         if proof == Proof::NotWanted {
             return Some(Outcome::Absent(format!("\"{segment}\" is only given when PostgreSQL asks for it")));
         }
-        match prove::left(self, last, Some(timeline)).await {
+        match prove::left(self, last, from, Some(timeline)).await {
             Err(why) => Some(why.into()),
             // No target stops recovery at the fork, so it ends for want of more.
             Ok(()) if segment > last && note.last.is_none() => Some(Outcome::Absent(format!(
@@ -82,7 +82,7 @@ impl Archive {
     /// Whether recovery may end where a segment that is built ends; otherwise why not.
     async fn may_end_in(&self, segment: &ForkSegment, asked: Asked<'_>) -> Result<(), Unproven> {
         if segment.left {
-            return prove::left(self, segment.name, None).await;
+            return prove::left(self, segment.name, segment.cut, None).await;
         }
         // Whatever the others say: one of them has it, and only cannot give it.
         if asked.there {

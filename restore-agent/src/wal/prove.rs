@@ -7,7 +7,7 @@
 
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
-use walpoint_base::{SegmentName, SegmentSize, TimelineId, WalFileName};
+use walpoint_base::{Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::restore::ForkSegment;
 use walpoint_repo::Acknowledging;
 use walpoint_repo::index::TimelineIndex;
@@ -63,15 +63,16 @@ pub(crate) async fn unfinished(
     absence::of_younger(archive.youngest_planned(), &around)
 }
 
-/// Whether recovery may end in a segment that is built, up to where the path to the latest moment leaves its timeline: no younger
-/// timeline has the segment, or not `heir`, if that is the one the path leads to.
+/// Whether recovery may end in a segment that is built, up to where the path to the latest moment leaves its timeline (`at`): nothing of
+/// a younger timeline that left it there or later is in the archive, or nothing of `heir`, if that is the one the path leads to.
 pub(crate) async fn left(
     archive: &Archive,
     segment: SegmentName,
+    at: Lsn,
     heir: Option<TimelineId>,
 ) -> Result<(), Unproven> {
     let (opened, failures) = archive.open_all().await;
-    let (around, _) = surroundings(archive, Look::Younger(segment), &opened, failures).await?;
+    let (around, _) = surroundings(archive, Look::Younger(segment, at), &opened, failures).await?;
     absence::of_heirs(heir, &around)?;
     absence::of_younger(archive.youngest_planned(), &around)
 }
@@ -85,8 +86,8 @@ fn of_size(archive: &Archive) -> Result<SegmentSize, String> {
 enum Look {
     /// What bears on the absence of a file.
     Around(WalFileName),
-    /// Only what younger timelines have of a segment.
-    Younger(SegmentName),
+    /// Only what timelines that left this one there or later have of a segment and behind it, incomplete copies included.
+    Younger(SegmentName, Lsn),
 }
 
 /// What the repositories show, and the names of those that did; else why that is not enough.
@@ -175,8 +176,8 @@ async fn look_around(
     confirm_newest(archive, wal).await?;
     let name = match look {
         Look::Around(name) => name,
-        Look::Younger(segment) => {
-            on_younger_timelines(archive, wal, segment, around).await?;
+        Look::Younger(segment, at) => {
+            on_younger_timelines(archive, wal, segment, Some(at), around).await?;
             return confirm(wal).await;
         }
     };
@@ -268,14 +269,16 @@ async fn around_segment(
         around.indexed.get_or_insert(indexed.name(name.timeline, size));
         return Ok(());
     }
-    on_younger_timelines(archive, wal, name, around).await
+    on_younger_timelines(archive, wal, name, None, around).await
 }
 
-/// Reads the histories of all younger timelines, and which of them have a segment of the same number.
+/// Reads the histories of all younger timelines, and which of them have a segment of the same number, whole. `left_at`: which of those
+/// that left this one there or later have any WAL of their own.
 async fn on_younger_timelines(
     archive: &Archive,
     wal: &WalArchive,
     name: SegmentName,
+    left_at: Option<Lsn>,
     around: &mut Surroundings,
 ) -> anyhow::Result<()> {
     for timeline in wal.histories().await? {
@@ -294,15 +297,44 @@ async fn on_younger_timelines(
         let history =
             history.with_context(|| format!("the history of timeline {timeline} was listed and is gone"))?;
         let own_copy = SegmentName { timeline, ..name };
-        if history.contains(name.timeline)
-            && wal.repository().store().head(&wal.paths().segment(own_copy)).await?.is_some()
-        {
+        let is_heir = match left_at {
+            None => {
+                history.contains(name.timeline)
+                    && wal.repository().store().head(&wal.paths().segment(own_copy)).await?.is_some()
+            }
+            Some(at) => {
+                history.end_of(name.timeline) >= Some(at) && has_wal_behind(wal, own_copy, at).await?
+            }
+        };
+        if is_heir {
             around.heirs.push(timeline);
         }
         around.histories.push(history);
         around.younger.push((timeline, wal.repository().name().to_owned()));
     }
     Ok(())
+}
+
+/// Whether anything shows that a timeline has WAL behind a position in that segment: the segment, a part of it that reaches further,
+/// or anything later. A plan counts on the same.
+async fn has_wal_behind(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyhow::Result<bool> {
+    let mut entries = wal.list(segment.timeline, Some(segment));
+    while let Some((entry, _)) = entries.try_next().await? {
+        let shows = match entry {
+            WalEntry::Part(_)
+            | WalEntry::Gap(_)
+            | WalEntry::RefusedHistory(..)
+            | WalEntry::AbandonedTimeline(_)
+            | WalEntry::SettledHistory(..) => false,
+            WalEntry::Ended(found, end, _) if found == segment => end > at,
+            // Its server was promoted, or it was streamed from one that had begun the timeline.
+            WalEntry::File(_) | WalEntry::Partial(..) | WalEntry::Ended(..) | WalEntry::Slice(..) => true,
+        };
+        if shows {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn is_damaged(error: &anyhow::Error) -> bool {

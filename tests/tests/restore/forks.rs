@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -433,7 +433,7 @@ fn recovery_does_not_end_at_a_fork_whose_timeline_has_been_archived_since() {
     let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
     ledger.append_as(&bed.cluster, "a2");
     lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
-    does_not_end_at_the_fork(&bed, &mut ledger);
+    does_not_end_at_the_fork(&mut bed, &mut ledger);
 }
 
 /// The same after a busy server was lost: its last archived segment ends in the midst of a record, at whose begin timeline 2 begins, so
@@ -458,37 +458,48 @@ fn recovery_does_not_end_before_a_record_that_crosses_the_archives_end() {
     bed.cluster.wait_promoted();
     let history = fs::read_to_string(bed.cluster.wal_dir().join("00000002.history")).unwrap();
     assert!(!history.split('\t').nth(1).unwrap().ends_with("00000"), "on a boundary: {history}");
-    does_not_end_at_the_fork(&bed, &mut ledger);
+    does_not_end_at_the_fork(&mut bed, &mut ledger);
 }
 
 #[track_caller]
-fn does_not_end_at_the_fork(bed: &Archived, ledger: &mut Ledger) {
+fn does_not_end_at_the_fork(bed: &mut Archived, ledger: &mut Ledger) {
     let has_history =
         || bed.back_door().list("clusters/main").iter().any(|key| key.ends_with("00000002.history"));
     wait::until_true(wait::SOON, "the history of timeline 2 is archived", has_history);
     let planned = plan(bed, &[]);
     let note = "Timeline 2, which was forked from timeline 1 at ";
     assert!(planned["timeline"] == 1 && planned["notes"].to_string().contains(note), "{planned:#}");
-    let early = [false, true].map(|direct| {
-        let place = bed.restore(if direct { "direct" } else { "prefetched" }, &[]);
+    let early = |name: &str, direct: bool| {
+        let place = bed.restore(name, &[]);
         if direct {
             fetch_directly(bed, &place);
         }
         place
-    });
+    };
+    let [prefetched, direct, incomplete] =
+        [early("prefetched", false), early("direct", true), early("incomplete", false)];
     let alone = bed.restore_and_start("alone", &[]);
     alone.wait_promoted();
     assert_eq!(ledger.labels(&alone), "a1");
-    ledger.append_as(&bed.cluster, "b1");
-    bed.settle();
-    for place in early {
-        let mut server = Cluster::adopt(Arc::clone(bed.cluster.dir()), 17, place, None);
+    let dir = Arc::clone(bed.cluster.dir());
+    let is_stopped = |place: PathBuf| {
+        let mut server = Cluster::adopt(Arc::clone(&dir), 17, place, None);
         server.launch();
-        assert_ne!(server.wait_for_end(wait::SOON), 0);
+        assert_ne!(server.wait_for_end(wait::SOON), 0, "{}", server.log());
         let log = server.log();
         assert!(log.contains("timeline 2 had nothing of it in the archive"), "{log}");
         assert!(log.contains("restore again") && !log.contains("selected new timeline"), "{log}");
-    }
+    };
+    // What there is of its first segment is archived by hand after a crash.
+    let first = ledger.append_as(&bed.cluster, "b1").segment;
+    bed.cluster.crash();
+    let path = bed.cluster.wal_dir().join(&first);
+    bed.agent.run(&["push", &path.display().to_string()]).expect_success();
+    is_stopped(incomplete);
+    bed.cluster.start();
+    bed.settle();
+    is_stopped(prefetched);
+    is_stopped(direct);
     let again = bed.restore_and_start("again", &[]);
     again.wait_promoted();
     assert_eq!(ledger.labels(&again), "a1 b1");
