@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
 pub(super) use self::names::SUFFIX;
-pub(crate) use self::names::{at, latest, left_in};
+pub(crate) use self::names::{all, at, latest, left_in};
 use self::names::{beside, candidates, moment};
 use super::beneath::Roots;
 use super::directory;

@@ -1,5 +1,6 @@
-//! WAL in the `pg_wal` of a data directory that is repaired or replaced, which comes after the place at which a recovery to the end of
-//! WAL would end, and which that recovery does not replay: rows that were committed there would be missing without a word.
+//! WAL in the `pg_wal` of a data directory that is repaired or replaced, or that an earlier restore of it kept or moved aside, which comes
+//! after the place at which a recovery to the end of WAL would end, and which that recovery does not replay: rows that were committed
+//! there would be missing without a word.
 //!
 //! A new primary that crashes in its first segment leaves that: its timeline's history may be in the archive, and no segment of it; during
 //! an outage of the archive not even that. [`Recovery::verdict`] decides what a file is, from names, histories and positions alone:
@@ -29,7 +30,7 @@ use walpoint_base::{
 use walpoint_plan::restore::Signal;
 use walpoint_storage::RepoError;
 
-use super::stored::{self, NotStored};
+use super::stored::{NotStored, Remains};
 use super::unarchived::{Replayed, continued_from, inspect};
 use crate::plan::Planned;
 
@@ -121,20 +122,28 @@ pub(super) struct Behind {
     path: PathBuf,
     younger: bool,
     end: Lsn,
-    /// Whether anything waits in `pg_wal` that no archive has.
-    waits: bool,
+    first: First,
 }
 
-/// A file in the `pg_wal` of `pgdata` that a recovery to the end of WAL would leave out. `latest`: whether the newest timeline
-/// was asked for; `replayed`: what recovery goes on to.
+/// What has to be archived before the file itself.
+#[derive(Debug)]
+enum First {
+    Nothing,
+    /// What waits in the `pg_wal` of the data directory.
+    Waiting,
+    /// The history of its timeline, from what an earlier restore kept.
+    History(PathBuf),
+}
+
+/// A file that a recovery to the end of WAL would leave out. `latest`: whether the newest timeline was asked for; `replayed`: what
+/// recovery continues with.
 pub(super) async fn find(
     found: &NotStored,
-    pgdata: &Path,
     planned: &Planned,
     latest: bool,
     replayed: &[Replayed],
 ) -> anyhow::Result<Option<Behind>> {
-    let (plan, size, wal) = (&planned.plan, planned.lineage.segment_size, pgdata.join("pg_wal"));
+    let (plan, size) = (&planned.plan, planned.lineage.segment_size);
     if plan.target != RecoveryTarget::Latest || plan.signal != Signal::Recovery {
         return Ok(None);
     }
@@ -142,9 +151,34 @@ pub(super) async fn find(
     let history = archived(found, leaf).await?.0.unwrap_or_else(|| TimelineHistory::root(leaf));
     let goes_on = continued_from(plan, size).is_some();
     let recovery = Recovery { history, end: plan.end(), goes_on, latest };
+    for remains in [&found.here].into_iter().chain(&found.earlier) {
+        if let Some(mut behind) = in_one(found, remains, planned, &recovery, replayed).await? {
+            let history = WalFileName::History(behind.file.timeline());
+            behind.first = match std::ptr::eq(remains, &found.here) {
+                true if !remains.waiting.is_empty() => First::Waiting,
+                false if remains.waiting.contains(&history) => {
+                    First::History(remains.directory.join(history.to_string()))
+                }
+                _ => First::Nothing,
+            };
+            return Ok(Some(behind));
+        }
+    }
+    Ok(None)
+}
+
+/// The same in one directory.
+async fn in_one(
+    found: &NotStored,
+    remains: &Remains,
+    planned: &Planned,
+    recovery: &Recovery,
+    replayed: &[Replayed],
+) -> anyhow::Result<Option<Behind>> {
+    let size = planned.lineage.segment_size;
     let mut branches: BTreeMap<TimelineId, Option<Branch>> = BTreeMap::new();
     // The first segment of the youngest timeline has what the others have in its segment, too.
-    let mut files: Vec<(WalFileName, SegmentName)> = found
+    let mut files: Vec<(WalFileName, SegmentName)> = remains
         .files
         .iter()
         .filter_map(|file| match file {
@@ -161,7 +195,7 @@ pub(super) async fn find(
         let timeline = name.timeline;
         let branch = match branches.entry(timeline) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(branch(found, &wal, timeline).await?),
+            Entry::Vacant(new) => new.insert(branch(found, remains, timeline).await?),
         };
         let Some(branch) = branch else { continue };
         // Its content is read only where it may matter.
@@ -169,30 +203,39 @@ pub(super) async fn find(
         if recovery.verdict(branch, file, furthest, size) == Verdict::Beside {
             continue;
         }
-        let path = wal.join(file.to_string());
-        let Some(end) = end_of(name, &path, &branch.history).await? else { continue };
+        let path = remains.directory.join(file.to_string());
+        let Some(end) = end_of(name, &path, &branch.history, planned).await? else { continue };
         let verdict = recovery.verdict(branch, file, end, size);
         if verdict != Verdict::Beside {
-            let waits = found.files.iter().any(|file| stored::waits(&wal, *file));
             let younger = verdict == Verdict::Younger;
-            return Ok(Some(Behind { file, path, younger, end: recovery.end, waits }));
+            return Ok(Some(Behind { file, path, younger, end: recovery.end, first: First::Nothing }));
         }
     }
     Ok(None)
 }
 
-/// Where the last valid record of a file ends; `None` if it is no WAL of that name.
-async fn end_of(name: SegmentName, path: &Path, history: &TimelineHistory) -> anyhow::Result<Option<Lsn>> {
+/// Where the last valid record of a file ends; `None` if it is no WAL of that name and of the plan's cluster.
+async fn end_of(
+    name: SegmentName,
+    path: &Path,
+    history: &TimelineHistory,
+    planned: &Planned,
+) -> anyhow::Result<Option<Lsn>> {
     let (file, history) = (path.to_owned(), history.clone());
     let inspected = tokio::task::spawn_blocking(move || inspect(name, &file, Some(&history))).await??;
-    Ok(inspected.ok().map(|(facts, _)| facts.end))
+    let own = planned.lineage.system_id();
+    Ok(inspected.ok().filter(|(facts, _)| facts.system_id == own).map(|(facts, _)| facts.end))
 }
 
 /// What is known of a timeline; `None` if nothing says where it comes from.
-async fn branch(found: &NotStored, wal: &Path, timeline: TimelineId) -> anyhow::Result<Option<Branch>> {
+async fn branch(
+    found: &NotStored,
+    remains: &Remains,
+    timeline: TimelineId,
+) -> anyhow::Result<Option<Branch>> {
     let name = WalFileName::History(timeline);
     let (archived, is_there) = archived(found, timeline).await?;
-    let path = wal.join(name.to_string());
+    let path = remains.directory.join(name.to_string());
     let own = match fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         read => {
@@ -203,9 +246,9 @@ async fn branch(found: &NotStored, wal: &Path, timeline: TimelineId) -> anyhow::
     let first = TimelineId::FIRST == timeline;
     let history = own.or(archived).or_else(|| first.then(|| TimelineHistory::root(timeline)));
     let known = match () {
-        () if found.differ.contains(&name) => Known::Differs,
+        () if remains.differ.contains(&name) => Known::Differs,
         () if is_there || first => Known::Archived,
-        () if stored::waits(wal, name) => Known::Waits,
+        () if remains.waiting.contains(&name) => Known::Waits,
         () => Known::Unknown,
     };
     Ok(history.map(|history| Branch { history, known }))
@@ -235,12 +278,25 @@ impl Behind {
         } else {
             format!("goes on behind {}, where recovery would end, on timeline {timeline}", self.end)
         };
-        let first = match self.waits {
-            true => "archive what waits there with \"archive-agent run --once\", and then ",
-            false => "archive ",
+        let first = match &self.first {
+            First::Waiting => {
+                "archive what waits there with \"archive-agent run --once\", and then ".to_owned()
+            }
+            First::History(path) => {
+                format!(
+                    "archive its timeline's history with \"archive-agent push {}\", and then ",
+                    path.display()
+                )
+            }
+            First::Nothing => "archive ".to_owned(),
+        };
+        let directory = self.path.parent().unwrap_or(pgdata);
+        let place = match directory.starts_with(pgdata) {
+            true => "in its pg_wal".to_owned(),
+            false => format!("in {}, from before an earlier restore,", directory.display()),
         };
         anyhow::anyhow!(
-            "{}: \"{}\" in its pg_wal {what}, and no archive has it; {first}what there is of it with \"archive-agent push {}\", and run \
+            "{}: \"{}\" {place} {what}, and no archive has it; {first}what there is of it with \"archive-agent push {}\", and run \
              the same command again; with --force recovery ends without it, and the file is kept: nothing was changed",
             pgdata.display(),
             self.file,

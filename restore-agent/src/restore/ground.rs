@@ -190,7 +190,7 @@ impl Ground {
         let ways = "--replace keeps the whole directory, --delta --force repairs it and keeps these files in a directory beside it";
         // Of an incomplete segment there may be several copies.
         let only_one = |name: &&WalFileName| !matches!(name, WalFileName::Partial(_));
-        let differs = lost.iter().filter(only_one).find(|name| not_stored.differ.contains(*name));
+        let differs = lost.iter().filter(only_one).find(|name| not_stored.here.differ.contains(*name));
         match differs {
             Some(other) => bail!(
                 "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {} (the first is {first}); under the \

@@ -41,6 +41,8 @@ pub(crate) struct Kept {
     pub(crate) directory: PathBuf,
     /// Names of the files of WAL in it.
     pub(crate) wal: Vec<String>,
+    /// Those of them that waited to be archived.
+    pub(crate) waiting: Vec<String>,
     /// Directories that were renamed: their names before and now.
     pub(crate) renamed: Vec<(PathBuf, PathBuf)>,
 }
@@ -71,10 +73,12 @@ impl Kept {
                 && directories.iter().all(|d| fs::symlink_metadata(beside(d, aside::SUFFIX, name)).is_err())
         };
         let name = { names }.find(free).context("no name is free to keep what is there")?;
+        let waits = |name: &&String| pgdata.join(format!("pg_wal/archive_status/{name}.ready")).exists();
         let kept = Self {
             pgdata: pgdata.to_owned(),
             directory: beside(pgdata, SUFFIX, &name),
             wal: wal.to_vec(),
+            waiting: wal.iter().filter(|name| waits(name)).cloned().collect(),
             renamed: directories.iter().map(|d| (d.clone(), beside(d, aside::SUFFIX, &name))).collect(),
         };
         for (from, _) in &kept.renamed {

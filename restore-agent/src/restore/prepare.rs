@@ -14,7 +14,6 @@ use super::created::Created;
 use super::directory::{Marker, RelativeTime, State};
 use super::existing::Existing;
 use super::ground::{self, Ground, Way};
-use super::kept;
 use super::layout::Layout;
 use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
@@ -40,7 +39,7 @@ impl Restore {
         }
         ground.prove_cluster(&pgdata, &planned)?;
         let old = ground.old(&pgdata, &planned);
-        let not_stored = match (&old, ground.way) {
+        let mut not_stored = match (&old, ground.way) {
             (None, _) => None,
             (Some(old), Way::Delta { .. }) => Some(NotStored::look(common, old, &planned).await?),
             // It is moved aside whatever is in it.
@@ -87,13 +86,9 @@ impl Restore {
         let mut found = created.look(&layout, &ground)?;
         let required = required::read(common, &planned).await?;
         let mut unarchived = Unarchived::default();
-        if let Some(not_stored) = &not_stored {
-            let earlier = match ground.way {
-                Way::Delta { .. } => kept::all(layout.pgdata()),
-                Way::New | Way::Replace => Vec::new(),
-            };
-            let old = old.as_deref().unwrap_or(layout.pgdata());
-            unarchived = Unarchived::find(not_stored, old, &planned, &earlier).await?;
+        if let Some(not_stored) = &mut not_stored {
+            not_stored.look_back(layout.pgdata(), old.as_deref().unwrap_or(layout.pgdata()), &planned).await;
+            unarchived = Unarchived::find(not_stored, &planned).await?;
             elsewhere::warn_of_damage(&not_stored.copies);
             let more = created.with(&unarchived.creates);
             match more.look(&layout, &ground) {
@@ -107,7 +102,7 @@ impl Restore {
                 }
             }
             let latest = args.target.follows_the_latest();
-            let left = behind::find(not_stored, old, &planned, latest, &unarchived.replayed).await?;
+            let left = behind::find(not_stored, &planned, latest, &unarchived.replayed).await?;
             if let Some(left) = left.filter(|_| !args.force) {
                 return Err(left.refusal(layout.pgdata()));
             }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt};
@@ -18,8 +18,9 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::NameHash;
 use walpoint_storage::object::{ContentHash, Sealer};
 
+use super::existing::Existing;
 use super::unarchived::inspect;
-use super::{elsewhere, reach};
+use super::{aside, elsewhere, kept, reach};
 use crate::plan::Planned;
 
 /// Requests at the same time to find out what a repository has.
@@ -28,17 +29,30 @@ const AT_ONCE: usize = 16;
 /// A file is read in pieces of this length.
 const PIECE: usize = 1 << 20;
 
-/// What a `pg_wal` holds that no archive has.
+/// What a data directory holds that no archive has.
 #[derive(Debug)]
 pub(super) struct NotStored {
     /// The plan's lineage, in every repository that can be read.
     pub(super) copies: WalCopies,
     /// Other lineages of the cluster.
     others: Vec<WalArchive>,
+    /// In its `pg_wal`.
+    pub(super) here: Remains,
+    /// What earlier restores of the same data directory kept of it or moved aside, which is gone from there.
+    pub(super) earlier: Vec<Remains>,
+}
+
+/// Files of WAL in one directory that no archive has.
+#[derive(Debug, Default)]
+pub(super) struct Remains {
+    /// Where they lie.
+    pub(super) directory: PathBuf,
     /// The files, in order.
     pub(super) files: Vec<WalFileName>,
     /// Those of them under whose names the plan's lineage has other content.
     pub(super) differ: BTreeSet<WalFileName>,
+    /// Those that waited to be archived.
+    pub(super) waiting: BTreeSet<WalFileName>,
 }
 
 /// How a file compares with what an archive has under its name.
@@ -58,17 +72,49 @@ impl NotStored {
     /// Looks into the `pg_wal` of a data directory. Of each timeline the newest segment that an archive has is read, and those
     /// that it does not have; what lies before one that is the same is the same server's.
     pub(super) async fn look(common: &CommonArgs, pgdata: &Path, planned: &Planned) -> anyhow::Result<Self> {
-        let wal = pgdata.join("pg_wal");
-        let own = planned.lineage.system_id();
         let (copies, others) = elsewhere::all_lineages(common, planned).await?;
-        let present = present(&wal).with_context(|| wal.display().to_string())?;
+        let mut found = Self { copies, others, here: Remains::default(), earlier: Vec::new() };
+        found.here = found.remains(&pgdata.join("pg_wal"), planned).await?;
+        Ok(found)
+    }
+
+    /// Looks into what earlier restores of a data directory kept of it and moved aside, but for `seen`, which was looked at. What cannot
+    /// be read there is left out, with a warning.
+    pub(super) async fn look_back(&mut self, pgdata: &Path, seen: &Path, planned: &Planned) {
+        let mut places: Vec<(PathBuf, Vec<String>)> =
+            kept::all(pgdata).into_iter().map(|kept| (kept.directory, kept.waiting)).collect();
+        let own = Some(planned.lineage.system_id());
+        let asides = aside::all(pgdata).into_iter().map(|record| record.aside).filter(|aside| aside != seen);
+        let is_own =
+            |aside: &PathBuf| matches!(Existing::look(aside), Ok(Some(found)) if found.system_id == own);
+        places.extend(asides.filter(is_own).map(|aside| (aside.join("pg_wal"), Vec::new())));
+        for (directory, waiting) in places {
+            match self.remains(&directory, planned).await {
+                Ok(mut remains) => {
+                    remains
+                        .waiting
+                        .extend(waiting.iter().filter_map(|name| name.parse::<WalFileName>().ok()));
+                    self.earlier.push(remains);
+                }
+                Err(error) => tracing::warn!(
+                    "what no archive has of the WAL in \"{}\" is not known: {error:#}",
+                    directory.display()
+                ),
+            }
+        }
+    }
+
+    /// What lies in one directory.
+    async fn remains(&self, wal: &Path, planned: &Planned) -> anyhow::Result<Remains> {
+        let own = planned.lineage.system_id();
+        let present = present(wal).with_context(|| wal.display().to_string())?;
         // Another cluster's of the same name is not this one.
         let is_own = |system_id: &Option<SystemId>| system_id.is_none_or(|found| found == own);
         let mut left: Vec<WalFileName> =
             present.iter().filter(|(_, id)| is_own(id)).map(|(name, _)| *name).collect();
         let mut differ = BTreeSet::new();
-        for (at, archive) in copies.archives().iter().chain(&others).enumerate() {
-            let compared = match compare_all(archive, &wal, &left).await {
+        for (at, archive) in self.copies.archives().iter().chain(&self.others).enumerate() {
+            let compared = match compare_all(archive, wal, &left).await {
                 Err(error) if at > 0 && error.downcast_ref::<RepoError>().is_some() => {
                     let name = archive.repository().name();
                     tracing::warn!("what repository \"{name}\" has is not known: {error}");
@@ -81,7 +127,7 @@ impl NotStored {
                 if matches!(comparison, Comparison::Missing | Comparison::Other) {
                     left.push(name);
                 }
-                if comparison == Comparison::Other && at < copies.archives().len() {
+                if comparison == Comparison::Other && at < self.copies.archives().len() {
                     differ.insert(name);
                 }
             }
@@ -89,7 +135,8 @@ impl NotStored {
         let files = present.iter().filter(|(name, id)| !is_own(id) || left.contains(name));
         let files: Vec<WalFileName> = files.map(|(name, _)| *name).collect();
         differ.retain(|name| files.contains(name));
-        Ok(Self { copies, others, files, differ })
+        let waiting = files.iter().copied().filter(|name| waits(wal, *name)).collect();
+        Ok(Remains { directory: wal.to_owned(), files, differ, waiting })
     }
 
     /// Those of the files that wait to be archived which no archive has. Of one that is not in `pg_wal` any more the name decides.
@@ -102,7 +149,7 @@ impl NotStored {
         for name in waiting {
             let file = pgdata.join("pg_wal").join(name.to_string());
             let stored = match fs::symlink_metadata(file) {
-                Ok(meta) if meta.is_file() => !self.files.contains(&name),
+                Ok(meta) if meta.is_file() => !self.here.files.contains(&name),
                 _ => self.is_named(name).await?,
             };
             if !stored {
@@ -264,7 +311,7 @@ fn hash_file(sealer: &Sealer, path: &Path, length: u64) -> io::Result<ContentHas
 }
 
 /// Whether a file waits to be archived.
-pub(super) fn waits(wal: &Path, name: WalFileName) -> bool {
+fn waits(wal: &Path, name: WalFileName) -> bool {
     wal.join("archive_status").join(format!("{name}.ready")).exists()
 }
 

@@ -1,5 +1,6 @@
 //! WAL in the `pg_wal` of a data directory that is repaired or replaced, and in no archive. A server that crashed leaves at least its last
-//! segment so: it was never complete, so it was never archived, and its rows are nowhere else.
+//! segment so: it was never complete, so it was never archived, and its rows are nowhere else. What earlier restores of the same
+//! directory kept or moved aside counts too: a restore to another target, or one that was interrupted, came first.
 //!
 //! All of it is kept ([`super::kept`]), or moved aside with the directory. What continues the archive is put into the new `pg_wal` too, for a recovery to the end of
 //! its timeline: PostgreSQL reads its own `pg_wal` when the archive says that it has no such segment, so the archive still
@@ -27,7 +28,7 @@ use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentRange, Signal
 pub(super) use self::content::inspect;
 use self::content::{Candidate, effects};
 use self::proof::{end_of, judge};
-use super::kept::{self, Kept};
+use super::kept;
 use super::owners::{self, Owner};
 use super::stored::NotStored;
 use crate::plan::Planned;
@@ -57,36 +58,26 @@ pub(super) struct Replayed {
     /// Where its last valid record ends.
     pub(super) end: Lsn,
     whole: bool,
-    /// The file, if an earlier run kept it; else this one does.
+    /// The file, if an earlier run kept it or moved it aside; else this one does.
     kept: Option<PathBuf>,
 }
 
 impl Unarchived {
-    /// Takes over what was found in `pg_wal`. `earlier`: what earlier repairs of the same data directory kept, interrupted or not,
-    /// whereupon it is gone from there.
-    pub(super) async fn find(
-        found: &NotStored,
-        pgdata: &Path,
-        planned: &Planned,
-        earlier: &[Kept],
-    ) -> anyhow::Result<Self> {
-        let wal = pgdata.join("pg_wal");
+    /// Takes over what was found in `pg_wal` and in what earlier restores kept and moved aside.
+    pub(super) async fn find(found: &NotStored, planned: &Planned) -> anyhow::Result<Self> {
         // A run that was interrupted may have left less of a segment in pg_wal than an earlier one kept of it.
         let mut candidates: BTreeMap<SegmentName, Vec<PathBuf>> = BTreeMap::new();
-        for earlier in earlier {
-            for name in earlier.wal.iter().filter_map(|name| name.parse::<SegmentName>().ok()) {
-                candidates.entry(name).or_default().push(earlier.directory.join(name.to_string()));
+        for remains in found.earlier.iter().chain([&found.here]) {
+            for name in &remains.files {
+                if let WalFileName::Segment(name) = name {
+                    candidates.entry(*name).or_default().push(remains.directory.join(name.to_string()));
+                }
             }
         }
-        for name in &found.files {
-            if let WalFileName::Segment(name) = name {
-                candidates.entry(*name).or_default().push(wal.join(name.to_string()));
-            }
-        }
-        let names = found.files.iter().map(ToString::to_string).collect();
+        let names = found.here.files.iter().map(ToString::to_string).collect();
         let mut unarchived = Self { names, ..Self::default() };
         if !candidates.is_empty() {
-            unarchived.continue_archive(found, planned, &wal, &candidates).await?;
+            unarchived.continue_archive(found, planned, &candidates).await?;
         }
         Ok(unarchived)
     }
@@ -96,7 +87,6 @@ impl Unarchived {
         &mut self,
         found: &NotStored,
         planned: &Planned,
-        wal: &Path,
         candidates: &BTreeMap<SegmentName, Vec<PathBuf>>,
     ) -> anyhow::Result<()> {
         let plan = &planned.plan;
@@ -149,7 +139,7 @@ impl Unarchived {
                     self.left = damage;
                     end = end.after(&facts.chain);
                     number = number.next();
-                    let kept = Some(path).filter(|path| !path.starts_with(wal)).cloned();
+                    let kept = Some(path).filter(|path| !path.starts_with(&found.here.directory)).cloned();
                     self.replayed.push(Replayed { name, end: facts.end, whole: facts.whole, kept });
                     let ended = !facts.whole;
                     content.push(Candidate { facts, path: path.clone() });
@@ -165,7 +155,7 @@ impl Unarchived {
         if self.left.is_none()
             && let Some(other) = candidates.keys().find(|name| !replayed(name))
         {
-            self.left = Some(if found.differ.contains(&WalFileName::Segment(*other)) {
+            self.left = Some(if found.here.differ.contains(&WalFileName::Segment(*other)) {
                 format!("\"{other}\" has other content in the archive, which counts")
             } else if other.timeline == plan.timeline {
                 format!(

@@ -6,10 +6,10 @@ use std::fs;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
-use walpoint_tests::process::Output;
+use walpoint_tests::process::{self, Output};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
-use walpoint_tests::wait;
+use walpoint_tests::{faults, wait};
 
 use crate::forks;
 
@@ -154,4 +154,65 @@ fn a_timeline_that_the_archive_is_yet_to_hear_of_is_not_left_out() {
     let restored = Cluster::start_restored(bed.cluster.dir(), 17, standby.pgdata());
     restored.wait_promoted();
     assert_eq!(ledger.labels(&restored), "a1 a2 b1");
+}
+
+/// A restore to another target came first, of the same or the other kind, finished or killed: what it kept or moved aside of the crashed
+/// server's last segment is replayed all the same.
+#[test]
+fn what_an_earlier_restore_put_away_is_replayed() {
+    for (first, second) in [("--replace", "--replace"), ("--replace", "--delta"), ("--delta", "--replace")] {
+        let (mut bed, mut ledger) = bed(17);
+        let archived = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+        bed.settle();
+        ledger.append_as(&bed.cluster, "a2");
+        bed.cluster.crash();
+        bed.try_restore("data", &["--server-is-down", first, "--target-xid", &archived]).expect_success();
+        is_replayed(&mut bed, &ledger, second);
+    }
+}
+
+/// The same when the restore that moved it aside was killed, and another one finishes it.
+#[test]
+fn what_a_killed_restore_put_away_is_replayed() {
+    walpoint_tests::needs_root!();
+    let (mut bed, mut ledger) = bed(17);
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    ledger.append_as(&bed.cluster, "a2");
+    bed.cluster.crash();
+    let place = bed.place("data");
+    let restore = ["restore", "--pgdata", place.to_str().unwrap(), "--server-is-down", "--replace"];
+    let command = bed.agent.command("restore-agent", restore);
+    let killed =
+        process::run(&mut faults::inject(&command, &["pwrite64:signal=SIGKILL:when=1"], &[]), wait::SOON);
+    assert!(place.join("walpoint-restore.json").exists(), "{killed:#?}");
+    is_replayed(&mut bed, &ledger, "--delta");
+}
+
+#[track_caller]
+fn is_replayed(bed: &mut Archived, ledger: &Ledger, way: &str) {
+    let restored = bed.try_restore("data", &[way, "--resume-archiving"]).expect_success().stdout;
+    assert!(restored.contains("recovery replays WAL that no archive has"), "{way}: {restored}");
+    assert_eq!(rows(bed, ledger), "a1 a2", "{way}");
+}
+
+/// The same where recovery would leave it out: each further restore says so, and how to archive it from where it lies.
+#[test]
+fn what_an_earlier_restore_put_away_is_not_left_out() {
+    for (first, second) in [("--delta", "--delta"), ("--replace", "--replace"), ("--delta", "--replace")] {
+        let (mut bed, mut ledger) = bed(17);
+        let kept = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+        ledger.append_as(&bed.cluster, "a2");
+        forks::lose_and_restore(&mut bed, "lost", &["--target-xid", &kept], None);
+        let segment = crash_in_the_first_segment(&mut bed, &mut ledger);
+        bed.try_restore("data", &["--server-is-down", first, "--target-xid", &kept]).expect_success();
+        let refused = bed.try_restore("data", &[second, "--resume-archiving"]).expect_status(1);
+        let command =
+            refused.stderr.split("archive-agent push ").nth(1).and_then(|rest| rest.split('"').next());
+        let path = command.unwrap_or_else(|| panic!("{first} {second}: {refused:#?}"));
+        assert!(path.ends_with(&segment) && !path.contains("/data/"), "{path}");
+        bed.agent.run(&["push", path]).expect_success();
+        bed.try_restore("data", &[second, "--resume-archiving", "--use-partial"]).expect_success();
+        assert_eq!(rows(&mut bed, &ledger), "a1 b1", "{first} {second}");
+    }
 }

@@ -25,6 +25,12 @@ pub(crate) fn latest(pgdata: &Path) -> anyhow::Result<Option<Record>> {
     Ok(None)
 }
 
+/// All data directories that were moved aside from there, the latest first. What cannot be read is left out.
+pub(crate) fn all(pgdata: &Path) -> Vec<Record> {
+    let candidates = candidates(pgdata).unwrap_or_default().into_iter();
+    candidates.filter_map(|aside| at(&aside, pgdata).ok()?).collect()
+}
+
 /// What could be data directories that were moved aside from there, the latest first.
 pub(super) fn candidates(pgdata: &Path) -> io::Result<Vec<PathBuf>> {
     let (Some(parent), Some(name)) = (pgdata.parent(), pgdata.file_name()) else { return Ok(Vec::new()) };
