@@ -138,22 +138,24 @@ fn goes_on(plan: &RestorePlan, refusal: &Unreachable) -> bool {
     {
         return false;
     }
-    match &refusal.why {
+    // On the timeline that recovery follows, and on the one that it would follow if this repository had anything of it.
+    let ends = [(plan.timeline, plan.until), (plan.leaf, plan.end())];
+    ends.into_iter().any(|(on, end)| match &refusal.why {
         // Of one that is damaged not even its first record can be had, and recovery asks for it all the same.
         Why::EndsIncomplete { segment, until, damaged } => {
-            segment.timeline == plan.timeline
-                && (*until > plan.until || damaged.is_some() && *until >= plan.until)
+            segment.timeline == on && (*until > end || damaged.is_some() && *until >= end)
         }
-        Why::EndsInFork { timeline, until } => *timeline == plan.timeline && *until > plan.until,
+        Why::EndsInFork { timeline, until } => *timeline == on && *until > end,
         Why::MissingWal { .. } => refusal.missing.first().is_some_and(|range| {
-            range.timeline == plan.timeline && range.first.start(refusal.segment_size) >= plan.until
+            let begins = range.first.start(refusal.segment_size);
+            // The leaf begins inside a segment.
+            let behind = begins >= end || on != plan.timeline && range.first.end(refusal.segment_size) > end;
+            range.timeline == on && behind
         }),
         // The plan's repository knows nothing of the second server that claims its timeline.
-        Why::DoubtfulTimeline { timeline, doubt, .. } => {
-            *timeline == plan.timeline && *doubt == Doubt::Refused
-        }
+        Why::DoubtfulTimeline { timeline, doubt, .. } => *timeline == on && *doubt == Doubt::Refused,
         _ => false,
-    }
+    })
 }
 
 /// Whether a refusal comes from a repository with a younger timeline, or a newer lineage with WAL of its own, that the plan's

@@ -5,6 +5,7 @@
 //! somebody wrote is lost.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use walpoint_plan::restore::quote;
 
@@ -95,6 +96,48 @@ pub(crate) fn targets(text: &str) -> BTreeMap<String, String> {
     found
 }
 
+/// The configuration of a data directory as PostgreSQL reads it, as one text: `postgresql.conf` with what it includes in place,
+/// and `postgresql.auto.conf` at the end. What cannot be read is left out. Source of the rules: `guc-file.l` and
+/// `conffiles.c` of PostgreSQL.
+pub(crate) fn configuration(pgdata: &Path) -> String {
+    let mut text = String::new();
+    for name in ["postgresql.conf", "postgresql.auto.conf"] {
+        include(&pgdata.join(name), 0, &mut text);
+    }
+    text
+}
+
+/// Files that include one another are followed to this depth (`CONF_FILE_MAX_DEPTH`).
+const DEPTH: usize = 10;
+
+fn include(path: &Path, depth: usize, text: &mut String) {
+    let Some(content) = std::fs::read_to_string(path).ok().filter(|_| depth <= DEPTH) else { return };
+    let directory = path.parent().unwrap_or(Path::new(""));
+    for line in content.lines() {
+        let argument = |name: &str| {
+            let is_this = parameter(line).is_some_and(|found| found.eq_ignore_ascii_case(name));
+            is_this.then(|| value(line, name)).flatten().map(|argument| directory.join(argument))
+        };
+        if let Some(file) = argument("include").or_else(|| argument("include_if_exists")) {
+            include(&file, depth + 1, text);
+        } else if let Some(directory) = argument("include_dir") {
+            let entries =
+                std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+            let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+            let counts = |path: &PathBuf| {
+                name(path).is_some_and(|name| name.ends_with(".conf") && !name.starts_with('.'))
+                    && path.is_file()
+            };
+            let mut files: Vec<PathBuf> = entries.filter(counts).collect();
+            files.sort();
+            files.iter().for_each(|file| include(file, depth + 1, text));
+        } else {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+}
+
 /// The last value that a configuration file gives a parameter, without its quotes.
 fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let line = text.lines().rfind(|line| parameter(line).is_some_and(|n| n.eq_ignore_ascii_case(name)))?;
@@ -106,20 +149,19 @@ fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// A parameter that is a number as the configuration files have it, of which the later ones count.
-pub(crate) fn number(files: &[String], name: &str, default: u32) -> u32 {
-    files.iter().rev().find_map(|text| value(text, name)?.parse().ok()).unwrap_or(default)
+/// A parameter that is a number as a configuration has it.
+pub(crate) fn number(configuration: &str, name: &str, default: u32) -> u32 {
+    value(configuration, name).and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-/// The standbys that commits wait for by the configuration files, of which the later ones count; `None` if they wait for none.
-pub(crate) fn synchronous_standbys(files: &[String]) -> Option<&str> {
-    let names = files.iter().rev().find_map(|text| value(text, "synchronous_standby_names"));
-    names.filter(|names| !names.trim().is_empty())
+/// The standbys that commits wait for by a configuration; `None` if they wait for none.
+pub(crate) fn synchronous_standbys(configuration: &str) -> Option<&str> {
+    value(configuration, "synchronous_standby_names").filter(|names| !names.trim().is_empty())
 }
 
-/// `wal_keep_size` in MB as the configuration files have it, of which the later ones count; 0, its default, if none says.
-pub(crate) fn wal_keep_size(files: &[String]) -> u64 {
-    let Some(value) = files.iter().rev().find_map(|text| value(text, "wal_keep_size")) else { return 0 };
+/// `wal_keep_size` in MB as a configuration has it; 0, its default, if that does not say.
+pub(crate) fn wal_keep_size(configuration: &str) -> u64 {
+    let Some(value) = value(configuration, "wal_keep_size") else { return 0 };
     let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
     let (number, unit) = value.split_at(digits);
     let number: u64 = number.parse().unwrap_or(0);
@@ -156,9 +198,33 @@ mod tests {
             (&["wal_keep_size = 64", "wal_keep_size = '0'"], 0),
             (&["#wal_keep_size = 64"], 0),
         ] {
-            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-            assert_eq!(wal_keep_size(&texts), expected, "{texts:?}");
+            assert_eq!(wal_keep_size(&texts.join("\n")), expected, "{texts:?}");
         }
+    }
+
+    #[test]
+    fn what_a_configuration_includes_counts_where_it_is_included() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            walpoint_base::durable::create(&path, text.as_bytes()).unwrap();
+        };
+        let main = "max_connections = 10\ninclude_dir = 'conf.d'\nmax_wal_senders = 7\ninclude_if_exists 'none.conf'\n\
+                    include 'more/one.conf'\n";
+        file("postgresql.conf", main);
+        file("conf.d/b.conf", "max_connections = 30\nmax_wal_senders = 3\n");
+        file("conf.d/a.conf", "max_connections = 20\n");
+        file("conf.d/c.txt", "max_connections = 99\n");
+        file("conf.d/.d.conf", "max_connections = 99\n");
+        file("more/one.conf", "include 'two.conf'\nwork_mem = 1\n");
+        file("more/two.conf", "include 'two.conf'\nmax_worker_processes = 5\n");
+        let text = configuration(dir.path());
+        let read = |name| number(&text, name, 1);
+        assert_eq!(read("max_connections"), 30, "{text}");
+        assert_eq!((read("max_wal_senders"), read("max_worker_processes"), read("work_mem")), (7, 5, 1));
+        file("postgresql.auto.conf", "max_connections = 40\n");
+        assert_eq!(number(&configuration(dir.path()), "max_connections", 1), 40);
     }
 
     fn settings(pairs: &[(&str, &str)]) -> Vec<(String, String)> {

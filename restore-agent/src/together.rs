@@ -45,14 +45,20 @@ pub(crate) fn may_help(refusals: &[Refused]) -> bool {
     refusals.iter().any(lacks_wal)
 }
 
-/// Whether a repository has something behind the end of a plan to the latest moment, on the timeline that it follows.
+/// Whether a repository has something behind the end of a plan to the latest moment, on the timeline that it leads to.
 pub(crate) fn is_outreached(planned: &Planned, catalogs: &[Catalog]) -> bool {
     let (plan, size) = (&planned.plan, planned.lineage.segment_size);
-    let Some(last) = plan.path.last().filter(|_| plan.target == RecoveryTarget::Latest) else { return false };
-    let next = SegmentNo::before(plan.until, size).next();
+    if plan.target != RecoveryTarget::Latest {
+        return false;
+    }
+    // One that recovery does not follow may begin in the segment in which the plan ends.
+    let next = match plan.leaf == plan.timeline {
+        true => SegmentNo::before(plan.until, size).next(),
+        false => SegmentNo::of(plan.end(), size),
+    };
     let others = catalogs.iter().filter(|catalog| catalog.repository().name() != planned.repository.name());
     let lineages = others.flat_map(Catalog::lineages).filter(|lineage| lineage.id() == plan.lineage);
-    lineages.filter_map(|lineage| lineage.wal(last.timeline)).any(|wal| wal.reaches(next))
+    lineages.filter_map(|lineage| lineage.wal(plan.leaf)).any(|wal| wal.reaches(next))
 }
 
 /// Plans from the backups of each repository over the WAL of all of them.

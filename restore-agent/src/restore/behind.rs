@@ -147,7 +147,7 @@ pub(super) async fn find(
     if plan.target != RecoveryTarget::Latest || plan.signal != Signal::Recovery {
         return Ok(None);
     }
-    let leaf = plan.leaf();
+    let leaf = plan.leaf;
     let history = archived(found, leaf).await?.0.unwrap_or_else(|| TimelineHistory::root(leaf));
     let goes_on = continued_from(plan, size).is_some();
     let recovery = Recovery { history, end: plan.end(), goes_on, latest };

@@ -257,7 +257,7 @@ impl Restore {
     /// The `wal_keep_size`, in MB, under which a server that archives keeps what only its `pg_wal` has.
     fn keep_size(&self, pgdata: &Path) -> Option<u64> {
         let needed = self.unarchived.keep_size(self.planned.lineage.segment_size).filter(|_| self.resumes)?;
-        Some(needed.max(settings::wal_keep_size(&configuration(pgdata))))
+        Some(needed.max(settings::wal_keep_size(&settings::configuration(pgdata))))
     }
 
     /// Makes it complete; the settings that were raised.
@@ -291,7 +291,7 @@ impl Restore {
         }
         let had = required::of_control(&anchor.path().join(UNFINISHED_CONTROL))
             .map_err(|error| anchor.explain(error))?;
-        let raised = required::raised(&self.required.and(had), &configuration(anchor.path()));
+        let raised = required::raised(&self.required.and(had), &settings::configuration(anchor.path()));
         settings.extend(raised.iter().cloned());
         let finish = Finish {
             pgdata: anchor.path(),
@@ -307,12 +307,6 @@ impl Restore {
         directory::release(pgdata, &self.marker, self.owner)?;
         Ok(raised)
     }
-}
-
-/// The configuration files that were restored, the one that counts last.
-pub(super) fn configuration(pgdata: &Path) -> [String; 2] {
-    ["postgresql.conf", "postgresql.auto.conf"]
-        .map(|name| std::fs::read_to_string(pgdata.join(name)).unwrap_or_default())
 }
 
 /// The segment that is built, with what its bytes have to be: other repositories may have another copy.

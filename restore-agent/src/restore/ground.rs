@@ -140,20 +140,22 @@ impl Ground {
         matches!((&self.state, self.way), (State::Occupied(_), Way::Delta { force: false }))
     }
 
-    /// The data directory whose `pg_wal` may hold what no archive has, where it lies now: one of the plan's cluster, if it is moved
-    /// aside.
+    /// The data directory whose `pg_wal` may hold what no archive has, where it lies now. One that is moved aside, or that an
+    /// interrupted restore had moved, is another cluster's if its `pg_control` says so; a damaged one says nothing.
     pub(super) fn old(&self, pgdata: &Path, planned: &Planned) -> Option<PathBuf> {
+        let own = planned.lineage.system_id();
+        let may_be_own = |existing: &Existing| existing.system_id.is_none_or(|found| found == own);
         match (self.way, &self.state) {
-            (Way::New, _) => None,
             (Way::Delta { .. }, _) => Some(pgdata.to_owned()),
-            (Way::Replace, state) => {
-                let own = Some(planned.lineage.system_id());
-                self.existing.as_ref().filter(|existing| existing.system_id == own)?;
-                match state {
-                    State::Occupied(_) => Some(pgdata.to_owned()),
-                    State::Empty | State::Unfinished(_) | State::Finished(_) => Some(replaced(pgdata)?.aside),
-                }
+            (Way::Replace, State::Occupied(_)) => {
+                self.existing.as_ref().is_some_and(may_be_own).then(|| pgdata.to_owned())
             }
+            (Way::Replace, _) | (Way::New, State::Unfinished(_)) => {
+                let aside = replaced(pgdata)?.aside;
+                let existing = Existing::look(&aside).ok()??;
+                may_be_own(&existing).then_some(aside)
+            }
+            (Way::New, _) => None,
         }
     }
 

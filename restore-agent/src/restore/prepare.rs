@@ -17,7 +17,7 @@ use super::ground::{self, Ground, Way};
 use super::layout::Layout;
 use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
-use super::stored::NotStored;
+use super::stored::{NotStored, Whose};
 use super::tablespaces::{self, Tablespace, Wishes};
 use super::unarchived::Unarchived;
 use super::{
@@ -41,12 +41,22 @@ impl Restore {
         let old = ground.old(&pgdata, &planned);
         let mut not_stored = match (&old, ground.way) {
             (None, _) => None,
-            (Some(old), Way::Delta { .. }) => Some(NotStored::look(common, old, &planned).await?),
+            (Some(old), Way::Delta { .. }) => Some(NotStored::look(common, old, Whose::All, &planned).await?),
             // It is moved aside whatever is in it.
-            (Some(old), _) => NotStored::look(common, old, &planned)
-                .await
-                .inspect_err(|error| tracing::warn!("what its pg_wal has is not known: {error:#}"))
-                .ok(),
+            (Some(old), _) => match NotStored::look(common, old, Whose::Own, &planned).await {
+                Ok(found) => Some(found),
+                Err(error) if args.force => {
+                    tracing::warn!("what its pg_wal has is not known: {error:#}");
+                    None
+                }
+                Err(error) => {
+                    return Err(error.context(format!(
+                        "{}: whether its pg_wal has WAL that no archive has could not be found out; with --force recovery does without \
+                         it: nothing was changed",
+                        old.display()
+                    )));
+                }
+            },
         };
         if let (Some(not_stored), Way::Delta { .. }) = (&not_stored, ground.way) {
             ground.prove_archived(&pgdata, not_stored).await?;
@@ -88,7 +98,7 @@ impl Restore {
         let mut unarchived = Unarchived::default();
         if let Some(not_stored) = &mut not_stored {
             not_stored.look_back(layout.pgdata(), old.as_deref().unwrap_or(layout.pgdata()), &planned).await;
-            unarchived = Unarchived::find(not_stored, &planned).await?;
+            unarchived = Unarchived::find(not_stored, layout.pgdata(), &planned).await?;
             elsewhere::warn_of_damage(&not_stored.copies);
             let more = created.with(&unarchived.creates);
             match more.look(&layout, &ground) {

@@ -9,7 +9,7 @@ use walpoint_runtime::progress::{human_bytes, human_duration};
 use walpoint_storage::keys::KeySource;
 
 use super::ground::{self, Way};
-use super::{Done, Restore, RestoreArgs, command, execute, owners, required};
+use super::{Done, Restore, RestoreArgs, command, owners, required};
 use crate::plan;
 use crate::settings;
 
@@ -57,14 +57,20 @@ impl Restore {
         }));
         notes.extend(self.unarchived.notes(self.resumes));
         notes.extend(required::note(&done.raised));
-        let files = execute::configuration(self.layout.pgdata());
+        let files = settings::configuration(self.layout.pgdata());
         if let Some(names) = settings::synchronous_standbys(&files).filter(|_| !args.standby) {
             notes.push(format!(
                 "synchronous_standby_names is \"{names}\", as on the original: once this server is promoted, commits wait for these \
                  standbys; to work without them: \"alter system set synchronous_standby_names = ''\" and reload"
             ));
         }
-        let replaced = Some(self.layout.pgdata()).filter(|_| self.ground.way == Way::Replace);
+        // An interrupted run may have moved it.
+        let was_moved = match self.ground.way {
+            Way::Replace => true,
+            Way::New => !self.unarchived.names.is_empty(),
+            Way::Delta { .. } => false,
+        };
+        let replaced = Some(self.layout.pgdata()).filter(|_| was_moved);
         let replaced = replaced.and_then(ground::replaced);
         if let Some(record) = &replaced {
             notes.push(format!(

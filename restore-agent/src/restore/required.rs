@@ -40,10 +40,11 @@ pub(super) fn of_control(path: &Path) -> anyhow::Result<RequiredSettings> {
     })
 }
 
-/// Those that the configuration files have lower, of which the later ones count, with the value that they need.
-pub(super) fn raised(required: &RequiredSettings, files: &[String]) -> Vec<(String, String)> {
+/// Those that a configuration has lower, with the value that they need.
+pub(super) fn raised(required: &RequiredSettings, configuration: &str) -> Vec<(String, String)> {
     let all = required.all().into_iter();
-    let lower = all.filter(|(name, needed, default)| settings::number(files, name, *default) < *needed);
+    let lower =
+        all.filter(|(name, needed, default)| settings::number(configuration, name, *default) < *needed);
     lower.map(|(name, needed, _)| (name.to_owned(), needed.to_string())).collect()
 }
 
@@ -72,10 +73,9 @@ mod tests {
             max_prepared_transactions: 5,
             max_locks_per_transaction: 64,
         };
-        let files = ["max_connections = 20\nmax_wal_senders = 12", "max_connections = '120' # more"];
-        let files = files.map(str::to_owned);
+        let files = "max_connections = 20\nmax_wal_senders = 12\nmax_connections = '120' # more";
         let expected = [("max_connections", "150"), ("max_prepared_transactions", "5")];
-        assert_eq!(raised(&required, &files), expected.map(|(n, v)| (n.to_owned(), v.to_owned())));
-        assert_eq!(raised(&RequiredSettings::default(), &files), []);
+        assert_eq!(raised(&required, files), expected.map(|(n, v)| (n.to_owned(), v.to_owned())));
+        assert_eq!(raised(&RequiredSettings::default(), files), []);
     }
 }

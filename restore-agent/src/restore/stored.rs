@@ -18,7 +18,6 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::NameHash;
 use walpoint_storage::object::{ContentHash, Sealer};
 
-use super::existing::Existing;
 use super::unarchived::inspect;
 use super::{aside, elsewhere, kept, reach};
 use crate::plan::Planned;
@@ -68,13 +67,27 @@ enum Comparison {
     Other,
 }
 
+/// Whose files count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Anyone's: they would be lost.
+    All,
+    /// The plan's cluster's: the others lie aside.
+    Own,
+}
+
 impl NotStored {
     /// Looks into the `pg_wal` of a data directory. Of each timeline the newest segment that an archive has is read, and those
     /// that it does not have; what lies before one that is the same is the same server's.
-    pub(super) async fn look(common: &CommonArgs, pgdata: &Path, planned: &Planned) -> anyhow::Result<Self> {
+    pub(super) async fn look(
+        common: &CommonArgs,
+        pgdata: &Path,
+        whose: Whose,
+        planned: &Planned,
+    ) -> anyhow::Result<Self> {
         let (copies, others) = elsewhere::all_lineages(common, planned).await?;
         let mut found = Self { copies, others, here: Remains::default(), earlier: Vec::new() };
-        found.here = found.remains(&pgdata.join("pg_wal"), planned).await?;
+        found.here = found.remains(&pgdata.join("pg_wal"), whose, planned).await?;
         Ok(found)
     }
 
@@ -83,13 +96,10 @@ impl NotStored {
     pub(super) async fn look_back(&mut self, pgdata: &Path, seen: &Path, planned: &Planned) {
         let mut places: Vec<(PathBuf, Vec<String>)> =
             kept::all(pgdata).into_iter().map(|kept| (kept.directory, kept.waiting)).collect();
-        let own = Some(planned.lineage.system_id());
         let asides = aside::all(pgdata).into_iter().map(|record| record.aside).filter(|aside| aside != seen);
-        let is_own =
-            |aside: &PathBuf| matches!(Existing::look(aside), Ok(Some(found)) if found.system_id == own);
-        places.extend(asides.filter(is_own).map(|aside| (aside.join("pg_wal"), Vec::new())));
+        places.extend(asides.map(|aside| (aside.join("pg_wal"), Vec::new())));
         for (directory, waiting) in places {
-            match self.remains(&directory, planned).await {
+            match self.remains(&directory, Whose::Own, planned).await {
                 Ok(mut remains) => {
                     remains
                         .waiting
@@ -105,11 +115,16 @@ impl NotStored {
     }
 
     /// What lies in one directory.
-    async fn remains(&self, wal: &Path, planned: &Planned) -> anyhow::Result<Remains> {
+    async fn remains(&self, wal: &Path, whose: Whose, planned: &Planned) -> anyhow::Result<Remains> {
         let own = planned.lineage.system_id();
-        let present = present(wal).with_context(|| wal.display().to_string())?;
+        let mut present = present(wal).with_context(|| wal.display().to_string())?;
         // Another cluster's of the same name is not this one.
         let is_own = |system_id: &Option<SystemId>| system_id.is_none_or(|found| found == own);
+        if whose == Whose::Own {
+            // Files that do not say whose they are belong to those that do.
+            let is_proven = present.iter().any(|(_, id)| *id == Some(own));
+            present.retain(|(_, id)| is_proven && is_own(id));
+        }
         let mut left: Vec<WalFileName> =
             present.iter().filter(|(_, id)| is_own(id)).map(|(name, _)| *name).collect();
         let mut differ = BTreeSet::new();

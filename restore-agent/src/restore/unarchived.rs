@@ -63,8 +63,9 @@ pub(super) struct Replayed {
 }
 
 impl Unarchived {
-    /// Takes over what was found in `pg_wal` and in what earlier restores kept and moved aside.
-    pub(super) async fn find(found: &NotStored, planned: &Planned) -> anyhow::Result<Self> {
+    /// Takes over what was found in a `pg_wal` and in what earlier restores kept and moved aside. `pgdata`: where the cluster is
+    /// restored to; what lies in it will be kept or moved aside by this run.
+    pub(super) async fn find(found: &NotStored, pgdata: &Path, planned: &Planned) -> anyhow::Result<Self> {
         // A run that was interrupted may have left less of a segment in pg_wal than an earlier one kept of it.
         let mut candidates: BTreeMap<SegmentName, Vec<PathBuf>> = BTreeMap::new();
         for remains in found.earlier.iter().chain([&found.here]) {
@@ -77,7 +78,7 @@ impl Unarchived {
         let names = found.here.files.iter().map(ToString::to_string).collect();
         let mut unarchived = Self { names, ..Self::default() };
         if !candidates.is_empty() {
-            unarchived.continue_archive(found, planned, &candidates).await?;
+            unarchived.continue_archive(found, pgdata, planned, &candidates).await?;
         }
         Ok(unarchived)
     }
@@ -86,6 +87,7 @@ impl Unarchived {
     async fn continue_archive(
         &mut self,
         found: &NotStored,
+        pgdata: &Path,
         planned: &Planned,
         candidates: &BTreeMap<SegmentName, Vec<PathBuf>>,
     ) -> anyhow::Result<()> {
@@ -139,7 +141,7 @@ impl Unarchived {
                     self.left = damage;
                     end = end.after(&facts.chain);
                     number = number.next();
-                    let kept = Some(path).filter(|path| !path.starts_with(&found.here.directory)).cloned();
+                    let kept = Some(path).filter(|path| !path.starts_with(pgdata)).cloned();
                     self.replayed.push(Replayed { name, end: facts.end, whole: facts.whole, kept });
                     let ended = !facts.whole;
                     content.push(Candidate { facts, path: path.clone() });
@@ -285,8 +287,7 @@ impl Unarchived {
 /// The last segment of the archive, which kept WAL of the timeline that is asked for can go on from. `None` where recovery ends elsewhere: in
 /// an incomplete copy, or where that timeline begins inside a segment of its parent's.
 pub(super) fn continued_from(plan: &RestorePlan, size: SegmentSize) -> Option<SegmentRange> {
-    if plan.fork.is_some() || plan.unfollowed.is_some() || plan.stop.is_some() || plan.timeline != plan.leaf()
-    {
+    if plan.fork.is_some() || plan.unfollowed.is_some() || plan.stop.is_some() || plan.timeline != plan.leaf {
         return None;
     }
     let begin = plan.path.last().map(|step| step.begin);

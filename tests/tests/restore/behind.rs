@@ -147,8 +147,10 @@ fn a_timeline_that_the_archive_is_yet_to_hear_of_is_not_left_out() {
     let agent = Agent::with(&standby, &bed.store);
     agent.write();
     agent.run(&["run", "--once"]).expect_success();
-    let refused = restore(&["--replace", "--use-partial"]).expect_status(1);
-    assert!(refused.stderr.contains(&push), "{refused:#?}");
+    for named in [&[][..], &["--target-timeline", "2"]] {
+        let refused = restore(&[&["--replace", "--use-partial"], named].concat()).expect_status(1);
+        assert!(refused.stderr.contains(&push), "{named:?}: {refused:#?}");
+    }
     agent.run(&["push", &path]).expect_success();
     bed.try_restore(&name, &["--server-is-down", "--replace", "--use-partial"]).expect_success();
     let restored = Cluster::start_restored(bed.cluster.dir(), 17, standby.pgdata());
@@ -167,7 +169,7 @@ fn what_an_earlier_restore_put_away_is_replayed() {
         ledger.append_as(&bed.cluster, "a2");
         bed.cluster.crash();
         bed.try_restore("data", &["--server-is-down", first, "--target-xid", &archived]).expect_success();
-        is_replayed(&mut bed, &ledger, second);
+        is_replayed(&mut bed, &ledger, &[second]);
     }
 }
 
@@ -175,6 +177,13 @@ fn what_an_earlier_restore_put_away_is_replayed() {
 #[test]
 fn what_a_killed_restore_put_away_is_replayed() {
     walpoint_tests::needs_root!();
+    let (mut bed, ledger) = killed();
+    is_replayed(&mut bed, &ledger, &["--delta"]);
+}
+
+/// A cluster whose last segment no archive has, and a restore that was killed when it had moved it aside.
+#[track_caller]
+fn killed() -> (Archived, Ledger) {
     let (mut bed, mut ledger) = bed(17);
     ledger.append_as(&bed.cluster, "a1");
     bed.settle();
@@ -186,14 +195,60 @@ fn what_a_killed_restore_put_away_is_replayed() {
     let killed =
         process::run(&mut faults::inject(&command, &["pwrite64:signal=SIGKILL:when=1"], &[]), wait::SOON);
     assert!(place.join("walpoint-restore.json").exists(), "{killed:#?}");
-    is_replayed(&mut bed, &ledger, "--delta");
+    (bed, ledger)
+}
+
+/// The same when the plain command finishes it.
+#[test]
+fn what_a_killed_restore_put_away_is_replayed_by_the_plain_command() {
+    walpoint_tests::needs_root!();
+    let (mut bed, ledger) = killed();
+    is_replayed(&mut bed, &ledger, &[]);
+}
+
+/// Its `pg_control` is damaged or gone, which is why it is restored: WAL says itself whose it is.
+#[test]
+fn wal_beside_a_damaged_pg_control_is_replayed() {
+    for gone in [true, false] {
+        let (mut bed, mut ledger) = bed(17);
+        ledger.append_as(&bed.cluster, "a1");
+        bed.settle();
+        ledger.append_as(&bed.cluster, "a2");
+        bed.cluster.crash();
+        let control = bed.cluster.pgdata().join("global/pg_control");
+        match gone {
+            true => fs::remove_file(control).unwrap(),
+            false => fs::write(control, [0; 8192]).unwrap(),
+        }
+        is_replayed(&mut bed, &ledger, &["--replace", "--server-is-down"]);
+    }
+}
+
+/// Of a file that cannot be read it is not known whether an archive has it.
+#[test]
+fn what_cannot_be_read_is_not_left_out_without_a_word() {
+    walpoint_tests::needs_root!();
+    let (mut bed, mut ledger) = bed(17);
+    let segment = ledger.append_as(&bed.cluster, "a1").segment;
+    bed.cluster.crash();
+    let (place, segment) = (bed.place("data"), bed.cluster.wal_dir().join(segment));
+    let restore = |options: &[&str]| {
+        let all =
+            ["restore", "--pgdata", place.to_str().unwrap(), "--replace", "--server-is-down", "--dry-run"];
+        let command = bed.agent.command("restore-agent", [&all, options].concat());
+        process::run(&mut faults::inject(&command, &["read:error=EIO"], &[&segment]), wait::SOON)
+    };
+    let refused = restore(&[]).expect_status(1);
+    assert!(refused.stderr.contains("could not be found out"), "{refused:#?}");
+    restore(&["--force"]).expect_success();
 }
 
 #[track_caller]
-fn is_replayed(bed: &mut Archived, ledger: &Ledger, way: &str) {
-    let restored = bed.try_restore("data", &[way, "--resume-archiving"]).expect_success().stdout;
-    assert!(restored.contains("recovery replays WAL that no archive has"), "{way}: {restored}");
-    assert_eq!(rows(bed, ledger), "a1 a2", "{way}");
+fn is_replayed(bed: &mut Archived, ledger: &Ledger, options: &[&str]) {
+    let restored =
+        bed.try_restore("data", &[options, &["--resume-archiving"]].concat()).expect_success().stdout;
+    assert!(restored.contains("recovery replays WAL that no archive has"), "{options:?}: {restored}");
+    assert_eq!(rows(bed, ledger), "a1 a2", "{options:?}");
 }
 
 /// The same where recovery would leave it out: each further restore says so, and how to archive it from where it lies.

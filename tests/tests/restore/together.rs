@@ -7,6 +7,8 @@ use walpoint_tests::rows::{Ledger, Mark};
 use walpoint_tests::store::{BackDoor, Store};
 use walpoint_tests::wait;
 
+use crate::forks;
+
 /// Rows `a1` to `a5`, each in a segment of its own that both repositories have, behind a backup.
 fn bed(second: &Store) -> (Archived, Ledger, Vec<Mark>) {
     let builder = Cluster::builder().major(17).segment_size_mb(1);
@@ -74,6 +76,61 @@ fn repositories_that_lack_different_segments_lead_to_the_target_together() {
         (&missing[0]["first"], &missing[0]["last"]),
         (&rows[1].segment.as_str().into(), &missing[0]["first"])
     );
+}
+
+/// R2: timeline 2 left timeline 1 inside a segment that is whole, and the backup's repository has only its history. What the other one
+/// has of it is followed; an incomplete copy there is what recovery would ask for, whichever way the timeline is asked for.
+#[test]
+fn a_timeline_of_which_the_backups_repository_has_only_the_history_is_followed() {
+    let second = Store::local();
+    let (mut bed, mut ledger, rows) = bed(&second);
+    let before = rows[3].xid.to_string();
+    forks::lose_and_restore(&mut bed, "lost", &["--target-xid", &before], None);
+    let first = ledger.append_as(&bed.cluster, "b1").segment;
+    assert!(first.starts_with("00000002"), "{first}");
+    let (main, other) = (bed.back_door(), second.back_door());
+    let of_two = |door: &BackDoor| {
+        let mut keys = door.list("clusters/main");
+        keys.retain(|key| key.contains("/wal/00000002/"));
+        keys
+    };
+    wait::until_true(wait::SOON, "both have the history", || {
+        [&main, &other]
+            .iter()
+            .all(|door| door.list("clusters/main").iter().any(|key| key.ends_with("00000002.history")))
+    });
+    for key in other.list("clusters/main").into_iter().filter(|key| key.contains("/backups/")) {
+        other.delete(&key);
+    }
+    // What there is of its first segment.
+    bed.cluster.crash();
+    assert!(of_two(&main).is_empty() && of_two(&other).is_empty());
+    let path = bed.cluster.wal_dir().join(&first);
+    bed.agent.run(&["push", &path.display().to_string()]).expect_success();
+    of_two(&main).iter().for_each(|key| main.delete(key));
+    for options in [&[][..], &["--target-timeline", "2"]] {
+        let refused = plan(&bed, options);
+        assert_eq!(refused["reason"], "ends-incomplete", "{options:?}: {refused:#}");
+    }
+    let server = bed.restore_and_start("partial", &["--use-partial"]);
+    server.wait_promoted();
+    assert_eq!(ledger.labels(&server), "a1 a2 a3 a4 b1", "{}", server.log());
+    drop(server);
+
+    bed.cluster.start();
+    bed.settle();
+    wait::until_true(wait::SOON, "both have the segment", || {
+        [&main, &other].iter().all(|door| of_two(door).iter().any(|key| key.ends_with(&first)))
+    });
+    bed.stop_daemon();
+    of_two(&main).iter().for_each(|key| main.delete(key));
+    for (name, options) in [("latest", &[][..]), ("named", &["--target-timeline", "2"])] {
+        let planned = plan(&bed, options);
+        assert_eq!(planned["timeline"], 2, "{options:?}: {planned:#}");
+        let server = bed.restore_and_start(name, options);
+        server.wait_promoted();
+        assert_eq!(ledger.labels(&server), "a1 a2 a3 a4 b1", "{options:?} {}", server.log());
+    }
 }
 
 /// R2, R6: what recovery needs and creates in WAL that the backup's repository lacks is known all the same.

@@ -44,6 +44,7 @@ impl<'a> Planner<'a> {
             inclusive: self.request.inclusive,
             path: steps(history),
             timeline,
+            leaf: ending.leaf,
             stop: stop.cloned(),
             until,
             wal: wal.clone(),

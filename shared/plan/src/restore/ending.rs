@@ -19,6 +19,8 @@ use super::unreachable::Why;
 pub(super) struct Ending {
     /// The timeline that it follows.
     pub(super) timeline: TimelineId,
+    /// The timeline that the path leads to.
+    pub(super) leaf: TimelineId,
     /// The files that it reads, by the names that they have in the repository.
     pub(super) wal: Vec<SegmentRange>,
     /// The segment that has to be built.
@@ -42,6 +44,7 @@ impl Ending {
         let own = coverage.by_partial.filter(|t| *t == path.timeline() && last(t));
         Self {
             timeline: by_ancestor.unwrap_or_else(|| path.timeline()),
+            leaf: path.timeline(),
             wal: coverage.files_until(until, size),
             fork: own.map(|timeline| ForkSegment {
                 name: coverage.missing.name(timeline, size),
@@ -129,6 +132,7 @@ impl<'a> Planner<'a> {
             // the younger timeline as soon as that is archived.
             _ if self.request.use_partial || self.request.standby => {
                 let mut ending = self.ending(path, backup, coverage, coverage.until)?;
+                ending.leaf = path.timeline();
                 if self.request.standby {
                     ending.timeline = path.timeline();
                 } else {
@@ -158,7 +162,8 @@ impl<'a> Planner<'a> {
             return Ok(Ok(self.build(path, backup, &ending, None, fork, StopAt::Requested)?));
         }
         let segment = coverage.missing.name(ancestor, self.facts.segment_size);
-        let unfollowed = Some(Unfollowed { timeline: path.timeline(), segment, from: fork });
+        let leaf = path.timeline();
+        let unfollowed = Some(Unfollowed { timeline: leaf, segment, from: fork });
         let Some(path) = Path::to(self.facts, ancestor) else {
             return Ok(Err(Refusal::at_once(Why::UnknownTimeline(ancestor))));
         };
@@ -172,7 +177,7 @@ impl<'a> Planner<'a> {
         let at = stop.map_or(StopAt::Requested, |_| StopAt::Before(fork));
         let until = stop.map_or(coverage.until, |s| s.end);
         let as_it_is = Ending::of(&path, &coverage, until, self.facts.segment_size);
-        let ending = Ending { more_until, unfollowed, ..as_it_is };
+        let ending = Ending { more_until, leaf, unfollowed, ..as_it_is };
         Ok(Ok(self.build(&path, backup, &ending, stop, until, at)?))
     }
 

@@ -25,6 +25,9 @@ pub struct RestorePlan {
     /// The timeline that recovery follows (`recovery_target_timeline`): the one that the last byte it replays belongs to.
     /// PostgreSQL makes it the parent of the next timeline.
     pub timeline: TimelineId,
+    /// The timeline that the path leads to, whether recovery can follow it or not. Where the latest moment of that was asked for, WAL of
+    /// it that lies further than the plan leads is what was meant.
+    pub leaf: TimelineId,
     /// The record at which recovery stops; `None` for `immediate` and the latest moment.
     pub stop: Option<Stop>,
     /// All WAL before this position is needed. For the latest moment this is where the archive ends.
@@ -138,7 +141,7 @@ impl RestorePlan {
             options.push("--exclusive".to_owned());
         }
         options.extend(["--lineage".to_owned(), self.lineage.to_string()]);
-        options.extend(["--target-timeline".to_owned(), self.leaf().to_string()]);
+        options.extend(["--target-timeline".to_owned(), self.leaf.to_string()]);
         options.extend(["--backup".to_owned(), self.backup.id.to_string()]);
         if self.target == RecoveryTarget::Latest && self.fork.is_some_and(|fork| !fork.is_of_itself()) {
             options.push("--use-partial".to_owned());
@@ -157,12 +160,6 @@ impl RestorePlan {
     pub fn end(&self) -> Lsn {
         let built = self.fork.map(|fork| fork.cut);
         built.or(self.unfollowed.map(|unfollowed| unfollowed.from)).unwrap_or(self.until)
-    }
-
-    /// The timeline that the path leads to, whether recovery can follow it or not.
-    pub fn leaf(&self) -> TimelineId {
-        let last = self.path.last().map_or(self.timeline, |step| step.timeline);
-        self.unfollowed.map_or(last, |unfollowed| unfollowed.timeline)
     }
 
     /// Whether recovery under this plan may ask for a segment: the prefetcher stops after the last one.

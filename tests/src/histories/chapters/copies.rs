@@ -204,7 +204,23 @@ impl World {
             ));
         }
         b.stop();
-        Ok(())
+        self.settle_refused(first)
+    }
+
+    /// What a person does who threw the second server of a timeline away: where both left their parent at one position, one history
+    /// is both's, and there is nothing to settle.
+    fn settle_refused(&self, owner: usize) -> Outcome<()> {
+        let (agent, branch) = (&self.servers[owner].agent, self.servers[owner].branch);
+        let status = agent.run(&["--json", "status"]);
+        if !status.stdout.contains("two servers claim it") {
+            return Ok(());
+        }
+        let timeline = self.branches[branch].timeline.to_string();
+        let settled = agent.run(&["lineage", "settle", "--timeline", &timeline, "--reason", "thrown away"]);
+        match settled.success() {
+            true => Ok(()),
+            false => Err(format!("a refused history cannot be settled: {settled:#?}")),
+        }
     }
 
     /// Nothing of a timeline may be acknowledged to a second server of it.

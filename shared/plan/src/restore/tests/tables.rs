@@ -316,7 +316,7 @@ fn a_standby_waits_at_a_fork_behind_which_there_is_nothing_yet() {
     assert!(settings(&alone).contains(&format!("recovery_target_lsn = '{fork}'")), "{alone:?}");
     let segment = SegmentNo(6).name(tli(1), size());
     assert_eq!(alone.unfollowed, Some(Unfollowed { timeline: tli(3), segment, from: fork }));
-    assert_eq!((alone.timeline, alone.leaf(), alone.end()), (tli(1), tli(3), fork));
+    assert_eq!((alone.timeline, alone.leaf, alone.end()), (tli(1), tli(3), fork));
     assert!(alone.options().join(" ").contains("--target-timeline 3 "), "{alone:?}");
     let standby = world.plan(&Request { standby: true, ..latest }).unwrap();
     let lines = settings(&standby);
