@@ -11,10 +11,10 @@
 //! | `open` | turning that into a store; credentials |
 //! | `create` | creating once, whatever the network does |
 //! | `delete` | deleting one object, or a thousand with one request |
-//! | `local`, `remote` | the two sorts of store |
+//! | `directory` | the sort of store that is a directory, and what killed writes left in one |
+//! | `remote` | the sort of store that is behind a network |
 //! | `probe` | what a store really does |
 //! | `failure` | what a failed request means |
-//! | `leftovers` | what killed writes left in a directory |
 //! | `limits` | timeouts and retries |
 //! | `buffers` | memory for what is read |
 //! | `counts` | how many requests were sent |
@@ -26,10 +26,9 @@ mod counts;
 mod create;
 mod credentials;
 mod delete;
+mod directory;
 mod failure;
-mod leftovers;
 mod limits;
-mod local;
 #[cfg(any(test, feature = "testing"))]
 pub mod mortal;
 mod open;
@@ -54,9 +53,9 @@ use self::buffers::Buffers;
 pub use self::counts::Requests;
 pub use self::create::{Claim, Creation};
 pub use self::delete::BULK;
+pub use self::directory::{DIRECTORY_MODE, grant};
 use self::failure::{Failure, FailureKind};
 pub use self::limits::Limits;
-pub use self::local::{DIRECTORY_MODE, grant};
 pub use self::probe::{Finding, Probe};
 pub use self::settings::StoreSettings;
 use crate::error::{RepoError, Result};
@@ -81,7 +80,7 @@ struct Inner {
 
 #[derive(Clone, Debug)]
 enum Backend {
-    Local(local::Local),
+    Local(directory::Local),
     Remote(remote::Remote),
 }
 

@@ -10,8 +10,8 @@ use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, Retry
 use walpoint_base::secret::{Secret, SecretSource};
 
 use super::credentials::RotatingKey;
+use super::directory::Local;
 use super::limits::Limits;
-use super::local::Local;
 use super::remote::Remote;
 use super::settings::{ConditionalWrites, Location, StoreSettings};
 use super::{Backend, Store, wrong_url};

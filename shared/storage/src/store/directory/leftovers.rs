@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 use jiff::SignedDuration;
 use walpoint_base::{ClusterName, durable};
 
-use super::failure::{Failure, FailureKind};
-use super::{Backend, Store};
 use crate::error::Result;
 use crate::layout::ClusterPaths;
+use crate::store::failure::{Failure, FailureKind};
+use crate::store::{Backend, Store};
 
 impl Store {
     /// Removes temporary files of a cluster that are older than `age`; how many there were.

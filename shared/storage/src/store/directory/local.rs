@@ -25,11 +25,11 @@ use futures_util::stream::{self, BoxStream};
 use tokio::sync::Semaphore;
 use walpoint_base::durable;
 
-use super::buffers::Buffers;
-use super::failure::{Failure, FailureKind};
-use super::{Entry, Meta, Ranged};
 use crate::layout::Key;
 use crate::object::MAX_OBJECT;
+use crate::store::buffers::Buffers;
+use crate::store::failure::{Failure, FailureKind};
+use crate::store::{Entry, Meta, Ranged};
 
 /// Owner and group may read: a restoring user is often another one than the archiving one. This is the mode whatever the umask is:
 /// `archive_command` has PostgreSQL's, which leaves the group nothing.
@@ -43,7 +43,7 @@ const REMEMBERED: usize = 1024;
 
 /// A directory that holds a repository. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Local(Arc<Root>);
+pub(in crate::store) struct Local(Arc<Root>);
 
 #[derive(Debug)]
 struct Root {
@@ -115,7 +115,7 @@ impl Share {
 
 impl Local {
     /// The directory must exist: a store that creates its root would hide a lost mount.
-    pub(super) async fn open(path: &Path) -> Result<Self, Failure> {
+    pub(in crate::store) async fn open(path: &Path) -> Result<Self, Failure> {
         let path = path.to_owned();
         Share::of(Spot::Path(path.clone())).run(0, move || Self::look(&path)).await
     }
@@ -139,11 +139,11 @@ impl Local {
     }
 
     /// Where a name lies.
-    pub(super) fn path_of(&self, name: &str) -> PathBuf {
+    pub(in crate::store) fn path_of(&self, name: &str) -> PathBuf {
         self.0.path.join(name)
     }
 
-    pub(super) async fn get(
+    pub(in crate::store) async fn get(
         &self,
         name: &str,
         range: Option<Range<u64>>,
@@ -153,7 +153,7 @@ impl Local {
         self.run(move |_| read(&path, range, &buffers)).await
     }
 
-    pub(super) async fn head(&self, name: &str) -> Result<Meta, Failure> {
+    pub(in crate::store) async fn head(&self, name: &str) -> Result<Meta, Failure> {
         let path = self.0.path.join(name);
         self.run(move |_| {
             let meta = fs::metadata(&path)?;
@@ -165,23 +165,23 @@ impl Local {
         .await
     }
 
-    pub(super) async fn create(&self, name: &str, pieces: &[Bytes]) -> Result<(), Failure> {
+    pub(in crate::store) async fn create(&self, name: &str, pieces: &[Bytes]) -> Result<(), Failure> {
         let (path, pieces) = (self.0.path.join(name), pieces.to_vec());
         let bytes = pieces.iter().map(Bytes::len).sum();
         self.run_writing(bytes, move |root| root.create(&path, &pieces)).await
     }
 
-    pub(super) async fn sync(&self, name: &str) -> Result<(), Failure> {
+    pub(in crate::store) async fn sync(&self, name: &str) -> Result<(), Failure> {
         let path = self.0.path.join(name);
         self.run(move |root| root.sync(&path)).await
     }
 
-    pub(super) async fn delete(&self, name: &str) -> Result<(), Failure> {
+    pub(in crate::store) async fn delete(&self, name: &str) -> Result<(), Failure> {
         let path = self.0.path.join(name);
         self.run(move |root| root.delete(&path)).await
     }
 
-    pub(super) async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, Failure> {
+    pub(in crate::store) async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, Failure> {
         let path = self.0.path.join(prefix);
         self.run(move |_| {
             let mut names = Vec::new();
@@ -198,7 +198,7 @@ impl Local {
 
     /// Everything below `prefix` in the order of the keys, a directory at a time; subtrees that lie wholly at or before
     /// `start_after` are not entered.
-    pub(super) fn list(
+    pub(in crate::store) fn list(
         &self,
         prefix: &str,
         start_after: Option<&str>,

@@ -1,0 +1,7 @@
+//! A directory as a store: how its files are written and read, and what killed writes left in it.
+
+mod leftovers;
+mod local;
+
+pub(super) use self::local::Local;
+pub use self::local::{DIRECTORY_MODE, grant};
