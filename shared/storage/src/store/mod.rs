@@ -8,32 +8,36 @@
 //! | module | owns |
 //! |---|---|
 //! | [`settings`] | what a configuration says about a store |
-//! | `open` | turning that into a store; credentials |
+//! | `open` | turning that into a store |
+//! | `directory`, `s3`, `google`, `azure` | a folder for each provider: opening it, and its credentials |
+//! | `network` | what the three behind a network have in common on the way there |
 //! | `create` | creating once, whatever the network does |
 //! | `delete` | deleting one object, or a thousand with one request |
-//! | `directory` | the sort of store that is a directory, and what killed writes left in one |
-//! | `remote` | the sort of store that is behind a network |
+//! | `directory::local`, `remote` | the two sorts of store |
 //! | `probe` | what a store really does |
 //! | `failure` | what a failed request means |
 //! | `limits` | timeouts and retries |
 //! | `buffers` | memory for what is read |
 //! | `counts` | how many requests were sent |
 
+mod azure;
 mod buffers;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod counts;
 mod create;
-mod credentials;
 mod delete;
 mod directory;
 mod failure;
+mod google;
 mod limits;
 #[cfg(any(test, feature = "testing"))]
 pub mod mortal;
+mod network;
 mod open;
 mod probe;
 mod remote;
+mod s3;
 pub mod settings;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,8 @@
 
 mod leftovers;
 mod local;
+mod open;
 
 pub(super) use self::local::Local;
 pub use self::local::{DIRECTORY_MODE, grant};
+pub(super) use self::open::open;

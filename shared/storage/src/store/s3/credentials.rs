@@ -1,22 +1,45 @@
-//! S3 credentials from files and commands, read again while the daemon runs: keys are rotated and tokens expire.
+//! S3's credentials: from files and commands, read again while the daemon runs, because keys are rotated and tokens expire; else
+//! what Amazon's own tools find in the environment, else the machine's role.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use object_store::CredentialProvider;
-use object_store::aws::AwsCredential;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
 use tokio::sync::Mutex;
 use walpoint_base::secret::{SecretError, SecretSource};
 
-use super::settings::StoreSettings;
 use crate::error::{RepoError, Result};
+use crate::store::network::{has_metadata, no_credentials};
+use crate::store::settings::StoreSettings;
 
 /// How long what was read is used.
 const LIFETIME: Duration = Duration::from_secs(60);
 
+pub(super) async fn add(builder: AmazonS3Builder, settings: &StoreSettings) -> Result<AmazonS3Builder> {
+    if let Some(key) = RotatingKey::from_settings(settings)? {
+        key.check().await?;
+        return Ok(builder.with_credentials(Arc::new(key)));
+    }
+    let set = |key| builder.get_config_value(&key).is_some();
+    let from_environment = set(AmazonS3ConfigKey::AccessKeyId)
+        || set(AmazonS3ConfigKey::WebIdentityTokenFile)
+        || set(AmazonS3ConfigKey::ContainerCredentialsRelativeUri)
+        || set(AmazonS3ConfigKey::ContainerCredentialsFullUri)
+        || set(AmazonS3ConfigKey::SkipSignature);
+    if !from_environment && !has_metadata().await {
+        return Err(no_credentials(
+            "access_key_id",
+            "set access_key_id and secret_access_key_file (or …_command), or AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY",
+        ));
+    }
+    Ok(builder)
+}
+
 /// An access key that is read where the settings say.
-pub(super) struct RotatingKey {
+struct RotatingKey {
     id: Id,
     secret: SecretSource,
     token: Option<SecretSource>,
@@ -31,7 +54,7 @@ enum Id {
 
 impl RotatingKey {
     /// `None` if the settings say nothing about keys.
-    pub(super) fn from_settings(settings: &StoreSettings) -> Result<Option<Self>> {
+    fn from_settings(settings: &StoreSettings) -> Result<Option<Self>> {
         let choose = |key: &'static str, file: &Option<_>, command: &Option<_>| {
             SecretSource::choose(key, Option::clone(file), Option::clone(command))
                 .map_err(|error| RepoError::settings(key, error))
@@ -65,7 +88,7 @@ impl RotatingKey {
     }
 
     /// Reads it once, so that a wrong path shows when the store is opened.
-    pub(super) async fn check(&self) -> Result<()> {
+    async fn check(&self) -> Result<()> {
         self.get().await.map(drop).map_err(|error| RepoError::settings("secret_access_key", error))
     }
 

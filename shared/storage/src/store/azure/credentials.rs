@@ -1,0 +1,45 @@
+//! Azure's credentials: the account's key, a shared access signature or a service principal, else what the environment
+//! names, else the machine's identity.
+
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+
+use crate::error::{RepoError, Result};
+use crate::store::network::{has_metadata, no_credentials, secret};
+use crate::store::settings::StoreSettings;
+
+pub(super) async fn add(
+    builder: MicrosoftAzureBuilder,
+    settings: &StoreSettings,
+) -> Result<MicrosoftAzureBuilder> {
+    let key = secret("account_key", &settings.account_key_file, &settings.account_key_command).await?;
+    let sas = secret("sas_token", &settings.sas_token_file, &settings.sas_token_command).await?;
+    let client =
+        secret("client_secret", &settings.client_secret_file, &settings.client_secret_command).await?;
+    if let Some(key) = key {
+        return Ok(builder.with_access_key(key.expose()));
+    }
+    if let Some(sas) = sas {
+        return Ok(builder.with_config(AzureConfigKey::SasKey, sas.expose().trim_start_matches('?')));
+    }
+    if let Some(client) = client {
+        let missing = |setting| move || RepoError::settings(setting, "is required with client_secret_file");
+        let tenant = settings.tenant_id.as_deref().ok_or_else(missing("tenant_id"))?;
+        let id = settings.client_id.as_deref().ok_or_else(missing("client_id"))?;
+        return Ok(builder.with_client_secret_authorization(id, client.expose(), tenant));
+    }
+    let set = |key| builder.get_config_value(&key).is_some();
+    let given = set(AzureConfigKey::AccessKey)
+        || set(AzureConfigKey::SasKey)
+        || set(AzureConfigKey::ClientSecret)
+        || set(AzureConfigKey::FederatedTokenFile)
+        || set(AzureConfigKey::Token)
+        || set(AzureConfigKey::MsiEndpoint);
+    if !given && !has_metadata().await {
+        return Err(no_credentials(
+            "account_key_file",
+            "set account and account_key_file, sas_token_file or client_secret_file (or …_command), or \
+             AZURE_STORAGE_ACCOUNT_KEY",
+        ));
+    }
+    Ok(builder)
+}

@@ -1,0 +1,6 @@
+//! Azure Blob Storage.
+
+mod credentials;
+mod open;
+
+pub(super) use self::open::open;

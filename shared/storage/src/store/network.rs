@@ -1,0 +1,83 @@
+//! What the stores behind a network have in common on the way there: the address, the client, and whether the machine itself
+//! may have credentials.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
+use walpoint_base::secret::{Secret, SecretError, SecretSource};
+
+use super::settings::StoreSettings;
+use crate::error::{RepoError, Result};
+
+/// Where clouds tell a machine who it is; the same address at all three.
+const METADATA: &str = "169.254.169.254:80";
+
+/// Timeouts of whole requests and of answers are set per request (`limits`): the client's own would cut slow uploads.
+pub(super) fn client_options(settings: &StoreSettings) -> Result<ClientOptions> {
+    let mut options = ClientOptions::new()
+        .with_timeout_disabled()
+        .with_read_timeout_disabled()
+        .with_connect_timeout(settings.connect_timeout()?)
+        .with_allow_http(settings.allow_http);
+    if let Some(path) = &settings.ca_file {
+        let wrong = |what: String| RepoError::settings("ca_file", format!("{}: {what}", path.display()));
+        let pem = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+        let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| wrong(e.to_string()))?;
+        if certificates.is_empty() {
+            return Err(wrong("holds no certificate".to_owned()));
+        }
+        options = certificates.into_iter().fold(options, ClientOptions::with_root_certificate);
+    }
+    Ok(options)
+}
+
+pub(super) fn no_retries() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_secs(60) }
+}
+
+/// Whether an endpoint is reached without TLS; an error where that is not allowed.
+pub(super) fn uses_http(settings: &StoreSettings) -> Result<bool> {
+    let Some(endpoint) = &settings.endpoint else { return Ok(false) };
+    if endpoint.starts_with("https://") {
+        return Ok(false);
+    }
+    if !endpoint.starts_with("http://") {
+        let what = format!("{endpoint:?} must begin with https:// (or http://)");
+        return Err(RepoError::settings("endpoint", what));
+    }
+    if !settings.allow_http {
+        let what = format!("{endpoint:?} is not encrypted: use https://, or set allow_http = true");
+        return Err(RepoError::settings("endpoint", what));
+    }
+    Ok(true)
+}
+
+/// Whether this machine can be asked who it is. Looked at for a second at the most: elsewhere the address leads nowhere,
+/// and a request would hang for minutes.
+pub(super) async fn has_metadata() -> bool {
+    let connection = tokio::net::TcpStream::connect(METADATA);
+    matches!(tokio::time::timeout(Duration::from_secs(1), connection).await, Ok(Ok(_)))
+}
+
+pub(super) fn no_credentials(setting: &'static str, hint: &str) -> RepoError {
+    RepoError::settings(
+        setting,
+        format!("no credentials are set, and this machine has none of its own; {hint}"),
+    )
+}
+
+/// The secret that the settings `<key>_file` and `<key>_command` lead to.
+pub(super) async fn secret(
+    key: &'static str,
+    file: &Option<PathBuf>,
+    command: &Option<String>,
+) -> Result<Option<Secret>> {
+    let wrong = |error: SecretError| RepoError::settings(key, error);
+    let Some(source) = SecretSource::choose(key, file.clone(), command.clone()).map_err(wrong)? else {
+        return Ok(None);
+    };
+    let read = tokio::task::spawn_blocking(move || source.read()).await;
+    let secret = read.map_err(|e| RepoError::Internal(e.to_string()))?.map_err(wrong)?;
+    Ok(Some(secret))
+}

@@ -1,0 +1,77 @@
+//! From settings to a bucket of S3's.
+
+use std::sync::Arc;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
+
+use super::credentials;
+use crate::error::{RepoError, Result};
+use crate::store::network::{client_options, no_retries, uses_http};
+use crate::store::remote::Remote;
+use crate::store::settings::StoreSettings;
+use crate::store::wrong_url;
+
+pub(in crate::store) async fn open(settings: &StoreSettings, bucket: &str, prefix: &str) -> Result<Remote> {
+    let plain_http = uses_http(settings)?;
+    let mut builder = AmazonS3Builder::from_env()
+        .with_bucket_name(bucket)
+        .with_client_options(client_options(settings)?)
+        .with_retry(no_retries());
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
+    }
+    if let Some(region) = &settings.region {
+        builder = builder.with_region(region);
+    }
+    let custom = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).is_some();
+    builder = builder.with_virtual_hosted_style_request(!settings.path_style.unwrap_or(custom));
+    builder = with_payload(builder, settings, plain_http)?;
+    builder = with_encryption(builder, settings)?;
+    builder = credentials::add(builder, settings).await?;
+    let store = Arc::new(builder.build().map_err(wrong_url)?);
+    Ok(Remote::new(store, prefix).with_storage_class(settings.storage_class.as_deref()))
+}
+
+/// How bodies are protected on their way.
+fn with_payload(
+    builder: AmazonS3Builder,
+    settings: &StoreSettings,
+    plain_http: bool,
+) -> Result<AmazonS3Builder> {
+    let signing = settings.payload_signing.unwrap_or(plain_http);
+    let builder = builder.with_unsigned_payload(!signing);
+    match settings.checksum.as_deref().unwrap_or(if signing { "none" } else { "crc64nvme" }) {
+        "none" => Ok(builder),
+        "crc64nvme" => Ok(builder.with_checksum_algorithm(Checksum::CRC64NVME)),
+        "sha256" => Ok(builder.with_checksum_algorithm(Checksum::SHA256)),
+        other => {
+            let what = format!("{other:?} is none of crc64nvme, sha256 and none");
+            Err(RepoError::settings("checksum", what))
+        }
+    }
+}
+
+/// How the server encrypts what it keeps.
+fn with_encryption(builder: AmazonS3Builder, settings: &StoreSettings) -> Result<AmazonS3Builder> {
+    match settings.sse.as_deref() {
+        None if settings.sse_kms_key.is_some() => {
+            Err(RepoError::settings("sse_kms_key", "is only used with sse = \"aws:kms\" or \"aws:kms:dsse\""))
+        }
+        None => Ok(builder),
+        Some("AES256") => Ok(builder.with_config(sse_key("aws_server_side_encryption")?, "AES256")),
+        Some("aws:kms") => {
+            Ok(builder.with_sse_kms_encryption(settings.sse_kms_key.as_deref().unwrap_or_default()))
+        }
+        Some("aws:kms:dsse") => {
+            Ok(builder.with_dsse_kms_encryption(settings.sse_kms_key.as_deref().unwrap_or_default()))
+        }
+        Some(other) => {
+            let what = format!("{other:?} is none of AES256, aws:kms and aws:kms:dsse");
+            Err(RepoError::settings("sse", what))
+        }
+    }
+}
+
+fn sse_key(name: &str) -> Result<AmazonS3ConfigKey> {
+    name.parse().map_err(|_| RepoError::Internal(format!("{name} is not known to the object store library")))
+}
