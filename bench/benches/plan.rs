@@ -43,7 +43,7 @@ fn commit(number: u64) -> PgTimestamp {
 }
 
 async fn archive(dir: &TestDir) -> WalArchive {
-    let settings = StoreSettings { url: dir.path().display().to_string(), ..StoreSettings::default() };
+    let settings = StoreSettings::at(dir.path().display().to_string());
     let repository = Repository::init("main", &settings, None).await.expect("init").repository;
     let new = NewLineage {
         system_id: SystemId(7_400_000_000_000_000_001),

@@ -17,6 +17,7 @@ use walpoint_repo::{Repository, backup};
 use walpoint_storage::RepoError;
 use walpoint_storage::object::ContentHash;
 use walpoint_storage::store::StoreSettings;
+use walpoint_storage::store::settings::Provider;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::dir::TestDir;
 use walpoint_tests::process;
@@ -80,8 +81,10 @@ impl LongCluster {
         let full = Credentials::full();
         let secret = dir.write("secret", &full.secret);
         let mut settings: StoreSettings = toml::from_str(repository).map_err(|e| e.to_string())?;
-        settings.access_key_id = Some(full.key);
-        settings.secret_access_key_file = Some(secret);
+        if let Ok(Provider::S3(s3)) = &mut settings.provider {
+            s3.access_key_id = Some(full.key);
+            s3.secret_access_key_file = Some(secret);
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
         runtime.block_on(self.fill_in(&settings)).map_err(|e| e.to_string())
     }

@@ -10,6 +10,7 @@ use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use serde_json::json;
 use walpoint_storage::store::StoreSettings;
 
 use crate::dir::TestDir;
@@ -177,16 +178,29 @@ impl Store {
 
     /// The same, reaching the server at `port`: through a proxy.
     pub fn settings_through(&self, port: Option<u16>) -> StoreSettings {
-        let mut settings = StoreSettings::at(self.url());
-        if let Kind::S3 { port: own, .. } = self.kind {
-            settings.endpoint = Some(format!("http://127.0.0.1:{}", port.unwrap_or(own)));
-            settings.region = Some("us-east-1".to_owned());
-            settings.path_style = Some(true);
-            settings.allow_http = true;
-            settings.access_key_id = Some(self.credentials.key.clone());
-            settings.secret_access_key_command = Some(format!("echo {}", self.credentials.secret));
-        }
-        settings
+        self.settings_as(&self.credentials, port)
+    }
+
+    /// The same with other credentials.
+    pub fn settings_as(&self, who: &Credentials, port: Option<u16>) -> StoreSettings {
+        self.settings_at(&self.url(), who, port)
+    }
+
+    /// The same for another place in the same server.
+    pub fn settings_at(&self, url: &str, who: &Credentials, port: Option<u16>) -> StoreSettings {
+        let table = match self.kind {
+            Kind::Local { .. } => json!({ "url": url }),
+            Kind::S3 { port: own, .. } => json!({
+                "url": url,
+                "endpoint": format!("http://127.0.0.1:{}", port.unwrap_or(own)),
+                "region": "us-east-1",
+                "path_style": true,
+                "allow_http": true,
+                "access_key_id": who.key,
+                "secret_access_key_command": format!("echo {}", who.secret),
+            }),
+        };
+        serde_json::from_value(table).expect("a table of the configuration")
     }
 
     /// The test's own way to the objects, past everything under test; keys are relative to the repository.

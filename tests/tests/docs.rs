@@ -55,7 +55,8 @@ fn fields(file: &str, name: &str) -> Vec<String> {
             skip |= line == "#[serde(skip)]" || line.starts_with("#[serde(flatten");
             continue;
         }
-        let declared = line.strip_prefix("pub(crate) ").or(line.strip_prefix("pub ")).unwrap_or(line);
+        let public = ["pub(crate) ", "pub(super) ", "pub "].iter().find_map(|word| line.strip_prefix(word));
+        let declared = public.unwrap_or(line);
         let field = declared.split_once(": ").map(|(name, _)| name);
         let field = field.filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
         if let Some(field) = field.filter(|_| !line.starts_with("//")) {
@@ -79,7 +80,7 @@ fn every_configuration_key_is_described() {
         (config, "DaemonSettings", "## `[daemon]`"),
         (retention, "RetentionSettings", "## `[cluster.NAME.retention]`"),
         (retention, "LabelSettings", "## `[cluster.NAME.retention.label.LABEL]`"),
-        ("shared/storage/src/store/settings.rs", "StoreSettings", "## `[repository.NAME]`"),
+        ("shared/storage/src/store/table.rs", "StoreTable", "## `[repository.NAME]`"),
     ];
     for (file, name, heading) in tables {
         let section = page.split(heading).nth(1).unwrap_or_else(|| panic!("no heading {heading}"));

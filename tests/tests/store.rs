@@ -25,12 +25,7 @@ use walpoint_tests::store::Store as Place;
 
 /// Settings for a store of the test bed, reached through `port` where one is given.
 fn settings(place: &Place, port: Option<u16>, who: &Credentials) -> StoreSettings {
-    let mut settings = place.settings_through(port);
-    if place.port().is_some() {
-        settings.access_key_id = Some(who.key.clone());
-        settings.secret_access_key_command = Some(format!("echo {}", who.secret));
-    }
-    settings
+    place.settings_as(who, port)
 }
 
 async fn open(place: &Place) -> Store {
@@ -225,7 +220,7 @@ async fn a_missing_bucket_is_no_repository() {
     let gone = seaweed::shared().bucket();
     gone.remove();
     let url = format!("s3://{}/repo", gone.name());
-    let settings = StoreSettings { url, ..settings(&place, None, &Credentials::full()) };
+    let settings = place.settings_at(&url, &Credentials::full(), None);
     let error = Repository::open("main", &settings).await.unwrap_err();
     assert!(matches!(error, RepoError::NoRepository { .. }), "{}", error_chain(&error));
     let store = Store::open(&settings).await.unwrap();
@@ -278,7 +273,7 @@ async fn a_store_that_overwrites_is_refused() {
 async fn a_wrong_endpoint_is_told() {
     let place = Place::s3();
     let mut wrong = settings(&place, Some(1), &Credentials::full());
-    wrong.retries = Some(1);
+    wrong.limits.retries = Some(1);
     let begun = Instant::now();
     let error = Repository::open("main", &wrong).await.unwrap_err();
     assert!(error.is_transient() && error_chain(&error).contains("127.0.0.1:1"), "{}", error_chain(&error));

@@ -114,7 +114,7 @@ fn new_repository(
     table.extend(secret_table(args, &path, &table)?);
     let store = StoreSettings::deserialize(table.clone())
         .map_err(|e| Failure::usage(anyhow!("the options of the store cannot be used: {e}")))?;
-    store.location().map_err(Failure::usage)?;
+    store.provider().map_err(Failure::usage)?;
 
     let (mut addition, mut by_hand) = (String::new(), String::new());
     let known = existing.as_ref().map(|config| &config.repository);
@@ -352,6 +352,8 @@ fn parse(text: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use walpoint_storage::store::settings::Provider;
+
     use super::*;
 
     fn args(pgdata: &str) -> InitArgs {
@@ -427,9 +429,10 @@ mod tests {
             vec!["retries=7".to_owned(), "checksum=none".to_owned(), "payload_signing=true".to_owned()];
         let first = plan(&common(&path, Some("s3://bucket/x"), "a"), &args).unwrap();
         first.write().unwrap();
-        let settings = &common(&path, None, "a").select::<StoreSettings>().unwrap().repositories[0].1.clone();
+        let settings = &common(&path, None, "a").select::<StoreSettings>().unwrap().repositories[0].1;
+        let Ok(Provider::S3(s3)) = &settings.provider else { panic!("{settings:?}") };
         assert_eq!(
-            (settings.retries, settings.path_style, settings.payload_signing),
+            (settings.limits.retries, s3.path_style, s3.payload_signing),
             (Some(7), Some(true), Some(true))
         );
         for (option, told) in

@@ -179,7 +179,7 @@ async fn make(name: &str, settings: &StoreSettings, encrypt: bool) -> anyhow::Re
     if !encrypt {
         return Repository::init(name, settings, None).await.map_err(hint);
     }
-    if let Some(path) = &settings.key_file {
+    if let Some(path) = &settings.encryption.key_file {
         match KeySlots::at(settings).await {
             // A new key would not open it.
             Ok(_) => {}

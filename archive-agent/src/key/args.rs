@@ -8,7 +8,7 @@ use walpoint_base::durable::{self, Created};
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::keys::KeySource;
 use walpoint_storage::keys::source::{print_key, random_key};
-use walpoint_storage::store::StoreSettings;
+use walpoint_storage::store::settings::EncryptionSettings;
 
 /// What opens a repository. Secrets are never arguments: they come from files and commands.
 #[derive(Debug, Clone, Default, Args)]
@@ -66,14 +66,13 @@ impl SecretArgs {
 
     /// Where the secret comes from; `None` if no option is given.
     pub(crate) fn source(&self) -> Result<Option<KeySource>, Failure> {
-        let settings = StoreSettings {
+        let settings = EncryptionSettings {
             key_file: self.key_file.as_deref().map(absolute),
             key_command: self.key_command.clone(),
             passphrase_file: self.passphrase_file.as_deref().map(absolute),
             passphrase_command: self.passphrase_command.clone(),
             unwrap_command: self.unwrap_command.clone(),
             wrap_command: self.wrap_command.clone(),
-            ..StoreSettings::default()
         };
         KeySource::of(&settings).map_err(Failure::usage)
     }

@@ -40,7 +40,7 @@ struct SlotState {
 pub(super) async fn run(common: &CommonArgs, which: &Which) -> Result<(), Failure> {
     let (name, settings) = which.select(common)?;
     let slots = KeySlots::at(&settings).await?.ok_or_else(|| super::not_encrypted(&name))?;
-    let source = KeySource::configured(&settings)?;
+    let source = KeySource::configured(&settings.encryption)?;
     let mut states = Vec::new();
     for listed in slots.list().await? {
         states.push(state(&slots, listed, source.as_ref()).await);

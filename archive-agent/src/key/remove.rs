@@ -21,7 +21,7 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
         );
     }
     let sources: Vec<KeySource> =
-        args.secret.source()?.into_iter().chain(KeySource::configured(&settings)?).collect();
+        args.secret.source()?.into_iter().chain(KeySource::configured(&settings.encryption)?).collect();
     let remaining = remaining(&slots, args.slot, &sources).await?;
     if remaining.is_none() {
         if !args.force_last {

@@ -15,6 +15,7 @@ use walpoint_runtime::exit::told;
 use walpoint_storage::RepoError;
 use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
+use walpoint_storage::store::settings::LimitSettings;
 
 use super::listing::Listing;
 use super::retention::RetentionState;
@@ -188,9 +189,10 @@ impl RepositoryState {
 
 /// The same store for somebody who waits: the other repositories are worth showing soon.
 fn impatient(settings: &StoreSettings) -> StoreSettings {
-    StoreSettings {
-        retries: Some(settings.retries.unwrap_or(RETRIES).min(RETRIES)),
-        read_timeout: Some(settings.read_timeout.unwrap_or(PATIENCE).min(PATIENCE)),
-        ..settings.clone()
-    }
+    let limits = LimitSettings {
+        retries: Some(settings.limits.retries.unwrap_or(RETRIES).min(RETRIES)),
+        read_timeout: Some(settings.limits.read_timeout.unwrap_or(PATIENCE).min(PATIENCE)),
+        ..settings.limits
+    };
+    StoreSettings { limits, ..settings.clone() }
 }

@@ -127,7 +127,7 @@ async fn make(
     settings: &StoreSettings,
     new: &NewRepository<'_>,
 ) -> Result<(Descriptor, bool)> {
-    let source = KeySource::of(settings)?;
+    let source = KeySource::of(&settings.encryption)?;
     let (master, slot) = match new {
         NewRepository::Plain if source.is_some() => {
             return Err(RepoError::settings(

@@ -76,7 +76,7 @@ impl Repository {
         store: Store,
         descriptor: Descriptor,
     ) -> Result<Self> {
-        match unlock(&store, &descriptor, settings).await? {
+        match unlock(&store, &descriptor, &settings.encryption).await? {
             None => Self::assemble(name, store, descriptor, None, None),
             Some(Unlocked { source, opened }) => {
                 let key = Some((source, opened.slot));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use walpoint_repo::Repository;
 use walpoint_storage::store::StoreSettings;
+use walpoint_storage::store::settings::EncryptionSettings;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::user;
@@ -47,8 +48,9 @@ pub(crate) fn other_agent(bed: &Archived, lines: &[&str]) -> Agent {
 
 /// The repository of the bed, opened with its key file by the library.
 pub(crate) fn open(runtime: &tokio::runtime::Runtime, bed: &Archived) -> Repository {
-    let settings =
-        StoreSettings { key_file: Some(bed.agent.place().join("main.key")), ..bed.store.settings() };
+    let key_file = Some(bed.agent.place().join("main.key"));
+    let encryption = EncryptionSettings { key_file, ..EncryptionSettings::default() };
+    let settings = StoreSettings { encryption, ..bed.store.settings() };
     runtime.block_on(Repository::open("test", &settings)).unwrap()
 }
 

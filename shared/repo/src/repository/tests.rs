@@ -6,11 +6,21 @@ use serde_json::Value;
 use walpoint_base::durable;
 use walpoint_storage::keys::source::{print_key, random_key};
 use walpoint_storage::keys::{KeySource, Removal};
+use walpoint_storage::store::settings::EncryptionSettings;
 
 use super::*;
 
 fn at(dir: &Path) -> StoreSettings {
     StoreSettings::at(dir.to_str().unwrap())
+}
+
+/// The same with something that opens it.
+fn keyed(dir: &Path, encryption: EncryptionSettings) -> StoreSettings {
+    StoreSettings { encryption, ..at(dir) }
+}
+
+fn no_key() -> EncryptionSettings {
+    EncryptionSettings::default()
 }
 
 fn write(path: &Path, text: &str) {
@@ -24,24 +34,25 @@ fn kinds(dir: &Path, repository: &Path) -> Vec<StoreSettings> {
     let passphrase = dir.join("passphrase");
     write(&passphrase, "correct horse battery staple\n");
     let kms = "tr 0-9a-f g-v".to_owned();
-    vec![
-        StoreSettings { key_file: Some(key.clone()), ..at(repository) },
-        StoreSettings { key_command: Some(format!("cat {} | tr a-f A-F", key.display())), ..at(repository) },
-        StoreSettings { passphrase_file: Some(passphrase), ..at(repository) },
-        StoreSettings {
+    let all = [
+        EncryptionSettings { key_file: Some(key.clone()), ..no_key() },
+        EncryptionSettings { key_command: Some(format!("cat {} | tr a-f A-F", key.display())), ..no_key() },
+        EncryptionSettings { passphrase_file: Some(passphrase), ..no_key() },
+        EncryptionSettings {
             passphrase_command: Some("echo another long passphrase".to_owned()),
-            ..at(repository)
+            ..no_key()
         },
-        StoreSettings {
+        EncryptionSettings {
             wrap_command: Some(kms),
             unwrap_command: Some("tr g-v 0-9a-f".to_owned()),
-            ..at(repository)
+            ..no_key()
         },
-    ]
+    ];
+    all.map(|encryption| keyed(repository, encryption)).into()
 }
 
 fn source(settings: &StoreSettings) -> KeySource {
-    KeySource::of(settings).unwrap().unwrap()
+    KeySource::of(&settings.encryption).unwrap().unwrap()
 }
 
 #[tokio::test]
@@ -78,8 +89,10 @@ async fn every_kind_of_secret_opens_its_own_slot_and_no_other() {
         let error = Repository::open("main", &settings).await.unwrap_err().to_string();
         assert!(error.contains("does not open its key slot"), "{error}");
     }
-    let wrong =
-        StoreSettings { passphrase_command: Some("echo not the passphrase".to_owned()), ..at(dir.path()) };
+    let wrong = keyed(
+        dir.path(),
+        EncryptionSettings { passphrase_command: Some("echo not the passphrase".to_owned()), ..no_key() },
+    );
     let error = Repository::open("main", &wrong).await.unwrap_err().to_string();
     assert!(error.contains("opens none of its 2 key slots"), "{error}");
     let error = Repository::open("main", &at(dir.path())).await.unwrap_err().to_string();
@@ -145,37 +158,38 @@ async fn a_secret_that_changes_makes_no_slot() {
     let slots = repository.key_slots();
     let master = slots.open(&source(first)).await.unwrap().master;
     let unsteady = [
-        StoreSettings { passphrase_command: Some("date +%N-and-more-words".to_owned()), ..at(dir.path()) },
-        StoreSettings {
+        EncryptionSettings { passphrase_command: Some("date +%N-and-more-words".to_owned()), ..no_key() },
+        EncryptionSettings {
             wrap_command: Some("cat".to_owned()),
             unwrap_command: Some("tr 0-9a-f a-f0-9".to_owned()),
-            ..at(dir.path())
+            ..no_key()
         },
-        StoreSettings {
+        EncryptionSettings {
             wrap_command: Some("cat".to_owned()),
             unwrap_command: Some("echo nothing like a key".to_owned()),
-            ..at(dir.path())
+            ..no_key()
         },
-        StoreSettings {
+        EncryptionSettings {
             wrap_command: Some("exit 7".to_owned()),
             unwrap_command: Some("cat".to_owned()),
-            ..at(dir.path())
+            ..no_key()
         },
-        StoreSettings { unwrap_command: Some("cat".to_owned()), ..at(dir.path()) },
-        StoreSettings { passphrase_command: Some("echo short".to_owned()), ..at(dir.path()) },
-        StoreSettings { key_command: Some("echo 0123".to_owned()), ..at(dir.path()) },
+        EncryptionSettings { unwrap_command: Some("cat".to_owned()), ..no_key() },
+        EncryptionSettings { passphrase_command: Some("echo short".to_owned()), ..no_key() },
+        EncryptionSettings { key_command: Some("echo 0123".to_owned()), ..no_key() },
     ];
-    for settings in unsteady {
+    for encryption in unsteady {
+        let settings = keyed(dir.path(), encryption);
         let error = slots.add(&master, &source(&settings), "").await.unwrap_err().to_string();
         assert_eq!(slots.list().await.unwrap().len(), 1, "{error}");
     }
     let error = slots.add(&master, &source(first), &"x".repeat(201)).await.unwrap_err().to_string();
     assert!(error.contains("comment"), "{error}");
     for ambiguous in [
-        StoreSettings { key_command: Some("x".to_owned()), ..first.clone() },
-        StoreSettings { passphrase_command: Some("x".to_owned()), ..first.clone() },
-        StoreSettings { unwrap_command: Some("x".to_owned()), ..first.clone() },
-        StoreSettings { wrap_command: Some("x".to_owned()), ..at(dir.path()) },
+        EncryptionSettings { key_command: Some("x".to_owned()), ..first.encryption.clone() },
+        EncryptionSettings { passphrase_command: Some("x".to_owned()), ..first.encryption.clone() },
+        EncryptionSettings { unwrap_command: Some("x".to_owned()), ..first.encryption.clone() },
+        EncryptionSettings { wrap_command: Some("x".to_owned()), ..no_key() },
     ] {
         assert!(
             matches!(KeySource::of(&ambiguous).unwrap_err(), RepoError::Settings { .. }),
@@ -189,7 +203,7 @@ async fn a_passphrase_is_asked_for_once_in_a_process() {
     let (dir, secrets) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let asked = secrets.path().join("asked");
     let command = format!("echo x >>{}; echo a passphrase of many words", asked.display());
-    let settings = StoreSettings { passphrase_command: Some(command), ..at(dir.path()) };
+    let settings = keyed(dir.path(), EncryptionSettings { passphrase_command: Some(command), ..no_key() });
     Repository::init_encrypted("main", &settings, "").await.unwrap();
     let before = std::fs::read(&asked).unwrap().len();
     for _ in 0..5 {

@@ -14,7 +14,7 @@ use super::stretch;
 use crate::error::{RepoError, Result};
 use crate::ids::parse_hex;
 use crate::object::{Salt, SealError};
-use crate::store::StoreSettings;
+use crate::store::settings::EncryptionSettings;
 
 /// The variables that readers without a configuration file take a key from.
 pub const ENVIRONMENT: [&str; 3] = ["WALPOINT_KEY_FILE", "WALPOINT_KEY", "WALPOINT_PASSPHRASE"];
@@ -56,7 +56,7 @@ pub enum SlotSecret {
 
 impl KeySource {
     /// What the settings name; `None` if they name nothing.
-    pub fn of(settings: &StoreSettings) -> Result<Option<Self>> {
+    pub fn of(settings: &EncryptionSettings) -> Result<Option<Self>> {
         let choose = |key: &'static str, file: &Option<_>, command: &Option<_>| {
             SecretSource::choose(key, Option::clone(file), Option::clone(command))
                 .map_err(|error| RepoError::settings(key, error))
@@ -80,7 +80,7 @@ impl KeySource {
     }
 
     /// What the settings name, or else the environment; `None` if neither names anything.
-    pub fn configured(settings: &StoreSettings) -> Result<Option<Self>> {
+    pub fn configured(settings: &EncryptionSettings) -> Result<Option<Self>> {
         match Self::of(settings)? {
             Some(source) => Ok(Some(source)),
             None => Self::of_environment(),

@@ -12,7 +12,8 @@ use super::source::KeySource;
 use crate::descriptor::Descriptor;
 use crate::error::{RepoError, Result};
 use crate::object::RepositoryId;
-use crate::store::{Store, StoreSettings};
+use crate::store::Store;
+use crate::store::settings::EncryptionSettings;
 
 /// One for each repository and secret that this process has seen.
 static LOCKS: Mutex<Vec<Arc<Lock>>> = Mutex::new(Vec::new());
@@ -53,7 +54,7 @@ pub struct Unlocked {
 pub async fn unlock(
     store: &Store,
     descriptor: &Descriptor,
-    settings: &StoreSettings,
+    settings: &EncryptionSettings,
 ) -> Result<Option<Unlocked>> {
     if descriptor.encryption.is_none() {
         return match KeySource::of(settings)? {

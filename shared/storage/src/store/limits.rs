@@ -6,14 +6,54 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use jiff::SignedDuration;
 
 use super::failure::{Failure, FailureKind};
+use super::table::StoreTable;
+use crate::error::{RepoError, Result};
 
 /// A connection slower than this is as good as none.
 const SLOWEST: u64 = 64 << 10;
 
 /// No pause between attempts is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A store that fails for so long is not waited for within one request.
+const LONGEST_RETRY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What a configuration says about the bounds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LimitSettings {
+    /// How long a connection may take to be made, such as `5s`. Default 5 s.
+    pub connect_timeout: Option<SignedDuration>,
+    /// How long to wait for the next byte of an answer. Default 30 s.
+    pub read_timeout: Option<SignedDuration>,
+    /// How often a failed request is repeated. Default 3.
+    pub retries: Option<u32>,
+    /// No request is repeated after this long. Default 60 s, at most 5 minutes.
+    pub retry_timeout: Option<SignedDuration>,
+}
+
+impl LimitSettings {
+    pub(super) fn of(table: &StoreTable) -> Self {
+        Self {
+            connect_timeout: table.connect_timeout,
+            read_timeout: table.read_timeout,
+            retries: table.retries,
+            retry_timeout: table.retry_timeout,
+        }
+    }
+
+    pub(super) fn connect_timeout(&self) -> Result<Duration> {
+        duration("connect_timeout", self.connect_timeout, Duration::from_secs(5))
+    }
+}
+
+fn duration(setting: &'static str, value: Option<SignedDuration>, default: Duration) -> Result<Duration> {
+    let Some(value) = value else { return Ok(default) };
+    let positive = Duration::try_from(value).ok().filter(|d| !d.is_zero());
+    positive.ok_or_else(|| RepoError::settings(setting, "must be longer than nothing, such as \"30s\""))
+}
 
 /// Bounds for the requests of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +80,21 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The bounds that the settings ask for.
+    pub fn of(settings: &LimitSettings) -> Result<Self> {
+        let defaults = Self::default();
+        let retry_timeout = duration("retry_timeout", settings.retry_timeout, defaults.retry_timeout)?;
+        if retry_timeout > LONGEST_RETRY_TIMEOUT {
+            return Err(RepoError::settings("retry_timeout", "must not be longer than 5 minutes"));
+        }
+        Ok(Self {
+            read_timeout: duration("read_timeout", settings.read_timeout, defaults.read_timeout)?,
+            attempts: settings.retries.map_or(defaults.attempts, |r| r.saturating_add(1)),
+            retry_timeout,
+            ..defaults
+        })
+    }
+
     /// One attempt, for a caller that retries by itself or must answer soon.
     pub fn once(self) -> Self {
         Self { attempts: 1, ..self }

@@ -7,10 +7,12 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`settings`] | what a configuration says about a store |
-//! | `open` | turning that into a store |
-//! | `directory`, `s3`, `google`, `azure` | a folder for each provider: opening it, and its credentials |
+//! | [`settings`] | what a configuration says about a store, sorted by what it is about |
+//! | `table`, `location` | the same as the file has it: flat keys and a URL |
+//! | `directory`, `s3`, `google`, `azure` | a folder for each provider: its own settings, opening it, its credentials |
 //! | `network` | what the three behind a network have in common on the way there |
+//! | `encryption` | where the secret of an encrypted repository is |
+//! | `open` | from settings to a store |
 //! | `create` | creating once, whatever the network does |
 //! | `delete` | deleting one object, or a thousand with one request |
 //! | `directory::local`, `remote` | the two sorts of store |
@@ -28,9 +30,11 @@ mod counts;
 mod create;
 mod delete;
 mod directory;
+mod encryption;
 mod failure;
 mod google;
 mod limits;
+mod location;
 #[cfg(any(test, feature = "testing"))]
 pub mod mortal;
 mod network;
@@ -39,6 +43,7 @@ mod probe;
 mod remote;
 mod s3;
 pub mod settings;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -62,7 +67,7 @@ use self::failure::{Failure, FailureKind};
 pub use self::limits::Limits;
 pub use self::probe::{Finding, Probe};
 pub use self::settings::StoreSettings;
-use crate::error::{RepoError, Result};
+use crate::error::Result;
 use crate::layout::{Key, Prefix};
 
 /// A store. Cheap to clone; clones share connections and counts.
@@ -165,12 +170,12 @@ impl Store {
         matches!(self.inner.backend, Backend::Local(_))
     }
 
-    /// A whole object. Fails with [`RepoError::NotFound`] if there is none.
+    /// A whole object. Fails with [`crate::RepoError::NotFound`] if there is none.
     pub async fn get(&self, key: &Key) -> Result<Bytes> {
         Ok(self.read(key, None).await?.bytes)
     }
 
-    /// A part of an object; fewer bytes where it ends. Fails with [`RepoError::NotFound`] if there is none.
+    /// A part of an object; fewer bytes where it ends. Fails with [`crate::RepoError::NotFound`] if there is none.
     pub async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Ranged> {
         self.read(key, Some(range)).await
     }
@@ -307,9 +312,4 @@ impl Listing {
         }
         Limits::within(timeout, running.try_next()).await
     }
-}
-
-/// A missing store, for a setting that names one.
-fn wrong_url(what: impl fmt::Display) -> RepoError {
-    RepoError::settings("url", what)
 }

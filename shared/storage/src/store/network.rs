@@ -7,50 +7,82 @@ use std::time::Duration;
 use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
 use walpoint_base::secret::{Secret, SecretError, SecretSource};
 
-use super::settings::StoreSettings;
+use super::limits::LimitSettings;
+use super::table::StoreTable;
 use crate::error::{RepoError, Result};
 
 /// Where clouds tell a machine who it is; the same address at all three.
 const METADATA: &str = "169.254.169.254:80";
 
-/// Timeouts of whole requests and of answers are set per request (`limits`): the client's own would cut slow uploads.
-pub(super) fn client_options(settings: &StoreSettings) -> Result<ClientOptions> {
-    let mut options = ClientOptions::new()
-        .with_timeout_disabled()
-        .with_read_timeout_disabled()
-        .with_connect_timeout(settings.connect_timeout()?)
-        .with_allow_http(settings.allow_http);
-    if let Some(path) = &settings.ca_file {
-        let wrong = |what: String| RepoError::settings("ca_file", format!("{}: {what}", path.display()));
-        let pem = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
-        let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| wrong(e.to_string()))?;
-        if certificates.is_empty() {
-            return Err(wrong("holds no certificate".to_owned()));
+/// The address of a store, and whom to trust there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NetworkSettings {
+    /// Where the store is, unless at its provider's usual address.
+    pub endpoint: Option<String>,
+    /// Whether an `http://` endpoint is acceptable. Default false.
+    pub allow_http: bool,
+    /// A file with certificates (PEM) to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl NetworkSettings {
+    pub(super) fn of(table: &StoreTable) -> Self {
+        Self {
+            endpoint: table.endpoint.clone(),
+            allow_http: table.allow_http.unwrap_or_default(),
+            ca_file: table.ca_file.clone(),
         }
-        options = certificates.into_iter().fold(options, ClientOptions::with_root_certificate);
     }
-    Ok(options)
+
+    /// The endpoint as the library wants it.
+    pub(super) fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_deref().map(|endpoint| endpoint.trim_end_matches('/'))
+    }
+
+    /// Timeouts of whole requests and of answers are set per request (`limits`): the client's own would cut slow uploads.
+    pub(super) fn client_options(&self, limits: &LimitSettings) -> Result<ClientOptions> {
+        let mut options = ClientOptions::new()
+            .with_timeout_disabled()
+            .with_read_timeout_disabled()
+            .with_connect_timeout(limits.connect_timeout()?)
+            .with_allow_http(self.allow_http);
+        if let Some(path) = &self.ca_file {
+            let wrong = |what: String| RepoError::settings("ca_file", format!("{}: {what}", path.display()));
+            let pem = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+            let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| wrong(e.to_string()))?;
+            if certificates.is_empty() {
+                return Err(wrong("holds no certificate".to_owned()));
+            }
+            options = certificates.into_iter().fold(options, ClientOptions::with_root_certificate);
+        }
+        Ok(options)
+    }
+
+    /// Whether the endpoint is reached without TLS; an error where that is not allowed.
+    pub(super) fn uses_http(&self) -> Result<bool> {
+        let Some(endpoint) = &self.endpoint else { return Ok(false) };
+        if endpoint.starts_with("https://") {
+            return Ok(false);
+        }
+        if !endpoint.starts_with("http://") {
+            let what = format!("{endpoint:?} must begin with https:// (or http://)");
+            return Err(RepoError::settings("endpoint", what));
+        }
+        if !self.allow_http {
+            let what = format!("{endpoint:?} is not encrypted: use https://, or set allow_http = true");
+            return Err(RepoError::settings("endpoint", what));
+        }
+        Ok(true)
+    }
 }
 
 pub(super) fn no_retries() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_secs(60) }
 }
 
-/// Whether an endpoint is reached without TLS; an error where that is not allowed.
-pub(super) fn uses_http(settings: &StoreSettings) -> Result<bool> {
-    let Some(endpoint) = &settings.endpoint else { return Ok(false) };
-    if endpoint.starts_with("https://") {
-        return Ok(false);
-    }
-    if !endpoint.starts_with("http://") {
-        let what = format!("{endpoint:?} must begin with https:// (or http://)");
-        return Err(RepoError::settings("endpoint", what));
-    }
-    if !settings.allow_http {
-        let what = format!("{endpoint:?} is not encrypted: use https://, or set allow_http = true");
-        return Err(RepoError::settings("endpoint", what));
-    }
-    Ok(true)
+/// An error of the library's about the settings as a whole.
+pub(super) fn wrong_url(error: object_store::Error) -> RepoError {
+    RepoError::settings("url", error)
 }
 
 /// Whether this machine can be asked who it is. Looked at for a second at the most: elsewhere the address leads nowhere,

@@ -17,7 +17,7 @@ use object_store::{
 };
 
 use super::*;
-use crate::error::error_chain;
+use crate::error::{RepoError, error_chain};
 use crate::layout::Key;
 use crate::object::{ObjectKind, ObjectWriter, RepositoryId, SealedObject, Sealer};
 
@@ -383,9 +383,8 @@ async fn missing_credentials_are_told_quickly() {
 
 #[tokio::test]
 async fn a_plain_endpoint_must_be_allowed() {
-    let settings =
-        StoreSettings { endpoint: Some("http://127.0.0.1:1".into()), ..StoreSettings::at("s3://bucket") };
-    let error = Store::open(&settings).await.unwrap_err();
+    let table = r#"{"url": "s3://bucket", "endpoint": "http://127.0.0.1:1"}"#;
+    let error = Store::open(&serde_json::from_str(table).unwrap()).await.unwrap_err();
     assert!(error.to_string().contains("allow_http"), "{error}");
 }
 

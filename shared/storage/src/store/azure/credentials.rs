@@ -3,13 +3,13 @@
 
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 
+use super::settings::AzureSettings;
 use crate::error::{RepoError, Result};
 use crate::store::network::{has_metadata, no_credentials, secret};
-use crate::store::settings::StoreSettings;
 
 pub(super) async fn add(
     builder: MicrosoftAzureBuilder,
-    settings: &StoreSettings,
+    settings: &AzureSettings,
 ) -> Result<MicrosoftAzureBuilder> {
     let key = secret("account_key", &settings.account_key_file, &settings.account_key_command).await?;
     let sas = secret("sas_token", &settings.sas_token_file, &settings.sas_token_command).await?;

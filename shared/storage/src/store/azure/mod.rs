@@ -2,5 +2,7 @@
 
 mod credentials;
 mod open;
+mod settings;
 
 pub(super) use self::open::open;
+pub use self::settings::AzureSettings;

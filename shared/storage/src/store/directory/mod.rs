@@ -3,7 +3,9 @@
 mod leftovers;
 mod local;
 mod open;
+mod settings;
 
 pub(super) use self::local::Local;
 pub use self::local::{DIRECTORY_MODE, grant};
 pub(super) use self::open::open;
+pub use self::settings::DirectorySettings;

@@ -2,19 +2,19 @@
 
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 
+use super::settings::GoogleSettings;
 use crate::error::{RepoError, Result};
 use crate::store::network::{has_metadata, no_credentials};
-use crate::store::settings::StoreSettings;
 
 pub(super) async fn add(
     builder: GoogleCloudStorageBuilder,
-    settings: &StoreSettings,
+    settings: &GoogleSettings,
 ) -> Result<GoogleCloudStorageBuilder> {
     if let Some(path) = &settings.service_account_file {
         let path = path.to_str().ok_or_else(|| RepoError::settings("service_account_file", "is not text"))?;
         return Ok(builder.with_service_account_path(path));
     }
-    if settings.endpoint.is_some() && settings.allow_http {
+    if settings.network.endpoint.is_some() && settings.network.allow_http {
         // An emulator, which knows no credentials; without any the library would ask the machine for them.
         return Ok(builder.with_bearer_token("none"));
     }

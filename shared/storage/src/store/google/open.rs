@@ -5,22 +5,23 @@ use std::sync::Arc;
 use object_store::gcp::GoogleCloudStorageBuilder;
 
 use super::credentials;
+use super::settings::GoogleSettings;
 use crate::error::Result;
-use crate::store::network::{client_options, no_retries, uses_http};
+use crate::store::limits::LimitSettings;
+use crate::store::network::{no_retries, wrong_url};
 use crate::store::remote::Remote;
-use crate::store::settings::StoreSettings;
-use crate::store::wrong_url;
 
-pub(in crate::store) async fn open(settings: &StoreSettings, bucket: &str, prefix: &str) -> Result<Remote> {
-    uses_http(settings)?;
+pub(in crate::store) async fn open(settings: &GoogleSettings, limits: &LimitSettings) -> Result<Remote> {
+    let GoogleSettings { bucket, network, .. } = settings;
+    network.uses_http()?;
     let mut builder = GoogleCloudStorageBuilder::from_env()
-        .with_bucket_name(bucket)
-        .with_client_options(client_options(settings)?)
+        .with_bucket_name(&bucket.name)
+        .with_client_options(network.client_options(limits)?)
         .with_retry(no_retries());
-    if let Some(endpoint) = &settings.endpoint {
-        builder = builder.with_base_url(endpoint.trim_end_matches('/'));
+    if let Some(endpoint) = network.endpoint() {
+        builder = builder.with_base_url(endpoint);
     }
     builder = credentials::add(builder, settings).await?;
     let store = Arc::new(builder.build().map_err(wrong_url)?);
-    Ok(Remote::new(store, prefix).with_bulk(None))
+    Ok(Remote::new(store, &bucket.prefix).with_bulk(None))
 }

@@ -10,14 +10,14 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
 use tokio::sync::Mutex;
 use walpoint_base::secret::{SecretError, SecretSource};
 
+use super::settings::S3Settings;
 use crate::error::{RepoError, Result};
 use crate::store::network::{has_metadata, no_credentials};
-use crate::store::settings::StoreSettings;
 
 /// How long what was read is used.
 const LIFETIME: Duration = Duration::from_secs(60);
 
-pub(super) async fn add(builder: AmazonS3Builder, settings: &StoreSettings) -> Result<AmazonS3Builder> {
+pub(super) async fn add(builder: AmazonS3Builder, settings: &S3Settings) -> Result<AmazonS3Builder> {
     if let Some(key) = RotatingKey::from_settings(settings)? {
         key.check().await?;
         return Ok(builder.with_credentials(Arc::new(key)));
@@ -54,7 +54,7 @@ enum Id {
 
 impl RotatingKey {
     /// `None` if the settings say nothing about keys.
-    fn from_settings(settings: &StoreSettings) -> Result<Option<Self>> {
+    fn from_settings(settings: &S3Settings) -> Result<Option<Self>> {
         let choose = |key: &'static str, file: &Option<_>, command: &Option<_>| {
             SecretSource::choose(key, Option::clone(file), Option::clone(command))
                 .map_err(|error| RepoError::settings(key, error))
@@ -136,9 +136,11 @@ impl CredentialProvider for RotatingKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::location::Bucket;
 
     fn settings(json: &str) -> Result<Option<RotatingKey>> {
-        RotatingKey::from_settings(&serde_json::from_str(json).unwrap())
+        let bucket = Bucket { name: "b".to_owned(), prefix: String::new() };
+        RotatingKey::from_settings(&S3Settings::of(bucket, &serde_json::from_str(json).unwrap()))
     }
 
     #[tokio::test]

@@ -5,20 +5,21 @@ use std::sync::Arc;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 
 use super::credentials;
+use super::settings::S3Settings;
 use crate::error::{RepoError, Result};
-use crate::store::network::{client_options, no_retries, uses_http};
+use crate::store::limits::LimitSettings;
+use crate::store::network::{no_retries, wrong_url};
 use crate::store::remote::Remote;
-use crate::store::settings::StoreSettings;
-use crate::store::wrong_url;
 
-pub(in crate::store) async fn open(settings: &StoreSettings, bucket: &str, prefix: &str) -> Result<Remote> {
-    let plain_http = uses_http(settings)?;
+pub(in crate::store) async fn open(settings: &S3Settings, limits: &LimitSettings) -> Result<Remote> {
+    let S3Settings { bucket, network, .. } = settings;
+    let plain_http = network.uses_http()?;
     let mut builder = AmazonS3Builder::from_env()
-        .with_bucket_name(bucket)
-        .with_client_options(client_options(settings)?)
+        .with_bucket_name(&bucket.name)
+        .with_client_options(network.client_options(limits)?)
         .with_retry(no_retries());
-    if let Some(endpoint) = &settings.endpoint {
-        builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
+    if let Some(endpoint) = network.endpoint() {
+        builder = builder.with_endpoint(endpoint);
     }
     if let Some(region) = &settings.region {
         builder = builder.with_region(region);
@@ -29,13 +30,13 @@ pub(in crate::store) async fn open(settings: &StoreSettings, bucket: &str, prefi
     builder = with_encryption(builder, settings)?;
     builder = credentials::add(builder, settings).await?;
     let store = Arc::new(builder.build().map_err(wrong_url)?);
-    Ok(Remote::new(store, prefix).with_storage_class(settings.storage_class.as_deref()))
+    Ok(Remote::new(store, &bucket.prefix).with_storage_class(settings.storage_class.as_deref()))
 }
 
 /// How bodies are protected on their way.
 fn with_payload(
     builder: AmazonS3Builder,
-    settings: &StoreSettings,
+    settings: &S3Settings,
     plain_http: bool,
 ) -> Result<AmazonS3Builder> {
     let signing = settings.payload_signing.unwrap_or(plain_http);
@@ -52,7 +53,7 @@ fn with_payload(
 }
 
 /// How the server encrypts what it keeps.
-fn with_encryption(builder: AmazonS3Builder, settings: &StoreSettings) -> Result<AmazonS3Builder> {
+fn with_encryption(builder: AmazonS3Builder, settings: &S3Settings) -> Result<AmazonS3Builder> {
     match settings.sse.as_deref() {
         None if settings.sse_kms_key.is_some() => {
             Err(RepoError::settings("sse_kms_key", "is only used with sse = \"aws:kms\" or \"aws:kms:dsse\""))

@@ -1,0 +1,93 @@
+//! Where a URL leads.
+
+use std::path::{Path, PathBuf};
+
+use crate::layout::Key;
+
+/// Where a store is.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum Location {
+    Directory(PathBuf),
+    S3(Bucket),
+    Google(Bucket),
+    Azure(Bucket),
+}
+
+/// A bucket, which Azure calls a container, and a prefix in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bucket {
+    /// Its name.
+    pub name: String,
+    /// Without slashes at its ends; empty for the whole bucket.
+    pub prefix: String,
+}
+
+/// Why a URL leads nowhere.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongUrl(String);
+
+impl Location {
+    pub(super) fn of(url: &str) -> Result<Self, WrongUrl> {
+        if url.is_empty() {
+            return Err(WrongUrl("is required: a directory, s3://…, gs://… or az://…".to_owned()));
+        }
+        if url.starts_with('/') {
+            return Ok(Self::Directory(PathBuf::from(url)));
+        }
+        let (scheme, rest) = url
+            .split_once("://")
+            .ok_or_else(|| WrongUrl(format!("{url:?} is neither an absolute path nor a URL")))?;
+        if scheme == "file" {
+            let path = Path::new(rest);
+            return match path.is_absolute() {
+                true => Ok(Self::Directory(path.to_owned())),
+                false => Err(WrongUrl(format!("{url:?} needs an absolute path: file:///directory"))),
+            };
+        }
+        let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let (name, prefix) = (name.to_owned(), prefix.trim_matches('/').to_owned());
+        if name.is_empty() || name.contains(['@', '?', '#', ':']) {
+            return Err(WrongUrl(format!("{url:?} does not name a bucket: {scheme}://bucket/prefix")));
+        }
+        if !prefix.is_empty() && prefix.parse::<Key>().is_err() {
+            return Err(WrongUrl(format!(
+                "the prefix {prefix:?} has other characters than 0-9 A-Z a-z . _ - /"
+            )));
+        }
+        let bucket = Bucket { name, prefix };
+        match scheme {
+            "s3" => Ok(Self::S3(bucket)),
+            "gs" => Ok(Self::Google(bucket)),
+            "az" | "azure" => Ok(Self::Azure(bucket)),
+            _ => {
+                Err(WrongUrl(format!("{scheme}:// is no known kind of store; known are file, s3, gs and az")))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let bucket = |name: &str, prefix: &str| Bucket { name: name.to_owned(), prefix: prefix.to_owned() };
+        for (url, location) in [
+            ("/var/backup", Location::Directory("/var/backup".into())),
+            ("file:///var/backup", Location::Directory("/var/backup".into())),
+            ("s3://b/a/c/", Location::S3(bucket("b", "a/c"))),
+            ("gs://b", Location::Google(bucket("b", ""))),
+            ("az://c", Location::Azure(bucket("c", ""))),
+            ("azure://c/d", Location::Azure(bucket("c", "d"))),
+        ] {
+            assert_eq!(Location::of(url), Ok(location));
+        }
+        for bad in
+            ["", "relative", "file://relative", "ftp://x/y", "s3://", "s3:///x", "s3://u:p@b/x", "s3://b/a b"]
+        {
+            assert!(Location::of(bad).is_err(), "{bad}");
+        }
+    }
+}
