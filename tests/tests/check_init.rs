@@ -281,6 +281,7 @@ fn arguments_that_are_refused() {
         (vec!["--repo", &repo, "--encrypt", "--passphrase", "x"], "--passphrase"),
         (vec!["--repo", &repo, "--secret-access-key", "x"], "--secret-access-key"),
         (vec!["--repo", &repo, "--store-option", "regoin=x"], "regoin"),
+        (vec!["--repo", "gs://backups", "--store-option", "sse=AES256"], "\"sse\" is a setting of S3"),
         (vec!["--repo", &repo, "--cluster", "Prod"], "cluster name"),
         (vec![], "--repo"),
     ] {
@@ -304,6 +305,46 @@ fn arguments_that_are_refused() {
     let nowhere = ["init", "--cluster", "main", "--repo", &repo, "--pgdata", "/nonexistent"];
     assert!(bed.run(&nowhere).expect_status(1).stderr.contains("/nonexistent"));
     assert!(!bed.config.exists() && !bed.agent.place().join("r").exists());
+}
+
+/// K5: what only another provider has would do nothing in the table where it stands, so it is an error with its line.
+#[test]
+fn a_key_of_another_provider_is_refused_with_file_and_line() {
+    let bed = Bed::new();
+    let path = bed.config.display().to_string();
+    for (url, key, value, told) in [
+        (
+            "gs://backups",
+            "sse",
+            "\"aws:kms\"",
+            "a setting of S3 (s3://), but \"url\" leads to Google Cloud Storage (gs://)",
+        ),
+        (
+            "s3://backups",
+            "account",
+            "\"x\"",
+            "a setting of Azure Blob Storage (az://), but \"url\" leads to S3 (s3://)",
+        ),
+        (
+            "file:///backups",
+            "allow_http",
+            "false",
+            "a setting of S3 (s3://), Google Cloud Storage (gs://) and Azure Blob Storage (az://), but \"url\" leads to a directory",
+        ),
+    ] {
+        let table = format!("[repository.main]\n# Our own.\n  {key} = {value}\nurl = \"{url}\"\n");
+        fs::write(&bed.config, format!("{table}\n[cluster.main]\nrepositories = [\"main\"]\n")).unwrap();
+        user::give(&bed.config);
+        let whole = format!(
+            "the configuration {path:?} is wrong:\nerror at line 3, column 3\n  |\n3 |   {key} = {value}\n  |   {}\n\
+             \"{key}\" is {told}\nHINT: Remove \"{key}\", or correct \"url\".",
+            "^".repeat(key.len())
+        );
+        for arguments in [["status"], ["check"]] {
+            let output = bed.run(&arguments).expect_status(2);
+            assert!(output.stderr.contains(&whole), "{}", output.stderr);
+        }
+    }
 }
 
 /// A configuration file that is there is extended by new clusters, and otherwise never touched.

@@ -14,6 +14,7 @@
 //! | [`durable`] | files that survive a power cut |
 //! | [`place`] | the data directory around a file that PostgreSQL wants |
 //! | [`secret`] | passwords and keys: where they come from, never where they show |
+//! | [`table`] | settings that come from a table of the configuration |
 //! | [`tablespace`] | what lies where replay creates tablespaces |
 //! | [`socket`] | the messages between the thin clients and their servers |
 //!
@@ -35,6 +36,7 @@ pub mod place;
 pub mod secret;
 pub mod segment;
 pub mod socket;
+pub mod table;
 pub mod tablespace;
 #[cfg(feature = "time")]
 pub mod target;

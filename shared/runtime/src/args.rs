@@ -1,12 +1,15 @@
 //! The options that every command takes, and what they select: one cluster and its repositories.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use walpoint_base::ClusterName;
+use walpoint_base::table::FromTable;
 
 use crate::config::{ClusterSettings, Config, DEFAULT_PATH};
 use crate::exit::Failure;
@@ -63,12 +66,12 @@ impl CommonArgs {
     }
 
     /// Reads the configuration file; `None` if there is none to read.
-    pub fn read_config<R: DeserializeOwned>(&self) -> Result<Option<Config<R>>, Failure> {
+    pub fn read_config<R: FromTable<Table: DeserializeOwned>>(&self) -> Result<Option<Config<R>>, Failure> {
         self.config_path().map(|path| Config::read(&path)).transpose().map_err(Failure::usage)
     }
 
     /// The cluster and the repositories that these options and the configuration select.
-    pub fn select<R: DeserializeOwned + Clone>(&self) -> Result<Selection<R>, Failure> {
+    pub fn select<R: FromTable<Table: DeserializeOwned> + Clone>(&self) -> Result<Selection<R>, Failure> {
         let config = self.read_config::<R>()?;
         if let Some(url) = &self.repo {
             return self.select_url(url, config);
@@ -105,7 +108,7 @@ impl CommonArgs {
     }
 
     /// `--repo` replaces the repositories of the configuration; the rest of a cluster's settings still holds.
-    fn select_url<R: DeserializeOwned + Clone>(
+    fn select_url<R: FromTable<Table: DeserializeOwned> + Clone>(
         &self,
         url: &str,
         config: Option<Config<R>>,
@@ -122,8 +125,9 @@ impl CommonArgs {
         settings.repositories = vec![UNNAMED_REPOSITORY.to_owned()];
         settings.ack = None;
         let table = toml::Table::from_iter([("url".to_owned(), toml::Value::String(url.to_owned()))]);
-        let repository =
-            R::deserialize(table).map_err(|e| Failure::usage(anyhow::anyhow!("--repo {url}: {e}")))?;
+        let wrong = |error: &dyn Display| Failure::usage(anyhow::anyhow!("--repo {url}: {error}"));
+        let table = R::Table::deserialize(table).map_err(|error| wrong(&error))?;
+        let repository = R::from_table(table).map_err(|error| wrong(&error))?;
         let repositories = vec![(UNNAMED_REPOSITORY.to_owned(), repository)];
         Ok(Selection { cluster, settings, repositories, config: self.config_path() })
     }
@@ -131,7 +135,7 @@ impl CommonArgs {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
+    use walpoint_base::table::WrongKey;
 
     use super::*;
 
@@ -139,6 +143,14 @@ mod tests {
     #[serde(deny_unknown_fields)]
     struct Store {
         url: String,
+    }
+
+    impl FromTable for Store {
+        type Table = Self;
+
+        fn from_table(table: Self) -> Result<Self, WrongKey> {
+            Ok(table)
+        }
     }
 
     fn file(text: &str) -> tempfile::NamedTempFile {

@@ -1,6 +1,6 @@
 //! The configuration file: one TOML file for both agents, with tables `[repository.NAME]` and `[cluster.NAME]`.
 //!
-//! Unknown keys are errors. What a repository's table holds is the business of the repository crate: it is the type
+//! Unknown keys are errors. What a repository's table holds is the business of the storage crate: it is the type
 //! parameter `R` here, so that neither crate depends on the other.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,9 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use walpoint_base::ClusterName;
+use walpoint_base::table::FromTable;
 
+use crate::line;
 use crate::retention::RetentionSettings;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALPOINT_CONFIG` says.
@@ -247,7 +249,7 @@ pub fn duration(span: SignedDuration) -> Duration {
     Duration::try_from(span).unwrap_or_default()
 }
 
-impl<R: DeserializeOwned> Config<R> {
+impl<R: FromTable<Table: DeserializeOwned>> Config<R> {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
@@ -257,7 +259,15 @@ impl<R: DeserializeOwned> Config<R> {
 
     /// Reads and checks the text of a file.
     fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|e| e.to_string())?;
+        let Config { repository: tables, cluster, daemon } =
+            toml::from_str::<Config<R::Table>>(text).map_err(|e| e.to_string())?;
+        let mut repository = BTreeMap::new();
+        for (name, table) in tables {
+            let settings = R::from_table(table)
+                .map_err(|wrong| line::shown(text, &["repository", name.as_str()], &wrong))?;
+            repository.insert(name, settings);
+        }
+        let config = Self { repository, cluster, daemon };
         for (name, cluster) in &config.cluster {
             config.check(name, cluster).map_err(|what| format!("[cluster.{name}] {what}"))?;
         }
@@ -323,12 +333,31 @@ where
 
 #[cfg(test)]
 mod tests {
+    use walpoint_base::table::WrongKey;
+
     use super::*;
 
     #[derive(Debug, Clone, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Store {
         url: String,
+        #[serde(default)]
+        sse: Option<String>,
+    }
+
+    impl FromTable for Store {
+        type Table = Self;
+
+        fn from_table(table: Self) -> Result<Self, WrongKey> {
+            match &table.sse {
+                Some(_) => Err(WrongKey {
+                    key: "sse",
+                    what: "\"sse\" is wrong".to_owned(),
+                    hint: "Remove it.".to_owned(),
+                }),
+                None => Ok(table),
+            }
+        }
     }
 
     fn parse(text: &str) -> Result<Config<Store>, String> {
@@ -355,6 +384,14 @@ mod tests {
         assert!(error.contains("line 5") && error.contains("look_ahed"), "{error}");
         let error = parse("[repository.main]\nurl = \"x\"\nregoin = \"y\"\n").unwrap_err();
         assert!(error.contains("regoin") && error.contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_does_not_go_with_others_is_shown_in_its_line() {
+        let twice = "[repository.far]\nurl = \"s3://far\"\nsse = \"AES256\"\n";
+        let error = parse(&format!("{GOOD}{twice}")).unwrap_err();
+        let line = "error at line 7, column 1\n  |\n7 | sse = \"AES256\"\n  | ^^^\n";
+        assert_eq!(error, format!("{line}\"sse\" is wrong\nHINT: Remove it."));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | [`args`] | the options that every command takes, and which cluster and repositories they select |
 //! | [`backoff`] | how long to wait before trying again, and when to give up |
 //! | [`config`] | the TOML file |
+//! | `line` | where a key of that file stands |
 //! | [`exit`] | exit statuses, and how an error is told to a person |
 //! | [`logs`] | tracing to standard error, as text or JSON |
 //! | [`output`] | what commands print |
@@ -20,6 +21,7 @@ pub mod args;
 pub mod backoff;
 pub mod config;
 pub mod exit;
+mod line;
 pub mod logs;
 pub mod memory;
 pub mod output;

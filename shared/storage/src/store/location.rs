@@ -1,5 +1,6 @@
 //! Where a URL leads.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::layout::Key;
@@ -11,6 +12,26 @@ pub(super) enum Location {
     S3(Bucket),
     Google(Bucket),
     Azure(Bucket),
+}
+
+/// Who keeps what is there. Prints as messages have it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Directory,
+    S3,
+    Google,
+    Azure,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Directory => "a directory",
+            Self::S3 => "S3 (s3://)",
+            Self::Google => "Google Cloud Storage (gs://)",
+            Self::Azure => "Azure Blob Storage (az://)",
+        })
+    }
 }
 
 /// A bucket, which Azure calls a container, and a prefix in it.
@@ -28,6 +49,15 @@ pub struct Bucket {
 pub struct WrongUrl(String);
 
 impl Location {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Directory(_) => Kind::Directory,
+            Self::S3(_) => Kind::S3,
+            Self::Google(_) => Kind::Google,
+            Self::Azure(_) => Kind::Azure,
+        }
+    }
+
     pub(super) fn of(url: &str) -> Result<Self, WrongUrl> {
         if url.is_empty() {
             return Err(WrongUrl("is required: a directory, s3://…, gs://… or az://…".to_owned()));

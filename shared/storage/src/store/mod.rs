@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`settings`] | what a configuration says about a store, sorted by what it is about |
 //! | `table`, `location` | the same as the file has it: flat keys and a URL |
+//! | `foreign` | keys of another provider than the one that the URL leads to |
 //! | `directory`, `s3`, `google`, `azure` | a folder for each provider: its own settings, opening it, its credentials |
 //! | `network` | what the three behind a network have in common on the way there |
 //! | `encryption` | where the secret of an encrypted repository is |
@@ -32,6 +33,7 @@ mod delete;
 mod directory;
 mod encryption;
 mod failure;
+mod foreign;
 mod google;
 mod limits;
 mod location;

@@ -8,7 +8,7 @@ use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
 use walpoint_base::secret::{Secret, SecretError, SecretSource};
 
 use super::limits::LimitSettings;
-use super::table::StoreTable;
+use super::table::{Keys, StoreTable, keys};
 use crate::error::{RepoError, Result};
 
 /// Where clouds tell a machine who it is; the same address at all three.
@@ -32,6 +32,10 @@ impl NetworkSettings {
             allow_http: table.allow_http.unwrap_or_default(),
             ca_file: table.ca_file.clone(),
         }
+    }
+
+    pub(super) fn keys(table: &StoreTable) -> Keys {
+        keys![table: endpoint, allow_http, ca_file]
     }
 
     /// The endpoint as the library wants it.

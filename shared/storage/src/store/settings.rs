@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use walpoint_base::table::{FromTable, WrongKey};
 
 pub use super::azure::AzureSettings;
 pub use super::directory::DirectorySettings;
 pub use super::encryption::EncryptionSettings;
+use super::foreign;
 pub use super::google::GoogleSettings;
 pub use super::limits::LimitSettings;
 use super::location::Location;
@@ -16,13 +18,14 @@ pub use super::s3::S3Settings;
 pub use super::table::{ConditionalWrites, StoreTable};
 use crate::error::{RepoError, Result};
 
-/// The settings of one repository's store. Secrets are never here, only where to find them.
+/// The settings of one repository's store. A key that only another provider has is an error. Secrets are never here, only where to
+/// find them.
 ///
 /// Only `url` is required. What is left out comes from the environment as the provider's own tools have it
 /// (`AWS_ACCESS_KEY_ID`, `AWS_REGION`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_KEY`, …), or from the
 /// identity of the machine.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(from = "StoreTable")]
+#[serde(try_from = "StoreTable")]
 pub struct StoreSettings {
     /// As it was given: `/directory`, `file:///directory`, `s3://bucket/prefix`, `gs://bucket/prefix` or
     /// `az://container/prefix`. Messages call the store by it.
@@ -53,22 +56,41 @@ pub enum Provider {
     Azure(Box<AzureSettings>),
 }
 
-impl From<StoreTable> for StoreSettings {
-    fn from(table: StoreTable) -> Self {
-        Self {
-            provider: Location::of(&table.url).map(|location| Provider::of(location, &table)),
-            conditional_writes: table.conditional_writes,
-            limits: LimitSettings::of(&table),
-            encryption: EncryptionSettings::of(&table),
-            url: table.url,
+impl TryFrom<StoreTable> for StoreSettings {
+    type Error = WrongKey;
+
+    fn try_from(table: StoreTable) -> Result<Self, WrongKey> {
+        let location = Location::of(&table.url);
+        if let Ok(location) = &location {
+            foreign::refuse(&table, location.kind())?;
         }
+        Ok(Self::sorted(location, table))
+    }
+}
+
+impl FromTable for StoreSettings {
+    type Table = StoreTable;
+
+    fn from_table(table: StoreTable) -> Result<Self, WrongKey> {
+        table.try_into()
     }
 }
 
 impl StoreSettings {
     /// Settings that name a store and leave everything else at its default.
     pub fn at(url: impl Into<String>) -> Self {
-        Self::from(StoreTable { url: url.into(), ..StoreTable::default() })
+        let table = StoreTable { url: url.into(), ..StoreTable::default() };
+        Self::sorted(Location::of(&table.url), table)
+    }
+
+    fn sorted(location: Result<Location, WrongUrl>, table: StoreTable) -> Self {
+        Self {
+            provider: location.map(|location| Provider::of(location, &table)),
+            conditional_writes: table.conditional_writes,
+            limits: LimitSettings::of(&table),
+            encryption: EncryptionSettings::of(&table),
+            url: table.url,
+        }
     }
 
     /// Where the URL leads; an error if it leads nowhere.

@@ -63,6 +63,15 @@ pub struct StoreTable {
     pub(super) retry_timeout: Option<SignedDuration>,
 }
 
+/// Names of keys, and whether a table has them.
+pub(super) type Keys = Vec<(&'static str, bool)>;
+
+/// The [`Keys`] of those names.
+macro_rules! keys {
+    ($table:ident: $($key:ident),+ $(,)?) => { vec![$((stringify!($key), $table.$key.is_some())),+] };
+}
+pub(super) use keys;
+
 /// Whether the store itself keeps objects from being replaced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]

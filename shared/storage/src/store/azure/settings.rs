@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::store::location::Bucket;
 use crate::store::network::NetworkSettings;
-use crate::store::table::StoreTable;
+use crate::store::table::{Keys, StoreTable, keys};
 
 /// Where the container is and how it is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,6 +48,22 @@ impl AzureSettings {
             client_secret_file: table.client_secret_file.clone(),
             client_secret_command: table.client_secret_command.clone(),
         }
+    }
+
+    /// What only this provider has.
+    pub(in crate::store) fn keys(table: &StoreTable) -> Keys {
+        keys![
+            table:
+            account,
+            account_key_file,
+            account_key_command,
+            sas_token_file,
+            sas_token_command,
+            tenant_id,
+            client_id,
+            client_secret_file,
+            client_secret_command,
+        ]
     }
 
     pub(in crate::store) fn secret_files(&self) -> Vec<&Path> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::store::location::Bucket;
 use crate::store::network::NetworkSettings;
-use crate::store::table::StoreTable;
+use crate::store::table::{Keys, StoreTable, keys};
 
 /// Where the bucket is and how it is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +24,11 @@ impl GoogleSettings {
             network: NetworkSettings::of(table),
             service_account_file: table.service_account_file.clone(),
         }
+    }
+
+    /// What only this provider has.
+    pub(in crate::store) fn keys(table: &StoreTable) -> Keys {
+        keys![table: service_account_file]
     }
 
     pub(in crate::store) fn secret_files(&self) -> Vec<&Path> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::store::location::Bucket;
 use crate::store::network::NetworkSettings;
-use crate::store::table::StoreTable;
+use crate::store::table::{Keys, StoreTable, keys};
 
 /// Where the bucket is, how it is reached, and what is asked of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,6 +64,27 @@ impl S3Settings {
             payload_signing: table.payload_signing,
             checksum: table.checksum.clone(),
         }
+    }
+
+    /// What only this provider has.
+    pub(in crate::store) fn keys(table: &StoreTable) -> Keys {
+        keys![
+            table:
+            region,
+            path_style,
+            access_key_id,
+            access_key_id_file,
+            access_key_id_command,
+            secret_access_key_file,
+            secret_access_key_command,
+            session_token_file,
+            session_token_command,
+            sse,
+            sse_kms_key,
+            storage_class,
+            payload_signing,
+            checksum,
+        ]
     }
 
     pub(in crate::store) fn secret_files(&self) -> Vec<&Path> {
