@@ -1,7 +1,7 @@
 //! Everything that can be checked before the first byte is written.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -10,7 +10,7 @@ use walpoint_repo::backup::{BackupReader, Backups, Summary};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::keys::KeySource;
 
-use super::created::Created;
+use super::created::{Created, Found};
 use super::directory::{Marker, RelativeTime, State};
 use super::existing::Existing;
 use super::ground::{self, Ground, Way};
@@ -38,29 +38,7 @@ impl Restore {
             tracing::warn!("{damage}");
         }
         ground.prove_cluster(&pgdata, &planned)?;
-        let old = ground.old(&pgdata, &planned);
-        let mut not_stored = match (&old, ground.way) {
-            (None, _) => None,
-            (Some(old), Way::Delta { .. }) => Some(NotStored::look(common, old, Whose::All, &planned).await?),
-            // It is moved aside whatever is in it.
-            (Some(old), _) => match NotStored::look(common, old, Whose::Own, &planned).await {
-                Ok(found) => Some(found),
-                Err(error) if args.force => {
-                    tracing::warn!("what its pg_wal has is not known: {error:#}");
-                    None
-                }
-                Err(error) => {
-                    return Err(error.context(format!(
-                        "{}: whether its pg_wal has WAL that no archive has could not be found out; with --force recovery does without \
-                         it: nothing was changed",
-                        old.display()
-                    )));
-                }
-            },
-        };
-        if let (Some(not_stored), Way::Delta { .. }) = (&not_stored, ground.way) {
-            ground.prove_archived(&pgdata, not_stored).await?;
-        }
+        let mut not_stored = not_stored(common, args, &planned, &pgdata, &ground).await?;
         let origin = origin::read(common, &planned).await?;
         let backups = Backups::of(&planned.files_from, &planned.cluster);
         let unread = |error| failure::unread(planned.plan.backup.id, error);
@@ -71,52 +49,21 @@ impl Restore {
         ground.act_for(owner);
         let named = Named::by(args, &pgdata);
         let layout = Arc::new(lay_out(args, &summary, pgdata, ground.existing.as_ref())?);
-        let marker = Marker {
-            repository: planned.repository.id().to_string(),
-            cluster: planned.cluster.to_string(),
-            backup: planned.plan.backup.id.to_string(),
-            target: planned.plan.target.to_string(),
-            relative: match (args.target.relative(), &planned.plan.target) {
-                (Some(text), RecoveryTarget::Time(meant)) => {
-                    Some(RelativeTime { text: text.to_owned(), meant: meant.0 })
-                }
-                _ => None,
-            },
-            directories: layout.others(),
-            delta: matches!(ground.way, Way::Delta { .. }),
-            claiming: false,
-        };
+        let marker = marker(args, &planned, &layout, &ground);
         let repositories = places::local_repositories(common)?;
         let places = places::check(&layout, &ground, &marker, &repositories)?;
         let mut in_the_way = ground.check_others(&layout, &named)?;
         if !matches!(ground.state, State::Unfinished(_)) {
             reach::check(layout.pgdata(), named.pgdata, owner).map_err(|e| anyhow!(e))?;
         }
-        let mut created = Created::read(common, &planned, summary.facts.major).await?;
-        let mut found = created.look(&layout, &ground)?;
+        let created = Created::read(common, &planned, summary.facts.major).await?;
         let required = required::read(common, &planned).await?;
-        let mut unarchived = Unarchived::default();
-        if let Some(not_stored) = &mut not_stored {
-            not_stored.look_back(layout.pgdata(), old.as_deref().unwrap_or(layout.pgdata()), &planned).await;
-            unarchived = Unarchived::find(not_stored, layout.pgdata(), &planned).await?;
-            elsewhere::warn_of_damage(&not_stored.copies);
-            let more = created.with(&unarchived.creates);
-            match more.look(&layout, &ground) {
-                Ok(look) => (created, found) = (more, look),
-                Err(error) if args.force => unarchived.leave(error.to_string()),
-                Err(error) => {
-                    return Err(error.context(
-                        "WAL in the pg_wal of the data directory, which no archive has and recovery would go on to, cannot be replayed; \
-                         with --force recovery ends without it, and it is kept",
-                    ));
-                }
+        let Replay { created, found, unarchived } = match &mut not_stored {
+            None => {
+                Replay { found: created.look(&layout, &ground)?, created, unarchived: Unarchived::default() }
             }
-            let latest = args.target.follows_the_latest();
-            let left = behind::find(not_stored, &planned, latest, &unarchived.replayed).await?;
-            if let Some(left) = left.filter(|_| !args.force) {
-                return Err(left.refusal(layout.pgdata()));
-            }
-        }
+            Some(not_stored) => replay(args, &planned, &layout, &ground, created, not_stored).await?,
+        };
         found.missing.iter().for_each(|missing| tracing::warn!("{missing}"));
         if ground.way == Way::Replace {
             in_the_way.extend(found.ours.iter().map(|directory| (directory.clone(), None)));
@@ -132,21 +79,10 @@ impl Restore {
         if let Some(owner) = owner {
             // What is missing will be made for that user.
             let parents = places.iter().filter_map(|place| place.ancestors().skip(1).find(|a| a.exists()));
-            owners::prove_usable(
-                owner,
-                &plan::probe_arguments(
-                    source.config.as_deref(),
-                    source.repo.as_deref(),
-                    &planned.cluster,
-                    parents,
-                ),
-            )?;
+            let (config, repo) = (source.config.as_deref(), source.repo.as_deref());
+            owners::prove_usable(owner, &plan::probe_arguments(config, repo, &planned.cluster, parents))?;
         }
-        let mut settings = vec![("restore_command".to_owned(), command::restore_command(&source))];
-        if !args.resume_archiving {
-            settings.push(("archive_mode".to_owned(), "off".to_owned()));
-        }
-        settings.extend(planned.plan.settings.iter().map(|s| (s.name.to_owned(), s.value.clone())));
+        let settings = settings(args, &planned, &source);
         Ok(Self {
             planned,
             origin,
@@ -168,6 +104,109 @@ impl Restore {
             settings,
         })
     }
+}
+
+/// What the data directory that is there, or that an interrupted restore had moved aside, has of WAL and no archive has; `None` where
+/// there is none of the plan's cluster. A repair that would lose it is refused.
+async fn not_stored(
+    common: &CommonArgs,
+    args: &RestoreArgs,
+    planned: &Planned,
+    pgdata: &Path,
+    ground: &Ground,
+) -> anyhow::Result<Option<NotStored>> {
+    let Some(old) = ground.old(pgdata, planned) else { return Ok(None) };
+    if let Way::Delta { .. } = ground.way {
+        let found = NotStored::look(common, &old, Whose::All, planned).await?;
+        ground.prove_archived(pgdata, &found).await?;
+        return Ok(Some(found));
+    }
+    // It is moved aside whatever is in it.
+    match NotStored::look(common, &old, Whose::Own, planned).await {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if args.force => {
+            tracing::warn!("what its pg_wal has is not known: {error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error.context(format!(
+            "{}: whether its pg_wal has WAL that no archive has could not be found out; with --replace --force recovery does without it: \
+             nothing was changed",
+            old.display()
+        ))),
+    }
+}
+
+/// What recovery replays beyond the archive, and what it creates altogether.
+struct Replay {
+    created: Created,
+    /// What lies where it creates tablespaces.
+    found: Found,
+    unarchived: Unarchived,
+}
+
+/// Finds out what recovery replays of WAL that no archive has. Refuses what cannot be replayed, or would be left out.
+async fn replay(
+    args: &RestoreArgs,
+    planned: &Planned,
+    layout: &Layout,
+    ground: &Ground,
+    created: Created,
+    not_stored: &mut NotStored,
+) -> anyhow::Result<Replay> {
+    let found = created.look(layout, ground)?;
+    not_stored.look_back(layout.pgdata(), planned).await;
+    let unarchived = Unarchived::find(not_stored, layout.pgdata(), planned).await?;
+    elsewhere::warn_of_damage(&not_stored.copies);
+    let more = created.with(&unarchived.creates);
+    let replay = match more.look(layout, ground) {
+        Ok(found) => Replay { created: more, found, unarchived },
+        Err(error) if args.force => {
+            let mut replay = Replay { created, found, unarchived };
+            replay.unarchived.leave(error.to_string());
+            replay
+        }
+        Err(error) => {
+            return Err(error.context(
+                "WAL in the pg_wal of the data directory, which no archive has and recovery would replay, cannot be replayed; with \
+                 --force recovery ends without it, and it is kept",
+            ));
+        }
+    };
+    let latest = args.target.follows_the_latest();
+    let left = behind::find(not_stored, planned, latest, &replay.unarchived.replayed).await?;
+    match left.filter(|_| !args.force) {
+        Some(left) => Err(left.refusal(layout.pgdata())),
+        None => Ok(replay),
+    }
+}
+
+/// What says in the data directory, while that is written, what this restore wants.
+fn marker(args: &RestoreArgs, planned: &Planned, layout: &Layout, ground: &Ground) -> Marker {
+    Marker {
+        repository: planned.repository.id().to_string(),
+        cluster: planned.cluster.to_string(),
+        backup: planned.plan.backup.id.to_string(),
+        target: planned.plan.target.to_string(),
+        relative: match (args.target.relative(), &planned.plan.target) {
+            (Some(text), RecoveryTarget::Time(meant)) => {
+                Some(RelativeTime { text: text.to_owned(), meant: meant.0 })
+            }
+            _ => None,
+        },
+        directories: layout.others(),
+        delta: matches!(ground.way, Way::Delta { .. }),
+        claiming: false,
+    }
+}
+
+/// The settings that the restore writes, in order.
+fn settings(args: &RestoreArgs, planned: &Planned, source: &command::Source) -> Vec<(String, String)> {
+    let mut settings = vec![("restore_command".to_owned(), command::restore_command(source))];
+    if !args.resume_archiving {
+        settings.push(("archive_mode".to_owned(), "off".to_owned()));
+    }
+    settings.extend(planned.plan.settings.iter().map(|s| (s.name.to_owned(), s.value.clone())));
+    settings
 }
 
 /// The key file that the environment names, if it opened the repository.

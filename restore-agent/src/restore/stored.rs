@@ -91,13 +91,13 @@ impl NotStored {
         Ok(found)
     }
 
-    /// Looks into what earlier restores of a data directory kept of it and moved aside, but for `seen`, which was looked at. What cannot
-    /// be read there is left out, with a warning.
-    pub(super) async fn look_back(&mut self, pgdata: &Path, seen: &Path, planned: &Planned) {
+    /// Looks into what earlier restores of a data directory kept of it and moved aside, but for what was looked at. What cannot be read
+    /// there is left out, with a warning.
+    pub(super) async fn look_back(&mut self, pgdata: &Path, planned: &Planned) {
         let mut places: Vec<(PathBuf, Vec<String>)> =
             kept::all(pgdata).into_iter().map(|kept| (kept.directory, kept.waiting)).collect();
-        let asides = aside::all(pgdata).into_iter().map(|record| record.aside).filter(|aside| aside != seen);
-        places.extend(asides.map(|aside| (aside.join("pg_wal"), Vec::new())));
+        let asides = aside::all(pgdata).into_iter().map(|record| record.aside.join("pg_wal"));
+        places.extend(asides.filter(|wal| *wal != self.here.directory).map(|wal| (wal, Vec::new())));
         for (directory, waiting) in places {
             match self.remains(&directory, Whose::Own, planned).await {
                 Ok(mut remains) => {
