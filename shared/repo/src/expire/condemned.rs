@@ -60,6 +60,12 @@ impl Announced {
         damaged.map(|one| (one.n, &one.condemned))
     }
 
+    /// The same, one by one: number, and what is named.
+    pub(super) fn each_damaged(&self) -> impl Iterator<Item = (u64, Named)> {
+        let damaged = self.0.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+        damaged.map(|one| (one.n, Named::of([one])))
+    }
+
     /// The announcements with these numbers, one by one.
     pub(super) fn each<'a>(&'a self, numbers: &'a [u64]) -> impl Iterator<Item = (u64, Named)> + 'a {
         self.0.iter().filter(|one| numbers.contains(&one.n)).map(|one| (one.n, Named::of([one])))

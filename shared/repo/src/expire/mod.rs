@@ -188,7 +188,7 @@ async fn announce_and_delete(
     if options.dry_run {
         return Ok(report);
     }
-    let unseen = scan.unseen_damage().filter(|n| !soundness::is_named(&gathered, &announced, *n));
+    let unseen = scan.unseen_damage().filter(|n| !soundness::is_named(&gathered, &roots, &announced, *n));
     let (repaired, spent) = (unseen.collect::<Vec<u64>>(), scan.take_spent());
     soundness::announce_lost(&backups, &gathered, options, store_now()).await?;
     let fresh = scan.into_condemned(options, request.as_ref(), store_now());

@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
-use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId};
+use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
 use walpoint_plan::retention::Request;
 use walpoint_plan::runs::{Run, Runs};
 use walpoint_storage::error::Result;
-use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
+use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
 
 use super::ExpireOptions;
 use super::condemned::{Announced, Named};
 use super::report::Expired;
 use crate::Repository;
-use crate::backup::{Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedWal, PackNo};
+use crate::backup::{Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedWal};
 use crate::reach::{Class, Judgement, Roots};
 
 /// Packs of a backup that nothing else is known of are only announced when they are older: it may have begun just now.
@@ -56,9 +56,9 @@ pub(super) struct Scan {
     tallies: BTreeMap<Class, Tallies>,
     strangers: Vec<String>,
     more_strangers: u64,
-    /// Announcements of damage of whose packs one was seen.
+    /// Announcements of damage of which a pack, segment or manifest was seen.
     damage_seen: BTreeSet<u64>,
-    damage: Vec<u64>,
+    damage: Vec<(u64, Named)>,
     backups: BTreeSet<BackupId>,
     packs: BTreeMap<BackupId, BTreeSet<u32>>,
     wal: BTreeMap<(LineageId, TimelineId), Runs>,
@@ -108,7 +108,7 @@ impl Scan {
             strangers: Vec::new(),
             more_strangers: 0,
             damage_seen: BTreeSet::new(),
-            damage: announced.damaged().map(|(n, _)| n).collect(),
+            damage: announced.each_damaged().collect(),
             backups: BTreeSet::new(),
             packs: BTreeMap::new(),
             wal: BTreeMap::new(),
@@ -120,9 +120,9 @@ impl Scan {
                 scan.stranger(entry.key.to_string());
                 continue;
             };
-            if let ClusterObject::Pack(id, n) = object {
-                let names = |c: &Condemned| c.packs.iter().any(|packs| packs.names(id, PackNo(n)));
-                scan.damage_seen.extend(announced.damaged().filter(|(_, c)| names(c)).map(|(n, _)| n));
+            if can_be_damaged(&object) {
+                let naming = scan.damage.iter().filter(|(_, named)| named.names(&object, roots));
+                scan.damage_seen.extend(naming.map(|(n, _)| *n));
             }
             if let ClusterObject::Progress(id) = object
                 && finished.contains(&id)
@@ -200,9 +200,9 @@ impl Scan {
         std::mem::take(&mut self.spent)
     }
 
-    /// Announcements of damage of whose packs none is there.
+    /// Announcements of damage of which nothing is there.
     pub(super) fn unseen_damage(&self) -> impl Iterator<Item = u64> {
-        self.damage.iter().copied().filter(|n| !self.damage_seen.contains(n))
+        self.damage.iter().map(|(n, _)| *n).filter(|n| !self.damage_seen.contains(n))
     }
 
     /// What is to be announced counts as announced long enough ago: without a grace period the same run deletes it.
@@ -275,6 +275,16 @@ impl Scan {
         all.retain(|one| !(says_nothing(one) && one.requests.is_empty()));
         all
     }
+}
+
+/// Whether an object is of those that announcements of damage are about, and none that only goes with one.
+fn can_be_damaged(object: &ClusterObject) -> bool {
+    matches!(
+        object,
+        ClusterObject::Pack(..)
+            | ClusterObject::Manifest(_)
+            | ClusterObject::Wal(_, WalEntry::File(WalFileName::Segment(_)))
+    )
 }
 
 /// Numbers as stretches.

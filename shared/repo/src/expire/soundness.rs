@@ -13,7 +13,10 @@ use super::ExpireOptions;
 use super::condemned::Announced;
 use super::gather::Gathered;
 use super::scan::runs_of;
-use crate::backup::{Backups, Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, PackNo, Standing};
+use crate::backup::{
+    Backups, Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, CondemnedWal, PackNo, Standing,
+};
+use crate::reach::Roots;
 
 /// Manifests that are read at the same time, and packs that are asked for.
 const AT_ONCE: usize = 16;
@@ -119,19 +122,29 @@ impl Proven {
     }
 }
 
-/// Whether a backup that is there uses something that an announcement of damage names, or may use it.
-pub(super) fn is_named(gathered: &Gathered, announced: &Announced, n: u64) -> bool {
-    let mut of_it = announced.damaged().filter(|(number, _)| *number == n).flat_map(|(_, one)| &one.packs);
+/// Whether a backup that is there uses something that an announcement of damage names, or may use it, or a window leads through
+/// it.
+pub(super) fn is_named(gathered: &Gathered, roots: &Roots, announced: &Announced, n: u64) -> bool {
+    let of = || announced.damaged().filter(|(number, _)| *number == n);
+    let mut packs = of().flat_map(|(_, one)| &one.packs);
     let named = |packs: &CondemnedPacks| {
         let named = gathered.announced.range((packs.backup, packs.first)..);
         named
             .take_while(|(owner, _)| *owner == packs.backup)
             .any(|(owner, n)| packs.names(*owner, PackNo(*n)))
     };
-    let mut backups =
-        announced.damaged().filter(|(number, _)| *number == n).flat_map(|(_, one)| &one.backups);
+    let mut wal = of().flat_map(|(_, one)| &one.wal);
+    let needed = |wal: &CondemnedWal| {
+        let (first, last) = wal.segments();
+        roots.needs_segments(wal.lineage, wal.timeline, first, last)
+    };
+    let mut backups = of().flat_map(|(_, one)| &one.backups);
     let is_here = |id: &BackupId| gathered.facts.backups.iter().any(|backup| backup.id == *id);
-    gathered.has_unreadable() || gathered.by_wal.contains(&n) || of_it.any(named) || backups.any(is_here)
+    gathered.has_unreadable()
+        || gathered.by_wal.contains(&n)
+        || packs.any(named)
+        || wal.any(needed)
+        || backups.any(is_here)
 }
 
 /// Announces as damaged what was found to be missing and was not announced before: a reader that does not list all packs learns of it

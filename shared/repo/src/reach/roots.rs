@@ -155,9 +155,15 @@ impl Roots {
         rest
     }
 
-    /// Whether a segment of a lineage is needed.
-    pub fn needs_segment(&self, lineage: LineageId, timeline: TimelineId, segment: SegmentNo) -> bool {
-        self.lineages.get(&lineage).is_none_or(|(_, need)| need.needs(timeline, segment))
+    /// Whether any segment of a timeline from `first` to `last` is needed.
+    pub fn needs_segments(
+        &self,
+        lineage: LineageId,
+        timeline: TimelineId,
+        first: SegmentNo,
+        last: SegmentNo,
+    ) -> bool {
+        self.lineages.get(&lineage).is_none_or(|(_, need)| need.needs_any(timeline, first, last))
     }
 
     /// Whether a pack is needed.
@@ -195,7 +201,7 @@ impl Roots {
 
     fn needs_stretch(&self, object: &ClusterObject) -> bool {
         let Some(Stretch { lineage, timeline, first, last }) = self.stretch(object) else { return true };
-        self.lineages.get(&lineage).is_none_or(|(_, need)| need.needs_any(timeline, first, last))
+        self.needs_segments(lineage, timeline, first, last)
     }
 
     /// Judges one object.

@@ -1,7 +1,11 @@
 //! What is known to be damaged or missing pushes nothing sound out, in the first run and in every later one.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::backup::CondemnedWal;
+use crate::verify::tests::Anything;
+use crate::verify::{Depth, VerifyOptions, verify};
 
 fn segment_path(bed: &Bed, number: u64) -> PathBuf {
     path(bed, bed.archive.paths().segment(SegmentNo(number).name(FIRST, size())).as_str())
@@ -116,6 +120,57 @@ async fn a_segment_that_was_announced_as_damaged_counts_while_a_backup_needs_it(
         assert_eq!(newest_damage(&report), Some("1 damaged or missing WAL segments"));
         assert_eq!(announced_damage(&bed).await, 1);
     }
+}
+
+/// What a light verification finds to be damaged.
+async fn damage_found(bed: &Bed) -> Vec<String> {
+    let options =
+        VerifyOptions { backup: None, depth: Depth::Light, host: String::new(), agent: String::new() };
+    let repository = bed.archive.repository();
+    let outlook = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
+    let report = verify(repository, &cluster(), &outlook, Arc::new(Anything), &options).await.unwrap();
+    report.findings.into_iter().filter(|f| f.kind == "damaged").map(|f| f.object).collect()
+}
+
+async fn announce_segment(bed: &Bed, number: u64) {
+    let lineage = bed.archive.lineage().id;
+    let wal = CondemnedWal { lineage, timeline: FIRST, first: number, last: number };
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    backups.condemn(&Condemned { wal: vec![wal], ..damaged() }).await.unwrap();
+}
+
+/// K3, K4: that a segment is damaged through which recovery leads from a backup to later moments stays known in every later run,
+/// also if it is missing meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_the_wal_of_a_window_stays_announced() {
+    let (bed, ids) = world().await;
+    announce_segment(&bed, 70).await;
+    let key = bed.archive.paths().segment(SegmentNo(70).name(FIRST, size())).to_string();
+    for _ in 0..2 {
+        run(&bed, &at_once(2)).await;
+        assert_eq!(finished(&bed).await, ids[3..]);
+        assert_eq!((announced_damage(&bed).await, damage_found(&bed).await), (1, vec![key.clone()]));
+    }
+    std::fs::remove_file(segment_path(&bed, 70)).unwrap();
+    run(&bed, &at_once(2)).await;
+    assert_eq!(announced_damage(&bed).await, 1);
+}
+
+/// The same of a segment that is only still there: a longer retention may need it again before it is deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_stays_announced_for_as_long_as_what_is_damaged_is_there() {
+    let (bed, ids) = world().await;
+    announce_segment(&bed, 30).await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    backups.condemn(&Condemned { backups: vec![ids[1]], ..damaged() }).await.unwrap();
+    run(&bed, &keep(1)).await;
+    assert_eq!((finished(&bed).await, segments(&bed).await.len()), (ids.clone(), 100));
+    assert_eq!(announced_damage(&bed).await, 2);
+    assert_eq!(damage_found(&bed).await.len(), 2, "a longer retention brings back what was to be deleted");
+    run(&bed, &at_once(1)).await;
+    assert_eq!((finished(&bed).await, segments(&bed).await.first()), (vec![ids[4]], Some(&45)));
+    run(&bed, &at_once(1)).await;
+    assert_eq!(announced_damage(&bed).await, 0, "nothing that it names is there");
 }
 
 /// What restores to what was read, with pages that were damaged in the cluster, is better than what does not restore at all.
