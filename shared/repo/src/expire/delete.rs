@@ -2,7 +2,7 @@
 //!
 //! Intents and progress first, then manifests, then packs, then WAL, whose index forgets it before it goes. An object that
 //! the store does not let go (a lock, missing rights) is reported, stays announced, and is tried again by the next run. A backup whose
-//! manifest stays so is listed, and keeps its packs and its WAL.
+//! manifest stays so is listed, and keeps its packs and its WAL; a tombstone keeps nothing.
 //! Objects go a thousand at a time where the store has requests for that.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +27,7 @@ const AT_ONCE: usize = 4;
 const MANY: usize = 16;
 
 /// Objects under lock that are named.
-const NAMED: usize = 20;
+pub(super) const NAMED: usize = 20;
 
 /// Deletes what is ripe.
 pub(super) struct Deleter<'a> {

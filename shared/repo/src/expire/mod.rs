@@ -211,9 +211,7 @@ async fn announce_and_delete(
     if report.backups.len() >= ENOUGH {
         backups.summarize().await?;
     }
-    for n in repaired {
-        backups.absolve(n).await?;
-    }
+    take_back(&backups, repaired, &mut report).await?;
     report.leftovers += repository.store().remove_leftovers(cluster, LEFTOVER).await?;
     Ok(report)
 }
@@ -253,10 +251,19 @@ async fn delete_announced(
     // An unfinished backup builds on them: a later run deletes them.
     let requested = decisions.iter().filter(|decision| decision.is_requested()).map(|d| d.backup.id);
     let waiting = requested.filter(|id| deleter.roots().needs_backup(*id)).collect();
-    for n in deleter.finished(announced, &waiting) {
-        backups.absolve(n).await?;
-    }
+    take_back(&backups, deleter.finished(announced, &waiting), report).await?;
     Ok(deleter.into_deleted())
+}
+
+/// Deletes announcements that say nothing any more. One that the store does not let go does no harm, and a later run tries again.
+async fn take_back(backups: &Backups, numbers: Vec<u64>, report: &mut Expired) -> Result<()> {
+    for n in numbers {
+        match backups.absolve(n).await {
+            Err(RepoError::Denied { .. }) => report.hold_back(&backups.paths().condemned(n)),
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// A temporary file that a killed write left in a directory is removed when it is older.

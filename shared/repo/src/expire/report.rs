@@ -6,8 +6,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_plan::retention::{Decision, Verdict};
+use walpoint_storage::layout::Key;
 
 use super::ExpireOptions;
+use super::delete::NAMED;
 use super::scan::{Tallies, Tally};
 use crate::Repository;
 use crate::reach::Class;
@@ -155,6 +157,14 @@ impl Expired {
         };
         self.classes = tallies.iter().map(of).collect();
         self.freed_bytes = self.classes.iter().map(|class| class.deleted_bytes).sum();
+    }
+
+    /// Adds an object that the store did not let go.
+    pub(super) fn hold_back(&mut self, key: &Key) {
+        self.held_objects = self.held_objects.saturating_add(1);
+        if self.held.len() < NAMED {
+            self.held.push(key.to_string());
+        }
     }
 
     /// Adds what was deleted.

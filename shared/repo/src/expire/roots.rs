@@ -19,7 +19,8 @@ const AT_ONCE: usize = 2;
 /// A tombstone stays so long, though nothing else of its backup does: whoever was asleep finds it.
 const TOMBSTONE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// Everything that is needed. `held` are backups whose manifest the store does not let go: what is listed stays whole.
+/// Everything that is needed. `held` are backups whose manifest, or the tombstone in its place, the store does not let go: what is
+/// listed stays whole.
 pub(super) async fn of(
     backups: &Backups,
     gathered: &Gathered,
@@ -29,7 +30,8 @@ pub(super) async fn of(
 ) -> Result<Roots> {
     let mut roots = Roots::default();
     let mut spared = spared(gathered, &mut roots, notes);
-    spared.extend(held);
+    // A tombstone needs nothing, for as long as it is there.
+    spared.extend(held.iter().filter(|id| !gathered.ended.iter().any(|(ended, _)| ended == *id)));
     let mut manifests = spared.clone();
     manifests.extend(decisions.iter().filter(|decision| decision.stays()).map(|decision| decision.backup.id));
     for id in &gathered.unreadable {
@@ -171,8 +173,8 @@ async fn add_manifests(
                 ));
                 roots.keep_packs_until(id);
             }
-            // Deleted by another expire since it was listed.
-            Err(RepoError::NotFound { .. }) => {}
+            // Deleted by another expire since it was listed, or ended.
+            Err(RepoError::NotFound { .. } | RepoError::Refused { .. }) => {}
             Err(error) => return Err(error),
         }
     }

@@ -9,6 +9,7 @@ use walpoint_base::facts::HistoryHash;
 use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 use walpoint_plan::retention::Policy;
 use walpoint_storage::layout::ClusterPaths;
+use walpoint_storage::store::mortal::Mortal;
 
 use super::*;
 use crate::backup::{
@@ -380,6 +381,25 @@ async fn samples_go_on_where_the_last_one_stopped() {
     assert!(seen.len() >= 94, "{} segments of 95, after {packs} packs", seen.len());
     let report = run(&bed, Depth::Budget(Duration::from_secs(60))).await;
     assert_eq!(report.found, 95);
+}
+
+/// K4: without the right to delete, or under a lock, the place where the last one stopped stays behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn samples_go_on_though_nothing_can_be_deleted() {
+    let (bed, _) = readable_world().await;
+    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    store.lock(Some("clusters/"));
+    let repository = Repository::over("main", store.store(), None).await.unwrap();
+    let outlook = outlook(&repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
+    let depth = Depth::Sample(0.4);
+    let options = VerifyOptions { backup: None, depth, host: String::new(), agent: String::new() };
+    for runs in 1..=3 {
+        let check = Arc::new(Anything);
+        let report = verify(&repository, &cluster(), &outlook, check, &options).await.unwrap();
+        assert_eq!(report.found, 0, "{report:#?}");
+        let places = keys(&bed).await.into_iter().filter(|key| key.contains("/leases/verify/")).count();
+        assert_eq!(places, runs);
+    }
 }
 
 /// A repository whose segments can be read, with two backups.

@@ -33,6 +33,11 @@ impl Store {
         };
         match limits.retry(attempt).await {
             Err(failure) if failure.kind == FailureKind::NotFound => Ok(()),
+            // A delete has no condition that could fail: Azure answers 409 for a blob that a policy or a hold keeps, and 412 for
+            // one under a lease.
+            Err(failure) if failure.kind == FailureKind::Exists => {
+                Err(Failure::new(FailureKind::Denied, failure.source).about(key, name))
+            }
             result => result.map_err(|failure| failure.about(key, name)),
         }
     }

@@ -30,7 +30,7 @@ pub struct Mortal {
     lacking: Arc<AtomicI64>,
     /// What is listed, and said not to be there where it is read.
     hidden: Arc<Mutex<Option<String>>>,
-    /// What must not be deleted.
+    /// What the keys begin with that must not be deleted.
     locked: Arc<Mutex<Option<String>>>,
     /// Requests that are being carried out.
     running: Arc<AtomicI64>,
@@ -60,9 +60,9 @@ impl Mortal {
         *self.hidden.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
     }
 
-    /// Lets this key not go; with none, all go.
-    pub fn lock(&self, key: Option<&str>) {
-        *self.locked.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
+    /// Lets no key go that begins so; with none, all go.
+    pub fn lock(&self, keys: Option<&str>) {
+        *self.locked.lock().unwrap_or_else(PoisonError::into_inner) = keys.map(str::to_owned);
     }
 
     /// As a store that does not try again what failed.
@@ -151,9 +151,8 @@ impl ObjectStore for Mortal {
             let mortal = mortal.clone();
             async move {
                 let (path, inner) = (path?, Arc::clone(&mortal.inner));
-                if mortal.locked.lock().unwrap_or_else(PoisonError::into_inner).as_deref()
-                    == Some(path.as_ref())
-                {
+                let locked = mortal.locked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if locked.is_some_and(|locked| path.as_ref().starts_with(&locked)) {
                     let path = path.to_string();
                     return Err(object_store::Error::PermissionDenied {
                         path,

@@ -173,6 +173,7 @@ struct Troubled {
     inner: InMemory,
     creates: Mutex<VecDeque<Trouble>>,
     looks: Mutex<VecDeque<Trouble>>,
+    deletes: Mutex<VecDeque<Trouble>>,
 }
 
 impl fmt::Display for Troubled {
@@ -246,7 +247,25 @@ impl ObjectStore for Troubled {
         &self,
         at: BoxStream<'static, object_store::Result<Path>>,
     ) -> BoxStream<'static, object_store::Result<Path>> {
-        self.inner.delete_stream(at)
+        let Some(trouble) = self.deletes.lock().unwrap().pop_front() else {
+            return self.inner.delete_stream(at);
+        };
+        let refuse = move |path: object_store::Result<Path>| {
+            let path = path?.to_string();
+            let source = |answer: &str| format!("Server returned non-2xx status code: {answer}").into();
+            match trouble {
+                Trouble::Denied => {
+                    let source = source("403 Forbidden: retentionPolicyNotMet");
+                    Err(object_store::Error::PermissionDenied { path, source })
+                }
+                Trouble::ConflictForNothing => {
+                    let source = source("409 Conflict: BlobImmutableDueToPolicy");
+                    Err(object_store::Error::AlreadyExists { path, source })
+                }
+                _ => Err(unavailable()),
+            }
+        };
+        at.map(refuse).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
@@ -264,9 +283,24 @@ impl ObjectStore for Troubled {
 
 fn troubled_later() -> (Store, Arc<Troubled>) {
     let none = || Mutex::new(VecDeque::new());
-    let backend = Arc::new(Troubled { inner: InMemory::new(), creates: none(), looks: none() });
+    let backend =
+        Arc::new(Troubled { inner: InMemory::new(), creates: none(), looks: none(), deletes: none() });
     let store = Store::over("troubled", Arc::clone(&backend) as Arc<dyn ObjectStore>);
     (store.with_limits(Limits { read_timeout: Duration::from_millis(100), ..Limits::default() }), backend)
+}
+
+/// Google Cloud Storage answers 403 where a retention policy keeps an object, Azure 409.
+#[tokio::test]
+async fn a_delete_that_a_lock_forbids_is_denied() {
+    for trouble in [Trouble::Denied, Trouble::ConflictForNothing] {
+        let (store, backend) = troubled_later();
+        let object = sealed("a/one", b"content");
+        store.create_once(&object).await.unwrap();
+        backend.deletes.lock().unwrap().push_back(trouble);
+        let error = store.delete(&object.key).await.unwrap_err();
+        assert!(matches!(error, RepoError::Denied { .. }), "{trouble:?}: {error:?}");
+        store.delete(&object.key).await.unwrap();
+    }
 }
 
 fn troubled(creates: &[Trouble], looks: &[Trouble]) -> Store {

@@ -305,6 +305,54 @@ async fn a_backup_under_lock_stays_whole() {
     assert_eq!(segments(&bed).await.first(), Some(&45));
 }
 
+/// K3: the tombstone of an unfinished backup stands where a manifest would and needs nothing: under a lock it keeps nothing else
+/// from being deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tombstone_under_lock_stops_no_deletion() {
+    let (bed, ids) = world().await;
+    let writer = begin(&bed, intent(&bed, id(33, 9 * DAY), ago(9 * DAY))).await;
+    let unfinished = writer.id();
+    drop(writer);
+    Backups::of(bed.archive.repository(), &cluster()).bury(unfinished, "it was interrupted").await.unwrap();
+    age(&bed, &unfinished.to_string(), 8 * 24).await;
+    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    let repository = Repository::over("main", store.store(), None).await.unwrap();
+    let tombstone = ClusterPaths::new(&cluster()).manifest(unfinished);
+    store.lock(Some(tombstone.as_str()));
+    for _ in 0..2 {
+        let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
+        assert_eq!((report.held_objects, &report.held[..]), (1, &[tombstone.to_string()][..]));
+        assert_eq!(finished(&bed).await, [ids[4]]);
+        let left = keys(&bed).await;
+        assert!(ids[..4].iter().all(|id| !left.iter().any(|key| key.contains(&id.to_string()))), "{left:?}");
+        assert_eq!(segments(&bed).await.first(), Some(&45));
+    }
+    store.lock(None);
+    expire(&repository, &cluster(), &at_once(1)).await.unwrap();
+    assert!(!keys(&bed).await.contains(tombstone.as_str()));
+}
+
+/// K3: what a run wrote itself, and has no more use for, may lie under a lock too: that is no error.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announcement_under_lock_is_reported_and_tried_again() {
+    let (bed, ids) = world().await;
+    Backups::of(bed.archive.repository(), &cluster()).condemn(&damaged()).await.unwrap();
+    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    let repository = Repository::over("main", store.store(), None).await.unwrap();
+    let paths = ClusterPaths::new(&cluster());
+    let announcements = [paths.condemned(1).to_string(), paths.condemned(0).to_string()];
+    store.lock(Some("clusters/main/condemned/"));
+    for _ in 0..2 {
+        let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
+        assert_eq!((report.held_objects, &report.held[..]), (2, &announcements[..]));
+        assert_eq!((finished(&bed).await, segments(&bed).await.first()), (vec![ids[4]], Some(&45)));
+    }
+    store.lock(None);
+    let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
+    assert_eq!(report.held_objects, 0);
+    assert!(!keys(&bed).await.iter().any(|key| key.contains("/condemned/")));
+}
+
 /// K1: which label a backup has whose manifest cannot be read is not known, so a hold on any label may be on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_on_a_label_keeps_what_cannot_be_read_from_going_by_name() {
