@@ -4,7 +4,7 @@ use serde_json::Value;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::clock::Clock;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
 
@@ -169,5 +169,51 @@ fn no_expiry_brings_back_a_time_that_a_backup_has_passed() {
             bed.settle();
             clock.ahead(0);
         }
+    }
+}
+
+/// The first backup of a repository, from a standby whose clock is behind that of the server which stamps commits, in an archive that
+/// begins behind them: that it holds what was committed after a time is known by the standby alone.
+#[test]
+fn a_standby_with_a_slow_clock_notes_what_it_replayed() {
+    for mode in [&["--remote"][..], &[]] {
+        let mut primary =
+            Cluster::builder().segment_size_mb(1).conf("wal_retrieve_retry_interval", "200ms").init();
+        let clock = Clock::of(&mut primary);
+        clock.ahead(240);
+        primary.start();
+        let mut ledger = Ledger::create(&primary, "rows");
+        let standby = primary.streaming_standby();
+        ledger.append(&primary);
+        let time = moment(&primary);
+        ledger.append_many(&primary, 3);
+        primary.psql("select pg_switch_wal()");
+        standby.wait_replayed(&primary);
+        primary.stop(Shutdown::Fast);
+        let store = Store::local();
+        let agent = Agent::with(&primary, &store);
+        agent.archive_from(&primary);
+        agent.init(&[]).expect_success();
+        let daemon = agent.daemon();
+        primary.start();
+        // Nothing that is archived before the backup begins has a commit in it.
+        primary.psql("checkpoint");
+        primary.psql("select pg_switch_wal()");
+        primary.psql("checkpoint");
+        standby.wait_replayed(&primary);
+        standby.psql("checkpoint");
+        let on_standby = Agent::with(&standby, &store);
+        let mut backup = on_standby.command("archive-agent", [&["backup"], mode].concat());
+        let mut backup = backup.spawn().unwrap();
+        let bed = Archived::of(daemon, primary, agent, store);
+        // A standby ends no segment.
+        while backup.try_wait().unwrap().is_none() {
+            bed.settle();
+        }
+        assert!(backup.wait().unwrap().success());
+        ledger.append(&bed.cluster);
+        bed.settle();
+        let refused = plan(&bed, &["--target-time", &time]);
+        assert_eq!(refused["reason"], "clock-set-back", "{mode:?}: {refused:#}");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use tokio::sync::Mutex;
-use walpoint_base::{BackupId, TimelineHistory};
+use walpoint_base::{BackupId, PgTimestamp, TimelineHistory};
 use walpoint_pg::base_backup::{Archive, BaseBackup, Command, End, Space, Start};
 use walpoint_pg::checksum::Checksums;
 use walpoint_pg::label::{self, TablespaceMap};
@@ -47,6 +47,8 @@ struct Sender<'a> {
     expected: &'a [Tablespace],
     /// Whether its WAL is the stored one.
     began: Began,
+    /// What it had replayed when the backup began.
+    replayed: Option<PgTimestamp>,
 }
 
 impl Run<'_> {
@@ -93,6 +95,8 @@ impl Run<'_> {
         }
         let mut began = Began::new(examined.server.last_checkpoint().await?, copies);
         began.look().await?;
+        // A standby's own clock may be behind that of the server whose transactions it holds.
+        let replayed = examined.server.replayed_until().await?;
         let start = stream.started();
         let id = BackupId::new(started, start.timeline, start.lsn, rand::random());
         let bytes = stream.spaces().iter().map(|space| space.bytes).fold(0, u64::saturating_add);
@@ -109,6 +113,7 @@ impl Run<'_> {
             pgdata: pgdata.as_deref(),
             expected: &expected,
             began,
+            replayed,
         };
         let times = (id, started, mode);
         let copied = self.received(stream, &writers, &failures, sender, progress.clone(), times).await;
@@ -128,7 +133,7 @@ impl Run<'_> {
         progress: Progress,
         (id, started, mode): (BackupId, Timestamp, u16),
     ) -> anyhow::Result<Copied> {
-        let Sender { server, identity, destinations, pgdata, expected, mut began } = sender;
+        let Sender { server, identity, destinations, pgdata, expected, mut began, replayed } = sender;
         let start = stream.started();
         let shared = Arc::new(Shared {
             block_size: usize::try_from(identity.block_size)?,
@@ -173,6 +178,7 @@ impl Run<'_> {
             method: Method::Remote,
             identity,
             times: (started, ended),
+            replayed,
             checksums: had_checksums(&shared, &control),
             label,
             tablespace_map,

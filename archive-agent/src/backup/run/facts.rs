@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
-use walpoint_base::{BackupId, Lsn, TimelineHistory};
+use walpoint_base::{BackupId, Lsn, PgTimestamp, TimelineHistory};
 use walpoint_pg::label::{BackupLabel, TablespaceMap};
 use walpoint_pg::server::{BackupStart, BackupStop, Identity, Server};
 use walpoint_repo::backup::{BackupFacts, HexBytes, Method, Tablespace};
@@ -24,6 +24,8 @@ pub(in crate::backup) struct Said<'a> {
     pub(in crate::backup) identity: &'a Identity,
     /// When it began and stopped, by the server's clock: commit times are of that clock, too.
     pub(in crate::backup) times: (Timestamp, Timestamp),
+    /// The latest time at which it is known that a transaction ended that it holds, by what the server had replayed.
+    pub(in crate::backup) replayed: Option<PgTimestamp>,
     /// Whether pages carried checksums all the time.
     pub(in crate::backup) checksums: bool,
     pub(in crate::backup) label: Vec<u8>,
@@ -60,6 +62,7 @@ impl Run<'_> {
             method: Method::Local,
             identity,
             times: (started, ended),
+            replayed: start.replayed,
             checksums,
             label: stop.label,
             tablespace_map: stop.tablespace_map.unwrap_or_default(),
@@ -113,7 +116,7 @@ impl Run<'_> {
             start_lsn: label.start,
             stop_timeline: said.history.timeline(),
             stop_lsn: said.stop,
-            latest_commit: None,
+            latest_commit: said.replayed.map(PgTimestamp::to_time),
             backup_label: HexBytes(said.label),
             tablespace_map: HexBytes(tablespace_map),
             pgdata: path(said.pgdata),

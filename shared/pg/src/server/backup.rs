@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use walpoint_base::{Lsn, PgMajor, TimelineId};
+use walpoint_base::{Lsn, PgMajor, PgTimestamp, TimelineId};
 
 use super::error::ServerError;
 use super::role::Right;
@@ -40,6 +40,8 @@ pub struct BackupStart {
     pub timeline: TimelineId,
     /// Whether the server was in recovery. Then no segment is switched at the end, and pg_control must be copied last.
     pub in_recovery: bool,
+    /// What [`Server::replayed_until`] said then: the backup holds it.
+    pub replayed: Option<PgTimestamp>,
     /// The server process of the session.
     pub process: i32,
 }
@@ -120,8 +122,9 @@ impl BackupSession {
         let read = server
             .one(action, Right::Connect, sql, |row| Ok((row.get("timeline_id")?, row.get("in_recovery")?)));
         let (timeline, in_recovery) = read.await?;
+        let replayed = server.replayed_until().await?;
         server.connection.set_limit(Some(STOP_LIMIT));
-        Ok(Self { server, start: BackupStart { lsn, timeline, in_recovery, process } })
+        Ok(Self { server, start: BackupStart { lsn, timeline, in_recovery, replayed, process } })
     }
 
     /// How it began.

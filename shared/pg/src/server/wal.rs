@@ -152,6 +152,23 @@ impl Server {
         Ok(found)
     }
 
+    /// A time before which transactions ended that the server got by recovery, by the clock of the one that wrote them: that of the
+    /// last transaction replayed, and on a standby that of the checkpoint of its last restart point, which is also known where it
+    /// has replayed none since it was started. `None`: nothing is known of any.
+    pub async fn replayed_until(&mut self) -> Result<Option<PgTimestamp>, ServerError> {
+        const SQL: &str = concat!(
+            "SELECT ",
+            micros!(
+                "greatest(pg_catalog.pg_last_xact_replay_timestamp(), \
+                 CASE WHEN pg_catalog.pg_is_in_recovery() THEN c.checkpoint_time END)"
+            ),
+            " AS micros FROM pg_catalog.pg_control_checkpoint() c"
+        );
+        let micros =
+            self.one("reading what was replayed", Right::Connect, SQL, |row| row.nullable("micros")).await?;
+        Ok(micros.map(PgTimestamp::from_unix_micros))
+    }
+
     /// How far recovery is.
     pub async fn replay_state(&mut self) -> Result<ReplayState, ServerError> {
         const SQL: &str = concat!(

@@ -60,9 +60,11 @@ impl Draft {
         self.manifest.summary.facts.wal().map_err(|e| RepoError::Internal(e.to_string()))
     }
 
-    /// Notes the latest time at which a transaction ended before the segment in which the backup starts, if one is known.
+    /// Notes the latest time at which a transaction ended before the segment in which the backup starts, if one is known that is
+    /// later than what is noted.
     pub fn note_latest_commit(&mut self, time: Option<PgTimestamp>) {
-        self.manifest.summary.facts.latest_commit = time.map(PgTimestamp::to_time);
+        let noted = &mut self.manifest.summary.facts.latest_commit;
+        *noted = (*noted).max(time.map(PgTimestamp::to_time));
     }
 
     /// Finds every pack with its size, then creates the manifest: afterwards the backup exists. Fails with
