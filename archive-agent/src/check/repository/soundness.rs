@@ -52,6 +52,7 @@ mod tests {
             lineage: "7412345678901234567-1".parse().unwrap(),
             ended: Timestamp::UNIX_EPOCH,
             complete_by: Timestamp::UNIX_EPOCH,
+            latest_commit: None,
             stop: Lsn(0x300_0000),
             stop_timeline: TimelineId::FIRST,
             label: String::new(),

@@ -26,6 +26,7 @@ fn backup(n: u32, start: (u32, u64), stop: (u32, u64)) -> Candidate {
         lineage: "7-1".parse().unwrap(),
         ended: started,
         complete_by: started,
+        latest_commit: None,
         stop: lsn(stop.1),
         stop_timeline: tli(stop.0),
         label: String::new(),

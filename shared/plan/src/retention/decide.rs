@@ -14,7 +14,7 @@ use super::policy::{Policy, Rule, since};
 use super::reason::{Base, Period, Reason};
 use super::request::granted;
 use super::window::wanted;
-use crate::succession::{settle, settle_latest};
+use crate::succession::{Told, settle, settle_latest};
 
 /// A greater difference is a reason to delete nothing.
 pub const CLOCK_LIMIT: SignedDuration = SignedDuration::from_mins(5);
@@ -63,7 +63,7 @@ impl Decision {
 
 /// Decides about every backup, oldest first. Times that contradict the positions of backups are brought in line with them:
 /// the newest backup is the one that lies furthest in the WAL, whatever a clock said. What has to be young to stay is as young as it
-/// can be by the store's clock: a server's clock that was behind takes nothing out of a window.
+/// can be by the store's clock: a server's clock that was behind takes nothing out of a window, nor does a store's that contradicts itself.
 ///
 /// Rules by number and date, and the minimum, are about the backups of one family of lineages: another server's make none of
 /// them old. They keep so many sound ones, if there are, as if the damaged ones were not there; and of the damaged ones
@@ -183,9 +183,14 @@ fn settled(facts: &RetentionFacts, now: Timestamp) -> Vec<Candidate> {
             false => backup.ended,
         };
         let mut times = own().map(|backup| (backup.id, ended(backup))).collect();
-        let mut latest = own().map(|backup| (backup.id, backup.complete_by.min(now))).collect();
+        let told = |backup: &Candidate| Told {
+            stored: backup.complete_by,
+            latest_commit: backup.latest_commit,
+            stop: backup.stop,
+        };
+        let told = own().map(|backup| (backup.id, told(backup))).collect();
         settle(&life.graph, &mut times, now);
-        settle_latest(&life.graph, &times, &mut latest);
+        let latest = settle_latest(&life.graph, &times, &told, now);
         for (id, ended) in times {
             let complete_by = latest.get(&id).copied().unwrap_or(ended);
             backups.entry(id).and_modify(|backup| (backup.ended, backup.complete_by) = (ended, complete_by));

@@ -20,6 +20,8 @@ pub struct Candidate {
     pub ended: Timestamp,
     /// When the store had its manifest, by the store's clock: it was complete by then.
     pub complete_by: Timestamp,
+    /// The latest time at which a transaction ended that it holds, as far as it notes one.
+    pub latest_commit: Option<Timestamp>,
     /// From where on it is consistent.
     pub stop: Lsn,
     /// The timeline of the byte before that.

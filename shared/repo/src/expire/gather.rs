@@ -402,6 +402,7 @@ fn candidate(summary: &Summary, stored: Option<Timestamp>, damage: Damage) -> Ca
         lineage: facts.lineage,
         ended: facts.ended,
         complete_by: stored.unwrap_or(facts.ended),
+        latest_commit: facts.latest_commit,
         stop: facts.stop_lsn,
         stop_timeline: facts.stop_timeline,
         label: facts.label.clone(),

@@ -206,6 +206,30 @@ fn a_clock_that_was_behind_takes_nothing_out_of_a_window() {
     assert_eq!(keep(&late("2026-11-08T03:00:00Z", "2026-11-08T03:00:00Z"), &window, NOW), "3+ 20+");
 }
 
+/// K1: the same where the repository is a directory of that host, so that its times are of the same clock: that they go back along the
+/// WAL shows it, or a commit that the backup holds.
+#[test]
+fn a_stores_clock_that_was_behind_takes_nothing_out_of_a_window() {
+    let late = |said: &str, commit: Option<&str>| {
+        let mut facts = daily();
+        facts.backups.truncate(8);
+        facts.backups.push(backup(said, 1, 9));
+        facts.backups[8].latest_commit = commit.map(at);
+        facts.backups.push(backup("2026-11-20T03:00:00Z", 1, 20));
+        facts
+    };
+    let window = Policy { window: days(7), ..Policy::default() };
+    // Before the one that came before it, and behind it.
+    assert_eq!(keep(&late("2026-11-02T03:00:00Z", None), &window, NOW), "8+ 9+ 20+");
+    assert_eq!(keep(&late("2026-11-10T03:00:00Z", Some("2026-11-16T03:00:00Z")), &window, NOW), "8+ 9+ 20+");
+    assert_eq!(
+        keep(&late("2026-11-10T03:00:00Z", Some("2026-11-16T03:00:00Z")), &window, "2026-11-23T04:00:00Z"),
+        "9+ 20+"
+    );
+    // Right clocks.
+    assert_eq!(keep(&late("2026-11-10T03:00:00Z", Some("2026-11-10T02:00:00Z")), &window, NOW), "9+ 20+");
+}
+
 /// K1: a backup that was stamped by a clock that was ahead makes those behind it no younger when that time has come.
 #[test]
 fn a_clock_that_was_ahead_makes_no_one_day_of_many() {

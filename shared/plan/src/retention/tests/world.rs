@@ -27,6 +27,7 @@ pub(super) fn backup(ended: &str, timeline: u32, mib: u64) -> Candidate {
         lineage: lineage(1),
         ended: at(ended),
         complete_by: at(ended),
+        latest_commit: None,
         stop: start + 100,
         stop_timeline: tli(timeline),
         label: String::new(),
