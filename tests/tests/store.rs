@@ -279,3 +279,24 @@ async fn a_wrong_endpoint_is_told() {
     assert!(error.is_transient() && error_chain(&error).contains("127.0.0.1:1"), "{}", error_chain(&error));
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
+
+/// K3: a store that knows no bulk requests, or refuses them, is asked for each object.
+#[tokio::test]
+async fn what_cannot_be_deleted_in_bulk_goes_one_by_one() {
+    let place = Place::s3();
+    let proxy = HttpProxy::to(place.port().unwrap());
+    proxy.set(vec![Rule::new("POST", "delete", 501, "NotImplemented")]);
+    let settings = settings(&place, Some(proxy.port()), &Credentials::full());
+    let store = Store::open(&settings).await.unwrap();
+    let keys: Vec<_> = (1..=3).map(walpoint_storage::layout::probe).collect();
+    for key in &keys {
+        store.create_blindly(key, Bytes::from_static(b"x")).await.unwrap();
+    }
+    store.delete(&keys[0]).await.unwrap();
+    for result in store.delete_all(&keys[1..]).await {
+        result.unwrap();
+    }
+    for key in &keys {
+        assert!(store.head(key).await.unwrap().is_none(), "{key}");
+    }
+}

@@ -108,8 +108,11 @@ fn classify_generic(error: &object_store::Error) -> FailureKind {
     {
         return FailureKind::Denied;
     }
-    // What a bulk delete says of a single key.
-    if ["(code: AccessDenied)", "(code: ObjectLocked)"].iter().any(|c| text.contains(c)) {
+    // What a bulk delete says of a single key: S3 by name, Azure by status, of which 409 is a policy or a hold and 412 a lease.
+    if ["AccessDenied", "ObjectLocked", "401", "403", "409", "412"]
+        .iter()
+        .any(|code| text.contains(&format!("(code: {code})")))
+    {
         return FailureKind::Denied;
     }
     match status(&text) {
@@ -179,7 +182,10 @@ mod tests {
         assert_eq!(generic("something else"), FailureKind::Transient);
         let of_a_key =
             |code: &str| generic(&format!("DeleteObjects request failed for key x: no (code: {code})"));
-        assert_eq!(of_a_key("AccessDenied"), FailureKind::Denied);
+        for code in ["AccessDenied", "401", "403", "409", "412"] {
+            assert_eq!(of_a_key(code), FailureKind::Denied, "{code}");
+        }
+        assert_eq!(of_a_key("503"), FailureKind::Transient);
         assert_eq!(of_a_key("InternalError"), FailureKind::Transient);
     }
 

@@ -28,6 +28,8 @@ const CONTENT_TYPE: &str = "application/octet-stream";
 #[derive(Clone)]
 pub(super) struct Remote {
     store: Arc<dyn ObjectStore>,
+    /// What single objects are deleted through, where the library deletes them by a bulk request otherwise.
+    single: Option<Arc<dyn ObjectStore>>,
     prefix: String,
     attributes: Attributes,
     /// Look first and create without a condition, for stores that know none.
@@ -40,7 +42,13 @@ impl Remote {
     pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
         let prefix = prefix.trim_matches('/').to_owned();
         let attributes = Attributes::from_iter([(Attribute::ContentType, CONTENT_TYPE)]);
-        Self { store, prefix, attributes, look_first: false, bulk: Some(1000) }
+        Self { store, single: None, prefix, attributes, look_first: false, bulk: Some(1000) }
+    }
+
+    /// Deletes single objects through this: the same store, told to use no bulk requests.
+    pub(super) fn with_single(mut self, single: Arc<dyn ObjectStore>) -> Self {
+        self.single = Some(single);
+        self
     }
 
     pub(super) fn with_storage_class(mut self, class: Option<&str>) -> Self {
@@ -126,7 +134,8 @@ impl Remote {
     }
 
     pub(super) async fn delete(&self, name: &str) -> Result<(), Failure> {
-        Ok(self.store.delete(&self.path(name)?).await?)
+        let store = self.single.as_ref().unwrap_or(&self.store);
+        Ok(store.delete(&self.path(name)?).await?)
     }
 
     /// Deletes objects with bulk requests: what became of each, in the order of the keys. Fails as a whole where a request

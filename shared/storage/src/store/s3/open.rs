@@ -29,8 +29,10 @@ pub(in crate::store) async fn open(settings: &S3Settings, limits: &LimitSettings
     builder = with_payload(builder, settings, plain_http)?;
     builder = with_encryption(builder, settings)?;
     builder = credentials::add(builder, settings).await?;
-    let store = Arc::new(builder.build().map_err(wrong_url)?);
-    Ok(Remote::new(store, &bucket.prefix).with_storage_class(settings.storage_class.as_deref()))
+    // A store may know no bulk requests, or refuse them.
+    let single = Arc::new(builder.clone().with_disable_bulk_delete(true).build().map_err(wrong_url)?);
+    let remote = Remote::new(Arc::new(builder.build().map_err(wrong_url)?), &bucket.prefix);
+    Ok(remote.with_single(single).with_storage_class(settings.storage_class.as_deref()))
 }
 
 /// How bodies are protected on their way.
