@@ -56,7 +56,7 @@ pub(super) struct Scan {
     tallies: BTreeMap<Class, Tallies>,
     strangers: Vec<String>,
     more_strangers: u64,
-    /// Announcements of damage of which a pack, segment or manifest was seen.
+    /// Announcements of damage of which a pack or segment was seen.
     damage_seen: BTreeSet<u64>,
     damage: Vec<(u64, Named)>,
     backups: BTreeSet<BackupId>,
@@ -200,7 +200,7 @@ impl Scan {
         std::mem::take(&mut self.spent)
     }
 
-    /// Announcements of damage of which nothing is there.
+    /// Announcements of damage of whose packs and segments none is there.
     pub(super) fn unseen_damage(&self) -> impl Iterator<Item = u64> {
         self.damage.iter().map(|(n, _)| *n).filter(|n| !self.damage_seen.contains(n))
     }
@@ -277,14 +277,10 @@ impl Scan {
     }
 }
 
-/// Whether an object is of those that announcements of damage are about, and none that only goes with one.
+/// Whether an object is of those that announcements of damage are about, and none that only goes with one. A manifest counts with its
+/// backup.
 fn can_be_damaged(object: &ClusterObject) -> bool {
-    matches!(
-        object,
-        ClusterObject::Pack(..)
-            | ClusterObject::Manifest(_)
-            | ClusterObject::Wal(_, WalEntry::File(WalFileName::Segment(_)))
-    )
+    matches!(object, ClusterObject::Pack(..) | ClusterObject::Wal(_, WalEntry::File(WalFileName::Segment(_))))
 }
 
 /// Numbers as stretches.
