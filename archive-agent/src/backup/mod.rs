@@ -6,36 +6,30 @@
 //! | [`mod@run`] | the way from start to manifest |
 //! | [`lease`] | one backup of the cluster at a time |
 //! | [`crate::walk`] | what belongs into a backup |
-//! | [`copy`], [`reader`], [`pages`] | reading it, in parallel, verified |
-//! | [`holes`] | what of sparse files is not read |
-//! | [`remote`] | the other reader: `BASE_BACKUP` |
-//! | [`copies`] | storing it in every repository |
+//! | [`source`] | where the files come from: the data directory, or the server that sends them |
+//! | [`memory`] | how many threads and buffers that takes |
+//! | [`replica`] | storing it in every repository |
 //! | [`publish`], [`needed_wal`], [`needed_history`] | announcing it once the WAL it needs is there |
-//! | [`own_wal`], [`early`] | whether that is the WAL of the server which was copied, and finding out early |
+//! | [`own_wal`] | whether that is the WAL of the server which was copied |
 //! | [`database_copies`] | whether replay would copy a database otherwise than the server did |
-//! | [`owners`], [`outcome`] | whose files they are; what is told at the end |
+//! | [`report`] | what is reported at the end |
 //!
 //! What always holds: the manifest is created last, after every segment of WAL that the backup needs was found in the
 //! repository. Whatever ends the command before, there is no backup: an intent stays behind, which says what the next
 //! backup may use and `expire` removes.
 
-mod copies;
-mod copy;
 mod database_copies;
-mod early;
-mod holes;
 mod lease;
+mod memory;
 mod needed_history;
 mod needed_wal;
-mod outcome;
 mod own_wal;
-mod owners;
-mod pages;
 mod preflight;
 mod publish;
-mod reader;
-mod remote;
+mod replica;
+mod report;
 mod run;
+mod source;
 
 use std::time::Instant;
 

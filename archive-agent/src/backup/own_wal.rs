@@ -89,7 +89,7 @@ impl Checkpoints {
 }
 
 /// The WAL that is stored there is not that of the server.
-pub(super) fn refusal(archive: &WalArchive, timeline: TimelineId, what: String) -> anyhow::Error {
+pub(crate) fn refusal(archive: &WalArchive, timeline: TimelineId, what: String) -> anyhow::Error {
     anyhow::anyhow!("no backup was made: {}", SplitBrain::new(archive, timeline, what))
 }
 
@@ -124,7 +124,7 @@ pub(crate) async fn compare(
 }
 
 /// The checkpoint whose record starts at a position of stored WAL, or what is there instead.
-pub(super) async fn stored_checkpoint(
+pub(crate) async fn stored_checkpoint(
     archive: &WalArchive,
     size: SegmentSize,
     names: impl Fn(SegmentNo) -> Vec<SegmentName>,

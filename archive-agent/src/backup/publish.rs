@@ -15,11 +15,11 @@ use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::config::duration;
 use walpoint_storage::error::error_chain;
 
-use super::copies::Failures;
 use super::database_copies;
 use super::needed_history::Histories;
 use super::needed_wal::NeededWal;
 use super::own_wal::{self, Checkpoints};
+use super::replica::streams::Failures;
 use super::run::Run;
 use crate::check::repository::Destination;
 use crate::check::source;

@@ -1,7 +1,6 @@
 //! The way from `pg_backup_start` to the manifest.
 
 mod facts;
-mod memory;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -21,17 +20,17 @@ use walpoint_runtime::progress::{Progress, human_bytes};
 use walpoint_storage::store::StoreSettings;
 
 pub(super) use self::facts::Said;
-use super::copies::{Failures, Lanes};
-use super::copy::{copy, note_progress, positions};
 use super::lease::BackupLeases;
 use super::needed_wal::NeededWal;
-use super::outcome::Outcome;
 use super::own_wal::Checkpoints;
-use super::owners::Owners;
-use super::pages::{InForce, Newest, PageCheck};
 use super::preflight::Chosen;
 use super::publish::{self, Published, Publishing};
-use super::reader::{Counts, Shared};
+use super::replica::streams::{Failures, Lanes};
+use super::report::Outcome;
+use super::source::local::copy::{copy, note_progress, positions};
+use super::source::local::reader::{Counts, Shared};
+use super::source::owners::Owners;
+use super::source::pages::{InForce, Newest, PageCheck};
 use crate::check::repository::Destination;
 use crate::check::{Examined, LocalSource, source, visible, whose_files};
 use crate::walk::directory::Seen;

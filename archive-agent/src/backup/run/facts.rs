@@ -13,8 +13,8 @@ use walpoint_repo::backup::{BackupFacts, HexBytes, Method, Tablespace};
 
 use super::{AGENT, Run, host};
 use crate::backup::needed_history::Histories;
-use crate::backup::owners::Owners;
-use crate::backup::reader::Shared;
+use crate::backup::source::local::reader::Shared;
+use crate::backup::source::owners::Owners;
 use crate::check::LocalSource;
 use crate::check::repository::Destination;
 

@@ -8,8 +8,8 @@ use anyhow::bail;
 use walpoint_pg::base_backup::ReportedPage;
 use walpoint_repo::backup::{Attributes, PageFault, TablePath};
 
-use crate::backup::copies::{FileCopies, Lanes};
-use crate::backup::reader::Shared;
+use crate::backup::replica::streams::{FileCopies, Lanes};
+use crate::backup::source::local::reader::Shared;
 
 /// What a thread is given to do.
 #[derive(Debug)]

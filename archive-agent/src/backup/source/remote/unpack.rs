@@ -13,7 +13,7 @@ use walpoint_pg::base_backup::{
 };
 use walpoint_pg::control::ControlFile;
 
-use super::deal::{Dealer, Gone};
+use super::dispatch::{Dealer, Gone};
 
 /// What came besides the files.
 #[derive(Debug)]

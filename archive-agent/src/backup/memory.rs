@@ -3,8 +3,8 @@
 
 use walpoint_repo::backup::{PackLimits, WriteOptions};
 
-use super::Run;
-use crate::backup::reader::BUFFER;
+use super::run::Run;
+use super::source::local::reader::BUFFER;
 
 /// Memory for buffers, whatever the size of the cluster: readers, their lanes, and packs on their way.
 const MEMORY: u64 = 72 << 20;
@@ -34,7 +34,7 @@ impl Run<'_> {
         wanted.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1)
     }
 
-    pub(super) fn options(&self, copies: usize) -> WriteOptions {
+    pub(in crate::backup) fn options(&self, copies: usize) -> WriteOptions {
         let readers = self.readers(copies);
         let copies = u64::try_from(copies).unwrap_or(1).max(1);
         let readers = u64::try_from(readers).unwrap_or(1);

@@ -13,13 +13,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use walpoint_pg::base_backup::{BaseBackup, Part};
 use walpoint_repo::backup::BackupWriter;
 
-use super::deal::{Dealer, Hand, WAITING};
+use super::dispatch::{Dealer, Hand, WAITING};
 use super::store::store;
 use super::unpack::{Announced, Delivered, unpack};
-use crate::backup::copies::{Failures, Lanes};
-use crate::backup::copy::{NOTE_PROGRESS, note_progress};
-use crate::backup::reader::Shared;
+use crate::backup::replica::streams::{Failures, Lanes};
 use crate::backup::run::INTERRUPTED;
+use crate::backup::source::local::copy::{NOTE_PROGRESS, note_progress};
+use crate::backup::source::local::reader::Shared;
 
 /// Messages of the server that wait to be unpacked; each has some tens of kilobytes.
 const QUEUE: usize = 32;

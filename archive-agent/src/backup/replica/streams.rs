@@ -13,7 +13,7 @@ use walpoint_runtime::exit::told;
 use walpoint_storage::Result as RepoResult;
 use walpoint_storage::object::ContentHash;
 
-use super::preflight::Chosen;
+use crate::backup::preflight::Chosen;
 
 /// Why the copies that failed did.
 #[derive(Debug)]

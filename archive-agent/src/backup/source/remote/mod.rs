@@ -9,7 +9,8 @@
 //! | `run` | the way from `BASE_BACKUP` to the manifest of the backup |
 //! | `pump` | the socket, and everything that ends the copying early |
 //! | `unpack` | the server's archives as files, and the comparison with the server's manifest |
-//! | `deal` | which thread stores which file |
+//! | `dispatch` | which thread stores which file |
+//! | `early` | whether its WAL is the stored one, found out early |
 //! | `store` | one of these threads |
 //!
 //! What always holds: the same files with the same content as from the other reader. Each queue is bounded, so a slow store
@@ -17,7 +18,8 @@
 //! the size and the checksum of the server's manifest. A crash leaves an intent and packs; on the server the session's end
 //! ends the backup.
 
-mod deal;
+mod dispatch;
+mod early;
 mod pump;
 mod run;
 mod store;

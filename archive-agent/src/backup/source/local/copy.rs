@@ -12,9 +12,9 @@ use walpoint_base::Lsn;
 use walpoint_pg::server::BackupSession;
 use walpoint_repo::backup::BackupWriter;
 
-use super::copies::{Failures, Lanes};
-use super::pages::Newest;
 use super::reader::{Reader, Shared};
+use crate::backup::replica::streams::{Failures, Lanes};
+use crate::backup::source::pages::Newest;
 use crate::walk::{Entered, Found, Ground, Kind};
 
 /// Batches that wait for a reader.
@@ -24,7 +24,7 @@ const QUEUE: usize = 8;
 const BATCH: usize = 64;
 const BATCH_BYTES: u64 = 1 << 20;
 /// How often the backup's session is asked whether it still lives.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(30);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often is looked whether so much was stored that it is worth a note, so that the next backup need not store it again
 /// if this one dies.
 pub(crate) const NOTE_PROGRESS: Duration = Duration::from_millis(100);

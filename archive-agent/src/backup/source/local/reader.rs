@@ -19,10 +19,10 @@ use walpoint_pg::files::RelationFile;
 use walpoint_repo::backup::{PageFault, Root};
 use walpoint_runtime::progress::Progress;
 
-use super::copies::{FileCopies, Lanes};
 use super::holes::{self, Holes};
-use super::owners::Owners;
-use super::pages::PageCheck;
+use crate::backup::replica::streams::{FileCopies, Lanes};
+use crate::backup::source::owners::Owners;
+use crate::backup::source::pages::PageCheck;
 use crate::walk::directory::Seen;
 use crate::walk::{Found, Kind};
 

@@ -3,7 +3,7 @@
 //! `BASE_BACKUP` begins with a checkpoint. Where the WAL at its position is in a repository, it has to be there: a server that lags
 //! behind production, a copy of it, is refused before anything is copied. Where it is not stored yet, that is looked at again while
 //! the server sends: of production it comes soon, of a copy that has gone further when production gets there. What nothing is stored
-//! of until the end, the backup's end proves ([`super::own_wal`]).
+//! of until the end, the backup's end proves ([`crate::backup::own_wal`]).
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use walpoint_pg::server::LastCheckpoint;
 use walpoint_pg::wal::checkpoint_window;
 use walpoint_repo::wal::WalArchive;
 
-use super::own_wal::{refusal, stored_checkpoint};
+use crate::backup::own_wal::{refusal, stored_checkpoint};
 use crate::check::repository::Destination;
 
 /// How often WAL that was not there is looked for.

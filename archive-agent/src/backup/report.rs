@@ -10,7 +10,7 @@ use walpoint_repo::backup::{Finding, Method, PageFault, WalStored};
 use walpoint_runtime::progress::{human_bytes, human_duration};
 
 use super::publish::Published;
-use super::reader::Counts;
+use super::source::local::reader::Counts;
 
 /// Bad pages named in the text; the manifest and `--json` name more.
 const NAMED: usize = 10;

@@ -8,7 +8,7 @@ use walpoint_pg::base_backup::{Event, ReportedPage, Status};
 use walpoint_repo::backup::{Attributes, TablePath};
 
 use super::store::Job;
-use crate::backup::reader::Shared;
+use crate::backup::source::local::reader::Shared;
 
 /// Bytes that are handed over at once: whole blocks, and enough of them that a frame is filled from one piece.
 pub(super) const PIECE: usize = 256 << 10;

@@ -1,0 +1,3 @@
+//! The copies of one backup, one in each repository.
+
+pub(crate) mod streams;
