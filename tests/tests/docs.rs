@@ -130,7 +130,7 @@ fn every_member_of_the_json_is_described() {
                 "MomentDocument",
             ],
         ),
-        ("archive-agent/src/backup/report.rs", &["Outcome", "BadPage", "Copy"]),
+        ("archive-agent/src/backup/report.rs", &["BackupReport", "BadPage", "Copy"]),
         ("archive-agent/src/expire/mod.rs", &["Document"]),
         ("shared/repo/src/expire/report.rs", &["Expired", "DecisionReport", "ClassReport"]),
         ("archive-agent/src/forget.rs", &["Document"]),

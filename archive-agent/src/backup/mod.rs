@@ -3,12 +3,12 @@
 //! | module | owns |
 //! |---|---|
 //! | [`preflight`] | proving beforehand that it can succeed |
-//! | [`mod@run`] | the way from start to manifest |
+//! | [`request`] | what is asked of it, and the signal that ends it |
+//! | [`attempt`] | the way from the leases to the manifests |
 //! | [`lease`] | one backup of the cluster at a time |
-//! | [`crate::walk`] | what belongs into a backup |
 //! | [`source`] | where the files come from: the data directory, or the server that sends them |
 //! | [`memory`] | how many threads and buffers that takes |
-//! | [`replica`] | storing it in every repository |
+//! | [`replica`] | its copies, one in each repository |
 //! | [`publish`], [`needed_wal`], [`needed_history`] | announcing it once the WAL it needs is there |
 //! | [`own_wal`] | whether that is the WAL of the server which was copied |
 //! | [`database_copies`] | whether replay would copy a database otherwise than the server did |
@@ -17,7 +17,12 @@
 //! What always holds: the manifest is created last, after every segment of WAL that the backup needs was found in the
 //! repository. Whatever ends the command before, there is no backup: an intent stays behind, which says what the next
 //! backup may use and `expire` removes.
+//!
+//! The modules import each other in one direction, from `attempt` over `report`, `publish`, `source` and `replica` down to
+//! `begun` and `request`.
 
+mod attempt;
+mod begun;
 mod database_copies;
 mod lease;
 mod memory;
@@ -28,19 +33,20 @@ mod preflight;
 mod publish;
 mod replica;
 mod report;
-mod run;
+mod request;
 mod source;
 
 use std::time::Instant;
 
 use anyhow::anyhow;
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{output, shutdown};
 use walpoint_storage::store::StoreSettings;
 
-use self::run::Run;
+use self::request::{INTERRUPTED, Request};
 use crate::check::remote::why_remote;
 
 /// Options of `backup`.
@@ -81,7 +87,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
     let stop = shutdown::on_signal()?;
     let mut selection = common.select::<StoreSettings>()?;
     let mut chosen = preflight::choose(&mut selection, &args.repositories)?;
-    let run = Run {
+    let request = Request {
         label: args.label.clone(),
         fast: !args.spread,
         full: args.full,
@@ -91,35 +97,41 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
         stop: &stop,
         show_progress: common.show_progress(),
     };
-    let interrupted = || Failure::from(anyhow!(run::INTERRUPTED));
-    let mut outcome = match why_remote(args.remote, &selection) {
+    let mut report = match why_remote(args.remote, &selection) {
         None => {
-            let examined = tokio::select! {
-                examined = preflight::prove(&selection, &mut chosen, args.full) => examined?,
-                () = stop.cancelled() => return Err(interrupted()),
-            };
-            run.make(examined, &chosen).await?
+            let proof = preflight::prove(&selection, &mut chosen, args.full);
+            let examined = unless_stopped(&stop, proof).await?;
+            attempt::make(&request, examined, &chosen).await?
         }
         Some(why) => {
             tracing::info!("the server sends the cluster (BASE_BACKUP), {why}");
-            let examined = tokio::select! {
-                examined = preflight::prove_remote(&selection, &mut chosen, args.full) => examined?,
-                () = stop.cancelled() => return Err(interrupted()),
-            };
-            run.make_remote(examined, &chosen).await?
+            let proof = preflight::prove_remote(&selection, &mut chosen, args.full);
+            let examined = unless_stopped(&stop, proof).await?;
+            attempt::make(&request, examined, &chosen).await?
         }
     };
-    outcome.seconds = began.elapsed().as_secs_f64();
+    report.seconds = began.elapsed().as_secs_f64();
     if common.json {
-        output::json(&outcome)?;
+        output::json(&report)?;
     } else {
-        output::text(&outcome.text())?;
+        output::text(&report.text())?;
     }
-    match outcome.failed.is_empty() {
+    match report.failed.is_empty() {
         true => Ok(()),
         false => {
-            let (backup, failed) = (&outcome.backup, outcome.failed.join("; "));
+            let (backup, failed) = (&report.backup, report.failed.join("; "));
             Err(anyhow!("backup {backup} is not in every repository: {failed}").into())
         }
+    }
+}
+
+/// What a proof gives, unless a signal comes first.
+async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    proof: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        proven = proof => proven,
+        () = stop.cancelled() => Err(anyhow!(INTERRUPTED).into()),
     }
 }

@@ -1,4 +1,4 @@
-//! What a finished backup tells.
+//! What is reported of a finished backup.
 
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
@@ -10,14 +10,15 @@ use walpoint_repo::backup::{Finding, Method, PageFault, WalStored};
 use walpoint_runtime::progress::{human_bytes, human_duration};
 
 use super::publish::Published;
-use super::source::local::reader::Counts;
+use super::replica::{Replica, Replicas};
+use super::source::Counts;
 
 /// Bad pages named in the text; the manifest and `--json` name more.
 const NAMED: usize = 10;
 
 /// A finished backup. Its JSON is stable.
 #[derive(Debug, Serialize)]
-pub(crate) struct Outcome {
+pub(crate) struct BackupReport {
     /// Its id.
     pub(crate) backup: String,
     /// A person's label.
@@ -111,7 +112,7 @@ impl From<&Finding> for BadPage {
     }
 }
 
-impl Outcome {
+impl BackupReport {
     /// For a person.
     pub(crate) fn text(&self) -> String {
         let mut text = format!(
@@ -174,16 +175,18 @@ impl Outcome {
     }
 
     /// What the manifests of all copies say; they differ only in what each stored.
-    pub(crate) fn of(cluster: &str, published: &[Published], wal: WalStored) -> anyhow::Result<Self> {
+    pub(crate) fn of(cluster: &str, replicas: &Replicas<Published>, wal: WalStored) -> anyhow::Result<Self> {
         let Published { summary, findings, .. } =
-            published.first().context("no copy of the backup was finished")?;
+            replicas.stages().next().context("no copy of the backup was finished")?;
         let facts = &summary.facts;
-        let copy = |copy: &Published| Copy {
-            repository: copy.repository.clone(),
-            parent: copy.parent.map(|parent| parent.to_string()),
-            new_bytes: copy.summary.totals.new_bytes,
-            reused_bytes: copy.summary.totals.reused_bytes,
-            stored_bytes: copy.summary.totals.stored,
+        let copy = |replica: &Replica<Published>| {
+            replica.stage().map(|copy| Copy {
+                repository: replica.destination.name().to_owned(),
+                parent: copy.parent.map(|parent| parent.to_string()),
+                new_bytes: copy.summary.totals.new_bytes,
+                reused_bytes: copy.summary.totals.reused_bytes,
+                stored_bytes: copy.summary.totals.stored,
+            })
         };
         if summary.totals.bad_pages > 0 {
             tracing::warn!(
@@ -215,8 +218,8 @@ impl Outcome {
             checksums_verified: facts.data_checksums,
             bad_pages: summary.totals.bad_pages,
             findings: findings.iter().map(BadPage::from).collect(),
-            repositories: published.iter().map(copy).collect(),
-            failed: Vec::new(),
+            repositories: replicas.iter().filter_map(copy).collect(),
+            failed: replicas.failures(),
             seconds: 0.0,
             wal_seconds: 0.0,
         })

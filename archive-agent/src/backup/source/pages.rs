@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use walpoint_base::Lsn;
-use walpoint_pg::checksum::{PageState, page_lsn, verify_page};
+use walpoint_pg::checksum::{Checksums, PageState, page_lsn, verify_page};
 use walpoint_pg::files::{self, RelationFile};
+use walpoint_pg::server::Identity;
 
 /// Waits before a bad page is read once more; a write takes less.
 const PAUSES: [Duration; 3] =
@@ -110,6 +111,13 @@ pub(crate) struct BadPage {
 }
 
 impl PageCheck {
+    /// How the pages of a cluster are verified by a backup that started there; `None` if they carry no checksums.
+    pub(crate) fn of(identity: &Identity, start: Lsn, newest: Newest, in_force: InForce) -> Option<Self> {
+        let on = identity.checksums == Checksums::On;
+        let block_size = usize::try_from(identity.block_size).ok().filter(|_| on)?;
+        Some(Self { block_size, segment_blocks: identity.relation_segment_blocks, start, newest, in_force })
+    }
+
     /// What the file's name says, if its pages carry checksums.
     pub(crate) fn relation(&self, path: &Path) -> Option<RelationFile> {
         files::relation(path)

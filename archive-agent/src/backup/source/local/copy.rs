@@ -2,7 +2,6 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio::sync::{mpsc, oneshot};
@@ -12,9 +11,11 @@ use walpoint_base::Lsn;
 use walpoint_pg::server::BackupSession;
 use walpoint_repo::backup::BackupWriter;
 
-use super::reader::{Reader, Shared};
-use crate::backup::replica::streams::{Failures, Lanes};
+use super::reader::Reader;
+use crate::backup::replica::{Replicas, Streams};
 use crate::backup::source::pages::Newest;
+use crate::backup::source::shared::Shared;
+use crate::backup::source::{ENDING, HEARTBEAT, NOTE_PROGRESS};
 use crate::walk::{Entered, Found, Ground, Kind};
 
 /// Batches that wait for a reader.
@@ -23,17 +24,12 @@ const QUEUE: usize = 8;
 /// one with a large file does not keep others waiting.
 const BATCH: usize = 64;
 const BATCH_BYTES: u64 = 1 << 20;
-/// How often the backup's session is asked whether it still lives.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(30);
-/// How often is looked whether so much was stored that it is worth a note, so that the next backup need not store it again
-/// if this one dies.
-pub(crate) const NOTE_PROGRESS: Duration = Duration::from_millis(100);
 
 /// Threads that ask where WAL ends, and wait for the answer of the backup's session.
-pub(crate) type Positions = mpsc::Receiver<oneshot::Sender<Option<Lsn>>>;
+pub(super) type Positions = mpsc::Receiver<oneshot::Sender<Option<Lsn>>>;
 
 /// A way to ask where WAL ends while the copying goes on. Without an answer it is not known.
-pub(crate) fn positions() -> (Newest, Positions) {
+pub(super) fn positions() -> (Newest, Positions) {
     let (ask, positions) = mpsc::channel::<oneshot::Sender<Option<Lsn>>>(1);
     // The readers are threads that may block.
     let newest = Newest::new(move || {
@@ -44,84 +40,82 @@ pub(crate) fn positions() -> (Newest, Positions) {
     (newest, positions)
 }
 
-/// Copies everything but `pg_control`; what the walk met. Ends early, with an error, when the session is lost, when nothing can be stored any
-/// more, or when [`Shared::stop`] is cancelled.
-pub(crate) async fn copy(
-    ground: &Ground,
-    shared: &Arc<Shared>,
-    writers: &[BackupWriter],
-    failures: &Arc<Failures>,
-    readers: usize,
-    session: (&mut BackupSession, Positions),
-) -> anyhow::Result<Entered> {
-    let entered = Arc::new(Mutex::new(None));
-    let (sender, receiver) = sync_channel(QUEUE);
-    let receiver = Arc::new(Mutex::new(receiver));
-    let mut threads = JoinSet::new();
-    for _ in 0..readers.max(1) {
-        let (shared, receiver) = (Arc::clone(shared), Arc::clone(&receiver));
-        let lanes = Lanes::new(writers, failures);
-        threads.spawn_blocking(move || read_all(&shared, lanes, &receiver));
-    }
-    drop(receiver);
-    let (walker, walked, slot) = (ground.clone(), Arc::clone(shared), Arc::clone(&entered));
-    threads.spawn_blocking(move || {
-        let entered = walk(&walker, &walked, &sender)?;
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(entered);
-        Ok(())
-    });
-    let result = watch(&mut threads, writers, failures, session).await;
-    if result.is_err() {
-        // A thread that waits for a store ends when the store's patience does; nothing it does counts any more.
-        shared.stop.cancel();
-        tokio::time::timeout(Duration::from_secs(5), async { while threads.join_next().await.is_some() {} })
-            .await
-            .ok();
-    }
-    result?;
-    let entered = entered.lock().unwrap_or_else(PoisonError::into_inner).take();
-    entered.context("the walk over the data directory did not end")
+/// The threads that copy a data directory.
+pub(super) struct Threads<'a> {
+    /// What is walked over.
+    pub(super) ground: &'a Ground,
+    /// What they share.
+    pub(super) shared: &'a Arc<Shared>,
+    /// Where the files go.
+    pub(super) replicas: &'a Replicas<BackupWriter>,
+    /// How many of them read.
+    pub(super) readers: usize,
 }
 
-/// Waits for all threads, and for anything that makes their work useless.
-async fn watch(
-    threads: &mut JoinSet<anyhow::Result<()>>,
-    writers: &[BackupWriter],
-    failures: &Failures,
-    (session, mut positions): (&mut BackupSession, Positions),
-) -> anyhow::Result<()> {
-    let mut heartbeat = interval(HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut note = interval(NOTE_PROGRESS);
-    note.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            ended = threads.join_next() => match ended {
-                None => return Ok(()),
-                Some(ended) => ended.context("a thread of the backup panicked")??,
-            },
-            _ = heartbeat.tick() => session.check().await.context("the backup's session on the server is lost")?,
-            _ = note.tick() => note_progress(writers, failures, false).await,
-            Some(asks) = positions.recv() => {
-                asks.send(session.position().await.ok().flatten()).ok();
+impl Threads<'_> {
+    /// Copies everything but `pg_control`; what the walk met. Ends early, with an error, when the session is lost, when nothing
+    /// can be stored any more, or when [`Shared::stop`] is cancelled.
+    pub(super) async fn copy(
+        &self,
+        session: &mut BackupSession,
+        positions: Positions,
+    ) -> anyhow::Result<Entered> {
+        let entered = Arc::new(Mutex::new(None));
+        let mut threads = self.begin(&entered);
+        let result = self.watch(&mut threads, session, positions).await;
+        if result.is_err() {
+            self.shared.stop.cancel();
+            tokio::time::timeout(ENDING, async { while threads.join_next().await.is_some() {} }).await.ok();
+        }
+        result?;
+        let entered = entered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        entered.context("the walk over the data directory did not end")
+    }
+
+    /// Begins to walk and to read; `entered` gets what the walk met.
+    fn begin(&self, entered: &Arc<Mutex<Option<Entered>>>) -> JoinSet<anyhow::Result<()>> {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let receiver = Arc::new(Mutex::new(receiver));
+        let mut threads = JoinSet::new();
+        for _ in 0..self.readers.max(1) {
+            let (shared, receiver) = (Arc::clone(self.shared), Arc::clone(&receiver));
+            let streams = self.replicas.streams();
+            threads.spawn_blocking(move || read_all(&shared, streams, &receiver));
+        }
+        let (ground, shared, slot) = (self.ground.clone(), Arc::clone(self.shared), Arc::clone(entered));
+        threads.spawn_blocking(move || {
+            let entered = walk(&ground, &shared, &sender)?;
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(entered);
+            Ok(())
+        });
+        threads
+    }
+
+    /// Waits for all threads, and for anything that makes their work useless.
+    async fn watch(
+        &self,
+        threads: &mut JoinSet<anyhow::Result<()>>,
+        session: &mut BackupSession,
+        mut positions: Positions,
+    ) -> anyhow::Result<()> {
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut note = interval(NOTE_PROGRESS);
+        note.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                ended = threads.join_next() => match ended {
+                    None => return Ok(()),
+                    Some(ended) => ended.context("a thread of the backup panicked")??,
+                },
+                _ = heartbeat.tick() => {
+                    session.check().await.context("the backup's session on the server is lost")?;
+                }
+                _ = note.tick() => self.replicas.note_progress(false).await,
+                Some(asks) = positions.recv() => {
+                    asks.send(session.position().await.ok().flatten()).ok();
+                }
             }
-        }
-    }
-}
-
-/// Notes what is stored by now, where that is due; with `last` everything, as the backup ends early. Nothing depends on it
-/// but how much the next backup stores again.
-pub(crate) async fn note_progress(writers: &[BackupWriter], failures: &Failures, last: bool) {
-    for (copy, writer) in writers.iter().enumerate() {
-        if failures.has(copy) || !(last || writer.progress_is_due()) {
-            continue;
-        }
-        let noted = if last { writer.progress().await } else { writer.note_progress().await };
-        if let Err(error) = noted {
-            tracing::warn!(
-                "what the backup stored so far was not noted: {}",
-                walpoint_storage::error::error_chain(&error)
-            );
         }
     }
 }
@@ -149,10 +143,10 @@ fn walk(ground: &Ground, shared: &Shared, sender: &SyncSender<Vec<Found>>) -> an
 
 fn read_all(
     shared: &Arc<Shared>,
-    lanes: Lanes,
+    streams: Streams,
     receiver: &Mutex<Receiver<Vec<Found>>>,
 ) -> anyhow::Result<()> {
-    let mut reader = Reader::new(shared, lanes);
+    let mut reader = Reader::new(shared, streams);
     loop {
         // Released before the files are read.
         let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();

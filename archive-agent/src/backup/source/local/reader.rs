@@ -1,4 +1,4 @@
-//! Reading files of a running cluster into the copies of a backup.
+//! Reading files of a running cluster into the replicas of a backup.
 //!
 //! A file may vanish, grow or shrink meanwhile, all three are normal: what was there when it was opened is read, up to its
 //! end if that came nearer; WAL replay makes of it what it has to be. Hashes and stored bytes come from one buffer, also for
@@ -8,60 +8,27 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, bail};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use tokio_util::sync::CancellationToken;
 use walpoint_pg::files::RelationFile;
 use walpoint_repo::backup::{PageFault, Root};
-use walpoint_runtime::progress::Progress;
 
 use super::holes::{self, Holes};
-use crate::backup::replica::streams::{FileCopies, Lanes};
-use crate::backup::source::owners::Owners;
-use crate::backup::source::pages::PageCheck;
+use crate::backup::memory::BUFFER;
+use crate::backup::replica::{ReplicaFiles, Streams};
+use crate::backup::source::shared::Shared;
 use crate::walk::directory::Seen;
 use crate::walk::{Found, Kind};
-
-/// Bytes read at a time: whole pages, and long enough that the disk reads ahead.
-pub(crate) const BUFFER: usize = 1 << 20;
-
-/// What all readers share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    /// Bytes of a block of the backup.
-    pub(crate) block_size: usize,
-    /// How pages are verified; `None` in a cluster without checksums.
-    pub(crate) pages: Option<PageCheck>,
-    /// Cancelled when there is no use in going on.
-    pub(crate) stop: CancellationToken,
-    /// Counts bytes.
-    pub(crate) progress: Progress,
-    /// Who owns what was read.
-    pub(crate) owners: Mutex<Owners>,
-    /// What happened on the way.
-    pub(crate) counts: Counts,
-}
-
-/// What happened on the way.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    /// Bytes read.
-    pub(crate) read: AtomicU64,
-    /// Files that vanished before they were opened.
-    pub(crate) vanished: AtomicU64,
-    /// Files that became shorter while they were read.
-    pub(crate) shrunk: AtomicU64,
-}
 
 /// One thread that reads files.
 #[derive(Debug)]
 pub(crate) struct Reader {
     shared: Arc<Shared>,
-    lanes: Lanes,
+    streams: Streams,
     buffer: Vec<u8>,
 }
 
@@ -82,19 +49,18 @@ struct Opened<'a> {
     relation: Option<RelationFile>,
 }
 
-/// What is known of a file that is new at its path.
-#[derive(Default)]
-struct Elsewhere {
-    /// Which copies have it now; none if empty.
-    have: Vec<bool>,
+/// A file that was looked for by its content.
+struct LookedUp<'a> {
+    /// On its way into the replicas that lack it.
+    files: ReplicaFiles<'a>,
     /// Bytes of its beginning that are in the buffer.
     held: usize,
 }
 
 impl Reader {
     /// A reader with a buffer of its own.
-    pub(crate) fn new(shared: &Arc<Shared>, lanes: Lanes) -> Self {
-        Self { shared: Arc::clone(shared), lanes, buffer: vec![0; BUFFER] }
+    pub(crate) fn new(shared: &Arc<Shared>, streams: Streams) -> Self {
+        Self { shared: Arc::clone(shared), streams, buffer: vec![0; BUFFER] }
     }
 
     /// Takes one thing that the walk found. Blocks.
@@ -105,18 +71,18 @@ impl Reader {
         self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner).note(&found.attributes);
         let (path, attributes) = (&found.path, found.attributes);
         match &found.kind {
-            Kind::Directory => self.lanes.each(|lane| lane.directory(path.clone(), attributes)),
+            Kind::Directory => self.streams.each(|lane| lane.directory(path.clone(), attributes)),
             Kind::LinkedDirectory(target) => {
-                self.lanes.each(|lane| lane.linked_directory(path.clone(), attributes, target))
+                self.streams.each(|lane| lane.linked_directory(path.clone(), attributes, target))
             }
-            Kind::Link(target) => self.lanes.each(|lane| lane.link(path.clone(), attributes, target)),
+            Kind::Link(target) => self.streams.each(|lane| lane.link(path.clone(), attributes, target)),
             Kind::File(_) => self.file(found),
         }
     }
 
     /// Everything was taken: stores what is still held.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
-        self.lanes.finish()
+        self.streams.finish()
     }
 
     fn file(&mut self, found: &Found) -> anyhow::Result<()> {
@@ -133,40 +99,38 @@ impl Reader {
         if !seen.is_file() {
             return Ok(());
         }
-        let Self { shared, lanes, buffer } = self;
+        let Self { shared, streams, buffer } = self;
         let relation = match found.path.root {
             Root::Data => shared.pages.as_ref().and_then(|pages| pages.relation(found.path.path.as_path())),
             Root::Extra(_) => None,
         };
         let opened = Opened { file, seen, found, relation };
-        let Elsewhere { have, held } = match lanes.may_be_elsewhere(&found.path, opened.seen.length)? {
-            true => shared.known_content(&opened, lanes, buffer).with_context(cannot_read)?,
-            false => Elsewhere::default(),
+        let LookedUp { mut files, held } = match streams.may_be_elsewhere(&found.path, opened.seen.length)? {
+            true => shared.known_content(&opened, streams, buffer).with_context(cannot_read)?,
+            false => LookedUp { files: streams.file(&found.path), held: 0 },
         };
-        if !have.is_empty() && have.iter().all(|has| *has) {
-            return Ok(());
+        if !files.is_empty() {
+            shared.content(&opened, held, buffer, &mut files)?;
         }
-        let mut copies = lanes.file_but(&found.path, &have);
-        shared.content(&opened, held, buffer, &mut copies)?;
         // Owner and mode as they are when the content is: a file that PostgreSQL writes anew gets another name first.
-        copies.finish(opened.seen.attributes)
+        files.finish(opened.seen.attributes)
     }
 }
 
 impl Shared {
-    /// Hashes a file that is new at its path, and adds it to the copies whose parent has the same content elsewhere: nothing
+    /// Hashes a file that is new at its path, and adds it to the replicas whose parent has the same content elsewhere: nothing
     /// of it is stored there. It is read no further than it takes to see that it is another file: most differ in their first
     /// block, where the position of the last change is. Its pages are verified as those of any other file: that backup may
     /// have left a page to replay that was newer than its own start, or have verified none. One with a bad page is read as if
-    /// no copy had it, so that the page is recorded.
-    fn known_content(
+    /// no parent had it, so that the page is recorded.
+    fn known_content<'a>(
         &self,
         opened: &Opened<'_>,
-        lanes: &mut Lanes,
+        streams: &'a mut Streams,
         buffer: &mut [u8],
-    ) -> anyhow::Result<Elsewhere> {
+    ) -> anyhow::Result<LookedUp<'a>> {
         let Opened { file, seen, found, relation } = opened;
-        let mut hashers: Vec<_> = (0..lanes.count()).map(|copy| lanes.hasher(copy)).collect();
+        let mut lookup = streams.lookup();
         let (mut at, mut open) = (0, true);
         while at < seen.length {
             if self.stop.is_cancelled() {
@@ -175,37 +139,39 @@ impl Shared {
             let want = usize::try_from(seen.length - at).unwrap_or(BUFFER).min(buffer.len());
             let piece = buffer.get_mut(..want).unwrap_or_default();
             // Cut meanwhile, or unreadable: then it is not what the parent has.
-            let Ok(there) = fill(file, at, piece) else { return Ok(Elsewhere::default()) };
+            let Ok(there) = fill(file, at, piece) else {
+                return Ok(LookedUp { files: lookup.none_has(&found.path), held: 0 });
+            };
             if there < want || !self.is_sound(file, at, piece, *relation)? {
-                return Ok(Elsewhere::default());
+                return Ok(LookedUp { files: lookup.none_has(&found.path), held: 0 });
             }
-            hashers.iter_mut().flatten().for_each(|hasher| hasher.update(piece));
+            lookup.update(piece);
             let first = at == 0;
             at += u64::try_from(there).unwrap_or(0);
             self.counts.read.fetch_add(u64::try_from(there).unwrap_or(0), Ordering::Relaxed);
-            if open && let Some(may_be) = lanes.may_still_be_elsewhere(seen.length, &hashers)? {
+            if open && let Some(may_be) = lookup.may_still_be(seen.length)? {
                 open = false;
                 if !may_be {
-                    return Ok(Elsewhere { have: Vec::new(), held: if first { there } else { 0 } });
+                    let held = if first { there } else { 0 };
+                    return Ok(LookedUp { files: lookup.none_has(&found.path), held });
                 }
             }
         }
-        let hashes: Vec<_> = hashers.into_iter().map(|hasher| hasher.map(|h| h.finish())).collect();
-        let have = lanes.same_file(&found.path, &hashes, seen.attributes)?;
-        if have.iter().all(|has| *has) {
+        let files = lookup.take_over(&found.path, seen.attributes)?;
+        if files.is_empty() {
             self.progress.add(seen.length);
         }
         let held = if seen.length <= u64::try_from(buffer.len()).unwrap_or(0) { at } else { 0 };
-        Ok(Elsewhere { have, held: usize::try_from(held).unwrap_or(0) })
+        Ok(LookedUp { files, held: usize::try_from(held).unwrap_or(0) })
     }
 
-    /// Reads a file to its end into its copies. `held`: so many bytes of its beginning were read into the buffer.
+    /// Reads a file to its end into the replicas that lack it. `held`: so many bytes of its beginning were read into the buffer.
     fn content(
         &self,
         opened: &Opened<'_>,
         mut held: usize,
         buffer: &mut [u8],
-        copies: &mut FileCopies<'_>,
+        files: &mut ReplicaFiles<'_>,
     ) -> anyhow::Result<()> {
         let Opened { file, seen, found, relation } = opened;
         let cannot_read = || format!("{} cannot be read", found.place.display());
@@ -221,7 +187,7 @@ impl Shared {
             if let Some(holes) = holes.as_mut().filter(|_| held == 0) {
                 let (data, data_end) = holes.data(at, length).with_context(cannot_read)?;
                 if data > at {
-                    copies.zeros(data - at)?;
+                    files.zeros(data - at)?;
                     at = data;
                     continue;
                 }
@@ -234,11 +200,11 @@ impl Shared {
             };
             let piece = buffer.get_mut(..want).unwrap_or_default();
             let there = match kept {
-                0 => self.piece(file, at, piece, *relation, copies),
-                _ => self.verified(file, at, piece, *relation, copies),
+                0 => self.piece(file, at, piece, *relation, files),
+                _ => self.verified(file, at, piece, *relation, files),
             };
             let there = there.with_context(cannot_read)?;
-            copies.write(piece.get(..there).unwrap_or_default())?;
+            files.write(piece.get(..there).unwrap_or_default())?;
             let read = u64::try_from(there).unwrap_or(0);
             at += read;
             self.progress.add(read);
@@ -260,15 +226,15 @@ impl Shared {
         at: u64,
         piece: &mut [u8],
         relation: Option<RelationFile>,
-        copies: &mut FileCopies<'_>,
+        files: &mut ReplicaFiles<'_>,
     ) -> io::Result<usize> {
         let Piece { length, unreadable } = read(file, at, piece, self.block_size)?;
         let bytes = piece.get_mut(..length).unwrap_or_default();
         let first = at / u64::try_from(self.block_size).unwrap_or(u64::MAX);
         for block in unreadable {
-            copies.bad_page(first + u64::try_from(block).unwrap_or(0), PageFault::Unreadable);
+            files.bad_page(first + u64::try_from(block).unwrap_or(0), PageFault::Unreadable);
         }
-        self.verified(file, at, bytes, relation, copies)
+        self.verified(file, at, bytes, relation, files)
     }
 
     /// Whether every page of what was read is right; one that was being written is read again.
@@ -292,12 +258,12 @@ impl Shared {
         at: u64,
         bytes: &mut [u8],
         relation: Option<RelationFile>,
-        copies: &mut FileCopies<'_>,
+        files: &mut ReplicaFiles<'_>,
     ) -> io::Result<usize> {
         match (&self.pages, relation) {
             (Some(pages), Some(relation)) => pages.verify(relation, file, at, bytes, |bad| {
                 let fault = PageFault::Checksum { stored: bad.stored, computed: bad.computed };
-                copies.bad_page(bad.block, fault);
+                files.bad_page(bad.block, fault);
             }),
             _ => Ok(bytes.len()),
         }

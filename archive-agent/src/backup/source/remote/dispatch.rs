@@ -8,7 +8,7 @@ use walpoint_pg::base_backup::{Event, ReportedPage, Status};
 use walpoint_repo::backup::{Attributes, TablePath};
 
 use super::store::Job;
-use crate::backup::source::local::reader::Shared;
+use crate::backup::source::shared::Shared;
 
 /// Bytes that are handed over at once: whole blocks, and enough of them that a frame is filled from one piece.
 pub(super) const PIECE: usize = 256 << 10;
@@ -18,7 +18,7 @@ pub(super) const WAITING: usize = 3;
 
 /// A thread, seen from here.
 #[derive(Debug)]
-pub(super) struct Hand {
+pub(super) struct Worker {
     /// Its work.
     pub(super) jobs: SyncSender<Job>,
     /// Bytes of it that wait.
@@ -30,10 +30,10 @@ pub(super) struct Hand {
 #[error("the threads that store the backup have ended")]
 pub(super) struct Gone;
 
-/// Deals what was unpacked to the threads.
+/// Hands what was unpacked to the threads.
 #[derive(Debug)]
-pub(super) struct Dealer {
-    hands: Vec<Hand>,
+pub(super) struct Dispatcher {
+    workers: Vec<Worker>,
     shared: Arc<Shared>,
     /// Which thread has the open file.
     current: usize,
@@ -41,10 +41,10 @@ pub(super) struct Dealer {
     piece: Vec<u8>,
 }
 
-impl Dealer {
+impl Dispatcher {
     /// To these threads, of which there is at least one.
-    pub(super) fn new(hands: Vec<Hand>, shared: Arc<Shared>) -> Self {
-        Self { hands, shared, current: 0, open: None, piece: Vec::new() }
+    pub(super) fn new(workers: Vec<Worker>, shared: Arc<Shared>) -> Self {
+        Self { workers, shared, current: 0, open: None, piece: Vec::new() }
     }
 
     /// Takes what was unpacked.
@@ -108,21 +108,21 @@ impl Dealer {
             return Ok(());
         }
         let piece = std::mem::take(&mut self.piece);
-        if let Some(hand) = self.hands.get(self.current) {
-            hand.load.fetch_add(u64::try_from(piece.len()).unwrap_or(0), Ordering::Relaxed);
+        if let Some(worker) = self.workers.get(self.current) {
+            worker.load.fetch_add(u64::try_from(piece.len()).unwrap_or(0), Ordering::Relaxed);
         }
         self.send(Job::Data(piece))
     }
 
     /// Chooses the thread that has least to do.
     fn pick(&mut self) {
-        let loads = self.hands.iter().map(|hand| hand.load.load(Ordering::Relaxed)).enumerate();
+        let loads = self.workers.iter().map(|worker| worker.load.load(Ordering::Relaxed)).enumerate();
         self.current = loads.min_by_key(|(_, load)| *load).map_or(0, |(at, _)| at);
     }
 
     fn send(&self, job: Job) -> anyhow::Result<()> {
-        let hand = self.hands.get(self.current).ok_or(Gone)?;
-        hand.jobs.send(job).map_err(|_| Gone.into())
+        let worker = self.workers.get(self.current).ok_or(Gone)?;
+        worker.jobs.send(job).map_err(|_| Gone.into())
     }
 
     fn attributes(&self, status: Status) -> Attributes {

@@ -19,19 +19,19 @@ use crate::check::repository::Destination;
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// The checkpoint with which a backup began, and the repositories in which it was not looked at.
-pub(crate) struct Began {
+pub(super) struct EarlyProof {
     checkpoint: LastCheckpoint,
     open: Vec<WalArchive>,
 }
 
-impl Began {
+impl EarlyProof {
     /// With this checkpoint, for copies in these repositories.
-    pub(crate) fn new(checkpoint: LastCheckpoint, copies: &[Destination]) -> Self {
+    pub(super) fn new(checkpoint: LastCheckpoint, copies: &[Destination]) -> Self {
         Self { checkpoint, open: copies.iter().map(Destination::archive).collect() }
     }
 
     /// An error says that another server's WAL is stored there.
-    pub(crate) async fn look(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn look(&mut self) -> anyhow::Result<()> {
         let mut open = Vec::new();
         for archive in std::mem::take(&mut self.open) {
             match proven(&archive, &self.checkpoint).await {
@@ -52,7 +52,7 @@ impl Began {
     }
 
     /// Looks again and again; ends only with an error.
-    pub(crate) async fn watch(&mut self) -> anyhow::Error {
+    pub(super) async fn watch(&mut self) -> anyhow::Error {
         loop {
             if self.open.is_empty() {
                 std::future::pending::<()>().await;

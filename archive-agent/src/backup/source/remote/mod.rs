@@ -6,7 +6,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `run` | the way from `BASE_BACKUP` to the manifest of the backup |
+//! | `start` | the way to the first archive |
+//! | `sent` | what is sent, and whether it is what was asked for |
 //! | `pump` | the socket, and everything that ends the copying early |
 //! | `unpack` | the server's archives as files, and the comparison with the server's manifest |
 //! | `dispatch` | which thread stores which file |
@@ -21,6 +22,7 @@
 mod dispatch;
 mod early;
 mod pump;
-mod run;
+mod sent;
+mod start;
 mod store;
 mod unpack;

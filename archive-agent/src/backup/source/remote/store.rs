@@ -8,8 +8,8 @@ use anyhow::bail;
 use walpoint_pg::base_backup::ReportedPage;
 use walpoint_repo::backup::{Attributes, PageFault, TablePath};
 
-use crate::backup::replica::streams::{FileCopies, Lanes};
-use crate::backup::source::local::reader::Shared;
+use crate::backup::replica::{ReplicaFiles, Streams};
+use crate::backup::source::shared::Shared;
 
 /// What a thread is given to do.
 #[derive(Debug)]
@@ -30,73 +30,72 @@ pub(super) enum Job {
     FileEnd,
 }
 
-/// Takes jobs until there are no more. `load` is how many bytes wait. `damaged` counts bad pages.
-pub(super) fn store(
-    shared: &Arc<Shared>,
-    mut lanes: Lanes,
-    jobs: &Receiver<Job>,
-    load: &AtomicU64,
-    damaged: &AtomicU64,
-) -> anyhow::Result<()> {
-    while let Ok(job) = jobs.recv() {
-        match job {
-            Job::Directory(path, attributes) => {
-                lanes.each(|lane| lane.directory(path.clone(), attributes))?
-            }
-            Job::LinkedDirectory(path, attributes, target) => {
-                lanes.each(|lane| lane.linked_directory(path.clone(), attributes, &target))?;
-            }
-            Job::Link(path, attributes, target) => {
-                lanes.each(|lane| lane.link(path.clone(), attributes, &target))?;
-            }
-            Job::File(path, attributes) => {
-                let mut copies = lanes.file(&path);
-                content(shared, &path, &mut copies, jobs, load, damaged)?;
-                copies.finish(attributes)?;
-            }
-            Job::Data(_) | Job::Reported(_) | Job::FileEnd => bail!("content of no file"),
-        }
-    }
-    lanes.finish()
+/// The work of one thread.
+pub(super) struct Jobs {
+    /// What it is given to do.
+    pub(super) queue: Receiver<Job>,
+    /// How many bytes wait.
+    pub(super) load: Arc<AtomicU64>,
+    /// What it shares with the others.
+    pub(super) shared: Arc<Shared>,
 }
 
-/// Takes the content of one file.
-fn content(
-    shared: &Shared,
-    path: &TablePath,
-    copies: &mut FileCopies<'_>,
-    jobs: &Receiver<Job>,
-    load: &AtomicU64,
-    damaged: &AtomicU64,
-) -> anyhow::Result<()> {
-    let verified =
-        shared.pages.as_ref().and_then(|pages| Some((pages, pages.relation(path.path.as_path())?)));
-    let mut at = 0;
-    loop {
-        match jobs.recv() {
-            Ok(Job::Data(bytes)) => {
-                if let Some((pages, relation)) = verified {
-                    pages.verify_received(relation, at, &bytes, |bad| {
-                        damaged.fetch_add(1, Ordering::Relaxed);
-                        let fault = PageFault::Checksum { stored: bad.stored, computed: bad.computed };
-                        copies.bad_page(bad.block, fault);
-                    });
+impl Jobs {
+    /// Takes jobs until there are no more. Blocks.
+    pub(super) fn store(&self, mut streams: Streams) -> anyhow::Result<()> {
+        while let Ok(job) = self.queue.recv() {
+            match job {
+                Job::Directory(path, attributes) => {
+                    streams.each(|lane| lane.directory(path.clone(), attributes))?
                 }
-                copies.write(&bytes)?;
-                let length = u64::try_from(bytes.len()).unwrap_or(0);
-                at += length;
-                load.fetch_sub(length, Ordering::Relaxed);
+                Job::LinkedDirectory(path, attributes, target) => {
+                    streams.each(|lane| lane.linked_directory(path.clone(), attributes, &target))?;
+                }
+                Job::Link(path, attributes, target) => {
+                    streams.each(|lane| lane.link(path.clone(), attributes, &target))?;
+                }
+                Job::File(path, attributes) => {
+                    let mut files = streams.file(&path);
+                    self.content(&path, &mut files)?;
+                    files.finish(attributes)?;
+                }
+                Job::Data(_) | Job::Reported(_) | Job::FileEnd => bail!("content of no file"),
             }
-            // What this program verifies itself it found itself, and all of it: the server stops after a few.
-            Ok(Job::Reported(_)) if verified.is_some() => {}
-            Ok(Job::Reported(page)) => {
-                damaged.fetch_add(1, Ordering::Relaxed);
-                let fault = PageFault::Checksum { stored: page.stored, computed: page.computed };
-                copies.bad_page(page.block, fault);
+        }
+        streams.finish()
+    }
+
+    /// Takes the content of one file.
+    fn content(&self, path: &TablePath, files: &mut ReplicaFiles<'_>) -> anyhow::Result<()> {
+        let Shared { pages, counts, .. } = &*self.shared;
+        let verified = pages.as_ref().and_then(|pages| Some((pages, pages.relation(path.path.as_path())?)));
+        let mut at = 0;
+        loop {
+            match self.queue.recv() {
+                Ok(Job::Data(bytes)) => {
+                    if let Some((pages, relation)) = verified {
+                        pages.verify_received(relation, at, &bytes, |bad| {
+                            counts.bad_sent.fetch_add(1, Ordering::Relaxed);
+                            let fault = PageFault::Checksum { stored: bad.stored, computed: bad.computed };
+                            files.bad_page(bad.block, fault);
+                        });
+                    }
+                    files.write(&bytes)?;
+                    let length = u64::try_from(bytes.len()).unwrap_or(0);
+                    at += length;
+                    self.load.fetch_sub(length, Ordering::Relaxed);
+                }
+                // What this program verifies itself it found itself, and all of it: the server stops after a few.
+                Ok(Job::Reported(_)) if verified.is_some() => {}
+                Ok(Job::Reported(page)) => {
+                    counts.bad_sent.fetch_add(1, Ordering::Relaxed);
+                    let fault = PageFault::Checksum { stored: page.stored, computed: page.computed };
+                    files.bad_page(page.block, fault);
+                }
+                Ok(Job::FileEnd) => return Ok(()),
+                Ok(_) => bail!("{path} does not end before the next file begins"),
+                Err(_) => bail!("{path} does not end"),
             }
-            Ok(Job::FileEnd) => return Ok(()),
-            Ok(_) => bail!("{path} does not end before the next file begins"),
-            Err(_) => bail!("{path} does not end"),
         }
     }
 }

@@ -13,7 +13,7 @@ use walpoint_pg::base_backup::{
 };
 use walpoint_pg::control::ControlFile;
 
-use super::dispatch::{Dealer, Gone};
+use super::dispatch::{Dispatcher, Gone};
 
 /// What came besides the files.
 #[derive(Debug)]
@@ -47,15 +47,15 @@ pub(super) struct Announced {
 pub(super) fn unpack(
     parts: Receiver<Part>,
     announced: &Announced,
-    mut dealer: Dealer,
+    mut dispatcher: Dispatcher,
 ) -> anyhow::Result<Option<Delivered>> {
     let mut parts = Parts { parts, data: Bytes::new(), end: None };
-    let unpacked = match archives(&mut parts, announced, &mut dealer) {
+    let unpacked = match archives(&mut parts, announced, &mut dispatcher) {
         Err(error) if error.is::<Gone>() => return Ok(None),
         unpacked => unpacked?,
     };
     // Whoever stores may finish while the manifest is compared.
-    drop(dealer);
+    drop(dispatcher);
     let Unpacked { label, tablespace_map, tablespaces, control, ledger, .. } = unpacked;
     let manifest = check(&mut parts, ledger)?;
     let Some(end) = parts.end.take() else { bail!(ENDED_EARLY) };
@@ -68,7 +68,11 @@ pub(super) fn unpack(
 const ENDED_EARLY: &str = "the server stopped sending before the backup was complete";
 
 /// Everything up to the manifest.
-fn archives(parts: &mut Parts, announced: &Announced, dealer: &mut Dealer) -> anyhow::Result<Unpacked> {
+fn archives(
+    parts: &mut Parts,
+    announced: &Announced,
+    dispatcher: &mut Dispatcher,
+) -> anyhow::Result<Unpacked> {
     let scratch =
         tempfile::tempfile().context("a scratch file cannot be made in the directory of temporary files")?;
     let Announced { spaces, data_directory, mode } = announced;
@@ -76,9 +80,9 @@ fn archives(parts: &mut Parts, announced: &Announced, dealer: &mut Dealer) -> an
     loop {
         match parts.parts.blocking_recv() {
             Some(Part::Archive(archive)) => unpacker.archive(archive)?,
-            Some(Part::Data(bytes)) => unpacker.data(&bytes, &mut |event| dealer.take(event))?,
+            Some(Part::Data(bytes)) => unpacker.data(&bytes, &mut |event| dispatcher.take(event))?,
             Some(Part::Notice(notice)) => match ReportedPage::read(&notice) {
-                Some(page) => dealer.reported(page)?,
+                Some(page) => dispatcher.reported(page)?,
                 None => tracing::debug!("the server says: {notice}"),
             },
             Some(Part::Manifest) => break,
@@ -86,7 +90,7 @@ fn archives(parts: &mut Parts, announced: &Announced, dealer: &mut Dealer) -> an
         }
     }
     let unpacked = unpacker.finish()?;
-    dealer.take(Event::Directory { path: b"", status: Status { mode: *mode, ..unpacked.root } })?;
+    dispatcher.take(Event::Directory { path: b"", status: Status { mode: *mode, ..unpacked.root } })?;
     Ok(unpacked)
 }
 

@@ -124,11 +124,6 @@ impl BackupWriter {
         self.shared.parents.parent()
     }
 
-    /// The unfinished backups that it goes on with.
-    pub fn adopted(&self) -> &[BackupId] {
-        &self.intent.adopted
-    }
-
     /// What of earlier backups could not be used, and why; since the last call.
     pub fn take_notes(&self) -> Vec<String> {
         self.shared.parents.take_notes()

@@ -1,0 +1,68 @@
+//! The beginning of the replicas: an intent in each repository says what the backup builds on there, before that is read.
+
+use anyhow::Context;
+use walpoint_repo::backup::{BackupWriter, BlockSize, Foundation, Intent};
+
+use super::outcome::{Outcome, Outcomes};
+use super::{Replica, Replicas};
+use crate::backup::begun::Begun;
+use crate::backup::memory::MemoryBudget;
+use crate::backup::preflight::Chosen;
+use crate::backup::request::{AGENT, Request, host};
+use crate::check::repository::Destination;
+
+impl Replicas<BackupWriter> {
+    /// Begins one in each of `copies`. `forced`: beside another backup that may still be running.
+    pub(crate) async fn begin(
+        request: &Request<'_>,
+        begun: &Begun,
+        copies: &[Destination],
+        chosen: &Chosen,
+        forced: bool,
+    ) -> anyhow::Result<Self> {
+        let options = MemoryBudget::of(request.settings(), copies.len()).options();
+        let block_size = BlockSize::new(begun.block_size).context("no cluster has such blocks")?;
+        let mut all = Vec::new();
+        for destination in copies {
+            let intent = intent(request, begun, destination, forced).await?;
+            let resumed = intent.adopted.clone();
+            let writer = destination.backups().begin(intent, block_size, &options).await?;
+            log_foundation(destination.name(), &writer, request.full);
+            let outcome = Outcome::open(destination.name());
+            all.push(Replica { destination: destination.clone(), resumed, outcome, stage: Some(writer) });
+        }
+        let left_out = chosen.left_out.iter().map(|(name, why)| Outcome::left_out(name, why));
+        let outcomes = Outcomes::new(all.iter().map(|replica| replica.outcome.clone()).chain(left_out));
+        Ok(Self { all, outcomes })
+    }
+}
+
+/// What the backup announces in a repository: also what of that repository it builds on.
+async fn intent(
+    request: &Request<'_>,
+    begun: &Begun,
+    destination: &Destination,
+    forced: bool,
+) -> anyhow::Result<Intent> {
+    let Foundation { parents, mut adopted } = match request.full {
+        true => Foundation::default(),
+        false => Foundation::choose(&destination.backups().list().await?),
+    };
+    if forced {
+        // One of them may still be running: it is neither resumed nor ended.
+        adopted.clear();
+    }
+    let Begun { id, started, .. } = *begun;
+    let lineage = destination.lineage.id;
+    let (host, agent, label) = (host(), AGENT.to_owned(), request.label.clone());
+    Ok(Intent { id, lineage, started, host, agent, label, parents, adopted })
+}
+
+fn log_foundation(repository: &str, writer: &BackupWriter, full: bool) {
+    writer.take_notes().iter().for_each(|note| tracing::warn!(repository, "{note}"));
+    match writer.parent() {
+        Some(parent) => tracing::info!(repository, "comparing with backup {parent}"),
+        None if full => tracing::info!(repository, "storing everything, as --full asks"),
+        None => tracing::info!(repository, "storing everything: there is no backup to compare with"),
+    }
+}
