@@ -14,7 +14,7 @@ use super::facts::{BackupFacts, Method};
 use super::geometry::BlockSize;
 use super::location::{BackupRef, FrameRef, PackNo};
 use super::manifest::PageRef;
-use super::pack::{FrameKind, PACK_BYTES, PackBuilder};
+use super::pack::{FinishedPack, FrameKind, PACK_BYTES, PackBuilder};
 use super::pack_table::{PackTable, PackUse};
 use super::page::PageBuilder;
 use super::path::TablePath;
@@ -50,7 +50,7 @@ pub async fn publish(
         PackBuilder::new(sealer, &backups.pack_key(id, PACK), PACK, PACK_BYTES).map_err(failed)?;
     let mut codec = Codec::new();
     let (no, frame) = builder.push(FrameKind::Page, pack(&page, &mut codec), &[]).map_err(failed)?;
-    let (_, object, units) = builder.finish().map_err(failed)?;
+    let FinishedPack { object, units, .. } = builder.finish().map_err(failed)?;
     backups.store().create_once(&object).await?;
     let (size, backup) = (u32::try_from(object.len()).map_err(failed)?, BackupRef::OWN);
     let mut packs = manifest.packs.packs().to_vec();

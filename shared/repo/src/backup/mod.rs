@@ -141,7 +141,7 @@ pub use self::path::{MAX_PATH, RelativePath, Root, TablePath, TreeCheck};
 pub use self::progress::{Progress, Stretch};
 pub use self::read::{
     BackupReader, Entries, FetchedUnit, OpenUnit, Outline, PackUnit, Part, Piece, Window, WindowLimits,
-    Windows,
+    Windows, ZeroRun,
 };
 pub(crate) use self::summaries::ENOUGH;
 pub use self::wire::Malformed;

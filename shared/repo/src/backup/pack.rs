@@ -168,6 +168,17 @@ fn units(frames: &[PackFrame]) -> u32 {
     frames.iter().map(unit).fold(0, u32::saturating_add)
 }
 
+/// A pack that is complete.
+#[derive(Debug)]
+pub(super) struct FinishedPack {
+    /// Its number.
+    pub(super) no: PackNo,
+    /// What is stored.
+    pub(super) object: SealedObject,
+    /// How many blocks and table frames are in it.
+    pub(super) units: u32,
+}
+
 /// A pack that is being filled.
 #[derive(Debug)]
 pub(super) struct PackBuilder {
@@ -216,10 +227,10 @@ impl PackBuilder {
     }
 
     /// The finished object and what counts for its use.
-    pub(super) fn finish(self) -> Result<(PackNo, SealedObject, u32), SealError> {
+    pub(super) fn finish(self) -> Result<FinishedPack, SealError> {
         let units = self.directory.units();
         let object = self.writer.finish_with_meta(&self.directory.encode())?;
-        Ok((self.no, object, units))
+        Ok(FinishedPack { no: self.no, object, units })
     }
 }
 
@@ -252,7 +263,7 @@ mod tests {
                 builder.push(FrameKind::Leaf, pack(b"leaf", &mut codec), &[]).unwrap(),
                 (PackNo(3), 2)
             );
-            let (_, object, units) = builder.finish().unwrap();
+            let FinishedPack { object, units, .. } = builder.finish().unwrap();
             assert_eq!(units, 3);
             let bytes = object.to_bytes();
             let reader = ObjectReader::open(&sealer, &[ObjectKind::Pack], &key(), bytes.clone()).unwrap();
@@ -280,7 +291,7 @@ mod tests {
         while !builder.is_full_for(noise.len() + 64) {
             builder.push(FrameKind::Data, pack(&noise, &mut codec), &[0; 9]).unwrap();
         }
-        let (_, object, units) = builder.finish().unwrap();
+        let FinishedPack { object, units, .. } = builder.finish().unwrap();
         assert_eq!(units, 27);
         assert!(object.len() <= 10_500, "{}", object.len());
         let builder = empty(sealer, 10);
@@ -290,7 +301,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_a_directory_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200), len in 0u64..5000) {
-            let object = empty(&sealers()[0], PACK_BYTES).finish().unwrap().1;
+            let object = empty(&sealers()[0], PACK_BYTES).finish().unwrap().object;
             let header = ObjectHeader { object_len: len, ..object.header };
             if let Ok(directory) = PackDirectory::decode(&bytes, &header) {
                 for frame in directory.frames() {

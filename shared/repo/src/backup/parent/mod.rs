@@ -85,6 +85,17 @@ pub(super) struct Cached {
     chunk: CachedChunk,
 }
 
+/// A file of the parent with the content of another file, which may point to its blocks.
+#[derive(Debug)]
+pub(super) struct SameContent {
+    /// The content.
+    pub(super) file: FileContent,
+    /// How much of which pack it uses.
+    pub(super) live: Live,
+    /// How many of its blocks are stored.
+    pub(super) stored: u64,
+}
+
 /// The finished backup that was chosen.
 struct Parent {
     id: BackupId,
@@ -206,14 +217,13 @@ impl Parents {
         self.table().map_or(Ok(false), |table| table.has_beginning(length, beginning))
     }
 
-    /// The content of a file of the parent with that length and hash, all of which may be used, how much of which pack it
-    /// uses, and how many blocks are stored.
+    /// A file of the parent with that length and hash, all of which may be used.
     pub(super) fn same_content(
         &self,
         length: u64,
         hash: &ContentHash,
         cached: &mut Cached,
-    ) -> Result<Option<(FileContent, Live, u64)>> {
+    ) -> Result<Option<SameContent>> {
         let Some(table) = self.table() else { return Ok(None) };
         let Some(file) = table.find_content(length, hash, &self.backups, &mut cached.page)? else {
             return Ok(None);
@@ -238,7 +248,7 @@ impl Parents {
         for (pack, units) in of_frames {
             *live.entry(pack).or_default() += units;
         }
-        Ok(usable.then_some((file, live, stored)))
+        Ok(usable.then_some(SameContent { file, live, stored }))
     }
 
     /// The plain content of a table frame; `None` if it may not or cannot be used.

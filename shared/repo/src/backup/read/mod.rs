@@ -14,7 +14,7 @@ use walpoint_storage::layout::Key;
 pub use self::entries::Entries;
 use self::packs::Packs;
 pub use self::unit::{FetchedUnit, OpenUnit, PackUnit, Piece};
-pub use self::window::{Outline, Part, Window, WindowLimits, Windows};
+pub use self::window::{Outline, Part, Window, WindowLimits, Windows, ZeroRun};
 use super::catalog::Backups;
 use super::entry::Entry;
 use super::geometry::BlockSize;

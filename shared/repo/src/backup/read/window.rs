@@ -36,6 +36,17 @@ impl Default for WindowLimits {
     }
 }
 
+/// A stretch of a file that is all zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ZeroRun {
+    /// Which part of the window.
+    pub part: usize,
+    /// Where it begins in the file, in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
 /// A file or a part of one, a directory, or a link, within a window.
 #[derive(Clone, Debug)]
 pub struct Part {
@@ -130,17 +141,17 @@ impl Window {
         group(extents, &self.lists, &self.manifest, self.block_size)
     }
 
-    /// Stretches of this window's files that are all zero: part, offset, length in bytes. Whole leaves of zeros are not
-    /// among them: of a part's range, what neither a unit delivers nor this names is zero as well.
-    pub fn zero_runs(&self) -> impl Iterator<Item = (usize, u64, u64)> + '_ {
+    /// Stretches of this window's files that are all zero. Whole leaves of zeros are not among them: of a part's range, what
+    /// neither a unit delivers nor this names is zero as well.
+    pub fn zero_runs(&self) -> impl Iterator<Item = ZeroRun> + '_ {
         self.lists.iter().flat_map(move |listed| {
             let mut block = listed.first;
             listed.blocks.runs().filter_map(move |(run, _)| {
                 let start = block;
                 block += u64::from(run.blocks);
                 let (offset, end) = (start * self.block_size.bytes(), block * self.block_size.bytes());
-                let zero = run.place == Place::Zero;
-                zero.then(|| (listed.part, offset, end.min(listed.length).saturating_sub(offset)))
+                let length = end.min(listed.length).saturating_sub(offset);
+                (run.place == Place::Zero).then_some(ZeroRun { part: listed.part, offset, length })
             })
         })
     }

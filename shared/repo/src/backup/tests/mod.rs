@@ -182,7 +182,7 @@ pub(crate) async fn restore(
                 Ok(())
             })?;
         }
-        for (part, offset, len) in window.zero_runs() {
+        for ZeroRun { part, offset, length: len } in window.zero_runs() {
             let file = &restored[window.parts()[part].entry.path.path.as_bytes()];
             let range = usize::try_from(offset).unwrap()..usize::try_from(offset + len).unwrap();
             assert!(len > 0 && file[range].iter().all(|b| *b == 0));

@@ -215,7 +215,11 @@ fn only_wanted_blocks_are_read() {
         assert_eq!(got, wanted.into_iter().collect::<Vec<_>>());
         assert_eq!(asked, reader.manifest().summary.totals.blocks);
         let zeros: Vec<_> = window.zero_runs().collect();
-        assert_eq!(zeros, [(1, 300_032, 4096)], "the blocks of a that are all hole");
+        assert_eq!(
+            zeros,
+            [ZeroRun { part: 1, offset: 300_032, length: 4096 }],
+            "the blocks of a that are all hole"
+        );
     });
 }
 

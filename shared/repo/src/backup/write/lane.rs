@@ -24,7 +24,7 @@ use super::super::hash::ContentHasher;
 use super::super::live::Live;
 use super::super::location::{BackupRef, BlockRef, FrameRef, PackNo};
 use super::super::pack::FrameKind;
-use super::super::parent::{Cached, KnownBlock};
+use super::super::parent::{Cached, KnownBlock, SameContent};
 use super::super::path::TablePath;
 use super::Shared;
 use super::sink::PackSink;
@@ -120,7 +120,7 @@ impl Lane {
         attributes: Attributes,
     ) -> Result<bool> {
         let found = self.shared.parents.same_content(length, &hash, &mut self.cached)?;
-        let Some((file, live, stored)) = found else { return Ok(false) };
+        let Some(SameContent { file, live, stored }) = found else { return Ok(false) };
         let bytes = stored.saturating_mul(self.shared.block_size.bytes()).min(length);
         let counted = Counted { stored, new_bytes: 0, reused_bytes: bytes };
         let entry = Entry { path: path.clone(), attributes, content: Content::File(file) };

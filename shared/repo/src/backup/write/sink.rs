@@ -15,7 +15,7 @@ use walpoint_storage::object::{Codec, SealedObject, Sealer, pack};
 use walpoint_storage::store::Store;
 
 use super::super::location::{BackupRef, FrameRef, PackNo};
-use super::super::pack::{FrameKind, PACK_BYTES, PackBuilder};
+use super::super::pack::{FinishedPack, FrameKind, PACK_BYTES, PackBuilder};
 
 /// Table packs are smaller: they fill slowly, and all the while they are in memory.
 const TABLE_PACK_BYTES: u64 = 8 << 20;
@@ -195,7 +195,7 @@ impl PackSink {
     }
 
     fn upload(self: &Arc<Self>, state: &mut State, full: PackBuilder) -> Result<()> {
-        let (no, object, units) = full.finish().map_err(internal)?;
+        let FinishedPack { no, object, units } = full.finish().map_err(internal)?;
         let size = u32::try_from(object.len()).map_err(|_| internal("a pack is too long"))?;
         let pack = WrittenPack { size, units };
         state.set(no, PackState::Uploading(pack));
