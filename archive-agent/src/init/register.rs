@@ -48,6 +48,22 @@ pub(crate) struct Registered {
     pub(crate) opens_with: Option<String>,
 }
 
+/// A repository of the plan, open.
+struct Opened {
+    repository: Repository,
+    url: String,
+    /// Whether it was made now.
+    created: bool,
+}
+
+/// The cluster's lineage in one of them.
+struct Joined<'a> {
+    opened: &'a Opened,
+    lineage: Lineage,
+    /// Whether it was begun now.
+    created: bool,
+}
+
 /// Makes or joins each repository of the plan, then registers the cluster in all of them.
 pub(crate) async fn register(
     report: &mut Report,
@@ -55,20 +71,46 @@ pub(crate) async fn register(
     control: &ControlFile,
     args: &InitArgs,
 ) -> anyhow::Result<Vec<Registered>> {
-    let (mut present, mut away) = (Vec::new(), Vec::new());
-    let required = plan.settings.ack_set();
-    // A cluster that goes on in a new lineage has its repositories: where one is missing, it is not mounted.
-    for (name, settings) in plan.repositories.iter().filter(|_| args.new_lineage) {
+    let Present { there, away } = match args.new_lineage {
+        true => present(report, plan).await?,
+        false => Present::default(),
+    };
+    if !args.even_if_bound {
+        no_second(&there, plan, control).await?;
+    }
+    let opened = open(report, plan, args.encrypt, &away).await?;
+    let registration = Registration::new(plan, control, &opened, args.new_lineage).await?;
+    let mut joined = Vec::new();
+    for opened in &opened {
+        joined.push(registration.join(opened).await?);
+    }
+    let registered = registration.registered(report, &joined).await?;
+    registration.bind(report, &joined)?;
+    Ok(registered)
+}
+
+/// The repositories of a cluster that continues in a new lineage.
+#[derive(Default)]
+struct Present<'a> {
+    there: Vec<Repository>,
+    /// The names of those where the lineage is not begun now.
+    away: Vec<&'a String>,
+}
+
+/// A cluster that continues in a new lineage has its repositories: where one is missing, it is not mounted.
+async fn present<'a>(report: &mut Report, plan: &'a Plan) -> anyhow::Result<Present<'a>> {
+    let mut found = Present::default();
+    for (name, settings) in &plan.repositories {
         let there = Repository::open(name, settings).await.map_err(hint);
         if let Err(error) = &there
-            && !required.contains(name)
+            && !plan.settings.ack_set().contains(name)
         {
             report.warning(
                 format!("repository {name}"),
                 format!("the lineage is not begun there, as this repository cannot be opened: {error:#}"),
                 "when it is there again, run archive-agent init, without --new-lineage: it begins the same lineage there",
             );
-            away.push(name);
+            found.away.push(name);
             continue;
         }
         let there = there.with_context(|| {
@@ -78,91 +120,141 @@ pub(crate) async fn register(
                 settings.url
             )
         })?;
-        present.push(there);
+        found.there.push(there);
     }
-    if !args.even_if_bound {
-        no_second(&present, plan, control).await?;
-    }
+    Ok(found)
+}
+
+/// Makes or opens the repositories of the plan, but for those that are away.
+async fn open(
+    report: &mut Report,
+    plan: &Plan,
+    encrypt: bool,
+    away: &[&String],
+) -> anyhow::Result<Vec<Opened>> {
     let mut opened = Vec::new();
     for (name, settings) in plan.repositories.iter().filter(|(name, _)| !away.contains(&name)) {
-        let made = make(name, settings, args.encrypt).await;
-        let made = made.with_context(|| format!("repository {name} ({})", settings.url))?;
-        let what = format!("repository {name}");
-        judge(report, &what, made.repository.store().name(), settings, &made.probe);
+        let made = make(name, settings, encrypt).await;
+        let Initialised { repository, probe, existed } =
+            made.with_context(|| format!("repository {name} ({})", settings.url))?;
+        judge(report, &format!("repository {name}"), repository.store().name(), settings, &probe);
         if report.count(Grade::Failed) > 0 {
             bail!("{}", report.told(Grade::Failed));
         }
-        opened.push((made.repository, settings.url.clone(), !made.existed));
+        opened.push(Opened { repository, url: settings.url.clone(), created: !existed });
     }
-    let ack: Vec<AckMember> = opened
-        .iter()
-        .filter(|(repository, ..)| required.iter().any(|name| name == repository.name()))
-        .map(|(repository, ..)| AckMember { name: repository.name().to_owned(), repository: repository.id() })
-        .collect();
-    let (mut registered, mut lineages, mut split) = (Vec::new(), Vec::new(), None);
-    let mut begun = None;
-    if args.new_lineage {
-        let mut after = 0;
-        for (repository, ..) in &opened {
-            after = after.max(repository.last_lineage(&plan.cluster, control.system_id).await?);
+    Ok(opened)
+}
+
+/// What a cluster is registered with in each of its repositories.
+struct Registration<'a> {
+    plan: &'a Plan,
+    control: &'a ControlFile,
+    /// The repositories of the configuration that acknowledge.
+    ack: Vec<AckMember>,
+    /// The lineage that is begun in all repositories.
+    begun: Option<Begun>,
+    /// The one that the server has in other repositories, unless one is begun.
+    elsewhere: Option<Elsewhere>,
+}
+
+impl<'a> Registration<'a> {
+    async fn new(
+        plan: &'a Plan,
+        control: &'a ControlFile,
+        opened: &[Opened],
+        new_lineage: bool,
+    ) -> anyhow::Result<Self> {
+        let here: Vec<&Repository> = opened.iter().map(|opened| &opened.repository).collect();
+        let required = plan.settings.ack_set();
+        let ack = here.iter().filter(|here| required.iter().any(|name| name == here.name()));
+        let ack = ack.map(|here| AckMember { name: here.name().to_owned(), repository: here.id() }).collect();
+        let (mut begun, mut elsewhere) = (None, None);
+        match new_lineage {
+            true => {
+                let mut after = 0;
+                for repository in here {
+                    after = after.max(repository.last_lineage(&plan.cluster, control.system_id).await?);
+                }
+                let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+                begun = Some(Begun { after, life: LineageUid::random(), began: began(pgdata, control) });
+            }
+            false => elsewhere = Elsewhere::of(&here, plan, control).await?,
         }
-        let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
-        begun = Some(Begun { after, life: LineageUid::random(), began: began(pgdata, control) });
+        Ok(Self { plan, control, ack, begun, elsewhere })
     }
-    let here: Vec<&Repository> = opened.iter().map(|(repository, ..)| repository).collect();
-    let elsewhere = match begun {
-        Some(_) => None,
-        None => Elsewhere::of(&here, plan, control).await?,
-    };
-    let writes = writes(plan.pgdata().map_err(|failure| failure.error)?, control);
-    let mut made = Vec::new();
-    for (repository, url, repository_created) in &opened {
-        let (lineage, lineage_created) =
-            lineage(repository, plan, control, &ack, (begun.as_ref(), elsewhere.as_ref()))
+
+    /// Joins the cluster's lineage in a repository, or begins it there.
+    async fn join<'o>(&self, opened: &'o Opened) -> anyhow::Result<Joined<'o>> {
+        let Self { plan, control, ack, begun, elsewhere } = self;
+        let repository = &opened.repository;
+        let (lineage, created) =
+            lineage(repository, plan, control, ack, (begun.as_ref(), elsewhere.as_ref()))
                 .await
                 .with_context(|| format!("repository {}", repository.name()))?;
-        made.push((repository, url, repository_created, lineage, lineage_created));
+        Ok(Joined { opened, lineage, created })
     }
-    let lives: Vec<_> =
-        made.iter().map(|(repository, .., lineage, _)| (repository.id(), lineage.clone())).collect();
-    for (repository, url, repository_created, lineage, lineage_created) in made {
-        lineages.push((repository.id(), lineage.id));
-        split = split.or(lineage.parent.filter(|_| lineage_created && begun.is_some()));
-        if lineage_created && elsewhere.is_some() && !*repository_created {
-            report.warning(
-                format!("repository {}: lineage", repository.name()),
-                format!(
-                    "this server archives into lineage {} there from now on, as in the other repositories",
-                    lineage.id
-                ),
-                "TAKE A BACKUP NOW (archive-agent backup): the lineage has none in this repository",
-            );
+
+    /// Sees to it that those acknowledge in each repository that have to, and reports what it has.
+    async fn registered(
+        &self,
+        report: &mut Report,
+        joined: &[Joined<'_>],
+    ) -> anyhow::Result<Vec<Registered>> {
+        let writes = writes(self.plan.pgdata().map_err(|failure| failure.error)?, self.control);
+        let here: Vec<&Repository> = joined.iter().map(|joined| &joined.opened.repository).collect();
+        let mut registered = Vec::new();
+        for Joined { opened, lineage, created } in joined {
+            let repository = &opened.repository;
+            if *created && self.elsewhere.is_some() && !opened.created {
+                report.warning(
+                    format!("repository {}: lineage", repository.name()),
+                    format!(
+                        "this server archives into lineage {} there from now on, as in the other repositories",
+                        lineage.id
+                    ),
+                    "TAKE A BACKUP NOW (archive-agent backup): the lineage has none in this repository",
+                );
+            }
+            let now = self.acknowledging_with(lineage, joined);
+            let superseding = Superseding { report, there: &here, writes, now: &now };
+            if ids(&superseding.done(repository, lineage).await?) != ids(&self.ack) {
+                report.warning(
+                    format!("repository {}: lineage", repository.name()),
+                    format!("{} was begun when other repositories had to acknowledge WAL", lineage.id),
+                    "readers without this configuration believe an absence proven by fewer repositories",
+                );
+            }
+            registered.push(Registered {
+                repository: repository.name().to_owned(),
+                url: opened.url.clone(),
+                id: repository.id().to_string(),
+                repository_created: opened.created,
+                lineage: lineage.id.to_string(),
+                lineage_created: *created,
+                key_slot: repository.opened_by().map(|(_, slot)| slot),
+                opens_with: repository.opened_by().map(|(source, _)| source.to_string()),
+            });
         }
+        Ok(registered)
+    }
+
+    /// The repositories that acknowledge and hold the same lineage, not another one of its number.
+    fn acknowledging_with(&self, lineage: &Lineage, joined: &[Joined<'_>]) -> Vec<AckMember> {
         let shares = |member: &&AckMember| {
-            lives.iter().any(|(id, other)| *id == member.repository && lineage.is_same_life(other))
+            let mut same = joined.iter().filter(|other| lineage.is_same_life(&other.lineage));
+            same.any(|other| other.opened.repository.id() == member.repository)
         };
-        let now: Vec<AckMember> = ack.iter().filter(shares).cloned().collect();
-        let superseding = Superseding { report, there: &here, writes, now: &now };
-        if ids(&superseding.done(repository, &lineage).await?) != ids(&ack) {
-            report.warning(
-                format!("repository {}: lineage", repository.name()),
-                format!("{} was begun when other repositories had to acknowledge WAL", lineage.id),
-                "readers without this configuration believe an absence proven by fewer repositories",
-            );
-        }
-        registered.push(Registered {
-            repository: repository.name().to_owned(),
-            url: url.clone(),
-            id: repository.id().to_string(),
-            repository_created: *repository_created,
-            lineage: lineage.id.to_string(),
-            lineage_created,
-            key_slot: repository.opened_by().map(|(_, slot)| slot),
-            opens_with: repository.opened_by().map(|(source, _)| source.to_string()),
-        });
+        self.ack.iter().filter(shares).cloned().collect()
     }
-    if let Some(parent) = split {
-        let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+
+    /// Binds the data directory to the lineage that was split off for it, if one was. The last step: by now every repository has
+    /// that lineage.
+    fn bind(&self, report: &mut Report, joined: &[Joined<'_>]) -> anyhow::Result<()> {
+        let mut begun = joined.iter().filter(|joined| joined.created && self.begun.is_some());
+        let Some(parent) = begun.find_map(|joined| joined.lineage.parent) else { return Ok(()) };
+        let pgdata = self.plan.pgdata().map_err(|failure| failure.error)?;
+        let lineages = joined.iter().map(|joined| (joined.opened.repository.id(), joined.lineage.id));
         binding::write(pgdata, lineages)
             .with_context(|| format!("{} cannot be written", pgdata.join(BINDING).display()))?;
         report.warning(
@@ -170,8 +262,8 @@ pub(crate) async fn register(
             format!("{} archives into a lineage of its own from now on. {}", pgdata.display(), begins(&parent)),
             "TAKE A BACKUP NOW (archive-agent backup); a running daemon uses the new lineage without a restart",
         );
+        Ok(())
     }
-    Ok(registered)
 }
 
 /// Makes or opens a repository.
