@@ -7,6 +7,7 @@
 //! | [`config`] | the TOML file |
 //! | `line` | where a key of that file stands |
 //! | [`exit`] | exit statuses, and how an error is told to a person |
+//! | [`human`] | sizes, spans, counts and moments for people |
 //! | [`logs`] | tracing to standard error, as text or JSON |
 //! | [`output`] | what commands print |
 //! | [`memory`] | memory that is given back |
@@ -21,6 +22,7 @@ pub mod args;
 pub mod backoff;
 pub mod config;
 pub mod exit;
+pub mod human;
 mod line;
 pub mod logs;
 pub mod memory;
