@@ -18,7 +18,7 @@ help:
 	@echo "make soak    the long tests too"
 	@echo "make planted plant faults and show which test finds each"
 	@echo "make bench   measure beside other tools, write bench/RESULTS.md (an hour; ROWS=archive-s3,fetch-s3 for some)"
-	@echo "make lint    format, clippy, documentation, dependencies, layers, circles"
+	@echo "make lint    format, clippy, documentation, dependencies, layers, circles, options in libraries"
 	@echo "make clean   remove everything built"
 
 build:

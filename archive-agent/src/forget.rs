@@ -12,10 +12,12 @@ use walpoint_base::ClusterName;
 use walpoint_repo::Repository;
 use walpoint_repo::forget::{ForgetOptions, Forgotten, forget};
 use walpoint_runtime::args::CommonArgs;
-use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::human;
 use walpoint_runtime::output;
-use walpoint_runtime::progress::{Progress, human_bytes};
+use walpoint_runtime::progress::Progress;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 /// Options of `forget`.
 #[derive(Debug, Clone, Args)]
@@ -178,7 +180,7 @@ impl Document {
                 _ => String::new(),
             };
             writeln!(text, "  backups   {}{span}", one.backups.len()).ok();
-            writeln!(text, "  objects   {objects}, {}", human_bytes(bytes)).ok();
+            writeln!(text, "  objects   {objects}, {}", human::size(bytes)).ok();
             if one.held_objects > 0 {
                 writeln!(text, "  held      {} objects that the store does not let go", one.held_objects)
                     .ok();

@@ -9,6 +9,7 @@ use walpoint_base::ClusterName;
 use walpoint_base::socket::{HealthReply, HealthRequest, Message, connect};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
+use walpoint_runtime::human;
 
 use crate::selection::selections;
 
@@ -55,7 +56,7 @@ pub(crate) enum NoAnswer {
     #[error("no process listens there: {0}")]
     Absent(std::io::Error),
     /// One does, and it does not answer.
-    #[error("it gave no answer within {} s: {error}", PATIENCE.as_secs())]
+    #[error("it gave no answer within {}: {error}", human::span(PATIENCE))]
     Silent {
         /// What became of the conversation.
         error: std::io::Error,

@@ -10,10 +10,11 @@ use serde::Serialize;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
 use walpoint_repo::Repository;
 use walpoint_runtime::args::CommonArgs;
-use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
 use walpoint_storage::object::ContentHash;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 use crate::hold::user;
 

@@ -13,6 +13,7 @@ mod hold;
 mod init;
 mod key;
 mod lineage;
+mod newer;
 mod selection;
 mod status;
 mod verify;
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     // What a push prints goes to PostgreSQL's log, for every segment: success is not worth a line there.
     logging.quiet |= matches!(cli.command, Command::Push { .. }) && logging.verbose == 0;
     logs::start(&logging);
-    let result = start(&cli);
+    let result = walpoint_words::advised(start(&cli));
     if matches!(cli.command, Command::Push { .. }) && std::env::var_os(PUSH_OUTCOME).is_some() {
         let status = result.as_ref().map_or_else(|failure| failure.status, |()| exit::DONE);
         let ended = exit::report(result);

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use walpoint_base::{RecoveryTarget, TargetTimeline};
-use walpoint_plan::restore::{Doubt, RestorePlan, Unreachable, Why};
+use walpoint_plan::restore::{Doubt, Hint, RestorePlan, Unreachable, Why};
 use walpoint_repo::Repository;
 
 use crate::plan::Planned;
@@ -116,17 +116,14 @@ pub(crate) fn contradicting(planned: &Planned, refusals: &mut Vec<Refused>) -> O
         .position(|one| goes_on(&planned.plan, &one.refusal) || leads_elsewhere(planned, &one.refusal))?;
     let Refused { repository, mut refusal } = refusals.swap_remove(at);
     if leads_elsewhere(planned, &refusal) {
-        let (plan, name) = (&planned.plan, planned.repository.name());
-        let hint = format!(
-            "Repository \"{}\" has a younger timeline or lineage. Repository \"{name}\" lags behind it, and would recover to \
-             {} on timeline {}: to have that, give \"--lineage {} --target-timeline {}\".",
-            repository.name(),
-            plan.until,
-            plan.timeline,
-            plan.lineage,
-            plan.timeline
-        );
-        refusal.hints.push(hint);
+        let plan = &planned.plan;
+        refusal.hints.push(Hint::LagsBehind {
+            ahead: repository.name().to_owned(),
+            behind: planned.repository.name().to_owned(),
+            until: plan.until,
+            timeline: plan.timeline,
+            lineage: plan.lineage,
+        });
     }
     Some(refusal)
 }

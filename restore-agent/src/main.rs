@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use walpoint_runtime::{exit, logs, memory, pages, threads};
+use walpoint_words::advised;
 
 use cli::{Cli, Command};
 
@@ -76,11 +77,11 @@ fn run(arguments: &[OsString]) -> ExitCode {
                 exit::report(pages::manual(Cli::command(), &[cli::CLIENT_PAGE], directory))
             }
             Command::Fetch(args) => ExitCode::from(wal::fetch::run(&cli.common, args).await),
-            Command::Plan(args) => exit::report(plan::run(&cli.common, args).await),
-            Command::Restore(args) => exit::report(restore::run(&cli.common, args).await),
-            Command::Rollback(args) => exit::report(restore::rollback::run(&cli.common, args)),
-            Command::Probe(args) => exit::report(plan::probe(&cli.common, args).await),
-            Command::Prefetch(args) => exit::report(wal::session::run(&cli.common, args).await),
+            Command::Plan(args) => exit::report(advised(plan::run(&cli.common, args).await)),
+            Command::Restore(args) => exit::report(advised(restore::run(&cli.common, args).await)),
+            Command::Rollback(args) => exit::report(advised(restore::rollback::run(&cli.common, args))),
+            Command::Probe(args) => exit::report(advised(plan::probe(&cli.common, args).await)),
+            Command::Prefetch(args) => exit::report(advised(wal::session::run(&cli.common, args).await)),
         }
     });
     // What still runs in the background was given up and must not delay the answer.

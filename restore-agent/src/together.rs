@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use walpoint_base::{RecoveryTarget, SegmentNo};
-use walpoint_plan::restore::{Request, SegmentDecoder, SegmentRange, Unreachable, Why};
+use walpoint_plan::restore::{Hint, Request, SegmentDecoder, SegmentRange, Unreachable, Why};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
 use walpoint_repo::planning;
 use walpoint_storage::RepoError;
@@ -78,15 +78,16 @@ pub(crate) async fn plan(
         match found {
             Ok(Ok(mut planned)) => {
                 planned.together = true;
-                planned.plan.notes.extend(borrowed(&planned, home));
+                planned.remarks.extend(borrowed(&planned, home));
                 together.plans.push(planned);
             }
             Ok(Err(refusal)) => {
                 together.refusals.push(Refused { repository: home.repository().clone(), refusal });
             }
             Err(error) => tracing::warn!(
-                "no plan was made from the backups in repository \"{}\" with the WAL of the others: {error}",
-                home.repository().name()
+                "no plan was made from the backups in repository \"{}\" with the WAL of the others: {}",
+                home.repository().name(),
+                walpoint_words::error(&error)
             ),
         }
     }
@@ -111,7 +112,7 @@ pub(crate) fn explain(refusals: &mut [Refused], together: Vec<Refused>) {
         let alone = refusals.iter_mut().find(|refused| refused.repository.name() == one.repository.name());
         if let Some(alone) = alone.filter(|alone| lacks(&alone.refusal) && lacks(&one.refusal)) {
             alone.refusal = one.refusal;
-            alone.refusal.hints.push("No repository that was read has the missing files.".to_owned());
+            alone.refusal.hints.push(Hint::MissingEverywhere);
         }
     }
 }

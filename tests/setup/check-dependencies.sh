@@ -3,9 +3,11 @@
 #   banned    crates that must not be part of what we ship (see deny.toml for why)
 #   layers    base <- pg, base <- plan <- repo, base <- storage <- repo, base <- runtime; pg, repo and runtime do not know each
 #             other;
-#             the thin clients know base only
+#             the thin clients know base only; words, what both agents say, is above pg, storage and runtime
 #   pure      walpoint-plan is built from nothing that does IO or tells the time; built by itself, without what other
 #             crates ask of its dependencies, it says so
+#   spelling  no library spells an option or a command line of the programs: they put what it returns into words
+#             (check-spelling.py)
 #   circles   no two folders of one crate import each other in a circle (check-circles.py)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -43,10 +45,11 @@ layer walpoint-plan walpoint-base
 layer walpoint-storage walpoint-base
 layer walpoint-repo walpoint-base walpoint-plan walpoint-storage
 layer walpoint-runtime walpoint-base
+layer walpoint-words walpoint-base walpoint-pg walpoint-storage walpoint-runtime
 layer archive-push walpoint-base
 layer restore-fetch walpoint-base
-layer archive-agent walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime
-layer restore-agent walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime
+layer archive-agent walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime walpoint-words
+layer restore-agent walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime walpoint-words
 
 # All that walpoint-plan may be built from. Of the vocabulary's own IO it is given nothing that waits; of jiff neither the
 # clock nor the time zones of the machine.
@@ -69,9 +72,10 @@ fi
 }
 if command -v python3 >/dev/null; then
     tests/setup/check-circles.py || failed=1
+    tests/setup/check-spelling.py || failed=1
 else
-    echo "python3 is not installed: circles of folders were not looked for" >&2
+    echo "python3 is not installed: neither circles of folders nor spelled options were looked for" >&2
 fi
 
-[ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed, plans pure"
+[ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed, plans pure, no option spelled in a library"
 exit $failed

@@ -106,6 +106,7 @@ fn every_member_of_the_json_is_described() {
             "shared/repo/src/catalog/status.rs",
             &[
                 "ClusterStatus",
+                "SegmentsDocument",
                 "LineageStatus",
                 "TimelineStatus",
                 "ForkStatus",
@@ -115,7 +116,7 @@ fn every_member_of_the_json_is_described() {
             ],
         ),
         (
-            "shared/plan/src/restore/report.rs",
+            "restore-agent/src/plan/document.rs",
             &[
                 "PlanDocument",
                 "RefusalDocument",
@@ -124,7 +125,6 @@ fn every_member_of_the_json_is_described() {
                 "PathDocument",
                 "StopDocument",
                 "PreparedDocument",
-                "SegmentsDocument",
                 "SettingDocument",
                 "EstimateDocument",
                 "MomentDocument",
@@ -135,7 +135,7 @@ fn every_member_of_the_json_is_described() {
         ("shared/repo/src/expire/report.rs", &["Expired", "DecisionReport", "ClassReport"]),
         ("archive-agent/src/forget.rs", &["Document"]),
         ("shared/repo/src/forget.rs", &["Forgotten"]),
-        ("archive-agent/src/verify/mod.rs", &["Document"]),
+        ("archive-agent/src/verify/document.rs", &["Document", "Finding"]),
         ("shared/repo/src/verify/report.rs", &["Verified", "VerifyFinding"]),
         ("archive-agent/src/hold/document.rs", &["Document", "Holding", "Held"]),
         ("archive-agent/src/lineage.rs", &["Document", "Settled"]),

@@ -119,7 +119,7 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
     store.back_door().delete(hole);
     let name = hole.rsplit('/').next().expect("a name");
     let text = agent.run(&["status"]).expect_success().stdout;
-    assert!(text.contains(&format!("gap     {name} to {name} (1 segments)")), "{text}");
+    assert!(text.contains(&format!("gap     {name} to {name} (1 segment)")), "{text}");
 
     // Without a configuration the same repository says the same; nobody knows a server.
     let alone = bare(&["--repo", &store.url(), "--cluster", "main", "--json"], &[]).expect_success();

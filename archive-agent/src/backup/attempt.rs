@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use walpoint_repo::backup::BackupWriter;
-use walpoint_runtime::progress::{Progress, human_bytes};
+use walpoint_runtime::human;
+use walpoint_runtime::progress::Progress;
 
 use super::lease::BackupLeases;
 use super::needed_wal::NeededWal;
@@ -61,7 +62,7 @@ impl Attempt<'_> {
         let Self { request, chosen, copies, forced } = *self;
         let started = source.start(request, copies).await?;
         let begun = started.begun();
-        tracing::info!(backup = %begun.id, size = human_bytes(begun.bytes), "copying");
+        tracing::info!(backup = %begun.id, size = human::size(begun.bytes), "copying");
         let replicas = Replicas::begin(request, begun, copies, chosen, forced).await?;
         let copied = started.copy(request, &replicas).await;
         let copied = self.or_noted(copied, &replicas).await?;

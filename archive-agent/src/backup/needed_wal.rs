@@ -13,7 +13,7 @@ use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory};
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{BackupFacts, WalStored};
 use walpoint_repo::wal::WalArchive;
-use walpoint_runtime::progress::human_duration;
+use walpoint_runtime::human;
 
 use crate::check::archiving::why_not_archived;
 
@@ -162,7 +162,7 @@ impl NeededWal {
                     bail!(
                         "no backup was made: {what}. Gave up after {} (backup_wal_timeout); mend archiving and run the backup \
                          again",
-                        human_duration(began.elapsed())
+                        human::span(began.elapsed())
                     );
                 }
                 tracing::warn!("waiting: {what}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Serialize;
 use walpoint_repo::backup::{Finding, Method, PageFault, WalStored};
-use walpoint_runtime::progress::{human_bytes, human_duration};
+use walpoint_runtime::human;
 
 use super::publish::Published;
 use super::replica::{Replica, Replicas};
@@ -130,17 +130,17 @@ impl BackupReport {
         line("start", format!("{} on timeline {} at {}", self.start_lsn, self.start_timeline, self.started));
         line("stop", format!("{} on timeline {} at {}", self.stop_lsn, self.stop_timeline, self.ended));
         line("WAL", format!("{} to {}, stored", self.first_wal, self.last_wal));
-        line("read", format!("{} files, {}", self.files, human_bytes(self.bytes)));
+        line("read", format!("{}, {}", human::count(self.files, "file"), human::size(self.bytes)));
         for copy in &self.repositories {
             let Copy { repository, stored_bytes, new_bytes, reused_bytes, .. } = copy;
-            let stored = human_bytes(*stored_bytes);
+            let stored = human::size(*stored_bytes);
             line(
                 "stored",
-                format!("{stored} in repository {repository}, for {} of blocks", human_bytes(*new_bytes)),
+                format!("{stored} in repository {repository}, for {} of blocks", human::size(*new_bytes)),
             );
             if *reused_bytes > 0 {
                 let parent = copy.parent.as_deref().unwrap_or("an unfinished one");
-                let reused = human_bytes(*reused_bytes);
+                let reused = human::size(*reused_bytes);
                 line("reused", format!("{reused} of blocks that backups up to {parent} have there"));
             }
         }
@@ -170,7 +170,7 @@ impl BackupReport {
             line("", "and more: see --json".to_owned());
         }
         let (all, wal) = (Duration::from_secs_f64(self.seconds), Duration::from_secs_f64(self.wal_seconds));
-        line("took", format!("{}, {} of it waiting for WAL", human_duration(all), human_duration(wal)));
+        line("took", format!("{}, {} of it waiting for WAL", human::span(all), human::span(wal)));
         text
     }
 

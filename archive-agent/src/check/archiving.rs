@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use walpoint_base::{SegmentName, SegmentNo};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
+use walpoint_runtime::human;
 
 use super::report::Report;
 use super::repository::Destination;
@@ -84,8 +85,8 @@ pub(crate) async fn archiver(report: &mut Report, server: &mut Server, patience:
             return false;
         }
         if !std::mem::replace(&mut told, true) {
-            let (found, limit) = (describe(&stats), patience.as_secs());
-            tracing::info!("waiting for PostgreSQL to archive it after all, for at most {limit} s: {found}");
+            let (found, limit) = (describe(&stats), human::span(patience));
+            tracing::info!("waiting for PostgreSQL to archive it after all, for at most {limit}: {found}");
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -128,17 +129,17 @@ pub(crate) async fn arrival(
         while archive.header(segment).await?.is_none() {
             if began.elapsed() >= limit {
                 bail!(
-                    "segment {segment} did not arrive in repository {} within {} s: {}",
+                    "segment {segment} did not arrive in repository {} within {}: {}",
                     destination.name(),
-                    limit.as_secs(),
+                    human::span(limit),
                     why_not_archived(server, pgdata, segment).await
                 );
             }
             if began.elapsed() >= QUIET && !std::mem::replace(&mut told, true) {
-                let (repository, limit) = (destination.name(), limit.as_secs());
+                let (repository, limit) = (destination.name(), human::span(limit));
                 tracing::info!(
                     repository,
-                    "waiting for PostgreSQL to archive segment {segment}, for at most {limit} s"
+                    "waiting for PostgreSQL to archive segment {segment}, for at most {limit}"
                 );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -31,8 +31,9 @@ use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::{Identity, Server};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FINDINGS, Failure};
+use walpoint_runtime::human;
 use walpoint_runtime::output;
-use walpoint_runtime::progress::{Progress, human_bytes, human_duration};
+use walpoint_runtime::progress::Progress;
 use walpoint_storage::store::StoreSettings;
 
 use self::remote::{RemoteSource, examine_remote, why_remote};
@@ -154,7 +155,10 @@ async fn measure(
     let measured = tokio::task::spawn_blocking(move || walked.measure()).await;
     let measured = measured.map_err(anyhow::Error::from).and_then(|measured| measured);
     let (measure, entered) = report.take(what, measured)?;
-    report.ok(what, format!("{} files, {}, may all be read", measure.files, human_bytes(measure.bytes)));
+    report.ok(
+        what,
+        format!("{}, {}, may all be read", human::count(measure.files, "file"), human::size(measure.bytes)),
+    );
     Some((measure, entered))
 }
 
@@ -283,6 +287,6 @@ async fn arrives(report: &mut Report, examined: &mut RemoteSource, args: &CheckA
     let RemoteSource { server, identity, destinations, pgdata, .. } = examined;
     let arrival = archiving::arrival(server, identity, destinations, pgdata.as_deref(), limit).await;
     if let Some((segment, took)) = report.take(what, arrival) {
-        report.ok(what, format!("segment {segment} was switched and stored in {}", human_duration(took)));
+        report.ok(what, format!("segment {segment} was switched and stored in {}", human::span(took)));
     }
 }

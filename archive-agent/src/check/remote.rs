@@ -7,7 +7,7 @@ use anyhow::bail;
 use walpoint_pg::server::{Identity, Server, ServerError, Walsender};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::ClusterSettings;
-use walpoint_runtime::progress::human_bytes;
+use walpoint_runtime::human;
 use walpoint_storage::store::StoreSettings;
 
 use super::report::Report;
@@ -65,7 +65,7 @@ pub(crate) async fn examine_remote(
         places(report, &destinations, pgdata);
     }
     let bytes = size(&mut server).await.unwrap_or(0);
-    report.ok("size", format!("about {}", human_bytes(bytes)));
+    report.ok("size", format!("about {}", human::size(bytes)));
     for destination in &destinations {
         repository::space(report, destination, bytes, full).await;
     }
@@ -123,7 +123,7 @@ async fn replication(
         ),
         _ => String::new(),
     };
-    report.failed(what, walpoint_runtime::exit::told(&error), &advice);
+    report.failed(what, walpoint_words::told(&error), &advice);
 }
 
 /// Connects for replication; the role.

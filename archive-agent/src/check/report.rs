@@ -77,7 +77,7 @@ impl Report {
 
     /// It does not work, and the error says itself what to do.
     pub(crate) fn error(&mut self, what: impl Into<String>, error: &anyhow::Error) {
-        self.add(what.into(), Grade::Failed, walpoint_runtime::exit::told(error), None);
+        self.add(what.into(), Grade::Failed, walpoint_words::told(error), None);
     }
 
     /// Adds what a fallible look found; its value if it went well.

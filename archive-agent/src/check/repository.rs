@@ -29,6 +29,7 @@ pub(crate) use self::registered::{Nature, same_facts};
 pub(crate) use self::soundness::sound;
 pub(crate) use self::space::space;
 use super::report::Report;
+use crate::newer;
 use crate::wal::identity::{self, Evidence};
 use crate::wal::reach;
 use crate::wal::unwritten::unwritten;
@@ -112,7 +113,7 @@ pub(crate) async fn latest(report: &mut Report, destinations: &[Destination], id
             Ok(catalog) => {
                 let own = catalog.lineages().iter().find(|known| known.id() == lineage.id);
                 if let Some(newer) = own.and_then(|own| own.newer_than(identity.timeline)) {
-                    report.warning(what, newer.to_string(), &newer.advice(identity.timeline));
+                    report.warning(what, newer::found(&newer), &newer::advice(&newer, identity.timeline));
                 }
             }
             Err(error) => report.error(what, &error.into()),

@@ -10,6 +10,7 @@ use walpoint_pg::connect::ConnInfo;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::{Identity, Right, Server, SessionName, Walsender};
 use walpoint_runtime::config::ClusterSettings;
+use walpoint_runtime::human;
 use walpoint_runtime::owner;
 
 use super::report::Report;
@@ -145,10 +146,10 @@ async fn clock(report: &mut Report, server: &mut Server) {
     };
     if ahead.abs() > CLOCK_WARNING {
         let direction = if ahead.is_positive() { "ahead of" } else { "behind" };
-        let seconds = (ahead.as_millis().abs() + 500) / 1000;
+        let off = human::span(ahead.unsigned_abs());
         report.warning(
             what,
-            format!("the server's clock is {seconds} s {direction} this machine's"),
+            format!("the server's clock is {off} {direction} this machine's"),
             "set both clocks (NTP): times of backups and of transactions are the server's, and a target time is compared with them",
         );
     }

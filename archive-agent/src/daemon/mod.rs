@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{DaemonSettings, duration};
-use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{owner, shutdown};
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 use self::cluster::ClusterTasks;
 use self::health::{Board, State};

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use walpoint_runtime::exit::told;
+use walpoint_words::told;
 
 use super::health::Health;
 

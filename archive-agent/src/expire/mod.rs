@@ -14,11 +14,12 @@ use walpoint_plan::retention::{Policy, Rule};
 use walpoint_repo::Repository;
 use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
 use walpoint_runtime::args::{CommonArgs, Selection};
-use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
 use walpoint_runtime::progress::Progress;
 use walpoint_runtime::retention::RetentionSettings;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 /// Options of `expire`.
 #[derive(Debug, Clone, Args)]
@@ -90,7 +91,11 @@ async fn one(
     options: &ExpireOptions,
 ) -> anyhow::Result<Expired> {
     let repository = Repository::open(name, settings).await?;
-    Ok(expire(&repository, &selection.cluster, options).await?)
+    let mut expired = expire(&repository, &selection.cluster, options).await?;
+    let remarks: Vec<String> =
+        expired.remarks.drain(..).map(|remark| walpoint_words::remark(&remark)).collect();
+    expired.notes.splice(0..0, remarks);
+    Ok(expired)
 }
 
 fn options(selection: &Selection<StoreSettings>, args: &ExpireArgs) -> ExpireOptions {
@@ -100,6 +105,7 @@ fn options(selection: &Selection<StoreSettings>, args: &ExpireArgs) -> ExpireOpt
         even_if_held: args.even_if_held,
         even_if_last: args.even_if_last,
         abort_unfinished: args.abort_unfinished,
+        abort_reason: "archive-agent expire --abort-unfinished aborted it".to_owned(),
     });
     let retention = selection.settings.retention.as_ref();
     ExpireOptions {

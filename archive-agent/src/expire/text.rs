@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use walpoint_repo::expire::{ClassReport, Expired};
-use walpoint_runtime::progress::human_bytes;
+use walpoint_runtime::human;
 
 /// Everything that was decided and done.
 pub(super) fn of(expired: &Expired) -> String {
@@ -40,7 +40,7 @@ pub(super) fn of(expired: &Expired) -> String {
     for class in expired.classes.iter().filter(|class| moves(class)) {
         let cell = |objects: u64, bytes: u64| match objects {
             0 => "-".to_owned(),
-            _ => format!("{objects}, {}", human_bytes(bytes)),
+            _ => format!("{objects}, {}", human::size(bytes)),
         };
         writeln!(
             text,
@@ -54,7 +54,7 @@ pub(super) fn of(expired: &Expired) -> String {
         .ok();
     }
     let frees = if expired.dry_run { "would free" } else { "freed" };
-    writeln!(text, "\n{frees} {}", human_bytes(expired.freed_bytes)).ok();
+    writeln!(text, "\n{frees} {}", human::size(expired.freed_bytes)).ok();
     if expired.held_objects > 0 {
         let n = expired.held_objects;
         writeln!(

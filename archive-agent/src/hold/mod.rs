@@ -17,10 +17,11 @@ use walpoint_repo::Repository;
 use walpoint_repo::backup::{Backups, CondemnedReason, CondemnedSet, Standing};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
 use walpoint_runtime::args::{CommonArgs, Selection};
-use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 use self::document::Document;
 pub(crate) use self::document::Held;
@@ -199,7 +200,11 @@ async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bo
         let Holdings { holds, damaged } = Holds::of(&repository, &selection.cluster).look().await?;
         let shown = holds.iter().filter(|hold| all || hold.is_in_force(now));
         document.add(name, shown.map(|hold| Held::of(hold, now)).collect());
-        unreadable.extend(damaged.iter().map(|damaged| format!("repository {name}: {}", damaged.error())));
+        unreadable.extend(
+            damaged
+                .iter()
+                .map(|damaged| format!("repository {name}: {}", walpoint_words::error(&damaged.error()))),
+        );
     }
     print(common, &document)?;
     match unreadable.is_empty() {

@@ -179,7 +179,7 @@ async fn server(report: &mut Report, plan: &Plan, control: &ControlFile) -> Resu
     let mut server = match connected {
         Ok(server) => server,
         Err(error) => {
-            let found = walpoint_runtime::exit::told(&error);
+            let found = walpoint_words::told(&error);
             report.warning(
                 "connection",
                 found,

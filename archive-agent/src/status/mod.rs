@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`server`] | the archiver of the running server |
 //! | [`repository`] | one repository: all it says, or why it says nothing |
+//! | [`draw`] | a repository's timelines, windows, gaps and backups for a terminal |
 //! | [`retention`] | holds, what expire drops next, what is too old |
 //! | [`listing`] | what an encrypted repository shows without its key |
 //!
 //! What always holds: whatever cannot be read is told with its reason and keeps nobody from the rest.
 
+mod draw;
 mod listing;
 mod repository;
 mod retention;
@@ -22,9 +24,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_repo::lineage::BINDING;
 use walpoint_runtime::args::{CommonArgs, Selection};
-use walpoint_runtime::exit::{Failure, told};
+use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 use self::repository::RepositoryState;
 use self::server::ServerState;

@@ -11,15 +11,17 @@ use walpoint_repo::Repository;
 use walpoint_repo::catalog::status::ClusterStatus;
 use walpoint_repo::catalog::{Catalog, Newer};
 use walpoint_repo::lineage::bound_lineage;
-use walpoint_runtime::exit::told;
 use walpoint_storage::RepoError;
 use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
 use walpoint_storage::store::settings::LimitSettings;
+use walpoint_words::told;
 
+use super::draw;
 use super::listing::Listing;
 use super::retention::RetentionState;
 use super::server::ServerState;
+use crate::newer;
 
 /// How long a store may be silent.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
@@ -131,7 +133,7 @@ impl RepositoryState {
             self.newer.extend(lineage.facts().graph.ids().filter_map(newer));
         }
         let status = catalog.status().await?;
-        self.drawing = catalog.status_text(&status).await?;
+        self.drawing = draw::text(&mut catalog, &status).await?;
         self.status = Some(status);
         Ok(())
     }
@@ -161,7 +163,7 @@ impl RepositoryState {
         if let (Some(lineage), Some(own)) = (lineage, server.writes())
             && let Some(newer) = self.newer.get(&(lineage, own))
         {
-            self.notes.push(format!("{newer}; {}", newer.advice(own)));
+            self.notes.push(format!("{}; {}", newer::found(newer), newer::advice(newer, own)));
         }
     }
 

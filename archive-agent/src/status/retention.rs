@@ -67,7 +67,7 @@ impl RetentionState {
                 .collect(),
             next_dropped: dropped.map(DecisionReport::from).collect(),
             exceeding: exceeding.map(DecisionReport::from).collect(),
-            damaged: damaged.iter().map(|damaged| damaged.error().to_string()).collect(),
+            damaged: damaged.iter().map(|damaged| walpoint_words::error(&damaged.error())).collect(),
         })
     }
 

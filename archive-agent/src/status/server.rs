@@ -8,7 +8,7 @@ use serde::Serialize;
 use walpoint_base::{Lsn, PgTimestamp, SegmentName, TimelineId};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
 use walpoint_runtime::args::Selection;
-use walpoint_runtime::progress::{human_bytes, human_duration};
+use walpoint_runtime::human;
 use walpoint_storage::store::StoreSettings;
 
 use crate::check::{source, whose_files};
@@ -68,8 +68,8 @@ impl ServerState {
     /// Asks the server of a cluster.
     pub(super) async fn of(selection: &Selection<StoreSettings>) -> anyhow::Result<Self> {
         let asked = tokio::time::timeout(PATIENCE, ask(selection)).await;
-        let mut state =
-            asked.with_context(|| format!("the server did not answer within {} s", PATIENCE.as_secs()))??;
+        let mut state = asked
+            .with_context(|| format!("the server did not answer within {}", human::span(PATIENCE)))??;
         if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.waiting.is_some()) {
             state.compare(&Uploader::new(selection, pgdata)).await;
         }
@@ -79,7 +79,7 @@ impl ServerState {
     /// Adds what the repositories show. One that does not answer hides that, and nothing of what the server says.
     async fn compare(&mut self, uploader: &Uploader) {
         let limit =
-            |what: &str| format!("{what}: the repositories did not answer within {} s", PATIENCE.as_secs());
+            |what: &str| format!("{what}: the repositories did not answer within {}", human::span(PATIENCE));
         let (gap, splits) = tokio::join!(
             tokio::time::timeout(PATIENCE, dropped::gap(uploader)),
             tokio::time::timeout(PATIENCE, split_brain::split_brains(uploader)),
@@ -138,7 +138,7 @@ impl ServerState {
             (Some(wal), Some(time)) => format!("{wal} was archived {}", ago(time, now)),
             _ => "nothing was archived so far".to_owned(),
         });
-        parts.extend(self.unarchived_bytes.map(|bytes| format!("{} of WAL since", human_bytes(bytes))));
+        parts.extend(self.unarchived_bytes.map(|bytes| format!("{} of WAL since", human::size(bytes))));
         parts.push(match self.waiting {
             None => {
                 let why = self.waiting_problem.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
@@ -230,8 +230,7 @@ fn unarchived(identity: &Identity, stats: &ArchiverStats, position: Option<Lsn>)
 fn ago(time: jiff::Timestamp, now: jiff::Timestamp) -> String {
     match Duration::try_from(now.duration_since(time)).unwrap_or_default().as_secs() {
         0 => "just now".to_owned(),
-        seconds @ 1..60 => format!("{seconds} s ago"),
-        seconds => format!("{} ago", human_duration(Duration::from_secs(seconds))),
+        seconds => format!("{} ago", human::span(Duration::from_secs(seconds))),
     }
 }
 
@@ -291,12 +290,9 @@ mod tests {
     fn a_failing_archiver_is_told_first() {
         let state = ServerState::new(&identity(), settings("on"), stats(), Some(Lsn(0x580_0000)), Some(2));
         let text = told(&state);
+        assert!(text.contains("archiver: FAILING: 000000010000000000000005 was refused, 3m ago"), "{text}");
         assert!(
-            text.contains("archiver: FAILING: 000000010000000000000005 was refused, 3 min 00 s ago"),
-            "{text}"
-        );
-        assert!(
-            text.contains("000000010000000000000004 was archived 5 min 00 s ago; 8.00 MiB of WAL since"),
+            text.contains("000000010000000000000004 was archived 5m ago; 8.0 MiB of WAL since"),
             "{text}"
         );
         assert!(

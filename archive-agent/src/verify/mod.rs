@@ -3,6 +3,7 @@
 //! The work is done by [`walpoint_repo::verify`]; here is what knows PostgreSQL's pages and WAL, and what is told.
 
 mod content;
+mod document;
 mod text;
 
 use std::sync::Arc;
@@ -10,19 +11,20 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
 use walpoint_base::BackupId;
 use walpoint_repo::Repository;
 use walpoint_repo::expire::outlook;
 use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify, without_a_lineage};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::duration;
-use walpoint_runtime::exit::{FINDINGS, Failure, told};
+use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::output;
 use walpoint_runtime::progress::Progress;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 use self::content::PgContent;
+use self::document::Document;
 
 /// Options of `verify`.
 #[derive(Debug, Clone, Args)]
@@ -47,14 +49,6 @@ pub(crate) struct VerifyArgs {
     repositories: Vec<String>,
 }
 
-/// What `verify --json` prints; `docs/json.md` describes it.
-#[derive(Debug, Serialize)]
-struct Document {
-    cluster: String,
-    repositories: Vec<Verified>,
-    failed: Vec<String>,
-}
-
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Failure> {
     let selection = common.select::<StoreSettings>()?;
@@ -70,31 +64,32 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         agent: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let mut document =
-        Document { cluster: selection.cluster.to_string(), repositories: Vec::new(), failed: Vec::new() };
+    let (mut all, mut failed): (Vec<Verified>, Vec<String>) = (Vec::new(), Vec::new());
     for (name, settings) in crate::hold::named(&selection, &args.repositories)? {
         let waiting = Progress::waiting(&format!("verifying repository {name}"), common.show_progress());
         let verified = one(&selection, name, settings, &options).await;
         waiting.end();
         match verified {
-            Ok(verified) => document.repositories.push(verified),
-            Err(error) => document.failed.push(format!("repository {name}: {}", told(&error))),
+            Ok(verified) => all.push(verified),
+            Err(error) => failed.push(format!("repository {name}: {}", told(&error))),
         }
     }
     if common.json {
-        output::json(&document)?;
+        let repositories = all.iter().map(document::Repository::of).collect();
+        let cluster = selection.cluster.as_str();
+        output::json(&Document { cluster, repositories, failed: &failed })?;
     } else {
-        for verified in &document.repositories {
+        for verified in &all {
             output::text(&text::of(verified))?;
         }
     }
-    let found: u64 = document.repositories.iter().map(|verified| verified.found).sum();
-    match (document.failed.is_empty(), found) {
+    let found: u64 = all.iter().map(|verified| verified.found).sum();
+    match (failed.is_empty(), found) {
         (true, 0) => Ok(()),
         (true, found) => {
             Err(Failure { status: FINDINGS, error: anyhow!("verify found {found} things that are wrong") })
         }
-        (false, _) => Err(anyhow!("verify could not finish: {}", document.failed.join("; ")).into()),
+        (false, _) => Err(anyhow!("verify could not finish: {}", failed.join("; ")).into()),
     }
 }
 

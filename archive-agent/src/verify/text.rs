@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use walpoint_repo::verify::Verified;
-use walpoint_runtime::progress::{human_bytes, human_duration};
+use walpoint_runtime::human;
+
+use super::document::remedy;
 
 /// Findings that are told; the JSON has more.
 const NAMED: usize = 50;
@@ -19,10 +21,15 @@ pub(super) fn of(verified: &Verified) -> String {
     };
     line(
         "kept",
-        format!("{} backups, {} packs, {} segments", verified.backups, verified.packs, verified.segments),
+        format!(
+            "{}, {}, {}",
+            human::count(verified.backups, "backup"),
+            human::count(verified.packs, "pack"),
+            human::count(verified.segments, "segment")
+        ),
     );
     if verified.verified_bytes > 0 {
-        line("read", format!("{} before compression", human_bytes(verified.verified_bytes)));
+        line("read", format!("{} before compression", human::size(verified.verified_bytes)));
     }
     if verified.known_bad_pages > 0 {
         line(
@@ -33,7 +40,7 @@ pub(super) fn of(verified: &Verified) -> String {
     if verified.backups == 0 {
         line("NO BACKUP", "nothing can be restored: take one with archive-agent backup".to_owned());
     }
-    line("took", human_duration(Duration::from_secs_f64(verified.seconds)));
+    line("took", human::span(Duration::try_from_secs_f64(verified.seconds).unwrap_or_default()));
     match verified.found {
         0 => line("found", "nothing that is wrong".to_owned()),
         n => line("FOUND", format!("{n} things that are wrong")),
@@ -47,7 +54,7 @@ pub(super) fn of(verified: &Verified) -> String {
         if let Some(moments) = &finding.moments {
             writeln!(text, "    moments: {moments}").ok();
         }
-        writeln!(text, "    to do: {}", finding.remedy).ok();
+        writeln!(text, "    to do: {}", remedy(&finding.remedy)).ok();
     }
     let shown = u64::try_from(verified.findings.len().min(NAMED)).unwrap_or(u64::MAX);
     if verified.found > shown {

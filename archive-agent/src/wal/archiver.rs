@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use walpoint_base::WalFileName;
 use walpoint_base::socket::{FileIdentity, PushOutcome, PushReply, PushRequest, push_patience};
 use walpoint_runtime::backoff::Backoff;
+use walpoint_runtime::human;
 use walpoint_storage::object::Codec;
 
 use super::asking::Asking;
@@ -204,7 +205,7 @@ impl Archiver {
                 Ok(Err(NotStored::OtherFile(problem))) => return (Err(NotStored::OtherFile(problem)), None),
                 Ok(Err(problem)) => Some(problem),
                 Err(_) if until.is_some_and(|until| Instant::now() >= until) => {
-                    let problem = format!("not stored within {} s", begun.elapsed().as_secs());
+                    let problem = format!("not stored within {}", human::span(begun.elapsed()));
                     return (Err(NotStored::Failed(problem)), overflow);
                 }
                 Err(_) => None,
@@ -287,8 +288,8 @@ impl Archiver {
         match tokio::time::timeout_at(begun + limit, ended(&mut upload)).await {
             Ok(result) => result,
             Err(_) => Err(format!(
-                "not stored within {} s{}; the daemon goes on trying",
-                limit.as_secs(),
+                "not stored within {}{}; the daemon goes on trying",
+                human::span(limit),
                 match &*upload.borrow() {
                     Progress::Running(Some(problem)) => format!(": {problem}"),
                     _ => format!(": {}", self.uploader.waits_for()),

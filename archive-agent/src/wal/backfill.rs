@@ -17,6 +17,7 @@ use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::wal::WalArchive;
+use walpoint_runtime::human;
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 
@@ -253,7 +254,7 @@ impl Lead<'_> {
 }
 
 fn count(segments: usize) -> String {
-    if segments == 1 { "1 segment".to_owned() } else { format!("{segments} segments") }
+    human::count(u64::try_from(segments).unwrap_or(u64::MAX), "segment")
 }
 
 /// Archives the histories on the path that are missing: the servers between the first one and this one may have archived

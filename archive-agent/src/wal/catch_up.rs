@@ -23,6 +23,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{BackupId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
 use walpoint_repo::wal::WalArchive;
+use walpoint_runtime::human;
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::{NameHash, WalEntry};
 use walpoint_storage::store::Entry;
@@ -140,8 +141,8 @@ async fn open(target: &Target, cluster: &Identity) -> Result<WalArchive, TargetE
                 if !target.rests() {
                     tracing::warn!(
                         repository = target.name(),
-                        "no answer within {} s from this repository, which does not have to acknowledge; what it misses is copied later",
-                        PATIENCE.as_secs()
+                        "no answer within {} from this repository, which does not have to acknowledge; what it misses is copied later",
+                        human::span(PATIENCE)
                     );
                 }
                 target.rest(REST);

@@ -10,7 +10,7 @@ use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks};
 use walpoint_base::{Lsn, SegmentFacts, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
-use walpoint_pg::wal::{Identity, Inspector, LONG_HEADER, LongHeader, WalError, major_of_magic};
+use walpoint_pg::wal::{Differs, Identity, Inspector, LONG_HEADER, LongHeader, WalError, major_of_magic};
 
 use walpoint_repo::wal::{Place, history_hash};
 
@@ -23,7 +23,7 @@ pub(crate) enum CheckError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// It is not a good segment of this cluster.
-    #[error(transparent)]
+    #[error("{0}{advice}", advice = advice(.0))]
     Wal(#[from] WalError),
     /// The server finished it, and what it holds ends early.
     #[error(
@@ -44,6 +44,17 @@ pub(crate) enum CheckError {
         /// What is wrong with it.
         what: String,
     },
+}
+
+/// What to do about a segment that is refused, behind what is wrong with it.
+fn advice(error: &WalError) -> &'static str {
+    match error {
+        WalError::Damaged { .. } => " (push --accept-damaged archives it as it is, flagged)",
+        WalError::Foreign { cause: Differs::Upgraded | Differs::SegmentSize, .. } => {
+            " with archive-agent init"
+        }
+        _ => "",
+    }
 }
 
 impl CheckError {

@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
+use walpoint_runtime::human;
 use walpoint_storage::RepoError;
 
 /// Threads for one directory.
@@ -25,9 +26,9 @@ static DIRECTORIES: LazyLock<Mutex<HashMap<PathBuf, Arc<Directory>>>> = LazyLock
 pub(crate) enum DiskError {
     /// All threads of the directory are taken by calls that have not returned.
     #[error(
-        "{path:?} does not answer: {THREADS} calls have not returned, the oldest for {} s; HINT: the filesystem hangs, look at its \
+        "{path:?} does not answer: {THREADS} calls have not returned, the oldest for {}; HINT: the filesystem hangs, look at its \
          mount or its disk",
-        oldest.as_secs()
+        human::span(*oldest)
     )]
     Hangs {
         /// Which directory.

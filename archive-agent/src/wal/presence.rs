@@ -120,7 +120,7 @@ impl Target {
         }
         let store = repository.store().name().to_owned();
         let what = "it was found to be gone, or another one, a moment ago".to_owned();
-        Err(RepoError::Replaced { repository: self.name().to_owned(), store, what }.into())
+        Err(RepoError::Replaced { repository: self.name().to_owned(), store, what, remedy: None }.into())
     }
 
     /// Makes sure, now, that the repository is the one that was opened: what a listing does not show is proven to be missing only
@@ -143,7 +143,7 @@ impl Target {
             }
             Err(error @ RepoError::Replaced { .. }) => {
                 if self.presence.lost(repository) {
-                    tracing::error!(repository = self.name(), "{error}");
+                    tracing::error!(repository = self.name(), "{}", walpoint_words::error(&error));
                     self.forget(repository.id()).await;
                 }
                 Err(error.into())
@@ -176,7 +176,7 @@ async fn compare(repository: &Repository, lineage: Option<&Lineage>) -> Result<(
         Err(error) => return Err(error),
     };
     let (repository, store) = (repository.name().to_owned(), repository.store().name().to_owned());
-    Err(RepoError::Replaced { repository, store, what })
+    Err(RepoError::Replaced { repository, store, what, remedy: None })
 }
 
 /// Stores something in these repositories, and makes sure meanwhile that each of them is the one that was opened.

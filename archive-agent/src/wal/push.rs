@@ -10,6 +10,7 @@ use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::backoff::Backoff;
 use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::Failure;
+use walpoint_runtime::human;
 use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
 
@@ -52,7 +53,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         }
         if !backoff.wait().await {
             let why = last.unwrap_or_else(|| uploader.waits_for());
-            break format!("not stored within {} s: {why}", limit.as_secs());
+            break format!("not stored within {}: {why}", human::span(limit));
         }
     };
     let Some(overflow) = overflow else {

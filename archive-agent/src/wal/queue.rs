@@ -14,7 +14,7 @@ use anyhow::bail;
 use tokio::sync::Notify;
 use walpoint_base::dropped::Reason;
 use walpoint_base::{SegmentSize, WalFileName};
-use walpoint_runtime::progress::human_bytes;
+use walpoint_runtime::human;
 
 use super::archiver::Archiver;
 use super::disk;
@@ -69,7 +69,7 @@ pub(crate) struct Overflow {
 impl fmt::Display for Overflow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { files, bytes, max } = *self;
-        let (bytes, max) = (human_bytes(bytes), human_bytes(max));
+        let (bytes, max) = (human::size(bytes), human::size(max));
         write!(f, "{files} files ({bytes}) wait for being archived, more than queue_max ({max})")
     }
 }
@@ -195,10 +195,10 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
         {
             bail!(
-                "WAL waits in {}, and PostgreSQL has not asked for {} minutes that it be archived; HINT: look at archive_command, \
+                "WAL waits in {}, and PostgreSQL has not asked for {} that it be archived; HINT: look at archive_command, \
                  which hangs or does not call archive-push, and at pg_stat_archiver",
                 archiver.wal_directory().display(),
-                span.as_secs() / 60
+                human::span(span)
             );
         }
         working();

@@ -17,7 +17,7 @@ use super::split_brain::SplitBrain;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TargetError {
     /// The repository failed.
-    #[error(transparent)]
+    #[error("{advised}", advised = walpoint_words::error(.0))]
     Repository(#[from] RepoError),
     /// The repository does not know this cluster.
     #[error(

@@ -24,6 +24,7 @@ use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::Identity;
 use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
 use walpoint_runtime::args::Selection;
+use walpoint_runtime::human;
 use walpoint_storage::RepoError;
 use walpoint_storage::object::Level;
 use walpoint_storage::store::StoreSettings;
@@ -102,11 +103,11 @@ impl Uploader {
     pub(crate) fn waits_for(&self) -> String {
         let slow = self.targets.iter().filter(|target| target.acknowledges).filter_map(|target| {
             let span = target.writes.oldest().filter(|span| *span >= SLOW)?;
-            Some(format!("repository {} has not answered a write for {} s", target.name(), span.as_secs()))
+            Some(format!("repository {} has not answered a write for {}", target.name(), human::span(span)))
         });
         let hangs = [self.pgdata.clone(), self.wal_directory()].into_iter().filter_map(|directory| {
             let span = disk::oldest(&directory).filter(|span| *span >= SLOW)?;
-            Some(format!("a call into {} has not returned for {} s", directory.display(), span.as_secs()))
+            Some(format!("a call into {} has not returned for {}", directory.display(), human::span(span)))
         });
         let slow: Vec<String> = slow.chain(hangs).collect();
         if slow.is_empty() { "the store is slow".to_owned() } else { slow.join("; ") }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use walpoint_base::{CreatedTablespace, Lsn, PgMajor, tablespace};
-use walpoint_plan::restore::{SegmentDecoder, TablespaceDocument};
+use walpoint_plan::restore::SegmentDecoder;
 use walpoint_repo::planning::created_tablespaces;
 use walpoint_runtime::args::CommonArgs;
 
@@ -20,7 +20,7 @@ use super::layout::Layout;
 use super::{directory, identity};
 use super::{elsewhere, existing};
 use crate::decoder::WalDecoder;
-use crate::plan::Planned;
+use crate::plan::{Planned, TablespaceDocument};
 
 /// Where replay will create tablespaces.
 #[derive(Debug)]

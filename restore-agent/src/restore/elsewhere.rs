@@ -80,7 +80,8 @@ async fn related(repository: &Repository, planned: &Planned) -> Vec<WalArchive> 
         Ok::<_, RepoError>(archives)
     };
     read.await.unwrap_or_else(|error| {
-        tracing::warn!("what other lineages repository \"{}\" has is not known: {error}", repository.name());
+        let why = walpoint_words::error(&error);
+        tracing::warn!("what other lineages repository \"{}\" has is not known: {why}", repository.name());
         Vec::new()
     })
 }
@@ -122,7 +123,12 @@ async fn ask<T>(
         let answer = async { question(Repository::open(name, settings).await?).await };
         match tokio::time::timeout(OTHERS, answer).await {
             Ok(Ok(answer)) => answers.push(answer),
-            Ok(Err(error)) => tracing::warn!("what repository \"{name}\" has is not known: {error}"),
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    "what repository \"{name}\" has is not known: {}",
+                    walpoint_words::error(&error)
+                );
+            }
             Err(_) => tracing::warn!("what repository \"{name}\" has is not known: it does not answer"),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use walpoint_base::SecretSource;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::progress::{human_bytes, human_duration};
+use walpoint_runtime::human;
 use walpoint_storage::keys::KeySource;
 
 use super::ground::{self, Way};
@@ -41,7 +41,7 @@ impl Restore {
     /// What was done, and what a person should know.
     pub(super) fn report(&self, args: &RestoreArgs, done: &Done, took: Duration) -> Report {
         let plan = &self.planned.plan;
-        let mut notes = plan.notes.clone();
+        let mut notes = self.planned.notes();
         notes.extend(done.removed.unlinked.iter().map(|directory| {
             format!(
                 "{} was a tablespace that the backup does not have there; it is left as it is",
@@ -158,18 +158,18 @@ pub(super) fn print(common: &CommonArgs, report: &Report) -> Result<(), Failure>
         return walpoint_runtime::output::json(report);
     }
     let mut text = format!(
-        "restored backup {} of cluster {} into {}: {} files, {} in {}\n",
+        "restored backup {} of cluster {} into {}: {}, {} in {}\n",
         report.backup,
         report.cluster,
         report.pgdata,
-        report.files,
-        human_bytes(report.bytes),
-        human_duration(Duration::from_secs_f64(report.seconds)),
+        human::count(report.files, "file"),
+        human::size(report.bytes),
+        human::span(Duration::try_from_secs_f64(report.seconds).unwrap_or_default()),
     );
     if report.reused_bytes > 0 || report.removed > 0 {
         text.push_str(&format!(
             "{} were right already; removed: {}\n",
-            human_bytes(report.reused_bytes),
+            human::size(report.reused_bytes),
             report.removed
         ));
     }

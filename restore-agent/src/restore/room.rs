@@ -9,7 +9,7 @@ use walpoint_plan::restore::RestorePlan;
 use walpoint_repo::backup::{
     BackupReader, BlockSize, Blocks, Content, Entry, FileContent, LeafRun, Root, TablePath,
 };
-use walpoint_runtime::progress::human_bytes;
+use walpoint_runtime::human;
 
 use super::directory::{self, State};
 use super::ground::{Ground, Way};
@@ -62,9 +62,9 @@ pub(crate) async fn check(
             bail!(
                 "there is not enough space: backup {} needs {} in {}, and {} are free there; nothing was changed",
                 plan.backup.id,
-                human_bytes(needed),
+                human::size(needed),
                 volume.path.display(),
-                human_bytes(volume.free)
+                human::size(volume.free)
             );
         }
     }

@@ -56,9 +56,9 @@ impl StandIns {
         };
         let note = format!("{found}; {chosen}. Let \"archive-agent verify\" tell what else is affected.");
         tracing::warn!("{note}");
-        planned.plan.notes.retain(|note| !self.notes.contains(note));
+        planned.remarks.retain(|remark| !self.notes.contains(remark));
         self.notes.push(note);
-        planned.plan.notes.extend(self.notes.iter().cloned());
+        planned.remarks.extend(self.notes.iter().cloned());
         Ok(planned)
     }
 
@@ -106,7 +106,7 @@ impl StandIns {
                 None
             }
             Err(NoPlan::Unreachable(unreachable)) => {
-                tracing::warn!("no other backup stands in for it: {unreachable}");
+                tracing::warn!("no other backup stands in for it: {}", plan::refusal(&unreachable));
                 None
             }
             Err(NoPlan::Failed(failure)) => {

@@ -19,9 +19,9 @@ use walpoint_plan::restore::Unfollowed;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
-use walpoint_runtime::exit::told;
 use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 use self::from_one::Found;
 use crate::wal::asking::{Asking, Began};

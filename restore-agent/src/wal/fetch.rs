@@ -10,9 +10,9 @@ use clap::Args;
 use walpoint_base::{Place, RECOVERY_ORIGIN, SegmentName, WalFileName, durable, tablespace};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
-use walpoint_runtime::exit::told;
 use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 use crate::wal::archive::{Archive, Landed, Outcome, Proof};
 use crate::wal::branch::{self, Portion};

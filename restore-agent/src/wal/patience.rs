@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use walpoint_runtime::backoff::Backoff;
+use walpoint_runtime::human;
 
 use crate::wal::archive::Outcome;
 
@@ -33,7 +34,7 @@ pub(crate) async fn until_certain<F: Future<Output = Outcome>>(
 pub(crate) async fn at_once(within: Duration, attempt: impl Future<Output = Outcome>) -> Outcome {
     let outcome = tokio::time::timeout(within, attempt).await;
     outcome.unwrap_or_else(|_| {
-        Outcome::Uncertain(format!("no repository answered within {} ms", within.as_millis()))
+        Outcome::Uncertain(format!("no repository answered within {}", human::span(within)))
     })
 }
 

@@ -13,10 +13,10 @@ use walpoint_repo::Acknowledging;
 use walpoint_repo::index::TimelineIndex;
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::wal::WalArchive;
-use walpoint_runtime::exit::told;
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 use walpoint_storage::object::RepositoryId;
+use walpoint_words::told;
 
 use crate::wal::absence::{self, Surroundings};
 use crate::wal::archive::{Archive, Missing, Outcome};

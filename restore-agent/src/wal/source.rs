@@ -4,9 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use walpoint_repo::wal::WalArchive;
-use walpoint_runtime::exit::told;
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::told;
 
 use crate::wal::refusal::Refusal;
 

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use walpoint_base::ClusterName;
-use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::error::{Obstacle, Override, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 use walpoint_storage::store::{BULK, Entry};
 
@@ -159,7 +159,7 @@ async fn look(repository: &Repository, cluster: &ClusterName, forgotten: &mut Fo
         let known = if known.is_empty() { "no cluster".to_owned() } else { known.join(", ") };
         let what =
             format!("repository {} has nothing of cluster {cluster}; it has {known}", repository.name());
-        return Err(RepoError::Protected { what });
+        return Err(RepoError::Protected { what, obstacles: Vec::new(), remedy: None });
     }
     Ok(Newest(newest))
 }
@@ -172,38 +172,33 @@ async fn protect(
     newest: &Newest,
 ) -> Result<()> {
     let now = Timestamp::now();
-    let mut against = Vec::new();
+    let mut obstacles = Vec::new();
     if !options.even_if_held {
         let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
         for hold in holds.iter().filter(|hold| hold.is_in_force(now)) {
             let (number, placed) = (hold.number, &hold.placed);
-            against.push(format!(
-                "hold {number} by {} is in force: {} (--even-if-held overrides this)",
-                placed.who, placed.reason
-            ));
+            let what = format!("hold {number} by {} is in force: {}", placed.who, placed.reason);
+            obstacles.push(Obstacle { what, remedy: None, overridden_by: Override::Held });
         }
         for damaged in damaged {
-            against.push(format!("{} (--even-if-held overrides this)", damaged.error()));
+            let (what, remedy) = (damaged.error().to_string(), Some(damaged.remedy()));
+            obstacles.push(Obstacle { what, remedy, overridden_by: Override::Held });
         }
     }
     if let Newest(Some((at, key))) = newest
         && !options.even_if_in_use
         && now.duration_since(*at) < IN_USE
     {
-        against.push(format!(
-            "{key} was stored at {at}, within the last hour, so an agent may still work on the cluster: stop it first \
-             (--even-if-in-use overrides this)"
-        ));
+        let what = format!(
+            "{key} was stored at {at}, within the last hour, so an agent may still work on the cluster: stop it first"
+        );
+        obstacles.push(Obstacle { what, remedy: None, overridden_by: Override::InUse });
     }
-    match against.is_empty() {
-        true => Ok(()),
-        false => {
-            let name = repository.name();
-            let what =
-                format!("cluster {cluster} in repository {name} is not deleted: {}", against.join("; "));
-            Err(RepoError::Protected { what })
-        }
+    if obstacles.is_empty() {
+        return Ok(());
     }
+    let what = format!("cluster {cluster} in repository {} is not deleted", repository.name());
+    Err(RepoError::Protected { what, obstacles, remedy: None })
 }
 
 /// Deletes what lies below a prefix and is `wanted`.

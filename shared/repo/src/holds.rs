@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_plan::retention::Held;
-use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::error::{Remedy, RepoError, Result, found};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
 use walpoint_storage::store::{Claim, Store};
@@ -24,6 +24,9 @@ const MAX_ENTRY: usize = 64 << 10;
 
 /// Numbers that are missing and are looked for.
 const LOST: usize = 100;
+
+/// What follows from an entry that cannot be read.
+const UNKNOWN_HOLD: &str = "nothing is deleted while nobody knows what it holds";
 
 /// How often the next number is tried when others are faster.
 const ATTEMPTS: usize = 20;
@@ -87,17 +90,14 @@ pub struct DamagedHold {
 
 impl DamagedHold {
     /// What to do.
-    pub fn remedy(&self) -> String {
-        format!(
-            "nothing is deleted while nobody knows what it holds: place anew what it may have held, then run archive-agent hold \
-             remove {} --repository {}",
-            self.number, self.repository
-        )
+    pub fn remedy(&self) -> Remedy {
+        Remedy::PlaceHoldAnew { number: self.number, repository: self.repository.clone() }
     }
 
     /// The same as an error.
     pub fn error(&self) -> RepoError {
-        RepoError::corrupt(&self.key, format!("{}; {}", self.what, self.remedy()))
+        let (key, what) = (self.key.clone(), format!("{}; {UNKNOWN_HOLD}", self.what));
+        RepoError::Corrupt { key, what, remedy: Some(self.remedy()) }
     }
 }
 
@@ -193,7 +193,7 @@ impl Holds {
                         hold.removed = Some((who, at));
                     }
                 }
-                Err(RepoError::Corrupt { key, what }) => {
+                Err(RepoError::Corrupt { key, what, .. }) => {
                     read.damaged.push(DamagedHold { repository: self.repository.clone(), number, key, what });
                 }
                 Err(error) => return Err(error),
@@ -371,8 +371,9 @@ mod tests {
         let key = holds.paths.hold(2);
         assert!(holds.store.create_blindly(&key, bytes::Bytes::from_static(b"noise")).await.unwrap());
         holds.add(&placement(HeldOn::Label("y".to_owned()), None)).await.unwrap();
-        let told = holds.list().await.unwrap_err().to_string();
-        assert!(told.contains("archive-agent hold remove 2 --repository main"), "{told}");
+        let refused = holds.list().await.unwrap_err();
+        let remedy = Remedy::PlaceHoldAnew { number: 2, repository: "main".to_owned() };
+        assert_eq!(refused.remedy(), Some(&remedy), "{refused}");
         let read = holds.look().await.unwrap();
         assert_eq!(read.holds.iter().map(|hold| hold.number).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(read.damaged.len(), 1);
@@ -391,8 +392,9 @@ mod tests {
             holds.add(&placement(HeldOn::Label(label.to_owned()), None)).await.unwrap();
         }
         holds.store.delete(&holds.paths.hold(2)).await.unwrap();
-        let told = holds.list().await.unwrap_err().to_string();
-        assert!(told.contains("archive-agent hold remove 2 --repository main"), "{told}");
+        let refused = holds.list().await.unwrap_err();
+        let remedy = Remedy::PlaceHoldAnew { number: 2, repository: "main".to_owned() };
+        assert_eq!(refused.remedy(), Some(&remedy), "{refused}");
         let read = holds.look().await.unwrap();
         assert_eq!((read.holds.len(), read.damaged.len(), read.damaged[0].number), (2, 1, 2));
         holds.remove(2, "boss", "2026-11-22T00:00:00Z".parse().unwrap()).await.unwrap();
@@ -405,8 +407,9 @@ mod tests {
         let holds = holds();
         assert_eq!(holds.add(&placement(HeldOn::Label("a".to_owned()), None)).await.unwrap(), 1);
         holds.store.delete(&holds.paths.hold(1)).await.unwrap();
-        let told = holds.list().await.unwrap_err().to_string();
-        assert!(told.contains("archive-agent hold remove 1 --repository main"), "{told}");
+        let refused = holds.list().await.unwrap_err();
+        let remedy = Remedy::PlaceHoldAnew { number: 1, repository: "main".to_owned() };
+        assert_eq!(refused.remedy(), Some(&remedy), "{refused}");
         assert_eq!(holds.add(&placement(HeldOn::Label("b".to_owned()), None)).await.unwrap(), 2);
         holds.remove(1, "boss", "2026-11-22T00:00:00Z".parse().unwrap()).await.unwrap();
         assert_eq!(holds.list().await.unwrap().len(), 1);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use walpoint_storage::descriptor::{Descriptor, lost, read_descriptor};
 use walpoint_storage::document;
-use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::error::{Remedy, RepoError, Result, found};
 use walpoint_storage::keys::{KeySlots, KeySource};
 use walpoint_storage::layout;
 use walpoint_storage::object::MasterKey;
@@ -130,10 +130,11 @@ async fn make(
     let source = KeySource::of(&settings.encryption)?;
     let (master, slot) = match new {
         NewRepository::Plain if source.is_some() => {
-            return Err(RepoError::settings(
-                "encrypt",
-                "there is no repository yet, and a key is configured for it: add --encrypt to make an encrypted one",
-            ));
+            return Err(RepoError::Settings {
+                setting: "encrypt",
+                what: "there is no repository yet, and a key is configured for it".to_owned(),
+                remedy: Some(Remedy::MakeEncrypted),
+            });
         }
         NewRepository::Plain => (None, None),
         NewRepository::WithKey(master) => (Some(master.clone()), None),

@@ -169,7 +169,7 @@ impl Leases {
                     Ok(Some(lease)) => lease,
                     // Deleted since the listing: its number may be taken again.
                     Ok(None) => continue,
-                    Err(RepoError::Corrupt { key, what }) => {
+                    Err(RepoError::Corrupt { key, what, .. }) => {
                         let lease = Lease::unknown(stored, seconds);
                         if !is_over(&lease, stored) && !force {
                             let until = stored + SignedDuration::from_secs(i64::from(seconds));

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{ClusterName, LineageId, PgMajor, SegmentSize, SystemId};
 use walpoint_storage::descriptor::{Descriptor, now, read_descriptor};
 use walpoint_storage::document;
-use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::error::{Remedy, RepoError, Result, found};
 use walpoint_storage::keys::unlock::{Unlocked, unlock};
 use walpoint_storage::keys::{KeySlots, KeySource};
 use walpoint_storage::layout::{self, ClusterPaths};
@@ -161,19 +161,21 @@ impl Repository {
     /// Reads the descriptor again and compares: only then, in the same attempt, does "not found" prove absence. Fails with
     /// [`RepoError::Replaced`] if the repository is gone or another one.
     pub async fn read_descriptor_again(&self) -> Result<()> {
-        let what = match read_descriptor(self.store()).await {
+        let (what, remedy) = match read_descriptor(self.store()).await {
             Ok(descriptor) if descriptor == self.inner.descriptor => return Ok(()),
-            Ok(descriptor) => format!(
-                "it was repository {} and is {} now; check the URL and the mount; if it was made anew on purpose, register the \
-                 cluster with archive-agent init and take a backup",
-                self.id(),
-                descriptor.id
-            ),
-            Err(RepoError::NoRepository { what, .. }) => what,
+            Ok(descriptor) => {
+                let what = format!(
+                    "it was repository {} and is {} now; check the URL and the mount",
+                    self.id(),
+                    descriptor.id
+                );
+                (what, Some(Remedy::RegisterAnew))
+            }
+            Err(RepoError::NoRepository { what, remedy, .. }) => (what, remedy),
             Err(error) => return Err(error),
         };
         let (repository, store) = (self.name().to_owned(), self.store().name().to_owned());
-        Err(RepoError::Replaced { repository, store, what })
+        Err(RepoError::Replaced { repository, store, what, remedy })
     }
 
     /// The clusters that have anything here, sorted.

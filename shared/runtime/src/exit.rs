@@ -48,9 +48,14 @@ impl fmt::Debug for Failure {
 
 /// An error and its causes in one line. A cause that only repeats what was said is left out.
 pub fn told(error: &anyhow::Error) -> String {
+    chain(error, |cause| cause.to_string())
+}
+
+/// An error and its causes in one line, each in the words of the caller. A cause that only repeats what was said is left out.
+pub fn chain(error: &anyhow::Error, words: impl Fn(&(dyn std::error::Error + 'static)) -> String) -> String {
     let mut text = String::new();
     for cause in error.chain() {
-        let cause = cause.to_string();
+        let cause = words(cause);
         if text.contains(&cause) {
             continue;
         }

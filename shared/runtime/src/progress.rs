@@ -48,31 +48,3 @@ impl Progress {
 fn target(show: bool) -> ProgressDrawTarget {
     if show { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() }
 }
-
-/// Bytes for a person: `12.3 MiB`.
-pub fn human_bytes(bytes: u64) -> String {
-    indicatif::BinaryBytes(bytes).to_string()
-}
-
-/// A span for a person: `1.8 s`, `2 min 05 s`, `3 h 12 min`.
-pub fn human_duration(span: Duration) -> String {
-    let seconds = span.as_secs();
-    match seconds {
-        0..60 => format!("{:.1} s", span.as_secs_f64()),
-        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
-        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_and_spans_for_a_person() {
-        assert_eq!(human_bytes(3 << 20), "3.00 MiB");
-        assert_eq!(human_duration(Duration::from_millis(1840)), "1.8 s");
-        assert_eq!(human_duration(Duration::from_secs(125)), "2 min 05 s");
-        assert_eq!(human_duration(Duration::from_secs(11_525)), "3 h 12 min");
-    }
-}

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::ClusterName;
 
 use crate::document::{self, as_text};
-use crate::error::{RepoError, Result, found};
+use crate::error::{Remedy, RepoError, Result, found};
 use crate::layout::{self, ClusterPaths};
 use crate::object::{FORMAT_VERSION, MasterKey, RepositoryId, Sealer};
 use crate::store::Store;
@@ -75,7 +75,8 @@ impl Descriptor {
     /// How objects are sealed here. Fails where the key is missing, not wanted or wrong.
     pub fn sealer(&self, store: &str, master: Option<MasterKey>) -> Result<Sealer> {
         let unusable = |what: &str| RepoError::Format { store: store.to_owned(), what: what.to_owned() };
-        let locked = |what: &str| RepoError::Locked { store: store.to_owned(), what: what.to_owned() };
+        let locked =
+            |what: &str| RepoError::Locked { store: store.to_owned(), what: what.to_owned(), remedy: None };
         match (&self.encryption, master) {
             (None, None) => Ok(Sealer::plain(self.id)),
             (None, Some(_)) => Err(unusable("a key is configured, but the repository is not encrypted")),
@@ -116,9 +117,9 @@ pub async fn read_descriptor(store: &Store) -> Result<Descriptor> {
         }
         return Err(RepoError::NoRepository {
             store: store.name().to_owned(),
-            what: "it has no walpoint.json; check the URL, that the directory is mounted and the bucket the right one, or \
-                   create a repository with archive-agent init"
+            what: "it has no walpoint.json; check the URL, that the directory is mounted and the bucket the right one"
                 .to_owned(),
+            remedy: Some(Remedy::CreateRepository),
         });
     };
     Descriptor::parse(store.name(), &bytes)
@@ -143,6 +144,7 @@ pub async fn lost(store: &Store) -> Result<Option<RepoError>> {
                  another version of it in the store or from a copy of the store. Making a repository here would make \
                  everything that is stored unreadable, so that is refused"
             ),
+            remedy: None,
         }));
     }
     Ok(None)

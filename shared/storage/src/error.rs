@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use walpoint_base::BackupId;
+
 use crate::ids::ContentHash;
 use crate::layout::Key;
 
@@ -76,14 +78,18 @@ pub enum RepoError {
         key: Key,
         /// What is wrong with it.
         what: String,
+        /// What to do, where that is a command.
+        remedy: Option<Remedy>,
     },
     /// The bucket or directory is missing, or holds no repository.
     #[error("there is no repository in {store}: {what}")]
     NoRepository {
         /// Which store.
         store: String,
-        /// What was found instead, and what to do.
+        /// What was found instead, and what to look at.
         what: String,
+        /// What to do, where that is a command.
+        remedy: Option<Remedy>,
     },
     /// The repository that was opened is gone, or another one is in its place: nothing that was found out about it holds.
     #[error("repository {repository} at {store} is not the one that was opened: {what}")]
@@ -92,8 +98,10 @@ pub enum RepoError {
         repository: String,
         /// Where it was.
         store: String,
-        /// What is there now, and what to do.
+        /// What is there now, and what to look at.
         what: String,
+        /// What to do, where that is a command.
+        remedy: Option<Remedy>,
     },
     /// The repository is of a newer format, or another one than expected.
     #[error("the repository in {store} cannot be used: {what}")]
@@ -110,6 +118,8 @@ pub enum RepoError {
         store: String,
         /// What is wrong with the key, and what to do.
         what: String,
+        /// What to do, where that is a command.
+        remedy: Option<Remedy>,
     },
     /// What was offered does not belong where it was to be stored.
     #[error("{key} is not stored: {what}")]
@@ -120,10 +130,14 @@ pub enum RepoError {
         what: String,
     },
     /// What was to be deleted is protected, or not there. Nothing was changed.
-    #[error("{what}")]
+    #[error("{what}{}", listed(obstacles))]
     Protected {
-        /// What protects it, and what overrides that.
+        /// What was to be deleted.
         what: String,
+        /// What stands against it, and what overrides each.
+        obstacles: Vec<Obstacle>,
+        /// What to do, where that is a command.
+        remedy: Option<Remedy>,
     },
     /// A setting is missing, wrong or contradicts another.
     #[error("{setting}: {what}")]
@@ -132,6 +146,8 @@ pub enum RepoError {
         setting: &'static str,
         /// What is wrong with it, and what to do.
         what: String,
+        /// What to do, where that is a command.
+        remedy: Option<Remedy>,
     },
     /// A local file that was to be read or written failed.
     #[error("{what}: {source}")]
@@ -146,7 +162,94 @@ pub enum RepoError {
     Internal(String),
 }
 
+/// What a person can do about an error, where that is a command or an option: the programs put it into words, because they know
+/// what theirs are called.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Remedy {
+    /// Make a repository there.
+    CreateRepository,
+    /// If the repository was made anew on purpose, register the cluster there and take a backup.
+    RegisterAnew,
+    /// Look at the key slots.
+    ListKeySlots,
+    /// Make an encrypted repository.
+    MakeEncrypted,
+    /// Look at the backups.
+    ListBackups,
+    /// Place anew what a hold may have held that cannot be read, then remove it.
+    PlaceHoldAnew {
+        /// The hold's number.
+        number: u64,
+        /// What the configuration calls the repository.
+        repository: String,
+    },
+    /// Verify all of the cluster, which announces anew what is damaged.
+    VerifyAll,
+    /// Verify the backups that are there: some may be incomplete.
+    VerifyBackups,
+    /// Give a backup up that cannot be read.
+    GiveUpBackup(BackupId),
+}
+
+/// Something that a person should know though nothing failed, and what can be done about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Remark {
+    /// What it is, without a final full stop.
+    pub what: String,
+    /// What to do, where that is a command.
+    pub remedy: Option<Remedy>,
+}
+
+impl From<String> for Remark {
+    fn from(what: String) -> Self {
+        Self { what, remedy: None }
+    }
+}
+
+/// What stands against deleting something.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Obstacle {
+    /// What it is.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: Option<Remedy>,
+    /// What overrides it.
+    pub overridden_by: Override,
+}
+
+/// What a person can say to have something deleted all the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Override {
+    /// Although holds are in force.
+    Held,
+    /// Although it is the last backup.
+    Last,
+    /// Although an agent may still work on the cluster.
+    InUse,
+    /// That the unfinished backup that builds on it is aborted.
+    AbortUnfinished,
+}
+
+/// What stands against something, behind what that is.
+fn listed(obstacles: &[Obstacle]) -> String {
+    let all: Vec<&str> = obstacles.iter().map(|obstacle| obstacle.what.as_str()).collect();
+    if all.is_empty() { String::new() } else { format!(": {}", all.join("; ")) }
+}
+
 impl RepoError {
+    /// What to do, where that is a command.
+    pub fn remedy(&self) -> Option<&Remedy> {
+        match self {
+            Self::Corrupt { remedy, .. }
+            | Self::NoRepository { remedy, .. }
+            | Self::Replaced { remedy, .. }
+            | Self::Locked { remedy, .. }
+            | Self::Protected { remedy, .. }
+            | Self::Settings { remedy, .. } => remedy.as_ref(),
+            _ => None,
+        }
+    }
+
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
@@ -159,7 +262,7 @@ impl RepoError {
 
     /// An error about damaged bytes.
     pub fn corrupt(key: &Key, what: impl fmt::Display) -> Self {
-        Self::Corrupt { key: key.clone(), what: what.to_string() }
+        Self::Corrupt { key: key.clone(), what: what.to_string(), remedy: None }
     }
 
     /// The cryptographic library failed.
@@ -174,7 +277,7 @@ impl RepoError {
 
     /// An error about a setting.
     pub fn settings(setting: &'static str, what: impl fmt::Display) -> Self {
-        Self::Settings { setting, what: what.to_string() }
+        Self::Settings { setting, what: what.to_string(), remedy: None }
     }
 }
 

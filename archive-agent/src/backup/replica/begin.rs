@@ -59,7 +59,8 @@ async fn intent(
 }
 
 fn log_foundation(repository: &str, writer: &BackupWriter, full: bool) {
-    writer.take_notes().iter().for_each(|note| tracing::warn!(repository, "{note}"));
+    let notes = writer.take_notes();
+    notes.iter().map(walpoint_words::remark).for_each(|note| tracing::warn!(repository, "{note}"));
     match writer.parent() {
         Some(parent) => tracing::info!(repository, "comparing with backup {parent}"),
         None if full => tracing::info!(repository, "storing everything, as --full asks"),

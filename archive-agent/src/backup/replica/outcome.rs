@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{anyhow, bail};
-use walpoint_runtime::exit::told;
+use walpoint_words::told;
 
 /// Whether one repository still gets its copy of the backup, and why not.
 #[derive(Debug)]

@@ -1,5 +1,8 @@
 //! What a probe of a store found, in words: what of it forbids writing there, and what to do about it.
 
+use std::time::Duration;
+
+use walpoint_runtime::human;
 use walpoint_storage::store::settings::ConditionalWrites;
 use walpoint_storage::store::{Finding, Probe, StoreSettings};
 
@@ -66,8 +69,8 @@ fn clock(report: &mut Report, what: &str, probe: &Probe) {
     let Some(ahead) = probe.clock_ahead else { return };
     let seconds = ahead.as_secs();
     let what = format!("{what}: clock");
-    let found =
-        format!("the store's clock is {} s {}", seconds.abs(), if seconds > 0 { "ahead" } else { "behind" });
+    let off = human::span(Duration::from_secs(seconds.unsigned_abs()));
+    let found = format!("the store's clock is {off} {}", if seconds > 0 { "ahead" } else { "behind" });
     match seconds.abs() {
         CLOCK_LIMIT_SECONDS.. => {
             report.failed(what, found, "set the clocks: expire refuses to delete anything until they agree");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use walpoint_repo::backup::Summary;
-use walpoint_runtime::progress::human_bytes;
+use walpoint_runtime::human;
 
 use super::Destination;
 use crate::check::report::Report;
@@ -39,9 +39,9 @@ pub(crate) async fn space(report: &mut Report, destination: &Destination, bytes:
     let needed = needed.min(whole);
     let found = format!(
         "{} free in {}, {kind} backup takes about {} ({from})",
-        human_bytes(free),
+        human::size(free),
         directory.display(),
-        human_bytes(needed)
+        human::size(needed)
     );
     match free {
         _ if free < needed => report.failed(what, found, "make room: a full disk would stop archiving too"),

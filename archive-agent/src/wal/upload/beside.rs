@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use walpoint_base::SegmentSize;
 use walpoint_base::socket::FileIdentity;
 use walpoint_repo::wal::SegmentSealer;
+use walpoint_runtime::human;
 
 use super::super::disk;
 use super::{Purpose, Room, Share, Source, Trouble, Uploader};
@@ -99,9 +100,9 @@ impl Uploader {
             tracing::warn!(
                 file = %file.name,
                 repository = target.name(),
-                "not stored in this repository, which does not have to acknowledge; it is left out for {} s, and a daemon copies \
+                "not stored in this repository, which does not have to acknowledge; it is left out for {}, and a daemon copies \
                  what it missed: {problem}",
-                REST.as_secs()
+                human::span(REST)
             );
         }
     }
@@ -120,7 +121,7 @@ impl Uploader {
         tokio::select! {
             stored = store => stored.map(drop),
             span = patience => {
-                Err(Trouble { text: format!("no answer within {} s", span.as_secs()), lasting: false })
+                Err(Trouble { text: format!("no answer within {}", human::span(span)), lasting: false })
             }
         }
     }

@@ -8,9 +8,9 @@ use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{CreatedTablespace, SegmentName, SegmentNo, WalFileName};
 use walpoint_plan::restore::ForkSegment;
 use walpoint_repo::wal::WalArchive;
-use walpoint_runtime::exit::told;
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
+use walpoint_words::told;
 
 use super::{Archive, Wanted};
 use crate::wal::asking::Began;

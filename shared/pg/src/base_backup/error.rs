@@ -14,7 +14,7 @@ pub enum BaseBackupError {
     /// The server left out what a cluster cannot do without.
     #[error(
         "the server did not send the directory {0}: it is probably a symbolic link, and BASE_BACKUP follows none but those of \
-         tablespaces and pg_wal. Back this cluster up from its data directory, without --remote"
+         tablespaces and pg_wal"
     )]
     LeftOut(&'static str),
     /// What arrived is not what the server says it sent.

@@ -70,7 +70,7 @@ pub enum WalError {
     },
     /// Another cluster's WAL.
     #[error(
-        "WAL segment {name} is not from this cluster: its {what} is {theirs}, this cluster's is {ours}; {hint}"
+        "WAL segment {name} is not from this cluster: its {what} is {theirs}, this cluster's is {ours}; {cause}"
     )]
     Foreign {
         /// The segment.
@@ -82,12 +82,12 @@ pub enum WalError {
         /// What it should say.
         ours: String,
         /// What that usually means.
-        hint: &'static str,
+        cause: Differs,
     },
     /// Content that PostgreSQL cannot have written so.
     #[error(
         "WAL segment {name} is damaged at {at}: {what}; if reading it again gives the same, look for failing storage \
-         and take a new base backup (push --accept-damaged archives it as it is, flagged)"
+         and take a new base backup"
     )]
     Damaged {
         /// The segment.
@@ -105,6 +105,29 @@ pub enum WalError {
         /// Where the next segment should start.
         expected: Lsn,
     },
+}
+
+/// Why a segment is another cluster's than the one that is registered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Differs {
+    /// Two clusters archive to the same place, or this one was created anew.
+    OtherCluster,
+    /// The cluster was upgraded, and has to be registered with its new version.
+    Upgraded,
+    /// The size of its segments was changed, and it has to be registered again.
+    SegmentSize,
+}
+
+impl std::fmt::Display for Differs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::OtherCluster => {
+                "two clusters archive to the same place, or this one was created anew: give it a name of its own"
+            }
+            Self::Upgraded => "after an upgrade, register the new version",
+            Self::SegmentSize => "pg_resetwal changed it: register the cluster again",
+        })
+    }
 }
 
 impl WalError {
@@ -128,29 +151,29 @@ pub struct Identity {
 impl Identity {
     /// Refuses another cluster's segment.
     pub fn check(&self, facts: &SegmentFacts) -> Result<(), WalError> {
-        let foreign = |what, theirs: String, ours: String, hint| {
-            Err(WalError::Foreign { name: facts.name, what, theirs, ours, hint })
+        let foreign = |what, theirs: String, ours: String, cause| {
+            Err(WalError::Foreign { name: facts.name, what, theirs, ours, cause })
         };
         if facts.system_id != self.system_id {
-            let hint = "two clusters archive to the same place, or this one was created anew: give it a name of its own";
+            let cause = Differs::OtherCluster;
             return foreign(
                 "system identifier",
                 facts.system_id.to_string(),
                 self.system_id.to_string(),
-                hint,
+                cause,
             );
         }
         if facts.major != self.major {
-            let hint = "after an upgrade, register the new version with archive-agent init";
-            return foreign("major version", facts.major.to_string(), self.major.to_string(), hint);
+            let cause = Differs::Upgraded;
+            return foreign("major version", facts.major.to_string(), self.major.to_string(), cause);
         }
         if facts.size != self.segment_size {
-            let hint = "pg_resetwal changed it: register the cluster again with archive-agent init";
+            let cause = Differs::SegmentSize;
             return foreign(
                 "segment size",
                 format!("{:?}", facts.size),
                 format!("{:?}", self.segment_size),
-                hint,
+                cause,
             );
         }
         Ok(())

@@ -43,7 +43,7 @@ mod walk;
 
 pub use checkpoint::{checkpoint_at, checkpoint_window};
 pub use database_copies::{DatabaseCopies, FoundCopy};
-pub use error::{Identity, WalError};
+pub use error::{Differs, Identity, WalError};
 pub use inspect::{Inspector, inspect, inspect_on_path};
 pub use kind::{
     Checkpoint, DatabaseCopy, DatabaseDirectory, ParameterChange, RecordKind, RelationLock, TransactionEnd,

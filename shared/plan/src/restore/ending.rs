@@ -75,37 +75,8 @@ impl<'a> Planner<'a> {
         backup: &BackupFacts,
         coverage: &Coverage,
     ) -> Asking<Attempt> {
-        if let Some(refused) = self.not_past_minimal(path, backup.id, coverage) {
+        if let Some(refused) = self.not_to_the_end(path, backup, coverage)? {
             return Ok(refused);
-        }
-        if coverage.hole().is_some() {
-            let last = path.last_present()?.max(coverage.lost).unwrap_or(coverage.missing);
-            return self.missing(path, backup, coverage, last);
-        }
-        if coverage.by_ancestor.is_none()
-            && coverage.by_partial.is_none()
-            && let Some(refused) = self.contradicting(path, coverage.missing)
-        {
-            return Ok(refused);
-        }
-        // A history proves that there was WAL up to its fork. Where some of that is not there, recovery would ask for it again
-        // and again, because nothing proves that it never was.
-        let fork = path.history().begin_of(path.timeline()).unwrap_or(Lsn::INVALID);
-        if fork > coverage.until {
-            let last = SegmentNo::before(fork, self.facts.segment_size);
-            return self.missing(path, backup, coverage, last);
-        }
-        // A child that left the timeline behind the segment that is missing proves that this one was written.
-        let left = self.facts.graph.left_at(path.timeline()).max();
-        if let Some(fork) = left.filter(|fork| *fork >= coverage.missing.end(self.facts.segment_size)) {
-            let last = SegmentNo::before(fork, self.facts.segment_size);
-            return self.missing(path, backup, coverage, last);
-        }
-        if coverage.damaged.is_some() && !self.request.standby {
-            let segment = coverage.missing.name(path.timeline(), self.facts.segment_size);
-            let damaged = coverage.damaged.clone();
-            let why = Why::EndsIncomplete { segment, until: coverage.until, damaged };
-            return Ok(Err(Refusal::on(path.timeline(), why)));
         }
         if coverage.by_partial == Some(path.timeline()) {
             return self.to_the_last_record(path, backup, coverage);
@@ -125,9 +96,11 @@ impl<'a> Planner<'a> {
             None => None,
         };
         let owner = path.history().timeline_at(coverage.until - 1);
-        let ancestor = match coverage.by_ancestor {
-            Some(_) if self.facts.wal(owner)?.contains(coverage.missing) => owner,
-            None if coverage.by_partial.is_none() => return self.to_the_tip(path, backup, coverage),
+        match coverage.by_ancestor {
+            Some(_) if self.facts.wal(owner)?.contains(coverage.missing) => {
+                self.along_ancestor(path, backup, coverage, owner, more_until)
+            }
+            None if coverage.by_partial.is_none() => self.to_the_tip(path, backup, coverage),
             // The segment of the fork has to be built, and recovery ends where its bytes end. A standby waits there, and follows
             // the younger timeline as soon as that is archived.
             _ if self.request.use_partial || self.request.standby => {
@@ -141,33 +114,79 @@ impl<'a> Planner<'a> {
                         ending.fork.map(|fork| ForkSegment { left: fork.name.timeline == owner, ..fork });
                 }
                 let at = StopAt::Requested;
-                return Ok(Ok(self.build(path, backup, &ending, None, coverage.until, at)?));
+                Ok(Ok(self.build(path, backup, &ending, None, coverage.until, at)?))
             }
             _ => {
-                return Ok(Err(Refusal::on(
-                    path.timeline(),
-                    Why::EndsInFork { timeline: owner, until: coverage.until },
-                )));
+                let why = Why::EndsInFork { timeline: owner, until: coverage.until };
+                Ok(Err(Refusal::on(path.timeline(), why)))
             }
-        };
-        // The ancestor's file goes on with what the path has left behind, and recovery would replay that. So it follows
-        // the ancestor and stops where the path leaves it. A standby must not stop: it gets no more of the file.
-        let fork = coverage.until;
+        }
+    }
+
+    /// Refused because the end of what is there is not the end of what was written, or may not be.
+    fn not_to_the_end(
+        &self,
+        path: &Path<'a>,
+        backup: &BackupFacts,
+        coverage: &Coverage,
+    ) -> Asking<Option<Attempt>> {
+        let size = self.facts.segment_size;
+        if let Some(refused) = self.not_past_minimal(path, backup.id, coverage) {
+            return Ok(Some(refused));
+        }
+        if coverage.hole().is_some() {
+            let last = path.last_present()?.max(coverage.lost).unwrap_or(coverage.missing);
+            return self.missing(path, backup, coverage, last).map(Some);
+        }
+        if coverage.by_ancestor.is_none()
+            && coverage.by_partial.is_none()
+            && let Some(refused) = self.contradicting(path, coverage.missing)
+        {
+            return Ok(Some(refused));
+        }
+        // A history proves that there was WAL up to its fork. Where some of that is not there, recovery would ask for it again
+        // and again, because nothing proves that it never was.
+        let begin = path.history().begin_of(path.timeline()).filter(|fork| *fork > coverage.until);
+        // A child that left the timeline behind the segment that is missing proves that this one was written.
+        let left = self.facts.graph.left_at(path.timeline()).max();
+        let left = left.filter(|fork| *fork >= coverage.missing.end(size));
+        if let Some(fork) = begin.or(left) {
+            return self.missing(path, backup, coverage, SegmentNo::before(fork, size)).map(Some);
+        }
+        if coverage.damaged.is_some() && !self.request.standby {
+            let segment = coverage.missing.name(path.timeline(), size);
+            let damaged = coverage.damaged.clone();
+            let why = Why::EndsIncomplete { segment, until: coverage.until, damaged };
+            return Ok(Some(Err(Refusal::on(path.timeline(), why))));
+        }
+        Ok(None)
+    }
+
+    /// To where the path leaves an ancestor. Its file goes on with what the path has left behind, and recovery would replay that.
+    /// So it follows the ancestor and stops there. A standby must not stop: it gets no more of the file.
+    fn along_ancestor(
+        &self,
+        path: &Path<'a>,
+        backup: &BackupFacts,
+        coverage: &Coverage,
+        ancestor: TimelineId,
+        more_until: Option<(TimelineId, Lsn)>,
+    ) -> Asking<Attempt> {
+        let (fork, size) = (coverage.until, self.facts.segment_size);
+        let segment = coverage.missing.name(ancestor, size);
         if self.request.standby {
-            let name = coverage.missing.name(ancestor, self.facts.segment_size);
             let source = ForkSource::Segment(ancestor);
-            let part = ForkSegment { name, cut: fork, source, left: true };
-            let as_it_is = Ending::of(path, coverage, fork, self.facts.segment_size);
+            let part = ForkSegment { name: segment, cut: fork, source, left: true };
+            let as_it_is = Ending::of(path, coverage, fork, size);
             let ending = Ending { timeline: path.timeline(), fork: Some(part), ..as_it_is };
             return Ok(Ok(self.build(path, backup, &ending, None, fork, StopAt::Requested)?));
         }
-        let segment = coverage.missing.name(ancestor, self.facts.segment_size);
         let leaf = path.timeline();
         let unfollowed = Some(Unfollowed { timeline: leaf, segment, from: fork });
         let Some(path) = Path::to(self.facts, ancestor) else {
             return Ok(Err(Refusal::at_once(Why::UnknownTimeline(ancestor))));
         };
-        let coverage = path.coverage(SegmentNo::of(backup.start(), self.facts.segment_size))?;
+        let coverage = path.coverage(SegmentNo::of(backup.start(), size))?;
         let stop = self.facts.stop(StopQuestion {
             path: ancestor,
             rule: StopRule::Lsn { at: fork, inclusive: false },
@@ -176,7 +195,7 @@ impl<'a> Planner<'a> {
         })?;
         let at = stop.map_or(StopAt::Requested, |_| StopAt::Before(fork));
         let until = stop.map_or(coverage.until, |s| s.end);
-        let as_it_is = Ending::of(&path, &coverage, until, self.facts.segment_size);
+        let as_it_is = Ending::of(&path, &coverage, until, size);
         let ending = Ending { more_until, leaf, unfollowed, ..as_it_is };
         Ok(Ok(self.build(&path, backup, &ending, stop, until, at)?))
     }

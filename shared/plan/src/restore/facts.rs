@@ -78,8 +78,27 @@ pub enum BackupState {
     Complete(Box<BackupFacts>),
     /// It belongs to another lineage of the cluster.
     OtherLineage(LineageId),
-    /// It cannot be used; why, in words that fit after "because it": `is not finished`.
-    Unusable(String),
+    /// It cannot be used.
+    Unusable(Unusable),
+}
+
+/// Why a backup cannot be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unusable {
+    /// It is not finished.
+    Unfinished,
+    /// It was aborted before it was finished.
+    Aborted,
+    /// It was deleted.
+    Deleted,
+    /// Its manifest is damaged.
+    DamagedManifest,
+    /// Its manifest contradicts its name.
+    Misnamed,
+    /// What a restore needs of it cannot be read.
+    Unreadable,
+    /// It belongs to another lineage.
+    OfLineage(LineageId),
 }
 
 /// Why it is not known where a timeline comes from.
@@ -163,14 +182,6 @@ pub struct NamedPoint {
     pub lsn: Lsn,
     /// When it was made, if that can be read.
     pub time: Option<PgTimestamp>,
-}
-
-impl NamedPoint {
-    /// When and where, for people.
-    pub fn describe(&self) -> String {
-        let time = self.time.map(|time| format!("{time}, ")).unwrap_or_default();
-        format!("{time}at {}", self.lsn)
-    }
 }
 
 /// Where does recovery along the path to `path` stop, when it replays from `from` and all WAL before `until` is there?

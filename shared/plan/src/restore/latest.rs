@@ -6,6 +6,7 @@
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, TimelineId};
 
 use super::facts::{Asking, Doubt};
+use super::note::Note;
 use super::path::Path;
 use super::planner::{Attempt, Planner, Refusal, has_no_history};
 use super::unreachable::Why;
@@ -90,10 +91,7 @@ impl<'a> Planner<'a> {
         let Some(common) = common else { return refused };
         match self.along(timeline, listed)? {
             Ok(mut plan) if plan.until <= common => {
-                plan.notes.push(format!(
-                    "The repository does not tell where a younger timeline than {timeline} comes from. It has the same WAL up to \
-                     {common}, so the target is the same on both."
-                ));
+                plan.notes.push(Note::SameUntil { timeline, common });
                 Ok(Ok(plan))
             }
             _ => refused,

@@ -13,13 +13,14 @@
 //! | [`planner`] | from facts to a plan or a refusal |
 //! | `latest` | which timeline is the latest, and whether that is known |
 //! | `build`, `notes` | the plan, once all that it needs is found; what a person should know of it |
+//! | [`note`], [`hint`] | that, and what helps where there is no plan: facts, which the programs put into words |
 //! | `newest` | the newest backup that lies before the target, also where commit times go backwards |
-//! | `locks` | what is locked at the target, in words |
+//! | `locks` | what is locked at the target |
+//! | [`unreachable`], `nearest`, `remedies` | why there is no plan; what can be reached instead; what helps |
 //! | `minimal` | what recovery cannot pass although all WAL is there |
 //! | [`windows`] | the moments that can be recovered, and the gaps |
 //! | [`stop`] | PostgreSQL's stop rules, and the decoding they need |
 //! | [`settings`] | the recovery settings as data |
-//! | [`report`], [`text`] | plans and refusals as JSON and for a person |
 //! | [`mod@likely`] | what will be asked for, so that it can be read at the same time |
 //! | [`created`], [`required`] | the tablespaces that replay creates; the settings that it needs |
 //! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
@@ -31,24 +32,25 @@ pub mod decide;
 mod ending;
 pub mod estimate;
 pub mod facts;
+pub mod hint;
 mod latest;
 pub mod likely;
 mod locks;
 mod minimal;
 mod nearest;
 mod newest;
+pub mod note;
 mod notes;
 pub mod path;
 pub mod planner;
 mod points;
-pub mod report;
+mod remedies;
 pub mod request;
 pub mod required;
 pub mod restore_plan;
 pub mod settings;
 mod sought;
 pub mod stop;
-pub mod text;
 pub mod unreachable;
 pub mod windows;
 
@@ -56,18 +58,19 @@ pub use created::{Replayed, TablespaceSearch};
 pub use estimate::{Estimate, Rates};
 pub use facts::{
     Abandoned, Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint,
-    PassedQuestion, Question, StopQuestion,
+    PassedQuestion, Question, StopQuestion, Unusable,
 };
+pub use hint::Hint;
 pub use likely::{Likely, likely};
+pub use note::{Damage, Locked, Note, Unlocked, WentOn};
 pub use path::{Path, SegmentRange};
 pub use planner::{Verdict, plan};
-pub use report::{PlanReport, TablespaceDocument};
 pub use request::{Request, TargetAction};
 pub use required::{RequiredSearch, RequiredSettings};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan, Unfollowed};
 pub use settings::{Setting, Signal, quote};
 pub use stop::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
-pub use unreachable::{InLineage, LineageMoment, Moment, Unreachable, Why, Youngest};
+pub use unreachable::{InLineage, LineageMoment, Moment, MomentTarget, Unreachable, Why, Youngest};
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;
 

@@ -8,6 +8,7 @@
 use walpoint_base::{BackupId, PgTimestamp, RecoveryTarget, SegmentNo};
 
 use super::facts::{Asking, BackupFacts, PassedQuestion};
+use super::note::Note;
 use super::notes::instead_of;
 use super::path::Path;
 use super::planner::{Attempt, Planner, Refusal};
@@ -29,20 +30,11 @@ impl<'a> Planner<'a> {
         let Some(Passed { backup, time }) = passed else { return Ok(attempt) };
         Ok(match attempt {
             Ok(mut plan) if plan.backup.id == backup => {
-                plan.notes.push(format!(
-                    "Backup {backup} already holds a transaction whose commit time, {time}, is after the target: the server's \
-                     clock was set back, or runs ahead of that of the standby that was backed up. Without --backup an older backup is chosen, from which recovery stops before that \
-                     transaction."
-                ));
+                plan.notes.push(Note::HoldsLaterCommit { backup, time });
                 Ok(plan)
             }
             Ok(mut plan) => {
-                plan.notes.push(format!(
-                    "Backup {backup} is newer, and was not chosen: it already holds a transaction whose commit time, {time}, is \
-                     after the target, so the server's clock was set back, or runs ahead of that of the standby that was \
-                     backed up. Recovery stops before the first such transaction; \
-                     --backup {backup} recovers the target's time after the clock was set back."
-                ));
+                plan.notes.push(Note::NewerHoldsLaterCommit { backup, time });
                 Ok(plan)
             }
             Err(Refusal { why: Why::BeforeFirstBackup { .. } | Why::NoBackupOnPath { .. }, .. }) => {

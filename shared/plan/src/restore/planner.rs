@@ -16,7 +16,7 @@
 use jiff::Timestamp;
 use walpoint_base::{BackupId, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
-use super::facts::{Asking, BackupFacts, BackupState, Doubt, ExtentQuestion, Facts, StopQuestion};
+use super::facts::{Asking, BackupFacts, BackupState, Doubt, ExtentQuestion, Facts, StopQuestion, Unusable};
 use super::path::{Coverage, Path, SegmentRange};
 use super::request::Request;
 use super::restore_plan::RestorePlan;
@@ -109,12 +109,12 @@ impl<'a> Planner<'a> {
         let backup = match self.facts.backup(id)? {
             BackupState::Complete(backup) if backup.lineage == self.facts.lineage => backup,
             BackupState::Complete(backup) => {
-                return refuse(Why::UnusableBackup(id, format!("belongs to lineage {}", backup.lineage)));
+                return refuse(Why::UnusableBackup(id, Unusable::OfLineage(backup.lineage)));
             }
             BackupState::OtherLineage(lineage) => {
-                return refuse(Why::UnusableBackup(id, format!("belongs to lineage {lineage}")));
+                return refuse(Why::UnusableBackup(id, Unusable::OfLineage(*lineage)));
             }
-            BackupState::Unusable(why) => return refuse(Why::UnusableBackup(id, why.clone())),
+            BackupState::Unusable(why) => return refuse(Why::UnusableBackup(id, *why)),
         };
         let holds = |t: &TimelineId| Path::to(self.facts, *t).is_some_and(|p| p.holds(backup));
         let timeline = match self.request.timeline {

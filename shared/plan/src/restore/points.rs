@@ -5,6 +5,8 @@
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, TargetTimeline};
 
 use super::facts::{Asking, NamedPoint};
+use super::hint::Hint;
+use super::note::Note;
 use super::path::Path;
 use super::planner::{Attempt, Planner, Refusal};
 use super::request::Request;
@@ -39,11 +41,7 @@ impl<'a> Planner<'a> {
             Request { target: RecoveryTarget::Lsn(only.lsn), inclusive: true, ..self.request.clone() };
         let planner = Planner { request: &request, ..*self };
         Ok(planner.with_newest_before(path, listed)?.map(|mut plan| {
-            plan.notes.push(format!(
-                "The restore point \"{name}\" is at {}; recovery goes by its position, because it would come by another one of \
-                 that name before.",
-                only.lsn
-            ));
+            plan.notes.push(Note::PointByPosition { name: name.to_owned(), lsn: only.lsn });
             plan
         }))
     }
@@ -70,7 +68,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Notes about restore points of the name asked for that the path does not lead to.
-    pub(super) fn points_on_other_timelines(&self, path: &Path<'_>) -> Asking<Vec<String>> {
+    pub(super) fn points_on_other_timelines(&self, path: &Path<'_>) -> Asking<Vec<Note>> {
         let (RecoveryTarget::Name(name), TargetTimeline::Latest) =
             (&self.request.target, self.request.timeline)
         else {
@@ -78,35 +76,13 @@ impl<'a> Planner<'a> {
         };
         let elsewhere = |point: &&NamedPoint| path.history().timeline_at(point.lsn) != point.timeline;
         let others = self.facts.points_named(name)?.iter().rev().filter(elsewhere).take(LISTED);
-        let note = |point: &NamedPoint| {
-            format!(
-                "Timeline {} has a restore point of that name, too: {}; --target-timeline {} recovers it there.",
-                point.timeline,
-                point.describe(),
-                point.timeline
-            )
-        };
-        Ok(others.map(note).collect())
+        Ok(others.cloned().map(Note::PointAlsoOn).collect())
     }
 }
 
 /// How to reach each of several restore points of one name, oldest first.
-pub(super) fn choices(points: &[NamedPoint]) -> Vec<String> {
-    let newest = &points[points.len().saturating_sub(LISTED)..];
-    let mut choices: Vec<String> = newest
-        .iter()
-        .map(|point| {
-            format!(
-                "One was made {} on timeline {}: --target-timeline {} --target-lsn {} recovers to exactly there.",
-                point.describe(),
-                point.timeline,
-                point.timeline,
-                point.lsn
-            )
-        })
-        .collect();
-    if points.len() > newest.len() {
-        choices.push(format!("{} more are older.", points.len() - newest.len()));
-    }
-    choices
+pub(super) fn choices(points: &[NamedPoint]) -> Vec<Hint> {
+    let older = points.len().saturating_sub(LISTED);
+    let listed = points.iter().skip(older).cloned().map(Hint::PointAt);
+    listed.chain(Some(older).filter(|older| *older > 0).map(Hint::OlderPoints)).collect()
 }

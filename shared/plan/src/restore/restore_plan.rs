@@ -1,10 +1,10 @@
 //! A restore that was proven possible: what to fetch, what to replay, what to write into the settings.
 
-use walpoint_base::target::FullXid;
 use walpoint_base::{LineageId, Lsn, RecoveryTarget, SegmentName, TimelineId, WalFileName};
 
 use super::estimate::Estimate;
 use super::facts::BackupFacts;
+use super::note::Note;
 use super::path::SegmentRange;
 use super::settings::{Setting, Signal};
 use super::stop::{Stop, StopRule};
@@ -53,8 +53,8 @@ pub struct RestorePlan {
     pub settings: Vec<Setting>,
     /// How much and how long, about.
     pub estimate: Estimate,
-    /// What a person should know before going on, one sentence each.
-    pub notes: Vec<String>,
+    /// What a person should know before going on.
+    pub notes: Vec<Note>,
 }
 
 /// A segment that a timeline left in the middle, or that a dead primary did not finish, rebuilt for a recovery that ends on that
@@ -120,35 +120,6 @@ pub struct PathStep {
 }
 
 impl RestorePlan {
-    /// The options of `restore-agent` that ask for exactly this again, whatever is archived meanwhile: a time as the moment it
-    /// means, the timeline and the backup by name.
-    pub fn options(&self) -> Vec<String> {
-        let mut options: Vec<String> = match &self.target {
-            RecoveryTarget::Latest => Vec::new(),
-            RecoveryTarget::Immediate => vec!["--target-immediate".to_owned()],
-            RecoveryTarget::Time(time) => vec!["--target-time".to_owned(), time.to_string()],
-            RecoveryTarget::Lsn(lsn) => vec!["--target-lsn".to_owned(), lsn.to_string()],
-            RecoveryTarget::Xid(xid) => {
-                let full = self.stop.as_ref().and_then(|stop| stop.full_xid);
-                vec!["--target-xid".to_owned(), full.map_or(xid.to_string(), |full| full.to_string())]
-            }
-            RecoveryTarget::FullXid(full) => vec!["--target-xid".to_owned(), FullXid(*full).to_string()],
-            RecoveryTarget::Name(name) => vec!["--target-name".to_owned(), name.clone()],
-        };
-        let exact = StopRule::of(&self.target, self.inclusive).is_some()
-            && !matches!(self.target, RecoveryTarget::Name(_));
-        if exact && !self.inclusive {
-            options.push("--exclusive".to_owned());
-        }
-        options.extend(["--lineage".to_owned(), self.lineage.to_string()]);
-        options.extend(["--target-timeline".to_owned(), self.leaf.to_string()]);
-        options.extend(["--backup".to_owned(), self.backup.id.to_string()]);
-        if self.target == RecoveryTarget::Latest && self.fork.is_some_and(|fork| !fork.is_of_itself()) {
-            options.push("--use-partial".to_owned());
-        }
-        options
-    }
-
     /// No record that starts here or later is replayed by a recovery that stops as planned.
     pub fn replayed_until(&self) -> Lsn {
         let replayed =

@@ -1,6 +1,4 @@
-//! Why a target cannot be reached, and what can be reached instead.
-
-use std::fmt;
+//! Why a target cannot be reached, and what can be reached instead, as facts: the programs put them into words.
 
 use jiff::Timestamp;
 use walpoint_base::chain::ChainFault;
@@ -10,7 +8,8 @@ use walpoint_base::{
     TargetTimeline, TimelineHistory, TimelineId,
 };
 
-use super::facts::{Doubt, NamedPoint};
+use super::facts::{Doubt, NamedPoint, Unusable};
+use super::hint::Hint;
 use super::path::SegmentRange;
 use super::restore_plan::RestorePlan;
 
@@ -29,8 +28,8 @@ pub struct Unreachable {
     pub missing: Vec<SegmentRange>,
     /// The nearest moments that can be reached, earlier ones first.
     pub nearest: Vec<Moment>,
-    /// What to do or to look at, one sentence each.
-    pub hints: Vec<String>,
+    /// What to do or to look at.
+    pub hints: Vec<Hint>,
     /// The size of the lineage's segments, for the names of those missing.
     pub segment_size: SegmentSize,
     /// The youngest timeline that the repository has something of in that lineage.
@@ -57,14 +56,7 @@ impl Unreachable {
             why: Why::EndsIncomplete { segment, until: plan.until, damaged: Some(why) },
             missing: Vec::new(),
             nearest: Vec::new(),
-            hints: vec![
-                "If the server, a standby or another repository has the whole segment, archive it with \"archive-agent push\"."
-                    .to_owned(),
-                format!(
-                    "Or archive another copy of what there is of it, as a .partial file, from the dead server's pg_wal. What lies before \
-                     {start} can be recovered with a target."
-                ),
-            ],
+            hints: vec![Hint::ArchiveWhole, Hint::AnotherCopyOrBefore(start)],
             segment_size: size,
             youngest: None,
         }
@@ -128,7 +120,7 @@ pub enum Why {
     /// There is no such backup.
     UnknownBackup(BackupId),
     /// The chosen backup cannot be used at all.
-    UnusableBackup(BackupId, String),
+    UnusableBackup(BackupId, Unusable),
     /// The chosen backup ends after the target, or recovery from it stops before it is consistent.
     BackupTooLate(BackupId),
     /// The chosen backup does not lie on the path to the timeline.
@@ -226,18 +218,6 @@ pub struct LineageMoment {
     pub time: Option<PgTimestamp>,
 }
 
-impl fmt::Display for LineageMoment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { lineage, parent, timeline, until, time } = self;
-        write!(f, "{lineage}")?;
-        if let Some(parent) = parent {
-            write!(f, " (split off from {parent})")?;
-        }
-        write!(f, " up to {until} on timeline {timeline}")?;
-        time.map_or(Ok(()), |time| write!(f, ", {time}"))
-    }
-}
-
 /// A moment that can be reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Moment {
@@ -249,126 +229,19 @@ pub struct Moment {
     pub lsn: Lsn,
     /// The time there, if known.
     pub time: Option<PgTimestamp>,
-    /// The options of `restore-agent` that reach it.
-    pub options: Vec<String>,
+    /// The lineage, where the timeline alone does not lead there.
+    pub lineage: Option<LineageId>,
+    /// What recovery on the timeline has to be asked for.
+    pub target: MomentTarget,
 }
 
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoCluster(name) => write!(f, "the repository has no cluster {name}"),
-            Self::UnknownLineage(id) => write!(f, "the cluster has no lineage {id}"),
-            Self::SeveralLineages(all) => {
-                let all: Vec<String> = all.iter().map(LineageMoment::to_string).collect();
-                write!(f, "several lineages of the cluster have it: {}", all.join("; "))
-            }
-            Self::NewestWithoutBackup { newest, .. } => {
-                write!(f, "the newest lineage has WAL and no complete backup: {newest}")
-            }
-            Self::NoBackup => write!(f, "the cluster has no complete backup"),
-            Self::NoBackupOnPath { timeline } => {
-                write!(f, "no complete backup lies on the path to timeline {timeline}")
-            }
-            Self::BeforeFirstBackup { timeline } => {
-                write!(f, "every complete backup on the path to timeline {timeline} ends after it")
-            }
-            Self::ClockSetBack { backup, time } => write!(
-                f,
-                "backup {backup} ended before it, but already holds a transaction whose commit time, {time}, is after it: the \
-                 server's clock was set back, or runs ahead of that of the standby that was backed up, and no older backup can be used"
-            ),
-            Self::UnknownBackup(id) => write!(f, "there is no backup {id}"),
-            Self::UnusableBackup(id, why) => write!(f, "backup {id} cannot be restored because it {why}"),
-            Self::BackupTooLate(id) => write!(f, "backup {id} is not yet consistent there"),
-            Self::BackupNotOnPath(id, timeline) => {
-                write!(f, "backup {id} does not lie on the path to timeline {timeline}")
-            }
-            Self::UnknownTimeline(timeline) => write!(f, "the archive knows no timeline {timeline}"),
-            Self::MissingWal { backup } => write!(f, "WAL is missing between backup {backup} and the target"),
-            Self::MinimalWal { backup, at } => write!(
-                f,
-                "between backup {backup} and the target, at {at}, the server was set to wal_level = minimal, and recovery cannot \
-                 pass that"
-            ),
-            Self::AfterEnd { until, latest: Some(latest), .. } => {
-                write!(
-                    f,
-                    "the archive ends before it, at {until}; the latest transaction in it ended at {latest}"
-                )
-            }
-            Self::AfterEnd { until, .. } => write!(f, "the archive ends before it, at {until}"),
-            Self::BrokenChain { segment, fault, recorded: false, .. } if fault.is_split_brain() => {
-                write!(
-                    f,
-                    "the archive holds WAL of two servers: \"{segment}\" does not continue the segment before it: {fault}"
-                )
-            }
-            Self::BrokenChain { segment, fault, .. } => {
-                write!(f, "there is a gap, and recovery ends before \"{segment}\": {fault}")
-            }
-            Self::EndsInFork { timeline, until } => write!(
-                f,
-                "the younger timeline has no segment in the archive yet, and the end of timeline {timeline}, up to {until}, is \
-                 only in a .partial file or in another timeline's first segment"
-            ),
-            Self::ContradictingCopies { segment, copies } => write!(
-                f,
-                "of the last segment, \"{segment}\", only incomplete copies are in the archive, and they contradict each other, so two \
-                 servers wrote them: {}",
-                copies.join(", ")
-            ),
-            Self::EndsIncomplete { segment, until, damaged: Some(damaged) } => write!(
-                f,
-                "of the last segment, \"{segment}\", only a damaged copy is in the archive ({damaged}), and recovery cannot pass {until}"
-            ),
-            Self::EndsIncomplete { segment, until, damaged: None } => write!(
-                f,
-                "of the last segment, \"{segment}\", only an incomplete copy is in the archive, up to {until}, and whether more \
-                 of it was written is not known"
-            ),
-            Self::DoubtfulTimeline { timeline, doubt, instead } => {
-                write!(
-                    f,
-                    "the latest timeline is in doubt: {doubt} (timeline {timeline}; without it, {instead} is the latest)"
-                )?;
-                match doubt {
-                    Doubt::Refused => write!(
-                        f,
-                        ". What is stored of timeline {timeline} is one server's, the one that archived first: --target-timeline \
-                         {timeline} recovers that. A server whose WAL was refused needs a lineage of its own (archive-agent init \
-                         --new-lineage). Once that is seen to, \"archive-agent lineage settle --timeline {timeline}\" ends the doubt"
-                    ),
-                    _ => Ok(()),
-                }
-            }
-            Self::NoHistory(timeline) => write!(
-                f,
-                "its WAL is there and the history of timeline {timeline} is not: PostgreSQL would not start to recover to it"
-            ),
-            Self::XidNotFound => write!(f, "its end is in no WAL that a backup can replay"),
-            Self::XidOfOtherEpoch(found) => {
-                let found: Vec<String> = found.iter().map(|full| format!("{full} ({})", full.0)).collect();
-                write!(
-                    f,
-                    "the transaction of that number that a backup can replay is of another epoch: {}",
-                    found.join(", ")
-                )
-            }
-            Self::NameNotFound => write!(f, "it is in no WAL that a backup can replay"),
-            Self::SeveralPoints(points) => write!(f, "there are {} of that name", points.len()),
-        }
-    }
+/// What leads to a moment on its timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MomentTarget {
+    /// No target: it is the end of the archive.
+    End,
+    /// The record that starts here.
+    Record(Lsn),
+    /// The position from which this backup is consistent.
+    Consistent(BackupId),
 }
-
-impl fmt::Display for Unreachable {
-    /// One line for an error chain; [`super::text::unreachable`] is for people.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = match self.why {
-            Why::SeveralPoints(_) | Why::SeveralLineages(_) => "means several moments",
-            _ => "cannot be reached",
-        };
-        write!(f, "{} (timeline {}) {verdict}: {}", self.target, self.timeline, self.why)
-    }
-}
-
-impl std::error::Error for Unreachable {}

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
 use walpoint_plan::retention::Request;
-use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::error::{Remark, Remedy, RepoError, Result, found};
 use walpoint_storage::layout::{ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 use walpoint_storage::store::{Claim, Store};
@@ -199,17 +199,19 @@ pub struct DamagedAnnouncement {
 }
 
 impl DamagedAnnouncement {
-    /// What follows from it, and what to do.
-    pub fn remedy(&self) -> String {
-        "what it announced is not known, so nothing is deleted and backups build on nothing and store everything anew. Run \
-         archive-agent verify without --light, --sample, --budget and --backup: it announces again what is damaged, and \
-         deletes this object; what was asked to be deleted by name has to be asked for again"
-            .to_owned()
+    /// The same as a remark.
+    pub fn remark(&self) -> Remark {
+        Remark { what: self.error().to_string(), remedy: Some(Remedy::VerifyAll) }
     }
 
     /// The same as an error.
     pub fn error(&self) -> RepoError {
-        RepoError::corrupt(&self.key, format!("{}; {}", self.what, self.remedy()))
+        let what = format!(
+            "{}; what it announced is not known, so nothing is deleted and backups build on nothing and store everything anew",
+            self.what
+        );
+        let key = self.key.clone();
+        RepoError::Corrupt { key, what, remedy: Some(Remedy::VerifyAll) }
     }
 }
 
@@ -286,7 +288,7 @@ impl Backups {
                 Ok(Some(condemned)) => all.read.push(NumberedCondemned { n, stored, condemned }),
                 // Deleted since the listing: nothing of it is left to be feared.
                 Ok(None) => {}
-                Err(RepoError::Corrupt { key, what }) => {
+                Err(RepoError::Corrupt { key, what, .. }) => {
                     all.damaged.push(DamagedAnnouncement { n, key, what })
                 }
                 Err(error) => return Err(error),

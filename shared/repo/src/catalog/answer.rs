@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId};
 use walpoint_plan::restore::{Answer, Asking, Extent, Facts, Path, Question, SegmentDecoder};
 use walpoint_storage::error::{RepoError, Result};
 
@@ -78,44 +78,53 @@ impl LineageCatalog {
                 }
             }
             Question::Partial(name) if self.has_incomplete(*name) == Some(false) => Answer::Partial(None),
-            Question::Partial(name) => {
-                let search = Search::new(&self.archive, &mut self.wal, decoder);
-                match search.partial(*name).await {
-                    Ok(until) => match self.archive.damaged_copy_beyond(*name, until).await? {
-                        Some(damaged) => {
-                            self.problems.push(damaged.clone());
-                            Answer::DamagedPartial(until, damaged)
-                        }
-                        None => Answer::Partial(until),
-                    },
-                    // Nothing can be recovered from it, and it shows that the segment was begun.
-                    Err(error @ RepoError::Corrupt { .. }) => {
-                        self.problems.push(error.to_string());
-                        let copies = self.archive.contradicting_copies(*name).await?;
-                        if !copies.is_empty() {
-                            self.facts.contradicting.insert(*name, copies);
-                        }
-                        Answer::DamagedPartial(None, error.to_string())
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
+            Question::Partial(name) => self.partial(*name, decoder).await?,
             Question::Minimal(path) => {
                 let mut search = Search::new(&self.archive, &mut self.wal, decoder);
                 Answer::Minimal(search.minimal(&self.facts, *path).await?)
             }
-            Question::Breaks(path) => {
-                let ranges = Path::to(&self.facts, *path).map(|path| path.present());
-                let ranges = ranges.and_then(|present| present.ok()).unwrap_or_default();
-                let size = self.lineage().segment_size;
-                let broken = self.broken_in(&ranges).await?;
-                let starts = broken.iter().filter_map(|b| Some(b.segment.number(size)?.start(size)));
-                Answer::Breaks(starts.collect())
-            }
+            Question::Breaks(path) => Answer::Breaks(self.break_positions(*path).await?),
             Question::Begin { of, on } => Answer::Begin(self.begin_on(*of, *on).await?),
             Question::Points => Answer::Points(self.archive.points().await?.points),
             Question::PointsNamed(name) => Answer::PointsNamed(self.points_named(name).await?),
         })
+    }
+
+    /// How far an incomplete copy of a segment goes.
+    async fn partial(
+        &mut self,
+        name: SegmentName,
+        decoder: Option<&Arc<dyn SegmentDecoder>>,
+    ) -> Result<Answer> {
+        let search = Search::new(&self.archive, &mut self.wal, decoder);
+        match search.partial(name).await {
+            Ok(until) => Ok(match self.archive.damaged_copy_beyond(name, until).await? {
+                Some(damaged) => {
+                    self.problems.push(damaged.clone());
+                    Answer::DamagedPartial(until, damaged)
+                }
+                None => Answer::Partial(until),
+            }),
+            // Nothing can be recovered from it, and it shows that the segment was begun.
+            Err(error @ RepoError::Corrupt { .. }) => {
+                self.problems.push(error.to_string());
+                let copies = self.archive.contradicting_copies(name).await?;
+                if !copies.is_empty() {
+                    self.facts.contradicting.insert(name, copies);
+                }
+                Ok(Answer::DamagedPartial(None, error.to_string()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where on the path to a timeline segments begin that do not continue the ones before them.
+    async fn break_positions(&mut self, path: TimelineId) -> Result<Vec<Lsn>> {
+        let ranges = Path::to(&self.facts, path).map(|path| path.present());
+        let ranges = ranges.and_then(|present| present.ok()).unwrap_or_default();
+        let size = self.lineage().segment_size;
+        let broken = self.broken_in(&ranges).await?;
+        Ok(broken.iter().filter_map(|b| Some(b.segment.number(size)?.start(size))).collect())
     }
 
     /// What a timeline's WAL means to a planner.

@@ -3,9 +3,8 @@
 //! "Latest" is the timeline with the highest number, for PostgreSQL and for plans alike, whichever server is in production. So
 //! who restores, and who looks after the server, is shown where there is another one.
 
-use jiff::Timestamp;
-use walpoint_base::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineHistory, TimelineId};
-use walpoint_plan::restore::{ExtentQuestion, Path};
+use walpoint_base::{Lsn, PgTimestamp, SegmentNo, TimelineHistory, TimelineId};
+use walpoint_plan::restore::{ExtentQuestion, Path, WentOn};
 use walpoint_storage::error::Result;
 
 use super::LineageCatalog;
@@ -13,21 +12,6 @@ use crate::index::{group_of, last_of};
 
 /// So many segments of a timeline are looked at for its first transaction.
 const LOOKED_AT: u64 = 32;
-
-/// A timeline that was written to after another one had left it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct WentOn {
-    /// The timeline.
-    pub timeline: TimelineId,
-    /// The one that left it, and where.
-    pub left_by: TimelineId,
-    /// Where.
-    pub left: Lsn,
-    /// Its last segment.
-    pub last: SegmentName,
-    /// The latest of its transactions.
-    pub at: Timestamp,
-}
 
 /// The timeline that a restore to the latest moment follows instead of another one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,39 +90,5 @@ impl LineageCatalog {
         let common = own.path().zip(other.path()).take_while(|(own, other)| own == other).last()?.0;
         let ends = [own.end_of(common), other.end_of(common)];
         Some(Newer { timeline: newest, common, until: ends.into_iter().flatten().min()? })
-    }
-}
-
-impl std::fmt::Display for WentOn {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { timeline, left_by, left, last, at } = self;
-        write!(
-            f,
-            "Timeline {timeline} went on after timeline {left_by} left it at {left}: it is stored up to {last}, and was written to until \
-             {at}. \"Latest\" follows timeline {left_by}; --target-timeline {timeline} takes timeline {timeline}."
-        )
-    }
-}
-
-impl std::fmt::Display for Newer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { timeline, common, until } = self;
-        write!(
-            f,
-            "timeline {timeline}, forked from this server's timeline {common} at {until}, is in the archive: a restore to the latest \
-             moment follows it, not this server"
-        )
-    }
-}
-
-impl Newer {
-    /// What to do about it on the server that is on timeline `own`.
-    pub fn advice(&self, own: TimelineId) -> String {
-        let Self { timeline, .. } = self;
-        format!(
-            "if nothing of timeline {timeline} is needed, stop that server's archiving and run archive-agent lineage settle --timeline \
-             {timeline} --reason \"…\"; if that server is to be archived too, run archive-agent init --new-lineage there first; until \
-             then --target-timeline {own} restores this server"
-        )
     }
 }

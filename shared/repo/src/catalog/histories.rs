@@ -93,7 +93,7 @@ impl LineageCatalog {
         // The listing tells all there is to know about these.
         for backup in listed {
             if let Some(why) = unusable(backup.state) {
-                let answer = Answer::Backup(BackupState::Unusable(why.to_owned()));
+                let answer = Answer::Backup(BackupState::Unusable(why));
                 facts.answer(Question::Backup(backup.id), answer);
             }
         }

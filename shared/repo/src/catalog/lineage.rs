@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use walpoint_base::{BackupId, LineageId, SegmentName, SegmentNo, TimelineId};
 use walpoint_plan::reach::WalNeed;
 use walpoint_plan::restore::{
-    Answer, BackupFacts, BackupState, Facts, Likely, Question, RestorePlan, SegmentRange, Youngest,
+    Answer, BackupFacts, BackupState, Facts, Likely, Question, RestorePlan, SegmentRange, Unusable, Youngest,
 };
 use walpoint_storage::error::Result;
 
@@ -169,8 +169,7 @@ impl LineageCatalog {
     /// Takes backups for unusable because they were found damaged when they were read.
     pub(crate) fn do_without(&mut self, unreadable: &BTreeSet<BackupId>) {
         for id in unreadable {
-            let why =
-                BackupState::Unusable("is damaged: what a restore needs of it cannot be read".to_owned());
+            let why = BackupState::Unusable(Unusable::Unreadable);
             self.facts.answer(Question::Backup(*id), Answer::Backup(why));
         }
     }

@@ -22,7 +22,7 @@
 //! | `chain` | whether the segments of a path continue each other |
 //! | `joined` | the WAL of several repositories together |
 //! | `points` | the named restore points that recovery can stop at |
-//! | [`status`], `draw` | all of it as data and for a person |
+//! | [`status`] | all of it as data |
 
 mod abandoned;
 mod ahead;
@@ -30,7 +30,6 @@ mod answer;
 mod beside;
 mod chain;
 mod confirm;
-mod draw;
 mod end;
 mod histories;
 mod inventory;
@@ -50,7 +49,7 @@ use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::succession::settle;
 
 pub use abandoned::LastUse;
-pub use beside::{Newer, WentOn};
+pub use beside::Newer;
 pub use chain::BrokenChain;
 pub use end::Unreached;
 pub use inventory::{Expected, TimelineWal};

@@ -5,11 +5,10 @@ use serde::Serialize;
 use walpoint_base::PgTimestamp;
 use walpoint_base::facts::PointRef;
 use walpoint_plan::restore::NamedPoint;
-use walpoint_plan::restore::report::time;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
-use super::status::TimelineParts;
+use super::status::{TimelineParts, time};
 use crate::wal::{FoundPoints, WalArchive};
 
 /// Restore points that are told, the newest ones: each costs a request.
@@ -21,7 +20,7 @@ const CONCURRENT: usize = 8;
 /// A restore point in a window.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct RestorePointStatus {
-    /// What `--target-name` takes.
+    /// Its name, by which recovery can be asked to stop at it.
     pub name: String,
     /// The timeline it was made on.
     pub timeline: u32,

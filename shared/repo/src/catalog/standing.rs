@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use walpoint_base::PgTimestamp;
 use walpoint_plan::restore::windows::Consistency;
-use walpoint_plan::restore::{BackupFacts, BackupState};
+use walpoint_plan::restore::{BackupFacts, BackupState, Unusable};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::lineage::LineageCatalog;
@@ -22,15 +22,15 @@ impl LineageCatalog {
                 }
                 return Ok(state);
             }
-            Ok(Standing::Unfinished) => "was deleted",
-            Ok(Standing::Ended(_)) => GIVEN_UP,
+            Ok(Standing::Unfinished) => Unusable::Deleted,
+            Ok(Standing::Ended(_)) => Unusable::Aborted,
             Err(error @ RepoError::Corrupt { .. }) => {
                 self.problems.push(error.to_string());
-                "has a damaged manifest"
+                Unusable::DamagedManifest
             }
             Err(error) => return Err(error),
         };
-        Ok(BackupState::Unusable(why.to_owned()))
+        Ok(BackupState::Unusable(why))
     }
 
     /// What is condemned, if it was read.
@@ -83,13 +83,11 @@ impl LineageCatalog {
     }
 }
 
-const GIVEN_UP: &str = "was given up before it was finished";
-
 /// Why a backup cannot be restored, if a listing shows that.
-pub(super) fn unusable(state: ListedState) -> Option<&'static str> {
+pub(super) fn unusable(state: ListedState) -> Option<Unusable> {
     match state {
-        ListedState::Unfinished => Some("is not finished"),
-        ListedState::Ended(_) => Some(GIVEN_UP),
+        ListedState::Unfinished => Some(Unusable::Unfinished),
+        ListedState::Ended(_) => Some(Unusable::Aborted),
         ListedState::Finished(_) => None,
     }
 }
@@ -103,7 +101,7 @@ fn state(summary: &Summary, archive: &WalArchive) -> BackupState {
         return BackupState::OtherLineage(facts.lineage);
     }
     if (facts.start_timeline, facts.start_lsn) != (summary.id.timeline(), summary.id.start()) {
-        return BackupState::Unusable("has a manifest that contradicts its name".to_owned());
+        return BackupState::Unusable(Unusable::Misnamed);
     }
     BackupState::Complete(Box::new(BackupFacts {
         id: summary.id,

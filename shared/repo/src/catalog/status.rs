@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use walpoint_base::{BackupId, PgTimestamp, SegmentNo, TimelineId};
-use walpoint_plan::restore::report::{SegmentsDocument, time};
+use walpoint_base::{BackupId, PgTimestamp, SegmentNo, SegmentSize, TimelineId};
 use walpoint_plan::restore::windows::{self, Consistency, Window};
 use walpoint_plan::restore::{Facts, SegmentRange};
 use walpoint_plan::retention::Damage;
@@ -33,6 +32,17 @@ pub struct ClusterStatus {
     pub lineages: Vec<LineageStatus>,
     /// Every backup listed, of all lineages, oldest first.
     pub backups: Vec<BackupStatus>,
+}
+
+/// Consecutive segments.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct SegmentsDocument {
+    /// The name of the first one.
+    pub first: String,
+    /// The name of the last one.
+    pub last: String,
+    /// How many.
+    pub count: u64,
 }
 
 /// One life of the cluster.
@@ -429,4 +439,17 @@ impl BackupStatus {
             details: None,
         }
     }
+}
+
+impl SegmentsDocument {
+    /// Of a range.
+    pub fn of(range: &SegmentRange, size: SegmentSize) -> Self {
+        let (first, last) = range.names(size);
+        Self { first: first.to_string(), last: last.to_string(), count: range.count() }
+    }
+}
+
+/// RFC 3339, UTC, to the microsecond.
+pub fn time(time: PgTimestamp) -> String {
+    time.to_time().to_string()
 }

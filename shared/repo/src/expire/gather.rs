@@ -11,7 +11,7 @@ use walpoint_plan::retention::{
     self, Candidate, Damage, Held, Life, Protection, Registered, Request, RetentionFacts, TimelineLife,
     standings,
 };
-use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::error::{Remark, Remedy, RepoError, Result};
 use walpoint_storage::layout::{ClusterPaths, WalEntry};
 
 use super::soundness::{Pack, Proven, StoredPacks, prove};
@@ -53,6 +53,8 @@ pub(super) struct Gathered {
     pub(super) lost_lineages: Vec<LineageId>,
     /// What somebody should know.
     pub(super) notes: Vec<String>,
+    /// Backups that cannot be read, and what follows.
+    pub(super) unreadables: Vec<Remark>,
 }
 
 /// A lineage, and whether what hangs together in it is known.
@@ -116,6 +118,7 @@ impl Gathered {
             damaged_announcements: Vec::new(),
             lost_lineages: Vec::new(),
             notes: Vec::new(),
+            unreadables: Vec::new(),
         };
         for held in gathered.facts.holds.iter().filter(|h| h.until.is_none_or(|until| now < until)) {
             let known = catalog.backups().iter().any(|listed| Some(listed.id) == held.backup);
@@ -166,6 +169,26 @@ impl Gathered {
         !self.unreadable.is_empty()
     }
 
+    /// Notes a backup that cannot be read, and that a person may give it up.
+    fn cannot_read(&mut self, id: BackupId, what: String) {
+        self.unreadables.push(Remark { what, remedy: Some(Remedy::GiveUpBackup(id)) });
+        self.unreadable.push(id);
+    }
+
+    /// What an unfinished backup said that it builds on; nothing if that cannot be read.
+    async fn intent(&mut self, backups: &Backups, id: BackupId) -> Result<Option<Intent>> {
+        match backups.intent(id).await {
+            Ok(intent) => Ok(intent),
+            Err(error @ RepoError::Corrupt { .. }) => {
+                self.notes.push(format!(
+                    "{error}: what the backup may use is not known, so nothing older than it is deleted"
+                ));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     async fn sort_backups(
         &mut self,
         backups: &Backups,
@@ -184,26 +207,19 @@ impl Gathered {
                 (ListedState::Ended(at), _) => self.ended.push((one.id, at)),
                 // What it needs is as little known as of one whose manifest is damaged.
                 (ListedState::Unfinished, _) if one.lost_its_manifest() && !is_going(condemned, one.id) => {
-                    self.notes.push(format!(
-                        "the manifest of backup {0} is lost: what the backup needs is not known, so all packs that are older stay; \
-                         archive-agent expire --backup {0} gives it up",
-                        one.id
-                    ));
-                    self.unreadable.push(one.id);
+                    let id = one.id;
+                    let lost = format!("the manifest of backup {id} is lost");
+                    self.cannot_read(
+                        id,
+                        format!(
+                            "{lost}: what the backup needs is not known, so all packs that are older stay"
+                        ),
+                    );
                 }
                 // It is being deleted, and nobody will finish it.
                 (ListedState::Unfinished, _) if one.lost_its_manifest() => {}
                 (ListedState::Unfinished, Some(begun)) => {
-                    let intent = match backups.intent(one.id).await {
-                        Ok(intent) => intent,
-                        Err(error @ RepoError::Corrupt { .. }) => {
-                            self.notes.push(format!(
-                                "{error}: what the backup may use is not known, so nothing older than it is deleted"
-                            ));
-                            None
-                        }
-                        Err(error) => return Err(error),
-                    };
+                    let intent = self.intent(backups, one.id).await?;
                     let seen = last_sign(backups, one.id, begun).await?;
                     self.unfinished.push(Unfinished { id: one.id, intent, seen });
                 }
@@ -225,11 +241,8 @@ impl Gathered {
             let Proven { standing, lost, announced, manifest } = match proven {
                 Ok(proven) => proven,
                 Err(error @ RepoError::Corrupt { .. }) => {
-                    self.notes.push(format!(
-                        "{error}: what the backup needs is not known, so it and all packs that are older stay; \
-                         archive-agent expire --backup {id} gives it up"
-                    ));
-                    self.unreadable.push(id);
+                    let kept = "what the backup needs is not known, so it and all packs that are older stay";
+                    self.cannot_read(id, format!("{error}: {kept}"));
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -143,6 +143,7 @@ async fn announce_and_delete(
 
     let mut gathered = Gathered::read_for_deletion(repository, cluster, store_now()).await?;
     report.notes.append(&mut gathered.notes);
+    report.remarks.append(&mut gathered.unreadables);
     let mut policy = options.policy.clone();
     let mut request = None;
     if let Some(named) = &options.named {

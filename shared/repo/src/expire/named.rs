@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_plan::retention::{Protection, Request, protections};
-use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::error::{Obstacle, Override, Remedy, RepoError, Result};
 
 use super::gather::Gathered;
 use super::report::Expired;
@@ -25,6 +25,8 @@ pub struct NamedBackup {
     pub even_if_last: bool,
     /// Abort the unfinished backups that build on it.
     pub abort_unfinished: bool,
+    /// What is noted then of why they ended.
+    pub abort_reason: String,
 }
 
 /// The request, if nothing stands against it; it counts from now on. Aborts unfinished backups that build on the backup if
@@ -41,33 +43,33 @@ pub(super) async fn admit(
     find(cluster, backups, gathered, id)?;
     let found = protections(&gathered.facts, id, &already_gone(gathered), now);
     let users = roots::users(gathered, id);
-    let mut against: Vec<String> = Vec::new();
+    let mut obstacles: Vec<Obstacle> = Vec::new();
+    let obstacle = |what: String, overridden_by| Obstacle { what, remedy: None, overridden_by };
     let mut despite_holds = BTreeSet::new();
     for protection in found.iter().chain(&gathered.holds_on_unreadable(id, now)) {
-        let (overridden, flag) = match protection {
+        let (overridden, by) = match protection {
             Protection::Hold(number, ..) => {
                 despite_holds.insert(*number);
-                (named.even_if_held, "--even-if-held")
+                (named.even_if_held, Override::Held)
             }
             Protection::Last | Protection::Base(_) | Protection::Path(..) => {
-                (named.even_if_last, "--even-if-last")
+                (named.even_if_last, Override::Last)
             }
         };
         if !overridden {
-            against.push(format!("{protection} ({flag} overrides this)"));
+            obstacles.push(obstacle(protection.to_string(), by));
         }
     }
     for user in users.iter().filter(|_| !named.abort_unfinished) {
-        against
-            .push(format!("the unfinished backup {user} builds on it (--abort-unfinished aborts that one)"));
+        let what = format!("the unfinished backup {user} builds on it");
+        obstacles.push(obstacle(what, Override::AbortUnfinished));
     }
-    if !against.is_empty() {
-        let what = format!("backup {id} of cluster {cluster} is not deleted: {}", against.join("; "));
-        return Err(RepoError::Protected { what });
+    if !obstacles.is_empty() {
+        let what = format!("backup {id} of cluster {cluster} is not deleted");
+        return Err(RepoError::Protected { what, obstacles, remedy: None });
     }
     for user in users {
-        dead::bury(backups, gathered, user, report, "archive-agent expire --abort-unfinished aborted it")
-            .await?;
+        dead::bury(backups, gathered, user, report, &named.abort_reason).await?;
     }
     let (who, even_if_last) = (named.who.clone(), named.even_if_last);
     let request = Request { backup: id, who, at: now, despite_holds, even_if_last };
@@ -80,15 +82,16 @@ fn find(cluster: &ClusterName, backups: &Backups, gathered: &Gathered, id: Backu
     if gathered.facts.backups.iter().any(|backup| backup.id == id) || gathered.unreadable.contains(&id) {
         return Ok(());
     }
-    let what = if gathered.unfinished.iter().any(|unfinished| unfinished.id == id) {
-        "is unfinished: the next backup resumes or aborts it, and expire deletes what it stored"
+    let (what, remedy) = if gathered.unfinished.iter().any(|unfinished| unfinished.id == id) {
+        ("is unfinished: the next backup resumes or aborts it, and expire deletes what it stored", None)
     } else if gathered.ended.iter().any(|(ended, _)| *ended == id) {
-        "was aborted, expire deletes what it stored"
+        ("was aborted, expire deletes what it stored", None)
     } else {
-        "is not here; archive-agent status lists the backups"
+        ("is not here", Some(Remedy::ListBackups))
     };
     let store = backups.store().name();
-    Err(RepoError::Protected { what: format!("backup {id} of cluster {cluster} in {store} {what}") })
+    let what = format!("backup {id} of cluster {cluster} in {store} {what}");
+    Err(RepoError::Protected { what, obstacles: Vec::new(), remedy })
 }
 
 /// The backups whose deletion was asked for before.

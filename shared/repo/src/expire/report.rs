@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_plan::retention::{Decision, Verdict};
+use walpoint_storage::error::Remark;
 use walpoint_storage::layout::Key;
 
 use super::ExpireOptions;
@@ -48,6 +49,9 @@ pub struct Expired {
     pub leftovers: u64,
     /// What somebody should know, one sentence each.
     pub notes: Vec<String>,
+    /// What somebody should know that a command helps against: the program puts it into words, among the notes.
+    #[serde(skip)]
+    pub remarks: Vec<Remark>,
 }
 
 /// What was decided about a backup.
@@ -133,6 +137,7 @@ impl Expired {
             unknown: Vec::new(),
             leftovers: 0,
             notes: Vec::new(),
+            remarks: Vec::new(),
         }
     }
 

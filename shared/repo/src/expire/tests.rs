@@ -440,9 +440,9 @@ async fn a_damaged_manifest_keeps_everything_older() {
     let before = packs(&keys(&bed).await);
     let report = run(&bed, &at_once(1)).await;
     assert!(
-        report.notes.iter().any(|note| note.contains("all packs that are older stay")),
+        report.remarks.iter().any(|remark| remark.what.contains("all packs that are older stay")),
         "{:?}",
-        report.notes
+        report.remarks
     );
     let after = packs(&keys(&bed).await);
     assert!(after < before && after > 3, "{before} {after}: what is newer than it goes");

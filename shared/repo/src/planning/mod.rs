@@ -18,7 +18,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, RecoveryTarget, SegmentSize, TargetTimeline};
+use walpoint_plan::restore::hint::Hint;
 use walpoint_plan::restore::likely::likely;
+use walpoint_plan::restore::note::Note;
 use walpoint_plan::restore::planner::{Verdict, plan as plan_in};
 use walpoint_plan::restore::request::Request;
 use walpoint_plan::restore::restore_plan::RestorePlan;
@@ -140,13 +142,13 @@ async fn unless_older_is_in_use(
             }
             Some(Err(refused)) if may_be_meant(&refused.why, request) => {
                 let mut several = several_lineages(catalog, request, &[plan]);
-                several.hints.push(format!("Lineage {lineage}, which may be meant as well: {}.", refused.why));
+                several.hints.push(Hint::MayBeMeant { lineage, why: refused.why });
                 return Ok(Err(Box::new(several)));
             }
-            Some(Err(refused)) => plan.notes.push(format!(
-                "Lineage {lineage} is older and was in use after lineage {} was registered; there the target cannot be reached: {}.",
-                plan.lineage, refused.why
-            )),
+            Some(Err(refused)) => {
+                let note = Note::OlderInUse { older: lineage, lineage: plan.lineage, why: refused.why };
+                plan.notes.push(note);
+            }
             None => {}
         }
     }
@@ -162,7 +164,7 @@ async fn plan_in_family(
     now: Timestamp,
 ) -> Result<Option<Verdict>> {
     let (mut plans, mut refused): (Vec<RestorePlan>, Option<Box<Unreachable>>) = (Vec::new(), None);
-    let mut held_back: Vec<String> = Vec::new();
+    let mut held_back: Vec<Hint> = Vec::new();
     let named = family.len() > 1 || request.lineage.is_some();
     for &at in family {
         let Some(lineage) = catalog.lineages_mut().get_mut(at) else { continue };
@@ -172,18 +174,12 @@ async fn plan_in_family(
             Ok(plan) => plans.push(plan),
             Err(mut unreachable) => {
                 if request.lineage.is_none() && may_be_meant(&unreachable.why, request) {
-                    held_back.push(format!(
-                        "Lineage {}, which may be meant as well: {}.",
-                        lineage.id(),
-                        unreachable.why
-                    ));
+                    let why = unreachable.why.clone();
+                    held_back.push(Hint::MayBeMeant { lineage: lineage.id(), why });
                 }
                 // What is offered leads there only with the lineage by name.
-                for moment in
-                    unreachable.nearest.iter_mut().filter(|moment| named && !moment.options.is_empty())
-                {
-                    let lineage = ["--lineage".to_owned(), lineage.id().to_string()];
-                    moment.options.splice(0..0, lineage);
+                if named {
+                    unreachable.nearest.iter_mut().for_each(|moment| moment.lineage = Some(lineage.id()));
                 }
                 refused.get_or_insert(unreachable);
             }
@@ -250,7 +246,7 @@ async fn plan_in_lineage(
             if request.timeline == TargetTimeline::Latest {
                 let went_on = lineage.went_on(plan.timeline).await?;
                 let passed = went_on.iter().filter(|one| one.left < plan.until);
-                plan.notes.extend(passed.map(ToString::to_string));
+                plan.notes.extend(passed.copied().map(Note::WentOn));
             }
             Ok(plan)
         }
@@ -268,13 +264,10 @@ fn has_nothing_own(lineage: &LineageCatalog, plan: &RestorePlan) -> bool {
 }
 
 /// What a person has to know of a lineage that alone has the target and was split off.
-fn split_off_note(catalog: &Catalog, plan: &RestorePlan) -> Option<String> {
+fn split_off_note(catalog: &Catalog, plan: &RestorePlan) -> Option<Note> {
     let lineage = catalog.lineages().iter().find(|lineage| lineage.id() == plan.lineage)?.lineage();
     let parent = lineage.parent?.lineage;
-    Some(format!(
-        "Lineage {} was split off from lineage {parent}, which does not have the target.",
-        lineage.id
-    ))
+    Some(Note::SplitOff { lineage: lineage.id, parent })
 }
 
 /// Several members of a family have the target, each with another content.
@@ -298,10 +291,7 @@ fn several_lineages(catalog: &Catalog, request: &Request, plans: &[RestorePlan])
         why: Why::SeveralLineages(plans.iter().map(moment).collect()),
         missing: Vec::new(),
         nearest: Vec::new(),
-        hints: vec![
-            "Choose the server whose data you want with \"--lineage\"; \"archive-agent status\" draws the timelines of each."
-                .to_owned(),
-        ],
+        hints: vec![Hint::ChooseLineage],
         segment_size: size.unwrap_or(SegmentSize::DEFAULT),
         youngest: None,
     }
@@ -368,16 +358,8 @@ fn not_continued(
     let BrokenChain { segment, fault, recorded } = broken;
     let size = lineage.lineage().segment_size;
     let start = segment.number(size).map(|number| number.start(size)).unwrap_or_default();
-    let mut hints = vec![format!(
-        "What lies before {start} can be recovered: give an earlier target, or \"--target-lsn\" with a position before it."
-    )];
-    if !split_brain {
-        hints.push(
-            "What lies behind it can be recovered from a backup that begins there: take one.".to_owned(),
-        );
-    } else {
-        hints.push("\"archive-agent verify\" lists every such place.".to_owned());
-    }
+    let hints =
+        vec![Hint::EarlierThan(start), if split_brain { Hint::ListBroken } else { Hint::BackupBehind }];
     Unreachable {
         target: plan.target.clone(),
         timeline: request.timeline,
@@ -392,16 +374,13 @@ fn not_continued(
 }
 
 fn no_lineage(catalog: &Catalog, request: &Request) -> Unreachable {
-    let known: Vec<String> = catalog.lineages().iter().map(|lineage| lineage.id().to_string()).collect();
+    let known: Vec<LineageId> = catalog.lineages().iter().map(LineageCatalog::id).collect();
     let (why, hint) = match request.lineage.filter(|_| !known.is_empty()) {
-        Some(id) => (Why::UnknownLineage(id), format!("The cluster has: {}.", known.join(", "))),
-        None => (
-            Why::NoCluster(catalog.cluster().to_string()),
-            format!(
-                "Check the name of the cluster and that {} is the right repository.",
-                catalog.repository().store().name()
-            ),
-        ),
+        Some(id) => (Why::UnknownLineage(id), Hint::KnownLineages(known)),
+        None => {
+            let store = catalog.repository().store().name().to_owned();
+            (Why::NoCluster(catalog.cluster().to_string()), Hint::CheckCluster { store })
+        }
     };
     Unreachable {
         target: request.target.clone(),

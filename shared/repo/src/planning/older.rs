@@ -8,6 +8,8 @@
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 use walpoint_plan::restore::facts::{Asking, ExtentQuestion, Facts};
+use walpoint_plan::restore::hint::Hint;
+use walpoint_plan::restore::note::Note;
 use walpoint_plan::restore::path::Path;
 use walpoint_plan::restore::planner::Verdict;
 use walpoint_plan::restore::request::Request;
@@ -34,10 +36,7 @@ pub(super) async fn unless_newer_is_meant(
         if may_have(lineage, &newest, &request.target).await? {
             return Ok(Err(Box::new(newest_without_backup(lineage, request, newest, &plan))));
         }
-        plan.notes.push(format!(
-            "Lineage {} is newer and has no complete backup, so it cannot be restored: {}. This plan restores the older lineage {}.",
-            newest.lineage, newest, plan.lineage
-        ));
+        plan.notes.push(Note::NewerWithoutBackup { newest, older: plan.lineage });
     }
     Ok(Ok(plan))
 }
@@ -134,14 +133,7 @@ fn newest_without_backup(
         why: Why::NewestWithoutBackup { newest, older },
         missing: Vec::new(),
         nearest: Vec::new(),
-        hints: vec![
-            format!(
-                "Take a backup with \"archive-agent backup\" while the server that archives into lineage {id} runs."
-            ),
-            format!(
-                "To restore the older lineage, add --lineage {older}: it has nothing of what was written in {id}."
-            ),
-        ],
+        hints: vec![Hint::TakeBackupOf(id), Hint::OlderLineage { older, newest: id }],
         segment_size: lineage.lineage().segment_size,
         youngest: None,
     }

@@ -104,8 +104,8 @@ async fn encryption_is_chosen_once() {
     let (dir, secrets) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with_key = &kinds(secrets.path(), dir.path())[0];
     // A key for a repository that would not be encrypted, and encryption without a key.
-    let told = Repository::init("main", with_key, None).await.unwrap_err().to_string();
-    assert!(told.contains("--encrypt"), "{told}");
+    let told = Repository::init("main", with_key, None).await.unwrap_err();
+    assert_eq!(told.remedy(), Some(&Remedy::MakeEncrypted), "{told}");
     let told = Repository::init_encrypted("main", &at(dir.path()), "").await.unwrap_err().to_string();
     assert!(told.contains("key_file"), "{told}");
     assert!(!dir.path().join("walpoint.json").exists() && !dir.path().join("keys").exists());

@@ -7,8 +7,8 @@ use walpoint_base::{BackupId, SegmentNo};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::ClusterPaths;
 
-use super::light::{NeededWal, RESUPPLY};
-use super::report::VerifyFinding;
+use super::light::NeededWal;
+use super::report::{Cure, VerifyFinding};
 use super::{Run, Segment};
 use crate::backup::{
     Condemned, CondemnedPacks, CondemnedReason, CondemnedWal, DamagedAnnouncement, NumberedCondemned, PackNo,
@@ -158,8 +158,7 @@ impl Run<'_> {
                 let Condemned { written, host, .. } = &one.condemned;
                 let by = if host.is_empty() { String::new() } else { format!(" by {host}") };
                 let what = format!(
-                    "it was found damaged on {written:.0}{by}, and was not found whole again since by \"archive-agent verify\" as a \
-                     whole"
+                    "it was found damaged on {written:.0}{by}, and was not found whole again since by a verification of everything"
                 );
                 (one.condemned.clone(), what)
             })
@@ -180,7 +179,7 @@ impl Run<'_> {
                         moments: None,
                         remedy:
                             "take a backup; until then restore from another one, or from another repository"
-                                .to_owned(),
+                                .into(),
                     });
                 }
             }
@@ -201,7 +200,7 @@ impl Run<'_> {
                             what: what.clone(),
                             backups: Vec::new(),
                             moments: Some("those behind it: recovery ends there".to_owned()),
-                            remedy: RESUPPLY.to_owned(),
+                            remedy: Cure::Resupply,
                         });
                     }
                 }

@@ -139,7 +139,7 @@ impl Run<'_> {
                                stored"),
                 backups: vec![id.to_string()],
                 moments: None,
-                remedy: "restore the table from an older backup, or rebuild what can be rebuilt (REINDEX)".to_owned(),
+                remedy: "restore the table from an older backup, or rebuild what can be rebuilt (REINDEX)".into(),
             });
         }
     }
@@ -195,7 +195,7 @@ impl Run<'_> {
             what: error.to_string(),
             backups: vec![id.to_string()],
             moments: None,
-            remedy: "take a backup; this one cannot be restored whole from here".to_owned(),
+            remedy: "take a backup; this one cannot be restored whole from here".into(),
         });
         Ok(())
     }

@@ -8,12 +8,8 @@ use walpoint_plan::restore::SegmentRange;
 use walpoint_plan::runs::Runs;
 use walpoint_storage::error::Result;
 
-use super::Run;
+use super::{Cure, Run};
 use crate::catalog::{BrokenChain, LineageCatalog};
-
-/// What to do about segments of two servers.
-const SPLIT_BRAIN: &str = "find out which server wrote which of both; take a backup of the one that goes on, and give the other one a \
-                           lineage of its own (archive-agent init --new-lineage)";
 
 /// What to do about a gap between segments of one server.
 const GAP: &str = "take a backup: recovery from an earlier one ends before this segment";
@@ -63,18 +59,18 @@ impl Run<'_> {
             (true, true) => (
                 "gap",
                 format!("it does not continue the segment before it, though one server wrote both: {fault}"),
-                GAP,
+                GAP.into(),
             ),
             (true, false) => (
                 "chain",
                 format!("split brain: it does not continue the segment before it: {fault}"),
-                SPLIT_BRAIN,
+                Cure::SplitBrain,
             ),
-            (false, _) => ("chain", fault.to_string(), RESET),
+            (false, _) => ("chain", fault.to_string(), RESET.into()),
         };
         self.bad_segment(catalog.archive(), *segment, kind, what);
         if let Some(finding) = self.report.findings.last_mut().filter(|finding| finding.kind == kind) {
-            remedy.clone_into(&mut finding.remedy);
+            finding.remedy = remedy;
         }
     }
 }

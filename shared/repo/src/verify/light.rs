@@ -11,11 +11,11 @@ use walpoint_plan::restore::windows::{self, Consistency};
 use walpoint_plan::restore::{Facts, SegmentRange};
 use walpoint_plan::retention::{Candidate, Decision, Reason, Verdict};
 use walpoint_plan::runs::Runs;
-use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::error::{Remedy, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
 use super::Run;
-use super::report::VerifyFinding;
+use super::report::{Cure, VerifyFinding};
 use crate::backup::{CondemnedReason, Listed, ListedState};
 use crate::catalog::{Catalog, LineageCatalog};
 use crate::expire::Outlook;
@@ -47,7 +47,7 @@ impl Run<'_> {
                 what: damaged.what.clone(),
                 backups: Vec::new(),
                 moments: None,
-                remedy: damaged.remedy(),
+                remedy: Cure::Hold(damaged.remedy()),
             });
         }
         for damaged in &outlook.damaged_announcements {
@@ -57,7 +57,7 @@ impl Run<'_> {
                 what: damaged.what.clone(),
                 backups: Vec::new(),
                 moments: None,
-                remedy: damaged.remedy(),
+                remedy: Cure::Announcement(Remedy::VerifyAll),
             });
         }
         self.manifests(ids).await?;
@@ -94,8 +94,7 @@ impl Run<'_> {
                         what: error.to_string(),
                         backups: vec![id.to_string()],
                         moments: None,
-                        remedy: "take a backup; this one is lost here: restore from another one, or from another repository"
-                            .to_owned(),
+                        remedy: "take a backup; this one is lost here: restore from another one, or from another repository".into(),
                     });
                 }
                 // Expired since it was listed.
@@ -122,7 +121,7 @@ impl Run<'_> {
                 what: "it is not there, and backups or WAL of the lineage are".to_owned(),
                 backups: backups.iter().map(BackupId::to_string).collect(),
                 moments: Some(format!("all of lineage {id}")),
-                remedy: LOST_LINEAGE.to_owned(),
+                remedy: LOST_LINEAGE.into(),
             });
         }
         Ok(())
@@ -155,11 +154,7 @@ impl Run<'_> {
                 what: "the manifest is not there, and what the backup stored is".to_owned(),
                 backups: vec![id.to_string()],
                 moments: Some("those that this backup is the only way to; others can be restored".to_owned()),
-                remedy: format!(
-                    "put the object back, from another version of it in the store or from a copy of the store, else take a backup and \
-                     give this one up with archive-agent expire --backup {id}; until then restore from another one, or from another \
-                     repository"
-                ),
+                remedy: Cure::PutBackOrGiveUp(*id),
             });
         }
         for one in listed.iter().filter(|one| one.state == ListedState::Unfinished && !lost.contains(&one.id))
@@ -290,8 +285,7 @@ impl Run<'_> {
                 backups: Vec::new(),
                 moments: None,
                 remedy: "an object of the index may be deleted, it is made again from the segments; a history file has to be \
-                         archived again, from pg_wal or another repository"
-                    .to_owned(),
+                         archived again, from pg_wal or another repository".into(),
             });
         }
         self.chain(catalog, &there).await?;
@@ -311,7 +305,7 @@ impl Run<'_> {
                 what: format!("{} is not there or was stored though damaged", range.describe(size)),
                 backups: vec![id.to_string()],
                 moments: Some("the backup does not become consistent without it".to_owned()),
-                remedy: RESUPPLY.to_owned(),
+                remedy: Cure::Resupply,
             });
         }
         Ok(())
@@ -340,7 +334,7 @@ impl Run<'_> {
             what: format!("missing on timeline {} from {from} to {until}", gap.timeline),
             backups: before.map(|backup| backup.id.to_string()).collect(),
             moments: Some(format!("from {from} up to {upto} on timeline {}", gap.timeline)),
-            remedy: format!("{RESUPPLY}; a new backup begins a window behind the gap"),
+            remedy: Cure::ResupplyOrBackup("the gap"),
         });
     }
 }
@@ -362,6 +356,3 @@ async fn wanted(catalog: &mut LineageCatalog, need: &WalNeed, timeline: Timeline
 
 /// A backup that was begun so long ago is hardly running.
 const LONG: SignedDuration = SignedDuration::from_hours(24);
-
-/// What to do about WAL.
-pub(super) const RESUPPLY: &str = "if PostgreSQL or another repository still has it, remove what is damaged here and archive it again (archive-agent push)";

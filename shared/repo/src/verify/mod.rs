@@ -35,7 +35,7 @@ use walpoint_plan::retention::Candidate;
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
-pub use self::report::{Verified, VerifyFinding};
+pub use self::report::{Cure, Verified, VerifyFinding};
 use crate::Repository;
 use crate::backup::{BackupFacts, Backups, CondemnedReason, NumberedCondemned, TablePath};
 use crate::expire::Outlook;
@@ -168,7 +168,7 @@ pub fn without_a_lineage(
     options: &VerifyOptions,
     error: &RepoError,
 ) -> Option<Verified> {
-    let RepoError::Corrupt { key, what } = error else { return None };
+    let RepoError::Corrupt { key, what, .. } = error else { return None };
     let Some(ClusterObject::Lineage(id)) = ClusterPaths::new(cluster).parse(key) else { return None };
     let mut report = Verified::new(repository, cluster, options);
     report.finding(VerifyFinding {
@@ -177,7 +177,7 @@ pub fn without_a_lineage(
         what: what.clone(),
         backups: Vec::new(),
         moments: Some(format!("all of lineage {id}")),
-        remedy: LOST_LINEAGE.to_owned(),
+        remedy: LOST_LINEAGE.into(),
     });
     report
         .notes
@@ -240,8 +240,7 @@ impl Run<'_> {
             )),
             backups,
             remedy: "take a backup: it stores these blocks anew; until then restore from another backup or another \
-                     repository"
-                .to_owned(),
+                     repository".into(),
         });
     }
 }

@@ -10,8 +10,8 @@ use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
 use walpoint_storage::object::ObjectKind;
 
 use super::Run;
-use super::light::{NeededWal, RESUPPLY};
-use super::report::VerifyFinding;
+use super::light::NeededWal;
+use super::report::{Cure, VerifyFinding};
 use super::sample::whole;
 
 /// Objects that are read at the same time.
@@ -95,30 +95,32 @@ fn kind_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> 
 
 fn finding(object: &ClusterObject, key: &Key, error: &RepoError) -> VerifyFinding {
     let remedy = match object {
-        ClusterObject::Index(..) => "delete it: the next segments that are archived have it made again",
+        ClusterObject::Index(..) => "delete it: the next segments that are archived have it made again".into(),
         ClusterObject::Summaries(_) => {
-            "delete it: it only repeats what manifests say, and is made again when there are many backups"
+            "delete it: it only repeats what manifests say, and is made again when there are many backups".into()
         }
-        ClusterObject::Evidence(_) => "what it proved is lost; nothing that is kept needs it to be restored",
-        ClusterObject::Lease => {
-            "nothing has to be done: it ends like any other, a quarter of an hour after it was stored, and the next backup deletes \
-             it; archive-agent backup --force begins one at once"
+        ClusterObject::Evidence(_) => {
+            "what it proved is lost; nothing that is kept needs it to be restored".into()
         }
+        ClusterObject::Lease => Cure::WaitOrForce,
         ClusterObject::Intent(_) | ClusterObject::Progress(_) => {
             "nothing has to be done: a finished backup does not need it, and of an unfinished one the next backup stores anew what \
              it cannot take over"
+                .into()
         }
-        ClusterObject::Published(_) => "nothing has to be done: it only says that there was a manifest",
+        ClusterObject::Published(_) => {
+            "nothing has to be done: it only says that there was a manifest".into()
+        }
         ClusterObject::Point(..) => {
-            "the restore point cannot be found by its name; delete the object and recover to its time or LSN"
+            "the restore point cannot be found by its name; delete the object and recover to its time or LSN".into()
         }
         ClusterObject::Wal(_, WalEntry::File(WalFileName::Backup(..))) => {
-            "no restore needs PostgreSQL's note of a backup: delete it"
+            "no restore needs PostgreSQL's note of a backup: delete it".into()
         }
         ClusterObject::Wal(_, WalEntry::File(WalFileName::Segment(_))) => {
-            "no kept backup needs it: delete it"
+            "no kept backup needs it: delete it".into()
         }
-        _ => RESUPPLY,
+        _ => Cure::Resupply,
     };
     VerifyFinding {
         kind: "damaged",
@@ -126,6 +128,6 @@ fn finding(object: &ClusterObject, key: &Key, error: &RepoError) -> VerifyFindin
         what: error.to_string(),
         backups: Vec::new(),
         moments: None,
-        remedy: remedy.to_owned(),
+        remedy,
     }
 }

@@ -3,7 +3,8 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use walpoint_base::ClusterName;
+use walpoint_base::{BackupId, ClusterName};
+use walpoint_storage::error::Remedy;
 
 use super::{Depth, VerifyOptions};
 use crate::Repository;
@@ -36,7 +37,8 @@ pub struct Verified {
     pub known_bad_pages: u64,
     /// How many findings there are.
     pub found: u64,
-    /// The first of them.
+    /// The first of them. The program prints them with what to do in words.
+    #[serde(skip)]
     pub findings: Vec<VerifyFinding>,
     /// What somebody should know, one sentence each.
     pub notes: Vec<String>,
@@ -59,7 +61,35 @@ pub struct VerifyFinding {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moments: Option<String>,
     /// What to do.
-    pub remedy: String,
+    #[serde(skip)]
+    pub remedy: Cure,
+}
+
+/// What to do about a finding.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Cure {
+    /// That, which needs no command.
+    Plain(String),
+    /// If PostgreSQL or another repository still has it, remove what is damaged and archive it again.
+    Resupply,
+    /// The same; a new backup begins a window behind the place, which is said so.
+    ResupplyOrBackup(&'static str),
+    /// Two servers archived under one timeline: each has to get a lineage of its own.
+    SplitBrain,
+    /// Put the manifest of this backup back, or give the backup up.
+    PutBackOrGiveUp(BackupId),
+    /// A lease: it ends by itself, unless a backup is to begin at once.
+    WaitOrForce,
+    /// A hold that cannot be read.
+    Hold(Remedy),
+    /// An announcement that cannot be read.
+    Announcement(Remedy),
+}
+
+impl From<&str> for Cure {
+    fn from(text: &str) -> Self {
+        Self::Plain(text.to_owned())
+    }
 }
 
 impl Verified {

@@ -164,7 +164,7 @@ async fn segments_of_two_servers_under_one_timeline_are_a_finding() {
     assert_eq!(found, [("chain", paths(&bed, 50)), ("chain", paths(&bed, 70))], "{report:#?}");
     let first = &report.findings[0];
     assert!(first.what.starts_with("split brain: ") && first.what.contains("0/31FFFA0"), "{first:#?}");
-    assert!(first.remedy.contains("--new-lineage"), "{first:#?}");
+    assert_eq!(first.remedy, Cure::SplitBrain, "{first:#?}");
     assert_eq!(first.backups, [ids[4].to_string()], "the last one that cannot pass it");
 
     // pg_resetwal is no second server, but recovery does not pass it either.

@@ -7,8 +7,8 @@ use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::retention::Candidate;
 use walpoint_storage::error::{RepoError, Result};
 
-use super::light::{NeededWal, RESUPPLY};
-use super::report::VerifyFinding;
+use super::light::NeededWal;
+use super::report::{Cure, VerifyFinding};
 use super::{Run, WalCheck};
 use crate::backup::CondemnedReason;
 use crate::wal::{WalArchive, WalFile};
@@ -167,7 +167,7 @@ impl Run<'_> {
             what,
             backups: affected.backups.iter().map(BackupId::to_string).collect(),
             moments: Some(affected.moments(number.start(size), name.timeline)),
-            remedy: format!("{RESUPPLY}; a new backup begins a window behind it"),
+            remedy: Cure::ResupplyOrBackup("it"),
         });
     }
 

@@ -9,7 +9,7 @@ use walpoint_base::{
     LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentNo, SegmentSize, SystemId, TimelineHistory,
     TimelineId, WalFileName,
 };
-use walpoint_storage::error::RepoError;
+use walpoint_storage::error::{Remedy, RepoError};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 use walpoint_storage::object::MasterKey;
 use walpoint_storage::store::StoreSettings;
@@ -672,7 +672,8 @@ async fn a_repository_is_made_once_and_known_again() {
     let dir = tempfile::tempdir().unwrap();
     let settings = StoreSettings::at(dir.path().to_str().unwrap());
     let error = Repository::open("main", &settings).await.unwrap_err();
-    assert!(matches!(&error, RepoError::NoRepository { what, .. } if what.contains("init")), "{error}");
+    let making = Some(Remedy::CreateRepository);
+    assert!(matches!(&error, RepoError::NoRepository { remedy, .. } if *remedy == making), "{error}");
     let made = Repository::init("main", &settings, None).await.unwrap();
     let again = Repository::init("main", &settings, None).await.unwrap();
     assert!(!made.existed && again.existed && made.repository.id() == again.repository.id());

@@ -9,7 +9,7 @@ use super::slot::{NewSlot, Slot};
 use super::source::KeySource;
 use crate::descriptor::{Descriptor, read_descriptor};
 use crate::document::SealedDocument;
-use crate::error::{RepoError, Result, found};
+use crate::error::{Remedy, RepoError, Result, found};
 use crate::layout;
 use crate::object::{MasterKey, RepositoryId, Salt};
 use crate::store::{Creation, Store, StoreSettings};
@@ -145,10 +145,12 @@ impl KeySlots {
         }
         let problems =
             if problems.is_empty() { String::new() } else { format!(" ({})", problems.join("; ")) };
+        if tried == 0 {
+            let what = format!("it has no key slot that the {source} could open{problems}");
+            let (store, remedy) = (self.store.name().to_owned(), Some(Remedy::ListKeySlots));
+            return Err(RepoError::Locked { store, what, remedy });
+        }
         Err(self.locked(match tried {
-            0 => format!(
-                "it has no key slot that the {source} could open{problems}; archive-agent key list shows what it has"
-            ),
             1 => format!("the {source} does not open its key slot: it is wrong, or of another repository{problems}"),
             _ => format!("the {source} opens none of its {tried} key slots: it is wrong, or of another repository{problems}"),
         }))
@@ -228,7 +230,7 @@ impl KeySlots {
     }
 
     fn locked(&self, what: impl std::fmt::Display) -> RepoError {
-        RepoError::Locked { store: self.store.name().to_owned(), what: what.to_string() }
+        RepoError::Locked { store: self.store.name().to_owned(), what: what.to_string(), remedy: None }
     }
 }
 

@@ -64,7 +64,7 @@ pub async fn unlock(
                 store: store.name().to_owned(),
                 what: format!(
                     "it is not encrypted, and a key is configured for it ({source}): it is another repository than the one \
-                     that was meant, or was made without --encrypt"
+                     that was meant, or was made unencrypted"
                 ),
             }),
         };
@@ -74,6 +74,7 @@ pub async fn unlock(
         what: "it is encrypted and no key is configured: set key_file, passphrase_file or unwrap_command in its table, or \
                WALPOINT_KEY_FILE in the environment"
             .to_owned(),
+        remedy: None,
     })?;
     let lock = Lock::of(descriptor.id, &source);
     let slots = KeySlots::new(store.clone(), descriptor.clone());

@@ -57,7 +57,7 @@ impl Failure {
         match self.kind {
             FailureKind::Denied => RepoError::Denied { what, store, source },
             FailureKind::Transient => RepoError::Unavailable { what, store, source },
-            FailureKind::NoStore => RepoError::NoRepository { store, what: source.to_string() },
+            FailureKind::NoStore => RepoError::NoRepository { store, what: source.to_string(), remedy: None },
             FailureKind::NotFound | FailureKind::Exists | FailureKind::Rejected | FailureKind::TooLong => {
                 RepoError::Rejected { what, store, source }
             }

@@ -30,7 +30,7 @@ use std::sync::{Mutex, PoisonError};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{BackupId, Lsn, SegmentNo, SegmentSize};
-use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::error::{Remark, Remedy, RepoError, Result};
 use walpoint_storage::object::ContentHash;
 
 pub use self::choice::Foundation;
@@ -43,7 +43,7 @@ use self::stretches::{CachedChunk, Stretches, StretchesBuilder};
 use self::table::CachedPage;
 pub(super) use self::table::ParentTable;
 use super::catalog::Backups;
-use super::condemned::CondemnedSet;
+use super::condemned::{CondemnedSet, DamagedAnnouncement};
 use super::ending::Intent;
 use super::entry::FileContent;
 use super::geometry::BlockSize;
@@ -75,7 +75,7 @@ pub(super) struct Parents {
     stretches: Option<Stretches>,
     frames: Frames,
     block_size: BlockSize,
-    notes: Mutex<Vec<String>>,
+    notes: Mutex<Vec<Remark>>,
 }
 
 /// What one thread looked at last.
@@ -113,7 +113,7 @@ struct Opening<'a> {
     block_size: BlockSize,
     known: Vec<BackupId>,
     packs: Vec<PackUse>,
-    notes: Vec<String>,
+    notes: Vec<Remark>,
 }
 
 impl Parents {
@@ -138,7 +138,7 @@ impl Parents {
             opening.condemned = CondemnedSet::of(&condemned);
             // Without a note for each backup that is not built on then.
             let known = condemned.damaged.is_empty();
-            opening.notes.extend(condemned.damaged.iter().map(|damaged| damaged.error().to_string()));
+            opening.notes.extend(condemned.damaged.iter().map(DamagedAnnouncement::remark));
             if known {
                 parent = opening.parent(&intent.parents, scratch).await?;
             }
@@ -180,12 +180,13 @@ impl Parents {
     }
 
     /// What could not be used since the last call, and why.
-    pub(super) fn take_notes(&self) -> Vec<String> {
+    pub(super) fn take_notes(&self) -> Vec<Remark> {
         std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn note(&self, what: String) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = Remark::from(what);
         if notes.len() < MAX_NOTES && !notes.contains(&what) {
             notes.push(what);
         }
@@ -301,17 +302,18 @@ impl Opening<'_> {
     async fn parent(&mut self, candidates: &[BackupId], scratch: &Path) -> Result<Option<Parent>> {
         for &id in candidates {
             if self.condemned.has_backup(id) {
-                self.notes.push(format!("backup {id} is about to be deleted, so nothing builds on it"));
+                self.notes
+                    .push(format!("backup {id} is about to be deleted, so nothing builds on it").into());
                 continue;
             }
             match self.open_parent(id, scratch).await {
                 Ok(Some(parent)) => return Ok(Some(parent)),
                 Ok(None) => {
-                    self.notes
-                        .push(format!("backup {id} has blocks of another size, so nothing builds on it"));
+                    let what = format!("backup {id} has blocks of another size, so nothing builds on it");
+                    self.notes.push(what.into());
                 }
                 Err(error) if error.is_transient() => return Err(error),
-                Err(error) => self.notes.push(format!("nothing builds on backup {id}: {error}")),
+                Err(error) => self.notes.push(format!("nothing builds on backup {id}: {error}").into()),
             }
         }
         Ok(None)
@@ -344,7 +346,7 @@ impl Opening<'_> {
                 Ok(None) => return Ok(()),
                 Err(error) if error.is_transient() => return Err(error),
                 Err(error) => {
-                    self.notes.push(format!("what backup {id} had stored is stored again: {error}"));
+                    self.notes.push(format!("what backup {id} had stored is stored again: {error}").into());
                     return Ok(());
                 }
             };
@@ -387,10 +389,10 @@ impl Opening<'_> {
         let missing = self.packs.iter().filter(|pack| !there(pack)).count();
         let ledger = Ledger::new(self.packs.iter().copied(), emptied, there);
         if missing > 0 {
-            self.notes.push(format!(
-                "{missing} packs of earlier backups are missing, damaged or about to be deleted: what was in them is stored \
-                 again. HINT: earlier backups may be incomplete, run \"archive-agent verify\""
-            ));
+            let what = format!(
+                "{missing} packs of earlier backups are missing, damaged or about to be deleted: what was in them is stored again"
+            );
+            self.notes.push(Remark { what, remedy: Some(Remedy::VerifyBackups) });
         }
         Ok(ledger)
     }

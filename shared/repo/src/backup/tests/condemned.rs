@@ -56,7 +56,7 @@ async fn what_cannot_be_read_may_name_anything() {
     assert_eq!(backups.condemn(&announced).await.unwrap(), 1);
     let all = backups.condemned().await.unwrap();
     assert_eq!((all.read.len(), all.damaged.len(), all.damaged[0].n), (1, 1, 0));
-    assert!(all.damaged[0].error().to_string().contains("Run archive-agent verify"), "{:?}", all.damaged);
+    assert_eq!(all.damaged[0].error().remedy(), Some(&Remedy::VerifyAll), "{:?}", all.damaged);
     let set = CondemnedSet::of(&all);
     assert!(set.has_backup(id(7)) && set.has_pack(id(7), PackNo(0)));
     assert!(!CondemnedSet::new(all.read.iter().map(|one| &one.condemned)).has_backup(id(7)));

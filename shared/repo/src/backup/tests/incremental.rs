@@ -124,7 +124,7 @@ fn an_unfinished_backup_is_gone_on_with() {
             scene.store.delete(&pack).await.unwrap();
             let again = begin(&scene, building_on(id(4), &[], &[id(1), id(2)])).await;
             let notes = again.take_notes();
-            assert!(notes[0].contains("stored again"), "{notes:?}");
+            assert!(notes[0].what.contains("stored again"), "{notes:?}");
             fill(&again, &tree, 10_000).await;
             let draft = again.finish(facts(BLOCK)).await.unwrap();
             let wal = wal(&draft);
@@ -185,7 +185,7 @@ fn what_is_condemned_or_missing_is_stored_again() {
             scene.backups.begin(building_on(id(5), &[id(1)], &[]), size, &small_packs()).await.unwrap();
         assert_eq!(other.parent(), None);
         let notes = other.take_notes();
-        assert!(notes[0].contains("another size"), "{notes:?}");
+        assert!(notes[0].what.contains("another size"), "{notes:?}");
         // A damaged file table: the parent before it counts.
         let reader = scene.backups.open(id(1)).await.unwrap();
         let page = reader.manifest().pages[0].at;
@@ -460,7 +460,7 @@ proptest! {
                     continue;
                 }
                 write_model(&writer, &files, usize::MAX).await;
-                assert_eq!(writer.take_notes(), Vec::<String>::new());
+                assert_eq!(writer.take_notes(), []);
                 let draft = writer.finish(facts(BLOCK)).await.unwrap();
                 let stored = wal(&draft);
                 draft.publish(stored).await.unwrap();

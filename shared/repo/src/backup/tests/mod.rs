@@ -13,7 +13,7 @@ mod lifecycle;
 mod round_trip;
 mod summaries;
 
-use walpoint_storage::error::RepoError;
+use walpoint_storage::error::{Remedy, RepoError};
 use walpoint_storage::object::Sealer;
 use walpoint_storage::object::testing::sealers;
 use walpoint_storage::store::Store;

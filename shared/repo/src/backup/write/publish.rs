@@ -2,7 +2,7 @@
 
 use futures_util::TryStreamExt;
 use walpoint_base::{BackupId, PgTimestamp, SegmentName};
-use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::error::{Remark, RepoError, Result};
 
 use super::super::catalog::Backups;
 use super::super::condemned::CondemnedSet;
@@ -27,7 +27,7 @@ pub struct Draft {
     backups: Backups,
     manifest: Manifest,
     parent: Option<BackupId>,
-    notes: Vec<String>,
+    notes: Vec<Remark>,
 }
 
 impl Draft {
@@ -35,7 +35,7 @@ impl Draft {
         backups: Backups,
         manifest: Manifest,
         parent: Option<BackupId>,
-        notes: Vec<String>,
+        notes: Vec<Remark>,
     ) -> Self {
         Self { backups, manifest, parent, notes }
     }
@@ -46,7 +46,7 @@ impl Draft {
     }
 
     /// What of earlier backups could not be used, and why, as far as nobody has taken it from the writer.
-    pub fn notes(&self) -> &[String] {
+    pub fn notes(&self) -> &[Remark] {
         &self.notes
     }
 

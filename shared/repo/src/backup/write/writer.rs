@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use walpoint_base::BackupId;
-use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::error::{Remark, RepoError, Result};
 
 use super::super::catalog::Backups;
 use super::super::ending::Intent;
@@ -125,7 +125,7 @@ impl BackupWriter {
     }
 
     /// What of earlier backups could not be used, and why; since the last call.
-    pub fn take_notes(&self) -> Vec<String> {
+    pub fn take_notes(&self) -> Vec<Remark> {
         self.shared.parents.take_notes()
     }
 

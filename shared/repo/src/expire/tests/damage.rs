@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use walpoint_storage::error::{Override, Remark, Remedy, RepoError};
+
 use super::*;
 use crate::backup::CondemnedWal;
 use crate::verify::tests::Anything;
@@ -198,8 +200,11 @@ async fn an_announcement_that_cannot_be_read_stops_deletion() {
     bytes[last] ^= 1;
     std::fs::remove_file(&file).unwrap();
     write_new(&file, &bytes);
-    let error = expire(bed.archive.repository(), &cluster(), &at_once(1)).await.unwrap_err().to_string();
-    assert!(error.contains(key.as_str()) && error.contains("Run archive-agent verify"), "{error}");
+    let error = expire(bed.archive.repository(), &cluster(), &at_once(1)).await.unwrap_err();
+    assert!(
+        error.to_string().contains(key.as_str()) && error.remedy() == Some(&Remedy::VerifyAll),
+        "{error}"
+    );
     assert_eq!(finished(&bed).await, ids);
     // A reader sees the rest.
     let outlook =
@@ -256,8 +261,11 @@ async fn a_lost_manifest_keeps_everything_older() {
         keys.iter().filter(|key| key.contains(&format!("/data/{}", ids[2]))).count()
     };
     let report = run(&bed, &at_once(1)).await;
-    let told = |note: &String| note.contains(&format!("manifest of backup {} is lost", ids[2]));
-    assert!(report.notes.iter().any(told), "{:?}", report.notes);
+    let told = |remark: &Remark| {
+        remark.what.contains(&format!("manifest of backup {} is lost", ids[2]))
+            && remark.remedy == Some(Remedy::GiveUpBackup(ids[2]))
+    };
+    assert!(report.remarks.iter().any(told), "{:?}", report.remarks);
     assert!(packs(&keys(&bed).await) > 0);
     assert_eq!(segments(&bed).await.len(), 100, "which WAL it needs is not known");
     let named = NamedBackup {
@@ -266,6 +274,7 @@ async fn a_lost_manifest_keeps_everything_older() {
         even_if_held: false,
         even_if_last: false,
         abort_unfinished: false,
+        abort_reason: String::new(),
     };
     run(&bed, &ExpireOptions { named: Some(named), ..at_once(1) }).await;
     assert_eq!(packs(&keys(&bed).await), 0);
@@ -377,10 +386,12 @@ async fn a_hold_on_a_label_keeps_what_cannot_be_read_from_going_by_name() {
         even_if_held,
         even_if_last: false,
         abort_unfinished: false,
+        abort_reason: String::new(),
     };
     let named = |even_if_held| ExpireOptions { named: Some(named(even_if_held)), ..at_once(5) };
-    let refused = expire(bed.archive.repository(), &cluster(), &named(false)).await.unwrap_err().to_string();
-    assert!(refused.contains("--even-if-held"), "{refused}");
+    let refused = expire(bed.archive.repository(), &cluster(), &named(false)).await.unwrap_err();
+    let RepoError::Protected { obstacles, .. } = refused else { panic!("{refused}") };
+    assert_eq!(obstacles[0].overridden_by, Override::Held);
     assert_eq!(finished(&bed).await, ids);
     run(&bed, &named(true)).await;
     assert_eq!(finished(&bed).await, [&ids[..1], &ids[2..]].concat());

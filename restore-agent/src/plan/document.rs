@@ -2,17 +2,16 @@
 //! removed. Times are RFC 3339 in UTC, positions and names as PostgreSQL writes them, sizes in bytes.
 
 use serde::Serialize;
-use walpoint_base::{PgTimestamp, RecoveryTarget, SegmentSize};
+use walpoint_base::{RecoveryTarget, SegmentSize};
+use walpoint_plan::restore::{Moment, RestorePlan, Stop, StopRule, Unreachable, Why};
+use walpoint_repo::catalog::status::{SegmentsDocument, time};
 
-use super::path::SegmentRange;
-use super::restore_plan::RestorePlan;
-use super::stop::{Stop, StopRule};
-use super::unreachable::{Moment, Unreachable, Why};
+use super::words::{self, hints, options};
 
 /// What planning ended with.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(tag = "result", rename_all = "kebab-case")]
-pub enum PlanReport {
+pub(crate) enum PlanReport {
     /// The target can be reached.
     Plan(Box<PlanDocument>),
     /// It cannot.
@@ -21,256 +20,247 @@ pub enum PlanReport {
 
 /// A plan.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct PlanDocument {
+pub(crate) struct PlanDocument {
     /// Which lineage of the cluster.
-    pub lineage: String,
+    pub(crate) lineage: String,
     /// What was asked for.
-    pub target: TargetDocument,
+    pub(crate) target: TargetDocument,
     /// The options of `restore-agent` that ask for exactly this again.
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
     /// The backup to start from.
-    pub backup: BackupDocument,
+    pub(crate) backup: BackupDocument,
     /// The timelines on the way, oldest first.
-    pub path: Vec<PathDocument>,
+    pub(crate) path: Vec<PathDocument>,
     /// The timeline that recovery follows.
-    pub timeline: u32,
+    pub(crate) timeline: u32,
     /// The record that stops recovery; absent for the latest moment and `immediate`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop: Option<StopDocument>,
+    pub(crate) stop: Option<StopDocument>,
     /// All WAL before this is needed.
-    pub until_lsn: String,
+    pub(crate) until_lsn: String,
     /// The segments, in order.
-    pub wal: Vec<SegmentsDocument>,
+    pub(crate) wal: Vec<SegmentsDocument>,
     /// The segment that has to be built, because the archive has it under no name that recovery asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fork: Option<ForkDocument>,
+    pub(crate) fork: Option<ForkDocument>,
     /// Names of the history files that are needed.
-    pub histories: Vec<String>,
+    pub(crate) histories: Vec<String>,
     /// The signal file: `recovery.signal` or `standby.signal`.
-    pub signal_file: &'static str,
+    pub(crate) signal_file: &'static str,
     /// The recovery settings but `restore_command`, in the order in which they have to be written.
-    pub settings: Vec<SettingDocument>,
+    pub(crate) settings: Vec<SettingDocument>,
     /// What it will cost, about.
-    pub estimate: EstimateDocument,
+    pub(crate) estimate: EstimateDocument,
     /// What a person should know.
-    pub notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// Of `restore --dry-run`: the tablespaces outside the data directory that replay creates, in LSN order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tablespaces: Vec<TablespaceDocument>,
+    pub(crate) tablespaces: Vec<TablespaceDocument>,
 }
 
 /// A tablespace that replay creates, and what lies at its location on this machine.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct TablespaceDocument {
+pub(crate) struct TablespaceDocument {
     /// Where the record starts.
-    pub lsn: String,
+    pub(crate) lsn: String,
     /// The tablespace's OID.
-    pub oid: u32,
+    pub(crate) oid: u32,
     /// Its location.
-    pub location: String,
+    pub(crate) location: String,
     /// `free`, `missing`, `own` (it is kept under another name) or `foreign` (the restore refuses).
-    pub state: &'static str,
+    pub(crate) state: &'static str,
     /// What to do about it, if anything.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 /// A segment that a timeline left in the middle, built for recovery on that timeline.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct ForkDocument {
+pub(crate) struct ForkDocument {
     /// The name by which recovery asks for it.
-    pub segment: String,
+    pub(crate) segment: String,
     /// The file of the archive that it is built from.
-    pub from: String,
+    pub(crate) from: String,
     /// Its bytes are taken up to here; behind are zeros.
-    pub until_lsn: String,
+    pub(crate) until_lsn: String,
 }
 
 /// A refusal.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct RefusalDocument {
+pub(crate) struct RefusalDocument {
     /// What was asked for.
-    pub target: TargetDocument,
+    pub(crate) target: TargetDocument,
     /// On which timeline: `latest`, `current` or a number.
-    pub timeline: String,
+    pub(crate) timeline: String,
     /// Why not, as a word: `missing-wal`, `after-end`, …
-    pub reason: &'static str,
+    pub(crate) reason: &'static str,
     /// Why not, as a sentence.
-    pub message: String,
+    pub(crate) message: String,
     /// Segments that would have to be there.
-    pub missing: Vec<SegmentsDocument>,
+    pub(crate) missing: Vec<SegmentsDocument>,
     /// The nearest moments that can be reached.
-    pub nearest: Vec<MomentDocument>,
+    pub(crate) nearest: Vec<MomentDocument>,
     /// What to do or to look at.
-    pub hints: Vec<String>,
+    pub(crate) hints: Vec<String>,
 }
 
 /// A target.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct TargetDocument {
+pub(crate) struct TargetDocument {
     /// `latest`, `immediate`, `time`, `lsn`, `xid` or `name`.
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// Which one; absent for the first two kinds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub value: Option<String>,
+    pub(crate) value: Option<String>,
     /// Whether what lies exactly there is part of the result; absent where that means nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub inclusive: Option<bool>,
+    pub(crate) inclusive: Option<bool>,
 }
 
 /// A base backup.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct BackupDocument {
+pub(crate) struct BackupDocument {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// The label given to it.
-    pub label: String,
+    pub(crate) label: String,
     /// The timeline it started on.
-    pub timeline: u32,
+    pub(crate) timeline: u32,
     /// Where recovery from it begins.
-    pub start_lsn: String,
+    pub(crate) start_lsn: String,
     /// From where on it is consistent.
-    pub end_lsn: String,
+    pub(crate) end_lsn: String,
     /// When it started.
-    pub started: String,
+    pub(crate) started: String,
     /// When it ended.
-    pub ended: String,
+    pub(crate) ended: String,
     /// Pages that failed their checksum when it was taken.
-    pub damaged_pages: u64,
+    pub(crate) damaged_pages: u64,
 }
 
 /// A timeline on the way.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct PathDocument {
+pub(crate) struct PathDocument {
     /// The timeline.
-    pub timeline: u32,
+    pub(crate) timeline: u32,
     /// Where it begins.
-    pub begin_lsn: String,
+    pub(crate) begin_lsn: String,
     /// Where the path leaves it; absent for the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub end_lsn: Option<String>,
+    pub(crate) end_lsn: Option<String>,
 }
 
 /// The record that stops recovery.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct StopDocument {
+pub(crate) struct StopDocument {
     /// The timeline it belongs to.
-    pub timeline: u32,
+    pub(crate) timeline: u32,
     /// Where it starts.
-    pub lsn: String,
+    pub(crate) lsn: String,
     /// Where it ends.
-    pub end_lsn: String,
+    pub(crate) end_lsn: String,
     /// Whether it is itself replayed.
-    pub replayed: bool,
+    pub(crate) replayed: bool,
     /// The time in it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub time: Option<String>,
+    pub(crate) time: Option<String>,
     /// The transaction that it ends.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub xid: Option<u32>,
+    pub(crate) xid: Option<u32>,
     /// The same with its epoch, as `pg_current_xact_id()` printed it, where a transaction was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub full_xid: Option<u64>,
+    pub(crate) full_xid: Option<u64>,
     /// Relations that a paused recovery lets nobody read there, the first hundred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub locks: Vec<LockDocument>,
+    pub(crate) locks: Vec<LockDocument>,
     /// Prepared transactions that are known to be open there, the first hundred: they outlive recovery with their locks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub prepared: Vec<PreparedDocument>,
+    pub(crate) prepared: Vec<PreparedDocument>,
 }
 
 /// A transaction that was prepared and has not ended.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct PreparedDocument {
+pub(crate) struct PreparedDocument {
     /// The transaction.
-    pub xid: u32,
+    pub(crate) xid: u32,
     /// What `COMMIT PREPARED` calls it.
-    pub gid: String,
+    pub(crate) gid: String,
 }
 
 /// A relation that a transaction keeps locked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct LockDocument {
+pub(crate) struct LockDocument {
     /// The transaction, or one within it.
-    pub xid: u32,
+    pub(crate) xid: u32,
     /// The OID of the database; 0 for what all databases share.
-    pub database: u32,
+    pub(crate) database: u32,
     /// The OID of the relation.
-    pub relation: u32,
+    pub(crate) relation: u32,
     /// Where it was locked, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub since_lsn: Option<String>,
-}
-
-/// Consecutive segments.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct SegmentsDocument {
-    /// The name of the first one.
-    pub first: String,
-    /// The name of the last one.
-    pub last: String,
-    /// How many.
-    pub count: u64,
+    pub(crate) since_lsn: Option<String>,
 }
 
 /// A recovery setting.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct SettingDocument {
+pub(crate) struct SettingDocument {
     /// The parameter.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Its value, not quoted.
-    pub value: String,
+    pub(crate) value: String,
 }
 
 /// What a restore will cost, about.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct EstimateDocument {
+pub(crate) struct EstimateDocument {
     /// Bytes of the cluster's files before recovery.
-    pub file_bytes: u64,
+    pub(crate) file_bytes: u64,
     /// Bytes of their blocks that are read, before compression.
-    pub block_bytes: u64,
+    pub(crate) block_bytes: u64,
     /// Segments to replay.
-    pub wal_segments: u64,
+    pub(crate) wal_segments: u64,
     /// Their bytes.
-    pub wal_bytes: u64,
+    pub(crate) wal_bytes: u64,
     /// Bytes that they take in the repository.
-    pub wal_stored_bytes: u64,
+    pub(crate) wal_stored_bytes: u64,
     /// Seconds for all of it.
-    pub seconds: u64,
+    pub(crate) seconds: u64,
 }
 
 /// A moment that can be reached.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct MomentDocument {
+pub(crate) struct MomentDocument {
     /// Whether it lies before what was asked for.
-    pub earlier: bool,
+    pub(crate) earlier: bool,
     /// The timeline.
-    pub timeline: u32,
+    pub(crate) timeline: u32,
     /// The position.
-    pub lsn: String,
+    pub(crate) lsn: String,
     /// The time there, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub time: Option<String>,
+    pub(crate) time: Option<String>,
     /// The options of `restore-agent` that reach it.
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
 }
 
 impl PlanReport {
-    /// Of a verdict.
-    pub fn of(verdict: &super::Verdict, size: SegmentSize) -> Self {
-        match verdict {
-            Ok(plan) => Self::Plan(Box::new(PlanDocument::of(plan, size))),
-            Err(refusal) => Self::Unreachable(Box::new(RefusalDocument::of(refusal))),
-        }
+    /// Of a plan, with what a person should know of it, and the tablespaces that replay creates.
+    pub(super) fn plan(
+        plan: &RestorePlan,
+        notes: Vec<String>,
+        tablespaces: &[TablespaceDocument],
+        size: SegmentSize,
+    ) -> Self {
+        Self::Plan(Box::new(PlanDocument {
+            tablespaces: tablespaces.to_vec(),
+            notes,
+            ..PlanDocument::of(plan, size)
+        }))
     }
 
-    /// The same with the tablespaces that replay creates.
-    #[must_use]
-    pub fn with_tablespaces(mut self, tablespaces: &[TablespaceDocument]) -> Self {
-        if let Self::Plan(plan) = &mut self {
-            plan.tablespaces = tablespaces.to_vec();
-        }
-        self
+    /// Of a refusal.
+    pub(super) fn refusal(refusal: &Unreachable) -> Self {
+        Self::Unreachable(Box::new(RefusalDocument::of(refusal)))
     }
 }
 
@@ -281,7 +271,7 @@ impl PlanDocument {
         Self {
             lineage: plan.lineage.to_string(),
             target: TargetDocument::of(&plan.target, Some(plan.inclusive)),
-            options: plan.options(),
+            options: options::of_plan(plan),
             backup: BackupDocument {
                 id: plan.backup.id.to_string(),
                 label: plan.backup.label.clone(),
@@ -325,7 +315,7 @@ impl PlanDocument {
                 wal_stored_bytes: e.wal_stored,
                 seconds: e.duration.as_secs(),
             },
-            notes: plan.notes.clone(),
+            notes: Vec::new(),
             tablespaces: Vec::new(),
         }
     }
@@ -337,10 +327,10 @@ impl RefusalDocument {
             target: TargetDocument::of(&refusal.target, None),
             timeline: refusal.timeline.to_string(),
             reason: word(&refusal.why),
-            message: refusal.to_string(),
+            message: words::refusal(refusal),
             missing: refusal.missing.iter().map(|r| SegmentsDocument::of(r, refusal.segment_size)).collect(),
             nearest: refusal.nearest.iter().map(MomentDocument::of).collect(),
-            hints: refusal.hints.clone(),
+            hints: refusal.hints.iter().map(hints::hint).collect(),
         }
     }
 }
@@ -391,14 +381,6 @@ impl StopDocument {
     }
 }
 
-impl SegmentsDocument {
-    /// Of a range.
-    pub fn of(range: &SegmentRange, size: SegmentSize) -> Self {
-        let (first, last) = range.names(size);
-        Self { first: first.to_string(), last: last.to_string(), count: range.count() }
-    }
-}
-
 impl MomentDocument {
     fn of(moment: &Moment) -> Self {
         Self {
@@ -406,7 +388,7 @@ impl MomentDocument {
             timeline: moment.timeline.get(),
             lsn: moment.lsn.to_string(),
             time: moment.time.map(time),
-            options: moment.options.clone(),
+            options: options::of_moment(moment),
         }
     }
 }
@@ -444,9 +426,4 @@ fn word(why: &Why) -> &'static str {
         Why::NameNotFound => "name-not-found",
         Why::SeveralPoints(_) => "several-points",
     }
-}
-
-/// RFC 3339, UTC, to the microsecond.
-pub fn time(time: PgTimestamp) -> String {
-    time.to_time().to_string()
 }

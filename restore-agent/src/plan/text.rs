@@ -1,24 +1,26 @@
 //! Plans and refusals for a person.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use walpoint_base::{RecoveryTarget, SegmentSize};
+use walpoint_plan::restore::{MomentTarget, RestorePlan, StopRule, Unreachable};
+use walpoint_runtime::human;
 
-use super::report::TablespaceDocument;
-use super::restore_plan::RestorePlan;
-use super::stop::StopRule;
-use super::unreachable::Unreachable;
+use super::document::TablespaceDocument;
+use super::words::{hints, options, why};
 
 /// A plan, in lines that end with a newline.
-pub fn plan(plan: &RestorePlan, size: SegmentSize) -> String {
+pub(super) fn plan(plan: &RestorePlan, notes: &[String], size: SegmentSize) -> String {
     let mut text = Lines::default();
     text.row("Restore to", &format!("{}, on timeline {}", plan.target, plan.timeline));
     let backup = &plan.backup;
     text.row("Lineage", &plan.lineage.to_string());
     let label = if backup.label.is_empty() { String::new() } else { format!("  \"{}\"", backup.label) };
     text.row("Backup", &format!("{}{label}", backup.id));
-    text.row("", &format!("ended {} at {}, {} in files", backup.ended, backup.end, bytes(backup.bytes)));
+    text.row(
+        "",
+        &format!("ended {} at {}, {} in files", backup.ended, backup.end, human::size(backup.bytes)),
+    );
     let path: Vec<String> = plan
         .path
         .iter()
@@ -31,9 +33,11 @@ pub fn plan(plan: &RestorePlan, size: SegmentSize) -> String {
         text.row("Path", &path.join(", then "));
     }
     let e = &plan.estimate;
-    let count =
-        if e.wal_segments == 1 { "1 segment".to_owned() } else { format!("{} segments", e.wal_segments) };
-    text.row("WAL", &format!("{count}, {}, from {} to {}", bytes(e.wal_bytes), backup.start(), plan.until));
+    let segments = human::count(e.wal_segments, "segment");
+    text.row(
+        "WAL",
+        &format!("{segments}, {}, from {} to {}", human::size(e.wal_bytes), backup.start(), plan.until),
+    );
     for range in &plan.wal {
         text.row("", &range.describe(size));
     }
@@ -41,21 +45,21 @@ pub fn plan(plan: &RestorePlan, size: SegmentSize) -> String {
         text.row("", &format!("{} (built from {} up to {})", fork.name, fork.source_name(), fork.cut));
     }
     text.row("Ends", &end(plan));
-    text.row("Takes", &format!("about {}", duration(e.duration)));
+    text.row("Takes", &format!("about {}", human::span(e.duration)));
     text.row("Settings", &format!("{}, and in postgresql.auto.conf:", plan.signal.file_name()));
     for setting in &plan.settings {
         text.row("", &setting.line());
     }
-    let options: Vec<String> = plan.options().iter().map(|option| word(option)).collect();
+    let options: Vec<String> = options::of_plan(plan).iter().map(|option| word(option)).collect();
     text.row("Again by", &options.join(" "));
-    for note in &plan.notes {
+    for note in notes {
         text.row("Note", note);
     }
     text.0
 }
 
 /// Tablespaces that replay creates, in lines that end with a newline.
-pub fn tablespaces(created: &[TablespaceDocument]) -> String {
+pub(super) fn tablespaces(created: &[TablespaceDocument]) -> String {
     let mut text = Lines::default();
     for TablespaceDocument { lsn, oid, location, state, note } in created {
         let known = format!("at {lsn} replay creates tablespace {oid} in {location}: {state}");
@@ -95,10 +99,10 @@ fn end(plan: &RestorePlan) -> String {
 }
 
 /// A refusal, in lines that end with a newline.
-pub fn unreachable(refusal: &Unreachable) -> String {
+pub(super) fn unreachable(refusal: &Unreachable) -> String {
     let mut text = Lines::default();
     text.0.push_str(&format!("Cannot restore to {} on timeline {}:\n", refusal.target, refusal.timeline));
-    text.0.push_str(&format!("{}.\n", refusal.why));
+    text.0.push_str(&format!("{}.\n", why(&refusal.why)));
     for range in &refusal.missing {
         text.row("Missing", &range.describe(refusal.segment_size));
     }
@@ -106,15 +110,14 @@ pub fn unreachable(refusal: &Unreachable) -> String {
         let side = if moment.earlier { "Before" } else { "After" };
         let time = moment.time.map(|t| format!("{t}, ")).unwrap_or_default();
         text.row(side, &format!("{time}{} on timeline {}", moment.lsn, moment.timeline));
-        if !moment.options.is_empty() {
-            let all = !moment.options.iter().any(|o| o.starts_with("--target-") && o != "--target-timeline");
-            let rest =
-                if all { " and no target: all that is archived; then the server takes writes" } else { "" };
-            text.row("", &format!("reached by {}{rest}", moment.options.join(" ")));
-        }
+        let rest = match moment.target {
+            MomentTarget::End => " and no target: all that is archived; then the server takes writes",
+            MomentTarget::Record(_) | MomentTarget::Consistent(_) => "",
+        };
+        text.row("", &format!("reached by {}{rest}", options::of_moment(moment).join(" ")));
     }
     for hint in &refusal.hints {
-        text.row("Hint", hint);
+        text.row("Hint", &hints::hint(hint));
     }
     text.0
 }
@@ -127,52 +130,5 @@ impl Lines {
     fn row(&mut self, word: &str, text: &str) {
         // Writing to a String cannot fail.
         writeln!(self.0, "{word:<11} {text}").ok();
-    }
-}
-
-/// Bytes for a person: `12.3 GiB`.
-pub fn bytes(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let (mut whole, mut unit) = (bytes, "B");
-    let mut tenths = 0;
-    for next in units {
-        if whole < 1024 {
-            break;
-        }
-        (tenths, whole, unit) = (whole % 1024 * 10 / 1024, whole / 1024, next);
-    }
-    format!("{whole}.{tenths} {unit}")
-}
-
-/// A span for a person, to the minute from one minute on.
-fn duration(span: Duration) -> String {
-    match span.as_secs() {
-        seconds @ 0..60 => format!("{seconds} s"),
-        seconds @ 60..3600 => format!("{} min", seconds.div_ceil(60)),
-        seconds => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_and_spans() {
-        for (n, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1536, "1.5 KiB"),
-            (16 << 20, "16.0 MiB"),
-            (u64::MAX, "16383.9 PiB"),
-        ] {
-            assert_eq!(bytes(n), text);
-        }
-        for (seconds, text) in [(5, "5 s"), (61, "2 min"), (7300, "2 h 1 min")] {
-            assert_eq!(duration(Duration::from_secs(seconds)), text);
-        }
     }
 }

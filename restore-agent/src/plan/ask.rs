@@ -1,0 +1,137 @@
+//! Asking every repository for a plan, all at the same time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
+use walpoint_base::{BackupId, ClusterName};
+use walpoint_plan::restore::{Request, RestorePlan, SegmentDecoder};
+use walpoint_repo::Repository;
+use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason, NumberedCondemned};
+use walpoint_repo::catalog::Catalog;
+use walpoint_repo::planning::{self, creating_segments};
+use walpoint_runtime::args::Selection;
+use walpoint_storage::RepoError;
+use walpoint_storage::store::StoreSettings;
+
+use super::Planned;
+use crate::choice::Refused;
+
+/// How long a plan that one repository gave waits for the answers of the others. A store that hangs answers after minutes.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What one repository says.
+pub(super) type Answer = Result<(Catalog, Result<Planned, Box<Refused>>), RepoError>;
+
+/// The repositories' answers, in the order of the configuration; nothing from those that hang while another one has a plan.
+pub(super) async fn ask_all(
+    selection: &Selection<StoreSettings>,
+    request: &Request,
+    decoder: &Arc<dyn SegmentDecoder>,
+) -> Vec<Option<Answer>> {
+    let asked = selection.repositories.iter().enumerate().map(|(at, (name, settings))| async move {
+        (at, make_from(name, settings, &selection.cluster, request, decoder).await)
+    });
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    let mut answers: Vec<Option<Answer>> = selection.repositories.iter().map(|_| None).collect();
+    let mut deadline: Option<tokio::time::Instant> = None;
+    loop {
+        let next = match deadline {
+            None => asked.next().await,
+            Some(deadline) => tokio::time::timeout_at(deadline, asked.next()).await.unwrap_or(None),
+        };
+        let Some((at, answer)) = next else { return answers };
+        if matches!(answer, Ok((_, Ok(_)))) {
+            deadline.get_or_insert_with(|| tokio::time::Instant::now() + PATIENCE);
+        }
+        if let Some(place) = answers.get_mut(at) {
+            *place = Some(answer);
+        }
+    }
+}
+
+async fn make_from(
+    name: &str,
+    settings: &StoreSettings,
+    cluster: &ClusterName,
+    request: &Request,
+    decoder: &Arc<dyn SegmentDecoder>,
+) -> Answer {
+    let mut catalog = Catalog::open(name, settings, cluster).await?;
+    let repository = catalog.repository().clone();
+    let plan = match planning::prove_from(&mut catalog, request, decoder, Timestamp::now()).await? {
+        Ok(plan) => plan,
+        Err(refusal) => return Ok((catalog, Err(Box::new(Refused { repository, refusal: *refusal })))),
+    };
+    let planned = planned(&mut catalog, plan).await?;
+    Ok((catalog, Ok(planned)))
+}
+
+/// A plan that was made from a catalog, and what is known about it.
+pub(crate) async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<Planned, RepoError> {
+    let (repository, cluster) = (catalog.repository().clone(), catalog.cluster().clone());
+    let known = catalog.lineages_mut().iter_mut().find(|known| known.id() == plan.lineage);
+    let known = known.ok_or_else(|| RepoError::Internal(format!("lineage {} is not known", plan.lineage)))?;
+    let damage = match known_damage(&repository, &cluster, known.condemned(), plan.backup.id).await {
+        Ok(damage) => damage,
+        Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => Some(error.to_string()),
+        // What verify found is no condition of a restore.
+        Err(error) => {
+            tracing::debug!("what verify found cannot be read: {error}");
+            None
+        }
+    };
+    // The restore meets what cannot be read, and says so.
+    let creating = creating_segments(known, &plan).await.ok();
+    let lineage = known.lineage().clone();
+    let files_from = repository.clone();
+    Ok(Planned {
+        repository,
+        files_from,
+        cluster,
+        lineage,
+        plan,
+        remarks: Vec::new(),
+        damage,
+        together: false,
+        doubtful_end: None,
+        creating,
+    })
+}
+
+/// What `verify` or a backup found damaged of what the backup needs, and what to do. `condemned`: what is condemned, if that
+/// was read for the plan.
+async fn known_damage(
+    repository: &Repository,
+    cluster: &ClusterName,
+    condemned: Option<&[NumberedCondemned]>,
+    backup: BackupId,
+) -> Result<Option<String>, RepoError> {
+    let backups = Backups::of(repository, cluster);
+    let mut condemned = match condemned {
+        Some(condemned) => condemned.to_vec(),
+        None => backups.condemned().await?.read,
+    };
+    condemned.retain(|one| one.condemned.reason == CondemnedReason::Damaged);
+    if condemned.is_empty() {
+        return Ok(None);
+    }
+    let reader = backups.open(backup).await?;
+    let manifest = reader.manifest();
+    let needs = |packs: &CondemnedPacks| {
+        manifest.packs.packs().iter().any(|pack| {
+            let owner = manifest.backups.get(usize::from(pack.backup.0));
+            owner.is_some_and(|owner| packs.names(*owner, pack.pack))
+        })
+    };
+    let found = condemned.iter().find(|one| one.condemned.packs.iter().any(needs));
+    Ok(found.map(|found| {
+        format!(
+            "on {:.0} a pack was found damaged that backup {backup} needs, so restoring it may fail: archive-agent verify says \
+             more, --backup takes another one (archive-agent status lists them)",
+            found.condemned.written
+        )
+    }))
+}

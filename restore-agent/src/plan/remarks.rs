@@ -1,0 +1,53 @@
+//! What this program adds to the notes of a plan: what it means that a repository was not asked.
+
+use walpoint_plan::restore::RestorePlan;
+use walpoint_repo::lineage::AckMember;
+use walpoint_runtime::args::Selection;
+use walpoint_storage::store::StoreSettings;
+
+use super::Planned;
+
+/// What it means that a repository was skipped.
+pub(super) fn without(name: &str, plan: &RestorePlan) -> String {
+    let skipped = format!("Repository \"{name}\" was skipped: what only it has is not in this plan.");
+    if plan.youngest.is_none() {
+        return skipped;
+    }
+    format!(
+        "{skipped} If it has a younger timeline than {}, that is the latest one. Where recovery meets it, PostgreSQL stops (exit status \
+         255), and you have to restore again.",
+        plan.timeline
+    )
+}
+
+/// What it means that repositories acknowledge WAL of the lineage and are not configured.
+pub(super) async fn retired(selection: &Selection<StoreSettings>, planned: &Planned) -> Option<String> {
+    let lineage = &planned.lineage;
+    let missing = |members: &[AckMember]| -> Vec<String> {
+        let configured = |name: &String| selection.repositories.iter().any(|(known, _)| known == name);
+        let without = &selection.settings.fetch_without;
+        let others = members.iter().filter(|member| member.repository != planned.repository.id());
+        let names = others.map(|member| &member.name);
+        names
+            .filter(|name| !configured(name) && !without.contains(name))
+            .map(|name| format!("\"{name}\""))
+            .collect()
+    };
+    // Who acknowledges now is asked only where those that did at first are not all there.
+    if missing(&lineage.ack).is_empty() {
+        return None;
+    }
+    let acknowledging = planned.repository.acknowledging(lineage).await;
+    let acknowledging =
+        acknowledging.inspect_err(|error| tracing::debug!("who acknowledges is not known: {error}")).ok()?;
+    let missing = missing(&acknowledging.members);
+    (!missing.is_empty()).then(|| {
+        format!(
+            "WAL of lineage {} is acknowledged by {} too, which this configuration does not have: what only that has is not in this \
+             plan, and recovery past the end of the archive waits for its word. HINT: If it is gone for good, name it in \
+             fetch_without.",
+            lineage.id,
+            missing.join(" and ")
+        )
+    })
+}

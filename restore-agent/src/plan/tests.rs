@@ -1,0 +1,198 @@
+//! What a person and a program get to see of a plan, and of a refusal.
+
+use walpoint_base::{Lsn, RecoveryTarget, SegmentNo};
+use walpoint_plan::restore::testing::forked::{on, world};
+use walpoint_plan::restore::testing::world::*;
+use walpoint_plan::restore::{Request, TargetAction, Verdict};
+
+use super::document::PlanReport;
+use super::text;
+use super::words::{self, hints, options};
+
+fn json(verdict: &Verdict) -> serde_json::Value {
+    serde_json::to_value(match verdict {
+        Ok(plan) => PlanReport::plan(plan, words::notes(plan), &[], size()),
+        Err(refusal) => PlanReport::refusal(refusal),
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_plan_as_json_and_as_text() {
+    let (world, [_, second, _]) = world();
+    let request = Request {
+        inclusive: false,
+        action: TargetAction::Pause,
+        backup: Some(second),
+        ..on(2, RecoveryTarget::Time(at(11_200)))
+    };
+    let verdict = world.plan(&request);
+    let expected = serde_json::json!({
+        "result": "plan",
+        "lineage": "7-1",
+        "target": { "kind": "time", "value": "2000-01-01T03:06:40Z", "inclusive": false },
+        "options": [
+            "--target-time", "2000-01-01 03:06:40.000000+00", "--exclusive", "--lineage", "7-1", "--target-timeline", "2",
+            "--backup",
+            second.to_string(),
+        ],
+        "backup": {
+            "id": second.to_string(),
+            "label": "",
+            "timeline": 1,
+            "start_lsn": "0/800000",
+            "end_lsn": "0/880000",
+            "started": "2000-01-01T00:13:20Z",
+            "ended": "2000-01-01T00:14:20Z",
+            "damaged_pages": 0,
+        },
+        "path": [
+            { "timeline": 1, "begin_lsn": "0/0", "end_lsn": "0/A80000" },
+            { "timeline": 2, "begin_lsn": "0/A80000" },
+        ],
+        "timeline": 2,
+        "stop": {
+            "timeline": 2,
+            "lsn": "0/C00000",
+            "end_lsn": "0/C80000",
+            "replayed": false,
+            "time": "2000-01-01T03:06:40Z",
+            "xid": 2024,
+        },
+        "until_lsn": "0/C80000",
+        "wal": [
+            { "first": "000000010000000000000008", "last": "000000010000000000000009", "count": 2 },
+            { "first": "00000002000000000000000A", "last": "00000002000000000000000C", "count": 3 },
+        ],
+        "histories": ["00000002.history"],
+        "signal_file": "recovery.signal",
+        "settings": [
+            { "name": "recovery_prefetch", "value": "off" },
+            { "name": "recovery_target", "value": "" },
+            { "name": "recovery_target_lsn", "value": "" },
+            { "name": "recovery_target_name", "value": "" },
+            { "name": "recovery_target_xid", "value": "" },
+            { "name": "recovery_target_timeline", "value": "2" },
+            { "name": "recovery_target_inclusive", "value": "off" },
+            { "name": "recovery_target_action", "value": "pause" },
+            { "name": "recovery_target_time", "value": "2000-01-01 03:06:40.000000+00" },
+        ],
+        "estimate": {
+            "file_bytes": 1000,
+            "block_bytes": 500,
+            "wal_segments": 5,
+            "wal_bytes": 5 << 20,
+            "wal_stored_bytes": 500,
+            "seconds": 1,
+        },
+        "notes": [],
+    });
+    assert_eq!(json(&verdict), expected);
+    let plan = verdict.unwrap();
+    let text = text::plan(&plan, &words::notes(&plan), size());
+    for line in [
+        "Restore to  time 2000-01-01 03:06:40.000000+00, on timeline 2\n",
+        "Path        timeline 1 up to 0/A80000, then timeline 2\n",
+        "WAL         5 segments, 5.0 MiB, from 0/800000 to 0/C80000\n",
+        "            000000010000000000000008 to 000000010000000000000009 (2 segments)\n",
+        "Ends        before the end of transaction 2024 of 2000-01-01 03:06:40.000000+00 at 0/C00000\n",
+        "            recovery_target_time = '2000-01-01 03:06:40.000000+00'\n",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in\n{text}");
+    }
+    let again = format!(
+        "Again by    --target-time '2000-01-01 03:06:40.000000+00' --exclusive --lineage 7-1 --target-timeline 2 --backup {second}\n"
+    );
+    assert!(text.contains(&again), "{text}");
+}
+
+#[test]
+fn a_refusal_as_json_and_as_text() {
+    let (mut world, [_, second, _]) = world();
+    world.files.remove(&(tli(1), SegmentNo(5)));
+    let verdict = world.plan(&on(1, RecoveryTarget::Lsn(Lsn(6 * SIZE))));
+    let expected = serde_json::json!({
+        "result": "unreachable",
+        "target": { "kind": "lsn", "value": "0/600000" },
+        "timeline": "1",
+        "reason": "missing-wal",
+        "message": format!(
+            "LSN 0/600000 (timeline 1) cannot be reached: WAL is missing between backup {} and the target",
+            world.backups[0].id
+        ),
+        "missing": [{ "first": "000000010000000000000005", "last": "000000010000000000000005", "count": 1 }],
+        "nearest": [
+            {
+                "earlier": true,
+                "timeline": 1,
+                "lsn": "0/480000",
+                "time": "2000-01-01T00:07:30Z",
+                "options": ["--target-timeline", "1", "--target-lsn", "0/480000"],
+            },
+            {
+                "earlier": false,
+                "timeline": 1,
+                "lsn": "0/880000",
+                "time": "2000-01-01T00:14:20Z",
+                "options": ["--target-timeline", "1", "--target-immediate", "--backup", second.to_string()],
+            },
+        ],
+        "hints": json(&verdict)["hints"],
+    });
+    assert_eq!(json(&verdict), expected);
+    let text = text::unreachable(&verdict.unwrap_err());
+    assert!(text.contains("Missing     000000010000000000000005\n"), "{text}");
+    assert!(text.contains("reached by --target-timeline 1 --target-lsn 0/480000\n"), "{text}");
+}
+
+/// What the planner calls facts names the options that reach what is meant.
+#[test]
+fn hints_and_notes_name_options() {
+    let (mut world, [first, second, _]) = world();
+    let hints = |request: &Request| {
+        let refusal = world.plan(request).unwrap_err();
+        refusal.hints.iter().map(hints::hint).collect::<Vec<_>>().join("\n")
+    };
+    let elsewhere = hints(&on(3, RecoveryTarget::Name("late".into())));
+    assert!(elsewhere.contains("add --target-timeline 1."), "{elsewhere}");
+    let mistyped = hints(&on(3, RecoveryTarget::Name("leat".into())));
+    assert!(mistyped.contains("restore points, the newest first: late, early."), "{mistyped}");
+    let abandoned = hints(&on(3, RecoveryTarget::Lsn(Lsn(12 * SIZE))));
+    assert!(abandoned.contains("Timeline 2 has that moment: add --target-timeline 2."), "{abandoned}");
+    let also = world.plan(&Request { target: RecoveryTarget::Time(at(900)), ..Request::default() }).unwrap();
+    assert_eq!(
+        words::notes(&also),
+        ["Timeline 1 has that moment, too: --target-timeline 1 recovers it there."]
+    );
+
+    world.backups[1].damaged_pages = 2;
+    let spared = world.plan(&on(1, RecoveryTarget::Latest)).unwrap();
+    assert_eq!(spared.backup.id, first);
+    let expected = format!(
+        "Backup {second} is newer, and was not chosen: 2 of its pages had wrong checksums when it was taken. --backup {second} \
+         restores it all the same."
+    );
+    assert!(words::notes(&spared).contains(&expected), "{spared:?}");
+}
+
+/// Where a timeline has no segment yet, its number is what asks for the same again, not that of its parent.
+#[test]
+fn a_plan_is_asked_for_again_by_the_timeline_it_leads_to() {
+    let (mut world, [first, ..]) = world();
+    world.files.retain(|(timeline, _)| *timeline != tli(3));
+    let plan = world.plan(&Request { backup: Some(first), ..Request::default() }).unwrap();
+    let again = options::of_plan(&plan).join(" ");
+    assert_eq!(plan.timeline, tli(1));
+    assert!(again.contains("--target-timeline 3 "), "{again}");
+}
+
+/// A moment in a lineage that has to be named is reached with its name.
+#[test]
+fn a_moment_of_a_named_lineage_is_reached_with_its_name() {
+    let (mut world, _) = world();
+    world.files.remove(&(tli(1), SegmentNo(5)));
+    let mut refusal = world.plan(&on(1, RecoveryTarget::Lsn(Lsn(6 * SIZE)))).unwrap_err();
+    refusal.nearest[0].lineage = Some("7-1".parse().unwrap());
+    let options = options::of_moment(&refusal.nearest[0]);
+    assert_eq!(options, ["--lineage", "7-1", "--target-timeline", "1", "--target-lsn", "0/480000"]);
+}

@@ -1,0 +1,33 @@
+//! Plans and refusals in words. The planner returns facts; here is what they are called, and which option does what.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`options`] | the options that ask for a plan again, or for a moment |
+//! | [`notes`], `locks` | what a person should know of a plan |
+//! | [`refusals`] | why a target cannot be reached |
+//! | [`hints`] | what helps then |
+
+pub(super) mod hints;
+mod locks;
+pub(super) mod notes;
+pub(super) mod options;
+mod refusals;
+
+use walpoint_plan::restore::{LineageMoment, NamedPoint};
+
+pub(crate) use self::notes::notes;
+pub(crate) use self::refusals::{refusal, why};
+
+/// When and where a restore point was made.
+fn point(point: &NamedPoint) -> String {
+    let time = point.time.map(|time| format!("{time}, ")).unwrap_or_default();
+    format!("{time}at {}", point.lsn)
+}
+
+/// Where recovery would end in a lineage.
+fn lineage_moment(moment: &LineageMoment) -> String {
+    let LineageMoment { lineage, parent, timeline, until, time } = moment;
+    let parent = parent.map(|parent| format!(" (split off from {parent})")).unwrap_or_default();
+    let time = time.map(|time| format!(", {time}")).unwrap_or_default();
+    format!("{lineage}{parent} up to {until} on timeline {timeline}{time}")
+}

@@ -1,0 +1,238 @@
+//! What helps where a target cannot be reached, one sentence each.
+
+use walpoint_base::{BackupId, LineageId, Lsn, SegmentName, TimelineId};
+use walpoint_plan::restore::{Hint, NamedPoint, Unusable};
+
+use super::refusals::unusable;
+use super::{point, why};
+
+const TAKE_BACKUP: &str = "Take one with \"archive-agent backup\"; WAL alone cannot be restored.";
+
+const ARCHIVE_MISSING: &str = "If a server's pg_wal, a standby or another repository still has the missing files, archive them with \
+     \"archive-agent push\"; a .partial file is never used in place of its segment.";
+
+const BACKUP_AFTER_MINIMAL: &str = "With wal_level = minimal not everything is written to WAL, so PostgreSQL ends recovery there. What \
+     was done later can be recovered from a backup taken after it; take one now if there is none.";
+
+const ARCHIVE_WHOLE: &str = "If the server, a standby or another repository has the whole segment, archive it with \"archive-agent push\".";
+
+/// What helps where the only copy of the last segment cannot be read.
+const ARCHIVE_ANOTHER_COPY: &str = "Or archive another copy of what there is of it, as a .partial file, from the dead server's pg_wal. \
+     What lies before it can be recovered with a target: without one PostgreSQL would ask for the segment, and stop.";
+
+const ALLOW_COPY: &str = "Else add --use-partial to recover to the end of the copy: restore-fetch then builds the segment from it. A \
+     target before that end needs no option.";
+
+const ALLOW_BUILT: &str = "Add --use-partial to recover to that end: restore-fetch then builds the segment from what there is. A target \
+     before it needs no option.";
+
+/// What the server has written since need not be lost.
+const ARCHIVE_REST: &str = "If the server still runs, select pg_switch_wal() there has the rest archived; if only its pg_wal is left, \
+     \"archive-agent run --once\" does.";
+
+const TIME_NOT_OVER: &str = "PostgreSQL refuses a time that no later commit or abort proves to be over. Leave the target out to recover \
+     everything that the archive holds.";
+
+const LEAVE_TARGET_OUT: &str = "Leave the target out to recover everything that the archive holds.";
+
+const CHECK_EPOCH: &str = "WAL carries the lower half of a transaction's id; the epoch is told from the checkpoint before it. Check the \
+     number: select pg_current_xact_id() shows it with the epoch, logs and xmin without.";
+
+const CHOOSE_LINEAGE: &str = "Choose the server whose data you want with \"--lineage\"; \"archive-agent status\" draws the timelines of each.";
+
+const BACKUP_BEHIND: &str = "What lies behind it can be recovered from a backup that begins there: take one.";
+
+/// A hint as a sentence.
+pub(in crate::plan) fn hint(hint: &Hint) -> String {
+    match hint {
+        Hint::KnownTimelines(known) => format!("Known timelines: {}.", list(known)),
+        Hint::KnownLineages(known) => format!("The cluster has: {}.", list(known)),
+        Hint::CheckCluster { store } => {
+            format!("Check the name of the cluster and that {store} is the right repository.")
+        }
+        Hint::UnusableBackup { backup, why } => unusable_backup(*backup, why),
+        Hint::TakeBackup => TAKE_BACKUP.to_owned(),
+        Hint::TakeBackupOf(lineage) => take_backup_of(*lineage),
+        Hint::WasStored(name) => was_stored(*name),
+        Hint::ArchiveMissing => ARCHIVE_MISSING.to_owned(),
+        Hint::MissingEverywhere => "No repository that was read has the missing files.".to_owned(),
+        Hint::BackupAfterMinimal => BACKUP_AFTER_MINIMAL.to_owned(),
+        Hint::MaybeBehindMinimal(at) => maybe_behind_minimal(*at),
+        Hint::MaybeInMissing => "It may be in the WAL that is missing.".to_owned(),
+        Hint::DecideCopies(segment) => decide_copies(*segment),
+        Hint::ArchiveWhole => ARCHIVE_WHOLE.to_owned(),
+        Hint::ArchiveAnotherCopy => ARCHIVE_ANOTHER_COPY.to_owned(),
+        Hint::AnotherCopyOrBefore(start) => another_copy_or_before(*start),
+        Hint::AllowCopy => ALLOW_COPY.to_owned(),
+        Hint::AllowBuilt => ALLOW_BUILT.to_owned(),
+        Hint::ArchiveFirst { timeline, first } => archive_first(*timeline, *first),
+        Hint::ArchiveRest => ARCHIVE_REST.to_owned(),
+        Hint::ClaimedTwice { instead } => claimed_twice(*instead),
+        Hint::LostBackups(timeline) => lost_backups(*timeline),
+        Hint::ArchiveHistory(timeline) => archive_history(*timeline),
+        Hint::Without { timeline, instead } => without(*timeline, *instead),
+        Hint::SecondTime(backup) => second_time(*backup),
+        Hint::AheadOfClock => "The time lies ahead of this machine's clock.".to_owned(),
+        Hint::TimeNotOver => TIME_NOT_OVER.to_owned(),
+        Hint::LeaveTargetOut => LEAVE_TARGET_OUT.to_owned(),
+        Hint::PointAt(at) => point_at(at),
+        Hint::OlderPoints(more) => format!("{more} more are older."),
+        Hint::CheckEpoch => CHECK_EPOCH.to_owned(),
+        Hint::PointOn { timeline, lsn } => point_on(*timeline, *lsn),
+        Hint::PointMade { timeline, lsn } => format!("It was made on timeline {timeline} at {lsn}."),
+        Hint::KnownPoints(names) => known_points(names),
+        Hint::DamagedPoints(damaged) => damaged_points(damaged),
+        Hint::OtherTimeline(other) => {
+            format!("Timeline {other} has that moment: add --target-timeline {other}.")
+        }
+        Hint::MayBeMeant { lineage, why: reason } => {
+            format!("Lineage {lineage}, which may be meant as well: {}.", why(reason))
+        }
+        Hint::ChooseLineage => CHOOSE_LINEAGE.to_owned(),
+        Hint::OlderLineage { older, newest } => older_lineage(*older, *newest),
+        Hint::EarlierThan(start) => earlier_than(*start),
+        Hint::BackupBehind => BACKUP_BEHIND.to_owned(),
+        Hint::ListBroken => "\"archive-agent verify\" lists every such place.".to_owned(),
+        Hint::LagsBehind { ahead, behind, until, timeline, lineage } => {
+            lags_behind((ahead, behind), *until, *timeline, *lineage)
+        }
+    }
+}
+
+fn list(all: &[impl ToString]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn unusable_backup(backup: BackupId, why: &Unusable) -> String {
+    format!("Backup {backup} cannot be used because it {}.", unusable(why))
+}
+
+fn take_backup_of(lineage: LineageId) -> String {
+    format!(
+        "Take a backup with \"archive-agent backup\" while the server that archives into lineage {lineage} runs."
+    )
+}
+
+fn was_stored(name: SegmentName) -> String {
+    format!(
+        "{name} was in the archive: the store has lost it (was it deleted, or the repository copied in part?), or it was stored \
+         though damaged. \"archive-agent verify\" tells."
+    )
+}
+
+fn maybe_behind_minimal(at: Lsn) -> String {
+    format!(
+        "It may lie behind {at}, where the server was set to wal_level = minimal: recovery cannot pass that, so what came later \
+         needs a backup taken after it."
+    )
+}
+
+fn decide_copies(segment: SegmentName) -> String {
+    format!(
+        "If the server, a standby or another repository has the whole segment, or a younger timeline's first one, archive it with \
+         \"archive-agent push\": it decides. Else move the copies that are not of the server you mean out of the repository, by \
+         their objects. What lies before \"{segment}\" can be recovered: give an earlier target."
+    )
+}
+
+fn another_copy_or_before(start: Lsn) -> String {
+    format!(
+        "Or archive another copy of what there is of it, as a .partial file, from the dead server's pg_wal. What lies before \
+         {start} can be recovered with a target."
+    )
+}
+
+fn archive_first(timeline: TimelineId, first: SegmentName) -> String {
+    format!(
+        "If pg_wal of timeline {timeline}'s server is left, its first segment may hold what was committed since, though it is not \
+         complete: archive it with \"archive-agent push …/pg_wal/{first}\" first."
+    )
+}
+
+fn claimed_twice(instead: TimelineId) -> String {
+    format!(
+        "See \"archive-agent status\". To restore what the repository holds of one of the two, name its timeline: \
+         --target-timeline {instead}."
+    )
+}
+
+fn lost_backups(timeline: TimelineId) -> String {
+    format!(
+        "See \"archive-agent status\" and \"archive-agent verify\" for what became of the backups that led to timeline {timeline}. \
+         While its server runs, take one with \"archive-agent backup\"."
+    )
+}
+
+fn archive_history(timeline: TimelineId) -> String {
+    format!(
+        "Look for {}.history in pg_wal of the server or of a standby, or in another repository, and archive it with \
+         \"archive-agent push\".",
+        timeline.hex()
+    )
+}
+
+fn without(timeline: TimelineId, instead: TimelineId) -> String {
+    format!(
+        "To recover without timeline {timeline}: --target-timeline {instead}, and everything that was written on {timeline} is \
+         left out."
+    )
+}
+
+fn second_time(backup: BackupId) -> String {
+    format!(
+        "The target's time occurred twice. --backup {backup} recovers the second time, after the clock was set back; what that \
+         backup holds was written before it."
+    )
+}
+
+fn point_at(at: &NamedPoint) -> String {
+    let NamedPoint { timeline, lsn, .. } = at;
+    format!(
+        "One was made {} on timeline {timeline}: --target-timeline {timeline} --target-lsn {lsn} recovers to exactly there.",
+        point(at)
+    )
+}
+
+fn point_on(timeline: TimelineId, lsn: Lsn) -> String {
+    format!(
+        "A restore point of that name was made on timeline {timeline} at {lsn}: add --target-timeline {timeline}."
+    )
+}
+
+fn known_points(names: &[String]) -> String {
+    match names.is_empty() {
+        true => "The archive knows no restore point; pg_create_restore_point makes one.".to_owned(),
+        false => format!("The archive's restore points, the newest first: {}.", names.join(", ")),
+    }
+}
+
+fn damaged_points(damaged: &str) -> String {
+    format!(
+        "A damaged list of restore points may have held it, on another timeline or where WAL is missing: {damaged}. If its time or \
+         position is known, give that."
+    )
+}
+
+fn older_lineage(older: LineageId, newest: LineageId) -> String {
+    format!(
+        "To restore the older lineage, add --lineage {older}: it has nothing of what was written in {newest}."
+    )
+}
+
+fn earlier_than(start: Lsn) -> String {
+    format!(
+        "What lies before {start} can be recovered: give an earlier target, or \"--target-lsn\" with a position before it."
+    )
+}
+
+fn lags_behind(
+    (ahead, behind): (&str, &str),
+    until: Lsn,
+    timeline: TimelineId,
+    lineage: LineageId,
+) -> String {
+    format!(
+        "Repository \"{ahead}\" has a younger timeline or lineage. Repository \"{behind}\" lags behind it, and would recover to \
+         {until} on timeline {timeline}: to have that, give \"--lineage {lineage} --target-timeline {timeline}\"."
+    )
+}

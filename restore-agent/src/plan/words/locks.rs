@@ -1,0 +1,58 @@
+//! What is locked at the target, by a transaction that has not ended there, and by prepared ones.
+
+use walpoint_plan::restore::{Locked, PreparedTransaction};
+
+/// Relations, or transactions, that a note lists.
+const NAMED: usize = 5;
+
+/// What a paused recovery does not let anybody read, and how to read it all the same.
+pub(super) fn locked(locked: &Locked) -> String {
+    let mut note = format!(
+        "Transaction {} has not ended there and keeps the relations with the OIDs {} locked, as DROP and TRUNCATE do: queries \
+         that read them wait while recovery is paused. select pg_wal_replay_resume() ends recovery, which rolls the transaction \
+         back and releases its locks.",
+        locked.xid,
+        oids(&locked.relations),
+    );
+    if let Some(before) = locked.before {
+        let same = match before.same_transactions {
+            true => "after the same transactions",
+            false => "though also before transactions that ended meanwhile",
+        };
+        note.push_str(&format!(
+            " To read them while it is paused: --target-lsn {} --exclusive, which stops before they were locked, {same}.",
+            before.lsn
+        ));
+    }
+    if locked.perhaps_prepared {
+        note.push_str(
+            " If select * from pg_prepared_xacts lists it, it was prepared and keeps its locks after recovery too, until COMMIT \
+             PREPARED or ROLLBACK PREPARED ends it.",
+        );
+    }
+    note
+}
+
+/// Transactions that are open there and stay open.
+pub(super) fn prepared(open: &[PreparedTransaction], relations: &[u32]) -> String {
+    let names = open.iter().map(|p| format!("{} ('{}')", p.xid, p.gid.replace('\'', "''")));
+    let locked = match relations.is_empty() {
+        true => String::new(),
+        false => format!(", the relations with the OIDs {} among what they lock", oids(relations)),
+    };
+    format!(
+        "Prepared transactions are open there: {}. They stay open and keep their locks, also after recovery has ended{locked}, \
+         until COMMIT PREPARED or ROLLBACK PREPARED ends them; pg_prepared_xacts lists them all.",
+        first_of(names, open.len())
+    )
+}
+
+fn oids(relations: &[u32]) -> String {
+    first_of(relations.iter().map(u32::to_string), relations.len())
+}
+
+/// The first of these, and how many more there are.
+fn first_of(names: impl Iterator<Item = String>, count: usize) -> String {
+    let more = count.checked_sub(NAMED).filter(|more| *more > 0).map(|more| format!("{more} more"));
+    names.take(NAMED).chain(more).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,179 @@
+//! What a person should know of a plan, one sentence each.
+
+use walpoint_base::target::FullXid;
+use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, TimelineId};
+use walpoint_plan::restore::{
+    Damage, ForkSegment, LineageMoment, NamedPoint, Note, RestorePlan, Unfollowed, WentOn, Why,
+};
+
+use super::{lineage_moment, locks, point, why};
+
+/// The notes of a plan, in its order.
+pub(crate) fn notes(plan: &RestorePlan) -> Vec<String> {
+    plan.notes.iter().map(note).collect()
+}
+
+/// One of them.
+pub(crate) fn note(note: &Note) -> String {
+    match note {
+        Note::DamagedPages(pages) => {
+            format!("{pages} pages had wrong checksums when the backup was taken; restored as they were.")
+        }
+        Note::Unfollowed { on, next } => unfollowed(*on, next),
+        Note::NoWholeSegment(timeline) => {
+            format!("Timeline {timeline} has no whole segment in the archive yet.")
+        }
+        Note::PartHandedOut(fork) => part_handed_out(fork),
+        Note::LastSegmentBuilt(fork) => last_segment_built(fork),
+        Note::ForkBuilt(fork) => fork_built(fork),
+        Note::MoreUntil { timeline, cut } => more_until(*timeline, *cut),
+        Note::AlsoOn(other) => {
+            format!("Timeline {other} has that moment, too: --target-timeline {other} recovers it there.")
+        }
+        Note::EpochChosen(full) => epoch_chosen(*full),
+        Note::NotTheLatest { timeline, record } => {
+            format!("Not the latest: {record}. --target-timeline {timeline} recovers what was written there.")
+        }
+        Note::PointAlsoOn(other) => point_also_on(other),
+        Note::DamagedPoints { name, damaged } => {
+            format!("A damaged list of restore points may hold \"{name}\" once more: {damaged}.")
+        }
+        Note::PointByPosition { name, lsn } => point_by_position(name, *lsn),
+        Note::Locked(locked) => locks::locked(locked),
+        Note::Prepared { open, relations } => locks::prepared(open, relations),
+        Note::HoldsLaterCommit { backup, time } => holds_later_commit(*backup, *time),
+        Note::NewerHoldsLaterCommit { backup, time } => newer_holds_later_commit(*backup, *time),
+        Note::NewerDamaged { backup, damage } => newer_damaged(*backup, *damage),
+        Note::SameUntil { timeline, common } => same_until(*timeline, *common),
+        Note::WentOn(one) => went_on(one),
+        Note::NewerWithoutBackup { newest, older } => newer_without_backup(newest, *older),
+        Note::OlderInUse { older, lineage, why } => older_in_use(*older, *lineage, why),
+        Note::SplitOff { lineage, parent } => {
+            format!("Lineage {lineage} was split off from lineage {parent}, which does not have the target.")
+        }
+    }
+}
+
+fn unfollowed(on: TimelineId, next: &Unfollowed) -> String {
+    format!(
+        "Timeline {}, which was forked from timeline {on} at {}, has no whole segment in the archive yet: recovery ends there.",
+        next.timeline, next.from
+    )
+}
+
+fn part_handed_out(fork: &ForkSegment) -> String {
+    format!(
+        "Of {} restore-fetch hands out what lies before {}, where timeline {} was left.",
+        fork.name, fork.cut, fork.name.timeline
+    )
+}
+
+fn last_segment_built(fork: &ForkSegment) -> String {
+    format!(
+        "{} is not whole in the archive; restore-fetch builds it from the incomplete copy, up to its last record's end, {}.",
+        fork.name, fork.cut
+    )
+}
+
+fn fork_built(fork: &ForkSegment) -> String {
+    format!(
+        "{} is not in the archive; restore-fetch builds it from {}, up to {}, where timeline {} was left.",
+        fork.name,
+        fork.source_name(),
+        fork.cut,
+        fork.name.timeline
+    )
+}
+
+fn more_until(timeline: TimelineId, cut: Lsn) -> String {
+    format!(
+        "A younger timeline left timeline {timeline} at {cut} and has what comes before: --use-partial recovers up to there."
+    )
+}
+
+fn epoch_chosen(full: FullXid) -> String {
+    let xid = full.xid();
+    format!(
+        "Transaction ids repeat: {xid} is taken for {full} (pg_current_xact_id() printed {}), the newest of that number that can \
+         be reached. For one of another epoch: --target-xid EPOCH:{xid}.",
+        full.0
+    )
+}
+
+fn point_also_on(other: &NamedPoint) -> String {
+    let (timeline, made) = (other.timeline, point(other));
+    format!(
+        "Timeline {timeline} has a restore point of that name, too: {made}; --target-timeline {timeline} recovers it there."
+    )
+}
+
+fn point_by_position(name: &str, lsn: Lsn) -> String {
+    format!(
+        "The restore point \"{name}\" is at {lsn}; recovery goes by its position, because it would come by another one of that \
+         name before."
+    )
+}
+
+fn holds_later_commit(backup: BackupId, time: PgTimestamp) -> String {
+    format!(
+        "Backup {backup} already holds a transaction whose commit time, {time}, is after the target: the server's clock was set \
+         back, or runs ahead of that of the standby that was backed up. Without --backup an older backup is chosen, from which \
+         recovery stops before that transaction."
+    )
+}
+
+fn newer_holds_later_commit(backup: BackupId, time: PgTimestamp) -> String {
+    format!(
+        "Backup {backup} is newer, and was not chosen: it already holds a transaction whose commit time, {time}, is after the \
+         target, so the server's clock was set back, or runs ahead of that of the standby that was backed up. Recovery stops \
+         before the first such transaction; --backup {backup} recovers the target's time after the clock was set back."
+    )
+}
+
+fn newer_damaged(backup: BackupId, damage: Damage) -> String {
+    let found = match damage {
+        Damage::Pages(pages) => {
+            return format!(
+                "Backup {backup} is newer, and was not chosen: {pages} of its pages had wrong checksums when it was taken. \
+                 --backup {backup} restores it all the same."
+            );
+        }
+        Damage::Packs(packs) => format!("{packs} of the packs that it uses were found damaged or missing"),
+        Damage::Segments(segments) => {
+            format!("{segments} of the WAL segments that make it consistent were found damaged")
+        }
+        Damage::Manifest => "its manifest was found damaged".to_owned(),
+    };
+    format!("Backup {backup} is newer, and was not chosen: {found}. \"archive-agent verify\" says more.")
+}
+
+fn same_until(timeline: TimelineId, common: Lsn) -> String {
+    format!(
+        "The repository does not tell where a younger timeline than {timeline} comes from. It has the same WAL up to {common}, so \
+         the target is the same on both."
+    )
+}
+
+fn went_on(one: &WentOn) -> String {
+    let WentOn { timeline, left_by, left, last, at } = one;
+    format!(
+        "Timeline {timeline} went on after timeline {left_by} left it at {left}: it is stored up to {last}, and was written to \
+         until {at}. \"Latest\" follows timeline {left_by}; --target-timeline {timeline} takes timeline {timeline}."
+    )
+}
+
+fn newer_without_backup(newest: &LineageMoment, older: LineageId) -> String {
+    format!(
+        "Lineage {} is newer and has no complete backup, so it cannot be restored: {}. This plan restores the older lineage \
+         {older}.",
+        newest.lineage,
+        lineage_moment(newest)
+    )
+}
+
+fn older_in_use(older: LineageId, lineage: LineageId, reason: &Why) -> String {
+    format!(
+        "Lineage {older} is older and was in use after lineage {lineage} was registered; there the target cannot be reached: {}.",
+        why(reason)
+    )
+}
