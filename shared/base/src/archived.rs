@@ -6,11 +6,12 @@
 //!
 //! A line for each repository, lineage and timeline: `<repository> <lineage> <segment> <hash>`. It is synced before an
 //! acknowledgement: after a crash of the machine the newest segment that was stored may be gone from `pg_wal`, and nothing else
-//! shows whose it is. A line is replaced in its place, so that a write that is torn leaves the others.
+//! shows whose it is. A line is replaced in its place, so that a write that is torn leaves the others. What is no line, whatever its
+//! bytes are, says nothing and goes with the next note; a file that cannot be read, or is none, is replaced by that.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::durable;
@@ -20,8 +21,14 @@ use crate::timeline::TimelineId;
 /// Its name in `pg_wal`.
 pub const FILE: &str = "walpoint-archived";
 
+/// What it is called from then on, if something that is no file is in its place.
+const ASIDE: &str = "walpoint-archived.damaged";
+
 /// Lines that are kept, the newest.
 const LINES: usize = 32;
+
+/// How often it is opened again because another one took its place meanwhile.
+const OPENED: usize = 5;
 
 /// The line that says that a segment was stored; `place` names repository and lineage, `hash` is that of its content there.
 pub fn line(place: &str, segment: SegmentName, hash: &str) -> String {
@@ -30,30 +37,69 @@ pub fn line(place: &str, segment: SegmentName, hash: &str) -> String {
 
 /// The newest segment of a timeline that was stored in a place from that directory, and its hash, if it is known.
 pub fn read(wal: &Path, place: &str, timeline: TimelineId) -> Option<(SegmentName, String)> {
-    let mut text = String::new();
     let mut file = File::open(wal.join(FILE)).ok()?;
     file.lock_shared().ok()?;
-    file.read_to_string(&mut text).ok()?;
-    of(&text, place, timeline).map(|(segment, hash)| (segment, hash.to_owned()))
+    of(&text(&mut file).ok()?, place, timeline).map(|(segment, hash)| (segment, hash.to_owned()))
 }
 
 /// Remembers durably that segments were stored, each where it is the newest one of its timeline there.
 pub fn note(wal: &Path, lines: &[String]) -> io::Result<()> {
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(wal.join(FILE))?;
-    file.lock()?;
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    let changed =
-        lines.iter().fold(None, |changed, line| with(changed.as_deref().unwrap_or(&text), line).or(changed));
-    if let Some(changed) = changed {
+    match note_in_place(wal, lines) {
+        // No space in this one is none for another.
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Err(error),
+        Err(error) => replace(wal, lines).map_err(|_| error),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn note_in_place(wal: &Path, lines: &[String]) -> io::Result<()> {
+    let mut file = open_locked(wal)?;
+    let before = text(&mut file)?;
+    if let Some(changed) = with_all(&before, lines) {
         file.write_all_at(changed.as_bytes(), 0)?;
         file.set_len(changed.len() as u64)?;
     }
     // Others may write meanwhile. A later segment, if that is there, may not be durable yet.
     file.unlock()?;
     file.sync_data()?;
-    if text.is_empty() { durable::sync_directory(wal) } else { Ok(()) }
+    if before.is_empty() { durable::sync_directory(wal) } else { Ok(()) }
+}
+
+/// Opens the file and takes its lock, with its name leading to it still.
+fn open_locked(wal: &Path) -> io::Result<File> {
+    let path = wal.join(FILE);
+    for _ in 0..OPENED {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        file.lock()?;
+        let (own, named) = (file.metadata()?, path.symlink_metadata()?);
+        if (own.dev(), own.ino()) == (named.dev(), named.ino()) || named.is_symlink() {
+            return Ok(file);
+        }
+    }
+    Err(io::Error::other(format!("{} is replaced again and again", path.display())))
+}
+
+/// Puts a new file in the place of one that cannot be read or written, with what can be read of it.
+fn replace(wal: &Path, lines: &[String]) -> io::Result<()> {
+    let path = wal.join(FILE);
+    let before = File::open(&path).and_then(|mut file| text(&mut file)).unwrap_or_default();
+    if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        durable::rename(&path, &wal.join(ASIDE))?;
+    }
+    let changed = with_all(&before, lines).unwrap_or(before);
+    durable::replace(&path, changed.as_bytes(), 0o600)
+}
+
+/// What a file says; bytes that are no text belong to no line that counts.
+fn text(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The text with these lines in it; `None` if it says all that already.
+fn with_all(text: &str, lines: &[String]) -> Option<String> {
+    lines.iter().fold(None, |changed, line| with(changed.as_deref().unwrap_or(text), line).or(changed))
 }
 
 /// Place, segment and hash.
@@ -61,7 +107,8 @@ fn parse(line: &str) -> Option<(&str, SegmentName, &str)> {
     let (rest, hash) = line.rsplit_once(' ')?;
     let (place, segment) = rest.rsplit_once(' ')?;
     let whole = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-    Some((place, segment.parse().ok()?, hash)).filter(|_| whole)
+    let plain = place.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    Some((place, segment.parse().ok()?, hash)).filter(|_| whole && plain)
 }
 
 fn of<'a>(text: &'a str, place: &str, timeline: TimelineId) -> Option<(SegmentName, &'a str)> {
@@ -79,7 +126,7 @@ fn with(text: &str, line: &str) -> Option<String> {
     let own = |line: &str| {
         parse(line).is_some_and(|(of, other, _)| of == place && other.timeline == segment.timeline)
     };
-    let mut lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    let mut lines: Vec<&str> = text.lines().filter(|line| parse(line).is_some()).collect();
     match lines.iter_mut().find(|line| own(line)) {
         Some(before) => *before = line,
         None => lines.push(line),
@@ -120,5 +167,30 @@ mod tests {
         let cut = &text[..text.len() - 3];
         assert_eq!(of(cut, "a 1", TimelineId::new(2).unwrap()), None, "the line was cut off");
         assert!(of(cut, "a 1", timeline).is_some());
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_cost_their_line_and_go_with_the_next_note() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, five) = (dir.path().join(FILE), "000000010000000000000005");
+        note(dir.path(), &[claim("a 1", five, 5), claim("a 2", five, 6)]).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[20] = 0xFF;
+        durable::replace(&path, &bytes, 0o600).unwrap();
+        let known = |place| read(dir.path(), place, TimelineId::FIRST).is_some();
+        assert!(!known("a 1") && known("a 2"));
+        note(dir.path(), &[claim("a 1", "000000010000000000000006", 7)]).unwrap();
+        assert!(known("a 1") && known("a 2"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+
+    #[test]
+    fn what_is_no_file_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        std::fs::create_dir(&path).unwrap();
+        note(dir.path(), &[claim("a 1", "000000010000000000000005", 5)]).unwrap();
+        assert!(read(dir.path(), "a 1", TimelineId::FIRST).is_some() && dir.path().join(ASIDE).is_dir());
     }
 }
