@@ -10,6 +10,8 @@ use walpoint_base::{LineageId, durable};
 use walpoint_repo::lineage::{BINDING, binding, bound_lineages};
 use walpoint_storage::object::RepositoryId;
 
+use crate::wal::disk;
+
 /// The lineage of a repository that a data directory is bound to, if it is.
 pub(crate) async fn read(pgdata: &Path, repository: RepositoryId) -> io::Result<Option<LineageId>> {
     Ok(read_all(pgdata).await?.get(&repository).copied())
@@ -17,7 +19,9 @@ pub(crate) async fn read(pgdata: &Path, repository: RepositoryId) -> io::Result<
 
 /// The lineages that a data directory is bound to, by repository.
 pub(crate) async fn read_all(pgdata: &Path) -> io::Result<BTreeMap<RepositoryId, LineageId>> {
-    let text = match tokio::fs::read_to_string(pgdata.join(BINDING)).await {
+    let path = pgdata.join(BINDING);
+    let read = disk::look(pgdata, move || std::fs::read_to_string(path)).await;
+    let text = match read.map_err(io::Error::other).and_then(|text| text) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(BTreeMap::new());
@@ -27,7 +31,7 @@ pub(crate) async fn read_all(pgdata: &Path) -> io::Result<BTreeMap<RepositoryId,
     bound_lineages(&text).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
 }
 
-/// Binds a data directory to a lineage of one repository; what it is bound to elsewhere stays.
+/// Binds a data directory to a lineage of one repository; what it is bound to elsewhere stays. Blocks.
 pub(crate) fn add(pgdata: &Path, repository: RepositoryId, lineage: LineageId) -> io::Result<()> {
     let path = pgdata.join(BINDING);
     let mut text = match std::fs::read_to_string(&path) {

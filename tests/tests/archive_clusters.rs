@@ -153,6 +153,33 @@ fn a_data_directory_that_hangs_keeps_no_other_cluster_from_archiving() {
     drop(daemon);
 }
 
+/// A8: nothing that is asked of a data directory that hangs, however small, keeps the daemon from the other clusters.
+#[test]
+fn a_data_directory_that_answers_nothing_keeps_no_other_cluster_from_archiving() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let (other, _) = with_other(&mut bed, 17);
+    // Opening a pipe into which nothing is ever written does not return.
+    let pipe = other.pgdata().join("postmaster.pid");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    user::give(&pipe);
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    std::thread::sleep(Duration::from_secs(4));
+    for _ in 0..3 {
+        let name = bed.cluster.switch_wal();
+        bed.cluster.wait_done(&name);
+    }
+    let log = bed.cluster.log();
+    assert!(bed.cluster.archive_failures().0 == 0 && !log.contains("without the daemon"), "{log}");
+    let health = || bed.agent.run(&["health"]).stderr;
+    let silent = format!("{:?} does not answer within", other.pgdata());
+    wait::until_true(SOON, "health names it", || health().contains(&silent));
+    // A writer that comes and goes ends the reads.
+    drop(std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap());
+    std::fs::remove_file(&pipe).unwrap();
+    drop(daemon);
+}
+
 /// A8: a data directory that is not there keeps no other cluster from archiving, and is taken up when it comes.
 #[test]
 fn a_missing_data_directory_keeps_no_other_cluster_from_archiving() {

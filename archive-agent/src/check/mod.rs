@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use walpoint_pg::control::ControlFile;
+use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::{Identity, Server};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FINDINGS, Failure};
@@ -41,6 +41,7 @@ use self::report::{Grade, Line, Report};
 use self::repository::Destination;
 use crate::health;
 use crate::selection::pgdata;
+use crate::wal::disk::{self, DiskError};
 use crate::wal::dropped;
 use crate::wal::split_brain::SPLIT_BRAIN;
 use crate::wal::upload::Uploader;
@@ -188,7 +189,14 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
     let waiting = Progress::waiting("checking", common.show_progress());
     let mut report = Report::default();
     let limit = Duration::from_secs(args.timeout);
-    if let Some(why) = why_remote(args.remote, &selection) {
+    if let Some(silent) = silent(&selection, args.remote).await {
+        report.failed(
+            "data directory",
+            silent.to_string(),
+            "nothing of this cluster is archived or backed up until it answers",
+        );
+        daemon(&mut report, &selection, &[]);
+    } else if let Some(why) = why_remote(args.remote, &selection) {
         tracing::info!("looking at the server alone, {why}");
         if let Some(mut examined) = examine_remote(&mut report, &selection, limit, false).await {
             repository::latest(&mut report, &examined.destinations, &examined.identity).await;
@@ -227,6 +235,14 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
             error: anyhow::anyhow!("{failed} of {} checks failed", report.lines().len()),
         }),
     }
+}
+
+/// Why a data directory that is to be read cannot be looked at, if it hangs.
+async fn silent(selection: &Selection<StoreSettings>, remote: bool) -> Option<DiskError> {
+    let pgdata = selection.settings.pgdata.as_deref().filter(|_| !remote)?;
+    let directory = pgdata.to_owned();
+    // It may as well be missing.
+    disk::look(pgdata, move || directory.join(CONTROL_FILE).exists()).await.err()
 }
 
 /// WAL that recovery from the newest backups cannot pass, and that is known here: it was dropped, or archived although damaged.

@@ -16,10 +16,12 @@ use walpoint_runtime::config::duration;
 use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
 
+use super::OWNER_LIMIT;
 use super::health::{Board, Health};
 use super::task::keep_running;
 use crate::health::{NoAnswer, PUSH_SOCKET};
 use crate::wal::archiver::Archiver;
+use crate::wal::disk;
 use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
 use crate::wal::{backfill, beside, catch_up, index, once, queue, ready, serve, split_brain};
@@ -246,9 +248,10 @@ impl Answering {
     /// lies on may be mounted later.
     async fn find_owner(&self, health: &Health) -> anyhow::Result<u32> {
         loop {
-            let pgdata = self.archiver.uploader().pgdata().to_owned();
-            let own = tokio::task::spawn_blocking(move || owner::require(&pgdata)).await?;
-            let Err(error) = own else { break };
+            let pgdata = self.archiver.uploader().pgdata();
+            let directory = pgdata.to_owned();
+            let own = disk::look_within(OWNER_LIMIT, pgdata, move || owner::require(&directory)).await;
+            let Err(error) = own.map_err(anyhow::Error::from).and_then(|own| own) else { break };
             health.failing(&format!(
                 "{error:#}; nothing of this cluster is archived from here until that changes"
             ));

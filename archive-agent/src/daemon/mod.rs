@@ -13,8 +13,10 @@ mod cluster;
 mod health;
 mod task;
 
+use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -27,10 +29,14 @@ use walpoint_words::told;
 use self::cluster::ClusterTasks;
 use self::health::{Board, State};
 use crate::selection::{pgdata, selections};
+use crate::wal::disk;
 use crate::wal::socket::Sockets;
 
 /// A push socket that has not said by then whether it answers is not waited for.
 const READY_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a data directory may take to say whose it is. Less than a push socket has for being ready.
+const OWNER_LIMIT: Duration = Duration::from_secs(2);
 
 /// How often the push sockets are looked at, first until the limit, then while none answers.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
@@ -43,17 +49,24 @@ struct Settings {
 
 impl Settings {
     /// Reads and checks everything that can be checked without a repository. One data directory that is missing or another
-    /// user's keeps the other clusters from nothing; if all that are there are another user's, this is the wrong user.
-    fn read(common: &CommonArgs) -> Result<Self, Failure> {
+    /// user's, or does not answer, keeps the other clusters from nothing; if all that are there are another user's, this is the wrong
+    /// user.
+    async fn read(common: &CommonArgs) -> Result<Self, Failure> {
         let clusters = selections(common)?;
+        let directories = clusters.iter().map(pgdata).collect::<Result<Vec<&Path>, Failure>>()?;
+        let look = |pgdata| async move {
+            let directory = Path::to_owned(pgdata);
+            let own = move || owner::require(&directory).map_err(|error| (error, directory.exists()));
+            disk::look_within(OWNER_LIMIT, pgdata, own).await
+        };
         let mut usable = false;
         let mut foreign = None;
-        for cluster in &clusters {
-            let pgdata = pgdata(cluster)?;
-            match owner::require(pgdata) {
-                Ok(()) => usable = true,
-                Err(error) if pgdata.exists() => foreign = foreign.or(Some(error)),
-                Err(_) => {}
+        for own in join_all(directories.into_iter().map(look)).await {
+            match own {
+                // One that does not answer may be this user's; its cluster's tasks tell of it.
+                Ok(Ok(())) | Err(_) => usable = true,
+                Ok(Err((error, true))) => foreign = foreign.or(Some(error)),
+                Ok(Err((_, false))) => {}
             }
         }
         if let Some(error) = foreign.filter(|_| !usable) {
@@ -106,7 +119,7 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
     let stop = shutdown::on_signal()?;
     let mut reloads = shutdown::reloads()?;
     let sockets = Sockets::default();
-    let mut tasks = Settings::read(common)?.tasks()?;
+    let mut tasks = Settings::read(common).await?.tasks()?;
     let mut current = Generation::of_nothing();
     let mut first = true;
     loop {
@@ -140,7 +153,7 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
                 }
                 _ = reloads.recv() => {
                     tracing::info!("SIGHUP: reading the configuration again");
-                    match Settings::read(common).and_then(|settings| settings.tasks()) {
+                    match Settings::read(common).await.and_then(|settings| settings.tasks()) {
                         Ok(tasks) => break tasks,
                         Err(failure) => tracing::error!("not reloaded, the old configuration stays: {failure}"),
                     }
@@ -183,17 +196,21 @@ async fn one_answers(board: &Board) {
 
 /// Archives everything that is ready in every cluster, then ends; an error names how many files are left.
 pub(crate) async fn once(common: &CommonArgs) -> Result<(), Failure> {
-    let settings = Settings::read(common)?;
-    let mut problems = Vec::new();
-    for selection in &settings.clusters {
-        let pgdata = pgdata(selection)?;
-        let archived = match owner::require(pgdata) {
-            Ok(()) => ClusterTasks::new(selection, pgdata, Duration::ZERO).archive_what_is_ready().await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = archived {
-            problems.push(format!("cluster {}: {}", selection.cluster, told(&error)));
-        }
-    }
+    let settings = Settings::read(common).await?;
+    // All at once: one that hangs keeps no other from being archived.
+    let archived = join_all(settings.clusters.iter().map(|selection| async move {
+        let pgdata = pgdata(selection).map_err(|failure| failure.error)?;
+        let directory = pgdata.to_owned();
+        disk::look(pgdata, move || owner::require(&directory)).await??;
+        ClusterTasks::new(selection, pgdata, Duration::ZERO).archive_what_is_ready().await
+    }));
+    let archived: Vec<anyhow::Result<()>> = archived.await;
+    let failed = settings
+        .clusters
+        .iter()
+        .zip(archived)
+        .filter_map(|(selection, archived)| Some((selection, archived.err()?)));
+    let problems: Vec<String> =
+        failed.map(|(selection, error)| format!("cluster {}: {}", selection.cluster, told(&error))).collect();
     if problems.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(problems.join("; ")).into()) }
 }

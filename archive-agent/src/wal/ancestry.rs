@@ -19,7 +19,7 @@ use super::comparison::{self, Comparison};
 use super::neighbors::{self, Stored, newest_before, stored_between};
 use super::split_brain::SplitBrain;
 use super::target::Target;
-use super::{claim, elsewhere};
+use super::{claim, disk, elsewhere};
 
 /// How a segment of a directory relates to what an archive holds before it on the path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Ancestry<'_> {
             Stored::Damaged => return Ok(Tie::Fits),
             Stored::Sound(header) => header,
         };
-        if self.has(before) {
+        if self.has(before).await? {
             match comparison::content(self.archive, self.cluster, self.wal, before, header.hash).await {
                 Comparison::Same => return Ok(Tie::Shown),
                 Comparison::Other(what) => return Ok(Tie::Other(what)),
@@ -88,12 +88,12 @@ impl Ancestry<'_> {
     /// the WAL before it by itself.
     pub(super) async fn contradiction(&self) -> Result<Option<SplitBrain>, RepoError> {
         let timeline = self.history.timeline();
-        let run = self.before_own_timeline();
+        let run = self.before_own_timeline().await?;
         let Some(oldest) = run.last() else { return Ok(None) };
         let split = |what| SplitBrain::new(self.archive, timeline, what);
         Ok(match self.tie(*oldest).await? {
             Tie::Other(what) => Some(split(what)),
-            Tie::Gap { missing, stored } if self.wrote(&run) => {
+            Tie::Gap { missing, stored } if self.wrote(&run).await? => {
                 let path = self.wal.join(self.own_first().unwrap_or(*oldest).to_string());
                 Some(
                     split(format!(
@@ -111,27 +111,23 @@ impl Ancestry<'_> {
 
     /// Whether the server wrote these segments by itself. What a standby received is its primary's, however much was lost before
     /// it, and of that only one lacks the mark at times: the last one of a base backup, or the last one of all.
-    fn wrote(&self, run: &[SegmentName]) -> bool {
-        run.len() > 1 && !run.iter().any(|name| self.was_received(*name))
+    async fn wrote(&self, run: &[SegmentName]) -> Result<bool, RepoError> {
+        for name in run {
+            if self.was_received(*name).await? {
+                return Ok(false);
+            }
+        }
+        Ok(run.len() > 1)
     }
 
     /// Whether a standby received a segment of the directory, of a timeline before its own: PostgreSQL has marked it as archived, or
     /// it was written since the server was started. A start of a server that was promoted has written on no timeline before.
-    pub(super) fn was_received(&self, name: SegmentName) -> bool {
-        self.wal.join(format!("archive_status/{name}.done")).exists() || self.is_of_this_start(name)
-    }
-
-    fn is_of_this_start(&self, name: SegmentName) -> bool {
-        // PostgreSQL writes it at each start.
-        let Some(started) = self.wal.parent().and_then(|pgdata| modified(&pgdata.join("postmaster.opts")))
-        else {
-            return false;
+    pub(super) async fn was_received(&self, name: SegmentName) -> Result<bool, RepoError> {
+        let (wal, timeline) = (self.wal.to_owned(), self.history.timeline());
+        let received = move || {
+            wal.join(format!("archive_status/{name}.done")).exists() || is_of_this_start(&wal, timeline, name)
         };
-        // A clock that was set back makes what is older seem newer, but not than the promotion.
-        let promoted = WalFileName::History(self.history.timeline());
-        let at = |name: String| modified(&self.wal.join(name));
-        let (written, promoted) = (at(name.to_string()), at(promoted.to_string()));
-        name.timeline != self.history.timeline() && written > Some(started) && written <= promoted
+        Ok(disk::look(self.wal, received).await?)
     }
 
     /// The segment before one on the path.
@@ -140,10 +136,8 @@ impl Ancestry<'_> {
     }
 
     /// Whether the directory has a segment that lies before the server's own timeline.
-    fn has(&self, name: SegmentName) -> bool {
-        let size = self.cluster.segment_size;
-        let path = self.wal.join(name.to_string());
-        name.number(size).is_some_and(|number| comparison::has_begun(&path, number, size))
+    async fn has(&self, name: SegmentName) -> Result<bool, RepoError> {
+        comparison::begun(self.wal, name, self.cluster.segment_size).await
     }
 
     /// The segment that the server's own timeline begins in.
@@ -155,14 +149,17 @@ impl Ancestry<'_> {
     }
 
     /// The segments of the directory right before the server's own timeline, newest first.
-    fn before_own_timeline(&self) -> Vec<SegmentName> {
+    async fn before_own_timeline(&self) -> Result<Vec<SegmentName>, RepoError> {
         let mut run = Vec::new();
         let mut next = self.own_first().and_then(|first| self.before(first));
-        while let Some(name) = next.filter(|name| self.has(*name)) {
+        while let Some(name) = next {
+            if !self.has(name).await? {
+                break;
+            }
             run.push(name);
             next = self.before(name);
         }
-        run
+        Ok(run)
     }
 
     /// [`Self::tie`] where the segment before is not stored.
@@ -202,6 +199,19 @@ impl Ancestry<'_> {
     }
 }
 
+/// Whether a segment of a timeline before the server's own was written since the server was started. Blocks.
+fn is_of_this_start(wal: &Path, own: TimelineId, name: SegmentName) -> bool {
+    // PostgreSQL writes it at each start.
+    let Some(started) = wal.parent().and_then(|pgdata| modified(&pgdata.join("postmaster.opts"))) else {
+        return false;
+    };
+    // A clock that was set back makes what is older seem newer, but not than the promotion.
+    let promoted = WalFileName::History(own);
+    let at = |name: String| modified(&wal.join(name));
+    let (written, promoted) = (at(name.to_string()), at(promoted.to_string()));
+    name.timeline != own && written > Some(started) && written <= promoted
+}
+
 fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|file| file.modified()).ok()
 }
@@ -228,8 +238,10 @@ pub(super) async fn note_as_own(
             return Ok(None);
         };
         let what = || format!("{} cannot be written", wal.join(claim::FILE).display());
-        claim::note(wal, archive, claim::Claim { segment: newest, hash: header.hash })
-            .map_err(|source| RepoError::Io { what: what(), source })?;
+        let (directory, noting) = (wal.to_owned(), archive.clone());
+        let claim = claim::Claim { segment: newest, hash: header.hash };
+        let noted = disk::run(wal, move || claim::note(&directory, &noting, claim)).await?;
+        noted.map_err(|source| RepoError::Io { what: what(), source })?;
         return Ok(Some(newest));
     }
     Ok(None)

@@ -79,9 +79,11 @@ pub(crate) struct Archiver {
 /// How long a push of a file of that many bytes may take: at 1 MiB/s it still succeeds.
 ///
 /// A server that is stopping asks three times for the file that fails, and the shutdown waits for that.
-pub(super) fn time_limit(push_timeout: Duration, size: u64, pgdata: &Path) -> Duration {
+pub(super) async fn time_limit(push_timeout: Duration, size: u64, pgdata: &Path) -> Duration {
     let limit = push_timeout + Duration::from_secs(size >> 20);
-    if is_stopping(pgdata) { limit.min(WHILE_STOPPING) } else { limit }
+    let directory = pgdata.to_owned();
+    let stopping = disk::look(pgdata, move || is_stopping(&directory)).await;
+    if stopping.unwrap_or(false) { limit.min(WHILE_STOPPING) } else { limit }
 }
 
 fn reply(outcome: PushOutcome, identity: FileIdentity, message: String) -> PushReply {
@@ -129,16 +131,17 @@ impl Archiver {
     /// Answers `archive-push`.
     pub(crate) async fn push(self: &Arc<Self>, request: &PushRequest) -> PushReply {
         let begun = Instant::now();
-        let _question = self.asking.ask();
+        let _question = self.asking.ask().await;
         let failed = |identity, message: String| reply(PushOutcome::Failed, identity, message);
         let name: WalFileName = match request.name.parse() {
             Ok(name) => name,
             Err(problem) => return failed(request.identity, format!("{problem}")),
         };
-        let (result, overflow) = match self.queue.is_limited() && self.queue.holds(name) {
-            true => self.store_or_give_up(name, request.identity, begun).await,
-            false => (self.make_durable(name, request.identity, begun).await, None),
-        };
+        let (result, overflow) =
+            match self.queue.is_limited() && self.queue.holds(name).await.unwrap_or(false) {
+                true => self.store_or_give_up(name, request.identity, begun).await,
+                false => (self.make_durable(name, request.identity, begun).await, None),
+            };
         match (result, overflow) {
             (Ok(identity), _) => {
                 self.refused.send_replace(None);
@@ -237,7 +240,7 @@ impl Archiver {
         if self.is_stored(name, &wanted).await? {
             return Ok(wanted);
         }
-        let limit = self.patience(wanted.size);
+        let limit = self.patience(wanted.size).await;
         loop {
             // Before anything is uploaded: is what lies here the file that PostgreSQL means?
             let seen = match self.uploader.look(name).await {
@@ -299,8 +302,9 @@ impl Archiver {
     }
 
     /// [`time_limit`], but half of the client's patience at the most, so that the client hears why.
-    fn patience(&self, size: u64) -> Duration {
-        time_limit(self.push_timeout, size, self.uploader.pgdata()).min(push_patience(size) / 2)
+    async fn patience(&self, size: u64) -> Duration {
+        let limit = time_limit(self.push_timeout, size, self.uploader.pgdata()).await;
+        limit.min(push_patience(size) / 2)
     }
 
     fn other_file(&self, seen: &FileIdentity, wanted: &FileIdentity) -> String {
@@ -419,9 +423,13 @@ impl Archiver {
         let mut refused = self.refused.subscribe();
         loop {
             let last = refused.borrow_and_update().clone();
+            let waits = match &last {
+                // A file without `.ready` was pushed by hand, or dropped. Where the directory does not answer nothing was.
+                Some((name, _)) => self.queue.holds(*name).await.unwrap_or(true),
+                None => false,
+            };
             let held = match last {
-                // A file without `.ready` was pushed by hand, or dropped.
-                Some((name, problem)) if self.queue.holds(name) => {
+                Some((name, problem)) if waits => {
                     failing(&format!("\"{name}\": {problem}"));
                     true
                 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::disk::{self, DiskError};
 use super::postmaster::{ServerStart, started};
 
 /// A file that waits for so long without a question means that the server stopped asking: its archiver asks again every
@@ -91,8 +92,9 @@ impl Asking {
     }
 
     /// A question came.
-    pub(crate) fn ask(&self) -> Question<'_> {
-        let (server, now) = (started(&self.pgdata), Instant::now());
+    pub(crate) async fn ask(&self) -> Question<'_> {
+        // Of one whose directory does not answer nothing is known.
+        let (server, now) = (self.started().await.unwrap_or_default(), Instant::now());
         let asked = self.with(|state| {
             let asked = state.asks(server, now);
             state.ask(server);
@@ -111,15 +113,21 @@ impl Asking {
     }
 
     /// For how long files wait that the running server does not ask about, if that is longer than it takes an archiver that asks.
-    pub(crate) fn neglected(&self) -> Option<Duration> {
-        let server = started(&self.pgdata);
-        self.with(|state| state.neglected(server, Instant::now()))
+    pub(crate) async fn neglected(&self) -> Result<Option<Duration>, DiskError> {
+        let server = self.started().await?;
+        Ok(self.with(|state| state.neglected(server, Instant::now())))
     }
 
     /// Whether the server asks.
-    pub(crate) fn asks(&self) -> bool {
-        let server = started(&self.pgdata);
-        self.with(|state| state.asks(server, Instant::now()))
+    pub(crate) async fn asks(&self) -> Result<bool, DiskError> {
+        let server = self.started().await?;
+        Ok(self.with(|state| state.asks(server, Instant::now())))
+    }
+
+    /// The server that runs.
+    async fn started(&self) -> Result<Option<ServerStart>, DiskError> {
+        let pgdata = self.pgdata.clone();
+        disk::look(&self.pgdata, move || started(&pgdata)).await
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -168,5 +176,27 @@ mod tests {
         state.see(true, late);
         state.see(false, late + SILENCE);
         assert!(state.asks(server(1), late + SILENCE * 2), "what waited was archived or removed");
+    }
+
+    /// Opening a pipe into which nothing is ever written does not return.
+    #[tokio::test]
+    async fn a_directory_that_hangs_is_told_and_keeps_nothing_else_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("postmaster.pid");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .unwrap();
+        let asking = Asking::new(dir.path());
+        let (asks, others) = tokio::join!(asking.asks(), async {
+            tokio::task::yield_now().await;
+            Instant::now()
+        });
+        assert!(
+            asks.is_err() && others.elapsed() > Duration::from_millis(100),
+            "what else there is to do is done meanwhile"
+        );
+        assert!(asking.neglected().await.is_err());
+        drop(asking.ask().await);
+        // A writer that comes and goes ends the reads.
+        drop(std::fs::OpenOptions::new().read(true).write(true).open(pipe).unwrap());
     }
 }

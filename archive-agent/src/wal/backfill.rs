@@ -41,7 +41,7 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
     let mut seen = (TimelineId::FIRST, archiver.uploader().epoch());
     loop {
         // A standby leaves it to its primary, and a server that does not ask for archiving gets nothing archived.
-        if archiver.asking().asks()
+        if archiver.asking().asks().await?
             && let Some(timeline) = archiver.uploader().written_timeline().await.map_err(told)?
             && (timeline, archiver.uploader().epoch()) != seen
         {
@@ -67,7 +67,8 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
     let uploader = archiver.uploader();
     let cluster = uploader.identity().await.map_err(told)?;
     let directory = archiver.wal_directory();
-    let Some((history, _)) = history_in(&directory, timeline) else {
+    let wal = directory.clone();
+    let Some((history, _)) = disk::look(&directory, move || history_in(&wal, timeline)).await? else {
         tracing::warn!(
             %timeline,
             "{} has no history of this timeline: what the server before the promotion did not archive is not looked for",
@@ -201,9 +202,12 @@ impl Lead<'_> {
             match ancestry.tie(name).await? {
                 Tie::Shown => return Ok(true),
                 // Lengths of records may be equal in two servers. So it takes PostgreSQL's mark, too.
-                Tie::Fits if ancestry.was_received(name) => return Ok(true),
+                Tie::Fits => match ancestry.was_received(name).await? {
+                    true => return Ok(true),
+                    false => first = false,
+                },
                 Tie::First => {}
-                Tie::Fits | Tie::Gap { .. } | Tie::Other(_) => first = false,
+                Tie::Gap { .. } | Tie::Other(_) => first = false,
             }
         }
         Ok(first)
@@ -237,11 +241,14 @@ impl Lead<'_> {
                 tracing::info!(file = %name, "archived: the server before the promotion had not done so");
                 Ok(true)
             }
-            Err(problem) if self.wal.join(name.to_string()).exists() => Err(anyhow::anyhow!(
-                "{name}, which the server before the promotion had not archived, cannot be archived: {problem}"
-            )),
-            // PostgreSQL removed it meanwhile; another gap is worth no less.
-            Err(_) => {
+            Err(problem) => {
+                let path = self.wal.join(name.to_string());
+                if disk::look(self.wal, move || path.exists()).await? {
+                    anyhow::bail!(
+                        "{name}, which the server before the promotion had not archived, cannot be archived: {problem}"
+                    );
+                }
+                // PostgreSQL removed it meanwhile; another gap is worth no less.
                 tracing::error!(
                     file = %name,
                     "the server before the promotion had not archived it, and now it is gone: recovery does not pass it. HINT: make \
@@ -269,7 +276,8 @@ async fn store_histories(
     for timeline in history.path().filter(|timeline| *timeline != TimelineId::FIRST) {
         let name = WalFileName::History(timeline);
         let path = directory.join(name.to_string());
-        if !path.exists() {
+        let looked = path.clone();
+        if !disk::look(directory, move || looked.exists()).await? {
             continue;
         }
         for target in uploader.targets().iter().filter(|target| target.acknowledges) {

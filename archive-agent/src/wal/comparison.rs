@@ -86,10 +86,24 @@ pub(super) async fn content(
 }
 
 /// Whether PostgreSQL marked a segment of a directory as finished. In a directory that is not its own all are.
+/// Blocks.
 pub(crate) fn is_finished(wal: &Path, name: SegmentName) -> bool {
     let status = wal.join("archive_status");
     let marked = |mark: &str| status.join(format!("{name}.{mark}")).exists();
     wal.join(name.to_string()).exists() && (marked("done") || marked("ready") || !status.exists())
+}
+
+/// [`is_finished`], where a data directory may hang.
+pub(super) async fn finished(wal: &Path, name: SegmentName) -> Result<bool, RepoError> {
+    let directory = wal.to_owned();
+    Ok(disk::look(wal, move || is_finished(&directory, name)).await?)
+}
+
+/// [`has_begun`] of a segment of a directory, where that may hang.
+pub(super) async fn begun(wal: &Path, name: SegmentName, size: SegmentSize) -> Result<bool, RepoError> {
+    let Some(number) = name.number(size) else { return Ok(false) };
+    let path = wal.join(name.to_string());
+    Ok(disk::look(wal, move || has_begun(&path, number, size)).await?)
 }
 
 /// Whether the first page of a file is that of a segment: one that waits to be used again has another address or none. Blocks.

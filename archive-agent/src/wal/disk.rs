@@ -2,7 +2,8 @@
 //!
 //! A call into a filesystem that hangs cannot be cancelled, and keeps its thread. What always holds: a directory that hangs takes
 //! its own part of the threads and no more, so that the other clusters of the daemon go on; and what asks for one more is
-//! answered, with the directory's name.
+//! answered, with the directory's name. No call into a data directory, the smallest included, is made elsewhere: the runtime has
+//! two workers for all clusters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,9 @@ const THREADS: usize = 16;
 
 /// How long a call waits for one of them. Threads that hang hold a paused clock up, so tests do without one.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
+
+/// How long a call that only looks at something may take.
+const LOOK: Duration = PATIENCE;
 
 static DIRECTORIES: LazyLock<Mutex<HashMap<PathBuf, Arc<Directory>>>> = LazyLock::new(Mutex::default);
 
@@ -35,6 +39,17 @@ pub(crate) enum DiskError {
         path: PathBuf,
         /// Since when.
         oldest: Duration,
+    },
+    /// A call that only looks at something has not returned.
+    #[error(
+        "{path:?} does not answer within {} s; HINT: the filesystem hangs, look at its mount or its disk",
+        limit.as_secs()
+    )]
+    Silent {
+        /// Which directory.
+        path: PathBuf,
+        /// How long was waited.
+        limit: Duration,
     },
     /// It panicked, or the process ends.
     #[error("a worker thread ended before its work was done; its panic is in the log")]
@@ -121,6 +136,34 @@ pub(crate) async fn run<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| DiskError::Ended)
 }
 
+/// [`run`] for work that only looks at something, which takes no time where a filesystem answers.
+///
+/// # Errors
+///
+/// [`DiskError::Hangs`] and [`DiskError::Silent`] if it does not.
+pub(crate) async fn look<T: Send + 'static>(
+    directory: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, DiskError> {
+    look_within(LOOK, directory, work).await
+}
+
+/// [`look`] with another limit.
+///
+/// # Errors
+///
+/// The same.
+pub(crate) async fn look_within<T: Send + 'static>(
+    limit: Duration,
+    directory: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, DiskError> {
+    match tokio::time::timeout(limit, run(directory, work)).await {
+        Ok(done) => done,
+        Err(_) => Err(DiskError::Silent { path: directory.to_owned(), limit }),
+    }
+}
+
 /// For how long the oldest call into a directory has not returned.
 pub(crate) fn oldest(directory: &Path) -> Option<Duration> {
     Directory::of(directory).oldest()
@@ -131,6 +174,19 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_look_ends_in_time() {
+        let (release, held) = mpsc::channel::<()>();
+        let silent =
+            look_within(Duration::from_millis(50), Path::new("/silent"), move || held.recv().is_err()).await;
+        assert!(
+            matches!(&silent, Err(DiskError::Silent { path, .. }) if path == Path::new("/silent")),
+            "{silent:?}"
+        );
+        assert!(oldest(Path::new("/silent")).is_some(), "it keeps its thread");
+        drop(release);
+    }
 
     #[tokio::test]
     async fn a_directory_that_hangs_keeps_its_own_threads_and_no_others() {

@@ -16,7 +16,7 @@ use walpoint_repo::wal::{WalArchive, WalReader};
 use walpoint_storage::RepoError;
 use walpoint_storage::object::ContentHash;
 
-use super::comparison::{Comparison, has_begun};
+use super::comparison::{Comparison, begun};
 use super::disk;
 use super::elsewhere;
 use super::neighbors::{self, Stored};
@@ -123,7 +123,7 @@ pub(super) async fn in_directory(
 ) -> Result<Comparison, RepoError> {
     let Some(fork) = Fork::of(history, size) else { return Ok(Comparison::Unknown) };
     let path = wal.join(fork.first.to_string());
-    if fork.first.number(size).is_none_or(|number| !has_begun(&path, number, size)) {
+    if !begun(wal, fork.first, size).await? {
         return Ok(Comparison::Unknown);
     }
     if let Some(parent) = stored(archive, fork.parent, fork.shared).await? {

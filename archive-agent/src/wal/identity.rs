@@ -96,8 +96,9 @@ pub(crate) async fn fork(
     wal: &Path,
     timeline: TimelineId,
 ) -> Result<Option<Fork>, RepoError> {
-    let history =
-        history_in(wal, timeline).map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
+    let directory = wal.to_owned();
+    let own = disk::look(wal, move || history_in(&directory, timeline)).await?;
+    let history = own.map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
     let size = cluster.segment_size;
     let found = on_path(wal, history, size).await?;
     let (mut fork, mut same) = (None, 0);

@@ -33,8 +33,10 @@ impl Newcomer<'_> {
                     let end = chain.map_or(ChainEnd::UNKNOWN, |chain| chain.end);
                     return self.follows(name, compared, end, &waiting).await;
                 }
-                None if self.is_here(name) => waiting.push(name),
-                None => return self.behind_a_gap(name).await,
+                None => match self.is_here(name).await? {
+                    true => waiting.push(name),
+                    false => return self.behind_a_gap(name).await,
+                },
             }
             next = before(name, self.history, self.size());
         }
@@ -51,7 +53,10 @@ impl Newcomer<'_> {
         mut waiting: Vec<SegmentName>,
     ) -> Result<(), TargetError> {
         let mut next = Some(from);
-        while let Some(name) = next.filter(|name| self.is_here(*name)) {
+        while let Some(name) = next {
+            if !self.is_here(name).await? {
+                break;
+            }
             if self.known(name) {
                 return Ok(());
             }

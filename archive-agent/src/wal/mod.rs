@@ -48,7 +48,7 @@ pub(crate) mod check;
 mod claim;
 pub(crate) mod comparison;
 pub(crate) mod control;
-mod disk;
+pub(crate) mod disk;
 pub(crate) mod dropped;
 mod elsewhere;
 mod fork;

@@ -17,6 +17,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 
 use super::comparison::{self, Comparison};
+use super::disk;
 use super::elsewhere;
 use super::split_brain::SplitBrain;
 use super::target::{Target, TargetError};
@@ -164,10 +165,12 @@ impl Newcomer<'_> {
 
     /// Whether the directory has a finished segment: one that PostgreSQL marked as such, or that lies before this one. A server
     /// that does not archive marks none, and files that wait to be used again have later names.
-    pub(super) fn is_here(&self, name: SegmentName) -> bool {
-        let size = self.size();
-        comparison::is_finished(self.wal, name)
-            || name.number(size) < self.name.number(size) && self.wal.join(name.to_string()).exists()
+    pub(super) async fn is_here(&self, name: SegmentName) -> Result<bool, RepoError> {
+        let (size, wal) = (self.size(), self.wal.to_owned());
+        let earlier = name.number(size) < self.name.number(size);
+        let look =
+            move || comparison::is_finished(&wal, name) || earlier && wal.join(name.to_string()).exists();
+        Ok(disk::look(self.wal, look).await?)
     }
 
     pub(super) async fn judge(&self, name: SegmentName) -> Result<Neighbor, TargetError> {
@@ -176,7 +179,7 @@ impl Newcomer<'_> {
             Stored::Damaged => return Ok(Some((Comparison::Unknown, None))),
             Stored::Sound(header) => header,
         };
-        let compared = match self.is_here(name) {
+        let compared = match self.is_here(name).await? {
             true => comparison::content(self.archive, self.cluster, self.wal, name, header.hash).await,
             false => Comparison::Unknown,
         };
@@ -206,7 +209,7 @@ impl Newcomer<'_> {
             let link = self.chain.zip(chain).map_or(Link::Continues, |(own, chain)| own.end.link(&chain));
             return self.is_followed(self.name, next, compared, link).await;
         }
-        if self.has_claimed() || !comparison::is_finished(self.wal, next) {
+        if self.has_claimed() || !comparison::finished(self.wal, next).await? {
             return Ok(());
         }
         // A backlog: one listing says whether there is anything to compare.
@@ -217,7 +220,7 @@ impl Newcomer<'_> {
         while let Some(next) = last.number(size).map(|number| number.next().name(timeline, size))
             && next < stored
         {
-            if self.known(next) || !comparison::is_finished(self.wal, next) {
+            if self.known(next) || !comparison::finished(self.wal, next).await? {
                 return Ok(());
             }
             last = next;

@@ -73,7 +73,9 @@ impl Target {
         let chosen = lineage::choose(repository, &self.cluster, cluster, directory, moment).await?;
         let Some((lineage, found_out)) = chosen else { return Ok(None) };
         if found_out && moment.written.is_some() {
-            match binding::add(&self.pgdata, repository.id(), lineage.id) {
+            let (pgdata, id, own) = (self.pgdata.clone(), repository.id(), lineage.id);
+            let added = disk::look(&self.pgdata, move || binding::add(&pgdata, id, own)).await;
+            match added.map_err(std::io::Error::other).and_then(|added| added) {
                 Ok(()) => tracing::warn!(
                     repository = self.name,
                     lineage = %lineage.id,

@@ -1,9 +1,11 @@
 //! `archive-agent push`: one file, without a daemon. What `archive-push` becomes when no daemon answers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use walpoint_base::dropped::{self, Reason, Recorded};
 use walpoint_base::{TimelineHistory, WalFileName};
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -17,16 +19,20 @@ use walpoint_storage::store::StoreSettings;
 use super::ancestry;
 use super::archiver::time_limit;
 use super::check::history_in;
+use super::disk;
 use super::queue::{Overflow, Queue};
 use super::upload::{Trouble, Uploader};
 use crate::selection::{pgdata, selections};
+
+/// How long a cluster's directory may take to say where it is, before its file is taken for another cluster's.
+const CANONICAL: Duration = Duration::from_secs(3);
 
 /// Makes a file durable in every repository that has to acknowledge, trying as long as a push may.
 pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool) -> Result<(), Failure> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let name: WalFileName = file.parse().with_context(|| format!("cannot archive {}", path.display()))?;
     let path = std::path::absolute(path).with_context(|| format!("cannot archive {}", path.display()))?;
-    let selection = choose(common, &path)?;
+    let selection = choose(common, &path).await?;
     let pgdata = pgdata(&selection)?;
     owner::require(pgdata)?;
     let uploader = Uploader::new(&selection, pgdata);
@@ -36,7 +42,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let size = std::fs::metadata(&path).map_or(0, |meta| meta.len());
     let limit = match &overflow {
         Some(overflow) => queue.patience(size, Some(overflow)),
-        None => time_limit(push_timeout, size, pgdata),
+        None => time_limit(push_timeout, size, pgdata).await,
     };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);
     let deadline = tokio::time::Instant::from_std(backoff.deadline());
@@ -57,7 +63,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         }
     };
     let Some(overflow) = overflow else {
-        if waits_here(&uploader, &queue, &path, name) && queue.is_skipped(name) {
+        if waits_here(&uploader, &queue, &path, name).await && queue.is_skipped(name) {
             queue.skip(name, &problem);
             return Ok(());
         }
@@ -117,7 +123,7 @@ pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Res
         return Err(Failure::usage(anyhow!("--same-server: \"{name}\" is not the name of a WAL segment")));
     };
     let absolute = std::path::absolute(path).with_context(|| format!("cannot archive {}", path.display()))?;
-    let selection = choose(common, &absolute)?;
+    let selection = choose(common, &absolute).await?;
     let pgdata = pgdata(&selection)?;
     owner::require(pgdata)?;
     let uploader = Uploader::new(&selection, pgdata);
@@ -180,7 +186,7 @@ pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> 
 
 /// What is too much of what waits, if the file is one that waits. The queue knows then whether the file before it was dropped.
 async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> Option<Overflow> {
-    if !waits_here(uploader, queue, path, name) {
+    if !waits_here(uploader, queue, path, name).await {
         return None;
     }
     let segment = uploader.identity().await.ok()?.segment_size;
@@ -190,9 +196,11 @@ async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFile
 }
 
 /// Whether a path is that of a file in the cluster's `pg_wal` that PostgreSQL waits for.
-fn waits_here(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> bool {
+async fn waits_here(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> bool {
     let directory = path.parent().and_then(|directory| directory.canonicalize().ok());
-    queue.holds(name) && directory.is_some() && directory == uploader.wal_directory().canonicalize().ok()
+    queue.holds(name).await.unwrap_or(false)
+        && directory.is_some()
+        && directory == uploader.wal_directory().canonicalize().ok()
 }
 
 /// Puts a file on record that archiving shall go on without. PostgreSQL hears at its next question that it was archived, unless
@@ -201,12 +209,12 @@ pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let name: WalFileName = file.parse().with_context(|| format!("cannot skip {}", path.display()))?;
     let path = std::path::absolute(path).with_context(|| format!("cannot skip {}", path.display()))?;
-    let selection = choose(common, &path)?;
+    let selection = choose(common, &path).await?;
     let pgdata = pgdata(&selection)?;
     owner::require(pgdata)?;
     let uploader = Uploader::new(&selection, pgdata);
     let wal = uploader.wal_directory();
-    if !waits_here(&uploader, &Queue::new(&wal, None), &path, name) {
+    if !waits_here(&uploader, &Queue::new(&wal, None), &path, name).await {
         return Err(anyhow!(
             "\"{name}\" does not wait for being archived in {}: there is no archive_status/{name}.ready; nothing was changed. HINT: \
              archive-agent status names the file that archiving is stuck at",
@@ -233,18 +241,59 @@ pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure
     }
 }
 
-/// The cluster that is meant: the one asked for, or else the one of several whose `pg_wal` the file lies in.
-fn choose(common: &CommonArgs, path: &Path) -> Result<Selection<StoreSettings>, Failure> {
-    let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
-    let all = selections(common)?;
-    let several = all.len() > 1;
-    let lies_in = |selection: &Selection<StoreSettings>| {
-        let wal =
-            selection.settings.pgdata.as_ref().and_then(|pgdata| pgdata.join("pg_wal").canonicalize().ok());
-        wal.is_some() && wal == directory
+/// The cluster that is meant: the one asked for, or else the one of several whose `pg_wal` the file lies in. By the names alone, if one
+/// of them shows it: the directories of the others may hang. Else all are asked at once.
+async fn choose(common: &CommonArgs, path: &Path) -> Result<Selection<StoreSettings>, Failure> {
+    let mut all = selections(common)?;
+    if all.len() == 1 {
+        return Ok(all.remove(0));
+    }
+    let wals: Vec<Option<PathBuf>> =
+        all.iter().map(|one| one.settings.pgdata.as_ref().map(|pgdata| pgdata.join("pg_wal"))).collect();
+    let Some(directory) = path.parent() else { return common.select() };
+    let named = wals.iter().position(|wal| wal.as_deref() == Some(directory));
+    let chosen = match named {
+        Some(named) => Some(named),
+        None => leads_to(&wals, directory).await,
     };
-    match all.into_iter().find(|selection| !several || lies_in(selection)) {
-        Some(selection) => Ok(selection),
+    match chosen {
+        Some(chosen) => Ok(all.swap_remove(chosen)),
         None => common.select(),
+    }
+}
+
+/// The first of these directories that is found to be the same one as another.
+async fn leads_to(wals: &[Option<PathBuf>], directory: &Path) -> Option<usize> {
+    let real = async |path: &Path| {
+        let asked = path.to_owned();
+        disk::look_within(CANONICAL, path, move || asked.canonicalize()).await.ok()?.ok()
+    };
+    let directory = real(directory).await?;
+    let look = async |(n, wal): (usize, &Option<PathBuf>)| {
+        let found = real(wal.as_deref()?).await?;
+        (found == directory).then_some(n)
+    };
+    let mut looks: FuturesUnordered<_> = wals.iter().enumerate().map(look).collect();
+    while let Some(found) = looks.next().await {
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_directory_of_a_file_is_found_behind_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let wals = [None, Some(dir.path().join("nowhere")), Some(link)];
+        assert_eq!(leads_to(&wals, &real).await, Some(2));
+        assert_eq!(leads_to(&wals, dir.path()).await, None);
     }
 }

@@ -17,7 +17,7 @@ use walpoint_base::{SegmentSize, WalFileName};
 use walpoint_runtime::human;
 
 use super::archiver::Archiver;
-use super::disk;
+use super::disk::{self, DiskError};
 use super::dropped;
 use super::reach;
 use super::ready;
@@ -102,8 +102,9 @@ impl Queue {
     }
 
     /// Whether PostgreSQL waits for a file. What a person pushes by hand before or after that is not given up.
-    pub(crate) fn holds(&self, name: WalFileName) -> bool {
-        self.wal.join(format!("archive_status/{name}.ready")).exists()
+    pub(crate) async fn holds(&self, name: WalFileName) -> Result<bool, DiskError> {
+        let mark = self.wal.join(format!("archive_status/{name}.ready"));
+        disk::look(&self.wal, move || mark.exists()).await
     }
 
     /// Whether an operator asked to go on without a file: PostgreSQL hears that it was archived, unless it can be stored. A
@@ -191,7 +192,7 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
         }
         looks = looks.wrapping_add(1);
         // A standby's WAL waits until its promotion, where it archives at all.
-        if let Some(span) = archiver.asking().neglected()
+        if let Some(span) = archiver.asking().neglected().await?
             && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
         {
             bail!(

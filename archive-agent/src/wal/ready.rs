@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use walpoint_base::WalFileName;
 
 use super::archiver::Archiver;
-use super::disk;
+use super::disk::{self, DiskError};
 use super::order::FirstInOrder;
 
 /// Scans are this far apart when nothing hints at an earlier one.
@@ -65,7 +65,7 @@ pub(crate) async fn look_ahead(
     let status = status_directory(&archiver);
     let hint = Arc::new(Notify::new());
     // Held: dropping it ends the events.
-    let _watcher = watch(&status, &hint);
+    let _watcher = watch(&status, &hint).await;
     let mut asked = false;
     loop {
         let begun = Instant::now();
@@ -75,7 +75,7 @@ pub(crate) async fn look_ahead(
             found.map_err(|error| anyhow::anyhow!("{} cannot be read: {error}", status.display()))?;
         working(count);
         archiver.asking().see(count > 0);
-        let asks = archiver.asking().asks();
+        let asks = archiver.asking().asks().await?;
         if asks != std::mem::replace(&mut asked, asks) && !asks {
             tracing::warn!(
                 waiting = count,
@@ -89,7 +89,7 @@ pub(crate) async fn look_ahead(
         let more = count > first.len();
         loop {
             if asks {
-                advance(&archiver, &status, &mut first, window);
+                advance(&archiver, &status, &mut first, window).await?;
                 if more && first.len() < window {
                     break;
                 }
@@ -106,27 +106,44 @@ pub(crate) async fn look_ahead(
 }
 
 /// Starts the uploads of the window and drops from its front what PostgreSQL has been told is stored.
-fn advance(archiver: &Arc<Archiver>, status: &Path, waiting: &mut VecDeque<WalFileName>, window: usize) {
-    while let Some(first) = waiting.front()
-        && !status.join(format!("{first}.ready")).exists()
-    {
-        waiting.pop_front();
-    }
+async fn advance(
+    archiver: &Arc<Archiver>,
+    status: &Path,
+    waiting: &mut VecDeque<WalFileName>,
+    window: usize,
+) -> Result<(), DiskError> {
+    let (directory, mut left) = (status.to_owned(), std::mem::take(waiting));
+    let look = move || {
+        while let Some(first) = left.front()
+            && !directory.join(format!("{first}.ready")).exists()
+        {
+            left.pop_front();
+        }
+        left
+    };
+    *waiting = disk::look(status, look).await?;
     waiting.iter().take(window).for_each(|&name| archiver.start_ahead(name));
+    Ok(())
 }
 
 /// Events of the directory as hints. Without them the scans alone find everything, later.
-fn watch(status: &Path, hint: &Arc<Notify>) -> Option<RecommendedWatcher> {
-    let hint = Arc::clone(hint);
-    // Only new names count. Events of reading would make each scan call for the next one.
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| event.kind.is_create() || event.need_rescan()) {
-            hint.notify_one();
-        }
-    });
-    let watched = watcher.and_then(|mut watcher| {
-        watcher.watch(status, RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    });
-    watched.inspect_err(|error| tracing::info!("{} is only scanned: {error}", status.display())).ok()
+async fn watch(status: &Path, hint: &Arc<Notify>) -> Option<RecommendedWatcher> {
+    let (directory, hint) = (status.to_owned(), Arc::clone(hint));
+    let begin = move || {
+        // Only new names count. Events of reading would make each scan call for the next one.
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| event.kind.is_create() || event.need_rescan()) {
+                hint.notify_one();
+            }
+        });
+        watcher.and_then(|mut watcher| {
+            watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+            Ok(watcher)
+        })
+    };
+    let watched = disk::look(status, begin).await.map_err(anyhow::Error::from);
+    watched
+        .and_then(|watched| watched.map_err(anyhow::Error::from))
+        .inspect_err(|error| tracing::info!("{} is only scanned: {error:#}", status.display()))
+        .ok()
 }

@@ -251,7 +251,7 @@ impl Uploader {
         if matches!(file.name, WalFileName::History(_)) {
             self.hear(file, None, witnesses).await?;
         }
-        let (unit, at_once) = self.share_of(file, targets.len());
+        let (unit, at_once) = self.share_of(file, targets.len()).await;
         let purpose = share.as_ref().map_or(Purpose::Acknowledging, |share| share.room.purpose());
         let mut stored = file.expected;
         let mut troubles: Vec<Trouble> = Vec::new();

@@ -11,8 +11,10 @@ use futures_util::future::join_all;
 use walpoint_base::chain::ChainFacts;
 use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_repo::wal::{SealedSegment, WalArchive};
+use walpoint_storage::RepoError;
 
 use super::{Source, Trouble, Uploader, together, trouble};
+use crate::wal::disk;
 use crate::wal::fork::Side;
 use crate::wal::history::{self, Found};
 use crate::wal::identity;
@@ -107,11 +109,11 @@ impl Uploader {
                 let WalFileName::Segment(name) = file.name else {
                     return Ok(Admitted { archive, history, _under_way: None });
                 };
-                self.not_behind_a_refusal(target, &archive, name)?;
+                self.not_behind_a_refusal(target, &archive, name).await?;
                 let before = neighbors::before(name, history.as_deref(), file.cluster.segment_size);
                 let under_way = target.begin(archive.lineage().id, name, before).await;
                 // The one before may have been refused meanwhile.
-                self.not_behind_a_refusal(target, &archive, name)?;
+                self.not_behind_a_refusal(target, &archive, name).await?;
                 Ok(Admitted { archive, history, _under_way: Some(under_way) })
             };
             Candidate { target, admitted: admitted.await, sealed: None }
@@ -227,7 +229,7 @@ impl Uploader {
         }
         let found = found?;
         if let WalFileName::Segment(name) = file.name {
-            match self.not_behind_a_refusal(target, &archive, name) {
+            match self.not_behind_a_refusal(target, &archive, name).await {
                 Err(TargetError::SplitBrain(split)) if !split.is_shown() => {}
                 refused => refused?,
             }
@@ -266,7 +268,7 @@ impl Uploader {
 
     /// Refuses what follows a segment that was refused as another server's and waits still: nothing behind it can be this
     /// server's there.
-    fn not_behind_a_refusal(
+    async fn not_behind_a_refusal(
         &self,
         target: &Target,
         archive: &WalArchive,
@@ -276,8 +278,9 @@ impl Uploader {
         let Some((first, split)) = target.known(lineage, |known| known.refused_before(name)) else {
             return Ok(());
         };
-        let status = self.wal_directory().join("archive_status");
-        if status.join(format!("{first}.ready")).exists() {
+        let wal = self.wal_directory();
+        let mark = wal.join(format!("archive_status/{first}.ready"));
+        if disk::look(&wal, move || mark.exists()).await.map_err(RepoError::from)? {
             return Err(split.into());
         }
         target.known(lineage, |known| known.forget_refusal(name.timeline));

@@ -129,7 +129,7 @@ impl Uploader {
     /// The memory to store a file in one repository for which no acknowledgement waits. Of the network it takes none of the share
     /// for which acknowledgements do.
     pub(super) async fn share_beside(&self, file: &Source) -> Share<'_> {
-        let (unit, _) = self.share_of(file, 1);
+        let (unit, _) = self.share_of(file, 1).await;
         let room = match unit {
             0 => Room::unlimited(Purpose::Beside),
             unit => Room::wait_for(Purpose::Beside, self.expected(file, unit), unit).await,

@@ -66,8 +66,12 @@ impl Uploader {
     }
 
     /// What a file needs of the room for each repository, and for how many of them there is room at once.
-    pub(super) fn share_of(&self, file: &Source, targets: usize) -> (usize, usize) {
-        let size = std::fs::metadata(&file.path).map_or(0, |meta| meta.len());
+    pub(super) async fn share_of(&self, file: &Source, targets: usize) -> (usize, usize) {
+        let (path, directory) = (file.path.clone(), file.path.parent().unwrap_or(&file.path));
+        let looked =
+            disk::look(directory, move || std::fs::metadata(path).map_or(0, |meta| meta.len())).await;
+        // Where the directory does not answer, reading it comes to that.
+        let size = looked.unwrap_or_default();
         if size <= SMALL {
             return (0, targets.max(1));
         }
