@@ -456,3 +456,31 @@ fn a_history_in_another_encoding_is_archived() {
     bed.agent.push("pg_wal/00000002.history").expect_success();
     assert_eq!(bed.archive().get("00000002.history"), Some(text));
 }
+
+/// Promise 10: what PostgreSQL writes as a history has an end; one that lost it, or all it held, is refused by its name, and the right one
+/// is archived when it is back.
+#[test]
+fn a_history_that_is_cut_short_is_refused_until_it_is_whole() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let path = bed.cluster.wal_dir().join("00000002.history");
+    let whole = b"1\t0/3000000\tno recovery target specified\n";
+    for length in [0, 5, 11, whole.len() - 1] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        user::give(&path);
+        let refused = bed.agent.push("pg_wal/00000002.history").expect_status(1).stderr;
+        assert!(refused.contains("00000002.history") && refused.contains("HINT: "), "{length}: {refused}");
+        assert_eq!(bed.archive().get("00000002.history"), None, "{length}: {refused}");
+    }
+    std::fs::write(&path, whole).unwrap();
+    bed.agent.push("pg_wal/00000002.history").expect_success();
+    assert_eq!(bed.archive().get("00000002.history"), Some(whole.to_vec()));
+    // It is no other server's because it was damaged since.
+    std::fs::write(&path, &whole[..20]).unwrap();
+    let refused = bed.agent.push("pg_wal/00000002.history").expect_status(1).stderr;
+    assert!(refused.contains("is damaged: its last line is cut short"), "{refused}");
+    assert!(
+        !refused.contains("split brain") && refused.contains("restore-agent fetch 00000002.history"),
+        "{refused}"
+    );
+}

@@ -25,6 +25,17 @@ pub(crate) enum CheckError {
     /// It is not a good segment of this cluster.
     #[error("{0}{advice}", advice = advice(.0))]
     Wal(#[from] WalError),
+    /// By the history beside it, its pages are of the wrong timeline.
+    #[error(
+        "{error}. Which timeline belongs there is said by {history:?}; HINT: if that history is damaged or another server's, put the right \
+         one in its place"
+    )]
+    ByHistory {
+        /// What is wrong with it.
+        error: WalError,
+        /// Which history.
+        history: PathBuf,
+    },
     /// The server finished it, and what it holds ends early.
     #[error(
         "{path:?} is damaged: its records end at {end}, and the server that writes this timeline finished it, so the rest was lost on \
@@ -63,7 +74,7 @@ impl CheckError {
         match self {
             Self::Wal(error) => error.is_damage(),
             Self::TailLost { .. } => true,
-            Self::Read(_) | Self::Text { .. } => false,
+            Self::Read(_) | Self::Text { .. } | Self::ByHistory { .. } => false,
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! PostgreSQL hands a history over once, and not at all when it marked the file as archived by itself. So whoever stores WAL of
 //! a timeline stores its history, from beside the WAL, from `pg_wal` or from another repository. A history that differs from
-//! the one that is stored is kept beside it for readers elsewhere, and nothing of that timeline is stored. A crash leaves a
-//! history or none.
+//! the one that is stored is kept beside it for readers elsewhere, and nothing of that timeline is stored. One that PostgreSQL has
+//! not written to its end is damaged, and refused by its name: it could never be replaced, and would lead recovery astray. A
+//! crash leaves a history or none.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -17,10 +18,12 @@ use walpoint_storage::error::error_chain;
 
 use super::ancestry::Ancestry;
 use super::comparison::Comparison;
+use super::disk;
 use super::fork;
 use super::identity::{self, Evidence, other_history};
 use super::split_brain::SplitBrain;
 use super::target::{Target, TargetError};
+use super::target_error::StoredHistory;
 
 /// What there is of a timeline's history.
 pub(super) enum Found {
@@ -58,7 +61,7 @@ pub(super) async fn find(
     if timeline == TimelineId::FIRST {
         return Ok(Found::NotNeeded);
     }
-    let beside = read_first(places).await?;
+    let (beside, place) = read_first(places, wal).await?.unzip();
     let lineage = archive.lineage().id;
     if let Some(history) = target.known(lineage, |known| known.history(timeline, beside.as_deref())) {
         return Ok(Found::Known(history));
@@ -67,7 +70,33 @@ pub(super) async fn find(
     let parse = |content: &[u8]| {
         TimelineHistory::parse(timeline, content).map(Arc::new).map_err(TargetError::History)
     };
-    match (archive.get(name).await, beside) {
+    let stored = archive.get(name).await;
+    // An equal one that is stored was accepted: a person may have said that there are no ancestors.
+    if let (Some(ours), Some(path)) = (&beside, place)
+        && let Some(flaw) = TimelineHistory::flaw(ours)
+    {
+        let stored = match &stored {
+            Ok(Some(stored)) if stored.content == *ours => None,
+            Ok(None) => Some(StoredHistory::None),
+            _ => Some(StoredHistory::Other),
+        };
+        if let Some(stored) = stored {
+            let repository = archive.repository().name().to_owned();
+            return Err(TargetError::DamagedHistory { name, path, flaw, repository, stored });
+        }
+    }
+    match (stored, beside) {
+        (Ok(Some(stored)), Some(ours)) if is_beginning(&stored.content, &ours) => {
+            let history = parse(&ours)?;
+            let what = format!(
+                "{name} is stored in repository {} without its end; archiving goes on with the one in pg_wal, and recovery cannot use \
+                 the stored one. HINT: remove that object and restart the daemon, which then stores it again",
+                target.name()
+            );
+            tracing::error!(file = %name, repository = target.name(), "{what}");
+            target.known(lineage, |known| known.add_damaged(timeline, what));
+            Ok(Found::Stored(Some(ours), history))
+        }
         (Ok(Some(stored)), Some(ours)) if ours != stored.content => {
             Err(refuse(target, archive, timeline, ours, &stored.content).await?.into())
         }
@@ -168,11 +197,22 @@ async fn refuse(
     Ok(SplitBrain::new(archive, timeline, what))
 }
 
-/// The first of these files that there is.
-async fn read_first(places: &[PathBuf]) -> Result<Option<Vec<u8>>, TargetError> {
+/// Whether what is stored of a history is the beginning of this one, cut short: before histories were looked at so closely, such a one
+/// was stored. An empty one is what a person may have said.
+fn is_beginning(stored: &[u8], ours: &[u8]) -> bool {
+    !stored.is_empty()
+        && stored.len() < ours.len()
+        && ours.starts_with(stored)
+        && TimelineHistory::flaw(stored).is_some()
+}
+
+/// The first of these files that there is, and where. They lie in a server's `pg_wal`, or beside what is pushed by hand.
+async fn read_first(places: &[PathBuf], wal: &Path) -> Result<Option<(Vec<u8>, PathBuf)>, TargetError> {
     for place in places {
-        match tokio::fs::read(place).await {
-            Ok(content) => return Ok(Some(content)),
+        let directory = place.parent().unwrap_or(wal);
+        let path = place.clone();
+        match disk::look(directory, move || std::fs::read(path)).await.map_err(RepoError::from)? {
+            Ok(content) => return Ok(Some((content, place.clone()))),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(source) => return Err(TargetError::Local { path: place.clone(), source }),
         }
@@ -190,9 +230,26 @@ async fn elsewhere(
     for other in others.iter().filter(|other| other.name() != target.name()) {
         if let Ok(archive) = other.archive(cluster).await
             && let Ok(Some(file)) = archive.get(name).await
+            && (file.content.is_empty() || TimelineHistory::flaw(&file.content).is_none())
         {
             return Some(file.content);
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_of_a_history_may_be_cut_short_and_is_then_no_other_servers() {
+        let whole = &b"1\t0/A000A0\tno recovery target specified\n"[..];
+        for cut in 1..whole.len() {
+            assert!(is_beginning(&whole[..cut], whole), "{cut}");
+        }
+        for other in [&b""[..], whole, b"1\t0/A000A1\t", b"1\t0/A000A0\tx\n"] {
+            assert!(!is_beginning(other, whole), "{}", other.escape_ascii());
+        }
+    }
 }

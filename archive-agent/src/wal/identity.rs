@@ -49,7 +49,10 @@ pub(crate) async fn compare(
     let mut history = TimelineHistory::root(timeline);
     if timeline != TimelineId::FIRST {
         let name = WalFileName::History(timeline);
-        let ours = tokio::fs::read(wal.join(name.to_string())).await.ok();
+        let path = wal.join(name.to_string());
+        let ours = disk::look(wal, move || std::fs::read(path)).await?.ok();
+        // What is damaged proves nothing.
+        let ours = ours.filter(|ours| TimelineHistory::flaw(ours).is_none());
         let theirs = match archive.get(name).await {
             Ok(file) => file.map(|file| file.content),
             Err(RepoError::Corrupt { .. }) => None,
@@ -57,6 +60,7 @@ pub(crate) async fn compare(
         };
         if let (Some(ours), Some(theirs)) = (&ours, &theirs)
             && ours != theirs
+            && TimelineHistory::flaw(theirs).is_none()
         {
             let what = other_history(archive, timeline, ours, theirs);
             return Ok(Evidence::Other(SplitBrain::new(archive, timeline, what)));

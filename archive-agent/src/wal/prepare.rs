@@ -150,6 +150,11 @@ impl Job<'_> {
                     let facts = check::facts_of_damaged(self.file, self.name, self.cluster, error)?;
                     (facts, WalFlags { damaged: true, history: hash })
                 }
+                Err(CheckError::Wal(error @ WalError::WrongTimeline { .. })) if history.is_some() => {
+                    let name = WalFileName::History(self.name.timeline);
+                    let history = self.file.path().with_file_name(name.to_string());
+                    return Err(CheckError::ByHistory { error, history }.into());
+                }
                 Err(error) => return Err(error.into()),
             };
             let belongs = Place::of(&facts, flags);

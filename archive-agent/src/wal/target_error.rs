@@ -46,6 +46,24 @@ pub(crate) enum TargetError {
     /// A history cannot be used.
     #[error(transparent)]
     History(HistoryError),
+    /// What lies here under a history's name is none that PostgreSQL has written to its end.
+    #[error(
+        "{} is damaged: {flaw}, and PostgreSQL writes no such history; neither it nor WAL of timeline {} is stored in repository \
+         {repository} before it is whole; HINT: {}",
+        .path.display(), .name.timeline(), .stored.advice(.name)
+    )]
+    DamagedHistory {
+        /// The history.
+        name: WalFileName,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        flaw: &'static str,
+        /// The repository's name.
+        repository: String,
+        /// What the repository has of it.
+        stored: StoredHistory,
+    },
     /// WAL cannot be stored before its timeline's history, which is nowhere.
     #[error(
         "{name} is neither in pg_wal nor in a repository, so no WAL of timeline {} is stored in repository {repository}: recovery \
@@ -95,6 +113,29 @@ pub(crate) enum TargetError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// What a repository has of a history that is damaged here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoredHistory {
+    /// Another content, which may be the whole one.
+    Other,
+    /// None.
+    None,
+}
+
+impl StoredHistory {
+    fn advice(self, name: &WalFileName) -> String {
+        match self {
+            Self::Other => format!(
+                "the repository has one of that name: look at it (restore-agent fetch {name} /tmp/{name}), and put it in the place of \
+                 the damaged one if it is this server's"
+            ),
+            Self::None => {
+                "copy it into pg_wal from a standby, or from the server that was promoted".to_owned()
+            }
+        }
+    }
 }
 
 impl From<SplitBrain> for TargetError {

@@ -87,6 +87,23 @@ impl TimelineHistory {
         Ok(Self { timeline, entries })
     }
 
+    /// What shows that PostgreSQL did not write `content`, or not to its end, if anything does. `writeTimeLineHistory` in
+    /// `src/backend/access/transam/timeline.c` ends each line of its own with a newline, and with a reason before that; what precedes
+    /// its last line it copies, from wherever that came.
+    pub fn flaw(content: &[u8]) -> Option<&'static str> {
+        if content.contains(&0) {
+            return Some("it holds zero bytes");
+        }
+        let Some(last) = scan::lines(content).filter(|text| !scan::is_skipped(text)).last() else {
+            return Some(if content.is_empty() { "it is empty" } else { "it names no timeline" });
+        };
+        if !content.ends_with(b"\n") {
+            return Some("its last line is cut short");
+        }
+        let reason = scan::fields(last).is_some_and(|(.., reason)| !reason.trim_ascii().is_empty());
+        (!reason).then_some("its last line has no reason")
+    }
+
     /// The timeline whose history this is.
     pub fn timeline(&self) -> TimelineId {
         self.timeline
@@ -246,6 +263,29 @@ mod tests {
         }
         assert!(TimelineHistory::parse(tli(4), &[0xFF, 0xFE]).is_err());
         assert!(TimelineHistory::parse(tli(1), b"1\t0/1").is_err(), "timeline 1 has no parent");
+    }
+
+    /// As PostgreSQL 13 to 19 write them: with a short or a padded position, behind a copy of the parent's or none.
+    #[test]
+    fn what_postgresql_writes_has_no_flaw_and_a_part_of_it_has() {
+        for whole in [
+            &b"1\t0/A000A0\tno recovery target specified\n"[..],
+            b"1\t0/00A000A0\tno recovery target specified\n",
+            b"1\t0/A000A0\tno recovery target specified\n\n2\t0/B000000\tbefore 2026-11-21 10:00:00+00\n",
+            b"# by hand, without an end\n1\t0/A000A0\n2\t0/B000000\tat restore point \"caf\xE9\"\n",
+            b"1\t0/A000A0\tx\n# a note\n",
+        ] {
+            assert_eq!(TimelineHistory::flaw(whole), None, "{}", whole.escape_ascii());
+        }
+        let whole = b"1\t0/A000A0\tno recovery target specified\n";
+        for end in 0..whole.len() {
+            assert!(TimelineHistory::flaw(&whole[..end]).is_some(), "{end}");
+        }
+        for flawed in
+            [&b"\n"[..], b"# a note\n", b"1\t0/A000A0\n", b"1\t0/A000A0\t \n", b"1\t0/A0\0\0A0\tx\n"]
+        {
+            assert!(TimelineHistory::flaw(flawed).is_some(), "{}", flawed.escape_ascii());
+        }
     }
 
     /// Recovery to timeline 2 ended before 2 begins, and made 3.
