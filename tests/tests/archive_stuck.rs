@@ -346,6 +346,50 @@ fn a_skipped_segment_is_a_gap_until_the_next_backup() {
     }
 }
 
+/// A12: a backup that `verify` found damaged makes up for no gap.
+#[test]
+fn a_damaged_backup_makes_up_for_no_gap() {
+    let (bed, names) = stuck(|path| {
+        std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(300_000).unwrap();
+    });
+    let daemon = bed.agent.daemon();
+    refused_at(&bed, &names[0], "300000 bytes");
+    let place = bed.cluster.wal_dir().join(&names[0]).display().to_string();
+    bed.agent.run(&["push", "--skip", &place]).expect_success();
+    let next = bed.cluster.switch_wal();
+    bed.cluster.wait_done(&next);
+    let packs = || {
+        let mut keys = bed.store.back_door().list("clusters");
+        keys.retain(|key| key.ends_with(".pack"));
+        keys
+    };
+    let before = packs();
+    bed.cluster.psql("create table more as select i, repeat('x', 500) from generate_series(1, 5000) i");
+    bed.agent.run(&["backup"]).expect_success();
+    let gap = format!("{} was dropped and not archived", names[0]);
+    let health = || bed.agent.run(&["health"]);
+    wait::until_true(SOON * 2, "a backup makes up for it", || health().success());
+    let new: Vec<String> = packs().into_iter().filter(|key| !before.contains(key)).collect();
+    let door = bed.store.back_door();
+    assert!(!new.is_empty(), "{before:?}");
+    for key in new {
+        let middle = door.get(&key).unwrap().len() / 2;
+        door.flip_bit(&key, middle);
+    }
+    assert!(!bed.agent.run(&["verify"]).success());
+    wait::until_true(SOON * 2, "the daemon says so", || health().stderr.contains(&gap));
+    let checked = bed.agent.run(&["check", "--no-switch"]).expect_status(3);
+    assert!(checked.stdout.contains(&gap), "{checked:#?}");
+    // What is on no record here shows in the repository.
+    std::fs::remove_file(bed.cluster.wal_dir().join("walpoint-dropped")).unwrap();
+    let checked = bed.agent.run(&["check", "--no-switch"]).expect_status(3);
+    let passes = format!("cannot pass segment {}", names[0]);
+    assert!(checked.stdout.contains(&passes), "{checked:#?}");
+    bed.agent.run(&["backup"]).expect_success();
+    bed.agent.run(&["check", "--no-switch"]).expect_success();
+    drop(daemon);
+}
+
 /// A12: with `queue_max` no file is kept for ever: neither one that was cut short nor one that cannot be read.
 #[test]
 fn what_has_not_the_length_of_a_segment_is_given_up_like_any_other() {

@@ -2,6 +2,8 @@
 //! them, which start on the path to its timeline. A backup of another lineage or of a branch that was left says nothing about
 //! which WAL of this server is needed, however new it is.
 
+use std::collections::BTreeMap;
+
 use walpoint_base::{BackupId, TimelineHistory};
 use walpoint_repo::backup::{Backups, ListedState, Standing, Summary};
 use walpoint_repo::wal::WalArchive;
@@ -34,17 +36,17 @@ pub(super) async fn oldest_backup(
     archive: &WalArchive,
     path: &TimelineHistory,
 ) -> Result<Option<BackupId>, RepoError> {
-    first(archive, path, &started_on(archive, path).await?).await
+    first(archive, path, &started_on(archive, path).await?, false).await
 }
 
-/// The newest backup on the path.
+/// The newest backup on the path of which nothing is known to be damaged.
 pub(super) async fn newest_backup(
     archive: &WalArchive,
     path: &TimelineHistory,
 ) -> Result<Option<BackupId>, RepoError> {
     let mut listed = started_on(archive, path).await?;
     listed.reverse();
-    first(archive, path, &listed).await
+    first(archive, path, &listed, true).await
 }
 
 fn backups(archive: &WalArchive) -> Backups {
@@ -61,16 +63,24 @@ async fn started_on(archive: &WalArchive, path: &TimelineHistory) -> Result<Vec<
     Ok(on_path)
 }
 
-/// The first of these that is a backup of the archive's lineage and is consistent on the path. A small request for each.
+/// The first of these that is a backup of the archive's lineage and is consistent on the path, and, if it has to be `sound`, is not
+/// known to be damaged. A small request for each.
 async fn first(
     archive: &WalArchive,
     path: &TimelineHistory,
     ids: &[BackupId],
+    sound: bool,
 ) -> Result<Option<BackupId>, RepoError> {
     let backups = backups(archive);
+    let known = if sound && !ids.is_empty() { backups.condemned().await?.read } else { Vec::new() };
     for id in ids {
         match backups.standing(*id).await {
-            Ok(Standing::Finished(summary)) if serves(archive, path, &summary) => return Ok(Some(*id)),
+            Ok(Standing::Finished(summary)) if serves(archive, path, &summary) => {
+                let uses = BTreeMap::from([(*id, summary.parents.clone())]);
+                if !sound || backups.found_damaged(&uses, &known).await?.is_empty() {
+                    return Ok(Some(*id));
+                }
+            }
             // One that cannot be read serves nothing.
             Ok(_) | Err(RepoError::Corrupt { .. }) => {}
             Err(error) => return Err(error),

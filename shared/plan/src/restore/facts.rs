@@ -50,6 +50,11 @@ pub struct BackupFacts {
 }
 
 impl BackupFacts {
+    /// Whether nothing that it needs is known to be damaged.
+    pub fn is_sound(&self) -> bool {
+        self.damaged_packs == 0 && !self.damaged_manifest && self.damaged_segments == 0
+    }
+
     /// The timeline on which it started.
     pub fn timeline(&self) -> TimelineId {
         self.id.timeline()

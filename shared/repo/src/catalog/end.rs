@@ -4,10 +4,10 @@
 use std::cmp::Reverse;
 use std::fmt;
 
-use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+use walpoint_base::{BackupId, SegmentName, SegmentNo, TimelineId};
 use walpoint_plan::restore::Asking;
 use walpoint_plan::restore::facts::Facts;
-use walpoint_plan::restore::windows;
+use walpoint_plan::restore::windows::{self, Window};
 use walpoint_storage::error::Result;
 
 use super::lineage::LineageCatalog;
@@ -20,7 +20,7 @@ const LOOKS: usize = 8;
 pub struct Unreached {
     /// The newest segment of the timeline.
     pub last: SegmentName,
-    /// The first segment that is missing, or that recovery cannot pass, behind the newest backup that recovery can begin with;
+    /// The first segment that is missing, or that recovery cannot pass, behind the newest sound backup that recovery can begin with;
     /// `None` if there is no such backup on the path.
     pub missing: Option<SegmentName>,
 }
@@ -36,6 +36,27 @@ impl fmt::Display for Unreached {
             None => write!(f, "no backup leads to the newest segment that is archived, {}", self.last),
         }
     }
+}
+
+/// Whether a window can begin with a backup of which nothing is known to be damaged. The newest ones are asked first.
+fn has_sound(facts: &Facts, timeline: TimelineId, window: &Window) -> Asking<bool> {
+    let on_path = |id: &BackupId| {
+        let history = facts.graph.history(timeline);
+        id.timeline() == history.map_or(timeline, |history| history.timeline_at(id.start()))
+    };
+    let inside = |id: &&BackupId| {
+        (window.oldest.start()..window.until).contains(&id.start())
+            && on_path(id)
+            && !facts.is_ruled_out(**id)
+    };
+    let mut inside: Vec<BackupId> = facts.backups.iter().filter(inside).copied().collect();
+    inside.sort_unstable_by_key(|id| Reverse((id.start(), *id)));
+    for id in inside {
+        if facts.complete_backup(id)?.is_some_and(|backup| backup.end <= window.until && backup.is_sound()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 impl LineageCatalog {
@@ -57,7 +78,19 @@ impl LineageCatalog {
                 }
                 return Ok(None);
             };
-            if end > last.start(size) {
+            let last_start = last.start(size);
+            // What begins with backups that are known to be damaged leads nowhere. That all are is told as that.
+            let mut sound = None;
+            for window in windows.iter().rev() {
+                if has_sound(facts, timeline, window)? {
+                    sound = sound.max(Some(window.until));
+                }
+                if sound.is_some_and(|end| end > last_start) {
+                    break;
+                }
+            }
+            let end = sound.unwrap_or(end);
+            if end > last_start {
                 return Ok(None);
             }
             let of = facts.graph.history(timeline).map_or(timeline, |history| history.timeline_at(end));
