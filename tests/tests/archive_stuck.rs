@@ -5,7 +5,7 @@ mod archive_bed;
 use std::path::Path;
 use std::time::Duration;
 
-use archive_bed::Bed;
+use archive_bed::{Archive, Bed};
 use rustix::process::Signal;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
@@ -232,6 +232,74 @@ fn a_sound_copy_in_one_repository_does_not_stand_for_another() {
     bed.cluster.set("archive_command", &command);
     bed.cluster.reload();
     bed.cluster.wait_done(&names[1]);
+}
+
+/// A cluster whose WAL goes to two repositories, and a segment that one of them has sound and that is damaged in `pg_wal` since, with
+/// the other one away until then.
+fn sound_in_one(ack: Option<&str>) -> (Bed, Store, [String; 2], String) {
+    let other = Store::local();
+    let (bed, names, command) = waiting(|cluster, store, _| {
+        let agent = Agent::with(cluster, store).repository("other", &other);
+        let agent = match ack {
+            Some(ack) => agent.cluster_line(ack),
+            None => agent,
+        };
+        let agent = agent.cluster_line("push_timeout = \"2s\"");
+        agent.archive_from(cluster);
+        agent.init(&[]).expect_success();
+        agent
+    });
+    let path = bed.cluster.wal_dir().join(&names[0]);
+    let (mounted, away) = (other.root().unwrap().to_owned(), other.root().unwrap().with_extension("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    assert_eq!(bed.direct(&path).success(), ack.is_some());
+    std::fs::rename(&away, &mounted).unwrap();
+    assert!(bed.archive().get(&names[0]).is_some());
+    flip(&path, 100_000);
+    (bed, other, names, command)
+}
+
+fn holds(store: &Store, name: &str) -> bool {
+    store.back_door().list("clusters").iter().any(|key| key.ends_with(name))
+}
+
+/// Promises 1 and 10: while a repository is away that may have a segment sound, the damaged one is stored nowhere; when it is back, the
+/// way on that is told works.
+#[test]
+fn nothing_damaged_is_stored_while_it_may_be_sound_in_a_repository_that_is_away() {
+    let (bed, other, names, command) = sound_in_one(None);
+    let path = bed.cluster.wal_dir().join(&names[0]);
+    let accept = || bed.agent.run(&["push", "--accept-damaged", &path.display().to_string()]);
+    let (mounted, away) =
+        (bed.store.root().unwrap().to_owned(), bed.store.root().unwrap().with_extension("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    let refused = accept().expect_status(1).stderr;
+    assert!(refused.contains("nothing damaged is stored while a repository is away"), "{refused}");
+    assert!(refused.contains("push --skip") && !holds(&other, &names[0]), "{refused}");
+    std::fs::rename(&away, &mounted).unwrap();
+    let refused = accept().expect_status(1).stderr;
+    assert!(refused.contains("other lacks it") && !holds(&other, &names[0]), "{refused}");
+    let copy = bed.cluster.dir().mkdir("copied").join(&names[0]);
+    bed.agent.restore(&["fetch", &names[0], copy.to_str().unwrap()]).expect_success();
+    bed.direct(&copy).expect_success();
+    bed.cluster.set("archive_command", &command);
+    bed.cluster.reload();
+    bed.cluster.wait_done(&names[1]);
+    assert!(bed.ready().is_empty());
+}
+
+/// Promise 10: what is damaged here and sound in a repository that acknowledged it is stored damaged in none beside it.
+#[test]
+fn nothing_damaged_is_stored_beside_a_sound_copy() {
+    let (bed, other, names, _) = sound_in_one(Some("ack = [\"main\"]"));
+    let path = bed.cluster.wal_dir().join(&names[0]);
+    bed.agent.run(&["push", "--accept-damaged", &path.display().to_string()]).expect_success();
+    assert!(!holds(&other, &names[0]), "it is stored damaged");
+    let daemon = bed.agent.daemon();
+    wait::until_true(SOON * 2, "it is copied", || holds(&other, &names[0]));
+    let sound = bed.archive().get(&names[0]);
+    assert_eq!(Archive::of(&other, bed.cluster.pgdata()).get(&names[0]), sound);
+    drop(daemon);
 }
 
 /// Promises 1 and 10: what is stored damaged is not acknowledged when its server offers the segment again.

@@ -253,6 +253,10 @@ impl Target {
             let sealed = points::store(archive, sealed, content).await?;
             let stored = match archive.put_sealed(sealed, content).await {
                 Ok(stored) => stored,
+                Err(RepoError::Conflict { .. }) if accepted(archive, name).await => {
+                    let repository = self.name.clone();
+                    return Err(TargetError::StoredDamaged { name: WalFileName::Segment(name), repository });
+                }
                 Err(error @ RepoError::Conflict { .. }) => {
                     return Err(SplitBrain::new(archive, name.timeline, error_chain(&error)).into());
                 }
@@ -343,4 +347,9 @@ impl Target {
             }
         }
     }
+}
+
+/// Whether an archive is known to hold a segment as it was accepted although damaged.
+async fn accepted(archive: &WalArchive, name: SegmentName) -> bool {
+    matches!(archive.header(name).await, Ok(Some(header)) if header.damaged)
 }

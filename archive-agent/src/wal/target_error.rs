@@ -102,6 +102,19 @@ pub(crate) enum TargetError {
          network to it: look at the mount and its server, or at the disk"
     )]
     Hangs,
+    /// A sound segment cannot take the place of one that was accepted although damaged.
+    #[error(
+        "repository {repository} holds {name} as it was accepted although damaged (push --accept-damaged), and never replaces what it \
+         holds: recovery from that repository cannot pass it, and this copy, which is another one, cannot be stored there; HINT: run \
+         \"archive-agent push --skip\" with its path in pg_wal, if PostgreSQL waits for it, and make a new backup (archive-agent \
+         backup), which that repository needs"
+    )]
+    StoredDamaged {
+        /// The segment.
+        name: WalFileName,
+        /// The repository's name.
+        repository: String,
+    },
     /// The data directory does not say who the server is.
     #[error("{0}")]
     Server(String),

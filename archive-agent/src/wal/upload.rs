@@ -49,6 +49,13 @@ use trouble::{together, trouble};
 /// A write that takes longer is worth a word.
 const SLOW: Duration = Duration::from_secs(5);
 
+/// What became of a file in the repositories that it went to.
+struct Kept {
+    identity: FileIdentity,
+    /// Whether it was stored, or may be stored elsewhere, as it is here. Not if it is damaged here and may be sound anywhere.
+    as_it_is: bool,
+}
+
 /// Stores the WAL of one cluster.
 #[derive(Debug)]
 pub(crate) struct Uploader {
@@ -205,12 +212,16 @@ impl Uploader {
         path: PathBuf,
         accept_damaged: bool,
     ) -> Result<FileIdentity, Trouble> {
-        let file = self.source(name, path, accept_damaged).await?;
+        let file = Source { by_hand: accept_damaged, ..self.source(name, path, accept_damaged).await? };
         let (required, others): (Vec<&Target>, Vec<&Target>) =
             self.targets.iter().partition(|t| t.acknowledges);
-        let identity = presence::during(&required, self.store(&file, (&required, &others), None)).await?;
-        self.beside(file, identity, others).await;
-        Ok(identity)
+        let stored = presence::during(&required, self.store(&file, (&required, &others), None)).await?;
+        match stored.as_it_is {
+            true => self.beside(file, stored.identity, others).await,
+            // Nothing damaged goes anywhere else: they get it from those that have it.
+            false => self.miss(file, stored.identity, others),
+        }
+        Ok(stored.identity)
     }
 
     /// Makes a file that lies anywhere durable in one repository, for which no acknowledgement waits; one attempt.
@@ -223,7 +234,8 @@ impl Uploader {
     ) -> Result<FileIdentity, Trouble> {
         let file = self.source(name, path, accept_damaged).await?;
         let share = self.share_beside(&file).await;
-        presence::during(&[target], self.store(&file, (&[target], &[]), Some(share))).await
+        let stored = presence::during(&[target], self.store(&file, (&[target], &[]), Some(share))).await?;
+        Ok(stored.identity)
     }
 
     /// Whether a repository that has to acknowledge holds this segment as one that was accepted although it is damaged.
@@ -247,13 +259,13 @@ impl Uploader {
         file: &Source,
         (targets, witnesses): (&[&Target], &[&Target]),
         mut share: Option<Share<'_>>,
-    ) -> Result<FileIdentity, Trouble> {
+    ) -> Result<Kept, Trouble> {
         if matches!(file.name, WalFileName::History(_)) {
             self.hear(file, None, witnesses).await?;
         }
         let (unit, at_once) = self.share_of(file, targets.len()).await;
         let purpose = share.as_ref().map_or(Purpose::Acknowledging, |share| share.room.purpose());
-        let mut stored = file.expected;
+        let (mut stored, mut as_it_is) = (file.expected, true);
         let mut troubles: Vec<Trouble> = Vec::new();
         let (mut rest, mut judged) = (self.admit(file, targets).await?, false);
         while !rest.is_empty() {
@@ -274,18 +286,27 @@ impl Uploader {
                     self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
                 }
                 Err(PrepareError::Check(error)) if error.is_damage() && all_open && stored.is_none() => {
-                    return match Sound::of(file, group.iter().chain(&rest)).await? {
-                        Sound::Nowhere => Err(error.into()),
-                        sound => self.is_sound(file, sound).await,
+                    let sound = match self.sound(file, group.iter().chain(&rest)).await? {
+                        Sound::Unknown(away) => {
+                            let text = format!(
+                                "{error}; it may be sound in a repository that is away: {}",
+                                away.text
+                            );
+                            return Err(Trouble { text, lasting: true });
+                        }
+                        sound => self.is_sound(file, sound).await?,
                     };
+                    let identity = sound.ok_or_else(|| Trouble::from(error))?;
+                    return Ok(Kept { identity, as_it_is: false });
                 }
                 prepared => prepared?,
             };
             // Before anything damaged is stored anywhere.
             if stored.is_none() && prepared.1.sealed.iter().any(SealedSegment::is_damaged) {
-                match Sound::of(file, group.iter().chain(&rest)).await? {
-                    Sound::Nowhere => {}
-                    sound => return self.is_sound(file, sound).await,
+                let sound = self.sound(file, group.iter().chain(&rest)).await?;
+                as_it_is = matches!(sound, Sound::Nowhere);
+                if let Some(identity) = self.is_sound(file, sound).await? {
+                    return Ok(Kept { identity, as_it_is: false });
                 }
             }
             let (identity, Prepared { sealed, content, chain }, mut room) = prepared;
@@ -309,7 +330,7 @@ impl Uploader {
         }
         match (stored, together(troubles)) {
             (_, Some(trouble)) => Err(trouble),
-            (Some(identity), None) => Ok(identity),
+            (Some(identity), None) => Ok(Kept { identity, as_it_is }),
             (None, None) => Err(Trouble::lasting("no repository has to acknowledge")),
         }
     }

@@ -45,6 +45,18 @@ impl Uploader {
         }
     }
 
+    /// Counts a file as missed by repositories that do not have to acknowledge: what lies here must not be stored there.
+    pub(super) fn miss(&self, file: Source, identity: FileIdentity, others: Vec<&Target>) {
+        let file = Source { expected: Some(identity), ..file };
+        for target in others {
+            match self.later.load(Ordering::Relaxed) {
+                // When its turn comes it is found to be damaged, and what follows it waits until it is copied.
+                true => target.store_later(file.clone()),
+                false => target.note_missed(file.name),
+            }
+        }
+    }
+
     /// Stores a file that waited for its turn; whether it did.
     pub(in crate::wal) async fn store_waiting(
         &self,

@@ -1,5 +1,8 @@
 //! A segment that is damaged in `pg_wal` and was stored while it was sound: by the look-ahead, or before a crash. What is stored is
-//! what recovery needs, so it is acknowledged, and nothing damaged is stored beside it.
+//! what recovery needs, so it is acknowledged, and nothing damaged is stored beside it, or while it is not known of a repository whether it has
+//! it.
+
+use std::time::Duration;
 
 use walpoint_base::socket::FileIdentity;
 use walpoint_base::{SegmentName, WalFileName};
@@ -11,63 +14,175 @@ use super::{Source, Trouble, Uploader, trouble};
 use crate::wal::dropped::has_own;
 use crate::wal::target::{Target, TargetError};
 
+/// How long a repository may take to say what it has of a segment, if it is not to be stored there.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Which of the repositories have this server's segment, sound, though it is damaged here.
 pub(super) enum Sound {
-    /// None, as far as it shows.
+    /// None, and all were looked at.
     Nowhere,
-    /// All of them.
-    Everywhere,
-    /// Some: their names, and those of the others.
+    /// One that is not known to lack it may have it, and none of those that it goes to lacks it: nothing is stored elsewhere.
+    NotHere,
+    /// All that it goes to, but for these, which hold it as it was accepted although damaged.
+    Everywhere(Vec<String>),
+    /// Some: their names, and those of the others, which have nothing of it.
     Somewhere(Vec<String>, Vec<String>),
+    /// It may be in one that is away; why that is not known.
+    Unknown(Trouble),
+    /// A segment of that name is in these, and nothing shows that it is this server's.
+    Unshown(Vec<String>),
 }
 
-impl Sound {
-    /// Looks for it in all repositories that the file is to be stored in. One that is away or does not answer is an error where
-    /// another one has it: what it holds decides. What is there is read, as the file here may have been the last sound copy.
-    pub(super) async fn of<'a>(
+/// What a repository has of a segment.
+enum Copy {
+    Sound,
+    Damaged,
+    None,
+}
+
+/// A repository that was looked at.
+struct Looked<'a> {
+    target: &'a Target,
+    /// Whether the file is to be stored there.
+    goes_to: bool,
+    found: Result<(WalArchive, Copy), Trouble>,
+}
+
+async fn copy(archive: &WalArchive, name: SegmentName) -> Result<Copy, RepoError> {
+    Ok(match archive.header(name).await? {
+        Some(header) if header.damaged => Copy::Damaged,
+        Some(_) => Copy::Sound,
+        None => Copy::None,
+    })
+}
+
+impl Uploader {
+    /// Looks for a segment that is damaged here in all repositories of its cluster, those that it does not go to included. One that is away
+    /// or does not answer is an error where the file goes to it and another one has it: what it holds decides. What is there is read,
+    /// as the file here may have been the last sound copy.
+    pub(super) async fn sound<'a>(
+        &self,
         file: &Source,
         candidates: impl Iterator<Item = &'a Candidate<'a>>,
-    ) -> Result<Self, Trouble> {
+    ) -> Result<Sound, Trouble> {
         let (WalFileName::Segment(name), Some(wal)) = (file.name, file.path.parent()) else {
-            return Ok(Self::Nowhere);
+            return Ok(Sound::Nowhere);
         };
-        if !file.answers {
-            return Ok(Self::Nowhere);
+        if !file.answers && !file.by_hand {
+            return Ok(Sound::Nowhere);
         }
-        let (mut own, mut away, mut found) = (None, None, Vec::new());
+        let mut looked = Vec::new();
         for one in candidates {
-            let archive = match &one.admitted {
-                Ok(admitted) => &admitted.archive,
-                Err(error) => {
-                    away.get_or_insert_with(|| trouble(one.target, error));
-                    continue;
-                }
+            let found = match &one.admitted {
+                Ok(admitted) => Ok((admitted.archive.clone(), copy(&admitted.archive, name).await?)),
+                Err(error) => Err(trouble(one.target, error)),
             };
-            let header = archive.header(name).await?.filter(|header| !header.damaged);
-            if let Some(header) = &header
-                && own.is_none()
-                && has_own(one.target, archive, (&file.cluster, wal), name).await
-            {
-                own = Some(header.hash);
+            looked.push(Looked { target: one.target, goes_to: true, found });
+        }
+        for target in &self.targets {
+            if !looked.iter().any(|one| one.target.name() == target.name()) {
+                looked.push(Looked { target, goes_to: false, found: self.look_in(file, target, name).await });
             }
-            found.push((one.target, archive, header.map(|header| header.hash)));
         }
-        if own.is_none() {
-            return Ok(Self::Nowhere);
+        let mut own = None;
+        for Looked { target, found, .. } in &looked {
+            if let Ok((archive, Copy::Sound)) = found
+                && own.is_none()
+                && file.answers
+                && has_own(target, archive, (&file.cluster, wal), name).await
+            {
+                own = Some(archive.clone());
+            }
         }
-        if let Some(away) = away {
-            return Err(away);
+        match own {
+            Some(own) => beside_own(looked, &own, name).await,
+            None => Ok(without_own(looked, file.by_hand)),
         }
-        let (has, lacks): (Vec<_>, Vec<_>) = found.into_iter().partition(|(.., hash)| *hash == own);
-        for (target, archive, _) in &has {
-            is_readable(target, archive, name).await.map_err(|error| trouble(target, &error))?;
+    }
+
+    /// What a repository has that the file does not go to.
+    async fn look_in(
+        &self,
+        file: &Source,
+        target: &Target,
+        name: SegmentName,
+    ) -> Result<(WalArchive, Copy), Trouble> {
+        let look = async {
+            target.answers()?;
+            let archive = target.archive_at(&file.cluster, name.timeline).await?;
+            let copy = copy(&archive, name).await?;
+            Ok::<_, TargetError>((archive, copy))
+        };
+        match tokio::time::timeout(PATIENCE, look).await {
+            Ok(found) => found.map_err(|error| trouble(target, &error)),
+            Err(_) => Err(Trouble {
+                text: format!("repository {}: no answer within {} s", target.name(), PATIENCE.as_secs()),
+                lasting: false,
+            }),
         }
-        let names =
-            |of: Vec<(&Target, _, _)>| of.into_iter().map(|(target, ..)| target.name().to_owned()).collect();
-        Ok(match lacks.is_empty() {
-            true => Self::Everywhere,
-            false => Self::Somewhere(names(has), names(lacks)),
-        })
+    }
+}
+
+/// What follows where one of them has this server's.
+async fn beside_own(looked: Vec<Looked<'_>>, own: &WalArchive, name: SegmentName) -> Result<Sound, Trouble> {
+    let (mut has, mut lacks, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+    for Looked { target, goes_to, found } in looked {
+        let (archive, copy) = match found {
+            Ok(found) => found,
+            Err(away) if goes_to => return Err(away),
+            Err(_) => continue,
+        };
+        let named = || target.name().to_owned();
+        match copy {
+            Copy::Sound
+                if archive.repository().id() == own.repository().id()
+                    || archive.same_segment(own, name).await? == Some(true) =>
+            {
+                if goes_to || lacks.is_empty() {
+                    is_readable(target, &archive, name).await.map_err(|error| trouble(target, &error))?;
+                }
+                has.push((goes_to, named()));
+            }
+            Copy::Sound if goes_to => {
+                return Err(Trouble::lasting(format!(
+                    "\"{name}\" is damaged here, repository {} has it as it was before, and repository {} has other content under \
+                     that name: two servers have archived there; HINT: archive-agent status",
+                    own.repository().name(),
+                    target.name()
+                )));
+            }
+            Copy::Sound => {}
+            Copy::Damaged if goes_to => damaged.push(named()),
+            Copy::None if goes_to => lacks.push(named()),
+            Copy::Damaged | Copy::None => {}
+        }
+    }
+    let here = has.iter().any(|(goes_to, _)| *goes_to);
+    let has = has.into_iter().map(|(_, name)| name).collect();
+    Ok(match (lacks.is_empty(), here) {
+        (false, _) => Sound::Somewhere(has, lacks),
+        (true, true) => Sound::Everywhere(damaged),
+        (true, false) => Sound::NotHere,
+    })
+}
+
+/// What follows where none is known to have this server's.
+fn without_own(looked: Vec<Looked<'_>>, by_hand: bool) -> Sound {
+    let (mut sound, mut lacks, mut away) = (Vec::new(), false, None);
+    for Looked { target, goes_to, found } in looked {
+        match found {
+            Ok((_, Copy::Sound)) => sound.push(target.name().to_owned()),
+            Ok((_, Copy::None)) => lacks |= goes_to,
+            Ok((_, Copy::Damaged)) => {}
+            Err(trouble) => drop(away.get_or_insert(trouble)),
+        }
+    }
+    match away {
+        Some(away) if lacks => Sound::Unknown(away),
+        None if sound.is_empty() => Sound::Nowhere,
+        _ if lacks && by_hand => Sound::Unshown(sound),
+        None if lacks => Sound::Nowhere,
+        _ => Sound::NotHere,
     }
 }
 
@@ -82,17 +197,59 @@ fn copy_it(name: WalFileName, has: &[String], lacks: &[String]) -> Trouble {
 }
 
 impl Uploader {
-    /// What is acknowledged of a segment that is damaged here and sound in repositories.
-    pub(super) async fn is_sound(&self, file: &Source, sound: Sound) -> Result<FileIdentity, Trouble> {
-        if let Sound::Somewhere(has, lacks) = sound {
-            return Err(copy_it(file.name, &has, &lacks));
-        }
+    /// What is acknowledged of a segment that is damaged here and sound in repositories; `None` if it is to be stored as it is.
+    pub(super) async fn is_sound(
+        &self,
+        file: &Source,
+        sound: Sound,
+    ) -> Result<Option<FileIdentity>, Trouble> {
+        let name = file.name;
+        let way_on = || {
+            format!(
+                "HINT: try again when it answers; to go on without the file, run archive-agent push --skip {}, or take that repository \
+                 out of the configuration",
+                file.path.display()
+            )
+        };
+        let damaged = match sound {
+            Sound::Nowhere | Sound::NotHere => return Ok(None),
+            Sound::Somewhere(has, lacks) => return Err(copy_it(name, &has, &lacks)),
+            Sound::Unknown(away) => {
+                return Err(Trouble {
+                    text: format!(
+                        "\"{name}\" is damaged here, and nothing damaged is stored while a repository is away that may hold it as it was \
+                         before: {}; {}",
+                        away.text,
+                        way_on()
+                    ),
+                    lasting: away.lasting,
+                });
+            }
+            Sound::Unshown(has) => {
+                return Err(Trouble::lasting(format!(
+                    "\"{name}\" is damaged here, repository {} has one of that name that is sound, and nothing shows whether it is this \
+                     server's, so nothing damaged is stored; HINT: if it is, restore-agent fetch {name} /tmp/{name}, then archive-agent \
+                     push /tmp/{name}; to go on without the file, run archive-agent push --skip {}",
+                    has.join(", "),
+                    file.path.display()
+                )));
+            }
+            Sound::Everywhere(damaged) => damaged,
+        };
         tracing::error!(
-            file = %file.name,
+            file = %name,
             "it is damaged in {}, and was stored before that: what is stored is sound. HINT: look for failing storage",
             self.wal_directory().display()
         );
-        self.look(file.name).await
+        if !damaged.is_empty() {
+            tracing::error!(
+                file = %name,
+                "repository {} holds it as it was accepted although damaged, and keeps it so: recovery from there cannot pass it. HINT: \
+                 make a new backup",
+                damaged.join(", ")
+            );
+        }
+        self.look(name).await.map(Some)
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Source {
     pub(super) writes: bool,
     /// The timeline that the server writes, if that is a later one than the file's.
     pub(super) later: Option<TimelineId>,
+    /// Whether a person asks that it be stored although it is damaged.
+    pub(super) by_hand: bool,
     /// What it has to be, once that is known.
     pub(super) expected: Option<FileIdentity>,
 }
@@ -66,6 +68,7 @@ impl Uploader {
                 answers,
                 writes,
                 later: later.filter(|_| written(&control).is_some()),
+                by_hand: false,
                 expected: None,
             })
         });
