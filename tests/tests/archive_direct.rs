@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use archive_bed::Bed;
+use archive_bed::{Bed, register};
 use walpoint_repo::Repository;
 use walpoint_repo::lease::{Asked, Holder, Leases};
 use walpoint_tests::agent::Agent;
@@ -244,4 +244,32 @@ fn without_the_right_to_delete_a_finished_backup_gives_its_lease_back() {
             held.release().await.unwrap();
         });
     }
+}
+
+/// A9: without a daemon a repository that does not have to acknowledge and does not answer costs one file in a minute its time.
+#[test]
+fn without_a_daemon_one_file_in_a_minute_waits_for_a_silent_repository_outside_ack() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let far = Store::s3();
+    register(&far, bed.cluster.pgdata(), bed.cluster.major());
+    let proxy = Proxy::to(far.port().unwrap());
+    bed.agent = Agent::with(&bed.cluster, &bed.store)
+        .repository_via("far", &far, &proxy)
+        .cluster_line("ack = [\"main\"]");
+    bed.agent.write();
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.start();
+    let paths = [(); 8].map(|()| {
+        bed.cluster.psql("select pg_logical_emit_message(false, 'n', 'n')");
+        bed.cluster.wal_dir().join(bed.cluster.switch_wal())
+    });
+    proxy.set(Fault::Blackhole);
+    let took = paths.each_ref().map(|path| {
+        let begun = Instant::now();
+        bed.direct(path).expect_success();
+        begun.elapsed()
+    });
+    println!("8 segments beside a repository that is silent: {took:?}");
+    assert!(took.iter().filter(|took| **took > Duration::from_secs(4)).count() < 2, "{took:?}");
+    assert!(bed.cluster.wal_dir().join("walpoint-resting").exists());
 }

@@ -27,6 +27,7 @@
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
 //! | [`beside`] | what waits for a repository that does not have to acknowledge |
+//! | [`resting`] | which of those failed a moment ago, for the next command |
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
 //! | [`queue`], [`dropped`] | how much may wait, and what was given up beyond that |
 //! | [`backfill`] | what the primary before a promotion did not archive |
@@ -71,6 +72,7 @@ pub(crate) mod queue;
 pub(crate) mod reach;
 pub(crate) mod read;
 pub(crate) mod ready;
+mod resting;
 pub(crate) mod room;
 pub(crate) mod serve;
 pub(crate) mod socket;

@@ -38,6 +38,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let uploader = Uploader::new(&selection, pgdata);
     let push_timeout = duration(selection.settings.push_timeout);
     let queue = Queue::new(&uploader.wal_directory(), selection.settings.queue_max.map(|max| max.as_u64()));
+    uploader.rest_as_noted().await;
     let overflow = overflow(&uploader, &queue, &path, name).await;
     let size = std::fs::metadata(&path).map_or(0, |meta| meta.len());
     let limit = match &overflow {

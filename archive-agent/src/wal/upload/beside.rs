@@ -1,6 +1,7 @@
 //! Storing in a repository that does not have to acknowledge: that it is down or slow must never fill `pg_wal`.
 //!
-//! A daemon does it after the acknowledgement ([`beside`](crate::wal::beside)); a command, which ends with it, waits for a moment.
+//! A daemon does it after the acknowledgement ([`beside`](crate::wal::beside)); a command, which ends with it, waits for a moment, and
+//! notes what failed for those that follow ([`resting`]).
 //! What is not stored is missed, and copied by a daemon later.
 
 use std::sync::atomic::Ordering;
@@ -17,6 +18,7 @@ use super::super::disk;
 use super::{Purpose, Room, Share, Source, Trouble, Uploader};
 use crate::wal::known::Incarnation;
 use crate::wal::presence;
+use crate::wal::resting;
 use crate::wal::room::ROOM;
 use crate::wal::target::Target;
 
@@ -97,6 +99,18 @@ impl Uploader {
             && self.look(file.name).await.is_ok_and(|now| Some(now) == file.expected)
     }
 
+    /// Leaves those repositories out that failed a moment ago, as a command before this one has noted.
+    pub(in crate::wal) async fn rest_as_noted(&self) {
+        let wal = self.wal_directory();
+        let directory = wal.clone();
+        let noted = disk::look(&directory, move || resting::read(&wal)).await.unwrap_or_default();
+        for target in self.targets.iter().filter(|target| !target.acknowledges) {
+            if let Some((_, left)) = noted.iter().find(|(name, _)| name == target.name()) {
+                target.rest(*left);
+            }
+        }
+    }
+
     /// Stores a file while the command that was asked to waits, and after a failure not at all for a while.
     async fn store_now(&self, file: &Source, target: &Target) {
         if target.rests() {
@@ -109,12 +123,24 @@ impl Uploader {
         };
         if let Err(Trouble { text: problem, .. }) = self.store_within(patience, file, target).await {
             target.rest(REST);
+            let (wal, name) = (self.wal_directory(), target.name().to_owned());
+            let (directory, note) = (wal.clone(), move || resting::note(&wal, &name));
+            let noted =
+                disk::look(&directory, note).await.map_err(std::io::Error::other).and_then(|noted| noted);
+            let unnoted = noted.err().map(|error| {
+                let file = directory.join(resting::FILE);
+                format!(
+                    " (but the next file is tried there as well, because {} cannot be written: {error})",
+                    file.display()
+                )
+            });
             tracing::warn!(
                 file = %file.name,
                 repository = target.name(),
-                "not stored in this repository, which does not have to acknowledge; it is left out for {}, and a daemon copies \
+                "not stored in this repository, which does not have to acknowledge; it is left out for {}{}, and a daemon copies \
                  what it missed: {problem}",
-                human::span(REST)
+                human::span(REST),
+                unnoted.unwrap_or_default()
             );
         }
     }
