@@ -464,23 +464,58 @@ fn production_is_registered_anew_after_its_copy() {
     assert_eq!(keys.len(), 2, "{keys:?}");
 }
 
-/// A copy that gets a cluster's name of its own in the same repository is bound to what it has there, and to nothing of the other
-/// cluster.
+/// A copy that gets a cluster's name of its own has one lineage number in all its repositories, whichever of them production has too
+/// and whichever is added later: what production's file says of them is not its own, and a restore reads all of them.
 #[test]
-fn a_copy_under_another_name_is_bound_to_its_own_lineage() {
+fn a_copy_under_another_name_has_one_lineage_in_all_its_repositories() {
     let two = Two::start();
-    let agent = Agent::with(&two.copy, &two.bed.store).named("copied");
+    let (own, later) = (Store::local(), Store::local());
+    let path = two.copy.pgdata().join("walpoint.lineage");
+    let before = std::fs::read_to_string(&path).unwrap();
+    let named = || Agent::with(&two.copy, &two.bed.store).named("copied").repository("own", &own);
+    for agent in [named(), named().repository("later", &later)] {
+        agent.write();
+        agent.init(&[]).expect_success();
+        agent.init(&[]).expect_success();
+    }
+    let agent = named().repository("later", &later);
     agent.write();
-    agent.init(&[]).expect_success();
-    agent.init(&[]).expect_success();
-    let binding = std::fs::read_to_string(two.copy.pgdata().join("walpoint.lineage")).unwrap();
-    assert!(binding.trim_end().ends_with("-1"), "{binding}");
+    for store in [&two.bed.store, &own, &later] {
+        let lineages = store.back_door().list("clusters/copied/lineages");
+        assert!(lineages.len() == 1 && lineages[0].ends_with(&two.lineage(1)), "{lineages:?}");
+    }
+    let binding = std::fs::read_to_string(&path).unwrap();
+    assert!(binding.contains(before.trim_end()) && !binding.contains(" copied "), "{binding}");
     two.copy.set("archive_command", agent.archive_command());
     two.copy.reload();
+    archived(&two.copy, &segment(&two.copy, "copy"));
+    agent.run(&["backup"]).expect_success();
     let name = segment(&two.copy, "copy");
     archived(&two.copy, &name);
-    let keys = two.bed.store.back_door().list("clusters/copied");
-    assert!(keys.iter().any(|key| key.ends_with(&name)), "{keys:?}");
+    for store in [&two.bed.store, &own, &later] {
+        let keys = store.back_door().list("clusters/copied");
+        assert!(keys.iter().any(|key| key.ends_with(&name)), "{keys:?}");
+    }
+    let place = two.bed.cluster.dir().join("again");
+    agent.restore(&["restore", "--pgdata", place.to_str().unwrap()]).expect_success();
+    let restored = Cluster::start_restored(two.copy.dir(), two.copy.major(), place);
+    restored.wait_promoted();
+    assert_eq!(rows(&restored), rows(&two.copy), "{}", restored.log());
+}
+
+/// A repository from which a server's lineage was deleted gets it under the number that the server has in the others.
+#[test]
+fn a_lineage_that_was_deleted_is_made_anew_under_its_number() {
+    let two = Two::start();
+    let other = Store::local();
+    let agent = Agent::with(&two.copy, &two.bed.store).repository("second", &other);
+    agent.write();
+    agent.init(&[]).expect_success();
+    let door = other.back_door();
+    door.list("clusters").iter().for_each(|key| door.delete(key));
+    agent.init(&[]).expect_success();
+    let lineages = door.list("clusters/main/lineages");
+    assert!(lineages.len() == 1 && lineages[0].ends_with(&two.lineage(2)), "{lineages:?}");
 }
 
 /// Another host's names for the repositories make none of them lost: neither one that does not acknowledge there, nor one that a
@@ -501,17 +536,208 @@ fn names_of_another_host_take_no_repositorys_place() {
         Agent::with(&bed.cluster, &other).repository("remote", &bed.store).cluster_line("ack = [\"main\"]");
     crossed.write();
     let said = crossed.init(&[]).expect_success().stdout;
-    assert!(!said.contains("takes its place") && replaced() == 0, "{said}");
+    assert!(!said.contains("takes the place") && replaced() == 0, "{said}");
     let alone = Agent::with(&bed.cluster, &other);
     alone.write();
     let signal = bed.cluster.pgdata().join("standby.signal");
     std::fs::write(&signal, "").unwrap();
     let said = alone.init(&[]).expect_success().stdout;
-    assert!(!said.contains("takes its place") && replaced() == 0, "{said}");
-    // The server whose WAL is acknowledged, without the one that acknowledged.
+    assert!(!said.contains("takes the place") && replaced() == 0, "{said}");
+    // A server that writes, a promoted copy say, without the repository that acknowledges: neither by a name nor by a word.
     std::fs::remove_file(&signal).unwrap();
-    let said = alone.init(&[]).expect_success().stdout;
-    assert!(said.contains("takes its place") && replaced() == 1, "{said}");
+    let made = alone.init(&[]).expect_success();
+    assert!(!made.stdout.contains("takes the place") && replaced() == 0, "{made:#?}");
+    assert!(made.stdout.contains("recovery waits for its word"), "{made:#?}");
+    let id = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
+    let refused = alone.init(&["--lost-repository", id]);
+    assert!(!refused.success() && replaced() == 0, "{refused:#?}");
+    assert!(refused.stderr.contains("is not known to archive there"), "{refused:#?}");
+    // One that is configured and answers is not lost.
+    bed.agent.write();
+    let refused = bed.agent.init(&["--lost-repository", id]);
+    assert!(!refused.success() && replaced() == 0, "{refused:#?}");
+    assert!(refused.stderr.contains("it is configured here and answers"), "{refused:#?}");
+}
+
+/// Promises 1 and 4: `init` for a repository beside, on the host of a standby that was promoted for a test, leaves the repository that
+/// acknowledges production's WAL its word: recovery waits for it.
+#[test]
+fn a_promoted_copy_takes_no_repositorys_place_among_those_that_acknowledge() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let other = Store::local();
+    bed.agent =
+        Agent::with(&bed.cluster, &bed.store).repository("dr", &other).cluster_line("ack = [\"main\"]");
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    bed.agent.init(&[]).expect_success();
+    let _daemon = bed.agent.daemon();
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    let mut copy = bed.cluster.standby();
+    copy.set("archive_mode", "off");
+    copy.start();
+    copy.wait_replayed(&bed.cluster);
+    copy.promote();
+    copy.wait_promoted();
+    copy.psql("checkpoint");
+    // The repository beside has the default name there.
+    let agent = Agent::with(&copy, &other);
+    agent.write();
+    let made = agent.init(&[]).expect_success();
+    let keys = [&bed.store, &other].map(|store| store.back_door().list("clusters")).concat();
+    assert!(!keys.iter().any(|key| key.contains("/ack/")), "{keys:?} {made:#?}");
+    assert!(made.stdout.contains("recovery waits for its word"), "{made:#?}");
+}
+
+/// What a person says of a copy's timeline, in a repository that alone has it, says nothing of production's later timeline of that number in
+/// another one: that is the latest, and restored.
+#[test]
+fn an_abandoned_timeline_of_a_copy_is_not_productions_of_that_number() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let other = Store::local();
+    let both = |cluster: &Cluster, bed: &Bed| {
+        Agent::with(cluster, &bed.store).repository("other", &other).cluster_line("ack = [\"main\"]")
+    };
+    bed.agent = both(&bed.cluster, &bed);
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    bed.agent.init(&[]).expect_success();
+    let daemon = bed.agent.daemon();
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    bed.agent.run(&["backup"]).expect_success();
+    let mut heir = bed.cluster.standby();
+    let heirs = both(&heir, &bed);
+    heirs.archive_from(&heir);
+    heir.start();
+
+    // A recovery test where only the other repository is configured.
+    let mut copy = bed.cluster.standby();
+    let copys = Agent::with(&copy, &other);
+    copys.archive_from(&copy);
+    copy.start();
+    copy.wait_replayed(&bed.cluster);
+    copy.promote();
+    copy.wait_promoted();
+    let testing = copys.daemon();
+    for _ in 0..8 {
+        let name = segment(&copy, "copy");
+        assert!(name.starts_with("00000002"), "{name}");
+        archived(&copy, &name);
+    }
+    assert_eq!(testing.stop(), 0);
+    copy.stop(Shutdown::Fast);
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    let settle = ["lineage", "settle", "--timeline", "2", "--reason", "a test, thrown away"];
+    bed.agent.run(&settle).expect_success();
+    let abandoned = |store: &Store| {
+        store.back_door().list("clusters").into_iter().filter(|key| key.contains(".abandoned/")).count()
+    };
+    assert_eq!((abandoned(&bed.store), abandoned(&other)), (0, 1), "only where that timeline is");
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    heir.wait_replayed(&bed.cluster);
+
+    // Production fails over while the other repository is away.
+    let (mounted, away) = (other.root().unwrap().to_owned(), other.root().unwrap().with_extension("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    drop(daemon);
+    bed.cluster.crash();
+    heir.promote();
+    heir.wait_promoted();
+    let _daemon = heirs.daemon();
+    for _ in 0..2 {
+        let name = segment(&heir, "heir");
+        assert!(name.starts_with("00000002"), "{name}");
+        archived(&heir, &name);
+    }
+    let plan = json(&heirs.restore(&["plan", "--json"]).expect_success());
+    assert_eq!(plan["timeline"], 2, "{plan:#}");
+    // Not even where somebody says so of the copy's timeline there.
+    let record = walk(&away).into_iter().find(|path| path.to_str().unwrap().contains(".abandoned/")).unwrap();
+    let below = record.strip_prefix(&away).unwrap();
+    let there = bed.store.root().unwrap().join(below);
+    std::fs::create_dir_all(there.parent().unwrap()).unwrap();
+    std::fs::copy(&record, &there).unwrap();
+    let plan = json(&heirs.restore(&["plan", "--json"]).expect_success());
+    assert_eq!(plan["timeline"], 2, "{plan:#}");
+}
+
+fn walk(directory: &std::path::Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+/// A busy copy takes a lineage of its own, far ahead of production. Production's standby, which has no binding, goes on in production's
+/// after a failover: the copy's holds something else, and it does not matter how far the copy had come.
+#[test]
+fn a_copy_that_is_far_ahead_does_not_keep_productions_standby_from_archiving() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    let daemon = bed.agent.daemon();
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    let mut heir = bed.cluster.standby();
+    let heirs = Agent::with(&heir, &bed.store);
+    heirs.archive_from(&heir);
+    heir.start();
+    let mut copy = bed.cluster.standby();
+    let copys = Agent::with(&copy, &bed.store);
+    copys.archive_from(&copy);
+    copy.set("archive_command", "false");
+    copy.set("wal_keep_size", "256MB");
+    copy.start();
+    copy.wait_replayed(&bed.cluster);
+    copy.stop(Shutdown::Fast);
+    // A copy that begins to write without a promotion, on production's timeline.
+    std::fs::remove_file(copy.pgdata().join("standby.signal")).unwrap();
+    copy.start();
+    for _ in 0..20 {
+        segment(&copy, "copy");
+    }
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    copys.init(&["--new-lineage"]).expect_success();
+    let _copys = copys.daemon();
+    copy.set("archive_command", copys.archive_command());
+    copy.reload();
+    archived(&copy, &segment(&copy, "copy"));
+    for _ in 0..3 {
+        archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    }
+    heir.wait_replayed(&bed.cluster);
+    assert_eq!(daemon.stop(), 0);
+    bed.cluster.stop(Shutdown::Immediate);
+    // The standby's daemon sees what lies there before the promotion, after which it is removed.
+    let _daemon = heirs.daemon();
+    heir.promote();
+    heir.wait_promoted();
+    heir.psql("checkpoint");
+    let name = segment(&heir, "heir");
+    archived(&heir, &name);
+    let binding = std::fs::read_to_string(heir.pgdata().join("walpoint.lineage")).unwrap();
+    assert!(binding.trim_end().ends_with("-1"), "{binding}");
+    let keys = bed.store.back_door().list("clusters");
+    assert!(keys.iter().any(|key| key.contains("-1/wal/") && key.ends_with(&name)), "{keys:?}");
+}
+
+/// `init` says of a data directory that is bound to none of several lineages that it is not, or binds it.
+#[test]
+fn init_says_what_a_data_directory_without_a_binding_is_bound_to() {
+    let two = Two::start();
+    let path = two.production.pgdata().join("walpoint.lineage");
+    std::fs::remove_file(&path).ok();
+    two.production_agent.init(&[]).expect_success();
+    let binding = std::fs::read_to_string(&path).unwrap();
+    assert!(binding.trim_end().ends_with(&two.lineage(1)), "{binding}");
+    // What both have, and no notes.
+    let made = Agent::with(&two.follower, &two.bed.store);
+    made.write();
+    let said = made.init(&[]).expect_success().stdout;
+    assert!(said.contains("NOT BOUND") && said.contains("has several lineages"), "{said}");
+    assert!(!two.follower.pgdata().join("walpoint.lineage").exists());
 }
 
 /// An upgrade that was abandoned, or the upgrade of a copy, leaves a newer lineage beside the one in use: neither is restored without

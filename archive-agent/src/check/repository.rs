@@ -16,6 +16,7 @@ use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::Identity;
 use walpoint_repo::backup::Backups;
 use walpoint_repo::catalog::Catalog;
+use walpoint_repo::lineage::AckMember;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
@@ -209,7 +210,8 @@ async fn acknowledging(report: &mut Report, destinations: &[Destination]) {
         if registered.iter().map(|member| member.repository).collect::<BTreeSet<_>>() == configured {
             continue;
         }
-        let names: Vec<&str> = registered.iter().map(|member| member.name.as_str()).collect();
+        let name = |member: &AckMember| format!("{} ({})", member.name, member.repository);
+        let names: Vec<String> = registered.iter().map(name).collect();
         report.warning(
             what,
             format!(
@@ -218,7 +220,7 @@ async fn acknowledging(report: &mut Report, destinations: &[Destination]) {
                 if names.is_empty() { "no repository".to_owned() } else { names.join(", ") }
             ),
             "readers without this configuration go by the lineage when they decide where WAL ends: set ack as it was; if a \
-             repository was lost and made anew, run archive-agent init; else begin a new lineage",
+             repository was lost and made anew, run archive-agent init --lost-repository with the id of the lost one; else begin a new lineage",
         );
     }
 }

@@ -364,6 +364,7 @@ mod tests {
             repository: "main".to_owned(),
             new_lineage: false,
             even_if_bound: false,
+            lost_repository: Vec::new(),
             encrypt: false,
             secret: SecretArgs::default(),
             store: StoreArgs::default(),

@@ -25,6 +25,7 @@ use walpoint_pg::server::Server;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{output, owner};
+use walpoint_storage::object::RepositoryId;
 
 use self::config::{Change, Plan};
 use self::postgresql::Advice;
@@ -55,6 +56,10 @@ pub(crate) struct InitArgs {
     /// another server was found.
     #[arg(long, requires = "new_lineage")]
     pub(crate) even_if_bound: bool,
+    /// This repository had to acknowledge WAL and is lost for good: the one that was made in its place takes its place there, and
+    /// recovery waits for its word no longer. Can be repeated.
+    #[arg(long, value_name = "ID")]
+    pub(crate) lost_repository: Vec<RepositoryId>,
     /// Encrypt the repository, if it is made now. Without another option its key is a new file beside the configuration.
     #[arg(long)]
     pub(crate) encrypt: bool,
@@ -141,10 +146,13 @@ pub(crate) async fn run(common: &CommonArgs, args: &InitArgs) -> Result<(), Fail
             config::make_directory(&directory)?;
         }
     }
-    let registered = register::register(&mut report, &plan, &control, args).await?;
+    let (registered, refused) = register::register(&mut report, &plan, &control, args).await?;
     let change = plan.write()?;
     let advice = Advice::new(&mut report, &plan, &control, server.as_mut()).await?;
     tell(common, &plan, &registered, change, &advice, &report)?;
+    if let Some(refused) = refused {
+        return Err(anyhow!("no repository took the place of a lost one: {refused}").into());
+    }
     match &plan.by_hand {
         None => Ok(()),
         Some(_) => Err(anyhow!(

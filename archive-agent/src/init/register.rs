@@ -13,17 +13,19 @@ use walpoint_repo::repository::NewLineage;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_storage::RepoError;
 use walpoint_storage::keys::KeySlots;
+use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
 
 use self::elsewhere::Elsewhere;
-use self::split_off::{Begun, began, begins, no_second, parent, writes};
-use self::superseding::Superseding;
+use self::split_off::{Begun, began, begins, newest, no_second, parent, writes};
+use self::superseding::{Superseded, Superseding, archives};
 use super::InitArgs;
 use super::config::Plan;
 use crate::binding;
 use crate::check::report::{Grade, Report};
 use crate::check::repository::{judge, same_facts};
 use crate::key::args::make_key_file;
+use crate::wal::target::TargetError;
 
 /// The cluster in one repository.
 #[derive(Debug, Serialize)]
@@ -64,13 +66,14 @@ struct Joined<'a> {
     created: bool,
 }
 
-/// Makes or joins each repository of the plan, then registers the cluster in all of them.
+/// Makes or joins each repository of the plan, then registers the cluster in all of them. With it, why what was asked for was not done
+/// besides.
 pub(crate) async fn register(
     report: &mut Report,
     plan: &Plan,
     control: &ControlFile,
     args: &InitArgs,
-) -> anyhow::Result<Vec<Registered>> {
+) -> anyhow::Result<(Vec<Registered>, Option<String>)> {
     let Present { there, away } = match args.new_lineage {
         true => present(report, plan).await?,
         false => Present::default(),
@@ -79,10 +82,10 @@ pub(crate) async fn register(
         no_second(&there, plan, control).await?;
     }
     let opened = open(report, plan, args.encrypt, &away).await?;
-    let registration = Registration::new(plan, control, &opened, args.new_lineage).await?;
+    let registration = Registration::new(plan, control, &opened, args).await?;
     let mut joined = Vec::new();
     for opened in &opened {
-        joined.push(registration.join(opened).await?);
+        joined.push(registration.join(report, opened).await?);
     }
     let registered = registration.registered(report, &joined).await?;
     registration.bind(report, &joined)?;
@@ -156,6 +159,10 @@ struct Registration<'a> {
     begun: Option<Begun>,
     /// The one that the server has in other repositories, unless one is begun.
     elsewhere: Option<Elsewhere>,
+    /// What is made now gets a number behind this one.
+    after: u32,
+    /// The repositories that the person says are lost.
+    lost: &'a [RepositoryId],
 }
 
 impl<'a> Registration<'a> {
@@ -163,47 +170,125 @@ impl<'a> Registration<'a> {
         plan: &'a Plan,
         control: &'a ControlFile,
         opened: &[Opened],
-        new_lineage: bool,
+        args: &'a InitArgs,
     ) -> anyhow::Result<Self> {
         let here: Vec<&Repository> = opened.iter().map(|opened| &opened.repository).collect();
         let required = plan.settings.ack_set();
         let ack = here.iter().filter(|here| required.iter().any(|name| name == here.name()));
         let ack = ack.map(|here| AckMember { name: here.name().to_owned(), repository: here.id() }).collect();
-        let (mut begun, mut elsewhere) = (None, None);
-        match new_lineage {
-            true => {
-                let mut after = 0;
-                for repository in here {
-                    after = after.max(repository.last_lineage(&plan.cluster, control.system_id).await?);
-                }
-                let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
-                begun = Some(Begun { after, life: LineageUid::random(), began: began(pgdata, control) });
+        let (mut begun, mut elsewhere, mut after) = (None, None, 0);
+        if args.new_lineage {
+            for repository in here {
+                after = after.max(repository.last_lineage(&plan.cluster, control.system_id).await?);
             }
-            false => elsewhere = Elsewhere::of(&here, plan, control).await?,
+            let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+            begun = Some(Begun { life: LineageUid::random(), began: began(pgdata, control) });
+        } else {
+            elsewhere = Elsewhere::of(&here, plan, control).await?;
+            // What is made now has the number that the server has in the other repositories.
+            for repository in here.into_iter().filter(|_| elsewhere.is_none()) {
+                let first = repository.lineage_for(&plan.cluster, control.system_id).await?;
+                after = after.max(first.map_or(0, |first| first.id.n.saturating_sub(1)));
+            }
         }
-        Ok(Self { plan, control, ack, begun, elsewhere })
+        Ok(Self { plan, control, ack, begun, elsewhere, after, lost: &args.lost_repository })
     }
 
     /// Joins the cluster's lineage in a repository, or begins it there.
-    async fn join<'o>(&self, opened: &'o Opened) -> anyhow::Result<Joined<'o>> {
-        let Self { plan, control, ack, begun, elsewhere } = self;
+    async fn join<'o>(&self, report: &mut Report, opened: &'o Opened) -> anyhow::Result<Joined<'o>> {
         let repository = &opened.repository;
-        let (lineage, created) =
-            lineage(repository, plan, control, ack, (begun.as_ref(), elsewhere.as_ref()))
-                .await
-                .with_context(|| format!("repository {}", repository.name()))?;
+        let joined = self.lineage(report, repository).await;
+        let (lineage, created) = joined.with_context(|| format!("repository {}", repository.name()))?;
         Ok(Joined { opened, lineage, created })
     }
 
-    /// Sees to it that those acknowledge in each repository that have to, and reports what it has.
+    /// The cluster's lineage in a repository, and whether it was begun now.
+    async fn lineage(&self, report: &mut Report, repository: &Repository) -> anyhow::Result<(Lineage, bool)> {
+        let (plan, control, after) = (self.plan, self.control, self.after);
+        let (begun, elsewhere) = (self.begun.as_ref(), self.elsewhere.as_ref());
+        let cluster = &plan.cluster;
+        let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+        let bound = binding::read(pgdata, cluster, repository.id())
+            .await
+            .with_context(|| pgdata.join(BINDING).display().to_string())?;
+        let bound = match bound.filter(|bound| bound.system_id == control.system_id) {
+            Some(bound) => repository.read_lineage(cluster, bound).await?,
+            None => None,
+        };
+        // A lineage that is gone from here is made anew as the server has it elsewhere: it has one number in all repositories.
+        let elsewhere = elsewhere.filter(|_| bound.is_none());
+        let bind = |lineage: &Lineage| {
+            binding::add(pgdata, cluster, repository.id(), lineage.id)
+                .with_context(|| format!("{} cannot be written", pgdata.join(BINDING).display()))
+        };
+        let existing = match (bound, elsewhere) {
+            (Some(bound), _) => Some(bound),
+            (None, Some(elsewhere)) => {
+                let found = elsewhere.find(repository, plan).await?;
+                found.as_ref().map(bind).transpose()?;
+                found
+            }
+            (None, None) if begun.is_some() => None,
+            (None, None) => unbound(report, repository, plan, control).await?,
+        };
+        if let Some(lineage) = existing.filter(|_| begun.is_none()) {
+            same_facts(&lineage, control.into())?;
+            return Ok((lineage, false));
+        }
+        let others = repository.lineages(cluster).await?;
+        let related =
+            elsewhere.is_some() && others.iter().any(|other| other.system_id() == control.system_id);
+        if !others.is_empty() && begun.is_none() && !related {
+            let others: Vec<String> = others.iter().map(|lineage| lineage.id.to_string()).collect();
+            bail!(
+                "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier {}: choose \
+                 another name with --cluster; or, if this is the same cluster after pg_upgrade or a rebuild, add --new-lineage",
+                others.join(", "),
+                control.system_id
+            );
+        }
+        let facts = NewLineage {
+            system_id: control.system_id,
+            major: control.major,
+            segment_size: control.wal_segment_size,
+            wal_block_size: control.wal_block_size,
+            block_size: control.block_size,
+            relation_segment_blocks: control.relation_segment_blocks,
+            ack: self.ack.clone(),
+        };
+        if let Some(elsewhere) = elsewhere {
+            let created =
+                repository.create_lineage_as(cluster, facts, elsewhere.parent(), elsewhere.id.n).await?;
+            bind(&created)?;
+            return Ok((created, true));
+        }
+        let parent = parent(repository, plan, control, begun).await?;
+        match repository.split_lineage(cluster, facts, parent, after).await {
+            Ok(lineage) => Ok((lineage, true)),
+            // Somebody registered the same cluster at the same moment.
+            Err(error @ RepoError::Conflict { .. }) => {
+                match repository.lineage_for(cluster, control.system_id).await? {
+                    Some(lineage) => same_facts(&lineage, control.into()).map(|()| (lineage, false)),
+                    None => Err(error.into()),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sees to it that those acknowledge in each repository that have to, and reports what it has; and why a repository that was named
+    /// as lost still has to acknowledge.
     async fn registered(
         &self,
         report: &mut Report,
         joined: &[Joined<'_>],
-    ) -> anyhow::Result<Vec<Registered>> {
-        let writes = writes(self.plan.pgdata().map_err(|failure| failure.error)?, self.control);
-        let here: Vec<&Repository> = joined.iter().map(|joined| &joined.opened.repository).collect();
-        let mut registered = Vec::new();
+    ) -> anyhow::Result<(Vec<Registered>, Option<String>)> {
+        let pgdata = self.plan.pgdata().map_err(|failure| failure.error)?;
+        let there: Vec<RepositoryId> = joined.iter().map(|joined| joined.opened.repository.id()).collect();
+        let lineages = joined.iter().map(|joined| (&joined.opened.repository, &joined.lineage));
+        let archives = writes(pgdata, self.control)
+            && archives(&pgdata.join("pg_wal"), lineages, newest(self.control)).await?;
+        let (mut registered, mut refused) = (Vec::new(), None);
         for Joined { opened, lineage, created } in joined {
             let repository = &opened.repository;
             if *created && self.elsewhere.is_some() && !opened.created {
@@ -217,14 +302,10 @@ impl<'a> Registration<'a> {
                 );
             }
             let now = self.acknowledging_with(lineage, joined);
-            let superseding = Superseding { report, there: &here, writes, now: &now };
-            if ids(&superseding.done(repository, lineage).await?) != ids(&self.ack) {
-                report.warning(
-                    format!("repository {}: lineage", repository.name()),
-                    format!("{} was begun when other repositories had to acknowledge WAL", lineage.id),
-                    "readers without this configuration believe an absence proven by fewer repositories",
-                );
-            }
+            let superseding = Superseding { there: &there, lost: self.lost, archives, now: &now };
+            let superseded = superseding.done(report, repository, lineage).await?;
+            others_acknowledge(report, repository, lineage, (&superseded, &self.ack));
+            refused = refused.or(superseded.refused);
             registered.push(Registered {
                 repository: repository.name().to_owned(),
                 url: opened.url.clone(),
@@ -236,7 +317,7 @@ impl<'a> Registration<'a> {
                 opens_with: repository.opened_by().map(|(source, _)| source.to_string()),
             });
         }
-        Ok(registered)
+        Ok((registered, refused))
     }
 
     /// The repositories that acknowledge and hold the same lineage, not another one of its number.
@@ -255,7 +336,7 @@ impl<'a> Registration<'a> {
         let Some(parent) = begun.find_map(|joined| joined.lineage.parent) else { return Ok(()) };
         let pgdata = self.plan.pgdata().map_err(|failure| failure.error)?;
         let lineages = joined.iter().map(|joined| (joined.opened.repository.id(), joined.lineage.id));
-        binding::write(pgdata, lineages)
+        binding::write(pgdata, &self.plan.cluster, &lineages.collect::<Vec<_>>())
             .with_context(|| format!("{} cannot be written", pgdata.join(BINDING).display()))?;
         report.warning(
             "lineage",
@@ -264,6 +345,36 @@ impl<'a> Registration<'a> {
         );
         Ok(())
     }
+}
+
+/// Tells of repositories that have to acknowledge a lineage's WAL and are not the configured ones.
+fn others_acknowledge(
+    report: &mut Report,
+    repository: &Repository,
+    lineage: &Lineage,
+    (superseded, configured): (&Superseded, &[AckMember]),
+) {
+    if ids(&superseded.members) == ids(configured) {
+        return;
+    }
+    let what = format!("repository {}: lineage", repository.name());
+    let found = format!("{} was begun when other repositories had to acknowledge WAL", lineage.id);
+    if superseded.elsewhere.is_empty() {
+        let told = "readers without this configuration believe an absence proven by fewer repositories";
+        report.warning(what, found, told);
+        return;
+    }
+    let others: Vec<String> = superseded
+        .elsewhere
+        .iter()
+        .map(|member| format!("{} ({})", member.repository, member.name))
+        .collect();
+    report.warning(
+        what,
+        format!("{found}: {}, and recovery waits for its word", others.join(", ")),
+        "only if such a repository is lost for good and another one was made in its place, run archive-agent init --lost-repository ID \
+         on the server in production",
+    );
 }
 
 /// Makes or opens a repository.
@@ -302,78 +413,49 @@ fn hint(error: RepoError) -> anyhow::Error {
     }
 }
 
-/// The cluster's lineage in a repository, and whether it was begun now.
-async fn lineage(
+/// The lineage of a data directory that is bound to none. Where others were split off it is bound if its WAL shows which one is its own;
+/// else it is told that it is not.
+async fn unbound(
+    report: &mut Report,
     repository: &Repository,
     plan: &Plan,
     control: &ControlFile,
-    ack: &[AckMember],
-    (begun, elsewhere): (Option<&Begun>, Option<&Elsewhere>),
-) -> anyhow::Result<(Lineage, bool)> {
-    let cluster = &plan.cluster;
+) -> anyhow::Result<Option<Lineage>> {
     let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
-    let bound = binding::read(pgdata, repository.id())
-        .await
-        .with_context(|| pgdata.join(BINDING).display().to_string())?;
-    let elsewhere = elsewhere.filter(|_| bound.is_none_or(|bound| bound.system_id != control.system_id));
-    let bind = |lineage: &Lineage| {
-        binding::add(pgdata, repository.id(), lineage.id)
-            .with_context(|| format!("{} cannot be written", pgdata.join(BINDING).display()))
-    };
-    let existing = match elsewhere {
-        Some(elsewhere) => {
-            let found = elsewhere.find(repository, plan).await?;
-            found.as_ref().map(bind).transpose()?;
-            found
-        }
-        None => repository.lineage_of(cluster, control.system_id, bound).await?,
-    };
-    if let Some(lineage) = existing.filter(|_| begun.is_none()) {
-        same_facts(&lineage, control.into())?;
-        return Ok((lineage, false));
+    let first = repository.lineage_for(&plan.cluster, control.system_id).await?;
+    let mut lineages = repository.lineages(&plan.cluster).await?;
+    lineages.retain(|lineage| lineage.system_id() == control.system_id);
+    if first.is_none() || lineages.iter().all(|lineage| lineage.parent.is_none()) {
+        return Ok(first);
     }
-    let others = repository.lineages(cluster).await?;
-    let related = elsewhere.is_some() && others.iter().any(|other| other.system_id() == control.system_id);
-    if !others.is_empty() && begun.is_none() && !related {
-        let others: Vec<String> = others.iter().map(|lineage| lineage.id.to_string()).collect();
-        bail!(
-            "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier {}: choose \
-             another name with --cluster; or, if this is the same cluster after pg_upgrade or a rebuild, add --new-lineage",
-            others.join(", "),
-            control.system_id
+    let what = format!("repository {}: lineage", repository.name());
+    let found = match crate::wal::lineage::of_directory(repository, &plan.cluster, pgdata).await {
+        Ok(found) => found,
+        Err(error) => match error.downcast_ref::<TargetError>() {
+            Some(TargetError::UnknownLineage { .. } | TargetError::SplitBrain(_)) => {
+                let told = format!("{} is NOT BOUND to a lineage there: {error}", pgdata.display());
+                report.warning(
+                    what,
+                    told,
+                    "nothing of a server that writes there is archived before that is decided",
+                );
+                return Ok(first);
+            }
+            _ => return Err(error),
+        },
+    };
+    if let Some(lineage) = found.as_ref().filter(|_| writes(pgdata, control)) {
+        binding::add(pgdata, &plan.cluster, repository.id(), lineage.id)
+            .with_context(|| format!("{} cannot be written", pgdata.join(BINDING).display()))?;
+        report.warning(
+            what,
+            format!(
+                "the WAL of {} is in lineage {} and in no other: the data directory is bound to it from now on",
+                pgdata.display(),
+                lineage.id
+            ),
+            "a standby that was made before needs a copy of walpoint.lineage",
         );
     }
-    let facts = NewLineage {
-        system_id: control.system_id,
-        major: control.major,
-        segment_size: control.wal_segment_size,
-        wal_block_size: control.wal_block_size,
-        block_size: control.block_size,
-        relation_segment_blocks: control.relation_segment_blocks,
-        ack: ack.to_vec(),
-    };
-    if let Some(elsewhere) = elsewhere {
-        let created =
-            repository.create_lineage_as(cluster, facts, elsewhere.parent(), elsewhere.id.n).await?;
-        bind(&created)?;
-        return Ok((created, true));
-    }
-    let parent = parent(repository, plan, control, begun).await?;
-    match repository.split_lineage(cluster, facts, parent, begun.map_or(0, |begun| begun.after)).await {
-        Ok(lineage) => {
-            // What it was bound to is not there: it was that of a cluster with another name.
-            if bound.is_some() && begun.is_none() {
-                bind(&lineage)?;
-            }
-            Ok((lineage, true))
-        }
-        // Somebody registered the same cluster at the same moment.
-        Err(error @ RepoError::Conflict { .. }) => {
-            match repository.lineage_for(cluster, control.system_id).await? {
-                Some(lineage) => same_facts(&lineage, control.into()).map(|()| (lineage, false)),
-                None => Err(error.into()),
-            }
-        }
-        Err(error) => Err(error.into()),
-    }
+    Ok(found.or(first))
 }

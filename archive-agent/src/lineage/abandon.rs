@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
-use walpoint_base::{SegmentName, SegmentNo, TimelineId};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
-use walpoint_repo::wal::WalArchive;
+use walpoint_repo::wal::{Origin, WalArchive};
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
+use walpoint_storage::layout::AbandonedUntil;
 use walpoint_storage::store::StoreSettings;
 
 use super::{SettleArgs, Settled};
@@ -21,12 +22,17 @@ use crate::hold::user;
 struct Known {
     name: String,
     archive: WalArchive,
+    /// Where it begins there.
+    origin: Origin,
+    /// Whether WAL of it is stored there.
+    wal: bool,
     /// Where the timeline ends there.
     until: Option<SegmentName>,
 }
 
-/// Writes the record into every repository that has the lineage, up to where the timeline ends in any of them: what a repository
-/// lacks of it now may be copied there later.
+/// Writes the record into every repository that has the timeline, up to where it ends in any of them: what one of them lacks of it now may
+/// be copied there later. One that has nothing of it gets the record with its history: a later timeline of that number there may be
+/// another server's.
 pub(super) async fn abandon(
     selection: &Selection<StoreSettings>,
     args: &SettleArgs,
@@ -46,11 +52,13 @@ pub(super) async fn abandon(
             known.push(look(name, lineage, args.timeline, &mut used).await?);
         }
     }
+    known.retain(|one| one.wal || matches!(one.origin, Origin::Stored(_)));
+    let fork = the_fork(args.timeline, &known)?;
     let Some(until) = known.iter().filter_map(|one| one.until).max() else { return Ok(Vec::new()) };
     not_in_production(args.timeline, &used)?;
     let (who, mut settled) = (args.who.clone().unwrap_or_else(user), Vec::new());
     for Known { name, archive, .. } in known {
-        let noted = archive.abandon_timeline(until, args.reason.trim(), &who).await;
+        let noted = archive.abandon_timeline(AbandonedUntil { until, fork }, args.reason.trim(), &who).await;
         noted.with_context(|| format!("repository {name}: the record of timeline {}", args.timeline))?;
         settled.push(Settled {
             repository: name,
@@ -60,6 +68,29 @@ pub(super) async fn abandon(
         });
     }
     Ok(settled)
+}
+
+/// Where the timeline left its parent, which is the same in all repositories whose histories can be read.
+fn the_fork(timeline: TimelineId, known: &[Known]) -> anyhow::Result<Option<(TimelineId, Lsn)>> {
+    let mut found: Option<(&str, Option<(TimelineId, Lsn)>)> = None;
+    for one in known {
+        match (one.origin, found) {
+            (Origin::Stored(fork), None) => found = Some((&one.name, fork)),
+            (Origin::Stored(fork), Some((name, other))) if fork != other => bail!(
+                "timeline {timeline} of repository {name} is not the one of repository {}: they begin at different positions. Say \
+                 which one by --repo",
+                one.name
+            ),
+            _ => {}
+        }
+    }
+    if found.is_none() && known.iter().any(|one| one.origin == Origin::Damaged) {
+        bail!(
+            "the history of timeline {timeline} cannot be read, so it is not known which timeline that is: archive it again from \
+             pg_wal (archive-agent push), then run this again"
+        );
+    }
+    Ok(found.and_then(|(_, fork)| fork))
 }
 
 /// The lineage that has the timeline, as the first repository knows it that does; `None` if none has.
@@ -115,9 +146,11 @@ async fn look(
     let size = lineage.lineage().segment_size;
     let begin = lineage.facts().graph.history(timeline).and_then(|history| history.begin_of(timeline));
     let before = begin.and_then(|begin| SegmentNo::of(begin, size).0.checked_sub(1)).map(SegmentNo);
-    let last = lineage.last_use(timeline).await?.segment.or(before);
-    let until = last.map(|last| last.name(timeline, size));
-    Ok(Known { name: name.to_owned(), archive: lineage.archive().clone(), until })
+    let segment = lineage.last_use(timeline).await?.segment;
+    let until = segment.or(before).map(|last| last.name(timeline, size));
+    let archive = lineage.archive().clone();
+    let origin = archive.origin_of(timeline).await?;
+    Ok(Known { name: name.to_owned(), archive, origin, wal: segment.is_some(), until })
 }
 
 /// Fails if no other timeline was written to later.

@@ -87,7 +87,9 @@ impl ClusterState {
             let pgdata = selection.settings.pgdata.as_ref();
             let binding = pgdata.and_then(|pgdata| std::fs::read_to_string(pgdata.join(BINDING)).ok());
             let binding = binding.unwrap_or_default();
-            repositories.iter_mut().for_each(|repository| repository.compare(server, &binding));
+            repositories
+                .iter_mut()
+                .for_each(|repository| repository.compare(server, &selection.cluster, &binding));
         }
         Self { cluster: selection.cluster.to_string(), server, server_problem, repositories }
     }

@@ -145,7 +145,7 @@ impl RepositoryState {
 
     /// Notes it when the server is not the one whose WAL is here, or not the one that a restore follows. `binding`: the lineages that
     /// its data directory is bound to.
-    pub(super) fn compare(&mut self, server: &ServerState, binding: &str) {
+    pub(super) fn compare(&mut self, server: &ServerState, cluster: &ClusterName, binding: &str) {
         let Some(status) = self.status.as_ref().filter(|status| !status.lineages.is_empty()) else { return };
         let system_id = server.system_identifier();
         let ours = |lineage: &str| lineage.rsplit_once('-').is_some_and(|(id, _)| id == system_id);
@@ -155,7 +155,7 @@ impl RepositoryState {
                  another server, or archive-agent init has to be run for this one"
             ));
         }
-        let bound = self.id.and_then(|id| bound_lineage(binding, id).ok().flatten());
+        let bound = self.id.and_then(|id| bound_lineage(binding, cluster, id).ok().flatten());
         let its: Vec<LineageId> = status.lineages.iter().filter_map(|one| one.lineage.parse().ok()).collect();
         let mut its = its.into_iter().filter(|id| id.system_id.to_string() == system_id);
         // Of several without a file that says which, it is not known.

@@ -12,15 +12,15 @@ pub(crate) use archived::FILE;
 
 /// A segment that was stored from this directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Claim {
+pub(crate) struct Claim {
     /// Which one.
-    pub(super) segment: SegmentName,
+    pub(crate) segment: SegmentName,
     /// Of its content, as that repository has it.
-    pub(super) hash: ContentHash,
+    pub(crate) hash: ContentHash,
 }
 
 /// The newest segment of a timeline that was stored in an archive from this directory, if it is known. Blocks.
-pub(super) fn read(wal: &Path, archive: &WalArchive, timeline: TimelineId) -> Option<Claim> {
+pub(crate) fn read(wal: &Path, archive: &WalArchive, timeline: TimelineId) -> Option<Claim> {
     let (segment, hash) = archived::read(wal, &place(archive), timeline)?;
     Some(Claim { segment, hash: hash.parse().ok()? })
 }

@@ -64,7 +64,7 @@ pub(super) fn answers_for(pgdata: &Path, control: &ControlFile, timeline: Timeli
 /// What a data directory is at a moment: which server wrote its WAL can be another one at the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment {
-    incarnation: Incarnation,
+    pub(super) incarnation: Incarnation,
     /// The timeline that it writes on, if it does.
     pub(super) written: Option<TimelineId>,
     /// The newest one that it has reached.

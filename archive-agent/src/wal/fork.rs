@@ -370,9 +370,10 @@ async fn look_now(target: &Target, archive: &WalArchive) -> Result<(), RepoError
         target.known(lineage, |known| known.forks.found.insert(timeline, (hash, fork, Progress::Open)));
     }
     let disputed = disputed_of(archive, &listed.refused, &listed.settled).await?;
+    let abandoned = archive.abandoned_here(&listed.abandoned).await?;
     target.known(lineage, |known| {
         known.forks.disputed = disputed;
-        known.forks.abandoned = listed.abandoned.iter().map(|until| until.timeline).collect();
+        known.forks.abandoned = abandoned.into_keys().collect();
         for (_, _, progress) in known.forks.found.values_mut().filter(|found| found.2 == Progress::Waits) {
             *progress = Progress::Open;
         }
@@ -384,7 +385,8 @@ async fn look_now(target: &Target, archive: &WalArchive) -> Result<(), RepoError
 pub(super) async fn disputed(archive: &WalArchive) -> Result<Vec<SplitBrain>, RepoError> {
     let listed = archive.all_histories().await?;
     let mut disputed = disputed_of(archive, &listed.refused, &listed.settled).await?;
-    disputed.retain(|split| !listed.abandoned.iter().any(|until| until.timeline == split.timeline()));
+    let abandoned = archive.abandoned_here(&listed.abandoned).await?;
+    disputed.retain(|split| !abandoned.contains_key(&split.timeline()));
     Ok(disputed)
 }
 

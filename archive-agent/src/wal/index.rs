@@ -14,6 +14,9 @@ use super::upload::Trouble;
 /// How often to look for what standbys and pushes without a daemon have stored.
 const CATCH_UP: Duration = Duration::from_secs(3600);
 
+/// How often to look which lineage the WAL of a standby shows.
+const FOLLOWING: Duration = Duration::from_secs(60);
+
 /// Keeps the index in the repository with that number; `working` is called after every success.
 pub(crate) async fn keep(
     archiver: Arc<Archiver>,
@@ -38,6 +41,12 @@ pub(crate) async fn keep(
             let noted = tokio::select! {
                 noted = target.next_stored() => noted,
                 () = tokio::time::sleep_until(next) => break,
+                () = tokio::time::sleep(FOLLOWING) => {
+                    if let Err(error) = target.look_while_it_follows(&cluster).await {
+                        tracing::debug!(repository = target.name(), "which lineage the WAL shows is not known: {error}");
+                    }
+                    continue;
+                }
             };
             if noted.lineage != lineage || target.lineages_left() != left {
                 // The data directory was bound to another one, or the repository is another; catching up finds this segment there.

@@ -2,7 +2,7 @@
 //!
 //! One that is bound in another repository has the same number here, or none: never another server's. Of a cluster with one lineage it is that one. Where others were split off, the WAL in the directory decides: a standby that
 //! was made before its primary got a lineage of its own has that primary's WAL and not its binding. What a directory holds may
-//! be another server's WAL after a promotion or a rebuild, so nothing is decided for longer than a [`Moment`]; once the server
+//! be another server's WAL after a promotion or a rebuild, so nothing is decided for longer than a [`Moment`], but for what the same server's WAL showed while it was a standby; once the server
 //! writes, the directory is bound. Nothing is guessed: where WAL does not decide, nothing is stored.
 
 use std::collections::BTreeSet;
@@ -25,6 +25,8 @@ use super::comparison::{self, Comparison};
 use super::control::{Moment, read_control};
 use super::disk;
 use super::identity;
+use super::known::Incarnation;
+use super::shown::{Seen, shown};
 use super::split_brain::SplitBrain;
 use super::target::TargetError;
 use super::upload::Trouble;
@@ -48,54 +50,74 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// Whether the WAL of a directory shows that it belongs to this one and not to another one: what both servers had before they
-    /// parted may be stored in either. That the other one is a third server's does not make this one the directory's.
-    fn is_shown_beside(&self, other: &Self, size: SegmentSize) -> bool {
-        let parted = [self, other].into_iter().map(|candidate| match candidate.lineage.parent {
-            None => Some(Lsn(0)),
-            Some(parent) => parent.began,
-        });
-        match parted.collect::<Option<Vec<Lsn>>>().and_then(|all| all.into_iter().max()) {
-            Some(parted) => self.same.is_some_and(|same| same.start(size) >= parted),
-            // Of a lineage whose fork is not known nothing before it is stored.
-            None => other.other.is_some(),
+    fn seen(&self, size: SegmentSize) -> Seen {
+        Seen {
+            id: self.lineage.id,
+            own: self.lineage.parent.map_or(Some(Lsn(0)), |parent| parent.began),
+            contradicted: self.other.is_some(),
+            same: self.same.map(|same| same.start(size)),
         }
     }
 }
 
-/// The lineage of a repository that a data directory archives to which is not bound to one of it, and whether that had to be found
-/// out; `None` if the cluster has none with this system identifier, or not the one that the directory is bound to in another
-/// repository (`elsewhere`): a server has the same number in all.
+/// What the WAL of a directory showed once. A checkpoint after a promotion removes it, and what was shown holds as long as the same
+/// server runs there and the repository has the same lineages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    incarnation: Incarnation,
+    among: Vec<LineageId>,
+    shown: LineageId,
+}
+
+/// The lineage that a data directory archives to.
+pub(crate) struct Choice {
+    pub(crate) lineage: Lineage,
+    /// What it was found out by, if others could be meant.
+    pub(crate) found: Option<Remembered>,
+}
+
+/// The lineage of a repository that a data directory archives to which is not bound to one of it; `None` if the cluster has none with this system identifier, or not the one that the directory is bound to in another
+/// repository (`elsewhere`): a server has the same number in all. Where its WAL shows none any more, what it showed `before` counts.
 pub(crate) async fn choose(
     repository: &Repository,
     cluster: &ClusterName,
     identity: &Identity,
     (pgdata, elsewhere): (&Path, Option<LineageId>),
     moment: &Moment,
-) -> Result<Option<(Lineage, bool)>, TargetError> {
+    before: Option<&Remembered>,
+) -> Result<Option<Choice>, TargetError> {
+    let known = |lineage: Lineage| Some(Choice { lineage, found: None });
     let mut lineages = repository.lineages(cluster).await?;
     lineages.retain(|lineage| lineage.system_id() == identity.system_id);
     lineages.sort_unstable_by_key(|lineage| lineage.id.n);
     if let Some(elsewhere) = elsewhere {
         match lineages.iter().find(|lineage| lineage.id == elsewhere) {
             None => return Ok(None),
-            Some(same) if same.parent.is_none() => return Ok(Some((same.clone(), false))),
+            Some(same) if same.parent.is_none() => return Ok(known(same.clone())),
             // Under that number it may be another server's here.
             Some(_) => {}
         }
     }
     if lineages.iter().all(|lineage| lineage.parent.is_none()) {
-        return Ok(lineages.pop().map(|lineage| (lineage, false)));
+        return Ok(lineages.pop().and_then(known));
     }
+    let among: Vec<LineageId> = lineages.iter().map(|lineage| lineage.id).collect();
+    let before = before.filter(|before| before.incarnation == moment.incarnation && before.among == among);
     let mut candidates = Vec::new();
     for lineage in lineages {
         let archive = repository.wal_to_read(&lineage).await?;
         candidates.push(Candidate { lineage, archive, other: None, same: None });
     }
     let chosen = decide(&mut candidates, repository, identity, pgdata, moment).await?;
+    let is_possible = |id: &LineageId| {
+        candidates.iter().any(|candidate| candidate.lineage.id == *id && candidate.other.is_none())
+    };
+    let chosen = chosen.or_else(|| before.map(|before| before.shown).filter(is_possible));
     let is_chosen = |id| Some(id) == chosen && elsewhere.is_none_or(|elsewhere| id == elsewhere);
     if let Some(chosen) = candidates.iter().find(|candidate| is_chosen(candidate.lineage.id)) {
-        return Ok(Some((chosen.lineage.clone(), true)));
+        let shown = chosen.lineage.id;
+        let found = Some(Remembered { incarnation: moment.incarnation, among, shown });
+        return Ok(Some(Choice { lineage: chosen.lineage.clone(), found }));
     }
     // It is another server than all that archive here. Where all of these were split off, its own lineage is not here yet.
     let split = candidates.iter().all(|candidate| candidate.lineage.parent.is_some());
@@ -116,7 +138,7 @@ pub(crate) async fn choose(
         cluster: cluster.clone(),
         wal: pgdata.join("pg_wal"),
         binding: pgdata.join(BINDING),
-        lines: possible.map(|candidate| line(repository, candidate.lineage.id)).collect(),
+        lines: possible.map(|candidate| line(repository, &candidate.lineage)).collect(),
     })
 }
 
@@ -126,7 +148,7 @@ pub(crate) async fn of_directory(
     cluster: &ClusterName,
     pgdata: &Path,
 ) -> anyhow::Result<Option<Lineage>> {
-    let all = binding::read_all(pgdata)
+    let all = binding::read_all(pgdata, cluster)
         .await
         .with_context(|| format!("{} cannot be read", pgdata.join(BINDING).display()))?;
     let directory = pgdata.to_owned();
@@ -140,12 +162,13 @@ pub(crate) async fn of_directory(
         return Ok(repository.read_lineage(cluster, *bound).await?);
     }
     let elsewhere = bound_elsewhere(&all, identity.system_id).map(|(_, id)| id);
-    let chosen = choose(repository, cluster, &identity, (pgdata, elsewhere), &moment).await?;
-    Ok(chosen.map(|(lineage, _)| lineage))
+    let chosen = choose(repository, cluster, &identity, (pgdata, elsewhere), &moment, None).await?;
+    Ok(chosen.map(|choice| choice.lineage))
 }
 
-fn line(repository: &Repository, lineage: LineageId) -> String {
-    format!("\"{}\"", walpoint_repo::lineage::binding([(repository.id(), lineage)]).trim_end())
+fn line(repository: &Repository, lineage: &Lineage) -> String {
+    let line = walpoint_repo::lineage::binding(&lineage.cluster, [(repository.id(), lineage.id)]);
+    format!("\"{}\"", line.trim_end())
 }
 
 /// The lineage that what lies in `pg_wal` shows, if it shows one.
@@ -167,12 +190,7 @@ async fn decide(
         return Ok(Some(claimed));
     }
     let size = identity.segment_size;
-    let shown = |one: &&&Candidate| {
-        let mut others = candidates.iter().filter(|other| other.lineage.id != one.lineage.id);
-        one.same.is_some() && others.all(|other| one.is_shown_beside(other, size))
-    };
-    let shown: Vec<&&Candidate> = possible.iter().filter(shown).collect();
-    Ok(if let [only] = shown[..] { Some(only.lineage.id) } else { None })
+    Ok(shown(&candidates.iter().map(|candidate| candidate.seen(size)).collect::<Vec<_>>()))
 }
 
 /// The only lineage that a server noted when it stored there what it wrote on the timeline that it writes still. Another server

@@ -5,6 +5,7 @@
 //! or, of a directory that is bound nowhere here, the WAL that lies in it. What was known of a repository or a lineage that was
 //! made anew is forgotten before anything is stored there.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use walpoint_repo::{Lineage, Repository};
 use walpoint_storage::RepoError;
 
 use super::control::Moment;
+use super::lineage::Choice;
 use super::target::{Target, TargetError};
 use super::{disk, lineage};
 use crate::binding;
@@ -70,11 +72,16 @@ impl Target {
         elsewhere: Option<LineageId>,
     ) -> Result<Option<Lineage>, TargetError> {
         let directory = (self.pgdata.as_path(), elsewhere);
-        let chosen = lineage::choose(repository, &self.cluster, cluster, directory, moment).await?;
-        let Some((lineage, found_out)) = chosen else { return Ok(None) };
+        let before = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let chosen =
+            lineage::choose(repository, &self.cluster, cluster, directory, moment, before.as_ref()).await?;
+        let Some(Choice { lineage, found }) = chosen else { return Ok(None) };
+        let found_out = found.is_some();
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = found;
         if found_out && moment.written.is_some() {
-            let (pgdata, id, own) = (self.pgdata.clone(), repository.id(), lineage.id);
-            let added = disk::look(&self.pgdata, move || binding::add(&pgdata, id, own)).await;
+            let (pgdata, cluster) = (self.pgdata.clone(), self.cluster.clone());
+            let (id, own) = (repository.id(), lineage.id);
+            let added = disk::look(&self.pgdata, move || binding::add(&pgdata, &cluster, id, own)).await;
             match added.map_err(std::io::Error::other).and_then(|added| added) {
                 Ok(()) => tracing::warn!(
                     repository = self.name,
@@ -92,6 +99,31 @@ impl Target {
             }
         }
         Ok(Some(lineage))
+    }
+
+    /// Looks which lineage the WAL of an unbound standby shows, where there are several, and remembers it: after its promotion a
+    /// checkpoint may have removed that WAL before anything is archived.
+    pub(crate) async fn look_while_it_follows(&self, cluster: &Identity) -> Result<(), TargetError> {
+        let Some(repository) = self.opened.lock().await.as_ref().map(|open| open.repository.clone()) else {
+            return Ok(());
+        };
+        let all = binding::read_all(&self.pgdata, &self.cluster).await;
+        let all = all.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
+        if all.contains_key(&repository.id()) {
+            return Ok(());
+        }
+        let pgdata = self.pgdata.clone();
+        let moment = disk::run(&self.pgdata, move || Moment::of(&pgdata, TimelineId::FIRST)).await;
+        let moment = moment.map_err(RepoError::from)?.map_err(|trouble| TargetError::Server(trouble.text))?;
+        if moment.written.is_some() {
+            return Ok(());
+        }
+        let elsewhere = bound_elsewhere(&all, cluster.system_id).map(|(_, id)| id);
+        match self.chosen(&repository, cluster, &moment, elsewhere).await {
+            // It is said when something is to be archived.
+            Ok(_) | Err(TargetError::UnknownLineage { .. } | TargetError::SplitBrain(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn find_archive(
@@ -117,7 +149,7 @@ impl Target {
                 closed.insert(Opened { repository, archive: None })
             }
         };
-        let all = binding::read_all(&self.pgdata).await;
+        let all = binding::read_all(&self.pgdata, &self.cluster).await;
         let all = all.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;
         let bound = all.get(&open.repository.id()).filter(|bound| bound.system_id == cluster.system_id);
         let elsewhere = bound_elsewhere(&all, cluster.system_id).map(|(_, id)| id);

@@ -21,6 +21,7 @@ use walpoint_storage::store::StoreSettings;
 
 use super::beside::Beside;
 use super::known::Known;
+use super::lineage::Remembered;
 use super::opening::Opened;
 use super::points;
 use super::presence::Presence;
@@ -60,6 +61,8 @@ pub(crate) struct Target {
     pub(crate) acknowledges: bool,
     pub(super) opened: Mutex<Option<Opened>>,
     pub(super) presence: Presence,
+    /// What the WAL of the directory showed last, if it is not bound and there are several lineages.
+    pub(super) shown: std::sync::Mutex<Option<Remembered>>,
     /// What is being stored there.
     pub(super) writes: Writes,
     /// Whole segments that were stored and not taken by the index yet, with what it keeps of those stored anew.
@@ -108,6 +111,7 @@ impl Target {
             acknowledges,
             opened: Mutex::default(),
             presence: Presence::default(),
+            shown: std::sync::Mutex::default(),
             writes: Writes::default(),
             stored: std::sync::Mutex::default(),
             stored_more: Notify::new(),

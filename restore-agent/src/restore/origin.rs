@@ -131,13 +131,14 @@ pub(crate) async fn bind(
     let known = origin.repositories.iter().filter(|known| known.lineage.is_some());
     let mut lineages: BTreeMap<RepositoryId, LineageId> = known.map(|known| (known.id, lineage.id)).collect();
     // One that is away now has the server under the number that the backup's data directory was bound to.
-    let before = std::fs::read_to_string(&path).ok().and_then(|text| bound_lineages(&text).ok());
+    let before =
+        std::fs::read_to_string(&path).ok().and_then(|text| bound_lineages(&text, &planned.cluster).ok());
     for (repository, bound) in before.unwrap_or_default() {
         if bound == lineage.id {
             lineages.entry(repository).or_insert(bound);
         }
     }
-    let text = binding(lineages);
+    let text = binding(&planned.cluster, lineages);
     durable::replace(&path, text.as_bytes(), 0o644)
         .with_context(|| format!("{} cannot be written", path.display()))?;
     if let Some(owner) = owner {

@@ -1,7 +1,7 @@
 //! Which repositories acknowledge a lineage's WAL by now: a repository that was lost and made anew takes the place of the old one.
 //!
 //! A lineage names them when it is created, by their random ids. `clusters/<name>/<lineage>/ack/<n>` is a numbered sequence of
-//! documents that replace that; the last one counts. `init` writes one where the repository of a name is another one than before.
+//! documents that replace that; the last one counts. `init` writes one where a person says that a repository is lost.
 //! The facts of the lineage stay as they are. A crash leaves the sequence with the next document or without it.
 
 use jiff::Timestamp;
@@ -38,25 +38,38 @@ struct Document {
 }
 
 impl Acknowledging {
-    /// What comes of these repositories when those of the configuration are `now`: one of the same name and another id takes the
-    /// place of the one that was lost. One of those that are `there`, under whatever name and whether or not they acknowledge here,
-    /// was not lost. `None` if nothing changes.
-    pub fn superseded_by(&self, now: &[AckMember], there: &[RepositoryId]) -> Option<Self> {
+    /// What comes of these repositories when a person says that some are `lost`: one of the configuration (`now`) that does not
+    /// acknowledge yet takes the place of each, that of the same name or the only one. What is `there` was not lost, whatever is said,
+    /// and a name proves nothing: another host has other names. `None` if nothing changes.
+    pub fn superseded_by(
+        &self,
+        now: &[AckMember],
+        there: &[RepositoryId],
+        lost: &[RepositoryId],
+    ) -> Option<Self> {
         let mut next = self.clone();
-        for member in &mut next.members {
-            let is = |other: &&AckMember| other.repository == member.repository;
-            let Some(new) = now.iter().find(|new| new.name == member.name && !is(new)) else { continue };
-            if !now.iter().any(|other| is(&other)) && !there.contains(&member.repository) {
-                next.replaced.push(std::mem::replace(&mut member.repository, new.repository));
+        for at in 0..next.members.len() {
+            let Some(old) = next.members.get(at).cloned() else { break };
+            let is_there =
+                there.contains(&old.repository) || now.iter().any(|new| new.repository == old.repository);
+            if is_there || !lost.contains(&old.repository) {
+                continue;
+            }
+            let is_member =
+                |new: &&AckMember| next.members.iter().any(|member| member.repository == new.repository);
+            let free: Vec<&AckMember> = now.iter().filter(|new| !is_member(new)).collect();
+            let same_name = free.iter().find(|new| new.name == old.name);
+            let new = same_name.or(if let [only] = &free[..] { Some(only) } else { None });
+            if let (Some(new), Some(member)) = (new.copied().cloned(), next.members.get_mut(at)) {
+                next.replaced.push(std::mem::replace(member, new).repository);
             }
         }
-        let mut seen = Vec::new();
-        next.members.retain(|member| {
-            let new = !seen.contains(&member.repository);
-            seen.push(member.repository);
-            new
-        });
         (next.members != self.members).then_some(next)
+    }
+
+    /// Those that are none of these repositories: recovery waits for their word.
+    pub fn elsewhere<'a>(&'a self, there: &'a [RepositoryId]) -> impl Iterator<Item = &'a AckMember> {
+        self.members.iter().filter(|member| !there.contains(&member.repository))
     }
 }
 
@@ -108,24 +121,28 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_that_was_made_anew_takes_its_place() {
+    fn a_repository_that_a_person_says_is_lost_has_a_successor_and_a_name_alone_shows_nothing() {
+        let id = |id| RepositoryId([id; 16]);
         let old =
             Acknowledging { members: vec![member("a", 1), member("b", 2)], replaced: Vec::new(), next: 0 };
-        assert_eq!(old.superseded_by(&[member("a", 1), member("b", 2)], &[]), None);
-        let new = old.superseded_by(&[member("a", 3), member("b", 2)], &[]).unwrap();
-        assert_eq!(new.members, [member("a", 3), member("b", 2)]);
-        assert_eq!(new.replaced, [RepositoryId([1; 16])]);
-        assert_eq!(old.superseded_by(&[member("b", 2)], &[]), None, "one that is only not configured counts");
-        let there = [RepositoryId([1; 16]), RepositoryId([3; 16])];
+        assert_eq!(old.superseded_by(&[member("a", 1), member("b", 2)], &[], &[]), None);
+        let anew = [member("a", 3), member("b", 2)];
+        assert_eq!(old.superseded_by(&anew, &[], &[]), None, "another host has other names");
+        let new = old.superseded_by(&anew, &[], &[id(1)]).unwrap();
+        assert_eq!(new.members, anew);
+        assert_eq!(new.replaced, [id(1)]);
+        assert_eq!(new.superseded_by(&anew, &[], &[id(1)]), None, "once is enough");
+        let renamed = old.superseded_by(&[member("c", 3), member("b", 2)], &[], &[id(1)]).unwrap();
+        assert_eq!(renamed.members, [member("c", 3), member("b", 2)]);
+        assert_eq!(old.superseded_by(&[member("b", 2)], &[], &[id(1)]), None, "nothing takes its place");
         assert_eq!(
-            old.superseded_by(&[member("a", 3)], &there),
+            old.superseded_by(&[member("a", 3)], &[id(1), id(3)], &[id(1)]),
             None,
-            "one that does not acknowledge here counts"
+            "it is there, though it does not acknowledge here"
         );
-        assert_eq!(
-            old.superseded_by(&[member("a", 2), member("b", 1)], &[]),
-            None,
-            "they only changed their names"
-        );
+        let crossed = [member("a", 2), member("b", 1)];
+        assert_eq!(old.superseded_by(&crossed, &[], &[id(1), id(2)]), None, "they only changed their names");
+        let there = [id(2), id(3)];
+        assert_eq!(old.elsewhere(&there).collect::<Vec<_>>(), [&member("a", 1)]);
     }
 }

@@ -80,27 +80,59 @@ pub struct Fork {
     pub lsn: Lsn,
 }
 
-/// The file in a data directory that binds it to a lineage of each repository: a line for each, the repository's id and the
-/// lineage.
+/// The file in a data directory that binds it to a lineage of each repository: a line for each, the repository's id, the cluster and
+/// the lineage. A copy that is archived under another cluster's name has the lines of its original, and they are not its own.
 pub const BINDING: &str = "walpoint.lineage";
 
-/// The lineage that a binding names for a repository; `None` if it names none.
+/// The lineage of a cluster that a binding names for a repository; `None` if it names none.
 pub fn bound_lineage(
     binding: &str,
+    cluster: &ClusterName,
     repository: RepositoryId,
 ) -> std::result::Result<Option<LineageId>, ParseError> {
-    Ok(bound_lineages(binding)?.get(&repository).copied())
+    Ok(bound_lineages(binding, cluster)?.get(&repository).copied())
 }
 
-/// The lineages that a binding names, by repository.
-pub fn bound_lineages(binding: &str) -> std::result::Result<BTreeMap<RepositoryId, LineageId>, ParseError> {
+/// The lineages of a cluster that a binding names, by repository.
+pub fn bound_lineages(
+    binding: &str,
+    cluster: &ClusterName,
+) -> std::result::Result<BTreeMap<RepositoryId, LineageId>, ParseError> {
     let mut bound = BTreeMap::new();
     for line in binding.lines().filter(|line| !line.trim().is_empty()) {
-        let error = || ParseError::new("a repository's id and a lineage", line);
-        let (id, lineage) = line.trim().split_once(' ').ok_or_else(error)?;
-        bound.insert(id.parse()?, lineage.trim().parse()?);
+        let (repository, of, lineage) = bound_line(line)?;
+        if of == *cluster {
+            bound.insert(repository, lineage);
+        }
     }
     Ok(bound)
+}
+
+fn bound_line(line: &str) -> std::result::Result<(RepositoryId, ClusterName, LineageId), ParseError> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [id, cluster, lineage] = words[..] else {
+        return Err(ParseError::new("a repository's id, a cluster and a lineage", line));
+    };
+    Ok((id.parse()?, cluster.parse()?, lineage.parse()?))
+}
+
+/// A binding with these lineages of a cluster in place of those that it names for the same repositories, or for `all`; what it says of
+/// other clusters stays.
+pub fn rebound(
+    binding: &str,
+    cluster: &ClusterName,
+    lineages: &[(RepositoryId, LineageId)],
+    all: bool,
+) -> std::result::Result<String, ParseError> {
+    let mut text = String::new();
+    for line in binding.lines().filter(|line| !line.trim().is_empty()) {
+        let (repository, of, _) = bound_line(line)?;
+        if of != *cluster || !(all || lineages.iter().any(|(id, _)| *id == repository)) {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    Ok(text + &self::binding(cluster, lineages.iter().copied()))
 }
 
 /// The lineage of its server that a binding names for repositories that it does not mention: a server has the same number in all.
@@ -113,9 +145,14 @@ pub fn bound_elsewhere(
     own.max_by_key(|(_, lineage)| lineage.n).map(|(repository, lineage)| (*repository, *lineage))
 }
 
-/// A binding to these lineages.
-pub fn binding(lineages: impl IntoIterator<Item = (RepositoryId, LineageId)>) -> String {
-    lineages.into_iter().map(|(repository, lineage)| format!("{repository} {lineage}\n")).collect()
+/// A binding to these lineages of a cluster.
+pub fn binding(
+    cluster: &ClusterName,
+    lineages: impl IntoIterator<Item = (RepositoryId, LineageId)>,
+) -> String {
+    let line =
+        |(repository, lineage): (RepositoryId, LineageId)| format!("{repository} {cluster} {lineage}\n");
+    lineages.into_iter().map(line).collect()
 }
 
 /// A random name that tells lineages apart: 32 hexadecimal digits.
@@ -281,19 +318,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_binding_names_a_lineage_for_each_repository() {
+    fn a_binding_names_a_lineage_for_each_repository_and_cluster() {
         let (one, two) = (RepositoryId([1; 16]), RepositoryId([2; 16]));
+        let (main, copy): (ClusterName, ClusterName) = ("main".parse().unwrap(), "copy".parse().unwrap());
         let lineage = |n| LineageId { system_id: SystemId(7), n };
-        let text = binding([(one, lineage(2)), (two, lineage(3))]);
-        assert_eq!(bound_lineage(&text, one), Ok(Some(lineage(2))));
-        assert_eq!(bound_lineage(&text, two), Ok(Some(lineage(3))));
-        assert_eq!(bound_lineage(&text, RepositoryId([3; 16])), Ok(None));
-        assert_eq!(bound_lineage("", one), Ok(None));
-        let bound = bound_lineages(&text).unwrap();
+        let text = binding(&main, [(one, lineage(2)), (two, lineage(3))]);
+        assert_eq!(bound_lineage(&text, &main, one), Ok(Some(lineage(2))));
+        assert_eq!(bound_lineage(&text, &main, two), Ok(Some(lineage(3))));
+        assert_eq!(bound_lineage(&text, &main, RepositoryId([3; 16])), Ok(None));
+        assert_eq!(bound_lineage("", &main, one), Ok(None));
+        let bound = bound_lineages(&text, &main).unwrap();
         assert_eq!(bound_elsewhere(&bound, SystemId(7)), Some((two, lineage(3))));
         assert_eq!(bound_elsewhere(&bound, SystemId(8)), None);
-        for bad in ["x", "x 7-1", &format!("{one}"), &format!("{one} 7")] {
-            assert!(bound_lineage(bad, one).is_err(), "{bad:?}");
+        assert_eq!(bound_lineages(&text, &copy), Ok(BTreeMap::new()), "a copy with a name of its own");
+        let both = rebound(&text, &copy, &[(one, lineage(1))], false).unwrap();
+        assert_eq!(bound_lineages(&both, &main), Ok(bound));
+        assert_eq!(bound_lineage(&both, &copy, one), Ok(Some(lineage(1))));
+        let again = rebound(&both, &main, &[(two, lineage(4))], false).unwrap();
+        assert_eq!(bound_lineage(&again, &main, one), Ok(Some(lineage(2))));
+        assert_eq!(bound_lineage(&again, &main, two), Ok(Some(lineage(4))));
+        let alone = rebound(&both, &main, &[(two, lineage(4))], true).unwrap();
+        assert_eq!(bound_lineage(&alone, &main, one), Ok(None));
+        assert_eq!(bound_lineage(&alone, &copy, one), Ok(Some(lineage(1))));
+        for bad in ["x", "x main 7-1", &format!("{one}"), &format!("{one} 7-1"), &format!("{one} main 7")] {
+            assert!(bound_lineage(bad, &main, one).is_err(), "{bad:?}");
+            assert!(rebound(bad, &main, &[], false).is_err(), "{bad:?}");
         }
     }
 }

@@ -212,19 +212,6 @@ impl Repository {
         document.into_lineage(&key).map(Some)
     }
 
-    /// The lineage that a data directory archives to: the one that it is bound to, or else [`Self::lineage_for`].
-    pub async fn lineage_of(
-        &self,
-        cluster: &ClusterName,
-        system_id: SystemId,
-        bound: Option<LineageId>,
-    ) -> Result<Option<Lineage>> {
-        match bound.filter(|bound| bound.system_id == system_id) {
-            Some(bound) => self.read_lineage(cluster, bound).await,
-            None => self.lineage_for(cluster, system_id).await,
-        }
-    }
-
     /// The newest lineage of the cluster with that system identifier that was not split off from another one: the one that it
     /// archives to unless its data directory is bound to another. `None` if there is none.
     pub async fn lineage_for(&self, cluster: &ClusterName, system_id: SystemId) -> Result<Option<Lineage>> {

@@ -27,8 +27,14 @@ fn a_repository_that_was_made_anew_takes_the_place_of_the_old_one() {
         if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
     }
     let made = bed.agent.init(&[]).expect_success();
-    assert!(made.stdout.contains("takes its place") || made.stderr.contains("takes its place"), "{made:#?}");
+    assert!(made.stdout.contains("recovery waits for its word"), "a name shows nothing: {made:#?}");
+    let lost = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
+    let check = bed.agent.run(&["check", "--no-switch"]);
+    assert!(check.stdout.contains(lost) && check.stdout.contains("--lost-repository"), "{check:#?}");
+    let made = bed.agent.init(&["--lost-repository", lost]).expect_success();
+    assert!(made.stdout.contains("takes the place"), "{made:#?}");
     bed.agent.init(&[]).expect_success();
+    bed.agent.init(&["--lost-repository", lost]).expect_success();
     ledger.append_as(&bed.cluster, "a2");
     bed.backup();
     let a3 = ledger.append_as(&bed.cluster, "a3");

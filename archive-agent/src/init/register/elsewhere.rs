@@ -14,7 +14,7 @@ use crate::init::config::Plan;
 use crate::wal::lineage;
 use crate::wal::target::TargetError;
 
-/// The lineage that the data directory archives to in another repository: its server has that one in every repository.
+/// The lineage that the data directory archives to in another repository: its server has that one in every repository of the cluster.
 pub(super) struct Elsewhere {
     pub(super) id: LineageId,
     /// Its facts there, if one of the repositories has them.
@@ -30,17 +30,23 @@ impl Elsewhere {
         control: &ControlFile,
     ) -> anyhow::Result<Option<Self>> {
         let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
-        let bound =
-            binding::read_all(pgdata).await.with_context(|| pgdata.join(BINDING).display().to_string())?;
-        let Some((_, id)) = bound_elsewhere(&bound, control.system_id) else {
-            return Self::of_unbound(repositories, plan, pgdata, control).await;
-        };
-        let mut lineage = None;
-        for repository in repositories.iter().filter(|one| bound.get(&one.id()) == Some(&id)) {
-            if lineage.is_none() {
-                lineage = repository.read_lineage(&plan.cluster, id).await?;
+        let bound = binding::read_all(pgdata, &plan.cluster)
+            .await
+            .with_context(|| pgdata.join(BINDING).display().to_string())?;
+        // A line counts where its lineage is, or where that cannot be seen from here.
+        let (mut there, mut facts) = (bound.clone(), Vec::new());
+        for repository in repositories {
+            let Some(id) = bound.get(&repository.id()) else { continue };
+            match repository.read_lineage(&plan.cluster, *id).await? {
+                Some(found) => facts.push(found),
+                None => drop(there.remove(&repository.id())),
             }
         }
+        let known = bound_elsewhere(&there, control.system_id);
+        let Some((_, id)) = known.or_else(|| bound_elsewhere(&bound, control.system_id)) else {
+            return Self::of_unbound(repositories, plan, pgdata, control).await;
+        };
+        let lineage = facts.into_iter().find(|lineage| lineage.id == id);
         Ok(Some(Self { id, lineage, life: LineageUid::random() }))
     }
 
@@ -109,7 +115,7 @@ impl Elsewhere {
                 "the data directory is bound to lineage {id} in another repository, and nothing shows that the lineage {id} in this one is \
                  the same server's: nothing was changed. HINT: If it is, add the line \"{}\" to {BINDING} in the data directory; else \
                  begin a lineage that is this server's in all repositories: archive-agent init --new-lineage --even-if-bound",
-                walpoint_repo::lineage::binding([(repository.id(), id)]).trim_end()
+                walpoint_repo::lineage::binding(&plan.cluster, [(repository.id(), id)]).trim_end()
             );
         }
         Ok(Some(found))

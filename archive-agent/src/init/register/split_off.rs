@@ -20,8 +20,6 @@ use crate::wal::{check, comparison, lineage};
 
 /// What a new lineage has in common in all repositories.
 pub(super) struct Begun {
-    /// The greatest number that is taken in one of them.
-    pub(super) after: u32,
     pub(super) life: LineageUid,
     pub(super) began: Option<Lsn>,
 }
@@ -94,7 +92,8 @@ pub(super) async fn parent(
     Ok(Some(ParentLineage { lineage: lineage.id, fork, began, life }))
 }
 
-fn newest(control: &ControlFile) -> Option<TimelineId> {
+/// The newest timeline that a data directory has reached.
+pub(super) fn newest(control: &ControlFile) -> Option<TimelineId> {
     TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline))
 }
 
@@ -108,8 +107,9 @@ pub(super) async fn no_second(
     let path = pgdata.join(BINDING);
     let mut bound_to = Vec::new();
     for repository in repositories {
-        let bound =
-            binding::read(pgdata, repository.id()).await.with_context(|| path.display().to_string())?;
+        let bound = binding::read(pgdata, &plan.cluster, repository.id())
+            .await
+            .with_context(|| path.display().to_string())?;
         let Some(bound) = bound.filter(|bound| bound.system_id == control.system_id) else { continue };
         let lineage = repository.read_lineage(&plan.cluster, bound).await?;
         let Some((lineage, timeline)) = lineage.zip(newest(control)) else { continue };

@@ -106,7 +106,7 @@ impl Archive {
         let Some(Place { pgdata, .. }) = &self.place else { return Ok(BTreeMap::new()) };
         let path = pgdata.join(BINDING);
         let read = match std::fs::read_to_string(&path) {
-            Ok(text) => bound_lineages(&text).map_err(anyhow::Error::from),
+            Ok(text) => bound_lineages(&text, &self.cluster).map_err(anyhow::Error::from),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(error) => Err(error.into()),
         };

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
 use walpoint_plan::restore::{Abandoned, ExtentQuestion, Path};
 use walpoint_storage::error::{RepoError, Result};
-use walpoint_storage::layout::WalEntry;
+use walpoint_storage::layout::{AbandonedUntil, WalEntry};
 
 use super::LineageCatalog;
 use crate::wal::{Abandonment, WalArchive};
@@ -25,14 +25,13 @@ pub struct LastUse {
 /// The timelines that were abandoned and have had no WAL since. What is wrong with the others is added to `problems`.
 pub(super) async fn abandoned(
     archive: &WalArchive,
-    listed: &[SegmentName],
+    listed: &[AbandonedUntil],
     problems: &mut Vec<String>,
 ) -> Result<BTreeMap<TimelineId, Abandoned>> {
-    let latest: BTreeMap<TimelineId, SegmentName> =
-        listed.iter().map(|until| (until.timeline, *until)).collect();
     let mut abandoned = BTreeMap::new();
-    for (timeline, until) in latest {
-        let record = match archive.abandonment(until).await {
+    for (timeline, name) in archive.abandoned_here(listed).await? {
+        let until = name.until;
+        let record = match archive.abandonment(name).await {
             Ok(Some(record)) => record,
             Ok(None) => continue,
             Err(error @ RepoError::Corrupt { .. }) => {

@@ -3,10 +3,12 @@
 //! Base backups are those of the first repository alone: a restore reads one from one repository. What was asked of the catalogs before
 //! counts no more, but for the backups: the WAL of all is looked at anew.
 
+use walpoint_base::TimelineId;
+use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::restore::{Answer, Doubt, Facts, Question};
 
 use super::{Catalog, LineageCatalog};
-use crate::wal::WalArchive;
+use crate::wal::{Origin, WalArchive};
 
 impl Catalog {
     /// This cluster with the WAL that others have of the same lineages.
@@ -53,7 +55,11 @@ impl LineageCatalog {
                     graph.add_known(*timeline);
                 }
             }
-            abandoned.extend(theirs.abandoned.iter().map(|(timeline, record)| (*timeline, record.clone())));
+            // Under that number it may be another server's.
+            let origin = |graph: &TimelineGraph, timeline| graph.history(timeline).map(Origin::of);
+            let same = |timeline: TimelineId| origin(&graph, timeline) == origin(&theirs.graph, timeline);
+            let said = theirs.abandoned.iter().filter(|(timeline, _)| same(**timeline));
+            abandoned.extend(said.map(|(timeline, record)| (*timeline, record.clone())));
         }
         let mut facts = Facts::new(own.lineage, own.major, own.segment_size, graph, own.backups.clone());
         (facts.doubts, facts.without_history, facts.abandoned) = (doubts, without_history, abandoned);

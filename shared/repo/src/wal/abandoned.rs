@@ -1,17 +1,22 @@
 //! Abandoned timelines: a person says that nothing of value was written on one, so it is not the latest any more.
 //!
-//! `<TLI>.history.abandoned/<segment>` is a document, created once. It covers the timeline up to that segment, the last one that was
-//! stored then: WAL that comes later shows that a server still writes there, and the timeline counts again. Nothing that is stored
-//! changes.
+//! `<TLI>.history.abandoned/<segment>.<TLI>-<LSN>` is a document, created once. It names the timeline by its number and by where it left its
+//! parent, and counts only where the stored history is that one: a number may be another server's in another repository, or later. It covers
+//! the timeline up to that segment, the last one that was stored then: WAL that comes later shows that a server still writes there, and the
+//! timeline counts again. Nothing that is stored changes.
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use walpoint_base::{SegmentName, TimelineId};
+use walpoint_base::{Lsn, SegmentName, TimelineHistory, TimelineId};
 use walpoint_storage::descriptor::now;
 use walpoint_storage::document::{self, as_text};
 use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::AbandonedUntil;
 
 use super::WalArchive;
+use crate::lineage::Fork;
 
 /// Who gave a timeline up, and why.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -23,6 +28,9 @@ pub struct Abandonment {
     /// The last segment that it covers; the one before the timeline's first if there was none.
     #[serde(with = "as_text")]
     pub until: SegmentName,
+    /// The timeline that it left, and where; `None` if it has no ancestors, or no history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<Fork>,
     /// Why it does not count.
     pub reason: String,
     /// Who says so.
@@ -38,17 +46,87 @@ impl std::fmt::Display for Abandonment {
     }
 }
 
+impl Abandonment {
+    /// What it is called.
+    fn name(&self) -> AbandonedUntil {
+        let fork = self.fork.map(|Fork { timeline, lsn }| (timeline, lsn));
+        AbandonedUntil { until: self.until, fork }
+    }
+}
+
+/// What a repository says of where a timeline begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Its stored history: the timeline that it left, and where; `None` if it has no ancestors.
+    Stored(Option<(TimelineId, Lsn)>),
+    /// No history is stored.
+    Absent,
+    /// It cannot be read.
+    Damaged,
+}
+
+impl Origin {
+    /// Of a stored history.
+    pub fn of(history: &TimelineHistory) -> Self {
+        Self::Stored(history.parent().map(|entry| (entry.parent, entry.switch)))
+    }
+
+    /// Whether a record of that timeline is about this one.
+    pub fn is(self, name: &AbandonedUntil) -> bool {
+        match self {
+            Self::Stored(fork) => fork == name.fork,
+            Self::Absent => name.fork.is_none(),
+            Self::Damaged => false,
+        }
+    }
+}
+
 impl WalArchive {
-    /// Says that the timeline in the name of `until` was abandoned, up to that segment. What was said before stays as it is.
-    pub async fn abandon_timeline(&self, until: SegmentName, reason: &str, who: &str) -> Result<()> {
-        let (reason, who, format) =
-            (reason.to_owned(), who.to_owned(), walpoint_storage::object::FORMAT_VERSION);
-        let record = Abandonment { format, timeline: until.timeline, until, reason, who, settled: now() };
+    /// Where a timeline begins, as its stored history says.
+    pub async fn origin_of(&self, timeline: TimelineId) -> Result<Origin> {
+        match self.history(timeline).await {
+            Ok(Some(history)) => Ok(Origin::of(&history)),
+            Ok(None) => Ok(Origin::Absent),
+            Err(RepoError::Corrupt { .. }) => Ok(Origin::Damaged),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Of listed records those that are about timelines as they are stored, the last one of each.
+    pub async fn abandoned_here(
+        &self,
+        listed: &[AbandonedUntil],
+    ) -> Result<BTreeMap<TimelineId, AbandonedUntil>> {
+        let (mut origins, mut here) = (BTreeMap::new(), BTreeMap::<TimelineId, AbandonedUntil>::new());
+        for name in listed {
+            let timeline = name.until.timeline;
+            let origin = match origins.get(&timeline) {
+                Some(origin) => *origin,
+                None => *origins.entry(timeline).or_insert(self.origin_of(timeline).await?),
+            };
+            if origin.is(name) && here.get(&timeline).is_none_or(|last| last.until < name.until) {
+                here.insert(timeline, *name);
+            }
+        }
+        Ok(here)
+    }
+
+    /// Says that a timeline was abandoned. What was said before stays as it is.
+    pub async fn abandon_timeline(&self, name: AbandonedUntil, reason: &str, who: &str) -> Result<()> {
+        let record = Abandonment {
+            format: walpoint_storage::object::FORMAT_VERSION,
+            timeline: name.until.timeline,
+            until: name.until,
+            fork: name.fork.map(|(timeline, lsn)| Fork { timeline, lsn }),
+            reason: reason.to_owned(),
+            who: who.to_owned(),
+            settled: now(),
+        };
         self.note_abandonment(&record).await
     }
 
     pub(super) async fn note_abandonment(&self, record: &Abandonment) -> Result<()> {
-        let key = self.paths().abandoned_timeline(record.until);
+        let key = self.paths().abandoned_timeline(record.name());
         let document = document::seal(Some(self.sealer()), &key, record)?;
         match self.store().create_document(&document).await {
             Ok(_) | Err(RepoError::Conflict { .. }) => Ok(()),
@@ -56,12 +134,12 @@ impl WalArchive {
         }
     }
 
-    /// The record that a timeline was abandoned up to a segment, if there is one.
-    pub async fn abandonment(&self, until: SegmentName) -> Result<Option<Abandonment>> {
-        let key = self.paths().abandoned_timeline(until);
+    /// The record that a timeline was abandoned, if there is one of that name.
+    pub async fn abandonment(&self, name: AbandonedUntil) -> Result<Option<Abandonment>> {
+        let key = self.paths().abandoned_timeline(name);
         let Some(bytes) = found(self.store().get(&key).await)? else { return Ok(None) };
         let record: Abandonment = document::open(Some(self.sealer()), &key, &bytes)?;
-        if (record.timeline, record.until) != (until.timeline, until) {
+        if (record.timeline, record.name()) != (name.until.timeline, name) {
             return Err(RepoError::corrupt(&key, "it is about another timeline"));
         }
         Ok(Some(record))

@@ -53,11 +53,11 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 use walpoint_storage::error::Result;
-use walpoint_storage::layout::{WalEntry, WalPaths};
+use walpoint_storage::layout::{AbandonedUntil, WalEntry, WalPaths};
 use walpoint_storage::object::{ContentHash, Sealer};
 use walpoint_storage::store::{Entry, Store};
 
-pub use self::abandoned::Abandonment;
+pub use self::abandoned::{Abandonment, Origin};
 pub use self::beginning::Beginning;
 pub use self::content::Content;
 pub use self::copies::WalCopies;
@@ -90,8 +90,8 @@ pub struct ListedHistories {
     pub refused: Vec<(TimelineId, ContentHash)>,
     /// Those that a person has settled, sorted.
     pub settled: Vec<(TimelineId, ContentHash)>,
-    /// Up to where a person says that timelines were abandoned, sorted.
-    pub abandoned: Vec<SegmentName>,
+    /// Which timelines a person says were abandoned, and up to where, sorted. What is stored under such a number may be another one.
+    pub abandoned: Vec<AbandonedUntil>,
 }
 
 /// The WAL of a lineage in a repository. Cheap to clone.
@@ -250,7 +250,7 @@ pub(crate) async fn list_histories(store: &Store, paths: &WalPaths) -> Result<Li
             Some(WalEntry::File(WalFileName::History(timeline))) => listed.stored.push(timeline),
             Some(WalEntry::RefusedHistory(timeline, hash)) => listed.refused.push((timeline, hash)),
             Some(WalEntry::SettledHistory(timeline, hash)) => listed.settled.push((timeline, hash)),
-            Some(WalEntry::AbandonedTimeline(until)) => listed.abandoned.push(until),
+            Some(WalEntry::AbandonedTimeline(name)) => listed.abandoned.push(name),
             _ => {}
         }
     }

@@ -10,7 +10,7 @@ use walpoint_base::{
     TimelineId, WalFileName,
 };
 use walpoint_storage::error::{Remedy, RepoError};
-use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
+use walpoint_storage::layout::{AbandonedUntil, ClusterObject, ClusterPaths, Key};
 use walpoint_storage::object::MasterKey;
 use walpoint_storage::store::StoreSettings;
 
@@ -473,15 +473,50 @@ async fn a_refused_history_is_kept_beside_and_an_empty_one_has_no_ancestors() {
     }
 }
 
+/// Two servers began a timeline of one number: what a person says of the one covers the other in no repository.
+#[tokio::test]
+async fn an_abandoned_timeline_is_the_one_that_left_its_parent_there() {
+    let two = TimelineId::new(2).unwrap();
+    let until: SegmentName = "000000020000000000000013".parse().unwrap();
+    let fork = |lsn| Some((TimelineId::FIRST, Lsn(lsn)));
+    let history = |lsn: u64| format!("1\t0/{lsn:X}\tno recovery target specified\n").into_bytes();
+    for (from, to) in beds(16).await.into_iter().zip(beds(16).await.into_iter().rev()) {
+        let (from, to) = (&from.archive, &to.archive);
+        let name = AbandonedUntil { until, fork: fork(0x500_0000) };
+        from.put_file(WalFileName::History(two), history(0x500_0000)).await.unwrap();
+        from.abandon_timeline(name, "thrown away", "dba").await.unwrap();
+        to.abandon_timeline(name, "thrown away", "dba").await.unwrap();
+        // Production's, later.
+        to.put_file(WalFileName::History(two), history(0x700_0000)).await.unwrap();
+        for (archive, counts) in [(from, true), (to, false)] {
+            let listed = archive.all_histories().await.unwrap().abandoned;
+            assert_eq!(listed, [name]);
+            assert_eq!(archive.abandoned_here(&listed).await.unwrap().contains_key(&two), counts);
+        }
+        // Nor is what is said of another one of that number taken over.
+        let more = AbandonedUntil { until: "000000020000000000000014".parse().unwrap(), ..name };
+        from.abandon_timeline(more, "thrown away", "dba").await.unwrap();
+        assert_eq!(to.take_verdicts(from).await.unwrap(), 0);
+        let own = AbandonedUntil { until, fork: fork(0x700_0000) };
+        to.abandon_timeline(own, "thrown away too", "dba").await.unwrap();
+        let listed = to.all_histories().await.unwrap().abandoned;
+        assert_eq!(to.abandoned_here(&listed).await.unwrap().get(&two), Some(&own));
+    }
+}
+
 #[tokio::test]
 async fn verdicts_about_timelines_are_taken_over_with_each_repositorys_own_hashes() {
     let (two, three) = (TimelineId::new(2).unwrap(), TimelineId::new(3).unwrap());
-    let until = "000000030000000000000007".parse().unwrap();
+    let until = AbandonedUntil {
+        until: "000000030000000000000007".parse().unwrap(),
+        fork: Some((TimelineId::FIRST, Lsn(0x500_0000))),
+    };
     for (from, to) in beds(16).await.into_iter().zip(beds(16).await.into_iter().rev()) {
         let (from, to) = (&from.archive, &to.archive);
         let hash = from.put_refused_history(two, b"1\t0/4000000\tsettled\n".to_vec()).await.unwrap();
         from.settle_history(two, hash, "a test copy", "dba").await.unwrap();
         let open = b"1\t0/5000000\topen\n".to_vec();
+        from.put_file(WalFileName::History(three), open.clone()).await.unwrap();
         from.put_refused_history(three, open.clone()).await.unwrap();
         from.abandon_timeline(until, "thrown away", "dba").await.unwrap();
         assert_eq!(to.take_verdicts(from).await.unwrap(), 4);

@@ -4,17 +4,22 @@
 //! Each is an object that is created once, so a crash leaves some of them, and copying again adds the rest.
 
 use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::AbandonedUntil;
 
-use super::WalArchive;
+use super::{Origin, WalArchive};
 
 impl WalArchive {
     /// Takes over what another repository holds of this lineage's timelines and this one lacks; how many objects that were. What
-    /// is damaged there is left. The hash of a history is each repository's own.
+    /// is damaged there is left. The hash of a history is each repository's own. That a timeline was abandoned is taken together with its
+    /// history, and not for another one of that number.
     pub async fn take_verdicts(&self, from: &Self) -> Result<usize> {
         let (there, here) = (from.all_histories().await?, self.all_histories().await?);
         let mut taken = 0;
-        for until in there.abandoned.into_iter().filter(|until| !here.abandoned.contains(until)) {
-            if let Some(record) = unless_damaged(from.abandonment(until).await)? {
+        for name in there.abandoned.into_iter().filter(|name| !here.abandoned.contains(name)) {
+            if !self.takes(&name, from).await? {
+                continue;
+            }
+            if let Some(record) = unless_damaged(from.abandonment(name).await)? {
                 self.note_abandonment(&record).await?;
                 taken += 1;
             }
@@ -35,6 +40,14 @@ impl WalArchive {
             }
         }
         Ok(taken)
+    }
+
+    /// Whether the record that a timeline was abandoned is about the one that this repository has, or gets from the other one.
+    async fn takes(&self, name: &AbandonedUntil, from: &Self) -> Result<bool> {
+        match self.origin_of(name.until.timeline).await? {
+            own @ Origin::Stored(_) => Ok(own.is(name)),
+            Origin::Absent | Origin::Damaged => Ok(from.origin_of(name.until.timeline).await?.is(name)),
+        }
     }
 }
 

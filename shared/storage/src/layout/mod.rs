@@ -10,7 +10,7 @@ use walpoint_base::{BackupId, ClusterName, LineageId, Lsn, TimelineId};
 
 pub use self::key::{Key, MAX_KEY, Prefix};
 pub use self::object::ClusterObject;
-pub use self::wal::{NameHash, WalEntry, WalPaths};
+pub use self::wal::{AbandonedUntil, NameHash, WalEntry, WalPaths};
 
 /// The descriptor, `walpoint.json`.
 pub fn descriptor() -> Key {

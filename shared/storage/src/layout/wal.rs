@@ -38,6 +38,24 @@ impl fmt::Display for NameHash {
     }
 }
 
+/// A timeline that was abandoned, and up to where. Its number alone may be another server's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct AbandonedUntil {
+    /// The last segment that the record covers.
+    pub until: SegmentName,
+    /// The timeline that it left, and where; `None` if it has no ancestors, or no history.
+    pub fork: Option<(TimelineId, Lsn)>,
+}
+
+impl fmt::Display for AbandonedUntil {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.fork {
+            None => write!(f, "{}", self.until),
+            Some((parent, lsn)) => write!(f, "{}.{}", self.until, point_file(parent, lsn)),
+        }
+    }
+}
+
 /// What an object below `wal/` is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum WalEntry {
@@ -57,8 +75,8 @@ pub enum WalEntry {
     RefusedHistory(TimelineId, ContentHash),
     /// The record that a refused history no longer puts its timeline in doubt.
     SettledHistory(TimelineId, ContentHash),
-    /// The record that a timeline was abandoned, up to that segment of it.
-    AbandonedTimeline(SegmentName),
+    /// The record that a timeline was abandoned.
+    AbandonedTimeline(AbandonedUntil),
 }
 
 impl WalEntry {
@@ -193,9 +211,10 @@ impl WalPaths {
         Key::composed(format!("{}/history/{}.history.settled/{hash}", self.root, timeline.hex()))
     }
 
-    /// The record that the timeline of a segment was abandoned, up to that one.
-    pub fn abandoned_timeline(&self, until: SegmentName) -> Key {
-        Key::composed(format!("{}/history/{}.history.abandoned/{until}", self.root, until.timeline.hex()))
+    /// The record that a timeline was abandoned.
+    pub fn abandoned_timeline(&self, name: AbandonedUntil) -> Key {
+        let timeline = name.until.timeline.hex();
+        Key::composed(format!("{}/history/{timeline}.history.abandoned/{name}", self.root))
     }
 
     /// A directory whose files are the histories; refused ones lie in directories below it.
@@ -295,13 +314,17 @@ fn point_directory(name: &str) -> String {
     if name.is_empty() { "-".to_owned() } else { hex(name) }
 }
 
-/// `<TLI>.history`, `<TLI>.history.refused/<hash>`, `<TLI>.history.settled/<hash>` or `<TLI>.history.abandoned/<segment>`
+/// `<TLI>.history`, `<TLI>.history.refused/<hash>`, `<TLI>.history.settled/<hash>` or `<TLI>.history.abandoned/<segment>[.<TLI>-<LSN>]`
 fn parse_history(name: &str) -> Option<WalEntry> {
     let Some((file, rest)) = name.split_once('/') else { return Some(WalEntry::File(name.parse().ok()?)) };
     let (name, kind) = file.rsplit_once('.')?;
     let WalFileName::History(timeline) = name.parse().ok()? else { return None };
     if kind == "abandoned" {
-        return rest.parse().ok().map(WalEntry::AbandonedTimeline);
+        let (until, fork) = match rest.split_once('.') {
+            None => (rest, None),
+            Some((until, fork)) => (until, Some(parse_point_file(fork)?)),
+        };
+        return until.parse().ok().map(|until| WalEntry::AbandonedTimeline(AbandonedUntil { until, fork }));
     }
     let hash = rest.parse::<ContentHash>().ok()?;
     match kind {
@@ -385,9 +408,17 @@ mod tests {
         assert_eq!(paths.parse(&refused), Some(WalEntry::RefusedHistory(timeline, ContentHash([0x1F; 32]))));
         let settled = paths.settled_history(timeline, ContentHash([0x1F; 32]));
         assert_eq!(paths.parse(&settled), Some(WalEntry::SettledHistory(timeline, ContentHash([0x1F; 32]))));
-        let abandoned = paths.abandoned_timeline(segment);
-        assert!(abandoned.as_str().contains("/history/00000002.history.abandoned/00000002"), "{abandoned}");
-        assert_eq!(paths.parse(&abandoned), Some(WalEntry::AbandonedTimeline(segment)));
+        let fork = Some((TimelineId::FIRST, Lsn(0x10A001234)));
+        for (fork, end) in [(fork, "0A.00000001-000000010A001234"), (None, "00000002000000010000000A")] {
+            let name = AbandonedUntil { until: segment, fork };
+            let abandoned = paths.abandoned_timeline(name);
+            assert!(
+                abandoned.as_str().contains("/history/00000002.history.abandoned/00000002"),
+                "{abandoned}"
+            );
+            assert!(abandoned.as_str().ends_with(end), "{abandoned}");
+            assert_eq!(paths.parse(&abandoned), Some(WalEntry::AbandonedTimeline(name)));
+        }
         let part = paths.part(WalFileName::Segment(segment), "00ff", 3);
         assert_eq!(paths.parse(&part), Some(WalEntry::Part(segment)));
         for stranger in [
