@@ -257,9 +257,10 @@ impl Target {
             let sealed = points::store(archive, sealed, content).await?;
             let stored = match archive.put_sealed(sealed, content).await {
                 Ok(stored) => stored,
-                Err(RepoError::Conflict { .. }) if accepted(archive, name).await => {
+                Err(conflict @ RepoError::Conflict { .. }) if accepted(archive, name).await => {
                     let repository = self.name.clone();
-                    return Err(TargetError::StoredDamaged { name: WalFileName::Segment(name), repository });
+                    let name = WalFileName::Segment(name);
+                    return Err(TargetError::StoredDamaged { name, repository, conflict });
                 }
                 Err(error @ RepoError::Conflict { .. }) => {
                     return Err(SplitBrain::new(archive, name.timeline, error_chain(&error)).into());

@@ -102,18 +102,19 @@ pub(crate) enum TargetError {
          network to it: look at the mount and its server, or at the disk"
     )]
     Hangs,
-    /// A sound segment cannot take the place of one that was accepted although damaged.
+    /// A segment cannot take the place of another copy that was accepted although damaged.
     #[error(
-        "repository {repository} holds {name} as it was accepted although damaged (push --accept-damaged), and never replaces what it \
-         holds: recovery from that repository cannot pass it, and this copy, which is another one, cannot be stored there; HINT: run \
-         \"archive-agent push --skip\" with its path in pg_wal, if PostgreSQL waits for it, and make a new backup (archive-agent \
-         backup), which that repository needs"
+        "{conflict}: repository {repository} holds {name} as it was accepted although damaged (push --accept-damaged), and keeps it so: \
+         recovery from there cannot pass it; HINT: if PostgreSQL waits for it, run \"archive-agent push --skip\" with its path in pg_wal, \
+         and make a new backup (archive-agent backup)"
     )]
     StoredDamaged {
         /// The segment.
         name: WalFileName,
         /// The repository's name.
         repository: String,
+        /// What was offered, and what is stored.
+        conflict: RepoError,
     },
     /// The data directory does not say who the server is.
     #[error("{0}")]
