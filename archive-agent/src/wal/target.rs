@@ -260,7 +260,11 @@ impl Target {
                 Err(conflict @ RepoError::Conflict { .. }) if accepted(archive, name).await => {
                     let repository = self.name.clone();
                     let name = WalFileName::Segment(name);
-                    return Err(TargetError::StoredDamaged { name, repository, conflict });
+                    return Err(TargetError::StoredDamaged {
+                        name,
+                        repository,
+                        conflict: Box::new(conflict),
+                    });
                 }
                 Err(error @ RepoError::Conflict { .. }) => {
                     return Err(SplitBrain::new(archive, name.timeline, error_chain(&error)).into());

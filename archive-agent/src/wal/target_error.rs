@@ -114,7 +114,7 @@ pub(crate) enum TargetError {
         /// The repository's name.
         repository: String,
         /// What was offered, and what is stored.
-        conflict: RepoError,
+        conflict: Box<RepoError>,
     },
     /// The data directory does not say who the server is.
     #[error("{0}")]
