@@ -10,7 +10,7 @@
 //! | [`words`] | notes, hints, refusals and moments in words |
 //! | [`text`], [`document`] | plans and refusals for a person and as JSON |
 //! | [`remarks`] | what is added to a plan's notes here |
-//! | [`probe`] | whether a user can read what recovery reads |
+//! | [`mod@probe`] | whether a user can read what recovery reads |
 
 mod ask;
 mod document;

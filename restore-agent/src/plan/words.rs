@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`options`] | the options that ask for a plan again, or for a moment |
-//! | [`notes`], `locks` | what a person should know of a plan |
+//! | [`mod@notes`], `locks` | what a person should know of a plan |
 //! | [`refusals`] | why a target cannot be reached |
 //! | [`hints`] | what helps then |
 
