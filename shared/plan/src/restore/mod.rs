@@ -16,7 +16,7 @@
 //! | [`note`], [`hint`] | that, and what helps where there is no plan: facts, which the programs put into words |
 //! | `newest` | the newest backup that lies before the target, also where commit times go backwards |
 //! | `locks` | what is locked at the target |
-//! | [`unreachable`], `nearest`, `remedies` | why there is no plan; what can be reached instead; what helps |
+//! | [`mod@unreachable`], `nearest`, `remedies` | why there is no plan; what can be reached instead; what helps |
 //! | `minimal` | what recovery cannot pass although all WAL is there |
 //! | [`windows`] | the moments that can be recovered, and the gaps |
 //! | [`stop`] | PostgreSQL's stop rules, and the decoding they need |
