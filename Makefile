@@ -36,7 +36,7 @@ image: dist
 dist-check:
 	docker/dist-check.sh
 
-# One PostgreSQL is all the demonstration needs: 14 to 19.
+# One PostgreSQL is all the demonstration needs: 13 to 19.
 MAJOR ?= 17
 demo: build
 	@tests/setup/setup.sh --only pg$(MAJOR)

@@ -4,7 +4,7 @@
 #
 #   demo.sh BINARIES      the directory with archive-agent, archive-push, restore-agent and restore-fetch
 #
-# MAJOR in the environment is the version of PostgreSQL, 14 to 19; the default is 17.
+# MAJOR in the environment is the version of PostgreSQL, 13 to 19; the default is 17.
 #
 # Everything lies in one temporary directory, which is removed at the end, as are all processes.
 set -euo pipefail
@@ -22,6 +22,12 @@ if [ -z "${DEMO_HOME:-}" ]; then
     for program in archive-agent archive-push restore-agent restore-fetch; do
         cp "$1/$program" "$home/bin/"
     done
+    # The packages of 13 have servers only: a newer psql does, with its own libraries.
+    if [ ! -x "$bed/pg$MAJOR/bin/psql" ]; then
+        ./setup.sh --only pg17
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$bed/pg17/lib" "$bed/pg17/bin/psql" >"$home/bin/psql"
+        chmod +x "$home/bin/psql"
+    fi
     cp demo.sh "$home/demo.sh"
     chmod -R a+rX "$home"
     export DEMO_HOME=$home DEMO_POSTGRES=$bed/pg$MAJOR
