@@ -5,6 +5,7 @@
 //! somebody wrote is lost.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use walpoint_plan::restore::quote;
@@ -100,9 +101,9 @@ pub(crate) fn targets(text: &str) -> BTreeMap<String, String> {
 /// and `postgresql.auto.conf` at the end. What cannot be read is left out. Source of the rules: `guc-file.l` and
 /// `conffiles.c` of PostgreSQL.
 pub(crate) fn configuration(pgdata: &Path) -> String {
-    let mut text = String::new();
+    let (mut text, mut left) = (String::new(), LONGEST);
     for name in ["postgresql.conf", "postgresql.auto.conf"] {
-        include(&pgdata.join(name), 0, &mut text);
+        include(&pgdata.join(name), 0, &mut left, &mut text);
     }
     text
 }
@@ -110,8 +111,21 @@ pub(crate) fn configuration(pgdata: &Path) -> String {
 /// Files that include one another are followed to this depth (`CONF_FILE_MAX_DEPTH`).
 const DEPTH: usize = 10;
 
-fn include(path: &Path, depth: usize, text: &mut String) {
-    let Some(content) = std::fs::read_to_string(path).ok().filter(|_| depth <= DEPTH) else { return };
+/// Bytes that are read altogether: a backup may name any file, and name it again and again.
+const LONGEST: u64 = 16 << 20;
+
+/// Reads a regular file of at most `left` bytes, and takes them off. Comments may be in any encoding.
+fn read(path: &Path, left: &mut u64) -> Option<String> {
+    let length = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?.len();
+    let rest = left.checked_sub(length.max(1))?;
+    let mut content = Vec::new();
+    std::fs::File::open(path).ok()?.take(length).read_to_end(&mut content).ok()?;
+    *left = rest;
+    Some(String::from_utf8_lossy(&content).into_owned())
+}
+
+fn include(path: &Path, depth: usize, left: &mut u64, text: &mut String) {
+    let Some(content) = (depth <= DEPTH).then(|| read(path, left)).flatten() else { return };
     let directory = path.parent().unwrap_or(Path::new(""));
     for line in content.lines() {
         let argument = |name: &str| {
@@ -119,7 +133,7 @@ fn include(path: &Path, depth: usize, text: &mut String) {
             is_this.then(|| value(line, name)).flatten().map(|argument| directory.join(argument))
         };
         if let Some(file) = argument("include").or_else(|| argument("include_if_exists")) {
-            include(&file, depth + 1, text);
+            include(&file, depth + 1, left, text);
         } else if let Some(directory) = argument("include_dir") {
             let entries =
                 std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -130,7 +144,7 @@ fn include(path: &Path, depth: usize, text: &mut String) {
             };
             let mut files: Vec<PathBuf> = entries.filter(counts).collect();
             files.sort();
-            files.iter().for_each(|file| include(file, depth + 1, text));
+            files.iter().for_each(|file| include(file, depth + 1, left, text));
         } else {
             text.push_str(line);
             text.push('\n');
@@ -225,6 +239,16 @@ mod tests {
         assert_eq!((read("max_wal_senders"), read("max_worker_processes"), read("work_mem")), (7, 5, 1));
         file("postgresql.auto.conf", "max_connections = 40\n");
         assert_eq!(number(&configuration(dir.path()), "max_connections", 1), 40);
+    }
+
+    #[test]
+    fn a_configuration_that_includes_without_end_is_read_to_a_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let again = "include 'postgresql.conf'\n".repeat(100);
+        let text = format!("# caf\u{e9}\nmax_connections = 7\ninclude '/dev/zero'\n{again}");
+        let latin = text.chars().map(|c| u8::try_from(c).unwrap()).collect::<Vec<u8>>();
+        walpoint_base::durable::create(&dir.path().join("postgresql.conf"), &latin).unwrap();
+        assert_eq!(number(&configuration(dir.path()), "max_connections", 1), 7);
     }
 
     fn settings(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
