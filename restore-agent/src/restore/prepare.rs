@@ -154,7 +154,16 @@ async fn replay(
     not_stored: &mut NotStored,
 ) -> anyhow::Result<Replay> {
     let found = created.look(layout, ground)?;
-    not_stored.look_back(layout.pgdata(), planned).await;
+    if let Err(error) = not_stored.look_back(layout.pgdata(), planned).await {
+        let unknown = "what an earlier restore kept or moved aside of WAL that no archive has is not known";
+        if !args.force {
+            return Err(error.context(format!(
+                "{unknown}; remove that directory if it is no longer needed; with --replace or --delta, --force recovers without it: nothing was \
+                 changed"
+            )));
+        }
+        tracing::warn!("{unknown}: {error:#}");
+    }
     let unarchived = Unarchived::find(not_stored, layout.pgdata(), planned).await?;
     elsewhere::warn_of_damage(&not_stored.copies);
     let more = created.with(&unarchived.creates);

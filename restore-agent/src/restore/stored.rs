@@ -91,33 +91,24 @@ impl NotStored {
         Ok(found)
     }
 
-    /// Looks into what earlier restores of a data directory kept of it and moved aside, but for what was looked at. What cannot be read
-    /// there is left out, with a warning.
-    pub(super) async fn look_back(&mut self, pgdata: &Path, planned: &Planned) {
+    /// Looks into what earlier restores of a data directory kept of it and moved aside, but for what was looked at.
+    pub(super) async fn look_back(&mut self, pgdata: &Path, planned: &Planned) -> anyhow::Result<()> {
         let mut places: Vec<(PathBuf, Vec<String>)> =
             kept::all(pgdata).into_iter().map(|kept| (kept.directory, kept.waiting)).collect();
-        let asides = aside::all(pgdata).into_iter().map(|record| record.aside.join("pg_wal"));
+        let asides = aside::all(pgdata)?.into_iter().map(|record| record.aside.join("pg_wal"));
         places.extend(asides.filter(|wal| *wal != self.here.directory).map(|wal| (wal, Vec::new())));
         for (directory, waiting) in places {
-            match self.remains(&directory, Whose::Own, planned).await {
-                Ok(mut remains) => {
-                    remains
-                        .waiting
-                        .extend(waiting.iter().filter_map(|name| name.parse::<WalFileName>().ok()));
-                    self.earlier.push(remains);
-                }
-                Err(error) => tracing::warn!(
-                    "what no archive has of the WAL in \"{}\" is not known: {error:#}",
-                    directory.display()
-                ),
-            }
+            let mut remains = self.remains(&directory, Whose::Own, planned).await?;
+            remains.waiting.extend(waiting.iter().filter_map(|name| name.parse::<WalFileName>().ok()));
+            self.earlier.push(remains);
         }
+        Ok(())
     }
 
     /// What lies in one directory.
     async fn remains(&self, wal: &Path, whose: Whose, planned: &Planned) -> anyhow::Result<Remains> {
         let own = planned.lineage.system_id();
-        let mut present = present(wal).with_context(|| wal.display().to_string())?;
+        let mut present = present(wal).with_context(|| format!("could not read \"{}\"", wal.display()))?;
         // Another cluster's of the same name is not this one.
         let is_own = |system_id: &Option<SystemId>| system_id.is_none_or(|found| found == own);
         if whose == Whose::Own {

@@ -2,6 +2,7 @@
 //! what to archive first, whichever way its timeline left the old one. What was not asked for is in the way of nothing.
 
 use std::fs;
+use std::path::Path;
 
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
@@ -231,16 +232,26 @@ fn what_cannot_be_read_is_not_left_out_without_a_word() {
     let (mut bed, mut ledger) = bed(17);
     let segment = ledger.append_as(&bed.cluster, "a1").segment;
     bed.cluster.crash();
-    let (place, segment) = (bed.place("data"), bed.cluster.wal_dir().join(segment));
-    let restore = |options: &[&str]| {
+    let place = bed.place("data");
+    let restore = |unreadable: &Path, options: &[&str]| {
         let all =
             ["restore", "--pgdata", place.to_str().unwrap(), "--replace", "--server-is-down", "--dry-run"];
         let command = bed.agent.command("restore-agent", [&all, options].concat());
-        process::run(&mut faults::inject(&command, &["read:error=EIO"], &[&segment]), wait::SOON)
+        process::run(&mut faults::inject(&command, &["read:error=EIO"], &[unreadable]), wait::SOON)
     };
-    let refused = restore(&[]).expect_status(1);
+    let here = bed.cluster.wal_dir().join(&segment);
+    let refused = restore(&here, &[]).expect_status(1);
     assert!(refused.stderr.contains("could not be found out"), "{refused:#?}");
-    restore(&["--force"]).expect_success();
+    restore(&here, &["--force"]).expect_success();
+    // The same of a directory that an earlier restore moved aside.
+    bed.try_restore("data", &["--replace", "--server-is-down", "--target-immediate"]).expect_success();
+    let names = fs::read_dir(place.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+    let aside =
+        names.filter(|path| path.to_str().unwrap().contains("data.walpoint-old-")).collect::<Vec<_>>();
+    let there = aside[0].join("pg_wal").join(&segment);
+    let refused = restore(&there, &[]).expect_status(1);
+    assert!(refused.stderr.contains("kept or moved aside of WAL"), "{refused:#?}");
+    restore(&there, &["--force"]).expect_success();
 }
 
 #[track_caller]

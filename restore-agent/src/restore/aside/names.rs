@@ -25,10 +25,10 @@ pub(crate) fn latest(pgdata: &Path) -> anyhow::Result<Option<Record>> {
     Ok(None)
 }
 
-/// All data directories that were moved aside from there, the latest first. What cannot be read is left out.
-pub(crate) fn all(pgdata: &Path) -> Vec<Record> {
-    let candidates = candidates(pgdata).unwrap_or_default().into_iter();
-    candidates.filter_map(|aside| at(&aside, pgdata).ok()?).collect()
+/// All data directories that were moved aside from there, the latest first.
+pub(crate) fn all(pgdata: &Path) -> anyhow::Result<Vec<Record>> {
+    let candidates = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
+    candidates.iter().filter_map(|aside| at(aside, pgdata).transpose()).collect()
 }
 
 /// What could be data directories that were moved aside from there, the latest first.
