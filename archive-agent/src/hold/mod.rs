@@ -135,7 +135,7 @@ async fn place(
         match Backups::of(&repository, &selection.cluster).standing(id).await? {
             Standing::Finished(_) => {}
             Standing::Unfinished => bail!("it has no finished backup {id}; archive-agent status lists them"),
-            Standing::Ended(_) => bail!("backup {id} was given up before it was finished"),
+            Standing::Ended(_) => bail!("backup {id} was aborted before it was finished"),
         }
     }
     let number = Holds::of(&repository, &selection.cluster).add(placement).await?;

@@ -265,7 +265,7 @@ impl<'a> Registration<'a> {
         let parent = parent(repository, plan, control, begun).await?;
         match repository.split_lineage(cluster, facts, parent, after).await {
             Ok(lineage) => Ok((lineage, true)),
-            // Somebody registered the same cluster at the same moment.
+            // The same cluster was registered at the same moment.
             Err(error @ RepoError::Conflict { .. }) => {
                 match repository.lineage_for(cluster, control.system_id).await? {
                     Some(lineage) => same_facts(&lineage, control.into()).map(|()| (lineage, false)),

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use walpoint_base::BackupId;
+use walpoint_repo::holds::UNKNOWN_HOLD;
 use walpoint_repo::verify::{Cure, Verified, VerifyFinding};
 
 /// The document.
@@ -53,10 +54,7 @@ pub(super) fn remedy(cure: &Cure) -> String {
         Cure::SplitBrain => SPLIT_BRAIN.to_owned(),
         Cure::PutBackOrGiveUp(id) => put_back_or_give_up(*id),
         Cure::WaitOrForce => WAIT_OR_FORCE.to_owned(),
-        Cure::Hold(remedy) => format!(
-            "nothing is deleted while nobody knows what it holds: {}",
-            walpoint_words::instruction(remedy)
-        ),
+        Cure::Hold(remedy) => format!("{UNKNOWN_HOLD}: {}", walpoint_words::instruction(remedy)),
         Cure::Announcement(remedy) => format!(
             "what it announced is not known, so nothing is deleted and backups build on nothing and store everything anew. {}",
             walpoint_words::instruction(remedy)

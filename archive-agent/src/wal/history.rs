@@ -89,7 +89,7 @@ pub(super) async fn find(
         (Ok(Some(stored)), Some(ours)) if is_beginning(&stored.content, &ours) => {
             let history = parse(&ours)?;
             let what = format!(
-                "{name} is stored in repository {} without its end; archiving goes on with the one in pg_wal, and recovery cannot use \
+                "{name} is stored in repository {} without its end; archiving continues with the one in pg_wal, and recovery cannot use \
                  the stored one. HINT: remove that object and restart the daemon, which then stores it again",
                 target.name()
             );
@@ -109,7 +109,7 @@ pub(super) async fn find(
         (Err(error @ RepoError::Corrupt { .. }), Some(ours)) => {
             let history = parse(&ours)?;
             let what = format!(
-                "{name} is damaged in repository {}: {}; archiving goes on with the one in pg_wal, and recovery cannot use the damaged \
+                "{name} is damaged in repository {}: {}; archiving continues with the one in pg_wal, and recovery cannot use the damaged \
                  one. HINT: remove that object and restart the daemon, which then stores it again",
                 target.name(),
                 error_chain(&error)

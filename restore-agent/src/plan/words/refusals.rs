@@ -64,7 +64,7 @@ pub(crate) fn why(why: &Why) -> String {
 pub(super) fn unusable(why: &Unusable) -> String {
     match why {
         Unusable::Unfinished => "is not finished".to_owned(),
-        Unusable::Aborted => "was given up before it was finished".to_owned(),
+        Unusable::Aborted => "was aborted before it was finished".to_owned(),
         Unusable::Deleted => "was deleted".to_owned(),
         Unusable::DamagedManifest => "has a damaged manifest".to_owned(),
         Unusable::Misnamed => "has a manifest that contradicts its name".to_owned(),

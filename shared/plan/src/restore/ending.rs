@@ -162,7 +162,7 @@ impl<'a> Planner<'a> {
         Ok(None)
     }
 
-    /// To where the path leaves an ancestor. Its file goes on with what the path has left behind, and recovery would replay that.
+    /// To where the path leaves an ancestor. Its file continues with what the path has left behind, and recovery would replay that.
     /// So it follows the ancestor and stops there. A standby must not stop: it gets no more of the file.
     fn along_ancestor(
         &self,

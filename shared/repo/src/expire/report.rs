@@ -49,7 +49,7 @@ pub struct Expired {
     pub leftovers: u64,
     /// What somebody should know, one sentence each.
     pub notes: Vec<String>,
-    /// What somebody should know that a command helps against: the program puts it into words, among the notes.
+    /// What a person should know, and a command helps against: the program puts it into words, among the notes.
     #[serde(skip)]
     pub remarks: Vec<Remark>,
 }
