@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
 use walpoint_repo::Repository;
+use walpoint_repo::lineage::DamagedLineage;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
@@ -119,6 +120,8 @@ async fn settle(
     let mut ever = false;
     let mut open: Vec<(LineageId, ContentHash)> = Vec::new();
     let lineages = repository.lineages(cluster).await?;
+    unless_meant(&lineages.damaged, args)?;
+    let lineages = lineages.read;
     for lineage in lineages.iter().filter(|lineage| args.lineage.is_none_or(|id| id == lineage.id)) {
         let listed = repository.wal(lineage).all_histories().await?;
         let of_it = || listed.refused.iter().filter(|refused| refused.0 == args.timeline);
@@ -147,6 +150,17 @@ async fn settle(
         });
     }
     Ok(Some(settled))
+}
+
+/// Fails if a lineage whose facts are damaged is the one in which a timeline is to be settled, or may be.
+fn unless_meant(damaged: &[DamagedLineage], args: &SettleArgs) -> anyhow::Result<()> {
+    let meant = damaged.iter().find(|damaged| args.lineage.is_none_or(|id| id == damaged.id));
+    let Some(damaged) = meant else { return Ok(()) };
+    let hint = match args.lineage {
+        Some(_) => "",
+        None => "; HINT: to settle the timeline in another lineage, name that by --lineage",
+    };
+    Err(anyhow!("{damaged}{hint}"))
 }
 
 fn print(

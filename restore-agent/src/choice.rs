@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use walpoint_base::{RecoveryTarget, TargetTimeline};
 use walpoint_plan::restore::{Doubt, Hint, RestorePlan, Unreachable, Why};
 use walpoint_repo::Repository;
+use walpoint_repo::catalog::Catalog;
 
 use crate::plan::Planned;
 
@@ -109,11 +110,17 @@ pub(crate) fn ambiguous(refusals: &mut Vec<Refused>) -> Option<Unreachable> {
 
 /// A refusal that shows that a plan is not the answer, taken out of the others: its repository proves WAL behind the end of a plan
 /// to the latest moment, where recovery, which asks this repository too, would not end; or it knows a younger timeline, or a newer
-/// lineage, that the plan's repository lacks.
-pub(crate) fn contradicting(planned: &Planned, refusals: &mut Vec<Refused>) -> Option<Unreachable> {
-    let at = refusals
-        .iter()
-        .position(|one| goes_on(&planned.plan, &one.refusal) || leads_elsewhere(planned, &one.refusal))?;
+/// lineage, that the plan's repository lacks; or it has a lineage that may be meant and that can be read in no repository.
+pub(crate) fn contradicting(
+    planned: &Planned,
+    refusals: &mut Vec<Refused>,
+    catalogs: &[Catalog],
+) -> Option<Unreachable> {
+    let at = refusals.iter().position(|one| {
+        goes_on(&planned.plan, &one.refusal)
+            || leads_elsewhere(planned, &one.refusal)
+            || is_unreadable(&one.refusal, catalogs)
+    })?;
     let Refused { repository, mut refusal } = refusals.swap_remove(at);
     if leads_elsewhere(planned, &refusal) {
         let plan = &planned.plan;
@@ -126,6 +133,12 @@ pub(crate) fn contradicting(planned: &Planned, refusals: &mut Vec<Refused>) -> O
         });
     }
     Some(refusal)
+}
+
+/// Whether a refusal is for a lineage whose facts no repository has undamaged.
+fn is_unreadable(refusal: &Unreachable, catalogs: &[Catalog]) -> bool {
+    let Why::DamagedLineage { lineage: damaged, .. } = &refusal.why else { return false };
+    !catalogs.iter().flat_map(Catalog::lineages).any(|lineage| lineage.id() == *damaged)
 }
 
 /// Whether a refusal in a plan's lineage proves WAL that a plan to the latest moment does not lead to.

@@ -144,7 +144,7 @@ pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Plann
         let end = Unreachable::of_end(plan, request.timeline, lineage.into(), lineage.segment_size, why);
         return Err(NoPlan::Unreachable(Box::new(end)));
     }
-    if let Some(unreachable) = choice::contradicting(&planned, &mut known.refusals) {
+    if let Some(unreachable) = choice::contradicting(&planned, &mut known.refusals, &known.catalogs) {
         return Err(NoPlan::Unreachable(Box::new(unreachable)));
     }
     for Refused { repository, refusal } in &known.refusals {

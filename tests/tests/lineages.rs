@@ -771,3 +771,56 @@ fn an_older_lineage_that_goes_on_is_not_passed_over() {
         assert_eq!(plan(&["--lineage", lineage])["lineage"], lineage.as_str());
     }
 }
+
+/// Damage to the facts of a copy's lineage stops nothing of production's: it is archived and backed up, also by an agent that is
+/// started then, and restored where a person names it. The copy archives into no other lineage meanwhile.
+#[test]
+fn damaged_facts_of_a_copys_lineage_stop_nothing_of_productions() {
+    let mut two = Two::start();
+    for daemon in std::mem::take(&mut two._daemons) {
+        assert_eq!(daemon.stop(), 0);
+    }
+    let (own, copys) = (two.lineage(1), two.lineage(2));
+    let door = two.bed.store.back_door();
+    let key = door.list("clusters/main/lineages").into_iter().find(|key| key.ends_with(&copys)).unwrap();
+    door.flip_bit(&key, 100);
+    // Whole segments in production's lineage.
+    let of_own = || {
+        let keys = door.list("clusters/main").into_iter();
+        let whole = |key: &String| key.rsplit('/').next().is_some_and(|name| name.len() == 24);
+        keys.filter(|key| key.contains(&format!("/{own}/wal/")) && whole(key)).count()
+    };
+
+    let _daemon = two.production_agent.daemon();
+    archived(&two.production, &segment(&two.production, "production"));
+    let (archived_before, _copys_daemon) = (of_own(), two.copy_agent.launch());
+    let waiting = segment(&two.copy, "copy");
+    wait::until_true(SOON, "the copy's agent says why it stores nothing", || {
+        two.copy.psql("select failed_count from pg_stat_archiver") != "0"
+    });
+    assert!(two.copy.wal_dir().join("archive_status").join(format!("{waiting}.ready")).exists());
+    assert_eq!(of_own(), archived_before, "nothing of the copy in production's lineage");
+
+    let backup = two.production_agent.run(&["backup"]);
+    backup.expect_success();
+    wait::until_true(SOON, "health names the lineage", || {
+        let health = two.production_agent.run(&["health"]);
+        format!("{}{}", health.stdout, health.stderr).contains(&copys)
+    });
+    let check = two.production_agent.run(&["check"]);
+    assert!(check.stdout.contains(&copys), "{}{}", check.stdout, check.stderr);
+    let verify = two.production_agent.run(&["verify", "--light"]);
+    assert!(verify.status == 3 && verify.stdout.contains(&key), "{}{}", verify.stdout, verify.stderr);
+    let status = json(&two.production_agent.run(&["status", "--json"]).expect_success());
+    let status = &status["clusters"][0]["repositories"][0]["status"];
+    assert_eq!(status["damaged_lineages"][0]["lineage"], copys, "{status:#}");
+
+    let plan = |options: &[&str]| two.production_agent.restore(&[&["--json", "plan"], options].concat());
+    let refused = json(&plan(&[]));
+    assert_eq!(refused["reason"], "damaged-lineage", "{refused:#}");
+    assert!(refused["hints"].to_string().contains(&format!("--lineage {own}")), "{refused:#}");
+    assert_eq!(json(&plan(&["--lineage", &own]))["lineage"], own.as_str());
+    assert!(plan(&["--lineage", &copys]).stderr.contains("damaged"));
+    let (_, restored) = two.restored("beside-damage", &["--lineage", &own]);
+    assert!(rows(&restored).contains("production"), "{}", rows(&restored));
+}

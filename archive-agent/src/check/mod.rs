@@ -201,6 +201,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
         if let Some(mut examined) = examine_remote(&mut report, &selection, limit, false).await {
             repository::latest(&mut report, &examined.destinations, &examined.identity).await;
             repository::sound(&mut report, &examined.destinations).await;
+            repository::unreadable(&mut report, &examined.destinations).await;
             arrives(&mut report, &mut examined, args, limit).await;
         }
     } else if let Some(examined) = examine(&mut report, &selection, limit, false).await? {
@@ -213,6 +214,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
             repository::reach(&mut report, &destinations, &identity, &pgdata).await;
         }
         repository::sound(&mut report, &destinations).await;
+        repository::unreadable(&mut report, &destinations).await;
         let mut examined = RemoteSource { server, identity, destinations, pgdata: Some(pgdata), archives };
         arrives(&mut report, &mut examined, args, limit).await;
     }

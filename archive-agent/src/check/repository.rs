@@ -103,6 +103,22 @@ pub(crate) async fn destinations(
     found
 }
 
+/// Lineages of others whose facts are damaged: this server is archived and backed up all the same.
+pub(crate) async fn unreadable(report: &mut Report, destinations: &[Destination]) {
+    for Destination { repository, lineage, .. } in destinations {
+        let what = format!("repository {}: lineages", repository.name());
+        match repository.lineages(&lineage.cluster).await {
+            Ok(lineages) => {
+                for damaged in lineages.damaged {
+                    let found = format!("the facts of lineage {} are damaged: {}", damaged.id, damaged.what);
+                    report.failed(what.clone(), found, damaged.remedy());
+                }
+            }
+            Err(error) => report.error(what, &error.into()),
+        }
+    }
+}
+
 /// Whether a restore to the latest moment follows this server.
 pub(crate) async fn latest(report: &mut Report, destinations: &[Destination], identity: &Identity) {
     if identity.in_recovery {

@@ -236,10 +236,9 @@ impl<'a> Registration<'a> {
             return Ok((lineage, false));
         }
         let others = repository.lineages(cluster).await?;
-        let related =
-            elsewhere.is_some() && others.iter().any(|other| other.system_id() == control.system_id);
-        if !others.is_empty() && begun.is_none() && !related {
-            let others: Vec<String> = others.iter().map(|lineage| lineage.id.to_string()).collect();
+        let related = elsewhere.is_some() && others.ids().any(|other| other.system_id == control.system_id);
+        if others.ids().next().is_some() && begun.is_none() && !related {
+            let others: Vec<String> = others.ids().map(|id| id.to_string()).collect();
             bail!(
                 "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier {}: choose \
                  another name with --cluster; or, if this is the same cluster after pg_upgrade or a rebuild, add --new-lineage",
@@ -423,16 +422,21 @@ async fn unbound(
 ) -> anyhow::Result<Option<Lineage>> {
     let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
     let first = repository.lineage_for(&plan.cluster, control.system_id).await?;
-    let mut lineages = repository.lineages(&plan.cluster).await?;
-    lineages.retain(|lineage| lineage.system_id() == control.system_id);
-    if first.is_none() || lineages.iter().all(|lineage| lineage.parent.is_none()) {
+    let lineages = repository.lineages(&plan.cluster).await?.of(control.system_id);
+    // One whose facts are damaged may have been split off.
+    let alone = lineages.damaged.is_empty() && lineages.read.iter().all(|lineage| lineage.parent.is_none());
+    if first.is_none() || alone {
         return Ok(first);
     }
     let what = format!("repository {}: lineage", repository.name());
     let found = match crate::wal::lineage::of_directory(repository, &plan.cluster, pgdata).await {
         Ok(found) => found,
         Err(error) => match error.downcast_ref::<TargetError>() {
-            Some(TargetError::UnknownLineage { .. } | TargetError::SplitBrain(_)) => {
+            Some(
+                TargetError::UnknownLineage { .. }
+                | TargetError::DamagedLineage(_)
+                | TargetError::SplitBrain(_),
+            ) => {
                 let told = format!("{} is NOT BOUND to a lineage there: {error}", pgdata.display());
                 report.warning(
                     what,

@@ -41,7 +41,10 @@ pub(super) async fn abandon(
     for (name, settings) in &selection.repositories {
         let repository =
             Repository::open(name, settings).await.with_context(|| format!("repository {name}"))?;
-        catalogs.push((name, Catalog::load(&repository, &selection.cluster).await?));
+        let catalog = Catalog::load(&repository, &selection.cluster).await?;
+        super::unless_meant(catalog.damaged_lineages(), args)
+            .with_context(|| format!("repository {name}"))?;
+        catalogs.push((name, catalog));
     }
     let Some(lineage) = the_lineage(&catalogs, args)? else { return Ok(Vec::new()) };
     let mut known: Vec<Known> = Vec::new();

@@ -35,7 +35,15 @@ pub(super) async fn text(catalog: &mut Catalog, status: &ClusterStatus) -> Resul
         text.push_str(&drawing(lineage, &backups).await?);
         text.push_str(&details(said, lineage.lineage().segment_size));
     }
-    if status.lineages.is_empty() {
+    for damaged in &status.damaged_lineages {
+        writeln!(
+            text,
+            "\nLineage {}: DAMAGED, nothing else is known of it: {}",
+            damaged.lineage, damaged.what
+        )
+        .ok();
+    }
+    if status.lineages.is_empty() && status.damaged_lineages.is_empty() {
         text.push_str("\nNothing was archived yet.\n");
     }
     text.push_str(&backup_lines(status));

@@ -103,7 +103,7 @@ impl RepositoryState {
     ) -> Result<(), RepoError> {
         let repository = Repository::open(&self.repository, settings).await?;
         let mut catalog = Catalog::load(&repository, cluster).await?;
-        if catalog.lineages().is_empty() {
+        if catalog.lineages().is_empty() && catalog.damaged_lineages().is_empty() {
             let known: Vec<String> =
                 repository.clusters().await?.iter().map(ClusterName::to_string).collect();
             if !known.is_empty() {

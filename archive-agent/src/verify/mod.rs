@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use walpoint_base::BackupId;
 use walpoint_repo::Repository;
 use walpoint_repo::expire::outlook;
-use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify, without_a_lineage};
+use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::{FINDINGS, Failure};
@@ -101,13 +101,7 @@ async fn one(
 ) -> anyhow::Result<Verified> {
     let repository = Repository::open(name, settings).await?;
     let policy = crate::expire::policy(selection.settings.retention.as_ref());
-    let outlook = match outlook(&repository, &selection.cluster, &policy, Timestamp::now()).await {
-        Ok(outlook) => outlook,
-        Err(error) => {
-            let report = without_a_lineage(&repository, &selection.cluster, options, &error);
-            return report.ok_or_else(|| error.into());
-        }
-    };
+    let outlook = outlook(&repository, &selection.cluster, &policy, Timestamp::now()).await?;
     Ok(verify(&repository, &selection.cluster, &outlook, Arc::new(PgContent), options).await?)
 }
 

@@ -13,7 +13,7 @@ use walpoint_base::{
     ClusterName, LineageId, Lsn, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
 };
 use walpoint_pg::wal::Identity;
-use walpoint_repo::lineage::{BINDING, bound_elsewhere};
+use walpoint_repo::lineage::{BINDING, DamagedLineage, Lineages, bound_elsewhere};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_storage::RepoError;
@@ -65,7 +65,8 @@ impl Candidate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Remembered {
     incarnation: Incarnation,
-    among: Vec<LineageId>,
+    /// Those whose facts were damaged meanwhile included.
+    among: BTreeSet<LineageId>,
     shown: LineageId,
 }
 
@@ -87,10 +88,14 @@ pub(crate) async fn choose(
     before: Option<&Remembered>,
 ) -> Result<Option<Choice>, TargetError> {
     let known = |lineage: Lineage| Some(Choice { lineage, found: None });
-    let mut lineages = repository.lineages(cluster).await?;
-    lineages.retain(|lineage| lineage.system_id() == identity.system_id);
+    let all = repository.lineages(cluster).await?.of(identity.system_id);
+    let among: BTreeSet<LineageId> = all.ids().collect();
+    let Lineages { read: mut lineages, damaged } = all;
     lineages.sort_unstable_by_key(|lineage| lineage.id.n);
     if let Some(elsewhere) = elsewhere {
+        if let Some(damaged) = damaged.iter().find(|damaged| damaged.id == elsewhere) {
+            return Err(damaged.error().into());
+        }
         match lineages.iter().find(|lineage| lineage.id == elsewhere) {
             None => return Ok(None),
             Some(same) if same.parent.is_none() => return Ok(known(same.clone())),
@@ -98,17 +103,16 @@ pub(crate) async fn choose(
             Some(_) => {}
         }
     }
-    if lineages.iter().all(|lineage| lineage.parent.is_none()) {
+    if damaged.is_empty() && lineages.iter().all(|lineage| lineage.parent.is_none()) {
         return Ok(lineages.pop().and_then(known));
     }
-    let among: Vec<LineageId> = lineages.iter().map(|lineage| lineage.id).collect();
     let before = before.filter(|before| before.incarnation == moment.incarnation && before.among == among);
     let mut candidates = Vec::new();
     for lineage in lineages {
         let archive = repository.wal_to_read(&lineage).await?;
         candidates.push(Candidate { lineage, archive, other: None, same: None });
     }
-    let chosen = decide(&mut candidates, repository, identity, pgdata, moment).await?;
+    let chosen = decide(&mut candidates, &damaged, repository, identity, pgdata, moment).await?;
     let is_possible = |id: &LineageId| {
         candidates.iter().any(|candidate| candidate.lineage.id == *id && candidate.other.is_none())
     };
@@ -118,6 +122,22 @@ pub(crate) async fn choose(
         let shown = chosen.lineage.id;
         let found = Some(Remembered { incarnation: moment.incarnation, among, shown });
         return Ok(Some(Choice { lineage: chosen.lineage.clone(), found }));
+    }
+    // It may be the server of one that cannot be read.
+    if let Some(damaged) = damaged.first() {
+        let possible = candidates.iter().filter(|candidate| candidate.other.is_none());
+        let lines: Vec<String> = possible.map(|candidate| line(repository, &candidate.lineage)).collect();
+        let hint = match lines.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; HINT: nothing shows that this server's WAL does not belong to it: if it belongs to another lineage, write its \
+                 line into {}: {}",
+                pgdata.join(BINDING).display(),
+                lines.join(" or ")
+            ),
+        };
+        let told = format!("repository {}: {damaged}{hint}", repository.name());
+        return Err(TargetError::DamagedLineage(told));
     }
     // It is another server than all that archive here. Where all of these were split off, its own lineage is not here yet.
     let split = candidates.iter().all(|candidate| candidate.lineage.parent.is_some());
@@ -174,6 +194,7 @@ fn line(repository: &Repository, lineage: &Lineage) -> String {
 /// The lineage that what lies in `pg_wal` shows, if it shows one.
 async fn decide(
     candidates: &mut [Candidate],
+    damaged: &[DamagedLineage],
     repository: &Repository,
     identity: &Identity,
     pgdata: &Path,
@@ -187,7 +208,14 @@ async fn decide(
     let candidates = &*candidates;
     let possible: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.other.is_none()).collect();
     if let Some(claimed) = claimed(&possible, repository, &wal, moment).await? {
+        for damaged in damaged {
+            tracing::warn!(repository = repository.name(), "{damaged}");
+        }
         return Ok(Some(claimed));
+    }
+    // Of what it has in common with one that cannot be read nothing is known.
+    if !damaged.is_empty() {
+        return Ok(None);
     }
     let size = identity.segment_size;
     Ok(shown(&candidates.iter().map(|candidate| candidate.seen(size)).collect::<Vec<_>>()))

@@ -121,7 +121,12 @@ impl Target {
         let elsewhere = bound_elsewhere(&all, cluster.system_id).map(|(_, id)| id);
         match self.chosen(&repository, cluster, &moment, elsewhere).await {
             // It is said when something is to be archived.
-            Ok(_) | Err(TargetError::UnknownLineage { .. } | TargetError::SplitBrain(_)) => Ok(()),
+            Ok(_)
+            | Err(
+                TargetError::UnknownLineage { .. }
+                | TargetError::DamagedLineage(_)
+                | TargetError::SplitBrain(_),
+            ) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -190,6 +190,7 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
                 bail!("{unreached}");
             }
         }
+        let looked = looks.is_multiple_of(REACH_LOOKS);
         looks = looks.wrapping_add(1);
         // A standby's WAL waits until its promotion, where it archives at all.
         if let Some(span) = archiver.asking().neglected().await?
@@ -201,6 +202,9 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
                 archiver.wal_directory().display(),
                 human::span(span)
             );
+        }
+        if looked && let Some(damaged) = reach::damaged(archiver.uploader()).await? {
+            bail!("{damaged}");
         }
         working();
         let told = archiver.queue().dropped.notified();

@@ -66,3 +66,21 @@ pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Option<String>> 
     }
     Ok(None)
 }
+
+/// The first lineage of the cluster whose facts are damaged in a repository: another one than this server's, whose WAL is archived all
+/// the same. What cannot be looked at now is not known to be so.
+pub(crate) async fn damaged(uploader: &Uploader) -> anyhow::Result<Option<String>> {
+    let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
+    for target in uploader.targets() {
+        let Ok(archive) = target.archive(&cluster).await else { continue };
+        match archive.repository().lineages(&archive.lineage().cluster).await {
+            Ok(lineages) => {
+                if let Some(damaged) = lineages.damaged.first() {
+                    return Ok(Some(format!("repository {}: {damaged}", target.name())));
+                }
+            }
+            Err(error) => tracing::debug!(repository = target.name(), "its lineages are not known: {error}"),
+        }
+    }
+    Ok(None)
+}

@@ -96,6 +96,9 @@ pub(crate) enum TargetError {
         /// What it could hold.
         lines: Vec<String>,
     },
+    /// Nothing shows that this server's WAL does not belong to a lineage whose facts are damaged.
+    #[error("{0}")]
+    DamagedLineage(String),
     /// A write that was abandoned is still under way.
     #[error(
         "a write that timed out has not returned, so nothing more is stored there until it does; HINT: its filesystem hangs, or the \

@@ -404,6 +404,7 @@ fn word(why: &Why) -> &'static str {
         Why::UnknownLineage(_) => "unknown-lineage",
         Why::SeveralLineages(_) => "several-lineages",
         Why::NewestWithoutBackup { .. } => "newest-without-backup",
+        Why::DamagedLineage { .. } => "damaged-lineage",
         Why::NoBackup => "no-backup",
         Why::NoBackupOnPath { .. } => "no-backup-on-path",
         Why::BeforeFirstBackup { .. } => "before-first-backup",

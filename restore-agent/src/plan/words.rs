@@ -13,6 +13,7 @@ pub(super) mod notes;
 pub(super) mod options;
 mod refusals;
 
+use walpoint_base::LineageId;
 use walpoint_plan::restore::{LineageMoment, NamedPoint};
 
 pub(crate) use self::notes::notes;
@@ -22,6 +23,11 @@ pub(crate) use self::refusals::{refusal, why};
 fn point(point: &NamedPoint) -> String {
     let time = point.time.map(|time| format!("{time}, ")).unwrap_or_default();
     format!("{time}at {}", point.lsn)
+}
+
+/// What damage to the facts of a lineage leaves open.
+fn damaged_lineage(lineage: LineageId, what: &str) -> String {
+    format!("The facts of lineage {lineage} are damaged ({what}): whether it has the target is not known.")
 }
 
 /// Where recovery would end in a lineage.

@@ -71,7 +71,11 @@ async fn related(repository: &Repository, planned: &Planned) -> Vec<WalArchive> 
     let own = &planned.lineage;
     let read = async {
         let mut archives = Vec::new();
-        for lineage in repository.lineages(&planned.cluster).await? {
+        let lineages = repository.lineages(&planned.cluster).await?;
+        for damaged in lineages.damaged {
+            tracing::warn!("repository \"{}\": {damaged}", repository.name());
+        }
+        for lineage in lineages.read {
             let related = lineage.system_id() == own.system_id() && lineage.segment_size == own.segment_size;
             if related && !own.is_same_life(&lineage) {
                 archives.push(repository.wal_to_read(&lineage).await?);

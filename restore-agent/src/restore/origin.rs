@@ -122,9 +122,10 @@ pub(crate) async fn bind(
     owner: Option<Owner>,
 ) -> anyhow::Result<()> {
     let lineage = &planned.lineage;
-    let lineages = planned.repository.lineages(&planned.cluster).await?;
-    let split = |other: &Lineage| other.parent.is_some() && other.system_id() == lineage.system_id();
-    if !lineages.iter().any(split) {
+    let lineages = planned.repository.lineages(&planned.cluster).await?.of(lineage.system_id());
+    // One whose facts are damaged may have been split off.
+    let alone = lineages.damaged.is_empty() && lineages.read.iter().all(|other| other.parent.is_none());
+    if alone {
         return Ok(());
     }
     let path = pgdata.join(BINDING);

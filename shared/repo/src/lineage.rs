@@ -19,9 +19,90 @@ use walpoint_storage::ids::{RepositoryId, parse_hex};
 use walpoint_storage::layout::{ClusterPaths, Key, WalPaths};
 
 /// What to do about the facts of a lineage.
-pub(crate) const LOST_LINEAGE: &str = "put the object back, from another version of it in the store or from a copy of the store: without it \
+pub const LOST_LINEAGE: &str = "put the object back, from another version of it in the store or from a copy of the store: without it \
                                 nothing of this lineage is found, and nothing is deleted. Until then restore from another \
                                 repository";
+
+/// The lineages of a cluster in a repository, as far as their facts can be read.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Lineages {
+    /// Those that can be read, oldest first.
+    pub read: Vec<Lineage>,
+    /// Those that are there and cannot be read, by id.
+    pub damaged: Vec<DamagedLineage>,
+}
+
+impl Lineages {
+    /// All of them; an error if one cannot be read.
+    pub fn whole(self) -> Result<Vec<Lineage>> {
+        match self.damaged.first() {
+            Some(damaged) => Err(damaged.error()),
+            None => Ok(self.read),
+        }
+    }
+
+    /// The ids of all, those that cannot be read included.
+    pub fn ids(&self) -> impl Iterator<Item = LineageId> + '_ {
+        self.read.iter().map(|lineage| lineage.id).chain(self.damaged.iter().map(|damaged| damaged.id))
+    }
+
+    /// Only those with a system identifier.
+    pub fn of(mut self, system_id: SystemId) -> Self {
+        self.read.retain(|lineage| lineage.system_id() == system_id);
+        self.damaged.retain(|damaged| damaged.id.system_id == system_id);
+        self
+    }
+}
+
+/// A lineage whose facts are stored and cannot be read. What is stored of it is left alone until they are put back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DamagedLineage {
+    /// Which one.
+    pub id: LineageId,
+    /// The object.
+    pub key: Key,
+    /// What is wrong with it.
+    pub what: String,
+    /// When the object was stored, by the store's clock: when the lineage was created, or later if the object was copied there.
+    pub stored: jiff::Timestamp,
+}
+
+impl DamagedLineage {
+    /// Takes the damage to the facts of a lineage out of an error: others can be read all the same.
+    pub(crate) fn aside<T>(
+        id: LineageId,
+        stored: jiff::Timestamp,
+        read: Result<T>,
+    ) -> Result<std::result::Result<T, Self>> {
+        match read {
+            Ok(read) => Ok(Ok(read)),
+            Err(RepoError::Corrupt { key, what, .. }) => Ok(Err(Self { id, key, what, stored })),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same as an error.
+    pub fn error(&self) -> RepoError {
+        RepoError::corrupt(&self.key, format!("{}; {LOST_LINEAGE}", self.what))
+    }
+
+    /// What to do.
+    pub fn remedy(&self) -> &'static str {
+        LOST_LINEAGE
+    }
+
+    /// Whether a restore to the latest moment may mean this one instead of `chosen`: one of the same server or of a copy of it
+    /// always, as each of them has a latest moment; another one unless it was there before `chosen`.
+    pub fn may_be_meant_beside(&self, chosen: &Lineage) -> bool {
+        self.id.system_id == chosen.system_id() || self.stored >= chosen.created
+    }
+}
+
+impl fmt::Display for DamagedLineage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the facts of lineage {} are damaged: {}", self.id, self.error())
+    }
+}
 
 /// A lineage's facts.
 #[derive(Clone, PartialEq, Eq, Debug)]

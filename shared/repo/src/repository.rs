@@ -13,7 +13,9 @@ use walpoint_storage::layout::{self, ClusterPaths};
 use walpoint_storage::object::{Level, MasterKey, RepositoryId, Sealer};
 use walpoint_storage::store::{Creation, Store, StoreSettings};
 
-use crate::lineage::{AckMember, Lineage, LineageDocument, LineageUid, ParentLineage};
+use crate::lineage::{
+    AckMember, DamagedLineage, Lineage, LineageDocument, LineageUid, Lineages, ParentLineage,
+};
 
 #[cfg(test)]
 mod tests;
@@ -184,18 +186,28 @@ impl Repository {
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// The lineages of a cluster, oldest first. Empty if the cluster is not here.
-    pub async fn lineages(&self, cluster: &ClusterName) -> Result<Vec<Lineage>> {
+    /// The lineages of a cluster, and those whose facts are damaged. Nothing if the cluster is not here.
+    pub async fn lineages(&self, cluster: &ClusterName) -> Result<Lineages> {
         let paths = ClusterPaths::new(cluster);
         let prefix = paths.lineages();
         let entries = self.store().list_all(&prefix).await?;
-        let ids = entries.iter().filter_map(|entry| entry.key.below(&prefix)?.parse::<LineageId>().ok());
-        let reads: Vec<_> = ids.map(|id| self.read_lineage(cluster, id)).collect();
-        let read: Vec<Option<Lineage>> = stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
-        // One that was deleted since it was listed is no lineage.
-        let mut lineages: Vec<Lineage> = read.into_iter().flatten().collect();
-        lineages.sort_unstable_by_key(|l| (l.created, l.id));
-        Ok(lineages)
+        let listed = entries
+            .iter()
+            .filter_map(|entry| Some((entry.key.below(&prefix)?.parse::<LineageId>().ok()?, entry.modified)));
+        let reads = listed.map(|(id, stored)| async move {
+            DamagedLineage::aside(id, stored, self.read_lineage(cluster, id).await)
+        });
+        let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(AT_ONCE);
+        let mut all = Lineages::default();
+        while let Some(read) = reads.try_next().await? {
+            match read {
+                // One that was deleted since it was listed is no lineage.
+                Ok(lineage) => all.read.extend(lineage),
+                Err(damaged) => all.damaged.push(damaged),
+            }
+        }
+        all.read.sort_unstable_by_key(|l| (l.created, l.id));
+        Ok(all)
     }
 
     /// The lineages of which WAL is stored, whether their facts are there or not.
@@ -213,16 +225,19 @@ impl Repository {
     }
 
     /// The newest lineage of the cluster with that system identifier that was not split off from another one: the one that it
-    /// archives to unless its data directory is bound to another. `None` if there is none.
+    /// archives to unless its data directory is bound to another. `None` if there is none. One whose facts are damaged counts as
+    /// split off, unless no other is left: a lineage that is made beside another one binds the data directory that it is made for.
     pub async fn lineage_for(&self, cluster: &ClusterName, system_id: SystemId) -> Result<Option<Lineage>> {
+        let mut damaged = None;
         for id in self.lineage_ids(cluster, system_id).await? {
-            if let Some(lineage) = self.read_lineage(cluster, id).await?
-                && lineage.parent.is_none()
-            {
-                return Ok(Some(lineage));
+            match self.read_lineage(cluster, id).await {
+                Ok(Some(lineage)) if lineage.parent.is_none() => return Ok(Some(lineage)),
+                Ok(_) => {}
+                Err(error @ RepoError::Corrupt { .. }) => damaged = Some(error),
+                Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        damaged.map_or(Ok(None), Err)
     }
 
     /// The lineages of the cluster with that system identifier, newest first.

@@ -29,7 +29,7 @@ fn damage_anywhere_and_objects_that_changed_places_are_found() {
     bed.settle();
     let (runtime, door) = (secret::runtime(), bed.back_door());
     let repository = secret::open(&runtime, &bed);
-    let lineages = runtime.block_on(repository.lineages(&"main".parse().unwrap())).unwrap();
+    let lineages = runtime.block_on(repository.lineages(&"main".parse().unwrap())).unwrap().read;
     let wal = repository.wal(&lineages[0]);
     let fetch = |name: &str| {
         let name: WalFileName = name.parse().unwrap();

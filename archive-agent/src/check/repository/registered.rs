@@ -63,10 +63,10 @@ pub(super) async fn registered(
         return Ok(lineage);
     }
     let others = repository.lineages(cluster).await?;
-    if others.is_empty() {
+    let ids: Vec<String> = others.ids().map(|id| id.to_string()).collect();
+    if ids.is_empty() {
         bail!("cluster {cluster} is not registered in this repository; run archive-agent init");
     }
-    let ids: Vec<String> = others.iter().map(|lineage| lineage.id.to_string()).collect();
     bail!(
         "cluster {cluster} is registered with the lineages {}, and this one has the system identifier {}: it \
          belongs to another cluster, or came from pg_upgrade or initdb since. If it is the same cluster's new life, run \

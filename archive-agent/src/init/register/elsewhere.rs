@@ -60,9 +60,13 @@ impl Elsewhere {
     ) -> anyhow::Result<Option<Self>> {
         let mut first = false;
         for repository in repositories {
-            let mut lineages = repository.lineages(&plan.cluster).await?;
-            lineages.retain(|lineage| lineage.system_id() == control.system_id);
-            first |= !lineages.is_empty() && lineages.iter().all(|lineage| lineage.parent.is_some());
+            let lineages = repository.lineages(&plan.cluster).await?.of(control.system_id);
+            let all_split = lineages.read.iter().all(|lineage| lineage.parent.is_some());
+            // One whose facts are damaged may be the one that was not.
+            if let Some(damaged) = lineages.damaged.first().filter(|_| all_split) {
+                return Err(damaged.error().into());
+            }
+            first |= !lineages.read.is_empty() && all_split;
         }
         if !first {
             return Ok(None);
@@ -74,7 +78,9 @@ impl Elsewhere {
                 Ok(None) => {}
                 // Another repository may tell. One where the first lineage is another server's says that this is a copy.
                 Err(error) => match error.downcast_ref::<TargetError>() {
-                    Some(TargetError::UnknownLineage { .. }) => unknown = Some(error),
+                    Some(TargetError::UnknownLineage { .. } | TargetError::DamagedLineage(_)) => {
+                        unknown = Some(error)
+                    }
                     _ => return Err(error),
                 },
             }

@@ -2,9 +2,10 @@
 
 use walpoint_base::{BackupId, LineageId, Lsn, SegmentName, TimelineId};
 use walpoint_plan::restore::{Hint, NamedPoint, Unusable};
+use walpoint_repo::lineage::LOST_LINEAGE;
 
 use super::refusals::unusable;
-use super::{point, why};
+use super::{damaged_lineage, point, why};
 
 const TAKE_BACKUP: &str = "Take one with \"archive-agent backup\"; WAL alone cannot be restored.";
 
@@ -90,6 +91,11 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
         }
         Hint::ChooseLineage => CHOOSE_LINEAGE.to_owned(),
         Hint::OlderLineage { older, newest } => older_lineage(*older, *newest),
+        Hint::DamagedLineage { lineage, what } => damaged_lineage(*lineage, what),
+        Hint::BesideDamaged { lineage, damaged } => {
+            format!("To restore lineage {lineage}, whatever {damaged} has: --lineage {lineage}.")
+        }
+        Hint::PutLineageBack(lineage) => format!("For lineage {lineage}: {LOST_LINEAGE}."),
         Hint::EarlierThan(start) => earlier_than(*start),
         Hint::BackupBehind => BACKUP_BEHIND.to_owned(),
         Hint::ListBroken => "\"archive-agent verify\" lists every such place.".to_owned(),

@@ -6,7 +6,7 @@ use walpoint_plan::restore::{
     Damage, ForkSegment, LineageMoment, NamedPoint, Note, RestorePlan, Unfollowed, WentOn, Why,
 };
 
-use super::{lineage_moment, locks, point, why};
+use super::{damaged_lineage, lineage_moment, locks, point, why};
 
 /// The notes of a plan, in its order.
 pub(crate) fn notes(plan: &RestorePlan) -> Vec<String> {
@@ -48,6 +48,7 @@ pub(crate) fn note(note: &Note) -> String {
         Note::WentOn(one) => went_on(one),
         Note::NewerWithoutBackup { newest, older } => newer_without_backup(newest, *older),
         Note::OlderInUse { older, lineage, why } => older_in_use(*older, *lineage, why),
+        Note::DamagedLineage { lineage, what } => damaged_lineage(*lineage, what),
         Note::SplitOff { lineage, parent } => {
             format!("Lineage {lineage} was split off from lineage {parent}, which does not have the target.")
         }

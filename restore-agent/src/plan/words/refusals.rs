@@ -2,7 +2,7 @@
 
 use walpoint_base::chain::ChainFault;
 use walpoint_base::target::FullXid;
-use walpoint_base::{BackupId, Lsn, PgTimestamp, SegmentName, TimelineId};
+use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, SegmentName, TimelineId};
 use walpoint_plan::restore::{Doubt, LineageMoment, Unreachable, Unusable, Why};
 
 use super::lineage_moment;
@@ -25,6 +25,7 @@ pub(crate) fn why(why: &Why) -> String {
         Why::NewestWithoutBackup { newest, .. } => {
             format!("the newest lineage has WAL and no complete backup: {}", lineage_moment(newest))
         }
+        Why::DamagedLineage { lineage, what, instead } => damaged_lineage(*lineage, what, *instead),
         Why::NoBackup => "the cluster has no complete backup".to_owned(),
         Why::NoBackupOnPath { timeline } => {
             format!("no complete backup lies on the path to timeline {timeline}")
@@ -76,6 +77,12 @@ pub(super) fn unusable(why: &Unusable) -> String {
 fn several_lineages(all: &[LineageMoment]) -> String {
     let all: Vec<String> = all.iter().map(lineage_moment).collect();
     format!("several lineages of the cluster have it: {}", all.join("; "))
+}
+
+fn damaged_lineage(lineage: LineageId, what: &str, instead: LineageId) -> String {
+    format!(
+        "the facts of lineage {lineage} are damaged ({what}), and it may be the latest one (without it, {instead} is)"
+    )
 }
 
 fn clock_set_back(backup: BackupId, time: PgTimestamp) -> String {

@@ -70,9 +70,17 @@ impl Archive {
         }
         let lineages = repository.lineages(cluster).await?;
         // One that was split off is asked for from its own data directory.
-        let newest = lineages.iter().rev().find(|lineage| lineage.parent.is_none()).or(lineages.last());
+        let read = &lineages.read;
+        let newest = read.iter().rev().find(|lineage| lineage.parent.is_none()).or(read.last());
+        // One that cannot be read may be the one that was not split off, or of another system identifier.
+        let other = lineages.damaged.iter().find(|damaged| {
+            newest.is_none_or(|newest| newest.parent.is_some() || newest.system_id() != damaged.id.system_id)
+        });
+        if let Some(damaged) = other {
+            return Err(damaged.error().into());
+        }
         let newest = newest.cloned().with_context(|| format!("cluster {cluster} is not in it"))?;
-        if lineages.iter().any(|lineage| lineage.system_id() != newest.system_id()) {
+        if read.iter().any(|lineage| lineage.system_id() != newest.system_id()) {
             bail!(
                 "cluster {cluster} has had several system identifiers; HINT: fetch into pg_wal of the data directory that needs it"
             );

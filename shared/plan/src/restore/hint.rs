@@ -127,6 +127,22 @@ pub enum Hint {
         /// The newer one.
         newest: LineageId,
     },
+    /// The facts of a lineage are damaged, and whether it has the target is not known.
+    DamagedLineage {
+        /// The lineage.
+        lineage: LineageId,
+        /// What is wrong with its facts.
+        what: String,
+    },
+    /// A lineage can be restored, whatever one has whose facts are damaged.
+    BesideDamaged {
+        /// The one that can be restored.
+        lineage: LineageId,
+        /// The damaged one.
+        damaged: LineageId,
+    },
+    /// The facts of a lineage, which are damaged, have to be put back.
+    PutLineageBack(LineageId),
     /// What lies before this position can be recovered.
     EarlierThan(Lsn),
     /// What lies behind a gap can be recovered from a backup that begins there.

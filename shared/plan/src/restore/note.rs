@@ -126,6 +126,13 @@ pub enum Note {
         /// The other one.
         parent: LineageId,
     },
+    /// The facts of another lineage are damaged, and whether it has the target is not known.
+    DamagedLineage {
+        /// The other one.
+        lineage: LineageId,
+        /// What is wrong with its facts.
+        what: String,
+    },
 }
 
 /// What keeps relations locked at the target.

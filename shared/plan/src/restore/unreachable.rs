@@ -97,6 +97,15 @@ pub enum Why {
         /// The older one.
         older: LineageId,
     },
+    /// The facts of a lineage are damaged, and it may be the one that is meant.
+    DamagedLineage {
+        /// That one.
+        lineage: LineageId,
+        /// What is wrong with its facts.
+        what: String,
+        /// The lineage that would be taken.
+        instead: LineageId,
+    },
     /// The cluster has no usable backup at all.
     NoBackup,
     /// No usable backup lies on the path to the timeline.

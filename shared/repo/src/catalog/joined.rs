@@ -22,6 +22,7 @@ impl Catalog {
             cluster: self.cluster.clone(),
             backups: self.backups.clone(),
             lineages: lineages.collect(),
+            damaged: self.damaged.clone(),
             loaded: self.loaded,
         }
     }

@@ -34,6 +34,9 @@ pub async fn latest_commit_before(
     start: Lsn,
 ) -> Result<Option<PgTimestamp>> {
     let mut catalog = Catalog::load(repository, cluster).await?;
+    for damaged in catalog.damaged_lineages() {
+        tracing::warn!(repository = repository.name(), "{damaged}");
+    }
     let stored = catalog.backups().iter().filter_map(|listed| match listed.state {
         ListedState::Finished(stored) => Some((listed.id, stored)),
         _ => None,

@@ -60,6 +60,7 @@ pub(crate) use search::readable;
 
 use crate::Repository;
 use crate::backup::Listed;
+use crate::lineage::DamagedLineage;
 
 /// Lineages that are read at the same time.
 const AT_ONCE: usize = 8;
@@ -71,6 +72,7 @@ pub struct Catalog {
     cluster: ClusterName,
     backups: Vec<Listed>,
     lineages: Vec<LineageCatalog>,
+    damaged: Vec<DamagedLineage>,
     loaded: Timestamp,
 }
 
@@ -90,7 +92,12 @@ impl Catalog {
         &self.backups
     }
 
-    /// The lineages, oldest first.
+    /// The lineages whose facts cannot be read: nothing else is known of them.
+    pub fn damaged_lineages(&self) -> &[DamagedLineage] {
+        &self.damaged
+    }
+
+    /// The lineages that can be read, oldest first.
     pub fn lineages(&self) -> &[LineageCatalog] {
         &self.lineages
     }

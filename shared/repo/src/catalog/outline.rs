@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::{ClusterPaths, WalPaths};
-use walpoint_storage::store::{Store, StoreSettings};
+use walpoint_storage::store::{Entry, Store, StoreSettings};
 
 use super::{AT_ONCE, Catalog, by_position};
 use crate::Repository;
 use crate::backup::{Backups, Unread, list_condemned, list_names};
 use crate::catalog::LineageCatalog;
-use crate::lineage::Lineage;
+use crate::lineage::{DamagedLineage, Lineage};
 use crate::wal::{ListedHistories, list_histories, list_timelines};
 
 /// What listings show of a lineage itself.
@@ -34,7 +34,7 @@ impl Outline {
 /// What listings show of a cluster.
 struct ClusterOutline {
     backups: Vec<Unread>,
-    lineages: Vec<LineageId>,
+    lineages: Vec<(LineageId, Timestamp)>,
     /// What is condemned, if that was listed.
     condemned: Option<Vec<(u64, Timestamp)>>,
 }
@@ -52,10 +52,12 @@ impl ClusterOutline {
     }
 }
 
-async fn list_lineages(store: &Store, paths: &ClusterPaths) -> Result<Vec<LineageId>> {
+/// The lineages, and when the facts of each were stored.
+async fn list_lineages(store: &Store, paths: &ClusterPaths) -> Result<Vec<(LineageId, Timestamp)>> {
     let prefix = paths.lineages();
     let entries = store.list_all(&prefix).await?;
-    Ok(entries.iter().filter_map(|entry| entry.key.below(&prefix)?.parse().ok()).collect())
+    let id = |entry: &Entry| entry.key.below(&prefix)?.parse().ok();
+    Ok(entries.iter().filter_map(|entry| Some((id(entry)?, entry.modified))).collect())
 }
 
 impl Catalog {
@@ -97,13 +99,21 @@ impl Catalog {
                 None => None,
             }
         };
-        let lineages = outline.lineages.into_iter().map(|id| read_lineage(repository, cluster, id));
+        let lineages = outline.lineages.into_iter().map(|(id, stored)| async move {
+            DamagedLineage::aside(id, stored, read_lineage(repository, cluster, id).await)
+        });
         let lineages = stream::iter(lineages.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect::<Vec<_>>();
-        let (backups, lineages, condemned) =
+        let (backups, lineages_read, condemned) =
             join3(reader.tell_ended(outline.backups), lineages, condemned).await;
         let mut backups = backups?;
-        // One that was deleted since it was listed is no lineage.
-        let mut lineages: Vec<(Lineage, Outline)> = lineages?.into_iter().flatten().collect();
+        let (mut lineages, mut damaged): (Vec<(Lineage, Outline)>, _) = (Vec::new(), Vec::new());
+        for read in lineages_read? {
+            match read {
+                // One that was deleted since it was listed is no lineage.
+                Ok(lineage) => lineages.extend(lineage),
+                Err(one) => damaged.push(one),
+            }
+        }
         lineages.sort_unstable_by_key(|(lineage, _)| (lineage.created, lineage.id));
         let (all, known) = (&backups, &reader);
         let loads = lineages.into_iter().map(|(lineage, outline)| async move {
@@ -118,10 +128,11 @@ impl Catalog {
         }
         let loaded = Timestamp::now();
         // Positions of several lineages cannot be compared, and a listing does not tell which one a backup is of.
-        if let [lineage] = &lineages[..] {
+        if let ([lineage], []) = (&lineages[..], &damaged[..]) {
             by_position(&lineage.facts().graph, &mut backups, loaded);
         }
-        Ok(Self { repository: repository.clone(), cluster: cluster.clone(), backups, lineages, loaded })
+        let (repository, cluster) = (repository.clone(), cluster.clone());
+        Ok(Self { repository, cluster, backups, lineages, damaged, loaded })
     }
 }
 

@@ -13,6 +13,7 @@ use walpoint_storage::error::{RepoError, Result};
 use super::points::RestorePointStatus;
 use super::{BrokenChain, Catalog, LineageCatalog};
 use crate::backup::{Backups, Listed, ListedState, Method, Standing, Summary};
+use crate::lineage::DamagedLineage;
 
 /// Of the finished backups that are in no summary object, the newest ones are looked into: as many as are shown to a person.
 pub(super) const LOOKED_INTO: usize = 20;
@@ -30,6 +31,9 @@ pub struct ClusterStatus {
     pub taken: String,
     /// Its lineages, oldest first.
     pub lineages: Vec<LineageStatus>,
+    /// Lineages whose facts are damaged: nothing else is known of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub damaged_lineages: Vec<DamagedLineageStatus>,
     /// Every backup listed, of all lineages, oldest first.
     pub backups: Vec<BackupStatus>,
 }
@@ -43,6 +47,17 @@ pub struct SegmentsDocument {
     pub last: String,
     /// How many.
     pub count: u64,
+}
+
+/// A lineage whose facts are damaged.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct DamagedLineageStatus {
+    /// Its id.
+    pub lineage: String,
+    /// The object that holds its facts.
+    pub object: String,
+    /// What is wrong with it, and what to do.
+    pub what: String,
 }
 
 /// One life of the cluster.
@@ -248,6 +263,7 @@ impl Catalog {
             store: self.repository().store().name().to_owned(),
             taken: self.loaded().to_string(),
             lineages,
+            damaged_lineages: self.damaged_lineages().iter().map(DamagedLineageStatus::from).collect(),
             backups,
         })
     }
@@ -286,6 +302,16 @@ impl Catalog {
             details.insert(id, BackupDetails::of(&summary, damage));
         }
         Ok(details)
+    }
+}
+
+impl From<&DamagedLineage> for DamagedLineageStatus {
+    fn from(damaged: &DamagedLineage) -> Self {
+        Self {
+            lineage: damaged.id.to_string(),
+            object: damaged.key.to_string(),
+            what: format!("{}; {}", damaged.what, damaged.remedy()),
+        }
     }
 }
 

@@ -83,7 +83,7 @@ impl<'a> Deleter<'a> {
         for prefix in self.prefixes(self.ripe.packs_of(), self.paths.all_data(), |id| self.paths.data(id)) {
             self.sweep(&prefix, |_| true).await?;
         }
-        let lineages = self.repository.lineages(self.cluster).await?;
+        let lineages = self.repository.lineages(self.cluster).await?.whole()?;
         for lineage in &lineages {
             let mut writer = IndexWriter::new(self.repository.wal(lineage));
             let wal = self.paths.wal(lineage.id);

@@ -22,7 +22,7 @@ use crate::backup::{
 };
 use crate::catalog::{Catalog, LineageCatalog};
 use crate::holds::{DamagedHold, Holdings, Holds};
-use crate::lineage::{LOST_LINEAGE, Lineage};
+use crate::lineage::{DamagedLineage, LOST_LINEAGE, Lineage};
 use crate::wal::WalArchive;
 
 /// What a cluster has, as far as it matters here.
@@ -51,6 +51,8 @@ pub(super) struct Gathered {
     pub(super) damaged_announcements: Vec<DamagedAnnouncement>,
     /// Lineages whose facts are gone, though backups or WAL of them are there: then, too.
     pub(super) lost_lineages: Vec<LineageId>,
+    /// Lineages whose facts are damaged.
+    pub(super) damaged_lineages: Vec<DamagedLineage>,
     /// What somebody should know.
     pub(super) notes: Vec<String>,
     /// Backups that cannot be read, and what follows.
@@ -117,6 +119,7 @@ impl Gathered {
             damaged_holds: damaged,
             damaged_announcements: Vec::new(),
             lost_lineages: Vec::new(),
+            damaged_lineages: catalog.damaged_lineages().to_vec(),
             notes: Vec::new(),
             unreadables: Vec::new(),
         };
@@ -151,6 +154,9 @@ impl Gathered {
     ) -> Result<Self> {
         let mut gathered = Self::read_by(repository, cluster, now, Reading::Manifests).await?;
         if let Some(damaged) = gathered.damaged_holds.pop() {
+            return Err(damaged.error());
+        }
+        if let Some(damaged) = gathered.damaged_lineages.pop() {
             return Err(damaged.error());
         }
         if let Some(id) = gathered.lost_lineages.pop() {
@@ -365,6 +371,8 @@ impl Gathered {
             self.facts.backups.iter().map(|backup| backup.lineage).collect();
         missing.extend(repository.stored_lineages(cluster).await?);
         missing.retain(|id| !self.lineages.iter().any(|facts| facts.lineage.id == *id));
+        missing.retain(|id| !self.damaged_lineages.iter().any(|damaged| damaged.id == *id));
+        self.notes.extend(self.damaged_lineages.iter().map(DamagedLineage::to_string));
         let note = |id: &LineageId| format!("the facts of lineage {id} are not there: {LOST_LINEAGE}");
         self.notes.extend(missing.iter().map(note));
         self.lost_lineages.extend(missing);

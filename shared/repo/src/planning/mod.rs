@@ -2,11 +2,13 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | `damaged` | what damaged facts of lineages mean for a plan |
 //! | `older` | when an older lineage may be restored than the newest |
 //! | `created`, `required` | the tablespaces that replay creates; the settings that it needs |
 //! | `marked` | records that the index knows of by marks |
 
 mod created;
+mod damaged;
 mod marked;
 mod older;
 mod required;
@@ -86,7 +88,20 @@ pub async fn prove_from(
 /// of them is meant only a person knows, so where two members have the target with different content the plan is refused.
 /// The newest family is tried first; an older one only for what the newest cannot have: a moment before it began, a backup
 /// of the older one. Where an older one went on after the newest was registered, the plan is refused as well.
+///
+/// A lineage whose facts are damaged may be the one that "latest" means: that plan is refused, others say so.
 pub async fn plan_from(
+    catalog: &mut Catalog,
+    request: &Request,
+    decoder: &Arc<dyn SegmentDecoder>,
+    now: Timestamp,
+) -> Result<Verdict> {
+    damaged::unless_asked_for(catalog, request)?;
+    let verdict = plan_in_readable(catalog, request, decoder, now).await?;
+    Ok(damaged::unless_meant(catalog, request, verdict))
+}
+
+async fn plan_in_readable(
     catalog: &mut Catalog,
     request: &Request,
     decoder: &Arc<dyn SegmentDecoder>,
@@ -94,7 +109,7 @@ pub async fn plan_from(
 ) -> Result<Verdict> {
     let mut refusal: Option<Box<Unreachable>> = None;
     let mut skipped: Vec<Vec<usize>> = Vec::new();
-    let mut families = families(catalog.lineages(), request.lineage).into_iter();
+    let mut families = families(catalog, request.lineage).into_iter();
     while let Some(family) = families.next() {
         match plan_in_family(catalog, &family, request, decoder, now).await? {
             Some(Ok(plan)) => {
@@ -198,8 +213,10 @@ async fn plan_in_family(
 }
 
 /// The lineages that come from one another, as places in a list that is in the order in which they were created: the newest
-/// family first, in each the one first that was not split off. Only `only`, if one is named.
-fn families(lineages: &[LineageCatalog], only: Option<LineageId>) -> Vec<Vec<usize>> {
+/// family first, in each the one first that was not split off. Those that were split off from one whose facts are damaged are a family
+/// as well. Only `only`, if one is named.
+fn families(catalog: &Catalog, only: Option<LineageId>) -> Vec<Vec<usize>> {
+    let (lineages, damaged) = (catalog.lineages(), catalog.damaged_lineages());
     let place = |id: LineageId| lineages.iter().position(|lineage| lineage.id() == id);
     if let Some(id) = only {
         return place(id).map(|at| vec![at]).into_iter().collect();
@@ -208,8 +225,17 @@ fn families(lineages: &[LineageCatalog], only: Option<LineageId>) -> Vec<Vec<usi
         // No more steps than there are lineages: a parent that is its own descendant is nobody's.
         for _ in 0..lineages.len() {
             let parent = lineages.get(at).and_then(|lineage| lineage.lineage().parent);
-            let Some(parent) = parent.and_then(|parent| place(parent.lineage)) else { break };
-            at = parent;
+            let Some(parent) = parent.map(|parent| parent.lineage) else { break };
+            match place(parent) {
+                Some(parent) => at = parent,
+                None if damaged.iter().any(|damaged| damaged.id == parent) => {
+                    let of = |lineage: &LineageCatalog| {
+                        lineage.lineage().parent.is_some_and(|other| other.lineage == parent)
+                    };
+                    return lineages.iter().position(of).unwrap_or(at);
+                }
+                None => break,
+            }
         }
         at
     };
@@ -343,6 +369,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::UnknownLineage(_)
         | Why::SeveralLineages(_)
         | Why::NewestWithoutBackup { .. }
+        | Why::DamagedLineage { .. }
         | Why::NoCluster(_) => false,
     }
 }

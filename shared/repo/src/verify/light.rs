@@ -109,22 +109,32 @@ impl Run<'_> {
 
     /// Whether the facts of every lineage are there of which anything else is: without them nothing of it can be restored.
     async fn lineages(&mut self, catalog: &Catalog) -> Result<()> {
-        let known: BTreeSet<LineageId> = catalog.lineages().iter().map(LineageCatalog::id).collect();
+        let mut known: BTreeSet<LineageId> = catalog.lineages().iter().map(LineageCatalog::id).collect();
+        for damaged in catalog.damaged_lineages() {
+            known.insert(damaged.id);
+            self.lost_lineage("damaged", damaged.id, damaged.what.clone());
+        }
         let stored = self.repository.stored_lineages(self.cluster).await?;
         let named = self.lineages.keys().copied();
         let missing: BTreeSet<LineageId> = named.chain(stored).filter(|id| !known.contains(id)).collect();
         for id in missing {
-            let backups = self.lineages.get(&id).map(Vec::as_slice).unwrap_or_default();
-            self.report.finding(VerifyFinding {
-                kind: "missing",
-                object: ClusterPaths::new(self.cluster).lineage(id).to_string(),
-                what: "it is not there, and backups or WAL of the lineage are".to_owned(),
-                backups: backups.iter().map(BackupId::to_string).collect(),
-                moments: Some(format!("all of lineage {id}")),
-                remedy: LOST_LINEAGE.into(),
-            });
+            let what = "it is not there, and backups or WAL of the lineage are";
+            self.lost_lineage("missing", id, what.to_owned());
         }
         Ok(())
+    }
+
+    /// Nothing of a lineage is found without its facts.
+    fn lost_lineage(&mut self, kind: &'static str, id: LineageId, what: String) {
+        let backups = self.lineages.get(&id).map(Vec::as_slice).unwrap_or_default();
+        self.report.finding(VerifyFinding {
+            kind,
+            object: ClusterPaths::new(self.cluster).lineage(id).to_string(),
+            what,
+            backups: backups.iter().map(BackupId::to_string).collect(),
+            moments: Some(format!("all of lineage {id}")),
+            remedy: LOST_LINEAGE.into(),
+        });
     }
 
     /// What was finished and has lost its manifest, unless it is being deleted; and what was begun long ago and has no end.

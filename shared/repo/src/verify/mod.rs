@@ -32,14 +32,13 @@ use std::time::Duration;
 
 use walpoint_base::{BackupId, ClusterName, LineageId, SegmentName, TimelineId};
 use walpoint_plan::retention::Candidate;
-use walpoint_storage::error::{RepoError, Result};
-use walpoint_storage::layout::{ClusterObject, ClusterPaths};
+use walpoint_storage::error::Result;
+use walpoint_storage::layout::ClusterPaths;
 
 pub use self::report::{Cure, Verified, VerifyFinding};
 use crate::Repository;
 use crate::backup::{BackupFacts, Backups, CondemnedReason, NumberedCondemned, TablePath};
 use crate::expire::Outlook;
-use crate::lineage::LOST_LINEAGE;
 
 /// How much is read.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -159,30 +158,6 @@ pub async fn verify(
     }
     run.report.seconds = began.elapsed().as_secs_f64();
     Ok(run.report)
-}
-
-/// What a run says that could not begin because the facts of a lineage are damaged; `None` for any other error.
-pub fn without_a_lineage(
-    repository: &Repository,
-    cluster: &ClusterName,
-    options: &VerifyOptions,
-    error: &RepoError,
-) -> Option<Verified> {
-    let RepoError::Corrupt { key, what, .. } = error else { return None };
-    let Some(ClusterObject::Lineage(id)) = ClusterPaths::new(cluster).parse(key) else { return None };
-    let mut report = Verified::new(repository, cluster, options);
-    report.finding(VerifyFinding {
-        kind: "damaged",
-        object: key.to_string(),
-        what: what.clone(),
-        backups: Vec::new(),
-        moments: Some(format!("all of lineage {id}")),
-        remedy: LOST_LINEAGE.into(),
-    });
-    report
-        .notes
-        .push("nothing else was looked at: what there is of the cluster is not known without it".to_owned());
-    Some(report)
 }
 
 impl<'a> Run<'a> {

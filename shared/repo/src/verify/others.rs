@@ -51,7 +51,9 @@ impl Run<'_> {
             let (object, key, result) = one?;
             match result {
                 Ok(_) => self.report.read_objects += 1,
-                Err(error @ RepoError::Corrupt { .. }) => self.report.finding(finding(&object, &key, &error)),
+                Err(error @ RepoError::Corrupt { .. }) => {
+                    self.report.finding(finding(&object, &key, &error, &needed));
+                }
                 // Deleted since it was listed.
                 Err(RepoError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
@@ -93,7 +95,12 @@ fn kind_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> 
     }
 }
 
-fn finding(object: &ClusterObject, key: &Key, error: &RepoError) -> VerifyFinding {
+fn finding(
+    object: &ClusterObject,
+    key: &Key,
+    error: &RepoError,
+    needed: &BTreeMap<LineageId, &NeededWal>,
+) -> VerifyFinding {
     let remedy = match object {
         ClusterObject::Index(..) => "delete it: the next segments that are archived have it made again".into(),
         ClusterObject::Summaries(_) => {
@@ -117,7 +124,10 @@ fn finding(object: &ClusterObject, key: &Key, error: &RepoError) -> VerifyFindin
         ClusterObject::Wal(_, WalEntry::File(WalFileName::Backup(..))) => {
             "no restore needs PostgreSQL's note of a backup: delete it".into()
         }
-        ClusterObject::Wal(_, WalEntry::File(WalFileName::Segment(_))) => {
+        // What needs it is not known where the facts of its lineage are not.
+        ClusterObject::Wal(lineage, WalEntry::File(WalFileName::Segment(_)))
+            if needed.contains_key(lineage) =>
+        {
             "no kept backup needs it: delete it".into()
         }
         _ => Cure::Resupply,

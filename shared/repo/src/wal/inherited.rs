@@ -21,12 +21,17 @@ pub struct Inherited {
 
 impl Repository {
     /// The WAL of a lineage to be read: with what it has in common with the lineage that it was split off from, up to the
-    /// fork. A parent that is gone, or of which it is not known where the fork is, has nothing in common with it.
+    /// fork. A parent that is gone or whose facts are damaged, or of which it is not known where the fork is, has nothing in common
+    /// with it.
     pub async fn wal_to_read(&self, lineage: &Lineage) -> Result<WalArchive> {
         let mut forks: Vec<(Lineage, Fork)> = Vec::new();
         let mut at = lineage.clone();
         while let Some(ParentLineage { lineage: parent, fork: Some(fork), .. }) = at.parent {
-            let Some(parent) = self.read_lineage(&lineage.cluster, parent).await? else { break };
+            let parent = match self.read_lineage(&lineage.cluster, parent).await {
+                Ok(Some(parent)) => parent,
+                Ok(None) | Err(RepoError::Corrupt { .. }) => break,
+                Err(error) => return Err(error),
+            };
             let odd = parent.system_id() != at.system_id() || parent.segment_size != at.segment_size;
             // A lineage descends from one with a lower number.
             if odd || parent.id.n >= at.id.n {

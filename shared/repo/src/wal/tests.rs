@@ -15,6 +15,7 @@ use walpoint_storage::object::MasterKey;
 use walpoint_storage::store::StoreSettings;
 
 use super::*;
+use crate::lineage::Lineages;
 use crate::repository::NewLineage;
 
 const SYSTEM: SystemId = SystemId(7400000000000000001);
@@ -92,7 +93,7 @@ pub(crate) async fn bed(size: SegmentSize, master: Option<MasterKey>) -> Bed {
     let lineage = made.repository.create_lineage(&cluster, new).await.unwrap();
     // As another program would open it.
     let repository = Repository::open_with_key("main", &settings, master).await.unwrap();
-    assert_eq!(repository.lineages(&cluster).await.unwrap(), std::slice::from_ref(&lineage));
+    assert_eq!(repository.lineages(&cluster).await.unwrap().read, std::slice::from_ref(&lineage));
     assert_eq!(repository.lineage_for(&cluster, SYSTEM).await.unwrap().as_ref(), Some(&lineage));
     Bed { archive: repository.wal(&lineage), dir }
 }
@@ -725,12 +726,12 @@ async fn a_repository_is_made_once_and_known_again() {
         relation_segment_blocks: 131_072,
         ack: vec![crate::lineage::AckMember { name: "main".into(), repository: repository.id() }],
     };
-    assert!(repository.lineages(&cluster).await.unwrap().is_empty());
+    assert_eq!(repository.lineages(&cluster).await.unwrap(), Lineages::default());
     repository.create_lineage(&cluster, new()).await.unwrap();
     let second = repository.create_lineage(&cluster, new()).await.unwrap();
     assert_eq!(second.id, LineageId { system_id: SYSTEM, n: 2 });
     assert_eq!(repository.lineage_for(&cluster, SYSTEM).await.unwrap(), Some(second));
-    assert_eq!(repository.lineages(&cluster).await.unwrap().len(), 2);
+    assert_eq!(repository.lineages(&cluster).await.unwrap().read.len(), 2);
     assert_eq!(repository.lineage_for(&cluster, SystemId(5)).await.unwrap(), None);
     assert_eq!(repository.clusters().await.unwrap(), [cluster]);
 

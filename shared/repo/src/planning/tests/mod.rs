@@ -1,6 +1,7 @@
 //! Planning against repositories.
 
 mod archived;
+mod damaged;
 mod decoder;
 mod distance;
 mod report;

@@ -1,0 +1,115 @@
+//! Plans beside facts of lineages that are damaged.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use walpoint_base::{Lsn, RecoveryTarget, SegmentNo};
+use walpoint_plan::restore::unreachable::Why;
+use walpoint_plan::restore::{Hint, Note, Request, SegmentDecoder, Verdict};
+use walpoint_plan::retention::Policy;
+use walpoint_storage::error::RepoError;
+
+use super::decoder::Decoder;
+use crate::catalog::Catalog;
+use crate::expire::tests::cluster;
+use crate::expire::{ExpireOptions, expire, outlook};
+use crate::index::tests::Bed;
+use crate::lineage::{Fork, ParentLineage};
+use crate::planning::plan;
+use crate::repository::NewLineage;
+use crate::verify::Depth;
+use crate::verify::tests::{flip, path, readable_world, run};
+use crate::{Lineage, Repository};
+
+/// Registers a copy of the bed's server, and damages its facts.
+async fn damaged_copy(bed: &Bed) -> Lineage {
+    let own = bed.archive.lineage();
+    let fork =
+        Fork { timeline: walpoint_base::TimelineId::FIRST, lsn: SegmentNo(20).start(own.segment_size) };
+    let parent = ParentLineage { lineage: own.id, fork: Some(fork), began: None, life: None };
+    let copy = bed.archive.repository().split_lineage(&cluster(), like(own), Some(parent), 0).await.unwrap();
+    flip(&path(bed, copy.key().as_str()));
+    copy
+}
+
+fn like(lineage: &Lineage) -> NewLineage {
+    NewLineage {
+        system_id: lineage.system_id(),
+        major: lineage.major,
+        segment_size: lineage.segment_size,
+        wal_block_size: lineage.wal_block_size,
+        block_size: lineage.block_size,
+        relation_segment_blocks: lineage.relation_segment_blocks,
+        ack: vec![],
+    }
+}
+
+async fn planned(repository: &Repository, request: &Request) -> Result<Verdict, RepoError> {
+    let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
+    plan(repository, &cluster(), request, &decoder, Timestamp::now()).await
+}
+
+/// K3: of a lineage whose facts are damaged nothing is known, and every other one is read, planned and verified as before. Nothing is
+/// deleted meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_facts_of_one_lineage_stop_no_other() {
+    let (bed, _) = readable_world().await;
+    let (repository, own) = (bed.archive.repository(), bed.archive.lineage());
+    let copy = damaged_copy(&bed).await;
+    let is_damage = |error: &RepoError| matches!(error, RepoError::Corrupt { key, .. } if *key == copy.key());
+
+    let lineages = repository.lineages(&cluster()).await.unwrap();
+    assert_eq!(lineages.read, std::slice::from_ref(own));
+    assert_eq!(lineages.damaged.iter().map(|damaged| damaged.id).collect::<Vec<_>>(), [copy.id]);
+    assert!(is_damage(&lineages.whole().unwrap_err()));
+    assert_eq!(repository.lineage_for(&cluster(), own.system_id()).await.unwrap().as_ref(), Some(own));
+    assert_eq!(repository.last_lineage(&cluster(), own.system_id()).await.unwrap(), copy.id.n);
+
+    // Which of the two is meant only a person knows.
+    let refused = planned(repository, &Request::default()).await.unwrap().unwrap_err();
+    let Why::DamagedLineage { lineage, instead, .. } = &refused.why else { panic!("{refused:?}") };
+    assert_eq!((*lineage, *instead), (copy.id, own.id));
+    assert!(
+        refused.hints.contains(&Hint::BesideDamaged { lineage: own.id, damaged: copy.id }),
+        "{refused:?}"
+    );
+    let named = |id| Request { lineage: Some(id), ..Request::default() };
+    let plan = planned(repository, &named(own.id)).await.unwrap().unwrap();
+    assert_eq!(plan.until, SegmentNo(30).start(own.segment_size));
+    assert!(is_damage(&planned(repository, &named(copy.id)).await.unwrap_err()));
+    // A moment that it has is recovered, with a word about the other one.
+    let moment = RecoveryTarget::Lsn(Lsn(SegmentNo(25).start(own.segment_size).0 + 64));
+    let answer = planned(repository, &Request { target: moment, ..Request::default() }).await.unwrap();
+    let told = match &answer {
+        Ok(plan) => plan
+            .notes
+            .iter()
+            .any(|note| matches!(note, Note::DamagedLineage { lineage, .. } if *lineage == copy.id)),
+        Err(refused) => refused
+            .hints
+            .iter()
+            .any(|hint| matches!(hint, Hint::DamagedLineage { lineage, .. } if *lineage == copy.id)),
+    };
+    assert!(told, "{answer:?}");
+
+    let report = run(&bed, Depth::Light).await;
+    let [finding] = &report.findings[..] else { panic!("{report:#?}") };
+    assert_eq!((finding.kind, finding.object.as_str()), ("damaged", copy.key().as_str()));
+    let status = Catalog::load(repository, &cluster()).await.unwrap().status().await.unwrap();
+    assert_eq!((status.lineages.len(), &status.damaged_lineages[0].lineage), (1, &copy.id.to_string()));
+    let told = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
+    assert!(told.notes.iter().any(|note| note.contains(&copy.id.to_string())), "{told:#?}");
+    let options = ExpireOptions {
+        policy: Policy::default(),
+        grace: jiff::SignedDuration::ZERO,
+        named: None,
+        dry_run: false,
+        host: String::new(),
+        agent: String::new(),
+    };
+    assert!(is_damage(&expire(repository, &cluster(), &options).await.unwrap_err()));
+
+    // Its number is not taken by another one.
+    let third = repository.create_lineage(&cluster(), like(own)).await.unwrap();
+    assert_eq!(third.id.n, copy.id.n + 1);
+}
