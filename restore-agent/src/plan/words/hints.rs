@@ -55,6 +55,7 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
         Hint::TakeBackup => TAKE_BACKUP.to_owned(),
         Hint::TakeBackupOf(lineage) => take_backup_of(*lineage),
         Hint::WasStored(name) => was_stored(*name),
+        Hint::FoundDamaged(name) => found_damaged(*name),
         Hint::ArchiveMissing => ARCHIVE_MISSING.to_owned(),
         Hint::MissingEverywhere => "No repository that was read has the missing files.".to_owned(),
         Hint::BackupAfterMinimal => BACKUP_AFTER_MINIMAL.to_owned(),
@@ -116,6 +117,12 @@ fn unusable_backup(backup: BackupId, why: &Unusable) -> String {
 fn take_backup_of(lineage: LineageId) -> String {
     format!(
         "Take a backup with \"archive-agent backup\" while the server that archives into lineage {lineage} runs."
+    )
+}
+
+fn found_damaged(name: SegmentName) -> String {
+    format!(
+        "\"archive-agent verify\" found {name} damaged. Where the repository has it undamaged again, a full verify ends that."
     )
 }
 

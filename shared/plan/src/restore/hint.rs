@@ -30,6 +30,8 @@ pub enum Hint {
     TakeBackupOf(LineageId),
     /// A missing segment was in the archive once.
     WasStored(SegmentName),
+    /// A missing segment is stored, and was found damaged there.
+    FoundDamaged(SegmentName),
     /// The missing files may be left elsewhere, and be archived from there.
     ArchiveMissing,
     /// No repository that was read has the missing files.

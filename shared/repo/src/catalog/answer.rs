@@ -37,6 +37,7 @@ impl LineageCatalog {
     ) -> Result<Answer> {
         Ok(match question {
             Question::Wal(timeline) => {
+                self.know_condemned().await;
                 let expected = self.expected(*timeline);
                 let wal = TimelineWal::load_near(&self.archive, *timeline, expected).await?;
                 self.take_wal(*timeline, wal)
@@ -128,7 +129,10 @@ impl LineageCatalog {
     }
 
     /// What a timeline's WAL means to a planner.
-    pub(super) fn take_wal(&mut self, timeline: TimelineId, wal: TimelineWal) -> Answer {
+    pub(super) fn take_wal(&mut self, timeline: TimelineId, mut wal: TimelineWal) -> Answer {
+        if !self.believes_found {
+            wal.take_out(&self.found_damaged());
+        }
         let runs = wal.runs().clone();
         self.facts.lose(timeline, wal.lost().clone());
         self.wal.insert(timeline, wal);

@@ -101,6 +101,8 @@ impl LineageCatalog {
             archive,
             backups: backups.clone(),
             condemned: None,
+            found_beside: Vec::new(),
+            believes_found: false,
             facts,
             wal: BTreeMap::new(),
             promised: None,

@@ -5,7 +5,8 @@
 //! recovery ends there. What a lineage inherits is read from its parent's index.
 //!
 //! The index names what was stored, and `expire` takes a segment out of it before it deletes it. So what the index names and a
-//! listing does not show is lost: behind the last segment, too, it is a hole, and not the end of the archive.
+//! listing does not show is lost: behind the last segment, too, it is a hole, and not the end of the archive. So is what `verify`
+//! found damaged, until it has found it sound.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +15,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{SegmentNo, TimelineId};
 use walpoint_plan::runs::{Run, Runs};
 use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::RepositoryId;
 
+use crate::backup::CondemnedWal;
 use crate::index::gather::{self, Listed, Survey};
 use crate::index::{GroupSummary, SegmentEntry, TimelineIndex, first_of, group_of, last_of};
 use crate::wal::WalArchive;
@@ -42,6 +45,13 @@ pub struct Expected<'a> {
     pub may_stop: Option<&'a (dyn Fn(&GroupSummary) -> bool + Send + Sync)>,
 }
 
+/// Segments that `verify` found damaged in a repository.
+#[derive(Debug, Clone)]
+pub(super) struct FoundDamaged {
+    pub(super) repository: RepositoryId,
+    pub(super) wal: CondemnedWal,
+}
+
 /// The WAL of one timeline.
 #[derive(Debug)]
 pub struct TimelineWal {
@@ -53,6 +63,8 @@ pub struct TimelineWal {
     headers: BTreeMap<SegmentNo, SegmentEntry>,
     /// Segments that are there and cannot be replayed.
     damaged: Vec<SegmentNo>,
+    /// Of these, what was found damaged after it was stored, whatever index and listing say.
+    found_damaged: BTreeSet<SegmentNo>,
     /// Segments that were stored and that recovery cannot have: those damaged, and those that the store has lost.
     lost: Runs,
     /// What is there, inherited segments included.
@@ -96,6 +108,7 @@ impl TimelineWal {
             listed: Listed::new(),
             headers: BTreeMap::new(),
             damaged: Vec::new(),
+            found_damaged: BTreeSet::new(),
             lost: Runs::default(),
             runs: Runs::default(),
             inherited: None,
@@ -202,6 +215,44 @@ impl TimelineWal {
         self.beside = Some((others, own));
     }
 
+    /// Takes out what was found damaged in a repository and is not in another one that this is read with.
+    pub(super) fn take_out(&mut self, found: &[FoundDamaged]) {
+        let here = (self.archive.repository().id(), self.archive.lineage().id, self.index.timeline());
+        let own = self.beside.as_ref().map_or(&self.runs, |(_, own)| own);
+        let mut damaged = BTreeSet::new();
+        for FoundDamaged { repository, wal } in found {
+            if (*repository, wal.lineage, wal.timeline) != here {
+                continue;
+            }
+            let (first, last) = wal.segments();
+            for run in own.iter().filter(|run| run.first <= last && first <= run.last) {
+                damaged.extend((run.first.max(first).0..=run.last.min(last).0).map(SegmentNo));
+            }
+        }
+        if let Some((parents, last)) = &mut self.inherited {
+            parents.take_out(found);
+            damaged.extend(parents.found_damaged.iter().filter(|number| *number <= last));
+        }
+        if let Some((others, own)) = &mut self.beside {
+            damaged.iter().for_each(|number| own.remove(*number));
+            for other in others.iter_mut() {
+                other.take_out(found);
+                damaged.extend(other.found_damaged.iter());
+            }
+            let sound = |number: &SegmentNo| {
+                own.contains(*number) || others.iter().any(|other| other.runs.contains(*number))
+            };
+            damaged.retain(|number| !sound(number));
+        }
+        damaged.iter().for_each(|number| self.note_damaged(*number));
+        self.found_damaged = damaged;
+    }
+
+    /// The first segment of a stretch that counts as lost because it was found damaged.
+    pub(crate) fn first_found_damaged(&self, first: SegmentNo, last: SegmentNo) -> Option<SegmentNo> {
+        self.found_damaged.range(first..=last).next().copied()
+    }
+
     /// Other repositories' WAL of the timeline.
     fn others(&self) -> &[Self] {
         self.beside.as_ref().map_or(&[], |(others, _)| others)
@@ -229,6 +280,10 @@ impl TimelineWal {
 
     /// Puts a segment in: the store has it, whatever an earlier listing showed.
     pub(crate) fn find(&mut self, number: SegmentNo, stored: u64) {
+        // That it is there is known: what it holds was found damaged.
+        if self.found_damaged.contains(&number) {
+            return;
+        }
         self.lost.remove(number);
         self.runs.insert(number, stored);
         self.listed.insert(number, stored);
@@ -270,7 +325,7 @@ impl TimelineWal {
         &self.lost
     }
 
-    /// Segments that were stored though damaged, and those whose headers are damaged in the store.
+    /// Segments that were stored though damaged, those whose headers are damaged in the store, and those that were found damaged.
     pub fn damaged(&self) -> &[SegmentNo] {
         &self.damaged
     }

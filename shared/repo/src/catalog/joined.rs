@@ -73,6 +73,8 @@ impl LineageCatalog {
             archive: self.archive.joined(beside),
             backups: self.backups.clone(),
             condemned: self.condemned.clone(),
+            found_beside: others.iter().flat_map(|other| other.found_damaged()).collect(),
+            believes_found: self.believes_found,
             facts,
             wal: std::collections::BTreeMap::new(),
             promised: None,

@@ -56,6 +56,8 @@ impl LineageCatalog {
         start: Lsn,
         stored: &BTreeMap<BackupId, Timestamp>,
     ) -> Result<Option<PgTimestamp>> {
+        // The index tells when transactions ended in a segment that was found damaged since.
+        self.believe_found_damaged();
         let present = |facts: &Facts| Path::to(facts, timeline).map(|path| path.present()).transpose();
         if self.ask(None, present).await?.is_none() {
             return Ok(None);

@@ -9,8 +9,8 @@ use walpoint_plan::restore::{
 };
 use walpoint_storage::error::Result;
 
-use super::inventory::TimelineWal;
-use crate::backup::{Backups, NumberedCondemned};
+use super::inventory::{FoundDamaged, TimelineWal};
+use crate::backup::{Backups, CondemnedReason, NumberedCondemned};
 use crate::lineage::Lineage;
 use crate::wal::WalArchive;
 
@@ -21,6 +21,10 @@ pub struct LineageCatalog {
     pub(super) backups: Backups,
     /// What is condemned, once a backup was asked about; nothing if that cannot be read.
     pub(super) condemned: Option<Option<Vec<NumberedCondemned>>>,
+    /// What was found damaged in repositories whose WAL is read together with this one's.
+    pub(super) found_beside: Vec<FoundDamaged>,
+    /// Whether what was found damaged counts as there all the same.
+    pub(super) believes_found: bool,
     pub(super) facts: Facts,
     pub(super) wal: BTreeMap<TimelineId, TimelineWal>,
     /// What retention promises, if it was told: what is missing elsewhere is gone on purpose.
@@ -76,6 +80,21 @@ impl LineageCatalog {
     pub(super) fn is_promised(&self, range: &SegmentRange) -> bool {
         let needs = |need: &WalNeed| need.needs_any(range.timeline, range.first, range.last);
         self.promised.as_ref().is_none_or(needs)
+    }
+
+    /// Takes WAL for there that was found damaged: for who reads it.
+    pub(crate) fn believe_found_damaged(&mut self) {
+        self.believes_found = true;
+    }
+
+    /// What was found damaged of the WAL, here and in repositories that it is read with.
+    pub(super) fn found_damaged(&self) -> Vec<FoundDamaged> {
+        let repository = self.archive.repository().id();
+        let damaged = self.condemned().unwrap_or_default().iter();
+        let damaged = damaged.filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+        let own =
+            damaged.flat_map(|one| &one.condemned.wal).map(|wal| FoundDamaged { repository, wal: *wal });
+        own.chain(self.found_beside.iter().cloned()).collect()
     }
 
     /// The WAL of a timeline, if a planner asked for it already.

@@ -55,6 +55,14 @@ impl LineageCatalog {
         self.condemned = Some(condemned);
     }
 
+    /// Reads what is condemned, unless that was done.
+    pub(super) async fn know_condemned(&mut self) {
+        if !self.is_condemned_known() {
+            let condemned = self.backups.condemned().await;
+            self.take_condemned(condemned);
+        }
+    }
+
     pub(super) fn is_condemned_known(&self) -> bool {
         self.condemned.is_some()
     }
@@ -62,10 +70,7 @@ impl LineageCatalog {
     /// Takes note of what was found damaged of a backup. What cannot be found out is no condition of a restore, so it counts as
     /// nothing.
     async fn note_damage(&mut self, summary: &Summary, facts: &mut BackupFacts) {
-        if !self.is_condemned_known() {
-            let condemned = self.backups.condemned().await;
-            self.take_condemned(condemned);
-        }
+        self.know_condemned().await;
         let condemned = self.condemned().unwrap_or_default();
         if facts.lineage == summary.facts.lineage {
             let (start, end, end_timeline) = (facts.start(), facts.end, facts.end_timeline);

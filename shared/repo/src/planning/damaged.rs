@@ -1,9 +1,10 @@
-//! What damaged facts of lineages mean for a plan.
+//! What damage means for a plan: to the facts of lineages, and to WAL.
 //!
 //! Nothing of a lineage whose facts are damaged can be planned, and whether it has what was asked for is not known. Where it is asked
 //! for by name there is no answer. Where "latest" may mean it, only a person knows which lineage is meant.
 
 use walpoint_base::{LineageId, RecoveryTarget};
+use walpoint_plan::restore::SegmentRange;
 use walpoint_plan::restore::hint::Hint;
 use walpoint_plan::restore::note::Note;
 use walpoint_plan::restore::planner::Verdict;
@@ -11,7 +12,7 @@ use walpoint_plan::restore::request::Request;
 use walpoint_plan::restore::unreachable::{Unreachable, Why};
 use walpoint_storage::error::Result;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, LineageCatalog};
 use crate::lineage::{DamagedLineage, Lineage};
 
 /// An error if a damaged lineage is asked for, or if there is no other.
@@ -68,4 +69,14 @@ fn refused(request: &Request, instead: &Lineage, damaged: &DamagedLineage) -> Un
         segment_size: instead.segment_size,
         youngest: None,
     }
+}
+
+/// That a missing segment was found damaged, if that is why it counts as missing.
+pub(super) fn found(lineage: &LineageCatalog, missing: &[SegmentRange]) -> Option<Hint> {
+    let size = lineage.lineage().segment_size;
+    let name = missing.iter().find_map(|range| {
+        let wal = lineage.wal(range.timeline)?;
+        Some(wal.first_found_damaged(range.first, range.last)?.name(range.timeline, size))
+    })?;
+    Some(Hint::FoundDamaged(name))
 }

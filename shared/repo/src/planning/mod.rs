@@ -2,7 +2,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `damaged` | what damaged facts of lineages mean for a plan |
+//! | `damaged` | what damage means for a plan: to the facts of lineages, and to WAL |
 //! | `older` | when an older lineage may be restored than the newest |
 //! | `created`, `required` | the tablespaces that replay creates; the settings that it needs |
 //! | `marked` | records that the index knows of by marks |
@@ -258,6 +258,7 @@ async fn plan_in_lineage(
         Err(mut refused) => {
             refused.youngest = lineage.youngest();
             refused.lineage = Some(lineage.lineage().into());
+            refused.hints.extend(damaged::found(lineage, &refused.missing));
             return Ok(Err(refused));
         }
     };

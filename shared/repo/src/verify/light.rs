@@ -66,6 +66,8 @@ impl Run<'_> {
         self.unfinished(catalog.backups()).await?;
         let mut needed = Vec::new();
         for lineage in catalog.lineages_mut() {
+            // It is read here, whatever was found of it before.
+            lineage.believe_found_damaged();
             needed.push(self.promised(lineage, &outlook.decisions).await?);
         }
         Ok(needed)

@@ -1,4 +1,4 @@
-//! Plans beside facts of lineages that are damaged.
+//! Plans beside facts of lineages that are damaged, and across WAL that was found damaged.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use crate::expire::tests::cluster;
 use crate::expire::{ExpireOptions, expire, outlook};
 use crate::index::tests::Bed;
 use crate::lineage::{Fork, ParentLineage};
-use crate::planning::plan;
+use crate::planning::{plan, prove_from};
 use crate::repository::NewLineage;
 use crate::verify::Depth;
-use crate::verify::tests::{flip, path, readable_world, run};
+use crate::verify::tests::{flip, path, readable_world, replace, run, segment_key};
 use crate::{Lineage, Repository};
 
 /// Registers a copy of the bed's server, and damages its facts.
@@ -112,4 +112,45 @@ async fn damaged_facts_of_one_lineage_stop_no_other() {
     // Its number is not taken by another one.
     let third = repository.create_lineage(&cluster(), like(own)).await.unwrap();
     assert_eq!(third.id.n, copy.id.n + 1);
+}
+
+/// What `verify` found damaged of the WAL behind a backup ends windows and plans until it was found sound, unless another repository
+/// has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_that_was_found_damaged_ends_windows_and_plans() {
+    let (bed, _) = readable_world().await;
+    let (repository, size) = (bed.archive.repository(), bed.archive.lineage().segment_size);
+    let (damaged, end) = (SegmentNo(22).start(size), SegmentNo(30).start(size));
+    let segment = path(&bed, &segment_key(&bed, 22));
+    let whole = std::fs::read(&segment).unwrap();
+    let windows = async || {
+        let mut catalog = Catalog::load(repository, &cluster()).await.unwrap();
+        let parts = catalog.lineages_mut()[0].parts().await.unwrap();
+        let gaps: Vec<SegmentNo> = parts[0].gaps.iter().map(|gap| gap.first).collect();
+        (parts[0].windows.last().unwrap().until, gaps)
+    };
+    flip(&segment);
+    assert_eq!(windows().await, (end, vec![]), "nobody has read it");
+    assert_eq!(run(&bed, Depth::Full).await.found, 1);
+    assert_eq!(windows().await, (damaged, vec![SegmentNo(22)]));
+    let refused = planned(repository, &Request::default()).await.unwrap().unwrap_err();
+    assert!(matches!(refused.why, Why::MissingWal { .. }), "{refused:?}");
+    assert_eq!(refused.missing[0].first, SegmentNo(22));
+    assert!(refused.hints.iter().any(|hint| matches!(hint, Hint::FoundDamaged(_))), "{refused:?}");
+
+    // Another repository has it.
+    let (other, _) = readable_world().await;
+    let home = Catalog::load(repository, &cluster()).await.unwrap();
+    let beside = Catalog::load(other.archive.repository(), &cluster()).await.unwrap();
+    let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
+    let mut joined = home.joined([&beside].into_iter());
+    let plan = prove_from(&mut joined, &Request::default(), &decoder, Timestamp::now()).await.unwrap();
+    assert_eq!(plan.unwrap().until, end);
+
+    // Put back, and read again.
+    replace(&segment, &whole);
+    assert_eq!(windows().await.0, damaged);
+    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    assert_eq!(windows().await, (end, vec![]));
+    assert_eq!(planned(repository, &Request::default()).await.unwrap().unwrap().until, end);
 }
