@@ -119,39 +119,34 @@ impl ClusterTasks {
                 catch_up::keep(archiver, n, move || health.working())
             })
         }));
-        let backfilling = self.keep("looking for promotions", &board, &stop, &before, |archiver, health| {
-            backfill::keep(archiver, move || health.working())
-        });
-        let comparing = self.keep("identity", &board, &stop, &before, |archiver, health| {
-            split_brain::keep(archiver, move || health.working())
-        });
-        let archiving = self.keep("archiving", &board, &stop, &before, |archiver, health| {
-            let failing = Arc::clone(&health);
-            archiver.tell_refusals(move || health.working(), move |problem| failing.failing(problem))
-        });
-        let telling = self.keep("queue", &board, &stop, &before, |archiver, health| {
-            queue::tell(archiver, move || health.working())
-        });
+        let watching = self.watch(&board, &stop, &before);
         let staying_small = self.archiver.stay_small(stop.clone());
-        tokio::join!(
-            answering,
-            looking,
-            indexing,
-            storing_beside,
-            catching_up,
-            backfilling,
-            comparing,
-            archiving,
-            telling,
-            staying_small
-        );
+        tokio::join!(answering, looking, indexing, storing_beside, catching_up, watching, staying_small);
         self.archiver.abandon();
         // Whoever waits for these tasks waits for all before them.
         before.wait().await;
     }
 
-    /// Keeps a task of that name running until `stop`, from when `before` has ended and the data directory is there. Whatever it waits for then, a store that does
-    /// not answer included, is not worth a longer drain.
+    /// The tasks that watch the server and what waits there.
+    async fn watch(&self, board: &Board, stop: &CancellationToken, before: &TaskTracker) {
+        let backfilling = self.keep("looking for promotions", board, stop, before, |archiver, health| {
+            backfill::keep(archiver, move || health.working())
+        });
+        let comparing = self.keep("identity", board, stop, before, |archiver, health| {
+            split_brain::keep(archiver, move || health.working())
+        });
+        let archiving = self.keep("archiving", board, stop, before, |archiver, health| {
+            let failing = Arc::clone(&health);
+            archiver.tell_refusals(move || health.working(), move |problem| failing.failing(problem))
+        });
+        let telling = self.keep("queue", board, stop, before, |archiver, health| {
+            queue::tell(archiver, move || health.working())
+        });
+        tokio::join!(backfilling, comparing, archiving, telling);
+    }
+
+    /// Keeps a task of that name running until `stop`, from when `before` has ended and the data directory is there. Whatever it waits
+    /// for then, a store that does not answer included, is not worth a longer drain.
     async fn keep<F>(
         &self,
         what: impl Display,

@@ -10,9 +10,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use walpoint_base::{TimelineHistory, TimelineId, WalFileName};
+use walpoint_base::{LineageId, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::Identity;
-use walpoint_repo::wal::WalArchive;
+use walpoint_repo::wal::{WalArchive, WalFile};
 use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
 
@@ -67,35 +67,18 @@ pub(super) async fn find(
         return Ok(Found::Known(history));
     }
     let name = WalFileName::History(timeline);
-    let parse = |content: &[u8]| {
-        TimelineHistory::parse(timeline, content).map(Arc::new).map_err(TargetError::History)
-    };
     let stored = archive.get(name).await;
-    // An equal one that is stored was accepted: a person may have said that there are no ancestors.
-    if let (Some(ours), Some(path)) = (&beside, place)
-        && let Some(flaw) = TimelineHistory::flaw(ours)
-    {
-        let stored = match &stored {
-            Ok(Some(stored)) if stored.content == *ours => None,
-            Ok(None) => Some(StoredHistory::None),
-            _ => Some(StoredHistory::Other),
-        };
-        if let Some(stored) = stored {
-            let repository = archive.repository().name().to_owned();
-            return Err(TargetError::DamagedHistory { name, path, flaw, repository, stored });
-        }
+    if let (Some(ours), Some(path)) = (&beside, place) {
+        refuse_flawed(archive, name, (ours, path), &stored)?;
     }
     match (stored, beside) {
         (Ok(Some(stored)), Some(ours)) if is_beginning(&stored.content, &ours) => {
-            let history = parse(&ours)?;
             let what = format!(
                 "{name} is stored in repository {} without its end; archiving continues with the one in pg_wal, and recovery cannot use \
                  the stored one. HINT: remove that object and restart the daemon, which then stores it again",
                 target.name()
             );
-            tracing::error!(file = %name, repository = target.name(), "{what}");
-            target.known(lineage, |known| known.add_damaged(timeline, what));
-            Ok(Found::Stored(Some(ours), history))
+            beside_damaged(target, lineage, timeline, ours, what)
         }
         (Ok(Some(stored)), Some(ours)) if ours != stored.content => {
             Err(refuse(target, archive, timeline, ours, &stored.content).await?.into())
@@ -104,19 +87,16 @@ pub(super) async fn find(
             if let Some(split) = fork::is_disputed(archive, timeline, &stored.content).await? {
                 return Err(split.into());
             }
-            Ok(Found::Stored(beside, parse(&stored.content)?))
+            Ok(Found::Stored(beside, parse(timeline, &stored.content)?))
         }
         (Err(error @ RepoError::Corrupt { .. }), Some(ours)) => {
-            let history = parse(&ours)?;
             let what = format!(
                 "{name} is damaged in repository {}: {}; archiving continues with the one in pg_wal, and recovery cannot use the damaged \
                  one. HINT: remove that object and restart the daemon, which then stores it again",
                 target.name(),
                 error_chain(&error)
             );
-            tracing::error!(file = %name, repository = target.name(), "{what}");
-            target.known(lineage, |known| known.add_damaged(timeline, what));
-            Ok(Found::Stored(Some(ours), history))
+            beside_damaged(target, lineage, timeline, ours, what)
         }
         (Err(error), _) => Err(error.into()),
         (Ok(None), beside) => {
@@ -126,29 +106,69 @@ pub(super) async fn find(
                     TargetError::NoHistory { name, repository: archive.repository().name().to_owned() }
                 })?,
             };
-            let history = parse(&content)?;
-            // A copy's history would stand in the way of the server's own.
+            let history = parse(timeline, &content)?;
             let ancestry = Ancestry { target, archive, around: others, cluster, wal, history: &history };
-            match identity::compare(archive, cluster, wal, timeline).await? {
-                Evidence::Other(split) => {
-                    let split =
-                        SplitBrain::new(archive, timeline, format!("on the way to it, {}", split.found()));
-                    return Err(split.into());
-                }
-                Evidence::Nothing => {
-                    if let Some(split) = ancestry.contradiction().await? {
-                        return Err(split.into());
-                    }
-                }
-                Evidence::Same(..) => {}
-            }
-            if let Comparison::Other(what) =
-                fork::in_directory(archive, &history, wal, cluster.segment_size).await?
-            {
-                return Err(SplitBrain::new(archive, timeline, what).into());
-            }
+            refuse_a_copys(&ancestry, timeline).await?;
             Ok(Found::Missing(beside, content, history))
         }
+    }
+}
+
+fn parse(timeline: TimelineId, content: &[u8]) -> Result<Arc<TimelineHistory>, TargetError> {
+    TimelineHistory::parse(timeline, content).map(Arc::new).map_err(TargetError::History)
+}
+
+/// Refuses a history beside the WAL that is damaged. An equal one that is stored was accepted: a person may have said that there are
+/// no ancestors.
+fn refuse_flawed(
+    archive: &WalArchive,
+    name: WalFileName,
+    (ours, path): (&[u8], PathBuf),
+    stored: &Result<Option<WalFile>, RepoError>,
+) -> Result<(), TargetError> {
+    let Some(flaw) = TimelineHistory::flaw(ours) else { return Ok(()) };
+    let stored = match stored {
+        Ok(Some(stored)) if stored.content == ours => return Ok(()),
+        Ok(None) => StoredHistory::None,
+        _ => StoredHistory::Other,
+    };
+    let repository = archive.repository().name().to_owned();
+    Err(TargetError::DamagedHistory { name, path, flaw, repository, stored })
+}
+
+/// The server's own history, where the one that is stored is damaged: `what` says so, once and in `health`.
+fn beside_damaged(
+    target: &Target,
+    lineage: LineageId,
+    timeline: TimelineId,
+    ours: Vec<u8>,
+    what: String,
+) -> Result<Found, TargetError> {
+    let history = parse(timeline, &ours)?;
+    tracing::error!(file = %WalFileName::History(timeline), repository = target.name(), "{what}");
+    target.known(lineage, |known| known.add_damaged(timeline, what));
+    Ok(Found::Stored(Some(ours), history))
+}
+
+/// Refuses a history that is to be stored if the WAL beside it is another server's: a copy's history would stand in the way of the
+/// server's own.
+async fn refuse_a_copys(ancestry: &Ancestry<'_>, timeline: TimelineId) -> Result<(), TargetError> {
+    let Ancestry { archive, cluster, wal, history, .. } = *ancestry;
+    match identity::compare(archive, cluster, wal, timeline).await? {
+        Evidence::Other(split) => {
+            let found = format!("on the way to it, {}", split.found());
+            return Err(SplitBrain::new(archive, timeline, found).into());
+        }
+        Evidence::Nothing => {
+            if let Some(split) = ancestry.contradiction().await? {
+                return Err(split.into());
+            }
+        }
+        Evidence::Same(..) => {}
+    }
+    match fork::in_directory(archive, history, wal, cluster.segment_size).await? {
+        Comparison::Other(what) => Err(SplitBrain::new(archive, timeline, what).into()),
+        _ => Ok(()),
     }
 }
 

@@ -77,8 +77,9 @@ pub(crate) struct Choice {
     pub(crate) found: Option<Remembered>,
 }
 
-/// The lineage of a repository that a data directory archives to which is not bound to one of it; `None` if the cluster has none with this system identifier, or not the one that the directory is bound to in another
-/// repository (`elsewhere`): a server has the same number in all. Where its WAL shows none any more, what it showed `before` counts.
+/// The lineage of a repository that a data directory archives to which is not bound to one of it; `None` if the cluster has none with
+/// this system identifier, or not the one that the directory is bound to in another repository (`elsewhere`): a server has the same
+/// number in all. Where its WAL shows none any more, what it showed `before` counts.
 pub(crate) async fn choose(
     repository: &Repository,
     cluster: &ClusterName,
@@ -123,36 +124,16 @@ pub(crate) async fn choose(
         let found = Some(Remembered { incarnation: moment.incarnation, among, shown });
         return Ok(Some(Choice { lineage: chosen.lineage.clone(), found }));
     }
+    let possible = candidates.iter().filter(|candidate| candidate.other.is_none());
     // It may be the server of one that cannot be read.
     if let Some(damaged) = damaged.first() {
-        let possible = candidates.iter().filter(|candidate| candidate.other.is_none());
-        let lines: Vec<String> = possible.map(|candidate| line(repository, &candidate.lineage)).collect();
-        let hint = match lines.is_empty() {
-            true => String::new(),
-            false => format!(
-                "; HINT: nothing shows that this server's WAL does not belong to it: if it belongs to another lineage, write its \
-                 line into {}: {}",
-                pgdata.join(BINDING).display(),
-                lines.join(" or ")
-            ),
-        };
-        let told = format!("repository {}: {damaged}{hint}", repository.name());
-        return Err(TargetError::DamagedLineage(told));
+        let lines = possible.map(|candidate| line(repository, &candidate.lineage)).collect();
+        return Err(may_be_damaged(repository, damaged, pgdata, lines));
     }
-    // It is another server than all that archive here. Where all of these were split off, its own lineage is not here yet.
-    let split = candidates.iter().all(|candidate| candidate.lineage.parent.is_some());
-    if split && candidates.iter().all(|candidate| candidate.other.is_some()) {
-        return Ok(None);
+    if candidates.iter().all(|candidate| candidate.other.is_some()) {
+        return of_no_candidate(&candidates).map_or(Ok(None), Err);
     }
-    if let Some((timeline, what)) = candidates.iter().find_map(|candidate| candidate.other.clone())
-        && candidates.iter().all(|candidate| candidate.other.is_some())
-        && let Some(first) = candidates.first()
-    {
-        return Err(SplitBrain::new(&first.archive, timeline, what).into());
-    }
-    let possible = candidates.iter().filter(|candidate| {
-        candidate.other.is_none() && elsewhere.is_none_or(|elsewhere| candidate.lineage.id == elsewhere)
-    });
+    let possible = possible.filter(|one| elsewhere.is_none_or(|elsewhere| one.lineage.id == elsewhere));
     Err(TargetError::UnknownLineage {
         repository: repository.name().to_owned(),
         cluster: cluster.clone(),
@@ -160,6 +141,36 @@ pub(crate) async fn choose(
         binding: pgdata.join(BINDING),
         lines: possible.map(|candidate| line(repository, &candidate.lineage)).collect(),
     })
+}
+
+/// Why nothing is stored while a lineage cannot be read that the server may belong to. `lines`: how the binding file names the others
+/// that it may belong to.
+fn may_be_damaged(
+    repository: &Repository,
+    damaged: &DamagedLineage,
+    pgdata: &Path,
+    lines: Vec<String>,
+) -> TargetError {
+    let hint = match lines.is_empty() {
+        true => String::new(),
+        false => format!(
+            "; HINT: nothing shows that this server's WAL does not belong to it: if it belongs to another lineage, write its line into \
+             {}: {}",
+            pgdata.join(BINDING).display(),
+            lines.join(" or ")
+        ),
+    };
+    TargetError::DamagedLineage(format!("repository {}: {damaged}{hint}", repository.name()))
+}
+
+/// Why a server that belongs to none of the lineages stores nothing; `None` where all of them were split off: its own lineage is not
+/// here yet.
+fn of_no_candidate(candidates: &[Candidate]) -> Option<TargetError> {
+    if candidates.iter().all(|candidate| candidate.lineage.parent.is_some()) {
+        return None;
+    }
+    let (timeline, what) = candidates.iter().find_map(|candidate| candidate.other.clone())?;
+    Some(SplitBrain::new(&candidates.first()?.archive, timeline, what).into())
 }
 
 /// The lineage of a repository that a data directory archives to: the one that it is bound to, or else what [`choose`] says.

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{CreatedTablespace, SegmentName, SegmentNo, WalFileName};
 use walpoint_plan::restore::ForkSegment;
-use walpoint_repo::wal::WalArchive;
+use walpoint_repo::wal::{WalArchive, WalReader};
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 use walpoint_words::told;
@@ -40,37 +40,23 @@ impl Archive {
         wanted: Wanted<'_>,
         began: Began,
     ) -> anyhow::Result<Found> {
-        let Wanted { name, path, durability, built, flagged } = wanted;
         let wal = self.open(source).await?;
-        let fork = built.map(|built| built.segment);
-        let stored = fork.map_or(name, |fork| fork.source_name());
-        let read = match stored {
-            WalFileName::Partial(copy) if fork.is_some() => wal.read_incomplete(copy).await,
-            _ => wal.read(stored).await,
-        };
-        let reader = match read {
+        let reader = match read(&wal, &wanted).await {
             Ok(Some(reader)) => reader,
-            Ok(None) => match fork {
+            Ok(None) => match wanted.built {
                 None => return Ok(Found::Missing(wal)),
-                Some(_) => {
-                    return Ok(Found::Unusable(anyhow!(
-                        "\"{name}\" is built from \"{stored}\", which is not in it"
-                    )));
-                }
+                Some(_) => return Ok(Found::Unusable(wanted.without_source())),
             },
             Err(error @ RepoError::Corrupt { .. }) => return Ok(Found::Unusable(error.into())),
             Err(error) => return Err(error.into()),
         };
         began.store(true, Ordering::Relaxed);
-        if reader.header().is_some_and(|header| header.damaged) && !flagged {
+        let (name, stored) = (wanted.name, wanted.stored());
+        if reader.header().is_some_and(|header| header.damaged) && !wanted.flagged {
             if self.damaged_too {
                 return Ok(Found::Flagged(wal));
             }
-            let why = format!(
-                "\"{name}\" was archived though damaged (push --accept-damaged), and PostgreSQL would end recovery in it; HINT: \
-                 choose a target before it, or set fetch_damaged = true to recover up to the damage"
-            );
-            return Ok(Found::Unusable(Refusal(why).into()));
+            return Ok(Found::Unusable(flagged(name).into()));
         }
         let given = match (stored, reader.header()) {
             (WalFileName::Segment(segment), Some(header)) => Some((segment, header.clone())),
@@ -84,26 +70,14 @@ impl Archive {
         }
         let creates = match name {
             WalFileName::Segment(segment) => {
-                creates::by_segment(self, &wal, segment, reader.header(), fork).await?
+                creates::by_segment(self, &wal, segment, reader.header(), wanted.fork()).await?
             }
             _ => Vec::new(),
         };
-        let size = fork.map_or(reader.length(), |_| wal.lineage().segment_size.bytes());
-        let target = path.to_owned();
-        let landing = landing::blocking(move || Landing::begin(&target)).await?;
-        let segment_size = wal.lineage().segment_size;
-        let start =
-            |fork: &ForkSegment| fork.name.number(segment_size).map(|number| number.start(segment_size));
-        let keep = fork.map_or(size, |fork| fork.cut.since(start(&fork).unwrap_or(fork.cut)));
-        let cut = CutFile::new(landing, keep, size).expecting(built.and_then(|built| built.hash));
-        let landing = match reader.write_to(cut).await {
-            Ok((cut, _)) => match landing::blocking(move || cut.finish()).await {
-                Ok(landing) => landing,
-                Err(error) => return Ok(Found::Unusable(error.context(format!("\"{stored}\"")))),
-            },
-            Err(error) => return Ok(Found::Unusable(error.into())),
+        let size = match land(&wal, reader, &wanted).await? {
+            Ok(size) => size,
+            Err(unusable) => return Ok(Found::Unusable(unusable)),
         };
-        landing::blocking(move || landing.finish(durability)).await?;
         if let Some((segment, header)) = &given {
             self.served.note(&wal, *segment, header, &self.origin);
         }
@@ -120,6 +94,61 @@ impl Archive {
         }
         Ok(Found::Landed(size, creates))
     }
+}
+
+impl Wanted<'_> {
+    /// The segment that is built, if one is.
+    fn fork(&self) -> Option<ForkSegment> {
+        self.built.map(|built| built.segment)
+    }
+
+    /// The name under which the content is stored.
+    fn stored(&self) -> WalFileName {
+        self.fork().map_or(self.name, |fork| fork.source_name())
+    }
+
+    fn without_source(&self) -> anyhow::Error {
+        anyhow!("\"{}\" is built from \"{}\", which is not in it", self.name, self.stored())
+    }
+}
+
+async fn read(wal: &WalArchive, wanted: &Wanted<'_>) -> Result<Option<WalReader>, RepoError> {
+    match wanted.stored() {
+        WalFileName::Partial(copy) if wanted.built.is_some() => wal.read_incomplete(copy).await,
+        stored => wal.read(stored).await,
+    }
+}
+
+fn flagged(name: WalFileName) -> Refusal {
+    Refusal(format!(
+        "\"{name}\" was archived though damaged (push --accept-damaged), and PostgreSQL would end recovery in it; HINT: choose a \
+         target before it, or set fetch_damaged = true to recover up to the damage"
+    ))
+}
+
+/// Writes the content to where it is wanted, cut where a built segment ends; its size, or why it cannot be used.
+async fn land(
+    wal: &WalArchive,
+    reader: WalReader,
+    wanted: &Wanted<'_>,
+) -> anyhow::Result<Result<u64, anyhow::Error>> {
+    let segment_size = wal.lineage().segment_size;
+    let fork = wanted.fork();
+    let size = fork.map_or(reader.length(), |_| segment_size.bytes());
+    let start = |fork: &ForkSegment| fork.name.number(segment_size).map(|number| number.start(segment_size));
+    let keep = fork.map_or(size, |fork| fork.cut.since(start(&fork).unwrap_or(fork.cut)));
+    let (path, durability) = (wanted.path.to_owned(), wanted.durability);
+    let landing = landing::blocking(move || Landing::begin(&path)).await?;
+    let cut = CutFile::new(landing, keep, size).expecting(wanted.built.and_then(|built| built.hash));
+    let landing = match reader.write_to(cut).await {
+        Ok((cut, _)) => match landing::blocking(move || cut.finish()).await {
+            Ok(landing) => landing,
+            Err(error) => return Ok(Err(error.context(format!("\"{}\"", wanted.stored())))),
+        },
+        Err(error) => return Ok(Err(error.into())),
+    };
+    landing::blocking(move || landing.finish(durability)).await?;
+    Ok(Ok(size))
 }
 
 /// The newest segment from `segment` on that one page of a listing shows, but for what the timeline went on to hold after a

@@ -16,7 +16,7 @@ use super::lineage::LineageCatalog;
 use super::outline::Outline;
 use super::standing::unusable;
 use crate::backup::{Backups, Listed};
-use crate::wal::WalArchive;
+use crate::wal::{ListedHistories, WalArchive};
 
 impl LineageCatalog {
     /// Lists the timelines, and reads as many histories as the graph has branches.
@@ -38,7 +38,7 @@ impl LineageCatalog {
         let listed_histories = archive.with_inherited_histories(outline.histories).await?;
         let timelines = archive.with_inherited_timelines(outline.timelines).await?;
         let stored: BTreeSet<TimelineId> = listed_histories.stored.iter().copied().collect();
-        let (mut graph, mut doubts) = read_histories(&archive, listed_histories.stored).await?;
+        let (mut graph, mut doubts) = read_histories(&archive, listed_histories.stored.clone()).await?;
         problems.extend(doubts.values().filter_map(|doubt| match doubt {
             Doubt::Damaged(error) => Some(error.clone()),
             _ => None,
@@ -55,24 +55,8 @@ impl LineageCatalog {
             }
             graph.add_known(timeline);
         }
-        let mut settled = Vec::new();
-        for (timeline, history) in listed_histories.refused {
-            if listed_histories.settled.contains(&(timeline, history)) {
-                match archive.settlement(timeline, history).await {
-                    Ok(Some(found)) => {
-                        settled.push(format!(
-                            "timeline {timeline}: the history {history} was refused; settled by {} on {}: {}",
-                            found.who, found.settled, found.reason
-                        ));
-                        continue;
-                    }
-                    Ok(None) => {}
-                    Err(error @ RepoError::Corrupt { .. }) => problems.push(error.to_string()),
-                    Err(error) => return Err(error),
-                }
-            }
-            doubts.insert(timeline, Doubt::Refused);
-        }
+        let (refused, mut settled) = unsettled(&archive, &listed_histories, &mut problems).await?;
+        doubts.extend(refused.into_iter().map(|timeline| (timeline, Doubt::Refused)));
         let abandoned = abandoned(&archive, &listed_histories.abandoned, &mut problems).await?;
         settled.extend(abandoned.values().map(ToString::to_string));
         let mut disputed = Vec::new();
@@ -111,6 +95,33 @@ impl LineageCatalog {
             settled,
         })
     }
+}
+
+/// The timelines of which a history was refused and not settled, and what was settled.
+async fn unsettled(
+    archive: &WalArchive,
+    listed: &ListedHistories,
+    problems: &mut Vec<String>,
+) -> Result<(Vec<TimelineId>, Vec<String>)> {
+    let (mut refused, mut settled) = (Vec::new(), Vec::new());
+    for &(timeline, history) in &listed.refused {
+        if listed.settled.contains(&(timeline, history)) {
+            match archive.settlement(timeline, history).await {
+                Ok(Some(found)) => {
+                    settled.push(format!(
+                        "timeline {timeline}: the history {history} was refused; settled by {} on {}: {}",
+                        found.who, found.settled, found.reason
+                    ));
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error @ RepoError::Corrupt { .. }) => problems.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        refused.push(timeline);
+    }
+    Ok((refused, settled))
 }
 
 /// Histories that are read at the same time, at most.

@@ -195,19 +195,17 @@ impl Gathered {
         }
     }
 
-    async fn sort_backups(
+    /// Sorts the listed backups by what the listing tells of them. Returns the finished ones, and when the store had their manifests.
+    async fn sort_listed(
         &mut self,
         backups: &Backups,
         listed: &[Listed],
         condemned: &[NumberedCondemned],
-        reading: Reading,
-    ) -> Result<()> {
-        let (mut finished, mut uses) = (Vec::new(), BTreeMap::new());
+    ) -> Result<BTreeMap<BackupId, Timestamp>> {
         let mut stored = BTreeMap::new();
         for one in listed {
             match (one.state, one.begun) {
                 (ListedState::Finished(at), _) => {
-                    finished.push(one.id);
                     stored.insert(one.id, at);
                 }
                 (ListedState::Ended(at), _) => self.ended.push((one.id, at)),
@@ -233,6 +231,19 @@ impl Gathered {
                 (ListedState::Unfinished, None) => {}
             }
         }
+        Ok(stored)
+    }
+
+    async fn sort_backups(
+        &mut self,
+        backups: &Backups,
+        listed: &[Listed],
+        condemned: &[NumberedCondemned],
+        reading: Reading,
+    ) -> Result<()> {
+        let stored = self.sort_listed(backups, listed, condemned).await?;
+        let finished: Vec<BackupId> = stored.keys().copied().collect();
+        let mut uses = BTreeMap::new();
         let proven = match reading {
             Reading::Copies => {
                 let standings = backups.standings(&finished, usize::MAX).await?;

@@ -42,6 +42,7 @@ use walpoint_base::{ClusterName, LineageId};
 use walpoint_plan::reach::WalNeed;
 use walpoint_plan::retention::{Decision, Policy, decide};
 use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::Key;
 
 pub use self::clock::clock_ahead;
 use self::condemned::Announced;
@@ -203,8 +204,16 @@ async fn announce_and_delete(
     let announced = (&announced, options.grace, store_now());
     let deleted = delete_announced(repository, cluster, &policy, announced, &mut report).await?;
     report.deleted(&deleted);
-    // They mean nothing once there is a manifest; who finished the backup could not delete them, or died.
-    for result in repository.store().delete_all(&spent).await {
+    tidy(&backups, &spent, &mut report).await?;
+    take_back(&backups, repaired, &mut report).await?;
+    report.leftovers += repository.store().remove_leftovers(cluster, LEFTOVER).await?;
+    Ok(report)
+}
+
+/// Deletes the `spent` progress objects, which mean nothing once there is a manifest: who finished the backup could not delete them,
+/// or died. Sums many backups up.
+async fn tidy(backups: &Backups, spent: &[Key], report: &mut Expired) -> Result<()> {
+    for result in backups.store().delete_all(spent).await {
         if !matches!(result, Err(RepoError::Denied { .. })) {
             result?;
         }
@@ -212,9 +221,7 @@ async fn announce_and_delete(
     if report.backups.len() >= ENOUGH {
         backups.summarize().await?;
     }
-    take_back(&backups, repaired, &mut report).await?;
-    report.leftovers += repository.store().remove_leftovers(cluster, LEFTOVER).await?;
-    Ok(report)
+    Ok(())
 }
 
 /// Deletes what has been announced for the grace period at `now` and is still out of reach: what that was. Takes back the
