@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,16 +22,13 @@ use walpoint_storage::object::Codec;
 
 use super::asking::Asking;
 use super::disk;
-use super::postmaster::is_stopping;
+use super::postmaster::time_limit;
 use super::queue::{AT_ONCE, Overflow, Queue};
 use super::stored::Stored;
-use super::upload::{Trouble, Uploader};
+use super::upload::{Trouble, Upload, Uploader};
 
 /// After a failure a file is left alone for so long, unless PostgreSQL asks for it.
 const REST_AFTER_FAILURE: Duration = Duration::from_secs(20);
-
-/// How long a push may take while the server is stopping. What is left then stays in `pg_wal` until the next start.
-const WHILE_STOPPING: Duration = Duration::from_secs(10);
 
 /// The pause before another try of a file that is dropped unless it can be stored.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -59,8 +56,8 @@ enum NotStored {
 
 /// The archiving of one cluster.
 #[derive(Debug)]
-pub(crate) struct Archiver {
-    uploader: Uploader,
+pub(crate) struct Archiver<U = Uploader> {
+    uploader: U,
     push_timeout: Duration,
     queue: Queue,
     asking: Asking,
@@ -76,24 +73,14 @@ pub(crate) struct Archiver {
     pub(crate) acknowledged: Notify,
 }
 
-/// How long a push of a file of that many bytes may take: at 1 MiB/s it still succeeds.
-///
-/// A server that is stopping asks three times for the file that fails, and the shutdown waits for that.
-pub(super) async fn time_limit(push_timeout: Duration, size: u64, pgdata: &Path) -> Duration {
-    let limit = push_timeout + Duration::from_secs(size >> 20);
-    let directory = pgdata.to_owned();
-    let stopping = disk::look(pgdata, move || is_stopping(&directory)).await;
-    if stopping.unwrap_or(false) { limit.min(WHILE_STOPPING) } else { limit }
-}
-
 fn reply(outcome: PushOutcome, identity: FileIdentity, message: String) -> PushReply {
     PushReply { outcome, identity, message, remember: Vec::new() }
 }
 
-impl Archiver {
+impl<U: Upload> Archiver<U> {
     /// Archives with `uploader`; one push may take `push_timeout` and a little more for large segments. No more than `queue_max`
     /// bytes of WAL may wait, if anything is said.
-    pub(crate) fn new(uploader: Uploader, push_timeout: Duration, queue_max: Option<u64>) -> Self {
+    pub(crate) fn new(uploader: U, push_timeout: Duration, queue_max: Option<u64>) -> Self {
         Self {
             queue: Queue::new(&uploader.wal_directory(), queue_max),
             asking: Asking::new(uploader.pgdata()),
@@ -114,7 +101,7 @@ impl Archiver {
     }
 
     /// What uploads for it.
-    pub(crate) fn uploader(&self) -> &Uploader {
+    pub(crate) fn uploader(&self) -> &U {
         &self.uploader
     }
 
@@ -484,12 +471,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// An entry of the uploads under way, removed when dropped.
-struct Entry {
-    archiver: Arc<Archiver>,
+struct Entry<U> {
+    archiver: Arc<Archiver<U>>,
     name: WalFileName,
 }
 
-impl Drop for Entry {
+impl<U> Drop for Entry<U> {
     fn drop(&mut self) {
         lock(&self.archiver.active).remove(&self.name);
     }

@@ -23,7 +23,7 @@
 //! | [`control`] | who a server is and what it writes |
 //! | [`lineage`] | which lineage an unbound data directory archives to |
 //! | [`claim`] | what `pg_wal` remembers of each archive |
-//! | [`upload`] | one file into every repository, within the limits of memory and processors; its `admission`: whether it may go there |
+//! | [`upload`] | one file into every repository, within the limits of memory and processors; its `admission`: whether it may go there; its `contract`: what the archiver needs of it |
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
 //! | [`beside`] | what waits for a repository that does not have to acknowledge |
@@ -33,7 +33,7 @@
 //! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, whoever asks |
 //! | [`asking`] | whether PostgreSQL asks for its WAL to be archived |
-//! | [`postmaster`] | which start of PostgreSQL this is, and whether it is stopping |
+//! | [`postmaster`] | which start of PostgreSQL this is, whether it is stopping, and how long a push may take |
 //! | [`ready`] | looking ahead in `archive_status` |
 //! | [`socket`], [`serve`] | answering `archive-push` |
 //! | [`push`], [`once`] | archiving without a daemon: one file, everything that is ready |

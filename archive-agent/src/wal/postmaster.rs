@@ -5,6 +5,12 @@
 //! `LOCK_FILE_LINE_PM_STATUS` in `src/include/utils/pidfile.h`).
 
 use std::path::Path;
+use std::time::Duration;
+
+use super::disk;
+
+/// How long a push may take while the server is stopping. What is left then stays in `pg_wal` until the next start.
+const WHILE_STOPPING: Duration = Duration::from_secs(10);
 
 /// One start of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +34,16 @@ pub(crate) fn started(pgdata: &Path) -> Option<ServerStart> {
 pub(crate) fn is_stopping(pgdata: &Path) -> bool {
     let text = std::fs::read_to_string(pgdata.join("postmaster.pid")).unwrap_or_default();
     text.lines().nth(7).is_some_and(|status| status.trim() == "stopping")
+}
+
+/// How long a push of a file of that many bytes may take: at 1 MiB/s it still succeeds.
+///
+/// A server that is stopping asks three times for the file that fails, and the shutdown waits for that.
+pub(super) async fn time_limit(push_timeout: Duration, size: u64, pgdata: &Path) -> Duration {
+    let limit = push_timeout + Duration::from_secs(size >> 20);
+    let directory = pgdata.to_owned();
+    let stopping = disk::look(pgdata, move || is_stopping(&directory)).await;
+    if stopping.unwrap_or(false) { limit.min(WHILE_STOPPING) } else { limit }
 }
 
 #[cfg(test)]

@@ -17,9 +17,9 @@ use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
 
 use super::ancestry;
-use super::archiver::time_limit;
 use super::check::history_in;
 use super::disk;
+use super::postmaster::time_limit;
 use super::queue::{Overflow, Queue};
 use super::upload::{Trouble, Uploader};
 use crate::selection::{pgdata, selections};
@@ -46,7 +46,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         None => time_limit(push_timeout, size, pgdata).await,
     };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);
-    let deadline = tokio::time::Instant::from_std(backoff.deadline());
+    let deadline = backoff.deadline();
     let mut last = None;
     let problem = loop {
         let attempt = uploader.upload_from(name, path.clone(), accept_damaged);

@@ -18,6 +18,7 @@ use walpoint_base::WalFileName;
 use super::archiver::Archiver;
 use super::disk::{self, DiskError};
 use super::order::FirstInOrder;
+use super::upload::Upload;
 
 /// Scans are this far apart when nothing hints at an earlier one.
 const SCAN_INTERVAL: Duration = Duration::from_secs(10);
@@ -51,14 +52,14 @@ pub(crate) fn scan(status: &Path, limit: usize, after: Option<WalFileName>) -> i
 }
 
 /// Where PostgreSQL says what waits for being archived.
-pub(crate) fn status_directory(archiver: &Archiver) -> PathBuf {
+pub(crate) fn status_directory<U: Upload>(archiver: &Archiver<U>) -> PathBuf {
     archiver.wal_directory().join("archive_status")
 }
 
 /// Uploads ahead of PostgreSQL, never more than `window` files ahead. `working` is called after every
 /// successful scan with the number of files that wait.
-pub(crate) async fn look_ahead(
-    archiver: Arc<Archiver>,
+pub(crate) async fn look_ahead<U: Upload>(
+    archiver: Arc<Archiver<U>>,
     window: usize,
     working: impl Fn(usize),
 ) -> anyhow::Result<()> {
@@ -106,8 +107,8 @@ pub(crate) async fn look_ahead(
 }
 
 /// Starts the uploads of the window and drops from its front what PostgreSQL has been told is stored.
-async fn advance(
-    archiver: &Arc<Archiver>,
+async fn advance<U: Upload>(
+    archiver: &Arc<Archiver<U>>,
     status: &Path,
     waiting: &mut VecDeque<WalFileName>,
     window: usize,

@@ -24,6 +24,7 @@ use walpoint_base::socket::{
 
 use super::archiver::Archiver;
 use super::socket::{PushSocket, SocketName};
+use super::upload::Upload;
 
 /// A request is a hundred bytes: a client that needs longer for it hangs.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -39,9 +40,9 @@ const CONNECTIONS: usize = 64;
 ///
 /// `owner` is the only user beside root that is answered: anybody else could learn what is archived, and keep the daemon
 /// busy.
-pub(crate) async fn serve(
+pub(crate) async fn serve<U: Upload>(
     socket: Arc<PushSocket>,
-    archiver: Arc<Archiver>,
+    archiver: Arc<Archiver<U>>,
     owner: u32,
     stop: CancellationToken,
     drain: Duration,
@@ -104,9 +105,9 @@ async fn finish(conversations: TaskTracker, leave: CancellationToken, stop: Canc
     }
 }
 
-async fn converse(
+async fn converse<U: Upload>(
     mut stream: UnixStream,
-    archiver: &Arc<Archiver>,
+    archiver: &Arc<Archiver<U>>,
     owner: u32,
     leave: &CancellationToken,
     problems: impl Fn() -> String,

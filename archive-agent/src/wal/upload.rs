@@ -5,6 +5,7 @@
 
 mod admission;
 mod beside;
+mod contract;
 mod damaged;
 mod share;
 mod source;
@@ -40,6 +41,7 @@ use super::read::ReadError;
 use super::room::{Habit, Purpose, Room};
 use super::target::{Target, TargetError};
 use admission::{Admitted, Around, Candidate, newcomer};
+pub(crate) use contract::Upload;
 use damaged::{Sound, is_readable};
 use share::Share;
 pub(super) use source::Source;

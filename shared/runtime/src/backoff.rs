@@ -1,6 +1,8 @@
 //! How long to wait before trying again, and when to give up.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Waits that double from a first to a longest one, each cut by up to a quarter at random, within a budget.
 #[derive(Debug, Clone)]
