@@ -481,3 +481,6 @@ impl<U> Drop for Entry<U> {
         lock(&self.archiver.active).remove(&self.name);
     }
 }
+
+#[cfg(test)]
+mod tests;
