@@ -247,11 +247,12 @@ impl<U: Upload> Archiver<U> {
             }
             let upload = self.start(name);
             let identity = self.outcome(upload, begun, limit).await.map_err(NotStored::Failed)?;
-            if identity == wanted {
+            // Nothing is remembered of an upload into a lineage, or a repository, that was left since it began.
+            if identity == wanted && self.remembered().holds(name, &wanted) {
                 return Ok(identity);
             }
-            // An upload that began before the file was what it is; what is stored under the name decides about the rest.
-            tracing::debug!(file = %name, "the file changed since its upload began: once more");
+            // Or it began before the file was what it is; what is stored under the name decides about the rest.
+            tracing::debug!(file = %name, "the file or its lineage changed since its upload began: once more");
         }
     }
 

@@ -1,5 +1,7 @@
 //! An uploader that stores nothing: what an attempt comes to is written down beforehand, by file or for all.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use tempfile::TempDir;
 use walpoint_base::{PgMajor, SegmentSize, SystemId};
 use walpoint_pg::wal::Identity;
@@ -52,6 +54,7 @@ struct State {
 pub(super) struct Script {
     pgdata: TempDir,
     begun: Instant,
+    epoch: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -84,7 +87,12 @@ impl Script {
             unreadable: false,
             attempts: Vec::new(),
         };
-        Self { pgdata: tempfile::tempdir().unwrap(), begun: Instant::now(), state: Mutex::new(state) }
+        Self {
+            pgdata: tempfile::tempdir().unwrap(),
+            begun: Instant::now(),
+            epoch: AtomicU64::new(0),
+            state: Mutex::new(state),
+        }
     }
 
     /// What attempts that begin from now on come to.
@@ -95,6 +103,11 @@ impl Script {
     /// The same for one file.
     pub(super) fn answers_for(&self, name: WalFileName, answer: Answer) {
         lock(&self.state).answers.insert(name, answer);
+    }
+
+    /// What was stored before counts no more: the data directory was bound to another lineage.
+    pub(super) fn enters_another_lineage(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The repositories are not there, for good (`true`) or for now.
@@ -129,7 +142,7 @@ impl Upload for Script {
     }
 
     fn epoch(&self) -> u64 {
-        0
+        self.epoch.load(Ordering::Acquire)
     }
 
     fn waits_for(&self) -> String {

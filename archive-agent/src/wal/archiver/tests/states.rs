@@ -34,17 +34,20 @@ enum Event {
     Rewritten,
     /// It was removed, and is asked for.
     Removed,
+    /// The data directory is bound to another lineage, and it is asked for.
+    OtherLineage,
     /// The daemon ends, and it is asked for.
     Stop,
 }
 
-const EVENTS: [Event; 7] = [
+const EVENTS: [Event; 8] = [
     Event::Push,
     Event::TwoPushes,
     Event::LookAhead,
     Event::ClientGoes,
     Event::Rewritten,
     Event::Removed,
+    Event::OtherLineage,
     Event::Stop,
 ];
 
@@ -52,17 +55,17 @@ const YES: Option<PushOutcome> = Some(PushOutcome::Stored);
 const NO: Option<PushOutcome> = Some(PushOutcome::Failed);
 
 /// What each of [`EVENTS`] leads to: what is answered, if anything is asked, and how many attempts begin.
-type Row = [(Option<PushOutcome>, usize); 7];
+type Row = [(Option<PushOutcome>, usize); 8];
 
 #[rustfmt::skip]
 const TABLE: [(State, Row); 6] = [
-    //                Push      TwoPushes LookAhead  ClientGoes Rewritten Removed   Stop
-    (State::New,      [(YES, 1), (YES, 1), (None, 1), (None, 1), (YES, 1), (NO, 0),  (NO, 0)]),
-    (State::UnderWay, [(YES, 0), (YES, 0), (None, 0), (None, 0), (YES, 1), (NO, 0),  (NO, 0)]),
-    (State::Retried,  [(YES, 1), (YES, 1), (None, 1), (None, 1), (YES, 1), (NO, 1),  (NO, 0)]),
-    (State::Hangs,    [(NO, 0),  (NO, 0),  (None, 0), (None, 0), (NO, 0),  (NO, 0),  (NO, 0)]),
-    (State::Stored,   [(YES, 0), (YES, 0), (None, 0), (None, 0), (YES, 1), (YES, 0), (YES, 0)]),
-    (State::Refused,  [(YES, 1), (YES, 1), (None, 0), (None, 1), (YES, 1), (NO, 0),  (NO, 0)]),
+    //                Push      TwoPushes LookAhead  ClientGoes Rewritten Removed   OtherLin. Stop
+    (State::New,      [(YES, 1), (YES, 1), (None, 1), (None, 1), (YES, 1), (NO, 0),  (YES, 1), (NO, 0)]),
+    (State::UnderWay, [(YES, 0), (YES, 0), (None, 0), (None, 0), (YES, 1), (NO, 0),  (YES, 1), (NO, 0)]),
+    (State::Retried,  [(YES, 1), (YES, 1), (None, 1), (None, 1), (YES, 1), (NO, 1),  (YES, 2), (NO, 0)]),
+    (State::Hangs,    [(NO, 0),  (NO, 0),  (None, 0), (None, 0), (NO, 0),  (NO, 0),  (NO, 0),  (NO, 0)]),
+    (State::Stored,   [(YES, 0), (YES, 0), (None, 0), (None, 0), (YES, 1), (YES, 0), (YES, 1), (YES, 0)]),
+    (State::Refused,  [(YES, 1), (YES, 1), (None, 0), (None, 1), (YES, 1), (NO, 0),  (YES, 1), (NO, 0)]),
 ];
 
 /// Brings a file there by the look-ahead.
@@ -95,6 +98,10 @@ async fn happen(bed: &Bed, request: &PushRequest, event: Event) -> Option<PushOu
         Event::Rewritten => pushes.push(bed.push(&bed.write(name))),
         Event::Removed => {
             bed.remove(name);
+            pushes.push(bed.push(request));
+        }
+        Event::OtherLineage => {
+            bed.script().enters_another_lineage();
             pushes.push(bed.push(request));
         }
         Event::Stop => {
