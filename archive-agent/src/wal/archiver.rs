@@ -209,8 +209,8 @@ impl<U: Upload> Archiver<U> {
             match (failed, until) {
                 (None, _) => {}
                 // What is refused for good now may be taken in a moment: keys are renewed, directories mounted.
-                (Some(_), Some(_)) if patience > PAUSE => {
-                    tokio::time::sleep(PAUSE).await;
+                (Some(_), Some(_)) if !patience.is_zero() => {
+                    tokio::time::sleep(patience.min(PAUSE)).await;
                     storing.set(self.make_durable(name, wanted, Instant::now()));
                 }
                 (Some(problem), _) => return (Err(problem), overflow),

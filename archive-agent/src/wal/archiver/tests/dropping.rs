@@ -19,7 +19,7 @@ fn bed_with(waiting: u32) -> (Bed, Vec<PushRequest>) {
 #[track_caller]
 fn assert_lasts(took: Duration, expected: Duration) {
     let most = expected + Duration::from_millis(600);
-    assert!(took + PAUSE >= expected && took <= most, "{took:?}, not {expected:?}");
+    assert!(took >= expected && took <= most, "{took:?}, not {expected:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,7 +55,7 @@ async fn what_fails_or_hangs_is_dropped_after_the_same_time() {
 async fn what_can_be_stored_in_time_is_not_dropped() {
     let refused = Answer::Refuses(Duration::ZERO);
     let failed = Answer::Fails(Duration::ZERO);
-    for (bad, last) in [(refused, 94), (failed, 49)] {
+    for (bad, last) in [(refused, 99), (failed, 49)] {
         for tenths in (1..=last).step_by(7) {
             let (bed, requests) = bed_with(3);
             bed.script().answers(bad);
