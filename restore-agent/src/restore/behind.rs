@@ -3,7 +3,7 @@
 //! there would be missing without a word.
 //!
 //! A new primary that crashes in its first segment leaves that: its timeline's history may be in the archive, and no segment of it; during
-//! an outage of the archive not even that. [`Recovery::verdict`] decides what a file is, from names, histories and positions alone:
+//! an outage of the archive not even that. [`Recovery::verdict`] decides what a file is, without IO:
 //!
 //! | the file is of | it is |
 //! |---|---|
@@ -17,6 +17,8 @@
 //! A timeline counts only if the archive knows it or its history waits to be archived: a copy that archives nothing went its own way.
 //! Where a timeline was named, the branches that left it do not count either.
 
+mod verdict;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -24,96 +26,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use walpoint_base::{
-    Lsn, RecoveryTarget, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName,
-};
+use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_plan::restore::Signal;
 use walpoint_storage::RepoError;
 
+use self::verdict::{Branch, Known, Recovery, Verdict};
 use super::stored::{NotStored, Remains};
 use super::unarchived::{Replayed, continued_from, inspect};
 use crate::plan::Planned;
-
-/// Where recovery would end.
-#[derive(Debug)]
-struct Recovery {
-    /// The path that was asked for.
-    history: TimelineHistory,
-    /// Up to where it is replayed.
-    end: Lsn,
-    /// Whether recovery goes on from there to what `pg_wal` has of the same timeline.
-    goes_on: bool,
-    /// Whether the newest timeline was asked for, and not one by its number.
-    latest: bool,
-}
-
-/// What is known of a timeline of which `pg_wal` holds WAL.
-#[derive(Debug)]
-struct Branch {
-    /// Where it comes from.
-    history: TimelineHistory,
-    known: Known,
-}
-
-/// How a timeline is known to the archive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
-    /// Its history is there.
-    Archived,
-    /// Its history waits in `pg_wal` to be archived.
-    Waits,
-    /// Neither.
-    Unknown,
-    /// The archive has another history of that number: another server's timeline.
-    Differs,
-}
-
-/// What a file of WAL is to a recovery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    /// Nothing that was asked for.
-    Beside,
-    /// It goes on where the recovery would end.
-    Behind,
-    /// It is of a younger timeline than any that the archive knows.
-    Younger,
-}
-
-impl Recovery {
-    /// Judges a file of segment `name`, whose last valid record ends at `end`.
-    fn verdict(&self, branch: &Branch, name: WalFileName, end: Lsn, size: SegmentSize) -> Verdict {
-        let Some((segment, number)) = name.segment().and_then(|name| Some((name, name.number(size)?))) else {
-            return Verdict::Beside;
-        };
-        let (timeline, leaf) = (segment.timeline, self.history.timeline());
-        let has_more = end > self.end && end > number.start(size);
-        let behind = |is: bool| if is && has_more { Verdict::Behind } else { Verdict::Beside };
-        if branch.known == Known::Differs {
-            return Verdict::Beside;
-        }
-        if timeline == leaf {
-            return behind(!self.goes_on || matches!(name, WalFileName::Partial(_)));
-        }
-        if self.history.contains(timeline) {
-            let until = self.history.served_until(timeline, number, size);
-            return behind(until.is_some_and(|until| until > self.end));
-        }
-        if !self.latest || branch.known == Known::Unknown {
-            return Verdict::Beside;
-        }
-        let before = Lsn(self.end.0.saturating_sub(1));
-        let descends = branch.history.of_ancestor(leaf).as_ref() == Some(&self.history)
-            && branch.history.timeline_at(before) == self.history.timeline_at(before);
-        if descends {
-            return behind(true);
-        }
-        let own = branch.history.begin_of(timeline).is_some_and(|begin| end > begin);
-        match own && branch.known == Known::Waits && timeline > leaf {
-            true => Verdict::Younger,
-            false => Verdict::Beside,
-        }
-    }
-}
 
 /// What recovery would leave out.
 #[derive(Debug)]
@@ -302,243 +222,5 @@ impl Behind {
             self.file,
             self.path.display()
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIZE: SegmentSize = SegmentSize::DEFAULT;
-
-    fn tli(id: u32) -> TimelineId {
-        TimelineId::new(id).unwrap()
-    }
-
-    fn history(timeline: u32, text: &str) -> TimelineHistory {
-        TimelineHistory::parse(tli(timeline), text.as_bytes()).unwrap()
-    }
-
-    /// What a recovery along a path that ends at a position makes of a file whose records end at another one.
-    struct Case {
-        says: &'static str,
-        path: TimelineHistory,
-        ends: u64,
-        goes_on: bool,
-        latest: bool,
-        branch: (TimelineHistory, Known),
-        file: &'static str,
-        until: u64,
-        is: Verdict,
-    }
-
-    #[test]
-    fn what_comes_after_the_end_is_told_from_what_lies_beside_it() {
-        use Known::{Archived, Differs, Unknown, Waits};
-        use Verdict::{Behind, Beside, Younger};
-        let boundary = || history(2, "1\t0/9000000\tx\n");
-        let inside = || history(2, "1\t0/9000090\tx\n");
-        let root = || TimelineHistory::root(tli(1));
-        let case = |says, (path, ends, goes_on, latest), branch, file, until, is| Case {
-            says,
-            path,
-            ends,
-            goes_on,
-            latest,
-            branch,
-            file,
-            until,
-            is,
-        };
-        let (end, fork) = (0x900_0000, 0x900_0090);
-        let nine = |timeline: u32| match timeline {
-            1 => "000000010000000000000009",
-            2 => "000000020000000000000009",
-            _ => "000000030000000000000009",
-        };
-        let cases = [
-            case(
-                "the timeline that is asked for, which recovery can continue",
-                (boundary(), end, true, true),
-                (boundary(), Archived),
-                nine(2),
-                end + 999,
-                Beside,
-            ),
-            case(
-                "it begins in a segment that the parent has whole",
-                (inside(), fork, false, true),
-                (inside(), Archived),
-                nine(2),
-                fork + 999,
-                Behind,
-            ),
-            case(
-                "the same, named",
-                (inside(), fork, false, false),
-                (inside(), Archived),
-                nine(2),
-                fork + 999,
-                Behind,
-            ),
-            case(
-                "nothing of its own",
-                (inside(), fork, false, true),
-                (inside(), Archived),
-                nine(2),
-                fork,
-                Beside,
-            ),
-            case(
-                "another server's of the same number",
-                (inside(), fork, false, true),
-                (inside(), Differs),
-                nine(2),
-                fork + 999,
-                Beside,
-            ),
-            case(
-                "a later segment without a record",
-                (inside(), fork, false, true),
-                (inside(), Archived),
-                "00000002000000000000000A",
-                0xA00_0000,
-                Beside,
-            ),
-            case(
-                "what the path left behind",
-                (inside(), fork, false, true),
-                (root(), Archived),
-                "00000001000000000000000A",
-                0xA00_0999,
-                Beside,
-            ),
-            case(
-                "and in the segment of the fork",
-                (inside(), fork, false, true),
-                (root(), Archived),
-                nine(1),
-                fork + 999,
-                Beside,
-            ),
-            case(
-                "an incomplete copy has less",
-                (root(), fork, false, true),
-                (root(), Archived),
-                nine(1),
-                fork + 999,
-                Behind,
-            ),
-            case(
-                "an incomplete copy has the same",
-                (root(), fork, false, true),
-                (root(), Archived),
-                nine(1),
-                fork,
-                Beside,
-            ),
-            case(
-                "a history that waits, left inside the next segment",
-                (root(), end, true, true),
-                (inside(), Waits),
-                nine(2),
-                fork + 999,
-                Behind,
-            ),
-            case(
-                "left at the end",
-                (root(), end, true, true),
-                (boundary(), Waits),
-                nine(2),
-                end + 999,
-                Behind,
-            ),
-            case(
-                "the parent's last segment",
-                (root(), end, true, true),
-                (root(), Archived),
-                "000000010000000000000009.partial",
-                fork,
-                Behind,
-            ),
-            case(
-                "timeline 1 was named",
-                (root(), end, true, false),
-                (inside(), Waits),
-                nine(2),
-                fork + 999,
-                Beside,
-            ),
-            case(
-                "a copy that archives nothing",
-                (root(), end, true, true),
-                (inside(), Unknown),
-                nine(2),
-                fork + 999,
-                Beside,
-            ),
-            case(
-                "two promotions",
-                (root(), end, true, true),
-                (history(3, "1\t0/9000090\tx\n2\t0/9000120\tx\n"), Waits),
-                nine(3),
-                fork + 999,
-                Behind,
-            ),
-            case(
-                "two promotions, of which the archive knows one",
-                (inside(), fork, false, true),
-                (history(3, "1\t0/9000090\tx\n2\t0/9000120\tx\n"), Waits),
-                nine(3),
-                fork + 999,
-                Behind,
-            ),
-            case(
-                "and of the one between them",
-                (history(3, "1\t0/9000000\tx\n2\t0/A000000\tx\n"), end, false, true),
-                (boundary(), Archived),
-                nine(2),
-                end + 999,
-                Behind,
-            ),
-            case(
-                "an older branch",
-                (root(), 0xB00_0000, true, true),
-                (inside(), Archived),
-                "00000002000000000000000B",
-                0xB00_0999,
-                Beside,
-            ),
-            case(
-                "the same, and the archive is yet to hear of it",
-                (root(), 0xB00_0000, true, true),
-                (inside(), Waits),
-                nine(2),
-                fork + 999,
-                Younger,
-            ),
-            case(
-                "a branch beside the one that is asked for",
-                (history(4, "1\t0/9000090\tx\n"), fork, false, true),
-                (history(3, "1\t0/9000120\tx\n"), Waits),
-                nine(3),
-                fork + 999,
-                Beside,
-            ),
-            case(
-                "a sibling that the archive is yet to hear of",
-                (inside(), fork, false, true),
-                (history(3, "1\t0/9000120\tx\n"), Waits),
-                nine(3),
-                fork + 999,
-                Younger,
-            ),
-        ];
-        for Case { says, path, ends, goes_on, latest, branch: (of, known), file, until, is } in cases {
-            let recovery = Recovery { history: path, end: Lsn(ends), goes_on, latest };
-            let branch = Branch { history: of, known };
-            let found = recovery.verdict(&branch, file.parse().unwrap(), Lsn(until), SIZE);
-            assert_eq!(found, is, "{says}");
-        }
     }
 }
