@@ -15,7 +15,7 @@ use walpoint_plan::restore::SegmentDecoder;
 use walpoint_repo::planning::created_tablespaces;
 use walpoint_runtime::args::CommonArgs;
 
-use super::ground::Ground;
+use super::decided::Decided;
 use super::layout::Layout;
 use super::{directory, identity};
 use super::{elsewhere, existing};
@@ -69,10 +69,10 @@ impl Created {
     }
 
     /// Looks at the locations; refuses what is another cluster's.
-    pub(super) fn look(&self, layout: &Layout, ground: &Ground) -> anyhow::Result<Found> {
+    pub(super) fn look(&self, layout: &Layout, decided: &Decided) -> anyhow::Result<Found> {
         let mut found = Found::default();
         for (location, record) in &self.locations {
-            match self.lies_there(location, layout, ground)? {
+            match self.lies_there(location, layout, decided)? {
                 There::Free => {}
                 There::Missing => found.missing.push(missing(location, *record)),
                 There::Ours(versions) => found.ours.extend(versions),
@@ -88,11 +88,11 @@ impl Created {
     pub(super) fn describe(
         &self,
         layout: &Layout,
-        ground: &Ground,
+        decided: &Decided,
     ) -> anyhow::Result<(Vec<TablespaceDocument>, Option<String>)> {
         let (mut tablespaces, mut refusal) = (Vec::new(), None);
         for (location, record) in &self.locations {
-            let (state, note) = match self.lies_there(location, layout, ground)? {
+            let (state, note) = match self.lies_there(location, layout, decided)? {
                 There::Free => ("free", None),
                 There::Missing => ("missing", Some(missing(location, *record))),
                 There::Ours(_) => ("own", None),
@@ -115,7 +115,7 @@ impl Created {
         Ok((tablespaces, refusal))
     }
 
-    fn lies_there(&self, location: &Path, layout: &Layout, ground: &Ground) -> anyhow::Result<There> {
+    fn lies_there(&self, location: &Path, layout: &Layout, decided: &Decided) -> anyhow::Result<There> {
         let pgdata = layout.pgdata();
         // What the restore itself makes, repairs or moves is taken care of.
         let restored = layout.others().iter().any(|other| identity::same(other, location));
@@ -124,15 +124,15 @@ impl Created {
         let Some(versions) = versions else {
             return Ok(if restored { There::Free } else { There::Missing });
         };
-        if versions.is_empty() || directory::belongs_to(location, pgdata, ground.user) {
+        if versions.is_empty() || directory::belongs_to(location, pgdata, decided.user) {
             return Ok(There::Free);
         }
-        let link = ground.existing.as_ref().and_then(|existing| existing.link_to(location));
+        let link = decided.existing.as_ref().and_then(|existing| existing.link_to(location));
         let used = existing::used_by_another_server(pgdata, &[location.to_owned()]);
         if link.is_none_or(|link| link == Path::new("pg_wal")) || used.is_some() {
             return Ok(There::Foreign { versions, server: used.map(|(_, server)| server) });
         }
-        ground.require_visible(location)?;
+        decided.require_visible(location)?;
         Ok(if restored { There::Free } else { There::Ours(versions) })
     }
 }

@@ -29,7 +29,7 @@ use super::running::{self, LockFile, Reason, Server};
 
 /// What a directory is before a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum Contents {
     /// It does not exist, or is empty.
     Empty,
     /// A restore was interrupted there before it could write `pg_control`.
@@ -95,9 +95,9 @@ fn error_at(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError + '_ {
 
 /// Looks at the directory without changing it. `lost+found` of a fresh filesystem does not count, nor does a marker that
 /// was about to get its name when an earlier restore was killed.
-pub(crate) fn inspect(pgdata: &Path) -> Result<State, DirectoryError> {
+pub(crate) fn inspect(pgdata: &Path) -> Result<Contents, DirectoryError> {
     let entries = match fs::read_dir(pgdata) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(State::Empty),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Contents::Empty),
         Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
             return Err(DirectoryError::NoDirectory(pgdata.to_owned()));
         }
@@ -108,14 +108,14 @@ pub(crate) fn inspect(pgdata: &Path) -> Result<State, DirectoryError> {
         .collect::<io::Result<Vec<_>>>()
         .map_err(error_at(pgdata))?;
     let Some(example) = names.iter().filter(|name| counts(name)).min() else {
-        return Ok(State::Empty);
+        return Ok(Contents::Empty);
     };
     match read_marker(pgdata)? {
         Some(marker) if !marker.claiming && pgdata.join("global/pg_control").exists() => {
-            Ok(State::Finished(marker))
+            Ok(Contents::Finished(marker))
         }
-        Some(marker) => Ok(State::Unfinished(marker)),
-        None => Ok(State::Occupied(example.to_string_lossy().into_owned())),
+        Some(marker) => Ok(Contents::Unfinished(marker)),
+        None => Ok(Contents::Occupied(example.to_string_lossy().into_owned())),
     }
 }
 
@@ -209,19 +209,19 @@ mod tests {
     fn only_an_empty_directory_or_an_unfinished_restore_is_written_to() {
         let dir = tempfile::tempdir().unwrap();
         let pgdata = dir.path().join("a/data");
-        assert_eq!(inspect(&pgdata).unwrap(), State::Empty);
+        assert_eq!(inspect(&pgdata).unwrap(), Contents::Empty);
         // Killed while it was about to claim the directory.
         durable::create_directories(&pgdata).unwrap();
         drop(durable::create_locked(&durable::temporary_beside(&pgdata.join(MARKER))).unwrap());
-        assert_eq!(inspect(&pgdata).unwrap(), State::Empty);
+        assert_eq!(inspect(&pgdata).unwrap(), Contents::Empty);
         claim(&pgdata, &marker()).unwrap();
         assert_eq!(fs::read_dir(&pgdata).unwrap().count(), 1);
-        assert_eq!(inspect(&pgdata).unwrap(), State::Unfinished(marker()));
+        assert_eq!(inspect(&pgdata).unwrap(), Contents::Unfinished(marker()));
         fs::create_dir(pgdata.join("global")).unwrap();
         durable::create(&pgdata.join("global/pg_control"), b"x").unwrap();
-        assert_eq!(inspect(&pgdata).unwrap(), State::Finished(marker()));
+        assert_eq!(inspect(&pgdata).unwrap(), Contents::Finished(marker()));
         release(&pgdata, &marker(), None).unwrap();
-        assert_eq!(inspect(&pgdata).unwrap(), State::Occupied("global".into()));
+        assert_eq!(inspect(&pgdata).unwrap(), Contents::Occupied("global".into()));
     }
 
     #[test]
@@ -232,11 +232,11 @@ mod tests {
         let claiming = Marker { claiming: true, delta: true, ..marker() };
         let json = serde_json::to_vec(&claiming).unwrap();
         durable::create(&dir.path().join(MARKER), &json).unwrap();
-        assert_eq!(inspect(dir.path()).unwrap(), State::Unfinished(claiming.clone()));
+        assert_eq!(inspect(dir.path()).unwrap(), Contents::Unfinished(claiming.clone()));
         claim(dir.path(), &claiming).unwrap();
         assert!(!dir.path().join("global/pg_control").exists());
         let claimed = Marker { claiming: false, ..claiming };
-        assert_eq!(inspect(dir.path()).unwrap(), State::Unfinished(claimed));
+        assert_eq!(inspect(dir.path()).unwrap(), Contents::Unfinished(claimed));
     }
 
     #[test]

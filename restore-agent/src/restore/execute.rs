@@ -16,9 +16,9 @@ use walpoint_runtime::progress::Progress;
 
 use super::beneath::{Anchor, Roots};
 use super::copy::{Copier, Written};
-use super::directory::{self, Held, State};
+use super::decided::{self, RestoreMode};
+use super::directory::{self, Contents, Held};
 use super::finish::{Finish, UNFINISHED_CONTROL};
-use super::ground::{self, Way};
 use super::kept::Kept;
 use super::owners::Owner;
 use super::prune::{self, Removed};
@@ -48,12 +48,12 @@ impl Restore {
         let built = built(common, &self.planned).await?;
         hook("--before", before.take(), &pgdata)?;
         let _held = self.take_place(&pgdata)?;
-        let kept = match self.ground.way {
-            Way::Delta { .. } => {
+        let kept = match self.decided.mode {
+            RestoreMode::Delta { .. } => {
                 let now = Timestamp::now();
                 Kept::keep(&pgdata, &self.unarchived.names, &self.found.ours, now, self.owner)?
             }
-            Way::New | Way::Replace => None,
+            RestoreMode::New | RestoreMode::Replace => None,
         };
         let roots = Arc::new(self.claim(&pgdata)?);
         kept.iter().try_for_each(|kept| kept.rename(self.owner))?;
@@ -72,9 +72,9 @@ impl Restore {
             .map_err(|error| data.explain(error))?;
         forks::write(common, &self.planned, anchor.path(), self.owner).await.map_err(explain)?;
         let size = self.planned.lineage.segment_size;
-        let old = match self.ground.way {
-            Way::Replace => ground::replaced(&pgdata).map(|record| record.aside.join("pg_wal")),
-            Way::New | Way::Delta { .. } => kept.as_ref().map(|kept| kept.directory.clone()),
+        let old = match self.decided.mode {
+            RestoreMode::Replace => decided::replaced(&pgdata).map(|record| record.aside.join("pg_wal")),
+            RestoreMode::New | RestoreMode::Delta { .. } => kept.as_ref().map(|kept| kept.directory.clone()),
         };
         self.unarchived
             .put(old.as_deref(), anchor.path(), self.owner, size, args.resume_archiving)
@@ -96,9 +96,11 @@ impl Restore {
         let directories = self.marker.directories.iter().map(PathBuf::as_path);
         let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata]))?);
         let incomplete = |error| failure::incomplete(pgdata, error);
-        let removed = match self.ground.way {
-            Way::Delta { .. } => prune::prune(&self.reader, &self.layout, roots).await.map_err(incomplete)?,
-            Way::New | Way::Replace => Removed::default(),
+        let removed = match self.decided.mode {
+            RestoreMode::Delta { .. } => {
+                prune::prune(&self.reader, &self.layout, roots).await.map_err(incomplete)?
+            }
+            RestoreMode::New | RestoreMode::Replace => Removed::default(),
         };
         let total = self.reader.manifest().summary.totals.blocks * self.reader.block_size().bytes();
         let progress = Progress::bytes("restoring", total, common.show_progress());
@@ -128,12 +130,12 @@ impl Restore {
         // What is there is held too until it is out of the way.
         let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
         // Planning takes a while, and --before may do anything: mount a filesystem, say.
-        if self.ground.look_again(pgdata)?.state != self.ground.state {
+        if self.decided.look_again(pgdata)?.contents != self.decided.contents {
             bail!("{} is not what it was when the restore began; nothing was changed", pgdata.display());
         }
-        places::check(&self.layout, &self.ground, &self.marker, &self.repositories)?;
-        self.ground.check_others(&self.layout, &self.named)?;
-        if self.created.look(&self.layout, &self.ground)? != self.found {
+        places::check(&self.layout, &self.decided, &self.marker, &self.repositories)?;
+        self.decided.check_others(&self.layout, &self.named)?;
+        if self.created.look(&self.layout, &self.decided)? != self.found {
             bail!(
                 "where replay creates tablespaces something else lies than when the restore began; nothing was changed"
             );
@@ -147,7 +149,7 @@ impl Restore {
             Some(held) if self.replacement.is_none() => held,
             _ => directory::hold(pgdata)?,
         };
-        if let State::Unfinished(earlier) = &self.ground.state {
+        if let Contents::Unfinished(earlier) = &self.decided.contents {
             let claimed =
                 |other: &PathBuf| Some((other.clone(), directory::claimed(other, pgdata, self.owner)?));
             let ours = earlier.directories.iter().filter_map(claimed);
@@ -205,7 +207,7 @@ impl Restore {
     /// Opens the data directory, and makes it if it is missing.
     fn open_data(&self, pgdata: &Path) -> anyhow::Result<Anchor> {
         // One that an interrupted restore took from its owner is root's.
-        let ours = |_: &File| matches!(self.ground.state, State::Unfinished(_));
+        let ours = |_: &File| matches!(self.decided.contents, Contents::Unfinished(_));
         let open = reach::make(pgdata, self.named.pgdata, self.owner, ours);
         Ok(Anchor::of(open.with_context(|| pgdata.display().to_string())?.into(), pgdata))
     }

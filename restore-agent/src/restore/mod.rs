@@ -5,7 +5,7 @@
 //! | [`prepare`], [`execute`] | what is checked before the first byte is written; the order in which everything is written |
 //! | [`directory`] | what may be written to, and the marker of an unfinished restore |
 //! | [`running`], [`identity`] | whether a server runs there; which directory a path leads to |
-//! | [`ground`], [`existing`] | whether what is there may be repaired or moved aside |
+//! | [`decided`], [`existing`] | whether what is there may be repaired or moved aside |
 //! | [`aside`], [`rollback`] | a data directory that was moved aside, and its way back |
 //! | [`room`] | free space |
 //! | [`tablespaces`] | where tablespaces go |
@@ -38,6 +38,7 @@ mod command;
 mod compare;
 mod copy;
 mod created;
+mod decided;
 mod directory;
 mod elsewhere;
 mod execute;
@@ -47,7 +48,6 @@ mod files;
 mod finish;
 mod forks;
 mod gather;
-mod ground;
 mod identity;
 mod kept;
 mod layout;
@@ -88,8 +88,8 @@ use crate::wal::origin::Origin;
 use aside::Record;
 use copy::Written;
 use created::{Created, Found};
-use directory::{Marker, State};
-use ground::{Ground, Way};
+use decided::{Decided, RestoreMode};
+use directory::{Contents, Marker};
 use kept::Kept;
 use layout::Layout;
 use named::Named;
@@ -162,16 +162,16 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     // What is wrong with the options is said before the directory is looked at.
     args.target.request(args.target_action, args.standby, Timestamp::now(), None)?;
     let pgdata = directory::resolve(&args.pgdata)?;
-    let way = match (args.delta, args.replace) {
-        (true, _) => Way::Delta { force: args.force },
-        (false, true) => Way::Replace,
-        (false, false) => Way::New,
+    let mode = match (args.delta, args.replace) {
+        (true, _) => RestoreMode::Delta { force: args.force },
+        (false, true) => RestoreMode::Replace,
+        (false, false) => RestoreMode::New,
     };
-    let mut ground = Ground::look(&pgdata, way, args.server_is_down)?;
-    ground.log_crashed(&pgdata);
-    let resolved = resolved_before(&args.target, &ground.state);
+    let mut decided = Decided::look(&pgdata, mode, args.server_is_down)?;
+    decided.log_crashed(&pgdata);
+    let resolved = resolved_before(&args.target, &decided.contents);
     let request = args.target.request(args.target_action, args.standby, Timestamp::now(), resolved)?;
-    if let (State::Finished(marker), false) = (&ground.state, args.dry_run) {
+    if let (Contents::Finished(marker), false) = (&decided.contents, args.dry_run) {
         return Ok(end_finished(args, &request.target, &pgdata, marker)?);
     }
     let mut planned = match plan::make(common, &request).await {
@@ -182,14 +182,14 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     let mut before = args.before.as_deref();
     loop {
         let attempt = if args.dry_run {
-            dry_run(common, args, planned.clone(), pgdata.clone(), ground).await
+            dry_run(common, args, planned.clone(), pgdata.clone(), decided).await
         } else {
-            restore(common, args, planned.clone(), pgdata.clone(), ground, &mut before).await
+            restore(common, args, planned.clone(), pgdata.clone(), decided, &mut before).await
         };
         let Err(failure) = attempt else { return Ok(()) };
         planned = stand_ins.instead(common, &request, &planned, failure).await?;
         // The next attempt starts over what this one left, as the same command would.
-        ground = Ground::look(&pgdata, way, args.server_is_down)?;
+        decided = Decided::look(&pgdata, mode, args.server_is_down)?;
     }
 }
 
@@ -199,10 +199,10 @@ async fn restore(
     args: &RestoreArgs,
     planned: Planned,
     pgdata: PathBuf,
-    ground: Ground,
+    decided: Decided,
     before: &mut Option<&str>,
 ) -> Result<(), Failure> {
-    let restore = Restore::prepare(common, args, planned, pgdata, ground).await?;
+    let restore = Restore::prepare(common, args, planned, pgdata, decided).await?;
     let report = restore.execute(common, args, before).await?;
     report::print(common, &report)
 }
@@ -213,7 +213,7 @@ async fn dry_run(
     args: &RestoreArgs,
     planned: Planned,
     pgdata: PathBuf,
-    mut ground: Ground,
+    mut decided: Decided,
 ) -> Result<(), Failure> {
     let id = planned.plan.backup.id;
     let reader = Backups::of(&planned.files_from, &planned.cluster).open(id).await;
@@ -221,19 +221,19 @@ async fn dry_run(
     let summary = reader.manifest().summary.clone();
     let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
     let owner = owner_of_root(&reader, &owners).await.map_err(|e| failure::unread(id, e))?.0;
-    ground.act_for(owner);
+    decided.act_for(owner);
     let created = Created::read(common, &planned, summary.facts.major).await?;
     let (tablespaces, refusal) = if created.is_empty() {
         (Vec::new(), None)
     } else {
-        let layout = lay_out(args, &summary, pgdata.clone(), ground.existing.as_ref())?;
-        created.describe(&layout, &ground)?
+        let layout = lay_out(args, &summary, pgdata.clone(), decided.existing.as_ref())?;
+        created.describe(&layout, &decided)?
     };
     // Over a finished restore there is nothing to prepare.
     let prepared = match refusal {
         Some(refusal) => Err(anyhow!(refusal)),
-        None if matches!(ground.state, State::Finished(_)) => Ok(()),
-        None => Restore::prepare(common, args, planned.clone(), pgdata, ground).await.map(drop),
+        None if matches!(decided.contents, Contents::Finished(_)) => Ok(()),
+        None => Restore::prepare(common, args, planned.clone(), pgdata, decided).await.map(drop),
     };
     // A plan that is not to be had is not printed: another one may take its place.
     if let Err(error) = prepared.as_ref()
@@ -246,8 +246,8 @@ async fn dry_run(
 }
 
 /// What a relative target time meant to the interrupted restore that the same command began here.
-fn resolved_before(target: &TargetArgs, state: &State) -> Option<PgTimestamp> {
-    let (State::Unfinished(marker) | State::Finished(marker)) = state else { return None };
+fn resolved_before(target: &TargetArgs, contents: &Contents) -> Option<PgTimestamp> {
+    let (Contents::Unfinished(marker) | Contents::Finished(marker)) = contents else { return None };
     let before = marker.relative.as_ref().filter(|before| Some(before.text.as_str()) == target.relative())?;
     let meant = PgTimestamp(before.meant);
     tracing::warn!(
@@ -293,7 +293,7 @@ struct Restore {
     /// The mode that the data directory gets.
     root_mode: u32,
     marker: Marker,
-    ground: Ground,
+    decided: Decided,
     named: Named,
     /// How what is there will be moved aside.
     replacement: Option<Record>,

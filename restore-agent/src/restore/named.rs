@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{RestoreArgs, ground, reach};
+use super::{RestoreArgs, decided, reach};
 
 /// What the command line names.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ impl Named {
             args.tablespaces.iter().map(|m| m.new_place().to_owned()).collect();
         directories.extend([&args.wal_dir, &args.extra_dir].into_iter().flatten().cloned());
         let mut directories: Vec<PathBuf> = directories.iter().filter(|d| plain(d)).map(absolute).collect();
-        directories.push(ground::default_extra(pgdata));
+        directories.push(decided::default_extra(pgdata));
         let spaces = args.tablespace_dir.as_ref().filter(|d| plain(d)).map(absolute);
         Self { directories, spaces, pgdata: plain(&args.pgdata) }
     }

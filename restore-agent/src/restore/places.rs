@@ -7,9 +7,9 @@ use anyhow::{Context, bail};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_storage::store::StoreSettings;
 
-use super::directory::{self, Marker, State};
+use super::decided::Decided;
+use super::directory::{self, Contents, Marker};
 use super::existing;
-use super::ground::Ground;
 use super::identity::{self, Identity};
 use super::layout::Layout;
 
@@ -24,11 +24,11 @@ pub(super) fn local_repositories(common: &CommonArgs) -> anyhow::Result<Vec<Path
 /// Every directory that will be written to. Refuses them if they lie within each other, or within what is somebody else's.
 pub(super) fn check(
     layout: &Layout,
-    ground: &Ground,
+    decided: &Decided,
     marker: &Marker,
     repositories: &[PathBuf],
 ) -> anyhow::Result<Vec<PathBuf>> {
-    if let State::Unfinished(earlier) = &ground.state
+    if let Contents::Unfinished(earlier) = &decided.contents
         && (&earlier.repository, &earlier.cluster) != (&marker.repository, &marker.cluster)
     {
         bail!(

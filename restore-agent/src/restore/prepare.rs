@@ -11,9 +11,9 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::keys::KeySource;
 
 use super::created::{Created, Found};
-use super::directory::{Marker, RelativeTime, State};
+use super::decided::{self, Decided, RestoreMode};
+use super::directory::{Contents, Marker, RelativeTime};
 use super::existing::Existing;
-use super::ground::{self, Ground, Way};
 use super::layout::Layout;
 use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
@@ -32,13 +32,13 @@ impl Restore {
         args: &RestoreArgs,
         planned: Planned,
         pgdata: PathBuf,
-        mut ground: Ground,
+        mut decided: Decided,
     ) -> anyhow::Result<Self> {
         if let Some(damage) = &planned.damage {
             tracing::warn!("{damage}");
         }
-        ground.prove_cluster(&pgdata, &planned)?;
-        let mut not_stored = not_stored(common, args, &planned, &pgdata, &ground).await?;
+        decided.prove_cluster(&pgdata, &planned)?;
+        let mut not_stored = not_stored(common, args, &planned, &pgdata, &decided).await?;
         let origin = origin::read(common, &planned).await?;
         let backups = Backups::of(&planned.files_from, &planned.cluster);
         let unread = |error| failure::unread(planned.plan.backup.id, error);
@@ -46,30 +46,30 @@ impl Restore {
         let summary = reader.manifest().summary.clone();
         let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
         let (owner, root_mode) = owner_of_root(&reader, &owners).await.map_err(unread)?;
-        ground.act_for(owner);
+        decided.act_for(owner);
         let named = Named::by(args, &pgdata);
-        let layout = Arc::new(lay_out(args, &summary, pgdata, ground.existing.as_ref())?);
-        let marker = marker(args, &planned, &layout, &ground);
+        let layout = Arc::new(lay_out(args, &summary, pgdata, decided.existing.as_ref())?);
+        let marker = marker(args, &planned, &layout, &decided);
         let repositories = places::local_repositories(common)?;
-        let places = places::check(&layout, &ground, &marker, &repositories)?;
-        let mut in_the_way = ground.check_others(&layout, &named)?;
-        if !matches!(ground.state, State::Unfinished(_)) {
+        let places = places::check(&layout, &decided, &marker, &repositories)?;
+        let mut in_the_way = decided.check_others(&layout, &named)?;
+        if !matches!(decided.contents, Contents::Unfinished(_)) {
             reach::check(layout.pgdata(), named.pgdata, owner).map_err(|e| anyhow!(e))?;
         }
         let created = Created::read(common, &planned, summary.facts.major).await?;
         let required = required::read(common, &planned).await?;
         let Replay { created, found, unarchived } = match &mut not_stored {
             None => {
-                Replay { found: created.look(&layout, &ground)?, created, unarchived: Unarchived::default() }
+                Replay { found: created.look(&layout, &decided)?, created, unarchived: Unarchived::default() }
             }
-            Some(not_stored) => replay(args, &planned, &layout, &ground, created, not_stored).await?,
+            Some(not_stored) => replay(args, &planned, &layout, &decided, created, not_stored).await?,
         };
         found.missing.iter().for_each(|missing| tracing::warn!("{missing}"));
-        if ground.way == Way::Replace {
+        if decided.mode == RestoreMode::Replace {
             in_the_way.extend(found.ours.iter().map(|directory| (directory.clone(), None)));
         }
-        let replacement = ground.replacement(layout.pgdata(), in_the_way)?;
-        room::check(&reader, &layout, &planned.plan, &ground).await.map_err(unread)?;
+        let replacement = decided.replacement(layout.pgdata(), in_the_way)?;
+        room::check(&reader, &layout, &planned.plan, &decided).await.map_err(unread)?;
         let source = command::Source {
             config: common.config_path().map(std::path::absolute).transpose()?,
             repo: common.repo.clone(),
@@ -92,7 +92,7 @@ impl Restore {
             owner,
             root_mode,
             marker,
-            ground,
+            decided,
             named,
             replacement,
             created,
@@ -113,12 +113,12 @@ async fn not_stored(
     args: &RestoreArgs,
     planned: &Planned,
     pgdata: &Path,
-    ground: &Ground,
+    decided: &Decided,
 ) -> anyhow::Result<Option<NotStored>> {
-    let Some(old) = ground.old(pgdata, planned) else { return Ok(None) };
-    if let Way::Delta { .. } = ground.way {
+    let Some(old) = decided.old(pgdata, planned) else { return Ok(None) };
+    if let RestoreMode::Delta { .. } = decided.mode {
         let found = NotStored::look(common, &old, Whose::All, planned).await?;
-        ground.prove_archived(pgdata, &found).await?;
+        decided.prove_archived(pgdata, &found).await?;
         return Ok(Some(found));
     }
     // It is moved aside whatever is in it.
@@ -149,11 +149,11 @@ async fn replay(
     args: &RestoreArgs,
     planned: &Planned,
     layout: &Layout,
-    ground: &Ground,
+    decided: &Decided,
     created: Created,
     not_stored: &mut NotStored,
 ) -> anyhow::Result<Replay> {
-    let found = created.look(layout, ground)?;
+    let found = created.look(layout, decided)?;
     if let Err(error) = not_stored.look_back(layout.pgdata(), planned).await {
         let unknown = "what an earlier restore kept or moved aside of WAL that no archive has is not known";
         if !args.force {
@@ -167,7 +167,7 @@ async fn replay(
     let unarchived = Unarchived::find(not_stored, layout.pgdata(), planned).await?;
     elsewhere::warn_of_damage(&not_stored.copies);
     let more = created.with(&unarchived.creates);
-    let replay = match more.look(layout, ground) {
+    let replay = match more.look(layout, decided) {
         Ok(found) => Replay { created: more, found, unarchived },
         Err(error) if args.force => {
             let mut replay = Replay { created, found, unarchived };
@@ -190,7 +190,7 @@ async fn replay(
 }
 
 /// What says in the data directory, while that is written, what this restore wants.
-fn marker(args: &RestoreArgs, planned: &Planned, layout: &Layout, ground: &Ground) -> Marker {
+fn marker(args: &RestoreArgs, planned: &Planned, layout: &Layout, decided: &Decided) -> Marker {
     Marker {
         repository: planned.repository.id().to_string(),
         cluster: planned.cluster.to_string(),
@@ -203,7 +203,7 @@ fn marker(args: &RestoreArgs, planned: &Planned, layout: &Layout, ground: &Groun
             _ => None,
         },
         directories: layout.others(),
-        delta: matches!(ground.way, Way::Delta { .. }),
+        delta: matches!(decided.mode, RestoreMode::Delta { .. }),
         claiming: false,
     }
 }
@@ -246,7 +246,7 @@ pub(super) fn lay_out(
         existing: existing.map(|existing| existing.tablespaces.clone()).unwrap_or_default(),
     };
     let places = tablespaces::place(&known, &wishes, &pgdata).map_err(|e| anyhow!(e))?;
-    let extra = absolute(&args.extra_dir).unwrap_or_else(|| ground::default_extra(&pgdata));
+    let extra = absolute(&args.extra_dir).unwrap_or_else(|| decided::default_extra(&pgdata));
     let extra_paths = facts.extra_paths.iter().map(|p| path(&p.0)).collect();
     let wal = absolute(&args.wal_dir).or_else(|| existing?.wal.clone());
     Ok(Layout::new(pgdata, places, wal, extra, extra_paths))

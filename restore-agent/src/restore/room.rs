@@ -11,8 +11,8 @@ use walpoint_repo::backup::{
 };
 use walpoint_runtime::human;
 
-use super::directory::{self, State};
-use super::ground::{Ground, Way};
+use super::decided::{Decided, RestoreMode};
+use super::directory::{self, Contents};
 use super::layout::{Layout, Spot};
 
 /// A filesystem.
@@ -32,10 +32,11 @@ pub(crate) async fn check(
     reader: &BackupReader,
     layout: &Layout,
     plan: &RestorePlan,
-    ground: &Ground,
+    decided: &Decided,
 ) -> anyhow::Result<()> {
-    let repaired = matches!((ground.way, &ground.state), (Way::Delta { .. }, State::Occupied(_)));
-    if repaired || matches!(ground.state, State::Unfinished(_)) {
+    let repaired =
+        matches!((decided.mode, &decided.contents), (RestoreMode::Delta { .. }, Contents::Occupied(_)));
+    if repaired || matches!(decided.contents, Contents::Unfinished(_)) {
         return Ok(());
     }
     let summary = &reader.manifest().summary;

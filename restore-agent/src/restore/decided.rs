@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use walpoint_base::WalFileName;
 
 use super::aside::{self, Record};
-use super::directory::{self, DirectoryError, MARKER, State};
+use super::directory::{self, Contents, DirectoryError, MARKER};
 use super::existing::{self, Existing};
 use super::layout::Layout;
 use super::named::Named;
@@ -23,7 +23,7 @@ use crate::plan::Planned;
 
 /// What is to become of a data directory that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum RestoreMode {
     /// There must be none.
     New,
     /// It is repaired.
@@ -40,11 +40,11 @@ const SERVER_OPTIONS: &str = "postmaster.opts";
 
 /// What was found.
 #[derive(Debug)]
-pub(crate) struct Ground {
-    pub(crate) way: Way,
+pub(crate) struct Decided {
+    pub(crate) mode: RestoreMode,
     /// Whether the person who restores says that no server runs there.
     vouched: bool,
-    pub(crate) state: State,
+    pub(crate) contents: Contents,
     /// The data directory that is there, or that was before an interrupted run moved it aside.
     pub(crate) existing: Option<Existing>,
     /// What a server that does not run any more left there.
@@ -53,46 +53,46 @@ pub(crate) struct Ground {
     pub(crate) user: Option<Owner>,
 }
 
-impl Ground {
+impl Decided {
     /// Looks, and refuses what may not be written to. `vouched`: the person who restores says that no server runs there.
-    pub(crate) fn look(pgdata: &Path, way: Way, vouched: bool) -> anyhow::Result<Self> {
+    pub(crate) fn look(pgdata: &Path, mode: RestoreMode, vouched: bool) -> anyhow::Result<Self> {
         let shown = pgdata.display();
         let crashed = directory::require_down(pgdata, vouched)?;
-        let mut state = directory::inspect(pgdata)?;
+        let mut contents = directory::inspect(pgdata)?;
         // A server that started there has made the restored cluster one of its own; it takes the label away. A repair leaves
         // an earlier server's file until it removes what the backup does not have.
         let started = pgdata.join(SERVER_OPTIONS).exists();
-        let used = match &state {
-            State::Finished(_) => started || !pgdata.join("backup_label").exists(),
-            State::Unfinished(marker) => started && !marker.delta,
-            State::Empty | State::Occupied(_) => false,
+        let used = match &contents {
+            Contents::Finished(_) => started || !pgdata.join("backup_label").exists(),
+            Contents::Unfinished(marker) => started && !marker.delta,
+            Contents::Empty | Contents::Occupied(_) => false,
         };
         if used {
-            state = State::Occupied(if started { SERVER_OPTIONS } else { MARKER }.to_owned());
+            contents = Contents::Occupied(if started { SERVER_OPTIONS } else { MARKER }.to_owned());
         }
-        let existing = match (&state, way) {
-            (State::Occupied(example), Way::New) => {
+        let existing = match (&contents, mode) {
+            (Contents::Occupied(example), RestoreMode::New) => {
                 return Err(
                     DirectoryError::NotEmpty { pgdata: pgdata.to_owned(), example: example.clone() }.into()
                 );
             }
-            (State::Unfinished(marker), Way::New | Way::Replace) if marker.delta => bail!(
+            (Contents::Unfinished(marker), RestoreMode::New | RestoreMode::Replace) if marker.delta => bail!(
                 "{shown} holds an unfinished restore --delta of backup {}, which only --delta can finish; nothing was changed",
                 marker.backup
             ),
-            (_, Way::New) | (State::Finished(_), _) => None,
-            (State::Empty | State::Unfinished(_), Way::Replace) => before(pgdata)?,
-            (_, Way::Delta { .. } | Way::Replace) => {
+            (_, RestoreMode::New) | (Contents::Finished(_), _) => None,
+            (Contents::Empty | Contents::Unfinished(_), RestoreMode::Replace) => before(pgdata)?,
+            (_, RestoreMode::Delta { .. } | RestoreMode::Replace) => {
                 Existing::look(pgdata).with_context(|| shown.to_string())?
             }
         };
-        if let (State::Occupied(example), None) = (&state, &existing) {
+        if let (Contents::Occupied(example), None) = (&contents, &existing) {
             bail!(
                 "{shown} is not empty (it holds {example:?}) and is no data directory of PostgreSQL: it has no PG_VERSION; give an \
                  empty or a new directory: nothing was changed"
             );
         }
-        Ok(Self { way, vouched, state, existing, crashed, user: None })
+        Ok(Self { mode, vouched, contents, existing, crashed, user: None })
     }
 
     /// Says for whom root acts.
@@ -121,7 +121,7 @@ impl Ground {
 
     /// Looks again, later.
     pub(crate) fn look_again(&self, pgdata: &Path) -> anyhow::Result<Self> {
-        Self::look(pgdata, self.way, self.vouched)
+        Self::look(pgdata, self.mode, self.vouched)
     }
 
     /// Logs whose word was taken for it that the server is down.
@@ -137,7 +137,7 @@ impl Ground {
 
     /// Whether what is there may only be repaired if it is the plan's cluster's, and if that loses nothing.
     fn is_to_be_proven(&self) -> bool {
-        matches!((&self.state, self.way), (State::Occupied(_), Way::Delta { force: false }))
+        matches!((&self.contents, self.mode), (Contents::Occupied(_), RestoreMode::Delta { force: false }))
     }
 
     /// The data directory whose `pg_wal` may hold what no archive has, where it lies now. One that is moved aside, or that an
@@ -145,17 +145,17 @@ impl Ground {
     pub(super) fn old(&self, pgdata: &Path, planned: &Planned) -> Option<PathBuf> {
         let own = planned.lineage.system_id();
         let may_be_own = |existing: &Existing| existing.system_id.is_none_or(|found| found == own);
-        match (self.way, &self.state) {
-            (Way::Delta { .. }, _) => Some(pgdata.to_owned()),
-            (Way::Replace, State::Occupied(_)) => {
+        match (self.mode, &self.contents) {
+            (RestoreMode::Delta { .. }, _) => Some(pgdata.to_owned()),
+            (RestoreMode::Replace, Contents::Occupied(_)) => {
                 self.existing.as_ref().is_some_and(may_be_own).then(|| pgdata.to_owned())
             }
-            (Way::Replace, _) | (Way::New, State::Unfinished(_)) => {
+            (RestoreMode::Replace, _) | (RestoreMode::New, Contents::Unfinished(_)) => {
                 let aside = replaced(pgdata)?.aside;
                 let existing = Existing::look(&aside).ok()??;
                 may_be_own(&existing).then_some(aside)
             }
-            (Way::New, _) => None,
+            (RestoreMode::New, _) => None,
         }
     }
 
@@ -223,7 +223,7 @@ impl Ground {
             }
             others.push(directory::resolve(&other).with_context(|| other.display().to_string())?);
         }
-        if self.way != Way::New
+        if self.mode != RestoreMode::New
             && let Some((directory, server)) = existing::used_by_another_server(pgdata, &others)
         {
             bail!(
@@ -234,12 +234,12 @@ impl Ground {
             );
         }
         others.retain(|other| !directory::belongs_to(other, pgdata, self.user));
-        let link_to = |other: &Path| match self.way {
-            Way::New => None,
-            Way::Delta { .. } | Way::Replace => self.existing.as_ref()?.link_to(other),
+        let link_to = |other: &Path| match self.mode {
+            RestoreMode::New => None,
+            RestoreMode::Delta { .. } | RestoreMode::Replace => self.existing.as_ref()?.link_to(other),
         };
         // Moving loses nothing, and an earlier restore made it by itself.
-        let beside = |other: &Path| self.way == Way::Replace && other == default_extra(pgdata);
+        let beside = |other: &Path| self.mode == RestoreMode::Replace && other == default_extra(pgdata);
         let in_the_way = aside::in_the_way(&others, link_to, beside).map_err(|e| anyhow::anyhow!(e))?;
         for (directory, link) in &in_the_way {
             if link.is_some() {
@@ -255,11 +255,11 @@ impl Ground {
         pgdata: &Path,
         in_the_way: Vec<(PathBuf, Option<PathBuf>)>,
     ) -> anyhow::Result<Option<Record>> {
-        match (&self.state, self.way) {
-            (State::Occupied(_), Way::Replace) => {
+        match (&self.contents, self.mode) {
+            (Contents::Occupied(_), RestoreMode::Replace) => {
                 Record::plan(pgdata, in_the_way, None, Timestamp::now()).map(Some)
             }
-            (State::Empty | State::Unfinished(_), Way::Replace) => {
+            (Contents::Empty | Contents::Unfinished(_), RestoreMode::Replace) => {
                 // An earlier run had moved the data directory and not yet all that belongs to it.
                 let record = aside::latest(pgdata)?.filter(|record| !record.is_complete());
                 let waits = |directory: &Path| {
