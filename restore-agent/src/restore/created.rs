@@ -127,7 +127,7 @@ impl Created {
         if versions.is_empty() || directory::belongs_to(location, pgdata, decided.user) {
             return Ok(There::Free);
         }
-        let link = decided.existing.as_ref().and_then(|existing| existing.link_to(location));
+        let link = decided.link_to(location);
         let used = existing::used_by_another_server(pgdata, &[location.to_owned()]);
         if link.is_none_or(|link| link == Path::new("pg_wal")) || used.is_some() {
             return Ok(There::Foreign { versions, server: used.map(|(_, server)| server) });

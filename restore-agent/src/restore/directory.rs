@@ -89,7 +89,7 @@ pub(crate) enum DirectoryError {
     },
 }
 
-fn error_at(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError + '_ {
+pub(super) fn error_at(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError + '_ {
     move |source| DirectoryError::Io { path: path.to_owned(), source }
 }
 

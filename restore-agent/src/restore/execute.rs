@@ -16,13 +16,13 @@ use walpoint_runtime::progress::Progress;
 
 use super::beneath::{Anchor, Roots};
 use super::copy::{Copier, Written};
-use super::decided::{self, RestoreMode};
 use super::directory::{self, Contents, Held};
 use super::finish::{Finish, UNFINISHED_CONTROL};
 use super::kept::Kept;
 use super::owners::Owner;
 use super::prune::{self, Removed};
 use super::report::Report;
+use super::steps::{RestoreMode, Step};
 use super::sync::Filesystems;
 use super::{
     Done, Restore, RestoreArgs, elsewhere, failure, forks, hook, origin, places, reach, required, tablespaces,
@@ -48,12 +48,11 @@ impl Restore {
         let built = built(common, &self.planned).await?;
         hook("--before", before.take(), &pgdata)?;
         let _held = self.take_place(&pgdata)?;
-        let kept = match self.decided.mode {
-            RestoreMode::Delta { .. } => {
-                let now = Timestamp::now();
-                Kept::keep(&pgdata, &self.unarchived.names, &self.found.ours, now, self.owner)?
-            }
-            RestoreMode::New | RestoreMode::Replace => None,
+        let kept = if self.decided.does(&Step::Keep) {
+            let now = Timestamp::now();
+            Kept::keep(&pgdata, &self.unarchived.names, &self.found.ours, now, self.owner)?
+        } else {
+            None
         };
         let roots = Arc::new(self.claim(&pgdata)?);
         kept.iter().try_for_each(|kept| kept.rename(self.owner))?;
@@ -73,7 +72,7 @@ impl Restore {
         forks::write(common, &self.planned, anchor.path(), self.owner).await.map_err(explain)?;
         let size = self.planned.lineage.segment_size;
         let old = match self.decided.mode {
-            RestoreMode::Replace => decided::replaced(&pgdata).map(|record| record.aside.join("pg_wal")),
+            RestoreMode::Replace { .. } => self.moved_aside().map(|record| record.aside.join("pg_wal")),
             RestoreMode::New | RestoreMode::Delta { .. } => kept.as_ref().map(|kept| kept.directory.clone()),
         };
         self.unarchived
@@ -96,11 +95,10 @@ impl Restore {
         let directories = self.marker.directories.iter().map(PathBuf::as_path);
         let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata]))?);
         let incomplete = |error| failure::incomplete(pgdata, error);
-        let removed = match self.decided.mode {
-            RestoreMode::Delta { .. } => {
-                prune::prune(&self.reader, &self.layout, roots).await.map_err(incomplete)?
-            }
-            RestoreMode::New | RestoreMode::Replace => Removed::default(),
+        let removed = if self.decided.does(&Step::Prune) {
+            prune::prune(&self.reader, &self.layout, roots).await.map_err(incomplete)?
+        } else {
+            Removed::default()
         };
         let total = self.reader.manifest().summary.totals.blocks * self.reader.block_size().bytes();
         let progress = Progress::bytes("restoring", total, common.show_progress());
@@ -129,10 +127,8 @@ impl Restore {
     fn take_place(&self, pgdata: &Path) -> anyhow::Result<Held> {
         // What is there is held too until it is out of the way.
         let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
-        // Planning takes a while, and --before may do anything: mount a filesystem, say.
-        if self.decided.look_again(pgdata)?.contents != self.decided.contents {
-            bail!("{} is not what it was when the restore began; nothing was changed", pgdata.display());
-        }
+        // The deliberate second look: it says there why.
+        self.decided.prove_unchanged(pgdata)?;
         places::check(&self.layout, &self.decided, &self.marker, &self.repositories)?;
         self.decided.check_others(&self.layout, &self.named)?;
         if self.created.look(&self.layout, &self.decided)? != self.found {
@@ -149,27 +145,36 @@ impl Restore {
             Some(held) if self.replacement.is_none() => held,
             _ => directory::hold(pgdata)?,
         };
-        if let Contents::Unfinished(earlier) = &self.decided.contents {
-            let claimed =
-                |other: &PathBuf| Some((other.clone(), directory::claimed(other, pgdata, self.owner)?));
-            let ours = earlier.directories.iter().filter_map(claimed);
-            if self.marker.delta {
-                tracing::info!("an earlier restore into {} was interrupted; it goes on", pgdata.display());
-                for (_, anchor) in ours.filter(|(other, _)| !self.marker.directories.contains(other)) {
-                    directory::disown(&anchor)?;
-                }
-            } else {
-                tracing::info!("an earlier restore into {} was interrupted; starting over", pgdata.display());
-                for (_, anchor) in ours {
-                    directory::clear(&anchor)?;
-                    directory::disown(&anchor)?;
-                }
-                let own = Anchor::open(pgdata).with_context(|| pgdata.display().to_string())?;
-                own.require_ours(self.owner).with_context(|| pgdata.display().to_string())?;
-                directory::clear(&own)?;
+        for step in self.decided.steps() {
+            match step {
+                Step::Resume(claimed) => self.resume(pgdata, claimed)?,
+                Step::StartOver(claimed) => self.start_over(pgdata, claimed)?,
+                _ => {}
             }
         }
         Ok(held)
+    }
+
+    /// Goes on with what an interrupted restore left. Directories that this one does not write to are no longer its own.
+    fn resume(&self, pgdata: &Path, claimed: &[PathBuf]) -> anyhow::Result<()> {
+        tracing::info!("an earlier restore into {} was interrupted; it goes on", pgdata.display());
+        let left = claimed.iter().filter(|other| !self.marker.directories.contains(other));
+        for anchor in left.filter_map(|other| directory::claimed(other, pgdata, self.owner)) {
+            directory::disown(&anchor)?;
+        }
+        Ok(())
+    }
+
+    /// Empties what an interrupted restore wrote.
+    fn start_over(&self, pgdata: &Path, claimed: &[PathBuf]) -> anyhow::Result<()> {
+        tracing::info!("an earlier restore into {} was interrupted; starting over", pgdata.display());
+        for anchor in claimed.iter().filter_map(|other| directory::claimed(other, pgdata, self.owner)) {
+            directory::clear(&anchor)?;
+            directory::disown(&anchor)?;
+        }
+        let own = Anchor::open(pgdata).with_context(|| pgdata.display().to_string())?;
+        own.require_ours(self.owner).with_context(|| pgdata.display().to_string())?;
+        Ok(directory::clear(&own)?)
     }
 
     /// Marks the directories as this restore's and opens them: from then on everything is reached from there. As root, the

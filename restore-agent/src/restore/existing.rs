@@ -34,8 +34,6 @@ pub(crate) struct Existing {
     pub(crate) wal: Option<PathBuf>,
     /// The user id of the directory's owner, who makes its links.
     pub(crate) uid: u32,
-    /// For whom root acts: only what belongs to this user is proven by links.
-    pub(crate) user: Option<Owner>,
 }
 
 impl Existing {
@@ -63,13 +61,13 @@ impl Existing {
             tablespaces.insert(oid, place);
         }
         let (wal, uid) = (link(&pgdata.join("pg_wal"))?, fs::metadata(pgdata)?.uid());
-        Ok(Some(Self { system_id, tablespaces, wal, uid, user: None }))
+        Ok(Some(Self { system_id, tablespaces, wal, uid }))
     }
 
-    /// The link, relative to the data directory, that leads to a directory outside it. No link: it is not this cluster's. For
-    /// root a link proves nothing about a directory that is not its maker's own.
-    pub(crate) fn link_to(&self, directory: &Path) -> Option<PathBuf> {
-        if let Some(user) = self.user
+    /// The link, relative to the data directory, that leads to a directory outside it. No link: it is not this cluster's. `user`:
+    /// for whom root acts; for root a link proves nothing about a directory that is not its maker's own.
+    pub(crate) fn link_to(&self, directory: &Path, user: Option<Owner>) -> Option<PathBuf> {
+        if let Some(user) = user
             && !([0, user.uid].contains(&self.uid)
                 && fs::metadata(directory).is_ok_and(|meta| meta.uid() == user.uid))
         {
@@ -202,11 +200,11 @@ mod tests {
         assert_eq!(existing.system_id, None);
         assert_eq!(existing.tablespaces[&16401], Place::Inside);
         assert_eq!(existing.tablespaces[&16402], Place::Link(root.join("alias")), "the spelling is kept");
-        assert_eq!(existing.link_to(&root.join("fast")), Some("pg_tblspc/16402".into()));
-        assert_eq!(existing.link_to(&root.join("other")), None);
+        assert_eq!(existing.link_to(&root.join("fast"), None), Some("pg_tblspc/16402".into()));
+        assert_eq!(existing.link_to(&root.join("other"), None), None);
         let renamed = existing.renamed(|path| (path == root.join("alias")).then(|| root.join("slow")));
-        assert_eq!(renamed.link_to(&root.join("slow")), Some("pg_tblspc/16402".into()));
-        assert_eq!(renamed.link_to(&root.join("fast")), None);
+        assert_eq!(renamed.link_to(&root.join("slow"), None), Some("pg_tblspc/16402".into()));
+        assert_eq!(renamed.link_to(&root.join("fast"), None), None);
     }
 
     #[test]

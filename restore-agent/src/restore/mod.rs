@@ -5,7 +5,9 @@
 //! | [`prepare`], [`execute`] | what is checked before the first byte is written; the order in which everything is written |
 //! | [`directory`] | what may be written to, and the marker of an unfinished restore |
 //! | [`running`], [`identity`] | whether a server runs there; which directory a path leads to |
-//! | [`decided`], [`existing`] | whether what is there may be repaired or moved aside |
+//! | [`target_state`], [`existing`] | what is there, asked once |
+//! | [`steps`], [`refusal`] | what is done with it, decided without IO, or why nothing is |
+//! | [`decided`] | both together, and what is done by that before the place is taken |
 //! | [`aside`], [`rollback`] | a data directory that was moved aside, and its way back |
 //! | [`room`] | free space |
 //! | [`tablespaces`] | where tablespaces go |
@@ -58,15 +60,18 @@ mod places;
 mod prepare;
 mod prune;
 mod reach;
+mod refusal;
 mod report;
 mod required;
 pub(crate) mod rollback;
 mod room;
 mod running;
 mod stand_in;
+mod steps;
 mod stored;
 mod sync;
 mod tablespaces;
+mod target_state;
 mod unarchived;
 
 use std::path::{Path, PathBuf};
@@ -88,7 +93,7 @@ use crate::wal::origin::Origin;
 use aside::Record;
 use copy::Written;
 use created::{Created, Found};
-use decided::{Decided, RestoreMode};
+use decided::Decided;
 use directory::{Contents, Marker};
 use kept::Kept;
 use layout::Layout;
@@ -97,6 +102,7 @@ use owners::{Owner, Owners};
 use prepare::{lay_out, owner_of_root};
 use prune::Removed;
 use stand_in::StandIns;
+use steps::{RestoreMode, Step};
 use tablespaces::Mapping;
 use unarchived::Unarchived;
 
@@ -164,14 +170,14 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     let pgdata = directory::resolve(&args.pgdata)?;
     let mode = match (args.delta, args.replace) {
         (true, _) => RestoreMode::Delta { force: args.force },
-        (false, true) => RestoreMode::Replace,
+        (false, true) => RestoreMode::Replace { force: args.force },
         (false, false) => RestoreMode::New,
     };
     let mut decided = Decided::look(&pgdata, mode, args.server_is_down)?;
     decided.log_crashed(&pgdata);
     let resolved = resolved_before(&args.target, &decided.contents);
     let request = args.target.request(args.target_action, args.standby, Timestamp::now(), resolved)?;
-    if let (Contents::Finished(marker), false) = (&decided.contents, args.dry_run) {
+    if let ([Step::EndFinished(marker)], false) = (decided.steps(), args.dry_run) {
         return Ok(end_finished(args, &request.target, &pgdata, marker)?);
     }
     let mut planned = match plan::make(common, &request).await {
@@ -213,7 +219,7 @@ async fn dry_run(
     args: &RestoreArgs,
     planned: Planned,
     pgdata: PathBuf,
-    mut decided: Decided,
+    decided: Decided,
 ) -> Result<(), Failure> {
     let id = planned.plan.backup.id;
     let reader = Backups::of(&planned.files_from, &planned.cluster).open(id).await;
@@ -221,7 +227,7 @@ async fn dry_run(
     let summary = reader.manifest().summary.clone();
     let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
     let owner = owner_of_root(&reader, &owners).await.map_err(|e| failure::unread(id, e))?.0;
-    decided.act_for(owner);
+    let decided = decided.acting_for(owner);
     let created = Created::read(common, &planned, summary.facts.major).await?;
     let (tablespaces, refusal) = if created.is_empty() {
         (Vec::new(), None)
@@ -310,6 +316,14 @@ struct Restore {
     /// Where the configured repositories are that are directories.
     repositories: Vec<PathBuf>,
     settings: Vec<(String, String)>,
+}
+
+impl Restore {
+    /// The data directory that was moved aside for this one: by this run, or by an interrupted one.
+    fn moved_aside(&self) -> Option<&Record> {
+        let earlier = || self.decided.previous.as_ref().map(|previous| &previous.record);
+        self.replacement.as_ref().or_else(earlier)
+    }
 }
 
 /// What a restore did.

@@ -11,12 +11,13 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::keys::KeySource;
 
 use super::created::{Created, Found};
-use super::decided::{self, Decided, RestoreMode};
-use super::directory::{Contents, Marker, RelativeTime};
+use super::decided::{self, Decided};
+use super::directory::{Marker, RelativeTime};
 use super::existing::Existing;
 use super::layout::Layout;
 use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
+use super::steps::{RestoreMode, Step};
 use super::stored::{NotStored, Whose};
 use super::tablespaces::{self, Tablespace, Wishes};
 use super::unarchived::Unarchived;
@@ -32,13 +33,13 @@ impl Restore {
         args: &RestoreArgs,
         planned: Planned,
         pgdata: PathBuf,
-        mut decided: Decided,
+        decided: Decided,
     ) -> anyhow::Result<Self> {
         if let Some(damage) = &planned.damage {
             tracing::warn!("{damage}");
         }
         decided.prove_cluster(&pgdata, &planned)?;
-        let mut not_stored = not_stored(common, args, &planned, &pgdata, &decided).await?;
+        let mut not_stored = not_stored(common, &planned, &pgdata, &decided).await?;
         let origin = origin::read(common, &planned).await?;
         let backups = Backups::of(&planned.files_from, &planned.cluster);
         let unread = |error| failure::unread(planned.plan.backup.id, error);
@@ -46,14 +47,14 @@ impl Restore {
         let summary = reader.manifest().summary.clone();
         let owners = Owners::of_backup(&summary.facts.users, &summary.facts.groups)?;
         let (owner, root_mode) = owner_of_root(&reader, &owners).await.map_err(unread)?;
-        decided.act_for(owner);
+        let decided = decided.acting_for(owner);
         let named = Named::by(args, &pgdata);
         let layout = Arc::new(lay_out(args, &summary, pgdata, decided.existing.as_ref())?);
         let marker = marker(args, &planned, &layout, &decided);
         let repositories = places::local_repositories(common)?;
         let places = places::check(&layout, &decided, &marker, &repositories)?;
         let mut in_the_way = decided.check_others(&layout, &named)?;
-        if !matches!(decided.contents, Contents::Unfinished(_)) {
+        if decided.does(&Step::ProveReach) {
             reach::check(layout.pgdata(), named.pgdata, owner).map_err(|e| anyhow!(e))?;
         }
         let created = Created::read(common, &planned, summary.facts.major).await?;
@@ -65,7 +66,7 @@ impl Restore {
             Some(not_stored) => replay(args, &planned, &layout, &decided, created, not_stored).await?,
         };
         found.missing.iter().for_each(|missing| tracing::warn!("{missing}"));
-        if decided.mode == RestoreMode::Replace {
+        if decided.does(&Step::MoveAside) || decided.does(&Step::FinishMovingAside) {
             in_the_way.extend(found.ours.iter().map(|directory| (directory.clone(), None)));
         }
         let replacement = decided.replacement(layout.pgdata(), in_the_way)?;
@@ -110,21 +111,21 @@ impl Restore {
 /// there is none of the plan's cluster. A repair that would lose it is refused.
 async fn not_stored(
     common: &CommonArgs,
-    args: &RestoreArgs,
     planned: &Planned,
     pgdata: &Path,
     decided: &Decided,
 ) -> anyhow::Result<Option<NotStored>> {
-    let Some(old) = decided.old(pgdata, planned) else { return Ok(None) };
-    if let RestoreMode::Delta { .. } = decided.mode {
-        let found = NotStored::look(common, &old, Whose::All, planned).await?;
+    let Some((old, whose)) = decided.old(pgdata, planned) else { return Ok(None) };
+    let found = NotStored::look(common, &old, whose, planned).await;
+    if whose == Whose::All {
+        let found = found?;
         decided.prove_archived(pgdata, &found).await?;
         return Ok(Some(found));
     }
     // It is moved aside whatever is in it.
-    match NotStored::look(common, &old, Whose::Own, planned).await {
+    match found {
         Ok(found) => Ok(Some(found)),
-        Err(error) if args.force => {
+        Err(error) if decided.does(&Step::LeaveWal) => {
             tracing::warn!("what its pg_wal has is not known: {error:#}");
             Ok(None)
         }
@@ -154,9 +155,9 @@ async fn replay(
     not_stored: &mut NotStored,
 ) -> anyhow::Result<Replay> {
     let found = created.look(layout, decided)?;
-    if let Err(error) = not_stored.look_back(layout.pgdata(), planned).await {
+    if let Err(error) = not_stored.look_back(decided, planned).await {
         let unknown = "what an earlier restore kept or moved aside of WAL that no archive has is not known";
-        if !args.force {
+        if !decided.does(&Step::LeaveWal) {
             return Err(error.context(format!(
                 "{unknown}; remove that directory if it is no longer needed; with --replace or --delta, --force recovers without it: nothing was \
                  changed"
@@ -169,7 +170,7 @@ async fn replay(
     let more = created.with(&unarchived.creates);
     let replay = match more.look(layout, decided) {
         Ok(found) => Replay { created: more, found, unarchived },
-        Err(error) if args.force => {
+        Err(error) if decided.does(&Step::LeaveWal) => {
             let mut replay = Replay { created, found, unarchived };
             replay.unarchived.leave(error.to_string());
             replay
@@ -183,7 +184,7 @@ async fn replay(
     };
     let latest = args.target.follows_the_latest();
     let left = behind::find(not_stored, planned, latest, &replay.unarchived.replayed).await?;
-    match left.filter(|_| !args.force) {
+    match left.filter(|_| !decided.does(&Step::LeaveWal)) {
         Some(left) => Err(left.refusal(layout.pgdata())),
         None => Ok(replay),
     }

@@ -8,7 +8,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
 use walpoint_storage::keys::KeySource;
 
-use super::decided::{self, RestoreMode};
+use super::steps::RestoreMode;
 use super::{Done, Restore, RestoreArgs, command, owners, required};
 use crate::plan;
 use crate::settings;
@@ -66,13 +66,12 @@ impl Restore {
         }
         // An interrupted run may have moved it.
         let was_moved = match self.decided.mode {
-            RestoreMode::Replace => true,
+            RestoreMode::Replace { .. } => true,
             RestoreMode::New => !self.unarchived.names.is_empty(),
             RestoreMode::Delta { .. } => false,
         };
-        let replaced = Some(self.layout.pgdata()).filter(|_| was_moved);
-        let replaced = replaced.and_then(decided::replaced);
-        if let Some(record) = &replaced {
+        let replaced = self.moved_aside().filter(|_| was_moved);
+        if let Some(record) = replaced {
             notes.push(format!(
                 "what was there lies in {}; \"restore-agent rollback --pgdata {}\" puts it back; delete it when it is no longer needed",
                 record.places(),

@@ -126,14 +126,11 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
 /// What belongs to the present data directory and lies where something comes back to.
 fn in_the_way(pgdata: &Path, back: &Record) -> anyhow::Result<Vec<(PathBuf, Option<PathBuf>)>> {
     let wanted: Vec<PathBuf> = back.moves.iter().map(|moved| moved.from.clone()).collect();
-    let mut existing = Existing::look(pgdata).with_context(|| pgdata.display().to_string())?;
+    let existing = Existing::look(pgdata).with_context(|| pgdata.display().to_string())?;
     // An unfinished restore of root's still has the data directory.
     let owner = |directory: &Path| reach::owner_of(directory).filter(|owner| owner.uid != 0);
     let user = owner(pgdata).or_else(|| owner(&back.aside)).or_else(|| reach::owner_of(pgdata));
-    if let Some(existing) = &mut existing {
-        existing.user = user;
-    }
-    let link_to = |directory: &Path| existing.as_ref()?.link_to(directory);
+    let link_to = |directory: &Path| existing.as_ref()?.link_to(directory, user);
     // What an unfinished restore claimed has perhaps no link yet; what goes beside a data directory never has one.
     let ours = |directory: &Path| {
         let linkless = |moved: &aside::Move| moved.from == directory && moved.link.is_none();

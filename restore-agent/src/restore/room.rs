@@ -11,9 +11,10 @@ use walpoint_repo::backup::{
 };
 use walpoint_runtime::human;
 
-use super::decided::{Decided, RestoreMode};
-use super::directory::{self, Contents};
+use super::decided::Decided;
+use super::directory;
 use super::layout::{Layout, Spot};
+use super::steps::Step;
 
 /// A filesystem.
 #[derive(Debug)]
@@ -28,15 +29,13 @@ struct Volume {
 
 /// Refuses when a filesystem cannot hold what goes to it. What an interrupted restore wrote is freed first; how much of a
 /// directory that is repaired stays is not known before it was compared.
-pub(crate) async fn check(
+pub(super) async fn check(
     reader: &BackupReader,
     layout: &Layout,
     plan: &RestorePlan,
     decided: &Decided,
 ) -> anyhow::Result<()> {
-    let repaired =
-        matches!((decided.mode, &decided.contents), (RestoreMode::Delta { .. }, Contents::Occupied(_)));
-    if repaired || matches!(decided.contents, Contents::Unfinished(_)) {
+    if !decided.does(&Step::MeasureSpace) {
         return Ok(());
     }
     let summary = &reader.manifest().summary;

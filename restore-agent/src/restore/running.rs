@@ -48,7 +48,7 @@ const LOCAL: [(u32, &str); 10] = [
 ];
 
 /// What a `postmaster.pid` says of the server that wrote it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct LockFile {
     content: Vec<u8>,
     /// The server's process in its own PID namespace; `None` if the file does not say.

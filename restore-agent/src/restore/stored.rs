@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{SegmentName, SegmentSize, SystemId, TimelineId, WalFileName};
 use walpoint_pg::wal::{LONG_HEADER, LongHeader};
@@ -18,8 +18,9 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::NameHash;
 use walpoint_storage::object::{ContentHash, Sealer};
 
+use super::decided::Decided;
 use super::unarchived::inspect;
-use super::{aside, elsewhere, kept, reach};
+use super::{elsewhere, reach};
 use crate::plan::Planned;
 
 /// Requests at the same time to find out what a repository has.
@@ -92,10 +93,11 @@ impl NotStored {
     }
 
     /// Looks into what earlier restores of a data directory kept of it and moved aside, but for what was looked at.
-    pub(super) async fn look_back(&mut self, pgdata: &Path, planned: &Planned) -> anyhow::Result<()> {
+    pub(super) async fn look_back(&mut self, decided: &Decided, planned: &Planned) -> anyhow::Result<()> {
         let mut places: Vec<(PathBuf, Vec<String>)> =
-            kept::all(pgdata).into_iter().map(|kept| (kept.directory, kept.waiting)).collect();
-        let asides = aside::all(pgdata)?.into_iter().map(|record| record.aside.join("pg_wal"));
+            decided.kept.iter().map(|kept| (kept.directory.clone(), kept.waiting.clone())).collect();
+        let asides = decided.asides.as_ref().map_err(|error| anyhow!(walpoint_runtime::exit::told(error)))?;
+        let asides = asides.iter().map(|record| record.aside.join("pg_wal"));
         places.extend(asides.filter(|wal| *wal != self.here.directory).map(|wal| (wal, Vec::new())));
         for (directory, waiting) in places {
             let mut remains = self.remains(&directory, Whose::Own, planned).await?;

@@ -1,0 +1,394 @@
+//! The table of [`decide`]: every combination of what can lie at a target and in which mode it is restored into, and what is decided.
+
+use std::io;
+
+use walpoint_base::SystemId;
+
+use super::*;
+use crate::restore::directory::DirectoryError;
+use crate::restore::existing::Existing;
+use crate::restore::running::{Hiding, LockFile, Reason};
+use crate::restore::target_state::Previous;
+
+/// What lies in the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum In {
+    Unreadable,
+    Empty,
+    /// An unfinished restore.
+    Begun,
+    /// An unfinished repair.
+    BegunRepair,
+    /// A finished restore with its marker.
+    Finished,
+    Other,
+}
+
+/// Whether there is a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Data {
+    Unreadable,
+    None,
+    Found,
+}
+
+/// What an earlier restore moved aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    UnreadableRecord,
+    None,
+    Unreadable,
+    /// Its record is left, and no data directory.
+    Emptied,
+    Found,
+}
+
+const CONTENTS: &[In] = &[In::Unreadable, In::Empty, In::Begun, In::BegunRepair, In::Finished, In::Other];
+const DATA: &[Data] = &[Data::Unreadable, Data::None, Data::Found];
+const MOVED: &[Moved] =
+    &[Moved::UnreadableRecord, Moved::None, Moved::Unreadable, Moved::Emptied, Moved::Found];
+
+const NEW: RestoreMode = RestoreMode::New;
+const DELTA: RestoreMode = RestoreMode::Delta { force: false };
+const DELTA_FORCE: RestoreMode = RestoreMode::Delta { force: true };
+const REPLACE: RestoreMode = RestoreMode::Replace { force: false };
+const REPLACE_FORCE: RestoreMode = RestoreMode::Replace { force: true };
+const MODES: &[RestoreMode] = &[NEW, DELTA, DELTA_FORCE, REPLACE, REPLACE_FORCE];
+
+const BOTH_DELTA: &[RestoreMode] = &[DELTA, DELTA_FORCE];
+const BOTH_REPLACE: &[RestoreMode] = &[REPLACE, REPLACE_FORCE];
+
+/// Of these combinations, what is decided.
+struct Row {
+    contents: &'static [In],
+    modes: &'static [RestoreMode],
+    data: &'static [Data],
+    moved: &'static [Moved],
+    is: Result<Vec<Step>, Refusal>,
+}
+
+fn marker(delta: bool) -> Marker {
+    Marker {
+        repository: "r".into(),
+        cluster: "c".into(),
+        backup: "b".into(),
+        target: "latest".into(),
+        relative: None,
+        directories: claimed(),
+        delta,
+        claiming: false,
+    }
+}
+
+fn claimed() -> Vec<PathBuf> {
+    vec!["/fast".into()]
+}
+
+fn state(contents: In, data: Data, moved: Moved, server: Server) -> TargetState {
+    let unreadable = || io::Error::from(io::ErrorKind::PermissionDenied);
+    let record = || {
+        let json = serde_json::json!({"pgdata": "/data", "aside": "/data.walpoint-old-20260101T000000Z", "moves": []});
+        serde_json::from_value(json).unwrap()
+    };
+    let previous = |existing| Previous { record: record(), complete: true, pending: Vec::new(), existing };
+    TargetState {
+        server,
+        contents: match contents {
+            In::Unreadable => Err(DirectoryError::NoDirectory("/data".into())),
+            In::Empty => Ok(Contents::Empty),
+            In::Begun => Ok(Contents::Unfinished(marker(false))),
+            In::BegunRepair => Ok(Contents::Unfinished(marker(true))),
+            In::Finished => Ok(Contents::Finished(marker(false))),
+            In::Other => Ok(Contents::Occupied("x".into())),
+        },
+        present: match data {
+            Data::Unreadable => Err(unreadable()),
+            Data::None => Ok(None),
+            Data::Found => Ok(Some(Existing::default())),
+        },
+        waiting: Ok(Vec::new()),
+        previous: match moved {
+            Moved::UnreadableRecord => Err(unreadable().into()),
+            Moved::None => Ok(None),
+            Moved::Unreadable => Ok(Some(previous(Err(unreadable())))),
+            Moved::Emptied => Ok(Some(previous(Ok(None)))),
+            Moved::Found => Ok(Some(previous(Ok(Some(Existing::default()))))),
+        },
+        asides: Ok(Vec::new()),
+        kept: Vec::new(),
+    }
+}
+
+fn table() -> Vec<Row> {
+    let mut rows = always();
+    rows.extend(without_options());
+    rows.extend(with_delta());
+    rows.extend(with_replace());
+    rows
+}
+
+/// In every mode.
+fn always() -> Vec<Row> {
+    let row = |contents, is| Row { contents, modes: MODES, data: DATA, moved: MOVED, is };
+    vec![
+        row(&[In::Unreadable], Err(Refusal::Unread(Unread::Contents))),
+        row(&[In::Finished], Ok(vec![Step::EndFinished(marker(false))])),
+    ]
+}
+
+fn without_options() -> Vec<Row> {
+    let row = |contents, moved, is| Row { contents, modes: &[NEW], data: DATA, moved, is };
+    vec![
+        row(&[In::Other], MOVED, Err(Refusal::NotEmpty { example: "x".into() })),
+        row(&[In::BegunRepair], MOVED, Err(Refusal::OnlyDelta { backup: "b".into() })),
+        row(&[In::Empty], MOVED, Ok(vec![Step::ProveReach, Step::MeasureSpace])),
+        row(
+            &[In::Begun],
+            &[Moved::UnreadableRecord, Moved::None, Moved::Unreadable, Moved::Emptied],
+            Ok(vec![Step::StartOver(claimed())]),
+        ),
+        row(
+            &[In::Begun],
+            &[Moved::Found],
+            Ok(vec![Step::FindWal(Which::Previous, Whose::Own), Step::StartOver(claimed())]),
+        ),
+    ]
+}
+
+fn with_delta() -> Vec<Row> {
+    let row = |contents, modes, data, is| Row { contents, modes, data, moved: MOVED, is };
+    let follow = || Step::FollowLinks(Which::Present);
+    let find = || Step::FindWal(Which::Present, Whose::All);
+    let resume = || Step::Resume(claimed());
+    vec![
+        row(
+            &[In::Empty, In::Begun, In::BegunRepair, In::Other],
+            BOTH_DELTA,
+            &[Data::Unreadable],
+            Err(Refusal::Unread(Unread::Present)),
+        ),
+        row(&[In::Other], BOTH_DELTA, &[Data::None], Err(Refusal::NoDataDirectory { example: "x".into() })),
+        row(
+            &[In::Other],
+            &[DELTA],
+            &[Data::Found],
+            Ok(vec![
+                follow(),
+                Step::ProveCluster,
+                find(),
+                Step::ProveArchived,
+                Step::ProveReach,
+                Step::Keep,
+                Step::Prune,
+            ]),
+        ),
+        row(
+            &[In::Other],
+            &[DELTA_FORCE],
+            &[Data::Found],
+            Ok(vec![follow(), find(), Step::LeaveWal, Step::ProveReach, Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Begun, In::BegunRepair],
+            &[DELTA],
+            &[Data::None],
+            Ok(vec![find(), resume(), Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Begun, In::BegunRepair],
+            &[DELTA],
+            &[Data::Found],
+            Ok(vec![follow(), find(), resume(), Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Begun, In::BegunRepair],
+            &[DELTA_FORCE],
+            &[Data::None],
+            Ok(vec![find(), Step::LeaveWal, resume(), Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Begun, In::BegunRepair],
+            &[DELTA_FORCE],
+            &[Data::Found],
+            Ok(vec![follow(), find(), Step::LeaveWal, resume(), Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Empty],
+            &[DELTA],
+            &[Data::None],
+            Ok(vec![find(), Step::ProveReach, Step::MeasureSpace, Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Empty],
+            &[DELTA_FORCE],
+            &[Data::None],
+            Ok(vec![find(), Step::LeaveWal, Step::ProveReach, Step::MeasureSpace, Step::Keep, Step::Prune]),
+        ),
+    ]
+}
+
+fn with_replace() -> Vec<Row> {
+    let present = |modes, data, is| Row { contents: &[In::Other], modes, data, moved: MOVED, is };
+    let again = |contents, modes, moved, is| Row { contents, modes, data: DATA, moved, is };
+    let follow = |which| Step::FollowLinks(which);
+    let find = |which| Step::FindWal(which, Whose::Own);
+    let (here, there) = (Which::Present, Which::Previous);
+    let (reach, space) = (Step::ProveReach, Step::MeasureSpace);
+    let finish = Step::FinishMovingAside;
+    let over = || Step::StartOver(claimed());
+    let gone: &[Moved] = &[Moved::None, Moved::Emptied];
+    vec![
+        present(BOTH_REPLACE, &[Data::Unreadable], Err(Refusal::Unread(Unread::Present))),
+        present(BOTH_REPLACE, &[Data::None], Err(Refusal::NoDataDirectory { example: "x".into() })),
+        present(
+            &[REPLACE],
+            &[Data::Found],
+            Ok(vec![follow(here), find(here), reach.clone(), space.clone(), Step::MoveAside]),
+        ),
+        present(
+            &[REPLACE_FORCE],
+            &[Data::Found],
+            Ok(vec![follow(here), find(here), Step::LeaveWal, reach.clone(), space.clone(), Step::MoveAside]),
+        ),
+        again(&[In::BegunRepair], BOTH_REPLACE, MOVED, Err(Refusal::OnlyDelta { backup: "b".into() })),
+        again(
+            &[In::Empty, In::Begun],
+            BOTH_REPLACE,
+            &[Moved::UnreadableRecord],
+            Err(Refusal::Unread(Unread::Record)),
+        ),
+        again(
+            &[In::Empty, In::Begun],
+            BOTH_REPLACE,
+            &[Moved::Unreadable],
+            Err(Refusal::Unread(Unread::Previous)),
+        ),
+        again(&[In::Empty], &[REPLACE], gone, Ok(vec![reach.clone(), space.clone(), finish.clone()])),
+        again(
+            &[In::Empty],
+            &[REPLACE_FORCE],
+            gone,
+            Ok(vec![Step::LeaveWal, reach.clone(), space.clone(), finish.clone()]),
+        ),
+        again(
+            &[In::Empty],
+            &[REPLACE],
+            &[Moved::Found],
+            Ok(vec![follow(there), find(there), reach.clone(), space.clone(), finish.clone()]),
+        ),
+        again(
+            &[In::Empty],
+            &[REPLACE_FORCE],
+            &[Moved::Found],
+            Ok(vec![follow(there), find(there), Step::LeaveWal, reach, space, finish.clone()]),
+        ),
+        again(&[In::Begun], &[REPLACE], gone, Ok(vec![finish.clone(), over()])),
+        again(&[In::Begun], &[REPLACE_FORCE], gone, Ok(vec![Step::LeaveWal, finish.clone(), over()])),
+        again(
+            &[In::Begun],
+            &[REPLACE],
+            &[Moved::Found],
+            Ok(vec![follow(there), find(there), finish.clone(), over()]),
+        ),
+        again(
+            &[In::Begun],
+            &[REPLACE_FORCE],
+            &[Moved::Found],
+            Ok(vec![follow(there), find(there), Step::LeaveWal, finish, over()]),
+        ),
+    ]
+}
+
+/// Every combination that exists: what has no entry has no `PG_VERSION` that could be read, or not.
+fn combinations() -> Vec<(In, Data, Moved, RestoreMode)> {
+    let mut all = Vec::new();
+    for contents in CONTENTS {
+        for data in DATA.iter().filter(|data| *contents != In::Empty || **data != Data::Found) {
+            for moved in MOVED {
+                all.extend(MODES.iter().map(|mode| (*contents, *data, *moved, *mode)));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_target_state_and_mode_has_one_row_that_says_what_is_decided() {
+    let table = table();
+    for combination in combinations() {
+        let (contents, data, moved, mode) = combination;
+        let rows: Vec<&Row> = table
+            .iter()
+            .filter(|row| {
+                row.contents.contains(&contents)
+                    && row.data.contains(&data)
+                    && row.moved.contains(&moved)
+                    && row.modes.contains(&mode)
+            })
+            .collect();
+        let [row] = rows.as_slice() else { panic!("{combination:?} has {} rows", rows.len()) };
+        // What a crashed server left changes nothing.
+        for server in [Server::None, Server::Crashed(LockFile::default())] {
+            assert_eq!(decide(&state(contents, data, moved, server), mode), row.is, "{combination:?}");
+        }
+    }
+}
+
+#[test]
+fn where_a_server_runs_or_may_run_nothing_is_done_whatever_lies_there() {
+    let reason = Reason::Hidden(Hiding::Namespace);
+    for (contents, data, moved, mode) in combinations() {
+        for file in [None, Some(LockFile::default())] {
+            let state = state(contents, data, moved, Server::Running(file.clone(), reason.clone()));
+            assert_eq!(decide(&state, mode), Err(Refusal::Running { file, reason: reason.clone() }));
+        }
+    }
+}
+
+#[test]
+fn a_refusal_says_why_what_it_needs_could_not_be_read() {
+    let pgdata = std::path::Path::new("/data");
+    for (contents, data, moved, mode, says) in [
+        (In::Unreadable, Data::None, Moved::None, NEW, "/data is no directory"),
+        (In::Other, Data::Unreadable, Moved::None, DELTA, "/data: permission denied"),
+        (In::Empty, Data::None, Moved::UnreadableRecord, REPLACE, "permission denied"),
+        (
+            In::Empty,
+            Data::None,
+            Moved::Unreadable,
+            REPLACE,
+            "/data.walpoint-old-20260101T000000Z: permission",
+        ),
+    ] {
+        let state = state(contents, data, moved, Server::None);
+        let refusal = decide(&state, mode).unwrap_err();
+        let error = format!("{:#}", refusal.explain_from(pgdata, state));
+        assert!(error.starts_with(says), "{error}");
+    }
+}
+
+#[test]
+fn only_the_plans_cluster_is_proven() {
+    let (own, other) = (SystemId(7), SystemId(8));
+    assert_eq!(cluster(Some(own), own), Ok(()));
+    assert_eq!(cluster(Some(other), own), Err(Refusal::OtherCluster { found: other, wanted: own }));
+    assert_eq!(cluster(None, own), Err(Refusal::UnknownCluster));
+}
+
+#[test]
+fn what_waits_and_is_in_no_archive_is_refused_and_named() {
+    let names = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<WalFileName>>();
+    let refused = |lost: &[WalFileName], other: Option<WalFileName>| {
+        let (count, first) = (lost.len(), lost[0]);
+        Err(Refusal::NotArchived { repository: "r".into(), count, first, other })
+    };
+    let lost = names(&["000000010000000000000003.partial", "000000010000000000000004", "00000002.history"]);
+    assert_eq!(archived(&[], |_| true, "r"), Ok(()));
+    assert_eq!(archived(&lost, |_| false, "r"), refused(&lost, None));
+    assert_eq!(archived(&lost, |name| *name == lost[2], "r"), refused(&lost, Some(lost[2])));
+    assert_eq!(
+        archived(&lost, |_| true, "r"),
+        refused(&lost, Some(lost[1])),
+        "several copies may be partial"
+    );
+}
