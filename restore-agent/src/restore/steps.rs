@@ -88,7 +88,7 @@ pub(super) fn decide(state: &TargetState, mode: RestoreMode) -> Result<Vec<Step>
         (Contents::Unfinished(marker), RestoreMode::New | RestoreMode::Replace { .. }) if marker.delta => {
             Err(Refusal::OnlyDelta { backup: marker.backup.clone() })
         }
-        (_, RestoreMode::New) => Ok(write_anew(state, contents)),
+        (_, RestoreMode::New) => write_anew(state, contents),
         (_, RestoreMode::Delta { force }) => repair(state, contents, force),
         (Contents::Occupied(example), RestoreMode::Replace { force }) => replace(state, example, force),
         (_, RestoreMode::Replace { force }) => replace_again(state, contents, force),
@@ -96,18 +96,23 @@ pub(super) fn decide(state: &TargetState, mode: RestoreMode) -> Result<Vec<Step>
 }
 
 /// Into an empty directory, or over what an interrupted restore wrote, which may have moved a data directory aside.
-fn write_anew(state: &TargetState, contents: &Contents) -> Vec<Step> {
+fn write_anew(state: &TargetState, contents: &Contents) -> Result<Vec<Step>, Refusal> {
     let Contents::Unfinished(marker) = contents else {
-        return vec![Step::ProveReach, Step::MeasureSpace];
+        return Ok(vec![Step::ProveReach, Step::MeasureSpace]);
     };
     let mut steps = Vec::new();
-    if let Ok(Some(previous)) = &state.previous
-        && let Ok(Some(_)) = &previous.existing
-    {
+    if has_previous(state)? {
         steps.push(Step::FindWal(Which::Previous, Whose::Own));
     }
     steps.push(Step::StartOver(marker.directories.clone()));
-    steps
+    Ok(steps)
+}
+
+/// Whether a data directory lies where an earlier restore moved one. What cannot be read is refused: it may have WAL that is nowhere else.
+fn has_previous(state: &TargetState) -> Result<bool, Refusal> {
+    let previous = state.previous.as_ref().map_err(|_| Refusal::Unread(Unread::Record))?;
+    let Some(previous) = previous else { return Ok(false) };
+    Ok(previous.existing.as_ref().map_err(|_| Refusal::Unread(Unread::Previous))?.is_some())
 }
 
 /// `--delta`.
@@ -158,9 +163,7 @@ fn replace(state: &TargetState, example: &str, force: bool) -> Result<Vec<Step>,
 /// `--replace` where no data directory is left: an interrupted run may have moved it.
 fn replace_again(state: &TargetState, contents: &Contents, force: bool) -> Result<Vec<Step>, Refusal> {
     let mut steps = Vec::new();
-    if let Some(previous) = state.previous.as_ref().map_err(|_| Refusal::Unread(Unread::Record))?
-        && previous.existing.as_ref().map_err(|_| Refusal::Unread(Unread::Previous))?.is_some()
-    {
+    if has_previous(state)? {
         steps.extend([Step::FollowLinks(Which::Previous), Step::FindWal(Which::Previous, Whose::Own)]);
     }
     steps.extend(force.then_some(Step::LeaveWal));

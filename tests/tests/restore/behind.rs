@@ -254,6 +254,29 @@ fn what_cannot_be_read_is_not_left_out_without_a_word() {
     restore(&there, &["--force"]).expect_success();
 }
 
+/// The same where a replacement was interrupted and the restore is begun again without `--replace`.
+#[test]
+fn what_an_interrupted_replacement_moved_is_not_left_out_where_its_record_cannot_be_read() {
+    let (mut bed, mut ledger) = bed(17);
+    ledger.append_as(&bed.cluster, "a1");
+    bed.cluster.crash();
+    let place = bed.place("data");
+    let options = ["restore", "--pgdata", place.to_str().unwrap(), "--replace", "--server-is-down"];
+    let command = bed.agent.command("restore-agent", options);
+    process::run(&mut faults::inject(&command, &["pwrite64:signal=SIGKILL:when=1"], &[]), wait::SOON * 2);
+    assert!(place.join("walpoint-restore.json").exists(), "it was interrupted");
+    let names = fs::read_dir(place.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+    let aside =
+        names.filter(|path| path.to_str().unwrap().contains("data.walpoint-old-")).collect::<Vec<_>>();
+    bed.try_restore("data", &["--dry-run"]).expect_success();
+    fs::write(aside[0].join("walpoint-aside.json"), "{").unwrap();
+    let refused = bed.try_restore("data", &["--dry-run"]).expect_status(1);
+    assert!(
+        refused.stderr.contains("walpoint-aside.json") && refused.stderr.contains("is damaged"),
+        "{refused:#?}"
+    );
+}
+
 #[track_caller]
 fn is_replayed(bed: &mut Archived, ledger: &Ledger, options: &[&str]) {
     let restored =

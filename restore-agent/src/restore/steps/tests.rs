@@ -142,11 +142,9 @@ fn without_options() -> Vec<Row> {
         row(&[In::Other], MOVED, Err(Refusal::NotEmpty { example: "x".into() })),
         row(&[In::BegunRepair], MOVED, Err(Refusal::OnlyDelta { backup: "b".into() })),
         row(&[In::Empty], MOVED, Ok(vec![Step::ProveReach, Step::MeasureSpace])),
-        row(
-            &[In::Begun],
-            &[Moved::UnreadableRecord, Moved::None, Moved::Unreadable, Moved::Emptied],
-            Ok(vec![Step::StartOver(claimed())]),
-        ),
+        row(&[In::Begun], &[Moved::UnreadableRecord], Err(Refusal::Unread(Unread::Record))),
+        row(&[In::Begun], &[Moved::Unreadable], Err(Refusal::Unread(Unread::Previous))),
+        row(&[In::Begun], &[Moved::None, Moved::Emptied], Ok(vec![Step::StartOver(claimed())])),
         row(
             &[In::Begun],
             &[Moved::Found],
