@@ -187,30 +187,26 @@ impl TimelineWal {
             self.runs.add(Run { first: run.first, last: upto, stored });
         }
         self.damaged.extend(parents.damaged.iter().filter(|number| **number <= last));
-        let lost = self.lost.iter().copied().chain(
-            parents
-                .lost
-                .iter()
-                .filter(|run| run.first <= last)
-                .map(|run| Run { last: run.last.min(last), ..*run }),
-        );
+        let theirs = parents.lost.iter().filter(|run| run.first <= last);
+        self.lose_what_is_not_there(theirs.map(|run| Run { last: run.last.min(last), ..*run }));
+        self.inherited = Some((Box::new(parents), last));
+        Ok(())
+    }
+
+    /// Of all that is lost here or where WAL was taken over from, what is not there by other means stays lost.
+    fn lose_what_is_not_there(&mut self, theirs: impl Iterator<Item = Run>) {
+        let lost = self.lost.iter().copied().chain(theirs);
         let lost = lost.flat_map(|run| (run.first.0..=run.last.0).map(SegmentNo));
         let lost: Vec<SegmentNo> = lost.filter(|number| !self.runs.contains(*number)).collect();
         self.lost = Runs::default();
         lost.into_iter().for_each(|number| self.lost.insert(number, 0));
-        self.inherited = Some((Box::new(parents), last));
-        Ok(())
     }
 
     /// Adds what other repositories have of the same timeline.
     fn join(&mut self, others: Vec<Self>) {
         let own = self.runs.clone();
         others.iter().flat_map(|other| other.runs.iter()).for_each(|run| self.runs.add(*run));
-        let lost = self.lost.iter().chain(others.iter().flat_map(|other| other.lost.iter()));
-        let lost = lost.flat_map(|run| (run.first.0..=run.last.0).map(SegmentNo));
-        let lost: Vec<SegmentNo> = lost.filter(|number| !self.runs.contains(*number)).collect();
-        self.lost = Runs::default();
-        lost.into_iter().for_each(|number| self.lost.insert(number, 0));
+        self.lose_what_is_not_there(others.iter().flat_map(|other| other.lost.iter()).copied());
         self.damaged.retain(|number| !self.runs.contains(*number));
         self.beside = Some((others, own));
     }
