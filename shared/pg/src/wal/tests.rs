@@ -1,12 +1,12 @@
 //! Valid though odd, ended early, damaged: each told from the others.
 
+mod ended;
+mod stops;
+
 use proptest::prelude::*;
 use walpoint_base::crossing::Crossing;
-use walpoint_base::{
-    Lsn, PgTimestamp, RecoveryTarget, SegmentFacts, SegmentName, TimelineHistory, TimelineId,
-};
+use walpoint_base::{Lsn, PgTimestamp, SegmentFacts, SegmentName, TimelineHistory, TimelineId};
 
-use super::find::{HeldLocks, StopFinder, StopRule, Taken, find};
 use super::forge::{BLOCK, FIRST, Forge};
 use super::*;
 
@@ -243,77 +243,6 @@ fn the_wrong_file_is_refused_with_the_reason() {
 }
 
 #[test]
-fn content_that_ends_early_is_not_damage() {
-    let forge = full(16);
-    let (name, content) = only(&forge);
-    // Zeros from a page boundary, from the end of a record, and from within a record that goes over a page.
-    let whole = inspect(name, &content).unwrap();
-    for cut in [BLOCK, 5 * BLOCK, 100 * BLOCK, 40, 4096 + 512] {
-        let mut short = content.clone();
-        short[cut..].fill(0);
-        let found = inspect(name, &short).unwrap();
-        assert!(!found.whole && found.end <= forge.start() + cut as u64, "{cut}");
-        assert!(found.records < whole.records);
-    }
-    // What a recycled file held before: other records, of an earlier position.
-    let mut old = Forge::at(16, 1, 1);
-    old.commit(50, 500);
-    old.fill_segment_but(48);
-    let (_, stale) = only(&old);
-    let records: Vec<_> = RecordReader::new().segment(name, &content).unwrap().map(Result::unwrap).collect();
-    for record in
-        records.iter().step_by(7).filter(|record| record.next < forge.start() + (127 * BLOCK) as u64)
-    {
-        let cut = usize::try_from(record.next.0 - forge.start().0).unwrap();
-        let mut short = content.clone();
-        short[cut..].copy_from_slice(&stale[cut..]);
-        let found = inspect(name, &short).unwrap();
-        assert!(!found.whole, "{}", record.next);
-        assert_eq!(found.end, record.end);
-    }
-}
-
-#[test]
-fn any_flipped_bit_of_a_whole_record_is_damage() {
-    let forge = full(18);
-    let (name, content) = only(&forge);
-    let end = content.len() - 24;
-    for at in (LONG_HEADER..end).step_by(1009).filter(|at| !(16..24).contains(&(at % BLOCK))) {
-        // Left out: bytes of page headers that mean nothing where no record is continued.
-        let mut bad = content.clone();
-        bad[at] ^= 0x10;
-        let result = inspect(name, &bad);
-        assert!(result.as_ref().is_err_and(WalError::is_damage), "{at}: {result:?}");
-    }
-}
-
-#[test]
-fn damage_before_a_switch_is_not_an_end() {
-    // The switch in the last page, and in the first one with nothing but zeros behind.
-    for last_page in [true, false] {
-        let mut forge = Forge::new(16, 1);
-        if last_page {
-            forge.fill_segment_but(4096);
-        }
-        forge.commit(8, 8);
-        forge.filler(72);
-        forge.switch();
-        let (name, content) = only(&forge);
-        let used = crate::bytes::len_before_zeros(&content);
-        for at in used / BLOCK * BLOCK..used {
-            for bit in 0..8 {
-                let mut bad = content.clone();
-                bad[at] ^= 1 << bit;
-                // What nothing protects, padding and rests of headers, may pass, but never as an end.
-                if let Ok(found) = inspect(name, &bad) {
-                    assert!(found.whole, "bit {bit} of byte {at} of {used} made an end of it: {found:?}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
 fn segments_must_follow_each_other() {
     let mut forge = full(16);
     forge.fill_segment_but(0);
@@ -333,62 +262,6 @@ fn segments_must_follow_each_other() {
         matches!(results[..], [Err(WalError::Damaged { .. })]),
         "its first page does not go on: {results:?}"
     );
-}
-
-fn rule(target: RecoveryTarget, inclusive: bool) -> StopRule {
-    StopRule { target, inclusive, consistent: Lsn::INVALID }
-}
-
-#[test]
-fn recovery_stops_where_postgresql_does() {
-    let mut forge = Forge::new(17, 1);
-    let a = forge.commit(10, 1000);
-    let b = forge.commit(12, 3000);
-    let c = forge.abort(11, 2000);
-    let d = forge.commit(13, 3000);
-    let point = forge.restore_point("p", 3500);
-    let again = forge.restore_point("p", 3600);
-    let e = forge.commit_prepared(9, 4000);
-    let last = forge.filler(64);
-    forge.switch();
-    let stop = |target, inclusive, from| {
-        let stop = find(rule(target, inclusive), from, forge.segments()).unwrap();
-        stop.map(|stop| (stop.record.start, stop.replayed))
-    };
-    let time = |t| RecoveryTarget::Time(PgTimestamp(t));
-    let any = Lsn::INVALID;
-    assert_eq!(stop(time(1000), true, any), Some((b, false)));
-    assert_eq!(stop(time(1000), false, any), Some((a, false)));
-    assert_eq!(stop(time(2000), true, any), Some((b, false)), "the first past it in order, not the nearest");
-    assert_eq!(stop(time(2500), true, c), Some((d, false)), "records before the start do not count");
-    assert_eq!(stop(time(3000), true, any), Some((e, false)), "restore points do not count");
-    assert_eq!(stop(time(4000), true, any), None);
-    assert_eq!(stop(RecoveryTarget::Xid(11), true, any), Some((c, true)));
-    assert_eq!(stop(RecoveryTarget::Xid(11), false, any), Some((c, false)));
-    assert_eq!(stop(RecoveryTarget::Xid(9), true, any), Some((e, true)));
-    assert_eq!(stop(RecoveryTarget::Xid(14), true, any), None, "equality only");
-    assert_eq!(stop(RecoveryTarget::Lsn(c), true, any), Some((c, true)));
-    assert_eq!(stop(RecoveryTarget::Lsn(c), false, any), Some((c, false)));
-    assert_eq!(stop(RecoveryTarget::Lsn(c + 1), true, any), Some((d, true)), "the first at or after it");
-    assert_eq!(
-        stop(RecoveryTarget::Name("p".to_owned()), false, any),
-        Some((point, true)),
-        "the first of that name"
-    );
-    assert_eq!(stop(RecoveryTarget::Name("p".to_owned()), false, again), Some((again, true)));
-    assert_eq!(stop(RecoveryTarget::Name("q".to_owned()), true, any), None);
-    assert_eq!(stop(RecoveryTarget::Latest, true, any), None);
-
-    let consistent = StopRule { consistent: e, ..rule(RecoveryTarget::Immediate, true) };
-    let found = find(consistent, any, forge.segments()).unwrap().unwrap();
-    assert_eq!((found.record.start, found.end()), (again, e));
-
-    let mut finder = StopFinder::new(rule(time(9999), true), any);
-    let (name, content) = only(&forge);
-    assert_eq!(finder.segment(name, &content), Ok(None));
-    assert_eq!(finder.progress().last_time, Some(PgTimestamp(4000)));
-    assert!(finder.progress().last_record.is_some_and(|start| start > last));
-    assert_eq!(finder.progress().ended, None);
 }
 
 #[test]
@@ -475,106 +348,6 @@ proptest! {
         }
         let in_pieces = fed.and_then(|()| inspector.finish());
         prop_assert_eq!(in_pieces, inspect(name, &content));
-    }
-}
-
-#[test]
-fn what_is_locked_at_the_stop_is_known() {
-    let mut forge = Forge::new(17, 1);
-    forge.lock(90, 1);
-    forge.commit(80, 100);
-    forge.lock(91, 2);
-    forge.commit_with(90, 91, 200);
-    let since = forge.lock(92, 3);
-    forge.lock(92, 3);
-    forge.lock(93, 4);
-    let last_end = forge.abort(93, 250);
-    forge.commit(92, 300);
-    forge.filler(100);
-    let stop = |xid, inclusive| {
-        let rule = StopRule { target: RecoveryTarget::Xid(xid), inclusive, consistent: Lsn(0) };
-        find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks
-    };
-    let held = |locks: &HeldLocks| -> Vec<(u32, u32)> {
-        locks.all().iter().map(|(_, lock)| (lock.xid, lock.relation)).collect()
-    };
-    assert_eq!(held(&stop(80, true)), [(90, 1)]);
-    assert_eq!(held(&stop(90, false)), [(90, 1), (91, 2)]);
-    assert_eq!(held(&stop(90, true)), [], "a transaction within it ended with it");
-    let locks = stop(92, false);
-    assert_eq!(
-        (held(&locks), locks.all()[0].0, locks.last_end()),
-        (vec![(92, 3)], Taken::At(since), Some(last_end))
-    );
-    assert_eq!(held(&stop(92, true)), []);
-}
-
-#[test]
-fn a_lock_that_a_checkpoint_repeats_was_taken_before() {
-    let mut forge = Forge::new(17, 1);
-    let repeated = forge.repeat_lock(90, 1);
-    let taken = forge.lock(90, 2);
-    forge.repeat_lock(90, 2);
-    forge.commit(90, 100);
-    let rule = StopRule { target: RecoveryTarget::Xid(90), inclusive: false, consistent: Lsn(0) };
-    let locks = find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks.all();
-    let locks: Vec<_> = locks.into_iter().map(|(taken, lock)| (taken, lock.relation)).collect();
-    assert_eq!(locks, [(Taken::Before(repeated), 1), (Taken::At(taken), 2)]);
-}
-
-/// A recycled file that held a small segment: what is left of it ends in the page in which the new content ends.
-#[test]
-fn leftovers_that_end_in_the_same_page_are_an_end() {
-    // Both as a quiet server writes them: a few records, then a switch, then zeros. Pages are counted from 0.
-    for pages in [0, 1, 2] {
-        for old_pages in [pages, pages + 1] {
-            let mut old = Forge::at(16, 16, 2);
-            old.filler(old_pages * BLOCK + 2000);
-            for n in 0..8 {
-                old.commit(30 + n, 500);
-            }
-            old.filler(777);
-            old.switch();
-            let (_, stale) = only(&old);
-            let mut new = Forge::at(16, 16, 5);
-            new.filler(pages * BLOCK + 600);
-            for n in 0..40 {
-                new.commit(60 + n, 900);
-            }
-            let (name, mut content) = only(&new);
-            let records: Vec<_> =
-                RecordReader::new().segment(name, &content).unwrap().map(Result::unwrap).collect();
-            for record in &records {
-                let cut = usize::try_from(record.next.0 - new.start().0).unwrap();
-                content[cut..].copy_from_slice(&stale[cut..]);
-                let found = inspect(name, &content);
-                let found = found.unwrap_or_else(|error| panic!("{pages} {old_pages} {cut}: {error}"));
-                assert_eq!((found.whole, found.end), (false, record.end), "{pages} {old_pages}");
-                let (_, fresh) = only(&new);
-                content.copy_from_slice(&fresh);
-            }
-        }
-    }
-}
-
-/// In the last page of a segment nothing follows that could say what is behind the end.
-#[test]
-fn leftovers_in_the_last_page_are_an_end() {
-    let mut old = Forge::at(17, 1, 1);
-    old.filler(64);
-    old.fill_segment_but(0);
-    let (_, stale) = only(&old);
-    for left in [4096, 2048, 96, 24, 16, 8] {
-        let mut new = Forge::new(17, 1);
-        new.fill_segment_but(left);
-        let end = new.position();
-        let (name, mut content) = only(&new);
-        let cut = content.len() - left;
-        content[cut..].copy_from_slice(&stale[cut..]);
-        let found = inspect(name, &content).unwrap_or_else(|error| panic!("{left}: {error}"));
-        // What fits into no header may be the beginning of a record that goes on in the next segment.
-        assert!(!found.whole || left < 24, "{left}: {found:?}");
-        assert_eq!(found.end, end, "{left}");
     }
 }
 

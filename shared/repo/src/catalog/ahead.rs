@@ -40,7 +40,7 @@ impl LineageCatalog {
         };
         let (wal, standings, condemned) = join3(join_all(wal), join_all(standings), condemned).await;
         if let Some(condemned) = condemned {
-            self.take_condemned(condemned);
+            self.take_condemned(condemned).await;
         }
         for (timeline, wal) in timelines.into_iter().zip(wal) {
             if let Ok(wal) = wal {

@@ -85,6 +85,7 @@ impl LineageCatalog {
             archive,
             backups: backups.clone(),
             condemned: None,
+            stored_anew: BTreeSet::new(),
             found_beside: Vec::new(),
             believes_found: false,
             facts,

@@ -73,6 +73,7 @@ impl LineageCatalog {
             archive: self.archive.joined(beside),
             backups: self.backups.clone(),
             condemned: self.condemned.clone(),
+            stored_anew: self.stored_anew.clone(),
             found_beside: others.iter().flat_map(|other| other.found_damaged()).collect(),
             believes_found: self.believes_found,
             facts,

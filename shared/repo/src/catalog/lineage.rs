@@ -21,6 +21,8 @@ pub struct LineageCatalog {
     pub(super) backups: Backups,
     /// What is condemned, once a backup was asked about; nothing if that cannot be read.
     pub(super) condemned: Option<Option<Vec<NumberedCondemned>>>,
+    /// What of that is no longer damaged: lineage, timeline and number.
+    pub(super) stored_anew: BTreeSet<(LineageId, TimelineId, SegmentNo)>,
     /// What was found damaged in repositories whose WAL is read together with this one's.
     pub(super) found_beside: Vec<FoundDamaged>,
     /// Whether what was found damaged counts as there all the same.

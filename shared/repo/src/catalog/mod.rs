@@ -26,6 +26,7 @@
 
 mod abandoned;
 mod ahead;
+mod anew;
 mod answer;
 mod beside;
 mod chain;

@@ -124,7 +124,9 @@ impl Catalog {
         let mut lineages: Vec<LineageCatalog> = loads.try_collect().await?;
         // What cannot be read is left to those who ask for it.
         if let Some(Ok(condemned)) = condemned {
-            lineages.iter_mut().for_each(|lineage| lineage.take_condemned(Ok(condemned.clone())));
+            for lineage in &mut lineages {
+                lineage.take_condemned(Ok(condemned.clone())).await;
+            }
         }
         let loaded = Timestamp::now();
         // Positions of several lineages cannot be compared, and a listing does not tell which one a backup is of.

@@ -38,8 +38,9 @@ impl LineageCatalog {
         self.condemned.as_ref()?.as_deref()
     }
 
-    /// Remembers what is condemned. That it cannot be read is remembered, too: it is no condition of a restore.
-    pub(super) fn take_condemned(&mut self, read: Result<Announcements>) {
+    /// Remembers what is condemned, but for WAL that was stored anew since. That it cannot be read is remembered, too: it is no
+    /// condition of a restore.
+    pub(super) async fn take_condemned(&mut self, read: Result<Announcements>) {
         let condemned = match read {
             Ok(condemned) => {
                 for damaged in condemned.damaged {
@@ -53,13 +54,14 @@ impl LineageCatalog {
             }
         };
         self.condemned = Some(condemned);
+        self.leave_out_what_was_stored_anew().await;
     }
 
     /// Reads what is condemned, unless that was done.
-    pub(super) async fn know_condemned(&mut self) {
+    pub(crate) async fn know_condemned(&mut self) {
         if !self.is_condemned_known() {
             let condemned = self.backups.condemned().await;
-            self.take_condemned(condemned);
+            self.take_condemned(condemned).await;
         }
     }
 

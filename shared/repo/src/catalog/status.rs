@@ -296,7 +296,9 @@ impl Catalog {
             let wal = Consistency { start: id.start(), end, end_timeline };
             let lineage = self.lineages_mut().iter_mut().find(|lineage| lineage.id() == facts.lineage);
             if let Some(lineage) = lineage {
-                let lacking = lineage.lacks(wal, &condemned.read).await?;
+                lineage.know_condemned().await;
+                let announced = lineage.condemned().unwrap_or(&condemned.read).to_vec();
+                let lacking = lineage.lacks(wal, &announced).await?;
                 (damage.segments, damage.history) = (lacking.segments, lacking.history);
             }
             details.insert(id, BackupDetails::of(&summary, damage));

@@ -52,7 +52,13 @@ impl ChainWalk {
         let follows = self.follows(timeline, summary.first);
         self.before = Some((timeline, summary.last));
         let before = if follows { self.end } else { ChainEnd::UNKNOWN };
-        let link = before.link(&summary.chain);
+        let mut chain = summary.chain;
+        // Where no record starts in the first segment, the one that came in may go on behind it: what the segment contributes is not
+        // all that is due.
+        if chain.begin.previous.is_none() {
+            chain.begin.rest = None;
+        }
+        let link = before.link(&chain);
         self.end = summary.chain.end;
         self.fault(link, timeline, summary.history, follows)
     }

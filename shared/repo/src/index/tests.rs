@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts};
+use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts, Cut, Due};
 use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineId};
@@ -322,4 +322,37 @@ proptest! {
         prop_assert_eq!(both.count, 2);
         prop_assert_eq!(both.highest_xid.wrapping_sub(both.lowest_xid), a.wrapping_sub(b).min(b.wrapping_sub(a)));
     }
+}
+
+/// A record that fills the first segment of a group does not end in it.
+#[test]
+fn a_record_that_fills_the_first_segment_of_a_group_breaks_no_chain() {
+    let (mut before, mut through, mut after) = (entry(1023), entry(1024), entry(1025));
+    let starts = before.chain.end.last;
+    before.chain.end.carried = Some(1_500_000);
+    before.chain.end.complete = None;
+    before.chain.end.due = Some(Due { cut: Cut::Behind, sum: 7 });
+    let begin = |carried, rest| ChainBegin { carried, rest: Some([rest; 3]), ..ChainBegin::default() };
+    through.chain.begin = begin(1_500_000, 5);
+    through.chain.end = ChainEnd { carried: Some(500_000), ..ChainEnd::UNKNOWN };
+    after.chain.begin = ChainBegin { previous: starts, ..begin(500_000, 2) };
+    let fault = |after: &SegmentEntry| {
+        let entries = [(SegmentNo(1024), &through), (SegmentNo(1025), after)];
+        let group = GroupSummary::of(1, entries.into_iter()).unwrap();
+        let mut walk = ChainWalk::new();
+        assert_eq!(walk.segment(FIRST, SegmentNo(1023), &before), None);
+        (group.breaks, walk.group(FIRST, &group))
+    };
+    assert_eq!(fault(&after), (0, None));
+    // One by one, the sum is right as well; of another length it is another record.
+    let mut walk = ChainWalk::new();
+    for (number, entry) in [(1023, &before), (1024, &through), (1025, &after)] {
+        assert_eq!(walk.segment(FIRST, SegmentNo(number), entry), None, "{number}");
+    }
+    through.chain.begin.carried = 1_400_000;
+    let entries = [(SegmentNo(1024), &through)];
+    let group = GroupSummary::of(1, entries.into_iter()).unwrap();
+    let mut walk = ChainWalk::new();
+    assert_eq!(walk.segment(FIRST, SegmentNo(1023), &before), None);
+    assert!(walk.group(FIRST, &group).is_some());
 }

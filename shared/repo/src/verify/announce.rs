@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, SegmentNo};
-use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::error::error_chain;
 use walpoint_storage::layout::ClusterPaths;
 
 use super::light::NeededWal;
@@ -28,7 +28,7 @@ struct Named {
 impl Run<'_> {
     /// Announces what is damaged and was not announced as that before: that it is to be deleted may be taken back. Whether that
     /// could be done.
-    pub(super) async fn condemn(&mut self) -> Result<bool> {
+    pub(super) async fn condemn(&mut self) -> bool {
         let known: Vec<&Condemned> = self.announced.iter().map(|one| &one.condemned).collect();
         let new = Named {
             packs: self.damaged.iter().filter(|pack| !names_pack(&known, **pack)).copied().collect(),
@@ -48,9 +48,9 @@ impl Run<'_> {
         self.announce(new).await
     }
 
-    async fn announce(&mut self, named: Named) -> Result<bool> {
+    async fn announce(&mut self, named: Named) -> bool {
         if named.packs.is_empty() && named.wal.is_empty() && named.manifests.is_empty() {
-            return Ok(true);
+            return true;
         }
         let packs = named.packs.into_iter().map(|(backup, first)| CondemnedPacks { backup, first, count: 1 });
         let wal = named.wal.into_iter().map(|(lineage, timeline, n)| CondemnedWal {
@@ -70,19 +70,20 @@ impl Run<'_> {
             requests: Vec::new(),
         };
         match self.backups.condemn(&condemned).await {
-            Ok(_) => Ok(true),
-            // Without the right to write verification works too.
-            Err(error @ RepoError::Denied { .. }) => {
-                self.report.notes.push(format!("what is damaged could not be announced: {error}"));
-                Ok(false)
+            Ok(_) => true,
+            // What was found is told wherever nothing can be written: without the right to, on a full disk, or read-only.
+            Err(error) => {
+                self.report
+                    .notes
+                    .push(format!("what is damaged could not be announced: {}", error_chain(&error)));
+                false
             }
-            Err(error) => Err(error),
         }
     }
 
     /// After everything was read and what is damaged was announced: takes back announcements of what is whole, and those that
     /// cannot be read, whatever they said of damage.
-    pub(super) async fn absolve(&mut self, unreadable: &[DamagedAnnouncement]) -> Result<()> {
+    pub(super) async fn absolve(&mut self, unreadable: &[DamagedAnnouncement]) {
         let mut over: Vec<u64> = Vec::new();
         if !self.left_out {
             over.extend(unreadable.iter().map(|damaged| damaged.n));
@@ -92,7 +93,7 @@ impl Run<'_> {
                     continue;
                 }
                 // The rest first: what is damaged is announced at every moment.
-                if self.announce(still).await? {
+                if self.announce(still).await {
                     self.report.notes.push(format!(
                         "{whole} of what was announced as damaged on {:.0} are whole again",
                         one.condemned.written
@@ -104,13 +105,12 @@ impl Run<'_> {
         for n in over {
             match self.backups.absolve(n).await {
                 Ok(()) => {}
-                Err(error @ RepoError::Denied { .. }) => {
+                Err(error) => {
+                    let error = error_chain(&error);
                     self.report.notes.push(format!("condemned/{n:012} could not be taken back: {error}"));
                 }
-                Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     /// What of an announcement still has to be said, and how many of the things that it names were read and are whole.

@@ -14,8 +14,8 @@ use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{Remedy, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
-use super::Run;
 use super::report::{Cure, VerifyFinding};
+use super::{Depth, Run};
 use crate::backup::{CondemnedReason, Listed, ListedState};
 use crate::catalog::{Catalog, LineageCatalog};
 use crate::expire::Outlook;
@@ -68,6 +68,12 @@ impl Run<'_> {
         for lineage in catalog.lineages_mut() {
             // It is read here, whatever was found of it before.
             lineage.believe_found_damaged();
+            if self.options.depth != Depth::Full {
+                lineage.know_condemned().await;
+                let anew = lineage.stored_anew().iter();
+                self.sound_wal
+                    .extend(anew.map(|(lineage, timeline, number)| (*lineage, *timeline, number.0)));
+            }
             needed.push(self.promised(lineage, &outlook.decisions).await?);
         }
         Ok(needed)

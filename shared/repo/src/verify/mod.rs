@@ -153,8 +153,8 @@ pub async fn verify(
     if options.depth != Depth::Full {
         run.known(&needed);
     }
-    if run.condemn().await? && options.depth == Depth::Full && options.backup.is_none() {
-        run.absolve(&outlook.damaged_announcements).await?;
+    if run.condemn().await && options.depth == Depth::Full && options.backup.is_none() {
+        run.absolve(&outlook.damaged_announcements).await;
     }
     run.report.seconds = began.elapsed().as_secs_f64();
     Ok(run.report)

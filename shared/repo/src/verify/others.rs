@@ -9,10 +9,10 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
 use walpoint_storage::object::ObjectKind;
 
-use super::Run;
 use super::light::NeededWal;
 use super::report::{Cure, VerifyFinding};
 use super::sample::whole;
+use super::{Run, Segment};
 
 /// Objects that are read at the same time.
 const AT_ONCE: usize = 4;
@@ -50,8 +50,16 @@ impl Run<'_> {
         while let Some(one) = read.next().await {
             let (object, key, result) = one?;
             match result {
-                Ok(_) => self.report.read_objects += 1,
+                Ok(_) => {
+                    self.report.read_objects += 1;
+                    if let Some(segment) = segment_of(&object, &needed).filter(|one| self.was_announced(*one))
+                    {
+                        self.sound_wal.insert(segment);
+                    }
+                }
                 Err(error @ RepoError::Corrupt { .. }) => {
+                    // A window may lead through it all the same, and a backup of another repository may need it.
+                    self.damaged_wal.extend(segment_of(&object, &needed));
                     self.report.finding(finding(&object, &key, &error, &needed));
                 }
                 // Deleted since it was listed.
@@ -61,6 +69,13 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// The segment of a known lineage that an object holds, if it holds one.
+fn segment_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> Option<Segment> {
+    let ClusterObject::Wal(lineage, WalEntry::File(WalFileName::Segment(name))) = object else { return None };
+    let number = name.number(needed.get(lineage)?.lineage.segment_size)?;
+    Some((*lineage, name.timeline, number.0))
 }
 
 /// What an object has to be; `None` for one that is read elsewhere.
@@ -128,7 +143,7 @@ fn finding(
         ClusterObject::Wal(lineage, WalEntry::File(WalFileName::Segment(_)))
             if needed.contains_key(lineage) =>
         {
-            "no kept backup needs it: delete it".into()
+            "no backup that is kept here needs it: store it again if one in another repository does, else delete it".into()
         }
         _ => Cure::Resupply,
     };

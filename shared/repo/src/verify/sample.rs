@@ -11,7 +11,7 @@ use std::time::Instant;
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, SegmentName, SegmentNo, WalFileName};
-use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::error::{RepoError, Result, error_chain, found};
 use walpoint_storage::layout::{ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
 use walpoint_storage::store::Claim;
@@ -94,6 +94,9 @@ impl Run<'_> {
                 Ok(bytes) => {
                     self.report.read_objects += 1;
                     self.report.verified_bytes += bytes;
+                    if let Item::Segment(archive, name, _) = &item {
+                        self.note_sound(archive, *name);
+                    }
                 }
                 Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match &item {
                     Item::Pack(owner, pack, _)
@@ -110,10 +113,16 @@ impl Run<'_> {
         }
         drop(read);
         self.report.notes.push(format!("{} of {all} objects were read", self.report.read_objects));
-        match place {
-            Some(after) => self.remember(last, &Place { after }).await,
-            None => Ok(()),
+        // What was found is told even where nothing can be written.
+        if let Some(after) = place
+            && let Err(error) = self.remember(last, &Place { after }).await
+        {
+            let error = error_chain(&error);
+            self.report.notes.push(format!(
+                "where this run stopped could not be noted, the next one begins where it did: {error}"
+            ));
         }
+        Ok(())
     }
 
     fn items(&self, needed: &[NeededWal]) -> Vec<Item> {

@@ -172,7 +172,7 @@ impl Run<'_> {
     }
 
     /// A segment that was announced as damaged before is whole, unless its records say something else.
-    fn note_sound(&mut self, archive: &WalArchive, name: SegmentName) {
+    pub(super) fn note_sound(&mut self, archive: &WalArchive, name: SegmentName) {
         let lineage = archive.lineage();
         let Some(number) = name.number(lineage.segment_size) else { return };
         let segment = (lineage.id, name.timeline, number.0);

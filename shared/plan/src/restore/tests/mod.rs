@@ -1,4 +1,5 @@
 //! The planner against tables written by hand and a brute-force oracle.
 
+mod latest;
 mod oracle;
 mod tables;

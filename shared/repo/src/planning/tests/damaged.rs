@@ -147,10 +147,22 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
     let plan = prove_from(&mut joined, &Request::default(), &decoder, Timestamp::now()).await.unwrap();
     assert_eq!(plan.unwrap().until, end);
 
-    // Put back, and read again.
-    replace(&segment, &whole);
+    // Put back as it was before, time and all: nobody has read it.
+    let replaced = || replace(&segment, &whole);
+    replaced();
+    let before = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    std::fs::File::options().write(true).open(&segment).unwrap().set_modified(before).unwrap();
     assert_eq!(windows().await.0, damaged);
-    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    assert_eq!(run(&bed, Depth::Light).await.found, 1);
+    // Stored anew since it was found damaged, damaged again: it is read, and does not count.
+    flip(&segment);
+    assert_eq!(windows().await.0, damaged);
+    // Stored anew, and sound: it is there, with no verification, and for a light one, too.
+    replaced();
     assert_eq!(windows().await, (end, vec![]));
     assert_eq!(planned(repository, &Request::default()).await.unwrap().unwrap().until, end);
+    assert_eq!(run(&bed, Depth::Light).await.found, 0);
+    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    std::fs::File::options().write(true).open(&segment).unwrap().set_modified(before).unwrap();
+    assert_eq!(windows().await, (end, vec![]), "a full verification has taken it back");
 }

@@ -1,0 +1,107 @@
+//! Where recovery stops, and what is locked there.
+
+use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget};
+
+use super::only;
+use crate::wal::find::{HeldLocks, StopFinder, StopRule, Taken, find};
+use crate::wal::forge::Forge;
+
+fn rule(target: RecoveryTarget, inclusive: bool) -> StopRule {
+    StopRule { target, inclusive, consistent: Lsn::INVALID }
+}
+
+#[test]
+fn recovery_stops_where_postgresql_does() {
+    let mut forge = Forge::new(17, 1);
+    let a = forge.commit(10, 1000);
+    let b = forge.commit(12, 3000);
+    let c = forge.abort(11, 2000);
+    let d = forge.commit(13, 3000);
+    let point = forge.restore_point("p", 3500);
+    let again = forge.restore_point("p", 3600);
+    let e = forge.commit_prepared(9, 4000);
+    let last = forge.filler(64);
+    forge.switch();
+    let stop = |target, inclusive, from| {
+        let stop = find(rule(target, inclusive), from, forge.segments()).unwrap();
+        stop.map(|stop| (stop.record.start, stop.replayed))
+    };
+    let time = |t| RecoveryTarget::Time(PgTimestamp(t));
+    let any = Lsn::INVALID;
+    assert_eq!(stop(time(1000), true, any), Some((b, false)));
+    assert_eq!(stop(time(1000), false, any), Some((a, false)));
+    assert_eq!(stop(time(2000), true, any), Some((b, false)), "the first past it in order, not the nearest");
+    assert_eq!(stop(time(2500), true, c), Some((d, false)), "records before the start do not count");
+    assert_eq!(stop(time(3000), true, any), Some((e, false)), "restore points do not count");
+    assert_eq!(stop(time(4000), true, any), None);
+    assert_eq!(stop(RecoveryTarget::Xid(11), true, any), Some((c, true)));
+    assert_eq!(stop(RecoveryTarget::Xid(11), false, any), Some((c, false)));
+    assert_eq!(stop(RecoveryTarget::Xid(9), true, any), Some((e, true)));
+    assert_eq!(stop(RecoveryTarget::Xid(14), true, any), None, "equality only");
+    assert_eq!(stop(RecoveryTarget::Lsn(c), true, any), Some((c, true)));
+    assert_eq!(stop(RecoveryTarget::Lsn(c), false, any), Some((c, false)));
+    assert_eq!(stop(RecoveryTarget::Lsn(c + 1), true, any), Some((d, true)), "the first at or after it");
+    assert_eq!(
+        stop(RecoveryTarget::Name("p".to_owned()), false, any),
+        Some((point, true)),
+        "the first of that name"
+    );
+    assert_eq!(stop(RecoveryTarget::Name("p".to_owned()), false, again), Some((again, true)));
+    assert_eq!(stop(RecoveryTarget::Name("q".to_owned()), true, any), None);
+    assert_eq!(stop(RecoveryTarget::Latest, true, any), None);
+
+    let consistent = StopRule { consistent: e, ..rule(RecoveryTarget::Immediate, true) };
+    let found = find(consistent, any, forge.segments()).unwrap().unwrap();
+    assert_eq!((found.record.start, found.end()), (again, e));
+
+    let mut finder = StopFinder::new(rule(time(9999), true), any);
+    let (name, content) = only(&forge);
+    assert_eq!(finder.segment(name, &content), Ok(None));
+    assert_eq!(finder.progress().last_time, Some(PgTimestamp(4000)));
+    assert!(finder.progress().last_record.is_some_and(|start| start > last));
+    assert_eq!(finder.progress().ended, None);
+}
+
+#[test]
+fn what_is_locked_at_the_stop_is_known() {
+    let mut forge = Forge::new(17, 1);
+    forge.lock(90, 1);
+    forge.commit(80, 100);
+    forge.lock(91, 2);
+    forge.commit_with(90, 91, 200);
+    let since = forge.lock(92, 3);
+    forge.lock(92, 3);
+    forge.lock(93, 4);
+    let last_end = forge.abort(93, 250);
+    forge.commit(92, 300);
+    forge.filler(100);
+    let stop = |xid, inclusive| {
+        let rule = StopRule { target: RecoveryTarget::Xid(xid), inclusive, consistent: Lsn(0) };
+        find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks
+    };
+    let held = |locks: &HeldLocks| -> Vec<(u32, u32)> {
+        locks.all().iter().map(|(_, lock)| (lock.xid, lock.relation)).collect()
+    };
+    assert_eq!(held(&stop(80, true)), [(90, 1)]);
+    assert_eq!(held(&stop(90, false)), [(90, 1), (91, 2)]);
+    assert_eq!(held(&stop(90, true)), [], "a transaction within it ended with it");
+    let locks = stop(92, false);
+    assert_eq!(
+        (held(&locks), locks.all()[0].0, locks.last_end()),
+        (vec![(92, 3)], Taken::At(since), Some(last_end))
+    );
+    assert_eq!(held(&stop(92, true)), []);
+}
+
+#[test]
+fn a_lock_that_a_checkpoint_repeats_was_taken_before() {
+    let mut forge = Forge::new(17, 1);
+    let repeated = forge.repeat_lock(90, 1);
+    let taken = forge.lock(90, 2);
+    forge.repeat_lock(90, 2);
+    forge.commit(90, 100);
+    let rule = StopRule { target: RecoveryTarget::Xid(90), inclusive: false, consistent: Lsn(0) };
+    let locks = find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks.all();
+    let locks: Vec<_> = locks.into_iter().map(|(taken, lock)| (taken, lock.relation)).collect();
+    assert_eq!(locks, [(Taken::Before(repeated), 1), (Taken::At(taken), 2)]);
+}

@@ -1,0 +1,157 @@
+//! The latest moment by cases written by hand: which timeline it is on, and when it is not known.
+
+use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TargetTimeline};
+
+use crate::restore::testing::forked::{mb, on, world};
+use crate::restore::testing::world::*;
+use crate::restore::*;
+
+#[test]
+fn latest_is_refused_while_it_is_not_known_where_a_younger_timeline_comes_from() {
+    let (world, [first, ..]) = world();
+    let damaged = || Doubt::Damaged("torn".to_owned());
+    // Timeline 3 is the newest that a backup leads to.
+    for (timeline, doubt, refused) in [
+        (4, Doubt::Missing, true),
+        (4, damaged(), true),
+        (4, Doubt::Refused, true),
+        (3, damaged(), true),
+        (3, Doubt::Refused, true),
+        (3, Doubt::Missing, false),
+        (2, Doubt::Refused, false),
+        (2, damaged(), false),
+    ] {
+        let plan = |request: &Request| {
+            let mut facts = world.facts();
+            facts.doubts.insert(tli(timeline), doubt.clone());
+            world.plan_with(facts, request)
+        };
+        let time = RecoveryTarget::Time(at(300));
+        for request in [
+            Request::default(),
+            Request { target: time.clone(), ..Request::default() },
+            Request { backup: Some(first), ..Request::default() },
+        ] {
+            match plan(&request) {
+                Err(refusal) if timeline == 3 && doubt == Doubt::Missing => {
+                    // PostgreSQL would not start; the target lies on timeline 1.
+                    assert_ne!(request.target, time, "{refusal:?}");
+                    assert_eq!(refusal.why, Why::NoHistory(tli(3)));
+                }
+                Err(refusal) if refused => {
+                    assert!(
+                        matches!(refusal.why, Why::DoubtfulTimeline { timeline: of, .. } if of == tli(timeline))
+                    );
+                    let instead =
+                        |hint: &Hint| matches!(hint, Hint::Without { instead, .. } if *instead == tli(3));
+                    assert!(refusal.hints.iter().any(instead), "{refusal:?}");
+                }
+                verdict => assert!(verdict.is_ok() && !refused, "{timeline} {doubt:?}: {verdict:?}"),
+            }
+        }
+        let by_number = plan(&on(3, RecoveryTarget::Latest));
+        assert_eq!(by_number.is_ok(), timeline != 3 || doubt != Doubt::Missing, "asked for by number");
+        assert!(plan(&on(1, time)).is_ok(), "asked for by number");
+    }
+}
+
+/// Where the WAL of a timeline without a history is proven to go on from the path, what lies before that is the same on both.
+#[test]
+fn a_target_before_a_timeline_whose_history_is_lost_is_reached() {
+    let (mut world, [first, ..]) = world();
+    for (begin, reached) in [(Some(mb(5)), true), (Some(mb(1)), false), (None, false)] {
+        world.begins = begin.map(|at| (tli(4), Lsn(at))).into_iter().collect();
+        for target in [RecoveryTarget::Time(at(300)), RecoveryTarget::Lsn(Lsn(mb(3)))] {
+            let request = Request { target, ..Request::default() };
+            for request in [Request { backup: Some(first), ..request.clone() }, request] {
+                let mut facts = world.facts();
+                facts.doubts.insert(tli(4), Doubt::Missing);
+                let verdict = world.plan_with(facts, &request);
+                assert_eq!(verdict.is_ok(), reached, "{request:?}: {verdict:?}");
+                let mut facts = world.facts();
+                facts.doubts.extend([(tli(4), Doubt::Missing), (tli(5), Doubt::Refused)]);
+                assert!(world.plan_with(facts, &request).is_err(), "{request:?}");
+            }
+        }
+        let mut facts = world.facts();
+        facts.doubts.insert(tli(4), Doubt::Missing);
+        assert!(world.plan_with(facts, &Request::default()).is_err());
+    }
+}
+
+/// Incomplete copies of the last segment that contradict each other: "latest" does not end before them without a word.
+#[test]
+fn latest_is_refused_where_copies_of_the_last_segment_contradict_each_other() {
+    let (world, _) = world();
+    let last = SegmentNo(15).name(tli(2), size());
+    let plan = |request: &Request| {
+        let mut facts = world.facts();
+        facts.contradicting.insert(last, vec!["one".to_owned(), "other".to_owned()]);
+        world.plan_with(facts, request)
+    };
+    let refused = plan(&on(2, RecoveryTarget::Latest)).unwrap_err();
+    let copies = vec!["one".to_owned(), "other".to_owned()];
+    assert_eq!(refused.why, Why::ContradictingCopies { segment: last, copies });
+    assert!(plan(&on(2, RecoveryTarget::Lsn(Lsn(mb(12))))).is_ok());
+    assert!(plan(&Request { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
+}
+
+/// An incomplete copy of the last segment that cannot be read shows that the segment was begun, so recovery could not end before it.
+#[test]
+fn latest_is_refused_where_the_copy_of_the_last_segment_is_damaged() {
+    let (world, _) = world();
+    let last = SegmentNo(15).name(tli(2), size());
+    let plan = |request: &Request| {
+        let mut facts = world.facts();
+        facts.answer(Question::Partial(last), Answer::DamagedPartial(None, "a bit flipped".to_owned()));
+        world.plan_with(facts, request)
+    };
+    for use_partial in [false, true] {
+        let refused = plan(&Request { use_partial, ..on(2, RecoveryTarget::Latest) }).unwrap_err();
+        assert!(
+            matches!(&refused.why, Why::EndsIncomplete { segment, damaged: Some(what), .. } if *segment == last
+                && what == "a bit flipped"),
+            "{refused:?}"
+        );
+        assert!(matches!(refused.nearest[0].target, MomentTarget::Record(_)), "{refused:?}");
+    }
+    let before = plan(&on(2, RecoveryTarget::Lsn(Lsn(mb(12))))).unwrap();
+    assert!(
+        before.settings.iter().any(|setting| setting.line() == "recovery_prefetch = 'off'"),
+        "{before:?}"
+    );
+    assert!(plan(&Request { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
+}
+
+/// A timeline that a person says was abandoned is not the latest, whatever is wrong with it.
+#[test]
+fn an_abandoned_timeline_is_not_the_latest() {
+    let (world, [first, second, _]) = world();
+    let facts = |of: &[u32]| {
+        let mut facts = world.facts();
+        for timeline in of {
+            let verdict = format!("timeline {timeline}: settled by dba");
+            let record = Abandoned { settled: at(1000).to_time(), verdict };
+            facts.abandoned.insert(tli(*timeline), record);
+        }
+        facts
+    };
+    let on = |of: &[u32], request: &Request| world.plan_with(facts(of), request).unwrap().timeline.get();
+    let latest = Request::default();
+    assert_eq!(on(&[], &latest), 3);
+    assert_eq!(on(&[3], &latest), 2);
+    assert_eq!(on(&[2, 3], &latest), 1);
+    assert_eq!(on(&[3], &Request { timeline: TargetTimeline::Id(tli(3)), ..latest.clone() }), 3);
+    assert_ne!(on(&[3], &Request { backup: Some(first), ..latest.clone() }), 3);
+    assert_eq!(on(&[2, 3], &Request { backup: Some(second), ..latest.clone() }), 1);
+    let plan = world.plan_with(facts(&[3]), &latest).unwrap();
+    assert!(
+        matches!(&plan.notes[..], [Note::NotTheLatest { timeline, .. }] if *timeline == tli(3)),
+        "{plan:?}"
+    );
+    for doubt in [Doubt::Missing, Doubt::Refused, Doubt::Damaged("torn".to_owned())] {
+        let mut facts = facts(&[4]);
+        facts.doubts.insert(tli(4), doubt);
+        assert_eq!(world.plan_with(facts, &latest).unwrap().timeline.get(), 3);
+    }
+}

@@ -1,0 +1,152 @@
+//! What a run finds is announced for the commands that follow, until it is whole again.
+
+use jiff::Timestamp;
+use walpoint_plan::retention::Policy;
+use walpoint_storage::layout::ClusterPaths;
+
+use super::{flip, flip_block, path, readable_world, replace, run, segment_key};
+use crate::backup::{Condemned, CondemnedPacks};
+use crate::expire::outlook;
+use crate::expire::tests::{cluster, keys, world};
+use crate::index::tests::Bed;
+use crate::verify::*;
+
+/// That a pack is to be deleted may be taken back; that it is damaged stays known.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_deleted_is_condemned_for_its_damage_too() {
+    let (bed, ids) = world().await;
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let packs = vec![CondemnedPacks::all_of(ids[1])];
+    let expired = Condemned {
+        written: Timestamp::now(),
+        host: String::new(),
+        agent: String::new(),
+        reason: CondemnedReason::Expired,
+        backups: Vec::new(),
+        packs,
+        wal: Vec::new(),
+        requests: Vec::new(),
+    };
+    backups.condemn(&expired).await.unwrap();
+    let file = path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str());
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes.pop();
+    replace(&file, &bytes);
+    for _ in 0..2 {
+        run(&bed, Depth::Light).await;
+        let condemned = backups.condemned().await.unwrap();
+        let damaged = condemned.read.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+        let named: Vec<&CondemnedPacks> = damaged.flat_map(|one| &one.condemned.packs).collect();
+        assert_eq!(named, [&CondemnedPacks { backup: ids[1], first: 0, count: 1 }]);
+    }
+}
+
+async fn announced(bed: &Bed) -> usize {
+    Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap().read.len()
+}
+
+/// What is known of each backup without reading what it uses.
+async fn soundness(bed: &Bed) -> Vec<bool> {
+    let now = Timestamp::now();
+    let outlook = outlook(bed.archive.repository(), &cluster(), &Policy::default(), now).await.unwrap();
+    outlook.decisions.iter().map(|decision| decision.backup.is_sound()).collect()
+}
+
+/// K4: a damaged segment in which a backup begins is told of that backup, which is not named as the first that is whole again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_segment_costs_the_backup_that_begins_in_it() {
+    let (bed, ids) = readable_world().await;
+    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    let segment = path(&bed, &segment_key(&bed, 15));
+    let whole = std::fs::read(&segment).unwrap();
+    flip(&segment);
+    let report = run(&bed, Depth::Full).await;
+    let [finding] = &report.findings[..] else { panic!("{report:#?}") };
+    assert_eq!((finding.kind, &finding.backups), ("damaged", &vec![ids[1].to_string()]));
+    let moments = finding.moments.as_ref().unwrap();
+    assert!(
+        moments.contains("the end of the archive") && moments.contains("do not become consistent"),
+        "{finding:#?}"
+    );
+    assert_eq!(soundness(&bed).await, [true, false]);
+    // One between two backups costs the moments behind it.
+    flip(&path(&bed, &segment_key(&bed, 10)));
+    let report = run(&bed, Depth::Full).await;
+    let finding = report.findings.iter().find(|finding| finding.object == segment_key(&bed, 10)).unwrap();
+    assert_eq!(finding.backups, [ids[0].to_string()]);
+    assert!(finding.moments.as_ref().unwrap().contains(&format!("up to backup {}", ids[1])), "{finding:#?}");
+    assert_eq!(soundness(&bed).await, [true, false]);
+    // Put back, and read again.
+    replace(&segment, &whole);
+    assert_eq!(soundness(&bed).await, [true, false]);
+    run(&bed, Depth::Full).await;
+    assert_eq!(soundness(&bed).await, [true, true]);
+}
+
+/// K4: damage that is over is taken back by who has read that it is, and not by who only looked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_whole_again_is_damaged_no_more() {
+    let (bed, ids) = readable_world().await;
+    let packs = [0, 1].map(|n| path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], n).as_str()));
+    let whole = std::fs::read(&packs[0]).unwrap();
+    packs.iter().for_each(flip_block);
+    assert_eq!(run(&bed, Depth::Full).await.found, 2);
+    assert_eq!((soundness(&bed).await, announced(&bed).await), (vec![true, false], 1));
+    replace(&packs[0], &whole);
+    run(&bed, Depth::Full).await;
+    let left = Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap().read;
+    let named: Vec<u32> = left.iter().flat_map(|one| &one.condemned.packs).map(|packs| packs.first).collect();
+    assert_eq!(named, [1], "the other one is still damaged");
+    flip_block(&packs[1]);
+    assert_eq!(
+        (run(&bed, Depth::Light).await.found, announced(&bed).await),
+        (1, 1),
+        "told until it was read"
+    );
+    assert_eq!((run(&bed, Depth::Full).await.found, announced(&bed).await), (0, 0));
+    assert_eq!(soundness(&bed).await, [true, true]);
+}
+
+/// K4: a damaged announcement is a finding, and a run that reads everything says again what it said of damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_announcement_is_replaced_by_what_is_found() {
+    let (bed, ids) = readable_world().await;
+    flip_block(&path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str()));
+    run(&bed, Depth::Full).await;
+    let key = ClusterPaths::new(&cluster()).condemned(0);
+    flip(&path(&bed, key.as_str()));
+    for depth in [Depth::Light, Depth::Sample(1.0)] {
+        let report = run(&bed, depth).await;
+        assert!(report.findings.iter().any(|finding| finding.object == key.as_str()), "{report:#?}");
+        assert!(keys(&bed).await.contains(key.as_str()), "not all was read");
+    }
+    let report = run(&bed, Depth::Full).await;
+    assert!(report.findings.iter().any(|finding| finding.object == key.as_str()), "{report:#?}");
+    assert!(!keys(&bed).await.contains(key.as_str()));
+    assert_eq!(soundness(&bed).await, [true, false]);
+    assert!(!run(&bed, Depth::Full).await.findings.iter().any(|finding| finding.object == key.as_str()));
+}
+
+/// K4: what was found damaged is a finding of every later run, whatever that reads, until it is found whole again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_found_damaged_is_told_by_every_run() {
+    let (bed, ids) = readable_world().await;
+    let damaged = [
+        path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str()),
+        path(&bed, &segment_key(&bed, 16)),
+    ];
+    let whole = damaged.each_ref().map(|file| std::fs::read(file).unwrap());
+    flip_block(&damaged[0]);
+    flip(&damaged[1]);
+    assert!(run(&bed, Depth::Full).await.found >= 2);
+    for depth in [Depth::Light, Depth::Light, Depth::Sample(0.01), Depth::Sample(0.01)] {
+        let report = run(&bed, depth).await;
+        for file in &damaged {
+            let told = |object: &str| file.ends_with(object);
+            assert!(report.findings.iter().any(|finding| told(&finding.object)), "{depth:?} {report:#?}");
+        }
+    }
+    damaged.iter().zip(&whole).for_each(|(file, bytes)| replace(file, bytes));
+    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    assert_eq!(run(&bed, Depth::Light).await.found, 0);
+}

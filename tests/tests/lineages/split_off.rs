@@ -1,0 +1,275 @@
+//! A lineage that was split off beside its parent: what is restored of each, and who reads which.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use walpoint_tests::agent::Agent;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::rows::Ledger;
+use walpoint_tests::store::Store;
+use walpoint_tests::wait;
+
+use super::{SOON, Two, archived, json, rows, segment};
+use crate::archive_bed::Bed;
+
+/// What was split off begins with a backup of its parent, whose WAL leads to the fork; where both have the target, a person
+/// chooses; and nothing that one of them needs expires.
+#[test]
+fn a_lineage_that_was_split_off_is_restored_from_its_parents_backup_and_never_by_itself() {
+    let two = Two::start();
+    let status = two.copy_agent.run(&["status"]).expect_success().stdout;
+    assert!(status.contains(&format!("split off from lineage {} at ", two.lineage(1))), "{status}");
+    assert!(status.contains("NO BACKUP of its own: take one now"), "{status}");
+
+    for target in [&[][..], &["--target-time", &two.moment]] {
+        let refused =
+            json(&two.production_agent.restore(&[&["plan", "--json"], target].concat()).expect_status(1));
+        assert_eq!(refused["reason"], "several-lineages", "{refused:#}");
+        let message = refused["message"].as_str().unwrap();
+        assert!(message.contains(&two.lineage(1)) && message.contains(&two.lineage(2)), "{message}");
+    }
+    // What lies before the fork is the same in both: nothing to choose.
+    let common = json(
+        &two.production_agent.restore(&["plan", "--json", "--target-lsn", &two.common]).expect_success(),
+    );
+    assert_eq!(common["lineage"], two.lineage(1), "{common:#}");
+
+    let plan = json(
+        &two.production_agent.restore(&["plan", "--json", "--lineage", &two.lineage(2)]).expect_success(),
+    );
+    assert_eq!(
+        (&plan["lineage"], &plan["backup"]["id"]),
+        (&two.lineage(2).into(), &two.backup.clone().into())
+    );
+    let (place, copy) = two.restored("again-copy", &["--lineage", &two.lineage(2)]);
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), "both 300, copy 200");
+    let binding = std::fs::read_to_string(place.join("walpoint.lineage")).unwrap();
+    assert!(binding.trim().ends_with(&two.lineage(2)), "{binding}");
+    let (place, production) = two.restored("again-production", &["--lineage", &two.lineage(1)]);
+    production.wait_promoted();
+    assert_eq!(rows(&production), "both 300, production 200");
+    let binding = std::fs::read_to_string(place.join("walpoint.lineage")).unwrap();
+    assert!(binding.trim().ends_with(&two.lineage(1)), "{binding}");
+
+    // Production's backups do not push the copy's only one out.
+    let mut keep = Agent::with(&two.production, &two.bed.store);
+    keep.tables = "\n[cluster.main.retention]\ngrace = \"0s\"\ncount = 1\n".to_owned();
+    two.production_agent.run(&["backup"]).expect_success();
+    two.production_agent.run(&["backup"]).expect_success();
+    let expired = keep.run(&["expire"]).expect_success().stdout;
+    assert!(
+        expired.contains(&format!("lineage {}, which was split off behind it", two.lineage(2))),
+        "{expired}"
+    );
+    two.production_agent.restore(&["plan", "--lineage", &two.lineage(2)]).expect_success();
+    two.production_agent.run(&["verify"]).expect_success();
+
+    // A backup of its own ends that.
+    two.copy_agent.run(&["backup"]).expect_success();
+    let status = two.copy_agent.run(&["status"]).expect_success().stdout;
+    assert!(!status.contains("NO BACKUP"), "{status}");
+    keep.run(&["expire"]).expect_success();
+    let gone = two.production_agent.restore(&["plan", "--backup", &two.backup]).expect_status(1);
+    assert!(gone.stdout.contains("no backup"), "{}", gone.stdout);
+    two.production_agent.restore(&["plan", "--lineage", &two.lineage(2)]).expect_success();
+    two.production_agent.run(&["verify"]).expect_success();
+    assert!(two.copy.timeline() >= 1);
+}
+
+/// A standby of the copy reads the copy's WAL and not production's, and a server fetches what lies before the fork.
+#[test]
+fn restore_fetch_reads_the_lineage_that_the_data_directory_is_bound_to() {
+    let two = Two::start();
+    let segment = segment(&two.copy, "copy");
+    archived(&two.copy, &segment);
+    let fetched = |agent: &Agent, name: &str| {
+        // As PostgreSQL asks: into its own pg_wal.
+        agent.fetch(name, "pg_wal/RECOVERYXLOG")
+    };
+    let got = fetched(&two.copy_agent, &segment);
+    assert!(got.success(), "{got:?}");
+    let read = std::fs::read(two.copy.wal_dir().join("RECOVERYXLOG")).unwrap();
+    assert_eq!(read, std::fs::read(two.copy.wal_dir().join(&segment)).unwrap());
+    let got = fetched(&two.copy_agent, &two.common_segment);
+    assert!(got.success(), "what lies before the fork is in the parent: {got:?}");
+}
+
+/// A standby that has read one lineage goes on in the one that it is bound to later, as it holds nothing behind the fork.
+#[test]
+fn a_standby_follows_the_lineage_that_it_is_bound_to_later() {
+    let mut two = Two::start();
+    let binding = two.copy.pgdata().join("walpoint.lineage");
+    std::fs::copy(&binding, two.follower.pgdata().join("walpoint.lineage")).unwrap();
+    two.follower.start();
+    two.follower.wait_for("select count(*) from t where who = 'copy'", "200");
+    assert_eq!(rows(&two.follower), "both 300, copy 200", "{}", two.follower.log());
+}
+
+/// What a person says of a copy's timeline, in a repository that alone has it, says nothing of production's later timeline of that number in
+/// another one: that is the latest, and restored.
+#[test]
+fn an_abandoned_timeline_of_a_copy_is_not_productions_of_that_number() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let other = Store::local();
+    let both = |cluster: &Cluster, bed: &Bed| {
+        Agent::with(cluster, &bed.store).repository("other", &other).cluster_line("ack = [\"main\"]")
+    };
+    bed.agent = both(&bed.cluster, &bed);
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    bed.agent.init(&[]).expect_success();
+    let daemon = bed.agent.daemon();
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    bed.agent.run(&["backup"]).expect_success();
+    let mut heir = bed.cluster.standby();
+    let heirs = both(&heir, &bed);
+    heirs.archive_from(&heir);
+    heir.start();
+
+    // A recovery test where only the other repository is configured.
+    let mut copy = bed.cluster.standby();
+    let copys = Agent::with(&copy, &other);
+    copys.archive_from(&copy);
+    copy.start();
+    copy.wait_replayed(&bed.cluster);
+    copy.promote();
+    copy.wait_promoted();
+    let testing = copys.daemon();
+    for _ in 0..8 {
+        let name = segment(&copy, "copy");
+        assert!(name.starts_with("00000002"), "{name}");
+        archived(&copy, &name);
+    }
+    assert_eq!(testing.stop(), 0);
+    copy.stop(Shutdown::Fast);
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    let settle = ["lineage", "settle", "--timeline", "2", "--reason", "a test, thrown away"];
+    bed.agent.run(&settle).expect_success();
+    let abandoned = |store: &Store| {
+        store.back_door().list("clusters").into_iter().filter(|key| key.contains(".abandoned/")).count()
+    };
+    assert_eq!((abandoned(&bed.store), abandoned(&other)), (0, 1), "only where that timeline is");
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    heir.wait_replayed(&bed.cluster);
+
+    // Production fails over while the other repository is away.
+    let (mounted, away) = (other.root().unwrap().to_owned(), other.root().unwrap().with_extension("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    drop(daemon);
+    bed.cluster.crash();
+    heir.promote();
+    heir.wait_promoted();
+    let _daemon = heirs.daemon();
+    for _ in 0..2 {
+        let name = segment(&heir, "heir");
+        assert!(name.starts_with("00000002"), "{name}");
+        archived(&heir, &name);
+    }
+    let plan = json(&heirs.restore(&["plan", "--json"]).expect_success());
+    assert_eq!(plan["timeline"], 2, "{plan:#}");
+    // Not even where somebody says so of the copy's timeline there.
+    let record = walk(&away).into_iter().find(|path| path.to_str().unwrap().contains(".abandoned/")).unwrap();
+    let below = record.strip_prefix(&away).unwrap();
+    let there = bed.store.root().unwrap().join(below);
+    std::fs::create_dir_all(there.parent().unwrap()).unwrap();
+    std::fs::copy(&record, &there).unwrap();
+    let plan = json(&heirs.restore(&["plan", "--json"]).expect_success());
+    assert_eq!(plan["timeline"], 2, "{plan:#}");
+}
+
+fn walk(directory: &std::path::Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+/// An upgrade that was abandoned, or the upgrade of a copy, leaves a newer lineage beside the one in use: neither is restored without
+/// a question. One that goes on from the other is.
+#[test]
+fn an_older_lineage_that_goes_on_is_not_passed_over() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.backup();
+    ledger.append(&bed.cluster);
+    bed.settle();
+    let old = format!("{}-1", bed.cluster.system_id());
+    let mut other = Cluster::builder().segment_size_mb(1).init();
+    let agent = Agent::with(&other, &bed.store);
+    agent.archive_from(&other);
+    agent.init(&["--new-lineage"]).expect_success();
+    let _daemon = agent.daemon();
+    other.start();
+    agent.run(&["backup"]).expect_success();
+    let new = format!("{}-1", other.system_id());
+    let plan = |options: &[&str]| json(&bed.agent.restore(&[&["--json", "plan"], options].concat()));
+    assert_eq!(plan(&[])["lineage"], new, "{:#}", plan(&[]));
+    // Registrations are told apart by seconds.
+    std::thread::sleep(Duration::from_secs(2));
+    ledger.append(&bed.cluster);
+    bed.settle();
+    let refused = plan(&[]);
+    assert_eq!(refused["reason"], "several-lineages", "{refused:#}");
+    for lineage in [&old, &new] {
+        assert!(refused["message"].to_string().contains(lineage.as_str()), "{refused:#}");
+        assert_eq!(plan(&["--lineage", lineage])["lineage"], lineage.as_str());
+    }
+}
+
+/// Damage to the facts of a copy's lineage stops nothing of production's: it is archived and backed up, also by an agent that is
+/// started then, and restored where a person names it. The copy archives into no other lineage meanwhile.
+#[test]
+fn damaged_facts_of_a_copys_lineage_stop_nothing_of_productions() {
+    let mut two = Two::start();
+    for daemon in std::mem::take(&mut two._daemons) {
+        assert_eq!(daemon.stop(), 0);
+    }
+    let (own, copys) = (two.lineage(1), two.lineage(2));
+    let door = two.bed.store.back_door();
+    let key = door.list("clusters/main/lineages").into_iter().find(|key| key.ends_with(&copys)).unwrap();
+    door.flip_bit(&key, 100);
+    // Whole segments in production's lineage.
+    let of_own = || {
+        let keys = door.list("clusters/main").into_iter();
+        let whole = |key: &String| key.rsplit('/').next().is_some_and(|name| name.len() == 24);
+        keys.filter(|key| key.contains(&format!("/{own}/wal/")) && whole(key)).count()
+    };
+
+    let _daemon = two.production_agent.daemon();
+    archived(&two.production, &segment(&two.production, "production"));
+    let (archived_before, _copys_daemon) = (of_own(), two.copy_agent.launch());
+    let waiting = segment(&two.copy, "copy");
+    wait::until_true(SOON, "the copy's agent says why it stores nothing", || {
+        two.copy.psql("select failed_count from pg_stat_archiver") != "0"
+    });
+    assert!(two.copy.wal_dir().join("archive_status").join(format!("{waiting}.ready")).exists());
+    assert_eq!(of_own(), archived_before, "nothing of the copy in production's lineage");
+
+    let backup = two.production_agent.run(&["backup"]);
+    backup.expect_success();
+    wait::until_true(SOON, "health names the lineage", || {
+        let health = two.production_agent.run(&["health"]);
+        format!("{}{}", health.stdout, health.stderr).contains(&copys)
+    });
+    let check = two.production_agent.run(&["check"]);
+    assert!(check.stdout.contains(&copys), "{}{}", check.stdout, check.stderr);
+    let verify = two.production_agent.run(&["verify", "--light"]);
+    assert!(verify.status == 3 && verify.stdout.contains(&key), "{}{}", verify.stdout, verify.stderr);
+    let status = json(&two.production_agent.run(&["status", "--json"]).expect_success());
+    let status = &status["clusters"][0]["repositories"][0]["status"];
+    assert_eq!(status["damaged_lineages"][0]["lineage"], copys, "{status:#}");
+
+    let plan = |options: &[&str]| two.production_agent.restore(&[&["--json", "plan"], options].concat());
+    let refused = json(&plan(&[]));
+    assert_eq!(refused["reason"], "damaged-lineage", "{refused:#}");
+    assert!(refused["hints"].to_string().contains(&format!("--lineage {own}")), "{refused:#}");
+    assert_eq!(json(&plan(&["--lineage", &own]))["lineage"], own.as_str());
+    assert!(plan(&["--lineage", &copys]).stderr.contains("damaged"));
+    let (_, restored) = two.restored("beside-damage", &["--lineage", &own]);
+    assert!(rows(&restored).contains("production"), "{}", rows(&restored));
+}
