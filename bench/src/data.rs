@@ -110,6 +110,30 @@ fn make(dir: &Path, size: Size) -> Data {
     let (cluster_dir, wal_dir) = (dir.join("cluster"), dir.join("wal"));
     fs::create_dir_all(dir).expect("a directory for the data set");
     user::give(dir);
+    let mut cluster = create(&cluster_dir);
+    fill(&cluster, size);
+    let phases = load(&cluster, size);
+    cluster.psql("alter system reset all");
+    for setting in
+        ["archive_mode = on", "archive_command = '/bin/true'", "wal_keep_size = 0", "max_wal_size = '1GB'"]
+    {
+        cluster.psql(&format!("alter system set {setting}"));
+    }
+    cluster.stop(Shutdown::Fast);
+
+    move_wal(&cluster_dir, &wal_dir, &phases);
+    // What the load left of WAL before its first segment is of no use.
+    cluster.start();
+    cluster.psql("checkpoint");
+    cluster.switch_wal();
+    cluster.psql("checkpoint");
+    cluster.stop(Shutdown::Fast);
+    let cluster_bytes = bytes_below(&cluster_dir) - bytes_below(&cluster_dir.join("pg_wal"));
+    Data { recipe: RECIPE, size, cluster: cluster_dir, wal: wal_dir, phases, cluster_bytes }
+}
+
+/// A cluster that keeps all WAL and writes it as fast as it can; it runs.
+fn create(place: &Path) -> Cluster {
     let empty = Cluster::builder()
         .major(MAJOR)
         .conf("shared_buffers", "256MB")
@@ -120,15 +144,20 @@ fn make(dir: &Path, size: Size) -> Data {
         .conf("autovacuum", "off")
         .init();
     let mut copy = Command::new("cp");
-    copy.arg("-a").arg(empty.pgdata()).arg(&cluster_dir);
+    copy.arg("-a").arg(empty.pgdata()).arg(place);
     process::run(&mut copy, Duration::from_secs(60)).expect_success();
 
-    let mut cluster = Cluster::adopt(Arc::new(TestDir::new()), MAJOR, cluster_dir.clone(), None);
+    let mut cluster = Cluster::adopt(Arc::new(TestDir::new()), MAJOR, place.to_owned(), None);
     cluster.start();
+    cluster
+}
+
+/// The databases as the load finds them.
+fn fill(cluster: &Cluster, size: Size) {
     let [small, large] = size.scales;
     for (name, scale) in [("small", small), ("large", large)] {
         cluster.psql(&format!("create database {name}"));
-        pgbench(&cluster, name, &["-i", "-q", "-s", &scale.to_string()]);
+        pgbench(cluster, name, &["-i", "-q", "-s", &scale.to_string()]);
     }
     cluster.psql("create database application");
     cluster.psql_in("application", APPLICATION);
@@ -136,6 +165,11 @@ fn make(dir: &Path, size: Size) -> Data {
     for database in ["small", "large", "application"] {
         cluster.psql_in(database, "vacuum analyze");
     }
+}
+
+/// The load of each phase, until it has written enough segments.
+fn load(cluster: &Cluster, size: Size) -> Vec<Phase> {
+    let [small, large] = size.scales;
     let mut phases: Vec<Phase> = Vec::new();
     for (name, database) in [
         (format!("pgbench, scale {small}"), "small"),
@@ -149,28 +183,24 @@ fn make(dir: &Path, size: Size) -> Data {
         let first = cluster.current_segment();
         cluster.psql("checkpoint");
         let mut chunk = 0;
-        while segments_from(&cluster, &first).len() < size.segments {
+        while segments_from(cluster, &first).len() < size.segments {
             chunk += 1;
             assert!(chunk < 10_000, "the load {name} writes no WAL");
             if database == "application" {
                 cluster.psql_in(database, &application_load(chunk, size.rows));
             } else {
-                pgbench(&cluster, database, &["-n", "-c", "4", "-j", "2", "-t", "2000"]);
+                pgbench(cluster, database, &["-n", "-c", "4", "-j", "2", "-t", "2000"]);
             }
         }
         cluster.switch_wal();
-        let segments = segments_from(&cluster, &first);
+        let segments = segments_from(cluster, &first);
         phases.push(Phase { name, segments });
     }
-    cluster.psql("alter system reset all");
-    for setting in
-        ["archive_mode = on", "archive_command = '/bin/true'", "wal_keep_size = 0", "max_wal_size = '1GB'"]
-    {
-        cluster.psql(&format!("alter system set {setting}"));
-    }
-    cluster.stop(Shutdown::Fast);
+    phases
+}
 
-    // What archiving looks at: the control file, and pg_wal.
+/// Makes a data directory with the WAL of the phases, and with what else archiving looks at: the control file.
+fn move_wal(cluster_dir: &Path, wal_dir: &Path, phases: &[Phase]) {
     for name in ["", "global", "pg_wal", "pg_wal/archive_status"] {
         fs::create_dir_all(wal_dir.join(name)).expect("the data directory with the WAL");
     }
@@ -181,16 +211,8 @@ fn make(dir: &Path, size: Size) -> Data {
         let name = Path::new("pg_wal").join(segment);
         fs::rename(cluster_dir.join(&name), wal_dir.join(&name)).expect("move a segment");
     }
-    user::give_tree(&wal_dir);
-    fs::set_permissions(&wal_dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("chmod");
-    // What the load left of WAL before its first segment is of no use.
-    cluster.start();
-    cluster.psql("checkpoint");
-    cluster.switch_wal();
-    cluster.psql("checkpoint");
-    cluster.stop(Shutdown::Fast);
-    let cluster_bytes = bytes_below(&cluster_dir) - bytes_below(&cluster_dir.join("pg_wal"));
-    Data { recipe: RECIPE, size, cluster: cluster_dir, wal: wal_dir, phases, cluster_bytes }
+    user::give_tree(wal_dir);
+    fs::set_permissions(wal_dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("chmod");
 }
 
 /// The finished segments from one on.

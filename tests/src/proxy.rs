@@ -179,6 +179,16 @@ enum Direction {
     Answer,
 }
 
+/// What came just as the hole opened waits in it.
+fn wait_in_hole(shared: &Shared, dead: &AtomicBool) {
+    while shared.fault() == Fault::Blackhole
+        && !dead.load(Ordering::Relaxed)
+        && !shared.stop.load(Ordering::Relaxed)
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Forwards one direction until it ends or the connection is dead.
 fn pump(from: &TcpStream, to: &TcpStream, shared: &Shared, dead: &AtomicBool, direction: Direction) {
     let (mut from, mut to) = (from, to);
@@ -218,13 +228,7 @@ fn pump(from: &TcpStream, to: &TcpStream, shared: &Shared, dead: &AtomicBool, di
         if swallow {
             continue;
         }
-        // What came just as the hole opened waits in it.
-        while shared.fault() == Fault::Blackhole
-            && !dead.load(Ordering::Relaxed)
-            && !shared.stop.load(Ordering::Relaxed)
-        {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_in_hole(shared, dead);
         let fault = shared.fault();
         match (fault, direction) {
             (Fault::Latency(latency), Direction::Answer) => std::thread::sleep(latency),

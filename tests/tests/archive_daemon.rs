@@ -2,6 +2,7 @@
 
 mod archive_bed;
 
+use std::path::Path;
 use std::time::Duration;
 
 use archive_bed::{Archive, Bed, damage, register};
@@ -149,21 +150,7 @@ fn a_repository_that_was_down_is_caught_up() {
     // Seen by the daemon.
     proxy.set(Fault::Blackhole);
     names.extend((0..5).map(|_| push()));
-    // Every kind of file.
-    bed.cluster.base_backup(&["-X", "fetch"]);
-    let others = std::fs::read_dir(bed.cluster.wal_dir()).unwrap().flatten();
-    let others = others.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut others: Vec<String> = others.filter(|name| name.ends_with(".backup")).collect();
-    assert_eq!(others.len(), 1);
-    others.extend(["00000002.history".to_owned(), format!("{}.partial", names[1])]);
-    let wal_dir = bed.cluster.wal_dir();
-    std::fs::write(wal_dir.join(&others[1]), "1\t0/3000000\tno recovery target specified\n").unwrap();
-    std::fs::copy(wal_dir.join(&names[1]), wal_dir.join(&others[2])).unwrap();
-    for other in &others {
-        user::give(&wal_dir.join(other));
-        agent.push(format!("pg_wal/{other}")).expect_success();
-    }
-    names.extend(others);
+    names.extend(bed.push_other_files(&agent, &names[1]));
     assert!(names[1..].iter().all(|name| main.get(name).is_some() && other.get(name).is_none()));
     proxy.heal();
     let caught_up = || names.iter().all(|name| other.get(name).is_some());
@@ -203,6 +190,18 @@ fn a_repository_that_was_down_is_caught_up() {
         assert!(kept.is_err() || kept.ok() == content, "{name}");
     }
     assert_eq!(daemon.stop(), 0);
+}
+
+/// What was dropped and is archived after all, from a copy, is no longer part of the gap.
+#[track_caller]
+fn archived_after_all_is_no_gap(bed: &Bed, saved: &Path, gap: &str) {
+    let name = saved.file_name().unwrap().to_str().unwrap();
+    std::fs::copy(saved, bed.cluster.wal_dir().join(name)).unwrap();
+    user::give(&bed.cluster.wal_dir().join(name));
+    bed.agent.push(format!("pg_wal/{name}")).expect_success();
+    wait::until_true(SOON, "the gap is smaller", || {
+        bed.agent.run(&["status"]).expect_success().stdout.contains(gap)
+    });
 }
 
 /// A12: what exceeds `queue_max` while the store fails is given up, loudly and no more than that, with a daemon and without,
@@ -278,14 +277,8 @@ fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["clusters"][0]["server"]["dropped"]["files"], 8);
 
-    // What is archived after all is none of it.
-    std::fs::copy(saved.join(&names[5]), bed.cluster.wal_dir().join(&names[5])).unwrap();
-    user::give(&bed.cluster.wal_dir().join(&names[5]));
-    bed.agent.push(format!("pg_wal/{}", names[5])).expect_success();
     let gap = format!("7 files of WAL from {} to {} were dropped", names[0], names[7]);
-    wait::until_true(SOON, "the gap is smaller", || {
-        bed.agent.run(&["status"]).expect_success().stdout.contains(&gap)
-    });
+    archived_after_all_is_no_gap(&bed, &saved.join(&names[5]), &gap);
 
     bed.agent.run(&["backup"]).expect_success();
     assert!(!bed.agent.run(&["status"]).expect_success().stdout.contains("DROPPED"));

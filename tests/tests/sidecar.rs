@@ -119,6 +119,44 @@ fn wait_archived(engine: &Engine) {
 
 const AGENT: &str = "/walpoint/bin/archive-agent";
 
+/// PostgreSQL's container has the two thin clients and nothing else of ours, and cannot write there.
+#[track_caller]
+fn has_the_thin_clients_only(engine: &Engine, version: &str) {
+    assert_eq!(engine.exec("postgres", &["ls", "/walpoint"]).expect_success().stdout, "bin\n");
+    assert_eq!(
+        engine.exec("postgres", &["ls", "/walpoint/bin"]).expect_success().stdout,
+        "archive-push\nrestore-fetch\n"
+    );
+    for client in ["archive-push", "restore-fetch"] {
+        let told = engine
+            .exec("postgres", &[&format!("/walpoint/bin/{client}"), "--version"])
+            .expect_success()
+            .stdout;
+        assert_eq!(told, format!("{client} {version}\n"));
+    }
+    engine.exec("postgres", &["sh", "-c", "echo >/walpoint/bin/archive-push"]).expect_status(1);
+}
+
+/// Recovers to a moment beside the server, which runs on, and ends the recovery there.
+fn recover(engine: &Engine, compose: &Compose, moment: &str) {
+    let target = format!("--target-time={moment}");
+    engine
+        .run(compose, "restore", &["restore", "--pgdata=/var/lib/postgresql/data", &target])
+        .expect_success();
+    engine.up(compose, "recovered");
+    let paused = "select pg_get_wal_replay_pause_state()";
+    wait::until_true(LIMIT, "recovery is paused at its target", || {
+        let state = engine.exec("recovered", &["psql", "-XAtq", "-U", "postgres", "-c", paused]);
+        state.success() && state.stdout.trim() == "paused"
+    });
+    assert_eq!(query(engine, "recovered", "show archive_mode"), "off");
+    // Only now: while paused the table is still locked by the transaction that was about to drop it.
+    query(engine, "recovered", "select pg_wal_replay_resume()");
+    wait::until_true(LIMIT, "recovery ended", || {
+        query(engine, "recovered", "select pg_is_in_recovery()") == "f"
+    });
+}
+
 #[test]
 fn a_dropped_table_comes_back_inside_containers() {
     needs_root!();
@@ -135,21 +173,7 @@ fn a_dropped_table_comes_back_inside_containers() {
     engine.up(&compose, "agent");
     engine.wait_healthy(&compose, "agent");
 
-    // PostgreSQL's container has the two thin clients and nothing else of ours.
-    assert_eq!(engine.exec("postgres", &["ls", "/walpoint"]).expect_success().stdout, "bin\n");
-    assert_eq!(
-        engine.exec("postgres", &["ls", "/walpoint/bin"]).expect_success().stdout,
-        "archive-push\nrestore-fetch\n"
-    );
-    for client in ["archive-push", "restore-fetch"] {
-        let told = engine
-            .exec("postgres", &[&format!("/walpoint/bin/{client}"), "--version"])
-            .expect_success()
-            .stdout;
-        assert_eq!(told, format!("{client} {version}\n"));
-    }
-    // Neither can write where it has no business.
-    engine.exec("postgres", &["sh", "-c", "echo >/walpoint/bin/archive-push"]).expect_status(1);
+    has_the_thin_clients_only(&engine, &version);
 
     engine.exec("agent", &[AGENT, "check"]).expect_success();
     query(&engine, "postgres", "create table accounts (id int primary key, name text)");
@@ -184,23 +208,7 @@ fn a_dropped_table_comes_back_inside_containers() {
     let newest = query(&engine, "postgres", "select last_archived_wal from pg_stat_archiver");
     assert!(noted.expect_success().stdout.contains(&newest), "{newest}");
 
-    // The recovery, beside the server that goes on.
-    let target = format!("--target-time={moment}");
-    engine
-        .run(&compose, "restore", &["restore", "--pgdata=/var/lib/postgresql/data", &target])
-        .expect_success();
-    engine.up(&compose, "recovered");
-    let paused = "select pg_get_wal_replay_pause_state()";
-    wait::until_true(LIMIT, "recovery is paused at its target", || {
-        let state = engine.exec("recovered", &["psql", "-XAtq", "-U", "postgres", "-c", paused]);
-        state.success() && state.stdout.trim() == "paused"
-    });
-    assert_eq!(query(&engine, "recovered", "show archive_mode"), "off");
-    // Only now: while paused the table is still locked by the transaction that was about to drop it.
-    query(&engine, "recovered", "select pg_wal_replay_resume()");
-    wait::until_true(LIMIT, "recovery ended", || {
-        query(&engine, "recovered", "select pg_is_in_recovery()") == "f"
-    });
+    recover(&engine, &compose, &moment);
     assert_eq!(dump(&engine, "recovered"), before);
     assert_eq!(query(&engine, "postgres", "select to_regclass('accounts')"), "");
 

@@ -67,6 +67,48 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
         .as_str()
         .expect("a backup")
         .to_owned();
+    shows_everything(&agent, &cluster, &shown, &backup);
+
+    // Whoever mistypes the name of a restore point is told those that there are.
+    let mistyped = agent.restore(&["plan", "--target-name", "before upgarde"]).expect_status(1);
+    let points = "restore points, the newest first: before upgrade, too early";
+    assert!(mistyped.stdout.contains(points) || mistyped.stderr.contains(points), "{mistyped:#?}");
+
+    // A hole in the WAL shows as a gap.
+    let keys = store.back_door().list("clusters/main");
+    let segments: Vec<&String> = keys.iter().filter(|key| is_segment(key)).collect();
+    let hole = segments[segments.len() - 2];
+    store.back_door().delete(hole);
+    let name = hole.rsplit('/').next().expect("a name");
+    let text = agent.run(&["status"]).expect_success().stdout;
+    assert!(text.contains(&format!("gap     {name} to {name} (1 segment)")), "{text}");
+
+    alone_says_the_same(&store, name);
+
+    shows_half(&impatient, &proxy);
+
+    // The server goes too: its state is missing, the repository's is there.
+    cluster.stop(Shutdown::Immediate);
+    let text = impatient.run(&["status"]).expect_success().stdout;
+    assert!(text.contains("server    cannot be asked: ") && text.contains("window"), "{text}");
+
+    // And at last the directory: nothing can be read, and every reason is told.
+    let root = store.root().expect("a directory").to_owned();
+    std::fs::rename(&root, root.with_extension("gone")).expect("unmount");
+    let dark = impatient.run(&["status"]).expect_status(1);
+    assert!(dark.stdout.contains("does not exist: is its filesystem mounted?"), "{dark:#?}");
+    assert!(dark.stderr.contains("no repository of cluster main could be read"), "{dark:#?}");
+    let dark = json(&impatient.run(&["status", "--json"]).expect_status(1));
+    let repositories = &dark["clusters"][0]["repositories"];
+    assert!(
+        (0..2).all(|n| repositories[n]["problem"].is_string() && repositories[n]["status"].is_null()),
+        "{dark}"
+    );
+}
+
+/// Both repositories and the server are told of, in text and in JSON, and nothing is wrong.
+#[track_caller]
+fn shows_everything(agent: &Agent, cluster: &Cluster, shown: &Value, backup: &str) {
     let text = agent.run(&["status"]).expect_success().stdout;
     for told in [
         "Server of cluster main",
@@ -75,7 +117,7 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
         "no file waits",
         "window",
         "    before upgrade  20",
-        backup.as_str(),
+        backup,
     ] {
         assert!(text.contains(told), "{told} is not in:\n{text}");
     }
@@ -95,7 +137,7 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
         assert_eq!(repository["notes"], Value::Array(vec![]));
         let timeline = &repository["status"]["lineages"][0]["timelines"][0];
         assert_eq!(timeline["timeline"], 1);
-        assert_eq!(timeline["windows"][0]["oldest_backup"], backup.as_str());
+        assert_eq!(timeline["windows"][0]["oldest_backup"], backup);
         assert_eq!(timeline["gaps"], Value::Array(vec![]));
         let points = &repository["status"]["lineages"][0]["restore_points"];
         assert_eq!(
@@ -106,32 +148,24 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
         assert!(points[0]["time"].is_string() && points[0]["lsn"].is_string(), "{points}");
         assert_eq!(repository["status"]["backups"][0]["state"], "finished");
     }
+}
 
-    // Whoever mistypes the name of a restore point is told those that there are.
-    let mistyped = agent.restore(&["plan", "--target-name", "before upgarde"]).expect_status(1);
-    let points = "restore points, the newest first: before upgrade, too early";
-    assert!(mistyped.stdout.contains(points) || mistyped.stderr.contains(points), "{mistyped:#?}");
-
-    // A hole in the WAL shows as a gap.
-    let keys = store.back_door().list("clusters/main");
-    let segments: Vec<&String> = keys.iter().filter(|key| is_segment(key)).collect();
-    let hole = segments[segments.len() - 2];
-    store.back_door().delete(hole);
-    let name = hole.rsplit('/').next().expect("a name");
-    let text = agent.run(&["status"]).expect_success().stdout;
-    assert!(text.contains(&format!("gap     {name} to {name} (1 segment)")), "{text}");
-
-    // Without a configuration the same repository says the same; nobody knows a server.
+/// Without a configuration the same repository says the same, and no server is known.
+#[track_caller]
+fn alone_says_the_same(store: &Store, hole: &str) {
     let alone = bare(&["--repo", &store.url(), "--cluster", "main", "--json"], &[]).expect_success();
     let alone = json(&alone);
     assert_eq!(alone["clusters"][0]["server"], Value::Null);
     assert_eq!(alone["clusters"][0]["server_problem"], Value::Null);
     let gap = &alone["clusters"][0]["repositories"][0]["status"]["lineages"][0]["timelines"][0]["gaps"][0];
-    assert_eq!(gap["first"], name);
+    assert_eq!(gap["first"], hole);
     let text = bare(&["--repo", &store.url(), "--cluster", "main"], &[]).expect_success().stdout;
     assert!(text.contains("was not asked"), "{text}");
+}
 
-    // The far repository refuses, then swallows what it is told.
+/// The far repository refuses, then swallows what it is sent: the other one and the server are shown within seconds.
+#[track_caller]
+fn shows_half(impatient: &Agent, proxy: &Proxy) {
     for fault in [Fault::Refuse, Fault::Blackhole] {
         proxy.set(fault);
         let half = impatient.run(&["status"]).expect_success();
@@ -144,24 +178,6 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
             "{half:#?}"
         );
     }
-
-    // The server goes too: its state is missing, the repository's is there.
-    cluster.stop(Shutdown::Immediate);
-    let text = impatient.run(&["status"]).expect_success().stdout;
-    assert!(text.contains("server    cannot be asked: ") && text.contains("window"), "{text}");
-
-    // And at last the directory: nothing can be read, and every reason is told.
-    let root = store.root().expect("a directory").to_owned();
-    std::fs::rename(&root, root.with_extension("gone")).expect("unmount");
-    let dark = impatient.run(&["status"]).expect_status(1);
-    assert!(dark.stdout.contains("does not exist: is its filesystem mounted?"), "{dark:#?}");
-    assert!(dark.stderr.contains("no repository of cluster main could be read"), "{dark:#?}");
-    let dark = json(&impatient.run(&["status", "--json"]).expect_status(1));
-    let repositories = &dark["clusters"][0]["repositories"];
-    assert!(
-        (0..2).all(|n| repositories[n]["problem"].is_string() && repositories[n]["status"].is_null()),
-        "{dark}"
-    );
 }
 
 fn is_segment(key: &str) -> bool {

@@ -34,6 +34,64 @@ fn kinds(report: &Value) -> Vec<(String, String)> {
     findings.iter().map(|f| (text(&f["kind"]), text(&f["object"]))).collect()
 }
 
+/// Damages a pack of that backup in two ways: light sees lengths and absence, full sees every bit.
+#[track_caller]
+fn damaged_packs_are_found(bed: &Archived, pack: &str, first: &str) {
+    let door = bed.back_door();
+    for (light, flips) in [(0, true), (3, false)] {
+        let whole = door.get(pack).unwrap();
+        match flips {
+            true => door.flip_bit(pack, whole.len() / 2),
+            false => door.truncate(pack, whole.len() - 1),
+        }
+        verify(bed, &["--light"], light);
+        let report = verify(bed, &[], 3);
+        let named = kinds(&report);
+        assert!(named.iter().any(|(_, object)| object == pack), "{named:?}");
+        assert!(report["findings"][0]["backups"].to_string().contains(first), "{report:#}");
+        assert!(report["findings"][0]["remedy"].as_str().unwrap().contains("take a backup"), "{report:#}");
+        assert!(!keys(bed, "/condemned/", "").is_empty(), "the next backup does not build on it");
+        door.put(pack, whole);
+    }
+    assert_eq!(keys(bed, "/condemned/", "").len(), 1, "announced once");
+    // What was announced is told by every run until it was read.
+    verify(bed, &["--light"], 3);
+    verify(bed, &[], 0);
+}
+
+/// Damages and deletes a segment.
+#[track_caller]
+fn damaged_and_lost_segments_are_found(bed: &Archived) {
+    let door = bed.back_door();
+    let segments = keys(bed, "/wal/00000001/", "");
+    let segments: Vec<&String> =
+        segments.iter().filter(|key| key.rsplit('/').next().unwrap().len() == 24).collect();
+    let middle = segments[segments.len() - 3];
+    let whole = door.get(middle).unwrap();
+    door.flip_bit(middle, whole.len() / 2);
+    verify(bed, &["--light"], 0);
+    let report = verify(bed, &[], 3);
+    assert!(kinds(&report).iter().any(|(kind, object)| kind == "damaged" && object == middle), "{report:#}");
+    door.delete(middle);
+    let report = verify(bed, &["--light"], 3);
+    let name = middle.rsplit('/').next().unwrap();
+    assert!(kinds(&report).iter().any(|(kind, object)| kind == "gap" && object.contains(name)), "{report:#}");
+    assert!(report["findings"][0]["moments"].as_str().unwrap().contains("timeline 1"), "{report:#}");
+    door.put(middle, whole);
+}
+
+/// Damages a manifest.
+#[track_caller]
+fn damaged_manifests_are_found(bed: &Archived, second: &str) {
+    let door = bed.back_door();
+    let manifest = format!("clusters/main/backups/{second}/manifest");
+    let whole = door.get(&manifest).unwrap();
+    door.flip_bit(&manifest, whole.len() - 10);
+    let report = verify(bed, &["--light"], 3);
+    assert!(kinds(&report).contains(&("damaged".to_owned(), manifest.clone())), "{report:#}");
+    door.put(&manifest, whole);
+}
+
 /// K4: a flipped bit, a truncated and a deleted object, in packs, manifests and WAL: each is named, with what it costs.
 #[test]
 fn damage_of_every_kind_is_found_and_named() {
@@ -48,62 +106,11 @@ fn damage_of_every_kind_is_found_and_named() {
         assert_eq!((clean["found"].as_u64(), clean["backups"].as_u64()), (Some(0), Some(2)));
         assert!(clean["verified_bytes"].as_u64().unwrap() > 10 << 20, "{clean:#}");
 
-        let door = bed.back_door();
-        let heal = |key: &str, bytes: bytes::Bytes| door.put(key, bytes);
         let packs = keys(&bed, &format!("/data/{first}/"), ".pack");
-        // Light sees lengths and absence, full sees every bit.
-        for (key, light, flips) in [(&packs[0], 0, true), (&packs[0], 3, false)] {
-            let whole = door.get(key).unwrap();
-            match flips {
-                true => door.flip_bit(key, whole.len() / 2),
-                false => door.truncate(key, whole.len() - 1),
-            }
-            verify(&bed, &["--light"], light);
-            let report = verify(&bed, &[], 3);
-            let named = kinds(&report);
-            assert!(named.iter().any(|(_, object)| object == key), "{named:?}");
-            assert!(report["findings"][0]["backups"].to_string().contains(&first), "{report:#}");
-            assert!(
-                report["findings"][0]["remedy"].as_str().unwrap().contains("take a backup"),
-                "{report:#}"
-            );
-            assert!(!keys(&bed, "/condemned/", "").is_empty(), "the next backup does not build on it");
-            heal(key, whole);
-        }
-        assert_eq!(keys(&bed, "/condemned/", "").len(), 1, "announced once");
-        // What was announced is told by every run until it was read.
-        verify(&bed, &["--light"], 3);
-        verify(&bed, &[], 0);
-
-        let segments = keys(&bed, "/wal/00000001/", "");
-        let segments: Vec<&String> =
-            segments.iter().filter(|key| key.rsplit('/').next().unwrap().len() == 24).collect();
-        let middle = segments[segments.len() - 3];
-        let whole = door.get(middle).unwrap();
-        door.flip_bit(middle, whole.len() / 2);
-        verify(&bed, &["--light"], 0);
-        let report = verify(&bed, &[], 3);
-        assert!(
-            kinds(&report).iter().any(|(kind, object)| kind == "damaged" && object == middle),
-            "{report:#}"
-        );
-        door.delete(middle);
-        let report = verify(&bed, &["--light"], 3);
-        let name = middle.rsplit('/').next().unwrap();
-        assert!(
-            kinds(&report).iter().any(|(kind, object)| kind == "gap" && object.contains(name)),
-            "{report:#}"
-        );
-        assert!(report["findings"][0]["moments"].as_str().unwrap().contains("timeline 1"), "{report:#}");
-        heal(middle, whole);
-
-        let manifest = format!("clusters/main/backups/{second}/manifest");
-        let whole = door.get(&manifest).unwrap();
-        door.flip_bit(&manifest, whole.len() - 10);
-        let report = verify(&bed, &["--light"], 3);
-        assert!(kinds(&report).contains(&("damaged".to_owned(), manifest.clone())), "{report:#}");
-        heal(&manifest, whole);
-        door.delete(&packs[0]);
+        damaged_packs_are_found(&bed, &packs[0], &first);
+        damaged_and_lost_segments_are_found(&bed);
+        damaged_manifests_are_found(&bed, &second);
+        bed.back_door().delete(&packs[0]);
         let report = verify(&bed, &["--light"], 3);
         assert_eq!(kinds(&report)[0], ("missing".to_owned(), packs[0].clone()));
         let told = bed.agent.run(&["verify", "--light"]).expect_status(3);

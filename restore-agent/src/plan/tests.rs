@@ -1,6 +1,6 @@
 //! What a person and a program get to see of a plan, and of a refusal.
 
-use walpoint_base::{Lsn, RecoveryTarget, SegmentNo};
+use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo};
 use walpoint_plan::restore::testing::forked::{on, world};
 use walpoint_plan::restore::testing::world::*;
 use walpoint_plan::restore::{Request, TargetAction, Verdict};
@@ -17,27 +17,19 @@ fn json(verdict: &Verdict) -> serde_json::Value {
     .unwrap()
 }
 
-#[test]
-fn a_plan_as_json_and_as_text() {
-    let (world, [_, second, _]) = world();
-    let request = Request {
-        inclusive: false,
-        action: TargetAction::Pause,
-        backup: Some(second),
-        ..on(2, RecoveryTarget::Time(at(11_200)))
-    };
-    let verdict = world.plan(&request);
-    let expected = serde_json::json!({
+/// The document of the plan that begins with that backup.
+fn plan_from(backup: BackupId) -> serde_json::Value {
+    serde_json::json!({
         "result": "plan",
         "lineage": "7-1",
         "target": { "kind": "time", "value": "2000-01-01T03:06:40Z", "inclusive": false },
         "options": [
             "--target-time", "2000-01-01 03:06:40.000000+00", "--exclusive", "--lineage", "7-1", "--target-timeline", "2",
             "--backup",
-            second.to_string(),
+            backup.to_string(),
         ],
         "backup": {
-            "id": second.to_string(),
+            "id": backup.to_string(),
             "label": "",
             "timeline": 1,
             "start_lsn": "0/800000",
@@ -86,8 +78,20 @@ fn a_plan_as_json_and_as_text() {
             "seconds": 1,
         },
         "notes": [],
-    });
-    assert_eq!(json(&verdict), expected);
+    })
+}
+
+#[test]
+fn a_plan_as_json_and_as_text() {
+    let (world, [_, second, _]) = world();
+    let request = Request {
+        inclusive: false,
+        action: TargetAction::Pause,
+        backup: Some(second),
+        ..on(2, RecoveryTarget::Time(at(11_200)))
+    };
+    let verdict = world.plan(&request);
+    assert_eq!(json(&verdict), plan_from(second));
     let plan = verdict.unwrap();
     let text = text::plan(&plan, &words::notes(&plan), size());
     for line in [

@@ -45,6 +45,24 @@ impl Bed {
         self.agent.run(&["push", path.to_str().unwrap()])
     }
 
+    /// Pushes one file of every kind but a whole segment, and gives their names.
+    pub(crate) fn push_other_files(&self, agent: &Agent, segment: &str) -> Vec<String> {
+        self.cluster.base_backup(&["-X", "fetch"]);
+        let others = std::fs::read_dir(self.cluster.wal_dir()).unwrap().flatten();
+        let others = others.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut others: Vec<String> = others.filter(|name| name.ends_with(".backup")).collect();
+        assert_eq!(others.len(), 1);
+        others.extend(["00000002.history".to_owned(), format!("{segment}.partial")]);
+        let wal_dir = self.cluster.wal_dir();
+        std::fs::write(wal_dir.join(&others[1]), "1\t0/3000000\tno recovery target specified\n").unwrap();
+        std::fs::copy(wal_dir.join(segment), wal_dir.join(&others[2])).unwrap();
+        for other in &others {
+            user::give(&wal_dir.join(other));
+            agent.push(format!("pg_wal/{other}")).expect_success();
+        }
+        others
+    }
+
     /// The repository seen from outside.
     pub(crate) fn archive(&self) -> Archive {
         Archive::of(&self.store, self.cluster.pgdata())

@@ -136,6 +136,19 @@ fn links(pgdata: &Path) -> Vec<(u32, PathBuf)> {
     links
 }
 
+/// What a data directory holds once it is started, and what it calls the location of its tablespace.
+fn rows_and_location(bed: &Archived, pgdata: &Path) -> (String, String) {
+    let mut server = Cluster::adopt(bed.cluster.dir().clone(), bed.cluster.major(), pgdata.to_owned(), None);
+    server.set("archive_mode", "off");
+    server.start();
+    server.wait_promoted();
+    let rows = server.psql("select string_agg(i::text, ' ' order by i) from t");
+    let location =
+        server.psql("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'fast'");
+    server.stop(Shutdown::Fast);
+    (rows, location)
+}
+
 /// R4: `--replace` and `rollback` where a tablespace's location, and that of `pg_wal`, are links themselves: the directories that
 /// they lead to are moved, the links stay, and each data directory calls them what it did.
 #[test]
@@ -167,18 +180,7 @@ fn a_location_that_is_a_link_stays_one() {
             assert!(dir.join(real).is_dir(), "{after}");
         }
     };
-    let rows = |pgdata: &Path| {
-        let mut server =
-            Cluster::adopt(bed.cluster.dir().clone(), bed.cluster.major(), pgdata.to_owned(), None);
-        server.set("archive_mode", "off");
-        server.start();
-        server.wait_promoted();
-        let rows = server.psql("select string_agg(i::text, ' ' order by i) from t");
-        let location =
-            server.psql("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'fast'");
-        server.stop(Shutdown::Fast);
-        (rows, location)
-    };
+    let rows = |pgdata: &Path| rows_and_location(&bed, pgdata);
     let fast = dir.join("fast").display().to_string();
     let restore = ["restore", "--replace", "--quiet", "--target-name", "good", "--target-action", "promote"];
     let restore = [&restore[..], &["--pgdata", pgdata.to_str().unwrap()]].concat();

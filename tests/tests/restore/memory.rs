@@ -54,14 +54,10 @@ fn compare(target: &Path, pgdata: &Path) {
     }
 }
 
-/// A cluster with more data than memory allowed, tens of thousands of files, and one that is longer than a window, restored
-/// into nothing and once more over what is damaged: never more than 128 MiB resident, and all of it is what it was.
-fn stays_below_128_mib(store: Store) {
-    let bed = Archived::start(Cluster::builder(), store);
-    let pgdata = bed.cluster.pgdata();
+/// Bytes that do not compress, as many as are asked for.
+fn noise() -> impl FnMut(usize) -> Vec<u8> {
     let mut seed = 1u64;
-    // Bytes that do not compress.
-    let mut noise = |bytes: usize| -> Vec<u8> {
+    move |bytes| {
         let next = || {
             seed ^= seed << 13;
             seed ^= seed >> 7;
@@ -69,7 +65,11 @@ fn stays_below_128_mib(store: Store) {
             seed.to_le_bytes()
         };
         std::iter::repeat_with(next).take(bytes / 8).flatten().collect()
-    };
+    }
+}
+
+/// More data than memory allowed, tens of thousands of files, and files that have holes.
+fn write_files(pgdata: &Path, noise: &mut impl FnMut(usize) -> Vec<u8>) {
     for n in 0..6 {
         fs::write(pgdata.join(format!("noise{n}")), noise(64 << 20)).unwrap();
     }
@@ -86,6 +86,35 @@ fn stays_below_128_mib(store: Store) {
     }
     File::create(pgdata.join("terabyte")).unwrap().set_len(TERABYTE).unwrap();
     user::give_tree(pgdata);
+}
+
+/// Damages files of every kind.
+fn spoil(target: &Path) {
+    for n in 0..3 {
+        fs::write(target.join(format!("noise{n}")), "damaged").unwrap();
+    }
+    for n in 0..20_000u32 {
+        let file = target.join(format!("many/{n}"));
+        match n % 7 {
+            0 => fs::remove_file(file).unwrap(),
+            1 => fs::write(file, [9; 12_000]).unwrap(),
+            _ => {}
+        }
+    }
+    let holes = fs::OpenOptions::new().write(true).open(target.join("holes")).unwrap();
+    for n in [0, 31, 32, 33, 79] {
+        holes.write_all_at(&[0; 4096], n * APART).unwrap();
+        holes.write_all_at(&[3; 100], n * APART + 100_000).unwrap();
+    }
+}
+
+/// A cluster with more data than memory allowed, tens of thousands of files, and one that is longer than a window, restored
+/// into nothing and once more over what is damaged: never more than 128 MiB resident, and all of it is what it was.
+fn stays_below_128_mib(store: Store) {
+    let bed = Archived::start(Cluster::builder(), store);
+    let pgdata = bed.cluster.pgdata();
+    let mut noise = noise();
+    write_files(pgdata, &mut noise);
     bed.backup();
     // From now on neighbours come from different backups.
     for round in 1..4 {
@@ -110,22 +139,7 @@ fn stays_below_128_mib(store: Store) {
     };
     watched(&[]);
     compare(&target, pgdata);
-    for n in 0..3 {
-        fs::write(target.join(format!("noise{n}")), "damaged").unwrap();
-    }
-    for n in 0..20_000u32 {
-        let file = target.join(format!("many/{n}"));
-        match n % 7 {
-            0 => fs::remove_file(file).unwrap(),
-            1 => fs::write(file, [9; 12_000]).unwrap(),
-            _ => {}
-        }
-    }
-    let holes = fs::OpenOptions::new().write(true).open(target.join("holes")).unwrap();
-    for n in [0, 31, 32, 33, 79] {
-        holes.write_all_at(&[0; 4096], n * APART).unwrap();
-        holes.write_all_at(&[3; 100], n * APART + 100_000).unwrap();
-    }
+    spoil(&target);
     watched(&["--delta"]);
     compare(&target, pgdata);
     for n in 0..6 {

@@ -29,6 +29,19 @@ fn refused(bed: &Archived, options: &[&str]) -> Output {
     output
 }
 
+/// The newest row at the moment that is offered in place of a transaction.
+#[track_caller]
+fn highest_at_nearest(bed: &Archived, ledger: &Ledger, xid: &str) -> u32 {
+    let output = bed.agent.restore(&["--json", "plan", "--target-xid", xid]).expect_status(1);
+    let refusal: Value = serde_json::from_str(&output.stdout).unwrap();
+    let nearest = refusal["nearest"].as_array().unwrap();
+    assert!(!nearest.is_empty(), "{refusal:#}");
+    let options = nearest[0]["options"].as_array().unwrap().iter().map(|o| o.as_str().unwrap());
+    let restored = bed.restore_and_start("nearest", &options.collect::<Vec<_>>());
+    restored.wait_paused();
+    ledger.highest(&restored)
+}
+
 /// R3: whatever is missing is named, and the moments that are offered instead can be reached.
 #[test]
 fn what_cannot_be_reached_is_refused_with_what_is_missing_and_what_can_be() {
@@ -89,15 +102,7 @@ fn what_cannot_be_reached_is_refused_with_what_is_missing_and_what_can_be() {
     assert_eq!(ledger.highest(&restored), rows[1].n);
     drop(restored);
     // What is offered can be reached: everything before the hole.
-    let output = bed.agent.restore(&["--json", "plan", "--target-xid", &fifth]).expect_status(1);
-    let refusal: Value = serde_json::from_str(&output.stdout).unwrap();
-    let nearest = refusal["nearest"].as_array().unwrap();
-    assert!(!nearest.is_empty(), "{refusal:#}");
-    let options = nearest[0]["options"].as_array().unwrap().iter().map(|o| o.as_str().unwrap());
-    let restored = bed.restore_and_start("nearest", &options.collect::<Vec<_>>());
-    restored.wait_paused();
-    assert_eq!(ledger.highest(&restored), rows[1].n, "{refusal:#}");
-    drop(restored);
+    assert_eq!(highest_at_nearest(&bed, &ledger, &fifth), rows[1].n);
     let second = bed.backup();
     let last = ledger.append(primary);
     bed.settle();

@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use serde_json::Value;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::dir::TestDir;
 use walpoint_tests::oracle::{self, Contents};
 use walpoint_tests::process::{self, Background};
 use walpoint_tests::store::Store;
@@ -87,16 +88,8 @@ fn a_damaged_data_directory_is_repaired_on_the_oldest_and_the_newest_version() {
     repaired(19);
 }
 
-fn repaired(major: u32) {
-    let (mut bed, before) = bed(major);
-    let (_, space) = bed.cluster.tablespaces()[0].clone();
-    bed.cluster.stop(Shutdown::Fast);
-    let pgdata = bed.cluster.pgdata().to_owned();
-    let dir = bed.cluster.dir().clone();
-    let mut random = faults::random();
-    spoil(&pgdata, &mut random);
-
-    // What does not belong: a file, a directory, links; what they lead to is nobody's to touch.
+/// Puts in what does not belong: a file, a directory, links. What the links lead to may not be touched.
+fn add_strangers(dir: &TestDir, pgdata: &Path, space: &Path) {
     dir.mkdir("outside");
     let outside = dir.write("outside/important", "data");
     dir.write("important", "data");
@@ -111,7 +104,7 @@ fn repaired(major: u32) {
     fs::create_dir(space.join("PG_12_201909212")).unwrap();
     fs::write(space.join("PG_12_201909212/other"), "data").unwrap();
     fs::write(
-        fs::read_dir(&space)
+        fs::read_dir(space)
             .unwrap()
             .flatten()
             .find(|e| e.file_name() != "PG_12_201909212")
@@ -121,13 +114,10 @@ fn repaired(major: u32) {
         "x",
     )
     .unwrap();
-    // A file with a second name: somebody's copy.
-    let linked = data_files(&pgdata)[0].clone();
-    let copy = dir.join("copy");
-    fs::hard_link(&linked, &copy).unwrap();
-    fs::OpenOptions::new().write(true).open(&copy).unwrap().write_all_at(&[3; 100], 0).unwrap();
-    let copied = fs::read(&copy).unwrap();
-    // A file where a directory belongs, and the other way round.
+}
+
+/// Puts a file where a directory belongs, and the other way round, and bytes where nothing should be.
+fn swap_kinds(pgdata: &Path) {
     fs::remove_dir_all(pgdata.join("pg_subtrans")).unwrap();
     fs::write(pgdata.join("pg_subtrans"), "").unwrap();
     fs::remove_file(pgdata.join("PG_VERSION")).unwrap();
@@ -138,6 +128,25 @@ fn repaired(major: u32) {
     let sparse = fs::OpenOptions::new().write(true).open(pgdata.join("base/sparse")).unwrap();
     sparse.write_all_at(&[4; 1 << 20], 5 << 20).unwrap();
     drop(sparse);
+}
+
+fn repaired(major: u32) {
+    let (mut bed, before) = bed(major);
+    let (_, space) = bed.cluster.tablespaces()[0].clone();
+    bed.cluster.stop(Shutdown::Fast);
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let dir = bed.cluster.dir().clone();
+    let mut random = faults::random();
+    spoil(&pgdata, &mut random);
+
+    add_strangers(&dir, &pgdata, &space);
+    // A file with a second name: somebody's copy.
+    let linked = data_files(&pgdata)[0].clone();
+    let copy = dir.join("copy");
+    fs::hard_link(&linked, &copy).unwrap();
+    fs::OpenOptions::new().write(true).open(&copy).unwrap().write_all_at(&[3; 100], 0).unwrap();
+    let copied = fs::read(&copy).unwrap();
+    swap_kinds(&pgdata);
     user::give_tree(&pgdata);
     user::give_tree(&space);
     let kept = (snapshot(&dir.join("outside")), snapshot(&space.join("PG_12_201909212")));

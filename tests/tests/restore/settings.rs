@@ -33,13 +33,8 @@ fn value(cluster: &Cluster, pgdata: &Path, name: &str) -> Result<String, String>
     if output.success() { Ok(output.stdout.trim().to_owned()) } else { Err(output.stderr) }
 }
 
-/// R7: targets and commands of an earlier recovery, wherever they were left, do not steer this one.
-#[test]
-fn settings_of_an_earlier_recovery_are_neutralised_and_the_users_own_stay() {
-    let builder = Cluster::builder().segment_size_mb(1);
-    let bed = Archived::start(builder, Store::local());
-    let primary = &bed.cluster;
-    // As an earlier recovery leaves them.
+/// Settings as an earlier recovery leaves them, beside what is the user's own.
+fn leave_settings(primary: &Cluster) {
     for (name, value) in [
         ("restore_command", "exit 1"),
         ("recovery_end_command", "exit 3"),
@@ -60,6 +55,15 @@ fn settings_of_an_earlier_recovery_are_neutralised_and_the_users_own_stay() {
         "Restore_Command 'exit 2'\nRECOVERY_TARGET_ACTION=promote\n",
     );
     append(&primary.pgdata().join("postgresql.conf"), "maintenance_work_mem = 23MB\n");
+}
+
+/// R7: targets and commands of an earlier recovery, wherever they were left, do not steer this one.
+#[test]
+fn settings_of_an_earlier_recovery_are_neutralised_and_the_users_own_stay() {
+    let builder = Cluster::builder().segment_size_mb(1);
+    let bed = Archived::start(builder, Store::local());
+    let primary = &bed.cluster;
+    leave_settings(primary);
     let mut ledger = Ledger::create(primary, "rows");
     bed.backup();
     let rows = ledger.append_many(primary, 3);

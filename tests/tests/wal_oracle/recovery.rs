@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName};
 use walpoint_pg::label::BackupLabel;
-use walpoint_pg::wal::find::{StopRule, find};
+use walpoint_pg::wal::find::{Stop, StopRule, find};
 use walpoint_pg::wal::{RecordKind, WalRecord};
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::dir::TestDir;
@@ -77,27 +77,7 @@ fn recovery_stops_where_find_says() {
                 find(rule, label.start, segments.iter().map(|(name, content)| (*name, content))).unwrap();
             let stop = stop.unwrap_or_else(|| panic!("{major}: no stop for {target}"));
             let logged = recovered(&source, &copy, &archive, &target, inclusive);
-            let verb = if stop.replayed { "after" } else { "before" };
-            let utc = |time: PgTimestamp| time.to_string().replace("+00", " UTC").replace(".000000", "");
-            let expected = match (&target, &stop.record.kind) {
-                (RecoveryTarget::Lsn(_), _) => {
-                    let start = stop.record.start;
-                    // From version 19 on its lower half has leading zeros.
-                    let shown = match major {
-                        ..19 => start.to_string(),
-                        _ => format!("{:X}/{:08X}", start.0 >> 32, start.0 & 0xFFFF_FFFF),
-                    };
-                    format!("{verb} WAL location (LSN) \"{shown}\"")
-                }
-                (RecoveryTarget::Name(name), _) => format!("at restore point \"{name}\""),
-                (_, RecordKind::Commit(end)) => {
-                    format!("{verb} commit of transaction {}, time ", end.xid) + &utc(end.time)
-                }
-                (_, RecordKind::Abort(end)) => {
-                    format!("{verb} abort of transaction {}, time ", end.xid) + &utc(end.time)
-                }
-                (_, other) => panic!("stops at {other:?}"),
-            };
+            let expected = as_logged(&stop, &target, major);
             // The time is printed with as many digits as it needs.
             let expected = expected.trim_end_matches(" UTC").trim_end_matches('0');
             assert!(
@@ -105,6 +85,31 @@ fn recovery_stops_where_find_says() {
                 "{major}, {target}, {inclusive}: {expected} and {logged}"
             );
         }
+    }
+}
+
+/// What a server of that version logs about the end of a recovery there.
+fn as_logged(stop: &Stop, target: &RecoveryTarget, major: u32) -> String {
+    let verb = if stop.replayed { "after" } else { "before" };
+    let utc = |time: PgTimestamp| time.to_string().replace("+00", " UTC").replace(".000000", "");
+    match (target, &stop.record.kind) {
+        (RecoveryTarget::Lsn(_), _) => {
+            let start = stop.record.start;
+            // From version 19 on its lower half has leading zeros.
+            let shown = match major {
+                ..19 => start.to_string(),
+                _ => format!("{:X}/{:08X}", start.0 >> 32, start.0 & 0xFFFF_FFFF),
+            };
+            format!("{verb} WAL location (LSN) \"{shown}\"")
+        }
+        (RecoveryTarget::Name(name), _) => format!("at restore point \"{name}\""),
+        (_, RecordKind::Commit(end)) => {
+            format!("{verb} commit of transaction {}, time ", end.xid) + &utc(end.time)
+        }
+        (_, RecordKind::Abort(end)) => {
+            format!("{verb} abort of transaction {}, time ", end.xid) + &utc(end.time)
+        }
+        (_, other) => panic!("stops at {other:?}"),
     }
 }
 

@@ -51,28 +51,40 @@ pub fn random_world(rng: &mut StdRng) -> World {
     world.graph.add_known(tli(1));
     world.records.insert(tli(1), write_records(rng, tli(1), first, count, &mut clock, &mut xid));
     for id in 2..2 + rng.random_range(0..4) {
-        // Timelines without a record of their own cannot be forked from.
-        let parents: Vec<TimelineId> =
-            world.records.iter().filter(|(_, r)| !r.is_empty()).map(|(t, _)| *t).collect();
-        let parent = parents[rng.random_range(0..parents.len())];
-        let own: Vec<&Record> = match rng.random_ratio(1, 4) {
-            // Recovery that followed the parent and stopped before the parent begins: switch points decrease.
-            true => world.path_records(parent),
-            false => world.records[&parent].iter().collect(),
-        };
-        let switch = own[rng.random_range(0..own.len())].start;
-        let mut lines: String = world
-            .history(parent)
-            .entries()
-            .iter()
-            .map(|e| format!("{}\t{}\tx\n", e.parent, e.switch))
-            .collect();
-        lines.push_str(&format!("{parent}\t{switch}\tx\n"));
-        world.graph.add(TimelineHistory::parse(tli(id), lines.as_bytes()).unwrap());
-        let count = if rng.random_ratio(1, 5) { 0 } else { rng.random_range(1..25) };
-        clock += 20;
-        world.records.insert(tli(id), write_records(rng, tli(id), switch, count, &mut clock, &mut xid));
+        fork(rng, &mut world, tli(id), &mut clock, &mut xid);
     }
+    archive(rng, &mut world, first);
+    leave_partials_at_forks(rng, &mut world);
+    for _ in 0..rng.random_range(0..6) {
+        take_backup(rng, &mut world);
+    }
+    leave_partials_of_dead_servers(rng, &mut world);
+    world
+}
+
+/// A new timeline that leaves one of those that there are.
+fn fork(rng: &mut StdRng, world: &mut World, id: TimelineId, clock: &mut i64, xid: &mut u32) {
+    // Timelines without a record of their own cannot be forked from.
+    let parents: Vec<TimelineId> =
+        world.records.iter().filter(|(_, r)| !r.is_empty()).map(|(t, _)| *t).collect();
+    let parent = parents[rng.random_range(0..parents.len())];
+    let own: Vec<&Record> = match rng.random_ratio(1, 4) {
+        // Recovery that followed the parent and stopped before the parent begins: switch points decrease.
+        true => world.path_records(parent),
+        false => world.records[&parent].iter().collect(),
+    };
+    let switch = own[rng.random_range(0..own.len())].start;
+    let mut lines: String =
+        world.history(parent).entries().iter().map(|e| format!("{}\t{}\tx\n", e.parent, e.switch)).collect();
+    lines.push_str(&format!("{parent}\t{switch}\tx\n"));
+    world.graph.add(TimelineHistory::parse(id, lines.as_bytes()).unwrap());
+    let count = if rng.random_ratio(1, 5) { 0 } else { rng.random_range(1..25) };
+    *clock += 20;
+    world.records.insert(id, write_records(rng, id, switch, count, clock, xid));
+}
+
+/// Puts segments in the archive, most of them.
+fn archive(rng: &mut StdRng, world: &mut World, first: Lsn) {
     for (&timeline, records) in &world.records {
         let begin = world.graph.history(timeline).unwrap().begin_of(timeline).unwrap().max(first);
         let Some(end) = records.last().map(|r| r.end) else { continue };
@@ -85,6 +97,10 @@ pub fn random_world(rng: &mut StdRng) -> World {
             }
         }
     }
+}
+
+/// What the old timeline's server had of the segment in which another one was forked.
+fn leave_partials_at_forks(rng: &mut StdRng, world: &mut World) {
     for timeline in world.graph.ids().collect::<Vec<_>>() {
         for (_, switch) in world.graph.children(timeline) {
             let number = SegmentNo::before(switch, size());
@@ -99,29 +115,29 @@ pub fn random_world(rng: &mut StdRng) -> World {
             *known = held.max(*known);
         }
     }
-    for _ in 0..rng.random_range(0..6) {
-        let timelines: Vec<TimelineId> = world.records.keys().copied().collect();
-        let timeline = timelines[rng.random_range(0..timelines.len())];
-        let own = world.records[&timeline].clone();
-        if own.len() < 2 {
-            continue;
-        }
-        let start = rng.random_range(0..own.len() - 1);
-        let end = rng.random_range(start..own.len().min(start + 5));
-        let time = |r: &Record| match r.kind {
-            Kind::Commit { time, .. } => Some(time.0 / 1_000_000),
-            _ => None,
-        };
-        let started = own[..=start].iter().rev().find_map(time).unwrap_or(100);
-        let ended = own[..=end].iter().rev().find_map(time).unwrap_or(100).max(started);
-        world.backup(
-            timeline.get(),
-            own[start].start.0,
-            own[end].end.0,
-            started,
-            ended + rng.random_range(0..3),
-        );
+}
+
+/// A backup of any stretch of a timeline that has two records.
+fn take_backup(rng: &mut StdRng, world: &mut World) {
+    let timelines: Vec<TimelineId> = world.records.keys().copied().collect();
+    let timeline = timelines[rng.random_range(0..timelines.len())];
+    let own = world.records[&timeline].clone();
+    if own.len() < 2 {
+        return;
     }
+    let start = rng.random_range(0..own.len() - 1);
+    let end = rng.random_range(start..own.len().min(start + 5));
+    let time = |r: &Record| match r.kind {
+        Kind::Commit { time, .. } => Some(time.0 / 1_000_000),
+        _ => None,
+    };
+    let started = own[..=start].iter().rev().find_map(time).unwrap_or(100);
+    let ended = own[..=end].iter().rev().find_map(time).unwrap_or(100).max(started);
+    world.backup(timeline.get(), own[start].start.0, own[end].end.0, started, ended + rng.random_range(0..3));
+}
+
+/// What there was of the last segments of servers that died.
+fn leave_partials_of_dead_servers(rng: &mut StdRng, world: &mut World) {
     for timeline in world.graph.ids().collect::<Vec<_>>() {
         // A server that died while it wrote its last segment, of which an operator stored what there was.
         let Some(last) = world.records.get(&timeline).and_then(|records| records.last()) else { continue };
@@ -137,7 +153,6 @@ pub fn random_world(rng: &mut StdRng) -> World {
             world.partials.entry((timeline, number)).or_insert(held);
         }
     }
-    world
 }
 
 pub fn random_request(rng: &mut StdRng, world: &World) -> Request {
