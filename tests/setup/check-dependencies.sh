@@ -8,6 +8,7 @@
 #             crates ask of its dependencies, it says so
 #   spelling  no library spells an option or a command line of the programs: they put what it returns into words
 #             (check-spelling.py)
+#   lengths   no file over 500 lines, no test file over 600, no function over 80 (check-lengths.py)
 #   circles   no two folders of one crate import each other in a circle (check-circles.py)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -73,8 +74,9 @@ fi
 if command -v python3 >/dev/null; then
     tests/setup/check-circles.py || failed=1
     tests/setup/check-spelling.py || failed=1
+    tests/setup/check-lengths.py || failed=1
 else
-    echo "python3 is not installed: neither circles of folders nor spelled options were looked for" >&2
+    echo "python3 is not installed: neither circles of folders, spelled options nor lengths were looked for" >&2
 fi
 
 [ $failed -eq 0 ] && echo "dependencies: no banned crate, layers as designed, plans pure, no option spelled in a library"
