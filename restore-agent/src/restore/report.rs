@@ -79,19 +79,7 @@ impl Restore {
             ));
             notes.extend(self.unarchived.aside(&record.aside.join("pg_wal")));
         }
-        if !args.resume_archiving && args.standby {
-            notes.push(
-                "archive_mode is off, also after a promotion; a standby that is to take over from its primary is restored with \
-                 --standby --resume-archiving, or gets archive_mode = on, and a restart, before it is promoted"
-                    .to_owned(),
-            );
-        } else if !args.resume_archiving {
-            notes.push(
-                "archive_mode is off, so that the copy cannot write into the archive it came from; if it replaces the original \
-                 for good, restore with --resume-archiving"
-                    .to_owned(),
-            );
-        }
+        notes.extend(not_archiving(args).map(str::to_owned));
         if let Some((KeySource::Key(from) | KeySource::Passphrase(from), _)) =
             self.planned.repository.opened_by()
             && matches!(from, SecretSource::Environment(_))
@@ -122,6 +110,21 @@ impl Restore {
             notes,
             start: self.start_command(),
         }
+    }
+}
+
+/// What to know of `archive_mode`, which is off unless archiving is to be resumed.
+fn not_archiving(args: &RestoreArgs) -> Option<&'static str> {
+    match (args.resume_archiving, args.standby) {
+        (true, _) => None,
+        (false, true) => Some(
+            "archive_mode is off, also after a promotion; a standby that is to take over from its primary is restored with --standby \
+             --resume-archiving, or gets archive_mode = on, and a restart, before it is promoted",
+        ),
+        (false, false) => Some(
+            "archive_mode is off, so that the copy cannot write into the archive it came from; if it replaces the original for good, \
+             restore with --resume-archiving",
+        ),
     }
 }
 

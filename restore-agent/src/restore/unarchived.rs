@@ -92,24 +92,8 @@ impl Unarchived {
         candidates: &BTreeMap<SegmentName, Vec<PathBuf>>,
     ) -> anyhow::Result<()> {
         let plan = &planned.plan;
-        if plan.target != RecoveryTarget::Latest || plan.signal != Signal::Recovery {
-            self.left = Some("only a recovery to the end of the archive goes on to it".to_owned());
-            return Ok(());
-        }
-        if let Some(fork) = plan.fork {
-            self.left = Some(format!(
-                "recovery ends at {}, in an incomplete copy of \"{}\"; what goes on behind that counts once it is in the archive \
-                 (archive-agent push)",
-                fork.cut, fork.name
-            ));
-            return Ok(());
-        }
-        if let Some(unfollowed) = plan.unfollowed {
-            self.left = Some(format!(
-                "recovery ends at {}, where timeline {} begins; what goes on behind that counts once it is in the archive \
-                 (archive-agent push)",
-                unfollowed.from, unfollowed.timeline
-            ));
+        self.left = ends_before(plan);
+        if self.left.is_some() {
             return Ok(());
         }
         let size = planned.lineage.segment_size;
@@ -157,16 +141,7 @@ impl Unarchived {
         if self.left.is_none()
             && let Some(other) = candidates.keys().find(|name| !replayed(name))
         {
-            self.left = Some(if found.here.differ.contains(&WalFileName::Segment(*other)) {
-                format!("\"{other}\" has other content in the archive, which counts")
-            } else if other.timeline == plan.timeline {
-                format!(
-                    "\"{other}\" does not follow the last segment of the archive, {}",
-                    range.last.name(range.timeline, size)
-                )
-            } else {
-                format!("\"{other}\" is not of timeline {}, on which recovery ends", plan.timeline)
-            });
+            self.left = Some(does_not_follow(*other, found, range.last.name(range.timeline, size), plan));
         }
         Ok(())
     }
@@ -293,4 +268,33 @@ pub(super) fn continued_from(plan: &RestorePlan, size: SegmentSize) -> Option<Se
     let begin = plan.path.last().map(|step| step.begin);
     let adjoins = |last: &SegmentRange| last.timeline == plan.timeline || begin == Some(last.last.end(size));
     plan.wal.last().copied().filter(adjoins)
+}
+/// Why recovery does not go on to WAL behind the archive's end, if the plan says so.
+fn ends_before(plan: &RestorePlan) -> Option<String> {
+    if plan.target != RecoveryTarget::Latest || plan.signal != Signal::Recovery {
+        return Some("only a recovery to the end of the archive goes on to it".to_owned());
+    }
+    if let Some(fork) = plan.fork {
+        return Some(format!(
+            "recovery ends at {}, in an incomplete copy of \"{}\"; what goes on behind that counts once it is in the archive \
+             (archive-agent push)",
+            fork.cut, fork.name
+        ));
+    }
+    let unfollowed = plan.unfollowed?;
+    Some(format!(
+        "recovery ends at {}, where timeline {} begins; what goes on behind that counts once it is in the archive (archive-agent push)",
+        unfollowed.from, unfollowed.timeline
+    ))
+}
+
+/// Why a segment is not replayed after `last`, the last one of the archive.
+fn does_not_follow(other: SegmentName, found: &NotStored, last: SegmentName, plan: &RestorePlan) -> String {
+    if found.here.differ.contains(&WalFileName::Segment(other)) {
+        format!("\"{other}\" has other content in the archive, which counts")
+    } else if other.timeline == plan.timeline {
+        format!("\"{other}\" does not follow the last segment of the archive, {last}")
+    } else {
+        format!("\"{other}\" is not of timeline {}, on which recovery ends", plan.timeline)
+    }
 }

@@ -87,6 +87,8 @@ impl Recovery {
 mod tests {
     use walpoint_base::TimelineId;
 
+    use super::Known::{Archived, Differs, Unknown, Waits};
+    use super::Verdict::{Behind, Beside, Younger};
     use super::*;
 
     const SIZE: SegmentSize = SegmentSize::DEFAULT;
@@ -112,74 +114,90 @@ mod tests {
         is: Verdict,
     }
 
-    #[test]
-    fn what_comes_after_the_end_is_told_from_what_lies_beside_it() {
-        use Known::{Archived, Differs, Unknown, Waits};
-        use Verdict::{Behind, Beside, Younger};
-        let boundary = || history(2, "1\t0/9000000\tx\n");
-        let inside = || history(2, "1\t0/9000090\tx\n");
-        let root = || TimelineHistory::root(tli(1));
-        let case = |says, (path, ends, goes_on, latest), branch, file, until, is| Case {
-            says,
-            path,
-            ends,
-            goes_on,
-            latest,
-            branch,
-            file,
-            until,
-            is,
-        };
-        let (end, fork) = (0x900_0000, 0x900_0090);
-        let nine = |timeline: u32| match timeline {
+    /// What recovery does: its path, where it ends, whether it can continue behind that, and whether "latest" was asked for.
+    type Ends = (TimelineHistory, u64, bool, bool);
+
+    fn case(
+        says: &'static str,
+        (path, ends, goes_on, latest): Ends,
+        branch: (TimelineHistory, Known),
+        file: &'static str,
+        until: u64,
+        is: Verdict,
+    ) -> Case {
+        Case { says, path, ends, goes_on, latest, branch, file, until, is }
+    }
+
+    /// Where segment 9 begins, and a fork inside it.
+    const END: u64 = 0x900_0000;
+    const FORK: u64 = 0x900_0090;
+
+    fn boundary() -> TimelineHistory {
+        history(2, "1\t0/9000000\tx\n")
+    }
+
+    fn inside() -> TimelineHistory {
+        history(2, "1\t0/9000090\tx\n")
+    }
+
+    fn root() -> TimelineHistory {
+        TimelineHistory::root(tli(1))
+    }
+
+    fn nine(timeline: u32) -> &'static str {
+        match timeline {
             1 => "000000010000000000000009",
             2 => "000000020000000000000009",
             _ => "000000030000000000000009",
-        };
-        let cases = [
+        }
+    }
+
+    /// Recovery ends where a timeline begins, or on it.
+    fn at_a_fork() -> Vec<Case> {
+        vec![
             case(
                 "the timeline that is asked for, which recovery can continue",
-                (boundary(), end, true, true),
+                (boundary(), END, true, true),
                 (boundary(), Archived),
                 nine(2),
-                end + 999,
+                END + 999,
                 Beside,
             ),
             case(
                 "it begins in a segment that the parent has whole",
-                (inside(), fork, false, true),
+                (inside(), FORK, false, true),
                 (inside(), Archived),
                 nine(2),
-                fork + 999,
+                FORK + 999,
                 Behind,
             ),
             case(
                 "the same, named",
-                (inside(), fork, false, false),
+                (inside(), FORK, false, false),
                 (inside(), Archived),
                 nine(2),
-                fork + 999,
+                FORK + 999,
                 Behind,
             ),
             case(
                 "nothing of its own",
-                (inside(), fork, false, true),
+                (inside(), FORK, false, true),
                 (inside(), Archived),
                 nine(2),
-                fork,
+                FORK,
                 Beside,
             ),
             case(
                 "another server's of the same number",
-                (inside(), fork, false, true),
+                (inside(), FORK, false, true),
                 (inside(), Differs),
                 nine(2),
-                fork + 999,
+                FORK + 999,
                 Beside,
             ),
             case(
                 "a later segment without a record",
-                (inside(), fork, false, true),
+                (inside(), FORK, false, true),
                 (inside(), Archived),
                 "00000002000000000000000A",
                 0xA00_0000,
@@ -187,7 +205,7 @@ mod tests {
             ),
             case(
                 "what the path left behind",
-                (inside(), fork, false, true),
+                (inside(), FORK, false, true),
                 (root(), Archived),
                 "00000001000000000000000A",
                 0xA00_0999,
@@ -195,90 +213,102 @@ mod tests {
             ),
             case(
                 "and in the segment of the fork",
-                (inside(), fork, false, true),
+                (inside(), FORK, false, true),
                 (root(), Archived),
                 nine(1),
-                fork + 999,
+                FORK + 999,
                 Beside,
             ),
+        ]
+    }
+
+    /// Recovery ends where the archive does.
+    fn at_the_end() -> Vec<Case> {
+        vec![
             case(
                 "an incomplete copy has less",
-                (root(), fork, false, true),
+                (root(), FORK, false, true),
                 (root(), Archived),
                 nine(1),
-                fork + 999,
+                FORK + 999,
                 Behind,
             ),
             case(
                 "an incomplete copy has the same",
-                (root(), fork, false, true),
+                (root(), FORK, false, true),
                 (root(), Archived),
                 nine(1),
-                fork,
+                FORK,
                 Beside,
             ),
             case(
                 "a history that waits, left inside the next segment",
-                (root(), end, true, true),
+                (root(), END, true, true),
                 (inside(), Waits),
                 nine(2),
-                fork + 999,
+                FORK + 999,
                 Behind,
             ),
             case(
                 "left at the end",
-                (root(), end, true, true),
+                (root(), END, true, true),
                 (boundary(), Waits),
                 nine(2),
-                end + 999,
+                END + 999,
                 Behind,
             ),
             case(
                 "the parent's last segment",
-                (root(), end, true, true),
+                (root(), END, true, true),
                 (root(), Archived),
                 "000000010000000000000009.partial",
-                fork,
+                FORK,
                 Behind,
             ),
             case(
                 "timeline 1 was named",
-                (root(), end, true, false),
+                (root(), END, true, false),
                 (inside(), Waits),
                 nine(2),
-                fork + 999,
+                FORK + 999,
                 Beside,
             ),
             case(
                 "a copy that archives nothing",
-                (root(), end, true, true),
+                (root(), END, true, true),
                 (inside(), Unknown),
                 nine(2),
-                fork + 999,
+                FORK + 999,
                 Beside,
             ),
+        ]
+    }
+
+    /// Several promotions, and branches.
+    fn beside_branches() -> Vec<Case> {
+        vec![
             case(
                 "two promotions",
-                (root(), end, true, true),
+                (root(), END, true, true),
                 (history(3, "1\t0/9000090\tx\n2\t0/9000120\tx\n"), Waits),
                 nine(3),
-                fork + 999,
+                FORK + 999,
                 Behind,
             ),
             case(
                 "two promotions, of which the archive knows one",
-                (inside(), fork, false, true),
+                (inside(), FORK, false, true),
                 (history(3, "1\t0/9000090\tx\n2\t0/9000120\tx\n"), Waits),
                 nine(3),
-                fork + 999,
+                FORK + 999,
                 Behind,
             ),
             case(
                 "and of the one between them",
-                (history(3, "1\t0/9000000\tx\n2\t0/A000000\tx\n"), end, false, true),
+                (history(3, "1\t0/9000000\tx\n2\t0/A000000\tx\n"), END, false, true),
                 (boundary(), Archived),
                 nine(2),
-                end + 999,
+                END + 999,
                 Behind,
             ),
             case(
@@ -294,27 +324,33 @@ mod tests {
                 (root(), 0xB00_0000, true, true),
                 (inside(), Waits),
                 nine(2),
-                fork + 999,
+                FORK + 999,
                 Younger,
             ),
             case(
                 "a branch beside the one that is asked for",
-                (history(4, "1\t0/9000090\tx\n"), fork, false, true),
+                (history(4, "1\t0/9000090\tx\n"), FORK, false, true),
                 (history(3, "1\t0/9000120\tx\n"), Waits),
                 nine(3),
-                fork + 999,
+                FORK + 999,
                 Beside,
             ),
             case(
                 "a sibling that the archive is yet to hear of",
-                (inside(), fork, false, true),
+                (inside(), FORK, false, true),
                 (history(3, "1\t0/9000120\tx\n"), Waits),
                 nine(3),
-                fork + 999,
+                FORK + 999,
                 Younger,
             ),
-        ];
-        for Case { says, path, ends, goes_on, latest, branch: (of, known), file, until, is } in cases {
+        ]
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_told_from_what_lies_beside_it() {
+        for Case { says, path, ends, goes_on, latest, branch: (of, known), file, until, is } in
+            [at_a_fork(), at_the_end(), beside_branches()].into_iter().flatten()
+        {
             let recovery = Recovery { history: path, end: Lsn(ends), goes_on, latest };
             let branch = Branch { history: of, known };
             let found = recovery.verdict(&branch, file.parse().unwrap(), Lsn(until), SIZE);
