@@ -5,7 +5,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 NOT_RUN := $(TARGET_DIR)/walpoint-not-run
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help build dist dist-check image demo unit test-bed test soak planted bench lint clean
+.PHONY: help build dist dist-check image demo unit test-bed test soak mutants bench lint clean
 
 help:
 	@echo "make build   the four programs, optimised, in $(TARGET_DIR)/release"
@@ -16,7 +16,7 @@ help:
 	@echo "make unit    the unit tests of all crates: no server is needed"
 	@echo "make test    install the servers the tests need, build, run all tests"
 	@echo "make soak    the long tests too"
-	@echo "make planted plant faults and show which test finds each"
+	@echo "make mutants plant faults and show which test finds each"
 	@echo "make bench   measure beside other tools, write bench/RESULTS.md (an hour; ROWS=archive-s3,fetch-s3 for some)"
 	@echo "make lint    format, clippy, documentation, dependencies, layers, circles, options in libraries"
 	@echo "make clean   remove everything built"
@@ -91,8 +91,8 @@ endif
 	@$(MAKE) --no-print-directory not-run
 
 # What no test finds is not tested. Builds a copy of the last commit in a directory of its own.
-planted: test-bed
-	tests/setup/planted-faults.sh
+mutants: test-bed
+	tests/setup/mutants.sh
 
 # The peers are installed where that is possible; who is missing is named in the results. Ours is measured as it is released.
 bench: dist
@@ -106,7 +106,7 @@ lint:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 	tests/setup/check-dependencies.sh
 	tests/setup/check-words.sh
-	@if command -v git >/dev/null; then git apply --check tests/planted/*.patch; else echo "no git: the planted faults were not tried" >&2; fi
+	@if command -v git >/dev/null; then git apply --check tests/mutants/*.patch; else echo "no git: the mutants were not tried" >&2; fi
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --offline check bans licenses sources; \
 	else \

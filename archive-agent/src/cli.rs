@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use walpoint_runtime::args::CommonArgs;
-use walpoint_runtime::pages::{Page, Shell};
+use walpoint_runtime::pages::{ManualPage, Shell};
 
 use crate::backup::BackupArgs;
 use crate::check::CheckArgs;
@@ -17,8 +17,8 @@ use crate::lineage::LineageCommand;
 use crate::verify::VerifyArgs;
 
 /// The manual page of the thin client, which does not describe itself.
-pub(crate) const CLIENT_PAGE: Page =
-    Page { name: "archive-push.1", text: include_str!("../push/archive-push.1") };
+pub(crate) const CLIENT_PAGE: ManualPage =
+    ManualPage { name: "archive-push.1", text: include_str!("../push/archive-push.1") };
 
 /// Archives the WAL and the base backups of PostgreSQL clusters to object storage.
 #[derive(Debug, Parser)]

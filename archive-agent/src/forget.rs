@@ -15,7 +15,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
 use walpoint_runtime::output;
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
@@ -74,7 +74,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
         document.repositories.clear();
         for repository in &opened {
             let what = format!("deleting cluster {} from repository {}", args.cluster, repository.name());
-            let waiting = Progress::waiting(&what, common.show_progress());
+            let waiting = ByteProgress::waiting(&what, common.show_progress());
             let done = forget(repository, &args.cluster, ForgetOptions { dry_run: false, ..options }).await;
             waiting.end();
             match done {

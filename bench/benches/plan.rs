@@ -8,9 +8,9 @@ use walpoint_base::{
 };
 use walpoint_bench::long_archive::{SEGMENTS, header};
 use walpoint_plan::restore::{
-    Request, RequiredSearch, SegmentDecoder, StopRule, StopSearch, TablespaceSearch,
+    RequiredSearch, RestoreRequest, SegmentDecoder, StopRule, StopSearch, TablespaceSearch,
 };
-use walpoint_repo::index::{FANOUT, SegmentEntry, TimelineIndex, forge};
+use walpoint_repo::index::{FANOUT, SegmentEntry, TimelineIndex, fixtures};
 use walpoint_repo::planning;
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::wal::WalArchive;
@@ -59,12 +59,12 @@ async fn archive(dir: &TestDir) -> WalArchive {
     let archive = repository.wal(&lineage);
     let entry =
         |number: SegmentNo| Some(SegmentEntry::of(&header(&archive, number.0, commit(number.0)), 5_000_000));
-    forge::sealed_groups(&archive, FIRST, SEGMENTS / FANOUT, entry).await.expect("an index");
+    fixtures::sealed_groups(&archive, FIRST, SEGMENTS / FANOUT, entry).await.expect("an index");
     for number in (1_000..SEGMENTS - 2_000).step_by(10_000) {
         let start = SegmentNo(number).start(SIZE) + 40;
         let id = BackupId::new(commit(number).to_time(), FIRST, start, 1);
         let stop = SegmentNo(number + 2).start(SIZE) + 400;
-        backup::forge::smallest(&archive, id, stop, commit(number + 2).to_time()).await.expect("a backup");
+        backup::fixtures::smallest(&archive, id, stop, commit(number + 2).to_time()).await.expect("a backup");
     }
     archive
 }
@@ -89,7 +89,7 @@ fn plans(criterion: &mut Criterion) {
     let now = commit(SEGMENTS + 60).to_time();
     group.bench_function("plan: the latest moment", |bencher| {
         bencher.iter(|| {
-            let request = Request::default();
+            let request = RestoreRequest::default();
             let planned = planning::plan(repository, &cluster, &request, &decoder, now);
             assert!(runtime.block_on(planned).expect("planned").is_ok());
         });

@@ -11,14 +11,14 @@ use walpoint_tests::cluster::Cluster;
 use walpoint_tests::dir::TestDir;
 use walpoint_tests::{process, testbed, user};
 
-use crate::contestants::Contestant;
+use crate::contestants::Tool;
 use crate::data;
-use crate::drive::{self, Order, Report};
+use crate::drive::{self, DriveOrder, DriveReport};
 use crate::machine;
-use crate::place::{Place, StoreKind, Stores};
+use crate::place::{StoreKind, StorePlace, Stores};
 use crate::processes;
 use crate::template::{self, Values};
-use crate::work::Work;
+use crate::work::WorkDirectory;
 
 /// No command of setting up takes longer.
 const SETUP_LIMIT: Duration = Duration::from_secs(120);
@@ -27,7 +27,7 @@ const SETUP_LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Surroundings<'a> {
     /// The working directory.
-    pub work: &'a Work,
+    pub work: &'a WorkDirectory,
     /// The stores.
     pub stores: &'a mut Stores,
     /// The running cluster, if there is one.
@@ -37,8 +37,8 @@ pub struct Surroundings<'a> {
 /// A contestant on a store.
 #[derive(Debug)]
 pub struct Bed {
-    contestant: Contestant,
-    place: Place,
+    contestant: Tool,
+    place: StorePlace,
     values: Values,
     /// Sockets, configuration, logs: in memory, with a short path.
     dir: TestDir,
@@ -50,7 +50,7 @@ pub struct Bed {
 #[derive(Debug)]
 pub struct Task<'a> {
     /// The work.
-    pub load: drive::Work,
+    pub load: drive::WorkKind,
     /// The contestant's command for it, with placeholders.
     pub command: &'a str,
     /// Whether its daemon runs beside it.
@@ -65,7 +65,7 @@ pub struct Task<'a> {
 #[derive(Debug)]
 pub struct Seen {
     /// The driver's report.
-    pub report: Report,
+    pub report: DriveReport,
     /// Requests to the store meanwhile.
     pub requests: BTreeMap<String, u64>,
     /// CPU time that others took meanwhile, as a share of the machine.
@@ -75,12 +75,12 @@ pub struct Seen {
 impl Bed {
     /// Sets a contestant up on an empty store, for a data directory.
     pub fn make(
-        contestant: &Contestant,
+        contestant: &Tool,
         kind: StoreKind,
         pgdata: &Path,
         around: &mut Surroundings<'_>,
     ) -> Result<Bed, String> {
-        let place = Place::make(kind, around.stores);
+        let place = StorePlace::make(kind, around.stores);
         let dir = TestDir::new();
         let scratch = around.work.dir("run").join(format!("scratch{:08x}", rand::random::<u32>()));
         let mut values = common_values(around.work);
@@ -157,12 +157,12 @@ impl Bed {
     }
 
     /// The contestant.
-    pub fn contestant(&self) -> &Contestant {
+    pub fn contestant(&self) -> &Tool {
         &self.contestant
     }
 
     /// Its repository.
-    pub fn place(&self) -> &Place {
+    pub fn place(&self) -> &StorePlace {
         &self.place
     }
 
@@ -199,7 +199,7 @@ impl Bed {
         before: impl FnOnce() -> Result<(), String>,
     ) -> Result<Seen, String> {
         let daemon = self.contestant.daemon.as_deref().filter(|_| task.daemon);
-        let order = Order {
+        let order = DriveOrder {
             work: task.load,
             command: self.fill(task.command)?,
             daemon: daemon.map(|command| self.fill(command)).transpose()?,
@@ -233,7 +233,7 @@ impl Bed {
         let requests = self.place.requests(around.stores);
         let (begun, busy, beside) = (Instant::now(), machine::busy(), self.cpu_beside(around));
         say("GO")?;
-        let report: Report =
+        let report: DriveReport =
             serde_json::from_str(&hear()?).map_err(|e| format!("the driver's report: {e}"))?;
         let elapsed = begun.elapsed().as_secs_f64();
         let known = report.cpu + report.driver_cpu + self.cpu_beside(around) - beside;
@@ -265,12 +265,12 @@ impl Bed {
 }
 
 /// Where backups are restored and segments fetched to.
-pub fn target(work: &Work) -> PathBuf {
+pub fn target(work: &WorkDirectory) -> PathBuf {
     work.root().join("run/target")
 }
 
 /// Placeholders that do not depend on store or contestant.
-pub fn common_values(work: &Work) -> Values {
+pub fn common_values(work: &WorkDirectory) -> Values {
     let values =
         [("bin", work.root().join("bin")), ("pg", data::programs()), ("testbed", testbed::root().to_owned())];
     values.into_iter().map(|(name, path)| (name.to_owned(), path.display().to_string())).collect()

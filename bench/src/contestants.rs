@@ -10,7 +10,7 @@ use crate::template::Values;
 /// A tool with its settings. Commands are run by `sh -c`; `%p` and `%f` are replaced as PostgreSQL does.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct Contestant {
+pub struct Tool {
     /// How it is called in the results.
     pub name: String,
     /// What it is an instance of: the best of each family counts. `walpoint` is ours.
@@ -78,17 +78,17 @@ pub const OURS: &str = "walpoint";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    contestant: Vec<Contestant>,
+    contestant: Vec<Tool>,
 }
 
-impl Contestant {
+impl Tool {
     /// Whether it is ours.
     pub fn is_ours(&self) -> bool {
         self.family == OURS
     }
 
     /// Takes over from `other` what this one leaves open.
-    fn complete(&mut self, other: &Contestant) {
+    fn complete(&mut self, other: &Tool) {
         fn option<T: Clone>(own: &mut Option<T>, other: &Option<T>) {
             if own.is_none() {
                 own.clone_from(other);
@@ -130,15 +130,15 @@ impl Contestant {
 }
 
 /// Reads the file; an error says what is wrong in it.
-pub fn read(path: &Path) -> Result<Vec<Contestant>, String> {
+pub fn read(path: &Path) -> Result<Vec<Tool>, String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     parse(&text).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Reads the text of such a file.
-pub fn parse(text: &str) -> Result<Vec<Contestant>, String> {
+pub fn parse(text: &str) -> Result<Vec<Tool>, String> {
     let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
-    let mut known: Vec<Contestant> = Vec::new();
+    let mut known: Vec<Tool> = Vec::new();
     for mut contestant in file.contestant {
         if known.iter().any(|other| other.name == contestant.name) {
             return Err(format!("two contestants are called {}", contestant.name));
@@ -166,7 +166,7 @@ mod tests {
     fn the_file_in_the_tree_is_right() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contestants.toml");
         let all = read(&path).unwrap();
-        assert!(all.iter().any(Contestant::is_ours));
+        assert!(all.iter().any(Tool::is_ours));
         for contestant in &all {
             for row in &contestant.rows {
                 assert!(rows::find(row).is_some(), "{}: no row {row}", contestant.name);

@@ -17,7 +17,7 @@ use walpoint_tests::dir::TestDir;
 use walpoint_tests::{process, testbed, user};
 
 use crate::place::bytes_below;
-use crate::work::Work;
+use crate::work::WorkDirectory;
 
 /// The major version: the newest that all peers know.
 pub const MAJOR: u32 = 15;
@@ -72,7 +72,7 @@ pub struct Data {
 
 impl Data {
     /// The data set of that size; makes it if it is not there.
-    pub fn get(work: &Work, size: Size) -> Data {
+    pub fn get(work: &WorkDirectory, size: Size) -> Data {
         let dir = work.root().join("data").join(if size == Size::FULL { "full" } else { "quick" });
         let stamp = dir.join("data.json");
         let known = fs::read(&stamp).ok().and_then(|json| serde_json::from_slice::<Data>(&json).ok());

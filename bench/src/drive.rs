@@ -2,8 +2,8 @@
 //! `archive_command` for the oldest file that is `.ready`, one `sh -c` at a time, and renames `.ready` to `.done`; or
 //! `restore_command` for one segment after the other.
 //!
-//! Over standard input and output it is told what to do ([`Order`]), says that the daemon is ready, is told to go, and
-//! gives a [`Report`]. What the contestant leaves running is ended, and counted, before the report.
+//! Over standard input and output it is told what to do ([`DriveOrder`]), says that the daemon is ready, is told to go, and
+//! gives a [`DriveReport`]. What the contestant leaves running is ended, and counted, before the report.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -19,9 +19,9 @@ use crate::processes::{self, Watch};
 
 /// What to measure.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Order {
+pub struct DriveOrder {
     /// The work.
-    pub work: Work,
+    pub work: WorkKind,
     /// The command; `%p` and `%f` are replaced as PostgreSQL does.
     pub command: String,
     /// A process that runs beside it.
@@ -40,7 +40,7 @@ pub struct Order {
 
 /// The kinds of work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum Work {
+pub enum WorkKind {
     /// `archive_command` for these segments.
     Archive {
         /// Their names, oldest first.
@@ -59,7 +59,7 @@ pub enum Work {
 
 /// What was measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Report {
+pub struct DriveReport {
     /// From the beginning of the first command to the end of the last.
     pub seconds: f64,
     /// How long each command took, in milliseconds.
@@ -102,7 +102,7 @@ pub fn main() {
     let mut input = std::io::stdin().lock();
     let mut line = String::new();
     input.read_line(&mut line).expect("an order");
-    let order: Order = serde_json::from_str(&line).expect("an order");
+    let order: DriveOrder = serde_json::from_str(&line).expect("an order");
     let mut driver = Driver { order, daemon: None, before: 0.0 };
     let begun = driver.start_daemon();
     say(READY);
@@ -118,7 +118,7 @@ fn say(text: &str) {
 }
 
 struct Driver {
-    order: Order,
+    order: DriveOrder,
     daemon: Option<Child>,
     /// CPU seconds until the daemon was ready.
     before: f64,
@@ -177,8 +177,8 @@ impl Driver {
         Ok(idle)
     }
 
-    fn run(mut self, begun: Result<u64, String>) -> Report {
-        let mut report = Report {
+    fn run(mut self, begun: Result<u64, String>) -> DriveReport {
+        let mut report = DriveReport {
             seconds: 0.0,
             commands_ms: Vec::new(),
             ended: Vec::new(),
@@ -204,7 +204,7 @@ impl Driver {
                 drop(done);
                 guard.join().expect("the guard");
                 if let Some(daemon) = &self.daemon {
-                    let archived = matches!(self.order.work, Work::Archive { .. });
+                    let archived = matches!(self.order.work, WorkKind::Archive { .. });
                     std::thread::sleep(if archived { REST } else { SETTLE });
                     report.idle = Some((idle_before, processes::resident(daemon.id())));
                 }
@@ -218,13 +218,13 @@ impl Driver {
         report
     }
 
-    fn work(&self, report: &mut Report) -> Result<(), String> {
+    fn work(&self, report: &mut DriveReport) -> Result<(), String> {
         match &self.order.work {
-            Work::Archive { segments } => self.archive(segments, report),
-            Work::Fetch { segments, pace_ms } => {
+            WorkKind::Archive { segments } => self.archive(segments, report),
+            WorkKind::Fetch { segments, pace_ms } => {
                 self.fetch(segments, Duration::from_millis(*pace_ms), report)
             }
-            Work::Once => {
+            WorkKind::Once => {
                 let begun = Instant::now();
                 let ran = self.run_shell(&self.order.command);
                 self.note(report, begun, &ran);
@@ -233,7 +233,7 @@ impl Driver {
         }
     }
 
-    fn archive(&self, segments: &[String], report: &mut Report) -> Result<(), String> {
+    fn archive(&self, segments: &[String], report: &mut DriveReport) -> Result<(), String> {
         let status = self.order.pgdata.join("pg_wal/archive_status");
         let file = |name: &str, ending: &str| status.join(format!("{name}.{ending}"));
         let begun = Instant::now();
@@ -249,7 +249,7 @@ impl Driver {
         Ok(())
     }
 
-    fn fetch(&self, segments: &[String], pace: Duration, report: &mut Report) -> Result<(), String> {
+    fn fetch(&self, segments: &[String], pace: Duration, report: &mut DriveReport) -> Result<(), String> {
         let wal = self.order.pgdata.join("pg_wal");
         let recovering = "pg_wal/RECOVERYXLOG";
         // A server runs there, as far as anybody can see: this process.
@@ -273,7 +273,7 @@ impl Driver {
         Ok(())
     }
 
-    fn note(&self, report: &mut Report, begun: Instant, ran: &Ran) {
+    fn note(&self, report: &mut DriveReport, begun: Instant, ran: &Ran) {
         report.commands_ms.push(ran.took.as_secs_f64() * 1000.0);
         report.seconds = begun.elapsed().as_secs_f64();
         report.ended.push(report.seconds);

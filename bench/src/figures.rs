@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::contestants::OURS;
-use crate::measured::{Measured, Summary};
+use crate::measured::{Measured, MeasuredSummary};
 use crate::reference::Reference;
-use crate::run::Outcome;
+use crate::run::RunOutcome;
 use crate::stats::median;
 
 /// The family that the targets compare with.
@@ -39,27 +39,27 @@ pub struct Figure {
 
 /// Which side of the target is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub enum GoodSide {
     /// Values that are not lower.
     AtLeast,
     /// Values that are not higher.
     AtMost,
 }
 
-impl Side {
+impl GoodSide {
     /// By how much a value misses it, as a share of the target; not positive when met.
     pub fn missed_by(self, value: f64, target: f64) -> f64 {
         match self {
-            Side::AtLeast => 1.0 - value / target,
-            Side::AtMost => value / target - 1.0,
+            GoodSide::AtLeast => 1.0 - value / target,
+            GoodSide::AtMost => value / target - 1.0,
         }
     }
 
     /// As it is written before the target.
     pub fn sign(self) -> &'static str {
         match self {
-            Side::AtLeast => "≥",
-            Side::AtMost => "≤",
+            GoodSide::AtLeast => "≥",
+            GoodSide::AtMost => "≤",
         }
     }
 }
@@ -80,15 +80,15 @@ impl<'a> Table<'a> {
     }
 
     /// The contestants of a row.
-    pub fn contestants(&self, row: &str) -> Vec<(&'a str, Summary<'_>)> {
+    pub fn contestants(&self, row: &str) -> Vec<(&'a str, MeasuredSummary<'_>)> {
         let found = self.rows.get(row).into_iter().flatten();
-        found.map(|(name, rounds)| (*name, Summary::of(rounds))).collect()
+        found.map(|(name, rounds)| (*name, MeasuredSummary::of(rounds))).collect()
     }
 
     /// The fastest of a family.
-    pub fn best(&self, row: &str, family: &str) -> Option<(&'a str, Summary<'_>)> {
+    pub fn best(&self, row: &str, family: &str) -> Option<(&'a str, MeasuredSummary<'_>)> {
         let rows = self.rows.get(row)?.iter().filter(|(_, rounds)| rounds[0].family == family);
-        let summaries = rows.map(|(name, rounds)| (*name, Summary::of(rounds)));
+        let summaries = rows.map(|(name, rounds)| (*name, MeasuredSummary::of(rounds)));
         summaries.max_by(|a, b| a.1.median(Measured::rate).total_cmp(&b.1.median(Measured::rate)))
     }
 
@@ -100,7 +100,7 @@ impl<'a> Table<'a> {
 }
 
 /// Every target for which there is a measurement.
-pub fn figures(outcome: &Outcome) -> Vec<Figure> {
+pub fn figures(outcome: &RunOutcome) -> Vec<Figure> {
     let table = Table::of(&outcome.measured);
     let mut all = Vec::new();
     let compare = |all: &mut Vec<Figure>, row: &str, what: Compared| {
@@ -109,7 +109,7 @@ pub fn figures(outcome: &Outcome) -> Vec<Figure> {
     let rate = |work, target| Compared {
         work,
         target,
-        side: Side::AtLeast,
+        side: GoodSide::AtLeast,
         value: Measured::rate,
         unit: "MB/s",
         of: "× MB/s",
@@ -123,7 +123,7 @@ pub fn figures(outcome: &Outcome) -> Vec<Figure> {
         Compared {
             work: "archive, S3: CPU seconds per GB",
             target: 0.7,
-            side: Side::AtMost,
+            side: GoodSide::AtMost,
             value: Measured::cpu_per_gb,
             unit: "s/GB",
             of: "× CPU",
@@ -136,7 +136,7 @@ pub fn figures(outcome: &Outcome) -> Vec<Figure> {
     let time = |work, target| Compared {
         work,
         target,
-        side: Side::AtMost,
+        side: GoodSide::AtMost,
         value: |m| m.seconds,
         unit: "s",
         of: "× the time",
@@ -153,7 +153,7 @@ pub fn figures(outcome: &Outcome) -> Vec<Figure> {
 struct Compared {
     work: &'static str,
     target: f64,
-    side: Side,
+    side: GoodSide,
     value: fn(&Measured) -> f64,
     unit: &'static str,
     of: &'static str,
@@ -177,7 +177,7 @@ fn compared(table: &Table<'_>, row: &str, what: Compared) -> Option<Figure> {
 
 /// How long one command of ours takes.
 fn command(table: &Table<'_>, row: &str, work: &str, share: f64, most_ms: f64) -> Option<Figure> {
-    let at = |summary: &Summary<'_>| {
+    let at = |summary: &MeasuredSummary<'_>| {
         let (p50, p99, _) = summary.commands();
         if share < 0.9 { p50 } else { p99 }
     };
@@ -190,7 +190,7 @@ fn command(table: &Table<'_>, row: &str, work: &str, share: f64, most_ms: f64) -
         peer: peer.unwrap_or_default(),
         ratio: None,
         target: format!("≤ {most_ms} ms"),
-        missed_by: Side::AtMost.missed_by(ours, most_ms),
+        missed_by: GoodSide::AtMost.missed_by(ours, most_ms),
         foreign: table.foreign(row),
     })
 }
@@ -208,7 +208,7 @@ fn against_memory(table: &Table<'_>, references: &[Reference]) -> Option<Figure>
         peer: format!("{} MB/s (in memory)", number(memory)),
         ratio: Some(ratio),
         target: "≥ 0.85×".to_owned(),
-        missed_by: Side::AtLeast.missed_by(ratio, 0.85),
+        missed_by: GoodSide::AtLeast.missed_by(ratio, 0.85),
         foreign: table.foreign(row),
     })
 }
@@ -221,24 +221,25 @@ const RESTORES: [&str; 2] = ["restore-local", "restore-s3"];
 
 fn memory(table: &Table<'_>) -> Vec<Figure> {
     let mut all = Vec::new();
-    let mut limit = |work: &str, rows: &[&str], most: f64, peak: &dyn Fn(&Summary<'_>) -> Option<u64>| {
-        let found = rows.iter().filter_map(|&row| Some((row, peak(&table.best(row, OURS)?.1)?)));
-        if let Some((row, bytes)) = found.max_by_key(|found| found.1) {
-            let mib = bytes as f64 / MIB;
-            all.push(Figure {
-                work: format!("resident memory: {work}"),
-                row: row.to_owned(),
-                ours: format!("{mib:.1} MiB"),
-                peer: String::new(),
-                ratio: None,
-                target: format!("≤ {most} MB"),
-                // Other load does not change it.
-                foreign: 0.0,
-                missed_by: Side::AtMost.missed_by(bytes as f64 / 1e6, most),
-            });
-        }
-    };
-    let process = |name: &'static str| move |s: &Summary<'_>| s.memory().get(name).copied();
+    let mut limit =
+        |work: &str, rows: &[&str], most: f64, peak: &dyn Fn(&MeasuredSummary<'_>) -> Option<u64>| {
+            let found = rows.iter().filter_map(|&row| Some((row, peak(&table.best(row, OURS)?.1)?)));
+            if let Some((row, bytes)) = found.max_by_key(|found| found.1) {
+                let mib = bytes as f64 / MIB;
+                all.push(Figure {
+                    work: format!("resident memory: {work}"),
+                    row: row.to_owned(),
+                    ours: format!("{mib:.1} MiB"),
+                    peer: String::new(),
+                    ratio: None,
+                    target: format!("≤ {most} MB"),
+                    // Other load does not change it.
+                    foreign: 0.0,
+                    missed_by: GoodSide::AtMost.missed_by(bytes as f64 / 1e6, most),
+                });
+            }
+        };
+    let process = |name: &'static str| move |s: &MeasuredSummary<'_>| s.memory().get(name).copied();
     limit("daemon, idle", &ARCHIVING, 20.0, &|s| s.idle().map(|(before, _)| before));
     limit("daemon, idle after work", &ARCHIVING, 20.0, &|s| s.idle().map(|(_, after)| after));
     limit("daemon, busy", &ARCHIVING, 64.0, &process("archive-agent"));
@@ -277,7 +278,7 @@ fn requests(table: &Table<'_>) -> Vec<Figure> {
             format!("{each:.3}"),
             peer.unwrap_or_default(),
             "≤ 1.05",
-            Side::AtMost.missed_by(each, 1.05),
+            GoodSide::AtMost.missed_by(each, 1.05),
         ),
         figure("listings while archiving", format!("{listed:.0}"), String::new(), "0", listed),
     ]
@@ -299,7 +300,7 @@ fn plan(table: &Table<'_>) -> Vec<Figure> {
         foreign,
     };
     let (of_requests, of_time) =
-        (Side::AtMost.missed_by(requests, 40.0), Side::AtMost.missed_by(seconds, 1.0));
+        (GoodSide::AtMost.missed_by(requests, 40.0), GoodSide::AtMost.missed_by(seconds, 1.0));
     vec![
         figure("requests", format!("{requests:.0}"), "≤ 40", of_requests, 0.0),
         figure("time", format!("{seconds:.2} s"), "≤ 1 s", of_time, table.foreign(row)),
@@ -320,14 +321,14 @@ mod tests {
     use super::*;
     use crate::measured::tests::measured;
 
-    fn outcome(ours: f64, theirs: f64) -> Outcome {
+    fn outcome(ours: f64, theirs: f64) -> RunOutcome {
         let mut all = Vec::new();
         for round in 0..3 {
             all.push(measured("archive-local", "walpoint", round, ours));
             all.push(measured("archive-local", "pgbackrest a", round, theirs));
             all.push(measured("archive-local", "pgbackrest b", round, theirs * 2.0));
         }
-        Outcome { measured: all, ..Outcome::default() }
+        RunOutcome { measured: all, ..RunOutcome::default() }
     }
 
     #[test]

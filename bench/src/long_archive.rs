@@ -11,7 +11,7 @@ use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{BackupId, ClusterName, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, TimelineId};
 use walpoint_pg::wal::inspect;
-use walpoint_repo::index::{FANOUT, IndexWriter, SegmentEntry, forge};
+use walpoint_repo::index::{FANOUT, IndexWriter, SegmentEntry, fixtures};
 use walpoint_repo::wal::{WalArchive, WalFlags, WalHeader};
 use walpoint_repo::{Repository, backup};
 use walpoint_storage::RepoError;
@@ -109,12 +109,12 @@ impl LongCluster {
             (number.0 > 0).then(|| SegmentEntry::of(&header, 5_000_000))
         };
         let groups = SEGMENTS / FANOUT;
-        forge::sealed_groups(&archive, FIRST, groups, entry).await?;
+        fixtures::sealed_groups(&archive, FIRST, groups, entry).await?;
         // What is proven segment by segment, and the tail that no index has yet.
         let begun = real - BEHIND;
         let there = (begun..real + 3).filter(|&number| number != real).chain(groups * FANOUT..SEGMENTS);
         let headers: Vec<WalHeader> = there.map(header).collect();
-        let stored = headers.iter().map(|header| forge::header_only(&archive, header));
+        let stored = headers.iter().map(|header| fixtures::header_only(&archive, header));
         stream::iter(stored).buffer_unordered(16).try_collect::<Vec<()>>().await?;
         archive.put_segment(&self.facts, self.content.clone(), WalFlags::default()).await?;
         IndexWriter::new(archive.clone()).catch_up(FIRST).await?;
@@ -127,7 +127,7 @@ impl LongCluster {
             let start = SegmentNo(number).start(size) + 40;
             let id = BackupId::new(at(number), FIRST, start, u32::try_from(number).unwrap_or(0));
             let stop = SegmentNo(number + 2).start(size) + 400;
-            backup::forge::smallest(&archive, id, stop, at(number + 2)).await?;
+            backup::fixtures::smallest(&archive, id, stop, at(number + 2)).await?;
         }
         Ok(PgTimestamp(commit.0 - STEP / 2).to_time().to_string())
     }

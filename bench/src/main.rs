@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use walpoint_bench::data::{Data, Size};
-use walpoint_bench::run::Plan;
-use walpoint_bench::work::Work;
+use walpoint_bench::run::RunPlan;
+use walpoint_bench::work::WorkDirectory;
 use walpoint_bench::{contestants, drive, keeping, machine, results, rows, run, sink};
 
 #[derive(Parser)]
@@ -126,10 +126,10 @@ fn measure(args: &RunArgs) -> Result<(), String> {
     }
     let whole = args.only.is_empty() && args.with.is_empty() && !args.quick;
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
-    let work = Work::take(&program, args.released.as_deref())?;
+    let work = WorkDirectory::take(&program, args.released.as_deref())?;
     let size = if args.quick { Size::QUICK } else { Size::FULL };
     let data = Data::get(&work, size);
-    let plan = Plan { rows: chosen, keeping, contestants: taking_part, rounds: args.rounds, size };
+    let plan = RunPlan { rows: chosen, keeping, contestants: taking_part, rounds: args.rounds, size };
     let outcome = run::run(&plan, &work, &data);
     let text = results::write(&plan, &data, &outcome, load);
     let output = args.output.clone().unwrap_or_else(|| {

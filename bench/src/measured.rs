@@ -55,14 +55,14 @@ impl Measured {
 
 /// All counted rounds of one contestant in one row.
 #[derive(Debug, Clone, Copy)]
-pub struct Summary<'a> {
+pub struct MeasuredSummary<'a> {
     rounds: &'a [&'a Measured],
 }
 
-impl<'a> Summary<'a> {
+impl<'a> MeasuredSummary<'a> {
     /// Of these rounds; the warm-up, round 0, counts for memory only.
-    pub fn of(rounds: &'a [&'a Measured]) -> Summary<'a> {
-        Summary { rounds }
+    pub fn of(rounds: &'a [&'a Measured]) -> MeasuredSummary<'a> {
+        MeasuredSummary { rounds }
     }
 
     fn counted(&self) -> impl Iterator<Item = &'a Measured> + use<'a> {
@@ -119,7 +119,7 @@ impl<'a> Summary<'a> {
 
     /// The median over the rounds of the quotient of something here and in the same round there. What disturbs the
     /// machine for a while disturbs both.
-    pub fn ratio(&self, other: &Summary<'_>, value: impl Fn(&Measured) -> f64) -> f64 {
+    pub fn ratio(&self, other: &MeasuredSummary<'_>, value: impl Fn(&Measured) -> f64) -> f64 {
         let quotient = |m: &Measured| {
             let same = other.counted().find(|o| o.round == m.round)?;
             Some(value(m) / value(same))
@@ -161,7 +161,7 @@ pub(crate) mod tests {
             .map(|(n, &seconds)| measured("r", "a", u32::try_from(n).unwrap(), seconds))
             .collect();
         let rounds: Vec<&Measured> = rounds.iter().collect();
-        let summary = Summary::of(&rounds);
+        let summary = MeasuredSummary::of(&rounds);
         assert_eq!((summary.median(|m| m.seconds), summary.count()), (2.0, 3));
         assert_eq!(summary.memory()["agent"], 4);
         assert_eq!(summary.requests()["PUT"], 60.0);
@@ -176,6 +176,6 @@ pub(crate) mod tests {
         };
         let (a, b) = (make("a", [1.0, 1.0, 10.0, 1.0]), make("b", [1.0, 2.0, 20.0, 2.0]));
         let (a, b): (Vec<&Measured>, Vec<&Measured>) = (a.iter().collect(), b.iter().collect());
-        assert_eq!(Summary::of(&a).ratio(&Summary::of(&b), Measured::rate), 2.0);
+        assert_eq!(MeasuredSummary::of(&a).ratio(&MeasuredSummary::of(&b), Measured::rate), 2.0);
     }
 }

@@ -18,7 +18,7 @@ use crate::far::Far;
 use crate::sink;
 use crate::template::Values;
 use crate::weed::{self, Weed};
-use crate::work::Work;
+use crate::work::WorkDirectory;
 
 /// The kinds of stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,7 +57,7 @@ pub struct Stores {
 
 impl Stores {
     /// None is started yet.
-    pub fn new(work: &Work) -> Stores {
+    pub fn new(work: &WorkDirectory) -> Stores {
         Stores { weed: None, dir: work.dir("stores"), program: work.program() }
     }
 
@@ -73,9 +73,9 @@ impl Stores {
     }
 }
 
-/// A place for a repository. [`remove`](Place::remove) takes away what is there.
+/// A place for a repository. [`remove`](StorePlace::remove) takes away what is there.
 #[derive(Debug)]
-pub struct Place {
+pub struct StorePlace {
     kind: StoreKind,
     values: Values,
     directory: Option<PathBuf>,
@@ -84,12 +84,12 @@ pub struct Place {
     far: Option<Far>,
 }
 
-impl Place {
+impl StorePlace {
     /// An empty one.
-    pub fn make(kind: StoreKind, stores: &mut Stores) -> Place {
+    pub fn make(kind: StoreKind, stores: &mut Stores) -> StorePlace {
         let name = format!("b{:012x}", rand::random::<u64>() >> 16);
         let mut place =
-            Place { kind, values: Values::new(), directory: None, bucket: None, sink: None, far: None };
+            StorePlace { kind, values: Values::new(), directory: None, bucket: None, sink: None, far: None };
         let full = Credentials::full();
         let values = &mut place.values;
         let mut set = |name: &str, value: String| drop(values.insert(name.to_owned(), value));

@@ -1,11 +1,11 @@
 //! What is measured: kinds of work on kinds of stores.
 
-use crate::contestants::Contestant;
+use crate::contestants::Tool;
 use crate::place::StoreKind;
 
 /// A kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum RowKind {
     /// `archive_command` for a backlog of segments.
     Archive,
     /// `restore_command` for the same segments.
@@ -23,11 +23,11 @@ pub enum Kind {
 
 /// A row of the comparison.
 #[derive(Debug, Clone, Copy)]
-pub struct Row {
+pub struct BenchRow {
     /// How it is called.
     pub name: &'static str,
     /// The work.
-    pub kind: Kind,
+    pub kind: RowKind,
     /// The store.
     pub store: StoreKind,
     /// For people.
@@ -35,55 +35,70 @@ pub struct Row {
 }
 
 /// All rows, in the order in which they are measured.
-pub const ROWS: [Row; 11] = [
-    Row {
+pub const ROWS: [BenchRow; 11] = [
+    BenchRow {
         name: "archive-local",
-        kind: Kind::Archive,
+        kind: RowKind::Archive,
         store: StoreKind::Local,
         title: "Archiving to a directory",
     },
-    Row {
+    BenchRow {
         name: "fetch-local",
-        kind: Kind::Fetch { pace_ms: 0 },
+        kind: RowKind::Fetch { pace_ms: 0 },
         store: StoreKind::Local,
         title: "Fetching from a directory as fast as possible",
     },
-    Row { name: "archive-s3", kind: Kind::Archive, store: StoreKind::S3, title: "Archiving to S3 over TLS" },
-    Row {
+    BenchRow {
+        name: "archive-s3",
+        kind: RowKind::Archive,
+        store: StoreKind::S3,
+        title: "Archiving to S3 over TLS",
+    },
+    BenchRow {
         name: "fetch-s3",
-        kind: Kind::Fetch { pace_ms: 0 },
+        kind: RowKind::Fetch { pace_ms: 0 },
         store: StoreKind::S3,
         title: "Fetching from S3 over TLS as fast as possible",
     },
-    Row {
+    BenchRow {
         name: "fetch-paced-s3",
-        kind: Kind::Fetch { pace_ms: 30 },
+        kind: RowKind::Fetch { pace_ms: 30 },
         store: StoreKind::S3,
         title: "Fetching from S3 over TLS, 30 ms of replay for each segment",
     },
-    Row {
+    BenchRow {
         name: "archive-sink",
-        kind: Kind::Archive,
+        kind: RowKind::Archive,
         store: StoreKind::Sink,
         title: "Archiving to a server that keeps nothing",
     },
-    Row {
+    BenchRow {
         name: "backup-local",
-        kind: Kind::Backup,
+        kind: RowKind::Backup,
         store: StoreKind::Local,
         title: "Full backup to a directory",
     },
-    Row {
+    BenchRow {
         name: "restore-local",
-        kind: Kind::Restore,
+        kind: RowKind::Restore,
         store: StoreKind::Local,
         title: "Restore from a directory",
     },
-    Row { name: "backup-s3", kind: Kind::Backup, store: StoreKind::S3, title: "Full backup to S3 over TLS" },
-    Row { name: "restore-s3", kind: Kind::Restore, store: StoreKind::S3, title: "Restore from S3 over TLS" },
-    Row {
+    BenchRow {
+        name: "backup-s3",
+        kind: RowKind::Backup,
+        store: StoreKind::S3,
+        title: "Full backup to S3 over TLS",
+    },
+    BenchRow {
+        name: "restore-s3",
+        kind: RowKind::Restore,
+        store: StoreKind::S3,
+        title: "Restore from S3 over TLS",
+    },
+    BenchRow {
         name: "plan-s3",
-        kind: Kind::Plan,
+        kind: RowKind::Plan,
         store: StoreKind::S3,
         title: "Planning a restore over 100,000 segments on S3, to a moment 900 segments after a backup",
     },
@@ -93,33 +108,33 @@ pub const ROWS: [Row; 11] = [
 macro_rules! far {
     ($($ms:literal),*) => {
         [$(
-            Row {
+            BenchRow {
                 name: concat!("archive-s3-", $ms, "ms"),
-                kind: Kind::Archive,
+                kind: RowKind::Archive,
                 store: StoreKind::Far { round_trip_ms: $ms },
                 title: concat!("Archiving to S3 over TLS, ", $ms, " ms away"),
             },
-            Row {
+            BenchRow {
                 name: concat!("fetch-s3-", $ms, "ms"),
-                kind: Kind::Fetch { pace_ms: 0 },
+                kind: RowKind::Fetch { pace_ms: 0 },
                 store: StoreKind::Far { round_trip_ms: $ms },
                 title: concat!("Fetching from S3 over TLS as fast as possible, ", $ms, " ms away"),
             },
-            Row {
+            BenchRow {
                 name: concat!("backup-s3-", $ms, "ms"),
-                kind: Kind::Backup,
+                kind: RowKind::Backup,
                 store: StoreKind::Far { round_trip_ms: $ms },
                 title: concat!("Full backup to S3 over TLS, ", $ms, " ms away"),
             },
-            Row {
+            BenchRow {
                 name: concat!("restore-s3-", $ms, "ms"),
-                kind: Kind::Restore,
+                kind: RowKind::Restore,
                 store: StoreKind::Far { round_trip_ms: $ms },
                 title: concat!("Restore from S3 over TLS, ", $ms, " ms away"),
             },
-            Row {
+            BenchRow {
                 name: concat!("plan-s3-", $ms, "ms"),
-                kind: Kind::Plan,
+                kind: RowKind::Plan,
                 store: StoreKind::Far { round_trip_ms: $ms },
                 title: concat!("Planning a restore over 100,000 segments on S3, ", $ms, " ms away"),
             },
@@ -128,33 +143,33 @@ macro_rules! far {
 }
 
 /// The price of distance: measured when they are named, or all of them by the name [`FAR`].
-pub const FAR_ROWS: [Row; 20] = far!(0, 20, 80, 200);
+pub const FAR_ROWS: [BenchRow; 20] = far!(0, 20, 80, 200);
 
 /// A name for all of [`FAR_ROWS`].
 pub const FAR: &str = "far";
 
 /// The row of that name.
-pub fn find(name: &str) -> Option<Row> {
+pub fn find(name: &str) -> Option<BenchRow> {
     ROWS.into_iter().chain(FAR_ROWS).find(|row| row.name == name)
 }
 
 /// The rows that are measured: those that are named, or without any name all but [`FAR_ROWS`].
-pub fn chosen(names: &[String]) -> Vec<Row> {
-    let is_named = |row: &Row| names.iter().any(|name| name == row.name);
+pub fn chosen(names: &[String]) -> Vec<BenchRow> {
+    let is_named = |row: &BenchRow| names.iter().any(|name| name == row.name);
     let near = ROWS.into_iter().filter(|row| names.is_empty() || is_named(row));
     let far = FAR_ROWS.into_iter().filter(|row| is_named(row) || names.iter().any(|name| name == FAR));
     near.chain(far).collect()
 }
 
-impl Row {
+impl BenchRow {
     /// Whether a contestant takes part.
-    pub fn admits(&self, contestant: &Contestant) -> bool {
+    pub fn admits(&self, contestant: &Tool) -> bool {
         let command = match self.kind {
-            Kind::Archive => &contestant.archive,
-            Kind::Fetch { .. } => &contestant.fetch,
-            Kind::Backup => &contestant.backup,
-            Kind::Restore => &contestant.restore,
-            Kind::Plan => &contestant.plan,
+            RowKind::Archive => &contestant.archive,
+            RowKind::Fetch { .. } => &contestant.fetch,
+            RowKind::Backup => &contestant.backup,
+            RowKind::Restore => &contestant.restore,
+            RowKind::Plan => &contestant.plan,
         };
         command.is_some()
             && contestant.store.contains_key(self.store.name())
@@ -163,11 +178,11 @@ impl Row {
 
     /// Whether its work is on segments of WAL, and not on a cluster.
     pub fn is_about_wal(&self) -> bool {
-        matches!(self.kind, Kind::Archive | Kind::Fetch { .. })
+        matches!(self.kind, RowKind::Archive | RowKind::Fetch { .. })
     }
 
     /// Whether it needs a running cluster.
     pub fn needs_cluster(&self) -> bool {
-        matches!(self.kind, Kind::Backup | Kind::Restore)
+        matches!(self.kind, RowKind::Backup | RowKind::Restore)
     }
 }

@@ -10,27 +10,27 @@ use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::{process, user};
 
 use crate::bed::{self, Bed, Surroundings, Task};
-use crate::contestants::Contestant;
+use crate::contestants::Tool;
 use crate::data::{Data, SEGMENT, Size};
-use crate::drive::{self, Work as Load};
-use crate::keeping::{self, finding::Finding};
+use crate::drive::{self, WorkKind as Load};
+use crate::keeping::{self, finding::BoundFinding};
 use crate::long_archive::{self, LongCluster};
 use crate::measured::Measured;
 use crate::place::{StoreKind, Stores, bytes_below};
 use crate::reference::{InMemory, Reference};
-use crate::rows::{Kind, Row};
+use crate::rows::{BenchRow, RowKind};
 use crate::template;
-use crate::work::Work;
+use crate::work::WorkDirectory;
 
 /// What to run.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct RunPlan {
     /// The rows, in order.
-    pub rows: Vec<Row>,
+    pub rows: Vec<BenchRow>,
     /// The rows of the second table, in order.
-    pub keeping: Vec<keeping::Row>,
+    pub keeping: Vec<keeping::KeepingRow>,
     /// Who takes part.
-    pub contestants: Vec<Contestant>,
+    pub contestants: Vec<Tool>,
     /// Counted rounds of each row.
     pub rounds: u32,
     /// How large the data set is.
@@ -39,7 +39,7 @@ pub struct Plan {
 
 /// What came out of a run.
 #[derive(Debug, Clone, Default)]
-pub struct Outcome {
+pub struct RunOutcome {
     /// All measurements.
     pub measured: Vec<Measured>,
     /// Who was left out of what, and why.
@@ -49,7 +49,7 @@ pub struct Outcome {
     /// What each contestant says of its version.
     pub versions: BTreeMap<String, String>,
     /// The second table.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<BoundFinding>,
 }
 
 /// Milliseconds between two looks at the memory: often while warming up, so that short lives are seen.
@@ -64,8 +64,8 @@ const ARCHIVER_LIMIT: Duration = Duration::from_secs(60);
 type Kept = BTreeMap<(String, StoreKind, bool), Bed>;
 
 /// Runs it all.
-pub fn run(plan: &Plan, work: &Work, data: &Data) -> Outcome {
-    let mut outcome = Outcome::default();
+pub fn run(plan: &RunPlan, work: &WorkDirectory, data: &Data) -> RunOutcome {
+    let mut outcome = RunOutcome::default();
     let mut runner =
         Runner { plan, work, data, stores: Stores::new(work), cluster: None, kept: Kept::new(), long: None };
     let mut contestants = Vec::new();
@@ -80,7 +80,7 @@ pub fn run(plan: &Plan, work: &Work, data: &Data) -> Outcome {
     }
     data.warm();
     for (n, row) in plan.rows.iter().enumerate() {
-        let taking_part: Vec<Contestant> = contestants.iter().filter(|c| row.admits(c)).cloned().collect();
+        let taking_part: Vec<Tool> = contestants.iter().filter(|c| row.admits(c)).cloned().collect();
         runner.row(*row, taking_part, &mut outcome);
         runner.clear_kept(&plan.rows[n + 1..]);
     }
@@ -95,8 +95,8 @@ pub fn run(plan: &Plan, work: &Work, data: &Data) -> Outcome {
 }
 
 struct Runner<'a> {
-    plan: &'a Plan,
-    work: &'a Work,
+    plan: &'a RunPlan,
+    work: &'a WorkDirectory,
     data: &'a Data,
     stores: Stores,
     cluster: Option<Cluster>,
@@ -106,7 +106,7 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     /// Whether a contestant can take part; its version.
-    fn look_at(&self, contestant: &Contestant) -> Result<String, String> {
+    fn look_at(&self, contestant: &Tool) -> Result<String, String> {
         let mut values = bed::common_values(self.work);
         values.extend(contestant.values.clone());
         for file in &contestant.needs {
@@ -122,7 +122,7 @@ impl Runner<'_> {
         Ok(output.stdout.lines().next().unwrap_or_default().trim().to_owned())
     }
 
-    fn row(&mut self, row: Row, mut contestants: Vec<Contestant>, outcome: &mut Outcome) {
+    fn row(&mut self, row: BenchRow, mut contestants: Vec<Tool>, outcome: &mut RunOutcome) {
         if contestants.is_empty() {
             return;
         }
@@ -132,7 +132,7 @@ impl Runner<'_> {
             self.cluster = Some(cluster);
         }
         // Beside archiving to the sink the processor is asked what it could do.
-        let memory = (row.kind == Kind::Archive && row.store == StoreKind::Sink)
+        let memory = (row.kind == RowKind::Archive && row.store == StoreKind::Sink)
             .then(|| InMemory::read(&self.data.wal.join("pg_wal"), &self.data.segments()));
         for round in 0..=self.plan.rounds {
             if let Some(memory) = &memory {
@@ -144,7 +144,7 @@ impl Runner<'_> {
             }
             // Nobody is always the first.
             let turn = round as usize % contestants.len();
-            let order: Vec<Contestant> =
+            let order: Vec<Tool> =
                 contestants.iter().cycle().skip(turn).take(contestants.len()).cloned().collect();
             for contestant in order {
                 match self.measure(row, &contestant, round) {
@@ -174,9 +174,9 @@ impl Runner<'_> {
     }
 
     /// Removes what no later row uses.
-    fn clear_kept(&mut self, later: &[Row]) {
+    fn clear_kept(&mut self, later: &[BenchRow]) {
         let uses = |key: &(String, StoreKind, bool)| {
-            let reads = |row: &&Row| matches!(row.kind, Kind::Fetch { .. } | Kind::Restore);
+            let reads = |row: &&BenchRow| matches!(row.kind, RowKind::Fetch { .. } | RowKind::Restore);
             later.iter().filter(reads).any(|row| row.store == key.1 && row.is_about_wal() == key.2)
         };
         let gone: Vec<_> = self.kept.keys().filter(|key| !uses(key)).cloned().collect();
@@ -187,10 +187,10 @@ impl Runner<'_> {
         }
     }
 
-    fn measure(&mut self, row: Row, contestant: &Contestant, round: u32) -> Result<Measured, String> {
+    fn measure(&mut self, row: BenchRow, contestant: &Tool, round: u32) -> Result<Measured, String> {
         match row.kind {
-            Kind::Plan => self.plan(row, contestant, round),
-            Kind::Archive | Kind::Backup => {
+            RowKind::Plan => self.plan(row, contestant, round),
+            RowKind::Archive | RowKind::Backup => {
                 let (bed, measured) = self.write(row, contestant, round)?;
                 let key = (contestant.name.clone(), row.store, row.is_about_wal());
                 if let Some(old) = self.kept.insert(key, bed) {
@@ -198,13 +198,13 @@ impl Runner<'_> {
                 }
                 Ok(measured)
             }
-            Kind::Fetch { .. } | Kind::Restore => {
+            RowKind::Fetch { .. } | RowKind::Restore => {
                 let key = (contestant.name.clone(), row.store, row.is_about_wal());
                 let bed = match self.kept.remove(&key) {
                     Some(bed) => bed,
                     None => {
-                        let kind = if row.is_about_wal() { Kind::Archive } else { Kind::Backup };
-                        self.write(Row { kind, ..row }, contestant, 0)?.0
+                        let kind = if row.is_about_wal() { RowKind::Archive } else { RowKind::Backup };
+                        self.write(BenchRow { kind, ..row }, contestant, 0)?.0
                     }
                 };
                 let measured = self.read(row, &bed, round);
@@ -215,7 +215,7 @@ impl Runner<'_> {
     }
 
     /// Archives, or takes a backup, into an empty repository.
-    fn write(&mut self, row: Row, contestant: &Contestant, round: u32) -> Result<(Bed, Measured), String> {
+    fn write(&mut self, row: BenchRow, contestant: &Tool, round: u32) -> Result<(Bed, Measured), String> {
         let pgdata = if row.is_about_wal() { &self.data.wal } else { &self.data.cluster };
         let mut around =
             Surroundings { work: self.work, stores: &mut self.stores, cluster: self.cluster.as_ref() };
@@ -254,7 +254,7 @@ impl Runner<'_> {
     }
 
     /// Fetches what was archived, or restores what was backed up.
-    fn read(&mut self, row: Row, bed: &Bed, round: u32) -> Result<Measured, String> {
+    fn read(&mut self, row: BenchRow, bed: &Bed, round: u32) -> Result<Measured, String> {
         let target = bed::target(self.work);
         self.work.dir("run");
         self.work.remove("run/target");
@@ -263,7 +263,7 @@ impl Runner<'_> {
         let mut around =
             Surroundings { work: self.work, stores: &mut self.stores, cluster: self.cluster.as_ref() };
         let seen = match row.kind {
-            Kind::Fetch { pace_ms } => {
+            RowKind::Fetch { pace_ms } => {
                 recovering(&self.data.wal, &target);
                 let segments = segments(self.data, &contestant);
                 let load = Load::Fetch { segments: segments.clone(), pace_ms };
@@ -291,7 +291,7 @@ impl Runner<'_> {
     }
 
     /// Plans a restore; the archive is made in the first round.
-    fn plan(&mut self, row: Row, contestant: &Contestant, round: u32) -> Result<Measured, String> {
+    fn plan(&mut self, row: BenchRow, contestant: &Tool, round: u32) -> Result<Measured, String> {
         let long = self.long.get_or_insert_with(LongCluster::make);
         let mut around = Surroundings { work: self.work, stores: &mut self.stores, cluster: None };
         let key = (contestant.name.clone(), row.store, row.is_about_wal());
@@ -312,7 +312,7 @@ impl Runner<'_> {
         measured
     }
 
-    fn measured(&mut self, row: Row, bed: &Bed, round: u32, seen: bed::Seen) -> Measured {
+    fn measured(&mut self, row: BenchRow, bed: &Bed, round: u32, seen: bed::Seen) -> Measured {
         let contestant = bed.contestant();
         let report = seen.report;
         let segments = if row.is_about_wal() { report.commands_ms.len() as u64 } else { 0 };
@@ -323,9 +323,9 @@ impl Runner<'_> {
             round,
             seconds: report.seconds,
             bytes: match row.kind {
-                Kind::Archive | Kind::Fetch { .. } => segments * SEGMENT,
-                Kind::Backup | Kind::Restore => self.data.cluster_bytes,
-                Kind::Plan => long_archive::SEGMENTS * SEGMENT,
+                RowKind::Archive | RowKind::Fetch { .. } => segments * SEGMENT,
+                RowKind::Backup | RowKind::Restore => self.data.cluster_bytes,
+                RowKind::Plan => long_archive::SEGMENTS * SEGMENT,
             },
             segments,
             phases: if segments == 0 { Vec::new() } else { phases(self.data, &report.ended) },
@@ -345,7 +345,7 @@ fn look(round: u32) -> u64 {
 }
 
 /// The segments that a contestant archives.
-fn segments(data: &Data, contestant: &Contestant) -> Vec<String> {
+fn segments(data: &Data, contestant: &Tool) -> Vec<String> {
     let mut segments = data.segments();
     segments.truncate(contestant.segments.unwrap_or(usize::MAX));
     segments

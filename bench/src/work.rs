@@ -15,7 +15,7 @@ pub const NEEDED: u64 = 12 << 30;
 
 /// The working directory, locked.
 #[derive(Debug)]
-pub struct Work {
+pub struct WorkDirectory {
     root: PathBuf,
     _lock: File,
 }
@@ -23,11 +23,11 @@ pub struct Work {
 /// The programs that are copied, so that a build during the run changes nothing.
 const PROGRAMS: [&str; 4] = ["archive-agent", "archive-push", "restore-agent", "restore-fetch"];
 
-impl Work {
+impl WorkDirectory {
     /// Takes the directory; an error if another run has it or the disk is too full. `program` is `walpoint-bench`; programs
     /// that are found in `released` are taken from there.
-    pub fn take(program: &Path, released: Option<&Path>) -> Result<Work, String> {
-        let work = Work::at(root(), program)?;
+    pub fn take(program: &Path, released: Option<&Path>) -> Result<WorkDirectory, String> {
+        let work = WorkDirectory::at(root(), program)?;
         if let Some(released) = released {
             work.copy_released(released)?;
         }
@@ -46,11 +46,11 @@ impl Work {
     }
 
     /// Takes that directory.
-    pub fn at(root: PathBuf, program: &Path) -> Result<Work, String> {
+    pub fn at(root: PathBuf, program: &Path) -> Result<WorkDirectory, String> {
         fs::create_dir_all(&root).map_err(|e| format!("create {}: {e}", root.display()))?;
         let lock = File::create(root.join("lock")).map_err(|e| format!("{}: {e}", root.display()))?;
         lock.try_lock().map_err(|_| format!("another run uses {}", root.display()))?;
-        let work = Work { root, _lock: lock };
+        let work = WorkDirectory { root, _lock: lock };
         for name in ["stores", "run", "bin"] {
             work.remove(name);
         }

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use walpoint_bench::bed::{Bed, Surroundings, Task};
 use walpoint_bench::contestants;
-use walpoint_bench::drive::{self, Work as Load};
+use walpoint_bench::drive::{self, WorkKind as Load};
 use walpoint_bench::place::{StoreKind, Stores};
-use walpoint_bench::work::Work;
+use walpoint_bench::work::WorkDirectory;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 
 #[test]
@@ -18,7 +18,7 @@ fn a_segment_is_archived_to_the_sink_and_everything_is_counted() {
     drive::clear_archive_status(cluster.pgdata());
 
     let program = Path::new(env!("CARGO_BIN_EXE_walpoint-bench"));
-    let work = Work::at(cluster.dir().join("bench"), program).unwrap();
+    let work = WorkDirectory::at(cluster.dir().join("bench"), program).unwrap();
     let mut stores = Stores::new(&work);
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("contestants.toml");
     let all = contestants::read(&file).unwrap();

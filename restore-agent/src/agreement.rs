@@ -10,7 +10,7 @@ use crate::plan::Planned;
 
 /// What the repositories hold, compared along the path of a plan.
 #[derive(Debug)]
-pub(crate) struct Compared {
+pub(crate) struct ComparedRepositories {
     /// What shows that two servers archived there.
     pub(crate) different: Option<String>,
     /// For each plan, why the incomplete copy that it ends in is not known to be that end.
@@ -18,7 +18,7 @@ pub(crate) struct Compared {
 }
 
 /// Compares the repository of each plan with every other one, all at the same time. What cannot be read shows nothing, and is said.
-pub(crate) async fn compare(plans: &[Planned], catalogs: &mut [Catalog]) -> Compared {
+pub(crate) async fn compare(plans: &[Planned], catalogs: &mut [Catalog]) -> ComparedRepositories {
     join_all(catalogs.iter_mut().map(|catalog| look_at(plans, catalog))).await;
     let catalogs: &[Catalog] = catalogs;
     let mut questions: Vec<(usize, &LineageCatalog, &LineageCatalog)> = Vec::new();
@@ -42,7 +42,7 @@ pub(crate) async fn compare(plans: &[Planned], catalogs: &mut [Catalog]) -> Comp
             None => None,
         }
     });
-    let mut found = Compared { different: None, ends: vec![None; plans.len()] };
+    let mut found = ComparedRepositories { different: None, ends: vec![None; plans.len()] };
     for (at, other, along) in join_all(compared).await.into_iter().flatten() {
         let here = plans.get(at).map(|planned| planned.repository.name()).unwrap_or_default();
         let there = other.archive().repository().name();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use walpoint_base::WalFileName;
 use walpoint_runtime::args::CommonArgs;
-use walpoint_runtime::pages::{Page, Shell};
+use walpoint_runtime::pages::{ManualPage, Shell};
 
 use crate::plan::{PlanArgs, ProbeArgs};
 use crate::restore::RestoreArgs;
@@ -15,8 +15,8 @@ use crate::wal::fetch::FetchArgs;
 use crate::wal::session::PrefetchArgs;
 
 /// The manual page of the thin client, which does not describe itself.
-pub(crate) const CLIENT_PAGE: Page =
-    Page { name: "restore-fetch.1", text: include_str!("../fetch/restore-fetch.1") };
+pub(crate) const CLIENT_PAGE: ManualPage =
+    ManualPage { name: "restore-fetch.1", text: include_str!("../fetch/restore-fetch.1") };
 
 /// Brings PostgreSQL clusters back from a Walpoint repository.
 #[derive(Debug, Parser)]

@@ -6,7 +6,7 @@ use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
 use walpoint_pg::wal::find::{self, StopFinder, Taken};
 use walpoint_pg::wal::{LongHeader, PageHeader, RecordKind, RecordReader, RelationLock};
 use walpoint_plan::restore::{
-    CreatedTablespace, Found, HeldLock, PreparedTransaction, RequiredSearch, RequiredSettings,
+    CreatedTablespace, HeldLock, PreparedTransaction, RequiredSearch, RequiredSettings, SearchState,
     SegmentDecoder, Stop, StopRule, StopSearch, TablespaceSearch,
 };
 
@@ -26,7 +26,7 @@ impl SegmentDecoder for WalDecoder {
             }
         };
         // Where the backup is consistent counts only for `immediate`, which no rule stands for.
-        let rule = find::StopRule { target, inclusive, consistent: Lsn::INVALID };
+        let rule = find::TargetRule { target, inclusive, consistent: Lsn::INVALID };
         Box::new(Search { finder: StopFinder::new(rule, from), until, last_page: None })
     }
 
@@ -48,13 +48,13 @@ struct MinimalSearch {
 }
 
 impl StopSearch for MinimalSearch {
-    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String> {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<SearchState, String> {
         for record in self.reader.segment(name, content).map_err(|e| e.to_string())? {
             let record = record.map_err(|e| e.to_string())?;
             let minimal =
                 matches!(&record.kind, RecordKind::ParameterChange(change) if change.wal_level == MINIMAL);
             if minimal && record.start >= self.from && record.end <= self.until {
-                return Ok(Found::Stop(Stop {
+                return Ok(SearchState::Stop(Stop {
                     timeline: name.timeline,
                     record: record.start,
                     end: record.end,
@@ -67,7 +67,7 @@ impl StopSearch for MinimalSearch {
                 }));
             }
         }
-        Ok(if self.reader.continues() { Found::More } else { Found::Nothing })
+        Ok(if self.reader.continues() { SearchState::More } else { SearchState::Nothing })
     }
 
     fn next_xid(&self) -> Option<FullXid> {
@@ -129,16 +129,20 @@ struct Search {
 }
 
 impl StopSearch for Search {
-    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String> {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<SearchState, String> {
         let stop = self.finder.segment(name, content).map_err(|e| e.to_string())?;
         if let Some(stop) = stop {
             let there = stop.record.next <= self.until || stop.record.end <= self.until;
-            return Ok(if there { Found::Stop(self.stop(name, content, &stop)) } else { Found::Nothing });
+            return Ok(if there {
+                SearchState::Stop(self.stop(name, content, &stop))
+            } else {
+                SearchState::Nothing
+            });
         }
         self.last_page = LongHeader::parse(content)
             .and_then(|header| header.valid_block_size())
             .and_then(|block| page_timeline(content, content.len().checked_sub(block)?));
-        Ok(if self.finder.continues() { Found::More } else { Found::Nothing })
+        Ok(if self.finder.continues() { SearchState::More } else { SearchState::Nothing })
     }
 
     fn next_xid(&self) -> Option<FullXid> {
@@ -147,8 +151,8 @@ impl StopSearch for Search {
 }
 
 impl Search {
-    fn stop(&self, name: SegmentName, content: &[u8], stop: &find::Stop) -> Stop {
-        let find::Stop { record, locks, .. } = stop;
+    fn stop(&self, name: SegmentName, content: &[u8], stop: &find::TargetStop) -> Stop {
+        let find::TargetStop { record, locks, .. } = stop;
         let last_end = locks.last_end();
         let held = |(taken, RelationLock { xid, database, relation })| {
             let since = match taken {
@@ -158,10 +162,9 @@ impl Search {
             HeldLock { since, xid, database, relation }
         };
         let locks: Vec<HeldLock> = locks.all().into_iter().map(held).collect();
-        let prepared =
-            stop.locks.prepared().map(|find::PreparedTransaction { xid, gid, subtransactions }| {
-                PreparedTransaction { xid: *xid, gid: gid.clone(), subtransactions: subtransactions.clone() }
-            });
+        let prepared = stop.locks.prepared().map(|find::PreparedXact { xid, gid, subtransactions }| {
+            PreparedTransaction { xid: *xid, gid: gid.clone(), subtransactions: subtransactions.clone() }
+        });
         let end = record.kind.transaction_end();
         let time = match &record.kind {
             RecordKind::RestorePoint { time, .. } => Some(*time),

@@ -27,7 +27,7 @@ use anyhow::anyhow;
 use clap::Args;
 use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
-use walpoint_plan::restore::{Replayed, Request, RestorePlan, SegmentDecoder, Unreachable};
+use walpoint_plan::restore::{PlannedSegment, RestorePlan, RestoreRequest, SegmentDecoder, Unreachable};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -78,7 +78,7 @@ pub(crate) struct Planned {
     pub(crate) doubtful_end: Option<String>,
     /// The segments that create tablespaces, as the index that was read for the plan marks them; `None` if it could not be
     /// read up to there.
-    pub(crate) creating: Option<Vec<Replayed>>,
+    pub(crate) creating: Option<Vec<PlannedSegment>>,
 }
 
 impl Planned {
@@ -115,7 +115,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &PlanArgs) -> Result<(), Fail
 }
 
 /// Plans, or says why not.
-pub(crate) async fn make(common: &CommonArgs, request: &Request) -> Result<Planned, NoPlan> {
+pub(crate) async fn make(common: &CommonArgs, request: &RestoreRequest) -> Result<Planned, NoPlan> {
     let selection: Selection<StoreSettings> = common.select()?;
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
     let mut known = Known::of(&selection, ask::ask_all(&selection, request, &decoder).await);
@@ -167,7 +167,7 @@ struct Known<'a> {
 
 impl<'a> Known<'a> {
     /// The answers by what they are. What is left out is logged.
-    fn of(selection: &'a Selection<StoreSettings>, answers: Vec<Option<ask::Answer>>) -> Self {
+    fn of(selection: &'a Selection<StoreSettings>, answers: Vec<Option<ask::RepositoryAnswer>>) -> Self {
         let mut known = Self::default();
         for ((name, _), answer) in selection.repositories.iter().zip(answers) {
             match answer {
@@ -206,7 +206,7 @@ impl<'a> Known<'a> {
         &mut self,
         mut best: Option<Planned>,
         selection: &Selection<StoreSettings>,
-        request: &Request,
+        request: &RestoreRequest,
         decoder: &Arc<dyn SegmentDecoder>,
     ) -> Result<Option<Planned>, NoPlan> {
         let outreached =

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use walpoint_base::target::{is_relative, parse_time, parse_xid};
 use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, TargetTimeline};
-use walpoint_plan::restore::{Request, TargetAction};
+use walpoint_plan::restore::{RestoreRequest, TargetAction};
 use walpoint_runtime::exit::Failure;
 
 /// Where to recover to. Without a target: to the end of the archive.
@@ -46,7 +46,7 @@ pub(crate) struct TargetArgs {
 
 /// What PostgreSQL does when it has reached the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Action {
+pub(crate) enum TargetActionArgument {
     /// Wait, readable, until somebody has looked and calls pg_wal_replay_resume().
     Pause,
     /// End recovery and take writes, on a new timeline.
@@ -99,20 +99,20 @@ impl TargetArgs {
     /// `resolved` is what a relative time meant when an interrupted restore first read it.
     pub(crate) fn request(
         &self,
-        action: Option<Action>,
+        action: Option<TargetActionArgument>,
         standby: bool,
         now: Timestamp,
         resolved: Option<PgTimestamp>,
-    ) -> Result<Request, Failure> {
+    ) -> Result<RestoreRequest, Failure> {
         let target = self.target(now, resolved)?;
         let action = match action {
-            Some(Action::Promote) => TargetAction::Promote,
-            Some(Action::Shutdown) => TargetAction::Shutdown,
-            Some(Action::Pause) => TargetAction::Pause,
+            Some(TargetActionArgument::Promote) => TargetAction::Promote,
+            Some(TargetActionArgument::Shutdown) => TargetAction::Shutdown,
+            Some(TargetActionArgument::Pause) => TargetAction::Pause,
             None if target == RecoveryTarget::Latest => TargetAction::Promote,
             None => TargetAction::Pause,
         };
-        Ok(Request {
+        Ok(RestoreRequest {
             target,
             timeline: self.target_timeline,
             inclusive: !self.exclusive,
@@ -138,7 +138,7 @@ mod tests {
         target: TargetArgs,
     }
 
-    fn request(line: &[&str]) -> Result<Request, String> {
+    fn request(line: &[&str]) -> Result<RestoreRequest, String> {
         let now = "2026-11-21T12:00:00Z".parse().unwrap();
         let command = Command::try_parse_from([&["x"], line].concat()).map_err(|e| e.to_string())?;
         command.target.request(None, false, now, None).map_err(|e| e.to_string())
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn one_target_at_the_most() {
-        assert_eq!(request(&[]).unwrap(), Request::default());
+        assert_eq!(request(&[]).unwrap(), RestoreRequest::default());
         let lsn = request(&["--target-lsn", "0/2000028", "--exclusive"]).unwrap();
         assert_eq!(
             (lsn.target, lsn.inclusive, lsn.action),

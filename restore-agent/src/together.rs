@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use walpoint_base::{RecoveryTarget, SegmentNo};
-use walpoint_plan::restore::{Hint, Request, SegmentDecoder, SegmentRange, Unreachable, Why};
+use walpoint_plan::restore::{Hint, RestoreRequest, SegmentDecoder, SegmentRange, Unreachable, Why};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
 use walpoint_repo::planning;
 use walpoint_storage::RepoError;
@@ -64,7 +64,7 @@ pub(crate) fn is_outreached(planned: &Planned, catalogs: &[Catalog]) -> bool {
 /// Plans from the backups of each repository over the WAL of all of them.
 pub(crate) async fn plan(
     catalogs: &[Catalog],
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
 ) -> Together {
     let plans = catalogs.iter().map(|home| async move {
@@ -119,7 +119,7 @@ pub(crate) fn explain(refusals: &mut [Refused], together: Vec<Refused>) {
 
 async fn plan_from(
     mut joined: Catalog,
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
 ) -> Result<Result<Planned, Unreachable>, RepoError> {
     match planning::prove_from(&mut joined, request, decoder, Timestamp::now()).await? {

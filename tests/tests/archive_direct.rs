@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use archive_bed::{Bed, register};
 use walpoint_repo::Repository;
-use walpoint_repo::lease::{Asked, Holder, Leases};
+use walpoint_repo::lease::{Holder, LeaseAnswer, Leases};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::faults;
@@ -237,10 +237,10 @@ fn without_the_right_to_delete_a_finished_backup_gives_its_lease_back() {
                 pid_namespace: String::new(),
             };
             let asked = leases.ask(&holder, 900, false, |_| false).await.unwrap();
-            let Asked::Held(mut held, None) = asked else { panic!("round {round}: {asked:?}") };
+            let LeaseAnswer::Held(mut held, None) = asked else { panic!("round {round}: {asked:?}") };
             held.renew().await.unwrap();
             let busy = leases.ask(&Holder { process: 8, ..holder }, 900, false, |_| false).await.unwrap();
-            assert!(matches!(busy, Asked::Busy(_)), "two have it");
+            assert!(matches!(busy, LeaseAnswer::Busy(_)), "two have it");
             held.release().await.unwrap();
         });
     }

@@ -15,11 +15,11 @@ use walpoint_base::socket::{
 };
 
 use crate::file::WalFile;
-use crate::hung::{self, Mark};
+use crate::hung::{self, HungMark};
 
 /// How a push ended.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum PushAnswer {
     /// Durable in every repository that has to acknowledge. What `pg_wal` shall remember of it.
     Stored(Vec<String>),
     /// The daemon says why not.
@@ -47,7 +47,7 @@ enum Silence {
 }
 
 /// Asks until there is an answer or no hope for one. The file lies in `directory`.
-pub(crate) fn ask(socket: &Path, directory: &Path, file: &WalFile) -> Answer {
+pub(crate) fn ask(socket: &Path, directory: &Path, file: &WalFile) -> PushAnswer {
     let mut left_at: Option<Instant> = None;
     loop {
         let (reason, wait) = match attempt(socket, directory, file) {
@@ -59,23 +59,23 @@ pub(crate) fn ask(socket: &Path, directory: &Path, file: &WalFile) -> Answer {
         };
         let left = *left_at.get_or_insert_with(Instant::now);
         if !wait || left.elapsed() > RESTART {
-            return Answer::Unanswered(reason);
+            return PushAnswer::Unanswered(reason);
         }
         sleep(Duration::from_millis(100));
     }
 }
 
-fn judge(reply: PushReply, file: &WalFile) -> Answer {
+fn judge(reply: PushReply, file: &WalFile) -> PushAnswer {
     match reply.outcome {
-        PushOutcome::Stored if reply.identity == file.identity => Answer::Stored(reply.remember),
-        PushOutcome::Stored => Answer::Failed(format!(
+        PushOutcome::Stored if reply.identity == file.identity => PushAnswer::Stored(reply.remember),
+        PushOutcome::Stored => PushAnswer::Failed(format!(
             "the daemon archived another file of that name (inode {}, PostgreSQL's is {}); HINT: pgdata of this cluster in \
              the daemon's configuration must be this server's data directory",
             reply.identity.inode, file.identity.inode
         )),
-        PushOutcome::Dropped if reply.identity == file.identity => Answer::Dropped(reply.message),
+        PushOutcome::Dropped if reply.identity == file.identity => PushAnswer::Dropped(reply.message),
         PushOutcome::Dropped | PushOutcome::Failed | PushOutcome::Retry | PushOutcome::Working => {
-            Answer::Failed(reply.message)
+            PushAnswer::Failed(reply.message)
         }
     }
 }
@@ -92,7 +92,7 @@ fn attempt(socket: &Path, directory: &Path, file: &WalFile) -> Result<PushReply,
             file.owner
         )));
     }
-    let mark = Mark::of(&meta, directory);
+    let mark = HungMark::of(&meta, directory);
     let hangs = |again: &str| {
         let unnoted = mark.as_ref().and_then(|mark| mark.set().err()).map(|error| {
             format!(
@@ -187,7 +187,7 @@ mod tests {
         PushReply { outcome, identity: file.identity, message: message.to_owned(), remember: Vec::new() }
     }
 
-    fn asked(replies: impl FnOnce(&WalFile) -> Vec<Option<PushReply>>) -> Answer {
+    fn asked(replies: impl FnOnce(&WalFile) -> Vec<Option<PushReply>>) -> PushAnswer {
         let dir = std::env::temp_dir().join(format!(
             "archive-push-{}-{:?}",
             std::process::id(),
@@ -207,31 +207,31 @@ mod tests {
         let stored = asked(|f| {
             vec![Some(PushReply { remember: vec!["a line".to_owned()], ..reply(PushOutcome::Stored, f, "") })]
         });
-        assert!(matches!(stored, Answer::Stored(lines) if lines == ["a line"]));
+        assert!(matches!(stored, PushAnswer::Stored(lines) if lines == ["a line"]));
         let other = asked(|f| {
             let mut other = reply(PushOutcome::Stored, f, "");
             other.identity.inode += 1;
             vec![Some(other)]
         });
-        assert!(matches!(other, Answer::Failed(text) if text.contains("another file")));
+        assert!(matches!(other, PushAnswer::Failed(text) if text.contains("another file")));
     }
 
     #[test]
     fn a_failure_carries_the_daemons_words() {
         let failed = asked(|f| vec![Some(reply(PushOutcome::Failed, f, "the store is on fire"))]);
-        assert!(matches!(failed, Answer::Failed(text) if text == "the store is on fire"));
+        assert!(matches!(failed, PushAnswer::Failed(text) if text == "the store is on fire"));
     }
 
     #[test]
     fn what_is_given_up_is_said_for_the_same_file_only() {
         let dropped = asked(|f| vec![Some(reply(PushOutcome::Dropped, f, "too much waits"))]);
-        assert!(matches!(dropped, Answer::Dropped(text) if text == "too much waits"));
+        assert!(matches!(dropped, PushAnswer::Dropped(text) if text == "too much waits"));
         let other = asked(|f| {
             let mut other = reply(PushOutcome::Dropped, f, "too much waits");
             other.identity.inode += 1;
             vec![Some(other)]
         });
-        assert!(matches!(other, Answer::Failed(_)));
+        assert!(matches!(other, PushAnswer::Failed(_)));
     }
 
     #[test]
@@ -239,13 +239,13 @@ mod tests {
         let answer = asked(|f| {
             vec![None, Some(reply(PushOutcome::Retry, f, "")), Some(reply(PushOutcome::Stored, f, ""))]
         });
-        assert!(matches!(answer, Answer::Stored(_)));
+        assert!(matches!(answer, PushAnswer::Stored(_)));
     }
 
     #[test]
     fn a_daemon_that_does_not_come_back_is_given_up() {
         let begun = Instant::now();
-        assert!(matches!(asked(|_| vec![None]), Answer::Unanswered(_)));
+        assert!(matches!(asked(|_| vec![None]), PushAnswer::Unanswered(_)));
         assert!(begun.elapsed() >= RESTART);
     }
 
@@ -253,7 +253,7 @@ mod tests {
     fn no_daemon_is_known_at_once() {
         let begun = Instant::now();
         let answer = ask(Path::new("/nowhere/main.push"), Path::new("/"), &file(Path::new("/")));
-        assert!(matches!(answer, Answer::Unanswered(text) if text.contains("/nowhere/main.push")));
+        assert!(matches!(answer, PushAnswer::Unanswered(text) if text.contains("/nowhere/main.push")));
         assert!(begun.elapsed() < RESTART);
     }
 
@@ -263,12 +263,12 @@ mod tests {
         std::fs::create_dir_all(dir.join("archive_status")).unwrap();
         let (socket, file) = (dir.join("push"), file(&dir));
         let listener = UnixListener::bind(&socket).unwrap();
-        let mark = Mark::of(&socket.metadata().unwrap(), &dir).unwrap();
+        let mark = HungMark::of(&socket.metadata().unwrap(), &dir).unwrap();
         mark.set().unwrap();
         for _ in 0..3 {
             let begun = Instant::now();
             let answer = ask(&socket, &dir, &file);
-            assert!(matches!(&answer, Answer::Unanswered(text) if text.contains("hangs")), "{answer:?}");
+            assert!(matches!(&answer, PushAnswer::Unanswered(text) if text.contains("hangs")), "{answer:?}");
             assert!((AGAIN..PUSH_SILENCE / 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         }
         // It gets on: it answers how it is, and gets the file, with all the time that this takes.
@@ -285,7 +285,7 @@ mod tests {
             sleep(AGAIN * 2);
             stored.write(&mut stream).unwrap();
         });
-        assert!(matches!(ask(&socket, &dir, &file), Answer::Stored(_)));
+        assert!(matches!(ask(&socket, &dir, &file), PushAnswer::Stored(_)));
         assert!(!mark.is_set());
         daemon.join().unwrap();
         std::fs::remove_dir_all(dir).unwrap();

@@ -21,12 +21,12 @@ const LONGEST: u64 = 100;
 
 /// The mark of a socket, set or not.
 #[derive(Debug)]
-pub(crate) struct Mark {
+pub(crate) struct HungMark {
     path: PathBuf,
     socket: (u64, u64),
 }
 
-impl Mark {
+impl HungMark {
     /// In that directory of WAL. `None` if it is none: a file that lies elsewhere was pushed by hand.
     pub(crate) fn of(socket: &Metadata, directory: &Path) -> Option<Self> {
         let is_wal = directory.join("archive_status").is_dir();
@@ -71,13 +71,13 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("archive-push-hung-{}", std::process::id()));
         std::fs::create_dir_all(dir.join("archive_status")).unwrap();
         let socket = std::fs::metadata(&dir).unwrap();
-        let mark = Mark::of(&socket, &dir).unwrap();
+        let mark = HungMark::of(&socket, &dir).unwrap();
         assert!(!mark.is_set());
         mark.set().unwrap();
-        assert!(mark.is_set() && Mark::of(&socket, &dir).unwrap().is_set());
+        assert!(mark.is_set() && HungMark::of(&socket, &dir).unwrap().is_set());
         let other = std::fs::metadata(dir.join("archive_status")).unwrap();
-        assert!(!Mark::of(&other, &dir).unwrap().is_set(), "a daemon that was started again");
-        assert!(Mark::of(&socket, &dir.join("archive_status")).is_none(), "no directory of WAL");
+        assert!(!HungMark::of(&other, &dir).unwrap().is_set(), "a daemon that was started again");
+        assert!(HungMark::of(&socket, &dir.join("archive_status")).is_none(), "no directory of WAL");
         let of = |at: u64| format!("{} {} {at}\n", socket.dev(), socket.ino());
         let whole = of(now());
         for (text, set) in [

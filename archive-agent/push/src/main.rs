@@ -17,11 +17,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use arguments::{Arguments, Parsed};
-use ask::Answer;
+use ask::PushAnswer;
 use direct::Ended;
 use file::WalFile;
 use walpoint_base::archived;
-use walpoint_base::dropped::{self, Reason, Recorded};
+use walpoint_base::dropped::{self, DropReason, Recorded};
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
@@ -55,16 +55,16 @@ fn push(arguments: &Arguments) -> ExitCode {
     };
     let directory = arguments.path.parent().unwrap_or(Path::new("."));
     match ask::ask(&arguments.socket, directory, &file) {
-        Answer::Stored(lines) => {
+        PushAnswer::Stored(lines) => {
             remember(arguments, &file, &lines);
             ExitCode::SUCCESS
         }
-        Answer::Failed(message) => {
+        PushAnswer::Failed(message) => {
             say(&format!("ERROR: could not archive \"{}\": {message}", file.name));
             ExitCode::FAILURE
         }
-        Answer::Dropped(message) => give_up(arguments, &file, &message),
-        Answer::Unanswered(reason) => {
+        PushAnswer::Dropped(message) => give_up(arguments, &file, &message),
+        PushAnswer::Unanswered(reason) => {
             say(&format!("WARNING: archiving \"{}\" without the daemon: {reason}", file.name));
             match direct::push(arguments) {
                 Ended::Stored => ExitCode::SUCCESS,
@@ -93,7 +93,7 @@ fn remember(arguments: &Arguments, file: &WalFile, lines: &[String]) {
 /// Takes a file for archived that was given up, once that is on record.
 fn give_up(arguments: &Arguments, file: &WalFile, message: &str) -> ExitCode {
     let directory = arguments.path.parent().unwrap_or(Path::new("."));
-    match dropped::record(directory, file.name, Reason::QueueMax) {
+    match dropped::record(directory, file.name, DropReason::QueueMax) {
         Ok(Recorded::Yes) => say(&format!("WARNING: \"{}\" was {message}", file.name)),
         Ok(Recorded::DiskFull) => {
             say(&format!("WARNING: \"{}\" was {message}; not on record, as the disk is full", file.name));

@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use walpoint_repo::backup::BackupWriter;
 use walpoint_runtime::human;
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 
 use super::lease::BackupLeases;
-use super::needed_wal::NeededWal;
+use super::needed_wal::BackupWal;
 use super::own_wal::Checkpoints;
 use super::preflight::Chosen;
 use super::publish::{self, Publishing};
 use super::replica::Replicas;
 use super::report::BackupReport;
-use super::request::{AGENT, INTERRUPTED, Request};
-use super::source::{Copied, Source, Started};
+use super::request::{AGENT, BackupRequest, INTERRUPTED};
+use super::source::{BackupSource, Copied, Started};
 use crate::check::repository::Destination;
 
 /// How long an interrupted backup may take to note what it stored.
@@ -28,8 +28,8 @@ const LAST_NOTE: Duration = Duration::from_secs(10);
 
 /// Makes the backup, with a replica in each of the chosen repositories that does not fail meanwhile, while no other backup
 /// of the cluster is made.
-pub(crate) async fn make<S: Source>(
-    request: &Request<'_>,
+pub(crate) async fn make<S: BackupSource>(
+    request: &BackupRequest<'_>,
     source: S,
     chosen: &Chosen,
 ) -> anyhow::Result<BackupReport> {
@@ -49,7 +49,7 @@ pub(crate) async fn make<S: Source>(
 
 /// A backup that has the leases.
 struct Attempt<'a> {
-    request: &'a Request<'a>,
+    request: &'a BackupRequest<'a>,
     chosen: &'a Chosen,
     /// The repositories that get a replica.
     copies: &'a [Destination],
@@ -58,7 +58,7 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    async fn make<S: Source>(&self, source: S) -> anyhow::Result<BackupReport> {
+    async fn make<S: BackupSource>(&self, source: S) -> anyhow::Result<BackupReport> {
         let Self { request, chosen, copies, forced } = *self;
         let started = source.start(request, copies).await?;
         let begun = started.begun();
@@ -96,11 +96,12 @@ impl Attempt<'_> {
         if request.strict {
             publish::refuse_damage(&drafts).await?;
         }
-        let needed = NeededWal::new(&facts, history)?;
+        let needed = BackupWal::new(&facts, history)?;
         let checkpoints = Checkpoints::new(&facts, checkpoint)?;
         let stopped = Instant::now();
         let publishing = Publishing { request, needed: &needed, checkpoints: &checkpoints, origin: &origin };
-        let waiting = Progress::waiting("waiting for the WAL that the backup needs", request.show_progress);
+        let waiting =
+            ByteProgress::waiting("waiting for the WAL that the backup needs", request.show_progress);
         let published = publishing.publish(drafts).await;
         waiting.end();
         let published = published?;

@@ -12,15 +12,15 @@ use anyhow::{Context, bail};
 use walpoint_base::{Lsn, SegmentNo, WalFileName};
 use walpoint_pg::server::DEFAULT_TABLESPACE;
 use walpoint_pg::wal::{DatabaseCopies, DatabaseDirectory, FoundCopy};
-use walpoint_repo::wal::{WalArchive, WalFile};
+use walpoint_repo::wal::{FetchedWal, WalArchive};
 
-use super::needed_wal::NeededWal;
+use super::needed_wal::BackupWal;
 
 /// There is no backup if a database was copied in that range of WAL and its source changed before the end of the range.
 /// `marked`: the segments that hold such records.
 pub(super) async fn refuse(
     archive: &WalArchive,
-    needed: &NeededWal,
+    needed: &BackupWal,
     marked: &BTreeSet<SegmentNo>,
     (start, stop): (Lsn, Lsn),
 ) -> anyhow::Result<()> {
@@ -49,9 +49,9 @@ pub(super) async fn refuse(
 
 async fn read(
     archive: &WalArchive,
-    needed: &NeededWal,
+    needed: &BackupWal,
     segment: SegmentNo,
-) -> anyhow::Result<(walpoint_base::SegmentName, WalFile)> {
+) -> anyhow::Result<(walpoint_base::SegmentName, FetchedWal)> {
     let names = needed.names(segment);
     for name in &names {
         if let Some(file) = archive.get(WalFileName::Segment(*name)).await? {

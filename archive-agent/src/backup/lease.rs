@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use walpoint_base::ClusterName;
-use walpoint_repo::lease::{Asked, Held, Holder, Leases, Renewed};
+use walpoint_repo::lease::{HeldLease, Holder, LeaseAnswer, Leases, Renewed};
 use walpoint_storage::error::error_chain;
 
 use crate::check::repository::Destination;
@@ -22,7 +22,7 @@ const RENEWAL: Duration = Duration::from_secs(300);
 /// The leases that a backup has, one for each copy.
 #[derive(Debug)]
 pub(crate) struct BackupLeases {
-    held: Vec<(String, Held)>,
+    held: Vec<(String, HeldLease)>,
     /// Whether somebody else's was taken over though it was good: that backup may still be running.
     pub(crate) forced: bool,
 }
@@ -42,11 +42,11 @@ impl BackupLeases {
                 Leases::of(&copy.repository, cluster, TASK).ask(&holder, SECONDS, force, is_dead).await;
             let asked = asked.with_context(|| format!("the lease on backups in repository {}", copy.name()));
             match asked {
-                Ok(Asked::Held(held, before)) => {
+                Ok(LeaseAnswer::Held(held, before)) => {
                     leases.forced |= before.is_some();
                     leases.held.push((copy.name().to_owned(), *held));
                 }
-                Ok(Asked::Busy(lease)) => {
+                Ok(LeaseAnswer::Busy(lease)) => {
                     leases.release().await;
                     let Holder { host, process, .. } = &lease.holder;
                     bail!(
@@ -57,7 +57,7 @@ impl BackupLeases {
                         lease.since
                     );
                 }
-                Ok(Asked::Unreadable { key, what, until }) => {
+                Ok(LeaseAnswer::Unreadable { key, what, until }) => {
                     leases.release().await;
                     bail!(
                         "no backup was begun: {key} in repository {} is damaged ({what}), and says who is at a backup of cluster \

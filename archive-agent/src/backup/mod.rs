@@ -46,7 +46,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{output, shutdown};
 use walpoint_storage::store::StoreSettings;
 
-use self::request::{INTERRUPTED, Request};
+use self::request::{BackupRequest, INTERRUPTED};
 use crate::check::remote::why_remote;
 
 /// Options of `backup`.
@@ -87,7 +87,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
     let stop = shutdown::on_signal()?;
     let mut selection = common.select::<StoreSettings>()?;
     let mut chosen = preflight::choose(&mut selection, &args.repositories)?;
-    let request = Request {
+    let request = BackupRequest {
         label: args.label.clone(),
         fast: !args.spread,
         full: args.full,

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory};
 use walpoint_pg::server::Server;
-use walpoint_repo::backup::{BackupFacts, WalStored};
+use walpoint_repo::backup::{BackupDescription, WalStored};
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
 
@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The segments from a backup's start to its stop.
 #[derive(Debug)]
-pub(crate) struct NeededWal {
+pub(crate) struct BackupWal {
     size: SegmentSize,
     first: SegmentNo,
     last: SegmentNo,
@@ -34,9 +34,9 @@ pub(crate) struct NeededWal {
     history: TimelineHistory,
 }
 
-impl NeededWal {
+impl BackupWal {
     /// What a backup with these facts needs; `history` is that of the timeline on which it stopped.
-    pub(crate) fn new(facts: &BackupFacts, history: TimelineHistory) -> anyhow::Result<Self> {
+    pub(crate) fn new(facts: &BackupDescription, history: TimelineHistory) -> anyhow::Result<Self> {
         let size = SegmentSize::new(facts.wal_segment_size).context("no cluster has such segments")?;
         let (first, last) = facts.wal()?;
         Ok(Self {

@@ -12,11 +12,11 @@ use anyhow::{Context, bail};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::control::CheckpointCopy;
 use walpoint_pg::label::BackupLabel;
-use walpoint_pg::wal::{Identity, checkpoint_at, checkpoint_window};
-use walpoint_repo::backup::BackupFacts;
+use walpoint_pg::wal::{WalIdentity, checkpoint_at, checkpoint_window};
+use walpoint_repo::backup::BackupDescription;
 use walpoint_repo::wal::WalArchive;
 
-use super::needed_wal::NeededWal;
+use super::needed_wal::BackupWal;
 use crate::wal::comparison::{self, Comparison};
 use crate::wal::split_brain::SplitBrain;
 
@@ -34,7 +34,7 @@ pub(crate) struct Checkpoints {
 
 impl Checkpoints {
     /// Of a backup with these facts and that `pg_control`.
-    pub(crate) fn new(facts: &BackupFacts, control: CheckpointCopy) -> anyhow::Result<Self> {
+    pub(crate) fn new(facts: &BackupDescription, control: CheckpointCopy) -> anyhow::Result<Self> {
         let label = BackupLabel::parse(&facts.backup_label.0).context("the backup label cannot be used")?;
         Ok(Self { label, control, from_standby: facts.from_standby, stop: facts.stop_lsn })
     }
@@ -45,7 +45,7 @@ impl Checkpoints {
     }
 
     /// An error says that the stored WAL is not that of the server which was copied. The WAL that the backup needs is there.
-    pub(crate) async fn prove(&self, archive: &WalArchive, needed: &NeededWal) -> anyhow::Result<()> {
+    pub(crate) async fn prove(&self, archive: &WalArchive, needed: &BackupWal) -> anyhow::Result<()> {
         let Self { label, control, .. } = self;
         let names = |segment| needed.names(segment);
         let stored = stored_checkpoint(archive, needed.size(), names, label.checkpoint).await?;
@@ -100,9 +100,9 @@ fn time(seconds: i64) -> String {
 /// Refuses where a segment in `pg_wal` differs from the stored one of the same name.
 pub(crate) async fn compare(
     archive: &WalArchive,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     wal: &Path,
-    needed: &NeededWal,
+    needed: &BackupWal,
 ) -> anyhow::Result<()> {
     let mut same = 0;
     for name in needed.newest_first() {

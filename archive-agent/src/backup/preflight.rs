@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use walpoint_base::{SegmentName, WalFileName};
-use walpoint_pg::server::{Identity, Server};
+use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::store::StoreSettings;
 
 use crate::check::remote::{RemoteSource, examine_remote};
-use crate::check::report::{Grade, Report};
+use crate::check::report::{CheckReport, Grade};
 use crate::check::repository::Destination;
 use crate::check::{Examined, LocalSource, archiving, examine};
 
@@ -34,7 +34,7 @@ pub(crate) struct Chosen {
 impl Chosen {
     /// Leaves out the repositories that fail, but for those without which there is no backup: those named by a person, and
     /// those without which no WAL is archived. What fails in the others is no longer in the report.
-    fn leave_out(&mut self, report: &mut Report, acknowledging: &[String]) {
+    fn leave_out(&mut self, report: &mut CheckReport, acknowledging: &[String]) {
         if self.named {
             return;
         }
@@ -70,7 +70,7 @@ pub(crate) async fn prove(
     chosen: &mut Chosen,
     full: bool,
 ) -> Result<Examined, Failure> {
-    let mut report = Report::default();
+    let mut report = CheckReport::default();
     let limit = duration(selection.settings.backup_wal_timeout);
     let examined = examine(&mut report, selection, limit, full).await?;
     let mut examined = usable(&mut report, selection, chosen, examined)?;
@@ -87,7 +87,7 @@ pub(crate) async fn prove_remote(
     chosen: &mut Chosen,
     full: bool,
 ) -> Result<RemoteSource, Failure> {
-    let mut report = Report::default();
+    let mut report = CheckReport::default();
     let limit = duration(selection.settings.backup_wal_timeout);
     let examined = examine_remote(&mut report, selection, limit, full).await;
     let mut examined = usable(&mut report, selection, chosen, examined)?;
@@ -100,7 +100,7 @@ pub(crate) async fn prove_remote(
 
 /// What was examined, if a backup can be made of it, be it without some of the repositories.
 fn usable<T>(
-    report: &mut Report,
+    report: &mut CheckReport,
     selection: &Selection<StoreSettings>,
     chosen: &mut Chosen,
     examined: Option<T>,
@@ -126,7 +126,7 @@ fn drop_left_out(destinations: &mut Vec<Destination>, chosen: &Chosen) {
 }
 
 /// Logs what was found.
-fn tell(report: &Report) {
+fn tell(report: &CheckReport) {
     for line in report.lines() {
         tracing::debug!(what = line.what, grade = ?line.grade, "{}", line.found);
     }
@@ -142,7 +142,7 @@ fn refused(what: &str) -> anyhow::Error {
 /// What PostgreSQL archived last is in the repositories; if not, a segment is switched and has to arrive.
 async fn archiving_works(
     server: &mut Server,
-    identity: &Identity,
+    identity: &ServerIdentity,
     destinations: &[Destination],
     pgdata: Option<&Path>,
     limit: Duration,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 use futures_util::future::join_all;
 use walpoint_base::{BackupId, PgTimestamp, TimelineId};
-use walpoint_repo::backup::{Draft, Finding, Summary};
+use walpoint_repo::backup::{BackupSummary, Draft, PageFinding};
 use walpoint_repo::catalog::latest_commit_before;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::config::duration;
@@ -15,11 +15,11 @@ use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
 
 use super::database_copies;
-use super::needed_wal::NeededWal;
+use super::needed_wal::BackupWal;
 use super::own_wal::{self, Checkpoints};
 use super::replica::Replicas;
-use super::request::Request;
-use super::source::Origin;
+use super::request::BackupRequest;
+use super::source::BackupOrigin;
 use crate::check::repository::Destination;
 use crate::check::source;
 use crate::wal::identity::{self, Evidence};
@@ -33,28 +33,31 @@ const OTHERS_LIMIT: Duration = Duration::from_secs(60);
 
 /// A replica that exists.
 #[derive(Debug)]
-pub(crate) struct Published {
+pub(crate) struct PublishedReplica {
     /// What the manifest says.
-    pub(crate) summary: Summary,
+    pub(crate) summary: BackupSummary,
     /// The finished backup that it was compared with.
     pub(crate) parent: Option<BackupId>,
     /// The bad pages that it names.
-    pub(crate) findings: Vec<Finding>,
+    pub(crate) findings: Vec<PageFinding>,
 }
 
 /// What it takes to announce a backup.
 pub(crate) struct Publishing<'a> {
-    pub(crate) request: &'a Request<'a>,
-    pub(crate) needed: &'a NeededWal,
+    pub(crate) request: &'a BackupRequest<'a>,
+    pub(crate) needed: &'a BackupWal,
     /// The checkpoints of the server that was copied.
     pub(crate) checkpoints: &'a Checkpoints,
     /// That server.
-    pub(crate) origin: &'a Origin,
+    pub(crate) origin: &'a BackupOrigin,
 }
 
 impl Publishing<'_> {
     /// Waits for the WAL and creates the manifests. An error means that there is no backup in any repository.
-    pub(crate) async fn publish(&self, drafts: Replicas<Draft>) -> anyhow::Result<Replicas<Published>> {
+    pub(crate) async fn publish(
+        &self,
+        drafts: Replicas<Draft>,
+    ) -> anyhow::Result<Replicas<PublishedReplica>> {
         // A backup counts on every repository that has to acknowledge WAL, also on those that get no copy.
         let others = self.origin.destinations.iter().filter(|destination| destination.acknowledges);
         let others =
@@ -64,7 +67,7 @@ impl Publishing<'_> {
         drafts.advance(async |destination, draft| self.replica(destination, draft).await).await
     }
 
-    async fn replica(&self, to: &Destination, mut draft: Draft) -> anyhow::Result<Published> {
+    async fn replica(&self, to: &Destination, mut draft: Draft) -> anyhow::Result<PublishedReplica> {
         self.wal(to).await?;
         let latest = self.request.unless_stopped(self.latest_commit(&draft, to)).await?;
         draft.note_latest_commit(latest);
@@ -82,7 +85,7 @@ impl Publishing<'_> {
                 error_chain(&error)
             );
         }
-        Ok(Published { summary, parent, findings })
+        Ok(PublishedReplica { summary, parent, findings })
     }
 
     /// The latest commit time before the backup, by all that the repositories know: a new one has no WAL from before it.
@@ -143,7 +146,7 @@ impl Publishing<'_> {
 }
 
 /// There is no backup where another server's WAL is.
-async fn refuse_split_brain(archive: &WalArchive, pgdata: &Path, needed: &NeededWal) -> anyhow::Result<()> {
+async fn refuse_split_brain(archive: &WalArchive, pgdata: &Path, needed: &BackupWal) -> anyhow::Result<()> {
     let (_, found) = source::read_control(pgdata)?;
     let timeline = TimelineId::new(found.checkpoint.timeline.max(found.min_recovery_point_timeline));
     let Some(timeline) = timeline else { return Ok(()) };
@@ -169,18 +172,18 @@ pub(crate) async fn refuse_damage(drafts: &Replicas<Draft>) -> anyhow::Result<()
     let named = manifest.findings.iter().take(NAMED).map(|f| format!("{} block {}", f.path, f.block));
     let reason = format!("{bad} damaged pages: {}", named.collect::<Vec<_>>().join(", "));
     for replica in drafts.iter() {
-        replica.destination.backups().bury(manifest.summary.id, &reason).await?;
+        replica.destination.backups().abort(manifest.summary.id, &reason).await?;
     }
     bail!("no backup was made, because of --strict: {reason}")
 }
 
 /// Ends the unfinished backups that were resumed, where the new one exists: nothing needs them any more.
-pub(crate) async fn end_resumed(published: &Replicas<Published>) {
+pub(crate) async fn end_resumed(published: &Replicas<PublishedReplica>) {
     for replica in published.iter() {
-        let Some(Published { summary, .. }) = replica.stage() else { continue };
+        let Some(PublishedReplica { summary, .. }) = replica.stage() else { continue };
         let (destination, id) = (&replica.destination, summary.id);
         for dead in &replica.resumed {
-            match destination.backups().bury(*dead, &format!("backup {id} went on with it")).await {
+            match destination.backups().abort(*dead, &format!("backup {id} went on with it")).await {
                 // It was finished after all.
                 Ok(()) | Err(RepoError::Conflict { .. }) => {}
                 Err(error) => tracing::warn!(

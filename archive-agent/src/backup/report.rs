@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
-use walpoint_repo::backup::{Finding, Method, PageFault, WalStored};
+use walpoint_repo::backup::{Method, PageFault, PageFinding, WalStored};
 use walpoint_runtime::human;
 
-use super::publish::Published;
+use super::publish::PublishedReplica;
 use super::replica::{Replica, Replicas};
-use super::source::Counts;
+use super::source::CopyCounts;
 
 /// Bad pages named in the text; the manifest and `--json` name more.
 const NAMED: usize = 10;
@@ -62,9 +62,9 @@ pub(crate) struct BackupReport {
     /// Pages that are damaged.
     pub(crate) bad_pages: u64,
     /// The first of them.
-    pub(crate) findings: Vec<BadPage>,
+    pub(crate) findings: Vec<DamagedPage>,
     /// The copies.
-    pub(crate) repositories: Vec<Copy>,
+    pub(crate) repositories: Vec<BackupCopy>,
     /// Repositories that should have a copy and have none, with the reason.
     pub(crate) failed: Vec<String>,
     /// How long it took, with waiting for WAL, in seconds.
@@ -75,7 +75,7 @@ pub(crate) struct BackupReport {
 
 /// A damaged page.
 #[derive(Debug, Serialize)]
-pub(crate) struct BadPage {
+pub(crate) struct DamagedPage {
     /// The file, relative to the data directory.
     pub(crate) file: String,
     /// Which block of the file, counted from 0.
@@ -86,7 +86,7 @@ pub(crate) struct BadPage {
 
 /// The backup in one repository.
 #[derive(Debug, Serialize)]
-pub(crate) struct Copy {
+pub(crate) struct BackupCopy {
     /// The repository's name.
     pub(crate) repository: String,
     /// The finished backup that it was compared with; `null` if there was none, or with `--full`.
@@ -99,8 +99,8 @@ pub(crate) struct Copy {
     pub(crate) stored_bytes: u64,
 }
 
-impl From<&Finding> for BadPage {
-    fn from(finding: &Finding) -> Self {
+impl From<&PageFinding> for DamagedPage {
+    fn from(finding: &PageFinding) -> Self {
         let fault = match finding.fault {
             PageFault::Checksum { stored, computed } => {
                 format!("checksum {stored:04X} in the page, {computed:04X} of its content")
@@ -132,7 +132,7 @@ impl BackupReport {
         line("WAL", format!("{} to {}, stored", self.first_wal, self.last_wal));
         line("read", format!("{}, {}", human::count(self.files, "file"), human::size(self.bytes)));
         for copy in &self.repositories {
-            let Copy { repository, stored_bytes, new_bytes, reused_bytes, .. } = copy;
+            let BackupCopy { repository, stored_bytes, new_bytes, reused_bytes, .. } = copy;
             let stored = human::size(*stored_bytes);
             line(
                 "stored",
@@ -175,12 +175,16 @@ impl BackupReport {
     }
 
     /// What the manifests of all copies say; they differ only in what each stored.
-    pub(crate) fn of(cluster: &str, replicas: &Replicas<Published>, wal: WalStored) -> anyhow::Result<Self> {
-        let Published { summary, findings, .. } =
+    pub(crate) fn of(
+        cluster: &str,
+        replicas: &Replicas<PublishedReplica>,
+        wal: WalStored,
+    ) -> anyhow::Result<Self> {
+        let PublishedReplica { summary, findings, .. } =
             replicas.stages().next().context("no copy of the backup was finished")?;
         let facts = &summary.facts;
-        let copy = |replica: &Replica<Published>| {
-            replica.stage().map(|copy| Copy {
+        let copy = |replica: &Replica<PublishedReplica>| {
+            replica.stage().map(|copy| BackupCopy {
                 repository: replica.destination.name().to_owned(),
                 parent: copy.parent.map(|parent| parent.to_string()),
                 new_bytes: copy.summary.totals.new_bytes,
@@ -217,7 +221,7 @@ impl BackupReport {
             shrunk: 0,
             checksums_verified: facts.data_checksums,
             bad_pages: summary.totals.bad_pages,
-            findings: findings.iter().map(BadPage::from).collect(),
+            findings: findings.iter().map(DamagedPage::from).collect(),
             repositories: replicas.iter().filter_map(copy).collect(),
             failed: replicas.failures(),
             seconds: 0.0,
@@ -226,7 +230,7 @@ impl BackupReport {
     }
 
     /// Adds what the readers counted.
-    pub(crate) fn count(&mut self, counts: &Counts) {
+    pub(crate) fn count(&mut self, counts: &CopyCounts) {
         self.read_bytes = counts.read.load(Ordering::Relaxed);
         self.vanished = counts.vanished.load(Ordering::Relaxed);
         self.shrunk = counts.shrunk.load(Ordering::Relaxed);

@@ -17,7 +17,7 @@ const DEFAULT_LABEL: &str = "walpoint";
 
 /// What is asked of a backup.
 #[derive(Debug)]
-pub(crate) struct Request<'a> {
+pub(crate) struct BackupRequest<'a> {
     /// A person's label.
     pub(crate) label: String,
     /// Whether the first checkpoint is done at full speed.
@@ -36,7 +36,7 @@ pub(crate) struct Request<'a> {
     pub(crate) show_progress: bool,
 }
 
-impl Request<'_> {
+impl BackupRequest<'_> {
     /// The settings of the cluster.
     pub(crate) fn settings(&self) -> &ClusterSettings {
         &self.selection.settings

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use walpoint_base::{SegmentName, SegmentNo};
-use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
+use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Server, ServerIdentity};
 use walpoint_runtime::human;
 
-use super::report::Report;
+use super::report::CheckReport;
 use super::repository::Destination;
 use crate::wal::comparison;
 
@@ -19,7 +19,11 @@ const ARCHIVER_PAUSE: Duration = Duration::from_secs(65);
 const QUIET: Duration = Duration::from_secs(3);
 
 /// The settings of archiving; whether they make PostgreSQL archive.
-pub(crate) async fn settings(report: &mut Report, server: &mut Server, identity: &Identity) -> bool {
+pub(crate) async fn settings(
+    report: &mut CheckReport,
+    server: &mut Server,
+    identity: &ServerIdentity,
+) -> bool {
     let what = "archive settings";
     let Some(settings) = report.take(what, server.archive_settings().await.map_err(Into::into)) else {
         return false;
@@ -63,7 +67,7 @@ fn means(settings: &ArchiveSettings) -> String {
 
 /// Whether the archiver's last attempt succeeded. One that failed gets as long as PostgreSQL needs to try again, at most
 /// `patience`.
-pub(crate) async fn archiver(report: &mut Report, server: &mut Server, patience: Duration) -> bool {
+pub(crate) async fn archiver(report: &mut CheckReport, server: &mut Server, patience: Duration) -> bool {
     let what = "archiver";
     let patience = patience.min(ARCHIVER_PAUSE);
     let (deadline, mut told) = (Instant::now() + patience, false);
@@ -112,7 +116,7 @@ pub(crate) fn describe(stats: &ArchiverStats) -> String {
 /// Switches to a new segment and waits until the old one is in every repository that acknowledges.
 pub(crate) async fn arrival(
     server: &mut Server,
-    server_identity: &Identity,
+    server_identity: &ServerIdentity,
     destinations: &[Destination],
     pgdata: Option<&Path>,
     limit: Duration,

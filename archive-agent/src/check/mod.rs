@@ -28,16 +28,16 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
-use walpoint_pg::server::{Identity, Server};
+use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::human;
 use walpoint_runtime::output;
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 use walpoint_storage::store::StoreSettings;
 
 use self::remote::{RemoteSource, examine_remote, why_remote};
-use self::report::{Grade, Line, Report};
+use self::report::{CheckReport, Grade, Line};
 use self::repository::Destination;
 use crate::health;
 use crate::selection::pgdata;
@@ -45,7 +45,7 @@ use crate::wal::disk::{self, DiskError};
 use crate::wal::dropped;
 use crate::wal::split_brain::SPLIT_BRAIN;
 use crate::wal::upload::Uploader;
-use crate::walk::{Entered, Ground, Measure};
+use crate::walk::{BackupRoots, Entered, Measure};
 
 /// Options of `check`.
 #[derive(Debug, Clone, Args)]
@@ -88,11 +88,11 @@ pub(crate) struct LocalSource {
     /// Its `pg_control`.
     pub(crate) control: ControlFile,
     /// What the server says about itself.
-    pub(crate) identity: Identity,
+    pub(crate) identity: ServerIdentity,
     /// The repositories that are fine.
     pub(crate) destinations: Vec<Destination>,
     /// What a backup reads.
-    pub(crate) ground: Ground,
+    pub(crate) ground: BackupRoots,
     /// How much that is.
     pub(crate) measure: Measure,
     /// Whether PostgreSQL is set up to archive, and its last attempt did not fail.
@@ -102,7 +102,7 @@ pub(crate) struct LocalSource {
 /// Looks at everything that a backup needs and that can be looked at without one. `None` if something is so wrong that the
 /// rest cannot be looked at; what is wrong is in the report either way. `full`: the backup would store everything.
 pub(crate) async fn examine(
-    report: &mut Report,
+    report: &mut CheckReport,
     selection: &Selection<StoreSettings>,
     patience: Duration,
     full: bool,
@@ -111,7 +111,7 @@ pub(crate) async fn examine(
     let pgdata = pgdata(selection)?.to_owned();
     let control = source::data_directory(report, &pgdata);
     let Some(control) = control else { return Ok(None) };
-    let ground = Ground::new(&pgdata, &control, &settings.extra_paths);
+    let ground = BackupRoots::new(&pgdata, &control, &settings.extra_paths);
     let measured = measure(report, &ground, &pgdata, &settings.extra_paths).await;
     let measure = measured.as_ref().map(|(measure, _)| *measure);
     let connected = source::server(report, settings, &pgdata, &control).await;
@@ -139,8 +139,8 @@ pub(crate) async fn examine(
 
 /// That all of it can be read, and how much it is.
 async fn measure(
-    report: &mut Report,
-    ground: &Ground,
+    report: &mut CheckReport,
+    ground: &BackupRoots,
     pgdata: &Path,
     extra_paths: &[PathBuf],
 ) -> Option<(Measure, Entered)> {
@@ -164,7 +164,7 @@ async fn measure(
 }
 
 /// A repository inside the data directory would be in its own backups, and lost with it.
-pub(crate) fn places(report: &mut Report, destinations: &[Destination], pgdata: &Path) {
+pub(crate) fn places(report: &mut CheckReport, destinations: &[Destination], pgdata: &Path) {
     for destination in destinations {
         if destination.directory.as_ref().is_some_and(|directory| inside(directory, pgdata)) {
             let found = format!("it lies inside the data directory {}", pgdata.display());
@@ -186,8 +186,8 @@ pub(crate) fn inside(path: &Path, directory: &Path) -> bool {
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Failure> {
     let selection = common.select::<StoreSettings>()?;
-    let waiting = Progress::waiting("checking", common.show_progress());
-    let mut report = Report::default();
+    let waiting = ByteProgress::waiting("checking", common.show_progress());
+    let mut report = CheckReport::default();
     let limit = Duration::from_secs(args.timeout);
     if let Some(silent) = silent(&selection, args.remote).await {
         report.failed(
@@ -248,7 +248,11 @@ async fn silent(selection: &Selection<StoreSettings>, remote: bool) -> Option<Di
 }
 
 /// WAL that recovery from the newest backups cannot pass, and that is known here: it was dropped, or archived although damaged.
-async fn gap(report: &mut Report, selection: &Selection<StoreSettings>, pgdata: &Path) -> Option<String> {
+async fn gap(
+    report: &mut CheckReport,
+    selection: &Selection<StoreSettings>,
+    pgdata: &Path,
+) -> Option<String> {
     let what = "recovery";
     let gap = report.take(what, dropped::gap(&Uploader::new(selection, pgdata)).await)??.to_string();
     report.failed(
@@ -260,7 +264,7 @@ async fn gap(report: &mut Report, selection: &Selection<StoreSettings>, pgdata: 
 }
 
 /// Whether a daemon answers, and what it fails at but for what was told already. Archiving goes on without one, only slower.
-fn daemon(report: &mut Report, selection: &Selection<StoreSettings>, told: &[String]) {
+fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, told: &[String]) {
     let socket = selection.settings.push_socket(&selection.cluster);
     let shown = socket.display();
     match health::ask(&socket) {
@@ -287,7 +291,7 @@ fn daemon(report: &mut Report, selection: &Selection<StoreSettings>, told: &[Str
 }
 
 /// Switches a segment and sees it arrive.
-async fn arrives(report: &mut Report, examined: &mut RemoteSource, args: &CheckArgs, limit: Duration) {
+async fn arrives(report: &mut CheckReport, examined: &mut RemoteSource, args: &CheckArgs, limit: Duration) {
     let what = "archiving";
     if args.no_switch {
         return;

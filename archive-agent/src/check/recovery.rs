@@ -5,7 +5,7 @@
 
 use walpoint_pg::server::Server;
 
-use super::report::Report;
+use super::report::CheckReport;
 
 /// The settings that a standby would follow, unless they were reset and wait for a restart.
 const SETTINGS: &str = "SELECT \
@@ -18,7 +18,7 @@ const SETTINGS: &str = "SELECT \
     AND NOT pg_catalog.pg_is_in_recovery()";
 
 /// Warns about the settings of a recovery that has ended.
-pub(super) async fn settings(report: &mut Report, server: &mut Server) {
+pub(super) async fn settings(report: &mut CheckReport, server: &mut Server) {
     let what = "recovery settings";
     let Some((found, remedy)) = report.take(what, ask(server).await) else { return };
     if found.is_empty() {

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use walpoint_pg::server::{Identity, Server, ServerError, Walsender};
+use walpoint_pg::server::{Server, ServerError, ServerIdentity, Walsender};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::ClusterSettings;
 use walpoint_runtime::human;
 use walpoint_storage::store::StoreSettings;
 
-use super::report::Report;
+use super::report::CheckReport;
 use super::repository::{self, Destination};
 use super::{archiving, places, source, whose_files};
 
@@ -25,7 +25,7 @@ pub(crate) struct RemoteSource {
     /// A session on the server.
     pub(crate) server: Server,
     /// What the server says about itself.
-    pub(crate) identity: Identity,
+    pub(crate) identity: ServerIdentity,
     /// The repositories that are fine.
     pub(crate) destinations: Vec<Destination>,
     /// The data directory, if it is visible all the same: for better explanations only.
@@ -51,7 +51,7 @@ pub(crate) fn why_remote(asked: bool, selection: &Selection<StoreSettings>) -> O
 /// Looks at everything that a backup sent by the server needs. `None` if something is so wrong that the rest cannot be
 /// looked at; what is wrong is in the report either way.
 pub(crate) async fn examine_remote(
-    report: &mut Report,
+    report: &mut CheckReport,
     selection: &Selection<StoreSettings>,
     patience: Duration,
     full: bool,
@@ -94,9 +94,9 @@ async fn own_directory(server: &mut Server, settings: &ClusterSettings) -> Optio
 
 /// Whether the server lets this role in for replication: tried, since role, `pg_hba.conf` and free places decide together.
 async fn replication(
-    report: &mut Report,
+    report: &mut CheckReport,
     server: &mut Server,
-    identity: &Identity,
+    identity: &ServerIdentity,
     settings: &ClusterSettings,
 ) {
     let what = "replication";
@@ -129,7 +129,7 @@ async fn replication(
 /// Connects for replication; the role.
 async fn identify(
     server: &mut Server,
-    identity: &Identity,
+    identity: &ServerIdentity,
     settings: &ClusterSettings,
 ) -> anyhow::Result<String> {
     let mut walsender = source::walsender(settings, server).await?;
@@ -140,7 +140,10 @@ async fn identify(
 }
 
 /// Proves that a session for replication is on the cluster and the timeline that were looked at.
-pub(crate) async fn is_the_server(walsender: &mut Walsender, identity: &Identity) -> anyhow::Result<()> {
+pub(crate) async fn is_the_server(
+    walsender: &mut Walsender,
+    identity: &ServerIdentity,
+) -> anyhow::Result<()> {
     let found = walsender.identify_system().await?;
     if found.system_id != identity.system_id {
         bail!(
@@ -169,7 +172,12 @@ async fn size(server: &mut Server) -> Option<u64> {
 }
 
 /// What lies outside the data directory, the server does not send.
-async fn outside(report: &mut Report, server: &mut Server, identity: &Identity, settings: &ClusterSettings) {
+async fn outside(
+    report: &mut CheckReport,
+    server: &mut Server,
+    identity: &ServerIdentity,
+    settings: &ClusterSettings,
+) {
     let what = "configuration files";
     let found = source::configuration_outside(server, identity, &identity.data_directory, &[]).await;
     let advice = "the server sends its data directory and tablespaces only: keep these elsewhere, or back up on the server's \

@@ -55,11 +55,11 @@ impl Line {
 
 /// Everything that was looked at, in order.
 #[derive(Debug, Default)]
-pub(crate) struct Report {
+pub(crate) struct CheckReport {
     lines: Vec<Line>,
 }
 
-impl Report {
+impl CheckReport {
     /// As it should be.
     pub(crate) fn ok(&mut self, what: impl Into<String>, found: impl Into<String>) {
         self.add(what.into(), Grade::Ok, found.into(), None);
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn lines_are_told_with_their_advice() {
-        let mut report = Report::default();
+        let mut report = CheckReport::default();
         report.ok("connection", "PostgreSQL 17.5");
         report.failed("archive_mode", "it is off", "set archive_mode = on and restart PostgreSQL");
         report.warning("extra_paths", "/etc/x is not covered", "");
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn what_fails_in_a_repository_is_told_apart() {
-        let mut report = Report::default();
+        let mut report = CheckReport::default();
         report.ok("repository far: lineage", "1 of cluster main");
         report.failed("repository far", "it does not answer", "");
         report.failed("repository far: space", "none", "make room");

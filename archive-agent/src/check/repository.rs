@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use walpoint_base::TimelineId;
 use walpoint_pg::control::ControlFile;
-use walpoint_pg::server::Identity;
+use walpoint_pg::server::ServerIdentity;
 use walpoint_repo::backup::Backups;
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::lineage::AckMember;
@@ -29,7 +29,7 @@ use self::registered::registered;
 pub(crate) use self::registered::{Nature, same_facts};
 pub(crate) use self::soundness::sound;
 pub(crate) use self::space::space;
-use super::report::Report;
+use super::report::CheckReport;
 use crate::newer;
 use crate::wal::identity::{self, Evidence};
 use crate::wal::reach;
@@ -70,7 +70,7 @@ impl Destination {
 
 /// Opens the selected repositories and looks at what they do; those that are fine.
 pub(crate) async fn destinations(
-    report: &mut Report,
+    report: &mut CheckReport,
     selection: &Selection<StoreSettings>,
     nature: Nature,
 ) -> Vec<Destination> {
@@ -104,7 +104,7 @@ pub(crate) async fn destinations(
 }
 
 /// Lineages of others whose facts are damaged: this server is archived and backed up all the same.
-pub(crate) async fn unreadable(report: &mut Report, destinations: &[Destination]) {
+pub(crate) async fn unreadable(report: &mut CheckReport, destinations: &[Destination]) {
     for Destination { repository, lineage, .. } in destinations {
         let what = format!("repository {}: lineages", repository.name());
         match repository.lineages(&lineage.cluster).await {
@@ -120,7 +120,11 @@ pub(crate) async fn unreadable(report: &mut Report, destinations: &[Destination]
 }
 
 /// Whether a restore to the latest moment follows this server.
-pub(crate) async fn latest(report: &mut Report, destinations: &[Destination], identity: &Identity) {
+pub(crate) async fn latest(
+    report: &mut CheckReport,
+    destinations: &[Destination],
+    identity: &ServerIdentity,
+) {
     if identity.in_recovery {
         return;
     }
@@ -140,9 +144,9 @@ pub(crate) async fn latest(report: &mut Report, destinations: &[Destination], id
 
 /// Whether the newest WAL of this server can be recovered from the repositories.
 pub(crate) async fn reach(
-    report: &mut Report,
+    report: &mut CheckReport,
     destinations: &[Destination],
-    identity: &Identity,
+    identity: &ServerIdentity,
     pgdata: &Path,
 ) {
     if identity.in_recovery {
@@ -172,7 +176,7 @@ pub(crate) async fn reach(
 
 /// Whether the repositories hold this server's WAL, or another one's under the same names.
 pub(crate) async fn identity(
-    report: &mut Report,
+    report: &mut CheckReport,
     destinations: &[Destination],
     pgdata: &Path,
     control: &ControlFile,
@@ -204,7 +208,7 @@ pub(crate) async fn identity(
 }
 
 /// Secrets are nobody else's.
-fn secrets(report: &mut Report, what: &str, settings: &StoreSettings) {
+fn secrets(report: &mut CheckReport, what: &str, settings: &StoreSettings) {
     for file in settings.secret_files() {
         let open = std::fs::metadata(file).is_ok_and(|meta| meta.permissions().mode() & 0o007 != 0);
         if open {
@@ -215,7 +219,7 @@ fn secrets(report: &mut Report, what: &str, settings: &StoreSettings) {
 }
 
 /// Whether the repositories that acknowledge are those that the lineage was registered with: readers go by the lineage.
-async fn acknowledging(report: &mut Report, destinations: &[Destination]) {
+async fn acknowledging(report: &mut CheckReport, destinations: &[Destination]) {
     let configured: BTreeSet<RepositoryId> =
         destinations.iter().filter(|d| d.acknowledges).map(|d| d.repository.id()).collect();
     for destination in destinations {
@@ -242,7 +246,7 @@ async fn acknowledging(report: &mut Report, destinations: &[Destination]) {
 }
 
 /// What opened the repository, and whether anything else would.
-async fn key(report: &mut Report, what: &str, repository: &Repository) {
+async fn key(report: &mut CheckReport, what: &str, repository: &Repository) {
     let Some((source, slot)) = repository.opened_by() else { return };
     let what = format!("{what}: key");
     let listed = repository.key_slots().list().await.map_err(anyhow::Error::from);

@@ -8,12 +8,12 @@ use jiff::{SignedDuration, Timestamp};
 use walpoint_pg::checksum::Checksums;
 use walpoint_pg::connect::ConnInfo;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
-use walpoint_pg::server::{Identity, Right, Server, SessionName, Walsender};
+use walpoint_pg::server::{Right, Server, ServerIdentity, SessionName, Walsender};
 use walpoint_runtime::config::ClusterSettings;
 use walpoint_runtime::human;
 use walpoint_runtime::owner;
 
-use super::report::Report;
+use super::report::CheckReport;
 use super::whose_files;
 
 /// How often `pg_control` is read until its CRC is right: PostgreSQL writes it while it runs.
@@ -42,7 +42,7 @@ pub(crate) fn read_control(pgdata: &Path) -> anyhow::Result<(Vec<u8>, ControlFil
 }
 
 /// The data directory: there, ours, and with a sound `pg_control`.
-pub(crate) fn data_directory(report: &mut Report, pgdata: &Path) -> Option<ControlFile> {
+pub(crate) fn data_directory(report: &mut CheckReport, pgdata: &Path) -> Option<ControlFile> {
     let what = "data directory";
     report.take(what, owner::require(pgdata))?;
     let (_, control) = report.take(what, read_control(pgdata))?;
@@ -64,7 +64,7 @@ pub(crate) fn data_directory(report: &mut Report, pgdata: &Path) -> Option<Contr
 }
 
 /// Warns where a backup cannot tell damaged pages.
-pub(crate) fn page_checksums(report: &mut Report, identity: &Identity) {
+pub(crate) fn page_checksums(report: &mut CheckReport, identity: &ServerIdentity) {
     let what = "page checksums";
     match identity.checksums {
         Checksums::On => {}
@@ -109,11 +109,11 @@ pub(crate) async fn walsender(settings: &ClusterSettings, beside: &mut Server) -
 
 /// The server: that it answers, and that it is the one of this data directory.
 pub(crate) async fn server(
-    report: &mut Report,
+    report: &mut CheckReport,
     settings: &ClusterSettings,
     pgdata: &Path,
     control: &ControlFile,
-) -> Option<(Server, Identity)> {
+) -> Option<(Server, ServerIdentity)> {
     let (mut server, identity) = answers(report, settings).await?;
     let what = "server and data directory";
     report.take(what, same_cluster(&mut server, &identity, pgdata, control).await)?;
@@ -122,7 +122,10 @@ pub(crate) async fn server(
 }
 
 /// The server: that it answers, and what it says about itself.
-pub(crate) async fn answers(report: &mut Report, settings: &ClusterSettings) -> Option<(Server, Identity)> {
+pub(crate) async fn answers(
+    report: &mut CheckReport,
+    settings: &ClusterSettings,
+) -> Option<(Server, ServerIdentity)> {
     let what = "connection";
     let mut server = report.take(what, connect(settings).await)?;
     let identity = report.take(what, server.identity().await.map_err(Into::into))?;
@@ -134,7 +137,7 @@ pub(crate) async fn answers(report: &mut Report, settings: &ClusterSettings) -> 
 }
 
 /// How far the server's clock is from this machine's, beyond what asking took. A backup's times are the server's.
-async fn clock(report: &mut Report, server: &mut Server) {
+async fn clock(report: &mut CheckReport, server: &mut Server) {
     let what = "clock";
     let before = Timestamp::now();
     let Some(theirs) = report.take(what, server.clock().await.map_err(Into::into)) else { return };
@@ -158,7 +161,7 @@ async fn clock(report: &mut Report, server: &mut Server) {
 /// Proves that the server runs on this data directory, not on another or a copy.
 pub(crate) async fn same_cluster(
     server: &mut Server,
-    identity: &Identity,
+    identity: &ServerIdentity,
     pgdata: &Path,
     control: &ControlFile,
 ) -> anyhow::Result<()> {
@@ -177,7 +180,7 @@ pub(crate) async fn same_cluster(
 /// Files of the server's configuration that neither the data directory nor `extra_paths` holds.
 pub(crate) async fn configuration_outside(
     server: &mut Server,
-    identity: &Identity,
+    identity: &ServerIdentity,
     pgdata: &Path,
     extra_paths: &[PathBuf],
 ) -> anyhow::Result<Vec<PathBuf>> {
@@ -199,9 +202,9 @@ pub(crate) async fn configuration_outside(
 
 /// Configuration outside the data directory: a backup that should bring it back has to be told.
 pub(crate) async fn configuration(
-    report: &mut Report,
+    report: &mut CheckReport,
     server: &mut Server,
-    identity: &Identity,
+    identity: &ServerIdentity,
     pgdata: &Path,
     settings: &ClusterSettings,
 ) {
@@ -225,7 +228,7 @@ pub(crate) async fn configuration(
 }
 
 /// The rights of the role: what a backup calls.
-pub(crate) async fn rights(report: &mut Report, server: &mut Server, in_recovery: bool) {
+pub(crate) async fn rights(report: &mut CheckReport, server: &mut Server, in_recovery: bool) {
     let what = "rights";
     let major = server.major();
     let (start, stop) = match major.get() {

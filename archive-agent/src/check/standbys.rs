@@ -9,10 +9,10 @@ use std::time::UNIX_EPOCH;
 use walpoint_pg::server::{Receiver, Server};
 use walpoint_repo::lineage::BINDING;
 
-use super::report::Report;
+use super::report::CheckReport;
 
 /// Names the standbys of a server with a binding, and warns about those that were made without it.
-pub(super) async fn bindings(report: &mut Report, server: &mut Server, pgdata: &Path) {
+pub(super) async fn bindings(report: &mut CheckReport, server: &mut Server, pgdata: &Path) {
     let path = pgdata.join(BINDING);
     let Ok(meta) = std::fs::metadata(&path) else { return };
     let written = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());

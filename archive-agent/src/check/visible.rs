@@ -4,10 +4,10 @@
 //! walk over the data directory each looks like something that was dropped a moment ago. The server is asked what there is.
 
 use anyhow::bail;
-use walpoint_pg::server::{Place, Server};
+use walpoint_pg::server::{Server, TablespaceDirectory};
 
-use super::report::Report;
-use crate::walk::{Entered, Ground};
+use super::report::CheckReport;
+use crate::walk::{BackupRoots, Entered};
 
 /// What to do about it.
 const ADVICE: &str = "mount it where this process runs, at the same place as for the server (in a container: share the \
@@ -15,7 +15,12 @@ const ADVICE: &str = "mount it where this process runs, at the same place as for
     backup away until it is dropped";
 
 /// Looks for everything that the server has, after a walk.
-pub(super) async fn examine(report: &mut Report, server: &mut Server, ground: &Ground, entered: &Entered) {
+pub(super) async fn examine(
+    report: &mut CheckReport,
+    server: &mut Server,
+    ground: &BackupRoots,
+    entered: &Entered,
+) {
     let what = "tablespaces and databases";
     match report.take(what, unseen(server, ground, entered).await) {
         None => {}
@@ -26,7 +31,11 @@ pub(super) async fn examine(report: &mut Report, server: &mut Server, ground: &G
 
 /// What the server has and this process does not see. What was created since the walk is looked for once more, and what was
 /// dropped meanwhile does not count.
-async fn unseen(server: &mut Server, ground: &Ground, entered: &Entered) -> anyhow::Result<Vec<Place>> {
+async fn unseen(
+    server: &mut Server,
+    ground: &BackupRoots,
+    entered: &Entered,
+) -> anyhow::Result<Vec<TablespaceDirectory>> {
     let mut unseen = server.places().await?;
     unseen.retain(|place| !entered.has(place));
     if unseen.is_empty() {
@@ -47,12 +56,13 @@ async fn unseen(server: &mut Server, ground: &Ground, entered: &Entered) -> anyh
 /// There is no backup without what the server had before the walk, `before`, and still has, and the walk did not meet.
 pub(crate) async fn all_seen(
     server: &mut Server,
-    ground: &Ground,
-    before: &[Place],
+    ground: &BackupRoots,
+    before: &[TablespaceDirectory],
     entered: &Entered,
 ) -> anyhow::Result<()> {
     entered.check()?;
-    let mut unseen: Vec<Place> = before.iter().filter(|place| !entered.has(place)).cloned().collect();
+    let mut unseen: Vec<TablespaceDirectory> =
+        before.iter().filter(|place| !entered.has(place)).cloned().collect();
     if unseen.is_empty() {
         return Ok(());
     }
@@ -64,14 +74,16 @@ pub(crate) async fn all_seen(
 }
 
 /// Drops what the server does not have any more.
-async fn keep_those_there(places: &mut Vec<Place>, server: &mut Server) -> anyhow::Result<()> {
+async fn keep_those_there(places: &mut Vec<TablespaceDirectory>, server: &mut Server) -> anyhow::Result<()> {
     let there = server.places().await?;
-    let same = |a: &Place, b: &Place| (a.tablespace, a.database) == (b.tablespace, b.database);
+    let same = |a: &TablespaceDirectory, b: &TablespaceDirectory| {
+        (a.tablespace, a.database) == (b.tablespace, b.database)
+    };
     places.retain(|place| there.iter().any(|there| same(there, place)));
     Ok(())
 }
 
-fn told(ground: &Ground, unseen: &[Place]) -> String {
+fn told(ground: &BackupRoots, unseen: &[TablespaceDirectory]) -> String {
     let names: Vec<String> = unseen.iter().map(|place| ground.shown(place)).collect();
     format!("the server has files that cannot be seen from here: {}", names.join(", "))
 }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 /// How a task is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
-pub(crate) enum State {
+pub(crate) enum TaskState {
     /// It has not said anything yet.
     Starting,
     /// It does its work.
@@ -29,7 +29,7 @@ pub(crate) enum State {
     },
 }
 
-impl State {
+impl TaskState {
     /// Whether nothing is wrong with a task that has started.
     pub(crate) fn is_fit(&self) -> bool {
         matches!(self, Self::Working | Self::Waiting { .. })
@@ -38,7 +38,7 @@ impl State {
 
 /// The states of all tasks, by name; shared by all of them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Board(Arc<Mutex<BTreeMap<String, State>>>);
+pub(crate) struct Board(Arc<Mutex<BTreeMap<String, TaskState>>>);
 
 /// One task's entry on the board. The entry goes when this is dropped.
 #[derive(Debug)]
@@ -50,24 +50,24 @@ pub(crate) struct Health {
 impl Board {
     /// Adds a task.
     pub(crate) fn add(&self, name: String) -> Health {
-        self.lock().insert(name.clone(), State::Starting);
+        self.lock().insert(name.clone(), TaskState::Starting);
         Health { board: self.clone(), name }
     }
 
     /// All tasks and their states.
-    pub(crate) fn all(&self) -> BTreeMap<String, State> {
+    pub(crate) fn all(&self) -> BTreeMap<String, TaskState> {
         self.lock().clone()
     }
 
     /// The tasks that answer `archive-push`, and their states.
-    pub(crate) fn push_sockets(&self) -> impl Iterator<Item = (String, State)> {
+    pub(crate) fn push_sockets(&self) -> impl Iterator<Item = (String, TaskState)> {
         self.all().into_iter().filter(|(name, _)| name.ends_with(PUSH_SOCKET))
     }
 
     /// What fails, a line for each task.
     pub(crate) fn problems(&self) -> String {
         let failing = self.all().into_iter().filter_map(|(name, state)| match state {
-            State::Failing { since, problem } => {
+            TaskState::Failing { since, problem } => {
                 Some(format!("{name}: failing since {since:.0}: {problem}\n"))
             }
             _ => None,
@@ -75,7 +75,7 @@ impl Board {
         failing.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, State>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, TaskState>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -88,14 +88,14 @@ impl Health {
 
     /// It does its work. Logged when it did not before.
     pub(crate) fn working(&self) {
-        if let Some(State::Failing { .. } | State::Waiting { .. }) = self.set(State::Working) {
+        if let Some(TaskState::Failing { .. } | TaskState::Waiting { .. }) = self.set(TaskState::Working) {
             tracing::info!(task = self.name, "working again");
         }
     }
 
     /// It waits for something that is not a fault. Logged once.
     pub(crate) fn waiting(&self, reason: &str) {
-        let state = State::Waiting { reason: reason.to_owned() };
+        let state = TaskState::Waiting { reason: reason.to_owned() };
         if self.set(state.clone()) != Some(state) {
             tracing::warn!(task = self.name, "waiting: {reason}");
         }
@@ -105,17 +105,17 @@ impl Health {
     pub(crate) fn failing(&self, problem: &str) {
         let mut states = self.board.lock();
         let (since, known) = match states.get(&self.name) {
-            Some(State::Failing { since, problem: before }) => (*since, before == problem),
+            Some(TaskState::Failing { since, problem: before }) => (*since, before == problem),
             _ => (Timestamp::now(), false),
         };
-        states.insert(self.name.clone(), State::Failing { since, problem: problem.to_owned() });
+        states.insert(self.name.clone(), TaskState::Failing { since, problem: problem.to_owned() });
         drop(states);
         if !known {
             tracing::error!(task = self.name, "{problem}");
         }
     }
 
-    fn set(&self, state: State) -> Option<State> {
+    fn set(&self, state: TaskState) -> Option<TaskState> {
         self.board.lock().insert(self.name.clone(), state)
     }
 }
@@ -134,11 +134,11 @@ mod tests {
     fn a_failure_lasts_from_its_first_report_to_the_next_success() {
         let board = Board::default();
         let health = board.add("main: push".to_owned());
-        assert_eq!(board.all()["main: push"], State::Starting);
+        assert_eq!(board.all()["main: push"], TaskState::Starting);
         health.failing("no disk");
         let first = board.all()["main: push"].clone();
         health.failing("no network");
-        let (State::Failing { since: a, .. }, State::Failing { since: b, problem }) =
+        let (TaskState::Failing { since: a, .. }, TaskState::Failing { since: b, problem }) =
             (first, board.all()["main: push"].clone())
         else {
             unreachable!("both are failing")
@@ -150,7 +150,10 @@ mod tests {
             "{told}"
         );
         health.working();
-        assert_eq!((board.all()["main: push"].clone(), board.problems()), (State::Working, String::new()));
+        assert_eq!(
+            (board.all()["main: push"].clone(), board.problems()),
+            (TaskState::Working, String::new())
+        );
         drop(health);
         assert!(board.all().is_empty());
     }

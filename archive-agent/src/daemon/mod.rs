@@ -27,7 +27,7 @@ use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
 use self::cluster::ClusterTasks;
-use self::health::{Board, State};
+use self::health::{Board, TaskState};
 use crate::selection::{pgdata, selections};
 use crate::wal::disk;
 use crate::wal::socket::Sockets;
@@ -167,7 +167,7 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
 /// longer.
 async fn all_spoke(board: &Board, clusters: usize) {
     let silent = async {
-        while board.push_sockets().filter(|(_, state)| *state != State::Starting).count() < clusters {
+        while board.push_sockets().filter(|(_, state)| *state != TaskState::Starting).count() < clusters {
             tokio::time::sleep(LOOKS.0).await;
         }
     };

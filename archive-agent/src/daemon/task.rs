@@ -46,7 +46,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::super::health::{Board, State};
+    use super::super::health::{Board, TaskState};
     use super::*;
 
     #[tokio::test]
@@ -73,6 +73,6 @@ mod tests {
         })
         .await;
         assert_eq!(starts.load(Ordering::SeqCst), 4);
-        assert_eq!(board.all()["task"], State::Working);
+        assert_eq!(board.all()["task"], TaskState::Working);
     }
 }

@@ -16,7 +16,7 @@ use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 use walpoint_runtime::retention::RetentionSettings;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
@@ -59,7 +59,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     let mut document =
         Document { cluster: selection.cluster.to_string(), repositories: Vec::new(), failed: Vec::new() };
     for (name, settings) in crate::hold::named(&selection, &args.repositories)? {
-        let waiting = Progress::waiting(&format!("expiring in repository {name}"), common.show_progress());
+        let waiting =
+            ByteProgress::waiting(&format!("expiring in repository {name}"), common.show_progress());
         let expired = one(&selection, name, settings, &options).await;
         waiting.end();
         match expired {

@@ -8,7 +8,7 @@ use walpoint_repo::holds::{HeldOn, Hold};
 
 /// What `hold --json` prints; `docs/json.md` describes it.
 #[derive(Debug, Serialize)]
-pub(super) struct Document {
+pub(super) struct HoldsDocument {
     cluster: String,
     repositories: Vec<Holding>,
 }
@@ -17,12 +17,12 @@ pub(super) struct Document {
 #[derive(Debug, Serialize)]
 struct Holding {
     repository: String,
-    holds: Vec<Held>,
+    holds: Vec<HoldDocument>,
 }
 
 /// A hold. Its JSON is stable.
 #[derive(Debug, Serialize)]
-pub(crate) struct Held {
+pub(crate) struct HoldDocument {
     /// Its number in its repository.
     number: u64,
     /// The backup that it is on.
@@ -50,7 +50,7 @@ pub(crate) struct Held {
     removed: Option<Timestamp>,
 }
 
-impl Held {
+impl HoldDocument {
     /// A hold as it is now.
     pub(crate) fn of(hold: &Hold, now: Timestamp) -> Self {
         let placed = &hold.placed;
@@ -93,14 +93,14 @@ impl Held {
     }
 }
 
-impl Document {
+impl HoldsDocument {
     /// Of no repository yet.
     pub(super) fn new(cluster: &str) -> Self {
         Self { cluster: cluster.to_owned(), repositories: Vec::new() }
     }
 
     /// Adds a repository's.
-    pub(super) fn add(&mut self, repository: &str, holds: Vec<Held>) {
+    pub(super) fn add(&mut self, repository: &str, holds: Vec<HoldDocument>) {
         self.repositories.push(Holding { repository: repository.to_owned(), holds });
     }
 

@@ -14,7 +14,7 @@ use jiff::{Span, Timestamp};
 use walpoint_base::target::{self, TimeError};
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::Repository;
-use walpoint_repo::backup::{Backups, CondemnedReason, CondemnedSet, Standing};
+use walpoint_repo::backup::{Backups, CondemnedReason, CondemnedSet, ManifestState};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
@@ -23,8 +23,8 @@ use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
-use self::document::Document;
-pub(crate) use self::document::Held;
+pub(crate) use self::document::HoldDocument;
+use self::document::HoldsDocument;
 
 /// Manifests that are read at once.
 const AT_ONCE: usize = 8;
@@ -109,11 +109,11 @@ async fn add(
     };
     let who = args.who.clone().unwrap_or_else(user);
     let placement = Placement { on, reason: args.reason.clone(), who, at, until };
-    let mut document = Document::new(selection.cluster.as_str());
+    let mut document = HoldsDocument::new(selection.cluster.as_str());
     let mut failed = Vec::new();
     for (name, settings) in named(selection, &args.repositories)? {
         match place(selection, name, settings, &placement).await {
-            Ok(hold) => document.add(name, vec![Held::of(&hold, at)]),
+            Ok(hold) => document.add(name, vec![HoldDocument::of(&hold, at)]),
             Err(error) => failed.push(format!("repository {name}: {}", told(&error))),
         }
     }
@@ -133,9 +133,11 @@ async fn place(
     let repository = Repository::open(name, settings).await?;
     if let HeldOn::Backup(id) = placement.on {
         match Backups::of(&repository, &selection.cluster).standing(id).await? {
-            Standing::Finished(_) => {}
-            Standing::Unfinished => bail!("it has no finished backup {id}; archive-agent status lists them"),
-            Standing::Ended(_) => bail!("backup {id} was aborted before it was finished"),
+            ManifestState::Finished(_) => {}
+            ManifestState::Unfinished => {
+                bail!("it has no finished backup {id}; archive-agent status lists them")
+            }
+            ManifestState::Ended(_) => bail!("backup {id} was aborted before it was finished"),
         }
     }
     let number = Holds::of(&repository, &selection.cluster).add(placement).await?;
@@ -159,7 +161,7 @@ async fn place(
 /// An `expire` that read the holds before this one was placed does not know it: fails if it has deleted the backup, and warns if it
 /// may do so yet.
 async fn look_again(backups: &Backups, name: &str, id: BackupId, number: u64) -> anyhow::Result<()> {
-    if !matches!(backups.standing(id).await?, Standing::Finished(_)) {
+    if !matches!(backups.standing(id).await?, ManifestState::Finished(_)) {
         bail!("backup {id} was deleted while hold {number} was placed, which keeps nothing");
     }
     let announced = backups.condemned().await?.read;
@@ -183,7 +185,7 @@ async fn is_labelled(repository: &Repository, cluster: &ClusterName, label: &str
         .buffered(AT_ONCE);
     while let Some(standing) = standings.next().await {
         match standing {
-            Ok(Standing::Finished(summary)) if summary.facts.label == label => return Ok(true),
+            Ok(ManifestState::Finished(summary)) if summary.facts.label == label => return Ok(true),
             Ok(_) | Err(RepoError::Corrupt { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -193,13 +195,13 @@ async fn is_labelled(repository: &Repository, cluster: &ClusterName, label: &str
 
 async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bool) -> Result<(), Failure> {
     let now = Timestamp::now();
-    let mut document = Document::new(selection.cluster.as_str());
+    let mut document = HoldsDocument::new(selection.cluster.as_str());
     let mut unreadable = Vec::new();
     for (name, settings) in &selection.repositories {
         let repository = Repository::open(name, settings).await?;
         let Holdings { holds, damaged } = Holds::of(&repository, &selection.cluster).look().await?;
         let shown = holds.iter().filter(|hold| all || hold.is_in_force(now));
-        document.add(name, shown.map(|hold| Held::of(hold, now)).collect());
+        document.add(name, shown.map(|hold| HoldDocument::of(hold, now)).collect());
         unreadable.extend(
             damaged
                 .iter()
@@ -221,7 +223,7 @@ async fn remove(
     let at = Timestamp::now();
     let who = args.who.clone().unwrap_or_else(user);
     let only: Vec<String> = args.repository.iter().cloned().collect();
-    let mut document = Document::new(selection.cluster.as_str());
+    let mut document = HoldsDocument::new(selection.cluster.as_str());
     let mut meant: Option<Placement> = None;
     let mut all = Vec::new();
     for (name, settings) in named(selection, &only)? {
@@ -267,12 +269,12 @@ async fn remove(
             holds.remove(hold.number, &who, at).await?;
             hold.removed = Some((who.clone(), at));
         }
-        document.add(name, vec![Held::of(&hold, at)]);
+        document.add(name, vec![HoldDocument::of(&hold, at)]);
     }
     print(common, &document)
 }
 
-fn print(common: &CommonArgs, document: &Document) -> Result<(), Failure> {
+fn print(common: &CommonArgs, document: &HoldsDocument) -> Result<(), Failure> {
     match common.json {
         true => output::json(document),
         false => output::text(&document.text()),

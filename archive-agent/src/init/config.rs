@@ -23,7 +23,7 @@ const HEADER: &str =
 
 /// What the file shall say.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct ConfigurationPlan {
     /// The file.
     pub(crate) path: PathBuf,
     /// The cluster.
@@ -64,7 +64,7 @@ impl Change {
 }
 
 /// What the arguments and the file that is there ask for.
-pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<Plan, Failure> {
+pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<ConfigurationPlan, Failure> {
     let path = common.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
     let path = std::path::absolute(&path).context("--config")?;
     let existing = match path.exists() {
@@ -83,7 +83,7 @@ pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<Plan, Failure
 }
 
 /// Everything is in the file already.
-fn of_the_file(common: &CommonArgs, args: &InitArgs, path: PathBuf) -> Result<Plan, Failure> {
+fn of_the_file(common: &CommonArgs, args: &InitArgs, path: PathBuf) -> Result<ConfigurationPlan, Failure> {
     if !args.secret.is_empty() {
         return Err(Failure::usage(anyhow!(
             "what opens a repository that {} describes stands there: put it into its table, as key_file, say",
@@ -94,7 +94,7 @@ fn of_the_file(common: &CommonArgs, args: &InitArgs, path: PathBuf) -> Result<Pl
     let Selection { cluster, settings, repositories, .. } = common.select::<StoreSettings>()?;
     let differences = differences(&settings, args);
     let by_hand = (!differences.is_empty()).then(|| cluster_table(&cluster, &differences));
-    Ok(Plan { path, cluster, settings, repositories, addition: String::new(), by_hand })
+    Ok(ConfigurationPlan { path, cluster, settings, repositories, addition: String::new(), by_hand })
 }
 
 /// A repository by its URL, in a file that may or may not be there.
@@ -104,7 +104,7 @@ fn new_repository(
     path: PathBuf,
     existing: Option<Config<StoreSettings>>,
     url: &str,
-) -> Result<Plan, Failure> {
+) -> Result<ConfigurationPlan, Failure> {
     let cluster = common.cluster.clone().ok_or_else(|| {
         Failure::usage(anyhow!(
             "name the cluster: --cluster NAME (such as main; it is a directory in the repository)"
@@ -163,7 +163,7 @@ fn new_repository(
     settings.repositories = vec![name.clone()];
     settings.ack = None;
     let by_hand = Some(by_hand).filter(|text| !text.is_empty());
-    Ok(Plan { path, cluster, settings, repositories: vec![(name, store)], addition, by_hand })
+    Ok(ConfigurationPlan { path, cluster, settings, repositories: vec![(name, store)], addition, by_hand })
 }
 
 /// Keys of the cluster's table that the arguments want otherwise.
@@ -288,7 +288,7 @@ pub(crate) fn make_directory(directory: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("the directory {} cannot be made", directory.display()))
 }
 
-impl Plan {
+impl ConfigurationPlan {
     /// The data directory.
     pub(crate) fn pgdata(&self) -> Result<&Path, Failure> {
         self.settings.pgdata.as_deref().ok_or_else(|| {

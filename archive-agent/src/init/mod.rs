@@ -27,10 +27,10 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{output, owner};
 use walpoint_storage::object::RepositoryId;
 
-use self::config::{Change, Plan};
+use self::config::{Change, ConfigurationPlan};
 use self::postgresql::Advice;
-use self::register::Registered;
-use crate::check::report::{Grade, Line, Report};
+use self::register::RegisteredCluster;
+use crate::check::report::{CheckReport, Grade, Line};
 use crate::check::{inside, source};
 use crate::key::args::SecretArgs;
 
@@ -111,8 +111,8 @@ struct Outcome<'a> {
     /// What has to be added to the configuration by hand.
     #[serde(skip_serializing_if = "Option::is_none")]
     to_add: Option<&'a str>,
-    repositories: &'a [Registered],
-    postgresql_conf: &'a [postgresql::Setting],
+    repositories: &'a [RegisteredCluster],
+    postgresql_conf: &'a [postgresql::ServerSetting],
     role_sql: &'a str,
     notes: Vec<&'a Line>,
 }
@@ -131,7 +131,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &InitArgs) -> Result<(), Fail
     let pgdata = plan.pgdata()?.to_owned();
     owner::require(&pgdata)?;
     let (_, control) = source::read_control(&pgdata)?;
-    let mut report = Report::default();
+    let mut report = CheckReport::default();
     let mut server = server(&mut report, &plan, &control).await?;
     for directory in plan.directories() {
         if inside(&directory, &pgdata) {
@@ -181,7 +181,11 @@ fn no_password(conninfo: Option<&str>) -> Result<(), Failure> {
 const PLACES: [&str; 4] = ["PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE"];
 
 /// A session, if the server runs. One on another cluster is an error; none at all is not.
-async fn server(report: &mut Report, plan: &Plan, control: &ControlFile) -> Result<Option<Server>, Failure> {
+async fn server(
+    report: &mut CheckReport,
+    plan: &ConfigurationPlan,
+    control: &ControlFile,
+) -> Result<Option<Server>, Failure> {
     let pgdata = plan.pgdata()?;
     let connected = source::connect(&plan.settings).await;
     let mut server = match connected {
@@ -226,11 +230,11 @@ async fn server(report: &mut Report, plan: &Plan, control: &ControlFile) -> Resu
 
 fn tell(
     common: &CommonArgs,
-    plan: &Plan,
-    registered: &[Registered],
+    plan: &ConfigurationPlan,
+    registered: &[RegisteredCluster],
     change: Change,
     advice: &Advice,
-    report: &Report,
+    report: &CheckReport,
 ) -> Result<(), Failure> {
     if common.json {
         return output::json(&Outcome {

@@ -7,15 +7,15 @@ use serde::Serialize;
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::{Server, least_privilege_sql};
 
-use super::config::Plan;
-use crate::check::report::Report;
+use super::config::ConfigurationPlan;
+use crate::check::report::CheckReport;
 
 /// The role that is suggested where a superuser connects.
 const ROLE: &str = "walpoint";
 
 /// A setting of PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Setting {
+pub(crate) struct ServerSetting {
     /// Its name.
     pub(crate) name: &'static str,
     /// The value it should have.
@@ -27,7 +27,7 @@ pub(crate) struct Setting {
     pub(crate) needs_restart: bool,
 }
 
-impl Setting {
+impl ServerSetting {
     /// Whether nothing has to be done.
     fn is_set(&self) -> bool {
         self.current.as_ref().is_some_and(|current| match self.name {
@@ -55,7 +55,7 @@ impl Setting {
 #[derive(Debug)]
 pub(crate) struct Advice {
     /// The settings.
-    pub(crate) settings: Vec<Setting>,
+    pub(crate) settings: Vec<ServerSetting>,
     /// SQL for a superuser.
     pub(crate) role_sql: String,
 }
@@ -63,8 +63,8 @@ pub(crate) struct Advice {
 impl Advice {
     /// For the cluster of the plan; asks the server, if there is one, what is set already.
     pub(crate) async fn new(
-        report: &mut Report,
-        plan: &Plan,
+        report: &mut CheckReport,
+        plan: &ConfigurationPlan,
         control: &ControlFile,
         mut server: Option<&mut Server>,
     ) -> anyhow::Result<Self> {
@@ -103,7 +103,7 @@ impl Advice {
 
     /// What to do with the settings.
     pub(crate) fn next_step(&self) -> &'static str {
-        let open: Vec<&Setting> = self.settings.iter().filter(|setting| !setting.is_set()).collect();
+        let open: Vec<&ServerSetting> = self.settings.iter().filter(|setting| !setting.is_set()).collect();
         match (open.is_empty(), open.iter().any(|setting| setting.needs_restart)) {
             (true, _) => "All of it is set already.",
             (false, true) => "Then restart PostgreSQL.",
@@ -112,8 +112,8 @@ impl Advice {
     }
 }
 
-fn setting(name: &'static str, value: String, needs_restart: bool) -> Setting {
-    Setting { name, value, current: None, needs_restart }
+fn setting(name: &'static str, value: String, needs_restart: bool) -> ServerSetting {
+    ServerSetting { name, value, current: None, needs_restart }
 }
 
 /// The command as PostgreSQL runs it, by a shell and after replacing `%`.
@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn what_is_stricter_already_stays() {
         let is_set = |name, value: &str, current: &str| {
-            Setting { current: Some(current.to_owned()), ..setting(name, value.to_owned(), true) }.is_set()
+            ServerSetting { current: Some(current.to_owned()), ..setting(name, value.to_owned(), true) }
+                .is_set()
         };
         assert!(is_set("wal_level", "replica", "logical") && !is_set("wal_level", "replica", "minimal"));
         assert!(is_set("archive_mode", "on", "always") && !is_set("archive_mode", "on", "off"));

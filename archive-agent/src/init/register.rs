@@ -17,19 +17,19 @@ use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
 
 use self::elsewhere::Elsewhere;
-use self::split_off::{Begun, began, begins, newest, no_second, parent, writes};
+use self::split_off::{CommonBeginning, began, begins, newest, no_second, parent, writes};
 use self::superseding::{Superseded, Superseding, archives};
 use super::InitArgs;
-use super::config::Plan;
+use super::config::ConfigurationPlan;
 use crate::binding;
-use crate::check::report::{Grade, Report};
+use crate::check::report::{CheckReport, Grade};
 use crate::check::repository::{judge, same_facts};
 use crate::key::args::make_key_file;
 use crate::wal::target::TargetError;
 
 /// The cluster in one repository.
 #[derive(Debug, Serialize)]
-pub(crate) struct Registered {
+pub(crate) struct RegisteredCluster {
     /// What the configuration calls the repository.
     pub(crate) repository: String,
     /// Where it is.
@@ -69,11 +69,11 @@ struct Joined<'a> {
 /// Makes or joins each repository of the plan, then registers the cluster in all of them. With it, why what was asked for was not done
 /// besides.
 pub(crate) async fn register(
-    report: &mut Report,
-    plan: &Plan,
+    report: &mut CheckReport,
+    plan: &ConfigurationPlan,
     control: &ControlFile,
     args: &InitArgs,
-) -> anyhow::Result<(Vec<Registered>, Option<String>)> {
+) -> anyhow::Result<(Vec<RegisteredCluster>, Option<String>)> {
     let Present { there, away } = match args.new_lineage {
         true => present(report, plan).await?,
         false => Present::default(),
@@ -101,7 +101,7 @@ struct Present<'a> {
 }
 
 /// A cluster that continues in a new lineage has its repositories: where one is missing, it is not mounted.
-async fn present<'a>(report: &mut Report, plan: &'a Plan) -> anyhow::Result<Present<'a>> {
+async fn present<'a>(report: &mut CheckReport, plan: &'a ConfigurationPlan) -> anyhow::Result<Present<'a>> {
     let mut found = Present::default();
     for (name, settings) in &plan.repositories {
         let there = Repository::open(name, settings).await.map_err(hint);
@@ -130,8 +130,8 @@ async fn present<'a>(report: &mut Report, plan: &'a Plan) -> anyhow::Result<Pres
 
 /// Makes or opens the repositories of the plan, but for those that are away.
 async fn open(
-    report: &mut Report,
-    plan: &Plan,
+    report: &mut CheckReport,
+    plan: &ConfigurationPlan,
     encrypt: bool,
     away: &[&String],
 ) -> anyhow::Result<Vec<Opened>> {
@@ -151,12 +151,12 @@ async fn open(
 
 /// What a cluster is registered with in each of its repositories.
 struct Registration<'a> {
-    plan: &'a Plan,
+    plan: &'a ConfigurationPlan,
     control: &'a ControlFile,
     /// The repositories of the configuration that acknowledge.
     ack: Vec<AckMember>,
     /// The lineage that is begun in all repositories.
-    begun: Option<Begun>,
+    begun: Option<CommonBeginning>,
     /// The one that the server has in other repositories, unless one is begun.
     elsewhere: Option<Elsewhere>,
     /// What is made now gets a number behind this one.
@@ -167,7 +167,7 @@ struct Registration<'a> {
 
 impl<'a> Registration<'a> {
     async fn new(
-        plan: &'a Plan,
+        plan: &'a ConfigurationPlan,
         control: &'a ControlFile,
         opened: &[Opened],
         args: &'a InitArgs,
@@ -182,7 +182,7 @@ impl<'a> Registration<'a> {
                 after = after.max(repository.last_lineage(&plan.cluster, control.system_id).await?);
             }
             let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
-            begun = Some(Begun { life: LineageUid::random(), began: began(pgdata, control) });
+            begun = Some(CommonBeginning { life: LineageUid::random(), began: began(pgdata, control) });
         } else {
             elsewhere = Elsewhere::of(&here, plan, control).await?;
             // What is made now has the number that the server has in the other repositories.
@@ -195,7 +195,7 @@ impl<'a> Registration<'a> {
     }
 
     /// Joins the cluster's lineage in a repository, or begins it there.
-    async fn join<'o>(&self, report: &mut Report, opened: &'o Opened) -> anyhow::Result<Joined<'o>> {
+    async fn join<'o>(&self, report: &mut CheckReport, opened: &'o Opened) -> anyhow::Result<Joined<'o>> {
         let repository = &opened.repository;
         let joined = self.lineage(report, repository).await;
         let (lineage, created) = joined.with_context(|| format!("repository {}", repository.name()))?;
@@ -203,7 +203,11 @@ impl<'a> Registration<'a> {
     }
 
     /// The cluster's lineage in a repository, and whether it was begun now.
-    async fn lineage(&self, report: &mut Report, repository: &Repository) -> anyhow::Result<(Lineage, bool)> {
+    async fn lineage(
+        &self,
+        report: &mut CheckReport,
+        repository: &Repository,
+    ) -> anyhow::Result<(Lineage, bool)> {
         let (plan, control, after) = (self.plan, self.control, self.after);
         let (begun, elsewhere) = (self.begun.as_ref(), self.elsewhere.as_ref());
         let cluster = &plan.cluster;
@@ -279,9 +283,9 @@ impl<'a> Registration<'a> {
     /// as lost still has to acknowledge.
     async fn registered(
         &self,
-        report: &mut Report,
+        report: &mut CheckReport,
         joined: &[Joined<'_>],
-    ) -> anyhow::Result<(Vec<Registered>, Option<String>)> {
+    ) -> anyhow::Result<(Vec<RegisteredCluster>, Option<String>)> {
         let pgdata = self.plan.pgdata().map_err(|failure| failure.error)?;
         let there: Vec<RepositoryId> = joined.iter().map(|joined| joined.opened.repository.id()).collect();
         let lineages = joined.iter().map(|joined| (&joined.opened.repository, &joined.lineage));
@@ -305,7 +309,7 @@ impl<'a> Registration<'a> {
             let superseded = superseding.done(report, repository, lineage).await?;
             others_acknowledge(report, repository, lineage, (&superseded, &self.ack));
             refused = refused.or(superseded.refused);
-            registered.push(Registered {
+            registered.push(RegisteredCluster {
                 repository: repository.name().to_owned(),
                 url: opened.url.clone(),
                 id: repository.id().to_string(),
@@ -330,7 +334,7 @@ impl<'a> Registration<'a> {
 
     /// Binds the data directory to the lineage that was split off for it, if one was. The last step: by now every repository has
     /// that lineage.
-    fn bind(&self, report: &mut Report, joined: &[Joined<'_>]) -> anyhow::Result<()> {
+    fn bind(&self, report: &mut CheckReport, joined: &[Joined<'_>]) -> anyhow::Result<()> {
         let mut begun = joined.iter().filter(|joined| joined.created && self.begun.is_some());
         let Some(parent) = begun.find_map(|joined| joined.lineage.parent) else { return Ok(()) };
         let pgdata = self.plan.pgdata().map_err(|failure| failure.error)?;
@@ -348,7 +352,7 @@ impl<'a> Registration<'a> {
 
 /// Tells of repositories that have to acknowledge a lineage's WAL and are not the configured ones.
 fn others_acknowledge(
-    report: &mut Report,
+    report: &mut CheckReport,
     repository: &Repository,
     lineage: &Lineage,
     (superseded, configured): (&Superseded, &[AckMember]),
@@ -415,9 +419,9 @@ fn hint(error: RepoError) -> anyhow::Error {
 /// The lineage of a data directory that is bound to none. Where others were split off it is bound if its WAL shows which one is its own;
 /// else it is told that it is not.
 async fn unbound(
-    report: &mut Report,
+    report: &mut CheckReport,
     repository: &Repository,
-    plan: &Plan,
+    plan: &ConfigurationPlan,
     control: &ControlFile,
 ) -> anyhow::Result<Option<Lineage>> {
     let pgdata = plan.pgdata().map_err(|failure| failure.error)?;

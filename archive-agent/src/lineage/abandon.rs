@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
-use walpoint_repo::wal::{Origin, WalArchive};
+use walpoint_repo::wal::{TimelineOrigin, WalArchive};
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
 use walpoint_storage::layout::AbandonedUntil;
@@ -23,7 +23,7 @@ struct Known {
     name: String,
     archive: WalArchive,
     /// Where it begins there.
-    origin: Origin,
+    origin: TimelineOrigin,
     /// Whether WAL of it is stored there.
     wal: bool,
     /// Where the timeline ends there.
@@ -55,7 +55,7 @@ pub(super) async fn abandon(
             known.push(look(name, lineage, args.timeline, &mut used).await?);
         }
     }
-    known.retain(|one| one.wal || matches!(one.origin, Origin::Stored(_)));
+    known.retain(|one| one.wal || matches!(one.origin, TimelineOrigin::Stored(_)));
     let fork = the_fork(args.timeline, &known)?;
     let Some(until) = known.iter().filter_map(|one| one.until).max() else { return Ok(Vec::new()) };
     not_in_production(args.timeline, &used)?;
@@ -78,8 +78,8 @@ fn the_fork(timeline: TimelineId, known: &[Known]) -> anyhow::Result<Option<(Tim
     let mut found: Option<(&str, Option<(TimelineId, Lsn)>)> = None;
     for one in known {
         match (one.origin, found) {
-            (Origin::Stored(fork), None) => found = Some((&one.name, fork)),
-            (Origin::Stored(fork), Some((name, other))) if fork != other => bail!(
+            (TimelineOrigin::Stored(fork), None) => found = Some((&one.name, fork)),
+            (TimelineOrigin::Stored(fork), Some((name, other))) if fork != other => bail!(
                 "timeline {timeline} of repository {name} is not the one of repository {}: they begin at different positions. Say \
                  which one by --repo",
                 one.name
@@ -87,7 +87,7 @@ fn the_fork(timeline: TimelineId, known: &[Known]) -> anyhow::Result<Option<(Tim
             _ => {}
         }
     }
-    if found.is_none() && known.iter().any(|one| one.origin == Origin::Damaged) {
+    if found.is_none() && known.iter().any(|one| one.origin == TimelineOrigin::Damaged) {
         bail!(
             "the history of timeline {timeline} cannot be read, so it is not known which timeline that is: archive it again from \
              pg_wal (archive-agent push), then run this again"

@@ -150,7 +150,7 @@ async fn segments(
     log: u32,
 ) -> Result<Vec<SegmentName>, RepoError> {
     let entries = store.list_all(&paths.log(timeline, log)).await?;
-    let segment = |entry: &walpoint_storage::store::Entry| match paths.parse(&entry.key)? {
+    let segment = |entry: &walpoint_storage::store::ListedObject| match paths.parse(&entry.key)? {
         WalEntry::File(WalFileName::Segment(name)) => Some(name),
         _ => None,
     };

@@ -13,7 +13,7 @@ use walpoint_repo::expire::{DecisionReport, Outlook, outlook};
 use walpoint_repo::holds::{Holdings, Holds};
 use walpoint_storage::RepoError;
 
-use crate::hold::Held;
+use crate::hold::HoldDocument;
 
 /// Backups that are named in the text; the JSON names all.
 const NAMED: usize = 10;
@@ -24,7 +24,7 @@ pub(super) struct RetentionState {
     /// Whether a retention is configured that can drop anything.
     configured: bool,
     /// The holds in force.
-    holds: Vec<Held>,
+    holds: Vec<HoldDocument>,
     /// Backups that the next expire condemns, oldest first.
     next_dropped: Vec<DecisionReport>,
     /// Backups that stay though they are older than `max_age`, oldest first.
@@ -63,7 +63,7 @@ impl RetentionState {
             holds: holds
                 .iter()
                 .filter(|hold| hold.is_in_force(now))
-                .map(|hold| Held::of(hold, now))
+                .map(|hold| HoldDocument::of(hold, now))
                 .collect(),
             next_dropped: dropped.map(DecisionReport::from).collect(),
             exceeding: exceeding.map(DecisionReport::from).collect(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::Serialize;
 use walpoint_base::{Lsn, PgTimestamp, SegmentName, TimelineId};
-use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Identity, Server};
+use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Server, ServerIdentity};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::human;
 use walpoint_storage::store::StoreSettings;
@@ -152,7 +152,7 @@ impl ServerState {
     }
 
     fn new(
-        identity: &Identity,
+        identity: &ServerIdentity,
         settings: ArchiveSettings,
         stats: ArchiverStats,
         position: Option<Lsn>,
@@ -219,7 +219,7 @@ async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<Serv
 }
 
 /// Bytes of WAL after the last segment archived. The last file archived need not be a segment; then nobody knows.
-fn unarchived(identity: &Identity, stats: &ArchiverStats, position: Option<Lsn>) -> Option<u64> {
+fn unarchived(identity: &ServerIdentity, stats: &ArchiverStats, position: Option<Lsn>) -> Option<u64> {
     let last: SegmentName = stats.last_archived_wal.as_ref()?.parse().ok()?;
     let size = identity.segment_size;
     let end = last.number(size)?.end(size);
@@ -241,8 +241,8 @@ mod tests {
 
     use super::*;
 
-    fn identity() -> Identity {
-        Identity {
+    fn identity() -> ServerIdentity {
+        ServerIdentity {
             version: "17.5".into(),
             major: PgMajor::new(17).unwrap(),
             system_id: SystemId(7),
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn who_archives_nothing_says_so() {
-        let standby = Identity { in_recovery: true, ..identity() };
+        let standby = ServerIdentity { in_recovery: true, ..identity() };
         let state = ServerState::new(&standby, settings("on"), stats(), None, Some(0));
         assert!(told(&state).contains("a standby archives nothing until it is promoted"));
         let off = ServerState::new(&identity(), settings("off"), stats(), None, Some(0));

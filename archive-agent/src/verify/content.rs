@@ -4,7 +4,7 @@ use walpoint_base::SegmentName;
 use walpoint_pg::checksum::{PageState, verify_page};
 use walpoint_pg::files;
 use walpoint_pg::wal::{RecordReader, SegmentEnd};
-use walpoint_repo::backup::{BackupFacts, Root, TablePath};
+use walpoint_repo::backup::{BackupDescription, Root, TablePath};
 use walpoint_repo::verify::{ContentCheck, WalCheck};
 
 /// Pages and records.
@@ -15,7 +15,7 @@ impl ContentCheck for PgContent {
     /// As the backup did: a page that was written after it began may be torn, replay repairs it.
     fn pages(
         &self,
-        facts: &BackupFacts,
+        facts: &BackupDescription,
         path: &TablePath,
         offset: u64,
         bytes: &[u8],

@@ -7,15 +7,15 @@ use walpoint_repo::verify::{Cure, Verified, VerifyFinding};
 
 /// The document.
 #[derive(Debug, Serialize)]
-pub(super) struct Document<'a> {
+pub(super) struct VerifyDocument<'a> {
     pub(crate) cluster: &'a str,
-    pub(crate) repositories: Vec<Repository<'a>>,
+    pub(crate) repositories: Vec<VerifiedRepository<'a>>,
     pub(crate) failed: &'a [String],
 }
 
 /// What was found in one repository.
 #[derive(Debug, Serialize)]
-pub(super) struct Repository<'a> {
+pub(super) struct VerifiedRepository<'a> {
     #[serde(flatten)]
     verified: &'a Verified,
     findings: Vec<Finding<'a>>,
@@ -29,7 +29,7 @@ struct Finding<'a> {
     remedy: String,
 }
 
-impl<'a> Repository<'a> {
+impl<'a> VerifiedRepository<'a> {
     pub(super) fn of(verified: &'a Verified) -> Self {
         let words = |finding: &'a VerifyFinding| Finding { finding, remedy: remedy(&finding.remedy) };
         Self { verified, findings: verified.findings.iter().map(words).collect() }

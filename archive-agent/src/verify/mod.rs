@@ -19,12 +19,12 @@ use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::output;
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
 use self::content::PgContent;
-use self::document::Document;
+use self::document::VerifyDocument;
 
 /// Options of `verify`.
 #[derive(Debug, Clone, Args)]
@@ -66,7 +66,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
     };
     let (mut all, mut failed): (Vec<Verified>, Vec<String>) = (Vec::new(), Vec::new());
     for (name, settings) in crate::hold::named(&selection, &args.repositories)? {
-        let waiting = Progress::waiting(&format!("verifying repository {name}"), common.show_progress());
+        let waiting = ByteProgress::waiting(&format!("verifying repository {name}"), common.show_progress());
         let verified = one(&selection, name, settings, &options).await;
         waiting.end();
         match verified {
@@ -75,9 +75,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
         }
     }
     if common.json {
-        let repositories = all.iter().map(document::Repository::of).collect();
+        let repositories = all.iter().map(document::VerifiedRepository::of).collect();
         let cluster = selection.cluster.as_str();
-        output::json(&Document { cluster, repositories, failed: &failed })?;
+        output::json(&VerifyDocument { cluster, repositories, failed: &failed })?;
     } else {
         for verified in &all {
             output::text(&text::of(verified))?;

@@ -11,14 +11,14 @@ use std::time::SystemTime;
 
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::{SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
 use super::comparison::{self, Comparison};
-use super::neighbors::{self, Stored, newest_before, stored_between};
+use super::neighbors::{self, StoredNeighbor, newest_before, stored_between};
 use super::split_brain::SplitBrain;
-use super::target::Target;
+use super::target::WalTarget;
 use super::{claim, disk, elsewhere};
 
 /// How a segment of a directory relates to what an archive holds before it on the path.
@@ -43,11 +43,11 @@ pub(super) enum Tie {
 
 /// The path to a timeline, as a directory and an archive have it.
 pub(super) struct Ancestry<'a> {
-    pub(super) target: &'a Target,
+    pub(super) target: &'a WalTarget,
     pub(super) archive: &'a WalArchive,
     /// The repositories of the cluster.
-    pub(super) around: &'a [Target],
-    pub(super) cluster: &'a Identity,
+    pub(super) around: &'a [WalTarget],
+    pub(super) cluster: &'a WalIdentity,
     /// The directory.
     pub(super) wal: &'a Path,
     /// Of the timeline that the server of the directory is on.
@@ -59,9 +59,9 @@ impl Ancestry<'_> {
     pub(super) async fn tie(&self, name: SegmentName) -> Result<Tie, RepoError> {
         let Some(before) = self.before(name) else { return Ok(Tie::First) };
         let header = match neighbors::header(self.archive, before).await? {
-            Stored::Absent => return self.behind_a_gap(before).await,
-            Stored::Damaged => return Ok(Tie::Fits),
-            Stored::Sound(header) => header,
+            StoredNeighbor::Absent => return self.behind_a_gap(before).await,
+            StoredNeighbor::Damaged => return Ok(Tie::Fits),
+            StoredNeighbor::Sound(header) => header,
         };
         if self.has(before).await? {
             match comparison::content(self.archive, self.cluster, self.wal, before, header.hash).await {
@@ -239,7 +239,7 @@ pub(super) async fn note_as_own(
         };
         let what = || format!("{} cannot be written", wal.join(claim::FILE).display());
         let (directory, noting) = (wal.to_owned(), archive.clone());
-        let claim = claim::Claim { segment: newest, hash: header.hash };
+        let claim = claim::SegmentClaim { segment: newest, hash: header.hash };
         let noted = disk::run(wal, move || claim::note(&directory, &noting, claim)).await?;
         noted.map_err(|source| RepoError::Io { what: what(), source })?;
         return Ok(Some(newest));

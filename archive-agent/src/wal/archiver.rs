@@ -20,12 +20,12 @@ use walpoint_runtime::backoff::Backoff;
 use walpoint_runtime::human;
 use walpoint_storage::object::Codec;
 
-use super::asking::Asking;
+use super::asking::OpenQuestions;
 use super::disk;
 use super::postmaster::time_limit;
 use super::queue::{AT_ONCE, Overflow, Queue};
-use super::stored::Stored;
-use super::upload::{Trouble, Upload, Uploader};
+use super::stored::LastStored;
+use super::upload::{Upload, UploadError, Uploader};
 
 /// After a failure a file is left alone for so long, unless PostgreSQL asks for it.
 const REST_AFTER_FAILURE: Duration = Duration::from_secs(20);
@@ -60,8 +60,8 @@ pub(crate) struct Archiver<U = Uploader> {
     uploader: U,
     push_timeout: Duration,
     queue: Queue,
-    asking: Asking,
-    stored: Mutex<Stored>,
+    asking: OpenQuestions,
+    stored: Mutex<LastStored>,
     /// Invariant: an entry is removed by the task that fills it, panic or not.
     active: Mutex<HashMap<WalFileName, watch::Receiver<Progress>>>,
     /// What failed lately, and when.
@@ -83,7 +83,7 @@ impl<U: Upload> Archiver<U> {
     pub(crate) fn new(uploader: U, push_timeout: Duration, queue_max: Option<u64>) -> Self {
         Self {
             queue: Queue::new(&uploader.wal_directory(), queue_max),
-            asking: Asking::new(uploader.pgdata()),
+            asking: OpenQuestions::new(uploader.pgdata()),
             uploader,
             push_timeout,
             stored: Mutex::default(),
@@ -111,7 +111,7 @@ impl<U: Upload> Archiver<U> {
     }
 
     /// Whether PostgreSQL asks for its WAL to be archived.
-    pub(crate) fn asking(&self) -> &Asking {
+    pub(crate) fn asking(&self) -> &OpenQuestions {
         &self.asking
     }
 
@@ -184,7 +184,7 @@ impl<U: Upload> Archiver<U> {
     ) -> (Result<FileIdentity, NotStored>, Option<Overflow>) {
         let segment = match self.uploader.identity().await {
             Ok(cluster) => cluster.segment_size.bytes(),
-            Err(Trouble { text, .. }) => return (Err(NotStored::OtherFile(text)), None),
+            Err(UploadError { text, .. }) => return (Err(NotStored::OtherFile(text)), None),
         };
         let mut storing = pin!(self.make_durable(name, wanted, begun));
         let (mut overflow, mut until) = (None, None::<Instant>);
@@ -264,7 +264,7 @@ impl<U: Upload> Archiver<U> {
         match self.uploader.are_still_there().await {
             // What another repository had was forgotten meanwhile.
             Ok(()) => Ok(self.remembered().holds(name, wanted)),
-            Err(Trouble { text, lasting: true }) => Err(NotStored::Failed(text)),
+            Err(UploadError { text, permanent: true }) => Err(NotStored::Failed(text)),
             // Storing it once more tries until the store answers.
             Err(_) => Ok(false),
         }
@@ -341,7 +341,7 @@ impl<U: Upload> Archiver<U> {
     }
 
     /// What is known to be stored in the repositories that are there and in the lineages that the data directory is bound to now.
-    fn remembered(&self) -> MutexGuard<'_, Stored> {
+    fn remembered(&self) -> MutexGuard<'_, LastStored> {
         let mut stored = lock(&self.stored);
         stored.begin(self.uploader.epoch());
         stored
@@ -386,8 +386,8 @@ impl<U: Upload> Archiver<U> {
         loop {
             let problem = match self.uploader.upload(name).await {
                 Ok(identity) => return Ok(identity),
-                Err(Trouble { text, lasting: true }) => return Err(text.into()),
-                Err(Trouble { text, lasting: false }) => Arc::<str>::from(text),
+                Err(UploadError { text, permanent: true }) => return Err(text.into()),
+                Err(UploadError { text, permanent: false }) => Arc::<str>::from(text),
             };
             progress.send_replace(Progress::Running(Some(Arc::clone(&problem))));
             if !backoff.wait().await {

@@ -21,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(180);
 
 /// The questions of one server.
 #[derive(Debug)]
-pub(crate) struct Asking {
+pub(crate) struct OpenQuestions {
     pgdata: PathBuf,
     state: Mutex<State>,
     /// Told after every question that follows silence. For one listener each.
@@ -72,15 +72,15 @@ impl State {
 }
 
 /// A question that waits for its answer, until dropped.
-pub(crate) struct Question<'a>(&'a Asking);
+pub(crate) struct OpenQuestion<'a>(&'a OpenQuestions);
 
-impl Drop for Question<'_> {
+impl Drop for OpenQuestion<'_> {
     fn drop(&mut self) {
         self.0.with(State::answer);
     }
 }
 
-impl Asking {
+impl OpenQuestions {
     /// Of the server of a data directory, which has not asked yet.
     pub(crate) fn new(pgdata: &Path) -> Self {
         Self {
@@ -92,7 +92,7 @@ impl Asking {
     }
 
     /// A question came.
-    pub(crate) async fn ask(&self) -> Question<'_> {
+    pub(crate) async fn ask(&self) -> OpenQuestion<'_> {
         // Of one whose directory does not answer nothing is known.
         let (server, now) = (self.started().await.unwrap_or_default(), Instant::now());
         let asked = self.with(|state| {
@@ -104,7 +104,7 @@ impl Asking {
             self.look_ahead.notify_one();
             self.backfill.notify_one();
         }
-        Question(self)
+        OpenQuestion(self)
     }
 
     /// Whether files wait for being asked for.
@@ -185,7 +185,7 @@ mod tests {
         let pipe = dir.path().join("postmaster.pid");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
             .unwrap();
-        let asking = Asking::new(dir.path());
+        let asking = OpenQuestions::new(dir.path());
         let (asks, others) = tokio::join!(asking.asks(), async {
             tokio::task::yield_now().await;
             Instant::now()

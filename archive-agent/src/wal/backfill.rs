@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
 use walpoint_storage::RepoError;
@@ -29,8 +29,8 @@ use super::comparison::{self, Comparison};
 use super::disk;
 use super::identity;
 use super::neighbors;
-use super::target::Target;
-use super::upload::Trouble;
+use super::target::WalTarget;
+use super::upload::UploadError;
 
 /// How often to look whether the server was promoted: the first checkpoint after that may remove what it no longer needs.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -57,7 +57,7 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
     }
 }
 
-fn told(Trouble { text, .. }: Trouble) -> anyhow::Error {
+fn told(UploadError { text, .. }: UploadError) -> anyhow::Error {
     anyhow::anyhow!(text)
 }
 
@@ -122,7 +122,7 @@ async fn missing_in(
 
 /// A repository that lacks WAL of earlier timelines.
 struct Lacking<'a> {
-    target: &'a Target,
+    target: &'a WalTarget,
     archive: WalArchive,
     missing: BTreeSet<SegmentName>,
     /// The newest segment that the directory and the archive share, once it was looked for.
@@ -132,7 +132,7 @@ struct Lacking<'a> {
 /// What the server before a promotion did not archive, in the directory of the promoted one.
 struct Lead<'a> {
     archiver: &'a Arc<Archiver>,
-    cluster: &'a Identity,
+    cluster: &'a WalIdentity,
     wal: &'a Path,
     /// Of the timeline that the server writes.
     history: &'a TimelineHistory,
@@ -268,7 +268,7 @@ fn count(segments: usize) -> String {
 /// nothing, and PostgreSQL hands only its own over.
 async fn store_histories(
     archiver: &Archiver,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     history: &TimelineHistory,
     directory: &Path,
 ) -> anyhow::Result<()> {

@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 
 use walpoint_base::{BackupId, TimelineHistory};
-use walpoint_repo::backup::{Backups, ListedState, Standing, Summary};
+use walpoint_repo::backup::{BackupSummary, Backups, ListedState, ManifestState};
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
 use super::check::history_in;
 use super::disk;
-use super::upload::{Trouble, Uploader};
+use super::upload::{UploadError, Uploader};
 
 /// The path to the timeline that the server is on, by its own history of it or else by what is stored; `None` while the
 /// server has no timeline.
@@ -19,7 +19,7 @@ pub(super) async fn path(
     uploader: &Uploader,
     archive: &WalArchive,
 ) -> anyhow::Result<Option<TimelineHistory>> {
-    let told = |Trouble { text, .. }| anyhow::anyhow!(text);
+    let told = |UploadError { text, .. }| anyhow::anyhow!(text);
     let Some(timeline) = uploader.newest_timeline().await.map_err(told)? else { return Ok(None) };
     let wal = uploader.wal_directory();
     let directory = wal.clone();
@@ -75,7 +75,7 @@ async fn first(
     let known = if sound && !ids.is_empty() { backups.condemned().await?.read } else { Vec::new() };
     for id in ids {
         match backups.standing(*id).await {
-            Ok(Standing::Finished(summary)) if serves(archive, path, &summary) => {
+            Ok(ManifestState::Finished(summary)) if serves(archive, path, &summary) => {
                 let uses = BTreeMap::from([(*id, summary.parents.clone())]);
                 if !sound || backups.found_damaged(&uses, &known).await?.is_empty() {
                     return Ok(Some(*id));
@@ -89,7 +89,7 @@ async fn first(
     Ok(None)
 }
 
-fn serves(archive: &WalArchive, path: &TimelineHistory, summary: &Summary) -> bool {
+fn serves(archive: &WalArchive, path: &TimelineHistory, summary: &BackupSummary) -> bool {
     let facts = &summary.facts;
     let of_lineage = facts.lineage == archive.lineage().id
         || archive.shares(facts.lineage, facts.stop_timeline, facts.stop_lsn);

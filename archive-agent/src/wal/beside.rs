@@ -18,8 +18,8 @@ use walpoint_base::WalFileName;
 
 use super::archiver::Archiver;
 use super::order::{Turn, turn};
-use super::target::Target;
-use super::upload::Source;
+use super::target::WalTarget;
+use super::upload::UploadSource;
 
 /// Files that wait for one repository.
 const LINE: usize = 256;
@@ -101,7 +101,7 @@ impl<F> Line<F> {
 /// The files that wait for a repository.
 #[derive(Debug)]
 pub(super) struct Beside {
-    line: Mutex<Line<Source>>,
+    line: Mutex<Line<UploadSource>>,
     /// Told when something waits that may be stored. For one listener, which stores it.
     ready: Notify,
     /// Told when it falls behind. For one listener, which catches it up.
@@ -115,12 +115,12 @@ impl Default for Beside {
 }
 
 impl Beside {
-    fn line(&self) -> MutexGuard<'_, Line<Source>> {
+    fn line(&self) -> MutexGuard<'_, Line<UploadSource>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the line, and wakes the one whose turn it is.
-    fn change<T>(&self, change: impl FnOnce(&mut Line<Source>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Line<UploadSource>) -> T) -> T {
         let mut line = self.line();
         let changed = change(&mut line);
         match line.phase {
@@ -148,7 +148,7 @@ impl Beside {
     }
 
     /// The next file to be stored.
-    async fn next(&self) -> Source {
+    async fn next(&self) -> UploadSource {
         loop {
             let next = self.line().next();
             match next {
@@ -159,9 +159,9 @@ impl Beside {
     }
 }
 
-impl Target {
+impl WalTarget {
     /// Stores an acknowledged file when its turn comes, or counts it as missed.
-    pub(super) fn store_later(&self, file: Source) {
+    pub(super) fn store_later(&self, file: UploadSource) {
         self.beside.change(|line| {
             let missed = line.add(file.name, file);
             missed.into_iter().for_each(|name| self.note_missed(name));
@@ -195,7 +195,7 @@ struct Taken {
 }
 
 impl Taken {
-    async fn store(mut self, file: Source, stop: CancellationToken) {
+    async fn store(mut self, file: UploadSource, stop: CancellationToken) {
         let archiver = Arc::clone(&self.archiver);
         if let Some(target) = archiver.uploader().targets().get(self.repository) {
             self.stored = archiver.uploader().store_waiting(&file, target, &stop).await;

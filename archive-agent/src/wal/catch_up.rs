@@ -21,18 +21,18 @@ use anyhow::{Context, bail};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{BackupId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::{NameHash, WalEntry};
-use walpoint_storage::store::Entry;
+use walpoint_storage::store::ListedObject;
 
 use super::archiver::Archiver;
 use super::base;
 use super::elsewhere::Copies;
-use super::target::{Missed, Target, TargetError};
-use super::upload::{PATIENCE, REST, Trouble, Uploader};
+use super::target::{Missed, TargetError, WalTarget};
+use super::upload::{PATIENCE, REST, UploadError, Uploader};
 
 /// Catches up the repository with that number whenever it missed something; `working` is called after every success. A
 /// failure ends it: it is started again.
@@ -87,11 +87,11 @@ struct CaughtUp {
 /// Copies what is missing. `known`: nothing else is missing than what is said to be missed.
 async fn catch_up(
     uploader: &Uploader,
-    target: &Target,
+    target: &WalTarget,
     missed: &Missed,
     known: bool,
 ) -> anyhow::Result<CaughtUp> {
-    let told = |Trouble { text, .. }| anyhow::anyhow!(text);
+    let told = |UploadError { text, .. }| anyhow::anyhow!(text);
     let cluster = uploader.identity().await.map_err(told)?;
     let to = open(target, &cluster).await?;
     let ranges = Ranges::of(uploader, &to, &cluster, missed, known).await?;
@@ -126,7 +126,7 @@ async fn catch_up(
 }
 
 /// Opens a repository. One that does not answer soon rests meanwhile, so that no acknowledgement asks it whose WAL it holds.
-async fn open(target: &Target, cluster: &Identity) -> Result<WalArchive, TargetError> {
+async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, TargetError> {
     let mut opening = pin!(target.archive(cluster));
     loop {
         match tokio::time::timeout(PATIENCE, &mut opening).await {
@@ -165,7 +165,7 @@ impl Ranges {
     async fn of(
         uploader: &Uploader,
         to: &WalArchive,
-        cluster: &Identity,
+        cluster: &WalIdentity,
         missed: &Missed,
         known: bool,
     ) -> anyhow::Result<Self> {
@@ -208,7 +208,7 @@ impl Ranges {
 /// Copies from one repository to the other.
 struct Copy<'a> {
     uploader: &'a Uploader,
-    target: &'a Target,
+    target: &'a WalTarget,
     from: &'a WalArchive,
     to: &'a WalArchive,
 }
@@ -279,7 +279,7 @@ impl Copy<'_> {
     }
 
     /// Copies a file; `false` if there is none any more.
-    async fn copy(&self, name: Handed, scratch: &Path) -> Result<bool, Trouble> {
+    async fn copy(&self, name: Handed, scratch: &Path) -> Result<bool, UploadError> {
         // Before anything is read for it.
         self.uploader.answers(self.target)?;
         let path = scratch.join(format!("{}.copy", name.file));
@@ -301,14 +301,14 @@ impl Copy<'_> {
     }
 
     /// Reads a file back: whether it was accepted although damaged. `None` if there is none.
-    async fn fetch(&self, name: Handed, path: &Path) -> Result<Option<bool>, Trouble> {
+    async fn fetch(&self, name: Handed, path: &Path) -> Result<Option<bool>, UploadError> {
         let reader = match name.copy {
             Copied::Whole => self.from.read(name.file).await?,
             Copied::Partial(segment, hash) => self.from.read_partial(segment, hash).await?,
             Copied::Ended(segment, end, hash) => self.from.read_ended(segment, end, hash).await?,
         };
         let Some(reader) = reader else { return Ok(None) };
-        let file = File::create(path).map_err(Trouble::lasting)?;
+        let file = File::create(path).map_err(UploadError::permanent)?;
         let (_, header) = reader.write_to(file).await?;
         Ok(Some(header.is_some_and(|header| header.damaged)))
     }
@@ -327,10 +327,10 @@ const FAILURES: usize = 16;
 
 impl Done<'_> {
     /// Counts a file. An error means that going on is useless.
-    fn count(&mut self, name: WalFileName, result: Result<bool, Trouble>) -> anyhow::Result<()> {
+    fn count(&mut self, name: WalFileName, result: Result<bool, UploadError>) -> anyhow::Result<()> {
         match result {
             Ok(copied) => *self.copied += usize::from(copied),
-            Err(Trouble { text, lasting }) => {
+            Err(UploadError { text, permanent: lasting }) => {
                 let problem = anyhow::anyhow!("{name}: {text}");
                 if !lasting {
                     return Err(problem);
@@ -402,7 +402,7 @@ impl Handed {
 
 /// What PostgreSQL handed over, of a listing.
 fn files(
-    listed: BoxStream<'static, Result<(WalEntry, Entry), RepoError>>,
+    listed: BoxStream<'static, Result<(WalEntry, ListedObject), RepoError>>,
 ) -> BoxStream<'static, Result<Handed, RepoError>> {
     let file = |entry| match entry {
         WalEntry::File(file) => Some(Handed::of(file)),

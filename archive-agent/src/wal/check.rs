@@ -10,9 +10,9 @@ use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks};
 use walpoint_base::{Lsn, SegmentFacts, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
-use walpoint_pg::wal::{Differs, Identity, Inspector, LONG_HEADER, LongHeader, WalError, major_of_magic};
+use walpoint_pg::wal::{Differs, Inspector, LONG_HEADER, LongHeader, WalError, WalIdentity, major_of_magic};
 
-use walpoint_repo::wal::{Place, history_hash};
+use walpoint_repo::wal::{SealedName, history_hash};
 
 use super::read::{OpenFile, ReadError};
 
@@ -80,19 +80,19 @@ impl CheckError {
 }
 
 /// What makes a segment this cluster's.
-pub(crate) fn identity(control: &ControlFile) -> Identity {
-    Identity { system_id: control.system_id, major: control.major, segment_size: control.wal_segment_size }
+pub(crate) fn identity(control: &ControlFile) -> WalIdentity {
+    WalIdentity { system_id: control.system_id, major: control.major, segment_size: control.wal_segment_size }
 }
 
 /// What a segment is, as far as its content was given.
-pub(crate) struct Verdict<'h> {
+pub(crate) struct SegmentVerdict<'h> {
     name: SegmentName,
     inspector: Result<Inspector<'h>, WalError>,
     /// The first bytes: whose it is.
     beginning: Vec<u8>,
 }
 
-impl<'h> Verdict<'h> {
+impl<'h> SegmentVerdict<'h> {
     /// For a segment of that name and length. `history`: of the timeline in the name, if there is one.
     pub(crate) fn new(name: SegmentName, length: u64, history: Option<&'h TimelineHistory>) -> Self {
         Self { name, inspector: Ok(Inspector::new(name, length, history)), beginning: Vec::new() }
@@ -116,7 +116,7 @@ impl<'h> Verdict<'h> {
     }
 
     /// What it says about itself, if it is a good segment of this cluster.
-    pub(crate) fn pronounce(self, cluster: &Identity) -> Result<SegmentFacts, WalError> {
+    pub(crate) fn pronounce(self, cluster: &WalIdentity) -> Result<SegmentFacts, WalError> {
         match self.inspector.and_then(Inspector::finish) {
             Ok(facts) => cluster.check(&facts).map(|()| facts),
             Err(error) => {
@@ -134,7 +134,7 @@ impl<'h> Verdict<'h> {
 pub(crate) fn facts_of_damaged(
     file: &OpenFile,
     name: SegmentName,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     error: CheckError,
 ) -> Result<SegmentFacts, CheckError> {
     let mut beginning = [0; LONG_HEADER];
@@ -149,7 +149,7 @@ pub(crate) fn facts_of_damaged(
 pub(crate) fn check_other(
     file: &OpenFile,
     name: WalFileName,
-    cluster: &Identity,
+    cluster: &WalIdentity,
 ) -> Result<Option<Vec<u8>>, CheckError> {
     if let WalFileName::Segment(segment) | WalFileName::Partial(segment) = name {
         // It ends anywhere, even in the middle of a record; its first page says whose it is.
@@ -180,7 +180,7 @@ pub(crate) fn facts_of_partial(
     file: &OpenFile,
     name: SegmentName,
 ) -> Result<Option<SegmentFacts>, CheckError> {
-    let mut verdict = Verdict::new(name, file.identity.size, None);
+    let mut verdict = SegmentVerdict::new(name, file.identity.size, None);
     file.read(&mut vec![0; 64 << 10], |piece| {
         verdict.add(piece);
         if verdict.is_bad() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -191,7 +191,7 @@ pub(crate) fn facts_of_partial(
 /// How many bytes of a `.partial` file count: behind its last record lies what a recycled file held before, another in every
 /// copy. `None` if all of them do.
 pub(crate) fn valid_length(facts: &SegmentFacts) -> Option<u64> {
-    (!facts.whole).then(|| Place::Ended(facts.end).valid(facts.name, facts.size))
+    (!facts.whole).then(|| SealedName::Ended(facts.end).valid(facts.name, facts.size))
 }
 
 fn text(file: &OpenFile, what: &str) -> CheckError {

@@ -8,12 +8,12 @@ use std::path::Path;
 
 use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::{SegmentFacts, SegmentName, SegmentNo, SegmentSize, WalFileName};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 use walpoint_storage::object::{ContentHash, Sealer};
 
-use super::check::{Verdict, history_in};
+use super::check::{SegmentVerdict, history_in};
 use super::disk;
 use super::read::OpenFile;
 
@@ -31,7 +31,7 @@ pub(crate) enum Comparison {
 /// Compares a segment with the one that is stored.
 pub(crate) async fn segment(
     archive: &WalArchive,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     wal: &Path,
     name: SegmentName,
 ) -> Result<Comparison, RepoError> {
@@ -51,7 +51,7 @@ pub(crate) async fn another(
 ) -> Result<Option<String>, RepoError> {
     let lineage = archive.lineage();
     let (system_id, major) = (lineage.system_id(), lineage.major);
-    let cluster = Identity { system_id, major, segment_size: lineage.segment_size };
+    let cluster = WalIdentity { system_id, major, segment_size: lineage.segment_size };
     match segment(archive, &cluster, wal, name).await? {
         Comparison::Other(what) => Ok(Some(what)),
         Comparison::Same | Comparison::Unknown => Ok(None),
@@ -61,7 +61,7 @@ pub(crate) async fn another(
 /// Compares the content of a segment with a stored one's hash.
 pub(super) async fn content(
     archive: &WalArchive,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     wal: &Path,
     name: SegmentName,
     theirs: ContentHash,
@@ -126,12 +126,12 @@ fn hash(sealer: &Sealer, path: &Path) -> io::Result<ContentHash> {
 }
 
 /// Whether a file is a whole segment of that cluster and name.
-fn is_sound(path: &Path, name: SegmentName, cluster: &Identity) -> bool {
+fn is_sound(path: &Path, name: SegmentName, cluster: &WalIdentity) -> bool {
     inspect(path, name, cluster).is_some_and(|facts| facts.whole)
 }
 
 /// The edges of a finished segment in a directory; `None` if it cannot be read or is damaged.
-pub(super) async fn edges(wal: &Path, name: SegmentName, cluster: &Identity) -> Option<ChainFacts> {
+pub(super) async fn edges(wal: &Path, name: SegmentName, cluster: &WalIdentity) -> Option<ChainFacts> {
     let (path, cluster) = (wal.join(name.to_string()), *cluster);
     let facts = disk::run(wal, move || inspect(&path, name, &cluster)).await.ok()??;
     let end = if facts.whole { facts.chain.end } else { ChainEnd::UNKNOWN };
@@ -139,10 +139,11 @@ pub(super) async fn edges(wal: &Path, name: SegmentName, cluster: &Identity) -> 
 }
 
 /// What a sound segment says about itself. Blocks.
-fn inspect(path: &Path, name: SegmentName, cluster: &Identity) -> Option<SegmentFacts> {
+fn inspect(path: &Path, name: SegmentName, cluster: &WalIdentity) -> Option<SegmentFacts> {
     let history = path.parent().and_then(|directory| history_in(directory, name.timeline));
     let file = OpenFile::open(path, WalFileName::Segment(name), cluster.segment_size.bytes()).ok()?;
-    let mut verdict = Verdict::new(name, file.identity.size, history.as_ref().map(|(history, _)| history));
+    let mut verdict =
+        SegmentVerdict::new(name, file.identity.size, history.as_ref().map(|(history, _)| history));
     let read = file.read(&mut vec![0; 1 << 20], |piece| {
         verdict.add(piece);
         ControlFlow::Continue(())

@@ -7,23 +7,25 @@ use walpoint_base::TimelineId;
 use walpoint_pg::control::{ClusterState, ControlFile};
 
 use super::known::Incarnation;
-use super::upload::Trouble;
+use super::upload::UploadError;
 
 /// Reads `pg_control`. PostgreSQL writes the file while it runs, so a torn read is tried again. Blocks.
-pub(crate) fn read_control(pgdata: &Path) -> Result<ControlFile, Trouble> {
+pub(crate) fn read_control(pgdata: &Path) -> Result<ControlFile, UploadError> {
     let path = pgdata.join("global/pg_control");
     let mut tries = 0;
     loop {
-        let bytes = std::fs::read(&path).map_err(|error| Trouble {
+        let bytes = std::fs::read(&path).map_err(|error| UploadError {
             text: format!(
                 "{} cannot be read: {error}; is pgdata in the configuration the data directory of this server?",
                 path.display()
             ),
-            lasting: true,
+            permanent: true,
         })?;
         match ControlFile::parse(&bytes) {
             Ok(control) => return Ok(control),
-            Err(error) if tries == 5 => return Err(Trouble::lasting(format!("{}: {error}", path.display()))),
+            Err(error) if tries == 5 => {
+                return Err(UploadError::permanent(format!("{}: {error}", path.display())));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
         tries += 1;
@@ -63,7 +65,7 @@ pub(super) fn answers_for(pgdata: &Path, control: &ControlFile, timeline: Timeli
 
 /// What a data directory is at a moment: which server wrote its WAL can be another one at the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Moment {
+pub(crate) struct ServerMoment {
     pub(super) incarnation: Incarnation,
     /// The timeline that it writes on, if it does.
     pub(super) written: Option<TimelineId>,
@@ -71,9 +73,9 @@ pub(crate) struct Moment {
     pub(super) newest: TimelineId,
 }
 
-impl Moment {
+impl ServerMoment {
     /// Of a data directory, now, where a file of timeline `at_least` is. Blocks.
-    pub(crate) fn of(pgdata: &Path, at_least: TimelineId) -> Result<Self, Trouble> {
+    pub(crate) fn of(pgdata: &Path, at_least: TimelineId) -> Result<Self, UploadError> {
         let control = read_control(pgdata)?;
         Ok(Self {
             incarnation: Incarnation::of(pgdata),

@@ -9,15 +9,15 @@ use anyhow::Context;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
-use walpoint_base::dropped::{self, Dropped, Reason};
+use walpoint_base::dropped::{self, DropReason, Dropped};
 use walpoint_base::{BackupId, SegmentName, SegmentSize, WalFileName};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 
 use super::comparison::{self, Comparison};
 use super::disk;
-use super::target::Target;
-use super::upload::{Trouble, Uploader};
+use super::target::WalTarget;
+use super::upload::{UploadError, Uploader};
 use super::{base, claim};
 
 /// Dropped files that are looked for in the archive, the newest ones.
@@ -70,8 +70,8 @@ impl Gap {
         let since = Timestamp::from_second(first.at).unwrap_or(Timestamp::UNIX_EPOCH);
         let count = |reason| dropped.iter().filter(|dropped| dropped.reason == reason).count();
         Some(Self {
-            skipped: count(Reason::Skipped),
-            damaged: count(Reason::Damaged),
+            skipped: count(DropReason::Skipped),
+            damaged: count(DropReason::Damaged),
             files: dropped.len(),
             first: first.name.to_string(),
             last: last.name.to_string(),
@@ -94,7 +94,7 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     if dropped.is_empty() {
         return Ok(None);
     }
-    let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
+    let cluster = uploader.identity().await.map_err(|UploadError { text, .. }| anyhow::anyhow!(text))?;
     let (mut newest, mut archives) = (Vec::new(), Vec::new());
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
         let archive = target.archive(&cluster).await.ok();
@@ -113,7 +113,7 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     let mut matter: Vec<Dropped> = dropped.into_iter().filter(matters).collect();
     if let Some(archives) = archives.into_iter().collect::<Option<Vec<_>>>() {
         let acknowledge = uploader.targets().iter().filter(|target| target.acknowledges);
-        let places: Vec<(&Target, WalArchive)> = acknowledge.zip(archives).collect();
+        let places: Vec<(&WalTarget, WalArchive)> = acknowledge.zip(archives).collect();
         matter = not_archived(&places, (&cluster, &uploader.wal_directory()), matter).await;
     }
     Ok(Gap::of(&matter))
@@ -129,15 +129,15 @@ async fn newest_backup(uploader: &Uploader, archive: &WalArchive) -> anyhow::Res
 
 /// Those that are not in every archive by now: PostgreSQL had not removed the newest when the store was back.
 async fn not_archived(
-    places: &[(&Target, WalArchive)],
-    (cluster, wal): (&Identity, &Path),
+    places: &[(&WalTarget, WalArchive)],
+    (cluster, wal): (&WalIdentity, &Path),
     mut dropped: Vec<Dropped>,
 ) -> Vec<Dropped> {
     let newest = dropped.split_off(dropped.len().saturating_sub(LOOKED_FOR));
     let looked = stream::iter(newest)
         .map(|dropped| async move {
             let WalFileName::Segment(name) = dropped.name else { return Some(dropped) };
-            if dropped.reason == Reason::Damaged {
+            if dropped.reason == DropReason::Damaged {
                 return Some(dropped);
             }
             for (target, archive) in places {
@@ -155,9 +155,9 @@ async fn not_archived(
 /// Whether an archive has this server's segment of a name: as this process knows, as the directory remembers, or as the file in
 /// it shows.
 pub(super) async fn has_own(
-    target: &Target,
+    target: &WalTarget,
     archive: &WalArchive,
-    (cluster, wal): (&Identity, &Path),
+    (cluster, wal): (&WalIdentity, &Path),
     name: SegmentName,
 ) -> bool {
     let Ok(Some(header)) = archive.header(name).await else { return false };
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     fn dropped(name: &str) -> Dropped {
-        Dropped { name: name.parse().unwrap(), at: 7, reason: Reason::QueueMax }
+        Dropped { name: name.parse().unwrap(), at: 7, reason: DropReason::QueueMax }
     }
 
     #[test]
@@ -218,9 +218,9 @@ mod tests {
                 .starts_with("000000010000000000000005 was dropped and not archived, 1970-01-01T00:00:07Z")
         );
         assert!(one.to_string().contains("queue_max"));
-        let skipped = Dropped { reason: Reason::Skipped, ..dropped("000000010000000000000005") };
+        let skipped = Dropped { reason: DropReason::Skipped, ..dropped("000000010000000000000005") };
         assert!(Gap::of(&[skipped]).unwrap().to_string().contains("as push --skip asked for"));
-        let accepted = Dropped { reason: Reason::Damaged, ..dropped("000000010000000000000005") };
+        let accepted = Dropped { reason: DropReason::Damaged, ..dropped("000000010000000000000005") };
         let accepted = Gap::of(&[accepted]).unwrap().to_string();
         assert!(accepted.contains(
             "05 was archived although damaged, 1970-01-01T00:00:07Z, as push --accept-damaged asked for"

@@ -8,16 +8,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use walpoint_base::{SegmentName, TimelineId};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::agreement::{self, Agreement};
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
-use super::claim::{self, Claim};
+use super::claim::{self, SegmentClaim};
 use super::disk;
-use super::neighbors::{Stored, header, newest_before};
+use super::neighbors::{StoredNeighbor, header, newest_before};
 use super::split_brain::SplitBrain;
-use super::target::{Target, TargetError};
+use super::target::{TargetError, WalTarget};
 
 /// How long another repository may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,9 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Whether a segment of `archive`, which is that of `target`, has the content of one that the directory stored in another
 /// repository. One that fails, rests or does not answer in time shows nothing.
 pub(super) async fn shows(
-    (target, archive): (&Target, &WalArchive),
-    others: &[Target],
-    cluster: &Identity,
+    (target, archive): (&WalTarget, &WalArchive),
+    others: &[WalTarget],
+    cluster: &WalIdentity,
     wal: &Path,
     name: SegmentName,
 ) -> Result<bool, RepoError> {
@@ -57,7 +57,7 @@ pub(super) async fn claimed(
         return Ok(None);
     };
     Ok(match header(archive, claim.segment).await? {
-        Stored::Sound(header) if header.hash != claim.hash => None,
+        StoredNeighbor::Sound(header) if header.hash != claim.hash => None,
         _ => Some(claim.segment),
     })
 }
@@ -130,9 +130,9 @@ impl<'a> Copies<'a> {
         {
             return Ok(());
         }
-        let Stored::Sound(stored) = header(self.to, name).await? else { return Ok(()) };
+        let StoredNeighbor::Sound(stored) = header(self.to, name).await? else { return Ok(()) };
         let (wal, archive, claim) =
-            (self.wal.to_owned(), self.to.clone(), Claim { segment: name, hash: stored.hash });
+            (self.wal.to_owned(), self.to.clone(), SegmentClaim { segment: name, hash: stored.hash });
         let noted = disk::run(self.wal, move || claim::note(&wal, &archive, claim)).await;
         if let Ok(Err(error)) = noted {
             tracing::debug!(file = %name, "not remembered in pg_wal: {error}");

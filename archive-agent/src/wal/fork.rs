@@ -19,9 +19,9 @@ use walpoint_storage::object::ContentHash;
 use super::comparison::{Comparison, begun};
 use super::disk;
 use super::elsewhere;
-use super::neighbors::{self, Stored};
+use super::neighbors::{self, StoredNeighbor};
 use super::split_brain::SplitBrain;
-use super::target::{Target, TargetError};
+use super::target::{TargetError, WalTarget};
 
 /// How often to look for forks that others stored, if segments come that often.
 const INTERVAL: Duration = Duration::from_secs(15);
@@ -157,7 +157,7 @@ pub(super) async fn in_directory(
 
 /// The beginning of a segment that is stored; `None` if it is not, or is damaged and proves nothing.
 async fn stored(archive: &WalArchive, name: SegmentName, limit: u64) -> Result<Option<Beginning>, RepoError> {
-    let Stored::Sound(_) = neighbors::header(archive, name).await? else { return Ok(None) };
+    let StoredNeighbor::Sound(_) = neighbors::header(archive, name).await? else { return Ok(None) };
     let read = async {
         match archive.read(WalFileName::Segment(name)).await? {
             Some(reader) => Ok(Some(Beginning::of_stored(reader, limit).await?)),
@@ -201,8 +201,8 @@ impl Forks {
 }
 
 /// A segment of a directory that is about to be stored.
-pub(super) struct Side<'a> {
-    pub(super) target: &'a Target,
+pub(super) struct ForkSide<'a> {
+    pub(super) target: &'a WalTarget,
     pub(super) archive: &'a WalArchive,
     pub(super) name: SegmentName,
     /// Where it lies.
@@ -210,7 +210,7 @@ pub(super) struct Side<'a> {
     pub(super) chain: Option<ChainFacts>,
 }
 
-impl Side<'_> {
+impl ForkSide<'_> {
     /// Compares the forks that the segment's timeline has to do with, as far as they have come. An error refuses the segment: what
     /// is stored of the other timeline came first, or this one is known to be another server's. `true` if a stored timeline
     /// was found to be another server's.
@@ -288,7 +288,7 @@ impl Side<'_> {
     /// What both sides begin with; `None` if one is missing: then neither is read.
     async fn beginnings(&self, fork: &Fork) -> Result<Option<(Beginning, Beginning)>, RepoError> {
         for name in [fork.parent, fork.first].into_iter().filter(|name| *name != self.name) {
-            if !matches!(neighbors::header(self.archive, name).await?, Stored::Sound(_)) {
+            if !matches!(neighbors::header(self.archive, name).await?, StoredNeighbor::Sound(_)) {
                 return Ok(None);
             }
         }
@@ -308,12 +308,14 @@ impl Side<'_> {
     async fn is_of_another_server(&self, fork: &Fork) -> Result<bool, RepoError> {
         let size = self.archive.lineage().segment_size;
         let Some(before) = neighbors::before(fork.parent, None, size) else { return Ok(false) };
-        let Stored::Sound(header) = neighbors::header(self.archive, before).await? else { return Ok(false) };
+        let StoredNeighbor::Sound(header) = neighbors::header(self.archive, before).await? else {
+            return Ok(false);
+        };
         let chain = match fork.first == self.name {
             true => self.chain,
             false => match neighbors::header(self.archive, fork.first).await? {
-                Stored::Sound(first) => Some(first.chain),
-                Stored::Absent | Stored::Damaged => None,
+                StoredNeighbor::Sound(first) => Some(first.chain),
+                StoredNeighbor::Absent | StoredNeighbor::Damaged => None,
             },
         };
         if chain.is_some_and(|chain| matches!(header.chain.end.link(&chain), Link::Broken(_))) {
@@ -332,7 +334,7 @@ impl Side<'_> {
 
 /// Looks for forks that are stored, and for timelines that were found to be another server's, unless that was done a moment
 /// ago: one listing, and one request for each history that is new.
-async fn look(target: &Target, archive: &WalArchive) -> Result<(), RepoError> {
+async fn look(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoError> {
     let lineage = archive.lineage().id;
     let due = target.known(lineage, |known| {
         let due = known.forks.looked.is_none_or(|looked| looked.elapsed() > INTERVAL);
@@ -351,7 +353,7 @@ async fn look(target: &Target, archive: &WalArchive) -> Result<(), RepoError> {
     looked
 }
 
-async fn look_now(target: &Target, archive: &WalArchive) -> Result<(), RepoError> {
+async fn look_now(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoError> {
     let (lineage, size) = (archive.lineage().id, archive.lineage().segment_size);
     let listed = archive.all_histories().await?;
     for timeline in listed.stored.iter().copied() {

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use walpoint_base::{LineageId, TimelineHistory, TimelineId, WalFileName};
-use walpoint_pg::wal::Identity;
-use walpoint_repo::wal::{WalArchive, WalFile};
+use walpoint_pg::wal::WalIdentity;
+use walpoint_repo::wal::{FetchedWal, WalArchive};
 use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
 
@@ -22,11 +22,11 @@ use super::disk;
 use super::fork;
 use super::identity::{self, Evidence, other_history};
 use super::split_brain::SplitBrain;
-use super::target::{Target, TargetError};
+use super::target::{TargetError, WalTarget};
 use super::target_error::StoredHistory;
 
 /// What there is of a timeline's history.
-pub(super) enum Found {
+pub(super) enum FoundHistory {
     /// The first timeline has none.
     NotNeeded,
     /// It is stored, and known to be the server's.
@@ -37,7 +37,7 @@ pub(super) enum Found {
     Missing(Option<Vec<u8>>, Vec<u8>, Arc<TimelineHistory>),
 }
 
-impl Found {
+impl FoundHistory {
     /// The history, but for the first timeline, which has none.
     pub(super) fn history(self) -> Option<Arc<TimelineHistory>> {
         match self {
@@ -51,20 +51,20 @@ impl Found {
 ///
 /// `places`: where the file may lie. `wal`: the server's `pg_wal`. `others`: where else it may be stored.
 pub(super) async fn find(
-    target: &Target,
+    target: &WalTarget,
     archive: &WalArchive,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     timeline: TimelineId,
     places: &[PathBuf],
-    (wal, others): (&Path, &[Target]),
-) -> Result<Found, TargetError> {
+    (wal, others): (&Path, &[WalTarget]),
+) -> Result<FoundHistory, TargetError> {
     if timeline == TimelineId::FIRST {
-        return Ok(Found::NotNeeded);
+        return Ok(FoundHistory::NotNeeded);
     }
     let (beside, place) = read_first(places, wal).await?.unzip();
     let lineage = archive.lineage().id;
     if let Some(history) = target.known(lineage, |known| known.history(timeline, beside.as_deref())) {
-        return Ok(Found::Known(history));
+        return Ok(FoundHistory::Known(history));
     }
     let name = WalFileName::History(timeline);
     let stored = archive.get(name).await;
@@ -87,7 +87,7 @@ pub(super) async fn find(
             if let Some(split) = fork::is_disputed(archive, timeline, &stored.content).await? {
                 return Err(split.into());
             }
-            Ok(Found::Stored(beside, parse(timeline, &stored.content)?))
+            Ok(FoundHistory::Stored(beside, parse(timeline, &stored.content)?))
         }
         (Err(error @ RepoError::Corrupt { .. }), Some(ours)) => {
             let what = format!(
@@ -109,7 +109,7 @@ pub(super) async fn find(
             let history = parse(timeline, &content)?;
             let ancestry = Ancestry { target, archive, around: others, cluster, wal, history: &history };
             refuse_a_copys(&ancestry, timeline).await?;
-            Ok(Found::Missing(beside, content, history))
+            Ok(FoundHistory::Missing(beside, content, history))
         }
     }
 }
@@ -124,7 +124,7 @@ fn refuse_flawed(
     archive: &WalArchive,
     name: WalFileName,
     (ours, path): (&[u8], PathBuf),
-    stored: &Result<Option<WalFile>, RepoError>,
+    stored: &Result<Option<FetchedWal>, RepoError>,
 ) -> Result<(), TargetError> {
     let Some(flaw) = TimelineHistory::flaw(ours) else { return Ok(()) };
     let stored = match stored {
@@ -138,16 +138,16 @@ fn refuse_flawed(
 
 /// The server's own history, where the one that is stored is damaged: `what` says so, once and in `health`.
 fn beside_damaged(
-    target: &Target,
+    target: &WalTarget,
     lineage: LineageId,
     timeline: TimelineId,
     ours: Vec<u8>,
     what: String,
-) -> Result<Found, TargetError> {
+) -> Result<FoundHistory, TargetError> {
     let history = parse(timeline, &ours)?;
     tracing::error!(file = %WalFileName::History(timeline), repository = target.name(), "{what}");
     target.known(lineage, |known| known.add_damaged(timeline, what));
-    Ok(Found::Stored(Some(ours), history))
+    Ok(FoundHistory::Stored(Some(ours), history))
 }
 
 /// Refuses a history that is to be stored if the WAL beside it is another server's: a copy's history would stand in the way of the
@@ -174,16 +174,16 @@ async fn refuse_a_copys(ancestry: &Ancestry<'_>, timeline: TimelineId) -> Result
 
 /// Makes sure that a history that was found is in the archive; the history, but for the first timeline, which has none.
 pub(super) async fn store(
-    target: &Target,
+    target: &WalTarget,
     archive: &WalArchive,
     timeline: TimelineId,
-    found: Found,
+    found: FoundHistory,
 ) -> Result<Option<Arc<TimelineHistory>>, TargetError> {
     let (beside, history) = match found {
-        Found::NotNeeded => return Ok(None),
-        Found::Known(history) => return Ok(Some(history)),
-        Found::Stored(beside, history) => (beside, history),
-        Found::Missing(beside, content, history) => {
+        FoundHistory::NotNeeded => return Ok(None),
+        FoundHistory::Known(history) => return Ok(Some(history)),
+        FoundHistory::Stored(beside, history) => (beside, history),
+        FoundHistory::Missing(beside, content, history) => {
             let name = WalFileName::History(timeline);
             match archive.put_file(name, content.clone()).await {
                 Ok(_) => {
@@ -205,7 +205,7 @@ pub(super) async fn store(
 
 /// Keeps a history beside the one that is stored.
 async fn refuse(
-    target: &Target,
+    target: &WalTarget,
     archive: &WalArchive,
     timeline: TimelineId,
     content: Vec<u8>,
@@ -242,9 +242,9 @@ async fn read_first(places: &[PathBuf], wal: &Path) -> Result<Option<(Vec<u8>, P
 
 /// The history as another repository has it.
 async fn elsewhere(
-    target: &Target,
-    others: &[Target],
-    cluster: &Identity,
+    target: &WalTarget,
+    others: &[WalTarget],
+    cluster: &WalIdentity,
     name: WalFileName,
 ) -> Option<Vec<u8>> {
     for other in others.iter().filter(|other| other.name() != target.name()) {

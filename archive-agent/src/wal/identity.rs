@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use futures_util::TryStreamExt;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
-use walpoint_pg::wal::Identity;
-use walpoint_repo::lineage::Fork;
+use walpoint_pg::wal::WalIdentity;
+use walpoint_repo::lineage::LineageFork;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
@@ -42,7 +42,7 @@ pub(crate) enum Evidence {
 /// Compares the history of a timeline, and the newest segments on its path that a directory of WAL and an archive have.
 pub(crate) async fn compare(
     archive: &WalArchive,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     wal: &Path,
     timeline: TimelineId,
 ) -> Result<Evidence, RepoError> {
@@ -96,10 +96,10 @@ pub(crate) async fn compare(
 /// segment that is, and before which none differs.
 pub(crate) async fn fork(
     archive: &WalArchive,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     wal: &Path,
     timeline: TimelineId,
-) -> Result<Option<Fork>, RepoError> {
+) -> Result<Option<LineageFork>, RepoError> {
     let directory = wal.to_owned();
     let own = disk::look(wal, move || history_in(&directory, timeline)).await?;
     let history = own.map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
@@ -112,7 +112,7 @@ pub(crate) async fn fork(
             Comparison::Same => {
                 fork = fork.or(name
                     .number(size)
-                    .map(|number| Fork { timeline: name.timeline, lsn: number.end(size) }));
+                    .map(|number| LineageFork { timeline: name.timeline, lsn: number.end(size) }));
                 same += 1;
                 if same == LOOKED_FOR {
                     break;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use walpoint_repo::index::IndexWriter;
 
 use super::archiver::Archiver;
-use super::upload::Trouble;
+use super::upload::UploadError;
 
 /// How often to look for what standbys and pushes without a daemon have stored.
 const CATCH_UP: Duration = Duration::from_secs(3600);
@@ -24,7 +24,7 @@ pub(crate) async fn keep(
     working: impl Fn(),
 ) -> anyhow::Result<()> {
     let Some(target) = archiver.uploader().targets().get(repository) else { return Ok(()) };
-    let told = |Trouble { text, .. }| anyhow::anyhow!(text);
+    let told = |UploadError { text, .. }| anyhow::anyhow!(text);
     let cluster = archiver.uploader().identity().await.map_err(told)?;
     loop {
         let archive = target.archive(&cluster).await?;
@@ -65,7 +65,7 @@ pub(crate) async fn keep(
 async fn catch_up(writer: &mut IndexWriter) -> anyhow::Result<()> {
     for timeline in writer.archive().timelines().await? {
         let written = writer.catch_up(timeline).await?;
-        if written != walpoint_repo::index::write::Written::default() {
+        if written != walpoint_repo::index::write::IndexWritten::default() {
             let repository = writer.archive().repository().name();
             tracing::info!(repository, %timeline, groups = written.groups, "index caught up");
         }
@@ -77,8 +77,11 @@ async fn catch_up(writer: &mut IndexWriter) -> anyhow::Result<()> {
 pub(crate) async fn catch_up_once(archiver: &Archiver) {
     for target in archiver.uploader().targets() {
         let caught_up = async {
-            let cluster =
-                archiver.uploader().identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
+            let cluster = archiver
+                .uploader()
+                .identity()
+                .await
+                .map_err(|UploadError { text, .. }| anyhow::anyhow!(text))?;
             let mut writer = IndexWriter::new(target.archive(&cluster).await?);
             catch_up(&mut writer).await
         };

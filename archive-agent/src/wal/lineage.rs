@@ -2,7 +2,7 @@
 //!
 //! One that is bound in another repository has the same number here, or none: never another server's. Of a cluster with one lineage it is that one. Where others were split off, the WAL in the directory decides: a standby that
 //! was made before its primary got a lineage of its own has that primary's WAL and not its binding. What a directory holds may
-//! be another server's WAL after a promotion or a rebuild, so nothing is decided for longer than a [`Moment`], but for what the same server's WAL showed while it was a standby; once the server
+//! be another server's WAL after a promotion or a rebuild, so nothing is decided for longer than a [`ServerMoment`], but for what the same server's WAL showed while it was a standby; once the server
 //! writes, the directory is bound. Nothing is guessed: where WAL does not decide, nothing is stored.
 
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use walpoint_base::{
     ClusterName, LineageId, Lsn, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
 };
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::lineage::{BINDING, DamagedLineage, Lineages, bound_elsewhere};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
@@ -22,14 +22,14 @@ use walpoint_storage::object::ContentHash;
 use super::check::{self, history_in};
 use super::claim;
 use super::comparison::{self, Comparison};
-use super::control::{Moment, read_control};
+use super::control::{ServerMoment, read_control};
 use super::disk;
 use super::identity;
 use super::known::Incarnation;
-use super::shown::{Seen, shown};
+use super::shown::{SeenLineage, shown};
 use super::split_brain::SplitBrain;
 use super::target::TargetError;
-use super::upload::Trouble;
+use super::upload::UploadError;
 use crate::binding;
 
 /// The newest segments of `pg_wal` that are looked for in each lineage.
@@ -50,8 +50,8 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn seen(&self, size: SegmentSize) -> Seen {
-        Seen {
+    fn seen(&self, size: SegmentSize) -> SeenLineage {
+        SeenLineage {
             id: self.lineage.id,
             own: self.lineage.parent.map_or(Some(Lsn(0)), |parent| parent.began),
             contradicted: self.other.is_some(),
@@ -83,9 +83,9 @@ pub(crate) struct Choice {
 pub(crate) async fn choose(
     repository: &Repository,
     cluster: &ClusterName,
-    identity: &Identity,
+    identity: &WalIdentity,
     (pgdata, elsewhere): (&Path, Option<LineageId>),
-    moment: &Moment,
+    moment: &ServerMoment,
     before: Option<&Remembered>,
 ) -> Result<Option<Choice>, TargetError> {
     let known = |lineage: Lineage| Some(Choice { lineage, found: None });
@@ -185,9 +185,9 @@ pub(crate) async fn of_directory(
     let directory = pgdata.to_owned();
     let read = disk::run(pgdata, move || {
         let control = read_control(&directory)?;
-        Ok((check::identity(&control), Moment::of(&directory, TimelineId::FIRST)?))
+        Ok((check::identity(&control), ServerMoment::of(&directory, TimelineId::FIRST)?))
     });
-    let (identity, moment) = read.await?.map_err(|Trouble { text, .. }| anyhow!(text))?;
+    let (identity, moment) = read.await?.map_err(|UploadError { text, .. }| anyhow!(text))?;
     let bound = all.get(&repository.id()).filter(|bound| bound.system_id == identity.system_id);
     if let Some(bound) = bound {
         return Ok(repository.read_lineage(cluster, *bound).await?);
@@ -207,9 +207,9 @@ async fn decide(
     candidates: &mut [Candidate],
     damaged: &[DamagedLineage],
     repository: &Repository,
-    identity: &Identity,
+    identity: &WalIdentity,
     pgdata: &Path,
-    moment: &Moment,
+    moment: &ServerMoment,
 ) -> Result<Option<LineageId>, RepoError> {
     let wal = pgdata.join("pg_wal");
     let known = history_in(&wal, moment.newest);
@@ -238,7 +238,7 @@ async fn claimed(
     possible: &[&Candidate],
     repository: &Repository,
     wal: &Path,
-    moment: &Moment,
+    moment: &ServerMoment,
 ) -> Result<Option<LineageId>, RepoError> {
     let Some(written) = moment.written else { return Ok(None) };
     let mut claimed = Vec::new();
@@ -281,7 +281,7 @@ async fn histories(
 /// Compares the newest finished segments on the path.
 async fn segments(
     candidates: &mut [Candidate],
-    cluster: &Identity,
+    cluster: &WalIdentity,
     wal: &Path,
     history: TimelineHistory,
 ) -> Result<(), RepoError> {

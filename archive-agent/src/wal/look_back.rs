@@ -12,7 +12,7 @@ use walpoint_storage::layout::WalEntry;
 use super::claim;
 use super::comparison::{self, Comparison};
 use super::disk;
-use super::neighbors::{Newcomer, Stored, before, header, newest_before, stored_between};
+use super::neighbors::{Newcomer, StoredNeighbor, before, header, newest_before, stored_between};
 use super::target::TargetError;
 
 /// Segments that are asked for one by one before a listing says which of them is stored.
@@ -161,7 +161,7 @@ impl Newcomer<'_> {
             .map_err(RepoError::from)?;
         let Some(claim) = claim else { return Ok(None) };
         Ok(match header(self.archive, claim.segment).await? {
-            Stored::Sound(header) if header.hash != claim.hash => None,
+            StoredNeighbor::Sound(header) if header.hash != claim.hash => None,
             // It may have expired, and what is damaged proves nothing.
             _ => Some(claim.segment),
         })

@@ -7,7 +7,7 @@
 //! | [`check`] | whether a file is this cluster's and sound |
 //! | [`prepare`] | a file read, checked and sealed from the same bytes |
 //! | [`points`] | the restore points of a segment that holds masses of them |
-//! | [`room`], [`writes`] | the memory for what is sealed, and for what is being written to a repository |
+//! | [`memory`], [`writes`] | the memory for what is sealed, and for what is being written to a repository |
 //! | [`target`], [`target_error`] | one repository of a cluster, and why it stores nothing |
 //! | [`opening`] | the place of the WAL in it: opened when needed, in the lineage of the data directory |
 //! | [`presence`] | whether it is still the one that was opened |
@@ -59,6 +59,7 @@ pub(crate) mod index;
 mod known;
 pub(crate) mod lineage;
 mod look_back;
+pub(crate) mod memory;
 mod neighbors;
 pub(crate) mod once;
 mod opening;
@@ -73,7 +74,6 @@ pub(crate) mod reach;
 pub(crate) mod read;
 pub(crate) mod ready;
 mod resting;
-pub(crate) mod room;
 pub(crate) mod serve;
 mod shown;
 pub(crate) mod socket;

@@ -11,7 +11,7 @@ use std::path::Path;
 use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainFacts, Link};
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::{WalArchive, WalHeader};
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
@@ -20,7 +20,7 @@ use super::comparison::{self, Comparison};
 use super::disk;
 use super::elsewhere;
 use super::split_brain::SplitBrain;
-use super::target::{Target, TargetError};
+use super::target::{TargetError, WalTarget};
 use super::unwritten::unwritten;
 
 /// The segment before one: on its own timeline, or where that begins on the one that the byte before it belongs to.
@@ -38,10 +38,10 @@ pub(super) fn before(
 
 /// A file that is being stored, and what it is compared with.
 pub(super) struct Newcomer<'a> {
-    pub(super) target: &'a Target,
+    pub(super) target: &'a WalTarget,
     pub(super) archive: &'a WalArchive,
     /// Whose it is.
-    pub(super) cluster: &'a Identity,
+    pub(super) cluster: &'a WalIdentity,
     /// Which one: what is no segment belongs to one.
     pub(super) file: WalFileName,
     /// That segment.
@@ -59,7 +59,7 @@ pub(super) struct Newcomer<'a> {
     /// Whether it is only asked whose WAL the archive holds: then what nothing is known of does not count.
     pub(super) witness: bool,
     /// The repositories of the cluster.
-    pub(super) around: &'a [Target],
+    pub(super) around: &'a [WalTarget],
 }
 
 /// What is stored of a neighbor: how it compares with the file in the directory, and its edges, unless it is damaged.
@@ -175,9 +175,9 @@ impl Newcomer<'_> {
 
     pub(super) async fn judge(&self, name: SegmentName) -> Result<Neighbor, TargetError> {
         let header = match header(self.archive, name).await? {
-            Stored::Absent => return Ok(None),
-            Stored::Damaged => return Ok(Some((Comparison::Unknown, None))),
-            Stored::Sound(header) => header,
+            StoredNeighbor::Absent => return Ok(None),
+            StoredNeighbor::Damaged => return Ok(Some((Comparison::Unknown, None))),
+            StoredNeighbor::Sound(header) => header,
         };
         let compared = match self.is_here(name).await? {
             true => comparison::content(self.archive, self.cluster, self.wal, name, header.hash).await,
@@ -271,7 +271,7 @@ impl Newcomer<'_> {
 }
 
 /// What is stored of a segment.
-pub(super) enum Stored {
+pub(super) enum StoredNeighbor {
     Absent,
     /// Its object is, or it was accepted as such: it proves nothing.
     Damaged,
@@ -279,12 +279,12 @@ pub(super) enum Stored {
 }
 
 /// Looks at a segment that may be stored.
-pub(super) async fn header(archive: &WalArchive, name: SegmentName) -> Result<Stored, RepoError> {
+pub(super) async fn header(archive: &WalArchive, name: SegmentName) -> Result<StoredNeighbor, RepoError> {
     match archive.header(name).await {
-        Ok(None) => Ok(Stored::Absent),
-        Ok(Some(header)) if header.damaged => Ok(Stored::Damaged),
-        Ok(Some(header)) => Ok(Stored::Sound(Box::new(header))),
-        Err(RepoError::Corrupt { .. }) => Ok(Stored::Damaged),
+        Ok(None) => Ok(StoredNeighbor::Absent),
+        Ok(Some(header)) if header.damaged => Ok(StoredNeighbor::Damaged),
+        Ok(Some(header)) => Ok(StoredNeighbor::Sound(Box::new(header))),
+        Err(RepoError::Corrupt { .. }) => Ok(StoredNeighbor::Damaged),
         Err(error) => Err(error),
     }
 }

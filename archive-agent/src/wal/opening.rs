@@ -10,22 +10,22 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use walpoint_base::{LineageId, TimelineId};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::lineage::{BINDING, bound_elsewhere};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_storage::RepoError;
 
-use super::control::Moment;
+use super::control::ServerMoment;
 use super::lineage::Choice;
-use super::target::{Target, TargetError};
+use super::target::{TargetError, WalTarget};
 use super::{disk, lineage};
 use crate::binding;
 
 #[derive(Debug, Clone)]
-pub(super) struct Opened {
+pub(super) struct OpenedTarget {
     pub(super) repository: Repository,
-    pub(super) archive: Option<(Identity, By, WalArchive)>,
+    pub(super) archive: Option<(WalIdentity, By, WalArchive)>,
 }
 
 /// What a lineage was chosen by.
@@ -34,7 +34,7 @@ pub(super) enum By {
     /// The data directory is bound to it.
     Binding(LineageId),
     /// The directory is not bound here: what lay in it at that moment, and the lineage that it is bound to in another repository.
-    Wal(Moment, Option<LineageId>),
+    Wal(ServerMoment, Option<LineageId>),
 }
 
 impl By {
@@ -48,16 +48,16 @@ impl By {
     }
 }
 
-impl Target {
+impl WalTarget {
     /// The place of this cluster's WAL; opens the repository if it is not open.
-    pub(crate) async fn archive(&self, cluster: &Identity) -> Result<WalArchive, TargetError> {
+    pub(crate) async fn archive(&self, cluster: &WalIdentity) -> Result<WalArchive, TargetError> {
         self.archive_at(cluster, TimelineId::FIRST).await
     }
 
     /// [`Self::archive`] for a file of a timeline, which the server has therefore reached.
     pub(crate) async fn archive_at(
         &self,
-        cluster: &Identity,
+        cluster: &WalIdentity,
         timeline: TimelineId,
     ) -> Result<WalArchive, TargetError> {
         self.or_start_over(self.find_archive(cluster, timeline)).await
@@ -67,8 +67,8 @@ impl Target {
     async fn chosen(
         &self,
         repository: &Repository,
-        cluster: &Identity,
-        moment: &Moment,
+        cluster: &WalIdentity,
+        moment: &ServerMoment,
         elsewhere: Option<LineageId>,
     ) -> Result<Option<Lineage>, TargetError> {
         let directory = (self.pgdata.as_path(), elsewhere);
@@ -103,7 +103,7 @@ impl Target {
 
     /// Looks which lineage the WAL of an unbound standby shows, where there are several, and remembers it: after its promotion a
     /// checkpoint may have removed that WAL before anything is archived.
-    pub(crate) async fn look_while_it_follows(&self, cluster: &Identity) -> Result<(), TargetError> {
+    pub(crate) async fn look_while_it_follows(&self, cluster: &WalIdentity) -> Result<(), TargetError> {
         let Some(repository) = self.opened.lock().await.as_ref().map(|open| open.repository.clone()) else {
             return Ok(());
         };
@@ -113,7 +113,7 @@ impl Target {
             return Ok(());
         }
         let pgdata = self.pgdata.clone();
-        let moment = disk::run(&self.pgdata, move || Moment::of(&pgdata, TimelineId::FIRST)).await;
+        let moment = disk::run(&self.pgdata, move || ServerMoment::of(&pgdata, TimelineId::FIRST)).await;
         let moment = moment.map_err(RepoError::from)?.map_err(|trouble| TargetError::Server(trouble.text))?;
         if moment.written.is_some() {
             return Ok(());
@@ -133,7 +133,7 @@ impl Target {
 
     async fn find_archive(
         &self,
-        cluster: &Identity,
+        cluster: &WalIdentity,
         at_least: TimelineId,
     ) -> Result<WalArchive, TargetError> {
         // Held while opening: one opening at a time is enough.
@@ -151,7 +151,7 @@ impl Target {
                     tracing::error!(repository = self.name, "it is another repository than before");
                     self.forget_stored();
                 }
-                closed.insert(Opened { repository, archive: None })
+                closed.insert(OpenedTarget { repository, archive: None })
             }
         };
         let all = binding::read_all(&self.pgdata, &self.cluster).await;
@@ -162,7 +162,7 @@ impl Target {
             Some(bound) => By::Binding(*bound),
             None => {
                 let pgdata = self.pgdata.clone();
-                let moment = disk::run(&self.pgdata, move || Moment::of(&pgdata, at_least))
+                let moment = disk::run(&self.pgdata, move || ServerMoment::of(&pgdata, at_least))
                     .await
                     .map_err(RepoError::from)?;
                 By::Wal(moment.map_err(|trouble| TargetError::Server(trouble.text))?, elsewhere)

@@ -8,7 +8,7 @@ use std::io;
 use walpoint_base::SegmentName;
 use walpoint_base::facts::RestorePoint;
 use walpoint_pg::wal::Inspector;
-use walpoint_repo::wal::{Content, SealedSegment, WalArchive};
+use walpoint_repo::wal::{SealedSegment, WalArchive, WalContent};
 use walpoint_storage::RepoError;
 
 /// Bytes of each piece: it holds fewer restore points than an inspector keeps.
@@ -18,7 +18,7 @@ const PIECE: usize = 64 << 10;
 pub(super) async fn store(
     archive: &WalArchive,
     sealed: SealedSegment,
-    content: &Content,
+    content: &WalContent,
 ) -> Result<SealedSegment, RepoError> {
     match sealed.facts().further_points {
         0 => Ok(sealed),
@@ -32,7 +32,7 @@ pub(super) async fn store(
 /// The restore points in a segment's content, in LSN order. Reading blocks.
 #[derive(Debug)]
 struct Points {
-    content: Content,
+    content: WalContent,
     inspector: Inspector<'static>,
     offset: u64,
     buffer: Vec<u8>,
@@ -41,7 +41,7 @@ struct Points {
 
 impl Points {
     /// Of a sound segment of that name.
-    fn of(name: SegmentName, content: Content) -> Self {
+    fn of(name: SegmentName, content: WalContent) -> Self {
         let inspector = Inspector::new(name, content.len(), None);
         Self { content, inspector, offset: 0, buffer: Vec::new(), found: VecDeque::new() }
     }

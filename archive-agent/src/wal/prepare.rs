@@ -10,13 +10,13 @@ use std::sync::Arc;
 use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{SegmentFacts, SegmentName, TimelineHistory, WalFileName};
-use walpoint_pg::wal::{Identity, WalError};
-use walpoint_repo::wal::{Content, Place, SealedSegment, SegmentSealer, WalArchive, WalFlags};
+use walpoint_pg::wal::{WalError, WalIdentity};
+use walpoint_repo::wal::{SealedName, SealedSegment, SegmentSealer, WalArchive, WalContent, WalFlags};
 use walpoint_storage::RepoError;
 
-use super::check::{self, CheckError, Verdict};
+use super::check::{self, CheckError, SegmentVerdict};
+use super::memory::WalMemory;
 use super::read::OpenFile;
-use super::room::Room;
 
 /// A file is read again when it turns out to be damaged, or to belong elsewhere than under its name. More often it only is
 /// if somebody writes to it.
@@ -28,7 +28,7 @@ pub(crate) struct Prepared {
     /// A segment, sealed for each archive in their order; nothing for files of other kinds.
     pub(crate) sealed: Vec<SealedSegment>,
     /// What there is to be stored of a file of another kind, and of a segment in parts.
-    pub(crate) content: Content,
+    pub(crate) content: WalContent,
     /// What a segment, or a `.partial` file, shows of its neighbors.
     pub(crate) chain: Option<ChainFacts>,
 }
@@ -67,10 +67,10 @@ pub(crate) struct Rules {
 pub(crate) fn prepare(
     file: &OpenFile,
     name: WalFileName,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     rules: Rules,
     archives: &[WalArchive],
-    room: &mut Room,
+    room: &mut WalMemory,
 ) -> Result<Prepared, PrepareError> {
     room.begin_reading();
     let prepared = read_and_seal(file, name, cluster, rules, archives, room);
@@ -81,10 +81,10 @@ pub(crate) fn prepare(
 fn read_and_seal(
     file: &OpenFile,
     name: WalFileName,
-    cluster: &Identity,
+    cluster: &WalIdentity,
     rules: Rules,
     archives: &[WalArchive],
-    room: &mut Room,
+    room: &mut WalMemory,
 ) -> Result<Prepared, PrepareError> {
     let content = file.content().map_err(CheckError::from)?;
     match name {
@@ -108,7 +108,7 @@ fn read_and_seal(
         }
         _ => {
             let held = check::check_other(file, name, cluster)?;
-            Ok(Prepared { sealed: Vec::new(), content: held.map_or(content, Content::from), chain: None })
+            Ok(Prepared { sealed: Vec::new(), content: held.map_or(content, WalContent::from), chain: None })
         }
     }
 }
@@ -116,14 +116,14 @@ fn read_and_seal(
 struct Job<'a> {
     file: &'a OpenFile,
     name: SegmentName,
-    cluster: &'a Identity,
+    cluster: &'a WalIdentity,
     archives: &'a [WalArchive],
     rules: Rules,
 }
 
 impl Job<'_> {
-    fn run(&self, buffer: &mut [u8], room: &mut Room) -> Result<Vec<SealedSegment>, PrepareError> {
-        let (mut place, mut read_again) = (Place::Whole, false);
+    fn run(&self, buffer: &mut [u8], room: &mut WalMemory) -> Result<Vec<SealedSegment>, PrepareError> {
+        let (mut place, mut read_again) = (SealedName::Whole, false);
         for _ in 0..PASSES {
             // Read anew for each pass: PostgreSQL may have got it from an archive meanwhile.
             let directory = self.file.path().parent();
@@ -157,7 +157,7 @@ impl Job<'_> {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let belongs = Place::of(&facts, flags);
+            let belongs = SealedName::of(&facts, flags);
             if belongs == place {
                 return Ok(sealer.finish(&Arc::new(facts), flags)?);
             }
@@ -173,13 +173,13 @@ impl Job<'_> {
     #[allow(clippy::type_complexity, reason = "two results of one reading")]
     fn pass(
         &self,
-        place: Place,
+        place: SealedName,
         history: Option<&TimelineHistory>,
         buffer: &mut [u8],
-        room: &mut Room,
+        room: &mut WalMemory,
     ) -> Result<(Result<SegmentFacts, WalError>, SegmentSealer), PrepareError> {
         let mut sealer = SegmentSealer::new(self.archives, self.name, self.cluster.segment_size, place)?;
-        let mut verdict = Verdict::new(self.name, self.file.identity.size, history);
+        let mut verdict = SegmentVerdict::new(self.name, self.file.identity.size, history);
         let mut sealed = Ok(());
         let read = self.file.read(buffer, |piece| {
             verdict.add(piece);

@@ -14,8 +14,8 @@ use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
 use walpoint_storage::object::RepositoryId;
 
-use super::target::{Target, TargetError};
-use super::upload::Trouble;
+use super::target::{TargetError, WalTarget};
+use super::upload::UploadError;
 
 /// How long a look counts.
 const COUNTS_FOR: Duration = Duration::from_secs(3);
@@ -98,7 +98,7 @@ impl Presence {
     }
 }
 
-impl Target {
+impl WalTarget {
     /// Makes sure that the repository is the one that was opened, unless that was seen a moment ago. One that is not open is what
     /// it is found to be when it is opened.
     async fn is_still_there(&self) -> Result<(), TargetError> {
@@ -181,31 +181,32 @@ async fn compare(repository: &Repository, lineage: Option<&Lineage>) -> Result<(
 
 /// Stores something in these repositories, and makes sure meanwhile that each of them is the one that was opened.
 pub(super) async fn during<T>(
-    targets: &[&Target],
-    store: impl Future<Output = Result<T, Trouble>>,
-) -> Result<T, Trouble> {
+    targets: &[&WalTarget],
+    store: impl Future<Output = Result<T, UploadError>>,
+) -> Result<T, UploadError> {
     let changes = || -> Vec<u64> { targets.iter().map(|target| target.presence.changes()).collect() };
     let before = changes();
     let (stored, looked) = tokio::join!(store, look(targets));
     // What is there now says more than what an upload into it ran into.
-    if let Err(trouble @ Trouble { lasting: true, .. }) = looked {
+    if let Err(trouble @ UploadError { permanent: true, .. }) = looked {
         return Err(trouble);
     }
     let stored = stored?;
     // The upload took its time, or opened the repository. Mostly nothing is asked.
     look(targets).await?;
     if changes() != before {
-        return Err(Trouble {
+        return Err(UploadError {
             text: "the repository was found to be another one during the upload".to_owned(),
-            lasting: false,
+            permanent: false,
         });
     }
     Ok(stored)
 }
 
 /// Makes sure that each of these repositories is the one that was opened.
-pub(super) async fn look(targets: &[&Target]) -> Result<(), Trouble> {
+pub(super) async fn look(targets: &[&WalTarget]) -> Result<(), UploadError> {
     let looked = join_all(targets.iter().map(|target| target.is_still_there())).await;
-    let failed = |error: TargetError| Trouble { lasting: !error.is_transient(), text: error_chain(&error) };
+    let failed =
+        |error: TargetError| UploadError { permanent: !error.is_transient(), text: error_chain(&error) };
     looked.into_iter().collect::<Result<(), TargetError>>().map_err(failed)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use walpoint_base::dropped::{self, Reason, Recorded};
+use walpoint_base::dropped::{self, DropReason, Recorded};
 use walpoint_base::{TimelineHistory, WalFileName};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::backoff::Backoff;
@@ -21,7 +21,7 @@ use super::check::history_in;
 use super::disk;
 use super::postmaster::time_limit;
 use super::queue::{Overflow, Queue};
-use super::upload::{Trouble, Uploader};
+use super::upload::{UploadError, Uploader};
 use crate::selection::{pgdata, selections};
 
 /// How long a cluster's directory may take to say where it is, before its file is taken for another cluster's.
@@ -54,8 +54,8 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
             Ok(Ok(_)) if accept_damaged => return note_damage(&uploader, name).await,
             Ok(Ok(_)) => return Ok(()),
             // What is refused for good now may be taken in a moment, so nothing is dropped for that at once.
-            Ok(Err(Trouble { text, lasting: true })) if overflow.is_none() => break text,
-            Ok(Err(Trouble { text, .. })) => last = Some(text),
+            Ok(Err(UploadError { text, permanent: true })) if overflow.is_none() => break text,
+            Ok(Err(UploadError { text, .. })) => last = Some(text),
             Err(_) => {}
         }
         if !backoff.wait().await {
@@ -71,7 +71,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         return Err(anyhow!("could not archive \"{name}\": {problem}").into());
     };
     // On record before PostgreSQL hears.
-    match dropped::record(&uploader.wal_directory(), name, Reason::QueueMax) {
+    match dropped::record(&uploader.wal_directory(), name, DropReason::QueueMax) {
         Err(error) => {
             let record = uploader.wal_directory().join(dropped::FILE);
             Err(anyhow!(
@@ -94,13 +94,13 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
 async fn note_damage(uploader: &Uploader, name: WalFileName) -> Result<(), Failure> {
     let stored = format!("\"{name}\" is stored");
     let damaged = uploader.holds_damaged(name).await;
-    if !damaged
-        .map_err(|Trouble { text, .. }| anyhow!("{stored}, and whether as damaged is not known: {text}"))?
-    {
+    if !damaged.map_err(|UploadError { text, .. }| {
+        anyhow!("{stored}, and whether as damaged is not known: {text}")
+    })? {
         return Ok(());
     }
     let record = uploader.wal_directory().join(dropped::FILE);
-    let recorded = dropped::record(&uploader.wal_directory(), name, Reason::Damaged);
+    let recorded = dropped::record(&uploader.wal_directory(), name, DropReason::Damaged);
     match recorded.with_context(|| {
         format!("{stored}, and that it is damaged cannot be noted in {}", record.display())
     })? {
@@ -132,7 +132,7 @@ pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Res
     if !wal.join(name.to_string()).exists() {
         return Err(anyhow!("\"{name}\" is not in {}, and nothing was changed", wal.display()).into());
     }
-    let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow!(text))?;
+    let cluster = uploader.identity().await.map_err(|UploadError { text, .. }| anyhow!(text))?;
     let history = history_in(&wal, segment.timeline)
         .map_or_else(|| TimelineHistory::root(segment.timeline), |(history, _)| history);
     for target in uploader.targets() {
@@ -168,7 +168,7 @@ pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> 
         )
         .into());
     }
-    let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow!(text))?;
+    let cluster = uploader.identity().await.map_err(|UploadError { text, .. }| anyhow!(text))?;
     for target in uploader.targets() {
         let archive = target.archive(&cluster).await.map_err(anyhow::Error::from)?;
         archive.put_file(name, Vec::new()).await.map_err(anyhow::Error::from).with_context(|| {
@@ -223,7 +223,7 @@ pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure
         )
         .into());
     }
-    let recorded = dropped::record(&wal, name, Reason::Skipped);
+    let recorded = dropped::record(&wal, name, DropReason::Skipped);
     match recorded
         .with_context(|| format!("\"{name}\" cannot be noted in {}", wal.join(dropped::FILE).display()))?
     {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use tokio::sync::Notify;
-use walpoint_base::dropped::Reason;
+use walpoint_base::dropped::DropReason;
 use walpoint_base::{SegmentSize, WalFileName};
 use walpoint_runtime::human;
 
@@ -111,7 +111,7 @@ impl Queue {
     /// record that cannot be read says nothing. Blocks.
     pub(crate) fn is_skipped(&self, name: WalFileName) -> bool {
         let record = walpoint_base::dropped::read(&self.wal).unwrap_or_default();
-        record.iter().any(|dropped| dropped.name == name && dropped.reason == Reason::Skipped)
+        record.iter().any(|dropped| dropped.name == name && dropped.reason == DropReason::Skipped)
     }
 
     /// Drops a file that an operator skipped; returns the message for PostgreSQL's log.
@@ -139,7 +139,7 @@ impl Queue {
     pub(crate) fn take_over(&self, name: WalFileName, size: SegmentSize) {
         let Ok(Some(newest)) = walpoint_base::dropped::newest(&self.wal) else { return };
         let age = jiff::Timestamp::now().as_second() - newest.at;
-        if newest.reason == Reason::QueueMax
+        if newest.reason == DropReason::QueueMax
             && (0..=LATELY).contains(&age)
             && comes_next(newest.name, name, size)
         {
@@ -237,10 +237,10 @@ mod tests {
             assert_eq!(record(dir.path(), name.parse().unwrap(), reason).unwrap(), Recorded::Yes);
         };
         assert_eq!(patience("0000000100000000000000FF"), long);
-        note("0000000100000000000000FE", Reason::QueueMax);
+        note("0000000100000000000000FE", DropReason::QueueMax);
         assert_eq!(patience("0000000100000000000000FF"), NO_HOPE);
         assert_eq!(patience("0000000100000000000000FE.00000028.backup"), NO_HOPE);
-        note("0000000100000000000000FF", Reason::QueueMax);
+        note("0000000100000000000000FF", DropReason::QueueMax);
         assert_eq!(patience("000000010000000100000000"), NO_HOPE);
         for other in [
             "000000010000000100000001",
@@ -250,7 +250,7 @@ mod tests {
         ] {
             assert_eq!(patience(other), long, "{other}");
         }
-        note("000000010000000100000000", Reason::Skipped);
+        note("000000010000000100000000", DropReason::Skipped);
         assert_eq!(patience("000000010000000100000001"), long, "an operator decided");
         let path = dir.path().join(walpoint_base::dropped::FILE);
         let old = format!("000000010000000100000001 {}\n", jiff::Timestamp::now().as_second() - LATELY - 1);

@@ -8,8 +8,8 @@ use walpoint_repo::Repository;
 use walpoint_repo::catalog::{Catalog, Unreached};
 
 use super::disk;
-use super::target::Target;
-use super::upload::{Trouble, Uploader};
+use super::target::WalTarget;
+use super::upload::{UploadError, Uploader};
 
 /// Why the newest WAL of a timeline cannot be recovered from a repository, if it cannot: not while what is missing waits in this
 /// `pg_wal` to be archived.
@@ -42,11 +42,11 @@ async fn waits(wal: &Path, name: SegmentName) -> anyhow::Result<bool> {
 /// The first repository that has to acknowledge and from which the newest WAL of this server cannot be recovered. What cannot be
 /// looked at now is not known to be so.
 pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Option<String>> {
-    let told = |Trouble { text, .. }: Trouble| anyhow::anyhow!(text);
+    let told = |UploadError { text, .. }: UploadError| anyhow::anyhow!(text);
     let cluster = uploader.identity().await.map_err(told)?;
     let Some(timeline) = uploader.written_timeline().await.map_err(told)? else { return Ok(None) };
     let wal = uploader.wal_directory();
-    let required = |target: &&Target| target.acknowledges;
+    let required = |target: &&WalTarget| target.acknowledges;
     for target in uploader.targets().iter().filter(required) {
         let Ok(archive) = target.archive(&cluster).await else { continue };
         let lineage = (&archive.lineage().cluster, archive.lineage().id);
@@ -70,7 +70,7 @@ pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Option<String>> 
 /// The first lineage of the cluster whose facts are damaged in a repository: another one than this server's, whose WAL is archived all
 /// the same. What cannot be looked at now is not known to be so.
 pub(crate) async fn damaged(uploader: &Uploader) -> anyhow::Result<Option<String>> {
-    let cluster = uploader.identity().await.map_err(|Trouble { text, .. }| anyhow::anyhow!(text))?;
+    let cluster = uploader.identity().await.map_err(|UploadError { text, .. }| anyhow::anyhow!(text))?;
     for target in uploader.targets() {
         let Ok(archive) = target.archive(&cluster).await else { continue };
         match archive.repository().lineages(&archive.lineage().cluster).await {

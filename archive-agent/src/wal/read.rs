@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use walpoint_base::WalFileName;
 use walpoint_base::socket::FileIdentity;
 use walpoint_repo::cpu::without_core;
-use walpoint_repo::wal::Content;
+use walpoint_repo::wal::WalContent;
 
 /// History and backup files are text of a few lines; longer ones are none.
 const MAX_TEXT: u64 = 1 << 20;
@@ -118,9 +118,9 @@ impl OpenFile {
     }
 
     /// Its content, read when it is stored. To be called before anything is read, so that the two are one state of it.
-    pub(crate) fn content(&self) -> Result<Content, ReadError> {
+    pub(crate) fn content(&self) -> Result<WalContent, ReadError> {
         let failed = |source| ReadError::Io { path: self.path.clone(), source };
-        self.file.try_clone().and_then(Content::file).map_err(failed)
+        self.file.try_clone().and_then(WalContent::file).map_err(failed)
     }
 
     /// Asks the kernel to drop what it holds of the file, so that the next read sees the disk: a page damaged in memory

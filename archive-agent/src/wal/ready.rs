@@ -29,7 +29,7 @@ const NAMES_PER_SCAN: usize = 64;
 
 /// What a scan found.
 #[derive(Debug)]
-pub(crate) struct Scan {
+pub(crate) struct ReadyScan {
     /// The first names, in PostgreSQL's order.
     pub(crate) first: VecDeque<WalFileName>,
     /// How many there are in all.
@@ -37,7 +37,7 @@ pub(crate) struct Scan {
 }
 
 /// Reads which files wait for being archived, of those `after` a name if one is given: the first `limit` and the count.
-pub(crate) fn scan(status: &Path, limit: usize, after: Option<WalFileName>) -> io::Result<Scan> {
+pub(crate) fn scan(status: &Path, limit: usize, after: Option<WalFileName>) -> io::Result<ReadyScan> {
     let mut first = FirstInOrder::new(limit, after);
     for entry in std::fs::read_dir(status)? {
         let file = entry?.file_name();
@@ -48,7 +48,7 @@ pub(crate) fn scan(status: &Path, limit: usize, after: Option<WalFileName>) -> i
         }
     }
     let count = first.count();
-    Ok(Scan { first: first.into_names().collect(), count })
+    Ok(ReadyScan { first: first.into_names().collect(), count })
 }
 
 /// Where PostgreSQL says what waits for being archived.
@@ -72,7 +72,7 @@ pub(crate) async fn look_ahead<U: Upload>(
         let begun = Instant::now();
         let directory = status.clone();
         let found = disk::run(&status, move || scan(&directory, window + NAMES_PER_SCAN, None)).await?;
-        let Scan { mut first, count } =
+        let ReadyScan { mut first, count } =
             found.map_err(|error| anyhow::anyhow!("{} cannot be read: {error}", status.display()))?;
         working(count);
         archiver.asking().see(count > 0);

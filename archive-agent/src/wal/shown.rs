@@ -4,7 +4,7 @@ use walpoint_base::{LineageId, Lsn};
 
 /// What was seen of a lineage.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Seen {
+pub(super) struct SeenLineage {
     pub(super) id: LineageId,
     /// From here on its WAL is no other server's: 0 for one that was not split off; `None` if that is not known.
     pub(super) own: Option<Lsn>,
@@ -14,7 +14,7 @@ pub(super) struct Seen {
     pub(super) same: Option<Lsn>,
 }
 
-impl Seen {
+impl SeenLineage {
     /// Whether the WAL shows that it belongs to this one and not to another one: what both servers had before they parted may be
     /// stored in either. One that is contradicted is out, however far its server had come when it parted; that does not make another
     /// one's own of what two servers had in common.
@@ -30,12 +30,12 @@ impl Seen {
 }
 
 /// The only lineage that is not contradicted and is shown beside all others.
-pub(super) fn shown(all: &[Seen]) -> Option<LineageId> {
-    let is_shown = |one: &&Seen| {
+pub(super) fn shown(all: &[SeenLineage]) -> Option<LineageId> {
+    let is_shown = |one: &&SeenLineage| {
         let mut others = all.iter().filter(|other| other.id != one.id);
         !one.contradicted && one.same.is_some() && others.all(|other| one.is_shown_beside(other))
     };
-    let shown: Vec<&Seen> = all.iter().filter(is_shown).collect();
+    let shown: Vec<&SeenLineage> = all.iter().filter(is_shown).collect();
     if let [only] = shown[..] { Some(only.id) } else { None }
 }
 
@@ -47,12 +47,12 @@ mod tests {
 
     const FIRST: Option<u64> = Some(0);
 
-    fn seen(n: u32, own: Option<u64>, contradicted: bool, same: Option<u64>) -> Seen {
+    fn seen(n: u32, own: Option<u64>, contradicted: bool, same: Option<u64>) -> SeenLineage {
         let id = LineageId { system_id: SystemId(7), n };
-        Seen { id, own: own.map(Lsn), contradicted, same: same.map(Lsn) }
+        SeenLineage { id, own: own.map(Lsn), contradicted, same: same.map(Lsn) }
     }
 
-    fn chosen(all: &[Seen]) -> Option<u32> {
+    fn chosen(all: &[SeenLineage]) -> Option<u32> {
         shown(all).map(|id| id.n)
     }
 
@@ -62,14 +62,14 @@ mod tests {
         let copys = seen(2, Some(0x280_0000), true, Some(0x80_0000));
         assert_eq!(chosen(&[seen(1, FIRST, false, Some(0xC0_0000)), copys]), Some(1));
         // As soon as nothing contradicts it, both are possible.
-        let copys = Seen { contradicted: false, ..copys };
+        let copys = SeenLineage { contradicted: false, ..copys };
         assert_eq!(chosen(&[seen(1, FIRST, false, Some(0xC0_0000)), copys]), None);
         assert_eq!(chosen(&[seen(1, FIRST, false, Some(0x280_0000)), copys]), Some(1));
         // A third one is another's until it is contradicted too.
         let two = [seen(1, FIRST, false, Some(0xC0_0000)), seen(2, Some(0x280_0000), true, None)];
         let third = seen(3, Some(0x300_0000), false, None);
         assert_eq!(chosen(&[two[0], two[1], third]), None);
-        assert_eq!(chosen(&[two[0], two[1], Seen { contradicted: true, ..third }]), Some(1));
+        assert_eq!(chosen(&[two[0], two[1], SeenLineage { contradicted: true, ..third }]), Some(1));
     }
 
     #[test]

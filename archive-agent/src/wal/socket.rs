@@ -45,10 +45,10 @@ impl Sockets {
         self.lock().get(path).and_then(Weak::upgrade).filter(|socket| socket.name.is_there())
     }
 
-    /// A new socket at that path, where no daemon answers. `None` while one has the place. For `owner` see [`Place::take`].
+    /// A new socket at that path, where no daemon answers. `None` while one has the place. For `owner` see [`SocketLock::take`].
     pub(crate) fn listen(&self, path: &Path, owner: u32) -> anyhow::Result<Option<Arc<PushSocket>>> {
         let mut sockets = self.lock();
-        let Some(place) = Place::take(path, owner)? else { return Ok(None) };
+        let Some(place) = SocketLock::take(path, owner)? else { return Ok(None) };
         let socket = Arc::new(place.listen()?);
         tracing::info!(socket = %path.display(), "answering archive-push");
         sockets.insert(path.to_owned(), Arc::downgrade(&socket));
@@ -77,12 +77,12 @@ impl Sockets {
 
 /// The lock of a socket's place, held by the daemon that listens there.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct SocketLock {
     path: PathBuf,
     lock: File,
 }
 
-impl Place {
+impl SocketLock {
     /// Takes the place. `None` while another daemon has it.
     ///
     /// `owner` is PostgreSQL's user: nobody but that user and root may be able to put another socket there.
@@ -213,14 +213,14 @@ mod tests {
     async fn two_daemons_cannot_listen_and_a_dead_ones_socket_is_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/main.push");
-        let first = Place::take(&path, uid()).unwrap().unwrap().listen().unwrap();
-        assert!(Place::take(&path, uid()).unwrap().is_none());
+        let first = SocketLock::take(&path, uid()).unwrap().unwrap().listen().unwrap();
+        assert!(SocketLock::take(&path, uid()).unwrap().is_none());
         drop(first);
         assert!(!path.exists());
         // What kill -9 leaves: the socket's name, and nobody behind it.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(UnixStream::connect(&path).is_err());
-        let _second = Place::take(&path, uid()).unwrap().unwrap().listen().unwrap();
+        let _second = SocketLock::take(&path, uid()).unwrap().unwrap().listen().unwrap();
         UnixStream::connect(&path).unwrap();
     }
 
@@ -228,7 +228,7 @@ mod tests {
     async fn the_place_of_a_daemon_that_hangs_is_taken_without_its_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/main.push");
-        let hanging = Place::take(&path, uid()).unwrap().unwrap().listen().unwrap();
+        let hanging = SocketLock::take(&path, uid()).unwrap().unwrap().listen().unwrap();
         assert!(!hanging.name().is_lost());
         let sockets = Sockets::default();
         assert!(sockets.listen(&path, uid()).unwrap().is_none());
@@ -250,7 +250,7 @@ mod tests {
         let first = sockets.listen(&path, uid()).unwrap().unwrap();
         let kept = sockets.all();
         drop(first);
-        assert!(Place::take(&path, uid()).unwrap().is_none(), "no other daemon takes over");
+        assert!(SocketLock::take(&path, uid()).unwrap().is_none(), "no other daemon takes over");
         let again = sockets.own(&path).unwrap();
         assert!(Arc::ptr_eq(&again, &kept[0]));
         drop(kept);
@@ -271,13 +271,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (mode, says) in [(0o777, "mode 0777"), (0o1777, "mode 1777"), (0o770, "mode 0770")] {
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
-            let error = Place::take(&dir.path().join("s"), uid()).unwrap_err().to_string();
+            let error = SocketLock::take(&dir.path().join("s"), uid()).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         if uid() == 0 {
             std::os::unix::fs::chown(dir.path(), Some(65_534), None).unwrap();
-            let error = Place::take(&dir.path().join("s"), 65_533).unwrap_err().to_string();
+            let error = SocketLock::take(&dir.path().join("s"), 65_533).unwrap_err().to_string();
             assert!(error.contains("uid 65534") && error.contains("uid 65533"), "{error}");
         }
     }

@@ -12,7 +12,7 @@ use super::archiver::Archiver;
 use super::identity::{Evidence, compare};
 use super::target::TargetError;
 use super::unwritten::unwritten;
-use super::upload::{Trouble, Uploader};
+use super::upload::{UploadError, Uploader};
 use super::{fork, history};
 
 /// How often to look again whether all is well.
@@ -111,7 +111,7 @@ impl fmt::Display for SplitBrain {
 
 /// Compares a server with each of its repositories that can be read.
 pub(crate) async fn split_brains(uploader: &Uploader) -> anyhow::Result<Vec<SplitBrain>> {
-    let told = |Trouble { text, .. }| anyhow::anyhow!(text);
+    let told = |UploadError { text, .. }| anyhow::anyhow!(text);
     let cluster = uploader.identity().await.map_err(told)?;
     let Some(timeline) = uploader.newest_timeline().await.map_err(told)? else { return Ok(Vec::new()) };
     let written = uploader.written_timeline().await.map_err(told)?;

@@ -16,13 +16,13 @@ const LIMIT: usize = 1024;
 ///
 /// Invariant: `order` holds each name of `files` once, oldest first, and at most [`LIMIT`] of them.
 #[derive(Debug, Default)]
-pub(crate) struct Stored {
+pub(crate) struct LastStored {
     files: HashMap<WalFileName, FileIdentity>,
     order: VecDeque<WalFileName>,
     epoch: u64,
 }
 
-impl Stored {
+impl LastStored {
     /// Forgets all that was stored in another epoch: it went into other lineages or repositories.
     pub(crate) fn begin(&mut self, epoch: u64) {
         if self.epoch != epoch {
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn only_the_same_file_counts() {
-        let mut stored = Stored::default();
+        let mut stored = LastStored::default();
         stored.insert(name(1), identity(1));
         assert!(stored.holds(name(1), &identity(1)));
         assert!(!stored.holds(name(1), &identity(2)) && !stored.holds(name(2), &identity(1)));
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_oldest_are_forgotten() {
-        let mut stored = Stored::default();
+        let mut stored = LastStored::default();
         (0..5000).for_each(|n| stored.insert(name(n), identity(7)));
         assert_eq!((stored.files.len(), stored.order.len()), (LIMIT, LIMIT));
         assert!(!stored.holds(name(0), &identity(7)) && stored.holds(name(4999), &identity(7)));

@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify};
 use walpoint_base::{ClusterName, LineageId, SegmentName, TimelineId, WalFileName};
 use walpoint_repo::index::SegmentEntry;
-use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
+use walpoint_repo::wal::{SealedSegment, Stored, WalArchive, WalContent};
 use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
 use walpoint_storage::object::{Level, RepositoryId};
@@ -22,7 +22,7 @@ use walpoint_storage::store::StoreSettings;
 use super::beside::Beside;
 use super::known::Known;
 use super::lineage::Remembered;
-use super::opening::Opened;
+use super::opening::OpenedTarget;
 use super::points;
 use super::presence::Presence;
 use super::split_brain::SplitBrain;
@@ -51,7 +51,7 @@ const REMEMBERED: usize = 256;
 
 /// A repository that receives a cluster's WAL.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub(crate) struct WalTarget {
     pub(super) name: String,
     pub(super) cluster: ClusterName,
     pub(super) pgdata: PathBuf,
@@ -59,7 +59,7 @@ pub(crate) struct Target {
     pub(super) level: Level,
     /// Whether an acknowledgement waits for it.
     pub(crate) acknowledges: bool,
-    pub(super) opened: Mutex<Option<Opened>>,
+    pub(super) opened: Mutex<Option<OpenedTarget>>,
     pub(super) presence: Presence,
     /// What the WAL of the directory showed last, if it is not bound and there are several lineages.
     pub(super) shown: std::sync::Mutex<Option<Remembered>>,
@@ -84,7 +84,7 @@ pub(crate) struct Target {
 }
 
 /// A segment that is being stored, until dropped.
-pub(crate) struct UnderWay<'a>(&'a Target, SegmentName);
+pub(crate) struct UnderWay<'a>(&'a WalTarget, SegmentName);
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
@@ -93,7 +93,7 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-impl Target {
+impl WalTarget {
     /// A repository that is not opened yet, for the WAL of a data directory, to be compressed at that level.
     pub(crate) fn new(
         name: &str,
@@ -250,7 +250,7 @@ impl Target {
         archive: &'a WalArchive,
         name: SegmentName,
         sealed: SealedSegment,
-        content: &'a Content,
+        content: &'a WalContent,
     ) -> BoxFuture<'a, Result<Stored, TargetError>> {
         let store = async move {
             let (entry, lineage) = (sealed.entry(), archive.lineage().id);
@@ -287,7 +287,7 @@ impl Target {
         &'a self,
         archive: &'a WalArchive,
         name: WalFileName,
-        content: &'a Content,
+        content: &'a WalContent,
     ) -> BoxFuture<'a, Result<Stored, TargetError>> {
         let store = async move {
             match archive.put_file(name, content.clone()).await {

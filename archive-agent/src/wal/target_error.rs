@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use walpoint_base::timeline::HistoryError;
 use walpoint_base::{ClusterName, WalFileName};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_storage::RepoError;
 
 use super::split_brain::SplitBrain;
@@ -30,7 +30,7 @@ pub(crate) enum TargetError {
         /// The cluster's name.
         cluster: ClusterName,
         /// Whose WAL it is.
-        identity: Identity,
+        identity: WalIdentity,
     },
     /// The cluster was registered as another one.
     #[error("repository {repository}: {what}; register the cluster again with archive-agent init")]

@@ -1,15 +1,15 @@
 //! One file of `pg_wal` into every repository of its cluster: read, checked, sealed, stored.
 //!
-//! Bytes in flight are limited ([`room`](super::room)): a segment waits for its share of memory before it is read, in the
+//! Bytes in flight are limited ([`room`](super::memory)): a segment waits for its share of memory before it is read, in the
 //! order in which it was asked for, which is PostgreSQL's. Small files wait for nothing.
 
 mod admission;
 mod beside;
 mod contract;
 mod damaged;
+mod error;
 mod share;
 mod source;
-mod trouble;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ use walpoint_base::chain::ChainFacts;
 use walpoint_base::socket::FileIdentity;
 use walpoint_base::{SegmentName, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
-use walpoint_pg::wal::Identity;
-use walpoint_repo::wal::{Content, SealedSegment, Stored, WalArchive};
+use walpoint_pg::wal::WalIdentity;
+use walpoint_repo::wal::{SealedSegment, Stored, WalArchive, WalContent};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::human;
 use walpoint_storage::RepoError;
@@ -32,21 +32,21 @@ use walpoint_storage::store::StoreSettings;
 
 pub(super) use self::beside::{PATIENCE, REST};
 use super::check::{self, CheckError};
-use super::claim::{self, Claim};
+use super::claim::{self, SegmentClaim};
 use super::control::{newest, read_control, writes, written};
 use super::disk;
+use super::memory::{Purpose, SizeEstimate, WalMemory};
 use super::prepare::{PrepareError, Prepared, Rules};
 use super::presence;
 use super::read::ReadError;
-use super::room::{Habit, Purpose, Room};
-use super::target::{Target, TargetError};
-use admission::{Admitted, Around, Candidate, newcomer};
+use super::target::{TargetError, WalTarget};
+use admission::{Admitted, CandidateRepository, Neighborhood, newcomer};
 pub(crate) use contract::Upload;
 use damaged::{Sound, is_readable};
+pub(crate) use error::UploadError;
+use error::{together, upload_error};
 use share::Share;
-pub(super) use source::Source;
-pub(crate) use trouble::Trouble;
-use trouble::{together, trouble};
+pub(super) use source::UploadSource;
 
 /// A write that takes longer is worth a word.
 const SLOW: Duration = Duration::from_secs(5);
@@ -62,11 +62,11 @@ struct Kept {
 #[derive(Debug)]
 pub(crate) struct Uploader {
     pgdata: PathBuf,
-    targets: Vec<Target>,
+    targets: Vec<WalTarget>,
     /// Segments at the same time.
     transfers: Semaphore,
     /// What they take of the room.
-    habit: Habit,
+    habit: SizeEstimate,
     /// Whether what does not have to be acknowledged is left to tasks of their own.
     later: AtomicBool,
     /// Told when something is refused as another server's.
@@ -79,7 +79,7 @@ impl Uploader {
         let settings = &selection.settings;
         let level = Level::nearest(settings.compression_level);
         let target = |(name, store): &(String, StoreSettings)| {
-            Target::new(
+            WalTarget::new(
                 name,
                 (&selection.cluster, pgdata),
                 store.clone(),
@@ -91,20 +91,20 @@ impl Uploader {
             pgdata: pgdata.to_owned(),
             targets: selection.repositories.iter().map(target).collect(),
             transfers: Semaphore::new(settings.transfers),
-            habit: Habit::default(),
+            habit: SizeEstimate::default(),
             later: AtomicBool::new(false),
             refused: Notify::new(),
         }
     }
 
-    /// Changes whenever what was stored before may not count any more ([`Target::lineages_left`]).
+    /// Changes whenever what was stored before may not count any more ([`WalTarget::lineages_left`]).
     pub(crate) fn epoch(&self) -> u64 {
-        self.targets.iter().map(Target::lineages_left).sum()
+        self.targets.iter().map(WalTarget::lineages_left).sum()
     }
 
     /// Makes sure that the repositories that have to acknowledge are those that were opened.
-    pub(crate) async fn are_still_there(&self) -> Result<(), Trouble> {
-        let required: Vec<&Target> = self.targets.iter().filter(|target| target.acknowledges).collect();
+    pub(crate) async fn are_still_there(&self) -> Result<(), UploadError> {
+        let required: Vec<&WalTarget> = self.targets.iter().filter(|target| target.acknowledges).collect();
         presence::look(&required).await
     }
 
@@ -123,8 +123,8 @@ impl Uploader {
     }
 
     /// An error if a write to a repository hangs.
-    pub(crate) fn answers(&self, target: &Target) -> Result<(), Trouble> {
-        target.answers().map_err(|error| trouble(target, &error))
+    pub(crate) fn answers(&self, target: &WalTarget) -> Result<(), UploadError> {
+        target.answers().map_err(|error| upload_error(target, &error))
     }
 
     /// PostgreSQL's data directory.
@@ -138,28 +138,28 @@ impl Uploader {
     }
 
     /// The repositories.
-    pub(crate) fn targets(&self) -> &[Target] {
+    pub(crate) fn targets(&self) -> &[WalTarget] {
         &self.targets
     }
 
     /// Whose WAL it is, as the data directory says.
-    pub(crate) async fn identity(&self) -> Result<Identity, Trouble> {
+    pub(crate) async fn identity(&self) -> Result<WalIdentity, UploadError> {
         Ok(check::identity(&self.control().await?))
     }
 
     /// The timeline of its last checkpoint, as the data directory says.
-    pub(crate) async fn timeline(&self) -> Result<Option<TimelineId>, Trouble> {
+    pub(crate) async fn timeline(&self) -> Result<Option<TimelineId>, UploadError> {
         Ok(TimelineId::new(self.control().await?.checkpoint.timeline))
     }
 
     /// The newest timeline that it is known to have reached, as the data directory says.
-    pub(crate) async fn newest_timeline(&self) -> Result<Option<TimelineId>, Trouble> {
+    pub(crate) async fn newest_timeline(&self) -> Result<Option<TimelineId>, UploadError> {
         let control = self.control().await?;
         Ok(newest(&control))
     }
 
     /// The timeline that the server writes on: `None` of a standby, or while it recovers.
-    pub(crate) async fn written_timeline(&self) -> Result<Option<TimelineId>, Trouble> {
+    pub(crate) async fn written_timeline(&self) -> Result<Option<TimelineId>, UploadError> {
         Ok(written(&self.control().await?))
     }
 
@@ -170,25 +170,25 @@ impl Uploader {
     }
 
     /// Whether the server writes a timeline, or did last: nothing of it is stored that it has not written.
-    pub(crate) async fn writes(&self, timeline: TimelineId) -> Result<bool, Trouble> {
+    pub(crate) async fn writes(&self, timeline: TimelineId) -> Result<bool, UploadError> {
         let (control, pgdata) = (self.control().await?, self.pgdata.clone());
         Ok(disk::run(&self.pgdata, move || writes(&pgdata, &control, timeline)).await?)
     }
 
-    async fn control(&self) -> Result<ControlFile, Trouble> {
+    async fn control(&self) -> Result<ControlFile, UploadError> {
         let pgdata = self.pgdata.clone();
         disk::run(&self.pgdata, move || read_control(&pgdata)).await?
     }
 
     /// The identity of a file in `pg_wal` as it is, whether or not it has the length of such a file.
-    pub(crate) async fn look(&self, name: WalFileName) -> Result<FileIdentity, Trouble> {
+    pub(crate) async fn look(&self, name: WalFileName) -> Result<FileIdentity, UploadError> {
         let (pgdata, path) = (self.pgdata.clone(), self.wal_directory().join(name.to_string()));
         let looked = disk::run(&self.pgdata, move || {
             read_control(&pgdata)?;
             let file = std::fs::File::open(&path);
             match file.and_then(|file| FileIdentity::of(&file, matches!(name, WalFileName::Segment(_)))) {
                 Ok(identity) => Ok(identity),
-                Err(source) if source.kind() == ErrorKind::NotFound => Err(Trouble::lasting(format!(
+                Err(source) if source.kind() == ErrorKind::NotFound => Err(UploadError::permanent(format!(
                     "the daemon finds no {}; HINT: pgdata in its configuration must be this server's data directory",
                     path.display()
                 ))),
@@ -199,7 +199,7 @@ impl Uploader {
     }
 
     /// Makes a file of `pg_wal` durable; one attempt.
-    pub(crate) async fn upload(&self, name: WalFileName) -> Result<FileIdentity, Trouble> {
+    pub(crate) async fn upload(&self, name: WalFileName) -> Result<FileIdentity, UploadError> {
         let path = self.wal_directory().join(name.to_string());
         self.upload_from(name, path, false).await
     }
@@ -213,9 +213,9 @@ impl Uploader {
         name: WalFileName,
         path: PathBuf,
         accept_damaged: bool,
-    ) -> Result<FileIdentity, Trouble> {
-        let file = Source { by_hand: accept_damaged, ..self.source(name, path, accept_damaged).await? };
-        let (required, others): (Vec<&Target>, Vec<&Target>) =
+    ) -> Result<FileIdentity, UploadError> {
+        let file = UploadSource { by_hand: accept_damaged, ..self.source(name, path, accept_damaged).await? };
+        let (required, others): (Vec<&WalTarget>, Vec<&WalTarget>) =
             self.targets.iter().partition(|t| t.acknowledges);
         let stored = presence::during(&required, self.store(&file, (&required, &others), None)).await?;
         match stored.as_it_is {
@@ -229,11 +229,11 @@ impl Uploader {
     /// Makes a file that lies anywhere durable in one repository, for which no acknowledgement waits; one attempt.
     pub(crate) async fn upload_to(
         &self,
-        target: &Target,
+        target: &WalTarget,
         name: WalFileName,
         path: PathBuf,
         accept_damaged: bool,
-    ) -> Result<FileIdentity, Trouble> {
+    ) -> Result<FileIdentity, UploadError> {
         let file = self.source(name, path, accept_damaged).await?;
         let share = self.share_beside(&file).await;
         let stored = presence::during(&[target], self.store(&file, (&[target], &[]), Some(share))).await?;
@@ -241,11 +241,11 @@ impl Uploader {
     }
 
     /// Whether a repository that has to acknowledge holds this segment as one that was accepted although it is damaged.
-    pub(crate) async fn holds_damaged(&self, name: WalFileName) -> Result<bool, Trouble> {
+    pub(crate) async fn holds_damaged(&self, name: WalFileName) -> Result<bool, UploadError> {
         let WalFileName::Segment(segment) = name else { return Ok(false) };
         let cluster = self.identity().await?;
         for target in self.targets.iter().filter(|target| target.acknowledges) {
-            let archive = target.archive(&cluster).await.map_err(|error| trouble(target, &error))?;
+            let archive = target.archive(&cluster).await.map_err(|error| upload_error(target, &error))?;
             if archive.header(segment).await?.is_some_and(|header| header.damaged) {
                 return Ok(true);
             }
@@ -258,20 +258,20 @@ impl Uploader {
     /// there is one already.
     async fn store(
         &self,
-        file: &Source,
-        (targets, witnesses): (&[&Target], &[&Target]),
+        file: &UploadSource,
+        (targets, witnesses): (&[&WalTarget], &[&WalTarget]),
         mut share: Option<Share<'_>>,
-    ) -> Result<Kept, Trouble> {
+    ) -> Result<Kept, UploadError> {
         if matches!(file.name, WalFileName::History(_)) {
             self.hear(file, None, witnesses).await?;
         }
         let (unit, at_once) = self.share_of(file, targets.len()).await;
         let purpose = share.as_ref().map_or(Purpose::Acknowledging, |share| share.room.purpose());
         let (mut stored, mut as_it_is) = (file.expected, true);
-        let mut troubles: Vec<Trouble> = Vec::new();
+        let mut troubles: Vec<UploadError> = Vec::new();
         let (mut rest, mut judged) = (self.admit(file, targets).await?, false);
         while !rest.is_empty() {
-            let mut group: Vec<Candidate<'_>> = rest.drain(..at_once.min(rest.len())).collect();
+            let mut group: Vec<CandidateRepository<'_>> = rest.drain(..at_once.min(rest.len())).collect();
             let open: Vec<WalArchive> = group.iter().filter_map(|one| Some(one.archive()?.clone())).collect();
             let (opened, all_open) = (open.len(), open.len() == group.len());
             let share = match share.take() {
@@ -284,7 +284,7 @@ impl Uploader {
                     if error.is_damage() && all_open && accepted(file.name, &open).await? =>
                 {
                     let most = unit.saturating_mul(opened);
-                    let room = Room::wait_again(purpose, most).await;
+                    let room = WalMemory::wait_again(purpose, most).await;
                     self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
                 }
                 Err(PrepareError::Check(error)) if error.is_damage() && all_open && stored.is_none() => {
@@ -294,11 +294,11 @@ impl Uploader {
                                 "{error}; it may be sound in a repository that is away: {}",
                                 away.text
                             );
-                            return Err(Trouble { text, lasting: true });
+                            return Err(UploadError { text, permanent: true });
                         }
                         sound => self.is_sound(file, sound).await?,
                     };
-                    let identity = sound.ok_or_else(|| Trouble::from(error))?;
+                    let identity = sound.ok_or_else(|| UploadError::from(error))?;
                     return Ok(Kept { identity, as_it_is: false });
                 }
                 prepared => prepared?,
@@ -333,21 +333,21 @@ impl Uploader {
         match (stored, together(troubles)) {
             (_, Some(trouble)) => Err(trouble),
             (Some(identity), None) => Ok(Kept { identity, as_it_is }),
-            (None, None) => Err(Trouble::lasting("no repository has to acknowledge")),
+            (None, None) => Err(UploadError::permanent("no repository has to acknowledge")),
         }
     }
 
     /// Stores a file that is prepared in some repositories; what went wrong. Each write takes its part of the memory along.
     async fn store_in(
         &self,
-        file: &Source,
-        group: Vec<Candidate<'_>>,
-        (content, mut room): (&Content, Room),
+        file: &UploadSource,
+        group: Vec<CandidateRepository<'_>>,
+        (content, mut room): (&WalContent, WalMemory),
         chain: Option<ChainFacts>,
-    ) -> Vec<Trouble> {
-        let targets: Vec<&Target> = group.iter().map(|one| one.target).collect();
+    ) -> Vec<UploadError> {
+        let targets: Vec<&WalTarget> = group.iter().map(|one| one.target).collect();
         let even = room.held() / group.iter().filter(|one| one.admitted.is_ok()).count().max(1);
-        let mut lend = |one: &Candidate<'_>| {
+        let mut lend = |one: &CandidateRepository<'_>| {
             one.admitted.is_ok().then(|| {
                 let held = one.sealed.as_ref().and_then(|sealed| usize::try_from(sealed.held()).ok());
                 one.target.writes.begin(room.split(held.unwrap_or(even)))
@@ -356,7 +356,7 @@ impl Uploader {
         let group: Vec<_> = group.into_iter().map(|one| (lend(&one), one)).collect();
         drop(room);
         let attempts = group.into_iter().map(|(loan, one)| async move {
-            let Candidate { target, admitted, sealed } = one;
+            let CandidateRepository { target, admitted, sealed } = one;
             let admitted = admitted?;
             // What hangs keeps it, whatever becomes of this attempt.
             let content = &match &loan {
@@ -380,7 +380,7 @@ impl Uploader {
             }
             match result {
                 Ok(stored) => log(file.name, target, &stored),
-                Err(error) => troubles.push(trouble(target, &error)),
+                Err(error) => troubles.push(upload_error(target, &error)),
             }
         }
         troubles
@@ -401,12 +401,12 @@ async fn accepted(name: WalFileName, archives: &[WalArchive]) -> Result<bool, Re
 
 /// Stores a segment that belongs there, and says that it is stored only if nothing of another server came in between.
 async fn store_segment(
-    file: &Source,
-    target: &Target,
+    file: &UploadSource,
+    target: &WalTarget,
     admitted: &Admitted<'_>,
     name: SegmentName,
-    (sealed, content): (SealedSegment, &Content),
-    around: Around<'_>,
+    (sealed, content): (SealedSegment, &WalContent),
+    around: Neighborhood<'_>,
 ) -> Result<Stored, TargetError> {
     let (archive, hash) = (&admitted.archive, sealed.hash());
     let stored_here = target.known(archive.lineage().id, |known| known.vouches_for(name));
@@ -426,7 +426,7 @@ async fn store_segment(
             }
         });
         if file.answers {
-            let claim = Claim { segment: name, hash };
+            let claim = SegmentClaim { segment: name, hash };
             let (wal, noting) = (file.path.parent().unwrap_or(&file.path).to_owned(), archive.clone());
             let directory = wal.clone();
             let noted = disk::run(&directory, move || claim::note(&wal, &noting, claim)).await;
@@ -439,7 +439,7 @@ async fn store_segment(
     Ok(stored)
 }
 
-fn log(name: WalFileName, target: &Target, stored: &Stored) {
+fn log(name: WalFileName, target: &WalTarget, stored: &Stored) {
     match stored {
         Stored::New => tracing::info!(file = %name, repository = target.name(), "stored"),
         Stored::Same => tracing::debug!(file = %name, repository = target.name(), "already stored"),

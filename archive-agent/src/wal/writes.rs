@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use walpoint_storage::object::Keeper;
 
-use super::room::{Room, StuckRoom};
+use super::memory::{StuckRoom, WalMemory};
 
 /// The writes to one repository that have not returned.
 #[derive(Debug, Clone, Default)]
@@ -48,7 +48,7 @@ impl Writes {
     }
 
     /// Begins a write that takes that share of memory.
-    pub(crate) fn begin(&self, room: Room) -> Loan {
+    pub(crate) fn begin(&self, room: WalMemory) -> Loan {
         let mut under = self.under();
         let id = under.next;
         under.next += 1;
@@ -107,7 +107,7 @@ struct Lent {
 /// Given back when dropped.
 #[derive(Debug)]
 enum Share {
-    Held(Room),
+    Held(WalMemory),
     Stuck { _room: StuckRoom },
     Moving,
 }
@@ -133,20 +133,20 @@ impl Drop for Lent {
 
 #[cfg(test)]
 mod tests {
-    use super::super::room::Purpose;
+    use super::super::memory::Purpose;
     use super::*;
 
     #[test]
     fn a_write_hangs_from_the_end_of_its_upload_until_its_bytes_are_dropped() {
         let writes = Writes::default();
-        let loan = writes.begin(Room::unlimited(Purpose::Beside));
+        let loan = writes.begin(WalMemory::unlimited(Purpose::Beside));
         let bytes = loan.keeper();
         assert!(!writes.hang() && writes.oldest().is_some());
         drop(loan);
         assert!(writes.hang());
         drop(bytes);
         assert!(!writes.hang() && writes.oldest().is_none());
-        drop(writes.begin(Room::unlimited(Purpose::Beside)));
+        drop(writes.begin(WalMemory::unlimited(Purpose::Beside)));
         assert!(!writes.hang());
     }
 
@@ -154,7 +154,7 @@ mod tests {
     fn what_hangs_in_a_repository_that_was_replaced_holds_up_the_new_one_no_more() {
         let writes = Writes::default();
         let hang = || {
-            let loan = writes.begin(Room::unlimited(Purpose::Beside));
+            let loan = writes.begin(WalMemory::unlimited(Purpose::Beside));
             let bytes = loan.keeper();
             drop(loan);
             assert!(writes.hang());

@@ -29,7 +29,7 @@ const WORTH_A_THREAD: usize = 256;
 
 /// What is at a place.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
+pub(crate) struct SeenEntry {
     kind: FileType,
     /// Owner, mode and time.
     pub(crate) attributes: Attributes,
@@ -41,7 +41,7 @@ pub(crate) struct Seen {
     pub(crate) identity: (u64, u64),
 }
 
-impl Seen {
+impl SeenEntry {
     pub(crate) fn is_file(&self) -> bool {
         self.kind == FileType::RegularFile
     }
@@ -71,14 +71,14 @@ fn time(seconds: impl Into<i128>, nanoseconds: impl Into<i128>) -> i128 {
     seconds.into() * 1_000_000_000 + nanoseconds.into()
 }
 
-impl From<&Metadata> for Seen {
+impl From<&Metadata> for SeenEntry {
     fn from(meta: &Metadata) -> Self {
         let (owner, time) = ((meta.uid(), meta.gid()), time(meta.mtime(), meta.mtime_nsec()));
         Self::new(meta.mode(), owner, time, meta.len(), meta.blocks(), (meta.dev(), meta.ino()))
     }
 }
 
-impl From<&Stat> for Seen {
+impl From<&Stat> for SeenEntry {
     fn from(stat: &Stat) -> Self {
         let (owner, time) = ((stat.st_uid, stat.st_gid), time(stat.st_mtime, stat.st_mtime_nsec));
         let length = u64::try_from(stat.st_size).unwrap_or(0);
@@ -90,14 +90,14 @@ impl From<&Stat> for Seen {
 /// An open directory and the names in it, sorted as the file table is: what lies together in a backup is restored together,
 /// and compared with the parent's table page by page. A million names are some 20 MB.
 #[derive(Debug)]
-pub(crate) struct Directory {
+pub(crate) struct OpenDirectory {
     open: OwnedFd,
     bytes: Vec<u8>,
     /// Where each name begins and ends in `bytes`.
     ranges: Vec<(u32, u32)>,
 }
 
-impl Directory {
+impl OpenDirectory {
     /// `None` if it vanished.
     pub(crate) fn open(place: &Path) -> anyhow::Result<Option<Self>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -131,7 +131,7 @@ impl Directory {
     pub(crate) fn each(
         &self,
         place: &Path,
-        mut visit: impl FnMut(&OsStr, &Seen) -> anyhow::Result<()>,
+        mut visit: impl FnMut(&OsStr, &SeenEntry) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         for batch in self.ranges.chunks(BATCH) {
             for (range, seen) in batch.iter().zip(self.look(batch)) {
@@ -146,10 +146,10 @@ impl Directory {
     }
 
     /// What each of them is, in their order.
-    fn look(&self, batch: &[(u32, u32)]) -> Vec<rustix::io::Result<Seen>> {
+    fn look(&self, batch: &[(u32, u32)]) -> Vec<rustix::io::Result<SeenEntry>> {
         let look = |ranges: &[(u32, u32)]| -> Vec<_> {
             let stat = |range| statat(&self.open, self.name(range), AtFlags::SYMLINK_NOFOLLOW);
-            ranges.iter().map(|range| stat(*range).map(|stat| Seen::from(&stat))).collect()
+            ranges.iter().map(|range| stat(*range).map(|stat| SeenEntry::from(&stat))).collect()
         };
         let mut shares = batch.chunks(batch.len().div_ceil(LOOKERS).max(WORTH_A_THREAD));
         let first = shares.next().unwrap_or_default();
@@ -208,7 +208,7 @@ mod tests {
         }
         fs::create_dir(dir.path().join("below")).unwrap();
         std::os::unix::fs::symlink("0", dir.path().join("link")).unwrap();
-        let directory = Directory::open(dir.path()).unwrap().unwrap();
+        let directory = OpenDirectory::open(dir.path()).unwrap().unwrap();
         let names: Vec<_> = directory.names().map(OsStr::to_owned).collect();
         assert!(names.is_sorted(), "{names:?}");
         if files > 0 {
@@ -217,7 +217,7 @@ mod tests {
         let mut count = 0;
         directory
             .each(dir.path(), |name, seen| {
-                let expected = Seen::from(&fs::symlink_metadata(dir.path().join(name))?);
+                let expected = SeenEntry::from(&fs::symlink_metadata(dir.path().join(name))?);
                 assert_eq!(format!("{seen:?}"), format!("{expected:?}"), "{name:?}");
                 assert_eq!((seen.is_directory(), seen.is_link()), (name == "below", name == "link"));
                 assert_ne!(name, "0", "it vanished");
@@ -236,9 +236,9 @@ mod tests {
     #[test]
     fn what_cannot_be_listed_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Directory::open(&dir.path().join("none")).unwrap().is_none());
+        assert!(OpenDirectory::open(&dir.path().join("none")).unwrap().is_none());
         durable::create(&dir.path().join("file"), b"x").unwrap();
-        let error = Directory::open(&dir.path().join("file")).unwrap_err();
+        let error = OpenDirectory::open(&dir.path().join("file")).unwrap_err();
         assert!(format!("{error:#}").contains("file cannot be read"), "{error:#}");
     }
 }

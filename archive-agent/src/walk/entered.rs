@@ -7,9 +7,9 @@ use std::path::Path;
 
 use anyhow::bail;
 use walpoint_pg::files;
-use walpoint_pg::server::{DEFAULT_TABLESPACE, Place};
+use walpoint_pg::server::{DEFAULT_TABLESPACE, TablespaceDirectory};
 
-use super::directory::Directory;
+use super::directory::OpenDirectory;
 
 /// What a walk met of what every cluster, every tablespace and every database has.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +27,7 @@ const NEEDED: [&str; 4] = ["base", "global", "pg_multixact", "pg_xact"];
 
 impl Entered {
     /// Whether the walk met it.
-    pub(crate) fn has(&self, place: &Place) -> bool {
+    pub(crate) fn has(&self, place: &TablespaceDirectory) -> bool {
         match place.database {
             None => self.tablespaces.contains(&place.tablespace),
             Some(database) => self.databases.contains(&(place.tablespace, database)),
@@ -46,7 +46,7 @@ impl Entered {
     }
 
     /// Notes a directory that was opened.
-    pub(super) fn note(&mut self, path: &Path, directory: &Directory) {
+    pub(super) fn note(&mut self, path: &Path, directory: &OpenDirectory) {
         let anything = directory.names().next().is_some();
         if let Some((space, database)) = files::database_directory(path) {
             if anything {

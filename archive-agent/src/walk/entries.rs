@@ -14,16 +14,16 @@ use walpoint_pg::control::CONTROL_FILE;
 use walpoint_pg::files::{self, Action, Unlogged};
 use walpoint_repo::backup::TablePath;
 
-use super::directory::{Directory, Seen, present};
-use super::{Entered, Found, Ground, Kind};
+use super::directory::{OpenDirectory, SeenEntry, present};
+use super::{BackupRoots, Entered, FoundFile, FoundKind};
 
 /// Deeper nesting can only be links that lead in a circle.
 const MAX_DEPTH: usize = 100;
 
 /// One walk.
 pub(super) struct Walk<'a> {
-    pub(super) ground: &'a Ground,
-    pub(super) visit: &'a mut dyn FnMut(Found) -> anyhow::Result<()>,
+    pub(super) ground: &'a BackupRoots,
+    pub(super) visit: &'a mut dyn FnMut(FoundFile) -> anyhow::Result<()>,
     pub(super) spaces: HashSet<(u64, u64)>,
     pub(super) entered: Entered,
 }
@@ -33,11 +33,11 @@ impl Walk<'_> {
         &mut self,
         path: &TablePath,
         place: &Path,
-        kind: Kind,
-        seen: &Seen,
+        kind: FoundKind,
+        seen: &SeenEntry,
     ) -> anyhow::Result<()> {
         let attributes = seen.attributes;
-        (self.visit)(Found { path: path.clone(), place: place.to_owned(), kind, attributes })
+        (self.visit)(FoundFile { path: path.clone(), place: place.to_owned(), kind, attributes })
     }
 
     /// What is in a directory of the data directory.
@@ -50,7 +50,7 @@ impl Walk<'_> {
         if depth > MAX_DEPTH {
             bail!("{} is nested too deep: do links lead in a circle?", place.display());
         }
-        let Some(directory) = Directory::open(place)? else { return Ok(()) };
+        let Some(directory) = OpenDirectory::open(place)? else { return Ok(()) };
         self.entered.note(path.path.as_path(), &directory);
         let mut unlogged = Unlogged::default();
         if files::is_relation_directory(path.path.as_path()) {
@@ -65,7 +65,7 @@ impl Walk<'_> {
         &mut self,
         path: &TablePath,
         place: &Path,
-        seen: &Seen,
+        seen: &SeenEntry,
         unlogged: &Unlogged,
         depth: usize,
     ) -> anyhow::Result<()> {
@@ -80,22 +80,28 @@ impl Walk<'_> {
             && path.path.as_path() != Path::new(CONTROL_FILE)
             && files::file(path.path.as_path(), unlogged) == Action::Keep
         {
-            self.visit(path, place, Kind::File(seen.occupied), seen)
+            self.visit(path, place, FoundKind::File(seen.occupied), seen)
         } else {
             Ok(())
         }
     }
 
-    fn directory(&mut self, path: &TablePath, place: &Path, seen: &Seen, depth: usize) -> anyhow::Result<()> {
+    fn directory(
+        &mut self,
+        path: &TablePath,
+        place: &Path,
+        seen: &SeenEntry,
+        depth: usize,
+    ) -> anyhow::Result<()> {
         let relative = path.path.as_path();
         if self.spaces.contains(&seen.identity) {
             return Ok(());
         }
         match files::directory(relative) {
             Action::LeaveOut => Ok(()),
-            Action::KeepEmpty => self.visit(path, place, Kind::Directory, seen),
+            Action::KeepEmpty => self.visit(path, place, FoundKind::Directory, seen),
             Action::Keep => {
-                self.visit(path, place, Kind::Directory, seen)?;
+                self.visit(path, place, FoundKind::Directory, seen)?;
                 self.data_directory(path, place, depth + 1)
             }
         }
@@ -108,7 +114,13 @@ impl Walk<'_> {
     }
 
     /// A link in the data directory.
-    fn data_link(&mut self, path: &TablePath, place: &Path, seen: &Seen, depth: usize) -> anyhow::Result<()> {
+    fn data_link(
+        &mut self,
+        path: &TablePath,
+        place: &Path,
+        seen: &SeenEntry,
+        depth: usize,
+    ) -> anyhow::Result<()> {
         let relative = path.path.as_path();
         let Some(target) = present(fs::read_link(place), place)? else { return Ok(()) };
         let target = target.as_os_str().as_bytes().to_vec();
@@ -118,7 +130,7 @@ impl Walk<'_> {
                 return Err(error)
                     .with_context(|| format!("{}: do links lead in a circle?", place.display()));
             }
-            behind => behind.ok().map(|meta| Seen::from(&meta)).filter(Seen::is_directory),
+            behind => behind.ok().map(|meta| SeenEntry::from(&meta)).filter(SeenEntry::is_directory),
         };
         if behind.is_none() && relative.starts_with("pg_tblspc") {
             // A tablespace that was dropped just now, or left behind by one.
@@ -127,14 +139,14 @@ impl Walk<'_> {
         let Some(behind) = behind.filter(|_| action != Action::LeaveOut && is_the_servers(relative)) else {
             return match action {
                 Action::LeaveOut => Ok(()),
-                _ => self.visit(path, place, Kind::Link(target), seen),
+                _ => self.visit(path, place, FoundKind::Link(target), seen),
             };
         };
         if action == Action::KeepEmpty && relative != Path::new("pg_wal") {
             // As BASE_BACKUP does: what is empty needs no place elsewhere.
-            return self.visit(path, place, Kind::Directory, &behind);
+            return self.visit(path, place, FoundKind::Directory, &behind);
         }
-        self.visit(path, place, Kind::LinkedDirectory(target), &behind)?;
+        self.visit(path, place, FoundKind::LinkedDirectory(target), &behind)?;
         if action == Action::Keep { self.data_directory(path, place, depth + 1) } else { Ok(()) }
     }
 
@@ -143,22 +155,22 @@ impl Walk<'_> {
         &mut self,
         path: &TablePath,
         place: &Path,
-        seen: &Seen,
+        seen: &SeenEntry,
         depth: usize,
     ) -> anyhow::Result<()> {
         if seen.is_file() {
-            return self.visit(path, place, Kind::File(seen.occupied), seen);
+            return self.visit(path, place, FoundKind::File(seen.occupied), seen);
         }
         if seen.is_link() {
             let Some(target) = present(fs::read_link(place), place)? else { return Ok(()) };
             let target = target.as_os_str().as_bytes().to_vec();
-            return self.visit(path, place, Kind::Link(target), seen);
+            return self.visit(path, place, FoundKind::Link(target), seen);
         }
         if !seen.is_directory() || depth > MAX_DEPTH {
             return Ok(());
         }
-        self.visit(path, place, Kind::Directory, seen)?;
-        let Some(directory) = Directory::open(place)? else { return Ok(()) };
+        self.visit(path, place, FoundKind::Directory, seen)?;
+        let Some(directory) = OpenDirectory::open(place)? else { return Ok(()) };
         directory
             .each(place, |name, seen| self.extra(&child(path, name)?, &place.join(name), seen, depth + 1))
     }

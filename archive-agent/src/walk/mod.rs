@@ -17,29 +17,29 @@ use anyhow::{Context, bail};
 use rustix::fs::Access;
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::files;
-use walpoint_pg::server::{DEFAULT_TABLESPACE, Place};
+use walpoint_pg::server::{DEFAULT_TABLESPACE, TablespaceDirectory};
 use walpoint_repo::backup::{Attributes, RelativePath, Root, TablePath};
 
-use self::directory::{Seen, cannot_read};
+use self::directory::{SeenEntry, cannot_read};
 pub(crate) use self::entered::Entered;
 use self::entries::Walk;
 
 /// Something that belongs into the backup.
 #[derive(Debug, Clone)]
-pub(crate) struct Found {
+pub(crate) struct FoundFile {
     /// Its name in the backup.
     pub(crate) path: TablePath,
     /// Where it is.
     pub(crate) place: PathBuf,
     /// What it is.
-    pub(crate) kind: Kind,
+    pub(crate) kind: FoundKind,
     /// Owner, mode and time.
     pub(crate) attributes: Attributes,
 }
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum FoundKind {
     /// A regular file, and how many bytes of disk it occupies at most.
     File(u64),
     /// A directory.
@@ -52,7 +52,7 @@ pub(crate) enum Kind {
 
 /// What is walked over.
 #[derive(Debug, Clone)]
-pub(crate) struct Ground {
+pub(crate) struct BackupRoots {
     pgdata: PathBuf,
     extra_paths: Vec<PathBuf>,
     /// The directory of this version in a tablespace.
@@ -68,7 +68,7 @@ pub(crate) struct Measure {
     pub(crate) bytes: u64,
 }
 
-impl Ground {
+impl BackupRoots {
     /// The data directory with that `pg_control`, and paths outside it.
     pub(crate) fn new(pgdata: &Path, control: &ControlFile, extra_paths: &[PathBuf]) -> Self {
         Self {
@@ -80,24 +80,27 @@ impl Ground {
 
     /// Visits everything, `pg_control` excepted, each directory before what is in it. Blocks; ends with the visitor's first
     /// error.
-    pub(crate) fn walk(&self, visit: &mut dyn FnMut(Found) -> anyhow::Result<()>) -> anyhow::Result<Entered> {
+    pub(crate) fn walk(
+        &self,
+        visit: &mut dyn FnMut(FoundFile) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Entered> {
         let mut walk = Walk { ground: self, visit, spaces: self.spaces()?, entered: Entered::default() };
         let root = TablePath { root: Root::Data, path: RelativePath::default() };
         // The data directory itself may be reached through a link.
         let meta = fs::metadata(&self.pgdata).with_context(|| cannot_read(&self.pgdata))?;
-        walk.visit(&root, &self.pgdata, Kind::Directory, &Seen::from(&meta))?;
+        walk.visit(&root, &self.pgdata, FoundKind::Directory, &SeenEntry::from(&meta))?;
         walk.data_directory(&root, &self.pgdata, 0)?;
         for (n, extra) in (0u16..).zip(&self.extra_paths) {
             let root = TablePath { root: Root::Extra(n), path: RelativePath::default() };
             let meta = fs::metadata(extra)
                 .with_context(|| format!("{} of extra_paths cannot be read", extra.display()))?;
-            walk.extra(&root, extra, &Seen::from(&meta), 0)?;
+            walk.extra(&root, extra, &SeenEntry::from(&meta), 0)?;
         }
         Ok(walk.entered)
     }
 
     /// Whether the directory of a place is there now, that of a database with anything in it. Blocks.
-    pub(crate) fn sees(&self, place: &Place) -> bool {
+    pub(crate) fn sees(&self, place: &TablespaceDirectory) -> bool {
         let space = self.pgdata.join(format!("pg_tblspc/{}", place.tablespace)).join(&self.version_directory);
         match (place.database, place.tablespace) {
             (None, _) => space.is_dir(),
@@ -107,8 +110,8 @@ impl Ground {
     }
 
     /// Where it is, for a person.
-    pub(crate) fn shown(&self, place: &Place) -> String {
-        let Place { tablespace, database, name } = place;
+    pub(crate) fn shown(&self, place: &TablespaceDirectory) -> String {
+        let TablespaceDirectory { tablespace, database, name } = place;
         let version = &self.version_directory;
         match (database, *tablespace) {
             (None, _) => format!("tablespace {name:?} (pg_tblspc/{tablespace}/{version})"),
@@ -122,7 +125,7 @@ impl Ground {
         let mut measure = Measure::default();
         let ours = rustix::process::geteuid().as_raw();
         let entered = self.walk(&mut |found| {
-            let Kind::File(bytes) = found.kind else { return Ok(()) };
+            let FoundKind::File(bytes) = found.kind else { return Ok(()) };
             measure.files += 1;
             measure.bytes = measure.bytes.saturating_add(bytes);
             let plain = found.attributes.uid == ours && found.attributes.mode & 0o400 != 0;
@@ -149,7 +152,7 @@ impl Ground {
             if path.is_symlink()
                 && let Ok(meta) = fs::metadata(&path)
             {
-                spaces.insert(Seen::from(&meta).identity);
+                spaces.insert(SeenEntry::from(&meta).identity);
             }
         }
         Ok(spaces)
@@ -175,7 +178,7 @@ mod tests {
         walpoint_base::durable::create(place, b"x").unwrap();
     }
 
-    fn walk(ground: &Ground) -> BTreeMap<String, Kind> {
+    fn walk(ground: &BackupRoots) -> BTreeMap<String, FoundKind> {
         let mut all = BTreeMap::new();
         ground
             .walk(&mut |found| {
@@ -187,8 +190,8 @@ mod tests {
         all
     }
 
-    fn ground(pgdata: &Path, extra_paths: &[PathBuf]) -> Ground {
-        Ground {
+    fn ground(pgdata: &Path, extra_paths: &[PathBuf]) -> BackupRoots {
+        BackupRoots {
             pgdata: pgdata.to_owned(),
             extra_paths: extra_paths.to_vec(),
             version_directory: VERSION.to_owned(),
@@ -221,7 +224,7 @@ mod tests {
             (DEFAULT_TABLESPACE, Some(5), true),
             (DEFAULT_TABLESPACE, Some(6), false),
         ] {
-            let place = Place { tablespace, database, name: String::new() };
+            let place = TablespaceDirectory { tablespace, database, name: String::new() };
             assert_eq!((entered.has(&place), ground.sees(&place)), (there, there), "{place:?}");
         }
         let error = entered.check().unwrap_err().to_string();
@@ -300,11 +303,11 @@ mod tests {
             "postgresql.conf",
         ];
         assert_eq!(names, expected);
-        assert_eq!(all["pg_tblspc/16399"], Kind::LinkedDirectory(space.as_os_str().as_bytes().to_vec()));
-        assert!(matches!(all["base/6"], Kind::LinkedDirectory(_)));
-        assert_eq!(all["postgresql.conf"], Kind::Link(b"/etc/elsewhere.conf".to_vec()));
-        assert_eq!(all["pg_stat_tmp"], Kind::Directory);
-        assert!(matches!(all["base/5/16384"], Kind::File(_)));
+        assert_eq!(all["pg_tblspc/16399"], FoundKind::LinkedDirectory(space.as_os_str().as_bytes().to_vec()));
+        assert!(matches!(all["base/6"], FoundKind::LinkedDirectory(_)));
+        assert_eq!(all["postgresql.conf"], FoundKind::Link(b"/etc/elsewhere.conf".to_vec()));
+        assert_eq!(all["pg_stat_tmp"], FoundKind::Directory);
+        assert!(matches!(all["base/5/16384"], FoundKind::File(_)));
     }
 
     #[test]
@@ -322,7 +325,7 @@ mod tests {
         let single = dir.path().join("single");
         file(&single);
         let all = walk(&ground(&data, &[etc, single.clone()]));
-        assert_eq!(all["pg_wal"], Kind::LinkedDirectory(wal.as_os_str().as_bytes().to_vec()));
+        assert_eq!(all["pg_wal"], FoundKind::LinkedDirectory(wal.as_os_str().as_bytes().to_vec()));
         assert!(!all.keys().any(|name| name.starts_with("pg_wal/")));
         let names: Vec<&str> = all.keys().map(String::as_str).filter(|name| name.contains("extra")).collect();
         let expected = [
@@ -334,7 +337,7 @@ mod tests {
             "(extra path 1)/",
         ];
         assert_eq!(names, expected);
-        assert!(matches!(all["(extra path 1)/"], Kind::File(_)));
+        assert!(matches!(all["(extra path 1)/"], FoundKind::File(_)));
         let missing = ground(&data, &[dir.path().join("nothing")]).measure().unwrap_err();
         assert!(missing.to_string().contains("nothing of extra_paths"), "{missing}");
     }

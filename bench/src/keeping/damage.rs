@@ -13,16 +13,16 @@ const BLOCK: u64 = 8192;
 
 /// What was spoiled: where, and the hash of what was there.
 #[derive(Debug)]
-pub struct Damage {
+pub struct Spoiled {
     spoiled: Vec<(PathBuf, u64, blake3::Hash)>,
     /// Blocks that could have been.
     pub of: u64,
 }
 
-impl Damage {
+impl Spoiled {
     /// Overwrites this share of the blocks below `base` with random bytes; each whole block is as likely as the others.
-    pub fn make(pgdata: &Path, share: f64, random: &mut StdRng) -> io::Result<Damage> {
-        let mut damage = Damage { spoiled: Vec::new(), of: 0 };
+    pub fn make(pgdata: &Path, share: f64, random: &mut StdRng) -> io::Result<Spoiled> {
+        let mut damage = Spoiled { spoiled: Vec::new(), of: 0 };
         let below = (share * f64::from(u32::MAX)) as u32;
         for path in files_below(&pgdata.join("base"))? {
             let file = OpenOptions::new().read(true).write(true).open(&path)?;
@@ -88,7 +88,7 @@ mod tests {
         fs::create_dir_all(dir.join("base/5")).unwrap();
         let path = dir.write("base/5/1", vec![3; 1000 * BLOCK as usize + 7]);
         let before = fs::read(&path).unwrap();
-        let damage = Damage::make(dir.path(), 0.1, &mut StdRng::seed_from_u64(1)).unwrap();
+        let damage = Spoiled::make(dir.path(), 0.1, &mut StdRng::seed_from_u64(1)).unwrap();
         assert!(damage.of == 1000 && (50..200).contains(&damage.blocks()), "{}", damage.blocks());
         let differ =
             before.chunks(8192).zip(fs::read(&path).unwrap().chunks(8192)).filter(|(a, b)| a != b).count();

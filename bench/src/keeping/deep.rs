@@ -1,24 +1,24 @@
 //! `deep-restore`: a restore of the last of many increments, against that of a full backup of the same state; and what the
 //! repository holds when all others are expired.
 
-use super::finding::Finding;
-use super::ground::Ground;
+use super::finding::BoundFinding;
+use super::ground::KeepingBed;
 use super::load;
-use super::ours::{Repository, Settings};
-use super::server::Server;
-use crate::figures::{Side, number};
+use super::ours::{OurRepository, Settings};
+use super::server::EndedServer;
+use crate::figures::{GoodSide, number};
 use crate::place::StoreKind;
 use crate::stats::median;
 
 /// How deep.
 const DAYS: u32 = 20;
 
-pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
-    let server = Server::of_data_set(ground);
+pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let server = EndedServer::of_data_set(ground);
     load::prepare_days(&server);
     server.settle();
     let keeps_one = Settings { keeps_one: true, ..Settings::default() };
-    let deep = Repository::of(ground, StoreKind::Local, keeps_one, server.cluster())?;
+    let deep = OurRepository::of(ground, StoreKind::Local, keeps_one, server.cluster())?;
     deep.backup(ground, server.cluster(), "full", 0)?;
     let mut held = deep.stored(ground);
     let mut added = Vec::new();
@@ -30,13 +30,13 @@ pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
         added.push((now - held) as f64);
         held = now;
     }
-    let fresh = Repository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
+    let fresh = OurRepository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
     fresh.backup(ground, server.cluster(), "full", DAYS + 1)?;
     let live = fresh.stored(ground) as f64;
 
     let mut times = Vec::new();
     for round in 0..=ground.rounds {
-        let restore = |ground: &mut Ground<'_>, of_deep: bool| {
+        let restore = |ground: &mut KeepingBed<'_>, of_deep: bool| {
             let (what, repository) =
                 if of_deep { ("restore, deep", &deep) } else { ("restore, fresh", &fresh) };
             let seen = repository.restore(ground, false, what, round)?;
@@ -70,12 +70,12 @@ pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
     deep.remove(ground);
     fresh.remove(ground);
     Ok(vec![
-        Finding::within("time of the restore, against a fresh full", "×", Side::AtMost, 1.3, &times)
+        BoundFinding::within("time of the restore, against a fresh full", "×", GoodSide::AtMost, 1.3, &times)
             .noting(note.clone()),
-        Finding::within(
+        BoundFinding::within(
             "repository after expire, against a fresh full",
             "×",
-            Side::AtMost,
+            GoodSide::AtMost,
             1.5,
             &[left / live],
         )

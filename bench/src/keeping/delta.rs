@@ -3,29 +3,29 @@
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::damage::Damage;
-use super::finding::Finding;
-use super::ground::Ground;
-use super::ours::{Repository, Settings};
-use super::server::Server;
+use super::damage::Spoiled;
+use super::finding::BoundFinding;
+use super::ground::KeepingBed;
+use super::ours::{OurRepository, Settings};
+use super::server::EndedServer;
 use crate::bed;
-use crate::figures::Side;
+use crate::figures::GoodSide;
 use crate::place::StoreKind;
 
 /// The part of the blocks that is damaged.
 const SHARE: f64 = 0.01;
 
-pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
-    let server = Server::of_data_set(ground);
+pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let server = EndedServer::of_data_set(ground);
     server.settle();
-    let repository = Repository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
+    let repository = OurRepository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
     repository.backup(ground, server.cluster(), "full", 0)?;
     let target = bed::target(ground.work);
     let io = |e: std::io::Error| format!("damaging blocks: {e}");
     let (mut times, mut random) = (Vec::new(), StdRng::seed_from_u64(20));
     for round in 0..=ground.rounds {
         let full = repository.restore(ground, false, "restore", round)?;
-        let damage = Damage::make(&target, SHARE, &mut random).map_err(io)?;
+        let damage = Spoiled::make(&target, SHARE, &mut random).map_err(io)?;
         let delta = repository.restore(ground, true, "restore --delta", round)?;
         if !damage.is_repaired().map_err(io)? {
             return Err(format!("not all of {} damaged blocks were repaired", damage.blocks()));
@@ -37,7 +37,7 @@ pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
     }
     repository.remove(ground);
     Ok(vec![
-        Finding::within("time, against a restore into an empty directory", "×", Side::AtMost, 0.35, &times).noting(
+        BoundFinding::within("time, against a restore into an empty directory", "×", GoodSide::AtMost, 0.35, &times).noting(
             "each whole block of the relations is overwritten by random bytes with a likelihood of 1 %; afterwards all are \
              what they were",
         ),

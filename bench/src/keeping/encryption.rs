@@ -1,17 +1,17 @@
 //! `encryption`: the same work on a repository that is encrypted and on one that is not, in turn.
 
-use super::finding::Finding;
-use super::ground::Ground;
-use super::ours::{Repository, Settings};
-use super::server::Server;
-use crate::figures::Side;
+use super::finding::BoundFinding;
+use super::ground::KeepingBed;
+use super::ours::{OurRepository, Settings};
+use super::server::EndedServer;
+use crate::figures::GoodSide;
 use crate::place::StoreKind;
 
 /// What is measured, in order.
 const WORK: [&str; 3] = ["archive", "backup", "restore"];
 
-pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
-    let server = Server::of_data_set(ground);
+pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let server = EndedServer::of_data_set(ground);
     let mut ratios: [Vec<f64>; 3] = Default::default();
     for round in 0..=ground.rounds {
         // Nobody is always the first.
@@ -27,26 +27,31 @@ pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
         }
     }
     let findings = WORK.iter().zip(&ratios).map(|(work, ratios)| {
-        Finding::within(&format!("time to {work}, against none"), "×", Side::AtMost, 1.1, ratios)
+        BoundFinding::within(&format!("time to {work}, against none"), "×", GoodSide::AtMost, 1.1, ratios)
             .noting("to a directory and from it; the key is in a file")
     });
     Ok(findings.collect())
 }
 
 /// Seconds of archiving, of a backup, of its restore.
-fn once(ground: &mut Ground<'_>, server: &Server, encrypted: bool, round: u32) -> Result<[f64; 3], String> {
+fn once(
+    ground: &mut KeepingBed<'_>,
+    server: &EndedServer,
+    encrypted: bool,
+    round: u32,
+) -> Result<[f64; 3], String> {
     let settings = Settings { encrypted, ..Settings::default() };
     let what = |work: &str| format!("{work}{}", if encrypted { ", encrypted" } else { "" });
     let [archive, backup, restore] = WORK.map(what);
 
     let wal = ground.data.wal.clone();
-    let repository = Repository::make(ground, StoreKind::Local, settings, &wal, None)?;
+    let repository = OurRepository::make(ground, StoreKind::Local, settings, &wal, None)?;
     let segments = ground.data.segments();
     let archived = repository.archive(ground, segments, &archive, round)?.report.seconds;
     repository.remove(ground);
 
     server.settle();
-    let repository = Repository::of(ground, StoreKind::Local, settings, server.cluster())?;
+    let repository = OurRepository::of(ground, StoreKind::Local, settings, server.cluster())?;
     let backed_up = repository.backup(ground, server.cluster(), &backup, round)?.report.seconds;
     let restored = repository.restore(ground, false, &restore, round)?.report.seconds;
     repository.remove(ground);

@@ -1,11 +1,11 @@
 //! What was found of one bound: a value in each counted round, and what it should have been there.
 
-use crate::figures::{QUIET, Side, number};
+use crate::figures::{GoodSide, QUIET, number};
 use crate::stats::{max, median};
 
 /// Values beside their bound.
 #[derive(Debug, Clone)]
-pub struct Finding {
+pub struct BoundFinding {
     /// The row.
     pub row: &'static str,
     /// What is bounded.
@@ -13,7 +13,7 @@ pub struct Finding {
     /// The unit of values and limits.
     pub unit: &'static str,
     /// Which side of the limit is good.
-    pub side: Side,
+    pub side: GoodSide,
     /// The value and the limit of each counted round.
     pub rounds: Vec<(f64, f64)>,
     /// How the limit is made, in words; empty if it is a number.
@@ -24,26 +24,32 @@ pub struct Finding {
     pub foreign: f64,
 }
 
-impl Finding {
+impl BoundFinding {
     /// Of values that are bounded by a number.
-    pub fn within(what: &str, unit: &'static str, side: Side, limit: f64, values: &[f64]) -> Finding {
-        Finding::beside(what, unit, side, values.iter().map(|&value| (value, limit)).collect())
+    pub fn within(
+        what: &str,
+        unit: &'static str,
+        side: GoodSide,
+        limit: f64,
+        values: &[f64],
+    ) -> BoundFinding {
+        BoundFinding::beside(what, unit, side, values.iter().map(|&value| (value, limit)).collect())
     }
 
     /// Of values with a limit for each.
-    pub fn beside(what: &str, unit: &'static str, side: Side, rounds: Vec<(f64, f64)>) -> Finding {
+    pub fn beside(what: &str, unit: &'static str, side: GoodSide, rounds: Vec<(f64, f64)>) -> BoundFinding {
         let (what, rule, note) = (what.to_owned(), String::new(), String::new());
-        Finding { row: "", what, unit, side, rounds, rule, note, foreign: 0.0 }
+        BoundFinding { row: "", what, unit, side, rounds, rule, note, foreign: 0.0 }
     }
 
     /// Says how the limit is made.
-    pub fn by(self, rule: impl Into<String>) -> Finding {
-        Finding { rule: rule.into(), ..self }
+    pub fn by(self, rule: impl Into<String>) -> BoundFinding {
+        BoundFinding { rule: rule.into(), ..self }
     }
 
     /// Says what a reader should know.
-    pub fn noting(self, note: impl Into<String>) -> Finding {
-        Finding { note: note.into(), ..self }
+    pub fn noting(self, note: impl Into<String>) -> BoundFinding {
+        BoundFinding { note: note.into(), ..self }
     }
 
     /// By how much it is missed, as a share of the limit: the median over the rounds; not positive when met.
@@ -104,7 +110,8 @@ mod tests {
 
     #[test]
     fn a_bound_of_each_round_is_judged_in_that_round() {
-        let finding = Finding::beside("x", "MB", Side::AtMost, vec![(1.0, 2.0), (30.0, 20.0), (5.0, 6.0)]);
+        let finding =
+            BoundFinding::beside("x", "MB", GoodSide::AtMost, vec![(1.0, 2.0), (30.0, 20.0), (5.0, 6.0)]);
         assert!(finding.missed_by() < 0.0);
         assert_eq!((finding.measured(), finding.range()), ("5.00 MB".to_owned(), "1.00–30.0".to_owned()));
         assert_eq!((finding.bound(), finding.verdict()), ("≤ 6.00 MB".to_owned(), "met".to_owned()));
@@ -112,9 +119,9 @@ mod tests {
 
     #[test]
     fn a_miss_is_told_as_a_share_of_the_limit() {
-        let finding = Finding::within("x", "MB/s", Side::AtLeast, 700.0, &[350.0]);
+        let finding = BoundFinding::within("x", "MB/s", GoodSide::AtLeast, 700.0, &[350.0]);
         assert_eq!((finding.verdict(), finding.range()), ("**missed by 50 %**".to_owned(), String::new()));
-        let nothing = Finding::within("x", "×", Side::AtMost, 0.5, &[]);
+        let nothing = BoundFinding::within("x", "×", GoodSide::AtMost, 0.5, &[]);
         assert_eq!(nothing.verdict(), "**not measured**");
     }
 }

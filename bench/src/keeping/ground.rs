@@ -6,11 +6,11 @@ use std::path::PathBuf;
 
 use super::damage::files_below;
 use crate::bed::{self, Seen, Surroundings};
-use crate::contestants::Contestant;
+use crate::contestants::Tool;
 use crate::data::{Data, Size};
 use crate::place::Stores;
 use crate::stats::median;
-use crate::work::Work;
+use crate::work::WorkDirectory;
 
 /// Where time is compared and a round is long, so many rounds are enough.
 const FEW: u32 = 3;
@@ -22,15 +22,15 @@ const LOOK_MS: u64 = 20;
 
 /// What a row has.
 #[derive(Debug)]
-pub struct Ground<'a> {
+pub struct KeepingBed<'a> {
     /// The working directory.
-    pub work: &'a Work,
+    pub work: &'a WorkDirectory,
     /// The data set; its cluster does not run.
     pub data: &'a Data,
     /// The stores.
     pub stores: &'a mut Stores,
     /// Us, as the first table knows us.
-    pub ours: &'a Contestant,
+    pub ours: &'a Tool,
     /// Counted rounds, after one that warms up.
     pub rounds: u32,
     /// How large the data set is.
@@ -41,7 +41,7 @@ pub struct Ground<'a> {
     pub foreign: Vec<f64>,
 }
 
-impl Ground<'_> {
+impl KeepingBed<'_> {
     /// The rounds of a row whose rounds are long.
     pub fn few_rounds(&self) -> u32 {
         self.rounds.min(FEW)

@@ -1,11 +1,11 @@
 //! `incremental-idle`: what a backup costs of a cluster in which nothing happened: bytes on a directory, requests on S3.
 
-use super::finding::Finding;
-use super::ground::Ground;
-use super::ours::{Repository, Settings};
+use super::finding::BoundFinding;
+use super::ground::KeepingBed;
+use super::ours::{OurRepository, Settings};
 use super::relations::Pair;
-use super::server::Server;
-use crate::figures::{Side, number};
+use super::server::EndedServer;
+use crate::figures::{GoodSide, number};
 use crate::place::{StoreKind, bytes_below};
 
 /// Files of which requests are counted.
@@ -15,16 +15,16 @@ const RELATIONS_QUICK: u32 = 5_000;
 /// Requests may differ by what lies in the time that they take: renewed leases, another look for WAL.
 const CHANCE: f64 = 4.0;
 
-pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
+pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
     let stored = stored(ground)?;
     ground.work.remove("run");
     Ok(vec![stored, requests(ground)?])
 }
 
-fn stored(ground: &mut Ground<'_>) -> Result<Finding, String> {
-    let server = Server::of_data_set(ground);
+fn stored(ground: &mut KeepingBed<'_>) -> Result<BoundFinding, String> {
+    let server = EndedServer::of_data_set(ground);
     let cluster = bytes_below(server.pgdata()) - bytes_below(&server.pgdata().join("pg_wal"));
-    let repository = Repository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
+    let repository = OurRepository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
     repository.backup(ground, server.cluster(), "full", 0)?;
     let mut all = Vec::new();
     for round in 1..=ground.few_rounds() {
@@ -35,7 +35,7 @@ fn stored(ground: &mut Ground<'_>) -> Result<Finding, String> {
     }
     repository.remove(ground);
     let limit = (0.0002 * cluster as f64 + 65536.0) / 1024.0;
-    Ok(Finding::within("stored by the incremental", "KiB", Side::AtMost, limit, &all)
+    Ok(BoundFinding::within("stored by the incremental", "KiB", GoodSide::AtMost, limit, &all)
         .by("0.02 % of the cluster + 64 KiB")
         .noting(format!(
             "cluster of {} MB; all objects of the backup, its WAL included",
@@ -43,12 +43,12 @@ fn stored(ground: &mut Ground<'_>) -> Result<Finding, String> {
         )))
 }
 
-fn requests(ground: &mut Ground<'_>) -> Result<Finding, String> {
+fn requests(ground: &mut KeepingBed<'_>) -> Result<BoundFinding, String> {
     let relations = if ground.is_quick() { RELATIONS_QUICK } else { RELATIONS };
     let pair = Pair::make(ground, relations).map_err(|e| format!("making files: {e}"))?;
     let mut counts = Vec::new();
     for (what, server) in [("few files", &pair.few), ("many files", &pair.many)] {
-        let repository = Repository::of(ground, StoreKind::S3, Settings::default(), server.cluster())?;
+        let repository = OurRepository::of(ground, StoreKind::S3, Settings::default(), server.cluster())?;
         repository.backup(ground, server.cluster(), &format!("full, {what}"), 0)?;
         let mut of_rounds = Vec::new();
         for round in 1..=ground.few_rounds() {
@@ -67,7 +67,7 @@ fn requests(ground: &mut Ground<'_>) -> Result<Finding, String> {
         number(pair.bytes as f64 / 1e6),
         pair.files
     );
-    Ok(Finding::beside("requests with many files", "", Side::AtMost, rounds)
+    Ok(BoundFinding::beside("requests with many files", "", GoodSide::AtMost, rounds)
         .by(format!("as with few files, give or take {CHANCE}"))
         .noting(note))
 }

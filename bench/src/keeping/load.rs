@@ -1,6 +1,6 @@
 //! What happens to a cluster between two backups.
 
-use super::server::Server;
+use super::server::EndedServer;
 use crate::data::{self, Size};
 
 /// Tables with many blocks, by database.
@@ -13,7 +13,7 @@ const TABLES: [(&str, &str, &str); 4] = [
 
 /// Updates a row in this share of the blocks of every large table, each block as likely as the others. Indexes change with
 /// it where PostgreSQL changes them.
-pub fn uniform(server: &Server, share: f64) {
+pub fn uniform(server: &EndedServer, share: f64) {
     for (database, table, change) in TABLES {
         server.cluster().psql_in(
             database,
@@ -32,7 +32,7 @@ const PARTITIONS: u32 = 7;
 const REWRITE: u32 = 5;
 
 /// Makes what [`day`] needs beside the data set's tables.
-pub fn prepare_days(server: &Server) {
+pub fn prepare_days(server: &EndedServer) {
     server.cluster().psql_in(
         "application",
         "create table reading (day int not null, sensor uuid not null default gen_random_uuid(), value float8 not null,
@@ -43,7 +43,7 @@ pub fn prepare_days(server: &Server) {
 /// A day of an application and of pgbench: random accounts change; people come, things happen, a file is loaded, profiles
 /// change, old things go; the day has a partition of its own and the oldest one is dropped; now and then a table is written
 /// anew by `VACUUM FULL`, and the others are vacuumed.
-pub fn day(server: &Server, n: u32, size: Size) {
+pub fn day(server: &EndedServer, n: u32, size: Size) {
     let cluster = server.cluster();
     for (database, transactions) in [("small", size.rows), ("large", size.rows * 4)] {
         let each = (transactions / 4).to_string();

@@ -1,12 +1,12 @@
 //! `many-files`: a full backup and a restore of very many small relations, against the same bytes in few files.
 
-use super::finding::Finding;
-use super::ground::Ground;
-use super::ours::{Repository, Settings};
+use super::finding::BoundFinding;
+use super::ground::KeepingBed;
+use super::ours::{OurRepository, Settings};
 use super::relations::Pair;
-use super::server::Server;
+use super::server::EndedServer;
 use crate::bed;
-use crate::figures::{Side, number};
+use crate::figures::{GoodSide, number};
 use crate::place::{StoreKind, bytes_below};
 
 const RELATIONS: u32 = 200_000;
@@ -18,12 +18,12 @@ struct Round {
     restore: f64,
 }
 
-pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
+pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
     let relations = if ground.is_quick() { RELATIONS_QUICK } else { RELATIONS };
     let pair = Pair::make(ground, relations).map_err(|e| format!("making files: {e}"))?;
     let (mut backups, mut restores, mut memory) = (Vec::new(), Vec::new(), [0u64; 2]);
     for round in 0..=ground.few_rounds() {
-        let mut of = |ground: &mut Ground<'_>, many: bool| {
+        let mut of = |ground: &mut KeepingBed<'_>, many: bool| {
             let (what, server) = if many { ("many files", &pair.many) } else { ("few files", &pair.few) };
             let (times, peaks) = once(ground, server, what, pair.bytes, round)?;
             if many {
@@ -49,12 +49,12 @@ pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
     let mib = |bytes: u64| bytes as f64 / (1u64 << 20) as f64;
     let limit = 128e6 / (1u64 << 20) as f64;
     let resident = |what: &str, bytes: u64| {
-        Finding::within(what, "MiB", Side::AtMost, limit, &[mib(bytes)]).by("128 MB")
+        BoundFinding::within(what, "MiB", GoodSide::AtMost, limit, &[mib(bytes)]).by("128 MB")
     };
     Ok(vec![
-        Finding::within("time of the backup, against few files", "×", Side::AtMost, 1.5, &backups)
+        BoundFinding::within("time of the backup, against few files", "×", GoodSide::AtMost, 1.5, &backups)
             .noting(note.clone()),
-        Finding::within("time of the restore, against few files", "×", Side::AtMost, 1.5, &restores)
+        BoundFinding::within("time of the restore, against few files", "×", GoodSide::AtMost, 1.5, &restores)
             .noting(note.clone()),
         resident("resident memory of the backup", memory[0]).noting(note.clone()),
         resident("resident memory of the restore", memory[1]).noting(note),
@@ -63,14 +63,14 @@ pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
 
 /// A backup and a restore; how long, and the peak memory of both.
 fn once(
-    ground: &mut Ground<'_>,
-    server: &Server,
+    ground: &mut KeepingBed<'_>,
+    server: &EndedServer,
     what: &str,
     bytes: u64,
     round: u32,
 ) -> Result<(Round, [u64; 2]), String> {
     server.settle();
-    let repository = Repository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
+    let repository = OurRepository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
     let backup = repository.backup(ground, server.cluster(), &format!("backup, {what}"), round)?;
     let restore = repository.restore(ground, false, &format!("restore, {what}"), round)?;
     repository.remove(ground);

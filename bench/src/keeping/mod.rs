@@ -35,69 +35,73 @@ mod puts;
 mod uniform;
 mod verify;
 
-use self::finding::Finding;
-use self::ground::Ground;
-use crate::contestants::Contestant;
+use self::finding::BoundFinding;
+use self::ground::KeepingBed;
+use crate::contestants::Tool;
 use crate::data::Data;
 use crate::place::Stores;
-use crate::run::Plan;
-use crate::work::Work;
+use crate::run::RunPlan;
+use crate::work::WorkDirectory;
 
 /// A row of the second table.
 #[derive(Debug, Clone, Copy)]
-pub struct Row {
+pub struct KeepingRow {
     /// How it is called.
     pub name: &'static str,
     /// For people.
     pub title: &'static str,
-    measure: fn(&mut Ground<'_>) -> Result<Vec<Finding>, String>,
+    measure: fn(&mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String>,
 }
 
 /// All rows, in the order in which they are measured: last those that leave very many files to be removed.
-pub const ROWS: [Row; 8] = [
-    Row {
+pub const ROWS: [KeepingRow; 8] = [
+    KeepingRow {
         name: "incremental-uniform",
         title: "Incremental backup after uniform updates of a twentieth of the blocks",
         measure: uniform::measure,
     },
-    Row { name: "full-puts", title: "PUTs of a full backup to S3", measure: puts::measure },
-    Row { name: "deep-restore", title: "Restore 20 increments deep", measure: deep::measure },
-    Row {
+    KeepingRow { name: "full-puts", title: "PUTs of a full backup to S3", measure: puts::measure },
+    KeepingRow { name: "deep-restore", title: "Restore 20 increments deep", measure: deep::measure },
+    KeepingRow {
         name: "delta-restore",
         title: "restore --delta over a directory with one damaged block in a hundred",
         measure: delta::measure,
     },
-    Row { name: "verify-full", title: "Full verify of a directory", measure: verify::measure },
-    Row {
+    KeepingRow { name: "verify-full", title: "Full verify of a directory", measure: verify::measure },
+    KeepingRow {
         name: "encryption",
         title: "Archiving, backup and restore with encryption against without",
         measure: encryption::measure,
     },
-    Row {
+    KeepingRow {
         name: "many-files",
         title: "Backup and restore of 200,000 relations of 8 to 64 KiB",
         measure: many::measure,
     },
-    Row { name: "incremental-idle", title: "Incremental backup of an idle cluster", measure: idle::measure },
+    KeepingRow {
+        name: "incremental-idle",
+        title: "Incremental backup of an idle cluster",
+        measure: idle::measure,
+    },
 ];
 
 /// The row of that name.
-pub fn find(name: &str) -> Option<Row> {
+pub fn find(name: &str) -> Option<KeepingRow> {
     ROWS.into_iter().find(|row| row.name == name)
 }
 
 /// Measures the plan's rows of this table; what failed is told in `left_out`.
 pub fn run(
-    plan: &Plan,
-    work: &Work,
+    plan: &RunPlan,
+    work: &WorkDirectory,
     data: &Data,
     stores: &mut Stores,
-    ours: &Contestant,
+    ours: &Tool,
     left_out: &mut Vec<String>,
-) -> Vec<Finding> {
+) -> Vec<BoundFinding> {
     let mut all = Vec::new();
     for row in &plan.keeping {
-        let mut ground = Ground {
+        let mut ground = KeepingBed {
             work,
             data,
             stores: &mut *stores,
@@ -111,7 +115,11 @@ pub fn run(
         match (row.measure)(&mut ground) {
             Ok(findings) => {
                 let foreign = ground.foreign_share();
-                all.extend(findings.into_iter().map(|found| Finding { row: row.name, foreign, ..found }));
+                all.extend(findings.into_iter().map(|found| BoundFinding {
+                    row: row.name,
+                    foreign,
+                    ..found
+                }));
             }
             Err(problem) => {
                 eprintln!("{}: {problem}", row.name);

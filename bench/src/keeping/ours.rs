@@ -6,10 +6,10 @@ use std::path::Path;
 use serde_json::Value;
 use walpoint_tests::cluster::Cluster;
 
-use super::ground::Ground;
+use super::ground::KeepingBed;
 use crate::bed::{self, Bed, Seen, Task};
-use crate::contestants::Contestant;
-use crate::drive::Work as Load;
+use crate::contestants::Tool;
+use crate::drive::WorkKind as Load;
 use crate::place::StoreKind;
 use crate::run::{archive_by, wait_for_archiver};
 
@@ -27,39 +27,39 @@ const PRINTED: &str = "{work}/printed.json";
 
 /// A repository, its configuration and directories.
 #[derive(Debug)]
-pub struct Repository {
+pub struct OurRepository {
     bed: Bed,
 }
 
-impl Repository {
+impl OurRepository {
     /// Makes an empty one for a data directory.
     pub fn make(
-        ground: &mut Ground<'_>,
+        ground: &mut KeepingBed<'_>,
         store: StoreKind,
         settings: Settings,
         pgdata: &Path,
         cluster: Option<&Cluster>,
-    ) -> Result<Repository, String> {
+    ) -> Result<OurRepository, String> {
         let contestant = with(ground.ours, settings);
         let bed = Bed::make(&contestant, store, pgdata, &mut ground.surroundings(cluster))?;
-        Ok(Repository { bed })
+        Ok(OurRepository { bed })
     }
 
     /// One for a running cluster.
     pub fn of(
-        ground: &mut Ground<'_>,
+        ground: &mut KeepingBed<'_>,
         store: StoreKind,
         settings: Settings,
         cluster: &Cluster,
-    ) -> Result<Repository, String> {
-        Repository::make(ground, store, settings, cluster.pgdata(), Some(cluster))
+    ) -> Result<OurRepository, String> {
+        OurRepository::make(ground, store, settings, cluster.pgdata(), Some(cluster))
     }
 
     /// Takes a backup of the running cluster, beside the daemon that archives for it. The first one is a full one; each
     /// further one is incremental.
     pub fn backup(
         &self,
-        ground: &mut Ground<'_>,
+        ground: &mut KeepingBed<'_>,
         cluster: &Cluster,
         what: &str,
         round: u32,
@@ -75,7 +75,7 @@ impl Repository {
             command: command(&self.bed.contestant().backup)?,
             daemon: true,
             at: cluster.pgdata(),
-            look_ms: Ground::look_ms(round),
+            look_ms: KeepingBed::look_ms(round),
         };
         let seen = self.bed.measure(task, &mut ground.surroundings(Some(cluster)), ready);
         wait_for_archiver(cluster);
@@ -88,7 +88,7 @@ impl Repository {
     /// Archives segments of the data set by PostgreSQL's protocol.
     pub fn archive(
         &self,
-        ground: &mut Ground<'_>,
+        ground: &mut KeepingBed<'_>,
         segments: Vec<String>,
         what: &str,
         round: u32,
@@ -109,7 +109,7 @@ impl Repository {
     /// Restores the newest backup into the target, which is not there, or is repaired with `--delta`.
     pub fn restore(
         &self,
-        ground: &mut Ground<'_>,
+        ground: &mut KeepingBed<'_>,
         delta: bool,
         what: &str,
         round: u32,
@@ -128,7 +128,7 @@ impl Repository {
     /// Runs a command of `archive-agent` that prints JSON.
     pub fn agent(
         &self,
-        ground: &mut Ground<'_>,
+        ground: &mut KeepingBed<'_>,
         arguments: &str,
         what: &str,
         round: u32,
@@ -140,7 +140,7 @@ impl Repository {
 
     fn measure(
         &self,
-        ground: &mut Ground<'_>,
+        ground: &mut KeepingBed<'_>,
         load: Load,
         command: &str,
         at: &Path,
@@ -148,7 +148,7 @@ impl Repository {
         round: u32,
     ) -> Result<Seen, String> {
         let daemon = matches!(load, Load::Archive { .. });
-        let task = Task { load, command, daemon, at, look_ms: Ground::look_ms(round) };
+        let task = Task { load, command, daemon, at, look_ms: KeepingBed::look_ms(round) };
         let seen = self.bed.measure(task, &mut ground.surroundings(None), || Ok(()))?;
         ground.note(what, &seen);
         Ok(seen)
@@ -162,12 +162,12 @@ impl Repository {
     }
 
     /// The bytes of all its objects.
-    pub fn stored(&self, ground: &mut Ground<'_>) -> u64 {
+    pub fn stored(&self, ground: &mut KeepingBed<'_>) -> u64 {
         self.bed.place().stored(ground.stores)
     }
 
     /// Removes it.
-    pub fn remove(self, ground: &mut Ground<'_>) {
+    pub fn remove(self, ground: &mut KeepingBed<'_>) {
         self.bed.remove(ground.stores);
     }
 }
@@ -178,7 +178,7 @@ fn command(of: &Option<String>) -> Result<&str, String> {
 }
 
 /// Us, with a repository like that.
-fn with(ours: &Contestant, settings: Settings) -> Contestant {
+fn with(ours: &Tool, settings: Settings) -> Tool {
     let mut ours = ours.clone();
     if settings.encrypted {
         for command in ours.setup.iter_mut().filter(|command| command.contains("archive-agent init")) {

@@ -1,22 +1,22 @@
 //! `full-puts`: how many objects a full backup writes to S3.
 
-use super::finding::Finding;
-use super::ground::Ground;
-use super::ours::{Repository, Settings};
-use super::server::Server;
-use crate::figures::{Side, number};
+use super::finding::BoundFinding;
+use super::ground::KeepingBed;
+use super::ours::{OurRepository, Settings};
+use super::server::EndedServer;
+use crate::figures::{GoodSide, number};
 use crate::place::StoreKind;
 
 /// A pack that is worth its request.
 const PACK: f64 = 24.0 * (1u64 << 20) as f64;
 
-pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
-    let server = Server::of_data_set(ground);
+pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let server = EndedServer::of_data_set(ground);
     let (mut all, mut stored) = (Vec::new(), 0);
     // What is counted does not depend on who uses the machine.
     for round in 1..=ground.few_rounds().min(2) {
         server.settle();
-        let repository = Repository::of(ground, StoreKind::S3, Settings::default(), server.cluster())?;
+        let repository = OurRepository::of(ground, StoreKind::S3, Settings::default(), server.cluster())?;
         let before = repository.stored(ground);
         let seen = repository.backup(ground, server.cluster(), "full", round)?;
         stored = repository.stored(ground) - before;
@@ -31,8 +31,10 @@ pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
         all.push((puts as f64, stored as f64 / PACK + 20.0));
         repository.remove(ground);
     }
-    Ok(vec![Finding::beside("PUTs", "", Side::AtMost, all).by("stored / 24 MiB + 20").noting(format!(
-        "{} MB stored, WAL and the daemon's requests meanwhile included",
-        number(stored as f64 / 1e6)
-    ))])
+    Ok(vec![BoundFinding::beside("PUTs", "", GoodSide::AtMost, all).by("stored / 24 MiB + 20").noting(
+        format!(
+            "{} MB stored, WAL and the daemon's requests meanwhile included",
+            number(stored as f64 / 1e6)
+        ),
+    )])
 }

@@ -16,8 +16,8 @@ use walpoint_tests::cluster::Cluster;
 use walpoint_tests::user;
 
 use super::damage::files_below;
-use super::ground::Ground;
-use super::server::{self, Server};
+use super::ground::KeepingBed;
+use super::server::{self, EndedServer};
 use crate::data::MAJOR;
 
 /// PostgreSQL's block.
@@ -36,9 +36,9 @@ const LSN: [u32; 2] = [0, 0x0100_0028];
 #[derive(Debug)]
 pub struct Pair {
     /// In many files.
-    pub many: Server,
+    pub many: EndedServer,
     /// In files of 1 GiB.
-    pub few: Server,
+    pub few: EndedServer,
     /// Files that one has more than the other.
     pub files: u64,
     /// The bytes in them.
@@ -47,7 +47,7 @@ pub struct Pair {
 
 impl Pair {
     /// Makes them with so many relations.
-    pub fn make(ground: &Ground<'_>, relations: u32) -> io::Result<Pair> {
+    pub fn make(ground: &KeepingBed<'_>, relations: u32) -> io::Result<Pair> {
         let empty = Cluster::builder()
             .major(MAJOR)
             .conf("archive_mode", "on")
@@ -79,7 +79,7 @@ impl Pair {
             user::give_tree(&place.join(&database));
         }
         rustix::fs::sync();
-        let [many, few] = places.map(Server::start);
+        let [many, few] = places.map(EndedServer::start);
         Ok(Pair { many, few, files, bytes })
     }
 }

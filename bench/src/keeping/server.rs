@@ -9,7 +9,7 @@ use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::dir::TestDir;
 use walpoint_tests::process;
 
-use super::ground::Ground;
+use super::ground::KeepingBed;
 use crate::data::MAJOR;
 use crate::run::wait_for_archiver;
 
@@ -18,23 +18,23 @@ const COPY_LIMIT: Duration = Duration::from_secs(300);
 
 /// A server that ends with this value; its directory stays.
 #[derive(Debug)]
-pub struct Server {
+pub struct EndedServer {
     cluster: Cluster,
 }
 
-impl Server {
+impl EndedServer {
     /// Starts the server of a data directory.
-    pub fn start(pgdata: PathBuf) -> Server {
+    pub fn start(pgdata: PathBuf) -> EndedServer {
         let mut cluster = Cluster::adopt(Arc::new(TestDir::new()), MAJOR, pgdata, None);
         cluster.start();
-        Server { cluster }
+        EndedServer { cluster }
     }
 
     /// Copies the data set's cluster and starts it.
-    pub fn of_data_set(ground: &Ground<'_>) -> Server {
+    pub fn of_data_set(ground: &KeepingBed<'_>) -> EndedServer {
         let place = ground.place_for("cluster");
         copy(&ground.data.cluster, &place);
-        Server::start(place)
+        EndedServer::start(place)
     }
 
     /// The cluster.

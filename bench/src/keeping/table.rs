@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::finding::Finding;
+use super::finding::BoundFinding;
 
 /// Adds the table, and under it what a reader should know.
-pub fn write(text: &mut String, findings: &[Finding]) {
+pub fn write(text: &mut String, findings: &[BoundFinding]) {
     if findings.is_empty() {
         return;
     }
@@ -32,13 +32,15 @@ pub fn write(text: &mut String, findings: &[Finding]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::Side;
+    use crate::figures::GoodSide;
 
     #[test]
     fn a_bound_is_a_line_and_a_note_is_told_once() {
-        let found = |what: &str| Finding {
+        let found = |what: &str| BoundFinding {
             row: "r",
-            ..Finding::within(what, "×", Side::AtMost, 0.5, &[0.25]).by("of a full one").noting("small")
+            ..BoundFinding::within(what, "×", GoodSide::AtMost, 0.5, &[0.25])
+                .by("of a full one")
+                .noting("small")
         };
         let mut text = String::new();
         write(&mut text, &[found("time"), found("more")]);

@@ -2,27 +2,27 @@
 //! backup of the same cluster in the same round.
 
 use super::changed;
-use super::finding::Finding;
-use super::ground::Ground;
+use super::finding::BoundFinding;
+use super::ground::KeepingBed;
 use super::load;
-use super::ours::{Repository, Settings};
-use super::server::Server;
-use crate::figures::{Side, number};
+use super::ours::{OurRepository, Settings};
+use super::server::EndedServer;
+use crate::figures::{GoodSide, number};
 use crate::place::StoreKind;
 use crate::stats::median;
 
 /// A row in this share of the blocks is updated. Indexes add to it, and blocks that are met twice take from it.
 const SHARE: f64 = 0.05;
 
-pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
-    let mut server = Server::of_data_set(ground);
+pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let mut server = EndedServer::of_data_set(ground);
     let copy = ground.place_for("copy");
     let io = |e: std::io::Error| format!("comparing the cluster: {e}");
     server.settle();
     server.offline(|pgdata| changed::take(pgdata, &copy)).map_err(io)?;
     let (mut stored, mut times, mut shares) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ground.few_rounds() {
-        let repository = Repository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
+        let repository = OurRepository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
         let full = repository.backup(ground, server.cluster(), "full", round)?;
         let before = repository.stored(ground);
         load::uniform(&server, SHARE);
@@ -53,9 +53,9 @@ pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
         number(median(&shares))
     );
     Ok(vec![
-        Finding::beside("stored by the incremental", "MB", Side::AtMost, stored)
+        BoundFinding::beside("stored by the incremental", "MB", GoodSide::AtMost, stored)
             .by("1.25 × zstd-1 of the changed blocks + 0.15 % of the cluster")
             .noting(note.clone()),
-        Finding::within("time, against a full backup", "×", Side::AtMost, 0.5, &times).noting(note),
+        BoundFinding::within("time, against a full backup", "×", GoodSide::AtMost, 0.5, &times).noting(note),
     ])
 }

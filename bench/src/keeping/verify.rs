@@ -1,17 +1,17 @@
 //! `verify-full`: how fast every byte of a backup and its WAL is read, opened and checked.
 
-use super::finding::Finding;
-use super::ground::Ground;
-use super::ours::{Repository, Settings};
-use super::server::Server;
-use crate::figures::{Side, number};
+use super::finding::BoundFinding;
+use super::ground::KeepingBed;
+use super::ours::{OurRepository, Settings};
+use super::server::EndedServer;
+use crate::figures::{GoodSide, number};
 use crate::machine;
 use crate::place::StoreKind;
 
-pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
-    let server = Server::of_data_set(ground);
+pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let server = EndedServer::of_data_set(ground);
     server.settle();
-    let repository = Repository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
+    let repository = OurRepository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
     repository.backup(ground, server.cluster(), "full", 0)?;
     let cluster = crate::place::bytes_below(&server.pgdata().join("base"));
     let (mut rates, mut covered) = (Vec::new(), 0);
@@ -29,7 +29,7 @@ pub(super) fn measure(ground: &mut Ground<'_>) -> Result<Vec<Finding>, String> {
     }
     repository.remove(ground);
     Ok(vec![
-        Finding::within("bytes verified, before compression", "MB/s", Side::AtLeast, 700.0, &rates).noting(format!(
+        BoundFinding::within("bytes verified, before compression", "MB/s", GoodSide::AtLeast, 700.0, &rates).noting(format!(
             "{} MB of files and WAL from a directory that is in the page cache, on {} cores; the time is the command's",
             number(covered as f64 / 1e6),
             machine::cores()

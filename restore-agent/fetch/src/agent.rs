@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use walpoint_base::Place;
+use walpoint_base::WalDirectory;
 
 use crate::arguments::Arguments;
 
 /// Starts a prefetcher: in a process group of its own, because PostgreSQL signals the group of its restore_command, and
 /// without our files, because PostgreSQL may wait for the end of its log's pipe. It ends by itself.
-pub(crate) fn start_prefetcher(arguments: &Arguments, place: &Place) -> Result<Child, String> {
+pub(crate) fn start_prefetcher(arguments: &Arguments, place: &WalDirectory) -> Result<Child, String> {
     first_found(|mut agent| {
         agent.arg("prefetch").arg("--socket").arg(&arguments.socket);
         agent.arg("--pgdata").arg(&place.pgdata).args(&arguments.options);

@@ -8,7 +8,7 @@ use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use walpoint_base::Place;
+use walpoint_base::WalDirectory;
 use walpoint_base::socket::{self, FetchOutcome, FetchReply, FetchRequest, Message};
 
 use crate::agent;
@@ -16,7 +16,7 @@ use crate::arguments::Arguments;
 
 /// How the conversation ended.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum FetchAnswer {
     /// The prefetcher's final word.
     Reply(FetchReply),
     /// Nobody answered, and why: nothing is known about the file.
@@ -53,29 +53,29 @@ enum Silence {
 /// working prefetcher waits for. With a `deadline` no answer comes later than that.
 pub(crate) fn ask(
     arguments: &Arguments,
-    place: &Place,
+    place: &WalDirectory,
     deadline: Option<Instant>,
     progress: &mut dyn FnMut(&str),
-) -> Answer {
+) -> FetchAnswer {
     let mut started: Option<(Child, Instant)> = None;
     let mut left = 0;
     loop {
         match attempt(arguments, place, deadline, progress) {
-            Ok(reply) => return Answer::Reply(reply),
-            Err(Silence::Mute(reason)) => return Answer::Mute(reason),
-            Err(Silence::Useless(reason)) => return Answer::Unanswered(reason),
+            Ok(reply) => return FetchAnswer::Reply(reply),
+            Err(Silence::Mute(reason)) => return FetchAnswer::Mute(reason),
+            Err(Silence::Useless(reason)) => return FetchAnswer::Unanswered(reason),
             Err(Silence::Left(reason)) => {
                 left += 1;
                 started = None;
                 if left > RESTARTS {
-                    return Answer::Unanswered(reason);
+                    return FetchAnswer::Unanswered(reason);
                 }
             }
-            Err(Silence::Absent(reason)) if !place.server => return Answer::Unanswered(reason),
+            Err(Silence::Absent(reason)) if !place.server => return FetchAnswer::Unanswered(reason),
             Err(Silence::Absent(reason)) => match &mut started {
                 None => match agent::start_prefetcher(arguments, place) {
                     Ok(child) => started = Some((child, Instant::now())),
-                    Err(problem) => return Answer::Unanswered(format!("{reason}; {problem}")),
+                    Err(problem) => return FetchAnswer::Unanswered(format!("{reason}; {problem}")),
                 },
                 Some((child, since)) => {
                     let limit = if deadline.is_some() { START_ON_STANDBY } else { START };
@@ -83,7 +83,7 @@ pub(crate) fn ask(
                     if let Ok(Some(status)) = child.try_wait()
                         && !status.success()
                     {
-                        return Answer::Unanswered(format!(
+                        return FetchAnswer::Unanswered(format!(
                             "the prefetcher that was started ended at once ({status}); HINT: \"restore-agent prefetch --pgdata {} \
                              --socket {}\" says why",
                             place.pgdata.display(),
@@ -91,7 +91,7 @@ pub(crate) fn ask(
                         ));
                     }
                     if since.elapsed() > limit {
-                        return Answer::Unanswered(format!(
+                        return FetchAnswer::Unanswered(format!(
                             "{reason}, {} ms after it was started",
                             limit.as_millis()
                         ));
@@ -105,7 +105,7 @@ pub(crate) fn ask(
 
 fn attempt(
     arguments: &Arguments,
-    place: &Place,
+    place: &WalDirectory,
     deadline: Option<Instant>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<FetchReply, Silence> {
@@ -183,8 +183,8 @@ mod tests {
         dir
     }
 
-    fn place() -> Place {
-        Place {
+    fn place() -> WalDirectory {
+        WalDirectory {
             pgdata: "/d".into(),
             wal: "/d/pg_wal".into(),
             inode: 3,
@@ -214,7 +214,7 @@ mod tests {
         replies: Vec<FetchReply>,
         limit: Option<Duration>,
         stay: bool,
-    ) -> (Answer, Vec<String>) {
+    ) -> (FetchAnswer, Vec<String>) {
         let dir = scratch(name);
         let listener = UnixListener::bind(dir.join("s")).unwrap();
         let server = std::thread::spawn(move || {
@@ -243,7 +243,7 @@ mod tests {
         let replies =
             vec![reply(FetchOutcome::Working, "store is slow"), reply(FetchOutcome::Absent, "gone")];
         let (answer, told) = asked("progress", replies, None, false);
-        assert!(matches!(answer, Answer::Reply(r) if r.outcome == FetchOutcome::Absent));
+        assert!(matches!(answer, FetchAnswer::Reply(r) if r.outcome == FetchOutcome::Absent));
         assert_eq!(told, ["store is slow"]);
     }
 
@@ -252,7 +252,7 @@ mod tests {
         let begun = Instant::now();
         let working = vec![reply(FetchOutcome::Working, "")];
         let (answer, _) = asked("mute", working, Some(Duration::from_millis(200)), true);
-        assert!(matches!(answer, Answer::Mute(_)), "{answer:?}");
+        assert!(matches!(answer, FetchAnswer::Mute(_)), "{answer:?}");
         assert!(begun.elapsed() < Duration::from_secs(2));
     }
 
@@ -264,7 +264,7 @@ mod tests {
         let begun = Instant::now();
         let deadline = Some(begun + Duration::from_millis(200));
         let answer = ask(&arguments(dir.join("s")), &place(), deadline, &mut |_| {});
-        assert!(matches!(answer, Answer::Mute(_)), "{answer:?}");
+        assert!(matches!(answer, FetchAnswer::Mute(_)), "{answer:?}");
         assert!(begun.elapsed() < Duration::from_secs(2));
         std::fs::remove_dir_all(dir).unwrap();
     }

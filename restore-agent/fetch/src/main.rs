@@ -17,10 +17,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use walpoint_base::socket::{FetchOutcome, FetchReply, HISTORY_CACHE, STOP_WITHOUT_HISTORY};
-use walpoint_base::{Place, RECOVERY_ORIGIN, TimelineHistory, WalFileName, tablespace};
+use walpoint_base::{RECOVERY_ORIGIN, TimelineHistory, WalDirectory, WalFileName, tablespace};
 
 use arguments::{Arguments, Parsed};
-use ask::Answer;
+use ask::FetchAnswer;
 
 /// Proven not to be in the archive; on a standby also: ask again.
 const ABSENT: u8 = 1;
@@ -58,9 +58,9 @@ fn fetch(arguments: &Arguments) -> u8 {
             return STOP;
         }
     };
-    let place = Place::around(&arguments.path);
+    let place = WalDirectory::around(&arguments.path);
     if name.is_never_written() {
-        if let Some(place) = place.filter(Place::leaves_recovery) {
+        if let Some(place) = place.filter(WalDirectory::leaves_recovery) {
             forget_origin(&place);
         }
         say(&format!("LOG: \"{name}\" is not in the archive: the first timeline has no history"));
@@ -88,9 +88,9 @@ fn fetch(arguments: &Arguments) -> u8 {
         }
     };
     match ask::ask(arguments, &place, deadline, &mut progress) {
-        Answer::Reply(reply) => conclude(arguments, &place, deadline, &reply),
-        Answer::Mute(reason) if place.is_standby() => on_standby(arguments, &place, name, &reason),
-        Answer::Mute(reason) | Answer::Unanswered(reason) => {
+        FetchAnswer::Reply(reply) => conclude(arguments, &place, deadline, &reply),
+        FetchAnswer::Mute(reason) if place.is_standby() => on_standby(arguments, &place, name, &reason),
+        FetchAnswer::Mute(reason) | FetchAnswer::Unanswered(reason) => {
             if let Some(problem) = agent {
                 say(&format!("ERROR: could not fetch \"{name}\": {problem}; {reason}"));
                 return STOP;
@@ -102,13 +102,18 @@ fn fetch(arguments: &Arguments) -> u8 {
 }
 
 /// The recovery is over: what it began with binds no later one.
-fn forget_origin(place: &Place) {
+fn forget_origin(place: &WalDirectory) {
     // What stays costs a later recovery a question to a person, never data.
     std::fs::remove_file(place.wal.join(RECOVERY_ORIGIN)).ok();
 }
 
 /// Acts on the prefetcher's final word.
-fn conclude(arguments: &Arguments, place: &Place, deadline: Option<Instant>, reply: &FetchReply) -> u8 {
+fn conclude(
+    arguments: &Arguments,
+    place: &WalDirectory,
+    deadline: Option<Instant>,
+    reply: &FetchReply,
+) -> u8 {
     let level = match reply.outcome {
         FetchOutcome::Uncertain => "ERROR",
         FetchOutcome::Later | FetchOutcome::Elsewhere => "WARNING",
@@ -148,7 +153,7 @@ fn conclude(arguments: &Arguments, place: &Place, deadline: Option<Instant>, rep
 }
 
 /// Becomes `restore-agent fetch`; returns only if that is impossible.
-fn instead(arguments: &Arguments, place: Option<&Place>, deadline: Option<Instant>) -> u8 {
+fn instead(arguments: &Arguments, place: Option<&WalDirectory>, deadline: Option<Instant>) -> u8 {
     let within = deadline.map(|at| at.saturating_duration_since(Instant::now()));
     let problem = agent::become_fetch(arguments, within);
     match (place, arguments.name.parse()) {
@@ -161,7 +166,7 @@ fn instead(arguments: &Arguments, place: Option<&Place>, deadline: Option<Instan
 }
 
 /// The answer on a standby when nothing could be found out: a history file that was seen before, or "ask again".
-fn on_standby(arguments: &Arguments, place: &Place, name: WalFileName, reason: &str) -> u8 {
+fn on_standby(arguments: &Arguments, place: &WalDirectory, name: WalFileName, reason: &str) -> u8 {
     let cache = place.wal.join(HISTORY_CACHE);
     if let WalFileName::History(_) = name {
         if copy_cached(&cache, name, place, &arguments.path) {
@@ -182,7 +187,7 @@ fn on_standby(arguments: &Arguments, place: &Place, name: WalFileName, reason: &
 }
 
 /// Copies a history that this standby has seen in this recovery, if it is whole.
-fn copy_cached(cache: &Path, name: WalFileName, place: &Place, to: &Path) -> bool {
+fn copy_cached(cache: &Path, name: WalFileName, place: &WalDirectory, to: &Path) -> bool {
     let cached = cache.join(name.to_string());
     let Ok(content) = std::fs::read(&cached) else { return false };
     let size = u64::try_from(content.len()).unwrap_or_default();

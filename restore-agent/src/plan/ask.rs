@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
-use walpoint_plan::restore::{Request, RestorePlan, SegmentDecoder};
+use walpoint_plan::restore::{RestorePlan, RestoreRequest, SegmentDecoder};
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason, NumberedCondemned};
 use walpoint_repo::catalog::Catalog;
@@ -23,19 +23,19 @@ use crate::choice::Refused;
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What one repository says.
-pub(super) type Answer = Result<(Catalog, Result<Planned, Box<Refused>>), RepoError>;
+pub(super) type RepositoryAnswer = Result<(Catalog, Result<Planned, Box<Refused>>), RepoError>;
 
 /// The repositories' answers, in the order of the configuration; nothing from those that hang while another one has a plan.
 pub(super) async fn ask_all(
     selection: &Selection<StoreSettings>,
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
-) -> Vec<Option<Answer>> {
+) -> Vec<Option<RepositoryAnswer>> {
     let asked = selection.repositories.iter().enumerate().map(|(at, (name, settings))| async move {
         (at, make_from(name, settings, &selection.cluster, request, decoder).await)
     });
     let mut asked: FuturesUnordered<_> = asked.collect();
-    let mut answers: Vec<Option<Answer>> = selection.repositories.iter().map(|_| None).collect();
+    let mut answers: Vec<Option<RepositoryAnswer>> = selection.repositories.iter().map(|_| None).collect();
     let mut deadline: Option<tokio::time::Instant> = None;
     loop {
         let next = match deadline {
@@ -56,9 +56,9 @@ async fn make_from(
     name: &str,
     settings: &StoreSettings,
     cluster: &ClusterName,
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
-) -> Answer {
+) -> RepositoryAnswer {
     let mut catalog = Catalog::open(name, settings, cluster).await?;
     let repository = catalog.repository().clone();
     let plan = match planning::prove_from(&mut catalog, request, decoder, Timestamp::now()).await? {

@@ -3,7 +3,7 @@
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo};
 use walpoint_plan::restore::testing::forked::{on, world};
 use walpoint_plan::restore::testing::world::*;
-use walpoint_plan::restore::{Request, TargetAction, Verdict};
+use walpoint_plan::restore::{RestoreRequest, TargetAction, Verdict};
 
 use super::document::PlanReport;
 use super::text;
@@ -84,7 +84,7 @@ fn plan_from(backup: BackupId) -> serde_json::Value {
 #[test]
 fn a_plan_as_json_and_as_text() {
     let (world, [_, second, _]) = world();
-    let request = Request {
+    let request = RestoreRequest {
         inclusive: false,
         action: TargetAction::Pause,
         backup: Some(second),
@@ -153,7 +153,7 @@ fn a_refusal_as_json_and_as_text() {
 #[test]
 fn hints_and_notes_name_options() {
     let (mut world, [first, second, _]) = world();
-    let hints = |request: &Request| {
+    let hints = |request: &RestoreRequest| {
         let refusal = world.plan(request).unwrap_err();
         refusal.hints.iter().map(hints::hint).collect::<Vec<_>>().join("\n")
     };
@@ -163,7 +163,9 @@ fn hints_and_notes_name_options() {
     assert!(mistyped.contains("restore points, the newest first: late, early."), "{mistyped}");
     let abandoned = hints(&on(3, RecoveryTarget::Lsn(Lsn(12 * SIZE))));
     assert!(abandoned.contains("Timeline 2 has that moment: add --target-timeline 2."), "{abandoned}");
-    let also = world.plan(&Request { target: RecoveryTarget::Time(at(900)), ..Request::default() }).unwrap();
+    let also = world
+        .plan(&RestoreRequest { target: RecoveryTarget::Time(at(900)), ..RestoreRequest::default() })
+        .unwrap();
     assert_eq!(
         words::notes(&also),
         ["Timeline 1 has that moment, too: --target-timeline 1 recovers it there."]
@@ -184,7 +186,7 @@ fn hints_and_notes_name_options() {
 fn a_plan_is_asked_for_again_by_the_timeline_it_leads_to() {
     let (mut world, [first, ..]) = world();
     world.files.retain(|(timeline, _)| *timeline != tli(3));
-    let plan = world.plan(&Request { backup: Some(first), ..Request::default() }).unwrap();
+    let plan = world.plan(&RestoreRequest { backup: Some(first), ..RestoreRequest::default() }).unwrap();
     let again = options::of_plan(&plan).join(" ");
     assert_eq!(plan.timeline, tli(1));
     assert!(again.contains("--target-timeline 3 "), "{again}");

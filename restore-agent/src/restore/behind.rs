@@ -32,7 +32,7 @@ use walpoint_storage::RepoError;
 
 use self::verdict::{Branch, Known, Recovery, Verdict};
 use super::stored::{NotStored, Remains};
-use super::unarchived::{Replayed, continued_from, inspect};
+use super::unarchived::{ReplayedSegment, continued_from, inspect};
 use crate::plan::Planned;
 
 /// What recovery would leave out.
@@ -61,7 +61,7 @@ pub(super) async fn find(
     found: &NotStored,
     planned: &Planned,
     latest: bool,
-    replayed: &[Replayed],
+    replayed: &[ReplayedSegment],
 ) -> anyhow::Result<Option<Behind>> {
     let (plan, size) = (&planned.plan, planned.lineage.segment_size);
     if plan.target != RecoveryTarget::Latest || plan.signal != Signal::Recovery {
@@ -93,7 +93,7 @@ async fn in_one(
     remains: &Remains,
     planned: &Planned,
     recovery: &Recovery,
-    replayed: &[Replayed],
+    replayed: &[ReplayedSegment],
 ) -> anyhow::Result<Option<Behind>> {
     let size = planned.lineage.segment_size;
     let mut branches: BTreeMap<TimelineId, Option<Branch>> = BTreeMap::new();

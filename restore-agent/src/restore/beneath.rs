@@ -25,7 +25,7 @@ const DIRECTORY: OFlags =
 
 /// The open directories, by their names.
 #[derive(Debug)]
-pub(crate) struct Roots(Vec<(PathBuf, OwnedFd)>);
+pub(crate) struct OpenRoots(Vec<(PathBuf, OwnedFd)>);
 
 /// A directory held open, under a name that stays its own.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(crate) struct Anchor {
     shown: PathBuf,
 }
 
-impl Roots {
+impl OpenRoots {
     /// Directories that are open already.
     pub(crate) fn of(directories: Vec<(PathBuf, OwnedFd)>) -> Self {
         Self(directories)
@@ -300,7 +300,7 @@ mod tests {
         symlink(path("outside"), path("root/link")).unwrap();
         symlink(path("outside/file"), path("root/inner/file")).unwrap();
         let root = rustix::fs::open(path("root"), DIRECTORY, Mode::empty()).unwrap();
-        let roots = Roots::of(vec![(path("root"), root)]);
+        let roots = OpenRoots::of(vec![(path("root"), root)]);
         let write = OFlags::WRONLY | OFlags::CREATE;
         for name in
             ["root/link/file", "root/link/new", "root/inner/file", "root/../outside/file", "elsewhere"]

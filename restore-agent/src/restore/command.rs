@@ -6,7 +6,7 @@ use walpoint_base::socket::FETCH_SOCKET;
 
 /// What the command needs to select the repository and the cluster.
 #[derive(Debug, Clone)]
-pub(crate) struct Source {
+pub(crate) struct RestoreSource {
     /// The configuration file; absolute.
     pub(crate) config: Option<PathBuf>,
     /// The repository, if it was given by `--repo`.
@@ -18,7 +18,7 @@ pub(crate) struct Source {
 }
 
 /// The command, for `sh -c`, with `%f` and `%p` for PostgreSQL to fill in.
-pub(crate) fn restore_command(source: &Source) -> String {
+pub(crate) fn restore_command(source: &RestoreSource) -> String {
     // PostgreSQL runs the command in the data directory.
     // Its environment is not that of the restore.
     let key = source.key_file.as_deref().map(|path| word(&path.to_string_lossy()));
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_command_names_all_that_it_needs() {
-        let mut source = Source {
+        let mut source = RestoreSource {
             config: Some("/etc/w p/c.toml".into()),
             repo: None,
             key_file: None,

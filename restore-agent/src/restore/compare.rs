@@ -13,10 +13,10 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use tokio::task::JoinSet;
 use walpoint_base::filesystem;
-use walpoint_repo::backup::{BlockSize, Content, Hashing, Window};
+use walpoint_repo::backup::{BlockSize, EntryContent, Hashing, ReadWindow};
 use walpoint_repo::cpu;
 
-use super::files::Target;
+use super::files::FileTarget;
 
 /// Blocks that are compared in one go.
 const PORTION: usize = 1024;
@@ -34,14 +34,14 @@ struct Block {
 
 /// The blocks of a window that need not be fetched.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
+pub(crate) struct KeptBlocks {
     /// Sorted.
     blocks: Arc<Vec<Block>>,
     right: Vec<bool>,
     bytes: u64,
 }
 
-impl Found {
+impl KeptBlocks {
     /// Whether a block is right.
     pub(crate) fn has(&self, part: usize, number: u64) -> bool {
         let at = self.blocks.binary_search_by_key(&(part, number), |block| (block.part, block.number));
@@ -56,14 +56,14 @@ impl Found {
 
 /// Compares what a window's files hold with what they shall hold, and clears what shall be zero.
 pub(crate) async fn compare(
-    window: &Window,
-    targets: &Arc<Vec<Option<Target>>>,
+    window: &ReadWindow,
+    targets: &Arc<Vec<Option<FileTarget>>>,
     hashing: &Hashing,
     size: BlockSize,
-) -> anyhow::Result<Found> {
+) -> anyhow::Result<KeptBlocks> {
     let kept = |part: usize| targets.get(part).and_then(Option::as_ref).filter(|target| target.present > 0);
     if (0..targets.len()).all(|part| kept(part).is_none()) {
-        return Ok(Found::default());
+        return Ok(KeptBlocks::default());
     }
     let mut blocks = Vec::new();
     // Nothing is fetched yet; this is the way to all blocks.
@@ -109,13 +109,13 @@ pub(crate) async fn compare(
     })
     .await
     .context("a worker of the restore broke")??;
-    Ok(Found { blocks, right, bytes })
+    Ok(KeptBlocks { blocks, right, bytes })
 }
 
 /// For each block its length if it is right.
 fn compare_portion(
     blocks: &[Block],
-    targets: &[Option<Target>],
+    targets: &[Option<FileTarget>],
     hashing: &Hashing,
     size: BlockSize,
 ) -> anyhow::Result<Vec<Option<u64>>> {
@@ -124,7 +124,7 @@ fn compare_portion(
     for same_file in blocks.chunk_by(|a, b| a.part == b.part) {
         let target = same_file.first().and_then(|block| targets.get(block.part)?.as_ref());
         let target = target.context("internal error: a block of no file is compared")?;
-        let Content::File(content) = &target.entry.content else {
+        let EntryContent::File(content) = &target.entry.content else {
             bail!("internal error: {} is compared and is no file", target.path.display())
         };
         let told = || format!("{} cannot be read", target.path.display());
@@ -149,8 +149,8 @@ fn compare_portion(
 
 /// The stretches of files that are there and shall be zero: what is between the stored blocks.
 fn zeros(
-    window: &Window,
-    targets: &[Option<Target>],
+    window: &ReadWindow,
+    targets: &[Option<FileTarget>],
     blocks: &[Block],
     size: BlockSize,
 ) -> Vec<(usize, Vec<(u64, u64)>)> {

@@ -15,14 +15,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use walpoint_pg::control::CONTROL_FILE;
 use walpoint_plan::restore::Signal;
-use walpoint_repo::backup::{BackupReader, Content, Entry, PackUnit, Part, TablePath, Window, WindowLimits};
+use walpoint_repo::backup::{
+    BackupReader, EntryContent, FileEntry, PackUnit, ReadWindow, TablePath, WindowLimits, WindowPart,
+};
 use walpoint_repo::cpu;
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 
-use super::beneath::Roots;
-use super::compare::{self, Found};
+use super::beneath::OpenRoots;
+use super::compare::{self, KeptBlocks};
 use super::directory::MARKER;
-use super::files::{self, OpenFile, Target};
+use super::files::{self, FileTarget, LastFile};
 use super::finish::UNFINISHED_CONTROL;
 use super::gather::{Buffers, Gather};
 use super::layout::Layout;
@@ -60,7 +62,7 @@ const PERMIT: u64 = 4 << 10;
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Written {
+pub(crate) struct WrittenFiles {
     /// Regular files.
     pub(crate) files: u64,
     /// Bytes of their blocks that are not zero and were written.
@@ -79,41 +81,41 @@ pub(crate) struct Copier {
     /// Who gets the files.
     pub(crate) owners: Owners,
     /// Counts bytes of files.
-    pub(crate) progress: Progress,
+    pub(crate) progress: ByteProgress,
     /// Whether files that are there are kept, as far as they are right.
     pub(crate) delta: bool,
     /// From where its paths are reached.
-    pub(crate) roots: Arc<Roots>,
+    pub(crate) roots: Arc<OpenRoots>,
     /// Where it writes to.
     pub(crate) filesystems: Arc<Filesystems>,
 }
 
 /// A window whose block lists are being read.
-type Reading = JoinSet<anyhow::Result<Option<Window>>>;
+type Reading = JoinSet<anyhow::Result<Option<ReadWindow>>>;
 
 /// A window that is being compared with what is there.
 struct Comparing {
-    window: Arc<Window>,
-    targets: Arc<Vec<Option<Target>>>,
-    found: JoinSet<anyhow::Result<Found>>,
+    window: Arc<ReadWindow>,
+    targets: Arc<Vec<Option<FileTarget>>>,
+    found: JoinSet<anyhow::Result<KeptBlocks>>,
 }
 
 /// A window that is being written.
 struct Running {
-    window: Arc<Window>,
+    window: Arc<ReadWindow>,
     files: Arc<Files>,
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
 /// What the workers on a window share.
 struct Files {
-    targets: Arc<Vec<Option<Target>>>,
+    targets: Arc<Vec<Option<FileTarget>>>,
     gather: Gather,
 }
 
 /// A window all of whose pieces are written.
 struct WrittenWindow {
-    window: Arc<Window>,
+    window: Arc<ReadWindow>,
     files: Arc<Files>,
 }
 
@@ -138,12 +140,12 @@ fn joined<T: Default>(task: Option<Result<anyhow::Result<T>, JoinError>>) -> any
 
 impl Copier {
     /// Writes and syncs all files; directories get their modes at the end, innermost first, and are synced.
-    pub(crate) async fn copy(&self) -> anyhow::Result<Written> {
+    pub(crate) async fn copy(&self) -> anyhow::Result<WrittenFiles> {
         let (mut reading, mut windows) = self.read_windows();
         let buffers = Arc::new(Buffers::new(WAITING));
         let budget = Arc::new(Semaphore::new(permits(IN_FLIGHT) as usize));
-        let mut directories: Vec<(PathBuf, Arc<Entry>)> = Vec::new();
-        let mut written = Written::default();
+        let mut directories: Vec<(PathBuf, Arc<FileEntry>)> = Vec::new();
+        let mut written = WrittenFiles::default();
         // Of the file that goes on in the next window.
         let mut present = 0;
         let mut ahead: VecDeque<Comparing> = VecDeque::new();
@@ -239,7 +241,7 @@ impl Copier {
     }
 
     /// The next window; `None` after the last one, or the last one before those that cannot be read.
-    async fn next_window(windows: &mut mpsc::Receiver<Reading>) -> anyhow::Result<Option<Window>> {
+    async fn next_window(windows: &mut mpsc::Receiver<Reading>) -> anyhow::Result<Option<ReadWindow>> {
         match windows.recv().await {
             Some(mut reading) => joined(reading.join_next().await),
             None => Ok(None),
@@ -247,7 +249,7 @@ impl Copier {
     }
 
     /// Begins to compare a window with what is there.
-    fn compare(&self, window: Window, targets: Vec<Option<Target>>) -> Comparing {
+    fn compare(&self, window: ReadWindow, targets: Vec<Option<FileTarget>>) -> Comparing {
         let (window, targets) = (Arc::new(window), Arc::new(targets));
         let mut found = JoinSet::new();
         let (reader, of_task, to) = (self.reader.clone(), Arc::clone(&window), Arc::clone(&targets));
@@ -258,9 +260,9 @@ impl Copier {
     }
 
     /// Makes a window wait for a block.
-    fn expect(&self, gather: &mut Gather, parts: &[Part], part: usize, block: u64) {
+    fn expect(&self, gather: &mut Gather, parts: &[WindowPart], part: usize, block: u64) {
         let size = self.reader.block_size();
-        if let Some(Content::File(content)) = parts.get(part).map(|part| &part.entry.content) {
+        if let Some(EntryContent::File(content)) = parts.get(part).map(|part| &part.entry.content) {
             gather.expect(part, block.saturating_mul(size.bytes()), size.block_len(content.length, block));
         }
     }
@@ -286,7 +288,7 @@ impl Copier {
             cpu::run(move || {
                 let _in_flight = permit;
                 let Files { targets, gather } = &*of_window;
-                let mut open: Option<OpenFile> = None;
+                let mut open: Option<LastFile> = None;
                 let scattered = reader.scatter::<anyhow::Error>(&unit, &fetched, |piece| {
                     gather.take(piece.part, piece.offset, piece.bytes, |offset, bytes| {
                         files::write(targets, &mut open, piece.part, offset, bytes)
@@ -306,7 +308,7 @@ impl Copier {
     /// Completes the files that end in a window which is written; how many these are.
     async fn end(self, window: WrittenWindow) -> anyhow::Result<u64> {
         let window = Arc::new(window);
-        let told = |target: &Target| format!("{} cannot be completed", target.path.display());
+        let told = |target: &FileTarget| format!("{} cannot be completed", target.path.display());
         let of_blocking = Arc::clone(&window);
         tokio::task::spawn_blocking(move || {
             let parts = of_blocking.files.targets.iter().zip(of_blocking.window.parts());
@@ -336,10 +338,10 @@ impl Copier {
     /// of each part; `None` for what is not restored. `present`: of the file that began in an earlier window.
     fn begin(
         &self,
-        parts: &[Part],
-        directories: &mut Vec<(PathBuf, Arc<Entry>)>,
+        parts: &[WindowPart],
+        directories: &mut Vec<(PathBuf, Arc<FileEntry>)>,
         mut present: u64,
-    ) -> anyhow::Result<Vec<Option<Target>>> {
+    ) -> anyhow::Result<Vec<Option<FileTarget>>> {
         let mut targets = Vec::with_capacity(parts.len());
         for part in parts {
             let entry = &part.entry;
@@ -359,7 +361,7 @@ impl Copier {
                 let kept = if self.delta { files::keep(&self.roots, &path, entry, owner) } else { Ok(None) };
                 present = match kept.with_context(|| format!("{} cannot be repaired", path.display()))? {
                     Some(present) => present,
-                    None if part.ends && matches!(entry.content, Content::File(_)) => {
+                    None if part.ends && matches!(entry.content, EntryContent::File(_)) => {
                         created = false;
                         0
                     }
@@ -372,10 +374,10 @@ impl Copier {
                 }
             }
             targets.push(match &entry.content {
-                Content::File(content) => {
+                EntryContent::File(content) => {
                     let created = created.then_some(content.length);
                     let (roots, entry) = (Arc::clone(&self.roots), Arc::clone(entry));
-                    Some(Target::new(path, roots, entry, present, owner, created))
+                    Some(FileTarget::new(path, roots, entry, present, owner, created))
                 }
                 _ => None,
             });
@@ -384,7 +386,7 @@ impl Copier {
     }
 
     /// Where an entry goes; `None` if it is not restored.
-    fn place(&self, entry: &Entry) -> Option<PathBuf> {
+    fn place(&self, entry: &FileEntry) -> Option<PathBuf> {
         let path = &entry.path;
         if is_left_out(path, &self.layout) {
             return None;
@@ -394,7 +396,11 @@ impl Copier {
     }
 
     /// Syncs the files that end in a window one by one.
-    async fn sync_files(&self, parts: &[Part], targets: Arc<Vec<Option<Target>>>) -> anyhow::Result<()> {
+    async fn sync_files(
+        &self,
+        parts: &[WindowPart],
+        targets: Arc<Vec<Option<FileTarget>>>,
+    ) -> anyhow::Result<()> {
         let ended: Vec<usize> = parts.iter().enumerate().filter(|(_, p)| p.ends).map(|(n, _)| n).collect();
         let mut tasks = JoinSet::new();
         // Waiting for the disk is not computing: more of them at once than there are cores.
@@ -418,11 +424,11 @@ impl Copier {
 
     /// Gives the directories their owners and modes; syncs them unless that is done for all at once. The data directory itself and
     /// `pg_wal` are handed over when everything else is complete.
-    async fn end_directories(&self, directories: Vec<(PathBuf, Arc<Entry>)>) -> anyhow::Result<()> {
+    async fn end_directories(&self, directories: Vec<(PathBuf, Arc<FileEntry>)>) -> anyhow::Result<()> {
         let copier = self.clone();
         tokio::task::spawn_blocking(move || {
             let Self { roots, layout, owners, .. } = &copier;
-            let last = |entry: &Entry| {
+            let last = |entry: &FileEntry| {
                 layout.is_data(&entry.path) && (entry.path.path.is_root() || layout.is_wal(&entry.path))
             };
             let one_by_one = !copier.filesystems.at_once();

@@ -11,15 +11,15 @@ use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
 use walpoint_base::WalFileName;
 
-use super::aside::{self, Record};
 use super::directory::{self, Contents};
 use super::existing::{self, Existing};
 use super::kept::Kept;
 use super::layout::Layout;
 use super::named::Named;
 use super::owners::Owner;
+use super::previous::{self, Record};
 use super::reach;
-use super::running::{self, LockFile, Server};
+use super::running::{self, LockFile, RunningServer};
 use super::steps::{self, RestoreMode, Step, Which};
 use super::stored::{NotStored, Whose};
 use super::target_state::{Previous, TargetState};
@@ -67,8 +67,8 @@ impl Decided {
             None
         };
         let crashed = match server {
-            Server::Crashed(file) => Some(file),
-            Server::None | Server::Running(..) => None,
+            RunningServer::Crashed(file) => Some(file),
+            RunningServer::None | RunningServer::Running(..) => None,
         };
         let contents = contents?;
         Ok(Self {
@@ -223,7 +223,7 @@ impl Decided {
         let beside =
             |other: &Path| matches!(self.mode, RestoreMode::Replace { .. }) && other == default_extra(pgdata);
         let in_the_way =
-            aside::in_the_way(&others, |other| self.link_to(other), beside).map_err(|e| anyhow!(e))?;
+            previous::in_the_way(&others, |other| self.link_to(other), beside).map_err(|e| anyhow!(e))?;
         for (directory, link) in &in_the_way {
             if link.is_some() {
                 self.require_visible(directory)?;

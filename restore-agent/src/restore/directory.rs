@@ -25,7 +25,7 @@ pub(crate) use self::marker::{
     MARKER, Marker, RelativeTime, belongs_to, claim, claim_other, claimed, disown, is_claimed, release,
 };
 use super::beneath::Anchor;
-use super::running::{self, LockFile, Reason, Server};
+use super::running::{self, LockFile, Reason, RunningServer};
 
 /// What a directory is before a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,9 +167,9 @@ pub(crate) fn require_empty(directory: &Path) -> Result<(), String> {
 /// What a crashed server left there.
 pub(crate) fn require_down(pgdata: &Path, vouched: bool) -> Result<Option<LockFile>, DirectoryError> {
     match running::find(pgdata, vouched).map_err(error_at(pgdata))? {
-        Server::None => Ok(None),
-        Server::Crashed(file) => Ok(Some(file)),
-        Server::Running(file, reason) => {
+        RunningServer::None => Ok(None),
+        RunningServer::Crashed(file) => Ok(Some(file)),
+        RunningServer::Running(file, reason) => {
             Err(DirectoryError::Running { pgdata: pgdata.to_owned(), file, reason })
         }
     }

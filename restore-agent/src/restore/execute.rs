@@ -12,16 +12,16 @@ use rustix::fs::FileType;
 use walpoint_base::RecoveryTarget;
 use walpoint_pg::label::TablespaceMap;
 use walpoint_runtime::args::CommonArgs;
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 
-use super::beneath::{Anchor, Roots};
-use super::copy::{Copier, Written};
+use super::beneath::{Anchor, OpenRoots};
+use super::copy::{Copier, WrittenFiles};
 use super::directory::{self, Contents, Held};
 use super::finish::{Finish, UNFINISHED_CONTROL};
 use super::kept::Kept;
 use super::owners::Owner;
 use super::prune::{self, Removed};
-use super::report::Report;
+use super::report::RestoreReport;
 use super::steps::{RestoreMode, Step};
 use super::sync::Filesystems;
 use super::{
@@ -42,7 +42,7 @@ impl Restore {
         common: &CommonArgs,
         args: &RestoreArgs,
         before: &mut Option<&str>,
-    ) -> anyhow::Result<Report> {
+    ) -> anyhow::Result<RestoreReport> {
         let began = Instant::now();
         let pgdata = self.layout.pgdata().to_owned();
         let built = built(common, &self.planned).await?;
@@ -89,8 +89,8 @@ impl Restore {
         &self,
         common: &CommonArgs,
         pgdata: &Path,
-        roots: &Arc<Roots>,
-    ) -> anyhow::Result<(Removed, Written)> {
+        roots: &Arc<OpenRoots>,
+    ) -> anyhow::Result<(Removed, WrittenFiles)> {
         // Before the first byte: only then it is told what cannot be written.
         let directories = self.marker.directories.iter().map(PathBuf::as_path);
         let filesystems = Arc::new(Filesystems::open(directories.chain([pgdata]))?);
@@ -101,7 +101,7 @@ impl Restore {
             Removed::default()
         };
         let total = self.reader.manifest().summary.totals.blocks * self.reader.block_size().bytes();
-        let progress = Progress::bytes("restoring", total, common.show_progress());
+        let progress = ByteProgress::bytes("restoring", total, common.show_progress());
         let copier = Copier {
             reader: self.reader.clone(),
             layout: Arc::clone(&self.layout),
@@ -179,7 +179,7 @@ impl Restore {
 
     /// Marks the directories as this restore's and opens them: from then on everything is reached from there. As root, the
     /// data directory and `pg_wal` are taken from their owner until the end, so that no other process changes what lies directly in them.
-    fn claim(&self, pgdata: &Path) -> anyhow::Result<Roots> {
+    fn claim(&self, pgdata: &Path) -> anyhow::Result<OpenRoots> {
         let shown = |path: &Path| path.display().to_string();
         let own = self.open_data(pgdata)?;
         own.require_ours(self.owner).with_context(|| shown(pgdata))?;
@@ -192,7 +192,7 @@ impl Restore {
             let made = reach::make(other, self.named.has(other), self.owner, ours);
             open.push((other.clone(), made.with_context(|| shown(other))?));
         }
-        let roots = Roots::of(open);
+        let roots = OpenRoots::of(open);
         if self.owner.is_some() {
             own.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(pgdata))?;
         }
@@ -228,7 +228,7 @@ impl Restore {
     }
 
     /// Leaves the target for the prefetcher, so that it does not fetch beyond it.
-    fn leave_target(&self, roots: &Roots, fork: Option<Built>) -> anyhow::Result<()> {
+    fn leave_target(&self, roots: &OpenRoots, fork: Option<Built>) -> anyhow::Result<()> {
         let plan = &self.planned.plan;
         let last =
             plan.wal.last().map(|range| range.last.name(range.timeline, self.planned.lineage.segment_size));
@@ -268,7 +268,7 @@ impl Restore {
     }
 
     /// Makes it complete; the settings that were raised.
-    fn finish(&self, pgdata: &Path, roots: &Roots) -> anyhow::Result<Vec<(String, String)>> {
+    fn finish(&self, pgdata: &Path, roots: &OpenRoots) -> anyhow::Result<Vec<(String, String)>> {
         let anchor = roots.anchor(pgdata).with_context(|| pgdata.display().to_string())?;
         let hand_over = || {
             if let (Some(owner), Some(_)) = (self.owner, self.layout.wal()) {
@@ -283,7 +283,10 @@ impl Restore {
         let facts = &self.reader.manifest().summary.facts;
         let tablespaces = facts.tablespaces.iter().filter_map(|t| {
             let spot = self.layout.tablespace(t.oid)?;
-            Some(walpoint_pg::label::Tablespace { oid: t.oid, path: spot.as_os_str().as_bytes().to_vec() })
+            Some(walpoint_pg::label::MappedTablespace {
+                oid: t.oid,
+                path: spot.as_os_str().as_bytes().to_vec(),
+            })
         });
         let mut settings = self.settings.clone();
         // Some were inside when the backup was made, whatever the command line says.

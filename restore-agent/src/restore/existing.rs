@@ -14,7 +14,7 @@ use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 
 use super::identity::{self, Identity};
 use super::owners::Owner;
-use super::tablespaces::{self, Place};
+use super::tablespaces::{self, TablespaceTarget};
 use super::{directory, reach, running};
 
 /// Bytes of a `pg_control` that are read; PostgreSQL's has 8 KiB.
@@ -29,7 +29,7 @@ pub(crate) struct Existing {
     /// The cluster's identity; `None` if `pg_control` is missing or damaged.
     pub(crate) system_id: Option<SystemId>,
     /// Its tablespaces by oid: a link, with the directory it leads to, or a directory in the link's place.
-    pub(crate) tablespaces: BTreeMap<u32, Place>,
+    pub(crate) tablespaces: BTreeMap<u32, TablespaceTarget>,
     /// Where `pg_wal` leads, if it is a link.
     pub(crate) wal: Option<PathBuf>,
     /// The user id of the directory's owner, who makes its links.
@@ -55,8 +55,8 @@ impl Existing {
             let entry = entry?;
             let Some(oid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             let place = match link(&entry.path())? {
-                Some(target) => Place::Link(target),
-                None => Place::Inside,
+                Some(target) => TablespaceTarget::Link(target),
+                None => TablespaceTarget::Inside,
             };
             tablespaces.insert(oid, place);
         }
@@ -76,7 +76,7 @@ impl Existing {
         if self.wal.as_deref().is_some_and(|wal| identity::same(wal, directory)) {
             return Some(PathBuf::from("pg_wal"));
         }
-        let leads = |place: &Place| matches!(place, Place::Link(target) if identity::same(target, directory));
+        let leads = |place: &TablespaceTarget| matches!(place, TablespaceTarget::Link(target) if identity::same(target, directory));
         let (oid, _) = self.tablespaces.iter().find(|(_, place)| leads(place))?;
         Some(Path::new(TABLESPACES).join(oid.to_string()))
     }
@@ -84,8 +84,8 @@ impl Existing {
     /// The same with some directories under other names.
     pub(crate) fn renamed(mut self, name: impl Fn(&Path) -> Option<PathBuf>) -> Self {
         let links = self.tablespaces.values_mut().filter_map(|place| match place {
-            Place::Link(target) => Some(target),
-            Place::Inside => None,
+            TablespaceTarget::Link(target) => Some(target),
+            TablespaceTarget::Inside => None,
         });
         for target in links.chain(self.wal.as_mut()) {
             if let Some(new) = name(target) {
@@ -198,8 +198,12 @@ mod tests {
         symlink("../wal", pgdata.join("pg_wal")).unwrap();
         let existing = Existing::look(&pgdata).unwrap().unwrap();
         assert_eq!(existing.system_id, None);
-        assert_eq!(existing.tablespaces[&16401], Place::Inside);
-        assert_eq!(existing.tablespaces[&16402], Place::Link(root.join("alias")), "the spelling is kept");
+        assert_eq!(existing.tablespaces[&16401], TablespaceTarget::Inside);
+        assert_eq!(
+            existing.tablespaces[&16402],
+            TablespaceTarget::Link(root.join("alias")),
+            "the spelling is kept"
+        );
         assert_eq!(existing.link_to(&root.join("fast"), None), Some("pg_tblspc/16402".into()));
         assert_eq!(existing.link_to(&root.join("other"), None), None);
         let renamed = existing.renamed(|path| (path == root.join("alias")).then(|| root.join("slow")));

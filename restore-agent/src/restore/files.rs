@@ -14,21 +14,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use rustix::fs::{Advice, FileType, OFlags};
-use walpoint_repo::backup::{Content, Entry};
+use walpoint_repo::backup::{EntryContent, FileEntry};
 
-use super::beneath::Roots;
+use super::beneath::OpenRoots;
 use super::layout::{Layout, Spot};
 use super::owners::{Owner, Owners};
 
 /// A file of a window, for the workers.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub(crate) struct FileTarget {
     /// Where it is.
     pub(crate) path: PathBuf,
     /// From where it is reached.
-    roots: Arc<Roots>,
+    roots: Arc<OpenRoots>,
     /// What it shall be.
-    pub(crate) entry: Arc<Entry>,
+    pub(crate) entry: Arc<FileEntry>,
     /// How many of its bytes were there before: any content.
     pub(crate) present: u64,
     /// Who gets it.
@@ -40,12 +40,12 @@ pub(crate) struct Target {
     length: Mutex<Option<u64>>,
 }
 
-impl Target {
+impl FileTarget {
     /// `created`: how long it was made, if it is there already.
     pub(crate) fn new(
         path: PathBuf,
-        roots: Arc<Roots>,
-        entry: Arc<Entry>,
+        roots: Arc<OpenRoots>,
+        entry: Arc<FileEntry>,
         present: u64,
         owner: Option<Owner>,
         created: Option<u64>,
@@ -82,7 +82,7 @@ impl Target {
 
     /// Creates it if nothing was written to it, and makes it as long as it shall be: what is zero at its end is not written.
     pub(crate) fn lengthen(&self) -> anyhow::Result<()> {
-        let Content::File(content) = &self.entry.content else { return Ok(()) };
+        let EntryContent::File(content) = &self.entry.content else { return Ok(()) };
         let length = *self.length.lock().unwrap_or_else(PoisonError::into_inner);
         if length.is_none_or(|length| length < content.length) {
             let file = self.open()?;
@@ -106,16 +106,16 @@ impl Target {
 }
 
 /// The file of the last piece, and what was written to it without a break.
-pub(crate) struct OpenFile {
+pub(crate) struct LastFile {
     part: usize,
     file: File,
     from: u64,
     to: u64,
 }
 
-impl OpenFile {
+impl LastFile {
     /// Makes the disk begin with what was written, instead of when memory is full of it or everything is waited for.
-    pub(crate) fn begin_writeback(&self, targets: &[Option<Target>]) {
+    pub(crate) fn begin_writeback(&self, targets: &[Option<FileTarget>]) {
         let length = self.to - self.from;
         if length >= WRITEBACK {
             begin_writeback(&self.file, self.from, length);
@@ -135,8 +135,8 @@ const WRITEBACK: u64 = 512 << 10;
 
 /// Writes a piece; keeps the file of the last piece open, because pieces of a file lie together in a pack.
 pub(crate) fn write(
-    targets: &[Option<Target>],
-    open: &mut Option<OpenFile>,
+    targets: &[Option<FileTarget>],
+    open: &mut Option<LastFile>,
     part: usize,
     offset: u64,
     bytes: &[u8],
@@ -150,7 +150,7 @@ pub(crate) fn write(
                 last.begin_writeback(targets);
             }
             let file = target.open().with_context(told)?;
-            open.insert(OpenFile { part, file, from: offset, to: offset })
+            open.insert(LastFile { part, file, from: offset, to: offset })
         }
     };
     file.file.write_all_at(bytes, offset).with_context(told)?;
@@ -166,12 +166,12 @@ pub(crate) fn write(
 /// Makes a file that is there as long as it shall be and gives how many of its bytes were there before; what else is there
 /// was found to be right. `None` if nothing is there.
 pub(crate) fn keep(
-    roots: &Roots,
+    roots: &OpenRoots,
     path: &Path,
-    entry: &Entry,
+    entry: &FileEntry,
     owner: Option<Owner>,
 ) -> std::io::Result<Option<u64>> {
-    let Content::File(content) = &entry.content else {
+    let EntryContent::File(content) = &entry.content else {
         if roots.is_root(path) {
             return Ok(None);
         }
@@ -200,36 +200,41 @@ pub(crate) fn keep(
 }
 
 pub(crate) fn create(
-    roots: &Roots,
+    roots: &OpenRoots,
     path: &Path,
-    entry: &Entry,
+    entry: &FileEntry,
     layout: &Layout,
     owner: Option<Owner>,
 ) -> anyhow::Result<()> {
     match &entry.content {
-        Content::File(content) => {
+        EntryContent::File(content) => {
             let file = create_file(roots, path, entry, owner)?;
             if content.length > 0 {
                 file.set_len(content.length)?;
             }
         }
-        Content::Directory | Content::LinkedDirectory { .. } => match layout.spot(&entry.path) {
+        EntryContent::Directory | EntryContent::LinkedDirectory { .. } => match layout.spot(&entry.path) {
             Spot::Inside => make_directory(roots, path)?,
             // The directory itself was made when it was claimed.
             Spot::Elsewhere(directory) => roots.link(&directory, path)?,
         },
-        Content::Link { .. } if layout.is_wal(&entry.path) => {
+        EntryContent::Link { .. } if layout.is_wal(&entry.path) => {
             anyhow::bail!(
                 "the backup has a link in its place, which it cannot be: the backup is not what it should be"
             )
         }
-        Content::Link { target } => roots.link(Path::new(std::ffi::OsStr::from_bytes(target)), path)?,
+        EntryContent::Link { target } => roots.link(Path::new(std::ffi::OsStr::from_bytes(target)), path)?,
     }
     Ok(())
 }
 
 /// Creates an empty file where nothing is.
-fn create_file(roots: &Roots, path: &Path, entry: &Entry, owner: Option<Owner>) -> std::io::Result<File> {
+fn create_file(
+    roots: &OpenRoots,
+    path: &Path,
+    entry: &FileEntry,
+    owner: Option<Owner>,
+) -> std::io::Result<File> {
     let file = roots.file(path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, OURS)?;
     if owner.is_some() || mode(entry) | OURS != OURS {
         give(&file, entry, owner)?;
@@ -238,7 +243,7 @@ fn create_file(roots: &Roots, path: &Path, entry: &Entry, owner: Option<Owner>) 
 }
 
 /// Creates a directory that only we can write to until it gets its own mode; a root of the layout may be there already.
-fn make_directory(roots: &Roots, path: &Path) -> std::io::Result<()> {
+fn make_directory(roots: &OpenRoots, path: &Path) -> std::io::Result<()> {
     if roots.is_root(path) {
         return Ok(());
     }
@@ -256,12 +261,12 @@ fn make_directory(roots: &Roots, path: &Path) -> std::io::Result<()> {
 /// What we need of a file until it is written.
 const OURS: u32 = 0o600;
 
-fn mode(entry: &Entry) -> u32 {
+fn mode(entry: &FileEntry) -> u32 {
     u32::from(entry.attributes.mode) & 0o777
 }
 
 /// Gives a file its owner and mode. Whoever it lets in is kept out by the data directory until the end.
-fn give(file: &File, entry: &Entry, owner: Option<Owner>) -> std::io::Result<()> {
+fn give(file: &File, entry: &FileEntry, owner: Option<Owner>) -> std::io::Result<()> {
     if let Some(owner) = owner {
         std::os::unix::fs::fchown(file, Some(owner.uid), Some(owner.gid))?;
     }
@@ -269,7 +274,7 @@ fn give(file: &File, entry: &Entry, owner: Option<Owner>) -> std::io::Result<()>
 }
 
 /// Takes away what a file's mode does not allow even its owner.
-pub(crate) fn close_off(target: &Target) -> std::io::Result<()> {
+pub(crate) fn close_off(target: &FileTarget) -> std::io::Result<()> {
     let mode = mode(&target.entry);
     if mode & OURS == OURS {
         return Ok(());
@@ -282,10 +287,10 @@ pub(crate) fn close_off(target: &Target) -> std::io::Result<()> {
 
 /// Gives a directory its owner and mode, and its link, if it has one, its owner.
 pub(crate) fn finish_directory(
-    roots: &Roots,
+    roots: &OpenRoots,
     layout: &Layout,
     path: &Path,
-    entry: &Entry,
+    entry: &FileEntry,
     owners: &Owners,
     sync: bool,
 ) -> std::io::Result<()> {
@@ -307,7 +312,7 @@ pub(crate) fn finish_directory(
 }
 
 /// The mode that a directory of the backup gets.
-pub(crate) fn directory_mode(entry: &Entry) -> u32 {
+pub(crate) fn directory_mode(entry: &FileEntry) -> u32 {
     // PostgreSQL refuses to start in a data directory that others can write to, whatever the backup says.
     let mask = if entry.path.path.is_root() { 0o750 } else { 0o777 };
     u32::from(entry.attributes.mode) & mask | 0o700

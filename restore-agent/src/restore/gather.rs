@@ -50,11 +50,11 @@ impl Buffers {
 #[derive(Debug)]
 pub(crate) struct Gather {
     buffers: Arc<Buffers>,
-    stretches: HashMap<(usize, u64), Mutex<Stretch>>,
+    stretches: HashMap<(usize, u64), Mutex<FetchRange>>,
 }
 
 #[derive(Debug, Default)]
-struct Stretch {
+struct FetchRange {
     /// Bytes that are still to come.
     missing: usize,
     waiting: Option<Waiting>,
@@ -131,7 +131,7 @@ impl Gather {
     }
 }
 
-impl Stretch {
+impl FetchRange {
     /// Keeps a piece; `false` if there is no room.
     fn wait(&mut self, within: usize, piece: &[u8], buffers: &Buffers) -> bool {
         if self.waiting.is_none() {

@@ -18,9 +18,9 @@ use jiff::Timestamp;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::aside;
 use super::beneath::Anchor;
 use super::owners::Owner;
+use super::previous;
 use super::reach;
 
 /// The file in a directory of what was kept.
@@ -70,7 +70,9 @@ impl Kept {
         let names = (0u32..1000).map(|n| if n == 0 { time.clone() } else { format!("{time}-{n}") });
         let free = |name: &String| {
             fs::symlink_metadata(beside(pgdata, SUFFIX, name)).is_err()
-                && directories.iter().all(|d| fs::symlink_metadata(beside(d, aside::SUFFIX, name)).is_err())
+                && directories
+                    .iter()
+                    .all(|d| fs::symlink_metadata(beside(d, previous::SUFFIX, name)).is_err())
         };
         let name = { names }.find(free).context("no name is free to keep what is there")?;
         let waits = |name: &&String| pgdata.join(format!("pg_wal/archive_status/{name}.ready")).exists();
@@ -79,7 +81,7 @@ impl Kept {
             directory: beside(pgdata, SUFFIX, &name),
             wal: wal.to_vec(),
             waiting: wal.iter().filter(|name| waits(name)).cloned().collect(),
-            renamed: directories.iter().map(|d| (d.clone(), beside(d, aside::SUFFIX, &name))).collect(),
+            renamed: directories.iter().map(|d| (d.clone(), beside(d, previous::SUFFIX, &name))).collect(),
         };
         for (from, _) in &kept.renamed {
             reach::parent(from, true, user)

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use walpoint_repo::backup::{RelativePath, Root, TablePath};
 
-use super::tablespaces::Place;
+use super::tablespaces::TablespaceTarget;
 
 /// The directories that a restore writes to.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     pgdata: PathBuf,
     /// Places of tablespaces by oid.
-    tablespaces: BTreeMap<u32, Place>,
+    tablespaces: BTreeMap<u32, TablespaceTarget>,
     /// Where `pg_wal` goes, if not inside PGDATA.
     wal: Option<PathBuf>,
     /// The directory for what lay outside PGDATA, and the original paths.
@@ -35,7 +35,7 @@ impl Layout {
     /// A layout. `extra_paths` are those of the backup, in its order.
     pub(crate) fn new(
         pgdata: PathBuf,
-        tablespaces: BTreeMap<u32, Place>,
+        tablespaces: BTreeMap<u32, TablespaceTarget>,
         wal: Option<PathBuf>,
         extra: PathBuf,
         extra_paths: Vec<PathBuf>,
@@ -51,8 +51,8 @@ impl Layout {
     /// The directory of a tablespace that lies outside PGDATA.
     pub(crate) fn tablespace(&self, oid: u32) -> Option<&Path> {
         match self.tablespaces.get(&oid)? {
-            Place::Link(directory) => Some(directory),
-            Place::Inside => None,
+            TablespaceTarget::Link(directory) => Some(directory),
+            TablespaceTarget::Inside => None,
         }
     }
 
@@ -69,8 +69,8 @@ impl Layout {
     /// The directories outside PGDATA that are written to.
     pub(crate) fn others(&self) -> Vec<PathBuf> {
         let links = self.tablespaces.values().filter_map(|place| match place {
-            Place::Link(directory) => Some(directory.clone()),
-            Place::Inside => None,
+            TablespaceTarget::Link(directory) => Some(directory.clone()),
+            TablespaceTarget::Inside => None,
         });
         links.chain(self.wal.clone()).chain(self.extra().map(Path::to_owned)).collect()
     }
@@ -80,7 +80,8 @@ impl Layout {
         match directory.as_bytes() {
             b"" => self.wal.iter().map(|_| OsString::from("pg_wal")).collect(),
             b"pg_tblspc" => {
-                let links = self.tablespaces.iter().filter(|(_, place)| matches!(place, Place::Link(_)));
+                let links =
+                    self.tablespaces.iter().filter(|(_, place)| matches!(place, TablespaceTarget::Link(_)));
                 links.map(|(oid, _)| OsString::from(oid.to_string())).collect()
             }
             _ => Vec::new(),
@@ -154,7 +155,7 @@ impl Layout {
         let oid =
             name.strip_prefix(b"pg_tblspc/").and_then(|oid| std::str::from_utf8(oid).ok()?.parse().ok());
         match oid.and_then(|oid: u32| self.tablespaces.get(&oid)) {
-            Some(Place::Link(directory)) => Spot::Elsewhere(directory.clone()),
+            Some(TablespaceTarget::Link(directory)) => Spot::Elsewhere(directory.clone()),
             _ => Spot::Inside,
         }
     }
@@ -165,7 +166,10 @@ mod tests {
     use super::*;
 
     fn layout() -> Layout {
-        let tablespaces = BTreeMap::from([(16400, Place::Link("/fast".into())), (16401, Place::Inside)]);
+        let tablespaces = BTreeMap::from([
+            (16400, TablespaceTarget::Link("/fast".into())),
+            (16401, TablespaceTarget::Inside),
+        ]);
         Layout::new(
             "/data".into(),
             tablespaces,

@@ -8,8 +8,8 @@
 //! | [`target_state`], [`existing`] | what is there, asked once |
 //! | [`steps`], [`refusal`] | what is done with it, decided without IO, or why nothing is |
 //! | [`decided`] | both together, and what is done by that before the place is taken |
-//! | [`aside`], [`rollback`] | a data directory that was moved aside, and its way back |
-//! | [`room`] | free space |
+//! | [`previous`], [`rollback`] | a data directory that was moved aside, and its way back |
+//! | [`free_space`] | free space |
 //! | [`tablespaces`] | where tablespaces go |
 //! | [`layout`], [`places`] | where every path of the backup leads, and that nothing else lies there |
 //! | [`owners`] | who gets the files |
@@ -33,7 +33,6 @@
 //! Until the last step the directory has no `pg_control`, so a crash anywhere leaves something that PostgreSQL refuses to
 //! start; the same command begins anew and finishes.
 
-mod aside;
 mod behind;
 mod beneath;
 mod command;
@@ -49,6 +48,7 @@ mod failure;
 mod files;
 mod finish;
 mod forks;
+mod free_space;
 mod gather;
 mod identity;
 mod kept;
@@ -58,13 +58,13 @@ mod origin;
 mod owners;
 mod places;
 mod prepare;
+mod previous;
 mod prune;
 mod reach;
 mod refusal;
 mod report;
 mod required;
 pub(crate) mod rollback;
-mod room;
 mod running;
 mod stand_in;
 mod steps;
@@ -88,10 +88,9 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 
 use crate::plan::{self, Planned};
-use crate::target::{Action, TargetArgs};
-use crate::wal::origin::Origin;
-use aside::Record;
-use copy::Written;
+use crate::target::{TargetActionArgument, TargetArgs};
+use crate::wal::origin::RecoveryOrigin;
+use copy::WrittenFiles;
 use created::{Created, Found};
 use decided::Decided;
 use directory::{Contents, Marker};
@@ -100,6 +99,7 @@ use layout::Layout;
 use named::Named;
 use owners::{Owner, Owners};
 use prepare::{lay_out, owner_of_root};
+use previous::Record;
 use prune::Removed;
 use stand_in::StandIns;
 use steps::{RestoreMode, Step};
@@ -130,7 +130,7 @@ pub(crate) struct RestoreArgs {
     server_is_down: bool,
     /// What PostgreSQL does at the target [default: pause; promote without a target].
     #[arg(long, value_name = "ACTION")]
-    target_action: Option<Action>,
+    target_action: Option<TargetActionArgument>,
     /// Restore a standby: it keeps recovering, and follows its upstream if primary_conninfo is set.
     #[arg(long, conflicts_with = "target_action")]
     standby: bool,
@@ -290,7 +290,7 @@ fn end_finished(
 struct Restore {
     planned: Planned,
     /// What the recovery will begin with.
-    origin: Origin,
+    origin: RecoveryOrigin,
     reader: BackupReader,
     layout: Arc<Layout>,
     owners: Owners,
@@ -329,7 +329,7 @@ impl Restore {
 /// What a restore did.
 #[derive(Debug, Default)]
 struct Done {
-    written: Written,
+    written: WrittenFiles,
     removed: Removed,
     kept: Option<Kept>,
     /// Settings that were raised.

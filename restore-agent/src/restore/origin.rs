@@ -15,13 +15,13 @@ use walpoint_storage::store::StoreSettings;
 
 use super::owners::Owner;
 use crate::plan::Planned;
-use crate::wal::origin::{Origin, OriginRepository};
+use crate::wal::origin::{OriginRepository, RecoveryOrigin};
 
 /// How long a repository is asked that the plan does not need. One that does not answer is met by the recovery itself.
 const OTHERS: Duration = Duration::from_secs(10);
 
 /// Reads what the configured repositories are, as far as they can be reached.
-pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Origin> {
+pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Result<RecoveryOrigin> {
     let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
     let acknowledging = selection.settings.ack_set().to_vec();
     let last = planned.plan.wal.last();
@@ -34,7 +34,7 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
         Some(segment) => held(&planned.repository, &planned.lineage, segment).await?,
         None => last,
     };
-    let mut origin = Origin::new(planned.lineage.id);
+    let mut origin = RecoveryOrigin::new(planned.lineage.id);
     origin.served = Some((planned.repository.id(), None));
     let mut add = |found: OriginRepository| {
         if !origin.repositories.iter().any(|known| known.id == found.id) {
@@ -116,7 +116,7 @@ async fn other(
 /// Binds a data directory to the lineage that it is restored in, where the cluster has more than one: its backup may be from
 /// before the fork, and what it archives, should it ever, belongs to the lineage that was chosen.
 pub(crate) async fn bind(
-    origin: &Origin,
+    origin: &RecoveryOrigin,
     planned: &Planned,
     pgdata: &Path,
     owner: Option<Owner>,
@@ -149,7 +149,7 @@ pub(crate) async fn bind(
 }
 
 /// Leaves it in a `pg_wal`.
-pub(crate) fn leave(origin: &Origin, wal: &Path, owner: Option<Owner>) -> anyhow::Result<()> {
+pub(crate) fn leave(origin: &RecoveryOrigin, wal: &Path, owner: Option<Owner>) -> anyhow::Result<()> {
     origin.write(wal)?;
     if let Some(owner) = owner {
         owner.give(&wal.join(RECOVERY_ORIGIN))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use walpoint_base::{RecoveryTarget, SecretSource};
-use walpoint_repo::backup::{BackupReader, Backups, Summary};
+use walpoint_repo::backup::{BackupReader, BackupSummary, Backups};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::keys::KeySource;
 
@@ -19,10 +19,11 @@ use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
 use super::steps::{RestoreMode, Step};
 use super::stored::{NotStored, Whose};
-use super::tablespaces::{self, Tablespace, Wishes};
+use super::tablespaces::{self, RestoredTablespace, Wishes};
 use super::unarchived::Unarchived;
 use super::{
-    Restore, RestoreArgs, behind, command, elsewhere, failure, files, origin, places, reach, required, room,
+    Restore, RestoreArgs, behind, command, elsewhere, failure, files, free_space, origin, places, reach,
+    required,
 };
 use crate::plan::{self, Planned};
 
@@ -70,8 +71,8 @@ impl Restore {
             in_the_way.extend(found.ours.iter().map(|directory| (directory.clone(), None)));
         }
         let replacement = decided.replacement(layout.pgdata(), in_the_way)?;
-        room::check(&reader, &layout, &planned.plan, &decided).await.map_err(unread)?;
-        let source = command::Source {
+        free_space::check(&reader, &layout, &planned.plan, &decided).await.map_err(unread)?;
+        let source = command::RestoreSource {
             config: common.config_path().map(std::path::absolute).transpose()?,
             repo: common.repo.clone(),
             key_file: key_file(&planned),
@@ -210,7 +211,7 @@ fn marker(args: &RestoreArgs, planned: &Planned, layout: &Layout, decided: &Deci
 }
 
 /// The settings that the restore writes, in order.
-fn settings(args: &RestoreArgs, planned: &Planned, source: &command::Source) -> Vec<(String, String)> {
+fn settings(args: &RestoreArgs, planned: &Planned, source: &command::RestoreSource) -> Vec<(String, String)> {
     let mut settings = vec![("restore_command".to_owned(), command::restore_command(source))];
     if !args.resume_archiving {
         settings.push(("archive_mode".to_owned(), "off".to_owned()));
@@ -230,14 +231,17 @@ fn key_file(planned: &Planned) -> Option<PathBuf> {
 
 pub(super) fn lay_out(
     args: &RestoreArgs,
-    summary: &Summary,
+    summary: &BackupSummary,
     pgdata: PathBuf,
     existing: Option<&Existing>,
 ) -> anyhow::Result<Layout> {
     let path = |bytes: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
     let facts = &summary.facts;
-    let known: Vec<Tablespace> =
-        facts.tablespaces.iter().map(|t| Tablespace { oid: t.oid, location: path(&t.path.0) }).collect();
+    let known: Vec<RestoredTablespace> = facts
+        .tablespaces
+        .iter()
+        .map(|t| RestoredTablespace { oid: t.oid, location: path(&t.path.0) })
+        .collect();
     // Links in them are seen through when they are opened.
     let absolute = |dir: &Option<PathBuf>| dir.as_ref().map(named::absolute);
     let wishes = Wishes {

@@ -15,9 +15,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use walpoint_repo::backup::{BackupReader, Content, Entries, Entry, RelativePath, Root, TablePath};
+use walpoint_repo::backup::{BackupReader, Entries, EntryContent, FileEntry, RelativePath, Root, TablePath};
 
-use super::beneath::Roots;
+use super::beneath::OpenRoots;
 use super::copy;
 use super::directory::{self, MARKER};
 use super::identity;
@@ -33,7 +33,11 @@ pub(crate) struct Removed {
 }
 
 /// Removes from the data directory, and from what belongs to it outside, all that the backup does not have.
-pub(crate) async fn prune(reader: &BackupReader, layout: &Layout, roots: &Roots) -> anyhow::Result<Removed> {
+pub(crate) async fn prune(
+    reader: &BackupReader,
+    layout: &Layout,
+    roots: &OpenRoots,
+) -> anyhow::Result<Removed> {
     let mut table = Table { entries: reader.entries(), next: None, ended: false };
     let mut removed = Removed::default();
     let mut walk = vec![children(&RelativePath::default(), layout.pgdata(), layout)?];
@@ -85,13 +89,13 @@ pub(crate) async fn prune(reader: &BackupReader, layout: &Layout, roots: &Roots)
 /// The file table of the data directory, read in its order.
 struct Table {
     entries: Entries,
-    next: Option<Entry>,
+    next: Option<FileEntry>,
     ended: bool,
 }
 
 impl Table {
     /// The entry at a path; paths are asked for in ascending order.
-    async fn at(&mut self, path: &RelativePath) -> anyhow::Result<Option<&Entry>> {
+    async fn at(&mut self, path: &RelativePath) -> anyhow::Result<Option<&FileEntry>> {
         loop {
             if self.next.is_none() && !self.ended {
                 self.next = self.entries.next().await?.filter(|entry| entry.path.root == Root::Data);
@@ -107,19 +111,19 @@ impl Table {
 }
 
 /// Whether what lies there can be turned into the entry in its place.
-fn stays(entry: &Entry, place: &Path, meta: &Metadata, layout: &Layout) -> bool {
+fn stays(entry: &FileEntry, place: &Path, meta: &Metadata, layout: &Layout) -> bool {
     if copy::is_left_out(&entry.path, layout) {
         return false;
     }
     let leads_to = |target: &Path| fs::read_link(place).is_ok_and(|found| found == target);
     match &entry.content {
         // Under a second name the file is somebody's copy, and not to be written to.
-        Content::File(_) => meta.is_file() && meta.nlink() == 1,
-        Content::Directory | Content::LinkedDirectory { .. } => match layout.spot(&entry.path) {
+        EntryContent::File(_) => meta.is_file() && meta.nlink() == 1,
+        EntryContent::Directory | EntryContent::LinkedDirectory { .. } => match layout.spot(&entry.path) {
             Spot::Inside => meta.is_dir(),
             Spot::Elsewhere(directory) => meta.is_symlink() && identity::same(place, &directory),
         },
-        Content::Link { target } => leads_to(Path::new(OsStr::from_bytes(target))),
+        EntryContent::Link { target } => leads_to(Path::new(OsStr::from_bytes(target))),
     }
 }
 
@@ -177,7 +181,7 @@ fn children(path: &RelativePath, directory: &Path, layout: &Layout) -> anyhow::R
     Ok(paths)
 }
 
-fn remove(roots: &Roots, place: &Path) -> anyhow::Result<()> {
+fn remove(roots: &OpenRoots, place: &Path) -> anyhow::Result<()> {
     roots
         .remove(place)
         .with_context(|| format!("{} does not belong to the backup and cannot be removed", place.display()))

@@ -15,7 +15,7 @@ use crate::settings;
 
 /// What `restore --json` prints.
 #[derive(Debug, serde::Serialize)]
-pub(super) struct Report {
+pub(super) struct RestoreReport {
     pgdata: String,
     cluster: String,
     backup: String,
@@ -39,7 +39,7 @@ pub(super) struct Report {
 
 impl Restore {
     /// What was done, and what a person should know.
-    pub(super) fn report(&self, args: &RestoreArgs, done: &Done, took: Duration) -> Report {
+    pub(super) fn report(&self, args: &RestoreArgs, done: &Done, took: Duration) -> RestoreReport {
         let plan = &self.planned.plan;
         let mut notes = self.planned.notes();
         notes.extend(done.removed.unlinked.iter().map(|directory| {
@@ -92,7 +92,7 @@ impl Restore {
         if !self.layout.pgdata().join("postgresql.conf").exists() {
             notes.push(self.configuration_elsewhere());
         }
-        Report {
+        RestoreReport {
             pgdata: self.layout.pgdata().display().to_string(),
             cluster: self.planned.cluster.to_string(),
             backup: plan.backup.id.to_string(),
@@ -155,7 +155,7 @@ impl Restore {
 }
 
 /// Prints it.
-pub(super) fn print(common: &CommonArgs, report: &Report) -> Result<(), Failure> {
+pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), Failure> {
     if common.json {
         return walpoint_runtime::output::json(report);
     }

@@ -12,10 +12,10 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
 
-use super::aside::{self, Record};
 use super::directory;
 use super::existing::Existing;
 use super::kept::{self, Kept};
+use super::previous::{self, Record};
 use super::reach;
 
 /// Options of `rollback`.
@@ -80,14 +80,14 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
     };
     // One whose successor waits was about to go when an earlier rollback was interrupted.
     let waits = |record: &Record| record.successor.as_ref().is_some_and(|successor| successor.exists());
-    if let Some(record) = aside::left_in(pgdata)?.filter(|record| !waits(record)) {
+    if let Some(record) = previous::left_in(pgdata)?.filter(|record| !waits(record)) {
         // It came back, or never went; only this was not written down.
-        record.come_back()?;
+        record.undo()?;
         return Ok(report);
     }
     let _held = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
     let kept = kept::all(pgdata);
-    let latest = aside::latest(pgdata)?.with_context(|| {
+    let latest = previous::latest(pgdata)?.with_context(|| {
         let kept: String = kept
             .iter()
             .map(|kept| format!("; restore --delta repaired it and kept {}", kept.text()))
@@ -99,7 +99,7 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
     report.kept = kept.iter().map(Kept::text).collect();
     let unfinished = latest.successor.as_ref().filter(|_| !pgdata.exists());
     let back = match unfinished {
-        Some(successor) => &aside::at(successor, pgdata)?.with_context(|| {
+        Some(successor) => &previous::at(successor, pgdata)?.with_context(|| {
             format!(
                 "{}, which an earlier rollback was to put back, is gone; nothing was changed",
                 successor.display()
@@ -118,7 +118,7 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
         latest.go()?;
         (report.moved_aside, report.places) = (Some(latest.aside.display().to_string()), latest.places());
     }
-    back.come_back()?;
+    back.undo()?;
     report.put_back = Some(back.aside.display().to_string());
     Ok(report)
 }
@@ -133,10 +133,10 @@ fn in_the_way(pgdata: &Path, back: &Record) -> anyhow::Result<Vec<(PathBuf, Opti
     let link_to = |directory: &Path| existing.as_ref()?.link_to(directory, user);
     // What an unfinished restore claimed has perhaps no link yet; what goes beside a data directory never has one.
     let ours = |directory: &Path| {
-        let linkless = |moved: &aside::Move| moved.from == directory && moved.link.is_none();
+        let linkless = |moved: &previous::Move| moved.from == directory && moved.link.is_none();
         directory::belongs_to(directory, pgdata, user) || back.moves.iter().any(linkless)
     };
-    aside::in_the_way(&wanted, link_to, ours).map_err(|e| anyhow!("{e}"))
+    previous::in_the_way(&wanted, link_to, ours).map_err(|e| anyhow!("{e}"))
 }
 
 fn refuse_running(pgdata: &Path, vouched: bool) -> anyhow::Result<()> {

@@ -89,7 +89,7 @@ pub(crate) enum Hiding {
 
 /// What is known of a data directory's server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Server {
+pub(crate) enum RunningServer {
     /// None runs, and none left its file.
     None,
     /// None runs, although the file is there.
@@ -99,7 +99,7 @@ pub(crate) enum Server {
 }
 
 /// Finds out whether a server runs on a directory; `vouched`: the person who restores says that none does.
-pub(crate) fn find(pgdata: &Path, vouched: bool) -> io::Result<Server> {
+pub(crate) fn find(pgdata: &Path, vouched: bool) -> io::Result<RunningServer> {
     let mut file = LockFile::read(pgdata)?;
     let pid = file.as_ref().and_then(|file| file.pid);
     let until = Instant::now() + AFTERMATH;
@@ -110,15 +110,15 @@ pub(crate) fn find(pgdata: &Path, vouched: bool) -> io::Result<Server> {
             None => server_in(pgdata, Path::new("/proc"))?.map(Reason::Works),
         };
         return Ok(match (reason, file) {
-            (None, None) => Server::None,
-            (None, Some(file)) => Server::Crashed(file),
+            (None, None) => RunningServer::None,
+            (None, Some(file)) => RunningServer::Crashed(file),
             // The server that wrote the file does not end by itself; what it left does.
             (Some(Reason::Works(process)), left) if Some(process.pid) != pid && Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(100));
                 file = left;
                 continue;
             }
-            (Some(reason), file) => Server::Running(file, reason),
+            (Some(reason), file) => RunningServer::Running(file, reason),
         });
     }
 }

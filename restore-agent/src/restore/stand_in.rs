@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use walpoint_base::BackupId;
-use walpoint_plan::restore::{Request, RestorePlan};
+use walpoint_plan::restore::{RestorePlan, RestoreRequest};
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{Backups, ListedState};
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -32,7 +32,7 @@ impl StandIns {
     pub(super) async fn instead(
         &mut self,
         common: &CommonArgs,
-        request: &Request,
+        request: &RestoreRequest,
         planned: &Planned,
         failure: Failure,
     ) -> Result<Planned, Failure> {
@@ -85,12 +85,12 @@ impl StandIns {
     async fn other_backup(
         &self,
         common: &CommonArgs,
-        request: &Request,
+        request: &RestoreRequest,
         planned: &Planned,
     ) -> Option<Planned> {
         let unreadable: BTreeSet<BackupId> = self.damaged.iter().map(|(_, id)| *id).collect();
         // Another lineage's backup leads to another server's rows.
-        let request = Request { unreadable, lineage: Some(planned.plan.lineage), ..request.clone() };
+        let request = RestoreRequest { unreadable, lineage: Some(planned.plan.lineage), ..request.clone() };
         match plan::make(common, &request).await {
             Ok(other) if ends_alike(&other.plan, &planned.plan) => Some(other),
             Ok(other) => {

@@ -10,7 +10,7 @@ use walpoint_base::{SystemId, WalFileName};
 
 use super::directory::{Contents, Marker};
 use super::refusal::{Refusal, Unread};
-use super::running::Server;
+use super::running::RunningServer;
 use super::stored::Whose;
 use super::target_state::TargetState;
 
@@ -76,7 +76,7 @@ pub(super) enum Step {
 
 /// What a restore does with what lies at its target, or why it does nothing.
 pub(super) fn decide(state: &TargetState, mode: RestoreMode) -> Result<Vec<Step>, Refusal> {
-    if let Server::Running(file, reason) = &state.server {
+    if let RunningServer::Running(file, reason) = &state.server {
         return Err(Refusal::Running { file: file.clone(), reason: reason.clone() });
     }
     let contents = state.contents.as_ref().map_err(|_| Refusal::Unread(Unread::Contents))?;

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 /// A tablespace as the backup found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tablespace {
+pub(crate) struct RestoredTablespace {
     /// Its oid, the name of its link.
     pub(crate) oid: u32,
     /// Its directory at the time of the backup.
@@ -46,7 +46,7 @@ impl Mapping {
         &self.new
     }
 
-    fn fits(&self, tablespace: &Tablespace) -> bool {
+    fn fits(&self, tablespace: &RestoredTablespace) -> bool {
         let old = self.old.trim_end_matches('/');
         old == tablespace.oid.to_string() || Path::new(old) == tablespace.location
     }
@@ -54,7 +54,7 @@ impl Mapping {
 
 /// Where one tablespace goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum TablespaceTarget {
     /// `pg_tblspc/<oid>` is a link to this directory.
     Link(PathBuf),
     /// `pg_tblspc/<oid>` is a directory of its own.
@@ -71,7 +71,7 @@ pub(crate) struct Wishes {
     /// Puts all others inside PGDATA, without links.
     pub(crate) flatten: bool,
     /// Where the data directory that is repaired or replaced has them.
-    pub(crate) existing: BTreeMap<u32, Place>,
+    pub(crate) existing: BTreeMap<u32, TablespaceTarget>,
 }
 
 /// Whether a tablespace is a directory in `pg_tblspc` and no link.
@@ -86,10 +86,10 @@ pub(crate) fn lie_inside(pgdata: &Path) -> io::Result<bool> {
 
 /// The place of each tablespace by oid. An error changes nothing and says what to do.
 pub(crate) fn place(
-    tablespaces: &[Tablespace],
+    tablespaces: &[RestoredTablespace],
     wishes: &Wishes,
     pgdata: &Path,
-) -> Result<BTreeMap<u32, Place>, String> {
+) -> Result<BTreeMap<u32, TablespaceTarget>, String> {
     for mapping in &wishes.mappings {
         if !tablespaces.iter().any(|t| mapping.fits(t)) {
             let known = tablespaces
@@ -103,19 +103,19 @@ pub(crate) fn place(
             ));
         }
     }
-    let mut places: BTreeMap<u32, Place> = BTreeMap::new();
+    let mut places: BTreeMap<u32, TablespaceTarget> = BTreeMap::new();
     for tablespace in tablespaces {
         let mapped = wishes.mappings.iter().find(|m| m.fits(tablespace)).map(|m| m.new.clone());
         let place = match (mapped, &wishes.all) {
-            (Some(new), _) => Place::Link(new),
-            (None, Some(all)) => Place::Link(all.join(tablespace.oid.to_string())),
-            (None, None) if wishes.flatten => Place::Inside,
+            (Some(new), _) => TablespaceTarget::Link(new),
+            (None, Some(all)) => TablespaceTarget::Link(all.join(tablespace.oid.to_string())),
+            (None, None) if wishes.flatten => TablespaceTarget::Inside,
             (None, None) => match wishes.existing.get(&tablespace.oid) {
                 Some(place) => place.clone(),
-                None => Place::Link(tablespace.location.clone()),
+                None => TablespaceTarget::Link(tablespace.location.clone()),
             },
         };
-        if let Place::Link(directory) = &place {
+        if let TablespaceTarget::Link(directory) = &place {
             check(tablespace, directory, pgdata, &places)?;
         }
         places.insert(tablespace.oid, place);
@@ -124,10 +124,10 @@ pub(crate) fn place(
 }
 
 fn check(
-    tablespace: &Tablespace,
+    tablespace: &RestoredTablespace,
     directory: &Path,
     pgdata: &Path,
-    others: &BTreeMap<u32, Place>,
+    others: &BTreeMap<u32, TablespaceTarget>,
 ) -> Result<(), String> {
     let oid = tablespace.oid;
     let shown = directory.display();
@@ -142,7 +142,7 @@ fn check(
         ));
     }
     let clash = others.iter().find(|(_, place)| {
-        matches!(place, Place::Link(other) if other.starts_with(directory) || directory.starts_with(other))
+        matches!(place, TablespaceTarget::Link(other) if other.starts_with(directory) || directory.starts_with(other))
     });
     if let Some((other, _)) = clash {
         return Err(format!(
@@ -161,14 +161,18 @@ pub(crate) fn plain_absolute(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    fn tablespaces() -> Vec<Tablespace> {
+    fn tablespaces() -> Vec<RestoredTablespace> {
         vec![
-            Tablespace { oid: 16400, location: "/ssd/fast".into() },
-            Tablespace { oid: 16401, location: "/hdd/slow".into() },
+            RestoredTablespace { oid: 16400, location: "/ssd/fast".into() },
+            RestoredTablespace { oid: 16401, location: "/hdd/slow".into() },
         ]
     }
 
-    fn placed(mappings: &[&str], all: Option<&str>, flatten: bool) -> Result<BTreeMap<u32, Place>, String> {
+    fn placed(
+        mappings: &[&str],
+        all: Option<&str>,
+        flatten: bool,
+    ) -> Result<BTreeMap<u32, TablespaceTarget>, String> {
         let mappings = mappings.iter().map(|m| m.parse()).collect::<Result<_, _>>()?;
         let wishes = Wishes { mappings, all: all.map(PathBuf::from), flatten, existing: BTreeMap::new() };
         place(&tablespaces(), &wishes, Path::new("/data"))
@@ -176,8 +180,8 @@ mod tests {
 
     #[test]
     fn those_of_a_data_directory_that_is_there_stay_where_they_are() {
-        let link = |path: &str| Place::Link(path.into());
-        let existing = BTreeMap::from([(16400, link("/moved")), (16401, Place::Inside)]);
+        let link = |path: &str| TablespaceTarget::Link(path.into());
+        let existing = BTreeMap::from([(16400, link("/moved")), (16401, TablespaceTarget::Inside)]);
         let wishes = Wishes { mappings: vec!["16401=/new".parse().unwrap()], existing, ..Wishes::default() };
         let placed = place(&tablespaces(), &wishes, Path::new("/data")).unwrap();
         assert_eq!((&placed[&16400], &placed[&16401]), (&link("/moved"), &link("/new")));
@@ -185,13 +189,13 @@ mod tests {
 
     #[test]
     fn one_by_one_all_or_inside() {
-        let link = |path: &str| Place::Link(path.into());
+        let link = |path: &str| TablespaceTarget::Link(path.into());
         assert_eq!(placed(&[], None, false).unwrap()[&16400], link("/ssd/fast"));
         let both = placed(&["16400=/new/a", "/hdd/slow/=/new/b"], None, false).unwrap();
         assert_eq!((&both[&16400], &both[&16401]), (&link("/new/a"), &link("/new/b")));
         let rest = placed(&["/ssd/fast=/new/a"], Some("/all"), false).unwrap();
         assert_eq!((&rest[&16400], &rest[&16401]), (&link("/new/a"), &link("/all/16401")));
-        assert_eq!(placed(&["16401=/x"], None, true).unwrap()[&16400], Place::Inside);
+        assert_eq!(placed(&["16401=/x"], None, true).unwrap()[&16400], TablespaceTarget::Inside);
     }
 
     #[test]

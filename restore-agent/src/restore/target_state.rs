@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use walpoint_base::WalFileName;
 
-use super::aside::{self, Record};
 use super::directory::{self, Contents, DirectoryError, MARKER, error_at};
 use super::existing::{self, Existing};
 use super::kept::{self, Kept};
-use super::running::{self, Server};
+use super::previous::{self, Record};
+use super::running::{self, RunningServer};
 
 /// What a server writes when it starts; no backup has it.
 const SERVER_OPTIONS: &str = "postmaster.opts";
@@ -21,7 +21,7 @@ const SERVER_OPTIONS: &str = "postmaster.opts";
 #[derive(Debug)]
 pub(super) struct TargetState {
     /// Whether a server runs there.
-    pub(super) server: Server,
+    pub(super) server: RunningServer,
     /// What lies there.
     pub(super) contents: Result<Contents, DirectoryError>,
     /// The data directory that is there, with its links; `None` if it is no data directory.
@@ -57,8 +57,8 @@ impl TargetState {
             contents: contents(pgdata),
             present: Existing::look(pgdata),
             waiting: existing::waiting(pgdata),
-            previous: aside::latest(pgdata).map(|record| record.map(Previous::look)),
-            asides: aside::all(pgdata),
+            previous: previous::latest(pgdata).map(|record| record.map(Previous::look)),
+            asides: previous::all(pgdata),
             kept: kept::all(pgdata),
         })
     }

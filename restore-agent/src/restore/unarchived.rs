@@ -26,7 +26,7 @@ use walpoint_base::{
 use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentRange, Signal};
 
 pub(super) use self::content::inspect;
-use self::content::{Candidate, effects};
+use self::content::{UnarchivedSegment, effects};
 use self::proof::{end_of, judge};
 use super::kept;
 use super::owners::{self, Owner};
@@ -42,7 +42,7 @@ pub(super) struct Unarchived {
     /// Names of files in `pg_wal`, in order.
     pub(super) names: Vec<String>,
     /// Those that recovery will replay, in order; by then they are among what was kept.
-    pub(super) replayed: Vec<Replayed>,
+    pub(super) replayed: Vec<ReplayedSegment>,
     /// Tablespaces that their replay creates.
     pub(super) creates: Vec<CreatedTablespace>,
     /// What settings their replay needs.
@@ -53,7 +53,7 @@ pub(super) struct Unarchived {
 
 /// A segment that recovery will replay from `pg_wal`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Replayed {
+pub(super) struct ReplayedSegment {
     pub(super) name: SegmentName,
     /// Where its last valid record ends.
     pub(super) end: Lsn,
@@ -126,9 +126,9 @@ impl Unarchived {
                     end = end.after(&facts.chain);
                     number = number.next();
                     let kept = Some(path).filter(|path| !path.starts_with(pgdata)).cloned();
-                    self.replayed.push(Replayed { name, end: facts.end, whole: facts.whole, kept });
+                    self.replayed.push(ReplayedSegment { name, end: facts.end, whole: facts.whole, kept });
                     let ended = !facts.whole;
-                    content.push(Candidate { facts, path: path.clone() });
+                    content.push(UnarchivedSegment { facts, path: path.clone() });
                     if ended {
                         break;
                     }
@@ -164,7 +164,7 @@ impl Unarchived {
         size: SegmentSize,
         archiving: bool,
     ) -> anyhow::Result<()> {
-        for Replayed { name, end, whole, kept } in &self.replayed {
+        for ReplayedSegment { name, end, whole, kept } in &self.replayed {
             let path = wal.join(name.to_string());
             let context = || format!("could not write \"{}\"", path.display());
             // Under its name it is whole, whatever happens here.

@@ -13,7 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::bail;
 use futures_util::FutureExt;
 use walpoint_base::{
-    ClusterName, CreatedTablespace, Place, SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName,
+    ClusterName, CreatedTablespace, SegmentSize, SystemId, TimelineHistory, TimelineId, WalDirectory,
+    WalFileName,
 };
 use walpoint_plan::restore::Unfollowed;
 use walpoint_repo::wal::WalArchive;
@@ -24,21 +25,21 @@ use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
 use self::from_one::Found;
-use crate::wal::asking::{Asking, Began};
+use crate::wal::asking::{Began, PendingQuestions};
+use crate::wal::atomic_file::{self, Durability};
 use crate::wal::creates::Marked;
 use crate::wal::flagged::{self, Flagged};
-use crate::wal::landing::{self, Durability};
 use crate::wal::note::{Built, TargetNote};
 use crate::wal::origin::OriginKeeper;
 use crate::wal::prove;
 use crate::wal::refusal::Unproven;
 use crate::wal::served::Served;
-use crate::wal::source::{Failed, Source, listed};
+use crate::wal::source::{Failed, FetchSource, listed};
 use crate::wal::spool;
 
 /// What an attempt to have a file came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum FetchResult {
     /// It is there, whole and verified.
     Landed(Landed),
     /// It is proven not to be in the archive, or, if no proof was wanted, no repository has it. Says so.
@@ -78,19 +79,19 @@ pub(crate) enum Proof {
 
 /// The archive of one cluster.
 #[derive(Debug)]
-pub(crate) struct Archive {
+pub(crate) struct ClusterArchive {
     cluster: ClusterName,
     /// Whose WAL is asked for, from `pg_control`.
     system_id: Option<SystemId>,
     /// Who asks; `None` where a person fetches a file by hand.
-    place: Option<Place>,
+    place: Option<WalDirectory>,
     /// What the recovery began with.
     origin: OriginKeeper,
     /// The segment that is built, by the note that `restore` left.
     built: Option<Built>,
     /// The timeline that recovery does not follow, by the same note.
     pub(super) unfollowed: Option<Unfollowed>,
-    sources: Vec<Source>,
+    sources: Vec<FetchSource>,
     /// Names of repositories that acknowledge, by the configuration. The lineage's own set comes on top.
     acknowledging: Vec<String>,
     damaged_too: bool,
@@ -107,7 +108,7 @@ pub(crate) struct Archive {
 
 /// A file that is wanted.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct WantedFile<'a> {
     /// What PostgreSQL calls it.
     pub(crate) name: WalFileName,
     /// Where it lands.
@@ -122,7 +123,7 @@ pub(crate) struct Wanted<'a> {
 
 /// What the repositories answered.
 #[derive(Debug, Default)]
-pub(crate) struct Asked<'a> {
+pub(crate) struct ArchiveAnswer<'a> {
     /// The file, if one of them gave it.
     pub(crate) landed: Option<Landed>,
     /// Those that answered "no such object".
@@ -135,16 +136,22 @@ pub(crate) struct Asked<'a> {
     pub(crate) there: bool,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> ArchiveAnswer<'a> {
     /// A repository did not say whether it has the file.
-    fn unsaid(&mut self, source: &'a Source, failed: Failed) {
+    fn unsaid(&mut self, source: &'a FetchSource, failed: Failed) {
         // One that is refused is not of this archive.
         self.silent.extend(Some(source.name.as_str()).filter(|_| !failed.refused));
         self.failures.push(failed);
     }
 
     /// A repository gave the file.
-    fn land(&mut self, wanted: Wanted<'_>, source: &Source, size: u64, creates: Vec<CreatedTablespace>) {
+    fn land(
+        &mut self,
+        wanted: WantedFile<'_>,
+        source: &FetchSource,
+        size: u64,
+        creates: Vec<CreatedTablespace>,
+    ) {
         let mut note = listed(&self.failures);
         if !note.is_empty() {
             note = format!("\"{}\" comes from repository {}, because {note}", wanted.name, source.name);
@@ -162,9 +169,9 @@ pub(crate) struct Missing<'a> {
     pub(crate) wal: WalArchive,
 }
 
-impl Archive {
+impl ClusterArchive {
     /// The archive of the selected cluster. Nothing is opened yet.
-    pub(crate) fn new(selection: Selection<StoreSettings>, place: Option<&Place>) -> Self {
+    pub(crate) fn new(selection: Selection<StoreSettings>, place: Option<&WalDirectory>) -> Self {
         let note = place.and_then(|place| TargetNote::read(&place.wal.join(spool::DIRECTORY)));
         Self {
             cluster: selection.cluster,
@@ -176,7 +183,7 @@ impl Archive {
             acknowledging: selection.settings.ack_set().to_vec(),
             damaged_too: selection.settings.fetch_damaged,
             without: selection.settings.fetch_without.clone(),
-            sources: selection.repositories.into_iter().map(Source::new).collect(),
+            sources: selection.repositories.into_iter().map(FetchSource::new).collect(),
             lineage: Mutex::new(None),
             histories: Mutex::default(),
             marked: Mutex::default(),
@@ -185,7 +192,7 @@ impl Archive {
     }
 
     /// Who asks; `None` where a person fetches a file by hand.
-    pub(crate) fn place(&self) -> Option<&Place> {
+    pub(crate) fn place(&self) -> Option<&WalDirectory> {
         self.place.as_ref()
     }
 
@@ -221,9 +228,9 @@ impl Archive {
         path: &Path,
         proof: Proof,
         durability: Durability,
-    ) -> Outcome {
+    ) -> FetchResult {
         if name.is_never_written() {
-            return Outcome::Absent(format!(
+            return FetchResult::Absent(format!(
                 "\"{name}\" is not in the archive: the first timeline has no history"
             ));
         }
@@ -234,27 +241,28 @@ impl Archive {
         }
         let built = self.built.filter(|built| WalFileName::Segment(built.segment.name) == name);
         let of_itself = built.filter(|built| built.segment.is_of_itself());
-        let wanted = Wanted { name, path, durability, built: of_itself, flagged: false };
+        let wanted = WantedFile { name, path, durability, built: of_itself, flagged: false };
         // What the path leaves is none of its business under its own name.
         let asked = match built {
-            Some(built) if built.segment.left && of_itself.is_none() => Asked::default(),
+            Some(built) if built.segment.left && of_itself.is_none() => ArchiveAnswer::default(),
             _ => self.ask(wanted).await,
         };
         if let Some(landed) = asked.landed {
-            return Outcome::Landed(landed);
+            return FetchResult::Landed(landed);
         }
         if let Some(built) = built.filter(|_| of_itself.is_none()) {
             return self.build(wanted, built, proof, asked).await;
         }
-        let Asked { missing, failures, there, .. } = asked;
+        let ArchiveAnswer { missing, failures, there, .. } = asked;
         if let WalFileName::History(timeline) = name
             && let Some((content, note)) = self.history_instead(timeline, &missing, there, proof).await
         {
             let (size, target) = (content.len() as u64, path.to_owned());
-            let landed = landing::blocking(move || landing::land(&target, &content, durability)).await;
+            let landed =
+                atomic_file::blocking(move || atomic_file::land(&target, &content, durability)).await;
             return match landed {
-                Ok(()) => Outcome::Landed(Landed { note, ..Landed::of(size) }),
-                Err(error) => Outcome::Uncertain(told(&error)),
+                Ok(()) => FetchResult::Landed(Landed { note, ..Landed::of(size) }),
+                Err(error) => FetchResult::Uncertain(told(&error)),
             };
         }
         // Whatever the others say: one of them has it, and only cannot give it.
@@ -262,23 +270,23 @@ impl Archive {
             return prove::absence(self, name, &missing, failures).await;
         }
         if failures.is_empty() {
-            return Outcome::Absent(format!("no repository has \"{name}\""));
+            return FetchResult::Absent(format!("no repository has \"{name}\""));
         }
         Unproven::by(&failures, listed(&failures)).into()
     }
 
     /// Asks the repositories for a file until one gives it.
-    pub(crate) async fn ask<'a>(&'a self, wanted: Wanted<'a>) -> Asked<'a> {
-        let (mut asked, mut flagged) = (Asked::default(), Vec::new());
+    pub(crate) async fn ask<'a>(&'a self, wanted: WantedFile<'a>) -> ArchiveAnswer<'a> {
+        let (mut asked, mut flagged) = (ArchiveAnswer::default(), Vec::new());
         let first = self.first();
-        let first = move |source: &Source| first.as_ref() == Some(&source.name);
-        let mut asking = Asking::of(&self.sources, first, move |source, began| {
+        let first = move |source: &FetchSource| first.as_ref() == Some(&source.name);
+        let mut asking = PendingQuestions::of(&self.sources, first, move |source, began| {
             self.fetch_from(source, wanted, began).boxed()
         });
         while let Some((source, answer)) = asking.next().await {
             match answer {
                 Ok(Found::Landed(size, creates)) => {
-                    asked.failures.extend(asking.unanswered().map(Source::unanswered));
+                    asked.failures.extend(asking.unanswered().map(FetchSource::unanswered));
                     asked.land(wanted, source, size, creates);
                     return asked;
                 }
@@ -303,13 +311,18 @@ impl Archive {
     }
 
     /// Takes one of the copies that were archived though damaged, if no repository can have a sound one.
-    async fn take_flagged(&self, wanted: Wanted<'_>, flagged: Vec<Flagged<'_>>, asked: &mut Asked<'_>) {
+    async fn take_flagged(
+        &self,
+        wanted: WantedFile<'_>,
+        flagged: Vec<Flagged<'_>>,
+        asked: &mut ArchiveAnswer<'_>,
+    ) {
         if asked.silent.iter().any(|name| !self.without.iter().any(|gone| gone == name)) {
             return;
         }
         let name = wanted.built.map_or(wanted.name, |built| built.segment.source_name());
         for source in flagged::in_order(&flagged, name, self.served.first()).await {
-            let wanted = Wanted { flagged: true, ..wanted };
+            let wanted = WantedFile { flagged: true, ..wanted };
             match self.fetch_from(source, wanted, Began::default()).await {
                 Ok(Found::Landed(size, creates)) => return asked.land(wanted, source, size, creates),
                 Ok(Found::Unusable(error)) | Err(error) => asked.failures.push(source.failed(&error)),
@@ -327,7 +340,7 @@ impl Archive {
 
     /// What the configuration calls a repository, and its archive, if it is open.
     fn opened(&self, id: RepositoryId) -> (String, Option<WalArchive>) {
-        let open = |source: &Source| source.opened().filter(|wal| wal.repository().id() == id);
+        let open = |source: &FetchSource| source.opened().filter(|wal| wal.repository().id() == id);
         let found = self.sources.iter().find_map(|source| Some((source.name.clone(), open(source)?)));
         match found {
             Some((name, wal)) => (name, Some(wal)),
@@ -339,25 +352,25 @@ impl Archive {
     pub(crate) async fn open_all(&self) -> (Vec<Missing<'_>>, Vec<Failed>) {
         let (mut opened, mut failures) = (Vec::new(), Vec::new());
         let ask = move |source, _| self.open(source).boxed();
-        let mut asking = Asking::of(&self.sources, |_| false, ask);
+        let mut asking = PendingQuestions::of(&self.sources, |_| false, ask);
         while let Some((source, answer)) = asking.next().await {
             match answer {
                 Ok(wal) => opened.push(Missing { name: &source.name, wal }),
                 Err(error) => failures.push(source.failed(&error)),
             }
         }
-        failures.extend(asking.unanswered().map(Source::unanswered));
+        failures.extend(asking.unanswered().map(FetchSource::unanswered));
         (opened, failures)
     }
 
     /// Opens a repository anew the next time that it is asked: what it said is not to be relied on.
     pub(crate) fn close(&self, name: &str) {
-        self.sources.iter().filter(|source| source.name == name).for_each(Source::close);
+        self.sources.iter().filter(|source| source.name == name).for_each(FetchSource::close);
     }
 
     /// The WAL of this cluster in a repository: its descriptor was read, its lineage fits the data directory, and both are
     /// what the recovery began with.
-    async fn open(&self, source: &Source) -> anyhow::Result<WalArchive> {
+    async fn open(&self, source: &FetchSource) -> anyhow::Result<WalArchive> {
         if let Some(wal) = source.opened() {
             return Ok(wal);
         }
@@ -382,7 +395,7 @@ impl Archive {
             let found = async move { self.history_in(&self.open(source).await?, timeline).await };
             found.boxed()
         };
-        let mut asking = Asking::of(&self.sources, |_| false, ask);
+        let mut asking = PendingQuestions::of(&self.sources, |_| false, ask);
         while let Some((source, found)) = asking.next().await {
             match found {
                 Ok(Some(history)) => return Ok(Some(history)),
@@ -390,7 +403,7 @@ impl Archive {
                 Err(error) => failures.push(source.failed(&error)),
             }
         }
-        failures.extend(asking.unanswered().map(Source::unanswered));
+        failures.extend(asking.unanswered().map(FetchSource::unanswered));
         if failures.is_empty() { Ok(None) } else { bail!(listed(&failures)) }
     }
 

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
-use crate::wal::source::Source;
+use crate::wal::source::FetchSource;
 
 /// A repository that has not begun to answer by then is not waited for alone. A standby waits for little longer.
 const SLOW: Duration = Duration::from_millis(800);
@@ -26,27 +26,28 @@ const LAST: Duration = Duration::from_secs(5);
 /// Set once a repository has begun to send what was asked for.
 pub(crate) type Began = Arc<AtomicBool>;
 
-type Ask<'a, T> = Box<dyn Fn(&'a Source, Began) -> BoxFuture<'a, T> + Send + 'a>;
+type Ask<'a, T> = Box<dyn Fn(&'a FetchSource, Began) -> BoxFuture<'a, T> + Send + 'a>;
 
 /// Questions under way.
-pub(crate) struct Asking<'a, T> {
+pub(crate) struct PendingQuestions<'a, T> {
     ask: Ask<'a, T>,
-    waiting: VecDeque<&'a Source>,
-    running: FuturesUnordered<BoxFuture<'a, (&'a Source, T)>>,
-    unanswered: Vec<(&'a Source, Began)>,
+    waiting: VecDeque<&'a FetchSource>,
+    running: FuturesUnordered<BoxFuture<'a, (&'a FetchSource, T)>>,
+    unanswered: Vec<(&'a FetchSource, Began)>,
     several: bool,
 }
 
-impl<'a, T: 'a> Asking<'a, T> {
+impl<'a, T: 'a> PendingQuestions<'a, T> {
     /// Asks `sources` in this order, but for the one that is asked `first`, and those that were late last.
     pub(crate) fn of(
-        sources: &'a [Source],
-        first: impl Fn(&Source) -> bool,
-        ask: impl Fn(&'a Source, Began) -> BoxFuture<'a, T> + Send + 'a,
+        sources: &'a [FetchSource],
+        first: impl Fn(&FetchSource) -> bool,
+        ask: impl Fn(&'a FetchSource, Began) -> BoxFuture<'a, T> + Send + 'a,
     ) -> Self {
-        let (late, prompt): (Vec<&Source>, Vec<&Source>) =
+        let (late, prompt): (Vec<&FetchSource>, Vec<&FetchSource>) =
             sources.iter().partition(|source| source.is_late());
-        let (first, prompt): (Vec<&Source>, Vec<&Source>) = prompt.into_iter().partition(|one| first(one));
+        let (first, prompt): (Vec<&FetchSource>, Vec<&FetchSource>) =
+            prompt.into_iter().partition(|one| first(one));
         let waiting = first.into_iter().chain(prompt).chain(late).collect();
         Self {
             ask: Box::new(ask),
@@ -58,7 +59,7 @@ impl<'a, T: 'a> Asking<'a, T> {
     }
 
     /// The next answer; `None` if no other is to be expected.
-    pub(crate) async fn next(&mut self) -> Option<(&'a Source, T)> {
+    pub(crate) async fn next(&mut self) -> Option<(&'a FetchSource, T)> {
         // What one repository alone may have takes as long as it takes.
         let mut limited = self.several;
         self.begin();
@@ -91,7 +92,7 @@ impl<'a, T: 'a> Asking<'a, T> {
     }
 
     /// The repositories that were asked and have not answered.
-    pub(crate) fn unanswered(&self) -> impl Iterator<Item = &'a Source> + '_ {
+    pub(crate) fn unanswered(&self) -> impl Iterator<Item = &'a FetchSource> + '_ {
         self.unanswered.iter().map(|(source, _)| *source)
     }
 

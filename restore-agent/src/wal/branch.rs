@@ -15,12 +15,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use walpoint_base::{Lsn, Place, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalDirectory};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::wal::{PageHeader, RecordHeader};
 
 use crate::settings;
-use crate::wal::archive::{Landed, Outcome};
+use crate::wal::archive::{FetchResult, Landed};
 use crate::wal::histories::HistoryCache;
 
 /// PostgreSQL asks for an older timeline's file at once after the answer for the younger one.
@@ -77,7 +77,7 @@ impl Pass {
 
 /// What a standby follows, by the histories that it was given and by its settings: `None` if that is not known, or if it has
 /// replayed behind the position at which that path leaves `timeline`, and cannot follow it.
-pub(crate) fn followed_by_standby(place: &Place, timeline: TimelineId) -> Option<TimelineHistory> {
+pub(crate) fn followed_by_standby(place: &WalDirectory, timeline: TimelineId) -> Option<TimelineHistory> {
     let cache = HistoryCache::in_wal(&place.wal);
     let read = |name: &str| std::fs::read_to_string(place.pgdata.join(name)).unwrap_or_default();
     // The later one counts.
@@ -143,16 +143,16 @@ pub(crate) fn apply(
     portion: Portion,
     mut landed: Landed,
     cut: impl FnOnce(Lsn) -> io::Result<()>,
-) -> Outcome {
+) -> FetchResult {
     match portion {
-        Portion::Whole => Outcome::Landed(landed),
-        Portion::Nothing => Outcome::Absent(format!(
+        Portion::Whole => FetchResult::Landed(landed),
+        Portion::Nothing => FetchResult::Absent(format!(
             "\"{name}\" is no part of the path that recovery follows, which leaves timeline {} before it",
             name.timeline
         )),
         Portion::Until(until) => {
             if let Err(error) = cut(until) {
-                return Outcome::Uncertain(format!("\"{name}\" cannot be cut at {until}: {error}"));
+                return FetchResult::Uncertain(format!("\"{name}\" cannot be cut at {until}: {error}"));
             }
             landed.creates.retain(|created| created.record < until);
             let cut = format!(
@@ -161,7 +161,7 @@ pub(crate) fn apply(
             let notes = [std::mem::take(&mut landed.note), cut];
             landed.note =
                 notes.iter().filter(|note| !note.is_empty()).cloned().collect::<Vec<_>>().join("; ");
-            Outcome::Landed(landed)
+            FetchResult::Landed(landed)
         }
     }
 }

@@ -11,7 +11,7 @@ use walpoint_base::{Lsn, Recovery, SegmentName, TimelineId};
 use walpoint_plan::restore::{ForkSegment, Unfollowed};
 
 use crate::settings;
-use crate::wal::archive::{Archive, Asked, Outcome, Proof, Wanted};
+use crate::wal::archive::{ArchiveAnswer, ClusterArchive, FetchResult, Proof, WantedFile};
 use crate::wal::note::{Built, TargetNote};
 use crate::wal::refusal::Unproven;
 use crate::wal::source::listed;
@@ -20,19 +20,19 @@ use crate::wal::{creates, prove, spool};
 /// What a message ends with whose remedy is another restore, not another start of the server.
 pub(crate) const RESTORE_AGAIN: &str = "HINT: restore again";
 
-impl Archive {
+impl ClusterArchive {
     /// Builds a segment that was `asked` for under its own name and not had.
     pub(crate) async fn build(
         &self,
-        wanted: Wanted<'_>,
+        wanted: WantedFile<'_>,
         built: Built,
         proof: Proof,
-        asked: Asked<'_>,
-    ) -> Outcome {
+        asked: ArchiveAnswer<'_>,
+    ) -> FetchResult {
         let segment = built.segment;
         if !self.stops_before(segment.cut) {
             if proof == Proof::NotWanted {
-                return Outcome::Absent(format!(
+                return FetchResult::Absent(format!(
                     "\"{}\" is only built when PostgreSQL asks for it",
                     segment.name
                 ));
@@ -41,9 +41,9 @@ impl Archive {
                 return why.into();
             }
         }
-        let asked = self.ask(Wanted { built: Some(built), ..wanted }).await;
+        let asked = self.ask(WantedFile { built: Some(built), ..wanted }).await;
         match asked.landed {
-            Some(landed) => Outcome::Landed(landed),
+            Some(landed) => FetchResult::Landed(landed),
             None => {
                 let why = format!(
                     "the restore planned to build it from \"{}\", up to {}, and no repository has that: {}",
@@ -58,7 +58,7 @@ impl Archive {
 
     /// What to answer instead of a segment with which recovery would end although, by now, it could follow the timeline that begins
     /// there, and instead of what its parent went on to hold behind that; `None` if it may have it.
-    pub(super) async fn withheld(&self, segment: SegmentName, proof: Proof) -> Option<Outcome> {
+    pub(super) async fn withheld(&self, segment: SegmentName, proof: Proof) -> Option<FetchResult> {
         let Unfollowed { timeline, segment: last, from } = self.unfollowed?;
         if segment.timeline != last.timeline || segment < last {
             return None;
@@ -67,12 +67,14 @@ impl Archive {
         let alone = self.place().is_some_and(|place| Recovery::of(&place.pgdata) == Recovery::Archive);
         let note = self.note().filter(|note| alone && note.settings == self.targets())?;
         if proof == Proof::NotWanted {
-            return Some(Outcome::Absent(format!("\"{segment}\" is only given when PostgreSQL asks for it")));
+            return Some(FetchResult::Absent(format!(
+                "\"{segment}\" is only given when PostgreSQL asks for it"
+            )));
         }
         match prove::left(self, last, from, Some(timeline)).await {
             Err(why) => Some(why.into()),
             // No target stops recovery at the fork, so it ends for want of more.
-            Ok(()) if segment > last && note.last.is_none() => Some(Outcome::Absent(format!(
+            Ok(()) if segment > last && note.last.is_none() => Some(FetchResult::Absent(format!(
                 "\"{segment}\" lies behind {from}, where timeline {timeline} begins"
             ))),
             Ok(()) => None,
@@ -80,7 +82,7 @@ impl Archive {
     }
 
     /// Whether recovery may end where a segment that is built ends; otherwise why not.
-    async fn may_end_in(&self, segment: &ForkSegment, asked: Asked<'_>) -> Result<(), Unproven> {
+    async fn may_end_in(&self, segment: &ForkSegment, asked: ArchiveAnswer<'_>) -> Result<(), Unproven> {
         if segment.left {
             return prove::left(self, segment.name, segment.cut, None).await;
         }

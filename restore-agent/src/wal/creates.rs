@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, anyhow};
-use walpoint_base::{CreatedTablespace, Lsn, Place, SegmentName, SegmentNo, WalFileName};
+use walpoint_base::{CreatedTablespace, Lsn, SegmentName, SegmentNo, WalDirectory, WalFileName};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::label::{BACKUP_LABEL_FILE, BackupLabel};
 use walpoint_plan::restore::{ForkSegment, SegmentDecoder};
@@ -16,7 +16,7 @@ use walpoint_repo::wal::{WalArchive, WalHeader};
 
 use crate::decoder::WalDecoder;
 use crate::settings;
-use crate::wal::archive::Archive;
+use crate::wal::archive::ClusterArchive;
 use crate::wal::note::TargetNote;
 use crate::wal::spool;
 
@@ -42,7 +42,7 @@ impl Marked {
 /// The tablespaces that replay of a segment creates, in LSN order. `header`: of the object that has its bytes, if that is
 /// a segment; `fork`: how it is built, if it is.
 pub(crate) async fn by_segment(
-    archive: &Archive,
+    archive: &ClusterArchive,
     wal: &WalArchive,
     name: SegmentName,
     header: Option<&WalHeader>,
@@ -75,7 +75,7 @@ pub(crate) async fn by_segment(
 /// The segment before one in which a record begins that ends in this one, if that may create a tablespace. `whatever`: also if it
 /// is not marked.
 async fn before(
-    archive: &Archive,
+    archive: &ClusterArchive,
     wal: &WalArchive,
     name: SegmentName,
     number: SegmentNo,
@@ -141,7 +141,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 /// Those that a recovery in that data directory replays: the others lie before the position at which it begins, or behind
 /// its end.
-pub(crate) fn replayed(place: &Place, mut created: Vec<CreatedTablespace>) -> Vec<CreatedTablespace> {
+pub(crate) fn replayed(place: &WalDirectory, mut created: Vec<CreatedTablespace>) -> Vec<CreatedTablespace> {
     if !created.is_empty() {
         let (redo, until) = (redo(place), until(place));
         created.retain(|one| {
@@ -152,7 +152,7 @@ pub(crate) fn replayed(place: &Place, mut created: Vec<CreatedTablespace>) -> Ve
 }
 
 /// Where recovery begins: where the label says until PostgreSQL has noted it in `pg_control`. `None` if that is not known.
-fn redo(place: &Place) -> Option<Lsn> {
+fn redo(place: &WalDirectory) -> Option<Lsn> {
     match fs::read(place.pgdata.join(BACKUP_LABEL_FILE)) {
         Ok(label) => BackupLabel::parse(&label).ok().map(|label| label.start),
         Err(_) => {
@@ -164,7 +164,7 @@ fn redo(place: &Place) -> Option<Lsn> {
 
 /// The position from which on no record is replayed: the restore knew it for the settings that it wrote, and an exclusive
 /// LSN says it by itself. `None` if that is not known.
-pub(crate) fn until(place: &Place) -> Option<Lsn> {
+pub(crate) fn until(place: &WalDirectory) -> Option<Lsn> {
     let text = fs::read_to_string(place.pgdata.join("postgresql.auto.conf")).ok()?;
     let mut targets = settings::targets(&text);
     if let Some(note) = TargetNote::read(&place.wal.join(spool::DIRECTORY))

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::Context;
-use walpoint_repo::wal::Beginning;
+use walpoint_repo::wal::BeginningHasher;
 use walpoint_storage::object::ContentHash;
 
 /// Passes on the first bytes that are written, and replaces the rest by zeros.
@@ -15,7 +15,7 @@ pub(crate) struct CutFile<W> {
     /// Bytes that are still missing from the length.
     left: u64,
     /// What the bytes that are passed on have to be.
-    expected: Option<(Beginning, ContentHash)>,
+    expected: Option<(BeginningHasher, ContentHash)>,
 }
 
 /// Zeros are written in pieces of this size.
@@ -29,7 +29,7 @@ impl<W: Write> CutFile<W> {
 
     /// Finishes only if the bytes that are passed on have that hash; any will do if that is not known.
     pub(crate) fn expecting(self, hash: Option<ContentHash>) -> Self {
-        let expected = hash.map(|hash| (Beginning::of(self.keep), hash));
+        let expected = hash.map(|hash| (BeginningHasher::of(self.keep), hash));
         Self { expected, ..self }
     }
 
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_was_not_planned_with_is_not_finished() {
-        let mut planned = Beginning::of(3);
+        let mut planned = BeginningHasher::of(3);
         planned.write_all(b"abc").unwrap();
         for (written, right) in [("abcxyz", true), ("ab\0\0\0\0", false)] {
             let mut cut = CutFile::new(Vec::new(), 3, 6).expecting(planned.hash());

@@ -7,19 +7,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use walpoint_base::{Place, RECOVERY_ORIGIN, SegmentName, WalFileName, durable, tablespace};
+use walpoint_base::{RECOVERY_ORIGIN, SegmentName, WalDirectory, WalFileName, durable, tablespace};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
 use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
-use crate::wal::archive::{Archive, Landed, Outcome, Proof};
+use crate::wal::archive::{ClusterArchive, FetchResult, Landed, Proof};
+use crate::wal::atomic_file::{self, Durability};
 use crate::wal::branch::{self, Portion};
 use crate::wal::build::RESTORE_AGAIN;
 use crate::wal::histories::HistoryCache;
-use crate::wal::landing::{self, Durability};
-use crate::wal::patience::{self, STANDBY_ATTEMPT};
+use crate::wal::retry_budget::{self, STANDBY_ATTEMPT};
 use crate::wal::{creates, parents};
 
 /// The file is there.
@@ -49,8 +49,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
             return STOP;
         }
     };
-    let place = Place::around(&args.path);
-    let standby = place.as_ref().is_some_and(Place::is_standby);
+    let place = WalDirectory::around(&args.path);
+    let standby = place.as_ref().is_some_and(WalDirectory::is_standby);
     let own = place.as_ref().is_some_and(|place| place.has_own_history(name));
     let leaving = place.as_ref().filter(|place| own || (place.leaves_recovery() && name.is_never_written()));
     // The recovery is over: what it began with binds no later one.
@@ -74,13 +74,13 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     if let Some(place) = &place
         && let Err(error) = owner::require(&place.pgdata)
     {
-        return conclude(name, standby, HistoryOutage::Missing, &Outcome::Uncertain(told(&error)));
+        return conclude(name, standby, HistoryOutage::Missing, &FetchResult::Uncertain(told(&error)));
     }
     match common.select::<StoreSettings>() {
         Ok(selection) => {
             let policy = selection.settings.standby_history_outage;
             let outcome = attempts(selection, name, place.as_ref(), args).await;
-            if let (Some(place), Outcome::Landed(landed)) = (&place, &outcome)
+            if let (Some(place), FetchResult::Landed(landed)) = (&place, &outcome)
                 && let Err(refusal) = permit(place, landed)
             {
                 tracing::error!("\"{name}\" is withheld: {refusal}");
@@ -93,7 +93,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
         }
         // Without a configuration there is nothing to try.
         Err(failure) => {
-            let outcome = Outcome::Uncertain(told(&failure.error));
+            let outcome = FetchResult::Uncertain(told(&failure.error));
             conclude(name, standby, HistoryOutage::Missing, &outcome)
         }
     }
@@ -101,7 +101,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
 
 /// Whether a server may replay a file; the error says why not. A standby is refused too: if it asked again, it would stream
 /// the same record from its upstream and replay it.
-fn permit(place: &Place, landed: &Landed) -> Result<(), String> {
+fn permit(place: &WalDirectory, landed: &Landed) -> Result<(), String> {
     if !place.server {
         return Ok(());
     }
@@ -113,35 +113,35 @@ fn permit(place: &Place, landed: &Landed) -> Result<(), String> {
 async fn attempts(
     selection: Selection<StoreSettings>,
     name: WalFileName,
-    place: Option<&Place>,
+    place: Option<&WalDirectory>,
     args: &FetchArgs,
-) -> Outcome {
+) -> FetchResult {
     let budget = config::duration(selection.settings.fetch_budget);
-    let archive = Archive::new(selection, place);
+    let archive = ClusterArchive::new(selection, place);
     // PostgreSQL syncs what it restores itself.
     let durability = if place.is_some() { Durability::Readers } else { Durability::Ours };
     let attempt = || archive.fetch(name, &args.path, Proof::Wanted, durability);
     let standby = place.filter(|place| place.is_standby());
     let outcome = if standby.is_some() {
         let within = args.within_ms.map_or(STANDBY_ATTEMPT, Duration::from_millis);
-        patience::at_once(within, attempt()).await
+        retry_budget::at_once(within, attempt()).await
     } else {
         let tell = |why: &str| tracing::warn!("waiting for \"{name}\": {why}");
-        patience::until_certain(budget, attempt, tell).await
+        retry_budget::until_certain(budget, attempt, tell).await
     };
     let outcome = match (outcome, name, standby) {
-        (Outcome::Landed(landed), WalFileName::Segment(segment), Some(place)) => {
+        (FetchResult::Landed(landed), WalFileName::Segment(segment), Some(place)) => {
             on_the_path(&archive, place, segment, &args.path, landed)
         }
         (outcome, ..) => outcome,
     };
-    if let (Some(place), Outcome::Landed(_), WalFileName::Segment(segment)) =
+    if let (Some(place), FetchResult::Landed(_), WalFileName::Segment(segment)) =
         (place.filter(|place| place.server), &outcome, name)
     {
         parents::put(&archive, place, segment, &args.path).await;
     }
     let Some(place) = standby else { return outcome };
-    if let (Outcome::Landed(_), WalFileName::History(timeline)) = (&outcome, name) {
+    if let (FetchResult::Landed(_), WalFileName::History(timeline)) = (&outcome, name) {
         let kept = std::fs::read(&args.path)
             .and_then(|content| HistoryCache::in_wal(&place.wal).put(timeline, &content));
         if let Err(error) = kept {
@@ -152,8 +152,14 @@ async fn attempts(
 }
 
 /// What a standby may have of a segment: what belongs to the path that it follows.
-fn on_the_path(archive: &Archive, place: &Place, name: SegmentName, path: &Path, landed: Landed) -> Outcome {
-    let Some(size) = archive.segment_size() else { return Outcome::Landed(landed) };
+fn on_the_path(
+    archive: &ClusterArchive,
+    place: &WalDirectory,
+    name: SegmentName,
+    path: &Path,
+    landed: Landed,
+) -> FetchResult {
+    let Some(size) = archive.segment_size() else { return FetchResult::Landed(landed) };
     let history = branch::followed_by_standby(place, name.timeline);
     let portion = history.map_or(Portion::Whole, |history| branch::portion(&history, name, size));
     if portion == Portion::Nothing
@@ -165,35 +171,35 @@ fn on_the_path(archive: &Archive, place: &Place, name: SegmentName, path: &Path,
 }
 
 /// A history that need not be asked for.
-fn from_cache(place: &Place, name: WalFileName, path: &Path) -> Option<Outcome> {
+fn from_cache(place: &WalDirectory, name: WalFileName, path: &Path) -> Option<FetchResult> {
     let WalFileName::History(timeline) = name else { return None };
     if !place.server {
         return None;
     }
     let content = HistoryCache::in_wal(&place.wal).get(place.recovery, timeline)?;
-    landing::land(path, &content, Durability::Readers).ok()?;
+    atomic_file::land(path, &content, Durability::Readers).ok()?;
     let size = u64::try_from(content.len()).unwrap_or_default();
-    Some(Outcome::Landed(Landed::of(size)))
+    Some(FetchResult::Landed(Landed::of(size)))
 }
 
 /// The exit status for an outcome, after its reason was told.
-fn conclude(name: WalFileName, standby: bool, policy: HistoryOutage, outcome: &Outcome) -> u8 {
+fn conclude(name: WalFileName, standby: bool, policy: HistoryOutage, outcome: &FetchResult) -> u8 {
     match outcome {
-        Outcome::Landed(landed) => {
+        FetchResult::Landed(landed) => {
             if !landed.note.is_empty() {
                 tracing::warn!("{}", landed.note);
             }
             DONE
         }
-        Outcome::Absent(why) => {
+        FetchResult::Absent(why) => {
             tracing::info!("{why}");
             ABSENT
         }
-        Outcome::Uncertain(why) | Outcome::Refused(why) if standby && later(name, policy) => {
+        FetchResult::Uncertain(why) | FetchResult::Refused(why) if standby && later(name, policy) => {
             tracing::warn!("\"{name}\" cannot be fetched at the moment; this standby will ask again: {why}");
             ABSENT
         }
-        Outcome::Uncertain(why) | Outcome::Refused(why) => {
+        FetchResult::Uncertain(why) | FetchResult::Refused(why) => {
             tracing::error!("{}", refusal(name, why));
             STOP
         }
@@ -226,8 +232,9 @@ mod tests {
         let segment: WalFileName = "000000010000000000000002".parse().unwrap();
         let history: WalFileName = "00000002.history".parse().unwrap();
         let (missing, stop) = (HistoryOutage::Missing, HistoryOutage::Stop);
-        let (landed, absent) = (Outcome::Landed(Landed::of(1)), Outcome::Absent("gone".into()));
-        let (uncertain, refused) = (Outcome::Uncertain("down".into()), Outcome::Refused("another's".into()));
+        let (landed, absent) = (FetchResult::Landed(Landed::of(1)), FetchResult::Absent("gone".into()));
+        let (uncertain, refused) =
+            (FetchResult::Uncertain("down".into()), FetchResult::Refused("another's".into()));
         for (name, standby, policy, outcome, status) in [
             (segment, false, missing, &landed, 0),
             (segment, false, missing, &absent, 1),

@@ -11,19 +11,19 @@ use walpoint_base::WalFileName;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::object::RepositoryId;
 
-use crate::wal::source::{Failed, Source};
+use crate::wal::source::{Failed, FetchSource};
 
 /// A repository whose copy is flagged.
 #[derive(Debug)]
 pub(crate) struct Flagged<'a> {
     /// The repository.
-    pub(crate) source: &'a Source,
+    pub(crate) source: &'a FetchSource,
     /// Its archive.
     pub(crate) wal: WalArchive,
 }
 
 /// Why another repository's copy is preferred.
-pub(crate) fn failure(source: &Source) -> Failed {
+pub(crate) fn failure(source: &FetchSource) -> Failed {
     let why = "its copy was archived though damaged (push --accept-damaged)".to_owned();
     Failed { repository: source.name.clone(), why, refused: false }
 }
@@ -33,7 +33,7 @@ pub(crate) async fn in_order<'a>(
     copies: &[Flagged<'a>],
     name: WalFileName,
     home: Option<RepositoryId>,
-) -> Vec<&'a Source> {
+) -> Vec<&'a FetchSource> {
     // To each copy the first one that has its content.
     let mut contents: Vec<usize> = Vec::new();
     for (at, copy) in copies.iter().enumerate() {

@@ -6,9 +6,9 @@
 
 use walpoint_base::{Recovery, TimelineId, WalFileName};
 
-use crate::wal::archive::{Archive, Missing, Proof};
+use crate::wal::archive::{ClusterArchive, Missing, Proof};
 
-impl Archive {
+impl ClusterArchive {
     /// What can be given in place of a history that the repositories in `missing` do not have, or, if it is `there`, cannot give;
     /// and what a person should know about it.
     pub(super) async fn history_instead(

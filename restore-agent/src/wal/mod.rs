@@ -8,10 +8,10 @@
 //! | [`absence`], [`prove`] | when a file is proven not to be in it, and reading what proves it |
 //! | [`fetch`] | one file, and the exit status |
 //! | [`refusal`] | what waiting does not change |
-//! | [`patience`] | attempts, and how long they may take |
+//! | [`retry_budget`] | attempts, and how long they may take |
 //! | [`origin`] | what the recovery began with, without which no end is believed |
 //! | [`origin_file`], [`origin_keeper`] | how that is written down; reading and noting it while WAL is fetched |
-//! | [`landing`] | files that appear whole |
+//! | [`atomic_file`] | files that appear whole |
 //! | [`build`], [`cut`] | a segment that a restore planned to build; a segment as its timeline left it |
 //! | [`branch`] | how much of a parent's segment belongs to the path |
 //! | [`creates`] | tablespaces that replay of a segment creates |
@@ -25,7 +25,7 @@
 //! | [`served`] | from which repository recovery has its WAL |
 //! | [`own`] | what `pg_wal` shows of a segment that it is about to be given |
 //! | [`serve`] | the socket of `restore-fetch` |
-//! | [`life`] | when a prefetcher ends |
+//! | [`watchdog`] | when a prefetcher ends |
 //! | [`session`] | the command `prefetch` |
 //!
 //! The one rule above all: PostgreSQL hears "not in the archive" only when that is proven.
@@ -33,6 +33,7 @@
 pub(crate) mod absence;
 pub(crate) mod archive;
 pub(crate) mod asking;
+pub(crate) mod atomic_file;
 pub(crate) mod branch;
 pub(crate) mod build;
 pub(crate) mod creates;
@@ -40,8 +41,6 @@ pub(crate) mod cut;
 pub(crate) mod fetch;
 pub(crate) mod flagged;
 pub(crate) mod histories;
-pub(crate) mod landing;
-pub(crate) mod life;
 mod lost_history;
 pub mod note;
 pub(crate) mod origin;
@@ -49,13 +48,14 @@ mod origin_file;
 mod origin_keeper;
 pub(crate) mod own;
 pub(crate) mod parents;
-pub(crate) mod patience;
 pub(crate) mod prefetch;
 pub(crate) mod prove;
 pub(crate) mod refusal;
+pub(crate) mod retry_budget;
 pub(crate) mod route;
 pub(crate) mod serve;
 pub(crate) mod served;
 pub(crate) mod session;
 pub(crate) mod source;
 pub mod spool;
+pub(crate) mod watchdog;

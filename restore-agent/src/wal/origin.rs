@@ -24,11 +24,11 @@ use walpoint_storage::object::{ContentHash, RepositoryId};
 
 use crate::wal::origin_file::Content;
 pub(crate) use crate::wal::origin_keeper::OriginKeeper;
-use crate::wal::refusal::Refusal;
+use crate::wal::refusal::LastingError;
 
 /// What a recovery began with.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Origin {
+pub(crate) struct RecoveryOrigin {
     /// Tells this recovery from an earlier one in the same directory.
     pub(super) recovery: String,
     /// The lineage that is recovered.
@@ -67,7 +67,7 @@ pub(crate) struct OriginRepository {
     pub(crate) newest: Option<SegmentName>,
 }
 
-impl Origin {
+impl RecoveryOrigin {
     /// The origin of a recovery that begins now.
     pub(crate) fn new(lineage: LineageId) -> Self {
         Self {
@@ -83,7 +83,7 @@ impl Origin {
         let known = self.repositories.iter_mut().find(|known| known.id == found.id);
         let Some(known) = known else {
             if let Some(known) = self.repositories.iter().find(|known| known.name == found.name) {
-                bail!(Refusal(format!(
+                bail!(LastingError(format!(
                     "it is repository {}, and this recovery began with repository {}",
                     found.id, known.id
                 )));
@@ -93,7 +93,7 @@ impl Origin {
         };
         match (known.lineage, found.lineage) {
             (Some(known), Some(found)) if known != found => {
-                bail!(Refusal(format!(
+                bail!(LastingError(format!(
                     "lineage {} was made anew in it after this recovery began",
                     self.lineage
                 )))
@@ -161,26 +161,26 @@ mod tests {
     #[test]
     fn it_is_read_as_written_and_a_damaged_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Origin::read(dir.path()).unwrap(), None);
-        let mut origin = Origin::new("7-1".parse().unwrap());
+        assert_eq!(RecoveryOrigin::read(dir.path()).unwrap(), None);
+        let mut origin = RecoveryOrigin::new("7-1".parse().unwrap());
         origin.repositories = vec![repository("a", 1, Some(2)), repository("b", 3, None)];
         origin.repositories[0].newest = Some("000000010000000000000005".parse().unwrap());
         origin.served = Some((RepositoryId([1; 16]), None));
         origin.write(dir.path()).unwrap();
-        assert_eq!(Origin::read(dir.path()).unwrap(), Some(origin.clone()));
+        assert_eq!(RecoveryOrigin::read(dir.path()).unwrap(), Some(origin.clone()));
         let name = "000000010000000000000005".parse().unwrap();
         let given = ServedSegment { name, hash: ContentHash([7; 32]), content_len: 9, keyed: Some(true) };
         origin.served = Some((RepositoryId([1; 16]), Some(given)));
         origin.write(dir.path()).unwrap();
-        assert_eq!(Origin::read(dir.path()).unwrap(), Some(origin));
+        assert_eq!(RecoveryOrigin::read(dir.path()).unwrap(), Some(origin));
         durable::replace(&dir.path().join(RECOVERY_ORIGIN), b"{\"recovery\":", 0o600).unwrap();
-        let error = Origin::read(dir.path()).unwrap_err().to_string();
+        let error = RecoveryOrigin::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("damaged") && error.contains("HINT: Only if"), "{error}");
     }
 
     #[test]
     fn what_was_made_anew_is_refused() {
-        let mut origin = Origin::new("7-1".parse().unwrap());
+        let mut origin = RecoveryOrigin::new("7-1".parse().unwrap());
         assert!(origin.admit(&repository("a", 1, Some(2))).unwrap());
         assert!(!origin.admit(&repository("a", 1, Some(2))).unwrap());
         assert!(origin.admit(&repository("a", 4, Some(2))).is_err(), "another repository");

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use walpoint_storage::object::RepositoryId;
 
-use super::origin::{Origin, OriginRepository, ServedSegment};
+use super::origin::{OriginRepository, RecoveryOrigin, ServedSegment};
 
 /// The file's content.
 #[derive(Serialize, Deserialize)]
@@ -45,8 +45,8 @@ struct ContentRepository {
     newest: Option<String>,
 }
 
-impl From<&Origin> for Content {
-    fn from(origin: &Origin) -> Self {
+impl From<&RecoveryOrigin> for Content {
+    fn from(origin: &RecoveryOrigin) -> Self {
         let repository = |known: &OriginRepository| ContentRepository {
             name: known.name.clone(),
             id: known.id.to_string(),
@@ -72,7 +72,7 @@ impl From<&Origin> for Content {
 }
 
 impl Content {
-    pub(super) fn into_origin(self) -> Option<Origin> {
+    pub(super) fn into_origin(self) -> Option<RecoveryOrigin> {
         let mut repositories = Vec::new();
         for known in self.repositories {
             repositories.push(OriginRepository {
@@ -87,7 +87,12 @@ impl Content {
             Some(served) => Some(served.parse()?),
             None => None,
         };
-        Some(Origin { recovery: self.recovery, lineage: self.lineage.parse().ok()?, repositories, served })
+        Some(RecoveryOrigin {
+            recovery: self.recovery,
+            lineage: self.lineage.parse().ok()?,
+            repositories,
+            served,
+        })
     }
 }
 

@@ -11,12 +11,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use walpoint_base::{LineageId, Place, RECOVERY_ORIGIN, SegmentName};
+use walpoint_base::{LineageId, RECOVERY_ORIGIN, SegmentName, WalDirectory};
 use walpoint_repo::Lineage;
 use walpoint_storage::object::RepositoryId;
 
 use super::histories::HistoryCache;
-use super::origin::{Origin, OriginRepository, ServedSegment, remedy};
+use super::origin::{OriginRepository, RecoveryOrigin, ServedSegment, remedy};
 
 /// How often the newest segment, and the one that was given last, are written down.
 const CADENCE: Duration = Duration::from_secs(1);
@@ -29,13 +29,13 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct OriginKeeper {
     /// The data directory; `None` where a person fetches a file by hand.
-    place: Option<Place>,
+    place: Option<WalDirectory>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    origin: Option<Origin>,
+    origin: Option<RecoveryOrigin>,
     /// When the newest segments were written last.
     written: Option<Instant>,
     /// The repository that gave the newest segment, and when that was written last.
@@ -46,7 +46,7 @@ struct State {
 
 impl OriginKeeper {
     /// For a recovery in that data directory. Nothing is read yet.
-    pub(crate) fn new(place: Option<&Place>) -> Self {
+    pub(crate) fn new(place: Option<&WalDirectory>) -> Self {
         Self { place: place.cloned(), state: Mutex::default() }
     }
 
@@ -64,7 +64,7 @@ impl OriginKeeper {
     /// The lineage that the recovery began with, if that is known.
     pub(crate) fn lineage(&self) -> anyhow::Result<Option<LineageId>> {
         let Some(wal) = self.wal() else { return Ok(None) };
-        Ok(Origin::read(wal)?.map(|origin| origin.lineage))
+        Ok(RecoveryOrigin::read(wal)?.map(|origin| origin.lineage))
     }
 
     /// Holds a repository against what this recovery began with, and notes one that it has not met before.
@@ -79,14 +79,14 @@ impl OriginKeeper {
         let server = self.server();
         let mut state = self.state();
         let _lock = lock(wal);
-        let read = Origin::read(wal)?;
+        let read = RecoveryOrigin::read(wal)?;
         if let Some(served) = &state.origin
             && read.as_ref().map(|origin| &origin.recovery) != Some(&served.recovery)
         {
             bail!("another recovery has begun in {}", wal.display());
         }
         let begins = read.is_none();
-        let mut origin = read.unwrap_or_else(|| Origin::new(lineage.id));
+        let mut origin = read.unwrap_or_else(|| RecoveryOrigin::new(lineage.id));
         let acknowledges = acknowledges || lineage.ack.iter().any(|member| member.repository == id);
         let found = OriginRepository {
             name: name.to_owned(),
@@ -122,7 +122,7 @@ impl OriginKeeper {
         let mut state = self.state();
         let _lock = lock(wal);
         HistoryCache::in_wal(wal).forget().context("could not remove the histories of the other lineage")?;
-        Origin::new(lineage).write(wal)?;
+        RecoveryOrigin::new(lineage).write(wal)?;
         *state = State::default();
         Ok(())
     }
@@ -141,7 +141,7 @@ impl OriginKeeper {
         }
         state.written = Some(Instant::now());
         let _lock = lock(wal);
-        let written = Origin::read(wal).and_then(|read| {
+        let written = RecoveryOrigin::read(wal).and_then(|read| {
             let Some(mut read) =
                 read.filter(|read| state.origin.as_ref().is_some_and(|o| o.recovery == read.recovery))
             else {
@@ -159,7 +159,7 @@ impl OriginKeeper {
 
     /// The repository that WAL is taken from, and a segment that it gave, as far as an earlier process noted that.
     pub(crate) fn served(&self) -> Option<(RepositoryId, Option<ServedSegment>)> {
-        Origin::read(self.wal()?).ok()??.served
+        RecoveryOrigin::read(self.wal()?).ok()??.served
     }
 
     /// Notes the repository that gave a segment: at once if none was noted by this process or another repository was, and otherwise
@@ -187,7 +187,7 @@ impl OriginKeeper {
             return;
         };
         let _lock = lock(wal);
-        let written = Origin::read(wal).and_then(|read| {
+        let written = RecoveryOrigin::read(wal).and_then(|read| {
             let Some(mut read) = read.filter(|read| read.recovery == *recovery) else { return Ok(()) };
             if read.served == Some((id, Some(segment))) {
                 return Ok(());
@@ -205,11 +205,11 @@ impl OriginKeeper {
 
     /// What the configuration called a repository.
     pub(crate) fn name_of(&self, id: RepositoryId) -> Option<String> {
-        let of = |origin: &Origin| {
+        let of = |origin: &RecoveryOrigin| {
             origin.repositories.iter().find(|known| known.id == id).map(|known| known.name.clone())
         };
         let known = self.state().origin.as_ref().and_then(of);
-        known.or_else(|| Origin::read(self.wal()?).ok()?.as_ref().and_then(of))
+        known.or_else(|| RecoveryOrigin::read(self.wal()?).ok()?.as_ref().and_then(of))
     }
 
     /// Whether nothing is known yet of what a repository holds.
@@ -236,7 +236,7 @@ impl OriginKeeper {
     pub(crate) fn is_current(&self) -> bool {
         let state = self.state();
         let (Some(served), Some(wal)) = (&state.origin, self.wal()) else { return true };
-        Origin::read(wal).is_ok_and(|read| read.is_some_and(|read| read.recovery == served.recovery))
+        RecoveryOrigin::read(wal).is_ok_and(|read| read.is_some_and(|read| read.recovery == served.recovery))
     }
 
     /// The state. A panic elsewhere leaves it usable: every change to it is a single assignment.

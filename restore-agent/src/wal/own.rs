@@ -9,7 +9,7 @@ use std::path::Path;
 
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::{SegmentFacts, SegmentName, SegmentNo};
-use walpoint_pg::wal::{Identity, Inspector};
+use walpoint_pg::wal::{Inspector, WalIdentity};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::wal::header::WalHeader;
 use walpoint_storage::RepoError;
@@ -41,7 +41,7 @@ pub(crate) async fn before(
     let size = wal.lineage().segment_size;
     let Some(number) = name.number(size) else { return Ok(None) };
     let identity =
-        Identity { system_id: wal.lineage().system_id(), major: wal.lineage().major, segment_size: size };
+        WalIdentity { system_id: wal.lineage().system_id(), major: wal.lineage().major, segment_size: size };
     let earlier = (number.0.saturating_sub(LOOK_BACK)..number.0).rev().map(SegmentNo);
     let found = earlier.map(|number| number.name(name.timeline, size));
     let found = found.map(|name| (name, directory.join(name.to_string()))).filter(|(_, path)| path.is_file());
@@ -75,7 +75,7 @@ pub(crate) async fn before(
 fn whole(
     name: SegmentName,
     path: &Path,
-    identity: &Identity,
+    identity: &WalIdentity,
     sealer: &Sealer,
 ) -> io::Result<Option<(SegmentFacts, ContentHash)>> {
     let mut file = File::open(path)?;

@@ -16,18 +16,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use walpoint_base::{Lsn, Place, SegmentName, SegmentNo, SegmentSize, durable};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, WalDirectory, durable};
 
-use crate::wal::archive::Archive;
+use crate::wal::archive::ClusterArchive;
+use crate::wal::atomic_file::{self, AtomicFile, Durability};
 use crate::wal::cut::CutFile;
-use crate::wal::landing::{self, Durability, Landing};
 
 /// A standby waits for its answer: the history is not waited for longer. It was mostly read before.
 const HISTORY: Duration = Duration::from_millis(300);
 
 /// Puts the parents' segments into `pg_wal` for a segment that is about to be handed over. A failure makes no difference to
 /// what is handed over.
-pub(crate) async fn put(archive: &Archive, place: &Place, name: SegmentName, content: &Path) {
+pub(crate) async fn put(archive: &ClusterArchive, place: &WalDirectory, name: SegmentName, content: &Path) {
     if let Err(error) = try_put(archive, place, name, content).await {
         tracing::warn!(
             "the part of \"{name}\" that belongs to the timeline before is not in pg_wal: {error:#}"
@@ -35,7 +35,12 @@ pub(crate) async fn put(archive: &Archive, place: &Place, name: SegmentName, con
     }
 }
 
-async fn try_put(archive: &Archive, place: &Place, name: SegmentName, content: &Path) -> anyhow::Result<()> {
+async fn try_put(
+    archive: &ClusterArchive,
+    place: &WalDirectory,
+    name: SegmentName,
+    content: &Path,
+) -> anyhow::Result<()> {
     let Some(size) = archive.segment_size().filter(|_| begins_on_parent(name, content)) else {
         return Ok(());
     };
@@ -49,7 +54,7 @@ async fn try_put(archive: &Archive, place: &Place, name: SegmentName, content: &
         .map(|entry| (number.name(entry.parent, size), entry.switch))
         .collect();
     let (wal, content) = (place.wal.clone(), content.to_owned());
-    landing::blocking(move || {
+    atomic_file::blocking(move || {
         switches.into_iter().try_for_each(|(parent, switch)| write(&wal, parent, switch, size, &content))
     })
     .await
@@ -76,7 +81,7 @@ fn write(
         return Ok(());
     }
     let keep = switch.0 % size.bytes();
-    let mut cut = CutFile::new(Landing::begin(&path)?, keep, size.bytes());
+    let mut cut = CutFile::new(AtomicFile::begin(&path)?, keep, size.bytes());
     let mut source = File::open(content)?.take(keep);
     io::copy(&mut source, &mut cut).with_context(|| path.display().to_string())?;
     let landing = cut.finish()?;

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 use walpoint_base::{
-    Lsn, Place, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
+    Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalDirectory, WalFileName,
 };
 use walpoint_runtime::config::ClusterSettings;
 
-use crate::wal::archive::{Archive, Landed, Outcome, Proof};
+use crate::wal::archive::{ClusterArchive, FetchResult, Landed, Proof};
+use crate::wal::atomic_file::Durability;
 use crate::wal::branch::{self, Pass, Portion};
-use crate::wal::landing::Durability;
 use crate::wal::note::TargetNote;
 use crate::wal::route::{Route, Step};
 use crate::wal::spool::Spool;
@@ -38,9 +38,9 @@ const SPARE_SEGMENTS: u64 = 8;
 /// The prefetcher of one data directory.
 #[derive(Debug)]
 pub(crate) struct Prefetcher {
-    archive: Archive,
+    archive: ClusterArchive,
     spool: Spool,
-    place: Place,
+    place: WalDirectory,
     note: Option<TargetNote>,
     ahead_bytes: u64,
     transfers: usize,
@@ -73,12 +73,17 @@ enum Slot {
     /// Whole and verified in the spool.
     Ready(Landed),
     /// A fetch that somebody waits for ended without a file.
-    Ended(Outcome),
+    Ended(FetchResult),
 }
 
 impl Prefetcher {
     /// A prefetcher that fetches nothing until it is asked.
-    pub(crate) fn new(archive: Archive, spool: Spool, place: Place, settings: &ClusterSettings) -> Arc<Self> {
+    pub(crate) fn new(
+        archive: ClusterArchive,
+        spool: Spool,
+        place: WalDirectory,
+        settings: &ClusterSettings,
+    ) -> Arc<Self> {
         let note = TargetNote::read(spool.root());
         Arc::new(Self {
             archive,
@@ -94,12 +99,12 @@ impl Prefetcher {
     }
 
     /// The data directory that is served.
-    pub(crate) fn place(&self) -> &Place {
+    pub(crate) fn place(&self) -> &WalDirectory {
         &self.place
     }
 
     /// The repositories.
-    pub(crate) fn archive(&self) -> &Archive {
+    pub(crate) fn archive(&self) -> &ClusterArchive {
         &self.archive
     }
 
@@ -110,7 +115,7 @@ impl Prefetcher {
 
     /// One attempt to have the file in the spool. Takes as long as the repositories do; if it is dropped, the fetch goes on
     /// and a later call finds its result. `ahead`: what follows will be asked for too.
-    pub(crate) async fn demand(self: &Arc<Self>, name: WalFileName, ahead: bool) -> Outcome {
+    pub(crate) async fn demand(self: &Arc<Self>, name: WalFileName, ahead: bool) -> FetchResult {
         let mut changes = self.changes.subscribe();
         self.note_request(name, ahead);
         let stale = matches!(self.state().slots.get(&name), Some(Slot::Ended(_)));
@@ -124,18 +129,18 @@ impl Prefetcher {
                 return outcome;
             }
             if changes.changed().await.is_err() {
-                return Outcome::Uncertain("the prefetcher is ending".to_owned());
+                return FetchResult::Uncertain("the prefetcher is ending".to_owned());
             }
         }
     }
 
     /// The outcome if there is one; starts a fetch if none is under way.
-    fn look(self: &Arc<Self>, name: WalFileName) -> Option<Outcome> {
+    fn look(self: &Arc<Self>, name: WalFileName) -> Option<FetchResult> {
         let mut state = self.state();
         match state.slots.get(&name) {
             Some(Slot::Loading) => return None,
             Some(Slot::Ready(landed)) if self.spool.size_of(name) == Some(landed.size) => {
-                return Some(Outcome::Landed(landed.clone()));
+                return Some(FetchResult::Landed(landed.clone()));
             }
             Some(Slot::Ended(_)) => {
                 if let Some(Slot::Ended(outcome)) = state.slots.remove(&name) {
@@ -151,7 +156,7 @@ impl Prefetcher {
         tokio::spawn(async move {
             let outcome = this.load(name, Proof::Wanted).await;
             let slot = match outcome {
-                Outcome::Landed(landed) => Slot::Ready(landed),
+                FetchResult::Landed(landed) => Slot::Ready(landed),
                 other => Slot::Ended(other),
             };
             this.state().slots.insert(name, slot);
@@ -161,13 +166,13 @@ impl Prefetcher {
     }
 
     /// Fetches into the spool within the memory that all transfers share. A panic is an outcome too.
-    async fn load(self: &Arc<Self>, name: WalFileName, proof: Proof) -> Outcome {
+    async fn load(self: &Arc<Self>, name: WalFileName, proof: Proof) -> FetchResult {
         // A transfer holds one object as it is stored, of at most the segment's size or that of a part, and a frame.
         let bytes = self.archive.segment_size().map_or(MEMORY, |size| size.bytes() + (2 << 20));
         let cost = permits(bytes.min(MEMORY));
         let Ok(held) = Arc::clone(&self.memory).acquire_many_owned(u32::try_from(cost).unwrap_or(1)).await
         else {
-            return Outcome::Uncertain("the prefetcher is ending".to_owned());
+            return FetchResult::Uncertain("the prefetcher is ending".to_owned());
         };
         let this = Arc::clone(self);
         let task = tokio::spawn(async move {
@@ -177,7 +182,7 @@ impl Prefetcher {
             outcome
         });
         task.await
-            .unwrap_or_else(|error| Outcome::Uncertain(format!("internal error while fetching: {error}")))
+            .unwrap_or_else(|error| FetchResult::Uncertain(format!("internal error while fetching: {error}")))
     }
 
     /// Remembers where PostgreSQL is.
@@ -257,13 +262,13 @@ impl Prefetcher {
         let mut landed = None;
         for name in &step.names {
             match self.load(WalFileName::Segment(*name), Proof::NotWanted).await {
-                Outcome::Landed(found) => {
+                FetchResult::Landed(found) => {
                     landed = Some((*name, found));
                     break;
                 }
-                Outcome::Absent(_) => {}
+                FetchResult::Absent(_) => {}
                 // Whether PostgreSQL should take an older name is not known.
-                Outcome::Uncertain(_) | Outcome::Refused(_) => break,
+                FetchResult::Uncertain(_) | FetchResult::Refused(_) => break,
             }
         }
         let mut state = self.state();

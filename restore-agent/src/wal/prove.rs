@@ -19,17 +19,17 @@ use walpoint_storage::object::RepositoryId;
 use walpoint_words::told;
 
 use crate::wal::absence::{self, Surroundings};
-use crate::wal::archive::{Archive, Missing, Outcome};
+use crate::wal::archive::{ClusterArchive, FetchResult, Missing};
 use crate::wal::refusal::Unproven;
 use crate::wal::source::{Failed, listed};
 
 /// Judges whether a file is absent that the repositories in `missing` do not have, while others failed.
 pub(crate) async fn absence(
-    archive: &Archive,
+    archive: &ClusterArchive,
     name: WalFileName,
     missing: &[Missing<'_>],
     failures: Vec<Failed>,
-) -> Outcome {
+) -> FetchResult {
     let (around, names) = match surroundings(archive, Look::Around(name), missing, failures).await {
         Ok(found) => found,
         Err(why) => return why.into(),
@@ -44,7 +44,7 @@ pub(crate) async fn absence(
         WalFileName::Backup(..) | WalFileName::Partial(_) => Ok(()),
     };
     match judged {
-        Ok(()) => Outcome::Absent(format!("\"{name}\" is not in the archive ({})", names.join(", "))),
+        Ok(()) => FetchResult::Absent(format!("\"{name}\" is not in the archive ({})", names.join(", "))),
         Err(why) => why.into(),
     }
 }
@@ -52,7 +52,7 @@ pub(crate) async fn absence(
 /// Whether recovery may end in a segment that is built: nothing shows that more of its timeline was written. The repositories in
 /// `missing` do not have it under its own name, others failed.
 pub(crate) async fn unfinished(
-    archive: &Archive,
+    archive: &ClusterArchive,
     segment: &ForkSegment,
     missing: &[Missing<'_>],
     failures: Vec<Failed>,
@@ -66,7 +66,7 @@ pub(crate) async fn unfinished(
 /// Whether recovery may end in a segment that is built, up to where the path to the latest moment leaves its timeline (`at`): nothing of
 /// a younger timeline that left it there or later is in the archive, or nothing of `heir`, if that is the one the path leads to.
 pub(crate) async fn left(
-    archive: &Archive,
+    archive: &ClusterArchive,
     segment: SegmentName,
     at: Lsn,
     heir: Option<TimelineId>,
@@ -77,7 +77,7 @@ pub(crate) async fn left(
     absence::of_younger(archive.youngest_planned(), &around)
 }
 
-fn of_size(archive: &Archive) -> Result<SegmentSize, String> {
+fn of_size(archive: &ClusterArchive) -> Result<SegmentSize, String> {
     archive.segment_size().ok_or_else(|| "no repository has said how large segments are".to_owned())
 }
 
@@ -92,7 +92,7 @@ enum Look {
 
 /// What the repositories show, and the names of those that did; else why that is not enough.
 async fn surroundings<'a>(
-    archive: &Archive,
+    archive: &ClusterArchive,
     look: Look,
     sources: &[Missing<'a>],
     mut failures: Vec<Failed>,
@@ -139,7 +139,7 @@ async fn surroundings<'a>(
 
 /// The repositories that acknowledge and have not proven that they do not have the file.
 fn unproven(
-    archive: &Archive,
+    archive: &ClusterArchive,
     (members, replaced): (&[AckMember], &[RepositoryId]),
     proven: &[(&str, RepositoryId)],
 ) -> Vec<String> {
@@ -167,7 +167,7 @@ fn unproven(
 
 /// Reads everything in a repository that bears on the absence of a file.
 async fn look_around(
-    archive: &Archive,
+    archive: &ClusterArchive,
     wal: &WalArchive,
     look: Look,
     around: &mut Surroundings,
@@ -207,7 +207,7 @@ async fn confirm(wal: &WalArchive) -> anyhow::Result<Acknowledging> {
 
 /// Looks for the newest segment that the repository was seen to hold, or what shows that it went on from there: something
 /// later on that timeline, or a timeline that left it later, after `expire` has removed the segment itself.
-async fn confirm_newest(archive: &Archive, wal: &WalArchive) -> anyhow::Result<()> {
+async fn confirm_newest(archive: &ClusterArchive, wal: &WalArchive) -> anyhow::Result<()> {
     let Some(newest) = archive.origin().newest(wal.repository().id()) else { return Ok(()) };
     let mut entries = wal.list(newest.timeline, Some(newest));
     while let Some((entry, _)) = entries.try_next().await? {
@@ -229,7 +229,7 @@ async fn confirm_newest(archive: &Archive, wal: &WalArchive) -> anyhow::Result<(
 }
 
 async fn around_segment(
-    archive: &Archive,
+    archive: &ClusterArchive,
     wal: &WalArchive,
     name: SegmentName,
     around: &mut Surroundings,
@@ -275,7 +275,7 @@ async fn around_segment(
 /// Reads the histories of all younger timelines, and which of them have a segment of the same number, whole. `left_at`: which of those
 /// that left this one there or later have any WAL of their own.
 async fn on_younger_timelines(
-    archive: &Archive,
+    archive: &ClusterArchive,
     wal: &WalArchive,
     name: SegmentName,
     left_at: Option<Lsn>,

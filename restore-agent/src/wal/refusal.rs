@@ -3,13 +3,13 @@
 //! Archive recovery is stopped at once by them; whatever else is uncertain is tried again first. An answer that would end recovery
 //! is never made of either.
 
-use crate::wal::archive::Outcome;
+use crate::wal::archive::FetchResult;
 use crate::wal::source::Failed;
 
 /// An error that a later attempt meets again.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Refusal(pub(crate) String);
+pub(crate) struct LastingError(pub(crate) String);
 
 /// Why something is not proven.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,7 +36,7 @@ impl From<String> for Unproven {
     }
 }
 
-impl From<Unproven> for Outcome {
+impl From<Unproven> for FetchResult {
     fn from(unproven: Unproven) -> Self {
         match unproven {
             Unproven::Uncertain(why) => Self::Uncertain(why),

@@ -14,12 +14,12 @@ use walpoint_base::socket::{self, FetchOutcome, FetchReply, FetchRequest, Messag
 use walpoint_base::{Recovery, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_runtime::config::{self, ClusterSettings, HistoryOutage};
 
-use crate::wal::archive::{Landed, Outcome};
+use crate::wal::archive::{FetchResult, Landed};
+use crate::wal::atomic_file::{self, Durability};
 use crate::wal::branch::{self, Portion};
 use crate::wal::histories::HistoryCache;
-use crate::wal::landing::{self, Durability};
-use crate::wal::patience::{self, STANDBY_ATTEMPT};
 use crate::wal::prefetch::Prefetcher;
+use crate::wal::retry_budget::{self, STANDBY_ATTEMPT};
 use crate::wal::{creates, fetch, parents};
 
 /// A client writes its request at once.
@@ -33,7 +33,7 @@ const HISTORY: Duration = Duration::from_millis(300);
 
 /// Answers requests with what a prefetcher has.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(crate) struct PrefetchServer {
     prefetcher: Arc<Prefetcher>,
     budget: Duration,
     policy: HistoryOutage,
@@ -41,7 +41,7 @@ pub(crate) struct Server {
     last: Mutex<Instant>,
 }
 
-impl Server {
+impl PrefetchServer {
     /// A server for one prefetcher.
     pub(crate) fn new(prefetcher: Arc<Prefetcher>, settings: &ClusterSettings) -> Arc<Self> {
         Arc::new(Self {
@@ -116,26 +116,8 @@ impl Server {
             Err(error) => return reply(FetchOutcome::Uncertain, error.to_string()),
         };
         let place = self.prefetcher.place();
-        if request.system_id != place.system_id.0 || request.directory != place.inode {
-            return reply(
-                FetchOutcome::Elsewhere,
-                format!(
-                    "the prefetcher at this socket serves {} (system identifier {}), not {}; HINT: each data directory needs \
-                     a socket of its own",
-                    place.wal.display(),
-                    place.system_id,
-                    request.path
-                ),
-            );
-        }
-        if !self.prefetcher.archive().origin().is_current() {
-            return reply(
-                FetchOutcome::Elsewhere,
-                format!(
-                    "the prefetcher at this socket served an earlier recovery in {}",
-                    place.wal.display()
-                ),
-            );
+        if let Some(elsewhere) = self.serves_another(request) {
+            return reply(FetchOutcome::Elsewhere, elsewhere);
         }
         // Asked anew each time: a promotion ends it.
         let recovery = Recovery::of(&place.pgdata);
@@ -146,22 +128,22 @@ impl Server {
         let outcome = if let Some(outcome) = cached {
             outcome
         } else if standby {
-            patience::at_once(STANDBY_ATTEMPT, demand()).await
+            retry_budget::at_once(STANDBY_ATTEMPT, demand()).await
         } else {
             let tell = |text: &str| text.clone_into(&mut why.lock().unwrap_or_else(PoisonError::into_inner));
-            patience::until_certain(self.budget, demand, tell).await
+            retry_budget::until_certain(self.budget, demand, tell).await
         };
         let outcome = match (outcome, name) {
-            (Outcome::Landed(landed), WalFileName::Segment(segment)) if request.ahead => {
+            (FetchResult::Landed(landed), WalFileName::Segment(segment)) if request.ahead => {
                 self.on_the_path(segment, pass, standby, landed).await
             }
             (outcome, _) => outcome,
         };
-        if request.ahead && !matches!(outcome, Outcome::Landed(_)) {
+        if request.ahead && !matches!(outcome, FetchResult::Landed(_)) {
             self.prefetcher.refuse(name);
         }
         match outcome {
-            Outcome::Landed(Landed { size, note, creates }) => {
+            FetchResult::Landed(Landed { size, note, creates }) => {
                 match name {
                     WalFileName::History(timeline) => self.learn(timeline, standby).await,
                     WalFileName::Segment(segment) if request.ahead => {
@@ -178,16 +160,36 @@ impl Server {
                     tablespaces: if request.ahead { creates::replayed(place, creates) } else { Vec::new() },
                 }
             }
-            Outcome::Absent(why) => reply(FetchOutcome::Absent, why),
-            Outcome::Uncertain(why) | Outcome::Refused(why) if standby && fetch::later(name, self.policy) => {
+            FetchResult::Absent(why) => reply(FetchOutcome::Absent, why),
+            FetchResult::Uncertain(why) | FetchResult::Refused(why)
+                if standby && fetch::later(name, self.policy) =>
+            {
                 let text =
                     format!("\"{name}\" cannot be fetched at the moment; this standby will ask again: {why}");
                 reply(FetchOutcome::Later, text)
             }
-            Outcome::Uncertain(why) | Outcome::Refused(why) => {
+            FetchResult::Uncertain(why) | FetchResult::Refused(why) => {
                 reply(FetchOutcome::Uncertain, fetch::refusal(name, &why))
             }
         }
+    }
+
+    /// Why the request is not for this prefetcher, if it is not.
+    fn serves_another(&self, request: &FetchRequest) -> Option<String> {
+        let place = self.prefetcher.place();
+        if request.system_id != place.system_id.0 || request.directory != place.inode {
+            return Some(format!(
+                "the prefetcher at this socket serves {} (system identifier {}), not {}; HINT: each data directory needs a socket of \
+                 its own",
+                place.wal.display(),
+                place.system_id,
+                request.path
+            ));
+        }
+        let is_current = self.prefetcher.archive().origin().is_current();
+        (!is_current).then(|| {
+            format!("the prefetcher at this socket served an earlier recovery in {}", place.wal.display())
+        })
     }
 
     /// What recovery may have of a segment that is in the spool: what belongs to the path that it follows.
@@ -197,7 +199,7 @@ impl Server {
         pass: Option<TimelineId>,
         standby: bool,
         landed: Landed,
-    ) -> Outcome {
+    ) -> FetchResult {
         let place = self.prefetcher.place();
         let asked = match tokio::time::timeout(HISTORY, self.prefetcher.portion(name, pass)).await {
             Ok(Ok(portion)) => portion,
@@ -215,14 +217,14 @@ impl Server {
     }
 
     /// A history that need not be asked for, put into the spool.
-    async fn cached(&self, recovery: Recovery, name: WalFileName) -> Option<Outcome> {
+    async fn cached(&self, recovery: Recovery, name: WalFileName) -> Option<FetchResult> {
         let WalFileName::History(timeline) = name else { return None };
         let content = HistoryCache::in_wal(&self.prefetcher.place().wal).get(recovery, timeline)?;
-        landing::land(&self.prefetcher.spool().path(name), &content, Durability::Readers).ok()?;
+        atomic_file::land(&self.prefetcher.spool().path(name), &content, Durability::Readers).ok()?;
         let size = u64::try_from(content.len()).ok()?;
         let landed = Landed::of(size);
         self.prefetcher.place_known(name, landed.clone());
-        Some(Outcome::Landed(landed))
+        Some(FetchResult::Landed(landed))
     }
 
     /// Takes from a history that is about to be handed over where recovery goes, and keeps it on a standby.
@@ -242,8 +244,8 @@ impl Server {
     }
 }
 
-fn unknown_path(name: SegmentName, why: &str) -> Outcome {
-    Outcome::Uncertain(format!(
+fn unknown_path(name: SegmentName, why: &str) -> FetchResult {
+    FetchResult::Uncertain(format!(
         "how much of \"{name}\" belongs to the path that recovery follows is not known: {why}"
     ))
 }

@@ -15,18 +15,18 @@ use clap::Args;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::socket::{self, FETCH_SOCKET};
-use walpoint_base::{Place, RECOVERY_ORIGIN, Recovery, durable};
+use walpoint_base::{RECOVERY_ORIGIN, Recovery, WalDirectory, durable};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{config, owner, shutdown};
 use walpoint_storage::store::StoreSettings;
 
-use crate::wal::archive::Archive;
+use crate::wal::archive::ClusterArchive;
 use crate::wal::histories::HistoryCache;
-use crate::wal::life::{End, Life};
 use crate::wal::prefetch::Prefetcher;
-use crate::wal::serve::Server;
+use crate::wal::serve::PrefetchServer;
 use crate::wal::spool::{self, Spool};
+use crate::wal::watchdog::{WatchEnd, Watchdog};
 
 /// How often it is checked whether the prefetcher is still needed.
 const CHECK: Duration = Duration::from_millis(500);
@@ -59,12 +59,12 @@ pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), 
     })?;
     let stop = shutdown::on_signal().context("signals cannot be handled")?;
     loop {
-        let ended = match Place::of(&pgdata) {
+        let ended = match WalDirectory::of(&pgdata) {
             Some(place) => {
                 owner::require(&pgdata)?;
                 serve(selection.clone(), place, args, &stop).await?
             }
-            None if args.keep => Some(End::DirectoryGone),
+            None if args.keep => Some(WatchEnd::DirectoryGone),
             None => {
                 return Err(anyhow::anyhow!(
                     "{} is no data directory: it has no global/pg_control, or no pg_wal",
@@ -87,10 +87,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), 
 /// Serves one data directory to the end; `None` if another prefetcher does so already, or after a signal.
 async fn serve(
     selection: Selection<StoreSettings>,
-    place: Place,
+    place: WalDirectory,
     args: &PrefetchArgs,
     stop: &CancellationToken,
-) -> Result<Option<End>, Failure> {
+) -> Result<Option<WatchEnd>, Failure> {
     let settings = selection.settings.clone();
     let root = settings.spool.clone().unwrap_or_else(|| place.wal.join(spool::DIRECTORY));
     let spool = Spool::open(&root).with_context(|| format!("the spool {} cannot be used", root.display()))?;
@@ -113,11 +113,11 @@ async fn serve(
             .context("standby_history_outage cannot be noted")?;
     }
 
-    let archive = Archive::new(selection, Some(&place));
+    let archive = ClusterArchive::new(selection, Some(&place));
     let idle_limit = if args.keep { Duration::MAX } else { config::duration(settings.prefetch_idle) };
-    let mut life = Life::new(place.clone(), idle_limit);
+    let mut life = Watchdog::new(place.clone(), idle_limit);
     let prefetcher = Prefetcher::new(archive, spool, place.clone(), &settings);
-    let server = Server::new(Arc::clone(&prefetcher), &settings);
+    let server = PrefetchServer::new(Arc::clone(&prefetcher), &settings);
     let tasks = [
         tokio::spawn(Arc::clone(&server).accept(socket.listener)),
         tokio::spawn(Arc::clone(&prefetcher).run_ahead()),
@@ -129,9 +129,9 @@ async fn serve(
         }
         prefetcher.archive().origin().write_served();
         let ours = prefetcher.spool().is_ours() && prefetcher.archive().origin().is_current();
-        match life.check(server.idle()).or((!ours).then_some(End::DirectoryGone)) {
+        match life.check(server.idle()).or((!ours).then_some(WatchEnd::DirectoryGone)) {
             // A sidecar serves whatever comes next in this place.
-            Some(End::Recovered | End::ServerGone) if args.keep => {}
+            Some(WatchEnd::Recovered | WatchEnd::ServerGone) if args.keep => {}
             Some(end) => break Some(end),
             None => {}
         }
@@ -148,7 +148,7 @@ async fn serve(
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     prefetcher.archive().origin().write_served();
-    let over = end.is_some_and(End::recovery_is_over);
+    let over = end.is_some_and(WatchEnd::recovery_is_over);
     if over && Recovery::of(&place.pgdata) != Recovery::Standby {
         HistoryCache::in_wal(&place.wal)
             .remove()
@@ -163,7 +163,7 @@ async fn serve(
 }
 
 /// Removes in the background what killed processes left: there may be thousands of files.
-fn tidy_up(place: &Place, root: &Path) {
+fn tidy_up(place: &WalDirectory, root: &Path) {
     let (wal, root) = (place.wal.clone(), root.to_owned());
     tokio::task::spawn_blocking(move || {
         let tidied = Spool::delete_discarded(&root).and_then(|()| durable::remove_abandoned(&wal));

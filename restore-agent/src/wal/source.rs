@@ -8,14 +8,14 @@ use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
-use crate::wal::refusal::Refusal;
+use crate::wal::refusal::LastingError;
 
 /// For how long a repository that did not answer in time is asked last.
 const LATE: Duration = Duration::from_secs(60);
 
 /// One repository.
 #[derive(Debug)]
-pub(crate) struct Source {
+pub(crate) struct FetchSource {
     /// What the configuration calls it.
     pub(crate) name: String,
     /// Where it is.
@@ -25,7 +25,7 @@ pub(crate) struct Source {
     late: Mutex<Option<Instant>>,
 }
 
-impl Source {
+impl FetchSource {
     /// Of the configuration; it is not opened yet.
     pub(crate) fn new((name, settings): (String, StoreSettings)) -> Self {
         Self { name, settings, open: Mutex::new(None), late: Mutex::new(None) }
@@ -66,7 +66,7 @@ impl Source {
         if !matches!(error.downcast_ref(), Some(RepoError::Corrupt { .. })) {
             self.close();
         }
-        let refused = error.downcast_ref::<Refusal>().is_some();
+        let refused = error.downcast_ref::<LastingError>().is_some();
         Failed { repository: self.name.clone(), why: told(error), refused }
     }
 }

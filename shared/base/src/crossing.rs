@@ -21,12 +21,12 @@ const RECORD_HEADER: usize = 24;
 
 /// The first bytes of a part of a record, at most [`PIECE`]; all of the part if it is shorter. None: nothing is known of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
+pub struct RecordPiece {
     len: u8,
     bytes: [u8; PIECE],
 }
 
-impl Piece {
+impl RecordPiece {
     /// Of a part that begins so.
     pub fn of(part: &[u8]) -> Self {
         let mut piece = Self::default();
@@ -48,13 +48,13 @@ impl Piece {
     }
 }
 
-impl Default for Piece {
+impl Default for RecordPiece {
     fn default() -> Self {
         Self { len: 0, bytes: [0; PIECE] }
     }
 }
 
-impl fmt::Debug for Piece {
+impl fmt::Debug for RecordPiece {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Piece({:02X?})", self.bytes())
     }
@@ -66,15 +66,15 @@ pub struct CrossingFacts {
     /// The beginning of its last record, if that starts here, ends in a following segment, and may be a commit, abort or
     /// prepare record or a restore point. `None` only where no record crosses the end, or its header is readable here and
     /// says otherwise.
-    pub open: Option<Piece>,
+    pub open: Option<RecordPiece>,
     /// The beginning of the bytes that belong to a record of the segment before.
-    pub rest: Piece,
+    pub rest: RecordPiece,
 }
 
 impl CrossingFacts {
     /// Of a segment that cannot be read.
     pub const UNKNOWN: Self = {
-        let nothing = Piece { len: 0, bytes: [0; PIECE] };
+        let nothing = RecordPiece { len: 0, bytes: [0; PIECE] };
         Self { open: Some(nothing), rest: nothing }
     };
 }
@@ -92,7 +92,7 @@ pub enum Crossing {
         xid: Option<u32>,
     },
     /// A restore point; its name, up to a zero byte, begins so.
-    Point(Piece),
+    Point(RecordPiece),
     /// Only decoding both segments tells.
     Unknown,
 }
@@ -100,7 +100,7 @@ pub enum Crossing {
 impl Crossing {
     /// The record of which a segment, or a run of segments, has the beginning `open`, and the next one `next`, with `begin`
     /// its first edge.
-    pub fn between(open: Option<&Piece>, next: &CrossingFacts, begin: &ChainBegin) -> Self {
+    pub fn between(open: Option<&RecordPiece>, next: &CrossingFacts, begin: &ChainBegin) -> Self {
         let Some(open) = open else { return Self::Nothing };
         // Abandoned: recovery reads on behind it as if it had never begun.
         if begin.overwritten {
@@ -151,7 +151,7 @@ impl Crossing {
             (XACT, COMMIT_PREPARED | ABORT_PREPARED) => {
                 Self::End { time: time()?, xid: data().and_then(|data| prepared(info, data)) }
             }
-            (XLOG, _) if info & 0xF0 == RESTORE_POINT => Self::Point(Piece::of(data()?.get(8..)?)),
+            (XLOG, _) if info & 0xF0 == RESTORE_POINT => Self::Point(RecordPiece::of(data()?.get(8..)?)),
             _ => Self::Nothing,
         })
     }
@@ -218,8 +218,8 @@ mod tests {
     }
 
     fn crossing(record: &[u8], at: usize) -> Crossing {
-        let next = CrossingFacts { open: None, rest: Piece::of(&record[at..]) };
-        Crossing::between(Some(&Piece::of(&record[..at])), &next, &ChainBegin::default())
+        let next = CrossingFacts { open: None, rest: RecordPiece::of(&record[at..]) };
+        Crossing::between(Some(&RecordPiece::of(&record[..at])), &next, &ChainBegin::default())
     }
 
     #[test]
@@ -242,7 +242,7 @@ mod tests {
     fn what_the_pieces_do_not_show_is_unknown() {
         let commit = record(1, 0x00, 77, &[255, 8, 1, 0, 0, 0, 0, 0, 0, 0]);
         for at in [8, 16, 24, 32] {
-            let open = Piece::of(&commit[..at]);
+            let open = RecordPiece::of(&commit[..at]);
             let nothing = CrossingFacts::default();
             let found = Crossing::between(Some(&open), &nothing, &ChainBegin::default());
             assert_eq!(found, Crossing::Unknown, "{at}");

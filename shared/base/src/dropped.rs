@@ -31,12 +31,12 @@ pub struct Dropped {
     /// When, in seconds since 1970.
     pub at: i64,
     /// Why.
-    pub reason: Reason,
+    pub reason: DropReason,
 }
 
 /// Why recovery cannot pass a file, the later ones also where an earlier one was noted before.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Reason {
+pub enum DropReason {
     /// More than `queue_max` waited, and it could not be stored.
     QueueMax,
     /// An operator asked for it.
@@ -55,7 +55,7 @@ pub enum Recorded {
 }
 
 /// Adds a file to the record in that directory. After an error it must not go.
-pub fn record(directory: &Path, name: WalFileName, reason: Reason) -> io::Result<Recorded> {
+pub fn record(directory: &Path, name: WalFileName, reason: DropReason) -> io::Result<Recorded> {
     match append(directory, name, reason) {
         Ok(()) => Ok(Recorded::Yes),
         Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
@@ -65,14 +65,14 @@ pub fn record(directory: &Path, name: WalFileName, reason: Reason) -> io::Result
     }
 }
 
-fn append(directory: &Path, name: WalFileName, reason: Reason) -> io::Result<()> {
+fn append(directory: &Path, name: WalFileName, reason: DropReason) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut file = OpenOptions::new().append(true).create(true).open(directory.join(FILE))?;
     // On a line of its own, also after one that was cut off; at once, so that those of two processes do not mix.
     let line = match reason {
-        Reason::QueueMax => format!("\n{name} {now}\n"),
-        Reason::Skipped => format!("\n{name} {now} {SKIP}\n"),
-        Reason::Damaged => format!("\n{name} {now} {DAMAGED}\n"),
+        DropReason::QueueMax => format!("\n{name} {now}\n"),
+        DropReason::Skipped => format!("\n{name} {now} {SKIP}\n"),
+        DropReason::Damaged => format!("\n{name} {now} {DAMAGED}\n"),
     };
     file.write_all(line.as_bytes())?;
     file.sync_all()?;
@@ -111,9 +111,9 @@ fn parse(line: &str) -> Option<Dropped> {
     let mut fields = line.split(' ');
     let (name, at) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     let reason = match fields.next() {
-        None => Reason::QueueMax,
-        Some(SKIP) => Reason::Skipped,
-        Some(DAMAGED) => Reason::Damaged,
+        None => DropReason::QueueMax,
+        Some(SKIP) => DropReason::Skipped,
+        Some(DAMAGED) => DropReason::Damaged,
         Some(_) => return None,
     };
     Some(Dropped { name, at, reason })
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(read(dir.path()).unwrap(), []);
         let names = ["000000010000000000000005", "00000002.history", "000000020000000000000006"];
         for name in names {
-            record(dir.path(), name.parse().unwrap(), Reason::QueueMax).unwrap();
+            record(dir.path(), name.parse().unwrap(), DropReason::QueueMax).unwrap();
             let mut file = OpenOptions::new().append(true).open(dir.path().join(FILE)).unwrap();
             file.write_all(b"00000001000000").unwrap();
         }
@@ -137,7 +137,9 @@ mod tests {
         assert_eq!(read.iter().map(|dropped| dropped.name.to_string()).collect::<Vec<_>>(), names);
         let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
         assert!(read.iter().all(|dropped| (now - 60..=now).contains(&dropped.at)));
-        assert!(record(&dir.path().join("nowhere"), names[0].parse().unwrap(), Reason::QueueMax).is_err());
+        assert!(
+            record(&dir.path().join("nowhere"), names[0].parse().unwrap(), DropReason::QueueMax).is_err()
+        );
     }
 
     #[test]
@@ -146,11 +148,11 @@ mod tests {
         let names =
             ["000000010000000000000005", "000000010000000000000006"].map(|name| name.parse().unwrap());
         let lines = [
-            (0, Reason::QueueMax),
-            (1, Reason::Skipped),
-            (0, Reason::Skipped),
-            (1, Reason::Damaged),
-            (1, Reason::QueueMax),
+            (0, DropReason::QueueMax),
+            (1, DropReason::Skipped),
+            (0, DropReason::Skipped),
+            (1, DropReason::Damaged),
+            (1, DropReason::QueueMax),
         ];
         lines.iter().for_each(|(n, reason)| {
             assert_eq!(record(dir.path(), names[*n], *reason).unwrap(), Recorded::Yes)
@@ -159,10 +161,10 @@ mod tests {
         assert_eq!(read.iter().map(|dropped| dropped.name).collect::<Vec<_>>(), names);
         assert_eq!(
             read.iter().map(|dropped| dropped.reason).collect::<Vec<_>>(),
-            [Reason::Skipped, Reason::Damaged]
+            [DropReason::Skipped, DropReason::Damaged]
         );
         let newest = newest(dir.path()).unwrap().unwrap();
-        assert_eq!((newest.name, newest.reason), (names[1], Reason::QueueMax));
+        assert_eq!((newest.name, newest.reason), (names[1], DropReason::QueueMax));
     }
 
     #[test]
@@ -170,6 +172,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/dev/full", dir.path().join(FILE)).unwrap();
         let name = "000000010000000000000005".parse().unwrap();
-        assert_eq!(record(dir.path(), name, Reason::QueueMax).unwrap(), Recorded::DiskFull);
+        assert_eq!(record(dir.path(), name, DropReason::QueueMax).unwrap(), Recorded::DiskFull);
     }
 }

@@ -46,7 +46,7 @@ pub use clock::PgTimestamp;
 pub use facts::SegmentFacts;
 pub use ids::{BackupId, ClusterName, LineageId, PgMajor, SystemId};
 pub use lsn::Lsn;
-pub use place::{Place, RECOVERY_ORIGIN, Recovery};
+pub use place::{RECOVERY_ORIGIN, Recovery, WalDirectory};
 #[cfg(feature = "secret")]
 pub use secret::{Secret, SecretError, SecretSource};
 pub use segment::{SegmentName, SegmentNo, SegmentSize, WalFileName};

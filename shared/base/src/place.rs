@@ -13,7 +13,7 @@ pub const RECOVERY_ORIGIN: &str = "walpoint-origin";
 
 /// The data directory around the requested path.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Place {
+pub struct WalDirectory {
     /// The data directory. Found in the text of the path: `pg_wal` may be a symbolic link.
     pub pgdata: PathBuf,
     /// The path's directory, `pg_wal`.
@@ -51,7 +51,7 @@ impl Recovery {
     }
 }
 
-impl Place {
+impl WalDirectory {
     /// What lies around the requested `path`; `None` if that is no data directory, as when a person fetches a file by
     /// hand.
     pub fn around(path: &Path) -> Option<Self> {
@@ -118,20 +118,20 @@ mod tests {
         fs::create_dir(dir.join("global")).unwrap();
         fs::create_dir(dir.join("elsewhere")).unwrap();
         std::os::unix::fs::symlink(dir.join("elsewhere"), dir.join("pg_wal")).unwrap();
-        assert!(Place::around(&dir.join("pg_wal/RECOVERYXLOG")).is_none());
+        assert!(WalDirectory::around(&dir.join("pg_wal/RECOVERYXLOG")).is_none());
         durable::create(&dir.join("global/pg_control"), &7u64.to_ne_bytes()).unwrap();
-        let place = Place::around(&dir.join("pg_wal/RECOVERYXLOG")).unwrap();
+        let place = WalDirectory::around(&dir.join("pg_wal/RECOVERYXLOG")).unwrap();
         assert_eq!(
             (place.system_id, place.recovery, place.pgdata.clone()),
             (SystemId(7), Recovery::None, dir.to_owned())
         );
         assert_eq!(place.inode, fs::metadata(dir.join("elsewhere")).unwrap().ino());
         durable::create(&dir.join("standby.signal"), b"").unwrap();
-        let place = Place::around(&dir.join("pg_wal/RECOVERYXLOG")).unwrap();
+        let place = WalDirectory::around(&dir.join("pg_wal/RECOVERYXLOG")).unwrap();
         assert!(place.recovery == Recovery::Standby && !place.is_standby(), "pg_rewind asks");
         durable::create(&dir.join("postmaster.pid"), b"").unwrap();
-        assert!(Place::around(&dir.join("pg_wal/RECOVERYXLOG")).unwrap().is_standby());
-        assert!(Place::of(dir).is_some() && Place::of(&dir.join("global")).is_none());
+        assert!(WalDirectory::around(&dir.join("pg_wal/RECOVERYXLOG")).unwrap().is_standby());
+        assert!(WalDirectory::of(dir).is_some() && WalDirectory::of(&dir.join("global")).is_none());
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
         for name in ["00000002.history", segment] {
             durable::create(&dir.join("pg_wal").join(name), b"").unwrap();
         }
-        let has = |name: &str| Place::of(dir).unwrap().has_own_history(name.parse().unwrap());
+        let has = |name: &str| WalDirectory::of(dir).unwrap().has_own_history(name.parse().unwrap());
         assert!(!has("00000002.history"), "no server asks");
         durable::create(&dir.join("postmaster.pid"), b"").unwrap();
         assert!(has("00000002.history") && !has("00000003.history") && !has(segment));

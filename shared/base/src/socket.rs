@@ -23,7 +23,7 @@ pub use connect::connect;
 pub use fetch::{FETCH_SOCKET, FetchOutcome, FetchReply, FetchRequest, HISTORY_CACHE, STOP_WITHOUT_HISTORY};
 pub use health::{HealthReply, HealthRequest};
 pub use identity::FileIdentity;
-pub use message::{Input, MAX_MESSAGE, Message, checked_length};
+pub use message::{MAX_MESSAGE, Message, MessageInput, checked_length};
 pub use push::{PUSH_ALIVE, PUSH_OUTCOME, PUSH_SILENCE, PushOutcome, PushReply, PushRequest, push_patience};
 
 #[cfg(test)]

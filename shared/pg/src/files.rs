@@ -58,7 +58,7 @@ pub const DEFAULT_RELATION_SEGMENT_BLOCKS: u32 = 131_072;
 
 /// A relation's fork.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Fork {
+pub enum RelationFork {
     /// Its data.
     Main,
     /// The free space map.
@@ -69,7 +69,7 @@ pub enum Fork {
     Init,
 }
 
-impl Fork {
+impl RelationFork {
     fn from_suffix(suffix: &[u8]) -> Option<Self> {
         match suffix {
             b"fsm" => Some(Self::FreeSpaceMap),
@@ -86,7 +86,7 @@ pub struct RelationFile {
     /// Its file node number.
     pub number: u32,
     /// Which fork.
-    pub fork: Fork,
+    pub fork: RelationFork,
     /// Which file of the fork: 0, then `.1`, `.2` …
     pub segment: u32,
     /// The backend whose temporary relation it is.
@@ -109,8 +109,8 @@ impl RelationFile {
             Some((name, segment)) => (name, number(segment).filter(|segment| *segment > 0)?),
         };
         let (name, fork) = match split_at(name, b'_') {
-            None => (name, Fork::Main),
-            Some((name, suffix)) => (name, Fork::from_suffix(suffix)?),
+            None => (name, RelationFork::Main),
+            Some((name, suffix)) => (name, RelationFork::from_suffix(suffix)?),
         };
         Some(Self { number: number(name).filter(|number| *number > 0)?, fork, segment, temporary })
     }
@@ -135,8 +135,8 @@ impl Unlogged {
 
     /// Looks at one more name.
     pub fn note(&mut self, name: &OsStr) {
-        let file =
-            RelationFile::parse(name).filter(|file| file.fork == Fork::Init && file.temporary.is_none());
+        let file = RelationFile::parse(name)
+            .filter(|file| file.fork == RelationFork::Init && file.temporary.is_none());
         self.0.extend(file.map(|file| file.number));
     }
 
@@ -166,7 +166,7 @@ pub fn file(path: &Path, unlogged: &Unlogged) -> Action {
     }
     match relation(path) {
         Some(file) if file.temporary.is_some() => Action::LeaveOut,
-        Some(file) if file.fork != Fork::Init && unlogged.contains(file.number) => Action::LeaveOut,
+        Some(file) if file.fork != RelationFork::Init && unlogged.contains(file.number) => Action::LeaveOut,
         _ => Action::Keep,
     }
 }
@@ -246,12 +246,12 @@ mod tests {
         let parse = |name: &str| {
             RelationFile::parse(OsStr::new(name)).map(|f| (f.number, f.fork, f.segment, f.temporary))
         };
-        assert_eq!(parse("16384"), Some((16384, Fork::Main, 0, None)));
-        assert_eq!(parse("16384.12"), Some((16384, Fork::Main, 12, None)));
-        assert_eq!(parse("16384_fsm.1"), Some((16384, Fork::FreeSpaceMap, 1, None)));
-        assert_eq!(parse("2619_vm"), Some((2619, Fork::VisibilityMap, 0, None)));
-        assert_eq!(parse("16384_init"), Some((16384, Fork::Init, 0, None)));
-        assert_eq!(parse("t3_16384_fsm.1"), Some((16384, Fork::FreeSpaceMap, 1, Some(3))));
+        assert_eq!(parse("16384"), Some((16384, RelationFork::Main, 0, None)));
+        assert_eq!(parse("16384.12"), Some((16384, RelationFork::Main, 12, None)));
+        assert_eq!(parse("16384_fsm.1"), Some((16384, RelationFork::FreeSpaceMap, 1, None)));
+        assert_eq!(parse("2619_vm"), Some((2619, RelationFork::VisibilityMap, 0, None)));
+        assert_eq!(parse("16384_init"), Some((16384, RelationFork::Init, 0, None)));
+        assert_eq!(parse("t3_16384_fsm.1"), Some((16384, RelationFork::FreeSpaceMap, 1, Some(3))));
         for other in [
             "",
             "0",

@@ -156,14 +156,14 @@ impl BackupHistory {
 
 /// One tablespace outside the data directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Tablespace {
+pub struct MappedTablespace {
     /// Its OID, the name of the link in `pg_tblspc`.
     pub oid: u32,
     /// Where it lies, as raw bytes: a path need not be text.
     pub path: Vec<u8>,
 }
 
-impl fmt::Display for Tablespace {
+impl fmt::Display for MappedTablespace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.oid, String::from_utf8_lossy(&self.path))
     }
@@ -173,7 +173,7 @@ impl fmt::Display for Tablespace {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TablespaceMap {
     /// In the order of the file.
-    pub tablespaces: Vec<Tablespace>,
+    pub tablespaces: Vec<MappedTablespace>,
 }
 
 impl TablespaceMap {
@@ -219,7 +219,7 @@ fn escapes(next: u8, major: PgMajor) -> bool {
     major.get() >= 14 || matches!(next, b'\n' | b'\r')
 }
 
-fn finish(line: &mut Vec<u8>, tablespaces: &mut Vec<Tablespace>) -> Result<(), LabelError> {
+fn finish(line: &mut Vec<u8>, tablespaces: &mut Vec<MappedTablespace>) -> Result<(), LabelError> {
     let line = std::mem::take(line);
     if line.is_empty() {
         return Ok(());
@@ -229,7 +229,7 @@ fn finish(line: &mut Vec<u8>, tablespaces: &mut Vec<Tablespace>) -> Result<(), L
         let oid = std::str::from_utf8(line.get(..space)?).ok()?;
         let digits = oid.bytes().all(|b| b.is_ascii_digit());
         let path = line.get(space + 1..).filter(|path| !path.is_empty())?;
-        Some(Tablespace { oid: digits.then(|| oid.parse().ok()).flatten()?, path: path.to_vec() })
+        Some(MappedTablespace { oid: digits.then(|| oid.parse().ok()).flatten()?, path: path.to_vec() })
     };
     let text = || String::from_utf8_lossy(&line).chars().take(200).collect();
     tablespaces.push(parse().ok_or_else(|| LabelError::Line { file: TABLESPACE_MAP_FILE, line: text() })?);
@@ -289,7 +289,7 @@ mod tests {
         let old = PgMajor::new(13).unwrap();
         let new = PgMajor::new(17).unwrap();
         let map = TablespaceMap::parse(b"16385 /srv/a b\n16386 /srv/c\\\nd\n", new).unwrap();
-        assert_eq!(map.tablespaces[0], Tablespace { oid: 16385, path: b"/srv/a b".to_vec() });
+        assert_eq!(map.tablespaces[0], MappedTablespace { oid: 16385, path: b"/srv/a b".to_vec() });
         assert_eq!(map.tablespaces[1].path, b"/srv/c\nd");
         assert_eq!(TablespaceMap::parse(b"1 /x\\y\n", old).unwrap().tablespaces[0].path, b"/x\\y");
         assert_eq!(TablespaceMap::parse(b"1 /x\\\\y\n", new).unwrap().tablespaces[0].path, b"/x\\y");
@@ -314,7 +314,7 @@ mod tests {
             let major = PgMajor::new(major).unwrap();
             // 13 cannot tell a backslash before a line break from an escape.
             prop_assume!(major.get() > 13 || entries.iter().all(|(_, path)| !path.contains("\\\n") && !path.contains("\\\r")));
-            let tablespaces = entries.into_iter().map(|(oid, path)| Tablespace { oid, path: path.into_bytes() });
+            let tablespaces = entries.into_iter().map(|(oid, path)| MappedTablespace { oid, path: path.into_bytes() });
             let map = TablespaceMap { tablespaces: tablespaces.collect() };
             prop_assert_eq!(TablespaceMap::parse(&map.to_bytes(major), major), Ok(map));
         }

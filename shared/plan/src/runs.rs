@@ -4,7 +4,7 @@ use walpoint_base::SegmentNo;
 
 /// Consecutive segments that are all there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Run {
+pub struct SegmentRun {
     /// The first one.
     pub first: SegmentNo,
     /// The last one; never before the first.
@@ -13,7 +13,7 @@ pub struct Run {
     pub stored: u64,
 }
 
-impl Run {
+impl SegmentRun {
     /// How many segments.
     pub fn count(&self) -> u64 {
         self.last.0.saturating_sub(self.first.0).saturating_add(1)
@@ -24,16 +24,16 @@ impl Run {
 ///
 /// Invariant: runs ascend, and between two of them at least one segment is missing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Runs(Vec<Run>);
+pub struct Runs(Vec<SegmentRun>);
 
 impl Runs {
     /// Adds one segment that takes `stored` bytes. One that is there already changes nothing.
     pub fn insert(&mut self, number: SegmentNo, stored: u64) {
-        self.add(Run { first: number, last: number, stored });
+        self.add(SegmentRun { first: number, last: number, stored });
     }
 
     /// Adds a run. What it shares with runs already there is counted once in `stored`, in proportion.
-    pub fn add(&mut self, mut run: Run) {
+    pub fn add(&mut self, mut run: SegmentRun) {
         if run.last < run.first {
             return;
         }
@@ -57,7 +57,7 @@ impl Runs {
         let below = number.0.checked_sub(1).filter(|&last| last >= whole.first.0);
         let above = Some(number.next()).filter(|&first| first <= whole.last);
         let mut put = |first: SegmentNo, last: SegmentNo| {
-            let mut run = Run { first, last, stored: 0 };
+            let mut run = SegmentRun { first, last, stored: 0 };
             run.stored = share(whole.stored, run.count(), whole.count());
             let at = self.0.partition_point(|r| r.last < first);
             self.0.insert(at, run);
@@ -71,12 +71,12 @@ impl Runs {
     }
 
     /// The runs, lowest first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Run> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &SegmentRun> {
         self.0.iter()
     }
 
     /// The run that holds `number`.
-    pub fn containing(&self, number: SegmentNo) -> Option<&Run> {
+    pub fn containing(&self, number: SegmentNo) -> Option<&SegmentRun> {
         self.from(number).filter(|r| r.first <= number)
     }
 
@@ -86,7 +86,7 @@ impl Runs {
     }
 
     /// The run that holds `number`, or else the next one after it.
-    pub fn from(&self, number: SegmentNo) -> Option<&Run> {
+    pub fn from(&self, number: SegmentNo) -> Option<&SegmentRun> {
         self.0.get(self.0.partition_point(|r| r.last < number))
     }
 
@@ -102,7 +102,7 @@ impl Runs {
 
     /// How many segments there are.
     pub fn count(&self) -> u64 {
-        self.0.iter().map(Run::count).sum()
+        self.0.iter().map(SegmentRun::count).sum()
     }
 
     /// Bytes that they take in the repository.
@@ -112,13 +112,13 @@ impl Runs {
 
     /// Bytes that the segments from `first` to `last` take, in proportion to the runs they belong to.
     pub fn stored_within(&self, first: SegmentNo, last: SegmentNo) -> u64 {
-        let wanted = Run { first, last, stored: 0 };
+        let wanted = SegmentRun { first, last, stored: 0 };
         self.0.iter().map(|r| share(r.stored, overlap(r, &wanted), r.count())).sum()
     }
 }
 
 /// How many segments two runs share.
-fn overlap(a: &Run, b: &Run) -> u64 {
+fn overlap(a: &SegmentRun, b: &SegmentRun) -> u64 {
     let (first, last) = (a.first.max(b.first), a.last.min(b.last));
     if last < first { 0 } else { last.0 - first.0 + 1 }
 }
@@ -145,7 +145,7 @@ mod tests {
         ) {
             let (mut runs, mut set) = (Runs::default(), BTreeSet::new());
             for (first, count) in adds {
-                runs.add(Run { first: SegmentNo(first), last: SegmentNo(first + count - 1), stored: count * 100 });
+                runs.add(SegmentRun { first: SegmentNo(first), last: SegmentNo(first + count - 1), stored: count * 100 });
                 set.extend(first..first + count);
             }
             for number in removes {

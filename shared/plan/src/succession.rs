@@ -68,7 +68,7 @@ fn of_children(
 
 /// What is known of when a backup ended, beside the time that it says itself.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Told {
+pub(crate) struct SeenServers {
     /// When the store had its manifest, by the store's clock.
     pub(crate) stored: Timestamp,
     /// The latest time at which a transaction ended that it holds, if it notes one.
@@ -85,10 +85,10 @@ pub(crate) struct Told {
 pub(crate) fn settle_latest(
     graph: &TimelineGraph,
     settled: &BTreeMap<BackupId, Timestamp>,
-    told: &BTreeMap<BackupId, Told>,
+    told: &BTreeMap<BackupId, SeenServers>,
     now: Timestamp,
 ) -> BTreeMap<BackupId, Timestamp> {
-    let mut lines: BTreeMap<TimelineId, Vec<(Lsn, BackupId, Told)>> = BTreeMap::new();
+    let mut lines: BTreeMap<TimelineId, Vec<(Lsn, BackupId, SeenServers)>> = BTreeMap::new();
     for (id, one) in told {
         lines.entry(id.timeline()).or_default().push((id.start(), *id, *one));
     }
@@ -99,7 +99,7 @@ pub(crate) fn settle_latest(
     for timeline in graph.ids().rev() {
         let children = of_children(graph, timeline, &first);
         let mut next = None;
-        for (start, id, Told { stored, latest_commit, .. }) in
+        for (start, id, SeenServers { stored, latest_commit, .. }) in
             lines.get(&timeline).into_iter().flatten().rev()
         {
             let after = children.iter().filter(|(_, switch)| start < switch).map(|(at, _)| *at);
@@ -122,13 +122,13 @@ pub(crate) fn settle_latest(
 /// The backups that the store had, by its clock, before others that had ended before they began.
 fn stored_too_early(
     graph: &TimelineGraph,
-    lines: &BTreeMap<TimelineId, Vec<(Lsn, BackupId, Told)>>,
+    lines: &BTreeMap<TimelineId, Vec<(Lsn, BackupId, SeenServers)>>,
     now: Timestamp,
 ) -> BTreeSet<BackupId> {
     let mut doubtful = BTreeSet::new();
     // What came before the first byte of a timeline, of what has a parent.
     let mut floors: BTreeMap<TimelineId, Timestamp> = BTreeMap::new();
-    let proves = |told: &Told| told.stored <= now;
+    let proves = |told: &SeenServers| told.stored <= now;
     for timeline in graph.ids() {
         let parent = graph.history(timeline).and_then(|history| history.parent());
         let mut floor = parent.and_then(|fork| {
@@ -138,9 +138,10 @@ fn stored_too_early(
         });
         floors.extend(floor.map(|at| (timeline, at)));
         // Those that have begun and not ended.
-        let mut running: Vec<Told> = Vec::new();
+        let mut running: Vec<SeenServers> = Vec::new();
         for (start, id, told) in lines.get(&timeline).into_iter().flatten() {
-            let (ended, rest): (Vec<Told>, Vec<Told>) = running.drain(..).partition(|one| one.stop <= *start);
+            let (ended, rest): (Vec<SeenServers>, Vec<SeenServers>) =
+                running.drain(..).partition(|one| one.stop <= *start);
             running = rest;
             floor = floor.max(ended.iter().map(|one| one.stored).max());
             if floor.is_some_and(|floor| floor.duration_since(told.stored) > CLOCK_LIMIT) {
@@ -211,7 +212,7 @@ mod tests {
         settle(&graph(), &mut moments, at(now));
         let told = of.iter().map(|(timeline, lsn, _, stored, commit)| {
             let (stop, latest_commit) = (Lsn(lsn + 1), commit.map(at));
-            (id(*timeline, *lsn), Told { stored: at(*stored), latest_commit, stop })
+            (id(*timeline, *lsn), SeenServers { stored: at(*stored), latest_commit, stop })
         });
         let latest = settle_latest(&graph(), &moments, &told.collect(), at(now));
         let hour = |id: BackupId| (latest[&id].as_second() - at(0).as_second()) / 3600;

@@ -13,7 +13,7 @@ use serde::Serialize;
 use walpoint_base::ClusterName;
 use walpoint_storage::error::{Obstacle, Override, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
-use walpoint_storage::store::{BULK, Entry};
+use walpoint_storage::store::{BULK, ListedObject};
 
 use crate::Repository;
 use crate::holds::{Holdings, Holds};
@@ -213,8 +213,8 @@ async fn sweep(
     let found = store.list(prefix, None).try_filter(|entry| {
         std::future::ready(paths.parse(&entry.key).is_some_and(|object| wanted(&object)))
     });
-    let delete = |chunk: Vec<Result<Entry>>| async move {
-        let entries: Vec<Entry> = chunk.into_iter().collect::<Result<_>>()?;
+    let delete = |chunk: Vec<Result<ListedObject>>| async move {
+        let entries: Vec<ListedObject> = chunk.into_iter().collect::<Result<_>>()?;
         let keys: Vec<Key> = entries.iter().map(|entry| entry.key.clone()).collect();
         let results = store.delete_all(&keys).await;
         Ok::<_, RepoError>(entries.into_iter().zip(results).collect::<Vec<_>>())

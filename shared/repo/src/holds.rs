@@ -11,11 +11,11 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, ClusterName};
-use walpoint_plan::retention::Held;
+use walpoint_plan::retention::HoldFacts;
 use walpoint_storage::error::{Remedy, RepoError, Result, found};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
-use walpoint_storage::store::{Claim, Store};
+use walpoint_storage::store::{NumberClaim, Store};
 
 use crate::Repository;
 
@@ -128,7 +128,7 @@ struct Entry {
 }
 
 /// What an entry says.
-enum Said {
+enum HoldRecord {
     Places(Placement),
     Removes(u64, String, Timestamp),
 }
@@ -140,13 +140,13 @@ impl Hold {
     }
 
     /// For [`walpoint_plan::retention`]; `None` if it was removed.
-    pub fn held(&self) -> Option<Held> {
+    pub fn held(&self) -> Option<HoldFacts> {
         let Placement { on, reason, who, until, .. } = &self.placed;
         let (backup, label) = match on {
             HeldOn::Backup(id) => (Some(*id), None),
             HeldOn::Label(label) => (None, Some(label.clone())),
         };
-        let held = Held {
+        let held = HoldFacts {
             number: self.number,
             backup,
             label,
@@ -185,8 +185,8 @@ impl Holds {
         numbers.extend(unlisted);
         for number in numbers {
             match self.read(number).await {
-                Ok(Said::Places(placed)) => read.holds.push(Hold { number, placed, removed: None }),
-                Ok(Said::Removes(removes, who, at)) => {
+                Ok(HoldRecord::Places(placed)) => read.holds.push(Hold { number, placed, removed: None }),
+                Ok(HoldRecord::Removes(removes, who, at)) => {
                     read.damaged.retain(|damaged| damaged.number != removes);
                     let hold = read.holds.iter_mut().find(|hold| hold.number == removes);
                     if let Some(hold) = hold.filter(|hold| hold.removed.is_none()) {
@@ -243,11 +243,11 @@ impl Holds {
             });
             let sealed = sealed.map_err(|e| internal(e.to_string()))?;
             match self.store.claim(&sealed).await? {
-                Claim::Won => {
+                NumberClaim::Won => {
                     self.note_given(next).await?;
                     return Ok(next);
                 }
-                Claim::Lost => next = next.saturating_add(1),
+                NumberClaim::Lost => next = next.saturating_add(1),
             }
         }
         Err(RepoError::Internal(format!("others placed {ATTEMPTS} holds at the same moment; try again")))
@@ -278,7 +278,7 @@ impl Holds {
         Ok(numbers)
     }
 
-    async fn read(&self, number: u64) -> Result<Said> {
+    async fn read(&self, number: u64) -> Result<HoldRecord> {
         let key = self.paths.hold(number);
         let bytes = found(self.store.get(&key).await)?;
         let bytes = bytes
@@ -291,19 +291,19 @@ impl Holds {
     }
 }
 
-fn parse(key: &Key, json: &[u8]) -> Result<Said> {
+fn parse(key: &Key, json: &[u8]) -> Result<HoldRecord> {
     let entry: Entry = serde_json::from_slice(json).map_err(|e| RepoError::corrupt(key, e))?;
     let strange = || RepoError::corrupt(key, "it says neither what it holds nor what it removes");
     let Entry { at, who, backup, label, reason, until, removes } = entry;
     if let Some(number) = removes {
-        return Ok(Said::Removes(number, who, at));
+        return Ok(HoldRecord::Removes(number, who, at));
     }
     let on = match (backup, label) {
         (Some(id), None) => HeldOn::Backup(id.parse().map_err(|e| RepoError::corrupt(key, e))?),
         (None, Some(label)) => HeldOn::Label(label),
         _ => return Err(strange()),
     };
-    Ok(Said::Places(Placement { on, reason: reason.unwrap_or_default(), who, at, until }))
+    Ok(HoldRecord::Places(Placement { on, reason: reason.unwrap_or_default(), who, at, until }))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use walpoint_storage::keys::{KeySlots, KeySource};
 use walpoint_storage::layout;
 use walpoint_storage::object::MasterKey;
 use walpoint_storage::store::settings::ConditionalWrites;
-use walpoint_storage::store::{Creation, Finding, Probe, Store, StoreSettings};
+use walpoint_storage::store::{Creation, Probe, ProbeFinding, Store, StoreSettings};
 
 use crate::repository::Repository;
 
@@ -99,7 +99,7 @@ async fn init(name: &str, settings: &StoreSettings, new: NewRepository<'_>) -> R
 
 /// Refuses a store that replaces objects or does not give back what it was given.
 fn good_enough(store: &Store, probe: &Probe, conditional: ConditionalWrites) -> Result<()> {
-    if let Finding::Bad(what) = &probe.never_replaces {
+    if let ProbeFinding::Bad(what) = &probe.never_replaces {
         let what = match conditional {
             ConditionalWrites::Required => {
                 format!(
@@ -110,7 +110,7 @@ fn good_enough(store: &Store, probe: &Probe, conditional: ConditionalWrites) -> 
         };
         return Err(RepoError::settings("conditional_writes", what));
     }
-    if let Finding::Bad(what) = &probe.reading {
+    if let ProbeFinding::Bad(what) = &probe.reading {
         let (what, store) = (format!("a probe: {what}"), store.name().to_owned());
         return Err(RepoError::Rejected {
             what,

@@ -12,7 +12,7 @@ use walpoint_base::ClusterName;
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
-use walpoint_storage::store::{Claim, Store};
+use walpoint_storage::store::{NumberClaim, Store};
 
 /// No lease is longer.
 const MAX_LEASE: usize = 16 << 10;
@@ -66,7 +66,7 @@ pub struct Leases {
 
 /// A lease that this process has.
 #[derive(Debug)]
-pub struct Held {
+pub struct HeldLease {
     leases: Leases,
     lease: Lease,
     n: u64,
@@ -74,9 +74,9 @@ pub struct Held {
 
 /// What asking for a lease came to.
 #[derive(Debug)]
-pub enum Asked {
+pub enum LeaseAnswer {
     /// It is held now; whose it was before, if that one was still good.
-    Held(Box<Held>, Option<Lease>),
+    Held(Box<HeldLease>, Option<Lease>),
     /// Somebody else has it.
     Busy(Lease),
     /// An object that cannot be read may be a holder's.
@@ -154,7 +154,7 @@ impl Leases {
         seconds: u32,
         force: bool,
         is_dead: impl Fn(&Holder) -> bool,
-    ) -> Result<Asked> {
+    ) -> Result<LeaseAnswer> {
         let is_over = |lease: &Lease, stored| {
             // No process is known to be gone.
             let known = !lease.holder.host.is_empty();
@@ -173,7 +173,7 @@ impl Leases {
                         let lease = Lease::unknown(stored, seconds);
                         if !is_over(&lease, stored) && !force {
                             let until = stored + SignedDuration::from_secs(i64::from(seconds));
-                            return Ok(Asked::Unreadable { key, what, until });
+                            return Ok(LeaseAnswer::Unreadable { key, what, until });
                         }
                         tracing::warn!(
                             "{key} is damaged ({what}): whose lease it was is not known, it counts as over"
@@ -184,16 +184,16 @@ impl Leases {
                 };
                 alive = !is_over(&lease, stored);
                 if alive && !force {
-                    return Ok(Asked::Busy(lease));
+                    return Ok(LeaseAnswer::Busy(lease));
                 }
                 judged = Some((n, lease));
             }
             let lease =
                 Lease { holder: holder.clone(), since: Timestamp::now(), seconds, renewal: 0, ended: false };
             let object = lease.seal(&self.sealer, &self.key(next)?)?;
-            if self.store.claim(&object).await? == Claim::Won {
+            if self.store.claim(&object).await? == NumberClaim::Won {
                 let Some(older) = self.nobody_else(next, judged.as_ref(), is_over).await? else {
-                    Held { leases: self.clone(), lease, n: next }.release().await.ok();
+                    HeldLease { leases: self.clone(), lease, n: next }.release().await.ok();
                     continue;
                 };
                 for n in older {
@@ -202,8 +202,11 @@ impl Leases {
                         break;
                     }
                 }
-                let held = Held { leases: self.clone(), lease, n: next };
-                return Ok(Asked::Held(Box::new(held), judged.filter(|_| alive).map(|(_, lease)| lease)));
+                let held = HeldLease { leases: self.clone(), lease, n: next };
+                return Ok(LeaseAnswer::Held(
+                    Box::new(held),
+                    judged.filter(|_| alive).map(|(_, lease)| lease),
+                ));
             }
         }
         Err(RepoError::Internal(format!("the lease on {} changes hands all the time", self.task)))
@@ -286,13 +289,13 @@ impl Leases {
     }
 }
 
-impl Held {
+impl HeldLease {
     /// Holds it for another while.
     pub async fn renew(&mut self) -> Result<Renewed> {
         let (n, renewal) = (self.n + 1, self.lease.renewal.saturating_add(1));
         let lease = Lease { renewal, ..self.lease.clone() };
         let object = lease.seal(&self.leases.sealer, &self.leases.key(n)?)?;
-        if self.leases.store.claim(&object).await? == Claim::Lost {
+        if self.leases.store.claim(&object).await? == NumberClaim::Lost {
             return Ok(Renewed::Lost);
         }
         self.leases.forget(self.n).await.ok();
@@ -308,7 +311,7 @@ impl Held {
         }
         let object = Lease { ended: true, ..lease }.seal(&leases.sealer, &leases.key(n + 1)?)?;
         // Lost: another process took it over, so it is not this one's to give back.
-        leases.store.claim(&object).await.map(|_: Claim| ())
+        leases.store.claim(&object).await.map(|_: NumberClaim| ())
     }
 }
 
@@ -327,9 +330,9 @@ mod tests {
         Holder { host, agent, boot: "b".to_owned(), process, process_start: 7, pid_namespace }
     }
 
-    fn held(asked: Asked) -> Held {
+    fn held(asked: LeaseAnswer) -> HeldLease {
         match asked {
-            Asked::Held(held, _) => *held,
+            LeaseAnswer::Held(held, _) => *held,
             other => panic!("{other:?}"),
         }
     }
@@ -341,12 +344,12 @@ mod tests {
             let leases = Leases::new(&store, &sealer, &"main".parse().unwrap(), "backup");
             let alive = |_: &Holder| false;
             let mut first = held(leases.ask(&holder(1), 900, false, alive).await.unwrap());
-            let Asked::Busy(busy) = leases.ask(&holder(2), 900, false, alive).await.unwrap() else {
+            let LeaseAnswer::Busy(busy) = leases.ask(&holder(2), 900, false, alive).await.unwrap() else {
                 panic!("two have it");
             };
             assert_eq!(busy.holder, holder(1));
             assert_eq!(first.renew().await.unwrap(), Renewed::Yes);
-            assert!(matches!(leases.ask(&holder(2), 900, false, alive).await.unwrap(), Asked::Busy(_)));
+            assert!(matches!(leases.ask(&holder(2), 900, false, alive).await.unwrap(), LeaseAnswer::Busy(_)));
             first.release().await.unwrap();
             let second = held(leases.ask(&holder(2), 900, false, alive).await.unwrap());
 
@@ -355,7 +358,8 @@ mod tests {
             let third = leases.ask(&holder(3), 900, false, |holder| holder.process == 2).await.unwrap();
             let mut third = held(third);
             // Taken over on purpose: the holder learns of it when it renews.
-            let Asked::Held(fourth, Some(before)) = leases.ask(&holder(4), 0, true, alive).await.unwrap()
+            let LeaseAnswer::Held(fourth, Some(before)) =
+                leases.ask(&holder(4), 0, true, alive).await.unwrap()
             else {
                 panic!("not had by force");
             };
@@ -379,7 +383,7 @@ mod tests {
             async move { leases.ask(&holder(n), 900, false, |_| false).await.unwrap() }
         });
         let asked = futures_util::future::join_all(asked).await;
-        assert_eq!(asked.iter().filter(|asked| matches!(asked, Asked::Held(..))).count(), 1);
+        assert_eq!(asked.iter().filter(|asked| matches!(asked, LeaseAnswer::Held(..))).count(), 1);
     }
 
     #[test]
@@ -406,11 +410,12 @@ mod tests {
         let key = leases.key(4).unwrap();
         assert!(store.create_blindly(&key, bytes::Bytes::from_static(b"noise")).await.unwrap());
         let asked = leases.ask(&holder(1), 900, false, |_| true).await.unwrap();
-        let Asked::Unreadable { key: named, until, .. } = asked else { panic!("{asked:?}") };
+        let LeaseAnswer::Unreadable { key: named, until, .. } = asked else { panic!("{asked:?}") };
         let left = until.duration_since(Timestamp::now()).as_secs();
         assert!(named == key && (890..=900).contains(&left), "{named} {left}");
         // It may be held.
-        let Asked::Held(held, Some(_)) = leases.ask(&holder(1), 900, true, |_| true).await.unwrap() else {
+        let LeaseAnswer::Held(held, Some(_)) = leases.ask(&holder(1), 900, true, |_| true).await.unwrap()
+        else {
             panic!("by force")
         };
         assert_eq!(leases.numbers().await.unwrap().len(), 1, "the damaged one is deleted");
@@ -418,7 +423,7 @@ mod tests {
 
         assert!(store.create_blindly(&key, bytes::Bytes::from_static(b"noise")).await.unwrap());
         tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
-        let Asked::Held(_, None) = leases.ask(&holder(1), 1, false, |_| false).await.unwrap() else {
+        let LeaseAnswer::Held(_, None) = leases.ask(&holder(1), 1, false, |_| false).await.unwrap() else {
             panic!("it was not renewed in time")
         };
         assert_eq!(leases.numbers().await.unwrap().len(), 1);

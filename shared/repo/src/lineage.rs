@@ -140,7 +140,7 @@ pub struct ParentLineage {
     pub lineage: LineageId,
     /// The timeline of the last WAL that both have, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fork: Option<Fork>,
+    pub fork: Option<LineageFork>,
     /// From here on its WAL was written when it had this lineage already, so it is no other server's; `None` if that is not
     /// known.
     #[serde(default, with = "as_text_or_none", skip_serializing_if = "Option::is_none")]
@@ -152,7 +152,7 @@ pub struct ParentLineage {
 
 /// Up to where the WAL of two lineages is the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Fork {
+pub struct LineageFork {
     /// On this timeline.
     #[serde(with = "as_text")]
     pub timeline: TimelineId,

@@ -15,7 +15,7 @@ const MANUAL: &str = "Walpoint";
 
 /// A manual page of a program that is too small to describe itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Page {
+pub struct ManualPage {
     /// Its file's name, such as `archive-push.1`.
     pub name: &'static str,
     /// Its text, in roff.
@@ -32,7 +32,7 @@ pub fn completions(mut command: Command, shell: Shell) -> Result<(), Failure> {
 
 /// Writes a page for the program, one for each command that is not hidden, and the given ones into a directory, replacing
 /// what is there.
-pub fn manual(command: Command, others: &[Page], directory: &Path) -> Result<(), Failure> {
+pub fn manual(command: Command, others: &[ManualPage], directory: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(directory)
         .with_context(|| format!("{} cannot be created", directory.display()))?;
     let mut command = command.disable_help_subcommand(true);
@@ -73,7 +73,7 @@ mod tests {
         ]);
         let dir = tempfile::tempdir().unwrap();
         let directory = dir.path().join("man/man1");
-        let other = Page { name: "client.1", text: ".TH client 1\n" };
+        let other = ManualPage { name: "client.1", text: ".TH client 1\n" };
         for _ in 0..2 {
             manual(command.clone(), &[other], &directory).unwrap();
         }

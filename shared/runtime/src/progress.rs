@@ -6,9 +6,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A count of bytes towards a total, shown on standard error.
 #[derive(Debug, Clone)]
-pub struct Progress(ProgressBar);
+pub struct ByteProgress(ProgressBar);
 
-impl Progress {
+impl ByteProgress {
     /// A bar over `total` bytes; an invisible one unless `show` is set.
     pub fn bytes(what: &str, total: u64, show: bool) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), target(show));

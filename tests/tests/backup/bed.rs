@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use walpoint_base::BackupId;
 use walpoint_repo::Repository;
-use walpoint_repo::backup::{BackupReader, Backups, Content, Entry, Listed, ListedState, Root, WindowLimits};
+use walpoint_repo::backup::{
+    BackupReader, Backups, EntryContent, FileEntry, ListedBackup, ListedState, Root, WindowLimits,
+};
 use walpoint_storage::RepoError;
 use walpoint_storage::store::Store as Opened;
 use walpoint_tests::agent::{Agent, Daemon};
@@ -158,13 +160,13 @@ impl Backed {
         Backed { runtime, backups }
     }
 
-    pub(crate) fn list(&self) -> Vec<Listed> {
+    pub(crate) fn list(&self) -> Vec<ListedBackup> {
         self.runtime.block_on(self.backups.list()).unwrap()
     }
 
     /// The backups that count as such.
     pub(crate) fn finished(&self) -> Vec<BackupId> {
-        let finished = |listed: &Listed| matches!(listed.state, ListedState::Finished(_));
+        let finished = |listed: &ListedBackup| matches!(listed.state, ListedState::Finished(_));
         self.list().iter().filter(|listed| finished(listed)).map(|listed| listed.id).collect()
     }
 
@@ -173,7 +175,7 @@ impl Backed {
     }
 
     /// Every entry of a backup by its path.
-    pub(crate) fn entries(&self, id: &str) -> BTreeMap<String, Entry> {
+    pub(crate) fn entries(&self, id: &str) -> BTreeMap<String, FileEntry> {
         let reader = self.open(id);
         self.runtime.block_on(async {
             let (mut entries, mut all) = (reader.entries(), BTreeMap::new());
@@ -228,7 +230,7 @@ impl Backed {
 }
 
 /// Makes what an entry says, a tablespace outside; an open file of the right length if it is one.
-fn place(target: &Path, entry: &Entry, begins: bool) -> (PathBuf, Option<File>) {
+fn place(target: &Path, entry: &FileEntry, begins: bool) -> (PathBuf, Option<File>) {
     let root = match entry.path.root {
         Root::Data => target.to_owned(),
         Root::Extra(n) => target.with_extension(format!("extra{n}")),
@@ -236,18 +238,18 @@ fn place(target: &Path, entry: &Entry, begins: bool) -> (PathBuf, Option<File>) 
     let path = if entry.path.path.is_root() { root } else { root.join(entry.path.path.as_path()) };
     let mode = fs::Permissions::from_mode(entry.attributes.mode.into());
     let file = match &entry.content {
-        Content::File(file) => {
+        EntryContent::File(file) => {
             let open = fs::OpenOptions::new().create(true).truncate(begins).write(true).open(&path).unwrap();
             open.set_len(file.length).unwrap();
             open.set_permissions(mode).unwrap();
             Some(open)
         }
-        Content::Directory => {
+        EntryContent::Directory => {
             fs::create_dir(&path).unwrap();
             fs::set_permissions(&path, mode).unwrap();
             None
         }
-        Content::LinkedDirectory { .. } => {
+        EntryContent::LinkedDirectory { .. } => {
             let name = entry.path.path.as_path().file_name().unwrap().to_string_lossy();
             let outside = target.with_extension(format!("ts{name}"));
             fs::create_dir(&outside).unwrap();
@@ -256,7 +258,7 @@ fn place(target: &Path, entry: &Entry, begins: bool) -> (PathBuf, Option<File>) 
             std::os::unix::fs::symlink(&outside, &path).unwrap();
             None
         }
-        Content::Link { target } => {
+        EntryContent::Link { target } => {
             std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &path).unwrap();
             None
         }

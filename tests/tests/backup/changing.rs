@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use walpoint_repo::backup::Content;
+use walpoint_repo::backup::EntryContent;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::process::{self, Background};
 use walpoint_tests::{faults, needs_root, user, wait};
@@ -57,7 +57,7 @@ fn files_that_vanish_or_shrink_while_they_are_copied() {
     let left: Vec<_> = entries.iter().filter(|(path, _)| path.starts_with("many/")).collect();
     let [(path, entry)] = left[..] else { panic!("{left:?}") };
     assert!(held.ends_with(path));
-    assert!(matches!(&entry.content, Content::File(file) if file.length == 4), "{entry:?}");
+    assert!(matches!(&entry.content, EntryContent::File(file) if file.length == 4), "{entry:?}");
 }
 
 /// B2: what is appended after a file was opened is not chased: a log that is written all the time ends somewhere.
@@ -73,5 +73,5 @@ fn a_file_that_grows_is_taken_as_long_as_it_was() {
     assert_eq!(backup.wait(Duration::from_secs(60)), 0, "{}", backup.log());
     let report = printed(&backup.log());
     let entries = bed.repository().entries(report["backup"].as_str().unwrap());
-    assert!(matches!(&entries["grows"].content, Content::File(file) if file.length == 10));
+    assert!(matches!(&entries["grows"].content, EntryContent::File(file) if file.length == 10));
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use walpoint_repo::backup::{Content, PageFault};
+use walpoint_repo::backup::{EntryContent, PageFault};
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::process::{self, Background};
 use walpoint_tests::{faults, needs_root, wait};
@@ -50,7 +50,7 @@ fn damaged_pages_are_reported_by_file_and_block_and_recorded() {
     assert!(manifest.findings.iter().all(
         |finding| finding.path.to_string() == name && matches!(finding.fault, PageFault::Checksum { .. })
     ));
-    let Content::File(file) = &bed.repository().entries(id)[&name].content else { panic!() };
+    let EntryContent::File(file) = &bed.repository().entries(id)[&name].content else { panic!() };
     assert_eq!(file.bad_pages, 2);
     // The text names them too.
     let text = bed.agent.run(&["backup"]).expect_success().stdout;

@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use walpoint_repo::backup::Content;
+use walpoint_repo::backup::EntryContent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::dir::TestDir;
 use walpoint_tests::oracle::{self, Contents};
@@ -42,12 +42,12 @@ fn links_tablespaces_and_configuration_outside() {
     let backup = bed.backup(&[]);
     let id = backup["backup"].as_str().unwrap();
     let entries = bed.repository().entries(id);
-    assert!(matches!(&entries["pg_wal"].content, Content::LinkedDirectory { target }
+    assert!(matches!(&entries["pg_wal"].content, EntryContent::LinkedDirectory { target }
         if target == dir.join("wal").as_os_str().as_bytes()));
     let spaces = bed.cluster.tablespaces();
     assert_eq!(spaces.len(), 2);
     for (oid, place) in &spaces {
-        let Content::LinkedDirectory { target } = &entries[&format!("pg_tblspc/{oid}")].content else {
+        let EntryContent::LinkedDirectory { target } = &entries[&format!("pg_tblspc/{oid}")].content else {
             panic!()
         };
         assert_eq!(target, place.as_os_str().as_bytes());
@@ -59,7 +59,7 @@ fn links_tablespaces_and_configuration_outside() {
         assert!(!path.contains("PG_12") && !path.contains("pgsql_tmp"), "{path}");
         assert!(!path.starts_with("pg_wal/") && path != "postmaster.pid", "{path}");
         let meta = fs::symlink_metadata(bed.cluster.pgdata().join(path));
-        if let (Content::Directory | Content::File(_), Ok(meta)) = (&entry.content, meta) {
+        if let (EntryContent::Directory | EntryContent::File(_), Ok(meta)) = (&entry.content, meta) {
             assert_eq!(u32::from(entry.attributes.mode), meta.mode() & 0o7777, "{path}");
             assert_eq!((entry.attributes.uid, entry.attributes.gid), (meta.uid(), meta.gid()), "{path}");
         }
@@ -141,7 +141,7 @@ fn files_are_copied_byte_for_byte() {
     let target = bed.repository().unpack(id, &bed.cluster);
     let (mut compared, mut different) = (0, Vec::new());
     for (path, entry) in bed.repository().entries(id) {
-        if matches!(entry.content, Content::File(_)) {
+        if matches!(entry.content, EntryContent::File(_)) {
             compared += 1;
             if fs::read(target.join(&path)).unwrap() != fs::read(bed.cluster.pgdata().join(&path)).unwrap() {
                 different.push(path);

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 
-use walpoint_repo::backup::{Content, Entry, Method};
+use walpoint_repo::backup::{EntryContent, FileEntry, Method};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::oracle::Contents;
@@ -33,12 +33,12 @@ fn remote_backups_under_load_restore_in_the_new_dialect() {
 }
 
 /// What has to be the same: all but the time, which a stream gives in whole seconds.
-fn essence(entry: &Entry) -> (String, u16, u32, u32) {
+fn essence(entry: &FileEntry) -> (String, u16, u32, u32) {
     let content = match &entry.content {
-        Content::File(file) => format!("{} bytes {:?}", file.length, file.hash),
-        Content::Directory => "directory".to_owned(),
-        Content::LinkedDirectory { target } => format!("linked to {}", target.escape_ascii()),
-        Content::Link { target } => format!("link to {}", target.escape_ascii()),
+        EntryContent::File(file) => format!("{} bytes {:?}", file.length, file.hash),
+        EntryContent::Directory => "directory".to_owned(),
+        EntryContent::LinkedDirectory { target } => format!("linked to {}", target.escape_ascii()),
+        EntryContent::Link { target } => format!("link to {}", target.escape_ascii()),
     };
     let attributes = entry.attributes;
     (content, attributes.mode, attributes.uid, attributes.gid)
@@ -81,7 +81,7 @@ fn both_readers_find_the_same() {
             let entries = bed.repository().entries(id);
             (entries, bed.repository().open(id).manifest().summary.clone())
         });
-        let essences = |entries: &BTreeMap<String, Entry>| {
+        let essences = |entries: &BTreeMap<String, FileEntry>| {
             let mut all: BTreeMap<_, _> =
                 entries.iter().map(|(path, entry)| (path.clone(), essence(entry))).collect();
             // The backups themselves write it; pg_wal's link does not go over the wire.
@@ -100,7 +100,7 @@ fn both_readers_find_the_same() {
             .collect();
         assert!(differ.is_empty(), "PostgreSQL {major}, local and remote: {differ:#?}");
         assert!(ours.len() > 900 && ours.contains_key("some/where/kept"), "{}", ours.len());
-        assert!(matches!(right.0["global/pg_control"].content, Content::File(_)));
+        assert!(matches!(right.0["global/pg_control"].content, EntryContent::File(_)));
         let (ours, theirs) = (left.1.facts, right.1.facts);
         assert_eq!((ours.method, theirs.method), (Method::Local, Method::Remote));
         assert_eq!(

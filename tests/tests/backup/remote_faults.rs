@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use walpoint_repo::backup::{Content, ListedState, PageFault};
+use walpoint_repo::backup::{EntryContent, ListedState, PageFault};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::process::Background;
@@ -40,7 +40,7 @@ fn pages_that_the_server_finds_damaged_are_recorded() {
         let id = backup["backup"].as_str().unwrap();
         let findings = bed.repository().open(id).manifest().findings.clone();
         assert!(findings.iter().all(|finding| matches!(finding.fault, PageFault::Checksum { .. })));
-        let Content::File(file) = &bed.repository().entries(id)[&name].content else { panic!() };
+        let EntryContent::File(file) = &bed.repository().entries(id)[&name].content else { panic!() };
         assert_eq!(file.bad_pages, 8);
         // The other reader finds the same.
         assert_eq!(bed.backup(&[])["findings"], backup["findings"]);

@@ -9,8 +9,8 @@ use std::time::Duration;
 use walpoint_base::BackupId;
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{
-    Attributes, BackupFacts, Backups, Content, Entry, HexBytes, Intent, Lane, Root, TablePath, Tablespace,
-    WriteOptions, forge,
+    Attributes, BackupDescription, BackupTablespace, Backups, EntryContent, FileEntry, HexBytes, Intent,
+    PackStream, Root, TablePath, WriteOptions, fixtures,
 };
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
@@ -45,7 +45,11 @@ impl Scene {
     /// Publishes a backup that says of itself what the honest one does, with changes, and holds the least that a restore
     /// finishes with, and `fill`.
     #[track_caller]
-    fn forge(&self, change: impl FnOnce(&mut BackupFacts), fill: impl FnOnce(&mut Lane)) -> String {
+    fn forge(
+        &self,
+        change: impl FnOnce(&mut BackupDescription),
+        fill: impl FnOnce(&mut PackStream),
+    ) -> String {
         self.forge_table(change, fill, |_| {})
     }
 
@@ -53,9 +57,9 @@ impl Scene {
     #[track_caller]
     fn forge_table(
         &self,
-        change: impl FnOnce(&mut BackupFacts),
-        fill: impl FnOnce(&mut Lane),
-        edit: impl FnOnce(&mut Vec<Entry>),
+        change: impl FnOnce(&mut BackupDescription),
+        fill: impl FnOnce(&mut PackStream),
+        edit: impl FnOnce(&mut Vec<FileEntry>),
     ) -> String {
         self.forged.set(self.forged.get() + 1);
         let runtime =
@@ -90,7 +94,7 @@ impl Scene {
                 lane.finish().unwrap();
             });
             let draft = writer.finish(facts).await.unwrap();
-            forge::publish(&backups, &draft, edit, |bytes| bytes).await.unwrap();
+            fixtures::publish(&backups, &draft, edit, |bytes| bytes).await.unwrap();
             id.to_string()
         });
         user::give_tree(self.bed.store.root().unwrap());
@@ -135,16 +139,16 @@ fn attributes(mode: u16) -> Attributes {
     Attributes { mode, uid: user::ids().uid, gid: user::ids().gid, mtime: 0 }
 }
 
-fn directory(lane: &mut Lane, root: Root, path: &str) {
+fn directory(lane: &mut PackStream, root: Root, path: &str) {
     lane.directory(TablePath::forged(root, path), attributes(0o700)).unwrap();
 }
 
-fn link(lane: &mut Lane, path: &str, target: &Path) {
+fn link(lane: &mut PackStream, path: &str, target: &Path) {
     let target = target.to_str().unwrap();
     lane.link(TablePath::forged(Root::Data, path), attributes(0o777), target.as_bytes()).unwrap();
 }
 
-fn file(lane: &mut Lane, root: Root, path: &str, content: &[u8]) {
+fn file(lane: &mut PackStream, root: Root, path: &str, content: &[u8]) {
     let mut file = lane.file(TablePath::forged(root, path));
     file.write(content).unwrap();
     file.finish(attributes(0o600)).unwrap();
@@ -186,19 +190,23 @@ fn paths_that_lead_out_are_refused() {
                 |entries| {
                     let evil = entries
                         .iter()
-                        .find(|e| matches!(e.content, Content::File(_)))
+                        .find(|e| matches!(e.content, EntryContent::File(_)))
                         .unwrap()
                         .content
                         .clone();
-                    let mut add = |path: &str, content: &Content| {
+                    let mut add = |path: &str, content: &EntryContent| {
                         let path = TablePath::forged(root, path);
-                        entries.push(Entry { path, attributes: attributes(0o700), content: content.clone() });
+                        entries.push(FileEntry {
+                            path,
+                            attributes: attributes(0o700),
+                            content: content.clone(),
+                        });
                     };
                     if root != Root::Data {
-                        add("", &Content::Directory);
+                        add("", &EntryContent::Directory);
                     }
                     for (at, _) in path.match_indices('/').filter(|(at, _)| *at > 0) {
-                        add(&path[..at], &Content::Directory);
+                        add(&path[..at], &EntryContent::Directory);
                     }
                     add(path, &evil);
                     entries.sort_by(|a, b| a.path.cmp(&b.path));
@@ -215,7 +223,7 @@ fn paths_that_lead_out_are_refused() {
         |_| {},
         |entries| {
             let path = TablePath::forged(Root::Extra(7), "");
-            entries.push(Entry { path, attributes: attributes(0o700), content: Content::Directory });
+            entries.push(FileEntry { path, attributes: attributes(0o700), content: EntryContent::Directory });
         },
     );
     scene.restore(&id, &[], false).expect_status(1);
@@ -300,7 +308,7 @@ fn hostile_tablespaces_are_refused() {
         let id = scene.forge(
             |facts| {
                 let path = HexBytes::from(Path::new(&location));
-                facts.tablespaces = vec![Tablespace { oid: 16400, path }];
+                facts.tablespaces = vec![BackupTablespace { oid: 16400, path }];
             },
             |lane| {
                 let path = TablePath::forged(Root::Data, "pg_tblspc/16400");
@@ -315,7 +323,7 @@ fn hostile_tablespaces_are_refused() {
     let free = scene.bed.place("target.extra");
     let path = HexBytes::from(free.as_path());
     let id = scene.forge(
-        |facts| facts.tablespaces = vec![Tablespace { oid: 16400, path }],
+        |facts| facts.tablespaces = vec![BackupTablespace { oid: 16400, path }],
         |lane| {
             directory(lane, Root::Data, "pg_tblspc/16400");
             file(lane, Root::Data, "pg_tblspc/16400/authorized_keys", b"evil");
@@ -355,11 +363,11 @@ fn huge_lengths_take_no_memory() {
         assert!(output.took < Duration::from_secs(20), "{length}: {output:#?}");
     }
     for change in [
-        |facts: &mut BackupFacts| facts.backup_label = HexBytes(vec![b'x'; 300_000]),
-        |facts: &mut BackupFacts| facts.tablespace_map = HexBytes(vec![b'9'; 300_000]),
-        |facts: &mut BackupFacts| facts.extra_paths = vec![HexBytes::from(Path::new("/..")); 2000],
-        |facts: &mut BackupFacts| facts.label = "x".repeat(500_000),
-        |facts: &mut BackupFacts| facts.pgdata = HexBytes(vec![0; 4000]),
+        |facts: &mut BackupDescription| facts.backup_label = HexBytes(vec![b'x'; 300_000]),
+        |facts: &mut BackupDescription| facts.tablespace_map = HexBytes(vec![b'9'; 300_000]),
+        |facts: &mut BackupDescription| facts.extra_paths = vec![HexBytes::from(Path::new("/..")); 2000],
+        |facts: &mut BackupDescription| facts.label = "x".repeat(500_000),
+        |facts: &mut BackupDescription| facts.pgdata = HexBytes(vec![0; 4000]),
     ] {
         let id = scene.forge(change, |_| {});
         let output = scene.restore(&id, &[], false);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use walpoint_base::{Lsn, SegmentName, TimelineHistory, TimelineId};
-use walpoint_pg::wal::{Identity, RecordKind, WalError, inspect, inspect_on_path};
+use walpoint_pg::wal::{RecordKind, WalError, WalIdentity, inspect, inspect_on_path};
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::process;
 use walpoint_tests::waldata::{self, Lost, WalData};
@@ -202,7 +202,7 @@ fn another_clusters_wal_is_refused() {
         inspect(name_of(path), &fs::read(path).unwrap()).unwrap()
     };
     let (ours, theirs) = (facts(&ours), facts(&theirs));
-    let identity = Identity { system_id: ours.system_id, major: ours.major, segment_size: ours.size };
+    let identity = WalIdentity { system_id: ours.system_id, major: ours.major, segment_size: ours.size };
     assert_eq!(identity.check(&ours), Ok(()));
     let refused = identity.check(&theirs).unwrap_err();
     assert!(refused.to_string().contains(&theirs.system_id.to_string()), "{refused}");

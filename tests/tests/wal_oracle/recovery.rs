@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName};
 use walpoint_pg::label::BackupLabel;
-use walpoint_pg::wal::find::{Stop, StopRule, find};
+use walpoint_pg::wal::find::{TargetRule, TargetStop, find};
 use walpoint_pg::wal::{RecordKind, WalRecord};
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::dir::TestDir;
@@ -72,7 +72,7 @@ fn recovery_stops_where_find_says() {
             (RecoveryTarget::Xid(prepared), true),
             (RecoveryTarget::Name("here".to_owned()), true),
         ] {
-            let rule = StopRule { target: target.clone(), inclusive, consistent: Lsn::INVALID };
+            let rule = TargetRule { target: target.clone(), inclusive, consistent: Lsn::INVALID };
             let stop =
                 find(rule, label.start, segments.iter().map(|(name, content)| (*name, content))).unwrap();
             let stop = stop.unwrap_or_else(|| panic!("{major}: no stop for {target}"));
@@ -89,7 +89,7 @@ fn recovery_stops_where_find_says() {
 }
 
 /// What a server of that version logs about the end of a recovery there.
-fn as_logged(stop: &Stop, target: &RecoveryTarget, major: u32) -> String {
+fn as_logged(stop: &TargetStop, target: &RecoveryTarget, major: u32) -> String {
     let verb = if stop.replayed { "after" } else { "before" };
     let utc = |time: PgTimestamp| time.to_string().replace("+00", " UTC").replace(".000000", "");
     match (target, &stop.record.kind) {

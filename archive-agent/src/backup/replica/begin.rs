@@ -1,20 +1,20 @@
 //! The beginning of the replicas: an intent in each repository says what the backup builds on there, before that is read.
 
 use anyhow::Context;
-use walpoint_repo::backup::{BackupWriter, BlockSize, Foundation, Intent};
+use walpoint_repo::backup::{BackupWriter, BlockSize, Intent, ReusableBackups};
 
-use super::outcome::{Outcome, Outcomes};
+use super::outcome::{Outcomes, ReplicaOutcome};
 use super::{Replica, Replicas};
 use crate::backup::begun::Begun;
 use crate::backup::memory::MemoryBudget;
 use crate::backup::preflight::Chosen;
-use crate::backup::request::{AGENT, Request, host};
+use crate::backup::request::{AGENT, BackupRequest, host};
 use crate::check::repository::Destination;
 
 impl Replicas<BackupWriter> {
     /// Begins one in each of `copies`. `forced`: beside another backup that may still be running.
     pub(crate) async fn begin(
-        request: &Request<'_>,
+        request: &BackupRequest<'_>,
         begun: &Begun,
         copies: &[Destination],
         chosen: &Chosen,
@@ -28,10 +28,10 @@ impl Replicas<BackupWriter> {
             let resumed = intent.adopted.clone();
             let writer = destination.backups().begin(intent, block_size, &options).await?;
             log_foundation(destination.name(), &writer, request.full);
-            let outcome = Outcome::open(destination.name());
+            let outcome = ReplicaOutcome::open(destination.name());
             all.push(Replica { destination: destination.clone(), resumed, outcome, stage: Some(writer) });
         }
-        let left_out = chosen.left_out.iter().map(|(name, why)| Outcome::left_out(name, why));
+        let left_out = chosen.left_out.iter().map(|(name, why)| ReplicaOutcome::left_out(name, why));
         let outcomes = Outcomes::new(all.iter().map(|replica| replica.outcome.clone()).chain(left_out));
         Ok(Self { all, outcomes })
     }
@@ -39,14 +39,14 @@ impl Replicas<BackupWriter> {
 
 /// What the backup announces in a repository: also what of that repository it builds on.
 async fn intent(
-    request: &Request<'_>,
+    request: &BackupRequest<'_>,
     begun: &Begun,
     destination: &Destination,
     forced: bool,
 ) -> anyhow::Result<Intent> {
-    let Foundation { parents, mut adopted } = match request.full {
-        true => Foundation::default(),
-        false => Foundation::choose(&destination.backups().list().await?),
+    let ReusableBackups { parents, mut adopted } = match request.full {
+        true => ReusableBackups::default(),
+        false => ReusableBackups::choose(&destination.backups().list().await?),
     };
     if forced {
         // One of them may still be running: it is neither resumed nor ended.

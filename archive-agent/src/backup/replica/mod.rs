@@ -18,10 +18,10 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use walpoint_base::BackupId;
-use walpoint_repo::backup::{BackupFacts, BackupWriter, Draft};
+use walpoint_repo::backup::{BackupDescription, BackupWriter, Draft};
 use walpoint_storage::error::error_chain;
 
-use self::outcome::{Outcome, Outcomes};
+use self::outcome::{Outcomes, ReplicaOutcome};
 use self::streams::Stream;
 pub(crate) use self::streams::{ReplicaFiles, Streams};
 use crate::check::repository::Destination;
@@ -33,7 +33,7 @@ pub(crate) struct Replica<S> {
     pub(crate) destination: Destination,
     /// The unfinished backups that it resumes.
     pub(crate) resumed: Vec<BackupId>,
-    outcome: Arc<Outcome>,
+    outcome: Arc<ReplicaOutcome>,
     /// How far it is; `None` once it has failed.
     stage: Option<S>,
 }
@@ -115,9 +115,9 @@ impl Replicas<BackupWriter> {
     }
 
     /// Everything was copied: ends the writing of each.
-    pub(crate) async fn finish(self, facts: &BackupFacts) -> anyhow::Result<Replicas<Draft>> {
+    pub(crate) async fn finish(self, facts: &BackupDescription) -> anyhow::Result<Replicas<Draft>> {
         self.advance(async |destination, writer| {
-            let facts = BackupFacts { lineage: destination.lineage.id, ..facts.clone() };
+            let facts = BackupDescription { lineage: destination.lineage.id, ..facts.clone() };
             Ok(writer.finish(facts).await?)
         })
         .await

@@ -10,12 +10,12 @@ use walpoint_words::told;
 
 /// Whether one repository still gets its copy of the backup, and why not.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct ReplicaOutcome {
     repository: String,
     failure: Mutex<Option<anyhow::Error>>,
 }
 
-impl Outcome {
+impl ReplicaOutcome {
     /// Of a replica that is being written.
     pub(super) fn open(repository: &str) -> Arc<Self> {
         Arc::new(Self { repository: repository.to_owned(), failure: Mutex::new(None) })
@@ -54,10 +54,10 @@ impl Outcome {
 
 /// The outcomes of all repositories that should get a copy, behind them those that were left out.
 #[derive(Debug, Clone)]
-pub(crate) struct Outcomes(Arc<[Arc<Outcome>]>);
+pub(crate) struct Outcomes(Arc<[Arc<ReplicaOutcome>]>);
 
 impl Outcomes {
-    pub(super) fn new(outcomes: impl Iterator<Item = Arc<Outcome>>) -> Self {
+    pub(super) fn new(outcomes: impl Iterator<Item = Arc<ReplicaOutcome>>) -> Self {
         Self(outcomes.collect())
     }
 
@@ -81,8 +81,9 @@ mod tests {
 
     #[test]
     fn the_backup_ends_with_its_last_replica_and_names_the_first_reason_of_each() {
-        let (one, two) = (Outcome::open("one"), Outcome::open("two"));
-        let all = [Arc::clone(&one), Arc::clone(&two), Outcome::left_out("three", "it is not mounted")];
+        let (one, two) = (ReplicaOutcome::open("one"), ReplicaOutcome::open("two"));
+        let all =
+            [Arc::clone(&one), Arc::clone(&two), ReplicaOutcome::left_out("three", "it is not mounted")];
         let outcomes = Outcomes::new(all.into_iter());
         one.fail(anyhow!("the disk is full"));
         one.fail(anyhow!("a later reason"));

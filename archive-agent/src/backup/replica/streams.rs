@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use walpoint_repo::backup::{Attributes, ContentHasher, FileWriter, Lane, PageFault, TablePath};
+use walpoint_repo::backup::{Attributes, ContentHasher, FileWriter, PackStream, PageFault, TablePath};
 use walpoint_storage::Result as RepoResult;
 
-use super::outcome::{Outcome, Outcomes};
+use super::outcome::{Outcomes, ReplicaOutcome};
 
 /// One thread's way into all replicas.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub(crate) struct Streams {
 /// Its way into one of them.
 #[derive(Debug)]
 pub(super) struct Stream {
-    pub(super) lane: Lane,
-    pub(super) outcome: Arc<Outcome>,
+    pub(super) lane: PackStream,
+    pub(super) outcome: Arc<ReplicaOutcome>,
 }
 
 impl Streams {
@@ -30,7 +30,10 @@ impl Streams {
     }
 
     /// Adds a directory, or what else has no content of its own, to each replica.
-    pub(crate) fn each(&mut self, mut act: impl FnMut(&mut Lane) -> RepoResult<()>) -> anyhow::Result<()> {
+    pub(crate) fn each(
+        &mut self,
+        mut act: impl FnMut(&mut PackStream) -> RepoResult<()>,
+    ) -> anyhow::Result<()> {
         self.open.retain_mut(|Stream { lane, outcome }| {
             !outcome.has_failed() && act(lane).map_err(|error| outcome.fail(error)).is_ok()
         });
@@ -48,11 +51,11 @@ impl Streams {
     }
 
     /// Begins to look for a file by its content.
-    pub(crate) fn lookup(&mut self) -> Lookup<'_> {
+    pub(crate) fn lookup(&mut self) -> ContentLookup<'_> {
         let candidates = self.open.iter_mut();
         let candidates =
             candidates.map(|stream| Candidate { hasher: stream.lane.hasher(), stream }).collect();
-        Lookup { candidates, outcomes: &self.outcomes }
+        ContentLookup { candidates, outcomes: &self.outcomes }
     }
 
     /// Begins a file in each replica.
@@ -73,7 +76,7 @@ impl Streams {
 
 /// A file that is new at its path, looked for by its content in the parent of each replica.
 #[derive(Debug)]
-pub(crate) struct Lookup<'a> {
+pub(crate) struct ContentLookup<'a> {
     candidates: Vec<Candidate<'a>>,
     outcomes: &'a Outcomes,
 }
@@ -85,7 +88,7 @@ struct Candidate<'a> {
     hasher: ContentHasher,
 }
 
-impl<'a> Lookup<'a> {
+impl<'a> ContentLookup<'a> {
     /// Takes the next bytes of the file.
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.candidates.iter_mut().for_each(|candidate| candidate.hasher.update(bytes));
@@ -142,7 +145,7 @@ pub(crate) struct ReplicaFiles<'a> {
 #[derive(Debug)]
 struct ReplicaFile<'a> {
     file: FileWriter<'a>,
-    outcome: &'a Outcome,
+    outcome: &'a ReplicaOutcome,
 }
 
 impl<'a> ReplicaFiles<'a> {

@@ -8,18 +8,18 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use walpoint_base::{Lsn, PgTimestamp, TimelineHistory};
 use walpoint_pg::label::{BackupLabel, TablespaceMap};
-use walpoint_pg::server::Identity;
-use walpoint_repo::backup::{BackupFacts, HexBytes, Method, Tablespace};
+use walpoint_pg::server::ServerIdentity;
+use walpoint_repo::backup::{BackupDescription, BackupTablespace, HexBytes, Method};
 
-use super::owners::Owners;
+use super::owners::SeenOwners;
 use crate::backup::begun::Begun;
-use crate::backup::request::{AGENT, Request, host};
+use crate::backup::request::{AGENT, BackupRequest, host};
 use crate::check::repository::Destination;
 
 /// What the server said about a backup that is complete.
 pub(crate) struct ServerFacts<'a> {
     pub(crate) method: Method,
-    pub(crate) identity: &'a Identity,
+    pub(crate) identity: &'a ServerIdentity,
     /// How it began, by the server's clock as its end: commit times are of that clock, too.
     pub(crate) begun: &'a Begun,
     /// When it stopped.
@@ -35,13 +35,13 @@ pub(crate) struct ServerFacts<'a> {
     /// The data directory on the server.
     pub(crate) pgdata: &'a Path,
     pub(crate) extra_paths: &'a [PathBuf],
-    pub(crate) owners: &'a Mutex<Owners>,
+    pub(crate) owners: &'a Mutex<SeenOwners>,
     pub(crate) destinations: &'a [Destination],
 }
 
 impl ServerFacts<'_> {
     /// What the manifest will say; the lineage is that of one of the repositories.
-    pub(crate) fn of_manifest(self, request: &Request<'_>) -> anyhow::Result<BackupFacts> {
+    pub(crate) fn of_manifest(self, request: &BackupRequest<'_>) -> anyhow::Result<BackupDescription> {
         let Self { identity, tablespace_map, .. } = self;
         let label = BackupLabel::parse(&self.label).context("PostgreSQL's backup label cannot be used")?;
         let tablespaces =
@@ -49,7 +49,7 @@ impl ServerFacts<'_> {
         let tablespaces = tablespaces.tablespaces.into_iter();
         let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         let path = |path: &Path| HexBytes(path.as_os_str().as_bytes().to_vec());
-        Ok(BackupFacts {
+        Ok(BackupDescription {
             label: request.label.clone(),
             agent: AGENT.to_owned(),
             host: host(),
@@ -71,7 +71,9 @@ impl ServerFacts<'_> {
             backup_label: HexBytes(self.label),
             tablespace_map: HexBytes(tablespace_map),
             pgdata: path(self.pgdata),
-            tablespaces: tablespaces.map(|t| Tablespace { oid: t.oid, path: HexBytes(t.path) }).collect(),
+            tablespaces: tablespaces
+                .map(|t| BackupTablespace { oid: t.oid, path: HexBytes(t.path) })
+                .collect(),
             extra_paths: self.extra_paths.iter().map(|extra| path(extra)).collect(),
             users: owners.users(),
             groups: owners.groups(),

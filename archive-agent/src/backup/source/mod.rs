@@ -9,7 +9,7 @@
 //! | [`owners`] | whose files they are |
 //! | [`facts`] | what the manifest will say |
 //!
-//! What always holds: a [`Source`] begins the backup on its server, which ends it with the session: a crash, a lost connection
+//! What always holds: a [`BackupSource`] begins the backup on its server, which ends it with the session: a crash, a lost connection
 //! or an error before [`Started::copy`] returns leaves nothing there. What it returns was read to its end, and the server has
 //! stopped the backup.
 
@@ -28,15 +28,15 @@ use tokio::sync::Mutex;
 use walpoint_base::TimelineHistory;
 use walpoint_pg::control::CheckpointCopy;
 use walpoint_pg::server::Server;
-use walpoint_repo::backup::{BackupFacts, BackupWriter};
+use walpoint_repo::backup::{BackupDescription, BackupWriter};
 use walpoint_runtime::config::ClusterSettings;
 
-pub(crate) use self::shared::Counts;
+pub(crate) use self::shared::CopyCounts;
 use self::shared::Shared;
 use super::begun::Begun;
 use super::needed_history::Histories;
 use super::replica::Replicas;
-use super::request::Request;
+use super::request::BackupRequest;
 use crate::check::repository::Destination;
 
 /// How often a session on the backup's server that has nothing to do is asked whether it still lives.
@@ -49,7 +49,7 @@ const NOTE_PROGRESS: Duration = Duration::from_millis(100);
 const ENDING: Duration = Duration::from_secs(5);
 
 /// A cluster that was examined, and that a backup can be made of.
-pub(crate) trait Source {
+pub(crate) trait BackupSource {
     /// The backup in progress.
     type Started: Started;
 
@@ -57,7 +57,11 @@ pub(crate) trait Source {
     fn destinations(&self) -> &[Destination];
 
     /// Begins a backup on the server that gets a replica in each of `copies`.
-    async fn start(self, request: &Request<'_>, copies: &[Destination]) -> anyhow::Result<Self::Started>;
+    async fn start(
+        self,
+        request: &BackupRequest<'_>,
+        copies: &[Destination],
+    ) -> anyhow::Result<Self::Started>;
 }
 
 /// A backup in progress on its server. Dropped, it ends there.
@@ -67,19 +71,23 @@ pub(crate) trait Started {
 
     /// Copies everything into the replicas, then stops the backup. An error is not about one replica but about the server, its
     /// files or the last replica.
-    async fn copy(self, request: &Request<'_>, replicas: &Replicas<BackupWriter>) -> anyhow::Result<Copied>;
+    async fn copy(
+        self,
+        request: &BackupRequest<'_>,
+        replicas: &Replicas<BackupWriter>,
+    ) -> anyhow::Result<Copied>;
 }
 
 /// A backup that was copied and stopped.
 pub(crate) struct Copied {
     /// What its manifest will say.
-    pub(crate) facts: BackupFacts,
+    pub(crate) facts: BackupDescription,
     /// The history of the timeline on which it stopped.
     pub(crate) history: TimelineHistory,
     /// The last checkpoint by the `pg_control` that was copied.
     pub(crate) checkpoint: CheckpointCopy,
     /// Its server.
-    pub(crate) origin: Origin,
+    pub(crate) origin: BackupOrigin,
     /// What its threads shared: what was counted on the way.
     pub(crate) shared: Arc<Shared>,
 }
@@ -89,14 +97,14 @@ type SharedServer = Arc<Mutex<Server>>;
 
 /// The server that a backup is of, the repositories of its cluster, and its data directory where that is visible.
 #[derive(Debug)]
-pub(crate) struct Origin {
+pub(crate) struct BackupOrigin {
     server: SharedServer,
     /// The repositories of the cluster.
     pub(crate) destinations: Vec<Destination>,
     pgdata: Option<PathBuf>,
 }
 
-impl Origin {
+impl BackupOrigin {
     fn new(server: Server, destinations: Vec<Destination>, pgdata: Option<PathBuf>) -> Self {
         Self { server: Arc::new(Mutex::new(server)), destinations, pgdata }
     }

@@ -9,12 +9,12 @@ const MAX_OWNERS: usize = 1000;
 
 /// The owners seen so far.
 #[derive(Debug, Default)]
-pub(crate) struct Owners {
+pub(crate) struct SeenOwners {
     users: BTreeSet<u32>,
     groups: BTreeSet<u32>,
 }
 
-impl Owners {
+impl SeenOwners {
     /// Looks at one more file.
     pub(crate) fn note(&mut self, attributes: &Attributes) {
         if self.users.len() < MAX_OWNERS {
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn only_owners_of_files_are_named() {
-        let mut owners = Owners::default();
+        let mut owners = SeenOwners::default();
         owners.note(&Attributes { uid: 26, gid: 70, ..Attributes::default() });
         let table = "root:x:0:0\npostgres:x:26:26\nalias:x:26:26\nbad\n:x:26\n";
         let found = names(&owners.users, table);

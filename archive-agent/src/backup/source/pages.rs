@@ -15,7 +15,7 @@ use std::time::Duration;
 use walpoint_base::Lsn;
 use walpoint_pg::checksum::{Checksums, PageState, page_lsn, verify_page};
 use walpoint_pg::files::{self, RelationFile};
-use walpoint_pg::server::Identity;
+use walpoint_pg::server::ServerIdentity;
 
 /// Waits before a bad page is read once more; a write takes less.
 const PAUSES: [Duration; 3] =
@@ -112,7 +112,12 @@ pub(crate) struct BadPage {
 
 impl PageCheck {
     /// How the pages of a cluster are verified by a backup that started there; `None` if they carry no checksums.
-    pub(crate) fn of(identity: &Identity, start: Lsn, newest: Newest, in_force: InForce) -> Option<Self> {
+    pub(crate) fn of(
+        identity: &ServerIdentity,
+        start: Lsn,
+        newest: Newest,
+        in_force: InForce,
+    ) -> Option<Self> {
         let on = identity.checksums == Checksums::On;
         let block_size = usize::try_from(identity.block_size).ok().filter(|_| on)?;
         Some(Self { block_size, segment_blocks: identity.relation_segment_blocks, start, newest, in_force })

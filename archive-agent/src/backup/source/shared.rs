@@ -5,9 +5,9 @@ use std::sync::atomic::AtomicU64;
 
 use tokio_util::sync::CancellationToken;
 use walpoint_pg::control::ControlFile;
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 
-use super::owners::Owners;
+use super::owners::SeenOwners;
 use super::pages::PageCheck;
 
 /// What all threads share that copy files.
@@ -20,16 +20,16 @@ pub(crate) struct Shared {
     /// Cancelled when nothing they do counts any more.
     pub(crate) stop: CancellationToken,
     /// Counts bytes.
-    pub(crate) progress: Progress,
+    pub(crate) progress: ByteProgress,
     /// Who owns what was read.
-    pub(crate) owners: Mutex<Owners>,
+    pub(crate) owners: Mutex<SeenOwners>,
     /// What happened on the way.
-    pub(crate) counts: Counts,
+    pub(crate) counts: CopyCounts,
 }
 
 /// What happened on the way.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
+pub(crate) struct CopyCounts {
     /// Bytes read.
     pub(crate) read: AtomicU64,
     /// Files that vanished before they were opened.
@@ -46,7 +46,7 @@ impl Shared {
         block_size: u32,
         pages: Option<PageCheck>,
         stop: CancellationToken,
-        progress: Progress,
+        progress: ByteProgress,
     ) -> anyhow::Result<Self> {
         let block_size = usize::try_from(block_size)?;
         let (owners, counts) = Default::default();

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use walpoint_runtime::human;
 use walpoint_storage::store::settings::ConditionalWrites;
-use walpoint_storage::store::{Finding, Probe, StoreSettings};
+use walpoint_storage::store::{Probe, ProbeFinding, StoreSettings};
 
-use crate::check::report::Report;
+use crate::check::report::CheckReport;
 
 /// `expire` refuses to work when the clocks differ by more.
 const CLOCK_LIMIT_SECONDS: i64 = 300;
@@ -15,7 +15,7 @@ const CLOCK_WARNING_SECONDS: i64 = 60;
 
 /// Puts into words what a probe found; whether the store may be written to.
 pub(crate) fn judge(
-    report: &mut Report,
+    report: &mut CheckReport,
     what: &str,
     store: &str,
     settings: &StoreSettings,
@@ -24,7 +24,7 @@ pub(crate) fn judge(
     let before = report.lines().len();
     let mut behaves = true;
     for (name, finding) in probe.findings() {
-        let Finding::Bad(found) = finding else { continue };
+        let ProbeFinding::Bad(found) = finding else { continue };
         let what = format!("{what}: {name}");
         let look_first = settings.conditional_writes == ConditionalWrites::LookFirst;
         match name {
@@ -65,7 +65,7 @@ pub(crate) fn judge(
     behaves
 }
 
-fn clock(report: &mut Report, what: &str, probe: &Probe) {
+fn clock(report: &mut CheckReport, what: &str, probe: &Probe) {
     let Some(ahead) = probe.clock_ahead else { return };
     let seconds = ahead.as_secs();
     let what = format!("{what}: clock");

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 use walpoint_base::{ClusterName, PgMajor, SegmentSize, SystemId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
-use walpoint_pg::server::Identity;
+use walpoint_pg::server::ServerIdentity;
 use walpoint_repo::{Lineage, Repository};
 
 use crate::wal::lineage;
@@ -34,8 +34,8 @@ impl From<&ControlFile> for Nature {
     }
 }
 
-impl From<&Identity> for Nature {
-    fn from(identity: &Identity) -> Self {
+impl From<&ServerIdentity> for Nature {
+    fn from(identity: &ServerIdentity) -> Self {
         Self {
             system_id: identity.system_id,
             major: identity.major,

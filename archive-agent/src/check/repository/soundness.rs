@@ -5,10 +5,10 @@ use walpoint_plan::retention::{Candidate, Policy, Soundness};
 use walpoint_repo::expire::outlook;
 
 use super::Destination;
-use crate::check::report::Report;
+use crate::check::report::CheckReport;
 
 /// Whether what is known to be damaged leaves a backup that can be restored.
-pub(crate) async fn sound(report: &mut Report, destinations: &[Destination]) {
+pub(crate) async fn sound(report: &mut CheckReport, destinations: &[Destination]) {
     for Destination { repository, lineage, .. } in destinations {
         let what = format!("repository {}: backups", repository.name());
         let outlook = outlook(repository, &lineage.cluster, &Policy::default(), Timestamp::now()).await;
@@ -19,7 +19,7 @@ pub(crate) async fn sound(report: &mut Report, destinations: &[Destination]) {
 }
 
 /// Puts into words what is known to be wrong with backups, the oldest of which comes first.
-fn judge_backups(report: &mut Report, what: String, backups: &[&Candidate]) {
+fn judge_backups(report: &mut CheckReport, what: String, backups: &[&Candidate]) {
     let broken = |backup: &Candidate| backup.soundness() == Soundness::Broken;
     let advice = "take a backup (archive-agent backup): it stores anew what is damaged; archive-agent verify says what that is";
     match backups.last().filter(|newest| broken(newest)) {
@@ -60,9 +60,9 @@ mod tests {
         }
     }
 
-    fn judged(packs: &[u64]) -> Report {
+    fn judged(packs: &[u64]) -> CheckReport {
         let backups: Vec<Candidate> = (0u32..).zip(packs).map(|(n, packs)| backup(n, *packs)).collect();
-        let mut report = Report::default();
+        let mut report = CheckReport::default();
         judge_backups(&mut report, "backups".to_owned(), &backups.iter().collect::<Vec<_>>());
         report
     }

@@ -3,16 +3,16 @@
 use std::path::Path;
 
 use anyhow::Context;
-use walpoint_repo::backup::Summary;
+use walpoint_repo::backup::BackupSummary;
 use walpoint_runtime::human;
 
 use super::Destination;
-use crate::check::report::Report;
+use crate::check::report::CheckReport;
 
 /// Whether a local repository has room for the next backup of a cluster of that many bytes: one that stores everything if
 /// there is none to build on or `full` asks for it. How well the cluster compresses, and how much changes between backups, is
 /// known from the newest ones, and guessed before there are any.
-pub(crate) async fn space(report: &mut Report, destination: &Destination, bytes: u64, full: bool) {
+pub(crate) async fn space(report: &mut CheckReport, destination: &Destination, bytes: u64, full: bool) {
     let Some(directory) = &destination.directory else { return };
     let what = format!("repository {}: space", destination.name());
     let free = match free_bytes(directory) {
@@ -58,7 +58,7 @@ pub(crate) fn free_bytes(directory: &Path) -> anyhow::Result<u64> {
 }
 
 /// What the newest finished backup says.
-async fn newest(destination: &Destination) -> Option<Summary> {
+async fn newest(destination: &Destination) -> Option<BackupSummary> {
     let backups = destination.backups();
     let listed = backups.list().await.ok()?;
     let finished = |state| matches!(state, walpoint_repo::backup::ListedState::Finished(_));

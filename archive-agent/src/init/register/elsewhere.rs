@@ -10,7 +10,7 @@ use walpoint_repo::lineage::{BINDING, LineageUid, ParentLineage, bound_elsewhere
 use walpoint_repo::{Lineage, Repository};
 
 use crate::binding;
-use crate::init::config::Plan;
+use crate::init::config::ConfigurationPlan;
 use crate::wal::lineage;
 use crate::wal::target::TargetError;
 
@@ -26,7 +26,7 @@ pub(super) struct Elsewhere {
 impl Elsewhere {
     pub(super) async fn of(
         repositories: &[&Repository],
-        plan: &Plan,
+        plan: &ConfigurationPlan,
         control: &ControlFile,
     ) -> anyhow::Result<Option<Self>> {
         let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
@@ -54,7 +54,7 @@ impl Elsewhere {
     /// made anew, and a copy was registered there first. `None` where nothing of that kind is in the way.
     async fn of_unbound(
         repositories: &[&Repository],
-        plan: &Plan,
+        plan: &ConfigurationPlan,
         pgdata: &Path,
         control: &ControlFile,
     ) -> anyhow::Result<Option<Self>> {
@@ -108,7 +108,11 @@ impl Elsewhere {
     }
 
     /// The lineage in a repository that the data directory is not bound to, and binds it to that; `None` if it is not there.
-    pub(super) async fn find(&self, repository: &Repository, plan: &Plan) -> anyhow::Result<Option<Lineage>> {
+    pub(super) async fn find(
+        &self,
+        repository: &Repository,
+        plan: &ConfigurationPlan,
+    ) -> anyhow::Result<Option<Lineage>> {
         let Some(found) = repository.read_lineage(&plan.cluster, self.id).await? else { return Ok(None) };
         let id = self.id;
         let same = match &self.lineage {

@@ -13,13 +13,13 @@ use walpoint_repo::Repository;
 use walpoint_repo::lineage::{BINDING, LineageUid, ParentLineage};
 
 use crate::binding;
-use crate::init::config::Plan;
+use crate::init::config::ConfigurationPlan;
 use crate::wal::identity::{self, Evidence};
 use crate::wal::target::TargetError;
 use crate::wal::{check, comparison, lineage};
 
 /// What a new lineage has in common in all repositories.
-pub(super) struct Begun {
+pub(super) struct CommonBeginning {
     pub(super) life: LineageUid,
     pub(super) began: Option<Lsn>,
 }
@@ -69,9 +69,9 @@ pub(super) fn begins(parent: &ParentLineage) -> String {
 /// What a lineage is split off from: the one that the data directory archived to so far, up to the newest WAL that both have.
 pub(super) async fn parent(
     repository: &Repository,
-    plan: &Plan,
+    plan: &ConfigurationPlan,
     control: &ControlFile,
-    begun: Option<&Begun>,
+    begun: Option<&CommonBeginning>,
 ) -> anyhow::Result<Option<ParentLineage>> {
     let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
     let lineage = match lineage::of_directory(repository, &plan.cluster, pgdata).await {
@@ -100,7 +100,7 @@ pub(super) fn newest(control: &ControlFile) -> Option<TimelineId> {
 /// Refuses another new lineage for a data directory that has one already, unless another server's WAL is in one of them.
 pub(super) async fn no_second(
     repositories: &[Repository],
-    plan: &Plan,
+    plan: &ConfigurationPlan,
     control: &ControlFile,
 ) -> anyhow::Result<()> {
     let pgdata = plan.pgdata().map_err(|failure| failure.error)?;

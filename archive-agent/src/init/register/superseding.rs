@@ -8,7 +8,7 @@ use walpoint_repo::lineage::AckMember;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_storage::object::RepositoryId;
 
-use crate::check::report::Report;
+use crate::check::report::CheckReport;
 use crate::wal::claim;
 
 /// How a repository that was lost and made anew takes its place among those that acknowledge.
@@ -37,7 +37,7 @@ impl Superseding<'_> {
     /// Lets them take their places in a lineage.
     pub(super) async fn done(
         &self,
-        report: &mut Report,
+        report: &mut CheckReport,
         repository: &Repository,
         lineage: &Lineage,
     ) -> anyhow::Result<Superseded> {

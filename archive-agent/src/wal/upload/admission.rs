@@ -13,27 +13,27 @@ use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_repo::wal::{SealedSegment, WalArchive};
 use walpoint_storage::RepoError;
 
-use super::{Source, Trouble, Uploader, together, trouble};
+use super::{UploadError, UploadSource, Uploader, together, upload_error};
 use crate::wal::disk;
-use crate::wal::fork::Side;
-use crate::wal::history::{self, Found};
+use crate::wal::fork::ForkSide;
+use crate::wal::history::{self, FoundHistory};
 use crate::wal::identity;
 use crate::wal::neighbors::{self, Newcomer};
 use crate::wal::split_brain::SplitBrain;
-use crate::wal::target::{Target, TargetError, UnderWay};
+use crate::wal::target::{TargetError, UnderWay, WalTarget};
 
 /// How long an acknowledgement waits to learn whose WAL a repository holds that does not have to acknowledge.
 const PATIENCE_WITNESS: Duration = Duration::from_secs(1);
 
 /// A repository that a file may go to.
-pub(super) struct Candidate<'a> {
-    pub(super) target: &'a Target,
+pub(super) struct CandidateRepository<'a> {
+    pub(super) target: &'a WalTarget,
     pub(super) admitted: Result<Admitted<'a>, TargetError>,
     /// For it, once it is prepared, if it is a segment.
     pub(super) sealed: Option<SealedSegment>,
 }
 
-impl Candidate<'_> {
+impl CandidateRepository<'_> {
     pub(super) fn archive(&self) -> Option<&WalArchive> {
         Some(&self.admitted.as_ref().ok()?.archive)
     }
@@ -49,14 +49,14 @@ pub(super) struct Admitted<'a> {
 }
 
 /// What a segment shows of its neighbors, and the repositories of its cluster.
-pub(super) type Around<'a> = (Option<ChainFacts>, &'a [Target]);
+pub(super) type Neighborhood<'a> = (Option<ChainFacts>, &'a [WalTarget]);
 
 /// A file and what it is compared with in a repository; `None` for a history, which was compared before.
 pub(super) fn newcomer<'a>(
-    file: &'a Source,
-    target: &'a Target,
+    file: &'a UploadSource,
+    target: &'a WalTarget,
     admitted: &'a Admitted<'_>,
-    (chain, around): Around<'a>,
+    (chain, around): Neighborhood<'a>,
 ) -> Option<Newcomer<'a>> {
     let name = match file.name {
         WalFileName::Segment(name) | WalFileName::Partial(name) | WalFileName::Backup(name, _) => name,
@@ -83,13 +83,13 @@ impl Uploader {
     /// stored. Where it is refused as another server's in one of them, it goes into none, and neither does its history.
     pub(super) async fn admit<'a>(
         &'a self,
-        file: &Source,
-        targets: &[&'a Target],
-    ) -> Result<Vec<Candidate<'a>>, Trouble> {
+        file: &UploadSource,
+        targets: &[&'a WalTarget],
+    ) -> Result<Vec<CandidateRepository<'a>>, UploadError> {
         let wal = self.wal_directory();
         let places = identity::places_of_history(&file.path, file.name, &wal);
         let (places, wal, timeline) = (places.as_slice(), wal.as_path(), file.name.timeline());
-        let look = |target: &'a Target| async move {
+        let look = |target: &'a WalTarget| async move {
             target.answers()?;
             let archive = target.archive_at(&file.cluster, timeline).await?;
             target.known(archive.lineage().id, |known| known.since(file.incarnation));
@@ -102,7 +102,7 @@ impl Uploader {
         };
         let looked = join_all(targets.iter().map(|target| look(target))).await;
         self.refused_nowhere(file, targets.iter().zip(&looked).map(|(target, looked)| (*target, looked)))?;
-        let begin = |(target, looked): (&'a Target, Result<(WalArchive, Found), TargetError>)| async move {
+        let begin = |(target, looked): (&'a WalTarget, Result<(WalArchive, FoundHistory), TargetError>)| async move {
             let admitted = async {
                 let (archive, found) = looked?;
                 let history = history::store(target, &archive, timeline, found).await?;
@@ -116,7 +116,7 @@ impl Uploader {
                 self.not_behind_a_refusal(target, &archive, name).await?;
                 Ok(Admitted { archive, history, _under_way: Some(under_way) })
             };
-            Candidate { target, admitted: admitted.await, sealed: None }
+            CandidateRepository { target, admitted: admitted.await, sealed: None }
         };
         let candidates = join_all(targets.iter().copied().zip(looked).map(begin)).await;
         self.refused_nowhere(file, candidates.iter().map(|one| (one.target, &one.admitted)))?;
@@ -127,8 +127,8 @@ impl Uploader {
     /// be the server's own as well.
     async fn later_is_not_refused(
         &self,
-        file: &Source,
-        target: &Target,
+        file: &UploadSource,
+        target: &WalTarget,
         archive: &WalArchive,
         later: TimelineId,
     ) -> Result<(), TargetError> {
@@ -145,10 +145,10 @@ impl Uploader {
     /// Compares a file with what is stored around it in each repository. Where it is refused in one, it goes into none.
     pub(super) async fn judge(
         &self,
-        file: &Source,
+        file: &UploadSource,
         chain: Option<ChainFacts>,
-        candidates: Vec<&mut Candidate<'_>>,
-    ) -> Result<(), Trouble> {
+        candidates: Vec<&mut CandidateRepository<'_>>,
+    ) -> Result<(), UploadError> {
         let judged = candidates.iter().map(|one| async {
             let admitted = one.admitted.as_ref().ok()?;
             let newcomer = newcomer(file, one.target, admitted, (chain, &self.targets))?;
@@ -172,8 +172,8 @@ impl Uploader {
     /// Compares a segment with the timelines that begin in it or before it, or with the one that its own timeline left.
     async fn judge_forks(
         &self,
-        file: &Source,
-        target: &Target,
+        file: &UploadSource,
+        target: &WalTarget,
         archive: &WalArchive,
         chain: Option<ChainFacts>,
     ) -> Result<(), TargetError> {
@@ -181,7 +181,7 @@ impl Uploader {
         if !file.in_wal {
             return Ok(());
         }
-        if (Side { target, archive, name, path: &file.path, chain }).judge().await? {
+        if (ForkSide { target, archive, name, path: &file.path, chain }).judge().await? {
             self.refused.notify_one();
         }
         Ok(())
@@ -192,10 +192,10 @@ impl Uploader {
     /// server's there none is asked.
     pub(super) async fn hear(
         &self,
-        file: &Source,
+        file: &UploadSource,
         chain: Option<ChainFacts>,
-        witnesses: &[&Target],
-    ) -> Result<(), Trouble> {
+        witnesses: &[&WalTarget],
+    ) -> Result<(), UploadError> {
         let heard = witnesses.iter().filter(|target| !target.rests()).map(|&target| async move {
             // One that hangs is left out when it does not store the file either.
             let heard = tokio::time::timeout(PATIENCE_WITNESS, self.witness(file, chain, target)).await;
@@ -208,9 +208,9 @@ impl Uploader {
     /// Whether a repository holds another server's WAL where a file would go. Stores nothing but a refused history.
     async fn witness(
         &self,
-        file: &Source,
+        file: &UploadSource,
         chain: Option<ChainFacts>,
-        target: &Target,
+        target: &WalTarget,
     ) -> Result<(), TargetError> {
         let (wal, timeline) = (self.wal_directory(), file.name.timeline());
         let archive = target.archive_at(&file.cluster, timeline).await?;
@@ -244,20 +244,20 @@ impl Uploader {
     /// An error, if one of these repositories holds another server's WAL.
     fn refused_nowhere<'r, T: 'r>(
         &self,
-        file: &Source,
-        results: impl Iterator<Item = (&'r Target, &'r Result<T, TargetError>)>,
-    ) -> Result<(), Trouble> {
+        file: &UploadSource,
+        results: impl Iterator<Item = (&'r WalTarget, &'r Result<T, TargetError>)>,
+    ) -> Result<(), UploadError> {
         let mut refusals = Vec::new();
         for (target, result) in results {
             if let Err(error @ TargetError::SplitBrain(split)) = result {
                 self.refuse(file, target, split);
-                refusals.push(trouble(target, error));
+                refusals.push(upload_error(target, error));
             }
         }
         together(refusals).map_or(Ok(()), Err)
     }
 
-    pub(super) fn refuse(&self, file: &Source, target: &Target, split: &SplitBrain) {
+    pub(super) fn refuse(&self, file: &UploadSource, target: &WalTarget, split: &SplitBrain) {
         let segment = match file.name {
             WalFileName::Segment(name) => Some(name),
             _ => None,
@@ -270,7 +270,7 @@ impl Uploader {
     /// server's there.
     async fn not_behind_a_refusal(
         &self,
-        target: &Target,
+        target: &WalTarget,
         archive: &WalArchive,
         name: SegmentName,
     ) -> Result<(), TargetError> {

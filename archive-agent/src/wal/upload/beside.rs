@@ -15,12 +15,12 @@ use walpoint_repo::wal::SegmentSealer;
 use walpoint_runtime::human;
 
 use super::super::disk;
-use super::{Purpose, Room, Share, Source, Trouble, Uploader};
+use super::{Purpose, Share, UploadError, UploadSource, Uploader, WalMemory};
 use crate::wal::known::Incarnation;
+use crate::wal::memory::ROOM;
 use crate::wal::presence;
 use crate::wal::resting;
-use crate::wal::room::ROOM;
-use crate::wal::target::Target;
+use crate::wal::target::WalTarget;
 
 /// How long a command waits for such a repository, and a daemon that stops.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,8 +38,8 @@ impl Uploader {
     }
 
     /// Lets the repositories that do not have to acknowledge have a file that was stored with that identity.
-    pub(super) async fn beside(&self, file: Source, identity: FileIdentity, others: Vec<&Target>) {
-        let file = Source { expected: Some(identity), ..file };
+    pub(super) async fn beside(&self, file: UploadSource, identity: FileIdentity, others: Vec<&WalTarget>) {
+        let file = UploadSource { expected: Some(identity), ..file };
         if self.later.load(Ordering::Relaxed) {
             others.into_iter().for_each(|target| target.store_later(file.clone()));
         } else {
@@ -48,8 +48,8 @@ impl Uploader {
     }
 
     /// Counts a file as missed by repositories that do not have to acknowledge: what lies here must not be stored there.
-    pub(super) fn miss(&self, file: Source, identity: FileIdentity, others: Vec<&Target>) {
-        let file = Source { expected: Some(identity), ..file };
+    pub(super) fn miss(&self, file: UploadSource, identity: FileIdentity, others: Vec<&WalTarget>) {
+        let file = UploadSource { expected: Some(identity), ..file };
         for target in others {
             match self.later.load(Ordering::Relaxed) {
                 // When its turn comes it is found to be damaged, and what follows it waits until it is copied.
@@ -62,8 +62,8 @@ impl Uploader {
     /// Stores a file that waited for its turn; whether it did.
     pub(in crate::wal) async fn store_waiting(
         &self,
-        file: &Source,
-        target: &Target,
+        file: &UploadSource,
+        target: &WalTarget,
         stop: &CancellationToken,
     ) -> bool {
         if !self.is_unchanged(file).await {
@@ -76,7 +76,9 @@ impl Uploader {
                 () = async { stop.cancelled().await; tokio::time::sleep(PATIENCE).await } => PATIENCE,
             }
         };
-        let Err(Trouble { text: problem, lasting }) = self.store_within(patience, file, target).await else {
+        let Err(UploadError { text: problem, permanent: lasting }) =
+            self.store_within(patience, file, target).await
+        else {
             return true;
         };
         // One that answers is asked whose WAL it holds before the next acknowledgement.
@@ -92,7 +94,7 @@ impl Uploader {
     }
 
     /// Whether a file is the one that was acknowledged, and its server the same.
-    async fn is_unchanged(&self, file: &Source) -> bool {
+    async fn is_unchanged(&self, file: &UploadSource) -> bool {
         let pgdata = self.pgdata.clone();
         let incarnation = disk::run(&self.pgdata, move || Incarnation::of(&pgdata)).await;
         incarnation.is_ok_and(|now| now == file.incarnation)
@@ -112,7 +114,7 @@ impl Uploader {
     }
 
     /// Stores a file while the command that was asked to waits, and after a failure not at all for a while.
-    async fn store_now(&self, file: &Source, target: &Target) {
+    async fn store_now(&self, file: &UploadSource, target: &WalTarget) {
         if target.rests() {
             tracing::debug!(file = %file.name, repository = target.name(), "left out: the repository failed a moment ago");
             return;
@@ -121,7 +123,7 @@ impl Uploader {
             tokio::time::sleep(PATIENCE).await;
             PATIENCE
         };
-        if let Err(Trouble { text: problem, .. }) = self.store_within(patience, file, target).await {
+        if let Err(UploadError { text: problem, .. }) = self.store_within(patience, file, target).await {
             target.rest(REST);
             let (wal, name) = (self.wal_directory(), target.name().to_owned());
             let (directory, note) = (wal.clone(), move || resting::note(&wal, &name));
@@ -149,9 +151,9 @@ impl Uploader {
     async fn store_within(
         &self,
         patience: impl Future<Output = Duration>,
-        file: &Source,
-        target: &Target,
-    ) -> Result<(), Trouble> {
+        file: &UploadSource,
+        target: &WalTarget,
+    ) -> Result<(), UploadError> {
         // It is not the repository's fault if there is no room: the clock starts when there is some.
         let share = self.share_beside(file).await;
         let targets = [target];
@@ -159,25 +161,25 @@ impl Uploader {
         tokio::select! {
             stored = store => stored.map(drop),
             span = patience => {
-                Err(Trouble { text: format!("no answer within {}", human::span(span)), lasting: false })
+                Err(UploadError { text: format!("no answer within {}", human::span(span)), permanent: false })
             }
         }
     }
 
     /// The memory to store a file in one repository for which no acknowledgement waits. Of the network it takes none of the share
     /// for which acknowledgements do.
-    pub(super) async fn share_beside(&self, file: &Source) -> Share<'_> {
+    pub(super) async fn share_beside(&self, file: &UploadSource) -> Share<'_> {
         let (unit, _) = self.share_of(file, 1).await;
         let room = match unit {
-            0 => Room::unlimited(Purpose::Beside),
-            unit => Room::wait_for(Purpose::Beside, self.expected(file, unit), unit).await,
+            0 => WalMemory::unlimited(Purpose::Beside),
+            unit => WalMemory::wait_for(Purpose::Beside, self.expected(file, unit), unit).await,
         };
         Share { _transfer: None, room }
     }
 
     /// The memory to read a file back from a repository, for which no acknowledgement waits.
-    pub(in crate::wal) async fn room_to_read(&self, size: SegmentSize) -> Room {
+    pub(in crate::wal) async fn room_to_read(&self, size: SegmentSize) -> WalMemory {
         let unit = SegmentSealer::room(size).clamp(1, ROOM);
-        Room::wait_for(Purpose::Beside, self.habit.expects(unit), unit).await
+        WalMemory::wait_for(Purpose::Beside, self.habit.expects(unit), unit).await
     }
 }

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use walpoint_base::WalFileName;
 use walpoint_base::socket::FileIdentity;
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 
-use super::{Trouble, Uploader};
+use super::{UploadError, Uploader};
 
 /// Stores the WAL of one cluster, one attempt at a time.
 pub(crate) trait Upload: Send + Sync + 'static {
@@ -29,16 +29,16 @@ pub(crate) trait Upload: Send + Sync + 'static {
     fn to_remember(&self, name: WalFileName) -> Vec<String>;
 
     /// [`Uploader::identity`].
-    fn identity(&self) -> impl Future<Output = Result<Identity, Trouble>> + Send;
+    fn identity(&self) -> impl Future<Output = Result<WalIdentity, UploadError>> + Send;
 
     /// [`Uploader::are_still_there`].
-    fn are_still_there(&self) -> impl Future<Output = Result<(), Trouble>> + Send;
+    fn are_still_there(&self) -> impl Future<Output = Result<(), UploadError>> + Send;
 
     /// [`Uploader::look`].
-    fn look(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, Trouble>> + Send;
+    fn look(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send;
 
     /// [`Uploader::upload`].
-    fn upload(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, Trouble>> + Send;
+    fn upload(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send;
 }
 
 impl Upload for Uploader {
@@ -62,19 +62,19 @@ impl Upload for Uploader {
         self.to_remember(name)
     }
 
-    fn identity(&self) -> impl Future<Output = Result<Identity, Trouble>> + Send {
+    fn identity(&self) -> impl Future<Output = Result<WalIdentity, UploadError>> + Send {
         self.identity()
     }
 
-    fn are_still_there(&self) -> impl Future<Output = Result<(), Trouble>> + Send {
+    fn are_still_there(&self) -> impl Future<Output = Result<(), UploadError>> + Send {
         self.are_still_there()
     }
 
-    fn look(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, Trouble>> + Send {
+    fn look(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send {
         self.look(name)
     }
 
-    fn upload(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, Trouble>> + Send {
+    fn upload(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send {
         self.upload(name)
     }
 }

@@ -9,10 +9,10 @@ use walpoint_base::{SegmentName, WalFileName};
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
-use super::admission::Candidate;
-use super::{Source, Trouble, Uploader, trouble};
+use super::admission::CandidateRepository;
+use super::{UploadError, UploadSource, Uploader, upload_error};
 use crate::wal::dropped::has_own;
-use crate::wal::target::{Target, TargetError};
+use crate::wal::target::{TargetError, WalTarget};
 
 /// How long a repository may take to say what it has of a segment, if it is not to be stored there.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ pub(super) enum Sound {
     /// Some: their names, and those of the others, which have nothing of it.
     Somewhere(Vec<String>, Vec<String>),
     /// It may be in one that is away; why that is not known.
-    Unknown(Trouble),
+    Unknown(UploadError),
     /// A segment of that name is in these, and nothing shows that it is this server's.
     Unshown(Vec<String>),
 }
@@ -42,10 +42,10 @@ enum Copy {
 
 /// A repository that was looked at.
 struct Looked<'a> {
-    target: &'a Target,
+    target: &'a WalTarget,
     /// Whether the file is to be stored there.
     goes_to: bool,
-    found: Result<(WalArchive, Copy), Trouble>,
+    found: Result<(WalArchive, Copy), UploadError>,
 }
 
 async fn copy(archive: &WalArchive, name: SegmentName) -> Result<Copy, RepoError> {
@@ -62,9 +62,9 @@ impl Uploader {
     /// as the file here may have been the last sound copy.
     pub(super) async fn sound<'a>(
         &self,
-        file: &Source,
-        candidates: impl Iterator<Item = &'a Candidate<'a>>,
-    ) -> Result<Sound, Trouble> {
+        file: &UploadSource,
+        candidates: impl Iterator<Item = &'a CandidateRepository<'a>>,
+    ) -> Result<Sound, UploadError> {
         let (WalFileName::Segment(name), Some(wal)) = (file.name, file.path.parent()) else {
             return Ok(Sound::Nowhere);
         };
@@ -75,7 +75,7 @@ impl Uploader {
         for one in candidates {
             let found = match &one.admitted {
                 Ok(admitted) => Ok((admitted.archive.clone(), copy(&admitted.archive, name).await?)),
-                Err(error) => Err(trouble(one.target, error)),
+                Err(error) => Err(upload_error(one.target, error)),
             };
             looked.push(Looked { target: one.target, goes_to: true, found });
         }
@@ -103,10 +103,10 @@ impl Uploader {
     /// What a repository has that the file does not go to.
     async fn look_in(
         &self,
-        file: &Source,
-        target: &Target,
+        file: &UploadSource,
+        target: &WalTarget,
         name: SegmentName,
-    ) -> Result<(WalArchive, Copy), Trouble> {
+    ) -> Result<(WalArchive, Copy), UploadError> {
         let look = async {
             target.answers()?;
             let archive = target.archive_at(&file.cluster, name.timeline).await?;
@@ -114,17 +114,21 @@ impl Uploader {
             Ok::<_, TargetError>((archive, copy))
         };
         match tokio::time::timeout(PATIENCE, look).await {
-            Ok(found) => found.map_err(|error| trouble(target, &error)),
-            Err(_) => Err(Trouble {
+            Ok(found) => found.map_err(|error| upload_error(target, &error)),
+            Err(_) => Err(UploadError {
                 text: format!("repository {}: no answer within {} s", target.name(), PATIENCE.as_secs()),
-                lasting: false,
+                permanent: false,
             }),
         }
     }
 }
 
 /// What follows where one of them has this server's.
-async fn beside_own(looked: Vec<Looked<'_>>, own: &WalArchive, name: SegmentName) -> Result<Sound, Trouble> {
+async fn beside_own(
+    looked: Vec<Looked<'_>>,
+    own: &WalArchive,
+    name: SegmentName,
+) -> Result<Sound, UploadError> {
     let (mut has, mut lacks, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
     for Looked { target, goes_to, found } in looked {
         let (archive, copy) = match found {
@@ -139,12 +143,14 @@ async fn beside_own(looked: Vec<Looked<'_>>, own: &WalArchive, name: SegmentName
                     || archive.same_segment(own, name).await? == Some(true) =>
             {
                 if goes_to || lacks.is_empty() {
-                    is_readable(target, &archive, name).await.map_err(|error| trouble(target, &error))?;
+                    is_readable(target, &archive, name)
+                        .await
+                        .map_err(|error| upload_error(target, &error))?;
                 }
                 has.push((goes_to, named()));
             }
             Copy::Sound if goes_to => {
-                return Err(Trouble::lasting(format!(
+                return Err(UploadError::permanent(format!(
                     "\"{name}\" is damaged here, repository {} has it as it was before, and repository {} has other content under \
                      that name: two servers have archived there; HINT: archive-agent status",
                     own.repository().name(),
@@ -187,8 +193,8 @@ fn without_own(looked: Vec<Looked<'_>>, by_hand: bool) -> Sound {
 }
 
 /// That a sound copy has to be put where none is before PostgreSQL may remove its own.
-fn copy_it(name: WalFileName, has: &[String], lacks: &[String]) -> Trouble {
-    Trouble::lasting(format!(
+fn copy_it(name: WalFileName, has: &[String], lacks: &[String]) -> UploadError {
+    UploadError::permanent(format!(
         "\"{name}\" is damaged here, repository {} has it as it was before, and {} lacks it; HINT: copy it: restore-agent fetch {name} \
          /tmp/{name}, then archive-agent push /tmp/{name}",
         has.join(", "),
@@ -200,9 +206,9 @@ impl Uploader {
     /// What is acknowledged of a segment that is damaged here and sound in repositories; `None` if it is to be stored as it is.
     pub(super) async fn is_sound(
         &self,
-        file: &Source,
+        file: &UploadSource,
         sound: Sound,
-    ) -> Result<Option<FileIdentity>, Trouble> {
+    ) -> Result<Option<FileIdentity>, UploadError> {
         let name = file.name;
         let way_on = || {
             format!(
@@ -215,18 +221,18 @@ impl Uploader {
             Sound::Nowhere | Sound::NotHere => return Ok(None),
             Sound::Somewhere(has, lacks) => return Err(copy_it(name, &has, &lacks)),
             Sound::Unknown(away) => {
-                return Err(Trouble {
+                return Err(UploadError {
                     text: format!(
                         "\"{name}\" is damaged here, and nothing damaged is stored while a repository is away that may hold it as it was \
                          before: {}; {}",
                         away.text,
                         way_on()
                     ),
-                    lasting: away.lasting,
+                    permanent: away.permanent,
                 });
             }
             Sound::Unshown(has) => {
-                return Err(Trouble::lasting(format!(
+                return Err(UploadError::permanent(format!(
                     "\"{name}\" is damaged here, repository {} has one of that name that is sound, and nothing shows whether it is this \
                      server's, so nothing damaged is stored; HINT: if it is, restore-agent fetch {name} /tmp/{name}, then archive-agent \
                      push /tmp/{name}; to go on without the file, run archive-agent push --skip {}",
@@ -255,7 +261,7 @@ impl Uploader {
 
 /// Reads a segment that was there already when its server offered it: the file here may be the only sound copy.
 pub(super) async fn is_readable(
-    target: &Target,
+    target: &WalTarget,
     archive: &WalArchive,
     name: SegmentName,
 ) -> Result<(), TargetError> {

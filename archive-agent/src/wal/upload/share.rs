@@ -1,4 +1,4 @@
-//! A file's share of the network and of the memory for all ([`room`](crate::wal::room)), and the file made ready in it.
+//! A file's share of the network and of the memory for all ([`room`](crate::wal::memory)), and the file made ready in it.
 //!
 //! No segment is read before there is room for it. A share is as large as what segments took lately; one that takes more gives
 //! it back and starts over in a share that is as large as it may have to be.
@@ -10,12 +10,12 @@ use walpoint_repo::cpu;
 use walpoint_repo::wal::{SegmentSealer, WalArchive};
 use walpoint_storage::RepoError;
 
-use super::{Source, Trouble, Uploader};
+use super::{UploadError, UploadSource, Uploader};
 use crate::wal::check::CheckError;
 use crate::wal::disk;
+use crate::wal::memory::{Purpose, ROOM, WalMemory};
 use crate::wal::prepare::{PrepareError, Prepared, Rules, prepare};
 use crate::wal::read::OpenFile;
-use crate::wal::room::{Purpose, ROOM, Room};
 
 /// A file up to this length needs no share of the room.
 const SMALL: u64 = 64 << 10;
@@ -23,7 +23,7 @@ const SMALL: u64 = 64 << 10;
 /// A share of the network, unless it is for a small file, and of the memory.
 pub(super) struct Share<'a> {
     pub(super) _transfer: Option<SemaphorePermit<'a>>,
-    pub(super) room: Room,
+    pub(super) room: WalMemory,
 }
 
 impl Uploader {
@@ -31,16 +31,16 @@ impl Uploader {
     /// that is as large as it may have to be.
     pub(super) async fn prepare(
         &self,
-        file: &Source,
+        file: &UploadSource,
         archives: Vec<WalArchive>,
-        room: Room,
+        room: WalMemory,
         rules: Rules,
-    ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
+    ) -> Result<(FileIdentity, Prepared, WalMemory), PrepareError> {
         let (purpose, most) = (room.purpose(), room.most());
         match Self::prepare_in(file, archives.clone(), room, rules).await {
             Err(PrepareError::NoRoom) => {
                 tracing::debug!(file = %file.name, "it compresses less than those before it: starting over with more memory");
-                let room = Room::wait_again(purpose, most).await;
+                let room = WalMemory::wait_again(purpose, most).await;
                 Self::prepare_in(file, archives, room, rules).await
             }
             prepared => prepared,
@@ -48,12 +48,12 @@ impl Uploader {
     }
 
     async fn prepare_in(
-        file: &Source,
+        file: &UploadSource,
         archives: Vec<WalArchive>,
-        mut room: Room,
+        mut room: WalMemory,
         rules: Rules,
-    ) -> Result<(FileIdentity, Prepared, Room), PrepareError> {
-        let Source { name, ref path, cluster, .. } = *file;
+    ) -> Result<(FileIdentity, Prepared, WalMemory), PrepareError> {
+        let UploadSource { name, ref path, cluster, .. } = *file;
         let (directory, path) = (path.parent().unwrap_or(path).to_owned(), path.clone());
         let prepare = move || {
             let open = cpu::without_core(|| OpenFile::open(&path, name, cluster.segment_size.bytes()))
@@ -66,7 +66,7 @@ impl Uploader {
     }
 
     /// What a file needs of the room for each repository, and for how many of them there is room at once.
-    pub(super) async fn share_of(&self, file: &Source, targets: usize) -> (usize, usize) {
+    pub(super) async fn share_of(&self, file: &UploadSource, targets: usize) -> (usize, usize) {
         let (path, directory) = (file.path.clone(), file.path.parent().unwrap_or(&file.path));
         let looked =
             disk::look(directory, move || std::fs::metadata(path).map_or(0, |meta| meta.len())).await;
@@ -80,7 +80,7 @@ impl Uploader {
     }
 
     /// What a file will probably take of the `unit` that it takes at the most, in each repository.
-    pub(super) fn expected(&self, file: &Source, unit: usize) -> usize {
+    pub(super) fn expected(&self, file: &UploadSource, unit: usize) -> usize {
         match file.name {
             WalFileName::Segment(_) => self.habit.expects(unit),
             _ => unit,
@@ -93,13 +93,13 @@ impl Uploader {
         unit: usize,
         expected: usize,
         repositories: usize,
-    ) -> Result<Share<'_>, Trouble> {
+    ) -> Result<Share<'_>, UploadError> {
         if unit == 0 {
-            return Ok(Share { _transfer: None, room: Room::unlimited(Purpose::Acknowledging) });
+            return Ok(Share { _transfer: None, room: WalMemory::unlimited(Purpose::Acknowledging) });
         }
-        let transfer = self.transfers.acquire().await.map_err(Trouble::lasting)?;
+        let transfer = self.transfers.acquire().await.map_err(UploadError::permanent)?;
         let all = |bytes: usize| bytes.saturating_mul(repositories);
-        let room = Room::wait_for(Purpose::Acknowledging, all(expected), all(unit)).await;
+        let room = WalMemory::wait_for(Purpose::Acknowledging, all(expected), all(unit)).await;
         Ok(Share { _transfer: Some(transfer), room })
     }
 }

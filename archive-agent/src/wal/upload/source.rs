@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use walpoint_base::socket::FileIdentity;
 use walpoint_base::{TimelineId, WalFileName};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 
-use super::{Trouble, Uploader};
+use super::{UploadError, Uploader};
 use crate::wal::check;
 use crate::wal::control::{answers_for, newest, read_control, writes, written};
 use crate::wal::disk;
@@ -15,11 +15,11 @@ use crate::wal::prepare::Rules;
 
 /// A file that is to be stored.
 #[derive(Debug, Clone)]
-pub(crate) struct Source {
+pub(crate) struct UploadSource {
     pub(crate) name: WalFileName,
     pub(super) path: PathBuf,
     pub(super) rules: Rules,
-    pub(super) cluster: Identity,
+    pub(super) cluster: WalIdentity,
     /// As of before it was read.
     pub(super) incarnation: Incarnation,
     /// Whether it lies in the server's `pg_wal`, and whether the server answers for it besides.
@@ -43,7 +43,7 @@ impl Uploader {
         name: WalFileName,
         path: PathBuf,
         accept_damaged: bool,
-    ) -> Result<Source, Trouble> {
+    ) -> Result<UploadSource, UploadError> {
         let (pgdata, wal) = (self.pgdata.clone(), self.wal_directory());
         let looked = disk::run(&self.pgdata, move || {
             let control = read_control(&pgdata)?;
@@ -58,7 +58,7 @@ impl Uploader {
             let rules = Rules { accept_damaged, whole_only };
             let answers = in_wal && answers_for(&pgdata, &control, name.timeline());
             let later = newest(&control).filter(|newest| in_wal && *newest > name.timeline());
-            Ok(Source {
+            Ok(UploadSource {
                 name,
                 path,
                 rules,
@@ -72,6 +72,6 @@ impl Uploader {
                 expected: None,
             })
         });
-        looked.await.map_err(Trouble::lasting)?
+        looked.await.map_err(UploadError::permanent)?
     }
 }

@@ -3,7 +3,7 @@
 use walpoint_base::target::FullXid;
 use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, TimelineId};
 use walpoint_plan::restore::{
-    Damage, ForkSegment, LineageMoment, NamedPoint, Note, RestorePlan, Unfollowed, WentOn, Why,
+    DamageNote, ForkSegment, LineageMoment, NamedPoint, Note, RestorePlan, Unfollowed, WentOn, Why,
 };
 
 use super::{damaged_lineage, lineage_moment, locks, point, why};
@@ -131,19 +131,21 @@ fn newer_holds_later_commit(backup: BackupId, time: PgTimestamp) -> String {
     )
 }
 
-fn newer_damaged(backup: BackupId, damage: Damage) -> String {
+fn newer_damaged(backup: BackupId, damage: DamageNote) -> String {
     let found = match damage {
-        Damage::Pages(pages) => {
+        DamageNote::Pages(pages) => {
             return format!(
                 "Backup {backup} is newer, and was not chosen: {pages} of its pages had wrong checksums when it was taken. \
                  --backup {backup} restores it all the same."
             );
         }
-        Damage::Packs(packs) => format!("{packs} of the packs that it uses were found damaged or missing"),
-        Damage::Segments(segments) => {
+        DamageNote::Packs(packs) => {
+            format!("{packs} of the packs that it uses were found damaged or missing")
+        }
+        DamageNote::Segments(segments) => {
             format!("{segments} of the WAL segments that make it consistent were found damaged")
         }
-        Damage::Manifest => "its manifest was found damaged".to_owned(),
+        DamageNote::Manifest => "its manifest was found damaged".to_owned(),
     };
     format!("Backup {backup} is newer, and was not chosen: {found}. \"archive-agent verify\" says more.")
 }

@@ -84,7 +84,7 @@ fn claimed() -> Vec<PathBuf> {
     vec!["/fast".into()]
 }
 
-fn state(contents: In, data: Data, moved: Moved, server: Server) -> TargetState {
+fn state(contents: In, data: Data, moved: Moved, server: RunningServer) -> TargetState {
     let unreadable = || io::Error::from(io::ErrorKind::PermissionDenied);
     let record = || {
         let json = serde_json::json!({"pgdata": "/data", "aside": "/data.walpoint-old-20260101T000000Z", "moves": []});
@@ -326,7 +326,7 @@ fn every_target_state_and_mode_has_one_row_that_says_what_is_decided() {
             .collect();
         let [row] = rows.as_slice() else { panic!("{combination:?} has {} rows", rows.len()) };
         // What a crashed server left changes nothing.
-        for server in [Server::None, Server::Crashed(LockFile::default())] {
+        for server in [RunningServer::None, RunningServer::Crashed(LockFile::default())] {
             assert_eq!(decide(&state(contents, data, moved, server), mode), row.is, "{combination:?}");
         }
     }
@@ -337,7 +337,7 @@ fn where_a_server_runs_or_may_run_nothing_is_done_whatever_lies_there() {
     let reason = Reason::Hidden(Hiding::Namespace);
     for (contents, data, moved, mode) in combinations() {
         for file in [None, Some(LockFile::default())] {
-            let state = state(contents, data, moved, Server::Running(file.clone(), reason.clone()));
+            let state = state(contents, data, moved, RunningServer::Running(file.clone(), reason.clone()));
             assert_eq!(decide(&state, mode), Err(Refusal::Running { file, reason: reason.clone() }));
         }
     }
@@ -358,7 +358,7 @@ fn a_refusal_says_why_what_it_needs_could_not_be_read() {
             "/data.walpoint-old-20260101T000000Z: permission",
         ),
     ] {
-        let state = state(contents, data, moved, Server::None);
+        let state = state(contents, data, moved, RunningServer::None);
         let refusal = decide(&state, mode).unwrap_err();
         let error = format!("{:#}", refusal.explain_from(pgdata, state));
         assert!(error.starts_with(says), "{error}");

@@ -20,7 +20,7 @@ use crate::restore::reach;
 const PIECE: usize = 1 << 20;
 
 /// A segment that no archive has, and what its content says.
-pub(super) struct Candidate {
+pub(super) struct UnarchivedSegment {
     pub(super) facts: SegmentFacts,
     pub(super) path: PathBuf,
 }
@@ -79,7 +79,7 @@ fn read(
 pub(super) async fn effects(
     copies: &WalCopies,
     range: SegmentRange,
-    segments: Vec<Candidate>,
+    segments: Vec<UnarchivedSegment>,
 ) -> anyhow::Result<(Vec<CreatedTablespace>, RequiredSettings)> {
     let size = copies.first().lineage().segment_size;
     let last = range.last.name(range.timeline, size);
@@ -97,7 +97,7 @@ pub(super) async fn effects(
             settings.feed(last, &file.content).map_err(undecodable)?;
         }
         let (mut found, mut required) = (Vec::new(), RequiredSettings::default());
-        for Candidate { facts, path } in segments {
+        for UnarchivedSegment { facts, path } in segments {
             let mut content = Vec::new();
             let read = reach::plain(&path).and_then(|mut file| file.read_to_end(&mut content));
             read.with_context(|| path.display().to_string())?;

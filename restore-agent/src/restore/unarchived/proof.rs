@@ -6,7 +6,7 @@ use std::path::Path;
 use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
 use walpoint_base::{SegmentFacts, SegmentName, SegmentNo, TimelineHistory, WalFileName};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 use walpoint_plan::restore::SegmentRange;
 use walpoint_repo::wal::{WalArchive, WalCopies};
 use walpoint_storage::RepoError;
@@ -65,8 +65,11 @@ pub(super) async fn judge(
         Err(why) => return Ok(Err(why)),
     };
     let lineage = &planned.lineage;
-    let identity =
-        Identity { system_id: lineage.system_id(), major: lineage.major, segment_size: lineage.segment_size };
+    let identity = WalIdentity {
+        system_id: lineage.system_id(),
+        major: lineage.major,
+        segment_size: lineage.segment_size,
+    };
     if let Err(foreign) = identity.check(&facts) {
         return Ok(Err(foreign.to_string()));
     }

@@ -12,13 +12,13 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 use walpoint_words::told;
 
-use super::{Archive, Wanted};
+use super::{ClusterArchive, WantedFile};
 use crate::wal::asking::Began;
+use crate::wal::atomic_file::{self, AtomicFile};
 use crate::wal::creates;
 use crate::wal::cut::CutFile;
-use crate::wal::landing::{self, Landing};
-use crate::wal::refusal::Refusal;
-use crate::wal::source::Source;
+use crate::wal::refusal::LastingError;
+use crate::wal::source::FetchSource;
 
 /// Objects that a store lists at once.
 const PAGE: usize = 1000;
@@ -33,11 +33,11 @@ pub(super) enum Found {
     Unusable(anyhow::Error),
 }
 
-impl Archive {
+impl ClusterArchive {
     pub(super) async fn fetch_from(
         &self,
-        source: &Source,
-        wanted: Wanted<'_>,
+        source: &FetchSource,
+        wanted: WantedFile<'_>,
         began: Began,
     ) -> anyhow::Result<Found> {
         let wal = self.open(source).await?;
@@ -66,7 +66,7 @@ impl Archive {
             && let Err(error) =
                 self.served.admit(&wal, (*segment, header), self.origin.wal(), |id| self.opened(id)).await
         {
-            return Ok(Found::Unusable(Refusal(told(&error)).into()));
+            return Ok(Found::Unusable(LastingError(told(&error)).into()));
         }
         let creates = match name {
             WalFileName::Segment(segment) => {
@@ -96,7 +96,7 @@ impl Archive {
     }
 }
 
-impl Wanted<'_> {
+impl WantedFile<'_> {
     /// The segment that is built, if one is.
     fn fork(&self) -> Option<ForkSegment> {
         self.built.map(|built| built.segment)
@@ -112,15 +112,15 @@ impl Wanted<'_> {
     }
 }
 
-async fn read(wal: &WalArchive, wanted: &Wanted<'_>) -> Result<Option<WalReader>, RepoError> {
+async fn read(wal: &WalArchive, wanted: &WantedFile<'_>) -> Result<Option<WalReader>, RepoError> {
     match wanted.stored() {
         WalFileName::Partial(copy) if wanted.built.is_some() => wal.read_incomplete(copy).await,
         stored => wal.read(stored).await,
     }
 }
 
-fn flagged(name: WalFileName) -> Refusal {
-    Refusal(format!(
+fn flagged(name: WalFileName) -> LastingError {
+    LastingError(format!(
         "\"{name}\" was archived though damaged (push --accept-damaged), and PostgreSQL would end recovery in it; HINT: choose a \
          target before it, or set fetch_damaged = true to recover up to the damage"
     ))
@@ -130,7 +130,7 @@ fn flagged(name: WalFileName) -> Refusal {
 async fn land(
     wal: &WalArchive,
     reader: WalReader,
-    wanted: &Wanted<'_>,
+    wanted: &WantedFile<'_>,
 ) -> anyhow::Result<Result<u64, anyhow::Error>> {
     let segment_size = wal.lineage().segment_size;
     let fork = wanted.fork();
@@ -138,22 +138,26 @@ async fn land(
     let start = |fork: &ForkSegment| fork.name.number(segment_size).map(|number| number.start(segment_size));
     let keep = fork.map_or(size, |fork| fork.cut.since(start(&fork).unwrap_or(fork.cut)));
     let (path, durability) = (wanted.path.to_owned(), wanted.durability);
-    let landing = landing::blocking(move || Landing::begin(&path)).await?;
+    let landing = atomic_file::blocking(move || AtomicFile::begin(&path)).await?;
     let cut = CutFile::new(landing, keep, size).expecting(wanted.built.and_then(|built| built.hash));
     let landing = match reader.write_to(cut).await {
-        Ok((cut, _)) => match landing::blocking(move || cut.finish()).await {
+        Ok((cut, _)) => match atomic_file::blocking(move || cut.finish()).await {
             Ok(landing) => landing,
             Err(error) => return Ok(Err(error.context(format!("\"{}\"", wanted.stored())))),
         },
         Err(error) => return Ok(Err(error.into())),
     };
-    landing::blocking(move || landing.finish(durability)).await?;
+    atomic_file::blocking(move || landing.finish(durability)).await?;
     Ok(Ok(size))
 }
 
 /// The newest segment from `segment` on that one page of a listing shows, but for what the timeline went on to hold after a
 /// later one left it: recovery may not go there, and `expire` removes such a branch some day.
-async fn reach(archive: &Archive, wal: &WalArchive, segment: SegmentName) -> anyhow::Result<SegmentName> {
+async fn reach(
+    archive: &ClusterArchive,
+    wal: &WalArchive,
+    segment: SegmentName,
+) -> anyhow::Result<SegmentName> {
     let size = wal.lineage().segment_size;
     let mut entries = wal.list(segment.timeline, Some(segment)).take(PAGE);
     let mut newest = segment;

@@ -11,17 +11,17 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
 use anyhow::{Context, bail};
-use walpoint_base::{ClusterName, LineageId, Place};
+use walpoint_base::{ClusterName, LineageId, WalDirectory};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
-use walpoint_repo::lineage::{BINDING, Fork, bound_elsewhere, bound_lineages};
+use walpoint_repo::lineage::{BINDING, LineageFork, bound_elsewhere, bound_lineages};
 use walpoint_repo::{Lineage, Repository};
 use walpoint_storage::object::RepositoryId;
 
-use super::{Archive, lock};
+use super::{ClusterArchive, lock};
 use crate::wal::branch;
-use crate::wal::refusal::Refusal;
+use crate::wal::refusal::LastingError;
 
-impl Archive {
+impl ClusterArchive {
     pub(super) async fn find_lineage(&self, repository: &Repository) -> anyhow::Result<Lineage> {
         let cluster = &self.cluster;
         let (bound, mut elsewhere) = (self.bound()?, lock(&self.lineage).clone());
@@ -95,7 +95,7 @@ impl Archive {
         let common = parent.and_then(|parent| parent.fork).is_some_and(|fork| holds_less(place, fork));
         if !common {
             let (path, id) = (place.pgdata.join(BINDING), bound.id);
-            bail!(Refusal(format!(
+            bail!(LastingError(format!(
                 "this recovery began in lineage {begun}, and {} binds the data directory to {id}: it is not known that what was \
                  replayed is in both. HINT: If the data directory has WAL of {begun} that {id} lacks, make it anew \
                  (restore-agent restore --standby, or pg_basebackup); if it is to go on in {begun}, correct {BINDING}.",
@@ -111,7 +111,7 @@ impl Archive {
 
     /// The lineages of this cluster that the data directory is bound to.
     fn bound(&self) -> anyhow::Result<BTreeMap<RepositoryId, LineageId>> {
-        let Some(Place { pgdata, .. }) = &self.place else { return Ok(BTreeMap::new()) };
+        let Some(WalDirectory { pgdata, .. }) = &self.place else { return Ok(BTreeMap::new()) };
         let path = pgdata.join(BINDING);
         let read = match std::fs::read_to_string(&path) {
             Ok(text) => bound_lineages(&text, &self.cluster).map_err(anyhow::Error::from),
@@ -143,7 +143,7 @@ impl Archive {
 }
 
 /// Whether a data directory holds nothing behind the position up to which two lineages have the same WAL.
-fn holds_less(place: &Place, fork: Fork) -> bool {
+fn holds_less(place: &WalDirectory, fork: LineageFork) -> bool {
     let control = std::fs::read(place.pgdata.join(CONTROL_FILE)).ok();
     let Some(control) = control.and_then(|control| ControlFile::parse(&control).ok()) else { return false };
     let sizes = (control.wal_segment_size, u64::from(control.wal_block_size));
@@ -153,5 +153,5 @@ fn holds_less(place: &Place, fork: Fork) -> bool {
 
 fn another_servers(id: LineageId, cluster: &ClusterName) -> anyhow::Error {
     let what = "is another server's in it than in the other repositories";
-    Refusal(format!("lineage {id} of cluster {cluster} {what}")).into()
+    LastingError(format!("lineage {id} of cluster {cluster} {what}")).into()
 }

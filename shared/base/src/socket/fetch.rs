@@ -1,6 +1,6 @@
 //! A fetch: `restore-fetch` asks the prefetcher for a file of WAL; where the two meet.
 
-use super::message::{Input, Message, put_text};
+use super::message::{Message, MessageInput, put_text};
 use crate::{CreatedTablespace, Lsn};
 
 /// Where a standby keeps the history files it has seen, relative to `pg_wal`.
@@ -76,7 +76,7 @@ impl Message for FetchRequest {
         out.push(self.ahead.into());
     }
 
-    fn take(input: &mut Input<'_>) -> Option<Self> {
+    fn take(input: &mut MessageInput<'_>) -> Option<Self> {
         Some(Self {
             name: input.text()?,
             path: input.text()?,
@@ -111,7 +111,7 @@ impl Message for FetchReply {
         }
     }
 
-    fn take(input: &mut Input<'_>) -> Option<Self> {
+    fn take(input: &mut MessageInput<'_>) -> Option<Self> {
         let outcome = match input.u8()? {
             0 => FetchOutcome::Ready,
             1 => FetchOutcome::Absent,

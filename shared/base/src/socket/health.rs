@@ -1,6 +1,6 @@
 //! The question whether the daemon of `archive-push` lives, and which of its tasks fail.
 
-use super::message::{Input, Message, put_text};
+use super::message::{Message, MessageInput, put_text};
 
 /// A client asks the daemon of `archive-push` how it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,7 +18,7 @@ impl Message for HealthRequest {
 
     fn put(&self, _: &mut Vec<u8>) {}
 
-    fn take(_: &mut Input<'_>) -> Option<Self> {
+    fn take(_: &mut MessageInput<'_>) -> Option<Self> {
         Some(Self)
     }
 }
@@ -30,7 +30,7 @@ impl Message for HealthReply {
         put_text(out, &self.problems);
     }
 
-    fn take(input: &mut Input<'_>) -> Option<Self> {
+    fn take(input: &mut MessageInput<'_>) -> Option<Self> {
         Some(Self { problems: input.text()? })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::message::Input;
+use super::message::MessageInput;
 
 /// What the client found at the path it was given, so that both sides know that they speak of the same file although
 /// their paths may differ. Of a file that is not a segment the first three are 0.
@@ -68,7 +68,7 @@ pub(super) fn put_identity(out: &mut Vec<u8>, identity: &FileIdentity) {
     out.extend(identity.mtime_nsec.to_le_bytes());
 }
 
-pub(super) fn take_identity(input: &mut Input<'_>) -> Option<FileIdentity> {
+pub(super) fn take_identity(input: &mut MessageInput<'_>) -> Option<FileIdentity> {
     Some(FileIdentity {
         system_id: input.u64()?,
         page_timeline: input.u32()?,

@@ -17,7 +17,7 @@ pub trait Message: Sized {
     /// Appends the fields.
     fn put(&self, out: &mut Vec<u8>);
     /// Reads the fields. `None` if they are not there.
-    fn take(input: &mut Input<'_>) -> Option<Self>;
+    fn take(input: &mut MessageInput<'_>) -> Option<Self>;
 
     /// The message with its length before it.
     fn encode(&self) -> io::Result<Vec<u8>> {
@@ -35,7 +35,7 @@ pub trait Message: Sized {
     /// Reads what follows the length. Any bytes give a message or an error.
     fn decode(bytes: &[u8]) -> io::Result<Self> {
         let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-        let mut input = Input(bytes);
+        let mut input = MessageInput(bytes);
         match (input.u8(), input.u8()) {
             (Some(VERSION), Some(kind)) if kind == Self::KIND => {}
             (Some(version), Some(kind)) => {
@@ -78,9 +78,9 @@ pub fn checked_length(prefix: [u8; 4]) -> io::Result<usize> {
 }
 
 /// The unread rest of a message.
-pub struct Input<'a>(&'a [u8]);
+pub struct MessageInput<'a>(&'a [u8]);
 
-impl Input<'_> {
+impl MessageInput<'_> {
     pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;

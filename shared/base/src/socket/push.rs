@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::identity::{FileIdentity, put_identity, take_identity};
-use super::message::{Input, Message, put_text};
+use super::message::{Message, MessageInput, put_text};
 
 /// `archive-push` asks that a file of `pg_wal` be made durable.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,7 +66,7 @@ impl Message for PushRequest {
         put_identity(out, &self.identity);
     }
 
-    fn take(input: &mut Input<'_>) -> Option<Self> {
+    fn take(input: &mut MessageInput<'_>) -> Option<Self> {
         Some(Self { name: input.text()?, identity: take_identity(input)? })
     }
 }
@@ -88,7 +88,7 @@ impl Message for PushReply {
         self.remember.iter().for_each(|line| put_text(out, line));
     }
 
-    fn take(input: &mut Input<'_>) -> Option<Self> {
+    fn take(input: &mut MessageInput<'_>) -> Option<Self> {
         let outcome = match input.u8()? {
             0 => PushOutcome::Stored,
             1 => PushOutcome::Failed,

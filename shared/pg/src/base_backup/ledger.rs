@@ -22,11 +22,11 @@ pub struct Received {
 
 /// The list of what was received.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct ReceivedFiles {
     records: BufWriter<File>,
 }
 
-impl Ledger {
+impl ReceivedFiles {
     /// A list in this file, which is empty and nobody else's.
     pub fn new(scratch: File) -> Self {
         Self { records: BufWriter::new(scratch) }

@@ -13,7 +13,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use walpoint_base::{Lsn, SystemId, TimelineId};
 
 use super::error::{BaseBackupError, shown};
-use super::ledger::{Ledger, LedgerReader, Received};
+use super::ledger::{LedgerReader, Received, ReceivedFiles};
 
 /// A line that is longer is refused: it describes one file.
 const MAX_LINE: usize = 64 << 10;
@@ -23,7 +23,7 @@ const MAX_RANGES: usize = 10_000;
 
 /// What a manifest says besides its files.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Manifest {
+pub struct ServerManifest {
     /// Which cluster; from 17 on.
     pub system_id: Option<SystemId>,
     /// How many files it lists.
@@ -80,7 +80,7 @@ impl ManifestFile {
 }
 
 /// Reads a manifest to its end and compares it with what was received; both have to hold the same files.
-pub fn check(manifest: impl Read, ledger: Ledger) -> Result<Manifest, BaseBackupError> {
+pub fn check(manifest: impl Read, ledger: ReceivedFiles) -> Result<ServerManifest, BaseBackupError> {
     let mut ledger = ledger.read()?;
     let mut lines = Lines::new(manifest);
     let mut differs = None;
@@ -154,7 +154,7 @@ impl Comparison<'_> {
 struct Whole<'a>(Comparison<'a>);
 
 impl<'de> DeserializeSeed<'de> for Whole<'_> {
-    type Value = (Manifest, Option<String>);
+    type Value = (ServerManifest, Option<String>);
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
@@ -162,14 +162,14 @@ impl<'de> DeserializeSeed<'de> for Whole<'_> {
 }
 
 impl<'de> Visitor<'de> for Whole<'_> {
-    type Value = (Manifest, Option<String>);
+    type Value = (ServerManifest, Option<String>);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a backup manifest")
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (mut manifest, mut checksum) = (Manifest::default(), None);
+        let (mut manifest, mut checksum) = (ServerManifest::default(), None);
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "PostgreSQL-Backup-Manifest-Version" => match map.next_value::<u64>()? {

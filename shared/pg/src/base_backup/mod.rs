@@ -4,12 +4,12 @@
 //! |---|---|
 //! | `command` | the command in the dialects of 13, 14 and of 15 to 18 |
 //! | `stream` | [`BaseBackup`]: the session, and what it sends |
-//! | `order` | [`Part`]: what has to come after what |
+//! | `order` | [`StreamPart`]: what has to come after what |
 //! | `framing` | the messages inside the one stream of 15 and later |
 //! | `tar` | [`Tar`]: the entries of an archive, from pieces of any size |
 //! | `extension` | what a pax or GNU entry says about the next one |
 //! | `unpack` | [`Unpacker`]: archives as directories, links and files of the cluster |
-//! | `ledger` | [`Ledger`]: what was received, to be compared with the manifest |
+//! | `ledger` | [`ReceivedFiles`]: what was received, to be compared with the manifest |
 //! | `manifest` | the server's list of what it sent, with checksums |
 //! | `notice` | which page the server complains about |
 //!
@@ -29,12 +29,12 @@ mod stream;
 mod tar;
 mod unpack;
 
-pub use self::command::Command;
+pub use self::command::BaseBackupCommand;
 pub use self::error::BaseBackupError;
-pub use self::ledger::{Ledger, Received};
-pub use self::manifest::{Manifest, ManifestFile, check};
+pub use self::ledger::{Received, ReceivedFiles};
+pub use self::manifest::{ManifestFile, ServerManifest, check};
 pub use self::notice::ReportedPage;
-pub use self::order::{Archive, End, Part, Space, Start};
+pub use self::order::{Space, Start, StreamArchive, StreamEnd, StreamPart};
 pub use self::stream::BaseBackup;
-pub use self::tar::{Entry, EntryKind, Item, Status, Tar};
+pub use self::tar::{EntryKind, Item, Status, Tar, TarEntry};
 pub use self::unpack::{Event, Unpacked, Unpacker};

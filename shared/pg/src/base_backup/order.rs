@@ -11,7 +11,7 @@ use walpoint_base::{Lsn, PgMajor, TimelineId};
 
 use super::error::{BaseBackupError, shown};
 use super::framing::{Framed, decode};
-use crate::connect::{Piece, RowError, Rows, ServerReport};
+use crate::connect::{AnswerPiece, RowError, Rows, ServerReport};
 
 /// SQLSTATE of damaged data.
 const DATA_CORRUPTED: &str = "XX001";
@@ -29,7 +29,7 @@ pub struct Start {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Space {
     /// Which.
-    pub archive: Archive,
+    pub archive: StreamArchive,
     /// Where it is on the server; empty for the data directory.
     pub location: PathBuf,
     /// Bytes in it, as the server estimated.
@@ -38,7 +38,7 @@ pub struct Space {
 
 /// An archive of the stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Archive {
+pub enum StreamArchive {
     /// The data directory.
     Data,
     /// The tablespace with that oid.
@@ -47,9 +47,9 @@ pub enum Archive {
 
 /// What the stream consists of.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Part {
+pub enum StreamPart {
     /// An archive begins.
-    Archive(Archive),
+    Archive(StreamArchive),
     /// The manifest begins.
     Manifest,
     /// The next bytes of what began last.
@@ -57,12 +57,12 @@ pub enum Part {
     /// The server complains about what it reads now.
     Notice(ServerReport),
     /// Everything was sent.
-    End(End),
+    End(StreamEnd),
 }
 
 /// How a backup ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct End {
+pub struct StreamEnd {
     /// The end of the WAL that the backup needs, exclusive.
     pub lsn: Lsn,
     /// The timeline of that.
@@ -101,17 +101,17 @@ impl From<BaseBackupError> for Unexpected {
 
 /// Follows a stream from its first archive on.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct StreamOrder {
     major: PgMajor,
     spaces: Vec<Space>,
     stage: Stage,
     damage: Option<String>,
 }
 
-impl Order {
+impl StreamOrder {
     /// Of a server of that version, which has announced these archives.
     pub(super) fn new(major: PgMajor, spaces: Vec<Space>) -> Result<Self, BaseBackupError> {
-        if spaces.iter().filter(|space| space.archive == Archive::Data).count() != 1 {
+        if spaces.iter().filter(|space| space.archive == StreamArchive::Data).count() != 1 {
             return Err(BaseBackupError::malformed("it has not exactly one data directory"));
         }
         let stage = Stage::Copy { archives: 0, manifest: false, open: false };
@@ -129,10 +129,10 @@ impl Order {
     }
 
     /// Takes the next piece; the part that it is, if it is one.
-    pub(super) fn part(&mut self, piece: Piece) -> Result<Option<Part>, Unexpected> {
+    pub(super) fn part(&mut self, piece: AnswerPiece) -> Result<Option<StreamPart>, Unexpected> {
         let malformed = |what: &str| Err(BaseBackupError::malformed(what).into());
         match (piece, self.stage) {
-            (Piece::CopyBegin, Stage::Copy { archives, manifest, open: false }) => {
+            (AnswerPiece::CopyBegin, Stage::Copy { archives, manifest, open: false }) => {
                 if self.major.get() >= 15 {
                     if archives > 0 || manifest {
                         return malformed("a second stream");
@@ -143,44 +143,47 @@ impl Order {
                 match self.spaces.get(archives) {
                     Some(space) => {
                         self.stage = Stage::Copy { archives: archives + 1, manifest, open: true };
-                        Ok(Some(Part::Archive(space.archive)))
+                        Ok(Some(StreamPart::Archive(space.archive)))
                     }
                     None if !manifest => {
                         self.stage = Stage::Copy { archives, manifest: true, open: true };
-                        Ok(Some(Part::Manifest))
+                        Ok(Some(StreamPart::Manifest))
                     }
                     None => malformed("a stream after the manifest"),
                 }
             }
-            (Piece::Data(data), Stage::Copy { archives, manifest, open: true }) => match self.major.get() {
-                ..15 => Ok(Some(Part::Data(data))),
-                _ => Ok(self.framed(&data, archives, manifest)?),
-            },
-            (Piece::CopyEnd, Stage::Copy { archives, manifest, open: true }) => {
+            (AnswerPiece::Data(data), Stage::Copy { archives, manifest, open: true }) => {
+                match self.major.get() {
+                    ..15 => Ok(Some(StreamPart::Data(data))),
+                    _ => Ok(self.framed(&data, archives, manifest)?),
+                }
+            }
+            (AnswerPiece::CopyEnd, Stage::Copy { archives, manifest, open: true }) => {
                 self.stage = Stage::Copy { archives, manifest, open: false };
                 Ok(None)
             }
-            (Piece::Rows(rows), Stage::Copy { archives, manifest: true, open: false })
+            (AnswerPiece::Rows(rows), Stage::Copy { archives, manifest: true, open: false })
                 if archives == self.spaces.len() =>
             {
                 let (lsn, timeline) = position(&rows).map_err(Unexpected::Answer)?;
                 self.stage = Stage::Stopped { lsn, timeline };
                 Ok(None)
             }
-            (Piece::Refused(report), Stage::Stopped { .. }) if report.sqlstate == DATA_CORRUPTED => {
+            (AnswerPiece::Refused(report), Stage::Stopped { .. }) if report.sqlstate == DATA_CORRUPTED => {
                 self.damage = Some(report.message);
                 Ok(None)
             }
-            (Piece::Refused(report), _) => Err(Unexpected::Refused(report)),
-            (Piece::Complete, _) => Ok(None),
-            (Piece::Ready, Stage::Stopped { lsn, timeline }) => {
+            (AnswerPiece::Refused(report), _) => Err(Unexpected::Refused(report)),
+            (AnswerPiece::Complete, _) => Ok(None),
+            (AnswerPiece::Ready, Stage::Stopped { lsn, timeline }) => {
                 self.stage = Stage::Ended;
-                Ok(Some(Part::End(End { lsn, timeline, damage: self.damage.take() })))
+                Ok(Some(StreamPart::End(StreamEnd { lsn, timeline, damage: self.damage.take() })))
             }
-            (Piece::Ready, _) => malformed("it ends before everything was sent"),
-            (Piece::CopyBegin | Piece::Data(_) | Piece::CopyEnd | Piece::Rows(_), _) => {
-                malformed("its pieces come in another order than PostgreSQL sends them")
-            }
+            (AnswerPiece::Ready, _) => malformed("it ends before everything was sent"),
+            (
+                AnswerPiece::CopyBegin | AnswerPiece::Data(_) | AnswerPiece::CopyEnd | AnswerPiece::Rows(_),
+                _,
+            ) => malformed("its pieces come in another order than PostgreSQL sends them"),
         }
     }
 
@@ -190,7 +193,7 @@ impl Order {
         data: &Bytes,
         archives: usize,
         manifest: bool,
-    ) -> Result<Option<Part>, BaseBackupError> {
+    ) -> Result<Option<StreamPart>, BaseBackupError> {
         match decode(data).map_err(BaseBackupError::Malformed)? {
             Framed::Archive { name } => {
                 let archive = archive(&name)?;
@@ -202,14 +205,14 @@ impl Order {
                     )));
                 }
                 self.stage = Stage::Copy { archives: archives + 1, manifest, open: true };
-                Ok(Some(Part::Archive(archive)))
+                Ok(Some(StreamPart::Archive(archive)))
             }
             Framed::Manifest if archives == self.spaces.len() && !manifest => {
                 self.stage = Stage::Copy { archives, manifest: true, open: true };
-                Ok(Some(Part::Manifest))
+                Ok(Some(StreamPart::Manifest))
             }
             Framed::Manifest => Err(BaseBackupError::malformed("its manifest comes too early, or twice")),
-            Framed::Data(data) if archives > 0 || manifest => Ok(Some(Part::Data(data))),
+            Framed::Data(data) if archives > 0 || manifest => Ok(Some(StreamPart::Data(data))),
             Framed::Data(_) => Err(BaseBackupError::malformed("data of no archive")),
             Framed::Progress => Ok(None),
         }
@@ -225,7 +228,7 @@ pub(super) fn position(rows: &Rows) -> Result<(Lsn, TimelineId), RowError> {
 /// The second result: what will be sent.
 pub(super) fn spaces(rows: &Rows) -> Result<Vec<Space>, RowError> {
     let space = |row: &crate::connect::Row| {
-        let archive = row.nullable("spcoid")?.map_or(Archive::Data, Archive::Tablespace);
+        let archive = row.nullable("spcoid")?.map_or(StreamArchive::Data, StreamArchive::Tablespace);
         let location = row.path("spclocation")?.unwrap_or_default();
         // In kilobytes, as a signed number.
         let size = row.nullable::<i64>("size")?.unwrap_or(0);
@@ -235,11 +238,11 @@ pub(super) fn spaces(rows: &Rows) -> Result<Vec<Space>, RowError> {
 }
 
 /// `base.tar`, `<oid>.tar`.
-fn archive(name: &[u8]) -> Result<Archive, BaseBackupError> {
+fn archive(name: &[u8]) -> Result<StreamArchive, BaseBackupError> {
     let stem = std::str::from_utf8(name).ok().and_then(|name| name.strip_suffix(".tar"));
     match stem {
-        Some("base") => Ok(Archive::Data),
-        Some(oid) if oid.parse::<u32>().is_ok() => Ok(Archive::Tablespace(oid.parse().unwrap_or(0))),
+        Some("base") => Ok(StreamArchive::Data),
+        Some(oid) if oid.parse::<u32>().is_ok() => Ok(StreamArchive::Tablespace(oid.parse().unwrap_or(0))),
         _ => Err(BaseBackupError::malformed(format!("an archive of the name {}", shown(name)))),
     }
 }

@@ -5,10 +5,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::command::Command;
+use super::command::BaseBackupCommand;
 use super::error::BaseBackupError;
-use super::order::{Order, Part, Space, Start, Unexpected, position, spaces};
-use crate::connect::{Piece, Pieces, RowError, Rows, ServerReport};
+use super::order::{Space, Start, StreamOrder, StreamPart, Unexpected, position, spaces};
+use crate::connect::{AnswerPiece, AnswerPieces, RowError, Rows, ServerReport};
 use crate::server::{Right, ServerError, Walsender, explain};
 
 const ACTION: &str = "taking a base backup (BASE_BACKUP)";
@@ -22,22 +22,25 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(600);
 /// A base backup that a server is sending.
 #[derive(Debug)]
 pub struct BaseBackup {
-    pieces: Pieces,
+    pieces: AnswerPieces,
     start: Start,
-    order: Order,
+    order: StreamOrder,
     /// Read and not yet given.
-    ready: VecDeque<Part>,
+    ready: VecDeque<StreamPart>,
 }
 
 impl BaseBackup {
     /// Starts a backup: waits for its checkpoint and learns where it starts and what will come.
-    pub async fn start(walsender: Walsender, command: &Command<'_>) -> Result<Self, BaseBackupError> {
+    pub async fn start(
+        walsender: Walsender,
+        command: &BaseBackupCommand<'_>,
+    ) -> Result<Self, BaseBackupError> {
         let major = walsender.major();
         let text = command.text(major).map_err(|why| ServerError::State { action: ACTION, why })?;
         let pieces = walsender.into_connection().pieces(&text, CHECKPOINT_LIMIT).await;
         let mut pieces = pieces.map_err(|source| ServerError::Connection { action: ACTION, source })?;
         let (lsn, timeline) = position(&rows(&mut pieces).await?).map_err(answer)?;
-        let order = Order::new(major, spaces(&rows(&mut pieces).await?).map_err(answer)?)?;
+        let order = StreamOrder::new(major, spaces(&rows(&mut pieces).await?).map_err(answer)?)?;
         pieces.set_patience(SILENCE_LIMIT);
         Ok(Self { pieces, start: Start { lsn, timeline }, order, ready: VecDeque::new() })
     }
@@ -53,7 +56,7 @@ impl BaseBackup {
     }
 
     /// The next part; `None` after the end.
-    pub async fn next(&mut self) -> Result<Option<Part>, BaseBackupError> {
+    pub async fn next(&mut self) -> Result<Option<StreamPart>, BaseBackupError> {
         loop {
             if let Some(part) = self.ready.pop_front() {
                 return Ok(Some(part));
@@ -63,7 +66,7 @@ impl BaseBackup {
             }
             let piece = piece(&mut self.pieces).await?;
             // What the server said before this piece is about what it read for it.
-            self.ready.extend(self.pieces.take_notices().into_iter().map(Part::Notice));
+            self.ready.extend(self.pieces.take_notices().into_iter().map(StreamPart::Notice));
             match self.order.part(piece) {
                 Ok(part) => self.ready.extend(part),
                 Err(Unexpected::Refused(report)) => return Err(refused(&self.pieces, report)),
@@ -74,21 +77,21 @@ impl BaseBackup {
     }
 }
 
-async fn piece(pieces: &mut Pieces) -> Result<Piece, BaseBackupError> {
+async fn piece(pieces: &mut AnswerPieces) -> Result<AnswerPiece, BaseBackupError> {
     let piece = pieces.next().await;
     piece.map_err(|source| ServerError::Connection { action: ACTION, source }.into())
 }
 
 /// A result with rows, and nothing else.
-async fn rows(pieces: &mut Pieces) -> Result<Rows, BaseBackupError> {
+async fn rows(pieces: &mut AnswerPieces) -> Result<Rows, BaseBackupError> {
     match piece(pieces).await? {
-        Piece::Rows(rows) => Ok(rows),
-        Piece::Refused(report) => Err(refused(pieces, report)),
+        AnswerPiece::Rows(rows) => Ok(rows),
+        AnswerPiece::Refused(report) => Err(refused(pieces, report)),
         _ => Err(BaseBackupError::malformed("it does not begin with its position and its tablespaces")),
     }
 }
 
-fn refused(pieces: &Pieces, report: ServerReport) -> BaseBackupError {
+fn refused(pieces: &AnswerPieces, report: ServerReport) -> BaseBackupError {
     let source = crate::connect::Error::Server { host: pieces.host().to_owned(), report: Box::new(report) };
     explain(ACTION, Right::Replication, pieces.user(), pieces.database(), source).into()
 }

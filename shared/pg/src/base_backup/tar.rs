@@ -44,7 +44,7 @@ pub enum EntryKind {
 
 /// An entry of an archive.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Entry {
+pub struct TarEntry {
     /// Its name, as it stands in the archive but for slashes at its end.
     pub path: Vec<u8>,
     /// What it is.
@@ -57,7 +57,7 @@ pub struct Entry {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Item<'a> {
     /// An entry begins.
-    Entry(Entry),
+    Entry(TarEntry),
     /// The next bytes of the file that began last.
     Data(&'a [u8]),
     /// That file is complete. Also comes for an empty one.
@@ -241,7 +241,7 @@ impl Tar {
         };
         self.state = if size == 0 { State::Header(0) } else { State::Content(size) };
         let empty_file = kind == EntryKind::File(0);
-        act(Item::Entry(Entry { path, kind, status }))?;
+        act(Item::Entry(TarEntry { path, kind, status }))?;
         if empty_file { act(Item::FileEnd) } else { Ok(()) }
     }
 }

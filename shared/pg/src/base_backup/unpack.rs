@@ -10,9 +10,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::error::{BaseBackupError, shown};
-use super::ledger::{Ledger, Received};
-use super::order::{Archive, Space};
-use super::tar::{Entry, EntryKind, Item, Status, Tar};
+use super::ledger::{Received, ReceivedFiles};
+use super::order::{Space, StreamArchive};
+use super::tar::{EntryKind, Item, Status, Tar, TarEntry};
 use crate::control::CONTROL_FILE;
 use crate::files::{self, Action, Unlogged};
 use crate::label::{BACKUP_LABEL_FILE, TABLESPACE_MAP_FILE};
@@ -93,7 +93,7 @@ pub struct Unpacked {
     /// Owner, mode and time of the data directory, as far as those of `base` tell.
     pub root: Status,
     /// For the comparison with the manifest.
-    pub ledger: Ledger,
+    pub ledger: ReceivedFiles,
 }
 
 /// Takes archives.
@@ -126,7 +126,7 @@ struct Tree {
     spaces: Vec<Space>,
     /// Directories of tablespaces that lie in the data directory, below it.
     inside: Vec<Vec<u8>>,
-    archive: Option<Archive>,
+    archive: Option<StreamArchive>,
     /// Whether an entry of the archive has come.
     begun: bool,
     file: Option<OpenFile>,
@@ -136,12 +136,12 @@ struct Tree {
     found: [bool; REQUIRED.len()],
     tablespaces: BTreeSet<u32>,
     root: Status,
-    ledger: Ledger,
+    ledger: ReceivedFiles,
 }
 
 impl Unpacker {
     /// Of a cluster with these tablespaces, whose data directory is there on the server.
-    pub fn new(spaces: &[Space], data_directory: &Path, ledger: Ledger) -> Self {
+    pub fn new(spaces: &[Space], data_directory: &Path, ledger: ReceivedFiles) -> Self {
         let inside = spaces.iter().filter_map(|space| space.location.strip_prefix(data_directory).ok());
         let inside = inside.map(|path| path.as_os_str().as_bytes().to_vec());
         let inside = inside.filter(|path| !path.is_empty() && !path.starts_with(SPACES.as_bytes())).collect();
@@ -163,7 +163,7 @@ impl Unpacker {
     }
 
     /// The next archive begins; the one before has to be complete.
-    pub fn archive(&mut self, archive: Archive) -> Result<(), BaseBackupError> {
+    pub fn archive(&mut self, archive: StreamArchive) -> Result<(), BaseBackupError> {
         self.tar.finish()?;
         self.tar = Tar::default();
         self.tree.archive = Some(archive);
@@ -239,15 +239,15 @@ impl Tree {
 
     fn entry<E: From<BaseBackupError>>(
         &mut self,
-        entry: Entry,
+        entry: TarEntry,
         act: &mut dyn FnMut(Event<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let Entry { path, kind, status } = entry;
+        let TarEntry { path, kind, status } = entry;
         let path = path.strip_prefix(b"./").unwrap_or(&path);
         let archive = self.archive.ok_or_else(|| BaseBackupError::malformed("an entry of no archive"))?;
         let path = match archive {
-            Archive::Data => path.to_vec(),
-            Archive::Tablespace(oid) => {
+            StreamArchive::Data => path.to_vec(),
+            StreamArchive::Tablespace(oid) => {
                 let link = format!("{SPACES}/{oid}").into_bytes();
                 if !self.begun {
                     self.tablespaces.insert(oid);
@@ -259,11 +259,11 @@ impl Tree {
         self.begun = true;
         match kind {
             EntryKind::Directory => {
-                if archive == Archive::Data {
+                if archive == StreamArchive::Data {
                     self.note_directory(&path, status);
                 }
                 if self.has(&path) && files::directory(as_path(&path)) != Action::LeaveOut {
-                    if archive == Archive::Data {
+                    if archive == StreamArchive::Data {
                         self.tablespaces.extend(tablespace(&path));
                     }
                     act(Event::Directory { path: &path, status })?;
@@ -278,9 +278,9 @@ impl Tree {
             }
             EntryKind::File(size) => {
                 let purpose = match (archive, as_path(&path)) {
-                    (Archive::Data, path) if path == Path::new(BACKUP_LABEL_FILE) => Use::Label,
-                    (Archive::Data, path) if path == Path::new(TABLESPACE_MAP_FILE) => Use::Map,
-                    (Archive::Data, path) if path == Path::new(CONTROL_FILE) => Use::Control,
+                    (StreamArchive::Data, path) if path == Path::new(BACKUP_LABEL_FILE) => Use::Label,
+                    (StreamArchive::Data, path) if path == Path::new(TABLESPACE_MAP_FILE) => Use::Map,
+                    (StreamArchive::Data, path) if path == Path::new(CONTROL_FILE) => Use::Control,
                     (_, below)
                         if self.has(&path) && files::file(below, &Unlogged::default()) == Action::Keep =>
                     {
@@ -306,7 +306,7 @@ impl Tree {
         status: Status,
         act: &mut dyn FnMut(Event<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let space = self.spaces.iter().find(|space| space.archive == Archive::Tablespace(oid));
+        let space = self.spaces.iter().find(|space| space.archive == StreamArchive::Tablespace(oid));
         match space.map(|space| &space.location).filter(|location| location.is_absolute()) {
             Some(location) => {
                 act(Event::LinkedDirectory { path, target: location.as_os_str().as_bytes(), status })
@@ -330,9 +330,10 @@ impl Tree {
     /// Whether a backup looks into the directories that lead to this path.
     fn has(&self, path: &[u8]) -> bool {
         let below = as_path(path);
-        let announced = |oid: u32| self.spaces.iter().any(|space| space.archive == Archive::Tablespace(oid));
+        let announced =
+            |oid: u32| self.spaces.iter().any(|space| space.archive == StreamArchive::Tablespace(oid));
         // In the data directory's archive: what stands for a tablespace that has an archive of its own.
-        if self.archive == Some(Archive::Data) && tablespace(path).is_some_and(announced) {
+        if self.archive == Some(StreamArchive::Data) && tablespace(path).is_some_and(announced) {
             return false;
         }
         let mut ancestors = below.ancestors().skip(1).filter(|ancestor| !ancestor.as_os_str().is_empty());

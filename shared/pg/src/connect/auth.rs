@@ -10,7 +10,7 @@ use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
 use walpoint_base::Secret;
 
-use super::error::Failure;
+use super::error::ConnectFailure;
 use super::report::ServerReport;
 use super::settings::{AllowedMethods, ChannelBinding};
 use super::tls;
@@ -41,11 +41,11 @@ struct Progress {
 }
 
 /// Talks until the server says AuthenticationOk. The startup message is sent already.
-pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(), Failure> {
+pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(), ConnectFailure> {
     let mut progress = Progress::default();
     loop {
         let Incoming::Message(message) = wire.receive().await.map_err(failure)? else {
-            return Err(Failure::Protocol("CopyBothResponse instead of authentication".into()));
+            return Err(ConnectFailure::Protocol("CopyBothResponse instead of authentication".into()));
         };
         match message {
             Message::AuthenticationOk => return progress.verdict(login),
@@ -72,21 +72,21 @@ pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(
                 let Some(scram) = &mut progress.scram else { return Err(out_of_turn()) };
                 scram
                     .update(body.data())
-                    .map_err(|e| Failure::Authentication(format!("SCRAM failed: {e}")))?;
+                    .map_err(|e| ConnectFailure::Authentication(format!("SCRAM failed: {e}")))?;
                 send(wire, |out| frontend::sasl_response(scram.message(), out)).await?;
             }
             Message::AuthenticationSaslFinal(body) => {
                 let Some(mut scram) = progress.scram.take() else { return Err(out_of_turn()) };
                 scram.finish(body.data()).map_err(|e| {
-                    Failure::Authentication(format!(
+                    ConnectFailure::Authentication(format!(
                         "the server did not prove that it knows the password ({e}); is it the right server?"
                     ))
                 })?;
                 progress.server_proved = true;
             }
             Message::ErrorResponse(body) => {
-                return Err(Failure::Server(Box::new(
-                    ServerReport::read(body.fields()).map_err(Failure::Protocol)?,
+                return Err(ConnectFailure::Server(Box::new(
+                    ServerReport::read(body.fields()).map_err(ConnectFailure::Protocol)?,
                 )));
             }
             Message::NoticeResponse(_) | Message::ParameterStatus(_) => {}
@@ -96,7 +96,7 @@ pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(
             | Message::AuthenticationKerberosV5
             | Message::AuthenticationScmCredential => {
                 let what = "the server asks for Kerberos, GSSAPI or SSPI, which are not supported; use scram-sha-256 or cert for this role in pg_hba.conf";
-                return Err(Failure::Authentication(what.to_owned()));
+                return Err(ConnectFailure::Authentication(what.to_owned()));
             }
             _ => return Err(out_of_turn()),
         }
@@ -104,8 +104,8 @@ pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(
 }
 
 impl Progress {
-    fn verdict(&self, login: &Login<'_>) -> Result<(), Failure> {
-        let refused = |what: &str| Err(Failure::Authentication(what.to_owned()));
+    fn verdict(&self, login: &Login<'_>) -> Result<(), ConnectFailure> {
+        let refused = |what: &str| Err(ConnectFailure::Authentication(what.to_owned()));
         if self.scram.is_some() {
             return refused(
                 "the server accepted the login before it proved that it knows the password; is it the right server?",
@@ -127,14 +127,14 @@ impl Progress {
 
 impl<'a> Login<'a> {
     /// The password, provided that the method may be used.
-    fn password_for(&self, method: &str) -> Result<&'a str, Failure> {
+    fn password_for(&self, method: &str) -> Result<&'a str, ConnectFailure> {
         if !self.methods.allows(method) {
-            return Err(Failure::Authentication(format!(
+            return Err(ConnectFailure::Authentication(format!(
                 "the server asks for {method} authentication, which require_auth forbids"
             )));
         }
         if self.channel_binding == ChannelBinding::Require && method != "scram-sha-256" {
-            return Err(Failure::Authentication(format!(
+            return Err(ConnectFailure::Authentication(format!(
                 "channel_binding=require, but the server asks for {method} authentication, which cannot do that; use scram-sha-256 for this role in pg_hba.conf"
             )));
         }
@@ -146,7 +146,7 @@ impl<'a> Login<'a> {
                 what.push_str("; ");
                 what.push_str(problem);
             }
-            Failure::Authentication(what)
+            ConnectFailure::Authentication(what)
         })
     }
 
@@ -154,10 +154,10 @@ impl<'a> Login<'a> {
     fn choose(
         &self,
         offered: &AuthenticationSaslBody,
-    ) -> Result<(&'static str, sasl::ChannelBinding), Failure> {
+    ) -> Result<(&'static str, sasl::ChannelBinding), ConnectFailure> {
         let (mut plain, mut plus, mut names) = (false, false, Vec::new());
         let mut mechanisms = offered.mechanisms();
-        while let Some(name) = mechanisms.next().map_err(|e| Failure::Protocol(e.to_string()))? {
+        while let Some(name) = mechanisms.next().map_err(|e| ConnectFailure::Protocol(e.to_string()))? {
             plain |= name == sasl::SCRAM_SHA_256;
             plus |= name == sasl::SCRAM_SHA_256_PLUS;
             names.push(name.to_owned());
@@ -168,16 +168,16 @@ impl<'a> Login<'a> {
             Some(hash) if plus && wanted => {
                 Ok((sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(hash.to_vec())))
             }
-            _ if required && !self.encrypted => Err(Failure::Authentication(
+            _ if required && !self.encrypted => Err(ConnectFailure::Authentication(
                 "channel_binding=require needs TLS, which this connection does not use; set sslmode=require or better".into(),
             )),
-            _ if required => Err(Failure::Authentication(
+            _ if required => Err(ConnectFailure::Authentication(
                 "channel_binding=require, but the server does not offer it, or its certificate's signature has no hash for it".into(),
             )),
             // Saying "I could have, but you did not offer it" lets the server notice that somebody removed its offer.
             Some(_) if plain && wanted => Ok((sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested())),
             _ if plain => Ok((sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported())),
-            _ => Err(Failure::Authentication(format!(
+            _ => Err(ConnectFailure::Authentication(format!(
                 "the server offers only {}, none of which is supported; use scram-sha-256 for this role in pg_hba.conf",
                 names.join(", ")
             ))),
@@ -189,21 +189,21 @@ impl<'a> Login<'a> {
 async fn send(
     wire: &mut Wire,
     write: impl FnOnce(&mut bytes::BytesMut) -> std::io::Result<()>,
-) -> Result<(), Failure> {
+) -> Result<(), ConnectFailure> {
     write(&mut wire.outgoing)
-        .map_err(|e| Failure::Authentication(format!("the password cannot be sent: {e}")))?;
+        .map_err(|e| ConnectFailure::Authentication(format!("the password cannot be sent: {e}")))?;
     wire.flush().await.map_err(failure)
 }
 
-fn out_of_turn() -> Failure {
-    Failure::Protocol("an authentication message out of turn".into())
+fn out_of_turn() -> ConnectFailure {
+    ConnectFailure::Protocol("an authentication message out of turn".into())
 }
 
 /// A fault of the wire while connecting.
-pub(super) fn failure(fault: Fault) -> Failure {
+pub(super) fn failure(fault: Fault) -> ConnectFailure {
     match fault {
         // With TLS 1.3 the server judges the client's certificate after our side of the handshake.
         Fault::Lost(error) => tls::explain(error),
-        Fault::Garbage(what) => Failure::Protocol(what),
+        Fault::Garbage(what) => ConnectFailure::Protocol(what),
     }
 }

@@ -13,7 +13,7 @@ use postgres_protocol::message::backend::{ErrorResponseBody, Message};
 use postgres_protocol::message::frontend;
 
 use super::cancel::Cancel;
-use super::error::{Error, Failure};
+use super::error::{ConnectFailure, Error};
 use super::report::ServerReport;
 use super::rows::Rows;
 use super::settings::{ConnInfo, Replication, SessionTarget};
@@ -339,7 +339,7 @@ impl Connection {
     }
 
     /// Whether this is a session of the kind wanted; then makes it safe to use.
-    pub(super) async fn check_target(&mut self, target: SessionTarget) -> Result<(), Failure> {
+    pub(super) async fn check_target(&mut self, target: SessionTarget) -> Result<(), ConnectFailure> {
         let wrong = match target {
             SessionTarget::Any | SessionTarget::PreferStandby => None,
             SessionTarget::ReadWrite => self.is_read_only().await?.then_some("read-only, not read-write"),
@@ -348,7 +348,7 @@ impl Connection {
             SessionTarget::Standby => (!self.is_in_recovery().await?).then_some("a primary, not a standby"),
         };
         if let Some(wrong) = wrong {
-            return Err(Failure::Target(format!("{wrong} as target_session_attrs asks")));
+            return Err(ConnectFailure::Target(format!("{wrong} as target_session_attrs asks")));
         }
         if self.session.replication != Replication::Physical {
             self.exchange("SELECT pg_catalog.set_config('search_path', '', false)").await.map_err(failure)?;
@@ -356,7 +356,7 @@ impl Connection {
         Ok(())
     }
 
-    async fn is_read_only(&mut self) -> Result<bool, Failure> {
+    async fn is_read_only(&mut self) -> Result<bool, ConnectFailure> {
         match (self.parameter("default_transaction_read_only"), self.parameter("in_hot_standby")) {
             (Some(read_only), Some(standby)) => Ok(read_only == "on" || standby == "on"),
             // 13 does not report them.
@@ -364,7 +364,7 @@ impl Connection {
         }
     }
 
-    async fn is_in_recovery(&mut self) -> Result<bool, Failure> {
+    async fn is_in_recovery(&mut self) -> Result<bool, ConnectFailure> {
         match self.parameter("in_hot_standby") {
             Some(standby) => Ok(standby == "on"),
             // A walsender of 13 without a database has no SQL; sessions on a standby are read-only.
@@ -375,18 +375,19 @@ impl Connection {
         }
     }
 
-    async fn ask(&mut self, sql: &str) -> Result<bool, Failure> {
+    async fn ask(&mut self, sql: &str) -> Result<bool, ConnectFailure> {
         let rows = self.exchange(sql).await.map_err(failure)?;
         let row = rows.into_iter().next().unwrap_or_default().one();
-        row.and_then(|row| row.get("transaction_read_only")).map_err(|e| Failure::Protocol(e.to_string()))
+        row.and_then(|row| row.get("transaction_read_only"))
+            .map_err(|e| ConnectFailure::Protocol(e.to_string()))
     }
 }
 
 /// An error of the first statements of a session, as a failed try to connect.
-fn failure(error: Error) -> Failure {
+fn failure(error: Error) -> ConnectFailure {
     match error {
-        Error::Server { report, .. } => Failure::Server(report),
-        Error::Lost { source, .. } => Failure::Network(source),
-        other => Failure::Protocol(other.to_string()),
+        Error::Server { report, .. } => ConnectFailure::Server(report),
+        Error::Lost { source, .. } => ConnectFailure::Network(source),
+        other => ConnectFailure::Protocol(other.to_string()),
     }
 }

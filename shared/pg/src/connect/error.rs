@@ -17,7 +17,7 @@ pub enum Error {
     #[error("no connection to PostgreSQL: {attempts}")]
     Connect {
         /// What was tried, in order.
-        attempts: Attempts,
+        attempts: ConnectAttempts,
     },
     /// The server refused a statement.
     #[error("PostgreSQL at {host}: {report}")]
@@ -59,7 +59,7 @@ impl Error {
         match self {
             Self::Server { report, .. } => Some(report),
             Self::Connect { attempts } => match &attempts.0.last()?.failure {
-                Failure::Server(report) => Some(report),
+                ConnectFailure::Server(report) => Some(report),
                 _ => None,
             },
             _ => None,
@@ -81,9 +81,14 @@ impl Error {
             Self::Lost { .. } | Self::Timeout { .. } => true,
             Self::Server { report, .. } => passing(report),
             Self::Connect { attempts } => attempts.0.iter().any(|attempt| match &attempt.failure {
-                Failure::Resolve(_) | Failure::Network(_) | Failure::Timeout(_) | Failure::Target(_) => true,
-                Failure::Server(report) => passing(report),
-                Failure::Tls(_) | Failure::Authentication(_) | Failure::Protocol(_) => false,
+                ConnectFailure::Resolve(_)
+                | ConnectFailure::Network(_)
+                | ConnectFailure::Timeout(_)
+                | ConnectFailure::Target(_) => true,
+                ConnectFailure::Server(report) => passing(report),
+                ConnectFailure::Tls(_) | ConnectFailure::Authentication(_) | ConnectFailure::Protocol(_) => {
+                    false
+                }
             }),
             Self::Settings(_) | Self::Unexpected { .. } => false,
         }
@@ -92,9 +97,9 @@ impl Error {
 
 /// The tries of one [`Error::Connect`], never empty.
 #[derive(Debug)]
-pub struct Attempts(pub Vec<Attempt>);
+pub struct ConnectAttempts(pub Vec<ConnectAttempt>);
 
-impl fmt::Display for Attempts {
+impl fmt::Display for ConnectAttempts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, attempt) in self.0.iter().enumerate() {
             let gap = if n == 0 { "" } else { "; " };
@@ -106,16 +111,16 @@ impl fmt::Display for Attempts {
 
 /// One try at one server.
 #[derive(Debug)]
-pub struct Attempt {
+pub struct ConnectAttempt {
     /// The server, with the address that was tried if its name has one.
     pub host: String,
     /// Why it gave no session.
-    pub failure: Failure,
+    pub failure: ConnectFailure,
 }
 
 /// Why a try at a server failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum ConnectFailure {
     /// The name has no address.
     #[error("the host name cannot be resolved: {0}")]
     Resolve(io::Error),
@@ -142,7 +147,7 @@ pub enum Failure {
     Target(String),
 }
 
-impl Failure {
+impl ConnectFailure {
     /// Whether libpq goes on to the next server of the list after this.
     pub(super) fn next_host_may_do(&self) -> bool {
         match self {

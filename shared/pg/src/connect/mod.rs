@@ -27,10 +27,11 @@ mod wire;
 
 pub use self::cancel::Cancel;
 pub use self::connection::Connection;
-pub use self::error::{Attempt, Attempts, Error, Failure};
-pub use self::pieces::{Piece, Pieces};
+pub use self::error::{ConnectAttempt, ConnectAttempts, ConnectFailure, Error};
+pub use self::pieces::{AnswerPiece, AnswerPieces};
 pub use self::report::ServerReport;
 pub use self::rows::{FromText, Row, RowError, Rows};
 pub use self::settings::{
-    ChannelBinding, ConnInfo, Environment, Host, Place, Replication, SessionTarget, SettingsError, SslMode,
+    ChannelBinding, ConnInfo, Environment, Host, Replication, ServerAddress, SessionTarget, SettingsError,
+    SslMode,
 };

@@ -17,10 +17,10 @@ use walpoint_base::Secret;
 use super::auth::{self, Login};
 use super::cancel::Cancel;
 use super::connection::{Connection, Established};
-use super::error::{Attempt, Attempts, Error, Failure};
+use super::error::{ConnectAttempt, ConnectAttempts, ConnectFailure, Error};
 use super::report::ServerReport;
 use super::settings::passfile::{self, Lookup, Wanted};
-use super::settings::{ConnInfo, Host, Place, Replication, SessionTarget, SettingsError, SslMode};
+use super::settings::{ConnInfo, Host, Replication, ServerAddress, SessionTarget, SettingsError, SslMode};
 use super::socket::{Address, Socket};
 use super::tls::Tls;
 use super::wire::{Incoming, Wire};
@@ -36,12 +36,12 @@ enum Encryption {
 
 /// A failed try, and whether libpq would try the same address with the other kind of encryption.
 struct Setback {
-    failure: Failure,
+    failure: ConnectFailure,
     other_encryption: bool,
 }
 
-impl From<Failure> for Setback {
-    fn from(failure: Failure) -> Self {
+impl From<ConnectFailure> for Setback {
+    fn from(failure: ConnectFailure) -> Self {
         Self { failure, other_encryption: false }
     }
 }
@@ -65,13 +65,13 @@ pub(super) async fn open(info: &ConnInfo) -> Result<Connection, Error> {
             if let Some(connection) = try_host(info, &host, *target, &mut attempts).await? {
                 return Ok(connection);
             }
-            let ended = attempts.last().is_some_and(|a: &Attempt| !a.failure.next_host_may_do());
+            let ended = attempts.last().is_some_and(|a: &ConnectAttempt| !a.failure.next_host_may_do());
             if ended {
-                return Err(Error::Connect { attempts: Attempts(attempts) });
+                return Err(Error::Connect { attempts: ConnectAttempts(attempts) });
             }
         }
     }
-    Err(Error::Connect { attempts: Attempts(attempts) })
+    Err(Error::Connect { attempts: ConnectAttempts(attempts) })
 }
 
 /// Tries the addresses of a host until one gives a session or ends the search; failures are added to `attempts`.
@@ -79,19 +79,19 @@ async fn try_host(
     info: &ConnInfo,
     host: &Host,
     target: SessionTarget,
-    attempts: &mut Vec<Attempt>,
+    attempts: &mut Vec<ConnectAttempt>,
 ) -> Result<Option<Connection>, Error> {
     let prepared = prepare(info, host).await?;
     let addresses = match limited(info.connect_timeout, addresses(host)).await {
         Ok(addresses) => addresses,
         Err(failure) => {
-            attempts.push(Attempt { host: host.to_string(), failure });
+            attempts.push(ConnectAttempt { host: host.to_string(), failure });
             return Ok(None);
         }
     };
     for address in shuffled(addresses, info.shuffle) {
         let shown = match (&host.place, &address) {
-            (Place::Network { name, address: None }, Address::Network(address))
+            (ServerAddress::Network { name, address: None }, Address::Network(address))
                 if *name != address.ip().to_string() =>
             {
                 format!("{name} ({}):{}", address.ip(), host.port)
@@ -103,7 +103,7 @@ async fn try_host(
             match limited(info.connect_timeout, attempt).await {
                 Ok(connection) => return Ok(Some(connection)),
                 Err(Setback { failure, other_encryption }) => {
-                    attempts.push(Attempt { host: shown.clone(), failure });
+                    attempts.push(ConnectAttempt { host: shown.clone(), failure });
                     if !other_encryption {
                         break;
                     }
@@ -145,7 +145,7 @@ async fn prepare(info: &ConnInfo, host: &Host) -> Result<Prepared, Error> {
             }
         }
         let tls = match &host.place {
-            Place::Network { name, .. } if info.tls.mode != SslMode::Disable => {
+            ServerAddress::Network { name, .. } if info.tls.mode != SslMode::Disable => {
                 Some(Tls::prepare(&info.tls, name)?)
             }
             _ => None,
@@ -160,17 +160,17 @@ async fn prepare(info: &ConnInfo, host: &Host) -> Result<Prepared, Error> {
     }
 }
 
-async fn addresses(host: &Host) -> Result<Vec<Address>, Failure> {
+async fn addresses(host: &Host) -> Result<Vec<Address>, ConnectFailure> {
     match (&host.place, host.socket()) {
         (_, Some(path)) => Ok(vec![Address::Path(path)]),
-        (Place::Network { address: Some(address), .. }, None) => {
+        (ServerAddress::Network { address: Some(address), .. }, None) => {
             Ok(vec![Address::Network(SocketAddr::new(*address, host.port))])
         }
-        (Place::Network { name, .. }, None) => {
+        (ServerAddress::Network { name, .. }, None) => {
             let found =
-                tokio::net::lookup_host((name.as_str(), host.port)).await.map_err(Failure::Resolve)?;
+                tokio::net::lookup_host((name.as_str(), host.port)).await.map_err(ConnectFailure::Resolve)?;
             let addresses: Vec<Address> = found.map(Address::Network).collect();
-            let none = || Failure::Resolve(std::io::Error::other("the name has no address"));
+            let none = || ConnectFailure::Resolve(std::io::Error::other("the name has no address"));
             if addresses.is_empty() { Err(none()) } else { Ok(addresses) }
         }
         _ => Ok(Vec::new()),
@@ -186,7 +186,7 @@ async fn try_address(
     target: SessionTarget,
     prepared: &Prepared,
 ) -> Result<Connection, Setback> {
-    let socket = Socket::open(address, &info.keepalive).await.map_err(Failure::Network)?;
+    let socket = Socket::open(address, &info.keepalive).await.map_err(ConnectFailure::Network)?;
     let handshake = secure(socket, encryption, prepared.tls.as_ref()).await;
     let (socket, end_point) = handshake.map_err(|failure| {
         // Only `prefer` goes on without TLS, whatever was wrong with it.
@@ -206,7 +206,7 @@ async fn try_address(
     start(&mut wire, info)?;
     wire.flush().await.map_err(auth::failure)?;
     auth::authenticate(&mut wire, &login).await.map_err(|failure| {
-        let refused = matches!(failure, Failure::Server(_) | Failure::Tls(_));
+        let refused = matches!(failure, ConnectFailure::Server(_) | ConnectFailure::Tls(_));
         let other = match encryption {
             Encryption::Never => true,
             Encryption::IfOffered => encrypted,
@@ -249,25 +249,30 @@ async fn secure(
     socket: Socket,
     encryption: Encryption,
     tls: Option<&Tls>,
-) -> Result<(Socket, Option<Vec<u8>>), Failure> {
+) -> Result<(Socket, Option<Vec<u8>>), ConnectFailure> {
     let (tls, mut stream) = match (socket, tls) {
         (Socket::Tcp(stream), Some(tls)) if encryption != Encryption::Never => (tls, stream),
         (socket, _) if encryption == Encryption::Never => return Ok((socket, None)),
-        _ => return Err(Failure::Tls("sslmode demands TLS, which is for TCP connections".into())),
+        _ => return Err(ConnectFailure::Tls("sslmode demands TLS, which is for TCP connections".into())),
     };
     if !tls.is_direct() {
         let mut request = bytes::BytesMut::new();
         frontend::ssl_request(&mut request);
-        stream.write_all(&request).await.map_err(Failure::Network)?;
+        stream.write_all(&request).await.map_err(ConnectFailure::Network)?;
         // Exactly one byte: what a man in the middle appends in clear text must not be taken as coming from TLS.
-        match stream.read_u8().await.map_err(Failure::Network)? {
+        match stream.read_u8().await.map_err(ConnectFailure::Network)? {
             b'S' => {}
             b'N' if encryption == Encryption::IfOffered => return Ok((Socket::Tcp(stream), None)),
             b'N' => {
                 let what = "the server does not offer TLS, which sslmode demands; set ssl = on there";
-                return Err(Failure::Tls(what.to_owned()));
+                return Err(ConnectFailure::Tls(what.to_owned()));
             }
-            other => return Err(Failure::Protocol(format!("{:?} to a request for TLS", char::from(other)))),
+            other => {
+                return Err(ConnectFailure::Protocol(format!(
+                    "{:?} to a request for TLS",
+                    char::from(other)
+                )));
+            }
         }
     }
     let secured = tls.secure(stream).await?;
@@ -275,7 +280,7 @@ async fn secure(
 }
 
 /// Queues the startup message.
-fn start(wire: &mut Wire, info: &ConnInfo) -> Result<(), Failure> {
+fn start(wire: &mut Wire, info: &ConnInfo) -> Result<(), ConnectFailure> {
     let mut parameters = vec![
         ("user", info.user.as_str()),
         ("database", info.database.as_str()),
@@ -289,14 +294,14 @@ fn start(wire: &mut Wire, info: &ConnInfo) -> Result<(), Failure> {
     }
     parameters.extend(info.options.as_deref().map(|options| ("options", options)));
     frontend::startup_message(parameters, &mut wire.outgoing)
-        .map_err(|e| Failure::Authentication(format!("the connection settings cannot be sent: {e}")))
+        .map_err(|e| ConnectFailure::Authentication(format!("the connection settings cannot be sent: {e}")))
 }
 
 /// Reads what the server tells between AuthenticationOk and its being ready.
-async fn settle(wire: &mut Wire, established: &mut Established) -> Result<(), Failure> {
+async fn settle(wire: &mut Wire, established: &mut Established) -> Result<(), ConnectFailure> {
     loop {
         let Incoming::Message(message) = wire.receive().await.map_err(auth::failure)? else {
-            return Err(Failure::Protocol("CopyBothResponse before the session began".into()));
+            return Err(ConnectFailure::Protocol("CopyBothResponse before the session began".into()));
         };
         match message {
             Message::BackendKeyData(body) => {
@@ -309,19 +314,23 @@ async fn settle(wire: &mut Wire, established: &mut Established) -> Result<(), Fa
                 }
             }
             Message::ErrorResponse(body) => {
-                return Err(Failure::Server(Box::new(
-                    ServerReport::read(body.fields()).map_err(Failure::Protocol)?,
+                return Err(ConnectFailure::Server(Box::new(
+                    ServerReport::read(body.fields()).map_err(ConnectFailure::Protocol)?,
                 )));
             }
             Message::NoticeResponse(_) => {}
             Message::ReadyForQuery(_) => return Ok(()),
-            _ => return Err(Failure::Protocol("an unexpected message before the session began".into())),
+            _ => {
+                return Err(ConnectFailure::Protocol(
+                    "an unexpected message before the session began".into(),
+                ));
+            }
         }
     }
 }
 
 /// Waits no longer than `limit`.
-async fn limited<T, E: From<Failure>>(
+async fn limited<T, E: From<ConnectFailure>>(
     limit: Option<Duration>,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
@@ -329,7 +338,7 @@ async fn limited<T, E: From<Failure>>(
         None => work.await,
         Some(limit) => match tokio::time::timeout(limit, work).await {
             Ok(result) => result,
-            Err(_) => Err(Failure::Timeout(limit).into()),
+            Err(_) => Err(ConnectFailure::Timeout(limit).into()),
         },
     }
 }

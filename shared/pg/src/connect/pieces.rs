@@ -22,7 +22,7 @@ const MAX_DATA: usize = 1 << 20;
 
 /// A piece of an answer.
 #[derive(Debug)]
-pub enum Piece {
+pub enum AnswerPiece {
     /// A whole result with rows.
     Rows(Rows),
     /// A stream of data begins.
@@ -41,7 +41,7 @@ pub enum Piece {
 
 /// A session that answers one statement.
 #[derive(Debug)]
-pub struct Pieces {
+pub struct AnswerPieces {
     connection: Connection,
     /// A result of which more rows may come.
     open: Option<Rows>,
@@ -50,16 +50,16 @@ pub struct Pieces {
 
 impl Connection {
     /// Sends a statement or replication command, and gives its answer piece by piece. Each piece may take `patience`.
-    pub async fn pieces(mut self, sql: &str, patience: Duration) -> Result<Pieces, Error> {
+    pub async fn pieces(mut self, sql: &str, patience: Duration) -> Result<AnswerPieces, Error> {
         match tokio::time::timeout(patience, self.send(sql)).await {
             Ok(sent) => sent?,
             Err(_) => return Err(Error::Timeout { host: self.host().to_owned(), after: patience }),
         }
-        Ok(Pieces { connection: self, open: None, patience })
+        Ok(AnswerPieces { connection: self, open: None, patience })
     }
 }
 
-impl Pieces {
+impl AnswerPieces {
     /// How long the server may be silent from now on.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
@@ -86,14 +86,14 @@ impl Pieces {
     }
 
     /// The next piece.
-    pub async fn next(&mut self) -> Result<Piece, Error> {
+    pub async fn next(&mut self) -> Result<AnswerPiece, Error> {
         match tokio::time::timeout(self.patience, self.take()).await {
             Ok(piece) => piece,
             Err(_) => Err(Error::Timeout { host: self.connection.host().to_owned(), after: self.patience }),
         }
     }
 
-    async fn take(&mut self) -> Result<Piece, Error> {
+    async fn take(&mut self) -> Result<AnswerPiece, Error> {
         loop {
             let message = match self.connection.receive().await? {
                 Incoming::Message(message) => message,
@@ -115,17 +115,19 @@ impl Pieces {
                     rows.push(&body).map_err(|what| self.connection.unexpected(what))?;
                     continue;
                 }
-                Message::CommandComplete(_) => self.open.take().map_or(Piece::Complete, Piece::Rows),
-                Message::CopyOutResponse(_) => Piece::CopyBegin,
+                Message::CommandComplete(_) => {
+                    self.open.take().map_or(AnswerPiece::Complete, AnswerPiece::Rows)
+                }
+                Message::CopyOutResponse(_) => AnswerPiece::CopyBegin,
                 Message::CopyData(body) => match body.into_bytes() {
                     data if data.len() > MAX_DATA => {
                         return Err(self.unexpected("a piece of data of more than 1 MiB"));
                     }
-                    data => Piece::Data(data),
+                    data => AnswerPiece::Data(data),
                 },
-                Message::CopyDone => Piece::CopyEnd,
-                Message::ErrorResponse(body) => Piece::Refused(self.connection.refusal(&body)?),
-                Message::ReadyForQuery(_) => Piece::Ready,
+                Message::CopyDone => AnswerPiece::CopyEnd,
+                Message::ErrorResponse(body) => AnswerPiece::Refused(self.connection.refusal(&body)?),
+                Message::ReadyForQuery(_) => AnswerPiece::Ready,
                 Message::EmptyQueryResponse => continue,
                 _ => return Err(self.unexpected("a message that no such statement is answered with")),
             });

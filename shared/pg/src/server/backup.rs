@@ -11,7 +11,7 @@ use walpoint_base::{Lsn, PgMajor, PgTimestamp, TimelineId};
 use super::error::ServerError;
 use super::role::Right;
 use super::session::Server;
-use super::tablespaces::Place;
+use super::tablespaces::TablespaceDirectory;
 use crate::connect::Row;
 
 /// How long a start without `fast` may wait for the next checkpoint, and one with it for its own.
@@ -149,7 +149,7 @@ impl BackupSession {
     }
 
     /// Where the server keeps files, as [`Server::places`].
-    pub async fn places(&mut self) -> Result<Vec<Place>, ServerError> {
+    pub async fn places(&mut self) -> Result<Vec<TablespaceDirectory>, ServerError> {
         self.server.places().await
     }
 

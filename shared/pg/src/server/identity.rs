@@ -12,7 +12,7 @@ use crate::connect::RowError;
 
 /// A cluster as its server describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Identity {
+pub struct ServerIdentity {
     /// What the server calls its version, such as `17.5 (Debian 17.5-1)`.
     pub version: String,
     /// The major version.
@@ -82,7 +82,7 @@ pg_catalog.pg_control_recovery() r";
 
 impl Server {
     /// Which cluster this is. Needs `pg_read_all_settings`, for the data directory.
-    pub async fn identity(&mut self) -> Result<Identity, ServerError> {
+    pub async fn identity(&mut self) -> Result<ServerIdentity, ServerError> {
         let action = "reading the cluster's identity";
         let version = self.connection.parameter("server_version").unwrap_or_default().to_owned();
         let major = self.major;
@@ -101,7 +101,7 @@ impl Server {
                 Some(timeline) => timeline,
                 None => row.get("control_timeline")?,
             };
-            Ok(Identity {
+            Ok(ServerIdentity {
                 version,
                 major,
                 // PostgreSQL shows it as a signed number.

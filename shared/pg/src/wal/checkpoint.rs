@@ -98,7 +98,7 @@ impl Cursor<'_> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::forge::Forge;
+    use super::super::fixtures::Forge;
     use super::*;
 
     const PAGE: u32 = 8192;

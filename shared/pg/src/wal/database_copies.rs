@@ -128,7 +128,7 @@ fn beginning(record: &WalRecord, wal: &[u8], begin: Lsn, block: usize) -> Option
 
 #[cfg(test)]
 mod tests {
-    use super::super::forge::Forge;
+    use super::super::fixtures::Forge;
     use super::*;
     use crate::wal::{DatabaseDirectory, Rmgr};
 

@@ -7,7 +7,7 @@
 
 use walpoint_base::Lsn;
 use walpoint_base::chain::{ChainBegin, ChainEnd, Cut, Due};
-use walpoint_base::crossing::{self, Piece};
+use walpoint_base::crossing::{self, RecordPiece};
 use walpoint_base::facts::SegmentMarks;
 
 use super::kind::RecordKind;
@@ -37,7 +37,7 @@ pub(super) struct Rest {
     crc: u32,
     /// How many there are, and the first of them.
     len: usize,
-    head: Piece,
+    head: RecordPiece,
 }
 
 impl Rest {
@@ -101,12 +101,12 @@ pub(super) fn begin(carried: &Carried, previous: Option<Lsn>) -> (ChainBegin, Se
 }
 
 /// What a segment keeps of the record that it begins with the rest of.
-pub(super) fn rest(carried: &Carried) -> Piece {
+pub(super) fn rest(carried: &Carried) -> RecordPiece {
     carried.rest.filter(|_| !carried.overwritten).map(|rest| rest.head).unwrap_or_default()
 }
 
 /// What it keeps of its last record, `pending`, which goes on in the next one, if a target may look for that.
-pub(super) fn open(pending: &Pending) -> Option<Piece> {
+pub(super) fn open(pending: &Pending) -> Option<RecordPiece> {
     let may_count = pending.header().is_none_or(|header| RecordKind::is_indexed(&header));
     (pending.start().is_some() && may_count).then(|| pending.first_bytes())
 }

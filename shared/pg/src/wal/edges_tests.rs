@@ -5,7 +5,7 @@ use walpoint_base::chain::{Break, ChainEnd, Link};
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, SegmentFacts};
 
-use super::forge::{BLOCK, Forge};
+use super::fixtures::{BLOCK, Forge};
 use super::*;
 
 fn facts(forge: &Forge) -> Vec<SegmentFacts> {

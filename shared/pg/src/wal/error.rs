@@ -139,7 +139,7 @@ impl WalError {
 
 /// The cluster that a repository keeps WAL of, as far as a segment can tell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Identity {
+pub struct WalIdentity {
     /// The system identifier.
     pub system_id: SystemId,
     /// The major version.
@@ -148,7 +148,7 @@ pub struct Identity {
     pub segment_size: SegmentSize,
 }
 
-impl Identity {
+impl WalIdentity {
     /// Refuses another cluster's segment.
     pub fn check(&self, facts: &SegmentFacts) -> Result<(), WalError> {
         let foreign = |what, theirs: String, ours: String, cause| {

@@ -17,7 +17,7 @@ use super::walk::SegmentEnd;
 
 /// A recovery target with everything that decides where it stops.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct StopRule {
+pub struct TargetRule {
     /// The target.
     pub target: RecoveryTarget,
     /// `recovery_target_inclusive`; counts for times, LSNs and xids.
@@ -26,7 +26,7 @@ pub struct StopRule {
     pub consistent: Lsn,
 }
 
-impl StopRule {
+impl TargetRule {
     /// Whether recovery stops before it replays this record.
     pub fn stops_before(&self, record: &WalRecord) -> bool {
         let end = record.kind.transaction_end();
@@ -65,7 +65,7 @@ fn xid_of(target: &RecoveryTarget) -> Option<u32> {
 
 /// Where recovery stops.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stop {
+pub struct TargetStop {
     /// The record that decides.
     pub record: WalRecord,
     /// Whether that record is still replayed.
@@ -80,13 +80,13 @@ pub struct HeldLocks {
     /// By transaction, then by database and relation.
     held: BTreeMap<u32, BTreeMap<(u32, u32), Taken>>,
     /// Prepared transactions that have not ended, those within them too: each leads to the one that was prepared.
-    prepared: BTreeMap<u32, PreparedTransaction>,
+    prepared: BTreeMap<u32, PreparedXact>,
     last_end: Option<Lsn>,
 }
 
 /// A transaction that was prepared and has not ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PreparedTransaction {
+pub struct PreparedXact {
     /// The transaction.
     pub xid: u32,
     /// What `COMMIT PREPARED` calls it.
@@ -123,7 +123,7 @@ impl HeldLocks {
     }
 
     /// The prepared transactions that have not ended, of those prepared in what was read.
-    pub fn prepared(&self) -> impl Iterator<Item = &PreparedTransaction> {
+    pub fn prepared(&self) -> impl Iterator<Item = &PreparedXact> {
         self.prepared.values()
     }
 
@@ -143,7 +143,7 @@ impl HeldLocks {
             }
             RecordKind::Prepare { xid, gid, subtransactions, .. } => {
                 let (xid, gid, subtransactions) = (*xid, gid.clone(), subtransactions.clone());
-                self.prepared.insert(xid, PreparedTransaction { xid, gid, subtransactions });
+                self.prepared.insert(xid, PreparedXact { xid, gid, subtransactions });
             }
             RecordKind::Commit(end) | RecordKind::Abort(end) => {
                 for xid in end.subtransactions.iter().chain([&end.xid]) {
@@ -163,7 +163,7 @@ impl HeldLocks {
     }
 }
 
-impl Stop {
+impl TargetStop {
     /// The position up to which WAL is replayed.
     pub fn end(&self) -> Lsn {
         if self.replayed { self.record.next } else { self.record.start }
@@ -172,7 +172,7 @@ impl Stop {
 
 /// How far a search that has not found its stop came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Progress {
+pub struct SearchProgress {
     /// Where the last record that was looked at starts.
     pub last_record: Option<Lsn>,
     /// The time of the last commit or abort that would be replayed.
@@ -189,22 +189,22 @@ pub struct Progress {
 /// search that was narrowed to a segment needs the one after it too.
 #[derive(Debug)]
 pub struct StopFinder {
-    rule: StopRule,
+    rule: TargetRule,
     from: Lsn,
     reader: RecordReader,
-    progress: Progress,
+    progress: SearchProgress,
     locks: HeldLocks,
 }
 
 impl StopFinder {
     /// A search that looks at records from `from` (the backup's redo position) on.
-    pub fn new(rule: StopRule, from: Lsn) -> Self {
-        let (progress, locks) = (Progress::default(), HeldLocks::default());
+    pub fn new(rule: TargetRule, from: Lsn) -> Self {
+        let (progress, locks) = (SearchProgress::default(), HeldLocks::default());
         Self { rule, from, reader: RecordReader::new(), progress, locks }
     }
 
     /// Reads the next segment. The stop, if it is in it.
-    pub fn segment(&mut self, name: SegmentName, content: &[u8]) -> Result<Option<Stop>, WalError> {
+    pub fn segment(&mut self, name: SegmentName, content: &[u8]) -> Result<Option<TargetStop>, WalError> {
         let mut records = self.reader.segment(name, content)?;
         for record in records.by_ref() {
             let record = record?;
@@ -219,7 +219,7 @@ impl StopFinder {
             }
             if self.rule.stops_before(&record) {
                 let locks = std::mem::take(&mut self.locks);
-                return Ok(Some(Stop { record, replayed: false, locks }));
+                return Ok(Some(TargetStop { record, replayed: false, locks }));
             }
             self.locks.replay(&record);
             self.progress.last_record = Some(record.start);
@@ -228,7 +228,7 @@ impl StopFinder {
             }
             if self.rule.stops_after(&record) {
                 let locks = std::mem::take(&mut self.locks);
-                return Ok(Some(Stop { record, replayed: true, locks }));
+                return Ok(Some(TargetStop { record, replayed: true, locks }));
             }
         }
         if let Some(SegmentEnd::Ended(at)) = records.outcome() {
@@ -238,7 +238,7 @@ impl StopFinder {
     }
 
     /// How far it came.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> SearchProgress {
         self.progress
     }
 
@@ -250,10 +250,10 @@ impl StopFinder {
 
 /// Looks for the stop in consecutive segments, up to the first one that ends early.
 pub fn find<C: AsRef<[u8]>>(
-    rule: StopRule,
+    rule: TargetRule,
     from: Lsn,
     segments: impl IntoIterator<Item = (SegmentName, C)>,
-) -> Result<Option<Stop>, WalError> {
+) -> Result<Option<TargetStop>, WalError> {
     let mut finder = StopFinder::new(rule, from);
     for (name, content) in segments {
         let stop = finder.segment(name, content.as_ref())?;

@@ -28,7 +28,7 @@ use super::error::WalError;
 use super::kind::RecordKind;
 use super::page::LONG_HEADER;
 use super::record::WalRecord;
-use super::segment::{NO_PAGE, Page, Segment};
+use super::segment::{NO_PAGE, Segment, WalPage};
 use super::walk::{Carry, SegmentEnd, Walk};
 use crate::bytes;
 
@@ -58,7 +58,7 @@ fn inspect_whole(
 }
 
 /// Decodes a segment file piece by piece and checks it against its name. Which cluster it should come from is
-/// [`Identity::check`](super::Identity::check)'s to say.
+/// [`Identity::check`](super::WalIdentity::check)'s to say.
 ///
 /// Of a transaction's end or a restore point whose record goes on in the next segment each segment's facts have a piece
 /// ([`walpoint_base::crossing`]); [`RecordReader`](super::RecordReader) over both decodes it.
@@ -219,7 +219,7 @@ impl<'h> Walking<'h> {
     }
 
     fn page(&mut self, bytes: &[u8]) -> Result<(), WalError> {
-        let page = Page { offset: self.offset, bytes };
+        let page = WalPage { offset: self.offset, bytes };
         self.offset = page.end();
         while let Some(record) = self.walk.next(page)? {
             if self.facts.records == 0 {

@@ -351,7 +351,7 @@ fn standby(header: &RecordHeader, data: &[u8]) -> Option<RecordKind> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::forge::{header, with_prefix, words};
+    use super::super::fixtures::{header, with_prefix, words};
     use super::*;
 
     #[test]

@@ -27,7 +27,7 @@ mod edges_tests;
 mod error;
 pub mod find;
 #[cfg(test)]
-mod forge;
+mod fixtures;
 mod inspect;
 mod kind;
 mod page;
@@ -43,7 +43,7 @@ mod walk;
 
 pub use checkpoint::{checkpoint_at, checkpoint_window};
 pub use database_copies::{DatabaseCopies, FoundCopy};
-pub use error::{Differs, Identity, WalError};
+pub use error::{Differs, WalError, WalIdentity};
 pub use inspect::{Inspector, inspect, inspect_on_path};
 pub use kind::{
     Checkpoint, DatabaseCopy, DatabaseDirectory, ParameterChange, RecordKind, RelationLock, TransactionEnd,

@@ -3,7 +3,7 @@
 //! Memory: the body is kept only where it will be decoded, and never more of it than was read; the check is computed as
 //! the pieces come.
 
-use walpoint_base::crossing::Piece;
+use walpoint_base::crossing::RecordPiece;
 use walpoint_base::{Lsn, PgMajor};
 
 use super::kind::RecordKind;
@@ -19,7 +19,7 @@ pub(super) struct Pending {
     raw: [u8; RECORD_HEADER],
     have: usize,
     /// The first bytes of a rest.
-    head: Piece,
+    head: RecordPiece,
     /// Bytes taken of a rest.
     taken: usize,
     /// Over the body so far; of a rest, over all of it.
@@ -85,7 +85,7 @@ impl Pending {
     }
 
     /// What was taken of a record whose beginning was not read: its CRC, its length, its first bytes.
-    pub(super) fn rest(&self) -> (u32, usize, Piece) {
+    pub(super) fn rest(&self) -> (u32, usize, RecordPiece) {
         (self.crc.so_far(), self.taken, self.head)
     }
 
@@ -95,8 +95,8 @@ impl Pending {
     }
 
     /// The first bytes of a record that was read from its beginning; of one whose kind is not decoded, those of its header.
-    pub(super) fn first_bytes(&self) -> Piece {
-        let mut first = Piece::of(self.raw.get(..self.have).unwrap_or(&self.raw));
+    pub(super) fn first_bytes(&self) -> RecordPiece {
+        let mut first = RecordPiece::of(self.raw.get(..self.have).unwrap_or(&self.raw));
         first.extend(&self.body);
         first
     }

@@ -4,7 +4,7 @@ use walpoint_base::{Lsn, SegmentName};
 
 use super::error::WalError;
 use super::record::WalRecord;
-use super::segment::{Page, Segment};
+use super::segment::{Segment, WalPage};
 use super::walk::{Carry, SegmentEnd, Walk};
 use crate::bytes;
 
@@ -72,7 +72,7 @@ impl SegmentRecords<'_, '_> {
     fn read(&mut self, walk: &mut Walk<'_>) -> Result<Result<WalRecord, SegmentEnd>, WalError> {
         let block = walk.segment().block;
         while let Some(page) = self.content.get(self.page..self.page + block) {
-            if let Some(record) = walk.next(Page { offset: self.page, bytes: page })? {
+            if let Some(record) = walk.next(WalPage { offset: self.page, bytes: page })? {
                 return Ok(Ok(record));
             }
             if walk.is_done() {

@@ -21,13 +21,13 @@ pub(super) struct Segment<'a> {
 
 /// The bytes of one page.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Page<'p> {
+pub(super) struct WalPage<'p> {
     /// Where in the segment they begin.
     pub(super) offset: usize,
     pub(super) bytes: &'p [u8],
 }
 
-impl<'p> Page<'p> {
+impl<'p> WalPage<'p> {
     /// Where in the segment the next page begins.
     pub(super) fn end(&self) -> usize {
         self.offset + self.bytes.len()
@@ -41,7 +41,7 @@ impl<'p> Page<'p> {
 
 /// Why a page is not the one that should be there.
 #[derive(Debug)]
-pub(super) enum PageFault {
+pub(super) enum WalPageFault {
     /// Its position is right: it is ours, and something else in its header is wrong.
     Damaged(String),
     /// Nothing says that it belongs here: zeros, what a recycled file held before, garbage.
@@ -86,7 +86,7 @@ impl<'a> Segment<'a> {
             return Err(WalError::OtherSegment { name, found: first.page.address });
         };
         let segment = Self { name, start, size, block, major, first, history };
-        match segment.page(Page { offset: 0, bytes: beginning }, 1) {
+        match segment.page(WalPage { offset: 0, bytes: beginning }, 1) {
             Ok(_) => Ok(segment),
             Err(fault) => Err(segment.refuse(0, fault)),
         }
@@ -98,10 +98,10 @@ impl<'a> Segment<'a> {
     }
 
     /// The header of a page, if it is the page that belongs there and its timeline is at least `timeline`.
-    pub(super) fn page(&self, page: Page<'_>, timeline: u32) -> Result<PageHeader, PageFault> {
+    pub(super) fn page(&self, page: WalPage<'_>, timeline: u32) -> Result<PageHeader, WalPageFault> {
         let offset = page.offset;
         let Some(page) = PageHeader::parse(page.bytes) else {
-            return Err(PageFault::Strange("the file ends here".to_owned()));
+            return Err(WalPageFault::Strange("the file ends here".to_owned()));
         };
         let address = self.lsn(offset);
         if page.address != address {
@@ -109,22 +109,25 @@ impl<'a> Segment<'a> {
                 PageHeader { magic: 0, address: Lsn::INVALID, .. } => "the page is empty".to_owned(),
                 _ => format!("the page says it belongs at {}", page.address),
             };
-            return Err(PageFault::Strange(what));
+            return Err(WalPageFault::Strange(what));
         }
         if page.magic != self.first.page.magic {
-            return Err(PageFault::Damaged(format!("the page has the magic number {:#06X}", page.magic)));
+            return Err(WalPageFault::Damaged(format!("the page has the magic number {:#06X}", page.magic)));
         }
         if !page.flags_known() || page.is_long() != (offset == 0) {
-            return Err(PageFault::Damaged(format!("the page has impossible flags, {:#06X}", page.info)));
+            return Err(WalPageFault::Damaged(format!("the page has impossible flags, {:#06X}", page.info)));
         }
         let highest = self.name.timeline.get();
         let expected = self.history.map(|history| history.timeline_at(address).get());
         if page.timeline > highest || expected.is_some_and(|expected| expected != page.timeline) {
-            return Err(PageFault::Timeline { found: page.timeline, expected: expected.unwrap_or(highest) });
+            return Err(WalPageFault::Timeline {
+                found: page.timeline,
+                expected: expected.unwrap_or(highest),
+            });
         }
         if page.timeline < timeline {
             // The same position of an older timeline: what a recycled file held before.
-            return Err(PageFault::Strange(format!(
+            return Err(WalPageFault::Strange(format!(
                 "the page is of timeline {}, after {timeline}",
                 page.timeline
             )));
@@ -133,15 +136,15 @@ impl<'a> Segment<'a> {
     }
 
     /// Whether a page belongs to this segment, sound or not: then what lies before it is no end.
-    pub(super) fn has(&self, page: Page<'_>, timeline: u32) -> bool {
-        !matches!(self.page(page, timeline), Err(PageFault::Strange(_)))
+    pub(super) fn has(&self, page: WalPage<'_>, timeline: u32) -> bool {
+        !matches!(self.page(page, timeline), Err(WalPageFault::Strange(_)))
     }
 
     /// The error for a page that makes the segment unusable.
-    pub(super) fn refuse(&self, offset: usize, fault: PageFault) -> WalError {
+    pub(super) fn refuse(&self, offset: usize, fault: WalPageFault) -> WalError {
         match fault {
-            PageFault::Damaged(what) | PageFault::Strange(what) => self.damaged(offset, what),
-            PageFault::Timeline { found, expected } => {
+            WalPageFault::Damaged(what) | WalPageFault::Strange(what) => self.damaged(offset, what),
+            WalPageFault::Timeline { found, expected } => {
                 WalError::WrongTimeline { name: self.name, page: self.lsn(offset), found, expected }
             }
         }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use walpoint_base::crossing::Crossing;
 use walpoint_base::{Lsn, PgTimestamp, SegmentFacts, SegmentName, TimelineHistory, TimelineId};
 
-use super::forge::{BLOCK, FIRST, Forge};
+use super::fixtures::{BLOCK, FIRST, Forge};
 use super::*;
 
 fn only(forge: &Forge) -> (SegmentName, Vec<u8>) {
@@ -35,7 +35,7 @@ fn a_full_segment_states_its_facts() {
         let forge = full(major);
         let found = facts(&forge);
         let first = &found[0];
-        assert_eq!((u32::from(first.major.get()), first.system_id.0), (major, forge::SYSTEM_ID));
+        assert_eq!((u32::from(first.major.get()), first.system_id.0), (major, fixtures::SYSTEM_ID));
         assert_eq!(first.first_record, Some(forge.start() + FIRST));
         assert!(first.whole && !first.switched);
         assert_eq!(first.last_record, Some(forge.start() + (1 << 20) - 24));
@@ -231,12 +231,12 @@ fn the_wrong_file_is_refused_with_the_reason() {
     assert!(text(name, &newer).contains("unknown version"));
 
     let found = inspect(name, &content).unwrap();
-    let ours = Identity { system_id: found.system_id, major: found.major, segment_size: found.size };
+    let ours = WalIdentity { system_id: found.system_id, major: found.major, segment_size: found.size };
     assert_eq!(ours.check(&found), Ok(()));
     for other in [
-        Identity { system_id: walpoint_base::SystemId(1), ..ours },
-        Identity { major: walpoint_base::PgMajor::new(13).unwrap(), ..ours },
-        Identity { segment_size: walpoint_base::SegmentSize::DEFAULT, ..ours },
+        WalIdentity { system_id: walpoint_base::SystemId(1), ..ours },
+        WalIdentity { major: walpoint_base::PgMajor::new(13).unwrap(), ..ours },
+        WalIdentity { segment_size: walpoint_base::SegmentSize::DEFAULT, ..ours },
     ] {
         assert!(other.check(&found).unwrap_err().to_string().contains("not from this cluster"));
     }

@@ -108,7 +108,7 @@ fn carried(info: u8, data: &[u8], major: PgMajor) -> Option<Carried> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::forge::{header, with_prefix, words};
+    use super::super::fixtures::{header, with_prefix, words};
     use super::super::record::Rmgr;
     use super::*;
 

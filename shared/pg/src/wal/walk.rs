@@ -10,14 +10,14 @@ mod doubt;
 
 use walpoint_base::Lsn;
 
-use self::doubt::Doubt;
+use self::doubt::ChainBreak;
 use super::edges::{Carried, Rest};
 use super::error::WalError;
 use super::kind::{RecordKind, XLOG_SWITCH};
 use super::page::{LONG_HEADER, PageHeader};
 use super::pending::Pending;
 use super::record::{RecordCrc, RecordHeader, Rmgr, WalRecord, check_total};
-use super::segment::{Page, PageFault, Segment};
+use super::segment::{Segment, WalPage, WalPageFault};
 use crate::bytes;
 
 /// How the records of a segment end.
@@ -63,7 +63,7 @@ pub(super) struct Walk<'a> {
     segment: Segment<'a>,
     carry: Carry,
     state: State,
-    doubt: Option<Doubt>,
+    doubt: Option<ChainBreak>,
     /// Where the next record starts, or the pending one goes on; may be the start of a page. A multiple of 8.
     position: usize,
     /// The end of the last record that ends in this segment, not aligned.
@@ -95,7 +95,7 @@ impl<'a> Walk<'a> {
 
     /// The next record that ends in this page; `None` when the next page is wanted, or [`finish`](Self::finish) after the
     /// last one.
-    pub(super) fn next(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+    pub(super) fn next(&mut self, page: WalPage<'_>) -> Result<Option<WalRecord>, WalError> {
         while self.position < page.end() {
             let record = match self.state {
                 State::Done(_) => return Ok(None),
@@ -148,7 +148,7 @@ impl<'a> Walk<'a> {
         Carry { known: true, ..self.carry }
     }
 
-    fn first_page(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+    fn first_page(&mut self, page: WalPage<'_>) -> Result<Option<WalRecord>, WalError> {
         self.state = State::Records;
         let header = self.enter(page).map_err(|fault| self.segment.refuse(0, fault))?;
         self.position = header.length();
@@ -181,7 +181,7 @@ impl<'a> Walk<'a> {
         self.collect(page)
     }
 
-    fn record(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+    fn record(&mut self, page: WalPage<'_>) -> Result<Option<WalRecord>, WalError> {
         if self.position == page.offset {
             let header = match self.enter(page) {
                 Ok(header) => header,
@@ -226,7 +226,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Reads the pending record from the current position to the end of the page, or its own.
-    fn collect(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+    fn collect(&mut self, page: WalPage<'_>) -> Result<Option<WalRecord>, WalError> {
         self.position += self.carry.pending.take(page.from(self.position));
         if let (false, Some(header), Some(start)) =
             (self.carry.pending.checked, self.carry.pending.header(), self.carry.pending.start())
@@ -245,7 +245,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The pending record should go on in this page.
-    fn go_on(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+    fn go_on(&mut self, page: WalPage<'_>) -> Result<Option<WalRecord>, WalError> {
         let header = match self.enter(page) {
             Ok(header) => header,
             Err(fault) => return self.strange_page(page, fault),
@@ -276,7 +276,7 @@ impl<'a> Walk<'a> {
     }
 
     /// All of the pending record has been read.
-    fn collected(&mut self, page: Page<'_>) -> Result<Option<WalRecord>, WalError> {
+    fn collected(&mut self, page: WalPage<'_>) -> Result<Option<WalRecord>, WalError> {
         self.carry.open = false;
         let (Some(start), Some(header)) = (self.carry.pending.start(), self.carry.pending.header()) else {
             // The rest of a record of which nothing is known.
@@ -317,7 +317,7 @@ impl<'a> Walk<'a> {
 
     /// Whether the rest of a record that has just been skipped is that of a segment switch, if zeros follow: it has no body,
     /// so at most 16 bytes of it lie here, the flags and the resource manager 8 bytes before its end.
-    fn may_end_a_switch(&self, page: Page<'_>) -> bool {
+    fn may_end_a_switch(&self, page: WalPage<'_>) -> bool {
         let len = self.position.saturating_sub(LONG_HEADER);
         let tail = self.position.checked_sub(8).and_then(|at| bytes::array(page.from(at), 0));
         let switch = matches!(tail, Some([info, rmgr, 0, 0, _, _, _, _])
@@ -326,7 +326,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The header of a page, if it is the right one.
-    fn enter(&mut self, page: Page<'_>) -> Result<PageHeader, PageFault> {
+    fn enter(&mut self, page: WalPage<'_>) -> Result<PageHeader, WalPageFault> {
         let header = self.segment.page(page, self.carry.timeline.max(1))?;
         self.carry.timeline = header.timeline;
         Ok(header)

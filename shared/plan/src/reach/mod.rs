@@ -10,7 +10,7 @@ use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineHistory, TimelineI
 
 use crate::graph::TimelineGraph;
 use crate::retention::Candidate;
-use crate::runs::{Run, Runs};
+use crate::runs::{Runs, SegmentRun};
 
 #[cfg(test)]
 mod tests;
@@ -91,7 +91,7 @@ impl WalNeed {
     }
 
     fn add(&mut self, timeline: TimelineId, first: SegmentNo, last: SegmentNo) {
-        self.timelines.entry(timeline).or_default().add(Run { first, last, stored: 0 });
+        self.timelines.entry(timeline).or_default().add(SegmentRun { first, last, stored: 0 });
     }
 
     /// From the start of a backup to where it is consistent, under every timeline under which PostgreSQL looks for it: also

@@ -8,9 +8,11 @@ use super::estimate::{Estimate, Rates};
 use super::facts::{Asking, BackupFacts, Doubt};
 use super::path::{Path, SegmentRange};
 use super::planner::Planner;
-use super::request::Request;
+use super::request::RestoreRequest;
 use super::restore_plan::{PathStep, RestorePlan};
-use super::settings::{LOOK_AHEAD, LOOKS_AHEAD_SINCE, Setting, Signal, StopAt, settings, without_look_ahead};
+use super::settings::{
+    LOOK_AHEAD, LOOKS_AHEAD_SINCE, RecoverySetting, Signal, StopAt, settings, without_look_ahead,
+};
 use super::stop::Stop;
 
 impl<'a> Planner<'a> {
@@ -70,13 +72,13 @@ impl<'a> Planner<'a> {
 
     /// Whether the plan is one for the end of the youngest timeline, which nothing follows any more.
     fn follows_the_latest(&self) -> bool {
-        let Request { target, timeline, standby, .. } = self.request;
+        let RestoreRequest { target, timeline, standby, .. } = self.request;
         *target == RecoveryTarget::Latest && *timeline == TargetTimeline::Latest && !standby
     }
 
     /// With a target, PostgreSQL must not read ahead of it: what lies behind may be damaged, or not to be had now, and is not
     /// needed. Without one, that counts where what follows is not proven to be absent.
-    fn settings(&self, ending: &Ending, until: Lsn, at: &StopAt, stops: bool) -> Vec<Setting> {
+    fn settings(&self, ending: &Ending, until: Lsn, at: &StopAt, stops: bool) -> Vec<RecoverySetting> {
         let newest = self.facts.graph.ids().next_back() == Some(ending.timeline);
         let mut all = settings(self.request, ending.timeline, newest, at);
         let hole = ending.missing.start(self.facts.segment_size);

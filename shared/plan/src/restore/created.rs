@@ -13,7 +13,7 @@ pub trait TablespaceSearch: Send {
 }
 
 /// A segment that a plan replays: the place of its range in [`RestorePlan::wal`], and its number.
-pub type Replayed = (usize, SegmentNo);
+pub type PlannedSegment = (usize, SegmentNo);
 
 /// The segment before one of a path.
 pub fn before(path: &[SegmentRange], at: usize, number: SegmentNo) -> Option<(usize, SegmentNo)> {

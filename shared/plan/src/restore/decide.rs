@@ -4,16 +4,16 @@
 //! ([`walpoint_base::crossing`]), and where the pieces may decide, or do not tell, both segments are decoded.
 
 use walpoint_base::chain::ChainBegin;
-use walpoint_base::crossing::{Crossing, CrossingFacts, Piece, Untold};
+use walpoint_base::crossing::{Crossing, CrossingFacts, RecordPiece, Untold};
 use walpoint_base::facts::TransactionRange;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize};
 
 use super::path::{Coverage, SegmentRange};
-use super::stop::{Found, SegmentDecoder, StopRule};
+use super::stop::{SearchState, SegmentDecoder, StopRule};
 
 /// A segment among the files of a stretch: which range, and its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Place {
+pub struct RangedSegment {
     /// Which range.
     pub range: usize,
     /// The segment's number.
@@ -21,7 +21,7 @@ pub struct Place {
 }
 
 /// The segment before the one that is looked at, and what is kept of the record that crosses its end.
-pub type Before = Option<(Place, Option<Piece>)>;
+pub type Before = Option<(RangedSegment, Option<RecordPiece>)>;
 
 /// The `.partial` file that ends a path, and how far it counts.
 #[derive(Clone, Copy, Debug)]
@@ -45,12 +45,12 @@ impl PartialEnd {
 }
 
 /// The segment behind one.
-pub fn next(files: &[SegmentRange], place: Place) -> Option<Place> {
+pub fn next(files: &[SegmentRange], place: RangedSegment) -> Option<RangedSegment> {
     if place.number < files.get(place.range)?.last {
-        return Some(Place { number: place.number.next(), ..place });
+        return Some(RangedSegment { number: place.number.next(), ..place });
     }
     let range = place.range + 1;
-    Some(Place { range, number: files.get(range)?.first })
+    Some(RangedSegment { range, number: files.get(range)?.first })
 }
 
 /// Whether a record of a group of segments may decide, as far as is known of the group: the one aside that goes on in the
@@ -78,7 +78,7 @@ pub fn crossing_place(
     before: Before,
     next: &CrossingFacts,
     begin: &ChainBegin,
-) -> Option<Place> {
+) -> Option<RangedSegment> {
     let (place, open) = before?;
     let may = match (rule, Crossing::between(open.as_ref(), next, begin)) {
         (StopRule::Lsn { .. } | StopRule::Minimal, _) | (_, Crossing::Nothing) => false,
@@ -115,7 +115,7 @@ pub fn last_start(
         .search(&StopRule::Lsn { at, inclusive: true }, start, until)
         .feed(name, content)
     {
-        Ok(Found::Stop(stop)) => Some(stop.record),
+        Ok(SearchState::Stop(stop)) => Some(stop.record),
         _ => None,
     };
     // The first position of a record is known to do, the end is known not to; halve what is between.

@@ -4,7 +4,7 @@
 use walpoint_base::{BackupId, Lsn, PgTimestamp, RecoveryTarget, TargetTimeline, TimelineId};
 
 use super::facts::Facts;
-use super::request::Request;
+use super::request::RestoreRequest;
 use super::stop::StopRule;
 
 /// Backups that are looked at ahead: the newest before the target may end behind it.
@@ -24,7 +24,7 @@ pub struct Likely {
 }
 
 /// What planning `request` will most likely ask for.
-pub fn likely(facts: &Facts, request: &Request) -> Likely {
+pub fn likely(facts: &Facts, request: &RestoreRequest) -> Likely {
     let newest = || facts.graph.ids().next_back();
     let leaf = match (request.timeline, request.backup) {
         (TargetTimeline::Id(timeline), _) => Some(timeline),

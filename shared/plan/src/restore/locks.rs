@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::facts::BackupFacts;
-use super::note::{Locked, Note, Unlocked};
+use super::note::{Locked, Note, UnlockedPosition};
 use super::request::TargetAction;
 use super::stop::{HeldLock, Stop};
 
@@ -33,7 +33,7 @@ fn unfinished(locks: &[&HeldLock], stop: &Stop, backup: &BackupFacts) -> Option<
     Some(Locked {
         xid: first.xid,
         relations: relations(locks),
-        before: since.map(|lsn| Unlocked { lsn, same_transactions: stop.locked_since_last_end }),
+        before: since.map(|lsn| UnlockedPosition { lsn, same_transactions: stop.locked_since_last_end }),
         // Who locked before what was read may have been prepared there.
         perhaps_prepared: locks.iter().any(|lock| lock.since.is_none()),
     })

@@ -49,12 +49,12 @@ pub mod request;
 pub mod required;
 pub mod restore_plan;
 pub mod settings;
-mod sought;
 pub mod stop;
+mod target_files;
 pub mod unreachable;
 pub mod windows;
 
-pub use created::{Replayed, TablespaceSearch};
+pub use created::{PlannedSegment, TablespaceSearch};
 pub use estimate::{Estimate, Rates};
 pub use facts::{
     Abandoned, Answer, Asking, BackupFacts, BackupState, Doubt, Extent, ExtentQuestion, Facts, NamedPoint,
@@ -62,14 +62,14 @@ pub use facts::{
 };
 pub use hint::Hint;
 pub use likely::{Likely, likely};
-pub use note::{Damage, Locked, Note, Unlocked, WentOn};
+pub use note::{DamageNote, Locked, Note, UnlockedPosition, WentOn};
 pub use path::{Path, SegmentRange};
 pub use planner::{Verdict, plan};
-pub use request::{Request, TargetAction};
+pub use request::{RestoreRequest, TargetAction};
 pub use required::{RequiredSearch, RequiredSettings};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan, Unfollowed};
-pub use settings::{Setting, Signal, quote};
-pub use stop::{Found, HeldLock, PreparedTransaction, SegmentDecoder, Stop, StopRule, StopSearch};
+pub use settings::{RecoverySetting, Signal, quote};
+pub use stop::{HeldLock, PreparedTransaction, SearchState, SegmentDecoder, Stop, StopRule, StopSearch};
 pub use unreachable::{InLineage, LineageMoment, Moment, MomentTarget, Unreachable, Why, Youngest};
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;

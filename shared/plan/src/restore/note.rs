@@ -92,7 +92,7 @@ pub enum Note {
         /// The backup.
         backup: BackupId,
         /// What is known to be wrong with it.
-        damage: Damage,
+        damage: DamageNote,
     },
     /// It is not known where a younger timeline than this one comes from; both have the same WAL up to a position behind the target.
     SameUntil {
@@ -143,14 +143,14 @@ pub struct Locked {
     /// The OIDs of the relations, each once.
     pub relations: Vec<u32>,
     /// Where they were not locked yet, if recovery can stop there.
-    pub before: Option<Unlocked>,
+    pub before: Option<UnlockedPosition>,
     /// Whether the transaction may have been prepared before what was read.
     pub perhaps_prepared: bool,
 }
 
 /// A position at which relations were not locked yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Unlocked {
+pub struct UnlockedPosition {
     /// Where the record starts that locks them.
     pub lsn: Lsn,
     /// Whether the same transactions had ended there as at the target.
@@ -159,7 +159,7 @@ pub struct Unlocked {
 
 /// What is known to be wrong with a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Damage {
+pub enum DamageNote {
     /// So many of its pages had wrong checksums when it was taken.
     Pages(u64),
     /// So many of the packs that it uses were found damaged or missing.

@@ -5,7 +5,7 @@ use walpoint_base::{RecoveryTarget, TargetTimeline};
 use super::ending::Ending;
 use super::facts::{Asking, BackupFacts};
 use super::locks;
-use super::note::{Damage, Note};
+use super::note::{DamageNote, Note};
 use super::path::Path;
 use super::planner::Planner;
 use super::restore_plan::{ForkSegment, ForkSource, RestorePlan};
@@ -86,13 +86,13 @@ impl Planner<'_> {
 pub(super) fn instead_of(damaged: &BackupFacts, mut plan: RestorePlan) -> RestorePlan {
     let BackupFacts { id, damaged_pages, damaged_packs, damaged_segments, .. } = damaged;
     let damage = if *damaged_packs > 0 {
-        Damage::Packs(*damaged_packs)
+        DamageNote::Packs(*damaged_packs)
     } else if *damaged_segments > 0 {
-        Damage::Segments(*damaged_segments)
+        DamageNote::Segments(*damaged_segments)
     } else if damaged.damaged_manifest {
-        Damage::Manifest
+        DamageNote::Manifest
     } else {
-        Damage::Pages(*damaged_pages)
+        DamageNote::Pages(*damaged_pages)
     };
     plan.notes.push(Note::NewerDamaged { backup: *id, damage });
     plan

@@ -18,7 +18,7 @@ use walpoint_base::{BackupId, RecoveryTarget, SegmentNo, TargetTimeline, Timelin
 
 use super::facts::{Asking, BackupFacts, BackupState, Doubt, ExtentQuestion, Facts, StopQuestion, Unusable};
 use super::path::{Coverage, Path, SegmentRange};
-use super::request::Request;
+use super::request::RestoreRequest;
 use super::restore_plan::RestorePlan;
 use super::settings::StopAt;
 use super::stop::StopRule;
@@ -28,7 +28,7 @@ use super::unreachable::{Unreachable, Why};
 pub type Verdict = Result<RestorePlan, Box<Unreachable>>;
 
 /// Plans a restore. Pure: returns the first question whose answer is missing, to be called again with it answered.
-pub fn plan(facts: &Facts, request: &Request, now: Timestamp) -> Asking<Verdict> {
+pub fn plan(facts: &Facts, request: &RestoreRequest, now: Timestamp) -> Asking<Verdict> {
     let planner = Planner { facts, request, now };
     match planner.run()? {
         Ok(plan) if has_no_history(facts, plan.timeline) => {
@@ -69,7 +69,7 @@ pub(super) type Attempt = Result<RestorePlan, Refusal>;
 
 pub(super) struct Planner<'a> {
     pub(super) facts: &'a Facts,
-    pub(super) request: &'a Request,
+    pub(super) request: &'a RestoreRequest,
     pub(super) now: Timestamp,
 }
 

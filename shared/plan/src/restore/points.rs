@@ -9,7 +9,7 @@ use super::hint::Hint;
 use super::note::Note;
 use super::path::Path;
 use super::planner::{Attempt, Planner, Refusal};
-use super::request::Request;
+use super::request::RestoreRequest;
 use super::unreachable::Why;
 
 /// Restore points of one name that are listed, the newest ones.
@@ -38,7 +38,7 @@ impl<'a> Planner<'a> {
         }
         // Another one of that name comes first, where no backup is consistent yet.
         let request =
-            Request { target: RecoveryTarget::Lsn(only.lsn), inclusive: true, ..self.request.clone() };
+            RestoreRequest { target: RecoveryTarget::Lsn(only.lsn), inclusive: true, ..self.request.clone() };
         let planner = Planner { request: &request, ..*self };
         Ok(planner.with_newest_before(path, listed)?.map(|mut plan| {
             plan.notes.push(Note::PointByPosition { name: name.to_owned(), lsn: only.lsn });

@@ -6,7 +6,7 @@ use walpoint_base::{BackupId, LineageId, RecoveryTarget, TargetTimeline};
 
 /// Where to recover to, and what PostgreSQL does there.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Request {
+pub struct RestoreRequest {
     /// The moment.
     pub target: RecoveryTarget,
     /// On which timeline it lies.
@@ -29,7 +29,7 @@ pub struct Request {
     pub use_partial: bool,
 }
 
-impl Default for Request {
+impl Default for RestoreRequest {
     /// Everything that the archive holds, then a server that takes writes.
     fn default() -> Self {
         Self {

@@ -6,7 +6,7 @@ use super::estimate::Estimate;
 use super::facts::BackupFacts;
 use super::note::Note;
 use super::path::SegmentRange;
-use super::settings::{Setting, Signal};
+use super::settings::{RecoverySetting, Signal};
 use super::stop::{Stop, StopRule};
 
 /// What a restore will do. Every file in it was in the repository when the facts were gathered.
@@ -50,7 +50,7 @@ pub struct RestorePlan {
     /// Which signal file is made.
     pub signal: Signal,
     /// The recovery settings but `restore_command`, in the order in which they are to be written.
-    pub settings: Vec<Setting>,
+    pub settings: Vec<RecoverySetting>,
     /// How much and how long, about.
     pub estimate: Estimate,
     /// What a person should know before going on.

@@ -7,18 +7,18 @@
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, RecoveryTarget, TargetTimeline, TimelineId};
 
-use super::request::{Request, TargetAction};
+use super::request::{RestoreRequest, TargetAction};
 
 /// One line of postgresql.auto.conf.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Setting {
+pub struct RecoverySetting {
     /// The parameter.
     pub name: &'static str,
     /// Its value, not quoted.
     pub value: String,
 }
 
-impl Setting {
+impl RecoverySetting {
     fn new(name: &'static str, value: impl Into<String>) -> Self {
         Self { name, value: value.into() }
     }
@@ -85,8 +85,8 @@ const TARGETS: [&str; 5] = [
 
 /// Keeps recovery from reading ahead (`xlogprefetcher.c`, from version 15): it would ask for the segment behind the target,
 /// and be stopped where that is a hole.
-pub(super) fn without_look_ahead() -> Setting {
-    Setting::new("recovery_prefetch", "off")
+pub(super) fn without_look_ahead() -> RecoverySetting {
+    RecoverySetting::new("recovery_prefetch", "off")
 }
 
 /// How far recovery reads ahead at the most: the largest `wal_decode_buffer_size`.
@@ -99,31 +99,41 @@ pub(super) const LOOKS_AHEAD_SINCE: u8 = 15;
 /// know by which program the WAL will come.
 ///
 /// `newest`: no younger timeline is known.
-pub(super) fn settings(request: &Request, timeline: TimelineId, newest: bool, stop: &StopAt) -> Vec<Setting> {
+pub(super) fn settings(
+    request: &RestoreRequest,
+    timeline: TimelineId,
+    newest: bool,
+    stop: &StopAt,
+) -> Vec<RecoverySetting> {
     let target = match (stop, &request.target) {
-        (StopAt::Before(lsn), _) => Some(Setting::new("recovery_target_lsn", lsn.to_string())),
+        (StopAt::Before(lsn), _) => Some(RecoverySetting::new("recovery_target_lsn", lsn.to_string())),
         (_, RecoveryTarget::Latest) => None,
-        (_, RecoveryTarget::Immediate) => Some(Setting::new("recovery_target", "immediate")),
-        (_, RecoveryTarget::Time(time)) => Some(Setting::new("recovery_target_time", time.to_string())),
-        (_, RecoveryTarget::Lsn(lsn)) => Some(Setting::new("recovery_target_lsn", lsn.to_string())),
-        (_, RecoveryTarget::Xid(xid)) => Some(Setting::new("recovery_target_xid", xid.to_string())),
-        (_, RecoveryTarget::FullXid(full)) => {
-            Some(Setting::new("recovery_target_xid", FullXid(*full).xid().to_string()))
+        (_, RecoveryTarget::Immediate) => Some(RecoverySetting::new("recovery_target", "immediate")),
+        (_, RecoveryTarget::Time(time)) => {
+            Some(RecoverySetting::new("recovery_target_time", time.to_string()))
         }
-        (_, RecoveryTarget::Name(name)) => Some(Setting::new("recovery_target_name", name.clone())),
+        (_, RecoveryTarget::Lsn(lsn)) => Some(RecoverySetting::new("recovery_target_lsn", lsn.to_string())),
+        (_, RecoveryTarget::Xid(xid)) => Some(RecoverySetting::new("recovery_target_xid", xid.to_string())),
+        (_, RecoveryTarget::FullXid(full)) => {
+            Some(RecoverySetting::new("recovery_target_xid", FullXid(*full).xid().to_string()))
+        }
+        (_, RecoveryTarget::Name(name)) => Some(RecoverySetting::new("recovery_target_name", name.clone())),
     };
     let inclusive = request.inclusive && *stop == StopAt::Requested;
     let used = target.as_ref().map(|t| t.name);
-    let mut settings: Vec<Setting> =
-        TARGETS.into_iter().filter(|&name| Some(name) != used).map(|name| Setting::new(name, "")).collect();
+    let mut settings: Vec<RecoverySetting> = TARGETS
+        .into_iter()
+        .filter(|&name| Some(name) != used)
+        .map(|name| RecoverySetting::new(name, ""))
+        .collect();
     // A standby follows its upstream to timelines that do not exist yet; a number would keep it from that. Where a timeline
     // was asked for, or the backup does not lead to the newest one, "latest" would leave the plan's.
     let follows = request.standby && target.is_none() && newest && request.timeline == TargetTimeline::Latest;
     let timeline = if follows { "latest".to_owned() } else { timeline.to_string() };
-    settings.push(Setting::new("recovery_target_timeline", timeline));
-    settings.push(Setting::new("recovery_target_inclusive", if inclusive { "on" } else { "off" }));
+    settings.push(RecoverySetting::new("recovery_target_timeline", timeline));
+    settings.push(RecoverySetting::new("recovery_target_inclusive", if inclusive { "on" } else { "off" }));
     let action = if target.is_none() { TargetAction::Promote } else { request.action };
-    settings.push(Setting::new("recovery_target_action", action.as_str()));
+    settings.push(RecoverySetting::new("recovery_target_action", action.as_str()));
     settings.extend(target);
     settings
 }
@@ -134,17 +144,20 @@ mod tests {
 
     use super::*;
 
-    fn lines(request: &Request, stop: &StopAt) -> Vec<String> {
-        settings(request, TimelineId::new(26).unwrap(), true, stop).iter().map(Setting::line).collect()
+    fn lines(request: &RestoreRequest, stop: &StopAt) -> Vec<String> {
+        settings(request, TimelineId::new(26).unwrap(), true, stop)
+            .iter()
+            .map(RecoverySetting::line)
+            .collect()
     }
 
     #[test]
     fn one_target_is_set_last_and_the_others_are_emptied_before() {
-        let time = Request {
+        let time = RestoreRequest {
             target: RecoveryTarget::Time(PgTimestamp(0)),
             inclusive: false,
             action: TargetAction::Pause,
-            ..Request::default()
+            ..RestoreRequest::default()
         };
         assert_eq!(
             lines(&time, &StopAt::Requested),
@@ -163,18 +176,19 @@ mod tests {
 
     #[test]
     fn without_a_target_recovery_goes_to_the_end_of_the_archive() {
-        let latest = lines(&Request::default(), &StopAt::Requested);
+        let latest = lines(&RestoreRequest::default(), &StopAt::Requested);
         assert_eq!(latest.iter().filter(|l| l.ends_with("= ''")).count(), 5);
         assert!(latest.contains(&"recovery_target_timeline = '26'".to_owned()));
-        let standby = lines(&Request { standby: true, ..Request::default() }, &StopAt::Requested);
+        let standby =
+            lines(&RestoreRequest { standby: true, ..RestoreRequest::default() }, &StopAt::Requested);
         assert!(standby.contains(&"recovery_target_timeline = 'latest'".to_owned()));
         let number = TargetTimeline::Id(TimelineId::new(26).unwrap());
-        let standby = Request { standby: true, timeline: number, ..Request::default() };
+        let standby = RestoreRequest { standby: true, timeline: number, ..RestoreRequest::default() };
         assert!(lines(&standby, &StopAt::Requested).contains(&"recovery_target_timeline = '26'".to_owned()));
-        let standby = Request { standby: true, ..Request::default() };
+        let standby = RestoreRequest { standby: true, ..RestoreRequest::default() };
         let older = settings(&standby, TimelineId::new(26).unwrap(), false, &StopAt::Requested);
         assert!(older.iter().any(|s| s.line() == "recovery_target_timeline = '26'"));
-        let fork = lines(&Request::default(), &StopAt::Before(Lsn(0x5000060)));
+        let fork = lines(&RestoreRequest::default(), &StopAt::Before(Lsn(0x5000060)));
         assert!(fork.contains(&"recovery_target_inclusive = 'off'".to_owned()));
         assert_eq!(fork.last().unwrap(), "recovery_target_lsn = '0/5000060'");
     }

@@ -145,7 +145,7 @@ pub trait SegmentDecoder: Send + Sync {
 /// One search, fed with consecutive segments in LSN order, beginning anywhere.
 pub trait StopSearch: Send {
     /// Takes the next whole segment. The error says what is wrong with its content.
-    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String>;
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<SearchState, String>;
 
     /// The next transaction's id by the last checkpoint in what was fed so far, if one was.
     fn next_xid(&self) -> Option<FullXid>;
@@ -153,7 +153,7 @@ pub trait StopSearch: Send {
 
 /// What a search knows after a segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Found {
+pub enum SearchState {
     /// This record decides.
     Stop(Stop),
     /// No record that starts in the segments fed so far decides.

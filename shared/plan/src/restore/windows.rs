@@ -36,7 +36,7 @@ pub struct Window {
 }
 
 /// A part of a path that recovery can replay without a break.
-struct Stretch {
+struct CoveredRange {
     from: Lsn,
     until: Lsn,
     /// Where backups may start: recovery cannot begin in a `.partial` file.
@@ -60,7 +60,7 @@ fn reaching_past(facts: &Facts, timeline: TimelineId, begin: Lsn) -> Asking<Vec<
         for until in inside.chain([coverage.until]) {
             let partial = coverage.by_partial.map(|_| coverage.missing.start(facts.segment_size));
             let begins_before = partial.unwrap_or(until).min(until);
-            let stretch = Stretch { from, until, begins_before };
+            let stretch = CoveredRange { from, until, begins_before };
             windows.extend(window_in(facts, &path, &stretch)?.filter(|window| window.until > begin));
             from = until + 1;
         }
@@ -137,7 +137,7 @@ fn stretches(path: &Path<'_>) -> Asking<Vec<(SegmentNo, Coverage)>> {
 }
 
 /// The window of a stretch: it begins with the oldest backup all of whose WAL lies in it.
-fn window_in(facts: &Facts, path: &Path<'_>, stretch: &Stretch) -> Asking<Option<Window>> {
+fn window_in(facts: &Facts, path: &Path<'_>, stretch: &CoveredRange) -> Asking<Option<Window>> {
     let size = facts.segment_size;
     let here = |id: &&BackupId| {
         let on_path = path.history().timeline_at(id.start()) == id.timeline();

@@ -11,17 +11,17 @@ use super::facts::{Candidate, RetentionFacts, Soundness};
 use super::family::families;
 use super::in_use;
 use super::policy::{Policy, Rule, since};
-use super::reason::{Base, Period, Reason};
+use super::reason::{Base, Period, RetentionReason};
 use super::request::granted;
 use super::window::wanted;
-use crate::succession::{Told, settle, settle_latest};
+use crate::succession::{SeenServers, settle, settle_latest};
 
 /// A greater difference is a reason to delete nothing.
 pub const CLOCK_LIMIT: SignedDuration = SignedDuration::from_mins(5);
 
 /// What becomes of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub enum RetentionVerdict {
     /// It stays, and all WAL after it that can be replayed on it.
     Onward,
     /// It stays, and only the WAL that makes it consistent.
@@ -36,9 +36,9 @@ pub struct Decision {
     /// The backup.
     pub backup: Candidate,
     /// What becomes of it.
-    pub verdict: Verdict,
+    pub verdict: RetentionVerdict,
     /// Why; never empty.
-    pub reasons: Vec<Reason>,
+    pub reasons: Vec<RetentionReason>,
     /// Whether it is older than [`Policy::max_age`], kept or not.
     pub exceeds_max_age: bool,
 }
@@ -46,17 +46,17 @@ pub struct Decision {
 impl Decision {
     /// Whether it stays.
     pub fn stays(&self) -> bool {
-        self.verdict != Verdict::Drop
+        self.verdict != RetentionVerdict::Drop
     }
 
     /// Whether it goes because it was asked for by name.
     pub fn is_requested(&self) -> bool {
-        self.reasons.iter().any(|reason| matches!(reason, Reason::Requested(..)))
+        self.reasons.iter().any(|reason| matches!(reason, RetentionReason::Requested(..)))
     }
 
     /// Why, in one sentence without its subject.
     pub fn because(&self) -> String {
-        let reasons: Vec<String> = self.reasons.iter().map(Reason::to_string).collect();
+        let reasons: Vec<String> = self.reasons.iter().map(RetentionReason::to_string).collect();
         reasons.join("; ")
     }
 }
@@ -74,8 +74,8 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
     if policy.count_damaged_pages {
         backups.iter_mut().for_each(|backup| backup.damage.pages = 0);
     }
-    let mut why: BTreeMap<BackupId, Vec<Reason>> = BTreeMap::new();
-    let mut keep = |id: BackupId, reason: Reason| why.entry(id).or_default().push(reason);
+    let mut why: BTreeMap<BackupId, Vec<RetentionReason>> = BTreeMap::new();
+    let mut keep = |id: BackupId, reason: RetentionReason| why.entry(id).or_default().push(reason);
 
     // What was asked to be deleted counts nowhere.
     let requested = granted(facts, now);
@@ -83,8 +83,8 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         backups.into_iter().partition(|backup| requested.contains_key(&backup.id));
     let gone = gone.into_iter().filter_map(|backup| {
         let request = requested.get(&backup.id)?;
-        let reasons = vec![Reason::Requested(request.who.clone(), request.at)];
-        Some(Decision { backup, verdict: Verdict::Drop, reasons, exceeds_max_age: false })
+        let reasons = vec![RetentionReason::Requested(request.who.clone(), request.at)];
+        Some(Decision { backup, verdict: RetentionVerdict::Drop, reasons, exceeds_max_age: false })
     });
     let lines = lines(facts, &backups);
     let newest: BTreeSet<BackupId> = lines.values().flat_map(|line| newest(line, policy.minimum)).collect();
@@ -93,13 +93,13 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         if let Some(span) = policy.window {
             let labelled = |backup: &Candidate| policy.rule_for(&backup.label).1;
             let wanted = wanted(&facts.lives, &backups, since(now, span), labelled);
-            wanted.within.iter().for_each(|id| keep(*id, Reason::Window(span)));
-            wanted.begins.iter().for_each(|(id, at)| keep(*id, Reason::WindowBegin(span, *at)));
+            wanted.within.iter().for_each(|id| keep(*id, RetentionReason::Window(span)));
+            wanted.begins.iter().for_each(|(id, at)| keep(*id, RetentionReason::WindowBegin(span, *at)));
             let bases = wanted.bases.iter().flat_map(|(id, lineages)| lineages.iter().map(|of| (*id, *of)));
-            bases.for_each(|(id, lineage)| keep(id, Reason::Base(lineage, Base::Window(span))));
+            bases.for_each(|(id, lineage)| keep(id, RetentionReason::Base(lineage, Base::Window(span))));
         }
     } else {
-        backups.iter().for_each(|backup| keep(backup.id, Reason::NoPolicy));
+        backups.iter().for_each(|backup| keep(backup.id, RetentionReason::NoPolicy));
     }
 
     let decided = backups.into_iter().map(|backup| {
@@ -109,18 +109,19 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
             reasons.clear();
         }
         if newest.contains(&backup.id) && policy.drops() {
-            reasons.push(Reason::Minimum(policy.minimum.max(1)));
+            reasons.push(RetentionReason::Minimum(policy.minimum.max(1)));
         }
         let held = facts.holds.iter().filter(|hold| hold.keeps(&backup, now));
-        reasons.extend(held.map(|h| Reason::Hold(h.number, h.reason.clone(), h.who.clone(), h.until)));
+        reasons
+            .extend(held.map(|h| RetentionReason::Hold(h.number, h.reason.clone(), h.who.clone(), h.until)));
         let onward = reasons.iter().any(|reason| reason.leads_onward(policy.window.is_some()));
         let verdict = match reasons.is_empty() {
-            true => Verdict::Drop,
-            false if onward => Verdict::Onward,
-            false => Verdict::Alone,
+            true => RetentionVerdict::Drop,
+            false if onward => RetentionVerdict::Onward,
+            false => RetentionVerdict::Alone,
         };
         if reasons.is_empty() {
-            reasons.push(exceeds.map_or(Reason::Unwanted, Reason::TooOld));
+            reasons.push(exceeds.map_or(RetentionReason::Unwanted, RetentionReason::TooOld));
         }
         Decision { backup, verdict, reasons, exceeds_max_age: exceeds.is_some() }
     });
@@ -142,13 +143,13 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
 /// which there is no less than of the others.
 fn lead_onward(line: &[Candidate], decisions: &mut [Decision]) {
     let of_it = |decision: &Decision| line.iter().any(|backup| backup.id == decision.backup.id);
-    if decisions.iter().any(|decision| decision.verdict == Verdict::Onward && of_it(decision)) {
+    if decisions.iter().any(|decision| decision.verdict == RetentionVerdict::Onward && of_it(decision)) {
         return;
     }
     let staying = decisions.iter().enumerate().filter(|(_, d)| d.stays() && of_it(d));
     let last = staying.max_by_key(|(at, d)| (d.backup.soundness(), *at)).map(|(at, _)| at);
     if let Some(last) = last.and_then(|at| decisions.get_mut(at)) {
-        last.verdict = Verdict::Onward;
+        last.verdict = RetentionVerdict::Onward;
     }
 }
 
@@ -183,7 +184,7 @@ fn settled(facts: &RetentionFacts, now: Timestamp) -> Vec<Candidate> {
             false => backup.ended,
         };
         let mut times = own().map(|backup| (backup.id, ended(backup))).collect();
-        let told = |backup: &Candidate| Told {
+        let told = |backup: &Candidate| SeenServers {
             stored: backup.complete_by,
             latest_commit: backup.latest_commit,
             stop: backup.stop,
@@ -202,22 +203,34 @@ fn settled(facts: &RetentionFacts, now: Timestamp) -> Vec<Candidate> {
 }
 
 /// What the rules by number and date keep of a family: the general one, and those of labels.
-fn by_rules(backups: &[Candidate], policy: &Policy, now: Timestamp, keep: &mut impl FnMut(BackupId, Reason)) {
+fn by_rules(
+    backups: &[Candidate],
+    policy: &Policy,
+    now: Timestamp,
+    keep: &mut impl FnMut(BackupId, RetentionReason),
+) {
     let general = backups.iter().filter(|backup| !policy.rule_for(&backup.label).1);
     let general: Vec<&Candidate> = general.collect();
     if policy.rule.is_empty() && policy.window.is_none() {
-        general.iter().for_each(|backup| keep(backup.id, Reason::NoRule));
+        general.iter().for_each(|backup| keep(backup.id, RetentionReason::NoRule));
     }
     by_rule(&general, &policy.rule, now, keep);
     for (label, rule) in &policy.labels {
         let own: Vec<&Candidate> = backups.iter().filter(|backup| backup.label == *label).collect();
-        by_rule(&own, rule, now, &mut |id, why| keep(id, Reason::Label(label.clone(), Box::new(why))));
+        by_rule(&own, rule, now, &mut |id, why| {
+            keep(id, RetentionReason::Label(label.clone(), Box::new(why)))
+        });
     }
 }
 
 /// What one rule keeps of the backups that it is about, which come oldest first: of the sound ones, and of those of which less
 /// can be had what it would keep if there was no more of them than of the others.
-fn by_rule(backups: &[&Candidate], rule: &Rule, now: Timestamp, keep: &mut impl FnMut(BackupId, Reason)) {
+fn by_rule(
+    backups: &[&Candidate],
+    rule: &Rule,
+    now: Timestamp,
+    keep: &mut impl FnMut(BackupId, RetentionReason),
+) {
     for level in Soundness::BEST_FIRST {
         let so_good: Vec<&Candidate> =
             backups.iter().copied().filter(|backup| backup.soundness() >= level).collect();
@@ -232,14 +245,19 @@ fn by_rule(backups: &[&Candidate], rule: &Rule, now: Timestamp, keep: &mut impl 
 }
 
 /// What one rule keeps of backups that come oldest first.
-fn by_rank(backups: &[&Candidate], rule: &Rule, now: Timestamp, keep: &mut impl FnMut(BackupId, Reason)) {
+fn by_rank(
+    backups: &[&Candidate],
+    rule: &Rule,
+    now: Timestamp,
+    keep: &mut impl FnMut(BackupId, RetentionReason),
+) {
     if let Some(count) = rule.count {
         let newest = usize::try_from(count).unwrap_or(usize::MAX);
-        backups.iter().rev().take(newest).for_each(|backup| keep(backup.id, Reason::Count(count)));
+        backups.iter().rev().take(newest).for_each(|backup| keep(backup.id, RetentionReason::Count(count)));
     }
     if let Some(span) = rule.age {
         let young = backups.iter().filter(|backup| backup.complete_by >= since(now, span));
-        young.for_each(|backup| keep(backup.id, Reason::Age(span)));
+        young.for_each(|backup| keep(backup.id, RetentionReason::Age(span)));
     }
     let calendar = [
         (Period::Day, rule.daily),
@@ -258,7 +276,7 @@ fn by_rank(backups: &[&Candidate], rule: &Rule, now: Timestamp, keep: &mut impl 
                 break;
             }
             seen.insert(which.clone());
-            keep(backup.id, Reason::Calendar(period, wanted, which));
+            keep(backup.id, RetentionReason::Calendar(period, wanted, which));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, Lsn, TimelineId};
 
-use super::request::Request;
+use super::request::DeletionRequest;
 use crate::graph::TimelineGraph;
 
 /// A finished backup.
@@ -104,7 +104,7 @@ impl fmt::Display for Damage {
 
 /// A lineage, as far as retention looks at it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Life {
+pub struct RetainedLineage {
     /// Which one.
     pub lineage: LineageId,
     /// Its timelines.
@@ -114,14 +114,14 @@ pub struct Life {
     /// When the cluster went on in another lineage; `None` for one that is in use.
     pub superseded: Option<Timestamp>,
     /// When its timelines were in use.
-    pub timelines: BTreeMap<TimelineId, TimelineLife>,
+    pub timelines: BTreeMap<TimelineId, RetainedTimeline>,
     /// Backups of the lineages that it was split off from, made before it was: it can be recovered from them as well.
     pub inherits: BTreeSet<BackupId>,
 }
 
 /// When a timeline was in use.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct TimelineLife {
+pub struct RetainedTimeline {
     /// When its newest WAL was stored.
     pub written: Option<Timestamp>,
     /// When a newer timeline of the lineage began; `None` for the newest one.
@@ -130,7 +130,7 @@ pub struct TimelineLife {
 
 /// A hold that is in force or has run out; never one that was removed.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Held {
+pub struct HoldFacts {
     /// Its number.
     pub number: u64,
     /// The backup it is on; `None` for one on a label.
@@ -145,7 +145,7 @@ pub struct Held {
     pub until: Option<Timestamp>,
 }
 
-impl Held {
+impl HoldFacts {
     /// Whether it keeps a backup at that time.
     pub fn keeps(&self, backup: &Candidate, now: Timestamp) -> bool {
         let in_force = self.until.is_none_or(|until| now < until);
@@ -160,14 +160,14 @@ pub struct RetentionFacts {
     /// The finished backups of the cluster.
     pub backups: Vec<Candidate>,
     /// Its lineages.
-    pub lives: Vec<Life>,
+    pub lives: Vec<RetainedLineage>,
     /// Its holds.
-    pub holds: Vec<Held>,
+    pub holds: Vec<HoldFacts>,
     /// Backups that were asked to be deleted by name.
-    pub requests: Vec<Request>,
+    pub requests: Vec<DeletionRequest>,
 }
 
-impl Life {
+impl RetainedLineage {
     /// The timelines that were in use after `moment`: a moment after it may have to be recovered on them.
     pub(super) fn in_use_after(&self, moment: Timestamp) -> impl Iterator<Item = TimelineId> + '_ {
         let after = move |time: Option<Timestamp>| time.is_none_or(|time| time >= moment);

@@ -10,14 +10,14 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::LineageId;
 
-use super::facts::Life;
+use super::facts::RetainedLineage;
 
 /// A lineage that goes on archiving this long after another was registered is in use beside it.
 const BESIDE: SignedDuration = SignedDuration::from_hours(24);
 
 /// A lineage as it was registered, and what it was used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Registered {
+pub struct RegisteredLineage {
     /// Which one.
     pub lineage: LineageId,
     /// When it was registered.
@@ -32,7 +32,7 @@ pub struct Registered {
 
 /// Where a lineage stands among the others of its cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Standing {
+pub struct LineageStanding {
     /// The one that it goes on from.
     pub succeeds: Option<LineageId>,
     /// When the cluster went on in another one; `None` for one that is in use.
@@ -40,10 +40,10 @@ pub struct Standing {
 }
 
 /// Where each of them stands. A lineage that archives beside a later one is not superseded by it.
-pub fn standings(registered: &[Registered]) -> BTreeMap<LineageId, Standing> {
-    let mut standings: BTreeMap<LineageId, Standing> =
-        registered.iter().map(|one| (one.lineage, Standing::default())).collect();
-    let mut line: Vec<&Registered> = registered.iter().filter(|one| !one.split_off).collect();
+pub fn standings(registered: &[RegisteredLineage]) -> BTreeMap<LineageId, LineageStanding> {
+    let mut standings: BTreeMap<LineageId, LineageStanding> =
+        registered.iter().map(|one| (one.lineage, LineageStanding::default())).collect();
+    let mut line: Vec<&RegisteredLineage> = registered.iter().filter(|one| !one.split_off).collect();
     line.sort_by_key(|one| (one.created, one.lineage));
     for pair in line.windows(2) {
         let [before, after] = pair else { continue };
@@ -57,14 +57,14 @@ pub fn standings(registered: &[Registered]) -> BTreeMap<LineageId, Standing> {
 }
 
 /// Whether the earlier one was still in use when the later one was.
-fn is_beside(before: &Registered, after: &Registered) -> bool {
+fn is_beside(before: &RegisteredLineage, after: &RegisteredLineage) -> bool {
     before.written.is_some_and(|written| {
         written > after.created + BESIDE || after.first_backup.is_some_and(|backup| written > backup)
     })
 }
 
 /// The family of each lineage, named by its first one.
-pub(super) fn families(lives: &[Life]) -> BTreeMap<LineageId, LineageId> {
+pub(super) fn families(lives: &[RetainedLineage]) -> BTreeMap<LineageId, LineageId> {
     let succeeds: BTreeMap<LineageId, LineageId> =
         lives.iter().filter_map(|life| Some((life.lineage, life.succeeds?))).collect();
     let first = |lineage: LineageId| {
@@ -87,8 +87,8 @@ mod tests {
         name.parse().unwrap()
     }
 
-    fn registered(name: &str, created: i64, written: i64, first_backup: Option<i64>) -> Registered {
-        Registered {
+    fn registered(name: &str, created: i64, written: i64, first_backup: Option<i64>) -> RegisteredLineage {
+        RegisteredLineage {
             lineage: lineage(name),
             created: at(created),
             split_off: !name.ends_with("-1"),
@@ -97,15 +97,18 @@ mod tests {
         }
     }
 
-    fn standing(of: &str, all: &[Registered]) -> Standing {
+    fn standing(of: &str, all: &[RegisteredLineage]) -> LineageStanding {
         standings(all)[&lineage(of)]
     }
 
     #[test]
     fn an_upgrade_goes_on_from_the_lineage_before_it() {
         let all = [registered("7-1", 0, 100, Some(1)), registered("8-1", 101, 900, Some(102))];
-        assert_eq!(standing("7-1", &all), Standing { succeeds: None, superseded: Some(at(101)) });
-        assert_eq!(standing("8-1", &all), Standing { succeeds: Some(lineage("7-1")), superseded: None });
+        assert_eq!(standing("7-1", &all), LineageStanding { succeeds: None, superseded: Some(at(101)) });
+        assert_eq!(
+            standing("8-1", &all),
+            LineageStanding { succeeds: Some(lineage("7-1")), superseded: None }
+        );
     }
 
     #[test]
@@ -115,10 +118,10 @@ mod tests {
             registered("7-2", 50, 100, Some(51)),
             registered("8-1", 101, 900, Some(102)),
         ];
-        assert_eq!(standing("7-2", &all), Standing::default());
+        assert_eq!(standing("7-2", &all), LineageStanding::default());
         assert_eq!(standing("7-1", &all).superseded, Some(at(101)));
         assert_eq!(standing("8-1", &all).succeeds, Some(lineage("7-1")));
-        assert_eq!(standing("7-1", &all[..2]), Standing::default());
+        assert_eq!(standing("7-1", &all[..2]), LineageStanding::default());
     }
 
     #[test]

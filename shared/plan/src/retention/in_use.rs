@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 
 use walpoint_base::{BackupId, LineageId, TimelineId};
 
-use super::decide::{Decision, Verdict};
-use super::facts::{Candidate, Life, RetentionFacts};
-use super::reason::{Base, Reason};
+use super::decide::{Decision, RetentionVerdict};
+use super::facts::{Candidate, RetainedLineage, RetentionFacts};
+use super::reason::{Base, RetentionReason};
 use super::window::newest_of;
 
 /// Keeps the backup that a lineage is recovered from, with the WAL after it, if no other one does that stays.
-pub(super) fn keep(life: &Life, decisions: &mut [Decision]) {
+pub(super) fn keep(life: &RetainedLineage, decisions: &mut [Decision]) {
     let left: Vec<&Candidate> = decisions
         .iter()
         .filter(|decision| !decision.is_requested())
@@ -23,7 +23,7 @@ pub(super) fn keep(life: &Life, decisions: &mut [Decision]) {
     if !left.iter().any(|backup| backup.lineage == life.lineage) {
         let base = base(life, left.iter().copied());
         if let Some(decision) = decisions.iter_mut().find(|decision| Some(decision.backup.id) == base) {
-            decision.stay(Reason::Base(life.lineage, Base::NoBackup), Verdict::Onward);
+            decision.stay(RetentionReason::Base(life.lineage, Base::NoBackup), RetentionVerdict::Onward);
         }
         return;
     }
@@ -37,7 +37,7 @@ pub(super) fn keep(life: &Life, decisions: &mut [Decision]) {
 /// The lineages that were split off behind a backup, are recovered from it, and have none of their own.
 pub(super) fn begin_with(facts: &RetentionFacts, id: BackupId) -> impl Iterator<Item = LineageId> {
     let asked = |backup: &&Candidate| facts.requests.iter().any(|request| request.backup == backup.id);
-    let begins = move |life: &&Life| {
+    let begins = move |life: &&RetainedLineage| {
         if facts.backups.iter().any(|backup| backup.lineage == life.lineage) {
             return false;
         }
@@ -69,7 +69,10 @@ pub(super) fn reached_only_from<'a>(
 }
 
 /// Which of these backups a lineage without one of its own is recovered from. Before it has WAL, whatever leads to the fork.
-fn base<'a>(life: &Life, backups: impl Iterator<Item = &'a Candidate> + Clone) -> Option<BackupId> {
+fn base<'a>(
+    life: &RetainedLineage,
+    backups: impl Iterator<Item = &'a Candidate> + Clone,
+) -> Option<BackupId> {
     let newest = life.newest();
     let on_path = |backup: &&Candidate| newest.is_some_and(|newest| life.leads_from_parent(backup, newest));
     let inherited = backups.filter(|backup| life.inherits.contains(&backup.id));
@@ -78,13 +81,13 @@ fn base<'a>(life: &Life, backups: impl Iterator<Item = &'a Candidate> + Clone) -
 
 /// The newest backup that leads to the timeline stays, so that what is dropped is never wanted again; with the WAL after it, unless
 /// an older one keeps that.
-fn keep_path(life: &Life, timeline: TimelineId, decisions: &mut [Decision]) {
+fn keep_path(life: &RetainedLineage, timeline: TimelineId, decisions: &mut [Decision]) {
     let leads =
         |backup: &Candidate| life.leads_from(backup, timeline) || life.leads_from_parent(backup, timeline);
     let pool = decisions.iter().filter(|decision| leads(&decision.backup) && !decision.is_requested());
     let Some(best) = newest_of(pool.clone().map(|decision| &decision.backup)) else { return };
     let leads_on = |decision: &Decision| {
-        decision.verdict == Verdict::Onward
+        decision.verdict == RetentionVerdict::Onward
             && decision.backup.lineage == life.lineage
             && decision.backup.soundness() == best.soundness()
     };
@@ -93,15 +96,17 @@ fn keep_path(life: &Life, timeline: TimelineId, decisions: &mut [Decision]) {
     let Some(decision) = decisions.iter_mut().find(|decision| decision.backup.id == best) else { return };
     match (own, led) {
         (true, true) if decision.stays() => {}
-        (true, true) => decision.stay(Reason::Path(timeline), Verdict::Alone),
-        (true, false) => decision.stay(Reason::Path(timeline), Verdict::Onward),
-        (false, _) => decision.stay(Reason::Base(life.lineage, Base::Path(timeline)), Verdict::Onward),
+        (true, true) => decision.stay(RetentionReason::Path(timeline), RetentionVerdict::Alone),
+        (true, false) => decision.stay(RetentionReason::Path(timeline), RetentionVerdict::Onward),
+        (false, _) => {
+            decision.stay(RetentionReason::Base(life.lineage, Base::Path(timeline)), RetentionVerdict::Onward)
+        }
     }
 }
 
 impl Decision {
     /// It stays for one more reason.
-    fn stay(&mut self, reason: Reason, verdict: Verdict) {
+    fn stay(&mut self, reason: RetentionReason, verdict: RetentionVerdict) {
         if !self.stays() {
             self.reasons.clear();
         }

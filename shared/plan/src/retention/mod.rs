@@ -28,9 +28,11 @@ mod request;
 mod tests;
 mod window;
 
-pub use self::decide::{CLOCK_LIMIT, Decision, Verdict, decide};
-pub use self::facts::{Candidate, Damage, Held, Life, RetentionFacts, Soundness, TimelineLife};
-pub use self::family::{Registered, Standing, standings};
+pub use self::decide::{CLOCK_LIMIT, Decision, RetentionVerdict, decide};
+pub use self::facts::{
+    Candidate, Damage, HoldFacts, RetainedLineage, RetainedTimeline, RetentionFacts, Soundness,
+};
+pub use self::family::{LineageStanding, RegisteredLineage, standings};
 pub use self::policy::{Policy, Rule, since};
-pub use self::reason::{Base, Period, Reason};
-pub use self::request::{Protection, Request, protections};
+pub use self::reason::{Base, Period, RetentionReason};
+pub use self::request::{DeletionRequest, Protection, protections};

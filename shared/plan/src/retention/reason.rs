@@ -20,7 +20,7 @@ pub enum Period {
 
 /// Why a backup stays or goes. Prints as a sentence without a subject: "it" is the backup.
 #[derive(Clone, Debug)]
-pub enum Reason {
+pub enum RetentionReason {
     /// Nothing says that anything is dropped.
     NoPolicy,
     /// There is a policy, and no rule in it is about such backups.
@@ -44,7 +44,7 @@ pub enum Reason {
     /// The newest one from which the newest timeline of its lineage can be recovered.
     Path(TimelineId),
     /// A rule of its label keeps it.
-    Label(String, Box<Reason>),
+    Label(String, Box<RetentionReason>),
     /// It was asked to be deleted by name: who asked, and when.
     Requested(String, Timestamp),
     /// No rule keeps it.
@@ -64,7 +64,7 @@ pub enum Base {
     Window(Span),
 }
 
-impl Reason {
+impl RetentionReason {
     /// Whether the backup is kept for all that came after it, and not only for itself. Beyond a recovery window, only the
     /// window's reasons are of this sort.
     pub(super) fn leads_onward(&self, windowed: bool) -> bool {
@@ -98,7 +98,7 @@ impl fmt::Display for Period {
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for RetentionReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoPolicy => write!(f, "no retention is configured"),

@@ -6,14 +6,14 @@ use std::fmt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, TimelineId};
 
-use super::facts::{Candidate, Held, RetentionFacts};
+use super::facts::{Candidate, HoldFacts, RetentionFacts};
 use super::family::families;
 use super::in_use;
 
 /// A request to delete a backup. It holds until the backup is deleted, or something protects it that the request does not
 /// override: a hold that was placed since, or that it is the last sound backup by now.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Request {
+pub struct DeletionRequest {
     /// The backup.
     pub backup: BackupId,
     /// Who asked.
@@ -41,7 +41,7 @@ pub enum Protection {
 
 impl Protection {
     /// Whether a request overrides it.
-    pub fn is_overridden(&self, request: &Request) -> bool {
+    pub fn is_overridden(&self, request: &DeletionRequest) -> bool {
         match self {
             Self::Hold(number, ..) => request.despite_holds.contains(number),
             Self::Last | Self::Base(_) | Self::Path(..) => request.even_if_last,
@@ -81,7 +81,8 @@ pub fn protections(
 ) -> Vec<Protection> {
     let Some(backup) = facts.backups.iter().find(|backup| backup.id == id) else { return Vec::new() };
     let holds = facts.holds.iter().filter(|hold| hold.keeps(backup, now));
-    let of = |hold: &Held| Protection::Hold(hold.number, hold.reason.clone(), hold.who.clone(), hold.until);
+    let of =
+        |hold: &HoldFacts| Protection::Hold(hold.number, hold.reason.clone(), hold.who.clone(), hold.until);
     let mut found: Vec<Protection> = holds.map(of).collect();
     let families = families(&facts.lives);
     let family = |backup: &Candidate| families.get(&backup.lineage).copied().unwrap_or(backup.lineage);
@@ -98,8 +99,8 @@ pub fn protections(
 }
 
 /// The requests that nothing stands against, the oldest first heard.
-pub(super) fn granted(facts: &RetentionFacts, now: Timestamp) -> BTreeMap<BackupId, &Request> {
-    let mut requests: Vec<&Request> = facts.requests.iter().collect();
+pub(super) fn granted(facts: &RetentionFacts, now: Timestamp) -> BTreeMap<BackupId, &DeletionRequest> {
+    let mut requests: Vec<&DeletionRequest> = facts.requests.iter().collect();
     requests.sort_by_key(|request| request.at);
     let (mut granted, mut gone) = (BTreeMap::new(), BTreeSet::new());
     for request in requests {

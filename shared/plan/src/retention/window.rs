@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, TimelineId};
 
-use super::facts::{Candidate, Life, Soundness};
+use super::facts::{Candidate, RetainedLineage, Soundness};
 
 /// What the window wants.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Wanted {
 
 /// Goes through the timelines in use since `begin`. `labelled` says whether a backup follows a rule of its label's.
 pub(super) fn wanted(
-    lives: &[Life],
+    lives: &[RetainedLineage],
     backups: &[Candidate],
     begin: Timestamp,
     labelled: impl Fn(&Candidate) -> bool,
@@ -68,7 +68,7 @@ pub(super) fn wanted(
 }
 
 /// The backup that leads from a lineage's parent to what the lineage wrote on a timeline: the newest sound one, if there is one.
-fn base<'a>(life: &Life, backups: &'a [Candidate], timeline: TimelineId) -> Option<&'a Candidate> {
+fn base<'a>(life: &RetainedLineage, backups: &'a [Candidate], timeline: TimelineId) -> Option<&'a Candidate> {
     // A timeline on which it wrote nothing is its parent's.
     life.timelines.get(&timeline)?.written?;
     let leads = backups.iter().filter(|backup| life.leads_from_parent(backup, timeline));

@@ -7,7 +7,7 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::WalEntry;
 
 use super::{Agreement, COMPARED, begins_on, of_begins};
-use crate::wal::prefix::{Compared, Copy, Surveyed};
+use crate::wal::prefix::{PrefixComparison, SegmentCopy, Surveyed};
 use crate::wal::{WalArchive, WalHeader};
 
 fn names<'a>(one: &'a WalArchive, other: &'a WalArchive) -> (&'a str, &'a str) {
@@ -163,15 +163,15 @@ pub async fn incomplete(
     pairs.extend(theirs.read.iter().flat_map(|other| ours.damaged.iter().map(move |one| (other, one))));
     for (one, other) in pairs {
         let found = match one.compare(other, limit).await? {
-            Compared::Same | Compared::Fits => Agreement::Same,
-            Compared::Different => Agreement::Different(format!(
+            PrefixComparison::Same | PrefixComparison::Fits => Agreement::Same,
+            PrefixComparison::Different => Agreement::Different(format!(
                 "the incomplete copy of segment {name} of lineage {} has other content in repository \"{here}\" than in \"{there}\" \
                  (\"{}\", \"{}\")",
                 lineage,
                 one.key(),
                 other.key()
             )),
-            Compared::Unknown => Agreement::Unknown(format!(
+            PrefixComparison::Unknown => Agreement::Unknown(format!(
                 "it is not known whether \"{}\" in repository \"{}\" is the same server's as the copy in \"{}\", because that is \
                  damaged: {}",
                 one.key(),
@@ -222,7 +222,7 @@ impl Held {
             header => header?.is_some(),
         };
         let (mut read, mut damaged) = archive.read_and_damaged(name).await?;
-        if header && let Some(whole) = archive.look_into(name, Copy::Whole).await? {
+        if header && let Some(whole) = archive.look_into(name, SegmentCopy::Whole).await? {
             match whole.fault() {
                 None => read = Some(whole),
                 Some(_) => damaged.push(whole),

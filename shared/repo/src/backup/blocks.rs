@@ -11,7 +11,7 @@ use super::wire::{Input, Malformed, Output};
 
 /// Where the content of a block is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum BlockLocation {
     /// All zero, or in a hole: nothing is stored.
     Zero,
     /// In a pack.
@@ -20,17 +20,17 @@ pub enum Place {
 
 /// Consecutive blocks of a file that are stored one after the other in one frame, or that are all zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Run {
+pub struct BlockRun {
     /// How many.
     pub blocks: u16,
     /// Where the first one is.
-    pub place: Place,
+    pub place: BlockLocation,
 }
 
 /// Up to 2,048 consecutive blocks of a file.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct BlockList {
-    runs: Vec<Run>,
+    runs: Vec<BlockRun>,
     /// Of the stored blocks, in order.
     hashes: Vec<u64>,
     blocks: u32,
@@ -38,15 +38,15 @@ pub struct BlockList {
 
 impl BlockList {
     /// Appends a block; `hash` means nothing for one of zeros.
-    pub(super) fn push(&mut self, place: Place, hash: u64) {
+    pub(super) fn push(&mut self, place: BlockLocation, hash: u64) {
         self.blocks += 1;
-        if let Place::At(_) = place {
+        if let BlockLocation::At(_) = place {
             self.hashes.push(hash);
         }
         if let Some(run) = self.runs.last_mut() {
             let continues = match (run.place, place) {
-                (Place::Zero, Place::Zero) => true,
-                (Place::At(first), Place::At(next)) => {
+                (BlockLocation::Zero, BlockLocation::Zero) => true,
+                (BlockLocation::At(first), BlockLocation::At(next)) => {
                     first.frame == next.frame && u16::from(first.index) + run.blocks == u16::from(next.index)
                 }
                 _ => false,
@@ -56,7 +56,7 @@ impl BlockList {
                 return;
             }
         }
-        self.runs.push(Run { blocks: 1, place });
+        self.runs.push(BlockRun { blocks: 1, place });
     }
 
     pub(super) fn clear(&mut self) {
@@ -86,10 +86,10 @@ impl BlockList {
     }
 
     /// The runs in file order, each with the hashes of its blocks (none for zeros).
-    pub fn runs(&self) -> impl Iterator<Item = (Run, &[u64])> {
+    pub fn runs(&self) -> impl Iterator<Item = (BlockRun, &[u64])> {
         let mut hashes = self.hashes.as_slice();
         self.runs.iter().map(move |run| {
-            let stored = if run.place == Place::Zero { 0 } else { usize::from(run.blocks) };
+            let stored = if run.place == BlockLocation::Zero { 0 } else { usize::from(run.blocks) };
             let (now, later) = hashes.split_at_checked(stored).unwrap_or((hashes, &[]));
             hashes = later;
             (*run, now)
@@ -99,7 +99,7 @@ impl BlockList {
     /// Gives every block that is in `from` its place in `to`; how a frame gets its number after its blocks were listed.
     pub(super) fn relocate(&mut self, from: FrameRef, to: FrameRef) {
         for run in &mut self.runs {
-            if let Place::At(at) = &mut run.place
+            if let BlockLocation::At(at) = &mut run.place
                 && at.frame == from
             {
                 at.frame = to;
@@ -109,13 +109,13 @@ impl BlockList {
 
     /// Whether a block is in that frame.
     pub(super) fn uses(&self, frame: FrameRef) -> bool {
-        self.runs.iter().any(|run| matches!(run.place, Place::At(at) if at.frame == frame))
+        self.runs.iter().any(|run| matches!(run.place, BlockLocation::At(at) if at.frame == frame))
     }
 
     /// Gives every backup another number; blocks of one that has none are in none that is known.
     pub(super) fn renumber(&mut self, to: impl Fn(BackupRef) -> Option<BackupRef>) {
         for run in &mut self.runs {
-            if let Place::At(at) = &mut run.place {
+            if let BlockLocation::At(at) = &mut run.place {
                 at.frame.backup = to(at.frame.backup).unwrap_or(BackupRef(u16::MAX));
             }
         }
@@ -123,8 +123,8 @@ impl BlockList {
 
     /// The highest pack of `backup` that a block is in.
     pub(super) fn highest_pack(&self, backup: BackupRef) -> Option<PackNo> {
-        let pack = |run: &Run| match run.place {
-            Place::At(at) if at.frame.backup == backup => Some(at.frame.pack),
+        let pack = |run: &BlockRun| match run.place {
+            BlockLocation::At(at) if at.frame.backup == backup => Some(at.frame.pack),
             _ => None,
         };
         self.runs.iter().filter_map(pack).max()
@@ -136,8 +136,8 @@ impl BlockList {
         out.put_u16(u16::try_from(self.runs.len()).unwrap_or(u16::MAX));
         for run in &self.runs {
             match run.place {
-                Place::Zero => out.put_u16(run.blocks | ZERO),
-                Place::At(at) => {
+                BlockLocation::Zero => out.put_u16(run.blocks | ZERO),
+                BlockLocation::At(at) => {
                     out.put_u16(run.blocks);
                     at.frame.encode(out, refs);
                     out.put_u8(at.index);
@@ -164,19 +164,19 @@ impl BlockList {
             let place = if head & ZERO == 0 {
                 let frame = FrameRef::decode(input, refs)?;
                 stored += u32::from(n);
-                Place::At(BlockRef { frame, index: input.u8()? })
+                BlockLocation::At(BlockRef { frame, index: input.u8()? })
             } else {
-                Place::Zero
+                BlockLocation::Zero
             };
             let last = match place {
-                Place::At(at) => u32::from(at.index) + u32::from(n),
-                Place::Zero => 0,
+                BlockLocation::At(at) => u32::from(at.index) + u32::from(n),
+                BlockLocation::Zero => 0,
             };
             list.blocks += u32::from(n);
             if n == 0 || last > 255 || list.blocks > blocks {
                 return Err(Malformed::new("a run of blocks has an impossible length"));
             }
-            list.runs.push(Run { blocks: n, place });
+            list.runs.push(BlockRun { blocks: n, place });
         }
         if list.blocks != blocks {
             return Err(Malformed(format!("a list of {} blocks stands for {blocks}", list.blocks)));
@@ -221,7 +221,7 @@ impl Iterator for BlockCursor {
             self.run += 1;
             self.within = 0;
         }
-        let Place::At(first) = run.place else { return Some(None) };
+        let BlockLocation::At(first) = run.place else { return Some(None) };
         let hash = *self.list.hashes.get(self.hash)?;
         self.hash += 1;
         let index = first.index.saturating_add(u8::try_from(within).unwrap_or(u8::MAX));
@@ -262,9 +262,9 @@ pub(super) mod tests {
         text.parse().unwrap()
     }
 
-    pub(crate) fn at(backup: u16, pack: u32, frame: u16, index: u8) -> Place {
+    pub(crate) fn at(backup: u16, pack: u32, frame: u16, index: u8) -> BlockLocation {
         let frame = FrameRef { backup: BackupRef(backup), pack: PackNo(pack), frame };
-        Place::At(BlockRef { frame, index })
+        BlockLocation::At(BlockRef { frame, index })
     }
 
     #[test]
@@ -274,8 +274,8 @@ pub(super) mod tests {
             list.push(at(0, 1, 2, n), u64::from(n));
         }
         list.push(at(0, 1, 3, 0), 16);
-        list.push(Place::Zero, 0);
-        list.push(Place::Zero, 0);
+        list.push(BlockLocation::Zero, 0);
+        list.push(BlockLocation::Zero, 0);
         let runs: Vec<_> = list.runs().map(|(run, hashes)| (run.blocks, hashes.len())).collect();
         assert_eq!(runs, [(16, 16), (1, 1), (2, 0)]);
         assert_eq!(list.len(), 19);
@@ -295,8 +295,8 @@ pub(super) mod tests {
     }
 
     prop_compose! {
-        pub(crate) fn any_place()(zero: bool, backup in 0u16..3, pack in 0u32..3, frame in 0u16..3, index in 0u8..20) -> Place {
-            if zero { Place::Zero } else { at(backup, pack, frame, index) }
+        pub(crate) fn any_place()(zero: bool, backup in 0u16..3, pack in 0u32..3, frame in 0u16..3, index in 0u8..20) -> BlockLocation {
+            if zero { BlockLocation::Zero } else { at(backup, pack, frame, index) }
         }
     }
 
@@ -314,10 +314,10 @@ pub(super) mod tests {
                 for k in 0..run.blocks {
                     let (place, hash) = places[n];
                     match run.place {
-                        Place::Zero => prop_assert_eq!(place, Place::Zero),
-                        Place::At(first) => {
+                        BlockLocation::Zero => prop_assert_eq!(place, BlockLocation::Zero),
+                        BlockLocation::At(first) => {
                             let index = first.index + u8::try_from(k).unwrap();
-                            prop_assert_eq!(place, Place::At(BlockRef { index, ..first }));
+                            prop_assert_eq!(place, BlockLocation::At(BlockRef { index, ..first }));
                             prop_assert_eq!(hash, hashes[usize::from(k)]);
                         }
                     }
@@ -326,8 +326,8 @@ pub(super) mod tests {
             }
             prop_assert_eq!(n, places.len());
             let expected = places.iter().map(|(place, hash)| match place {
-                Place::Zero => None,
-                Place::At(at) => Some((*at, *hash)),
+                BlockLocation::Zero => None,
+                BlockLocation::At(at) => Some((*at, *hash)),
             });
             prop_assert!(BlockCursor::new(back).eq(expected));
         }

@@ -14,10 +14,10 @@ use walpoint_storage::object::{
 use walpoint_storage::store::{Creation, Store};
 
 use super::ending::{Intent, Tombstone};
-use super::facts::{MAX_SUMMARY, Summary};
+use super::facts::{BackupSummary, MAX_SUMMARY};
 use super::geometry::BlockSize;
 use super::manifest::{MAX_TOMBSTONE, Manifest, cannot_write};
-use super::progress::Progress;
+use super::progress::ProgressObject;
 
 /// The longest reason in a tombstone, in bytes.
 const MAX_REASON: usize = 500;
@@ -37,7 +37,7 @@ pub struct Backups {
 
 /// What a listing says about a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Listed {
+pub struct ListedBackup {
     /// Which one.
     pub id: BackupId,
     /// When its intent was stored; `None` if it has none (it was being deleted).
@@ -50,7 +50,7 @@ pub struct Listed {
     pub state: ListedState,
 }
 
-impl Listed {
+impl ListedBackup {
     /// Whether it was finished and its manifest is gone. One that is being deleted looks the same, and is announced.
     pub fn lost_its_manifest(&self) -> bool {
         self.published && self.state == ListedState::Unfinished
@@ -60,7 +60,7 @@ impl Listed {
 /// What a listing says about a backup before anything is read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unread {
-    listed: Listed,
+    listed: ListedBackup,
     /// Whether what stands in the place of its manifest is as small as a tombstone.
     may_be_ended: bool,
 }
@@ -76,8 +76,13 @@ pub(crate) async fn list_names(store: &Store, paths: &ClusterPaths) -> Result<Ve
         };
         let Ok(id) = id.parse::<BackupId>() else { continue };
         if backups.last().is_none_or(|last| last.listed.id != id) {
-            let listed =
-                Listed { id, begun: None, progress: 0, published: false, state: ListedState::Unfinished };
+            let listed = ListedBackup {
+                id,
+                begun: None,
+                progress: 0,
+                published: false,
+                state: ListedState::Unfinished,
+            };
             backups.push(Unread { listed, may_be_ended: false });
         }
         let Some(backup) = backups.last_mut() else { continue };
@@ -109,11 +114,11 @@ pub enum ListedState {
 
 /// What stands under the name of a backup's manifest.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Standing {
+pub enum ManifestState {
     /// Nothing: the backup is running, or died.
     Unfinished,
     /// A manifest.
-    Finished(Box<Summary>),
+    Finished(Box<BackupSummary>),
     /// A tombstone.
     Ended(Tombstone),
 }
@@ -149,19 +154,19 @@ impl Backups {
     }
 
     /// Every backup, oldest first. One listing, and one small read for each tombstone.
-    pub async fn list(&self) -> Result<Vec<Listed>> {
+    pub async fn list(&self) -> Result<Vec<ListedBackup>> {
         self.tell_ended(list_names(&self.store, &self.paths).await?).await
     }
 
     /// Tells tombstones from manifests.
-    pub(crate) async fn tell_ended(&self, unread: Vec<Unread>) -> Result<Vec<Listed>> {
+    pub(crate) async fn tell_ended(&self, unread: Vec<Unread>) -> Result<Vec<ListedBackup>> {
         let reads = unread.into_iter().map(|Unread { mut listed, may_be_ended }| async move {
             if let (ListedState::Finished(stored), true) = (listed.state, may_be_ended) {
                 listed.state = match self.standing(listed.id).await {
-                    Ok(Standing::Unfinished) => ListedState::Unfinished,
-                    Ok(Standing::Ended(_)) => ListedState::Ended(stored),
+                    Ok(ManifestState::Unfinished) => ListedState::Unfinished,
+                    Ok(ManifestState::Ended(_)) => ListedState::Ended(stored),
                     // Opening a damaged one fails with the reason.
-                    Ok(Standing::Finished(_)) | Err(RepoError::Corrupt { .. }) => listed.state,
+                    Ok(ManifestState::Finished(_)) | Err(RepoError::Corrupt { .. }) => listed.state,
                     Err(error) => return Err(error),
                 };
             }
@@ -171,10 +176,10 @@ impl Backups {
     }
 
     /// What became of a backup. One or two small requests.
-    pub async fn standing(&self, id: BackupId) -> Result<Standing> {
+    pub async fn standing(&self, id: BackupId) -> Result<ManifestState> {
         let key = self.paths.manifest(id);
         let Some(glance) = found(self.store.get_range(&key, 0..GLANCE).await)? else {
-            return Ok(Standing::Unfinished);
+            return Ok(ManifestState::Unfinished);
         };
         let (header, keys) = ObjectHeader::parse(&self.sealer, &key, &glance.bytes)
             .map_err(|e| RepoError::corrupt(&key, e))?;
@@ -198,14 +203,14 @@ impl Backups {
             .map_err(|e| RepoError::corrupt(&key, e))?;
         match header.kind {
             ObjectKind::Manifest => {
-                let summary = Summary::from_json(&meta).map_err(|e| RepoError::corrupt(&key, e))?;
+                let summary = BackupSummary::from_json(&meta).map_err(|e| RepoError::corrupt(&key, e))?;
                 if summary.id != id {
                     return Err(RepoError::corrupt(&key, format!("it describes backup {}", summary.id)));
                 }
-                Ok(Standing::Finished(Box::new(summary)))
+                Ok(ManifestState::Finished(Box::new(summary)))
             }
             ObjectKind::Tombstone => {
-                Ok(Standing::Ended(Tombstone::read(&meta, id).map_err(|e| RepoError::corrupt(&key, e))?))
+                Ok(ManifestState::Ended(Tombstone::read(&meta, id).map_err(|e| RepoError::corrupt(&key, e))?))
             }
             other => Err(RepoError::corrupt(&key, format!("it is an object of kind {other:?}"))),
         }
@@ -219,11 +224,11 @@ impl Backups {
     }
 
     /// The summary of a finished backup. An error for any other.
-    pub async fn summary(&self, id: BackupId) -> Result<Summary> {
+    pub async fn summary(&self, id: BackupId) -> Result<BackupSummary> {
         match self.standing(id).await? {
-            Standing::Finished(summary) => Ok(*summary),
-            Standing::Unfinished => Err(self.no_manifest(id)),
-            Standing::Ended(tombstone) => Err(self.ended(id, &tombstone)),
+            ManifestState::Finished(summary) => Ok(*summary),
+            ManifestState::Unfinished => Err(self.no_manifest(id)),
+            ManifestState::Ended(tombstone) => Err(self.ended(id, &tombstone)),
         }
     }
 
@@ -238,14 +243,19 @@ impl Backups {
 
     /// What an unfinished backup said it had stored, in its progress object `n`, counted from 0; `None` if it has none of
     /// that number.
-    pub async fn progress(&self, id: BackupId, n: u32, block_size: BlockSize) -> Result<Option<Progress>> {
+    pub async fn progress(
+        &self,
+        id: BackupId,
+        n: u32,
+        block_size: BlockSize,
+    ) -> Result<Option<ProgressObject>> {
         let key = self.paths.progress(id, n);
         let Some(bytes) = found(self.store.get(&key).await)? else { return Ok(None) };
         let sealer = self.sealer.clone();
         crate::cpu::run(move || {
             let reader = ObjectReader::open(&sealer, &[ObjectKind::Progress], &key, bytes);
             let reader = reader.map_err(|e| RepoError::corrupt(&key, e))?;
-            let progress = Progress::read(reader, id, block_size);
+            let progress = ProgressObject::read(reader, id, block_size);
             progress.map(Some).map_err(|e| RepoError::corrupt(&key, e))
         })
         .await?
@@ -286,7 +296,7 @@ impl Backups {
 
     /// Ends an unfinished backup for good: nobody can write its manifest any more. Again: success. Fails with
     /// [`RepoError::Conflict`] if it has a manifest.
-    pub async fn bury(&self, id: BackupId, reason: &str) -> Result<()> {
+    pub async fn abort(&self, id: BackupId, reason: &str) -> Result<()> {
         let key = self.paths.manifest(id);
         let mut reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         while reason.len() > MAX_REASON {

@@ -10,11 +10,11 @@ use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
-use walpoint_plan::retention::Request;
+use walpoint_plan::retention::DeletionRequest;
 use walpoint_storage::error::{Remark, Remedy, RepoError, Result, found};
 use walpoint_storage::layout::{ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
-use walpoint_storage::store::{Claim, Store};
+use walpoint_storage::store::{NumberClaim, Store};
 
 use super::catalog::Backups;
 use super::json::{text, texts, timeline};
@@ -104,16 +104,16 @@ pub struct CondemnedRequest {
     pub even_if_last: bool,
 }
 
-impl From<&CondemnedRequest> for Request {
+impl From<&CondemnedRequest> for DeletionRequest {
     fn from(stored: &CondemnedRequest) -> Self {
         let CondemnedRequest { backup, who, at, despite_holds, even_if_last } = stored.clone();
         Self { backup, who, at, despite_holds, even_if_last }
     }
 }
 
-impl From<&Request> for CondemnedRequest {
-    fn from(request: &Request) -> Self {
-        let Request { backup, who, at, despite_holds, even_if_last } = request.clone();
+impl From<&DeletionRequest> for CondemnedRequest {
+    fn from(request: &DeletionRequest) -> Self {
+        let DeletionRequest { backup, who, at, despite_holds, even_if_last } = request.clone();
         Self { backup, who, at, despite_holds, even_if_last }
     }
 }
@@ -354,8 +354,8 @@ impl Backups {
             let key = self.paths().condemned(n);
             let object = condemned.seal(self.sealer(), &key).map_err(|e| cannot_write(&key, &e))?;
             match self.store().claim(&object).await? {
-                Claim::Won => return Ok(n),
-                Claim::Lost => n += 1,
+                NumberClaim::Won => return Ok(n),
+                NumberClaim::Lost => n += 1,
             }
         }
     }

@@ -10,13 +10,13 @@ use super::wire::{Input, Malformed, Output};
 
 /// A file, directory or link.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Entry {
+pub struct FileEntry {
     /// Its name.
     pub path: TablePath,
     /// Owner, mode and time.
     pub attributes: Attributes,
     /// What it is, and where its content is.
-    pub content: Content,
+    pub content: EntryContent,
 }
 
 /// What the file system says about a file beside its content.
@@ -34,7 +34,7 @@ pub struct Attributes {
 
 /// What an entry is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Content {
+pub enum EntryContent {
     /// A regular file.
     File(FileContent),
     /// A directory.
@@ -52,7 +52,7 @@ pub enum Content {
     },
 }
 
-impl Content {
+impl EntryContent {
     /// Whether there can be entries below it.
     pub fn is_directory(&self) -> bool {
         matches!(self, Self::Directory | Self::LinkedDirectory { .. })
@@ -129,15 +129,15 @@ mod tag {
     pub(super) const NODES: u8 = 6;
 }
 
-impl Entry {
+impl FileEntry {
     /// Path, tag, attributes, then what belongs to the tag.
     pub(super) fn encode(&self, out: &mut Vec<u8>, refs: &mut RefWriter) {
         self.path.encode(out);
         out.put_u8(match &self.content {
-            Content::Directory => tag::DIRECTORY,
-            Content::LinkedDirectory { .. } => tag::LINKED_DIRECTORY,
-            Content::Link { .. } => tag::LINK,
-            Content::File(file) => match file.blocks {
+            EntryContent::Directory => tag::DIRECTORY,
+            EntryContent::LinkedDirectory { .. } => tag::LINKED_DIRECTORY,
+            EntryContent::Link { .. } => tag::LINK,
+            EntryContent::File(file) => match file.blocks {
                 Blocks::Inline(_) => tag::INLINE,
                 Blocks::Leaves(_) => tag::LEAVES,
                 Blocks::Nodes(_) => tag::NODES,
@@ -149,9 +149,11 @@ impl Entry {
         out.put_u32(gid);
         out.put_i64(mtime);
         match &self.content {
-            Content::Directory => {}
-            Content::LinkedDirectory { target } | Content::Link { target } => out.put_short_bytes(target),
-            Content::File(file) => file.encode(out, refs),
+            EntryContent::Directory => {}
+            EntryContent::LinkedDirectory { target } | EntryContent::Link { target } => {
+                out.put_short_bytes(target)
+            }
+            EntryContent::File(file) => file.encode(out, refs),
         }
     }
 
@@ -168,15 +170,15 @@ impl Entry {
             return Err(Malformed(format!("{path} has the impossible mode {mode:o}")));
         }
         let content = match tag {
-            tag::DIRECTORY => Content::Directory,
-            tag::LINKED_DIRECTORY => Content::LinkedDirectory { target: target(input)? },
-            tag::LINK => Content::Link { target: target(input)? },
+            tag::DIRECTORY => EntryContent::Directory,
+            tag::LINKED_DIRECTORY => EntryContent::LinkedDirectory { target: target(input)? },
+            tag::LINK => EntryContent::Link { target: target(input)? },
             _ => {
                 let file = FileContent::decode(input, refs, block_size, tag);
-                Content::File(file.map_err(|e| Malformed(format!("{path}: {e}")))?)
+                EntryContent::File(file.map_err(|e| Malformed(format!("{path}: {e}")))?)
             }
         };
-        if path.path.is_root() && matches!(content, Content::Link { .. }) {
+        if path.path.is_root() && matches!(content, EntryContent::Link { .. }) {
             return Err(Malformed(format!("{path} is a link where a root should be")));
         }
         Ok(Self { path, attributes, content })
@@ -295,7 +297,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::super::blocks::tests::{any_place, at};
-    use super::super::blocks::{Place, tests::id};
+    use super::super::blocks::{BlockLocation, tests::id};
     use super::super::location::{PackNo, read_refs};
     use super::*;
 
@@ -339,36 +341,36 @@ pub(super) mod tests {
         ]
     }
 
-    fn content() -> impl Strategy<Value = Content> {
+    fn content() -> impl Strategy<Value = EntryContent> {
         let target = || proptest::collection::vec(1u8.., 1..20);
         prop_oneof![
-            Just(Content::Directory),
-            target().prop_map(|target| Content::LinkedDirectory { target }),
-            target().prop_map(|target| Content::Link { target }),
+            Just(EntryContent::Directory),
+            target().prop_map(|target| EntryContent::LinkedDirectory { target }),
+            target().prop_map(|target| EntryContent::Link { target }),
             (blocks(), any::<[u8; 32]>(), any::<u32>()).prop_map(|((length, blocks), hash, bad_pages)| {
-                Content::File(FileContent { length, hash: ContentHash(hash), bad_pages, blocks })
+                EntryContent::File(FileContent { length, hash: ContentHash(hash), bad_pages, blocks })
             }),
         ]
     }
 
     prop_compose! {
-        pub(crate) fn any_entry()(name in "[a-z]{1,8}(/[a-zA-Z0-9_. ]{3,9}){0,2}", mode in 0u16..0o10000, uid: u32, gid: u32, mtime: i64, content in content()) -> Entry {
+        pub(crate) fn any_entry()(name in "[a-z]{1,8}(/[a-zA-Z0-9_. ]{3,9}){0,2}", mode in 0u16..0o10000, uid: u32, gid: u32, mtime: i64, content in content()) -> FileEntry {
             let attributes = Attributes { mode, uid, gid, mtime };
-            Entry { path: TablePath::data(name).unwrap(), attributes, content }
+            FileEntry { path: TablePath::data(name).unwrap(), attributes, content }
         }
     }
 
-    fn encode(entry: &Entry) -> Vec<u8> {
+    fn encode(entry: &FileEntry) -> Vec<u8> {
         let (mut refs, mut body, mut out) = (RefWriter::default(), Vec::new(), Vec::new());
         entry.encode(&mut body, &mut refs);
         refs.encode(&mut out, &[id(0), id(1), id(2)]).unwrap();
         [out, body].concat()
     }
 
-    fn decode(bytes: &[u8]) -> Result<Entry, Malformed> {
+    fn decode(bytes: &[u8]) -> Result<FileEntry, Malformed> {
         let mut input = Input::new(bytes);
         let refs = read_refs(&mut input, &[id(0), id(1), id(2)])?;
-        let entry = Entry::decode(&mut input, &refs, size())?;
+        let entry = FileEntry::decode(&mut input, &refs, size())?;
         input.end().map(|()| entry)
     }
 
@@ -376,17 +378,17 @@ pub(super) mod tests {
     fn lies_about_lengths_are_refused() {
         let mut list = BlockList::default();
         list.push(at(0, 1, 1, 0), 7);
-        list.push(Place::Zero, 0);
+        list.push(BlockLocation::Zero, 0);
         let file = |length| FileContent {
             length,
             hash: ContentHash([1; 32]),
             bad_pages: 0,
             blocks: Blocks::Inline(list.clone()),
         };
-        let entry = |length| Entry {
+        let entry = |length| FileEntry {
             path: TablePath::data("x").unwrap(),
             attributes: Attributes::default(),
-            content: Content::File(file(length)),
+            content: EntryContent::File(file(length)),
         };
         assert!(decode(&encode(&entry(1025))).is_ok() && decode(&encode(&entry(2048))).is_ok());
         for lie in [0, 1024, 2049, 1 << 40, MAX_FILE + 1, u64::MAX] {

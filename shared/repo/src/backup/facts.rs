@@ -24,7 +24,7 @@ pub enum Method {
 
 /// A tablespace as it was.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Tablespace {
+pub struct BackupTablespace {
     /// Its oid; its files are in the table below `pg_tblspc/<oid>`.
     pub oid: u32,
     /// Its directory on the server, in hexadecimal in JSON.
@@ -42,7 +42,7 @@ pub struct OwnerName {
 
 /// What the backup's caller knows and says before the manifest is written.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct BackupFacts {
+pub struct BackupDescription {
     /// A person's label for it; may be empty.
     pub label: String,
     /// The version of Walpoint that made it.
@@ -98,7 +98,7 @@ pub struct BackupFacts {
     /// The data directory on the server.
     pub pgdata: HexBytes,
     /// The tablespaces.
-    pub tablespaces: Vec<Tablespace>,
+    pub tablespaces: Vec<BackupTablespace>,
     /// What else was backed up, absolute paths; `Root::Extra(n)` in the file table is entry `n`.
     pub extra_paths: Vec<HexBytes>,
     /// Names of the users that own files.
@@ -107,7 +107,7 @@ pub struct BackupFacts {
     pub groups: Vec<OwnerName>,
 }
 
-impl BackupFacts {
+impl BackupDescription {
     /// The block size, if it is one.
     pub fn blocks(&self) -> Result<BlockSize, Malformed> {
         let size = BlockSize::new(self.block_size);
@@ -165,13 +165,13 @@ pub struct Totals {
 
 /// A backup at a glance.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Summary {
+pub struct BackupSummary {
     /// Which backup.
     #[serde(with = "text")]
     pub id: BackupId,
     /// What its caller said.
     #[serde(flatten)]
-    pub facts: BackupFacts,
+    pub facts: BackupDescription,
     /// What was counted.
     pub totals: Totals,
     /// Backups whose blocks it uses, apart from its own.
@@ -179,7 +179,7 @@ pub struct Summary {
     pub parents: Vec<BackupId>,
 }
 
-impl Summary {
+impl BackupSummary {
     pub(super) fn to_json(&self) -> Result<Vec<u8>, Malformed> {
         to_json(self)
     }
@@ -207,8 +207,8 @@ pub(super) fn from_json<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Mal
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn facts(block_size: u32) -> BackupFacts {
-        BackupFacts {
+    pub(crate) fn facts(block_size: u32) -> BackupDescription {
+        BackupDescription {
             label: "before the upgrade".to_owned(),
             agent: "0.1.0".to_owned(),
             host: "db1".to_owned(),
@@ -230,7 +230,7 @@ pub(crate) mod tests {
             backup_label: HexBytes(b"START WAL LOCATION: \xFF".to_vec()),
             tablespace_map: HexBytes::default(),
             pgdata: HexBytes(b"/srv/pg".to_vec()),
-            tablespaces: vec![Tablespace { oid: 16385, path: HexBytes(b"/mnt/\xC3".to_vec()) }],
+            tablespaces: vec![BackupTablespace { oid: 16385, path: HexBytes(b"/mnt/\xC3".to_vec()) }],
             extra_paths: vec![HexBytes(b"/etc/postgresql".to_vec())],
             users: vec![OwnerName { id: 26, name: "postgres".to_owned() }],
             groups: vec![],
@@ -240,9 +240,9 @@ pub(crate) mod tests {
     #[test]
     fn a_summary_survives_json() {
         let id = "20261121T101500Z-00000001-0000000002000028-9f3a0c11".parse().unwrap();
-        let summary = Summary { id, facts: facts(8192), totals: Totals::default(), parents: vec![id] };
+        let summary = BackupSummary { id, facts: facts(8192), totals: Totals::default(), parents: vec![id] };
         let json = summary.to_json().unwrap();
-        assert_eq!(Summary::from_json(&json).unwrap(), summary);
+        assert_eq!(BackupSummary::from_json(&json).unwrap(), summary);
         let text = String::from_utf8(json).unwrap();
         assert!(text.contains("\"start_lsn\":\"0/2000028\"") && text.contains("\"major\":15"), "{text}");
         for (old, new) in [
@@ -254,11 +254,11 @@ pub(crate) mod tests {
         ] {
             let lie = text.replace(old, new);
             assert_ne!(lie, text);
-            assert!(Summary::from_json(lie.as_bytes()).is_err(), "{new}");
+            assert!(BackupSummary::from_json(lie.as_bytes()).is_err(), "{new}");
         }
         let without = text.replace("\"latest_commit\":\"2026-11-21T10:14:59.123456Z\",", "");
         assert_ne!(without, text);
-        assert_eq!(Summary::from_json(without.as_bytes()).unwrap().facts.latest_commit, None);
+        assert_eq!(BackupSummary::from_json(without.as_bytes()).unwrap().facts.latest_commit, None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub const MAX_FINDINGS: usize = 10_000;
 
 /// One bad page.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Finding {
+pub struct PageFinding {
     /// In which file.
     pub path: TablePath,
     /// Which block of the file, counted from 0 in each file.
@@ -33,7 +33,7 @@ pub enum PageFault {
     Reported,
 }
 
-impl Finding {
+impl PageFinding {
     /// Path, block (64 bits), what (8 bits), stored and computed checksum (16 bits each).
     fn encode(&self, out: &mut Vec<u8>) {
         let (what, stored, computed) = match self.fault {
@@ -62,16 +62,16 @@ impl Finding {
 }
 
 /// Writes a 32-bit count and the findings.
-pub(super) fn encode(findings: &[Finding], out: &mut Vec<u8>) {
+pub(super) fn encode(findings: &[PageFinding], out: &mut Vec<u8>) {
     out.put_count(findings.len());
     findings.iter().for_each(|finding| finding.encode(out));
 }
 
 /// Reads what [`encode`] wrote.
-pub(super) fn decode(input: &mut Input<'_>) -> Result<Vec<Finding>, Malformed> {
+pub(super) fn decode(input: &mut Input<'_>) -> Result<Vec<PageFinding>, Malformed> {
     let count = input.count(17)?;
     if count > MAX_FINDINGS {
         return Err(Malformed(format!("{count} findings are too many")));
     }
-    (0..count).map(|_| Finding::decode(input)).collect()
+    (0..count).map(|_| PageFinding::decode(input)).collect()
 }

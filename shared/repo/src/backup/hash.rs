@@ -126,9 +126,9 @@ pub struct ContentHasher {
 /// How a file begins, as far as the file table of a backup shows: the hash of its first block, or in a file that has leaves the
 /// beginning of its first leaf's hash. Zero: not known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Beginning(pub(super) u64);
+pub struct FileBeginning(pub(super) u64);
 
-impl Beginning {
+impl FileBeginning {
     /// Any.
     pub(super) const UNKNOWN: Self = Self(0);
 
@@ -146,11 +146,11 @@ impl ContentHasher {
     }
 
     /// How a file of `length` bytes begins, once that can be said of what was taken so far.
-    pub fn beginning(&self, length: u64) -> Option<Beginning> {
+    pub fn beginning(&self, length: u64) -> Option<FileBeginning> {
         if length <= INLINE_BLOCKS * self.file.block_size.bytes() {
-            return self.first_block.map(Beginning);
+            return self.first_block.map(FileBeginning);
         }
-        self.file.first.as_ref().map(Beginning::of_leaf)
+        self.file.first.as_ref().map(FileBeginning::of_leaf)
     }
 
     /// Takes the file's next bytes, any number of them.

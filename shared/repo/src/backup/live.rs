@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::blocks::{BlockList, Place};
+use super::blocks::{BlockList, BlockLocation};
 use super::location::{BackupRef, FrameRef, PackNo};
 
 /// How much of each pack is used.
@@ -17,7 +17,7 @@ pub(super) fn count(live: &mut Live, at: FrameRef, units: u32) {
 /// Counts the blocks of a list as used in their packs.
 pub(super) fn count_blocks(live: &mut Live, list: &BlockList) {
     for (run, _) in list.runs() {
-        if let Place::At(at) = run.place {
+        if let BlockLocation::At(at) = run.place {
             count(live, at.frame, u32::from(run.blocks));
         }
     }

@@ -8,8 +8,8 @@ use walpoint_storage::error::RepoError;
 use walpoint_storage::layout::Key;
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealError, SealedObject, Sealer};
 
-use super::facts::Summary;
-use super::findings::{self, Finding};
+use super::facts::BackupSummary;
+use super::findings::{self, PageFinding};
 use super::location::{BackupRef, FrameRef, PackNo, read_id};
 use super::pack_table::PackTable;
 use super::path::TablePath;
@@ -29,7 +29,7 @@ const FRAME: usize = 1 << 20;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Manifest {
     /// What the backup says about itself.
-    pub summary: Summary,
+    pub summary: BackupSummary,
     /// Every backup whose packs it uses; the first is itself.
     pub backups: Vec<BackupId>,
     /// The packs.
@@ -37,7 +37,7 @@ pub struct Manifest {
     /// The pages of the file table, in the order of their paths.
     pub pages: Vec<PageRef>,
     /// Bad pages, the first [`findings::MAX_FINDINGS`] of them.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<PageFinding>,
 }
 
 /// A page of the file table.
@@ -76,7 +76,7 @@ impl Manifest {
         }
     }
 
-    fn decode(summary: Summary, bytes: &[u8]) -> Result<Self, Malformed> {
+    fn decode(summary: BackupSummary, bytes: &[u8]) -> Result<Self, Malformed> {
         let mut input = Input::new(bytes);
         let count = usize::from(input.u16()?);
         let mut backups = Vec::with_capacity(count.min(input.len() / BackupId::ENCODED));
@@ -129,7 +129,7 @@ impl Manifest {
 
     /// Reads the object that is the manifest of `id`.
     pub(super) fn read(reader: ObjectReader, id: BackupId) -> Result<Self, EncodeError> {
-        let summary = Summary::from_json(reader.meta())?;
+        let summary = BackupSummary::from_json(reader.meta())?;
         if summary.id != id {
             return Err(Malformed(format!("it describes backup {}", summary.id)).into());
         }
@@ -189,7 +189,7 @@ mod tests {
         let path = |n| TablePath::data(format!("f{n:05}")).unwrap();
         let at = FrameRef { backup: BackupRef(0), pack: PackNo(1), frame: 7 };
         Manifest {
-            summary: Summary {
+            summary: BackupSummary {
                 id: id(9),
                 facts: facts(8192),
                 totals: Totals::default(),
@@ -199,8 +199,12 @@ mod tests {
             packs: PackTable::new(vec![pack(1, 4, 1), pack(0, 0, 10), pack(0, 1, 9), pack(1, 9, 0)]),
             pages: (0..pages).map(|n| PageRef { at, entries: 5, first: path(n * 10) }).collect(),
             findings: vec![
-                Finding { path: path(3), block: 77, fault: PageFault::Checksum { stored: 1, computed: 2 } },
-                Finding { path: path(4), block: 0, fault: PageFault::Unreadable },
+                PageFinding {
+                    path: path(3),
+                    block: 77,
+                    fault: PageFault::Checksum { stored: 1, computed: 2 },
+                },
+                PageFinding { path: path(4), block: 0, fault: PageFault::Unreadable },
             ],
         }
     }

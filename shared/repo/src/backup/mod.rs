@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `catalog` | [`Backups`]: which there are, and the way to each |
-//! | `write` | [`BackupWriter`], [`Lane`], [`Draft`]: from the intent to the manifest |
+//! | `write` | [`BackupWriter`], [`PackStream`], [`Draft`]: from the intent to the manifest |
 //! | `parent` | what a new backup builds on: blocks, leaves and pages of earlier ones |
 //! | `read` | [`BackupReader`], [`Windows`]: entries, and content in the order of packs |
 //! | `path`, `entry`, `blocks` | a file's name, what it is, where its blocks are |
@@ -20,7 +20,7 @@
 //!
 //! # Writing
 //!
-//! One [`Lane`] for each thread that reads files; all they do is computing and blocking, so they live on blocking threads.
+//! One [`PackStream`] for each thread that reads files; all they do is computing and blocking, so they live on blocking threads.
 //!
 //! ```no_run
 //! # use walpoint_repo::backup::*;
@@ -56,7 +56,7 @@
 //!
 //! # Reading
 //!
-//! A [`Window`] is a stretch of the file table; its units say what to read, pack by pack. Fetch some units at a time, by
+//! A [`ReadWindow`] is a stretch of the file table; its units say what to read, pack by pack. Fetch some units at a time, by
 //! [`PackUnit::fetch_bytes`], and scatter each on a blocking thread.
 //!
 //! ```no_run
@@ -85,8 +85,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Over files that are there already, [`Window::units_of`] asks which blocks are wanted ([`Hashing::block`] tells which are
-//! right), and [`Window::zero_runs`] says where zeros belong.
+//! Over files that are there already, [`ReadWindow::units_of`] asks which blocks are wanted ([`Hashing::block`] tells which are
+//! right), and [`ReadWindow::zero_runs`] says where zeros belong.
 
 mod blocks;
 mod catalog;
@@ -96,7 +96,7 @@ mod entry;
 mod facts;
 mod findings;
 #[cfg(any(test, feature = "conformance"))]
-pub mod forge;
+pub mod fixtures;
 mod frame;
 mod geometry;
 mod hash;
@@ -116,8 +116,8 @@ mod summaries;
 mod wire;
 mod write;
 
-pub use self::blocks::{BlockList, Place, Run};
-pub use self::catalog::{Backups, Listed, ListedState, Standing};
+pub use self::blocks::{BlockList, BlockLocation, BlockRun};
+pub use self::catalog::{Backups, ListedBackup, ListedState, ManifestState};
 pub(crate) use self::catalog::{Unread, list_names};
 pub(crate) use self::condemned::list_condemned;
 pub use self::condemned::{
@@ -125,28 +125,28 @@ pub use self::condemned::{
     DamagedAnnouncement, FoundDamage, NumberedCondemned,
 };
 pub use self::ending::{Intent, Tombstone};
-pub use self::entry::{Attributes, Blocks, Content, Entry, FileContent, LeafRun, NodeRef};
-pub use self::facts::{BackupFacts, Method, OwnerName, Summary, Tablespace, Totals};
-pub use self::findings::{Finding, MAX_FINDINGS, PageFault};
+pub use self::entry::{Attributes, Blocks, EntryContent, FileContent, FileEntry, LeafRun, NodeRef};
+pub use self::facts::{BackupDescription, BackupSummary, BackupTablespace, Method, OwnerName, Totals};
+pub use self::findings::{MAX_FINDINGS, PageFault, PageFinding};
 pub use self::frame::{DataFrame, FRAME_BYTES};
 pub use self::geometry::{BlockSize, INLINE_BLOCKS, LEAF_BLOCKS, MAX_FILE};
-pub use self::hash::{Beginning, ContentHasher, FileHasher, Hashing};
+pub use self::hash::{ContentHasher, FileBeginning, FileHasher, Hashing};
 pub use self::json::HexBytes;
 pub use self::location::{BackupRef, BlockRef, FrameRef, PackNo};
 pub use self::manifest::{Manifest, PageRef};
 pub use self::pack::{FrameKind, PACK_BYTES, PackDirectory, PackFrame};
 pub use self::pack_table::{PackTable, PackUse};
-pub use self::parent::Foundation;
+pub use self::parent::ReusableBackups;
 pub use self::path::{MAX_PATH, RelativePath, Root, TablePath, TreeCheck};
-pub use self::progress::{Progress, Stretch};
+pub use self::progress::{BlockRange, ProgressObject};
 pub use self::read::{
-    BackupReader, Entries, FetchedUnit, OpenUnit, Outline, PackUnit, Part, Piece, Window, WindowLimits,
-    Windows, ZeroRun,
+    BackupReader, Entries, FetchedUnit, FilePiece, OpenUnit, Outline, PackUnit, ReadWindow, WindowLimits,
+    WindowPart, Windows, ZeroRun,
 };
 pub(crate) use self::summaries::ENOUGH;
 pub use self::wire::Malformed;
 pub use self::write::{
-    BackupWriter, Draft, FileSummary, FileWriter, Lane, PackLimits, WalStored, WriteOptions,
+    BackupWriter, Draft, FileSummary, FileWriter, PackLimits, PackStream, WalStored, WriteOptions,
 };
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use walpoint_base::BackupId;
 use walpoint_storage::object::MAX_FRAME;
 
-use super::entry::{Entry, LeafRun, decode_leaf_runs, encode_leaf_runs};
+use super::entry::{FileEntry, LeafRun, decode_leaf_runs, encode_leaf_runs};
 use super::geometry::BlockSize;
 use super::location::{RefWriter, read_refs};
 use super::wire::{Input, Malformed, Output};
@@ -22,7 +22,7 @@ pub(super) struct PageBuilder {
 }
 
 impl PageBuilder {
-    pub(super) fn push(&mut self, entry: &Entry) {
+    pub(super) fn push(&mut self, entry: &FileEntry) {
         entry.encode(&mut self.body, &mut self.refs);
         self.entries += 1;
     }
@@ -56,7 +56,7 @@ pub(super) fn decode_page(
     bytes: &[u8],
     backups: &[BackupId],
     block_size: BlockSize,
-) -> Result<Vec<Entry>, Malformed> {
+) -> Result<Vec<FileEntry>, Malformed> {
     /// Path, tag and attributes of an entry with an empty path.
     const SHORTEST: usize = 2 + 2 + 1 + 18;
     let mut input = Input::new(bytes);
@@ -64,7 +64,7 @@ pub(super) fn decode_page(
     let count = input.count(SHORTEST)?;
     let mut entries = Vec::with_capacity(count);
     for _ in 0..count {
-        entries.push(Entry::decode(&mut input, &refs, block_size)?);
+        entries.push(FileEntry::decode(&mut input, &refs, block_size)?);
     }
     input.end()?;
     Ok(entries)

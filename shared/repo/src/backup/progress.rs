@@ -18,18 +18,18 @@ use super::wire::{Input, Malformed, Output};
 
 /// One progress object, read.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Progress {
+pub struct ProgressObject {
     /// Every backup that the stretches refer to; the first is the one that was written.
     pub backups: Vec<BackupId>,
     /// Its packs that were stored since the progress object before.
     pub packs: PackTable,
     /// What is in them, in no order. A file's stretches may be in several progress objects, and the file itself not whole.
-    pub stretches: Vec<Stretch>,
+    pub stretches: Vec<BlockRange>,
 }
 
 /// Up to 2,048 blocks of a file, as they were read.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stretch {
+pub struct BlockRange {
     /// The file.
     pub path: TablePath,
     /// Which stretch of it: of 2,048 blocks each, counted from 0.
@@ -40,7 +40,7 @@ pub struct Stretch {
     pub blocks: BlockList,
 }
 
-impl Stretch {
+impl BlockRange {
     pub(super) fn decode(
         input: &mut Input<'_>,
         refs: &[BackupRef],
@@ -102,7 +102,7 @@ impl EncodedProgress<'_> {
     }
 }
 
-impl Progress {
+impl ProgressObject {
     pub(super) fn read(reader: ObjectReader, id: BackupId, block_size: BlockSize) -> Result<Self, Malformed> {
         let mut bytes = Vec::new();
         reader.read_all(MAX_TABLES, &mut bytes).map_err(|e| Malformed(e.to_string()))?;
@@ -127,7 +127,7 @@ impl Progress {
         let count = input.count(SHORTEST)?;
         let mut stretches = Vec::with_capacity(count);
         for _ in 0..count {
-            stretches.push(Stretch::decode(&mut input, &refs, block_size)?);
+            stretches.push(BlockRange::decode(&mut input, &refs, block_size)?);
         }
         input.end()?;
         Ok(Self { backups, packs, stretches })
@@ -154,7 +154,7 @@ mod tests {
             places.iter().for_each(|(place, hash)| blocks.push(*place, *hash));
             let path = TablePath::data("base/5/1259").unwrap();
             let bytes = u32::try_from(places.len()).unwrap() * 8192 - 5;
-            let stretch = Stretch { path, leaf, bytes, blocks };
+            let stretch = BlockRange { path, leaf, bytes, blocks };
             let (mut refs, mut row) = (RefWriter::default(), Vec::new());
             encode_stretch(&stretch.path, leaf, bytes, &stretch.blocks, &mut row, &mut refs);
             let backups = [id(0), id(1), id(2)];
@@ -165,17 +165,17 @@ mod tests {
             for sealer in walpoint_storage::object::testing::sealers() {
                 let object = encoded.seal(&sealer, &key).unwrap();
                 let open = || ObjectReader::open(&sealer, &[ObjectKind::Progress], &key, object.to_bytes()).unwrap();
-                let back = Progress::read(open(), id(0), size()).unwrap();
+                let back = ProgressObject::read(open(), id(0), size()).unwrap();
                 prop_assert_eq!(back.stretches, vec![stretch.clone()]);
                 prop_assert_eq!(&back.packs, &packs);
-                prop_assert!(Progress::read(open(), id(1), size()).is_err());
+                prop_assert!(ProgressObject::read(open(), id(1), size()).is_err());
             }
         }
 
         #[test]
         fn any_bytes_are_progress_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            Progress::decode(&bytes, size()).ok();
-            Progress::decode(&[&[0; 8], &bytes[..]].concat(), size()).ok();
+            ProgressObject::decode(&bytes, size()).ok();
+            ProgressObject::decode(&[&[0; 8], &bytes[..]].concat(), size()).ok();
         }
     }
 }

@@ -12,11 +12,11 @@ use walpoint_base::BackupId;
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{ClusterObject, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
-use walpoint_storage::store::Claim;
+use walpoint_storage::store::NumberClaim;
 
-use super::catalog::{Backups, ListedState, Standing};
+use super::catalog::{Backups, ListedState, ManifestState};
 use super::ending::Published;
-use super::facts::Summary;
+use super::facts::BackupSummary;
 use super::manifest::{EncodeError, cannot_write};
 use super::wire::Malformed;
 
@@ -39,13 +39,13 @@ struct Content {
     /// The numbers of objects whose entries are here too.
     #[serde(default)]
     replaces: BTreeSet<u64>,
-    backups: Vec<Summary>,
+    backups: Vec<BackupSummary>,
 }
 
 /// What was read of the sequence.
 #[derive(Debug, Default)]
 struct Known {
-    summaries: BTreeMap<BackupId, Summary>,
+    summaries: BTreeMap<BackupId, BackupSummary>,
     /// The objects that count, with the backups in them.
     objects: Vec<(u64, Content)>,
     /// Objects that are replaced, or cannot be read.
@@ -72,7 +72,7 @@ impl Backups {
         &self,
         ids: &[BackupId],
         unread: usize,
-    ) -> Result<Vec<(BackupId, Result<Standing>)>> {
+    ) -> Result<Vec<(BackupId, Result<ManifestState>)>> {
         let mut known = match ids.len() {
             // Reading the manifests costs as much.
             0..ENOUGH => Known::default(),
@@ -82,9 +82,10 @@ impl Backups {
             ids.iter().filter(|id| !known.summaries.contains_key(id)).copied().collect();
         let missing = missing.split_off(missing.len().saturating_sub(unread));
         let read = stream::iter(missing).map(|id| async move { (id, self.standing(id).await) });
-        let mut read: BTreeMap<BackupId, Result<Standing>> = read.buffered(AT_ONCE).collect().await;
+        let mut read: BTreeMap<BackupId, Result<ManifestState>> = read.buffered(AT_ONCE).collect().await;
         let each = ids.iter().filter_map(|id| {
-            let known = known.summaries.remove(id).map(|summary| Ok(Standing::Finished(Box::new(summary))));
+            let known =
+                known.summaries.remove(id).map(|summary| Ok(ManifestState::Finished(Box::new(summary))));
             Some((*id, known.or_else(|| read.remove(id))?))
         });
         Ok(each.collect())
@@ -104,12 +105,12 @@ impl Backups {
         if missing.len() < ENOUGH {
             return Ok(false);
         }
-        let mut fresh: Vec<Summary> = Vec::new();
+        let mut fresh: Vec<BackupSummary> = Vec::new();
         let read = stream::iter(missing).map(|id| async move { self.standing(id).await });
         let mut read = read.buffered(AT_ONCE);
         while let Some(standing) = read.next().await {
             match standing {
-                Ok(Standing::Finished(summary)) => fresh.push(*summary),
+                Ok(ManifestState::Finished(summary)) => fresh.push(*summary),
                 // Opening a damaged one fails with the reason.
                 Ok(_) | Err(RepoError::Corrupt { .. }) => {}
                 Err(error) => return Err(error),
@@ -151,7 +152,12 @@ impl Backups {
         self.summarize().await.map(drop)
     }
 
-    async fn write_summaries(&self, all: Vec<Summary>, replaces: &BTreeSet<u64>, mut n: u64) -> Result<()> {
+    async fn write_summaries(
+        &self,
+        all: Vec<BackupSummary>,
+        replaces: &BTreeSet<u64>,
+        mut n: u64,
+    ) -> Result<()> {
         let mut contents = vec![Content::default()];
         let mut bytes = 0;
         for summary in all {
@@ -176,8 +182,8 @@ impl Backups {
                 let object = content.seal(self.sealer(), &key).map_err(|e| cannot_write(&key, &e))?;
                 n += 1;
                 match self.store().claim(&object).await? {
-                    Claim::Won => break,
-                    Claim::Lost => lost += 1,
+                    NumberClaim::Won => break,
+                    NumberClaim::Lost => lost += 1,
                 }
                 if lost >= ATTEMPTS {
                     let what = format!("others wrote {ATTEMPTS} summaries at the same moment; try again");

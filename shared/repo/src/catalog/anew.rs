@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use walpoint_base::{LineageId, SegmentNo, TimelineId, WalFileName};
+use walpoint_storage::object::RepositoryId;
 
 use super::lineage::LineageCatalog;
 use crate::backup::{CondemnedReason, CondemnedWal, NumberedCondemned};
@@ -22,6 +23,13 @@ const AT_ONCE: usize = 4;
 
 /// A segment, by its lineage, timeline and number.
 type Segment = (LineageId, TimelineId, SegmentNo);
+
+/// Segments that `verify` found damaged in a repository.
+#[derive(Debug, Clone)]
+pub(super) struct FoundDamaged {
+    pub(super) repository: RepositoryId,
+    pub(super) wal: CondemnedWal,
+}
 
 impl LineageCatalog {
     /// Takes out of what is known to be damaged the segments of the lineage that were stored since that was announced, and are sound.

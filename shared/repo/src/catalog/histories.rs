@@ -13,25 +13,29 @@ use walpoint_storage::error::{RepoError, Result};
 
 use super::abandoned::abandoned;
 use super::lineage::LineageCatalog;
-use super::outline::Outline;
+use super::outline::LineageOutline;
 use super::standing::unusable;
-use crate::backup::{Backups, Listed};
+use crate::backup::{Backups, ListedBackup};
 use crate::wal::{ListedHistories, WalArchive};
 
 impl LineageCatalog {
     /// Lists the timelines, and reads as many histories as the graph has branches.
     #[cfg(test)]
-    pub(crate) async fn load(archive: WalArchive, backups: &Backups, listed: &[Listed]) -> Result<Self> {
-        let outline = Outline::list(backups.store(), archive.paths()).await?;
+    pub(crate) async fn load(
+        archive: WalArchive,
+        backups: &Backups,
+        listed: &[ListedBackup],
+    ) -> Result<Self> {
+        let outline = LineageOutline::list(backups.store(), archive.paths()).await?;
         Self::of(archive, outline, backups, listed).await
     }
 
     /// Of what is listed reads as many histories as the graph has branches.
     pub(super) async fn of(
         archive: WalArchive,
-        outline: Outline,
+        outline: LineageOutline,
         backups: &Backups,
-        listed: &[Listed],
+        listed: &[ListedBackup],
     ) -> Result<Self> {
         let mut problems = Vec::new();
         let mut without_history = BTreeSet::new();

@@ -13,12 +13,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::future::{join, try_join, try_join_all};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{SegmentNo, TimelineId};
-use walpoint_plan::runs::{Run, Runs};
+use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::error::{RepoError, Result};
-use walpoint_storage::object::RepositoryId;
 
-use crate::backup::CondemnedWal;
-use crate::index::gather::{self, Listed, Survey};
+use super::anew::FoundDamaged;
+use crate::index::gather::{self, SegmentSizes, Survey};
 use crate::index::{GroupSummary, SegmentEntry, TimelineIndex, first_of, group_of, last_of};
 use crate::wal::WalArchive;
 
@@ -45,20 +44,13 @@ pub struct Expected<'a> {
     pub may_stop: Option<&'a (dyn Fn(&GroupSummary) -> bool + Send + Sync)>,
 }
 
-/// Segments that `verify` found damaged in a repository.
-#[derive(Debug, Clone)]
-pub(super) struct FoundDamaged {
-    pub(super) repository: RepositoryId,
-    pub(super) wal: CondemnedWal,
-}
-
 /// The WAL of one timeline.
 #[derive(Debug)]
 pub struct TimelineWal {
     archive: WalArchive,
     index: TimelineIndex,
     /// Segments that a listing found: the tail, and what the index does not have yet.
-    listed: Listed,
+    listed: SegmentSizes,
     /// What the headers of listed segments said, as far as they were read.
     headers: BTreeMap<SegmentNo, SegmentEntry>,
     /// Segments that are there and cannot be replayed.
@@ -105,7 +97,7 @@ impl TimelineWal {
         let mut wal = Self {
             archive: archive.clone(),
             index,
-            listed: Listed::new(),
+            listed: SegmentSizes::new(),
             headers: BTreeMap::new(),
             damaged: Vec::new(),
             found_damaged: BTreeSet::new(),
@@ -153,7 +145,11 @@ impl TimelineWal {
         let mut uneven = Vec::new();
         for (n, summary) in self.index.sealed() {
             if summary.is_plain_run() {
-                self.runs.add(Run { first: summary.first, last: summary.last, stored: summary.stored });
+                self.runs.add(SegmentRun {
+                    first: summary.first,
+                    last: summary.last,
+                    stored: summary.stored,
+                });
             } else {
                 uneven.push(n);
             }
@@ -184,17 +180,17 @@ impl TimelineWal {
         for run in parents.runs.iter().filter(|run| run.first <= last) {
             let upto = run.last.min(last);
             let stored = parents.runs.stored_within(run.first, upto);
-            self.runs.add(Run { first: run.first, last: upto, stored });
+            self.runs.add(SegmentRun { first: run.first, last: upto, stored });
         }
         self.damaged.extend(parents.damaged.iter().filter(|number| **number <= last));
         let theirs = parents.lost.iter().filter(|run| run.first <= last);
-        self.lose_what_is_not_there(theirs.map(|run| Run { last: run.last.min(last), ..*run }));
+        self.lose_what_is_not_there(theirs.map(|run| SegmentRun { last: run.last.min(last), ..*run }));
         self.inherited = Some((Box::new(parents), last));
         Ok(())
     }
 
     /// Of all that is lost here or where WAL was taken over from, what is not there by other means stays lost.
-    fn lose_what_is_not_there(&mut self, theirs: impl Iterator<Item = Run>) {
+    fn lose_what_is_not_there(&mut self, theirs: impl Iterator<Item = SegmentRun>) {
         let lost = self.lost.iter().copied().chain(theirs);
         let lost = lost.flat_map(|run| (run.first.0..=run.last.0).map(SegmentNo));
         let lost: Vec<SegmentNo> = lost.filter(|number| !self.runs.contains(*number)).collect();
@@ -390,7 +386,7 @@ impl TimelineWal {
 
     /// What arrived late is in the store though the index does not have it.
     async fn look_into_holes(&mut self) -> Result<()> {
-        let runs: Vec<Run> = self.runs.iter().copied().collect();
+        let runs: Vec<SegmentRun> = self.runs.iter().copied().collect();
         let holes = runs.windows(2).filter_map(|pair| match pair {
             [before, after] => Some((before.last.next(), SegmentNo(after.first.0.saturating_sub(1)))),
             _ => None,

@@ -8,7 +8,7 @@ use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::restore::{Answer, Doubt, Facts, Question};
 
 use super::{Catalog, LineageCatalog};
-use crate::wal::{Origin, WalArchive};
+use crate::wal::{TimelineOrigin, WalArchive};
 
 impl Catalog {
     /// This cluster with the WAL that others have of the same lineages.
@@ -57,7 +57,7 @@ impl LineageCatalog {
                 }
             }
             // Under that number it may be another server's.
-            let origin = |graph: &TimelineGraph, timeline| graph.history(timeline).map(Origin::of);
+            let origin = |graph: &TimelineGraph, timeline| graph.history(timeline).map(TimelineOrigin::of);
             let same = |timeline: TimelineId| origin(&graph, timeline) == origin(&theirs.graph, timeline);
             let said = theirs.abandoned.iter().filter(|(timeline, _)| same(**timeline));
             abandoned.extend(said.map(|(timeline, record)| (*timeline, record.clone())));

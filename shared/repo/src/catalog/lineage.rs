@@ -9,7 +9,8 @@ use walpoint_plan::restore::{
 };
 use walpoint_storage::error::Result;
 
-use super::inventory::{FoundDamaged, TimelineWal};
+use super::anew::FoundDamaged;
+use super::inventory::TimelineWal;
 use crate::backup::{Backups, CondemnedReason, NumberedCondemned};
 use crate::lineage::Lineage;
 use crate::wal::WalArchive;

@@ -60,7 +60,7 @@ pub use lineage::LineageCatalog;
 pub(crate) use search::readable;
 
 use crate::Repository;
-use crate::backup::Listed;
+use crate::backup::ListedBackup;
 use crate::lineage::DamagedLineage;
 
 /// Lineages that are read at the same time.
@@ -71,7 +71,7 @@ const AT_ONCE: usize = 8;
 pub struct Catalog {
     repository: Repository,
     cluster: ClusterName,
-    backups: Vec<Listed>,
+    backups: Vec<ListedBackup>,
     lineages: Vec<LineageCatalog>,
     damaged: Vec<DamagedLineage>,
     loaded: Timestamp,
@@ -89,7 +89,7 @@ impl Catalog {
     }
 
     /// Every backup listed, finished or not, of all lineages, oldest first.
-    pub fn backups(&self) -> &[Listed] {
+    pub fn backups(&self) -> &[ListedBackup] {
         &self.backups
     }
 
@@ -115,7 +115,7 @@ impl Catalog {
 }
 
 /// Sorts backups of one lineage, oldest first, by their positions where clocks contradict them.
-fn by_position(graph: &TimelineGraph, backups: &mut [Listed], now: Timestamp) {
+fn by_position(graph: &TimelineGraph, backups: &mut [ListedBackup], now: Timestamp) {
     let mut graph = graph.clone();
     backups.iter().for_each(|listed| graph.add_known(listed.id.timeline()));
     let mut times = backups.iter().filter_map(|listed| Some((listed.id, listed.id.started()?))).collect();

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::{ClusterPaths, WalPaths};
-use walpoint_storage::store::{Entry, Store, StoreSettings};
+use walpoint_storage::store::{ListedObject, Store, StoreSettings};
 
 use super::{AT_ONCE, Catalog, by_position};
 use crate::Repository;
@@ -18,12 +18,12 @@ use crate::wal::{ListedHistories, list_histories, list_timelines};
 
 /// What listings show of a lineage itself.
 #[derive(Debug)]
-pub(super) struct Outline {
+pub(super) struct LineageOutline {
     pub(super) histories: ListedHistories,
     pub(super) timelines: Vec<TimelineId>,
 }
 
-impl Outline {
+impl LineageOutline {
     pub(super) async fn list(store: &Store, paths: &WalPaths) -> Result<Self> {
         let (histories, timelines) =
             try_join(list_histories(store, paths), list_timelines(store, paths)).await?;
@@ -56,7 +56,7 @@ impl ClusterOutline {
 async fn list_lineages(store: &Store, paths: &ClusterPaths) -> Result<Vec<(LineageId, Timestamp)>> {
     let prefix = paths.lineages();
     let entries = store.list_all(&prefix).await?;
-    let id = |entry: &Entry| entry.key.below(&prefix)?.parse().ok();
+    let id = |entry: &ListedObject| entry.key.below(&prefix)?.parse().ok();
     Ok(entries.iter().filter_map(|entry| Some((id(entry)?, entry.modified))).collect())
 }
 
@@ -106,7 +106,7 @@ impl Catalog {
         let (backups, lineages_read, condemned) =
             join3(reader.tell_ended(outline.backups), lineages, condemned).await;
         let mut backups = backups?;
-        let (mut lineages, mut damaged): (Vec<(Lineage, Outline)>, _) = (Vec::new(), Vec::new());
+        let (mut lineages, mut damaged): (Vec<(Lineage, LineageOutline)>, _) = (Vec::new(), Vec::new());
         for read in lineages_read? {
             match read {
                 // One that was deleted since it was listed is no lineage.
@@ -143,9 +143,9 @@ async fn read_lineage(
     repository: &Repository,
     cluster: &ClusterName,
     id: LineageId,
-) -> Result<Option<(Lineage, Outline)>> {
+) -> Result<Option<(Lineage, LineageOutline)>> {
     let paths = ClusterPaths::new(cluster).wal(id);
-    let outline = Outline::list(repository.store(), &paths);
+    let outline = LineageOutline::list(repository.store(), &paths);
     let (lineage, outline) = try_join(repository.read_lineage(cluster, id), outline).await?;
     Ok(lineage.map(|lineage| (lineage, outline)))
 }

@@ -8,22 +8,22 @@ use walpoint_plan::restore::{BackupFacts, BackupState, Unusable};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::lineage::LineageCatalog;
-use crate::backup::{Announcements, ListedState, NumberedCondemned, Standing, Summary};
+use crate::backup::{Announcements, BackupSummary, ListedState, ManifestState, NumberedCondemned};
 use crate::wal::WalArchive;
 
 impl LineageCatalog {
     /// What a backup's standing means to a planner.
-    pub(super) async fn backup(&mut self, standing: Result<Standing>) -> Result<BackupState> {
+    pub(super) async fn backup(&mut self, standing: Result<ManifestState>) -> Result<BackupState> {
         let why = match standing {
-            Ok(Standing::Finished(summary)) => {
+            Ok(ManifestState::Finished(summary)) => {
                 let mut state = state(&summary, &self.archive);
                 if let BackupState::Complete(facts) = &mut state {
                     self.note_damage(&summary, facts).await;
                 }
                 return Ok(state);
             }
-            Ok(Standing::Unfinished) => Unusable::Deleted,
-            Ok(Standing::Ended(_)) => Unusable::Aborted,
+            Ok(ManifestState::Unfinished) => Unusable::Deleted,
+            Ok(ManifestState::Ended(_)) => Unusable::Aborted,
             Err(error @ RepoError::Corrupt { .. }) => {
                 self.problems.push(error.to_string());
                 Unusable::DamagedManifest
@@ -71,7 +71,7 @@ impl LineageCatalog {
 
     /// Takes note of what was found damaged of a backup. What cannot be found out is no condition of a restore, so it counts as
     /// nothing.
-    async fn note_damage(&mut self, summary: &Summary, facts: &mut BackupFacts) {
+    async fn note_damage(&mut self, summary: &BackupSummary, facts: &mut BackupFacts) {
         self.know_condemned().await;
         let condemned = self.condemned().unwrap_or_default();
         if facts.lineage == summary.facts.lineage {
@@ -102,7 +102,7 @@ pub(super) fn unusable(state: ListedState) -> Option<Unusable> {
 /// What a manifest's summary means for planning in a lineage.
 ///
 /// A backup of the lineage that this one was split off from is as good as an own one if it was consistent before the fork.
-fn state(summary: &Summary, archive: &WalArchive) -> BackupState {
+fn state(summary: &BackupSummary, archive: &WalArchive) -> BackupState {
     let (facts, lineage) = (&summary.facts, archive.lineage().id);
     if facts.lineage != lineage && !archive.shares(facts.lineage, facts.stop_timeline, facts.stop_lsn) {
         return BackupState::OtherLineage(facts.lineage);

@@ -12,7 +12,7 @@ use walpoint_storage::error::{RepoError, Result};
 
 use super::points::RestorePointStatus;
 use super::{BrokenChain, Catalog, LineageCatalog};
-use crate::backup::{Backups, Listed, ListedState, Method, Standing, Summary};
+use crate::backup::{BackupSummary, Backups, ListedBackup, ListedState, ManifestState, Method};
 use crate::lineage::DamagedLineage;
 
 /// Of the finished backups that are in no summary object, the newest ones are looked into: as many as are shown to a person.
@@ -273,10 +273,10 @@ impl Catalog {
         let reader = Backups::of(self.repository(), self.cluster());
         let finished = self.backups().iter().filter(|one| matches!(one.state, ListedState::Finished(_)));
         let finished: Vec<BackupId> = finished.map(|listed| listed.id).collect();
-        let mut summaries: BTreeMap<BackupId, Summary> = BTreeMap::new();
+        let mut summaries: BTreeMap<BackupId, BackupSummary> = BTreeMap::new();
         for (id, standing) in reader.standings(&finished, LOOKED_INTO).await? {
             match standing {
-                Ok(Standing::Finished(summary)) => drop(summaries.insert(id, *summary)),
+                Ok(ManifestState::Finished(summary)) => drop(summaries.insert(id, *summary)),
                 // Told where it is looked for.
                 Ok(_) | Err(RepoError::Corrupt { .. }) => {}
                 Err(error) => return Err(error),
@@ -318,7 +318,7 @@ impl From<&DamagedLineage> for DamagedLineageStatus {
 }
 
 impl BackupDetails {
-    fn of(summary: &Summary, damage: Damage) -> Self {
+    fn of(summary: &BackupSummary, damage: Damage) -> Self {
         let (facts, totals) = (&summary.facts, &summary.totals);
         Self {
             label: facts.label.clone(),
@@ -452,7 +452,7 @@ impl WindowStatus {
 }
 
 impl BackupStatus {
-    fn of(listed: &Listed) -> Self {
+    fn of(listed: &ListedBackup) -> Self {
         Self {
             id: listed.id.to_string(),
             timeline: listed.id.timeline().get(),

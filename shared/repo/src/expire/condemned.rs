@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, LineageId, TimelineId};
-use walpoint_plan::runs::{Run, Runs};
+use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::ClusterObject;
 
@@ -13,11 +13,11 @@ use crate::reach::Roots;
 
 /// Every announcement there is.
 #[derive(Debug)]
-pub(super) struct Announced(Vec<NumberedCondemned>);
+pub(super) struct KnownAnnouncements(Vec<NumberedCondemned>);
 
 /// What some of them name.
 #[derive(Default, Debug)]
-pub(super) struct Named {
+pub(super) struct AnnouncedNames {
     /// Their numbers.
     numbers: Vec<u64>,
     backups: BTreeSet<BackupId>,
@@ -26,26 +26,26 @@ pub(super) struct Named {
     wal: BTreeMap<(LineageId, TimelineId), Runs>,
 }
 
-impl Announced {
+impl KnownAnnouncements {
     pub(super) async fn read(backups: &Backups) -> Result<Self> {
         Ok(Self(backups.condemned().await?.read))
     }
 
     /// What is named to be deleted.
-    pub(super) fn all(&self) -> Named {
-        self.ripe(Timestamp::MAX)
+    pub(super) fn all(&self) -> AnnouncedNames {
+        self.eligible(Timestamp::MAX)
     }
 
     /// What is named to be deleted by announcements that the store has had since `until` or longer.
-    pub(super) fn ripe(&self, until: Timestamp) -> Named {
+    pub(super) fn eligible(&self, until: Timestamp) -> AnnouncedNames {
         let expired = |one: &&NumberedCondemned| one.condemned.reason == CondemnedReason::Expired;
-        Named::of(self.0.iter().filter(expired).filter(|one| one.stored <= until))
+        AnnouncedNames::of(self.0.iter().filter(expired).filter(|one| one.stored <= until))
     }
 
     /// What is named by announcements in which deletion by name was asked for, which the store has had since `until` or longer.
-    pub(super) fn ripe_by_name(&self, until: Timestamp) -> Named {
+    pub(super) fn eligible_by_name(&self, until: Timestamp) -> AnnouncedNames {
         let by_name = |one: &&NumberedCondemned| !one.condemned.requests.is_empty();
-        Named::of(self.0.iter().filter(by_name).filter(|one| one.stored <= until))
+        AnnouncedNames::of(self.0.iter().filter(by_name).filter(|one| one.stored <= until))
     }
 
     /// Whether an announcement asks for the deletion of one of these backups.
@@ -61,18 +61,18 @@ impl Announced {
     }
 
     /// The same, one by one: number, and what is named.
-    pub(super) fn each_damaged(&self) -> impl Iterator<Item = (u64, Named)> {
+    pub(super) fn each_damaged(&self) -> impl Iterator<Item = (u64, AnnouncedNames)> {
         let damaged = self.0.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
-        damaged.map(|one| (one.n, Named::of([one])))
+        damaged.map(|one| (one.n, AnnouncedNames::of([one])))
     }
 
     /// The announcements with these numbers, one by one.
-    pub(super) fn each<'a>(&'a self, numbers: &'a [u64]) -> impl Iterator<Item = (u64, Named)> + 'a {
-        self.0.iter().filter(|one| numbers.contains(&one.n)).map(|one| (one.n, Named::of([one])))
+    pub(super) fn each<'a>(&'a self, numbers: &'a [u64]) -> impl Iterator<Item = (u64, AnnouncedNames)> + 'a {
+        self.0.iter().filter(|one| numbers.contains(&one.n)).map(|one| (one.n, AnnouncedNames::of([one])))
     }
 }
 
-impl Named {
+impl AnnouncedNames {
     fn of<'a>(all: impl IntoIterator<Item = &'a NumberedCondemned>) -> Self {
         let all: Vec<&NumberedCondemned> = all.into_iter().collect();
         let mut named =
@@ -84,7 +84,7 @@ impl Named {
             for wal in &one.condemned.wal {
                 let (first, last) = wal.segments();
                 let runs = named.wal.entry((wal.lineage, wal.timeline)).or_default();
-                runs.add(Run { first, last, stored: 0 });
+                runs.add(SegmentRun { first, last, stored: 0 });
             }
         }
         named

@@ -11,9 +11,9 @@ use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, Prefix};
-use walpoint_storage::store::{BULK, Entry};
+use walpoint_storage::store::{BULK, ListedObject};
 
-use super::condemned::{Announced, Named};
+use super::condemned::{AnnouncedNames, KnownAnnouncements};
 use super::report::Expired;
 use super::scan::Tally;
 use crate::Repository;
@@ -35,7 +35,7 @@ pub(super) struct Deleter<'a> {
     cluster: &'a ClusterName,
     paths: ClusterPaths,
     roots: Roots,
-    ripe: &'a Named,
+    ripe: &'a AnnouncedNames,
     deleted: BTreeMap<Class, Tally>,
     locked: Vec<(ClusterObject, String)>,
 }
@@ -45,7 +45,7 @@ impl<'a> Deleter<'a> {
         repository: &'a Repository,
         cluster: &'a ClusterName,
         roots: Roots,
-        ripe: &'a Named,
+        ripe: &'a AnnouncedNames,
     ) -> Self {
         let paths = ClusterPaths::new(cluster);
         Self { repository, cluster, paths, roots, ripe, deleted: BTreeMap::new(), locked: Vec::new() }
@@ -127,7 +127,7 @@ impl<'a> Deleter<'a> {
             });
             std::future::ready(Ok(doomed))
         });
-        let delete = |chunk: Vec<Result<(ClusterObject, Class, Entry)>>| async move {
+        let delete = |chunk: Vec<Result<(ClusterObject, Class, ListedObject)>>| async move {
             // A listing that breaks off is an error; what it named before is deleted all the same.
             let (mut found, mut error) = (Vec::with_capacity(chunk.len()), None);
             for one in chunk {
@@ -170,7 +170,7 @@ impl<'a> Deleter<'a> {
     }
 
     /// The announcements of which nothing is left to be done: not those that ask for the deletion of backups of `waiting`.
-    pub(super) fn finished(&self, announced: &Announced, waiting: &BTreeSet<BackupId>) -> Vec<u64> {
+    pub(super) fn finished(&self, announced: &KnownAnnouncements, waiting: &BTreeSet<BackupId>) -> Vec<u64> {
         let each = announced.each(self.ripe.numbers());
         let idle =
             each.filter(|(_, named)| !self.locked.iter().any(|(object, _)| named.names(object, &self.roots)));

@@ -8,17 +8,17 @@ use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
 use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::restore::windows::Consistency;
 use walpoint_plan::retention::{
-    self, Candidate, Damage, Held, Life, Protection, Registered, Request, RetentionFacts, TimelineLife,
-    standings,
+    self, Candidate, Damage, DeletionRequest, HoldFacts, Protection, RegisteredLineage, RetainedLineage,
+    RetainedTimeline, RetentionFacts, standings,
 };
 use walpoint_storage::error::{Remark, Remedy, RepoError, Result};
 use walpoint_storage::layout::{ClusterPaths, WalEntry};
 
-use super::soundness::{Pack, Proven, StoredPacks, prove};
+use super::soundness::{Pack, PackLengths, Proven, prove};
 use crate::Repository;
 use crate::backup::{
-    Announcements, Backups, CondemnedReason, CondemnedSet, DamagedAnnouncement, Intent, Listed, ListedState,
-    NumberedCondemned, Standing, Summary,
+    Announcements, BackupSummary, Backups, CondemnedReason, CondemnedSet, DamagedAnnouncement, Intent,
+    ListedBackup, ListedState, ManifestState, NumberedCondemned,
 };
 use crate::catalog::{Catalog, LineageCatalog};
 use crate::holds::{DamagedHold, Holdings, Holds};
@@ -132,7 +132,7 @@ impl Gathered {
         let Announcements { read: condemned, damaged } = backups.condemned().await?;
         gathered.damaged_announcements = damaged;
         gathered.facts.requests =
-            condemned.iter().flat_map(|one| &one.condemned.requests).map(Request::from).collect();
+            condemned.iter().flat_map(|one| &one.condemned.requests).map(DeletionRequest::from).collect();
         gathered.sort_backups(&backups, catalog.backups(), &condemned, reading).await?;
         gathered.find_missing_wal(&mut catalog, &condemned).await?;
         for request in std::mem::take(&mut gathered.facts.requests) {
@@ -199,7 +199,7 @@ impl Gathered {
     async fn sort_listed(
         &mut self,
         backups: &Backups,
-        listed: &[Listed],
+        listed: &[ListedBackup],
         condemned: &[NumberedCondemned],
     ) -> Result<BTreeMap<BackupId, Timestamp>> {
         let mut stored = BTreeMap::new();
@@ -237,7 +237,7 @@ impl Gathered {
     async fn sort_backups(
         &mut self,
         backups: &Backups,
-        listed: &[Listed],
+        listed: &[ListedBackup],
         condemned: &[NumberedCondemned],
         reading: Reading,
     ) -> Result<()> {
@@ -250,7 +250,7 @@ impl Gathered {
                 standings.into_iter().map(|(id, standing)| (id, standing.map(Proven::plain))).collect()
             }
             Reading::Manifests => {
-                let stored = StoredPacks::list(backups).await?;
+                let stored = PackLengths::list(backups).await?;
                 prove(backups, finished, &stored, &damaged_of(condemned)).await
             }
         };
@@ -265,7 +265,7 @@ impl Gathered {
                 Err(error) => return Err(error),
             };
             match standing {
-                Standing::Finished(summary) => {
+                ManifestState::Finished(summary) => {
                     let packs = lost.union(&announced).count();
                     let packs = u64::try_from(packs).unwrap_or(u64::MAX);
                     let pages = summary.totals.bad_pages;
@@ -276,7 +276,7 @@ impl Gathered {
                     self.announced.extend(announced);
                 }
                 // Read and not found, and listed all the same: absence is proven, or nothing is deleted for it.
-                Standing::Unfinished if backups.lists_manifest(id).await? => {
+                ManifestState::Unfinished if backups.lists_manifest(id).await? => {
                     self.notes.push(format!(
                         "{}: it is listed, and the store says that it is not there. What the backup needs is not known, so it and all \
                          packs that are older stay",
@@ -285,8 +285,8 @@ impl Gathered {
                     self.unreadable.push(id);
                 }
                 // Deleted by another expire meanwhile.
-                Standing::Unfinished => {}
-                Standing::Ended(tombstone) => self.ended.push((id, tombstone.ended)),
+                ManifestState::Unfinished => {}
+                ManifestState::Ended(tombstone) => self.ended.push((id, tombstone.ended)),
             }
         }
         if reading == Reading::Copies {
@@ -320,7 +320,7 @@ impl Gathered {
     }
 
     /// Notes that a backup is to be deleted by name. What one needs that cannot be read no longer matters then.
-    pub(super) fn ask(&mut self, request: Request, now: Timestamp) {
+    pub(super) fn ask(&mut self, request: DeletionRequest, now: Timestamp) {
         let held = self.holds_on_unreadable(request.backup, now);
         if held.iter().all(|hold| hold.is_overridden(&request)) {
             self.unreadable.retain(|id| *id != request.backup);
@@ -330,9 +330,10 @@ impl Gathered {
 
     /// The holds in force on a backup that cannot be read, and those on labels: which label it has is not known.
     pub(super) fn holds_on_unreadable(&self, id: BackupId, now: Timestamp) -> Vec<Protection> {
-        let in_force = |hold: &&Held| hold.until.is_none_or(|until| now < until);
-        let may_be_on_it =
-            |hold: &&Held| (hold.backup == Some(id) || hold.label.is_some()) && self.unreadable.contains(&id);
+        let in_force = |hold: &&HoldFacts| hold.until.is_none_or(|until| now < until);
+        let may_be_on_it = |hold: &&HoldFacts| {
+            (hold.backup == Some(id) || hold.label.is_some()) && self.unreadable.contains(&id)
+        };
         let holds = self.facts.holds.iter().filter(in_force).filter(may_be_on_it);
         holds.map(|h| Protection::Hold(h.number, h.reason.clone(), h.who.clone(), h.until)).collect()
     }
@@ -350,7 +351,7 @@ impl Gathered {
             self.notes.push(format!("{dispute}: in lineage {} the stored one counts", lineage.id));
         }
         let began = histories(archive).await?;
-        let mut life = Life {
+        let mut life = RetainedLineage {
             lineage: lineage.id,
             graph: graph.clone(),
             succeeds: None,
@@ -369,7 +370,7 @@ impl Gathered {
                 Some(record) => (None, superseded.or(Some(record.settled))),
                 None => (newest(archive, timeline).await?, superseded),
             };
-            life.timelines.insert(timeline, TimelineLife { written, superseded });
+            life.timelines.insert(timeline, RetainedTimeline { written, superseded });
         }
         self.facts.lives.push(life);
         self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty() });
@@ -392,20 +393,20 @@ impl Gathered {
 
     /// Finds which lineage goes on from which.
     fn find_successors(&mut self) {
-        let registered: Vec<Registered> =
+        let registered: Vec<RegisteredLineage> =
             self.lineages.iter().map(|facts| self.registered(&facts.lineage)).collect();
         let standings = standings(&registered);
         for life in &mut self.facts.lives {
-            let retention::Standing { succeeds, superseded } =
+            let retention::LineageStanding { succeeds, superseded } =
                 standings.get(&life.lineage).copied().unwrap_or_default();
             (life.succeeds, life.superseded) = (succeeds, superseded);
         }
     }
 
-    fn registered(&self, lineage: &Lineage) -> Registered {
+    fn registered(&self, lineage: &Lineage) -> RegisteredLineage {
         let lives = self.facts.lives.iter().filter(|life| life.lineage == lineage.id);
         let backups = self.facts.backups.iter().filter(|backup| backup.lineage == lineage.id);
-        Registered {
+        RegisteredLineage {
             lineage: lineage.id,
             created: lineage.created,
             split_off: lineage.parent.is_some(),
@@ -427,7 +428,7 @@ fn damaged_of(condemned: &[NumberedCondemned]) -> CondemnedSet {
     CondemnedSet::new(damaged.map(|one| &one.condemned))
 }
 
-fn candidate(summary: &Summary, stored: Option<Timestamp>, damage: Damage) -> Candidate {
+fn candidate(summary: &BackupSummary, stored: Option<Timestamp>, damage: Damage) -> Candidate {
     let facts = &summary.facts;
     Candidate {
         id: summary.id,
@@ -457,7 +458,7 @@ async fn last_sign(backups: &Backups, id: BackupId, begun: Timestamp) -> Result<
 /// The timelines that have a history, and when it was stored.
 async fn histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
     let entries = archive.repository().store().list_all(&archive.paths().histories()).await?;
-    let history = |entry: &walpoint_storage::store::Entry| match archive.paths().parse(&entry.key)? {
+    let history = |entry: &walpoint_storage::store::ListedObject| match archive.paths().parse(&entry.key)? {
         WalEntry::File(WalFileName::History(timeline)) => Some((timeline, entry.modified)),
         _ => None,
     };

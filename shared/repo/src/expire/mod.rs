@@ -21,14 +21,14 @@
 //! objects some of which are gone: the next run goes on from there. Of a backup its intent goes first and its manifest
 //! before its packs, so it is never listed and incomplete.
 
+mod aborted;
 mod clock;
 mod condemned;
-mod dead;
 mod delete;
+mod full_disk;
 mod gather;
 mod named;
 mod report;
-mod room;
 mod roots;
 mod scan;
 mod soundness;
@@ -45,12 +45,12 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::Key;
 
 pub use self::clock::clock_ahead;
-use self::condemned::Announced;
+use self::condemned::KnownAnnouncements;
 use self::delete::Deleter;
 use self::gather::Gathered;
 pub use self::named::NamedBackup;
 pub use self::report::{ClassReport, DecisionReport, Expired};
-use self::scan::{Scan, Standards, Tally};
+use self::scan::{ListingScan, Standards, Tally};
 use crate::Repository;
 use crate::backup::{Backups, DamagedAnnouncement, ENOUGH};
 use crate::holds::DamagedHold;
@@ -113,12 +113,19 @@ pub async fn expire(
     let (ahead, made) = match compared {
         Ok(ahead) => (ahead, None),
         // A directory's clock is this machine's.
-        Err(error) if room::is_lacking(&error) => {
+        Err(error) if full_disk::is_lacking(&error) => {
             report.notes.push(
                 "the filesystem is full: what had been announced long enough ago was deleted before anything was written"
                     .to_owned(),
             );
-            (None, Some(room::make(repository, cluster, options, &mut report).await.map_err(room::explain)?))
+            (
+                None,
+                Some(
+                    full_disk::make(repository, cluster, options, &mut report)
+                        .await
+                        .map_err(full_disk::explain)?,
+                ),
+            )
         }
         Err(error) => return Err(error),
     };
@@ -126,7 +133,7 @@ pub async fn expire(
     // Stores tell whole seconds: less than two are no difference.
     let ahead = ahead.filter(|ahead| ahead.abs() >= SignedDuration::from_secs(2)).unwrap_or_default();
     let report = announce_and_delete(repository, cluster, options, ahead, report).await;
-    let mut report = report.map_err(room::explain)?;
+    let mut report = report.map_err(full_disk::explain)?;
     report.deleted(&made.unwrap_or_default());
     Ok(report)
 }
@@ -152,8 +159,8 @@ async fn announce_and_delete(
         let now = store_now();
         request = Some(named::admit(cluster, &backups, &mut gathered, named, now, &mut report).await?);
     } else if policy.drops() {
-        for id in dead::of(&gathered, store_now()) {
-            dead::bury(&backups, &mut gathered, id, &mut report, dead::SILENCE).await?;
+        for id in aborted::of(&gathered, store_now()) {
+            aborted::abort_dead(&backups, &mut gathered, id, &mut report, aborted::SILENCE).await?;
         }
     }
     let decisions = decide(&gathered.facts, &policy, store_now());
@@ -173,7 +180,7 @@ async fn announce_and_delete(
         // Nothing new is announced where only what was announced by name is deleted.
         None => by_name.then(|| roots.clone()),
     };
-    let announced = Announced::read(&backups).await?;
+    let announced = KnownAnnouncements::read(&backups).await?;
     let finished = gathered.facts.backups.iter().map(|backup| backup.id).collect();
     let standards = Standards {
         roots: &roots,
@@ -182,9 +189,9 @@ async fn announce_and_delete(
         finished: &finished,
         ripe_until: store_now() - options.grace,
     };
-    let mut scan = Scan::of(repository, cluster, standards, store_now()).await?;
+    let mut scan = ListingScan::of(repository, cluster, standards, store_now()).await?;
     if options.dry_run && options.grace.is_zero() {
-        scan.ripen();
+        scan.mark_eligible();
     }
     scan.tell(&mut report);
     if options.dry_run {
@@ -200,7 +207,7 @@ async fn announce_and_delete(
     }
 
     // Announced: now everything that may have begun before is listed again.
-    let announced = if wrote { Announced::read(&backups).await? } else { announced };
+    let announced = if wrote { KnownAnnouncements::read(&backups).await? } else { announced };
     let announced = (&announced, options.grace, store_now());
     let deleted = delete_announced(repository, cluster, &policy, announced, &mut report).await?;
     report.deleted(&deleted);
@@ -230,11 +237,12 @@ async fn delete_announced(
     repository: &Repository,
     cluster: &ClusterName,
     policy: &Policy,
-    (announced, grace, now): (&Announced, SignedDuration, Timestamp),
+    (announced, grace, now): (&KnownAnnouncements, SignedDuration, Timestamp),
     report: &mut Expired,
 ) -> Result<BTreeMap<Class, Tally>> {
     let by_name = !policy.drops();
-    let ripe = if by_name { announced.ripe_by_name(now - grace) } else { announced.ripe(now - grace) };
+    let ripe =
+        if by_name { announced.eligible_by_name(now - grace) } else { announced.eligible(now - grace) };
     if ripe.is_empty() {
         return Ok(BTreeMap::new());
     }

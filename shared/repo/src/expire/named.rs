@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
-use walpoint_plan::retention::{Protection, Request, protections};
+use walpoint_plan::retention::{DeletionRequest, Protection, protections};
 use walpoint_storage::error::{Obstacle, Override, Remedy, RepoError, Result};
 
 use super::gather::Gathered;
 use super::report::Expired;
-use super::{dead, roots};
+use super::{aborted, roots};
 use crate::backup::Backups;
 
 /// A backup that is to be deleted, whatever the rules say.
@@ -38,7 +38,7 @@ pub(super) async fn admit(
     named: &NamedBackup,
     now: Timestamp,
     report: &mut Expired,
-) -> Result<Request> {
+) -> Result<DeletionRequest> {
     let id = named.backup;
     find(cluster, backups, gathered, id)?;
     let found = protections(&gathered.facts, id, &already_gone(gathered), now);
@@ -69,10 +69,10 @@ pub(super) async fn admit(
         return Err(RepoError::Protected { what, obstacles, remedy: None });
     }
     for user in users {
-        dead::bury(backups, gathered, user, report, &named.abort_reason).await?;
+        aborted::abort_dead(backups, gathered, user, report, &named.abort_reason).await?;
     }
     let (who, even_if_last) = (named.who.clone(), named.even_if_last);
-    let request = Request { backup: id, who, at: now, despite_holds, even_if_last };
+    let request = DeletionRequest { backup: id, who, at: now, despite_holds, even_if_last };
     gathered.ask(request.clone(), now);
     Ok(request)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName};
-use walpoint_plan::retention::{Decision, Verdict};
+use walpoint_plan::retention::{Decision, RetentionVerdict};
 use walpoint_storage::error::Remark;
 use walpoint_storage::layout::Key;
 
@@ -108,9 +108,9 @@ impl From<&Decision> for DecisionReport {
             lineage: backup.lineage.to_string(),
             ended: backup.ended,
             verdict: match decision.verdict {
-                Verdict::Onward => "onward",
-                Verdict::Alone => "alone",
-                Verdict::Drop => "drop",
+                RetentionVerdict::Onward => "onward",
+                RetentionVerdict::Alone => "alone",
+                RetentionVerdict::Drop => "drop",
             },
             because: decision.because(),
             exceeds_max_age: decision.exceeds_max_age,

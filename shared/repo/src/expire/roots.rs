@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId};
 use walpoint_plan::reach::{WalNeed, WalRoots};
-use walpoint_plan::retention::{Candidate, Decision, Policy, Reason, Verdict, decide};
+use walpoint_plan::retention::{Candidate, Decision, Policy, RetentionReason, RetentionVerdict, decide};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::gather::{Gathered, LineageFacts};
@@ -202,13 +202,13 @@ fn wal(
     if !known || on_the_way || gathered.has_unreadable() || nothing_stays {
         return WalNeed::everything();
     }
-    let of = |verdict: Verdict| -> Vec<Candidate> {
+    let of = |verdict: RetentionVerdict| -> Vec<Candidate> {
         let here = decisions.iter().filter(|d| d.verdict == verdict && d.backup.lineage == lineage.id);
         here.map(|decision| decision.backup.clone()).collect()
     };
-    let (mut onward, mut alone) = (of(Verdict::Onward), of(Verdict::Alone));
+    let (mut onward, mut alone) = (of(RetentionVerdict::Onward), of(RetentionVerdict::Alone));
     // What is listed can be restored, for whatever reason it is still there.
-    let dropped = of(Verdict::Drop).into_iter();
+    let dropped = of(RetentionVerdict::Drop).into_iter();
     alone.extend(dropped.filter(|backup| spared.contains(&backup.id)));
     let running = gathered.unfinished.iter();
     let here = running.filter(|u| u.intent.as_ref().is_none_or(|intent| intent.lineage == lineage.id));
@@ -234,7 +234,7 @@ fn is_on_the_way(gathered: &Gathered, decisions: &[Decision], lineage: LineageId
     };
     decisions.iter().any(|decision| {
         let bases = decision.reasons.iter().filter_map(|reason| match reason {
-            Reason::Base(of, _) => Some(*of),
+            RetentionReason::Base(of, _) => Some(*of),
             _ => None,
         });
         bases.into_iter().any(|of| {

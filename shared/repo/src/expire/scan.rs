@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
-use walpoint_plan::retention::Request;
-use walpoint_plan::runs::{Run, Runs};
+use walpoint_plan::retention::DeletionRequest;
+use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
 
 use super::ExpireOptions;
-use super::condemned::{Announced, Named};
+use super::condemned::{AnnouncedNames, KnownAnnouncements};
 use super::report::Expired;
 use crate::Repository;
 use crate::backup::{Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedWal};
@@ -52,13 +52,13 @@ pub(super) struct Tallies {
 
 /// What a listing showed.
 #[derive(Debug)]
-pub(super) struct Scan {
+pub(super) struct ListingScan {
     tallies: BTreeMap<Class, Tallies>,
     strangers: Vec<String>,
     more_strangers: u64,
     /// Announcements of damage of which a pack or segment was seen.
     damage_seen: BTreeSet<u64>,
-    damage: Vec<(u64, Named)>,
+    damage: Vec<(u64, AnnouncedNames)>,
     backups: BTreeSet<BackupId>,
     packs: BTreeMap<BackupId, BTreeSet<u32>>,
     wal: BTreeMap<(LineageId, TimelineId), Runs>,
@@ -75,7 +75,7 @@ pub(super) struct Standards<'a> {
     /// needed before that.
     pub(super) spared: Option<&'a Roots>,
     /// What was announced.
-    pub(super) announced: &'a Announced,
+    pub(super) announced: &'a KnownAnnouncements,
     /// Finished backups.
     pub(super) finished: &'a BTreeSet<BackupId>,
     /// What was announced before then has waited long enough.
@@ -89,7 +89,7 @@ impl Tally {
     }
 }
 
-impl Scan {
+impl ListingScan {
     /// Lists and judges.
     pub(super) async fn of(
         repository: &Repository,
@@ -99,8 +99,8 @@ impl Scan {
     ) -> Result<Self> {
         let Standards { roots, spared, announced, finished, ripe_until } = standards;
         let ripe = match spared {
-            Some(_) => announced.ripe_by_name(ripe_until),
-            None => announced.ripe(ripe_until),
+            Some(_) => announced.eligible_by_name(ripe_until),
+            None => announced.eligible(ripe_until),
         };
         let (paths, all) = (ClusterPaths::new(cluster), announced.all());
         let mut scan = Self {
@@ -144,8 +144,8 @@ impl Scan {
         object: &ClusterObject,
         bytes: u64,
         roots: &Roots,
-        all: &Named,
-        ripe: &Named,
+        all: &AnnouncedNames,
+        ripe: &AnnouncedNames,
         left_alone: bool,
     ) {
         match roots.judge(object) {
@@ -181,7 +181,7 @@ impl Scan {
             _ => {
                 if let Some(stretch) = roots.stretch(object) {
                     let runs = self.wal.entry((stretch.lineage, stretch.timeline)).or_default();
-                    runs.add(Run { first: stretch.first, last: stretch.last, stored: 0 });
+                    runs.add(SegmentRun { first: stretch.first, last: stretch.last, stored: 0 });
                 }
             }
         }
@@ -206,7 +206,7 @@ impl Scan {
     }
 
     /// What is to be announced counts as announced long enough ago: without a grace period the same run deletes it.
-    pub(super) fn ripen(&mut self) {
+    pub(super) fn mark_eligible(&mut self) {
         for tallies in self.tallies.values_mut() {
             tallies.ripe.objects += tallies.condemned.objects;
             tallies.ripe.bytes = tallies.ripe.bytes.saturating_add(tallies.condemned.bytes);
@@ -226,7 +226,7 @@ impl Scan {
     pub(super) fn into_condemned(
         self,
         options: &ExpireOptions,
-        request: Option<&Request>,
+        request: Option<&DeletionRequest>,
         now: Timestamp,
     ) -> Vec<Condemned> {
         let empty = || Condemned {

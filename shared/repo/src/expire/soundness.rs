@@ -10,11 +10,11 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::ClusterObject;
 
 use super::ExpireOptions;
-use super::condemned::Announced;
+use super::condemned::KnownAnnouncements;
 use super::gather::Gathered;
 use super::scan::runs_of;
 use crate::backup::{
-    Backups, Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, CondemnedWal, PackNo, Standing,
+    Backups, Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, CondemnedWal, ManifestState, PackNo,
 };
 use crate::reach::Roots;
 
@@ -26,12 +26,12 @@ pub(super) type Pack = (BackupId, u32);
 
 /// The packs that the store has, and how long each is.
 #[derive(Debug)]
-pub(super) struct StoredPacks(BTreeMap<BackupId, Vec<(u32, u64)>>);
+pub(super) struct PackLengths(BTreeMap<BackupId, Vec<(u32, u64)>>);
 
 /// A finished backup, by its whole manifest.
 #[derive(Debug)]
 pub(super) struct Proven {
-    pub(super) standing: Standing,
+    pub(super) standing: ManifestState,
     /// Packs that it uses and that are missing, or not as long as what was written.
     pub(super) lost: BTreeSet<Pack>,
     /// Packs that it uses and that were announced as damaged.
@@ -40,7 +40,7 @@ pub(super) struct Proven {
     pub(super) manifest: bool,
 }
 
-impl StoredPacks {
+impl PackLengths {
     pub(super) async fn list(backups: &Backups) -> Result<Self> {
         let mut packs: BTreeMap<BackupId, Vec<(u32, u64)>> = BTreeMap::new();
         let mut listing = backups.store().list(&backups.paths().all_data(), None);
@@ -64,13 +64,13 @@ impl StoredPacks {
 pub(super) async fn prove(
     backups: &Backups,
     ids: Vec<BackupId>,
-    stored: &StoredPacks,
+    stored: &PackLengths,
     damaged: &CondemnedSet,
 ) -> Vec<(BackupId, Result<Proven>)> {
     let read = stream::iter(ids).map(|id| async move {
         let proven = match backups.standing(id).await {
-            Ok(Standing::Finished(summary)) => {
-                prove_one(backups, id, Standing::Finished(summary), stored, damaged).await
+            Ok(ManifestState::Finished(summary)) => {
+                prove_one(backups, id, ManifestState::Finished(summary), stored, damaged).await
             }
             Ok(standing) => Ok(Proven::plain(standing)),
             Err(error) => Err(error),
@@ -83,14 +83,14 @@ pub(super) async fn prove(
 async fn prove_one(
     backups: &Backups,
     id: BackupId,
-    standing: Standing,
-    stored: &StoredPacks,
+    standing: ManifestState,
+    stored: &PackLengths,
     damaged: &CondemnedSet,
 ) -> Result<Proven> {
     let reader = match backups.open(id).await {
         Ok(reader) => reader,
         // Deleted by another expire meanwhile, if it is not listed any more.
-        Err(RepoError::NotFound { .. }) => return Ok(Proven::plain(Standing::Unfinished)),
+        Err(RepoError::NotFound { .. }) => return Ok(Proven::plain(ManifestState::Unfinished)),
         Err(error) => return Err(error),
     };
     let (mut announced, mut unlisted) = (BTreeSet::new(), Vec::new());
@@ -117,14 +117,14 @@ async fn prove_one(
 }
 
 impl Proven {
-    pub(super) fn plain(standing: Standing) -> Self {
+    pub(super) fn plain(standing: ManifestState) -> Self {
         Self { standing, lost: BTreeSet::new(), announced: BTreeSet::new(), manifest: false }
     }
 }
 
 /// Whether a backup that is there uses something that an announcement of damage names, or may use it, or a window leads through
 /// it.
-pub(super) fn is_named(gathered: &Gathered, roots: &Roots, announced: &Announced, n: u64) -> bool {
+pub(super) fn is_named(gathered: &Gathered, roots: &Roots, announced: &KnownAnnouncements, n: u64) -> bool {
     let of = || announced.damaged().filter(|(number, _)| *number == n);
     let mut packs = of().flat_map(|(_, one)| &one.packs);
     let named = |packs: &CondemnedPacks| {

@@ -11,12 +11,12 @@ use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::retention::Rule;
 use walpoint_storage::layout::ClusterPaths;
-use walpoint_storage::store::mortal::Mortal;
+use walpoint_storage::store::crashing::CrashingStore;
 
 use super::*;
 use crate::backup::{
-    Attributes, BackupFacts, BackupWriter, BlockSize, Condemned, CondemnedPacks, CondemnedReason, HexBytes,
-    Intent, ListedState, Method, TablePath, WalStored, WriteOptions,
+    Attributes, BackupDescription, BackupWriter, BlockSize, Condemned, CondemnedPacks, CondemnedReason,
+    HexBytes, Intent, ListedState, Method, TablePath, WalStored, WriteOptions,
 };
 use crate::catalog::Catalog;
 use crate::holds::{HeldOn, Holds, Placement};
@@ -105,7 +105,7 @@ pub(crate) async fn publish(bed: &Bed, writer: BackupWriter, hours: i64) -> Back
     let (id, started) = (writer.id(), ago(hours));
     let start = id.start();
     let lineage = bed.archive.lineage();
-    let facts = BackupFacts {
+    let facts = BackupDescription {
         label: String::new(),
         agent: String::new(),
         host: String::new(),
@@ -227,7 +227,7 @@ async fn all_is_well(bed: &Bed, ids: &[BackupId]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_filesystem_is_expired() {
     let (bed, ids) = world().await;
-    let mortal = Mortal::new(bed.dir.path(), u32::MAX);
+    let mortal = CrashingStore::new(bed.dir.path(), u32::MAX);
     let repository = Repository::over("main", mortal.store(), None).await.unwrap();
     mortal.fill(5);
     let error = expire(&repository, &cluster(), &keep(2)).await.unwrap_err();

@@ -1,7 +1,7 @@
 //! What the index keeps of a segment, and of a group of segments.
 
 use walpoint_base::chain::{ChainEnd, ChainFacts};
-use walpoint_base::crossing::{Crossing, CrossingFacts, Piece, Untold};
+use walpoint_base::crossing::{Crossing, CrossingFacts, RecordPiece, Untold};
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange, xid_precedes};
 use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize, TimelineId};
 use walpoint_storage::object::ContentHash;
@@ -208,7 +208,7 @@ pub struct MarkCounts {
 struct Crossings {
     untold: Untold,
     /// What the last segment keeps of its last record.
-    open: Option<Piece>,
+    open: Option<RecordPiece>,
     /// The times of transaction ends whose transaction is not known.
     times: Option<(PgTimestamp, PgTimestamp)>,
 }

@@ -14,13 +14,13 @@ use crate::wal::WalArchive;
 const PARALLEL: usize = super::STEP;
 
 /// Segments and the bytes that each takes in the repository, parts included.
-pub type Listed = BTreeMap<SegmentNo, u64>;
+pub type SegmentSizes = BTreeMap<SegmentNo, u64>;
 
 /// What a listing of a timeline's WAL shows.
 #[derive(Clone, Default, Debug)]
 pub struct Survey {
     /// The segments.
-    pub listed: Listed,
+    pub listed: SegmentSizes,
     /// Segments of which there is an incomplete copy: a `.partial` file, or one that ended early.
     pub incomplete: BTreeSet<SegmentNo>,
     /// Whether the listing was ended before it was through.
@@ -34,7 +34,7 @@ pub async fn list(
     first: SegmentNo,
     last: SegmentNo,
     limit: usize,
-) -> Result<(Listed, bool)> {
+) -> Result<(SegmentSizes, bool)> {
     let survey = survey(archive, timeline, first, last, limit).await?;
     Ok((survey.listed, survey.cut))
 }
@@ -48,7 +48,7 @@ pub async fn survey(
     limit: usize,
 ) -> Result<Survey> {
     let size = archive.lineage().segment_size;
-    let (mut found, mut parts) = (Survey::default(), Listed::new());
+    let (mut found, mut parts) = (Survey::default(), SegmentSizes::new());
     let mut entries = archive.list(timeline, Some(first.name(timeline, size)));
     while let Some((entry, object)) = entries.try_next().await? {
         let Some(number) = entry.segment().and_then(|name| name.number(size)) else { continue };

@@ -24,7 +24,7 @@
 pub mod chain;
 pub mod entry;
 #[cfg(any(test, feature = "conformance"))]
-pub mod forge;
+pub mod fixtures;
 pub mod gather;
 pub mod page;
 pub mod read;

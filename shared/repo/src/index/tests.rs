@@ -8,7 +8,7 @@ use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts, Cut, Due};
 use walpoint_base::crossing::CrossingFacts;
 use walpoint_base::facts::{HistoryHash, SegmentMarks, TransactionRange};
 use walpoint_base::{LineageId, Lsn, PgMajor, PgTimestamp, SegmentNo, SegmentSize, SystemId, TimelineId};
-use walpoint_plan::runs::{Run, Runs};
+use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::layout::Key;
 use walpoint_storage::object::{ContentHash, MasterKey, RepositoryId, Sealer};
 use walpoint_storage::store::StoreSettings;
@@ -100,7 +100,7 @@ impl Bed {
     }
 
     pub(crate) async fn store_header(&self, header: WalHeader) {
-        forge::header_only(&self.archive, &header).await.unwrap();
+        fixtures::header_only(&self.archive, &header).await.unwrap();
     }
 
     /// Stores a segment all of which is there: zeros.
@@ -108,7 +108,7 @@ impl Bed {
         let header = header(self.archive.lineage().id, TimelineId::FIRST, number);
         let content = vec![0; usize::try_from(header.size.bytes()).unwrap()];
         let hash = self.archive.repository().sealer().content_hash(&content);
-        forge::with_content(&self.archive, &WalHeader { hash, ..header }, &content).await.unwrap();
+        fixtures::with_content(&self.archive, &WalHeader { hash, ..header }, &content).await.unwrap();
     }
 
     async fn index(&self) -> TimelineIndex {
@@ -132,12 +132,12 @@ async fn groups_are_sealed_late_arrivals_are_added_and_all_can_be_rebuilt() {
     let due =
         (3..35).map(|n| writer.note(SegmentNo(n).name(FIRST, SegmentSize::new(1 << 20).unwrap()), None));
     assert_eq!(due.filter(|due| *due).count(), 1, "thirty-two make it due");
-    assert_eq!(writer.write_due().await.unwrap(), write::Written { groups: 1, directories: 0 });
-    assert_eq!(writer.write_due().await.unwrap(), write::Written::default(), "nothing noted since");
+    assert_eq!(writer.write_due().await.unwrap(), write::IndexWritten { groups: 1, directories: 0 });
+    assert_eq!(writer.write_due().await.unwrap(), write::IndexWritten::default(), "nothing noted since");
 
     // The timeline goes on; the hole is sealed in once it is far enough.
     bed.store(stored.iter().copied().filter(|&n| n >= 1000)).await;
-    assert_eq!(writer.catch_up(FIRST).await.unwrap(), write::Written { groups: 2, directories: 1 });
+    assert_eq!(writer.catch_up(FIRST).await.unwrap(), write::IndexWritten { groups: 2, directories: 1 });
     let mut index = bed.index().await;
     assert_eq!((index.sealed_through(), index.first_unsealed()), (Some(0), SegmentNo(1024)));
     let summary = *index.summary(0).unwrap();
@@ -153,10 +153,10 @@ async fn groups_are_sealed_late_arrivals_are_added_and_all_can_be_rebuilt() {
     );
     assert_eq!(group.get(SegmentNo(77)), Some(&expected));
     assert_eq!(index.open_groups().map(|g| g.iter().count()).collect::<Vec<_>>(), [76]);
-    assert_eq!(writer.catch_up(FIRST).await.unwrap(), write::Written::default(), "idempotent");
+    assert_eq!(writer.catch_up(FIRST).await.unwrap(), write::IndexWritten::default(), "idempotent");
 
     bed.store([500]).await;
-    assert_eq!(writer.catch_up(FIRST).await.unwrap(), write::Written { groups: 1, directories: 1 });
+    assert_eq!(writer.catch_up(FIRST).await.unwrap(), write::IndexWritten { groups: 1, directories: 1 });
     let mut index = bed.index().await;
     let late = *index.summary(0).unwrap();
     assert!(late.is_plain_run() && late.generation == summary.generation + 1);
@@ -196,7 +196,7 @@ async fn what_is_known_is_neither_listed_nor_read_back() {
     writer.catch_up(FIRST).await.unwrap();
     assert_eq!(bed.index().await.summary(0).unwrap().present, 24);
     let again = IndexWriter::new(bed.archive.clone()).catch_up(FIRST).await.unwrap();
-    assert_eq!(again, write::Written::default());
+    assert_eq!(again, write::IndexWritten::default());
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn damaged_and_unfinished_index_objects_do_no_harm() {
     std::fs::remove_file(bed.path(DIRECTORY_LEVEL, 0, 1)).unwrap();
     let index = bed.index().await;
     assert_eq!((index.sealed_through(), index.open_groups().count()), (None, 2));
-    assert_eq!(writer.catch_up(FIRST).await.unwrap(), write::Written { groups: 1, directories: 1 });
+    assert_eq!(writer.catch_up(FIRST).await.unwrap(), write::IndexWritten { groups: 1, directories: 1 });
     let sealed = *bed.index().await.summary(0).unwrap();
     assert_eq!((sealed.generation, sealed.present), (2, 1024));
 
@@ -241,10 +241,10 @@ async fn damaged_and_unfinished_index_objects_do_no_harm() {
 
     // Deleted before expiry: the index forgets first.
     let mut gone = Runs::default();
-    gone.add(Run { first: SegmentNo(0), last: SegmentNo(1029), stored: 0 });
+    gone.add(SegmentRun { first: SegmentNo(0), last: SegmentNo(1029), stored: 0 });
     gone.insert(SegmentNo(1050), 0);
     writer.forget(FIRST, &gone).await.unwrap();
-    assert_eq!(writer.forget(FIRST, &gone).await.unwrap(), write::Written::default(), "nothing is left");
+    assert_eq!(writer.forget(FIRST, &gone).await.unwrap(), write::IndexWritten::default(), "nothing is left");
     let mut index = bed.index().await;
     assert_eq!(index.summary(0), None);
     let open = index.group(1).await.unwrap();

@@ -14,7 +14,7 @@ use walpoint_base::{SegmentName, SegmentNo, TimelineId};
 use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::object::SealedObject;
-use walpoint_storage::store::Claim;
+use walpoint_storage::store::NumberClaim;
 
 use super::entry::SegmentEntry;
 use super::page::{Directory, Group};
@@ -48,7 +48,7 @@ pub struct IndexWriter {
 
 /// What a write did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Written {
+pub struct IndexWritten {
     /// Groups that got a new generation.
     pub groups: usize,
     /// Directories that got a new generation.
@@ -87,8 +87,8 @@ impl IndexWriter {
     }
 
     /// Writes what is due on every timeline noted. On an error the rest stays noted: call again later.
-    pub async fn write_due(&mut self) -> Result<Written> {
-        let mut written = Written::default();
+    pub async fn write_due(&mut self) -> Result<IndexWritten> {
+        let mut written = IndexWritten::default();
         while let Some((&timeline, _)) = self.noted.iter().find(|(_, noted)| noted.len() >= STEP) {
             let noted = self.noted.get(&timeline).cloned().unwrap_or_default();
             let list = noted.values().any(Option::is_none);
@@ -100,7 +100,7 @@ impl IndexWriter {
 
     /// Indexes all that is stored of a timeline and not indexed yet, whoever stored it: after a start, and now and then.
     /// Also the way to rebuild an index that was deleted.
-    pub async fn catch_up(&mut self, timeline: TimelineId) -> Result<Written> {
+    pub async fn catch_up(&mut self, timeline: TimelineId) -> Result<IndexWritten> {
         let mut index = TimelineIndex::load(&self.archive, timeline).await?;
         let mut late = self.noted.get(&timeline).cloned().unwrap_or_default();
         let holed: Vec<u64> = index.sealed().filter(|(_, s)| !s.is_plain_run()).map(|(n, _)| n).collect();
@@ -113,11 +113,11 @@ impl IndexWriter {
                 late.entry(number).or_default();
             }
         }
-        let mut written = Written::default();
+        let mut written = IndexWritten::default();
         loop {
             let (step, more) = self.write(timeline, &late, true).await?;
             written.add(step);
-            if !more || step == Written::default() {
+            if !more || step == IndexWritten::default() {
                 self.noted.remove(&timeline);
                 return Ok(written);
             }
@@ -126,8 +126,8 @@ impl IndexWriter {
 
     /// Takes segments out of the index, wherever they lie. `expire` calls it before it deletes them, so that no index
     /// promises for long what is gone.
-    pub async fn forget(&mut self, timeline: TimelineId, gone: &Runs) -> Result<Written> {
-        let mut written = Written::default();
+    pub async fn forget(&mut self, timeline: TimelineId, gone: &Runs) -> Result<IndexWritten> {
+        let mut written = IndexWritten::default();
         let mut lost = 0;
         // Groups without any of them; no group is read twice but after a lost claim.
         let mut done = BTreeSet::new();
@@ -174,7 +174,12 @@ impl IndexWriter {
 
     /// Indexes what was noted and, if it is to `list`, the tail, or its first [`BATCH`]; says whether there is more. What was
     /// noted without an entry lies in the tail only if that is listed.
-    async fn write(&mut self, timeline: TimelineId, noted: &Noted, list: bool) -> Result<(Written, bool)> {
+    async fn write(
+        &mut self,
+        timeline: TimelineId,
+        noted: &Noted,
+        list: bool,
+    ) -> Result<(IndexWritten, bool)> {
         for _ in 0..ATTEMPTS {
             let remembered = self.written.take().filter(|index| !list && index.timeline() == timeline);
             let mut index = match remembered {
@@ -208,7 +213,7 @@ impl IndexWriter {
                 let sealed = n < group_of(unsealed);
                 let known = index.group(n).await?;
                 let new = listed.range(first_of(n)..=last_of(n)).filter(|(at, _)| known.get(**at).is_none());
-                let new: gather::Listed = new.map(|(n, stored)| (*n, *stored)).collect();
+                let new: gather::SegmentSizes = new.map(|(n, stored)| (*n, *stored)).collect();
                 let complete = is_complete(&known, &new, highest);
                 // What is not written now is found again by listing, or not at all.
                 let enough = if list && !sealed { STEP } else { 1 };
@@ -219,7 +224,7 @@ impl IndexWriter {
                     continue;
                 }
                 let mut group = index.group_to_write(n).await?;
-                let mut unread = gather::Listed::new();
+                let mut unread = gather::SegmentSizes::new();
                 for (&number, &stored) in &new {
                     if let Some(entry) = noted.get(&number).copied().flatten() {
                         group.set(number, Some(entry));
@@ -250,10 +255,10 @@ impl IndexWriter {
         index: &mut TimelineIndex,
         changed: Vec<Group>,
         enters: impl Fn(u64) -> bool,
-    ) -> Result<Option<Written>> {
+    ) -> Result<Option<IndexWritten>> {
         let timeline = index.timeline();
         let sealer = self.archive.repository().sealer();
-        let mut written = Written::default();
+        let mut written = IndexWritten::default();
         let mut directories: BTreeMap<u64, Directory> = BTreeMap::new();
         for group in changed {
             let n = group.n;
@@ -285,7 +290,7 @@ impl IndexWriter {
     }
 
     async fn claim(&self, object: SealedObject) -> Result<bool> {
-        Ok(self.archive.repository().store().claim(&object).await? == Claim::Won)
+        Ok(self.archive.repository().store().claim(&object).await? == NumberClaim::Won)
     }
 
     fn beaten(&self, timeline: TimelineId) -> RepoError {
@@ -297,7 +302,7 @@ impl IndexWriter {
     }
 }
 
-impl Written {
+impl IndexWritten {
     fn add(&mut self, other: Self) {
         self.groups += other.groups;
         self.directories += other.directories;
@@ -305,7 +310,7 @@ impl Written {
 }
 
 /// Whether a group can be sealed: it ends without a hole, or the timeline is far enough beyond it.
-fn is_complete(known: &Group, new: &gather::Listed, highest: SegmentNo) -> bool {
+fn is_complete(known: &Group, new: &gather::SegmentSizes, highest: SegmentNo) -> bool {
     let mut numbers: BTreeSet<SegmentNo> = known.iter().map(|(n, _)| n).collect();
     numbers.extend(new.keys());
     let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else { return false };

@@ -13,7 +13,7 @@ use walpoint_storage::error::RepoError;
 use walpoint_storage::layout::{ClusterObject, Key};
 
 use super::world::{FIRST, Readable, World, segment_size};
-use crate::backup::Standing;
+use crate::backup::ManifestState;
 use crate::expire::outlook;
 use crate::expire::tests::cluster;
 use crate::verify::tests::Anything;
@@ -99,7 +99,7 @@ impl World {
         std::fs::File::open(&path).unwrap().set_modified(modified).unwrap();
         let backups = self.backups().await;
         let summary = match backups.standing(id).await {
-            Ok(Standing::Finished(_)) => true,
+            Ok(ManifestState::Finished(_)) => true,
             Ok(other) => panic!("the manifest of {id} reads as {other:?}"),
             Err(RepoError::Corrupt { .. }) => false,
             Err(error) => panic!("{error}"),

@@ -9,7 +9,7 @@ use rand::seq::IteratorRandom;
 use walpoint_base::{BackupId, SegmentNo};
 use walpoint_storage::error::Result;
 
-use super::oracle::{Candidate, Fates, Keep, LABEL, built_on};
+use super::oracle::{Fates, Keep, LABEL, OracleBackup, built_on};
 use super::world::{HeldOn, Made, Readable, Silences, World, segment_size};
 use super::writing::HOURS;
 use crate::backup::ListedState;
@@ -75,8 +75,8 @@ impl World {
     /// The same where unfinished backups have stored nothing for so long.
     pub(super) fn expectation_after(&self, keep: &Keep, silences: &Silences) -> Expectation {
         let readable = self.made.iter().filter(|(_, made)| made.manifest.tells_needs());
-        let candidates: Vec<Candidate> = readable
-            .map(|(id, made)| Candidate {
+        let candidates: Vec<OracleBackup> = readable
+            .map(|(id, made)| OracleBackup {
                 id: *id,
                 ended: made.ended,
                 label: made.label.clone(),
@@ -167,7 +167,7 @@ impl World {
             }
             Err(error) => Err(error),
         };
-        let died = mortal.bury().await;
+        let died = mortal.has_crashed().await;
         self.journal.note(format!("expire: {keep:?}, grace {grace} h, dies before request {life}: {died}"));
         match done {
             Ok(report) if !died => self.check(&expected, &report, grace).boxed_local().await,

@@ -26,7 +26,7 @@ pub(super) struct Keep {
 
 /// What retention looks at of a backup.
 #[derive(Clone, Debug)]
-pub(super) struct Candidate {
+pub(super) struct OracleBackup {
     pub(super) id: BackupId,
     pub(super) ended: Timestamp,
     pub(super) label: String,
@@ -82,24 +82,17 @@ impl Keep {
     /// What is known to be damaged takes nothing's place: so many sound ones stay as if there were no others. It goes when it would
     /// go if it were sound. And whatever else stays, the newest sound one does, and leads on to the end of the archive if no
     /// other sound one does that.
-    pub(super) fn decide(&self, backups: &[Candidate], held: &BTreeSet<BackupId>, now: Timestamp) -> Fates {
-        // Positions tell which one is newer, whatever clocks say; and nothing is older than what came before it.
-        let mut settled = backups.to_vec();
-        settled.sort_by_key(|b| (b.id.start(), b.ended, b.id));
-        let mut last = Timestamp::MIN;
-        for backup in &mut settled {
-            last = last.max(backup.ended);
-            backup.ended = last;
-        }
-        let mut newest_first: Vec<&Candidate> = settled.iter().collect();
+    pub(super) fn decide(&self, all: &[OracleBackup], held: &BTreeSet<BackupId>, now: Timestamp) -> Fates {
+        let settled = settled(all);
+        let mut newest_first: Vec<&OracleBackup> = settled.iter().collect();
         newest_first.sort_by_key(|b| std::cmp::Reverse((b.ended, b.id.start(), b.id)));
-        let after = |backup: &Candidate, span: i64| {
+        let after = |backup: &OracleBackup, span: i64| {
             backup.ended > now - SignedDuration::from_hours(span) - SignedDuration::from_mins(30)
         };
-        let own_rule = |backup: &Candidate| self.labelled.is_some() && backup.label == LABEL;
-        let general: Vec<&Candidate> = newest_first.iter().copied().filter(|b| !own_rule(b)).collect();
+        let own_rule = |backup: &OracleBackup| self.labelled.is_some() && backup.label == LABEL;
+        let general: Vec<&OracleBackup> = newest_first.iter().copied().filter(|b| !own_rule(b)).collect();
         // The newest `n`, where those that are damaged do not count and are only let pass.
-        let newest = |of: &[&Candidate], n: u32| -> BTreeSet<BackupId> {
+        let newest = |of: &[&OracleBackup], n: u32| -> BTreeSet<BackupId> {
             let n = usize::try_from(n).unwrap();
             let sound = of.iter().filter(|b| b.sound).take(n);
             let damaged = of.iter().take(n).filter(|b| !b.sound);
@@ -112,7 +105,7 @@ impl Keep {
         if self.count.or(self.age.map(|_| 0)).or(self.window.map(|_| 0)).is_none() {
             by_rule.extend(general.iter().map(|b| b.id));
         }
-        let labelled: Vec<&Candidate> = newest_first.iter().copied().filter(|b| own_rule(b)).collect();
+        let labelled: Vec<&OracleBackup> = newest_first.iter().copied().filter(|b| own_rule(b)).collect();
         by_label.extend(newest(&labelled, self.labelled.unwrap_or(0)));
         if let Some(span) = self.window {
             by_window.extend(general.iter().filter(|b| after(b, span)).map(|b| b.id));
@@ -122,12 +115,12 @@ impl Keep {
                 // Nothing without a rule of its own reaches as far back: what is older than the oldest of them counts.
                 let oldest = general.last().map(|b| b.ended);
                 let older = newest_first.iter().filter(|b| oldest.is_none_or(|oldest| b.ended < oldest));
-                let (within, before): (Vec<&Candidate>, Vec<&Candidate>) =
+                let (within, before): (Vec<&OracleBackup>, Vec<&OracleBackup>) =
                     older.copied().partition(|b| after(b, span));
                 by_window.extend(within.iter().map(|b| b.id).chain(before.first().map(|b| b.id)));
             }
             // It begins with something sound: without a rule of its own if there is such a one.
-            let before = |b: &&&Candidate| b.sound && !after(b, span);
+            let before = |b: &&&OracleBackup| b.sound && !after(b, span);
             let intact = general.iter().find(before).or(newest_first.iter().find(before));
             by_window.extend(intact.map(|b| b.id));
         }
@@ -143,11 +136,12 @@ impl Keep {
 
         let mut onward = if self.window.is_some() { by_window.clone() } else { by_rule.clone() };
         if !self.drops() {
-            onward = backups.iter().map(|b| b.id).collect();
+            onward = all.iter().map(|b| b.id).collect();
         }
         let all: BTreeSet<BackupId> =
             [&by_rule, &by_label, &by_window, held, &onward].into_iter().flatten().copied().collect();
-        let staying: Vec<&Candidate> = newest_first.iter().copied().filter(|b| all.contains(&b.id)).collect();
+        let staying: Vec<&OracleBackup> =
+            newest_first.iter().copied().filter(|b| all.contains(&b.id)).collect();
         if onward.is_empty() {
             onward.extend(staying.iter().find(|b| b.sound).or(staying.first()).map(|b| b.id));
         }
@@ -171,4 +165,17 @@ impl Fates {
 /// Backups that unfinished ones may use: their parents, and what they took over.
 pub(super) fn built_on(unfinished: &BTreeMap<BackupId, Intent>) -> BTreeSet<BackupId> {
     unfinished.values().flat_map(|intent| intent.parents.iter().chain(&intent.adopted)).copied().collect()
+}
+
+/// The backups in the order of their positions, which tell which one is newer, whatever clocks say; and none is older than what came
+/// before it.
+fn settled(backups: &[OracleBackup]) -> Vec<OracleBackup> {
+    let mut settled = backups.to_vec();
+    settled.sort_by_key(|b| (b.id.start(), b.ended, b.id));
+    let mut last = Timestamp::MIN;
+    for backup in &mut settled {
+        last = last.max(backup.ended);
+        backup.ended = last;
+    }
+    settled
 }

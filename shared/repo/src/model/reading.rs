@@ -11,7 +11,7 @@ use walpoint_storage::error::{RepoError, Result};
 use super::cluster::Files;
 use super::world::{Made, Readable, World};
 use crate::backup::tests::restore;
-use crate::backup::{BackupReader, Backups, Content, WindowLimits};
+use crate::backup::{BackupReader, Backups, EntryContent, WindowLimits};
 
 /// What was restored, by path.
 type Restored = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -24,7 +24,7 @@ async fn repair(reader: &BackupReader, limits: WindowLimits, there: &Files) -> R
         let parts = window.parts();
         for part in parts {
             let path = part.entry.path.path.as_bytes();
-            let Content::File(file) = &part.entry.content else { continue };
+            let EntryContent::File(file) = &part.entry.content else { continue };
             if part.begins {
                 let old = there.get(std::str::from_utf8(path).unwrap());
                 let mut bytes = old.map_or_else(Vec::new, |bytes| bytes.to_vec());

@@ -14,7 +14,7 @@ use walpoint_storage::error::Result;
 use walpoint_storage::layout::{ClusterPaths, Key};
 use walpoint_storage::object::MasterKey;
 use walpoint_storage::store::StoreSettings;
-use walpoint_storage::store::mortal::Mortal;
+use walpoint_storage::store::crashing::CrashingStore;
 
 use super::cluster::{Cluster, Files};
 use super::writing::Writing;
@@ -192,8 +192,8 @@ impl World {
     }
 
     /// The same for a process that dies soon.
-    pub(super) async fn open_mortal(&self, life: u32) -> (Mortal, Result<Repository>) {
-        let mortal = Mortal::new(self.bed.dir.path(), life);
+    pub(super) async fn open_mortal(&self, life: u32) -> (CrashingStore, Result<Repository>) {
+        let mortal = CrashingStore::new(self.bed.dir.path(), life);
         let repository = Repository::over("main", mortal.store(), self.encrypted.then(key)).await;
         (mortal, repository)
     }

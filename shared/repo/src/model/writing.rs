@@ -18,8 +18,8 @@ use super::world::{FIRST, Made, Readable, World, segment_size};
 use crate::Repository;
 use crate::backup::tests::{attributes, facts};
 use crate::backup::{
-    BackupFacts, BackupWriter, Backups, Foundation, Intent, Lane, PackLimits, Standing, TablePath, WalStored,
-    WriteOptions,
+    BackupDescription, BackupWriter, Backups, Intent, ManifestState, PackLimits, PackStream, ReusableBackups,
+    TablePath, WalStored, WriteOptions,
 };
 use crate::expire::expire;
 use crate::expire::tests::cluster;
@@ -32,7 +32,7 @@ pub(super) struct Writing {
     pub(super) intent: Intent,
     plan: Plan,
     writer: BackupWriter,
-    lanes: Vec<Lane>,
+    lanes: Vec<PackStream>,
     /// Files that were not read, the next one last.
     left: Vec<String>,
 }
@@ -40,7 +40,7 @@ pub(super) struct Writing {
 /// What a backup will be.
 #[derive(Clone, Debug)]
 struct Plan {
-    facts: BackupFacts,
+    facts: BackupDescription,
     files: Files,
     segment: u64,
 }
@@ -61,7 +61,7 @@ impl World {
         let started = ended - SignedDuration::from_mins(10);
         let start = SegmentNo(self.segment).start(segment_size()) + 40;
         let label = if self.rng.random_bool(0.25) { LABEL } else { "" };
-        let facts = BackupFacts {
+        let facts = BackupDescription {
             label: label.to_owned(),
             started,
             ended,
@@ -78,8 +78,9 @@ impl World {
     async fn begin(&mut self, repository: &Repository, id: BackupId, plan: Plan) -> Result<Writing> {
         let backups = Backups::of(repository, &cluster());
         let full = self.rng.random_ratio(1, 12);
-        let base = if full { Foundation::default() } else { Foundation::choose(&backups.list().await?) };
-        let Foundation { parents, adopted } = base;
+        let base =
+            if full { ReusableBackups::default() } else { ReusableBackups::choose(&backups.list().await?) };
+        let ReusableBackups { parents, adopted } = base;
         let intent = Intent {
             id,
             lineage: plan.facts.lineage,
@@ -104,7 +105,7 @@ impl World {
     async fn became(&mut self, id: BackupId, plan: &Plan, stop: u64) {
         let backups = self.backups().await;
         match backups.standing(id).await.unwrap() {
-            Standing::Finished(_) => {
+            ManifestState::Finished(_) => {
                 self.unfinished.remove(&id);
                 let reader = backups.open(id).await.unwrap();
                 let manifest = reader.manifest();
@@ -128,12 +129,12 @@ impl World {
                 };
                 self.made.insert(id, made);
             }
-            Standing::Unfinished => {
+            ManifestState::Unfinished => {
                 if let Some(intent) = backups.intent(id).await.unwrap() {
                     self.unfinished.insert(id, intent);
                 }
             }
-            Standing::Ended(_) => drop(self.unfinished.remove(&id)),
+            ManifestState::Ended(_) => drop(self.unfinished.remove(&id)),
         }
     }
 
@@ -157,7 +158,7 @@ impl World {
     async fn end(&mut self, adopted: &[BackupId], by: BackupId) {
         let backups = self.backups().await;
         for dead in adopted {
-            match backups.bury(*dead, &format!("backup {by} went on with it")).await {
+            match backups.abort(*dead, &format!("backup {by} went on with it")).await {
                 Ok(()) => drop(self.unfinished.remove(dead)),
                 // It was finished meanwhile.
                 Err(RepoError::Conflict { .. }) => assert!(self.made.contains_key(dead)),
@@ -179,7 +180,7 @@ impl World {
             },
             Err(error) => Err(error),
         };
-        let died = mortal.bury().await;
+        let died = mortal.has_crashed().await;
         if let Err(error) = &done {
             assert!(died, "backup {id} failed: {error}");
         }
@@ -215,7 +216,7 @@ impl World {
         let writing = self.asleep.swap_remove(at);
         let (id, plan) = (writing.intent.id, writing.plan.clone());
         let standing = self.backups().await.standing(id).await.unwrap();
-        let (ended, over) = (!self.unfinished.contains_key(&id), matches!(standing, Standing::Ended(_)));
+        let (ended, over) = (!self.unfinished.contains_key(&id), matches!(standing, ManifestState::Ended(_)));
         let stop = self.archive().await;
         let done = writing.finish(&mut self.rng, stop).boxed_local().await;
         self.journal.note(format!("backup {id} wakes: {done:?}"));
@@ -309,18 +310,18 @@ impl Writing {
                 lane.directory(TablePath::data(path).unwrap(), attributes(path.as_bytes()))?;
             }
             lane.finish()?;
-            lanes.try_for_each(Lane::finish)
+            lanes.try_for_each(PackStream::finish)
         };
         tokio::task::spawn_blocking(work).await.unwrap()?;
         let stop_lsn = SegmentNo(stop).start(segment_size()) + 200;
-        let draft = writer.finish(BackupFacts { stop_lsn, ..plan.facts }).await?;
+        let draft = writer.finish(BackupDescription { stop_lsn, ..plan.facts }).await?;
         let (first, last) = draft.needs_wal()?;
         draft.publish(WalStored { first, last }).await.map(drop)
     }
 }
 
 /// Reads a file as the agent does: in pieces, holes as holes, and a new one perhaps by its content.
-fn write_file(lane: &mut Lane, path: &str, bytes: &[u8], rng: &mut StdRng) -> Result<()> {
+fn write_file(lane: &mut PackStream, path: &str, bytes: &[u8], rng: &mut StdRng) -> Result<()> {
     let table_path = TablePath::data(path).unwrap();
     let attributes = attributes(path.as_bytes());
     if lane.may_be_elsewhere(&table_path, u64::try_from(bytes.len()).unwrap())? {

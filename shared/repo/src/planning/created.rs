@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use walpoint_base::{CreatedTablespace, Lsn};
-use walpoint_plan::restore::created::{Replayed, TablespaceSearch};
+use walpoint_plan::restore::created::{PlannedSegment, TablespaceSearch};
 use walpoint_plan::restore::restore_plan::RestorePlan;
 use walpoint_plan::restore::stop::SegmentDecoder;
 use walpoint_storage::error::Result;
@@ -18,7 +18,10 @@ use crate::wal::WalCopies;
 const MARKED: Mark = Mark { segment: |marks| marks.tablespace, group: |counts| counts.tablespace > 0 };
 
 /// The segments that a plan replays and that hold such a record by their marks, from what was read for the plan.
-pub async fn creating_segments(lineage: &mut LineageCatalog, plan: &RestorePlan) -> Result<Vec<Replayed>> {
+pub async fn creating_segments(
+    lineage: &mut LineageCatalog,
+    plan: &RestorePlan,
+) -> Result<Vec<PlannedSegment>> {
     let mut creating = Vec::new();
     for (at, range) in plan.wal.iter().enumerate() {
         if let Some(wal) = lineage.wal_mut(range.timeline) {
@@ -40,11 +43,11 @@ pub async fn creating_segments(lineage: &mut LineageCatalog, plan: &RestorePlan)
 pub async fn created_tablespaces(
     copies: &WalCopies,
     plan: &RestorePlan,
-    creating: Option<&[Replayed]>,
+    creating: Option<&[PlannedSegment]>,
     from: Lsn,
     decoder: &Arc<dyn SegmentDecoder>,
 ) -> Result<Vec<CreatedTablespace>> {
-    let needed: BTreeSet<Replayed> = match creating {
+    let needed: BTreeSet<PlannedSegment> = match creating {
         Some(creating) => creating.iter().copied().collect(),
         None => marked::read(copies, plan, &MARKED).await?,
     };

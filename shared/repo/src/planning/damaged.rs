@@ -8,7 +8,7 @@ use walpoint_plan::restore::SegmentRange;
 use walpoint_plan::restore::hint::Hint;
 use walpoint_plan::restore::note::Note;
 use walpoint_plan::restore::planner::Verdict;
-use walpoint_plan::restore::request::Request;
+use walpoint_plan::restore::request::RestoreRequest;
 use walpoint_plan::restore::unreachable::{Unreachable, Why};
 use walpoint_storage::error::Result;
 
@@ -16,14 +16,14 @@ use crate::catalog::{Catalog, LineageCatalog};
 use crate::lineage::{DamagedLineage, Lineage};
 
 /// An error if a damaged lineage is asked for, or if there is no other.
-pub(super) fn unless_asked_for(catalog: &Catalog, request: &Request) -> Result<()> {
+pub(super) fn unless_asked_for(catalog: &Catalog, request: &RestoreRequest) -> Result<()> {
     let alone = catalog.lineages().is_empty();
     let asked = |damaged: &&DamagedLineage| request.lineage.map_or(alone, |id| id == damaged.id);
     catalog.damaged_lineages().iter().find(asked).map_or(Ok(()), |damaged| Err(damaged.error()))
 }
 
 /// A plan, or the refusal because a damaged lineage may be meant; either says which are damaged.
-pub(super) fn unless_meant(catalog: &Catalog, request: &Request, verdict: Verdict) -> Verdict {
+pub(super) fn unless_meant(catalog: &Catalog, request: &RestoreRequest, verdict: Verdict) -> Verdict {
     let of = |id: LineageId| {
         let lineages = catalog.lineages().iter().map(|lineage| lineage.lineage());
         lineages.into_iter().find(|lineage| lineage.id == id)
@@ -53,7 +53,7 @@ pub(super) fn unless_meant(catalog: &Catalog, request: &Request, verdict: Verdic
     Ok(plan)
 }
 
-fn refused(request: &Request, instead: &Lineage, damaged: &DamagedLineage) -> Unreachable {
+fn refused(request: &RestoreRequest, instead: &Lineage, damaged: &DamagedLineage) -> Unreachable {
     let (lineage, what) = (damaged.id, damaged.what.clone());
     Unreachable {
         target: request.target.clone(),

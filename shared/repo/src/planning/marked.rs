@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
-use walpoint_plan::restore::created::{Replayed, before, behind};
+use walpoint_plan::restore::created::{PlannedSegment, before, behind};
 use walpoint_plan::restore::decide::cut;
 use walpoint_plan::restore::path::SegmentRange;
 use walpoint_plan::restore::restore_plan::{ForkSource, RestorePlan};
@@ -32,7 +32,11 @@ pub(super) struct Mark {
 
 /// The segments that a plan replays and that have a mark in any of the repositories, read for this alone. What none of them knows of,
 /// as of what lies in one that could not be read, counts as marked.
-pub(super) async fn read(copies: &WalCopies, plan: &RestorePlan, mark: &Mark) -> Result<BTreeSet<Replayed>> {
+pub(super) async fn read(
+    copies: &WalCopies,
+    plan: &RestorePlan,
+    mark: &Mark,
+) -> Result<BTreeSet<PlannedSegment>> {
     let (mut found, mut known) = (BTreeSet::new(), BTreeSet::new());
     for archive in copies.archives() {
         match read_one(archive, plan, mark).await {
@@ -57,7 +61,7 @@ async fn read_one(
     archive: &WalArchive,
     plan: &RestorePlan,
     mark: &Mark,
-) -> Result<(Vec<Replayed>, Vec<Replayed>)> {
+) -> Result<(Vec<PlannedSegment>, Vec<PlannedSegment>)> {
     let mut timelines: BTreeMap<TimelineId, TimelineWal> = BTreeMap::new();
     let (mut marked, mut listed) = (Vec::new(), Vec::new());
     for (at, range) in plan.wal.iter().enumerate() {
@@ -78,7 +82,7 @@ async fn read_one(
 pub(super) async fn records<S: Send + 'static, T: Send + 'static>(
     copies: &WalCopies,
     plan: &RestorePlan,
-    needed: &BTreeSet<Replayed>,
+    needed: &BTreeSet<PlannedSegment>,
     begin: impl Fn() -> S,
     feed: impl Fn(&mut S, SegmentName, &[u8]) -> Result<Vec<T>, String> + Copy + Send + 'static,
 ) -> Result<Vec<T>> {
@@ -89,9 +93,9 @@ pub(super) async fn records<S: Send + 'static, T: Send + 'static>(
     }
     let size = copies.first().lineage().segment_size;
     let mut found = Vec::new();
-    let mut running: Option<(Replayed, S)> = None;
+    let mut running: Option<(PlannedSegment, S)> = None;
     for (at, number) in wanted {
-        let follows = |last: &Replayed| behind(&plan.wal, last.0, last.1) == Some((at, number));
+        let follows = |last: &PlannedSegment| behind(&plan.wal, last.0, last.1) == Some((at, number));
         let mut search = match running.take() {
             Some((last, search)) if follows(&last) => search,
             _ => begin(),

@@ -24,7 +24,7 @@ use walpoint_plan::restore::hint::Hint;
 use walpoint_plan::restore::likely::likely;
 use walpoint_plan::restore::note::Note;
 use walpoint_plan::restore::planner::{Verdict, plan as plan_in};
-use walpoint_plan::restore::request::Request;
+use walpoint_plan::restore::request::RestoreRequest;
 use walpoint_plan::restore::restore_plan::RestorePlan;
 use walpoint_plan::restore::stop::SegmentDecoder;
 use walpoint_plan::restore::unreachable::{LineageMoment, Unreachable, Why};
@@ -39,7 +39,7 @@ use crate::catalog::{BrokenChain, Catalog, LineageCatalog};
 pub async fn plan(
     repository: &Repository,
     cluster: &ClusterName,
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
 ) -> Result<Verdict> {
@@ -52,7 +52,7 @@ pub async fn plan(
 pub async fn prove(
     repository: &Repository,
     cluster: &ClusterName,
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
 ) -> Result<Verdict> {
@@ -62,7 +62,7 @@ pub async fn prove(
 /// Proves a plan with a catalog that was loaded a moment ago.
 pub async fn prove_from(
     catalog: &mut Catalog,
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
 ) -> Result<Verdict> {
@@ -92,7 +92,7 @@ pub async fn prove_from(
 /// A lineage whose facts are damaged may be the one that "latest" means: that plan is refused, others say so.
 pub async fn plan_from(
     catalog: &mut Catalog,
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
 ) -> Result<Verdict> {
@@ -103,7 +103,7 @@ pub async fn plan_from(
 
 async fn plan_in_readable(
     catalog: &mut Catalog,
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
 ) -> Result<Verdict> {
@@ -141,7 +141,7 @@ async fn plan_in_readable(
 async fn unless_older_is_in_use(
     catalog: &mut Catalog,
     (family, older): (&[usize], &[Vec<usize>]),
-    request: &Request,
+    request: &RestoreRequest,
     mut plan: RestorePlan,
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
@@ -174,7 +174,7 @@ async fn unless_older_is_in_use(
 async fn plan_in_family(
     catalog: &mut Catalog,
     family: &[usize],
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
 ) -> Result<Option<Verdict>> {
@@ -248,7 +248,7 @@ fn families(catalog: &Catalog, only: Option<LineageId>) -> Vec<Vec<usize>> {
 
 async fn plan_in_lineage(
     lineage: &mut LineageCatalog,
-    request: &Request,
+    request: &RestoreRequest,
     decoder: &Arc<dyn SegmentDecoder>,
     now: Timestamp,
 ) -> Result<Verdict> {
@@ -298,7 +298,7 @@ fn split_off_note(catalog: &Catalog, plan: &RestorePlan) -> Option<Note> {
 }
 
 /// Several members of a family have the target, each with another content.
-fn several_lineages(catalog: &Catalog, request: &Request, plans: &[RestorePlan]) -> Unreachable {
+fn several_lineages(catalog: &Catalog, request: &RestoreRequest, plans: &[RestorePlan]) -> Unreachable {
     let lineage = |id: LineageId| catalog.lineages().iter().find(|lineage| lineage.id() == id);
     let moment = |plan: &RestorePlan| LineageMoment {
         lineage: plan.lineage,
@@ -326,7 +326,7 @@ fn several_lineages(catalog: &Catalog, request: &Request, plans: &[RestorePlan])
 
 /// Whether a lineage from which a target cannot be recovered may be the one that is meant: WAL of its own leads there, or leads
 /// on.
-fn may_be_meant(why: &Why, request: &Request) -> bool {
+fn may_be_meant(why: &Why, request: &RestoreRequest) -> bool {
     match why {
         Why::MissingWal { .. }
         | Why::MinimalWal { .. }
@@ -378,7 +378,7 @@ fn may_be_older(why: &Why) -> bool {
 /// The segments are all there, and recovery cannot pass from one to the next.
 fn not_continued(
     plan: &RestorePlan,
-    request: &Request,
+    request: &RestoreRequest,
     lineage: &LineageCatalog,
     broken: BrokenChain,
 ) -> Unreachable {
@@ -401,7 +401,7 @@ fn not_continued(
     }
 }
 
-fn no_lineage(catalog: &Catalog, request: &Request) -> Unreachable {
+fn no_lineage(catalog: &Catalog, request: &RestoreRequest) -> Unreachable {
     let known: Vec<LineageId> = catalog.lineages().iter().map(LineageCatalog::id).collect();
     let (why, hint) = match request.lineage.filter(|_| !known.is_empty()) {
         Some(id) => (Why::UnknownLineage(id), Hint::KnownLineages(known)),

@@ -12,7 +12,7 @@ use walpoint_plan::restore::hint::Hint;
 use walpoint_plan::restore::note::Note;
 use walpoint_plan::restore::path::Path;
 use walpoint_plan::restore::planner::Verdict;
-use walpoint_plan::restore::request::Request;
+use walpoint_plan::restore::request::RestoreRequest;
 use walpoint_plan::restore::restore_plan::RestorePlan;
 use walpoint_plan::restore::unreachable::{LineageMoment, Unreachable, Why};
 use walpoint_storage::error::Result;
@@ -23,7 +23,7 @@ use crate::catalog::{Catalog, LineageCatalog};
 /// newest first.
 pub(super) async fn unless_newer_is_meant(
     catalog: &mut Catalog,
-    request: &Request,
+    request: &RestoreRequest,
     skipped: &[Vec<usize>],
     mut plan: RestorePlan,
 ) -> Result<Verdict> {
@@ -121,7 +121,7 @@ async fn may_have(
 
 fn newest_without_backup(
     lineage: &LineageCatalog,
-    request: &Request,
+    request: &RestoreRequest,
     newest: LineageMoment,
     plan: &RestorePlan,
 ) -> Unreachable {

@@ -12,4 +12,4 @@ mod roots;
 #[cfg(test)]
 mod tests;
 
-pub use self::roots::{Class, Judgement, Roots, Stretch};
+pub use self::roots::{Class, Judgement, LineageSegments, Roots};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use walpoint_base::{BackupId, LineageId, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::reach::WalNeed;
-use walpoint_plan::runs::{Run, Runs};
+use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::layout::{ClusterObject, WalEntry};
 
 use crate::index::{DIRECTORY_LEVEL, FANOUT, first_of, last_of};
@@ -57,7 +57,7 @@ pub enum Judgement {
 
 /// Consecutive segments of a timeline.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Stretch {
+pub struct LineageSegments {
     /// The lineage.
     pub lineage: LineageId,
     /// The timeline.
@@ -146,7 +146,7 @@ impl Roots {
                 let next = needed.from(cursor);
                 let end = next.map_or(run.last, |n| SegmentNo(n.first.0.saturating_sub(1)).min(run.last));
                 if next.is_none_or(|next| next.first > cursor) {
-                    rest.add(Run { first: cursor, last: end, stored: 0 });
+                    rest.add(SegmentRun { first: cursor, last: end, stored: 0 });
                 }
                 let Some(next) = next else { break };
                 cursor = next.last.next();
@@ -179,7 +179,7 @@ impl Roots {
     }
 
     /// The segments that an object is about; `None` for what is not about WAL, and where nobody knows.
-    pub fn stretch(&self, object: &ClusterObject) -> Option<Stretch> {
+    pub fn stretch(&self, object: &ClusterObject) -> Option<LineageSegments> {
         let (lineage, timeline, first, last) = match *object {
             ClusterObject::Wal(lineage, entry) => {
                 let name = entry.segment()?;
@@ -196,11 +196,13 @@ impl Roots {
             }
             _ => return None,
         };
-        Some(Stretch { lineage, timeline, first, last })
+        Some(LineageSegments { lineage, timeline, first, last })
     }
 
     fn needs_stretch(&self, object: &ClusterObject) -> bool {
-        let Some(Stretch { lineage, timeline, first, last }) = self.stretch(object) else { return true };
+        let Some(LineageSegments { lineage, timeline, first, last }) = self.stretch(object) else {
+            return true;
+        };
         self.needs_segments(lineage, timeline, first, last)
     }
 

@@ -16,7 +16,9 @@ use walpoint_storage::layout::{ClusterPaths, Key};
 
 use super::report::VerifyFinding;
 use super::{ContentCheck, Run};
-use crate::backup::{BackupFacts, BackupReader, BlockRef, PackUnit, PackUse, Standing, Window, WindowLimits};
+use crate::backup::{
+    BackupDescription, BackupReader, BlockRef, ManifestState, PackUnit, PackUse, ReadWindow, WindowLimits,
+};
 
 /// Units on their way: at most 8 MiB each, mostly a third.
 const AT_ONCE: usize = 4;
@@ -150,7 +152,7 @@ impl Run<'_> {
             return Ok(true);
         }
         let is_gone = match self.backups.standing(id).await {
-            Ok(standing) => !matches!(standing, Standing::Finished(_)),
+            Ok(standing) => !matches!(standing, ManifestState::Finished(_)),
             Err(RepoError::Corrupt { .. }) => false,
             Err(error) => return Err(error),
         };
@@ -283,7 +285,7 @@ fn known_bad(reader: &BackupReader) -> BTreeSet<(String, u64)> {
 async fn unit_of(
     reader: BackupReader,
     unit: PackUnit,
-    window: Arc<Window>,
+    window: Arc<ReadWindow>,
     known: Arc<BTreeSet<(String, u64)>>,
     check: Arc<dyn ContentCheck>,
 ) -> Result<Checked> {
@@ -291,7 +293,7 @@ async fn unit_of(
     crate::cpu::run(move || {
         let facts = &reader.manifest().summary.facts;
         // Every page counts for it.
-        let strict = BackupFacts { start_lsn: Lsn(u64::MAX), ..facts.clone() };
+        let strict = BackupDescription { start_lsn: Lsn(u64::MAX), ..facts.clone() };
         let (mut bytes, mut recorded, mut bad, mut excused) = (0u64, 0u64, Vec::new(), Vec::new());
         reader.scatter::<RepoError>(&unit, &fetched, |piece| {
             bytes += u64::try_from(piece.bytes.len()).unwrap_or(0);

@@ -9,14 +9,14 @@ use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
 use walpoint_plan::reach::{WalNeed, WalRoots};
 use walpoint_plan::restore::windows::{self, Consistency};
 use walpoint_plan::restore::{Facts, SegmentRange};
-use walpoint_plan::retention::{Candidate, Decision, Reason, Verdict};
+use walpoint_plan::retention::{Candidate, Decision, RetentionReason, RetentionVerdict};
 use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{Remedy, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
 use super::report::{Cure, VerifyFinding};
 use super::{Depth, Run};
-use crate::backup::{CondemnedReason, Listed, ListedState};
+use crate::backup::{CondemnedReason, ListedBackup, ListedState};
 use crate::catalog::{Catalog, LineageCatalog};
 use crate::expire::Outlook;
 use crate::lineage::{LOST_LINEAGE, Lineage};
@@ -146,7 +146,7 @@ impl Run<'_> {
     }
 
     /// What was finished and has lost its manifest, unless it is being deleted; and what was begun long ago and has no end.
-    async fn unfinished(&mut self, listed: &[Listed]) -> Result<()> {
+    async fn unfinished(&mut self, listed: &[ListedBackup]) -> Result<()> {
         let mut lost: BTreeSet<BackupId> =
             listed.iter().filter(|one| one.lost_its_manifest()).map(|one| one.id).collect();
         let finished = listed.iter().filter(|one| matches!(one.state, ListedState::Finished(_)));
@@ -191,7 +191,7 @@ impl Run<'_> {
 
     /// Those who wrote packs that no manifest names, and of whom nothing else is there. What begins just now has an intent before it
     /// has a pack, and may not have been listed yet.
-    async fn without_a_name(&self, listed: &[Listed]) -> Result<Vec<BackupId>> {
+    async fn without_a_name(&self, listed: &[ListedBackup]) -> Result<Vec<BackupId>> {
         let (paths, store) = (ClusterPaths::new(self.cluster), self.repository.store());
         let mut found = Vec::new();
         for name in store.list_dirs(&paths.all_data()).await? {
@@ -245,18 +245,24 @@ impl Run<'_> {
     async fn promised(&mut self, catalog: &mut LineageCatalog, decisions: &[Decision]) -> Result<NeededWal> {
         let (lineage, size) = (catalog.lineage().clone(), catalog.lineage().segment_size);
         let here = |decision: &&Decision| {
-            let base =
-                decision.reasons.iter().any(|why| matches!(why, Reason::Base(of, _) if *of == lineage.id));
+            let base = decision
+                .reasons
+                .iter()
+                .any(|why| matches!(why, RetentionReason::Base(of, _) if *of == lineage.id));
             (decision.backup.lineage == lineage.id || base) && self.ids.contains(&decision.backup.id)
         };
-        let of = |verdicts: &[Verdict]| -> Vec<Candidate> {
+        let of = |verdicts: &[RetentionVerdict]| -> Vec<Candidate> {
             let some = decisions.iter().filter(here).filter(|d| verdicts.contains(&d.verdict));
             some.map(|decision| decision.backup.clone()).collect()
         };
         let one = self.options.backup.is_some();
         let (onward, alone) = match one {
-            true => (Vec::new(), of(&[Verdict::Onward, Verdict::Alone, Verdict::Drop])),
-            false => (of(&[Verdict::Onward]), of(&[Verdict::Alone, Verdict::Drop])),
+            true => {
+                (Vec::new(), of(&[RetentionVerdict::Onward, RetentionVerdict::Alone, RetentionVerdict::Drop]))
+            }
+            false => {
+                (of(&[RetentionVerdict::Onward]), of(&[RetentionVerdict::Alone, RetentionVerdict::Drop]))
+            }
         };
         let need = WalNeed::of(&WalRoots {
             graph: &catalog.facts().graph,
@@ -273,8 +279,11 @@ impl Run<'_> {
         let mut there = BTreeMap::new();
         for timeline in timelines {
             let mut wanted = wanted(catalog, &need, timeline).await?;
-            let range =
-                |run: &walpoint_plan::runs::Run| SegmentRange { timeline, first: run.first, last: run.last };
+            let range = |run: &walpoint_plan::runs::SegmentRun| SegmentRange {
+                timeline,
+                first: run.first,
+                last: run.last,
+            };
             let ranges: Vec<SegmentRange> = wanted.iter().map(range).collect();
             // What the index alone has is a gap.
             if !catalog.confirm(&ranges).await? {

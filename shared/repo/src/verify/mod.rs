@@ -37,7 +37,7 @@ use walpoint_storage::layout::ClusterPaths;
 
 pub use self::report::{Cure, Verified, VerifyFinding};
 use crate::Repository;
-use crate::backup::{BackupFacts, Backups, CondemnedReason, NumberedCondemned, TablePath};
+use crate::backup::{BackupDescription, Backups, CondemnedReason, NumberedCondemned, TablePath};
 use crate::expire::Outlook;
 
 /// How much is read.
@@ -72,7 +72,7 @@ pub trait ContentCheck: Send + Sync {
     /// each wrong one with its block in the file and the checksums stored and computed.
     fn pages(
         &self,
-        facts: &BackupFacts,
+        facts: &BackupDescription,
         path: &TablePath,
         offset: u64,
         bytes: &[u8],

@@ -14,7 +14,7 @@ use walpoint_base::{BackupId, SegmentName, SegmentNo, WalFileName};
 use walpoint_storage::error::{RepoError, Result, error_chain, found};
 use walpoint_storage::layout::{ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
-use walpoint_storage::store::Claim;
+use walpoint_storage::store::NumberClaim;
 
 use super::light::NeededWal;
 use super::{Depth, Run};
@@ -175,7 +175,7 @@ impl Run<'_> {
             });
         let store = self.repository.store();
         match store.claim(&sealed.map_err(|e| internal(e.to_string()))?).await {
-            Ok(Claim::Won) if last > 0 => {
+            Ok(NumberClaim::Won) if last > 0 => {
                 if let Ok(key) = paths.lease(TASK, last) {
                     match store.delete(&key).await {
                         // The highest number counts, whatever else is there.

@@ -12,7 +12,7 @@ use walpoint_base::facts::HistoryHash;
 use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 use walpoint_plan::retention::Policy;
 use walpoint_storage::layout::ClusterPaths;
-use walpoint_storage::store::mortal::Mortal;
+use walpoint_storage::store::crashing::CrashingStore;
 
 use super::*;
 use crate::backup::{
@@ -26,7 +26,15 @@ use crate::index::tests::Bed;
 pub(crate) struct Anything;
 
 impl ContentCheck for Anything {
-    fn pages(&self, _: &BackupFacts, _: &TablePath, _: u64, _: &[u8], _: &mut dyn FnMut(u64, u16, u16)) {}
+    fn pages(
+        &self,
+        _: &BackupDescription,
+        _: &TablePath,
+        _: u64,
+        _: &[u8],
+        _: &mut dyn FnMut(u64, u16, u16),
+    ) {
+    }
 
     fn wal(&self) -> Box<dyn WalCheck> {
         Box::new(Anything)
@@ -224,7 +232,7 @@ async fn samples_go_on_where_the_last_one_stopped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn samples_go_on_though_nothing_can_be_deleted() {
     let (bed, _) = readable_world().await;
-    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    let store = CrashingStore::new(bed.dir.path(), u32::MAX);
     store.lock(Some("clusters/"));
     let repository = Repository::over("main", store.store(), None).await.unwrap();
     let outlook = outlook(&repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();

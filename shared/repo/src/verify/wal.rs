@@ -11,7 +11,7 @@ use super::light::NeededWal;
 use super::report::{Cure, VerifyFinding};
 use super::{Run, WalCheck};
 use crate::backup::CondemnedReason;
-use crate::wal::{WalArchive, WalFile};
+use crate::wal::{FetchedWal, WalArchive};
 
 /// Segments that are read ahead.
 const AHEAD: usize = 2;
@@ -100,7 +100,7 @@ impl Run<'_> {
         &mut self,
         archive: &WalArchive,
         name: SegmentName,
-        file: WalFile,
+        file: FetchedWal,
         mut check: Box<dyn WalCheck>,
         long: bool,
         quiet: bool,
@@ -249,13 +249,13 @@ async fn is_behind_a_gap(archive: &WalArchive, name: SegmentName) -> Result<bool
 }
 
 /// Reads a long segment a part at a time.
-async fn hashed(archive: &WalArchive, name: SegmentName) -> Result<Option<WalFile>> {
+async fn hashed(archive: &WalArchive, name: SegmentName) -> Result<Option<FetchedWal>> {
     let Some(mut reader) = archive.read(WalFileName::Segment(name)).await? else { return Ok(None) };
     let mut buffer = Vec::new();
     while !reader.is_done() {
         buffer = reader.next_part(buffer).await?;
     }
-    Ok(Some(WalFile { header: reader.header().cloned(), content: Vec::new() }))
+    Ok(Some(FetchedWal { header: reader.header().cloned(), content: Vec::new() }))
 }
 
 async fn graph(archive: &WalArchive) -> Result<TimelineGraph> {

@@ -16,7 +16,7 @@ use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::AbandonedUntil;
 
 use super::WalArchive;
-use crate::lineage::Fork;
+use crate::lineage::LineageFork;
 
 /// Who gave a timeline up, and why.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Abandonment {
     pub until: SegmentName,
     /// The timeline that it left, and where; `None` if it has no ancestors, or no history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fork: Option<Fork>,
+    pub fork: Option<LineageFork>,
     /// Why it does not count.
     pub reason: String,
     /// Who says so.
@@ -49,14 +49,14 @@ impl std::fmt::Display for Abandonment {
 impl Abandonment {
     /// What it is called.
     fn name(&self) -> AbandonedUntil {
-        let fork = self.fork.map(|Fork { timeline, lsn }| (timeline, lsn));
+        let fork = self.fork.map(|LineageFork { timeline, lsn }| (timeline, lsn));
         AbandonedUntil { until: self.until, fork }
     }
 }
 
 /// What a repository says of where a timeline begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Origin {
+pub enum TimelineOrigin {
     /// Its stored history: the timeline that it left, and where; `None` if it has no ancestors.
     Stored(Option<(TimelineId, Lsn)>),
     /// No history is stored.
@@ -65,7 +65,7 @@ pub enum Origin {
     Damaged,
 }
 
-impl Origin {
+impl TimelineOrigin {
     /// Of a stored history.
     pub fn of(history: &TimelineHistory) -> Self {
         Self::Stored(history.parent().map(|entry| (entry.parent, entry.switch)))
@@ -83,11 +83,11 @@ impl Origin {
 
 impl WalArchive {
     /// Where a timeline begins, as its stored history says.
-    pub async fn origin_of(&self, timeline: TimelineId) -> Result<Origin> {
+    pub async fn origin_of(&self, timeline: TimelineId) -> Result<TimelineOrigin> {
         match self.history(timeline).await {
-            Ok(Some(history)) => Ok(Origin::of(&history)),
-            Ok(None) => Ok(Origin::Absent),
-            Err(RepoError::Corrupt { .. }) => Ok(Origin::Damaged),
+            Ok(Some(history)) => Ok(TimelineOrigin::of(&history)),
+            Ok(None) => Ok(TimelineOrigin::Absent),
+            Err(RepoError::Corrupt { .. }) => Ok(TimelineOrigin::Damaged),
             Err(error) => Err(error),
         }
     }
@@ -117,7 +117,7 @@ impl WalArchive {
             format: walpoint_storage::object::FORMAT_VERSION,
             timeline: name.until.timeline,
             until: name.until,
-            fork: name.fork.map(|(timeline, lsn)| Fork { timeline, lsn }),
+            fork: name.fork.map(|(timeline, lsn)| LineageFork { timeline, lsn }),
             reason: reason.to_owned(),
             who: who.to_owned(),
             settled: now(),

@@ -13,13 +13,13 @@ use super::WalArchive;
 
 /// Takes a file and hashes what it begins with.
 #[derive(Debug)]
-pub struct Beginning {
+pub struct BeginningHasher {
     hasher: blake3::Hasher,
     /// Bytes that are still missing.
     left: u64,
 }
 
-impl Beginning {
+impl BeginningHasher {
     /// The first `length` bytes count.
     pub fn of(length: u64) -> Self {
         Self { hasher: blake3::Hasher::new(), left: length }
@@ -31,7 +31,7 @@ impl Beginning {
     }
 }
 
-impl Write for Beginning {
+impl Write for BeginningHasher {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let counted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
         self.hasher.update(buffer.get(..counted).unwrap_or(buffer));
@@ -56,7 +56,7 @@ impl WalArchive {
             let store = self.repository().store().name().to_owned();
             return Err(RepoError::NotFound { key: self.paths().file(name), store });
         };
-        Ok(reader.write_to(Beginning::of(length)).await?.0.hash())
+        Ok(reader.write_to(BeginningHasher::of(length)).await?.0.hash())
     }
 }
 
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn what_lies_behind_the_beginning_makes_no_difference() {
         let hash = |pieces: &[&str], length| {
-            let mut beginning = Beginning::of(length);
+            let mut beginning = BeginningHasher::of(length);
             pieces.iter().for_each(|piece| beginning.write_all(piece.as_bytes()).unwrap());
             beginning.hash()
         };

@@ -11,7 +11,7 @@ use walpoint_storage::object::Keeper;
 
 /// What a file to be archived holds. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Content {
+pub struct WalContent {
     kind: Kind,
     /// Bytes from here on count as zero.
     valid: u64,
@@ -25,7 +25,7 @@ enum Kind {
     File(Arc<File>, u64),
 }
 
-impl Content {
+impl WalContent {
     /// A file of the length it has now. It must not change until it is stored; if it does, storing fails.
     pub fn file(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
@@ -91,13 +91,13 @@ impl Content {
     }
 }
 
-impl From<Bytes> for Content {
+impl From<Bytes> for WalContent {
     fn from(bytes: Bytes) -> Self {
         Self { kind: Kind::Memory(bytes), valid: u64::MAX, keeper: None }
     }
 }
 
-impl From<Vec<u8>> for Content {
+impl From<Vec<u8>> for WalContent {
     fn from(bytes: Vec<u8>) -> Self {
         Bytes::from(bytes).into()
     }

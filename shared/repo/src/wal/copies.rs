@@ -7,7 +7,7 @@ use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::WalArchive;
-use super::get::WalFile;
+use super::get::FetchedWal;
 use super::header::WalHeader;
 
 /// The archives of one lineage, in the order in which they are asked.
@@ -45,12 +45,12 @@ impl WalCopies {
     }
 
     /// A file of that name, checked, as [`WalArchive::get`].
-    pub async fn get(&self, name: WalFileName) -> Result<Option<WalFile>> {
+    pub async fn get(&self, name: WalFileName) -> Result<Option<FetchedWal>> {
         self.sound(async |archive: &WalArchive| archive.get(name).await).await
     }
 
     /// The incomplete copy of a segment, checked, as [`WalArchive::get_incomplete`].
-    pub async fn get_incomplete(&self, segment: SegmentName) -> Result<Option<WalFile>> {
+    pub async fn get_incomplete(&self, segment: SegmentName) -> Result<Option<FetchedWal>> {
         self.sound(async |archive: &WalArchive| archive.get_incomplete(segment).await).await
     }
 

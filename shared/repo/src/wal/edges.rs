@@ -3,7 +3,7 @@
 
 use walpoint_base::Lsn;
 use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts, Cut, Due};
-use walpoint_base::crossing::{CrossingFacts, PIECE, Piece};
+use walpoint_base::crossing::{CrossingFacts, PIECE, RecordPiece};
 use walpoint_base::facts::SegmentMarks;
 use walpoint_storage::object::bytes::Fields;
 
@@ -115,7 +115,7 @@ pub(crate) fn decode_edges(f: &mut Fields<'_>, flags: u32, last: Option<Lsn>) ->
 /// than there are bytes, and 0 where there is no record.
 pub(crate) fn encode_crossing(crossing: &CrossingFacts, out: &mut Vec<u8>) {
     let CrossingFacts { open, rest } = crossing;
-    let open = open.as_ref().map(Piece::bytes);
+    let open = open.as_ref().map(RecordPiece::bytes);
     for (length, bytes) in [
         (open.map_or(0, |bytes| bytes.len() + 1), open.unwrap_or_default()),
         (rest.bytes().len(), rest.bytes()),
@@ -136,8 +136,8 @@ pub(crate) fn decode_crossing(f: &mut Fields<'_>) -> Option<CrossingFacts> {
     let (open_length, open) = piece()?;
     let (rest_length, rest) = piece()?;
     let open = match open_length.checked_sub(1) {
-        Some(length) => Some(Piece::of(open.get(..length)?)),
+        Some(length) => Some(RecordPiece::of(open.get(..length)?)),
         None => None,
     };
-    Some(CrossingFacts { open, rest: Piece::of(rest.get(..rest_length)?) })
+    Some(CrossingFacts { open, rest: RecordPiece::of(rest.get(..rest_length)?) })
 }

@@ -20,14 +20,14 @@ use crate::cpu;
 
 /// A file that was read back and checked as a whole.
 #[derive(Clone, PartialEq, Eq)]
-pub struct WalFile {
+pub struct FetchedWal {
     /// What is stored about a segment; `None` for PostgreSQL's other files.
     pub header: Option<WalHeader>,
     /// Its bytes.
     pub content: Vec<u8>,
 }
 
-impl fmt::Debug for WalFile {
+impl fmt::Debug for FetchedWal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "WalFile({:?}, {} bytes)", self.header, self.content.len())
     }
@@ -53,7 +53,7 @@ enum Rest {
 }
 
 /// One object of content.
-struct Stretch {
+struct PartRange {
     kinds: Vec<ObjectKind>,
     key: Key,
     bytes: Bytes,
@@ -63,39 +63,39 @@ struct Stretch {
 
 impl WalArchive {
     /// A file of that name, checked; `None` if the store has none. A segment's `.partial` and `.ended` are other names.
-    pub async fn get(&self, name: WalFileName) -> Result<Option<WalFile>> {
+    pub async fn get(&self, name: WalFileName) -> Result<Option<FetchedWal>> {
         self.get_into(name, Vec::new()).await
     }
 
     /// As [`Self::get`], into a buffer that is emptied first, to be used again and again.
-    pub fn get_into(&self, name: WalFileName, buffer: Vec<u8>) -> BoxFuture<'_, Result<Option<WalFile>>> {
+    pub fn get_into(&self, name: WalFileName, buffer: Vec<u8>) -> BoxFuture<'_, Result<Option<FetchedWal>>> {
         if self.beside().is_empty() {
             return self.get_here(name, buffer).boxed();
         }
-        let sound = |file: &WalFile| file.header.as_ref().is_none_or(|header| !header.damaged);
+        let sound = |file: &FetchedWal| file.header.as_ref().is_none_or(|header| !header.damaged);
         let ask = move |archive: Self| async move { archive.get_here(name, Vec::new()).await }.boxed();
         self.first_sound(ask, sound).boxed()
     }
 
-    async fn get_here(&self, name: WalFileName, mut buffer: Vec<u8>) -> Result<Option<WalFile>> {
+    async fn get_here(&self, name: WalFileName, mut buffer: Vec<u8>) -> Result<Option<FetchedWal>> {
         buffer.clear();
         let Some(mut reader) = self.read_here(name).await? else { return Ok(None) };
         let mut read = reader.next_part(buffer).await?;
         while !reader.is_done() {
             read = reader.append_part(read).await?;
         }
-        Ok(Some(WalFile { header: reader.header, content: read }))
+        Ok(Some(FetchedWal { header: reader.header, content: read }))
     }
 
     /// The incomplete copy of a segment that holds most, checked: a `.partial` file or one that ended early; `None` if the store
     /// has none.
-    pub async fn get_incomplete(&self, segment: SegmentName) -> Result<Option<WalFile>> {
+    pub async fn get_incomplete(&self, segment: SegmentName) -> Result<Option<FetchedWal>> {
         let Some(mut reader) = self.read_incomplete(segment).await? else { return Ok(None) };
         let mut read = reader.next_part(Vec::new()).await?;
         while !reader.is_done() {
             read = reader.append_part(read).await?;
         }
-        Ok(Some(WalFile { header: reader.header, content: read }))
+        Ok(Some(FetchedWal { header: reader.header, content: read }))
     }
 
     /// Opens a file of that name to be read a part at a time; `None` if the store has none.
@@ -345,7 +345,7 @@ impl WalReader {
         mut self,
         mut writer: W,
     ) -> Result<(W, Option<WalHeader>)> {
-        while let Some(Stretch { kinds, key, bytes, expected }) = self.next_object().await? {
+        while let Some(PartRange { kinds, key, bytes, expected }) = self.next_object().await? {
             let sealer = self.archive.sealer().clone();
             let mut whole = match &mut self.rest {
                 Rest::Whole(_) => None,
@@ -393,7 +393,7 @@ impl WalReader {
                 Err(error @ RepoError::Corrupt { .. }) => return Ok((writer, Some(error))),
                 next => next?,
             };
-            let Some(Stretch { kinds, key, bytes, .. }) = next else { return Ok((writer, None)) };
+            let Some(PartRange { kinds, key, bytes, .. }) = next else { return Ok((writer, None)) };
             let sealer = self.archive.sealer().clone();
             let (returned, read) = cpu::run(move || {
                 let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(&key, e);
@@ -422,7 +422,7 @@ impl WalReader {
     }
 
     async fn append_part(&mut self, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
-        let Some(Stretch { kinds, key, bytes, expected }) = self.next_object().await? else {
+        let Some(PartRange { kinds, key, bytes, expected }) = self.next_object().await? else {
             return Ok(buffer);
         };
         let sealer = self.archive.sealer().clone();
@@ -443,7 +443,7 @@ impl WalReader {
     }
 
     /// The object that holds what comes next; `None` when all was handed out.
-    async fn next_object(&mut self) -> Result<Option<Stretch>> {
+    async fn next_object(&mut self) -> Result<Option<PartRange>> {
         match &mut self.rest {
             Rest::Whole(bytes) => {
                 let Some(bytes) = bytes.take() else { return Ok(None) };
@@ -454,7 +454,7 @@ impl WalReader {
                     ObjectKind::BackupHistory,
                     ObjectKind::Partial,
                 ];
-                Ok(Some(Stretch { kinds, key: self.key.clone(), bytes, expected: None }))
+                Ok(Some(PartRange { kinds, key: self.key.clone(), bytes, expected: None }))
             }
             Rest::Parts { table, next, .. } => {
                 let Some(&expected) = table.parts.get(*next) else { return Ok(None) };
@@ -466,7 +466,7 @@ impl WalReader {
                 let bytes = found(self.archive.store().get(&key).await)?
                     .ok_or_else(|| RepoError::corrupt(&self.key, format!("its part {key} is missing")))?;
                 *next += 1;
-                Ok(Some(Stretch { kinds: vec![ObjectKind::Part], key, bytes, expected: Some(expected) }))
+                Ok(Some(PartRange { kinds: vec![ObjectKind::Part], key, bytes, expected: Some(expected) }))
             }
         }
     }

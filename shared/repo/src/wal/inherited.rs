@@ -7,14 +7,14 @@ use walpoint_base::{LineageId, Lsn, SegmentName, SegmentNo, TimelineHistory, Tim
 use walpoint_storage::error::{RepoError, Result};
 
 use super::WalArchive;
-use crate::lineage::{Fork, Lineage, ParentLineage};
+use crate::lineage::{Lineage, LineageFork, ParentLineage};
 use crate::repository::Repository;
 
 /// The WAL of a parent, up to a fork.
 #[derive(Clone, Debug)]
 pub struct Inherited {
     archive: WalArchive,
-    fork: Fork,
+    fork: LineageFork,
     /// Of the timeline of the fork.
     history: TimelineHistory,
 }
@@ -24,7 +24,7 @@ impl Repository {
     /// fork. A parent that is gone or whose facts are damaged, or of which it is not known where the fork is, has nothing in common
     /// with it.
     pub async fn wal_to_read(&self, lineage: &Lineage) -> Result<WalArchive> {
-        let mut forks: Vec<(Lineage, Fork)> = Vec::new();
+        let mut forks: Vec<(Lineage, LineageFork)> = Vec::new();
         let mut at = lineage.clone();
         while let Some(ParentLineage { lineage: parent, fork: Some(fork), .. }) = at.parent {
             let parent = match self.read_lineage(&lineage.cluster, parent).await {
@@ -60,7 +60,7 @@ impl Repository {
 
 impl Inherited {
     /// Of the WAL in `archive` what leads to `fork`; `history` is that of the fork's timeline.
-    pub(crate) fn new(archive: WalArchive, fork: Fork, history: TimelineHistory) -> Self {
+    pub(crate) fn new(archive: WalArchive, fork: LineageFork, history: TimelineHistory) -> Self {
         Self { archive, fork, history }
     }
 
@@ -71,7 +71,7 @@ impl Inherited {
 
     /// Up to which position a timeline leads to the fork; `None` for one that does not.
     fn limit(&self, timeline: TimelineId) -> Option<Lsn> {
-        let Fork { timeline: of, lsn } = self.fork;
+        let LineageFork { timeline: of, lsn } = self.fork;
         if timeline == of { Some(lsn) } else { self.history.end_of(timeline).map(|end| end.min(lsn)) }
     }
 

@@ -55,23 +55,23 @@ use walpoint_base::{Lsn, SegmentName, TimelineId, WalFileName};
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::{AbandonedUntil, WalEntry, WalPaths};
 use walpoint_storage::object::{ContentHash, Sealer};
-use walpoint_storage::store::{Entry, Store};
+use walpoint_storage::store::{ListedObject, Store};
 
-pub use self::abandoned::{Abandonment, Origin};
-pub use self::beginning::Beginning;
-pub use self::content::Content;
+pub use self::abandoned::{Abandonment, TimelineOrigin};
+pub use self::beginning::BeginningHasher;
+pub use self::content::WalContent;
 pub use self::copies::WalCopies;
 pub(crate) use self::edges::{
     CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, decode_crossing, decode_edges, edge_flags, encode_crossing,
     encode_edges, mark_flags, marks,
 };
 pub use self::gaps::RecordedGap;
-pub use self::get::{WalFile, WalReader};
+pub use self::get::{FetchedWal, WalReader};
 pub use self::header::{WalFlags, WalHeader, history_hash};
 pub use self::inherited::Inherited;
 pub use self::points::FoundPoints;
 pub use self::put::Stored;
-pub use self::seal::{Place, SealedSegment, SegmentSealer};
+pub use self::seal::{SealedName, SealedSegment, SegmentSealer};
 pub use self::settled::Settlement;
 use crate::lineage::Lineage;
 use crate::repository::Repository;
@@ -195,7 +195,7 @@ impl WalArchive {
         &self,
         timeline: TimelineId,
         from: Option<SegmentName>,
-    ) -> BoxStream<'static, Result<(WalEntry, Entry)>> {
+    ) -> BoxStream<'static, Result<(WalEntry, ListedObject)>> {
         let from = from.map(|segment| self.paths().from(segment));
         let entries = self.store().list(&self.paths().timeline(timeline), from.as_deref());
         let paths = self.paths().clone();
@@ -210,7 +210,7 @@ impl WalArchive {
     /// The `.partial` files of a segment: those of several promotions differ.
     pub async fn partials(&self, segment: SegmentName) -> Result<Vec<NameHash>> {
         let entries = self.store().list_all(&self.paths().all_partials(segment)).await?;
-        let hash = |entry: &Entry| match self.paths().parse(&entry.key)? {
+        let hash = |entry: &ListedObject| match self.paths().parse(&entry.key)? {
             WalEntry::Partial(_, hash) => Some(hash),
             _ => None,
         };
@@ -222,7 +222,7 @@ impl WalArchive {
     /// Where the incomplete contents of a complete name end, with their hashes, in order.
     pub async fn ended(&self, segment: SegmentName) -> Result<Vec<(Lsn, NameHash)>> {
         let entries = self.store().list_all(&self.paths().all_ended(segment)).await?;
-        let end = |entry: &Entry| match self.paths().parse(&entry.key)? {
+        let end = |entry: &ListedObject| match self.paths().parse(&entry.key)? {
             WalEntry::Ended(_, end, hash) => Some((end, hash)),
             _ => None,
         };

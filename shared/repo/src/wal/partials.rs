@@ -16,11 +16,11 @@ use walpoint_storage::layout::NameHash;
 
 use super::WalArchive;
 use super::get::WalReader;
-use super::prefix::{Compared, Copy, Extent, Surveyed};
+use super::prefix::{PrefixComparison, SegmentCopy, Surveyed, ZeroTail};
 
 /// Which of several copies is read.
 enum Choice {
-    One(Copy),
+    One(SegmentCopy),
     /// None can be read.
     Unreadable,
     /// None is believed: these contradict each other.
@@ -32,7 +32,7 @@ enum Choice {
 impl WalArchive {
     /// The `.partial` file of a segment that holds most; `None` if there is none. Where there are several, all are read.
     pub(super) async fn longest_partial(&self, segment: SegmentName) -> Result<Option<WalReader>> {
-        let copies = self.partials(segment).await?.into_iter().map(Copy::Partial);
+        let copies = self.partials(segment).await?.into_iter().map(SegmentCopy::Partial);
         self.longest(segment, copies.collect()).await
     }
 
@@ -60,7 +60,7 @@ impl WalArchive {
         }
     }
 
-    async fn longest(&self, segment: SegmentName, copies: Vec<Copy>) -> Result<Option<WalReader>> {
+    async fn longest(&self, segment: SegmentName, copies: Vec<SegmentCopy>) -> Result<Option<WalReader>> {
         let chosen = match copies[..] {
             [] => return Ok(None),
             [only] => only,
@@ -81,10 +81,10 @@ impl WalArchive {
     }
 
     /// The incomplete copies of a segment, but for what is inherited. Two listings at the same time.
-    pub(crate) async fn incomplete_copies(&self, segment: SegmentName) -> Result<Vec<Copy>> {
+    pub(crate) async fn incomplete_copies(&self, segment: SegmentName) -> Result<Vec<SegmentCopy>> {
         let (partials, ended) = try_join(self.partials(segment), self.ended(segment)).await?;
-        let ended = ended.into_iter().map(|(end, hash)| Copy::Ended(end, hash));
-        Ok(partials.into_iter().map(Copy::Partial).chain(ended).collect())
+        let ended = ended.into_iter().map(|(end, hash)| SegmentCopy::Ended(end, hash));
+        Ok(partials.into_iter().map(SegmentCopy::Partial).chain(ended).collect())
     }
 
     /// The incomplete copy that is read of a segment, and those that are damaged. Nothing is read where the copies contradict each
@@ -142,8 +142,8 @@ impl WalArchive {
         std::iter::once(self).chain(self.beside())
     }
 
-    async fn choose(&self, segment: SegmentName, copies: &[Copy]) -> Result<Copy> {
-        let first = copies.first().copied().unwrap_or(Copy::Partial(NameHash([0; 16])));
+    async fn choose(&self, segment: SegmentName, copies: &[SegmentCopy]) -> Result<SegmentCopy> {
+        let first = copies.first().copied().unwrap_or(SegmentCopy::Partial(NameHash([0; 16])));
         let none = |what: String| Err(RepoError::corrupt(&self.key_of_copy(segment, first), what));
         match self.choice(segment, copies).await? {
             Choice::One(copy) => Ok(copy),
@@ -158,7 +158,7 @@ impl WalArchive {
         }
     }
 
-    async fn choice(&self, segment: SegmentName, copies: &[Copy]) -> Result<Choice> {
+    async fn choice(&self, segment: SegmentName, copies: &[SegmentCopy]) -> Result<Choice> {
         let (mut read, mut damaged) = (Vec::new(), Vec::new());
         for &copy in copies {
             // One that is gone was deleted since: the others may do.
@@ -191,7 +191,7 @@ impl WalArchive {
     async fn beside_damaged(
         &self,
         segment: SegmentName,
-        copy: Copy,
+        copy: SegmentCopy,
         damaged: &[Surveyed],
     ) -> Result<Option<Choice>> {
         if damaged.is_empty() {
@@ -200,12 +200,12 @@ impl WalArchive {
         let Some(read) = self.look_into(segment, copy).await? else { return Ok(None) };
         for other in damaged {
             match read.compare(other, u64::MAX).await? {
-                Compared::Same | Compared::Fits => {}
-                Compared::Different => {
+                PrefixComparison::Same | PrefixComparison::Fits => {}
+                PrefixComparison::Different => {
                     let keys = [read.key(), other.key()].map(|key| format!("\"{key}\""));
                     return Ok(Some(Choice::Contradicting(keys.into())));
                 }
-                Compared::Unknown => {
+                PrefixComparison::Unknown => {
                     return Ok(Some(Choice::Doubtful(format!(
                         "it is not known whether \"{}\" is the same server's, because another copy is damaged: {}",
                         read.key(),
@@ -217,7 +217,7 @@ impl WalArchive {
         Ok(None)
     }
 
-    fn keys_of(&self, segment: SegmentName, read: &[(u64, Copy)]) -> Vec<String> {
+    fn keys_of(&self, segment: SegmentName, read: &[(u64, SegmentCopy)]) -> Vec<String> {
         read.iter().map(|(_, copy)| format!("\"{}\"", self.key_of_copy(segment, *copy))).collect()
     }
 
@@ -225,9 +225,9 @@ impl WalArchive {
     async fn longest_of(
         &self,
         segment: SegmentName,
-        read: &[(u64, Copy)],
+        read: &[(u64, SegmentCopy)],
         limit: u64,
-    ) -> Result<Option<Copy>> {
+    ) -> Result<Option<SegmentCopy>> {
         let Some(((_, longest), others)) = read.split_last() else { return Ok(None) };
         for &(filled, copy) in others {
             let limit = filled.min(limit);
@@ -245,7 +245,7 @@ impl WalArchive {
     async fn agree_with_heirs(
         &self,
         segment: SegmentName,
-        read: &mut Vec<(u64, Copy)>,
+        read: &mut Vec<(u64, SegmentCopy)>,
     ) -> Result<Option<u64>> {
         let (mut agree, mut limit) = (read.clone(), None);
         for (heir, took) in self.heirs(segment).await? {
@@ -298,19 +298,19 @@ impl WalArchive {
     }
 
     /// How much of a file is filled, of its first `limit` bytes; `None` if it cannot be read.
-    async fn extent_of(&self, name: WalFileName, limit: u64) -> Result<Option<Extent>> {
+    async fn extent_of(&self, name: WalFileName, limit: u64) -> Result<Option<ZeroTail>> {
         let reader = match self.read(name).await {
             Ok(reader) => reader,
             Err(RepoError::Corrupt { .. }) => None,
             Err(error) => return Err(error),
         };
         let Some(reader) = reader else { return Ok(None) };
-        Ok(Some(reader.write_to(Extent::new(limit)).await?.0))
+        Ok(Some(reader.write_to(ZeroTail::new(limit)).await?.0))
     }
 
     /// How much of an incomplete copy is filled, of its first `limit` bytes.
-    async fn extent(&self, segment: SegmentName, copy: Copy, limit: u64) -> Result<Option<Extent>> {
+    async fn extent(&self, segment: SegmentName, copy: SegmentCopy, limit: u64) -> Result<Option<ZeroTail>> {
         let Some(reader) = self.read_copy(segment, copy).await? else { return Ok(None) };
-        Ok(Some(reader.write_to(Extent::new(limit)).await?.0))
+        Ok(Some(reader.write_to(ZeroTail::new(limit)).await?.0))
     }
 }

@@ -58,7 +58,7 @@ impl PartTable {
 /// The first reading of a large file, piece by piece: the hashes that the names of its parts need, and by which the second
 /// reading is known to have found the same.
 #[derive(Debug)]
-pub(super) struct Survey {
+pub(super) struct PartsSurvey {
     sealer: Sealer,
     whole: blake3::Hasher,
     part: blake3::Hasher,
@@ -67,7 +67,7 @@ pub(super) struct Survey {
     parts: Vec<(u32, ContentHash)>,
 }
 
-impl Survey {
+impl PartsSurvey {
     pub(super) fn new(sealer: &Sealer) -> Self {
         let (whole, part) = (sealer.content_hasher(), sealer.content_hasher());
         Self { sealer: sealer.clone(), whole, part, part_len: 0, length: 0, parts: Vec::new() }

@@ -16,11 +16,11 @@ use walpoint_storage::object::ContentHash;
 use super::WalArchive;
 use super::get::WalReader;
 use super::header::WalHeader;
-use super::seal::Place;
+use super::seal::SealedName;
 
 /// A copy of a segment in an archive.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Copy {
+pub(crate) enum SegmentCopy {
     /// The segment itself.
     Whole,
     /// A `.partial` file.
@@ -34,7 +34,7 @@ pub(crate) enum Copy {
 pub(crate) struct Surveyed {
     archive: WalArchive,
     segment: SegmentName,
-    copy: Copy,
+    copy: SegmentCopy,
     /// Where the zeros begin with which it ends, or what can be read of it.
     filled: u64,
     fault: Option<String>,
@@ -42,7 +42,7 @@ pub(crate) struct Surveyed {
 
 /// What a comparison shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Compared {
+pub(crate) enum PrefixComparison {
     /// As far as both go they are the same.
     Same,
     /// They are not.
@@ -54,28 +54,36 @@ pub(crate) enum Compared {
 }
 
 impl WalArchive {
-    pub(super) async fn read_copy(&self, segment: SegmentName, copy: Copy) -> Result<Option<WalReader>> {
+    pub(super) async fn read_copy(
+        &self,
+        segment: SegmentName,
+        copy: SegmentCopy,
+    ) -> Result<Option<WalReader>> {
         match copy {
-            Copy::Whole => self.read(WalFileName::Segment(segment)).await,
-            Copy::Partial(hash) => self.read_partial(segment, hash).await,
-            Copy::Ended(end, hash) => self.read_ended(segment, end, hash).await,
+            SegmentCopy::Whole => self.read(WalFileName::Segment(segment)).await,
+            SegmentCopy::Partial(hash) => self.read_partial(segment, hash).await,
+            SegmentCopy::Ended(end, hash) => self.read_ended(segment, end, hash).await,
         }
     }
 
-    pub(super) fn key_of_copy(&self, segment: SegmentName, copy: Copy) -> Key {
+    pub(super) fn key_of_copy(&self, segment: SegmentName, copy: SegmentCopy) -> Key {
         match copy {
-            Copy::Whole => self.paths().segment(segment),
-            Copy::Partial(hash) => self.paths().partial(segment, hash),
-            Copy::Ended(end, hash) => self.paths().ended(segment, end, hash),
+            SegmentCopy::Whole => self.paths().segment(segment),
+            SegmentCopy::Partial(hash) => self.paths().partial(segment, hash),
+            SegmentCopy::Ended(end, hash) => self.paths().ended(segment, end, hash),
         }
     }
 
     /// Reads a copy as far as it can be; `None` if there is none.
-    pub(crate) async fn look_into(&self, segment: SegmentName, copy: Copy) -> Result<Option<Surveyed>> {
+    pub(crate) async fn look_into(
+        &self,
+        segment: SegmentName,
+        copy: SegmentCopy,
+    ) -> Result<Option<Surveyed>> {
         let (extent, fault) = match self.read_copy(segment, copy).await {
-            Ok(Some(reader)) => reader.write_readable(Extent::new(u64::MAX)).await?,
+            Ok(Some(reader)) => reader.write_readable(ZeroTail::new(u64::MAX)).await?,
             Ok(None) => return Ok(None),
-            Err(error @ RepoError::Corrupt { .. }) => (Extent::new(0), Some(error)),
+            Err(error @ RepoError::Corrupt { .. }) => (ZeroTail::new(0), Some(error)),
             Err(error) => return Err(error),
         };
         let fault = fault.map(|error| error.to_string());
@@ -112,40 +120,42 @@ impl Surveyed {
     /// Whether it may hold more than one that goes to `until`: its name says where it ended, but for that of a `.partial` file.
     pub(crate) fn may_go_beyond(&self, until: Option<Lsn>) -> bool {
         match self.copy {
-            Copy::Ended(end, _) => Some(end.align()) > until,
-            Copy::Whole | Copy::Partial(_) => true,
+            SegmentCopy::Ended(end, _) => Some(end.align()) > until,
+            SegmentCopy::Whole | SegmentCopy::Partial(_) => true,
         }
     }
 
     /// Whether the first `limit` bytes are those of another copy, as far as both go.
-    pub(crate) async fn compare(&self, other: &Self, limit: u64) -> Result<Compared> {
+    pub(crate) async fn compare(&self, other: &Self, limit: u64) -> Result<PrefixComparison> {
         let upto = self.filled.min(other.filled).min(limit);
         if self.content(upto).await? != other.content(upto).await? {
-            return Ok(Compared::Different);
+            return Ok(PrefixComparison::Different);
         }
         match (&self.fault, &other.fault) {
-            (None, None) => Ok(Compared::Same),
+            (None, None) => Ok(PrefixComparison::Same),
             (None, Some(_)) => self.compare_damaged(other, upto, limit).await,
             (Some(_), None) => other.compare_damaged(self, upto, limit).await,
-            (Some(_), Some(_)) => Ok(Compared::Unknown),
+            (Some(_), Some(_)) => Ok(PrefixComparison::Unknown),
         }
     }
 
     /// The same for a damaged one whose first `upto` bytes are the same.
-    async fn compare_damaged(&self, damaged: &Self, upto: u64, limit: u64) -> Result<Compared> {
+    async fn compare_damaged(&self, damaged: &Self, upto: u64, limit: u64) -> Result<PrefixComparison> {
         if upto >= self.filled.min(limit) || damaged.is_beginning_of(self).await? {
-            return Ok(Compared::Same);
+            return Ok(PrefixComparison::Same);
         }
         match damaged.length() {
             // It would begin with that.
-            Some(length) if self.filled >= length && length <= limit => return Ok(Compared::Different),
+            Some(length) if self.filled >= length && length <= limit => {
+                return Ok(PrefixComparison::Different);
+            }
             Some(length) if self.filled < length => {}
-            None if damaged.copy == Copy::Whole => {}
-            _ => return Ok(Compared::Unknown),
+            None if damaged.copy == SegmentCopy::Whole => {}
+            _ => return Ok(PrefixComparison::Unknown),
         }
         Ok(match (self.header().await?, damaged.header().await?) {
-            (Some(ours), Some(theirs)) if !continues(&ours, &theirs) => Compared::Different,
-            _ => Compared::Fits,
+            (Some(ours), Some(theirs)) if !continues(&ours, &theirs) => PrefixComparison::Different,
+            _ => PrefixComparison::Fits,
         })
     }
 
@@ -153,8 +163,8 @@ impl Surveyed {
     /// that does not show.
     pub(crate) async fn is_beginning_of(&self, other: &Self) -> Result<bool> {
         let (name, length) = match (self.copy, self.length()) {
-            (Copy::Ended(_, name), Some(length)) => (name, length),
-            (Copy::Partial(name), _) => (name, u64::MAX),
+            (SegmentCopy::Ended(_, name), Some(length)) => (name, length),
+            (SegmentCopy::Partial(name), _) => (name, u64::MAX),
             _ => return Ok(false),
         };
         let Some(reader) = other.archive.read_copy(other.segment, other.copy).await? else {
@@ -171,18 +181,18 @@ impl Surveyed {
     /// Bytes that count of one that ended early.
     fn length(&self) -> Option<u64> {
         match self.copy {
-            Copy::Ended(end, _) => {
-                Some(Place::Ended(end).valid(self.segment, self.archive.lineage().segment_size))
+            SegmentCopy::Ended(end, _) => {
+                Some(SealedName::Ended(end).valid(self.segment, self.archive.lineage().segment_size))
             }
-            Copy::Whole | Copy::Partial(_) => None,
+            SegmentCopy::Whole | SegmentCopy::Partial(_) => None,
         }
     }
 
     async fn header(&self) -> Result<Option<WalHeader>> {
         let read = match self.copy {
-            Copy::Whole => self.archive.header(self.segment).await,
-            Copy::Ended(end, hash) => self.archive.ended_header(self.segment, end, hash).await,
-            Copy::Partial(_) => return Ok(None),
+            SegmentCopy::Whole => self.archive.header(self.segment).await,
+            SegmentCopy::Ended(end, hash) => self.archive.ended_header(self.segment, end, hash).await,
+            SegmentCopy::Partial(_) => return Ok(None),
         };
         match read {
             Err(RepoError::Corrupt { .. }) => Ok(None),
@@ -193,8 +203,8 @@ impl Surveyed {
     /// What the first `limit` bytes hold: the same for the same bytes.
     async fn content(&self, limit: u64) -> Result<(u64, ContentHash)> {
         let extent = match self.archive.read_copy(self.segment, self.copy).await {
-            Ok(Some(reader)) if limit > 0 => reader.write_readable(Extent::new(limit)).await?.0,
-            Ok(_) | Err(RepoError::Corrupt { .. }) => Extent::new(0),
+            Ok(Some(reader)) if limit > 0 => reader.write_readable(ZeroTail::new(limit)).await?.0,
+            Ok(_) | Err(RepoError::Corrupt { .. }) => ZeroTail::new(0),
             Err(error) => return Err(error),
         };
         Ok(extent.content())
@@ -240,7 +250,7 @@ impl Write for Cut {
 
 /// Takes a file, and knows where the zeros begin with which it ends.
 #[derive(Debug)]
-pub(super) struct Extent {
+pub(super) struct ZeroTail {
     /// Of what is before them.
     hasher: blake3::Hasher,
     given: u64,
@@ -249,7 +259,7 @@ pub(super) struct Extent {
     limit: u64,
 }
 
-impl Extent {
+impl ZeroTail {
     pub(super) fn new(limit: u64) -> Self {
         Self { hasher: blake3::Hasher::new(), given: 0, filled: 0, limit }
     }
@@ -260,7 +270,7 @@ impl Extent {
     }
 }
 
-impl Write for Extent {
+impl Write for ZeroTail {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.limit.saturating_sub(self.given)).unwrap_or(usize::MAX);
         let looked_at = buffer.get(..wanted).unwrap_or(buffer);

@@ -12,10 +12,10 @@ use walpoint_storage::object::{
 };
 use walpoint_storage::store::Creation;
 
-use super::content::Content;
+use super::content::WalContent;
 use super::header::WalFlags;
-use super::parts::{PartTable, Survey};
-use super::seal::{PieceSealer, Place, Sealed, SealedSegment, SegmentSealer, failed};
+use super::parts::{PartTable, PartsSurvey};
+use super::seal::{PieceSealer, Sealed, SealedName, SealedSegment, SegmentSealer, failed};
 use super::{FRAME, WalArchive};
 use crate::cpu;
 
@@ -37,11 +37,11 @@ impl WalArchive {
     pub async fn put_segment(
         &self,
         facts: &SegmentFacts,
-        content: impl Into<Content>,
+        content: impl Into<WalContent>,
         flags: WalFlags,
     ) -> Result<Stored> {
         let (content, facts) = (content.into(), Arc::new(facts.clone()));
-        let place = Place::of(&facts, flags);
+        let place = SealedName::of(&facts, flags);
         let key = self.paths().segment(facts.name);
         self.check_facts(&key, &facts, content.len())?;
         let (archive, source) = (self.clone(), content.clone());
@@ -60,7 +60,7 @@ impl WalArchive {
     /// Stores a segment that was sealed for this archive, and the restore points in it, as [`Self::put_segment`] does.
     /// `content`, what was sealed, is read again only for a segment in parts, and must then be the same. A segment with more restore
     /// points than its facts hold is refused before they are stored ([`Self::put_points`]).
-    pub async fn put_sealed(&self, sealed: SealedSegment, content: &Content) -> Result<Stored> {
+    pub async fn put_sealed(&self, sealed: SealedSegment, content: &WalContent) -> Result<Stored> {
         if !sealed.points_stored {
             self.put_held_points(&sealed.facts, sealed.header.hash).await?;
         }
@@ -70,8 +70,8 @@ impl WalArchive {
             Sealed::Parts(table) => {
                 let name = WalFileName::Segment(facts.name);
                 let key = match place {
-                    Place::Whole => self.paths().segment(facts.name),
-                    Place::Ended(end) => self.paths().ended(facts.name, end, NameHash::of(&table.hash)),
+                    SealedName::Whole => self.paths().segment(facts.name),
+                    SealedName::Ended(end) => self.paths().ended(facts.name, end, NameHash::of(&table.hash)),
                 };
                 let content = content.clone().with_zeros_from(place.valid(facts.name, facts.size));
                 self.put_surveyed(place.kind(), name, &key, &content, &table, &header.encode()).await?
@@ -107,7 +107,7 @@ impl WalArchive {
         kind: ObjectKind,
         name: WalFileName,
         key: &Key,
-        content: &Content,
+        content: &WalContent,
         table: &PartTable,
         meta: &[u8],
     ) -> Result<Creation> {
@@ -125,14 +125,14 @@ impl WalArchive {
 
     /// Stores a `.history`, `.backup` or `.partial` file. Segments are refused: they are stored with their facts. A `.partial` is
     /// named by its hash, so that those of several promotions are kept side by side: what counts of it is for the caller to
-    /// say ([`Content::with_zeros_from`]).
-    pub async fn put_file(&self, name: WalFileName, content: impl Into<Content>) -> Result<Stored> {
+    /// say ([`WalContent::with_zeros_from`]).
+    pub async fn put_file(&self, name: WalFileName, content: impl Into<WalContent>) -> Result<Stored> {
         let content = content.into();
         if let WalFileName::Partial(segment) = name {
             let table = self.survey(&self.paths().segment(segment), &content).await?;
             let key = self.paths().partial(segment, NameHash::of(&table.hash));
             let creation = self.put_surveyed(ObjectKind::Partial, name, &key, &content, &table, &[]).await?;
-            return Ok(stored(Place::Whole, creation));
+            return Ok(stored(SealedName::Whole, creation));
         }
         let key = self.paths().file(name);
         let kind = match name {
@@ -154,14 +154,14 @@ impl WalArchive {
                 cpu::run(move || seal(&sealer, kind, &key, &content, 0..content.len(), &[])).await??;
             self.store().create_once(&sealed).await?
         };
-        Ok(stored(Place::Whole, creation))
+        Ok(stored(SealedName::Whole, creation))
     }
 
     /// Stores a history beside the one that its timeline has already; the hash that names it.
     pub async fn put_refused_history(
         &self,
         timeline: TimelineId,
-        content: impl Into<Content>,
+        content: impl Into<WalContent>,
     ) -> Result<ContentHash> {
         let content = content.into();
         let archive = self.clone();
@@ -218,7 +218,7 @@ impl WalArchive {
         kind: ObjectKind,
         name: WalFileName,
         key: &Key,
-        content: &Content,
+        content: &WalContent,
         table: &PartTable,
         meta: &[u8],
     ) -> Result<Creation> {
@@ -272,10 +272,10 @@ impl WalArchive {
     }
 
     /// Reads a large file once, for the hashes that the names of its parts need.
-    async fn survey(&self, key: &Key, content: &Content) -> Result<PartTable> {
+    async fn survey(&self, key: &Key, content: &WalContent) -> Result<PartTable> {
         let (sealer, content, key) = (self.sealer().clone(), content.clone(), key.clone());
         cpu::run(move || {
-            let mut survey = Survey::new(&sealer);
+            let mut survey = PartsSurvey::new(&sealer);
             pieces(&key, &content, 0..content.len(), |piece| {
                 survey.add(piece);
                 Ok(())
@@ -289,7 +289,7 @@ impl WalArchive {
 /// Reads the pieces of a range of the content, in order, into one buffer that is used again.
 fn pieces(
     key: &Key,
-    content: &Content,
+    content: &WalContent,
     range: Range<u64>,
     mut each: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
@@ -311,7 +311,7 @@ fn seal(
     sealer: &Sealer,
     kind: ObjectKind,
     key: &Key,
-    content: &Content,
+    content: &WalContent,
     range: Range<u64>,
     meta: &[u8],
 ) -> Result<SealedObject> {
@@ -321,10 +321,10 @@ fn seal(
     Ok(sealing.finish(meta)?.kept_with(content.keeper()))
 }
 
-fn stored(place: Place, creation: Creation) -> Stored {
+fn stored(place: SealedName, creation: Creation) -> Stored {
     match (place, creation) {
-        (Place::Ended(end), _) => Stored::Ended(end),
-        (Place::Whole, Creation::New) => Stored::New,
-        (Place::Whole, Creation::Same) => Stored::Same,
+        (SealedName::Ended(end), _) => Stored::Ended(end),
+        (SealedName::Whole, Creation::New) => Stored::New,
+        (SealedName::Whole, Creation::Same) => Stored::Same,
     }
 }

@@ -14,7 +14,7 @@ use walpoint_storage::object::{
 };
 
 use super::header::{WalFlags, WalHeader};
-use super::parts::{PART, PartTable, Survey};
+use super::parts::{PART, PartTable, PartsSurvey};
 use super::{FRAME, WalArchive};
 
 /// Length of the header of a segment's first page.
@@ -22,14 +22,14 @@ const PAGE_HEADER: u64 = 40;
 
 /// Where a segment's content belongs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum SealedName {
     /// Under its name.
     Whole,
     /// Beside, as a complete name whose content ends there: it is kept with zeros behind that, and named by its hash too.
     Ended(Lsn),
 }
 
-impl Place {
+impl SealedName {
     /// Where a segment with these facts belongs.
     pub fn of(facts: &SegmentFacts, flags: WalFlags) -> Self {
         if facts.whole || flags.damaged { Self::Whole } else { Self::Ended(facts.end) }
@@ -62,7 +62,7 @@ pub struct SegmentSealer {
     codec: PooledCodec,
     sealing: Vec<(WalArchive, Sealing)>,
     name: SegmentName,
-    place: Place,
+    place: SealedName,
     /// Bytes that came, and bytes of the segment that count.
     given: u64,
     valid: u64,
@@ -71,14 +71,14 @@ pub struct SegmentSealer {
 #[derive(Debug)]
 enum Sealing {
     Object(Box<PieceSealer>),
-    Parts(Box<Survey>),
+    Parts(Box<PartsSurvey>),
 }
 
 /// A segment that is sealed, or surveyed if it is to be stored in parts, and not yet stored.
 #[derive(Clone, Debug)]
 pub struct SealedSegment {
     pub(super) facts: Arc<SegmentFacts>,
-    pub(super) place: Place,
+    pub(super) place: SealedName,
     pub(super) header: WalHeader,
     pub(super) sealed: Sealed,
     /// Whether its restore points are stored already.
@@ -102,15 +102,20 @@ impl SegmentSealer {
 
     /// Begins a segment of that name and size, which is expected to belong into `place`. It is compressed once, at the level of
     /// the first archive.
-    pub fn new(archives: &[WalArchive], name: SegmentName, size: SegmentSize, place: Place) -> Result<Self> {
+    pub fn new(
+        archives: &[WalArchive],
+        name: SegmentName,
+        size: SegmentSize,
+        place: SealedName,
+    ) -> Result<Self> {
         let begin = |archive: &WalArchive| {
             // What ends early is named by its hash: it is sealed when that is known.
-            let sealing = if fits(size) && place == Place::Whole {
+            let sealing = if fits(size) && place == SealedName::Whole {
                 let key = archive.paths().segment(name);
                 let sealer = PieceSealer::new(archive.sealer(), place.kind(), &key, size.bytes())?;
                 Sealing::Object(Box::new(sealer))
             } else {
-                Sealing::Parts(Box::new(Survey::new(archive.sealer())))
+                Sealing::Parts(Box::new(PartsSurvey::new(archive.sealer())))
             };
             Ok((archive.clone(), sealing))
         };
@@ -164,7 +169,7 @@ impl SegmentSealer {
                 Sealing::Parts(survey) => survey.length(),
             };
             let number = archive.check_facts(&key, facts, length)?;
-            if facts.name != name || Place::of(facts, flags) != place {
+            if facts.name != name || SealedName::of(facts, flags) != place {
                 let what = format!("its content belongs to {} and into another place than this", facts.name);
                 return Err(RepoError::Refused { key, what });
             }

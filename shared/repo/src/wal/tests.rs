@@ -6,7 +6,7 @@ mod timelines;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts, Cut, Due};
-use walpoint_base::crossing::{CrossingFacts, Piece};
+use walpoint_base::crossing::{CrossingFacts, RecordPiece};
 use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{
     LineageId, Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentSize, SystemId, TimelineId, WalFileName,
@@ -45,7 +45,7 @@ pub(crate) fn facts_of_size(name: &str, whole: bool, size: SegmentSize) -> Segme
         switched: false,
         records: 12,
         transactions: Some(TransactionRange::add(None, PgTimestamp(8_000_000), 731)),
-        crossing: CrossingFacts { open: Some(Piece::of(b"beginning")), rest: Piece::of(b"end") },
+        crossing: CrossingFacts { open: Some(RecordPiece::of(b"beginning")), rest: RecordPiece::of(b"end") },
         chain: ChainFacts {
             begin: ChainBegin {
                 previous: Some(start - 48),
@@ -246,7 +246,7 @@ async fn a_large_segment_is_kept_in_parts() {
         let path = dir.path().join("wal file");
         walpoint_base::durable::replace(&path, &content, 0o600).unwrap();
         let put = async || {
-            let file = Content::file(std::fs::File::open(&path).unwrap()).unwrap();
+            let file = WalContent::file(std::fs::File::open(&path).unwrap()).unwrap();
             archive.put_segment(&facts, file, WalFlags::default()).await
         };
         assert_eq!(put().await.unwrap(), Stored::New);
@@ -298,8 +298,8 @@ async fn one_reading_seals_for_several_archives() {
             bytes.chunks(SegmentSealer::PIECE).try_for_each(|piece| sealer.add(piece))?;
             sealer.finish(facts, WalFlags::default())
         };
-        let sealed = sealer(&facts, Place::Whole, &bytes).unwrap();
-        let content = Content::from(bytes.clone());
+        let sealed = sealer(&facts, SealedName::Whole, &bytes).unwrap();
+        let content = WalContent::from(bytes.clone());
         for (archive, sealed) in archives.iter().zip(sealed) {
             assert!(sealed.held() <= SegmentSealer::room(size) as u64);
             assert_eq!(archive.put_sealed(sealed.clone(), &content).await.unwrap(), Stored::New);
@@ -320,13 +320,13 @@ async fn one_reading_seals_for_several_archives() {
         }
         // Another place than expected, and fewer bytes.
         let short = Arc::new(facts_of_size(NAME, false, size));
-        assert!(matches!(sealer(&short, Place::Whole, &bytes), Err(RepoError::Refused { .. })));
-        assert!(sealer(&facts, Place::Whole, &bytes[..bytes.len() - 1]).is_err());
-        assert!(sealer(&short, Place::Ended(short.end), &bytes).is_ok());
+        assert!(matches!(sealer(&short, SealedName::Whole, &bytes), Err(RepoError::Refused { .. })));
+        assert!(sealer(&facts, SealedName::Whole, &bytes[..bytes.len() - 1]).is_err());
+        assert!(sealer(&short, SealedName::Ended(short.end), &bytes).is_ok());
         // What is read for the parts must be what was surveyed.
         if mib == 64 {
             let other = segment(size, 2);
-            let sealed = sealer(&facts, Place::Whole, &other).unwrap().remove(0);
+            let sealed = sealer(&facts, SealedName::Whole, &other).unwrap().remove(0);
             let changed = archives[0].put_sealed(sealed, &content).await.unwrap_err();
             assert!(changed.to_string().contains("changed while it was read"), "{changed}");
         }

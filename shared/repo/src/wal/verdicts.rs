@@ -6,7 +6,7 @@
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::AbandonedUntil;
 
-use super::{Origin, WalArchive};
+use super::{TimelineOrigin, WalArchive};
 
 impl WalArchive {
     /// Takes over what another repository holds of this lineage's timelines and this one lacks; how many objects that were. What
@@ -45,8 +45,10 @@ impl WalArchive {
     /// Whether the record that a timeline was abandoned is about the one that this repository has, or gets from the other one.
     async fn takes(&self, name: &AbandonedUntil, from: &Self) -> Result<bool> {
         match self.origin_of(name.until.timeline).await? {
-            own @ Origin::Stored(_) => Ok(own.is(name)),
-            Origin::Absent | Origin::Damaged => Ok(from.origin_of(name.until.timeline).await?.is(name)),
+            own @ TimelineOrigin::Stored(_) => Ok(own.is(name)),
+            TimelineOrigin::Absent | TimelineOrigin::Damaged => {
+                Ok(from.origin_of(name.until.timeline).await?.is(name))
+            }
         }
     }
 }

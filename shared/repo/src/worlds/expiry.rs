@@ -19,7 +19,7 @@ use super::{explored, plain, soak};
 use crate::Repository;
 use crate::backup::tests::{attributes, facts, restore};
 use crate::backup::{
-    BackupFacts, Backups, BlockSize, Draft, Foundation, Intent, ListedState, TablePath, WalStored,
+    BackupDescription, Backups, BlockSize, Draft, Intent, ListedState, ReusableBackups, TablePath, WalStored,
     WindowLimits, WriteOptions,
 };
 use crate::expire::tests::{ago, cluster};
@@ -76,9 +76,9 @@ enum Base {
 async fn write(repository: &Repository, lineage: &Lineage, number: usize, base: Base) -> Result<Draft> {
     let backups = Backups::of(repository, &cluster());
     let base = match base {
-        Base::Nothing => Foundation::default(),
-        Base::Oldest => Foundation { parents: vec![id(0)], adopted: Vec::new() },
-        Base::Listed => Foundation::choose(&backups.list().await?),
+        Base::Nothing => ReusableBackups::default(),
+        Base::Oldest => ReusableBackups { parents: vec![id(0)], adopted: Vec::new() },
+        Base::Listed => ReusableBackups::choose(&backups.list().await?),
     };
     let ended = ago(AGES[number]);
     let intent = Intent {
@@ -105,7 +105,7 @@ async fn write(repository: &Repository, lineage: &Lineage, number: usize, base: 
     tokio::task::spawn_blocking(work).await.unwrap()?;
     let start = id(number).start();
     writer
-        .finish(BackupFacts {
+        .finish(BackupDescription {
             started: ended,
             ended,
             lineage: lineage.id,

@@ -12,7 +12,7 @@ use walpoint_storage::store::Store;
 use super::explore::{Program, World};
 use super::store::{Scheduled, Shared, Status};
 use super::{explored, plain, soak};
-use crate::lease::{Asked, Holder, Leases, Renewed};
+use crate::lease::{Holder, LeaseAnswer, Leases, Renewed};
 
 /// The process that died before all began.
 const DEAD: u32 = 99;
@@ -51,15 +51,15 @@ fn actor(
             for _ in 0..times {
                 let process = u32::try_from(n).unwrap();
                 let mut held = match leases.ask(&holder(process), 900, false, is_dead).await {
-                    Ok(Asked::Held(held, before)) => {
+                    Ok(LeaseAnswer::Held(held, before)) => {
                         assert_eq!(before, None, "taken from one that lives");
                         held
                     }
-                    Ok(Asked::Busy(_)) => {
+                    Ok(LeaseAnswer::Busy(_)) => {
                         told.push("busy");
                         continue;
                     }
-                    Ok(Asked::Unreadable { key, what, .. }) => panic!("{key}: {what}"),
+                    Ok(LeaseAnswer::Unreadable { key, what, .. }) => panic!("{key}: {what}"),
                     Err(error) => panic!("{error}"),
                 };
                 working.lock().unwrap().insert(n);

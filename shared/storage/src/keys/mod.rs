@@ -19,7 +19,7 @@ pub mod stretch;
 pub mod unlock;
 
 pub use self::slot::{Slot, SlotKind};
-pub use self::slots::{KeySlots, ListedSlot, Opened, Removal};
+pub use self::slots::{KeySlots, ListedSlot, OpenedSlot, Removal};
 pub use self::source::KeySource;
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub struct ListedSlot {
 
 /// A slot that was opened.
 #[derive(Clone, Debug)]
-pub struct Opened {
+pub struct OpenedSlot {
     /// Its number.
     pub slot: u32,
     /// The key in it, proven to be the repository's.
@@ -101,7 +101,7 @@ impl KeySlots {
     }
 
     /// Opens the first slot that the secret opens.
-    pub async fn open(&self, source: &KeySource) -> Result<Opened> {
+    pub async fn open(&self, source: &KeySource) -> Result<OpenedSlot> {
         let (mut tried, mut problems) = (0, Vec::new());
         let mut secret = None;
         for listed in self.list().await? {
@@ -137,7 +137,7 @@ impl KeySlots {
                 })
             });
             match opened.await? {
-                Ok(Some(master)) => return Ok(Opened { slot: number, master }),
+                Ok(Some(master)) => return Ok(OpenedSlot { slot: number, master }),
                 Ok(None) => {}
                 Err(error @ RepoError::Internal(_)) => return Err(error),
                 Err(error) => problems.push(format!("slot {number}: {error}")),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use super::slots::{KeySlots, Opened};
+use super::slots::{KeySlots, OpenedSlot};
 use super::source::KeySource;
 use crate::descriptor::Descriptor;
 use crate::error::{RepoError, Result};
@@ -24,7 +24,7 @@ static LOCKS: Mutex<Vec<Arc<Lock>>> = Mutex::new(Vec::new());
 struct Lock {
     repository: RepositoryId,
     source: KeySource,
-    opened: OnceCell<Opened>,
+    opened: OnceCell<OpenedSlot>,
 }
 
 impl Lock {
@@ -47,7 +47,7 @@ pub struct Unlocked {
     /// Where the secret came from.
     pub source: KeySource,
     /// The slot and the key.
-    pub opened: Opened,
+    pub opened: OpenedSlot,
 }
 
 /// The key of the repository with that descriptor, as the settings or else the environment say; `None` if it has none.

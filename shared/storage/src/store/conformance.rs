@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 
-use super::{Claim, Creation, Store};
+use super::{Creation, NumberClaim, Store};
 use crate::error::RepoError;
 use crate::layout::{Key, Prefix};
 use crate::object::{
@@ -93,9 +93,13 @@ pub async fn creating_once(store: &Store) {
 pub async fn claiming(store: &Store) {
     let key = prefix().key("000001").unwrap();
     let (mine, theirs) = (sealed(&key, b"same"), sealed(&key, b"same"));
-    assert_eq!(store.claim(&mine).await.unwrap(), Claim::Won);
-    assert_eq!(store.claim(&theirs).await.unwrap(), Claim::Lost);
-    assert_eq!(store.claim(&mine).await.unwrap(), Claim::Won, "asking again does not lose what was won");
+    assert_eq!(store.claim(&mine).await.unwrap(), NumberClaim::Won);
+    assert_eq!(store.claim(&theirs).await.unwrap(), NumberClaim::Lost);
+    assert_eq!(
+        store.claim(&mine).await.unwrap(),
+        NumberClaim::Won,
+        "asking again does not lose what was won"
+    );
 }
 
 pub async fn racing_with_other_content(store: &Store) {

@@ -27,7 +27,7 @@ pub enum Creation {
 
 /// What claiming a number in a sequence did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Claim {
+pub enum NumberClaim {
     /// The object is this one.
     Won,
     /// Somebody was faster: read theirs and decide again.
@@ -65,10 +65,10 @@ impl Store {
 
     /// Stores an object that claims its name, as the next number of a sequence: equal content by somebody else is a loss
     /// like any other.
-    pub async fn claim(&self, object: &SealedObject) -> Result<Claim> {
+    pub async fn claim(&self, object: &SealedObject) -> Result<NumberClaim> {
         match self.create_and_look(&object.key, &object.pieces, || self.look(object).boxed()).await? {
-            Some(found) if found.salt != Some(object.header.salt) => Ok(Claim::Lost),
-            _ => Ok(Claim::Won),
+            Some(found) if found.salt != Some(object.header.salt) => Ok(NumberClaim::Lost),
+            _ => Ok(NumberClaim::Won),
         }
     }
 

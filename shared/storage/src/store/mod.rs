@@ -28,6 +28,8 @@ mod buffers;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod counts;
+#[cfg(any(test, feature = "testing"))]
+pub mod crashing;
 mod create;
 mod delete;
 mod directory;
@@ -37,8 +39,6 @@ mod foreign;
 mod google;
 mod limits;
 mod location;
-#[cfg(any(test, feature = "testing"))]
-pub mod mortal;
 mod network;
 mod open;
 mod probe;
@@ -62,12 +62,12 @@ use object_store::ObjectStore;
 
 use self::buffers::Buffers;
 pub use self::counts::Requests;
-pub use self::create::{Claim, Creation};
+pub use self::create::{Creation, NumberClaim};
 pub use self::delete::BULK;
 pub use self::directory::{DIRECTORY_MODE, grant};
 use self::failure::{Failure, FailureKind};
 pub use self::limits::Limits;
-pub use self::probe::{Finding, Probe};
+pub use self::probe::{Probe, ProbeFinding};
 pub use self::settings::StoreSettings;
 use crate::error::Result;
 use crate::layout::{Key, Prefix};
@@ -97,7 +97,7 @@ enum Backend {
 
 /// What a listing says about an object.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Entry {
+pub struct ListedObject {
     /// Its name.
     pub key: Key,
     /// Its length in bytes.
@@ -220,7 +220,11 @@ impl Store {
     /// Every object below `prefix`, in the order of the keys, those after `start_after` only (a whole key or the
     /// beginning of one). Names that are not Walpoint's are left out. Stores differ in where they sort a directory among
     /// names that begin with its name and go on with `-` or `.`; the layout has an order only where that does not matter.
-    pub fn list(&self, prefix: &Prefix, start_after: Option<&str>) -> BoxStream<'static, Result<Entry>> {
+    pub fn list(
+        &self,
+        prefix: &Prefix,
+        start_after: Option<&str>,
+    ) -> BoxStream<'static, Result<ListedObject>> {
         let listing = Listing {
             store: self.clone(),
             prefix: prefix.clone(),
@@ -235,7 +239,7 @@ impl Store {
     }
 
     /// Every object below `prefix`, at once: for directories that are known to be small.
-    pub async fn list_all(&self, prefix: &Prefix) -> Result<Vec<Entry>> {
+    pub async fn list_all(&self, prefix: &Prefix) -> Result<Vec<ListedObject>> {
         self.list(prefix, None).try_collect().await
     }
 
@@ -271,12 +275,12 @@ struct Listing {
     store: Store,
     prefix: Prefix,
     after: Option<String>,
-    running: Option<BoxStream<'static, Result<Entry, Failure>>>,
+    running: Option<BoxStream<'static, Result<ListedObject, Failure>>>,
     listed: u64,
 }
 
 impl Listing {
-    async fn next(&mut self) -> Result<Option<Entry>> {
+    async fn next(&mut self) -> Result<Option<ListedObject>> {
         let limits = self.store.inner.limits;
         let mut attempts = limits.attempts();
         loop {
@@ -296,7 +300,7 @@ impl Listing {
         }
     }
 
-    async fn step(&mut self, timeout: Duration) -> Result<Option<Entry>, Failure> {
+    async fn step(&mut self, timeout: Duration) -> Result<Option<ListedObject>, Failure> {
         let counts = &self.store.inner.counts;
         let running = match &mut self.running {
             Some(running) => running,

@@ -12,29 +12,29 @@ use crate::layout;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Probe {
     /// A missing object was answered with "not found". S3 without ListBucket says "denied": then absence cannot be proven.
-    pub absence: Finding,
+    pub absence: ProbeFinding,
     /// What was created was read back, whole and in part, and its size was right.
-    pub reading: Finding,
+    pub reading: ProbeFinding,
     /// A create over an existing object was refused, and the object was unchanged.
-    pub never_replaces: Finding,
+    pub never_replaces: ProbeFinding,
     /// A listing showed the object at once.
-    pub listing: Finding,
+    pub listing: ProbeFinding,
     /// The object could be deleted and was gone.
-    pub deleting: Finding,
+    pub deleting: ProbeFinding,
     /// How far the store's clock is ahead of this machine's, to about a second; `None` where it cannot be told.
     pub clock_ahead: Option<jiff::SignedDuration>,
 }
 
 /// Whether a store does as expected.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Finding {
+pub enum ProbeFinding {
     /// It does.
     Good,
     /// It does not; what it did, and what that means.
     Bad(String),
 }
 
-impl Finding {
+impl ProbeFinding {
     fn of(good: bool, what: &str) -> Self {
         if good { Self::Good } else { Self::Bad(what.to_owned()) }
     }
@@ -54,7 +54,7 @@ impl Finding {
 
 impl Probe {
     /// Everything that was found, with a name for each.
-    pub fn findings(&self) -> [(&'static str, &Finding); 5] {
+    pub fn findings(&self) -> [(&'static str, &ProbeFinding); 5] {
         [
             ("absence", &self.absence),
             ("reading", &self.reading),
@@ -70,12 +70,12 @@ impl Probe {
         let key = layout::probe(rand::random());
         let absence = match store.head(&key).await {
             Ok(None) => match store.get(&key).await {
-                Err(RepoError::NotFound { .. }) => Finding::Good,
-                Ok(_) => Finding::Bad("an object that was never written was found".to_owned()),
-                Err(error) => Finding::Bad(error_chain(&error)),
+                Err(RepoError::NotFound { .. }) => ProbeFinding::Good,
+                Ok(_) => ProbeFinding::Bad("an object that was never written was found".to_owned()),
+                Err(error) => ProbeFinding::Bad(error_chain(&error)),
             },
-            Ok(Some(_)) => Finding::Bad("an object that was never written was found".to_owned()),
-            Err(error) => Finding::Bad(format!(
+            Ok(Some(_)) => ProbeFinding::Bad("an object that was never written was found".to_owned()),
+            Err(error) => ProbeFinding::Bad(format!(
                 "a missing object was not answered with \"not found\": {}; may the credentials list the bucket \
                  (s3:ListBucket)?",
                 error_chain(&error)
@@ -94,34 +94,36 @@ impl Probe {
         let reading = match (store.get(&key).await, store.get_range(&key, 9..14).await) {
             (Ok(whole), Ok(part)) => {
                 let good = whole == first && part.bytes == "probe" && part.size == first.len() as u64;
-                Finding::of(good, "what was read is not what was written")
+                ProbeFinding::of(good, "what was read is not what was written")
             }
-            (Err(error), _) | (_, Err(error)) => Finding::Bad(error_chain(&error)),
+            (Err(error), _) | (_, Err(error)) => ProbeFinding::Bad(error_chain(&error)),
         };
         let refused = store.create_blindly(&key, second).await;
         let unchanged = store.get(&key).await;
         let never_replaces = match (refused, unchanged) {
-            (Ok(false), Ok(now)) if now == first => Finding::Good,
-            (Ok(true), Ok(now)) if now != first => Finding::Bad(
+            (Ok(false), Ok(now)) if now == first => ProbeFinding::Good,
+            (Ok(true), Ok(now)) if now != first => ProbeFinding::Bad(
                 "the store accepted If-None-Match and overwrote the object all the same: two hosts could replace each \
                  other's WAL unnoticed"
                     .to_owned(),
             ),
-            (Ok(_), Ok(_)) => Finding::Bad("a create over an existing object was answered wrongly".to_owned()),
-            (Err(error), _) | (_, Err(error)) => Finding::Bad(error_chain(&error)),
+            (Ok(_), Ok(_)) => ProbeFinding::Bad("a create over an existing object was answered wrongly".to_owned()),
+            (Err(error), _) | (_, Err(error)) => ProbeFinding::Bad(error_chain(&error)),
         };
         let listed = store.list_all(&layout::probes()).await;
-        let listing = Finding::or_error(
+        let listing = ProbeFinding::or_error(
             listed,
             |l| l.iter().any(|e| e.key == key),
             "a listing does not show the object",
         );
         let clock_ahead = store.head(&key).await.ok().flatten().map(|m| m.modified.duration_since(before));
         let deleting = match store.delete(&key).await {
-            Ok(()) => {
-                Finding::or_error(store.head(&key).await, Option::is_none, "a deleted object is still there")
-            }
-            Err(error) => Finding::Bad(error_chain(&error)),
+            Ok(()) => ProbeFinding::or_error(
+                store.head(&key).await,
+                Option::is_none,
+                "a deleted object is still there",
+            ),
+            Err(error) => ProbeFinding::Bad(error_chain(&error)),
         };
         Ok(Self { absence, reading, never_replaces, listing, deleting, clock_ahead })
     }

@@ -16,7 +16,7 @@ use object_store::{
 
 use super::failure::{Failure, FailureKind};
 use super::limits::Limits;
-use super::{Entry, Meta, Ranged};
+use super::{ListedObject, Meta, Ranged};
 use crate::layout::Key;
 use crate::object::MAX_OBJECT;
 
@@ -163,7 +163,7 @@ impl Remote {
         &self,
         prefix: &str,
         start_after: Option<&str>,
-    ) -> Result<BoxStream<'static, Result<Entry, Failure>>, Failure> {
+    ) -> Result<BoxStream<'static, Result<ListedObject, Failure>>, Failure> {
         let path = self.path(prefix)?;
         let path = Some(&path).filter(|p| !p.as_ref().is_empty());
         let listing = match start_after {
@@ -202,11 +202,11 @@ impl fmt::Debug for Remote {
 }
 
 /// `None` for names that are not ours.
-fn self_entry(prefix: &str, meta: &ObjectMeta) -> Option<Entry> {
+fn self_entry(prefix: &str, meta: &ObjectMeta) -> Option<ListedObject> {
     let name = meta.location.as_ref();
     let name = if prefix.is_empty() { name } else { name.strip_prefix(prefix)?.strip_prefix('/')? };
     let key: Key = name.parse().ok()?;
-    Some(Entry { key, size: meta.size, modified: modified(meta) })
+    Some(ListedObject { key, size: meta.size, modified: modified(meta) })
 }
 
 fn modified(meta: &ObjectMeta) -> jiff::Timestamp {

@@ -342,7 +342,7 @@ async fn a_lost_answer_does_not_hide_a_conflict() {
         let error = store.create_once(&ours).await.unwrap_err();
         assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
         backend.creates.lock().unwrap().push_back(trouble);
-        assert_eq!(store.claim(&ours).await.unwrap(), Claim::Lost);
+        assert_eq!(store.claim(&ours).await.unwrap(), NumberClaim::Lost);
         assert_eq!(store.get(&theirs.key).await.unwrap(), theirs.to_bytes());
     }
 }
@@ -383,7 +383,7 @@ async fn a_store_that_overwrites_is_found_out() {
     let probe = Probe::of(&troubled(&[], &[])).await.unwrap();
     assert!(probe.findings().iter().all(|(_, finding)| finding.is_good()), "{probe:?}");
     let probe = Probe::of(&troubled(&[Trouble::Overwrites; 2], &[])).await.unwrap();
-    let told = |finding: &Finding| format!("{finding:?}");
+    let told = |finding: &ProbeFinding| format!("{finding:?}");
     assert!(told(&probe.never_replaces).contains("overwrote"), "{probe:?}");
     assert!([probe.absence, probe.reading, probe.listing, probe.deleting].iter().all(|f| f.is_good()));
 

@@ -16,7 +16,7 @@ use crate::backup::replica::{Replicas, Streams};
 use crate::backup::source::pages::Newest;
 use crate::backup::source::shared::Shared;
 use crate::backup::source::{ENDING, HEARTBEAT, NOTE_PROGRESS};
-use crate::walk::{Entered, Found, Ground, Kind};
+use crate::walk::{BackupRoots, Entered, FoundFile, FoundKind};
 
 /// Batches that wait for a reader.
 const QUEUE: usize = 8;
@@ -41,9 +41,9 @@ pub(super) fn positions() -> (Newest, Positions) {
 }
 
 /// The threads that copy a data directory.
-pub(super) struct Threads<'a> {
+pub(super) struct CopyThreads<'a> {
     /// What is walked over.
-    pub(super) ground: &'a Ground,
+    pub(super) ground: &'a BackupRoots,
     /// What they share.
     pub(super) shared: &'a Arc<Shared>,
     /// Where the files go.
@@ -52,7 +52,7 @@ pub(super) struct Threads<'a> {
     pub(super) readers: usize,
 }
 
-impl Threads<'_> {
+impl CopyThreads<'_> {
     /// Copies everything but `pg_control`; what the walk met. Ends early, with an error, when the session is lost, when nothing
     /// can be stored any more, or when [`Shared::stop`] is cancelled.
     pub(super) async fn copy(
@@ -120,14 +120,18 @@ impl Threads<'_> {
     }
 }
 
-fn walk(ground: &Ground, shared: &Shared, sender: &SyncSender<Vec<Found>>) -> anyhow::Result<Entered> {
+fn walk(
+    ground: &BackupRoots,
+    shared: &Shared,
+    sender: &SyncSender<Vec<FoundFile>>,
+) -> anyhow::Result<Entered> {
     let hand_on = |batch| sender.send(batch).map_err(|_| anyhow!("all readers of the backup have ended"));
     let (mut batch, mut bytes) = (Vec::with_capacity(BATCH), 0);
     let entered = ground.walk(&mut |found| {
         if shared.stop.is_cancelled() {
             return Err(anyhow!("the backup was stopped"));
         }
-        if let Kind::File(occupied) = found.kind {
+        if let FoundKind::File(occupied) = found.kind {
             bytes += occupied;
         }
         batch.push(found);
@@ -144,7 +148,7 @@ fn walk(ground: &Ground, shared: &Shared, sender: &SyncSender<Vec<Found>>) -> an
 fn read_all(
     shared: &Arc<Shared>,
     streams: Streams,
-    receiver: &Mutex<Receiver<Vec<Found>>>,
+    receiver: &Mutex<Receiver<Vec<FoundFile>>>,
 ) -> anyhow::Result<()> {
     let mut reader = Reader::new(shared, streams);
     loop {

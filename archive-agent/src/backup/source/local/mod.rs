@@ -20,23 +20,23 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use walpoint_base::{TimelineHistory, TimelineId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
-use walpoint_pg::server::{BackupSession, BackupStart, BackupStop, Place, Server};
+use walpoint_pg::server::{BackupSession, BackupStart, BackupStop, Server, TablespaceDirectory};
 use walpoint_repo::backup::{BackupWriter, Method, TablePath};
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 
-use self::copy::{Threads, positions};
+use self::copy::{CopyThreads, positions};
 use super::facts::{ServerFacts, label};
 use super::pages::{InForce, PageCheck};
 use super::shared::Shared;
-use super::{Copied, Origin, Source, Started};
+use super::{BackupOrigin, BackupSource, Copied, Started};
 use crate::backup::begun::Begun;
 use crate::backup::memory::MemoryBudget;
 use crate::backup::replica::{Replicas, Streams};
-use crate::backup::request::Request;
+use crate::backup::request::BackupRequest;
 use crate::check::repository::Destination;
 use crate::check::{Examined, LocalSource, source, visible, whose_files};
 use crate::walk::Entered;
-use crate::walk::directory::Seen;
+use crate::walk::directory::SeenEntry;
 
 /// A backup in progress whose files are read here.
 pub(crate) struct LocalBackup {
@@ -52,15 +52,19 @@ struct Stopped {
     server: Server,
 }
 
-impl Source for Examined {
+impl BackupSource for Examined {
     type Started = LocalBackup;
 
     fn destinations(&self) -> &[Destination] {
         &self.source.destinations
     }
 
-    async fn start(self, request: &Request<'_>, _copies: &[Destination]) -> anyhow::Result<LocalBackup> {
-        let waiting = Progress::waiting("waiting for PostgreSQL's checkpoint", request.show_progress);
+    async fn start(
+        self,
+        request: &BackupRequest<'_>,
+        _copies: &[Destination],
+    ) -> anyhow::Result<LocalBackup> {
+        let waiting = ByteProgress::waiting("waiting for PostgreSQL's checkpoint", request.show_progress);
         let Examined { mut server, source } = self;
         // All that is asked of the server from here on is asked in this session: another connection may lead elsewhere.
         let proven = request.unless_stopped(whose_files::prove(&mut server, &source.pgdata)).await?;
@@ -82,17 +86,21 @@ impl Started for LocalBackup {
     }
 
     /// Copies everything, `pg_control` last, and stops the backup.
-    async fn copy(self, request: &Request<'_>, replicas: &Replicas<BackupWriter>) -> anyhow::Result<Copied> {
+    async fn copy(
+        self,
+        request: &BackupRequest<'_>,
+        replicas: &Replicas<BackupWriter>,
+    ) -> anyhow::Result<Copied> {
         let Self { mut session, source, begun } = self;
         let start = session.started().clone();
         let places = request.unless_stopped(session.places()).await?;
         let (newest, positions) = positions();
         let pages = PageCheck::of(&source.identity, start.lsn, newest, in_force(&source.pgdata));
-        let progress = Progress::bytes("copying", begun.bytes, request.show_progress);
+        let progress = ByteProgress::bytes("copying", begun.bytes, request.show_progress);
         let shared = Shared::new(begun.block_size, pages, request.stop.child_token(), progress.clone())?;
         let shared = Arc::new(shared);
         let readers = MemoryBudget::of(request.settings(), replicas.len()).readers;
-        let threads = Threads { ground: &source.ground, shared: &shared, replicas, readers };
+        let threads = CopyThreads { ground: &source.ground, shared: &shared, replicas, readers };
         let entered = threads.copy(&mut session, positions).await;
         progress.end();
         let entered = entered?;
@@ -105,7 +113,7 @@ impl Started for LocalBackup {
         let stopped = stop(session, request, &source, &places, &entered).await?;
         let Stopped { stop, ended, server } = stopped;
         let LocalSource { pgdata, identity, destinations, .. } = source;
-        let origin = Origin::new(server, destinations, Some(pgdata.clone()));
+        let origin = BackupOrigin::new(server, destinations, Some(pgdata.clone()));
         let timeline = label(&stop.label, &begun)?.timeline;
         let history = history(&start, &stop, timeline, &origin, request).await?;
         let facts = ServerFacts {
@@ -133,9 +141,9 @@ impl Started for LocalBackup {
 /// began, `entered` is what the walk met.
 async fn stop(
     session: BackupSession,
-    request: &Request<'_>,
+    request: &BackupRequest<'_>,
     source: &LocalSource,
-    places: &[Place],
+    places: &[TablespaceDirectory],
     entered: &Entered,
 ) -> anyhow::Result<Stopped> {
     let start = session.started().process;
@@ -154,8 +162,8 @@ async fn history(
     start: &BackupStart,
     stop: &BackupStop,
     timeline: TimelineId,
-    origin: &Origin,
-    request: &Request<'_>,
+    origin: &BackupOrigin,
+    request: &BackupRequest<'_>,
 ) -> anyhow::Result<TimelineHistory> {
     match start.in_recovery {
         false => Ok(TimelineHistory::root(timeline)),
@@ -178,7 +186,7 @@ fn copy_control(pgdata: &Path, mut streams: Streams) -> anyhow::Result<ControlFi
     let meta = std::fs::metadata(pgdata.join(CONTROL_FILE)).context("pg_control vanished")?;
     let mut file = streams.file(&TablePath::data(CONTROL_FILE)?);
     file.write(&bytes)?;
-    file.finish(Seen::from(&meta).attributes)?;
+    file.finish(SeenEntry::from(&meta).attributes)?;
     streams.finish()?;
     Ok(control)
 }

@@ -21,8 +21,8 @@ use super::holes::{self, Holes};
 use crate::backup::memory::BUFFER;
 use crate::backup::replica::{ReplicaFiles, Streams};
 use crate::backup::source::shared::Shared;
-use crate::walk::directory::Seen;
-use crate::walk::{Found, Kind};
+use crate::walk::directory::SeenEntry;
+use crate::walk::{FoundFile, FoundKind};
 
 /// One thread that reads files.
 #[derive(Debug)]
@@ -43,8 +43,8 @@ struct Piece {
 /// A file that is open.
 struct Opened<'a> {
     file: File,
-    seen: Seen,
-    found: &'a Found,
+    seen: SeenEntry,
+    found: &'a FoundFile,
     /// If its pages can be verified, what it is.
     relation: Option<RelationFile>,
 }
@@ -64,19 +64,19 @@ impl Reader {
     }
 
     /// Takes one thing that the walk found. Blocks.
-    pub(crate) fn take(&mut self, found: &Found) -> anyhow::Result<()> {
+    pub(crate) fn take(&mut self, found: &FoundFile) -> anyhow::Result<()> {
         if self.shared.stop.is_cancelled() {
             bail!("the backup was stopped");
         }
         self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner).note(&found.attributes);
         let (path, attributes) = (&found.path, found.attributes);
         match &found.kind {
-            Kind::Directory => self.streams.each(|lane| lane.directory(path.clone(), attributes)),
-            Kind::LinkedDirectory(target) => {
+            FoundKind::Directory => self.streams.each(|lane| lane.directory(path.clone(), attributes)),
+            FoundKind::LinkedDirectory(target) => {
                 self.streams.each(|lane| lane.linked_directory(path.clone(), attributes, target))
             }
-            Kind::Link(target) => self.streams.each(|lane| lane.link(path.clone(), attributes, target)),
-            Kind::File(_) => self.file(found),
+            FoundKind::Link(target) => self.streams.each(|lane| lane.link(path.clone(), attributes, target)),
+            FoundKind::File(_) => self.file(found),
         }
     }
 
@@ -85,7 +85,7 @@ impl Reader {
         self.streams.finish()
     }
 
-    fn file(&mut self, found: &Found) -> anyhow::Result<()> {
+    fn file(&mut self, found: &FoundFile) -> anyhow::Result<()> {
         let cannot_read = || format!("{} cannot be read", found.place.display());
         let file = match open(&found.place, found.path.root) {
             Ok(Some(file)) => file,
@@ -95,7 +95,7 @@ impl Reader {
             }
             Err(error) => return Err(error).with_context(cannot_read),
         };
-        let seen = Seen::from(&file.metadata().with_context(cannot_read)?);
+        let seen = SeenEntry::from(&file.metadata().with_context(cannot_read)?);
         if !seen.is_file() {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
-use walpoint_pg::base_backup::{BaseBackup, Part};
+use walpoint_pg::base_backup::{BaseBackup, StreamPart};
 use walpoint_repo::backup::BackupWriter;
 
 use super::dispatch::{Dispatcher, WAITING, Worker};
@@ -24,7 +24,7 @@ use crate::backup::source::{ENDING, NOTE_PROGRESS};
 const QUEUE: usize = 32;
 
 /// The threads that store what a server sends.
-pub(super) struct Threads<'a> {
+pub(super) struct StoreThreads<'a> {
     /// What they share.
     pub(super) shared: &'a Arc<Shared>,
     /// Where the files go.
@@ -33,7 +33,7 @@ pub(super) struct Threads<'a> {
     pub(super) workers: usize,
 }
 
-impl Threads<'_> {
+impl StoreThreads<'_> {
     /// Stores everything that the server sends; what came besides the files.
     pub(super) async fn receive(
         &self,
@@ -55,7 +55,7 @@ impl Threads<'_> {
     /// Begins to unpack and to store; `delivered` gets what came besides the files.
     fn begin(
         &self,
-        parts: Receiver<Part>,
+        parts: Receiver<StreamPart>,
         announced: Announced,
         delivered: &Arc<Mutex<Option<Delivered>>>,
     ) -> JoinSet<anyhow::Result<()>> {
@@ -83,7 +83,7 @@ impl Threads<'_> {
         &self,
         threads: &mut JoinSet<anyhow::Result<()>>,
         stream: BaseBackup,
-        sender: Sender<Part>,
+        sender: Sender<StreamPart>,
     ) -> anyhow::Result<()> {
         let mut note = interval_at(Instant::now() + NOTE_PROGRESS, NOTE_PROGRESS);
         note.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -107,7 +107,7 @@ impl Threads<'_> {
 }
 
 /// Hands on what the server sends, to the end.
-async fn pump(mut stream: BaseBackup, parts: Sender<Part>) -> anyhow::Result<()> {
+async fn pump(mut stream: BaseBackup, parts: Sender<StreamPart>) -> anyhow::Result<()> {
     while let Some(part) = stream.next().await? {
         if parts.send(part).await.is_err() {
             // The thread that takes them has ended, and says why.

@@ -9,24 +9,24 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, bail};
 use walpoint_base::TimelineHistory;
-use walpoint_pg::base_backup::{Archive, End, Manifest, Space, Start};
+use walpoint_pg::base_backup::{ServerManifest, Space, Start, StreamArchive, StreamEnd};
 use walpoint_pg::checksum::Checksums;
 use walpoint_pg::label::{self, TablespaceMap};
-use walpoint_pg::server::{Server, Tablespace};
+use walpoint_pg::server::{Server, ServerTablespace};
 use walpoint_repo::backup::{BackupWriter, Method};
-use walpoint_runtime::progress::Progress;
+use walpoint_runtime::progress::ByteProgress;
 
-use super::pump::Threads;
+use super::pump::StoreThreads;
 use super::start::RemoteBackup;
 use super::unpack::{Announced, Delivered};
 use crate::backup::begun::Begun;
 use crate::backup::memory::MemoryBudget;
 use crate::backup::replica::Replicas;
-use crate::backup::request::Request;
+use crate::backup::request::BackupRequest;
 use crate::backup::source::facts::{self, ServerFacts};
 use crate::backup::source::pages::{InForce, Newest, PageCheck};
 use crate::backup::source::shared::Shared;
-use crate::backup::source::{Copied, HEARTBEAT, Origin, SharedServer, Started};
+use crate::backup::source::{BackupOrigin, Copied, HEARTBEAT, SharedServer, Started};
 
 impl Started for RemoteBackup {
     fn begun(&self) -> &Begun {
@@ -34,8 +34,12 @@ impl Started for RemoteBackup {
     }
 
     /// Stores what the server sends, and looks at whether it is what was asked for.
-    async fn copy(self, request: &Request<'_>, replicas: &Replicas<BackupWriter>) -> anyhow::Result<Copied> {
-        let progress = Progress::bytes("copying", self.begun.bytes, request.show_progress);
+    async fn copy(
+        self,
+        request: &BackupRequest<'_>,
+        replicas: &Replicas<BackupWriter>,
+    ) -> anyhow::Result<Copied> {
+        let progress = ByteProgress::bytes("copying", self.begun.bytes, request.show_progress);
         let copied = self.copied(request, replicas, progress.clone()).await;
         progress.end();
         copied
@@ -45,9 +49,9 @@ impl Started for RemoteBackup {
 impl RemoteBackup {
     async fn copied(
         self,
-        request: &Request<'_>,
+        request: &BackupRequest<'_>,
         replicas: &Replicas<BackupWriter>,
-        progress: Progress,
+        progress: ByteProgress,
     ) -> anyhow::Result<Copied> {
         let Self { begun, stream, origin, identity, mode, expected, mut early, replayed } = self;
         let (server, start) = (&origin.server, stream.started());
@@ -58,7 +62,7 @@ impl RemoteBackup {
         let map = map_of(&spaces).to_bytes(identity.major);
         let announced = Announced { spaces, data_directory: identity.data_directory.clone(), mode };
         let workers = MemoryBudget::of(request.settings(), replicas.len()).readers;
-        let threads = Threads { shared: &shared, replicas, workers };
+        let threads = StoreThreads { shared: &shared, replicas, workers };
         let delivered = tokio::select! {
             delivered = threads.receive(stream, announced) => delivered?,
             never = keep(server) => match never {},
@@ -102,9 +106,9 @@ impl RemoteBackup {
 /// The history of the timeline on which the backup stopped.
 async fn history(
     start: Start,
-    end: &End,
-    origin: &Origin,
-    request: &Request<'_>,
+    end: &StreamEnd,
+    origin: &BackupOrigin,
+    request: &BackupRequest<'_>,
 ) -> anyhow::Result<TimelineHistory> {
     match end.timeline == start.timeline {
         true => Ok(TimelineHistory::root(start.timeline)),
@@ -113,7 +117,7 @@ async fn history(
 }
 
 /// What the server says at the end about damaged pages, of which so many are known.
-fn judge_damage(end: &End, known: u64, strict: bool) -> anyhow::Result<()> {
+fn judge_damage(end: &StreamEnd, known: u64, strict: bool) -> anyhow::Result<()> {
     match &end.damage {
         Some(text) if known == 0 && strict => {
             bail!(
@@ -157,8 +161,8 @@ async fn keep(server: &SharedServer) -> Infallible {
 /// The map that a server writes of these.
 fn map_of(spaces: &[Space]) -> TablespaceMap {
     let linked = spaces.iter().filter_map(|space| match space.archive {
-        Archive::Tablespace(oid) if space.location.is_absolute() => {
-            Some(label::Tablespace { oid, path: space.location.as_os_str().as_bytes().to_vec() })
+        StreamArchive::Tablespace(oid) if space.location.is_absolute() => {
+            Some(label::MappedTablespace { oid, path: space.location.as_os_str().as_bytes().to_vec() })
         }
         _ => None,
     });
@@ -167,7 +171,11 @@ fn map_of(spaces: &[Space]) -> TablespaceMap {
 
 /// Whether every tablespace that was there at the beginning was sent, or dropped meanwhile. The server's own manifest lacks
 /// what the server left out.
-async fn all_came(server: &mut Server, expected: &[Tablespace], came: &BTreeSet<u32>) -> anyhow::Result<()> {
+async fn all_came(
+    server: &mut Server,
+    expected: &[ServerTablespace],
+    came: &BTreeSet<u32>,
+) -> anyhow::Result<()> {
     let mut left_out = expected.iter().filter(|tablespace| !came.contains(&tablespace.oid)).peekable();
     if left_out.peek().is_none() {
         return Ok(());
@@ -176,7 +184,7 @@ async fn all_came(server: &mut Server, expected: &[Tablespace], came: &BTreeSet<
         .tablespaces()
         .await
         .context("whether tablespaces that the server did not send were dropped")?;
-    if let Some(Tablespace { oid, name, .. }) =
+    if let Some(ServerTablespace { oid, name, .. }) =
         left_out.find(|tablespace| left.iter().any(|l| l.oid == tablespace.oid))
     {
         bail!(
@@ -189,7 +197,7 @@ async fn all_came(server: &mut Server, expected: &[Tablespace], came: &BTreeSet<
 }
 
 /// The manifest has to name the same WAL as the results before and after the copy.
-fn covers(manifest: &Manifest, start: Start, end: &End) -> anyhow::Result<()> {
+fn covers(manifest: &ServerManifest, start: Start, end: &StreamEnd) -> anyhow::Result<()> {
     let mut wal = manifest.wal.iter();
     let starts = wal.any(|(timeline, from, _)| (*timeline, *from) == (start.timeline, start.lsn));
     let mut wal = manifest.wal.iter();

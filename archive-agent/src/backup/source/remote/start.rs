@@ -2,14 +2,14 @@
 
 use anyhow::bail;
 use walpoint_base::PgTimestamp;
-use walpoint_pg::base_backup::{BaseBackup, Command};
-use walpoint_pg::server::{Identity, Server, Tablespace, Walsender};
-use walpoint_runtime::progress::Progress;
+use walpoint_pg::base_backup::{BaseBackup, BaseBackupCommand};
+use walpoint_pg::server::{Server, ServerIdentity, ServerTablespace, Walsender};
+use walpoint_runtime::progress::ByteProgress;
 
 use super::early::EarlyProof;
 use crate::backup::begun::Begun;
-use crate::backup::request::Request;
-use crate::backup::source::{Origin, Source};
+use crate::backup::request::BackupRequest;
+use crate::backup::source::{BackupOrigin, BackupSource};
 use crate::check::remote::{RemoteSource, is_the_server};
 use crate::check::repository::Destination;
 use crate::check::source;
@@ -21,30 +21,34 @@ const DEFAULT_MODE: u16 = 0o700;
 pub(crate) struct RemoteBackup {
     pub(super) begun: Begun,
     pub(super) stream: BaseBackup,
-    pub(super) origin: Origin,
-    pub(super) identity: Identity,
+    pub(super) origin: BackupOrigin,
+    pub(super) identity: ServerIdentity,
     /// The mode of the data directory.
     pub(super) mode: u16,
     /// The tablespaces of the catalog, all of which have to come.
-    pub(super) expected: Vec<Tablespace>,
+    pub(super) expected: Vec<ServerTablespace>,
     /// Whether its WAL is the stored one.
     pub(super) early: EarlyProof,
     /// What it had replayed when the backup began.
     pub(super) replayed: Option<PgTimestamp>,
 }
 
-impl Source for RemoteSource {
+impl BackupSource for RemoteSource {
     type Started = RemoteBackup;
 
     fn destinations(&self) -> &[Destination] {
         &self.destinations
     }
 
-    async fn start(self, request: &Request<'_>, copies: &[Destination]) -> anyhow::Result<RemoteBackup> {
+    async fn start(
+        self,
+        request: &BackupRequest<'_>,
+        copies: &[Destination],
+    ) -> anyhow::Result<RemoteBackup> {
         let RemoteSource { mut server, identity, destinations, pgdata, .. } = self;
         let mode = server.setting("data_directory_mode").await?;
         let mode = mode.and_then(|mode| u16::from_str_radix(&mode, 8).ok()).unwrap_or(DEFAULT_MODE);
-        let waiting = Progress::waiting("waiting for PostgreSQL's checkpoint", request.show_progress);
+        let waiting = ByteProgress::waiting("waiting for PostgreSQL's checkpoint", request.show_progress);
         let mut walsender = source::walsender(request.settings(), &mut server).await?;
         is_the_server(&mut walsender, &identity).await?;
         let started = server.clock().await?.to_time();
@@ -60,25 +64,29 @@ impl Source for RemoteSource {
         let start = stream.started();
         let bytes = stream.spaces().iter().map(|space| space.bytes).fold(0, u64::saturating_add);
         let begun = Begun::new(started, start.timeline, start.lsn, identity.block_size, bytes);
-        let origin = Origin::new(server, destinations, pgdata);
+        let origin = BackupOrigin::new(server, destinations, pgdata);
         Ok(RemoteBackup { begun, stream, origin, identity, mode, expected, early, replayed })
     }
 }
 
 /// Whether the server can send a map of these tablespaces.
-fn can_map(identity: &Identity, tablespaces: &[Tablespace]) -> bool {
+fn can_map(identity: &ServerIdentity, tablespaces: &[ServerTablespace]) -> bool {
     let inside = tablespaces.iter().any(|tablespace| tablespace.location.is_relative());
-    Command::can_map(identity.major, inside)
+    BaseBackupCommand::can_map(identity.major, inside)
 }
 
 /// Waits for the checkpoint with which the server begins to send.
-async fn sending(walsender: Walsender, request: &Request<'_>, map: bool) -> anyhow::Result<BaseBackup> {
-    let command = Command { label: request.server_label(), fast: request.fast, map };
+async fn sending(walsender: Walsender, request: &BackupRequest<'_>, map: bool) -> anyhow::Result<BaseBackup> {
+    let command = BaseBackupCommand { label: request.server_label(), fast: request.fast, map };
     request.unless_stopped(BaseBackup::start(walsender, &command)).await
 }
 
 /// The tablespaces that have to come: what was created before the start is not in the WAL that replay reads.
-async fn expected(server: &mut Server, identity: &Identity, map: bool) -> anyhow::Result<Vec<Tablespace>> {
+async fn expected(
+    server: &mut Server,
+    identity: &ServerIdentity,
+    map: bool,
+) -> anyhow::Result<Vec<ServerTablespace>> {
     let expected = server.tablespaces().await?;
     if map && !can_map(identity, &expected) {
         bail!(

@@ -9,7 +9,8 @@ use anyhow::{Context, bail};
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc::Receiver;
 use walpoint_pg::base_backup::{
-    End, Event, Ledger, Manifest, Part, ReportedPage, Space, Status, Unpacked, Unpacker, check,
+    Event, ReceivedFiles, ReportedPage, ServerManifest, Space, Status, StreamEnd, StreamPart, Unpacked,
+    Unpacker, check,
 };
 use walpoint_pg::control::ControlFile;
 
@@ -27,9 +28,9 @@ pub(super) struct Delivered {
     /// `global/pg_control`.
     pub(super) control: ControlFile,
     /// The server's manifest, which agrees with what was received.
-    pub(super) manifest: Manifest,
+    pub(super) manifest: ServerManifest,
     /// Where the backup stopped.
-    pub(super) end: End,
+    pub(super) end: StreamEnd,
 }
 
 /// What is known before the first archive.
@@ -45,7 +46,7 @@ pub(super) struct Announced {
 
 /// Takes everything that the server sends. Blocks. `None` if the threads that store have ended; one of them says why.
 pub(super) fn unpack(
-    parts: Receiver<Part>,
+    parts: Receiver<StreamPart>,
     announced: &Announced,
     mut dispatcher: Dispatcher,
 ) -> anyhow::Result<Option<Delivered>> {
@@ -76,17 +77,17 @@ fn archives(
     let scratch =
         tempfile::tempfile().context("a scratch file cannot be made in the directory of temporary files")?;
     let Announced { spaces, data_directory, mode } = announced;
-    let mut unpacker = Unpacker::new(spaces, data_directory, Ledger::new(scratch));
+    let mut unpacker = Unpacker::new(spaces, data_directory, ReceivedFiles::new(scratch));
     loop {
         match parts.parts.blocking_recv() {
-            Some(Part::Archive(archive)) => unpacker.archive(archive)?,
-            Some(Part::Data(bytes)) => unpacker.data(&bytes, &mut |event| dispatcher.take(event))?,
-            Some(Part::Notice(notice)) => match ReportedPage::read(&notice) {
+            Some(StreamPart::Archive(archive)) => unpacker.archive(archive)?,
+            Some(StreamPart::Data(bytes)) => unpacker.data(&bytes, &mut |event| dispatcher.take(event))?,
+            Some(StreamPart::Notice(notice)) => match ReportedPage::read(&notice) {
                 Some(page) => dispatcher.reported(page)?,
                 None => tracing::debug!("the server says: {notice}"),
             },
-            Some(Part::Manifest) => break,
-            Some(Part::End(_)) | None => bail!(ENDED_EARLY),
+            Some(StreamPart::Manifest) => break,
+            Some(StreamPart::End(_)) | None => bail!(ENDED_EARLY),
         }
     }
     let unpacked = unpacker.finish()?;
@@ -96,23 +97,23 @@ fn archives(
 
 /// The bytes of the manifest, up to whatever else comes.
 struct Parts {
-    parts: Receiver<Part>,
+    parts: Receiver<StreamPart>,
     data: Bytes,
-    end: Option<End>,
+    end: Option<StreamEnd>,
 }
 
 impl Read for &mut Parts {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.data.is_empty() {
             match self.parts.blocking_recv() {
-                Some(Part::Data(bytes)) => self.data = bytes,
-                Some(Part::Notice(notice)) => tracing::debug!("the server says: {notice}"),
-                Some(Part::End(end)) => {
+                Some(StreamPart::Data(bytes)) => self.data = bytes,
+                Some(StreamPart::Notice(notice)) => tracing::debug!("the server says: {notice}"),
+                Some(StreamPart::End(end)) => {
                     self.end = Some(end);
                     return Ok(0);
                 }
                 None if self.end.is_some() => return Ok(0),
-                Some(Part::Archive(_) | Part::Manifest) | None => {
+                Some(StreamPart::Archive(_) | StreamPart::Manifest) | None => {
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, ENDED_EARLY));
                 }
             }

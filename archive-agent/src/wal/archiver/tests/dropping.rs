@@ -1,7 +1,7 @@
 //! What `queue_max` and `push --skip` drop: file by file, only what exceeds the limit, only what could not be stored for the documented
 //! time, and never what is stored.
 
-use walpoint_base::dropped::{Reason, record};
+use walpoint_base::dropped::{DropReason, record};
 
 use super::*;
 
@@ -174,7 +174,7 @@ async fn two_clients_of_one_hopeless_file_hear_the_same() {
 async fn a_skipped_file_is_dropped_only_if_it_cannot_be_stored() {
     let bed = Bed::new();
     let requests: Vec<_> = (1..=4).map(|number| bed.finish(segment(number))).collect();
-    for (number, reason) in [(1, Reason::Skipped), (2, Reason::Skipped), (3, Reason::QueueMax)] {
+    for (number, reason) in [(1, DropReason::Skipped), (2, DropReason::Skipped), (3, DropReason::QueueMax)] {
         record(&bed.archiver.wal_directory(), segment(number), reason).unwrap();
     }
     bed.script().answers(Answer::Refuses(Duration::ZERO));

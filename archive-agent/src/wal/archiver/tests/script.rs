@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
 use walpoint_base::{PgMajor, SegmentSize, SystemId};
-use walpoint_pg::wal::Identity;
+use walpoint_pg::wal::WalIdentity;
 
 use super::*;
 
@@ -153,27 +153,29 @@ impl Upload for Script {
         vec![format!("remember {name}")]
     }
 
-    async fn identity(&self) -> Result<Identity, Trouble> {
+    async fn identity(&self) -> Result<WalIdentity, UploadError> {
         let (system_id, major) = (SystemId(7), PgMajor::ALL[0]);
-        Ok(Identity { system_id, major, segment_size: SegmentSize::new(SEGMENT).unwrap() })
+        Ok(WalIdentity { system_id, major, segment_size: SegmentSize::new(SEGMENT).unwrap() })
     }
 
-    async fn are_still_there(&self) -> Result<(), Trouble> {
+    async fn are_still_there(&self) -> Result<(), UploadError> {
         match lock(&self.state).missing {
-            Some(lasting) => Err(Trouble { text: "the repository is not there".to_owned(), lasting }),
+            Some(lasting) => {
+                Err(UploadError { text: "the repository is not there".to_owned(), permanent: lasting })
+            }
             None => Ok(()),
         }
     }
 
-    async fn look(&self, name: WalFileName) -> Result<FileIdentity, Trouble> {
+    async fn look(&self, name: WalFileName) -> Result<FileIdentity, UploadError> {
         let file = File::open(self.wal_directory().join(name.to_string()));
         match file {
             Ok(file) if !lock(&self.state).unreadable => Ok(FileIdentity::of(&file, false).unwrap()),
-            _ => Err(Trouble { text: format!("\"{name}\" cannot be read"), lasting: true }),
+            _ => Err(UploadError { text: format!("\"{name}\" cannot be read"), permanent: true }),
         }
     }
 
-    async fn upload(&self, name: WalFileName) -> Result<FileIdentity, Trouble> {
+    async fn upload(&self, name: WalFileName) -> Result<FileIdentity, UploadError> {
         let (noted, answer) = {
             let mut state = lock(&self.state);
             let begun = self.begun.elapsed();
@@ -191,6 +193,6 @@ impl Upload for Script {
         };
         tokio::time::sleep(after).await;
         noted.end(if result.is_ok() { End::Stored } else { End::NotStored });
-        result.map_err(|(text, lasting)| Trouble { text: text.to_owned(), lasting })
+        result.map_err(|(text, lasting)| UploadError { text: text.to_owned(), permanent: lasting })
     }
 }

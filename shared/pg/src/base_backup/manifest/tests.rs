@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn ledger(files: &[(&[u8], &[u8])]) -> Ledger {
-    let mut ledger = Ledger::new(tempfile::tempfile().unwrap());
+fn ledger(files: &[(&[u8], &[u8])]) -> ReceivedFiles {
+    let mut ledger = ReceivedFiles::new(tempfile::tempfile().unwrap());
     for (path, content) in files {
         let (size, crc) = (content.len() as u64, crc32c::crc32c(content));
         ledger.note(&Received { path: path.to_vec(), size, crc }).unwrap();

@@ -8,25 +8,25 @@ fn major(number: u8) -> PgMajor {
 
 fn announced() -> Vec<Space> {
     let space = |archive| Space { archive, location: PathBuf::new(), bytes: 1 };
-    vec![space(Archive::Tablespace(16400)), space(Archive::Data)]
+    vec![space(StreamArchive::Tablespace(16400)), space(StreamArchive::Data)]
 }
 
-fn stop() -> Piece {
-    Piece::Rows(Rows::forged(&["recptr", "tli"], &[&[Some("0/3000100"), Some("1")]]))
+fn stop() -> AnswerPiece {
+    AnswerPiece::Rows(Rows::forged(&["recptr", "tli"], &[&[Some("0/3000100"), Some("1")]]))
 }
 
-fn data(text: &'static str) -> Piece {
-    Piece::Data(Bytes::from_static(text.as_bytes()))
+fn data(text: &'static str) -> AnswerPiece {
+    AnswerPiece::Data(Bytes::from_static(text.as_bytes()))
 }
 
-fn error(sqlstate: &str) -> Piece {
+fn error(sqlstate: &str) -> AnswerPiece {
     let (sqlstate, message) = (sqlstate.to_owned(), "told".to_owned());
-    Piece::Refused(ServerReport { sqlstate, message, ..ServerReport::default() })
+    AnswerPiece::Refused(ServerReport { sqlstate, message, ..ServerReport::default() })
 }
 
 /// What the pieces are.
-fn follow(number: u8, pieces: Vec<Piece>) -> Result<Vec<Part>, Unexpected> {
-    let mut order = Order::new(major(number), announced()).unwrap();
+fn follow(number: u8, pieces: Vec<AnswerPiece>) -> Result<Vec<StreamPart>, Unexpected> {
+    let mut order = StreamOrder::new(major(number), announced()).unwrap();
     let mut parts = Vec::new();
     for piece in pieces {
         parts.extend(order.part(piece)?);
@@ -35,21 +35,21 @@ fn follow(number: u8, pieces: Vec<Piece>) -> Result<Vec<Part>, Unexpected> {
 }
 
 /// All that a server of that version sends.
-fn good(number: u8) -> Vec<Piece> {
+fn good(number: u8) -> Vec<AnswerPiece> {
     let mut pieces = match number {
         ..15 => vec![
-            Piece::CopyBegin,
+            AnswerPiece::CopyBegin,
             data("one"),
-            Piece::CopyEnd,
-            Piece::CopyBegin,
+            AnswerPiece::CopyEnd,
+            AnswerPiece::CopyBegin,
             data("two"),
-            Piece::CopyEnd,
-            Piece::CopyBegin,
+            AnswerPiece::CopyEnd,
+            AnswerPiece::CopyBegin,
             data("list"),
-            Piece::CopyEnd,
+            AnswerPiece::CopyEnd,
         ],
         _ => vec![
-            Piece::CopyBegin,
+            AnswerPiece::CopyBegin,
             data("n16400.tar\0/space\0"),
             data("done"),
             data("p\0\0\0\0\0\0\0\u{1}"),
@@ -57,27 +57,27 @@ fn good(number: u8) -> Vec<Piece> {
             data("dtwo"),
             data("m"),
             data("dlist"),
-            Piece::CopyEnd,
+            AnswerPiece::CopyEnd,
         ],
     };
-    pieces.extend([stop(), Piece::Complete, Piece::Ready]);
+    pieces.extend([stop(), AnswerPiece::Complete, AnswerPiece::Ready]);
     pieces
 }
 
 #[test]
 fn both_dialects_give_the_same_parts() {
-    let data = |text: &'static str| Part::Data(Bytes::from_static(text.as_bytes()));
+    let data = |text: &'static str| StreamPart::Data(Bytes::from_static(text.as_bytes()));
     for number in [13, 14, 15, 18] {
         let parts = follow(number, good(number)).unwrap();
-        let end = End { lsn: Lsn(0x300_0100), timeline: TimelineId::FIRST, damage: None };
+        let end = StreamEnd { lsn: Lsn(0x300_0100), timeline: TimelineId::FIRST, damage: None };
         let expected = [
-            Part::Archive(Archive::Tablespace(16400)),
+            StreamPart::Archive(StreamArchive::Tablespace(16400)),
             data("one"),
-            Part::Archive(Archive::Data),
+            StreamPart::Archive(StreamArchive::Data),
             data("two"),
-            Part::Manifest,
+            StreamPart::Manifest,
             data("list"),
-            Part::End(end),
+            StreamPart::End(end),
         ];
         assert_eq!(parts, expected, "{number}");
     }
@@ -86,14 +86,16 @@ fn both_dialects_give_the_same_parts() {
 #[test]
 fn damage_is_told_after_everything_and_anything_else_is_an_error() {
     for number in [13, 15] {
-        let with = |at_end: usize, piece: Piece| {
+        let with = |at_end: usize, piece: AnswerPiece| {
             let mut pieces = good(number);
             let at = pieces.len() - at_end;
             pieces.insert(at, piece);
             follow(number, pieces)
         };
         let parts = with(1, error("XX001")).unwrap();
-        assert!(matches!(parts.last(), Some(Part::End(End { damage: Some(told), .. })) if told == "told"));
+        assert!(
+            matches!(parts.last(), Some(StreamPart::End(StreamEnd { damage: Some(told), .. })) if told == "told")
+        );
         // Before the stop position is known, nothing is complete.
         assert!(matches!(with(3, error("XX001")), Err(Unexpected::Refused(_))));
         assert!(matches!(with(1, error("XX000")), Err(Unexpected::Refused(_))));
@@ -104,8 +106,8 @@ fn damage_is_told_after_everything_and_anything_else_is_an_error() {
 fn without_exactly_one_data_directory_there_is_none() {
     let mut spaces = announced();
     spaces.pop();
-    assert!(Order::new(major(17), spaces).is_err());
-    assert!(Order::new(major(17), [announced(), announced()].concat()).is_err());
+    assert!(StreamOrder::new(major(17), spaces).is_err());
+    assert!(StreamOrder::new(major(17), [announced(), announced()].concat()).is_err());
 }
 
 proptest! {
@@ -121,8 +123,8 @@ proptest! {
         let essential = good(number).len() - 2;
         let (at, other) = (at.index(essential), other.index(essential));
         let mut pieces = good(number);
-        let is_content = |piece: &Piece| match piece {
-            Piece::Data(bytes) => old || matches!(bytes.first(), Some(b'd' | b'p')),
+        let is_content = |piece: &AnswerPiece| match piece {
+            AnswerPiece::Data(bytes) => old || matches!(bytes.first(), Some(b'd' | b'p')),
             _ => false,
         };
         let harmless = match what {
@@ -142,7 +144,7 @@ proptest! {
                 same || is_content(&pieces[at]) || is_content(&pieces[other])
             }
         };
-        let ended = follow(number, pieces).is_ok_and(|parts| matches!(parts.last(), Some(Part::End(_))));
+        let ended = follow(number, pieces).is_ok_and(|parts| matches!(parts.last(), Some(StreamPart::End(_))));
         prop_assert!(harmless || !ended, "{} {} {}", at, other, what);
     }
 }

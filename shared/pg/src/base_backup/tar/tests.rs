@@ -6,7 +6,7 @@ use super::*;
 /// An item with its bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Owned {
-    Entry(Entry),
+    Entry(TarEntry),
     File(Vec<u8>),
 }
 
@@ -66,7 +66,7 @@ fn link(path: &[u8], target: &[u8]) -> Vec<u8> {
 const STATUS: Status = Status { mode: 0o600, uid: 26, gid: 70, mtime: 1_700_000_000 };
 
 fn entry(path: &[u8], kind: EntryKind) -> Owned {
-    Owned::Entry(Entry { path: path.to_vec(), kind, status: STATUS })
+    Owned::Entry(TarEntry { path: path.to_vec(), kind, status: STATUS })
 }
 
 #[test]

@@ -50,15 +50,15 @@ const DATA: [&str; 12] = [
     "global/pg_control",
 ];
 
-fn space(archive: Archive, location: &str) -> Space {
+fn space(archive: StreamArchive, location: &str) -> Space {
     Space { archive, location: location.into(), bytes: 0 }
 }
 
 fn unpack(
     spaces: &[Space],
-    archives: &[(Archive, Vec<&str>)],
+    archives: &[(StreamArchive, Vec<&str>)],
 ) -> Result<(Vec<String>, Unpacked), BaseBackupError> {
-    let ledger = Ledger::new(tempfile::tempfile().unwrap());
+    let ledger = ReceivedFiles::new(tempfile::tempfile().unwrap());
     let mut unpacker = Unpacker::new(spaces, Path::new("/data"), ledger);
     let mut told = Vec::new();
     for (place, names) in archives {
@@ -105,7 +105,8 @@ fn the_rules_of_the_local_reader_hold() {
         "./dotted",
         "elsewhere->",
     ]);
-    let (told, unpacked) = unpack(&[space(Archive::Data, "")], &[(Archive::Data, names)]).unwrap();
+    let (told, unpacked) =
+        unpack(&[space(StreamArchive::Data, "")], &[(StreamArchive::Data, names)]).unwrap();
     for kept in [
         "base/5/16384 12",
         "base/5/",
@@ -153,21 +154,21 @@ fn the_rules_of_the_local_reader_hold() {
 #[test]
 fn tablespaces_lie_below_their_links() {
     let spaces = [
-        space(Archive::Tablespace(16400), "/mnt/fast"),
-        space(Archive::Tablespace(16401), "pg_tblspc/16401"),
-        space(Archive::Tablespace(16402), "/data/inside"),
-        space(Archive::Tablespace(16403), "/gone"),
-        space(Archive::Data, ""),
+        space(StreamArchive::Tablespace(16400), "/mnt/fast"),
+        space(StreamArchive::Tablespace(16401), "pg_tblspc/16401"),
+        space(StreamArchive::Tablespace(16402), "/data/inside"),
+        space(StreamArchive::Tablespace(16403), "/gone"),
+        space(StreamArchive::Data, ""),
     ];
     let files = || vec!["PG_17_202406281/", "PG_17_202406281/5/", "PG_17_202406281/5/1"];
     let mut data = DATA.to_vec();
     data.extend(["pg_tblspc/16400->", "pg_tblspc/16401/", "pg_tblspc/99->", "inside/"]);
     let archives = [
-        (Archive::Tablespace(16400), files()),
-        (Archive::Tablespace(16401), files()),
-        (Archive::Tablespace(16402), files()),
-        (Archive::Tablespace(16403), vec![]),
-        (Archive::Data, data),
+        (StreamArchive::Tablespace(16400), files()),
+        (StreamArchive::Tablespace(16401), files()),
+        (StreamArchive::Tablespace(16402), files()),
+        (StreamArchive::Tablespace(16403), vec![]),
+        (StreamArchive::Data, data),
     ];
     let (told, _) = unpack(&spaces, &archives).unwrap();
     for kept in [
@@ -191,12 +192,16 @@ fn tablespaces_lie_below_their_links() {
 fn a_cluster_that_lacks_something_is_none() {
     for missing in ["pg_xact/", "base/"] {
         let names = DATA.iter().copied().filter(|name| *name != missing).collect();
-        let error = unpack(&[space(Archive::Data, "")], &[(Archive::Data, names)]).unwrap_err().to_string();
+        let error = unpack(&[space(StreamArchive::Data, "")], &[(StreamArchive::Data, names)])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(missing.trim_end_matches('/')) && error.contains("symbolic link"), "{error}");
     }
     for missing in ["backup_label", "global/pg_control"] {
         let names = DATA.iter().copied().filter(|name| *name != missing).collect();
-        let error = unpack(&[space(Archive::Data, "")], &[(Archive::Data, names)]).unwrap_err().to_string();
+        let error = unpack(&[space(StreamArchive::Data, "")], &[(StreamArchive::Data, names)])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(missing), "{error}");
     }
 }

@@ -14,7 +14,7 @@ const SOCKET_DIRECTORIES: &[&str] = &["/var/run/postgresql", "/run/postgresql", 
 
 /// A way to reach a server.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum ServerAddress {
     /// A Unix socket in one of the usual directories: no host was named.
     DefaultSocket,
     /// A Unix socket in this directory.
@@ -34,7 +34,7 @@ pub enum Place {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Host {
     /// How to reach it.
-    pub place: Place,
+    pub place: ServerAddress,
     /// The port, or for a socket the number in its name.
     pub port: u16,
 }
@@ -44,30 +44,32 @@ impl Host {
     pub(in crate::connect) fn socket(&self) -> Option<PathBuf> {
         let file = format!(".s.PGSQL.{}", self.port);
         match &self.place {
-            Place::DefaultSocket => {
+            ServerAddress::DefaultSocket => {
                 let mut paths = SOCKET_DIRECTORIES.iter().map(|d| Path::new(d).join(&file));
                 let usual = paths.next();
                 usual.iter().find(|p| p.exists()).cloned().or_else(|| paths.find(|p| p.exists())).or(usual)
             }
-            Place::Directory(directory) => Some(directory.join(file)),
-            Place::Abstract(name) => Some(PathBuf::from(format!("\0{name}/{file}"))),
-            Place::Network { .. } => None,
+            ServerAddress::Directory(directory) => Some(directory.join(file)),
+            ServerAddress::Abstract(name) => Some(PathBuf::from(format!("\0{name}/{file}"))),
+            ServerAddress::Network { .. } => None,
         }
     }
 
     /// The name that a password file has for it.
     pub(in crate::connect) fn passfile_name(&self) -> String {
         match &self.place {
-            Place::DefaultSocket => "localhost".to_owned(),
-            Place::Directory(directory) if SOCKET_DIRECTORIES.iter().any(|d| Path::new(d) == directory) => {
+            ServerAddress::DefaultSocket => "localhost".to_owned(),
+            ServerAddress::Directory(directory)
+                if SOCKET_DIRECTORIES.iter().any(|d| Path::new(d) == directory) =>
+            {
                 "localhost".to_owned()
             }
-            Place::Directory(directory) => directory.display().to_string(),
-            Place::Abstract(name) => format!("@{name}"),
-            Place::Network { name, address } if name.is_empty() => {
+            ServerAddress::Directory(directory) => directory.display().to_string(),
+            ServerAddress::Abstract(name) => format!("@{name}"),
+            ServerAddress::Network { name, address } if name.is_empty() => {
                 address.map(|a| a.to_string()).unwrap_or_default()
             }
-            Place::Network { name, .. } => name.clone(),
+            ServerAddress::Network { name, .. } => name.clone(),
         }
     }
 }
@@ -76,17 +78,17 @@ impl fmt::Display for Host {
     /// `db1:5432`, `db1 (10.0.0.1):5432`, `/var/run/postgresql:5432`, `@name:5432`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
-            Place::DefaultSocket => {
+            ServerAddress::DefaultSocket => {
                 let socket = self.socket().unwrap_or_default();
                 write!(f, "{}", socket.parent().unwrap_or(&socket).display())?;
             }
-            Place::Directory(directory) => write!(f, "{}", directory.display())?,
-            Place::Abstract(name) => write!(f, "@{name}")?,
-            Place::Network { name, address: Some(address) } if name.is_empty() => {
+            ServerAddress::Directory(directory) => write!(f, "{}", directory.display())?,
+            ServerAddress::Abstract(name) => write!(f, "@{name}")?,
+            ServerAddress::Network { name, address: Some(address) } if name.is_empty() => {
                 write!(f, "{}", bracketed(*address))?
             }
-            Place::Network { name, address: Some(address) } => write!(f, "{name} ({address})")?,
-            Place::Network { name, address: None } => f.write_str(name)?,
+            ServerAddress::Network { name, address: Some(address) } => write!(f, "{name} ({address})")?,
+            ServerAddress::Network { name, address: None } => f.write_str(name)?,
         }
         write!(f, ":{}", self.port)
     }
@@ -121,20 +123,20 @@ pub(super) fn hosts(host: &str, address: &str, port: &str) -> Result<Vec<Host>, 
         .collect()
 }
 
-fn place(name: &str, address: &str) -> Result<Place, SettingsError> {
+fn place(name: &str, address: &str) -> Result<ServerAddress, SettingsError> {
     if !address.is_empty() {
         let address = address.parse().map_err(|_| SettingsError::Value {
             keyword: "hostaddr",
             value: address.to_owned(),
             expected: "an IP address",
         })?;
-        return Ok(Place::Network { name: name.to_owned(), address: Some(address) });
+        return Ok(ServerAddress::Network { name: name.to_owned(), address: Some(address) });
     }
     Ok(match name.strip_prefix('@') {
-        Some(rest) => Place::Abstract(rest.to_owned()),
-        None if name.is_empty() => Place::DefaultSocket,
-        None if name.starts_with('/') => Place::Directory(PathBuf::from(name)),
-        None => Place::Network { name: name.to_owned(), address: None },
+        Some(rest) => ServerAddress::Abstract(rest.to_owned()),
+        None if name.is_empty() => ServerAddress::DefaultSocket,
+        None if name.starts_with('/') => ServerAddress::Directory(PathBuf::from(name)),
+        None => ServerAddress::Network { name: name.to_owned(), address: None },
     })
 }
 
@@ -164,7 +166,7 @@ mod tests {
         assert_eq!(shown("a,b", "", "5433,"), ["a:5433", "b:5432"]);
         assert_eq!(shown("a,", "10.0.0.1,::1", ""), ["a (10.0.0.1):5432", "[::1]:5432"]);
         assert_eq!(shown("/s,@abc", "", "1,2"), ["/s:1", "@abc:2"]);
-        assert_eq!(hosts("", "", "").unwrap()[0].place, Place::DefaultSocket);
+        assert_eq!(hosts("", "", "").unwrap()[0].place, ServerAddress::DefaultSocket);
         assert!(hosts("a,b", "10.0.0.1", "").is_err());
         assert!(hosts("a,b", "", "1,2,3").is_err());
         for bad in ["0", "65536", "+1", "x", "-1"] {

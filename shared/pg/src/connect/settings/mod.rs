@@ -24,9 +24,9 @@ use walpoint_base::Secret;
 
 pub use self::environment::Environment;
 pub use self::error::SettingsError;
-pub use self::host::{Host, Place};
+pub use self::host::{Host, ServerAddress};
 pub use self::tls::{ChannelBinding, SslMode};
-pub(in crate::connect) use self::tls::{Roots, TlsSettings};
+pub(in crate::connect) use self::tls::{TlsSettings, TrustedRoots};
 
 /// How long one server may take to accept a connection unless the settings say otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);

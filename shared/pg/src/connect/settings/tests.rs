@@ -20,7 +20,7 @@ fn refusal(text: &str) -> String {
 fn defaults() {
     let info = read("");
     assert_eq!((info.user(), info.database(), info.ssl_mode()), ("os", "os", SslMode::Prefer));
-    assert_eq!(info.hosts(), [Host { place: Place::DefaultSocket, port: 5432 }]);
+    assert_eq!(info.hosts(), [Host { place: ServerAddress::DefaultSocket, port: 5432 }]);
     assert_eq!(info.connect_timeout, Some(CONNECT_TIMEOUT));
     assert_eq!((info.application_name.as_str(), info.replication), ("walpoint", Replication::Off));
     assert_eq!((info.target, info.channel_binding), (SessionTarget::Any, ChannelBinding::Prefer));
@@ -99,14 +99,14 @@ fn files_of_the_home_directory_count_when_they_are_there() {
     let home = tempfile::tempdir().unwrap();
     let environment = environment().with_home(home.path());
     let before = ConnInfo::parse_in("", &environment).unwrap();
-    assert_eq!((before.tls.roots, before.tls.client), (Roots::Nobody, None));
+    assert_eq!((before.tls.roots, before.tls.client), (TrustedRoots::Nobody, None));
     let directory = home.path().join(".postgresql");
     std::fs::create_dir(&directory).unwrap();
     for name in ["root.crt", "postgresql.crt"] {
         std::fs::File::create(directory.join(name)).unwrap();
     }
     let tls = ConnInfo::parse_in("", &environment).unwrap().tls;
-    assert_eq!(tls.roots, Roots::File(directory.join("root.crt")));
+    assert_eq!(tls.roots, TrustedRoots::File(directory.join("root.crt")));
     assert_eq!(tls.client, Some((directory.join("postgresql.crt"), directory.join("postgresql.key"))));
     assert_eq!(ConnInfo::parse_in("sslcertmode=disable", &environment).unwrap().tls.client, None);
 }

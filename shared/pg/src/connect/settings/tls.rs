@@ -35,7 +35,7 @@ pub enum ChannelBinding {
 
 /// Which authorities to trust.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(in crate::connect) enum Roots {
+pub(in crate::connect) enum TrustedRoots {
     /// There is no file to look into: nothing is verified, `verify-ca` and `verify-full` fail.
     Nobody,
     /// Those of the operating system.
@@ -50,7 +50,7 @@ pub(in crate::connect) struct TlsSettings {
     pub(in crate::connect) mode: SslMode,
     /// Start with TLS instead of asking for it (`sslnegotiation=direct`).
     pub(in crate::connect) direct: bool,
-    pub(in crate::connect) roots: Roots,
+    pub(in crate::connect) roots: TrustedRoots,
     /// Revoked certificates, PEM.
     pub(in crate::connect) revoked: Option<PathBuf>,
     /// The client's certificate chain and key, PEM.
@@ -67,11 +67,11 @@ impl TlsSettings {
         let home = |name: &str| environment.in_home(name).filter(|path| path.exists());
         let file = |keyword| keywords.get(keyword).map(PathBuf::from);
         let roots = match keywords.get("sslrootcert") {
-            Some("system") => Roots::System,
-            Some(path) => Roots::File(PathBuf::from(path)),
-            None => home(".postgresql/root.crt").map_or(Roots::Nobody, Roots::File),
+            Some("system") => TrustedRoots::System,
+            Some(path) => TrustedRoots::File(PathBuf::from(path)),
+            None => home(".postgresql/root.crt").map_or(TrustedRoots::Nobody, TrustedRoots::File),
         };
-        let mode = mode(keywords, roots == Roots::System)?;
+        let mode = mode(keywords, roots == TrustedRoots::System)?;
         let direct =
             keywords.choice("sslnegotiation", &[("postgres", false), ("direct", true)])?.unwrap_or(false);
         if direct && mode < SslMode::Require {

@@ -20,8 +20,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use self::verifier::{Authorities, Verifier};
-use super::error::Failure;
-use super::settings::{Roots, SettingsError, SslMode, TlsSettings};
+use super::error::ConnectFailure;
+use super::settings::{SettingsError, SslMode, TlsSettings, TrustedRoots};
 
 /// The protocol that PostgreSQL registered; `sslnegotiation=direct` needs the server to take it up.
 const ALPN: &[u8] = b"postgresql";
@@ -88,13 +88,13 @@ impl Tls {
     }
 
     /// The handshake.
-    pub(super) async fn secure(&self, stream: TcpStream) -> Result<Secured, Failure> {
+    pub(super) async fn secure(&self, stream: TcpStream) -> Result<Secured, ConnectFailure> {
         let connector = TlsConnector::from(Arc::clone(&self.config));
         let stream = connector.connect(self.name.clone(), stream).await.map_err(explain)?;
         let (_, session) = stream.get_ref();
         if self.direct && session.alpn_protocol() != Some(ALPN) {
             let what = "the server does not take up TLS by sslnegotiation=direct (PostgreSQL 17 and later do); use sslnegotiation=postgres";
-            return Err(Failure::Tls(what.to_owned()));
+            return Err(ConnectFailure::Tls(what.to_owned()));
         }
         let end_point = session.peer_certificates().and_then(|chain| certificate::end_point(chain.first()?));
         Ok(Secured { stream, end_point })
@@ -102,12 +102,12 @@ impl Tls {
 }
 
 /// What a failed handshake means. A connection that merely broke may work another time.
-pub(super) fn explain(error: io::Error) -> Failure {
+pub(super) fn explain(error: io::Error) -> ConnectFailure {
     use rustls::CertificateError::{BadSignature, Expired, ExpiredContext, Revoked, UnknownIssuer};
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return Failure::Network(error);
+        return ConnectFailure::Network(error);
     };
-    Failure::Tls(match tls {
+    ConnectFailure::Tls(match tls {
         // A bad signature is that of another authority of the same name.
         rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
             "the server's certificate is not issued by an authority that sslrootcert trusts".to_owned()
@@ -136,18 +136,18 @@ fn authorities(
 ) -> Result<Option<Authorities>, SettingsError> {
     let mut store = RootCertStore::empty();
     let (path, certificates) = match &settings.roots {
-        Roots::Nobody if settings.mode >= SslMode::VerifyCa => {
+        TrustedRoots::Nobody if settings.mode >= SslMode::VerifyCa => {
             let what = "sslmode=verify-ca and verify-full need trusted authorities, and ~/.postgresql/root.crt does not exist; name a file with sslrootcert=…, or use sslrootcert=system";
             return Err(SettingsError::Contradiction { what: what.to_owned() });
         }
-        Roots::Nobody => return Ok(None),
-        Roots::System => {
+        TrustedRoots::Nobody => return Ok(None),
+        TrustedRoots::System => {
             let (_, _ignored) =
                 store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             (Path::new("of the operating system"), Vec::new())
         }
-        Roots::File(path) if settings.mode < SslMode::Require && !path.exists() => return Ok(None),
-        Roots::File(path) => {
+        TrustedRoots::File(path) if settings.mode < SslMode::Require && !path.exists() => return Ok(None),
+        TrustedRoots::File(path) => {
             let certificates: Vec<CertificateDer<'static>> = pem(path, ROOTS)?;
             for certificate in &certificates {
                 store.add(certificate.clone()).map_err(|e| content(ROOTS, path, e.to_string()))?;

@@ -1,7 +1,7 @@
 //! Content that ends early is told from content that is damaged.
 
 use super::{full, only};
-use crate::wal::forge::{BLOCK, Forge};
+use crate::wal::fixtures::{BLOCK, Forge};
 use crate::wal::*;
 
 #[test]

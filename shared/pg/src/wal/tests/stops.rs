@@ -3,11 +3,11 @@
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget};
 
 use super::only;
-use crate::wal::find::{HeldLocks, StopFinder, StopRule, Taken, find};
-use crate::wal::forge::Forge;
+use crate::wal::find::{HeldLocks, StopFinder, Taken, TargetRule, find};
+use crate::wal::fixtures::Forge;
 
-fn rule(target: RecoveryTarget, inclusive: bool) -> StopRule {
-    StopRule { target, inclusive, consistent: Lsn::INVALID }
+fn rule(target: RecoveryTarget, inclusive: bool) -> TargetRule {
+    TargetRule { target, inclusive, consistent: Lsn::INVALID }
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn recovery_stops_where_postgresql_does() {
     assert_eq!(stop(RecoveryTarget::Name("q".to_owned()), true, any), None);
     assert_eq!(stop(RecoveryTarget::Latest, true, any), None);
 
-    let consistent = StopRule { consistent: e, ..rule(RecoveryTarget::Immediate, true) };
+    let consistent = TargetRule { consistent: e, ..rule(RecoveryTarget::Immediate, true) };
     let found = find(consistent, any, forge.segments()).unwrap().unwrap();
     assert_eq!((found.record.start, found.end()), (again, e));
 
@@ -76,7 +76,7 @@ fn what_is_locked_at_the_stop_is_known() {
     forge.commit(92, 300);
     forge.filler(100);
     let stop = |xid, inclusive| {
-        let rule = StopRule { target: RecoveryTarget::Xid(xid), inclusive, consistent: Lsn(0) };
+        let rule = TargetRule { target: RecoveryTarget::Xid(xid), inclusive, consistent: Lsn(0) };
         find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks
     };
     let held = |locks: &HeldLocks| -> Vec<(u32, u32)> {
@@ -100,7 +100,7 @@ fn a_lock_that_a_checkpoint_repeats_was_taken_before() {
     let taken = forge.lock(90, 2);
     forge.repeat_lock(90, 2);
     forge.commit(90, 100);
-    let rule = StopRule { target: RecoveryTarget::Xid(90), inclusive: false, consistent: Lsn(0) };
+    let rule = TargetRule { target: RecoveryTarget::Xid(90), inclusive: false, consistent: Lsn(0) };
     let locks = find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks.all();
     let locks: Vec<_> = locks.into_iter().map(|(taken, lock)| (taken, lock.relation)).collect();
     assert_eq!(locks, [(Taken::Before(repeated), 1), (Taken::At(taken), 2)]);

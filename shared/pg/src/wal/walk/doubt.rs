@@ -9,13 +9,13 @@ use walpoint_base::Lsn;
 use super::super::error::WalError;
 use super::super::page::PageHeader;
 use super::super::record::{RecordCrc, RecordHeader, WalRecord};
-use super::super::segment::{Page, PageFault};
+use super::super::segment::{WalPage, WalPageFault};
 use super::{SegmentEnd, State, Walk};
 use crate::bytes;
 
 /// A break in the chain of records: where, and what is wrong there if it is damage.
 #[derive(Debug)]
-pub(super) struct Doubt {
+pub(super) struct ChainBreak {
     offset: usize,
     what: String,
     kind: DoubtKind,
@@ -46,17 +46,17 @@ impl Walk<'_> {
     /// not sent more, a segment rebuilt from what was streamed.
     pub(super) fn strange_page(
         &mut self,
-        page: Page<'_>,
-        fault: PageFault,
+        page: WalPage<'_>,
+        fault: WalPageFault,
     ) -> Result<Option<WalRecord>, WalError> {
         let offset = page.offset;
         match fault {
-            PageFault::Damaged(what) => Err(self.segment.damaged(offset, what)),
-            PageFault::Timeline { found, expected } => {
+            WalPageFault::Damaged(what) => Err(self.segment.damaged(offset, what)),
+            WalPageFault::Timeline { found, expected } => {
                 let what = format!("the page says it is of timeline {found}");
-                self.doubt(page, Doubt { offset, what, kind: DoubtKind::Timeline { found, expected } })
+                self.doubt(page, ChainBreak { offset, what, kind: DoubtKind::Timeline { found, expected } })
             }
-            PageFault::Strange(what) => {
+            WalPageFault::Strange(what) => {
                 let open = self.carry.pending.start().filter(|_| self.carry.open);
                 let since = open.or(self.carry.previous).unwrap_or(self.segment.start);
                 // A record that only seems to extend to this page, because its length is wrong, has others behind it.
@@ -64,7 +64,7 @@ impl Walk<'_> {
                 if self.points_back_into(page, offset, since) || (begun_here && self.followed) {
                     return Err(self.segment.damaged(offset, what));
                 }
-                self.doubt(page, Doubt { offset, what, kind: DoubtKind::Page })
+                self.doubt(page, ChainBreak { offset, what, kind: DoubtKind::Page })
             }
         }
     }
@@ -72,7 +72,7 @@ impl Walk<'_> {
     /// The pending record, all of whose pages are there, is wrong.
     pub(super) fn broken_pending(
         &mut self,
-        page: Page<'_>,
+        page: WalPage<'_>,
         start: Lsn,
         what: String,
     ) -> Result<Option<WalRecord>, WalError> {
@@ -90,7 +90,7 @@ impl Walk<'_> {
     /// damage.
     pub(super) fn broken_record(
         &mut self,
-        page: Page<'_>,
+        page: WalPage<'_>,
         offset: usize,
         what: String,
     ) -> Result<Option<WalRecord>, WalError> {
@@ -118,11 +118,11 @@ impl Walk<'_> {
             (Some(header), None) => (true, end(&header)),
         };
         let kind = DoubtKind::Record { if_recycled, cut_before, recycled: false, page_end: page.end() };
-        self.doubt(page, Doubt { offset, what, kind })
+        self.doubt(page, ChainBreak { offset, what, kind })
     }
 
     /// Leaves the decision to what follows this page.
-    fn doubt(&mut self, page: Page<'_>, doubt: Doubt) -> Result<Option<WalRecord>, WalError> {
+    fn doubt(&mut self, page: WalPage<'_>, doubt: ChainBreak) -> Result<Option<WalRecord>, WalError> {
         self.carry.open = false;
         self.state = State::Doubt;
         self.doubt = Some(doubt);
@@ -131,14 +131,14 @@ impl Walk<'_> {
     }
 
     /// What a page after the break in the chain says about it.
-    pub(super) fn weigh(&mut self, page: Page<'_>) -> Result<(), WalError> {
+    pub(super) fn weigh(&mut self, page: WalPage<'_>) -> Result<(), WalError> {
         self.position = page.end();
         let (segment, timeline) = (self.segment, self.carry.timeline);
         let Some(doubt) = &mut self.doubt else { return Ok(()) };
         if let DoubtKind::Timeline { found, expected } = doubt.kind {
             return Err(match segment.page(page, 1) {
                 Ok(_) => segment.damaged(doubt.offset, std::mem::take(&mut doubt.what)),
-                Err(_) => segment.refuse(doubt.offset, PageFault::Timeline { found, expected }),
+                Err(_) => segment.refuse(doubt.offset, WalPageFault::Timeline { found, expected }),
             });
         }
         if segment.has(page, timeline) {
@@ -154,13 +154,13 @@ impl Walk<'_> {
     }
 
     /// What the break in the chain is, when no page behind it belongs here.
-    pub(super) fn decide(&self, doubt: &Doubt, content_len: usize) -> Result<SegmentEnd, WalError> {
+    pub(super) fn decide(&self, doubt: &ChainBreak, content_len: usize) -> Result<SegmentEnd, WalError> {
         const SECTOR: usize = 512;
         let offset = doubt.offset;
         let ends = match doubt.kind {
             DoubtKind::Page => true,
             DoubtKind::Timeline { found, expected } => {
-                return Err(self.segment.refuse(offset, PageFault::Timeline { found, expected }));
+                return Err(self.segment.refuse(offset, WalPageFault::Timeline { found, expected }));
             }
             DoubtKind::Record { if_recycled, cut_before, recycled, page_end } => {
                 // A record that was cut off lacks its end, which is zero from some disk sector on.
@@ -178,7 +178,7 @@ impl Walk<'_> {
 
     /// Whether some record in the page, at or behind `offset`, points back to one at or after `since`, as only records of
     /// this segment can: a pointer into so small a range is no chance.
-    pub(super) fn points_back_into(&self, page: Page<'_>, offset: usize, since: Lsn) -> bool {
+    pub(super) fn points_back_into(&self, page: WalPage<'_>, offset: usize, since: Lsn) -> bool {
         let offset = offset.next_multiple_of(8);
         let places = page.from(offset);
         // A record's pointer lies 8 bytes behind its start, and more of the record behind that.

@@ -30,9 +30,9 @@ pub fn world() -> (World, [BackupId; 3]) {
             start: Lsn(u64::from(half) * SIZE / 2),
             end: Lsn(u64::from(half + 1) * SIZE / 2),
             kind: match half {
-                6 => Kind::Point("early".to_owned()),
-                33 => Kind::Point("late".to_owned()),
-                _ => Kind::Commit { time: at(later + i64::from(half) * 50), xid: 1000 * id + half },
+                6 => TestRecordKind::Point("early".to_owned()),
+                33 => TestRecordKind::Point("late".to_owned()),
+                _ => TestRecordKind::Commit { time: at(later + i64::from(half) * 50), xid: 1000 * id + half },
             },
         };
         world.records.insert(tli(id), (first..=last).map(record).collect());
@@ -46,6 +46,6 @@ pub fn world() -> (World, [BackupId; 3]) {
     (world, [first, second, third])
 }
 
-pub fn on(timeline: u32, target: RecoveryTarget) -> Request {
-    Request { target, timeline: TargetTimeline::Id(tli(timeline)), ..Request::default() }
+pub fn on(timeline: u32, target: RecoveryTarget) -> RestoreRequest {
+    RestoreRequest { target, timeline: TargetTimeline::Id(tli(timeline)), ..RestoreRequest::default() }
 }

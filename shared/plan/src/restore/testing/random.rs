@@ -32,10 +32,13 @@ fn write_records(
             0..6 => {
                 *xid += 1;
                 let late = if rng.random_ratio(1, 6) { rng.random_range(0..12) } else { 0 };
-                Kind::Commit { time: at(*clock - late), xid: *xid - u32::from(rng.random_ratio(1, 12)) }
+                TestRecordKind::Commit {
+                    time: at(*clock - late),
+                    xid: *xid - u32::from(rng.random_ratio(1, 12)),
+                }
             }
-            6 => Kind::Point(format!("p{}", rng.random_range(0..4))),
-            _ => Kind::Other,
+            6 => TestRecordKind::Point(format!("p{}", rng.random_range(0..4))),
+            _ => TestRecordKind::Other,
         };
         records.push(Record { timeline, start, end, kind });
         start = end;
@@ -128,7 +131,7 @@ fn take_backup(rng: &mut StdRng, world: &mut World) {
     let start = rng.random_range(0..own.len() - 1);
     let end = rng.random_range(start..own.len().min(start + 5));
     let time = |r: &Record| match r.kind {
-        Kind::Commit { time, .. } => Some(time.0 / 1_000_000),
+        TestRecordKind::Commit { time, .. } => Some(time.0 / 1_000_000),
         _ => None,
     };
     let started = own[..=start].iter().rev().find_map(time).unwrap_or(100);
@@ -155,11 +158,11 @@ fn leave_partials_of_dead_servers(rng: &mut StdRng, world: &mut World) {
     }
 }
 
-pub fn random_request(rng: &mut StdRng, world: &World) -> Request {
+pub fn random_request(rng: &mut StdRng, world: &World) -> RestoreRequest {
     let all: Vec<&Record> = world.records.values().flatten().collect();
     let some = all[rng.random_range(0..all.len())].clone();
     let time = all.iter().rev().find_map(|r| match r.kind {
-        Kind::Commit { time, .. } if rng.random_ratio(1, 5) => Some(time),
+        TestRecordKind::Commit { time, .. } if rng.random_ratio(1, 5) => Some(time),
         _ => None,
     });
     let target = match rng.random_range(0..8) {
@@ -178,5 +181,12 @@ pub fn random_request(rng: &mut StdRng, world: &World) -> Request {
     let chosen = !world.backups.is_empty() && rng.random_ratio(1, 5);
     let backup = chosen.then(|| world.backups[rng.random_range(0..world.backups.len())].id);
     let use_partial = target == RecoveryTarget::Latest && rng.random();
-    Request { target, timeline, inclusive: rng.random(), backup, use_partial, ..Request::default() }
+    RestoreRequest {
+        target,
+        timeline,
+        inclusive: rng.random(),
+        backup,
+        use_partial,
+        ..RestoreRequest::default()
+    }
 }

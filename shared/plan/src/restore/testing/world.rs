@@ -35,7 +35,7 @@ pub fn lineage() -> LineageId {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TestRecordKind {
     Commit { time: PgTimestamp, xid: u32 },
     Point(String),
     Minimal,
@@ -48,7 +48,7 @@ pub struct Record {
     pub timeline: TimelineId,
     pub start: Lsn,
     pub end: Lsn,
-    pub kind: Kind,
+    pub kind: TestRecordKind,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -128,7 +128,7 @@ impl World {
                 let records: Vec<_> = self.path_records(q.path);
                 let inside = records.iter().filter(|r| r.start >= first && r.end <= q.until);
                 let latest = inside.clone().filter_map(|r| match r.kind {
-                    Kind::Commit { time, .. } => Some(time),
+                    TestRecordKind::Commit { time, .. } => Some(time),
                     _ => None,
                 });
                 Answer::Extent(Extent {
@@ -139,7 +139,9 @@ impl World {
             Question::Passed(q) => Answer::Passed(self.passed(q.path, &q.rule, q.before)),
             Question::Minimal(path) => {
                 let records = self.path_records(*path).into_iter();
-                Answer::Minimal(records.filter(|r| r.kind == Kind::Minimal).map(|r| r.start).collect())
+                Answer::Minimal(
+                    records.filter(|r| r.kind == TestRecordKind::Minimal).map(|r| r.start).collect(),
+                )
             }
             Question::Breaks(_) => Answer::Breaks(Vec::new()),
             Question::Begin { of, .. } => Answer::Begin(self.begins.get(of).copied()),
@@ -148,7 +150,7 @@ impl World {
                     .records
                     .values()
                     .flatten()
-                    .filter(|r| matches!(&r.kind, Kind::Point(own) if own == name))
+                    .filter(|r| matches!(&r.kind, TestRecordKind::Point(own) if own == name))
                     .map(|r| NamedPoint { timeline: r.timeline, lsn: r.start, time: None })
                     .collect();
                 points.sort_by_key(|point| (point.lsn, point.timeline));
@@ -156,7 +158,7 @@ impl World {
             }
             Question::Points => {
                 let points = self.records.values().flatten().filter_map(|r| match &r.kind {
-                    Kind::Point(name) => {
+                    TestRecordKind::Point(name) => {
                         Some(PointRef { name: name.clone(), timeline: r.timeline, lsn: r.start, time: None })
                     }
                     _ => None,
@@ -171,7 +173,7 @@ impl World {
         let records = self.path_records(path);
         let record = records.into_iter().find(|r| r.start >= from && r.end <= until && decides(rule, r))?;
         let (time, xid) = match record.kind {
-            Kind::Commit { time, xid } => (Some(time), Some(xid)),
+            TestRecordKind::Commit { time, xid } => (Some(time), Some(xid)),
             _ => (None, None),
         };
         Some(Stop {
@@ -201,15 +203,17 @@ impl World {
         };
         let before = |r: &&Record| r.end <= before && decides(rule, r);
         let times = self.path_records(path).into_iter().filter(before).filter(is_there);
-        times.filter_map(|r| if let Kind::Commit { time, .. } = r.kind { Some(time) } else { None }).max()
+        times
+            .filter_map(|r| if let TestRecordKind::Commit { time, .. } = r.kind { Some(time) } else { None })
+            .max()
     }
 
     /// Runs the planner to its end, answering what it asks.
-    pub fn plan(&self, request: &Request) -> Verdict {
+    pub fn plan(&self, request: &RestoreRequest) -> Verdict {
         self.plan_with(self.facts(), request)
     }
 
-    pub fn plan_with(&self, mut facts: Facts, request: &Request) -> Verdict {
+    pub fn plan_with(&self, mut facts: Facts, request: &RestoreRequest) -> Verdict {
         for _ in 0..10_000 {
             match plan(&facts, request, at(1_000_000).to_time()) {
                 Ok(verdict) => return verdict,
@@ -317,12 +321,12 @@ impl World {
 /// PostgreSQL's stop rule for one record.
 pub fn decides(rule: &StopRule, record: &Record) -> bool {
     match (rule, &record.kind) {
-        (StopRule::Time { at, inclusive: true }, Kind::Commit { time, .. }) => time > at,
-        (StopRule::Time { at, inclusive: false }, Kind::Commit { time, .. }) => time >= at,
+        (StopRule::Time { at, inclusive: true }, TestRecordKind::Commit { time, .. }) => time > at,
+        (StopRule::Time { at, inclusive: false }, TestRecordKind::Commit { time, .. }) => time >= at,
         (StopRule::Lsn { at, .. }, _) => record.start >= *at,
-        (StopRule::Xid { xid, .. }, Kind::Commit { xid: own, .. }) => own == xid,
-        (StopRule::Name(name), Kind::Point(own)) => own == name,
-        (StopRule::Minimal, Kind::Minimal) => true,
+        (StopRule::Xid { xid, .. }, TestRecordKind::Commit { xid: own, .. }) => own == xid,
+        (StopRule::Name(name), TestRecordKind::Point(own)) => own == name,
+        (StopRule::Minimal, TestRecordKind::Minimal) => true,
         _ => false,
     }
 }

@@ -21,16 +21,16 @@ fn latest_is_refused_while_it_is_not_known_where_a_younger_timeline_comes_from()
         (2, Doubt::Refused, false),
         (2, damaged(), false),
     ] {
-        let plan = |request: &Request| {
+        let plan = |request: &RestoreRequest| {
             let mut facts = world.facts();
             facts.doubts.insert(tli(timeline), doubt.clone());
             world.plan_with(facts, request)
         };
         let time = RecoveryTarget::Time(at(300));
         for request in [
-            Request::default(),
-            Request { target: time.clone(), ..Request::default() },
-            Request { backup: Some(first), ..Request::default() },
+            RestoreRequest::default(),
+            RestoreRequest { target: time.clone(), ..RestoreRequest::default() },
+            RestoreRequest { backup: Some(first), ..RestoreRequest::default() },
         ] {
             match plan(&request) {
                 Err(refusal) if timeline == 3 && doubt == Doubt::Missing => {
@@ -62,8 +62,8 @@ fn a_target_before_a_timeline_whose_history_is_lost_is_reached() {
     for (begin, reached) in [(Some(mb(5)), true), (Some(mb(1)), false), (None, false)] {
         world.begins = begin.map(|at| (tli(4), Lsn(at))).into_iter().collect();
         for target in [RecoveryTarget::Time(at(300)), RecoveryTarget::Lsn(Lsn(mb(3)))] {
-            let request = Request { target, ..Request::default() };
-            for request in [Request { backup: Some(first), ..request.clone() }, request] {
+            let request = RestoreRequest { target, ..RestoreRequest::default() };
+            for request in [RestoreRequest { backup: Some(first), ..request.clone() }, request] {
                 let mut facts = world.facts();
                 facts.doubts.insert(tli(4), Doubt::Missing);
                 let verdict = world.plan_with(facts, &request);
@@ -75,7 +75,7 @@ fn a_target_before_a_timeline_whose_history_is_lost_is_reached() {
         }
         let mut facts = world.facts();
         facts.doubts.insert(tli(4), Doubt::Missing);
-        assert!(world.plan_with(facts, &Request::default()).is_err());
+        assert!(world.plan_with(facts, &RestoreRequest::default()).is_err());
     }
 }
 
@@ -84,7 +84,7 @@ fn a_target_before_a_timeline_whose_history_is_lost_is_reached() {
 fn latest_is_refused_where_copies_of_the_last_segment_contradict_each_other() {
     let (world, _) = world();
     let last = SegmentNo(15).name(tli(2), size());
-    let plan = |request: &Request| {
+    let plan = |request: &RestoreRequest| {
         let mut facts = world.facts();
         facts.contradicting.insert(last, vec!["one".to_owned(), "other".to_owned()]);
         world.plan_with(facts, request)
@@ -93,7 +93,7 @@ fn latest_is_refused_where_copies_of_the_last_segment_contradict_each_other() {
     let copies = vec!["one".to_owned(), "other".to_owned()];
     assert_eq!(refused.why, Why::ContradictingCopies { segment: last, copies });
     assert!(plan(&on(2, RecoveryTarget::Lsn(Lsn(mb(12))))).is_ok());
-    assert!(plan(&Request { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
+    assert!(plan(&RestoreRequest { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
 }
 
 /// An incomplete copy of the last segment that cannot be read shows that the segment was begun, so recovery could not end before it.
@@ -101,13 +101,13 @@ fn latest_is_refused_where_copies_of_the_last_segment_contradict_each_other() {
 fn latest_is_refused_where_the_copy_of_the_last_segment_is_damaged() {
     let (world, _) = world();
     let last = SegmentNo(15).name(tli(2), size());
-    let plan = |request: &Request| {
+    let plan = |request: &RestoreRequest| {
         let mut facts = world.facts();
         facts.answer(Question::Partial(last), Answer::DamagedPartial(None, "a bit flipped".to_owned()));
         world.plan_with(facts, request)
     };
     for use_partial in [false, true] {
-        let refused = plan(&Request { use_partial, ..on(2, RecoveryTarget::Latest) }).unwrap_err();
+        let refused = plan(&RestoreRequest { use_partial, ..on(2, RecoveryTarget::Latest) }).unwrap_err();
         assert!(
             matches!(&refused.why, Why::EndsIncomplete { segment, damaged: Some(what), .. } if *segment == last
                 && what == "a bit flipped"),
@@ -120,7 +120,7 @@ fn latest_is_refused_where_the_copy_of_the_last_segment_is_damaged() {
         before.settings.iter().any(|setting| setting.line() == "recovery_prefetch = 'off'"),
         "{before:?}"
     );
-    assert!(plan(&Request { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
+    assert!(plan(&RestoreRequest { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
 }
 
 /// A timeline that a person says was abandoned is not the latest, whatever is wrong with it.
@@ -136,14 +136,15 @@ fn an_abandoned_timeline_is_not_the_latest() {
         }
         facts
     };
-    let on = |of: &[u32], request: &Request| world.plan_with(facts(of), request).unwrap().timeline.get();
-    let latest = Request::default();
+    let on =
+        |of: &[u32], request: &RestoreRequest| world.plan_with(facts(of), request).unwrap().timeline.get();
+    let latest = RestoreRequest::default();
     assert_eq!(on(&[], &latest), 3);
     assert_eq!(on(&[3], &latest), 2);
     assert_eq!(on(&[2, 3], &latest), 1);
-    assert_eq!(on(&[3], &Request { timeline: TargetTimeline::Id(tli(3)), ..latest.clone() }), 3);
-    assert_ne!(on(&[3], &Request { backup: Some(first), ..latest.clone() }), 3);
-    assert_eq!(on(&[2, 3], &Request { backup: Some(second), ..latest.clone() }), 1);
+    assert_eq!(on(&[3], &RestoreRequest { timeline: TargetTimeline::Id(tli(3)), ..latest.clone() }), 3);
+    assert_ne!(on(&[3], &RestoreRequest { backup: Some(first), ..latest.clone() }), 3);
+    assert_eq!(on(&[2, 3], &RestoreRequest { backup: Some(second), ..latest.clone() }), 1);
     let plan = world.plan_with(facts(&[3]), &latest).unwrap();
     assert!(
         matches!(&plan.notes[..], [Note::NotTheLatest { timeline, .. }] if *timeline == tli(3)),

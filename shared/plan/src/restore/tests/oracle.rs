@@ -133,7 +133,7 @@ fn on_path(world: &World, leaf: TimelineId, backup: &BackupFacts) -> bool {
 }
 
 /// The timeline that the request means.
-fn leaf_of(world: &World, request: &Request) -> Option<TimelineId> {
+fn leaf_of(world: &World, request: &RestoreRequest) -> Option<TimelineId> {
     if let TargetTimeline::Id(timeline) = request.timeline {
         return Some(timeline);
     }
@@ -147,11 +147,11 @@ fn leaf_of(world: &World, request: &Request) -> Option<TimelineId> {
 }
 
 /// How many restore points of the name asked for lie where some backup is consistent and all WAL is there.
-fn reachable_points(world: &World, request: &Request, leaf: TimelineId) -> usize {
+fn reachable_points(world: &World, request: &RestoreRequest, leaf: TimelineId) -> usize {
     let RecoveryTarget::Name(name) = &request.target else { return 0 };
     let chosen = |b: &&BackupFacts| on_path(world, leaf, b) && request.backup.is_none_or(|id| id == b.id);
     let backups: Vec<&BackupFacts> = world.backups.iter().filter(chosen).collect();
-    let named = |r: &&Record| matches!(&r.kind, Kind::Point(own) if own == name);
+    let named = |r: &&Record| matches!(&r.kind, TestRecordKind::Point(own) if own == name);
     let reached = |r: &&Record| {
         backups.iter().any(|b| b.end <= r.start && searched_until(world, leaf, b.start()) > r.start)
     };
@@ -159,7 +159,7 @@ fn reachable_points(world: &World, request: &Request, leaf: TimelineId) -> usize
 }
 
 /// The newest backup that does, by trying them all.
-fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<BackupFacts> {
+fn expected(world: &World, request: &RestoreRequest, leaf: TimelineId) -> Option<BackupFacts> {
     let mut backups: Vec<&BackupFacts> = world
         .backups
         .iter()
@@ -169,7 +169,7 @@ fn expected(world: &World, request: &Request, leaf: TimelineId) -> Option<Backup
     if let RecoveryTarget::Name(name) = &request.target
         && reachable_points(world, request, leaf) == 1
     {
-        let named = |r: &&Record| matches!(&r.kind, Kind::Point(own) if own == name);
+        let named = |r: &&Record| matches!(&r.kind, TestRecordKind::Point(own) if own == name);
         let reached =
             |r: &Record, b: &BackupFacts| b.end <= r.start && searched_until(world, leaf, b.start()) >= r.end;
         let points: Vec<&Record> = world.path_records(leaf).into_iter().filter(named).collect();
@@ -335,7 +335,13 @@ fn check_windows(world: &World, timeline: TimelineId) {
     let found = world.ask(|facts| windows::on_path(facts, timeline));
     let reaches = |lsn: Lsn| {
         let target = RecoveryTarget::Lsn(lsn);
-        world.plan(&Request { target, timeline: TargetTimeline::Id(timeline), ..Request::default() }).is_ok()
+        world
+            .plan(&RestoreRequest {
+                target,
+                timeline: TargetTimeline::Id(timeline),
+                ..RestoreRequest::default()
+            })
+            .is_ok()
     };
     for window in &found {
         if let Some(last) = window.last_record.filter(|last| *last >= window.from) {

@@ -31,11 +31,19 @@ fn the_newest_backup_that_ends_before_the_target_on_the_path() {
         (on(2, RecoveryTarget::Latest), third, Some(mb(15))),
         (on(3, RecoveryTarget::Latest), first, Some(mb(10))),
         // The newest timeline is 3, and only the first backup lies on its path.
-        (Request::default(), first, Some(mb(10))),
-        (Request { timeline: TargetTimeline::Current, ..Request::default() }, third, Some(mb(15))),
-        (Request { backup: Some(second), ..Request::default() }, second, Some(mb(15))),
+        (RestoreRequest::default(), first, Some(mb(10))),
         (
-            Request { timeline: TargetTimeline::Current, backup: Some(second), ..Request::default() },
+            RestoreRequest { timeline: TargetTimeline::Current, ..RestoreRequest::default() },
+            third,
+            Some(mb(15)),
+        ),
+        (RestoreRequest { backup: Some(second), ..RestoreRequest::default() }, second, Some(mb(15))),
+        (
+            RestoreRequest {
+                timeline: TargetTimeline::Current,
+                backup: Some(second),
+                ..RestoreRequest::default()
+            },
             second,
             Some(mb(21)),
         ),
@@ -53,16 +61,16 @@ fn a_backup_behind_a_later_commit_time_serves_no_time_before_that() {
     let time = |seconds| on(1, RecoveryTarget::Time(at(seconds)));
     // A commit before the second backup, from a clock that was ahead.
     let record = world.records.get_mut(&tli(1)).unwrap().iter_mut().find(|r| r.start == Lsn(mb(5))).unwrap();
-    record.kind = Kind::Commit { time: at(950), xid: 77 };
-    let planned = |request: &Request| {
+    record.kind = TestRecordKind::Commit { time: at(950), xid: 77 };
+    let planned = |request: &RestoreRequest| {
         let plan = world.plan(request).unwrap();
         (plan.backup.id, plan.stop.unwrap().record.0, plan.notes.len())
     };
     assert_eq!(planned(&time(900)), (first, mb(5), 1));
     assert_eq!(planned(&time(949)), (first, mb(5), 1));
-    assert_eq!(planned(&Request { inclusive: false, ..time(950) }), (first, mb(5), 1));
+    assert_eq!(planned(&RestoreRequest { inclusive: false, ..time(950) }), (first, mb(5), 1));
     assert_eq!(planned(&time(950)), (second, mb(9) + SIZE / 2 + SIZE / 2, 0), "that commit is replayed");
-    let named = Request { backup: Some(second), ..time(900) };
+    let named = RestoreRequest { backup: Some(second), ..time(900) };
     assert_eq!(planned(&named), (second, mb(9) + SIZE / 2, 1), "a person chose it");
     // No older one is left.
     let mut alone = world.clone();
@@ -77,7 +85,7 @@ fn a_backup_behind_a_later_commit_time_serves_no_time_before_that() {
     let refusal = alone.plan(&time(900)).unwrap_err();
     assert_eq!(refusal.why, Why::ClockSetBack { backup: second, time: at(950) });
     assert_eq!(refusal.nearest[0].time, Some(at(950)), "from then on it serves");
-    assert!(alone.plan(&Request { inclusive: false, ..time(950) }).is_err());
+    assert!(alone.plan(&RestoreRequest { inclusive: false, ..time(950) }).is_err());
     assert_eq!(alone.plan(&time(950)).unwrap().backup.id, second);
     alone.backups[0].latest_commit = Some(at(600));
     assert_eq!(alone.plan(&time(900)).unwrap().backup.id, second, "what is right is not refused");
@@ -87,7 +95,7 @@ fn a_backup_behind_a_later_commit_time_serves_no_time_before_that() {
 fn what_lies_exactly_at_the_target_is_in_or_out() {
     let (world, _) = world();
     let stop = |inclusive, target| {
-        world.plan(&Request { inclusive, ..on(1, target) }).unwrap().stop.unwrap().record.0
+        world.plan(&RestoreRequest { inclusive, ..on(1, target) }).unwrap().stop.unwrap().record.0
     };
     assert_eq!(stop(true, RecoveryTarget::Time(at(900))), mb(9) + SIZE / 2, "the commit at 900 is replayed");
     assert_eq!(stop(false, RecoveryTarget::Time(at(900))), mb(9), "recovery stops before it");
@@ -97,7 +105,7 @@ fn what_lies_exactly_at_the_target_is_in_or_out() {
             mb(9),
             "the record is needed either way"
         );
-        let plan = world.plan(&Request { inclusive, ..on(1, RecoveryTarget::Xid(1018)) }).unwrap();
+        let plan = world.plan(&RestoreRequest { inclusive, ..on(1, RecoveryTarget::Xid(1018)) }).unwrap();
         let value = if inclusive { "on" } else { "off" };
         assert!(plan.settings.iter().any(|s| s.name == "recovery_target_inclusive" && s.value == value));
     }
@@ -106,7 +114,7 @@ fn what_lies_exactly_at_the_target_is_in_or_out() {
 #[test]
 fn wal_is_sought_under_the_names_of_the_path() {
     let (world, [_, second, _]) = world();
-    let plan = world.plan(&Request { backup: Some(second), ..on(2, RecoveryTarget::Latest) }).unwrap();
+    let plan = world.plan(&RestoreRequest { backup: Some(second), ..on(2, RecoveryTarget::Latest) }).unwrap();
     let names: Vec<String> = plan.wal.iter().map(|r| r.describe(size())).collect();
     assert_eq!(
         names,
@@ -189,13 +197,14 @@ fn refusals_say_what_is_missing_and_what_is_near() {
     // Reading ahead, recovery would ask for what is missing.
     let careful = |plan: &RestorePlan| plan.settings.iter().any(|s| s.line() == "recovery_prefetch = 'off'");
     assert!(careful(&plan));
-    let after_the_hole = Request { backup: Some(second), ..on(1, RecoveryTarget::Immediate) };
+    let after_the_hole = RestoreRequest { backup: Some(second), ..on(1, RecoveryTarget::Immediate) };
     let plan = world.plan(&after_the_hole).unwrap();
     assert_eq!(plan.backup.id, second);
     assert!(careful(&plan), "what lies behind a target is not needed");
     assert!(!careful(&world.plan(&on(1, RecoveryTarget::Latest)).unwrap()));
 
-    let refusal = world.plan(&Request { backup: Some(first), ..on(1, RecoveryTarget::Latest) }).unwrap_err();
+    let refusal =
+        world.plan(&RestoreRequest { backup: Some(first), ..on(1, RecoveryTarget::Latest) }).unwrap_err();
     assert_eq!((refusal.why, refusal.missing), (Why::MissingWal { backup: first }, hole.to_vec()));
 }
 
@@ -209,17 +218,17 @@ fn a_time_after_the_last_commit_is_refused_with_the_last_moment() {
     assert_eq!((refusal.nearest[0].time, refusal.nearest[0].target), (Some(last), MomentTarget::End));
     // Exactly at the last commit nothing later proves that the time is over.
     assert!(world.plan(&on(1, RecoveryTarget::Time(last))).is_err());
-    assert!(world.plan(&Request { inclusive: false, ..on(1, RecoveryTarget::Time(last)) }).is_ok());
+    assert!(world.plan(&RestoreRequest { inclusive: false, ..on(1, RecoveryTarget::Time(last)) }).is_ok());
 }
 
 #[test]
 fn refusals_of_wrong_requests() {
     let (world, [first, _, third]) = world();
-    let why = |request: &Request| world.plan(request).unwrap_err().why;
+    let why = |request: &RestoreRequest| world.plan(request).unwrap_err().why;
     let unknown: BackupId = "20261121T101500Z-00000001-0000000002000028-9f3a0c11".parse().unwrap();
-    let with = |backup, request| Request { backup: Some(backup), ..request };
+    let with = |backup, request| RestoreRequest { backup: Some(backup), ..request };
     assert_eq!(why(&on(9, RecoveryTarget::Latest)), Why::UnknownTimeline(tli(9)));
-    assert_eq!(why(&with(unknown, Request::default())), Why::UnknownBackup(unknown));
+    assert_eq!(why(&with(unknown, RestoreRequest::default())), Why::UnknownBackup(unknown));
     assert_eq!(why(&with(third, on(1, RecoveryTarget::Latest))), Why::BackupNotOnPath(third, tli(1)));
     assert_eq!(why(&with(first, on(1, RecoveryTarget::Time(at(210))))), Why::BackupTooLate(first));
     assert_eq!(why(&on(1, RecoveryTarget::Time(at(210)))), Why::BeforeFirstBackup { timeline: tli(1) });
@@ -239,7 +248,7 @@ fn refusals_of_wrong_requests() {
     assert!(abandoned.hints.contains(&Hint::OtherTimeline(tli(2))), "{:?}", abandoned.hints);
 
     let empty = World { backups: Vec::new(), ..world };
-    assert_eq!(empty.plan(&Request::default()).unwrap_err().why, Why::NoBackup);
+    assert_eq!(empty.plan(&RestoreRequest::default()).unwrap_err().why, Why::NoBackup);
 }
 
 /// PostgreSQL stops at the first restore point of a name that it replays. Which one that is hangs on the backup, so it is not
@@ -250,7 +259,7 @@ fn restore_points_of_one_name_are_told_apart() {
     let mut name = |half: u64| {
         let lsn = Lsn(half * SIZE / 2);
         let records = world.records.get_mut(&tli(1)).unwrap();
-        records.iter_mut().find(|r| r.start == lsn).unwrap().kind = Kind::Point("late".to_owned());
+        records.iter_mut().find(|r| r.start == lsn).unwrap().kind = TestRecordKind::Point("late".to_owned());
         lsn
     };
     // One before the first backup ends, which no recovery can stop at; then one more besides that of segment 16.
@@ -275,8 +284,8 @@ fn restore_points_of_one_name_are_told_apart() {
 
     // Only one is within reach, but recovery comes by the other one first, before it is consistent: by position it works.
     let records = world.records.get_mut(&tli(1)).unwrap();
-    records.iter_mut().find(|r| r.start == other).unwrap().kind = Kind::Other;
-    let plan = world.plan(&Request { backup: Some(first), ..request }).unwrap();
+    records.iter_mut().find(|r| r.start == other).unwrap().kind = TestRecordKind::Other;
+    let plan = world.plan(&RestoreRequest { backup: Some(first), ..request }).unwrap();
     assert_eq!((plan.backup.id, plan.stop.as_ref().unwrap().record), (first, late));
     assert_eq!(plan.target, RecoveryTarget::Lsn(late), "{unreachable} comes first");
     assert_eq!(plan.notes, [Note::PointByPosition { name: "late".to_owned(), lsn: late }]);
@@ -291,7 +300,7 @@ fn a_transaction_of_another_epoch_is_not_taken_for_the_one_asked_for() {
     // The transaction of segment 4 occurs again in segment 12, an epoch later.
     let records = world.records.get_mut(&tli(1)).unwrap();
     let again = records.iter_mut().find(|r| r.start == Lsn(mb(12))).unwrap();
-    again.kind = Kind::Commit { time: at(1200), xid: 1008 };
+    again.kind = TestRecordKind::Commit { time: at(1200), xid: 1008 };
     world.wraps.push(Lsn(mb(10)));
     let found = |target| {
         let plan = world.plan(&on(1, target)).unwrap();
@@ -313,15 +322,15 @@ fn a_transaction_of_another_epoch_is_not_taken_for_the_one_asked_for() {
 fn a_standby_waits_at_a_fork_behind_which_there_is_nothing_yet() {
     let (mut world, [first, ..]) = world();
     world.files.retain(|(timeline, _)| *timeline != tli(3));
-    let latest = Request { backup: Some(first), ..Request::default() };
-    let settings = |plan: &RestorePlan| plan.settings.iter().map(Setting::line).collect::<Vec<_>>();
+    let latest = RestoreRequest { backup: Some(first), ..RestoreRequest::default() };
+    let settings = |plan: &RestorePlan| plan.settings.iter().map(RecoverySetting::line).collect::<Vec<_>>();
     let fork = Lsn(mb(6) + SIZE / 2);
     let alone = world.plan(&latest).unwrap();
     assert!(settings(&alone).contains(&format!("recovery_target_lsn = '{fork}'")), "{alone:?}");
     let segment = SegmentNo(6).name(tli(1), size());
     assert_eq!(alone.unfollowed, Some(Unfollowed { timeline: tli(3), segment, from: fork }));
     assert_eq!((alone.timeline, alone.leaf, alone.end()), (tli(1), tli(3), fork));
-    let standby = world.plan(&Request { standby: true, ..latest }).unwrap();
+    let standby = world.plan(&RestoreRequest { standby: true, ..latest }).unwrap();
     let lines = settings(&standby);
     assert!(lines.contains(&"recovery_target_timeline = 'latest'".to_owned()), "{lines:?}");
     assert_eq!(lines.iter().filter(|line| line.ends_with("= ''")).count(), 5, "{lines:?}");
@@ -340,8 +349,8 @@ fn no_plan_passes_a_change_to_minimal_wal() {
     let (mut world, [first, second, _]) = world();
     let at_minimal = Lsn(mb(5));
     let records = world.records.get_mut(&tli(1)).unwrap();
-    records.iter_mut().find(|r| r.start == at_minimal).unwrap().kind = Kind::Minimal;
-    let refused = |request: &Request| world.plan(request).unwrap_err();
+    records.iter_mut().find(|r| r.start == at_minimal).unwrap().kind = TestRecordKind::Minimal;
+    let refused = |request: &RestoreRequest| world.plan(request).unwrap_err();
     let time = refused(&on(1, RecoveryTarget::Time(at(700))));
     assert_eq!(time.why, Why::MinimalWal { backup: first, at: at_minimal });
     let near: Vec<_> = time.nearest.iter().map(|m| (m.earlier, m.lsn.0)).collect();
@@ -350,14 +359,14 @@ fn no_plan_passes_a_change_to_minimal_wal() {
     assert!(time.hints.contains(&Hint::BackupAfterMinimal), "{:?}", time.hints);
     // What is offered can be had; the record itself cannot.
     assert!(world.plan(&on(1, RecoveryTarget::Lsn(time.nearest[0].lsn))).is_ok());
-    assert!(world.plan(&Request { backup: Some(second), ..on(1, RecoveryTarget::Immediate) }).is_ok());
+    assert!(world.plan(&RestoreRequest { backup: Some(second), ..on(1, RecoveryTarget::Immediate) }).is_ok());
     for target in [RecoveryTarget::Lsn(at_minimal), RecoveryTarget::Lsn(Lsn(mb(7)))] {
         assert!(matches!(refused(&on(1, target)).why, Why::MinimalWal { .. }));
     }
-    let latest = refused(&Request { backup: Some(first), ..on(1, RecoveryTarget::Latest) });
+    let latest = refused(&RestoreRequest { backup: Some(first), ..on(1, RecoveryTarget::Latest) });
     assert!(matches!(latest.why, Why::MinimalWal { .. }));
     assert_eq!(latest.nearest[0].lsn, time.nearest[0].lsn);
-    let xid = refused(&Request { backup: Some(first), ..on(1, RecoveryTarget::Xid(1013)) });
+    let xid = refused(&RestoreRequest { backup: Some(first), ..on(1, RecoveryTarget::Xid(1013)) });
     assert_eq!(xid.why, Why::XidNotFound);
     assert!(xid.hints.contains(&Hint::MaybeBehindMinimal(at_minimal)), "{:?}", xid.hints);
     // From a backup after it everything is as ever.
@@ -372,7 +381,11 @@ fn no_plan_passes_a_change_to_minimal_wal() {
 fn a_moment_that_an_abandoned_branch_has_too_is_noted() {
     let (world, _) = world();
     let notes = |seconds, timeline| {
-        let request = Request { target: RecoveryTarget::Time(at(seconds)), timeline, ..Request::default() };
+        let request = RestoreRequest {
+            target: RecoveryTarget::Time(at(seconds)),
+            timeline,
+            ..RestoreRequest::default()
+        };
         let plan = world.plan(&request).unwrap();
         (plan.timeline, plan.notes)
     };
@@ -388,7 +401,7 @@ fn commit_times_that_go_backwards_are_met_in_lsn_order() {
     // One commit carries a time far ahead: recovery to any earlier time stops there, not at later, earlier ones.
     let records = world.records.get_mut(&tli(1)).unwrap();
     let ahead = records.iter_mut().find(|r| r.start == Lsn(mb(5))).unwrap();
-    ahead.kind = Kind::Commit { time: at(700), xid: 1010 };
+    ahead.kind = TestRecordKind::Commit { time: at(700), xid: 1010 };
     let plan = world.plan(&on(1, RecoveryTarget::Time(at(650)))).unwrap();
     assert_eq!((plan.backup.id, plan.stop.unwrap().record), (first, Lsn(mb(5))));
 }
@@ -429,15 +442,15 @@ fn a_damaged_backup_is_planned_only_where_no_sound_one_serves() {
     ] {
         let plan = world.plan(&on(1, target.clone())).unwrap();
         assert_eq!(plan.backup.id, first, "{target:?}");
-        let passed_over = Note::NewerDamaged { backup: second, damage: Damage::Pages(2) };
+        let passed_over = Note::NewerDamaged { backup: second, damage: DamageNote::Pages(2) };
         assert!(plan.notes.contains(&passed_over), "{target:?}: {:?}", plan.notes);
-        let asked = world.plan(&Request { backup: Some(second), ..on(1, target) }).unwrap();
+        let asked = world.plan(&RestoreRequest { backup: Some(second), ..on(1, target) }).unwrap();
         assert_eq!(asked.backup.id, second);
     }
     assert_eq!(world.plan(&on(1, RecoveryTarget::Latest)).unwrap().until, before.until);
     (world.backups[1].damaged_pages, world.backups[1].damaged_packs) = (0, 3);
     let plan = world.plan(&on(1, RecoveryTarget::Latest)).unwrap();
-    let passed_over = Note::NewerDamaged { backup: second, damage: Damage::Packs(3) };
+    let passed_over = Note::NewerDamaged { backup: second, damage: DamageNote::Packs(3) };
     assert!(plan.backup.id == first && plan.notes.contains(&passed_over), "{plan:?}");
     assert_eq!(world.plan(&on(2, RecoveryTarget::Latest)).unwrap().backup.id, third);
     // WAL between the two is missing.

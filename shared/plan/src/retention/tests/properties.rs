@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Span, Timestamp};
 use proptest::prelude::*;
 use walpoint_base::BackupId;
 
-use super::super::{Candidate, Policy, RetentionFacts, Rule, Verdict, decide, since};
+use super::super::{Candidate, Policy, RetentionFacts, RetentionVerdict, Rule, decide, since};
 use super::world::*;
 
 /// Hours since the beginning of the world.
@@ -106,7 +106,7 @@ proptest! {
             let held = facts.holds.iter().any(|hold| hold.keeps(&decision.backup, now));
             prop_assert!(decision.stays() || !held);
         }
-        prop_assert!(decisions.iter().any(|d| d.verdict == Verdict::Onward));
+        prop_assert!(decisions.iter().any(|d| d.verdict == RetentionVerdict::Onward));
     }
 
     #[test]
@@ -158,7 +158,7 @@ proptest! {
                     if !facts.backups.iter().any(reaches) {
                         continue;
                     }
-                    let kept = decisions.iter().any(|d| d.verdict == Verdict::Onward && reaches(&d.backup));
+                    let kept = decisions.iter().any(|d| d.verdict == RetentionVerdict::Onward && reaches(&d.backup));
                     prop_assert!(kept, "timeline {timeline} at {moment}: {decisions:#?}");
                 }
             }

@@ -3,7 +3,9 @@
 use jiff::Span;
 use walpoint_base::BackupId;
 
-use super::super::{Damage, Life, Policy, Protection, Request, RetentionFacts, Rule, decide, protections};
+use super::super::{
+    Damage, DeletionRequest, Policy, Protection, RetainedLineage, RetentionFacts, Rule, decide, protections,
+};
 use super::world::*;
 
 fn days(n: i64) -> Option<Span> {
@@ -248,7 +250,7 @@ fn a_clock_that_was_ahead_makes_no_one_day_of_many() {
 fn an_upgrade_leaves_the_old_lineage_its_window() {
     let mut facts = daily();
     facts.lives[0].superseded = Some(at("2026-11-18T12:00:00Z"));
-    facts.lives.push(Life { lineage: lineage(2), succeeds: Some(lineage(1)), ..life() });
+    facts.lives.push(RetainedLineage { lineage: lineage(2), succeeds: Some(lineage(1)), ..life() });
     for day in [19, 20] {
         facts.backups[day - 1].lineage = lineage(2);
     }
@@ -282,7 +284,7 @@ fn backups_of_a_lineage_that_was_split_off_count_for_themselves() {
     let rule = |rule: Rule| Policy { rule, ..Policy::default() };
     let beside = |succeeds| {
         let mut facts = daily();
-        facts.lives.push(Life { lineage: lineage(2), succeeds, ..life() });
+        facts.lives.push(RetainedLineage { lineage: lineage(2), succeeds, ..life() });
         // From the 16th on only the second one makes backups, two of them on the last day.
         facts.backups[15..].iter_mut().for_each(|backup| backup.lineage = lineage(2));
         facts
@@ -380,7 +382,7 @@ fn the_only_backup_of_the_branch_in_use_is_protected() {
         backup("2026-11-15T03:00:00Z", 1, 15),
     ]);
     fork(&mut facts.lives[0], 2, 1, 13, "2026-11-15T12:00:00Z");
-    let written = |life: &mut Life, of: &[u32]| {
+    let written = |life: &mut RetainedLineage, of: &[u32]| {
         for (id, life) in &mut life.timelines {
             life.written = of.contains(&id.get()).then(|| at("2026-11-16T00:00:00Z"));
         }
@@ -404,7 +406,7 @@ fn the_only_backup_of_the_branch_in_use_is_protected() {
 
     let ask = |backup: BackupId, even_if_last: bool| {
         let despite_holds = [].into();
-        Request { backup, who: "dba".to_owned(), at: at(NOW), despite_holds, even_if_last }
+        DeletionRequest { backup, who: "dba".to_owned(), at: at(NOW), despite_holds, even_if_last }
     };
     facts.requests = vec![ask(first, false), ask(second, false)];
     assert_eq!(keep(&facts, &Policy::default(), NOW), "11+ 15+", "the second request is not granted");

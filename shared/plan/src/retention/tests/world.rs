@@ -3,7 +3,9 @@
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId, Lsn, TimelineHistory, TimelineId};
 
-use super::super::{Candidate, Damage, Decision, Held, Life, RetentionFacts, TimelineLife};
+use super::super::{
+    Candidate, Damage, Decision, HoldFacts, RetainedLineage, RetainedTimeline, RetentionFacts,
+};
 use crate::graph::TimelineGraph;
 
 pub(super) fn at(text: &str) -> Timestamp {
@@ -41,15 +43,22 @@ pub(super) fn labelled(mut backup: Candidate, label: &str) -> Candidate {
 }
 
 /// A lineage with one timeline, in use now.
-pub(super) fn life() -> Life {
+pub(super) fn life() -> RetainedLineage {
     let mut graph = TimelineGraph::default();
     graph.add_known(tli(1));
-    let timelines = [(tli(1), TimelineLife::default())].into();
-    Life { lineage: lineage(1), graph, succeeds: None, superseded: None, timelines, inherits: [].into() }
+    let timelines = [(tli(1), RetainedTimeline::default())].into();
+    RetainedLineage {
+        lineage: lineage(1),
+        graph,
+        succeeds: None,
+        superseded: None,
+        timelines,
+        inherits: [].into(),
+    }
 }
 
 /// Adds a timeline that left `parent` at that position and that time.
-pub(super) fn fork(life: &mut Life, child: u32, parent: u32, mib: u64, when: &str) {
+pub(super) fn fork(life: &mut RetainedLineage, child: u32, parent: u32, mib: u64, when: &str) {
     let mut text: String = life.graph.history(tli(parent)).map_or(String::new(), |history| {
         history.entries().iter().map(|e| format!("{}\t{}\tx\n", e.parent, e.switch)).collect()
     });
@@ -60,12 +69,12 @@ pub(super) fn fork(life: &mut Life, child: u32, parent: u32, mib: u64, when: &st
             other.superseded.get_or_insert(at(when));
         }
     }
-    life.timelines.insert(tli(child), TimelineLife { written: None, superseded: None });
+    life.timelines.insert(tli(child), RetainedTimeline { written: None, superseded: None });
 }
 
-pub(super) fn hold(number: u64, on: &Candidate, until: Option<&str>) -> Held {
+pub(super) fn hold(number: u64, on: &Candidate, until: Option<&str>) -> HoldFacts {
     let (reason, who) = ("audit".to_owned(), "dba".to_owned());
-    Held { number, backup: Some(on.id), label: None, reason, who, until: until.map(at) }
+    HoldFacts { number, backup: Some(on.id), label: None, reason, who, until: until.map(at) }
 }
 
 pub(super) fn facts(backups: Vec<Candidate>) -> RetentionFacts {
@@ -74,10 +83,10 @@ pub(super) fn facts(backups: Vec<Candidate>) -> RetentionFacts {
 
 /// What stays, by the number of its position; `+` for those that lead onward.
 pub(super) fn kept(decisions: &[Decision]) -> String {
-    use super::super::Verdict;
+    use super::super::RetentionVerdict;
     let staying = decisions.iter().filter(|decision| decision.stays());
     let names = staying.map(|decision| {
-        let sign = if decision.verdict == Verdict::Onward { "+" } else { "" };
+        let sign = if decision.verdict == RetentionVerdict::Onward { "+" } else { "" };
         format!("{}{sign}", decision.backup.id.start().0 >> 20)
     });
     names.collect::<Vec<_>>().join(" ")

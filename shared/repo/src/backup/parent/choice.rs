@@ -2,7 +2,7 @@
 
 use walpoint_base::BackupId;
 
-use super::super::catalog::{Listed, ListedState};
+use super::super::catalog::{ListedBackup, ListedState};
 
 /// Finished backups that are named: the first that can be used is the parent.
 const CANDIDATES: usize = 3;
@@ -11,17 +11,17 @@ const ADOPTED: usize = 8;
 
 /// What a new backup should build on.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Foundation {
+pub struct ReusableBackups {
     /// Finished backups, the best first.
     pub parents: Vec<BackupId>,
     /// Unfinished ones that stored something, oldest first.
     pub adopted: Vec<BackupId>,
 }
 
-impl Foundation {
+impl ReusableBackups {
     /// The newest finished backups, and all unfinished ones of late. New is what the store received last: its clock counts,
     /// so it does not matter if that of a server was changed.
-    pub fn choose(listed: &[Listed]) -> Self {
+    pub fn choose(listed: &[ListedBackup]) -> Self {
         let mut finished = Vec::new();
         let mut unfinished = Vec::new();
         for backup in listed {
@@ -54,8 +54,8 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn listed(n: u32, begun: i64, progress: u32, state: ListedState) -> Listed {
-        Listed { id: id(n), begun: Some(at(begun)), progress, published: false, state }
+    fn listed(n: u32, begun: i64, progress: u32, state: ListedState) -> ListedBackup {
+        ListedBackup { id: id(n), begun: Some(at(begun)), progress, published: false, state }
     }
 
     #[test]
@@ -70,14 +70,14 @@ mod tests {
             listed(5, 60, 2, Unfinished),
             listed(6, 61, 0, Unfinished),
             listed(7, 62, 3, Ended(at(63))),
-            Listed { begun: None, ..listed(8, 0, 3, Unfinished) },
+            ListedBackup { begun: None, ..listed(8, 0, 3, Unfinished) },
         ];
-        let Foundation { parents, adopted } = Foundation::choose(&all);
+        let ReusableBackups { parents, adopted } = ReusableBackups::choose(&all);
         assert_eq!(parents, [id(1), id(2), id(3)]);
         assert_eq!(adopted, [id(5), id(4)], "the newest last; one that stored nothing is of no use");
-        assert_eq!(Foundation::choose(&[]), Foundation::default());
-        let many: Vec<Listed> = (0..20).map(|n| listed(n, i64::from(n), 1, Unfinished)).collect();
-        assert_eq!(Foundation::choose(&many).adopted.len(), ADOPTED);
-        assert_eq!(Foundation::choose(&many).adopted.last(), Some(&id(19)));
+        assert_eq!(ReusableBackups::choose(&[]), ReusableBackups::default());
+        let many: Vec<ListedBackup> = (0..20).map(|n| listed(n, i64::from(n), 1, Unfinished)).collect();
+        assert_eq!(ReusableBackups::choose(&many).adopted.len(), ADOPTED);
+        assert_eq!(ReusableBackups::choose(&many).adopted.last(), Some(&id(19)));
     }
 }

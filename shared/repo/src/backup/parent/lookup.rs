@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use walpoint_storage::error::Result;
 use walpoint_storage::object::ContentHash;
 
-use super::super::entry::{Blocks, Content, Entry, FileContent, LeafRun};
+use super::super::entry::{Blocks, EntryContent, FileContent, FileEntry, LeafRun};
 use super::super::geometry::BlockSize;
-use super::super::hash::Beginning;
+use super::super::hash::FileBeginning;
 use super::super::sorter::{AsBytes, Sorter, nameless_file};
 use super::scratch_error;
 
@@ -59,10 +59,10 @@ impl ByHashBuilder {
     }
 
     /// Takes the files of a page.
-    pub(super) fn add(&mut self, page: usize, entries: &[Entry]) -> Result<()> {
+    pub(super) fn add(&mut self, page: usize, entries: &[FileEntry]) -> Result<()> {
         let page = u32::try_from(page).unwrap_or(u32::MAX);
         for (entry, n) in entries.iter().zip(0u32..) {
-            let Content::File(file) = &entry.content else { continue };
+            let EntryContent::File(file) = &entry.content else { continue };
             // A page that is damaged is stored again, so that it is reported again.
             if file.length < self.shortest || file.bad_pages > 0 {
                 continue;
@@ -88,17 +88,17 @@ impl ByHashBuilder {
 }
 
 /// How a file begins, as far as its entry shows.
-fn beginning(file: &FileContent) -> Beginning {
+fn beginning(file: &FileContent) -> FileBeginning {
     match &file.blocks {
         Blocks::Inline(list) => {
             let first = list.runs().next().and_then(|(_, hashes)| hashes.first().copied());
-            first.map_or(Beginning::UNKNOWN, Beginning)
+            first.map_or(FileBeginning::UNKNOWN, FileBeginning)
         }
         Blocks::Leaves(runs) => match runs.first() {
-            Some(LeafRun::Stored { hash, .. }) => Beginning::of_leaf(hash),
-            _ => Beginning::UNKNOWN,
+            Some(LeafRun::Stored { hash, .. }) => FileBeginning::of_leaf(hash),
+            _ => FileBeginning::UNKNOWN,
         },
-        Blocks::Nodes(_) => Beginning::UNKNOWN,
+        Blocks::Nodes(_) => FileBeginning::UNKNOWN,
     }
 }
 
@@ -109,14 +109,14 @@ impl ByHash {
     }
 
     /// Whether any file of that length may begin so.
-    pub(super) fn has_beginning(&self, length: u64, beginning: Beginning) -> Result<bool> {
-        let has = |beginning: Beginning| {
+    pub(super) fn has_beginning(&self, length: u64, beginning: FileBeginning) -> Result<bool> {
+        let has = |beginning: FileBeginning| {
             let mut row = [0; BY_BEGINNING];
             row[..8].copy_from_slice(&length.to_be_bytes());
             row[8..].copy_from_slice(&beginning.0.to_be_bytes());
             self.beginnings.has(&row)
         };
-        Ok(has(beginning)? || has(Beginning::UNKNOWN)?)
+        Ok(has(beginning)? || has(FileBeginning::UNKNOWN)?)
     }
 
     /// A file of that length and hash: its page, and which entry of it.

@@ -15,13 +15,13 @@
 //! found with its size, or damaged, counts as absent: it is stored again, and a note says so. Blocks are compared by hash at
 //! the same path and number, so it does not matter from which timeline, server or major version a parent comes.
 
+mod block_ranges;
 mod choice;
 mod compaction;
 mod file;
 mod frames;
 mod ledger;
 mod lookup;
-mod stretches;
 mod table;
 
 use std::collections::BTreeSet;
@@ -33,13 +33,13 @@ use walpoint_base::{BackupId, Lsn, SegmentNo, SegmentSize};
 use walpoint_storage::error::{Remark, Remedy, RepoError, Result};
 use walpoint_storage::object::ContentHash;
 
-pub use self::choice::Foundation;
+use self::block_ranges::{BlockRanges, BlockRangesBuilder, CachedChunk};
+pub use self::choice::ReusableBackups;
 use self::compaction::Changes;
 use self::file::Leaves;
 pub(super) use self::file::{KnownBlock, KnownFile, KnownLeaf};
 use self::frames::Frames;
 pub(super) use self::ledger::Ledger;
-use self::stretches::{CachedChunk, Stretches, StretchesBuilder};
 use self::table::CachedPage;
 pub(super) use self::table::ParentTable;
 use super::catalog::Backups;
@@ -47,7 +47,7 @@ use super::condemned::{CondemnedSet, DamagedAnnouncement};
 use super::ending::Intent;
 use super::entry::FileContent;
 use super::geometry::BlockSize;
-use super::hash::Beginning;
+use super::hash::FileBeginning;
 use super::live::{Live, count, count_blocks};
 use super::location::{BackupRef, FrameRef, PackNo, pack_no};
 use super::pack::FrameKind;
@@ -72,7 +72,7 @@ pub(super) struct Parents {
     parent: Option<(BackupId, ParentTable)>,
     /// Bytes of the packs that it uses.
     held: Option<u64>,
-    stretches: Option<Stretches>,
+    stretches: Option<BlockRanges>,
     frames: Frames,
     block_size: BlockSize,
     notes: Mutex<Vec<Remark>>,
@@ -142,9 +142,9 @@ impl Parents {
             if known {
                 parent = opening.parent(&intent.parents, scratch).await?;
             }
-            let mut builder = StretchesBuilder::new(scratch);
+            let mut builder = BlockRangesBuilder::new(scratch);
             for (id, age) in intent.adopted.iter().rev().zip(0u16..) {
-                opening.adopt(*id, age, &mut builder).await?;
+                opening.resume(*id, age, &mut builder).await?;
             }
             stretches = builder.finish(block_size)?;
         }
@@ -214,7 +214,7 @@ impl Parents {
     }
 
     /// Whether the parent may have a file of that length that begins so.
-    pub(super) fn may_begin_elsewhere(&self, length: u64, beginning: Beginning) -> Result<bool> {
+    pub(super) fn may_begin_elsewhere(&self, length: u64, beginning: FileBeginning) -> Result<bool> {
         self.table().map_or(Ok(false), |table| table.has_beginning(length, beginning))
     }
 
@@ -234,8 +234,8 @@ impl Parents {
             count_blocks(&mut of_lists, list);
             stored += u64::try_from(list.hashes().len()).unwrap_or(0);
             list.runs().all(|(run, _)| match run.place {
-                super::Place::Zero => true,
-                super::Place::At(at) => self.ledger.may_use(at.frame),
+                super::BlockLocation::Zero => true,
+                super::BlockLocation::At(at) => self.ledger.may_use(at.frame),
             })
         };
         let frame = |at: FrameRef| {
@@ -336,7 +336,7 @@ impl Opening<'_> {
     }
 
     /// Takes over what an unfinished backup said it stored.
-    async fn adopt(&mut self, id: BackupId, age: u16, stretches: &mut StretchesBuilder) -> Result<()> {
+    async fn resume(&mut self, id: BackupId, age: u16, stretches: &mut BlockRangesBuilder) -> Result<()> {
         if self.condemned.has_backup(id) {
             return Ok(());
         }

@@ -10,9 +10,9 @@ use std::path::Path;
 use walpoint_base::BackupId;
 use walpoint_storage::error::{RepoError, Result};
 
-use super::super::entry::{Content, Entry, FileContent};
+use super::super::entry::{EntryContent, FileContent, FileEntry};
 use super::super::geometry::BlockSize;
-use super::super::hash::Beginning;
+use super::super::hash::FileBeginning;
 use super::super::location::{BackupRef, FrameRef};
 use super::super::manifest::PageRef;
 use super::super::pack::FrameKind;
@@ -55,7 +55,7 @@ pub(in crate::backup) struct ParentTable {
 #[derive(Default, Debug)]
 pub(in crate::backup) struct CachedPage {
     page: Option<usize>,
-    entries: Vec<Entry>,
+    entries: Vec<FileEntry>,
 }
 
 impl ParentTable {
@@ -122,7 +122,7 @@ impl ParentTable {
     }
 
     /// Whether any file of that length may begin so.
-    pub(super) fn has_beginning(&self, length: u64, beginning: Beginning) -> Result<bool> {
+    pub(super) fn has_beginning(&self, length: u64, beginning: FileBeginning) -> Result<bool> {
         self.by_hash.has_beginning(length, beginning)
     }
 
@@ -177,15 +177,15 @@ impl ParentTable {
 }
 
 /// The page that the manifest means.
-fn is_meant(page: &PageRef, entries: &[Entry]) -> Result<(), Malformed> {
+fn is_meant(page: &PageRef, entries: &[FileEntry]) -> Result<(), Malformed> {
     let right = u32::try_from(entries.len()) == Ok(page.entries)
         && entries.first().is_some_and(|first| first.path == page.first);
     right.then_some(()).ok_or_else(|| Malformed::new("a page of the file table is not the one that is meant"))
 }
 
-fn file_of(entry: &Entry) -> Option<FileContent> {
+fn file_of(entry: &FileEntry) -> Option<FileContent> {
     match &entry.content {
-        Content::File(file) => Some(file.clone()),
+        EntryContent::File(file) => Some(file.clone()),
         _ => None,
     }
 }

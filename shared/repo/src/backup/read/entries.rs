@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use walpoint_storage::error::{RepoError, Result};
 
-use super::super::entry::Entry;
+use super::super::entry::FileEntry;
 use super::super::location::FrameRef;
 use super::super::manifest::{Manifest, PageRef};
 use super::super::pack::FrameKind;
@@ -24,7 +24,7 @@ pub struct Entries {
     reader: BackupReader,
     tree: TreeCheck,
     next_page: usize,
-    ready: VecDeque<Entry>,
+    ready: VecDeque<FileEntry>,
 }
 
 impl Entries {
@@ -33,7 +33,7 @@ impl Entries {
     }
 
     /// The next entry; `None` after the last one.
-    pub async fn next(&mut self) -> Result<Option<Entry>> {
+    pub async fn next(&mut self) -> Result<Option<FileEntry>> {
         if self.ready.is_empty() {
             self.read_pages().await?;
         }
@@ -66,9 +66,9 @@ impl Entries {
 
 impl BackupReader {
     /// The entries of some pages, in their order.
-    pub(super) async fn pages(&self, pages: &[PageRef]) -> Result<Vec<Vec<Entry>>> {
+    pub(super) async fn pages(&self, pages: &[PageRef]) -> Result<Vec<Vec<FileEntry>>> {
         let places: Vec<FrameRef> = pages.iter().map(|page| page.at).collect();
-        let mut decoded: Vec<Vec<Entry>> = pages.iter().map(|_| Vec::new()).collect();
+        let mut decoded: Vec<Vec<FileEntry>> = pages.iter().map(|_| Vec::new()).collect();
         let Manifest { backups, .. } = &*self.manifest;
         let take = |n: usize, plain: &[u8]| {
             let entries = decode_page(plain, backups, self.block_size).and_then(|entries| {

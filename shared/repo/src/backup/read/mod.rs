@@ -13,10 +13,10 @@ use walpoint_storage::layout::Key;
 
 pub use self::entries::Entries;
 use self::packs::Packs;
-pub use self::unit::{FetchedUnit, OpenUnit, PackUnit, Piece};
-pub use self::window::{Outline, Part, Window, WindowLimits, Windows, ZeroRun};
+pub use self::unit::{FetchedUnit, FilePiece, OpenUnit, PackUnit};
+pub use self::window::{Outline, ReadWindow, WindowLimits, WindowPart, Windows, ZeroRun};
 use super::catalog::Backups;
-use super::entry::Entry;
+use super::entry::FileEntry;
 use super::geometry::BlockSize;
 use super::hash::{ContentHasher, Hashing};
 use super::location::FrameRef;
@@ -83,7 +83,7 @@ impl BackupReader {
     }
 
     /// One entry by its path: reads one page. That its parents are directories is not proven here.
-    pub async fn find(&self, path: &TablePath) -> Result<Option<Entry>> {
+    pub async fn find(&self, path: &TablePath) -> Result<Option<FileEntry>> {
         let Some(page) = self.manifest.page_of(path) else { return Ok(None) };
         let entries = self.pages(std::slice::from_ref(page)).await?;
         Ok(entries.into_iter().flatten().find(|entry| entry.path == *path))

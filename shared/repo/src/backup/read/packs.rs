@@ -103,9 +103,9 @@ impl OpenPack {
 
 /// Stretches of a pack.
 #[derive(Debug)]
-pub(super) struct Stretches(Vec<(u64, Bytes)>);
+pub(super) struct PackRanges(Vec<(u64, Bytes)>);
 
-impl Stretches {
+impl PackRanges {
     /// The bytes of a range that was asked for.
     pub(super) fn get(&self, range: &Range<u64>) -> Option<&[u8]> {
         let after = self.0.partition_point(|(start, _)| *start <= range.start);
@@ -141,7 +141,7 @@ struct Portion {
     pack: Arc<OpenPack>,
     /// The place of each in the order in which they are wanted, its number and where it is.
     rows: Vec<(usize, u16, Range<u64>)>,
-    stretches: Stretches,
+    stretches: PackRanges,
 }
 
 /// Reads from the packs of one manifest.
@@ -208,14 +208,14 @@ impl Packs {
     }
 
     /// Reads some ranges of a pack, in order; those that lie close together with one request.
-    pub(super) async fn stretches(&self, pack: &OpenPack, ranges: &[Range<u64>]) -> Result<Stretches> {
+    pub(super) async fn stretches(&self, pack: &OpenPack, ranges: &[Range<u64>]) -> Result<PackRanges> {
         let joined = joined(ranges.iter().cloned());
         let get = |range: Range<u64>| async move {
             let start = range.start;
             Ok::<_, RepoError>((start, self.backups.store().get_range(&pack.key, range).await?.bytes))
         };
         let stretches = futures_util::stream::iter(joined).map(get).buffered(AT_ONCE);
-        Ok(Stretches(stretches.try_collect().await?))
+        Ok(PackRanges(stretches.try_collect().await?))
     }
 
     /// Reads table frames of one kind, and gives the plain content of each to `take` with its place in `frames`. They are

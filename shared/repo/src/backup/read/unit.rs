@@ -15,8 +15,8 @@ use super::super::location::{BackupRef, BlockRef, FrameRef, PackNo};
 use super::super::manifest::Manifest;
 use super::super::pack::FrameKind;
 use super::BackupReader;
-use super::packs::{OpenPack, Stretches, joined};
-use super::window::{Listed, Window};
+use super::packs::{OpenPack, PackRanges, joined};
+use super::window::{Listed, ReadWindow};
 
 /// Frames from the first to the last of a unit: at most 8 MiB, mostly a third of that after compression.
 const SPAN: u16 = 64;
@@ -30,7 +30,7 @@ const LONGEST_FRAME: u64 = 132 << 10;
 /// Consecutive blocks of a frame that are consecutive in a file. Small, as there is one for each block of a file that
 /// many backups wrote.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Extent {
+pub(super) struct FrameExtent {
     /// The first one.
     pub(super) at: BlockRef,
     /// How many.
@@ -52,14 +52,14 @@ pub struct PackUnit {
     size: u64,
     bytes: u64,
     /// In the order of frames.
-    extents: Vec<Extent>,
+    extents: Vec<FrameExtent>,
     lists: Arc<Vec<Listed>>,
     block_size: BlockSize,
 }
 
 /// Blocks of one file, read and checked.
 #[derive(Clone, Copy, Debug)]
-pub struct Piece<'a> {
+pub struct FilePiece<'a> {
     /// Which part of the window.
     pub part: usize,
     /// Where in its file, in bytes.
@@ -72,12 +72,12 @@ pub struct Piece<'a> {
 #[derive(Debug)]
 pub struct FetchedUnit {
     pack: Arc<OpenPack>,
-    stretches: Stretches,
+    stretches: PackRanges,
 }
 
 /// Sorts extents into units.
 pub(super) fn group(
-    mut extents: Vec<Extent>,
+    mut extents: Vec<FrameExtent>,
     lists: &Arc<Vec<Listed>>,
     manifest: &Manifest,
     block_size: BlockSize,
@@ -174,7 +174,7 @@ impl BackupReader {
 
     /// Reads the directories of the packs that a window needs, where they are few, so that its units need not wait for them.
     /// What cannot be read is left to the fetch.
-    pub async fn open_packs(&self, window: &Window) {
+    pub async fn open_packs(&self, window: &ReadWindow) {
         let mut packs: Vec<FrameRef> = window.packs();
         packs.truncate(OPENED_AHEAD);
         let open = packs.into_iter().map(|at| async move { drop(self.packs.open(at).await) });
@@ -187,7 +187,7 @@ impl BackupReader {
         &self,
         unit: &PackUnit,
         fetched: &FetchedUnit,
-        mut place: impl FnMut(Piece<'_>) -> Result<(), E>,
+        mut place: impl FnMut(FilePiece<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let (pack, mut codec) = (&fetched.pack, Codec::for_opening());
         let mut plain = Vec::with_capacity(MAX_FRAME);
@@ -218,9 +218,9 @@ impl BackupReader {
     fn check<'f>(
         &self,
         unit: &PackUnit,
-        extent: &Extent,
+        extent: &FrameExtent,
         frame: &DataFrame<'f>,
-    ) -> Result<Piece<'f>, String> {
+    ) -> Result<FilePiece<'f>, String> {
         let list = usize::try_from(extent.list).ok().and_then(|at| unit.lists.get(at));
         let list = list.ok_or_else(|| "an extent is of no list".to_owned())?;
         let (blocks, hash) = (usize::from(extent.blocks), usize::from(extent.hash));
@@ -238,6 +238,6 @@ impl BackupReader {
         // As many as were checked, whatever the extent says.
         let bytes = frame.blocks(extent.at.index, hashes.len());
         let bytes = bytes.ok_or_else(|| "there are too few blocks".to_owned())?;
-        Ok(Piece { part: list.part, offset: first * unit.block_size.bytes(), bytes })
+        Ok(FilePiece { part: list.part, offset: first * unit.block_size.bytes(), bytes })
     }
 }

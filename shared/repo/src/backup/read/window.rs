@@ -9,15 +9,15 @@ use std::sync::Arc;
 
 use walpoint_storage::error::{RepoError, Result};
 
-use super::super::blocks::{BlockList, Place, decode_leaf};
-use super::super::entry::{Blocks, Content, Entry, FileContent, LeafRun, NodeRef};
+use super::super::blocks::{BlockList, BlockLocation, decode_leaf};
+use super::super::entry::{Blocks, EntryContent, FileContent, FileEntry, LeafRun, NodeRef};
 use super::super::geometry::LEAF_BLOCKS;
 use super::super::location::{BlockRef, FrameRef};
 use super::super::manifest::Manifest;
 use super::super::pack::FrameKind;
 use super::super::page::decode_node;
 use super::super::wire::Malformed;
-use super::unit::{Extent, PackUnit, group};
+use super::unit::{FrameExtent, PackUnit, group};
 use super::{BackupReader, Entries};
 
 /// How much of a backup is one window.
@@ -49,9 +49,9 @@ pub struct ZeroRun {
 
 /// A file or a part of one, a directory, or a link, within a window.
 #[derive(Clone, Debug)]
-pub struct Part {
+pub struct WindowPart {
     /// The entry.
-    pub entry: Arc<Entry>,
+    pub entry: Arc<FileEntry>,
     /// Whether the window holds its beginning: the time to create it.
     pub begins: bool,
     /// Whether the window holds its end: after the window all its content is there.
@@ -62,8 +62,8 @@ pub struct Part {
 
 /// Some entries and where their blocks are.
 #[derive(Debug)]
-pub struct Window {
-    parts: Vec<Part>,
+pub struct ReadWindow {
+    parts: Vec<WindowPart>,
     lists: Arc<Vec<Listed>>,
     manifest: Arc<Manifest>,
     block_size: super::super::geometry::BlockSize,
@@ -81,9 +81,9 @@ pub(super) struct Listed {
     pub(super) blocks: BlockList,
 }
 
-impl Window {
+impl ReadWindow {
     /// The entries, in the order of paths. A file that is longer than a window is a part of several of them.
-    pub fn parts(&self) -> &[Part] {
+    pub fn parts(&self) -> &[WindowPart] {
         &self.parts
     }
 
@@ -91,7 +91,7 @@ impl Window {
     pub(super) fn packs(&self) -> Vec<FrameRef> {
         let runs = self.lists.iter().flat_map(|listed| listed.blocks.runs());
         let frames = runs.filter_map(|(run, _)| match run.place {
-            Place::At(at) => Some(at.frame),
+            BlockLocation::At(at) => Some(at.frame),
             _ => None,
         });
         let mut packs = BTreeMap::new();
@@ -115,20 +115,20 @@ impl Window {
 
     /// The same, where `wanted` is also told where the block is.
     pub fn units_where(&self, mut wanted: impl FnMut(usize, u64, u64, BlockRef) -> bool) -> Vec<PackUnit> {
-        let mut extents: Vec<Extent> = Vec::new();
+        let mut extents: Vec<FrameExtent> = Vec::new();
         for (listed, list) in self.lists.iter().zip(0u32..) {
             let (mut first, mut hash) = (0u16, 0u16);
             for (run, hashes) in listed.blocks.runs() {
-                let Place::At(at) = run.place else {
+                let BlockLocation::At(at) = run.place else {
                     first += run.blocks;
                     continue;
                 };
                 // The part of the run that is being taken, if the last block was wanted.
-                let mut open: Option<Extent> = None;
+                let mut open: Option<FrameExtent> = None;
                 for (block_hash, index) in hashes.iter().zip(at.index..) {
                     let at = BlockRef { index, ..at };
                     if wanted(listed.part, listed.first + u64::from(first), *block_hash, at) {
-                        open.get_or_insert(Extent { at, blocks: 0, list, first, hash }).blocks += 1;
+                        open.get_or_insert(FrameExtent { at, blocks: 0, list, first, hash }).blocks += 1;
                     } else {
                         extents.extend(open.take());
                     }
@@ -151,7 +151,7 @@ impl Window {
                 block += u64::from(run.blocks);
                 let (offset, end) = (start * self.block_size.bytes(), block * self.block_size.bytes());
                 let length = end.min(listed.length).saturating_sub(offset);
-                (run.place == Place::Zero).then_some(ZeroRun { part: listed.part, offset, length })
+                (run.place == BlockLocation::Zero).then_some(ZeroRun { part: listed.part, offset, length })
             })
         })
     }
@@ -169,7 +169,7 @@ pub struct Windows {
 
 #[derive(Debug)]
 struct OpenFile {
-    entry: Arc<Entry>,
+    entry: Arc<FileEntry>,
     length: u64,
     /// Nodes that were not read, last one first.
     nodes: Vec<NodeRef>,
@@ -185,7 +185,7 @@ struct OpenFile {
 #[derive(Debug)]
 pub struct Outline {
     reader: BackupReader,
-    parts: Vec<Part>,
+    parts: Vec<WindowPart>,
     lists: Vec<Listed>,
     leaves: Vec<Wanted>,
 }
@@ -206,7 +206,7 @@ impl Windows {
     }
 
     /// The next window; `None` after the last one.
-    pub async fn next(&mut self) -> Result<Option<Window>> {
+    pub async fn next(&mut self) -> Result<Option<ReadWindow>> {
         match self.outline().await? {
             Some(outline) => outline.read().await.map(Some),
             None => Ok(None),
@@ -237,19 +237,19 @@ impl Windows {
             let offset =
                 |leaf: u64| leaf.saturating_mul(self.reader.block_size.leaf_bytes()).min(file.length);
             let range = offset(start)..offset(file.leaf);
-            parts.push(Part { entry: Arc::clone(&file.entry), begins, ends, range });
+            parts.push(WindowPart { entry: Arc::clone(&file.entry), begins, ends, range });
             self.open = (!ends).then_some(file);
         }
         Ok((!parts.is_empty()).then(|| Outline { reader: self.reader.clone(), parts, lists, leaves }))
     }
 
     /// Takes an entry that fits at once; keeps one that has leaves. The number of blocks taken.
-    fn begin(&mut self, mut entry: Entry, parts: &mut Vec<Part>, lists: &mut Vec<Listed>) -> u32 {
+    fn begin(&mut self, mut entry: FileEntry, parts: &mut Vec<WindowPart>, lists: &mut Vec<Listed>) -> u32 {
         let (mut nodes, mut runs) = (Vec::new(), Vec::new());
         let mut inline = None;
         // The lists are moved out, so that what is handed out is small.
         let length = match &mut entry.content {
-            Content::File(FileContent { length, blocks, .. }) => {
+            EntryContent::File(FileContent { length, blocks, .. }) => {
                 match std::mem::replace(blocks, Blocks::Inline(BlockList::default())) {
                     Blocks::Inline(list) => inline = Some(list),
                     Blocks::Leaves(leaves) => runs = leaves,
@@ -267,7 +267,7 @@ impl Windows {
             return 0;
         }
         let part = parts.len();
-        parts.push(Part { entry, begins: true, ends: true, range: 0..length });
+        parts.push(WindowPart { entry, begins: true, ends: true, range: 0..length });
         let blocks = inline.unwrap_or_default();
         let count = blocks.len();
         if count > 0 {
@@ -307,7 +307,7 @@ impl Windows {
 
 impl Outline {
     /// Reads the block lists.
-    pub async fn read(self) -> Result<Window> {
+    pub async fn read(self) -> Result<ReadWindow> {
         let Self { reader, parts, mut lists, leaves } = self;
         let places: Vec<FrameRef> = leaves.iter().map(|leaf| leaf.at).collect();
         let backups = &reader.manifest.backups;
@@ -321,6 +321,6 @@ impl Outline {
         };
         reader.packs.tables(FrameKind::Leaf, &places, take).await?;
         let (manifest, block_size) = (Arc::clone(&reader.manifest), reader.block_size);
-        Ok(Window { parts, lists: Arc::new(lists), manifest, block_size })
+        Ok(ReadWindow { parts, lists: Arc::new(lists), manifest, block_size })
     }
 }

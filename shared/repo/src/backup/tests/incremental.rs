@@ -17,7 +17,7 @@ async fn begin(scene: &Scene, intent: Intent) -> BackupWriter {
 }
 
 /// A whole backup on top of others.
-async fn backup(scene: &Scene, intent: Intent, tree: &Tree) -> Summary {
+async fn backup(scene: &Scene, intent: Intent, tree: &Tree) -> BackupSummary {
     let writer = begin(scene, intent).await;
     fill(&writer, tree, 10_000).await;
     let draft = writer.finish(facts(BLOCK)).await.unwrap();
@@ -26,7 +26,7 @@ async fn backup(scene: &Scene, intent: Intent, tree: &Tree) -> Summary {
 }
 
 /// What a backup stored, in packs.
-fn stored(summary: &Summary) -> u64 {
+fn stored(summary: &BackupSummary) -> u64 {
     summary.totals.stored
 }
 
@@ -282,9 +282,9 @@ fn a_file_new_at_its_path_is_found_by_its_content() {
 }
 
 /// A backup that began after so many segments of WAL.
-fn at_segment(n: u32, segment: u64) -> (BackupId, BackupFacts) {
+fn at_segment(n: u32, segment: u64) -> (BackupId, BackupDescription) {
     let start = Lsn((segment << 24) + 40);
-    let facts = BackupFacts { start_lsn: start, stop_lsn: Lsn((segment + 1) << 24), ..facts(BLOCK) };
+    let facts = BackupDescription { start_lsn: start, stop_lsn: Lsn((segment + 1) << 24), ..facts(BLOCK) };
     (BackupId::new(facts.started, facts.start_timeline, start, n), facts)
 }
 

@@ -111,16 +111,16 @@ fn edited(manifest: &Manifest, edit: impl Fn(&mut Vec<PackUse>)) -> PackTable {
 }
 
 /// The backup of [`tree`] with another file table: its entries changed by `edit`, the bytes of its page by `bytes`.
-async fn with_table(edit: impl Fn(&mut Vec<Entry>), bytes: impl Fn(Vec<u8>) -> Vec<u8>) -> Scene {
+async fn with_table(edit: impl Fn(&mut Vec<FileEntry>), bytes: impl Fn(Vec<u8>) -> Vec<u8>) -> Scene {
     let scene = scene(&sealers()[1]);
     let draft = write(&scene, id(1), &tree(), 1024, 5000).await;
-    forge::publish(&scene.backups, &draft, edit, bytes).await.unwrap();
+    fixtures::publish(&scene.backups, &draft, edit, bytes).await.unwrap();
     scene
 }
 
-fn file(entry: &mut Entry) -> &mut FileContent {
+fn file(entry: &mut FileEntry) -> &mut FileContent {
     match &mut entry.content {
-        Content::File(file) => file,
+        EntryContent::File(file) => file,
         other => panic!("{other:?}"),
     }
 }
@@ -128,7 +128,7 @@ fn file(entry: &mut Entry) -> &mut FileContent {
 #[test]
 fn a_file_table_that_lies_about_content_is_found_out() {
     // 0: the root, 1: aa (one leaf), 2: ab, 3: ab/c (7,000 bytes inline), 4: ab/d (100 bytes inline)
-    let lies: [Lie<Vec<Entry>>; 10] = [
+    let lies: [Lie<Vec<FileEntry>>; 10] = [
         ("nothing", |_| {}),
         ("a longer file", |all| file(&mut all[4]).length += 1),
         ("a shorter file", |all| file(&mut all[3]).length -= 1),
@@ -151,7 +151,7 @@ fn a_file_table_that_lies_about_content_is_found_out() {
         ("a block beyond its frame", |all| {
             let mut list = BlockList::default();
             let frame = FrameRef { backup: BackupRef::OWN, pack: PackNo(0), frame: 1 };
-            list.push(Place::At(BlockRef { frame, index: 254 }), 1);
+            list.push(BlockLocation::At(BlockRef { frame, index: 254 }), 1);
             file(&mut all[4]).blocks = Blocks::Inline(list);
         }),
         ("a block with another hash", |all| {
@@ -163,7 +163,7 @@ fn a_file_table_that_lies_about_content_is_found_out() {
         }),
         ("zeros instead of content", |all| {
             let mut list = BlockList::default();
-            list.push(Place::Zero, 0);
+            list.push(BlockLocation::Zero, 0);
             file(&mut all[4]).blocks = Blocks::Inline(list);
         }),
     ];
@@ -202,12 +202,14 @@ fn a_file_table_that_leads_outside_is_refused_before_anything_is_handed_out() {
         }
 
         let same = |bytes| bytes;
-        let link = |all: &mut Vec<Entry>| all[2].content = Content::Link { target: b"/etc".to_vec() };
+        let link =
+            |all: &mut Vec<FileEntry>| all[2].content = EntryContent::Link { target: b"/etc".to_vec() };
         assert!(read(&with_table(link, same).await).await.is_err(), "a file below a link");
-        let linked =
-            |all: &mut Vec<Entry>| all[2].content = Content::LinkedDirectory { target: b"/etc".to_vec() };
+        let linked = |all: &mut Vec<FileEntry>| {
+            all[2].content = EntryContent::LinkedDirectory { target: b"/etc".to_vec() }
+        };
         assert!(read(&with_table(linked, same).await).await.is_ok(), "a file in a tablespace");
-        let stranger = |all: &mut Vec<Entry>| {
+        let stranger = |all: &mut Vec<FileEntry>| {
             all[4].path = TablePath { root: Root::Extra(5), path: RelativePath::default() }
         };
         assert!(read(&with_table(stranger, same).await).await.is_err(), "an extra path that is not listed");

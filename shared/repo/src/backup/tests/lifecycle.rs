@@ -12,7 +12,7 @@ fn a_backup_exists_only_when_everything_it_needs_does() {
         assert_eq!(listed.len(), 1);
         assert_eq!(listed[0].state, ListedState::Unfinished);
         assert!(listed[0].begun.is_some());
-        assert_eq!(scene.backups.standing(id(1)).await.unwrap(), Standing::Unfinished);
+        assert_eq!(scene.backups.standing(id(1)).await.unwrap(), ManifestState::Unfinished);
         assert_eq!(scene.backups.intent(id(1)).await.unwrap(), Some(intent(id(1))));
         assert!(scene.backups.open(id(1)).await.unwrap_err().is_not_found());
 
@@ -34,7 +34,7 @@ fn a_backup_exists_only_when_everything_it_needs_does() {
         assert!(matches!(&error, RepoError::Corrupt { key, .. } if *key == pack), "{error}");
 
         for n in 1..=3 {
-            assert_eq!(scene.backups.standing(id(n)).await.unwrap(), Standing::Unfinished);
+            assert_eq!(scene.backups.standing(id(n)).await.unwrap(), ManifestState::Unfinished);
         }
     });
 }
@@ -46,18 +46,18 @@ fn finishing_and_ending_exclude_each_other() {
         for sealer in sealers() {
             let scene = scene(&sealer);
             let draft = write(&scene, id(1), &tree, 8192, 5000).await;
-            scene.backups.bury(id(1), "its process died \u{1}\"").await.unwrap();
-            scene.backups.bury(id(1), "said somebody else too").await.unwrap();
+            scene.backups.abort(id(1), "its process died \u{1}\"").await.unwrap();
+            scene.backups.abort(id(1), "said somebody else too").await.unwrap();
             let stored = wal(&draft);
             let error = draft.publish(stored).await.unwrap_err();
             assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
-            assert!(matches!(scene.backups.standing(id(1)).await.unwrap(), Standing::Ended(_)));
+            assert!(matches!(scene.backups.standing(id(1)).await.unwrap(), ManifestState::Ended(_)));
             let error = scene.backups.open(id(1)).await.unwrap_err();
             assert!(error.to_string().contains("its process died"), "{error}");
 
             let draft = write(&scene, id(2), &tree, 8192, 5000).await;
             let summary = draft.publish(stored).await.unwrap();
-            let error = scene.backups.bury(id(2), &"long ".repeat(10_000)).await.unwrap_err();
+            let error = scene.backups.abort(id(2), &"long ".repeat(10_000)).await.unwrap_err();
             assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
             assert_eq!(scene.backups.summary(id(2)).await.unwrap(), summary);
 
@@ -110,8 +110,8 @@ fn progress_names_only_what_is_stored() {
             }
             for stretch in progress.stretches {
                 stretch.blocks.runs().for_each(|(run, _)| match run.place {
-                    Place::At(at) => assert!(packs.contains(&at.frame.pack), "{stretch:?}"),
-                    Place::Zero => {}
+                    BlockLocation::At(at) => assert!(packs.contains(&at.frame.pack), "{stretch:?}"),
+                    BlockLocation::Zero => {}
                 });
                 assert!(seen.insert((stretch.path, stretch.leaf)));
             }
@@ -119,7 +119,7 @@ fn progress_names_only_what_is_stored() {
         }
         assert_eq!(seen.len(), 90, "each of these files is one stretch");
         assert_eq!(scene.backups.list().await.unwrap()[0].progress, n);
-        assert_eq!(scene.backups.standing(id(1)).await.unwrap(), Standing::Unfinished);
+        assert_eq!(scene.backups.standing(id(1)).await.unwrap(), ManifestState::Unfinished);
     });
 }
 

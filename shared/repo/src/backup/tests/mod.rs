@@ -102,7 +102,7 @@ fn small_packs() -> WriteOptions {
     WriteOptions { packs: PackLimits { pack: 300_000, in_flight: 700_000 }, ..WriteOptions::default() }
 }
 
-fn write_file(lane: &mut Lane, path: &[u8], pieces: &[Piece], step: usize) -> FileSummary {
+fn write_file(lane: &mut PackStream, path: &[u8], pieces: &[Piece], step: usize) -> FileSummary {
     let mut file = lane.file(TablePath::data(path).unwrap());
     for piece in pieces {
         match piece {
@@ -164,9 +164,9 @@ pub(crate) async fn restore(
         for part in window.parts() {
             let path = part.entry.path.path.as_bytes().to_vec();
             let content = match &part.entry.content {
-                Content::File(file) => vec![0; usize::try_from(file.length).unwrap()],
-                Content::Link { target } | Content::LinkedDirectory { target } => target.clone(),
-                Content::Directory => continue,
+                EntryContent::File(file) => vec![0; usize::try_from(file.length).unwrap()],
+                EntryContent::Link { target } | EntryContent::LinkedDirectory { target } => target.clone(),
+                EntryContent::Directory => continue,
             };
             assert_eq!(part.begins, !restored.contains_key(&path), "{part:?}");
             restored.entry(path).or_insert(content);
@@ -188,7 +188,7 @@ pub(crate) async fn restore(
             assert!(len > 0 && file[range].iter().all(|b| *b == 0));
         }
         for part in window.parts().iter().filter(|part| part.ends) {
-            if let Content::File(file) = &part.entry.content {
+            if let EntryContent::File(file) = &part.entry.content {
                 let mut hasher = reader.content_hasher();
                 hasher.update(&restored[part.entry.path.path.as_bytes()]);
                 if hasher.finish() != (file.length, file.hash) {
@@ -230,7 +230,7 @@ async fn check_live_counts(reader: &BackupReader) {
     reader.manifest().pages.iter().for_each(|page| count(page.at, 1));
     let mut entries = reader.entries();
     while let Some(entry) = entries.next().await.unwrap() {
-        let Content::File(file) = entry.content else { continue };
+        let EntryContent::File(file) = entry.content else { continue };
         match file.blocks {
             Blocks::Inline(_) => {}
             Blocks::Leaves(runs) => runs.iter().for_each(|run| {

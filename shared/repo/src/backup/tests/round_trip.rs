@@ -88,7 +88,7 @@ fn a_file_of_a_terabyte_that_is_nearly_all_holes_costs_nearly_nothing() {
 
         let reader = scene.backups.open(id(1)).await.unwrap();
         let entry = reader.find(&TablePath::data("sparse").unwrap()).await.unwrap().unwrap();
-        let Content::File(file) = &entry.content else { panic!("{entry:?}") };
+        let EntryContent::File(file) = &entry.content else { panic!("{entry:?}") };
         assert!(matches!(&file.blocks, Blocks::Nodes(nodes) if nodes.len() > 1));
         let mut hasher = reader.content_hasher();
         for n in 0..600u32 {
@@ -103,7 +103,7 @@ fn a_file_of_a_terabyte_that_is_nearly_all_holes_costs_nearly_nothing() {
             ends += window.parts().iter().filter(|part| part.ends).count();
             for unit in window.units() {
                 let fetched = reader.fetch(&unit).await.unwrap();
-                let add = |piece: crate::backup::Piece<'_>| {
+                let add = |piece: FilePiece<'_>| {
                     delivered += u64::try_from(piece.bytes.len()).unwrap();
                     Ok::<_, RepoError>(())
                 };
@@ -202,7 +202,7 @@ fn only_wanted_blocks_are_read() {
         });
         for unit in units {
             let fetched = reader.fetch(&unit).await.unwrap();
-            let take = |piece: crate::backup::Piece<'_>| {
+            let take = |piece: FilePiece<'_>| {
                 let start = usize::try_from(piece.offset).unwrap();
                 assert_eq!(piece.bytes, &contents[piece.part][start..start + piece.bytes.len()]);
                 let blocks = u64::try_from(piece.bytes.len()).unwrap().div_ceil(1024);

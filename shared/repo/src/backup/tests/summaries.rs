@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId};
 use walpoint_plan::retention::{Policy, Rule};
 
-use crate::backup::{Backups, Standing, forge};
+use crate::backup::{Backups, ManifestState, fixtures};
 use crate::catalog::Catalog;
 use crate::expire::{ExpireOptions, expire, outlook};
 use crate::index::tests::{Bed, bed};
@@ -26,7 +26,7 @@ fn ago(hours: u64) -> Timestamp {
 async fn many(bed: &Bed, count: u64) -> Backups {
     let cluster = bed.archive.lineage().cluster.clone();
     let backups = Backups::of(bed.archive.repository(), &cluster);
-    forge::smallest(&bed.archive, id(0), id(0).start() + 400, ago(BACKUPS)).await.unwrap();
+    fixtures::smallest(&bed.archive, id(0), id(0).start() + 400, ago(BACKUPS)).await.unwrap();
     let first = backups.open(id(0)).await.unwrap().manifest().clone();
     let intent = backups.intent(id(0)).await.unwrap().unwrap();
     let root = bed.dir.path();
@@ -91,7 +91,7 @@ async fn summaries_are_only_copies() {
     let ids: Vec<BackupId> = (0..80).map(id).collect();
     let sound = async || {
         let all = backups.standings(&ids, usize::MAX).await.unwrap();
-        all.into_iter().filter(|(_, standing)| matches!(standing, Ok(Standing::Finished(_)))).count()
+        all.into_iter().filter(|(_, standing)| matches!(standing, Ok(ManifestState::Finished(_)))).count()
     };
     assert_eq!(sound().await, 80);
     // A damaged one is not believed, and replaced when there is something to write.

@@ -3,7 +3,7 @@
 //! What always holds: an intent is there before anything else, and a manifest only after every pack it names was found
 //! with its size. A crash in the middle leaves an intent and packs that nothing names; `expire` removes them.
 
-mod lane;
+mod pack_stream;
 mod publish;
 mod sink;
 mod table;
@@ -11,11 +11,11 @@ mod writer;
 
 use std::sync::{Arc, Mutex};
 
-pub use self::lane::{FileSummary, FileWriter, Lane};
+pub use self::pack_stream::{FileSummary, FileWriter, PackStream};
 pub use self::publish::{Draft, WalStored};
 pub use self::sink::PackLimits;
 use self::sink::PackSink;
-use self::table::Table;
+use self::table::TableWriter;
 pub use self::writer::{BackupWriter, WriteOptions};
 use super::geometry::BlockSize;
 use super::hash::Hashing;
@@ -30,5 +30,5 @@ struct Shared {
     parents: Parents,
     sink: Arc<PackSink>,
     /// `None` once the backup is finished.
-    table: Mutex<Option<Table>>,
+    table: Mutex<Option<TableWriter>>,
 }

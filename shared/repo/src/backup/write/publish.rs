@@ -6,7 +6,7 @@ use walpoint_storage::error::{Remark, RepoError, Result};
 
 use super::super::catalog::Backups;
 use super::super::condemned::CondemnedSet;
-use super::super::facts::Summary;
+use super::super::facts::BackupSummary;
 use super::super::location::pack_no;
 use super::super::manifest::{Manifest, cannot_write};
 use super::super::pack_table::PackUse;
@@ -69,7 +69,7 @@ impl Draft {
 
     /// Finds every pack with its size, then creates the manifest: afterwards the backup exists. Fails with
     /// [`RepoError::Conflict`] if somebody ended the backup with a tombstone meanwhile.
-    pub async fn publish(self, wal: WalStored) -> Result<Summary> {
+    pub async fn publish(self, wal: WalStored) -> Result<BackupSummary> {
         let (first, last) = self.needs_wal()?;
         if (wal.first, wal.last) != (first, last) {
             let WalStored { first: has, last: to } = wal;

@@ -7,9 +7,9 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::object::Codec;
 
 use super::super::blocks::BlockList;
-use super::super::entry::{Blocks, Content, Entry};
+use super::super::entry::{Blocks, EntryContent, FileEntry};
 use super::super::facts::Totals;
-use super::super::findings::{Finding, MAX_FINDINGS};
+use super::super::findings::{MAX_FINDINGS, PageFinding};
 use super::super::geometry::BlockSize;
 use super::super::live::{Live, count, count_blocks};
 use super::super::location::{BackupRef, PackNo, RefWriter};
@@ -25,15 +25,15 @@ use super::sink::PackSink;
 
 /// Rows that were added, and what they add up to.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct TableWriter {
     sorter: Sorter<ByPath>,
     /// What backups the rows' indexes stand for, one table for all of them.
     refs: RefWriter,
     live: Live,
     totals: Totals,
-    findings: Vec<Finding>,
+    findings: Vec<PageFinding>,
     /// Stretches that no progress object names, up to [`FRESH`] bytes, and what backups their indexes stand for.
-    fresh: Vec<FreshStretch>,
+    fresh: Vec<FreshRange>,
     fresh_len: usize,
     fresh_refs: RefWriter,
 }
@@ -44,7 +44,7 @@ const FRESH: usize = 4 << 20;
 
 /// A stretch that this backup stored something of.
 #[derive(Debug)]
-struct FreshStretch {
+struct FreshRange {
     /// The highest of its packs.
     newest: PackNo,
     row: Vec<u8>,
@@ -74,10 +74,10 @@ pub(super) struct Finished {
     pub(super) pages: Vec<PageRef>,
     pub(super) live: Live,
     pub(super) totals: Totals,
-    pub(super) findings: Vec<Finding>,
+    pub(super) findings: Vec<PageFinding>,
 }
 
-impl Table {
+impl TableWriter {
     pub(super) fn new(scratch: &Path) -> Self {
         Self {
             sorter: Sorter::new(scratch),
@@ -103,26 +103,26 @@ impl Table {
         let mut row = Vec::new();
         encode_stretch(path, leaf, bytes, blocks, &mut row, &mut self.fresh_refs);
         self.fresh_len += row.len();
-        self.fresh.push(FreshStretch { newest, row });
+        self.fresh.push(FreshRange { newest, row });
     }
 
     /// The stretches since the last call that lie in packs below that number.
     pub(super) fn take_fresh(&mut self, below: PackNo) -> Fresh {
         let (now, later) = std::mem::take(&mut self.fresh).into_iter().partition(|s| s.newest < below);
         self.fresh = later;
-        let stretches: Vec<_> = Vec::into_iter(now).map(|stretch: FreshStretch| stretch.row).collect();
+        let stretches: Vec<_> = Vec::into_iter(now).map(|stretch: FreshRange| stretch.row).collect();
         self.fresh_len -= stretches.iter().map(Vec::len).sum::<usize>();
         Fresh { stretches, refs: self.fresh_refs.clone() }
     }
 
     /// Adds a row. `live` counts the packs that its leaves and blocks are in; inline blocks are counted here.
-    pub(super) fn add(&mut self, entry: &Entry, live: &Live, findings: Vec<Finding>) -> Result<()> {
+    pub(super) fn add(&mut self, entry: &FileEntry, live: &Live, findings: Vec<PageFinding>) -> Result<()> {
         for (pack, units) in live {
             let used = self.live.entry(*pack).or_default();
             *used = used.saturating_add(*units);
         }
         match &entry.content {
-            Content::File(file) => {
+            EntryContent::File(file) => {
                 self.totals.files += 1;
                 self.totals.bytes += file.length;
                 self.totals.bad_pages += u64::from(file.bad_pages);
@@ -164,7 +164,7 @@ impl Table {
         };
         let (mut tree, mut codec) = (TreeCheck::default(), sink.codec());
         while let Some(row) = rows.next().map_err(scratch_error)? {
-            let entry = Entry::decode(&mut Input::new(&row), self.refs.used(), block_size);
+            let entry = FileEntry::decode(&mut Input::new(&row), self.refs.used(), block_size);
             let entry = entry.map_err(|e| broken(&e))?;
             tree.next(&entry.path, entry.content.is_directory()).map_err(|e| broken(&e))?;
             writer.push(&entry, &mut codec, &mut self.live)?;
@@ -187,7 +187,7 @@ struct PageWriter<'a> {
 }
 
 impl PageWriter<'_> {
-    fn push(&mut self, entry: &Entry, codec: &mut Codec, live: &mut Live) -> Result<()> {
+    fn push(&mut self, entry: &FileEntry, codec: &mut Codec, live: &mut Live) -> Result<()> {
         // Without a look at the parent one more file would shift all that follows; and a page that shrank is joined to
         // the next one before it is too short to be worth one.
         if self.parent.is_some_and(|parent| parent.begins_page(&entry.path))

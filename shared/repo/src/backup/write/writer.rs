@@ -9,7 +9,7 @@ use walpoint_storage::error::{Remark, RepoError, Result};
 
 use super::super::catalog::Backups;
 use super::super::ending::Intent;
-use super::super::facts::{BackupFacts, Summary, Totals};
+use super::super::facts::{BackupDescription, BackupSummary, Totals};
 use super::super::geometry::BlockSize;
 use super::super::hash::Hashing;
 use super::super::live::Live;
@@ -19,10 +19,10 @@ use super::super::pack_table::{PackTable, PackUse};
 use super::super::parent::Parents;
 use super::super::progress::EncodedProgress;
 use super::Shared;
-use super::lane::Lane;
+use super::pack_stream::PackStream;
 use super::publish::Draft;
 use super::sink::{PackLimits, PackSink, WrittenPack};
-use super::table::{Finished, Fresh, Table};
+use super::table::{Finished, Fresh, TableWriter};
 
 /// What can be chosen about writing a backup.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ impl Default for WriteOptions {
     }
 }
 
-/// A backup that is being written. Hands out [`Lane`]s, one for each thread.
+/// A backup that is being written. Hands out [`PackStream`]s, one for each thread.
 #[derive(Debug)]
 pub struct BackupWriter {
     backups: Backups,
@@ -93,7 +93,7 @@ impl BackupWriter {
             block_size,
             parents,
             sink: Arc::new(sink),
-            table: Mutex::new(Some(Table::new(&options.scratch))),
+            table: Mutex::new(Some(TableWriter::new(&options.scratch))),
         };
         let (progress, noted) = Default::default();
         Ok(Self { backups: backups.clone(), intent, shared: Arc::new(shared), progress, noted })
@@ -110,8 +110,8 @@ impl BackupWriter {
     }
 
     /// A way in for one more thread. Each has buffers of about 2.5 MiB.
-    pub fn lane(&self) -> Lane {
-        Lane::new(Arc::clone(&self.shared))
+    pub fn lane(&self) -> PackStream {
+        PackStream::new(Arc::clone(&self.shared))
     }
 
     /// Bytes of packs that are stored or on their way: for progress.
@@ -179,7 +179,7 @@ impl BackupWriter {
 
     /// Everything was read and every lane finished: stores the file table and waits for the last pack. Nothing is
     /// announced yet: that is [`Draft::publish`].
-    pub async fn finish(self, facts: BackupFacts) -> Result<Draft> {
+    pub async fn finish(self, facts: BackupDescription) -> Result<Draft> {
         let shared = Arc::clone(&self.shared);
         let invalid = |e| RepoError::Internal(format!("the facts about the backup are impossible: {e}"));
         facts.check().map_err(invalid)?;
@@ -210,7 +210,7 @@ impl BackupWriter {
     /// The manifest without pages and findings, its packs named as in the parents' table of backups.
     fn manifest(
         &self,
-        facts: BackupFacts,
+        facts: BackupDescription,
         totals: Totals,
         written: &[WrittenPack],
         live: &Live,
@@ -222,7 +222,7 @@ impl BackupWriter {
                 pack.ok_or_else(|| RepoError::Internal("a pack is used that nobody knows".to_owned()))?,
             );
         }
-        let summary = Summary { id: self.intent.id, facts, totals, parents: Vec::new() };
+        let summary = BackupSummary { id: self.intent.id, facts, totals, parents: Vec::new() };
         let (backups, packs) = (Vec::new(), PackTable::new(packs));
         Ok(Manifest { summary, backups, packs, pages: Vec::new(), findings: Vec::new() })
     }
@@ -230,7 +230,7 @@ impl BackupWriter {
     /// Gives up: waits for what is on its way and puts a tombstone where the manifest would be.
     pub async fn abandon(self, reason: &str) -> Result<()> {
         self.shared.sink().settle().await;
-        self.backups.bury(self.intent.id, reason).await
+        self.backups.abort(self.intent.id, reason).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{Lsn, SegmentNo, TimelineId};
-use walpoint_plan::restore::decide::Place;
+use walpoint_plan::restore::decide::RangedSegment;
 use walpoint_plan::restore::facts::{Facts, StopQuestion};
 use walpoint_plan::restore::path::{Path, SegmentRange};
 use walpoint_plan::restore::stop::StopRule;
@@ -20,16 +20,16 @@ impl Search<'_> {
         let present = Path::to(facts, path).ok_or_else(unknown)?.present().map_err(|_| unknown())?;
         let mut found = BTreeSet::new();
         for files in present.chunk_by(|before, next| before.last.next() == next.first) {
-            let mut before: Option<Place> = None;
+            let mut before: Option<RangedSegment> = None;
             for (range, file) in files.iter().enumerate() {
                 for (n, first, last) in groups(*file) {
                     let wal = self.timeline(file.timeline)?;
                     if wal.summary(n).is_some_and(|summary| summary.marks.minimal == 0) {
-                        before = Some(Place { range, number: last });
+                        before = Some(RangedSegment { range, number: last });
                         continue;
                     }
                     for (number, entry) in readable(wal, first, last).await? {
-                        let place = Place { range, number };
+                        let place = RangedSegment { range, number };
                         let earlier = before.replace(place);
                         if entry.marks.minimal {
                             // Where the end of a segment cuts its header, the record begins in the segment before.
@@ -49,7 +49,7 @@ impl Search<'_> {
         &mut self,
         path: TimelineId,
         files: &[SegmentRange],
-        place: Place,
+        place: RangedSegment,
         marked: SegmentNo,
         found: &mut BTreeSet<Lsn>,
     ) -> Result<()> {

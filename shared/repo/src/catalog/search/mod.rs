@@ -12,16 +12,16 @@ mod passed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use walpoint_base::crossing::{Crossing, Piece};
+use walpoint_base::crossing::{Crossing, RecordPiece};
 use walpoint_base::facts::TransactionRange;
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::restore::decide::{
-    self, Before, PartialEnd, Place, crossing_place, last_start, may, next,
+    self, Before, PartialEnd, RangedSegment, crossing_place, last_start, may, next,
 };
 use walpoint_plan::restore::facts::{Extent, ExtentQuestion, Facts, StopQuestion};
 use walpoint_plan::restore::path::{Path, SegmentRange};
-use walpoint_plan::restore::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
+use walpoint_plan::restore::stop::{SearchState, SegmentDecoder, Stop, StopRule, StopSearch};
 use walpoint_storage::error::{RepoError, Result};
 
 pub(crate) use self::minimal::readable;
@@ -88,7 +88,7 @@ impl<'a> Search<'a> {
         files: &[SegmentRange],
     ) -> Result<Option<PgTimestamp>> {
         let mut latest = None;
-        let mut open: Option<Piece> = None;
+        let mut open: Option<RecordPiece> = None;
         for range in files {
             for (n, first, last) in groups(*range) {
                 let wal = timeline(self.wal, range.timeline)?;
@@ -160,14 +160,14 @@ impl<'a> Search<'a> {
         &mut self,
         question: &StopQuestion,
         files: &[SegmentRange],
-        named: &BTreeSet<Place>,
+        named: &BTreeSet<RangedSegment>,
     ) -> Result<Option<Stop>> {
         let rule = &question.rule;
         let mut before: Before = None;
         for (range, file) in files.iter().enumerate() {
             for (n, first, last) in groups(*file) {
                 let wal = timeline(self.wal, file.timeline)?;
-                let here = Place { range, number: first }..=Place { range, number: last };
+                let here = RangedSegment { range, number: first }..=RangedSegment { range, number: last };
                 let summary = wal.summary(n).filter(|s| {
                     is_within(s, first, last) && !group_may(rule, s) && named.range(here).next().is_none()
                 });
@@ -176,11 +176,11 @@ impl<'a> Search<'a> {
                     if let Some(stop) = self.decode_each(question, files, crossing).await? {
                         return Ok(Some(stop));
                     }
-                    before = Some((Place { range, number: s.last }, s.crossing.open));
+                    before = Some((RangedSegment { range, number: s.last }, s.crossing.open));
                     continue;
                 }
                 for (number, entry) in wal.entries(first, last).await? {
-                    let place = Place { range, number };
+                    let place = RangedSegment { range, number };
                     let crossing = crossing_place(rule, before, &entry.crossing, &entry.chain.begin);
                     let this = segment_may(rule, &entry) || named.contains(&place);
                     let places = crossing.into_iter().chain(this.then_some(place));
@@ -203,7 +203,7 @@ impl<'a> Search<'a> {
         question: &StopQuestion,
         files: &[SegmentRange],
         name: &str,
-    ) -> Result<BTreeSet<Place>> {
+    ) -> Result<BTreeSet<RangedSegment>> {
         let all: Vec<(TimelineId, Lsn)> = match facts.points_named(name) {
             Ok(known) if facts.damaged_points.is_empty() => {
                 let known = known.iter().filter(|point| point.lsn >= question.from);
@@ -221,7 +221,7 @@ impl<'a> Search<'a> {
             let number = SegmentNo::of(lsn, facts.segment_size);
             let range = files.iter().position(|r| r.first <= number && number <= r.last)?;
             let on_path = facts.graph.share(question.path, timeline, lsn);
-            (on_path && number >= first).then_some(Place { range, number })
+            (on_path && number >= first).then_some(RangedSegment { range, number })
         };
         Ok(all.into_iter().filter_map(place).collect())
     }
@@ -231,7 +231,7 @@ impl<'a> Search<'a> {
         &mut self,
         question: &StopQuestion,
         files: &[SegmentRange],
-        places: impl IntoIterator<Item = Place>,
+        places: impl IntoIterator<Item = RangedSegment>,
     ) -> Result<Option<Stop>> {
         for place in places {
             if let Some(stop) = self.decode(question, files, place).await? {
@@ -246,7 +246,7 @@ impl<'a> Search<'a> {
         &mut self,
         question: &StopQuestion,
         files: &[SegmentRange],
-        first: Place,
+        first: RangedSegment,
     ) -> Result<Option<Stop>> {
         let Some(decoder) = self.decoder else { return Ok(None) };
         let mut search = decoder.search(&question.rule, question.from, question.until);
@@ -256,20 +256,20 @@ impl<'a> Search<'a> {
             let found;
             (search, buffer, found) = self.feed(search, files, place, buffer).await?;
             match found {
-                Some(Found::Stop(stop)) => return Ok(Some(stop)),
-                Some(Found::Nothing) | None => return Ok(None),
-                Some(Found::More) if first == place || self.is_passed_through(files, place).await? => {
+                Some(SearchState::Stop(stop)) => return Ok(Some(stop)),
+                Some(SearchState::Nothing) | None => return Ok(None),
+                Some(SearchState::More) if first == place || self.is_passed_through(files, place).await? => {
                     at = next(files, place);
                 }
                 // The record that went on from the first one has ended; what begins later is looked at for itself.
-                Some(Found::More) => return Ok(None),
+                Some(SearchState::More) => return Ok(None),
             }
         }
         Ok(None)
     }
 
     /// Whether no record starts in a segment.
-    async fn is_passed_through(&mut self, files: &[SegmentRange], place: Place) -> Result<bool> {
+    async fn is_passed_through(&mut self, files: &[SegmentRange], place: RangedSegment) -> Result<bool> {
         let Some(file) = files.get(place.range) else { return Ok(false) };
         let entry = self.entry(file.timeline, place.number).await?;
         Ok(entry.is_none_or(|entry| entry.first_record.is_none()))
@@ -280,9 +280,9 @@ impl<'a> Search<'a> {
         &self,
         mut search: Box<dyn StopSearch>,
         files: &[SegmentRange],
-        place: Place,
+        place: RangedSegment,
         buffer: Vec<u8>,
-    ) -> Result<(Box<dyn StopSearch>, Vec<u8>, Option<Found>)> {
+    ) -> Result<(Box<dyn StopSearch>, Vec<u8>, Option<SearchState>)> {
         let Some(file) = files.get(place.range) else { return Ok((search, buffer, None)) };
         let name = place.number.name(file.timeline, self.archive.lineage().segment_size);
         let key = self.archive.paths().segment(name);
@@ -306,7 +306,7 @@ impl<'a> Search<'a> {
         let rule = StopRule::Lsn { at: Lsn(u64::MAX), inclusive: true };
         let mut search = decoder.search(&rule, question.from, question.until);
         let mut buffer = Vec::new();
-        let mut at = files.first().map(|range| Place { range: 0, number: range.first });
+        let mut at = files.first().map(|range| RangedSegment { range: 0, number: range.first });
         while let Some(place) = at {
             (search, buffer, _) = match self.feed(search, files, place, buffer).await {
                 // The epoch is for people; that this is missing shows where the plan is proven.

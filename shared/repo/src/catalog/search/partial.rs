@@ -5,7 +5,7 @@ use walpoint_base::{Lsn, SegmentName, WalFileName};
 use walpoint_plan::restore::decide::{PartialEnd, cut, last_start};
 use walpoint_plan::restore::facts::StopQuestion;
 use walpoint_plan::restore::path::SegmentRange;
-use walpoint_plan::restore::stop::{Found, Stop, StopRule};
+use walpoint_plan::restore::stop::{SearchState, Stop, StopRule};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::Search;
@@ -27,7 +27,7 @@ impl Search<'_> {
             };
             let rule = StopRule::Lsn { at: last, inclusive: true };
             match decoder.search(&rule, start, end).feed(name, &file.content) {
-                Ok(Found::Stop(stop)) => Some(stop.end.align()),
+                Ok(SearchState::Stop(stop)) => Some(stop.end.align()),
                 _ => Some(start),
             }
         })
@@ -68,7 +68,7 @@ impl Search<'_> {
             })
             .await?;
             search = returned;
-            if let Found::Stop(stop) = found.map_err(|what| RepoError::corrupt(&key, what))? {
+            if let SearchState::Stop(stop) = found.map_err(|what| RepoError::corrupt(&key, what))? {
                 return Ok(Some(stop));
             }
         }

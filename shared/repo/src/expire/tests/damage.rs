@@ -228,7 +228,7 @@ async fn a_lost_lineage_stops_deletion() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_listed_and_not_found_is_not_gone() {
     let (bed, ids) = world().await;
-    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    let store = CrashingStore::new(bed.dir.path(), u32::MAX);
     let repository = Repository::over("main", store.store(), None).await.unwrap();
     let before = keys(&bed).await;
     let newest = *ids.last().unwrap();
@@ -290,7 +290,7 @@ async fn a_lost_manifest_keeps_everything_older() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_under_lock_stays_whole() {
     let (bed, ids) = world().await;
-    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    let store = CrashingStore::new(bed.dir.path(), u32::MAX);
     let repository = Repository::over("main", store.store(), None).await.unwrap();
     let manifest = ClusterPaths::new(&cluster()).manifest(ids[2]);
     store.lock(Some(manifest.as_str()));
@@ -322,9 +322,9 @@ async fn a_tombstone_under_lock_stops_no_deletion() {
     let writer = begin(&bed, intent(&bed, id(33, 9 * DAY), ago(9 * DAY))).await;
     let unfinished = writer.id();
     drop(writer);
-    Backups::of(bed.archive.repository(), &cluster()).bury(unfinished, "it was interrupted").await.unwrap();
+    Backups::of(bed.archive.repository(), &cluster()).abort(unfinished, "it was interrupted").await.unwrap();
     age(&bed, &unfinished.to_string(), 8 * 24).await;
-    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    let store = CrashingStore::new(bed.dir.path(), u32::MAX);
     let repository = Repository::over("main", store.store(), None).await.unwrap();
     let tombstone = ClusterPaths::new(&cluster()).manifest(unfinished);
     store.lock(Some(tombstone.as_str()));
@@ -346,7 +346,7 @@ async fn a_tombstone_under_lock_stops_no_deletion() {
 async fn an_announcement_under_lock_is_reported_and_tried_again() {
     let (bed, ids) = world().await;
     Backups::of(bed.archive.repository(), &cluster()).condemn(&damaged()).await.unwrap();
-    let store = Mortal::new(bed.dir.path(), u32::MAX);
+    let store = CrashingStore::new(bed.dir.path(), u32::MAX);
     let repository = Repository::over("main", store.store(), None).await.unwrap();
     let paths = ClusterPaths::new(&cluster());
     let announcements = [paths.condemned(1).to_string(), paths.condemned(0).to_string()];

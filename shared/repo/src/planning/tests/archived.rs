@@ -11,7 +11,7 @@ use walpoint_plan::restore::testing::world::*;
 use walpoint_plan::restore::*;
 
 use super::decoder::{Counting, Decoder, content, facts};
-use crate::backup::{Backups, Listed, ListedState};
+use crate::backup::{Backups, ListedBackup, ListedState};
 use crate::catalog::LineageCatalog;
 use crate::index::IndexWriter;
 use crate::index::tests::{Bed, bed};
@@ -42,10 +42,10 @@ pub(super) async fn archive(world: &World, bed: &Bed, rng: &mut StdRng) {
 pub(super) async fn open(world: &World, bed: &Bed) -> LineageCatalog {
     let backups = Backups::of(bed.archive.repository(), &bed.archive.lineage().cluster);
     let state = ListedState::Finished(at(0).to_time());
-    let listed: Vec<Listed> = world
+    let listed: Vec<ListedBackup> = world
         .backups
         .iter()
-        .map(|b| Listed { id: b.id, begun: None, progress: 0, published: false, state })
+        .map(|b| ListedBackup { id: b.id, begun: None, progress: 0, published: false, state })
         .collect();
     let mut catalog = LineageCatalog::load(bed.archive.clone(), &backups, &listed).await.unwrap();
     for backup in &world.backups {
@@ -61,8 +61,8 @@ pub(super) async fn open(world: &World, bed: &Bed) -> LineageCatalog {
 fn keep_points_from_crossing(world: &mut World) {
     for record in world.records.values_mut().flatten() {
         let crosses = SegmentNo::of(record.start, size()) != SegmentNo::before(record.end, size());
-        if crosses && matches!(record.kind, Kind::Point(_)) {
-            record.kind = Kind::Other;
+        if crosses && matches!(record.kind, TestRecordKind::Point(_)) {
+            record.kind = TestRecordKind::Other;
         }
     }
 }
@@ -123,14 +123,14 @@ async fn records_across_the_end_of_a_segment_are_found() {
     let mut world = World::default();
     world.graph.add_known(tli(1));
     let kinds = [
-        Kind::Other,
-        Kind::Commit { time: at(100), xid: 700 },
-        Kind::Commit { time: at(4000), xid: 701 },
-        Kind::Other,
-        Kind::Point("across".to_owned()),
-        Kind::Other,
-        Kind::Commit { time: at(5000), xid: 702 },
-        Kind::Commit { time: at(6000), xid: 703 },
+        TestRecordKind::Other,
+        TestRecordKind::Commit { time: at(100), xid: 700 },
+        TestRecordKind::Commit { time: at(4000), xid: 701 },
+        TestRecordKind::Other,
+        TestRecordKind::Point("across".to_owned()),
+        TestRecordKind::Other,
+        TestRecordKind::Commit { time: at(5000), xid: 702 },
+        TestRecordKind::Commit { time: at(6000), xid: 703 },
     ];
     // Each begins in the middle of a segment and ends in the middle of the next.
     let records = (1..).zip(kinds).map(|(n, kind)| {
@@ -151,7 +151,7 @@ async fn records_across_the_end_of_a_segment_are_found() {
         RecoveryTarget::Name("across".to_owned()),
         RecoveryTarget::Lsn(Lsn(6 * SIZE)),
     ] {
-        let request = Request { target, ..Request::default() };
+        let request = RestoreRequest { target, ..RestoreRequest::default() };
         let now = at(9000).to_time();
         let ours = catalog.ask(Some(&decoder), |facts| plan(facts, &request, now)).await.unwrap().unwrap();
         assert_eq!(ours.stop, world.plan(&request).unwrap().stop, "{request:?}");
@@ -168,14 +168,14 @@ async fn a_crossing_record_counts_however_far_back_it_lies() {
     let mut world = World::default();
     world.graph.add_known(tli(1));
     let kind = |n: u64| match n {
-        995 => Kind::Commit { time: at(80_000), xid: 720 },
-        1023 => Kind::Commit { time: at(90_000), xid: 50 },
-        1001 => Kind::Point("old".to_owned()),
-        1047 => Kind::Point("edge".to_owned()),
-        n if n % 10 == 0 => Kind::Point(format!("p{n}")),
+        995 => TestRecordKind::Commit { time: at(80_000), xid: 720 },
+        1023 => TestRecordKind::Commit { time: at(90_000), xid: 50 },
+        1001 => TestRecordKind::Point("old".to_owned()),
+        1047 => TestRecordKind::Point("edge".to_owned()),
+        n if n % 10 == 0 => TestRecordKind::Point(format!("p{n}")),
         n => {
             let (time, xid) = (at(i64::try_from(n).unwrap() * 10), 700 + u32::try_from(n).unwrap());
-            Kind::Commit { time, xid }
+            TestRecordKind::Commit { time, xid }
         }
     };
     // One ends in the segment after the one it begins in, the next one lies inside that segment, and is of an earlier time.
@@ -185,7 +185,12 @@ async fn a_crossing_record_counts_however_far_back_it_lies() {
         let (time, xid) = (at(i64::try_from(n).unwrap() * 10 + 1), 5000 + u32::try_from(n).unwrap());
         [
             Record { timeline: tli(1), start: across(n - 1), end: middle, kind: kind(n - 1) },
-            Record { timeline: tli(1), start: middle, end: across(n), kind: Kind::Commit { time, xid } },
+            Record {
+                timeline: tli(1),
+                start: middle,
+                end: across(n),
+                kind: TestRecordKind::Commit { time, xid },
+            },
         ]
     });
     world.records.insert(tli(1), records.collect());
@@ -210,7 +215,7 @@ async fn a_crossing_record_counts_however_far_back_it_lies() {
         RecoveryTarget::Xid(720),
         RecoveryTarget::Xid(1755),
     ] {
-        let request = Request { target, ..Request::default() };
+        let request = RestoreRequest { target, ..RestoreRequest::default() };
         let now = at(100_000).to_time();
         let before = counting.count();
         let ours = catalog.ask(Some(&decoder), |facts| plan(facts, &request, now)).await.unwrap().unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo};
 use walpoint_plan::restore::unreachable::Why;
-use walpoint_plan::restore::{Hint, Note, Request, SegmentDecoder, Verdict};
+use walpoint_plan::restore::{Hint, Note, RestoreRequest, SegmentDecoder, Verdict};
 use walpoint_plan::retention::Policy;
 use walpoint_storage::error::RepoError;
 
@@ -14,7 +14,7 @@ use crate::catalog::Catalog;
 use crate::expire::tests::cluster;
 use crate::expire::{ExpireOptions, expire, outlook};
 use crate::index::tests::Bed;
-use crate::lineage::{Fork, ParentLineage};
+use crate::lineage::{LineageFork, ParentLineage};
 use crate::planning::{plan, prove_from};
 use crate::repository::NewLineage;
 use crate::verify::Depth;
@@ -24,8 +24,10 @@ use crate::{Lineage, Repository};
 /// Registers a copy of the bed's server, and damages its facts.
 async fn damaged_copy(bed: &Bed) -> Lineage {
     let own = bed.archive.lineage();
-    let fork =
-        Fork { timeline: walpoint_base::TimelineId::FIRST, lsn: SegmentNo(20).start(own.segment_size) };
+    let fork = LineageFork {
+        timeline: walpoint_base::TimelineId::FIRST,
+        lsn: SegmentNo(20).start(own.segment_size),
+    };
     let parent = ParentLineage { lineage: own.id, fork: Some(fork), began: None, life: None };
     let copy = bed.archive.repository().split_lineage(&cluster(), like(own), Some(parent), 0).await.unwrap();
     flip(&path(bed, copy.key().as_str()));
@@ -44,7 +46,7 @@ fn like(lineage: &Lineage) -> NewLineage {
     }
 }
 
-async fn planned(repository: &Repository, request: &Request) -> Result<Verdict, RepoError> {
+async fn planned(repository: &Repository, request: &RestoreRequest) -> Result<Verdict, RepoError> {
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
     plan(repository, &cluster(), request, &decoder, Timestamp::now()).await
 }
@@ -66,20 +68,21 @@ async fn damaged_facts_of_one_lineage_stop_no_other() {
     assert_eq!(repository.last_lineage(&cluster(), own.system_id()).await.unwrap(), copy.id.n);
 
     // Which of the two is meant only a person knows.
-    let refused = planned(repository, &Request::default()).await.unwrap().unwrap_err();
+    let refused = planned(repository, &RestoreRequest::default()).await.unwrap().unwrap_err();
     let Why::DamagedLineage { lineage, instead, .. } = &refused.why else { panic!("{refused:?}") };
     assert_eq!((*lineage, *instead), (copy.id, own.id));
     assert!(
         refused.hints.contains(&Hint::BesideDamaged { lineage: own.id, damaged: copy.id }),
         "{refused:?}"
     );
-    let named = |id| Request { lineage: Some(id), ..Request::default() };
+    let named = |id| RestoreRequest { lineage: Some(id), ..RestoreRequest::default() };
     let plan = planned(repository, &named(own.id)).await.unwrap().unwrap();
     assert_eq!(plan.until, SegmentNo(30).start(own.segment_size));
     assert!(is_damage(&planned(repository, &named(copy.id)).await.unwrap_err()));
     // A moment that it has is recovered, with a word about the other one.
     let moment = RecoveryTarget::Lsn(Lsn(SegmentNo(25).start(own.segment_size).0 + 64));
-    let answer = planned(repository, &Request { target: moment, ..Request::default() }).await.unwrap();
+    let answer =
+        planned(repository, &RestoreRequest { target: moment, ..RestoreRequest::default() }).await.unwrap();
     let told = match &answer {
         Ok(plan) => plan
             .notes
@@ -133,7 +136,7 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
     assert_eq!(windows().await, (end, vec![]), "nobody has read it");
     assert_eq!(run(&bed, Depth::Full).await.found, 1);
     assert_eq!(windows().await, (damaged, vec![SegmentNo(22)]));
-    let refused = planned(repository, &Request::default()).await.unwrap().unwrap_err();
+    let refused = planned(repository, &RestoreRequest::default()).await.unwrap().unwrap_err();
     assert!(matches!(refused.why, Why::MissingWal { .. }), "{refused:?}");
     assert_eq!(refused.missing[0].first, SegmentNo(22));
     assert!(refused.hints.iter().any(|hint| matches!(hint, Hint::FoundDamaged(_))), "{refused:?}");
@@ -144,7 +147,7 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
     let beside = Catalog::load(other.archive.repository(), &cluster()).await.unwrap();
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
     let mut joined = home.joined([&beside].into_iter());
-    let plan = prove_from(&mut joined, &Request::default(), &decoder, Timestamp::now()).await.unwrap();
+    let plan = prove_from(&mut joined, &RestoreRequest::default(), &decoder, Timestamp::now()).await.unwrap();
     assert_eq!(plan.unwrap().until, end);
 
     // Put back as it was before, time and all: nobody has read it.
@@ -160,7 +163,7 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
     // Stored anew, and sound: it is there, with no verification, and for a light one, too.
     replaced();
     assert_eq!(windows().await, (end, vec![]));
-    assert_eq!(planned(repository, &Request::default()).await.unwrap().unwrap().until, end);
+    assert_eq!(planned(repository, &RestoreRequest::default()).await.unwrap().unwrap().until, end);
     assert_eq!(run(&bed, Depth::Light).await.found, 0);
     assert_eq!(run(&bed, Depth::Full).await.found, 0);
     std::fs::File::options().write(true).open(&segment).unwrap().set_modified(before).unwrap();

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use walpoint_base::chain::ChainFacts;
-use walpoint_base::crossing::{CrossingFacts, Piece};
+use walpoint_base::crossing::{CrossingFacts, RecordPiece};
 use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SystemId, TimelineId};
 use walpoint_plan::restore::created::TablespaceSearch;
 use walpoint_plan::restore::required::RequiredSearch;
-use walpoint_plan::restore::stop::{Found, SegmentDecoder, Stop, StopRule, StopSearch};
-use walpoint_plan::restore::testing::world::{Kind, Record, World, decides, size};
+use walpoint_plan::restore::stop::{SearchState, SegmentDecoder, Stop, StopRule, StopSearch};
+use walpoint_plan::restore::testing::world::{Record, TestRecordKind, World, decides, size};
 
 /// The content of a timeline's segment.
 pub(super) fn content(world: &World, timeline: TimelineId, number: SegmentNo) -> Vec<u8> {
@@ -19,10 +19,10 @@ pub(super) fn content(world: &World, timeline: TimelineId, number: SegmentNo) ->
     let mut text = String::new();
     for r in world.path_records(timeline).into_iter().filter(|r| r.end > start && r.start < end) {
         let kind = match &r.kind {
-            Kind::Commit { time, xid } => format!("commit {} {xid}", time.0),
-            Kind::Point(name) => format!("point {name} 0"),
-            Kind::Minimal => "minimal 0 0".to_owned(),
-            Kind::Other => "other 0 0".to_owned(),
+            TestRecordKind::Commit { time, xid } => format!("commit {} {xid}", time.0),
+            TestRecordKind::Point(name) => format!("point {name} 0"),
+            TestRecordKind::Minimal => "minimal 0 0".to_owned(),
+            TestRecordKind::Other => "other 0 0".to_owned(),
         };
         text.push_str(&format!("{} {} {} {kind}\n", r.timeline, r.start.0, r.end.0));
     }
@@ -36,10 +36,13 @@ fn records(content: &[u8]) -> Vec<Record> {
     let line = |line: &str| {
         let f: Vec<&str> = line.split(' ').collect();
         let kind = match f[3] {
-            "commit" => Kind::Commit { time: PgTimestamp(f[4].parse().unwrap()), xid: f[5].parse().unwrap() },
-            "point" => Kind::Point(f[4].to_owned()),
-            "minimal" => Kind::Minimal,
-            _ => Kind::Other,
+            "commit" => TestRecordKind::Commit {
+                time: PgTimestamp(f[4].parse().unwrap()),
+                xid: f[5].parse().unwrap(),
+            },
+            "point" => TestRecordKind::Point(f[4].to_owned()),
+            "minimal" => TestRecordKind::Minimal,
+            _ => TestRecordKind::Other,
         };
         let lsn = |field: &str| Lsn(field.parse().unwrap());
         Record { timeline: f[0].parse().unwrap(), start: lsn(f[1]), end: lsn(f[2]), kind }
@@ -48,12 +51,12 @@ fn records(content: &[u8]) -> Vec<Record> {
 }
 
 /// The bytes of a record from a position on, up to the end of the segment, as PostgreSQL would write them.
-fn piece(record: &Record, from: Lsn) -> Piece {
+fn piece(record: &Record, from: Lsn) -> RecordPiece {
     let (rmgr, info, xid, data) = match &record.kind {
-        Kind::Commit { time, xid } => (1, 0x00, *xid, time.0.to_le_bytes().to_vec()),
-        Kind::Point(name) => (0, 0x70, 0, [&[0; 8], name.as_bytes(), &[0]].concat()),
-        Kind::Minimal => (0, 0x60, 0, vec![0; 24]),
-        Kind::Other => (10, 0x00, 9, Vec::new()),
+        TestRecordKind::Commit { time, xid } => (1, 0x00, *xid, time.0.to_le_bytes().to_vec()),
+        TestRecordKind::Point(name) => (0, 0x70, 0, [&[0; 8], name.as_bytes(), &[0]].concat()),
+        TestRecordKind::Minimal => (0, 0x60, 0, vec![0; 24]),
+        TestRecordKind::Other => (10, 0x00, 9, Vec::new()),
     };
     let mut bytes = vec![0; 24];
     bytes[4..8].copy_from_slice(&xid.to_le_bytes());
@@ -63,7 +66,7 @@ fn piece(record: &Record, from: Lsn) -> Piece {
     bytes.resize(128.max(bytes.len()), 0);
     let offset = |lsn: Lsn| usize::try_from(lsn.since(record.start)).unwrap().min(bytes.len());
     let end = SegmentNo::of(from, size()).end(size()).min(record.end);
-    Piece::of(&bytes[offset(from)..offset(end)])
+    RecordPiece::of(&bytes[offset(from)..offset(end)])
 }
 
 /// What the WAL reader would say about a segment: of a record that ends in the next one no more than a piece.
@@ -74,16 +77,16 @@ pub(super) fn facts(system_id: SystemId, name: SegmentName, content: &[u8]) -> S
     let inside: Vec<&Record> = all.iter().filter(|r| r.start >= start).collect();
     let complete: Vec<&&Record> = inside.iter().filter(|r| r.end <= end).collect();
     let transactions = complete.iter().fold(None, |range, r| match r.kind {
-        Kind::Commit { time, xid } => Some(TransactionRange::add(range, time, xid)),
+        TestRecordKind::Commit { time, xid } => Some(TransactionRange::add(range, time, xid)),
         _ => range,
     });
     let points = complete.iter().filter_map(|r| match &r.kind {
-        Kind::Point(name) => {
+        TestRecordKind::Point(name) => {
             Some(RestorePoint { name: name.clone(), time: PgTimestamp(0), lsn: r.start, end: r.end })
         }
         _ => None,
     });
-    let open = inside.last().filter(|r| r.end > end && r.kind != Kind::Other);
+    let open = inside.last().filter(|r| r.end > end && r.kind != TestRecordKind::Other);
     let rest = all.iter().find(|r| r.start < start).map(|r| piece(r, start)).unwrap_or_default();
     SegmentFacts {
         name,
@@ -138,7 +141,7 @@ impl StopSearch for Search {
         None
     }
 
-    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String> {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<SearchState, String> {
         let number = name.number(size()).unwrap();
         let (start, end) = (number.start(size()), number.end(size()));
         let open = self.open.take();
@@ -152,17 +155,17 @@ impl StopSearch for Search {
             if record.end > end {
                 // Only the header is readable here.
                 let lsn = matches!(self.rule, StopRule::Lsn { .. });
-                if counts && if lsn { may } else { record.kind != Kind::Other } {
+                if counts && if lsn { may } else { record.kind != TestRecordKind::Other } {
                     self.open = Some(record);
-                    return Ok(Found::More);
+                    return Ok(SearchState::More);
                 }
             } else if may {
                 let (time, xid) = match record.kind {
-                    Kind::Commit { time, xid } => (Some(time), Some(xid)),
+                    TestRecordKind::Commit { time, xid } => (Some(time), Some(xid)),
                     _ => (None, None),
                 };
                 let Record { timeline, start, end, .. } = record;
-                return Ok(Found::Stop(Stop {
+                return Ok(SearchState::Stop(Stop {
                     timeline,
                     record: start,
                     end,
@@ -175,7 +178,7 @@ impl StopSearch for Search {
                 }));
             }
         }
-        Ok(Found::Nothing)
+        Ok(SearchState::Nothing)
     }
 }
 
@@ -215,7 +218,7 @@ impl StopSearch for Counted {
         self.0.next_xid()
     }
 
-    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<Found, String> {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<SearchState, String> {
         self.1.fetch_add(1, Ordering::Relaxed);
         self.0.feed(name, content)
     }

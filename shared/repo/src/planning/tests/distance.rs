@@ -138,7 +138,7 @@ async fn a_plan_waits_for_few_requests_in_a_row() {
     let settings = StoreSettings::at("/nowhere");
     let requests = || (far.requests().total(), Instant::now());
     let prove = async |target, longest: f64| {
-        let request = Request { target, ..Request::default() };
+        let request = RestoreRequest { target, ..RestoreRequest::default() };
         let (before, begun) = requests();
         let mut catalog = Catalog::over("far", &settings, far.clone(), &cluster).await.unwrap();
         let plan =

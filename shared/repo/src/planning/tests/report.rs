@@ -46,7 +46,7 @@ async fn status_shows_windows_gaps_and_forks() {
     let mut unknown = Catalog::load(repository, &"nobody".parse().unwrap()).await.unwrap();
     let nothing = unknown.status().await.unwrap();
     assert!(nothing.lineages.is_empty() && nothing.backups.is_empty());
-    let (nobody, request) = ("nobody".parse().unwrap(), Request::default());
+    let (nobody, request) = ("nobody".parse().unwrap(), RestoreRequest::default());
     let refused = planning::plan(repository, &nobody, &request, &decoder, at(0).to_time()).await.unwrap();
     assert_eq!(refused.unwrap_err().why, Why::NoCluster("nobody".to_owned()));
 }

@@ -9,7 +9,7 @@ use walpoint_plan::restore::*;
 use super::decoder::{Decoder, facts};
 use crate::catalog::Catalog;
 use crate::index::tests::{Bed, bed, commit_time, header};
-use crate::index::{FANOUT, IndexWriter, SegmentEntry, forge};
+use crate::index::{FANOUT, IndexWriter, SegmentEntry, fixtures};
 use crate::planning;
 use crate::wal::WalFlags;
 
@@ -21,7 +21,7 @@ pub(super) async fn large_archive(bed: &Bed) {
     let archive = &bed.archive;
     let lineage = archive.lineage().id;
     let entry = |number: SegmentNo| Some(SegmentEntry::of(&header(lineage, FIRST, number.0), 5_000_000));
-    forge::sealed_groups(archive, FIRST, SEGMENTS / FANOUT, entry).await.unwrap();
+    fixtures::sealed_groups(archive, FIRST, SEGMENTS / FANOUT, entry).await.unwrap();
     let tail = SEGMENTS / FANOUT * FANOUT;
     bed.store(tail..SEGMENTS - 15).await;
     IndexWriter::new(archive.clone()).catch_up(FIRST).await.unwrap();
@@ -42,7 +42,9 @@ pub(super) async fn real_segment(bed: &Bed, number: u64) {
 pub(super) async fn backup(bed: &Bed, segment: u64) -> BackupId {
     let (start, end) = (SegmentNo(segment).start(size()) + 40, SegmentNo(segment + 2).start(size()) + 400);
     let id = BackupId::new(commit_time(segment).to_time(), FIRST, start, u32::try_from(segment).unwrap());
-    crate::backup::forge::smallest(&bed.archive, id, end, commit_time(segment + 2).to_time()).await.unwrap();
+    crate::backup::fixtures::smallest(&bed.archive, id, end, commit_time(segment + 2).to_time())
+        .await
+        .unwrap();
     id
 }
 
@@ -59,12 +61,13 @@ async fn a_plan_over_a_hundred_thousand_segments_takes_few_requests() {
     let cluster = bed.archive.lineage().cluster.clone();
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
     let now = commit_time(SEGMENTS + 60).to_time();
-    let ask = async |request: Request| {
+    let ask = async |request: RestoreRequest| {
         let before = repository.store().requests().total();
         let verdict = planning::plan(repository, &cluster, &request, &decoder, now).await.unwrap();
         (verdict, repository.store().requests().total() - before)
     };
-    let on_first = |target| Request { target, timeline: TargetTimeline::Id(tli(1)), ..Request::default() };
+    let on_first =
+        |target| RestoreRequest { target, timeline: TargetTimeline::Id(tli(1)), ..RestoreRequest::default() };
 
     // Between the commits of two segments.
     let time = walpoint_base::PgTimestamp(commit_time(55_555).0 + 500_000);
@@ -83,7 +86,7 @@ async fn a_plan_over_a_hundred_thousand_segments_takes_few_requests() {
     assert_eq!(plan.unwrap().stop.unwrap().xid, Some(55_556));
     assert!(requests <= 42, "{requests} requests for a transaction");
 
-    let (plan, requests) = ask(Request::default()).await;
+    let (plan, requests) = ask(RestoreRequest::default()).await;
     let plan = plan.unwrap();
     assert_eq!((plan.until, plan.backup.id), (SegmentNo(SEGMENTS).start(size()), backups[9]));
     assert!(requests <= 40, "{requests} requests for the latest moment");
@@ -118,7 +121,7 @@ async fn a_segment_deleted_behind_the_indexs_back_is_missed_by_the_proof() {
     let cluster = archive.lineage().cluster.clone();
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
     let now = commit_time(1300).to_time();
-    let request = Request::default();
+    let request = RestoreRequest::default();
     let repository = archive.repository();
     let believed = planning::plan(repository, &cluster, &request, &decoder, now).await.unwrap().unwrap();
     assert_eq!(believed.until, SegmentNo(1200).start(size()));
@@ -132,7 +135,7 @@ fn futures_can_be_spawned(
     catalog: &mut Catalog,
     writer: &mut IndexWriter,
     decoder: &Arc<dyn SegmentDecoder>,
-    request: &Request,
+    request: &RestoreRequest,
     now: jiff::Timestamp,
 ) {
     fn spawned(_: impl Send) {}
@@ -164,7 +167,7 @@ async fn a_plan_does_not_lead_through_the_wal_of_two_servers() {
         let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
         let now = commit_time(1300).to_time();
         let plan = async |target| {
-            let request = Request { target, ..Request::default() };
+            let request = RestoreRequest { target, ..RestoreRequest::default() };
             planning::plan(archive.repository(), &cluster, &request, &decoder, now).await.unwrap()
         };
         let refusal = plan(RecoveryTarget::Latest).await.unwrap_err();

@@ -14,7 +14,7 @@ struct SecondBlock;
 impl ContentCheck for SecondBlock {
     fn pages(
         &self,
-        _: &BackupFacts,
+        _: &BackupDescription,
         _: &TablePath,
         offset: u64,
         bytes: &[u8],
@@ -150,7 +150,7 @@ struct NewerThan(Lsn);
 impl ContentCheck for NewerThan {
     fn pages(
         &self,
-        facts: &BackupFacts,
+        facts: &BackupDescription,
         path: &TablePath,
         offset: u64,
         bytes: &[u8],

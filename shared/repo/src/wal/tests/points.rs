@@ -106,11 +106,11 @@ async fn masses_of_restore_points_are_stored_before_their_segment() {
         let bytes = segment(size, 1);
         let sealed = || {
             let archive = std::slice::from_ref(&archive);
-            let mut sealer = SegmentSealer::new(archive, facts.name, facts.size, Place::Whole).unwrap();
+            let mut sealer = SegmentSealer::new(archive, facts.name, facts.size, SealedName::Whole).unwrap();
             bytes.chunks(SegmentSealer::PIECE).for_each(|piece| sealer.add(piece).unwrap());
             sealer.finish(&facts, WalFlags::default()).unwrap().remove(0)
         };
-        let content = Content::from(bytes.clone());
+        let content = WalContent::from(bytes.clone());
         let early = archive.put_sealed(sealed(), &content).await.unwrap_err().to_string();
         assert!(early.contains("not stored before it"), "{early}");
         let fewer = archive.put_points(sealed(), points(2 * held)).await.unwrap_err().to_string();
@@ -131,11 +131,12 @@ async fn masses_of_restore_points_are_stored_before_their_segment() {
         let mut other = bytes.clone();
         other[100] ^= 1;
         let mut sealer =
-            SegmentSealer::new(std::slice::from_ref(&archive), facts.name, facts.size, Place::Whole).unwrap();
+            SegmentSealer::new(std::slice::from_ref(&archive), facts.name, facts.size, SealedName::Whole)
+                .unwrap();
         other.chunks(SegmentSealer::PIECE).for_each(|piece| sealer.add(piece).unwrap());
         let sealed = sealer.finish(&facts, WalFlags::default()).unwrap().remove(0);
         let sealed = archive.put_points(sealed, points(ALL)).await.unwrap();
-        let refused = archive.put_sealed(sealed, &Content::from(other)).await.unwrap_err();
+        let refused = archive.put_sealed(sealed, &WalContent::from(other)).await.unwrap_err();
         assert!(matches!(refused, RepoError::Conflict { .. }), "{refused}");
         assert_eq!(archive.points().await.unwrap().points.len(), 20_000);
     }

@@ -31,16 +31,16 @@ async fn the_other_files_are_kept_apart_and_protected() {
         let (one, other) = (segment(size, 3), segment(size, 4));
         let copy = [&one[..5000], &vec![9; one.len() - 5000]].concat();
         let put = async |content: &[u8]| {
-            let content = Content::from(content.to_vec()).with_zeros_from(5000);
+            let content = WalContent::from(content.to_vec()).with_zeros_from(5000);
             archive.put_file(partial, content).await.unwrap()
         };
         assert_eq!(put(&one).await, Stored::New);
         assert_eq!(put(&copy).await, Stored::Same, "what is behind the end says nothing");
         let read = archive.get(partial).await.unwrap().unwrap().content;
         assert!(read[..5000] == one[..5000] && read[5000..].iter().all(|byte| *byte == 0));
-        let longer = Content::from(one.clone()).with_zeros_from(7000);
+        let longer = WalContent::from(one.clone()).with_zeros_from(7000);
         assert_eq!(archive.put_file(partial, longer).await.unwrap(), Stored::New, "of another promotion");
-        let shorter = Content::from(one.clone()).with_zeros_from(3000);
+        let shorter = WalContent::from(one.clone()).with_zeros_from(3000);
         assert_eq!(archive.put_file(partial, shorter).await.unwrap(), Stored::New);
         assert_eq!(archive.partials(segment_name).await.unwrap().len(), 3);
         let read = archive.get(partial).await.unwrap().unwrap().content;
@@ -67,7 +67,7 @@ async fn a_younger_timeline_decides_between_copies_that_contradict_each_other() 
         let start = name.number(size).unwrap().start(size);
         let (one, other) = (segment(size, 3), segment(size, 4));
         let put = async |content: &[u8], zeros| {
-            let content = Content::from(content.to_vec()).with_zeros_from(zeros);
+            let content = WalContent::from(content.to_vec()).with_zeros_from(zeros);
             archive.put_file(WalFileName::Partial(name), content).await.unwrap()
         };
         put(&one, 5000).await;

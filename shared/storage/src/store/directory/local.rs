@@ -29,7 +29,7 @@ use crate::layout::Key;
 use crate::object::MAX_OBJECT;
 use crate::store::buffers::Buffers;
 use crate::store::failure::{Failure, FailureKind};
-use crate::store::{Entry, Meta, Ranged};
+use crate::store::{ListedObject, Meta, Ranged};
 
 /// Owner and group may read: a restoring user is often another one than the archiving one. This is the mode whatever the umask is:
 /// `archive_command` has PostgreSQL's, which leaves the group nothing.
@@ -202,7 +202,7 @@ impl Local {
         &self,
         prefix: &str,
         start_after: Option<&str>,
-    ) -> BoxStream<'static, Result<Entry, Failure>> {
+    ) -> BoxStream<'static, Result<ListedObject, Failure>> {
         let first = Pending::Directory(prefix.to_owned());
         let state = (self.clone(), vec![first], start_after.unwrap_or_default().to_owned());
         stream::try_unfold(state, |(local, mut pending, after)| async move {
@@ -250,7 +250,7 @@ impl Local {
 
 enum Pending {
     Directory(String),
-    File(Entry),
+    File(ListedObject),
 }
 
 impl Root {
@@ -370,7 +370,7 @@ impl Root {
                     let name = join(&name);
                     let Ok(key) = name.parse::<Key>() else { continue };
                     if name.as_str() > after {
-                        let entry = Entry { key, size: meta.len(), modified: modified(&meta) };
+                        let entry = ListedObject { key, size: meta.len(), modified: modified(&meta) };
                         children.push((name, Pending::File(entry)));
                     }
                 }

@@ -29,7 +29,7 @@ pub(super) fn of(gathered: &Gathered, now: Timestamp) -> Vec<BackupId> {
 }
 
 /// Aborts one, for that reason. In a dry run nothing is stored.
-pub(super) async fn bury(
+pub(super) async fn abort_dead(
     backups: &Backups,
     gathered: &mut Gathered,
     id: BackupId,
@@ -37,7 +37,7 @@ pub(super) async fn bury(
     reason: &str,
 ) -> Result<()> {
     if !report.dry_run {
-        match backups.bury(id, reason).await {
+        match backups.abort(id, reason).await {
             Ok(()) => {}
             // It was finished at this very moment.
             Err(RepoError::Conflict { .. }) => {

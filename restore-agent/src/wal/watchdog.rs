@@ -5,11 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use walpoint_base::{Place, Recovery};
+use walpoint_base::{Recovery, WalDirectory};
 
 /// Why a prefetcher ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum End {
+pub(crate) enum WatchEnd {
     /// Nobody asked for anything for long enough.
     Idle,
     /// PostgreSQL, which was running, is gone.
@@ -20,7 +20,7 @@ pub(crate) enum End {
     DirectoryGone,
 }
 
-impl End {
+impl WatchEnd {
     /// Whether nobody needs to know the recovery target any more.
     pub(crate) fn recovery_is_over(self) -> bool {
         self == Self::Recovered
@@ -29,8 +29,8 @@ impl End {
 
 /// Watches the data directory of a prefetcher.
 #[derive(Debug)]
-pub(crate) struct Life {
-    place: Place,
+pub(crate) struct Watchdog {
+    place: WalDirectory,
     idle_limit: Duration,
     /// The postmaster once it was seen alive. In a sidecar it never is: it lives in another pid namespace.
     postmaster: Option<u32>,
@@ -38,30 +38,30 @@ pub(crate) struct Life {
     recovering: bool,
 }
 
-impl Life {
+impl Watchdog {
     /// Begins to watch.
-    pub(crate) fn new(place: Place, idle_limit: Duration) -> Self {
+    pub(crate) fn new(place: WalDirectory, idle_limit: Duration) -> Self {
         // Recovery may be over before the first check.
         let (postmaster, recovering) = (postmaster(&place.pgdata), place.recovery != Recovery::None);
         Self { place, idle_limit, postmaster, recovering }
     }
 
     /// Why the prefetcher should end, if it should. `idle`: for how long nobody has asked.
-    pub(crate) fn check(&mut self, idle: Duration) -> Option<End> {
+    pub(crate) fn check(&mut self, idle: Duration) -> Option<WatchEnd> {
         let inode = fs::metadata(&self.place.wal).map(|meta| meta.ino());
         if inode.ok() != Some(self.place.inode) {
-            return Some(End::DirectoryGone);
+            return Some(WatchEnd::DirectoryGone);
         }
         let recovering = Recovery::of(&self.place.pgdata) != Recovery::None;
         if self.recovering && !recovering {
-            return Some(End::Recovered);
+            return Some(WatchEnd::Recovered);
         }
         self.recovering = recovering;
         match (self.postmaster, postmaster(&self.place.pgdata)) {
-            (Some(_), None) => return Some(End::ServerGone),
+            (Some(_), None) => return Some(WatchEnd::ServerGone),
             (_, found) => self.postmaster = found,
         }
-        (idle >= self.idle_limit).then_some(End::Idle)
+        (idle >= self.idle_limit).then_some(WatchEnd::Idle)
     }
 }
 
@@ -81,51 +81,51 @@ mod tests {
 
     const NOW: Duration = Duration::ZERO;
 
-    fn place(dir: &Path) -> Place {
+    fn place(dir: &Path) -> WalDirectory {
         fs::create_dir_all(dir.join("pg_wal")).unwrap();
         fs::create_dir_all(dir.join("global")).unwrap();
         durable::create(&dir.join("global/pg_control"), &[0; 8]).unwrap();
-        Place::of(dir).unwrap()
+        WalDirectory::of(dir).unwrap()
     }
 
     #[test]
     fn it_ends_when_nobody_asks() {
         let dir = tempfile::tempdir().unwrap();
-        let mut life = Life::new(place(dir.path()), Duration::from_secs(60));
+        let mut life = Watchdog::new(place(dir.path()), Duration::from_secs(60));
         assert_eq!(life.check(Duration::from_secs(59)), None);
-        assert_eq!(life.check(Duration::from_secs(60)), Some(End::Idle));
+        assert_eq!(life.check(Duration::from_secs(60)), Some(WatchEnd::Idle));
     }
 
     #[test]
     fn it_ends_with_recovery() {
         let dir = tempfile::tempdir().unwrap();
-        let mut life = Life::new(place(dir.path()), Duration::from_secs(60));
+        let mut life = Watchdog::new(place(dir.path()), Duration::from_secs(60));
         durable::create(&dir.path().join("standby.signal"), b"").unwrap();
         assert_eq!(life.check(NOW), None);
         durable::remove(&dir.path().join("standby.signal")).unwrap();
-        assert_eq!(life.check(NOW), Some(End::Recovered));
+        assert_eq!(life.check(NOW), Some(WatchEnd::Recovered));
     }
 
     #[test]
     fn it_ends_with_the_server() {
         let dir = tempfile::tempdir().unwrap();
-        let mut life = Life::new(place(dir.path()), Duration::from_secs(60));
+        let mut life = Watchdog::new(place(dir.path()), Duration::from_secs(60));
         let pid = dir.path().join("postmaster.pid");
         assert_eq!(life.check(NOW), None, "no server was seen");
         durable::replace(&pid, format!("{}\n/data\n", std::process::id()).as_bytes(), 0o600).unwrap();
         assert_eq!(life.check(NOW), None);
         // A pid that no process can have: killed, and the file left behind.
         durable::replace(&pid, b"4194305\n/data\n", 0o600).unwrap();
-        assert_eq!(life.check(NOW), Some(End::ServerGone));
+        assert_eq!(life.check(NOW), Some(WatchEnd::ServerGone));
     }
 
     #[test]
     fn it_ends_with_the_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let mut life = Life::new(place(dir.path()), Duration::from_secs(60));
+        let mut life = Watchdog::new(place(dir.path()), Duration::from_secs(60));
         durable::rename(&dir.path().join("pg_wal"), &dir.path().join("old")).unwrap();
-        assert_eq!(life.check(NOW), Some(End::DirectoryGone));
+        assert_eq!(life.check(NOW), Some(WatchEnd::DirectoryGone));
         fs::create_dir(dir.path().join("pg_wal")).unwrap();
-        assert_eq!(life.check(NOW), Some(End::DirectoryGone));
+        assert_eq!(life.check(NOW), Some(WatchEnd::DirectoryGone));
     }
 }

@@ -10,7 +10,7 @@ use walpoint_base::ClusterName;
 use walpoint_plan::retention::Policy;
 use walpoint_storage::error::{RepoError, Result};
 
-use super::condemned::Announced;
+use super::condemned::KnownAnnouncements;
 use super::report::Expired;
 use super::scan::Tally;
 use super::{ExpireOptions, LEFTOVER, delete_announced};
@@ -41,7 +41,7 @@ pub(super) async fn make(
 ) -> Result<BTreeMap<Class, Tally>> {
     report.leftovers = repository.store().remove_leftovers(cluster, LEFTOVER).await?;
     let policy = if options.named.is_some() { &Policy::default() } else { &options.policy };
-    let announced = Announced::read(&Backups::of(repository, cluster)).await?;
+    let announced = KnownAnnouncements::read(&Backups::of(repository, cluster)).await?;
     delete_announced(repository, cluster, policy, (&announced, options.grace, Timestamp::now()), report).await
 }
 

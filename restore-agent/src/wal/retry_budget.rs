@@ -5,7 +5,7 @@ use std::time::Duration;
 use walpoint_runtime::backoff::Backoff;
 use walpoint_runtime::human;
 
-use crate::wal::archive::Outcome;
+use crate::wal::archive::FetchResult;
 
 /// A standby serves readers and waits for nothing: one attempt, of this length.
 pub(crate) const STANDBY_ATTEMPT: Duration = Duration::from_millis(1400);
@@ -14,15 +14,15 @@ pub(crate) const STANDBY_ATTEMPT: Duration = Duration::from_millis(1400);
 const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 /// Attempts until one is certain, or no other can be, or the budget is spent. `told` hears why each uncertain one was.
-pub(crate) async fn until_certain<F: Future<Output = Outcome>>(
+pub(crate) async fn until_certain<F: Future<Output = FetchResult>>(
     budget: Duration,
     mut attempt: impl FnMut() -> F,
     told: impl Fn(&str),
-) -> Outcome {
+) -> FetchResult {
     let mut backoff = Backoff::new(WAITS.0, WAITS.1, budget);
     loop {
         let outcome = attempt().await;
-        let Outcome::Uncertain(why) = &outcome else { return outcome };
+        let FetchResult::Uncertain(why) = &outcome else { return outcome };
         told(why);
         if !backoff.wait().await {
             return outcome;
@@ -31,10 +31,10 @@ pub(crate) async fn until_certain<F: Future<Output = Outcome>>(
 }
 
 /// One attempt that ends in time.
-pub(crate) async fn at_once(within: Duration, attempt: impl Future<Output = Outcome>) -> Outcome {
+pub(crate) async fn at_once(within: Duration, attempt: impl Future<Output = FetchResult>) -> FetchResult {
     let outcome = tokio::time::timeout(within, attempt).await;
     outcome.unwrap_or_else(|_| {
-        Outcome::Uncertain(format!("no repository answered within {}", human::span(within)))
+        FetchResult::Uncertain(format!("no repository answered within {}", human::span(within)))
     })
 }
 
@@ -45,8 +45,8 @@ mod tests {
     use super::*;
     use crate::wal::archive::Landed;
 
-    fn landed() -> Outcome {
-        Outcome::Landed(Landed::of(5))
+    fn landed() -> FetchResult {
+        FetchResult::Landed(Landed::of(5))
     }
 
     #[tokio::test(start_paused = true)]
@@ -55,7 +55,7 @@ mod tests {
         let attempt = || {
             calls.set(calls.get() + 1);
             let n = calls.get();
-            async move { if n < 3 { Outcome::Uncertain(format!("no {n}")) } else { landed() } }
+            async move { if n < 3 { FetchResult::Uncertain(format!("no {n}")) } else { landed() } }
         };
         let outcome =
             until_certain(Duration::from_secs(60), attempt, |why| told.borrow_mut().push(why.to_owned()));
@@ -65,14 +65,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_spent_budget_leaves_it_uncertain() {
-        let attempt = || async { Outcome::Uncertain("down".to_owned()) };
+        let attempt = || async { FetchResult::Uncertain("down".to_owned()) };
         let outcome = until_certain(Duration::from_millis(20), attempt, |_| {}).await;
-        assert!(matches!(outcome, Outcome::Uncertain(why) if why == "down"));
+        assert!(matches!(outcome, FetchResult::Uncertain(why) if why == "down"));
     }
 
     #[tokio::test]
     async fn a_standby_does_not_wait() {
-        let never = std::future::pending::<Outcome>();
-        assert!(matches!(at_once(Duration::from_millis(10), never).await, Outcome::Uncertain(_)));
+        let never = std::future::pending::<FetchResult>();
+        assert!(matches!(at_once(Duration::from_millis(10), never).await, FetchResult::Uncertain(_)));
     }
 }

@@ -17,7 +17,7 @@ use super::stop::{Stop, StopRule};
 use super::unreachable::Why;
 
 /// Backups from which recovery replays the same WAL up to the same hole or end, newest first.
-struct Stretch {
+struct SameReach {
     until: Lsn,
     backups: Vec<BackupId>,
 }
@@ -99,14 +99,14 @@ impl<'a> Planner<'a> {
     }
 
     /// The backups by unbroken stretch. One whose first segment is missing belongs to none.
-    fn stretches(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Vec<Stretch>> {
-        let mut stretches: Vec<Stretch> = Vec::new();
+    fn stretches(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Vec<SameReach>> {
+        let mut stretches: Vec<SameReach> = Vec::new();
         for &id in listed {
             let until = self.coverage_from(path, id)?.until;
             match stretches.last_mut() {
                 _ if until <= id.start() => {}
                 Some(last) if last.until == until => last.backups.push(id),
-                _ => stretches.push(Stretch { until, backups: vec![id] }),
+                _ => stretches.push(SameReach { until, backups: vec![id] }),
             }
         }
         Ok(stretches)
@@ -114,7 +114,7 @@ impl<'a> Planner<'a> {
 
     /// The index of the newest backup of a stretch after whose start the target occurs. The older a backup, the more
     /// it replays, so the answers change once: twice as far back each time, then halving what is left.
-    fn newest_with_target(&self, path: &Path<'a>, stretch: &Stretch) -> Asking<Option<usize>> {
+    fn newest_with_target(&self, path: &Path<'a>, stretch: &SameReach) -> Asking<Option<usize>> {
         let occurs = |index: usize| -> Asking<bool> {
             let Some(&id) = stretch.backups.get(index) else { return Ok(false) };
             // The older a backup, the older the epoch of the first transaction of that number: a newer one is not it yet.
@@ -152,7 +152,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The transactions of the number asked for that recovery from the oldest backups would stop at, of other epochs.
-    fn of_other_epochs(&self, path: &Path<'a>, stretches: &[Stretch]) -> Asking<Vec<FullXid>> {
+    fn of_other_epochs(&self, path: &Path<'a>, stretches: &[SameReach]) -> Asking<Vec<FullXid>> {
         let mut others = Vec::new();
         if self.wanted_epoch().is_none() {
             return Ok(others);
@@ -172,7 +172,7 @@ impl<'a> Planner<'a> {
         path.with_tail(path.replayable(id.start())?)
     }
 
-    fn stop_from(&self, path: &Path<'a>, stretch: &Stretch, id: BackupId) -> Asking<Option<&'a Stop>> {
+    fn stop_from(&self, path: &Path<'a>, stretch: &SameReach, id: BackupId) -> Asking<Option<&'a Stop>> {
         let Some(rule) = StopRule::of(&self.request.target, self.request.inclusive) else { return Ok(None) };
         let (path, from, until) = (path.timeline(), id.start(), stretch.until);
         self.facts.stop(StopQuestion { path, rule, from, until })

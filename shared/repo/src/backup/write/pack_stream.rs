@@ -16,9 +16,9 @@ use walpoint_storage::object::ContentHash;
 use walpoint_storage::object::codec::PooledCodec;
 
 pub use self::file::{FileSummary, FileWriter};
-use super::super::blocks::{BlockList, Place};
-use super::super::entry::{Attributes, Blocks, Content, Entry, FileContent};
-use super::super::findings::Finding;
+use super::super::blocks::{BlockList, BlockLocation};
+use super::super::entry::{Attributes, Blocks, EntryContent, FileContent, FileEntry};
+use super::super::findings::PageFinding;
 use super::super::frame::FrameBuilder;
 use super::super::hash::ContentHasher;
 use super::super::live::Live;
@@ -28,7 +28,7 @@ use super::super::parent::{Cached, KnownBlock, SameContent};
 use super::super::path::TablePath;
 use super::Shared;
 use super::sink::PackSink;
-use super::table::{Counted, Table};
+use super::table::{Counted, TableWriter};
 
 /// Where blocks of the open frame are until it has a place. No frame has index 0.
 const OPEN: FrameRef = FrameRef { backup: BackupRef::OWN, pack: PackNo(u32::MAX), frame: 0 };
@@ -36,7 +36,7 @@ const OPEN: FrameRef = FrameRef { backup: BackupRef::OWN, pack: PackNo(u32::MAX)
 /// One thread's way into a backup. Everything on it computes and may wait for uploads: use it where blocking is allowed,
 /// never on a thread that drives async tasks.
 #[derive(Debug)]
-pub struct Lane {
+pub struct PackStream {
     shared: Arc<Shared>,
     codec: PooledCodec,
     frame: FrameBuilder,
@@ -51,12 +51,12 @@ pub struct Lane {
 
 #[derive(Debug)]
 struct Waiting {
-    entry: Entry,
-    findings: Vec<Finding>,
+    entry: FileEntry,
+    findings: Vec<PageFinding>,
     counted: Counted,
 }
 
-impl Lane {
+impl PackStream {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let codec = shared.sink.codec();
         Self {
@@ -72,20 +72,24 @@ impl Lane {
     /// Adds a directory, the root of the data directory (an empty path) included. The parent of everything has to be
     /// added, in any order and by any lane.
     pub fn directory(&mut self, path: TablePath, attributes: Attributes) -> Result<()> {
-        self.add(&Entry { path, attributes, content: Content::Directory })
+        self.add(&FileEntry { path, attributes, content: EntryContent::Directory })
     }
 
     /// Adds a directory that the cluster reaches through a symbolic link: a tablespace, or `pg_wal` elsewhere.
     pub fn linked_directory(&mut self, path: TablePath, attributes: Attributes, target: &[u8]) -> Result<()> {
-        self.add(&Entry { path, attributes, content: Content::LinkedDirectory { target: target.to_vec() } })
+        self.add(&FileEntry {
+            path,
+            attributes,
+            content: EntryContent::LinkedDirectory { target: target.to_vec() },
+        })
     }
 
     /// Adds any other symbolic link.
     pub fn link(&mut self, path: TablePath, attributes: Attributes, target: &[u8]) -> Result<()> {
-        self.add(&Entry { path, attributes, content: Content::Link { target: target.to_vec() } })
+        self.add(&FileEntry { path, attributes, content: EntryContent::Link { target: target.to_vec() } })
     }
 
-    fn add(&mut self, entry: &Entry) -> Result<()> {
+    fn add(&mut self, entry: &FileEntry) -> Result<()> {
         self.shared.with_table(|table| table.add(entry, &Live::default(), Vec::new()))
     }
 
@@ -123,7 +127,7 @@ impl Lane {
         let Some(SameContent { file, live, stored }) = found else { return Ok(false) };
         let bytes = stored.saturating_mul(self.shared.block_size.bytes()).min(length);
         let counted = Counted { stored, new_bytes: 0, reused_bytes: bytes };
-        let entry = Entry { path: path.clone(), attributes, content: Content::File(file) };
+        let entry = FileEntry { path: path.clone(), attributes, content: EntryContent::File(file) };
         self.shared.with_table(|table| {
             table.count_blocks(counted);
             table.add(&entry, &live, Vec::new())
@@ -134,7 +138,7 @@ impl Lane {
     /// Takes one block of the file that is being written, of which earlier backups know that much.
     fn block(&mut self, block: &[u8], known: [Option<KnownBlock>; 2], counted: &mut Counted) -> Result<()> {
         if is_zero(block) {
-            self.list.push(Place::Zero, 0);
+            self.list.push(BlockLocation::Zero, 0);
             return Ok(());
         }
         let hash = self.shared.hashing.block(block);
@@ -143,7 +147,7 @@ impl Lane {
         let ledger = &self.shared.parents.ledger;
         let mut same = known.into_iter().flatten().filter(|k| k.hash == hash && k.length == block.len());
         if let Some(known) = same.find(|known| ledger.may_use(known.at.frame)) {
-            self.list.push(Place::At(known.at), hash);
+            self.list.push(BlockLocation::At(known.at), hash);
             counted.reused_bytes += length;
             return Ok(());
         }
@@ -151,7 +155,7 @@ impl Lane {
             self.close_frame()?;
         }
         let index = self.frame.push(block, hash);
-        self.list.push(Place::At(BlockRef { frame: OPEN, index }), hash);
+        self.list.push(BlockLocation::At(BlockRef { frame: OPEN, index }), hash);
         counted.new_bytes += length;
         Ok(())
     }
@@ -166,12 +170,12 @@ impl Lane {
         self.frame.clear();
         self.list.relocate(OPEN, at);
         for Waiting { mut entry, findings, counted } in self.waiting.drain(..) {
-            if let Content::File(FileContent { blocks: Blocks::Inline(list), .. }) = &mut entry.content {
+            if let EntryContent::File(FileContent { blocks: Blocks::Inline(list), .. }) = &mut entry.content {
                 list.relocate(OPEN, at);
             }
             self.shared.with_table(|table| {
                 table.count_blocks(counted);
-                if let Content::File(FileContent { length, blocks: Blocks::Inline(list), .. }) =
+                if let EntryContent::File(FileContent { length, blocks: Blocks::Inline(list), .. }) =
                     &entry.content
                 {
                     table.note(&entry.path, 0, *length, list);
@@ -195,8 +199,8 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 impl Shared {
-    fn with_table<T>(&self, work: impl FnOnce(&mut Table) -> Result<T>) -> Result<T> {
-        let table: &Mutex<Option<Table>> = &self.table;
+    fn with_table<T>(&self, work: impl FnOnce(&mut TableWriter) -> Result<T>) -> Result<T> {
+        let table: &Mutex<Option<TableWriter>> = &self.table;
         let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = || RepoError::Internal("a lane is used after its backup was finished".to_owned());
         work(table.as_mut().ok_or_else(ended)?)

@@ -155,7 +155,7 @@ impl Drop for Turn {
 
 /// A share, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct WalMemory {
     purpose: Purpose,
     held: usize,
     /// It never takes more; `None`: it is not counted.
@@ -164,7 +164,7 @@ pub(crate) struct Room {
     reading: Option<u64>,
 }
 
-impl Room {
+impl WalMemory {
     /// For what takes hardly any memory: holds all that it is asked to.
     pub(crate) fn unlimited(purpose: Purpose) -> Self {
         Self { purpose, held: 0, most: None, reading: None }
@@ -298,7 +298,7 @@ impl Shares {
     }
 }
 
-impl Drop for Room {
+impl Drop for WalMemory {
     fn drop(&mut self) {
         self.end_reading();
         if self.held > 0 {
@@ -321,9 +321,9 @@ impl Drop for StuckRoom {
 
 /// What the segments of a cluster took lately, in bytes for each repository.
 #[derive(Debug, Default)]
-pub(crate) struct Habit(AtomicUsize);
+pub(crate) struct SizeEstimate(AtomicUsize);
 
-impl Habit {
+impl SizeEstimate {
     /// What to begin with, of `most`: a little more than the largest of the last few took.
     pub(crate) fn expects(&self, most: usize) -> usize {
         match self.0.load(Ordering::Relaxed) {
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn what_one_takes_is_expected_of_the_next_ones() {
-        let habit = Habit::default();
+        let habit = SizeEstimate::default();
         assert_eq!(habit.expects(100), 100);
         habit.took(40);
         assert_eq!((habit.expects(100), habit.expects(30)), (50, 30));
@@ -368,17 +368,17 @@ mod tests {
     /// The whole of the room in one test: it is one for the process.
     #[tokio::test]
     async fn a_share_grows_while_there_is_room_and_no_upload_waits_for_ever() {
-        let mut first = Room::wait_for(Acknowledging, 4 * MIB, 16 * MIB).await;
-        let mut second = Room::wait_for(Acknowledging, 20 * MIB, 64 * MIB).await;
+        let mut first = WalMemory::wait_for(Acknowledging, 4 * MIB, 16 * MIB).await;
+        let mut second = WalMemory::wait_for(Acknowledging, 20 * MIB, 64 * MIB).await;
         assert!(first.hold(1) && first.hold(12 << 20), "8 MiB were left");
         assert!(!first.hold(13 << 20) && !second.hold(21 << 20), "nothing is left");
         first.keep(1 << 20);
         assert!(second.hold(31 << 20) && !second.hold(32 << 20));
         // What takes no more than its most has it, whatever it says.
-        let mut third = Room::unlimited(Acknowledging);
+        let mut third = WalMemory::unlimited(Acknowledging);
         assert!(third.hold(u64::MAX));
         drop(first);
-        let waits = tokio::spawn(Room::wait_for(Acknowledging, 16 * MIB, 16 * MIB));
+        let waits = tokio::spawn(WalMemory::wait_for(Acknowledging, 16 * MIB, 16 * MIB));
         tokio::task::yield_now().await;
         // Those that wait come first.
         assert!(!second.hold(32 << 20));
@@ -386,7 +386,7 @@ mod tests {
         let mut fourth = waits.await.unwrap();
         assert!(fourth.hold(u64::MAX));
         drop(fourth);
-        let all = Room::wait_for(Acknowledging, usize::MAX, usize::MAX).await;
+        let all = WalMemory::wait_for(Acknowledging, usize::MAX, usize::MAX).await;
         assert_eq!(all.held, ROOM);
         drop(all);
         hangs_beside().await;
@@ -403,24 +403,24 @@ mod tests {
     /// A data directory that hangs while all of the room is held by what is read from it leaves others one at a time.
     async fn hangs_while_it_is_read() {
         let mut hung = [
-            Room::wait_for(Acknowledging, 16 * MIB, 16 * MIB).await,
-            Room::wait_for(Acknowledging, 16 * MIB, 16 * MIB).await,
+            WalMemory::wait_for(Acknowledging, 16 * MIB, 16 * MIB).await,
+            WalMemory::wait_for(Acknowledging, 16 * MIB, 16 * MIB).await,
         ];
-        hung.iter_mut().for_each(Room::begin_reading);
-        let waits = tokio::spawn(Room::wait_for(Acknowledging, 8 * MIB, 16 * MIB));
+        hung.iter_mut().for_each(WalMemory::begin_reading);
+        let waits = tokio::spawn(WalMemory::wait_for(Acknowledging, 8 * MIB, 16 * MIB));
         tokio::task::yield_now().await;
         assert!(!waits.is_finished(), "they are read at the moment");
         let long_ago = Instant::now().checked_sub(HANGS).unwrap();
         shares().reading.values_mut().for_each(|read| read.since = long_ago);
         FREED.notify_waiters();
         let other = waits.await.unwrap();
-        let next = tokio::spawn(Room::wait_for(Acknowledging, 8 * MIB, 16 * MIB));
+        let next = tokio::spawn(WalMemory::wait_for(Acknowledging, 8 * MIB, 16 * MIB));
         tokio::task::yield_now().await;
         assert!(!next.is_finished(), "one at a time");
         drop(other);
         drop(next.await.unwrap());
         assert!(hung[0].hold(1), "it has what it had");
-        let waits = tokio::spawn(Room::wait_for(Acknowledging, 8 * MIB, 16 * MIB));
+        let waits = tokio::spawn(WalMemory::wait_for(Acknowledging, 8 * MIB, 16 * MIB));
         tokio::task::yield_now().await;
         assert!(!waits.is_finished(), "one of them is read again");
         drop(hung);
@@ -430,14 +430,14 @@ mod tests {
     /// A repository that does not have to acknowledge leaves room for those that have to, and what hangs leaves it to one at a
     /// time.
     async fn hangs_beside() {
-        let mut beside = Room::wait_for(Beside, 10 * MIB, 16 * MIB).await;
-        let second = tokio::spawn(Room::wait_for(Beside, 10 * MIB, 16 * MIB));
+        let mut beside = WalMemory::wait_for(Beside, 10 * MIB, 16 * MIB).await;
+        let second = tokio::spawn(WalMemory::wait_for(Beside, 10 * MIB, 16 * MIB));
         tokio::task::yield_now().await;
         assert!(!second.is_finished(), "it has its part");
-        let own = Room::wait_for(Acknowledging, 22 * MIB, 32 * MIB).await;
+        let own = WalMemory::wait_for(Acknowledging, 22 * MIB, 32 * MIB).await;
         let written = beside.split(6 * MIB).into_stuck();
         drop(beside);
-        let more = tokio::spawn(Room::wait_for(Acknowledging, 20 * MIB, 32 * MIB));
+        let more = tokio::spawn(WalMemory::wait_for(Acknowledging, 20 * MIB, 32 * MIB));
         tokio::task::yield_now().await;
         assert!(!more.is_finished(), "there are 4 MiB");
         drop(own);
@@ -445,11 +445,11 @@ mod tests {
         let more = more.await.unwrap();
         drop(second);
         drop(more);
-        let small = Room::wait_for(Beside, 4 * MIB, 16 * MIB).await;
-        let again = Room::wait_again(Beside, 16 * MIB).await;
+        let small = WalMemory::wait_for(Beside, 4 * MIB, 16 * MIB).await;
+        let again = WalMemory::wait_again(Beside, 16 * MIB).await;
         assert_eq!(again.held, 16 * MIB, "the small one may wait for it");
         drop((small, again));
-        let third = Room::wait_for(Acknowledging, 32 * MIB, 32 * MIB).await;
+        let third = WalMemory::wait_for(Acknowledging, 32 * MIB, 32 * MIB).await;
         assert_eq!(third.held, ROOM, "what hangs holds none up that is alone");
         drop((third, written));
     }

@@ -21,14 +21,14 @@ pub(crate) enum Durability {
 
 /// A file that is being written. Dropped before it is finished, it is removed.
 #[derive(Debug)]
-pub(crate) struct Landing {
+pub(crate) struct AtomicFile {
     file: File,
     temporary: PathBuf,
     path: PathBuf,
     finished: bool,
 }
 
-impl Landing {
+impl AtomicFile {
     /// Begins a file that will be `path`.
     pub(crate) fn begin(path: &Path) -> anyhow::Result<Self> {
         let temporary = durable::temporary_beside(path);
@@ -51,7 +51,7 @@ impl Landing {
     }
 }
 
-impl Write for Landing {
+impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
     }
@@ -61,7 +61,7 @@ impl Write for Landing {
     }
 }
 
-impl Drop for Landing {
+impl Drop for AtomicFile {
     fn drop(&mut self) {
         if !self.finished {
             // Why it was given up is what to report.
@@ -72,7 +72,7 @@ impl Drop for Landing {
 
 /// Makes `path` a file with that content, all or nothing.
 pub(crate) fn land(path: &Path, content: &[u8], durability: Durability) -> anyhow::Result<()> {
-    let mut landing = Landing::begin(path)?;
+    let mut landing = AtomicFile::begin(path)?;
     landing.write_all(content).with_context(|| format!("{} cannot be written", path.display()))?;
     landing.finish(durability)
 }
@@ -95,7 +95,7 @@ mod tests {
         land(&path, b"old", Durability::Readers).unwrap();
         land(&path, b"new", Durability::Ours).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        let mut begun = Landing::begin(&path).unwrap();
+        let mut begun = AtomicFile::begin(&path).unwrap();
         begun.write_all(b"half").unwrap();
         drop(begun);
         assert_eq!(fs::read(&path).unwrap(), b"new");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use walpoint_plan::restore::RestorePlan;
 use walpoint_repo::backup::{
-    BackupReader, BlockSize, Blocks, Content, Entry, FileContent, LeafRun, Root, TablePath,
+    BackupReader, BlockSize, Blocks, EntryContent, FileContent, FileEntry, LeafRun, Root, TablePath,
 };
 use walpoint_runtime::human;
 
@@ -96,7 +96,7 @@ async fn share_out(
     // Files of one directory follow each other.
     let mut last: Option<(PathBuf, u64)> = None;
     while let Some(entry) = entries.next().await? {
-        let Content::File(content) = &entry.content else { continue };
+        let EntryContent::File(content) = &entry.content else { continue };
         let place = directory_of(&entry, layout);
         let device = match &last {
             Some((known, device)) if *known == place => *device,
@@ -120,7 +120,7 @@ async fn share_out(
 }
 
 /// The directory outside PGDATA in which an entry lies, or PGDATA.
-fn directory_of(entry: &Entry, layout: &Layout) -> PathBuf {
+fn directory_of(entry: &FileEntry, layout: &Layout) -> PathBuf {
     if entry.path.root != Root::Data {
         return layout.extra().unwrap_or(layout.pgdata()).to_owned();
     }

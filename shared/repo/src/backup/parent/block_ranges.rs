@@ -13,7 +13,7 @@ use walpoint_storage::error::{RepoError, Result};
 use super::super::geometry::BlockSize;
 use super::super::location::RefWriter;
 use super::super::path::TablePath;
-use super::super::progress::Stretch;
+use super::super::progress::BlockRange;
 use super::super::sorter::{ByPathAndRest, Sorter, nameless_file};
 use super::super::wire::{Input, Malformed, Output};
 use super::scratch_error;
@@ -23,7 +23,7 @@ const CHUNK: usize = 32 << 10;
 
 /// Collects stretches. A row is a stretch with its number big-endian, so that it sorts, and the age of its backup behind it.
 #[derive(Debug)]
-pub(super) struct StretchesBuilder {
+pub(super) struct BlockRangesBuilder {
     sorter: Sorter<ByPathAndRest>,
     refs: RefWriter,
     scratch: PathBuf,
@@ -32,7 +32,7 @@ pub(super) struct StretchesBuilder {
 
 /// Stretches of unfinished backups.
 #[derive(Debug)]
-pub(in crate::backup) struct Stretches {
+pub(in crate::backup) struct BlockRanges {
     scratch: File,
     chunks: Vec<Chunk>,
     refs: RefWriter,
@@ -51,18 +51,18 @@ struct Chunk {
 #[derive(Default, Debug)]
 pub(in crate::backup) struct CachedChunk {
     chunk: Option<usize>,
-    stretches: Vec<Stretch>,
+    stretches: Vec<BlockRange>,
 }
 
-impl StretchesBuilder {
+impl BlockRangesBuilder {
     pub(super) fn new(scratch: &Path) -> Self {
         let refs = RefWriter::default();
         Self { sorter: Sorter::new(scratch), refs, scratch: scratch.to_owned(), count: 0 }
     }
 
     /// Takes a stretch, its places as the new backup knows them. Of several for one place that of the lowest age counts.
-    pub(super) fn add(&mut self, stretch: &Stretch, age: u16) -> Result<()> {
-        let Stretch { path, leaf, bytes, blocks } = stretch;
+    pub(super) fn add(&mut self, stretch: &BlockRange, age: u16) -> Result<()> {
+        let BlockRange { path, leaf, bytes, blocks } = stretch;
         let mut row = Vec::new();
         path.encode(&mut row);
         row.put(&leaf.to_be_bytes());
@@ -73,7 +73,7 @@ impl StretchesBuilder {
         self.sorter.push(row).map_err(scratch_error)
     }
 
-    pub(super) fn finish(self, block_size: BlockSize) -> Result<Option<Stretches>> {
+    pub(super) fn finish(self, block_size: BlockSize) -> Result<Option<BlockRanges>> {
         if self.count == 0 {
             return Ok(None);
         }
@@ -97,18 +97,18 @@ impl StretchesBuilder {
             last = Some(name);
         }
         let scratch = out.into_inner().map_err(|e| scratch_error(e.into_error()))?;
-        Ok(Some(Stretches { scratch, chunks, refs: self.refs, block_size }))
+        Ok(Some(BlockRanges { scratch, chunks, refs: self.refs, block_size }))
     }
 }
 
-impl Stretches {
+impl BlockRanges {
     /// What an unfinished backup stored of a file, from that leaf.
     pub(super) fn find(
         &self,
         path: &TablePath,
         leaf: u32,
         cached: &mut CachedChunk,
-    ) -> Result<Option<Stretch>> {
+    ) -> Result<Option<BlockRange>> {
         let after = self.chunks.partition_point(|chunk| (&chunk.first.0, chunk.first.1) <= (path, leaf));
         let Some(n) = after.checked_sub(1) else { return Ok(None) };
         if cached.chunk != Some(n) {
@@ -119,7 +119,7 @@ impl Stretches {
         Ok(found.and_then(|at| cached.stretches.get(at).cloned()))
     }
 
-    fn read(&self, n: usize) -> Result<Vec<Stretch>> {
+    fn read(&self, n: usize) -> Result<Vec<BlockRange>> {
         let Some(chunk) = self.chunks.get(n) else { return Ok(Vec::new()) };
         let mut bytes = vec![0; chunk.length];
         self.scratch.read_exact_at(&mut bytes, chunk.offset).map_err(scratch_error)?;
@@ -132,7 +132,7 @@ impl Stretches {
 }
 
 /// The stretch in a row, and the age of its backup.
-fn decode(input: &mut Input<'_>, refs: &RefWriter, block_size: BlockSize) -> Result<(Stretch, u16)> {
+fn decode(input: &mut Input<'_>, refs: &RefWriter, block_size: BlockSize) -> Result<(BlockRange, u16)> {
     let changed = |e: Malformed| RepoError::Internal(format!("the scratch file changed: {e}"));
     let mut read = || {
         let path = TablePath::decode(input)?;
@@ -140,7 +140,7 @@ fn decode(input: &mut Input<'_>, refs: &RefWriter, block_size: BlockSize) -> Res
         let bytes = input.u32()?;
         let count = u32::try_from(block_size.blocks(u64::from(bytes))).unwrap_or(u32::MAX);
         let blocks = super::super::blocks::BlockList::decode(input, refs.used(), count)?;
-        Ok((Stretch { path, leaf, bytes, blocks }, age))
+        Ok((BlockRange { path, leaf, bytes, blocks }, age))
     };
     read().map_err(changed)
 }

@@ -6,65 +6,65 @@ use walpoint_storage::error::error_chain;
 use crate::wal::check::CheckError;
 use crate::wal::disk::DiskError;
 use crate::wal::prepare::PrepareError;
-use crate::wal::target::{Target, TargetError};
+use crate::wal::target::{TargetError, WalTarget};
 
 /// Why a file is not stored.
 #[derive(Debug)]
-pub(crate) struct Trouble {
+pub(crate) struct UploadError {
     /// For PostgreSQL's log.
     pub(crate) text: String,
     /// Whether trying again at once is useless.
-    pub(crate) lasting: bool,
+    pub(crate) permanent: bool,
 }
 
-impl Trouble {
+impl UploadError {
     /// Trying again at once is useless.
-    pub(in crate::wal) fn lasting(error: impl ToString) -> Self {
-        Self { text: error.to_string(), lasting: true }
+    pub(in crate::wal) fn permanent(error: impl ToString) -> Self {
+        Self { text: error.to_string(), permanent: true }
     }
 }
 
-impl From<CheckError> for Trouble {
+impl From<CheckError> for UploadError {
     fn from(error: CheckError) -> Self {
-        Self::lasting(error)
+        Self::permanent(error)
     }
 }
 
-impl From<RepoError> for Trouble {
+impl From<RepoError> for UploadError {
     fn from(error: RepoError) -> Self {
         let lasting = !error.is_transient();
-        Self { text: error_chain(&error), lasting }
+        Self { text: error_chain(&error), permanent: lasting }
     }
 }
 
-impl From<DiskError> for Trouble {
+impl From<DiskError> for UploadError {
     fn from(error: DiskError) -> Self {
-        Self { text: error.to_string(), lasting: false }
+        Self { text: error.to_string(), permanent: false }
     }
 }
 
-impl From<PrepareError> for Trouble {
+impl From<PrepareError> for UploadError {
     fn from(error: PrepareError) -> Self {
         match error {
             PrepareError::Check(error) => error.into(),
             PrepareError::Seal(error) => error.into(),
-            PrepareError::NoRoom => Self { text: error.to_string(), lasting: false },
+            PrepareError::NoRoom => Self { text: error.to_string(), permanent: false },
         }
     }
 }
 
-pub(super) fn trouble(target: &Target, error: &TargetError) -> Trouble {
-    Trouble {
-        lasting: !error.is_transient(),
+pub(super) fn upload_error(target: &WalTarget, error: &TargetError) -> UploadError {
+    UploadError {
+        permanent: !error.is_transient(),
         text: format!("repository {}: {}", target.name(), error_chain(error)),
     }
 }
 
 /// The troubles of several repositories as one. What helps one may not help the other: as long as one may recover, it is
 /// worth trying again.
-pub(super) fn together(troubles: Vec<Trouble>) -> Option<Trouble> {
-    troubles.into_iter().reduce(|first, next| Trouble {
+pub(super) fn together(troubles: Vec<UploadError>) -> Option<UploadError> {
+    troubles.into_iter().reduce(|first, next| UploadError {
         text: if first.text == next.text { first.text } else { format!("{}; {}", first.text, next.text) },
-        lasting: first.lasting && next.lasting,
+        permanent: first.permanent && next.permanent,
     })
 }

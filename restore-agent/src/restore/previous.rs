@@ -26,7 +26,7 @@ use walpoint_base::durable;
 pub(super) use self::names::SUFFIX;
 pub(crate) use self::names::{all, at, latest, left_in};
 use self::names::{beside, candidates, moment};
-use super::beneath::Roots;
+use super::beneath::OpenRoots;
 use super::directory;
 use super::identity;
 use super::owners::Owner;
@@ -123,7 +123,7 @@ impl Record {
     }
 
     /// Puts everything back to where it belongs; nothing may be there.
-    pub(crate) fn come_back(&self) -> anyhow::Result<()> {
+    pub(crate) fn undo(&self) -> anyhow::Result<()> {
         let user = self.user();
         self.check(user)?;
         if !self.is_in_place() {
@@ -151,11 +151,11 @@ impl Record {
     }
 
     /// Opens the data directory where it lies. No link is followed to it.
-    fn data(&self, directory: &Path, user: Option<Owner>) -> anyhow::Result<Roots> {
+    fn data(&self, directory: &Path, user: Option<Owner>) -> anyhow::Result<OpenRoots> {
         let open = || {
             let (parent, name) = reach::parent(directory, true, user)?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            Ok(Roots::of(vec![(
+            Ok(OpenRoots::of(vec![(
                 directory.to_owned(),
                 rustix::fs::openat(&parent, name, flags, Mode::empty())?,
             )]))
@@ -217,7 +217,7 @@ impl Move {
     }
 
     /// Makes the link in a data directory, which is open, lead there, if it has one.
-    fn lead(&self, data: &Roots, pgdata: &Path, target: &Path) -> anyhow::Result<()> {
+    fn lead(&self, data: &OpenRoots, pgdata: &Path, target: &Path) -> anyhow::Result<()> {
         let Some(link) = &self.link else { return Ok(()) };
         let link = pgdata.join(link);
         let name = link.file_name().unwrap_or_default();
@@ -339,11 +339,11 @@ mod tests {
         assert_eq!(latest(&bed.path("data")).unwrap(), Some(record.clone()));
         assert_eq!(latest(&bed.path("dat")).unwrap(), None);
         bed.make("the new one");
-        assert!(record.come_back().is_err(), "something is in its place");
+        assert!(record.undo().is_err(), "something is in its place");
         let second = bed.plan(Some(record.aside.clone()));
         assert_ne!(second.aside, record.aside, "names differ within a second");
         second.go().unwrap();
-        record.come_back().unwrap();
+        record.undo().unwrap();
         bed.assert_whole(&bed.path("data"), "the old one");
         bed.assert_whole(&second.aside, "the new one");
         assert!(!bed.path("data").join(RECORD).exists());
@@ -363,7 +363,7 @@ mod tests {
         };
         let first = at(1_000);
         at(1_000);
-        first.come_back().unwrap();
+        first.undo().unwrap();
         for record in [1_000, 999, 1_000, 1_000, 999, 1_001].repeat(2).into_iter().map(at) {
             assert_eq!(latest(&record.pgdata).unwrap(), Some(record));
         }
@@ -423,7 +423,7 @@ mod tests {
             if steps > 2 {
                 durable::rename(&record.aside, &record.pgdata).unwrap();
             }
-            record.come_back().unwrap();
+            record.undo().unwrap();
             bed.assert_whole(&record.pgdata, "the old one");
             assert_eq!((latest(&record.pgdata).unwrap(), left_in(&record.pgdata).unwrap()), (None, None));
         }
@@ -441,7 +441,7 @@ mod tests {
             let bed = Bed::new();
             let mut record = bed.plan(None);
             edit(&mut record);
-            for error in [record.go().unwrap_err(), record.come_back().unwrap_err()] {
+            for error in [record.go().unwrap_err(), record.undo().unwrap_err()] {
                 assert!(error.to_string().contains("nothing was changed"), "{error:#}");
             }
             assert!(bed.path("data").exists() && !record.aside.exists());

@@ -23,7 +23,7 @@ use super::Store;
 
 /// The store of a process that will die. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Mortal {
+pub struct CrashingStore {
     inner: Arc<LocalFileSystem>,
     left: Arc<AtomicI64>,
     /// What has to be deleted before something can be written: 0 once there is room.
@@ -36,7 +36,7 @@ pub struct Mortal {
     running: Arc<AtomicI64>,
 }
 
-impl Mortal {
+impl CrashingStore {
     /// Over a directory; `life` requests are carried out.
     pub fn new(directory: &LocalPath, life: u32) -> Self {
         let inner = Arc::new(LocalFileSystem::new_with_prefix(directory).unwrap());
@@ -72,7 +72,7 @@ impl Mortal {
     }
 
     /// Kills it, waits until what it had asked for before is done, and tells whether it was dead already.
-    pub async fn bury(&self) -> bool {
+    pub async fn has_crashed(&self) -> bool {
         let died = self.left.swap(i64::MIN / 2, SeqCst) < 0;
         while self.running.load(SeqCst) > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -105,14 +105,14 @@ impl Mortal {
     }
 }
 
-impl fmt::Display for Mortal {
+impl fmt::Display for CrashingStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Mortal")
     }
 }
 
 #[async_trait::async_trait]
-impl ObjectStore for Mortal {
+impl ObjectStore for CrashingStore {
     async fn put_opts(&self, at: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         if self.lacking.load(SeqCst) > 0 {
             let source = io::Error::from(io::ErrorKind::StorageFull).into();

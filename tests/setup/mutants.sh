@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Plants faults and shows that the tests find them: what no test finds is not tested.
 #
-#   planted-faults.sh             every fault in tests/planted
-#   planted-faults.sh NAME…       only these
+#   mutants.sh             every fault in tests/mutants
+#   mutants.sh NAME…       only these
 #
 # Each patch is applied to a copy of the last commit, built, and its tests are run: they have to fail, within a minute. The
 # copy and what is built from it lie in a directory of their own below the target directory, so nothing else is disturbed.
@@ -13,14 +13,14 @@ cd "$(dirname "$0")/../.."
 
 LIMIT=${PLANTED_LIMIT:-60}
 main=$PWD
-place=$(realpath -m "${CARGO_TARGET_DIR:-target}")/planted
+place=$(realpath -m "${CARGO_TARGET_DIR:-target}")/mutants
 tree=$place/tree
 log=$place/log
 export CARGO_TARGET_DIR=$place CARGO_PROFILE_DEV_DEBUG=0
 # A copy below the checkout must not be taken for a part of it.
 export GIT_CEILING_DIRECTORIES=$place
 
-fail() { printf 'planted: error: %s\n' "$*" >&2; exit 1; }
+fail() { printf 'mutants: error: %s\n' "$*" >&2; exit 1; }
 field() { sed -n "s/^$2: //p" "$1" | sed -n 1p; }
 clock() { date +%s.%N; }
 since() { awk -v a="$1" -v b="$(clock)" 'BEGIN { printf "%.1f", b - a }'; }
@@ -28,9 +28,9 @@ since() { awk -v a="$1" -v b="$(clock)" 'BEGIN { printf "%.1f", b - a }'; }
 cargo nextest --version >/dev/null 2>&1 || fail "cargo-nextest is needed: cargo install cargo-nextest"
 patches=()
 if [ $# -eq 0 ]; then
-    patches=(tests/planted/*.patch)
+    patches=(tests/mutants/*.patch)
 else
-    for name in "$@"; do patches+=("tests/planted/$name.patch"); done
+    for name in "$@"; do patches+=("tests/mutants/$name.patch"); done
 fi
 binaries=()
 for patch in "${patches[@]}"; do
@@ -43,7 +43,7 @@ mkdir -p "$place"
 exec 9>"$place/lock"
 flock -n 9 || fail "another run uses $place"
 trap 'rm -rf "$tree"' EXIT
-git diff --quiet HEAD -- || echo "planted: note: what is not committed is left out" >&2
+git diff --quiet HEAD -- || echo "mutants: note: what is not committed is left out" >&2
 rm -rf "$tree"
 mkdir "$tree"
 # Fresh times, or cargo would take changed files for those it built last time.
@@ -69,7 +69,7 @@ tests_of() { # PATCH → words
     echo "$binary $filter"
 }
 
-echo "planted: without a fault all of them have to pass"
+echo "mutants: without a fault all of them have to pass"
 passed=
 for patch in "${patches[@]}"; do
     read -r -a tests <<<"$(tests_of "$patch")"

@@ -6,12 +6,12 @@
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::object::ContentHash;
 
-use super::{Lane, OPEN, Waiting};
+use super::{OPEN, PackStream, Waiting};
 use crate::backup::blocks::encode_leaf;
 use crate::backup::entry::{
-    Attributes, Blocks, Content, Entry, FileContent, LeafRun, MAX_LEAF_RUNS, NodeRef,
+    Attributes, Blocks, EntryContent, FileContent, FileEntry, LeafRun, MAX_LEAF_RUNS, NodeRef,
 };
-use crate::backup::findings::{Finding, MAX_FINDINGS, PageFault};
+use crate::backup::findings::{MAX_FINDINGS, PageFault, PageFinding};
 use crate::backup::geometry::{BlockSize, INLINE_BLOCKS, MAX_FILE};
 use crate::backup::hash::{FileHasher, Hashing};
 use crate::backup::live::{Live, count, count_blocks};
@@ -32,7 +32,7 @@ pub struct FileSummary {
     pub hash: ContentHash,
 }
 
-impl Lane {
+impl PackStream {
     /// Begins a regular file. It is in the backup once [`FileWriter::finish`] succeeded; dropped before, as when the file
     /// vanished, it leaves nothing.
     pub fn file(&mut self, path: TablePath) -> FileWriter<'_> {
@@ -61,7 +61,7 @@ impl Lane {
 /// A regular file on its way into the backup. Bytes are given in order; hashes and stored bytes come from the same buffer.
 #[derive(Debug)]
 pub struct FileWriter<'a> {
-    lane: &'a mut Lane,
+    lane: &'a mut PackStream,
     path: TablePath,
     length: u64,
     /// The beginning of a block of which the rest has not come.
@@ -78,7 +78,7 @@ pub struct FileWriter<'a> {
     nodes: Vec<NodeRef>,
     live: Live,
     bad_pages: u32,
-    findings: Vec<Finding>,
+    findings: Vec<PageFinding>,
 }
 
 /// What earlier backups have of a file.
@@ -149,7 +149,7 @@ impl FileWriter<'_> {
     }
 
     fn block(&mut self, block: &[u8]) -> Result<()> {
-        let Lane { shared, cached, .. } = &mut *self.lane;
+        let PackStream { shared, cached, .. } = &mut *self.lane;
         if matches!(self.known, Known::Unasked) {
             let known = shared.parents.file(&self.path, cached)?;
             self.known = known.map_or(Known::Nothing, Known::Something);
@@ -200,7 +200,7 @@ impl FileWriter<'_> {
     pub fn bad_page(&mut self, block: u64, fault: PageFault) {
         self.bad_pages = self.bad_pages.saturating_add(1);
         if self.findings.len() < MAX_FINDINGS {
-            self.findings.push(Finding { path: self.path.clone(), block, fault });
+            self.findings.push(PageFinding { path: self.path.clone(), block, fault });
         }
     }
 
@@ -235,7 +235,7 @@ impl FileWriter<'_> {
         let at = match same {
             Some(at) => at,
             None => {
-                let Lane { shared, list, .. } = &*self.lane;
+                let PackStream { shared, list, .. } = &*self.lane;
                 let leaf = self.length.saturating_sub(1) / shared.block_size.leaf_bytes();
                 shared.with_table(|table| {
                     table.note(&self.path, leaf, bytes, list);
@@ -299,8 +299,8 @@ impl FileWriter<'_> {
         let Self { lane, path, length, file, counted, live, bad_pages, findings, .. } = self;
         let hash = file.finish(length);
         let waits = matches!(&blocks, Blocks::Inline(list) if list.uses(OPEN));
-        let content = Content::File(FileContent { length, hash, bad_pages, blocks });
-        let entry = Entry { path, attributes, content };
+        let content = EntryContent::File(FileContent { length, hash, bad_pages, blocks });
+        let entry = FileEntry { path, attributes, content };
         if waits {
             lane.waiting.push(Waiting { entry, findings, counted });
         } else {

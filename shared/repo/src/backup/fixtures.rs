@@ -9,8 +9,8 @@ use walpoint_storage::object::{Codec, pack};
 use super::HexBytes;
 use super::catalog::Backups;
 use super::ending::Intent;
-use super::entry::{Attributes, Entry};
-use super::facts::{BackupFacts, Method};
+use super::entry::{Attributes, FileEntry};
+use super::facts::{BackupDescription, Method};
 use super::geometry::BlockSize;
 use super::location::{BackupRef, FrameRef, PackNo};
 use super::manifest::PageRef;
@@ -30,7 +30,7 @@ const PACK: PackNo = PackNo(99);
 pub async fn publish(
     backups: &Backups,
     draft: &Draft,
-    edit: impl FnOnce(&mut Vec<Entry>),
+    edit: impl FnOnce(&mut Vec<FileEntry>),
     bytes: impl FnOnce(Vec<u8>) -> Vec<u8>,
 ) -> Result<()> {
     let mut manifest = draft.manifest().clone();
@@ -93,7 +93,7 @@ pub async fn smallest(archive: &WalArchive, id: BackupId, stop: Lsn, ended: Time
     });
     written.await.map_err(failed)??;
     let none = HexBytes::default;
-    let facts = BackupFacts {
+    let facts = BackupDescription {
         label: String::new(),
         agent: String::new(),
         host: String::new(),
