@@ -105,7 +105,7 @@ lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 	tests/setup/check-dependencies.sh
-	tests/setup/check-words.sh
+	tests/setup/check-words.py
 	@if command -v git >/dev/null; then git apply --check tests/mutants/*.patch; else echo "no git: the mutants were not tried" >&2; fi
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --offline check bans licenses sources; \

@@ -57,7 +57,7 @@ pub(crate) enum Command {
     },
     /// Ask the daemon whether it lives; exits 1 if it does not answer. For health checks of containers.
     ///
-    /// Asks at the push socket of each cluster. A store or a server that cannot be reached is told and is no failure of the
+    /// Asks at the push socket of each cluster. A store or a server that cannot be reached is reported and is no failure of the
     /// daemon: a restart would not help.
     Health,
     /// Copy archive-push and restore-fetch into a directory: for PostgreSQL's container, which needs nothing else.
@@ -90,7 +90,7 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with = "accept_damaged")]
         no_ancestors: bool,
         /// Go on without a file that waits in pg_wal and cannot be stored: it is put on record as a gap, which recovery cannot pass, and
-        /// PostgreSQL hears at its next question that it was archived. status and health warn until there is a backup behind it.
+        /// PostgreSQL's next attempt reports it as archived. status and health warn until there is a backup behind it.
         #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors"])]
         skip: bool,
         /// Say that this server, or a standby of it, wrote what is stored before this segment of pg_wal, where nothing here shows that any

@@ -47,7 +47,7 @@ pub(crate) struct TargetArgs {
 /// What PostgreSQL does when it has reached the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TargetActionArgument {
-    /// Wait, readable, until somebody has looked and calls pg_wal_replay_resume().
+    /// Wait, readable, until an operator has looked and calls pg_wal_replay_resume().
     Pause,
     /// End recovery and take writes, on a new timeline.
     Promote,

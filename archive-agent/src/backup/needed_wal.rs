@@ -160,8 +160,7 @@ impl BackupWal {
                 );
                 if timed_out {
                     bail!(
-                        "no backup was made: {what}. Gave up after {} (backup_wal_timeout); mend archiving and run the backup \
-                         again",
+                        "no backup was made: {what}. Gave up after {} (backup_wal_timeout); repair archiving and run the backup again",
                         human::span(began.elapsed())
                     );
                 }

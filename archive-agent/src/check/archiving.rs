@@ -84,7 +84,7 @@ pub(crate) async fn archiver(report: &mut CheckReport, server: &mut Server, pati
             return true;
         }
         if Instant::now() >= deadline {
-            let advice = "the server's log says what archive_command printed; mend that first, or pg_wal fills the disk";
+            let advice = "the server's log says what archive_command printed; repair that first, or pg_wal fills the disk";
             report.failed(what, describe(&stats), advice);
             return false;
         }
@@ -186,7 +186,7 @@ pub(crate) async fn why_not_archived(
 fn state_in_pg_wal(pgdata: &Path, segment: SegmentName) -> String {
     let status = pgdata.join("pg_wal/archive_status");
     let state = if status.join(format!("{segment}.done")).exists() {
-        "PostgreSQL was told that it is archived, so archive_command stores it somewhere else"
+        "PostgreSQL counts it as archived, so archive_command stores it in another place"
     } else if status.join(format!("{segment}.ready")).exists() {
         "it waits in pg_wal to be archived"
     } else if pgdata.join("pg_wal").join(segment.to_string()).exists() {

@@ -263,7 +263,7 @@ async fn gap(
     Some(gap)
 }
 
-/// Whether a daemon answers, and what it fails at but for what was told already. Archiving goes on without one, only slower.
+/// Whether a daemon answers, and what it fails at, except what was reported already. Archiving goes on without one, only slower.
 fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, told: &[String]) {
     let socket = selection.settings.push_socket(&selection.cluster);
     let shown = socket.display();
@@ -304,7 +304,7 @@ async fn arrives(report: &mut CheckReport, examined: &mut RemoteSource, args: &C
         );
     }
     if !examined.archives || !examined.destinations.iter().any(|destination| destination.acknowledges) {
-        return report.warning(what, "not tried", "mend what failed above first");
+        return report.warning(what, "not tried", "repair what failed above first");
     }
     let RemoteSource { server, identity, destinations, pgdata, .. } = examined;
     let arrival = archiving::arrival(server, identity, destinations, pgdata.as_deref(), limit).await;

@@ -63,18 +63,18 @@ pub(crate) fn data_directory(report: &mut CheckReport, pgdata: &Path) -> Option<
     Some(control)
 }
 
-/// Warns where a backup cannot tell damaged pages.
+/// Warns where a backup cannot detect damaged pages.
 pub(crate) fn page_checksums(report: &mut CheckReport, identity: &ServerIdentity) {
     let what = "page checksums";
     match identity.checksums {
         Checksums::On => {}
         Checksums::Off => {
             let advice = "enable them with pg_checksums while the server is down, if you can";
-            report.warning(what, "the cluster has none: a backup cannot tell damaged pages", advice);
+            report.warning(what, "the cluster has none: a backup cannot detect damaged pages", advice);
         }
         Checksums::Changing => {
             let found =
-                "they are being switched on or off: until that is done a backup cannot tell damaged pages";
+                "they are being switched on or off: until that is done a backup cannot detect damaged pages";
             report.warning(what, found, "ask the server with SHOW data_checksums");
         }
     }

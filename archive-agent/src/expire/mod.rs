@@ -24,7 +24,7 @@ use walpoint_words::told;
 /// Options of `expire`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ExpireArgs {
-    /// Change nothing; tell what would be deleted, how much that frees, and why each backup stays or goes.
+    /// Change nothing; show what would be deleted, how much that frees, and why each backup stays or goes.
     #[arg(long)]
     dry_run: bool,
     /// Only in this repository of the cluster. Can be repeated [default: in all of them].

@@ -99,7 +99,7 @@ async fn add(
     let until = end(&args.until, at).map_err(Failure::usage)?;
     if args.reason.trim().is_empty() {
         return Err(Failure::usage(anyhow!(
-            "--reason is empty: whoever finds the hold later needs to know why"
+            "--reason is empty: the next person to find the hold needs to know why"
         )));
     }
     let on = match (args.backup, &args.label) {
@@ -152,7 +152,7 @@ async fn place(
                 selection.cluster
             ),
             // The hold is placed.
-            Err(error) => tracing::debug!("whether a backup has the label cannot be told: {error}"),
+            Err(error) => tracing::debug!("cannot determine whether a backup has the label: {error}"),
         }
     }
     Ok(Hold { number, placed: placement.clone(), removed: None })

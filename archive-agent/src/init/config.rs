@@ -75,7 +75,7 @@ pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<Configuration
         Some(url) => new_repository(common, args, path, existing, url),
         None if existing.is_some() => of_the_file(common, args, path),
         None => Err(Failure::usage(anyhow!(
-            "say where the repository shall be, with --repo URL (file:///directory, s3://bucket/prefix, gs://…, az://…); the \
+            "name the place of the repository with --repo URL (file:///directory, s3://bucket/prefix, gs://…, az://…); the \
              configuration {} does not exist",
             path.display()
         ))),
@@ -328,7 +328,9 @@ impl ConfigurationPlan {
             parse(&text)?;
             return match durable::create(&self.path, text.as_bytes()).with_context(failed)? {
                 Created::New => Ok(Change::Written),
-                Created::Exists => Err(anyhow!("{} was made by somebody else just now", self.path.display())),
+                Created::Exists => {
+                    Err(anyhow!("{} was created by another process just now", self.path.display()))
+                }
             };
         }
         // A link leads to the file that is meant.

@@ -120,8 +120,8 @@ struct Outcome<'a> {
 /// What everybody has to know who encrypts.
 const KEEP_THE_KEY: &str = "
 KEEP WHAT OPENS THE REPOSITORY. Put a copy of it where neither the loss of this machine nor that of the repository takes
-it along. Without it nothing in the repository can be restored, by nobody: there is no other way in. A second way in, kept
-elsewhere, is made with archive-agent key add; every machine that shall restore needs one of them.
+it along. Without it nothing in the repository can ever be restored: there is no other way in. A second way in, kept
+elsewhere, is made with archive-agent key add; every machine that is to restore needs one of them.
 ";
 
 /// Runs the command.

@@ -411,7 +411,7 @@ fn hint(error: RepoError) -> anyhow::Error {
         false => error,
         true => error.context(
             "the store denies access where it should say that there is no such object: if the credentials are right, they \
-             may not list the bucket (s3:ListBucket), and without that recovery could not tell the end of WAL from a failure",
+             may not list the bucket (s3:ListBucket), and without that recovery could not distinguish the end of WAL from a failure",
         ),
     }
 }

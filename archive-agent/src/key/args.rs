@@ -81,7 +81,7 @@ impl SecretArgs {
     pub(crate) fn new_source(&self) -> Result<KeySource, Failure> {
         let source = self.source()?.ok_or_else(|| {
             Failure::usage(anyhow!(
-                "say what shall open the slot: --key-file FILE (made if it does not exist), --passphrase-file FILE, or \
+                "name what opens the slot: --key-file FILE (made if it does not exist), --passphrase-file FILE, or \
                  --wrap-command and --unwrap-command"
             ))
         })?;

@@ -41,7 +41,7 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
         Removal::Removed => {}
         Removal::PutBack => {
             return Err(anyhow!(
-                "the slot that was to remain was removed by somebody else at this moment; slot {} was put back",
+                "the slot that was to remain was removed by another process at this moment; slot {} was put back",
                 args.slot
             )
             .into());

@@ -29,7 +29,7 @@ pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
         Removal::Removed => Some(old.slot),
         Removal::PutBack => {
             return Err(anyhow!(
-                "slot {added} was removed by somebody else at this moment; slot {} was put back",
+                "slot {added} was removed by another process at this moment; slot {} was put back",
                 old.slot
             )
             .into());

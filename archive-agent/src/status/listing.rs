@@ -87,7 +87,7 @@ impl Listing {
         writeln!(text, "\n{}", if self.backups.is_empty() { "No backup." } else { "Backups" }).ok();
         for backup in &self.backups {
             let started = backup.started.map(|t| t.to_string()).unwrap_or_default();
-            let state = if backup.has_manifest { "finished, or given up" } else { "unfinished" };
+            let state = if backup.has_manifest { "finished, or aborted" } else { "unfinished" };
             writeln!(text, "  {}  {started}  timeline {}  {state}", backup.id, backup.timeline).ok();
         }
         text

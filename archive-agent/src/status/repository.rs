@@ -124,7 +124,7 @@ impl RepositoryState {
                 self.retention = Some(retention);
             }
             Err(error) => {
-                self.notes.push(format!("what expire would do cannot be told: {}", told(&error.into())));
+                self.notes.push(format!("cannot determine what expire would do: {}", told(&error.into())));
             }
         }
         self.id = Some(repository.id());

@@ -84,13 +84,13 @@ impl ServerState {
             tokio::time::timeout(PATIENCE, dropped::gap(uploader)),
             tokio::time::timeout(PATIENCE, split_brain::split_brains(uploader)),
         );
-        let what = "whether WAL was dropped that no backup makes up for cannot be told";
+        let what = "cannot determine whether WAL was dropped that no backup makes up for";
         match gap {
             Ok(Ok(gap)) => self.dropped = gap,
             Ok(Err(problem)) => self.unknown.push(format!("{what}: {problem:#}")),
             Err(_) => self.unknown.push(limit(what)),
         }
-        let what = "whether another server's WAL is stored under this one's names cannot be told";
+        let what = "cannot determine whether another server's WAL is stored under this one's names";
         match splits {
             Ok(Ok(found)) => self.split_brain = found.iter().map(ToString::to_string).collect(),
             Ok(Err(problem)) => self.unknown.push(format!("{what}: {problem:#}")),

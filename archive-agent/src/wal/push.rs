@@ -82,7 +82,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         }
         Ok(recorded) => {
             if recorded == Recorded::DiskFull {
-                tracing::warn!(file = %name, "not on record as given up: the disk is full");
+                tracing::warn!(file = %name, "not on record as dropped: the disk is full");
             }
             queue.give_up(name, &overflow, &problem);
             Ok(())
@@ -229,7 +229,7 @@ pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure
     {
         Recorded::Yes => {
             tracing::warn!(
-                "PostgreSQL will hear at its next question that \"{name}\" was archived, unless it can be stored: recovery cannot pass this \
+                "PostgreSQL's next attempt will report that \"{name}\" was archived, unless it can be stored: recovery cannot pass this \
                  file. HINT: make a new backup now (archive-agent backup)"
             );
             Ok(())

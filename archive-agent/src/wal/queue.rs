@@ -157,8 +157,7 @@ impl Queue {
         self.dropping.store(true, Ordering::Relaxed);
         self.dropped.notify_one();
         let told = format!(
-            "dropped and not archived: {overflow}: {problem}; recovery cannot pass this file. HINT: mend the store, then make a \
-             new backup"
+            "dropped and not archived: {overflow}: {problem}; recovery cannot pass this file. HINT: repair the store, then make a new backup"
         );
         tracing::error!(file = %name, "{told}");
         told

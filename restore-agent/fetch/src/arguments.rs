@@ -35,7 +35,7 @@ Takes one WAL file from Walpoint's prefetcher; PostgreSQL's restore_command.
 
 Usage: restore-fetch --socket SOCKET [--config FILE] NAME PATH
 
-  --socket SOCKET  the prefetcher's socket; one is started when nobody answers there
+  --socket SOCKET  the prefetcher's socket; one is started if none answers there
   --config FILE    configuration for \"restore-agent\", which prefetches or takes over
   --cluster NAME   the cluster, when the configuration has several
   --repo URL       the repository, to do without a configuration

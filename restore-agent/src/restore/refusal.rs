@@ -84,7 +84,7 @@ impl Refusal {
                  keeps it, --delta --force overwrites it: nothing was changed"
             ),
             Self::UnknownCluster => anyhow!(
-                "{shown}: whose data directory it is cannot be told, because its global/pg_control is missing or damaged; \
+                "{shown}: cannot determine whose data directory it is, because its global/pg_control is missing or damaged; \
                  --replace keeps it, --delta --force repairs it whosever it is: nothing was changed"
             ),
             Self::NotArchived { repository, count, first, other } => {

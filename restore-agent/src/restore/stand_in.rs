@@ -54,7 +54,7 @@ impl StandIns {
         } else {
             return Err(failure);
         };
-        let note = format!("{found}; {chosen}. Let \"archive-agent verify\" tell what else is affected.");
+        let note = format!("{found}; {chosen}. \"archive-agent verify\" shows what else is affected.");
         tracing::warn!("{note}");
         planned.remarks.retain(|remark| !self.notes.contains(remark));
         self.notes.push(note);

@@ -60,6 +60,6 @@ pub async fn watchdog() {
 /// Without a service manager there is nobody to tell; with one that does not listen there is nothing to do.
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("the service manager was not told: {error}");
+        tracing::debug!("the service manager was not notified: {error}");
     }
 }

@@ -44,13 +44,12 @@ pub(crate) fn judge(
             "absence" => report.failed(
                 what,
                 found,
-                "let the credentials list the bucket (s3:ListBucket): otherwise recovery cannot tell the end of WAL from a \
-                 failure, and stops",
+                "let the credentials list the bucket (s3:ListBucket): otherwise recovery cannot distinguish the end of WAL from a failure, and stops",
             ),
             "deleting" => report.warning(
                 what,
                 found,
-                "what is no longer needed stays: let the credentials of whoever runs expire delete objects",
+                "what is no longer needed stays: allow the credentials that run expire to delete objects",
             ),
             _ => {
                 behaves = false;

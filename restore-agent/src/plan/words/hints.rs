@@ -36,7 +36,7 @@ const TIME_NOT_OVER: &str = "PostgreSQL refuses a time that no later commit or a
 
 const LEAVE_TARGET_OUT: &str = "Leave the target out to recover everything that the archive holds.";
 
-const CHECK_EPOCH: &str = "WAL carries the lower half of a transaction's id; the epoch is told from the checkpoint before it. Check the \
+const CHECK_EPOCH: &str = "WAL carries the lower half of a transaction's id; the epoch is taken from the checkpoint before it. Check the \
      number: select pg_current_xact_id() shows it with the epoch, logs and xmin without.";
 
 const CHOOSE_LINEAGE: &str = "Choose the server whose data you want with \"--lineage\"; \"archive-agent status\" draws the timelines of each.";
@@ -129,7 +129,7 @@ fn found_damaged(name: SegmentName) -> String {
 fn was_stored(name: SegmentName) -> String {
     format!(
         "{name} was in the archive: the store has lost it (was it deleted, or the repository copied in part?), or it was stored \
-         though damaged. \"archive-agent verify\" tells."
+         though damaged. \"archive-agent verify\" finds out."
     )
 }
 

@@ -152,7 +152,7 @@ fn newer_damaged(backup: BackupId, damage: DamageNote) -> String {
 
 fn same_until(timeline: TimelineId, common: Lsn) -> String {
     format!(
-        "The repository does not tell where a younger timeline than {timeline} comes from. It has the same WAL up to {common}, so \
+        "The repository does not show where a younger timeline than {timeline} comes from. It has the same WAL up to {common}, so \
          the target is the same on both."
     )
 }

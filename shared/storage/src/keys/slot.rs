@@ -164,7 +164,7 @@ impl Slot {
             "passphrase" => {
                 let cost = (document.memory_kib, document.passes, document.lanes);
                 let (Some(memory_kib), Some(passes), Some(lanes)) = cost else {
-                    return Err(corrupt("it does not say what Argon2id shall cost"));
+                    return Err(corrupt("it does not say what Argon2id costs"));
                 };
                 let cost = Cost { memory_kib, passes, lanes };
                 if !cost.is_acceptable() {

@@ -144,7 +144,7 @@ impl KeySource {
                     return Err(RepoError::settings(
                         "passphrase",
                         format!(
-                            "is shorter than {MIN_PASSPHRASE} characters: whoever has a copy of the repository could guess it"
+                            "is shorter than {MIN_PASSPHRASE} characters: anyone with a copy of the repository could guess it"
                         ),
                     ));
                 }

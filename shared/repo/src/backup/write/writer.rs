@@ -218,9 +218,7 @@ impl BackupWriter {
         let mut packs = own_packs(written, live);
         for ((backup, no), units) in live.iter().filter(|((backup, _), _)| *backup != BackupRef::OWN) {
             let pack = self.shared.parents.ledger.pack(*backup, *no, *units);
-            packs.push(
-                pack.ok_or_else(|| RepoError::Internal("a pack is used that nobody knows".to_owned()))?,
-            );
+            packs.push(pack.ok_or_else(|| RepoError::Internal("an unknown pack is used".to_owned()))?);
         }
         let summary = BackupSummary { id: self.intent.id, facts, totals, parents: Vec::new() };
         let (backups, packs) = (Vec::new(), PackTable::new(packs));
