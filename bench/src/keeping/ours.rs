@@ -99,8 +99,7 @@ impl OurRepository {
         self.measure(
             ground,
             Load::Archive { segments },
-            &archive,
-            &wal,
+            (&archive, &wal),
             &format!("round {round}: {what}"),
             round,
         )
@@ -122,7 +121,7 @@ impl OurRepository {
         let restore = command(&self.bed.contestant().restore)?;
         let restore = format!("{restore}{} --json > {PRINTED}", if delta { " --delta" } else { "" });
         let at = target.parent().expect("a directory").to_owned();
-        self.measure(ground, Load::Once, &restore, &at, &format!("round {round}: {what}"), round)
+        self.measure(ground, Load::Once, (&restore, &at), &format!("round {round}: {what}"), round)
     }
 
     /// Runs a command of `archive-agent` that prints JSON.
@@ -135,15 +134,14 @@ impl OurRepository {
     ) -> Result<Seen, String> {
         let command = format!("{{bin}}/archive-agent {arguments} --quiet --json > {PRINTED}");
         let at = ground.work.dir("run");
-        self.measure(ground, Load::Once, &command, &at, &format!("round {round}: {what}"), round)
+        self.measure(ground, Load::Once, (&command, &at), &format!("round {round}: {what}"), round)
     }
 
     fn measure(
         &self,
         ground: &mut KeepingBed<'_>,
         load: Load,
-        command: &str,
-        at: &Path,
+        (command, at): (&str, &Path),
         what: &str,
         round: u32,
     ) -> Result<Seen, String> {

@@ -23,8 +23,7 @@ impl<'a> Planner<'a> {
         backup: &BackupFacts,
         ending: &Ending,
         stop: Option<&Stop>,
-        until: Lsn,
-        at: StopAt,
+        (until, at): (Lsn, StopAt),
     ) -> Asking<RestorePlan> {
         let size = self.facts.segment_size;
         let Ending { timeline, wal, .. } = ending;

@@ -114,7 +114,7 @@ impl<'a> Planner<'a> {
                         ending.fork.map(|fork| ForkSegment { left: fork.name.timeline == owner, ..fork });
                 }
                 let at = StopAt::Requested;
-                Ok(Ok(self.build(path, backup, &ending, None, coverage.until, at)?))
+                Ok(Ok(self.build(path, backup, &ending, None, (coverage.until, at))?))
             }
             _ => {
                 let why = Why::EndsInFork { timeline: owner, until: coverage.until };
@@ -179,7 +179,7 @@ impl<'a> Planner<'a> {
             let part = ForkSegment { name: segment, cut: fork, source, left: true };
             let as_it_is = Ending::of(path, coverage, fork, size);
             let ending = Ending { timeline: path.timeline(), fork: Some(part), ..as_it_is };
-            return Ok(Ok(self.build(path, backup, &ending, None, fork, StopAt::Requested)?));
+            return Ok(Ok(self.build(path, backup, &ending, None, (fork, StopAt::Requested))?));
         }
         let leaf = path.timeline();
         let unfollowed = Some(Unfollowed { timeline: leaf, segment, from: fork });
@@ -197,7 +197,7 @@ impl<'a> Planner<'a> {
         let until = stop.map_or(coverage.until, |s| s.end);
         let as_it_is = Ending::of(&path, &coverage, until, size);
         let ending = Ending { more_until, leaf, unfollowed, ..as_it_is };
-        Ok(Ok(self.build(&path, backup, &ending, stop, until, at)?))
+        Ok(Ok(self.build(&path, backup, &ending, stop, (until, at))?))
     }
 
     /// Refused because nothing shows which of several incomplete copies of the segment at the end is the path's. A standby goes on
@@ -244,7 +244,7 @@ impl<'a> Planner<'a> {
         let begun = path.history().begin_of(timeline).is_some_and(|begin| begin <= start);
         if self.request.standby && begun && backup.end <= start {
             let ending = Ending::of(path, coverage, start, size);
-            return Ok(Ok(self.build(path, backup, &ending, None, start, StopAt::Requested)?));
+            return Ok(Ok(self.build(path, backup, &ending, None, (start, StopAt::Requested))?));
         }
         if !self.request.use_partial {
             let why = Why::EndsIncomplete { segment: name, until: coverage.until, damaged: None };
@@ -253,7 +253,7 @@ impl<'a> Planner<'a> {
         let source = ForkSource::Partial(timeline);
         let part = ForkSegment { name, cut: coverage.until, source, left: false };
         let ending = Ending { fork: Some(part), ..Ending::of(path, coverage, coverage.until, size) };
-        Ok(Ok(self.build(path, backup, &ending, None, coverage.until, StopAt::Requested)?))
+        Ok(Ok(self.build(path, backup, &ending, None, (coverage.until, StopAt::Requested))?))
     }
 
     /// To the end of what the path's own timeline has. Where a younger timeline left it in the next segment, that may go on
@@ -284,7 +284,7 @@ impl<'a> Planner<'a> {
                 (_, None) => return self.missing(path, backup, coverage, coverage.missing),
             }
         }
-        Ok(Ok(self.build(path, backup, &ending, None, until, StopAt::Requested)?))
+        Ok(Ok(self.build(path, backup, &ending, None, (until, StopAt::Requested))?))
     }
 
     /// Where the last child left `timeline` within the segment that is missing, and what has the bytes up to there.

@@ -198,7 +198,7 @@ impl<'a> Planner<'a> {
             return Ok(Some(match self.request.target {
                 RecoveryTarget::Immediate => {
                     let ending = self.ending(path, backup, &coverage, backup.end)?;
-                    Ok(self.build(path, backup, &ending, None, backup.end, StopAt::Requested)?)
+                    Ok(self.build(path, backup, &ending, None, (backup.end, StopAt::Requested))?)
                 }
                 _ => self.to_the_end(path, backup, &coverage)?,
             }));
@@ -209,7 +209,7 @@ impl<'a> Planner<'a> {
             Some(stop) if stop.record < backup.end => Ok(None),
             Some(stop) => {
                 let ending = self.ending(path, backup, &coverage, stop.end)?;
-                Ok(Some(Ok(self.build(path, backup, &ending, Some(stop), stop.end, StopAt::Requested)?)))
+                Ok(Some(Ok(self.build(path, backup, &ending, Some(stop), (stop.end, StopAt::Requested))?)))
             }
             None => Ok(Some(self.not_stopped(path, backup, &coverage)?)),
         }

@@ -134,7 +134,7 @@ impl ListingScan {
             let young = now.duration_since(entry.modified) < UNKNOWN;
             let spared = spared.is_some_and(|before| matches!(before.judge(&object), Judgement::Unneeded(_)));
             let left_alone = spared || (young && !roots.knows(&object));
-            scan.count(&object, entry.size, roots, &all, &ripe, left_alone);
+            scan.count(&object, entry.size, roots, (&all, &ripe), left_alone);
         }
         Ok(scan)
     }
@@ -144,8 +144,7 @@ impl ListingScan {
         object: &ClusterObject,
         bytes: u64,
         roots: &Roots,
-        all: &AnnouncedNames,
-        ripe: &AnnouncedNames,
+        (all, ripe): (&AnnouncedNames, &AnnouncedNames),
         left_alone: bool,
     ) {
         match roots.judge(object) {

@@ -68,7 +68,10 @@ impl Run<'_> {
                     }
                     let check = reader.take().unwrap_or_else(|| self.check.wal());
                     let damaged = file.header.as_ref().is_some_and(|header| header.damaged);
-                    reader = self.decoded(archive, name, file, check, long, before || damaged).await?;
+                    reader = match long {
+                        true => None,
+                        false => self.decoded(archive, name, file, check, before || damaged).await?,
+                    };
                     if damaged && !before {
                         self.bad_segment(archive, name, "records", "it was stored though damaged".to_owned());
                     }
@@ -102,12 +105,8 @@ impl Run<'_> {
         name: SegmentName,
         file: FetchedWal,
         mut check: Box<dyn WalCheck>,
-        long: bool,
         quiet: bool,
     ) -> Result<Option<Box<dyn WalCheck>>> {
-        if long {
-            return Ok(None);
-        }
         let (check, result) = crate::cpu::run(move || {
             let result = check.segment(name, &file.content);
             (check, result)

@@ -31,6 +31,17 @@ pub enum Stored {
     Ended(Lsn),
 }
 
+/// A file that was read once: what it becomes, and the hashes that were found.
+#[derive(Clone, Copy)]
+struct Surveyed<'a> {
+    kind: ObjectKind,
+    name: WalFileName,
+    content: &'a WalContent,
+    table: &'a PartTable,
+    /// The meta frame of its object.
+    meta: &'a [u8],
+}
+
 impl WalArchive {
     /// Stores a segment whose content `facts` were read from, and the restore points in it. An incomplete one is stored
     /// as [`Stored::Ended`]. Different content under the same name is a [`RepoError::Conflict`] with both hashes.
@@ -74,7 +85,12 @@ impl WalArchive {
                     SealedName::Ended(end) => self.paths().ended(facts.name, end, NameHash::of(&table.hash)),
                 };
                 let content = content.clone().with_zeros_from(place.valid(facts.name, facts.size));
-                self.put_surveyed(place.kind(), name, &key, &content, &table, &header.encode()).await?
+                let (kind, meta) = (place.kind(), header.encode());
+                self.put_surveyed(
+                    &key,
+                    Surveyed { kind, name, content: &content, table: &table, meta: &meta },
+                )
+                .await?
             }
         };
         Ok(stored(place, creation))
@@ -102,17 +118,10 @@ impl WalArchive {
     }
 
     /// Stores what was surveyed before, in one object where it fits. Found to differ now, it is refused.
-    async fn put_surveyed(
-        &self,
-        kind: ObjectKind,
-        name: WalFileName,
-        key: &Key,
-        content: &WalContent,
-        table: &PartTable,
-        meta: &[u8],
-    ) -> Result<Creation> {
+    async fn put_surveyed(&self, key: &Key, surveyed: Surveyed<'_>) -> Result<Creation> {
+        let Surveyed { kind, content, table, meta, .. } = surveyed;
         if content.len() > MAX_CONTENT as u64 {
-            return self.put_parts(kind, name, key, content, table, meta).await;
+            return self.put_parts(key, surveyed).await;
         }
         let (sealer, source, meta, at) = (self.sealer().clone(), content.clone(), meta.to_vec(), key.clone());
         let sealed = cpu::run(move || seal(&sealer, kind, &at, &source, 0..source.len(), &meta)).await??;
@@ -131,7 +140,9 @@ impl WalArchive {
         if let WalFileName::Partial(segment) = name {
             let table = self.survey(&self.paths().segment(segment), &content).await?;
             let key = self.paths().partial(segment, NameHash::of(&table.hash));
-            let creation = self.put_surveyed(ObjectKind::Partial, name, &key, &content, &table, &[]).await?;
+            let kind = ObjectKind::Partial;
+            let surveyed = Surveyed { kind, name, content: &content, table: &table, meta: &[] };
+            let creation = self.put_surveyed(&key, surveyed).await?;
             return Ok(stored(SealedName::Whole, creation));
         }
         let key = self.paths().file(name);
@@ -147,7 +158,7 @@ impl WalArchive {
         };
         let creation = if content.len() > MAX_CONTENT as u64 {
             let table = self.survey(&key, &content).await?;
-            self.put_parts(kind, name, &key, &content, &table, &[]).await?
+            self.put_parts(&key, Surveyed { kind, name, content: &content, table: &table, meta: &[] }).await?
         } else {
             let (sealer, key) = (self.sealer().clone(), key.clone());
             let sealed =
@@ -213,15 +224,8 @@ impl WalArchive {
 
     /// Creates the parts of a file that is too large for one object, and then the object that names them. Parts that an earlier
     /// attempt stored are not sent again.
-    async fn put_parts(
-        &self,
-        kind: ObjectKind,
-        name: WalFileName,
-        key: &Key,
-        content: &WalContent,
-        table: &PartTable,
-        meta: &[u8],
-    ) -> Result<Creation> {
+    async fn put_parts(&self, key: &Key, surveyed: Surveyed<'_>) -> Result<Creation> {
+        let Surveyed { kind, name, content, table, meta } = surveyed;
         let hex = table.hash.to_string();
         let stem = hex.get(..32).unwrap_or(&hex);
         let mut offset = 0;
