@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use walpoint_plan::retention::RetentionVerdict;
 use walpoint_repo::expire::{ClassReport, Expired};
 use walpoint_runtime::human;
 
@@ -15,15 +16,15 @@ pub(super) fn of(expired: &Expired) -> String {
     }
     for backup in &expired.backups {
         let verdict = match backup.verdict {
-            "drop" => "drop",
-            _ => "keep",
+            RetentionVerdict::Drop => "drop",
+            RetentionVerdict::Onward | RetentionVerdict::Alone => "keep",
         };
         let label = if backup.label.is_empty() { String::new() } else { format!(" \"{}\"", backup.label) };
         writeln!(text, "  {verdict}  {}{label}: {}", backup.id, backup.because).ok();
         if let Some(damage) = &backup.damage {
             writeln!(text, "        DAMAGED: {damage}").ok();
         }
-        if backup.verdict != "drop" && backup.exceeds_max_age {
+        if backup.verdict != RetentionVerdict::Drop && backup.exceeds_max_age {
             writeln!(text, "        it exceeds max_age").ok();
         }
     }

@@ -41,7 +41,8 @@ impl<'a> Planner<'a> {
                 if let Some(stop) = stop.filter(|stop| self.is_of_epoch(stop)) {
                     let coverage = self.coverage_from(path, id)?;
                     let ending = self.ending(path, backup, &coverage, stop.end)?;
-                    let plan = self.build(path, backup, &ending, Some(stop), (stop.end, StopAt::Requested))?;
+                    let plan =
+                        self.build(path, backup, &ending, Some(stop), (stop.end, StopAt::Requested))?;
                     match spare {
                         None if self.is_last_resort(backup) => spare = Some((backup, plan)),
                         None => return Ok(Ok(plan)),

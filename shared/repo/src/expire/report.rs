@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_plan::retention::{Decision, RetentionVerdict};
 use walpoint_storage::error::Remark;
@@ -65,8 +65,9 @@ pub struct DecisionReport {
     pub lineage: String,
     /// When it ended.
     pub ended: Timestamp,
-    /// `onward` (it stays with all WAL after it), `alone` (with the WAL that makes it consistent) or `drop`.
-    pub verdict: &'static str,
+    /// What becomes of it.
+    #[serde(serialize_with = "verdict")]
+    pub verdict: RetentionVerdict,
     /// Why, as a sentence without its subject.
     pub because: String,
     /// Whether it is older than `max_age`.
@@ -99,6 +100,15 @@ pub struct ClassReport {
     pub deleted_bytes: u64,
 }
 
+/// `onward` (it stays with all WAL after it), `alone` (with the WAL that makes it consistent) or `drop`.
+fn verdict<S: Serializer>(verdict: &RetentionVerdict, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match verdict {
+        RetentionVerdict::Onward => "onward",
+        RetentionVerdict::Alone => "alone",
+        RetentionVerdict::Drop => "drop",
+    })
+}
+
 impl From<&Decision> for DecisionReport {
     fn from(decision: &Decision) -> Self {
         let backup = &decision.backup;
@@ -107,11 +117,7 @@ impl From<&Decision> for DecisionReport {
             label: backup.label.clone(),
             lineage: backup.lineage.to_string(),
             ended: backup.ended,
-            verdict: match decision.verdict {
-                RetentionVerdict::Onward => "onward",
-                RetentionVerdict::Alone => "alone",
-                RetentionVerdict::Drop => "drop",
-            },
+            verdict: decision.verdict,
             because: decision.because(),
             exceeds_max_age: decision.exceeds_max_age,
             damage: (!backup.is_sound()).then(|| backup.damage.to_string()),

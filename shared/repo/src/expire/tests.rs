@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
+use walpoint_plan::retention::RetentionVerdict;
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId, WalFileName};
@@ -261,8 +262,17 @@ async fn condemned_first_and_deleted_after_the_grace_period() {
 
     let dry = run(&bed, &ExpireOptions { dry_run: true, ..keep(2) }).await;
     assert_eq!(keys(&bed).await, before);
-    let verdicts: Vec<&str> = dry.backups.iter().map(|b| b.verdict).collect();
-    assert_eq!(verdicts, ["drop", "drop", "drop", "onward", "onward"]);
+    let verdicts: Vec<RetentionVerdict> = dry.backups.iter().map(|b| b.verdict).collect();
+    assert_eq!(
+        verdicts,
+        [
+            RetentionVerdict::Drop,
+            RetentionVerdict::Drop,
+            RetentionVerdict::Drop,
+            RetentionVerdict::Onward,
+            RetentionVerdict::Onward
+        ]
+    );
     let class =
         |report: &Expired, name: &str| report.classes.iter().find(|c| c.class == name).unwrap().clone();
     assert_eq!(class(&dry, "segment").condemned_objects, 35);

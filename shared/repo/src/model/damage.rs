@@ -1,5 +1,6 @@
 //! Damage, and verification: what is damaged is found, nothing else is, and the next backup does without it.
 
+use crate::verify::FindingKind;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -138,7 +139,7 @@ impl World {
         let report = verify(&repository, &cluster(), &outlook, check, &options).boxed_local().await.unwrap();
         self.journal.note(format!("verify {depth:?}: {} findings", report.found));
         // Holes in the WAL are what expiry leaves between backups.
-        let objects = report.findings.iter().filter(|f| f.kind != "gap");
+        let objects = report.findings.iter().filter(|f| f.kind != FindingKind::Gap);
         let (mut packs, mut manifests, mut wal) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for finding in objects {
             let key: Key = finding.object.parse().unwrap();
@@ -148,7 +149,7 @@ impl World {
                 Some(ClusterObject::Wal(_, entry)) => {
                     let number = entry.segment().unwrap().number(segment_size()).unwrap().0;
                     match finding.kind {
-                        "missing" => assert!(!self.wal.contains(&number), "{finding:?}"),
+                        FindingKind::Missing => assert!(!self.wal.contains(&number), "{finding:?}"),
                         _ => drop(wal.insert(number)),
                     }
                 }

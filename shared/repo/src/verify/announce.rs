@@ -8,7 +8,7 @@ use walpoint_storage::error::error_chain;
 use walpoint_storage::layout::ClusterPaths;
 
 use super::light::NeededWal;
-use super::report::{Cure, VerifyFinding};
+use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Run, Segment};
 use crate::backup::{
     Condemned, CondemnedPacks, CondemnedReason, CondemnedWal, DamagedAnnouncement, NumberedCondemned, PackNo,
@@ -167,12 +167,12 @@ impl Run<'_> {
         for (condemned, what) in announced {
             let packs = self.packs.keys().filter(|pack| names_pack(&[&condemned], **pack));
             for (owner, n) in packs.copied().collect::<Vec<_>>() {
-                self.bad_pack(owner, n, "damaged", what.clone());
+                self.bad_pack(owner, n, FindingKind::Damaged, what.clone());
             }
             for id in condemned.backups.iter().filter(|id| self.ids.contains(id)) {
                 if self.damaged_manifests.insert(*id) {
                     self.report.finding(VerifyFinding {
-                        kind: "damaged",
+                        kind: FindingKind::Damaged,
                         object: paths.manifest(*id).to_string(),
                         what: what.clone(),
                         backups: vec![id.to_string()],
@@ -195,7 +195,7 @@ impl Run<'_> {
                         }
                         let name = SegmentNo(n).name(wal.timeline, needed.lineage.segment_size);
                         self.report.finding(VerifyFinding {
-                            kind: "damaged",
+                            kind: FindingKind::Damaged,
                             object: paths.wal(wal.lineage).segment(name).to_string(),
                             what: what.clone(),
                             backups: Vec::new(),

@@ -14,7 +14,7 @@ use walpoint_base::{BackupId, Lsn};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterPaths, Key};
 
-use super::report::VerifyFinding;
+use super::report::{FindingKind, VerifyFinding};
 use super::{ContentCheck, Run};
 use crate::backup::{
     BackupDescription, BackupReader, BlockRef, ManifestState, PackUnit, PackUse, ReadWindow, WindowLimits,
@@ -110,7 +110,7 @@ impl Run<'_> {
                     }
                     Err(RepoError::NotFound { .. }) if self.is_gone(id).await? => return Ok(false),
                     Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match owner {
-                        Some(owner) => self.bad_pack(owner, pack, "damaged", error.to_string()),
+                        Some(owner) => self.bad_pack(owner, pack, FindingKind::Damaged, error.to_string()),
                         None => self.unreadable(id, error)?,
                     },
                     Err(error) => return Err(error),
@@ -135,7 +135,7 @@ impl Run<'_> {
         for page in pages.into_iter().take(PAGES) {
             let BadPage { path, block, stored, computed } = page;
             self.report.finding(VerifyFinding {
-                kind: "page",
+                kind: FindingKind::Page,
                 object: format!("{path} block {block} in backup {id}"),
                 what: format!("checksum {stored:04X} in the page, {computed:04X} of its content: it was damaged before it was \
                                stored"),
@@ -184,7 +184,7 @@ impl Run<'_> {
         if let Some(walpoint_storage::layout::ClusterObject::Pack(owner, n)) =
             ClusterPaths::new(self.cluster).parse(&key)
         {
-            self.bad_pack(owner, n, "damaged", error.to_string());
+            self.bad_pack(owner, n, FindingKind::Damaged, error.to_string());
             self.report.notes.push(format!("the rest of backup {id} could not be read behind {key}"));
             self.left_out = true;
             return Ok(());
@@ -192,7 +192,7 @@ impl Run<'_> {
         self.left_out = true;
         self.damaged_manifests.insert(id);
         self.report.finding(VerifyFinding {
-            kind: "damaged",
+            kind: FindingKind::Damaged,
             object: key.to_string(),
             what: error.to_string(),
             backups: vec![id.to_string()],

@@ -8,6 +8,7 @@ use walpoint_plan::restore::SegmentRange;
 use walpoint_plan::runs::Runs;
 use walpoint_storage::error::Result;
 
+use super::report::FindingKind;
 use super::{Cure, Run};
 use crate::catalog::{BrokenChain, LineageCatalog};
 
@@ -57,16 +58,16 @@ impl Run<'_> {
         }
         let (kind, what, remedy) = match (fault.is_split_brain(), recorded) {
             (true, true) => (
-                "gap",
+                FindingKind::Gap,
                 format!("it does not continue the segment before it, though one server wrote both: {fault}"),
                 GAP.into(),
             ),
             (true, false) => (
-                "chain",
+                FindingKind::Chain,
                 format!("split brain: it does not continue the segment before it: {fault}"),
                 Cure::SplitBrain,
             ),
-            (false, _) => ("chain", fault.to_string(), RESET.into()),
+            (false, _) => (FindingKind::Chain, fault.to_string(), RESET.into()),
         };
         self.bad_segment(catalog.archive(), *segment, kind, what);
         if let Some(finding) = self.report.findings.last_mut().filter(|finding| finding.kind == kind) {

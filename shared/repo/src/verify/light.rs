@@ -14,7 +14,7 @@ use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{Remedy, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
-use super::report::{Cure, VerifyFinding};
+use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Depth, Run};
 use crate::backup::{CondemnedReason, ListedBackup, ListedState};
 use crate::catalog::{Catalog, LineageCatalog};
@@ -42,7 +42,7 @@ impl Run<'_> {
         }
         for damaged in &outlook.damaged_holds {
             self.report.finding(VerifyFinding {
-                kind: "damaged",
+                kind: FindingKind::Damaged,
                 object: damaged.key.to_string(),
                 what: damaged.what.clone(),
                 backups: Vec::new(),
@@ -52,7 +52,7 @@ impl Run<'_> {
         }
         for damaged in &outlook.damaged_announcements {
             self.report.finding(VerifyFinding {
-                kind: "damaged",
+                kind: FindingKind::Damaged,
                 object: damaged.key.to_string(),
                 what: damaged.what.clone(),
                 backups: Vec::new(),
@@ -97,7 +97,7 @@ impl Run<'_> {
                 Err(error @ RepoError::Corrupt { .. }) => {
                     let key = ClusterPaths::new(self.cluster).manifest(id);
                     self.report.finding(VerifyFinding {
-                        kind: "damaged",
+                        kind: FindingKind::Damaged,
                         object: key.to_string(),
                         what: error.to_string(),
                         backups: vec![id.to_string()],
@@ -120,20 +120,20 @@ impl Run<'_> {
         let mut known: BTreeSet<LineageId> = catalog.lineages().iter().map(LineageCatalog::id).collect();
         for damaged in catalog.damaged_lineages() {
             known.insert(damaged.id);
-            self.lost_lineage("damaged", damaged.id, damaged.what.clone());
+            self.lost_lineage(FindingKind::Damaged, damaged.id, damaged.what.clone());
         }
         let stored = self.repository.stored_lineages(self.cluster).await?;
         let named = self.lineages.keys().copied();
         let missing: BTreeSet<LineageId> = named.chain(stored).filter(|id| !known.contains(id)).collect();
         for id in missing {
             let what = "it is not there, and backups or WAL of the lineage are";
-            self.lost_lineage("missing", id, what.to_owned());
+            self.lost_lineage(FindingKind::Missing, id, what.to_owned());
         }
         Ok(())
     }
 
     /// Nothing of a lineage is found without its facts.
-    fn lost_lineage(&mut self, kind: &'static str, id: LineageId, what: String) {
+    fn lost_lineage(&mut self, kind: FindingKind, id: LineageId, what: String) {
         let backups = self.lineages.get(&id).map(Vec::as_slice).unwrap_or_default();
         self.report.finding(VerifyFinding {
             kind,
@@ -167,7 +167,7 @@ impl Run<'_> {
         }
         for id in &lost {
             self.report.finding(VerifyFinding {
-                kind: "missing",
+                kind: FindingKind::Missing,
                 object: ClusterPaths::new(self.cluster).manifest(*id).to_string(),
                 what: "the manifest is not there, and what the backup stored is".to_owned(),
                 backups: vec![id.to_string()],
@@ -225,9 +225,9 @@ impl Run<'_> {
             }
             let of_it = self.packs.range((owner, 0)..=(owner, u32::MAX));
             let wrong = of_it.filter_map(|((_, n), (size, _))| match there.get(n) {
-                None => Some((*n, "missing", "it is not there".to_owned())),
+                None => Some((*n, FindingKind::Missing, "it is not there".to_owned())),
                 Some(is) if *is != u64::from(*size) => {
-                    Some((*n, "size", format!("it has {is} bytes, the manifests say {size}")))
+                    Some((*n, FindingKind::Size, format!("it has {is} bytes, the manifests say {size}")))
                 }
                 Some(_) => None,
             });
@@ -306,7 +306,7 @@ impl Run<'_> {
         }
         for problem in catalog.problems() {
             self.report.finding(VerifyFinding {
-                kind: "damaged",
+                kind: FindingKind::Damaged,
                 object: format!("lineage {}", lineage.id),
                 what: problem,
                 backups: Vec::new(),
@@ -327,7 +327,7 @@ impl Run<'_> {
         let (paths, size) = (catalog.archive().paths().clone(), catalog.lineage().segment_size);
         for range in missing {
             self.report.finding(VerifyFinding {
-                kind: "missing",
+                kind: FindingKind::Missing,
                 object: paths.segment(range.names(size).0).to_string(),
                 what: format!("{} is not there or was stored though damaged", range.describe(size)),
                 backups: vec![id.to_string()],
@@ -356,7 +356,7 @@ impl Run<'_> {
         let before = onward.iter().filter(|b| b.id.timeline() <= gap.timeline && b.stop <= from);
         let upto = next.map_or("the end of the archive".to_owned(), |id| format!("backup {id}"));
         self.report.finding(VerifyFinding {
-            kind: "gap",
+            kind: FindingKind::Gap,
             object: format!("{lineage}: {}", gap.describe(size)),
             what: format!("missing on timeline {} from {from} to {until}", gap.timeline),
             backups: before.map(|backup| backup.id.to_string()).collect(),

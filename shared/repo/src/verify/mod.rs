@@ -35,7 +35,7 @@ use walpoint_plan::retention::Candidate;
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::ClusterPaths;
 
-pub use self::report::{Cure, Verified, VerifyFinding};
+pub use self::report::{Cure, FindingKind, Verified, VerifyFinding};
 use crate::Repository;
 use crate::backup::{BackupDescription, Backups, CondemnedReason, NumberedCondemned, TablePath};
 use crate::expire::Outlook;
@@ -199,7 +199,7 @@ impl Run<'_> {
     }
 
     /// A pack is missing, or not what was written.
-    fn bad_pack(&mut self, owner: BackupId, pack: u32, kind: &'static str, what: String) {
+    fn bad_pack(&mut self, owner: BackupId, pack: u32, kind: FindingKind, what: String) {
         if !self.damaged.insert((owner, pack)) {
             return;
         }

@@ -10,7 +10,7 @@ use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
 use walpoint_storage::object::ObjectKind;
 
 use super::light::NeededWal;
-use super::report::{Cure, VerifyFinding};
+use super::report::{Cure, FindingKind, VerifyFinding};
 use super::sample::whole;
 use super::{Run, Segment};
 
@@ -148,7 +148,7 @@ fn finding(
         _ => Cure::Resupply,
     };
     VerifyFinding {
-        kind: "damaged",
+        kind: FindingKind::Damaged,
         object: key.to_string(),
         what: error.to_string(),
         backups: Vec::new(),

@@ -1,6 +1,8 @@
 //! What a verification tells: what `archive-agent verify --json` prints. Stable: members are added, never renamed or
 //! removed.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName};
@@ -46,11 +48,45 @@ pub struct Verified {
     pub seconds: f64,
 }
 
+/// What kind a finding is of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FindingKind {
+    /// An object is not there.
+    Missing,
+    /// An object is longer or shorter than what was stored.
+    Size,
+    /// An object cannot be read.
+    Damaged,
+    /// A page of a relation has a wrong checksum.
+    Page,
+    /// The records of a segment are not such that recovery can replay them.
+    Records,
+    /// A segment does not continue the one before it.
+    Chain,
+    /// Segments are missing between others.
+    Gap,
+}
+
+impl fmt::Display for FindingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "missing",
+            Self::Size => "size",
+            Self::Damaged => "damaged",
+            Self::Page => "page",
+            Self::Records => "records",
+            Self::Chain => "chain",
+            Self::Gap => "gap",
+        })
+    }
+}
+
 /// Something that is not as it should be.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct VerifyFinding {
-    /// `missing`, `size`, `damaged`, `page`, `records`, `chain` or `gap`.
-    pub kind: &'static str,
+    /// What kind it is of.
+    pub kind: FindingKind,
     /// The object it is about.
     pub object: String,
     /// What is wrong with it.

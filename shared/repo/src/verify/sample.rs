@@ -17,6 +17,7 @@ use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
 use walpoint_storage::store::NumberClaim;
 
 use super::light::NeededWal;
+use super::report::FindingKind;
 use super::{Depth, Run};
 use crate::wal::WalArchive;
 
@@ -101,11 +102,13 @@ impl Run<'_> {
                 Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match &item {
                     Item::Pack(owner, pack, _)
                         if error.is_not_found() && !self.is_still_used(*owner, *pack).await? => {}
-                    Item::Pack(owner, pack, _) => self.bad_pack(*owner, *pack, "damaged", error.to_string()),
+                    Item::Pack(owner, pack, _) => {
+                        self.bad_pack(*owner, *pack, FindingKind::Damaged, error.to_string())
+                    }
                     Item::Segment(archive, name, _)
                         if error.is_not_found() && !self.is_needed_now(archive, *name).await? => {}
                     Item::Segment(archive, name, _) => {
-                        self.bad_segment(archive, *name, "damaged", error.to_string());
+                        self.bad_segment(archive, *name, FindingKind::Damaged, error.to_string());
                     }
                 },
                 Err(error) => return Err(error),

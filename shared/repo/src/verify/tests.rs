@@ -77,7 +77,7 @@ fn found_now(report: &Verified) -> impl Iterator<Item = &VerifyFinding> {
     report.findings.iter().filter(|finding| !finding.what.contains("was not found whole again since"))
 }
 
-fn of_packs(report: &Verified) -> Vec<(&'static str, String)> {
+fn of_packs(report: &Verified) -> Vec<(FindingKind, String)> {
     let packs = report.findings.iter().filter(|finding| finding.object.ends_with(".pack"));
     packs.map(|finding| (finding.kind, finding.object.clone())).collect()
 }
@@ -94,11 +94,11 @@ async fn what_is_gone_or_cut_is_seen_by_name_and_size() {
 
     replace(&file, &whole[..whole.len() - 1]);
     let report = run(&bed, Depth::Light).await;
-    assert_eq!(of_packs(&report), [("size", pack.to_string())]);
+    assert_eq!(of_packs(&report), [(FindingKind::Size, pack.to_string())]);
     assert_eq!(report.findings[0].backups, [ids[1].to_string()]);
     std::fs::remove_file(&file).unwrap();
     let report = run(&bed, Depth::Light).await;
-    assert_eq!(of_packs(&report), [("missing", pack.to_string())]);
+    assert_eq!(of_packs(&report), [(FindingKind::Missing, pack.to_string())]);
     let condemned = keys(&bed).await.into_iter().filter(|key| key.contains("/condemned/")).count();
     assert_eq!(condemned, 1, "announced once: the next backup does not build on it");
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -111,8 +111,8 @@ async fn what_is_gone_or_cut_is_seen_by_name_and_size() {
     std::fs::remove_file(path(&bed, &segment(15))).unwrap();
     std::fs::remove_file(path(&bed, &segment(50))).unwrap();
     let report = run(&bed, Depth::Light).await;
-    let kinds: Vec<&str> = found_now(&report).map(|finding| finding.kind).collect();
-    assert_eq!(kinds, ["missing", "gap", "gap"], "{report:#?}");
+    let kinds: Vec<FindingKind> = found_now(&report).map(|finding| finding.kind).collect();
+    assert_eq!(kinds, [FindingKind::Missing, FindingKind::Gap, FindingKind::Gap], "{report:#?}");
     assert_eq!(
         (report.findings[0].object.clone(), report.findings[0].backups.clone()),
         (segment(15), vec![ids[1].to_string()])
@@ -128,7 +128,7 @@ async fn what_is_gone_or_cut_is_seen_by_name_and_size() {
     replace(&manifest, &bytes);
     let report = run(&bed, Depth::Light).await;
     assert!(
-        report.findings.iter().any(|f| f.kind == "damaged" && f.backups == [ids[3].to_string()]),
+        report.findings.iter().any(|f| f.kind == FindingKind::Damaged && f.backups == [ids[3].to_string()]),
         "{report:#?}"
     );
 }
@@ -149,7 +149,11 @@ async fn segments_of_two_servers_under_one_timeline_are_a_finding() {
     .await;
     let report = run(&bed, Depth::Light).await;
     let found: Vec<_> = report.findings.iter().map(|f| (f.kind, f.object.clone())).collect();
-    assert_eq!(found, [("chain", paths(&bed, 50)), ("chain", paths(&bed, 70))], "{report:#?}");
+    assert_eq!(
+        found,
+        [(FindingKind::Chain, paths(&bed, 50)), (FindingKind::Chain, paths(&bed, 70))],
+        "{report:#?}"
+    );
     let first = &report.findings[0];
     assert!(first.what.starts_with("split brain: ") && first.what.contains("0/31FFFA0"), "{first:#?}");
     assert_eq!(first.remedy, Cure::SplitBrain, "{first:#?}");
@@ -164,7 +168,7 @@ async fn segments_of_two_servers_under_one_timeline_are_a_finding() {
     .await;
     let report = run(&bed, Depth::Light).await;
     let found: Vec<_> = report.findings.iter().map(|f| (f.kind, f.object.clone())).collect();
-    assert_eq!(found, [("chain", paths(&bed, 50))], "{report:#?}");
+    assert_eq!(found, [(FindingKind::Chain, paths(&bed, 50))], "{report:#?}");
     assert!(report.findings[0].what.contains("pg_resetwal"), "{report:#?}");
 }
 
@@ -298,14 +302,14 @@ async fn small_objects_are_read_and_lineages_are_missed() {
     let [finding] = &report.findings[..] else { panic!("{report:#?}") };
     assert_eq!(
         (finding.kind, finding.object.as_str(), finding.backups.len()),
-        ("damaged", lineage.as_str(), 2)
+        (FindingKind::Damaged, lineage.as_str(), 2)
     );
     std::fs::remove_file(&file).unwrap();
     let report = run(&bed, Depth::Light).await;
     let [finding] = &report.findings[..] else { panic!("{report:#?}") };
     assert_eq!(
         (finding.kind, finding.object.as_str(), finding.backups.len()),
-        ("missing", lineage.as_str(), 2)
+        (FindingKind::Missing, lineage.as_str(), 2)
     );
 }
 
@@ -368,7 +372,10 @@ async fn a_lost_manifest_is_a_finding() {
     for depth in [Depth::Light, Depth::Full] {
         let report = run(&bed, depth).await;
         let [finding] = &report.findings[..] else { panic!("{report:#?}") };
-        assert_eq!((finding.kind, finding.object.as_str()), ("missing", paths.manifest(ids[0]).as_str()));
+        assert_eq!(
+            (finding.kind, finding.object.as_str()),
+            (FindingKind::Missing, paths.manifest(ids[0]).as_str())
+        );
         assert_eq!(finding.backups, [ids[0].to_string()]);
     }
     // Nothing but its packs is left.
@@ -380,7 +387,10 @@ async fn a_lost_manifest_is_a_finding() {
     }
     let report = run(&bed, Depth::Light).await;
     let [finding] = &report.findings[..] else { panic!("{report:#?}") };
-    assert_eq!((finding.kind, finding.object.as_str()), ("missing", paths.manifest(ids[0]).as_str()));
+    assert_eq!(
+        (finding.kind, finding.object.as_str()),
+        (FindingKind::Missing, paths.manifest(ids[0]).as_str())
+    );
     let condemned = Condemned {
         written: Timestamp::now(),
         host: String::new(),

@@ -8,7 +8,7 @@ use walpoint_plan::retention::Candidate;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::light::NeededWal;
-use super::report::{Cure, VerifyFinding};
+use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Run, WalCheck};
 use crate::backup::CondemnedReason;
 use crate::wal::{FetchedWal, WalArchive};
@@ -73,7 +73,12 @@ impl Run<'_> {
                         false => self.decoded(archive, name, file, check, before || damaged).await?,
                     };
                     if damaged && !before {
-                        self.bad_segment(archive, name, "records", "it was stored though damaged".to_owned());
+                        self.bad_segment(
+                            archive,
+                            name,
+                            FindingKind::Records,
+                            "it was stored though damaged".to_owned(),
+                        );
                     }
                 }
                 Ok(None) => {
@@ -82,7 +87,7 @@ impl Run<'_> {
                         self.bad_segment(
                             archive,
                             name,
-                            "missing",
+                            FindingKind::Missing,
                             "it is in the index and not there".to_owned(),
                         );
                     }
@@ -90,7 +95,7 @@ impl Run<'_> {
                 Err(error @ RepoError::Corrupt { .. }) => {
                     reader = None;
                     if !before {
-                        self.bad_segment(archive, name, "damaged", error.to_string());
+                        self.bad_segment(archive, name, FindingKind::Damaged, error.to_string());
                     }
                 }
                 Err(error) => return Err(error),
@@ -117,7 +122,7 @@ impl Run<'_> {
             Err(_) if is_behind_a_gap(archive, name).await? => self.alone(archive, name).await,
             Err(what) => {
                 if !quiet {
-                    self.bad_segment(archive, name, "records", what);
+                    self.bad_segment(archive, name, FindingKind::Records, what);
                 }
                 Ok(None)
             }
@@ -137,7 +142,7 @@ impl Run<'_> {
         match result {
             Ok(()) => Ok(Some(check)),
             Err(what) => {
-                self.bad_segment(archive, name, "records", what);
+                self.bad_segment(archive, name, FindingKind::Records, what);
                 Ok(None)
             }
         }
@@ -148,14 +153,14 @@ impl Run<'_> {
         &mut self,
         archive: &WalArchive,
         name: SegmentName,
-        kind: &'static str,
+        kind: FindingKind,
         what: String,
     ) {
         let size = archive.lineage().segment_size;
         let number = name.number(size).unwrap_or(SegmentNo(0));
         let segment = (archive.lineage().id, name.timeline, number.0);
         self.sound_wal.remove(&segment);
-        if matches!(kind, "damaged" | "records") {
+        if matches!(kind, FindingKind::Damaged | FindingKind::Records) {
             self.damaged_wal.insert(segment);
         }
         let affected =

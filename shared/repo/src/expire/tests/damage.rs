@@ -1,5 +1,6 @@
 //! What is known to be damaged or missing pushes nothing sound out, in the first run and in every later one.
 
+use crate::verify::FindingKind;
 use std::sync::Arc;
 
 use walpoint_storage::error::{Override, Remark, Remedy, RepoError};
@@ -131,7 +132,7 @@ async fn damage_found(bed: &Bed) -> Vec<String> {
     let repository = bed.archive.repository();
     let outlook = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
     let report = verify(repository, &cluster(), &outlook, Arc::new(Anything), &options).await.unwrap();
-    report.findings.into_iter().filter(|f| f.kind == "damaged").map(|f| f.object).collect()
+    report.findings.into_iter().filter(|f| f.kind == FindingKind::Damaged).map(|f| f.object).collect()
 }
 
 async fn announce_segment(bed: &Bed, number: u64) {

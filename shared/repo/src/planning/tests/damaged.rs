@@ -1,5 +1,6 @@
 //! Plans beside facts of lineages that are damaged, and across WAL that was found damaged.
 
+use crate::verify::FindingKind;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -97,7 +98,7 @@ async fn damaged_facts_of_one_lineage_stop_no_other() {
 
     let report = run(&bed, Depth::Light).await;
     let [finding] = &report.findings[..] else { panic!("{report:#?}") };
-    assert_eq!((finding.kind, finding.object.as_str()), ("damaged", copy.key().as_str()));
+    assert_eq!((finding.kind, finding.object.as_str()), (FindingKind::Damaged, copy.key().as_str()));
     let status = Catalog::load(repository, &cluster()).await.unwrap().status().await.unwrap();
     assert_eq!((status.lineages.len(), &status.damaged_lineages[0].lineage), (1, &copy.id.to_string()));
     let told = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();

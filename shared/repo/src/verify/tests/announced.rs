@@ -62,7 +62,7 @@ async fn a_damaged_segment_costs_the_backup_that_begins_in_it() {
     flip(&segment);
     let report = run(&bed, Depth::Full).await;
     let [finding] = &report.findings[..] else { panic!("{report:#?}") };
-    assert_eq!((finding.kind, &finding.backups), ("damaged", &vec![ids[1].to_string()]));
+    assert_eq!((finding.kind, &finding.backups), (FindingKind::Damaged, &vec![ids[1].to_string()]));
     let moments = finding.moments.as_ref().unwrap();
     assert!(
         moments.contains("the end of the archive") && moments.contains("do not become consistent"),

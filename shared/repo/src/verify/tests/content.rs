@@ -39,11 +39,15 @@ async fn every_bit_is_read() {
     assert_eq!(clean.verified_bytes, 5 * 32_000);
     assert_eq!(clean.found, 95, "segments without the content that their headers describe");
     assert!(
-        clean.findings.iter().all(|finding| finding.kind == "damaged" && finding.object.contains("/wal/"))
+        clean
+            .findings
+            .iter()
+            .all(|finding| finding.kind == FindingKind::Damaged && finding.object.contains("/wal/"))
     );
 
     let pages = run_with(&bed, Depth::Full, Some(ids[0]), Arc::new(SecondBlock)).await;
-    let wrong: Vec<&VerifyFinding> = pages.findings.iter().filter(|finding| finding.kind == "page").collect();
+    let wrong: Vec<&VerifyFinding> =
+        pages.findings.iter().filter(|finding| finding.kind == FindingKind::Page).collect();
     assert_eq!(wrong.len(), 1);
     assert!(
         wrong[0].object.starts_with("file block 1") || wrong[0].object.contains("block 1 in"),
@@ -59,7 +63,7 @@ async fn every_bit_is_read() {
         replace(&file, &bytes);
         assert_eq!(found_now(&run(&bed, Depth::Light).await).count(), 0, "{key}");
         let report = run(&bed, Depth::Full).await;
-        assert_eq!(of_packs(&report), [("damaged", key.clone())]);
+        assert_eq!(of_packs(&report), [(FindingKind::Damaged, key.clone())]);
         replace(&file, &whole);
     }
     let condemned =
@@ -91,7 +95,7 @@ async fn damaged_tables_hide_no_damaged_block() {
     for pack in &packs {
         flip(pack);
         let report = run(&bed, Depth::Full).await;
-        assert_eq!(of_packs(&report), [("damaged", pack.clone())]);
+        assert_eq!(of_packs(&report), [(FindingKind::Damaged, pack.clone())]);
         if report.notes.iter().any(|note| note.contains(&format!("the rest of backup {first}"))) {
             tables.push(pack.clone());
         }
@@ -103,7 +107,7 @@ async fn damaged_tables_hide_no_damaged_block() {
         flip(pack);
         let mut found = of_packs(&run(&bed, Depth::Full).await);
         found.sort();
-        let mut both = [("damaged", pack.clone()), ("damaged", tables[0].clone())];
+        let mut both = [(FindingKind::Damaged, pack.clone()), (FindingKind::Damaged, tables[0].clone())];
         both.sort();
         assert_eq!(found, both);
         flip(pack);
@@ -141,7 +145,7 @@ async fn what_is_shared_is_read_once() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     replace(&file, &bytes);
-    assert_eq!(of_packs(&run(&bed, Depth::Full).await), [("damaged", pack.to_string())]);
+    assert_eq!(of_packs(&run(&bed, Depth::Full).await), [(FindingKind::Damaged, pack.to_string())]);
 }
 
 /// A page of block 1 that is newer than the backups that started before this.
@@ -191,7 +195,7 @@ async fn a_page_left_to_replay_by_one_backup_is_judged_again_with_the_next() {
     }
     let newer = Arc::new(NewerThan(made[0].start()));
     let report = run_with(&bed, Depth::Full, None, newer).await;
-    let pages: Vec<_> = report.findings.iter().filter(|finding| finding.kind == "page").collect();
+    let pages: Vec<_> = report.findings.iter().filter(|finding| finding.kind == FindingKind::Page).collect();
     assert_eq!(pages.len(), 1, "{report:#?}");
     assert_eq!(pages[0].backups, [made[1].to_string()]);
 }
