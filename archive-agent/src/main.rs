@@ -20,18 +20,29 @@ mod verify;
 mod wal;
 mod walk;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use walpoint_base::socket::PUSH_OUTCOME;
 use walpoint_runtime::exit::{self, Failure};
-use walpoint_runtime::{logs, memory, output, pages, threads, umask};
+use walpoint_runtime::{logs, memory, output, pages, sibling, threads, umask};
 
 use cli::{Cli, Command};
 
+/// The commands of the other program.
+const RESTORING: &[&str] = &["plan", "restore", "rollback", "fetch", "prefetch"];
+
 fn main() -> ExitCode {
     umask::leave_the_owner_all();
-    let cli = Cli::parse();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            sibling::print(&error, "restore-agent", RESTORING, &arguments);
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::DONE });
+        }
+    };
     if matches!(cli.command, Command::Run { .. } | Command::Backup(_)) {
         memory::give_back();
     }

@@ -12,13 +12,12 @@ mod together;
 pub mod wal;
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use walpoint_runtime::{exit, logs, memory, pages, threads};
+use walpoint_runtime::{exit, logs, memory, pages, sibling, threads};
 use walpoint_words::advised;
 
 use cli::{Cli, Command};
@@ -26,6 +25,24 @@ use cli::{Cli, Command};
 /// The prefetcher's place behind PostgreSQL, as in nice(1): on a machine with few cores fetching ahead would hold up the
 /// replay. When PostgreSQL waits for a segment, its core is free.
 const GIVE_WAY: i32 = 5;
+
+/// The commands of the other program.
+const ARCHIVING: &[&str] = &[
+    "run",
+    "init",
+    "backup",
+    "check",
+    "status",
+    "key",
+    "health",
+    "install-clients",
+    "verify",
+    "expire",
+    "forget",
+    "hold",
+    "lineage",
+    "push",
+];
 
 fn main() -> ExitCode {
     walpoint_runtime::umask::leave_the_owner_all();
@@ -91,9 +108,7 @@ fn run(arguments: &[OsString]) -> ExitCode {
 
 /// Tells how the command line is wrong, or prints the help that was asked for.
 fn usage(arguments: &[OsString], error: &clap::Error) -> ExitCode {
-    // A closed standard error is no reason to fail differently.
-    error.print().ok();
-    std::io::stdout().flush().ok();
+    sibling::print(error, "archive-agent", ARCHIVING, arguments);
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     ExitCode::from(match (asked, cli::is_restore_command(arguments)) {
         // Exit 0 tells PostgreSQL that the file is there.

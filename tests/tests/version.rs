@@ -42,6 +42,29 @@ fn all_four_programs_name_their_commit() {
     }
 }
 
+/// Each agent answers a command of the other one with the command line that was meant, and exits as for any wrong command line.
+#[test]
+fn a_command_of_the_other_agent_is_answered_with_its_command_line() {
+    let meant = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(testbed::under_test(program));
+        command.args(arguments).current_dir("/");
+        process::run(user::become_user(&mut command), LIMIT).expect_status(2).stderr
+    };
+    let help = process::run(
+        user::become_user(Command::new(testbed::under_test("archive-agent")).arg("--help").current_dir("/")),
+        LIMIT,
+    );
+    assert!(help.expect_success().stdout.contains("Usage: archive-agent"));
+    let told = meant("archive-agent", &["restore", "--pgdata", "/var/lib/a b", "--target-name", "x"]);
+    assert!(told.contains("HINT: restore is a command of restore-agent: "), "{told}");
+    assert!(told.contains("restore-agent restore --pgdata '/var/lib/a b' --target-name x"), "{told}");
+    for command in ["backup", "status", "check", "expire", "verify", "init", "push"] {
+        let told = meant("restore-agent", &[command]);
+        assert!(told.contains(&format!("command of archive-agent: archive-agent {command}")), "{told}");
+    }
+    assert!(meant("restore-agent", &["list"]).contains("archive-agent status"));
+}
+
 /// The build script, and sources with a package in them that it can run for.
 struct Sources {
     dir: TestDir,

@@ -16,6 +16,7 @@
 //! | [`progress`] | bars on a terminal |
 //! | [`retention`] | the tables of the TOML file that say which backups stay |
 //! | [`shutdown`] | signals and the service manager |
+//! | [`sibling`] | commands that another program has |
 //! | [`threads`] | the runtime, where the machine has threads for it |
 
 pub mod args;
@@ -32,5 +33,6 @@ pub mod pages;
 pub mod progress;
 pub mod retention;
 pub mod shutdown;
+pub mod sibling;
 pub mod threads;
 pub mod umask;
