@@ -13,8 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::bail;
 use futures_util::FutureExt;
 use walpoint_base::{
-    ClusterName, CreatedTablespace, SegmentSize, SystemId, TimelineHistory, TimelineId, WalDirectory,
-    WalFileName,
+    ClusterName, CreatedTablespace, SegmentName, SegmentSize, SystemId, TimelineHistory, TimelineId,
+    WalDirectory, WalFileName,
 };
 use walpoint_plan::restore::Unfollowed;
 use walpoint_repo::wal::WalArchive;
@@ -25,6 +25,7 @@ use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
 use self::from_one::Found;
+use self::lineage::BindingFile;
 use crate::wal::asking::{Began, PendingQuestions};
 use crate::wal::atomic_file::{self, Durability};
 use crate::wal::creates::Marked;
@@ -104,6 +105,8 @@ pub(crate) struct ClusterArchive {
     marked: Mutex<Marked>,
     /// From which repository recovery has its WAL.
     served: Served,
+    /// What the data directory was bound by when its lineage was looked up.
+    binding: Mutex<BindingFile>,
 }
 
 /// A file that is wanted.
@@ -188,6 +191,7 @@ impl ClusterArchive {
             histories: Mutex::default(),
             marked: Mutex::default(),
             served: Served::default(),
+            binding: Mutex::new(BindingFile::of(place)),
         }
     }
 
@@ -338,6 +342,16 @@ impl ClusterArchive {
         Some(self.opened(id).0)
     }
 
+    /// A segment is handed to the server.
+    pub(crate) fn hand_over(&self, name: SegmentName) {
+        self.served.hand_over(name);
+    }
+
+    /// Fails if a segment that was fetched ahead does not continue what the server has by now, or if that cannot be found out.
+    pub(crate) async fn admit_again(&self, name: SegmentName) -> anyhow::Result<()> {
+        self.served.admit_again(name, self.origin.wal(), |id| self.opened(id).1).await
+    }
+
     /// What the configuration calls a repository, and its archive, if it is open.
     fn opened(&self, id: RepositoryId) -> (String, Option<WalArchive>) {
         let open = |source: &FetchSource| source.opened().filter(|wal| wal.repository().id() == id);
@@ -374,11 +388,15 @@ impl ClusterArchive {
         if let Some(wal) = source.opened() {
             return Ok(wal);
         }
+        let binding = lock(&self.binding).clone();
         let repository = Repository::open(&source.name, &source.settings).await?;
         let lineage = self.find_lineage(&repository).await?;
         let acknowledges = self.acknowledging.contains(&source.name);
         self.origin.admit(&source.name, repository.id(), &lineage, acknowledges)?;
         let wal = repository.wal_to_read(&lineage).await?;
+        if *lock(&self.binding) != binding {
+            bail!("the data directory was bound to another lineage meanwhile");
+        }
         lock(&self.lineage).get_or_insert(lineage);
         source.set_open(&wal);
         Ok(wal)
@@ -417,7 +435,9 @@ impl ClusterArchive {
             return Ok(Some(history.clone()));
         }
         let found = wal.history(timeline).await?;
-        if let Some(history) = &found {
+        // The data directory may have been bound to another lineage meanwhile.
+        let is_read = lock(&self.lineage).as_ref().is_some_and(|read| read.id == wal.lineage().id);
+        if let Some(history) = found.as_ref().filter(|_| is_read) {
             lock(&self.histories).insert(timeline, history.clone());
         }
         Ok(found)

@@ -5,6 +5,8 @@
 //! ahead of the last request, and nothing behind it. Killed at any moment, this leaves files that the next prefetcher does
 //! not believe.
 
+mod handing;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -63,6 +65,8 @@ struct State {
     pause: Option<(SegmentNo, Instant)>,
     /// What PostgreSQL asked for just now.
     pass: Pass,
+    /// The data directory was bound to another lineage, and transfers of the old one are under way.
+    rebound: bool,
 }
 
 /// What is known about a file.
@@ -234,6 +238,9 @@ impl Prefetcher {
             return Some(PAUSE);
         }
         let mut state = self.state();
+        if state.rebound {
+            return None;
+        }
         let pause = state.pause.filter(|(_, until)| *until > Instant::now());
         for step in steps {
             let loading = state.slots.values().filter(|slot| matches!(slot, Slot::Loading)).count();

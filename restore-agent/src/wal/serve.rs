@@ -124,7 +124,13 @@ impl PrefetchServer {
         let standby = recovery == Recovery::Standby && request.ahead;
         let cached = if request.ahead { self.cached(recovery, name).await } else { None };
         let pass = if request.ahead { self.prefetcher.ask(name) } else { None };
-        let demand = || self.prefetcher.demand(name, request.ahead);
+        let demand = || async {
+            self.prefetcher.follow_binding().await;
+            if let (WalFileName::Segment(segment), true) = (name, request.ahead) {
+                self.prefetcher.check_ahead(segment).await;
+            }
+            self.prefetcher.demand(name, request.ahead).await
+        };
         let outcome = if let Some(outcome) = cached {
             outcome
         } else if standby {
@@ -147,6 +153,7 @@ impl PrefetchServer {
                 match name {
                     WalFileName::History(timeline) => self.learn(timeline, standby).await,
                     WalFileName::Segment(segment) if request.ahead => {
+                        self.prefetcher.archive().hand_over(segment);
                         let path = self.prefetcher.spool().path(name);
                         parents::put(self.prefetcher.archive(), place, segment, &path).await;
                     }

@@ -8,13 +8,15 @@
 //!
 //! A process that fetches one file finds in `walpoint-origin` what an earlier one gave. That may lie some way back, where one was
 //! killed, so what the server has in `pg_wal` before the segment counts first ([`own`]).
+//!
+//! That counts too where nothing was given yet, and where segments came by streaming since: a standby may follow a copy that went its own
+//! way while the archive goes on with production's WAL, under the same names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use anyhow::anyhow;
 use walpoint_base::chain::{ChainEnd, ChainFacts, Link};
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize};
 use walpoint_repo::agreement::{self, Agreement, Around};
@@ -23,13 +25,19 @@ use walpoint_repo::wal::header::WalHeader;
 use walpoint_storage::object::{ContentHash, RepositoryId};
 
 use crate::wal::origin::{OriginKeeper, ServedSegment};
-use crate::wal::own::{self, Own};
+use crate::wal::own::{self, Offered, Own};
+use crate::wal::refusal::LastingError;
 
 /// So many of the segments that were given are remembered: more than are fetched ahead at the same time.
 const REMEMBERED: usize = 256;
 
 /// How long two repositories may take to be compared. A standby waits little longer.
 const CONTENT: Duration = Duration::from_millis(1500);
+
+/// What can be done for a server whose WAL is not the archive's.
+const WAYS_OUT: &str = "If this server belongs to a lineage of its own, as a standby of a copy does, copy walpoint.lineage from its \
+    primary's data directory into this one; if its primary archives nothing here, remove restore_command; if this directory has gone its \
+    own way, make it anew (restore-agent restore --standby, or pg_basebackup) or rewind it (pg_rewind)";
 
 /// A segment that was given.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +65,8 @@ struct State {
     recent: BTreeMap<SegmentName, Given>,
     /// The newest segment of which the first repository was found to have the content of the second.
     agreed: HashMap<(RepositoryId, RepositoryId), SegmentName>,
+    /// The segment that this process handed to the server last. Of one that handed over none nothing is known.
+    handed: Option<SegmentName>,
 }
 
 impl Served {
@@ -78,8 +88,9 @@ impl Served {
         state.home.filter(|home| !state.agreed.keys().any(|(one, _)| one == home))
     }
 
-    /// Fails if a segment of `wal` is another server's than what was given before. `own`: where the server keeps its WAL;
-    /// `opened`: the archive in another repository, if it is at hand, and what the configuration calls it.
+    /// Fails with a [`LastingError`] if a segment of `wal` is another server's than what was given before, or than what the server has.
+    /// `own`: where the server keeps its WAL; `opened`: the archive in another repository, if it is at hand, and what the configuration
+    /// calls it.
     pub(crate) async fn admit(
         &self,
         wal: &WalArchive,
@@ -87,8 +98,71 @@ impl Served {
         own: Option<&Path>,
         opened: impl Fn(RepositoryId) -> (String, Option<WalArchive>),
     ) -> anyhow::Result<()> {
+        if header.damaged {
+            return Ok(());
+        }
+        self.continues_given(wal, (name, header), own, opened).await?;
+        let offered = Offered { name, hash: header.hash, chain: &header.chain };
+        self.continues_own(wal, offered, own).await
+    }
+
+    /// Fails if a segment is another server's than what the server has in `pg_wal` since it was handed a segment last.
+    async fn continues_own(
+        &self,
+        wal: &WalArchive,
+        offered: Offered<'_>,
+        own: Option<&Path>,
+    ) -> anyhow::Result<()> {
+        let Some(directory) = own else { return Ok(()) };
+        let (name, size) = (offered.name, wal.lineage().segment_size);
+        let handed = self.state().handed;
+        let handed = handed.filter(|handed| handed.timeline == name.timeline && *handed < name);
+        let after = handed.and_then(|handed| handed.number(size));
+        match own::shown(directory, wal, offered, after).await? {
+            Some(Own::Different(what)) => Err(LastingError(format!(
+                "it holds another server's WAL than {}: {what}. HINT: {WAYS_OUT}",
+                directory.display()
+            ))
+            .into()),
+            Some(Own::Same(_)) | None => Ok(()),
+        }
+    }
+
+    /// As [`Self::admit`], for a segment that a repository gave ahead of the request and that is about to be handed over.
+    pub(crate) async fn admit_again(
+        &self,
+        name: SegmentName,
+        own: Option<&Path>,
+        opened: impl Fn(RepositoryId) -> Option<WalArchive>,
+    ) -> anyhow::Result<()> {
+        let given = self.state().recent.get(&name).copied();
+        let Some(Given { repository, hash, chain: Some(chain), .. }) = given else { return Ok(()) };
+        let Some(wal) = opened(repository) else {
+            anyhow::bail!("the repository that gave \"{name}\" is not open");
+        };
+        self.continues_own(&wal, Offered { name, hash, chain: &chain }, own).await
+    }
+
+    /// A segment is handed to the server.
+    pub(crate) fn hand_over(&self, name: SegmentName) {
+        self.state().handed = Some(name);
+    }
+
+    /// Forgets everything: the data directory belongs to another lineage.
+    pub(crate) fn forget(&self) {
+        *self.state() = State::default();
+    }
+
+    /// Fails if a segment is another server's than what was given before.
+    async fn continues_given(
+        &self,
+        wal: &WalArchive,
+        (name, header): (SegmentName, &WalHeader),
+        own: Option<&Path>,
+        opened: impl Fn(RepositoryId) -> (String, Option<WalArchive>),
+    ) -> anyhow::Result<()> {
         let (id, size) = (wal.repository().id(), wal.lineage().segment_size);
-        let Some(known) = self.known(id, name, size).filter(|_| !header.damaged) else { return Ok(()) };
+        let Some(known) = self.known(id, name, size) else { return Ok(()) };
         for (other, given) in known.neighbors {
             let (before, after) = if other < name {
                 (given.chain, Some(header.chain))
@@ -120,7 +194,8 @@ impl Served {
             }
         }
         if let Some(directory) = own {
-            match own::before(directory, wal, name, header).await? {
+            let offered = Offered { name, hash: header.hash, chain: &header.chain };
+            match own::shown(directory, wal, offered, None).await? {
                 Some(Own::Different(what)) => return Err(another(&what, &home)),
                 Some(Own::Same(before)) => {
                     self.state().agreed.insert((id, known.home), before);
@@ -248,8 +323,9 @@ async fn same(
 }
 
 fn another(what: &str, other: &str) -> anyhow::Error {
-    anyhow!(
+    LastingError(format!(
         "it holds another server's WAL than repository {other}, from which this recovery was given what comes before: {what}. HINT: \
          Leave only the repository of the server that you mean in the configuration"
-    )
+    ))
+    .into()
 }

@@ -174,3 +174,72 @@ fn what_an_earlier_process_gave_last_counts_though_its_repository_is_silent() {
         std::fs::rename(&away, &root).unwrap();
     }
 }
+
+/// A standby of a copy has no production's WAL, though the archive has nothing else under these names: what its own `pg_wal` shows counts
+/// for the first segment that it asks for, for one behind those that came by streaming since, and for one that it holds itself. So it is
+/// with a prefetcher and without, and with archive recovery.
+#[test]
+fn the_servers_own_wal_counts_before_anything_was_given_and_after_it_streamed() {
+    let two = Two::start();
+    let near = Store::local();
+    let archive = Archive::create(two.production.pgdata(), &[("near", &near)]);
+    archive.put_all(&two.production.wal_dir(), |name| two.ours.iter().any(|ours| ours == name));
+    let new = || Target::like(two.production.pgdata()).configure(|agent| agent.repository("near", &near));
+    let put = |target: &Target, from: &Cluster, name: &str, to: &str| {
+        std::fs::copy(from.wal_dir().join(name), target.pgdata.join("pg_wal").join(to)).unwrap();
+        user::give_tree(&target.pgdata);
+    };
+    let [.., third, fourth, fifth] = &two.ours[..] else { panic!("{:?}", two.ours) };
+    let refused = |output: Output, status: i32, how: &str| {
+        assert_eq!(output.status, status, "{how}: {output:#?}");
+        for said in ["another server's WAL than", "copy walpoint.lineage"] {
+            assert!(output.stderr.contains(said), "{how}: {said}: {output:#?}");
+        }
+    };
+    let fetches: [(&str, fn(&Target, &str) -> Output); 2] =
+        [("prefetcher", Target::fetch), ("directly", Target::fetch_directly)];
+    for (how, fetch) in fetches {
+        let target = new().standby();
+        put(&target, &two.copy, third, third);
+        put(&target, &two.copy, fourth, fourth);
+        refused(fetch(&target, fifth), 1, how);
+        assert_eq!(target.file(), None, "{how}");
+        let target = new();
+        put(&target, &two.copy, fourth, fourth);
+        refused(fetch(&target, fifth), 255, how);
+
+        // It was given what both have, and streamed since, while production's went on being fetched ahead.
+        let target = new().standby();
+        assert_eq!(fetch(&target, &two.ours[2]).status, 0, "{how}");
+        if how == "prefetcher" {
+            wait::until_true(wait::SOON, "it is fetched ahead", || target.ready().contains(fifth));
+        }
+        put(&target, &two.copy, third, third);
+        put(&target, &two.copy, fourth, fourth);
+        refused(fetch(&target, fifth), 1, how);
+        assert_eq!(target.file(), None, "{how}");
+        // After a restart it asks for what it holds already.
+        refused(fetch(&target, third), 1, how);
+
+        // Production's own standby: with a file that is to be used again, one that is unfinished, and one of which the stream broke
+        // behind the switch.
+        let target = new().standby();
+        put(&target, &two.production, third, third);
+        put(&target, &two.production, &two.ours[0], fifth);
+        let switched = std::fs::read(two.production.wal_dir().join(fourth)).unwrap();
+        let name = fourth.parse().unwrap();
+        let facts = walpoint_pg::wal::inspect(name, &switched).unwrap();
+        assert!(facts.switched, "{facts:?}");
+        let end = usize::try_from(facts.end.0 % (1 << 20)).unwrap();
+        for (end, what) in [(end, "switched"), (end / 2 / 8192 * 8192, "unfinished")] {
+            let mut content = switched.clone();
+            content[end..].fill(0);
+            std::fs::write(target.pgdata.join("pg_wal").join(fourth), content).unwrap();
+            user::give_tree(&target.pgdata);
+            let output = fetch(&target, fifth);
+            assert_eq!(output.status, 0, "{how} {what}: {output:#?}");
+        }
+        assert_eq!(fetch(&target, third).status, 0, "{how}: after a restart");
+        assert_eq!(fetch(&target, fourth).status, 0, "{how}");
+    }
+}

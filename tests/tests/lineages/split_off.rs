@@ -8,7 +8,7 @@ use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
-use walpoint_tests::wait;
+use walpoint_tests::{process, user, wait};
 
 use super::{SOON, Two, archived, json, rows, segment};
 use crate::archive_bed::Bed;
@@ -105,6 +105,45 @@ fn a_standby_follows_the_lineage_that_it_is_bound_to_later() {
     two.follower.start();
     two.follower.wait_for("select count(*) from t where who = 'copy'", "200");
     assert_eq!(rows(&two.follower), "both 300, copy 200", "{}", two.follower.log());
+}
+
+/// A prefetcher that runs, as a sidecar's does for ever, looks at the binding with each request: what it fetched ahead of another lineage
+/// is not given.
+#[test]
+fn a_running_prefetcher_follows_the_lineage_that_the_directory_is_bound_to_later() {
+    let two = Two::start();
+    let (ours, theirs) = (segment(&two.production, "production"), segment(&two.copy, "copy"));
+    assert_eq!(ours, theirs, "both have the same segments");
+    archived(&two.production, &ours);
+    archived(&two.copy, &theirs);
+    let pgdata = two.follower.pgdata();
+    // This very process stands for the server.
+    std::fs::write(pgdata.join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
+    user::give(&pgdata.join("postmaster.pid"));
+    let agent = Agent::with(&two.follower, &two.bed.store);
+    agent.write();
+    let socket = agent.fetch_socket();
+    let mut command = agent.command("restore-agent", ["prefetch", "--keep", "--pgdata"]);
+    command.arg(pgdata).arg("--socket").arg(&socket);
+    let _prefetcher = process::Background::start(&mut command, &two.bed.cluster.dir().join("prefetch.log"));
+    wait::until_true(SOON, "the prefetcher listens", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
+    let fetched = || {
+        let output = agent.fetch(&ours, "pg_wal/RECOVERYXLOG");
+        assert!(output.success(), "{output:#?}");
+        let path = two.follower.wal_dir().join("RECOVERYXLOG");
+        let content = std::fs::read(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        content
+    };
+    let of = |cluster: &Cluster| std::fs::read(cluster.wal_dir().join(&ours)).unwrap();
+    assert!(fetched() == of(&two.production), "the lineage that was not split off");
+    let binding = pgdata.join("walpoint.lineage");
+    std::fs::copy(two.copy.pgdata().join("walpoint.lineage"), &binding).unwrap();
+    user::give(&binding);
+    assert!(fetched() == of(&two.copy), "the one that it is bound to");
+    std::fs::remove_file(pgdata.join("postmaster.pid")).unwrap();
 }
 
 /// What a person says of a copy's timeline, in a repository that alone has it, says nothing of production's later timeline of that number in

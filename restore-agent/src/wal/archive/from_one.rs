@@ -10,7 +10,6 @@ use walpoint_plan::restore::ForkSegment;
 use walpoint_repo::wal::{WalArchive, WalReader};
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
-use walpoint_words::told;
 
 use super::{ClusterArchive, WantedFile};
 use crate::wal::asking::Began;
@@ -66,7 +65,11 @@ impl ClusterArchive {
             && let Err(error) =
                 self.served.admit(&wal, (*segment, header), self.origin.wal(), |id| self.opened(id)).await
         {
-            return Ok(Found::Unusable(LastingError(told(&error)).into()));
+            return match error.is::<LastingError>() {
+                true => Ok(Found::Unusable(error)),
+                // What cannot be compared at the moment may be another server's.
+                false => Err(error),
+            };
         }
         let creates = match name {
             WalFileName::Segment(segment) => {

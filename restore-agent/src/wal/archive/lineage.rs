@@ -5,7 +5,8 @@
 //! one repository's number decide about another repository that the binding mentions: a number may be another server's there.
 //!
 //! The binding counts before what the recovery began with: a person binds a standby to the lineage that its primary archives into
-//! now. The recovery goes on there only where both lineages have what the directory holds already; else nothing is given.
+//! now. The recovery goes on there only where both lineages have what the directory holds already, or the newest of that is in the bound
+//! one; else nothing is given. A process that serves many requests looks at the binding with each.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -19,7 +20,10 @@ use walpoint_storage::object::RepositoryId;
 
 use super::{ClusterArchive, lock};
 use crate::wal::branch;
+use crate::wal::creates::Marked;
+use crate::wal::own::{self, Own};
 use crate::wal::refusal::LastingError;
+use crate::wal::source::FetchSource;
 
 impl ClusterArchive {
     pub(super) async fn find_lineage(&self, repository: &Repository) -> anyhow::Result<Lineage> {
@@ -33,7 +37,7 @@ impl ClusterArchive {
                 return Err(another_servers(*id, cluster));
             }
             if let Some(begun) = self.origin.lineage()?.filter(|begun| begun != id) {
-                self.change(begun, &found)?;
+                self.change(begun, &found, repository).await?;
             }
             return Ok(found);
         }
@@ -88,16 +92,21 @@ impl ClusterArchive {
         Ok(newest)
     }
 
-    /// Lets a recovery that began in another lineage go on in the bound one, if what the data directory holds is in both.
-    fn change(&self, begun: LineageId, bound: &Lineage) -> anyhow::Result<()> {
+    /// Lets a recovery that began in another lineage go on in the bound one, if what the data directory holds is in both, or in that one.
+    async fn change(&self, begun: LineageId, bound: &Lineage, repository: &Repository) -> anyhow::Result<()> {
         let Some(place) = &self.place else { return Ok(()) };
         let parent = bound.parent.filter(|parent| parent.lineage == begun);
         let common = parent.and_then(|parent| parent.fork).is_some_and(|fork| holds_less(place, fork));
-        if !common {
+        let is_there = common || {
+            let wal = repository.wal_to_read(bound).await?;
+            // What lies before the fork is in both, and shows nothing of what may lie behind it.
+            matches!(own::newest(&place.wal, &wal).await?, Some(Own::Same(name)) if !wal.inherits(name))
+        };
+        if !is_there {
             let (path, id) = (place.pgdata.join(BINDING), bound.id);
             bail!(LastingError(format!(
                 "this recovery began in lineage {begun}, and {} binds the data directory to {id}: it is not known that what was \
-                 replayed is in both. HINT: If the data directory has WAL of {begun} that {id} lacks, make it anew \
+                 replayed is in {id}. HINT: If the data directory has WAL of {begun} that {id} lacks, make it anew \
                  (restore-agent restore --standby, or pg_basebackup); if it is to go on in {begun}, correct {BINDING}.",
                 path.display()
             )));
@@ -107,6 +116,21 @@ impl ClusterArchive {
             bound.id
         );
         self.origin.begin_anew(bound.id)
+    }
+
+    /// Whether the data directory is bound otherwise than when its lineage was looked up.
+    pub(crate) fn is_rebound(&self) -> bool {
+        BindingFile::of(self.place.as_ref()) != *lock(&self.binding)
+    }
+
+    /// Forgets the lineage and all that is known of it: the next request looks up what the data directory is bound to.
+    pub(crate) fn forget(&self) {
+        *lock(&self.binding) = BindingFile::of(self.place.as_ref());
+        self.sources.iter().for_each(FetchSource::close);
+        *lock(&self.lineage) = None;
+        lock(&self.histories).clear();
+        *lock(&self.marked) = Marked::default();
+        self.served.forget();
     }
 
     /// The lineages of this cluster that the data directory is bound to.
@@ -139,6 +163,18 @@ impl ClusterArchive {
             }
         }
         None
+    }
+}
+
+/// What the file that binds a data directory holds, or why that is not known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct BindingFile(Result<Vec<u8>, ErrorKind>);
+
+impl BindingFile {
+    /// As it is now; of no data directory it is missing.
+    pub(super) fn of(place: Option<&WalDirectory>) -> Self {
+        let read = place.map(|place| std::fs::read(place.pgdata.join(BINDING)));
+        Self(read.map_or(Err(ErrorKind::NotFound), |read| read.map_err(|error| error.kind())))
     }
 }
 
