@@ -3,12 +3,15 @@
 
 mod archive_bed;
 
+use std::time::Duration;
+
 use archive_bed::{
     Archive, Bed, SCANNED, SOON, all_done, archive_again, clone, forget, promote_from_standby, refused,
     segments, snapshot,
 };
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::store::Store;
 use walpoint_tests::wait;
 
@@ -453,6 +456,48 @@ fn a_number_of_a_lineage_means_one_server_in_all_repositories() {
     assert!(!plan.success(), "{plan:?} {}", main.display());
     let text = format!("{}{}", plan.stdout, plan.stderr);
     assert!(text.contains("is one server's in repository") && text.contains("--repo URL"), "{text}");
+}
+
+/// Two copies begin their lineages at the same moment, in whatever order their configurations name the repositories: each has one number
+/// in all of them, and neither has the other's or production's.
+#[test]
+fn lineages_that_are_begun_at_the_same_moment_have_numbers_of_their_own() {
+    let mut bed = Bed::new(Cluster::builder().segment_size_mb(1), Store::s3());
+    let other = Store::s3();
+    bed.agent = Agent::with(&bed.cluster, &bed.store).repository("other", &other);
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.agent.init(&[]).expect_success();
+    let daemon = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    bed.cluster.stop(Shutdown::Fast);
+    assert_eq!(daemon.stop(), 0);
+    let proxies = [&bed.store, &other].map(|store| Proxy::to(store.port().unwrap()));
+    for (round, crossed) in [("same", false), ("crossed", true)] {
+        let copies = ["one", "two"].map(|name| snapshot(&bed, &format!("{name}-{round}")));
+        let agents = [false, crossed].into_iter().zip(&copies).map(|(crossed, copy)| {
+            let agent = Agent::at(copy.dir(), copy.pgdata(), &copy.conninfo());
+            let (main, beside) = ((&bed.store, &proxies[0]), (&other, &proxies[1]));
+            let (first, second) = if crossed { (beside, main) } else { (main, beside) };
+            agent.repository_via("first", first.0, first.1).repository_via("second", second.0, second.1)
+        });
+        let agents: Vec<Agent> = agents.collect();
+        proxies.iter().for_each(|proxy| proxy.set(Fault::Latency(Duration::from_millis(150))));
+        let outputs: Vec<_> = std::thread::scope(|scope| {
+            let started = agents.iter().map(|agent| scope.spawn(|| agent.init(&["--new-lineage"])));
+            started.collect::<Vec<_>>().into_iter().map(|started| started.join().unwrap()).collect()
+        });
+        proxies.iter().for_each(Proxy::heal);
+        let numbers = copies.iter().zip(&outputs).map(|(copy, output)| {
+            assert!(output.success(), "{round}: {output:#?}");
+            let text = binding(copy);
+            let numbers: Vec<&str> = text.lines().map(|line| line.rsplit('-').next().unwrap()).collect();
+            assert!(numbers.len() == 2 && numbers[0] == numbers[1], "{round}: {text} {output:#?}");
+            numbers[0].to_owned()
+        });
+        let numbers: Vec<String> = numbers.collect();
+        assert!(numbers[0] != numbers[1] && !numbers.contains(&"1".to_owned()), "{round}: {numbers:?}");
+    }
 }
 
 /// Production whose note in `pg_wal` is lost archives on while `pg_wal` shows that it wrote what is stored.

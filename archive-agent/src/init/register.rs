@@ -1,6 +1,7 @@
 //! Making repositories and registering the cluster in them.
 
 mod elsewhere;
+mod numbered;
 mod split_off;
 mod superseding;
 
@@ -17,6 +18,7 @@ use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
 
 use self::elsewhere::Elsewhere;
+use self::numbered::last_lineage;
 use self::split_off::{CommonBeginning, began, begins, newest, no_second, parent, writes};
 use self::superseding::{Superseded, Superseding, archives};
 use super::InitArgs;
@@ -82,11 +84,8 @@ pub(crate) async fn register(
         no_second(&there, plan, control).await?;
     }
     let opened = open(report, plan, args.encrypt, &away).await?;
-    let registration = Registration::new(plan, control, &opened, args).await?;
-    let mut joined = Vec::new();
-    for opened in &opened {
-        joined.push(registration.join(report, opened).await?);
-    }
+    let mut registration = Registration::new(plan, control, &opened, args).await?;
+    let joined = registration.join_all(report, &opened).await?;
     let registered = registration.registered(report, &joined).await?;
     registration.bind(report, &joined)?;
     Ok(registered)
@@ -178,9 +177,7 @@ impl<'a> Registration<'a> {
         let ack = ack.map(|here| AckMember { name: here.name().to_owned(), repository: here.id() }).collect();
         let (mut begun, mut elsewhere, mut after) = (None, None, 0);
         if args.new_lineage {
-            for repository in here {
-                after = after.max(repository.last_lineage(&plan.cluster, control.system_id).await?);
-            }
+            after = last_lineage(opened, plan, control).await?;
             let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
             begun = Some(CommonBeginning { life: LineageUid::random(), began: began(pgdata, control) });
         } else {
@@ -266,6 +263,10 @@ impl<'a> Registration<'a> {
             return Ok((created, true));
         }
         let parent = parent(repository, plan, control, begun).await?;
+        if begun.is_some() {
+            let n = after.saturating_add(1);
+            return Ok((repository.create_lineage_as(cluster, facts, parent, n).await?, true));
+        }
         match repository.split_lineage(cluster, facts, parent, after).await {
             Ok(lineage) => Ok((lineage, true)),
             // The same cluster was registered at the same moment.
@@ -337,6 +338,13 @@ impl<'a> Registration<'a> {
     fn bind(&self, report: &mut CheckReport, joined: &[Joined<'_>]) -> anyhow::Result<()> {
         let mut begun = joined.iter().filter(|joined| joined.created && self.begun.is_some());
         let Some(parent) = begun.find_map(|joined| joined.lineage.parent) else { return Ok(()) };
+        let mut ids = joined.iter().map(|joined| joined.lineage.id);
+        let first = ids.next();
+        if ids.any(|id| Some(id) != first) {
+            bail!(
+                "the new lineage has not the same number in all repositories: the data directory is not bound to it"
+            );
+        }
         let pgdata = self.plan.pgdata().map_err(|failure| failure.error)?;
         let lineages = joined.iter().map(|joined| (joined.opened.repository.id(), joined.lineage.id));
         binding::write(pgdata, &self.plan.cluster, &lineages.collect::<Vec<_>>())
