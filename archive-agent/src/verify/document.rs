@@ -55,6 +55,10 @@ pub(super) fn remedy(cure: &Cure) -> String {
         Cure::PutBackOrGiveUp(id) => put_back_or_give_up(*id),
         Cure::WaitOrForce => WAIT_OR_FORCE.to_owned(),
         Cure::Hold(remedy) => format!("{UNKNOWN_HOLD}: {}", walpoint_words::instruction(remedy)),
+        Cure::Acknowledging(remedy) => format!(
+            "a restore may wait for ever for the word of a repository that was lost: {}",
+            walpoint_words::instruction(remedy)
+        ),
         Cure::Announcement(remedy) => format!(
             "what it announced is not known, so nothing is deleted and backups build on nothing and store everything anew. {}",
             walpoint_words::instruction(remedy)

@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use walpoint_base::{LineageId, RECOVERY_ORIGIN, SegmentName, durable};
 use walpoint_repo::Lineage;
-use walpoint_repo::lineage::{BINDING, binding, bound_lineages};
+use walpoint_repo::lineage::{AckMember, BINDING, binding, bound_lineages};
 use walpoint_repo::repository::Repository;
 use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_storage::RepoError;
 use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
 
@@ -63,8 +64,7 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
             Err(_) => tracing::debug!("repository \"{name}\" does not answer"),
         }
     }
-    let acknowledging = planned.repository.acknowledging(&planned.lineage).await?;
-    for member in &acknowledging.members {
+    for member in &members(planned).await? {
         add(OriginRepository {
             name: member.name.clone(),
             id: member.repository,
@@ -74,6 +74,20 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
         });
     }
     Ok(origin)
+}
+
+/// The repositories that acknowledge, as the planned one knows them. Where that is damaged, the word of the others is needed at the end of
+/// recovery.
+async fn members(planned: &Planned) -> anyhow::Result<Vec<AckMember>> {
+    match planned.repository.acknowledging(&planned.lineage).await {
+        Ok(known) => Ok(known.members),
+        Err(error @ RepoError::Corrupt { .. }) => {
+            let (repository, told) = (planned.repository.name(), walpoint_words::error(&error));
+            tracing::warn!("repository {repository}: {told}");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A segment, if a repository has it.
@@ -102,8 +116,7 @@ async fn other(
         Some(last) => held(&repository, &lineage, last).await?,
         None => None,
     };
-    let acknowledging = planned.repository.acknowledging(&planned.lineage).await?;
-    let acknowledges = acknowledging.members.iter().any(|member| member.repository == repository.id());
+    let acknowledges = members(planned).await?.iter().any(|member| member.repository == repository.id());
     Ok(OriginRepository {
         name: name.to_owned(),
         id: repository.id(),

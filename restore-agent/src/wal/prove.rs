@@ -90,6 +90,13 @@ enum Look {
     Younger(SegmentName, Lsn),
 }
 
+/// What a repository knows of those that acknowledge.
+enum Word {
+    Known(Acknowledging),
+    /// It cannot be read.
+    Damaged(RepoError),
+}
+
 /// What the repositories show, and the names of those that did; else why that is not enough.
 async fn surroundings<'a>(
     archive: &ClusterArchive,
@@ -100,13 +107,16 @@ async fn surroundings<'a>(
     let mut around = Surroundings::default();
     let mut proven: Vec<(&str, RepositoryId)> = Vec::new();
     let (mut members, mut replaced) = (Vec::new(), Vec::new());
+    let (mut unread, mut is_known) = (Vec::new(), false);
     for source in sources {
         match look_around(archive, &source.wal, look, &mut around).await {
-            Ok(acknowledging) => {
+            Ok(Word::Known(acknowledging)) => {
                 proven.push((source.name, source.wal.repository().id()));
                 members.extend(acknowledging.members);
                 replaced.extend(acknowledging.replaced);
+                is_known = true;
             }
+            Ok(Word::Damaged(damage)) => unread.push((source, damage)),
             Err(error) => {
                 // Another repository may be in its place by now.
                 archive.close(source.name);
@@ -115,6 +125,19 @@ async fn surroundings<'a>(
                 members.extend(source.wal.lineage().ack.iter().cloned());
             }
         }
+    }
+    // Another repository knows of the same lineage who acknowledges; without one, what was replaced is not known to be.
+    for (source, damage) in unread {
+        if is_known {
+            proven.push((source.name, source.wal.repository().id()));
+            continue;
+        }
+        members.extend(source.wal.lineage().ack.iter().cloned());
+        failures.push(Failed {
+            repository: source.name.to_owned(),
+            why: walpoint_words::error(&damage),
+            refused: false,
+        });
     }
     let unproven = unproven(archive, (&members, &replaced), &proven);
     if !unproven.is_empty() {
@@ -171,7 +194,7 @@ async fn look_around(
     wal: &WalArchive,
     look: Look,
     around: &mut Surroundings,
-) -> anyhow::Result<Acknowledging> {
+) -> anyhow::Result<Word> {
     confirm(wal).await?;
     confirm_newest(archive, wal).await?;
     let name = match look {
@@ -193,7 +216,7 @@ async fn look_around(
 }
 
 /// Reads descriptor and lineage and holds them against what they were; the repositories that acknowledge by now.
-async fn confirm(wal: &WalArchive) -> anyhow::Result<Acknowledging> {
+async fn confirm(wal: &WalArchive) -> anyhow::Result<Word> {
     wal.repository().read_descriptor_again().await?;
     let known = wal.lineage();
     let found = wal.repository().read_lineage(&known.cluster, known.id).await?;
@@ -202,7 +225,11 @@ async fn confirm(wal: &WalArchive) -> anyhow::Result<Acknowledging> {
     if found != *known {
         bail!("lineage {} of cluster {} is not what it was", known.id, known.cluster);
     }
-    Ok(wal.repository().acknowledging(known).await?)
+    match wal.repository().acknowledging(known).await {
+        Ok(acknowledging) => Ok(Word::Known(acknowledging)),
+        Err(damage @ RepoError::Corrupt { .. }) => Ok(Word::Damaged(damage)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Looks for the newest segment that the repository was seen to hold, or what shows that it went on from there: something

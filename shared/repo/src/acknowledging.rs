@@ -2,14 +2,14 @@
 //!
 //! A lineage names them when it is created, by their random ids. `clusters/<name>/<lineage>/ack/<n>` is a numbered sequence of
 //! documents that replace that; the last one counts. `init` writes one where a person says that a repository is lost.
-//! The facts of the lineage stay as they are. A crash leaves the sequence with the next document or without it.
+//! A damaged one says nothing, and the next one replaces it too. The facts of the lineage stay as they are. A crash leaves the sequence with the next document or without it.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::LineageId;
 use walpoint_storage::descriptor::now;
 use walpoint_storage::document::{self, as_text};
-use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::error::{Remedy, RepoError, Result, found};
 use walpoint_storage::object::RepositoryId;
 
 use crate::lineage::{AckMember, Lineage};
@@ -74,23 +74,50 @@ impl Acknowledging {
 }
 
 impl Repository {
-    /// The repositories that acknowledge a lineage's WAL by now.
+    /// The repositories that acknowledge a lineage's WAL by now. A damaged document is an error: those before it may name too few.
     pub async fn acknowledging(&self, lineage: &Lineage) -> Result<Acknowledging> {
-        let (paths, prefix) =
-            (lineage.cluster_paths(), lineage.cluster_paths().acknowledging_all(lineage.id));
+        match self.acknowledging_before_damage(lineage).await? {
+            (known, None) => Ok(known),
+            (_, Some(damage)) => Err(damage),
+        }
+    }
+
+    /// What the last document says that can be read, and what is wrong with the last one, if that cannot. Another document can be put in
+    /// the place of both.
+    pub async fn acknowledging_before_damage(
+        &self,
+        lineage: &Lineage,
+    ) -> Result<(Acknowledging, Option<RepoError>)> {
+        let prefix = lineage.cluster_paths().acknowledging_all(lineage.id);
         let listed = self.store().list_all(&prefix).await?;
         let numbers = listed.iter().filter_map(|entry| entry.key.below(&prefix)?.parse::<u64>().ok());
-        let Some(last) = numbers.max() else {
-            return Ok(Acknowledging { members: lineage.ack.clone(), replaced: Vec::new(), next: 0 });
-        };
-        let key = paths.acknowledging(lineage.id, last);
+        let mut numbers: Vec<u64> = numbers.collect();
+        numbers.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
+        let next = numbers.first().map_or(0, |last| last.saturating_add(1));
+        let mut damage = None;
+        for number in numbers {
+            match self.read_acknowledging(lineage, number).await {
+                Ok(known) => return Ok((Acknowledging { next, ..known }, damage)),
+                Err(RepoError::Corrupt { key, what, .. }) => {
+                    let remedy = Some(Remedy::SupersedeAgain);
+                    damage.get_or_insert(RepoError::Corrupt { key, what, remedy });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((Acknowledging { members: lineage.ack.clone(), replaced: Vec::new(), next }, damage))
+    }
+
+    /// A document of the sequence.
+    async fn read_acknowledging(&self, lineage: &Lineage, number: u64) -> Result<Acknowledging> {
+        let key = lineage.cluster_paths().acknowledging(lineage.id, number);
         let bytes = found(self.store().get(&key).await)?
             .ok_or_else(|| RepoError::corrupt(&key, "it was listed and is not there"))?;
         let document: Document = document::open(Some(self.sealer()), &key, &bytes)?;
         let replaced = document.replaced.iter().map(|id| id.parse()).collect::<std::result::Result<_, _>>();
         match replaced {
             Ok(replaced) if document.lineage == lineage.id => {
-                Ok(Acknowledging { members: document.ack, replaced, next: last.saturating_add(1) })
+                Ok(Acknowledging { members: document.ack, replaced, next: number.saturating_add(1) })
             }
             _ => Err(RepoError::corrupt(&key, "it is another lineage's, or names no repositories")),
         }

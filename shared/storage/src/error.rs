@@ -185,6 +185,8 @@ pub enum Remedy {
     },
     /// Verify all of the cluster, which announces anew what is damaged.
     VerifyAll,
+    /// Say once more which repository was lost, as what was recorded of it cannot be read.
+    SupersedeAgain,
     /// Verify the backups that are there: some may be incomplete.
     VerifyBackups,
     /// Give a backup up that cannot be read.

@@ -51,14 +51,14 @@ fn advice(remedy: &Remedy) -> String {
             ". HINT: earlier backups may be incomplete, run \"archive-agent verify\"".to_owned()
         }
         Remedy::GiveUpBackup(id) => format!("; archive-agent expire --backup {id} gives it up"),
-        Remedy::PlaceHoldAnew { .. } | Remedy::VerifyAll => {
+        Remedy::PlaceHoldAnew { .. } | Remedy::VerifyAll | Remedy::SupersedeAgain => {
             format!("{}{}", lead(remedy), instruction(remedy))
         }
     }
 }
 
 fn lead(remedy: &Remedy) -> &'static str {
-    if matches!(remedy, Remedy::VerifyAll) { ". " } else { ": " }
+    if matches!(remedy, Remedy::PlaceHoldAnew { .. }) { ": " } else { ". " }
 }
 
 /// What to do about what cannot be read, as an instruction by itself.
@@ -69,6 +69,9 @@ pub fn instruction(remedy: &Remedy) -> String {
         ),
         Remedy::VerifyAll => "Run archive-agent verify without --light, --sample, --budget and --backup: it announces again what is \
              damaged, and deletes this object; what was asked to be deleted by name has to be asked for again"
+            .to_owned(),
+        Remedy::SupersedeAgain => "Run archive-agent init --lost-repository ID again on the server in production, with the id of the \
+             repository that was lost and replaced (archive-agent init shows it): it records anew which repositories acknowledge"
             .to_owned(),
         other => advice(other).trim_start_matches([',', ';', ':', '.', ' ']).to_owned(),
     }

@@ -1,12 +1,20 @@
 //! A repository that was lost and made anew, as the documentation says.
 
 use std::fs;
+use std::path::Path;
 
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
-use walpoint_tests::wait;
+use walpoint_tests::{user, wait};
+
+fn empty(directory: &Path) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+    }
+}
 
 /// Promise 4: one of two repositories that acknowledge is lost, made anew with `init`, and has a backup. From then on recovery ends
 /// where both say so, and waits for the old one no longer; without the new one it does not end.
@@ -22,10 +30,7 @@ fn a_repository_that_was_made_anew_takes_the_place_of_the_old_one() {
     ledger.append_as(&bed.cluster, "a1");
     bed.settle();
     let root = second.root().unwrap().to_owned();
-    for entry in fs::read_dir(&root).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
-    }
+    empty(&root);
     let made = bed.agent.init(&[]).expect_success();
     assert!(made.stdout.contains("recovery waits for its word"), "a name shows nothing: {made:#?}");
     let lost = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
@@ -67,4 +72,48 @@ fn a_repository_that_was_made_anew_takes_the_place_of_the_old_one() {
     alone.launch();
     assert_ne!(alone.wait_for_end(wait::SOON), 0);
     fs::rename(&aside, &root).unwrap();
+}
+
+/// What records that is damaged in one repository: recovery ends by the word of the other one, `verify` says what mends it, and that does.
+#[test]
+fn a_damaged_record_of_who_acknowledges_holds_no_recovery_up_and_is_made_anew() {
+    let second = Store::local();
+    let builder = Cluster::builder().major(17).segment_size_mb(1);
+    let bed = Archived::start_with(builder, Store::local(), |agent| {
+        agent.repository("second", &second).cluster_line("fetch_budget = \"2s\"")
+    });
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    bed.settle();
+    empty(second.root().unwrap());
+    let made = bed.agent.init(&[]).expect_success();
+    let lost = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
+    bed.agent.init(&["--lost-repository", lost]).expect_success();
+    bed.backup();
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    let door = bed.store.back_door();
+    let records = || -> Vec<String> {
+        door.list("clusters/main").into_iter().filter(|key| key.contains("/ack/")).collect()
+    };
+    let [record] = &records()[..] else { panic!("{:?}", records()) };
+    let mut content = door.get(record).unwrap().to_vec();
+    let middle = content.len() / 2;
+    content[middle] ^= 4;
+    door.put(record, content);
+    user::give_tree(bed.store.root().unwrap());
+
+    let verified = bed.agent.run(&["verify", "--light"]);
+    assert!(!verified.success(), "{verified:#?}");
+    let told = format!("{}{}", verified.stdout, verified.stderr);
+    assert!(told.contains("/ack/") && told.contains("--lost-repository"), "{told}");
+    let restored = bed.restore_and_start("damaged", &[]);
+    restored.wait_promoted();
+    assert_eq!(ledger.labels(&restored), "a1");
+
+    let said = bed.agent.init(&[]);
+    assert!(said.stdout.contains("--lost-repository ID again"), "{said:#?}");
+    let made = bed.agent.init(&["--lost-repository", lost]).expect_success();
+    assert!(made.stdout.contains("takes the place"), "{made:#?}");
+    assert_eq!(records().len(), 2);
+    bed.agent.run(&["verify", "--light"]).expect_success();
 }

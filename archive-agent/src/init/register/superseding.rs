@@ -41,9 +41,11 @@ impl Superseding<'_> {
         repository: &Repository,
         lineage: &Lineage,
     ) -> anyhow::Result<Superseded> {
-        let mut known = repository.acknowledging(lineage).await?;
+        let (mut known, damage) = repository.acknowledging_before_damage(lineage).await?;
         let mut refused = None;
-        match known.superseded_by(self.now, self.there, self.lost) {
+        let next = known.superseded_by(self.now, self.there, self.lost);
+        let replaces = next.is_some() && self.archives;
+        match next {
             Some(new) if self.archives => {
                 repository.supersede_acknowledging(lineage, &new).await?;
                 let is_new = |member: &&AckMember| !known.members.contains(member);
@@ -69,6 +71,9 @@ impl Superseding<'_> {
                 );
             }
             None => {}
+        }
+        if let Some(damage) = damage.filter(|_| !replaces) {
+            report.error(format!("repository {}: ack", repository.name()), &damage.into());
         }
         let still = known.members.iter().find(|member| self.lost.contains(&member.repository));
         if let (None, Some(member)) = (&refused, still) {

@@ -76,7 +76,26 @@ impl Run<'_> {
             }
             needed.push(self.promised(lineage, &outlook.decisions).await?);
         }
+        for NeededWal { lineage, .. } in &needed {
+            self.acknowledging(lineage).await?;
+        }
         Ok(needed)
+    }
+
+    /// Whether it can be read which repositories acknowledge: without that a recovery may never end.
+    async fn acknowledging(&mut self, lineage: &Lineage) -> Result<()> {
+        let (_, damage) = self.repository.acknowledging_before_damage(lineage).await?;
+        if let Some(RepoError::Corrupt { key, what, remedy }) = damage {
+            self.report.finding(VerifyFinding {
+                kind: "damaged",
+                object: key.to_string(),
+                what,
+                backups: Vec::new(),
+                moments: None,
+                remedy: Cure::Acknowledging(remedy.unwrap_or(Remedy::SupersedeAgain)),
+            });
+        }
+        Ok(())
     }
 
     async fn manifests(&mut self, ids: Vec<BackupId>) -> Result<()> {

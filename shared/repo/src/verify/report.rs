@@ -120,6 +120,8 @@ pub enum Cure {
     Hold(Remedy),
     /// An announcement that cannot be read.
     Announcement(Remedy),
+    /// What says which repositories acknowledge cannot be read.
+    Acknowledging(Remedy),
 }
 
 impl From<&str> for Cure {
