@@ -87,7 +87,7 @@ impl Run<'_> {
         let (_, damage) = self.repository.acknowledging_before_damage(lineage).await?;
         if let Some(RepoError::Corrupt { key, what, remedy }) = damage {
             self.report.finding(VerifyFinding {
-                kind: "damaged",
+                kind: FindingKind::Damaged,
                 object: key.to_string(),
                 what,
                 backups: Vec::new(),
