@@ -72,20 +72,6 @@ pub(crate) fn prepare(
     archives: &[WalArchive],
     room: &mut WalMemory,
 ) -> Result<Prepared, PrepareError> {
-    room.begin_reading();
-    let prepared = read_and_seal(file, name, cluster, rules, archives, room);
-    room.end_reading();
-    prepared
-}
-
-fn read_and_seal(
-    file: &OpenFile,
-    name: WalFileName,
-    cluster: &WalIdentity,
-    rules: Rules,
-    archives: &[WalArchive],
-    room: &mut WalMemory,
-) -> Result<Prepared, PrepareError> {
     let content = file.content().map_err(CheckError::from)?;
     match name {
         WalFileName::Segment(segment) => {

@@ -35,7 +35,7 @@ use super::check::{self, CheckError};
 use super::claim::{self, SegmentClaim};
 use super::control::{newest, read_control, writes, written};
 use super::disk;
-use super::memory::{Purpose, SizeEstimate, WalMemory};
+use super::memory::{self, Purpose, SizeEstimate, WalMemory};
 use super::prepare::{PrepareError, Prepared, Rules};
 use super::presence;
 use super::read::ReadError;
@@ -108,17 +108,17 @@ impl Uploader {
         presence::look(&required).await
     }
 
-    /// What an upload waits for that is not done, as far as it shows: repositories and directories that do not answer.
+    /// What an upload waits for that is not done, as far as it shows: repositories and directories that do not answer, and memory.
     pub(crate) fn waits_for(&self) -> String {
         let slow = self.targets.iter().filter(|target| target.acknowledges).filter_map(|target| {
             let span = target.writes.oldest().filter(|span| *span >= SLOW)?;
             Some(format!("repository {} has not answered a write for {}", target.name(), human::span(span)))
         });
-        let hangs = [self.pgdata.clone(), self.wal_directory()].into_iter().filter_map(|directory| {
-            let span = disk::oldest(&directory).filter(|span| *span >= SLOW)?;
-            Some(format!("a call into {} has not returned for {}", directory.display(), human::span(span)))
-        });
-        let slow: Vec<String> = slow.chain(hangs).collect();
+        let pgdata = self.pgdata.display();
+        let hangs = disk::oldest(&self.pgdata)
+            .filter(|span| *span >= SLOW)
+            .map(|span| format!("a call into {pgdata} has not returned for {}", human::span(span)));
+        let slow: Vec<String> = slow.chain(hangs).chain(memory::waits_for(&self.pgdata)).collect();
         if slow.is_empty() { "the store is slow".to_owned() } else { slow.join("; ") }
     }
 
@@ -276,7 +276,7 @@ impl Uploader {
             let (opened, all_open) = (open.len(), open.len() == group.len());
             let share = match share.take() {
                 Some(share) => share,
-                None => self.share(unit, self.expected(file, unit), opened.max(1)).await?,
+                None => self.share(file, unit, opened.max(1)).await?,
             };
             // With no repository open it is still worth knowing what is wrong with the file.
             let prepared = match self.prepare(file, open.clone(), share.room, file.rules).await {
@@ -284,7 +284,7 @@ impl Uploader {
                     if error.is_damage() && all_open && accepted(file.name, &open).await? =>
                 {
                     let most = unit.saturating_mul(opened);
-                    let room = WalMemory::wait_again(purpose, most).await;
+                    let room = WalMemory::wait_again(self.directories(file), purpose, most).await;
                     self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
                 }
                 Err(PrepareError::Check(error)) if error.is_damage() && all_open && stored.is_none() => {

@@ -12,10 +12,15 @@ use tokio::runtime::{Builder, Runtime};
 /// They keep the network busy; what is bound by the processor runs on blocking threads.
 const WORKERS: usize = 2;
 
+/// Threads for blocking work, each started when it is needed. What may hang takes a limited part of them.
+pub const BLOCKING_THREADS: usize = 1536;
+
 /// A runtime with two workers. Fails where these, and a thread for blocking work, cannot be started.
 pub fn runtime() -> io::Result<Runtime> {
-    let runtime = start_threads(WORKERS + 1)
-        .and_then(|()| Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build());
+    let runtime = start_threads(WORKERS + 1).and_then(|()| {
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(WORKERS).max_blocking_threads(BLOCKING_THREADS).enable_all().build()
+    });
     runtime.map_err(|error| {
         let hint = "HINT: Raise the limit on tasks (TasksMax) or on memory.";
         io::Error::new(error.kind(), format!("could not start the runtime: {error}. {hint}"))

@@ -4,6 +4,7 @@
 //! notes what failed for those that follow ([`resting`]).
 //! What is not stored is missed, and copied by a daemon later.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -172,7 +173,10 @@ impl Uploader {
         let (unit, _) = self.share_of(file, 1).await;
         let room = match unit {
             0 => WalMemory::unlimited(Purpose::Beside),
-            unit => WalMemory::wait_for(Purpose::Beside, self.expected(file, unit), unit).await,
+            unit => {
+                let expected = self.expected(file, unit);
+                WalMemory::wait_for(self.directories(file), Purpose::Beside, expected, unit).await
+            }
         };
         Share { _transfer: None, room }
     }
@@ -180,6 +184,6 @@ impl Uploader {
     /// The memory to read a file back from a repository, for which no acknowledgement waits.
     pub(in crate::wal) async fn room_to_read(&self, size: SegmentSize) -> WalMemory {
         let unit = SegmentSealer::room(size).clamp(1, ROOM);
-        WalMemory::wait_for(Purpose::Beside, self.habit.expects(unit), unit).await
+        WalMemory::wait_for(Arc::new([]), Purpose::Beside, self.habit.expects(unit), unit).await
     }
 }

@@ -3,6 +3,8 @@
 //! No segment is read before there is room for it. A share is as large as what segments took lately; one that takes more gives
 //! it back and starts over in a share that is as large as it may have to be.
 
+use std::sync::Arc;
+
 use tokio::sync::SemaphorePermit;
 use walpoint_base::WalFileName;
 use walpoint_base::socket::FileIdentity;
@@ -13,7 +15,7 @@ use walpoint_storage::RepoError;
 use super::{UploadError, UploadSource, Uploader};
 use crate::wal::check::CheckError;
 use crate::wal::disk;
-use crate::wal::memory::{Purpose, ROOM, WalMemory};
+use crate::wal::memory::{Directories, Purpose, ROOM, WalMemory};
 use crate::wal::prepare::{PrepareError, Prepared, Rules, prepare};
 use crate::wal::read::OpenFile;
 
@@ -36,11 +38,11 @@ impl Uploader {
         room: WalMemory,
         rules: Rules,
     ) -> Result<(FileIdentity, Prepared, WalMemory), PrepareError> {
-        let (purpose, most) = (room.purpose(), room.most());
+        let (of, purpose, most) = (Arc::clone(room.of()), room.purpose(), room.most());
         match Self::prepare_in(file, archives.clone(), room, rules).await {
             Err(PrepareError::NoRoom) => {
                 tracing::debug!(file = %file.name, "it compresses less than those before it: starting over with more memory");
-                let room = WalMemory::wait_again(purpose, most).await;
+                let room = WalMemory::wait_again(of, purpose, most).await;
                 Self::prepare_in(file, archives, room, rules).await
             }
             prepared => prepared,
@@ -56,6 +58,8 @@ impl Uploader {
         let UploadSource { name, ref path, cluster, .. } = *file;
         let (directory, path) = (path.parent().unwrap_or(path).to_owned(), path.clone());
         let prepare = move || {
+            // It waited for a core.
+            disk::progresses();
             let open = cpu::without_core(|| OpenFile::open(&path, name, cluster.segment_size.bytes()))
                 .map_err(CheckError::from)?;
             let prepared = prepare(&open, name, &cluster, rules, &archives, &mut room)?;
@@ -87,11 +91,17 @@ impl Uploader {
         }
     }
 
-    /// A share of the network, and of the memory that so many repositories need: `expected` for each, `unit` at the most.
+    /// Where what is done for a file reads.
+    pub(super) fn directories(&self, file: &UploadSource) -> Directories {
+        Arc::new([self.pgdata.clone(), file.path.parent().unwrap_or(&file.path).to_owned()])
+    }
+
+    /// A share of the network, and of the memory that so many repositories need: what the file will probably take for each, `unit`
+    /// at the most.
     pub(super) async fn share(
         &self,
+        file: &UploadSource,
         unit: usize,
-        expected: usize,
         repositories: usize,
     ) -> Result<Share<'_>, UploadError> {
         if unit == 0 {
@@ -99,7 +109,8 @@ impl Uploader {
         }
         let transfer = self.transfers.acquire().await.map_err(UploadError::permanent)?;
         let all = |bytes: usize| bytes.saturating_mul(repositories);
-        let room = WalMemory::wait_for(Purpose::Acknowledging, all(expected), all(unit)).await;
+        let (of, expected) = (self.directories(file), self.expected(file, unit));
+        let room = WalMemory::wait_for(of, Purpose::Acknowledging, all(expected), all(unit)).await;
         Ok(Share { _transfer: Some(transfer), room })
     }
 }

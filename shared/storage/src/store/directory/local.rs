@@ -60,12 +60,20 @@ struct Root {
 #[derive(Debug)]
 struct Share {
     threads: Arc<Semaphore>,
+    /// Of these, what it has where other places have all that are [`SHARED`].
+    own: Arc<Semaphore>,
     /// KiB that are being written.
     writing: Arc<Semaphore>,
 }
 
 /// Threads that one place takes at the most.
 const THREADS: usize = 16;
+
+/// Of these, how many are its own. The others are taken from [`SHARED`]: many places that hang leave these two to each of the others.
+const OWN: usize = 2;
+
+/// Threads for all places together, beside what each has of its own: the runtime has some more.
+static SHARED: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(512)));
 
 /// KiB of what is being written to one place: one object of the largest size.
 const WRITING: u32 = 32 << 10;
@@ -86,6 +94,7 @@ impl Share {
         let mut shares = SHARES.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Self {
             threads: Arc::new(Semaphore::new(THREADS)),
+            own: Arc::new(Semaphore::new(OWN)),
             writing: Arc::new(Semaphore::new(usize::try_from(WRITING).unwrap_or(usize::MAX))),
         };
         Arc::clone(shares.entry(spot).or_insert_with(|| Arc::new(new())))
@@ -101,10 +110,16 @@ impl Share {
         let closed = |_| Failure::new(FailureKind::Transient, "the process is ending");
         let memory = Arc::clone(&self.writing).acquire_many_owned(kib).await.map_err(closed)?;
         let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(closed)?;
+        let of_all = tokio::select! {
+            biased;
+            shared = Arc::clone(&SHARED).acquire_owned() => shared,
+            own = Arc::clone(&self.own).acquire_owned() => own,
+        };
+        let of_all = of_all.map_err(closed)?;
         let work = move || {
             let done = work();
             // Only now, whether or not the caller still waits.
-            drop((memory, thread));
+            drop((memory, thread, of_all));
             done
         };
         let ended =
