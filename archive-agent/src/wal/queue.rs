@@ -6,8 +6,8 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -19,7 +19,7 @@ use walpoint_runtime::human;
 use super::archiver::Archiver;
 use super::disk::{self, DiskError};
 use super::dropped;
-use super::reach;
+use super::reach::{self, Looked, UnreachedIn};
 use super::ready;
 
 /// How long a file of a queue that is too long is tried before it is given up, and for each MiB of it a little longer. Longer
@@ -46,6 +46,9 @@ const RECORD_INTERVAL: Duration = Duration::from_secs(60);
 /// At one of so many of these looks the repositories are asked whether all that is archived can be recovered.
 const REACH_LOOKS: u32 = 10;
 
+/// So many looks in a row may each find another segment missing, which is on its way: then the next ones follow later.
+const CONFIRMING_LOOKS: u32 = 5;
+
 /// The files of a cluster that wait.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -56,6 +59,8 @@ pub(crate) struct Queue {
     dropping: AtomicBool,
     /// Told after every file that was given up.
     pub(crate) dropped: Notify,
+    /// What is archived and cannot be recovered, until a look finds no such thing: whatever tells it is started again.
+    unreached: Mutex<Option<UnreachedIn>>,
 }
 
 /// A queue that is longer than it may be.
@@ -77,7 +82,13 @@ impl fmt::Display for Overflow {
 impl Queue {
     /// What waits in a directory of WAL, at most so many bytes if they are limited.
     pub(crate) fn new(wal: &Path, max: Option<u64>) -> Self {
-        Self { wal: wal.to_owned(), max, dropping: AtomicBool::new(false), dropped: Notify::new() }
+        Self {
+            wal: wal.to_owned(),
+            max,
+            dropping: AtomicBool::new(false),
+            dropped: Notify::new(),
+            unreached: Mutex::default(),
+        }
     }
 
     /// Whether anything is ever given up.
@@ -180,17 +191,10 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             bail!("{gap}");
         }
         // What is on no record here shows in the repository, which takes more to read.
-        if looks.is_multiple_of(REACH_LOOKS)
-            && let Some(unreached) = reach::look(archiver.uploader()).await?
-        {
-            // An upload may be overtaken by the next one.
-            tokio::time::sleep(INTERVAL).await;
-            if reach::look(archiver.uploader()).await?.as_ref() == Some(&unreached) {
-                bail!("{unreached}");
-            }
-        }
         let looked = looks.is_multiple_of(REACH_LOOKS);
-        looks = looks.wrapping_add(1);
+        let known =
+            !looked || is_reached(&archiver.queue().unreached, || reach::look(archiver.uploader())).await?;
+        looks = if known { looks.wrapping_add(1) } else { 0 };
         // A standby's WAL waits until its promotion, where it archives at all.
         if let Some(span) = archiver.asking().neglected().await?
             && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
@@ -212,6 +216,41 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             tokio::time::sleep(INTERVAL).await;
             looks = 0;
         }
+    }
+}
+
+/// Whether all that is archived can be recovered, as far as that is known. An error says what cannot, as long as it is the same in the
+/// same words; `known` is that until a look finds nothing.
+async fn is_reached<F: Future<Output = anyhow::Result<Looked>>>(
+    known: &Mutex<Option<UnreachedIn>>,
+    look: impl Fn() -> F,
+) -> anyhow::Result<bool> {
+    let get = || known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let set = |now| *known.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    let mut before = get();
+    for looks in 0..CONFIRMING_LOOKS {
+        if looks > 0 {
+            // An upload may be overtaken by the next one.
+            tokio::time::sleep(INTERVAL).await;
+        }
+        match look().await? {
+            Looked::Nothing => {
+                set(None);
+                return Ok(true);
+            }
+            Looked::Unknown => break,
+            Looked::Found(found) => match before {
+                Some(same) if same.is_same(&found) => {
+                    set(Some(same));
+                    break;
+                }
+                _ => before = Some(found),
+            },
+        }
+    }
+    match get() {
+        Some(unreached) => bail!("{unreached}"),
+        None => Ok(false),
     }
 }
 
@@ -255,5 +294,49 @@ mod tests {
         let old = format!("000000010000000100000001 {}\n", jiff::Timestamp::now().as_second() - LATELY - 1);
         walpoint_base::durable::replace(&path, old.as_bytes(), 0o600).unwrap();
         assert_eq!(patience("000000010000000100000002"), long, "long ago");
+    }
+
+    fn found(missing: &str, last: u32) -> Looked {
+        Looked::Found(UnreachedIn::of(
+            &format!("0000000100000000000000{missing}"),
+            &format!("00000001000000010000{last:04X}"),
+        ))
+    }
+
+    /// What the looks say one after the other, the last of them for ever.
+    async fn looked(
+        known: &Mutex<Option<UnreachedIn>>,
+        mut script: Vec<fn(u32) -> Looked>,
+    ) -> Result<bool, String> {
+        script.reverse();
+        let script = Mutex::new((script, 0_u32));
+        let look = || async {
+            let mut script = script.lock().unwrap();
+            script.1 += 1;
+            let next = if script.0.len() > 1 { script.0.pop().unwrap() } else { script.0[0] };
+            Ok(next(script.1))
+        };
+        is_reached(known, look).await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_is_told_however_much_is_archived_behind_it_until_it_is_gone() {
+        let known = Mutex::new(None);
+        let gap: fn(u32) -> Looked = |last| found("0D", last);
+        let told = looked(&known, vec![gap]).await.unwrap_err();
+        assert!(told.contains("cannot pass segment 00000001000000000000000D"), "{told}");
+        // The task is started again while more is archived, an upload is overtaken, or the repository does not answer.
+        let overtaken: fn(u32) -> Looked = |last| found(&format!("{:02X}", 0x20 + last), last);
+        let unknown: fn(u32) -> Looked = |_| Looked::Unknown;
+        for script in [vec![overtaken, gap], vec![overtaken], vec![unknown]] {
+            assert_eq!(looked(&known, script).await.unwrap_err(), told, "in the same words");
+        }
+        let other: fn(u32) -> Looked = |last| found("1F", last);
+        let moved = looked(&known, vec![other]).await.unwrap_err();
+        assert!(moved.contains("segment 00000001000000000000001F"), "{moved}");
+        let nothing: fn(u32) -> Looked = |_| Looked::Nothing;
+        assert!(looked(&known, vec![nothing]).await.unwrap());
+        assert!(looked(&known, vec![overtaken, nothing]).await.unwrap());
+        assert!(!looked(&known, vec![overtaken]).await.unwrap(), "it is looked at again soon");
     }
 }

@@ -1,6 +1,7 @@
 //! Whether what is archived can be recovered: WAL that a dead primary never archived, or that was dropped without a record here,
 //! makes all behind it useless until the next backup.
 
+use std::fmt;
 use std::path::Path;
 
 use walpoint_base::{LineageId, SegmentName, TimelineId};
@@ -39,32 +40,77 @@ async fn waits(wal: &Path, name: SegmentName) -> anyhow::Result<bool> {
     Ok(disk::run(wal, move || mark.exists()).await?)
 }
 
-/// The first repository that has to acknowledge and from which the newest WAL of this server cannot be recovered. What cannot be
-/// looked at now is not known to be so.
-pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Option<String>> {
+/// That the newest WAL of this server cannot be recovered from a repository that has to acknowledge.
+#[derive(Debug, Clone)]
+pub(crate) struct UnreachedIn {
+    repository: String,
+    found: Unreached,
+}
+
+impl UnreachedIn {
+    /// Whether it is the same that is missing in the same repository, however far that reaches meanwhile.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.repository == other.repository && self.found.missing == other.found.missing
+    }
+}
+
+impl fmt::Display for UnreachedIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { repository, found } = self;
+        write!(
+            f,
+            "repository {repository}: {found}; HINT: make a new backup now (archive-agent backup): nothing behind that can be \
+             recovered before"
+        )
+    }
+}
+
+/// What became of a look.
+#[derive(Debug)]
+pub(crate) enum Looked {
+    /// Something cannot be recovered.
+    Found(UnreachedIn),
+    /// There is no such thing, or the server archives nothing of its own.
+    Nothing,
+    /// None is known, and not everything could be looked at.
+    Unknown,
+}
+
+/// Looks for the first repository that has to acknowledge and from which the newest WAL of this server cannot be recovered.
+pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Looked> {
     let told = |UploadError { text, .. }: UploadError| anyhow::anyhow!(text);
     let cluster = uploader.identity().await.map_err(told)?;
-    let Some(timeline) = uploader.written_timeline().await.map_err(told)? else { return Ok(None) };
+    let Some(timeline) = uploader.written_timeline().await.map_err(told)? else { return Ok(Looked::Nothing) };
     let wal = uploader.wal_directory();
     let required = |target: &&WalTarget| target.acknowledges;
+    let mut looked = Looked::Nothing;
     for target in uploader.targets().iter().filter(required) {
-        let Ok(archive) = target.archive(&cluster).await else { continue };
+        let Ok(archive) = target.archive(&cluster).await else {
+            looked = Looked::Unknown;
+            continue;
+        };
         let lineage = (&archive.lineage().cluster, archive.lineage().id);
         match unreached(archive.repository(), lineage, timeline, &wal).await {
             Ok(Some(found)) => {
-                return Ok(Some(format!(
-                    "repository {}: {found}; HINT: make a new backup now (archive-agent backup): nothing behind that can be \
-                     recovered before",
-                    target.name()
-                )));
+                return Ok(Looked::Found(UnreachedIn { repository: target.name().to_owned(), found }));
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::debug!(repository = target.name(), "what can be recovered is not known: {error:#}")
+                tracing::debug!(repository = target.name(), "what can be recovered is not known: {error:#}");
+                looked = Looked::Unknown;
             }
         }
     }
-    Ok(None)
+    Ok(looked)
+}
+
+#[cfg(test)]
+impl UnreachedIn {
+    /// Of a segment that is missing, with all up to another one stored behind it.
+    pub(crate) fn of(missing: &str, last: &str) -> Self {
+        let found = Unreached { last: last.parse().unwrap(), missing: Some(missing.parse().unwrap()) };
+        Self { repository: "main".to_owned(), found }
+    }
 }
 
 /// The first lineage of the cluster whose facts are damaged in a repository: another one than this server's, whose WAL is archived all

@@ -1,6 +1,7 @@
 //! A segment that is skipped leaves a gap, which stays on record until a backup makes up for it.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::process::Background;
@@ -58,6 +59,54 @@ fn a_gap_that_is_on_no_record_is_no_secret() {
     bed.agent.run(&["check", "--no-switch"]).expect_success();
     wait::until_true(SOON * 2, "a backup makes up for it", || health().success());
     drop(daemon);
+}
+
+/// Promise 7: `health` tells of a gap on a server that archives a segment between any two looks, and does not forget it.
+#[test]
+fn a_gap_is_no_secret_on_a_busy_server() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    bed.agent.run(&["backup"]).expect_success();
+    let switch = || {
+        bed.cluster.psql("select pg_logical_emit_message(false, 'n', 'n')");
+        bed.cluster.switch_wal()
+    };
+    let names = [(); 3].map(|()| {
+        let name = switch();
+        bed.cluster.wait_done(&name);
+        name
+    });
+    let door = bed.store.back_door();
+    let keys = door.list("clusters");
+    door.delete(keys.iter().find(|key| key.ends_with(&names[1])).unwrap());
+    assert_eq!(daemon.stop(), 0);
+    let gap = format!("cannot pass segment {}", names[1]);
+    let busy = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while busy.load(Ordering::Relaxed) {
+                switch();
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        let daemon = bed.agent.daemon();
+        let tells = || bed.agent.run(&["health"]).stderr.contains(&gap);
+        let end = Instant::now() + SOON / 2;
+        while !tells() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        // While its task is started again and again.
+        let told = (0..20).filter(|_| {
+            std::thread::sleep(Duration::from_millis(500));
+            tells()
+        });
+        let told = told.count();
+        busy.store(false, Ordering::Relaxed);
+        assert_eq!(told, 20, "{}", daemon.log());
+        let log = daemon.log();
+        assert_eq!(log.matches(&gap).count(), 1, "it is logged once: {log}");
+    });
 }
 
 /// A12: a file that cannot be stored at all is skipped on request: on record, with a warning until the next backup.
