@@ -161,3 +161,27 @@ fn what_waits_for_a_slow_repository_survives_the_daemon() {
     two.same_in_both(&names, &daemon);
     assert_eq!(daemon.stop(), 0);
 }
+
+/// A11: a repository that did not have to acknowledge and has to from a restart on, gets what it missed before, whatever is stored
+/// behind that meanwhile.
+#[test]
+fn a_repository_that_has_to_acknowledge_from_now_on_gets_what_it_missed_before() {
+    let mut two = TwoPlaces::new();
+    let daemon = two.bed.agent.daemon();
+    let mut names = two.burst(4).0;
+    two.same_in_both(&names, &daemon);
+    two.proxy.set(Fault::Refuse);
+    names.extend(two.burst(8).0);
+    assert_eq!(daemon.stop(), 0);
+    assert!(two.count(&names) < names.len(), "it is not gone");
+    two.proxy.heal();
+    let agent = Agent::with(&two.bed.cluster, &two.bed.store);
+    two.bed.agent = agent.repository_via("far", &two.far, &two.proxy);
+    two.bed.agent.write();
+    let daemon = two.bed.agent.daemon();
+    names.extend(two.burst(4).0);
+    two.same_in_both(&names, &daemon);
+    let (log, says) = (daemon.log(), "missing in this repository, which has to acknowledge");
+    assert_eq!(log.matches(says).count(), 1, "it is said of the first one: {log}");
+    assert_eq!(daemon.stop(), 0);
+}

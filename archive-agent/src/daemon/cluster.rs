@@ -113,18 +113,30 @@ impl ClusterTasks {
             answering.await;
             last.cancel();
         };
-        let catching_up = join_all(beside().map(|(n, target)| {
-            let what = format!("catching up repository {}", target.name());
-            self.keep(what, &board, &stop, &before, move |archiver, health| {
-                catch_up::keep(archiver, n, move || health.working())
-            })
-        }));
+        let catching_up = self.catch_up(&board, &stop, &before);
         let watching = self.watch(&board, &stop, &before);
         let staying_small = self.archiver.stay_small(stop.clone());
         tokio::join!(answering, looking, indexing, storing_beside, catching_up, watching, staying_small);
         self.archiver.abandon();
         // Whoever waits for these tasks waits for all before them.
         before.wait().await;
+    }
+
+    /// The tasks that catch up each repository, if there are several.
+    async fn catch_up(&self, board: &Board, stop: &CancellationToken, before: &TaskTracker) {
+        let every = self.archiver.uploader().targets();
+        let several = every.iter().enumerate().filter(|_| every.len() > 1);
+        join_all(several.map(|(n, target)| {
+            let (what, acknowledges) =
+                (format!("catching up repository {}", target.name()), target.acknowledges);
+            self.keep(what, board, stop, before, move |archiver, health| async move {
+                match acknowledges {
+                    true => catch_up::keep_acknowledging(archiver, n, move || health.working()).await,
+                    false => catch_up::keep(archiver, n, move || health.working()).await,
+                }
+            })
+        }))
+        .await;
     }
 
     /// The tasks that watch the server and what waits there.

@@ -1,4 +1,4 @@
-//! Catching up a repository that does not have to acknowledge: what it missed is copied from one that has it.
+//! Catching up a repository: what it missed is copied from one that has it.
 //!
 //! What is missing shows when listings are compared: from the first file that this process knows it missed, and from the
 //! repository's newest backup on, for what was missed before. Older gaps are left: what is expired on purpose has gaps, too.
@@ -8,7 +8,10 @@
 //! missing by the next daemon.
 //!
 //! While it is behind, nothing is stored in that repository directly ([`beside`](super::beside)): what is acknowledged meanwhile waits,
-//! so that nothing lies behind a gap.
+//! so that nothing lies behind a gap. One that has to acknowledge misses nothing while it has to: it is compared with the others once
+//! after each start or reload, because it may not have had to before, and where it got another lineage.
+
+mod acknowledging;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -28,6 +31,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::{NameHash, WalEntry};
 use walpoint_storage::store::ListedObject;
 
+pub(crate) use self::acknowledging::keep_acknowledging;
 use super::archiver::Archiver;
 use super::base;
 use super::elsewhere::Copies;
@@ -55,11 +59,9 @@ pub(crate) async fn keep(
         let failed =
             |error: anyhow::Error| error.context(format!("repository {} is not caught up", target.name()));
         match catch_up(uploader, target, &missed, known == Some(now)).await {
-            Ok(CaughtUp { files, left }) => {
+            Ok(CaughtUp { files, left, .. }) => {
                 known = Some(now);
-                if files > 0 {
-                    tracing::info!(repository = target.name(), files, "caught up");
-                }
+                say(target, files);
                 target.end_rest();
                 // What cannot be copied keeps nothing behind it away.
                 target.is_caught_up();
@@ -77,9 +79,17 @@ pub(crate) async fn keep(
     }
 }
 
+fn say(target: &WalTarget, files: usize) {
+    if files > 0 {
+        tracing::info!(repository = target.name(), files, "caught up");
+    }
+}
+
 /// What became of a comparison that went through everything.
 struct CaughtUp {
     files: usize,
+    /// Whether another repository does not answer, with which one that has to acknowledge is to be compared.
+    away: bool,
     /// Why some files cannot be copied.
     left: Option<anyhow::Error>,
 }
@@ -93,16 +103,23 @@ async fn catch_up(
 ) -> anyhow::Result<CaughtUp> {
     let told = |UploadError { text, .. }| anyhow::anyhow!(text);
     let cluster = uploader.identity().await.map_err(told)?;
-    let to = open(target, &cluster).await?;
+    let to = match target.acknowledges {
+        true => target.archive(&cluster).await?,
+        false => open(target, &cluster).await?,
+    };
     let ranges = Ranges::of(uploader, &to, &cluster, missed, known).await?;
     let (mut files, mut left, mut problem) = (0, None, None);
-    let (mut through, mut complete) = (false, false);
+    let (mut through, mut complete, mut away) = (false, false, false);
     // Those that acknowledge hold everything. What one of them cannot give, another repository may.
     let (first, others): (Vec<_>, Vec<_>) = uploader.targets().iter().partition(|source| source.acknowledges);
     for source in first.into_iter().chain(others).filter(|source| source.name() != target.name()) {
         let from = source.archive(&cluster).await.map_err(anyhow::Error::new);
+        let is_away = from.is_err();
         let result = match &from {
-            Ok(from) => Copy { uploader, target, from, to: &to }.missing(&ranges, &mut files).await,
+            Ok(from) => {
+                let copy = Copy { uploader, target, source: source.name(), from, to: &to };
+                copy.missing(&ranges, &mut files).await
+            }
             Err(_) => Ok(None),
         };
         // A repository that is gone lists nothing that could be missing.
@@ -113,6 +130,10 @@ async fn catch_up(
                 complete |= source.acknowledges && some.is_none();
                 left = left.or(some);
             }
+            Err(error) if target.acknowledges && is_away => {
+                tracing::debug!(repository = target.name(), "not compared with {}: {error:#}", source.name());
+                away = true;
+            }
             Err(error) => {
                 problem.get_or_insert(error);
             }
@@ -120,8 +141,8 @@ async fn catch_up(
     }
     target.look_again().await?;
     match problem {
-        Some(problem) if !through => Err(problem),
-        _ => Ok(CaughtUp { files, left: left.filter(|_| !complete) }),
+        Some(problem) if !through || target.acknowledges => Err(problem),
+        _ => Ok(CaughtUp { files, away, left: left.filter(|_| !complete) }),
     }
 }
 
@@ -209,6 +230,8 @@ impl Ranges {
 struct Copy<'a> {
     uploader: &'a Uploader,
     target: &'a WalTarget,
+    /// Its name.
+    source: &'a str,
     from: &'a WalArchive,
     to: &'a WalArchive,
 }
@@ -217,6 +240,9 @@ impl Copy<'_> {
     /// Copies what is missing and counts it, but for what waits to be stored directly. One file that cannot be copied does not keep
     /// the next ones from it; why it cannot.
     async fn missing(&self, ranges: &Ranges, copied: &mut usize) -> anyhow::Result<Option<anyhow::Error>> {
+        if self.target.acknowledges && !self.lacks_any(ranges).await? {
+            return Ok(None);
+        }
         let scratch = tempfile::Builder::new().prefix("walpoint-").tempdir();
         let scratch = scratch.context("there is no scratch directory for what is copied")?;
         // Before any WAL: a timeline that was abandoned, or that two servers claim, would count in this repository meanwhile.
@@ -259,6 +285,9 @@ impl Copy<'_> {
                         let begun = [passed_here, next_here.and_then(|here| here.segment())];
                         let begun = begun.contains(&Some(segment));
                         if let Some(split) = copies.contradiction(segment, begun).await? {
+                            if self.target.acknowledges {
+                                return self.leaves(done, &split);
+                            }
                             self.target.refuse(&split, None);
                             self.uploader.refused.notify_one();
                             bail!("{split}");
