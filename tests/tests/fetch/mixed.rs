@@ -175,6 +175,9 @@ fn what_an_earlier_process_gave_last_counts_though_its_repository_is_silent() {
     }
 }
 
+/// How a target asks for a segment.
+type Fetch = fn(&Target, &str) -> Output;
+
 /// A standby of a copy has no production's WAL, though the archive has nothing else under these names: what its own `pg_wal` shows counts
 /// for the first segment that it asks for, for one behind those that came by streaming since, and for one that it holds itself. So it is
 /// with a prefetcher and without, and with archive recovery.
@@ -196,8 +199,7 @@ fn the_servers_own_wal_counts_before_anything_was_given_and_after_it_streamed() 
             assert!(output.stderr.contains(said), "{how}: {said}: {output:#?}");
         }
     };
-    let fetches: [(&str, fn(&Target, &str) -> Output); 2] =
-        [("prefetcher", Target::fetch), ("directly", Target::fetch_directly)];
+    let fetches: [(&str, Fetch); 2] = [("prefetcher", Target::fetch), ("directly", Target::fetch_directly)];
     for (how, fetch) in fetches {
         let target = new().standby();
         put(&target, &two.copy, third, third);
