@@ -15,7 +15,7 @@ use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use super::identity::{self, Identity};
 use super::owners::Owner;
 use super::tablespaces::{self, TablespaceTarget};
-use super::{directory, reach, running};
+use super::{directory, reach, running, workdir};
 
 /// Bytes of a `pg_control` that are read; PostgreSQL's has 8 KiB.
 const LONGEST_CONTROL: u64 = 64 << 10;
@@ -135,7 +135,7 @@ pub(crate) fn around(place: &Path) -> Option<&Path> {
 }
 
 /// A server that runs on another data directory and whose links lead to one of these directories: that directory, and the
-/// server's. A copy of a data directory has the original's links.
+/// server's. A copy of a data directory has the original's links. What a server uses whose directory does not answer is not known.
 pub(crate) fn used_by_another_server(pgdata: &Path, directories: &[PathBuf]) -> Option<(PathBuf, PathBuf)> {
     let own = Identity::of(pgdata);
     let wanted: Vec<(Identity, &PathBuf)> =
@@ -143,18 +143,21 @@ pub(crate) fn used_by_another_server(pgdata: &Path, directories: &[PathBuf]) -> 
     let mut seen = BTreeSet::new();
     for process in running::all_processes() {
         // A postmaster's working directory is its data directory. It may be called otherwise where the server runs.
-        let cwd = process.join("cwd");
-        let Some(server) = Identity::of(&cwd).filter(|server| Some(*server) != own && seen.insert(*server))
+        let Some(server) = workdir::look(&process, Identity::of)
+            .flatten()
+            .filter(|server| Some(*server) != own && seen.insert(*server))
         else {
             continue;
         };
-        if !cwd.join("postmaster.pid").is_file() {
-            continue;
-        }
-        let used = linked(&cwd, &process.join("root"));
+        let root = process.join("root");
+        let used = workdir::look(&process, move |cwd| {
+            cwd.join("postmaster.pid").is_file().then(|| linked(cwd, &root))
+        });
+        let Some(used) = used.flatten() else { continue };
         if let Some((_, directory)) =
             wanted.iter().find(|(identity, _)| *identity == server || used.contains(identity))
         {
+            let cwd = process.join("cwd");
             return Some(((*directory).clone(), fs::read_link(&cwd).unwrap_or(cwd)));
         }
     }

@@ -5,6 +5,7 @@
 //! | [`prepare`], [`execute`] | what is checked before the first byte is written; the order in which everything is written |
 //! | [`directory`] | what may be written to, and the marker of an unfinished restore |
 //! | [`running`], [`identity`] | whether a server runs there; which directory a path leads to |
+//! | [`workdir`] | where processes work, though a filesystem does not answer |
 //! | [`target_state`], [`existing`] | what is there, asked once |
 //! | [`steps`], [`refusal`] | what is done with it, decided without IO, or why nothing is |
 //! | [`decided`] | both together, and what is done by that before the place is taken |
@@ -73,6 +74,7 @@ mod sync;
 mod tablespaces;
 mod target_state;
 mod unarchived;
+mod workdir;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::identity::Identity;
-use super::reach;
+use super::{reach, workdir};
 
 /// The inode of the initial PID namespace, `PROC_PID_INIT_INO` in Linux's `include/linux/proc_ns.h`.
 const INITIAL_NAMESPACE: u64 = 0xEFFF_FFFC;
@@ -83,6 +83,8 @@ pub(crate) enum Hiding {
     Proc,
     /// This process of a container does not show where it works.
     Unseen(Process),
+    /// The directory in which this process works does not answer.
+    Silent(Process),
     /// The filesystem may be another machine's as well; its type.
     Filesystem(u32),
 }
@@ -123,13 +125,14 @@ pub(crate) fn find(pgdata: &Path, vouched: bool) -> io::Result<RunningServer> {
     }
 }
 
-/// A process of PostgreSQL that works in a directory. Other programs may: a shell, for example.
+/// A process of PostgreSQL that works in a directory. Other programs may: a shell, for example. One whose directory does not answer
+/// works in another one, because this one does.
 fn server_in(pgdata: &Path, proc: &Path) -> io::Result<Option<Process>> {
     let Some(here) = Identity::of(pgdata) else { return Ok(None) };
     for (pid, directory) in processes(proc)? {
-        if Identity::of(&directory.join("cwd")) == Some(here) {
+        if workdir::look(&directory, Identity::of).flatten() == Some(here) {
             let process = Process::at(pid, &directory);
-            if SERVERS.iter().any(|name| process.name.starts_with(name)) {
+            if process.is_a_server() {
                 return Ok(Some(process));
             }
         }
@@ -142,33 +145,43 @@ pub(crate) fn hidden(directory: &Path) -> io::Result<Option<Reason>> {
     let proc = Path::new("/proc");
     let mut unseen = None;
     for (pid, process) in processes(proc)? {
-        let denied = fs::metadata(process.join("cwd"))
-            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
-        // Another user's server of this namespace could not use a directory of this user's.
-        if denied && !is_of_this_namespace(&process) {
-            unseen = Some(Process::at(pid, &process));
+        match workdir::look(&process, |cwd| fs::metadata(cwd).map(drop)) {
+            // Another user's server of this namespace could not use a directory of this user's.
+            Some(Err(error))
+                if error.kind() == io::ErrorKind::PermissionDenied && !is_of_this_namespace(&process) =>
+            {
+                unseen = Some(Hiding::Unseen(Process::at(pid, &process)));
+            }
+            Some(_) => {}
+            // Where its links lead is not known.
+            None => unseen = silent(pid, &process).or(unseen),
         }
     }
     Ok(hiding(directory, unseen, proc)?.map(Reason::Hidden))
 }
 
-/// Where a server that uses a directory could hide. `unseen`: a process that does not show where it works.
-fn hiding(directory: &Path, unseen: Option<Process>, proc: &Path) -> io::Result<Option<Hiding>> {
+/// A process whose directory does not answer, if it may be a server.
+fn silent(pid: u32, directory: &Path) -> Option<Hiding> {
+    Some(Process::at(pid, directory)).filter(Process::is_a_server).map(Hiding::Silent)
+}
+
+/// Where a server that uses a directory could hide. `unseen`: in a process that does not show where it works.
+fn hiding(directory: &Path, unseen: Option<Hiding>, proc: &Path) -> io::Result<Option<Hiding>> {
     let namespace = fs::metadata(proc.join("self/ns/pid")).map(|meta| meta.ino());
     if !namespace.is_ok_and(|inode| inode == INITIAL_NAMESPACE) {
         Ok(Some(Hiding::Namespace))
     } else if fs::read(proc.join("1/status")).is_err() {
         // A mount of /proc with hidepid shows a user only his own processes.
         Ok(Some(Hiding::Proc))
-    } else if let Some(process) = unseen {
-        Ok(Some(Hiding::Unseen(process)))
+    } else if unseen.is_some() {
+        Ok(unseen)
     } else {
         Ok(shared_filesystem(directory)?.map(Hiding::Filesystem))
     }
 }
 
 /// The directories in `/proc` of all processes but this one.
-pub(crate) fn all_processes() -> Vec<PathBuf> {
+pub(super) fn all_processes() -> Vec<PathBuf> {
     let processes = processes(Path::new("/proc")).unwrap_or_default();
     processes.into_iter().map(|(_, directory)| directory).collect()
 }
@@ -178,25 +191,26 @@ fn reason(pgdata: &Path, file: &LockFile, vouched: bool, proc: &Path) -> io::Res
     let here = Identity::from(&fs::metadata(pgdata)?);
     let (mut same, mut unseen) = (None, None);
     for (pid, directory) in processes(proc)? {
-        let cwd = directory.join("cwd");
-        match fs::metadata(&cwd) {
-            Ok(meta) if Identity::from(&meta) == here => {
-                return Ok(Some(Reason::Works(Process::at(pid, &directory))));
-            }
-            Ok(_)
-                if LockFile::read(&cwd)
-                    .is_ok_and(|other| other.is_some_and(|o| o.content == file.content)) =>
-            {
-                same = Some(Process::at(pid, &directory));
-            }
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+        let content = file.content.clone();
+        let found = workdir::look(&directory, move |cwd| {
+            let is_here = Identity::from(&fs::metadata(cwd)?) == here;
+            let other = LockFile::read(cwd).ok().flatten();
+            io::Result::Ok((is_here, other.is_some_and(|other| other.content == content)))
+        });
+        match found {
+            Some(Ok((true, _))) => return Ok(Some(Reason::Works(Process::at(pid, &directory)))),
+            Some(Ok((false, true))) => same = Some(Process::at(pid, &directory)),
+            Some(Ok((false, false))) => {}
+            Some(Err(e)) if e.kind() == io::ErrorKind::PermissionDenied => {
                 if Some(pid) == file.pid || !is_of_this_namespace(&directory) {
-                    unseen = Some(Process::at(pid, &directory));
+                    unseen = Some(Hiding::Unseen(Process::at(pid, &directory)));
                 }
             }
             // It ended meanwhile.
-            Err(_) => {}
+            Some(Err(_)) => {}
+            // On another filesystem it has other files.
+            None if workdir::is_elsewhere(&directory, pgdata, proc) => {}
+            None => unseen = silent(pid, &directory).or(unseen),
         }
     }
     if vouched {
@@ -277,6 +291,11 @@ impl Process {
         let name = fs::read_to_string(directory.join("comm")).unwrap_or_default();
         Self { pid, name: name.trim_end().to_owned() }
     }
+
+    /// Whether it calls itself so.
+    fn is_a_server(&self) -> bool {
+        SERVERS.iter().any(|name| self.name.starts_with(name))
+    }
 }
 
 impl fmt::Display for Process {
@@ -307,6 +326,10 @@ impl fmt::Display for Reason {
             Self::Hidden(Hiding::Unseen(process)) => write!(
                 f,
                 "{process}, which runs in a container, does not show this user where it works; run this as root; {VOUCH}"
+            ),
+            Self::Hidden(Hiding::Silent(process)) => write!(
+                f,
+                "{process} works on a filesystem that does not answer, so it cannot be seen what it uses; end that process; {VOUCH}"
             ),
             Self::Hidden(Hiding::Filesystem(kind)) => write!(
                 f,
