@@ -19,6 +19,7 @@ use super::named::Named;
 use super::owners::Owner;
 use super::previous::{self, Record};
 use super::reach;
+use super::refusal::Refusal;
 use super::running::{self, LockFile, RunningServer};
 use super::steps::{self, RestoreMode, Step, Which};
 use super::stored::{NotStored, Whose};
@@ -191,6 +192,29 @@ impl Decided {
         let repository = not_stored.copies.first().repository().name();
         steps::archived(&lost, |name| not_stored.here.differ.contains(name), repository)
             .map_err(|refusal| refusal.explain(pgdata))
+    /// Refuses to repair a directory whose `pg_wal` has the only sound copy of what recovery reads: it would end there.
+    pub(super) fn prove_undamaged(
+        &self,
+        pgdata: &Path,
+        not_stored: &NotStored,
+        planned: &Planned,
+    ) -> anyhow::Result<()> {
+        let size = planned.lineage.segment_size;
+        let is_read = |name: &&WalFileName| {
+            let WalFileName::Segment(name) = name else { return false };
+            let number = name.number(size);
+            let mut ranges = planned.plan.wal.iter().filter(|range| range.timeline == name.timeline);
+            ranges.any(|range| number.is_some_and(|number| range.first <= number && number <= range.last))
+        };
+        // Where the archive has other content, it is that which recovery reads.
+        let here = &not_stored.here;
+        let mut damaged = here.damaged.iter().filter(|name| !here.differ.contains(name));
+        match damaged.find(is_read).filter(|_| !self.does(&Step::LeaveWal)) {
+            None => Ok(()),
+            Some(name) => Err(Refusal::StoredDamaged { name: *name }.explain(pgdata)),
+        }
+    }
+
     }
 
     /// Refuses directories outside PGDATA that are in use. What has to be moved aside, if that is the way: each directory

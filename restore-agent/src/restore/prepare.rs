@@ -120,6 +120,7 @@ async fn not_stored(
     let found = NotStored::look(common, &old, whose, planned).await;
     if whose == Whose::All {
         let found = found?;
+        decided.prove_undamaged(pgdata, &found, planned)?;
         decided.prove_archived(pgdata, &found).await?;
         return Ok(Some(found));
     }

@@ -26,6 +26,8 @@ pub(super) enum Refusal {
     OtherCluster { found: SystemId, wanted: SystemId },
     /// Its `pg_control` does not say whose it is.
     UnknownCluster,
+    /// Recovery reads this, no archive has it undamaged, and its `pg_wal` has.
+    StoredDamaged { name: WalFileName },
     /// WAL waits there that no archive has. `other`: a name under which the archive has other content.
     NotArchived { repository: String, count: usize, first: WalFileName, other: Option<WalFileName> },
 }
@@ -86,6 +88,12 @@ impl Refusal {
             Self::UnknownCluster => anyhow!(
                 "{shown}: cannot determine whose data directory it is, because its global/pg_control is missing or damaged; \
                  --replace keeps it, --delta --force repairs it whosever it is: nothing was changed"
+            ),
+            Self::StoredDamaged { name } => anyhow!(
+                "{shown}: \"{name}\", which recovery reads, is damaged in every archive that has it, and undamaged in its pg_wal: move \
+                 the damaged object away, archive the file again with \"archive-agent push {}\", and run the same command again; with \
+                 --force recovery stops there, and the file is kept: nothing was changed",
+                pgdata.join("pg_wal").join(name.to_string()).display()
             ),
             Self::NotArchived { repository, count, first, other } => {
                 let ways = "--replace keeps the whole directory, --delta --force repairs it and keeps these files in a directory beside it";

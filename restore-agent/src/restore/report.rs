@@ -55,6 +55,7 @@ impl Restore {
                 kept.text()
             )
         }));
+        notes.extend(done.kept.iter().filter_map(|kept| self.unarchived.cure(&kept.directory)));
         notes.extend(self.unarchived.notes(self.resumes));
         notes.extend(required::note(&done.raised));
         let files = settings::configuration(self.layout.pgdata());

@@ -2,6 +2,9 @@
 //!
 //! Their content decides. Servers that went apart (a copy that was started beside its original, two standbys that were both
 //! promoted) write different files of the same names, and the archive has those of one of them.
+//!
+//! Of what is about to be removed the stored copies are read whole: a header says nothing about the bytes behind it, and what is there
+//! may be the only sound copy.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,6 +32,9 @@ const AT_ONCE: usize = 16;
 /// A file is read in pieces of this length.
 const PIECE: usize = 1 << 20;
 
+/// Stored files that are read whole at the same time.
+const READ_AT_ONCE: usize = 4;
+
 /// What a data directory holds that no archive has.
 #[derive(Debug)]
 pub(super) struct NotStored {
@@ -54,6 +60,8 @@ pub(super) struct Remains {
     /// Those that waited to be archived.
     pub(super) waiting: BTreeSet<WalFileName>,
 }
+    /// Those of them that an archive has damaged.
+    pub(super) damaged: BTreeSet<WalFileName>,
 
 /// How a file compares with what an archive has under its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +71,8 @@ enum Comparison {
     /// The same content.
     Same,
     /// All records of a segment that was not finished, or that ends before its file does, and perhaps more.
+    /// The archive has it, and what is stored of it is damaged.
+    Damaged,
     Records,
     /// Another content.
     Other,
@@ -120,9 +130,9 @@ impl NotStored {
         }
         let mut left: Vec<WalFileName> =
             present.iter().filter(|(_, id)| is_own(id)).map(|(name, _)| *name).collect();
-        let mut differ = BTreeSet::new();
+        let (mut differ, mut damaged) = (BTreeSet::new(), BTreeSet::new());
         for (at, archive) in self.copies.archives().iter().chain(&self.others).enumerate() {
-            let compared = match compare_all(archive, wal, &left).await {
+            let compared = match compare_all(archive, wal, &left, whose).await {
                 Err(error) if at > 0 && error.downcast_ref::<RepoError>().is_some() => {
                     let name = archive.repository().name();
                     tracing::warn!("what repository \"{name}\" has is not known: {error}");
@@ -132,7 +142,7 @@ impl NotStored {
             };
             left.clear();
             for (name, comparison) in compared {
-                if matches!(comparison, Comparison::Missing | Comparison::Other) {
+                if matches!(comparison, Comparison::Missing | Comparison::Damaged | Comparison::Other) {
                     left.push(name);
                 }
                 if comparison == Comparison::Other && at < self.copies.archives().len() {
@@ -144,7 +154,7 @@ impl NotStored {
         let files: Vec<WalFileName> = files.map(|(name, _)| *name).collect();
         differ.retain(|name| files.contains(name));
         let waiting = files.iter().copied().filter(|name| waits(wal, *name)).collect();
-        Ok(Remains { directory: wal.to_owned(), files, differ, waiting })
+        Ok(Remains { directory: wal.to_owned(), files, differ, damaged, waiting })
     }
 
     /// Those of the files that wait to be archived which no archive has. Of one that is not in `pg_wal` any more the name decides.
@@ -162,6 +172,9 @@ impl NotStored {
             };
             if !stored {
                 lost.push(name);
+                if comparison == Comparison::Damaged {
+                    damaged.insert(name);
+                }
             }
         }
         Ok(lost)
@@ -170,6 +183,7 @@ impl NotStored {
     /// Whether an archive has a file of that name.
     async fn is_named(&self, name: WalFileName) -> anyhow::Result<bool> {
         for archive in self.copies.archives().iter().chain(&self.others) {
+        damaged.retain(|name| files.contains(name));
             let is_there = match name {
                 WalFileName::Segment(name) => header(archive, name).await?.is_some(),
                 WalFileName::Partial(name) => !archive.partials(name).await?.is_empty(),
@@ -185,7 +199,7 @@ impl NotStored {
     }
 }
 
-/// How files of `pg_wal` compare with what one archive has.
+/// How files of `pg_wal` compare with what one archive has. What it has of those that will be removed is read whole.
 async fn compare_all(
     archive: &WalArchive,
     wal: &Path,
@@ -217,6 +231,7 @@ async fn compare_all(
             proven.insert(name.timeline);
         }
         compared.push((WalFileName::Segment(name), comparison));
+    whose: Whose,
     }
     for &name in files {
         let comparison = match name {
@@ -226,7 +241,29 @@ async fn compare_all(
         };
         compared.push((name, comparison));
     }
-    Ok(compared)
+    if whose == Whose::Own {
+        return Ok(compared);
+    }
+    let read = futures_util::stream::iter(compared).map(|(name, comparison)| async move {
+        let is_sound = comparison != Comparison::Same || is_stored_whole(archive, wal, name).await?;
+        Ok::<_, anyhow::Error>((name, if is_sound { comparison } else { Comparison::Damaged }))
+    });
+    read.buffered(READ_AT_ONCE).try_collect().await
+}
+
+/// Whether what an archive has of a file, which is the same by its hash, can be read to its end.
+async fn is_stored_whole(archive: &WalArchive, wal: &Path, name: WalFileName) -> anyhow::Result<bool> {
+    let reader = match name {
+        WalFileName::Segment(_) => archive.read(name).await,
+        WalFileName::Partial(segment) => {
+            let ours = hash(archive, &wal.join(name.to_string()), u64::MAX).await?;
+            archive.read_partial(segment, NameHash::of(&ours)).await
+        }
+        // They were read when they were compared.
+        WalFileName::History(_) | WalFileName::Backup(..) => return Ok(true),
+    };
+    let Some(reader) = sound(archive, reader)? else { return Ok(false) };
+    Ok(sound(archive, reader.write_to(io::sink()).await.map(Some))?.is_some())
 }
 
 /// What an archive says about a segment. What is damaged there is as good as missing.

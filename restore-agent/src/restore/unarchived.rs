@@ -41,6 +41,8 @@ const SPARE: u64 = 4;
 pub(super) struct Unarchived {
     /// Names of files in `pg_wal`, in order.
     pub(super) names: Vec<String>,
+    /// Those of them that an archive has damaged.
+    damaged: Vec<String>,
     /// Those that recovery will replay, in order; by then they are among what was kept.
     pub(super) replayed: Vec<ReplayedSegment>,
     /// Tablespaces that their replay creates.
@@ -76,7 +78,8 @@ impl Unarchived {
             }
         }
         let names = found.here.files.iter().map(ToString::to_string).collect();
-        let mut unarchived = Self { names, ..Self::default() };
+        let damaged = found.here.damaged.iter().map(ToString::to_string).collect();
+        let mut unarchived = Self { names, damaged, ..Self::default() };
         if !candidates.is_empty() {
             unarchived.continue_archive(found, pgdata, planned, &candidates).await?;
         }
@@ -225,6 +228,17 @@ impl Unarchived {
             left.join(", "),
             wal.display(),
             wal.join(first).display()
+        ))
+    }
+
+    /// What of it an archive has damaged, and could have again. `kept`: where it lies.
+    pub(super) fn cure(&self, kept: &Path) -> Option<String> {
+        let first = self.damaged.first()?;
+        Some(format!(
+            "what was kept is the only undamaged copy of WAL that is damaged in the archive: {}; to repair the archive, move the damaged \
+             object away, then \"archive-agent push {}\"",
+            self.damaged.join(", "),
+            kept.join(first).display()
         ))
     }
 

@@ -17,6 +17,7 @@ mod kinds;
 mod latest;
 mod links;
 mod memory;
+mod only_copy;
 mod outage;
 mod owners;
 mod places;
