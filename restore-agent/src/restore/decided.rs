@@ -26,6 +26,17 @@ use super::stored::{NotStored, Whose};
 use super::target_state::{Previous, TargetState};
 use crate::plan::Planned;
 
+/// A `pg_wal` that may hold what no archive has.
+#[derive(Debug)]
+pub(super) struct OldWal {
+    /// The data directory, where it lies now.
+    pub(super) data: PathBuf,
+    /// Where its `pg_wal` lies.
+    pub(super) wal: PathBuf,
+    /// Whose files count.
+    pub(super) whose: Whose,
+}
+
 /// What was found, and what is decided.
 #[derive(Debug)]
 pub(super) struct Decided {
@@ -42,7 +53,7 @@ pub(super) struct Decided {
     /// What earlier restores moved aside.
     pub(super) asides: anyhow::Result<Vec<Record>>,
     /// What earlier repairs kept.
-    pub(super) kept: Vec<Kept>,
+    pub(super) kept: anyhow::Result<Vec<Kept>>,
     /// What a server that does not run any more left there.
     crashed: Option<LockFile>,
     /// For whom root acts.
@@ -148,24 +159,26 @@ impl Decided {
         }
     }
 
-    /// The data directory whose `pg_wal` may hold what no archive has, where it lies now, and whose files count. One that is moved
-    /// aside, or that an interrupted restore had moved, is another cluster's if its `pg_control` says so; a damaged one says nothing.
-    pub(super) fn old(&self, pgdata: &Path, planned: &Planned) -> Option<(PathBuf, Whose)> {
+    /// The data directory whose `pg_wal` may hold what no archive has. One that is moved aside, or that an interrupted restore had
+    /// moved, is another cluster's if its `pg_control` says so; a damaged one says nothing.
+    pub(super) fn old(&self, pgdata: &Path, planned: &Planned) -> Option<OldWal> {
         let own = planned.lineage.system_id();
         let may_be_own = |existing: &&Existing| existing.system_id.is_none_or(|found| found == own);
         let source = self.steps.iter().find_map(|step| match step {
             Step::FindWal(which, whose) => Some((*which, *whose)),
             _ => None,
         });
+        let present = |whose| OldWal { data: pgdata.to_owned(), wal: pgdata.join("pg_wal"), whose };
         match source? {
-            (Which::Present, Whose::All) => Some((pgdata.to_owned(), Whose::All)),
+            (Which::Present, Whose::All) => Some(present(Whose::All)),
             (Which::Present, Whose::Own) => {
-                self.existing.as_ref().filter(may_be_own).map(|_| (pgdata.to_owned(), Whose::Own))
+                self.existing.as_ref().filter(may_be_own).map(|_| present(Whose::Own))
             }
             (Which::Previous, whose) => {
                 let previous = self.previous.as_ref()?;
                 previous.existing.as_ref().ok()?.as_ref().filter(may_be_own)?;
-                Some((previous.record.aside.clone(), whose))
+                let record = &previous.record;
+                Some(OldWal { data: record.aside.clone(), wal: record.wal(), whose })
             }
         }
     }
@@ -179,19 +192,6 @@ impl Decided {
         steps::cluster(found, planned.lineage.system_id()).map_err(|refusal| refusal.explain(pgdata))
     }
 
-    /// Refuses to repair a directory whose `pg_wal` holds files that wait for the archive, while no archive has them.
-    pub(super) async fn prove_archived(&self, pgdata: &Path, not_stored: &NotStored) -> anyhow::Result<()> {
-        if !self.does(&Step::ProveArchived) {
-            return Ok(());
-        }
-        let waiting = match &self.waiting {
-            Ok(waiting) => waiting.clone(),
-            Err(error) => return Err(anyhow!("{error}").context(pgdata.display().to_string())),
-        };
-        let lost = not_stored.among(pgdata, waiting).await?;
-        let repository = not_stored.copies.first().repository().name();
-        steps::archived(&lost, |name| not_stored.here.differ.contains(name), repository)
-            .map_err(|refusal| refusal.explain(pgdata))
     /// Refuses to repair a directory whose `pg_wal` has the only sound copy of what recovery reads: it would end there.
     pub(super) fn prove_undamaged(
         &self,
@@ -215,6 +215,19 @@ impl Decided {
         }
     }
 
+    /// Refuses to repair a directory whose `pg_wal` holds files that wait for the archive, while no archive has them.
+    pub(super) async fn prove_archived(&self, pgdata: &Path, not_stored: &NotStored) -> anyhow::Result<()> {
+        if !self.does(&Step::ProveArchived) {
+            return Ok(());
+        }
+        let waiting = match &self.waiting {
+            Ok(waiting) => waiting.clone(),
+            Err(error) => return Err(anyhow!("{error}").context(pgdata.display().to_string())),
+        };
+        let lost = not_stored.among(pgdata, waiting).await?;
+        let repository = not_stored.copies.first().repository().name();
+        steps::archived(&lost, |name| not_stored.here.differ.contains(name), repository)
+            .map_err(|refusal| refusal.explain(pgdata))
     }
 
     /// Refuses directories outside PGDATA that are in use. What has to be moved aside, if that is the way: each directory

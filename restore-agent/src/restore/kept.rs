@@ -26,6 +26,9 @@ use super::reach;
 /// The file in a directory of what was kept.
 const RECORD: &str = "walpoint-kept.json";
 
+/// Its name until it is written.
+const UNNAMED: &str = "walpoint-kept.json.new";
+
 /// What the name of the directory gets, before the time.
 const SUFFIX: &str = ".walpoint-kept-";
 
@@ -116,9 +119,11 @@ impl Kept {
             keep_file(wal.directory(), &directory, name, user)?;
         }
         let json = serde_json::to_vec_pretty(self).map_err(io::Error::from)?;
-        let mut record = new_file(&directory, RECORD)?;
+        // Under its name it is whole, whenever this is interrupted.
+        let mut record = new_file(&directory, UNNAMED)?;
         record.write_all(&json)?;
         give(&record, user)?;
+        rustix::fs::renameat(&directory, UNNAMED, &directory, RECORD)?;
         give(&directory, user)?;
         rustix::fs::fsync(&parent)?;
         Ok(())
@@ -184,24 +189,37 @@ pub(crate) fn open(path: &Path, user: Option<Owner>) -> io::Result<File> {
     Ok(file)
 }
 
-/// All that was kept of a data directory, oldest first. Records that cannot be read are left out: nothing depends on them.
-pub(crate) fn all(pgdata: &Path) -> Vec<Kept> {
-    let (Some(parent), Some(name)) = (pgdata.parent(), pgdata.file_name()) else { return Vec::new() };
+/// All that was kept of a data directory, oldest first. A record that cannot be read is an error: its WAL may be nowhere else.
+pub(crate) fn all(pgdata: &Path) -> anyhow::Result<Vec<Kept>> {
+    let (Some(parent), Some(name)) = (pgdata.parent(), pgdata.file_name()) else { return Ok(Vec::new()) };
     let prefix = format!("{}{SUFFIX}", name.to_string_lossy());
-    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
-    let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-    let mut found: Vec<Kept> = named
-        .filter_map(|entry| read(&entry.path().join(RECORD)))
-        .filter(|kept: &Kept| kept.pgdata == pgdata)
-        .collect();
+    let entries = match fs::read_dir(parent) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+    };
+    let entries = entries.with_context(|| parent.display().to_string())?;
+    let named = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    let mut found = Vec::new();
+    for entry in named {
+        found.extend(read(&entry.path().join(RECORD))?.filter(|kept| kept.pgdata == pgdata));
+    }
     found.sort_by(|a, b| a.directory.cmp(&b.directory));
-    found
+    Ok(found)
 }
 
-fn read(record: &Path) -> Option<Kept> {
+/// Reads a record. Where none is, keeping was interrupted before anything was moved or removed.
+fn read(record: &Path) -> anyhow::Result<Option<Kept>> {
+    let shown = || format!("{}, which says what an earlier restore kept", record.display());
     let mut json = Vec::new();
-    reach::plain(record).ok()?.take(LONGEST).read_to_end(&mut json).ok()?;
-    serde_json::from_slice(&json).ok()
+    let file = match reach::plain(record) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        file => file,
+    };
+    file.and_then(|file| file.take(LONGEST).read_to_end(&mut json))
+        .with_context(|| format!("{}, cannot be read", shown()))?;
+    serde_json::from_slice(&json).map(Some).with_context(|| format!("{}, is damaged", shown()))
 }
 
 #[cfg(test)]
@@ -227,7 +245,28 @@ mod tests {
         fs::remove_dir_all(&pgdata).unwrap();
         assert_eq!(fs::read(kept.directory.join("a")).unwrap(), b"wal");
         assert!(!space.exists() && kept.renamed[0].1.is_dir());
-        assert_eq!(all(&pgdata), [kept]);
-        assert_eq!(all(&dir.path().join("dat")), []);
+        assert_eq!(all(&pgdata).unwrap(), std::slice::from_ref(&kept));
+        assert_eq!(all(&dir.path().join("dat")).unwrap(), []);
+        assert_eq!(all(&dir.path().join("missing/data")).unwrap(), []);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let pgdata = dir.path().join("data");
+        fs::create_dir_all(pgdata.join("pg_wal")).unwrap();
+        durable::create(&pgdata.join("pg_wal/a"), b"wal").unwrap();
+        let kept = Kept::keep(&pgdata, &["a".into()], &[], Timestamp::now(), None).unwrap().unwrap();
+        let record = kept.directory.join(RECORD);
+        durable::replace(&record, b"", 0o600).unwrap();
+        let damaged = format!("{:#}", all(&pgdata).unwrap_err());
+        assert!(damaged.contains(record.to_str().unwrap()) && damaged.contains("is damaged"), "{damaged}");
+        // Not even root reads a directory as a file.
+        fs::remove_file(&record).unwrap();
+        fs::create_dir(&record).unwrap();
+        assert!(format!("{:#}", all(&pgdata).unwrap_err()).contains("cannot be read"));
+        // Nothing was removed yet when keeping was interrupted before it had one.
+        fs::remove_dir(&record).unwrap();
+        assert_eq!(all(&pgdata).unwrap(), []);
     }
 }

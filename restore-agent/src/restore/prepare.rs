@@ -109,34 +109,40 @@ impl Restore {
 }
 
 /// What the data directory that is there, or that an interrupted restore had moved aside, has of WAL and no archive has; `None` where
-/// there is none of the plan's cluster. A repair that would lose it is refused.
+/// there is none of the plan's cluster, and no earlier restore put anything away. A repair that would lose it is refused.
 async fn not_stored(
     common: &CommonArgs,
     planned: &Planned,
     pgdata: &Path,
     decided: &Decided,
 ) -> anyhow::Result<Option<NotStored>> {
-    let Some((old, whose)) = decided.old(pgdata, planned) else { return Ok(None) };
-    let found = NotStored::look(common, &old, whose, planned).await;
-    if whose == Whose::All {
-        let found = found?;
+    let old = decided.old(pgdata, planned);
+    if old.is_none() && !decided.does(&Step::LookBack) {
+        return Ok(None);
+    }
+    let mut found = NotStored::begin(common, planned).await?;
+    let Some(old) = old else { return Ok(Some(found)) };
+    let forced = decided.does(&Step::LeaveWal);
+    let looked = found.look(&old, forced, planned).await;
+    if old.whose == Whose::All {
+        looked?;
         decided.prove_undamaged(pgdata, &found, planned)?;
         decided.prove_archived(pgdata, &found).await?;
         return Ok(Some(found));
     }
     // It is moved aside whatever is in it.
-    match found {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if decided.does(&Step::LeaveWal) => {
-            tracing::warn!("what its pg_wal has is not known: {error:#}");
-            Ok(None)
+    match looked {
+        Ok(()) => {}
+        Err(error) if forced => tracing::warn!("what its pg_wal has is not known: {error:#}"),
+        Err(error) => {
+            return Err(error.context(format!(
+                "{}: whether its pg_wal has WAL that no archive has could not be found out; with --replace --force recovery does without \
+                 it: nothing was changed",
+                old.data.display()
+            )));
         }
-        Err(error) => Err(error.context(format!(
-            "{}: whether its pg_wal has WAL that no archive has could not be found out; with --replace --force recovery does without it: \
-             nothing was changed",
-            old.display()
-        ))),
     }
+    Ok(Some(found))
 }
 
 /// What recovery replays beyond the archive, and what it creates altogether.
@@ -157,7 +163,9 @@ async fn replay(
     not_stored: &mut NotStored,
 ) -> anyhow::Result<Replay> {
     let found = created.look(layout, decided)?;
-    if let Err(error) = not_stored.look_back(decided, planned).await {
+    if decided.does(&Step::LookBack)
+        && let Err(error) = not_stored.look_back(decided, planned).await
+    {
         let unknown = "what an earlier restore kept or moved aside of WAL that no archive has is not known";
         if !decided.does(&Step::LeaveWal) {
             return Err(error.context(format!(

@@ -122,6 +122,16 @@ impl Record {
         Ok(())
     }
 
+    /// Where its `pg_wal` lies. A run that was interrupted had perhaps not made the link lead there yet.
+    pub(crate) fn wal(&self) -> PathBuf {
+        let wal = self.aside.join("pg_wal");
+        let is_it = |moved: &&Move| moved.link.as_deref() == Some(Path::new("pg_wal")) && moved.to.is_dir();
+        match self.moves.iter().find(is_it) {
+            Some(moved) if !wal.is_dir() => moved.to.clone(),
+            _ => wal,
+        }
+    }
+
     /// Puts everything back to where it belongs; nothing may be there.
     pub(crate) fn undo(&self) -> anyhow::Result<()> {
         let user = self.user();

@@ -86,7 +86,11 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
         return Ok(report);
     }
     let _held = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
-    let kept = kept::all(pgdata);
+    // It is only named here.
+    let kept = kept::all(pgdata).unwrap_or_else(|error| {
+        tracing::warn!("{}", walpoint_runtime::exit::told(&error));
+        Vec::new()
+    });
     let latest = previous::latest(pgdata)?.with_context(|| {
         let kept: String = kept
             .iter()

@@ -54,6 +54,8 @@ pub(super) enum Step {
     FindWal(Which, Whose),
     /// Refuses a data directory in which WAL waits that no archive has.
     ProveArchived,
+    /// Finds out which WAL that earlier restores of the directory kept or moved aside no archive has, whatever is left of it.
+    LookBack,
     /// Recovers without WAL that is not known, cannot be replayed or lies behind the end of recovery. Without this it is refused.
     LeaveWal,
     /// Refuses a directory that root must not fill for another user.
@@ -98,12 +100,15 @@ pub(super) fn decide(state: &TargetState, mode: RestoreMode) -> Result<Vec<Step>
 /// Into an empty directory, or over what an interrupted restore wrote, which may have moved a data directory aside.
 fn write_anew(state: &TargetState, contents: &Contents) -> Result<Vec<Step>, Refusal> {
     let Contents::Unfinished(marker) = contents else {
-        return Ok(vec![Step::ProveReach, Step::MeasureSpace]);
+        let mut steps: Vec<Step> = look_back(state).collect();
+        steps.extend([Step::ProveReach, Step::MeasureSpace]);
+        return Ok(steps);
     };
     let mut steps = Vec::new();
     if has_previous(state)? {
         steps.push(Step::FindWal(Which::Previous, Whose::Own));
     }
+    steps.extend(look_back(state));
     steps.push(Step::StartOver(marker.directories.clone()));
     Ok(steps)
 }
@@ -113,6 +118,14 @@ fn has_previous(state: &TargetState) -> Result<bool, Refusal> {
     let previous = state.previous.as_ref().map_err(|_| Refusal::Unread(Unread::Record))?;
     let Some(previous) = previous else { return Ok(false) };
     Ok(previous.existing.as_ref().map_err(|_| Refusal::Unread(Unread::Previous))?.is_some())
+}
+
+/// Whether earlier restores kept something of the directory or moved it aside, or may have: what cannot be read is refused when it is
+/// looked at, unless it is to be left.
+fn look_back(state: &TargetState) -> impl Iterator<Item = Step> + use<> {
+    let is_nothing =
+        state.kept.as_ref().is_ok_and(Vec::is_empty) && state.asides.as_ref().is_ok_and(Vec::is_empty);
+    (!is_nothing).then_some(Step::LookBack).into_iter()
 }
 
 /// `--delta`.
@@ -134,6 +147,7 @@ fn repair(state: &TargetState, contents: &Contents, force: bool) -> Result<Vec<S
     if is_to_be_proven {
         steps.push(Step::ProveArchived);
     }
+    steps.extend(look_back(state));
     if force {
         steps.push(Step::LeaveWal);
     }
@@ -155,6 +169,7 @@ fn replace(state: &TargetState, example: &str, force: bool) -> Result<Vec<Step>,
         return Err(Refusal::NoDataDirectory { example: example.to_owned() });
     }
     let mut steps = vec![Step::FollowLinks(Which::Present), Step::FindWal(Which::Present, Whose::Own)];
+    steps.extend(look_back(state));
     steps.extend(force.then_some(Step::LeaveWal));
     steps.extend([Step::ProveReach, Step::MeasureSpace, Step::MoveAside]);
     Ok(steps)
@@ -166,6 +181,7 @@ fn replace_again(state: &TargetState, contents: &Contents, force: bool) -> Resul
     if has_previous(state)? {
         steps.extend([Step::FollowLinks(Which::Previous), Step::FindWal(Which::Previous, Whose::Own)]);
     }
+    steps.extend(look_back(state));
     steps.extend(force.then_some(Step::LeaveWal));
     if !matches!(contents, Contents::Unfinished(_)) {
         steps.extend([Step::ProveReach, Step::MeasureSpace]);

@@ -7,6 +7,7 @@
 //! may be the only sound copy.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -21,19 +22,21 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::NameHash;
 use walpoint_storage::object::{ContentHash, Sealer};
 
-use super::decided::Decided;
+use super::decided::{Decided, OldWal};
+use super::directory::MARKER;
 use super::unarchived::inspect;
 use super::{elsewhere, reach};
 use crate::plan::Planned;
+use crate::wal::spool;
 
 /// Requests at the same time to find out what a repository has.
 const AT_ONCE: usize = 16;
 
-/// A file is read in pieces of this length.
-const PIECE: usize = 1 << 20;
-
 /// Stored files that are read whole at the same time.
 const READ_AT_ONCE: usize = 4;
+
+/// A file is read in pieces of this length.
+const PIECE: usize = 1 << 20;
 
 /// What a data directory holds that no archive has.
 #[derive(Debug)]
@@ -57,22 +60,22 @@ pub(super) struct Remains {
     pub(super) files: Vec<WalFileName>,
     /// Those of them under whose names the plan's lineage has other content.
     pub(super) differ: BTreeSet<WalFileName>,
+    /// Those of them that an archive has damaged.
+    pub(super) damaged: BTreeSet<WalFileName>,
     /// Those that waited to be archived.
     pub(super) waiting: BTreeSet<WalFileName>,
 }
-    /// Those of them that an archive has damaged.
-    pub(super) damaged: BTreeSet<WalFileName>,
 
 /// How a file compares with what an archive has under its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comparison {
     /// The archive has nothing sound of that name.
     Missing,
+    /// The archive has it, and what is stored of it is damaged.
+    Damaged,
     /// The same content.
     Same,
     /// All records of a segment that was not finished, or that ends before its file does, and perhaps more.
-    /// The archive has it, and what is stored of it is damaged.
-    Damaged,
     Records,
     /// Another content.
     Other,
@@ -88,39 +91,63 @@ pub(super) enum Whose {
 }
 
 impl NotStored {
-    /// Looks into the `pg_wal` of a data directory. Of each timeline the newest segment that an archive has is read, and those
-    /// that it does not have; what lies before one that is the same is the same server's.
-    pub(super) async fn look(
-        common: &CommonArgs,
-        pgdata: &Path,
-        whose: Whose,
-        planned: &Planned,
-    ) -> anyhow::Result<Self> {
+    /// Nothing yet.
+    pub(super) async fn begin(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Self> {
         let (copies, others) = elsewhere::all_lineages(common, planned).await?;
-        let mut found = Self { copies, others, here: Remains::default(), earlier: Vec::new() };
-        found.here = found.remains(&pgdata.join("pg_wal"), whose, planned).await?;
-        Ok(found)
+        Ok(Self { copies, others, here: Remains::default(), earlier: Vec::new() })
+    }
+
+    /// Looks into the `pg_wal` of a data directory. Of each timeline the newest segment that an archive has is read, and those
+    /// that it does not have; what lies before one that is the same is the same server's. `forced`: a `pg_wal` that is not there is
+    /// taken for lost.
+    pub(super) async fn look(&mut self, old: &OldWal, forced: bool, planned: &Planned) -> anyhow::Result<()> {
+        let is_repaired = old.whose == Whose::All;
+        let must_be_there = had_a_server(&old.data) && !(forced && is_repaired);
+        let found = self.remains(&old.wal, old.whose, must_be_there, planned).await;
+        let is_absent = |error: &anyhow::Error| {
+            let cause = error.downcast_ref::<io::Error>();
+            cause.is_some_and(|cause| cause.kind() == io::ErrorKind::NotFound)
+        };
+        self.here = match found {
+            Err(error) if is_repaired && must_be_there && is_absent(&error) => {
+                return Err(error.context(format!(
+                    "{}: its pg_wal, which may have WAL that no archive has, is not there; with --delta --force it is taken for lost: \
+                     nothing was changed",
+                    old.data.display()
+                )));
+            }
+            found => found?,
+        };
+        Ok(())
     }
 
     /// Looks into what earlier restores of a data directory kept of it and moved aside, but for what was looked at.
     pub(super) async fn look_back(&mut self, decided: &Decided, planned: &Planned) -> anyhow::Result<()> {
-        let mut places: Vec<(PathBuf, Vec<String>)> =
-            decided.kept.iter().map(|kept| (kept.directory.clone(), kept.waiting.clone())).collect();
-        let asides = decided.asides.as_ref().map_err(|error| anyhow!(walpoint_runtime::exit::told(error)))?;
-        let asides = asides.iter().map(|record| record.aside.join("pg_wal"));
-        places.extend(asides.filter(|wal| *wal != self.here.directory).map(|wal| (wal, Vec::new())));
-        for (directory, waiting) in places {
-            let mut remains = self.remains(&directory, Whose::Own, planned).await?;
+        let told = |error| anyhow!(walpoint_runtime::exit::told(error));
+        let (kept, asides) = (decided.kept.as_ref().map_err(told)?, decided.asides.as_ref().map_err(told)?);
+        let mut places: Vec<(PathBuf, Vec<String>, bool)> =
+            kept.iter().map(|kept| (kept.directory.clone(), kept.waiting.clone(), false)).collect();
+        let asides = asides.iter().map(|record| (record.wal(), Vec::new(), had_a_server(&record.aside)));
+        places.extend(asides.filter(|(wal, ..)| *wal != self.here.directory));
+        for (directory, waiting, must_be_there) in places {
+            let mut remains = self.remains(&directory, Whose::Own, must_be_there, planned).await?;
             remains.waiting.extend(waiting.iter().filter_map(|name| name.parse::<WalFileName>().ok()));
             self.earlier.push(remains);
         }
         Ok(())
     }
 
-    /// What lies in one directory.
-    async fn remains(&self, wal: &Path, whose: Whose, planned: &Planned) -> anyhow::Result<Remains> {
+    /// What lies in one directory. `must_be_there`: a server wrote to it.
+    async fn remains(
+        &self,
+        wal: &Path,
+        whose: Whose,
+        must_be_there: bool,
+        planned: &Planned,
+    ) -> anyhow::Result<Remains> {
         let own = planned.lineage.system_id();
-        let mut present = present(wal).with_context(|| format!("could not read \"{}\"", wal.display()))?;
+        let mut present =
+            present(wal, must_be_there).with_context(|| format!("could not read \"{}\"", wal.display()))?;
         // Another cluster's of the same name is not this one.
         let is_own = |system_id: &Option<SystemId>| system_id.is_none_or(|found| found == own);
         if whose == Whose::Own {
@@ -145,6 +172,9 @@ impl NotStored {
                 if matches!(comparison, Comparison::Missing | Comparison::Damaged | Comparison::Other) {
                     left.push(name);
                 }
+                if comparison == Comparison::Damaged {
+                    damaged.insert(name);
+                }
                 if comparison == Comparison::Other && at < self.copies.archives().len() {
                     differ.insert(name);
                 }
@@ -153,6 +183,7 @@ impl NotStored {
         let files = present.iter().filter(|(name, id)| !is_own(id) || left.contains(name));
         let files: Vec<WalFileName> = files.map(|(name, _)| *name).collect();
         differ.retain(|name| files.contains(name));
+        damaged.retain(|name| files.contains(name));
         let waiting = files.iter().copied().filter(|name| waits(wal, *name)).collect();
         Ok(Remains { directory: wal.to_owned(), files, differ, damaged, waiting })
     }
@@ -172,9 +203,6 @@ impl NotStored {
             };
             if !stored {
                 lost.push(name);
-                if comparison == Comparison::Damaged {
-                    damaged.insert(name);
-                }
             }
         }
         Ok(lost)
@@ -183,7 +211,6 @@ impl NotStored {
     /// Whether an archive has a file of that name.
     async fn is_named(&self, name: WalFileName) -> anyhow::Result<bool> {
         for archive in self.copies.archives().iter().chain(&self.others) {
-        damaged.retain(|name| files.contains(name));
             let is_there = match name {
                 WalFileName::Segment(name) => header(archive, name).await?.is_some(),
                 WalFileName::Partial(name) => !archive.partials(name).await?.is_empty(),
@@ -204,6 +231,7 @@ async fn compare_all(
     archive: &WalArchive,
     wal: &Path,
     files: &[WalFileName],
+    whose: Whose,
 ) -> anyhow::Result<Vec<(WalFileName, Comparison)>> {
     let names = files.iter().filter_map(|name| match name {
         WalFileName::Segment(name) => Some(*name),
@@ -231,7 +259,6 @@ async fn compare_all(
             proven.insert(name.timeline);
         }
         compared.push((WalFileName::Segment(name), comparison));
-    whose: Whose,
     }
     for &name in files {
         let comparison = match name {
@@ -362,14 +389,16 @@ fn waits(wal: &Path, name: WalFileName) -> bool {
 
 /// The files that were written under their names: segments, each with its cluster, histories and `.partial` files. A file that
 /// waits to be used again holds an older segment; one that waits to be archived does not, whatever is wrong with it.
-fn present(wal: &Path) -> io::Result<Vec<(WalFileName, Option<SystemId>)>> {
+/// `must_be_there`: a server wrote to it, so an empty one is another one.
+fn present(wal: &Path, must_be_there: bool) -> io::Result<Vec<(WalFileName, Option<SystemId>)>> {
     let entries = match fs::read_dir(wal) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !must_be_there => return Ok(Vec::new()),
         entries => entries?,
     };
-    let mut found = Vec::new();
+    let (mut found, mut is_a_servers) = (Vec::new(), !must_be_there);
     for entry in entries {
         let entry = entry?;
+        is_a_servers = is_a_servers || is_of_a_server(&entry.file_name());
         let name = entry.file_name().to_str().and_then(|name| name.parse::<WalFileName>().ok());
         let Some(name) = name.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) else {
             continue;
@@ -392,6 +421,22 @@ fn present(wal: &Path) -> io::Result<Vec<(WalFileName, Option<SystemId>)>> {
             found.push((name, header.map(|header| header.system_id)));
         }
     }
+    if !is_a_servers {
+        let what = "it has nothing of a server; is its filesystem mounted?";
+        return Err(io::Error::new(io::ErrorKind::NotFound, what));
+    }
     found.sort_by_key(|(name, _)| name.to_string());
     Ok(found)
+}
+
+/// Whether a name in `pg_wal` is a server's or a restore's. Each leaves some, and an empty mount point has none.
+fn is_of_a_server(name: &OsStr) -> bool {
+    name == "archive_status"
+        || name == spool::DIRECTORY
+        || name.to_str().is_some_and(|name| name.parse::<WalFileName>().is_ok())
+}
+
+/// Whether a server worked on what lies there, or could: it has a `pg_wal` then. An unfinished restore need not have one.
+fn had_a_server(pgdata: &Path) -> bool {
+    pgdata.join("PG_VERSION").is_file() && !pgdata.join(MARKER).exists()
 }

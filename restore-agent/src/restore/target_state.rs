@@ -33,7 +33,7 @@ pub(super) struct TargetState {
     /// All that were moved aside, the latest first.
     pub(super) asides: anyhow::Result<Vec<Record>>,
     /// What repairs of it kept, oldest first.
-    pub(super) kept: Vec<Kept>,
+    pub(super) kept: anyhow::Result<Vec<Kept>>,
 }
 
 /// A data directory that was moved aside.

@@ -14,7 +14,7 @@ use walpoint_tests::{faults, wait};
 
 use crate::forks;
 
-fn bed(major: u32) -> (Archived, Ledger) {
+pub(crate) fn bed(major: u32) -> (Archived, Ledger) {
     let bed = Archived::start(Cluster::builder().major(major).segment_size_mb(1), Store::local());
     let ledger = Ledger::create(&bed.cluster, "rows");
     bed.backup();
@@ -184,7 +184,7 @@ fn what_a_killed_restore_put_away_is_replayed() {
 
 /// A cluster whose last segment no archive has, and a restore that was killed when it had moved it aside.
 #[track_caller]
-fn killed() -> (Archived, Ledger) {
+pub(crate) fn killed() -> (Archived, Ledger) {
     let (mut bed, mut ledger) = bed(17);
     ledger.append_as(&bed.cluster, "a1");
     bed.settle();
@@ -278,7 +278,7 @@ fn what_an_interrupted_replacement_moved_is_not_left_out_where_its_record_cannot
 }
 
 #[track_caller]
-fn is_replayed(bed: &mut Archived, ledger: &Ledger, options: &[&str]) {
+pub(crate) fn is_replayed(bed: &mut Archived, ledger: &Ledger, options: &[&str]) {
     let restored =
         bed.try_restore("data", &[options, &["--resume-archiving"]].concat()).expect_success().stdout;
     assert!(restored.contains("recovery replays WAL that no archive has"), "{options:?}: {restored}");

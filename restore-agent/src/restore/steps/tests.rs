@@ -7,6 +7,8 @@ use walpoint_base::SystemId;
 use super::*;
 use crate::restore::directory::DirectoryError;
 use crate::restore::existing::Existing;
+use crate::restore::kept::Kept;
+use crate::restore::previous::Record;
 use crate::restore::running::{Hiding, LockFile, Reason};
 use crate::restore::target_state::Previous;
 
@@ -84,12 +86,14 @@ fn claimed() -> Vec<PathBuf> {
     vec!["/fast".into()]
 }
 
+fn record() -> Record {
+    let json =
+        serde_json::json!({"pgdata": "/data", "aside": "/data.walpoint-old-20260101T000000Z", "moves": []});
+    serde_json::from_value(json).unwrap()
+}
+
 fn state(contents: In, data: Data, moved: Moved, server: RunningServer) -> TargetState {
     let unreadable = || io::Error::from(io::ErrorKind::PermissionDenied);
-    let record = || {
-        let json = serde_json::json!({"pgdata": "/data", "aside": "/data.walpoint-old-20260101T000000Z", "moves": []});
-        serde_json::from_value(json).unwrap()
-    };
     let previous = |existing| Previous { record: record(), complete: true, pending: Vec::new(), existing };
     TargetState {
         server,
@@ -115,7 +119,7 @@ fn state(contents: In, data: Data, moved: Moved, server: RunningServer) -> Targe
             Moved::Found => Ok(Some(previous(Ok(Some(Existing::default()))))),
         },
         asides: Ok(Vec::new()),
-        kept: Vec::new(),
+        kept: Ok(Vec::new()),
     }
 }
 
@@ -328,6 +332,50 @@ fn every_target_state_and_mode_has_one_row_that_says_what_is_decided() {
         // What a crashed server left changes nothing.
         for server in [RunningServer::None, RunningServer::Crashed(LockFile::default())] {
             assert_eq!(decide(&state(contents, data, moved, server), mode), row.is, "{combination:?}");
+        }
+    }
+}
+
+/// What was kept, and what was moved aside.
+type PutAway = (anyhow::Result<Vec<Kept>>, anyhow::Result<Vec<Record>>);
+
+/// What earlier restores put away, of which the table has none.
+fn earlier() -> Vec<PutAway> {
+    let kept = serde_json::json!({
+        "pgdata": "/data", "directory": "/data.walpoint-kept-20260101T000000Z", "wal": [], "waiting": [], "renamed": []
+    });
+    let unreadable = || anyhow::anyhow!("unreadable");
+    vec![
+        (Ok(vec![serde_json::from_value(kept).unwrap()]), Ok(Vec::new())),
+        (Ok(Vec::new()), Ok(vec![record()])),
+        (Err(unreadable()), Ok(Vec::new())),
+        (Ok(Vec::new()), Err(unreadable())),
+    ]
+}
+
+#[test]
+fn what_earlier_restores_put_away_is_looked_at_whatever_is_left_of_the_directory() {
+    for (contents, data, moved, mode) in combinations() {
+        let without = decide(&state(contents, data, moved, RunningServer::None), mode);
+        for (kept, asides) in earlier() {
+            let with = TargetState { kept, asides, ..state(contents, data, moved, RunningServer::None) };
+            let with = decide(&with, mode);
+            let what = format!("{contents:?} {data:?} {moved:?} {mode:?}: {with:?}");
+            let (Ok(mut with), Ok(without)) = (with.clone(), &without) else {
+                assert_eq!(with, without, "{what}");
+                continue;
+            };
+            let at = with.iter().position(|step| *step == Step::LookBack);
+            assert_eq!(at.is_some(), contents != In::Finished, "{what}");
+            if let Some(at) = at {
+                with.remove(at);
+                let looks = |step: &Step| matches!(step, Step::FindWal(..) | Step::ProveArchived);
+                let later = with
+                    .iter()
+                    .position(|step| *step == Step::LeaveWal || matches!(step, Step::StartOver(_)));
+                assert!(!with[at..].iter().any(looks) && later.is_none_or(|later| later >= at), "{what}");
+            }
+            assert_eq!(with, *without, "{what}");
         }
     }
 }
