@@ -73,7 +73,8 @@ impl Superseding<'_> {
             None => {}
         }
         if let Some(damage) = damage.filter(|_| !replaces) {
-            report.error(format!("repository {}: ack", repository.name()), &damage.into());
+            let advice = damage.remedy().map(walpoint_words::instruction).unwrap_or_default();
+            report.warning(format!("repository {}: ack", repository.name()), damage.to_string(), &advice);
         }
         let still = known.members.iter().find(|member| self.lost.contains(&member.repository));
         if let (None, Some(member)) = (&refused, still) {
