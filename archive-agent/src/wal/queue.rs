@@ -227,7 +227,7 @@ async fn is_reached<F: Future<Output = anyhow::Result<Looked>>>(
 ) -> anyhow::Result<bool> {
     let get = || known.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let set = |now| *known.lock().unwrap_or_else(PoisonError::into_inner) = now;
-    let mut before = get();
+    let (told, mut before) = (get(), None::<UnreachedIn>);
     for looks in 0..CONFIRMING_LOOKS {
         if looks > 0 {
             // An upload may be overtaken by the next one.
@@ -239,6 +239,7 @@ async fn is_reached<F: Future<Output = anyhow::Result<Looked>>>(
                 return Ok(true);
             }
             Looked::Unknown => break,
+            Looked::Found(found) if told.as_ref().is_some_and(|told| told.is_same(&found)) => break,
             Looked::Found(found) => match before {
                 Some(same) if same.is_same(&found) => {
                     set(Some(same));
