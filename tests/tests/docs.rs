@@ -96,7 +96,7 @@ fn every_configuration_key_is_described() {
 #[test]
 fn every_member_of_the_json_is_described() {
     let page = read("docs/json.md");
-    let documents: [(&str, &[&str]); 22] = [
+    let documents: [(&str, &[&str]); 24] = [
         ("archive-agent/src/status/mod.rs", &["Document", "ClusterState"]),
         ("archive-agent/src/status/server.rs", &["ServerState"]),
         ("archive-agent/src/status/repository.rs", &["RepositoryState"]),
@@ -145,17 +145,11 @@ fn every_member_of_the_json_is_described() {
         ("archive-agent/src/init/register.rs", &["RegisteredCluster"]),
         ("archive-agent/src/key/mod.rs", &["Changed"]),
         ("archive-agent/src/key/list.rs", &["Slots", "SlotState"]),
+        ("restore-agent/src/restore/report.rs", &["RestoreReport"]),
+        ("restore-agent/src/restore/rollback.rs", &["Report"]),
     ];
     for (file, names) in documents {
         for field in names.iter().flat_map(|name| fields(file, name)) {
-            assert!(
-                page.contains(&format!("`{field}`")),
-                "docs/json.md does not describe `{field}` of {file}"
-            );
-        }
-    }
-    for file in ["restore-agent/src/restore/report.rs", "restore-agent/src/restore/rollback.rs"] {
-        for field in fields(file, "Report") {
             assert!(
                 page.contains(&format!("`{field}`")),
                 "docs/json.md does not describe `{field}` of {file}"
