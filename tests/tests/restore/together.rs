@@ -78,6 +78,36 @@ fn repositories_that_lack_different_segments_lead_to_the_target_together() {
     );
 }
 
+/// R2: what only the repository without a backup has, and has damaged, is where the latest moment lies, not behind the end of the
+/// other one's WAL: recovery, which asks both, would stop there.
+#[test]
+fn wal_that_only_the_other_repository_has_and_has_damaged_ends_no_plan() {
+    let second = Store::local();
+    let (bed, ledger, rows) = bed(&second);
+    let (main, other) = (bed.back_door(), second.back_door());
+    for key in other.list("clusters/main").into_iter().filter(|key| key.contains("/backups/")) {
+        other.delete(&key);
+    }
+    lose(&main, &rows[4]);
+    assert_eq!(plan(&bed, &[])["result"], "plan");
+    let mut keys = other.list("clusters/main");
+    keys.retain(|key| key.ends_with(&format!("/{}", rows[4].segment)));
+    let whole = other.get(&keys[0]).unwrap();
+    other.flip_bit(&keys[0], whole.len() * 3 / 4);
+    bed.agent.run(&["verify", "--full"]).expect_status(3);
+    let refused = plan(&bed, &[]);
+    assert_eq!(refused["reason"], "missing-wal", "{refused:#}");
+    assert_eq!(refused["missing"][0]["first"], rows[4].segment.as_str(), "{refused:#}");
+    // Before it, and once it is stored again, all is well.
+    let before = rows[3].xid.to_string();
+    assert_eq!(plan(&bed, &["--target-xid", &before])["result"], "plan");
+    other.delete(&keys[0]);
+    other.put(&keys[0], whole);
+    let server = bed.restore_and_start("again", &[]);
+    server.wait_promoted();
+    assert_eq!(ledger.labels(&server), "a1 a2 a3 a4 a5", "{}", server.log());
+}
+
 /// R2: timeline 2 left timeline 1 inside a segment that is whole, and the backup's repository has only its history. What the other one
 /// has of it is followed; an incomplete copy there is what recovery would ask for, whichever way the timeline is asked for.
 #[test]

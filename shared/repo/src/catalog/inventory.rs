@@ -16,7 +16,7 @@ use walpoint_base::{SegmentNo, TimelineId};
 use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::error::{RepoError, Result};
 
-use super::anew::FoundDamaged;
+use super::found_damaged::FoundDamaged;
 use crate::index::gather::{self, SegmentSizes, Survey};
 use crate::index::{GroupSummary, SegmentEntry, TimelineIndex, first_of, group_of, last_of};
 use crate::wal::WalArchive;
@@ -301,9 +301,11 @@ impl TimelineWal {
         (is_own && number >= self.surveyed).then(|| self.survey.incomplete.contains(&number))
     }
 
-    /// Whether anything of a segment is there, or of one behind it.
+    /// Whether anything of a segment, or of one behind it, is there or was: what recovery cannot have counts, as the archive does not end
+    /// before it.
     pub fn reaches(&self, number: SegmentNo) -> bool {
-        self.runs.last().is_some_and(|last| last >= number) || self.incomplete().any(|other| other >= number)
+        let last = self.runs.last().max(self.lost.last());
+        last.is_some_and(|last| last >= number) || self.incomplete().any(|other| other >= number)
     }
 
     /// The segments of which a listing showed an incomplete copy.

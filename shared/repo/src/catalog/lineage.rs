@@ -9,9 +9,9 @@ use walpoint_plan::restore::{
 };
 use walpoint_storage::error::Result;
 
-use super::anew::FoundDamaged;
+use super::found_damaged::FoundDamaged;
 use super::inventory::TimelineWal;
-use crate::backup::{Backups, CondemnedReason, NumberedCondemned};
+use crate::backup::{Backups, NumberedCondemned};
 use crate::lineage::Lineage;
 use crate::wal::WalArchive;
 
@@ -88,16 +88,6 @@ impl LineageCatalog {
     /// Takes WAL for there that was found damaged: for who reads it.
     pub(crate) fn believe_found_damaged(&mut self) {
         self.believes_found = true;
-    }
-
-    /// What was found damaged of the WAL, here and in repositories that it is read with.
-    pub(super) fn found_damaged(&self) -> Vec<FoundDamaged> {
-        let repository = self.archive.repository().id();
-        let damaged = self.condemned().unwrap_or_default().iter();
-        let damaged = damaged.filter(|one| one.condemned.reason == CondemnedReason::Damaged);
-        let own =
-            damaged.flat_map(|one| &one.condemned.wal).map(|wal| FoundDamaged { repository, wal: *wal });
-        own.chain(self.found_beside.iter().cloned()).collect()
     }
 
     /// The WAL of a timeline, if a planner asked for it already.

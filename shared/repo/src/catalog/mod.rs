@@ -26,12 +26,12 @@
 
 mod abandoned;
 mod ahead;
-mod anew;
 mod answer;
 mod beside;
 mod chain;
 mod confirm;
 mod end;
+mod found_damaged;
 mod histories;
 mod inventory;
 mod joined;

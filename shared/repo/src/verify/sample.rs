@@ -121,9 +121,7 @@ impl Run<'_> {
             && let Err(error) = self.remember(last, &Place { after }).await
         {
             let error = error_chain(&error);
-            self.report.notes.push(format!(
-                "where this run stopped could not be noted, the next one begins where it did: {error}"
-            ));
+            self.report.notes.push(format!("the next run begins where this one did: {error}"));
         }
         Ok(())
     }
@@ -166,7 +164,7 @@ impl Run<'_> {
     }
 
     /// Writes the next entry and deletes the one before. Whoever may only read begins at the beginning each time.
-    async fn remember(&mut self, last: u64, place: &Place) -> Result<()> {
+    async fn remember(&self, last: u64, place: &Place) -> Result<()> {
         let paths = ClusterPaths::new(self.cluster);
         let internal = |what: String| RepoError::Internal(format!("the place cannot be written: {what}"));
         let key = paths.lease(TASK, last + 1).map_err(|e| internal(e.to_string()))?;
@@ -190,10 +188,6 @@ impl Run<'_> {
             }
             // Somebody else verifies too: theirs is as good a place.
             Ok(_) => Ok(()),
-            Err(error @ RepoError::Denied { .. }) => {
-                self.report.notes.push(format!("the next run begins where this one did: {error}"));
-                Ok(())
-            }
             Err(error) => Err(error),
         }
     }

@@ -47,7 +47,7 @@ fn finishing_and_ending_exclude_each_other() {
             let scene = scene(&sealer);
             let draft = write(&scene, id(1), &tree, 8192, 5000).await;
             scene.backups.abort(id(1), "its process died \u{1}\"").await.unwrap();
-            scene.backups.abort(id(1), "said somebody else too").await.unwrap();
+            scene.backups.abort(id(1), "said another process too").await.unwrap();
             let stored = wal(&draft);
             let error = draft.publish(stored).await.unwrap_err();
             assert!(matches!(error, RepoError::Conflict { .. }), "{error}");

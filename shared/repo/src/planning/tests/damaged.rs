@@ -134,7 +134,7 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
         (parts[0].windows.last().unwrap().until, gaps)
     };
     flip(&segment);
-    assert_eq!(windows().await, (end, vec![]), "nobody has read it");
+    assert_eq!(windows().await, (end, vec![]), "it was not read yet");
     assert_eq!(run(&bed, Depth::Full).await.found, 1);
     assert_eq!(windows().await, (damaged, vec![SegmentNo(22)]));
     let refused = planned(repository, &RestoreRequest::default()).await.unwrap().unwrap_err();
@@ -151,7 +151,7 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
     let plan = prove_from(&mut joined, &RestoreRequest::default(), &decoder, Timestamp::now()).await.unwrap();
     assert_eq!(plan.unwrap().until, end);
 
-    // Put back as it was before, time and all: nobody has read it.
+    // Put back as it was before, time and all: it was not read.
     let replaced = || replace(&segment, &whole);
     replaced();
     let before = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);

@@ -1,8 +1,11 @@
 //! What a run finds is announced for the commands that follow, until it is whole again.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use walpoint_plan::retention::Policy;
 use walpoint_storage::layout::ClusterPaths;
+use walpoint_storage::store::crashing::CrashingStore;
 
 use super::{flip, flip_block, path, readable_world, replace, run, segment_key};
 use crate::backup::{Condemned, CondemnedPacks};
@@ -149,4 +152,44 @@ async fn what_was_found_damaged_is_told_by_every_run() {
     damaged.iter().zip(&whole).for_each(|(file, bytes)| replace(file, bytes));
     assert_eq!(run(&bed, Depth::Full).await.found, 0);
     assert_eq!(run(&bed, Depth::Light).await.found, 0);
+}
+
+/// K4: damaged WAL that no backup here needs is announced as well, until it is sound again: a window of another repository's backup may
+/// lead through it.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_wal_that_no_backup_here_needs_is_announced_too() {
+    let (bed, _) = readable_world().await;
+    let segment = path(&bed, &segment_key(&bed, 2));
+    let whole = std::fs::read(&segment).unwrap();
+    flip(&segment);
+    assert_eq!(run(&bed, Depth::Full).await.found, 1);
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let named = async || {
+        let read = backups.condemned().await.unwrap().read;
+        read.iter().flat_map(|one| &one.condemned.wal).map(|wal| (wal.first, wal.last)).collect::<Vec<_>>()
+    };
+    assert_eq!(named().await, [(2, 2)]);
+    assert_eq!(run(&bed, Depth::Light).await.found, 0, "nothing that is kept here needs it");
+    replace(&segment, &whole);
+    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    assert_eq!(named().await, []);
+}
+
+/// K4: what was found is told where it cannot be announced, because the store is full.
+#[tokio::test(flavor = "multi_thread")]
+async fn findings_are_told_where_nothing_can_be_written() {
+    let (bed, _) = readable_world().await;
+    flip(&path(&bed, &segment_key(&bed, 20)));
+    let store = CrashingStore::new(bed.dir.path(), u32::MAX);
+    store.fill(1000);
+    let repository = Repository::over("main", store.store(), None).await.unwrap();
+    let outlook = outlook(&repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
+    for depth in [Depth::Full, Depth::Sample(1.0)] {
+        let options = VerifyOptions { backup: None, depth, host: String::new(), agent: String::new() };
+        let check = Arc::new(super::Anything);
+        let report = verify(&repository, &cluster(), &outlook, check, &options).await.unwrap();
+        assert_eq!(report.findings[0].object, segment_key(&bed, 20), "{report:#?}");
+        assert!(report.notes.iter().any(|note| note.contains("could not be announced")), "{report:#?}");
+    }
+    assert_eq!(announced(&bed).await, 0);
 }
