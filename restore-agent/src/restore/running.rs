@@ -130,11 +130,12 @@ pub(crate) fn find(pgdata: &Path, vouched: bool) -> io::Result<RunningServer> {
 fn server_in(pgdata: &Path, proc: &Path) -> io::Result<Option<Process>> {
     let Some(here) = Identity::of(pgdata) else { return Ok(None) };
     for (pid, directory) in processes(proc)? {
-        if workdir::look(&directory, Identity::of).flatten() == Some(here) {
-            let process = Process::at(pid, &directory);
-            if process.is_a_server() {
-                return Ok(Some(process));
-            }
+        let process = Process::at(pid, &directory);
+        if process.is_a_server()
+            && !workdir::is_elsewhere(&directory, pgdata, proc)
+            && workdir::look(&directory, Identity::of).flatten() == Some(here)
+        {
+            return Ok(Some(process));
         }
     }
     Ok(None)
@@ -145,7 +146,12 @@ pub(crate) fn hidden(directory: &Path) -> io::Result<Option<Reason>> {
     let proc = Path::new("/proc");
     let mut unseen = None;
     for (pid, process) in processes(proc)? {
-        match workdir::look(&process, |cwd| fs::metadata(cwd).map(drop)) {
+        // Where another program works need only be seen.
+        let seen = match Process::at(pid, &process).is_a_server() {
+            true => workdir::look(&process, |cwd| fs::metadata(cwd).map(drop)),
+            false => Some(fs::read_link(process.join("cwd")).map(drop)),
+        };
+        match seen {
             // Another user's server of this namespace could not use a directory of this user's.
             Some(Err(error))
                 if error.kind() == io::ErrorKind::PermissionDenied && !is_of_this_namespace(&process) =>
@@ -154,7 +160,7 @@ pub(crate) fn hidden(directory: &Path) -> io::Result<Option<Reason>> {
             }
             Some(_) => {}
             // Where its links lead is not known.
-            None => unseen = silent(pid, &process).or(unseen),
+            None => unseen = Some(Hiding::Silent(Process::at(pid, &process))),
         }
     }
     Ok(hiding(directory, unseen, proc)?.map(Reason::Hidden))
@@ -180,10 +186,19 @@ fn hiding(directory: &Path, unseen: Option<Hiding>, proc: &Path) -> io::Result<O
     }
 }
 
-/// The directories in `/proc` of all processes but this one.
-pub(super) fn all_processes() -> Vec<PathBuf> {
-    let processes = processes(Path::new("/proc")).unwrap_or_default();
-    processes.into_iter().map(|(_, directory)| directory).collect()
+/// The directories in `/proc` of all processes that may work in a data directory that has to do with this one.
+pub(super) fn processes_around(pgdata: &Path) -> Vec<PathBuf> {
+    let proc = Path::new("/proc");
+    let processes = processes(proc).unwrap_or_default().into_iter();
+    let asked =
+        processes.filter(|(pid, directory)| is_asked(&Process::at(*pid, directory), directory, pgdata, proc));
+    asked.map(|(_, directory)| directory).collect()
+}
+
+/// Whether it is asked what lies where a process works. Another program than a server's on another filesystem is not: that may hang, and
+/// some filesystems keep a program from ending while one of its threads waits for them.
+fn is_asked(process: &Process, directory: &Path, pgdata: &Path, proc: &Path) -> bool {
+    process.is_a_server() || !workdir::is_elsewhere(directory, pgdata, proc)
 }
 
 /// Why a server may be running on the directory; `None` if none does.
@@ -191,6 +206,9 @@ fn reason(pgdata: &Path, file: &LockFile, vouched: bool, proc: &Path) -> io::Res
     let here = Identity::from(&fs::metadata(pgdata)?);
     let (mut same, mut unseen) = (None, None);
     for (pid, directory) in processes(proc)? {
+        if !is_asked(&Process::at(pid, &directory), &directory, pgdata, proc) {
+            continue;
+        }
         let content = file.content.clone();
         let found = workdir::look(&directory, move |cwd| {
             let is_here = Identity::from(&fs::metadata(cwd)?) == here;
