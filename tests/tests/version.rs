@@ -50,17 +50,24 @@ fn a_command_of_the_other_agent_is_answered_with_its_command_line() {
         command.args(arguments).current_dir("/");
         process::run(user::become_user(&mut command), LIMIT).expect_status(2).stderr
     };
-    let help = process::run(
-        user::become_user(Command::new(testbed::under_test("archive-agent")).arg("--help").current_dir("/")),
-        LIMIT,
-    );
-    assert!(help.expect_success().stdout.contains("Usage: archive-agent"));
     let told = meant("archive-agent", &["restore", "--pgdata", "/var/lib/a b", "--target-name", "x"]);
     assert!(told.contains("HINT: restore is a command of restore-agent: "), "{told}");
     assert!(told.contains("restore-agent restore --pgdata '/var/lib/a b' --target-name x"), "{told}");
-    for command in ["backup", "status", "check", "expire", "verify", "init", "push"] {
-        let told = meant("restore-agent", &[command]);
-        assert!(told.contains(&format!("command of archive-agent: archive-agent {command}")), "{told}");
+    // Each lists the commands of the other one: all of them, and no other.
+    for (one, other) in [("archive-agent", "restore-agent"), ("restore-agent", "archive-agent")] {
+        let help = process::run(
+            user::become_user(Command::new(testbed::under_test(other)).arg("--help").current_dir("/")),
+            LIMIT,
+        );
+        let help = help.expect_success().stdout;
+        let listed = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+        let listed = listed.take_while(|line| !line.is_empty()).filter(|line| !line.starts_with("    "));
+        let commands: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
+        assert!(commands.len() > 4, "{help}");
+        for command in commands.into_iter().filter(|command| *command != "help") {
+            let told = meant(one, &[command]);
+            assert!(told.contains(&format!("command of {other}: {other} {command}")), "{command}: {told}");
+        }
     }
     assert!(meant("restore-agent", &["list"]).contains("archive-agent status"));
 }

@@ -118,7 +118,7 @@ impl ClusterTasks {
         let staying_small = self.archiver.stay_small(stop.clone());
         tokio::join!(answering, looking, indexing, storing_beside, catching_up, watching, staying_small);
         self.archiver.abandon();
-        // Whoever waits for these tasks waits for all before them.
+        // What waits for these tasks waits for all before them.
         before.wait().await;
     }
 

@@ -438,7 +438,7 @@ mod tests {
     }
 
     /// A data directory that hangs while all of the room is held by what is read from it leaves others one at a time, whatever its
-    /// uploads do, and whoever of it waits before them.
+    /// uploads do, and whichever of them waits first.
     async fn hangs_while_it_is_read() {
         let of = |name: &str| -> Directories { Arc::new([PathBuf::from(name)]) };
         let hung = || of("/memory/hangs");

@@ -31,7 +31,7 @@
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
 //! | [`queue`], [`dropped`] | how much may wait, and what was given up beyond that |
 //! | [`backfill`] | what the primary before a promotion did not archive |
-//! | [`archiver`] | one cluster: one upload for each file, whoever asks; its `tests`: all of that without a server |
+//! | [`archiver`] | one cluster: one upload for each file, however many ask; its `tests`: all of that without a server |
 //! | [`asking`] | whether PostgreSQL asks for its WAL to be archived |
 //! | [`postmaster`] | which start of PostgreSQL this is, whether it is stopping, and how long a push may take |
 //! | [`ready`] | looking ahead in `archive_status` |

@@ -155,7 +155,7 @@ impl Restore {
         Ok(held)
     }
 
-    /// Goes on with what an interrupted restore left. Directories that this one does not write to are no longer its own.
+    /// Continues what an interrupted restore left. Directories that this one does not write to are no longer its own.
     fn resume(&self, pgdata: &Path, claimed: &[PathBuf]) -> anyhow::Result<()> {
         tracing::info!("an earlier restore into {} was interrupted; it goes on", pgdata.display());
         let left = claimed.iter().filter(|other| !self.marker.directories.contains(other));

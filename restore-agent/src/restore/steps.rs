@@ -66,7 +66,7 @@ pub(super) enum Step {
     MoveAside,
     /// Moves what an interrupted run had not moved yet; refuses what else is in the way.
     FinishMovingAside,
-    /// Goes on with an interrupted repair, or repairs what an interrupted restore wrote, which had claimed these directories.
+    /// Continues an interrupted repair, or repairs what an interrupted restore wrote, which had claimed these directories.
     Resume(Vec<PathBuf>),
     /// Empties what an interrupted restore wrote, which had claimed these directories.
     StartOver(Vec<PathBuf>),

@@ -9,8 +9,8 @@
 //! A process that fetches one file finds in `walpoint-origin` what an earlier one gave. That may lie some way back, where one was
 //! killed, so what the server has in `pg_wal` before the segment counts first ([`own`]).
 //!
-//! That counts too where nothing was given yet, and where segments came by streaming since: a standby may follow a copy that went its own
-//! way while the archive goes on with production's WAL, under the same names.
+//! That counts too where nothing was given yet, and where segments came by streaming since: a standby may follow a copy that diverged while
+//! the archive continues production's WAL, under the same names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

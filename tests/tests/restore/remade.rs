@@ -74,7 +74,7 @@ fn a_repository_that_was_made_anew_takes_the_place_of_the_old_one() {
     fs::rename(&aside, &root).unwrap();
 }
 
-/// What records that is damaged in one repository: recovery ends by the word of the other one, `verify` says what mends it, and that does.
+/// What records that is damaged in one repository: recovery ends by the word of the other one, `verify` names the remedy, and that works.
 #[test]
 fn a_damaged_record_of_who_acknowledges_holds_no_recovery_up_and_is_made_anew() {
     let second = Store::local();

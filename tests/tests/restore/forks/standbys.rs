@@ -36,7 +36,7 @@ fn a_standby_keeps_to_the_timeline_and_the_backup_that_were_asked_for() {
     standby.wait_for("select string_agg(label, ' ' order by n) from rows", "a1 b1");
 }
 
-/// Promise 4: the fork's segment is there on timeline 1 only, where it goes on with what was left behind. A standby replays
+/// Promise 4: the fork's segment is there on timeline 1 only, where it continues what was left behind. A standby replays
 /// none of that, waits at the fork, and follows once timeline 2 is archived.
 #[test]
 fn a_standby_waits_at_a_fork_whose_segment_only_the_parent_has() {
@@ -180,7 +180,7 @@ fn a_repository_that_lags_behind_does_not_bring_an_older_timeline_back() {
 }
 
 /// Promise 4: a copy restored to an earlier moment archives a younger timeline while production goes on. A standby that has replayed
-/// more cannot follow it, and goes on with production, with and without a prefetcher.
+/// more cannot follow it, and continues on production's timeline, with and without a prefetcher.
 #[test]
 fn a_standby_goes_on_where_a_younger_timeline_left_before_it() {
     let (bed, mut ledger) = bed(17);
@@ -246,7 +246,7 @@ fn standbys_of_other_versions_that_follow_past_a_failover_are_promoted() {
 }
 
 /// Promise 3: the primary crashes, is repaired with all that it had committed and goes on archiving on a timeline that begins
-/// in the midst of its last segment, with a checkpoint. A standby that follows goes on with it, although a transaction was
+/// in the middle of its last segment, with a checkpoint. A standby that follows continues on it, although a transaction was
 /// prepared before.
 #[track_caller]
 fn a_follower_goes_on_with_the_repaired_primary(major: u32) {

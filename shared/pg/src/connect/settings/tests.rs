@@ -99,7 +99,7 @@ fn files_of_the_home_directory_count_when_they_are_there() {
     let home = tempfile::tempdir().unwrap();
     let environment = environment().with_home(home.path());
     let before = ConnInfo::parse_in("", &environment).unwrap();
-    assert_eq!((before.tls.roots, before.tls.client), (TrustedRoots::Nobody, None));
+    assert_eq!((before.tls.roots, before.tls.client), (TrustedRoots::Unset, None));
     let directory = home.path().join(".postgresql");
     std::fs::create_dir(&directory).unwrap();
     for name in ["root.crt", "postgresql.crt"] {

@@ -37,7 +37,7 @@ pub enum ChannelBinding {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::connect) enum TrustedRoots {
     /// There is no file to look into: nothing is verified, `verify-ca` and `verify-full` fail.
-    Nobody,
+    Unset,
     /// Those of the operating system.
     System,
     /// Those in a PEM file.
@@ -69,7 +69,7 @@ impl TlsSettings {
         let roots = match keywords.get("sslrootcert") {
             Some("system") => TrustedRoots::System,
             Some(path) => TrustedRoots::File(PathBuf::from(path)),
-            None => home(".postgresql/root.crt").map_or(TrustedRoots::Nobody, TrustedRoots::File),
+            None => home(".postgresql/root.crt").map_or(TrustedRoots::Unset, TrustedRoots::File),
         };
         let mode = mode(keywords, roots == TrustedRoots::System)?;
         let direct =

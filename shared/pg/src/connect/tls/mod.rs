@@ -136,11 +136,11 @@ fn authorities(
 ) -> Result<Option<Authorities>, SettingsError> {
     let mut store = RootCertStore::empty();
     let (path, certificates) = match &settings.roots {
-        TrustedRoots::Nobody if settings.mode >= SslMode::VerifyCa => {
+        TrustedRoots::Unset if settings.mode >= SslMode::VerifyCa => {
             let what = "sslmode=verify-ca and verify-full need trusted authorities, and ~/.postgresql/root.crt does not exist; name a file with sslrootcert=…, or use sslrootcert=system";
             return Err(SettingsError::Contradiction { what: what.to_owned() });
         }
-        TrustedRoots::Nobody => return Ok(None),
+        TrustedRoots::Unset => return Ok(None),
         TrustedRoots::System => {
             let (_, _ignored) =
                 store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
