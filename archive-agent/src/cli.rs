@@ -67,7 +67,7 @@ pub(crate) enum Command {
     },
     /// Prove that what is kept is there and is what was written; exits 3 if something is not.
     Verify(VerifyArgs),
-    /// Delete what the configured retention no longer wants, a grace period after it was condemned.
+    /// Delete what the configured retention no longer wants, a grace period after it was announced.
     Expire(ExpireArgs),
     /// Delete everything that the repositories have of a cluster, for good; asks for its name to be typed.
     Forget(ForgetArgs),

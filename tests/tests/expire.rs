@@ -101,7 +101,7 @@ fn the_oldest_and_the_newest_backup_restore_after_an_expiry() {
         assert_eq!(bed.backups(), [&*ids[0], &ids[2], &ids[3]]);
         assert!(segments(&bed) < had);
         let calm = expire(&bed, &[]);
-        assert_eq!((objects(&calm, "segment", "deleted"), objects(&calm, "pack", "condemned")), (0, 0));
+        assert_eq!((objects(&calm, "segment", "deleted"), objects(&calm, "pack", "marked")), (0, 0));
 
         assert_eq!(restored(&bed, &ledger, &ids[0], &["--target-immediate"]), 3);
         assert_eq!(restored(&bed, &ledger, &ids[3], &[]), 16, "the newest, to the end of the archive");
@@ -280,7 +280,7 @@ fn kill_at_random(times: u32) {
     let strays = keys.iter().filter(|key| key.contains("/data/") || key.contains("/backups/"));
     let strays: Vec<&String> = strays.filter(|key| !key.contains(&last)).collect();
     assert!(strays.is_empty(), "{strays:?}");
-    assert!(!keys.iter().any(|key| key.contains("/condemned/")), "{keys:?}");
+    assert!(!keys.iter().any(|key| key.contains("/announcements/")), "{keys:?}");
     bed.agent.run(&["verify", "--full"]).expect_success();
     assert_eq!(restored(&bed, &ledger, &last, &[]), 2 * times + 2);
 }
@@ -321,7 +321,7 @@ fn an_object_under_lock_is_reported_and_tried_again() {
     assert_eq!(report["held_objects"], 0);
     assert_eq!(bed.backups(), [second]);
     let keys = bed.back_door().list("clusters/main");
-    assert!(!keys.iter().any(|key| key.contains(&first) || key.contains("/condemned/")), "{keys:?}");
+    assert!(!keys.iter().any(|key| key.contains(&first) || key.contains("/announcements/")), "{keys:?}");
 }
 
 /// K3: the exit status of forget says that something of the cluster is still there.
@@ -373,7 +373,7 @@ fn clocks_that_disagree_stop_it() {
         assert!(output.stderr.contains("more than 5 minutes apart"), "{output:#?}");
         assert_eq!(bed.backups(), [&*first, &second]);
         let keys = bed.back_door().list("clusters/main");
-        assert!(!keys.iter().any(|key| key.contains("/condemned/")), "{keys:?}");
+        assert!(!keys.iter().any(|key| key.contains("/announcements/")), "{keys:?}");
     }
     proxy.shift_clock(100);
     expire(&bed, &[]);

@@ -50,10 +50,10 @@ fn damaged_packs_are_found(bed: &Archived, pack: &str, first: &str) {
         assert!(named.iter().any(|(_, object)| object == pack), "{named:?}");
         assert!(report["findings"][0]["backups"].to_string().contains(first), "{report:#}");
         assert!(report["findings"][0]["remedy"].as_str().unwrap().contains("take a backup"), "{report:#}");
-        assert!(!keys(bed, "/condemned/", "").is_empty(), "the next backup does not build on it");
+        assert!(!keys(bed, "/announcements/", "").is_empty(), "the next backup does not build on it");
         door.put(pack, whole);
     }
-    assert_eq!(keys(bed, "/condemned/", "").len(), 1, "announced once");
+    assert_eq!(keys(bed, "/announcements/", "").len(), 1, "announced once");
     // What was announced is told by every run until it was read.
     verify(bed, &["--light"], 3);
     verify(bed, &[], 0);

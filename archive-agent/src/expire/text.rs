@@ -33,10 +33,10 @@ pub(super) fn of(expired: &Expired) -> String {
         writeln!(text, "  end   {id}: it was never finished, has stored nothing for a long time, and {how}")
             .ok();
     }
-    let doomed = if expired.dry_run { "to delete" } else { "deleted" };
-    let fresh = if expired.dry_run { "to condemn" } else { "condemned" };
+    let last = if expired.dry_run { "to delete" } else { "deleted" };
+    let fresh = if expired.dry_run { "to mark" } else { "marked" };
     if expired.classes.iter().any(moves) {
-        writeln!(text, "\n{:<16}{:>22}{:>22}{:>22}{:>22}", "Objects", "kept", fresh, "in grace", doomed).ok();
+        writeln!(text, "\n{:<16}{:>22}{:>22}{:>22}{:>22}", "Objects", "kept", fresh, "in grace", last).ok();
     }
     for class in expired.classes.iter().filter(|class| moves(class)) {
         let cell = |objects: u64, bytes: u64| match objects {
@@ -48,7 +48,7 @@ pub(super) fn of(expired: &Expired) -> String {
             "  {:<14}{:>22}{:>22}{:>22}{:>22}",
             class.class,
             cell(class.kept_objects, class.kept_bytes),
-            cell(class.condemned_objects, class.condemned_bytes),
+            cell(class.marked_objects, class.marked_bytes),
             cell(class.waiting_objects, class.waiting_bytes),
             cell(class.deleted_objects, class.deleted_bytes),
         )
@@ -84,5 +84,5 @@ pub(super) fn of(expired: &Expired) -> String {
 
 /// Whether there is anything of a class.
 fn moves(class: &ClassReport) -> bool {
-    class.kept_objects + class.condemned_objects + class.waiting_objects + class.deleted_objects > 0
+    class.kept_objects + class.marked_objects + class.waiting_objects + class.deleted_objects > 0
 }

@@ -14,7 +14,7 @@ use jiff::{Span, Timestamp};
 use walpoint_base::target::{self, TimeError};
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::Repository;
-use walpoint_repo::backup::{Backups, CondemnedReason, CondemnedSet, ManifestState};
+use walpoint_repo::backup::{AnnouncedSet, AnnouncementReason, Backups, ManifestState};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
@@ -164,10 +164,10 @@ async fn look_again(backups: &Backups, name: &str, id: BackupId, number: u64) ->
     if !matches!(backups.standing(id).await?, ManifestState::Finished(_)) {
         bail!("backup {id} was deleted while hold {number} was placed, which keeps nothing");
     }
-    let announced = backups.condemned().await?.read;
+    let announced = backups.announcements().await?.read;
     let expired =
-        announced.iter().map(|one| &one.condemned).filter(|one| one.reason == CondemnedReason::Expired);
-    if CondemnedSet::new(expired).has_backup(id) {
+        announced.iter().map(|one| &one.announcement).filter(|one| one.reason == AnnouncementReason::Expired);
+    if AnnouncedSet::new(expired).has_backup(id) {
         tracing::warn!(
             "backup {id} is marked for deletion in repository {name}: an expire that is running now may not know hold {number}; when \
              it has ended, see with archive-agent status that the backup is there"

@@ -25,7 +25,7 @@ pub(super) struct RetentionState {
     configured: bool,
     /// The holds in force.
     holds: Vec<HoldDocument>,
-    /// Backups that the next expire condemns, oldest first.
+    /// Backups that the next expire announces, oldest first.
     next_dropped: Vec<DecisionReport>,
     /// Backups that stay though they are older than `max_age`, oldest first.
     exceeding: Vec<DecisionReport>,
@@ -45,8 +45,8 @@ impl RetentionState {
         let now = Timestamp::now();
         let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
         // Without a retention nothing goes but what was asked for by name, and no manifest has to be read to say so.
-        let condemned = Backups::of(repository, cluster).condemned().await?;
-        let asked = condemned.read.iter().any(|one| !one.condemned.requests.is_empty());
+        let announced = Backups::of(repository, cluster).announcements().await?;
+        let asked = announced.read.iter().any(|one| !one.announcement.requests.is_empty());
         let Outlook { decisions, mut wal, .. } = match policy.drops() || asked {
             true => outlook(repository, cluster, policy, now).await?,
             false => Outlook::default(),

@@ -72,7 +72,7 @@ async fn first(
     sound: bool,
 ) -> Result<Option<BackupId>, RepoError> {
     let backups = backups(archive);
-    let known = if sound && !ids.is_empty() { backups.condemned().await?.read } else { Vec::new() };
+    let known = if sound && !ids.is_empty() { backups.announcements().await?.read } else { Vec::new() };
     for id in ids {
         match backups.standing(*id).await {
             Ok(ManifestState::Finished(summary)) if serves(archive, path, &summary) => {

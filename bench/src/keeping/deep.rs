@@ -50,7 +50,7 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
         }
     }
 
-    // One run condemns, the next one deletes.
+    // One run announces, the next one deletes.
     for run in 1..=2 {
         deep.agent(ground, "expire", "expire", run)?;
     }
@@ -83,7 +83,7 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
     ])
 }
 
-/// How many backups stay, and how many objects are condemned and not deleted, of what `expire --json` printed.
+/// How many backups stay, and how many objects are announced and not deleted, of what `expire --json` printed.
 fn told(printed: &serde_json::Value) -> Result<(usize, u64), String> {
     let repository = &printed["repositories"][0];
     let (backups, classes) = (repository["backups"].as_array(), repository["classes"].as_array());

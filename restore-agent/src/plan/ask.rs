@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_plan::restore::{RestorePlan, RestoreRequest, SegmentDecoder};
 use walpoint_repo::Repository;
-use walpoint_repo::backup::{Backups, CondemnedPacks, CondemnedReason, NumberedCondemned};
+use walpoint_repo::backup::{AnnouncedPacks, AnnouncementReason, Backups, NumberedAnnouncement};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::planning::{self, creating_segments};
 use walpoint_runtime::args::Selection;
@@ -74,7 +74,7 @@ pub(crate) async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<
     let (repository, cluster) = (catalog.repository().clone(), catalog.cluster().clone());
     let known = catalog.lineages_mut().iter_mut().find(|known| known.id() == plan.lineage);
     let known = known.ok_or_else(|| RepoError::Internal(format!("lineage {} is not known", plan.lineage)))?;
-    let damage = match known_damage(&repository, &cluster, known.condemned(), plan.backup.id).await {
+    let damage = match known_damage(&repository, &cluster, known.announcements(), plan.backup.id).await {
         Ok(damage) => damage,
         Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => Some(error.to_string()),
         // What verify found is no condition of a restore.
@@ -101,37 +101,37 @@ pub(crate) async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<
     })
 }
 
-/// What `verify` or a backup found damaged of what the backup needs, and what to do. `condemned`: what is condemned, if that
+/// What `verify` or a backup found damaged of what the backup needs, and what to do. `announced`: what is announced, if that
 /// was read for the plan.
 async fn known_damage(
     repository: &Repository,
     cluster: &ClusterName,
-    condemned: Option<&[NumberedCondemned]>,
+    announced: Option<&[NumberedAnnouncement]>,
     backup: BackupId,
 ) -> Result<Option<String>, RepoError> {
     let backups = Backups::of(repository, cluster);
-    let mut condemned = match condemned {
-        Some(condemned) => condemned.to_vec(),
-        None => backups.condemned().await?.read,
+    let mut announced = match announced {
+        Some(announced) => announced.to_vec(),
+        None => backups.announcements().await?.read,
     };
-    condemned.retain(|one| one.condemned.reason == CondemnedReason::Damaged);
-    if condemned.is_empty() {
+    announced.retain(|one| one.announcement.reason == AnnouncementReason::Damaged);
+    if announced.is_empty() {
         return Ok(None);
     }
     let reader = backups.open(backup).await?;
     let manifest = reader.manifest();
-    let needs = |packs: &CondemnedPacks| {
+    let needs = |packs: &AnnouncedPacks| {
         manifest.packs.packs().iter().any(|pack| {
             let owner = manifest.backups.get(usize::from(pack.backup.0));
             owner.is_some_and(|owner| packs.names(*owner, pack.pack))
         })
     };
-    let found = condemned.iter().find(|one| one.condemned.packs.iter().any(needs));
+    let found = announced.iter().find(|one| one.announcement.packs.iter().any(needs));
     Ok(found.map(|found| {
         format!(
             "on {:.0} a pack was found damaged that backup {backup} needs, so restoring it may fail: archive-agent verify says \
              more, --backup takes another one (archive-agent status lists them)",
-            found.condemned.written
+            found.announcement.written
         )
     }))
 }

@@ -146,7 +146,7 @@ async fn look(repository: &Repository, cluster: &ClusterName, forgotten: &mut Fo
             }
             _ => {}
         }
-        let works = !matches!(object, ClusterObject::Hold(_) | ClusterObject::Condemned(_));
+        let works = !matches!(object, ClusterObject::Hold(_) | ClusterObject::Announcement(_));
         if works && newest.as_ref().is_none_or(|(at, _)| *at < entry.modified) {
             newest = Some((entry.modified, entry.key));
         }

@@ -29,7 +29,7 @@ pub struct RetentionSettings {
     pub minimum: u32,
     /// Nothing older stays but what is held, and `minimum`: a ceiling for personal data.
     pub max_age: Option<Span>,
-    /// How long what is condemned waits before it is deleted.
+    /// How long what is announced waits before it is deleted.
     pub grace: SignedDuration,
     /// Backups with pages that failed their checksum when they were taken count like sound ones.
     pub count_damaged_pages: bool,

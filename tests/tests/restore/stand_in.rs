@@ -90,9 +90,9 @@ fn the_same_backup_in_another_repository_stands_in() {
 }
 
 /// Promises 10 and 11: an older backup stands in for a damaged one where recovery ends at the same place; where the older one is
-/// not enough, or another was asked for, the damage ends the restore. What `verify` condemned is not planned with.
+/// not enough, or another was asked for, the damage ends the restore. What `verify` announced is not planned with.
 #[test]
-fn another_backup_stands_in_and_what_verify_condemned_is_not_planned() {
+fn another_backup_stands_in_and_what_verify_announced_is_not_planned() {
     let (bed, mut ledger) = bed(|agent| agent);
     let early = bed.backup();
     ledger.append(&bed.cluster);

@@ -10,7 +10,7 @@
 //! | `frame`, `pack`, `page` | what the frames of a pack hold |
 //! | `manifest`, `facts`, `pack_table`, `findings` | the root, and what it says |
 //! | `ending`, `progress` | intent, tombstone, and what an unfinished backup left |
-//! | `condemned` | what must not be built on any more |
+//! | `announced` | what must not be built on any more |
 //! | `geometry`, `hash`, `location`, `live`, `wire`, `json` | the pieces of all these |
 //!
 //! What always holds: a backup exists when its manifest does; that is created once, last, after every pack it names was
@@ -88,9 +88,9 @@
 //! Over files that are there already, [`ReadWindow::units_of`] asks which blocks are wanted ([`Hashing::block`] tells which are
 //! right), and [`ReadWindow::zero_runs`] says where zeros belong.
 
+mod announcements;
 mod blocks;
 mod catalog;
-mod condemned;
 mod ending;
 mod entry;
 mod facts;
@@ -116,14 +116,14 @@ mod summaries;
 mod wire;
 mod write;
 
+pub(crate) use self::announcements::list_announcements;
+pub use self::announcements::{
+    AnnouncedPacks, AnnouncedRequest, AnnouncedSet, AnnouncedWal, Announcement, AnnouncementReason,
+    Announcements, DamagedAnnouncement, FoundDamage, NumberedAnnouncement,
+};
 pub use self::blocks::{BlockList, BlockLocation, BlockRun};
 pub use self::catalog::{Backups, ListedBackup, ListedState, ManifestState};
 pub(crate) use self::catalog::{Unread, list_names};
-pub(crate) use self::condemned::list_condemned;
-pub use self::condemned::{
-    Announcements, Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedSet, CondemnedWal,
-    DamagedAnnouncement, FoundDamage, NumberedCondemned,
-};
 pub use self::ending::{Intent, Tombstone};
 pub use self::entry::{Attributes, Blocks, EntryContent, FileContent, FileEntry, LeafRun, NodeRef};
 pub use self::facts::{BackupDescription, BackupSummary, BackupTablespace, Method, OwnerName, Totals};

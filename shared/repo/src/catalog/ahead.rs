@@ -32,15 +32,15 @@ impl LineageCatalog {
         });
         let backups = likely.backups.into_iter().filter(|id| this.facts().backup(*id).is_err());
         let standings = backups.map(|id| async move { (id, this.backups().standing(id).await) });
-        let condemned = async {
-            match this.is_condemned_known() {
+        let announced = async {
+            match this.are_announcements_known() {
                 true => None,
-                false => Some(this.backups().condemned().await),
+                false => Some(this.backups().announcements().await),
             }
         };
-        let (wal, standings, condemned) = join3(join_all(wal), join_all(standings), condemned).await;
-        if let Some(condemned) = condemned {
-            self.take_condemned(condemned).await;
+        let (wal, standings, announced) = join3(join_all(wal), join_all(standings), announced).await;
+        if let Some(announced) = announced {
+            self.take_announcements(announced).await;
         }
         for (timeline, wal) in timelines.into_iter().zip(wal) {
             if let Ok(wal) = wal {

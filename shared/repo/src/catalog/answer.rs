@@ -37,7 +37,7 @@ impl LineageCatalog {
     ) -> Result<Answer> {
         Ok(match question {
             Question::Wal(timeline) => {
-                self.know_condemned().await;
+                self.know_announcements().await;
                 let expected = self.expected(*timeline);
                 let wal = TimelineWal::load_near(&self.archive, *timeline, expected).await?;
                 self.take_wal(*timeline, wal)

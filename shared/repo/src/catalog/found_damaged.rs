@@ -12,7 +12,7 @@ use walpoint_base::{LineageId, SegmentNo, TimelineId, WalFileName};
 use walpoint_storage::object::RepositoryId;
 
 use super::lineage::LineageCatalog;
-use crate::backup::{CondemnedReason, CondemnedWal, NumberedCondemned};
+use crate::backup::{AnnouncedWal, AnnouncementReason, NumberedAnnouncement};
 use crate::wal::WalArchive;
 
 /// Announced segments that are looked at, at most. More than that are left to a verification.
@@ -28,14 +28,14 @@ type Segment = (LineageId, TimelineId, SegmentNo);
 #[derive(Debug, Clone)]
 pub(super) struct FoundDamaged {
     pub(super) repository: RepositoryId,
-    pub(super) wal: CondemnedWal,
+    pub(super) wal: AnnouncedWal,
 }
 
 impl LineageCatalog {
     /// What was found damaged of the WAL, here and in repositories that it is read with.
     pub(super) fn found_damaged(&self) -> Vec<FoundDamaged> {
         let repository = self.archive.repository().id();
-        let own = self.announced_damaged().flat_map(|one| &one.condemned.wal);
+        let own = self.announced_damaged().flat_map(|one| &one.announcement.wal);
         let own = own.map(|wal| FoundDamaged { repository, wal: *wal });
         own.chain(self.found_beside.iter().cloned()).collect()
     }
@@ -52,11 +52,14 @@ impl LineageCatalog {
             anew.extend(looking.filter_map(async |sound| sound).collect::<Vec<Segment>>().await);
             next = archive.inherited().map(|inherited| inherited.archive().clone());
         }
-        if let Some(Some(condemned)) = &mut self.condemned
+        if let Some(Some(announced)) = &mut self.announced
             && !anew.is_empty()
         {
-            for one in condemned.iter_mut().filter(|one| one.condemned.reason == CondemnedReason::Damaged) {
-                one.condemned.wal = one.condemned.wal.iter().flat_map(|wal| without(wal, &anew)).collect();
+            for one in
+                announced.iter_mut().filter(|one| one.announcement.reason == AnnouncementReason::Damaged)
+            {
+                one.announcement.wal =
+                    one.announcement.wal.iter().flat_map(|wal| without(wal, &anew)).collect();
             }
         }
         self.stored_anew = anew;
@@ -67,16 +70,16 @@ impl LineageCatalog {
         &self.stored_anew
     }
 
-    fn announced_damaged(&self) -> impl Iterator<Item = &NumberedCondemned> {
-        let condemned = self.condemned().unwrap_or_default().iter();
-        condemned.filter(|one| one.condemned.reason == CondemnedReason::Damaged)
+    fn announced_damaged(&self) -> impl Iterator<Item = &NumberedAnnouncement> {
+        let announced = self.announcements().unwrap_or_default().iter();
+        announced.filter(|one| one.announcement.reason == AnnouncementReason::Damaged)
     }
 
     /// The segments of a lineage that were announced as damaged, and when each was announced last: one that was put right once may be
     /// damaged again.
     fn announced_segments(&self, lineage: LineageId) -> BTreeMap<Segment, Timestamp> {
         let wal =
-            self.announced_damaged().flat_map(|one| one.condemned.wal.iter().map(|wal| (one.stored, wal)));
+            self.announced_damaged().flat_map(|one| one.announcement.wal.iter().map(|wal| (one.stored, wal)));
         let wal = wal.filter(|(_, wal)| wal.lineage == lineage);
         let each = wal.flat_map(|(at, wal)| {
             (wal.first..=wal.last).map(move |number| ((lineage, wal.timeline, SegmentNo(number)), at))
@@ -106,16 +109,16 @@ async fn stored_anew(archive: &WalArchive, segment: Segment, announced: Timestam
 }
 
 /// What is left of a range without these segments.
-fn without(wal: &CondemnedWal, anew: &BTreeSet<Segment>) -> Vec<CondemnedWal> {
+fn without(wal: &AnnouncedWal, anew: &BTreeSet<Segment>) -> Vec<AnnouncedWal> {
     let (mut left, mut first) = (Vec::new(), Some(wal.first));
     let segment = |number| (wal.lineage, wal.timeline, SegmentNo(number));
     for (.., number) in anew.range(segment(wal.first)..=segment(wal.last)) {
         let begins = first.filter(|first| *first < number.0);
-        left.extend(begins.map(|first| CondemnedWal { first, last: number.0 - 1, ..*wal }));
+        left.extend(begins.map(|first| AnnouncedWal { first, last: number.0 - 1, ..*wal }));
         first = number.0.checked_add(1);
     }
     let rest = first.filter(|first| *first <= wal.last);
-    left.extend(rest.map(|first| CondemnedWal { first, ..*wal }));
+    left.extend(rest.map(|first| AnnouncedWal { first, ..*wal }));
     left
 }
 
@@ -129,7 +132,7 @@ mod tests {
     fn a_range_is_divided_by_what_was_stored_anew() {
         let lineage = LineageId { system_id: SystemId(7), n: 1 };
         let timeline = TimelineId::FIRST;
-        let wal = CondemnedWal { lineage, timeline, first: 3, last: u64::MAX };
+        let wal = AnnouncedWal { lineage, timeline, first: 3, last: u64::MAX };
         let left = |anew: &[u64]| {
             let anew = anew.iter().map(|n| (lineage, timeline, SegmentNo(*n))).collect();
             without(&wal, &anew).iter().map(|wal| (wal.first, wal.last)).collect::<Vec<_>>()
@@ -139,7 +142,7 @@ mod tests {
         assert_eq!(left(&[3, 4, 9]), [(5, 8), (10, u64::MAX)]);
         assert_eq!(left(&[7, u64::MAX]), [(3, 6), (8, u64::MAX - 1)]);
         assert_eq!(
-            without(&CondemnedWal { last: 3, ..wal }, &BTreeSet::from([(lineage, timeline, SegmentNo(3))])),
+            without(&AnnouncedWal { last: 3, ..wal }, &BTreeSet::from([(lineage, timeline, SegmentNo(3))])),
             []
         );
     }

@@ -88,7 +88,7 @@ impl LineageCatalog {
         Ok(Self {
             archive,
             backups: backups.clone(),
-            condemned: None,
+            announced: None,
             stored_anew: BTreeSet::new(),
             found_beside: Vec::new(),
             believes_found: false,

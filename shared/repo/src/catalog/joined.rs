@@ -72,7 +72,7 @@ impl LineageCatalog {
         Self {
             archive: self.archive.joined(beside),
             backups: self.backups.clone(),
-            condemned: self.condemned.clone(),
+            announced: self.announced.clone(),
             stored_anew: self.stored_anew.clone(),
             found_beside: others.iter().flat_map(|other| other.found_damaged()).collect(),
             believes_found: self.believes_found,

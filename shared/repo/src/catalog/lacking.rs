@@ -8,7 +8,7 @@ use walpoint_plan::restore::{Doubt, SegmentRange};
 use walpoint_storage::error::Result;
 
 use super::LineageCatalog;
-use crate::backup::{CondemnedReason, CondemnedWal, NumberedCondemned};
+use crate::backup::{AnnouncedWal, AnnouncementReason, NumberedAnnouncement};
 
 /// What is lacking.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -22,8 +22,8 @@ pub struct Lacking {
 }
 
 impl LineageCatalog {
-    /// What is lacking of the WAL of a backup of this lineage. `announced`: what is condemned.
-    pub async fn lacks(&mut self, wal: Consistency, announced: &[NumberedCondemned]) -> Result<Lacking> {
+    /// What is lacking of the WAL of a backup of this lineage. `announced`: what is announced.
+    pub async fn lacks(&mut self, wal: Consistency, announced: &[NumberedAnnouncement]) -> Result<Lacking> {
         let missing = self.lacking(wal).await?;
         let mut lacking = self.announced(wal, announced);
         for range in &missing {
@@ -36,9 +36,9 @@ impl LineageCatalog {
     }
 
     /// What of it was announced as damaged, and whether its history is known: as far as that can be said without asking the store.
-    pub(super) fn announced(&self, wal: Consistency, announced: &[NumberedCondemned]) -> Lacking {
+    pub(super) fn announced(&self, wal: Consistency, announced: &[NumberedAnnouncement]) -> Lacking {
         let mut lacking = Lacking { history: self.has_no_history(wal.end_timeline), ..Lacking::default() };
-        if !announced.iter().any(|one| !one.condemned.wal.is_empty()) {
+        if !announced.iter().any(|one| !one.announcement.wal.is_empty()) {
             return lacking;
         }
         for SegmentRange { timeline, first, last } in wal.segments(self.facts()) {
@@ -58,23 +58,23 @@ impl LineageCatalog {
         matches!(doubt, Some(Doubt::Damaged(_) | Doubt::Missing)) || facts.without_history.contains(&timeline)
     }
 
-    fn names_one(&self, announced: &[NumberedCondemned], timeline: TimelineId, number: SegmentNo) -> bool {
+    fn names_one(&self, announced: &[NumberedAnnouncement], timeline: TimelineId, number: SegmentNo) -> bool {
         self.naming(announced, timeline, number).next().is_some()
     }
 
     /// The announcements of damage that name a segment of this lineage.
     fn naming<'a>(
         &self,
-        announced: &'a [NumberedCondemned],
+        announced: &'a [NumberedAnnouncement],
         timeline: TimelineId,
         number: SegmentNo,
     ) -> impl Iterator<Item = u64> + 'a {
         let lineage = self.id();
-        let names = move |wal: &CondemnedWal| {
+        let names = move |wal: &AnnouncedWal| {
             let (first, last) = wal.segments();
             (wal.lineage, wal.timeline) == (lineage, timeline) && (first..=last).contains(&number)
         };
-        let damaged = announced.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
-        damaged.filter(move |one| one.condemned.wal.iter().any(names)).map(|one| one.n)
+        let damaged = announced.iter().filter(|one| one.announcement.reason == AnnouncementReason::Damaged);
+        damaged.filter(move |one| one.announcement.wal.iter().any(names)).map(|one| one.n)
     }
 }

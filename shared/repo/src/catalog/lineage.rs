@@ -11,7 +11,7 @@ use walpoint_storage::error::Result;
 
 use super::found_damaged::FoundDamaged;
 use super::inventory::TimelineWal;
-use crate::backup::{Backups, NumberedCondemned};
+use crate::backup::{Backups, NumberedAnnouncement};
 use crate::lineage::Lineage;
 use crate::wal::WalArchive;
 
@@ -20,8 +20,8 @@ use crate::wal::WalArchive;
 pub struct LineageCatalog {
     pub(super) archive: WalArchive,
     pub(super) backups: Backups,
-    /// What is condemned, once a backup was asked about; nothing if that cannot be read.
-    pub(super) condemned: Option<Option<Vec<NumberedCondemned>>>,
+    /// What is announced, once a backup was asked about; nothing if that cannot be read.
+    pub(super) announced: Option<Option<Vec<NumberedAnnouncement>>>,
     /// What of that is no longer damaged: lineage, timeline and number.
     pub(super) stored_anew: BTreeSet<(LineageId, TimelineId, SegmentNo)>,
     /// What was found damaged in repositories whose WAL is read together with this one's.

@@ -11,7 +11,7 @@ use walpoint_storage::store::{ListedObject, Store, StoreSettings};
 
 use super::{AT_ONCE, Catalog, by_position};
 use crate::Repository;
-use crate::backup::{Backups, Unread, list_condemned, list_names};
+use crate::backup::{Backups, Unread, list_announcements, list_names};
 use crate::catalog::LineageCatalog;
 use crate::lineage::{DamagedLineage, Lineage};
 use crate::wal::{ListedHistories, list_histories, list_timelines};
@@ -35,20 +35,20 @@ impl LineageOutline {
 struct ClusterOutline {
     backups: Vec<Unread>,
     lineages: Vec<(LineageId, Timestamp)>,
-    /// What is condemned, if that was listed.
-    condemned: Option<Vec<(u64, Timestamp)>>,
+    /// What is announced, if that was listed.
+    announced: Option<Vec<(u64, Timestamp)>>,
 }
 
 impl ClusterOutline {
     async fn list(store: &Store, paths: &ClusterPaths) -> Result<Self> {
         let (backups, lineages) = try_join(list_names(store, paths), list_lineages(store, paths)).await?;
-        Ok(Self { backups, lineages, condemned: None })
+        Ok(Self { backups, lineages, announced: None })
     }
 
-    /// The same, and what is condemned. That it cannot be listed is no condition of anything.
+    /// The same, and what is announced. That it cannot be listed is no condition of anything.
     async fn list_all(store: &Store, paths: &ClusterPaths) -> Result<Self> {
-        let (outline, condemned) = join(Self::list(store, paths), list_condemned(store, paths)).await;
-        Ok(Self { condemned: condemned.ok(), ..outline? })
+        let (outline, announced) = join(Self::list(store, paths), list_announcements(store, paths)).await;
+        Ok(Self { announced: announced.ok(), ..outline? })
     }
 }
 
@@ -93,9 +93,9 @@ impl Catalog {
 
     async fn of(repository: &Repository, cluster: &ClusterName, outline: ClusterOutline) -> Result<Self> {
         let reader = Backups::of(repository, cluster);
-        let condemned = async {
-            match outline.condemned {
-                Some(listed) => Some(reader.read_all_condemned(listed).await),
+        let announced = async {
+            match outline.announced {
+                Some(listed) => Some(reader.read_all_announcements(listed).await),
                 None => None,
             }
         };
@@ -103,8 +103,8 @@ impl Catalog {
             DamagedLineage::aside(id, stored, read_lineage(repository, cluster, id).await)
         });
         let lineages = stream::iter(lineages.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect::<Vec<_>>();
-        let (backups, lineages_read, condemned) =
-            join3(reader.tell_ended(outline.backups), lineages, condemned).await;
+        let (backups, lineages_read, announced) =
+            join3(reader.tell_ended(outline.backups), lineages, announced).await;
         let mut backups = backups?;
         let (mut lineages, mut damaged): (Vec<(Lineage, LineageOutline)>, _) = (Vec::new(), Vec::new());
         for read in lineages_read? {
@@ -123,9 +123,9 @@ impl Catalog {
         let loads = stream::iter(loads.collect::<Vec<_>>()).buffered(AT_ONCE);
         let mut lineages: Vec<LineageCatalog> = loads.try_collect().await?;
         // What cannot be read is left to those who ask for it.
-        if let Some(Ok(condemned)) = condemned {
+        if let Some(Ok(announced)) = announced {
             for lineage in &mut lineages {
-                lineage.take_condemned(Ok(condemned.clone())).await;
+                lineage.take_announcements(Ok(announced.clone())).await;
             }
         }
         let loaded = Timestamp::now();

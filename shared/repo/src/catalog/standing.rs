@@ -8,7 +8,7 @@ use walpoint_plan::restore::{BackupFacts, BackupState, Unusable};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::lineage::LineageCatalog;
-use crate::backup::{Announcements, BackupSummary, ListedState, ManifestState, NumberedCondemned};
+use crate::backup::{Announcements, BackupSummary, ListedState, ManifestState, NumberedAnnouncement};
 use crate::wal::WalArchive;
 
 impl LineageCatalog {
@@ -33,54 +33,54 @@ impl LineageCatalog {
         Ok(BackupState::Unusable(why))
     }
 
-    /// What is condemned, if it was read.
-    pub fn condemned(&self) -> Option<&[NumberedCondemned]> {
-        self.condemned.as_ref()?.as_deref()
+    /// What is announced, if it was read.
+    pub fn announcements(&self) -> Option<&[NumberedAnnouncement]> {
+        self.announced.as_ref()?.as_deref()
     }
 
-    /// Remembers what is condemned, but for WAL that was stored anew since. That it cannot be read is remembered, too: it is no
+    /// Remembers what is announced, but for WAL that was stored anew since. That it cannot be read is remembered, too: it is no
     /// condition of a restore.
-    pub(super) async fn take_condemned(&mut self, read: Result<Announcements>) {
-        let condemned = match read {
-            Ok(condemned) => {
-                for damaged in condemned.damaged {
+    pub(super) async fn take_announcements(&mut self, read: Result<Announcements>) {
+        let announced = match read {
+            Ok(announced) => {
+                for damaged in announced.damaged {
                     self.add_problem(damaged.error().to_string());
                 }
-                Some(condemned.read)
+                Some(announced.read)
             }
             Err(error) => {
                 self.add_problem(error.to_string());
                 None
             }
         };
-        self.condemned = Some(condemned);
+        self.announced = Some(announced);
         self.leave_out_what_was_stored_anew().await;
     }
 
-    /// Reads what is condemned, unless that was done.
-    pub(crate) async fn know_condemned(&mut self) {
-        if !self.is_condemned_known() {
-            let condemned = self.backups.condemned().await;
-            self.take_condemned(condemned).await;
+    /// Reads what is announced, unless that was done.
+    pub(crate) async fn know_announcements(&mut self) {
+        if !self.are_announcements_known() {
+            let announced = self.backups.announcements().await;
+            self.take_announcements(announced).await;
         }
     }
 
-    pub(super) fn is_condemned_known(&self) -> bool {
-        self.condemned.is_some()
+    pub(super) fn are_announcements_known(&self) -> bool {
+        self.announced.is_some()
     }
 
     /// Takes note of what was found damaged of a backup. What cannot be found out is no condition of a restore, so it counts as
     /// nothing.
     async fn note_damage(&mut self, summary: &BackupSummary, facts: &mut BackupFacts) {
-        self.know_condemned().await;
-        let condemned = self.condemned().unwrap_or_default();
+        self.know_announcements().await;
+        let announced = self.announcements().unwrap_or_default();
         if facts.lineage == summary.facts.lineage {
             let (start, end, end_timeline) = (facts.start(), facts.end, facts.end_timeline);
             facts.damaged_segments =
-                self.announced(Consistency { start, end, end_timeline }, condemned).segments;
+                self.announced(Consistency { start, end, end_timeline }, announced).segments;
         }
         let uses = BTreeMap::from([(summary.id, summary.parents.clone())]);
-        match self.backups.found_damaged(&uses, condemned).await {
+        match self.backups.found_damaged(&uses, announced).await {
             Ok(found) => {
                 let found = found.get(&summary.id).copied().unwrap_or_default();
                 (facts.damaged_packs, facts.damaged_manifest) = (found.packs, found.manifest);

@@ -282,9 +282,9 @@ impl Catalog {
                 Err(error) => return Err(error),
             }
         }
-        let condemned = reader.condemned().await?;
+        let announced = reader.announcements().await?;
         let uses = summaries.iter().map(|(id, summary)| (*id, summary.parents.clone())).collect();
-        let found = reader.found_damaged(&uses, &condemned.read).await?;
+        let found = reader.found_damaged(&uses, &announced.read).await?;
         let mut details = BTreeMap::new();
         for (id, summary) in summaries {
             let facts = &summary.facts;
@@ -296,8 +296,8 @@ impl Catalog {
             let wal = Consistency { start: id.start(), end, end_timeline };
             let lineage = self.lineages_mut().iter_mut().find(|lineage| lineage.id() == facts.lineage);
             if let Some(lineage) = lineage {
-                lineage.know_condemned().await;
-                let announced = lineage.condemned().unwrap_or(&condemned.read).to_vec();
+                lineage.know_announcements().await;
+                let announced = lineage.announcements().unwrap_or(&announced.read).to_vec();
                 let lacking = lineage.lacks(wal, &announced).await?;
                 (damage.segments, damage.history) = (lacking.segments, lacking.history);
             }

@@ -13,7 +13,7 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, Prefix};
 use walpoint_storage::store::{BULK, ListedObject};
 
-use super::condemned::{AnnouncedNames, KnownAnnouncements};
+use super::announcements::{AnnouncedNames, KnownAnnouncements};
 use super::report::Expired;
 use super::scan::Tally;
 use crate::Repository;
@@ -29,13 +29,13 @@ const MANY: usize = 16;
 /// Objects under lock that are named.
 pub(super) const NAMED: usize = 20;
 
-/// Deletes what is ripe.
+/// Deletes what is eligible.
 pub(super) struct Deleter<'a> {
     repository: &'a Repository,
     cluster: &'a ClusterName,
     paths: ClusterPaths,
     roots: Roots,
-    ripe: &'a AnnouncedNames,
+    eligible: &'a AnnouncedNames,
     deleted: BTreeMap<Class, Tally>,
     locked: Vec<(ClusterObject, String)>,
 }
@@ -45,16 +45,17 @@ impl<'a> Deleter<'a> {
         repository: &'a Repository,
         cluster: &'a ClusterName,
         roots: Roots,
-        ripe: &'a AnnouncedNames,
+        eligible: &'a AnnouncedNames,
     ) -> Self {
         let paths = ClusterPaths::new(cluster);
-        Self { repository, cluster, paths, roots, ripe, deleted: BTreeMap::new(), locked: Vec::new() }
+        Self { repository, cluster, paths, roots, eligible, deleted: BTreeMap::new(), locked: Vec::new() }
     }
 
     /// Deletes what backups have beside packs and WAL; the backups whose manifest the store does not let go. On an error the rest stays
     /// announced.
     pub(super) async fn delete_backups(&mut self) -> Result<BTreeSet<BackupId>> {
-        let backups = self.prefixes(self.ripe.backups(), self.paths.backups(), |id| self.paths.backup(id));
+        let backups =
+            self.prefixes(self.eligible.backups(), self.paths.backups(), |id| self.paths.backup(id));
         for prefix in &backups {
             self.sweep(prefix, |object| !matches!(object, ClusterObject::Manifest(_))).await?;
         }
@@ -80,15 +81,16 @@ impl<'a> Deleter<'a> {
 
     /// Deletes packs and WAL, which nothing leads to any more. On an error the rest stays announced.
     pub(super) async fn delete_the_rest(&mut self) -> Result<()> {
-        for prefix in self.prefixes(self.ripe.packs_of(), self.paths.all_data(), |id| self.paths.data(id)) {
+        for prefix in self.prefixes(self.eligible.packs_of(), self.paths.all_data(), |id| self.paths.data(id))
+        {
             self.sweep(&prefix, |_| true).await?;
         }
         let lineages = self.repository.lineages(self.cluster).await?.whole()?;
         for lineage in &lineages {
             let mut writer = IndexWriter::new(self.repository.wal(lineage));
             let wal = self.paths.wal(lineage.id);
-            let ripe = self.ripe.wal();
-            for ((_, timeline), runs) in ripe.iter().filter(|((id, _), _)| *id == lineage.id) {
+            let eligible = self.eligible.wal();
+            for ((_, timeline), runs) in eligible.iter().filter(|((id, _), _)| *id == lineage.id) {
                 let gone = self.roots.unneeded(lineage.id, *timeline, runs);
                 writer.forget(*timeline, &gone).await?;
                 self.sweep(&wal.timeline(*timeline), |_| true).await?;
@@ -96,7 +98,7 @@ impl<'a> Deleter<'a> {
                     self.sweep(&wal.index(*timeline, level), |_| true).await?;
                 }
             }
-            if ripe.keys().any(|(id, _)| *id == lineage.id) {
+            if eligible.keys().any(|(id, _)| *id == lineage.id) {
                 self.sweep(&wal.points(), |_| true).await?;
             }
         }
@@ -118,14 +120,15 @@ impl<'a> Deleter<'a> {
 
     /// Deletes what lies below a prefix, is named, out of reach, and `wanted`.
     async fn sweep(&mut self, prefix: &Prefix, wanted: impl Fn(&ClusterObject) -> bool) -> Result<()> {
-        let (store, roots, ripe, paths) = (self.repository.store(), &self.roots, self.ripe, &self.paths);
-        let doomed = store.list(prefix, None).try_filter_map(|entry| {
+        let (store, roots, eligible, paths) =
+            (self.repository.store(), &self.roots, self.eligible, &self.paths);
+        let expired = store.list(prefix, None).try_filter_map(|entry| {
             let object = paths.parse(&entry.key).filter(|object| wanted(object));
-            let doomed = object.and_then(|object| match roots.judge(&object) {
-                Judgement::Unneeded(class) if ripe.names(&object, roots) => Some((object, class, entry)),
+            let expired = object.and_then(|object| match roots.judge(&object) {
+                Judgement::Unneeded(class) if eligible.names(&object, roots) => Some((object, class, entry)),
                 _ => None,
             });
-            std::future::ready(Ok(doomed))
+            std::future::ready(Ok(expired))
         });
         let delete = |chunk: Vec<Result<(ClusterObject, Class, ListedObject)>>| async move {
             // A listing that breaks off is an error; what it named before is deleted all the same.
@@ -140,7 +143,7 @@ impl<'a> Deleter<'a> {
             let results = store.delete_all(&keys).await;
             (found.into_iter().zip(results).collect::<Vec<_>>(), error)
         };
-        let mut results = doomed.chunks(BULK).map(delete).buffer_unordered(AT_ONCE);
+        let mut results = expired.chunks(BULK).map(delete).buffer_unordered(AT_ONCE);
         let mut failed = None;
         while let Some((deleted, broken)) = results.next().await {
             for ((object, class, entry), result) in deleted {
@@ -171,7 +174,7 @@ impl<'a> Deleter<'a> {
 
     /// The announcements of which nothing is left to be done: not those that ask for the deletion of backups of `waiting`.
     pub(super) fn finished(&self, announced: &KnownAnnouncements, waiting: &BTreeSet<BackupId>) -> Vec<u64> {
-        let each = announced.each(self.ripe.numbers());
+        let each = announced.each(self.eligible.numbers());
         let idle =
             each.filter(|(_, named)| !self.locked.iter().any(|(object, _)| named.names(object, &self.roots)));
         idle.map(|(n, _)| n).filter(|n| !announced.asks_for(*n, waiting)).collect()

@@ -10,7 +10,7 @@ use walpoint_base::ClusterName;
 use walpoint_plan::retention::Policy;
 use walpoint_storage::error::{RepoError, Result};
 
-use super::condemned::KnownAnnouncements;
+use super::announcements::KnownAnnouncements;
 use super::report::Expired;
 use super::scan::Tally;
 use super::{ExpireOptions, LEFTOVER, delete_announced};

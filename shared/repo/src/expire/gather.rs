@@ -17,8 +17,8 @@ use walpoint_storage::layout::{ClusterPaths, WalEntry};
 use super::soundness::{Pack, PackLengths, Proven, prove};
 use crate::Repository;
 use crate::backup::{
-    Announcements, BackupSummary, Backups, CondemnedReason, CondemnedSet, DamagedAnnouncement, Intent,
-    ListedBackup, ListedState, ManifestState, NumberedCondemned,
+    AnnouncedSet, AnnouncementReason, Announcements, BackupSummary, Backups, DamagedAnnouncement, Intent,
+    ListedBackup, ListedState, ManifestState, NumberedAnnouncement,
 };
 use crate::catalog::{Catalog, LineageCatalog};
 use crate::holds::{DamagedHold, Holdings, Holds};
@@ -129,12 +129,12 @@ impl Gathered {
                 gathered.notes.push(format!("hold {} is on backup {id}, which is not here", held.number));
             }
         }
-        let Announcements { read: condemned, damaged } = backups.condemned().await?;
+        let Announcements { read: announced, damaged } = backups.announcements().await?;
         gathered.damaged_announcements = damaged;
         gathered.facts.requests =
-            condemned.iter().flat_map(|one| &one.condemned.requests).map(DeletionRequest::from).collect();
-        gathered.sort_backups(&backups, catalog.backups(), &condemned, reading).await?;
-        gathered.find_missing_wal(&mut catalog, &condemned).await?;
+            announced.iter().flat_map(|one| &one.announcement.requests).map(DeletionRequest::from).collect();
+        gathered.sort_backups(&backups, catalog.backups(), &announced, reading).await?;
+        gathered.find_missing_wal(&mut catalog, &announced).await?;
         for request in std::mem::take(&mut gathered.facts.requests) {
             gathered.ask(request, now);
         }
@@ -200,7 +200,7 @@ impl Gathered {
         &mut self,
         backups: &Backups,
         listed: &[ListedBackup],
-        condemned: &[NumberedCondemned],
+        announced: &[NumberedAnnouncement],
     ) -> Result<BTreeMap<BackupId, Timestamp>> {
         let mut stored = BTreeMap::new();
         for one in listed {
@@ -210,7 +210,7 @@ impl Gathered {
                 }
                 (ListedState::Ended(at), _) => self.ended.push((one.id, at)),
                 // What it needs is as little known as of one whose manifest is damaged.
-                (ListedState::Unfinished, _) if one.lost_its_manifest() && !is_going(condemned, one.id) => {
+                (ListedState::Unfinished, _) if one.lost_its_manifest() && !is_going(announced, one.id) => {
                     let id = one.id;
                     let lost = format!("the manifest of backup {id} is lost");
                     self.cannot_read(
@@ -238,10 +238,10 @@ impl Gathered {
         &mut self,
         backups: &Backups,
         listed: &[ListedBackup],
-        condemned: &[NumberedCondemned],
+        announced: &[NumberedAnnouncement],
         reading: Reading,
     ) -> Result<()> {
-        let stored = self.sort_listed(backups, listed, condemned).await?;
+        let stored = self.sort_listed(backups, listed, announced).await?;
         let finished: Vec<BackupId> = stored.keys().copied().collect();
         let mut uses = BTreeMap::new();
         let proven = match reading {
@@ -251,7 +251,7 @@ impl Gathered {
             }
             Reading::Manifests => {
                 let stored = PackLengths::list(backups).await?;
-                prove(backups, finished, &stored, &damaged_of(condemned)).await
+                prove(backups, finished, &stored, &damaged_of(announced)).await
             }
         };
         for (id, proven) in proven {
@@ -290,7 +290,7 @@ impl Gathered {
             }
         }
         if reading == Reading::Copies {
-            let found = backups.found_damaged(&uses, condemned).await?;
+            let found = backups.found_damaged(&uses, announced).await?;
             for candidate in &mut self.facts.backups {
                 let found = found.get(&candidate.id).copied().unwrap_or_default();
                 (candidate.damage.packs, candidate.damage.manifest) = (found.packs, found.manifest);
@@ -303,14 +303,14 @@ impl Gathered {
     async fn find_missing_wal(
         &mut self,
         catalog: &mut Catalog,
-        condemned: &[NumberedCondemned],
+        announced: &[NumberedAnnouncement],
     ) -> Result<()> {
         for lineage in catalog.lineages_mut() {
             let id = lineage.id();
             for candidate in self.facts.backups.iter_mut().filter(|candidate| candidate.lineage == id) {
                 let (start, end, end_timeline) =
                     (candidate.id.start(), candidate.stop, candidate.stop_timeline);
-                let lacking = lineage.lacks(Consistency { start, end, end_timeline }, condemned).await?;
+                let lacking = lineage.lacks(Consistency { start, end, end_timeline }, announced).await?;
                 candidate.damage.segments = lacking.segments;
                 candidate.damage.history = lacking.history;
                 self.by_wal.extend(lacking.announced);
@@ -417,15 +417,15 @@ impl Gathered {
 }
 
 /// Whether a backup is being deleted: its manifest goes after what else it has, and that may be under lock.
-fn is_going(condemned: &[NumberedCondemned], id: BackupId) -> bool {
-    let expired = condemned.iter().filter(|one| one.condemned.reason == CondemnedReason::Expired);
-    expired.flat_map(|one| &one.condemned.backups).any(|going| *going == id)
+fn is_going(announced: &[NumberedAnnouncement], id: BackupId) -> bool {
+    let expired = announced.iter().filter(|one| one.announcement.reason == AnnouncementReason::Expired);
+    expired.flat_map(|one| &one.announcement.backups).any(|going| *going == id)
 }
 
 /// What was announced as damaged.
-fn damaged_of(condemned: &[NumberedCondemned]) -> CondemnedSet {
-    let damaged = condemned.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
-    CondemnedSet::new(damaged.map(|one| &one.condemned))
+fn damaged_of(announced: &[NumberedAnnouncement]) -> AnnouncedSet {
+    let damaged = announced.iter().filter(|one| one.announcement.reason == AnnouncementReason::Damaged);
+    AnnouncedSet::new(damaged.map(|one| &one.announcement))
 }
 
 fn candidate(summary: &BackupSummary, stored: Option<Timestamp>, damage: Damage) -> Candidate {

@@ -8,13 +8,13 @@
 //! | `soundness` | what is known to be wrong with finished backups |
 //! | `roots` | what is needed, from the facts and the decisions |
 //! | `dead` | which unfinished backups nobody will finish |
-//! | `condemned` | what earlier runs announced |
+//! | `announced` | what earlier runs announced |
 //! | `scan` | judging every object of the cluster |
 //! | `delete` | deleting what was announced and is still not needed |
 //! | `room` | deleting that first where the filesystem is full |
 //! | `report` | what is told |
 //!
-//! What always holds: an object is deleted only if `condemned/<n>` has named it for the grace period, by the store's clock,
+//! What always holds: an object is deleted only if `announcements/<n>` has named it for the grace period, by the store's clock,
 //! and if it is out of reach of everything that was listed after that. So whoever began a backup before it was announced is
 //! listed with its intent, and whoever began later has read the announcement. Holds are read in every run. What is
 //! not known is reported and left alone; nothing outside `clusters/<name>` is touched. A crash leaves announcements of
@@ -22,8 +22,8 @@
 //! before its packs, so it is never listed and incomplete.
 
 mod aborted;
+mod announcements;
 mod clock;
-mod condemned;
 mod delete;
 mod full_disk;
 mod gather;
@@ -44,8 +44,8 @@ use walpoint_plan::retention::{Decision, Policy, decide};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::Key;
 
+use self::announcements::KnownAnnouncements;
 pub use self::clock::clock_ahead;
-use self::condemned::KnownAnnouncements;
 use self::delete::Deleter;
 use self::gather::Gathered;
 pub use self::named::NamedBackup;
@@ -61,7 +61,7 @@ use crate::reach::Class;
 pub struct ExpireOptions {
     /// What stays.
     pub policy: Policy,
-    /// How long something has to be condemned before it is deleted.
+    /// How long something has to be announced before it is deleted.
     pub grace: SignedDuration,
     /// Expire this backup, and nothing else.
     pub named: Option<NamedBackup>,
@@ -187,7 +187,7 @@ async fn announce_and_delete(
         spared: before.as_ref(),
         announced: &announced,
         finished: &finished,
-        ripe_until: store_now() - options.grace,
+        eligible_until: store_now() - options.grace,
     };
     let mut scan = ListingScan::of(repository, cluster, standards, store_now()).await?;
     if options.dry_run && options.grace.is_zero() {
@@ -200,10 +200,10 @@ async fn announce_and_delete(
     let unseen = scan.unseen_damage().filter(|n| !soundness::is_named(&gathered, &roots, &announced, *n));
     let (repaired, spent) = (unseen.collect::<Vec<u64>>(), scan.take_spent());
     soundness::announce_lost(&backups, &gathered, options, store_now()).await?;
-    let fresh = scan.into_condemned(options, request.as_ref(), store_now());
+    let fresh = scan.into_announced(options, request.as_ref(), store_now());
     let wrote = !fresh.is_empty();
-    for condemned in &fresh {
-        backups.condemn(condemned).await?;
+    for announced in &fresh {
+        backups.announce(announced).await?;
     }
 
     // Announced: now everything that may have begun before is listed again.
@@ -241,9 +241,9 @@ async fn delete_announced(
     report: &mut Expired,
 ) -> Result<BTreeMap<Class, Tally>> {
     let by_name = !policy.drops();
-    let ripe =
+    let eligible =
         if by_name { announced.eligible_by_name(now - grace) } else { announced.eligible(now - grace) };
-    if ripe.is_empty() {
+    if eligible.is_empty() {
         return Ok(BTreeMap::new());
     }
     let backups = Backups::of(repository, cluster);
@@ -253,7 +253,7 @@ async fn delete_announced(
     }
     let decisions = decide(&gathered.facts, policy, now);
     let roots = roots::of(&backups, &gathered, &decisions, &BTreeSet::new(), &mut Vec::new()).await?;
-    let mut deleter = Deleter::new(repository, cluster, roots, &ripe);
+    let mut deleter = Deleter::new(repository, cluster, roots, &eligible);
     let deleted = async {
         let held = deleter.delete_backups().await?;
         if !held.is_empty() {
@@ -275,7 +275,7 @@ async fn delete_announced(
 async fn take_back(backups: &Backups, numbers: Vec<u64>, report: &mut Expired) -> Result<()> {
     for n in numbers {
         match backups.absolve(n).await {
-            Err(RepoError::Denied { .. }) => report.hold_back(&backups.paths().condemned(n)),
+            Err(RepoError::Denied { .. }) => report.hold_back(&backups.paths().announcement(n)),
             result => result?,
         }
     }

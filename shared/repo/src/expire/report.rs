@@ -86,11 +86,11 @@ pub struct ClassReport {
     pub kept_objects: u64,
     /// Its bytes.
     pub kept_bytes: u64,
-    /// What this run condemned: it is deleted after the grace period.
-    pub condemned_objects: u64,
+    /// What this run announced: it is deleted after the grace period.
+    pub marked_objects: u64,
     /// Its bytes.
-    pub condemned_bytes: u64,
-    /// What was condemned before and has to wait.
+    pub marked_bytes: u64,
+    /// What was announced before and has to wait.
     pub waiting_objects: u64,
     /// Its bytes.
     pub waiting_bytes: u64,
@@ -153,18 +153,18 @@ impl Expired {
         self.backups = wanted.map(DecisionReport::from).collect();
     }
 
-    /// Of a dry run what is ripe counts as deleted; of another one, what was.
+    /// Of a dry run what is eligible counts as deleted; of another one, what was.
     pub(super) fn counted(&mut self, tallies: &BTreeMap<Class, Tallies>) {
         let of = |(class, tallies): (&Class, &Tallies)| ClassReport {
             class: class.name(),
             kept_objects: tallies.kept.objects,
             kept_bytes: tallies.kept.bytes,
-            condemned_objects: tallies.condemned.objects,
-            condemned_bytes: tallies.condemned.bytes,
+            marked_objects: tallies.announced.objects,
+            marked_bytes: tallies.announced.bytes,
             waiting_objects: tallies.waiting.objects,
             waiting_bytes: tallies.waiting.bytes,
-            deleted_objects: if self.dry_run { tallies.ripe.objects } else { 0 },
-            deleted_bytes: if self.dry_run { tallies.ripe.bytes } else { 0 },
+            deleted_objects: if self.dry_run { tallies.eligible.objects } else { 0 },
+            deleted_bytes: if self.dry_run { tallies.eligible.bytes } else { 0 },
         };
         self.classes = tallies.iter().map(of).collect();
         self.freed_bytes = self.classes.iter().map(|class| class.deleted_bytes).sum();

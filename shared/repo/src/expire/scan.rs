@@ -12,10 +12,10 @@ use walpoint_storage::error::Result;
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
 
 use super::ExpireOptions;
-use super::condemned::{AnnouncedNames, KnownAnnouncements};
+use super::announcements::{AnnouncedNames, KnownAnnouncements};
 use super::report::Expired;
 use crate::Repository;
-use crate::backup::{Condemned, CondemnedPacks, CondemnedReason, CondemnedRequest, CondemnedWal};
+use crate::backup::{AnnouncedPacks, AnnouncedRequest, AnnouncedWal, Announcement, AnnouncementReason};
 use crate::reach::{Class, Judgement, Roots};
 
 /// Packs of a backup that nothing else is known of are only announced when they are older: it may have begun just now.
@@ -43,11 +43,11 @@ pub(super) struct Tallies {
     /// What stays.
     pub(super) kept: Tally,
     /// What this run announces.
-    pub(super) condemned: Tally,
+    pub(super) announced: Tally,
     /// What was announced and has to wait.
     pub(super) waiting: Tally,
     /// What was announced long enough ago.
-    pub(super) ripe: Tally,
+    pub(super) eligible: Tally,
 }
 
 /// What a listing showed.
@@ -79,7 +79,7 @@ pub(super) struct Standards<'a> {
     /// Finished backups.
     pub(super) finished: &'a BTreeSet<BackupId>,
     /// What was announced before then has waited long enough.
-    pub(super) ripe_until: Timestamp,
+    pub(super) eligible_until: Timestamp,
 }
 
 impl Tally {
@@ -97,10 +97,10 @@ impl ListingScan {
         standards: Standards<'_>,
         now: Timestamp,
     ) -> Result<Self> {
-        let Standards { roots, spared, announced, finished, ripe_until } = standards;
-        let ripe = match spared {
-            Some(_) => announced.eligible_by_name(ripe_until),
-            None => announced.eligible(ripe_until),
+        let Standards { roots, spared, announced, finished, eligible_until } = standards;
+        let eligible = match spared {
+            Some(_) => announced.eligible_by_name(eligible_until),
+            None => announced.eligible(eligible_until),
         };
         let (paths, all) = (ClusterPaths::new(cluster), announced.all());
         let mut scan = Self {
@@ -134,7 +134,7 @@ impl ListingScan {
             let young = now.duration_since(entry.modified) < UNKNOWN;
             let spared = spared.is_some_and(|before| matches!(before.judge(&object), Judgement::Unneeded(_)));
             let left_alone = spared || (young && !roots.knows(&object));
-            scan.count(&object, entry.size, roots, (&all, &ripe), left_alone);
+            scan.count(&object, entry.size, roots, (&all, &eligible), left_alone);
         }
         Ok(scan)
     }
@@ -144,7 +144,7 @@ impl ListingScan {
         object: &ClusterObject,
         bytes: u64,
         roots: &Roots,
-        (all, ripe): (&AnnouncedNames, &AnnouncedNames),
+        (all, eligible): (&AnnouncedNames, &AnnouncedNames),
         left_alone: bool,
     ) {
         match roots.judge(object) {
@@ -152,21 +152,21 @@ impl ListingScan {
             Judgement::Needed(class) => self.tallies.entry(class).or_default().kept.add(bytes),
             Judgement::Unneeded(class) => {
                 let tallies = self.tallies.entry(class).or_default();
-                if ripe.names(object, roots) {
-                    tallies.ripe.add(bytes);
+                if eligible.names(object, roots) {
+                    tallies.eligible.add(bytes);
                 } else if all.names(object, roots) {
                     tallies.waiting.add(bytes);
                 } else if left_alone {
                     tallies.kept.add(bytes);
                 } else {
-                    tallies.condemned.add(bytes);
-                    self.condemn(object, roots);
+                    tallies.announced.add(bytes);
+                    self.announce(object, roots);
                 }
             }
         }
     }
 
-    fn condemn(&mut self, object: &ClusterObject, roots: &Roots) {
+    fn announce(&mut self, object: &ClusterObject, roots: &Roots) {
         match *object {
             ClusterObject::Intent(id)
             | ClusterObject::Progress(id)
@@ -207,8 +207,8 @@ impl ListingScan {
     /// What is to be announced counts as announced long enough ago: without a grace period the same run deletes it.
     pub(super) fn mark_eligible(&mut self) {
         for tallies in self.tallies.values_mut() {
-            tallies.ripe.objects += tallies.condemned.objects;
-            tallies.ripe.bytes = tallies.ripe.bytes.saturating_add(tallies.condemned.bytes);
+            tallies.eligible.objects += tallies.announced.objects;
+            tallies.eligible.bytes = tallies.eligible.bytes.saturating_add(tallies.announced.bytes);
         }
     }
 
@@ -222,34 +222,34 @@ impl ListingScan {
     }
 
     /// What is to be announced.
-    pub(super) fn into_condemned(
+    pub(super) fn into_announced(
         self,
         options: &ExpireOptions,
         request: Option<&DeletionRequest>,
         now: Timestamp,
-    ) -> Vec<Condemned> {
-        let empty = || Condemned {
+    ) -> Vec<Announcement> {
+        let empty = || Announcement {
             written: now,
             host: options.host.clone(),
             agent: options.agent.clone(),
-            reason: CondemnedReason::Expired,
+            reason: AnnouncementReason::Expired,
             backups: Vec::new(),
             packs: Vec::new(),
             wal: Vec::new(),
             requests: Vec::new(),
         };
         // Everything that is announced here is announced because of it.
-        let requests: Vec<CondemnedRequest> = request.into_iter().map(CondemnedRequest::from).collect();
-        let empty = || Condemned { requests: requests.clone(), ..empty() };
+        let requests: Vec<AnnouncedRequest> = request.into_iter().map(AnnouncedRequest::from).collect();
+        let empty = || Announcement { requests: requests.clone(), ..empty() };
         let mut all = vec![empty()];
         let mut stretches = 0;
-        let mut next = |all: &mut Vec<Condemned>| {
+        let mut next = |all: &mut Vec<Announcement>| {
             stretches += 1;
             if stretches % STRETCHES == 0 {
                 all.push(empty());
             }
         };
-        let mut put = |all: &mut Vec<Condemned>, act: &dyn Fn(&mut Condemned)| {
+        let mut put = |all: &mut Vec<Announcement>, act: &dyn Fn(&mut Announcement)| {
             if let Some(last) = all.last_mut() {
                 act(last);
             }
@@ -265,12 +265,12 @@ impl ListingScan {
         }
         for ((lineage, timeline), runs) in self.wal {
             for run in runs.iter() {
-                let wal = CondemnedWal { lineage, timeline, first: run.first.0, last: run.last.0 };
+                let wal = AnnouncedWal { lineage, timeline, first: run.first.0, last: run.last.0 };
                 put(&mut all, &|one| one.wal.push(wal));
             }
         }
         let says_nothing =
-            |one: &Condemned| one.backups.is_empty() && one.packs.is_empty() && one.wal.is_empty();
+            |one: &Announcement| one.backups.is_empty() && one.packs.is_empty() && one.wal.is_empty();
         all.retain(|one| !(says_nothing(one) && one.requests.is_empty()));
         all
     }
@@ -283,12 +283,12 @@ fn can_be_damaged(object: &ClusterObject) -> bool {
 }
 
 /// Numbers as stretches.
-pub(super) fn runs_of(backup: BackupId, numbers: &BTreeSet<u32>) -> Vec<CondemnedPacks> {
-    let mut runs: Vec<CondemnedPacks> = Vec::new();
+pub(super) fn runs_of(backup: BackupId, numbers: &BTreeSet<u32>) -> Vec<AnnouncedPacks> {
+    let mut runs: Vec<AnnouncedPacks> = Vec::new();
     for &n in numbers {
         match runs.last_mut() {
             Some(last) if last.first.checked_add(last.count) == Some(n) => last.count += 1,
-            _ => runs.push(CondemnedPacks { backup, first: n, count: 1 }),
+            _ => runs.push(AnnouncedPacks { backup, first: n, count: 1 }),
         }
     }
     runs

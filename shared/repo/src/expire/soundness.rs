@@ -10,11 +10,12 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::ClusterObject;
 
 use super::ExpireOptions;
-use super::condemned::KnownAnnouncements;
+use super::announcements::KnownAnnouncements;
 use super::gather::Gathered;
 use super::scan::runs_of;
 use crate::backup::{
-    Backups, Condemned, CondemnedPacks, CondemnedReason, CondemnedSet, CondemnedWal, ManifestState, PackNo,
+    AnnouncedPacks, AnnouncedSet, AnnouncedWal, Announcement, AnnouncementReason, Backups, ManifestState,
+    PackNo,
 };
 use crate::reach::Roots;
 
@@ -65,7 +66,7 @@ pub(super) async fn prove(
     backups: &Backups,
     ids: Vec<BackupId>,
     stored: &PackLengths,
-    damaged: &CondemnedSet,
+    damaged: &AnnouncedSet,
 ) -> Vec<(BackupId, Result<Proven>)> {
     let read = stream::iter(ids).map(|id| async move {
         let proven = match backups.standing(id).await {
@@ -85,7 +86,7 @@ async fn prove_one(
     id: BackupId,
     standing: ManifestState,
     stored: &PackLengths,
-    damaged: &CondemnedSet,
+    damaged: &AnnouncedSet,
 ) -> Result<Proven> {
     let reader = match backups.open(id).await {
         Ok(reader) => reader,
@@ -127,14 +128,14 @@ impl Proven {
 pub(super) fn is_named(gathered: &Gathered, roots: &Roots, announced: &KnownAnnouncements, n: u64) -> bool {
     let of = || announced.damaged().filter(|(number, _)| *number == n);
     let mut packs = of().flat_map(|(_, one)| &one.packs);
-    let named = |packs: &CondemnedPacks| {
+    let named = |packs: &AnnouncedPacks| {
         let named = gathered.announced.range((packs.backup, packs.first)..);
         named
             .take_while(|(owner, _)| *owner == packs.backup)
             .any(|(owner, n)| packs.names(*owner, PackNo(*n)))
     };
     let mut wal = of().flat_map(|(_, one)| &one.wal);
-    let needed = |wal: &CondemnedWal| {
+    let needed = |wal: &AnnouncedWal| {
         let (first, last) = wal.segments();
         roots.needs_segments(wal.lineage, wal.timeline, first, last)
     };
@@ -159,20 +160,20 @@ pub(super) async fn announce_lost(
     for (owner, n) in gathered.lost.difference(&gathered.announced) {
         by_owner.entry(*owner).or_default().insert(*n);
     }
-    let packs: Vec<CondemnedPacks> =
+    let packs: Vec<AnnouncedPacks> =
         by_owner.iter().flat_map(|(owner, numbers)| runs_of(*owner, numbers)).collect();
     for some in packs.chunks(super::scan::STRETCHES) {
-        let condemned = Condemned {
+        let announced = Announcement {
             written: now,
             host: options.host.clone(),
             agent: options.agent.clone(),
-            reason: CondemnedReason::Damaged,
+            reason: AnnouncementReason::Damaged,
             backups: Vec::new(),
             packs: some.to_vec(),
             wal: Vec::new(),
             requests: Vec::new(),
         };
-        backups.condemn(&condemned).await?;
+        backups.announce(&announced).await?;
     }
     Ok(())
 }

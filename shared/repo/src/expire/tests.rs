@@ -16,7 +16,7 @@ use walpoint_storage::store::crashing::CrashingStore;
 
 use super::*;
 use crate::backup::{
-    Attributes, BackupDescription, BackupWriter, BlockSize, Condemned, CondemnedPacks, CondemnedReason,
+    AnnouncedPacks, Announcement, AnnouncementReason, Attributes, BackupDescription, BackupWriter, BlockSize,
     HexBytes, Intent, ListedState, Method, TablePath, WalStored, WriteOptions,
 };
 use crate::catalog::Catalog;
@@ -238,7 +238,7 @@ async fn a_full_filesystem_is_expired() {
 
     mortal.fill(0);
     run(&bed, &keep(2)).await;
-    age(&bed, "condemned/", 25).await;
+    age(&bed, "announcements/", 25).await;
     mortal.fill(5);
     let report = expire(&repository, &cluster(), &keep(2)).await.unwrap();
     assert_eq!(finished(&bed).await, ids[3..]);
@@ -250,7 +250,7 @@ async fn a_full_filesystem_is_expired() {
 
 /// K1, K2, K3: nothing goes before its time, then exactly what nobody needs, and a dry run changes nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn condemned_first_and_deleted_after_the_grace_period() {
+async fn announced_first_and_deleted_after_the_grace_period() {
     let (bed, ids) = world().await;
     let strange = path(&bed, "clusters/main/notes.txt");
     let other = path(&bed, "clusters/other/backups/x");
@@ -275,19 +275,19 @@ async fn condemned_first_and_deleted_after_the_grace_period() {
     );
     let class =
         |report: &Expired, name: &str| report.classes.iter().find(|c| c.class == name).unwrap().clone();
-    assert_eq!(class(&dry, "segment").condemned_objects, 35);
-    assert_eq!((class(&dry, "backup").condemned_objects, dry.freed_bytes), (6, 0));
+    assert_eq!(class(&dry, "segment").marked_objects, 35);
+    assert_eq!((class(&dry, "backup").marked_objects, dry.freed_bytes), (6, 0));
     assert_eq!(dry.unknown, ["clusters/main/notes.txt"]);
 
     let first = run(&bed, &keep(2)).await;
-    assert_eq!((first.freed_bytes, class(&first, "segment").condemned_objects), (0, 35));
+    assert_eq!((first.freed_bytes, class(&first, "segment").marked_objects), (0, 35));
     assert_eq!(keys(&bed).await.difference(&before).count(), 1, "one announcement");
     let again = run(&bed, &keep(2)).await;
     assert_eq!(class(&again, "segment").waiting_objects, 35);
     assert_eq!(keys(&bed).await.difference(&before).count(), 1, "announced once");
     assert_eq!(finished(&bed).await, ids);
 
-    age(&bed, "condemned/", 25).await;
+    age(&bed, "announcements/", 25).await;
     let second = run(&bed, &keep(2)).await;
     assert_eq!(class(&second, "segment").deleted_objects, 35);
     assert!(second.freed_bytes > 0 && second.held_objects == 0);
@@ -297,13 +297,13 @@ async fn condemned_first_and_deleted_after_the_grace_period() {
     for gone in &ids[..3] {
         assert!(!now.iter().any(|key| key.contains(&gone.to_string())), "{gone}");
     }
-    assert!(!now.iter().any(|key| key.contains("/condemned/")), "it is done");
+    assert!(!now.iter().any(|key| key.contains("/announcements/")), "it is done");
     assert!(strange.exists() && other.exists());
     all_is_well(&bed, &ids[3..]).await;
     let index = crate::index::TimelineIndex::load(&bed.archive, FIRST).await.unwrap();
     assert!(index.open_groups().all(|group| group.iter().all(|(n, _)| n >= SegmentNo(35))));
     let third = run(&bed, &keep(2)).await;
-    assert_eq!((third.freed_bytes, class(&third, "segment").condemned_objects), (0, 0));
+    assert_eq!((third.freed_bytes, class(&third, "segment").marked_objects), (0, 0));
 }
 
 /// K1
@@ -319,9 +319,9 @@ async fn without_a_grace_period_a_dry_run_tells_what_the_same_run_deletes() {
     assert!(done.freed_bytes > 0);
 }
 
-/// K1: a hold placed while the grace period runs keeps what was condemned.
+/// K1: a hold placed while the grace period runs keeps what was announced.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hold_spares_what_was_condemned() {
+async fn a_hold_spares_what_was_announced() {
     let (bed, ids) = world().await;
     run(&bed, &keep(1)).await;
     let hold = Placement {
@@ -333,7 +333,7 @@ async fn a_hold_spares_what_was_condemned() {
     };
     let holds = Holds::of(bed.archive.repository(), &cluster());
     let number = holds.add(&hold).await.unwrap();
-    age(&bed, "condemned/", 25).await;
+    age(&bed, "announcements/", 25).await;
     let report = run(&bed, &keep(1)).await;
     assert_eq!(finished(&bed).await, [ids[1], ids[4]]);
     assert!(report.backups[1].because.contains("hold 1 by dba"), "{}", report.backups[1].because);
@@ -469,17 +469,17 @@ async fn a_damaged_manifest_keeps_everything_older() {
 async fn a_backup_with_a_damaged_pack_pushes_no_sound_one_out() {
     let (bed, ids) = world().await;
     let backups = Backups::of(bed.archive.repository(), &cluster());
-    let condemned = Condemned {
+    let announced = Announcement {
         written: Timestamp::now(),
         host: String::new(),
         agent: String::new(),
-        reason: CondemnedReason::Damaged,
+        reason: AnnouncementReason::Damaged,
         backups: Vec::new(),
-        packs: vec![CondemnedPacks { backup: ids[4], first: 0, count: 1 }],
+        packs: vec![AnnouncedPacks { backup: ids[4], first: 0, count: 1 }],
         wal: Vec::new(),
         requests: Vec::new(),
     };
-    backups.condemn(&condemned).await.unwrap();
+    backups.announce(&announced).await.unwrap();
     let report = run(&bed, &at_once(1)).await;
     assert_eq!(finished(&bed).await, [ids[3], ids[4]]);
     let damage: Vec<Option<&str>> = report.backups.iter().map(|b| b.damage.as_deref()).collect();

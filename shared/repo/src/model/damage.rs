@@ -63,7 +63,7 @@ impl World {
         self.journal.note(format!("pack {pack:?} is {what} at {at}"));
         self.damaged.insert(pack);
         if what != "damaged" {
-            self.condemned.insert(pack);
+            self.announced.insert(pack);
         }
     }
 
@@ -160,7 +160,7 @@ impl World {
         let broken = self.made.iter().filter(|(_, made)| made.manifest != Readable::All);
         assert_eq!(manifests, broken.map(|(id, _)| *id).collect(), "manifests");
         assert!(wal.is_subset(&self.damaged_wal), "found {wal:?}, damaged are {:?}", self.damaged_wal);
-        self.condemned.extend(&packs);
+        self.announced.extend(&packs);
         self.reported_wal.extend(&wal);
         for id in &manifests {
             self.made.get_mut(id).unwrap().reported = true;

@@ -23,7 +23,7 @@ pub(super) struct Expectation {
     fates: Fates,
     /// Unfinished backups that nobody will finish.
     pub(super) dead: BTreeSet<BackupId>,
-    /// Finished backups that go when they were condemned for long enough.
+    /// Finished backups that go when they were announced for long enough.
     pub(super) may_go: BTreeSet<BackupId>,
     /// Segments that are needed, of those that are there; `None`: all of them.
     wal: Option<BTreeSet<u64>>,
@@ -137,7 +137,7 @@ impl World {
     fn is_known_sound(&self, made: &Made) -> bool {
         let (first, last) = made.segments;
         let replayed = |n: u64| self.wal.contains(&n) && !self.reported_wal.contains(&n);
-        made.packs.is_disjoint(&self.condemned) && !made.reported && (first..=last).all(replayed)
+        made.packs.is_disjoint(&self.announced) && !made.reported && (first..=last).all(replayed)
     }
 
     /// Expires, and looks at what is left.
@@ -183,7 +183,7 @@ impl World {
         self.age(25);
         let second = self.expire_with(&keep, 24).boxed_local().await;
         for id in first.may_go.intersection(&second.may_go) {
-            assert!(!self.made.contains_key(id), "{id} was condemned for long enough and is still there");
+            assert!(!self.made.contains_key(id), "{id} was announced for long enough and is still there");
         }
     }
 

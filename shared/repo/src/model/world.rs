@@ -48,7 +48,7 @@ pub(super) struct World {
     /// Packs that are not what was written.
     pub(super) damaged: BTreeSet<(BackupId, u32)>,
     /// Those of them that nothing may be built on any more, because they were reported, or because a listing shows it.
-    pub(super) condemned: BTreeSet<(BackupId, u32)>,
+    pub(super) announced: BTreeSet<(BackupId, u32)>,
     /// Segments in the archive.
     pub(super) wal: BTreeSet<u64>,
     /// Those of them that are not what was written.
@@ -175,7 +175,7 @@ impl World {
             asleep: Vec::new(),
             holds: BTreeMap::new(),
             damaged: BTreeSet::new(),
-            condemned: BTreeSet::new(),
+            announced: BTreeSet::new(),
             wal: BTreeSet::new(),
             damaged_wal: BTreeSet::new(),
             reported_wal: BTreeSet::new(),

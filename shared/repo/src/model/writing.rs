@@ -112,8 +112,8 @@ impl World {
                 let packs = manifest.packs.packs().iter();
                 let packs: BTreeSet<(BackupId, u32)> =
                     packs.map(|pack| (manifest.backups[usize::from(pack.backup.0)], pack.pack.0)).collect();
-                let wrong = packs.intersection(&self.condemned).next();
-                assert_eq!(wrong, None, "{id} builds on what was condemned");
+                let wrong = packs.intersection(&self.announced).next();
+                assert_eq!(wrong, None, "{id} builds on what was announced");
                 let Plan { facts, files, segment } = plan.clone();
                 // The store had it then.
                 let stored = std::fs::File::open(self.file_of(&backups.paths().manifest(id))).unwrap();
@@ -253,7 +253,7 @@ impl World {
         };
         let (done, expired) = tokio::join!(backup, expiry);
         expired.unwrap();
-        // Condemned after it had looked: it is told to try again.
+        // Announcement after it had looked: it is told to try again.
         if let Err(error) = &done {
             let told = matches!(error, RepoError::Refused { .. });
             assert!(told || !self.damaged.is_empty(), "backup {id} failed: {error}");

@@ -51,7 +51,7 @@ pub enum Judgement {
     Needed(Class),
     /// Nobody can.
     Unneeded(Class),
-    /// It is never a matter of retention: lineages, histories, holds, evidence, leases, what is condemned.
+    /// It is never a matter of retention: lineages, histories, holds, evidence, leases, what is announced.
     Kept,
 }
 
@@ -230,7 +230,7 @@ impl Roots {
             ClusterObject::Index(..) => (Class::Index, self.needs_stretch(object)),
             ClusterObject::Lineage(_)
             | ClusterObject::Acknowledging(..)
-            | ClusterObject::Condemned(_)
+            | ClusterObject::Announcement(_)
             | ClusterObject::Hold(_)
             | ClusterObject::Summaries(_)
             | ClusterObject::Evidence(_)

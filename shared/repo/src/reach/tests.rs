@@ -92,7 +92,7 @@ fn objects_are_judged_by_what_they_are() {
         (wal.point("x", tli(3), Lsn(13 * MIB)), Judgement::Needed(Class::RestorePoint)),
         (paths.lineage(lineage), Judgement::Kept),
         (paths.hold(1), Judgement::Kept),
-        (paths.condemned(1), Judgement::Kept),
+        (paths.announcement(1), Judgement::Kept),
         (paths.evidence(1), Judgement::Kept),
     ] {
         assert_eq!(judge(&roots, key.clone()), expected, "{key}");

@@ -11,7 +11,8 @@ use super::light::NeededWal;
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Run, Segment};
 use crate::backup::{
-    Condemned, CondemnedPacks, CondemnedReason, CondemnedWal, DamagedAnnouncement, NumberedCondemned, PackNo,
+    AnnouncedPacks, AnnouncedWal, Announcement, AnnouncementReason, DamagedAnnouncement,
+    NumberedAnnouncement, PackNo,
 };
 
 /// Stretches that are longer are left as they are announced.
@@ -28,8 +29,8 @@ struct Named {
 impl Run<'_> {
     /// Announces what is damaged and was not announced as that before: that it is to be deleted may be taken back. Whether that
     /// could be done.
-    pub(super) async fn condemn(&mut self) -> bool {
-        let known: Vec<&Condemned> = self.announced.iter().map(|one| &one.condemned).collect();
+    pub(super) async fn announce(&mut self) -> bool {
+        let known: Vec<&Announcement> = self.announced.iter().map(|one| &one.announcement).collect();
         let new = Named {
             packs: self.damaged.iter().filter(|pack| !names_pack(&known, **pack)).copied().collect(),
             wal: self
@@ -45,31 +46,31 @@ impl Run<'_> {
                 .copied()
                 .collect(),
         };
-        self.announce(new).await
+        self.announce_named(new).await
     }
 
-    async fn announce(&mut self, named: Named) -> bool {
+    async fn announce_named(&mut self, named: Named) -> bool {
         if named.packs.is_empty() && named.wal.is_empty() && named.manifests.is_empty() {
             return true;
         }
-        let packs = named.packs.into_iter().map(|(backup, first)| CondemnedPacks { backup, first, count: 1 });
-        let wal = named.wal.into_iter().map(|(lineage, timeline, n)| CondemnedWal {
+        let packs = named.packs.into_iter().map(|(backup, first)| AnnouncedPacks { backup, first, count: 1 });
+        let wal = named.wal.into_iter().map(|(lineage, timeline, n)| AnnouncedWal {
             lineage,
             timeline,
             first: n,
             last: n,
         });
-        let condemned = Condemned {
+        let announced = Announcement {
             written: Timestamp::now(),
             host: self.options.host.clone(),
             agent: self.options.agent.clone(),
-            reason: CondemnedReason::Damaged,
+            reason: AnnouncementReason::Damaged,
             backups: named.manifests.into_iter().collect(),
             packs: packs.collect(),
             wal: wal.collect(),
             requests: Vec::new(),
         };
-        match self.backups.condemn(&condemned).await {
+        match self.backups.announce(&announced).await {
             Ok(_) => true,
             // What was found is told wherever nothing can be written: without the right to, on a full disk, or read-only.
             Err(error) => {
@@ -93,10 +94,10 @@ impl Run<'_> {
                     continue;
                 }
                 // The rest first: what is damaged is announced at every moment.
-                if self.announce(still).await {
+                if self.announce_named(still).await {
                     self.report.notes.push(format!(
                         "{whole} of what was announced as damaged on {:.0} are whole again",
-                        one.condemned.written
+                        one.announcement.written
                     ));
                     over.push(one.n);
                 }
@@ -107,21 +108,21 @@ impl Run<'_> {
                 Ok(()) => {}
                 Err(error) => {
                     let error = error_chain(&error);
-                    self.report.notes.push(format!("condemned/{n:012} could not be taken back: {error}"));
+                    self.report.notes.push(format!("announcements/{n:012} could not be taken back: {error}"));
                 }
             }
         }
     }
 
     /// What of an announcement still has to be said, and how many of the things that it names were read and are whole.
-    fn still_damaged(&self, one: &NumberedCondemned) -> (Named, u64) {
+    fn still_damaged(&self, one: &NumberedAnnouncement) -> (Named, u64) {
         let (mut still, mut whole) = (Named::default(), 0);
-        let many = one.condemned.packs.iter().any(|packs| packs.count > MANY)
-            || one.condemned.wal.iter().any(|wal| wal.last.saturating_sub(wal.first) > u64::from(MANY));
+        let many = one.announcement.packs.iter().any(|packs| packs.count > MANY)
+            || one.announcement.wal.iter().any(|wal| wal.last.saturating_sub(wal.first) > u64::from(MANY));
         if many {
             return (still, whole);
         }
-        for packs in &one.condemned.packs {
+        for packs in &one.announcement.packs {
             for n in (0..packs.count).map_while(|n| packs.first.checked_add(n)) {
                 let pack = (packs.backup, n);
                 match self.packs.contains_key(&pack) && !self.damaged.contains(&pack) {
@@ -130,7 +131,7 @@ impl Run<'_> {
                 }
             }
         }
-        for wal in &one.condemned.wal {
+        for wal in &one.announcement.wal {
             for n in wal.first..=wal.last {
                 let segment = (wal.lineage, wal.timeline, n);
                 match self.sound_wal.contains(&segment) {
@@ -139,7 +140,7 @@ impl Run<'_> {
                 }
             }
         }
-        for id in &one.condemned.backups {
+        for id in &one.announcement.backups {
             match self.ids.contains(id) && !self.damaged_manifests.contains(id) {
                 true => whole += 1,
                 false => drop(still.manifests.insert(*id)),
@@ -151,25 +152,25 @@ impl Run<'_> {
     /// Findings for what was announced as damaged and is still used, as long as that is not taken back: a run that does not read
     /// everything would be silent about most of it.
     pub(super) fn known(&mut self, needed: &[NeededWal]) {
-        let announced: Vec<(Condemned, String)> = self
+        let announced: Vec<(Announcement, String)> = self
             .announced
             .iter()
             .map(|one| {
-                let Condemned { written, host, .. } = &one.condemned;
+                let Announcement { written, host, .. } = &one.announcement;
                 let by = if host.is_empty() { String::new() } else { format!(" by {host}") };
                 let what = format!(
                     "it was found damaged on {written:.0}{by}, and was not found whole again since by a verification of everything"
                 );
-                (one.condemned.clone(), what)
+                (one.announcement.clone(), what)
             })
             .collect();
         let paths = ClusterPaths::new(self.cluster);
-        for (condemned, what) in announced {
-            let packs = self.packs.keys().filter(|pack| names_pack(&[&condemned], **pack));
+        for (announced, what) in announced {
+            let packs = self.packs.keys().filter(|pack| names_pack(&[&announced], **pack));
             for (owner, n) in packs.copied().collect::<Vec<_>>() {
                 self.bad_pack(owner, n, FindingKind::Damaged, what.clone());
             }
-            for id in condemned.backups.iter().filter(|id| self.ids.contains(id)) {
+            for id in announced.backups.iter().filter(|id| self.ids.contains(id)) {
                 if self.damaged_manifests.insert(*id) {
                     self.report.finding(VerifyFinding {
                         kind: FindingKind::Damaged,
@@ -183,7 +184,7 @@ impl Run<'_> {
                     });
                 }
             }
-            for wal in &condemned.wal {
+            for wal in &announced.wal {
                 let of_it = needed.iter().find(|needed| needed.lineage.id == wal.lineage);
                 let runs = of_it.and_then(|needed| Some((needed, needed.timelines.get(&wal.timeline)?)));
                 let Some((needed, runs)) = runs else { continue };
@@ -210,16 +211,16 @@ impl Run<'_> {
 
     /// Whether a segment was announced as damaged before the run.
     pub(super) fn was_announced(&self, segment: Segment) -> bool {
-        let known: Vec<&Condemned> = self.announced.iter().map(|one| &one.condemned).collect();
+        let known: Vec<&Announcement> = self.announced.iter().map(|one| &one.announcement).collect();
         names_segment(&known, segment)
     }
 }
 
-fn names_pack(known: &[&Condemned], (owner, n): (BackupId, u32)) -> bool {
+fn names_pack(known: &[&Announcement], (owner, n): (BackupId, u32)) -> bool {
     known.iter().flat_map(|one| &one.packs).any(|packs| packs.names(owner, PackNo(n)))
 }
 
-fn names_segment(known: &[&Condemned], (lineage, timeline, n): Segment) -> bool {
+fn names_segment(known: &[&Announcement], (lineage, timeline, n): Segment) -> bool {
     known
         .iter()
         .flat_map(|one| &one.wal)

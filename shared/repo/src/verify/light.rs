@@ -16,7 +16,7 @@ use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Depth, Run};
-use crate::backup::{CondemnedReason, ListedBackup, ListedState};
+use crate::backup::{AnnouncementReason, ListedBackup, ListedState};
 use crate::catalog::{Catalog, LineageCatalog};
 use crate::expire::Outlook;
 use crate::lineage::{LOST_LINEAGE, Lineage};
@@ -69,7 +69,7 @@ impl Run<'_> {
             // It is read here, whatever was found of it before.
             lineage.believe_found_damaged();
             if self.options.depth != Depth::Full {
-                lineage.know_condemned().await;
+                lineage.know_announcements().await;
                 let anew = lineage.stored_anew().iter();
                 self.sound_wal
                     .extend(anew.map(|(lineage, timeline, number)| (*lineage, *timeline, number.0)));
@@ -175,10 +175,10 @@ impl Run<'_> {
         }
         if !lost.is_empty() {
             // What is deleted is announced first.
-            let condemned = self.backups.condemned().await?.read;
+            let announced = self.backups.announcements().await?.read;
             let goes = |id: &BackupId| {
-                condemned.iter().map(|one| &one.condemned).any(|one| {
-                    one.reason == CondemnedReason::Expired
+                announced.iter().map(|one| &one.announcement).any(|one| {
+                    one.reason == AnnouncementReason::Expired
                         && (one.backups.contains(id) || one.packs.iter().any(|packs| packs.backup == *id))
                 })
             };

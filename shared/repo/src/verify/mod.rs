@@ -11,7 +11,7 @@
 //! | `announce` | saying what is damaged to all who read the repository, and taking it back |
 //! | `report` | findings: what is wrong, what it affects, what to do |
 //!
-//! Changes nothing but what it announces: what is damaged is condemned, so that the next backup stores those blocks anew, and no
+//! Changes nothing but what it announces: what is damaged is announced, so that the next backup stores those blocks anew, and no
 //! backup that needs it takes the place of a sound one. What cannot be read because the store does not answer is an error and no finding. Decoding PostgreSQL's formats is
 //! the caller's ([`ContentCheck`]). Memory: some units of a few megabytes, or two segments of WAL, at a time.
 
@@ -37,7 +37,7 @@ use walpoint_storage::layout::ClusterPaths;
 
 pub use self::report::{Cure, FindingKind, Verified, VerifyFinding};
 use crate::Repository;
-use crate::backup::{BackupDescription, Backups, CondemnedReason, NumberedCondemned, TablePath};
+use crate::backup::{AnnouncementReason, BackupDescription, Backups, NumberedAnnouncement, TablePath};
 use crate::expire::Outlook;
 
 /// How much is read.
@@ -118,7 +118,7 @@ struct Run<'a> {
     /// Segments that were read and are sound, of those that were announced as damaged before.
     sound_wal: BTreeSet<Segment>,
     /// What was announced as damaged before the run.
-    announced: Vec<NumberedCondemned>,
+    announced: Vec<NumberedAnnouncement>,
     /// Backups that were deleted since the run began.
     gone: BTreeSet<BackupId>,
     /// Whether something was left out of what was to be read, because what leads there is damaged.
@@ -136,8 +136,8 @@ pub async fn verify(
 ) -> Result<Verified> {
     let began = std::time::Instant::now();
     let mut run = Run::new(repository, cluster, outlook, check, options);
-    run.announced = run.backups.condemned().await?.read;
-    run.announced.retain(|one| one.condemned.reason == CondemnedReason::Damaged);
+    run.announced = run.backups.announcements().await?.read;
+    run.announced.retain(|one| one.announcement.reason == AnnouncementReason::Damaged);
     let needed = run.light(outlook).await?;
     match options.depth {
         Depth::Light => {}
@@ -153,7 +153,7 @@ pub async fn verify(
     if options.depth != Depth::Full {
         run.known(&needed);
     }
-    if run.condemn().await && options.depth == Depth::Full && options.backup.is_none() {
+    if run.announce().await && options.depth == Depth::Full && options.backup.is_none() {
         run.absolve(&outlook.damaged_announcements).await;
     }
     run.report.seconds = began.elapsed().as_secs_f64();

@@ -16,7 +16,7 @@ use walpoint_storage::store::crashing::CrashingStore;
 
 use super::*;
 use crate::backup::{
-    Attributes, BlockSize, Condemned, CondemnedPacks, INLINE_BLOCKS, Intent, PackLimits, WriteOptions,
+    AnnouncedPacks, Announcement, Attributes, BlockSize, INLINE_BLOCKS, Intent, PackLimits, WriteOptions,
 };
 use crate::expire::outlook;
 use crate::expire::tests::{ago, cluster, id, intent, keys, publish, world, world_of};
@@ -99,8 +99,8 @@ async fn what_is_gone_or_cut_is_seen_by_name_and_size() {
     std::fs::remove_file(&file).unwrap();
     let report = run(&bed, Depth::Light).await;
     assert_eq!(of_packs(&report), [(FindingKind::Missing, pack.to_string())]);
-    let condemned = keys(&bed).await.into_iter().filter(|key| key.contains("/condemned/")).count();
-    assert_eq!(condemned, 1, "announced once: the next backup does not build on it");
+    let announced = keys(&bed).await.into_iter().filter(|key| key.contains("/announcements/")).count();
+    assert_eq!(announced, 1, "announced once: the next backup does not build on it");
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::File::create_new(&file).unwrap().write_all(&whole).unwrap();
 
@@ -324,23 +324,23 @@ async fn what_expires_beside_a_run_is_no_finding() {
     let mut run = Run::new(repository, &cluster, &outlook, Arc::new(Anything), &options);
     let needed = run.light(&outlook).await.unwrap();
     // As expire does: announced, then the intent, the manifest, the packs, the WAL.
-    let wal = crate::backup::CondemnedWal {
+    let wal = crate::backup::AnnouncedWal {
         lineage: bed.archive.lineage().id,
         timeline: TimelineId::FIRST,
         first: 0,
         last: 14,
     };
-    let condemned = Condemned {
+    let announced = Announcement {
         written: Timestamp::now(),
         host: String::new(),
         agent: String::new(),
-        reason: CondemnedReason::Expired,
+        reason: AnnouncementReason::Expired,
         backups: vec![ids[0]],
-        packs: vec![CondemnedPacks::all_of(ids[0])],
+        packs: vec![AnnouncedPacks::all_of(ids[0])],
         wal: vec![wal],
         requests: Vec::new(),
     };
-    Backups::of(repository, &cluster).condemn(&condemned).await.unwrap();
+    Backups::of(repository, &cluster).announce(&announced).await.unwrap();
     let own =
         |key: &String| key.contains(&ids[0].to_string()) || (0..15).any(|n| *key == segment_key(&bed, n));
     for key in keys(&bed).await.iter().filter(|key| own(key)) {
@@ -391,17 +391,17 @@ async fn a_lost_manifest_is_a_finding() {
         (finding.kind, finding.object.as_str()),
         (FindingKind::Missing, paths.manifest(ids[0]).as_str())
     );
-    let condemned = Condemned {
+    let announced = Announcement {
         written: Timestamp::now(),
         host: String::new(),
         agent: String::new(),
-        reason: CondemnedReason::Expired,
+        reason: AnnouncementReason::Expired,
         backups: Vec::new(),
-        packs: vec![CondemnedPacks::all_of(ids[0])],
+        packs: vec![AnnouncedPacks::all_of(ids[0])],
         wal: Vec::new(),
         requests: Vec::new(),
     };
-    backups.condemn(&condemned).await.unwrap();
+    backups.announce(&announced).await.unwrap();
     assert_eq!(run(&bed, Depth::Light).await.found, 0, "it is being deleted");
 }
 

@@ -10,7 +10,7 @@ use walpoint_storage::error::{RepoError, Result};
 use super::light::NeededWal;
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Run, WalCheck};
-use crate::backup::CondemnedReason;
+use crate::backup::AnnouncementReason;
 use crate::wal::{FetchedWal, WalArchive};
 
 /// Segments that are read ahead.
@@ -189,9 +189,9 @@ impl Run<'_> {
     pub(super) async fn is_needed_now(&self, archive: &WalArchive, name: SegmentName) -> Result<bool> {
         let lineage = archive.lineage();
         let Some(number) = name.number(lineage.segment_size) else { return Ok(true) };
-        let announced = self.backups.condemned().await?.read;
-        let expired = announced.iter().filter(|one| one.condemned.reason == CondemnedReason::Expired);
-        let on_purpose = expired.flat_map(|one| &one.condemned.wal).any(|wal| {
+        let announced = self.backups.announcements().await?.read;
+        let expired = announced.iter().filter(|one| one.announcement.reason == AnnouncementReason::Expired);
+        let on_purpose = expired.flat_map(|one| &one.announcement.wal).any(|wal| {
             let (first, last) = wal.segments();
             (wal.lineage, wal.timeline) == (lineage.id, name.timeline) && (first..=last).contains(&number)
         });

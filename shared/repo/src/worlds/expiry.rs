@@ -28,7 +28,7 @@ use crate::index::tests::bed;
 use crate::lineage::Lineage;
 
 /// Where backups and expiry change anything in this world, which has no WAL.
-const CHANGES: &[&str] = &["clusters/main/backups", "clusters/main/data", "clusters/main/condemned"];
+const CHANGES: &[&str] = &["clusters/main/backups", "clusters/main/data", "clusters/main/announcements"];
 
 /// Hours since the backups ended: the oldest, the one that is finished meanwhile, the one that builds on the oldest.
 const AGES: [i64; 3] = [72, 48, 24];

@@ -134,9 +134,9 @@ impl ClusterPaths {
         Prefix::composed(format!("{}/data", self.root))
     }
 
-    /// `condemned/<n>`: what `expire` is about to delete.
-    pub fn condemned(&self, n: u64) -> Key {
-        Key::composed(format!("{}/condemned/{n:012}", self.root))
+    /// `announcements/<n>`: what `expire` is about to delete.
+    pub fn announcement(&self, n: u64) -> Key {
+        Key::composed(format!("{}/announcements/{n:012}", self.root))
     }
 
     /// `holds/<n>`: what must be kept.
@@ -164,7 +164,7 @@ impl ClusterPaths {
         format!("{}/leases/{task}/{n:012}", self.root).parse()
     }
 
-    /// A numbered sequence: `condemned`, `holds`, `summaries`, `evidence` or `leases/<task>`.
+    /// A numbered sequence: `announced`, `holds`, `summaries`, `evidence` or `leases/<task>`.
     pub fn sequence(&self, name: &str) -> Result<Prefix, walpoint_base::ParseError> {
         format!("{}/{name}", self.root).parse()
     }

@@ -28,7 +28,7 @@ pub enum ClusterObject {
     /// A pack, and its number.
     Pack(BackupId, u32),
     /// What must not be built on.
-    Condemned(u64),
+    Announcement(u64),
     /// An entry of the sequence of holds.
     Hold(u64),
     /// Summaries of finished backups.
@@ -48,7 +48,7 @@ impl ClusterPaths {
         let numbered = || rest.parse::<u64>().unwrap_or_default();
         match first {
             "lineages" => rest.parse().ok().map(ClusterObject::Lineage),
-            "condemned" => number(self.condemned(numbered())).map(ClusterObject::Condemned),
+            "announcements" => number(self.announcement(numbered())).map(ClusterObject::Announcement),
             "holds" => match rest.strip_suffix(".given").and_then(|n| n.parse().ok()) {
                 Some(n) => (self.hold_given(n) == *key).then_some(ClusterObject::Hold(n)),
                 None => number(self.hold(numbered())).map(ClusterObject::Hold),
@@ -125,7 +125,7 @@ mod tests {
             (paths.manifest(id), ClusterObject::Manifest(id)),
             (paths.published(id), ClusterObject::Published(id)),
             (paths.pack(id, 12), ClusterObject::Pack(id, 12)),
-            (paths.condemned(0), ClusterObject::Condemned(0)),
+            (paths.announcement(0), ClusterObject::Announcement(0)),
             (paths.hold(3), ClusterObject::Hold(3)),
             (paths.hold_given(3), ClusterObject::Hold(3)),
             (paths.evidence(4), ClusterObject::Evidence(4)),
@@ -147,7 +147,7 @@ mod tests {
         for stranger in [
             "clusters/main/notes.txt",
             "clusters/main/holds/1",
-            "clusters/main/condemned/00000000000x",
+            "clusters/main/announcements/00000000000x",
             "clusters/main/backups/x/intent",
             "clusters/main/data/20261121T101500Z-00000001-0000000002000028-9f3a0c11/1.pack",
             "clusters/main/7-1/index/1A/1/000000000001.000001",

@@ -39,7 +39,7 @@ pub enum ObjectKind {
     /// Says that a base backup was finished: what is left when its manifest is lost.
     Published = 22,
     /// What `expire` is about to delete.
-    Condemned = 32,
+    Announcement = 32,
     /// A hold.
     Hold = 33,
     /// A record of the evidence chain.
@@ -72,7 +72,7 @@ impl ObjectKind {
         Self::Pack,
         Self::Table,
         Self::Published,
-        Self::Condemned,
+        Self::Announcement,
         Self::Hold,
         Self::Evidence,
         Self::Lease,

@@ -1,4 +1,4 @@
-//! Which packs of other backups may be used: those that were found with their size, are not condemned, and are not to be
+//! Which packs of other backups may be used: those that were found with their size, are not announced, and are not to be
 //! emptied.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -11,7 +11,7 @@
 //! | `ledger` | which packs may be used |
 //! | `compaction` | which packs of the parent are emptied |
 //!
-//! What always holds: everything here is opened after the intent was created, which names it all. What is condemned, not
+//! What always holds: everything here is opened after the intent was created, which names it all. What is announced, not
 //! found with its size, or damaged, counts as absent: it is stored again, and a note says so. Blocks are compared by hash at
 //! the same path and number, so it does not matter from which timeline, server or major version a parent comes.
 
@@ -42,8 +42,8 @@ use self::frames::Frames;
 pub(super) use self::ledger::Ledger;
 use self::table::CachedPage;
 pub(super) use self::table::ParentTable;
+use super::announcements::{AnnouncedSet, DamagedAnnouncement};
 use super::catalog::Backups;
-use super::condemned::{CondemnedSet, DamagedAnnouncement};
 use super::ending::Intent;
 use super::entry::FileContent;
 use super::geometry::BlockSize;
@@ -109,7 +109,7 @@ struct Parent {
 /// Collects what is found out on the way to [`Parents`].
 struct Opening<'a> {
     backups: &'a Backups,
-    condemned: CondemnedSet,
+    announced: AnnouncedSet,
     block_size: BlockSize,
     known: Vec<BackupId>,
     packs: Vec<PackUse>,
@@ -126,7 +126,7 @@ impl Parents {
     ) -> Result<Self> {
         let mut opening = Opening {
             backups,
-            condemned: CondemnedSet::default(),
+            announced: AnnouncedSet::default(),
             block_size,
             known: vec![intent.id],
             packs: Vec::new(),
@@ -134,11 +134,11 @@ impl Parents {
         };
         let (mut parent, mut stretches) = (None, None);
         if !intent.parents.is_empty() || !intent.adopted.is_empty() {
-            let condemned = backups.condemned().await?;
-            opening.condemned = CondemnedSet::of(&condemned);
+            let announced = backups.announcements().await?;
+            opening.announced = AnnouncedSet::of(&announced);
             // Without a note for each backup that is not built on then.
-            let known = condemned.damaged.is_empty();
-            opening.notes.extend(condemned.damaged.iter().map(DamagedAnnouncement::remark));
+            let known = announced.damaged.is_empty();
+            opening.notes.extend(announced.damaged.iter().map(DamagedAnnouncement::remark));
             if known {
                 parent = opening.parent(&intent.parents, scratch).await?;
             }
@@ -301,7 +301,7 @@ impl Opening<'_> {
     /// The first of these that can be used, with its packs.
     async fn parent(&mut self, candidates: &[BackupId], scratch: &Path) -> Result<Option<Parent>> {
         for &id in candidates {
-            if self.condemned.has_backup(id) {
+            if self.announced.has_backup(id) {
                 self.notes
                     .push(format!("backup {id} is about to be deleted, so nothing builds on it").into());
                 continue;
@@ -337,7 +337,7 @@ impl Opening<'_> {
 
     /// Takes over what an unfinished backup said it stored.
     async fn resume(&mut self, id: BackupId, age: u16, stretches: &mut BlockRangesBuilder) -> Result<()> {
-        if self.condemned.has_backup(id) {
+        if self.announced.has_backup(id) {
             return Ok(());
         }
         for n in 0.. {
@@ -384,7 +384,7 @@ impl Opening<'_> {
         let there = |pack: &PackUse| {
             let at = found.binary_search(&((pack.backup, pack.pack), u64::from(pack.size)));
             let id = self.known.get(usize::from(pack.backup.0));
-            at.is_ok() && id.is_some_and(|id| !self.condemned.has_pack(*id, pack.pack))
+            at.is_ok() && id.is_some_and(|id| !self.announced.has_pack(*id, pack.pack))
         };
         let missing = self.packs.iter().filter(|pack| !there(pack)).count();
         let ledger = Ledger::new(self.packs.iter().copied(), emptied, there);

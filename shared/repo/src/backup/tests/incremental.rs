@@ -137,23 +137,23 @@ fn an_unfinished_backup_is_gone_on_with() {
 }
 
 #[test]
-fn what_is_condemned_or_missing_is_stored_again() {
+fn what_is_announced_or_missing_is_stored_again() {
     runtime().block_on(async {
         let scene = scene(&sealers()[1]);
         let tree = large();
         let full = backup(&scene, intent(id(1)), &tree).await;
-        let condemn = |backups: Vec<BackupId>, packs: Vec<CondemnedPacks>| Condemned {
+        let announce = |backups: Vec<BackupId>, packs: Vec<AnnouncedPacks>| Announcement {
             written: facts(BLOCK).ended,
             host: "db1".to_owned(),
             agent: "0.1.0".to_owned(),
-            reason: CondemnedReason::Damaged,
+            reason: AnnouncementReason::Damaged,
             backups,
             packs,
             wal: Vec::new(),
             requests: Vec::new(),
         };
-        let some = CondemnedPacks { backup: id(1), first: 2, count: 3 };
-        let n = scene.backups.condemn(&condemn(vec![], vec![some])).await.unwrap();
+        let some = AnnouncedPacks { backup: id(1), first: 2, count: 3 };
+        let n = scene.backups.announce(&announce(vec![], vec![some])).await.unwrap();
         let healed = backup(&scene, building_on(id(2), &[id(1)], &[]), &tree).await;
         assert!(healed.totals.new_bytes > 600_000 && healed.totals.reused_bytes > 5_000_000, "{healed:?}");
         let reader = scene.backups.open(id(2)).await.unwrap();
@@ -161,21 +161,21 @@ fn what_is_condemned_or_missing_is_stored_again() {
         assert!(used.clone().count() > 10 && !used.clone().any(|p| (2..5).contains(&p.pack.0)));
         check(&scene, id(2), &tree).await;
 
-        // Condemned while it is being written.
+        // Announcement while it is being written.
         let writer = begin(&scene, building_on(id(3), &[id(2)], &[])).await;
         fill(&writer, &tree, 10_000).await;
         let draft = writer.finish(facts(BLOCK)).await.unwrap();
-        let late = CondemnedPacks { backup: id(1), first: 9, count: 1 };
-        let later = scene.backups.condemn(&condemn(vec![], vec![late])).await.unwrap();
+        let late = AnnouncedPacks { backup: id(1), first: 9, count: 1 };
+        let later = scene.backups.announce(&announce(vec![], vec![late])).await.unwrap();
         let stored = wal(&draft);
         let error = draft.publish(stored).await.unwrap_err();
-        assert!(error.to_string().contains("condemned while the backup ran"), "{error}");
+        assert!(error.to_string().contains("marked as expired or damaged while the backup ran"), "{error}");
 
-        // The parent itself is condemned: the next one counts. Of its packs none is, or it could be one with tables, which
-        // nobody reads from a condemned pack.
+        // The parent itself is announced: the next one counts. Of its packs none is, or it could be one with tables, which
+        // nobody reads from a announced pack.
         scene.backups.absolve(n).await.unwrap();
         scene.backups.absolve(later).await.unwrap();
-        scene.backups.condemn(&condemn(vec![id(2)], vec![])).await.unwrap();
+        scene.backups.announce(&announce(vec![id(2)], vec![])).await.unwrap();
         let next = backup(&scene, building_on(id(4), &[id(2), id(1)], &[]), &tree).await;
         assert_eq!(next.parents, [id(1)]);
         assert!(next.totals.new_bytes < 400_000, "{next:?}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use object_store::memory::InMemory;
 use walpoint_base::{BackupId, Lsn};
 
-mod condemned;
+mod announcements;
 mod incremental;
 mod lies;
 mod lifecycle;

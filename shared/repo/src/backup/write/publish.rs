@@ -4,8 +4,8 @@ use futures_util::TryStreamExt;
 use walpoint_base::{BackupId, PgTimestamp, SegmentName};
 use walpoint_storage::error::{Remark, RepoError, Result};
 
+use super::super::announcements::AnnouncedSet;
 use super::super::catalog::Backups;
-use super::super::condemned::CondemnedSet;
 use super::super::facts::BackupSummary;
 use super::super::location::pack_no;
 use super::super::manifest::{Manifest, cannot_write};
@@ -78,7 +78,7 @@ impl Draft {
             )));
         }
         self.prove_packs().await?;
-        self.prove_nothing_condemned().await?;
+        self.prove_nothing_announced().await?;
         let key = self.backups.paths().manifest(self.manifest.summary.id);
         let sealer = self.backups.sealer().clone();
         let (manifest, object) = crate::cpu::run(move || {
@@ -90,20 +90,20 @@ impl Draft {
         Ok(manifest.manifest.summary)
     }
 
-    /// What was condemned after the backup began is not built on either. The next backup adopts this one, and stores again
-    /// what was condemned.
-    async fn prove_nothing_condemned(&self) -> Result<()> {
+    /// What was announced after the backup began is not built on either. The next backup adopts this one, and stores again
+    /// what was announced.
+    async fn prove_nothing_announced(&self) -> Result<()> {
         if self.manifest.backups.len() < 2 {
             return Ok(());
         }
-        let condemned = self.backups.condemned().await?;
-        let (own, condemned) = (self.manifest.summary.id, CondemnedSet::of(&condemned));
+        let announced = self.backups.announcements().await?;
+        let (own, announced) = (self.manifest.summary.id, AnnouncedSet::of(&announced));
         for pack in self.manifest.packs.packs() {
             let id = self.manifest.backups.get(usize::from(pack.backup.0));
-            if let Some(id) = id.filter(|id| **id != own && condemned.has_pack(**id, pack.pack)) {
+            if let Some(id) = id.filter(|id| **id != own && announced.has_pack(**id, pack.pack)) {
                 let key = self.backups.paths().manifest(self.manifest.summary.id);
                 let what = format!(
-                    "it builds on pack {} of backup {id}, which was condemned while the backup ran. HINT: run the backup \
+                    "it builds on pack {} of backup {id}, which was marked as expired or damaged while the backup ran. HINT: run the backup \
                      again, it stores what is missing and uses the rest",
                     pack.pack.0
                 );

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use walpoint_storage::error::{Override, Remark, Remedy, RepoError};
 
 use super::*;
-use crate::backup::CondemnedWal;
+use crate::backup::AnnouncedWal;
 use crate::verify::tests::Anything;
 use crate::verify::{Depth, VerifyOptions, verify};
 
@@ -14,12 +14,12 @@ fn segment_path(bed: &Bed, number: u64) -> PathBuf {
     path(bed, bed.archive.paths().segment(SegmentNo(number).name(FIRST, size())).as_str())
 }
 
-fn damaged() -> Condemned {
-    Condemned {
+fn damaged() -> Announcement {
+    Announcement {
         written: Timestamp::now(),
         host: String::new(),
         agent: String::new(),
-        reason: CondemnedReason::Damaged,
+        reason: AnnouncementReason::Damaged,
         backups: Vec::new(),
         packs: Vec::new(),
         wal: Vec::new(),
@@ -32,8 +32,8 @@ fn write_new(path: &PathBuf, bytes: &[u8]) {
 }
 
 async fn announced_damage(bed: &Bed) -> usize {
-    let announced = Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap();
-    announced.read.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged).count()
+    let announced = Backups::of(bed.archive.repository(), &cluster()).announcements().await.unwrap();
+    announced.read.iter().filter(|one| one.announcement.reason == AnnouncementReason::Damaged).count()
 }
 
 /// What is reported of the newest of five backups.
@@ -114,9 +114,9 @@ async fn a_backup_that_does_not_become_consistent_pushes_no_sound_one_out() {
 async fn a_segment_that_was_announced_as_damaged_counts_while_a_backup_needs_it() {
     let (bed, ids) = world().await;
     let first = SegmentNo::of(ids[4].start(), size()).0;
-    let wal = CondemnedWal { lineage: bed.archive.lineage().id, timeline: FIRST, first, last: first };
+    let wal = AnnouncedWal { lineage: bed.archive.lineage().id, timeline: FIRST, first, last: first };
     let backups = Backups::of(bed.archive.repository(), &cluster());
-    backups.condemn(&Condemned { wal: vec![wal], ..damaged() }).await.unwrap();
+    backups.announce(&Announcement { wal: vec![wal], ..damaged() }).await.unwrap();
     for _ in 0..2 {
         let report = run(&bed, &at_once(1)).await;
         assert_eq!(finished(&bed).await, [ids[3], ids[4]]);
@@ -137,9 +137,9 @@ async fn damage_found(bed: &Bed) -> Vec<String> {
 
 async fn announce_segment(bed: &Bed, number: u64) {
     let lineage = bed.archive.lineage().id;
-    let wal = CondemnedWal { lineage, timeline: FIRST, first: number, last: number };
+    let wal = AnnouncedWal { lineage, timeline: FIRST, first: number, last: number };
     let backups = Backups::of(bed.archive.repository(), &cluster());
-    backups.condemn(&Condemned { wal: vec![wal], ..damaged() }).await.unwrap();
+    backups.announce(&Announcement { wal: vec![wal], ..damaged() }).await.unwrap();
 }
 
 /// K3, K4: that a segment is damaged through which recovery leads from a backup to later moments stays known in every later run,
@@ -165,7 +165,7 @@ async fn damage_stays_announced_for_as_long_as_what_is_damaged_is_there() {
     let (bed, ids) = world().await;
     announce_segment(&bed, 30).await;
     let backups = Backups::of(bed.archive.repository(), &cluster());
-    backups.condemn(&Condemned { backups: vec![ids[1]], ..damaged() }).await.unwrap();
+    backups.announce(&Announcement { backups: vec![ids[1]], ..damaged() }).await.unwrap();
     run(&bed, &keep(1)).await;
     assert_eq!((finished(&bed).await, segments(&bed).await.len()), (ids.clone(), 100));
     assert_eq!(announced_damage(&bed).await, 2);
@@ -193,8 +193,8 @@ async fn what_restores_is_never_dropped_for_what_does_not() {
 async fn an_announcement_that_cannot_be_read_stops_deletion() {
     let (bed, ids) = world().await;
     let backups = Backups::of(bed.archive.repository(), &cluster());
-    backups.condemn(&damaged()).await.unwrap();
-    let key = ClusterPaths::new(&cluster()).condemned(0);
+    backups.announce(&damaged()).await.unwrap();
+    let key = ClusterPaths::new(&cluster()).announcement(0);
     let file = path(&bed, key.as_str());
     let mut bytes = std::fs::read(&file).unwrap();
     let last = bytes.len() - 1;
@@ -346,12 +346,12 @@ async fn a_tombstone_under_lock_stops_no_deletion() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_announcement_under_lock_is_reported_and_tried_again() {
     let (bed, ids) = world().await;
-    Backups::of(bed.archive.repository(), &cluster()).condemn(&damaged()).await.unwrap();
+    Backups::of(bed.archive.repository(), &cluster()).announce(&damaged()).await.unwrap();
     let store = CrashingStore::new(bed.dir.path(), u32::MAX);
     let repository = Repository::over("main", store.store(), None).await.unwrap();
     let paths = ClusterPaths::new(&cluster());
-    let announcements = [paths.condemned(1).to_string(), paths.condemned(0).to_string()];
-    store.lock(Some("clusters/main/condemned/"));
+    let announcements = [paths.announcement(1).to_string(), paths.announcement(0).to_string()];
+    store.lock(Some("clusters/main/announcements/"));
     for _ in 0..2 {
         let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
         assert_eq!((report.held_objects, &report.held[..]), (2, &announcements[..]));
@@ -360,7 +360,7 @@ async fn an_announcement_under_lock_is_reported_and_tried_again() {
     store.lock(None);
     let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
     assert_eq!(report.held_objects, 0);
-    assert!(!keys(&bed).await.iter().any(|key| key.contains("/condemned/")));
+    assert!(!keys(&bed).await.iter().any(|key| key.contains("/announcements/")));
 }
 
 /// K1: which label a backup has whose manifest cannot be read is not known, so a hold on any label may be on it.

@@ -8,7 +8,7 @@ use walpoint_storage::layout::ClusterPaths;
 use walpoint_storage::store::crashing::CrashingStore;
 
 use super::{flip, flip_block, path, readable_world, replace, run, segment_key};
-use crate::backup::{Condemned, CondemnedPacks};
+use crate::backup::{AnnouncedPacks, Announcement};
 use crate::expire::outlook;
 use crate::expire::tests::{cluster, keys, world};
 use crate::index::tests::Bed;
@@ -16,36 +16,37 @@ use crate::verify::*;
 
 /// That a pack is to be deleted may be taken back; that it is damaged stays known.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_to_be_deleted_is_condemned_for_its_damage_too() {
+async fn what_is_to_be_deleted_is_announced_for_its_damage_too() {
     let (bed, ids) = world().await;
     let backups = Backups::of(bed.archive.repository(), &cluster());
-    let packs = vec![CondemnedPacks::all_of(ids[1])];
-    let expired = Condemned {
+    let packs = vec![AnnouncedPacks::all_of(ids[1])];
+    let expired = Announcement {
         written: Timestamp::now(),
         host: String::new(),
         agent: String::new(),
-        reason: CondemnedReason::Expired,
+        reason: AnnouncementReason::Expired,
         backups: Vec::new(),
         packs,
         wal: Vec::new(),
         requests: Vec::new(),
     };
-    backups.condemn(&expired).await.unwrap();
+    backups.announce(&expired).await.unwrap();
     let file = path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str());
     let mut bytes = std::fs::read(&file).unwrap();
     bytes.pop();
     replace(&file, &bytes);
     for _ in 0..2 {
         run(&bed, Depth::Light).await;
-        let condemned = backups.condemned().await.unwrap();
-        let damaged = condemned.read.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
-        let named: Vec<&CondemnedPacks> = damaged.flat_map(|one| &one.condemned.packs).collect();
-        assert_eq!(named, [&CondemnedPacks { backup: ids[1], first: 0, count: 1 }]);
+        let announced = backups.announcements().await.unwrap();
+        let damaged =
+            announced.read.iter().filter(|one| one.announcement.reason == AnnouncementReason::Damaged);
+        let named: Vec<&AnnouncedPacks> = damaged.flat_map(|one| &one.announcement.packs).collect();
+        assert_eq!(named, [&AnnouncedPacks { backup: ids[1], first: 0, count: 1 }]);
     }
 }
 
 async fn announced(bed: &Bed) -> usize {
-    Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap().read.len()
+    Backups::of(bed.archive.repository(), &cluster()).announcements().await.unwrap().read.len()
 }
 
 /// What is known of each backup without reading what it uses.
@@ -97,8 +98,9 @@ async fn what_is_whole_again_is_damaged_no_more() {
     assert_eq!((soundness(&bed).await, announced(&bed).await), (vec![true, false], 1));
     replace(&packs[0], &whole);
     run(&bed, Depth::Full).await;
-    let left = Backups::of(bed.archive.repository(), &cluster()).condemned().await.unwrap().read;
-    let named: Vec<u32> = left.iter().flat_map(|one| &one.condemned.packs).map(|packs| packs.first).collect();
+    let left = Backups::of(bed.archive.repository(), &cluster()).announcements().await.unwrap().read;
+    let named: Vec<u32> =
+        left.iter().flat_map(|one| &one.announcement.packs).map(|packs| packs.first).collect();
     assert_eq!(named, [1], "the other one is still damaged");
     flip_block(&packs[1]);
     assert_eq!(
@@ -116,7 +118,7 @@ async fn a_damaged_announcement_is_replaced_by_what_is_found() {
     let (bed, ids) = readable_world().await;
     flip_block(&path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str()));
     run(&bed, Depth::Full).await;
-    let key = ClusterPaths::new(&cluster()).condemned(0);
+    let key = ClusterPaths::new(&cluster()).announcement(0);
     flip(&path(&bed, key.as_str()));
     for depth in [Depth::Light, Depth::Sample(1.0)] {
         let report = run(&bed, depth).await;
@@ -165,8 +167,8 @@ async fn damaged_wal_that_no_backup_here_needs_is_announced_too() {
     assert_eq!(run(&bed, Depth::Full).await.found, 1);
     let backups = Backups::of(bed.archive.repository(), &cluster());
     let named = async || {
-        let read = backups.condemned().await.unwrap().read;
-        read.iter().flat_map(|one| &one.condemned.wal).map(|wal| (wal.first, wal.last)).collect::<Vec<_>>()
+        let read = backups.announcements().await.unwrap().read;
+        read.iter().flat_map(|one| &one.announcement.wal).map(|wal| (wal.first, wal.last)).collect::<Vec<_>>()
     };
     assert_eq!(named().await, [(2, 2)]);
     assert_eq!(run(&bed, Depth::Light).await.found, 0, "nothing that is kept here needs it");

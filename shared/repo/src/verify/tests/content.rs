@@ -66,9 +66,9 @@ async fn every_bit_is_read() {
         assert_eq!(of_packs(&report), [(FindingKind::Damaged, key.clone())]);
         replace(&file, &whole);
     }
-    let condemned =
+    let announced =
         bed.archive.repository().store().list_all(&ClusterPaths::new(&cluster()).all()).await.unwrap();
-    assert!(condemned.iter().any(|entry| entry.key.as_str().contains("/condemned/")));
+    assert!(announced.iter().any(|entry| entry.key.as_str().contains("/announcements/")));
 }
 
 /// Where a backup's tables are damaged, what others share with it is read with them.

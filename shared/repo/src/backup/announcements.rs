@@ -1,7 +1,7 @@
 //! What must not be built on any more: packs and backups that `expire` is about to delete, or that `verify` found damaged.
 //!
-//! Whoever writes a backup reads all of it twice, after its intent and before its manifest; what is condemned counts as
-//! absent and is stored again. Condemned objects are a numbered sequence while they exist, and are deleted by whoever
+//! Whoever writes a backup reads all of it twice, after its intent and before its manifest; what is announced counts as
+//! absent and is stored again. Announcement objects are a numbered sequence while they exist, and are deleted by whoever
 //! finished the work they announce. A crash leaves one that names what is still there: that costs some storing again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,15 +22,15 @@ use super::location::PackNo;
 use super::manifest::{EncodeError, cannot_write};
 use super::wire::Malformed;
 
-/// No condemned object has more plain bytes: about 60,000 stretches of packs. What is more goes into several.
-const MAX_CONDEMNED: usize = 8 << 20;
-/// Condemned objects that are read at the same time.
+/// no announcement has more plain bytes: about 60,000 stretches of packs. What is more goes into several.
+const MAX_ANNOUNCEMENT: usize = 8 << 20;
+/// Announcement objects that are read at the same time.
 const AT_ONCE: usize = 8;
 
-/// Why something is condemned.
+/// Why something is announced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum CondemnedReason {
+pub enum AnnouncementReason {
     /// Nothing that is kept needs it: it will be deleted after the grace period, if that still holds then.
     Expired,
     /// It is not what was written: backups that use it stay as they are, new ones do without it.
@@ -39,7 +39,7 @@ pub enum CondemnedReason {
 
 /// Consecutive packs of one backup.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub struct CondemnedPacks {
+pub struct AnnouncedPacks {
     /// The backup that wrote them.
     #[serde(with = "text")]
     pub backup: BackupId,
@@ -49,7 +49,7 @@ pub struct CondemnedPacks {
     pub count: u32,
 }
 
-impl CondemnedPacks {
+impl AnnouncedPacks {
     /// All packs of a backup, however many there are.
     pub fn all_of(backup: BackupId) -> Self {
         Self { backup, first: 0, count: u32::MAX }
@@ -63,7 +63,7 @@ impl CondemnedPacks {
 
 /// One announcement.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Condemned {
+pub struct Announcement {
     /// When it was written, by the clock of who wrote it. How long it has been there tells the store's.
     pub written: Timestamp,
     /// On which machine.
@@ -71,24 +71,24 @@ pub struct Condemned {
     /// The version of Walpoint.
     pub agent: String,
     /// Why.
-    pub reason: CondemnedReason,
-    /// Backups whose intent, progress and manifest are condemned: none of them is a parent, or adopted, any more. Their
-    /// packs are condemned only where `packs` names them.
+    pub reason: AnnouncementReason,
+    /// Backups whose intent, progress and manifest are announced: none of them is a parent, or adopted, any more. Their
+    /// packs are announced only where `packs` names them.
     #[serde(with = "texts")]
     pub backups: Vec<BackupId>,
     /// Packs.
-    pub packs: Vec<CondemnedPacks>,
+    pub packs: Vec<AnnouncedPacks>,
     /// Segments, and all that goes with them.
     #[serde(default)]
-    pub wal: Vec<CondemnedWal>,
+    pub wal: Vec<AnnouncedWal>,
     /// Backups among them that were asked to be deleted by name, whatever retention says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub requests: Vec<CondemnedRequest>,
+    pub requests: Vec<AnnouncedRequest>,
 }
 
 /// That a backup was asked to be deleted by name.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct CondemnedRequest {
+pub struct AnnouncedRequest {
     /// The backup.
     #[serde(with = "text")]
     pub backup: BackupId,
@@ -104,14 +104,14 @@ pub struct CondemnedRequest {
     pub even_if_last: bool,
 }
 
-impl From<&CondemnedRequest> for DeletionRequest {
-    fn from(stored: &CondemnedRequest) -> Self {
-        let CondemnedRequest { backup, who, at, despite_holds, even_if_last } = stored.clone();
+impl From<&AnnouncedRequest> for DeletionRequest {
+    fn from(stored: &AnnouncedRequest) -> Self {
+        let AnnouncedRequest { backup, who, at, despite_holds, even_if_last } = stored.clone();
         Self { backup, who, at, despite_holds, even_if_last }
     }
 }
 
-impl From<&DeletionRequest> for CondemnedRequest {
+impl From<&DeletionRequest> for AnnouncedRequest {
     fn from(request: &DeletionRequest) -> Self {
         let DeletionRequest { backup, who, at, despite_holds, even_if_last } = request.clone();
         Self { backup, who, at, despite_holds, even_if_last }
@@ -120,7 +120,7 @@ impl From<&DeletionRequest> for CondemnedRequest {
 
 /// Consecutive segments of a timeline.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct CondemnedWal {
+pub struct AnnouncedWal {
     /// The lineage.
     #[serde(with = "text")]
     pub lineage: LineageId,
@@ -133,40 +133,40 @@ pub struct CondemnedWal {
     pub last: u64,
 }
 
-impl CondemnedWal {
+impl AnnouncedWal {
     /// The first and the last segment.
     pub fn segments(&self) -> (SegmentNo, SegmentNo) {
         (SegmentNo(self.first), SegmentNo(self.last))
     }
 }
 
-impl Condemned {
+impl Announcement {
     fn seal(&self, sealer: &Sealer, key: &Key) -> Result<SealedObject, EncodeError> {
         let json = serde_json::to_vec(self).map_err(|e| Malformed(format!("it cannot be written: {e}")))?;
-        if json.len() > MAX_CONDEMNED {
+        if json.len() > MAX_ANNOUNCEMENT {
             return Err(Malformed(format!("{} bytes are too many: divide it", json.len())).into());
         }
-        let mut writer = ObjectWriter::new(sealer, ObjectKind::Condemned, key)?;
+        let mut writer = ObjectWriter::new(sealer, ObjectKind::Announcement, key)?;
         writer.frames(&json, 1 << 20)?;
         Ok(writer.finish()?)
     }
 
     fn read(reader: ObjectReader) -> Result<Self, Malformed> {
         let mut json = Vec::new();
-        reader.read_all(MAX_CONDEMNED, &mut json).map_err(|e| Malformed(e.to_string()))?;
+        reader.read_all(MAX_ANNOUNCEMENT, &mut json).map_err(|e| Malformed(e.to_string()))?;
         serde_json::from_slice(&json).map_err(|e| Malformed(format!("it cannot be read: {e}")))
     }
 }
 
-/// A condemned object, and what the listing said of it.
+/// An announcement, and what the listing said of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NumberedCondemned {
+pub struct NumberedAnnouncement {
     /// Its number.
     pub n: u64,
     /// When it was stored, by the store's clock: the grace period counts from then.
     pub stored: Timestamp,
     /// What it says.
-    pub condemned: Condemned,
+    pub announcement: Announcement,
 }
 
 /// What was found damaged of a backup.
@@ -178,16 +178,16 @@ pub struct FoundDamage {
     pub manifest: bool,
 }
 
-/// Everything that is condemned, as far as it can be read.
+/// Everything that is announced, as far as it can be read.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Announcements {
     /// Those that can be read, in the order of numbers.
-    pub read: Vec<NumberedCondemned>,
+    pub read: Vec<NumberedAnnouncement>,
     /// Those that cannot.
     pub damaged: Vec<DamagedAnnouncement>,
 }
 
-/// A condemned object that cannot be read: what it names is not known.
+/// An announcement that cannot be read: what it names is not known.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DamagedAnnouncement {
     /// Its number.
@@ -215,31 +215,31 @@ impl DamagedAnnouncement {
     }
 }
 
-/// Everything that is condemned, for looking up.
+/// Everything that is announced, for looking up.
 #[derive(Clone, Default, Debug)]
-pub struct CondemnedSet {
-    /// Whether something is condemned and it is not known what: then anything may be.
+pub struct AnnouncedSet {
+    /// Whether something is announced and it is not known what: then anything may be.
     anything: bool,
     backups: Vec<BackupId>,
     /// Sorted.
-    packs: Vec<CondemnedPacks>,
+    packs: Vec<AnnouncedPacks>,
 }
 
-impl CondemnedSet {
+impl AnnouncedSet {
     /// What these say together.
-    pub fn new<'a>(all: impl IntoIterator<Item = &'a Condemned>) -> Self {
+    pub fn new<'a>(all: impl IntoIterator<Item = &'a Announcement>) -> Self {
         let mut set = Self::default();
-        for condemned in all {
-            set.backups.extend_from_slice(&condemned.backups);
-            set.packs.extend_from_slice(&condemned.packs);
+        for announced in all {
+            set.backups.extend_from_slice(&announced.backups);
+            set.packs.extend_from_slice(&announced.packs);
         }
         set.packs.sort_unstable();
         set
     }
 
-    /// The same; where one cannot be read, everything counts as condemned.
+    /// The same; where one cannot be read, everything counts as announced.
     pub fn of(all: &Announcements) -> Self {
-        let set = Self::new(all.read.iter().map(|one| &one.condemned));
+        let set = Self::new(all.read.iter().map(|one| &one.announcement));
         Self { anything: !all.damaged.is_empty(), ..set }
     }
 
@@ -259,9 +259,9 @@ impl CondemnedSet {
     }
 }
 
-/// The numbers of what is condemned, and when each was stored.
-pub(crate) async fn list_condemned(store: &Store, paths: &ClusterPaths) -> Result<Vec<(u64, Timestamp)>> {
-    let prefix = paths.sequence("condemned").map_err(|e| RepoError::Internal(e.to_string()))?;
+/// The numbers of what is announced, and when each was stored.
+pub(crate) async fn list_announcements(store: &Store, paths: &ClusterPaths) -> Result<Vec<(u64, Timestamp)>> {
+    let prefix = paths.sequence("announcements").map_err(|e| RepoError::Internal(e.to_string()))?;
     let mut listed = Vec::new();
     for entry in store.list_all(&prefix).await? {
         let n = entry.key.below(&prefix).filter(|n| n.len() == 12).and_then(|n| n.parse::<u64>().ok());
@@ -272,20 +272,23 @@ pub(crate) async fn list_condemned(store: &Store, paths: &ClusterPaths) -> Resul
 }
 
 impl Backups {
-    /// Everything that is condemned now. One listing, and a request for each.
-    pub async fn condemned(&self) -> Result<Announcements> {
-        self.read_all_condemned(list_condemned(self.store(), self.paths()).await?).await
+    /// Everything that is announced now. One listing, and a request for each.
+    pub async fn announcements(&self) -> Result<Announcements> {
+        self.read_all_announcements(list_announcements(self.store(), self.paths()).await?).await
     }
 
     /// Reads what a listing shows.
-    pub(crate) async fn read_all_condemned(&self, listed: Vec<(u64, Timestamp)>) -> Result<Announcements> {
-        let read =
-            stream::iter(listed).map(|(n, stored)| async move { (n, stored, self.read_condemned(n).await) });
+    pub(crate) async fn read_all_announcements(
+        &self,
+        listed: Vec<(u64, Timestamp)>,
+    ) -> Result<Announcements> {
+        let read = stream::iter(listed)
+            .map(|(n, stored)| async move { (n, stored, self.read_announcements(n).await) });
         let mut read = read.buffered(AT_ONCE);
         let mut all = Announcements::default();
         while let Some((n, stored, result)) = read.next().await {
             match result {
-                Ok(Some(condemned)) => all.read.push(NumberedCondemned { n, stored, condemned }),
+                Ok(Some(announcement)) => all.read.push(NumberedAnnouncement { n, stored, announcement }),
                 // Deleted since the listing: nothing of it is left to be feared.
                 Ok(None) => {}
                 Err(RepoError::Corrupt { key, what, .. }) => {
@@ -302,14 +305,14 @@ impl Backups {
     pub async fn found_damaged(
         &self,
         uses: &BTreeMap<BackupId, Vec<BackupId>>,
-        condemned: &[NumberedCondemned],
+        announced: &[NumberedAnnouncement],
     ) -> Result<BTreeMap<BackupId, FoundDamage>> {
         let (mut set, mut owners) = (Vec::new(), BTreeSet::new());
-        for one in condemned.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged) {
-            set.push(&one.condemned);
-            owners.extend(one.condemned.packs.iter().map(|packs| packs.backup));
+        for one in announced.iter().filter(|one| one.announcement.reason == AnnouncementReason::Damaged) {
+            set.push(&one.announcement);
+            owners.extend(one.announcement.packs.iter().map(|packs| packs.backup));
         }
-        let set = CondemnedSet::new(set);
+        let set = AnnouncedSet::new(set);
         let touched = |id: &BackupId, parents: &[BackupId]| {
             owners.contains(id) || parents.iter().any(|parent| owners.contains(parent))
         };
@@ -338,21 +341,21 @@ impl Backups {
         Ok(found)
     }
 
-    async fn read_condemned(&self, n: u64) -> Result<Option<Condemned>> {
-        let key = self.paths().condemned(n);
+    async fn read_announcements(&self, n: u64) -> Result<Option<Announcement>> {
+        let key = self.paths().announcement(n);
         let Some(bytes) = found(self.store().get(&key).await)? else { return Ok(None) };
-        let reader = ObjectReader::open(self.sealer(), &[ObjectKind::Condemned], &key, bytes);
+        let reader = ObjectReader::open(self.sealer(), &[ObjectKind::Announcement], &key, bytes);
         let reader = reader.map_err(|e| RepoError::corrupt(&key, e))?;
-        Condemned::read(reader).map(Some).map_err(|e| RepoError::corrupt(&key, e))
+        Announcement::read(reader).map(Some).map_err(|e| RepoError::corrupt(&key, e))
     }
 
     /// Announces, under the next number, which is returned. At most about 60,000 stretches of packs in one.
-    pub async fn condemn(&self, condemned: &Condemned) -> Result<u64> {
-        let known = list_condemned(self.store(), self.paths()).await?;
+    pub async fn announce(&self, announced: &Announcement) -> Result<u64> {
+        let known = list_announcements(self.store(), self.paths()).await?;
         let mut n = known.last().map_or(0, |(last, _)| last + 1);
         loop {
-            let key = self.paths().condemned(n);
-            let object = condemned.seal(self.sealer(), &key).map_err(|e| cannot_write(&key, &e))?;
+            let key = self.paths().announcement(n);
+            let object = announced.seal(self.sealer(), &key).map_err(|e| cannot_write(&key, &e))?;
             match self.store().claim(&object).await? {
                 NumberClaim::Won => return Ok(n),
                 NumberClaim::Lost => n += 1,
@@ -362,6 +365,6 @@ impl Backups {
 
     /// Takes an announcement back: what it named is deleted, or was spared. One that is not there is no error.
     pub async fn absolve(&self, n: u64) -> Result<()> {
-        self.store().delete(&self.paths().condemned(n)).await
+        self.store().delete(&self.paths().announcement(n)).await
     }
 }

@@ -8,12 +8,12 @@ use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::ClusterObject;
 
-use crate::backup::{Backups, Condemned, CondemnedReason, CondemnedSet, NumberedCondemned, PackNo};
+use crate::backup::{AnnouncedSet, Announcement, AnnouncementReason, Backups, NumberedAnnouncement, PackNo};
 use crate::reach::Roots;
 
 /// Every announcement there is.
 #[derive(Debug)]
-pub(super) struct KnownAnnouncements(Vec<NumberedCondemned>);
+pub(super) struct KnownAnnouncements(Vec<NumberedAnnouncement>);
 
 /// What some of them name.
 #[derive(Default, Debug)]
@@ -22,13 +22,13 @@ pub(super) struct AnnouncedNames {
     numbers: Vec<u64>,
     backups: BTreeSet<BackupId>,
     packs_of: BTreeSet<BackupId>,
-    set: CondemnedSet,
+    set: AnnouncedSet,
     wal: BTreeMap<(LineageId, TimelineId), Runs>,
 }
 
 impl KnownAnnouncements {
     pub(super) async fn read(backups: &Backups) -> Result<Self> {
-        Ok(Self(backups.condemned().await?.read))
+        Ok(Self(backups.announcements().await?.read))
     }
 
     /// What is named to be deleted.
@@ -38,31 +38,31 @@ impl KnownAnnouncements {
 
     /// What is named to be deleted by announcements that the store has had since `until` or longer.
     pub(super) fn eligible(&self, until: Timestamp) -> AnnouncedNames {
-        let expired = |one: &&NumberedCondemned| one.condemned.reason == CondemnedReason::Expired;
+        let expired = |one: &&NumberedAnnouncement| one.announcement.reason == AnnouncementReason::Expired;
         AnnouncedNames::of(self.0.iter().filter(expired).filter(|one| one.stored <= until))
     }
 
     /// What is named by announcements in which deletion by name was asked for, which the store has had since `until` or longer.
     pub(super) fn eligible_by_name(&self, until: Timestamp) -> AnnouncedNames {
-        let by_name = |one: &&NumberedCondemned| !one.condemned.requests.is_empty();
+        let by_name = |one: &&NumberedAnnouncement| !one.announcement.requests.is_empty();
         AnnouncedNames::of(self.0.iter().filter(by_name).filter(|one| one.stored <= until))
     }
 
     /// Whether an announcement asks for the deletion of one of these backups.
     pub(super) fn asks_for(&self, n: u64, backups: &BTreeSet<BackupId>) -> bool {
-        let requests = self.0.iter().filter(|one| one.n == n).flat_map(|one| &one.condemned.requests);
+        let requests = self.0.iter().filter(|one| one.n == n).flat_map(|one| &one.announcement.requests);
         requests.into_iter().any(|request| backups.contains(&request.backup))
     }
 
     /// Announcements of damage: number, and what they say.
-    pub(super) fn damaged(&self) -> impl Iterator<Item = (u64, &Condemned)> {
-        let damaged = self.0.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
-        damaged.map(|one| (one.n, &one.condemned))
+    pub(super) fn damaged(&self) -> impl Iterator<Item = (u64, &Announcement)> {
+        let damaged = self.0.iter().filter(|one| one.announcement.reason == AnnouncementReason::Damaged);
+        damaged.map(|one| (one.n, &one.announcement))
     }
 
     /// The same, one by one: number, and what is named.
     pub(super) fn each_damaged(&self) -> impl Iterator<Item = (u64, AnnouncedNames)> {
-        let damaged = self.0.iter().filter(|one| one.condemned.reason == CondemnedReason::Damaged);
+        let damaged = self.0.iter().filter(|one| one.announcement.reason == AnnouncementReason::Damaged);
         damaged.map(|one| (one.n, AnnouncedNames::of([one])))
     }
 
@@ -73,15 +73,15 @@ impl KnownAnnouncements {
 }
 
 impl AnnouncedNames {
-    fn of<'a>(all: impl IntoIterator<Item = &'a NumberedCondemned>) -> Self {
-        let all: Vec<&NumberedCondemned> = all.into_iter().collect();
+    fn of<'a>(all: impl IntoIterator<Item = &'a NumberedAnnouncement>) -> Self {
+        let all: Vec<&NumberedAnnouncement> = all.into_iter().collect();
         let mut named =
-            Self { set: CondemnedSet::new(all.iter().map(|one| &one.condemned)), ..Self::default() };
+            Self { set: AnnouncedSet::new(all.iter().map(|one| &one.announcement)), ..Self::default() };
         for one in all {
             named.numbers.push(one.n);
-            named.backups.extend(&one.condemned.backups);
-            named.packs_of.extend(one.condemned.packs.iter().map(|packs| packs.backup));
-            for wal in &one.condemned.wal {
+            named.backups.extend(&one.announcement.backups);
+            named.packs_of.extend(one.announcement.packs.iter().map(|packs| packs.backup));
+            for wal in &one.announcement.wal {
                 let (first, last) = wal.segments();
                 let runs = named.wal.entry((wal.lineage, wal.timeline)).or_default();
                 runs.add(SegmentRun { first, last, stored: 0 });
