@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::help;
 use walpoint_runtime::pages::{ManualPage, Shell};
 
 use crate::backup::BackupArgs;
@@ -20,9 +21,9 @@ use crate::verify::VerifyArgs;
 pub(crate) const CLIENT_PAGE: ManualPage =
     ManualPage { name: "archive-push.1", text: include_str!("../push/archive-push.1") };
 
-/// Archives the WAL and the base backups of PostgreSQL clusters to object storage.
+/// Archive the WAL and the base backups of PostgreSQL clusters to object storage.
 #[derive(Debug, Parser)]
-#[command(name = "archive-agent", version = env!("WALPOINT_VERSION"), about, long_about = None)]
+#[command(name = "archive-agent", version = env!("WALPOINT_VERSION"), about, long_about = None, max_term_width = help::WIDTH)]
 pub(crate) struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -43,7 +44,7 @@ pub(crate) enum Command {
     },
     /// Make or join a repository, register the cluster in it, and write a configuration that works.
     Init(Box<InitArgs>),
-    /// Make a base backup of the running cluster, in every repository of the cluster.
+    /// Back up the running cluster into each of its repositories.
     Backup(BackupArgs),
     /// Try whether archiving and backups work; exits 3 if something does not.
     Check(CheckArgs),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use walpoint_base::WalFileName;
 use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::help;
 use walpoint_runtime::pages::{ManualPage, Shell};
 
 use crate::plan::{PlanArgs, ProbeArgs};
@@ -18,9 +19,9 @@ use crate::wal::session::PrefetchArgs;
 pub(crate) const CLIENT_PAGE: ManualPage =
     ManualPage { name: "restore-fetch.1", text: include_str!("../fetch/restore-fetch.1") };
 
-/// Brings PostgreSQL clusters back from a Walpoint repository.
+/// Bring PostgreSQL clusters back from a Walpoint repository.
 #[derive(Debug, Parser)]
-#[command(name = "restore-agent", version = env!("WALPOINT_VERSION"), propagate_version = true)]
+#[command(name = "restore-agent", version = env!("WALPOINT_VERSION"), propagate_version = true, max_term_width = help::WIDTH)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) common: CommonArgs,

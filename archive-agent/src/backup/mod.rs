@@ -43,42 +43,58 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::{output, shutdown};
+use walpoint_runtime::{help, output, shutdown};
 use walpoint_storage::store::StoreSettings;
 
 use self::request::{BackupRequest, INTERRUPTED};
 use crate::check::remote::why_remote;
 
+/// The heading of options about what is stored where.
+const STORED: &str = "What is stored";
+/// The heading of options about how the cluster is read.
+const READ: &str = "How the cluster is read";
+
+const EXAMPLES: &[(&str, &str)] = &[
+    ("Back up the cluster into each of its repositories", "archive-agent backup"),
+    (
+        "Before a risky change, label the backup and keep it for 90 days",
+        "archive-agent backup --label before-migration\n      archive-agent hold add --label before-migration --reason migration --until 90d",
+    ),
+    ("Store every block again, in one repository", "archive-agent backup --full --repository far"),
+];
+
 /// Options of `backup`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct BackupArgs {
-    /// A label of your own, one line.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    /// Label the backup with a line of text, for retention, holds and people.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     label: String,
-    /// Store every block, also those that an earlier backup holds. Without it only what changed since the last backup is
-    /// stored; either way a restore needs no other backup to be replayed.
-    #[arg(long)]
+    /// Store every block, also those that an earlier backup holds.
+    ///
+    /// Without it only what changed since the last backup is stored. Either way the backup is complete: a restore replays no other one.
+    #[arg(long, help_heading = STORED)]
     full: bool,
-    /// Let the server send the cluster (BASE_BACKUP) instead of reading its data directory. The default where the data
-    /// directory is not visible here.
-    #[arg(long)]
-    remote: bool,
-    /// Begin even if another backup of the cluster seems to be running.
-    #[arg(long)]
-    force: bool,
-    /// Make no backup, and fail, if a page is damaged.
-    #[arg(long)]
-    strict: bool,
-    /// Begin with a checkpoint at full speed (the default).
-    #[arg(long)]
-    fast: bool,
-    /// Begin with a checkpoint that spares the disks and may take minutes.
-    #[arg(long, conflicts_with = "fast")]
-    spread: bool,
     /// Store the backup only in this repository of the cluster, and make none if that cannot be used. Can be repeated
     /// [default: in all of them that can be used].
-    #[arg(long = "repository", value_name = "NAME")]
+    #[arg(long = "repository", value_name = "NAME", help_heading = STORED)]
     repositories: Vec<String>,
+    /// Let the server send the cluster (BASE_BACKUP) instead of reading its data directory [default: where the data directory is not
+    /// visible here].
+    #[arg(long, help_heading = READ)]
+    remote: bool,
+    /// Make no backup, and fail, if a page is damaged.
+    #[arg(long, help_heading = READ)]
+    strict: bool,
+    /// Begin with a checkpoint at full speed (the default).
+    #[arg(long, help_heading = READ)]
+    fast: bool,
+    /// Begin with a checkpoint that spares the disks and may take minutes.
+    #[arg(long, conflicts_with = "fast", help_heading = READ)]
+    spread: bool,
+    /// Begin even if another backup of the cluster seems to be running.
+    #[arg(long, help_heading = help::OVERRIDES)]
+    force: bool,
 }
 
 /// Runs the command.

@@ -13,12 +13,14 @@ use walpoint_base::table::FromTable;
 
 use crate::config::{ClusterSettings, Config, DEFAULT_PATH};
 use crate::exit::Failure;
+use crate::help;
 
 /// The name that a repository given by `--repo` has in messages.
 pub const UNNAMED_REPOSITORY: &str = "repo";
 
 /// Options that every command takes.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = help::GLOBAL)]
 pub struct CommonArgs {
     /// Configuration file [default: /etc/walpoint/walpoint.toml].
     #[arg(long, value_name = "FILE", env = "WALPOINT_CONFIG", global = true)]

@@ -7,6 +7,7 @@
 //! | [`config`] | the TOML file |
 //! | `line` | where a key of that file stands |
 //! | [`exit`] | exit statuses, and how an error is told to a person |
+//! | [`help`] | headings, examples and width of the help of every command |
 //! | [`human`] | sizes, spans, counts and moments for people |
 //! | [`logs`] | tracing to standard error, as text or JSON |
 //! | [`output`] | what commands print |
@@ -23,6 +24,7 @@ pub mod args;
 pub mod backoff;
 pub mod config;
 pub mod exit;
+pub mod help;
 pub mod human;
 mod line;
 pub mod logs;

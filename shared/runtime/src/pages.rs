@@ -8,7 +8,7 @@ pub use clap_complete::Shell;
 use walpoint_base::durable;
 
 use crate::exit::Failure;
-use crate::output;
+use crate::{help, output};
 
 /// The heading of the manual pages.
 const MANUAL: &str = "Walpoint";
@@ -38,9 +38,11 @@ pub fn manual(command: Command, others: &[ManualPage], directory: &Path) -> Resu
     let mut command = command.disable_help_subcommand(true);
     command.build();
     for command in shown(&command) {
-        let man = clap_mangen::Man::new(command.clone()).manual(MANUAL);
+        // The examples keep their lines, which that section of the generated page would not.
+        let man = clap_mangen::Man::new(command.clone().after_long_help(None::<&str>)).manual(MANUAL);
         let mut text = Vec::new();
         man.render(&mut text)?;
+        text.extend(help::examples_in_roff(command).into_bytes());
         write(directory, &man.get_filename(), &text)?;
     }
     for page in others {
