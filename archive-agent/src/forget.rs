@@ -19,6 +19,8 @@ use walpoint_runtime::progress::ByteProgress;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
+use crate::selection::unknown_repository;
+
 /// Options of `forget`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ForgetArgs {
@@ -30,9 +32,6 @@ pub(crate) struct ForgetArgs {
     /// Do not ask for the cluster's name to be typed.
     #[arg(long)]
     yes: bool,
-    /// Only in this repository. Can be repeated [default: in all repositories of the cluster].
-    #[arg(long = "repository", value_name = "NAME")]
-    repositories: Vec<String>,
     /// Although holds are in force.
     #[arg(long)]
     even_if_held: bool,
@@ -121,7 +120,7 @@ async fn look(
     Ok((repository, planned))
 }
 
-/// The repositories of the cluster. One that the configuration no longer has is looked for where `--repository` says.
+/// The repositories of the cluster. One that the configuration no longer has is looked for where `--repo` says.
 fn repositories(common: &CommonArgs, args: &ForgetArgs) -> Result<Vec<(String, StoreSettings)>, Failure> {
     let cluster = &args.cluster;
     if let Some(other) = common.cluster.as_ref().filter(|other| *other != cluster) {
@@ -129,22 +128,22 @@ fn repositories(common: &CommonArgs, args: &ForgetArgs) -> Result<Vec<(String, S
     }
     let common = CommonArgs { cluster: Some(cluster.clone()), ..common.clone() };
     let config = common.read_config::<StoreSettings>()?;
-    let unknown = config.filter(|config| common.repo.is_none() && !config.cluster.contains_key(cluster));
-    let Some(config) = unknown else {
-        let selection = common.select::<StoreSettings>()?;
-        let named = crate::hold::named(&selection, &args.repositories)?;
-        return Ok(named.into_iter().map(|(name, settings)| (name.to_owned(), settings.clone())).collect());
+    let described =
+        common.url()?.is_some() || config.as_ref().is_none_or(|config| config.cluster.contains_key(cluster));
+    let Some(config) = config.filter(|_| !described) else {
+        return Ok(common.select::<StoreSettings>()?.repositories);
     };
-    if args.repositories.is_empty() {
+    let names = common.names();
+    if names.is_empty() {
         return Err(Failure::usage(anyhow!(
-            "the configuration has no [cluster.{cluster}]; name the repositories that hold it with --repository"
+            "the configuration has no [cluster.{cluster}]; name the repositories that hold it with --repo"
         )));
     }
-    let pick = |name: &String| match config.repository.get(name) {
-        Some(settings) => Ok((name.clone(), settings.clone())),
-        None => Err(Failure::usage(anyhow!("the configuration has no [repository.{name}]"))),
+    let pick = |name: &str| match config.repository.get(name) {
+        Some(settings) => Ok((name.to_owned(), settings.clone())),
+        None => Err(unknown_repository(name, &config)),
     };
-    args.repositories.iter().map(pick).collect()
+    names.into_iter().map(pick).collect()
 }
 
 /// Has the cluster's name typed.

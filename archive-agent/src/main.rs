@@ -70,6 +70,10 @@ fn start(cli: &Cli) -> Result<(), Failure> {
 }
 
 async fn run(cli: &Cli) -> Result<(), Failure> {
+    if matches!(cli.command, Command::Run { .. } | Command::Push { .. }) {
+        // What acknowledges is never a matter of one command line.
+        cli.common.without_repo("archiving")?;
+    }
     match &cli.command {
         Command::Run { once: false } => daemon::run(&cli.common).await,
         Command::Run { once: true } => daemon::once(&cli.common).await,

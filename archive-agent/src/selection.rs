@@ -2,20 +2,47 @@
 
 use std::path::Path;
 
-use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_base::ClusterName;
+use walpoint_runtime::args::{CommonArgs, RepoArgument, Selection};
+use walpoint_runtime::config::{ClusterSettings, Config};
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::store::StoreSettings;
 
-/// The clusters that the options name: one, or all of the configuration.
+/// The clusters that the options name: one, or all of the configuration that are in the repositories named.
 pub(crate) fn selections(common: &CommonArgs) -> Result<Vec<Selection<StoreSettings>>, Failure> {
     let config = common.read_config::<StoreSettings>()?;
-    match config {
-        Some(config) if common.cluster.is_none() && common.repo.is_none() && !config.cluster.is_empty() => {
-            let one = |name: &_| CommonArgs { cluster: Some(Clone::clone(name)), ..common.clone() }.select();
-            config.cluster.keys().map(one).collect()
-        }
-        _ => Ok(vec![common.select()?]),
+    let Some(config) = config.filter(|config| common.cluster.is_none() && !config.cluster.is_empty()) else {
+        return Ok(vec![common.select()?]);
+    };
+    if common.url()?.is_some() {
+        return Ok(vec![common.select()?]);
     }
+    let names = common.names();
+    if let Some(unknown) = names.iter().find(|name| !config.repository.contains_key(**name)) {
+        return Err(unknown_repository(unknown, &config));
+    }
+    let one = |(cluster, settings): (&ClusterName, &ClusterSettings)| {
+        let here = |repo: &RepoArgument| settings.repositories.contains(&repo.to_string());
+        let repo: Vec<RepoArgument> = common.repo.iter().filter(|repo| here(repo)).cloned().collect();
+        let asked = names.is_empty() || !repo.is_empty();
+        asked.then(|| CommonArgs { cluster: Some(cluster.clone()), repo, ..common.clone() }.select::<StoreSettings>())
+    };
+    let found: Vec<_> = config.cluster.iter().filter_map(one).collect::<Result<_, Failure>>()?;
+    match found.is_empty() {
+        true => Err(Failure::usage(anyhow::anyhow!(
+            "--repo {}: no cluster of the configuration has this repository",
+            names.join(", ")
+        ))),
+        false => Ok(found),
+    }
+}
+
+/// A repository that the configuration does not have.
+pub(crate) fn unknown_repository(name: &str, config: &Config<StoreSettings>) -> Failure {
+    let known = config.repository.keys().cloned().collect::<Vec<_>>().join(", ");
+    Failure::usage(anyhow::anyhow!(
+        "--repo {name}: the configuration has no [repository.{name}] (it has: {known})"
+    ))
 }
 
 /// The data directory of a cluster, which archiving cannot do without.

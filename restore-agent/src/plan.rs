@@ -258,7 +258,7 @@ async fn compare(
     let compared = agreement::compare(plans, catalogs).await;
     if let Some(what) = compared.different {
         return Err(NoPlan::Failed(Failure::from(anyhow!(
-            "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo URL --cluster {cluster}."
+            "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo NAME --cluster {cluster}."
         ))));
     }
     for (planned, end) in plans.iter_mut().zip(compared.ends) {

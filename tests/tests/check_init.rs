@@ -361,7 +361,7 @@ fn an_existing_configuration_is_extended_or_left_alone() {
     assert_eq!((text.matches("[repository.").count(), text.matches("[cluster.").count()), (1, 2), "{text}");
     // A comment of the user's own survives all of this.
     fs::write(&bed.config, text.clone() + "# mine\n").unwrap();
-    let output = bed.init(&["--repo", &repo("two"), "--repository", "offsite"]).expect_status(1);
+    let output = bed.init(&["--repo", &repo("two"), "--repo-name", "offsite"]).expect_status(1);
     assert!(output.stdout.contains("[repository.offsite]"), "{}", output.stdout);
     assert!(output.stdout.contains("repositories = [\"main\", \"offsite\"]"), "{}", output.stdout);
     assert_eq!(fs::read_to_string(&bed.config).unwrap(), text.clone() + "# mine\n");

@@ -255,7 +255,7 @@ fn what_two_servers_stored_in_two_repositories_is_never_mixed() {
     let plan = both.restore(&["plan"]);
     let told = format!("{}{}", plan.stdout, plan.stderr);
     assert!(!plan.success() && told.contains("has other content in repository"), "{told}");
-    assert!(told.contains("--repo URL"), "{told}");
+    assert!(told.contains("--repo NAME"), "{told}");
     // Damage in the newest segment that both have hides nothing.
     let door = bed.store.back_door();
     let newest =
@@ -329,7 +329,7 @@ fn a_timeline_that_begins_elsewhere_in_another_repository_is_no_part_of_a_plan()
         let plan = both.restore(&["plan"]);
         let said = format!("{}{}", plan.stdout, plan.stderr);
         assert!(!plan.success() && said.contains("begins at"), "{said}");
-        assert!(said.contains("--repo URL"), "{said}");
+        assert!(said.contains("--repo NAME"), "{said}");
     }
     first_agent.restore(&["plan"]).expect_success();
     second_agent.restore(&["plan"]).expect_success();
@@ -455,7 +455,7 @@ fn a_number_of_a_lineage_means_one_server_in_all_repositories() {
     let plan = both.restore(&["plan", "--lineage", &lineage]);
     assert!(!plan.success(), "{plan:?} {}", main.display());
     let text = format!("{}{}", plan.stdout, plan.stderr);
-    assert!(text.contains("is one server's in repository") && text.contains("--repo URL"), "{text}");
+    assert!(text.contains("is one server's in repository") && text.contains("--repo NAME"), "{text}");
 }
 
 /// Two copies begin their lineages at the same moment, in whatever order their configurations name the repositories: each has one number

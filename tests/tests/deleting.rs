@@ -263,8 +263,8 @@ fn a_cluster_is_forgotten_when_its_name_is_typed() {
         );
         forget(&["nothing"], "").expect_status(2);
         let missing = second.run(&["forget", "missing", "--yes"]).expect_status(2);
-        assert!(missing.stderr.contains("--repository"), "{missing:#?}");
-        let missing = second.run(&["forget", "missing", "--yes", "--repository", "main"]).expect_status(1);
+        assert!(missing.stderr.contains("--repo"), "{missing:#?}");
+        let missing = second.run(&["forget", "missing", "--yes", "--repo", "main"]).expect_status(1);
         assert!(
             missing.stderr.contains("has nothing of cluster missing; it has main, other"),
             "{missing:#?}"

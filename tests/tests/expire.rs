@@ -448,11 +448,11 @@ fn a_damaged_hold_stops_deletion_and_nothing_else() {
     let beside = Store::local();
     let both = Agent::with(&bed.cluster, &bed.store).repository("beside", &beside);
     both.init(&[]).expect_success();
-    let only = ["--label", "x", "--reason", "y", "--until", "never", "--repository", "beside"];
+    let only = ["--label", "x", "--reason", "y", "--until", "never", "--repo", "beside"];
     both.run(&[&["hold", "add"], &only[..]].concat()).expect_success();
     let unclear = both.run(&["hold", "remove", "1"]).expect_status(2);
-    assert!(unclear.stderr.contains("add --repository main"), "{unclear:#?}");
-    both.run(&["hold", "remove", "1", "--repository", "beside"]).expect_success();
+    assert!(unclear.stderr.contains("add --repo main"), "{unclear:#?}");
+    both.run(&["hold", "remove", "1", "--repo", "beside"]).expect_success();
     assert!(bed.agent.run(&["hold", "list"]).expect_status(1).stderr.contains(remove));
 
     bed.agent.run(&label).expect_success();
@@ -476,7 +476,7 @@ fn without_a_retention_nothing_is_deleted() {
         (vec!["hold", "add", "--reason", "x", "--until", "1d"], "--backup"),
         (vec!["hold", "add", "--backup", &id, "--reason", "x", "--until", "yesterday"], "time"),
         (vec!["hold", "add", "--backup", &id, "--reason", " ", "--until", "1d"], "--reason is empty"),
-        (vec!["expire", "--repository", "other"], "no repository other"),
+        (vec!["expire", "--repo", "other"], "has no repository \"other\" (it has: main)"),
     ] {
         let output = bed.agent.run(&arguments).expect_status(2);
         assert!(output.stderr.contains(says), "{arguments:?}: {output:#?}");

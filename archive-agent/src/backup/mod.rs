@@ -60,7 +60,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "Before a risky change, label the backup and keep it for 90 days",
         "archive-agent backup --label before-migration\n      archive-agent hold add --label before-migration --reason migration --until 90d",
     ),
-    ("Store every block again, in one repository", "archive-agent backup --full --repository far"),
+    ("Store every block again, in one repository", "archive-agent backup --full --repo far"),
 ];
 
 /// Options of `backup`.
@@ -75,10 +75,6 @@ pub(crate) struct BackupArgs {
     /// Without it only what changed since the last backup is stored. Either way the backup is complete: a restore replays no other one.
     #[arg(long, help_heading = STORED)]
     full: bool,
-    /// Store the backup only in this repository of the cluster, and make none if that cannot be used. Can be repeated
-    /// [default: in all of them that can be used].
-    #[arg(long = "repository", value_name = "NAME", help_heading = STORED)]
-    repositories: Vec<String>,
     /// Let the server send the cluster (BASE_BACKUP) instead of reading its data directory [default: where the data directory is not
     /// visible here].
     #[arg(long, help_heading = READ)]
@@ -101,8 +97,8 @@ pub(crate) struct BackupArgs {
 pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Failure> {
     let began = Instant::now();
     let stop = shutdown::on_signal()?;
-    let mut selection = common.select::<StoreSettings>()?;
-    let mut chosen = preflight::choose(&mut selection, &args.repositories)?;
+    let (mut selection, names) = common.select_all::<StoreSettings>()?;
+    let mut chosen = preflight::choose(&mut selection, names, !common.repo.is_empty());
     let request = BackupRequest {
         label: args.label.clone(),
         fast: !args.spread,

@@ -47,21 +47,11 @@ impl Chosen {
     }
 }
 
-/// The repositories that get a copy: those asked for, or all of the cluster's. The selection keeps these, and those that
-/// have to acknowledge WAL.
-pub(crate) fn choose(selection: &mut Selection<StoreSettings>, wanted: &[String]) -> Result<Chosen, Failure> {
-    let known: Vec<String> = selection.repositories.iter().map(|(name, _)| name.clone()).collect();
-    if let Some(unknown) = wanted.iter().find(|name| !known.contains(name)) {
-        let (cluster, known) = (&selection.cluster, known.join(", "));
-        return Err(Failure::usage(anyhow!(
-            "--repository {unknown}: cluster {cluster} has no such repository (it has: {known})"
-        )));
-    }
-    let names: Vec<String> =
-        known.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect();
+/// The repositories that get a copy: the selection keeps these, and those that have to acknowledge WAL. `named`: a person named them.
+pub(crate) fn choose(selection: &mut Selection<StoreSettings>, names: Vec<String>, named: bool) -> Chosen {
     let ack = selection.settings.ack_set().to_vec();
     selection.repositories.retain(|(name, _)| names.contains(name) || ack.contains(name));
-    Ok(Chosen { names, named: !wanted.is_empty(), left_out: Vec::new() })
+    Chosen { names, named, left_out: Vec::new() }
 }
 
 /// Looks at everything; an error names all that stands in the way. `full`: the backup stores everything.

@@ -97,7 +97,7 @@ pub(crate) async fn destinations(
             found.push(Destination { repository, lineage, acknowledges, directory: settings.directory() });
         }
     }
-    if found.len() == selection.repositories.len() {
+    if !selection.chosen && found.len() == selection.repositories.len() {
         acknowledging(report, &found).await;
     }
     found
@@ -240,7 +240,7 @@ async fn acknowledging(report: &mut CheckReport, destinations: &[Destination]) {
                 if names.is_empty() { "no repository".to_owned() } else { names.join(", ") }
             ),
             "readers without this configuration go by the lineage when they decide where WAL ends: set ack as it was; if a \
-             repository was lost and made anew, run archive-agent init --lost-repository with the id of the lost one; else begin a new lineage",
+             repository was lost and made anew, run archive-agent init --lost-repo with the id of the lost one; else begin a new lineage",
         );
     }
 }

@@ -27,9 +27,6 @@ pub(crate) struct ExpireArgs {
     /// Change nothing; show what would be deleted, how much that frees, and why each backup stays or goes.
     #[arg(long)]
     dry_run: bool,
-    /// Only in this repository of the cluster. Can be repeated [default: in all of them].
-    #[arg(long = "repository", value_name = "NAME")]
-    repositories: Vec<String>,
     /// Expire this backup, and nothing else, whatever retention says of it. Refused where something protects the backup.
     #[arg(long, value_name = "ID")]
     backup: Option<BackupId>,
@@ -58,7 +55,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     let options = options(&selection, args);
     let mut document =
         Document { cluster: selection.cluster.to_string(), repositories: Vec::new(), failed: Vec::new() };
-    for (name, settings) in crate::hold::named(&selection, &args.repositories)? {
+    for (name, settings) in &selection.repositories {
         let waiting =
             ByteProgress::waiting(&format!("expiring in repository {name}"), common.show_progress());
         let expired = one(&selection, name, settings, &options).await;

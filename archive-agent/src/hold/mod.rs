@@ -62,22 +62,17 @@ pub(crate) struct AddArgs {
     /// Who wants it [default: the user that runs this].
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
-    /// Only in this repository of the cluster. Can be repeated [default: in all of them].
-    #[arg(long = "repository", value_name = "NAME")]
-    repositories: Vec<String>,
 }
 
 /// Options of `hold remove`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RemoveArgs {
-    /// Its number, as hold list shows it.
+    /// The hold's number in the first repository, as hold list shows it; the same hold is removed in the others. With --repo
+    /// NAME it is the number in that one, and only there.
     number: u64,
     /// Who removes it [default: the user that runs this].
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
-    /// The repository that the number is of, and only there [default: the first one, and the same hold in the others].
-    #[arg(long, value_name = "NAME")]
-    repository: Option<String>,
 }
 
 /// Runs the command.
@@ -111,7 +106,7 @@ async fn add(
     let placement = Placement { on, reason: args.reason.clone(), who, at, until };
     let mut document = HoldsDocument::new(selection.cluster.as_str());
     let mut failed = Vec::new();
-    for (name, settings) in named(selection, &args.repositories)? {
+    for (name, settings) in &selection.repositories {
         match place(selection, name, settings, &placement).await {
             Ok(hold) => document.add(name, vec![HoldDocument::of(&hold, at)]),
             Err(error) => failed.push(format!("repository {name}: {}", told(&error))),
@@ -222,18 +217,17 @@ async fn remove(
 ) -> Result<(), Failure> {
     let at = Timestamp::now();
     let who = args.who.clone().unwrap_or_else(user);
-    let only: Vec<String> = args.repository.iter().cloned().collect();
     let mut document = HoldsDocument::new(selection.cluster.as_str());
     let mut meant: Option<Placement> = None;
     let mut all = Vec::new();
-    for (name, settings) in named(selection, &only)? {
+    for (name, settings) in &selection.repositories {
         let holds = Holds::of(&Repository::open(name, settings).await?, &selection.cluster);
         let known = holds.look().await?;
         let damaged = known.damaged.iter().any(|damaged| damaged.number == args.number);
-        if damaged && args.repository.is_none() && selection.repositories.len() > 1 {
+        if damaged && selection.repositories.len() > 1 {
             return Err(Failure::usage(anyhow!(
                 "hold {0} of repository {name} cannot be read, and numbers are each repository's own: is that one meant, add \
-                 --repository {name}, else that of the other",
+                 --repo {name}, else that of the other",
                 args.number
             )));
         }
@@ -279,22 +273,6 @@ fn print(common: &CommonArgs, document: &HoldsDocument) -> Result<(), Failure> {
         true => output::json(document),
         false => output::text(&document.text()),
     }
-}
-
-/// The repositories of those names; all if none is named.
-pub(crate) fn named<'a>(
-    selection: &'a Selection<StoreSettings>,
-    names: &[String],
-) -> Result<Vec<(&'a str, &'a StoreSettings)>, Failure> {
-    let known = || selection.repositories.iter().map(|(name, settings)| (name.as_str(), settings));
-    if let Some(unknown) = names.iter().find(|name| !known().any(|(known, _)| known == *name)) {
-        let known = known().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
-        let cluster = &selection.cluster;
-        return Err(Failure::usage(anyhow!(
-            "cluster {cluster} has no repository {unknown}; it has: {known}"
-        )));
-    }
-    Ok(known().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name)).collect())
 }
 
 /// When a hold ends: `None` for never. Without a zone a date is one of UTC, and its last moment counts.

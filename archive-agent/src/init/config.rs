@@ -71,7 +71,13 @@ pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<Configuration
         true => Some(Config::<StoreSettings>::read(&path).map_err(Failure::usage)?),
         false => None,
     };
-    match &common.repo {
+    if let [name, ..] = common.names()[..] {
+        return Err(Failure::usage(anyhow!(
+            "--repo {name}: init takes the URL of a repository to make or join (file:///directory, s3://bucket/prefix, gs://…, \
+             az://…); without --repo it registers the cluster in each repository of the configuration"
+        )));
+    }
+    match common.url()? {
         Some(url) => new_repository(common, args, path, existing, url),
         None if existing.is_some() => of_the_file(common, args, path),
         None => Err(Failure::usage(anyhow!(
@@ -119,19 +125,19 @@ fn new_repository(
     let (mut addition, mut by_hand) = (String::new(), String::new());
     let known = existing.as_ref().map(|config| &config.repository);
     let same = known.and_then(|known| known.iter().find(|(_, settings)| **settings == store));
-    let name = match (same, known.and_then(|known| known.get(&args.repository))) {
+    let name = match (same, known.and_then(|known| known.get(&args.repo_name))) {
         (Some((name, _)), _) => name.clone(),
         (None, Some(other)) => {
             return Err(Failure::usage(anyhow!(
-                "{} has a [repository.{}] already, at {} and with settings of its own; choose another name with --repository",
+                "{} has a [repository.{}] already, at {} and with settings of its own; choose another name with --repo-name",
                 path.display(),
-                args.repository,
+                args.repo_name,
                 other.url
             )));
         }
         (None, None) => {
-            addition += &table_text(&format!("repository.{}", key(&args.repository)), &table)?;
-            args.repository.clone()
+            addition += &table_text(&format!("repository.{}", key(&args.repo_name)), &table)?;
+            args.repo_name.clone()
         }
     };
     let described = existing.as_ref().and_then(|config| config.cluster.get(&cluster));
@@ -233,7 +239,7 @@ fn secret_table(args: &InitArgs, config: &Path, store: &toml::Table) -> Result<t
     if !args.encrypt || elsewhere || !secret.is_empty() {
         return Ok(secret);
     }
-    let beside = config.parent().unwrap_or(Path::new("/")).join(format!("{}.key", args.repository));
+    let beside = config.parent().unwrap_or(Path::new("/")).join(format!("{}.key", args.repo_name));
     let key_file = SecretArgs { key_file: Some(beside), ..SecretArgs::default() };
     Ok(key_file.table())
 }
@@ -363,10 +369,10 @@ mod tests {
             pgdata: Some(pgdata.into()),
             conninfo: Some("host=/tmp user='a b'".to_owned()),
             push_socket: Some("/run/x.push".into()),
-            repository: "main".to_owned(),
+            repo_name: "main".to_owned(),
             new_lineage: false,
             even_if_bound: false,
-            lost_repository: Vec::new(),
+            lost_repo: Vec::new(),
             encrypt: false,
             secret: SecretArgs::default(),
             store: StoreArgs::default(),
@@ -376,7 +382,7 @@ mod tests {
     fn common(config: &Path, url: Option<&str>, cluster: &str) -> CommonArgs {
         CommonArgs {
             config: Some(config.to_owned()),
-            repo: url.map(str::to_owned),
+            repo: url.map(|url| url.parse().unwrap()).into_iter().collect(),
             cluster: Some(cluster.parse().unwrap()),
             ..CommonArgs::default()
         }
@@ -411,14 +417,22 @@ mod tests {
         assert!(changed.by_hand.as_ref().unwrap().contains("pgdata = \"/elsewhere\""), "{changed:?}");
         let mut offsite = args("/data2");
         offsite.push_socket = None;
-        offsite.repository = "offsite".to_owned();
+        offsite.repo_name = "offsite".to_owned();
         let moved = plan(&common(&path, Some("file:///other"), "b"), &offsite).unwrap();
         assert_eq!(moved.write().unwrap(), Change::Refused);
         let text = moved.by_hand.unwrap();
         assert!(text.contains("[repository.offsite]") && text.contains("[\"main\", \"offsite\"]"), "{text}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
         let taken = plan(&common(&path, Some("file:///other"), "c"), &args("/c")).unwrap_err();
-        assert!(taken.to_string().contains("--repository"), "{taken}");
+        assert!(taken.to_string().contains("--repo-name"), "{taken}");
+    }
+
+    #[test]
+    fn a_repository_of_the_configuration_is_no_url() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("walpoint.toml");
+        let refused = plan(&common(&path, Some("main"), "a"), &args("/data")).unwrap_err();
+        assert!(refused.status == 2 && refused.to_string().contains("takes the URL"), "{refused}");
     }
 
     #[test]

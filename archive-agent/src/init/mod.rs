@@ -22,7 +22,7 @@ use serde::Serialize;
 use walpoint_pg::connect::{ConnInfo, Environment};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::Server;
-use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::args::{CommonArgs, repository_name};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{output, owner};
 use walpoint_storage::object::RepositoryId;
@@ -46,9 +46,9 @@ pub(crate) struct InitArgs {
     /// The socket between archive-push and the daemon [default: /run/walpoint/CLUSTER.push].
     #[arg(long, value_name = "SOCKET")]
     pub(crate) push_socket: Option<PathBuf>,
-    /// What the configuration calls the repository.
-    #[arg(long, value_name = "NAME", default_value = "main")]
-    pub(crate) repository: String,
+    /// Call the repository this in the configuration.
+    #[arg(long, value_name = "NAME", default_value = "main", value_parser = repository_name)]
+    pub(crate) repo_name: String,
     /// Begin a new lineage: for a copy that goes its own way, or for the same cluster after pg_upgrade.
     #[arg(long)]
     pub(crate) new_lineage: bool,
@@ -59,7 +59,7 @@ pub(crate) struct InitArgs {
     /// This repository had to acknowledge WAL and is lost for good: the one that was made in its place takes its place there, and
     /// recovery waits for its word no longer. Can be repeated.
     #[arg(long, value_name = "ID")]
-    pub(crate) lost_repository: Vec<RepositoryId>,
+    pub(crate) lost_repo: Vec<RepositoryId>,
     /// Encrypt the repository, if it is made now. Without another option its key is a new file beside the configuration.
     #[arg(long)]
     pub(crate) encrypt: bool,

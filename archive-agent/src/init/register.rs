@@ -188,7 +188,7 @@ impl<'a> Registration<'a> {
                 after = after.max(first.map_or(0, |first| first.id.n.saturating_sub(1)));
             }
         }
-        Ok(Self { plan, control, ack, begun, elsewhere, after, lost: &args.lost_repository })
+        Ok(Self { plan, control, ack, begun, elsewhere, after, lost: &args.lost_repo })
     }
 
     /// Joins the cluster's lineage in a repository, or begins it there.
@@ -383,7 +383,7 @@ fn others_acknowledge(
     report.warning(
         what,
         format!("{found}: {}, and recovery waits for its word", others.join(", ")),
-        "only if such a repository is lost for good and another one was made in its place, run archive-agent init --lost-repository ID \
+        "only if such a repository is lost for good and another one was made in its place, run archive-agent init --lost-repo ID \
          on the server in production",
     );
 }

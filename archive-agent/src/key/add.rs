@@ -8,7 +8,7 @@ use super::{Changed, New, Open, tell};
 
 /// Runs the command.
 pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
-    let open = Open::of(common, &new.which).await?;
+    let open = Open::of(common).await?;
     let source = new.secret.new_source()?;
     let slots: &KeySlots = &open.slots;
     // Opened anew: what is remembered in this process proves nothing about the slot.

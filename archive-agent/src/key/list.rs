@@ -6,8 +6,6 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
 use walpoint_storage::keys::{KeySlots, KeySource, ListedSlot};
 
-use super::Which;
-
 /// What `key list --json` prints.
 #[derive(Debug, Serialize)]
 struct Slots<'a> {
@@ -37,8 +35,8 @@ struct SlotState {
 }
 
 /// Runs the command.
-pub(super) async fn run(common: &CommonArgs, which: &Which) -> Result<(), Failure> {
-    let (name, settings) = which.select(common)?;
+pub(super) async fn run(common: &CommonArgs) -> Result<(), Failure> {
+    let (name, settings) = super::the_repository(common)?;
     let slots = KeySlots::at(&settings).await?.ok_or_else(|| super::not_encrypted(&name))?;
     let source = KeySource::configured(&settings.encryption)?;
     let mut states = Vec::new();

@@ -20,7 +20,7 @@ use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use walpoint_repo::Repository;
-use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
 use walpoint_storage::keys::{KeySlots, KeySource};
@@ -32,7 +32,7 @@ use self::args::SecretArgs;
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum KeyCommand {
     /// Show the key slots, and which of them the configured secret opens.
-    List(Which),
+    List,
     /// Make a slot for one more secret.
     Add(New),
     /// Make a slot for a new secret and remove the one that the configured secret opens. Data is not touched.
@@ -41,19 +41,9 @@ pub(crate) enum KeyCommand {
     Remove(Remove),
 }
 
-/// Which repository.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Which {
-    /// The repository; needed only when the cluster has several.
-    #[arg(long, value_name = "NAME")]
-    repository: Option<String>,
-}
-
 /// A slot that is to be made.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct New {
-    #[command(flatten)]
-    which: Which,
     #[command(flatten)]
     secret: SecretArgs,
     /// A note beside the slot, such as where its secret is kept. It is no secret itself.
@@ -66,8 +56,6 @@ pub(crate) struct New {
 pub(crate) struct Remove {
     /// Its number, as key list shows it.
     slot: u32,
-    #[command(flatten)]
-    which: Which,
     #[command(flatten)]
     secret: SecretArgs,
     /// Remove it though no other slot is proven to open. What that means has to be confirmed in words, on standard input.
@@ -100,37 +88,23 @@ struct Changed {
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, command: &KeyCommand) -> Result<(), Failure> {
     match command {
-        KeyCommand::List(which) => list::run(common, which).await,
+        KeyCommand::List => list::run(common).await,
         KeyCommand::Add(new) => add::run(common, new).await,
         KeyCommand::Rotate(new) => rotate::run(common, new).await,
         KeyCommand::Remove(remove) => remove::run(common, remove).await,
     }
 }
 
-impl Which {
-    /// The repository of the selected cluster that is meant.
-    fn select(&self, common: &CommonArgs) -> Result<(String, StoreSettings), Failure> {
-        let selection = common.select::<StoreSettings>()?;
-        let names: Vec<&str> = selection.repositories.iter().map(|(name, _)| name.as_str()).collect();
-        let known = names.join(", ");
-        let wanted = match (&self.repository, &names[..]) {
-            (Some(name), _) => name.clone(),
-            (None, [only]) => (*only).to_owned(),
-            (None, _) => {
-                return Err(Failure::usage(anyhow!(
-                    "cluster {} has several repositories, each with slots of its own; choose one with --repository: {known}",
-                    selection.cluster
-                )));
-            }
-        };
-        let found = selection.repositories.into_iter().find(|(name, _)| *name == wanted);
-        found.ok_or_else(|| {
-            Failure::usage(anyhow!(
-                "cluster {} has no repository {wanted} (it has: {known})",
-                selection.cluster
-            ))
-        })
+/// The repository that is meant: each has slots of its own.
+fn the_repository(common: &CommonArgs) -> Result<(String, StoreSettings), Failure> {
+    let Selection { cluster, mut repositories, .. } = common.select::<StoreSettings>()?;
+    if repositories.len() > 1 {
+        let known = repositories.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        return Err(Failure::usage(anyhow!(
+            "cluster {cluster} has several repositories, each with slots of its own; choose one with --repo: {known}"
+        )));
     }
+    repositories.pop().ok_or_else(|| Failure::usage(anyhow!("cluster {cluster} has no repository")))
 }
 
 /// A repository that the configured secret opened.
@@ -142,8 +116,8 @@ struct Open {
 }
 
 impl Open {
-    async fn of(common: &CommonArgs, which: &Which) -> Result<Self, Failure> {
-        let (name, settings) = which.select(common)?;
+    async fn of(common: &CommonArgs) -> Result<Self, Failure> {
+        let (name, settings) = the_repository(common)?;
         let repository = Repository::open(&name, &settings).await?;
         match repository.opened_by() {
             Some((source, _)) => Ok(Self { source: source.clone(), slots: repository.key_slots(), name }),

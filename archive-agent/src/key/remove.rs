@@ -11,7 +11,7 @@ use super::{Changed, Remove, tell};
 
 /// Runs the command.
 pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failure> {
-    let (name, settings) = args.which.select(common)?;
+    let (name, settings) = super::the_repository(common)?;
     let slots = KeySlots::at(&settings).await?.ok_or_else(|| super::not_encrypted(&name))?;
     let listed = slots.list().await?;
     if !listed.iter().any(|slot| slot.number == args.slot) {

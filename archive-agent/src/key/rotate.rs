@@ -12,7 +12,7 @@ use super::{Changed, New, Open, tell};
 
 /// Runs the command.
 pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
-    let open = Open::of(common, &new.which).await?;
+    let open = Open::of(common).await?;
     if new.secret.source()?.as_ref() == Some(&open.source) {
         return Err(Failure::usage(anyhow!(
             "the {} is what the configuration names already: keep the new secret in another place than the old one",

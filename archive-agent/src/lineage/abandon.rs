@@ -81,7 +81,7 @@ fn the_fork(timeline: TimelineId, known: &[Known]) -> anyhow::Result<Option<(Tim
             (TimelineOrigin::Stored(fork), None) => found = Some((&one.name, fork)),
             (TimelineOrigin::Stored(fork), Some((name, other))) if fork != other => bail!(
                 "timeline {timeline} of repository {name} is not the one of repository {}: they begin at different positions. Say \
-                 which one by --repo",
+                 which one with --repo NAME",
                 one.name
             ),
             _ => {}
@@ -110,7 +110,7 @@ fn the_lineage(catalogs: &[(&String, Catalog)], args: &SettleArgs) -> anyhow::Re
                 Some(found) if found.is_same_life(lineage) => {}
                 Some(found) if found.id == lineage.id => bail!(
                     "lineage {} is another server's in repository {name} than in another one, and timeline {timeline} is in both: \
-                     say which repository by --repo",
+                     say which repository with --repo NAME",
                     lineage.id
                 ),
                 Some(found) => bail!(

@@ -44,9 +44,6 @@ pub(crate) struct VerifyArgs {
     /// Read objects for this long, such as 30m; the next run goes on where this one stops.
     #[arg(long, value_name = "TIME", group = "depth")]
     budget: Option<SignedDuration>,
-    /// Only in this repository of the cluster. Can be repeated [default: in all of them].
-    #[arg(long = "repository", value_name = "NAME")]
-    repositories: Vec<String>,
 }
 
 /// Runs the command.
@@ -65,7 +62,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
         agent: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let (mut all, mut failed): (Vec<Verified>, Vec<String>) = (Vec::new(), Vec::new());
-    for (name, settings) in crate::hold::named(&selection, &args.repositories)? {
+    for (name, settings) in &selection.repositories {
         let waiting = ByteProgress::waiting(&format!("verifying repository {name}"), common.show_progress());
         let verified = one(&selection, name, settings, &options).await;
         waiting.end();

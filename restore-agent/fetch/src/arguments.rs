@@ -38,7 +38,7 @@ Usage: restore-fetch --socket SOCKET [--config FILE] NAME PATH
   --socket SOCKET  the prefetcher's socket; one is started if none answers there
   --config FILE    configuration for \"restore-agent\", which prefetches or takes over
   --cluster NAME   the cluster, when the configuration has several
-  --repo URL       the repository, to do without a configuration
+  --repo NAME|URL  only this repository: its name in the configuration, or its URL, which needs none
   --help           print this and end
   --version        print the version and end
   NAME             the file that PostgreSQL asks for: %f

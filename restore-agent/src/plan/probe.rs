@@ -58,7 +58,7 @@ fn enter(directory: &Path) -> anyhow::Result<()> {
 /// The arguments of `restore-agent` that run [`probe`] with the same selection, and enter these directories.
 pub(crate) fn probe_arguments<'a>(
     config: Option<&Path>,
-    repo: Option<&str>,
+    repo: &[String],
     cluster: &ClusterName,
     enter: impl Iterator<Item = &'a Path>,
 ) -> Vec<OsString> {
@@ -67,7 +67,7 @@ pub(crate) fn probe_arguments<'a>(
     if let Some(config) = config {
         arguments.extend(["--config".into(), config.into()]);
     }
-    if let Some(repo) = repo {
+    for repo in repo {
         arguments.extend(["--repo".into(), repo.into()]);
     }
     for directory in enter {

@@ -9,8 +9,8 @@ use walpoint_base::socket::FETCH_SOCKET;
 pub(crate) struct RestoreSource {
     /// The configuration file; absolute.
     pub(crate) config: Option<PathBuf>,
-    /// The repository, if it was given by `--repo`.
-    pub(crate) repo: Option<String>,
+    /// The repositories that were given by `--repo`.
+    pub(crate) repo: Vec<String>,
     /// The key file, if the environment names it and nothing else does.
     pub(crate) key_file: Option<PathBuf>,
     /// The cluster.
@@ -28,7 +28,7 @@ pub(crate) fn restore_command(source: &RestoreSource) -> String {
     if let Some(config) = &source.config {
         option("--config", &config.to_string_lossy());
     }
-    if let Some(repo) = &source.repo {
+    for repo in &source.repo {
         option("--repo", repo);
     }
     option("--cluster", &source.cluster);
@@ -73,13 +73,16 @@ mod tests {
     fn a_command_names_all_that_it_needs() {
         let mut source = RestoreSource {
             config: Some("/etc/w p/c.toml".into()),
-            repo: None,
+            repo: Vec::new(),
             key_file: None,
             cluster: "main".into(),
         };
         let command = restore_command(&source);
         assert!(command.contains("--config '/etc/w p/c.toml' --cluster main %f %p"), "{command}");
         assert!(command.contains("--socket pg_dynshmem/walpoint-fetch"), "{command}");
+        source.repo = vec!["main".into(), "off site".into()];
+        let command = restore_command(&source);
+        assert!(command.contains("c.toml' --repo main --repo 'off site' --cluster main"), "{command}");
         source.key_file = Some("/my key".into());
         let command = restore_command(&source);
         assert!(command.starts_with("WALPOINT_KEY_FILE='/my key' "), "{command}");

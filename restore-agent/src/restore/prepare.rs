@@ -74,14 +74,14 @@ impl Restore {
         free_space::check(&reader, &layout, &planned.plan, &decided).await.map_err(unread)?;
         let source = command::RestoreSource {
             config: common.config_path().map(std::path::absolute).transpose()?,
-            repo: common.repo.clone(),
+            repo: common.repo.iter().map(ToString::to_string).collect(),
             key_file: key_file(&planned),
             cluster: planned.cluster.to_string(),
         };
         if let Some(owner) = owner {
             // What is missing will be made for that user.
             let parents = places.iter().filter_map(|place| place.ancestors().skip(1).find(|a| a.exists()));
-            let (config, repo) = (source.config.as_deref(), source.repo.as_deref());
+            let (config, repo) = (source.config.as_deref(), &source.repo[..]);
             owners::prove_usable(owner, &plan::probe_arguments(config, repo, &planned.cluster, parents))?;
         }
         let settings = settings(args, &planned, &source);

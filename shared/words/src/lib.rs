@@ -65,12 +65,12 @@ fn lead(remedy: &Remedy) -> &'static str {
 pub fn instruction(remedy: &Remedy) -> String {
     match remedy {
         Remedy::PlaceHoldAnew { number, repository } => format!(
-            "place anew what it may have held, then run archive-agent hold remove {number} --repository {repository}"
+            "place anew what it may have held, then run archive-agent hold remove {number} --repo {repository}"
         ),
         Remedy::VerifyAll => "Run archive-agent verify without --light, --sample, --budget and --backup: it announces again what is \
              damaged, and deletes this object; what was asked to be deleted by name has to be asked for again"
             .to_owned(),
-        Remedy::SupersedeAgain => "Run archive-agent init --lost-repository ID again on the server in production, with the id of the \
+        Remedy::SupersedeAgain => "Run archive-agent init --lost-repo ID again on the server in production, with the id of the \
              repository that was lost and replaced (archive-agent init shows it): it records anew which repositories acknowledge"
             .to_owned(),
         other => advice(other).trim_start_matches([',', ';', ':', '.', ' ']).to_owned(),
@@ -134,7 +134,7 @@ mod tests {
             text.starts_with("repository main: ") && text.contains("is damaged: torn: place anew"),
             "{text}"
         );
-        assert!(text.ends_with("archive-agent hold remove 2 --repository main"), "{text}");
+        assert!(text.ends_with("archive-agent hold remove 2 --repo main"), "{text}");
         let missing = RepoError::NoRepository {
             store: "file:///x".to_owned(),
             what: "it has no walpoint.json".to_owned(),

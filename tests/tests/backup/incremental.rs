@@ -198,7 +198,7 @@ fn each_repository_has_its_own_parent() {
     });
     let file = bed.cluster.pgdata().join("noise");
     noise(&file, 10);
-    let only = bed.backup(&["--repository", "main"]);
+    let only = bed.backup(&["--repo", "main"]);
     let both = bed.backup(&[]);
     let copies = both["repositories"].as_array().unwrap();
     let of = |name: &str| copies.iter().find(|copy| copy["repository"] == name).unwrap();

@@ -3,6 +3,7 @@
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::faults::SmallDisk;
 use walpoint_tests::store::Store;
+use walpoint_tests::{process, wait};
 
 use crate::bed::{Backed, Bed, noise, report};
 
@@ -21,11 +22,36 @@ fn a_backup_goes_to_every_repository() {
         let target = backed.unpack(id, &bed.cluster);
         assert!(target.join("global/pg_control").exists());
     }
-    let only = bed.backup(&["--repository", "second"]);
+    let only = bed.backup(&["--repo", "second"]);
     assert_eq!(only["repositories"][0]["repository"], "second");
     assert_eq!((bed.repository().finished().len(), Backed::in_store(&second).finished().len()), (1, 2));
-    let output = bed.agent.run(&["backup", "--repository", "third"]).expect_status(2);
+    let output = bed.agent.run(&["backup", "--repo", "third"]).expect_status(2);
     assert!(output.stderr.contains("main, second"), "{}", output.stderr);
+
+    // So it is with every command, of both programs.
+    let status = bed.agent.run(&["status", "--repo", "second", "--json"]).expect_success().stdout;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let shown = status["clusters"][0]["repositories"].as_array().unwrap();
+    assert_eq!((shown.len(), &shown[0]["repository"]), (1, &"second".into()), "{status:#}");
+    let checked = bed.agent.run(&["check", "--repo", "second", "--no-switch"]).expect_success().stdout;
+    assert!(checked.contains("repository second") && !checked.contains("repository main"), "{checked}");
+    assert!(!checked.contains("to acknowledge WAL"), "not a matter of one of them: {checked}");
+    let restoring = |arguments: &[&str]| {
+        process::run(&mut bed.agent.command("restore-agent", arguments.to_vec()), wait::SOON)
+    };
+    restoring(&["plan", "--repo", "second"]).expect_success();
+    for arguments in
+        [&["plan", "--repo", "third"][..], &["plan", "--repo", "second", "--repo", &second.url()]]
+    {
+        assert!(restoring(arguments).expect_status(2).stderr.contains("--repo"), "{arguments:?}");
+    }
+    for arguments in [
+        &["status", "--repo", "third"][..],
+        &["run", "--once", "--repo", "main"],
+        &["init", "--repo", "main"],
+    ] {
+        assert!(bed.agent.run(arguments).expect_status(2).stderr.contains("--repo"), "{arguments:?}");
+    }
 }
 
 /// A disk that fills up while the backup is written: the other copy is finished, and the failure is told.
@@ -85,8 +111,8 @@ fn a_repository_that_is_gone_is_left_out() {
         let output = bed.agent.run(arguments).expect_status(1);
         assert!(output.stderr.contains("no backup was begun:\nrepository "), "{}", output.stderr);
     };
-    refused(&["backup", "--repository", "gone", "--repository", "main"]);
-    bed.agent.run(&["backup", "--repository", "main", "--repository", "second"]).expect_success();
+    refused(&["backup", "--repo", "gone", "--repo", "main"]);
+    bed.agent.run(&["backup", "--repo", "main", "--repo", "second"]).expect_success();
     away(&bed.store);
     refused(&["backup"]);
 }

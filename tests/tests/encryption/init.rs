@@ -64,7 +64,7 @@ fn init_makes_a_key_and_says_what_to_keep() {
     // Encryption is chosen once.
     let plain = format!("file://{}", dir.join("plain").display());
     let arguments =
-        ["--config", config_text, "init", "--cluster", "b", "--repo", &plain, "--repository", "plain"];
+        ["--config", config_text, "init", "--cluster", "b", "--repo", &plain, "--repo-name", "plain"];
     let more = ["--pgdata", pgdata, "--push-socket", "/run/walpoint/b"];
     agent.run(&[&arguments[..], &more].concat()).expect_success();
     let told = agent.run(&[&arguments[..], &more, &["--encrypt"]].concat()).expect_status(2).stderr;

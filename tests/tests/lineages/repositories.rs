@@ -190,12 +190,12 @@ fn names_of_another_host_take_no_repositorys_place() {
     assert!(!made.stdout.contains("takes the place") && replaced() == 0, "{made:#?}");
     assert!(made.stdout.contains("recovery waits for its word"), "{made:#?}");
     let id = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
-    let refused = alone.init(&["--lost-repository", id]);
+    let refused = alone.init(&["--lost-repo", id]);
     assert!(!refused.success() && replaced() == 0, "{refused:#?}");
     assert!(refused.stderr.contains("is not known to archive there"), "{refused:#?}");
     // One that is configured and answers is not lost.
     bed.agent.write();
-    let refused = bed.agent.init(&["--lost-repository", id]);
+    let refused = bed.agent.init(&["--lost-repo", id]);
     assert!(!refused.success() && replaced() == 0, "{refused:#?}");
     assert!(refused.stderr.contains("it is configured here and answers"), "{refused:#?}");
 }

@@ -266,7 +266,7 @@ fn incomplete_copies_of_two_servers_are_no_plan() {
     let refuses = |what: &str| {
         for options in [&["plan", "--use-partial"][..], &["plan", "--target-lsn", &lsn]] {
             let plan = bed.agent.restore(options).expect_status(1);
-            assert!(plan.stderr.contains(what) && plan.stderr.contains("--repo URL"), "{what}: {plan:#?}");
+            assert!(plan.stderr.contains(what) && plan.stderr.contains("--repo NAME"), "{what}: {plan:#?}");
         }
     };
     refuses("incomplete copy");
@@ -296,7 +296,7 @@ fn another_servers_whole_segment_does_not_complete_an_incomplete_copy() {
     let xid = last.xid.to_string();
     for options in [&[][..], &["--use-partial"], &["--target-xid", &xid]] {
         let plan = bed.agent.restore(&[&["plan"], options].concat()).expect_status(1);
-        assert!(plan.stderr.contains("incomplete copy") && plan.stderr.contains("--repo URL"), "{plan:#?}");
+        assert!(plan.stderr.contains("incomplete copy") && plan.stderr.contains("--repo NAME"), "{plan:#?}");
     }
 }
 

@@ -35,11 +35,11 @@ fn a_repository_that_was_made_anew_takes_the_place_of_the_old_one() {
     assert!(made.stdout.contains("recovery waits for its word"), "a name shows nothing: {made:#?}");
     let lost = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
     let check = bed.agent.run(&["check", "--no-switch"]);
-    assert!(check.stdout.contains(lost) && check.stdout.contains("--lost-repository"), "{check:#?}");
-    let made = bed.agent.init(&["--lost-repository", lost]).expect_success();
+    assert!(check.stdout.contains(lost) && check.stdout.contains("--lost-repo"), "{check:#?}");
+    let made = bed.agent.init(&["--lost-repo", lost]).expect_success();
     assert!(made.stdout.contains("takes the place"), "{made:#?}");
     bed.agent.init(&[]).expect_success();
-    bed.agent.init(&["--lost-repository", lost]).expect_success();
+    bed.agent.init(&["--lost-repo", lost]).expect_success();
     ledger.append_as(&bed.cluster, "a2");
     bed.backup();
     let a3 = ledger.append_as(&bed.cluster, "a3");
@@ -87,7 +87,7 @@ fn a_damaged_record_of_who_acknowledges_holds_no_recovery_up_and_is_made_anew() 
     empty(second.root().unwrap());
     let made = bed.agent.init(&[]).expect_success();
     let lost = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
-    bed.agent.init(&["--lost-repository", lost]).expect_success();
+    bed.agent.init(&["--lost-repo", lost]).expect_success();
     bed.backup();
     ledger.append_as(&bed.cluster, "a1");
     bed.settle();
@@ -105,14 +105,14 @@ fn a_damaged_record_of_who_acknowledges_holds_no_recovery_up_and_is_made_anew() 
     let verified = bed.agent.run(&["verify", "--light"]);
     assert!(!verified.success(), "{verified:#?}");
     let told = format!("{}{}", verified.stdout, verified.stderr);
-    assert!(told.contains("/ack/") && told.contains("--lost-repository"), "{told}");
+    assert!(told.contains("/ack/") && told.contains("--lost-repo"), "{told}");
     let restored = bed.restore_and_start("damaged", &[]);
     restored.wait_promoted();
     assert_eq!(ledger.labels(&restored), "a1");
 
     let said = bed.agent.init(&[]);
-    assert!(said.stdout.contains("--lost-repository ID again"), "{said:#?}");
-    let made = bed.agent.init(&["--lost-repository", lost]).expect_success();
+    assert!(said.stdout.contains("--lost-repo ID again"), "{said:#?}");
+    let made = bed.agent.init(&["--lost-repo", lost]).expect_success();
     assert!(made.stdout.contains("takes the place"), "{made:#?}");
     assert_eq!(records().len(), 2);
     bed.agent.run(&["verify", "--light"]).expect_success();
