@@ -36,9 +36,9 @@ pub(crate) async fn make<S: BackupSource>(
     let gets_one = |d: &&Destination| chosen.names.iter().any(|name| name == d.name());
     let copies: Vec<Destination> = source.destinations().iter().filter(gets_one).cloned().collect();
     let cluster = &request.selection.cluster;
-    let taken = BackupLeases::take(cluster, &copies, AGENT, request.force);
+    let taken = BackupLeases::take(cluster, &copies, AGENT, request.steal_lease);
     let mut leases = request.unless_stopped(taken).await?;
-    let attempt = Attempt { request, chosen, copies: &copies, forced: leases.forced };
+    let attempt = Attempt { request, chosen, copies: &copies, stolen: leases.stolen };
     let made = tokio::select! {
         made = attempt.make(source) => made,
         () = leases.keep() => Err(anyhow!("the leases ended")),
@@ -53,17 +53,17 @@ struct Attempt<'a> {
     chosen: &'a Chosen,
     /// The repositories that get a replica.
     copies: &'a [Destination],
-    /// Whether another backup's lease was taken by force: that backup may still be running.
-    forced: bool,
+    /// Whether another backup's lease was stolen: that backup may still be running.
+    stolen: bool,
 }
 
 impl Attempt<'_> {
     async fn make<S: BackupSource>(&self, source: S) -> anyhow::Result<BackupReport> {
-        let Self { request, chosen, copies, forced } = *self;
+        let Self { request, chosen, copies, stolen } = *self;
         let started = source.start(request, copies).await?;
         let begun = started.begun();
         tracing::info!(backup = %begun.id, size = human::size(begun.bytes), "copying");
-        let replicas = Replicas::begin(request, begun, copies, chosen, forced).await?;
+        let replicas = Replicas::begin(request, begun, copies, chosen, stolen).await?;
         let copied = started.copy(request, &replicas).await;
         let copied = self.or_noted(copied, &replicas).await?;
         self.announce(copied, replicas).await

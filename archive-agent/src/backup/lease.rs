@@ -24,7 +24,7 @@ const RENEWAL: Duration = Duration::from_secs(300);
 pub(crate) struct BackupLeases {
     held: Vec<(String, HeldLease)>,
     /// Whether somebody else's was taken over though it was good: that backup may still be running.
-    pub(crate) forced: bool,
+    pub(crate) stolen: bool,
 }
 
 impl BackupLeases {
@@ -33,17 +33,17 @@ impl BackupLeases {
         cluster: &ClusterName,
         copies: &[Destination],
         agent: &str,
-        force: bool,
+        steal: bool,
     ) -> anyhow::Result<Self> {
         let holder = this_process(agent);
-        let mut leases = Self { held: Vec::new(), forced: false };
+        let mut leases = Self { held: Vec::new(), stolen: false };
         for copy in copies {
             let asked =
-                Leases::of(&copy.repository, cluster, TASK).ask(&holder, SECONDS, force, is_dead).await;
+                Leases::of(&copy.repository, cluster, TASK).ask(&holder, SECONDS, steal, is_dead).await;
             let asked = asked.with_context(|| format!("the lease on backups in repository {}", copy.name()));
             match asked {
                 Ok(LeaseAnswer::Held(held, before)) => {
-                    leases.forced |= before.is_some();
+                    leases.stolen |= before.is_some();
                     leases.held.push((copy.name().to_owned(), *held));
                 }
                 Ok(LeaseAnswer::Busy(lease)) => {
@@ -51,7 +51,7 @@ impl BackupLeases {
                     let Holder { host, process, .. } = &lease.holder;
                     bail!(
                         "no backup was begun: process {process} on {host} has been at a backup of cluster {cluster} into \
-                         repository {} since {}. HINT: wait for it; if it is known to be dead, use --force, or wait until \
+                         repository {} since {}. HINT: wait for it; if it is known to be dead, use --steal-lease, or wait until \
                          its lease ends, {SECONDS} seconds after its last sign of life",
                         copy.name(),
                         lease.since
@@ -61,7 +61,7 @@ impl BackupLeases {
                     leases.release().await;
                     bail!(
                         "no backup was begun: {key} in repository {} is damaged ({what}), and says who is at a backup of cluster \
-                         {cluster}. HINT: if no backup is running, use --force; otherwise it ends by itself at {until:.0}",
+                         {cluster}. HINT: if no backup is running, use --steal-lease; otherwise it ends by itself at {until:.0}",
                         copy.name()
                     );
                 }
@@ -83,7 +83,7 @@ impl BackupLeases {
                 Ok(Renewed::Lost) => {
                     tracing::warn!(
                         repository,
-                        "another backup of the cluster was begun by force; both go on"
+                        "another backup of the cluster took the lease (--steal-lease); both continue"
                     );
                     lost.push(n);
                 }

@@ -88,9 +88,9 @@ pub(crate) struct BackupArgs {
     /// Begin with a checkpoint that spares the disks and may take minutes.
     #[arg(long, conflicts_with = "fast", help_heading = READ)]
     spread: bool,
-    /// Begin even if another backup of the cluster seems to be running.
+    /// Begin although another backup of the cluster holds the lease. If it still runs, both are made.
     #[arg(long, help_heading = help::OVERRIDES)]
-    force: bool,
+    steal_lease: bool,
 }
 
 /// Runs the command.
@@ -103,7 +103,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
         label: args.label.clone(),
         fast: !args.spread,
         full: args.full,
-        force: args.force,
+        steal_lease: args.steal_lease,
         strict: args.strict,
         selection: &selection,
         stop: &stop,

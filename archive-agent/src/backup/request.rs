@@ -25,7 +25,7 @@ pub(crate) struct BackupRequest<'a> {
     /// Whether earlier backups are left alone.
     pub(crate) full: bool,
     /// Whether to begin though another backup seems to be running.
-    pub(crate) force: bool,
+    pub(crate) steal_lease: bool,
     /// Whether a damaged page means that there is no backup.
     pub(crate) strict: bool,
     /// The cluster.

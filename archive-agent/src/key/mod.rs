@@ -60,7 +60,7 @@ pub(crate) struct Remove {
     secret: SecretArgs,
     /// Remove it though no other slot is proven to open. What that means has to be confirmed in words, on standard input.
     #[arg(long)]
-    force_last: bool,
+    even_if_last: bool,
 }
 
 /// What changing commands print with `--json`.

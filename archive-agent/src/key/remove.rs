@@ -24,7 +24,7 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
         args.secret.source()?.into_iter().chain(KeySource::configured(&settings.encryption)?).collect();
     let remaining = remaining(&slots, args.slot, &sources).await?;
     if remaining.is_none() {
-        if !args.force_last {
+        if !args.even_if_last {
             return Err(anyhow!(
                 "slot {} was not removed: no other slot of repository {name} is proven to open, and without one nothing in it \
                  can ever be restored; prove another one with the secret that opens it (--key-file, --passphrase-file, \

@@ -43,7 +43,7 @@ const SPLIT_BRAIN: &str = "find out which server wrote which of both; take a bac
      lineage of its own (archive-agent init --new-lineage)";
 
 const WAIT_OR_FORCE: &str = "nothing has to be done: it ends like any other, a quarter of an hour after it was stored, and the next \
-     backup deletes it; archive-agent backup --force begins one at once";
+     backup deletes it; archive-agent backup --steal-lease begins one at once";
 
 /// What to do about a finding.
 pub(super) fn remedy(cure: &Cure) -> String {

@@ -196,7 +196,7 @@ fn an_interrupted_backup_is_gone_on_with() {
     source.assert_equal(&Contents::of(&bed.recover(next["backup"].as_str().unwrap())));
 }
 
-/// Two backups at once: the second says who is at it and since when. By force both are made, and both restore.
+/// Two backups at once: the second says who is at it and since when. With the lease stolen both are made, and both restore.
 #[test]
 fn two_backups_at_once() {
     let bed = bed();
@@ -207,9 +207,9 @@ fn two_backups_at_once() {
     if first.try_status().is_none() {
         assert_eq!(second.status, 1, "{}", second.stderr);
         let process = format!("process {} on", first.pid());
-        assert!(second.stderr.contains(&process) && second.stderr.contains("--force"), "{}", second.stderr);
+        assert!(second.stderr.contains(&process) && second.stderr.contains("--steal-lease"), "{}", second.stderr);
     }
-    let forced = bed.backup(&["--force"]);
+    let forced = bed.backup(&["--steal-lease"]);
     assert_eq!(first.wait(Duration::from_secs(120)), 0, "{}", first.log());
     assert!(bed.repository().finished().len() >= 2);
     let source = Contents::of(&bed.cluster);

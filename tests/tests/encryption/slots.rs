@@ -90,7 +90,7 @@ fn secrets_come_and_go_and_the_last_one_stays() {
 
     // The very last one only by saying in words what that means.
     let force = |typed: &str| {
-        let mut command = agent.command("archive-agent", ["key", "remove", "2", "--force-last"]);
+        let mut command = agent.command("archive-agent", ["key", "remove", "2", "--even-if-last"]);
         process::run_with_input(&mut command, typed.as_bytes(), wait::SOON)
     };
     // The configured secret opens the slot itself, which proves no other.

@@ -12,19 +12,19 @@ use crate::backup::request::{AGENT, BackupRequest, host};
 use crate::check::repository::Destination;
 
 impl Replicas<BackupWriter> {
-    /// Begins one in each of `copies`. `forced`: beside another backup that may still be running.
+    /// Begins one in each of `copies`. `stolen`: beside another backup that may still be running.
     pub(crate) async fn begin(
         request: &BackupRequest<'_>,
         begun: &Begun,
         copies: &[Destination],
         chosen: &Chosen,
-        forced: bool,
+        stolen: bool,
     ) -> anyhow::Result<Self> {
         let options = MemoryBudget::of(request.settings(), copies.len()).options();
         let block_size = BlockSize::new(begun.block_size).context("no cluster has such blocks")?;
         let mut all = Vec::new();
         for destination in copies {
-            let intent = intent(request, begun, destination, forced).await?;
+            let intent = intent(request, begun, destination, stolen).await?;
             let resumed = intent.adopted.clone();
             let writer = destination.backups().begin(intent, block_size, &options).await?;
             log_foundation(destination.name(), &writer, request.full);
@@ -42,13 +42,13 @@ async fn intent(
     request: &BackupRequest<'_>,
     begun: &Begun,
     destination: &Destination,
-    forced: bool,
+    stolen: bool,
 ) -> anyhow::Result<Intent> {
     let ReusableBackups { parents, mut adopted } = match request.full {
         true => ReusableBackups::default(),
         false => ReusableBackups::choose(&destination.backups().list().await?),
     };
-    if forced {
+    if stolen {
         // One of them may still be running: it is neither resumed nor ended.
         adopted.clear();
     }
