@@ -18,31 +18,42 @@ use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::{FINDINGS, Failure};
-use walpoint_runtime::output;
 use walpoint_runtime::progress::ByteProgress;
+use walpoint_runtime::{help, output};
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
 use self::content::PgContent;
 use self::document::VerifyDocument;
 
+/// The heading of options about how much is read.
+const READ: &str = "How much is read [default: every byte]";
+
+const EXAMPLES: &[(&str, &str)] = &[
+    ("Read every byte of everything that is kept", "archive-agent verify"),
+    ("Every night, read as much as one hour allows, each night other objects", "archive-agent verify --budget 1h"),
+    ("Check that nothing is missing, in one repository", "archive-agent verify --light --repo far"),
+    (
+        "Verify one backup and the WAL that makes it consistent",
+        "archive-agent verify --backup \\\n      20261121T101500Z-00000001-0000000002000028-9f3a0c11",
+    ),
+];
+
 /// Options of `verify`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct VerifyArgs {
     /// Verify only this backup, and the WAL that makes it consistent.
     #[arg(long, value_name = "ID")]
     backup: Option<BackupId>,
-    /// Look only at what is there and how long it is.
-    #[arg(long, group = "depth")]
+    /// Look only at which objects exist and how long they are, and at small ones.
+    #[arg(long, group = "depth", help_heading = READ)]
     light: bool,
-    /// Read every byte (the default).
-    #[arg(long, group = "depth")]
-    full: bool,
-    /// Read this share of all objects, such as 10%; the next run goes on where this one stops.
-    #[arg(long, value_name = "SHARE", group = "depth", value_parser = share)]
+    /// Read this share of all objects, such as 10% or 0.1; the next run continues where this one stops.
+    #[arg(long, value_name = "SHARE", group = "depth", value_parser = share, help_heading = READ)]
     sample: Option<f64>,
-    /// Read objects for this long, such as 30m; the next run goes on where this one stops.
-    #[arg(long, value_name = "TIME", group = "depth")]
+    /// Read objects for this long, such as 30m or "1h 30m"; the next run continues where this one stops.
+    #[arg(long, value_name = "SPAN", group = "depth", help_heading = READ)]
     budget: Option<SignedDuration>,
 }
 
@@ -52,7 +63,6 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
     let options = VerifyOptions {
         backup: args.backup,
         depth: match (args.light, args.sample, args.budget) {
-            _ if args.full => Depth::Full,
             (true, ..) => Depth::Light,
             (_, Some(share), _) => Depth::Sample(share),
             (_, _, Some(span)) => Depth::Budget(duration(span)),

@@ -16,7 +16,7 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
     let cluster = crate::place::bytes_below(&server.pgdata().join("base"));
     let (mut rates, mut covered) = (Vec::new(), 0);
     for round in 0..=ground.rounds {
-        let seen = repository.agent(ground, "verify --full", "verify", round)?;
+        let seen = repository.agent(ground, "verify", "verify", round)?;
         let printed = repository.printed()?;
         let told = &printed["repositories"][0];
         covered = told["verified_bytes"].as_u64().ok_or_else(|| format!("verify printed {printed}"))?;

@@ -103,7 +103,7 @@ fn killed_at_the_creation_of_an_object() {
     }
     assert!(killed > 0);
     bed.backup(&[]);
-    bed.agent.run(&["verify", "--full"]).expect_success();
+    bed.agent.run(&["verify"]).expect_success();
 }
 
 /// Kills backups at random moments, then makes one: it restores, as does all that is listed, what the dead ones stored was not
@@ -142,7 +142,7 @@ fn kill_at_random(times: usize) {
         drop(restored);
         std::fs::remove_dir_all(place).unwrap();
     }
-    bed.agent.run(&["verify", "--full"]).expect_success();
+    bed.agent.run(&["verify"]).expect_success();
 }
 
 /// B4: ten of them.

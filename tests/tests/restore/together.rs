@@ -94,7 +94,7 @@ fn wal_that_only_the_other_repository_has_and_has_damaged_ends_no_plan() {
     keys.retain(|key| key.ends_with(&format!("/{}", rows[4].segment)));
     let whole = other.get(&keys[0]).unwrap();
     other.flip_bit(&keys[0], whole.len() * 3 / 4);
-    bed.agent.run(&["verify", "--full"]).expect_status(3);
+    bed.agent.run(&["verify"]).expect_status(3);
     let refused = plan(&bed, &[]);
     assert_eq!(refused["reason"], "missing-wal", "{refused:#}");
     assert_eq!(refused["missing"][0]["first"], rows[4].segment.as_str(), "{refused:#}");

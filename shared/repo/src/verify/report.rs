@@ -137,7 +137,7 @@ impl Verified {
             repository: repository.name().to_owned(),
             depth: match options.depth {
                 Depth::Light => "light",
-                Depth::Full => "full",
+                Depth::Full => "everything",
                 Depth::Sample(_) => "sample",
                 Depth::Budget(_) => "budget",
             },
