@@ -34,7 +34,7 @@ pub(crate) struct TargetArgs {
     lineage: Option<LineageId>,
     /// Leave out what lies exactly at the target.
     #[arg(long, requires = "target")]
-    exclusive: bool,
+    target_exclusive: bool,
     /// Start from this backup [default: the newest one before the target].
     #[arg(long, value_name = "ID")]
     backup: Option<BackupId>,
@@ -115,7 +115,7 @@ impl TargetArgs {
         Ok(RestoreRequest {
             target,
             timeline: self.target_timeline,
-            inclusive: !self.exclusive,
+            inclusive: !self.target_exclusive,
             lineage: self.lineage,
             backup: self.backup,
             action,
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn one_target_at_the_most() {
         assert_eq!(request(&[]).unwrap(), RestoreRequest::default());
-        let lsn = request(&["--target-lsn", "0/2000028", "--exclusive"]).unwrap();
+        let lsn = request(&["--target-lsn", "0/2000028", "--target-exclusive"]).unwrap();
         assert_eq!(
             (lsn.target, lsn.inclusive, lsn.action),
             (RecoveryTarget::Lsn(Lsn(0x2000028)), false, TargetAction::Pause)
@@ -173,7 +173,7 @@ mod tests {
             (["--target-name", ""], "1 to 63"),
             (["--target-timeline", "newest"], "latest, current or a number"),
             (["--backup", "yesterday"], "backup id"),
-            (["--exclusive", "--target-timeline=2"], "--target-time <TIME>"),
+            (["--target-exclusive", "--target-timeline=2"], "--target-time <TIME>"),
         ] {
             let error = request(&line).unwrap_err();
             assert!(error.contains(told), "{line:?}: {error}");

@@ -24,7 +24,7 @@ fn plan_from(backup: BackupId) -> serde_json::Value {
         "lineage": "7-1",
         "target": { "kind": "time", "value": "2000-01-01T03:06:40Z", "inclusive": false },
         "options": [
-            "--target-time", "2000-01-01 03:06:40.000000+00", "--exclusive", "--lineage", "7-1", "--target-timeline", "2",
+            "--target-time", "2000-01-01 03:06:40.000000+00", "--target-exclusive", "--lineage", "7-1", "--target-timeline", "2",
             "--backup",
             backup.to_string(),
         ],
@@ -105,7 +105,7 @@ fn a_plan_as_json_and_as_text() {
         assert!(text.contains(line), "{line:?} is not in\n{text}");
     }
     let again = format!(
-        "Again by    --target-time '2000-01-01 03:06:40.000000+00' --exclusive --lineage 7-1 --target-timeline 2 --backup {second}\n"
+        "Again by    --target-time '2000-01-01 03:06:40.000000+00' --target-exclusive --lineage 7-1 --target-timeline 2 --backup {second}\n"
     );
     assert!(text.contains(&again), "{text}");
 }

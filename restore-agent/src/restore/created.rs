@@ -167,7 +167,7 @@ fn overwrites(
     let user = server.map(|server| format!(", used by the server that runs on {}", server.display()));
     format!(
         "at {lsn} replay creates tablespace {oid} in {} and would overwrite what lies there ({}{}): nothing was changed; \
-         recover to a moment before it (--target-lsn {lsn} --exclusive), or restore on a machine or in a container where that \
+         recover to a moment before it (--target-lsn {lsn} --target-exclusive), or restore on a machine or in a container where that \
          directory is another one",
         location.display(),
         names.join(", "),

@@ -83,7 +83,7 @@ fn beside(major: u32) {
     // Up to the record it can be done, as the message says.
     let (_, lsn) = refused.stderr.split_once("--target-lsn ").unwrap();
     let lsn = lsn.split_whitespace().next().unwrap();
-    let options = ["--target-lsn", lsn, "--exclusive", "--target-action", "promote"];
+    let options = ["--target-lsn", lsn, "--target-exclusive", "--target-action", "promote"];
     let copy = bed.restore_and_start("until", &options);
     copy.wait_promoted();
     assert_eq!(copy.psql("select count(*) from t"), "1000");

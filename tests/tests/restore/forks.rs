@@ -207,7 +207,7 @@ impl Failover {
             assert_eq!(plan["timeline"], 1, "{options:?}: {plan:#}");
             let built = plan["fork"]["from"].as_str().unwrap_or_default().to_owned();
             assert!(built.contains(from), "{options:?}: {plan:#}");
-            let exclusive = if options[0] == "--target-lsn" { &["--exclusive"][..] } else { &[] };
+            let exclusive = if options[0] == "--target-lsn" { &["--target-exclusive"][..] } else { &[] };
             let found = recovered(&self.bed, &self.ledger, &[&options, exclusive].concat());
             assert_eq!(found, (vec![1], rows.to_owned()), "{options:?}");
         }

@@ -49,7 +49,7 @@ fn what_cannot_be_reached_is_refused_with_what_is_missing_and_what_can_be() {
     let primary = &bed.cluster;
     let mut ledger = Ledger::create(primary, "rows");
     // What lies exactly at a target can be left out only if there is one.
-    bed.agent.restore(&["plan", "--exclusive"]).expect_status(2);
+    bed.agent.restore(&["plan", "--target-exclusive"]).expect_status(2);
     // Without a backup WAL is worth nothing.
     let output = refused(&bed, &[]);
     assert!(output.stderr.contains("no complete backup") && output.stdout.contains("archive-agent backup"));

@@ -75,16 +75,16 @@ fn each_target_lands_on_the_rows_it_should() {
         &ledger,
         &[
             ("the time of a commit", &["--target-time", &at_four], 4),
-            ("the time of a commit, exclusive", &["--target-time", &at_four, "--exclusive"], 3),
+            ("the time of a commit, exclusive", &["--target-time", &at_four, "--target-exclusive"], 3),
             ("between commits", &["--target-time", &four.time_after], 4),
-            ("between commits, exclusive", &["--target-time", &five.time_before, "--exclusive"], 4),
+            ("between commits, exclusive", &["--target-time", &five.time_before, "--target-exclusive"], 4),
             ("between the backup and the next commit", &["--target-time", &rows[0].time_before], 2),
             ("after the second backup", &["--target-time", &late[0].time_after], 7),
             ("a commit's record", &["--target-lsn", &record_five], 5),
-            ("a commit's record, exclusive", &["--target-lsn", &record_five, "--exclusive"], 4),
+            ("a commit's record, exclusive", &["--target-lsn", &record_five, "--target-exclusive"], 4),
             ("a position after a commit", &["--target-lsn", &six.after], 6),
             ("a transaction", &["--target-xid", &xid_four], 4),
-            ("a transaction, exclusive", &["--target-xid", &xid_four, "--exclusive"], 3),
+            ("a transaction, exclusive", &["--target-xid", &xid_four, "--target-exclusive"], 3),
             ("a transaction, from a backup of choice", &["--target-xid", &xid_six, "--backup", &first], 6),
             ("a restore point", &["--target-name", "a point's \"name\""], 5),
             ("the end of the newest backup", &["--target-immediate"], 6),
@@ -288,7 +288,7 @@ fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
     let since = locks[0]["since_lsn"].as_str().unwrap();
     let note = paused["notes"][0].as_str().expect("a note");
     let advice = format!(
-        "--target-lsn {since} --exclusive, which stops before they were locked, after the same transactions"
+        "--target-lsn {since} --target-exclusive, which stops before they were locked, after the same transactions"
     );
     assert!(
         note.contains(&oid) && note.contains("pg_wal_replay_resume()") && note.contains(&advice),
@@ -307,7 +307,7 @@ fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
     restored.wait_promoted();
     assert_eq!(restored.psql(read), "3");
     drop(restored);
-    let restored = bed.restore_and_start("lsn", &["--target-lsn", since, "--exclusive"]);
+    let restored = bed.restore_and_start("lsn", &["--target-lsn", since, "--target-exclusive"]);
     restored.wait_paused();
     assert_eq!(restored.psql(read), "3");
 }

@@ -20,7 +20,7 @@ pub(super) fn locked(locked: &Locked) -> String {
             false => "though also before transactions that ended meanwhile",
         };
         note.push_str(&format!(
-            " To read them while it is paused: --target-lsn {} --exclusive, which stops before they were locked, {same}.",
+            " To read them while it is paused: --target-lsn {} --target-exclusive, which stops before they were locked, {same}.",
             before.lsn
         ));
     }

@@ -22,7 +22,7 @@ pub(in crate::plan) fn of_plan(plan: &RestorePlan) -> Vec<String> {
     let exact = StopRule::of(&plan.target, plan.inclusive).is_some()
         && !matches!(plan.target, RecoveryTarget::Name(_));
     if exact && !plan.inclusive {
-        options.push("--exclusive".to_owned());
+        options.push("--target-exclusive".to_owned());
     }
     options.extend(["--lineage".to_owned(), plan.lineage.to_string()]);
     options.extend(["--target-timeline".to_owned(), plan.leaf.to_string()]);

@@ -15,7 +15,10 @@ impl World {
         let mut kinds = vec![(vec!["--target-lsn".to_owned(), event.after.to_string()], at + 1)];
         if let Some(xid) = event.xid {
             kinds.push((vec!["--target-xid".to_owned(), xid.to_string()], at + 1));
-            kinds.push((vec!["--target-xid".to_owned(), xid.to_string(), "--exclusive".to_owned()], at));
+            kinds.push((
+                vec!["--target-xid".to_owned(), xid.to_string(), "--target-exclusive".to_owned()],
+                at,
+            ));
         }
         if let Effect::Point(name) = &event.effect {
             kinds.push((vec!["--target-name".to_owned(), name.clone()], at + 1));
