@@ -85,6 +85,6 @@ mod tests {
         assert!(is("restore-agent --config /c fetch x y"));
         assert!(is("restore-agent fech 000000010000000000000001 pg_wal/RECOVERYXLOG"));
         assert!(is("restore-agent 00000002.history pg_wal/RECOVERYHISTORY"));
-        assert!(!is("restore-agent prefetch --keep"));
+        assert!(!is("restore-agent prefetch --persistent"));
     }
 }

@@ -45,12 +45,12 @@ pub(crate) struct PrefetchArgs {
     /// Where restore-fetch asks [default: fetch_socket of the configuration, or pg_dynshmem/walpoint-fetch in the data directory].
     #[arg(long, value_name = "SOCKET")]
     pub(crate) socket: Option<PathBuf>,
-    /// Never end, and serve whatever data directory appears: for a sidecar.
+    /// Run until stopped, for any data directory at this path, as a sidecar does.
     #[arg(long)]
-    pub(crate) keep: bool,
+    pub(crate) persistent: bool,
 }
 
-/// Runs a prefetcher; with `--keep` one after the other, for whatever data directory appears.
+/// Runs a prefetcher; with `--persistent` one after the other, for whatever data directory appears.
 pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), Failure> {
     let selection = common.select::<StoreSettings>()?;
     let pgdata = args.pgdata.clone().or_else(|| selection.settings.pgdata.clone());
@@ -64,7 +64,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), 
                 owner::require(&pgdata)?;
                 serve(selection.clone(), place, args, &stop).await?
             }
-            None if args.keep => Some(WatchEnd::DirectoryGone),
+            None if args.persistent => Some(WatchEnd::DirectoryGone),
             None => {
                 return Err(anyhow::anyhow!(
                     "{} is no data directory: it has no global/pg_control, or no pg_wal",
@@ -73,7 +73,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), 
                 .into());
             }
         };
-        if !args.keep || stop.is_cancelled() {
+        if !args.persistent || stop.is_cancelled() {
             return Ok(());
         }
         tracing::debug!("serving again after {ended:?}");
@@ -114,7 +114,7 @@ async fn serve(
     }
 
     let archive = ClusterArchive::new(selection, Some(&place));
-    let idle_limit = if args.keep { Duration::MAX } else { config::duration(settings.prefetch_idle) };
+    let idle_limit = if args.persistent { Duration::MAX } else { config::duration(settings.prefetch_idle) };
     let mut life = Watchdog::new(place.clone(), idle_limit);
     let prefetcher = Prefetcher::new(archive, spool, place.clone(), &settings);
     let server = PrefetchServer::new(Arc::clone(&prefetcher), &settings);
@@ -131,7 +131,7 @@ async fn serve(
         let ours = prefetcher.spool().is_ours() && prefetcher.archive().origin().is_current();
         match life.check(server.idle()).or((!ours).then_some(WatchEnd::DirectoryGone)) {
             // A sidecar serves whatever comes next in this place.
-            Some(WatchEnd::Recovered | WatchEnd::ServerGone) if args.keep => {}
+            Some(WatchEnd::Recovered | WatchEnd::ServerGone) if args.persistent => {}
             Some(end) => break Some(end),
             None => {}
         }

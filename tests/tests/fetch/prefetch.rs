@@ -179,7 +179,7 @@ fn a_kept_prefetcher_serves_what_comes_next() {
     let bed = Bed::new();
     let target = bed.target().configure(|agent| agent.cluster_line("prefetch_idle = \"1s\""));
     let second = names(&bed.wal, 2);
-    let mut kept = target.prefetcher_with(&["--keep"]);
+    let mut kept = target.prefetcher_with(&["--persistent"]);
     bed.check(&target, &second[0]);
     wait::holds_for(Duration::from_secs(2), "the prefetcher stays", || kept.try_status().is_none());
     let wal = target.pgdata.join("pg_wal");

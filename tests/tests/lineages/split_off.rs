@@ -123,7 +123,7 @@ fn a_running_prefetcher_follows_the_lineage_that_the_directory_is_bound_to_later
     let agent = Agent::with(&two.follower, &two.bed.store);
     agent.write();
     let socket = agent.fetch_socket();
-    let mut command = agent.command("restore-agent", ["prefetch", "--keep", "--pgdata"]);
+    let mut command = agent.command("restore-agent", ["prefetch", "--persistent", "--pgdata"]);
     command.arg(pgdata).arg("--socket").arg(&socket);
     let _prefetcher = process::Background::start(&mut command, &two.bed.cluster.dir().join("prefetch.log"));
     wait::until_true(SOON, "the prefetcher listens", || {

@@ -42,7 +42,7 @@ fn rewound(major: u32) {
     let socket = new.pgdata().join(socket.split_whitespace().next().unwrap());
     wait::until_true(wait::SOON, "the recovery's prefetcher ends", || !socket.exists());
     let pgdata = new.pgdata().to_str().unwrap();
-    let mut sidecar = bed.agent.command("restore-agent", ["prefetch", "--keep", "--pgdata", pgdata]);
+    let mut sidecar = bed.agent.command("restore-agent", ["prefetch", "--persistent", "--pgdata", pgdata]);
     let log = bed.agent.place().join("prefetch.log");
     let _sidecar = Background::start(&mut sidecar, &log);
     wait::until_true(wait::SOON, "the sidecar listens", || socket.exists());
