@@ -135,7 +135,7 @@ impl Decided {
     }
 
     /// Looks again, later, and refuses a directory that is not what it was. This is the one second look at what was probed: planning
-    /// takes a while, `--before` may do anything, mount a filesystem say, and what is there now is what will be moved or overwritten.
+    /// takes a while, `--pre-command` may do anything, mount a filesystem say, and what is there now is what will be moved or overwritten.
     pub(super) fn prove_unchanged(&self, pgdata: &Path) -> anyhow::Result<()> {
         let now = Self::look(pgdata, self.mode, self.vouched)?;
         let is_as_moved = match (&now.previous, &self.previous) {

@@ -36,17 +36,18 @@ use crate::wal::spool;
 const AT_REST: Duration = Duration::from_millis(5);
 
 impl Restore {
-    /// Writes the cluster. `before`: what is run first, taken so that another attempt does not run it again.
+    /// Writes the cluster. `pre_command`: what is run first, taken so that another attempt does not run it
+    /// again.
     pub(super) async fn execute(
         self,
         common: &CommonArgs,
         args: &RestoreArgs,
-        before: &mut Option<&str>,
+        pre_command: &mut Option<&str>,
     ) -> anyhow::Result<RestoreReport> {
         let began = Instant::now();
         let pgdata = self.layout.pgdata().to_owned();
         let built = built(common, &self.planned).await?;
-        hook("--before", before.take(), &pgdata)?;
+        hook("--pre-command", pre_command.take(), &pgdata)?;
         let _held = self.take_place(&pgdata)?;
         let kept = if self.decided.does(&Step::Keep) {
             let now = Timestamp::now();
@@ -79,7 +80,7 @@ impl Restore {
             .put(old.as_deref(), anchor.path(), self.owner, size, args.resume_archiving)
             .map_err(explain)?;
         let raised = self.finish(&pgdata, &roots)?;
-        hook("--after", args.after.as_deref(), &pgdata)?;
+        hook("--post-command", args.post_command.as_deref(), &pgdata)?;
         Ok(self.report(args, &Done { written, removed, kept, raised }, began.elapsed()))
     }
 

@@ -157,12 +157,12 @@ pub(crate) struct RestoreArgs {
     /// Show the plan and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Run this in a shell before anything is written; a failure ends the restore.
-    #[arg(long, value_name = "CMD")]
-    before: Option<String>,
-    /// Run this in a shell when the cluster is complete.
-    #[arg(long, value_name = "CMD")]
-    after: Option<String>,
+    /// Run this command in a shell before anything is written. If it fails, nothing is.
+    #[arg(long, value_name = "COMMAND")]
+    pre_command: Option<String>,
+    /// Run this command in a shell when the cluster is complete. If it fails, the restore fails, and the cluster stays.
+    #[arg(long, value_name = "COMMAND")]
+    post_command: Option<String>,
 }
 
 /// Runs the command.
@@ -187,12 +187,12 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         Err(no_plan) => return plan::refuse(common, no_plan),
     };
     let mut stand_ins = StandIns::default();
-    let mut before = args.before.as_deref();
+    let mut pre_command = args.pre_command.as_deref();
     loop {
         let attempt = if args.dry_run {
             dry_run(common, args, planned.clone(), pgdata.clone(), decided).await
         } else {
-            restore(common, args, planned.clone(), pgdata.clone(), decided, &mut before).await
+            restore(common, args, planned.clone(), pgdata.clone(), decided, &mut pre_command).await
         };
         let Err(failure) = attempt else { return Ok(()) };
         planned = stand_ins.instead(common, &request, &planned, failure).await?;
@@ -208,10 +208,10 @@ async fn restore(
     planned: Planned,
     pgdata: PathBuf,
     decided: Decided,
-    before: &mut Option<&str>,
+    pre_command: &mut Option<&str>,
 ) -> Result<(), Failure> {
     let restore = Restore::prepare(common, args, planned, pgdata, decided).await?;
-    let report = restore.execute(common, args, before).await?;
+    let report = restore.execute(common, args, pre_command).await?;
     report::print(common, &report)
 }
 
@@ -285,7 +285,7 @@ fn end_finished(
     }
     directory::release(pgdata, marker, reach::owner_of(pgdata))?;
     tracing::info!("{shown} holds the finished restore of backup {}; nothing was left to do", marker.backup);
-    hook("--after", args.after.as_deref(), pgdata)
+    hook("--post-command", args.post_command.as_deref(), pgdata)
 }
 
 /// A restore that was found possible.

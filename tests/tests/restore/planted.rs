@@ -114,7 +114,7 @@ fn repository_id(bed: &Archived) -> String {
     let target = bed.place("killed");
     let spaces = bed.place("killed_spaces");
     let arguments =
-        ["restore", "--pgdata", &text(&target), "--tablespace-dir", &text(&spaces), "--after", "true"];
+        ["restore", "--pgdata", &text(&target), "--tablespace-dir", &text(&spaces), "--post-command", "true"];
     let command = bed.agent.command("restore-agent", arguments);
     process::run(&mut faults::inject(&command, &["pwrite64:signal=SIGKILL:when=1"], &[]), wait::SOON);
     let marker: serde_json::Value =

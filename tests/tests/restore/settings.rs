@@ -238,19 +238,19 @@ fn a_restore_without_a_configuration_recovers_without_one() {
     assert_eq!(ledger.highest(&restored), 1);
 }
 
-/// The hooks: `--before` may forbid it, `--after` sees a complete cluster.
+/// The hooks: `--pre-command` may forbid it, `--post-command` sees a complete cluster.
 #[test]
 fn hooks_run_before_anything_is_written_and_when_all_is() {
     let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
     bed.backup();
     bed.settle();
-    let output = bed.try_restore("target", &["--before", "echo not today >&2; exit 7"]).expect_status(1);
+    let output = bed.try_restore("target", &["--pre-command", "echo not today >&2; exit 7"]).expect_status(1);
     assert!(output.stderr.contains("not today") && output.stderr.contains('7'), "{output:#?}");
     assert!(!bed.place("target").exists());
     let note = bed.agent.place().join("note");
     let before = format!("test ! -e \"$WALPOINT_PGDATA\" && echo before > {}", note.display());
     let after = format!("ls \"$WALPOINT_PGDATA/global/pg_control\" >> {}", note.display());
-    bed.restore("target", &["--before", &before, "--after", &after]);
+    bed.restore("target", &["--pre-command", &before, "--post-command", &after]);
     let expected = format!("before\n{}\n", bed.place("target/global/pg_control").display());
     assert_eq!(std::fs::read_to_string(note).unwrap(), expected);
 }

@@ -64,14 +64,14 @@ fn the_same_backup_in_another_repository_stands_in() {
     for pack in &damaged {
         let whole = main.get(pack).unwrap();
         main.flip_bit(pack, whole.len() / 2);
-        let (row, report, log) = restored(&bed, &ledger, &["--before", &before]);
+        let (row, report, log) = restored(&bed, &ledger, &["--pre-command", &before]);
         assert_eq!((row, &report["backup"]), (1, &backup.as_str().into()));
         let notes = report["notes"].to_string();
         for told in [pack.as_str(), "holds the same backup"] {
             assert!(notes.contains(told), "{told}: {report:#} {log}");
         }
         midway += usize::from(log.contains("starting over"));
-        assert_eq!(std::fs::read_to_string(&count).unwrap(), "x\n", "--before ran once");
+        assert_eq!(std::fs::read_to_string(&count).unwrap(), "x\n", "--pre-command ran once");
         std::fs::remove_file(&count).unwrap();
         main.delete(pack);
         let (row, report, _) = restored(&bed, &ledger, &[]);

@@ -133,7 +133,7 @@ fn root_follows_no_link_that_a_parent_became() {
     for wal in ["new", "deep/new", "inner"].map(|name| format!("{parent}/{name}")) {
         fs::create_dir(&parent).unwrap();
         user::give(Path::new(&parent));
-        let restore = ["restore", "--pgdata", &target, "--wal-dir", &wal, "--before", &swap];
+        let restore = ["restore", "--pgdata", &target, "--wal-dir", &wal, "--pre-command", &swap];
         let output = as_root(&bed, &restore).expect_status(1);
         let after = snapshot(&outside);
         assert!(after == before, "{wal}: {output:#?}\n{after:#?}\n{before:#?}");
