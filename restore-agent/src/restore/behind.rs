@@ -217,7 +217,7 @@ impl Behind {
         };
         anyhow::anyhow!(
             "{}: \"{}\" {place} {what}, and no archive has it; {first}what there is of it with \"archive-agent push {}\", and run \
-             the same command again; with --force recovery ends without it, and the file is kept: nothing was changed",
+             the same command again; with --discard-unarchived-wal recovery ends without it, and the file is kept: nothing was changed",
             pgdata.display(),
             self.file,
             self.path.display()

@@ -122,10 +122,13 @@ pub(crate) struct RestoreArgs {
     /// Move the data directory that is there aside; "restore-agent rollback" puts it back.
     #[arg(long, group = "over")]
     replace: bool,
-    /// End recovery although the directory's pg_wal has WAL that goes on behind it; with --delta also over another cluster's data
-    /// directory, and over WAL that is not in the repository.
+    /// Restore although recovery may leave out WAL that no repository has: what waits in the directory's pg_wal to be archived,
+    /// what comes after the end of recovery, and what cannot be read or replayed. These files are kept.
     #[arg(long, requires = "over")]
-    force: bool,
+    discard_unarchived_wal: bool,
+    /// Repair the data directory although it belongs to another cluster, or its pg_control does not show to which one.
+    #[arg(long, requires = "delta")]
+    overwrite_other_cluster: bool,
     /// Take the server for stopped although its postmaster.pid is present, as after a crash in a container. A server that
     /// can be seen to run is refused all the same.
     #[arg(long)]
@@ -170,9 +173,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     // What is wrong with the options is said before the directory is looked at.
     args.target.request(args.target_action, args.standby, Timestamp::now(), None)?;
     let pgdata = directory::resolve(&args.pgdata)?;
+    let discard_wal = args.discard_unarchived_wal;
     let mode = match (args.delta, args.replace) {
-        (true, _) => RestoreMode::Delta { force: args.force },
-        (false, true) => RestoreMode::Replace { force: args.force },
+        (true, _) => RestoreMode::Delta { discard_wal, overwrite_other: args.overwrite_other_cluster },
+        (false, true) => RestoreMode::Replace { discard_wal },
         (false, false) => RestoreMode::New,
     };
     let mut decided = Decided::look(&pgdata, mode, args.server_is_down)?;

@@ -122,8 +122,8 @@ async fn not_stored(
     }
     let mut found = NotStored::begin(common, planned).await?;
     let Some(old) = old else { return Ok(Some(found)) };
-    let forced = decided.does(&Step::LeaveWal);
-    let looked = found.look(&old, forced, planned).await;
+    let leave = decided.does(&Step::LeaveWal);
+    let looked = found.look(&old, leave, planned).await;
     if old.whose == Whose::All {
         looked?;
         decided.prove_undamaged(pgdata, &found, planned)?;
@@ -133,10 +133,10 @@ async fn not_stored(
     // It is moved aside whatever is in it.
     match looked {
         Ok(()) => {}
-        Err(error) if forced => tracing::warn!("what its pg_wal has is not known: {error:#}"),
+        Err(error) if leave => tracing::warn!("what its pg_wal has is not known: {error:#}"),
         Err(error) => {
             return Err(error.context(format!(
-                "{}: whether its pg_wal has WAL that no archive has could not be found out; with --replace --force recovery does without \
+                "{}: whether its pg_wal has WAL that no archive has could not be found out; with --replace --discard-unarchived-wal recovery does without \
                  it: nothing was changed",
                 old.data.display()
             )));
@@ -169,7 +169,7 @@ async fn replay(
         let unknown = "what an earlier restore kept or moved aside of WAL that no archive has is not known";
         if !decided.does(&Step::LeaveWal) {
             return Err(error.context(format!(
-                "{unknown}; remove that directory if it is no longer needed; with --replace or --delta, --force recovers without it: nothing was \
+                "{unknown}; remove that directory if it is no longer needed; with --replace or --delta, --discard-unarchived-wal recovers without it: nothing was \
                  changed"
             )));
         }
@@ -188,7 +188,7 @@ async fn replay(
         Err(error) => {
             return Err(error.context(
                 "WAL in the pg_wal of the data directory, which no archive has and recovery would replay, cannot be replayed; with \
-                 --force recovery ends without it, and it is kept",
+                 --discard-unarchived-wal recovery ends without it, and it is kept",
             ));
         }
     };

@@ -83,20 +83,20 @@ impl Refusal {
             ),
             Self::OtherCluster { found, wanted } => anyhow!(
                 "{shown} is the data directory of another cluster (system identifier {found}, the backup's is {wanted}); --replace \
-                 keeps it, --delta --force overwrites it: nothing was changed"
+                 keeps it, --delta --overwrite-other-cluster overwrites it: nothing was changed"
             ),
             Self::UnknownCluster => anyhow!(
                 "{shown}: cannot determine whose data directory it is, because its global/pg_control is missing or damaged; \
-                 --replace keeps it, --delta --force repairs it whosever it is: nothing was changed"
+                 --replace keeps it, --delta --overwrite-other-cluster repairs it whosever it is: nothing was changed"
             ),
             Self::StoredDamaged { name } => anyhow!(
                 "{shown}: \"{name}\", which recovery reads, is damaged in every archive that has it, and undamaged in its pg_wal: move \
                  the damaged object away, archive the file again with \"archive-agent push {}\", and run the same command again; with \
-                 --force recovery stops there, and the file is kept: nothing was changed",
+                 --discard-unarchived-wal recovery stops there, and the file is kept: nothing was changed",
                 pgdata.join("pg_wal").join(name.to_string()).display()
             ),
             Self::NotArchived { repository, count, first, other } => {
-                let ways = "--replace keeps the whole directory, --delta --force repairs it and keeps these files in a directory beside it";
+                let ways = "--replace keeps the whole directory, --delta --discard-unarchived-wal repairs it and keeps these files in a directory beside it";
                 match other {
                     Some(other) => anyhow!(
                         "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {count} (the first is \

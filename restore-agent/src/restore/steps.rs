@@ -22,13 +22,15 @@ pub(super) enum RestoreMode {
     New,
     /// It is repaired.
     Delta {
-        /// Whosever it is, and whatever is lost with it.
-        force: bool,
+        /// Whatever of its WAL recovery leaves out.
+        discard_wal: bool,
+        /// Whosever it is.
+        overwrite_other: bool,
     },
     /// It is moved aside.
     Replace {
         /// Whatever of its WAL recovery leaves out.
-        force: bool,
+        discard_wal: bool,
     },
 }
 
@@ -91,9 +93,13 @@ pub(super) fn decide(state: &TargetState, mode: RestoreMode) -> Result<Vec<Step>
             Err(Refusal::OnlyDelta { backup: marker.backup.clone() })
         }
         (_, RestoreMode::New) => write_anew(state, contents),
-        (_, RestoreMode::Delta { force }) => repair(state, contents, force),
-        (Contents::Occupied(example), RestoreMode::Replace { force }) => replace(state, example, force),
-        (_, RestoreMode::Replace { force }) => replace_again(state, contents, force),
+        (_, RestoreMode::Delta { discard_wal, overwrite_other }) => {
+            repair(state, contents, discard_wal, overwrite_other)
+        }
+        (Contents::Occupied(example), RestoreMode::Replace { discard_wal }) => {
+            replace(state, example, discard_wal)
+        }
+        (_, RestoreMode::Replace { discard_wal }) => replace_again(state, contents, discard_wal),
     }
 }
 
@@ -129,7 +135,12 @@ fn look_back(state: &TargetState) -> impl Iterator<Item = Step> + use<> {
 }
 
 /// `--delta`.
-fn repair(state: &TargetState, contents: &Contents, force: bool) -> Result<Vec<Step>, Refusal> {
+fn repair(
+    state: &TargetState,
+    contents: &Contents,
+    discard_wal: bool,
+    overwrite_other: bool,
+) -> Result<Vec<Step>, Refusal> {
     let present = state.present.as_ref().map_err(|_| Refusal::Unread(Unread::Present))?;
     let mut steps = Vec::new();
     match (contents, present) {
@@ -139,18 +150,16 @@ fn repair(state: &TargetState, contents: &Contents, force: bool) -> Result<Vec<S
         (_, None) => {}
         (_, Some(_)) => steps.push(Step::FollowLinks(Which::Present)),
     }
-    let is_to_be_proven = matches!(contents, Contents::Occupied(_)) && !force;
-    if is_to_be_proven {
+    let is_to_be_proven = matches!(contents, Contents::Occupied(_));
+    if is_to_be_proven && !overwrite_other {
         steps.push(Step::ProveCluster);
     }
     steps.push(Step::FindWal(Which::Present, Whose::All));
-    if is_to_be_proven {
+    if is_to_be_proven && !discard_wal {
         steps.push(Step::ProveArchived);
     }
     steps.extend(look_back(state));
-    if force {
-        steps.push(Step::LeaveWal);
-    }
+    steps.extend(discard_wal.then_some(Step::LeaveWal));
     match contents {
         Contents::Unfinished(marker) => steps.push(Step::Resume(marker.directories.clone())),
         // How much stays was not compared yet.
@@ -164,25 +173,25 @@ fn repair(state: &TargetState, contents: &Contents, force: bool) -> Result<Vec<S
 }
 
 /// `--replace` of a data directory.
-fn replace(state: &TargetState, example: &str, force: bool) -> Result<Vec<Step>, Refusal> {
+fn replace(state: &TargetState, example: &str, discard_wal: bool) -> Result<Vec<Step>, Refusal> {
     if state.present.as_ref().map_err(|_| Refusal::Unread(Unread::Present))?.is_none() {
         return Err(Refusal::NoDataDirectory { example: example.to_owned() });
     }
     let mut steps = vec![Step::FollowLinks(Which::Present), Step::FindWal(Which::Present, Whose::Own)];
     steps.extend(look_back(state));
-    steps.extend(force.then_some(Step::LeaveWal));
+    steps.extend(discard_wal.then_some(Step::LeaveWal));
     steps.extend([Step::ProveReach, Step::MeasureSpace, Step::MoveAside]);
     Ok(steps)
 }
 
 /// `--replace` where no data directory is left: an interrupted run may have moved it.
-fn replace_again(state: &TargetState, contents: &Contents, force: bool) -> Result<Vec<Step>, Refusal> {
+fn replace_again(state: &TargetState, contents: &Contents, discard_wal: bool) -> Result<Vec<Step>, Refusal> {
     let mut steps = Vec::new();
     if has_previous(state)? {
         steps.extend([Step::FollowLinks(Which::Previous), Step::FindWal(Which::Previous, Whose::Own)]);
     }
     steps.extend(look_back(state));
-    steps.extend(force.then_some(Step::LeaveWal));
+    steps.extend(discard_wal.then_some(Step::LeaveWal));
     if !matches!(contents, Contents::Unfinished(_)) {
         steps.extend([Step::ProveReach, Step::MeasureSpace]);
     }

@@ -98,11 +98,11 @@ impl NotStored {
     }
 
     /// Looks into the `pg_wal` of a data directory. Of each timeline the newest segment that an archive has is read, and those
-    /// that it does not have; what lies before one that is the same is the same server's. `forced`: a `pg_wal` that is not there is
+    /// that it does not have; what lies before one that is the same is the same server's. `leave`: a `pg_wal` that is not there is
     /// taken for lost.
-    pub(super) async fn look(&mut self, old: &OldWal, forced: bool, planned: &Planned) -> anyhow::Result<()> {
+    pub(super) async fn look(&mut self, old: &OldWal, leave: bool, planned: &Planned) -> anyhow::Result<()> {
         let is_repaired = old.whose == Whose::All;
-        let must_be_there = had_a_server(&old.data) && !(forced && is_repaired);
+        let must_be_there = had_a_server(&old.data) && !(leave && is_repaired);
         let found = self.remains(&old.wal, old.whose, must_be_there, planned).await;
         let is_absent = |error: &anyhow::Error| {
             let cause = error.downcast_ref::<io::Error>();
@@ -111,7 +111,7 @@ impl NotStored {
         self.here = match found {
             Err(error) if is_repaired && must_be_there && is_absent(&error) => {
                 return Err(error.context(format!(
-                    "{}: its pg_wal, which may have WAL that no archive has, is not there; with --delta --force it is taken for lost: \
+                    "{}: its pg_wal, which may have WAL that no archive has, is not there; with --delta --discard-unarchived-wal it is taken for lost: \
                      nothing was changed",
                     old.data.display()
                 )));

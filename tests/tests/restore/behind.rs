@@ -89,13 +89,15 @@ fn the_first_segment_of_a_timeline_that_left_a_whole_one_is_not_left_out() {
     for way in ["--delta", "--replace"] {
         for options in [&[way][..], &[way, "--target-timeline", "2"]] {
             let refused = restore(options).expect_status(1);
-            for says in [&format!("archive-agent push {path}"), "nothing was changed", "--force"] {
+            for says in
+                [&format!("archive-agent push {path}"), "nothing was changed", "--discard-unarchived-wal"]
+            {
                 assert!(refused.stderr.contains(says), "{options:?} {says}: {refused:#?}");
             }
         }
         // What does not ask for it.
         for options in [
-            &[way, "--force"][..],
+            &[way, "--discard-unarchived-wal"][..],
             &[way, "--target-timeline", "1"],
             &[way, "--target-xid", &kept],
             &[way, "--standby"],
@@ -133,10 +135,10 @@ fn a_timeline_that_the_archive_is_yet_to_hear_of_is_not_left_out() {
     let path = standby.wal_dir().join(&first).display().to_string();
     for way in ["--delta", "--replace"] {
         let refused = restore(&[way]).expect_status(1);
-        for says in ["archive-agent run --once", "nothing was changed", "--force"] {
+        for says in ["archive-agent run --once", "nothing was changed", "--discard-unarchived-wal"] {
             assert!(refused.stderr.contains(says), "{way} {says}: {refused:#?}");
         }
-        restore(&[way, "--force"]).expect_success();
+        restore(&[way, "--discard-unarchived-wal"]).expect_success();
     }
     let push = format!("archive-agent push {path}");
     let refused = restore(&["--replace"]).expect_status(1);
@@ -242,7 +244,7 @@ fn what_cannot_be_read_is_not_left_out_without_a_word() {
     let here = bed.cluster.wal_dir().join(&segment);
     let refused = restore(&here, &[]).expect_status(1);
     assert!(refused.stderr.contains("could not be found out"), "{refused:#?}");
-    restore(&here, &["--force"]).expect_success();
+    restore(&here, &["--discard-unarchived-wal"]).expect_success();
     // The same of a directory that an earlier restore moved aside.
     bed.try_restore("data", &["--replace", "--server-is-down", "--target-immediate"]).expect_success();
     let names = fs::read_dir(place.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
@@ -251,7 +253,7 @@ fn what_cannot_be_read_is_not_left_out_without_a_word() {
     let there = aside[0].join("pg_wal").join(&segment);
     let refused = restore(&there, &[]).expect_status(1);
     assert!(refused.stderr.contains("kept or moved aside of WAL"), "{refused:#?}");
-    restore(&there, &["--force"]).expect_success();
+    restore(&there, &["--discard-unarchived-wal"]).expect_success();
 }
 
 /// The same where a replacement was interrupted and the restore is begun again without `--replace`.

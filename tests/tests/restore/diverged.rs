@@ -94,7 +94,7 @@ fn rows(bed: &Archived, copy: &Cluster) -> String {
 }
 
 /// A copy that was started beside its original has WAL of its own that waits for the archive: a repair is refused, and with
-/// `--force` keeps it.
+/// `--discard-unarchived-wal` keeps it.
 #[test]
 fn wal_that_waits_under_names_that_the_archive_has_is_refused_and_kept() {
     let bed = bed();
@@ -127,12 +127,17 @@ fn waits(bed: &Archived, major: u32) {
     let own: Vec<(&str, Vec<u8>)> = theirs.iter().map(|s| (s.as_str(), content(&copy, s))).collect();
     let before = crate::tree::contents(copy.pgdata());
     let refused = delta(bed, &copy, &[]).expect_status(1);
-    for says in [theirs[0].as_str(), "went another way than the archive", "--force", "nothing was changed"] {
+    for says in [
+        theirs[0].as_str(),
+        "went another way than the archive",
+        "--discard-unarchived-wal",
+        "nothing was changed",
+    ] {
         assert!(refused.stderr.contains(says), "PostgreSQL {major}: {says}: {refused:#?}");
     }
     assert_eq!(crate::tree::contents(copy.pgdata()), before);
     assert!(kept(&copy).is_empty());
-    let forced = delta(bed, &copy, &["--force"]).expect_success();
+    let forced = delta(bed, &copy, &["--discard-unarchived-wal"]).expect_success();
     assert!(forced.stdout.contains("has other content in the archive"), "{forced:#?}");
     assert_kept(&copy, &own);
     // 11, 12 and 13 rows of the original's, none of the copy's.
@@ -200,7 +205,7 @@ fn wal_of_a_second_promotion_is_kept() {
     delta(&bed, &second, &[]).expect_status(1);
     let mut own: Vec<(&str, Vec<u8>)> = theirs.iter().map(|s| (s.as_str(), content(&second, s))).collect();
     own.push(("00000002.history", text.into_bytes()));
-    delta(&bed, &second, &["--force"]).expect_success();
+    delta(&bed, &second, &["--discard-unarchived-wal"]).expect_success();
     assert_kept(&second, &own);
 }
 

@@ -97,11 +97,14 @@ fn what_recovery_needs_and_only_pg_wal_has_undamaged_is_archived_first() {
         let before = fs::read_dir(bed.cluster.wal_dir()).unwrap().count();
         let refused = bed.try_restore("data", &["--delta", "--server-is-down"]).expect_status(1);
         let file = bed.cluster.wal_dir().join(segment).display().to_string();
-        for says in [&key, &format!("archive-agent push {file}"), "--force", "nothing was changed"] {
+        for says in
+            [&key, &format!("archive-agent push {file}"), "--discard-unarchived-wal", "nothing was changed"]
+        {
             assert!(refused.stderr.contains(says), "{at} {says}: {refused:#?}");
         }
         assert_eq!(fs::read_dir(bed.cluster.wal_dir()).unwrap().count(), before, "{at}");
-        bed.try_restore("data", &["--delta", "--server-is-down", "--force", "--dry-run"]).expect_success();
+        bed.try_restore("data", &["--delta", "--server-is-down", "--discard-unarchived-wal", "--dry-run"])
+            .expect_success();
         cure(&bed, &key, &file);
         recovers_all(&mut bed, &ledger);
     }

@@ -159,9 +159,9 @@ fn a_planted_link_gives_nothing_away() {
         for way in ["--replace", "--delta"] {
             let output = as_root(
                 &bed,
-                &["restore", way, "--server-is-down", "--force", "--pgdata", &shown]
+                &["restore", way, "--server-is-down", "--discard-unarchived-wal", "--pgdata", &shown]
                     .into_iter()
-                    .filter(|option| way == "--delta" || *option != "--force")
+                    .filter(|option| way == "--delta" || *option != "--discard-unarchived-wal")
                     .collect::<Vec<_>>(),
             );
             roots.assert_untouched(&format!("pg_wal {name} {way}"), &output);

@@ -54,10 +54,12 @@ fn what_a_repair_kept_is_not_left_out_where_its_record_cannot_be_read() {
     fs::write(&record, "").unwrap();
     for way in ["--delta", "--replace"] {
         let refused = bed.try_restore("data", &[way, "--dry-run"]).expect_status(1);
-        for says in [record.to_str().unwrap(), "is damaged", "--force", "nothing was changed"] {
+        for says in
+            [record.to_str().unwrap(), "is damaged", "--discard-unarchived-wal", "nothing was changed"]
+        {
             assert!(refused.stderr.contains(says), "{way} {says}: {refused:#?}");
         }
-        bed.try_restore("data", &[way, "--dry-run", "--force"]).expect_success();
+        bed.try_restore("data", &[way, "--dry-run", "--discard-unarchived-wal"]).expect_success();
     }
 }
 
@@ -73,10 +75,10 @@ fn a_pg_wal_that_is_not_there_is_not_taken_for_empty() {
                 bed.try_restore("data", &[&[way, "--server-is-down", "--dry-run"], options].concat())
             };
             let refused = restore(&[]).expect_status(1);
-            for says in ["pg_wal", "--force", "nothing was changed"] {
+            for says in ["pg_wal", "--discard-unarchived-wal", "nothing was changed"] {
                 assert!(refused.stderr.contains(says), "{way} {what} {says}: {refused:#?}");
             }
-            restore(&["--force"]).expect_success();
+            restore(&["--discard-unarchived-wal"]).expect_success();
         };
         refused("missing");
         symlink(&mount, &wal).unwrap();

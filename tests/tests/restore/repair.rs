@@ -237,6 +237,9 @@ fn an_interrupted_repair_cannot_start_and_the_same_command_finishes_it() {
     assert_eq!(contents(&pgdata), contents(&fresh));
 }
 
+/// A repair that every danger's option allows.
+const EVERYTHING: &[&str] = &["--delta", "--discard-unarchived-wal", "--overwrite-other-cluster"];
+
 /// R4: what is refused, and nothing changes.
 #[test]
 fn what_may_not_be_repaired_is_refused() {
@@ -257,13 +260,13 @@ fn what_may_not_be_repaired_is_refused() {
         assert!(runs || snapshot(&bed.place(name)) == before, "{options:?}: something was touched");
     };
     refused(&bed, "data", &["--delta"], "running");
-    refused(&bed, "data", &["--delta", "--force"], "running");
+    refused(&bed, "data", EVERYTHING, "running");
 
     // No data directory.
     dir.mkdir("full");
     dir.write("full/important", "data");
     refused(&bed, "full", &["--delta"], "no PG_VERSION");
-    refused(&bed, "full", &["--delta", "--force"], "no PG_VERSION");
+    refused(&bed, "full", EVERYTHING, "no PG_VERSION");
     refused(&bed, "full", &["--replace"], "no PG_VERSION");
 
     // A copy has the original's links, and the original runs.
@@ -282,13 +285,29 @@ fn what_may_not_be_repaired_is_refused() {
     let name = other.pgdata().file_name().unwrap().to_str().unwrap().to_owned();
     let spaces = ["--tablespace-dir", dir.join("spaces").to_str().unwrap()].map(str::to_owned);
     let spaces = [spaces[0].as_str(), spaces[1].as_str()];
-    refused(&bed, &name, &[&["--delta"][..], &spaces].concat(), "another cluster");
-    fs::write(other.pgdata().join("global/pg_control"), "damaged").unwrap();
-    refused(&bed, &name, &[&["--delta"][..], &spaces].concat(), "missing or damaged");
-    let forced = bed.restore_and_start(&name, &[&["--delta", "--force"][..], &spaces].concat());
-    forced.wait_promoted();
-    assert_eq!(forced.psql("select * from t"), "1");
-    drop(forced);
+    let ready = other.pgdata().join("pg_wal/archive_status/000000010000000000000099.ready");
+    fs::write(&ready, "").unwrap();
+    user::give(&ready);
+    let [overwrite, discard] = ["--overwrite-other-cluster", "--discard-unarchived-wal"];
+    for state in ["another cluster", "missing or damaged"] {
+        // Each danger has an option of its own, which its refusal names, and no other one.
+        for (given, says, names) in [
+            (&[][..], state, overwrite),
+            (&[discard][..], state, overwrite),
+            (&[overwrite][..], "000000010000000000000099", discard),
+        ] {
+            let options = [&["--delta"][..], &spaces, given].concat();
+            refused(&bed, &name, &options, says);
+            let told = bed.try_restore(&name, &options).expect_status(1).stderr;
+            let absent = if names == overwrite { discard } else { overwrite };
+            assert!(told.contains(names) && !told.contains(absent), "{given:?}: {told}");
+        }
+        fs::write(other.pgdata().join("global/pg_control"), "damaged").unwrap();
+    }
+    let overwritten = bed.restore_and_start(&name, &[EVERYTHING, &spaces].concat());
+    overwritten.wait_promoted();
+    assert_eq!(overwritten.psql("select * from t"), "1");
+    drop(overwritten);
 
     // WAL that is nowhere else.
     bed.cluster.stop(Shutdown::Fast);

@@ -46,7 +46,12 @@ fn a_server_that_cannot_be_seen_is_not_overwritten() {
     needs_root!();
     let mut bed = bed();
     let pgdata = bed.cluster.pgdata().to_str().unwrap().to_owned();
-    for way in [&["--delta"][..], &["--delta", "--force"], &["--replace"], &[]] {
+    for way in [
+        &["--delta"][..],
+        &["--delta", "--discard-unarchived-wal", "--overwrite-other-cluster"],
+        &["--replace"],
+        &[],
+    ] {
         let output = in_container(&bed, &[&["restore", "--pgdata", &pgdata], way].concat()).expect_status(1);
         for says in ["may be running", "postmaster.pid", "--server-is-down", "nothing was changed"] {
             assert!(output.stderr.contains(says), "{way:?}: {output:#?}");

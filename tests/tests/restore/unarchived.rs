@@ -180,7 +180,7 @@ fn whole_segments_are_archived(major: u32) {
         names.push(bed.cluster.switch_wal());
     }
     bed.cluster.crash();
-    let told = repair(&bed, &["--force", "--resume-archiving"]).stdout;
+    let told = repair(&bed, &["--discard-unarchived-wal", "--resume-archiving"]).stdout;
     assert!(told.contains("alter system reset wal_keep_size") && told.contains(&names[2]), "{told}");
     let mut settings =
         fs::OpenOptions::new().append(true).open(bed.cluster.pgdata().join("postgresql.auto.conf")).unwrap();

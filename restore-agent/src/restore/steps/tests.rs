@@ -51,14 +51,19 @@ const MOVED: &[Moved] =
     &[Moved::UnreadableRecord, Moved::None, Moved::Unreadable, Moved::Emptied, Moved::Found];
 
 const NEW: RestoreMode = RestoreMode::New;
-const DELTA: RestoreMode = RestoreMode::Delta { force: false };
-const DELTA_FORCE: RestoreMode = RestoreMode::Delta { force: true };
-const REPLACE: RestoreMode = RestoreMode::Replace { force: false };
-const REPLACE_FORCE: RestoreMode = RestoreMode::Replace { force: true };
-const MODES: &[RestoreMode] = &[NEW, DELTA, DELTA_FORCE, REPLACE, REPLACE_FORCE];
+const DELTA: RestoreMode = RestoreMode::Delta { discard_wal: false, overwrite_other: false };
+const DELTA_DISCARD: RestoreMode = RestoreMode::Delta { discard_wal: true, overwrite_other: false };
+const DELTA_OVERWRITE: RestoreMode = RestoreMode::Delta { discard_wal: false, overwrite_other: true };
+const DELTA_DISCARD_OVERWRITE: RestoreMode = RestoreMode::Delta { discard_wal: true, overwrite_other: true };
+const REPLACE: RestoreMode = RestoreMode::Replace { discard_wal: false };
+const REPLACE_DISCARD: RestoreMode = RestoreMode::Replace { discard_wal: true };
+const MODES: &[RestoreMode] =
+    &[NEW, DELTA, DELTA_DISCARD, DELTA_OVERWRITE, DELTA_DISCARD_OVERWRITE, REPLACE, REPLACE_DISCARD];
 
-const BOTH_DELTA: &[RestoreMode] = &[DELTA, DELTA_FORCE];
-const BOTH_REPLACE: &[RestoreMode] = &[REPLACE, REPLACE_FORCE];
+const EVERY_DELTA: &[RestoreMode] = &[DELTA, DELTA_DISCARD, DELTA_OVERWRITE, DELTA_DISCARD_OVERWRITE];
+const KEEPING_DELTA: &[RestoreMode] = &[DELTA, DELTA_OVERWRITE];
+const DISCARDING_DELTA: &[RestoreMode] = &[DELTA_DISCARD, DELTA_DISCARD_OVERWRITE];
+const BOTH_REPLACE: &[RestoreMode] = &[REPLACE, REPLACE_DISCARD];
 
 /// Of these combinations, what is decided.
 struct Row {
@@ -127,6 +132,7 @@ fn table() -> Vec<Row> {
     let mut rows = always();
     rows.extend(without_options());
     rows.extend(with_delta());
+    rows.extend(with_delta_over_another());
     rows.extend(with_replace());
     rows
 }
@@ -165,15 +171,58 @@ fn with_delta() -> Vec<Row> {
     vec![
         row(
             &[In::Empty, In::Begun, In::BegunRepair, In::Other],
-            BOTH_DELTA,
+            EVERY_DELTA,
             &[Data::Unreadable],
             Err(Refusal::Unread(Unread::Present)),
         ),
-        row(&[In::Other], BOTH_DELTA, &[Data::None], Err(Refusal::NoDataDirectory { example: "x".into() })),
+        row(&[In::Other], EVERY_DELTA, &[Data::None], Err(Refusal::NoDataDirectory { example: "x".into() })),
         row(
-            &[In::Other],
-            &[DELTA],
+            &[In::Begun, In::BegunRepair],
+            KEEPING_DELTA,
+            &[Data::None],
+            Ok(vec![find(), resume(), Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Begun, In::BegunRepair],
+            KEEPING_DELTA,
             &[Data::Found],
+            Ok(vec![follow(), find(), resume(), Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Begun, In::BegunRepair],
+            DISCARDING_DELTA,
+            &[Data::None],
+            Ok(vec![find(), Step::LeaveWal, resume(), Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Begun, In::BegunRepair],
+            DISCARDING_DELTA,
+            &[Data::Found],
+            Ok(vec![follow(), find(), Step::LeaveWal, resume(), Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Empty],
+            KEEPING_DELTA,
+            &[Data::None],
+            Ok(vec![find(), Step::ProveReach, Step::MeasureSpace, Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[In::Empty],
+            DISCARDING_DELTA,
+            &[Data::None],
+            Ok(vec![find(), Step::LeaveWal, Step::ProveReach, Step::MeasureSpace, Step::Keep, Step::Prune]),
+        ),
+    ]
+}
+
+/// Over a data directory that is not an interrupted restore's.
+fn with_delta_over_another() -> Vec<Row> {
+    let row = |modes, is| Row { contents: &[In::Other], modes, data: &[Data::Found], moved: MOVED, is };
+    let follow = || Step::FollowLinks(Which::Present);
+    let find = || Step::FindWal(Which::Present, Whose::All);
+    vec![
+        row(
+            &[DELTA],
             Ok(vec![
                 follow(),
                 Step::ProveCluster,
@@ -185,46 +234,24 @@ fn with_delta() -> Vec<Row> {
             ]),
         ),
         row(
-            &[In::Other],
-            &[DELTA_FORCE],
-            &[Data::Found],
+            &[DELTA_DISCARD],
+            Ok(vec![
+                follow(),
+                Step::ProveCluster,
+                find(),
+                Step::LeaveWal,
+                Step::ProveReach,
+                Step::Keep,
+                Step::Prune,
+            ]),
+        ),
+        row(
+            &[DELTA_OVERWRITE],
+            Ok(vec![follow(), find(), Step::ProveArchived, Step::ProveReach, Step::Keep, Step::Prune]),
+        ),
+        row(
+            &[DELTA_DISCARD_OVERWRITE],
             Ok(vec![follow(), find(), Step::LeaveWal, Step::ProveReach, Step::Keep, Step::Prune]),
-        ),
-        row(
-            &[In::Begun, In::BegunRepair],
-            &[DELTA],
-            &[Data::None],
-            Ok(vec![find(), resume(), Step::Keep, Step::Prune]),
-        ),
-        row(
-            &[In::Begun, In::BegunRepair],
-            &[DELTA],
-            &[Data::Found],
-            Ok(vec![follow(), find(), resume(), Step::Keep, Step::Prune]),
-        ),
-        row(
-            &[In::Begun, In::BegunRepair],
-            &[DELTA_FORCE],
-            &[Data::None],
-            Ok(vec![find(), Step::LeaveWal, resume(), Step::Keep, Step::Prune]),
-        ),
-        row(
-            &[In::Begun, In::BegunRepair],
-            &[DELTA_FORCE],
-            &[Data::Found],
-            Ok(vec![follow(), find(), Step::LeaveWal, resume(), Step::Keep, Step::Prune]),
-        ),
-        row(
-            &[In::Empty],
-            &[DELTA],
-            &[Data::None],
-            Ok(vec![find(), Step::ProveReach, Step::MeasureSpace, Step::Keep, Step::Prune]),
-        ),
-        row(
-            &[In::Empty],
-            &[DELTA_FORCE],
-            &[Data::None],
-            Ok(vec![find(), Step::LeaveWal, Step::ProveReach, Step::MeasureSpace, Step::Keep, Step::Prune]),
         ),
     ]
 }
@@ -248,7 +275,7 @@ fn with_replace() -> Vec<Row> {
             Ok(vec![follow(here), find(here), reach.clone(), space.clone(), Step::MoveAside]),
         ),
         present(
-            &[REPLACE_FORCE],
+            &[REPLACE_DISCARD],
             &[Data::Found],
             Ok(vec![follow(here), find(here), Step::LeaveWal, reach.clone(), space.clone(), Step::MoveAside]),
         ),
@@ -268,7 +295,7 @@ fn with_replace() -> Vec<Row> {
         again(&[In::Empty], &[REPLACE], gone, Ok(vec![reach.clone(), space.clone(), finish.clone()])),
         again(
             &[In::Empty],
-            &[REPLACE_FORCE],
+            &[REPLACE_DISCARD],
             gone,
             Ok(vec![Step::LeaveWal, reach.clone(), space.clone(), finish.clone()]),
         ),
@@ -280,12 +307,12 @@ fn with_replace() -> Vec<Row> {
         ),
         again(
             &[In::Empty],
-            &[REPLACE_FORCE],
+            &[REPLACE_DISCARD],
             &[Moved::Found],
             Ok(vec![follow(there), find(there), Step::LeaveWal, reach, space, finish.clone()]),
         ),
         again(&[In::Begun], &[REPLACE], gone, Ok(vec![finish.clone(), over()])),
-        again(&[In::Begun], &[REPLACE_FORCE], gone, Ok(vec![Step::LeaveWal, finish.clone(), over()])),
+        again(&[In::Begun], &[REPLACE_DISCARD], gone, Ok(vec![Step::LeaveWal, finish.clone(), over()])),
         again(
             &[In::Begun],
             &[REPLACE],
@@ -294,7 +321,7 @@ fn with_replace() -> Vec<Row> {
         ),
         again(
             &[In::Begun],
-            &[REPLACE_FORCE],
+            &[REPLACE_DISCARD],
             &[Moved::Found],
             Ok(vec![follow(there), find(there), Step::LeaveWal, finish, over()]),
         ),
