@@ -26,7 +26,7 @@ pub(crate) fn become_fetch(arguments: &Arguments, within: Option<Duration>) -> S
     let problem = first_found(|mut agent| -> io::Result<()> {
         agent.arg("fetch").args(&arguments.options);
         if let Some(within) = within {
-            agent.arg("--within-ms").arg(within.as_millis().to_string());
+            agent.arg("--within").arg(format!("{}ms", within.as_millis()));
         }
         Err(agent.arg("--").arg(&arguments.name).arg(&arguments.path).exec())
     });

@@ -4,9 +4,9 @@
 //! file beside it, which a later fetch removes.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
+use jiff::SignedDuration;
 use walpoint_base::{RECOVERY_ORIGIN, SegmentName, WalDirectory, WalFileName, durable, tablespace};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
@@ -35,9 +35,9 @@ pub(crate) struct FetchArgs {
     pub(crate) name: String,
     /// Where it wants it (%p).
     pub(crate) path: PathBuf,
-    /// What is left of a standby's patience.
+    /// Time left to answer a standby.
     #[arg(long, hide = true)]
-    pub(crate) within_ms: Option<u64>,
+    pub(crate) within: Option<SignedDuration>,
 }
 
 /// Fetches one file; the exit status as `restore_command` has to give it.
@@ -123,7 +123,7 @@ async fn attempts(
     let attempt = || archive.fetch(name, &args.path, Proof::Wanted, durability);
     let standby = place.filter(|place| place.is_standby());
     let outcome = if standby.is_some() {
-        let within = args.within_ms.map_or(STANDBY_ATTEMPT, Duration::from_millis);
+        let within = args.within.map_or(STANDBY_ATTEMPT, config::duration);
         retry_budget::at_once(within, attempt()).await
     } else {
         let tell = |why: &str| tracing::warn!("waiting for \"{name}\": {why}");
