@@ -3,7 +3,7 @@
 #   banned    crates that must not be part of what we ship (see deny.toml for why)
 #   layers    base <- pg, base <- plan <- repo, base <- storage <- repo, base <- runtime; pg, repo and runtime do not know each
 #             other;
-#             the thin clients know base only; words, what both agents say, is above pg, storage and runtime
+#             the thin clients know base only; words, what both agents say, is above pg, repo and runtime
 #   pure      walpoint-plan is built from nothing that does IO or tells the time; built by itself, without what other
 #             crates ask of its dependencies, it says so
 #   spelling  no library spells an option or a command line of the programs: they put what it returns into words
@@ -46,7 +46,7 @@ layer walpoint-plan walpoint-base
 layer walpoint-storage walpoint-base
 layer walpoint-repo walpoint-base walpoint-plan walpoint-storage
 layer walpoint-runtime walpoint-base
-layer walpoint-words walpoint-base walpoint-pg walpoint-storage walpoint-runtime
+layer walpoint-words walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime
 layer archive-push walpoint-base
 layer restore-fetch walpoint-base
 layer archive-agent walpoint-base walpoint-pg walpoint-plan walpoint-storage walpoint-repo walpoint-runtime walpoint-words

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use jiff::SignedDuration;
 use serde::Serialize;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
 use walpoint_plan::retention::Policy;
@@ -14,7 +13,6 @@ use walpoint_repo::lineage::bound_lineage;
 use walpoint_storage::RepoError;
 use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
-use walpoint_storage::store::settings::LimitSettings;
 use walpoint_words::told;
 
 use super::draw;
@@ -22,12 +20,6 @@ use super::listing::Listing;
 use super::retention::RetentionState;
 use super::server::ServerState;
 use crate::newer;
-
-/// How long a store may be silent.
-const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
-
-/// How often a request is repeated.
-const RETRIES: u32 = 1;
 
 /// What a repository has of a cluster.
 #[derive(Debug, Serialize)]
@@ -81,7 +73,7 @@ impl RepositoryState {
             id: None,
             newer: BTreeMap::new(),
         };
-        let settings = impatient(settings);
+        let settings = settings.impatient();
         if let Err(error) = state.read(&settings, cluster, policy).await {
             if matches!(error, RepoError::Locked { .. }) {
                 // Names can be read by whoever may list the store.
@@ -187,14 +179,4 @@ impl RepositoryState {
         }
         text
     }
-}
-
-/// The same store for somebody who waits: the other repositories are worth showing soon.
-fn impatient(settings: &StoreSettings) -> StoreSettings {
-    let limits = LimitSettings {
-        retries: Some(settings.limits.retries.unwrap_or(RETRIES).min(RETRIES)),
-        read_timeout: Some(settings.limits.read_timeout.unwrap_or(PATIENCE).min(PATIENCE)),
-        ..settings.limits
-    };
-    StoreSettings { limits, ..settings.clone() }
 }

@@ -1,5 +1,7 @@
 //! What both agents say about errors of a repository. The libraries return what failed, and what could be done about it as a value;
-//! here are the commands and options that do it.
+//! here are the commands and options that do it. [`lineage`]: what both show of what a repository holds.
+
+pub mod lineage;
 
 use std::error::Error;
 

@@ -21,6 +21,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A store that fails for so long is not waited for within one request.
 const LONGEST_RETRY_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// A person who waits for several stores waits so long for the next byte of one of them.
+const SOON: SignedDuration = SignedDuration::from_secs(10);
+
+/// So often a request is repeated for that person.
+const FEW_RETRIES: u32 = 1;
+
 /// What a configuration says about the bounds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LimitSettings {
@@ -41,6 +47,14 @@ impl LimitSettings {
             read_timeout: table.read_timeout,
             retries: table.retries,
             retry_timeout: table.retry_timeout,
+        }
+    }
+
+    pub(super) fn impatient(self) -> Self {
+        Self {
+            retries: Some(self.retries.unwrap_or(FEW_RETRIES).min(FEW_RETRIES)),
+            read_timeout: Some(self.read_timeout.unwrap_or(SOON).min(SOON)),
+            ..self
         }
     }
 

@@ -106,6 +106,11 @@ impl StoreSettings {
         }
     }
 
+    /// The same store for a person who waits: the other repositories are worth showing soon.
+    pub fn impatient(&self) -> Self {
+        Self { limits: self.limits.impatient(), ..self.clone() }
+    }
+
     /// The files that hold secrets.
     pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
         let provider = match &self.provider {
