@@ -7,6 +7,7 @@ mod decoder;
 mod plan;
 mod restore;
 mod settings;
+mod shell;
 mod target;
 mod together;
 pub mod wal;

@@ -8,6 +8,7 @@ use walpoint_runtime::human;
 
 use super::document::TablespaceDocument;
 use super::words::{hints, options, why};
+use crate::shell;
 
 /// A plan, in lines that end with a newline.
 pub(super) fn plan(plan: &RestorePlan, notes: &[String], size: SegmentSize) -> String {
@@ -50,8 +51,7 @@ pub(super) fn plan(plan: &RestorePlan, notes: &[String], size: SegmentSize) -> S
     for setting in &plan.settings {
         text.row("", &setting.line());
     }
-    let options: Vec<String> = options::of_plan(plan).iter().map(|option| word(option)).collect();
-    text.row("Again by", &options.join(" "));
+    text.row("Again by", &shell::line(&options::of_plan(plan)));
     for note in notes {
         text.row("Note", note);
     }
@@ -66,15 +66,6 @@ pub(super) fn tablespaces(created: &[TablespaceDocument]) -> String {
         text.row("Tablespace", note.as_ref().unwrap_or(&known));
     }
     text.0
-}
-
-/// A word of the shell's language.
-fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// Where and how recovery ends.

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use walpoint_base::socket::FETCH_SOCKET;
 
+use crate::shell;
+
 /// What the command needs to select the repository and the cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct RestoreSource {
@@ -45,16 +47,7 @@ fn program() -> String {
 /// A word of a setting: PostgreSQL replaces `%` sequences before the shell sees the text (`BuildRestoreCommand`), so `%` is
 /// doubled.
 fn word(text: &str) -> String {
-    shell_word(&text.replace('%', "%%"))
-}
-
-/// A word of the shell's language.
-pub(crate) fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
+    shell::word(&text.replace('%', "%%"))
 }
 
 #[cfg(test)]
@@ -62,11 +55,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_survive_postgresql_and_the_shell() {
+    fn words_survive_postgresql() {
         assert_eq!(word("/usr/bin/x-1.0"), "/usr/bin/x-1.0");
-        assert_eq!(word("/my dir/it's"), "'/my dir/it'\\''s'");
         assert_eq!(word("50%"), "50%%");
-        assert_eq!(word(""), "''");
     }
 
     #[test]

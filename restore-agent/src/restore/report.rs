@@ -9,9 +9,10 @@ use walpoint_runtime::human;
 use walpoint_storage::keys::KeySource;
 
 use super::steps::RestoreMode;
-use super::{Done, Restore, RestoreArgs, command, owners, required};
+use super::{Done, Restore, RestoreArgs, owners, required};
 use crate::plan;
 use crate::settings;
+use crate::shell;
 
 /// What `restore --json` prints.
 #[derive(Debug, serde::Serialize)]
@@ -133,7 +134,7 @@ impl Restore {
     /// How to start the server. `pg_ctl` refuses to run as root.
     fn start_command(&self) -> String {
         let pgdata = self.layout.pgdata().to_string_lossy();
-        let command = format!("pg_ctl -D {} start", command::shell_word(&pgdata));
+        let command = format!("pg_ctl -D {} start", shell::word(&pgdata));
         let Some(owner) = self.owner else { return command };
         match owners::name_of_user(owner.uid) {
             Some(name) => format!("runuser -u {name} -- {command}"),

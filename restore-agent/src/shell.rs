@@ -1,0 +1,31 @@
+//! Words of the shell's language, for command lines that a person or PostgreSQL runs.
+
+/// A word as a shell has to be given it.
+pub(crate) fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// A command line, or a part of one.
+pub(crate) fn line(words: &[String]) -> String {
+    words.iter().map(|one| word(one)).collect::<Vec<String>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_shell() {
+        assert_eq!(word("/usr/bin/x-1.0"), "/usr/bin/x-1.0");
+        assert_eq!(word("/my dir/it's"), "'/my dir/it'\\''s'");
+        assert_eq!(word(""), "''");
+        assert_eq!(
+            line(&["--target-name".to_owned(), "before upgrade".to_owned()]),
+            "--target-name 'before upgrade'"
+        );
+    }
+}
