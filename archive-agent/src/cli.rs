@@ -9,6 +9,7 @@ use walpoint_runtime::pages::{ManualPage, Shell};
 
 use crate::backup::BackupArgs;
 use crate::check::CheckArgs;
+use crate::config::ConfigCommand;
 use crate::expire::ExpireArgs;
 use crate::forget::ForgetArgs;
 use crate::hold::HoldCommand;
@@ -48,6 +49,12 @@ pub(crate) enum Command {
     Backup(BackupArgs),
     /// Try whether archiving and backups work; exits 3 if something does not.
     Check(CheckArgs),
+    /// Check the configuration file.
+    Config {
+        /// What to do.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Show what is archived, what waits, and what can be recovered.
     Status,
     /// Show and change what opens an encrypted repository.

@@ -5,6 +5,7 @@ mod binding;
 mod check;
 mod cli;
 mod clients;
+mod config;
 mod daemon;
 mod expire;
 mod forget;
@@ -88,6 +89,7 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Init(args) => init::run(&cli.common, args).await,
         Command::Backup(args) => backup::run(&cli.common, args).await,
         Command::Check(args) => check::run(&cli.common, args).await,
+        Command::Config { command } => config::run(&cli.common, command),
         Command::Key { command } => key::run(&cli.common, command).await,
         Command::Expire(args) => expire::run(&cli.common, args).await,
         Command::Forget(args) => forget::run(&cli.common, args).await,

@@ -33,6 +33,7 @@ const ARCHIVING: &[&str] = &[
     "init",
     "backup",
     "check",
+    "config",
     "status",
     "key",
     "health",

@@ -96,7 +96,7 @@ fn every_configuration_key_is_described() {
 #[test]
 fn every_member_of_the_json_is_described() {
     let page = read("docs/json.md");
-    let documents: [(&str, &[&str]); 24] = [
+    let documents: [(&str, &[&str]); 26] = [
         ("archive-agent/src/status/mod.rs", &["Document", "ClusterState"]),
         ("archive-agent/src/status/server.rs", &["ServerState"]),
         ("archive-agent/src/status/repository.rs", &["RepositoryState"]),
@@ -141,6 +141,8 @@ fn every_member_of_the_json_is_described() {
         ("archive-agent/src/lineage.rs", &["Document", "Settled"]),
         ("archive-agent/src/check/mod.rs", &["Found"]),
         ("archive-agent/src/check/report.rs", &["Line"]),
+        ("archive-agent/src/config.rs", &["ConfigReport", "ConfiguredCluster", "ConfiguredRepository"]),
+        ("shared/runtime/src/config/problem.rs", &["Problem"]),
         ("archive-agent/src/init/mod.rs", &["Outcome"]),
         ("archive-agent/src/init/register.rs", &["RegisteredCluster"]),
         ("archive-agent/src/key/mod.rs", &["Changed"]),
@@ -301,6 +303,8 @@ const AGENTS: [(&str, &str, &[&str]); 2] = [
             "init",
             "backup",
             "check",
+            "config",
+            "config-check",
             "status",
             "health",
             "install-clients",

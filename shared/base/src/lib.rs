@@ -12,6 +12,7 @@
 //! | [`chain`] | whether one segment continues another |
 //! | [`crossing`] | what two segments know together of the record between them |
 //! | [`durable`] | files that survive a power cut |
+//! | [`nearest`] | the known word that was meant by one that is not known |
 //! | [`place`] | the data directory around a file that PostgreSQL wants |
 //! | [`secret`] | passwords and keys: where they come from, never where they show |
 //! | [`table`] | settings that come from a table of the configuration |
@@ -31,6 +32,7 @@ pub mod facts;
 pub mod filesystem;
 pub mod ids;
 pub mod lsn;
+pub mod nearest;
 pub mod place;
 #[cfg(feature = "secret")]
 pub mod secret;

@@ -3,6 +3,9 @@
 //! Unknown keys are errors. What a repository's table holds is the business of the storage crate: it is the type
 //! parameter `R` here, so that neither crate depends on the other.
 
+mod examine;
+mod problem;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,9 +15,9 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use walpoint_base::ClusterName;
-use walpoint_base::table::FromTable;
+use walpoint_base::table::{FromTable, WrongKey};
 
-use crate::line;
+pub use self::problem::{Problem, Problems};
 use crate::retention::RetentionSettings;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALPOINT_CONFIG` says.
@@ -35,12 +38,12 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not what it should be.
-    #[error("the configuration {path:?} is wrong:\n{what}")]
+    #[error("the configuration {path:?} is wrong:\n{problems}")]
     Content {
         /// Which file.
         path: PathBuf,
-        /// Line, key and reason.
-        what: String,
+        /// Line, key and reason of each.
+        problems: Problems,
     },
 }
 
@@ -250,74 +253,80 @@ pub fn duration(span: SignedDuration) -> Duration {
 }
 
 impl<R: FromTable<Table: DeserializeOwned>> Config<R> {
-    /// Reads and checks a file.
+    /// Reads and checks a file. An error names everything that is wrong with it.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let (config, problems) = Self::examine(path, |_| Vec::new())?;
+        config.ok_or_else(|| ConfigError::Content { path: path.to_owned(), problems: Problems(problems) })
+    }
+
+    /// Reads a file: what it says, unless something is wrong with it, and everything that is wrong, in the order of the lines. `closer`
+    /// looks at the settings of each repository for what an error of [`Config::read`] does not name.
+    pub fn examine(
+        path: &Path,
+        closer: impl Fn(&R) -> Vec<WrongKey>,
+    ) -> Result<(Option<Self>, Vec<Problem>), ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|what| ConfigError::Content { path: path.to_owned(), what })
+        Ok(examine::examine(&text, closer))
     }
+}
 
-    /// Reads and checks the text of a file.
-    fn parse(text: &str) -> Result<Self, String> {
-        let Config { repository: tables, cluster, daemon } =
-            toml::from_str::<Config<R::Table>>(text).map_err(|e| e.to_string())?;
-        let mut repository = BTreeMap::new();
-        for (name, table) in tables {
-            let settings = R::from_table(table)
-                .map_err(|wrong| line::shown(text, &["repository", name.as_str()], &wrong))?;
-            repository.insert(name, settings);
+impl ClusterSettings {
+    /// What its keys contradict: a key, and what is wrong with it. `repositories` are the names of the tables of repositories.
+    fn contradictions(
+        &self,
+        name: &ClusterName,
+        repositories: &[&str],
+        clusters: &BTreeMap<ClusterName, Self>,
+    ) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        let mut refuse = |key: &'static str, what: String| found.push((key, format!("\"{key}\" {what}")));
+        if self.repositories.is_empty() {
+            refuse("repositories", "is empty: name at least one [repository.NAME]".to_owned());
         }
-        let config = Self { repository, cluster, daemon };
-        for (name, cluster) in &config.cluster {
-            config.check(name, cluster).map_err(|what| format!("[cluster.{name}] {what}"))?;
-        }
-        Ok(config)
-    }
-
-    fn check(&self, name: &ClusterName, cluster: &ClusterSettings) -> Result<(), String> {
-        if cluster.repositories.is_empty() {
-            return Err("repositories is empty: name at least one [repository.NAME]".to_owned());
-        }
-        if let Some(unknown) = cluster.repositories.iter().find(|r| !self.repository.contains_key(*r)) {
-            let known = self.repository.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(format!(
-                "repositories names \"{unknown}\", but there is no [repository.{unknown}] (known: {known})"
-            ));
-        }
-        if let Some(stray) = cluster.ack_set().iter().find(|r| !cluster.repositories.contains(r)) {
-            return Err(format!("ack names \"{stray}\", which is not in repositories"));
-        }
-        if cluster.ack_set().is_empty() {
-            return Err(
-                "ack is empty: nothing would have to be stored before a segment is acknowledged".to_owned()
+        for unknown in self.repositories.iter().filter(|name| !repositories.contains(&name.as_str())) {
+            let known = repositories.join(", ");
+            refuse(
+                "repositories",
+                format!("names \"{unknown}\", but there is no [repository.{unknown}] (known: {known})"),
             );
         }
-        if !(1..=19).contains(&cluster.compression_level) {
-            return Err("compression_level must be 1 to 19".to_owned());
+        for stray in self.ack.iter().flatten().filter(|name| !self.repositories.contains(name)) {
+            refuse("ack", format!("names \"{stray}\", which is not in \"repositories\""));
         }
-        if cluster.transfers == 0 || cluster.workers == Some(0) {
-            return Err("transfers and workers must be at least 1".to_owned());
+        if self.ack.as_ref().is_some_and(Vec::is_empty) {
+            let why = "is empty: nothing would have to be stored before a segment is acknowledged";
+            refuse("ack", why.to_owned());
         }
-        if let Some(max) = cluster.queue_max.filter(|max| max.as_u64() < 1 << 20) {
-            return Err(format!(
-                "queue_max is {} bytes, less than the smallest segment; is the unit missing, as in \"50GiB\"?",
-                max.as_u64()
-            ));
+        if !(1..=19).contains(&self.compression_level) {
+            refuse("compression_level", "must be 1 to 19".to_owned());
         }
-        if cluster.pgdata.as_ref().is_some_and(|p| !p.is_absolute()) {
-            return Err("pgdata must be an absolute path".to_owned());
+        for (key, zero) in [("transfers", self.transfers == 0), ("workers", self.workers == Some(0))] {
+            if zero {
+                refuse(key, "must be at least 1".to_owned());
+            }
         }
-        if cluster.spool.as_ref().is_some_and(|p| !p.is_absolute()) {
-            return Err("spool must be an absolute path".to_owned());
+        if let Some(max) = self.queue_max.filter(|max| max.as_u64() < 1 << 20) {
+            let max = max.as_u64();
+            refuse(
+                "queue_max",
+                format!(
+                    "is {max} bytes, less than the smallest segment; is the unit missing, as in \"50GiB\"?"
+                ),
+            );
         }
-        cluster.retention.as_ref().map_or(Ok(()), RetentionSettings::check)?;
-        let same_socket = |(other, c): (&ClusterName, &ClusterSettings)| {
-            other != name && c.push_socket(other) == cluster.push_socket(name)
+        for (key, path) in [("pgdata", &self.pgdata), ("spool", &self.spool)] {
+            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+                refuse(key, "must be an absolute path".to_owned());
+            }
+        }
+        let same_socket = |(other, c): &(&ClusterName, &Self)| {
+            *other != name && c.push_socket(other) == self.push_socket(name)
         };
-        if self.cluster.iter().any(same_socket) {
-            return Err("push_socket is shared with another cluster; each needs its own".to_owned());
+        if let Some((other, _)) = clusters.iter().find(same_socket) {
+            refuse("push_socket", format!("is shared with cluster \"{other}\"; each needs its own"));
         }
-        Ok(())
+        found
     }
 }
 
@@ -332,85 +341,4 @@ where
 }
 
 #[cfg(test)]
-mod tests {
-    use walpoint_base::table::WrongKey;
-
-    use super::*;
-
-    #[derive(Debug, Clone, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Store {
-        url: String,
-        #[serde(default)]
-        sse: Option<String>,
-    }
-
-    impl FromTable for Store {
-        type Table = Self;
-
-        fn from_table(table: Self) -> Result<Self, WrongKey> {
-            match &table.sse {
-                Some(_) => Err(WrongKey {
-                    key: "sse",
-                    what: "\"sse\" is wrong".to_owned(),
-                    hint: "Remove it.".to_owned(),
-                }),
-                None => Ok(table),
-            }
-        }
-    }
-
-    fn parse(text: &str) -> Result<Config<Store>, String> {
-        Config::parse(text)
-    }
-
-    const GOOD: &str =
-        "[repository.main]\nurl = \"file:///backup\"\n[cluster.prod]\nrepositories = [\"main\"]\n";
-
-    #[test]
-    fn a_minimal_file_has_defaults() {
-        let config = parse(GOOD).unwrap();
-        let (name, cluster) = config.cluster.first_key_value().unwrap();
-        assert_eq!(cluster.push_socket(name), Path::new("/run/walpoint/prod.push"));
-        assert_eq!(cluster.ack_set(), ["main"]);
-        assert_eq!(config.repository["main"].url, "file:///backup");
-        let budget = parse(&format!("{GOOD}fetch_budget = \"90s\"\n")).unwrap();
-        assert_eq!(duration(budget.cluster.values().next().unwrap().fetch_budget), Duration::from_secs(90));
-    }
-
-    #[test]
-    fn a_typo_is_told_with_line_and_key() {
-        let error = parse(&format!("{GOOD}look_ahed = 3\n")).unwrap_err();
-        assert!(error.contains("line 5") && error.contains("look_ahed"), "{error}");
-        let error = parse("[repository.main]\nurl = \"x\"\nregoin = \"y\"\n").unwrap_err();
-        assert!(error.contains("regoin") && error.contains("line 3"), "{error}");
-    }
-
-    #[test]
-    fn a_key_that_does_not_go_with_others_is_shown_in_its_line() {
-        let twice = "[repository.far]\nurl = \"s3://far\"\nsse = \"AES256\"\n";
-        let error = parse(&format!("{GOOD}{twice}")).unwrap_err();
-        let line = "error at line 7, column 1\n  |\n7 | sse = \"AES256\"\n  | ^^^\n";
-        assert_eq!(error, format!("{line}\"sse\" is wrong\nHINT: Remove it."));
-    }
-
-    #[test]
-    fn contradictions_are_refused() {
-        for (extra, told) in [
-            ("ack = [\"other\"]", "not in repositories"),
-            ("ack = []", "ack is empty"),
-            ("compression_level = 0", "1 to 19"),
-            ("transfers = 0", "at least 1"),
-            ("queue_max = 50", "is the unit missing"),
-            ("pgdata = \"data\"", "absolute"),
-            ("spool = \"spool\"", "absolute"),
-            ("[cluster.Prod]\nrepositories = [\"main\"]", "cluster name"),
-            ("[cluster.b]\nrepositories = [\"gone\"]", "no [repository.gone]"),
-            ("[cluster.b]\nrepositories = []", "at least one"),
-            ("push_socket = \"/s\"\n[cluster.b]\nrepositories = [\"main\"]\npush_socket = \"/s\"", "shared"),
-        ] {
-            let error = parse(&format!("{GOOD}{extra}\n")).unwrap_err();
-            assert!(error.contains(told), "{extra}: {error}");
-        }
-    }
-}
+mod tests;

@@ -5,7 +5,6 @@
 //! | [`args`] | the options that every command takes, and which cluster and repositories they select |
 //! | [`backoff`] | how long to wait before trying again, and when to give up |
 //! | [`config`] | the TOML file |
-//! | `line` | where a key of that file stands |
 //! | [`exit`] | exit statuses, and how an error is told to a person |
 //! | [`help`] | headings, examples and width of the help of every command |
 //! | [`human`] | sizes, spans, counts and moments for people |
@@ -26,7 +25,6 @@ pub mod config;
 pub mod exit;
 pub mod help;
 pub mod human;
-mod line;
 pub mod logs;
 pub mod memory;
 pub mod output;

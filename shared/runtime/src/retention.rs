@@ -75,43 +75,46 @@ impl Default for RetentionSettings {
 }
 
 impl RetentionSettings {
-    /// What contradicts itself.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let says = |key: &str, what: &str| Err(format!("retention: {key} {what}"));
+    /// What its keys contradict: the label if it is about one, a key, and what is wrong with it.
+    pub(crate) fn contradictions(&self) -> Vec<(Option<&str>, &'static str, String)> {
+        let mut found = Vec::new();
+        let mut refuse = |label, key: &'static str, what: &str| found.push((label, key, format!("\"{key}\" {what}")));
         if self.minimum == 0 {
-            return says("minimum", "must be at least 1: the last backup is never dropped");
+            refuse(None, "minimum", "must be at least 1: the last backup is never dropped");
         }
         if self.grace.is_negative() {
-            return says("grace", "must not be negative");
+            refuse(None, "grace", "must not be negative");
         }
         let spans = [("age", self.age), ("window", self.window), ("max_age", self.max_age)];
         for (key, span) in spans {
             if span.is_some_and(|span| before(span).is_none()) {
-                return says(key, "must be a span of time above zero, such as \"7d\" or \"1y\"");
+                refuse(None, key, "must be a span of time above zero, such as \"7d\" or \"1y\"");
             }
         }
         if self.count == Some(0) {
-            return says("count", "must be at least 1");
+            refuse(None, "count", "must be at least 1");
         }
         if let (Some(window), Some(max)) = (self.window.and_then(before), self.max_age.and_then(before))
             && max > window
         {
-            return says(
-                "max_age",
-                "must not be shorter than window: what the window needs would be dropped",
-            );
+            let what = "must not be shorter than \"window\": what the window needs would be dropped";
+            refuse(None, "max_age", what);
         }
         for (label, rule) in &self.label {
             let LabelSettings { count, age, daily, weekly, monthly, yearly } = rule;
             let calendar = [daily, weekly, monthly, yearly].iter().any(|n| **n > 0);
-            if *count == Some(0) || age.is_some_and(|span| before(span).is_none()) {
-                return says(&format!("label {label}"), "has a count or an age that is not above zero");
+            if *count == Some(0) {
+                refuse(Some(label.as_str()), "count", "must be at least 1");
+            }
+            if age.is_some_and(|span| before(span).is_none()) {
+                refuse(Some(label.as_str()), "age", "must be a span of time above zero, such as \"7d\" or \"1y\"");
             }
             if count.is_none() && age.is_none() && !calendar {
-                return says(&format!("label {label}"), "says nothing: none of its backups would stay");
+                let what = "or another key is needed: none of the backups with this label would stay";
+                refuse(Some(label.as_str()), "count", what);
             }
         }
-        Ok(())
+        found
     }
 }
 
@@ -128,7 +131,10 @@ mod tests {
 
     fn read(text: &str) -> Result<RetentionSettings, String> {
         let settings: RetentionSettings = toml::from_str(text).map_err(|e| e.to_string())?;
-        settings.check().map(|()| settings)
+        match settings.contradictions()[..] {
+            [] => Ok(settings),
+            [(.., ref what), ..] => Err(what.clone()),
+        }
     }
 
     #[test]
@@ -153,10 +159,10 @@ mod tests {
             ("age = \"0d\"", "above zero"),
             ("window = \"7d ago\"", "above zero"),
             ("window = \"yesterday\"", "window"),
-            ("window = \"8d\"\nmax_age = \"7d\"", "shorter than window"),
+            ("window = \"8d\"\nmax_age = \"7d\"", "shorter than \"window\""),
             ("grace = \"-1h\"", "negative"),
-            ("[label.x]\n", "says nothing"),
-            ("[label.x]\ncount = 0", "above zero"),
+            ("[label.x]\n", "or another key is needed"),
+            ("[label.x]\ncount = 0", "at least 1"),
             ("dayly = 7", "dayly"),
         ] {
             let error = read(text).unwrap_err();

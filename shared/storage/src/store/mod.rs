@@ -11,6 +11,7 @@
 //! | `table`, `location` | the same as the file has it: flat keys and a URL |
 //! | `foreign` | keys of another provider than the one that the URL leads to |
 //! | `directory`, `s3`, `google`, `azure` | a folder for each provider: its own settings, opening it, its credentials |
+//! | `contradictions` | settings that are wrong as they are written |
 //! | `network` | what the three behind a network have in common on the way there |
 //! | `encryption` | where the secret of an encrypted repository is |
 //! | `open` | from settings to a store |
@@ -28,6 +29,7 @@ mod buffers;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod counts;
+mod contradictions;
 #[cfg(any(test, feature = "testing"))]
 pub mod crashing;
 mod create;

@@ -2,10 +2,33 @@
 //! names, else the machine's identity.
 
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use walpoint_base::secret::SecretSource;
 
 use super::settings::AzureSettings;
 use crate::error::{RepoError, Result};
 use crate::store::network::{has_metadata, no_credentials, secret};
+
+/// Secrets that two settings name, and what a service principal lacks.
+pub(super) fn contradictions(settings: &AzureSettings) -> Vec<RepoError> {
+    let AzureSettings { client_secret_file, client_secret_command, .. } = settings;
+    let ambiguous = [
+        ("account_key", &settings.account_key_file, &settings.account_key_command),
+        ("sas_token", &settings.sas_token_file, &settings.sas_token_command),
+        ("client_secret", client_secret_file, client_secret_command),
+    ];
+    let ambiguous = ambiguous.into_iter().filter_map(|(key, file, command)| {
+        let chosen = SecretSource::choose(key, file.clone(), command.clone());
+        chosen.map_err(|error| RepoError::settings(key, error)).err()
+    });
+    let principal = client_secret_file.is_some() || client_secret_command.is_some();
+    let needed = [("tenant_id", &settings.tenant_id), ("client_id", &settings.client_id)];
+    let lacking = needed.into_iter().filter(|(_, value)| principal && value.is_none());
+    ambiguous.chain(lacking.map(|(setting, _)| missing(setting))).collect()
+}
+
+fn missing(setting: &'static str) -> RepoError {
+    RepoError::settings(setting, "is required with client_secret_file")
+}
 
 pub(super) async fn add(
     builder: MicrosoftAzureBuilder,
@@ -22,9 +45,8 @@ pub(super) async fn add(
         return Ok(builder.with_config(AzureConfigKey::SasKey, sas.expose().trim_start_matches('?')));
     }
     if let Some(client) = client {
-        let missing = |setting| move || RepoError::settings(setting, "is required with client_secret_file");
-        let tenant = settings.tenant_id.as_deref().ok_or_else(missing("tenant_id"))?;
-        let id = settings.client_id.as_deref().ok_or_else(missing("client_id"))?;
+        let tenant = settings.tenant_id.as_deref().ok_or_else(|| missing("tenant_id"))?;
+        let id = settings.client_id.as_deref().ok_or_else(|| missing("client_id"))?;
         return Ok(builder.with_client_secret_authorization(id, client.expose(), tenant));
     }
     let set = |key| builder.get_config_value(&key).is_some();

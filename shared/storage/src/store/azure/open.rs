@@ -6,13 +6,18 @@ use object_store::azure::MicrosoftAzureBuilder;
 
 use super::credentials;
 use super::settings::AzureSettings;
-use crate::error::Result;
+use crate::error::{RepoError, Result};
 use crate::store::limits::LimitSettings;
 use crate::store::network::{no_retries, wrong_url};
 use crate::store::remote::Remote;
 
 /// Objects that one request can delete.
 const BULK: usize = 256;
+
+/// What of the settings opening refuses, wherever they lead.
+pub(in crate::store) fn contradictions(settings: &AzureSettings) -> Vec<RepoError> {
+    settings.network.uses_http().err().into_iter().chain(credentials::contradictions(settings)).collect()
+}
 
 pub(in crate::store) async fn open(settings: &AzureSettings, limits: &LimitSettings) -> Result<Remote> {
     let AzureSettings { container, network, .. } = settings;

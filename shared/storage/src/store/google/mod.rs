@@ -4,5 +4,5 @@ mod credentials;
 mod open;
 mod settings;
 
-pub(super) use self::open::open;
+pub(super) use self::open::{contradictions, open};
 pub use self::settings::GoogleSettings;

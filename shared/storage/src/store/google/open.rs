@@ -6,10 +6,15 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 
 use super::credentials;
 use super::settings::GoogleSettings;
-use crate::error::Result;
+use crate::error::{RepoError, Result};
 use crate::store::limits::LimitSettings;
 use crate::store::network::{no_retries, wrong_url};
 use crate::store::remote::Remote;
+
+/// What of the settings opening refuses, wherever they lead.
+pub(in crate::store) fn contradictions(settings: &GoogleSettings) -> Vec<RepoError> {
+    settings.network.uses_http().err().into_iter().collect()
+}
 
 pub(in crate::store) async fn open(settings: &GoogleSettings, limits: &LimitSettings) -> Result<Remote> {
     let GoogleSettings { bucket, network, .. } = settings;

@@ -38,6 +38,11 @@ pub(super) async fn add(builder: AmazonS3Builder, settings: &S3Settings) -> Resu
     Ok(builder)
 }
 
+/// Settings of an access key that are incomplete, or of which only one can be meant.
+pub(super) fn contradiction(settings: &S3Settings) -> Option<RepoError> {
+    RotatingKey::from_settings(settings).err()
+}
+
 /// An access key that is read where the settings say.
 struct RotatingKey {
     id: Id,

@@ -35,6 +35,17 @@ pub(in crate::store) async fn open(settings: &S3Settings, limits: &LimitSettings
     Ok(remote.with_single(single).with_storage_class(settings.storage_class.as_deref()))
 }
 
+/// What of the settings opening refuses, wherever they lead.
+pub(in crate::store) fn contradictions(settings: &S3Settings) -> Vec<RepoError> {
+    let refused = [
+        settings.network.uses_http().err(),
+        with_payload(AmazonS3Builder::new(), settings, false).err(),
+        with_encryption(AmazonS3Builder::new(), settings).err(),
+        credentials::contradiction(settings),
+    ];
+    refused.into_iter().flatten().collect()
+}
+
 /// How bodies are protected on their way.
 fn with_payload(
     builder: AmazonS3Builder,

@@ -1,0 +1,149 @@
+//! What is wrong with a configuration is found, and told with its line.
+
+use walpoint_base::table::WrongKey;
+
+use super::*;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Store {
+    url: String,
+    #[serde(default)]
+    sse: Option<String>,
+}
+
+impl FromTable for Store {
+    type Table = Self;
+
+    fn from_table(table: Self) -> Result<Self, WrongKey> {
+        match &table.sse {
+            Some(_) => Err(WrongKey {
+                key: "sse",
+                what: "\"sse\" is wrong".to_owned(),
+                hint: "Remove it.".to_owned(),
+            }),
+            None => Ok(table),
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Config<Store>, String> {
+    let (config, problems) = examine::examine(text, |_| Vec::new());
+    config.ok_or_else(|| Problems(problems).to_string())
+}
+
+const GOOD: &str = "[repository.main]\nurl = \"file:///backup\"\n[cluster.prod]\nrepositories = [\"main\"]\n";
+
+#[test]
+fn a_minimal_file_has_defaults() {
+    let config = parse(GOOD).unwrap();
+    let (name, cluster) = config.cluster.first_key_value().unwrap();
+    assert_eq!(cluster.push_socket(name), Path::new("/run/walpoint/prod.push"));
+    assert_eq!(cluster.ack_set(), ["main"]);
+    assert_eq!(config.repository["main"].url, "file:///backup");
+    let budget = parse(&format!("{GOOD}fetch_budget = \"90s\"\n")).unwrap();
+    assert_eq!(duration(budget.cluster.values().next().unwrap().fetch_budget), Duration::from_secs(90));
+}
+
+#[test]
+fn a_typo_is_told_with_line_and_key() {
+    let error = parse(&format!("{GOOD}look_ahed = 3\n")).unwrap_err();
+    assert_eq!(error, "line 5, [cluster.prod]: unknown key \"look_ahed\"; did you mean \"look_ahead\"?");
+    let error = parse("[repository.main]\nurl = \"x\"\nregoin = \"y\"\n").unwrap_err();
+    assert!(error.contains("regoin") && error.contains("line 3"), "{error}");
+}
+
+#[test]
+fn a_key_that_does_not_go_with_others_is_shown_in_its_line() {
+    let twice = "[repository.far]\nurl = \"s3://far\"\nsse = \"AES256\"\n";
+    let error = parse(&format!("{GOOD}{twice}")).unwrap_err();
+    assert_eq!(error, "line 7, [repository.far]: \"sse\" is wrong\nHINT: Remove it.");
+}
+
+#[test]
+fn contradictions_are_refused() {
+    for (extra, told) in [
+        ("ack = [\"other\"]", "not in \"repositories\""),
+        ("ack = []", "\"ack\" is empty"),
+        ("compression_level = 0", "1 to 19"),
+        ("transfers = 0", "at least 1"),
+        ("queue_max = 50", "is the unit missing"),
+        ("pgdata = \"data\"", "absolute"),
+        ("spool = \"spool\"", "absolute"),
+        ("[cluster.Prod]\nrepositories = [\"main\"]", "cluster name"),
+        ("[cluster.b]\nrepositories = [\"gone\"]", "no [repository.gone]"),
+        ("[cluster.b]\nrepositories = []", "at least one"),
+        ("push_socket = \"/s\"\n[cluster.b]\nrepositories = [\"main\"]\npush_socket = \"/s\"", "shared"),
+    ] {
+        let error = parse(&format!("{GOOD}{extra}\n")).unwrap_err();
+        assert!(error.contains(told), "{extra}: {error}");
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_found_at_once_with_its_line() {
+    let text = "[repository.main]
+url = \"file:///backup\"
+regoin = \"x\"
+sse = 7
+[repository.\"a/b\"]
+url = \"file:///b\"
+[repository.plain]
+
+[cluster.prod]
+repositories = [\"main\", \"gone\"]
+transfers = \"four\"
+pgdata = \"data\"
+[cluster.prod.retention]
+dayly = 7
+minimum = 0
+[cluster.prod.retention.label.x]
+cuont = 1
+[cluster.second]
+ack = 7
+[cluster.Third]
+repositories = [\"main\"]
+[deamon]
+[daemon]
+drain_timeout = \"soon\"
+";
+    let error = parse(text).unwrap_err();
+    let expected = "line 3, [repository.main]: unknown key \"regoin\"
+line 4, [repository.main]: \"sse\": invalid type: integer \"7\", expected a string
+line 5, [repository.a/b]: the name of a repository has no slash
+line 7, [repository.plain]: \"url\" is missing
+line 10, [cluster.prod]: \"repositories\" names \"gone\", but there is no [repository.gone] (known: a/b, main, plain)
+line 11, [cluster.prod]: \"transfers\": invalid type: string \"four\", expected a whole number
+line 12, [cluster.prod]: \"pgdata\" must be an absolute path
+line 14, [cluster.prod.retention]: unknown key \"dayly\"; did you mean \"daily\"?
+line 15, [cluster.prod.retention]: \"minimum\" must be at least 1: the last backup is never dropped
+line 17, [cluster.prod.retention.label.x]: unknown key \"cuont\"; did you mean \"count\"?
+line 18, [cluster.second]: \"repositories\" is missing
+line 19, [cluster.second]: \"ack\": invalid type: integer \"7\", expected a list
+line 22: unknown key \"deamon\"; did you mean \"daemon\"?";
+    for line in expected.lines() {
+        assert!(error.lines().any(|found| found == line), "{line}\nis not in\n{error}");
+    }
+    assert!(
+        error.contains("line 20, [cluster.Third]: ")
+            && error.contains("line 24, [daemon]: \"drain_timeout\": ")
+    );
+    let lines: Vec<&str> = error.lines().collect();
+    assert_eq!(lines.len(), 15, "{error}");
+    let broken = parse("[repository.main\nurl = 7\n[cluster.x]\n").unwrap_err();
+    assert!(broken.starts_with("line 1: "), "{broken}");
+}
+
+#[test]
+fn a_repository_is_looked_at_more_closely_on_request() {
+    let wrong = |store: &Store| {
+        let what = format!("\"url\" {} leads nowhere", store.url);
+        vec![WrongKey { key: "url", what, hint: String::new() }]
+    };
+    let (config, problems) = examine::examine::<Store>(GOOD, wrong);
+    assert!(config.is_none());
+    assert_eq!(
+        Problems(problems).to_string(),
+        "line 2, [repository.main]: \"url\" file:///backup leads nowhere"
+    );
+}

@@ -1,0 +1,80 @@
+//! What people type: the configuration checked as a file, and options that are misspelt. No server is needed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use walpoint_tests::dir::TestDir;
+use walpoint_tests::process::{self, Output};
+use walpoint_tests::{testbed, user};
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(testbed::under_test(program));
+    command.args(arguments).env_remove("WALPOINT_CONFIG").current_dir("/");
+    process::run(user::become_user(&mut command), Duration::from_secs(30))
+}
+
+fn config(dir: &TestDir, text: &str) -> String {
+    let path = dir.join("walpoint.toml");
+    fs::write(&path, text).expect("a file");
+    user::give(&path);
+    path.to_str().expect("a path").to_owned()
+}
+
+/// The address leads nowhere and the secret is not there: a check of the file opens neither.
+#[test]
+fn a_configuration_is_checked_without_opening_what_it_names() {
+    let dir = TestDir::new();
+    let sound = "[repository.far]
+url = \"s3://backups/prod\"
+endpoint = \"https://192.0.2.1:9\"
+access_key_id = \"k\"
+secret_access_key_file = \"/missing\"
+key_file = \"/missing.key\"
+
+[cluster.main]
+repositories = [\"far\"]
+pgdata = \"/missing/data\"
+";
+    let path = config(&dir, sound);
+    let told = run("archive-agent", &["config", "check", "--config", &path]).expect_success();
+    assert_eq!(
+        told.stdout,
+        format!(
+            "{path}: ok\n  cluster main: repository far, pgdata /missing/data\n  repository far: s3://backups/prod\n"
+        )
+    );
+    assert!(told.took < Duration::from_secs(5), "{told:#?}");
+
+    let path = config(&dir, &sound.replace("far\"", "near\"").replace("endpoint", "endpiont"));
+    let told = run("archive-agent", &["config", "check", "--config", &path]).expect_status(2);
+    let lines: Vec<&str> = told.stdout.lines().collect();
+    let expected = [
+        format!("{path}:3: [repository.far]: unknown key \"endpiont\"; did you mean \"endpoint\"?"),
+        format!(
+            "{path}:9: [cluster.main]: \"repositories\" names \"near\", but there is no [repository.near] (known: far)"
+        ),
+    ];
+    assert!(expected.iter().all(|line| lines.contains(&line.as_str())), "{told:#?}");
+    assert!(told.stderr.contains("problem"), "{told:#?}");
+    let json = run("archive-agent", &["config", "check", "--json", "--config", &path]).expect_status(2);
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
+    assert_eq!(
+        (&json["problems"][0]["line"], &json["problems"][0]["key"]),
+        (&3.into(), &"endpiont".into()),
+        "{json:#}"
+    );
+    assert_eq!(json["clusters"], serde_json::json!([]), "{json:#}");
+
+    // Other commands name the same problems, and all of them.
+    let told = run("archive-agent", &["status", "--config", &path]).expect_status(2);
+    assert!(
+        told.stderr.contains("line 3, [repository.far]") && told.stderr.contains("line 9, [cluster.main]"),
+        "{told:#?}"
+    );
+    let missing = dir.join("missing.toml");
+    assert!(!Path::new(&missing).exists());
+    run("archive-agent", &["config", "check", "--config", missing.to_str().expect("a path")])
+        .expect_status(2);
+}
