@@ -16,6 +16,7 @@ use crate::hold::HoldCommand;
 use crate::init::InitArgs;
 use crate::key::KeyCommand;
 use crate::lineage::LineageCommand;
+use crate::restore_point::RestorePointArgs;
 use crate::verify::VerifyArgs;
 
 /// The manual page of the thin client, which does not describe itself.
@@ -49,6 +50,11 @@ pub(crate) enum Command {
     Backup(BackupArgs),
     /// Try whether archiving and backups work; exits 3 if something does not.
     Check(CheckArgs),
+    /// Create a restore point and wait until it is durable.
+    ///
+    /// Creates it on the primary (pg_create_restore_point), switches to a new WAL segment, waits until each repository that has to
+    /// acknowledge has stored the segment that holds it, and prints the command that restores to it.
+    RestorePoint(RestorePointArgs),
     /// Check the configuration file.
     Config {
         /// What to do.

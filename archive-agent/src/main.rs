@@ -15,6 +15,7 @@ mod init;
 mod key;
 mod lineage;
 mod newer;
+mod restore_point;
 mod selection;
 mod status;
 mod verify;
@@ -91,6 +92,7 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Check(args) => check::run(&cli.common, args).await,
         Command::Config { command } => config::run(&cli.common, command),
         Command::Key { command } => key::run(&cli.common, command).await,
+        Command::RestorePoint(args) => restore_point::run(&cli.common, args).await,
         Command::Expire(args) => expire::run(&cli.common, args).await,
         Command::Forget(args) => forget::run(&cli.common, args).await,
         Command::Verify(args) => verify::run(&cli.common, args).await,

@@ -25,7 +25,9 @@ pub(crate) fn selections(common: &CommonArgs) -> Result<Vec<Selection<StoreSetti
         let here = |repo: &RepoArgument| settings.repositories.contains(&repo.to_string());
         let repo: Vec<RepoArgument> = common.repo.iter().filter(|repo| here(repo)).cloned().collect();
         let asked = names.is_empty() || !repo.is_empty();
-        asked.then(|| CommonArgs { cluster: Some(cluster.clone()), repo, ..common.clone() }.select::<StoreSettings>())
+        asked.then(|| {
+            CommonArgs { cluster: Some(cluster.clone()), repo, ..common.clone() }.select::<StoreSettings>()
+        })
     };
     let found: Vec<_> = config.cluster.iter().filter_map(one).collect::<Result<_, Failure>>()?;
     match found.is_empty() {

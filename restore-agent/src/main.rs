@@ -32,6 +32,7 @@ const ARCHIVING: &[&str] = &[
     "run",
     "init",
     "backup",
+    "restore-point",
     "check",
     "config",
     "status",

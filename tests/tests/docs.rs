@@ -96,7 +96,7 @@ fn every_configuration_key_is_described() {
 #[test]
 fn every_member_of_the_json_is_described() {
     let page = read("docs/json.md");
-    let documents: [(&str, &[&str]); 26] = [
+    let documents: [(&str, &[&str]); 27] = [
         ("archive-agent/src/status/mod.rs", &["Document", "ClusterState"]),
         ("archive-agent/src/status/server.rs", &["ServerState"]),
         ("archive-agent/src/status/repository.rs", &["RepositoryState"]),
@@ -141,6 +141,7 @@ fn every_member_of_the_json_is_described() {
         ("archive-agent/src/lineage.rs", &["Document", "Settled"]),
         ("archive-agent/src/check/mod.rs", &["Found"]),
         ("archive-agent/src/check/report.rs", &["Line"]),
+        ("archive-agent/src/restore_point.rs", &["RestorePointReport"]),
         ("archive-agent/src/config.rs", &["ConfigReport", "ConfiguredCluster", "ConfiguredRepository"]),
         ("shared/runtime/src/config/problem.rs", &["Problem"]),
         ("archive-agent/src/init/mod.rs", &["Outcome"]),
@@ -302,6 +303,7 @@ const AGENTS: [(&str, &str, &[&str]); 2] = [
             "run",
             "init",
             "backup",
+            "restore-point",
             "check",
             "config",
             "config-check",

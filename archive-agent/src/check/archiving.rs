@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use walpoint_base::{SegmentName, SegmentNo};
+use walpoint_base::{SegmentName, SegmentNo, WalFileName};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Server, ServerIdentity};
 use walpoint_runtime::human;
 
@@ -121,13 +121,55 @@ pub(crate) async fn arrival(
     pgdata: Option<&Path>,
     limit: Duration,
 ) -> anyhow::Result<(SegmentName, Duration)> {
-    let (began, mut told) = (Instant::now(), false);
+    let began = Instant::now();
     // Something to archive: an empty segment is not switched.
     let sql = "SELECT pg_catalog.pg_logical_emit_message(false, 'walpoint', 'check')";
     server.connection().query(sql).await.context("writing a message to WAL failed")?;
     let end = server.switch_wal().await?;
     let segment = SegmentNo::before(end, server_identity.segment_size)
         .name(server_identity.timeline, server_identity.segment_size);
+    arrived(server, destinations, pgdata, segment, limit.saturating_sub(began.elapsed())).await?;
+    Ok((segment, began.elapsed()))
+}
+
+/// Waits until a complete segment is in every repository that acknowledges, and PostgreSQL has archived it: then it has archived all
+/// before it, too.
+pub(crate) async fn acknowledged(
+    server: &mut Server,
+    destinations: &[Destination],
+    pgdata: Option<&Path>,
+    segment: SegmentName,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    arrived(server, destinations, pgdata, segment, limit).await?;
+    loop {
+        // The archiver takes one segment after the other.
+        let archived = server.archiver_stats().await?.last_archived_wal;
+        let last = archived.and_then(|name| name.parse::<WalFileName>().ok()).and_then(WalFileName::segment);
+        if last.is_some_and(|last| last >= segment) {
+            return Ok(());
+        }
+        if began.elapsed() >= limit {
+            bail!(
+                "PostgreSQL did not archive segment {segment} within {}: {}",
+                human::span(limit),
+                why_not_archived(server, pgdata, segment).await
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Waits until a segment is in every repository that acknowledges.
+async fn arrived(
+    server: &mut Server,
+    destinations: &[Destination],
+    pgdata: Option<&Path>,
+    segment: SegmentName,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let (began, mut told) = (Instant::now(), false);
     for destination in destinations.iter().filter(|destination| destination.acknowledges) {
         let archive = destination.archive();
         while archive.header(segment).await?.is_none() {
@@ -158,7 +200,7 @@ pub(crate) async fn arrival(
             );
         }
     }
-    Ok((segment, began.elapsed()))
+    Ok(())
 }
 
 /// Why a segment is not in the repository, as far as PostgreSQL tells, and its `archive_status` where that is visible.

@@ -103,6 +103,28 @@ pub(crate) async fn destinations(
     found
 }
 
+/// The repositories that have to acknowledge, each with the lineage that this server archives to. They are opened, and nothing is tried.
+pub(crate) async fn required(
+    selection: &Selection<StoreSettings>,
+    nature: Nature,
+) -> anyhow::Result<Vec<Destination>> {
+    let mut found = Vec::new();
+    for (name, settings) in &selection.repositories {
+        if !selection.settings.ack_set().contains(name) {
+            continue;
+        }
+        let pgdata = selection.settings.pgdata.as_deref();
+        let opened = async {
+            let repository = Repository::open(name, settings).await?;
+            let lineage = registered(&repository, &selection.cluster, nature, pgdata).await?;
+            let directory = settings.directory();
+            anyhow::Ok(Destination { repository, lineage, acknowledges: true, directory })
+        };
+        found.push(opened.await.with_context(|| format!("repository {name}"))?);
+    }
+    Ok(found)
+}
+
 /// Lineages of others whose facts are damaged: this server is archived and backed up all the same.
 pub(crate) async fn unreadable(report: &mut CheckReport, destinations: &[Destination]) {
     for Destination { repository, lineage, .. } in destinations {

@@ -31,7 +31,10 @@ const READ: &str = "How much is read [default: every byte]";
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("Read every byte of everything that is kept", "archive-agent verify"),
-    ("Every night, read as much as one hour allows, each night other objects", "archive-agent verify --budget 1h"),
+    (
+        "Every night, read as much as one hour allows, each night other objects",
+        "archive-agent verify --budget 1h",
+    ),
     ("Check that nothing is missing, in one repository", "archive-agent verify --light --repo far"),
     (
         "Verify one backup and the WAL that makes it consistent",

@@ -5,9 +5,11 @@ use std::fmt::{self, Display};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
+use jiff::SignedDuration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use walpoint_base::ClusterName;
@@ -63,6 +65,16 @@ impl FromStr for RepoArgument {
             url if url.contains('/') => Ok(Self::Url(url.to_owned())),
             name => Ok(Self::Name(name.to_owned())),
         }
+    }
+}
+
+/// A span of time above zero, as the configuration has it: `90s`, `5m`, `1h 30m`.
+pub fn span(text: &str) -> Result<Duration, String> {
+    let wanted = "a span of time has units, such as 90s, 5m or \"1h 30m\"";
+    let span: SignedDuration = text.parse().map_err(|_| wanted.to_owned())?;
+    match Duration::try_from(span) {
+        Ok(span) if !span.is_zero() => Ok(span),
+        _ => Err("a span above zero is needed".to_owned()),
     }
 }
 
@@ -312,6 +324,17 @@ mod tests {
         "".parse::<RepoArgument>().unwrap_err();
         assert_eq!(repository_name("main").unwrap(), "main");
         assert!(repository_name("a/b").unwrap_err().contains("no slash"));
+    }
+
+    #[test]
+    fn spans_have_units() {
+        for (text, seconds) in [("90s", 90), ("5m", 300), ("1h 30m", 5400), ("1h30m", 5400)] {
+            assert_eq!(span(text).unwrap(), Duration::from_secs(seconds), "{text}");
+        }
+        for bad in ["60", "", "soon", "0s", "-5m"] {
+            span(bad).unwrap_err();
+        }
+        assert!(span("60").unwrap_err().contains("has units"));
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl RetentionSettings {
     /// What its keys contradict: the label if it is about one, a key, and what is wrong with it.
     pub(crate) fn contradictions(&self) -> Vec<(Option<&str>, &'static str, String)> {
         let mut found = Vec::new();
-        let mut refuse = |label, key: &'static str, what: &str| found.push((label, key, format!("\"{key}\" {what}")));
+        let mut refuse =
+            |label, key: &'static str, what: &str| found.push((label, key, format!("\"{key}\" {what}")));
         if self.minimum == 0 {
             refuse(None, "minimum", "must be at least 1: the last backup is never dropped");
         }
@@ -107,7 +108,11 @@ impl RetentionSettings {
                 refuse(Some(label.as_str()), "count", "must be at least 1");
             }
             if age.is_some_and(|span| before(span).is_none()) {
-                refuse(Some(label.as_str()), "age", "must be a span of time above zero, such as \"7d\" or \"1y\"");
+                refuse(
+                    Some(label.as_str()),
+                    "age",
+                    "must be a span of time above zero, such as \"7d\" or \"1y\"",
+                );
             }
             if count.is_none() && age.is_none() && !calendar {
                 let what = "or another key is needed: none of the backups with this label would stay";

@@ -50,8 +50,8 @@ pub fn meant(error: &clap::Error, other: &str, commands: &[&str], arguments: &[O
     Some(format!("{name} is called {here} here: see {here} --help"))
 }
 
-/// As a shell has to be given it.
-fn quoted(argument: &str) -> String {
+/// A word of a command line, as a shell has to be given it.
+pub fn quoted(argument: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     match !argument.is_empty() && argument.chars().all(plain) {
         true => argument.to_owned(),

@@ -207,7 +207,11 @@ fn two_backups_at_once() {
     if first.try_status().is_none() {
         assert_eq!(second.status, 1, "{}", second.stderr);
         let process = format!("process {} on", first.pid());
-        assert!(second.stderr.contains(&process) && second.stderr.contains("--steal-lease"), "{}", second.stderr);
+        assert!(
+            second.stderr.contains(&process) && second.stderr.contains("--steal-lease"),
+            "{}",
+            second.stderr
+        );
     }
     let forced = bed.backup(&["--steal-lease"]);
     assert_eq!(first.wait(Duration::from_secs(120)), 0, "{}", first.log());

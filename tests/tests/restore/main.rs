@@ -22,6 +22,7 @@ mod outage;
 mod owners;
 mod places;
 mod planted;
+mod points;
 mod put_away;
 mod refusals;
 mod remade;

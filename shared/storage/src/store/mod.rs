@@ -28,8 +28,8 @@ mod azure;
 mod buffers;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
-mod counts;
 mod contradictions;
+mod counts;
 #[cfg(any(test, feature = "testing"))]
 pub mod crashing;
 mod create;
