@@ -471,7 +471,7 @@ fn check_names_what_is_wrong() {
     bed.cluster.set("archive_mode", "on");
     bed.cluster.set("archive_command", "/bin/true");
     bed.cluster.start();
-    let output = bed.run(&["check", "--timeout", "2"]).expect_status(3);
+    let output = bed.run(&["check", "--timeout", "2s"]).expect_status(3);
     let text = &output.stdout;
     assert!(text.contains("failed   archiving") && text.contains("somewhere else"), "{text}");
     assert!(text.contains("this does not look like Walpoint"), "{text}");
@@ -480,7 +480,7 @@ fn check_names_what_is_wrong() {
     bed.cluster.reload();
     let segment = bed.cluster.switch_wal();
     bed.cluster.wait_for("select last_failed_wal is not null from pg_stat_archiver", "t");
-    let output = bed.run(&["check", "--timeout", "2"]).expect_status(3);
+    let output = bed.run(&["check", "--timeout", "2s"]).expect_status(3);
     let text = &output.stdout;
     assert!(text.contains("failed   archiver") && text.contains(&segment), "{text}");
     assert!(output.stderr.contains("to archive it after all, for at most 2s"), "{}", output.stderr);

@@ -78,3 +78,41 @@ pgdata = \"/missing/data\"
     run("archive-agent", &["config", "check", "--config", missing.to_str().expect("a path")])
         .expect_status(2);
 }
+
+/// Each program names the option that was probably meant, and ends as for any wrong command line.
+#[test]
+fn a_misspelt_option_names_the_nearest_one() {
+    for (program, arguments, status, meant) in [
+        ("archive-agent", &["backup", "--labl", "x"][..], 2, "'--label'"),
+        ("archive-agent", &["verify", "--smaple", "10%"], 2, "'--sample'"),
+        ("archive-agent", &["status", "--cluter", "main"], 2, "'--cluster'"),
+        ("restore-agent", &["plan", "--target-tme", "now"], 2, "'--target-time'"),
+        ("restore-agent", &["plan", "--repos", "main"], 2, "'--repo'"),
+        ("archive-push", &["--sokcet", "s", "pg_wal/x"], 2, "'--socket'"),
+        ("restore-fetch", &["--socket", "s", "--clustre", "main", "x", "y"], 255, "'--cluster'"),
+    ] {
+        let told = run(program, arguments).expect_status(status).stderr;
+        assert!(told.contains(meant), "{program} {arguments:?}: {told}");
+    }
+    let told = run("archive-agent", &["bakcup"]).expect_status(2).stderr;
+    assert!(told.contains("'backup'"), "{told}");
+}
+
+#[test]
+fn logs_are_text_or_json_as_asked() {
+    let dir = TestDir::new();
+    let path = config(&dir, "");
+    for (program, command) in [("archive-agent", "status"), ("restore-agent", "plan")] {
+        let log = |options: &[&str]| {
+            let arguments = [&[command, "--config", &path], options].concat();
+            run(program, &arguments).expect_status(2).stderr
+        };
+        let is_json =
+            |log: &str| log.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok());
+        assert!(!is_json(&log(&[])) && !is_json(&log(&["--json", "--log-format", "text"])));
+        for options in [&["--log-format", "json"][..], &["--json"]] {
+            let log = log(options);
+            assert!(is_json(&log) && log.contains("no [cluster.NAME]"), "{program} {options:?}: {log}");
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lexopt::Arg::{Long, Value};
 use lexopt::Parser;
+use walpoint_base::nearest::nearest;
 
 /// What to push and whom to ask.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(crate) enum Parsed {
     /// To print this and do nothing else.
     Print(String),
 }
+
+const OPTIONS: [&str; 2] = ["socket", "config"];
 
 const USAGE: &str = "usage: archive-push --socket SOCKET [--config FILE] PATH";
 
@@ -73,6 +76,7 @@ fn read(mut parser: Parser) -> Result<Arguments, lexopt::Error> {
                     return Err(format!("more than one path: {first:?} and {other:?}").into());
                 }
             }
+            Long(name) => return Err(unknown(name)),
             _ => return Err(argument.unexpected()),
         }
     }
@@ -81,6 +85,13 @@ fn read(mut parser: Parser) -> Result<Arguments, lexopt::Error> {
         config,
         path: path.ok_or("the path of the file is missing (%p)")?,
     })
+}
+
+/// An option that there is not, and the one that was probably meant.
+fn unknown(name: &str) -> lexopt::Error {
+    let meant = nearest(name, OPTIONS);
+    let meant = meant.map_or(String::new(), |meant| format!(", did you mean '--{meant}'?"));
+    format!("invalid option '--{name}'{meant}").into()
 }
 
 /// An option's value. An empty one is a variable of the shell that was not set.
@@ -121,7 +132,7 @@ mod tests {
             ("--socket= x", "--socket needs a value"),
             ("--socket s", "path of the file is missing"),
             ("--socket s a b", "more than one path"),
-            ("--sokcet s a", "invalid option '--sokcet'"),
+            ("--sokcet s a", "invalid option '--sokcet', did you mean '--socket'?"),
         ] {
             let problem = parsed(line).unwrap_err();
             assert!(

@@ -29,11 +29,10 @@ use clap::Args;
 use serde::Serialize;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::{Server, ServerIdentity};
-use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::args::{self, CommonArgs, Selection};
 use walpoint_runtime::exit::{FINDINGS, Failure};
-use walpoint_runtime::human;
-use walpoint_runtime::output;
 use walpoint_runtime::progress::ByteProgress;
+use walpoint_runtime::{help, human, output};
 use walpoint_storage::store::StoreSettings;
 
 use self::remote::{RemoteSource, examine_remote, why_remote};
@@ -47,17 +46,26 @@ use crate::wal::split_brain::SPLIT_BRAIN;
 use crate::wal::upload::Uploader;
 use crate::walk::{BackupRoots, Entered, Measure};
 
+/// The heading of options about the segment that is switched.
+const WAL: &str = "Switching WAL";
+
+const EXAMPLES: &[(&str, &str)] = &[
+    ("Test everything, and that a segment arrives in each repository", "archive-agent check"),
+    ("From monitoring, without a new WAL segment each time", "archive-agent check --no-switch --json"),
+    ("Test one repository, which is slow", "archive-agent check --repo far --timeout 5m"),
+];
+
 /// Options of `check`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct CheckArgs {
-    /// How long a switched segment may take to arrive in the repositories, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    timeout: u64,
+    /// Wait this long for a switched segment to arrive in the repositories, such as 90s or "1h 30m".
+    #[arg(long, value_name = "SPAN", default_value = "1m", value_parser = args::span, help_heading = WAL)]
+    timeout: Duration,
     /// Do not switch to a new WAL segment, and so do not see one arrive.
-    #[arg(long)]
+    #[arg(long, help_heading = WAL)]
     no_switch: bool,
-    /// Look at what a backup sent by the server (backup --remote) needs. The default where the data directory is not visible
-    /// here.
+    /// Check what a backup sent by the server (backup --remote) needs [default: where the data directory is not visible here].
     #[arg(long)]
     remote: bool,
 }
@@ -188,7 +196,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
     let selection = common.select::<StoreSettings>()?;
     let waiting = ByteProgress::waiting("checking", common.show_progress());
     let mut report = CheckReport::default();
-    let limit = Duration::from_secs(args.timeout);
+    let limit = args.timeout;
     if let Some(silent) = silent(&selection, args.remote).await {
         report.failed(
             "data directory",

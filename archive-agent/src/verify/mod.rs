@@ -7,16 +7,16 @@ mod document;
 mod text;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use walpoint_base::BackupId;
 use walpoint_repo::Repository;
 use walpoint_repo::expire::outlook;
 use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify};
-use walpoint_runtime::args::{CommonArgs, Selection};
-use walpoint_runtime::config::duration;
+use walpoint_runtime::args::{self, CommonArgs, Selection};
 use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::progress::ByteProgress;
 use walpoint_runtime::{help, output};
@@ -56,8 +56,8 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "SHARE", group = "depth", value_parser = share, help_heading = READ)]
     sample: Option<f64>,
     /// Read objects for this long, such as 30m or "1h 30m"; the next run continues where this one stops.
-    #[arg(long, value_name = "SPAN", group = "depth", help_heading = READ)]
-    budget: Option<SignedDuration>,
+    #[arg(long, value_name = "SPAN", group = "depth", value_parser = args::span, help_heading = READ)]
+    budget: Option<Duration>,
 }
 
 /// Runs the command.
@@ -68,7 +68,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
         depth: match (args.light, args.sample, args.budget) {
             (true, ..) => Depth::Light,
             (_, Some(share), _) => Depth::Sample(share),
-            (_, _, Some(span)) => Depth::Budget(duration(span)),
+            (_, _, Some(span)) => Depth::Budget(span),
             _ => Depth::Full,
         },
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),

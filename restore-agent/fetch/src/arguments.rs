@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lexopt::Arg::{Long, Value};
 use lexopt::Parser;
+use walpoint_base::nearest::nearest;
 
 /// What to fetch and whom to ask.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(crate) enum Parsed {
     /// To print this and do nothing else.
     Print(String),
 }
+
+const OPTIONS: [&str; 4] = ["socket", "config", "cluster", "repo"];
 
 const USAGE: &str = "usage: restore-fetch --socket SOCKET [--config FILE] NAME PATH";
 
@@ -78,6 +81,7 @@ fn read(mut parser: Parser) -> Result<Arguments, lexopt::Error> {
                 options.extend([OsString::from(name), value]);
             }
             Value(operand) => operands.push(operand),
+            Long(name) => return Err(unknown(name)),
             _ => return Err(argument.unexpected()),
         }
     }
@@ -86,6 +90,13 @@ fn read(mut parser: Parser) -> Result<Arguments, lexopt::Error> {
         operands.try_into().map_err(|_| "both NAME (%f) and PATH (%p) are needed")?;
     let name = name.into_string().map_err(|name| format!("the name {name:?} is not text"))?;
     Ok(Arguments { socket, options, name, path: PathBuf::from(path) })
+}
+
+/// An option that there is not, and the one that was probably meant.
+fn unknown(name: &str) -> lexopt::Error {
+    let meant = nearest(name, OPTIONS);
+    let meant = meant.map_or(String::new(), |meant| format!(", did you mean '--{meant}'?"));
+    format!("invalid option '--{name}'{meant}").into()
 }
 
 /// An option's value. An empty one is a variable of the shell that was not set.
@@ -128,7 +139,7 @@ mod tests {
             ("--socket= n p", "--socket needs a value"),
             ("--socket s n", "both NAME"),
             ("--socket s n p q", "both NAME"),
-            ("--sokcet s n p", "invalid option '--sokcet'"),
+            ("--sokcet s n p", "invalid option '--sokcet', did you mean '--socket'?"),
             ("--socket s n p --help", "invalid option '--help'"),
         ] {
             let problem = parsed(line).unwrap_err();

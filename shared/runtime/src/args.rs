@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -39,12 +39,24 @@ pub struct CommonArgs {
     /// Print JSON on standard output, and log in JSON.
     #[arg(long, global = true)]
     pub json: bool,
+    /// Log in this format on standard error [default: text; json with --json].
+    #[arg(long, value_name = "FORMAT", global = true)]
+    pub log_format: Option<LogFormat>,
     /// Log only warnings and errors, and show no progress.
     #[arg(long, short, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Log more; twice: everything.
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// The format of logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for a person.
+    Text,
+    /// One JSON object per line.
+    Json,
 }
 
 /// A repository as `--repo` gives it. Names have no slash, and URLs have one.
@@ -111,7 +123,13 @@ pub struct Selection<R> {
 impl CommonArgs {
     /// Whether to show progress on a terminal.
     pub fn show_progress(&self) -> bool {
-        !self.quiet && !self.json && std::io::stderr().is_terminal()
+        !self.quiet && self.log_format() == LogFormat::Text && !self.json && std::io::stderr().is_terminal()
+    }
+
+    /// The format of logs.
+    pub fn log_format(&self) -> LogFormat {
+        let default = if self.json { LogFormat::Json } else { LogFormat::Text };
+        self.log_format.unwrap_or(default)
     }
 
     /// The URL that `--repo` gives; `None` if it gives none. Several, or one beside names, are wrong usage.
@@ -324,6 +342,19 @@ mod tests {
         "".parse::<RepoArgument>().unwrap_err();
         assert_eq!(repository_name("main").unwrap(), "main");
         assert!(repository_name("a/b").unwrap_err().contains("no slash"));
+    }
+
+    #[test]
+    fn json_logs_go_with_json_unless_another_format_is_asked_for() {
+        for (json, asked, expected) in [
+            (false, None, LogFormat::Text),
+            (true, None, LogFormat::Json),
+            (true, Some(LogFormat::Text), LogFormat::Text),
+            (false, Some(LogFormat::Json), LogFormat::Json),
+        ] {
+            let args = CommonArgs { json, log_format: asked, ..CommonArgs::default() };
+            assert_eq!(args.log_format(), expected);
+        }
     }
 
     #[test]

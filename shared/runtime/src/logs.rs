@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::args::CommonArgs;
+use crate::args::{CommonArgs, LogFormat};
 
 /// Starts logging as the options ask; `$WALPOINT_LOG` refines it in `tracing`'s filter syntax. Later calls do nothing.
 pub fn start(args: &CommonArgs) {
@@ -20,7 +20,7 @@ pub fn start(args: &CommonArgs) {
     );
     let filter = EnvFilter::try_from_env("WALPOINT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    let started = if args.json {
+    let started = if args.log_format() == LogFormat::Json {
         builder.json().flatten_event(true).with_target(false).try_init()
     } else {
         builder.with_ansi(std::io::stderr().is_terminal()).with_target(args.verbose > 0).try_init()

@@ -67,7 +67,7 @@ impl World {
     /// `check`, `status` and `verify` of a server whose archiving works.
     fn reports(&mut self) -> Outcome<()> {
         let primary = &self.servers[self.primary];
-        let check = primary.agent.run(&["check", "--timeout", "60"]);
+        let check = primary.agent.run(&["check", "--timeout", "60s"]);
         if check.status != 0 {
             return Err(format!("check finds fault with a server that archives: {check:#?}"));
         }

@@ -197,7 +197,7 @@ impl World {
         let drained = self.drain_server(first, LIMIT);
         self.no_second_owner(&b, first)?;
         drained?;
-        let check = b.agent.run(&["check", "--timeout", "3"]);
+        let check = b.agent.run(&["check", "--timeout", "3s"]);
         if check.success() {
             return Err(format!(
                 "check finds no fault with a server whose timeline is another's: {check:#?}"
