@@ -33,7 +33,7 @@ use walpoint_runtime::{logs, memory, output, pages, sibling, threads, umask};
 use cli::{Cli, Command};
 
 /// The commands of the other program.
-const RESTORING: &[&str] = &["plan", "restore", "rollback", "fetch", "prefetch"];
+const RESTORING: &[&str] = &["list", "plan", "restore", "rollback", "fetch", "prefetch"];
 
 fn main() -> ExitCode {
     umask::leave_the_owner_all();

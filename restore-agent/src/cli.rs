@@ -9,6 +9,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::help;
 use walpoint_runtime::pages::{ManualPage, Shell};
 
+use crate::list::ListArgs;
 use crate::plan::{PlanArgs, ProbeArgs};
 use crate::restore::RestoreArgs;
 use crate::restore::rollback::RollbackArgs;
@@ -31,6 +32,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// List what a cluster can be restored to: backups, restore points and windows.
+    List(ListArgs),
     /// Show how a moment would be recovered, or why it cannot be; writes nothing.
     Plan(PlanArgs),
     /// Restore a cluster that recovers to a moment; proves first that it can be reached.

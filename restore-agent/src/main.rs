@@ -4,6 +4,7 @@ mod agreement;
 mod choice;
 mod cli;
 mod decoder;
+mod list;
 mod plan;
 mod restore;
 mod settings;
@@ -97,6 +98,7 @@ fn run(arguments: &[OsString]) -> ExitCode {
                 exit::report(pages::manual(Cli::command(), &[cli::CLIENT_PAGE], directory))
             }
             Command::Fetch(args) => ExitCode::from(wal::fetch::run(&cli.common, args).await),
+            Command::List(args) => exit::report(advised(list::run(&cli.common, args).await)),
             Command::Plan(args) => exit::report(advised(plan::run(&cli.common, args).await)),
             Command::Restore(args) => exit::report(advised(restore::run(&cli.common, args).await)),
             Command::Rollback(args) => exit::report(advised(restore::rollback::run(&cli.common, args))),

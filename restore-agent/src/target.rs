@@ -28,7 +28,7 @@ pub(crate) struct TargetArgs {
     /// The timeline on which the target lies: latest, current (the backup's), or a number.
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
     target_timeline: TargetTimeline,
-    /// Recover in this lineage: needed where a copy that went its own way has the target too. "archive-agent status" lists
+    /// Recover in this lineage: needed where a copy that went its own way has the target too. "restore-agent list" shows
     /// them.
     #[arg(long, value_name = "LINEAGE")]
     lineage: Option<LineageId>,

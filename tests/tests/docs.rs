@@ -96,7 +96,7 @@ fn every_configuration_key_is_described() {
 #[test]
 fn every_member_of_the_json_is_described() {
     let page = read("docs/json.md");
-    let documents: [(&str, &[&str]); 27] = [
+    let documents: [(&str, &[&str]); 29] = [
         ("archive-agent/src/status/mod.rs", &["Document", "ClusterState"]),
         ("archive-agent/src/status/server.rs", &["ServerState"]),
         ("archive-agent/src/status/repository.rs", &["RepositoryState"]),
@@ -148,6 +148,17 @@ fn every_member_of_the_json_is_described() {
         ("archive-agent/src/init/register.rs", &["RegisteredCluster"]),
         ("archive-agent/src/key/mod.rs", &["Changed"]),
         ("archive-agent/src/key/list.rs", &["Slots", "SlotState"]),
+        (
+            "restore-agent/src/list/document.rs",
+            &[
+                "ListDocument",
+                "RepositoryDocument",
+                "LineageDocument",
+                "RestorePointDocument",
+                "WindowDocument",
+            ],
+        ),
+        ("shared/repo/src/catalog/points.rs", &["RestorePointStatus"]),
         ("restore-agent/src/restore/report.rs", &["RestoreReport"]),
         ("restore-agent/src/restore/rollback.rs", &["Report"]),
     ];
@@ -327,7 +338,7 @@ const AGENTS: [(&str, &str, &[&str]); 2] = [
             "lineage-settle",
         ],
     ),
-    ("restore-agent", "restore-fetch", &["plan", "restore", "rollback", "fetch", "prefetch"]),
+    ("restore-agent", "restore-fetch", &["list", "plan", "restore", "rollback", "fetch", "prefetch"]),
 ];
 
 fn agent(program: &str, arguments: &[&str]) -> process::Output {

@@ -69,7 +69,8 @@ fn a_command_of_the_other_agent_is_answered_with_its_command_line() {
             assert!(told.contains(&format!("command of {other}: {other} {command}")), "{command}: {told}");
         }
     }
-    assert!(meant("restore-agent", &["list"]).contains("archive-agent status"));
+    // What another tool calls a list of backups.
+    assert!(meant("archive-agent", &["backup-list"]).contains("restore-agent list"));
 }
 
 /// The build script, and sources with a package in them that it can run for.

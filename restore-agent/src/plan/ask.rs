@@ -130,7 +130,7 @@ async fn known_damage(
     Ok(found.map(|found| {
         format!(
             "on {:.0} a pack was found damaged that backup {backup} needs, so restoring it may fail: archive-agent verify says \
-             more, --backup takes another one (archive-agent status lists them)",
+             more, --backup takes another one (restore-agent list shows them)",
             found.announcement.written
         )
     }))

@@ -7,7 +7,7 @@ use walpoint_base::BackupId;
 use walpoint_storage::RepoError;
 
 /// What to do when the backup is not what was stored.
-const ANOTHER: &str = "the same command would end there again: restore from another backup (--backup, archive-agent status lists \
+const ANOTHER: &str = "the same command would end there again: restore from another backup (--backup, restore-agent list shows \
                        them) or another repository (--repo), and archive-agent verify shows what else is affected";
 
 /// That what failed is the backup itself: an object that it needs is damaged or missing. In words for a person.

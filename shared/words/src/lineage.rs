@@ -13,6 +13,7 @@ use std::fmt::Write;
 use walpoint_base::{BackupId, Lsn, TimelineId};
 use walpoint_repo::catalog::LineageCatalog;
 use walpoint_repo::catalog::status::{DamagedLineageStatus, LineageStatus, WindowStatus};
+use walpoint_runtime::human;
 use walpoint_storage::error::Result;
 
 /// Columns of the axis.
@@ -104,12 +105,12 @@ pub fn window(w: &WindowStatus) -> String {
     let known = |time: &Option<String>| time.clone().unwrap_or_else(|| "no commit yet".to_owned());
     let start = if w.continued { "fork" } else { "backup" };
     format!(
-        "{} ({start}, {}) to {} ({}), {} backups",
+        "{} ({start}, {}) to {} ({}), {}",
         known(&w.from_time),
         w.from_lsn,
         known(&w.until_time),
         w.until_lsn,
-        w.backups
+        human::count(w.backups as u64, "backup")
     )
 }
 

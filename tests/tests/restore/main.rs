@@ -16,6 +16,7 @@ mod interrupted;
 mod kinds;
 mod latest;
 mod links;
+mod list;
 mod memory;
 mod only_copy;
 mod outage;

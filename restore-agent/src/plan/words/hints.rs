@@ -39,7 +39,7 @@ const LEAVE_TARGET_OUT: &str = "Leave the target out to recover everything that 
 const CHECK_EPOCH: &str = "WAL carries the lower half of a transaction's id; the epoch is taken from the checkpoint before it. Check the \
      number: select pg_current_xact_id() shows it with the epoch, logs and xmin without.";
 
-const CHOOSE_LINEAGE: &str = "Choose the server whose data you want with \"--lineage\"; \"archive-agent status\" draws the timelines of each.";
+const CHOOSE_LINEAGE: &str = "Choose the server whose data you want with \"--lineage\"; \"restore-agent list\" draws the timelines of each.";
 
 const BACKUP_BEHIND: &str = "What lies behind it can be recovered from a backup that begins there: take one.";
 

@@ -57,6 +57,7 @@ pub use inventory::{Expected, TimelineWal};
 pub use lacking::Lacking;
 pub use latest::latest_commit_before;
 pub use lineage::LineageCatalog;
+pub use points::{Newest, RestorePointStatus};
 pub(crate) use search::readable;
 
 use crate::Repository;

@@ -1,5 +1,7 @@
 //! The named restore points that recovery can stop at.
 
+use std::collections::HashMap;
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use walpoint_base::PgTimestamp;
@@ -11,11 +13,27 @@ use super::LineageCatalog;
 use super::status::{TimelineParts, time};
 use crate::wal::{FoundPoints, WalArchive};
 
-/// Restore points that are told, the newest ones: each costs a request.
+/// Restore points of one name whose times are told, the newest ones: each costs a request.
 const TOLD: usize = 20;
 
 /// Requests under way at once.
 const CONCURRENT: usize = 8;
+
+/// How many are looked into of what costs a request each, the newest ones.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Newest {
+    /// Finished backups that are in no summary object.
+    pub backups: usize,
+    /// Restore points of each lineage.
+    pub restore_points: usize,
+}
+
+impl Default for Newest {
+    /// As many as are shown to a person.
+    fn default() -> Self {
+        Self { backups: 20, restore_points: 20 }
+    }
+}
 
 /// A restore point in a window.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -29,6 +47,9 @@ pub struct RestorePointStatus {
     /// When it was made, if that can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
+    /// How many others in a window of the lineage have its name: PostgreSQL stops at the first one that it replays.
+    #[serde(skip)]
+    pub same_name: usize,
 }
 
 /// When a restore point was made.
@@ -65,11 +86,12 @@ impl LineageCatalog {
         Ok(older.chain(read).collect())
     }
 
-    /// The newest restore points that lie in a window, oldest first.
+    /// The newest restore points that lie in a window, oldest first, and how many older ones do.
     pub(super) async fn restore_points(
         &mut self,
         parts: &[TimelineParts],
-    ) -> Result<Vec<RestorePointStatus>> {
+        newest: usize,
+    ) -> Result<(Vec<RestorePointStatus>, usize)> {
         let reachable = |point: &PointRef| {
             let own = parts.iter().filter(|part| part.timeline == point.timeline);
             own.flat_map(|part| &part.windows).any(|w| w.from <= point.lsn && point.lsn < w.until)
@@ -78,7 +100,11 @@ impl LineageCatalog {
         damaged.iter().for_each(|problem| self.add_problem(problem.to_string()));
         points.retain(reachable);
         points.sort_by_key(|point| (point.lsn, point.timeline));
-        let newest = points.split_off(points.len().saturating_sub(TOLD));
+        let mut named: HashMap<String, usize> = HashMap::new();
+        for point in &points {
+            *named.entry(point.name.clone()).or_default() += 1;
+        }
+        let newest = points.split_off(points.len().saturating_sub(newest));
         let archive = self.archive();
         let read: Vec<_> = stream::iter(newest)
             .map(|point| async move {
@@ -98,8 +124,10 @@ impl LineageCatalog {
                 self.add_problem(problem);
                 None
             });
-            told.push(RestorePointStatus { name, timeline: timeline.get(), lsn: lsn.to_string(), time });
+            let same_name = named.get(&name).map_or(0, |all| all.saturating_sub(1));
+            let (timeline, lsn) = (timeline.get(), lsn.to_string());
+            told.push(RestorePointStatus { name, timeline, lsn, time, same_name });
         }
-        Ok(told)
+        Ok((told, points.len()))
     }
 }

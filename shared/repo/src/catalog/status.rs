@@ -10,13 +10,10 @@ use walpoint_plan::restore::{Facts, SegmentRange};
 use walpoint_plan::retention::Damage;
 use walpoint_storage::error::{RepoError, Result};
 
-use super::points::RestorePointStatus;
+use super::points::{Newest, RestorePointStatus};
 use super::{BrokenChain, Catalog, LineageCatalog};
 use crate::backup::{BackupSummary, Backups, ListedBackup, ListedState, ManifestState, Method};
 use crate::lineage::DamagedLineage;
-
-/// Of the finished backups that are in no summary object, the newest ones are looked into: as many as are shown to a person.
-pub(super) const LOOKED_INTO: usize = 20;
 
 /// A cluster in a repository.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -76,6 +73,9 @@ pub struct LineageStatus {
     pub timelines: Vec<TimelineStatus>,
     /// The newest named restore points that lie in a window, oldest first.
     pub restore_points: Vec<RestorePointStatus>,
+    /// How many older ones do.
+    #[serde(skip)]
+    pub older_restore_points: usize,
     /// What could not be read.
     pub problems: Vec<String>,
     /// Timelines that two servers claimed or that were abandoned, and what a person says about it.
@@ -247,12 +247,17 @@ pub struct TimelineParts {
 impl Catalog {
     /// Reads the index and the tail of every timeline and draws up what can be recovered.
     pub async fn status(&mut self) -> Result<ClusterStatus> {
+        self.status_of(Newest::default()).await
+    }
+
+    /// The same with another number of backups and restore points.
+    pub async fn status_of(&mut self, newest: Newest) -> Result<ClusterStatus> {
         let mut lineages = Vec::new();
         for lineage in self.lineages_mut() {
-            lineages.push(lineage.status().await?);
+            lineages.push(lineage.status(newest).await?);
         }
         let mut backups: Vec<BackupStatus> = self.backups().iter().map(BackupStatus::of).collect();
-        let mut details = self.details().await?;
+        let mut details = self.details(newest).await?;
         for (backup, listed) in backups.iter_mut().zip(self.backups()) {
             backup.details = details.remove(&listed.id);
             backup.damaged_pages = backup.details.as_ref().map(|details| details.bad_pages);
@@ -269,12 +274,12 @@ impl Catalog {
     }
 
     /// What the summaries of finished backups say; of those that are in no summary object, of the newest ones only.
-    async fn details(&mut self) -> Result<BTreeMap<BackupId, BackupDetails>> {
+    async fn details(&mut self, newest: Newest) -> Result<BTreeMap<BackupId, BackupDetails>> {
         let reader = Backups::of(self.repository(), self.cluster());
         let finished = self.backups().iter().filter(|one| matches!(one.state, ListedState::Finished(_)));
         let finished: Vec<BackupId> = finished.map(|listed| listed.id).collect();
         let mut summaries: BTreeMap<BackupId, BackupSummary> = BTreeMap::new();
-        for (id, standing) in reader.standings(&finished, LOOKED_INTO).await? {
+        for (id, standing) in reader.standings(&finished, newest.backups).await? {
             match standing {
                 Ok(ManifestState::Finished(summary)) => drop(summaries.insert(id, *summary)),
                 // Told where it is looked for.
@@ -371,9 +376,10 @@ impl LineageCatalog {
         Ok(parts)
     }
 
-    async fn status(&mut self) -> Result<LineageStatus> {
+    async fn status(&mut self, newest: Newest) -> Result<LineageStatus> {
         let parts = self.parts().await?;
-        let restore_points = self.restore_points(&parts).await?;
+        let (restore_points, older_restore_points) =
+            self.restore_points(&parts, newest.restore_points).await?;
         let timelines = parts.iter().map(|parts| self.timeline_status(parts)).collect();
         let parent = self.parent_status().await?;
         Ok(LineageStatus {
@@ -383,6 +389,7 @@ impl LineageCatalog {
             segment_size: self.lineage().segment_size.bytes(),
             timelines,
             restore_points,
+            older_restore_points,
             problems: self.problems(),
             settled: self.settled().to_vec(),
         })

@@ -1,0 +1,70 @@
+//! The options of `plan` that lead to what is listed.
+
+use std::collections::BTreeSet;
+
+use walpoint_repo::catalog::RestorePointStatus;
+use walpoint_repo::catalog::status::LineageStatus;
+use walpoint_runtime::args::CommonArgs;
+
+use super::read::Listed;
+
+/// What every plan of the cluster needs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PlanOptions {
+    /// The options that select the cluster and its repositories, as they were given.
+    pub(super) selection: Vec<String>,
+    /// Whether the cluster has several lineages in these repositories.
+    pub(super) several_lineages: bool,
+}
+
+impl PlanOptions {
+    /// For a plan in the repositories that were listed.
+    pub(super) fn of(common: &CommonArgs, listed: &[Listed]) -> Self {
+        let mut selection = Vec::new();
+        let mut option = |name: &str, value: String| selection.extend([name.to_owned(), value]);
+        if let Some(config) = &common.config {
+            option("--config", config.display().to_string());
+        }
+        common.repo.iter().for_each(|repo| option("--repo", repo.to_string()));
+        if let Some(cluster) = &common.cluster {
+            option("--cluster", cluster.to_string());
+        }
+        let known = listed.iter().filter_map(|repository| repository.contents.as_ref().ok());
+        let readable = known.clone().flat_map(|one| one.status.lineages.iter().map(|l| l.lineage.as_str()));
+        let damaged = known.flat_map(|one| one.status.damaged_lineages.iter().map(|l| l.lineage.as_str()));
+        let lineages: BTreeSet<&str> = readable.chain(damaged).collect();
+        Self { selection, several_lineages: lineages.len() > 1 }
+    }
+
+    /// The words of the command line that plans a restore to the end of the archive.
+    pub(super) fn plan(&self) -> Vec<String> {
+        let command = ["restore-agent", "plan"].map(str::to_owned);
+        command.into_iter().chain(self.selection.iter().cloned()).collect()
+    }
+
+    /// What chooses a timeline of a lineage, where there are several.
+    pub(super) fn on_timeline(&self, lineage: &LineageStatus, timeline: u32) -> Vec<String> {
+        let mut options = Vec::new();
+        if self.several_lineages {
+            options.extend(["--lineage".to_owned(), lineage.lineage.clone()]);
+        }
+        if lineage.timelines.len() > 1 {
+            options.extend(["--target-timeline".to_owned(), timeline.to_string()]);
+        }
+        options
+    }
+
+    /// What recovers to a restore point: its position, where its name means several or cannot be typed.
+    pub(super) fn to_point(&self, lineage: &LineageStatus, point: &RestorePointStatus) -> Vec<String> {
+        let mut options = self.on_timeline(lineage, point.timeline);
+        let name = &point.name;
+        if point.same_name > 0 || name.chars().any(char::is_control) {
+            options.extend(["--target-lsn".to_owned(), point.lsn.clone()]);
+        } else if name.starts_with('-') {
+            options.push(format!("--target-name={name}"));
+        } else {
+            options.extend(["--target-name".to_owned(), name.clone()]);
+        }
+        options
+    }
+}

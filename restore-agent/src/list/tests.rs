@@ -1,0 +1,258 @@
+//! What is printed of contents that are written by hand.
+
+use walpoint_repo::catalog::RestorePointStatus;
+use walpoint_repo::catalog::status::{
+    BackupDetails, BackupStatus, ClusterStatus, DamagedLineageStatus, LineageStatus, TimelineStatus,
+    WindowStatus,
+};
+use walpoint_runtime::args::CommonArgs;
+
+use super::document::ListDocument;
+use super::options::PlanOptions;
+use super::read::{Contents, Listed};
+use super::{ListArgs, Sections, text};
+
+const DEFAULT: ListArgs = ListArgs { backups: false, restore_points: false };
+
+fn backup(id: &str, state: &'static str, details: Option<BackupDetails>) -> BackupStatus {
+    BackupStatus {
+        id: id.to_owned(),
+        timeline: 1,
+        start_lsn: "0/2000028".to_owned(),
+        started: Some("2026-11-21T10:00:00Z".to_owned()),
+        state,
+        damaged_pages: None,
+        details,
+    }
+}
+
+fn details(lineage: &str, label: &str, damage: Option<&str>) -> Option<BackupDetails> {
+    Some(BackupDetails {
+        label: label.to_owned(),
+        lineage: lineage.to_owned(),
+        kind: "full",
+        method: "local",
+        from_standby: false,
+        ended: "2026-11-21T10:00:05.5Z".to_owned(),
+        seconds: 5.5,
+        bytes: 24 << 20,
+        new_bytes: 24 << 20,
+        stored_bytes: 4 << 20,
+        pages: 3000,
+        checksums: true,
+        bad_pages: 0,
+        damaged_packs: 0,
+        damaged_segments: 0,
+        damage: damage.map(str::to_owned),
+    })
+}
+
+fn point(name: &str, lsn: &str, same_name: usize) -> RestorePointStatus {
+    RestorePointStatus {
+        name: name.to_owned(),
+        timeline: 1,
+        lsn: lsn.to_owned(),
+        time: Some("2026-11-21T10:01:00.25Z".to_owned()),
+        same_name,
+    }
+}
+
+fn timeline(timeline: u32) -> TimelineStatus {
+    let window = WindowStatus {
+        from_lsn: "0/2000100".to_owned(),
+        from_time: Some("2026-11-21T10:00:05.5Z".to_owned()),
+        until_lsn: "0/5000000".to_owned(),
+        until_time: None,
+        continued: false,
+        oldest_backup: "b1".to_owned(),
+        backups: 1,
+    };
+    TimelineStatus {
+        timeline,
+        parent: None,
+        first_segment: None,
+        last_segment: None,
+        segments: 4,
+        stored_bytes: 4096,
+        windows: vec![window],
+        gaps: Vec::new(),
+        breaks: Vec::new(),
+        damaged: Vec::new(),
+    }
+}
+
+fn lineage(id: &str, timelines: &[u32], restore_points: Vec<RestorePointStatus>) -> LineageStatus {
+    LineageStatus {
+        lineage: id.to_owned(),
+        parent: None,
+        postgresql: 17,
+        segment_size: 16 << 20,
+        timelines: timelines.iter().map(|id| timeline(*id)).collect(),
+        restore_points,
+        older_restore_points: 0,
+        problems: Vec::new(),
+        settled: Vec::new(),
+    }
+}
+
+fn listed(lineages: Vec<LineageStatus>, backups: Vec<BackupStatus>) -> Listed {
+    let drawings = lineages.iter().map(|_| "  timeline 1    B====\n".to_owned()).collect();
+    let status = ClusterStatus {
+        cluster: "main".to_owned(),
+        repository: "near".to_owned(),
+        store: "file:///near".to_owned(),
+        taken: "2026-11-22T00:00:00Z".to_owned(),
+        lineages,
+        damaged_lineages: Vec::new(),
+        backups,
+    };
+    Listed {
+        repository: "near".to_owned(),
+        store: "file:///near".to_owned(),
+        contents: Ok(Contents { status, drawings }),
+    }
+}
+
+fn unreadable() -> Listed {
+    Listed {
+        repository: "far".to_owned(),
+        store: "s3://far".to_owned(),
+        contents: Err("it did not answer".to_owned()),
+    }
+}
+
+fn printed(all: &[Listed], args: ListArgs) -> String {
+    let common = CommonArgs { cluster: Some("main".parse().unwrap()), ..CommonArgs::default() };
+    let options = PlanOptions::of(&common, all);
+    text::cluster(&"main".parse().unwrap(), all, &options, args.sections(), args.backups)
+}
+
+#[test]
+fn a_cluster_is_listed_with_the_commands_that_plan_its_restore() {
+    let points = vec![
+        point("before upgrade", "0/3000028", 0),
+        point("daily", "0/4000028", 1),
+        point("daily", "0/4000100", 1),
+    ];
+    let backups = vec![
+        backup("b1", "finished", details("7-1", "first", None)),
+        backup("b2", "finished", details("7-1", "", Some("2 damaged pages"))),
+        backup("b3", "finished", None),
+        backup("b4", "ended", None),
+        backup("b5", "unfinished", None),
+    ];
+    let all = [listed(vec![lineage("7-1", &[1], points)], backups), unreadable()];
+    assert_eq!(
+        printed(&all, DEFAULT),
+        "Cluster main in near (file:///near)\n\
+         \n\
+         Lineage 7-1, PostgreSQL 17\n  \
+           timeline 1    B====\n\
+         \n  \
+           Backups\n    \
+             FINISHED              KIND  SIZE      TIMELINE  STATE    LABEL  ID\n    \
+             2026-11-21T10:00:05Z  full  24.0 MiB  1         sound    first  b1\n    \
+             2026-11-21T10:00:05Z  full  24.0 MiB  1         DAMAGED         b2\n      \
+               damage: 2 damaged pages\n\
+         \n  \
+           Restore points\n    \
+             NAME              TIME                     LSN        TIMELINE  PLAN WITH\n    \
+             before upgrade    2026-11-21T10:01:00.25Z  0/3000028  1         --target-name 'before upgrade'\n    \
+             daily (one of 2)  2026-11-21T10:01:00.25Z  0/4000028  1         --target-lsn 0/4000028\n    \
+             daily (one of 2)  2026-11-21T10:01:00.25Z  0/4000100  1         --target-lsn 0/4000100\n\
+         \n  \
+           Windows, every moment of which can be recovered\n    \
+             timeline 1  2026-11-21T10:00:05.5Z (backup, 0/2000100) to no commit yet (0/5000000), 1 backup\n\
+         \n\
+         Backups whose manifests could not be read\n    \
+             b3\n\
+         \n\
+         1 unfinished backup, never used to restore\n\
+         \n\
+         Cluster main in far (s3://far)\n  \
+           cannot be read: it did not answer\n\
+         \n\
+         Plan a restore, which writes nothing:\n  \
+           restore-agent plan --cluster main                                 # to the end of the archive\n  \
+           restore-agent plan --cluster main --target-time TIME              # to a time in a window\n  \
+           restore-agent plan --cluster main --target-name NAME              # to a restore point\n  \
+           restore-agent plan --cluster main --target-immediate --backup ID  # to the end of a backup\n"
+    );
+}
+
+#[test]
+fn what_is_asked_for_alone_is_listed_whole() {
+    let backups: Vec<BackupStatus> =
+        (0..25).map(|n| backup(&format!("b{n}."), "finished", details("7-1", "", None))).collect();
+    let mut lineage = lineage("7-1", &[1], vec![point("p", "0/3000028", 0)]);
+    lineage.older_restore_points = 4;
+    let all = [listed(vec![lineage], backups)];
+    let text = printed(&all, DEFAULT);
+    assert!(!text.contains("b4.") && text.contains("b5.") && text.contains("5 older: --backups"), "{text}");
+    assert!(text.contains("4 older: --restore-points lists all"), "{text}");
+    let text = printed(&all, ListArgs { backups: true, restore_points: false });
+    assert!(text.contains("b0.") && !text.contains("older"), "{text}");
+    assert!(!text.contains("Restore points") && !text.contains("Windows"), "{text}");
+    let text = printed(&all, ListArgs { backups: false, restore_points: true });
+    assert!(text.contains("--target-name p\n") && !text.contains("  Backups\n"), "{text}");
+}
+
+#[test]
+fn where_there_are_several_the_options_choose_lineage_and_timeline() {
+    let common = CommonArgs::default();
+    let two = [listed(vec![lineage("7-1", &[1, 2], vec![]), lineage("8-1", &[1], vec![])], vec![])];
+    let options = PlanOptions::of(&common, &two);
+    let Ok(Contents { status, .. }) = &two[0].contents else { panic!("it is readable") };
+    let [first, second] = &status.lineages[..] else { panic!("there are two") };
+    let to = |lineage: &LineageStatus, point: &RestorePointStatus| options.to_point(lineage, point).join(" ");
+    assert_eq!(to(first, &point("p", "0/3000028", 0)), "--lineage 7-1 --target-timeline 1 --target-name p");
+    assert_eq!(to(second, &point("-p", "0/3000028", 0)), "--lineage 8-1 --target-name=-p");
+    assert_eq!(to(second, &point("a\nb", "0/3000028", 0)), "--lineage 8-1 --target-lsn 0/3000028");
+    assert!(printed(&two, DEFAULT).contains(", 1 backup: --lineage 7-1 --target-timeline 2\n"));
+
+    // What is known of a lineage only from its damaged facts may be meant, too.
+    let mut one = listed(vec![lineage("7-1", &[1], vec![])], vec![]);
+    assert!(!PlanOptions::of(&common, std::slice::from_ref(&one)).several_lineages);
+    if let Ok(contents) = &mut one.contents {
+        let what = "torn".to_owned();
+        let damaged = DamagedLineageStatus { lineage: "9-1".to_owned(), object: "x".to_owned(), what };
+        contents.status.damaged_lineages.push(damaged);
+    }
+    assert!(PlanOptions::of(&common, &[one]).several_lineages);
+}
+
+#[test]
+fn a_name_or_a_label_stays_on_its_line() {
+    let backups = vec![backup("b1", "finished", details("7-1", "a\u{1b}[31m\nb", None))];
+    let text =
+        printed(&[listed(vec![lineage("7-1", &[1], vec![point("x\ny", "0/1", 0)])], backups)], DEFAULT);
+    assert!(text.contains(r"a\u{1b}[31m\nb") && text.contains(r"x\ny"), "{text}");
+}
+
+#[test]
+fn the_document_has_what_was_asked_for() {
+    let points = vec![point("daily", "0/4000028", 1)];
+    let backups = vec![backup("b1", "finished", details("7-1", "first", None)), backup("b4", "ended", None)];
+    let all = [listed(vec![lineage("7-1", &[1], points)], backups), unreadable()];
+    let options = PlanOptions::of(&CommonArgs::default(), &all);
+    let json = |sections: Sections| {
+        let (cluster, now) = ("main".parse().unwrap(), "2026-11-22T00:00:00Z".parse().unwrap());
+        serde_json::to_value(ListDocument::new(&cluster, now, &all, &options, sections)).unwrap()
+    };
+    let whole = json(DEFAULT.sections());
+    let near = &whole["repositories"][0];
+    assert_eq!(whole["plan"], serde_json::json!(["restore-agent", "plan"]));
+    assert_eq!(near["backups"].as_array().unwrap().len(), 1, "{near}");
+    assert_eq!((&near["backups"][0]["lineage"], &near["backups"][0]["id"]), (&"7-1".into(), &"b1".into()));
+    let point = &near["restore_points"][0];
+    assert_eq!((&point["name"], &point["same_name"]), (&"daily".into(), &1.into()), "{point}");
+    assert_eq!(point["options"], serde_json::json!(["--target-lsn", "0/4000028"]));
+    let window = &near["windows"][0];
+    assert_eq!((&window["timeline"], &window["from_lsn"]), (&1.into(), &"0/2000100".into()), "{window}");
+    let far = &whole["repositories"][1];
+    assert!(far["problem"] == "it did not answer" && far.get("backups").is_none(), "{far}");
+    let only = json(ListArgs { backups: true, restore_points: false }.sections());
+    let near = &only["repositories"][0];
+    assert!(near.get("restore_points").is_none() && near.get("windows").is_none(), "{near}");
+    assert!(near["backups"].is_array(), "{near}");
+}
