@@ -33,18 +33,28 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List what a cluster can be restored to: backups, restore points and windows.
+    ///
+    /// Nothing is written, and no server is needed. A backup is sound if no damage is known. In a window every moment can be recovered.
     List(ListArgs),
-    /// Show how a moment would be recovered, or why it cannot be; writes nothing.
+    /// Plan a restore: show how its target would be reached, or why it cannot be.
+    ///
+    /// Nothing is written. A plan that succeeds has found everything that the restore needs.
     Plan(PlanArgs),
-    /// Restore a cluster that recovers to a moment; proves first that it can be reached.
+    /// Restore a cluster to a target, once it is proven that the target can be reached.
+    ///
+    /// PostgreSQL recovers to the target when you start it. A restore that was interrupted cannot start; run the same command again.
     Restore(RestoreArgs),
-    /// Put a data directory back that `restore --replace` moved aside; nothing is deleted.
+    /// Put back the data directory that restore --replace moved aside.
+    ///
+    /// The restored directory is moved aside in its turn: nothing is deleted, and the same command undoes this one.
     Rollback(RollbackArgs),
-    /// Fetch one file of WAL; what restore-fetch becomes when no prefetcher answers.
+    /// Fetch one WAL file, as restore-fetch does if no prefetcher answers.
     ///
     /// Exit status: 0 the file is there, verified; 1 it is proven not to be in the archive; 255 anything else.
     Fetch(FetchArgs),
-    /// Fetch WAL ahead of PostgreSQL and serve it to restore-fetch; ends by itself.
+    /// Fetch WAL ahead of PostgreSQL and hand it to restore-fetch.
+    ///
+    /// restore-fetch starts a prefetcher by itself, which ends when the server does not need it any more.
     Prefetch(PrefetchArgs),
     /// Open what recovery will read, and write nothing: `restore` runs it as PostgreSQL's user.
     #[command(hide = true)]
@@ -79,6 +89,31 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_every_command_is_complete() {
+        assert_eq!(help::lint(Cli::command()), [""; 0]);
+    }
+
+    /// What chooses the target is under one heading in every command that has it, and so is what every command has.
+    #[test]
+    fn options_are_grouped() {
+        let mut program = Cli::command();
+        program.build();
+        for name in ["plan", "restore"] {
+            let command = program.find_subcommand(name).unwrap();
+            for (option, heading) in
+                [("target_time", help::TARGET), ("backup", help::TARGET), ("config", help::GLOBAL)]
+            {
+                let found = command.get_arguments().find(|argument| argument.get_id() == option).unwrap();
+                assert_eq!(found.get_help_heading(), Some(heading), "{name}: {option}");
+            }
+        }
+        let restore = program.find_subcommand("restore").unwrap();
+        let plain = restore.get_arguments().filter(|argument| argument.get_help_heading().is_none());
+        let plain: Vec<&str> = plain.map(|argument| argument.get_id().as_str()).collect();
+        assert_eq!(plain, ["dry_run", "pre_command", "post_command", "help", "version"]);
     }
 
     #[test]

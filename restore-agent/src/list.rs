@@ -24,20 +24,29 @@ use jiff::Timestamp;
 use walpoint_repo::catalog::Newest;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::output;
+use walpoint_runtime::{help, output};
 use walpoint_storage::store::StoreSettings;
 
 use self::document::ListDocument;
 use self::options::PlanOptions;
 use self::read::Listed;
 
+const EXAMPLES: &[(&str, &str)] = &[
+    ("List what the cluster of the configuration can be restored to", "restore-agent list"),
+    ("The same without a configuration", "restore-agent list --repo s3://backups/prod --cluster main"),
+    ("List all restore points with their times", "restore-agent list --restore-points"),
+];
+
 /// Options of `list`.
 #[derive(Debug, Clone, Copy, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct ListArgs {
     /// List only backups, and all of them [default: windows, and the newest 20 backups and restore points of each lineage].
     #[arg(long)]
     backups: bool,
-    /// List only restore points, and all of them that can be recovered to. Finding the time of each takes a request.
+    /// List only restore points, and all of them [default: as for --backups].
+    ///
+    /// To find the time of each takes a request to the store.
     #[arg(long)]
     restore_points: bool,
 }

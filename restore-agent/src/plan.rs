@@ -32,8 +32,7 @@ use walpoint_repo::catalog::Catalog;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FAILED, Failure, USAGE};
-use walpoint_runtime::human;
-use walpoint_runtime::output;
+use walpoint_runtime::{help, human, output};
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 
@@ -48,8 +47,24 @@ use crate::decoder::WalDecoder;
 use crate::target::TargetArgs;
 use crate::together;
 
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "Plan a restore to the moment before a table was dropped",
+        "restore-agent plan --target-time \"2026-11-21 10:14:59+01\"",
+    ),
+    (
+        "Plan a restore to just before a transaction",
+        "restore-agent plan --target-xid 4242 --target-exclusive",
+    ),
+    (
+        "Plan a restore to the end of the archive, without a configuration",
+        "restore-agent plan --repo s3://backups/prod --cluster main",
+    ),
+];
+
 /// Options of `plan`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     target: TargetArgs,

@@ -6,40 +6,44 @@ use walpoint_base::target::{is_relative, parse_time, parse_xid};
 use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, TargetTimeline};
 use walpoint_plan::restore::{RestoreRequest, TargetAction};
 use walpoint_runtime::exit::Failure;
+use walpoint_runtime::help;
 
 /// Where to recover to. Without a target: to the end of the archive.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = help::TARGET)]
 pub(crate) struct TargetArgs {
-    /// Up to this time, with a zone: "2026-11-21 10:00:00+02", "…Z", "…[Europe/Rome]", or "5 minutes ago".
+    /// Recover up to this time, with a zone: "2026-11-21 10:00:00+02", "…Z", "…[Europe/Rome]", or "5 minutes ago".
+    ///
+    /// The last transaction that ended at or before that time is included.
     #[arg(long, value_name = "TIME", group = "target")]
     target_time: Option<String>,
-    /// Up to this position in the WAL.
+    /// Recover up to this position in the WAL, such as 0/5000148.
     #[arg(long, value_name = "LSN", group = "target")]
     target_lsn: Option<Lsn>,
-    /// Up to the end of this transaction, as pg_current_xact_id() printed it, or with its epoch: "1:703".
+    /// Recover up to the end of this transaction, as pg_current_xact_id() printed it, or with its epoch: "1:703".
     #[arg(long, value_name = "XID", group = "target")]
     target_xid: Option<String>,
-    /// Up to this restore point (pg_create_restore_point).
+    /// Recover up to this restore point (pg_create_restore_point); "restore-agent list" shows them.
     #[arg(long, value_name = "NAME", group = "target")]
     target_name: Option<String>,
-    /// Only as far as the backup needs to be consistent.
+    /// Recover only as far as the backup needs to be consistent.
     #[arg(long, group = "target")]
     target_immediate: bool,
-    /// The timeline on which the target lies: latest, current (the backup's), or a number.
+    /// Follow this timeline to the target: latest, current (the backup's), or a number.
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
     target_timeline: TargetTimeline,
-    /// Recover in this lineage: needed where a copy that went its own way has the target too. "restore-agent list" shows
-    /// them.
+    /// Recover in this lineage; needed if a copy that went its own way has the target too. "restore-agent list" shows them.
     #[arg(long, value_name = "LINEAGE")]
     lineage: Option<LineageId>,
-    /// Leave out what lies exactly at the target.
+    /// Leave out what lies exactly at the target [default: include it].
     #[arg(long, requires = "target")]
     target_exclusive: bool,
     /// Start from this backup [default: the newest one before the target].
     #[arg(long, value_name = "ID")]
     backup: Option<BackupId>,
-    /// Recover to the end of a timeline that a failover left in the middle of a segment, though the archive has that
-    /// segment only as .partial, or as the first one of the next timeline.
+    /// Recover to the end of a timeline that ends in the middle of a segment.
+    ///
+    /// After a failover the archive has that segment only as .partial, or as the first one of the next timeline. Without a target only.
     #[arg(long, conflicts_with = "target")]
     use_partial: bool,
 }

@@ -88,6 +88,7 @@ use walpoint_plan::restore::RequiredSettings;
 use walpoint_repo::backup::{BackupReader, Backups};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
+use walpoint_runtime::help;
 
 use crate::plan::{self, Planned};
 use crate::target::{TargetActionArgument, TargetArgs};
@@ -108,63 +109,95 @@ use steps::{RestoreMode, Step};
 use tablespaces::Mapping;
 use unarchived::Unarchived;
 
+/// No heading: the last one of the target's options would count for those that have none.
+const NONE: Option<&str> = None;
+/// The heading of the options that say where the files go.
+const PLACE: &str = "Where to put it";
+/// The heading of the options that say what becomes of a data directory.
+const EXISTING: &str = "What is already there";
+/// The heading of the options about what the restored server does.
+const RECOVERY: &str = "Recovery";
+
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "Restore a copy to the moment before a table was dropped",
+        "restore-agent restore --target-time \"2026-11-21 10:14:59+01\" \\\n          --pgdata /var/lib/postgresql/17/back",
+    ),
+    (
+        "Replace a lost server, with everything that the archive has",
+        "restore-agent restore --resume-archiving --pgdata /var/lib/postgresql/17/main",
+    ),
+    (
+        "Repair a damaged data directory in place",
+        "restore-agent restore --delta --pgdata /var/lib/postgresql/17/main",
+    ),
+    (
+        "Restore a standby, its tablespaces below one directory",
+        "restore-agent restore --standby --tablespace-dir /fast/standby \\\n          --pgdata /var/lib/postgresql/17/standby",
+    ),
+];
+
 /// Options of `restore`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct RestoreArgs {
     #[command(flatten)]
     target: TargetArgs,
-    /// The directory to restore into: new or empty, unless --delta or --replace say what is to become of what is there.
-    #[arg(long, value_name = "DIR")]
+    /// Restore into this directory, which is new or empty, unless --delta or --replace is given.
+    #[arg(long, value_name = "DIR", help_heading = PLACE)]
     pgdata: PathBuf,
-    /// Repair the data directory that is there: keep what is right, write what is not, remove what the backup does not have.
-    #[arg(long, conflicts_with = "replace", group = "over")]
-    delta: bool,
-    /// Move the data directory that is there aside; "restore-agent rollback" puts it back.
-    #[arg(long, group = "over")]
-    replace: bool,
-    /// Restore although recovery may leave out WAL that no repository has: what waits in the directory's pg_wal to be archived,
-    /// what comes after the end of recovery, and what cannot be read or replayed. These files are kept.
-    #[arg(long, requires = "over")]
-    discard_unarchived_wal: bool,
-    /// Repair the data directory although it belongs to another cluster, or its pg_control does not show to which one.
-    #[arg(long, requires = "delta")]
-    overwrite_other_cluster: bool,
-    /// Take the server for stopped although its postmaster.pid is present, as after a crash in a container. A server that
-    /// can be seen to run is refused all the same.
-    #[arg(long)]
-    server_is_down: bool,
-    /// What PostgreSQL does at the target [default: pause; promote without a target].
-    #[arg(long, value_name = "ACTION")]
-    target_action: Option<TargetActionArgument>,
-    /// Restore a standby: it keeps recovering, and follows its upstream if primary_conninfo is set.
-    #[arg(long, conflicts_with = "target_action")]
-    standby: bool,
-    /// Put one tablespace elsewhere: its oid or its directory, then the new one. Can be repeated.
-    #[arg(long = "tablespace", value_name = "OLD=NEW")]
+    /// Put a tablespace, by its OID or its directory in the backup, into another directory. Can be repeated [default: where it
+    /// was].
+    #[arg(long = "tablespace", value_name = "OLD=NEW", help_heading = PLACE)]
     tablespaces: Vec<Mapping>,
-    /// Put all other tablespaces below this directory, each under its oid.
-    #[arg(long, value_name = "DIR", conflicts_with = "flatten_tablespaces")]
+    /// Put all other tablespaces below this directory, each under its OID.
+    #[arg(long, value_name = "DIR", conflicts_with = "flatten_tablespaces", help_heading = PLACE)]
     tablespace_dir: Option<PathBuf>,
     /// Put all other tablespaces inside the data directory.
-    #[arg(long)]
+    #[arg(long, help_heading = PLACE)]
     flatten_tablespaces: bool,
     /// Put pg_wal here, with a link in the data directory [default: inside it].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = PLACE)]
     wal_dir: Option<PathBuf>,
-    /// Put what lay outside the data directory here [default: beside it, with the suffix .extra].
-    #[arg(long, value_name = "DIR")]
+    /// Put configuration that lay outside the data directory here [default: beside it, with the suffix .extra].
+    #[arg(long, value_name = "DIR", help_heading = PLACE)]
     extra_dir: Option<PathBuf>,
-    /// Let the restored cluster archive again into the repository it came from: only if the original is gone for good.
-    #[arg(long)]
+    /// Repair the data directory: keep correct blocks, write the others, remove files that the backup does not have.
+    #[arg(long, conflicts_with = "replace", group = "over", help_heading = EXISTING)]
+    delta: bool,
+    /// Move the data directory aside; "restore-agent rollback" puts it back.
+    #[arg(long, group = "over", help_heading = EXISTING)]
+    replace: bool,
+    /// Let PostgreSQL do this at the target [default: pause; promote without a target].
+    #[arg(long, value_name = "ACTION", help_heading = RECOVERY)]
+    target_action: Option<TargetActionArgument>,
+    /// Restore a standby: it keeps recovering, and follows its upstream if primary_conninfo is set.
+    #[arg(long, conflicts_with = "target_action", help_heading = RECOVERY)]
+    standby: bool,
+    /// Let the restored server archive into the repository it came from: only if the original is lost for good.
+    #[arg(long, help_heading = RECOVERY)]
     resume_archiving: bool,
-    /// Show the plan and write nothing.
-    #[arg(long)]
+    /// Restore although recovery may leave out WAL that no repository has. These files are kept.
+    ///
+    /// Such WAL waits in the directory's pg_wal to be archived, comes after the end of recovery, or cannot be read or replayed.
+    #[arg(long, requires = "over", help_heading = help::OVERRIDES)]
+    discard_unarchived_wal: bool,
+    /// Repair the data directory although it belongs to another cluster, or its pg_control does not show to which one.
+    #[arg(long, requires = "delta", help_heading = help::OVERRIDES)]
+    overwrite_other_cluster: bool,
+    /// Take the server for stopped although its postmaster.pid is present, as after a crash in a container.
+    ///
+    /// A server that can be seen to run is refused nevertheless.
+    #[arg(long, help_heading = help::OVERRIDES)]
+    server_is_down: bool,
+    /// Show the plan and what would be refused, and write nothing.
+    #[arg(long, help_heading = NONE)]
     dry_run: bool,
     /// Run this command in a shell before anything is written. If it fails, nothing is.
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", help_heading = NONE)]
     pre_command: Option<String>,
     /// Run this command in a shell when the cluster is complete. If it fails, the restore fails, and the cluster stays.
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", help_heading = NONE)]
     post_command: Option<String>,
 }
 

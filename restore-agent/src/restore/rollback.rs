@@ -10,7 +10,7 @@ use clap::Args;
 use jiff::Timestamp;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::output;
+use walpoint_runtime::{help, output};
 
 use super::directory;
 use super::existing::Existing;
@@ -18,14 +18,20 @@ use super::kept::{self, Kept};
 use super::previous::{self, Record};
 use super::reach;
 
+const EXAMPLES: &[(&str, &str)] = &[(
+    "Put back what was there before the restore",
+    "restore-agent rollback --pgdata /var/lib/postgresql/17/main",
+)];
+
 /// Options of `rollback`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct RollbackArgs {
-    /// The data directory that was replaced.
+    /// Put back what was moved aside from this data directory.
     #[arg(long, value_name = "DIR")]
     pgdata: PathBuf,
     /// Take the server for stopped although its postmaster.pid is present, as after a crash in a container.
-    #[arg(long)]
+    #[arg(long, help_heading = help::OVERRIDES)]
     server_is_down: bool,
 }
 

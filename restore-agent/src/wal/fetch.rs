@@ -10,7 +10,7 @@ use jiff::SignedDuration;
 use walpoint_base::{RECOVERY_ORIGIN, SegmentName, WalDirectory, WalFileName, durable, tablespace};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
-use walpoint_runtime::owner;
+use walpoint_runtime::{help, owner};
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
@@ -29,11 +29,18 @@ const ABSENT: u8 = 1;
 /// PostgreSQL must stop: going on could lose data.
 pub(crate) const STOP: u8 = 255;
 
+const EXAMPLES: &[(&str, &str)] = &[(
+    "Fetch a segment by hand",
+    "restore-agent fetch 000000010000000000000008 /tmp/000000010000000000000008",
+)];
+
+/// Options of `fetch`.
 #[derive(Debug, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct FetchArgs {
-    /// The file that PostgreSQL asks for (%f).
+    /// Fetch this file, which PostgreSQL asks for (%f).
     pub(crate) name: String,
-    /// Where it wants it (%p).
+    /// Write it here, where PostgreSQL wants it (%p).
     pub(crate) path: PathBuf,
     /// Time left to answer a standby.
     #[arg(long, hide = true)]

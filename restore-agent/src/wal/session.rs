@@ -18,7 +18,7 @@ use walpoint_base::socket::{self, FETCH_SOCKET};
 use walpoint_base::{RECOVERY_ORIGIN, Recovery, WalDirectory, durable};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::{config, owner, shutdown};
+use walpoint_runtime::{config, help, owner, shutdown};
 use walpoint_storage::store::StoreSettings;
 
 use crate::wal::archive::ClusterArchive;
@@ -37,15 +37,29 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How long it may take to connect to a socket that may be another prefetcher's: the kernel does it unless that one hangs.
 const OTHER: Duration = Duration::from_millis(100);
 
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "Prefetch for the data directory of the configuration, until it is not needed",
+        "restore-agent prefetch",
+    ),
+    (
+        "Prefetch in a sidecar, for any data directory at this path",
+        "restore-agent prefetch --persistent --pgdata /var/lib/postgresql/data",
+    ),
+];
+
+/// Options of `prefetch`.
 #[derive(Debug, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct PrefetchArgs {
-    /// The data directory [default: pgdata of the configuration].
+    /// Prefetch for this data directory [default: pgdata of the configuration].
     #[arg(long, value_name = "DIR")]
     pub(crate) pgdata: Option<PathBuf>,
-    /// Where restore-fetch asks [default: fetch_socket of the configuration, or pg_dynshmem/walpoint-fetch in the data directory].
+    /// Listen for restore-fetch at this socket [default: fetch_socket of the configuration, or pg_dynshmem/walpoint-fetch in the data
+    /// directory].
     #[arg(long, value_name = "SOCKET")]
     pub(crate) socket: Option<PathBuf>,
-    /// Run until stopped, for any data directory at this path, as a sidecar does.
+    /// Run until stopped, for any data directory at this path, as a sidecar does [default: end when the server does not need it].
     #[arg(long)]
     pub(crate) persistent: bool,
 }
